@@ -39,6 +39,7 @@ def run(
     History(artifacts).add(timings_of(plan, done.report.stages, done.report.seconds or 0.0))
     from compress.report.console import closing_line, console_table
     from compress.report.run_folder import RUNS
+    from compress.tasks.registry import get_task
 
     if json_:
         typer.echo(done.report.to_json(), nl=False)
@@ -52,7 +53,8 @@ def run(
     name = loaded.name if artifacts / "runs" == RUNS else str(done.folder)
     told = Console(stderr=True, highlight=False)
     # A terminal breaks lines between words; whoever reads a file wants one.
-    told.print(closing_line(done.report, done.folder, name), markup=False, soft_wrap=not told.is_terminal)
+    app = get_task(loaded.task).app_steps is not None
+    told.print(closing_line(done.report, done.folder, name, app), markup=False, soft_wrap=not told.is_terminal)
     if done.report.missed:
         raise typer.Exit(1)
     if done.report.unfit:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from compress.data.files import Rows
 from compress.data.media import media, media_type
@@ -22,6 +22,28 @@ _EXPECTED = {"text": "a string, or for labels a string or a number"} | dict.from
 )
 
 
+class LabelsWithin(Protocol):
+    """Where the labels stand in a value that holds several, or other things beside them."""
+
+    def find(self, value: Any) -> list[str]:
+        """The labels in a value."""
+
+    def rename(self, value: Any, names: Sequence[str]) -> Any:
+        """The value with ``names`` in place of its labels."""
+
+
+class Spaced:
+    """Labels with spaces between."""
+
+    def find(self, value: str) -> list[str]:
+        """Those of one string."""
+        return value.split(" ")
+
+    def rename(self, value: str, names: Sequence[str]) -> str:
+        """``names`` with spaces between."""
+        return " ".join(names)
+
+
 @dataclass(frozen=True)
 class Column:
     """A column that a task reads. ``label`` columns hold class names or ids.
@@ -29,9 +51,10 @@ class Column:
     Columns of ``kind`` text hold strings; those of images and audio hold encoded files, as `compress.data.media` has
     them, which the task decodes. A column that is not ``given`` holds what an input should lead to, so that unlabeled
     examples have none. ``read`` turns a source's value into the string that the task knows, None where there is none;
-    it raises `TypeError` for a value of another type than is ``expected``, `DataError` for a wrong one. Of a label
-    column that has ``several`` labels a row they stand in the string with spaces between. A source may be without
-    one that is ``optional``, unless the recipe names it.
+    it raises `TypeError` for a value of another type than is ``expected``, `DataError` for a wrong one. ``within`` says
+    where the labels stand in the string of a label column, if they are not all of it; of those there are ``fewest``
+    different ones. ``check`` raises `DataError` for a value that does not fit the others of its row, by their names. A
+    source may be without one that is ``optional``, unless the recipe names it.
     """
 
     name: str
@@ -40,7 +63,9 @@ class Column:
     given: bool = True
     read: Callable[[Any], str | None] | None = None
     expected: str = ""
-    several: bool = False
+    within: LabelsWithin | None = None
+    fewest: int = 2
+    check: Callable[[Mapping[str, Any]], None] | None = None
     optional: bool = False
 
     @property
@@ -50,8 +75,15 @@ class Column:
 
     def labels(self, table: pa.Table) -> list[list[str]]:
         """The labels of each row of a label column."""
-        values: list[str] = table[self.name].to_pylist()
-        return [value.split(" ") for value in values] if self.several else [[value] for value in values]
+        values: list[Any] = table[self.name].to_pylist()
+        return [[value] if self.within is None else self.within.find(value) for value in values]
+
+    def renamed(self, table: pa.Table, names: Sequence[str]) -> list[Any]:
+        """The values of a label column with ``names`` in place of their ids."""
+        values: list[Any] = table[self.name].to_pylist()
+        found = ([names[int(label)] for label in labels] for labels in self.labels(table))
+        pairs = zip(values, found, strict=True)
+        return [new[0] if self.within is None else self.within.rename(value, new) for value, new in pairs]
 
 
 def check_mapping(mapping: Mapping[str, str], columns: Sequence[Column]) -> None:
@@ -90,9 +122,24 @@ def choose(rows: Rows, columns: Sequence[Column], mapping: Mapping[str, str]) ->
             raise _missing_column(rows, column.name, source_name)
         values = rows.columns[source_name]
         arrays[column.name] = _converted(rows, source_name, values, column)
+    for column in columns:
+        if column.check is not None:
+            _check_rows(rows, arrays, column.check)
     chosen = [column for column in columns if column.name in arrays]
     types = [(column.name, pa.string() if column.kind == "text" else media_type()) for column in chosen]
     return pa.table(arrays, schema=pa.schema(types))
+
+
+def _check_rows(rows: Rows, arrays: Mapping[str, Sequence[Any]], check: Callable[[Mapping[str, Any]], None]) -> None:
+    for index, values in enumerate(zip(*arrays.values(), strict=True)):
+        try:
+            check(dict(zip(arrays, values, strict=True)))
+        except DataError as error:
+            raise _placed(error, rows.place(index)) from error
+
+
+def _placed(error: DataError, place: str) -> DataError:
+    return DataError(f"{place}: {error.what}", where=error.where, expected=error.expected, mend=error.mend)
 
 
 def sorted_labels(values: Collection[str]) -> tuple[str, ...]:
@@ -142,9 +189,7 @@ def _converted(rows: Rows, name: str, values: Sequence[Any], column: Column) -> 
                 where=rows.place(index),
             ) from None
         except DataError as error:
-            raise DataError(
-                f"{rows.place(index)}: {error.what}", where=error.where, expected=error.expected, mend=error.mend
-            ) from error
+            raise _placed(error, rows.place(index)) from error
         if found is None:
             empty.append(index)
         else:

@@ -117,7 +117,7 @@ def load_dataset(
         tables[split] = _hold_out(config, split, part, rows, progress)
         beside[split] = _extra_values(part.rows, extra, rows)
     if label and "train" in tables and "train" not in config.without_labels:
-        _check_classes(_distinct(tables["train"], label), "train")
+        _check_classes(_distinct(tables["train"], label), "train", label.fewest)
     unlabeled = _read_unlabeled(config, columns, folder, progress)
     if unlabeled is not None:
         rows = overlapping(unlabeled, inputs, held_out)
@@ -166,11 +166,14 @@ def _name_labels(
     """The class names, and the parts with class names for labels, where the files may have ids or none."""
     bare = {split: part for split, part in parts.items() if split in config.without_labels}
     parts = {split: part for split, part in parts.items() if split not in bare}
+    together = {**bare, **parts}
+    if label.kind == "image":
+        return _name_pixels(config, parts, label), {split: together[split] for split in config.splits}
     everywhere = {value for part in parts.values() for value in _distinct(part.table, label)}
     if config.labels is None:
         origin = "train" if "train" in parts else next(iter(parts))
         labels = sorted_labels(_distinct(parts[origin].table, label))
-        _check_classes(labels, origin)
+        _check_classes(labels, origin, label.fewest)
     else:
         labels = config.labels
         if len(set(labels)) < len(labels):
@@ -183,21 +186,31 @@ def _name_labels(
     return labels, {split: together[split] for split in config.splits}
 
 
+def _name_pixels(config: DataConfig, parts: Mapping[str, _Part], label: Column) -> tuple[str, ...]:
+    """The names of the classes whose ids are pixels of masks, in the order of the ids."""
+    everywhere = [int(value) for part in parts.values() for value in _distinct(part.table, label)]
+    labels = config.labels or tuple(str(key) for key in range(max(everywhere, default=-1) + 1))
+    for part in parts.values():
+        check_labels(part.table, label, [str(key) for key in range(len(labels))], part.rows.place)
+    return labels
+
+
 def _ids_to_names(part: _Part, label: Column, labels: Sequence[str]) -> _Part:
     import pyarrow as pa
 
-    named = (" ".join(labels[int(value)] for value in values) for values in label.labels(part.table))
+    named = label.renamed(part.table, labels)
     position = part.table.column_names.index(label.name)
     return replace(part, table=part.table.set_column(position, label.name, pa.array(named, pa.string())))
 
 
-def _check_classes(labels: Collection[str], split: str) -> None:
+def _check_classes(labels: Collection[str], split: str, fewest: int) -> None:
     distinct = set(labels)
-    if len(distinct) < 2:
+    if len(distinct) < fewest:
+        found = f"a single class, {next(iter(distinct))!r}" if distinct else "no class"
         raise DataError(
-            f"The split {split!r} has a single class, {next(iter(distinct))!r}.",
+            f"The split {split!r} has {found}.",
             where=f"data.splits.{split}",
-            expected="rows of at least two classes",
+            expected="rows of at least two classes" if fewest == 2 else "at least one label",
         )
 
 

@@ -117,6 +117,8 @@ def _read(file: Path) -> bytes:
 Mode = Literal["RGB", "L"]
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 _WIDER = ("I", "F")
+_ORIENTATION, _LYING = 0x0112, 5
+"""The EXIF tag that says how a picture is turned; from this value on it lies on its side."""
 _TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
@@ -150,6 +152,23 @@ def decode(value: Media, mode: Mode, conversions: Counter[str]) -> Image.Image:
     if upright.mode == mode and "transparency" not in upright.info:
         return upright
     return _converted(upright, mode, conversions)
+
+
+def picture_size(value: Media) -> tuple[int, int]:
+    """Width and height once it is upright, by the file's header alone. Raises `DataError` for what is no image."""
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("pillow", "vision", "Reading images") from error
+    source = value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"])
+    try:
+        with Image.open(source) as image:
+            width, height = image.size
+            return (height, width) if image.getexif().get(_ORIENTATION, 1) >= _LYING else (width, height)
+    except UnidentifiedImageError as error:
+        raise _broken(value, "is no image that Pillow knows") from error
+    except (OSError, ValueError, SyntaxError) as error:
+        raise _broken(value, f"is broken ({error})") from error
 
 
 def _converted(image: Image.Image, mode: Mode, conversions: Counter[str]) -> Image.Image:

@@ -87,8 +87,11 @@ def _cell(report: Report, model: str, metric: Metric, target: str) -> str:
     return f"{value}\n{ratio}" if ratio and ratio != "same" else value
 
 
-def closing_line(report: Report, folder: Path, name: str) -> str:
-    """Where report and model of a run are, and what to do next with what ``name`` finds again; the end of a run."""
+def closing_line(report: Report, folder: Path, name: str, app: bool = True) -> str:
+    """Where report and model of a run are, and what to do next with what ``name`` finds again; the end of a run.
+
+    ``app``: whether an app can be made of a model for its task.
+    """
     where = f"{folder} has report.html and model/."
     if report.unmeasured:
         reasons = "; ".join(f"{skip.target}: {skip.reason}" for skip in report.skipped)
@@ -99,4 +102,5 @@ def closing_line(report: Report, folder: Path, name: str) -> str:
         return f"Nothing could be run here{why}; sizes are measured all the same. {where} Next: compress targets"
     if report.missed:
         return f"{where} Next: compress compare {name}, to see what changed against the baseline"
-    return f"{where} Next: compress bundle {name} --target desktop --output app, or compress compare OTHER-RUN {name}"
+    bundle = f"compress bundle {name} --target desktop --output app, or " if app else ""
+    return f"{where} Next: {bundle}compress compare OTHER-RUN {name}"

@@ -48,14 +48,14 @@ class Finetune(Training, Stage[TorchModel, TorchModel]):
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """Train ``model`` in place on the ``train`` split."""
-        from compress.tasks.forward import forward
+        from compress.tasks.forward import loss_of
         from compress.training.loop import Trainee, train
         from compress.training.unstructured_pruning import keep_zeros
 
         trainee = Trainee(
             model.module,
             context.encode("train", model),
-            loss=lambda module, batch: context.task.loss(forward(module, batch), batch["labels"]),
+            loss=lambda module, batch: loss_of(context.task, module, batch),
             after_step=keep_zeros(model.module),
             validate=context.validator(model),
             frozen_layers=self.frozen_layers,

@@ -21,10 +21,12 @@ HAS_LABELS = "has labels"
 TAKES_ARRAYS = "takes arrays"
 """Inputs are those of a graph as they stand, batch axis and all, and nobody knows what they mean."""
 HAS_CLASSES = "has classes"
-"""There are labels to learn from, and answers are logits: of classes, of places in a text, of letters, or of being
+"""There are labels to learn from, and answers have logits: of classes, of places in a text, of letters, or of being
 relevant."""
 BY_TOKEN = "answers by token"
 """Each token of a text, or frame of a recording, has an answer of its own, so that none may be left uncomputed."""
+BY_PLACE = "answers by place"
+"""Answers are places in a picture, such as boxes or pixels, so that who varies the picture moves them too."""
 NAMES_TOKENS = "names tokens"
 """Answers are tokens of the model's vocabulary, which has to stay as it is."""
 EMBEDS = "embeds"

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from compress.errors import StageError, first_line
 from compress.tasks.batches import by_length, keep_all
 from compress.tasks.task import Examples, Task
 
@@ -71,6 +72,25 @@ def merit(task: Task, module: nn.Module, examples: Examples) -> float:
     return task.measure(kept, examples.labels, "validation", "torch")[0].value
 
 
-def labels_or_answers(task: Task, batch: dict[str, torch.Tensor], outputs: Any) -> torch.Tensor:
-    """The labels of a batch; where the data has none, those that the model itself would give."""
-    return batch["labels"] if "labels" in batch else task.own_labels(outputs, batch)
+def with_targets(task: Task, module: nn.Module, batch: dict[str, torch.Tensor], **options: Any) -> Any:
+    """The module's output for a labeled batch, with what its task's loss needs of it. Raises `StageError`."""
+    targets = task.targets(batch["labels"])
+    if not targets:
+        return forward(module, batch, **options)
+    try:
+        return forward(module, batch, **targets, **options)
+    except ValueError as error:
+        raise StageError(
+            f"The model cannot compute its loss: {first_line(error)}",
+            mend="lower learning_rate, or set precision: fp32, if its answers are not finite",
+        ) from error
+
+
+def loss_of(task: Task, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The task's loss of a batch; where the data has no labels, for those that the model itself would give."""
+    if "labels" not in batch:
+        outputs = forward(module, batch)
+        batch = {**batch, "labels": task.own_labels(outputs, batch)}
+        if not task.targets(batch["labels"]):
+            return task.loss(outputs, batch["labels"])
+    return task.loss(with_targets(task, module, batch), batch["labels"])

@@ -18,6 +18,8 @@ from compress.tasks import (
     graph_agreement,
     image_classification,
     image_feature_extraction,
+    image_segmentation,
+    object_detection,
     question_answering,
     text2text_generation,
     text_classification,
@@ -44,6 +46,8 @@ BUILT_IN: tuple[Task, ...] = (
     text2text_generation.TASK,
     image_feature_extraction.TASK,
     zero_shot_image_classification.TASK,
+    object_detection.TASK,
+    image_segmentation.TASK,
     graph_agreement.TASK,
 )
 """In the order in which messages list them."""

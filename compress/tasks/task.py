@@ -238,6 +238,10 @@ class Task(Protocol):
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
         """Scalar training loss of a batch."""
 
+    def targets(self, labels: torch.Tensor) -> Mapping[str, Any]:
+        """What a model that computes its loss by itself is given beside its inputs to do so; else nothing."""
+        return {}
+
     def told_by(self, config: Mapping[str, Any]) -> bool:
         """Whether a model's config.json says that it is for this task in other words than by its class."""
         return False

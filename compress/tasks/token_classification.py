@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.data.columns import Column
+from compress.data.columns import Column, Spaced
 from compress.data.slices import Slice
 from compress.errors import DataError, ModelError
 from compress.tasks.capability import ANSWERS_AT_ONCE, BY_TOKEN, HAS_CLASSES, READS_ROWS, TAKES_TEXT
@@ -79,7 +79,7 @@ class TokenClassification(Task):
     name = "token-classification"
     columns = (
         Column("tokens", read=_words, expected="a list of words, or a string with spaces between them"),
-        Column("tags", label=True, read=_tags, several=True, expected="a list of labels, one for each word"),
+        Column("tags", label=True, read=_tags, within=Spaced(), expected="a list of labels, one for each word"),
     )
     capabilities = frozenset({READS_ROWS, TAKES_TEXT, HAS_CLASSES, ANSWERS_AT_ONCE, BY_TOKEN})
     architectures = ("ForTokenClassification",)

@@ -25,7 +25,7 @@ from compress.checkpoints.plain_module import PlainModule
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.numerics.pruning import channel_products, most_important
-from compress.tasks.forward import answers, forward, labels_or_answers, tensors
+from compress.tasks.forward import answers, forward, loss_of, tensors
 from compress.tasks.task import Examples
 from compress.training.channel_costs import Figure, ladder, layer_costs, least_loss, nearest_rung
 from compress.training.config import Pruning
@@ -158,8 +158,7 @@ def _taylor(net: Net, couplings: Sequence[Coupling], examples: Examples, context
     for start in context.progress.track(starts, "prune: importance", len(starts)):
         batch = tensors(examples, list(range(start, min(start + _BATCH, len(examples)))))
         with given(layers, inputs.__setitem__):
-            outputs = forward(net.module, batch)
-        loss = context.task.loss(outputs, labels_or_answers(context.task, batch, outputs)) * len(batch["index"])
+            loss = loss_of(context.task, net.module, batch) * len(batch["index"])
         found = torch.autograd.grad(loss, [inputs[name] for name in layers], allow_unused=True)
         gradients = dict(zip(layers, found, strict=True))
         for index, coupling in enumerate(couplings):

@@ -10,7 +10,7 @@ from compress.frozen import Frozen
 from compress.numerics.sparse_pattern import Pattern
 from compress.stage.stage import Needs
 from compress.targets import find_processor
-from compress.tasks.capability import TAKES_IMAGES, Capabilities
+from compress.tasks.capability import BY_PLACE, TAKES_IMAGES, Capabilities
 
 _LATER = ("frozen_layers", "first_token_only")
 
@@ -65,8 +65,9 @@ class Training(Frozen):
         return {name: value for name, value in serialize(self).items() if name not in _LATER or value}
 
     def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
-        """`augment`, where inputs are no images."""
-        return ("augment",) if self.augment is not None and TAKES_IMAGES not in task else ()
+        """`augment`, where inputs are no images, or answers are places in them."""
+        varied = TAKES_IMAGES in task and BY_PLACE not in task
+        return ("augment",) if self.augment is not None and not varied else ()
 
 
 FIRST_TOKEN_ONLY: bool = Field(

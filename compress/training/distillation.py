@@ -29,8 +29,8 @@ from compress.numerics.distillation import (
     scaled_scores,
     uniform_layer_map,
 )
-from compress.tasks.capability import EMBEDS, HAS_TWO_TOWERS, NAMES_TOKENS, TAKES_TEXT
-from compress.tasks.forward import answers, forward, predict
+from compress.tasks.capability import BY_PLACE, EMBEDS, HAS_TWO_TOWERS, NAMES_TOKENS, TAKES_TEXT
+from compress.tasks.forward import answers, forward, predict, with_targets
 from compress.tasks.task import Examples
 from compress.training.config import Distillation, Student
 from compress.training.loop import Trainee, train
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 _ONE_ANSWER = 2
 """Axes of answers of which each example has one: examples, and what an answer is made of."""
+_KEPT_BYTES = 1 << 30
+"""Of the teacher's answers at most; where there are more it answers in every step."""
 _COMPARED = 16
 """Images by which it is seen whether two models prepare them alike."""
 
@@ -114,7 +116,7 @@ class Lesson:
             if NAMES_TOKENS in context.task.capabilities:
                 # As many answers as there are tokens in the vocabulary, for each masked one, are not to be kept.
                 _require_same_tokens(self.teacher, self.student, "fill-mask compares answers")
-            elif settings.augment is None:
+            elif settings.augment is None and self._can_be_kept(examples):
                 context.progress.note("distill: the teacher answers")
                 self.taught = torch.from_numpy(self._answered(examples))
             else:
@@ -143,6 +145,12 @@ class Lesson:
         with shortened(module, first_token=self.settings.first_token_only):
             return predict(module, examples, bf16=uses_bf16(self.settings.precision))
 
+    def _can_be_kept(self, examples: Examples) -> bool:
+        """Whether all of the teacher's answers fit in memory, of which places in pictures have many."""
+        if BY_PLACE not in self.context.task.capabilities:
+            return True
+        return len(examples) * predict(self.teacher.module, examples.subset([0])).nbytes <= _KEPT_BYTES
+
     def _examples(self, model: TorchModel) -> Examples:
         labeled = self.context.encode("train", model)
         more = self.context.encode_unlabeled(model) if self.settings.use_unlabeled else None
@@ -153,7 +161,11 @@ class Lesson:
     def _loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         settings = self.settings
         options = self.comparison.options if self.comparison else {}
-        outputs = forward(module, batch, **options)
+        outputs = (
+            with_targets(self.context.task, module, batch, **options)
+            if settings.labels_weight
+            else forward(module, batch, **options)
+        )
         mine = answers(self.examples, outputs, batch).float()
         if self.taught is not None:
             taught = self.taught[batch["index"].cpu()].to(mine.device)
@@ -185,10 +197,9 @@ def _require_same_pixels(taught: Examples, learned: Examples) -> None:
     for theirs, mine in zip(taught.inputs[:_COMPARED], learned.inputs[:_COMPARED], strict=True):
         if not np.array_equal(theirs["pixel_values"], mine["pixel_values"]):
             raise StageError(
-                "With augment the teacher answers the images that the student is shown, but the two prepare images "
-                "differently.",
+                "The teacher answers the images that the student is shown, but the two prepare images differently.",
                 expected="the same size, scale, mean and deviation in both preprocessor_config.json",
-                mend="leave augment out: then each prepares the images in its own way",
+                mend="write the same into both, or leave augment out if there is any: then each has its way",
             )
 
 

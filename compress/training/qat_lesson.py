@@ -32,8 +32,8 @@ from compress.formats.onnx.int8.trained import (
 )
 from compress.numerics.calibration import softmax
 from compress.numerics.embeddings import normalized
-from compress.tasks.capability import EMBEDS, NAMES_TOKENS
-from compress.tasks.forward import answers, forward, predict
+from compress.tasks.capability import BY_PLACE, EMBEDS, NAMES_TOKENS
+from compress.tasks.forward import answers, forward, predict, with_targets
 from compress.tasks.task import Examples
 from compress.training.config import QuantizationAwareTraining
 from compress.training.loop import Trainee, train
@@ -65,7 +65,7 @@ class QatLesson:
         settings, context, module = self.settings, self.context, self.model.module.eval()
         self._fold()
         chosen, shared = self._choose()
-        if settings.augment is None and NAMES_TOKENS not in context.task.capabilities:
+        if settings.augment is None and not {NAMES_TOKENS, BY_PLACE} & context.task.capabilities:
             context.progress.note("qat: the float model answers")
             self.answers = torch.from_numpy(predict(module, self.examples, bf16=uses_bf16(settings.precision)))
         else:
@@ -158,7 +158,7 @@ class QatLesson:
         )
 
     def _loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        outputs = forward(module, batch)
+        outputs = with_targets(self.context.task, module, batch)
         mine = answers(self.examples, outputs, batch).float()
         if self.answers is not None:
             taught = self.answers[batch["index"].cpu()].to(mine.device)[tuple(map(slice, mine.shape))]

@@ -18,7 +18,7 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.numerics.pruning import most_important, taylor_importance
 from compress.tasks.batches import by_length
-from compress.tasks.forward import forward, labels_or_answers, predict, tensors
+from compress.tasks.forward import loss_of, predict, tensors
 from compress.tasks.task import Examples
 from compress.training.channel_pruning import prune_channels
 from compress.training.config import Pruning
@@ -163,8 +163,7 @@ def _importance(
     for places in context.progress.track(batches, "prune: importance", len(batches)):
         batch = tensors(examples, places)
         with given(dict(read), inputs.__setitem__):
-            outputs = forward(module, batch)
-        loss = context.task.loss(outputs, labels_or_answers(context.task, batch, outputs)) * len(batch["index"])
+            loss = loss_of(context.task, module, batch) * len(batch["index"])
         gradients = torch.autograd.grad(loss, [inputs[index] for index, _ in read])
         for (index, layer), gradient in zip(read, gradients, strict=True):
             size = in_features(layer) // len(scores[index])

@@ -14,7 +14,7 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.numerics.pruning import cubic_sparsity, magnitude_masks
 from compress.numerics.sparse_pattern import Pattern
-from compress.tasks.forward import forward
+from compress.tasks.forward import loss_of
 from compress.training.config import Pruning
 from compress.training.loop import Trainee, train
 
@@ -83,7 +83,7 @@ def _train(
     trainee = Trainee(
         model.module,
         context.encode("train", model),
-        loss=lambda module, batch: context.task.loss(forward(module, batch), batch["labels"]),
+        loss=lambda module, batch: loss_of(context.task, module, batch),
         after_step=after_step,
         validate=context.validator(model),
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import tiny_images
+import tiny_places
 import tiny_sounds
 import tiny_speech
 import tiny_tasks
@@ -78,6 +79,8 @@ def shrunk(recipe: Recipe, folder: Path) -> Recipe:
         return _shrunk_speech(recipe, folder)
     if recipe.task == "audio-classification":
         return _shrunk_sounds(recipe, folder)
+    if recipe.task in (tiny_places.DETECTION, tiny_places.SEGMENTATION):
+        return _shrunk_places(recipe, folder)
     if recipe.task == "text2text-generation":
         return _shrunk_text_to_text(recipe, folder)
     if recipe.task in tiny_tasks.MAKERS:
@@ -161,6 +164,16 @@ def _shrunk_images(recipe: Recipe, folder: Path) -> Recipe:
     stages = [_shrunk_stage(stage.model_dump()) for stage in recipe.stages]
     shrunk_recipe = recipe.model_copy(update=changes).model_dump()
     return Recipe.model_validate({**shrunk_recipe, "stages": stages, **_here(recipe)})
+
+
+def _shrunk_places(recipe: Recipe, folder: Path) -> Recipe:
+    """A tiny detector or segmenter on toy pictures."""
+    name = "yolos" if recipe.task == tiny_places.DETECTION else "segformer"
+    tiny = read_recipe(tiny_places.write_all(folder, name, ["finetune", "export"]))
+    changes = {"model": "model", "random_weights": False, "data": tiny.data, "slices": None, "benchmark": QUICK}
+    changed = recipe.model_copy(update=changes).model_dump()
+    stages = [_shrunk_stage(stage.model_dump()) for stage in recipe.stages]
+    return Recipe.model_validate({**changed, "stages": stages, **_here(recipe)})
 
 
 def _shrunk_towers(recipe: Recipe, folder: Path) -> Recipe:

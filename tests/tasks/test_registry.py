@@ -17,6 +17,7 @@ from compress.stages import STAGES
 from compress.tasks import capability, registry
 from compress.tasks.capability import (
     ANSWERS_AT_ONCE,
+    BY_PLACE,
     EMBEDS,
     GENERATES,
     HAS_CLASSES,
@@ -55,6 +56,7 @@ HALF = Half()
 OF_TEXT = ("token-classification", "text-ranking", "fill-mask", "question-answering")
 CLASSES = ("image-classification", "audio-classification")
 OF_IMAGES = ("image-feature-extraction", "zero-shot-image-classification")
+OF_PLACES = ("object-detection", "image-segmentation")
 
 
 def test_a_task_is_known_by_its_own_name() -> None:
@@ -70,6 +72,7 @@ def test_a_task_is_known_by_its_own_name() -> None:
         *OF_TEXT,
         *OF_IMAGES,
         "graph-agreement",
+        *OF_PLACES,
     }
 
 
@@ -85,13 +88,14 @@ def test_every_capability_of_a_task_has_a_name() -> None:
     ("requires", "excludes", "names"),
     [
         ({GENERATES}, set(), {"text-generation"}),
-        ({HAS_CLASSES}, set(), {"text-classification", *CLASSES, *OF_TEXT}),
+        ({HAS_CLASSES}, set(), {"text-classification", *CLASSES, *OF_TEXT, *OF_PLACES}),
         ({TAKES_PAIRS}, set(), {"text-ranking", "question-answering"}),
-        ({HAS_CLASSES, TAKES_IMAGES}, set(), {"image-classification"}),
+        ({HAS_CLASSES, TAKES_IMAGES}, set(), {"image-classification", *OF_PLACES}),
+        ({HAS_CLASSES, TAKES_IMAGES}, {BY_PLACE}, {"image-classification"}),
         (
             {HAS_LABELS},
             set(),
-            {"text-classification", *CLASSES, "text2text-generation", *OF_TEXT, *OF_IMAGES},
+            {"text-classification", *CLASSES, "text2text-generation", *OF_TEXT, *OF_IMAGES, *OF_PLACES},
         ),
         ({HAS_TWO_TOWERS}, set(), {"zero-shot-image-classification"}),
         ({TAKES_IMAGES}, {HAS_CLASSES}, set(OF_IMAGES)),
@@ -103,7 +107,7 @@ def test_every_capability_of_a_task_has_a_name() -> None:
         (
             {ANSWERS_AT_ONCE},
             {TAKES_ARRAYS},
-            {"text-classification", *CLASSES, "feature-extraction", *OF_TEXT, *OF_IMAGES},
+            {"text-classification", *CLASSES, "feature-extraction", *OF_TEXT, *OF_IMAGES, *OF_PLACES},
         ),
         (set(), {READS_ROWS}, {"text-generation"}),
         ({"no such capability"}, set(), set()),
@@ -226,6 +230,8 @@ def test_the_task_of_a_class_is_the_one_that_optimum_tells() -> None:
         ("SmolLM3ForCausalLM", False, "text-generation"),
         ("ViTForImageClassification", True, "image-classification"),
         ("WhisperForConditionalGeneration", True, "automatic-speech-recognition"),
+        ("YolosForObjectDetection", True, "object-detection"),
+        ("SegformerForSemanticSegmentation", True, "image-segmentation"),
         ("ViTModel", True, None),
         ("MT5ForConditionalGeneration", False, "text2text-generation"),
         ("Gemma3ForConditionalGeneration", False, None),

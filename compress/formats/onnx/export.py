@@ -68,6 +68,7 @@ def export_onnx(
     program = _trace(model, examples, opset, plug=attention and probed.refused is None)
     _drop_inner_outputs(program)
     _tell_shapes(program)
+    _keep_answers(program, examples)
     rewrites, unfused = {}, ""
     if fusions:
         found, unfused = _fuse(program, attention, probed)
@@ -107,6 +108,15 @@ def _trace(model: TorchModel, examples: Examples, opset: int | None, plug: bool)
             if _GUARD not in str(error):
                 break
     raise _refused(model, failure) from failure
+
+
+def _keep_answers(program: ir.Model, examples: Examples) -> None:
+    """Of a model whose answers are several outputs those alone, in place: what lies between is nobody's answer."""
+    outputs = program.graph.outputs
+    wanted = [output for output in outputs if output.name in examples.outputs]
+    if 1 < len(examples.outputs) == len(wanted) < len(outputs):
+        outputs[:] = wanted
+        RemoveUnusedNodesPass()(program)
 
 
 def _free(model: TorchModel, examples: Examples, shortest: int) -> dict[str, dict[int, torch.export.Dim]]:

@@ -40,7 +40,7 @@ def write_captions(members: Path, files: Path, progress: Progress) -> None:
 
 
 def _write(members: Path, files: Path, progress: Progress, names: Sequence[str], captions: bool) -> None:
-    train, test = _read(members, "train"), _read(members, "t10k")
+    train, test = read_articles(members, "train"), read_articles(members, "t10k")
     seen = {image.tobytes() for image in test[0]}
     kept = [row for row, image in enumerate(train[0]) if image.tobytes() not in seen]
     if len(kept) <= VALIDATION_ROWS:
@@ -66,7 +66,7 @@ def _write(members: Path, files: Path, progress: Progress, names: Sequence[str],
     )
 
 
-def _read(members: Path, part: str) -> tuple[np.ndarray, Sequence[int]]:
+def read_articles(members: Path, part: str) -> tuple[np.ndarray, Sequence[int]]:
     """Images [n, 28, 28] uint8 and the ids of their classes."""
     images = read_idx(_file(members, f"{part}-images"), 3)
     labels: list[int] = read_idx(_file(members, f"{part}-labels"), 1).tolist()

@@ -20,6 +20,17 @@ _FASHION = Package(
         "t10k-labels-idx1-ubyte.gz",
     ),
 )
+_PHOTOGRAPHS = Package(
+    manager="pip",
+    distribution="foolbox",
+    version="3.3.4",
+    filename="foolbox-3.3.4-py3-none-any.whl",
+    sha256="11049d515d38e765e206a73ace9cc648b81a0d6d1da9ad9057e149ee117989cb",
+    download_bytes=1_677_112,
+    licence_member="foolbox-3.3.4.dist-info/LICENSE",
+    folder="foolbox/data",
+    members=("imagenet_*.jpg",),
+)
 
 IMAGE_SAMPLES = (
     Sample(
@@ -63,20 +74,16 @@ IMAGE_SAMPLES = (
         kind="data",
         description="20 photographs of ImageNet with their classes by id, for a look rather than a verdict",
         licence="MIT (package foolbox); the photographs are their owners', as ImageNet has them for research",
-        packages=(
-            Package(
-                manager="pip",
-                distribution="foolbox",
-                version="3.3.4",
-                filename="foolbox-3.3.4-py3-none-any.whl",
-                sha256="11049d515d38e765e206a73ace9cc648b81a0d6d1da9ad9057e149ee117989cb",
-                download_bytes=1_677_112,
-                licence_member="foolbox-3.3.4.dist-info/LICENSE",
-                folder="foolbox/data",
-                members=("imagenet_*.jpg",),
-            ),
-        ),
+        packages=(_PHOTOGRAPHS,),
         preparation="compress_samples.image_sets:write_imagenet",
+    ),
+    Sample(
+        name="fashion-scenes",
+        kind="data",
+        description="5,900 pictures of clothes pasted over photographs, 96 x 96, with their boxes and masks",
+        licence="MIT, (c) 2017 Zalando SE, and MIT (foolbox); the photographs are their owners', as ImageNet has them",
+        packages=(_FASHION, _PHOTOGRAPHS),
+        preparation="compress_samples.scenes:write_scenes",
     ),
     Sample(
         name="objects",

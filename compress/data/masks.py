@@ -1,0 +1,71 @@
+"""Masks as values of a column: pictures of one channel whose pixels are ids of classes, 255 for what does not count."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from compress.data.media import Media, content, describe, picture_size
+from compress.errors import DataError, MissingExtraError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+IGNORED = 255
+"""The id of pixels that belong to no class, as VOC, Cityscapes and transformers have it."""
+_IDS = ("L", "P", "1", "I;16", "I")
+
+
+def read_mask(encoded: bytes, where: str) -> np.ndarray:
+    """The ids of a mask's pixels, [height, width] uint8; of a picture with a palette the places in it.
+
+    Raises `DataError` for what is no whole picture, or has colours in place of ids.
+    """
+    import numpy as np
+
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("pillow", "vision", "Reading masks") from error
+    expected = "a PNG file of one channel, whose pixels are ids of classes, or 255 for what does not count"
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            mode, ids = image.mode, np.asarray(image)
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"{where} is no whole picture: {error}", where=where, expected=expected) from error
+    if mode not in _IDS:
+        raise DataError(
+            f"{where} is a mask of {mode}.",
+            where=where,
+            expected=expected,
+            mend="write each class as its id, not a colour",
+        )
+    if ids.max(initial=0) > IGNORED:
+        raise DataError(f"{where} has the id {ids.max()}.", where=where, expected=f"ids below {IGNORED}")
+    return ids.astype(np.uint8)
+
+
+class MaskIds:
+    """The labels within a mask: `compress.data.columns.LabelsWithin`."""
+
+    def find(self, value: Media) -> list[str]:
+        """The ids that occur, each once."""
+        import numpy as np
+
+        return [str(key) for key in np.unique(read_mask(content(value), describe(value))).tolist() if key != IGNORED]
+
+    def rename(self, value: Media, names: Sequence[str]) -> Media:
+        """The mask as it is: its pixels stay ids."""
+        return value
+
+
+def check_as_large(row: Mapping[str, Any]) -> None:
+    """Raises `DataError` for a `mask` that is not as large as its `image`."""
+    picture, mask = (picture_size(row[name]) for name in ("image", "mask"))
+    if picture != mask:
+        raise DataError(
+            f"The picture has {picture[0]} x {picture[1]} pixels and its mask {mask[0]} x {mask[1]}.",
+            where=describe(row["mask"]),
+            expected="an id for each pixel of the picture",
+        )

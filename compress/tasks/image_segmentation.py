@@ -1,0 +1,241 @@
+"""Semantic segmentation: a class for each pixel of a picture. Importing this imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from compress.data.columns import Column
+from compress.data.masks import IGNORED, MaskIds, check_as_large, read_mask
+from compress.errors import DataError, ModelError
+from compress.tasks.capability import ANSWERS_AT_ONCE, BY_PLACE, HAS_CLASSES, READS_ROWS, TAKES_IMAGES
+from compress.tasks.task import LOGITS, Examples, Kept, Task
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    import torch
+
+    from compress.checkpoints.torch_model import TorchModel
+    from compress.measurement import Measurement
+    from compress.tasks.evaluation import Evaluation
+
+_SIZE, _MASK = "size", "mask"
+_SHARED, _FOUND, _WANTED, _NAMES, _ANSWERS = "shared", "found", "wanted", "names", "answers"
+
+_STARTER: dict[str, Any] = {
+    "name": "my-segmenter",
+    "description": "a smaller, faster model that finds what each pixel shows, from my own pictures and masks",
+    "model": "nvidia/mit-b0",
+    "data": {
+        "splits": {"train": "train.csv", "validation": "validation.csv", "test": "test.csv"},
+        "columns": {"image": "image", "mask": "mask"},
+        "labels": ["background", "thing"],
+    },
+    "stages": [
+        {"finetune": {"epochs": 20, "learning_rate": 6.0e-5, "batch_size": 8}},
+        {"export": {}},
+        {"quantize": {"method": "static"}},
+    ],
+    "baseline": "finetune",
+    "targets": ["cpu"],
+    "benchmark": {},
+    "limits": [{"metric": "mean_iou", "at_least": 0.98, "of": "baseline"}],
+}
+
+
+@dataclass(frozen=True)
+class PixelLogits:
+    """The logits of each class [B, classes, h, w], on a grid coarser than the picture: a `Head`.
+
+    ``processor`` makes masks of them, ``labels`` are the names of the classes.
+    """
+
+    processor: Any = None
+    labels: tuple[str, ...] | None = None
+    outputs: ClassVar[tuple[str, ...]] = (LOGITS,)
+    answer: ClassVar[str] = LOGITS
+    many: ClassVar[str] = "logits"
+
+    def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The logits as they are."""
+        return outputs[LOGITS]
+
+
+class ImageSegmentation(Task):
+    """Hugging Face `image-segmentation`, semantic: SegFormer and its like, which give logits for each class and place.
+
+    Masks are pictures of one channel whose pixels are the places of their classes in `data.labels`; 255 doesn't count.
+    """
+
+    name = "image-segmentation"
+    columns = (
+        Column("image", kind="image"),
+        Column("mask", kind="image", label=True, within=MaskIds(), check=check_as_large),
+    )
+    capabilities = frozenset({READS_ROWS, TAKES_IMAGES, HAS_CLASSES, ANSWERS_AT_ONCE, BY_PLACE})
+    architectures = ("ForSemanticSegmentation",)
+    starter = _STARTER
+    ratios = ("mean_iou", "pixel_accuracy")
+    batch_size = 16
+
+    def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
+        """Load weights and image processor. Without a trained head, a new one is drawn from torch's generator.
+
+        Raises `ModelError` for files that do not load, and `DataError` for labels that a trained head lacks.
+        """
+        from compress.tasks.places import load_model
+
+        model = load_model(self.name, directory, ("SemanticSegmentation",), labels, trust_remote_code)
+        if not hasattr(model.processor, "post_process_semantic_segmentation"):
+            raise ModelError(
+                f"A {type(model.processor).__name__} makes no masks of what a model answers.",
+                where=str(directory),
+                expected="the preprocessor_config.json of a segmenter, e.g. of SegformerImageProcessor",
+            )
+        return model
+
+    def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
+        """Pictures as the model's own processor prepares them; ``labels`` [n, height, width] are ids.
+
+        ``max_length`` means nothing here. Raises `DataError` for a broken picture or mask, and for a processor that
+        leaves pictures in sizes of their own or counts classes from 1.
+        """
+        import numpy as np
+        from PIL import Image
+
+        from compress.data.media import content, describe, picture_size
+        from compress.tasks.places import encode_places
+
+        if getattr(processor, "do_reduce_labels", False):
+            raise DataError(
+                "The model's processor counts the classes of masks from 1.",
+                where="preprocessor_config.json",
+                expected="the first class at 0, and 255 for what does not count",
+                mend='write the masks so, and "do_reduce_labels": false',
+            )
+        values = rows["image"].to_pylist()
+        more: list[dict[str, np.ndarray]] = [{_SIZE: np.array(picture_size(value)[::-1])} for value in values]
+        head = PixelLogits(processor, None if labels is None else tuple(labels))
+        if labels is None or "mask" not in rows.column_names:
+            return replace(encode_places(values, processor, more), head=head)
+        examples = encode_places(values, processor, more)
+        size = (processor.size["width"], processor.size["height"])
+        known = np.full((len(values), *size[::-1]), IGNORED, np.uint8)
+        for place, value in enumerate(rows["mask"].to_pylist()):
+            encoded = content(value)
+            ids = read_mask(encoded, describe(value))
+            more[place][_MASK] = np.frombuffer(encoded, np.uint8)
+            known[place] = np.asarray(Image.fromarray(ids).resize(size, Image.Resampling.NEAREST))
+        return replace(examples, labels=known, head=head)
+
+    def held_out(
+        self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
+    ) -> Examples:
+        """Every row."""
+        return self.encode(rows, processor, labels, max_length)
+
+    def targets(self, labels: torch.Tensor) -> Mapping[str, Any]:
+        """The ids of each pixel, to which transformers' models bring their logits."""
+        return {"labels": labels.long()}
+
+    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        """The model's own: cross-entropy of the pixels that count, of SegFormer after bilinear enlargement."""
+        loss: torch.Tensor = outputs.loss
+        return loss
+
+    def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
+        """Softened KL, averaged over places."""
+        from compress.numerics.distillation import softened_kl
+
+        own, theirs = (logits.movedim(1, -1).flatten(0, -2) for logits in (mine, taught))
+        return softened_kl(own, theirs, temperature)
+
+    def own_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The likeliest class of each place."""
+        chosen: torch.Tensor = outputs.logits.detach().argmax(dim=1)
+        return chosen
+
+    def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
+        """Of each picture the pixels of each class that are right, found and wanted, [batch, classes], and the answers.
+
+        Pixels are those of the picture as it came. Raises `DataError` for rows without masks, `ModelError` for answers
+        that are not finite.
+        """
+        import numpy as np
+
+        head = examples.head
+        if examples.labels is None or not isinstance(head, PixelLogits) or head.labels is None:
+            raise DataError("The split has no masks, so nothing can be evaluated on it.", expected="a column mask")
+        logits = outputs[LOGITS]
+        if not np.isfinite(logits).all():
+            raise ModelError("The model's outputs are not finite.", mend="export or quantize it anew")
+        inputs = getattr(examples.inputs, "more", examples.inputs.__getitem__)
+        rows = [inputs(index) for index in indices]
+        found = masks(logits, [tuple(row[_SIZE].tolist()) for row in rows], head.processor)
+        wanted = [
+            read_mask(row[_MASK].tobytes(), f"the mask of row {index + 1}")
+            for row, index in zip(rows, indices, strict=True)
+        ]
+        counts = np.array([pixel_counts(*pair, len(head.labels)) for pair in zip(found, wanted, strict=True)])
+        kept = dict(zip((_SHARED, _FOUND, _WANTED), counts.transpose(1, 0, 2), strict=True))
+        names = np.array([json.dumps(head.labels)] * len(rows))
+        return {**kept, _NAMES: names, _ANSWERS: logits.argmax(axis=1).astype(np.uint8)}
+
+    def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
+        """Mean IoU over classes, each over the pixels of all pictures, and pixels right (Everingham et al. 2015).
+
+        Of classes neither found nor wanted nothing counts. Intervals are over pictures.
+        """
+        import numpy as np
+
+        from compress.tasks.classes import mean_row, ratio_row
+
+        shared, found, wanted = (kept[name] for name in (_SHARED, _FOUND, _WANTED))
+        union = found + wanted - shared
+        there = np.flatnonzero(union.sum(axis=0))
+        if not len(there):
+            raise DataError("The masks have no pixel that counts.", expected=f"ids other than {IGNORED}")
+        names = json.loads(kept[_NAMES][0])
+        each = [ratio_row(f"iou_{names[key]}", shared[:, key], union[:, key], model, target) for key in there]
+        return [
+            mean_row("mean_iou", np.mean([row.raw or () for row in each], axis=0), model, target),
+            ratio_row("pixel_accuracy", shared.sum(axis=1), wanted.sum(axis=1), model, target),
+            *(row.model_copy(update={"raw": None}) for row in each),
+        ]
+
+    def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
+        """At what share of the places that are answered both give the same class."""
+        from compress.tasks.classes import mean_row
+
+        same = kept[_ANSWERS] == reference[_ANSWERS]
+        return [mean_row("agreement", same.reshape(len(same), -1).mean(axis=1), model, target)]
+
+    def probabilities(self, kept: Kept) -> np.ndarray | None:
+        """None: a picture has many answers."""
+        return None
+
+
+def masks(logits: np.ndarray, sizes: Sequence[tuple[int, ...]], processor: Any) -> list[np.ndarray]:
+    """The class of each pixel, [height, width] for each of ``sizes``, as the model's processor makes it of logits."""
+    import torch
+
+    outputs = SimpleNamespace(logits=torch.from_numpy(logits))
+    found = processor.post_process_semantic_segmentation(outputs, target_sizes=list(sizes))
+    return [one.numpy() for one in found]
+
+
+def pixel_counts(found: np.ndarray, wanted: np.ndarray, classes: int) -> np.ndarray:
+    """Pixels of each class that are right, found and wanted, [3, classes], where ``wanted`` counts."""
+    import numpy as np
+
+    counts = wanted != IGNORED
+    own, theirs = found[counts], wanted[counts]
+    return np.stack([np.bincount(part, minlength=classes) for part in (own[own == theirs], own, theirs)])
+
+
+TASK = ImageSegmentation()

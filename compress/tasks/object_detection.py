@@ -1,0 +1,248 @@
+"""Object detection: boxes around what is in a picture, with a class each. Importing this imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from compress.data.columns import Column
+from compress.data.objects import EXPECTED, Categories, check_inside, objects_in, read_objects
+from compress.errors import DataError, ModelError
+from compress.tasks.capability import ANSWERS_AT_ONCE, BY_PLACE, HAS_CLASSES, READS_ROWS, TAKES_IMAGES
+from compress.tasks.task import LOGITS, Examples, Kept, Task
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    import torch
+
+    from compress.checkpoints.torch_model import TorchModel
+    from compress.measurement import Measurement
+    from compress.tasks.evaluation import Evaluation
+
+BOXES = "pred_boxes"
+_LOSS = "ForObjectDetection"
+"""transformers' name of the loss of models whose last class is none."""
+_SIZE, _GOLD = "size", "gold"
+_COORDINATES = 4
+_NOTHING, _UNKNOWN = -1.0, -100.0
+"""In place of a class: no object, and a picture whose objects are not known."""
+_BOX_COST, _OVERLAP_COST = 5.0, 2.0
+"""Of a box's distance and of its overlap beside that of classes (Carion et al. 2020, section A.4)."""
+
+_STARTER: dict[str, Any] = {
+    "name": "my-detector",
+    "description": "a smaller, faster object detector, from my own pictures and the boxes in them",
+    "model": "hustvl/yolos-tiny",
+    "data": {
+        "splits": {"train": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl"},
+        "columns": {"image": "image", "objects": "objects"},
+    },
+    "stages": [
+        {"finetune": {"epochs": 20, "learning_rate": 5.0e-5, "batch_size": 8}},
+        {"export": {}},
+        {"quantize": {}},
+    ],
+    "baseline": "finetune",
+    "targets": ["cpu"],
+    "benchmark": {},
+    "limits": [{"metric": "map", "at_least": 0.97, "of": "baseline"}],
+}
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Of each query the logits of its classes, the last of which is none, and its box: a `Head`.
+
+    Boxes are centre, width and height in shares of the picture. ``processor`` makes them detections, ``labels`` are
+    the names of the classes.
+    """
+
+    processor: Any = None
+    labels: tuple[str, ...] | None = None
+    outputs: ClassVar[tuple[str, ...]] = (LOGITS, BOXES)
+    answer: ClassVar[str] = "detections"
+    many: ClassVar[str] = "logits and boxes"
+
+    def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """[B, queries, classes + 1 + 4]."""
+        import torch
+
+        return torch.cat([outputs[LOGITS], outputs[BOXES]], dim=-1)
+
+
+class ObjectDetection(Task):
+    """Hugging Face `object-detection`: DETR, YOLOS and their like, which learn by a matching of their own."""
+
+    name = "object-detection"
+    columns = (
+        Column("image", kind="image"),
+        Column(
+            "objects",
+            label=True,
+            read=read_objects,
+            expected=EXPECTED,
+            within=Categories(),
+            fewest=1,
+            check=check_inside,
+        ),
+    )
+    capabilities = frozenset({READS_ROWS, TAKES_IMAGES, HAS_CLASSES, ANSWERS_AT_ONCE, BY_PLACE})
+    architectures = ("ForObjectDetection",)
+    starter = _STARTER
+    ratios = ("map", "map_50")
+
+    def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
+        """Load weights and image processor. Without a trained head, a new one is drawn from torch's generator.
+
+        Raises `ModelError` for files that do not load, and `DataError` for labels that a trained head lacks.
+        """
+        from compress.tasks.places import load_model
+
+        model = load_model(self.name, directory, ("ObjectDetection",), labels, trust_remote_code)
+        if getattr(model.module, "loss_type", None) != _LOSS:
+            raise ModelError(
+                f"The queries of a {type(model.module).__name__} don't choose one class or none.",
+                where=str(directory),
+                expected="DETR, YOLOS, or another model that transformers trains as these",
+                mend="choose one of them; RT-DETR's graphs are for one batch alone, and its answers another distance",
+            )
+        if not hasattr(model.processor, "post_process_object_detection"):
+            raise ModelError(
+                f"A {type(model.processor).__name__} makes no boxes of what a model answers.",
+                where=str(directory),
+                expected="the preprocessor_config.json of a detector, e.g. of YolosImageProcessor",
+            )
+        return model
+
+    def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
+        """Pictures as the model's own processor prepares them; ``labels`` [n, objects, 5] are class and box.
+
+        Boxes are centre, width and height in shares of the picture; -1 is the class of no object. ``max_length`` means
+        nothing here. Raises `DataError` for a broken picture, or a processor that leaves them in sizes of their own.
+        """
+        import numpy as np
+
+        from compress.data.media import picture_size
+        from compress.tasks.boxes import Gold, write_gold
+        from compress.tasks.classes import label_ids
+        from compress.tasks.places import encode_places
+
+        values = rows["image"].to_pylist()
+        sizes = [picture_size(value) for value in values]
+        more: list[dict[str, np.ndarray]] = [{_SIZE: np.array(size[::-1])} for size in sizes]
+        head = Detections(processor, None if labels is None else tuple(labels))
+        if labels is None or "objects" not in rows.column_names:
+            return replace(encode_places(values, processor, more), head=head)
+        found = [objects_in(value) for value in rows["objects"].to_pylist()]
+        known = np.full((len(found), max([1, *(len(one.boxes) for one in found)]), 1 + _COORDINATES), _NOTHING, "f4")
+        for place, (one, size) in enumerate(zip(found, sizes, strict=True)):
+            ids = label_ids(one.categories, labels)
+            more[place][_GOLD] = np.array(write_gold(Gold(ids.tolist(), one.categories, one.boxes)))
+            known[place, : len(ids), 0] = ids
+            known[place, : len(ids), 1:] = shares(np.array(one.boxes).reshape(-1, _COORDINATES), size)
+        return replace(encode_places(values, processor, more), labels=known, head=head)
+
+    def held_out(
+        self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
+    ) -> Examples:
+        """Every row."""
+        return self.encode(rows, processor, labels, max_length)
+
+    def targets(self, labels: torch.Tensor) -> Mapping[str, Any]:
+        """Classes and boxes of each picture, as transformers' models match them with what they found."""
+        return {
+            "labels": [
+                {"class_labels": own[own[:, 0] >= 0, 0].long(), "boxes": own[own[:, 0] >= 0, 1:].float()}
+                for own in labels
+            ]
+        }
+
+    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        """The model's own: classes, boxes and overlaps after a matching (Carion et al. 2020, section 3.1)."""
+        loss: torch.Tensor = outputs.loss
+        return loss
+
+    def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
+        """After a matching of queries: softened KL of classes, and how far boxes are from those of what is there."""
+        from compress.numerics.detection import matched_distance
+
+        return matched_distance(mine, taught, temperature, _BOX_COST, _OVERLAP_COST)
+
+    def own_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """What the model finds in each picture, none where a query finds nothing."""
+        import torch
+
+        chosen = outputs.logits.detach().argmax(dim=-1, keepdim=True)
+        chosen = torch.where(chosen == outputs.logits.shape[-1] - 1, _NOTHING, chosen.float())
+        return torch.cat([chosen, outputs.pred_boxes.detach()], dim=-1)
+
+    def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
+        """What is found [batch, queries, 6], as `boxes` has it, and what is there, as JSON.
+
+        Raises `DataError` for rows without objects, `ModelError` for answers that are not finite.
+        """
+        import numpy as np
+
+        if examples.labels is None:
+            raise DataError("The split has no boxes, so nothing can be evaluated on it.", expected="a column objects")
+        answers = examples.answers(outputs, {})
+        if not np.isfinite(answers).all():
+            raise ModelError("The model's outputs are not finite.", mend="export or quantize it anew")
+        inputs = getattr(examples.inputs, "more", examples.inputs.__getitem__)
+        rows = [inputs(index) for index in indices]
+        found = detections(answers, np.stack([row[_SIZE] for row in rows]), getattr(examples.head, "processor", None))
+        return {"found": found, _GOLD: np.array([str(row[_GOLD]) for row in rows])}
+
+    def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
+        """COCO's mAP and its parts, with intervals over pictures."""
+        from compress.tasks.boxes import rows
+
+        return rows(kept, model, target)
+
+    def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
+        """In how many pictures both find the same objects."""
+        from compress.tasks.agreement import agreement_row
+        from compress.tasks.boxes import same_objects
+
+        return [agreement_row(same_objects(kept, reference), model, target)]
+
+    def probabilities(self, kept: Kept) -> np.ndarray | None:
+        """None: a picture has many answers."""
+        return None
+
+
+def shares(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Boxes [k, 4] of x, y, width and height in pixels as centre, width and height in shares of a picture's ``size``.
+
+    ``size`` is width and height; what reaches out of the picture is cut off.
+    """
+    import numpy as np
+
+    whole = np.array(size, dtype=np.float64)
+    first = np.clip(boxes[:, :2] / whole, 0, 1)
+    last = np.clip((boxes[:, :2] + boxes[:, 2:]) / whole, 0, 1)
+    return np.concatenate([(first + last) / 2, last - first], axis=1)
+
+
+def detections(answers: np.ndarray, sizes: np.ndarray, processor: Any) -> np.ndarray:
+    """What the model's processor makes of answers [B, queries, classes + 5], [B, queries, 6], as `boxes` has it.
+
+    ``sizes`` [B, 2] are heights and widths. Every query counts, however low its score.
+    """
+    import numpy as np
+    import torch
+
+    logits, boxes = (torch.from_numpy(part) for part in np.split(answers, [answers.shape[-1] - _COORDINATES], axis=-1))
+    outputs = SimpleNamespace(logits=logits, pred_boxes=boxes)
+    found = processor.post_process_object_detection(outputs, threshold=-1.0, target_sizes=torch.from_numpy(sizes))
+    parts = [[one["scores"][:, None], one["labels"][:, None], one["boxes"]] for one in found]
+    corners = np.stack([torch.cat([part.float() for part in own], dim=-1).numpy() for own in parts])
+    corners[..., 4:] -= corners[..., 2:4]
+    return corners
+
+
+TASK = ObjectDetection()

@@ -1,0 +1,74 @@
+"""Detectors and segmenters go all the way: trained, pruned, distilled, exported, quantized, judged and compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+from tiny_places import SIDE, write_all
+from tiny_run import Notes, load
+
+from compress.compare.reports import compare_reports
+from compress.pipeline.run import Run, run
+from compress.report.schema import BASELINE, FINAL
+
+TRAINED = {"batch_size": 8, "learning_rate": 3e-3, "precision": "fp32"}
+STAGES = [
+    {"finetune": {"epochs": 2, **TRAINED}},
+    {"prune": {"feed_forward": 0.25, "importance_examples": 8}},
+    {"distill": {"teacher": "finetune", "epochs": 1, "labels_weight": 0.5, **TRAINED}},
+    {"export": {}},
+    {"quantize": {"method": "static", "calibration_examples": 8}},
+]
+SLICES = [{"name": "with red", "column": "objects", "contains": "red"}]
+METRICS = {"detr": ("map", "map_50"), "segformer": ("mean_iou", "pixel_accuracy")}
+AXES = {
+    "detr": {"logits": ["batch_size", 5, 3], "pred_boxes": ["batch_size", 5, 4]},
+    "segformer": {"logits": ["batch_size", 3, 8, 8]},
+}
+
+
+@pytest.fixture(scope="module", params=list(METRICS))
+def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Run]:
+    """A model's name, and its run."""
+    name: str = request.param
+    folder: Path = tmp_path_factory.mktemp(name)
+    stages = STAGES if name == "segformer" else [stage for stage in STAGES if "prune" not in stage]
+    recipe = load(write_all(folder, name, stages, slices=SLICES))
+    return name, run(recipe, folder, folder / "artifacts", Notes())
+
+
+def test_what_ships_is_judged_as_the_float_model_is(finished: tuple[str, Run]) -> None:
+    name, done = finished
+    for metric in METRICS[name]:
+        before, after = (done.report.find(model, metric, "cpu") for model in (BASELINE, FINAL))
+        assert before is not None and after is not None and before.raw is not None and after.raw is not None
+        assert before.low is not None and before.low <= before.value
+        assert len(before.raw) == len(after.raw) == 24
+        assert abs(sum(after.raw) / len(after.raw) - after.value) < 1e-6, "outcomes are what pairs are made of"
+        part = done.report.find(FINAL, f"{metric}[with red]", "cpu")
+        assert part is not None and 0 < part.n < 24
+    sizes = [done.report.find(model, "size_bytes", "cpu") for model in (BASELINE, FINAL)]
+    assert sizes[0] is not None and sizes[1] is not None and sizes[1].value < 0.8 * sizes[0].value
+    agreement = done.report.find(FINAL, "agreement", "cpu")
+    assert agreement is not None and 0 <= agreement.value <= 1
+
+
+def test_the_graph_takes_any_number_of_pictures_and_gives_the_answers_alone(finished: tuple[str, Run]) -> None:
+    name, done = finished
+    (file,) = (done.folder / "model").rglob("*.onnx")
+    graph = onnx.load(file).graph
+    axes = {
+        value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.output)
+    }
+    assert axes == {"pixel_values": ["batch_size", 3, SIDE, SIDE], **AXES[name]}
+
+
+def test_a_comparison_pairs_its_pictures(finished: tuple[str, Run]) -> None:
+    name, done = finished
+    found = compare_reports(done.report, done.report)
+    changes = {change.metric: change for change in found.changes}
+    for metric in METRICS[name]:
+        assert changes[metric].effect == 0 and "paired" in changes[metric].method

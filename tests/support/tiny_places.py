@@ -1,0 +1,174 @@
+"""Toy pictures of coloured boxes with their boxes and masks, tiny detectors and segmenters, and a recipe for them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import torch
+import transformers
+import yaml
+from PIL import Image
+from transformers.models.detr.image_processing_pil_detr import DetrImageProcessorPil
+from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
+from transformers.models.yolos.image_processing_pil_yolos import YolosImageProcessorPil
+
+from compress.data.columns import choose
+from compress.data.files import Rows
+from compress.tasks.registry import get_task
+
+DETECTION, SEGMENTATION = "object-detection", "image-segmentation"
+LABELS = ("background", "green", "red")
+SIDE = 32
+ROWS = {"train": 48, "validation": 12, "test": 24}
+Row = dict[str, Any]
+
+
+def png(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    return file.getvalue()
+
+
+def scene(chance: np.random.Generator) -> Row:
+    """Noise of any size with up to three boxes in green or red; of what overlaps, the last is seen."""
+    height, width = chance.integers(30, 50, 2)
+    picture = chance.integers(0, 90, (height, width, 3)).astype(np.uint8)
+    mask = np.zeros((height, width), np.uint8)
+    boxes, categories = [], []
+    for _ in range(chance.integers(0, 4)):
+        wide, high = chance.integers(8, 20, 2)
+        left, top = chance.integers(0, width - wide + 1), chance.integers(0, height - high + 1)
+        kind = int(chance.integers(1, 3))
+        picture[top : top + high, left : left + wide, 2 - kind] = 255
+        mask[top : top + high, left : left + wide] = kind
+        boxes.append([float(number) for number in (left, top, wide, high)])
+        categories.append(LABELS[kind])
+    return {"image": png(picture), "objects": {"bbox": boxes, "category": categories}, "mask": png(mask)}
+
+
+def scenes(count: int, seed: int = 0) -> list[Row]:
+    chance = np.random.default_rng(seed)
+    return [scene(chance) for _ in range(count)]
+
+
+def table(task: str, rows: list[Row]) -> pa.Table:
+    """``rows`` as a task reads them."""
+    names = tuple(rows[0])
+    return choose(
+        Rows("here", names, {name: [row[name] for row in rows] for name in names}), get_task(task).columns, {}
+    )
+
+
+def names(labels: tuple[str, ...]) -> dict[str, Any]:
+    return {"id2label": dict(enumerate(labels)), "label2id": {label: key for key, label in enumerate(labels)}}
+
+
+def yolos(seed: int = 0, **changes: Any) -> tuple[Any, Any]:
+    """A YOLOS of two layers and its processor."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = transformers.YolosConfig(
+        image_size=[SIDE, SIDE],
+        patch_size=8,
+        num_detection_tokens=5,
+        use_mid_position_embeddings=False,
+        initializer_range=0.2,
+        **{**sizes, **names(LABELS[1:]), **changes},
+    )
+    torch.manual_seed(seed)
+    return transformers.YolosForObjectDetection(config).eval(), _processor(YolosImageProcessorPil)
+
+
+def detr(seed: int = 0) -> tuple[Any, Any]:
+    """A DETR of one layer on each side, over a residual net."""
+    net = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", out_features=["stage2"]
+    )
+    config = transformers.DetrConfig(
+        use_timm_backbone=False,
+        use_pretrained_backbone=False,
+        backbone=None,
+        backbone_config=net,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        num_queries=5,
+        init_std=0.2,
+        **names(LABELS[1:]),
+    )
+    torch.manual_seed(seed)
+    return transformers.DetrForObjectDetection(config).eval(), _processor(DetrImageProcessorPil)
+
+
+def segformer(seed: int = 0) -> tuple[Any, Any]:
+    """A SegFormer of two stages with a block each."""
+    config = transformers.SegformerConfig(
+        num_encoder_blocks=2,
+        depths=[1, 1],
+        sr_ratios=[2, 1],
+        hidden_sizes=[16, 32],
+        patch_sizes=[7, 3],
+        strides=[4, 2],
+        num_attention_heads=[1, 2],
+        mlp_ratios=[2, 2],
+        decoder_hidden_size=32,
+        initializer_range=0.2,
+        **names(LABELS),
+    )
+    torch.manual_seed(seed)
+    made = transformers.SegformerForSemanticSegmentation(config).eval()
+    return made, SegformerImageProcessorPil(size={"height": SIDE, "width": SIDE})
+
+
+def _processor(kind: Any) -> Any:
+    return kind(size={"height": SIDE, "width": SIDE}, do_pad=False)
+
+
+MAKERS: dict[str, Callable[[], tuple[Any, Any]]] = {"yolos": yolos, "detr": detr, "segformer": segformer}
+
+
+def write_model(folder: Path, name: str) -> Path:
+    module, processor = MAKERS[name]()
+    module.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def write_all(folder: Path, name: str, stages: list[Any], **changes: Any) -> Path:
+    """Model, data and recipe in ``folder``; the recipe's path."""
+    task = SEGMENTATION if name == "segformer" else DETECTION
+    folder.mkdir(parents=True, exist_ok=True)
+    write_model(folder / "model", name)
+    for seed, (split, count) in enumerate(ROWS.items()):
+        rows = scenes(count, seed)
+        columns = {column: [row[column] for row in rows] for column in rows[0]}
+        pa.parquet.write_table(pa.table(columns), folder / f"{split}.parquet")
+    data: dict[str, Any] = {"splits": {split: f"{split}.parquet" for split in ROWS}}
+    values: dict[str, Any] = {
+        "name": "tiny",
+        "task": task,
+        "model": "model",
+        "data": data | ({"labels": list(LABELS)} if task == SEGMENTATION else {}),
+        "stages": stages,
+        "baseline": "finetune",
+        "benchmark": {
+            "threads": 1,
+            "seconds": 0.05,
+            "examples": 8,
+            "batch_size": 4,
+            "launches": 2,
+            "every_stage": False,
+        },
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**values, **changes}, sort_keys=False))
+    return path

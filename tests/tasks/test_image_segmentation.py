@@ -1,0 +1,151 @@
+"""Segmenters: masks as transformers' own pipeline gives them, its loss, mean IoU as scikit-learn computes it."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_places
+import torch
+from PIL import Image
+from sklearn.metrics import jaccard_score
+from tiny_places import LABELS, SEGMENTATION, scenes, table
+from transformers import ImageSegmentationPipeline
+
+from compress.checkpoints.torch_model import TorchModel
+from compress.data.config import DataConfig
+from compress.data.dataset import load_dataset
+from compress.data.masks import read_mask
+from compress.errors import DataError
+from compress.progress import SilentProgress
+from compress.tasks.forward import loss_of, predict, tensors
+from compress.tasks.image_segmentation import TASK, masks, pixel_counts
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> TorchModel:
+    folder = tiny_places.write_model(tmp_path_factory.mktemp("segmenter"), "segformer")
+    return TASK.load(folder, LABELS, trust_remote_code=False)
+
+
+def test_masks_are_those_of_transformers_pipeline(model: TorchModel) -> None:
+    some = scenes(12)
+    examples = TASK.encode(table(SEGMENTATION, some), model.processor, LABELS, 0)
+    logits = predict(model.module, examples)
+    pipeline = ImageSegmentationPipeline(model=model.module, image_processor=model.processor, device="cpu")
+    kinds = set()
+    for row, own in zip(some, logits, strict=True):
+        picture = Image.open(io.BytesIO(row["image"]))
+        (found,) = masks(own[None], [picture.size[::-1]], model.processor)
+        for part in pipeline(picture, subtask="semantic"):
+            assert np.array_equal(np.asarray(part["mask"]) > 0, found == LABELS.index(part["label"]))
+            kinds.add(part["label"])
+    assert len(kinds) > 1
+
+
+def test_the_loss_is_that_of_transformers_own_maps(model: TorchModel) -> None:
+    some = scenes(4)
+    examples = TASK.encode(table(SEGMENTATION, some), model.processor, LABELS, 0)
+    images, maps = ([Image.open(io.BytesIO(row[name])) for row in some] for name in ("image", "mask"))
+    encoded = model.processor(images, segmentation_maps=maps, return_tensors="pt")
+    np.testing.assert_array_equal(examples.labels, encoded["labels"].numpy())
+    with torch.no_grad():
+        expected = model.module(**encoded).loss
+        found = loss_of(TASK, model.module, tensors(examples, list(range(4))))
+    torch.testing.assert_close(found, expected)
+
+
+def test_figures_are_those_of_scikit_learn(model: TorchModel) -> None:
+    some = scenes(16)
+    examples = TASK.encode(table(SEGMENTATION, some), model.processor, LABELS, 0)
+    logits = predict(model.module, examples)
+    kept = TASK.keep({"logits": logits}, examples, range(len(some)))
+    wanted = [np.asarray(Image.open(io.BytesIO(row["mask"]))) for row in some]
+    found = masks(logits, [mask.shape for mask in wanted], model.processor)
+    truth, guess = (np.concatenate([mask.ravel() for mask in part]) for part in (wanted, found))
+    rows = {row.metric: row for row in TASK.measure(kept, examples.labels, "m", "t")}
+    assert rows["mean_iou"].value == pytest.approx(jaccard_score(truth, guess, average="macro"))
+    for name, expected in zip(LABELS, jaccard_score(truth, guess, average=None), strict=True):
+        assert rows[f"iou_{name}"].value == pytest.approx(expected)
+    assert rows["pixel_accuracy"].value == pytest.approx((truth == guess).mean())
+    for name in ("mean_iou", "pixel_accuracy"):
+        row = rows[name]
+        assert row.low < row.value < row.high and np.mean(row.raw) == pytest.approx(row.value)
+    (same,) = TASK.compare(kept, {**kept, "answers": np.where(kept["answers"] == 0, 1, kept["answers"])}, "m", "t")
+    assert same.value == pytest.approx((kept["answers"] != 0).mean())
+
+
+def test_pixels_that_do_not_count_and_classes_that_are_nowhere() -> None:
+    found, wanted = np.array([[0, 1, 1, 2]]), np.array([[0, 1, 255, 0]], np.uint8)
+    assert pixel_counts(found, wanted, 5).tolist() == [[1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [2, 1, 0, 0, 0]]
+    counts = pixel_counts(found, wanted, 5)[:, None]
+    kept = {
+        "names": np.array([json.dumps(list("abcde"))]),
+        **dict(zip(("shared", "found", "wanted"), counts, strict=True)),
+    }
+    rows = {row.metric: row.value for row in TASK.measure(kept, None, "m", "t")}
+    assert rows == {
+        "mean_iou": pytest.approx((1 / 2 + 1 + 0) / 3), "pixel_accuracy": pytest.approx(2 / 3),
+        "iou_a": 1 / 2, "iou_b": 1, "iou_c": 0,
+    }  # fmt: skip
+
+
+def test_distance_is_a_mean_over_places() -> None:
+    mine, taught = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    expected = (taught.softmax(1) * (taught.log_softmax(1) - mine.log_softmax(1))).sum(1).mean()
+    torch.testing.assert_close(TASK.distance(mine, taught, 1.0), expected)
+
+
+def encoded(array: np.ndarray, mode: str = "L") -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(array).convert(mode).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_a_palettes_places_are_ids() -> None:
+    image = Image.fromarray(np.array([[0, 2], [1, 255]], np.uint8)).convert("P")
+    image.putdata([0, 2, 1, 255])
+    image.putpalette([9, 8, 7] * 256)
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    assert read_mask(file.getvalue(), "it").tolist() == [[0, 2], [1, 255]]
+
+
+@pytest.mark.parametrize(
+    ("mask", "says"),
+    [
+        (encoded(np.zeros((10, 20), np.uint8), "RGB"), "is a mask of RGB"),
+        (encoded(np.zeros((20, 10), np.uint8)), "jsonl:2: The picture has 20 x 10 pixels and its mask 10 x 20"),
+        (encoded(np.full((10, 20), 3, np.uint8)), "label '3' is not among the labels"),
+        (encoded(np.zeros((10, 20), np.uint8))[:40], "broken|no whole picture|no image"),
+        (encoded(np.full((10, 20), 700, np.uint16), "I;16"), "has the id 700"),
+    ],
+    ids=["colours", "size", "id", "broken", "sixteen bits"],
+)
+def test_a_wrong_mask_is_named(tmp_path: Path, mask: bytes, says: str) -> None:
+    rows = [np.zeros((10, 20), np.uint8), None]
+    for place, own in enumerate(rows):
+        (tmp_path / f"{place}.png").write_bytes(tiny_places.png(np.full((10, 20, 3), place, np.uint8)))
+        (tmp_path / f"mask{place}.png").write_bytes(mask if own is None else encoded(own + 1))
+    lines = [json.dumps({"image": f"{place}.png", "mask": f"mask{place}.png"}) for place in (0, 1)]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    config = DataConfig(splits={"train": "train.jsonl"}, labels=LABELS)
+    with pytest.raises(DataError, match=says):
+        load_dataset(config, TASK.columns, tmp_path, SilentProgress())
+
+
+def test_classes_without_names_are_their_ids(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(tiny_places.png(np.zeros((4, 4, 3), np.uint8)))
+    (tmp_path / "b.png").write_bytes(encoded(np.array([[0, 2, 255, 2]] * 4, np.uint8)))
+    (tmp_path / "train.jsonl").write_text(json.dumps({"image": "a.png", "mask": "b.png"}))
+    found = load_dataset(DataConfig(splits={"train": "train.jsonl"}), TASK.columns, tmp_path, SilentProgress())
+    assert found.labels == ("0", "1", "2")
+
+
+def test_a_processor_that_counts_from_one(model: TorchModel) -> None:
+    reduced = type(model.processor)(size=model.processor.size, do_reduce_labels=True)
+    with pytest.raises(DataError, match="counts the classes of masks from 1"):
+        TASK.encode(table(SEGMENTATION, scenes(1)), reduced, LABELS, 0)

@@ -1,0 +1,179 @@
+"""Detectors: boxes as transformers' own pipeline gives them, its loss, COCO's figures by hand, distances of answers."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_places
+import torch
+from PIL import Image
+from tiny_places import DETECTION, LABELS, scenes, table
+from transformers import ObjectDetectionPipeline
+
+from compress.checkpoints.torch_model import TorchModel
+from compress.errors import DataError, ModelError
+from compress.tasks.boxes import Gold, figures, overlaps, write_gold
+from compress.tasks.forward import loss_of, predict, tensors
+from compress.tasks.object_detection import TASK, Detections, detections, shares
+
+NAMES = LABELS[1:]
+
+
+@pytest.fixture(scope="module", params=["yolos", "detr"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TorchModel:
+    folder = tiny_places.write_model(tmp_path_factory.mktemp("detector"), request.param)
+    return TASK.load(folder, NAMES, trust_remote_code=False)
+
+
+def test_boxes_are_those_of_transformers_pipeline(model: TorchModel) -> None:
+    some = scenes(20)
+    examples = TASK.encode(table(DETECTION, some), model.processor, NAMES, 0)
+    kept = TASK.keep({examples.answer: predict(model.module, examples)}, examples, range(len(examples)))
+    pipeline = ObjectDetectionPipeline(model=model.module, image_processor=model.processor, device="cpu")
+    shown = 0
+    for found, row in zip(kept["found"], some, strict=True):
+        expected = pipeline(Image.open(io.BytesIO(row["image"])), threshold=0.4)
+        own = found[found[:, 0] > 0.4]
+        assert len(own) == len(expected)
+        for (score, kind, left, top, wide, high), theirs in zip(own.tolist(), expected, strict=True):
+            assert theirs["label"] == NAMES[int(kind)] and theirs["score"] == pytest.approx(score, abs=1e-5)
+            corners = [theirs["box"][name] for name in ("xmin", "ymin", "xmax", "ymax")]
+            np.testing.assert_allclose(corners, [left, top, left + wide, top + high], atol=1.001)  # it cuts to integers
+            shown += 1
+    assert shown > 5
+
+
+def test_the_loss_is_that_of_transformers_own_annotations(model: TorchModel) -> None:
+    some = [row for row in scenes(12) if row["objects"]["bbox"]][:4]
+    examples = TASK.encode(table(DETECTION, some), model.processor, NAMES, 0)
+    annotations = [
+        {
+            "image_id": place,
+            "annotations": [
+                {"bbox": box, "category_id": NAMES.index(name), "area": box[2] * box[3], "iscrowd": 0}
+                for box, name in zip(row["objects"]["bbox"], row["objects"]["category"], strict=True)
+            ],
+        }
+        for place, row in enumerate(some)
+    ]
+    images = [Image.open(io.BytesIO(row["image"])) for row in some]
+    encoded = model.processor(images, annotations=annotations, return_tensors="pt")
+    with torch.no_grad():
+        expected = model.module(pixel_values=encoded["pixel_values"], labels=encoded["labels"]).loss
+        found = loss_of(TASK, model.module, tensors(examples, list(range(4))))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_without_labels_learns_from_its_own_answers(model: TorchModel) -> None:
+    rows = table(DETECTION, scenes(4)).drop_columns("objects")
+    examples = TASK.encode(rows, model.processor, NAMES, 0)
+    assert examples.labels is None
+    assert torch.isfinite(loss_of(TASK, model.module, tensors(examples, [0, 1, 2])))
+    with pytest.raises(DataError, match="no boxes"):
+        TASK.keep({examples.answer: predict(model.module, examples)}, examples, range(4))
+
+
+def test_boxes_in_shares_of_the_picture() -> None:
+    found = shares(np.array([[10.0, 5, 20, 10], [-1, 0, 11, 20.5]]), (40, 20))
+    np.testing.assert_allclose(found, [[0.5, 0.5, 0.5, 0.5], [0.125, 0.5, 0.25, 1]])
+
+
+def test_padding_is_no_object() -> None:
+    labels = torch.tensor([[[1, 0.5, 0.5, 0.1, 0.2], [-1] * 5], [[-1] * 5, [-1] * 5], [[-100] * 5] * 2])
+    first, *others = TASK.targets(labels)["labels"]
+    assert first["class_labels"].tolist() == [1] and first["boxes"].shape == (1, 4)
+    assert all(not len(other["class_labels"]) and other["boxes"].shape == (0, 4) for other in others)
+
+
+def found_in(*pictures: list[tuple[float, ...]]) -> np.ndarray:
+    """Detections of score, class and box, filled up with such as score 0 far from everything."""
+    most = max(map(len, pictures))
+    filled = [[*own, *[(0.0, 0, 900 + 9 * place, 900, 1, 1) for place in range(most - len(own))]] for own in pictures]
+    return np.array(filled, np.float32)
+
+
+BOX, OTHER = [0.0, 0.0, 10.0, 10.0], [20.0, 20.0, 40.0, 40.0]
+GOLD = [Gold([0], ["cat"], [BOX]), Gold([0, 1], ["cat", "dog"], [OTHER, BOX])]
+
+
+def test_cocos_figures_worked_by_hand() -> None:
+    exact = figures(found_in([(0.9, 0, *BOX)], [(0.8, 0, *OTHER), (0.7, 1, *BOX)]), GOLD).values
+    for name in ("map", "map_50", "map_75", "map_small", "map_medium", "mar_100", "ap_cat", "ap_dog"):
+        assert exact[name] == pytest.approx(1), name
+    assert "map_large" not in exact, "there are no large objects"
+    # The cat of the second picture is missed: precision is 1 up to a recall of 0.5, which 51 of 101 recalls reach.
+    half = figures(found_in([(0.9, 0, *BOX)], [(0.7, 1, *BOX)]), GOLD).values
+    assert half["ap_cat"] == pytest.approx(51 / 101) and half["map"] == pytest.approx((1 + 51 / 101) / 2)
+    # An IoU of 0.8, found at thresholds of 0.5 to 0.8: seven of ten.
+    near = [0.0, 0.0, 10.0, 8.0]
+    shrunk = figures(found_in([(0.9, 0, *near)], [(0.8, 0, *OTHER), (0.7, 1, *BOX)]), GOLD).values
+    assert shrunk["map_75"] == pytest.approx(1) and shrunk["ap_cat"] == pytest.approx(0.7 + 0.3 * _after_a_wrong_one())
+    # A class that is nowhere does not count.
+    extra = figures(found_in([(0.9, 0, *BOX), (1.0, 7, *BOX)], [(0.8, 0, *OTHER), (0.7, 1, *BOX)]), GOLD).values
+    assert extra == exact
+
+
+def _after_a_wrong_one() -> float:
+    """The second of two cats is right: precision 1/2 at a recall of 1/2, and no recall beyond."""
+    return 51 / 101 / 2
+
+
+def test_outcomes_of_pictures_have_the_figure_for_mean() -> None:
+    gold = np.array([write_gold(one) for one in GOLD * 10])
+    found = np.tile(found_in([(0.9, 0, *BOX)], [(0.95, 0, *BOX), (0.7, 1, *BOX)]), (10, 1, 1))
+    rows = {row.metric: row for row in TASK.measure({"found": found, "gold": gold}, None, "m", "t")}
+    for name in ("map", "map_50"):
+        row = rows[name]
+        assert np.mean(row.raw) == pytest.approx(row.value, abs=1e-9)
+        assert 0 <= row.low < row.value < row.high <= 1 and np.std(row.raw) > 0
+    assert rows["ap_dog"].value == pytest.approx(1) and rows["ap_dog"].low == pytest.approx(1)
+
+
+def test_the_same_objects_whatever_their_order_and_score() -> None:
+    mine = found_in([(0.9, 0, *BOX), (0.6, 1, *OTHER)], [(0.9, 0, *BOX)], [(0.9, 0, *BOX)], [(0.3, 0, *BOX)])
+    theirs = found_in(
+        [(0.7, 1, 21, 21, 40, 40), (0.8, 0, *BOX)], [(0.9, 1, *BOX)], [(0.9, 0, *OTHER)], [(0.4, 1, *OTHER)]
+    )
+    gold = np.array([write_gold(GOLD[0])] * 4)
+    (row,) = TASK.compare({"found": mine, "gold": gold}, {"found": theirs, "gold": gold}, "m", "t")
+    assert row.value == 0.5, "the first and the last, where nothing is shown"
+
+
+def test_overlaps_by_counting_pixels() -> None:
+    chance = np.random.default_rng(0)
+    boxes = chance.integers(1, 12, (2, 6, 4)).astype(float)
+
+    def drawn(box: np.ndarray) -> np.ndarray:
+        grid = np.zeros((30, 30), bool)
+        left, top, wide, high = box.astype(int)
+        grid[top : top + high, left : left + wide] = True
+        return grid
+
+    expected = [[(drawn(a) & drawn(b)).sum() / (drawn(a) | drawn(b)).sum() for b in boxes[1]] for a in boxes[0]]
+    np.testing.assert_allclose(overlaps(*boxes), expected)
+
+
+def test_pictures_of_any_size_are_refused_where_the_processor_leaves_them_so(model: TorchModel) -> None:
+    kind = type(model.processor)
+    with pytest.raises(DataError, match=r"size of its own: .*shortest_edge 20"):
+        TASK.encode(table(DETECTION, scenes(1)), kind(size={"shortest_edge": 20, "longest_edge": 40}), NAMES, 0)
+
+
+def test_answers_that_are_not_finite(model: TorchModel) -> None:
+    examples = TASK.encode(table(DETECTION, scenes(2)), model.processor, NAMES, 0)
+    with pytest.raises(ModelError, match="not finite"):
+        TASK.keep({"detections": np.full((2, 5, 7), np.nan, np.float32)}, examples, [0, 1])
+    assert Detections.outputs == ("logits", "pred_boxes")
+    assert detections(np.zeros((1, 5, 7), np.float32), np.array([[8, 8]]), model.processor).shape == (1, 5, 6)
+
+
+def test_a_classifiers_processor_makes_no_boxes(tmp_path: Path) -> None:
+    import tiny_images
+
+    tiny_places.write_model(tmp_path, "yolos")
+    tiny_images.processor().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="makes no boxes"):
+        TASK.load(tmp_path, NAMES, trust_remote_code=False)

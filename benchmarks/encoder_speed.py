@@ -20,7 +20,7 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).parent / "architectures"))
 
-from encoder_graphs import quantized
+from onnx_encoders import quantized
 from tiny_encoders import IMAGES, TEXTS, VOCABULARY, build, examples_of
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Annotated
 
 import cut_architectures
-import decoder_graphs
-import encoder_graphs
 import gguf_families
+import onnx_decoders
+import onnx_encoders
 import torch
 import typer
 from tiny_decoders import DECODERS
@@ -28,11 +28,9 @@ from trials import Group
 from compress.formats.silence import quiet_libraries
 
 RESULTS = Path(__file__).parents[1] / "results" / "architectures.json"
-_ENCODER_TRIALS = (encoder_graphs.TRIAL, cut_architectures.TRIAL)
+_ENCODER_TRIALS = (onnx_encoders.TRIAL, cut_architectures.TRIAL)
 GROUPS = {
-    "decoders": Group(
-        "Decoders", tuple(DECODERS), (decoder_graphs.TRIAL, gguf_families.TRIAL, cut_architectures.TRIAL)
-    ),
+    "decoders": Group("Decoders", tuple(DECODERS), (onnx_decoders.TRIAL, gguf_families.TRIAL, cut_architectures.TRIAL)),
     "texts": Group("Encoders of texts", (*TEXTS, *MORE_TEXTS), _ENCODER_TRIALS),
     "images": Group("Image models", tuple(IMAGES), _ENCODER_TRIALS),
 }

@@ -155,7 +155,7 @@ class Worker:
         """
         _pin(message["cores"])
         target = Target(**message["target"])
-        for reference, folder in message["code"].items():
+        for reference, folder in message.get("code", {}).items():
             allow(reference, Path(folder))
         runtime = get_runtime(target.runtime)
         self._batches = read_batches(Path(message["batches"]))

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-
+from compress.checkpoints.file_names import TOKENIZER_FILES
 from compress.checkpoints.graph_inputs import GRAPH_INPUTS
 from compress.checkpoints.json_file import read_json
 from compress.checkpoints.safetensors_file import read_header
@@ -17,15 +16,6 @@ from compress.progress import Progress, SilentProgress
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.txt",
-    "vocab.json",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-)
 PROCESSOR_FILES = (
     *TOKENIZER_FILES,
     "preprocessor_config.json",
@@ -103,6 +93,8 @@ def count_not_finite(tensor: StoredTensor) -> int:
     """How many values of a floating-point tensor are NaN or infinite; 0 for integers and sub-byte types."""
     if "float" not in tensor.dtype or not tensor.readable:
         return 0
+    import numpy as np
+
     values = tensor.values().reshape(-1)
     pieces = range(0, values.size, CHUNK_ELEMENTS)
     return sum(int(np.count_nonzero(~np.isfinite(values[at : at + CHUNK_ELEMENTS]))) for at in pieces)

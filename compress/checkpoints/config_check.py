@@ -56,6 +56,43 @@ def positions_of(config: Mapping[str, Any]) -> int | None:
     return positions if isinstance(positions, int) and positions > 0 else None
 
 
+def to_blame(folder: Path, trust_remote_code: bool) -> ModelError | None:
+    """What a folder that failed to load has wrong in its config, or needs code for: the failure alone rarely tells."""
+    import transformers
+
+    where, config = folder / "config.json", _fields(folder / "config.json")
+    kind = config.get("model_type")
+    if isinstance(kind, str) and MODULE_KEY not in config and _known(kind):
+        try:
+            transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        except loading_failures() as error:
+            said = " ".join(str(error).split()) or type(error).__name__
+            zeros = [name for name, value in config.items() if type(value) is int and not value and name[-3:] != "_id"]
+            if isinstance(error, ArithmeticError) and zeros:
+                said += f", with 0 for {' and '.join(zeros)}"
+            return ModelError(
+                f"The model's config cannot be used: {said.rstrip('.')}.",
+                where=str(where),
+                expected="fields that fit together",
+                mend="take config.json from where the weights are from",
+            )
+    made_by = _fields(folder / "tokenizer_config.json").get("auto_map")
+    code = made_by.get("AutoTokenizer") if isinstance(made_by, dict) else made_by  # older files list it bare
+    if code and not trust_remote_code and not (folder / "tokenizer.json").is_file():
+        named = [one for one in ([code] if isinstance(code, str) else code) if one]
+        return ModelError(
+            f"The tokenizer is made by Python files of its own repository ({', '.join(named)}), which are not run.",
+            where=str(folder / "tokenizer_config.json"),
+            expected="a tokenizer.json, or a tokenizer that transformers has itself",
+            mend="read its files; if you trust them, write `trust_remote_code: true` into the recipe",
+        )
+    return None
+
+
+def _fields(path: Path) -> dict[str, Any]:
+    return dict(read_json(path)) if path.is_file() else {}
+
+
 def loading_failures() -> tuple[type[Exception], ...]:
     """What transformers, and what it calls, raise of files and fields that don't belong together."""
     from huggingface_hub.errors import StrictDataclassError

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from compress.checkpoints.config_check import loading_failures
+from compress.checkpoints.config_check import loading_failures, to_blame
 from compress.errors import ModelError, first_line
 
 
@@ -48,7 +48,7 @@ def _hollow(folder: Path, class_of: Callable[[Any], Any]) -> Any:
         with init_empty_weights(include_buffers=False):
             return class_of(config).from_config(config, dtype=torch.float32).eval()
     except loading_failures() as error:
-        raise ModelError(
+        raise to_blame(folder, False) or ModelError(
             f"transformers makes no causal language model of this config: {first_line(error)}",
             where=str(folder / "config.json"),
             expected="an architecture that AutoModelForCausalLM knows",

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from compress.checkpoints.allowed_code import is_allowed
-from compress.checkpoints.checks import TOKENIZER_FILES
-from compress.checkpoints.config_check import loading_failures
+from compress.checkpoints.config_check import loading_failures, to_blame
+from compress.checkpoints.file_names import TOKENIZER_FILES
 from compress.checkpoints.graph_inputs import GRAPH_INPUTS, read_graph_inputs
 from compress.checkpoints.json_file import read_json
 from compress.checkpoints.model import write_companions
@@ -74,12 +74,12 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def _load(auto: Any, folder: Path, what: str, expected: str, **options: str) -> Any:
+    allowed = is_allowed(str(folder.resolve()))
     try:
-        return auto.from_pretrained(folder, trust_remote_code=is_allowed(str(folder.resolve())), **options)
+        return auto.from_pretrained(folder, trust_remote_code=allowed, **options)
     except loading_failures() as error:
-        raise ModelError(
-            f"The {what} cannot be loaded: {first_line(error)}", where=str(folder), expected=expected
-        ) from error
+        said = f"The {what} cannot be loaded: {first_line(error)}"
+        raise to_blame(folder, allowed) or ModelError(said, where=str(folder), expected=expected) from error
 
 
 class HasCompanions(Protocol):

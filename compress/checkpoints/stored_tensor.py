@@ -6,13 +6,15 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import numpy as np
 from pydantic import Field
 
 from compress.errors import ModelError, not_whole
 from compress.frozen import Frozen
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Role = Literal["weight", "quantization", "constant"]
 Content: TypeAlias = bytes
@@ -44,7 +46,7 @@ class StoredTensor(Frozen):
     start: int = Field(exclude=True, repr=False, description="byte offset of what `values` reads")
     stored_bytes: int = Field(exclude=True, repr=False, description="length of what `values` reads")
     packed: bool = Field(False, exclude=True, description="several weights in one stored integer")
-    decode: Callable[[np.ndarray], np.ndarray] | None = Field(
+    decode: Callable[[Any], Any] | None = Field(
         None, exclude=True, repr=False, description="from stored bytes to values, where numpy's own view isn't enough"
     )
 
@@ -65,6 +67,8 @@ class StoredTensor(Frozen):
 
     def data(self, content: Content | None = None) -> np.ndarray:
         """Its bytes as they are stored, read-only: from the ``content`` of the whole file, or mapped from it."""
+        import numpy as np
+
         if content is not None:
             return np.frombuffer(content, np.uint8, self.stored_bytes, self.start)
         if self.stored_bytes == 0:
@@ -78,7 +82,8 @@ class StoredTensor(Frozen):
     def decoded(self, data: np.ndarray) -> np.ndarray:
         """The values that its bytes ``data`` stand for. Raises `ModelError` for a type that numpy doesn't know."""
         if self.decode is not None:
-            return self.decode(data)
+            found: np.ndarray = self.decode(data)
+            return found
         dtype = numpy_type(self.dtype)
         if dtype is None:
             raise ModelError(f"The tensor {self.name!r} has the type {self.dtype}, which cannot be read.")
@@ -109,6 +114,8 @@ def role_of(dtype: str, shape: tuple[int, ...], scales: bool = False) -> Role:
 
 def numpy_type(name: str) -> np.dtype[Any] | None:
     """The numpy type of that name, those of `ml_dtypes` among them; None for sub-byte types and others' own."""
+    import numpy as np
+
     if _SUB_BYTE.match(name):
         return None
     if name.startswith(("bfloat", "float8")):

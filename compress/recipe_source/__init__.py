@@ -115,12 +115,15 @@ def _check_known_names(document: Document) -> None:
 
 def _kinds(document: Document, recipe_folder: Path) -> tuple[Task, ...]:
     """What the recipe's task can be, as far as its model tells; none for an unknown task."""
-    from compress.sources.source import kinds_here
-
     task, reference = document.values.get("task"), document.values.get("model")
     if not isinstance(task, str) or task not in TASKS:
         return ()
-    return kinds_here(TASKS[task], reference, recipe_folder) if isinstance(reference, str) else TASKS[task].kinds()
+    kinds = TASKS[task].kinds()
+    if len(kinds) == 1 or not isinstance(reference, str):
+        return kinds
+    from compress.sources.source import kinds_here
+
+    return kinds_here(TASKS[task], reference, recipe_folder)
 
 
 def _stage_parts(document: Document) -> list[Part | None]:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from compress.checkpoints.json_file import read_json
-from compress.checkpoints.processor import load_tokenizer
 from compress.errors import InputError, ModelError
 from compress.runtimes.pair_decoder import IDS, PairDecoder
 from compress.runtimes.runtime import Batch, Session, TensorType
@@ -102,6 +101,8 @@ class TextWriter:
         """``folder`` has the tokenizer and the generation config. Raises `ModelError` for graphs of another kind."""
         self.encoder, self._where, self.rules = encoder, str(folder), read_rules(folder)
         self._decoder = PairDecoder(decoder, self._where)
+        from compress.checkpoints.processor import load_tokenizer
+
         self._tokenizer: Any = load_tokenizer(folder)
         self.inputs = (IDS, MASK)
         self.input_types = {name: TensorType("int64", (None, None)) for name in self.inputs}

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from compress.checkpoints.torch_model import TorchModel
 from compress.stage.prediction import PlanContext, Prediction, Shape
 from compress.stage.stage import Context, Needs, Reference, Stage
-from compress.tasks.capability import ANSWERS_AT_ONCE, BY_TOKEN, EMBEDS, Capabilities, takes_media
+from compress.tasks.capability import ANSWERS_AT_ONCE, BY_TOKEN, EMBEDS, TAKES_ARRAYS, Capabilities, takes_media
 from compress.training.config import Distillation
 from compress.training.prediction import FLOPS_FORWARD, FLOPS_TRAINING, training_prediction
 
@@ -30,6 +30,7 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
 
     packages = ("torch", "transformers", "accelerate")
     requires = frozenset({ANSWERS_AT_ONCE})
+    excludes = frozenset({TAKES_ARRAYS})
     kind: Literal["distill"] = "distill"
 
     def idle_fields(self, task: Capabilities) -> tuple[str, ...]:

@@ -79,7 +79,7 @@ class FeatureExtraction(Task):
 
         from compress.architectures.transformer import drop_pooler
         from compress.checkpoints.checks import refuse_quantized
-        from compress.checkpoints.config_check import loading_failures
+        from compress.checkpoints.config_check import loading_failures, to_blame
         from compress.checkpoints.processor import sentence_processor
 
         refuse_quantized(directory)
@@ -94,7 +94,7 @@ class FeatureExtraction(Task):
                 dtype=torch.float32,
             )
         except loading_failures() as error:
-            raise ModelError(
+            raise to_blame(directory, trust_remote_code) or ModelError(
                 f"The model cannot be loaded for {self.name}: {error}",
                 where=str(directory),
                 expected="a text encoder with a tokenizer, in the layout of Hugging Face or sentence-transformers",

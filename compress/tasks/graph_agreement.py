@@ -41,6 +41,17 @@ class GraphAgreement(Task):
     columns = (Column(INPUTS, kind="arrays"),)
     capabilities = frozenset({READS_ROWS, TAKES_ARRAYS, ANSWERS_AT_ONCE})
     batch_size = 1
+    starter = MappingProxyType(
+        {
+            "name": "my-graph",
+            "description": "an ONNX graph in INT8, compared with itself in float",
+            "model": "model.onnx",
+            "stages": [{"quantize": {}}],
+            "targets": ["cpu"],
+            "benchmark": {},
+            "limits": [{"metric": "rms_error", "at_most": 0.1}],
+        }
+    )
     data = MappingProxyType({"splits": {"train": "random:64", "test": "random:128"}})
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:

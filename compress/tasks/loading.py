@@ -34,7 +34,7 @@ def load_with_head(
 
     from compress.architectures.cut_model import is_cut, load_cut
     from compress.checkpoints.checks import refuse_quantized
-    from compress.checkpoints.config_check import loading_failures
+    from compress.checkpoints.config_check import loading_failures, to_blame
     from compress.checkpoints.torch_model import TorchModel
     from compress.tasks.classes import set_labels
 
@@ -56,7 +56,7 @@ def load_with_head(
                 directory, config=config, trust_remote_code=trust_remote_code, use_safetensors=True
             )
     except loading_failures() as error:
-        raise ModelError(
+        raise to_blame(directory, trust_remote_code) or ModelError(
             f"The model cannot be loaded for {origin.task}: {error}",
             where=str(directory),
             expected=origin.expected,

@@ -28,6 +28,7 @@ def load_model(
 
     from compress.architectures.cut_model import is_cut, load_cut
     from compress.checkpoints.checks import refuse_quantized
+    from compress.checkpoints.config_check import loading_failures
     from compress.checkpoints.processor import load_processor
     from compress.tasks.classes import set_labels
 
@@ -44,7 +45,7 @@ def load_model(
             module = auto.from_pretrained(
                 directory, config=config, trust_remote_code=trust_remote_code, use_safetensors=True
             )
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+    except loading_failures() as error:
         raise ModelError(
             f"The model cannot be loaded for {task}: {error}",
             where=str(directory),

@@ -65,7 +65,8 @@ class Examples:
     has become, [channels]. ``whole``: each example is a call by itself, batch axis and all, of a graph all of whose
     outputs are answers. ``free`` are the shortest and the longest that an axis which may be padded can be, where no
     model's config says it: samples of a recording. ``alone`` says that a model takes what fills a shorter example for
-    content, so that each is answered by itself.
+    content, so that each is answered by itself. ``beside`` names outputs that no answer is made of, but that
+    clients ask a graph for.
     """
 
     inputs: Sequence[Mapping[str, np.ndarray]]
@@ -81,6 +82,7 @@ class Examples:
     free: tuple[int, int] | None = None
     alone: bool = False
     whole: bool = False
+    beside: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.inputs)

@@ -69,6 +69,7 @@ class TextToText(Task):
         from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
         from compress.checkpoints.checks import refuse_quantized
+        from compress.checkpoints.config_check import loading_failures, to_blame
 
         refuse_quantized(directory)
         try:
@@ -76,8 +77,8 @@ class TextToText(Task):
             module = AutoModelForSeq2SeqLM.from_pretrained(
                 directory, trust_remote_code=trust_remote_code, use_safetensors=True, dtype=torch.float32
             )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise ModelError(
+        except loading_failures() as error:
+            raise to_blame(directory, trust_remote_code) or ModelError(
                 f"The model cannot be loaded for {self.name}: {error}",
                 where=str(directory),
                 expected="an encoder with a decoder and a tokenizer, in Hugging Face layout",

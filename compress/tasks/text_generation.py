@@ -63,7 +63,7 @@ class TextGeneration(Task):
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from compress.checkpoints.config_check import loading_failures
+        from compress.checkpoints.config_check import loading_failures, to_blame
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
@@ -71,7 +71,7 @@ class TextGeneration(Task):
                 directory, trust_remote_code=trust_remote_code, use_safetensors=True, dtype=torch.float32
             )
         except loading_failures() as error:
-            raise ModelError(
+            raise to_blame(directory, trust_remote_code) or ModelError(
                 f"The model cannot be loaded for {self.name}: {error}",
                 where=str(directory),
                 expected="a causal language model with a tokenizer, in Hugging Face layout",

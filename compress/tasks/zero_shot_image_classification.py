@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from compress.tasks.evaluation import Evaluation
 
 _IMAGES, _TEXTS = "image_embeds", "text_embeds"
+_SIMILARITIES = ("logits_per_image", "logits_per_text")
+"""What the pipelines of this task read of a graph."""
 _IMAGE, _TEXT = "images", "texts"
 _KIND, _CAPTION, _PICTURE = "kind", "caption", "picture"
 _NONE = -1
@@ -339,7 +341,7 @@ def _pairs(images: Sequence[Mapping[str, Any]], texts: Sequence[str], processor:
     axes = {**dict.fromkeys(padding, "text_batch_size"), PIXELS: "image_batch_size"}
     # Sizes are the images': batches of captions of like length would hold nothing to tell apart.
     found = replace(pixels, inputs=_Paired(inputs, pixels.inputs), padding={**padding, PIXELS: None})
-    return replace(found, batches=axes, head=Towers())
+    return replace(found, batches=axes, head=Towers(), beside=_SIMILARITIES)
 
 
 TASK = ZeroShotImageClassification()

@@ -119,11 +119,13 @@ CASES = {
         ("has no architecture 'bert9'", "written by 9.1.0", "pip install -U transformers"),
     ),
     "code of its own": Case("chat", own_code, ("Python files of its own", "trust_remote_code: true")),
-    "a tokenizer's code": Case("text", tokenizer_code, ("tokenizer", "pony"), ("run",)),
+    "a tokenizer's code": Case("text", tokenizer_code, ("tokenizer", "pony.Pony", "trust_remote_code: true"), ("run",)),
     "a size missing": Case("text", change({}, "hidden_size"), ("cannot be loaded",), ("run",)),
     "a size of no number": Case("text", change({"num_hidden_layers": "two"}), ("num_hidden_layers",), ("run",)),
-    "nothing for a size": Case("chat", change({"num_key_value_heads": None, "hidden_size": None}), ("config",)),
-    "no heads": Case("chat", change({"num_attention_heads": 0}), ("config",)),
+    "nothing for a size": Case(
+        "chat", change({"num_key_value_heads": None, "hidden_size": None}), ("config.json", "hidden_size")
+    ),
+    "no heads": Case("chat", change({"num_attention_heads": 0}), ("config.json", "num_attention_heads")),
     "no tokenizer": Case("text", no_tokenizer, ("no tokenizer", "Copy the files of the tokenizer")),
     "audio of no length": Case("speech", endless_recording, ("recording is empty", "test-3.flac"), ("run",)),
     "an empty file": Case("speech", empty_recording, ("test-3.flac is empty",), ("run",)),

@@ -82,5 +82,6 @@ def test_options_that_mean_nothing_are_refused(tmp_path: Path):
         diagnose(str(tmp_path), "--target", "coreml")
     with pytest.raises(InputError, match="no processor 'pentium'"):
         diagnose(str(tmp_path), "--target", "pentium")
-    with pytest.raises(InputError, match="no model in"):
-        diagnose(str(tmp_path), "--against", str(tmp_path))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"holds 0 \.onnx files"):
+        diagnose(str(tmp_path), "--against", str(tmp_path / "empty"))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +22,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a recipe, its data, and what looks like an exported model until it is opened."""
     folder = tmp_path_factory.mktemp("place")
     tiny_run.write_all(folder)
-    (folder / "model" / "model.safetensors").unlink()
-    (folder / "model" / "model.onnx").write_bytes(b"no graph")
+    shutil.copytree(folder / "model", folder / "exported")
+    (folder / "exported" / "model.safetensors").unlink()
+    (folder / "exported" / "model.onnx").write_bytes(b"no graph")
     return folder
 
 
@@ -30,17 +32,20 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("arguments", "said"),
     [
         (("nowhere",), "There is no model in 'nowhere'"),
-        (("model",), "Nothing says which task"),
-        (("model", "--recipe", "tiny.yaml", "--target", "moon"), "There is no target 'moon'"),
-        (("model", "--recipe", "tiny.yaml", "--target", "gpu"), "The target 'gpu' cannot be profiled"),
-        (("model", "--recipe", "tiny.yaml", "--html", "no/such/page.html"), "The page cannot be written there"),
-        (("model", "--recipe", "tiny.yaml", "--html", "."), "The page cannot be written there"),
-        (("model", "--recipe", "tiny.yaml", "--threads", "0"), "--threads"),
-        (("model", "--recipe", "tiny.yaml", "--batch-size", "0"), "--batch-size"),
-        (("model", "--recipe", "tiny.yaml", "--phase", "prompt"), "--phase means nothing for text-classification"),
-        (("model", "--recipe", "tiny.yaml", "--phase", "batch"), "--phase"),
-        (("model", "--recipe", "tiny.yaml", "--target", "llama-cpp"), "The target 'llama-cpp' cannot be profiled"),
-        (("model", "--recipe", "tiny.yaml"), "cannot open the graph"),
+        (("exported",), "Nothing says which task"),
+        (("exported", "--recipe", "tiny.yaml", "--target", "moon"), "There is no target 'moon'"),
+        (("exported", "--recipe", "tiny.yaml", "--target", "gpu"), "The target 'gpu' cannot be profiled"),
+        (("exported", "--recipe", "tiny.yaml", "--html", "no/such/page.html"), "The page cannot be written there"),
+        (("exported", "--recipe", "tiny.yaml", "--html", "."), "The page cannot be written there"),
+        (("exported", "--recipe", "tiny.yaml", "--threads", "0"), "--threads"),
+        (("exported", "--recipe", "tiny.yaml", "--batch-size", "0"), "--batch-size"),
+        (("exported", "--recipe", "tiny.yaml", "--phase", "prompt"), "--phase means nothing for text-classification"),
+        (("exported", "--recipe", "tiny.yaml", "--phase", "batch"), "--phase"),
+        (
+            ("exported", "--recipe", "tiny.yaml", "--target", "llama-cpp"),
+            "llama-cpp does not open ONNX",
+        ),
+        (("exported", "--recipe", "tiny.yaml"), "cannot open the graph"),
     ],
 )
 def test_bad_input_is_told_in_words(here: Command, place: Path, arguments: tuple[str, ...], said: str) -> None:

@@ -370,25 +370,24 @@ def test_a_missed_limit_is_exit_code_1_with_a_whole_report(place: Path, warm: Pa
     assert report == tiny_run.read_report(warm)
 
 
-@pytest.mark.parametrize(
-    ("limits", "code"),
-    [
-        ([], 3),
-        ([{"metric": "latency_ms", "target": "gpu", "at_most": 1}], 3),
-        ([{"metric": "size_bytes", "target": "gpu", "at_most": 1e9}], 0),
-    ],
-)
-def test_a_run_without_a_target_to_be_had_is_not_silent(
-    limits: list[dict[str, Any]], code: int, place: Path, warm: Path
-) -> None:
+def test_a_run_without_a_target_to_be_had_is_not_silent(place: Path, warm: Path) -> None:
+    """Its weights are measured in place, and that is said; of the target's limits those on files alone are judged."""
     arguments = ["run", str(place / "tiny.yaml"), "--artifacts", str(warm), "--set", 'targets=["gpu"]']
-    result = CliRunner().invoke(app, [*arguments, "--set", f"limits={json.dumps(limits)}"])
-    assert result.exit_code == code, result.output
-    assert "Nothing could be run: only sizes are known" in result.output
-    last = result.output.splitlines()[-1]
-    assert last.startswith("Nothing could be run here (gpu:") and "sizes are measured all the same" in last
-    report = load_report(max((warm / "runs" / "tiny").glob("2*")) / "report.json")
-    assert report.find("final", "size_bytes", "gpu") is not None and report.ran_on == ()
+    slow, large = ({"metric": metric, "target": "gpu", "at_most": 1e9} for metric in ("latency_ms", "size_bytes"))
+    for limits, code in (([], 3), ([slow], 3), ([large], 0)):
+        result = CliRunner().invoke(app, [*arguments, "--set", f"limits={json.dumps(limits)}"])
+        assert result.exit_code == code, result.output
+        assert "No target could run it: torch measured the weights in place" in result.output
+        last = result.output.splitlines()[-1]
+        assert last.startswith("No target of the recipe could run the model here (gpu:"), last
+        assert "torch measured its weights in place, in float32" in last
+        report = tiny_run.read_report(warm)
+        assert report["stand_in"] == "torch"
+        assert [limit["skipped"] for limit in report["limits"]] == ([code == 3] if limits else [])
+    read = load_report(max((warm / "runs" / "tiny").glob("2*")) / "report.json")
+    assert read.unmeasured and read.ran_on == ("torch",)
+    assert read.find("final", "size_bytes", "gpu") is not None and read.find("final", "accuracy", "gpu") is None
+    assert read.find("final", "accuracy", "torch") is not None
 
 
 def test_where_no_file_of_a_target_can_be_written_the_stages_own_are_weighed(

@@ -69,17 +69,19 @@ def test_fields_of_rows_mean_nothing_for_running_text(tmp_path: Path) -> None:
 
 
 OF_TEXT = ("token-classification", "text-ranking", "fill-mask", "question-answering")
+OF_IMAGES = ("image-feature-extraction", "zero-shot-image-classification", "object-detection", "image-segmentation")
+CLASSES_AND_TEXT = ("text-classification", "image-classification", *OF_TEXT, "audio-classification")
 
 
 @pytest.mark.parametrize(
     ("stage", "tasks"),
     [
-        ("finetune", ["text-classification", "image-classification", *OF_TEXT]),
+        ("finetune", [*CLASSES_AND_TEXT, "text2text-generation", *OF_IMAGES]),
         (
             "distill: {student: {layers: [0]}}",
-            ["text-classification", "image-classification", "feature-extraction", *OF_TEXT],
+            [*CLASSES_AND_TEXT[:2], "feature-extraction", *CLASSES_AND_TEXT[2:], *OF_IMAGES],
         ),
-        ("prune: {heads: 0.5}", ["text-classification", "image-classification", *OF_TEXT]),
+        ("prune: {heads: 0.5}", [*CLASSES_AND_TEXT, *OF_IMAGES]),
         ("trim_vocabulary", ["text-classification", "feature-extraction", *OF_TEXT[:2], OF_TEXT[3]]),
     ],
 )

@@ -73,14 +73,14 @@ def shrunk(recipe: Recipe, folder: Path) -> Recipe:
         return _shrunk_generation(recipe, folder)
     if HAS_TWO_TOWERS in get_task(recipe.task).capabilities:
         return _shrunk_towers(recipe, folder)
+    if recipe.task in (tiny_places.DETECTION, tiny_places.SEGMENTATION):
+        return _shrunk_places(recipe, folder)
     if TAKES_IMAGES in get_task(recipe.task).capabilities:
         return _shrunk_images(recipe, folder)
     if recipe.task == tiny_speech.TASK:
         return _shrunk_speech(recipe, folder)
     if recipe.task == "audio-classification":
         return _shrunk_sounds(recipe, folder)
-    if recipe.task in (tiny_places.DETECTION, tiny_places.SEGMENTATION):
-        return _shrunk_places(recipe, folder)
     if recipe.task == "text2text-generation":
         return _shrunk_text_to_text(recipe, folder)
     if recipe.task in tiny_tasks.MAKERS:

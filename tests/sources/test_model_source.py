@@ -51,7 +51,7 @@ def test_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
     (tmp_path / "w.pth").write_bytes(b"x")
     assert "is a pickle" in refusal(tmp_path / "w.pth")
     (tmp_path / "m.onnx").write_bytes(b"x")
-    assert "not something a recipe can start from" in refusal(tmp_path / "m.onnx")
+    assert "Not a whole ONNX file" in refusal(tmp_path / "m.onnx")
 
 
 def test_folder_with_several_gguf_files_is_ambiguous(tmp_path: Path) -> None:

@@ -111,10 +111,13 @@ def _trace(model: TorchModel, examples: Examples, opset: int | None, plug: bool)
 
 
 def _keep_answers(program: ir.Model, examples: Examples) -> None:
-    """Of a model whose answers are several outputs those alone, in place: what lies between is nobody's answer."""
-    outputs = program.graph.outputs
-    wanted = [output for output in outputs if output.name in examples.outputs]
-    if 1 < len(examples.outputs) == len(wanted) < len(outputs):
+    """Of a model whose answers are several outputs those, and what clients ask for beside them; in place.
+
+    What lies between is nobody's answer.
+    """
+    outputs, answers = program.graph.outputs, examples.outputs
+    wanted = [output for output in outputs if output.name in (*answers, *examples.beside)]
+    if len(answers) > 1 and len(wanted) < len(outputs) and {output.name for output in wanted} >= set(answers):
         outputs[:] = wanted
         RemoveUnusedNodesPass()(program)
 

@@ -6,7 +6,6 @@ from typing import Literal
 
 from pydantic import Field
 
-from compress.checkpoints.processor import labels_of, processor_of
 from compress.checkpoints.torch_model import TorchModel
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.openvino.model import OpenVinoModel
@@ -49,6 +48,7 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
 
         Raises `StageError` where OpenVINO can't, `IntegrityError` for other answers.
         """
+        from compress.checkpoints.processor import labels_of, processor_of
         from compress.formats.onnx.export import export_onnx
         from compress.formats.openvino.conversion import to_openvino
         from compress.formats.prove import measure, of_session, of_torch, prove_shipped

@@ -205,6 +205,7 @@ def test_a_model_that_counts_its_tokens_in_python_is_refused(monkeypatch: pytest
 def test_the_longest_text_is_what_the_config_says_where_it_says_one(said: int | None, longest: int):
     from compress.formats.onnx.export import _free
 
-    module: Any = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=said))
+    config = SimpleNamespace(to_dict=lambda: {"max_position_embeddings": said})
+    module: Any = SimpleNamespace(config=config)
     free = _free(TorchModel(module, None), exported("bert").examples, 2)
     assert free["input_ids"][1].max == longest and free["input_ids"][1].min == 2

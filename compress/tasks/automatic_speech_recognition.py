@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import torch
 
     from compress.measurement import Measurement
-    from compress.tasks.evaluation import Evaluation
 
 _FEATURES, _TRANSCRIPTS = "input_features", "transcripts"
 _STARTER: dict[str, Any] = {
@@ -114,12 +113,6 @@ class SpeechRecognition(Task):
         note = "; ".join(filter(None, [describe_length(seconds), str(remarks)]))
         texts = np.array(rows["text"].to_pylist()) if "text" in rows.column_names else None
         return Examples(inputs, {_FEATURES: None}, texts, note=note, seconds=np.array(seconds))
-
-    def held_out(
-        self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
-    ) -> Examples:
-        """Every row."""
-        return self.encode(rows, processor, labels, max_length)
 
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
         """Not to be had: no stage trains speech models. Raises `ModelError`."""

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from compress.checkpoints.torch_model import TorchModel
     from compress.measurement import Measurement
-    from compress.tasks.evaluation import Evaluation
 
 _TRANSCRIPTS, _TEXTS = "transcripts", "texts"
 _NONE = -100
@@ -110,12 +109,6 @@ class FrameRecognition(Task):
         head = Frames(tokenizer, tuple(texts))
         spelled = [head.ids(text) for text in texts]
         return replace(examples, head=head, labels=_labels(examples.lengths(), tokenizer.pad_token_id, spelled))
-
-    def held_out(
-        self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
-    ) -> Examples:
-        """Every row."""
-        return self.encode(rows, processor, labels, max_length)
 
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
         """The negative logarithm of a text's likelihood over all its alignments (section 4.1), a letter.

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from compress.checkpoints.torch_model import TorchModel
     from compress.measurement import Measurement
-    from compress.tasks.evaluation import Evaluation
 
 _LOSS, _RANK, _FIRST = "loss", "rank", "first"
 _SHARE = 0.15
@@ -128,12 +127,6 @@ class FillMask(Task):
             wanted.append(row.tolist())
         note = f"{sum(1 for row in wanted for token in row if token != IGNORED):,} tokens are masked"
         return Examples(inputs, padding, ragged(wanted, IGNORED), note=note, head=MaskedLogits(mask))
-
-    def held_out(
-        self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
-    ) -> Examples:
-        """Every row."""
-        return self.encode(rows, processor, labels, max_length)
 
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of the masked tokens."""

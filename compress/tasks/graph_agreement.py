@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from compress.checkpoints.torch_model import TorchModel
     from compress.measurement import Measurement
-    from compress.tasks.evaluation import Evaluation
 
 _MOST = 65_536
 """Numbers of an output that are kept of a call; of more, evenly spread ones."""
@@ -78,12 +77,6 @@ class GraphAgreement(Task):
         sizes = np.array([sum(array.size for array in call.values()) for call in found], dtype=np.int64)
         padding = {one.name: None for one in processor.inputs}
         return Examples(found, padding, sizes=sizes, note=_NOTE + (_DRAWN if drawn else ""), whole=True)
-
-    def held_out(
-        self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
-    ) -> Examples:
-        """Every row."""
-        return self.encode(rows, processor, labels, max_length)
 
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
         """There is none. Raises `StageError`."""

@@ -13,15 +13,14 @@ from compress.data.columns import Column
 from compress.data.slices import Slice
 from compress.errors import ModelError
 from compress.tasks.capability import ANSWERS_AT_ONCE, HAS_CLASSES, READS_ROWS, TAKES_IMAGES
-from compress.tasks.task import Examples, Kept, Task
+from compress.tasks.classification import Classification
+from compress.tasks.task import Examples, Kept
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
-    import torch
 
     from compress.measurement import Measurement
-    from compress.tasks.evaluation import Evaluation
 
 _LOGITS = "logits"
 _TOP = 5
@@ -39,7 +38,7 @@ _STARTER: dict[str, Any] = {
 }
 
 
-class ImageClassification(Task):
+class ImageClassification(Classification):
     """Hugging Face `image-classification`."""
 
     name = "image-classification"
@@ -88,49 +87,19 @@ class ImageClassification(Task):
             return examples
         return replace(examples, labels=label_ids(rows["label"].to_pylist(), labels))
 
-    def held_out(
-        self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
-    ) -> Examples:
-        """Every row."""
-        return self.encode(rows, processor, labels, max_length)
-
-    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy over the rows that have a label; a label of -100 marks a row without."""
-        from compress.tasks.classes import cross_entropy
-
-        return cross_entropy(outputs.logits.float(), labels)
-
-    def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
-        """The logits, [batch, classes]. Raises `DataError` for examples without labels."""
-        from compress.tasks.classes import keep_logits
-
-        return keep_logits(outputs, examples)
-
     def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """Accuracy, macro F1, calibration error, Brier score and, of more than five classes, top-5 accuracy."""
         import numpy as np
 
-        from compress.tasks.classes import class_rows, outcome_row
+        from compress.tasks.classes import outcome_row
 
-        rows = class_rows(kept, labels, model, target)
+        rows = super().measure(kept, labels, model, target)
         logits = kept[_LOGITS]
         if labels is not None and logits.shape[-1] > _TOP:
             # Of equal logits the first counts, as argmax has it.
             first = np.argsort(-logits, axis=-1, kind="stable")[:, :_TOP]
             rows.insert(1, outcome_row(f"top_{_TOP}_accuracy", (first == labels[:, None]).any(axis=-1), model, target))
         return rows
-
-    def probabilities(self, kept: Kept) -> np.ndarray:
-        """Softmax of logits [n, classes]. Raises `ModelError` where they are not finite."""
-        from compress.tasks.classes import class_probabilities
-
-        return class_probabilities(kept)
-
-    def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
-        """On how many examples both choose the same class."""
-        from compress.tasks.classes import same_class
-
-        return same_class(kept, reference, model, target)
 
 
 def _load_module(directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> Any:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from compress.checkpoints.torch_model import TorchModel
     from compress.measurement import Measurement
-    from compress.tasks.evaluation import Evaluation
 
 _SIZE, _MASK = "size", "mask"
 _SHARED, _FOUND, _WANTED, _NAMES, _ANSWERS = "shared", "found", "wanted", "names", "answers"
@@ -132,12 +131,6 @@ class ImageSegmentation(Task):
             more[place][_MASK] = np.frombuffer(encoded, np.uint8)
             known[place] = np.asarray(Image.fromarray(ids).resize(size, Image.Resampling.NEAREST))
         return replace(examples, labels=known, head=head)
-
-    def held_out(
-        self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
-    ) -> Examples:
-        """Every row."""
-        return self.encode(rows, processor, labels, max_length)
 
     def targets(self, labels: torch.Tensor) -> Mapping[str, Any]:
         """The ids of each pixel, to which transformers' models bring their logits."""

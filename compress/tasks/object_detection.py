@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from compress.checkpoints.torch_model import TorchModel
     from compress.measurement import Measurement
-    from compress.tasks.evaluation import Evaluation
 
 BOXES = "pred_boxes"
 _LOSS = "ForObjectDetection"
@@ -145,12 +144,6 @@ class ObjectDetection(Task):
             known[place, : len(ids), 0] = ids
             known[place, : len(ids), 1:] = shares(np.array(one.boxes).reshape(-1, _COORDINATES), size)
         return replace(encode_places(values, processor, more), labels=known, head=head)
-
-    def held_out(
-        self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
-    ) -> Examples:
-        """Every row."""
-        return self.encode(rows, processor, labels, max_length)
 
     def targets(self, labels: torch.Tensor) -> Mapping[str, Any]:
         """Classes and boxes of each picture, as transformers' models match them with what they found."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import DataError, ModelError
 from compress.tasks.images import encode_images
+from compress.tasks.joined import Joined
 from compress.tasks.task import Examples
 
 if TYPE_CHECKING:
@@ -79,26 +80,3 @@ def check_size(processor: Any) -> None:
         mend='write "do_resize": true, "do_pad": false and "size": {"height": 512, "width": 512} into it, in pixels '
         "that suit the model",
     )
-
-
-class Joined(Sequence["Mapping[str, np.ndarray]"]):
-    """Examples with more of each beside what a model is given."""
-
-    def __init__(self, inputs: Sequence[Mapping[str, Any]], more: Sequence[Mapping[str, Any]]) -> None:
-        self._inputs, self._more = inputs, more
-
-    def __len__(self) -> int:
-        return len(self._inputs)
-
-    @overload
-    def __getitem__(self, index: int) -> Mapping[str, np.ndarray]: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Mapping[str, np.ndarray]]: ...
-    def __getitem__(self, index: int | slice) -> Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]]:
-        if isinstance(index, slice):
-            return Joined(self._inputs[index], self._more[index])
-        return {**self._more[index], **self._inputs[index]}
-
-    def more(self, index: int) -> Mapping[str, np.ndarray]:
-        """What stands beside the pixels of an example, without making them."""
-        return self._more[index]

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from compress.checkpoints.torch_model import TorchModel
     from compress.measurement import Measurement
-    from compress.tasks.evaluation import Evaluation
 
 START, END = "start_logits", "end_logits"
 _ANSWER, _SCORE, _NOTHING, _ROW, _GOLD = "answer", "score", "nothing", "row", "gold"
@@ -149,12 +148,6 @@ class QuestionAnswering(Task):
         known = None if given is None else ragged([places[window] for window in order], 0)
         note = f"{len(inputs):,} windows of {len(rows):,} contexts" if len(inputs) > len(rows) else ""
         return Examples([inputs[window] for window in order], padding, known, note=note, head=SpanLogits())
-
-    def held_out(
-        self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
-    ) -> Examples:
-        """Every row."""
-        return self.encode(rows, processor, labels, max_length)
 
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy of the first and the last token."""

@@ -230,11 +230,14 @@ class Task(Protocol):
     def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
         """Turn rows (columns named as in `columns`; label columns optional) into inputs. Raises `DataError`."""
 
-    @abstractmethod
     def held_out(
         self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
     ) -> Examples:
-        """The inputs that a model is judged by. Raises `DataError` for rows that leave nothing to judge by."""
+        """The inputs that a model is judged by: every row, unless a task has more to say.
+
+        Raises `DataError` for rows that leave nothing to judge by.
+        """
+        return self.encode(rows, processor, labels, max_length)
 
     @abstractmethod
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:

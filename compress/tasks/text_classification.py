@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,15 +10,12 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.data.columns import Column
 from compress.data.slices import Slice
 from compress.tasks.capability import ANSWERS_AT_ONCE, HAS_CLASSES, READS_ROWS, TAKES_TEXT
-from compress.tasks.task import Examples, Kept, Task
+from compress.tasks.classification import Classification
+from compress.tasks.task import Examples
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
-    import torch
 
-    from compress.measurement import Measurement
-    from compress.tasks.evaluation import Evaluation
 
 _STARTER: dict[str, Any] = {
     "name": "my-classifier",
@@ -43,7 +40,7 @@ _STARTER: dict[str, Any] = {
 }
 
 
-class TextClassification(Task):
+class TextClassification(Classification):
     """Hugging Face `text-classification`."""
 
     name = "text-classification"
@@ -74,42 +71,6 @@ class TextClassification(Task):
         if labels is not None and "label" in rows.column_names:
             ids = label_ids(rows["label"].to_pylist(), labels)
         return Examples(inputs, padding, ids)
-
-    def held_out(
-        self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
-    ) -> Examples:
-        """Every row."""
-        return self.encode(rows, processor, labels, max_length)
-
-    def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy over the rows that have a label; a label of -100 marks a row without."""
-        from compress.tasks.classes import cross_entropy
-
-        return cross_entropy(outputs.logits.float(), labels)
-
-    def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
-        """The logits, [batch, classes]. Raises `DataError` for examples without labels."""
-        from compress.tasks.classes import keep_logits
-
-        return keep_logits(outputs, examples)
-
-    def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
-        """Accuracy with its Wilson interval, macro F1, calibration error and Brier score."""
-        from compress.tasks.classes import class_rows
-
-        return class_rows(kept, labels, model, target)
-
-    def probabilities(self, kept: Kept) -> np.ndarray:
-        """Softmax of logits [n, classes]. Raises `ModelError` where they are not finite."""
-        from compress.tasks.classes import class_probabilities
-
-        return class_probabilities(kept)
-
-    def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
-        """On how many examples both choose the same class."""
-        from compress.tasks.classes import same_class
-
-        return same_class(kept, reference, model, target)
 
 
 TASK = TextClassification()

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from compress.checkpoints.torch_model import TorchModel
     from compress.measurement import Measurement
-    from compress.tasks.evaluation import Evaluation
 
 _SCORES, _QUERIES, _RELEVANCE = "scores", "queries", "relevance"
 _AT = 10
@@ -137,12 +136,6 @@ class TextRanking(Task):
         queries = [known.setdefault(normalised(text), len(known)) for text in texts]
         relevance = [float(value) for value in rows["label"].to_pylist()]
         return Examples(inputs, padding, np.array([relevance, queries], np.float32).T, head=Relevance())
-
-    def held_out(
-        self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
-    ) -> Examples:
-        """Every row."""
-        return self.encode(rows, processor, labels, max_length)
 
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
         """Binary cross-entropy of the rows that have a relevance."""

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from compress.checkpoints.torch_model import TorchModel
     from compress.measurement import Measurement
-    from compress.tasks.evaluation import Evaluation
 
 _FOUND, _WANTED = "found", "wanted"
 
@@ -141,12 +140,6 @@ class TokenClassification(Task):
             lost += len(behind)
         note = f"{lost:,} words have no token, as in texts cut at {max_length}: nothing is found there" if lost else ""
         return Examples(inputs, padding, ragged(placed, IGNORED), note=note, head=head)
-
-    def held_out(
-        self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
-    ) -> Examples:
-        """Every row."""
-        return self.encode(rows, processor, labels, max_length)
 
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
         """Cross-entropy over the tokens that have a label."""

@@ -20,6 +20,7 @@ from compress.tasks.capability import (
     TAKES_TEXT,
 )
 from compress.tasks.image_feature_extraction import class_name
+from compress.tasks.joined import Joined
 from compress.tasks.task import Examples, Kept, Task
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ class ZeroShotImageClassification(Task):
         assert examples.sizes is not None and asked.sizes is not None, "by `_pairs`"
         return replace(
             examples,
-            inputs=_Joined(examples.inputs, asked.inputs),
+            inputs=_Chained(examples.inputs, asked.inputs),
             labels=np.concatenate([examples.labels, more]),
             sizes=np.concatenate([examples.sizes, asked.sizes]),
         )
@@ -285,26 +286,7 @@ def _first_captions(kept: Kept) -> np.ndarray:
     return found
 
 
-class _Paired(Sequence["Mapping[str, np.ndarray]"]):
-    """Texts and images as one input each, images made when they are asked for."""
-
-    def __init__(self, texts: Sequence[Mapping[str, np.ndarray]], images: Sequence[Mapping[str, np.ndarray]]) -> None:
-        self._texts, self._images = texts, images
-
-    def __len__(self) -> int:
-        return len(self._texts)
-
-    @overload
-    def __getitem__(self, index: int) -> Mapping[str, np.ndarray]: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Mapping[str, np.ndarray]]: ...
-    def __getitem__(self, index: int | slice) -> Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]]:
-        if isinstance(index, slice):
-            return _Paired(self._texts[index], self._images[index])
-        return {**self._texts[index], **self._images[index]}
-
-
-class _Joined(Sequence["Mapping[str, np.ndarray]"]):
+class _Chained(Sequence["Mapping[str, np.ndarray]"]):
     """Two lists, one behind the other."""
 
     def __init__(self, first: Sequence[Mapping[str, np.ndarray]], second: Sequence[Mapping[str, np.ndarray]]) -> None:
@@ -340,7 +322,7 @@ def _pairs(images: Sequence[Mapping[str, Any]], texts: Sequence[str], processor:
         inputs = [{name: np.array(encoded[name][row], np.int64) for name in padding} for row in range(len(texts))]
     axes = {**dict.fromkeys(padding, "text_batch_size"), PIXELS: "image_batch_size"}
     # Sizes are the images': batches of captions of like length would hold nothing to tell apart.
-    found = replace(pixels, inputs=_Paired(inputs, pixels.inputs), padding={**padding, PIXELS: None})
+    found = replace(pixels, inputs=Joined(inputs, pixels.inputs), padding={**padding, PIXELS: None})
     return replace(found, batches=axes, head=Towers(), beside=_SIMILARITIES)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.checkpoints.torch_model import TorchModel
-from compress.errors import DataError, ModelError
+from compress.errors import DataError
 from compress.tasks.images import encode_images
 from compress.tasks.joined import Joined
 from compress.tasks.task import Examples
@@ -25,34 +25,11 @@ def load_model(
     A missing head is drawn for ``labels`` from torch's generator. Raises `ModelError` for files that do not load and
     `DataError` for labels that a trained head lacks.
     """
-    import transformers
-
-    from compress.architectures.cut_model import is_cut, load_cut
-    from compress.checkpoints.checks import refuse_quantized
-    from compress.checkpoints.config_check import loading_failures
     from compress.checkpoints.processor import load_processor
-    from compress.tasks.classes import set_labels
+    from compress.tasks.loading import Origin, load_with_head
 
-    refuse_quantized(directory)
-    auto: Any = getattr(transformers, f"AutoModelFor{heads[0]}")
-    try:
-        processor = load_processor(directory)
-        config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
-        if labels is not None:
-            set_labels(config, labels, any(head in name for head in heads for name in config.architectures or ()))
-        if is_cut(config):
-            module = load_cut(auto, directory, config)
-        else:
-            module = auto.from_pretrained(
-                directory, config=config, trust_remote_code=trust_remote_code, use_safetensors=True
-            )
-    except loading_failures() as error:
-        raise ModelError(
-            f"The model cannot be loaded for {task}: {error}",
-            where=str(directory),
-            expected="an image model with a preprocessor_config.json, in Hugging Face layout",
-        ) from error
-    return TorchModel(module.float().eval(), processor)
+    expected = "an image model with a preprocessor_config.json, in Hugging Face layout"
+    return load_with_head(Origin(task, directory, load_processor, expected), heads, labels, trust_remote_code)
 
 
 def encode_places(

@@ -22,6 +22,7 @@ from compress.cli.recipes import recipes_app
 from compress.cli.report import report
 from compress.cli.run import check, run
 from compress.cli.samples import samples_app
+from compress.cli.search import search
 from compress.cli.targets import targets
 
 INTERRUPTED = 130
@@ -36,6 +37,7 @@ app = typer.Typer(
 for command in (
     run,
     check,
+    search,
     inspect,
     evaluate,
     bench,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from pydantic import Field, field_validator
 
-from compress.frozen import Frozen
+from compress.frozen import Frozen, FrozenAliased
 
 FILE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 _SAMPLE = re.compile(r"^sample:[a-z0-9-]+$")
@@ -26,6 +27,15 @@ def sample_split(value: str) -> tuple[str, str] | None:
     """`sample:NAME/SPLIT` as (`sample:NAME`, `SPLIT`); None for anything else."""
     sample, _, split = value.partition("/")
     return (sample, split) if is_sample(sample) and split else None
+
+
+class HoldOut(FrozenAliased):
+    """Rows that no stage reads: what chooses between models reads them, and the test split judges the choice."""
+
+    rows: int = Field(ge=1, description="how many rows are held out; what is equal to one of them goes with it")
+    source: str = Field("train", alias="from", description="the split that has them until then")
+    split: str = Field("select", min_length=1, description="the name of the split that they become")
+    seed: int = Field(0, ge=0, description="of the draw")
 
 
 class DataConfig(Frozen):
@@ -54,7 +64,17 @@ class DataConfig(Frozen):
         False,
         description="leave out train and validation rows that also stand in test, instead of refusing them",
     )
+    hold_out: tuple[HoldOut, ...] = Field(
+        (),
+        description="rows of a split that become one of their own, seen by no stage: {rows: 1500, from: train}; "
+        "`compress search` chooses by those of `select`",
+    )
     max_length: int = Field(128, ge=4, description="tokens an example is cut to")
+
+    @field_validator("hold_out", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return () if value is None else (value,) if isinstance(value, dict | HoldOut) else value
 
     @field_validator("without_labels")
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,9 @@ import numpy as np
 from compress.data.columns import Column, are_label_ids, check_extra, check_labels, check_mapping, choose, sorted_labels
 from compress.data.config import DataConfig, is_sample
 from compress.data.files import Rows
-from compress.data.media import identities, shown
+from compress.data.hold_out import hold_out
+from compress.data.media import identities
+from compress.data.rows import keys, overlap_error, overlapping, without
 from compress.data.source import locate_split, locate_unlabeled, read
 from compress.errors import DataError
 from compress.progress import Progress
@@ -111,15 +113,19 @@ def load_dataset(
         raise DataError("The task has no labels.", where="data.labels", mend="remove them from the recipe")
     inputs = [column.name for column in columns if column.is_input]
     held_out = set(keys(parts[TEST].table, inputs)) if TEST in parts else set()
-    tables, beside = {}, {}
+    tables: dict[str, pa.Table] = {}
+    beside: dict[str, Mapping[str, Sequence[Any]]] = {}
     for split, part in parts.items():
         rows = overlapping(part.table, inputs, held_out) if split != TEST else []
         tables[split] = _hold_out(config, split, part, rows, progress)
         beside[split] = _extra_values(part.rows, extra, rows)
+    for held in config.hold_out:
+        tables, beside = hold_out(held, tables, beside, inputs)
     if label and "train" in tables and "train" not in config.without_labels:
         _check_classes(_distinct(tables["train"], label), "train", label.fewest)
     unlabeled = _read_unlabeled(config, columns, folder, progress)
     if unlabeled is not None:
+        held_out = set(keys(tables[TEST], inputs)) if TEST in tables else set()
         rows = overlapping(unlabeled, inputs, held_out)
         unlabeled = without(unlabeled, rows)
         if rows:
@@ -255,46 +261,3 @@ def _add(total: hashlib._Hash, values: Sequence[str]) -> None:
     for value in values:
         encoded = value.encode()
         total.update(f"{len(encoded)}\n".encode() + encoded)
-
-
-Key = tuple[str, ...]
-_SHOWN = 3
-
-
-def keys(table: pa.Table, columns: Sequence[str]) -> list[Key]:
-    """What each row is to a model: texts, whatever their case and spacing, and files' contents; labels don't count."""
-    values = [[normalised(value) for value in identities(table[name])] for name in columns]
-    return list(zip(*values, strict=True))
-
-
-def overlapping(table: pa.Table, columns: Sequence[str], held_out: set[Key]) -> list[int]:
-    """Rows of ``table`` whose inputs stand in ``held_out``."""
-    return [index for index, key in enumerate(keys(table, columns)) if key in held_out]
-
-
-def without(table: pa.Table, rows: Sequence[int]) -> pa.Table:
-    """``table`` less ``rows``."""
-    import numpy as np
-
-    kept = np.ones(len(table), dtype=bool)
-    kept[list(rows)] = False
-    return table.take(np.flatnonzero(kept))
-
-
-def overlap_error(split: str, table: pa.Table, rows: Sequence[int], place: Callable[[int], str]) -> DataError:
-    """The error for ``rows`` of ``split`` that also stand in the test split."""
-    values = shown(table[table.column_names[0]].take(rows[:_SHOWN]))
-    found = [f"{place(index)}: {value:.60}" for index, value in zip(rows[:_SHOWN], values, strict=True)]
-    more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
-    return DataError(
-        f"{len(rows)} of {len(table)} rows of the split {split!r} also stand in the test split, "
-        "so the test would not be held out.",
-        where="; ".join(found) + more,
-        expected="texts of the test split in no other split, whatever their case and spacing",
-        mend=f"`data.drop_overlap: true` leaves them out of {split}",
-    )
-
-
-def normalised(text: str) -> str:
-    """``text`` casefolded, with every run of white space as one space."""
-    return " ".join(text.casefold().split())

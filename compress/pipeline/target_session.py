@@ -248,7 +248,7 @@ class TargetSession:
                 "kind": "benchmark",
                 "version": TIMING_VERSION,
                 "artifacts": self.digests,
-                "data": road.data.digest(SPLIT),
+                "data": road.data.digest(self.split),
                 "target": self._told(),
                 "runtime": get_runtime(self.target.runtime).build(),
                 "settings": self.benchmark.model_dump(),

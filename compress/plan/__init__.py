@@ -31,7 +31,7 @@ from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape
 from compress.stage.stage import Stage, StageRecord
 from compress.targets import Profile, limit_words
 
-__all__ = ["History", "Plan", "make_plan", "render_plan", "timings_of"]
+__all__ = ["History", "Plan", "make_plan", "plan_context", "render_plan", "timings_of"]
 
 UNPACKED = 2
 """A fetched sample takes its download and about as much again for its files."""
@@ -122,7 +122,7 @@ def _stage_plans(
     problems: list[CompressError],
     history: History,
 ) -> list[StagePlan]:
-    context = _plan_context(recipe, sources, start)
+    context = plan_context(recipe, sources, start)
     plans: list[StagePlan] = []
     shape = start
     for stage, label in zip(recipe.stages, recipe.labels(), strict=True):
@@ -204,7 +204,8 @@ def timings_of(plan: Plan, ran: Sequence[StageRecord], seconds: float) -> list[T
     return found
 
 
-def _plan_context(recipe: Recipe, sources: Sources, start: Shape | None) -> PlanContext:
+def plan_context(recipe: Recipe, sources: Sources, start: Shape | None) -> PlanContext:
+    """What stages may know when they predict their costs, by what of the recipe is here."""
     texts = sources.texts
     return PlanContext(
         max_length=recipe.data.max_length,

@@ -13,6 +13,7 @@ from compress.formats.targets import PROFILES
 from compress.frozen import Frozen
 from compress.recipe.chosen_target import ChosenTarget, ProcessorClass, from_entry, profile_of
 from compress.recipe.policy import CannotTell, Policy
+from compress.recipe.search import Search
 from compress.stage.stage import Stage, references
 from compress.stages import AnyStage
 from compress.targets import Profile, sum_in_32_bits
@@ -147,6 +148,7 @@ class Recipe(Frozen):
     )
     limits: tuple[Limit, ...] = Field((), description="bounds that the final model must keep")
     verdicts: Verdicts = Field(Verdicts(), description="what limits do that are nearly kept")
+    search: Search | None = Field(None, description="what `compress search` varies; a run takes no notice of it")
     gate: Policy | None = Field(
         None, description="what counts as a regression against a baseline; left out: the defaults of `compress gate`"
     )

@@ -25,7 +25,7 @@ from compress.recipe_source.document import (
     describe,
     read_document,
 )
-from compress.recipe_source.overrides import apply_override, single_keys
+from compress.recipe_source.overrides import apply_override, drop_stages, single_keys
 from compress.recipe_source.schema import recipe_schema
 from compress.recipe_source.targets import read_targets
 from compress.recipe_source.translate import salvage, validate
@@ -34,7 +34,7 @@ from compress.tasks.capability import TAKES_ARRAYS
 from compress.tasks.registry import TASK_NAMES, TASKS, tasks_with, told_task
 from compress.tasks.task import Task
 
-__all__ = ["dump_recipe", "read_recipe", "recipe_schema"]
+__all__ = ["dump_recipe", "read_recipe", "recipe_of", "recipe_schema"]
 
 _Header = create_model("_Header", __base__=Recipe, stages=(Any, ()), targets=(Any, ()))
 
@@ -45,20 +45,28 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     A task that is left out is the one that the model's config tells. Raises `RecipeError` with every problem of the
     file: syntax, fields, and what must hold between them.
     """
-    document = read_document(path)
+    return recipe_of(read_document(path), path.parent, overrides)
+
+
+def recipe_of(document: Document, folder: Path, overrides: Sequence[str] = (), without: Sequence[str] = ()) -> Recipe:
+    """The recipe of a document that lies in ``folder``; afterwards the stages labelled ``without`` are left out.
+
+    The document is changed. Raises as `read_recipe`.
+    """
     single_keys(document)
     for option in overrides:
         apply_override(document, option)
-    told = tell_task(document, path.parent)
+    drop_stages(document, without)
+    told = tell_task(document, folder)
     tell_data(document)
     _check_known_names(document)
     header = validate(_Header, {**document.values, "stages": [], "targets": []}, document, ())
     parts = _stage_parts(document)
     targets: tuple[str | ChosenTarget, ...] = Recipe.model_fields["targets"].default
     if "targets" in document.values:
-        targets = read_targets(document, path.parent, [part.kind if part else "" for part in parts])
-    kinds = _kinds(document, path.parent)
-    check_parts(document, parts, targets, kinds, _starts_as(document, path.parent))
+        targets = read_targets(document, folder, [part.kind if part else "" for part in parts])
+    kinds = _kinds(document, folder)
+    check_parts(document, parts, targets, kinds, _starts_as(document, folder))
     if document.problems:
         raise document.refusal()
     assert header is not None

@@ -232,15 +232,20 @@ def _check_splits(document: Document, parts: list[Part]) -> None:
     splits = _value(document, ("data", "splits"), DataConfig().splits) if isinstance(data, dict) else None
     if splits is None:
         return
-    listed = ", ".join(splits) or "none"
+    told = _value(document, ("data", "hold_out"), [], broken=[])
+    held = [
+        each.get("split", "select") for each in (told if isinstance(told, list) else [told]) if isinstance(each, dict)
+    ]
+    known = [*splits, *held]
+    listed = ", ".join(known) or "none"
     path = ("data", "splits") if "splits" in data else ("data",)
-    if "test" not in splits:
+    if "test" not in known:
         document.problem(path, f"the splits {listed}", "a split `test`, on which the result is measured")
     for split in dict.fromkeys(
         split for part in parts if part.whole and part.stage for split in part.stage.needs().splits
     ):
         users = [part.kind for part in parts if part.whole and part.stage and split in part.stage.needs().splits]
-        if split not in splits:
+        if split not in known:
             document.problem(path, f"the splits {listed}", f"a split {split!r}, which {_and(users)} reads")
     bare = _value(document, ("data", "without_labels"), [], broken=[])
     for part in parts:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from compress.errors import nearest_name
+from compress.recipe.recipe import stage_labels
 from compress.recipe_source.document import Document, FieldPath, describe, dotted, parse_into
 from compress.stages import STAGES
 
@@ -46,6 +48,24 @@ def apply_override(document: Document, option: str) -> None:
     if not given.problems:
         _replace(document, given, tokens)
     document.problems += given.problems
+
+
+def drop_stages(document: Document, labels: Sequence[str]) -> None:
+    """Leave out the stages of those labels. Notes a problem for a label that no stage has."""
+    stages = document.values.get("stages")
+    if not labels or not isinstance(stages, list):
+        return
+    kinds = [next(iter(item), "") if isinstance(item, dict) else "" for item in stages]
+    own = stage_labels(kinds)
+    for label in labels:
+        if label not in own:
+            document.problem(("stages",), f"no stage {label!r}", f"one of {', '.join(own)}", nearest_name(label, own))
+    kept = [index for index, label in enumerate(own) if label not in labels]
+    document.values["stages"] = [stages[index] for index in kept]
+    moved = {("stages", old): ("stages", new) for new, old in enumerate(kept)}
+    lines = {path: line for path, line in document.lines.items() if path[:1] != ("stages",) or len(path) == 1}
+    lines |= {(*moved[path[:2]], *path[2:]): line for path, line in document.lines.items() if path[:2] in moved}
+    document.lines = lines
 
 
 def _replace(document: Document, given: Document, tokens: list[str]) -> None:

@@ -190,8 +190,10 @@ def limit_text(limit: Limit, unit: str = "") -> str:
             return f"{sign} {bound:,.6g} {metric.unit}".rstrip()
 
 
-def paired_ratio_interval(above: Measurement, below: Measurement) -> tuple[float, float] | None:
-    """95% interval of the ratio of two values measured on the same examples, or None if they were not.
+def paired_ratio_interval(
+    above: Measurement, below: Measurement, confidence: float = 0.95
+) -> tuple[float, float] | None:
+    """Interval, of 95% unless said otherwise, of the ratio of two values measured on the same examples, or None if they were not.
 
     Of proportions both must keep one outcome of 0 or 1 for each example, whose mean is their value, and of counts one
     count for each, whose sum it is. With
@@ -213,9 +215,9 @@ def paired_ratio_interval(above: Measurement, below: Measurement) -> tuple[float
     if not whole:
         return None
     if exponential:
-        low, high = t_interval([yi - xi for yi, xi in zip(y, x, strict=True)])
+        low, high = t_interval([yi - xi for yi, xi in zip(y, x, strict=True)], confidence)
         return math.exp(low), math.exp(high)
     ratio, mean, n = fmean(y) / fmean(x), fmean(x), len(x)
     spread = sum((yi - ratio * xi) ** 2 for yi, xi in zip(y, x, strict=True))
-    half = NormalDist().inv_cdf(0.975) * math.sqrt(spread / (n * (n - 1))) / mean
+    half = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(spread / (n * (n - 1))) / mean
     return ratio - half, ratio + half

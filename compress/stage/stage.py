@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from compress.tasks.task import Examples, Task
 
 
+SEARCH = "search"
+"""What of a field's metadata says which of its values a search should try."""
 Cell = str | int | float
 """A word, a count, or a measured number."""
 
@@ -280,6 +282,19 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
 
     def check_model(self, start: Path) -> None:
         """Raise a `CompressError` for a starting model, in a folder, that the stage cannot be applied to."""
+
+    def worth_searching(self, before: Shape | None) -> dict[str, tuple[Any, ...]]:
+        """Fields that a search should vary, and the values it should try, for an input of a shape.
+
+        A field says them itself, as `search` in its metadata (`json_schema_extra`); the recipe's own value is tried too.
+        """
+        told = {name: field.json_schema_extra for name, field in type(self).model_fields.items()}
+        extras = {name: extra for name, extra in told.items() if isinstance(extra, dict) and SEARCH in extra}
+        return {name: tuple(extra[SEARCH]) for name, extra in extras.items()}  # type: ignore[arg-type]
+
+    def shortened(self, share: float) -> Self:
+        """The stage with a share of its training, for a search that looks early; itself where it does not train."""
+        return self
 
     def promise(self) -> Promise:
         """What the integrity check may hold the output to."""

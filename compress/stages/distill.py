@@ -86,6 +86,14 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
             return before.with_layers(len(student.layers))
         return reconfigured(before, student.config or {})
 
+    def worth_searching(self, before: Shape | None) -> dict[str, tuple[Any, ...]]:
+        """Also all of the input's layers, half and a third of them, evenly spread, where the student keeps layers."""
+        found = super().worth_searching(before)
+        if self.student is None or self.student.layers is None or before is None or before.layers < 2:
+            return found
+        counts = dict.fromkeys(max(before.layers // part, 1) for part in (1, 2, 3))
+        return {**found, "student.layers": tuple(spread_layers(before.layers, count) for count in counts)}
+
     def check_model(self, start: Path) -> None:
         """Raises `StageError` for an architecture whose config cannot say which layers are left."""
         if self.student is not None and self.student.layers is not None:
@@ -105,6 +113,11 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
 
 _SIZES = {"hidden_size": "hidden", "intermediate_size": "intermediate", "num_hidden_layers": "layers"}
 _SIZELESS = re.compile(r"dropout|hidden_act|initializer|num_attention_heads|label|eps|pad_token_id")
+
+
+def spread_layers(layers: int, count: int) -> list[int]:
+    """``count`` of so many layers, evenly spread, the last among them: 6 and 3 give 1, 3, 5."""
+    return [(place + 1) * layers // count - 1 for place in range(count)]
 
 
 def reconfigured(shape: Shape, changes: Mapping[str, Any]) -> Shape | None:

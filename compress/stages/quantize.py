@@ -11,7 +11,7 @@ from compress.errors import StageError
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.model import QUANTIZED_GRAPH, OnnxModel, Part, all_graphs, quantized_name
 from compress.stage.prediction import PlanContext, Prediction, Shape, predicted
-from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.stage.stage import SEARCH, Context, Needs, Promise, Stage
 from compress.tasks.capability import TAKES_ARRAYS, Capabilities
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
     embedding_bits: Literal[4, 8, 32] = Field(
         8,
         description="bits of the embedding tables; 32 leaves them alone. Positions, which are read in order, have 8",
+        json_schema_extra={SEARCH: [8, 4]},
     )
     embedding_block_size: Literal[16, 32, 64, 128] | None = Field(
         None,

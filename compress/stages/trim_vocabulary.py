@@ -9,7 +9,7 @@ from pydantic import Field
 
 from compress.checkpoints.torch_model import TorchModel
 from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape, predicted
-from compress.stage.stage import Context, Needs, Stage
+from compress.stage.stage import SEARCH, Context, Needs, Stage
 from compress.tasks.capability import GENERATES, HAS_TWO_TOWERS, NAMES_TOKENS, TAKES_TEXT
 
 
@@ -24,11 +24,17 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
     requires = frozenset({TAKES_TEXT})
     excludes = frozenset({GENERATES, NAMES_TOKENS, HAS_TWO_TOWERS})
     kind: Literal["trim_vocabulary"] = "trim_vocabulary"
-    min_count: int = Field(1, ge=1, description="occurrences in training text that keep a token")
+    min_count: int = Field(
+        1,
+        ge=1,
+        description="occurrences in training text that keep a token",
+        json_schema_extra={SEARCH: [1, 2, 3, 5]},
+    )
     use_unlabeled: bool = Field(False, description="count the recipe's unlabeled text too")
     characters: Literal["all", "seen"] = Field(
         "all",
         description="single characters kept for unseen text; `seen`: those of the training text, and ASCII",
+        json_schema_extra={SEARCH: ["all", "seen"]},
     )
     trim_positions: bool = Field(True, description="cut learned position embeddings to the recipe's max_length")
 

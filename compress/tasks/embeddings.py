@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compress.data.dataset import normalised
+from compress.data.rows import normalised
 from compress.errors import ModelError
 from compress.measurement import Measurement
 from compress.numerics.embeddings import (

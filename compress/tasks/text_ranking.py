@@ -124,7 +124,7 @@ class TextRanking(Task):
         """Tokenize both as one input, the longer one cut first; ``labels`` [n, 2] are relevance and query."""
         import numpy as np
 
-        from compress.data.dataset import normalised
+        from compress.data.rows import normalised
         from compress.tasks.tokens import text_inputs
 
         texts, pairs = rows["text"].to_pylist(), rows["pair"].to_pylist()

@@ -8,7 +8,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from compress.frozen import Frozen
 from compress.numerics.sparse_pattern import Pattern
-from compress.stage.stage import Needs
+from compress.stage.stage import SEARCH, Needs
 from compress.targets import find_processor
 from compress.tasks.capability import BY_PLACE, TAKES_IMAGES, Capabilities
 
@@ -64,6 +64,10 @@ class Training(Frozen):
         """What recipes didn't have from the start is left out unless it is set, so that keys of caches stay."""
         return {name: value for name, value in serialize(self).items() if name not in _LATER or value}
 
+    def shortened(self, share: float) -> Self:
+        """The same with as large a share of its epochs."""
+        return self.model_copy(update={"epochs": self.epochs * share})
+
     def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
         """`augment`, where inputs are no images, or answers are places in them."""
         varied = TAKES_IMAGES in task and BY_PLACE not in task
@@ -94,6 +98,10 @@ class Recovery(Frozen):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="`auto` takes bf16 autocast where the processor has bf16 arithmetic"
     )
+
+    def shortened(self, share: float) -> Self:
+        """The same with as large a share of its steps."""
+        return self.model_copy(update={"steps": max(1, round(self.steps * share))})
 
     def refers_to(self) -> tuple[str, ...]:
         """The teacher's label."""
@@ -155,6 +163,9 @@ class Distillation(Training):
     student: Student | None = Field(None, description="what is trained; default: the input")
     method: Literal["logits", "distilbert", "tinybert", "minilm"] = Field(
         "logits", description="the loss on representations, beside the one on the answers: logits, or embeddings"
+    )
+    learning_rate: float = Field(
+        5e-5, gt=0, le=1, description="peak learning rate", json_schema_extra={SEARCH: [1e-4, 3e-4]}
     )
     temperature: float = Field(2.0, gt=0, description="softens both sides of the loss on logits")
     logits_weight: float = Field(1.0, ge=0, description="weight of the loss on logits or embeddings")
@@ -226,8 +237,20 @@ class Pruning(Training):
     )
     schedule: Literal["one-shot", "cubic"] = Field("one-shot", description="unstructured: at once or while training")
     scope: Literal["layer", "global"] = Field("layer", description="unstructured: where magnitudes are ranked")
-    heads: float = Field(0.0, ge=0, lt=1, description="structured: share of attention heads to remove in each layer")
-    feed_forward: float = Field(0.0, ge=0, lt=1, description="structured: share of feed-forward neurons to remove")
+    heads: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="structured: share of attention heads to remove in each layer",
+        json_schema_extra={SEARCH: [0.0, 0.25, 0.5, 0.75]},
+    )
+    feed_forward: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="structured: share of feed-forward neurons to remove",
+        json_schema_extra={SEARCH: [0.0, 0.25, 0.5, 0.75, 0.875]},
+    )
     layers: int = Field(0, ge=0, description="structured: number of whole layers to remove")
     channels: float = Field(0.0, ge=0, lt=1, description="structured: share of channels to remove in each layer")
     flops: float | None = Field(
@@ -235,6 +258,7 @@ class Pruning(Training):
         gt=0,
         lt=1,
         description="structured: share of all FLOPs to remove, by the channels that matter least for it",
+        json_schema_extra={SEARCH: [0.3, 0.5, 0.7]},
     )
     parameters: float | None = Field(
         None, gt=0, lt=1, description="structured: share of all parameters to remove, by channels likewise"
@@ -291,6 +315,10 @@ class Pruning(Training):
     def retrains(self) -> bool:
         """Whether the other weights are trained while some become zero."""
         return self.zeros is not None and self.schedule == "cubic"
+
+    def shortened(self, share: float) -> Self:
+        """The same, unless weights are trained while some become zero: then with as large a share of the epochs."""
+        return super().shortened(share) if self.retrains else self
 
     @property
     def reads_examples(self) -> bool:

@@ -1,0 +1,74 @@
+"""What a recipe leaves to `compress search`: which fields, between which values, for what, in what time."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from compress.data.config import HoldOut
+from compress.frozen import Frozen
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+_TIME = re.compile(r"(\d+(?:\.\d+)?)\s*([smh])")
+BUDGET = re.compile(r"\s*(?:\d+(?:\.\d+)?\s*[smh]\s*)+")
+
+
+def seconds_of(text: str) -> float:
+    """`90s`, `60m`, `1h30m` in seconds. Raises `ValueError` for anything else."""
+    if not BUDGET.fullmatch(text):
+        raise ValueError("a time such as 90s, 60m or 1h30m")
+    return sum(float(count) * _UNITS[unit] for count, unit in _TIME.findall(text))
+
+
+class Search(Frozen):
+    """What is searched. Limits are the recipe's own, and the recipe as it stands is the first trial."""
+
+    minimize: tuple[str, ...] = Field(
+        ("size_bytes",),
+        min_length=1,
+        max_length=2,
+        description="a metric, or two whose front is looked for: what is to be as small as the limits let it be",
+    )
+    budget: str = Field("60m", description="time for all trials and the session at the end: 90s, 60m, 1h30m")
+    trials: int | None = Field(None, ge=1, description="how many recipes are tried at most")
+    select: HoldOut = Field(
+        HoldOut(rows=1500), description="rows held out of training that the choice is made by: {from: train, rows: N}"
+    )
+    choices: dict[str, tuple[Any, ...]] = Field(
+        {}, description="fields, named as `--set` names them, and the values that may be tried beside the recipe's own"
+    )
+    optional: tuple[str, ...] = Field((), description="labels of stages that may be left out")
+    target: str | None = Field(None, description="where trials are measured; left out: the recipe's first target")
+    confidence: float = Field(
+        0.9, gt=0.5, lt=1, description="how sure it has to be that a recipe keeps a limit on quality"
+    )
+    rungs: tuple[float, ...] = Field(
+        (1 / 9, 1 / 3),
+        description="shares of the training after which a recipe may be given up; (): each is trained in full",
+    )
+    seeds: int = Field(2, ge=0, le=9, description="further seeds that the winner is trained with at the end")
+
+    @field_validator("minimize", mode="before")
+    @classmethod
+    def _one_or_two(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+    @field_validator("budget")
+    @classmethod
+    def _is_a_time(cls, value: str) -> str:
+        seconds_of(value)
+        return value
+
+    @field_validator("rungs")
+    @classmethod
+    def _rising_shares(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 < share < 1 for share in value) or list(value) != sorted(set(value)):
+            raise ValueError("rising shares between 0 and 1")
+        return value
+
+    @property
+    def seconds(self) -> float:
+        """The budget."""
+        return seconds_of(self.budget)

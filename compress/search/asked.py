@@ -1,0 +1,231 @@
+"""What a user asked for on the command line, as the document of a recipe with a `search:` block."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compress.data.config import is_file_name, is_sample
+from compress.data.source import find, read
+from compress.errors import InputError, did_you_mean
+from compress.plan import plan_context
+from compress.plan.sources import Sources
+from compress.recipe.search import seconds_of
+from compress.recipe_source import recipe_of
+from compress.recipe_source.document import Document, read_document
+from compress.recipe_source.overrides import apply_override
+from compress.stage.prediction import Shape
+from compress.tasks.registry import TASK_NAMES, TASKS
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmMgG]?)[bB]")
+_FACTORS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}
+_LATENCY = re.compile(r"(\d+(?:\.\d+)?)\s*(us|ms|s)")
+_IN_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+_SPLITS = ("train", "validation", "test")
+_SHARES = {"test": (0.2, 2000), "validation": (0.05, 500), "select": (0.2, 1500)}
+"""Of the rows of a single file: the share that is held out, and the most."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options of the command, as they were given."""
+
+    model: str | None = None
+    data: str | None = None
+    task: str | None = None
+    keep: float | None = None
+    max_size: str | None = None
+    max_latency: str | None = None
+    minimize: tuple[str, ...] = ()
+    target: str = "cpu"
+    budget: str | None = None
+    trials: int | None = None
+
+
+def document_of(recipe: Path | None, asked: Asked, overrides: Sequence[str] = ()) -> tuple[Document, Path]:
+    """The document to search, and the folder that its paths count from.
+
+    A recipe's own, with the options in place of its fields; or, of a model and data, the task's starter with what its
+    stages say is worth searching. Raises `InputError`, `RecipeError`.
+    """
+    if (recipe is None) == (asked.model is None):
+        raise InputError(
+            "Nothing says what to search." if recipe is None else "Both a recipe and a model are given.",
+            expected="a recipe with a `search:` block, or --model with --data",
+            mend="compress search RECIPE, or compress search --model M --data D --keep 0.985",
+        )
+    if recipe is not None:
+        document, folder = read_document(recipe), recipe.parent
+    else:
+        document, folder = _begun(asked), Path()
+    for option in overrides:
+        apply_override(document, option)
+    _put_limits(document, asked)
+    block = document.values.setdefault("search", {}) if recipe is None else document.values.get("search")
+    if isinstance(block, dict):
+        block |= {name: value for name, value in _block(asked).items() if value is not None}
+    if recipe is None:
+        _put_choices(document, folder)
+    return document, folder
+
+
+def _begun(asked: Asked) -> Document:
+    """The starter of the task, for the model and the data."""
+    if asked.data is None:
+        raise InputError("--model needs --data, which the model is trained on and judged by.", expected="--data D")
+    if asked.task is not None and asked.task not in TASK_NAMES:
+        raise InputError(
+            f"There is no task {asked.task!r}.{did_you_mean(asked.task, TASK_NAMES)}",
+            expected=f"one of {', '.join(TASK_NAMES)}",
+        )
+    task = asked.task or _told_task(asked.model or "")
+    values = deepcopy(dict(TASKS[task].starter))
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", (asked.model or "").removeprefix("sample:").rstrip("/").split("/")[-1])
+    values |= {
+        "name": f"{name.strip('-.') or 'model'}-search",
+        "description": f"what `compress search` found for {asked.model}",
+        "task": task,
+        "model": asked.model,
+        "data": _data(asked.data, values.get("data", {})),
+        "targets": [asked.target],
+    }
+    document = Document("the options given")
+    document.values = values
+    return document
+
+
+def _told_task(model: str) -> str:
+    from compress.checkpoints.json_file import read_json
+    from compress.checkpoints.processor import has_preprocessor
+    from compress.sources.source import already_here
+    from compress.tasks.registry import told_task
+
+    folder = already_here(model)
+    told = None
+    if folder is not None and (folder / "config.json").is_file():
+        told = told_task(read_json(folder / "config.json"), has_preprocessor(folder))
+    if told is None or not TASKS[told].starter:
+        raise InputError(
+            f"The model {model!r} doesn't say what it is for.",
+            expected=f"--task, one of {', '.join(name for name in TASK_NAMES if TASKS[name].starter)}",
+        )
+    return told
+
+
+def _data(reference: str, starter: Mapping[str, Any]) -> dict[str, Any]:
+    """The data block. Rows of a single file are divided: some train, and some are held out to stop by and to judge."""
+    columns = {name: value for name, value in (starter.get("columns") or {}).items() if name != value}
+    more = {"columns": columns} if columns else {}
+    if is_sample(reference) or not (is_file_name(reference) or find(reference, Path())):
+        return {"source": reference, "hold_out": [_held("select", 1500)]}
+    place = find(reference, Path())
+    if place is None:
+        raise InputError(f"{reference} does not exist.", where="--data", expected="a file or a folder")
+    if place.is_file():
+        count = len(next(iter(read(place, set()).columns.values()), ()))
+        sizes = {split: min(int(share * count), most) for split, (share, most) in _SHARES.items()}
+        if min(sizes.values()) < 2:
+            raise InputError(
+                f"{reference} has {count} rows, too few to train, to choose and to judge by.",
+                where="--data",
+                expected="some hundred rows, or a folder with one file a split",
+            )
+        return {
+            "splits": {"train": str(place.resolve())},
+            "hold_out": [_held(split, rows) for split, rows in sizes.items()],
+            **more,
+        }
+    splits = {
+        split: found.name
+        for split in _SPLITS
+        if (found := next((each for each in sorted(place.glob(f"{split}*")) if each.is_dir() or is_file_name(each.name)),
+                          None))
+    }  # fmt: skip
+    if "train" not in splits or "test" not in splits:
+        raise InputError(
+            f"{reference} has no {'train' if 'train' not in splits else 'test'}.",
+            where="--data",
+            expected="a file or folder for each of train, test and, if you have it, validation",
+        )
+    return {"source": str(place.resolve()), "splits": splits, "hold_out": [_held("select", 1500)], **more}
+
+
+def _held(split: str, rows: int) -> dict[str, Any]:
+    return {"rows": rows, "from": "train", "split": split}
+
+
+def _put_limits(document: Document, asked: Asked) -> None:
+    """Limits that are asked for, in place of those of the same metric."""
+    limits = list(document.values.get("limits") or [])
+    quality = next((limit["metric"] for limit in limits if isinstance(limit, dict) and "at_least" in limit), "accuracy")
+    wanted: list[dict[str, Any]] = []
+    if asked.keep is not None:
+        if not 0 < asked.keep <= 1.5:
+            raise InputError(f"{asked.keep:g} is no share of a quality.", where="--keep", expected="e.g. 0.985")
+        wanted.append({"metric": quality, "at_least": asked.keep, "of": "baseline"})
+    if asked.max_size is not None:
+        wanted.append({"metric": "size_bytes", "at_most": _bytes(asked.max_size)})
+    if asked.max_latency is not None:
+        wanted.append({"metric": "latency_ms", "at_most": _milliseconds(asked.max_latency)})
+    if not wanted:
+        return
+    names = {limit["metric"] for limit in wanted}
+    kept = [limit for limit in limits if not (isinstance(limit, dict) and limit.get("metric") in names)]
+    target = {"target": asked.target} if asked.target != "cpu" or asked.model is not None else {}
+    document.values["limits"] = [*kept, *({**limit, **target} for limit in wanted)]
+
+
+def _block(asked: Asked) -> dict[str, Any]:
+    if asked.budget is not None:
+        try:
+            seconds_of(asked.budget)
+        except ValueError as error:
+            raise InputError(f"{asked.budget!r} is no time.", where="--budget", expected=str(error)) from error
+    minimize: list[str] | None = list(asked.minimize) or None
+    if minimize is None and asked.model is not None:
+        minimize = ["latency_ms" if asked.max_latency is not None else "size_bytes"]
+    return {"minimize": minimize, "budget": asked.budget, "trials": asked.trials}
+
+
+def _put_choices(document: Document, folder: Path) -> None:
+    """What the stages behind the baseline say is worth searching, for shapes as they come by there."""
+    values = document.values
+    held = next(each for each in values["data"]["hold_out"] if each["split"] == "select")
+    values["search"]["select"] = {name: value for name, value in held.items() if name != "split"}
+    copy = deepcopy(document)
+    copy.values.pop("search")
+    recipe = recipe_of(copy, folder)
+    sources = Sources(recipe, folder)
+    start = sources.find_all()
+    context = plan_context(recipe, sources, start)
+    choices: dict[str, list[Any]] = {}
+    optional: list[str] = []
+    shape: Shape | None = start
+    labels = recipe.labels()
+    first = labels.index(recipe.baseline) + 1 if recipe.baseline in labels else 0
+    for index, (stage, label) in enumerate(zip(recipe.stages, labels, strict=True)):
+        if index >= first:
+            worth = stage.worth_searching(shape)
+            choices |= {f"stages.{index}.{stage.kind}.{name}": list(tried) for name, tried in worth.items()}
+            if worth and stage.takes() is stage.gives():
+                optional.append(label)
+        shape = context.shapes[label] = stage.predict(shape, context).shape
+    values["search"] |= {"choices": choices, "optional": optional}
+
+
+def _bytes(text: str) -> float:
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise InputError(f"{text!r} is no size.", where="--max-size", expected="e.g. 5MB or 800kB")
+    return float(match[1]) * _FACTORS[match[2].lower()]
+
+
+def _milliseconds(text: str) -> float:
+    match = _LATENCY.fullmatch(text.strip())
+    if match is None:
+        raise InputError(f"{text!r} is no time.", where="--max-latency", expected="e.g. 0.4ms")
+    return float(match[1]) * _IN_MS[match[2]]

@@ -1,0 +1,99 @@
+"""The recipe that was found, as a file that people read: what differs from where the search began, and why."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from compress.metrics import describe_metric, format_value
+from compress.recipe.recipe import Recipe
+from compress.recipe_source import dump_recipe
+from compress.search.engine import Engine
+from compress.search.goal import named
+from compress.search.outcome import slack
+from compress.search.space import Knob, Point, Space, written
+
+
+def best_recipe(space: Space, engine: Engine, point: Point) -> str:
+    """YAML of the recipe at a point, runnable on its own, with a comment at each field that the search chose.
+
+    The rows that chose stay held out, so that a run finds everything in the cache and gives the same bytes.
+    """
+    recipe = space.recipe(point).model_copy(update={"search": None})
+    text = dump_recipe(recipe)
+    reasons = {knob.name: reason(space, engine, knob, point) for knob in space.knobs}
+    lines = text.splitlines()
+    for knob in space.knobs:
+        if not knob.is_stage:
+            _comment(lines, recipe, space, knob, reasons[knob.name], point)
+    left_out = [f"# {knob.name} is left out: {reasons[knob.name]}" for knob, at in zip(space.knobs, point, strict=True)
+                if knob.is_stage and at]  # fmt: skip
+    head = [
+        f"# Found by `compress search` among {space.size:,} recipes: {space.words(point)}.",
+        *figures(engine, point),
+        *left_out,
+    ]
+    return "\n".join([*head, *lines]) + "\n"
+
+
+def figures(engine: Engine, point: Point) -> list[str]:
+    """What the rows that chose say of it, as comments."""
+    outcome = engine.finished()[point]
+    said = []
+    for metric in engine.goal.minimize:
+        if metric in outcome.final:
+            said.append(f"# {describe_metric(metric).title}: {_figure(metric, outcome.final[metric])}")
+    for limit in engine.goal.limits:
+        room = slack(limit, outcome, engine.goal.confidence)
+        if room is not None:
+            said.append(f"# {named(limit)}: {room.value:+.2%} inside, surely {room.low:+.2%}, on the rows that choose")
+    return said
+
+
+def reason(space: Space, engine: Engine, knob: Knob, point: Point) -> str:
+    """Why a knob has its value: what recipes that differ in it alone came to, or that none was tried."""
+    index = space.knobs.index(knob)
+    own, tried = engine.finished()[point], []
+    for other, outcome in engine.finished().items():
+        alike = all(a == b for at, (a, b) in enumerate(zip(point, other, strict=True)) if at != index)
+        if other == point or not alike or other[index] == point[index]:
+            continue
+        value = knob.values[other[index]]
+        keeps = engine.goal.keeps(outcome)
+        figures = [
+            f"{describe_metric(metric).title.lower()} {outcome.final[metric] / own.final[metric]:.2f} times as much"
+            for metric in engine.goal.minimize
+            if own.final.get(metric) and metric in outcome.final
+        ]
+        tried.append(f"{written(value)} gives {', '.join(figures)}" + ("" if keeps else " and misses a limit"))
+    if tried:
+        return "; ".join(tried)
+    return "no recipe that differs in this alone was tried in full"
+
+
+def _comment(lines: list[str], recipe: Recipe, space: Space, knob: Knob, words: str, point: Point) -> None:
+    """Put a comment above a field of a stage, wherever the dump has it."""
+    if any(other.is_stage and at and other.stage == knob.stage for other, at in zip(space.knobs, point, strict=True)):
+        return
+    label, field = space.labels[knob.stage], knob.name.split(".")[-1]
+    kinds = _starts(lines, recipe)
+    start, end = kinds.get(label, (0, 0))
+    for at in range(start, end):
+        if re.match(rf"\s+(- )?{re.escape(field)}:", lines[at]):
+            indent = len(lines[at]) - len(lines[at].lstrip())
+            lines.insert(at, f"{' ' * indent}# {words}")
+            return
+
+
+def _starts(lines: list[str], recipe: Recipe) -> Mapping[str, tuple[int, int]]:
+    """Label -> the lines of that stage."""
+    begin = lines.index("stages:") + 1
+    heads = [at for at in range(begin, len(lines)) if lines[at].startswith("- ")]
+    last = next((at for at in range(begin, len(lines)) if re.match(r"[a-z_]+:", lines[at])), len(lines))
+    heads = [at for at in heads if at < last]
+    ends = [*heads[1:], last]
+    return dict(zip(recipe.labels(), zip(heads, ends, strict=True), strict=True))
+
+
+def _figure(metric: str, value: float) -> str:
+    return format_value(describe_metric(metric), value)

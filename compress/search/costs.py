@@ -1,0 +1,146 @@
+"""What is known of a recipe before it runs: how large its model will be, and what of its work nobody has done yet."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from compress.errors import CompressError, InputError
+from compress.plan import History, plan_context
+from compress.plan.sources import Sources
+from compress.search.outcome import Outcome
+from compress.search.space import Point, Space, shortened
+from compress.stage.prediction import Shape
+from compress.stage.stage import Stage
+
+_UNKNOWN_SECONDS = 5.0
+"""Of a stage that nobody can predict, before one like it has run."""
+PREDICTED = ("size_bytes", "parameters")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage as it is foreseen. ``key`` is what recipes share that do the same up to here."""
+
+    key: str
+    kind: str
+    seconds: float
+    disk: float | None
+    shape: Shape | None
+
+
+class Costs:
+    """Sizes and seconds by the stages' own predictions, corrected by what trials have shown.
+
+    Raises `InputError` with all problems of the recipe's sources.
+    """
+
+    def __init__(self, space: Space, artifacts: Path) -> None:
+        recipe = space.base
+        sources = Sources(recipe, space.folder)
+        start = sources.find_all()
+        if sources.problems:
+            listed = "\n".join(map(str, sources.problems))
+            raise InputError(f"The recipe cannot be searched:\n{listed}")
+        self.space, self.task = space, recipe.task
+        self._start = start
+        self._context = plan_context(recipe, sources, start)
+        self._history = History(artifacts)
+        self._steps: dict[tuple[Point, float], list[Step]] = {}
+        self._done: set[str] = set()
+        self._taken: dict[str, tuple[float, float]] = {}
+        self._beside: list[float] = []
+        self._ratios: dict[str, list[float]] = {}
+        self.errors: dict[str, list[float]] = {}
+        """Metric -> how far predictions were off, relative, of every model that came after the first."""
+
+    def steps(self, point: Point, share: float = 1.0) -> list[Step]:
+        """Every stage at a point. Raises `InputError` for values that don't fit."""
+        if (point, share) not in self._steps:
+            self._steps[point, share] = self._foreseen(point, share)
+        return self._steps[point, share]
+
+    def marginal_seconds(self, point: Point, share: float = 1.0) -> float:
+        """What is left to do for it: stages that no trial has done, and judging the result."""
+        left = sum(self._seconds(step) for step in self.steps(point, share) if step.key not in self._done)
+        return left + (sum(self._beside) / len(self._beside) if self._beside else _UNKNOWN_SECONDS)
+
+    def predicted(self, point: Point, metric: str) -> float | None:
+        """A figure of the final model; None where nothing foretells it."""
+        raw = self._raw(point, metric)
+        ratios = self._ratios.get(metric)
+        return None if raw is None or not ratios else raw * ratios[-1]
+
+    def family(self, point: Point) -> tuple[object, ...]:
+        """What recipes share that may be compared before they are trained in full: stages, and layers left."""
+        steps = self.steps(point)
+        last = steps[-1].shape
+        return (*(step.kind for step in steps), 0 if last is None else last.layers)
+
+    def tolerance(self, metric: str) -> float:
+        """How far a prediction may be off before nothing is decided by it."""
+        return max([0.02, *(1.5 * abs(error) for error in self.errors.get(metric, ()))])
+
+    def learn(self, point: Point, share: float, outcome: Outcome) -> None:
+        """Take note of what a trial took and weighed."""
+        if outcome.error is not None:
+            return
+        steps = self.steps(point, share)
+        for step, cost in zip(steps, outcome.stages, strict=False):
+            self._done.add(step.key)
+            if not cost.cached:
+                told, took = self._taken.get(step.kind, (0.0, 0.0))
+                self._taken[step.kind] = told + step.seconds, took + cost.seconds
+        ran = sum(cost.seconds for cost in outcome.stages if not cost.cached)
+        self._beside.append(max(outcome.seconds - ran, 0.0))
+        if share < 1:
+            return
+        for metric in PREDICTED:
+            actual, raw = outcome.final.get(metric), self._raw(point, metric)
+            if actual and raw:
+                told_before = self.predicted(point, metric)
+                if told_before is not None:
+                    self.errors.setdefault(metric, []).append(told_before / actual - 1)
+                self._ratios.setdefault(metric, []).append(actual / raw)
+
+    def _seconds(self, step: Step) -> float:
+        told, took = self._taken.get(step.kind, (0.0, 0.0))
+        return step.seconds * took / told if told else step.seconds
+
+    def _raw(self, point: Point, metric: str) -> float | None:
+        last = self.steps(point)[-1]
+        if metric == "size_bytes":
+            return last.disk
+        return None if last.shape is None else last.shape.parameters
+
+    def _foreseen(self, point: Point, share: float) -> list[Step]:
+        stages: Sequence[Stage[Any, Any]] = self.space.stages(point)
+        if share < 1:
+            stages = shortened(self.space.base.model_copy(update={"stages": tuple(stages)}), share)
+        context = replace(self._context, shapes={"start": self._start})
+        labels = self.space.base.model_copy(update={"stages": tuple(stages)}).labels()
+        shape, found, sofar = self._start, list[Step](), hashlib.sha256()
+        for stage, label in zip(stages, labels, strict=True):
+            sofar.update(json.dumps(stage.key_fields(), sort_keys=True).encode())
+            try:
+                told = stage.predict(shape, context)
+            except InputError:
+                raise
+            except CompressError as error:
+                raise InputError(str(error)) from error
+            shape = context.shapes[label] = told.shape
+            seconds = told.seconds.value
+            found.append(
+                Step(
+                    key=sofar.hexdigest(),
+                    kind=stage.kind,
+                    seconds=_UNKNOWN_SECONDS if seconds is None else seconds,
+                    disk=told.disk_bytes.value,
+                    shape=shape,
+                )
+            )
+        return found

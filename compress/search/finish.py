@@ -1,0 +1,146 @@
+"""The end of a search: one session on the test rows, which nothing was chosen by, over what was declared before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from compress.data.dataset import TEST
+from compress.frozen import Frozen
+from compress.measurement import Measurement
+from compress.pipeline.formats import measurable
+from compress.pipeline.target_session import TargetSession
+from compress.report.limits import check_limits
+from compress.report.schema import BASELINE, FINAL, LimitResult
+from compress.search.engine import Engine
+from compress.search.outcome import figures
+from compress.search.space import Point, Space
+from compress.search.trial import Trials, target_profile
+
+FRONT = 3
+WINNER, ORIGIN = "winner", "trial 0"
+
+
+class Judged(Frozen):
+    """One model of the last session. ``intervals`` are of so much confidence that all of them hold together at 95%."""
+
+    name: str
+    point: tuple[int, ...]
+    words: str
+    final: dict[str, float]
+    baseline: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    limits: tuple[LimitResult, ...]
+    folder: str
+
+    @property
+    def keeps(self) -> bool:
+        """Whether no limit was missed."""
+        return not any(limit.missed for limit in self.limits)
+
+
+class Seed(Frozen):
+    """The winner, trained again with another seed, baseline and all."""
+
+    seed: int
+    final: dict[str, float]
+    baseline: dict[str, float]
+    limits: tuple[LimitResult, ...]
+    error: str | None = None
+
+
+class Final(Frozen):
+    """What the test rows say."""
+
+    confidence: float
+    judged: tuple[Judged, ...]
+    seeds: tuple[Seed, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def winner(self) -> Judged:
+        """The first is the winner."""
+        return self.judged[0]
+
+
+def declared(engine: Engine) -> dict[str, Point]:
+    """The models of the last session by name: the winner, where the search began, and up to three more of the front."""
+    best = engine.best()
+    assert best is not None
+    chosen = {WINNER: best}
+    if best != engine.space.origin:
+        chosen[ORIGIN] = engine.space.origin
+    others = [point for point in engine.front() if point not in chosen.values()]
+    spread = others if len(others) <= FRONT else [others[0], others[len(others) // 2], others[-1]]
+    return chosen | {f"front {place}": point for place, point in enumerate(spread, 1)}
+
+
+def judge(space: Space, engine: Engine, trials: Trials) -> Final:
+    """Evaluate and time them side by side on the test rows. There is no second pick."""
+    points = declared(engine)
+    roads = {}
+    artifacts: dict[str, Path] = {}
+    profile = target_profile(space.base)
+    for name, point in points.items():
+        recipe = space.recipe(point)
+        benchmark = recipe.benchmark.model_copy(update={"every_stage": False})
+        road = roads[name] = trials.road(recipe.model_copy(update={"benchmark": benchmark}))
+        road.travel()
+        made = measurable(road, profile.target.format, profile.options)
+        artifacts.setdefault(BASELINE, made[BASELINE])
+        artifacts[name] = made[FINAL]
+    confidence = 1 - 0.05 / len(points)
+    session = TargetSession(roads[WINNER], profile, artifacts, TEST, confidence=confidence)
+    rows = session.sizes() + session.accuracies([])
+    timed, notes, machine = session.timings(remeasure=True)
+    rows += timed
+    judged = []
+    for name, point in points.items():
+        own = [_renamed(row, name) for row in rows if row.model in (name, BASELINE)]
+        judged.append(
+            Judged(
+                name=name,
+                point=point,
+                words=space.words(point),
+                intervals={row.metric: (row.low, row.high) for row in own if row.model == FINAL and row.low is not None
+                           and row.high is not None},
+                limits=tuple(_limits(engine, own, space, profile.name, machine)),
+                folder=str(artifacts[name]),
+                **_of(own),
+            )
+        )  # fmt: skip
+    return Final(confidence=confidence, judged=tuple(judged), notes=tuple(notes))
+
+
+def another_seed(space: Space, engine: Engine, trials: Trials, seed: int) -> Seed:
+    """The winner of another seed, judged on the test rows against its own baseline; nothing is timed."""
+    best = engine.best()
+    assert best is not None
+    recipe = space.recipe(best, seed=seed)
+    profile = target_profile(recipe)
+    benchmark = recipe.benchmark.model_copy(update={"every_stage": False})
+    road = trials.road(recipe.model_copy(update={"benchmark": benchmark}))
+    road.travel()
+    made = measurable(road, profile.target.format, profile.options)
+    session = TargetSession(road, profile, {label: made[label] for label in (BASELINE, FINAL)}, TEST)
+    rows = session.sizes() + session.accuracies([])
+    known = {row.metric for row in rows}
+    limits = [one for one in _limits(engine, rows, space, profile.name, {}) if one.metric in known]
+    return Seed(seed=seed, limits=tuple(limits), **_of(rows))
+
+
+def _limits(
+    engine: Engine, rows: Sequence[Measurement], space: Space, target: str, machine: dict[str, object]
+) -> list[LimitResult]:
+    return check_limits(
+        engine.goal.limits, rows, space.base.baseline, machines={target: machine}, verdicts=space.base.verdicts
+    )
+
+
+def _renamed(row: Measurement, name: str) -> Measurement:
+    return row.model_copy(update={"model": FINAL}) if row.model == name else row
+
+
+def _of(rows: Sequence[Measurement]) -> dict[str, dict[str, float]]:
+    told = figures(rows, ())
+    return {"final": dict(told["final"]), "baseline": dict(told["baseline"])}  # type: ignore[call-overload]

@@ -1,0 +1,91 @@
+"""The truth of a search: a file of JSON lines that is only ever added to, each line on the disk before it counts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from compress.cache import storage_errors
+from compress.errors import InputError
+from compress.frozen import Frozen
+from compress.search.outcome import Outcome
+
+NAME = "ledger.jsonl"
+VERSION = 1
+
+
+class Header(Frozen):
+    """What a search is of: the first line. Two searches of the same header take the same decisions."""
+
+    version: int = VERSION
+    recipe: dict[str, Any]
+    knobs: tuple[tuple[str, tuple[Any, ...]], ...]
+    rungs: tuple[float, ...]
+    machine: dict[str, Any]
+
+
+class Entry(Frozen):
+    """One trial, in the order in which it was decided on; ``words`` is what differs from the recipe as it stands."""
+
+    number: int
+    point: tuple[int, ...]
+    rung: int
+    words: str
+    identity: str
+    outcome: Outcome
+
+
+class Ledger:
+    """The file in a search's folder. Raises `StorageError` where it cannot be written, and is whole then too."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / NAME
+
+    def begin(self, header: Header) -> None:
+        """Write the first line, of a file that isn't there yet."""
+        self._add(header.model_dump_json())
+
+    def add(self, entry: Entry) -> None:
+        """Write one trial; it counts once this returns."""
+        self._add(entry.model_dump_json())
+
+    def read(self) -> tuple[Header, list[Entry]]:
+        """The header and the trials so far. A last line that a kill or a full disk cut short is taken off the file.
+
+        Raises `InputError` for a file that is none of this version.
+        """
+        lines = list(self._whole_lines())
+        try:
+            header = Header.model_validate_json(lines[0])
+            entries = [Entry.model_validate_json(line) for line in lines[1:]]
+        except (IndexError, ValidationError) as error:
+            raise InputError(
+                "The search cannot be gone on with: its ledger cannot be read.",
+                where=str(self.path),
+                expected=f"a ledger of version {VERSION}",
+                mend="begin anew, without --resume; finished stages are kept",
+            ) from error
+        return header, entries
+
+    def _whole_lines(self) -> Iterator[str]:
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            with storage_errors(self.path), self.path.open("r+b") as file:
+                file.truncate(len(whole))
+                os.fsync(file.fileno())
+        yield from whole.decode().splitlines()
+
+    def _add(self, line: str) -> None:
+        with storage_errors(self.path), self.path.open("ab", buffering=0) as file:
+            before = file.tell()
+            try:
+                file.write(line.encode() + b"\n")
+                os.fsync(file.fileno())
+            except OSError:
+                os.truncate(self.path, before)
+                raise

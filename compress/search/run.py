@@ -1,0 +1,306 @@
+"""A whole search: rounds of trials into the ledger, the best so far at any time, and the session at the end."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+from pydantic_core import to_jsonable_python
+
+from compress.cache import storage_errors
+from compress.environment import granted_cores, processor_class
+from compress.errors import CompressError, InputError, StageError, first_line
+from compress.formats.silence import quiet_libraries
+from compress.metrics import describe_metric, format_seconds, format_value
+from compress.pipeline.run import with_absolute_paths
+from compress.progress import Progress
+from compress.recipe_source.document import Document
+from compress.report.run_folder import LATEST, new_folder, point_latest, write_whole
+from compress.report.schema import FINAL
+from compress.search.best import best_recipe
+from compress.search.costs import Costs
+from compress.search.engine import Engine, Job
+from compress.search.finish import Final, Seed, another_seed, judge
+from compress.search.goal import Goal, named
+from compress.search.ledger import Entry, Header, Ledger
+from compress.search.outcome import Outcome, slack
+from compress.search.record import SearchRecord, record_of
+from compress.search.space import Space
+from compress.search.trial import Trials
+
+BEST, RECORD, MODEL = "best.yaml", "search.json", "model"
+_DISAGREE = 0.1
+"""Share of rows on which a compressed model and its baseline give different answers, before anything is measured."""
+_RESERVED = 30.0
+
+
+@dataclass(frozen=True)
+class SearchDone:
+    """A search that has ended, and its folder. ``final`` is None where no recipe keeps every limit."""
+
+    folder: Path
+    record: SearchRecord
+
+
+@dataclass
+class SearchRun:
+    """``document`` is the recipe's, which lies in ``folder``. Nothing is written before the recipe has been checked."""
+
+    document: Document
+    folder: Path
+    artifacts: Path
+    progress: Progress
+    resume: bool = False
+    shown: Callable[[SearchRecord], None] = field(default=lambda record: None)
+    """Called after each trial with everything so far."""
+
+    def __post_init__(self) -> None:
+        self.space = Space(self.document, self.folder)
+        self.search, base = self.space.search, self.space.base
+        self.goal = Goal.of(base, self.search)
+        self._check_resolution()
+        self.costs = Costs(self.space, self.artifacts)
+        any_trains = self.space.trains(self.space.origin)
+        shares = (*self.search.rungs, 1.0) if any_trains else (1.0,)
+        self.engine = Engine(self.space, self.costs, self.goal, shares, base.seed)
+        self.trials = Trials(self.goal, self.folder, self.artifacts, self.progress)
+        self.entries: list[Entry] = []
+        self.started = datetime.now(UTC).astimezone()
+
+    @property
+    def spent(self) -> float:
+        """Seconds of all trials so far, those of an earlier process too."""
+        return sum(entry.outcome.seconds for entry in self.entries)
+
+    def run(self) -> SearchDone:
+        """Search until the budget is spent or nothing is left, then judge. Raises any `CompressError`.
+
+        A search that ends early leaves its ledger, and `best.yaml` as it was by then.
+        """
+        quiet_libraries()
+        place, known = self._place()
+        self.place, ledger = place, Ledger(place)
+        self.progress.note(self._opening())
+        while jobs := self.engine.round():
+            for job in jobs:
+                known_entry = known.pop(0) if known else None
+                if known_entry is None and (why := self._out_of_time(job)):
+                    self.engine.ended = why
+                    break
+                self._take(ledger, job, known_entry)
+            if self.engine.ended:
+                break
+        self.progress.note(f"{len(self.entries)} trials: {self.engine.ended}")
+        final = self._finish()
+        record = self._record(final)
+        self._write(record)
+        if final is not None:
+            with storage_errors(place):
+                shutil.rmtree(place / MODEL, ignore_errors=True)
+                shutil.copytree(final.winner.folder, place / MODEL)
+        point_latest(place)
+        return SearchDone(place, record)
+
+    def _take(self, ledger: Ledger, job: Job, known: Entry | None) -> None:
+        """One trial: as the ledger has it, or run now and written into it."""
+        number = len(self.entries)
+        if known is not None:
+            if (known.point, known.rung) != (job.point, job.rung):
+                raise InputError(
+                    f"The search cannot be gone on with: trial {number} of its ledger is not what is decided now.",
+                    where=str(ledger.path),
+                    expected="the same version of compress and optuna as before",
+                    mend="begin anew, without --resume; finished stages are kept",
+                )
+            entry = known
+        else:
+            self.progress.note(f"trial {number}: {self.space.words(job.point)}{self._rung(job)} ({job.why})")
+            share = self.engine.shares[job.rung]
+            outcome = self.trials.run(self.space.recipe(job.point, share), timed=job.rung == self.engine.full)
+            if outcome.error is not None and job.point == self.space.origin:
+                raise StageError(
+                    f"The recipe itself fails, so there is nothing to search from: {outcome.error}",
+                    mend="see `compress run` of the recipe",
+                )
+            words = self.space.words(job.point)
+            entry = Entry(number=number, point=job.point, rung=job.rung, words=words,
+                          identity=self.space.identity(job.point), outcome=outcome)  # fmt: skip
+            ledger.add(entry)
+        self.engine.tell(job, entry.outcome)
+        self.entries.append(entry)
+        if known is None:
+            self.progress.note(f"trial {number}: {self.said(entry)}")
+            record = self._record(None)
+            self._write(record)
+            self.shown(record)
+
+    def said(self, entry: Entry) -> str:
+        """What came of a trial, in a line."""
+        outcome = entry.outcome
+        if outcome.error is not None:
+            return f"failed: {outcome.error}"
+        figures = [
+            f"{describe_metric(metric).title.lower()} {format_value(describe_metric(metric), outcome.final[metric])}"
+            for metric in self.goal.minimize
+            if metric in outcome.final
+        ]
+        for limit in self.goal.limits:
+            room = slack(limit, outcome, self.goal.confidence)
+            if room is not None:
+                surely = "" if room.low == room.value else f" (surely {room.low:+.2%})"
+                figures.append(f"{named(limit)}: {room.value:+.2%} inside{surely}")
+        verdict = ""
+        if entry.rung == self.engine.full:
+            verdict = "keeps every limit" if self.goal.keeps(outcome) else "misses a limit"
+            verdict += ", the best so far" if self.engine.best() == entry.point else ""
+        return "; ".join([*figures, *filter(None, [verdict]), format_seconds(outcome.seconds)])
+
+    def _rung(self, job: Job) -> str:
+        share = self.engine.shares[job.rung]
+        return "" if share == 1 else f", {share:.0%} of its training"
+
+    def _opening(self) -> str:
+        recipes, alike = self.space.size, ""
+        if self.space.refused:
+            alike = f"; {len(self.space.refused)} values fit no recipe: {', '.join(self.space.refused)}"
+        return f"{recipes:,} recipes from {len(self.space.knobs)} choices, {self.search.budget}{alike}"
+
+    def _out_of_time(self, job: Job) -> str | None:
+        if self.search.trials is not None and len(self.entries) >= self.search.trials:
+            return f"as many trials as were asked for ({self.search.trials})"
+        left = self.search.seconds - self.spent - self._reserve()
+        if not self.entries:
+            return None
+        if self.costs.marginal_seconds(job.point, self.engine.shares[job.rung]) > left:
+            if self.engine.finished():
+                return f"the budget of {self.search.budget} is spent but for the session at the end"
+            raise InputError(
+                f"The budget of {self.search.budget} is shorter than one trial: {format_seconds(self.spent)} are spent, "
+                "and the recipe as it stands isn't trained yet.",
+                where="search.budget",
+                mend="give it more time; what was done so far is kept",
+            )
+        return None
+
+    def _reserve(self) -> float:
+        """Seconds that the session at the end will take: tests and times, and the further seeds' training."""
+        whole = sum(step.seconds for step in self.costs.steps(self.space.origin))
+        first = next((one for one in self.engine.finished().values()), None)
+        if first is not None:
+            whole = sum(cost.seconds for cost in first.stages if not cost.cached) or whole
+        seeds = self._seeds() * whole
+        return _RESERVED + min(seeds, 0.5 * self.search.seconds)
+
+    def _seeds(self) -> int:
+        return self.search.seeds if len(self.engine.shares) > 1 else 0
+
+    def _finish(self) -> Final | None:
+        best = self.engine.best()
+        if best is None:
+            return None
+        self.progress.note(f"the session at the end, on the test rows: {self.space.words(best)}")
+        final = judge(self.space, self.engine, self.trials)
+        seeds = list[Seed]()
+        for number in range(self._seeds()):
+            seed = self.space.base.seed + number + 1
+            self.progress.note(f"the winner again, with seed {seed}")
+            try:
+                seeds.append(another_seed(self.space, self.engine, self.trials, seed))
+            except CompressError as error:
+                seeds.append(Seed(seed=seed, final={}, baseline={}, limits=(), error=first_line(error)))
+        return final.model_copy(update={"seeds": tuple(seeds)})
+
+    def _record(self, final: Final | None) -> SearchRecord:
+        return record_of(self.space, self.engine, self.costs, self.entries, final, self.started)
+
+    def _write(self, record: SearchRecord) -> None:
+        with storage_errors(self.place):
+            write_whole(self.place / RECORD, record.model_dump_json(indent=1) + "\n")
+            best = self.engine.best()
+            if best is not None:
+                write_whole(self.place / BEST, best_recipe(self._absolute(), self.engine, best))
+        from compress.search.page import search_page
+
+        write_whole(self.place / "search.html", search_page(record))
+
+    def _absolute(self) -> Space:
+        return self.space
+
+    def _place(self) -> tuple[Path, list[Entry]]:
+        """The folder of the search, and the trials that are known already."""
+        searches = self.artifacts / "searches" / self.space.base.name
+        header = self._header()
+        if self.resume:
+            place = (searches / LATEST).resolve()
+            if not (place / "ledger.jsonl").is_file():
+                raise InputError(
+                    "There is no search to go on with.", where=str(searches), mend="run it without --resume first"
+                )
+            before, entries = Ledger(place).read()
+            self._check_same(before, header)
+            return place, entries
+        with storage_errors(self.artifacts):
+            place = new_folder(searches, self.started)
+            recipe = with_absolute_paths(self.space.base, self.folder)
+            from compress.recipe_source import dump_recipe
+
+            write_whole(place / "recipe.yaml", dump_recipe(recipe))
+        Ledger(place).begin(header)
+        point_latest(place)
+        return place, []
+
+    def _header(self) -> Header:
+        plain: dict[str, Any] = to_jsonable_python(self.space.base)
+        machine = {"processor": processor_class(), "cores": len(granted_cores())}
+        knobs = tuple((knob.name, tuple(knob.values)) for knob in self.space.knobs)
+        return Header(recipe=plain, knobs=knobs, rungs=self.engine.shares, machine=machine)
+
+    @staticmethod
+    def _check_same(before: Header, now: Header) -> None:
+        for name in ("recipe", "knobs", "rungs", "machine"):
+            one, other = (to_jsonable_python(getattr(each, name)) for each in (before, now))
+            if one == other:
+                continue
+            changed = name
+            if isinstance(one, dict):
+                fields = [field for field in {**one, **other} if one.get(field) != other.get(field)]
+                # More time, or more trials, changes nothing that was decided.
+                if fields == ["search"] and _but_budget(one["search"]) == _but_budget(other["search"]):
+                    continue
+                changed = f"{name} ({', '.join(fields)})"
+            raise InputError(
+                f"The search cannot be gone on with: its {changed} is another now.",
+                expected="the same as when it began, but for its budget and number of trials",
+                mend="begin anew, without --resume; finished stages are kept",
+            )
+
+    def _check_resolution(self) -> None:
+        """Refuse limits on quality that the rows which choose could not resolve."""
+        rows = self.search.select.rows
+        z = NormalDist().inv_cdf(self.goal.confidence)
+        for limit in self.goal.quality:
+            margin = 1 - limit.bound
+            counted = describe_metric(limit.metric).better == "higher" and limit.of is not None
+            if not counted or not 0 < margin < 1 or "accuracy" not in limit.metric:
+                continue
+            needed = math.ceil(_DISAGREE * (z / margin) ** 2)
+            if needed > rows:
+                raise InputError(
+                    f"{rows:,} rows can't tell whether {limit.metric} is at least {limit.bound:.2%} of the baseline's.",
+                    where="search.select.rows",
+                    expected=f"about {needed:,} rows, if answers differ on a tenth of them",
+                    mend="hold out more rows, or loosen the limit or `search.confidence`",
+                )
+
+
+def _but_budget(block: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in block.items() if name not in ("budget", "trials")}
+
+
+__all__ = ["FINAL", "Outcome", "SearchDone", "SearchRun"]

@@ -16,9 +16,7 @@ def search(
     data: Annotated[
         str | None, typer.Option(help="A folder with a file a split, one file of rows, sample:NAME, or a dataset id.")
     ] = None,
-    task: Annotated[
-        str | None, typer.Option(help="Hugging Face name of the task.")
-    ] = None,
+    task: Annotated[str | None, typer.Option(help="Hugging Face name of the task.")] = None,
     keep: Annotated[
         float | None, typer.Option(help="Share of the uncompressed model's quality to keep, e.g. 0.985.")
     ] = None,

@@ -193,7 +193,7 @@ def limit_text(limit: Limit, unit: str = "") -> str:
 def paired_ratio_interval(
     above: Measurement, below: Measurement, confidence: float = 0.95
 ) -> tuple[float, float] | None:
-    """Interval, of 95% unless said otherwise, of the ratio of two values measured on the same examples, or None if they were not.
+    """Interval of the ratio of two values measured on the same examples, or None if they were not.
 
     Of proportions both must keep one outcome of 0 or 1 for each example, whose mean is their value, and of counts one
     count for each, whose sum it is. With

@@ -139,12 +139,8 @@ def _data(reference: str, starter: Mapping[str, Any]) -> dict[str, Any]:
             "hold_out": [_held(split, rows) for split, rows in sizes.items()],
             **more,
         }
-    splits = {
-        split: found.name
-        for split in _SPLITS
-        if (found := next((each for each in sorted(place.glob(f"{split}*")) if each.is_dir() or is_file_name(each.name)),
-                          None))
-    }  # fmt: skip
+    there = [each for each in sorted(place.iterdir()) if each.is_dir() or is_file_name(each.name)]
+    splits = {each.stem: each.name for each in there if each.stem in _SPLITS}
     if "train" not in splits or "test" not in splits:
         raise InputError(
             f"{reference} has no {'train' if 'train' not in splits else 'test'}.",

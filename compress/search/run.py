@@ -181,8 +181,8 @@ class SearchRun:
             if self.engine.finished():
                 return f"the budget of {self.search.budget} is spent but for the session at the end"
             raise InputError(
-                f"The budget of {self.search.budget} is shorter than one trial: {format_seconds(self.spent)} are spent, "
-                "and the recipe as it stands isn't trained yet.",
+                f"The budget of {self.search.budget} is shorter than one trial: {format_seconds(self.spent)} are "
+                "spent, and the recipe as it stands isn't trained yet.",
                 where="search.budget",
                 mend="give it more time; what was done so far is kept",
             )

@@ -286,7 +286,7 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
     def worth_searching(self, before: Shape | None) -> dict[str, tuple[Any, ...]]:
         """Fields that a search should vary, and the values it should try, for an input of a shape.
 
-        A field says them itself, as `search` in its metadata (`json_schema_extra`); the recipe's own value is tried too.
+        A field says them itself, as `search` in its metadata (`json_schema_extra`); its own value is tried too.
         """
         told = {name: field.json_schema_extra for name, field in type(self).model_fields.items()}
         extras = {name: extra for name, extra in told.items() if isinstance(extra, dict) and SEARCH in extra}

@@ -62,7 +62,7 @@ def drop_stages(document: Document, labels: Sequence[str]) -> None:
             document.problem(("stages",), f"no stage {label!r}", f"one of {', '.join(own)}", nearest_name(label, own))
     kept = [index for index, label in enumerate(own) if label not in labels]
     document.values["stages"] = [stages[index] for index in kept]
-    moved = {("stages", old): ("stages", new) for new, old in enumerate(kept)}
+    moved: dict[FieldPath, FieldPath] = {("stages", old): ("stages", new) for new, old in enumerate(kept)}
     lines = {path: line for path, line in document.lines.items() if path[:1] != ("stages",) or len(path) == 1}
     lines |= {(*moved[path[:2]], *path[2:]): line for path, line in document.lines.items() if path[:2] in moved}
     document.lines = lines

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from compress.errors import InputError, RecipeError, first_line
 from compress.recipe.recipe import Limit, Recipe
+from compress.report.schema import WEIGHED
 from compress.search.goal import Goal, dominated, named
 from compress.search.outcome import Outcome, difference, slack
 from compress.search.proposals import Told, proposals
@@ -16,6 +17,8 @@ from compress.search.space import Knob, Point
 
 ROUND = 4
 """Trials that are decided on together, however many workers there are, so that their number decides nothing."""
+PROMOTED = 2
+"""How many of them go on from a lower rung."""
 _ASKED = 32
 _SAME_FAILURE = 3
 
@@ -92,6 +95,8 @@ class Engine:
         jobs = self._promotions()
         if origin not in self.finished() and origin not in self.given_up:
             return [job for job in jobs if job.point == origin]
+        # What promises most goes on first: once it has ended, others may have nothing left to win.
+        jobs = sorted(jobs, key=lambda job: (-self._worth(job.point, job.rung), job.point))[:PROMOTED]
         if len(jobs) < ROUND:
             jobs += self._new(ROUND - len(jobs))
         if not jobs and not self.ended:
@@ -151,7 +156,7 @@ class Engine:
     def _promotions(self) -> list[Job]:
         """Recipes that go on to the next rung, and those that are given up now."""
         jobs = []
-        last = {}
+        last: dict[Point, int] = {}
         for (point, rung), outcome in self.outcomes.items():
             if outcome.error is None:
                 last[point] = max(rung, last.get(point, -1))
@@ -242,7 +247,7 @@ class Engine:
         return all(self._room(limit, point) >= 0 for limit in self.goal.limits)
 
     def _room(self, limit: Limit, point: Point) -> float:
-        value = self.costs.predicted(point, limit.metric)
+        value = self._hoped(point, limit.metric)
         base = self.finished().get(self.space.origin)
         other = 1.0 if limit.of is None else (base.baseline.get(limit.metric) if base else None)
         if value is None or not other:
@@ -252,7 +257,7 @@ class Engine:
 
     def _gain(self, point: Point) -> float:
         """By how much of the first trial's figures it would be better than what is best now; 1 before that is known."""
-        predicted = [self.costs.predicted(point, metric) for metric in self.goal.minimize]
+        predicted = [self._hoped(point, metric) for metric in self.goal.minimize]
         start = self.goal.values(self.finished().get(self.space.origin, Outcome()))
         front = [self.goal.values(self.finished()[other]) for other in self.front()]
         known = [values for values in front if values is not None]
@@ -268,8 +273,17 @@ class Engine:
         )
         return max(nearest, 1e-9)
 
-    def _worth(self, point: Point) -> float:
-        share = self.shares[self._first_rung(point)]
+    def _hoped(self, point: Point, metric: str) -> float | None:
+        """What a figure will be: as it was measured on the way, where training doesn't change it; else as predicted."""
+        if metric in WEIGHED:
+            for rung in reversed(range(len(self.shares))):
+                outcome = self.outcomes.get((point, rung))
+                if outcome is not None and metric in outcome.final:
+                    return outcome.final[metric]
+        return self.costs.predicted(point, metric)
+
+    def _worth(self, point: Point, rung: int | None = None) -> float:
+        share = self.shares[self._first_rung(point) if rung is None else rung]
         return self._gain(point) / max(self.costs.marginal_seconds(point, share), 1e-3)
 
     def _told(self) -> list[Told]:

@@ -36,9 +36,7 @@ def proposals(knobs: Sequence[Knob], told: Sequence[Told], objectives: int, seed
             distributions[knob.name] = IntDistribution(0, len(knob.values) - 1)
         else:
             distributions[knob.name] = CategoricalDistribution(list(range(len(knob.values))))
-    sampler = optuna.samplers.TPESampler(
-        seed=seed, multivariate=True, n_startup_trials=min(8, 2 + 2 * len(knobs)), warn_independent_sampling=False
-    )
+    sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=min(8, 2 + 2 * len(knobs)))
     study = optuna.create_study(directions=["minimize"] * objectives, sampler=sampler)
     for one in told:
         params = {

@@ -61,6 +61,7 @@ class SearchRun:
     """Called after each trial with everything so far."""
 
     def __post_init__(self) -> None:
+        quiet_libraries()
         self.space = Space(self.document, self.folder)
         self.search, base = self.space.search, self.space.base
         self.goal = Goal.of(base, self.search)
@@ -83,7 +84,6 @@ class SearchRun:
 
         A search that ends early leaves its ledger, and `best.yaml` as it was by then.
         """
-        quiet_libraries()
         place, known = self._place()
         self.place, ledger = place, Ledger(place)
         self.progress.note(self._opening())

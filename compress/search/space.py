@@ -213,7 +213,7 @@ class Space:
         except RecipeError as error:
             # It may be left out together with what needs it, so the knob stays where others may go.
             if len(self.search.optional) == 1:
-                self.refused[f"without {label}"] = first_line(error.problems[0])
+                self.refused[f"without {label}"] = str(error.problems[0])
                 return Knob(label, (KEPT,), index, is_stage=True)
         return Knob(label, (KEPT, LEFT_OUT), index, is_stage=True)
 

@@ -1,0 +1,282 @@
+"""Searches replayed on a table: a small real task, each of whose recipes was run once, with other rows and seeds.
+
+    python benchmarks/search.py collect    runs every recipe of the space to every rung (hours; goes on where it stopped)
+    python benchmarks/search.py replay     100 searches on the table that is kept in results/, against random ones
+
+A replay draws the rows that choose anew, and judges its pick on rows that neither it nor training saw. What it costs are
+the recorded seconds of the stages that it ran, each once.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from compress.recipe.recipe import Recipe
+from compress.report.schema import BASELINE, FINAL
+from compress.search.engine import Engine, Job
+from compress.search.goal import Goal
+from compress.search.outcome import Outcome, packed, unpacked
+from compress.search.space import Knob, Point
+
+HERE = Path(__file__).parent
+RECIPE = HERE / "searching" / "reviews.yaml"
+TABLE = HERE / "results" / "search_table.json.gz"
+RESULTS = HERE / "results" / "search.json"
+METRIC, CHOOSE = "accuracy", 1500
+app = typer.Typer(help=__doc__, add_completion=False)
+
+
+@app.command()
+def collect(
+    artifacts: Annotated[Path, typer.Option(help="Where stages are cached.")] = Path("artifacts"),
+    output: Annotated[Path, typer.Option(help="The table.")] = TABLE,
+) -> None:
+    """Run every recipe to every rung, judged on the rows held out and on the test rows."""
+    from compress.cli.console_progress import ConsoleProgress
+    from compress.formats.silence import quiet_libraries
+    from compress.recipe_source.document import read_document
+    from compress.search.space import Space
+    from compress.search.trial import Trials, measured, session_of, target_profile
+
+    quiet_libraries()
+    space = Space(read_document(RECIPE), RECIPE.parent)
+    goal, progress = Goal.of(space.base, space.search), ConsoleProgress()
+    trials = Trials(goal, RECIPE.parent, artifacts, progress)
+    shares = (*space.search.rungs, 1.0)
+    rows = []
+    for number, point in enumerate(space.points(0)):
+        for rung, share in enumerate(shares):
+            recipe = space.recipe(point, share)
+            outcome = trials.run(recipe, timed=False)
+            row = {"point": point, "rung": rung, "outcome": outcome.model_dump(), "words": space.words(point)}
+            if outcome.error is None:
+                road = trials.road(recipe)
+                road.travel()
+                # Seconds that the entries remember, whatever was cached this time.
+                row["seconds"] = [road.finished[label].entry.record["seconds"] for label in recipe.labels()]
+                if share == 1:
+                    found = measured(session_of(road, target_profile(recipe), "test"), timed=False)
+                    row["test"] = {
+                        one.model: packed(one.raw) for one in found if one.metric == METRIC and one.raw is not None
+                    }
+            rows.append(row)
+            progress.note(
+                f"{number + 1} of {space.size}, rung {rung}: {space.words(point)}: {outcome.final.get(METRIC)}"
+            )
+    kept = {
+        "knobs": [[knob.name, list(knob.values), knob.stage, knob.is_stage] for knob in space.knobs],
+        "shares": shares,
+        "rows": rows,
+        "families": {json.dumps(point): len(space.stages(point)[3].student.layers) for point in space.points(0)},
+    }
+    output.write_bytes(gzip.compress(json.dumps(kept).encode(), mtime=0))
+    typer.echo(f"{len(rows)} trials in {output}")
+
+
+@dataclass
+class Table:
+    """The recorded space, as the engine and its forecasts see it; ``rows`` are the places of those that choose."""
+
+    kept: dict[str, Any]
+    rows: np.ndarray
+    fresh: np.ndarray
+    wrong_by: float = 0.0
+    """By how much predictions of size are off, one standard deviation, relative."""
+    seed: int = 0
+    spent: float = 0.0
+    done: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.knobs = tuple(
+            Knob(name, tuple(values), stage, is_stage) for name, values, stage, is_stage in self.kept["knobs"]
+        )
+        self.shares = tuple(self.kept["shares"])
+        self._rows = {(tuple(row["point"]), row["rung"]): row for row in self.kept["rows"]}
+        self._noise = random.Random(self.seed)
+        self._off = {point: self._noise.gauss(1, self.wrong_by) for point in sorted({point for point, _ in self._rows})}
+
+    @property
+    def origin(self) -> Point:
+        return (0,) * len(self.knobs)
+
+    def points(self, seed: int) -> Iterator[Point]:
+        yield from sorted({point for point, _ in self._rows})
+
+    def canonical(self, point: Sequence[int]) -> Point:
+        return tuple(point)
+
+    def identity(self, point: Point) -> str:
+        return json.dumps(point)
+
+    def recipe(self, point: Point) -> Recipe:
+        return None  # type: ignore[return-value]
+
+    def trains(self, point: Point) -> bool:
+        return True
+
+    def family(self, point: Point) -> tuple[object, ...]:
+        return (self.kept["families"][json.dumps(list(point))],)
+
+    def tolerance(self, metric: str) -> float:
+        return max(0.02, 3 * self.wrong_by)
+
+    def predicted(self, point: Point, metric: str) -> float | None:
+        if metric != "size_bytes":
+            return None
+        size: float = self._rows[point, len(self.shares) - 1]["outcome"]["final"]["size_bytes"]
+        return size * self._off[point]
+
+    def learn(self, point: Point, share: float, outcome: Outcome) -> None:
+        """Nothing: the table knows."""
+
+    def marginal_seconds(self, point: Point, share: float = 1.0) -> float:
+        return sum(seconds for key, seconds in self._stages(point, share) if key not in self.done)
+
+    def _stages(self, point: Point, share: float) -> list[tuple[str, float]]:
+        row = self._rows[point, self.shares.index(share)]
+        keys = [stage["key"] for stage in row["outcome"]["stages"]]
+        return list(zip(keys, row["seconds"], strict=True))
+
+    def run(self, job: Job) -> Outcome:
+        """What came of it, on the rows that choose; its stages are paid for once."""
+        for key, seconds in self._stages(job.point, self.shares[job.rung]):
+            if key not in self.done:
+                self.done.add(key)
+                self.spent += seconds
+        return self.outcome(job.point, job.rung)
+
+    def outcome(self, point: Point, rung: int) -> Outcome:
+        whole = Outcome.model_validate(self._rows[point, rung]["outcome"])
+        rows = {model: np.asarray(unpacked(whole.rows[model][METRIC]))[self.rows] for model in (FINAL, BASELINE)}
+        return whole.model_copy(
+            update={
+                "rows": {model: {METRIC: packed(values)} for model, values in rows.items()},
+                "final": {**whole.final, METRIC: float(rows[FINAL].mean())},
+                "baseline": {**whole.baseline, METRIC: float(rows[BASELINE].mean())},
+            }
+        )
+
+    def kept_on_fresh_rows(self, point: Point) -> float:
+        """The share of the baseline's accuracy that is kept on rows that nobody saw."""
+        row = self._rows[point, len(self.shares) - 1]
+        held = {
+            model: np.asarray(unpacked(row["outcome"]["rows"][model][METRIC]))[self.fresh]
+            for model in (FINAL, BASELINE)
+        }
+        tests = {model: np.asarray(unpacked(row["test"][model])) for model in (FINAL, BASELINE)}
+        means = {model: np.concatenate([held[model], tests[model]]).mean() for model in (FINAL, BASELINE)}
+        return float(means[FINAL] / means[BASELINE])
+
+    @property
+    def cost_of_all(self) -> float:
+        """Of training every recipe in full."""
+        found: dict[str, float] = {}
+        for (point, rung), _ in self._rows.items():
+            if rung == len(self.shares) - 1:
+                found |= dict(self._stages(point, 1.0))
+        return sum(found.values())
+
+
+def _table(kept: dict[str, Any], seed: int, wrong_by: float) -> Table:
+    count = len(unpacked(kept["rows"][0]["outcome"]["rows"][FINAL][METRIC]))
+    order = np.random.default_rng(seed).permutation(count)
+    return Table(kept, order[:CHOOSE], order[CHOOSE:], wrong_by, seed)
+
+
+def _best(table: Table, goal: Goal) -> tuple[Point | None, float]:
+    """What trying everything would choose by the same rows and the same rule."""
+    full = len(table.shares) - 1
+    outcomes = {point: table.outcome(point, full) for point in table.points(0)}
+    kept = {point: outcome.final["size_bytes"] for point, outcome in outcomes.items() if goal.keeps(outcome)}
+    point = min(kept, key=kept.__getitem__, default=None)
+    return point, kept[point] if point is not None else float("inf")
+
+
+def _paid_until_found(table: Table, goal: Goal, jobs: Iterator[Job], engine: Engine | None, wanted: float) -> float:
+    """Seconds until a recipe within 1% of the wanted size that keeps the limit was trained in full."""
+    full = len(table.shares) - 1
+    for job in jobs:
+        outcome = table.run(job)
+        if engine is not None:
+            engine.tell(job, outcome)
+        if job.rung == full and goal.keeps(outcome) and outcome.final["size_bytes"] <= wanted * 1.01:
+            return table.spent
+    return float("inf")
+
+
+def _searching(engine: Engine) -> Iterator[Job]:
+    while jobs := engine.round():
+        yield from jobs
+
+
+def _at_random(table: Table, seed: int) -> Iterator[Job]:
+    points = list(table.points(0))
+    random.Random(seed).shuffle(points)
+    full = len(table.shares) - 1
+    yield Job(table.origin, full)
+    yield from (Job(point, full) for point in points if point != table.origin)
+
+
+@app.command()
+def replay(
+    table: Annotated[Path, typer.Option(help="What `collect` wrote.")] = TABLE,
+    searches: Annotated[int, typer.Option(help="How many.")] = 100,
+    confidence: Annotated[float, typer.Option(help="How sure a limit has to be kept.")] = 0.9,
+    bound: Annotated[float, typer.Option(help="Share of the baseline's accuracy to keep.")] = 0.97,
+    wrong_by: Annotated[float, typer.Option(help="Error of predicted sizes, one standard deviation.")] = 0.005,
+    write: Annotated[bool, typer.Option("--write", help="Put the figures into results/.")] = False,
+) -> None:
+    """100 searches, each with other rows and seeds, against trying recipes at random."""
+    from compress.recipe.recipe import Limit
+
+    kept = json.loads(gzip.decompress(table.read_bytes()))
+    goal = Goal(("size_bytes",), (Limit(metric=METRIC, at_least=bound, of="baseline"),), confidence)
+    ours, chance, held, trials, sooner = [], [], [], [], 0
+    for seed in range(searches):
+        fresh = _table(kept, seed, wrong_by)
+        best, size = _best(fresh, goal)
+        if best is None:
+            continue
+        engine = Engine(fresh, fresh, goal, fresh.shares, seed)
+        ours.append(_paid_until_found(fresh, goal, _searching(engine), engine, size) / fresh.cost_of_all)
+        rest = list(_searching(engine))  # nothing is told any more: what is left would only confirm the pick
+        del rest
+        pick = engine.best() or best
+        held.append(fresh.kept_on_fresh_rows(pick) >= bound)
+        trials.append(len(engine.outcomes))
+        other = _table(kept, seed, wrong_by)
+        chance.append(_paid_until_found(other, goal, _at_random(other, seed), None, size) / other.cost_of_all)
+    count = len(ours)
+    sooner = {share: sum(one <= share for one in ours) for share in (0.15, 0.25)}
+    found = {
+        "searches": count,
+        "recipes": len({tuple(row["point"]) for row in kept["rows"]}),
+        "cost_of_all_seconds": _table(kept, 0, 0).cost_of_all,
+        "found_at_15_percent": sooner[0.15],
+        "found_at_25_percent": sooner[0.25],
+        "median_share": statistics.median(ours),
+        "random_median_share": statistics.median(chance),
+        "times_as_cheap": statistics.median(b / a for a, b in zip(ours, chance, strict=True)),
+        "kept_on_fresh_rows": sum(held) / count,
+        "median_trials": statistics.median(trials),
+    }
+    for name, value in found.items():
+        typer.echo(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
+    if write:
+        known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+        RESULTS.write_text(json.dumps({**known, "replay": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(app())

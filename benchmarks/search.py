@@ -1,10 +1,10 @@
 """Searches replayed on a table: a small real task, each of whose recipes was run once, with other rows and seeds.
 
-    python benchmarks/search.py collect    runs every recipe of the space to every rung (hours; goes on where it stopped)
+    python benchmarks/search.py collect    runs every recipe of the space to every rung (an hour; goes on if stopped)
     python benchmarks/search.py replay     100 searches on the table that is kept in results/, against random ones
 
-A replay draws the rows that choose anew, and judges its pick on rows that neither it nor training saw. What it costs are
-the recorded seconds of the stages that it ran, each once.
+A replay draws the rows that choose anew, and judges its pick on rows that neither it nor training saw. What it costs
+are the recorded seconds of the stages that it ran, each once.
 """
 
 from __future__ import annotations

@@ -64,8 +64,8 @@ class DataConfig(Frozen):
         False,
         description="leave out train and validation rows that also stand in test, instead of refusing them",
     )
-    hold_out: tuple[HoldOut, ...] = Field(
-        (),
+    hold_out: tuple[HoldOut, ...] | None = Field(
+        None,
         description="rows of a split that become one of their own, seen by no stage: {rows: 1500, from: train}; "
         "`compress search` chooses by those of `select`",
     )
@@ -74,7 +74,7 @@ class DataConfig(Frozen):
     @field_validator("hold_out", mode="before")
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
-        return () if value is None else (value,) if isinstance(value, dict | HoldOut) else value
+        return (value,) if isinstance(value, dict | HoldOut) else value
 
     @field_validator("without_labels")
     @classmethod

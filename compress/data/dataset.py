@@ -119,7 +119,7 @@ def load_dataset(
         rows = overlapping(part.table, inputs, held_out) if split != TEST else []
         tables[split] = _hold_out(config, split, part, rows, progress)
         beside[split] = _extra_values(part.rows, extra, rows)
-    for held in config.hold_out:
+    for held in config.hold_out or ():
         tables, beside = hold_out(held, tables, beside, inputs)
     if label and "train" in tables and "train" not in config.without_labels:
         _check_classes(_distinct(tables["train"], label), "train", label.fewest)

@@ -78,10 +78,13 @@ def recipe_of(document: Document, folder: Path, overrides: Sequence[str] = (), w
     return recipe
 
 
-def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as YAML, every default written out; reading it gives an equal recipe."""
-    values = _plain(recipe)
-    values["stages"] = [{fields.pop("kind"): fields} for fields in values["stages"]]
+def dump_recipe(recipe: Recipe, defaults: bool = True) -> str:
+    """The recipe as YAML, with ``defaults`` written out or not; reading it gives an equal recipe."""
+    values = _plain(recipe, defaults)
+    stages = [{stage.kind: _plain(stage, defaults)} for stage in recipe.stages]
+    for (fields,) in (each.values() for each in stages):
+        fields.pop("kind", None)
+    values["stages"] = stages
     values["targets"] = [entry if isinstance(entry, str) else entry.as_entry() for entry in recipe.targets]
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
@@ -103,13 +106,16 @@ for _tag, _pattern, _first in CORE_SCHEMA:
     _Dumper.add_implicit_resolver(YAML_PREFIX + _tag, core_pattern(_pattern), _first)
 
 
-def _plain(value: Any) -> Any:
-    """Models as mappings of all their fields, without those left at `None`."""
+def _plain(value: Any, defaults: bool = True) -> Any:
+    """Models as mappings of their fields, without those left at `None`, or without all ``defaults``."""
     if isinstance(value, BaseModel):
-        fields = {name: getattr(value, name) for name in type(value).model_fields}
-        return {name: _plain(held) for name, held in fields.items() if held is not None}
+        fields = {(field.alias or name): getattr(value, name) for name, field in type(value).model_fields.items()}
+        usual = {(field.alias or name): field.get_default(call_default_factory=True)
+                 for name, field in type(value).model_fields.items()}  # fmt: skip
+        told = {name: held for name, held in fields.items() if held is not None and (defaults or held != usual[name])}
+        return {name: _plain(held, defaults) for name, held in told.items()}
     if isinstance(value, tuple):
-        return [_plain(item) for item in value]
+        return [_plain(item, defaults) for item in value]
     return to_jsonable_python(value)
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 
 from compress.metrics import describe_metric, format_value
+from compress.pipeline.run import with_absolute_paths
 from compress.recipe.recipe import Recipe
 from compress.recipe_source import dump_recipe
 from compress.search.engine import Engine
@@ -19,8 +20,8 @@ def best_recipe(space: Space, engine: Engine, point: Point) -> str:
 
     The rows that chose stay held out, so that a run finds everything in the cache and gives the same bytes.
     """
-    recipe = space.recipe(point).model_copy(update={"search": None})
-    text = dump_recipe(recipe)
+    recipe = with_absolute_paths(space.recipe(point), space.folder).model_copy(update={"search": None})
+    text = dump_recipe(recipe, defaults=False)
     reasons = {knob.name: reason(space, engine, knob, point) for knob in space.knobs}
     lines = text.splitlines()
     for knob in space.knobs:

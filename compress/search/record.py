@@ -18,7 +18,7 @@ from compress.search.ledger import Entry
 from compress.search.outcome import slack
 from compress.search.space import Point, Space
 
-Status = Literal["best", "front", "kept", "missed", "given up", "on its way", "failed"]
+Status = Literal["best", "front", "kept", "missed", "given up", "went on", "on its way", "failed"]
 
 
 class Room(Frozen):
@@ -142,7 +142,9 @@ def _status(engine: Engine, entry: Entry, best: Point | None, front: Sequence[Po
     if entry.outcome.error is not None:
         return "failed"
     if entry.rung < engine.full:
-        return "given up" if entry.point in engine.given_up else "on its way"
+        if entry.point in engine.given_up:
+            return "given up"
+        return "went on" if (entry.point, entry.rung + 1) in engine.outcomes else "on its way"
     if entry.point == best:
         return "best"
     if entry.point in front:

@@ -224,13 +224,10 @@ class SearchRun:
             write_whole(self.place / RECORD, record.model_dump_json(indent=1) + "\n")
             best = self.engine.best()
             if best is not None:
-                write_whole(self.place / BEST, best_recipe(self._absolute(), self.engine, best))
+                write_whole(self.place / BEST, best_recipe(self.space, self.engine, best))
         from compress.search.page import search_page
 
         write_whole(self.place / "search.html", search_page(record))
-
-    def _absolute(self) -> Space:
-        return self.space
 
     def _place(self) -> tuple[Path, list[Entry]]:
         """The folder of the search, and the trials that are known already."""

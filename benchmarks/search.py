@@ -110,6 +110,10 @@ class Table:
     def origin(self) -> Point:
         return (0,) * len(self.knobs)
 
+    @property
+    def size(self) -> int:
+        return len({point for point, _ in self._rows})
+
     def points(self, seed: int) -> Iterator[Point]:
         yield from sorted({point for point, _ in self._rows})
 

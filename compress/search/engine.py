@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+
 from compress.errors import InputError, RecipeError, first_line
+from compress.numerics.statistics import Estimate
 from compress.recipe.recipe import Limit, Recipe
 from compress.report.schema import WEIGHED
 from compress.search.goal import Goal, dominated, named
 from compress.search.outcome import Outcome, difference, slack
 from compress.search.proposals import Told, proposals
-from compress.search.space import Knob, Point
+from compress.search.space import ENUMERATED, Knob, Point
+from compress.search.surrogate import Surrogate, coordinates
 
 ROUND = 4
 """Trials that are decided on together, however many workers there are, so that their number decides nothing."""
@@ -21,6 +27,11 @@ PROMOTED = 2
 """How many of them go on from a lower rung."""
 _ASKED = 32
 _SAME_FAILURE = 3
+_FEWEST_KNOWN = 3
+_REMEMBERED, _LASTING = 12, 0.5
+"""Recipes by which it is known how much of an early gap lasts, and what is taken before there are any."""
+_SHARED = 2.56
+"""Half-widths at 90% one-sided in a standard deviation, and once more since part of the error is common to all."""
 
 
 class Choices(Protocol):
@@ -30,6 +41,8 @@ class Choices(Protocol):
 
     @property
     def origin(self) -> Point: ...
+    @property
+    def size(self) -> int: ...
     def points(self, seed: int) -> Iterator[Point]: ...
     def canonical(self, point: Sequence[int]) -> Point: ...
     def identity(self, point: Point) -> str: ...
@@ -78,6 +91,9 @@ class Engine:
 
     def __post_init__(self) -> None:
         self._identities: dict[str, Point] = {}
+        self._rooms: dict[tuple[Point, int], dict[str, Estimate | None]] = {}
+        self._kept: set[Point] = set()
+        self._ranks = [knob.ranks() for knob in self.space.knobs]
         self._failures: Counter[tuple[tuple[object, ...], str]] = Counter()
         self._rounds = 0
 
@@ -96,7 +112,8 @@ class Engine:
         if origin not in self.finished() and origin not in self.given_up:
             return [job for job in jobs if job.point == origin]
         # What promises most goes on first: once it has ended, others may have nothing left to win.
-        jobs = sorted(jobs, key=lambda job: (-self._worth(job.point, job.rung), job.point))[:PROMOTED]
+        order = self._by_worth([job.point for job in jobs])
+        jobs = sorted(jobs, key=lambda job: order.index(job.point))[:PROMOTED]
         if len(jobs) < ROUND:
             jobs += self._new(ROUND - len(jobs))
         if not jobs and not self.ended:
@@ -111,6 +128,10 @@ class Engine:
             self.given_up[job.point] = f"failed: {outcome.error}"
             self._failures[self.costs.family(job.point), outcome.error] += 1
             return
+        limits = self.goal.limits
+        self._rooms[job.point, job.rung] = {named(one): slack(one, outcome, self.goal.confidence) for one in limits}
+        if job.rung == self.full and self.goal.keeps(outcome):
+            self._kept.add(job.point)
         self.costs.learn(job.point, self.shares[job.rung], outcome)
 
     def finished(self) -> dict[Point, Outcome]:
@@ -119,10 +140,8 @@ class Engine:
 
     def front(self) -> list[Point]:
         """Those that keep every limit and that no other beats in all that is minimized; the best of one figure."""
-        kept = [(point, self.goal.values(outcome)) for point, outcome in self.finished().items()]
-        feasible = [
-            (values, point) for point, values in kept if values is not None and self.goal.keeps(self.finished()[point])
-        ]
+        kept = [(self.goal.values(self.outcomes[point, self.full]), point) for point in self._kept]
+        feasible = [(values, point) for values, point in kept if values is not None]
         found: list[tuple[tuple[float, ...], Point]] = []
         for values, point in sorted(feasible):
             if not dominated(values, [other for other, _ in found]):
@@ -176,25 +195,41 @@ class Engine:
     def _judge(self, point: Point, rung: int) -> str | None:
         """Why a recipe will not keep a limit, by how it stands to one of its family after as much training.
 
-        With the rungs that are looked at, each look has its part of the error that is allowed for (Bonferroni).
+        With the rungs that are looked at, each look has its part of the error that is allowed for (Bonferroni). What
+        parts recipes early parts them less when all is learned, so that gaps count as far as those of others lasted.
         """
         own, family = self.outcomes[point, rung], self.costs.family(point)
         confidence = 1 - (1 - self.goal.confidence) / max(len(self.shares), 1)
-        kin = [
-            other
-            for other in self.finished()
-            if other != point and self.costs.family(other) == family and (other, rung) in self.outcomes
-        ]
+        kin = [other for other in self._ended(rung) if self.costs.family(other) == family]
         for limit in self.goal.quality:
+            lasting = self._lasting(limit, rung)
             for other in kin:
                 gap = difference(limit, own, self.outcomes[other, rung], confidence)
-                there = slack(limit, self.finished()[other], self.goal.confidence)
-                if gap is not None and there is not None and there.value + gap.high < 0:
+                there = self._rooms[other, self.full][named(limit)]
+                if gap is not None and there is not None and there.value + lasting * gap.high < 0:
                     return (
                         f"{named(limit)}: after {self.shares[rung]:.0%} of training {-gap.value:.1%} behind a recipe "
                         f"of its family that ended {there.value:+.1%} from the limit"
                     )
         return None
+
+    def _ended(self, rung: int) -> list[Point]:
+        """Recipes that were looked at after that rung and trained in full."""
+        return [point for point in self.finished() if (point, rung) in self.outcomes]
+
+    def _lasting(self, limit: Limit, rung: int) -> float:
+        """How much of a gap in quality after that rung is left when all is learned: a slope through 0, at most 1."""
+        pairs = []
+        for one, other in itertools.combinations(self._ended(rung)[-_REMEMBERED:], 2):
+            rooms = [self._rooms[each][named(limit)] for each in
+                     ((one, rung), (other, rung), (one, self.full), (other, self.full))]  # fmt: skip
+            known = [room.value for room in rooms if room is not None]
+            if len(known) == len(rooms):
+                pairs.append((known[0] - known[1], known[2] - known[3]))
+        across = sum(early * early for early, _ in pairs)
+        if len(pairs) < _FEWEST_KNOWN or not across:
+            return _LASTING
+        return min(max(sum(early * late for early, late in pairs) / across, 0.0), 1.0)
 
     def _pointless(self, point: Point) -> str | None:
         """Why a recipe would not be chosen even if it kept every limit."""
@@ -202,29 +237,60 @@ class Engine:
         return "by what is predicted it is no better than what keeps every limit" if gain <= 0 else None
 
     def _new(self, count: int) -> list[Job]:
-        """Points that nobody tried: what Optuna proposes, most gain for its marginal seconds first; else any other."""
-        told, seed = self._told(), self.seed * 100_003 + self._rounds
-        proposed = proposals(self.space.knobs, told, len(self.goal.minimize), seed, _ASKED)
-        found = self._worth_trying(proposed, "proposed")
-        if len(found) < count:
-            found |= self._worth_trying(self.space.points(self.seed), "not tried yet", count - len(found))
-        if not found:
+        """Points that nobody tried: of all, or where these can't be listed, of a sample and what Optuna proposes."""
+        found = self._worth_trying(self.space.points(self.seed), "most gain for its time")
+        if self.space.size > ENUMERATED:
+            seed = self.seed * 100_003 + self._rounds
+            proposed = proposals(self.space.knobs, self._told(), len(self.goal.minimize), seed, _ASKED)
+            found |= self._worth_trying(proposed, "proposed by Optuna")
+        jobs = []
+        for point in self._by_worth(list(found)):
+            if self._is_new(point):
+                jobs.append(Job(point, self._first_rung(point), found[point]))
+                if len(jobs) == count:
+                    break
+        if not jobs:
             self.ended = "every other recipe is predicted to miss a limit or to be no better"
-            return []
-        chosen = sorted(found, key=lambda point: (-self._worth(point), point))[:count]
-        return [Job(point, self._first_rung(point), found[point]) for point in chosen]
+        return jobs
 
-    def _worth_trying(self, points: Iterable[Point], why: str, most: int | None = None) -> dict[Point, str]:
+    def _by_worth(self, points: Sequence[Point], rung: int | None = None) -> list[Point]:
+        """Most first: gain x the probability that every limit is kept, for each second that is left to do."""
+        chances = self._chances(points)
+        worth = {point: chance * self._worth(point, rung) for point, chance in zip(points, chances, strict=True)}
+        return sorted(points, key=lambda point: (-worth[point], point))
+
+    def _chances(self, points: Sequence[Point]) -> list[float]:
+        """The probability of each point to keep every limit on quality as surely as is wanted, trained in full."""
+        found = np.ones(len(points))
+        for limit in self.goal.quality:
+            known = [(key, room) for key, rooms in self._rooms.items() if (room := rooms[named(limit)]) is not None]
+            if len(known) < _FEWEST_KNOWN or not points:
+                continue
+            features = np.array([self._features(point, rung) for (point, rung), _ in known])
+            values = np.array([room.value for _, room in known])
+            halves = np.array([room.value - room.low for _, room in known])
+            # What rows leave open is common to all, since they share the rows: half of it is taken for noise of each.
+            surrogate = Surrogate.of(features, values, np.maximum(halves / _SHARED, 1e-4))
+            wanted = np.full(len(points), float(np.median(halves)))
+            found *= surrogate.at_least(np.array([self._features(point, self.full) for point in points]), wanted)
+        return [max(float(chance), 1e-3) for chance in found]
+
+    def _features(self, point: Point, rung: int) -> list[float]:
+        """A point's coordinates, its predicted size and its share of training, each about between 0 and 1."""
+        size, start = (self.costs.predicted(each, "size_bytes") for each in (point, self.space.origin))
+        ratio = size / start if size and start else 1.0
+        lowest = math.log(self.shares[0]) if len(self.shares) > 1 else -1.0
+        return [*coordinates(point, self._ranks), math.log(ratio), math.log(self.shares[rung]) / lowest]
+
+    def _worth_trying(self, points: Iterable[Point], why: str) -> dict[Point, str]:
         found: dict[Point, str] = {}
         tried = {point for point, _ in self.outcomes}
         for proposed in points:
             point = self.space.canonical(proposed)
             if point in tried or point in found or point in self.refused or point in self.given_up:
                 continue
-            if self._is_new(point) and self._gain(point) > 0 and self._may_keep(point) and not self._fails(point):
+            if self._gain(point) > 0 and self._may_keep(point) and not self._fails(point):
                 found[point] = why
-                if most is not None and len(found) >= most:
-                    break
         return found
 
     def _is_new(self, point: Point) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
@@ -66,6 +67,7 @@ def packed(outcomes: Sequence[float]) -> str:
     return f"f64:{len(values)}:{base64.b64encode(values.tobytes()).decode()}"
 
 
+@functools.lru_cache(maxsize=4096)
 def unpacked(text: str) -> tuple[float, ...]:
     """The inverse of `packed`."""
     kind, count, data = text.split(":")

@@ -46,6 +46,14 @@ class Knob:
         """Whether the values are numbers, which lie in an order of their own."""
         return all(isinstance(value, int | float) and not isinstance(value, bool) for value in self.values)
 
+    def ranks(self) -> tuple[float, ...]:
+        """Each value's place between 0 and 1: numbers by size, lists by length, others as they are listed."""
+        sizes = [len(value) if isinstance(value, list | tuple) else value for value in self.values]
+        ordered = all(isinstance(size, int | float) and not isinstance(size, bool) for size in sizes)
+        keys = sizes if ordered else list(range(len(sizes)))
+        steps = sorted(set(keys))
+        return tuple(steps.index(key) / max(len(steps) - 1, 1) for key in keys)
+
 
 @dataclass
 class Space:

@@ -106,3 +106,19 @@ def _save_processor(processor: Any, folder: Path) -> None:
     if extractor is not None:
         # transformers 5 puts all parts into one file, which transformers.js and optimum don't read.
         extractor.save_pretrained(folder)
+    forget_where_from(folder)
+
+
+_TOKENIZER = "tokenizer_config.json"
+_WHERE_FROM = ("is_local", "local_files_only")
+
+
+def forget_where_from(folder: Path) -> None:
+    """Take out of a tokenizer's config whether it was read offline, so that the same model is the same bytes."""
+    path = folder / _TOKENIZER
+    if not path.is_file():
+        return
+    told = json.loads(path.read_text())
+    kept = {name: value for name, value in told.items() if name not in _WHERE_FROM}
+    if kept != told:
+        path.write_text(json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n")

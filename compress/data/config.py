@@ -74,7 +74,7 @@ class DataConfig(Frozen):
     @field_validator("hold_out", mode="before")
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, dict | HoldOut) else value
+        return (value,) if isinstance(value, dict | HoldOut) else tuple(value) if isinstance(value, list) else value
 
     @field_validator("without_labels")
     @classmethod

@@ -1,0 +1,195 @@
+"""A whole search of a tiny recipe by the command line: what it leaves, how it goes on, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_run
+import yaml
+from typer.testing import CliRunner
+
+from compress.cli import app
+from compress.digests import digest_directory
+from compress.report.schema import load_report
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
+
+STAGES = (
+    {"finetune": {"epochs": 1, "batch_size": 8, "learning_rate": 2e-3}},
+    {"distill": {"teacher": "finetune", "student": {"layers": [0, 1]}, "epochs": 1, "batch_size": 8,
+                 "learning_rate": 2e-3, "keep_best": False}},
+    {"export": {}},
+    {"quantize": {}},
+)  # fmt: skip
+SEARCH = {
+    "minimize": "size_bytes",
+    "budget": "10m",
+    "select": {"rows": 60},
+    "rungs": [0.5],
+    "seeds": 1,
+    "choices": {"stages.1.distill.student.layers": [[0, 1], [0]], "stages.3.quantize.embedding_bits": [8, 4]},
+}
+LIMITS = [
+    {"metric": "accuracy", "at_least": 0.6, "of": "baseline"},
+    {"metric": "size_bytes", "at_most": 0.6, "of": "baseline"},
+]
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    search = {**SEARCH, **changes.pop("search", {})}
+    return tiny_run.write_all(folder, stages=list(STAGES), search=search, limits=LIMITS, **changes)
+
+
+def latest(artifacts: Path) -> Path:
+    return (artifacts / "searches" / "tiny" / "latest").resolve()
+
+
+def trials(artifacts: Path) -> list[dict[str, Any]]:
+    """What the ledger has of each trial, but for what a clock says."""
+    lines = (latest(artifacts) / "ledger.jsonl").read_text().splitlines()[1:]
+    found = [json.loads(line) for line in lines]
+    for one in found:
+        one["outcome"].pop("seconds")
+        for stage in one["outcome"]["stages"]:
+            stage.pop("seconds"), stage.pop("cached")
+    return found
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a search that has ended, its artifacts in `artifacts`."""
+    folder = tmp_path_factory.mktemp("searched")
+    path = write(folder)
+    done = tiny_run.compress("search", path, "--artifacts", folder / "artifacts", "--json")
+    assert done.returncode == 0, done.stderr
+    (folder / "said.json").write_text(done.stdout)
+    return folder
+
+
+def test_the_smallest_that_keeps_its_limits_wins_and_is_judged_once_on_the_test_rows(searched: Path) -> None:
+    record = json.loads((searched / "said.json").read_text())
+    full = [one for one in record["trials"] if one["share"] == 1 and one["status"] != "missed"]
+    best = next(one for one in record["trials"] if one["status"] == "best")
+    assert best["final"]["size_bytes"] == min(one["final"]["size_bytes"] for one in full)
+    judged = {one["name"]: one for one in record["final"]["judged"]}
+    assert judged["winner"]["words"] == best["words"]
+    assert set(judged) >= {"winner", "trial 0"}
+    # 60 test rows, not the 60 that chose: accuracies are multiples of a sixtieth of other answers.
+    assert record["final"]["confidence"] == pytest.approx(1 - 0.05 / len(judged))
+    assert [one["seed"] for one in record["final"]["seeds"]] == [1]
+    assert record["stages_shared"] > 0
+
+
+def test_the_best_recipe_is_ordinary_and_gives_the_same_bytes_from_the_cache(searched: Path) -> None:
+    artifacts, found = searched / "artifacts", latest(searched / "artifacts")
+    text = (found / "best.yaml").read_text()
+    values = yaml.safe_load(text)
+    assert "search" not in values
+    assert values["data"]["hold_out"] == [{"rows": 60}]
+    assert text.startswith("# Found by `compress search`")
+    done = CliRunner().invoke(app, ["run", str(found / "best.yaml"), "--artifacts", str(artifacts), "--json"])
+    assert done.exit_code == 0, done.output
+    report = load_report(artifacts / "runs" / "tiny" / "latest" / "report.json")
+    assert all(stage.cached for stage in report.stages)
+    ran = artifacts / "runs" / "tiny" / "latest" / "model"
+    assert digest_directory(ran) == digest_directory(found / "model")
+
+
+def test_the_page_needs_nothing_from_outside_and_shows_every_trial(searched: Path) -> None:
+    page = (latest(searched / "artifacts") / "search.html").read_text()
+    record = json.loads((searched / "said.json").read_text())
+    assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page
+    for trial in record["trials"]:
+        assert f'<th scope="row">{trial["number"]}</th>' in page
+
+
+def test_more_time_goes_on_from_where_it_was_and_does_nothing_twice(searched: Path, tmp_path: Path) -> None:
+    path, artifacts = write(tmp_path / "again", search={"trials": 3, "seeds": 0}), tmp_path / "artifacts"
+    first = tiny_run.compress("search", path, "--artifacts", artifacts)
+    assert first.returncode == 0, first.stderr
+    assert len(trials(artifacts)) == 3
+    write(tmp_path / "again", search={"trials": 40, "seeds": 0})
+    second = tiny_run.compress("search", path, "--artifacts", artifacts, "--resume")
+    assert second.returncode == 0, second.stderr
+    assert "trial 2:" not in second.stderr
+    # Paths differ between the two folders, and nothing else does.
+    assert [one["words"] for one in trials(artifacts)] == [one["words"] for one in trials(searched / "artifacts")]
+
+
+def test_a_search_killed_at_any_moment_ends_with_the_same_ledger(searched: Path, tmp_path: Path) -> None:
+    path, artifacts = searched / "tiny.yaml", tmp_path / "artifacts"
+    chance, kills, resume = random.Random(), 0, False
+    while True:
+        command = ["search", path, "--artifacts", artifacts, *(["--resume"] if resume else [])]
+        process = tiny_run.start(*command)
+        if kills < 3:
+            time.sleep(chance.uniform(1.0, 9.0))
+            os.kill(process.pid, signal.SIGKILL)
+            process.communicate()
+            kills += 1
+            resume = (artifacts / "searches" / "tiny" / "latest" / "ledger.jsonl").is_file()
+            continue
+        _, said = process.communicate()
+        assert process.returncode == 0, said
+        break
+    assert trials(artifacts) == trials(searched / "artifacts")
+    ours, theirs = (digest_directory(latest(each) / "model") for each in (artifacts, searched / "artifacts"))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "Nothing says what to search"),
+        (["--model", "model"], "--model needs --data"),
+        (["--model", "model", "--data", "train.csv", "--task", "text-clasification"], "text-classification"),
+        (["--model", "model", "--data", "none.csv", "--task", "text-classification"], "does not exist"),
+        (["--model", "model", "--data", "train.csv", "--task", "text-classification", "--max-size", "5"], "5MB"),
+        (["--model", "model", "--data", "train.csv", "--task", "text-classification", "--budget", "soon"], "90s"),
+        (["tiny.yaml", "--model", "model"], "Both a recipe and a model"),
+        (["tiny.yaml", "--set", "search.select.rows=70", "--set", "limits.0.at_least=0.999"], "about 164"),
+        (["tiny.yaml", "--resume", "--artifacts", "none"], "no search to go on with"),
+        (["tiny.yaml", "--set", "search.minimize=accuracy"], "cannot be minimized"),
+        (["tiny.yaml", "--set", "search.target=gpu"], "no target 'gpu'"),
+    ],
+)
+def test_bad_input_is_told_before_anything_runs(searched: Path, arguments: list[str], says: str) -> None:
+    done = tiny_run.compress("search", *arguments, folder=searched)
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (searched / "none").exists()
+
+
+def test_a_resumed_search_must_be_the_same(searched: Path) -> None:
+    options = ("--artifacts", searched / "artifacts", "--resume", "--set", "search.confidence=0.95")
+    done = tiny_run.compress("search", searched / "tiny.yaml", *options)
+    assert done.returncode == 2
+    assert "its recipe (search) is another now" in done.stderr
+
+
+def test_limits_alone_are_enough_and_one_file_of_rows(tmp_path: Path) -> None:
+    """As a newcomer does: a CSV, a model, a share to keep; what may vary is what the stages say."""
+    tiny_run.ROWS, rows = {**tiny_run.ROWS, "train": 400}, tiny_run.ROWS
+    try:
+        tiny_run.write_all(tmp_path)
+    finally:
+        tiny_run.ROWS = rows
+    (tmp_path / "test.csv").unlink(), (tmp_path / "validation.csv").unlink()
+    options = ("--task", "text-classification", "--keep", "0.5", "--max-size", "1MB", "--trials", "3", "--json")
+    done = tiny_run.compress("search", "--model", "model", "--data", "train.csv", *options, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert {knob["name"] for knob in record["knobs"]} >= {
+        "stages.1.prune.feed_forward", "stages.2.distill.student.layers", "stages.5.quantize.embedding_bits",
+        "trim_vocabulary",
+    }  # fmt: skip
+    found = yaml.safe_load((tmp_path / "artifacts" / "searches" / record["name"] / "latest" / "best.yaml").read_text())
+    assert [each["split"] for each in found["data"]["hold_out"] if "split" in each] == ["test", "validation"]

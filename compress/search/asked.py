@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -11,7 +12,7 @@ from typing import Any
 
 from compress.data.config import is_file_name, is_sample
 from compress.data.source import find, read
-from compress.errors import InputError, did_you_mean
+from compress.errors import InputError, RecipeError, did_you_mean
 from compress.plan import plan_context
 from compress.plan.sources import Sources
 from compress.recipe.search import seconds_of
@@ -126,7 +127,8 @@ def _data(reference: str, starter: Mapping[str, Any]) -> dict[str, Any]:
     if place is None:
         raise InputError(f"{reference} does not exist.", where="--data", expected="a file or a folder")
     if place.is_file():
-        count = len(next(iter(read(place, set()).columns.values()), ()))
+        rows = read(place, read(place, set()).names[:1])
+        count = len(next(iter(rows.columns.values()), ()))
         sizes = {split: min(int(share * count), most) for split, (share, most) in _SHARES.items()}
         if min(sizes.values()) < 2:
             raise InputError(
@@ -205,12 +207,30 @@ def _put_choices(document: Document, folder: Path) -> None:
     first = labels.index(recipe.baseline) + 1 if recipe.baseline in labels else 0
     for index, (stage, label) in enumerate(zip(recipe.stages, labels, strict=True)):
         if index >= first:
-            worth = stage.worth_searching(shape)
-            choices |= {f"stages.{index}.{stage.kind}.{name}": list(tried) for name, tried in worth.items()}
+            worth = {}
+            for name, tried in stage.worth_searching(shape).items():
+                field = f"stages.{index}.{stage.kind}.{name}"
+                if possible := [value for value in tried if _can_be(copy, folder, field, value)]:
+                    worth[field] = possible
+                if possible and isinstance(possible[0], list | tuple):
+                    # Layers, say, which the starter names of another model.
+                    apply_override(document, f"{field}={json.dumps(possible[len(possible) // 2])}")
+            choices |= worth
             if worth and stage.takes() is stage.gives():
                 optional.append(label)
         shape = context.shapes[label] = stage.predict(shape, context).shape
     values["search"] |= {"choices": choices, "optional": optional}
+
+
+def _can_be(document: Document, folder: Path, field: str, value: Any) -> bool:
+    """Whether the recipe may have that value, of what it is for and what else it says."""
+    changed = deepcopy(document)
+    apply_override(changed, f"{field}={json.dumps(value)}")
+    try:
+        recipe_of(changed, folder)
+    except RecipeError:
+        return False
+    return True
 
 
 def _bytes(text: str) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from compress.errors import MissingExtraError
 from compress.search.space import Knob, Point
 
 
@@ -23,7 +24,10 @@ def proposals(knobs: Sequence[Knob], told: Sequence[Told], objectives: int, seed
     The study is made anew of what is known, so that the same ledger and ``seed`` give the same proposals. They may
     repeat, and may have been tried.
     """
-    import optuna
+    try:
+        import optuna
+    except ImportError as error:
+        raise MissingExtraError("optuna", "search", "A space of more recipes than can be listed") from error
     from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
     from optuna.trial import create_trial
 

@@ -256,9 +256,9 @@ def replay(
         ours.append(_paid_until_found(fresh, goal, _searching(engine), engine, size) / fresh.cost_of_all)
         rest = list(_searching(engine))  # nothing is told any more: what is left would only confirm the pick
         del rest
-        pick = engine.best() or best
+        pick = engine.known.best() or best
         held.append(fresh.kept_on_fresh_rows(pick) >= bound)
-        trials.append(len(engine.outcomes))
+        trials.append(len(engine.known.outcomes))
         other = _table(kept, seed, wrong_by)
         chance.append(_paid_until_found(other, goal, _at_random(other, seed), None, size) / other.cost_of_all)
     count = len(ours)

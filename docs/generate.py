@@ -15,6 +15,7 @@ from pydantic_core import to_jsonable_python
 from compress.cli import app
 from compress.nightly.suite import suite_schema
 from compress.recipe_source import recipe_schema
+from compress.stage.stage import SEARCH
 from compress.stages import STAGES
 
 FOLDER = Path(__file__).parent
@@ -55,13 +56,22 @@ def stages() -> str:
         lines += ["| field | default | meaning |", "|---|---|---|"]
         for name, field in cls.model_fields.items():
             if name != "kind":
-                lines.append(f"| `{name}` | {_default(field)} | {_cell(field.description or '')} |")
+                lines.append(
+                    f"| `{name}` | {_default(field)} | {_cell((field.description or '') + _searched(field))} |"
+                )
         lines.append("")
     return "\n".join(lines)
 
 
 def _paragraphs(docstring: str) -> str:
     return "\n".join(line.strip() for line in docstring.strip().splitlines())
+
+
+def _searched(field: FieldInfo) -> str:
+    """The values that a search tries, where the field says them."""
+    extra = field.json_schema_extra
+    tried = extra.get(SEARCH) if isinstance(extra, dict) else None
+    return f"; a search tries {', '.join(map(str, tried))}" if isinstance(tried, list) else ""
 
 
 def _default(field: FieldInfo) -> str:

@@ -39,7 +39,7 @@ def best_recipe(space: Space, engine: Engine, point: Point) -> str:
 
 def figures(engine: Engine, point: Point) -> list[str]:
     """What the rows that chose say of it, as comments."""
-    outcome = engine.finished()[point]
+    outcome = engine.known.finished[point]
     said = []
     for metric in engine.goal.minimize:
         if metric in outcome.final:
@@ -54,8 +54,8 @@ def figures(engine: Engine, point: Point) -> list[str]:
 def reason(space: Space, engine: Engine, knob: Knob, point: Point) -> str:
     """Why a knob has its value: what recipes that differ in it alone came to, or that none was tried."""
     index = space.knobs.index(knob)
-    own, tried = engine.finished()[point], []
-    for other, outcome in engine.finished().items():
+    own, tried = engine.known.finished[point], []
+    for other, outcome in engine.known.finished.items():
         alike = all(a == b for at, (a, b) in enumerate(zip(point, other, strict=True)) if at != index)
         if other == point or not alike or other[index] == point[index]:
             continue

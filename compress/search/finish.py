@@ -65,12 +65,12 @@ class Final(Frozen):
 
 def declared(engine: Engine) -> dict[str, Point]:
     """The models of the last session by name: the winner, where the search began, and up to three more of the front."""
-    best = engine.best()
+    best = engine.known.best()
     assert best is not None
     chosen = {WINNER: best}
     if best != engine.space.origin:
         chosen[ORIGIN] = engine.space.origin
-    others = [point for point in engine.front() if point not in chosen.values()]
+    others = [point for point in engine.known.front() if point not in chosen.values()]
     spread = others if len(others) <= FRONT else [others[0], others[len(others) // 2], others[-1]]
     return chosen | {f"front {place}": point for place, point in enumerate(spread, 1)}
 
@@ -114,7 +114,7 @@ def judge(space: Space, engine: Engine, trials: Trials) -> Final:
 
 def another_seed(space: Space, engine: Engine, trials: Trials, seed: int) -> Seed:
     """The winner of another seed, judged on the test rows against its own baseline; nothing is timed."""
-    best = engine.best()
+    best = engine.known.best()
     assert best is not None
     recipe = space.recipe(best, seed=seed)
     profile = target_profile(recipe)

@@ -86,8 +86,8 @@ def record_of(
 ) -> SearchRecord:
     """Everything so far."""
     search, base = space.search, space.base
-    best, front = engine.best(), engine.front()
-    nearest = None if best is not None else engine.nearest()
+    best, front = engine.known.best(), engine.known.front()
+    nearest = None if best is not None else engine.known.nearest()
     ran = [cost for entry in entries for cost in entry.outcome.stages]
     return SearchRecord(
         name=base.name,
@@ -144,7 +144,7 @@ def _status(engine: Engine, entry: Entry, best: Point | None, front: Sequence[Po
     if entry.rung < engine.full:
         if entry.point in engine.given_up:
             return "given up"
-        return "went on" if (entry.point, entry.rung + 1) in engine.outcomes else "on its way"
+        return "went on" if (entry.point, entry.rung + 1) in engine.known.outcomes else "on its way"
     if entry.point == best:
         return "best"
     if entry.point in front:
@@ -154,7 +154,7 @@ def _status(engine: Engine, entry: Entry, best: Point | None, front: Sequence[Po
 
 def _shortfall(space: Space, engine: Engine, point: Point) -> str:
     """What the nearest recipe would need: the limit that it misses by most."""
-    short = engine.goal.shortfalls(engine.finished()[point])
+    short = engine.goal.shortfalls(engine.known.finished[point])
     limit, by = max(short.items(), key=lambda item: item[1])
     return f"{space.words(point)}: {limit} is short by {by:.2%}, as surely as is wanted"
 
@@ -162,7 +162,7 @@ def _shortfall(space: Space, engine: Engine, point: Point) -> str:
 def _effects(space: Space, engine: Engine, index: int) -> dict[str, float]:
     """Metric -> the largest mean of it over the smallest, of the recipes of each value."""
     found = {}
-    finished = engine.finished()
+    finished = engine.known.finished
     metrics = [*engine.goal.minimize, *(limit.metric for limit in _distinct(engine.goal.limits))]
     for metric in dict.fromkeys(metrics):
         groups: dict[int, list[float]] = {}

@@ -158,7 +158,7 @@ class SearchRun:
         verdict = ""
         if entry.rung == self.engine.full:
             verdict = "keeps every limit" if self.goal.keeps(outcome) else "misses a limit"
-            verdict += ", the best so far" if self.engine.best() == entry.point else ""
+            verdict += ", the best so far" if self.engine.known.best() == entry.point else ""
         return "; ".join([*figures, *filter(None, [verdict]), format_seconds(outcome.seconds)])
 
     def _rung(self, job: Job) -> str:
@@ -178,7 +178,7 @@ class SearchRun:
         if not self.entries:
             return None
         if self.costs.marginal_seconds(job.point, self.engine.shares[job.rung]) > left:
-            if self.engine.finished():
+            if self.engine.known.finished:
                 return f"the budget of {self.search.budget} is spent but for the session at the end"
             raise InputError(
                 f"The budget of {self.search.budget} is shorter than one trial: {format_seconds(self.spent)} are "
@@ -191,7 +191,7 @@ class SearchRun:
     def _reserve(self) -> float:
         """Seconds that the session at the end will take: tests and times, and the further seeds' training."""
         whole = sum(step.seconds for step in self.costs.steps(self.space.origin))
-        first = next((one for one in self.engine.finished().values()), None)
+        first = next((one for one in self.engine.known.finished.values()), None)
         if first is not None:
             whole = sum(cost.seconds for cost in first.stages if not cost.cached) or whole
         seeds = self._seeds() * whole
@@ -201,7 +201,7 @@ class SearchRun:
         return self.search.seeds if len(self.engine.shares) > 1 else 0
 
     def _finish(self) -> Final | None:
-        best = self.engine.best()
+        best = self.engine.known.best()
         if best is None:
             return None
         self.progress.note(f"the session at the end, on the test rows: {self.space.words(best)}")
@@ -222,7 +222,7 @@ class SearchRun:
     def _write(self, record: SearchRecord) -> None:
         with storage_errors(self.place):
             write_whole(self.place / RECORD, record.model_dump_json(indent=1) + "\n")
-            best = self.engine.best()
+            best = self.engine.known.best()
             if best is not None:
                 write_whole(self.place / BEST, best_recipe(self.space, self.engine, best))
         from compress.search.page import search_page

@@ -168,10 +168,7 @@ class Space:
 
     def trains(self, point: Point) -> bool:
         """Whether anything behind the baseline is trained, so that a share of it says something."""
-        try:
-            recipe = self.recipe(point)
-        except RecipeError:
-            return False
+        recipe = self.base.model_copy(update={"stages": self.stages(point)})
         return shortened(recipe, 0.5) != recipe.stages
 
     def _recipe(self, options: Sequence[str], without: Sequence[str]) -> Recipe:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,8 +60,3 @@ def _kernel(one: Floats, other: Floats, length: float, linear: float) -> Floats:
     squares = ((one[:, None, :] - other[None, :, :]) ** 2).sum(axis=-1)
     found: Floats = np.exp(-squares / (2 * length**2)) + linear * (1 + one @ other.T)
     return found
-
-
-def coordinates(point: Sequence[int], ranks: Sequence[Sequence[float]]) -> list[float]:
-    """Each choice between 0 and 1: by the order of its values, where they have one."""
-    return [rank[place] for rank, place in zip(ranks, point, strict=True)]

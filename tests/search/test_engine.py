@@ -107,7 +107,7 @@ class Made:
 
 def search(made: Made, seed: int = 0, goal: Goal = GOAL, most: int = 10_000) -> Engine:
     engine = Engine(made, made, goal, SHARES, seed)
-    while (jobs := engine.round()) and len(engine.outcomes) < most:
+    while (jobs := engine.round()) and len(engine.known.outcomes) < most:
         assert len(jobs) <= ROUND
         for job in jobs:
             engine.tell(job, made.outcome(job))
@@ -126,8 +126,8 @@ def test_it_finds_what_trying_everything_would_find_at_a_fraction_of_the_work(se
     kept = by_brute_force(made)
     assert 5 < len(kept) < 60, "neither everything nor nothing may keep the limit"
     engine = search(made, seed)
-    assert engine.best() is not None
-    assert made.bytes(engine.best() or made.origin) == min(map(made.bytes, kept))
+    assert engine.known.best() is not None
+    assert made.bytes(engine.known.best() or made.origin) == min(map(made.bytes, kept))
     work = sum(made.marginal_seconds(point, SHARES[rung]) for point, rung in made.trained)
     assert work < 0.25 * sum(made.marginal_seconds(point) for point in made.points(0))
     assert len(set(made.trained)) == len(made.trained), "nothing is done twice"
@@ -177,14 +177,14 @@ def test_a_front_of_two_figures_is_what_nothing_else_beats() -> None:
             other != one and all(b <= a for a, b in zip(one, other or one, strict=True)) for other in values.values()
         )
     }  # fmt: skip
-    assert {goal.values(engine.finished()[point]) for point in engine.front()} == best
+    assert {goal.values(engine.known.finished[point]) for point in engine.known.front()} == best
 
 
 def test_a_trial_that_fails_is_no_end_and_three_alike_end_the_family() -> None:
     family = frozenset(point for point in Made().points(0) if point[0] == 2)
     made = Made(fails=family)
     engine = search(made)
-    assert engine.best() is not None
+    assert engine.known.best() is not None
     assert 1 <= sum(point in family for point, _ in made.trained) <= 3 + ROUND
     assert all(
         engine.given_up[point].startswith("failed: out of memory") for point, _ in made.trained if point in family
@@ -210,11 +210,11 @@ def test_what_is_predicted_to_miss_a_limit_never_trains() -> None:
 def test_where_nothing_keeps_the_limits_it_says_what_comes_nearest() -> None:
     made = Made()
     engine = search(made, goal=Goal(("size_bytes",), (Limit(metric="accuracy", at_least=0.999),), 0.9))
-    assert engine.best() is None
+    assert engine.known.best() is None
     assert engine.ended
-    short = {point: 0.999 - outcome.final["accuracy"] for point, outcome in engine.finished().items()}
-    assert engine.nearest() is not None
-    assert short[engine.nearest() or ()] == min(short.values())
+    short = {point: 0.999 - outcome.final["accuracy"] for point, outcome in engine.known.finished.items()}
+    assert engine.known.nearest() is not None
+    assert short[engine.known.nearest() or ()] == min(short.values())
 
 
 def test_hopeless_recipes_stop_at_a_low_rung_and_say_why() -> None:
@@ -227,7 +227,7 @@ def test_hopeless_recipes_stop_at_a_low_rung_and_say_why() -> None:
     bad = {point for point, _ in made.trained if point[3] == 1}
     assert bad
     assert not any(rung == 2 for point, rung in made.trained if point in bad and any(
-        other[0] == point[0] and other[3] == 0 for other in engine.finished()))  # fmt: skip
+        other[0] == point[0] and other[3] == 0 for other in engine.known.finished))  # fmt: skip
     assert any("behind a recipe of its family" in why for why in engine.given_up.values())
 
 
@@ -242,7 +242,7 @@ def test_the_order_in_which_outcomes_come_is_not_the_order_of_the_points() -> No
         for job in jobs:
             engine.tell(job, made.outcome(job))
             other.tell(job, ended[job])
-    assert engine.best() == other.best()
+    assert engine.known.best() == other.known.best()
 
 
 class Vast(Made):
@@ -273,7 +273,7 @@ class Vast(Made):
 def test_a_space_of_millions_is_drawn_from_and_optuna_proposes() -> None:
     made = Vast()
     engine = search(made, most=80)
-    assert engine.best() is not None
+    assert engine.known.best() is not None
     drawn = set(made.points(0))
     assert any(point not in drawn for point, _ in made.trained[3:]), "some were Optuna's"
-    assert made.bytes(engine.best() or made.origin) < 0.6 * made.bytes(made.origin)
+    assert made.bytes(engine.known.best() or made.origin) < 0.6 * made.bytes(made.origin)

@@ -1,0 +1,109 @@
+"""What recipes promise that nobody has trained in full: how much better, how likely, for how many seconds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from compress.recipe.recipe import Limit
+from compress.search.goal import dominated, named
+from compress.search.known import Known
+from compress.search.outcome import Outcome
+from compress.search.space import Knob, Point
+from compress.search.surrogate import Surrogate
+
+_FEWEST_KNOWN = 3
+_SHARED = 2.56
+"""Half-widths at 90% one-sided in a standard deviation, and twice that, since half of the error is common to all."""
+
+
+class Forecasts(Protocol):
+    """What has to be known of costs (`Costs`, or a table)."""
+
+    def marginal_seconds(self, point: Point, share: float = 1.0) -> float: ...
+    def predicted(self, point: Point, metric: str) -> float | None: ...
+    def tolerance(self, metric: str) -> float: ...
+    def family(self, point: Point) -> tuple[object, ...]: ...
+    def learn(self, point: Point, share: float, outcome: Outcome) -> None: ...
+
+
+class Prospects:
+    """By what is known at the beginning of a round."""
+
+    def __init__(self, known: Known, costs: Forecasts, knobs: Sequence[Knob], shares: tuple[float, ...]) -> None:
+        self.known, self.costs, self.shares = known, costs, shares
+        self._ranks = [knob.ranks() for knob in knobs]
+        self._start = known.start()
+        self._front = [known.kept[point] for point in known.front()]
+        first = known.finished.get(known.origin)
+        self._baseline = {} if first is None else first.baseline
+
+    def by_worth(self, rungs: Sequence[tuple[Point, int]]) -> list[Point]:
+        """Points, each with the rung that it would be trained to now: most worth first.
+
+        That is gain x the probability that every limit is kept, for each second until it is trained in full.
+        """
+        worth = {}
+        for (point, rung), chance in zip(rungs, self._chances([point for point, _ in rungs]), strict=True):
+            seconds = sum(self.costs.marginal_seconds(point, share) for share in self.shares[rung:])
+            worth[point] = chance * self.gain(point) / max(seconds, 1e-3)
+        return sorted(worth, key=lambda point: (-worth[point], point))
+
+    def gain(self, point: Point) -> float:
+        """By how much of the first trial's figures it would be better than what is best now; 1 before that is known."""
+        hoped = [self._hoped(point, metric) for metric in self.known.goal.minimize]
+        start, front = self._start, self._front
+        if start is None or not front or None in hoped:
+            return 1.0
+        values = [value for value in hoped if value is not None]
+        if len(values) == 1:
+            return (min(best for (best,) in front) - values[0]) / (start[0] or 1.0)
+        if dominated(values, front):
+            return 0.0
+        nearest = min(
+            max((b - a) / (base or 1.0) for a, b, base in zip(values, best, start, strict=True)) for best in front
+        )
+        return max(nearest, 1e-9)
+
+    def may_keep(self, point: Point) -> bool:
+        """Whether predictions leave open that every limit on what is predicted is kept."""
+        return all(self._may_keep(limit, point) for limit in self.known.goal.limits)
+
+    def _may_keep(self, limit: Limit, point: Point) -> bool:
+        value = self._hoped(point, limit.metric)
+        other = 1.0 if limit.of is None else self._baseline.get(limit.metric)
+        if value is None or not other:
+            return True
+        ratio, tolerance = value / other / limit.bound, self.costs.tolerance(limit.metric)
+        return ratio * (1 + tolerance) >= 1 if limit.at_least is not None else ratio * (1 - tolerance) <= 1
+
+    def _hoped(self, point: Point, metric: str) -> float | None:
+        """What a figure will be: as it was measured on the way, where training doesn't change it; else as predicted."""
+        found = self.known.weighed(point, metric)
+        return self.costs.predicted(point, metric) if found is None else found
+
+    def _chances(self, points: Sequence[Point]) -> list[float]:
+        """The probability of each point to keep every limit on quality as surely as is wanted, trained in full."""
+        found = np.ones(len(points))
+        for limit in self.known.goal.quality:
+            rooms = [(key, room) for key, own in self.known.rooms.items() if (room := own[named(limit)]) is not None]
+            if len(rooms) < _FEWEST_KNOWN or not points:
+                continue
+            values = np.array([room.value for _, room in rooms])
+            halves = np.array([room.value - room.low for _, room in rooms])
+            features = np.array([self._features(point, self.shares[rung]) for (point, rung), _ in rooms])
+            surrogate = Surrogate.of(features, values, np.maximum(halves / _SHARED, 1e-4))
+            asked = np.array([self._features(point, self.shares[-1]) for point in points])
+            found *= surrogate.at_least(asked, np.full(len(points), float(np.median(halves))))
+        return [max(float(chance), 1e-3) for chance in found]
+
+    def _features(self, point: Point, share: float) -> list[float]:
+        """A point's coordinates, its predicted size and its share of training, each about between 0 and 1."""
+        size, start = (self.costs.predicted(each, "size_bytes") for each in (point, self.known.origin))
+        ratio = size / start if size and start else 1.0
+        lowest = math.log(self.shares[0]) if len(self.shares) > 1 else -1.0
+        places = [rank[place] for rank, place in zip(self._ranks, point, strict=True)]
+        return [*places, math.log(ratio), math.log(share) / lowest]

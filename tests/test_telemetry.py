@@ -17,9 +17,18 @@ USES = {
     "onnxruntime": SESSION,
     "openvino": "import openvino; openvino.Core()",
     "nncf": "import nncf; from nncf.telemetry import telemetry; telemetry.send_event('nncf', 'test', 'test')",
+    "mlflow": "from mlflow.telemetry.utils import is_telemetry_disabled; assert is_telemetry_disabled()",
     "huggingface_hub": "from huggingface_hub import constants; assert constants.HF_HUB_DISABLE_TELEMETRY",
 }
-SWITCHES = ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK", "NNCF_CI", "CI")
+SWITCHES = (
+    "ORT_DISABLE_TELEMETRY",
+    "MLFLOW_DISABLE_TELEMETRY",
+    "HF_HUB_DISABLE_TELEMETRY",
+    "DISABLE_TELEMETRY",
+    "DO_NOT_TRACK",
+    "NNCF_CI",
+    "CI",
+)
 """What the process that tests has set, or whoever started it."""
 
 

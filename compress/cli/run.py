@@ -16,6 +16,9 @@ def run(
     ] = None,
     artifacts: Annotated[Path, typer.Option(help="The folder that cache and runs are kept in.")] = Path("artifacts"),
     remeasure: Annotated[bool, typer.Option(help="Take new timings even if nothing changed.")] = False,
+    track: Annotated[
+        str | None, typer.Option(metavar="URI", help="Also write to MLflow: http://host:5000 or sqlite:///runs.db.")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Write report.json to standard output.")] = False,
 ) -> None:
     """Run a recipe. Finished stages come from the cache, so a stopped run goes on where it was."""
@@ -37,6 +40,11 @@ def run(
         return
     done = run_recipe(loaded, recipe.parent, artifacts, ConsoleProgress(), remeasure)
     History(artifacts).add(timings_of(plan, done.report.stages, done.report.seconds or 0.0))
+    if track is not None:
+        from compress.report.tracked import tracked
+        from compress.tracking import track as write
+
+        write(tracked(done.report, done.folder), track, loaded.name)
     from compress.report.console import closing_line, console_table
     from compress.report.run_folder import RUNS
     from compress.tasks.registry import get_task

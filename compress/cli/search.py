@@ -35,6 +35,9 @@ def search(
         "artifacts"
     ),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the latest search of this recipe.")] = False,
+    track: Annotated[
+        str | None, typer.Option(metavar="URI", help="Also write to MLflow: http://host:5000 or sqlite:///runs.db.")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Write search.json to standard output.")] = False,
 ) -> None:
     """Find the recipe that keeps the limits and is smallest or fastest; Ctrl-C and --resume go on where it was."""
@@ -45,6 +48,11 @@ def search(
     asked = Asked(model, data, task, keep, max_size, max_latency, tuple(minimize or ()), target, budget, trials)
     document, folder = document_of(recipe, asked, set_ or ())
     done = SearchRun(document, folder, artifacts, ConsoleProgress(), resume).run()
+    if track is not None:
+        from compress.search.tracked import tracked
+        from compress.tracking import track as write
+
+        write(tracked(done.record, done.folder), track, done.record.name)
     from rich.console import Console
 
     from compress.search.page import search_table

@@ -110,28 +110,19 @@ def test_the_page_needs_nothing_from_outside_and_shows_every_trial(searched: Pat
         assert f'<th scope="row">{trial["number"]}</th>' in page
 
 
-def test_more_time_goes_on_from_where_it_was_and_does_nothing_twice(searched: Path, tmp_path: Path) -> None:
-    path, artifacts = write(tmp_path / "again", search={"trials": 3, "seeds": 0}), tmp_path / "artifacts"
-    first = tiny_run.compress("search", path, "--artifacts", artifacts)
-    assert first.returncode == 0, first.stderr
-    assert len(trials(artifacts)) == 3
-    write(tmp_path / "again", search={"trials": 40, "seeds": 0})
-    second = tiny_run.compress("search", path, "--artifacts", artifacts, "--resume")
-    assert second.returncode == 0, second.stderr
-    assert "trial 2:" not in second.stderr
-    # Paths differ between the two folders, and nothing else does.
-    assert [one["words"] for one in trials(artifacts)] == [one["words"] for one in trials(searched / "artifacts")]
-
-
-def test_a_search_killed_at_any_moment_ends_with_the_same_ledger(searched: Path, tmp_path: Path) -> None:
+def test_a_search_killed_at_any_moment_and_given_more_trials_ends_with_the_same_ledger(
+    searched: Path, tmp_path: Path
+) -> None:
     path, artifacts = searched / "tiny.yaml", tmp_path / "artifacts"
     chance, kills, resume = random.Random(), 0, False
     while True:
         command = ["search", path, "--artifacts", artifacts, *(["--resume"] if resume else [])]
+        command += ["--trials", "3"] if kills < 3 else []
         process = tiny_run.start(*command)
         if kills < 3:
             time.sleep(chance.uniform(1.0, 9.0))
-            os.kill(process.pid, signal.SIGKILL)
+            if process.poll() is None:
+                os.kill(process.pid, signal.SIGKILL)
             process.communicate()
             kills += 1
             resume = (artifacts / "searches" / "tiny" / "latest" / "ledger.jsonl").is_file()

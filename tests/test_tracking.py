@@ -1,0 +1,58 @@
+"""Runs and searches in MLflow, read with its own client."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from compress.errors import InputError
+from compress.measurement import Measurement
+from compress.report.schema import Report
+from compress.report.tracked import tracked
+from compress.tracking import TrackedRun, track
+
+mlflow = pytest.importorskip("mlflow")
+
+# MLflow's own, about its database and its dependencies.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def test_a_run_and_those_within_it_are_found_by_mlflow_s_own_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text("name: tiny\n")
+    rows = (
+        Measurement(model="final", metric="accuracy", target="cpu", value=0.9, unit="ratio", low=0.8, high=0.95),
+        Measurement(model="final", metric="accuracy[label=good]", target="cpu", value=0.7, unit="ratio"),
+        Measurement(model="baseline", metric="accuracy", target="cpu", value=0.92, unit="ratio"),
+    )
+    report = Report(recipe="tiny", measurements=rows, started="2026-01-01T00:00:00+00:00")
+    trials = (
+        TrackedRun("trial 0", {"size_bytes": 10.0}, parameters={"heads": "0.5"}),
+        TrackedRun("trial 1", {}, failed=True),
+    )
+    made = tracked(report, tmp_path)
+    uri = "sqlite:///runs.db"
+    kept = track(
+        TrackedRun(made.name, made.metrics, made.spread, made.parameters, made.tags, made.files, trials), uri, "tiny"
+    )
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    run = client.get_run(kept)
+    assert run.data.metrics == {
+        "accuracy/cpu": 0.9, "accuracy/cpu.low": 0.8, "accuracy/cpu.high": 0.95, "accuracy_label_good_/cpu": 0.7,
+    }  # fmt: skip
+    assert run.data.params["recipe"] == "tiny"
+    assert run.data.tags["compress.model"] == str(tmp_path / "model")
+    assert [each.path for each in client.list_artifacts(kept)] == ["recipe.yaml"]
+    within = client.search_runs(
+        [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{kept}'", order_by=["attributes.run_name"]
+    )
+    assert [(one.info.run_name, one.info.status) for one in within] == [("trial 0", "FINISHED"), ("trial 1", "FAILED")]
+    assert within[0].data.metrics == {"size_bytes": 10.0}
+
+
+def test_an_address_that_is_none_is_named() -> None:
+    with pytest.raises(InputError, match="MLflow could not be written to"):
+        track(TrackedRun("x", {}), "carrier-pigeon://runs", "tiny")

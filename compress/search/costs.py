@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from compress.errors import CompressError, InputError
 from compress.plan import History, plan_context
@@ -19,6 +21,7 @@ from compress.stage.stage import Stage
 
 _UNKNOWN_SECONDS = 5.0
 """Of a stage that nobody can predict, before one like it has run."""
+_RECENT, _RIDGE = 5, 0.05
 PREDICTED = ("size_bytes", "parameters")
 
 
@@ -54,7 +57,7 @@ class Costs:
         self._done: set[str] = set()
         self._taken: dict[str, tuple[float, float]] = {}
         self._beside: list[float] = []
-        self._ratios: dict[str, list[float]] = {}
+        self._ratios: dict[str, dict[Point, float]] = {}
         self.errors: dict[str, list[float]] = {}
         """Metric -> how far predictions were off, relative, of every model that came after the first."""
 
@@ -73,7 +76,7 @@ class Costs:
         """A figure of the final model; None where nothing foretells it."""
         raw = self._raw(point, metric)
         ratios = self._ratios.get(metric)
-        return None if raw is None or not ratios else raw * ratios[-1]
+        return None if raw is None or not ratios else raw * self._correction(point, ratios)
 
     def family(self, point: Point) -> tuple[object, ...]:
         """What recipes share that may be compared before they are trained in full: stages, and layers left."""
@@ -83,7 +86,7 @@ class Costs:
 
     def tolerance(self, metric: str) -> float:
         """How far a prediction may be off before nothing is decided by it."""
-        return max([0.02, *(1.5 * abs(error) for error in self.errors.get(metric, ()))])
+        return max([0.005, *(1.5 * abs(error) for error in self.errors.get(metric, (0.05,))[-_RECENT:])])
 
     def learn(self, point: Point, share: float, outcome: Outcome) -> None:
         """Take note of what a trial took and weighed."""
@@ -105,7 +108,26 @@ class Costs:
                 told_before = self.predicted(point, metric)
                 if told_before is not None:
                     self.errors.setdefault(metric, []).append(told_before / actual - 1)
-                self._ratios.setdefault(metric, []).append(actual / raw)
+                self._ratios.setdefault(metric, {})[point] = actual / raw
+
+    def _correction(self, point: Point, ratios: Mapping[Point, float]) -> float:
+        """What was made over what the stages foretold, as a product of a factor for each choice (ridge regression).
+
+        A choice that nobody tried has the factor 1.
+        """
+        values = np.log(np.array(list(ratios.values())))
+        rows = np.array([self._choices(known) for known in ratios])
+        centre = values.mean()
+        inner = rows @ rows.T + _RIDGE * np.eye(len(rows))
+        weights = rows.T @ np.linalg.solve(inner, values - centre)
+        return float(np.exp(centre + self._choices(point) @ weights))
+
+    def _choices(self, point: Point) -> np.ndarray:
+        """Which value each choice has, as ones among zeros."""
+        sizes = [len(knob.values) for knob in self.space.knobs]
+        found = np.zeros(sum(sizes))
+        found[np.cumsum([0, *sizes[:-1]]) + np.array(point)] = 1.0
+        return found
 
     def _seconds(self, step: Step) -> float:
         told, took = self._taken.get(step.kind, (0.0, 0.0))

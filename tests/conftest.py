@@ -18,10 +18,8 @@ from filelock import FileLock
 
 import compress  # noqa: F401, before any test imports a library that would report to its makers
 
-TIMED = "bench"
-"""The folder whose tests time things."""
-MAY_BE_ALONE = (TIMED, "formats/onnx/runtimes")
-"""Folders that `make test` looks for such tests in: to collect all others again would take half a minute."""
+MAY_BE_ALONE = ("bench", "formats/onnx/runtimes")
+"""Folders that `make test` looks for tests in that are marked alone: to collect all would take half a minute."""
 HERE = Path(__file__).parent
 DURATIONS = HERE / "durations.json"
 """Seconds of each file of tests that takes ten or more: the longest begin first. `make durations` records them."""
@@ -37,8 +35,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: -recorded.get(item.path.relative_to(HERE).as_posix(), 0.0))
     for item in items:
         folder = item.path.relative_to(HERE).parent.as_posix()
-        if folder == TIMED:
-            item.add_marker(pytest.mark.alone)
         if item.get_closest_marker("alone") and folder not in MAY_BE_ALONE:
             raise pytest.UsageError(f"{item.nodeid} is marked alone, and `make test` looks for such in {MAY_BE_ALONE}")
 
@@ -63,6 +59,20 @@ def pytest_collection_finish() -> None:
     """What is imported by now stays: to look through all of it for garbage is a sixth of the time of an export."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="module")
+def quick_limits() -> Iterator[None]:
+    """Profiles measure the machine's limits at the beginning and the end, and memory in a small buffer.
+
+    Whole limits take seconds a profile; the tests of `machine` see to those.
+    """
+    from compress.bench import operators
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(operators, "memory_buffer_bytes", lambda: 1 << 23)
+        patch.setattr(operators, "_LIMITS_EVERY", 1000)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,7 @@ from compress.progress import SilentProgress
 from compress.recipe.recipe import Benchmark
 from compress.targets import Target
 
+pytestmark = pytest.mark.alone
 CPU = TARGETS["cpu"]
 LIGHT = TinyDecoder(positions=512)
 HEAVY = TinyDecoder(width=256, layers=4, heads=4, positions=512)

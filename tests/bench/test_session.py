@@ -23,6 +23,7 @@ from compress.progress import SilentProgress
 from compress.recipe.recipe import Benchmark
 from compress.targets import Target
 
+pytestmark = pytest.mark.alone
 QUICK = Benchmark(threads=1, batch_size=8, seconds=0.2, examples=40)
 
 

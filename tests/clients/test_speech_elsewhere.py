@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
-from sentence_transformers_environment import run_there
+from foreign_environments import SENTENCE_TRANSFORMERS
 from transformers_js_page import ask_page
 
 from compress.checkpoints.checkpoint import Checkpoint
@@ -99,7 +99,8 @@ def test_optimum_opens_the_same_folder_and_says_the_same_words(folders: dict[str
     given, answers = tmp_path / "inputs.npz", tmp_path / "answers.npz"
     np.savez(given, inputs=np.stack(features(folders["integers"])[-2:]))
     script = Path(__file__).with_name("optimum_answers.py")
-    run_there(script, "speech", str(folders["integers"]), "", str(given), str(answers))
+    jobs = [["speech", str(folders["integers"]), "", str(given), str(answers)]]
+    SENTENCE_TRANSFORMERS.run(script, json.dumps(jobs))
     tokenizer = load_processor(folders["integers"]).tokenizer
     found = np.load(answers)
     texts = [tokenizer.decode(found[name], skip_special_tokens=True).strip() for name in found.files]

@@ -18,9 +18,9 @@ from filelock import FileLock
 
 import compress  # noqa: F401, before any test imports a library that would report to its makers
 
-MAY_BE_ALONE = ("bench", "formats/onnx/runtimes")
-"""Folders that `make test` looks for tests in that are marked alone: to collect all would take half a minute."""
 HERE = Path(__file__).parent
+MAKEFILE = (HERE.parent / "Makefile").read_text()
+"""It names the files with tests that are marked alone: to look for them in all would take half a minute."""
 DURATIONS = HERE / "durations.json"
 """Seconds of each file of tests that takes ten or more: the longest begin first. `make durations` records them."""
 # Workers have it from the process that starts them.
@@ -30,13 +30,12 @@ logging.getLogger("torch.__trace").disabled = True
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is not to run beside other tests, and put the longest files first."""
+    """Put the longest files first; refuse a test that is to run alone where `make test` would not find it."""
     recorded: dict[str, float] = json.loads(DURATIONS.read_text())
     items.sort(key=lambda item: -recorded.get(item.path.relative_to(HERE).as_posix(), 0.0))
     for item in items:
-        folder = item.path.relative_to(HERE).parent.as_posix()
-        if item.get_closest_marker("alone") and folder not in MAY_BE_ALONE:
-            raise pytest.UsageError(f"{item.nodeid} is marked alone, and `make test` looks for such in {MAY_BE_ALONE}")
+        if item.get_closest_marker("alone") and item.path.relative_to(HERE).as_posix() not in MAKEFILE:
+            raise pytest.UsageError(f"{item.nodeid} is marked alone, and its file is not in ALONE of the Makefile")
 
 
 _seconds: Counter[str] = Counter()

@@ -18,7 +18,6 @@ from compress.progress import SilentProgress
 from compress.recipe.recipe import Benchmark
 from compress.targets import Target
 
-pytestmark = pytest.mark.alone
 CPU, LLAMA_CPP = TARGETS["cpu"], TARGETS["llama-cpp"]
 
 

@@ -75,14 +75,44 @@ def quick_limits() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample `smollm2` as a folder of weights. To make it of its file takes a while: once for all workers."""
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all workers, for what takes a while to make."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def smollm2(shared: Path) -> Path:
+    """The sample `smollm2` as a folder of weights, made of its file."""
     from compress.sources.source import resolve_model
 
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with FileLock(shared / "smollm2.lock"):
         return resolve_model("sample:smollm2", cache=shared / "smollm2")
+
+
+@pytest.fixture(scope="session")
+def whisper(shared: Path) -> dict[str, Path]:
+    """Folders of graphs of the real Whisper: whole, and with its encoder in INT8 and its decoder in 4 bits."""
+    from compress.checkpoints.checkpoint import Checkpoint
+    from compress.formats.onnx.decoder import export_encoder_decoder
+    from compress.formats.onnx.few_bits import FewBits, quantize_matrices
+    from compress.formats.onnx.model import few_bits_name, quantized_name
+    from compress.formats.onnx.quantization import quantize_products
+    from compress.samples.fetch import sample_directory
+
+    folders = {name: shared / "whisper" / name for name in ("whole", "integers")}
+    with FileLock(shared / "whisper.lock"):
+        if not (shared / "whisper").exists():
+            whole = export_encoder_decoder(Checkpoint(sample_directory("whisper-tiny-en")))
+            (encoder, first), (decoder, second) = whole.graphs.items()
+            integers = {
+                quantized_name(encoder): quantize_products(first, per_channel=True, reduce_range=False),
+                few_bits_name(decoder, 4): quantize_matrices(second, FewBits(4, 32))[0],
+            }
+            for name, model in {"whole": whole, "integers": whole.with_graphs(integers)}.items():
+                folders[name].mkdir(parents=True)
+                model.save(folders[name])
+    return folders
 
 
 @pytest.fixture(scope="session")

@@ -14,23 +14,29 @@ _OBJECTS = 100_000
 
 @contextmanager
 def lean_tracing() -> Iterator[None]:
-    """Leave out the stack trace of each node, parse the exporter's library of operators once, look for garbage seldom.
+    """Leave out stack traces of nodes, list torch's and the exporter's operators once only, look for garbage seldom.
 
-    That is a third of the work of an export. Graphs have none of it, and errors name modules.
+    That is a quarter of the work of an export. Graphs have none of it, and errors name modules.
     """
+    from torch._export import utils
     from torch.fx import config
     from torch.onnx._internal.exporter import _registration
 
-    apis: Any = vars(_registration)["onnxscript_apis"]
-    traces, library, threshold = config.do_not_emit_stack_traces, apis.get_torchlib_ops, gc.get_threshold()
-    gc.set_threshold(_OBJECTS, *threshold[1:])
+    exporter: Any = vars(_registration)["onnxscript_apis"]
+    listing: Any = utils
+    traces, threshold = config.do_not_emit_stack_traces, gc.get_threshold()
+    parse, materialize = exporter.get_torchlib_ops, listing._materialize_cpp_cia_ops
     config.do_not_emit_stack_traces = True
-    apis.get_torchlib_ops = functools.partial(_parsed, library)
+    gc.set_threshold(_OBJECTS, *threshold[1:])
+    exporter.get_torchlib_ops = functools.partial(_parsed, parse)
+    # It is called for each namespace of operators, and lists those of all.
+    listing._materialize_cpp_cia_ops = functools.cache(materialize)
     try:
         yield
     finally:
-        config.do_not_emit_stack_traces, apis.get_torchlib_ops = traces, library
+        config.do_not_emit_stack_traces = traces
         gc.set_threshold(*threshold)
+        exporter.get_torchlib_ops, listing._materialize_cpp_cia_ops = parse, materialize
 
 
 @functools.cache

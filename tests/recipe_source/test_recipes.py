@@ -247,7 +247,7 @@ def _shrunk_stage(fields: dict[str, Any]) -> dict[str, Any]:
         assert max(student["layers"]) < LAYERS
         fields["student"] = {"layers": [0]}
     elif student and student.get("config"):
-        fields["student"] = {"config": {"hidden_size": 96, "num_hidden_layers": 2, "intermediate_size": 128}}
+        fields["student"] = {"config": {"hidden_size": 48, "num_hidden_layers": 1, "intermediate_size": 64}}
     elif student and student.get("model"):
         fields["student"] = {"model": "student", "random_weights": True}
     return fields

@@ -7,7 +7,9 @@ REQUIRED := pyproject.toml recipes/samples/pyproject.toml constraints.txt
 WORKERS ?= 2
 # Files whole, the longest first (tests/durations.json).
 ORDER := --dist loadfile --no-loadscope-reorder
-ALONE := tests/bench tests/formats/onnx/runtimes
+# Files of tests that judge times, beside which nothing runs (tests/conftest.py).
+ALONE := $(addprefix tests/,bench/test_session.py bench/test_generation.py bench/test_operator_difference.py \
+	formats/onnx/runtimes/test_onnxruntime_web.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-quick durations lint format docs site clean
@@ -22,9 +24,10 @@ demo: $(CORE) ## run the quickstart recipe on real data and show its report; ins
 
 # Editable, with nothing compiled by pip, which does so on one core and compiles packages' own tests too.
 INSTALL = $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
-# Models of transformers are some hundred packages, of which a run imports a few. A file for another version of Python
-# is left as it is.
-COMPILE = $(BIN)/python -W ignore -m compileall -qq -j 0 -x '/tests/|/transformers/models/' $(VENV)/lib || true
+# Models of transformers are some hundred packages, of which a run imports a few; of ExecuTorch's backends it imports
+# XNNPACK. A file for another version of Python is left as it is.
+COMPILE = $(BIN)/python -W ignore -m compileall -qq -j 0 -x '$(SKIPPED)' $(VENV)/lib || true
+SKIPPED = /tests/|/transformers/models/|/executorch/(examples|backends/(?!xnnpack|transforms))|-packages/(pip|sqlalchemy|nltk)/
 
 $(CORE): $(REQUIRED)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "compress needs Python 3.11 or newer; name one with PYTHON=...")'

@@ -18,11 +18,9 @@ from filelock import FileLock
 
 import compress  # noqa: F401, before any test imports a library that would report to its makers
 
-TIMED = "bench"
-"""The folder whose tests time things."""
-MAY_BE_ALONE = (TIMED, "formats/onnx/runtimes")
-"""Folders that `make test` looks for such tests in: to collect all others again would take half a minute."""
 HERE = Path(__file__).parent
+MAKEFILE = (HERE.parent / "Makefile").read_text()
+"""It names the files with tests that are marked alone: to look for them in all would take half a minute."""
 DURATIONS = HERE / "durations.json"
 """Seconds of each file of tests that takes ten or more: the longest begin first. `make durations` records them."""
 # Workers have it from the process that starts them.
@@ -32,15 +30,12 @@ logging.getLogger("torch.__trace").disabled = True
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is not to run beside other tests, and put the longest files first."""
+    """Put the longest files first; refuse a test that is to run alone where `make test` would not find it."""
     recorded: dict[str, float] = json.loads(DURATIONS.read_text())
     items.sort(key=lambda item: -recorded.get(item.path.relative_to(HERE).as_posix(), 0.0))
     for item in items:
-        folder = item.path.relative_to(HERE).parent.as_posix()
-        if folder == TIMED:
-            item.add_marker(pytest.mark.alone)
-        if item.get_closest_marker("alone") and folder not in MAY_BE_ALONE:
-            raise pytest.UsageError(f"{item.nodeid} is marked alone, and `make test` looks for such in {MAY_BE_ALONE}")
+        if item.get_closest_marker("alone") and item.path.relative_to(HERE).as_posix() not in MAKEFILE:
+            raise pytest.UsageError(f"{item.nodeid} is marked alone, and its file is not in ALONE of the Makefile")
 
 
 _seconds: Counter[str] = Counter()
@@ -65,15 +60,59 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="module")
+def quick_limits() -> Iterator[None]:
+    """Profiles measure the machine's limits at the beginning and the end, and memory in a small buffer.
+
+    Whole limits take seconds a profile; the tests of `machine` see to those.
+    """
+    from compress.bench import operators
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(operators, "memory_buffer_bytes", lambda: 1 << 23)
+        patch.setattr(operators, "_LIMITS_EVERY", 1000)
+        yield
+
+
 @pytest.fixture(scope="session")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample `smollm2` as a folder of weights. To make it of its file takes a while: once for all workers."""
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all workers, for what takes a while to make."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def smollm2(shared: Path) -> Path:
+    """The sample `smollm2` as a folder of weights, made of its file."""
     from compress.sources.source import resolve_model
 
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with FileLock(shared / "smollm2.lock"):
         return resolve_model("sample:smollm2", cache=shared / "smollm2")
+
+
+@pytest.fixture(scope="session")
+def whisper(shared: Path) -> dict[str, Path]:
+    """Folders of graphs of the real Whisper: whole, and with its encoder in INT8 and its decoder in 4 bits."""
+    from compress.checkpoints.checkpoint import Checkpoint
+    from compress.formats.onnx.decoder import export_encoder_decoder
+    from compress.formats.onnx.few_bits import FewBits, quantize_matrices
+    from compress.formats.onnx.model import few_bits_name, quantized_name
+    from compress.formats.onnx.quantization import quantize_products
+    from compress.samples.fetch import sample_directory
+
+    folders = {name: shared / "whisper" / name for name in ("whole", "integers")}
+    with FileLock(shared / "whisper.lock"):
+        if not (shared / "whisper").exists():
+            whole = export_encoder_decoder(Checkpoint(sample_directory("whisper-tiny-en")))
+            (encoder, first), (decoder, second) = whole.graphs.items()
+            integers = {
+                quantized_name(encoder): quantize_products(first, per_channel=True, reduce_range=False),
+                few_bits_name(decoder, 4): quantize_matrices(second, FewBits(4, 32))[0],
+            }
+            for name, model in {"whole": whole, "integers": whole.with_graphs(integers)}.items():
+                folders[name].mkdir(parents=True)
+                model.save(folders[name])
+    return folders
 
 
 @pytest.fixture(scope="session")

@@ -108,6 +108,8 @@ def _environment(cache: Path, folder: Path, requirements: list[str], imports: li
     listed = folder / "requirements.txt"
     listed.write_text("".join(f"{each}\n" for each in requirements), encoding="utf-8")
     pip = [python, "-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--no-cache-dir", "--quiet"]
+    # Most of SciPy is never imported; what is, the trial compiles.
+    pip.append("--no-compile")
     try:
         _command(
             folder,

@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import functools
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+_OBJECTS = 100_000
+"""New ones after which Python looks for garbage: tracing makes millions that it keeps."""
+
 
 @contextmanager
 def lean_tracing() -> Iterator[None]:
-    """Leave out the stack trace of each node, and parse the exporter's library of operators once only.
+    """Leave out stack traces of nodes, list torch's and the exporter's operators once only, look for garbage seldom.
 
-    That is a seventh of the work of an export. Graphs have none of it, and errors name modules.
+    That is a quarter of the work of an export. Graphs have none of it, and errors name modules.
     """
+    from torch._export import utils
     from torch.fx import config
     from torch.onnx._internal.exporter import _registration
 
-    apis: Any = vars(_registration)["onnxscript_apis"]
-    traces, library = config.do_not_emit_stack_traces, apis.get_torchlib_ops
+    exporter: Any = vars(_registration)["onnxscript_apis"]
+    listing: Any = utils
+    traces, threshold = config.do_not_emit_stack_traces, gc.get_threshold()
+    parse, materialize = exporter.get_torchlib_ops, listing._materialize_cpp_cia_ops
     config.do_not_emit_stack_traces = True
-    apis.get_torchlib_ops = functools.partial(_parsed, library)
+    gc.set_threshold(_OBJECTS, *threshold[1:])
+    exporter.get_torchlib_ops = functools.partial(_parsed, parse)
+    # It is called for each namespace of operators, and lists those of all.
+    listing._materialize_cpp_cia_ops = functools.cache(materialize)
     try:
         yield
     finally:
-        config.do_not_emit_stack_traces, apis.get_torchlib_ops = traces, library
+        config.do_not_emit_stack_traces = traces
+        gc.set_threshold(*threshold)
+        exporter.get_torchlib_ops, listing._materialize_cpp_cia_ops = parse, materialize
 
 
 @functools.cache

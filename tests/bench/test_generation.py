@@ -27,6 +27,7 @@ from compress.progress import SilentProgress
 from compress.recipe.recipe import Benchmark
 from compress.targets import Target
 
+pytestmark = pytest.mark.alone
 CPU = TARGETS["cpu"]
 LIGHT = TinyDecoder(positions=512)
 HEAVY = TinyDecoder(width=256, layers=4, heads=4, positions=512)
@@ -236,10 +237,10 @@ def test_one_model_is_prompted_with_its_text_and_has_no_ratio(tmp_path: Path, mo
 
 
 def test_a_budget_is_kept(tmp_path: Path) -> None:
-    settings = Benchmark(contexts=(16, 64), tokens=8, threads=1, budget_seconds=5.0)
+    settings = Benchmark(contexts=(16, 64), tokens=8, threads=1, budget_seconds=3.0)
     began = time.perf_counter()
     found = measure({"baseline": HEAVY.write(tmp_path / "m")}, settings, precision=0.0)
-    assert time.perf_counter() - began < 5.5
+    assert time.perf_counter() - began < 3.5
     assert found.environment["launches"] >= 2
     assert any("not within the 0.0% aimed at" in note for note in found.notes)
 

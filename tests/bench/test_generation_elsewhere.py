@@ -33,7 +33,7 @@ def gguf(tmp_path: Path) -> Path:
 
 def test_two_runtimes_take_turns_and_are_compared(gguf: Path, tmp_path: Path) -> None:
     artifacts = {"onnx": TinyDecoder(positions=64).write(tmp_path / "onnx"), "gguf": gguf}
-    settings = Benchmark(contexts=(16,), tokens=3, threads=1, seconds=0.05)
+    settings = Benchmark(contexts=(16,), tokens=3, threads=1, seconds=0.05, launches=3)
     elsewhere = targets_of_other_formats(artifacts, CPU)
     assert elsewhere == {"gguf": LLAMA_CPP}
     result = measure_generation(

@@ -20,6 +20,7 @@ from compress.formats.targets import TARGETS
 from compress.inspect.integer_kernels import APART, FASTER, OTHER, read_kernels
 from compress.progress import SilentProgress
 
+pytestmark = pytest.mark.alone
 WIDTH, ROWS = 384, 2
 
 

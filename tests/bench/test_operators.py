@@ -18,6 +18,7 @@ from compress.progress import SilentProgress
 from compress.targets import Target
 from compress.tasks.task import Examples
 
+pytestmark = pytest.mark.usefixtures("quick_limits")
 CPU = TARGETS["cpu"]
 WIDTH, LAYERS = 256, 3
 
@@ -25,12 +26,6 @@ WIDTH, LAYERS = 256, 3
 def profiled(artifact: Path, examples: Examples, batch_size: int = 1, **changes: Any) -> Profile:
     settings = {"target": CPU, "threads": 1, "seconds": 0.1, "seed": 0, **changes}
     return profile_operators(artifact, batch_calls(examples, batch_size, 0), progress=SilentProgress(), **settings)
-
-
-@pytest.fixture(autouse=True)
-def small_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measuring memory takes a buffer of a quarter of a gigabyte, and time; the tests of `machine` see to that."""
-    monkeypatch.setattr(operators, "memory_buffer_bytes", lambda: 1 << 23)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +36,9 @@ def examples() -> Examples:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory, examples: Examples) -> Profile:
     """Products that take most of the time of a call."""
-    return profiled(write_classifier(tmp_path_factory.mktemp("model") / "m", WIDTH, LAYERS), examples)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(operators, "_LIMITS_EVERY", 5)
+        return profiled(write_classifier(tmp_path_factory.mktemp("model") / "m", WIDTH, LAYERS), examples)
 
 
 def test_the_calls_spread_over_the_lengths_of_the_data(found: Profile, examples: Examples) -> None:
@@ -79,6 +76,8 @@ def test_the_limits_are_the_best_samples(found: Profile) -> None:
     limits = found.limits
     for name in ("fp32_per_s", "int8_per_s", "memory_bytes_per_s", "working_set_bytes_per_s"):
         assert getattr(limits, name) == max(limits.raw[name]) > 0
+    # Five of a copy and five of reading, at the first pass, at the sixth, and so on.
+    assert len(limits.raw["memory_bytes_per_s"]) == 10 * -(-found.passes // 5)
     # One square matrix that all layers share, the head, the rows of the longest text and its activations.
     longest = max(found.lengths)
     rows = min(longest, 100) * WIDTH * 4

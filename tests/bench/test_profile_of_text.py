@@ -10,7 +10,6 @@ import pytest
 from decoder_graphs import TinyDecoder
 from quantized import quantize_tiny_llama, save_tiny_llama
 
-from compress.bench import operators
 from compress.bench.operators import profile_operators
 from compress.bench.profile import Profile, Row
 from compress.bench.profiled_calls import Calls, text_calls
@@ -22,15 +21,11 @@ from compress.formats.onnx.runtimes.profile import write_optimized
 from compress.formats.targets import TARGETS
 from compress.progress import SilentProgress
 
+pytestmark = pytest.mark.usefixtures("quick_limits")
 CONTEXT = 16
 TEXT = (np.arange(100) * 7 % 150).tolist()
 MATRICES = 2 * (64 * 128 + 64 * 64 + 64 * 256 + 128 * 64) + 64 * 160
 """Weights of both layers (query, key and value in one; output; gate and up in one; down) and of the head."""
-
-
-@pytest.fixture(autouse=True)
-def small_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operators, "memory_buffer_bytes", lambda: 1 << 23)
 
 
 @pytest.fixture(scope="module")

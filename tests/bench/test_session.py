@@ -23,6 +23,7 @@ from compress.progress import SilentProgress
 from compress.recipe.recipe import Benchmark
 from compress.targets import Target
 
+pytestmark = pytest.mark.alone
 QUICK = Benchmark(threads=1, batch_size=8, seconds=0.2, examples=40)
 
 
@@ -195,7 +196,7 @@ def test_models_take_turns_in_alternating_order(result: BenchResult, asked: list
 
 def test_a_budget_is_kept_and_all_of_it_is_sampling(tmp_path: Path) -> None:
     folder = write_classifier(tmp_path / "m", width=64, layers=2)
-    settings = QUICK.model_copy(update={"budget_seconds": 5.0})
+    settings = QUICK.model_copy(update={"budget_seconds": 3.0})
     began = time.perf_counter()
     found = measure_together(
         {"baseline": folder},
@@ -208,7 +209,7 @@ def test_a_budget_is_kept_and_all_of_it_is_sampling(tmp_path: Path) -> None:
         precision=0.0,
     )
     # Twice the budget: a machine that other work holds up stops later, one that ignores its budget never does.
-    assert time.perf_counter() - began < 10
+    assert time.perf_counter() - began < 6
     assert found.environment["launches"] >= 2
 
 
@@ -217,7 +218,7 @@ def test_requests_that_arrive_faster_than_answers_wait(tmp_path: Path) -> None:
     rows = {}
     notes = {}
     for rate in (20.0, 5_000.0):
-        settings = QUICK.model_copy(update={"rate": rate})
+        settings = QUICK.model_copy(update={"rate": rate, "launches": 2})
         found = measure_together(
             {"baseline": folder},
             {"baseline": make_examples(60)},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tiny_generation import WORDS
 from compress.bench.session import BenchResult
 from compress.formats.gguf import llama_cpp_library
 from compress.measurement import Measurement
+from compress.recipe.recipe import Benchmark
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -74,6 +76,7 @@ def test_the_whole_of_it_on_a_tiny_model(
 
     monkeypatch.setattr(bench, "llama_cpp_library", lambda: Path(xllamacpp.xllamacpp.__file__))
     monkeypatch.setenv(llama_cpp_library.VARIABLE, "")
+    monkeypatch.setattr(bench, "Benchmark", partial(Benchmark, launches=2))
     bench.main(tmp_path / "tiny.yaml", False, 0.1, tmp_path / "out.json")
     found = json.loads((tmp_path / "out.json").read_text())["lines"]
     values = {line["what"]: line["found"] for line in found}

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sentences
-from sentence_transformers_environment import run_there
+from foreign_environments import SENTENCE_TRANSFORMERS
 from serving import SHOWN, assert_asks_nobody, go_offline, serve
 from toy_bundles import RECIPE, wanted_of
 
@@ -94,5 +94,6 @@ def test_every_tool_gives_the_embeddings_of_the_self_test(page: Bundle, tmp_path
     cases = json.loads((page.folder / "selftest.json").read_text())["cases"]
     script = Path(__file__).parents[1] / "clients" / "sentence_transformers_embeds.py"
     texts, file = [case["text"] for case in cases], Path(page.manifest.model).relative_to("model").as_posix()
-    found = json.loads(run_there(script, str(page.folder / "model"), "onnx", file, json.dumps(texts)))["embeddings"]
-    np.testing.assert_allclose(found, [case["embedding"] for case in cases], atol=1e-5)
+    jobs = [[str(page.folder / "model"), "onnx", file]]
+    (found,) = json.loads(SENTENCE_TRANSFORMERS.run(script, json.dumps(texts), json.dumps(jobs)))
+    np.testing.assert_allclose(found["embeddings"], [case["embedding"] for case in cases], atol=1e-5)

@@ -12,11 +12,6 @@ from serving import assert_asks_nobody, go_offline, serve
 from toy_bundles import RECIPE, wanted_of
 
 from compress.bundle.build import Bundle, build
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.formats.onnx.decoder import export_encoder_decoder
-from compress.formats.onnx.few_bits import FewBits, quantize_matrices
-from compress.formats.onnx.model import few_bits_name, quantized_name
-from compress.formats.onnx.quantization import quantize_products
 from compress.progress import SilentProgress
 from compress.runtimes.chromium import open_page
 from compress.samples.fetch import sample_directory
@@ -26,18 +21,11 @@ SECONDS = 300
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def page(whisper: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     if shutil.which("npm") is None:
         pytest.skip("no npm here")
     run = tmp_path_factory.mktemp("speech")
-    whole = export_encoder_decoder(Checkpoint(sample_directory("whisper-tiny-en")))
-    (encoder, first), (decoder, second) = whole.graphs.items()
-    integers = {
-        quantized_name(encoder): quantize_products(first, per_channel=True, reduce_range=False),
-        few_bits_name(decoder, 4): quantize_matrices(second, FewBits(4, 32))[0],
-    }
-    (run / "model").mkdir()
-    whole.with_graphs(integers).save(run / "model")
+    shutil.copytree(whisper["integers"], run / "model")
     (run / "recipe.yaml").write_text(RECIPE.replace("text-classification", "automatic-speech-recognition"))
     rows = pq.read_table(sample_directory("librivox") / "test.parquet").to_pylist()
     samples = [run / f"{number}.flac" for number in (1, 4)]

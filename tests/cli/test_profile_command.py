@@ -67,6 +67,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("quick_limits")
 @pytest.mark.parametrize(
     ("options", "phase", "context", "lengths"),
     [
@@ -75,11 +76,11 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_a_decoder_s_time_is_told_by_operator(
-    decoder: Path, options: tuple[str, ...], phase: str, context: int, lengths: list[int]
+    here: Command, decoder: Path, options: tuple[str, ...], phase: str, context: int, lengths: list[int]
 ) -> None:
     """The recipe times prompts of 16 tokens, and is judged on 192 tokens of text."""
     arguments = ("profile", "made", "--recipe", "tiny.yaml", "--seconds", "0.1", "--json", *options)
-    done = tiny_run.compress(*arguments, folder=decoder)
+    done = here(*arguments, folder=decoder)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["phase"], found["context"], found["lengths"]) == (phase, context, lengths)

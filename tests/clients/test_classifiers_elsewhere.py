@@ -1,4 +1,4 @@
-"""Classifiers in static INT8 and in float16 open unmodified in optimum and transformers.js, and answer as here."""
+"""Classifiers in each precision open unmodified in optimum and transformers.js, and answer as here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import tiny
 import tiny_images
 from exports import exported
-from sentence_transformers_environment import run_there
+from foreign_environments import SENTENCE_TRANSFORMERS
 
 from compress.data.media import media, media_type
 from compress.evaluation.evaluate import artifact_labels, encode_for
@@ -33,12 +33,7 @@ STATIC = Quantize(method="static", calibration_examples=16)
 
 def text_model() -> OnnxModel:
     made = exported()
-    return STATIC.run(OnnxModel(made.graph(), FLOAT_GRAPH, made.model.companions()), tiny.context())
-
-
-def half_model() -> OnnxModel:
-    made = exported()
-    return Cast().run(OnnxModel(made.graph(), FLOAT_GRAPH, made.model.companions()), tiny.context())
+    return OnnxModel(made.graph(), FLOAT_GRAPH, made.model.companions())
 
 
 def image_model(make: Callable[[], object]) -> OnnxModel:
@@ -47,21 +42,39 @@ def image_model(make: Callable[[], object]) -> OnnxModel:
 
 
 SHIPPED: dict[str, tuple[str, str, Callable[[], OnnxModel]]] = {
-    "text": ("text", "q8", text_model),
-    "text in float16": ("text", "fp16", half_model),
+    "text": ("text", "fp32", text_model),
+    "text in integers": ("text", "q8", lambda: STATIC.run(text_model(), tiny.context())),
+    "text in dynamic integers": ("text", "q8", lambda: Quantize(embedding_bits=4).run(text_model(), tiny.context())),
+    "text in float16": ("text", "fp16", lambda: Cast().run(text_model(), tiny.context())),
     "vit": ("image", "q8", lambda: image_model(tiny_images.vit)),
     "mobilenet": ("image", "q8", lambda: image_model(tiny_images.mobile_net)),
 }
 
 
-@pytest.fixture(scope="module", params=list(SHIPPED))
-def shipped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, Path]:
-    """Kind, transformers.js's name of the type, and the folder as a run leaves it."""
-    kind, dtype, make = SHIPPED[request.param]
-    folder = tmp_path_factory.mktemp("shipped") / request.param.replace(" ", "-")
-    folder.mkdir()
-    make().save(folder)
-    return kind, dtype, folder
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Each as a run leaves it."""
+    home = tmp_path_factory.mktemp("shipped")
+    found = {name: home / name.replace(" ", "-") for name in SHIPPED}
+    for name, (_, _, make) in SHIPPED.items():
+        found[name].mkdir()
+        make().save(found[name])
+    return found
+
+
+@pytest.fixture(scope="module")
+def in_optimum(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """Logits of each there: in one process, which takes longer to begin than to open all of them."""
+    home, jobs = tmp_path_factory.mktemp("optimum"), []
+    for kind, inputs in {"text": np.array(TEXTS), "image": PIXELS}.items():
+        np.savez(home / f"{kind}.npz", inputs=inputs)
+    for name, folder in folders.items():
+        kind = SHIPPED[name][0]
+        files = [str(home / f"{kind}.npz"), str(home / f"{folder.name} answers.npz")]
+        jobs.append([kind, str(folder), find_graph(folder).name, *files])
+    SENTENCE_TRANSFORMERS.run(Path(__file__).with_name("optimum_answers.py"), json.dumps(jobs))
+    answers = {name: np.load(job[-1]) for name, job in zip(folders, jobs, strict=True)}
+    return {name: np.stack([found[one] for one in found.files]) for name, found in answers.items()}
 
 
 def here(kind: str, folder: Path) -> np.ndarray:
@@ -77,18 +90,15 @@ def here(kind: str, folder: Path) -> np.ndarray:
     return np.concatenate([session.predict(examples.batch([place]))["logits"] for place in range(len(examples))])
 
 
-def test_same_logits_in_optimum(shipped: tuple[str, str, Path], tmp_path: Path) -> None:
-    kind, _, folder = shipped
-    np.savez(tmp_path / "inputs.npz", inputs=np.array(TEXTS) if kind == "text" else PIXELS)
-    files = [str(tmp_path / "inputs.npz"), str(tmp_path / "answers.npz")]
-    run_there(Path(__file__).with_name("optimum_answers.py"), kind, str(folder), find_graph(folder).name, *files)
-    answers = np.load(tmp_path / "answers.npz")
-    there = np.stack([answers[name] for name in answers.files])
-    np.testing.assert_allclose(there, here(kind, folder), atol=1e-5)
+@pytest.mark.parametrize("name", SHIPPED)
+def test_same_logits_in_optimum(name: str, folders: dict[str, Path], in_optimum: dict[str, np.ndarray]) -> None:
+    np.testing.assert_allclose(in_optimum[name], here(SHIPPED[name][0], folders[name]), atol=1e-5)
 
 
-def test_same_classes_in_transformers_js(library: Path, shipped: tuple[str, str, Path], tmp_path: Path) -> None:
-    kind, dtype, folder = shipped
+@pytest.mark.parametrize("name", SHIPPED)
+def test_same_classes_in_transformers_js(library: Path, name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    kind, dtype, _ = SHIPPED[name]
+    folder = folders[name]
     arguments = [str(library), str(folder.parent), folder.name, dtype]
     if kind == "text":
         script, arguments = "classify.mjs", [*arguments, json.dumps(TEXTS)]

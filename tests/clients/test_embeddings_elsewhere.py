@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import sentences
-from sentence_transformers_environment import run_there
+from foreign_environments import SENTENCE_TRANSFORMERS
 
 from compress.checkpoints.sentence_modules import Normalize, SentenceModules
+from compress.checkpoints.torch_model import TorchModel
 from compress.evaluation.evaluate import encode_for
-from compress.formats.onnx.model import FLOAT_GRAPH, QUANTIZED_GRAPH
+from compress.formats.onnx.model import FLOAT_GRAPH, QUANTIZED_GRAPH, OnnxModel
 from compress.formats.onnx.stage import Export
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
@@ -42,52 +45,79 @@ def here(artifact: Path) -> np.ndarray:
 
 def shipped(folder: Path, quantized: bool, inside: bool, dimensions: int | None) -> Path:
     """A tiny sentence encoder as a run leaves it."""
-    context = sentences.context()
-    model = sentences.encoder(SentenceModules(sentences.WIDTH, steps=(Normalize(),)))
+    context, model = sentences.context(), normalized()
     if dimensions:
         model = ReduceDimensions(dimensions=dimensions).run(model, context)
-    made = Export(sentence_embedding=inside).run(model, context)
-    made = Quantize(embedding_bits=4).run(made, context) if quantized else made
+    return saved(Export(sentence_embedding=inside).run(model, context), folder, quantized)
+
+
+def normalized() -> TorchModel:
+    return sentences.encoder(SentenceModules(sentences.WIDTH, steps=(Normalize(),)))
+
+
+def saved(made: OnnxModel, folder: Path, quantized: bool) -> Path:
+    made = replace(made, graph=copy.deepcopy(made.graph))
+    made = Quantize(embedding_bits=4).run(made, sentences.context()) if quantized else made
     folder.mkdir()
     made.save(folder)
     return folder
 
 
-def in_sentence_transformers(folder: Path, backend: str, file: str = "") -> dict[str, Any]:
+class Opened(NamedTuple):
+    """A folder, the model that it is of where that was kept, and what sentence-transformers made of it."""
+
+    folder: Path
+    model: TorchModel | None
+    answered: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Opened]:
+    """Each opened in sentence-transformers: in one process, which takes longer to begin than to open all of them."""
+    home = tmp_path_factory.mktemp("opened")
+    model = sentences.encoder(SentenceModules(sentences.WIDTH, ("cls",), (Normalize(),)))
+    rotated = ReduceDimensions(dimensions=8).run(model, sentences.context())
+    rotated.save(home)
+    jobs = {
+        "float": (shipped(home / "float", False, False, 8), "onnx", f"onnx/{FLOAT_GRAPH}"),
+        "integers": (shipped(home / "integers", True, True, None), "onnx", f"onnx/{QUANTIZED_GRAPH}"),
+        "checkpoint": (home, "torch", ""),
+    }
+    told = json.dumps([[str(folder), *others] for folder, *others in jobs.values()])
     script = Path(__file__).with_name("sentence_transformers_embeds.py")
-    answered: dict[str, Any] = json.loads(run_there(script, str(folder), backend, file, json.dumps(TEXTS)))
-    return answered
+    answered = json.loads(SENTENCE_TRANSFORMERS.run(script, json.dumps(TEXTS), told))
+    models = {"checkpoint": rotated}
+    return {name: Opened(jobs[name][0], models.get(name), answer) for name, answer in zip(jobs, answered, strict=True)}
 
 
-@pytest.mark.parametrize(("quantized", "inside", "dimensions"), [(False, False, 8), (True, True, None)])
-def test_same_embeddings_in_sentence_transformers_onnx(
-    tmp_path: Path, quantized: bool, inside: bool, dimensions: int | None
-) -> None:
-    folder = shipped(tmp_path / "model", quantized, inside, dimensions)
-    file = f"onnx/{QUANTIZED_GRAPH if quantized else FLOAT_GRAPH}"
-    found = in_sentence_transformers(folder, "onnx", file)
+@pytest.mark.parametrize(("name", "dimensions"), [("float", 8), ("integers", sentences.WIDTH)])
+def test_same_embeddings_in_sentence_transformers_onnx(opened: dict[str, Opened], name: str, dimensions: int) -> None:
+    folder, _, found = opened[name]
     there = np.array(found["embeddings"], np.float32)
-    assert there.shape == (len(TEXTS), dimensions or sentences.WIDTH)
+    assert there.shape == (len(TEXTS), dimensions)
     np.testing.assert_allclose(there, here(folder), atol=1e-5)
     # Its precisions are ours; one embedding in a million lies on the edge of a step.
     assert np.array_equal(np.array(found["ubinary"]), to_ubinary(there))
     assert np.abs(np.array(found["int8"]) - to_int8(there, ranges_of(there)).astype(int)).max() <= 1
 
 
-def test_the_checkpoint_opens_in_sentence_transformers_with_its_rotation(tmp_path: Path) -> None:
-    context = sentences.context()
-    model = sentences.encoder(SentenceModules(sentences.WIDTH, ("cls",), (Normalize(),)))
-    model = ReduceDimensions(dimensions=8).run(model, context)
-    model.save(tmp_path)
-    examples = context.task.encode(ROWS, model.processor, None, 24)
-    found = in_sentence_transformers(tmp_path, "torch")
+def test_the_checkpoint_opens_in_sentence_transformers_with_its_rotation(opened: dict[str, Opened]) -> None:
+    _, model, found = opened["checkpoint"]
+    assert model is not None
+    examples = sentences.context().task.encode(ROWS, model.processor, None, 24)
     np.testing.assert_allclose(found["embeddings"], predict(model.module, examples)[: len(TEXTS)], atol=1e-5)
     assert found["length"] == model.tokenizer.model_max_length  # 256, were it longer
 
 
+@pytest.fixture(scope="module")
+def plain() -> OnnxModel:
+    """A graph whose clients pool by themselves."""
+    return Export(sentence_embedding=False).run(normalized(), sentences.context())
+
+
 @pytest.mark.parametrize("quantized", [False, True])
-def test_same_embeddings_in_transformers_js(library: Path, tmp_path: Path, quantized: bool) -> None:
-    folder = shipped(tmp_path / "model", quantized, inside=False, dimensions=None)
+def test_same_embeddings_in_transformers_js(library: Path, tmp_path: Path, plain: OnnxModel, quantized: bool) -> None:
+    folder = saved(plain, tmp_path / "model", quantized)
     script = Path(__file__).with_name("embed.mjs")
     dtype = "q8" if quantized else "fp32"
     arguments = [str(library), str(folder.parent), folder.name, dtype, json.dumps(TEXTS)]

@@ -13,16 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
-from sentence_transformers_environment import run_there
+from foreign_environments import SENTENCE_TRANSFORMERS
 from transformers_js_page import ask_page
 
-from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.processor import load_processor
 from compress.digests import size_bytes
-from compress.formats.onnx.decoder import export_encoder_decoder
-from compress.formats.onnx.few_bits import FewBits, quantize_matrices
-from compress.formats.onnx.model import few_bits_name, quantized_name
-from compress.formats.onnx.quantization import quantize_products
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
 from compress.samples.fetch import sample_directory
@@ -35,22 +30,6 @@ DTYPES = {
     "integers": {"encoder_model": "q8", "decoder_model_merged": "q4"},
 }
 TASK = get_task("automatic-speech-recognition")
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Whole, and with its encoder in INT8 and its decoder in 4 bits."""
-    whole = export_encoder_decoder(Checkpoint(sample_directory("whisper-tiny-en")))
-    (encoder, first), (decoder, second) = whole.graphs.items()
-    integers = {
-        quantized_name(encoder): quantize_products(first, per_channel=True, reduce_range=False),
-        few_bits_name(decoder, 4): quantize_matrices(second, FewBits(4, 32))[0],
-    }
-    found = {}
-    for name, model in {"whole": whole, "integers": whole.with_graphs(integers)}.items():
-        found[name] = tmp_path_factory.mktemp(name)
-        model.save(found[name])
-    return found
 
 
 def recordings() -> list[dict[str, object]]:
@@ -79,49 +58,50 @@ def errors(transcripts: np.ndarray) -> float:
     return rows["word_errors"]
 
 
-def test_the_graphs_hear_what_transformers_hears(folders: dict[str, Path]):
+def test_the_graphs_hear_what_transformers_hears(whisper: dict[str, Path]):
     source = sample_directory("whisper-tiny-en")
     model = TASK.load(source, None, trust_remote_code=False)
     expected = []
     for one in features(source):
         ids = model.module.generate(torch.from_numpy(one[np.newaxis]))[0]
         expected.append(model.processor.tokenizer.decode(ids, skip_special_tokens=True).strip())
-    assert heard(folders["whole"]).tolist() == expected
-    assert errors(heard(folders["whole"])) <= 4
+    assert heard(whisper["whole"]).tolist() == expected
+    assert errors(heard(whisper["whole"])) <= 4
 
 
-def test_integers_are_five_times_smaller_and_hear_as_well(folders: dict[str, Path]):
-    assert size_bytes(folders["integers"]) < 0.2 * size_bytes(folders["whole"])
-    assert errors(heard(folders["integers"])) <= 4
+def test_integers_are_five_times_smaller_and_hear_as_well(whisper: dict[str, Path]):
+    assert size_bytes(whisper["integers"]) < 0.2 * size_bytes(whisper["whole"])
+    assert errors(heard(whisper["integers"])) <= 4
 
 
-def test_optimum_opens_the_same_folder_and_says_the_same_words(folders: dict[str, Path], tmp_path: Path):
+def test_optimum_opens_the_same_folder_and_says_the_same_words(whisper: dict[str, Path], tmp_path: Path):
     given, answers = tmp_path / "inputs.npz", tmp_path / "answers.npz"
-    np.savez(given, inputs=np.stack(features(folders["integers"])[-2:]))
+    np.savez(given, inputs=np.stack(features(whisper["integers"])[-2:]))
     script = Path(__file__).with_name("optimum_answers.py")
-    run_there(script, "speech", str(folders["integers"]), "", str(given), str(answers))
-    tokenizer = load_processor(folders["integers"]).tokenizer
+    jobs = [["speech", str(whisper["integers"]), "", str(given), str(answers)]]
+    SENTENCE_TRANSFORMERS.run(script, json.dumps(jobs))
+    tokenizer = load_processor(whisper["integers"]).tokenizer
     found = np.load(answers)
     texts = [tokenizer.decode(found[name], skip_special_tokens=True).strip() for name in found.files]
-    assert texts == heard(folders["integers"]).tolist()[-2:]
+    assert texts == heard(whisper["integers"]).tolist()[-2:]
 
 
 @pytest.mark.browser
-def test_a_page_hears_the_same_with_webassembly(library: Path, chromium: str, folders: dict[str, Path]):
+def test_a_page_hears_the_same_with_webassembly(library: Path, chromium: str, whisper: dict[str, Path]):
     samples, rate = soundfile.read(io.BytesIO(recordings()[4]["audio"]["bytes"]), dtype="float32")
     assert rate == 16_000
     said = ask_page(
-        library, chromium, folders["integers"], "transcribe", DTYPES["integers"], ["samples.f32"],
+        library, chromium, whisper["integers"], "transcribe", DTYPES["integers"], ["samples.f32"],
         files={"samples.f32": samples.tobytes()},
     )  # fmt: skip
-    assert said == [heard(folders["integers"])[4]]
+    assert said == [heard(whisper["integers"])[4]]
 
 
-def test_transformers_js_opens_the_same_folder(library: Path, folders: dict[str, Path], tmp_path: Path):
+def test_transformers_js_opens_the_same_folder(library: Path, whisper: dict[str, Path], tmp_path: Path):
     samples, rate = soundfile.read(io.BytesIO(recordings()[4]["audio"]["bytes"]), dtype="float32")
     assert rate == 16_000
     (tmp_path / "samples.f32").write_bytes(samples.tobytes())
-    for name, folder in folders.items():
+    for name, folder in whisper.items():
         place, script = folder.resolve(), Path(__file__).parent / "transcribe.mjs"
         arguments = [
             str(library),

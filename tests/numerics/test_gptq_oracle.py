@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from gptqmodel_environment import gptqmodel_python
+from foreign_environments import GPTQMODEL
 from safetensors.torch import load_file, save_file
 
 from compress.numerics import gptq
@@ -25,38 +26,53 @@ from gptqmodel.quantization import QuantizeConfig
 from gptqmodel.quantization.gptq import GPTQ
 from safetensors.torch import load_file, save_file
 
-folder, act_order, symmetric, group = sys.argv[1], sys.argv[2] == "True", sys.argv[3] == "True", int(sys.argv[4])
+folder, group = sys.argv[1], int(sys.argv[2])
 given = load_file(f"{folder}/given.safetensors")
 rows, columns = given["weight"].shape
-module = torch.nn.Linear(columns, rows, bias=False)
-module.weight.data = given["weight"]
-config = QuantizeConfig(bits=4, group_size=group, sym=symmetric, desc_act=act_order, act_group_aware=False,
-                        static_groups=True, damp_percent=0.01)
-solver = GPTQ(module, config)
-solver.quantizer.configure(perchannel=True)
-solver.add_batch(given["inputs"], torch.empty(0))
-restored, scales, zeros = (part.float().contiguous() for part in solver.quantize()[:3])
-save_file({"restored": restored, "scales": scales, "zeros": zeros}, f"{folder}/found.safetensors")
+for name in sys.argv[3:]:
+    module = torch.nn.Linear(columns, rows, bias=False)
+    module.weight.data = given["weight"].clone()
+    config = QuantizeConfig(bits=4, group_size=group, sym=name[1] == "1", desc_act=name[0] == "1",
+                            act_group_aware=False, static_groups=True, damp_percent=0.01)
+    solver = GPTQ(module, config)
+    solver.quantizer.configure(perchannel=True)
+    solver.add_batch(given["inputs"], torch.empty(0))
+    restored, scales, zeros = (part.float().contiguous() for part in solver.quantize()[:3])
+    save_file({"restored": restored, "scales": scales, "zeros": zeros}, f"{folder}/{name}.safetensors")
 """
+
+
+def weight_and_inputs() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    weight = 0.02 * torch.randn(ROWS, COLUMNS, generator=generator)
+    mixing = torch.randn(COLUMNS, COLUMNS, generator=generator) * torch.arange(1, COLUMNS + 1)[:, None] ** -0.6
+    return weight, torch.randn(2048, COLUMNS, generator=generator) @ mixing
+
+
+def named(act_order: bool, symmetric: bool) -> str:
+    return f"{act_order:d}{symmetric:d}"
+
+
+@pytest.fixture(scope="module")
+def solved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What it finds each way: in one process, which takes longer to begin than to find it all."""
+    folder = tmp_path_factory.mktemp("solved")
+    weight, inputs = weight_and_inputs()
+    save_file({"weight": weight, "inputs": inputs}, folder / "given.safetensors")
+    names = [named(*each) for each in itertools.product((True, False), repeat=2)]
+    command = [str(GPTQMODEL.python()), "-W", "ignore", "-c", THEIRS, str(folder), str(GROUP), *names]
+    child = subprocess.run(command, capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+    return folder
 
 
 @pytest.mark.parametrize("act_order", [True, False])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_gptqmodel_finds_the_same_integers(
-    act_order: bool, symmetric: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    act_order: bool, symmetric: bool, solved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generator = torch.Generator().manual_seed(0)
-    weight = 0.02 * torch.randn(ROWS, COLUMNS, generator=generator)
-    mixing = torch.randn(COLUMNS, COLUMNS, generator=generator) * torch.arange(1, COLUMNS + 1)[:, None] ** -0.6
-    inputs = torch.randn(2048, COLUMNS, generator=generator) @ mixing
-    save_file({"weight": weight, "inputs": inputs}, tmp_path / "given.safetensors")
-    arguments = [str(tmp_path), str(act_order), str(symmetric), str(GROUP)]
-    child = subprocess.run(
-        [str(gptqmodel_python()), "-W", "ignore", "-c", THEIRS, *arguments], capture_output=True, text=True
-    )
-    assert child.returncode == 0, child.stderr
-    theirs = load_file(tmp_path / "found.safetensors")
-
+    weight, inputs = weight_and_inputs()
+    theirs = load_file(solved / f"{named(act_order, symmetric)}.safetensors")
     grid = IntegerGrid(theirs["scales"].T.contiguous(), theirs["zeros"].T.contiguous(), 4, GROUP)
     monkeypatch.setattr(gptq, "_find_grid", lambda *_: grid)
     hessian = inputs.T @ inputs / len(inputs)

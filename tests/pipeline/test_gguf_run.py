@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from mergeable import save_mergeable_llama
-from tiny_generation import write_recipe, write_texts
+from tiny_generation import ONE_LAUNCH, write_recipe, write_texts
 from tiny_run import Notes, load
 
 from compress.pipeline.run import run
@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
 def test_one_quantized_model_is_measured_in_every_runtime(folder: Path) -> None:
     pytest.importorskip("onnxruntime_genai")
     targets = ("cpu", "genai", "llama-cpp")
-    recipe = load(write_recipe(folder, stages=[GPTQ], targets=list(targets)))
+    recipe = load(write_recipe(folder, stages=[GPTQ], targets=list(targets), benchmark=ONE_LAUNCH))
     report = run(recipe, folder, folder / "artifacts", Notes()).report
     assert report.targets[:3] == targets and not report.skipped
     values = {
@@ -51,7 +51,7 @@ def test_one_quantized_model_is_measured_in_every_runtime(folder: Path) -> None:
 
 
 def test_a_run_that_ends_in_gguf_ships_it_and_leaves_out_other_targets(folder: Path) -> None:
-    recipe = load(write_recipe(folder, stages=[GPTQ, "gguf"], targets=["cpu", "llama-cpp"]))
+    recipe = load(write_recipe(folder, stages=[GPTQ, "gguf"], targets=["cpu", "llama-cpp"], benchmark=ONE_LAUNCH))
     done = run(recipe, folder, folder / "artifacts", Notes())
     assert (done.folder / "model" / "model.gguf").is_file()
     assert [(one.target, "GGUF" in one.reason) for one in done.report.skipped] == [("cpu", True)]

@@ -30,6 +30,7 @@ from compress.report.schema import load_report
 
 LABELS = tiny_run.LABELS_OF_STAGES
 BOTH = 'targets=["cpu", "gpu"]'
+WITHOUT_TARGET = ('targets=["gpu"]', "benchmark.every_stage=false")
 
 # Tracing in the exporter warns; the command line silences the same in `quiet_libraries`.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
@@ -370,9 +371,25 @@ def test_a_missed_limit_is_exit_code_1_with_a_whole_report(place: Path, warm: Pa
     assert report == tiny_run.read_report(warm)
 
 
-def test_a_run_without_a_target_to_be_had_is_not_silent(place: Path, warm: Path) -> None:
+@pytest.fixture(scope="module")
+def timed_by_torch(place: Path, first: Done, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Artifacts in which torch, which takes seconds to start, has timed the weights in place."""
+    artifacts = tmp_path_factory.mktemp("torch") / "artifacts"
+    shutil.copytree(first.artifacts, artifacts, symlinks=True)
+    go(place / "tiny.yaml", artifacts, *WITHOUT_TARGET)
+    return artifacts
+
+
+@pytest.fixture
+def without_target(timed_by_torch: Path, tmp_path: Path) -> Path:
+    """A copy of those, to go on from."""
+    return Path(shutil.copytree(timed_by_torch, tmp_path / "artifacts", symlinks=True))
+
+
+def test_a_run_without_a_target_to_be_had_is_not_silent(place: Path, without_target: Path) -> None:
     """Its weights are measured in place, and that is said; of the target's limits those on files alone are judged."""
-    arguments = ["run", str(place / "tiny.yaml"), "--artifacts", str(warm), "--set", 'targets=["gpu"]']
+    arguments = ["run", str(place / "tiny.yaml"), "--artifacts", str(without_target)]
+    arguments += [part for override in WITHOUT_TARGET for part in ("--set", override)]
     slow, large = ({"metric": metric, "target": "gpu", "at_most": 1e9} for metric in ("latency_ms", "size_bytes"))
     for limits, code in (([], 3), ([slow], 3), ([large], 0)):
         result = CliRunner().invoke(app, [*arguments, "--set", f"limits={json.dumps(limits)}"])
@@ -381,20 +398,20 @@ def test_a_run_without_a_target_to_be_had_is_not_silent(place: Path, warm: Path)
         last = result.output.splitlines()[-1]
         assert last.startswith("No target of the recipe could run the model here (gpu:"), last
         assert "torch measured its weights in place, in float32" in last
-        report = tiny_run.read_report(warm)
+        report = tiny_run.read_report(without_target)
         assert report["stand_in"] == "torch"
         assert [limit["skipped"] for limit in report["limits"]] == ([code == 3] if limits else [])
-    read = load_report(max((warm / "runs" / "tiny").glob("2*")) / "report.json")
+    read = load_report(max((without_target / "runs" / "tiny").glob("2*")) / "report.json")
     assert read.unmeasured and read.ran_on == ("torch",)
     assert read.find("final", "size_bytes", "gpu") is not None and read.find("final", "accuracy", "gpu") is None
     assert read.find("final", "accuracy", "torch") is not None
 
 
 def test_where_no_file_of_a_target_can_be_written_the_stages_own_are_weighed(
-    place: Path, warm: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, without_target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measure, "can_write", lambda form: False)
-    done = go(place / "tiny.yaml", warm, 'targets=["gpu"]', "limits=[]")
+    done = go(place / "tiny.yaml", without_target, *WITHOUT_TARGET)
     sizes = [done.run.report.find(model, "size_bytes", "gpu") for model in ("baseline", "final")]
     assert [row and row.value for row in sizes][1] == size_bytes(done.run.folder / "model")
     assert sizes[0] is not None and sizes[0].value > (sizes[1].value if sizes[1] else 0)

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import pytest
 import torch
 from tiny_run import write_all
 
+Command = Callable[..., Any]
 ROOT = Path(__file__).parents[2]
+SUPPORT = ROOT / "tests" / "support"
 SOURCE = Path(__file__).parent / "pt2"
 PAGE = ROOT / "docs" / "extending.md"
 STAGES = [{"finetune": {"epochs": 1, "batch_size": 8, "learning_rate": 2e-3}}, {"clip": {"quantile": 0.99}}]
@@ -34,28 +37,41 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def compress(installed: Path, *arguments: object, code: int = 0) -> Any:
+@pytest.fixture(scope="module")
+def compress(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
     """What a command says in JSON on a machine with the plugin."""
-    path = os.pathsep.join(map(str, (installed, ROOT)))
-    command = [sys.executable, "-m", "compress", *map(str, arguments), "--json"]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False)
-    assert done.returncode == code, done.stderr
-    return json.loads(done.stdout)
+    said = tmp_path_factory.mktemp("said")
+    files = [said / "stdout", said / "stderr"]
+    path = os.pathsep.join(map(str, (installed, ROOT, SUPPORT)))
+    env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, str(SUPPORT / "forking.py")], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+
+        def call(*arguments: object) -> Any:
+            assert process.stdin is not None and process.stdout is not None
+            told = [[*map(str, arguments), "--json"], *map(str, files)]
+            process.stdin.write(json.dumps(told) + "\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "0\n", files[1].read_text()
+            return json.loads(files[0].read_text())
+
+        yield call
 
 
 @pytest.fixture(scope="module")
-def run(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(compress: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of a recipe with the stage, measured in the format beside ONNX."""
     folder = tmp_path_factory.mktemp("run")
     recipe = write_all(folder, stages=STAGES, targets=["cpu", "pt2"])
-    plan = compress(installed, "check", recipe)
+    plan = compress("check", recipe)
     assert [stage["kind"] for stage in plan["stages"]] == ["finetune", "clip"]
-    compress(installed, "run", recipe, "--artifacts", folder / "artifacts")
+    compress("run", recipe, "--artifacts", folder / "artifacts")
     return next((folder / "artifacts" / "runs").glob("*/latest")).resolve()
 
 
-def test_the_format_answers_as_onnx_does(run: Path, installed: Path) -> None:
-    report = compress(installed, "report", run)
+def test_the_format_answers_as_onnx_does(run: Path, compress: Command) -> None:
+    report = compress("report", run)
     assert not report["skipped"]
     rows = {(row["model"], row["target"]): row for row in report["measurements"] if row["metric"] == "accuracy"}
     assert rows["final", "pt2"]["raw"] == rows["final", "cpu"]["raw"]
@@ -63,10 +79,10 @@ def test_the_format_answers_as_onnx_does(run: Path, installed: Path) -> None:
     assert any(re.fullmatch(r"clip: [\d,]+ weights", remark) for remark in remarks)
 
 
-def test_its_file_is_torchs_own_and_every_tensor_in_it_is_found(run: Path, installed: Path) -> None:
+def test_its_file_is_torchs_own_and_every_tensor_in_it_is_found(run: Path, compress: Command) -> None:
     (file,) = (run / "targets" / "pt2").rglob("*.pt2")
     program = torch.export.load(file)
-    contents = compress(installed, "inspect", file)
+    contents = compress("inspect", file)
     stored = {tensor["name"]: tensor for tensor in contents["tensors"]}
     for name, value in program.state_dict.items():
         assert stored[name.removeprefix("model.")]["shape"] == list(value.shape)
@@ -75,10 +91,10 @@ def test_its_file_is_torchs_own_and_every_tensor_in_it_is_found(run: Path, insta
     )
 
 
-def test_it_is_bundled_and_the_bundle_runs_with_torch_alone(run: Path, installed: Path, tmp_path: Path) -> None:
+def test_it_is_bundled_and_the_bundle_runs_with_torch_alone(run: Path, compress: Command, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
-    compress(installed, "bundle", run / "targets" / "pt2", "--target", "desktop", "-o", bundle)
-    compress(installed, "bundle-verify", bundle)
+    compress("bundle", run / "targets" / "pt2", "--target", "desktop", "-o", bundle)
+    compress("bundle-verify", bundle)
     assert json.loads((bundle / "manifest.json").read_text())["format"] == "pt2"
     alone = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
     command = [sys.executable, str(bundle / "examples" / "run.py"), "--selftest"]
@@ -86,7 +102,7 @@ def test_it_is_bundled_and_the_bundle_runs_with_torch_alone(run: Path, installed
     assert done.returncode == 0, done.stderr
 
 
-def test_its_task_is_trained_and_judged(installed: Path, tmp_path: Path) -> None:
+def test_its_task_is_trained_and_judged(compress: Command, tmp_path: Path) -> None:
     recipe = write_all(tmp_path, task="text-pair-classification", stages=STAGES[:1], targets=["cpu"])
     for split in ("train", "validation", "test"):
         with (tmp_path / f"{split}.csv").open() as file:
@@ -95,8 +111,8 @@ def test_its_task_is_trained_and_judged(installed: Path, tmp_path: Path) -> None
             writer = csv.DictWriter(file, ("text", "pair", "label"))
             writer.writeheader()
             writer.writerows({"text": row["text"], "pair": "the film", "label": row["label"]} for row in rows)
-    compress(installed, "run", recipe, "--artifacts", tmp_path / "artifacts")
-    report = compress(installed, "report", next((tmp_path / "artifacts" / "runs").glob("*/latest")))
+    compress("run", recipe, "--artifacts", tmp_path / "artifacts")
+    report = compress("report", next((tmp_path / "artifacts" / "runs").glob("*/latest")))
     accuracy = {row["model"]: row["value"] for row in report["measurements"] if row["metric"] == "accuracy"}
     assert accuracy["final"] > 0.8
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from decoders import context, save_decoder, some_ids
-from gptqmodel_environment import run_there
+from foreign_environments import GPTQMODEL
 from safetensors.torch import load_file, save_file
 
 from compress.checkpoints.checkpoint import QuantizedCheckpoint
@@ -56,7 +56,9 @@ def test_each_opens_unmodified(tmp_path: Path) -> None:
         jobs.append(Job("gptqmodel", stage.run(source, context(tmp_path / config / "scratch")), 0.5))
     ids = some_ids(2, 20)
     save_file({"ids": ids}, tmp_path / "ids.safetensors")
-    printed = run_there(SCRIPT, str(tmp_path / "ids.safetensors"), *(f"{job.opener}={job.made.folder}" for job in jobs))
+    printed = GPTQMODEL.run(
+        SCRIPT, str(tmp_path / "ids.safetensors"), *(f"{job.opener}={job.made.folder}" for job in jobs)
+    )
     modules = json.loads(printed.splitlines()[-1])
     for job, fields in zip(jobs, [*CASES, *(fields for _, fields in MIXTURES)], strict=True):
         kernels = modules[str(job.made.folder)]

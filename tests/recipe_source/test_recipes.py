@@ -33,6 +33,8 @@ from compress.tasks.registry import get_task
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
 QUICK = Benchmark(budget_seconds=0.1, examples=8, batch_size=4, launches=2, every_stage=False)
 """One launch of each model: that it is timed, and not how well, matters here."""
+LAYERS = 6
+"""Of the sample that the recipes' layers are those of; the toy models have two."""
 HEADER = ("command:", "hardware:", "time:", "expect:")
 
 
@@ -113,8 +115,6 @@ def shrunk(recipe: Recipe, folder: Path) -> Recipe:
 def _shrunk_text_task(recipe: Recipe, folder: Path) -> Recipe:
     tiny = read_recipe(tiny_tasks.write_all(folder, recipe.task, ["finetune", "export"]))
     stages = [_shrunk_stage(stage.model_dump()) for stage in recipe.stages]
-    # The toy model has two layers.
-    stages = [fields | ({"student": {"layers": [0]}} if fields.get("student") else {}) for fields in stages]
     changed = recipe.model_copy(update={"model": "model", "data": tiny.data, "benchmark": QUICK}).model_dump()
     return Recipe.model_validate({**changed, "stages": stages, **_here(recipe)})
 
@@ -240,21 +240,27 @@ def _shrunk_stage(fields: dict[str, Any]) -> dict[str, Any]:
     small = {"epochs": 0.2, "batch_size": 8, "importance_examples": 16, "min_count": 1, "learning_rate": 1e-3}
     small |= {"calibration_examples": 16, "dimensions": 8, "keep": ()}
     fields |= {name: value for name, value in small.items() if name in fields}
-    if (student := fields.get("student")) and student.get("config"):
-        fields["student"] = {"config": {"hidden_size": 96, "num_hidden_layers": 2, "intermediate_size": 128}}
+    if fields["kind"] == "prune" and fields["layers"]:
+        assert fields["layers"] < LAYERS
+        fields["layers"] = 1
+    if (student := fields.get("student")) and student.get("layers"):
+        assert max(student["layers"]) < LAYERS
+        fields["student"] = {"layers": [0]}
+    elif student and student.get("config"):
+        fields["student"] = {"config": {"hidden_size": 48, "num_hidden_layers": 1, "intermediate_size": 64}}
     elif student and student.get("model"):
         fields["student"] = {"model": "student", "random_weights": True}
     return fields
 
 
 def write_model(folder: Path) -> None:
-    """Six layers of twelve heads like the sample's, with a width that has a block size."""
+    """Two layers of twelve heads, as many as the sample's six have, with a width that has a block size."""
     torch.manual_seed(0)
     words = tokenizer()
     config = BertConfig(
         vocab_size=len(words),
         hidden_size=48,
-        num_hidden_layers=6,
+        num_hidden_layers=2,
         num_attention_heads=12,
         intermediate_size=64,
         max_position_embeddings=32,

@@ -18,6 +18,18 @@ STAGES: tuple[dict[str, Any], ...] = (
 )
 
 
+BENCHMARK: dict[str, Any] = {
+    "threads": 1,
+    "seconds": 0.1,
+    "launches": 2,
+    "contexts": [16],
+    "tokens": 4,
+    "every_stage": False,
+}
+ONE_LAUNCH = BENCHMARK | {"budget_seconds": 0.1}
+"""Of each model, where it matters that it is timed, and not how well."""
+
+
 def write_texts(folder: Path, words: int = 60) -> None:
     """``train.jsonl`` and ``test.jsonl``, a row a text; a letter is a token of the tiny tokenizer."""
     chance = np.random.default_rng(0)
@@ -35,14 +47,7 @@ def write_recipe(folder: Path, name: str = "tiny", **changes: Any) -> Path:
         "data": {"splits": {split: f"{split}.jsonl" for split in SPLITS}, "max_length": 32},
         "stages": list(STAGES),
         "evaluation": {"windows": 6, "prompts": 2, "prompt_tokens": 8, "tokens": 12},
-        "benchmark": {
-            "threads": 1,
-            "seconds": 0.1,
-            "launches": 2,
-            "contexts": [16],
-            "tokens": 4,
-            "every_stage": False,
-        },
+        "benchmark": BENCHMARK,
     }
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump({**values, **changes}, sort_keys=False))

@@ -14,12 +14,14 @@ import onnx
 import pytest
 import tiny
 import torch
+from stage_contract import Ran, check_contract, check_reads, run
 
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import InputError, IntegrityError, ModelError, StageError
 from compress.formats.executorch.export import ROWS, Lowered, prove_lowered, to_executorch
 from compress.formats.executorch.model import INTERFACE, PTE_FILE, ExecuTorchModel
 from compress.formats.executorch.read import read_pte
+from compress.formats.executorch.stage import ExecuTorch
 from compress.formats.model_file import format_of, model_file
 from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.parts import OnnxParts
@@ -297,6 +299,17 @@ def test_without_the_package_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None
     assert "compress[executorch]" in str(why_unavailable(TARGET))
 
 
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """What the stage makes of that model in 8 bits."""
+    return run(ExecuTorch(), tmp_path_factory.mktemp("stage") / "once")
+
+
+def test_the_stage_keeps_the_contract(ran: Ran, tmp_path: Path) -> None:
+    check_contract(ExecuTorch(), ran, tmp_path)
+    check_reads(ExecuTorch(), ran)
+
+
 @pytest.mark.slow
-def test_the_same_weights_give_the_same_bytes(small: tuple[TorchModel, Lowered, Path], tmp_path: Path) -> None:
-    assert lowered("int8", tmp_path)[1].model == small[1].model
+def test_the_same_weights_give_the_same_bytes(small: tuple[TorchModel, Lowered, Path], ran: Ran) -> None:
+    assert ran.output == small[1].model

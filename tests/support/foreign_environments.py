@@ -1,0 +1,68 @@
+"""Other people's packages in environments of their own that see ours, each with versions that ours cannot have."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock
+
+
+@dataclass(frozen=True)
+class ForeignEnvironment:
+    """An environment that is made once for this user, over the packages that are installed here.
+
+    ``steps`` are installed one after another; ``variables`` are those of a script that runs there.
+    """
+
+    name: str
+    steps: tuple[tuple[str, ...], ...]
+    flags: tuple[str, ...] = ()
+    variables: dict[str, str] = field(default_factory=dict)
+
+    def python(self) -> Path:
+        """Its interpreter. The pip of here installs, which is quicker than to install another, and compiles nothing."""
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        home = cache / "compress" / "tests" / self.name
+        python, ready = home / "bin" / "python", home / "ready"
+        ours = sysconfig.get_path("purelib")
+        home.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{home}.lock"):
+            if not ready.exists() or ready.read_text() != ours:
+                venv.create(home, clear=True)
+                (site,) = home.glob("lib/python*/site-packages")
+                (site / "ours.pth").write_text(ours + "\n")
+                pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-compile"]
+                for wanted in self.steps:
+                    command = [*pip, "--disable-pip-version-check", *self.flags, *wanted]
+                    subprocess.run(command, check=True, timeout=900, env=os.environ | {"BUILD_CUDA_EXT": "0"})
+                ready.write_text(ours)
+        return python
+
+    def run(self, script: Path, *arguments: str) -> str:
+        """What a script printed there."""
+        environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", **self.variables}
+        command = [str(self.python()), "-W", "ignore", str(script), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
+        assert done.returncode == 0, done.stderr[-3000:] or sys.executable
+        return done.stdout
+
+
+GPTQMODEL = ForeignEnvironment(
+    "gptqmodel-7.5.0",
+    # What it is built with comes first, since its build has to see torch.
+    (("setuptools>=77.0.1,<83", "wheel"), ("gptqmodel==7.5.0", "numpy==2.2.6", "requests")),
+    ("--no-build-isolation",),
+)
+"""It needs another numpy, and its torchao warns at import."""
+SENTENCE_TRANSFORMERS = ForeignEnvironment(
+    "sentence-transformers-5.2.3",
+    (("sentence-transformers==5.2.3", "optimum-onnx==0.1.0", "transformers==4.57.6", "datasets==4.4.2"),),
+    variables={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+)
+"""With its ONNX backend; it needs transformers 4."""

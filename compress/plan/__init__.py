@@ -20,22 +20,26 @@ from compress.errors import CompressError, InputError, MissingExtraError, ModelE
 from compress.formats.runtimes import why_unavailable
 from compress.formats.targets import REFERENCE
 from compress.installation import extra_with, has_package
-from compress.plan.contents import Plan, StagePlan, TargetPlan, render_plan
+from compress.plan.contents import Plan, StagePlan, TargetPlan, Told, render_plan
+from compress.plan.costs import ARITHMETIC, TRIAL, measuring, told, told_by
 from compress.plan.history import MEASURING, History, Timing
 from compress.plan.sources import Sources
+from compress.plan.trial import Trial, tried
 from compress.plan.written import check_formats, why_not
 from compress.plugins import plugin_errors
-from compress.recipe.recipe import Recipe
+from compress.recipe.recipe import START, Recipe
 from compress.sources.source import is_graph
 from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape
 from compress.stage.stage import Stage, StageRecord
 from compress.targets import Profile, limit_words
+from compress.training.config import Training
 
 __all__ = ["History", "Plan", "make_plan", "render_plan", "timings_of"]
 
 UNPACKED = 2
 """A fetched sample takes its download and about as much again for its files."""
 _FEWEST_ROUNDS = 5
+_STEPS_WORTH_A_TRIAL = 100
 
 
 def make_plan(
@@ -49,7 +53,8 @@ def make_plan(
 
     ``is_cached`` says of a stage's label whether its output is there; an `InputError` of it counts as a problem.
     With ``looks_into_model`` formats are asked whether they have a place for a language model, which imports torch and
-    runs the model's blocks without their weights. Raises `InputError` with all problems.
+    runs the model's blocks without their weights; and stages that train for long are tried on a few batches in a
+    process of their own, once, if everything is here. Raises `InputError` with all problems.
     """
     sources = Sources(recipe, recipe_folder)
     start = sources.find_all()
@@ -59,7 +64,11 @@ def make_plan(
     if artifacts.exists() and not artifacts.is_dir():
         problems.append(InputError("The place for artifacts is a file.", where=str(artifacts), expected="a folder"))
     history = History(artifacts)
-    stages = _stage_plans(recipe, sources, start, is_cached, problems, history)
+    trial = None
+    if not problems and _is_here(sources):
+        trial = tried(recipe, recipe_folder, artifacts, makes=looks_into_model and _worth_a_trial(recipe, sources))
+    context = _plan_context(recipe, sources, start or (trial and trial.start), trial)
+    stages = _stage_plans(recipe, sources, context, is_cached, problems, history, trial)
     folder = sources.start if looks_into_model and not problems else None
     folder = folder if folder is not None and (folder / "config.json").is_file() else None
     from_graph = False
@@ -77,8 +86,12 @@ def make_plan(
         problems.append(InputError(what, where=str(artifacts), mend=mend))
     if problems:
         raise _all(problems)
-    measuring = history.seconds(MEASURING, recipe.task, _judged_rows(sources)) or Estimate.unknown(
-        "not predicted before a first run here"
+    told_measuring = measuring(recipe, context, trial, context.shapes)
+    how = TRIAL if trial else ARITHMETIC
+    measured = (
+        history.corrected(told_measuring, MEASURING, recipe.task, how)
+        or history.seconds(MEASURING, recipe.task, _judged_rows(sources))
+        or told_measuring
     )
     return Plan(
         recipe=recipe.name,
@@ -91,9 +104,10 @@ def make_plan(
         processor=processor_class(),
         decided=_decided(recipe),
         limits=recipe.limits,
-        measuring=measuring,
+        measuring=measured,
+        told_measuring=Told(by=how, seconds=told_measuring.value),
         seconds=_total(
-            [*(stage.seconds for stage in stages), measuring], [*(stage.label for stage in stages), "measuring"]
+            [*(stage.seconds for stage in stages), measured], [*(stage.label for stage in stages), "measuring"]
         ),
         disk_needed_bytes=needed,
         disk_free_bytes=free,
@@ -114,34 +128,53 @@ def _decided(recipe: Recipe) -> dict[str, str]:
     return found
 
 
+def _is_here(sources: Sources) -> bool:
+    """Whether nothing has to be fetched."""
+    return all(row.status == "here" for row in sources.rows)
+
+
+def _worth_a_trial(recipe: Recipe, sources: Sources) -> bool:
+    """Whether training takes so many steps that trying a few of them first is little."""
+    train = sources.texts.get("split train")
+    stages = [stage for stage in recipe.stages if isinstance(stage, Training)]
+    rows = train.rows if train else 0
+    return any(stage.passes(rows)[1] / stage.batch_size >= _STEPS_WORTH_A_TRIAL for stage in stages)
+
+
 def _stage_plans(
     recipe: Recipe,
     sources: Sources,
-    start: Shape | None,
+    context: PlanContext,
     is_cached: Callable[[str], bool] | None,
     problems: list[CompressError],
     history: History,
+    trial: Trial | None,
 ) -> list[StagePlan]:
-    context = _plan_context(recipe, sources, start)
     plans: list[StagePlan] = []
-    shape = start
+    shape, held = context.shapes[START], 0.0
     for stage, label in zip(recipe.stages, recipe.labels(), strict=True):
         try:
             cached = is_cached(label) if is_cached and not problems else None
-            prediction = stage.predict(shape, context)
+            first = told(stage, label, shape, context, trial, held)
         except InputError as error:
             problems.append(error)
             return plans
-        unit, work = _work(stage, shape, prediction, context)
-        sort = f"{stage.kind} by {unit}"
+        unit, work = _work(stage, shape, first, context)
+        sort, how = f"{stage.kind} by {unit}", told_by(label, trial)
+        seconds = history.corrected(first.seconds, sort, recipe.task, how) or (
+            None if how == TRIAL else history.seconds(sort, recipe.task, work)
+        )
+        memory = history.corrected(first.peak_memory_bytes, sort, recipe.task, how, "bytes") or (
+            None if how == TRIAL else history.peak_memory(sort, recipe.task, work)
+        )
         prediction = replace(
-            prediction,
-            seconds=history.seconds(sort, recipe.task, work) or prediction.seconds,
-            peak_memory_bytes=history.peak_memory(sort, recipe.task, work) or prediction.peak_memory_bytes,
+            first, seconds=seconds or first.seconds, peak_memory_bytes=memory or first.peak_memory_bytes
         )
         if cached:
             nothing = Estimate(value=0, note="cached")
             prediction = replace(prediction, seconds=nothing, peak_memory_bytes=nothing)
+        # What training has freed is kept at hand for the rest of the process.
+        held = max(held, prediction.peak_memory_bytes.value or 0.0) if stage.trains else held
         shape = context.shapes[label] = prediction.shape
         needs = stage.needs()
         plan = StagePlan(
@@ -154,6 +187,7 @@ def _stage_plans(
             cached=cached,
             work=work,
             work_unit=unit,
+            told=Told(by=how, seconds=first.seconds.value, peak_memory_bytes=first.peak_memory_bytes.value),
             seconds=prediction.seconds,
             peak_memory_bytes=prediction.peak_memory_bytes,
             disk_bytes=prediction.disk_bytes,
@@ -196,16 +230,24 @@ def timings_of(plan: Plan, ran: Sequence[StageRecord], seconds: float) -> list[T
         stage = planned.get(record.name)
         if stage is not None and stage.work and not record.cached:
             sort = f"{stage.kind} by {stage.work_unit}"
-            found.append(Timing.now(sort, plan.task, stage.work, record.seconds, record.peak_rss_bytes or 0))
+            timing = Timing.now(sort, plan.task, stage.work, record.seconds, record.peak_rss_bytes or 0)
+            found.append(timing.model_copy(update=_told(stage.told)))
     rest = seconds - sum(record.seconds + record.check_seconds for record in ran)
     if found and rest > 0:
         rows = next((row.rows for row in plan.sources if row.role == f"split {TEST}"), None)
-        found.append(Timing.now(MEASURING, plan.task, float(rows or 1), rest, ran[-1].peak_rss_bytes or 0))
+        timing = Timing.now(MEASURING, plan.task, float(rows or 1), rest, ran[-1].peak_rss_bytes or 0)
+        found.append(timing.model_copy(update=_told(plan.told_measuring)))
     return found
 
 
-def _plan_context(recipe: Recipe, sources: Sources, start: Shape | None) -> PlanContext:
+def _told(told: Told) -> dict[str, Any]:
+    """What was predicted without past runs, in a timing's fields."""
+    return {"told_by": told.by, "told_seconds": told.seconds, "told_bytes": told.peak_memory_bytes}
+
+
+def _plan_context(recipe: Recipe, sources: Sources, start: Shape | None, trial: Trial | None) -> PlanContext:
     texts = sources.texts
+    answers = trial.answer_seconds / max(trial.start.working, 1.0) if trial else None
     return PlanContext(
         max_length=recipe.data.max_length,
         reads_text=all(column.kind == "text" for column in sources.task.columns),
@@ -213,7 +255,9 @@ def _plan_context(recipe: Recipe, sources: Sources, start: Shape | None) -> Plan
         unlabeled={name: texts.get(f"unlabeled {name}") for name in recipe.data.unlabeled},
         find_model=sources.named_model,
         rate=functools.cache(lambda: machine_flops_per_second()),
-        shapes={"start": start},
+        shapes={START: start},
+        uses=trial.uses if trial else None,
+        answer_seconds=answers,
     )
 
 
@@ -255,7 +299,13 @@ def _total(estimates: Sequence[Estimate], labels: Sequence[str]) -> Estimate:
     known = [estimate.value for estimate in estimates if estimate.value is not None]
     unknown = [label for estimate, label in zip(estimates, labels, strict=False) if estimate.value is None]
     note = f"without {', '.join(unknown)}" if unknown else ""
-    return Estimate(value=sum(known) if known else None, note=note)
+    if not known:
+        return Estimate.unknown(note)
+    ends = [
+        sum(value for estimate in estimates if (value := getattr(estimate, end) or estimate.value) is not None)
+        for end in ("low", "high")
+    ]
+    return Estimate(value=sum(known), note=note, low=ends[0], high=ends[1])
 
 
 def _free_bytes(artifacts: Path) -> int:

@@ -174,16 +174,21 @@ class Rehearsal:
         """With the longest examples for memory, with next to none, and with a few batches."""
         one = stage.model_copy(update={"epochs": 1.0, "keep_best": False})
         some = rows[: _BATCHES * stage.batch_size]
-        *_, peak, _ = self._pass(one, model, longest[: stage.batch_size])
+        first, _, peak, _ = self._pass(one, model, longest[: stage.batch_size])
         constant, *_ = self._pass(one, model, some[:_FEW])
         beside, steps, _, output = self._pass(one, model, some)
         if isinstance(output, TorchModel):
             self.outputs[label] = output
-        each = max(beside - constant, 0.0) / max(len(some) - _FEW, 1)
+        # With those of the training split goes as large a part of the unlabeled text, for who reads it.
+        unlabeled = self.data.unlabeled if stage.needs().unlabeled else None
+        more = 1.0 if unlabeled is None else 1.0 + len(unlabeled) / max(len(self.data.split("train")), 1)
+        each = max(beside - constant, 0.0) / (more * max(len(some) - _FEW, 1))
+        # The first pass imports what the stage calls.
+        beginning = first - more * each * min(len(longest), stage.batch_size)
         return StageTrial(
-            seconds=max(constant - _FEW * each, 0.0),
+            seconds=max(beginning, constant - more * each * _FEW, 0.0),
             example_seconds=min(each, encoding) + self.clock.shared(max(each - encoding, 0.0)),
-            step_seconds=self.clock.shared(steps) / len(some),
+            step_seconds=self.clock.shared(steps) / (more * len(some)),
             peak_rss_bytes=peak,
             shape=shape_of(output if isinstance(output, TorchModel) else model, self.start),
         )

@@ -1,0 +1,158 @@
+"""What stages and measuring cost: by the stages' own arithmetic, by a trial of them, and by past runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from compress.checkpoints.torch_model import TorchModel
+from compress.data.dataset import TEST
+from compress.formats.registry import FORMATS
+from compress.plan.trial import StageTrial, Trial
+from compress.plan.written import format_given
+from compress.recipe.recipe import START, Recipe
+from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape, Text, predicted
+from compress.stage.stage import Stage
+from compress.stages import STAGES
+from compress.tasks.capability import GENERATES, IS_WRITTEN
+from compress.tasks.registry import get_task
+
+ARITHMETIC, TRIAL = "arithmetic", "trial"
+OF_TRIAL, OF_MEMORY, OF_MEASURING = (0.75, 1.35), (0.8, 1.3), (0.6, 1.8)
+"""How many times as much it may be, that is predicted by a trial, of memory, and of measuring."""
+LIBRARIES_BYTES, GRAPH_BYTES = 560e6, 250e6
+"""Resident memory with torch, transformers and data's libraries; and what those of graphs add."""
+_COPIES = 3
+"""Copies of a model's float32 weights that a stage without training has at once."""
+_GROWTH = 1.2
+"""What a long training comes to hold, of what a few batches do."""
+_STILL_HELD = 0.7
+"""The part of what training has kept at hand that is there yet while graphs are worked on; 0.5 to 1 was seen."""
+_BEGINNING_SECONDS = 6.0
+"""Libraries, data and the model's check before the first stage, and the report after the last."""
+_LAUNCH_SECONDS, _CALLS_A_LAUNCH = 0.35, 12
+"""Of each model in each launch of the bench: its process's start, and rounds of calls that are made in any case."""
+_GRAPH_SPEED = 0.7
+"""A graph answers in so much of the time that torch takes."""
+
+
+def told_by(label: str, trial: Trial | None) -> str:
+    """How the cost of a stage is predicted without past runs."""
+    return TRIAL if trial is not None and label in trial.stages else ARITHMETIC
+
+
+def told(
+    stage: Stage[Any, Any], label: str, before: Shape | None, plan: PlanContext, trial: Trial | None, held: float
+) -> Prediction:
+    """What a stage says that it costs, or what a trial of it does, which knows more.
+
+    ``held``: bytes that the process has kept from stages before. Raises `InputError` as the stage does.
+    """
+    found = stage.predict(before, plan)
+    tried = trial.stages.get(label) if trial else None
+    if tried is None or trial is None:
+        return _without_trial(stage, found, before, trial, held)
+    if found.shape is None:
+        found = predicted(before, tried.shape, found.seconds, found.peak_memory_bytes)
+    seconds = _tried_seconds(stage, tried, plan, trial)
+    memory = _tried_memory(stage, tried, plan, trial, held)
+    return replace(found, seconds=seconds or found.seconds, peak_memory_bytes=memory or found.peak_memory_bytes)
+
+
+def _tried_seconds(stage: Stage[Any, Any], tried: StageTrial, plan: PlanContext, trial: Trial) -> Estimate | None:
+    examples = _examples(stage, plan)
+    if examples is None:
+        return None
+    read, learned = stage.passes(examples)
+    judged = plan.splits.get("validation")
+    validated = trial.answer_seconds * judged.rows * learned / max(examples, 1.0) if judged else 0.0
+    value = tried.seconds + tried.example_seconds * read + tried.step_seconds * learned + validated
+    each = (tried.example_seconds * read + tried.step_seconds * learned) / max(read, learned, 1.0)
+    note = f"tried here on a few batches: {each * 1e3:.3g} ms for each of {max(read, learned):,.0f} examples"
+    return Estimate(value=value, note=note).within(*OF_TRIAL)
+
+
+def _tried_memory(
+    stage: Stage[Any, Any], tried: StageTrial, plan: PlanContext, trial: Trial, held: float
+) -> Estimate | None:
+    examples = _examples(stage, plan)
+    if examples is None:
+        return None
+    encoded = trial.example_bytes * stage.passes(examples)[0] * (1 + len(stage.refers_to()))
+    value = _GROWTH * (tried.peak_rss_bytes + encoded)
+    note = "tried here on the longest examples, with torch and all examples"
+    return Estimate(value=max(value, held), note=note).within(*OF_MEMORY)
+
+
+def _examples(stage: Stage[Any, Any], plan: PlanContext) -> float | None:
+    """Rows of the training split, and of unlabeled text where the stage reads it; None where they aren't here."""
+    train = plan.splits.get("train")
+    more: list[Text | None] = [*plan.unlabeled.values()] if stage.needs().unlabeled else []
+    if train is None or None in more:
+        return None
+    return float(train.rows + sum(text.rows for text in more if text))
+
+
+def _without_trial(
+    stage: Stage[Any, Any], found: Prediction, before: Shape | None, trial: Trial | None, held: float
+) -> Prediction:
+    """The stage's own prediction, with the memory of the libraries that it doesn't count."""
+    memory = found.peak_memory_bytes
+    ready = float(trial.ready_bytes) if trial else LIBRARIES_BYTES
+    if memory.value is not None:
+        if not stage.trains:
+            ready += 4 * before.parameters if before else 0.0
+        note = memory.note.replace("; without torch itself", "") + ", and libraries"
+        found = replace(found, peak_memory_bytes=Estimate(value=max(memory.value + ready, held), note=note))
+    elif before is not None and not stage.trains:
+        weights = 4 * before.parameters
+        held *= 1.0 if stage.takes() is TorchModel else _STILL_HELD
+        value = ready + GRAPH_BYTES + _COPIES * weights
+        note = "libraries, three copies of the weights, and what training before has left"
+        found = replace(found, peak_memory_bytes=Estimate(value=max(value, held), note=note).within(*OF_MEMORY))
+    return found
+
+
+def measuring(recipe: Recipe, plan: PlanContext, trial: Trial | None, shapes: Mapping[str, Shape | None]) -> Estimate:
+    """Seconds of everything beside the stages: each model written in each target's format, judged and timed."""
+    task, bench, rows = get_task(recipe.task), recipe.benchmark, plan.splits.get(TEST)
+    kinds = 1 + bench.batched
+    labels = _measured(recipe)
+    seconds, unknown = _BEGINNING_SECONDS, [name for name, here in (("the test rows", rows),) if here is None]
+    for profile in recipe.profiles():
+        form, calls = profile.target.format, 0.0
+        for label in labels:
+            shape = shapes.get(label)
+            if shape is None:
+                unknown.append(f"the size of {label}")
+                continue
+            if format_given(recipe, label, False) != form and (kind := FORMATS[form].written_by) is not None:
+                writing = STAGES[kind].model_validate({"kind": kind}).predict(shape, plan).seconds.value
+                seconds += writing or 0.0
+            answers = plan.answers(shape, 1.0)
+            if answers is None:
+                unknown.append("what an answer costs")
+                continue
+            seconds += (_GRAPH_SPEED * answers + (trial.encode_seconds if trial else 0.0)) * (rows.rows if rows else 0)
+            calls += _GRAPH_SPEED * answers * (1 + bench.batch_size * bench.batched)
+        launches = 2 * bench.launches
+        if bench.budget_seconds is not None:
+            seconds += bench.budget_seconds
+            continue
+        seconds += bench.seconds * len(labels) * kinds + launches * len(labels) * _LAUNCH_SECONDS
+        seconds += launches * _CALLS_A_LAUNCH * calls
+    if {GENERATES, IS_WRITTEN} & task.capabilities:
+        unknown.append("what writing costs")
+    if unknown:
+        note = f"at least: {', '.join(dict.fromkeys(unknown))} not known before a first run here"
+        return Estimate(value=seconds, note=note).within(1.0, 5.0)
+    note = f"{len(labels)} models judged on {rows.rows if rows else 0:,} rows and timed in {launches} launches"
+    return Estimate(value=seconds, note=note).within(*OF_MEASURING)
+
+
+def _measured(recipe: Recipe) -> list[str]:
+    """Labels of the models that are judged and timed, each once."""
+    labels = recipe.labels()
+    others = labels if recipe.benchmark.every_stage else labels[-1:]
+    return list(dict.fromkeys([recipe.baseline if recipe.baseline != START else START, *others]))

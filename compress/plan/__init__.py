@@ -86,7 +86,9 @@ def make_plan(
         problems.append(InputError(what, where=str(artifacts), mend=mend))
     if problems:
         raise _all(problems)
-    told_measuring = measuring(recipe, context, trial, context.shapes)
+    stand_in = None if any(one.available for one in targets) else "cpu" if from_graph else REFERENCE.name
+    there = [profile for profile, one in zip(recipe.profiles(), targets, strict=True) if one.available]
+    told_measuring = measuring(recipe, there or recipe.profiles()[:1], context, trial)
     how = TRIAL if trial else ARITHMETIC
     measured = (
         history.corrected(told_measuring, MEASURING, recipe.task, how)
@@ -100,7 +102,7 @@ def make_plan(
         sources=tuple(sources.rows),
         stages=tuple(stages),
         targets=targets,
-        stand_in=None if any(one.available for one in targets) else "cpu" if from_graph else REFERENCE.name,
+        stand_in=stand_in,
         processor=processor_class(),
         decided=_decided(recipe),
         limits=recipe.limits,

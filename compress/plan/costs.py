@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from compress.recipe.recipe import START, Recipe
 from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape, Text, predicted
 from compress.stage.stage import Stage
 from compress.stages import STAGES
+from compress.targets import Profile
 from compress.tasks.capability import GENERATES, IS_WRITTEN
 from compress.tasks.registry import get_task
 
@@ -27,12 +28,14 @@ _COPIES = 3
 """Copies of a model's float32 weights that a stage without training has at once."""
 _GROWTH = 1.2
 """What a long training comes to hold, of what a few batches do."""
-_STILL_HELD = 0.7
-"""The part of what training has kept at hand that is there yet while graphs are worked on; 0.5 to 1 was seen."""
+_STILL_HELD = 0.55
+"""The part of what training has kept at hand that is there yet while a graph is changed without data."""
 _BEGINNING_SECONDS = 6.0
 """Libraries, data and the model's check before the first stage, and the report after the last."""
 _LAUNCH_SECONDS, _CALLS_A_LAUNCH = 0.35, 12
 """Of each model in each launch of the bench: its process's start, and rounds of calls that are made in any case."""
+_WRITTEN_AT_ONCE, _TOKEN_SECONDS = 8, 2e-3
+"""Texts that are written together where they are judged, and what one more token of each takes."""
 _GRAPH_SPEED = 0.7
 """A graph answers in so much of the time that torch takes."""
 
@@ -53,7 +56,7 @@ def told(
     tried = trial.stages.get(label) if trial else None
     if tried is None or trial is None:
         return _without_trial(stage, found, before, trial, held)
-    if found.shape is None:
+    if found.shape is None or stage.decides_shape_by_data:
         found = predicted(before, tried.shape, found.seconds, found.peak_memory_bytes)
     seconds = _tried_seconds(stage, tried, plan, trial)
     memory = _tried_memory(stage, tried, plan, trial, held)
@@ -70,6 +73,7 @@ def _tried_seconds(stage: Stage[Any, Any], tried: StageTrial, plan: PlanContext,
     value = tried.seconds + tried.example_seconds * read + tried.step_seconds * learned + validated
     each = (tried.example_seconds * read + tried.step_seconds * learned) / max(read, learned, 1.0)
     note = f"tried here on a few batches: {each * 1e3:.3g} ms for each of {max(read, learned):,.0f} examples"
+    note = note if stage.trains else "tried here on all rows"
     return Estimate(value=value, note=note).within(*OF_TRIAL)
 
 
@@ -107,23 +111,24 @@ def _without_trial(
         found = replace(found, peak_memory_bytes=Estimate(value=max(memory.value + ready, held), note=note))
     elif before is not None and not stage.trains:
         weights = 4 * before.parameters
-        held *= 1.0 if stage.takes() is TorchModel else _STILL_HELD
+        held *= 1.0 if stage.takes() is TorchModel or stage.needs().splits else _STILL_HELD
         value = ready + GRAPH_BYTES + _COPIES * weights
         note = "libraries, three copies of the weights, and what training before has left"
         found = replace(found, peak_memory_bytes=Estimate(value=max(value, held), note=note).within(*OF_MEMORY))
     return found
 
 
-def measuring(recipe: Recipe, plan: PlanContext, trial: Trial | None, shapes: Mapping[str, Shape | None]) -> Estimate:
-    """Seconds of everything beside the stages: each model written in each target's format, judged and timed."""
+def measuring(recipe: Recipe, profiles: Sequence[Profile], plan: PlanContext, trial: Trial | None) -> Estimate:
+    """Seconds of everything beside the stages: each model written for each of these targets, judged and timed."""
     task, bench, rows = get_task(recipe.task), recipe.benchmark, plan.splits.get(TEST)
     kinds = 1 + bench.batched
     labels = _measured(recipe)
     seconds, unknown = _BEGINNING_SECONDS, [name for name, here in (("the test rows", rows),) if here is None]
-    for profile in recipe.profiles():
+    launches = 2 * bench.launches
+    for profile in profiles:
         form, calls = profile.target.format, 0.0
         for label in labels:
-            shape = shapes.get(label)
+            shape = plan.shapes.get(label)
             if shape is None:
                 unknown.append(f"the size of {label}")
                 continue
@@ -136,14 +141,16 @@ def measuring(recipe: Recipe, plan: PlanContext, trial: Trial | None, shapes: Ma
                 continue
             seconds += (_GRAPH_SPEED * answers + (trial.encode_seconds if trial else 0.0)) * (rows.rows if rows else 0)
             calls += _GRAPH_SPEED * answers * (1 + bench.batch_size * bench.batched)
-        launches = 2 * bench.launches
         if bench.budget_seconds is not None:
             seconds += bench.budget_seconds
             continue
         seconds += bench.seconds * len(labels) * kinds + launches * len(labels) * _LAUNCH_SECONDS
         seconds += launches * _CALLS_A_LAUNCH * calls
-    if {GENERATES, IS_WRITTEN} & task.capabilities:
+    if GENERATES in task.capabilities:
         unknown.append("what writing costs")
+    elif IS_WRITTEN in task.capabilities:
+        calls = launches * _CALLS_A_LAUNCH * kinds + (rows.rows if rows else 0) / _WRITTEN_AT_ONCE
+        seconds += len(labels) * calls * plan.max_length * _TOKEN_SECONDS
     if unknown:
         note = f"at least: {', '.join(dict.fromkeys(unknown))} not known before a first run here"
         return Estimate(value=seconds, note=note).within(1.0, 5.0)

@@ -27,7 +27,7 @@ from compress.progress import SilentProgress
 from compress.recipe.recipe import START, Recipe
 from compress.stage.meter import metered
 from compress.stage.prediction import Shape
-from compress.stage.stage import Context
+from compress.stage.stage import Context, Stage
 from compress.tasks.forward import predict, tensors
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples, Task
@@ -144,8 +144,13 @@ class Rehearsal:
                     return
                 before = label
             elif stage.takes() is TorchModel and stage.gives() is TorchModel:
-                # Tried on few rows it would cut too much: what follows is tried with what it gets.
+                # What the others do goes by all rows, or is little: what follows is tried with what they get.
                 self.outputs[label] = self.outputs[before]
+                if stage.decides_shape_by_data:
+                    tried = self._run_whole(label, stage, self.outputs[before])
+                    found = found.model_copy(update={"stages": {**found.stages, label: tried}})
+                    yield found
+                before = label
             else:
                 return
 
@@ -192,6 +197,13 @@ class Rehearsal:
             peak_rss_bytes=peak,
             shape=shape_of(output if isinstance(output, TorchModel) else model, self.start),
         )
+
+    def _run_whole(self, label: str, stage: Stage[Any, Any], model: TorchModel) -> StageTrial:
+        """On all rows."""
+        rows = np.arange(len(self.data.split("train")))
+        seconds, _, peak, self.outputs[label] = self._pass(stage, model, rows)
+        shape = shape_of(self.outputs[label], self.start)
+        return StageTrial(seconds=seconds, example_seconds=0.0, step_seconds=0.0, peak_rss_bytes=peak, shape=shape)
 
     def _pass(self, stage: Any, model: TorchModel, rows: np.ndarray) -> tuple[float, float, int, Any]:
         """Seconds beside the steps of training and in them, the peak of memory, and the output."""

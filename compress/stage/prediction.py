@@ -139,8 +139,16 @@ class PlanContext:
         return float(text.tokens(self.max_length)) if self.uses is None else text.rows * self.uses
 
     def answers(self, shape: Shape, examples: float) -> float | None:
-        """Seconds in which a model of a shape answers so many examples; None where nothing like it was tried."""
-        return None if self.answer_seconds is None else self.answer_seconds * shape.working * examples
+        """Seconds in which a model of a shape answers so many examples, as tried, or of texts by arithmetic.
+
+        None where neither says it.
+        """
+        if self.answer_seconds is not None:
+            return self.answer_seconds * shape.working * examples
+        train = self.splits.get("train")
+        if not self.reads_text or train is None:
+            return None
+        return 2 * shape.working * self.tokens(train) / train.rows * examples / self.rate()
 
     def seconds(self, flops: float) -> Estimate:
         """How long so much arithmetic takes here."""

@@ -197,6 +197,8 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
     """The data that every such stage needs."""
     promised: ClassVar[Promise] = Promise()
     """What every such stage promises."""
+    decides_shape_by_data: ClassVar[bool] = False
+    """Whether all rows, which it reads in no time to speak of, decide how large its output is."""
     keeps_shape: ClassVar[bool] = False
     """Whether its output is stored as its input is: no parameter to speak of comes or goes."""
     scales_inputs: ClassVar[bool] = False

@@ -17,7 +17,7 @@ from compress.tasks.capability import TAKES_ARRAYS, Capabilities
 if TYPE_CHECKING:
     import onnx
 
-_STATIC_SECONDS, _WATCHING = 3.0, 8
+_STATIC_SECONDS, _WATCHING = 4.5, 8
 """Seconds of static quantization whatever it is given, and to how many answers a calibration example comes."""
 _TIED_BLOCK = 32
 """Weights of a tied table's row that share a scale, where the recipe doesn't say: such a table makes the answers."""

@@ -23,6 +23,7 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
     packages = ("torch", "transformers", "tokenizers")
     requires = frozenset({TAKES_TEXT})
     excludes = frozenset({GENERATES, NAMES_TOKENS, HAS_TWO_TOWERS})
+    decides_shape_by_data = True
     kind: Literal["trim_vocabulary"] = "trim_vocabulary"
     min_count: int = Field(1, ge=1, description="occurrences in training text that keep a token")
     use_unlabeled: bool = Field(False, description="count the recipe's unlabeled text too")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +18,9 @@ FILE = "timings.jsonl"
 MEASURING = "measure"
 """The kind of what follows the last stage: every model judged and timed."""
 _RECENT = 12
-_LEAST_SPREAD, _MOST_SPREAD = 0.22, 1.1
+_LEAST_SECONDS = 5.0
+"""What took less says nothing of how fast this machine is."""
+_LEAST_SPREAD, _OTHERS_SPREAD, _MOST_SPREAD = 0.22, 0.4, 1.1
 """Logarithms of the factors within which the next run is expected, however alike those before were, or unlike."""
 _MOST_LINES = 2000
 
@@ -67,26 +70,29 @@ class History:
         return self._predicted(kind, task, work, "peak_rss_bytes")
 
     def corrected(self, told: Estimate, kind: str, task: str, told_by: str, field: str = "seconds") -> Estimate | None:
-        """A prediction times what stages of that kind took for what was predicted of them in the same way before.
+        """A prediction times what stages of that kind and task took for what was predicted of them in the same way.
 
-        Those of the same task count, or where there are none all of them; None where there are none at all. ``field``:
-        what is predicted, seconds or bytes.
+        Where there are none, whatever was predicted so, of any kind, says how much slower or larger things are here;
+        None where nothing was. ``field``: what is predicted, seconds or bytes.
         """
         if told.value is None:
             return None
         took = "peak_rss_bytes" if field == "bytes" else field
-        kinds = [one for one in self._known if _sort(one.kind) == _sort(kind) and one.told_by == told_by]
-        own = [one for one in kinds if one.task == task]
-        pairs = ((getattr(one, took), getattr(one, f"told_{field}")) for one in own or kinds)
-        factors = [cost / predicted for cost, predicted in pairs if cost and predicted][-_RECENT:]
+        alike = [one for one in self._known if one.told_by == told_by and one.seconds >= _LEAST_SECONDS]
+        own = [
+            one for one in self._known if _sort(one.kind) == _sort(kind) and (one.task, one.told_by) == (task, told_by)
+        ]
+        pairs = [(getattr(one, took), getattr(one, f"told_{field}")) for one in own or alike]
+        factors = [cost / predicted for cost, predicted in pairs if cost and predicted]
+        factors = factors[-_RECENT if own else -_RECENT * _RECENT :]
         if not factors:
             return None
+        factor = statistics.median(factors)
         runs = "one run" if len(factors) == 1 else f"{len(factors)} runs"
-        factor = math.exp(sum(map(math.log, factors)) / len(factors))
-        whose = "" if own else " of other tasks"
-        note = f"{told.note}, times {factor:.2g} by {runs}{whose} before on this machine"
-        spread = max((abs(math.log(one / factor)) for one in factors), default=0.0)
-        wide = math.exp(min(max(spread, _LEAST_SPREAD if own else 2 * _LEAST_SPREAD), _MOST_SPREAD))
+        whose = f"{runs} of the stage" if own else "other stages"
+        spread = max(abs(math.log(one / factor)) for one in factors) if own else 0.0
+        wide = math.exp(min(max(spread, _LEAST_SPREAD if own else _OTHERS_SPREAD), _MOST_SPREAD))
+        note = f"{told.note}, times {factor:.2g} by {whose} before on this machine"
         return told.times(factor, note).within(1 / wide, wide)
 
     def add(self, timings: Iterable[Timing]) -> None:

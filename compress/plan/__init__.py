@@ -39,7 +39,7 @@ __all__ = ["History", "Plan", "make_plan", "render_plan", "timings_of"]
 UNPACKED = 2
 """A fetched sample takes its download and about as much again for its files."""
 _FEWEST_ROUNDS = 5
-_STEPS_WORTH_A_TRIAL = 100
+_STEPS_WORTH_A_TRIAL, _ROWS_WORTH_A_TRIAL = 100, 100
 
 
 def make_plan(
@@ -136,10 +136,12 @@ def _is_here(sources: Sources) -> bool:
 
 
 def _worth_a_trial(recipe: Recipe, sources: Sources) -> bool:
-    """Whether training takes so many steps that trying a few of them first is little."""
+    """Whether training takes so many steps that trying a few first is little, or a model must be made to be known."""
     train = sources.texts.get("split train")
     stages = [stage for stage in recipe.stages if isinstance(stage, Training)]
     rows = train.rows if train else 0
+    if rows >= _ROWS_WORTH_A_TRIAL and recipe.module is not None:
+        return True
     return any(stage.passes(rows)[1] / stage.batch_size >= _STEPS_WORTH_A_TRIAL for stage in stages)
 
 

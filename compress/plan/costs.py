@@ -34,6 +34,8 @@ _BEGINNING_SECONDS = 6.0
 """Libraries, data and the model's check before the first stage, and the report after the last."""
 _LAUNCH_SECONDS, _CALLS_A_LAUNCH = 0.35, 12
 """Of each model in each launch of the bench: its process's start, and rounds of calls that are made in any case."""
+_READ_BYTES_PER_SECOND, _OVER_PEAK = 1e10, 2.0
+"""How fast a decoder's weights are read for a token, and how many times longer than at the peak rate a prompt takes."""
 _WRITTEN_AT_ONCE, _TOKEN_SECONDS = 8, 2e-3
 """Texts that are written together where they are judged, and what one more token of each takes."""
 _GRAPH_SPEED = 0.7
@@ -120,42 +122,67 @@ def _without_trial(
 
 def measuring(recipe: Recipe, profiles: Sequence[Profile], plan: PlanContext, trial: Trial | None) -> Estimate:
     """Seconds of everything beside the stages: each model written for each of these targets, judged and timed."""
-    task, bench, rows = get_task(recipe.task), recipe.benchmark, plan.splits.get(TEST)
-    kinds = 1 + bench.batched
-    labels = _measured(recipe)
-    seconds, unknown = _BEGINNING_SECONDS, [name for name, here in (("the test rows", rows),) if here is None]
-    launches = 2 * bench.launches
+    labels, launches = _measured(recipe), 2 * recipe.benchmark.launches
+    rows = plan.splits.get(TEST)
+    unknown = [] if rows else ["the test rows"]
+    seconds = _BEGINNING_SECONDS
     for profile in profiles:
-        form, calls = profile.target.format, 0.0
+        spent = []
         for label in labels:
             shape = plan.shapes.get(label)
             if shape is None:
                 unknown.append(f"the size of {label}")
                 continue
-            if format_given(recipe, label, False) != form and (kind := FORMATS[form].written_by) is not None:
-                writing = STAGES[kind].model_validate({"kind": kind}).predict(shape, plan).seconds.value
-                seconds += writing or 0.0
-            answers = plan.answers(shape, 1.0)
-            if answers is None:
-                unknown.append("what an answer costs")
-                continue
-            seconds += (_GRAPH_SPEED * answers + (trial.encode_seconds if trial else 0.0)) * (rows.rows if rows else 0)
-            calls += _GRAPH_SPEED * answers * (1 + bench.batch_size * bench.batched)
-        if bench.budget_seconds is not None:
-            seconds += bench.budget_seconds
-            continue
-        seconds += bench.seconds * len(labels) * kinds + launches * len(labels) * _LAUNCH_SECONDS
-        seconds += launches * _CALLS_A_LAUNCH * calls
-    if GENERATES in task.capabilities:
-        unknown.append("what writing costs")
-    elif IS_WRITTEN in task.capabilities:
-        calls = launches * _CALLS_A_LAUNCH * kinds + (rows.rows if rows else 0) / _WRITTEN_AT_ONCE
-        seconds += len(labels) * calls * plan.max_length * _TOKEN_SECONDS
+            seconds += _writing(recipe, profile, label, shape, plan)
+            one = _judged_and_timed(recipe, shape, plan, trial, rows or Text(0, 0))
+            unknown += [] if one else ["what an answer costs"]
+            spent.append(one or (0.0, recipe.benchmark.seconds))
+        seconds += sum(judged for judged, _ in spent)
+        budget = recipe.benchmark.budget_seconds
+        starts = launches * len(labels) * _LAUNCH_SECONDS
+        seconds += budget if budget is not None else starts + sum(timed for _, timed in spent)
     if unknown:
         note = f"at least: {', '.join(dict.fromkeys(unknown))} not known before a first run here"
         return Estimate(value=seconds, note=note).within(1.0, 5.0)
     note = f"{len(labels)} models judged on {rows.rows if rows else 0:,} rows and timed in {launches} launches"
     return Estimate(value=seconds, note=note).within(*OF_MEASURING)
+
+
+def _writing(recipe: Recipe, profile: Profile, label: str, shape: Shape, plan: PlanContext) -> float:
+    """Seconds in which a model gets into a target's format, where it isn't in it."""
+    kind = FORMATS[profile.target.format].written_by
+    if kind is None or format_given(recipe, label, False) == profile.target.format:
+        return 0.0
+    return STAGES[kind].model_validate({"kind": kind}).predict(shape, plan).seconds.value or 0.0
+
+
+def _judged_and_timed(
+    recipe: Recipe, shape: Shape, plan: PlanContext, trial: Trial | None, test: Text
+) -> tuple[float, float] | None:
+    """Seconds in which one model is judged, and in which it is timed; None where an answer's are not known.
+
+    In every launch it makes some calls in any case, and for as long as the recipe says where there is more time.
+    """
+    bench, judged, task = recipe.benchmark, recipe.evaluation, get_task(recipe.task).capabilities
+    calls, kinds = 2 * bench.launches * _CALLS_A_LAUNCH, 1 + bench.batched
+    if GENERATES in task:
+        token = 4 * shape.parameters / _READ_BYTES_PER_SECOND
+        tokens = judged.windows * plan.max_length if judged.windows else plan.tokens(test)
+        tokens += sum(bench.contexts) * 2 * bench.launches
+        passes = 2 * _OVER_PEAK * shape.parameters * tokens / plan.rate()
+        written = judged.prompts * judged.tokens + 2 * bench.launches * len(bench.contexts) * bench.tokens
+        return passes + written * token, bench.seconds * len(bench.contexts)
+    answer = plan.answers(shape, 1.0)
+    if answer is None:
+        return None
+    answer *= _GRAPH_SPEED
+    encoding = trial.encode_seconds if trial else 0.0
+    spent = (answer + encoding) * test.rows
+    timed = bench.seconds * kinds + calls * answer * (1 + bench.batch_size * bench.batched)
+    if IS_WRITTEN in task:
+        token = plan.max_length * _TOKEN_SECONDS
+        return spent + test.rows / _WRITTEN_AT_ONCE * token, timed + calls * kinds * token
+    return spent, timed
 
 
 def _measured(recipe: Recipe) -> list[str]:

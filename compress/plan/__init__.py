@@ -27,6 +27,7 @@ from compress.plan.sources import Sources
 from compress.plan.trial import Trial, tried
 from compress.plan.written import check_formats, why_not
 from compress.plugins import plugin_errors
+from compress.progress import Progress, SilentProgress
 from compress.recipe.recipe import START, Recipe
 from compress.sources.source import is_graph
 from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape
@@ -39,7 +40,7 @@ __all__ = ["History", "Plan", "make_plan", "render_plan", "timings_of"]
 UNPACKED = 2
 """A fetched sample takes its download and about as much again for its files."""
 _FEWEST_ROUNDS = 5
-_STEPS_WORTH_A_TRIAL, _ROWS_WORTH_A_TRIAL = 100, 100
+_STEPS_WORTH_A_TRIAL = 100
 
 
 def make_plan(
@@ -48,6 +49,7 @@ def make_plan(
     is_cached: Callable[[str], bool] | None = None,
     artifacts: Path = Path("artifacts"),
     looks_into_model: bool = False,
+    progress: Progress | None = None,
 ) -> Plan:
     """Find every source, predict every stage, prove that the run can begin. Loads no weights, fetches nothing.
 
@@ -66,8 +68,9 @@ def make_plan(
     history = History(artifacts)
     trial = None
     if not problems and _is_here(sources):
-        trial = tried(recipe, recipe_folder, artifacts, makes=looks_into_model and _worth_a_trial(recipe, sources))
-    context = _plan_context(recipe, sources, start or (trial and trial.start), trial)
+        makes = looks_into_model and _worth_a_trial(recipe, sources, is_cached)
+        trial = tried(recipe, recipe_folder, artifacts, makes, progress or SilentProgress())
+    context = _plan_context(recipe, sources, start or (trial.start if trial else None), trial)
     stages = _stage_plans(recipe, sources, context, is_cached, problems, history, trial)
     folder = sources.start if looks_into_model and not problems else None
     folder = folder if folder is not None and (folder / "config.json").is_file() else None
@@ -135,14 +138,22 @@ def _is_here(sources: Sources) -> bool:
     return all(row.status == "here" for row in sources.rows)
 
 
-def _worth_a_trial(recipe: Recipe, sources: Sources) -> bool:
-    """Whether training takes so many steps that trying a few first is little, or a model must be made to be known."""
+def _worth_a_trial(recipe: Recipe, sources: Sources, is_cached: Callable[[str], bool] | None) -> bool:
+    """Whether training that is not in the cache takes so many steps that trying a few of them first is little.
+
+    No plan runs the code of a recipe's module, or that of a model's repository.
+    """
     train = sources.texts.get("split train")
-    stages = [stage for stage in recipe.stages if isinstance(stage, Training)]
-    rows = train.rows if train else 0
-    if rows >= _ROWS_WORTH_A_TRIAL and recipe.module is not None:
-        return True
-    return any(stage.passes(rows)[1] / stage.batch_size >= _STEPS_WORTH_A_TRIAL for stage in stages)
+    if train is None or recipe.module is not None or recipe.trust_remote_code:
+        return False
+    try:
+        return any(
+            stage.passes(train.rows)[1] / getattr(stage, "batch_size", 1) >= _STEPS_WORTH_A_TRIAL
+            for label, stage in zip(recipe.labels(), recipe.stages, strict=True)
+            if isinstance(stage, Training) and not (is_cached and is_cached(label))
+        )
+    except InputError:  # told with the stages
+        return False
 
 
 def _stage_plans(

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from compress.cache import cache_key
 from compress.environment import granted_cores, package_versions, processor
 from compress.frozen import Frozen
+from compress.progress import Progress
 from compress.recipe.recipe import Recipe
 from compress.stage.prediction import Shape
 
@@ -58,13 +59,14 @@ class Trial(Frozen):
     stages: dict[str, StageTrial] = {}
 
 
-def tried(recipe: Recipe, recipe_folder: Path, artifacts: Path, makes: bool) -> Trial | None:
+def tried(recipe: Recipe, recipe_folder: Path, artifacts: Path, makes: bool, progress: Progress) -> Trial | None:
     """The trial of a recipe's stages: as it was kept below ``artifacts``, or with ``makes`` made now.
 
     None where there is none, or nothing came of it. The files of model and data must be here.
     """
     file = artifacts / FOLDER / f"{_key(recipe, recipe_folder)}.json"
     if not file.is_file() and makes:
+        progress.note("trying the stages that train on a few batches, once: some 20 seconds")
         _make(recipe, recipe_folder, file)
     try:
         return Trial.model_validate_json(file.read_text())

@@ -117,7 +117,7 @@ class Rehearsal:
         with metered() as meter:
             pass
         model, before = self.outputs[START], START
-        batch = max((stage.batch_size for stage in self.recipe.stages if isinstance(stage, Training)), default=32)
+        batch = max(getattr(stage, "batch_size", 1) for stage in self.recipe.stages)
         table = self.data.split("train")
         rows = np.random.default_rng(0).permutation(len(table))[: _SAMPLE_BATCHES * batch]
         began = self.clock.now()
@@ -164,17 +164,18 @@ class Rehearsal:
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
             model.module.eval()(**{name: batch[name] for name in examples.padding})
         working = shape_of(model, self.start).working
-        return counter.get_total_flops() / (2 * max(working, 1.0) * len(few))
+        return float(counter.get_total_flops()) / (2 * max(working, 1.0) * len(few))
 
     def _answer_seconds(self, model: TorchModel, examples: Examples) -> float:
         few = examples.subset(range(min(_ANSWERED, len(examples))))
         predict(model.module, few)
         began = self.clock.now()
         predict(model.module, few)
-        return self.clock.shared(self.clock.now() - began) / len(few)
+        seconds: float = self.clock.shared(self.clock.now() - began)
+        return seconds / len(few)
 
     def _try(
-        self, label: str, stage: Training, model: TorchModel, rows: np.ndarray, longest: np.ndarray, encoding: float
+        self, label: str, stage: Any, model: TorchModel, rows: np.ndarray, longest: np.ndarray, encoding: float
     ) -> StageTrial:
         """With the longest examples for memory, with next to none, and with a few batches."""
         one = stage.model_copy(update={"epochs": 1.0, "keep_best": False})

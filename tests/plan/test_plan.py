@@ -259,6 +259,23 @@ def test_recovery_counts_pupil_teacher_and_judging(folder: Path, tmp_path: Path)
     assert plan.stages[1].disk_bytes == plan.stages[0].disk_bytes
 
 
+def test_measuring_a_language_model_is_reading_and_writing(folder: Path, tmp_path: Path) -> None:
+    """The start and what is exported of it read 4 windows of 8 tokens, and 16 in each of 4 launches; and write 32."""
+    save_tiny_llama(folder / "decoder")
+    changes = {
+        "evaluation": {"windows": 4, "prompts": 2, "tokens": 8},
+        "benchmark": {"every_stage": False, "launches": 2, "contexts": [16], "tokens": 4, "seconds": 1},
+    }
+    plan = make_plan(
+        recipe([{"export": {}}], task="text-generation", model="decoder", **changes), folder, None, tmp_path
+    )
+    shape = read_shape(folder / "decoder")
+    reading = 2 * 2 * shape.parameters * (4 * 8 + 4 * 16) / 1e9
+    writing = (2 * 8 + 4 * 4) * 4 * shape.parameters / 1e10
+    exported = 0.5 + 4 * shape.parameters / 2e8 + 4 + 0.065 * shape.tensors
+    assert plan.measuring.value == pytest.approx(6 + exported + 2 * (reading + writing + 1 + 4 * 0.35))
+
+
 def test_nncf_has_the_whole_model_in_memory_and_writes_what_gptq_does(folder: Path, tmp_path: Path) -> None:
     save_tiny_llama(folder / "decoder")
     first = [

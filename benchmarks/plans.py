@@ -172,7 +172,9 @@ def summary(rows: Sequence[Row]) -> list[list[str]]:
 def page(rows: Sequence[Row]) -> dict[str, Any]:
     """The page of the documentation: the summary, and the seconds of each stage that takes long."""
     titles = ["knowing no run", "knowing other recipes' runs", "knowing the recipe with other settings"]
-    long = [row for row in rows if row.what == "seconds" and row.happened > SHORT_SECONDS]
+    # Of runs beside other work the whole will do.
+    shown = [row for row in rows if row.what == "seconds" and (row.busy < _QUIET_PERCENT or row.stage == WHOLE)]
+    long = [row for row in shown if row.happened > SHORT_SECONDS]
     detail = []
     for row in long:
         factors = [_shown(row.factor(name)) for name in ("first", "others", "same")]

@@ -5,9 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -15,23 +13,25 @@ from typing import Any
 from compress.architectures import ALWAYS_CUT
 from compress.checkpoints.json_file import read_json
 from compress.data.dataset import TEST
-from compress.environment import cores_quota, granted_cores, processor_class
+from compress.environment import processor_class
 from compress.errors import CompressError, InputError, MissingExtraError, ModelError
 from compress.formats.runtimes import why_unavailable
 from compress.formats.targets import REFERENCE
 from compress.installation import extra_with, has_package
 from compress.plan.contents import Plan, StagePlan, TargetPlan, Told, render_plan
-from compress.plan.costs import ARITHMETIC, TRIAL, measuring, told, told_by
-from compress.plan.history import MEASURING, History, Timing
+from compress.plan.costs import ARITHMETIC, TRIAL, measuring
+from compress.plan.history import MEASURING, History
+from compress.plan.machine import machine_flops_per_second
 from compress.plan.sources import Sources
+from compress.plan.stage_plans import stage_plans, timings_of
 from compress.plan.trial import Trial, tried
 from compress.plan.written import check_formats, why_not
 from compress.plugins import plugin_errors
 from compress.progress import Progress, SilentProgress
 from compress.recipe.recipe import START, Recipe
 from compress.sources.source import is_graph
-from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape
-from compress.stage.stage import Stage, StageRecord
+from compress.stage.prediction import Estimate, PlanContext, Shape
+from compress.stage.stage import Stage
 from compress.targets import Profile, limit_words
 from compress.training.config import Training
 
@@ -39,7 +39,6 @@ __all__ = ["History", "Plan", "make_plan", "render_plan", "timings_of"]
 
 UNPACKED = 2
 """A fetched sample takes its download and about as much again for its files."""
-_FEWEST_ROUNDS = 5
 _STEPS_WORTH_A_TRIAL = 100
 
 
@@ -71,7 +70,7 @@ def make_plan(
         makes = looks_into_model and _worth_a_trial(recipe, sources, is_cached)
         trial = tried(recipe, recipe_folder, artifacts, makes, progress or SilentProgress())
     context = _plan_context(recipe, sources, start or (trial.start if trial else None), trial)
-    stages = _stage_plans(recipe, sources, context, is_cached, problems, history, trial)
+    stages = stage_plans(recipe, sources, context, is_cached, problems, history, trial)
     folder = sources.start if looks_into_model and not problems else None
     folder = folder if folder is not None and (folder / "config.json").is_file() else None
     from_graph = False
@@ -156,108 +155,10 @@ def _worth_a_trial(recipe: Recipe, sources: Sources, is_cached: Callable[[str], 
         return False
 
 
-def _stage_plans(
-    recipe: Recipe,
-    sources: Sources,
-    context: PlanContext,
-    is_cached: Callable[[str], bool] | None,
-    problems: list[CompressError],
-    history: History,
-    trial: Trial | None,
-) -> list[StagePlan]:
-    plans: list[StagePlan] = []
-    shape, held = context.shapes[START], 0.0
-    for stage, label in zip(recipe.stages, recipe.labels(), strict=True):
-        try:
-            cached = is_cached(label) if is_cached and not problems else None
-            first = told(stage, label, shape, context, trial, held)
-        except InputError as error:
-            problems.append(error)
-            return plans
-        unit, work = _work(stage, shape, first, context)
-        sort, how = f"{stage.kind} by {unit}", told_by(label, trial)
-        seconds = history.corrected(first.seconds, sort, recipe.task, how) or (
-            None if how == TRIAL else history.seconds(sort, recipe.task, work)
-        )
-        memory = history.corrected(first.peak_memory_bytes, sort, recipe.task, how, "bytes") or (
-            None if how == TRIAL else history.peak_memory(sort, recipe.task, work)
-        )
-        prediction = replace(
-            first, seconds=seconds or first.seconds, peak_memory_bytes=memory or first.peak_memory_bytes
-        )
-        if cached:
-            nothing = Estimate(value=0, note="cached")
-            prediction = replace(prediction, seconds=nothing, peak_memory_bytes=nothing)
-        # What training has freed is kept at hand for the rest of the process.
-        held = max(held, prediction.peak_memory_bytes.value or 0.0) if stage.trains else held
-        shape = context.shapes[label] = prediction.shape
-        needs = stage.needs()
-        plan = StagePlan(
-            label=label,
-            kind=stage.kind,
-            takes=stage.wants(sources.task.capabilities).__name__,
-            gives=stage.gives().__name__,
-            reads=(*needs.splits, *(("unlabeled text",) if needs.unlabeled else ())),
-            refers_to=stage.refers_to(),
-            cached=cached,
-            work=work,
-            work_unit=unit,
-            told=Told(by=how, seconds=first.seconds.value, peak_memory_bytes=first.peak_memory_bytes.value),
-            seconds=prediction.seconds,
-            peak_memory_bytes=prediction.peak_memory_bytes,
-            disk_bytes=prediction.disk_bytes,
-        )
-        plans.append(plan)
-    return plans
-
-
-def _work(
-    stage: Stage[Any, Any], before: Shape | None, told: Prediction, plan: PlanContext
-) -> tuple[str, float | None]:
-    """What the time of a stage grows with, and its unit: FLOPs where they are told; else parameters, examples, or both.
-
-    Of a model that its own code makes the parameters aren't known.
-    """
-    if told.seconds.flops:
-        return "FLOPs", told.seconds.flops
-    train = plan.splits.get("train")
-    if stage.trains and train is None:
-        return "examples", None
-    examples = train.rows * getattr(stage, "epochs", 1) if stage.trains and train else 1
-    unit = " x ".join([*["parameters"] * (before is not None), *["examples"] * stage.trains])
-    return unit or "models", (before.parameters if before is not None else 1) * examples
-
-
 def _judged_rows(sources: Sources) -> float:
     """Rows of the test split, or 1 where they aren't known."""
     text = sources.texts.get(f"split {TEST}")
     return float(text.rows if text else 1)
-
-
-def timings_of(plan: Plan, ran: Sequence[StageRecord], seconds: float) -> list[Timing]:
-    """What a planned run of so many ``seconds`` says of the next: each stage that wasn't cached, and the measuring.
-
-    Of a run whose stages were all cached nothing is said, since its measurements may have been as well.
-    """
-    planned = {stage.label: stage for stage in plan.stages}
-    found = []
-    for record in ran:
-        stage = planned.get(record.name)
-        if stage is not None and stage.work and not record.cached:
-            sort = f"{stage.kind} by {stage.work_unit}"
-            timing = Timing.now(sort, plan.task, stage.work, record.seconds, record.peak_rss_bytes or 0)
-            found.append(timing.model_copy(update=_told(stage.told)))
-    rest = seconds - sum(record.seconds + record.check_seconds for record in ran)
-    if found and rest > 0:
-        rows = next((row.rows for row in plan.sources if row.role == f"split {TEST}"), None)
-        timing = Timing.now(MEASURING, plan.task, float(rows or 1), rest, ran[-1].peak_rss_bytes or 0)
-        found.append(timing.model_copy(update=_told(plan.told_measuring)))
-    return found
-
-
-def _told(told: Told) -> dict[str, Any]:
-    """What was predicted without past runs, in a timing's fields."""
-    return {"told_by": told.by, "told_seconds": told.seconds, "told_bytes": told.peak_memory_bytes}
 
 
 def _plan_context(recipe: Recipe, sources: Sources, start: Shape | None, trial: Trial | None) -> PlanContext:
@@ -274,28 +175,6 @@ def _plan_context(recipe: Recipe, sources: Sources, start: Shape | None, trial: 
         uses=trial.uses if trial else None,
         answer_seconds=answers,
     )
-
-
-def machine_flops_per_second(budget_seconds: float = 0.02) -> float:
-    """The best rate of an fp32 matrix product on one core within ``budget_seconds``, times the cores granted.
-
-    The matrices stay below the size from which OpenBLAS takes several threads, which stall each other where
-    a container grants fewer cores than it shows.
-    """
-    import numpy as np
-
-    size = 96
-    left = np.full((size, size), 0.5, dtype=np.float32)
-    left @ left  # the first product sets its library up, which may take longer than the whole budget
-    rounds: list[float] = []
-    end = time.perf_counter() + budget_seconds
-    while time.perf_counter() < end or len(rounds) < _FEWEST_ROUNDS:
-        start = time.perf_counter()
-        for _ in range(8):
-            left @ left
-        rounds.append(time.perf_counter() - start)
-    cores = min(len(granted_cores()), cores_quota() or float("inf"))
-    return 8 * 2 * size**3 / min(rounds) * max(cores, 1)
 
 
 def _disk_needed(stages: Sequence[StagePlan], sources: Sources) -> Estimate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -96,17 +97,23 @@ def _without(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _make(recipe: Recipe, recipe_folder: Path, file: Path) -> None:
     """Try the stages in a process of their own, so that the caller loads no torch, and keep what was found."""
+    command = [sys.executable, "-m", "compress.plan.trial_process"]
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=file.parent, prefix=".trial-") as scratch:
             order = {"recipe": recipe.model_dump(mode="json"), "folder": str(recipe_folder), "scratch": scratch}
-            command = [sys.executable, "-m", "compress.plan.trial_process"]
-            subprocess.run(
-                command, input=json.dumps(order), text=True, capture_output=True, timeout=_TIMEOUT_SECONDS, check=False
-            )
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                subprocess.run(
+                    command,
+                    input=json.dumps(order),
+                    text=True,
+                    capture_output=True,
+                    timeout=_TIMEOUT_SECONDS,
+                    check=False,
+                )
             # What was tried before a stage failed, or took too long, holds all the same.
             found = Path(scratch) / "trial.json"
             if found.is_file():
                 found.rename(file)
-    except (OSError, subprocess.TimeoutExpired):
+    except OSError:
         return

@@ -27,9 +27,10 @@ from transformers import BertConfig, BertForSequenceClassification, MPNetConfig,
 import compress.installation
 import compress.plan
 from compress.errors import InputError
-from compress.plan import machine_flops_per_second, make_plan, render_plan
+from compress.plan import make_plan, render_plan
 from compress.plan.costs import LIBRARIES_BYTES
 from compress.plan.headers import read_shape, read_size
+from compress.plan.machine import machine_flops_per_second
 from compress.recipe.recipe import Recipe
 from compress.stage.prediction import PlanContext, Shape, Text
 from compress.stages.distill import Distill

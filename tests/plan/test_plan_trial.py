@@ -203,6 +203,18 @@ def test_a_trial_is_made_once_and_only_where_training_takes_long(
     assert len(made) == 2 and made[0] != made[1]
 
 
+def test_a_process_of_its_own_leaves_what_it_found(
+    place: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = Recipe.model_validate({**recipe.model_dump(), "stages": [STAGES[1]], "baseline": "start"})
+    found = tried(short, place, tmp_path, True, SilentProgress())
+    assert found is not None and list(found.stages) == ["prune"]
+    assert [path.suffix for path in (tmp_path / "trials").iterdir()] == [".json"]
+    # One that has no time leaves nothing, and no check fails for it.
+    monkeypatch.setattr(compress.plan.trial, "_TIMEOUT_SECONDS", 0.01)
+    assert tried(short, place, tmp_path / "late", True, SilentProgress()) is None
+
+
 def test_passes_over_the_examples() -> None:
     assert Finetune(epochs=2.5).passes(100) == (100, 250)
     assert Prune(heads=0.5, importance_examples=32).passes(100) == (32, 0)

@@ -8,6 +8,7 @@ from typing import Any
 
 from compress.checkpoints.torch_model import TorchModel
 from compress.data.dataset import TEST
+from compress.formats.onnx.model import OnnxModel
 from compress.formats.registry import FORMATS
 from compress.plan.trial import StageTrial, Trial
 from compress.plan.written import format_given
@@ -48,16 +49,23 @@ def told_by(label: str, trial: Trial | None) -> str:
 
 
 def told(
-    stage: Stage[Any, Any], label: str, before: Shape | None, plan: PlanContext, trial: Trial | None, held: float
+    stage: Stage[Any, Any],
+    label: str,
+    before: Shape | None,
+    plan: PlanContext,
+    trial: Trial | None,
+    wanted: type[Any],
+    held: float,
 ) -> Prediction:
     """What a stage says that it costs, or what a trial of it does, which knows more.
 
-    ``held``: bytes that the process has kept from stages before. Raises `InputError` as the stage does.
+    ``wanted`` is the class that its input is loaded as; ``held``: bytes that the process has kept from stages before.
+    Raises `InputError` as the stage does.
     """
     found = stage.predict(before, plan)
     tried = trial.stages.get(label) if trial else None
     if tried is None or trial is None:
-        return _without_trial(stage, found, before, trial, held)
+        return _without_trial(stage, found, before, trial, wanted, held)
     if found.shape is None or stage.decides_shape_by_data:
         found = predicted(before, tried.shape, found.seconds, found.peak_memory_bytes)
     seconds = _tried_seconds(stage, tried, plan, trial)
@@ -101,23 +109,29 @@ def _examples(stage: Stage[Any, Any], plan: PlanContext) -> float | None:
 
 
 def _without_trial(
-    stage: Stage[Any, Any], found: Prediction, before: Shape | None, trial: Trial | None, held: float
+    stage: Stage[Any, Any],
+    found: Prediction,
+    before: Shape | None,
+    trial: Trial | None,
+    wanted: type[Any],
+    held: float,
 ) -> Prediction:
-    """The stage's own prediction, with the memory of the libraries that it doesn't count."""
-    memory = found.peak_memory_bytes
-    ready = float(trial.ready_bytes) if trial else LIBRARIES_BYTES
+    """The stage's own prediction, with the memory of the libraries that it doesn't count.
+
+    Of one that says nothing it goes by its input, unless that is read tensor by tensor.
+    """
+    memory, ready = found.peak_memory_bytes, float(trial.ready_bytes) if trial else LIBRARIES_BYTES
     if memory.value is not None:
-        if not stage.trains:
-            ready += 4 * before.parameters if before else 0.0
         note = memory.note.replace("; without torch itself", "") + ", and libraries"
-        found = replace(found, peak_memory_bytes=Estimate(value=max(memory.value + ready, held), note=note))
-    elif before is not None and not stage.trains:
-        weights = 4 * before.parameters
-        held *= 1.0 if stage.takes() is TorchModel or stage.needs().splits else _STILL_HELD
-        value = ready + GRAPH_BYTES + _COPIES * weights
+        memory = Estimate(value=max(memory.value + ready, held), note=note)
+    elif before is not None and not stage.trains and wanted in (TorchModel, OnnxModel):
+        held *= 1.0 if wanted is TorchModel or stage.needs().splits else _STILL_HELD
+        value = ready + GRAPH_BYTES + _COPIES * 4 * before.parameters
         note = "libraries, three copies of the weights, and what training before has left"
-        found = replace(found, peak_memory_bytes=Estimate(value=max(value, held), note=note).within(*OF_MEMORY))
-    return found
+        memory = Estimate(value=max(value, held), note=note).within(*OF_MEMORY)
+    elif held and not stage.trains:
+        memory = Estimate(value=held, note="at least what training before has left").within(*OF_MEMORY)
+    return replace(found, peak_memory_bytes=memory)
 
 
 def measuring(recipe: Recipe, profiles: Sequence[Profile], plan: PlanContext, trial: Trial | None) -> Estimate:

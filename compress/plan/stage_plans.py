@@ -31,9 +31,10 @@ def stage_plans(
     plans: list[StagePlan] = []
     shape, held = context.shapes[START], 0.0
     for stage, label in zip(recipe.stages, recipe.labels(), strict=True):
+        wanted = stage.wants(sources.task.capabilities)
         try:
             cached = is_cached(label) if is_cached and not problems else None
-            first = told(stage, label, shape, context, trial, held)
+            first = told(stage, label, shape, context, trial, wanted, held)
         except InputError as error:
             problems.append(error)
             return plans
@@ -58,7 +59,7 @@ def stage_plans(
         plan = StagePlan(
             label=label,
             kind=stage.kind,
-            takes=stage.wants(sources.task.capabilities).__name__,
+            takes=wanted.__name__,
             gives=stage.gives().__name__,
             reads=(*needs.splits, *(("unlabeled text",) if needs.unlabeled else ())),
             refers_to=stage.refers_to(),

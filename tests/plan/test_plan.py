@@ -28,7 +28,7 @@ import compress.installation
 import compress.plan
 from compress.errors import InputError
 from compress.plan import make_plan, render_plan
-from compress.plan.costs import LIBRARIES_BYTES
+from compress.plan.costs import GRAPH_BYTES, LIBRARIES_BYTES
 from compress.plan.headers import read_shape, read_size
 from compress.plan.machine import machine_flops_per_second
 from compress.recipe.recipe import Recipe
@@ -206,6 +206,17 @@ def test_memory_of_training_is_sixteen_bytes_a_parameter_and_the_activations(fol
     assert activation_bytes(shape, batch=32, length=8) == activations
 
 
+def test_memory_without_training_is_the_libraries_and_three_copies_of_what_is_not_read_tensor_by_tensor(
+    folder: Path, tmp_path: Path
+) -> None:
+    export, quantize = make_plan(recipe(STAGES[1:]), folder, None, tmp_path).stages
+    expected = LIBRARIES_BYTES + GRAPH_BYTES + 3 * 4 * parameters(bert())
+    assert export.peak_memory_bytes.value == quantize.peak_memory_bytes.value == expected
+    save_tiny_llama(folder / "decoder")
+    decoder = recipe([{"export": {}}], task="text-generation", model="decoder")
+    assert make_plan(decoder, folder, None, tmp_path).stages[0].peak_memory_bytes.value is None
+
+
 def test_disk_of_every_stage_and_of_the_run(folder: Path, tmp_path: Path, model: Path) -> None:
     plan = make_plan(recipe(), folder, None, tmp_path)
     processor = sum(file.stat().st_size for file in model.iterdir() if file.suffix != ".safetensors")
@@ -287,8 +298,7 @@ def test_nncf_has_the_whole_model_in_memory_and_writes_what_gptq_does(folder: Pa
         make_plan(recipe([stage, {"tune_scales": {}}], task="text-generation", model="decoder"), folder, None, tmp_path)
         for stage in first
     ]
-    # As many bytes again as the stage says, for the model that it is given.
-    memory = LIBRARIES_BYTES + 8 * read_shape(folder / "decoder").parameters
+    memory = LIBRARIES_BYTES + 4 * read_shape(folder / "decoder").parameters
     assert plans[0].stages[0].peak_memory_bytes.value == memory
     disks = [[stage.disk_bytes.value for stage in plan.stages] for plan in plans]
     assert disks[0] == disks[1]

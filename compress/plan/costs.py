@@ -80,7 +80,9 @@ def _tried_seconds(stage: Stage[Any, Any], tried: StageTrial, plan: PlanContext,
     read, learned = stage.passes(examples)
     judged = plan.splits.get("validation")
     validated = trial.answer_seconds * judged.rows * learned / max(examples, 1.0) if judged else 0.0
-    value = tried.seconds + tried.example_seconds * read + tried.step_seconds * learned + validated
+    # All rows become inputs, of whatever part of them the stage reads.
+    rest = trial.encode_seconds * (examples - read) if stage.needs().splits and stage.trains else 0.0
+    value = tried.seconds + rest + tried.example_seconds * read + tried.step_seconds * learned + validated
     each = (tried.example_seconds * read + tried.step_seconds * learned) / max(read, learned, 1.0)
     note = f"tried here on a few batches: {each * 1e3:.3g} ms for each of {max(read, learned):,.0f} examples"
     note = note if stage.trains else "tried here on all rows"
@@ -93,7 +95,7 @@ def _tried_memory(
     examples = _examples(stage, plan)
     if examples is None:
         return None
-    encoded = trial.example_bytes * stage.passes(examples)[0] * (1 + len(stage.refers_to()))
+    encoded = trial.example_bytes * (examples if stage.needs().splits else 0.0) * (1 + len(stage.refers_to()))
     value = _GROWTH * (tried.peak_rss_bytes + encoded)
     note = "tried here on the longest examples, with torch and all examples"
     return Estimate(value=max(value, held), note=note).within(*OF_MEMORY)

@@ -122,6 +122,14 @@ def test_a_stage_costs_what_it_did_on_a_few_examples_times_their_number(
     assert stage.told.by == "trial" and stage.told.seconds == stage.seconds.value
 
 
+def test_rows_that_importance_does_not_see_become_inputs_all_the_same(
+    place: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = TRIAL.model_copy(update={"stages": {"prune": TRIAL.stages["finetune"]}})
+    stages = planned(recipe, place, tmp_path, monkeypatch, trial).stages
+    assert stages[1].seconds.value == pytest.approx(2 + 32 * 0.1 + (ROWS["train"] - 32) * 0.001)
+
+
 def test_measuring_is_evaluation_and_launches(
     place: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -188,7 +188,9 @@ def page(rows: Sequence[Row]) -> dict[str, Any]:
         "text": (
             "What `compress check` predicts over what happened, for runs of shipped recipes at full size. Stages that "
             "train are tried on a few batches before; trials were made while others used the machine, and so were the "
-            "runs whose last column is not 0%: what they took is more than they would have at rest."
+            "runs whose last column is not 0%: what they took is more than they would have at rest. What exporting, "
+            "quantizing and measuring cost, and how memory grows, was set by the runs that were alone, so that only "
+            "the seconds of what trains, and disk, are predicted of runs that had no say."
         ),
         "tables": [
             {

@@ -38,7 +38,7 @@ def timed(name: str, length: int = 128, seconds: float = 8.0) -> tuple[float, fl
     from compress.formats.onnx.export import export_onnx
 
     model = TorchModel(build(name, real=True), None)
-    examples = examples_of(name, 4, longest=length)
+    examples = examples_of(name, 32, longest=length)
     plain = export_onnx(model, examples, None, fusions=False).graph
     sessions = [
         _session(plain),

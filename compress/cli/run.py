@@ -79,13 +79,14 @@ def check(
     json_: Annotated[bool, typer.Option("--json", help="Write the plan as JSON.")] = False,
 ) -> None:
     """Prove that a recipe can run, and predict its time, memory and disk, before any model is loaded."""
+    from compress.cli.console_progress import ConsoleProgress
     from compress.pipeline.keys import Forecast
     from compress.plan import make_plan, render_plan
     from compress.recipe_source import read_recipe
 
     loaded = read_recipe(recipe, set_ or ())
     forecast = Forecast(loaded, recipe.parent, artifacts)
-    plan = make_plan(loaded, recipe.parent, forecast, artifacts, looks_into_model=True)
+    plan = make_plan(loaded, recipe.parent, forecast, artifacts, looks_into_model=True, progress=ConsoleProgress())
     if json_:
         typer.echo(plan.model_dump_json(indent=2))
         return

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from compress.cache import Cache, Entry, disk_full
-from compress.checkpoints.allowed_code import allow
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.checks import check_weights_finite
 from compress.checkpoints.json_file import read_json
@@ -26,15 +25,14 @@ from compress.formats.onnx.model import OnnxModel
 from compress.formats.probed import TOKENS, WINDOWS
 from compress.pipeline.integrity import PROBES, Contract, Probe, Weight, probed, weigh
 from compress.pipeline.keys import Keys
-from compress.pipeline.resources import metered
+from compress.plan.sources import resolved
 from compress.progress import Progress
 from compress.recipe.recipe import START, Recipe
 from compress.report.schema import IntegrityRecord
 from compress.sources.onnx_file import onnx_file
-from compress.sources.origin import Origin
-from compress.sources.source import find_model, resolve_model
-from compress.stage.stage import Context, Promise, Stage, StageRecord, references
-from compress.tasks.capability import READS_ROWS, TAKES_ARRAYS
+from compress.stage.meter import metered
+from compress.stage.stage import Context, Promise, Stage, StageRecord
+from compress.tasks.capability import READS_ROWS
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples, Task
 from compress.training.processes import first_says, is_first, several, wait_for_all
@@ -125,19 +123,7 @@ class Road:
     def resolve(self, reference: str) -> Path:
         """A model reference of the recipe as a local folder, checked. Raises `ModelError` or `SampleError`."""
         if reference not in self.models:
-            place, cache = str(find(reference, self.folder) or reference), self.cache.root / "models"
-            origin = _origin(reference, self.recipe, self.folder)
-            if origin is not None:
-                place = str(origin.make(find_model(place, self.progress), cache, self.progress))
-            folder = resolve_model(
-                place,
-                trust_remote_code=self.recipe.trust_remote_code,
-                cache=cache,
-                progress=self.progress,
-                arrays=TAKES_ARRAYS in get_task(self.recipe.task).capabilities,
-            )
-            if self.recipe.trust_remote_code:
-                allow(str(folder.resolve()), folder)
+            folder = resolved(reference, self.recipe, self.folder, self.cache.root / "models", self.progress)
             if onnx_file(folder) is None:
                 check_weights_finite(folder, self.progress)
             self.models[reference] = folder
@@ -322,19 +308,6 @@ class Road:
         if not isinstance(model, TorchModel):
             raise StageError(f"{label!r} gives an ONNX model; a torch model is needed.")
         return model
-
-
-def _origin(reference: str, recipe: Recipe, folder: Path) -> Origin | None:
-    """How the model of that name is made, in a recipe that lies in ``folder``; None for one whose files are whole.
-
-    That is the starting model, by a module or with random weights, or a stage's model of random weights.
-    """
-    if reference == recipe.model:
-        made = recipe.module is not None or recipe.random_weights
-        arguments = recipe.module_arguments
-        return Origin(recipe.module, recipe.random_weights, recipe.seed, folder, arguments) if made else None
-    drawn = any(one.random_weights and one.name == reference for one in references(recipe.stages))
-    return Origin(None, True, recipe.seed, folder) if drawn else None
 
 
 def _library_failures() -> tuple[type[Exception], ...]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -15,27 +13,33 @@ from typing import Any
 from compress.architectures import ALWAYS_CUT
 from compress.checkpoints.json_file import read_json
 from compress.data.dataset import TEST
-from compress.environment import cores_quota, granted_cores, processor_class
+from compress.environment import processor_class
 from compress.errors import CompressError, InputError, MissingExtraError, ModelError
 from compress.formats.runtimes import why_unavailable
 from compress.formats.targets import REFERENCE
 from compress.installation import extra_with, has_package
-from compress.plan.contents import Plan, StagePlan, TargetPlan, render_plan
-from compress.plan.history import MEASURING, History, Timing
+from compress.plan.contents import Plan, StagePlan, TargetPlan, Told, render_plan
+from compress.plan.costs import ARITHMETIC, TRIAL, measuring
+from compress.plan.history import MEASURING, History
+from compress.plan.machine import machine_flops_per_second
 from compress.plan.sources import Sources
+from compress.plan.stage_plans import stage_plans, timings_of
+from compress.plan.trial import Trial, tried
 from compress.plan.written import check_formats, why_not
 from compress.plugins import plugin_errors
-from compress.recipe.recipe import Recipe
+from compress.progress import Progress, SilentProgress
+from compress.recipe.recipe import START, Recipe
 from compress.sources.source import is_graph
-from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape
-from compress.stage.stage import Stage, StageRecord
+from compress.stage.prediction import Estimate, PlanContext, Shape
+from compress.stage.stage import Stage
 from compress.targets import Profile, limit_words
+from compress.training.config import Training
 
 __all__ = ["History", "Plan", "make_plan", "plan_context", "render_plan", "timings_of"]
 
 UNPACKED = 2
 """A fetched sample takes its download and about as much again for its files."""
-_FEWEST_ROUNDS = 5
+_STEPS_WORTH_A_TRIAL = 100
 
 
 def make_plan(
@@ -44,12 +48,14 @@ def make_plan(
     is_cached: Callable[[str], bool] | None = None,
     artifacts: Path = Path("artifacts"),
     looks_into_model: bool = False,
+    progress: Progress | None = None,
 ) -> Plan:
     """Find every source, predict every stage, prove that the run can begin. Loads no weights, fetches nothing.
 
     ``is_cached`` says of a stage's label whether its output is there; an `InputError` of it counts as a problem.
     With ``looks_into_model`` formats are asked whether they have a place for a language model, which imports torch and
-    runs the model's blocks without their weights. Raises `InputError` with all problems.
+    runs the model's blocks without their weights; and stages that train for long are tried on a few batches in a
+    process of their own, once, if everything is here. Raises `InputError` with all problems.
     """
     sources = Sources(recipe, recipe_folder)
     start = sources.find_all()
@@ -59,7 +65,12 @@ def make_plan(
     if artifacts.exists() and not artifacts.is_dir():
         problems.append(InputError("The place for artifacts is a file.", where=str(artifacts), expected="a folder"))
     history = History(artifacts)
-    stages = _stage_plans(recipe, sources, start, is_cached, problems, history)
+    trial = None
+    if not problems and _is_here(sources):
+        makes = looks_into_model and _worth_a_trial(recipe, sources, is_cached)
+        trial = tried(recipe, recipe_folder, artifacts, makes, progress or SilentProgress())
+    context = plan_context(recipe, sources, start or (trial.start if trial else None), trial)
+    stages = stage_plans(recipe, sources, context, is_cached, problems, history, trial)
     folder = sources.start if looks_into_model and not problems else None
     folder = folder if folder is not None and (folder / "config.json").is_file() else None
     from_graph = False
@@ -77,8 +88,14 @@ def make_plan(
         problems.append(InputError(what, where=str(artifacts), mend=mend))
     if problems:
         raise _all(problems)
-    measuring = history.seconds(MEASURING, recipe.task, _judged_rows(sources)) or Estimate.unknown(
-        "not predicted before a first run here"
+    stand_in = None if any(one.available for one in targets) else "cpu" if from_graph else REFERENCE.name
+    there = [profile for profile, one in zip(recipe.profiles(), targets, strict=True) if one.available]
+    told_measuring = measuring(recipe, there or recipe.profiles()[:1], context, trial)
+    how = TRIAL if trial else ARITHMETIC
+    measured = (
+        history.corrected(told_measuring, MEASURING, recipe.task, how)
+        or history.seconds(MEASURING, recipe.task, _judged_rows(sources))
+        or told_measuring
     )
     return Plan(
         recipe=recipe.name,
@@ -87,13 +104,14 @@ def make_plan(
         sources=tuple(sources.rows),
         stages=tuple(stages),
         targets=targets,
-        stand_in=None if any(one.available for one in targets) else "cpu" if from_graph else REFERENCE.name,
+        stand_in=stand_in,
         processor=processor_class(),
         decided=_decided(recipe),
         limits=recipe.limits,
-        measuring=measuring,
+        measuring=measured,
+        told_measuring=Told(by=how, seconds=told_measuring.value),
         seconds=_total(
-            [*(stage.seconds for stage in stages), measuring], [*(stage.label for stage in stages), "measuring"]
+            [*(stage.seconds for stage in stages), measured], [*(stage.label for stage in stages), "measuring"]
         ),
         disk_needed_bytes=needed,
         disk_free_bytes=free,
@@ -114,69 +132,27 @@ def _decided(recipe: Recipe) -> dict[str, str]:
     return found
 
 
-def _stage_plans(
-    recipe: Recipe,
-    sources: Sources,
-    start: Shape | None,
-    is_cached: Callable[[str], bool] | None,
-    problems: list[CompressError],
-    history: History,
-) -> list[StagePlan]:
-    context = plan_context(recipe, sources, start)
-    plans: list[StagePlan] = []
-    shape = start
-    for stage, label in zip(recipe.stages, recipe.labels(), strict=True):
-        try:
-            cached = is_cached(label) if is_cached and not problems else None
-            prediction = stage.predict(shape, context)
-        except InputError as error:
-            problems.append(error)
-            return plans
-        unit, work = _work(stage, shape, prediction, context)
-        sort = f"{stage.kind} by {unit}"
-        prediction = replace(
-            prediction,
-            seconds=history.seconds(sort, recipe.task, work) or prediction.seconds,
-            peak_memory_bytes=history.peak_memory(sort, recipe.task, work) or prediction.peak_memory_bytes,
-        )
-        if cached:
-            nothing = Estimate(value=0, note="cached")
-            prediction = replace(prediction, seconds=nothing, peak_memory_bytes=nothing)
-        shape = context.shapes[label] = prediction.shape
-        needs = stage.needs()
-        plan = StagePlan(
-            label=label,
-            kind=stage.kind,
-            takes=stage.wants(sources.task.capabilities).__name__,
-            gives=stage.gives().__name__,
-            reads=(*needs.splits, *(("unlabeled text",) if needs.unlabeled else ())),
-            refers_to=stage.refers_to(),
-            cached=cached,
-            work=work,
-            work_unit=unit,
-            seconds=prediction.seconds,
-            peak_memory_bytes=prediction.peak_memory_bytes,
-            disk_bytes=prediction.disk_bytes,
-        )
-        plans.append(plan)
-    return plans
+def _is_here(sources: Sources) -> bool:
+    """Whether nothing has to be fetched."""
+    return all(row.status == "here" for row in sources.rows)
 
 
-def _work(
-    stage: Stage[Any, Any], before: Shape | None, told: Prediction, plan: PlanContext
-) -> tuple[str, float | None]:
-    """What the time of a stage grows with, and its unit: FLOPs where they are told; else parameters, examples, or both.
+def _worth_a_trial(recipe: Recipe, sources: Sources, is_cached: Callable[[str], bool] | None) -> bool:
+    """Whether training that is not in the cache takes so many steps that trying a few of them first is little.
 
-    Of a model that its own code makes the parameters aren't known.
+    No plan runs the code of a recipe's module, or that of a model's repository.
     """
-    if told.seconds.flops:
-        return "FLOPs", told.seconds.flops
-    train = plan.splits.get("train")
-    if stage.trains and train is None:
-        return "examples", None
-    examples = train.rows * getattr(stage, "epochs", 1) if stage.trains and train else 1
-    unit = " x ".join([*["parameters"] * (before is not None), *["examples"] * stage.trains])
-    return unit or "models", (before.parameters if before is not None else 1) * examples
+    train = sources.texts.get("split train")
+    if train is None or recipe.module is not None or recipe.trust_remote_code:
+        return False
+    try:
+        return any(
+            stage.passes(train.rows)[1] / getattr(stage, "batch_size", 1) >= _STEPS_WORTH_A_TRIAL
+            for label, stage in zip(recipe.labels(), recipe.stages, strict=True)
+            if isinstance(stage, Training) and not (is_cached and is_cached(label))
+        )
+    except InputError:  # told with the stages
+        return False
 
 
 def _judged_rows(sources: Sources) -> float:
@@ -185,28 +161,10 @@ def _judged_rows(sources: Sources) -> float:
     return float(text.rows if text else 1)
 
 
-def timings_of(plan: Plan, ran: Sequence[StageRecord], seconds: float) -> list[Timing]:
-    """What a planned run of so many ``seconds`` says of the next: each stage that wasn't cached, and the measuring.
-
-    Of a run whose stages were all cached nothing is said, since its measurements may have been as well.
-    """
-    planned = {stage.label: stage for stage in plan.stages}
-    found = []
-    for record in ran:
-        stage = planned.get(record.name)
-        if stage is not None and stage.work and not record.cached:
-            sort = f"{stage.kind} by {stage.work_unit}"
-            found.append(Timing.now(sort, plan.task, stage.work, record.seconds, record.peak_rss_bytes or 0))
-    rest = seconds - sum(record.seconds + record.check_seconds for record in ran)
-    if found and rest > 0:
-        rows = next((row.rows for row in plan.sources if row.role == f"split {TEST}"), None)
-        found.append(Timing.now(MEASURING, plan.task, float(rows or 1), rest, ran[-1].peak_rss_bytes or 0))
-    return found
-
-
-def plan_context(recipe: Recipe, sources: Sources, start: Shape | None) -> PlanContext:
-    """What stages may know when they predict their costs, by what of the recipe is here."""
+def plan_context(recipe: Recipe, sources: Sources, start: Shape | None, trial: Trial | None = None) -> PlanContext:
+    """What stages may know when they predict their costs: what of the recipe is here, and what a trial showed."""
     texts = sources.texts
+    answers = trial.answer_seconds / max(trial.start.working, 1.0) if trial else None
     return PlanContext(
         max_length=recipe.data.max_length,
         reads_text=all(column.kind == "text" for column in sources.task.columns),
@@ -214,30 +172,10 @@ def plan_context(recipe: Recipe, sources: Sources, start: Shape | None) -> PlanC
         unlabeled={name: texts.get(f"unlabeled {name}") for name in recipe.data.unlabeled},
         find_model=sources.named_model,
         rate=functools.cache(lambda: machine_flops_per_second()),
-        shapes={"start": start},
+        shapes={START: start},
+        uses=trial.uses if trial else None,
+        answer_seconds=answers,
     )
-
-
-def machine_flops_per_second(budget_seconds: float = 0.02) -> float:
-    """The best rate of an fp32 matrix product on one core within ``budget_seconds``, times the cores granted.
-
-    The matrices stay below the size from which OpenBLAS takes several threads, which stall each other where
-    a container grants fewer cores than it shows.
-    """
-    import numpy as np
-
-    size = 96
-    left = np.full((size, size), 0.5, dtype=np.float32)
-    left @ left  # the first product sets its library up, which may take longer than the whole budget
-    rounds: list[float] = []
-    end = time.perf_counter() + budget_seconds
-    while time.perf_counter() < end or len(rounds) < _FEWEST_ROUNDS:
-        start = time.perf_counter()
-        for _ in range(8):
-            left @ left
-        rounds.append(time.perf_counter() - start)
-    cores = min(len(granted_cores()), cores_quota() or float("inf"))
-    return 8 * 2 * size**3 / min(rounds) * max(cores, 1)
 
 
 def _disk_needed(stages: Sequence[StagePlan], sources: Sources) -> Estimate:
@@ -256,7 +194,13 @@ def _total(estimates: Sequence[Estimate], labels: Sequence[str]) -> Estimate:
     known = [estimate.value for estimate in estimates if estimate.value is not None]
     unknown = [label for estimate, label in zip(estimates, labels, strict=False) if estimate.value is None]
     note = f"without {', '.join(unknown)}" if unknown else ""
-    return Estimate(value=sum(known) if known else None, note=note)
+    if not known:
+        return Estimate.unknown(note)
+    ends = [
+        sum(value for estimate in estimates if (value := getattr(estimate, end) or estimate.value) is not None)
+        for end in ("low", "high")
+    ]
+    return Estimate(value=sum(known), note=note, low=ends[0], high=ends[1])
 
 
 def _free_bytes(artifacts: Path) -> int:

@@ -16,6 +16,19 @@ from compress.recipe.recipe import Limit
 from compress.stage.prediction import Estimate
 from compress.targets import PROCESSORS
 
+_UNITS = (("s", 1, 90), ("min", 60, 5400), ("h", 3600, float("inf")))
+"""Units of time, their seconds, and below how many seconds each is used."""
+_CERTAIN, _SHORT_SECONDS = 2.0, 10.0
+"""Below so many times from low to high, or so many seconds at most, one figure is shown."""
+
+
+class Told(Frozen):
+    """What was predicted before past runs had a say."""
+
+    by: str = Field("", description="`arithmetic`, or `trial`: tried on a few batches")
+    seconds: float | None = None
+    peak_memory_bytes: float | None = None
+
 
 class StagePlan(Frozen):
     """One stage. ``cached`` is ``None`` where nobody knows; what is cached costs nothing again."""
@@ -29,6 +42,7 @@ class StagePlan(Frozen):
     cached: bool | None
     work: float | None = Field(None, description="what its time grows with, in `work_unit`")
     work_unit: str = ""
+    told: Told = Field(Told(), description="what was predicted before past runs had a say")
     seconds: Estimate
     peak_memory_bytes: Estimate
     disk_bytes: Estimate
@@ -71,6 +85,7 @@ class Plan(Frozen):
     decided: dict[str, str] = Field({}, description="label of a stage -> what it leaves to the processors, decided")
     limits: tuple[Limit, ...]
     measuring: Estimate = Field(description="seconds in which every model is judged and timed")
+    told_measuring: Told = Field(Told(), description="the same before past runs had a say")
     seconds: Estimate
     disk_needed_bytes: Estimate
     disk_free_bytes: int
@@ -174,11 +189,21 @@ def _note(estimate: Estimate) -> str:
 
 
 def _seconds(estimate: Estimate) -> str:
+    """`~50 s`, or where it may be twice as much `4 to 9 min`."""
     if estimate.value is None:
         return "?"
-    if estimate.value < 90:
-        return f"~{estimate.value:.0f} s" if estimate.value else "0 s"
-    return f"~{estimate.value / 60:.0f} min" if estimate.value < 5400 else f"~{estimate.value / 3600:.1f} h"
+    if not estimate.value:
+        return "0 s"
+    low, high = estimate.low or estimate.value, estimate.high or estimate.value
+    name, unit = next((name, unit) for name, unit, most in _UNITS if estimate.value < most)
+    if high < _CERTAIN * low or high < _SHORT_SECONDS:
+        return f"~{estimate.value / unit:.{int(unit == 3600)}f} {name}"
+    first, last = (_two_figures(value / unit) for value in (low, high))
+    return f"{first} to {last} {name}"
+
+
+def _two_figures(value: float) -> str:
+    return f"{value:.1f}" if value < 1 else f"{value:.0f}" if value < 100 else f"{float(f'{value:.2g}'):.0f}"
 
 
 def _bytes(value: float | None) -> str:

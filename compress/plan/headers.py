@@ -124,7 +124,9 @@ def count(tensors: Iterable[tuple[str, tuple[int, ...]]], config: dict[str, Any]
     """Sort tensors by name: tables, attention, the rest of a numbered layer, and everything else."""
     sums = dict.fromkeys(("embeddings", "attention", "feed_forward", "other"), 0)
     layers: set[int] = set()
+    number = 0
     for name, shape in tensors:
+        number += 1
         layer = _LAYER.search(name)
         if layer:
             layers.add(int(layer[1]))
@@ -142,6 +144,7 @@ def count(tensors: Iterable[tuple[str, tuple[int, ...]]], config: dict[str, Any]
         intermediate=_size(config, "intermediate_size"),
         heads=_size(config, "num_attention_heads"),
         processor_bytes=processor_bytes,
+        tensors=number,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,11 +18,18 @@ FILE = "timings.jsonl"
 MEASURING = "measure"
 """The kind of what follows the last stage: every model judged and timed."""
 _RECENT = 12
+_LEAST_SECONDS = 5.0
+"""What took less says nothing of how fast this machine is."""
+_LEAST_SPREAD, _OTHERS_SPREAD, _MOST_SPREAD = 0.22, 0.4, 1.1
+"""Logarithms of the factors within which the next run is expected, however alike those before were, or unlike."""
 _MOST_LINES = 2000
 
 
 class Timing(Frozen):
-    """One stage of one run: how much ``work`` was predicted, in a unit of its kind, and what it took."""
+    """One stage of one run: how much ``work`` was predicted, in a unit of its kind, and what it took.
+
+    ``told_seconds`` and ``told_bytes`` were predicted of it, by no run before, in the way that ``told_by`` names.
+    """
 
     kind: str
     task: str
@@ -31,6 +39,9 @@ class Timing(Frozen):
     seconds: float
     peak_rss_bytes: int
     when: str
+    told_by: str = ""
+    told_seconds: float | None = None
+    told_bytes: float | None = None
 
     @classmethod
     def now(cls, kind: str, task: str, work: float, seconds: float, peak_rss_bytes: int) -> Timing:
@@ -58,6 +69,32 @@ class History:
         """The largest resident memory, torch and all, of that much work."""
         return self._predicted(kind, task, work, "peak_rss_bytes")
 
+    def corrected(self, told: Estimate, kind: str, task: str, told_by: str, field: str = "seconds") -> Estimate | None:
+        """A prediction times what stages of that kind and task took for what was predicted of them in the same way.
+
+        Where there are none, whatever was predicted so, of any kind, says how much slower or larger things are here;
+        None where nothing was. ``field``: what is predicted, seconds or bytes.
+        """
+        if told.value is None:
+            return None
+        took = "peak_rss_bytes" if field == "bytes" else field
+        alike = [one for one in self._known if one.told_by == told_by and one.seconds >= _LEAST_SECONDS]
+        own = [
+            one for one in self._known if _sort(one.kind) == _sort(kind) and (one.task, one.told_by) == (task, told_by)
+        ]
+        pairs = [(getattr(one, took), getattr(one, f"told_{field}")) for one in own or alike]
+        factors = [cost / predicted for cost, predicted in pairs if cost and predicted]
+        factors = factors[-_RECENT if own else -_RECENT * _RECENT :]
+        if not factors:
+            return None
+        factor = statistics.median(factors)
+        runs = "one run" if len(factors) == 1 else f"{len(factors)} runs"
+        whose = f"{runs} of the stage" if own else "other stages"
+        spread = max(abs(math.log(one / factor)) for one in factors) if own else 0.0
+        wide = math.exp(min(max(spread, _LEAST_SPREAD if own else _OTHERS_SPREAD), _MOST_SPREAD))
+        note = f"{told.note}, times {factor:.2g} by {whose} before on this machine"
+        return told.times(factor, note).within(1 / wide, wide)
+
     def add(self, timings: Iterable[Timing]) -> None:
         """Append what a run took; the oldest lines go once there are thousands."""
         lines = [one.model_dump_json() for one in timings]
@@ -80,6 +117,11 @@ class History:
             return None
         runs = "one run" if len(recent) == 1 else f"{len(recent)} runs"
         return Estimate(value=predicted_cost(recent, work), note=f"by {runs} of the stage before on this machine")
+
+
+def _sort(kind: str) -> str:
+    """`finetune` of `finetune by FLOPs`: the stage, whatever its work was counted in."""
+    return kind.split(" by ")[0]
 
 
 def predicted_cost(known: Iterable[tuple[float, float]], work: float) -> float:

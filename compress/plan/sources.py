@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.checkpoints.adapter import check_adapter
+from compress.checkpoints.allowed_code import allow
 from compress.checkpoints.checks import refuse_quantized
 from compress.checkpoints.config_check import check_config
 from compress.data.arrays import Draws
@@ -23,12 +24,13 @@ from compress.errors import CompressError, DataError, InputError, ModelError
 from compress.formats.onnx.graph import integer_operator, read_graph
 from compress.plan.contents import SourcePlan
 from compress.plan.headers import folder_bytes, read_shape, read_size
-from compress.progress import SilentProgress
+from compress.progress import Progress, SilentProgress
 from compress.recipe.recipe import Recipe
 from compress.samples.fetch import cached_directory
 from compress.samples.sample import find_sample
 from compress.sources.onnx_file import companions_of, onnx_file
-from compress.sources.source import find_model, kinds_here
+from compress.sources.origin import Origin
+from compress.sources.source import find_model, kinds_here, resolve_model
 from compress.stage.prediction import Shape, Text
 from compress.stage.stage import Reference, references
 from compress.tasks.capability import IS_WRITTEN, TAKES_ARRAYS
@@ -249,3 +251,37 @@ def check_module(reference: str, folder: Path) -> None:
             where="module",
             expected="a function of an installed package, or of a file beside the recipe",
         )
+
+
+def resolved(reference: str, recipe: Recipe, folder: Path, cache: Path, progress: Progress) -> Path:
+    """A model reference of a recipe in ``folder`` as a local model folder, made or fetched below ``cache`` if need be.
+
+    Raises `ModelError` or `SampleError`.
+    """
+    place = str(find(reference, folder) or reference)
+    origin = _origin(reference, recipe, folder)
+    if origin is not None:
+        place = str(origin.make(find_model(place, progress), cache, progress))
+    found = resolve_model(
+        place,
+        trust_remote_code=recipe.trust_remote_code,
+        cache=cache,
+        progress=progress,
+        arrays=TAKES_ARRAYS in get_task(recipe.task).capabilities,
+    )
+    if recipe.trust_remote_code:
+        allow(str(found.resolve()), found)
+    return found
+
+
+def _origin(reference: str, recipe: Recipe, folder: Path) -> Origin | None:
+    """How the model of that name is made, in a recipe that lies in ``folder``; None for one whose files are whole.
+
+    That is the starting model, by a module or with random weights, or a stage's model of random weights.
+    """
+    if reference == recipe.model:
+        made = recipe.module is not None or recipe.random_weights
+        arguments = recipe.module_arguments
+        return Origin(recipe.module, recipe.random_weights, recipe.seed, folder, arguments) if made else None
+    drawn = any(one.random_weights and one.name == reference for one in references(recipe.stages))
+    return Origin(None, True, recipe.seed, folder) if drawn else None

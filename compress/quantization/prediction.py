@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from compress.quantization.config import Quantization
-from compress.stage.prediction import SIZE_UNKNOWN, Estimate, PlanContext, Prediction, Shape, predicted
+from compress.stage.prediction import SIZE_UNKNOWN, Estimate, PlanContext, Prediction, Shape, handling, predicted
 
 _ACTIVATION_BYTES = 1 << 30
 """As in `compress.quantization.states`, which imports torch."""
@@ -27,7 +27,7 @@ _LOGITS_HELD = 3
 def gptq_prediction(config: Quantization, before: Shape | None, plan: PlanContext) -> Prediction:
     """Of our own quantizer, which has one block in memory at a time."""
     if config.method == "rtn":
-        seconds = Estimate.unknown("no pass over data; seconds rather than minutes")
+        seconds = handling(before)
     elif before is None:
         seconds = Estimate.unknown(SIZE_UNKNOWN)
     else:

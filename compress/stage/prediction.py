@@ -14,7 +14,7 @@ class Shape:
 
     ``processor_bytes``: tokenizer and other files beside the weights; ``matrix_bits``, ``table_bits``: of a weight of
     the matrices and of the embedding tables, as earlier stages left them; ``packed_bytes``: the size of files that are
-    laid out otherwise.
+    laid out otherwise. ``tensors`` are those it has.
     """
 
     embeddings: float
@@ -29,6 +29,7 @@ class Shape:
     matrix_bits: int = 32
     table_bits: int = 32
     packed_bytes: int | None = None
+    tensors: int = 0
 
     @property
     def parameters(self) -> float:
@@ -53,9 +54,17 @@ class Shape:
     def with_layers(self, layers: int) -> Shape:
         """The same with as many layers, all of them alike."""
         share = layers / self.layers if self.layers else 1.0
-        return replace(self, layers=layers, attention=self.attention * share, feed_forward=self.feed_forward * share)
+        attention, feed_forward = self.attention * share, self.feed_forward * share
+        tensors = round(self.tensors * share)
+        return replace(self, layers=layers, attention=attention, feed_forward=feed_forward, tensors=tensors)
 
 
+OF_ARITHMETIC = 0.7, 4.0
+"""Seconds by arithmetic alone are this many times too short or too long: small products and bytes moved cost more."""
+OF_HANDLING = 0.6, 1.8
+"""The same of seconds by how stages of that kind went elsewhere."""
+HANDLING_SECONDS, HANDLED_BYTES_PER_SECOND = 0.5, 2e8
+"""What any stage takes, and how fast it reads, changes, checks and writes weights."""
 BYTES_PER_TOKEN = 4
 """Of English text in WordPiece or byte-pair tokens, about."""
 SIZE_UNKNOWN = "the size of the model is not known yet"
@@ -65,17 +74,31 @@ PACKED = "packed layers, float16 tables with their integers beside them, and the
 class Estimate(Frozen):
     """A predicted quantity, or ``None``; ``note`` says how it was predicted, or why it was not.
 
-    ``flops`` are those that a time was told by.
+    ``flops`` are those that a time was told by; ``low`` and ``high`` are what it may well be.
     """
 
     value: float | None
     note: str
     flops: float | None = None
+    low: float | None = None
+    high: float | None = None
 
     @classmethod
     def unknown(cls, reason: str) -> Estimate:
         """No value, for that reason."""
         return cls(value=None, note=reason)
+
+    def within(self, less: float, more: float) -> Estimate:
+        """The same, which may be ``less`` times as much, or ``more`` times."""
+        if self.value is None:
+            return self
+        return self.model_copy(update={"low": self.value * less, "high": self.value * more})
+
+    def times(self, factor: float, note: str) -> Estimate:
+        """So many times as much, as ``note`` says why."""
+        values = {name: getattr(self, name) for name in ("value", "low", "high")}
+        changed = {name: value * factor for name, value in values.items() if value is not None}
+        return self.model_copy(update={**changed, "note": note})
 
 
 @dataclass(frozen=True)
@@ -97,6 +120,8 @@ class PlanContext:
     ``splits`` and ``unlabeled`` are the data files that are here, by name, and ``unlabeled`` those that are not as
     ``None``; ``shapes`` has the output of each earlier stage by its label, and `start`; ``find_model`` gives the shape
     of a model that the stage names, ``None`` while it isn't here. ``rate`` measures this machine in FLOPs a second.
+    ``uses`` is how often an example has each working weight multiply: its tokens, positions or frames, where they were
+    counted; ``answer_seconds`` what an answer of a model with one working weight took, in torch and float32.
     """
 
     max_length: int
@@ -106,12 +131,30 @@ class PlanContext:
     find_model: Callable[[str, bool], Shape | None]
     rate: Callable[[], float]
     shapes: dict[str, Shape | None] = field(default_factory=dict)
+    uses: float | None = None
+    answer_seconds: float | None = None
+
+    def tokens(self, text: Text) -> float:
+        """How often the examples of a file have each working weight multiply, as counted or told by their bytes."""
+        return float(text.tokens(self.max_length)) if self.uses is None else text.rows * self.uses
+
+    def answers(self, shape: Shape, examples: float) -> float | None:
+        """Seconds in which a model of a shape answers so many examples, as tried, or of texts by arithmetic.
+
+        None where neither says it.
+        """
+        if self.answer_seconds is not None:
+            return self.answer_seconds * shape.working * examples
+        train = self.splits.get("train")
+        if not self.reads_text or train is None:
+            return None
+        return 2 * shape.working * self.tokens(train) / train.rows * examples / self.rate()
 
     def seconds(self, flops: float) -> Estimate:
         """How long so much arithmetic takes here."""
         rate = self.rate()
         note = f"estimate: {flops:.2g} FLOPs at the {rate / 1e9:.0f} GFLOP/s of fp32 matrix products here"
-        return Estimate(value=flops / rate, note=note, flops=flops)
+        return Estimate(value=flops / rate, note=note, flops=flops).within(*OF_ARITHMETIC)
 
 
 @dataclass(frozen=True)
@@ -135,11 +178,19 @@ def predicted(
 
     ``disk_note`` is said of the size in place of how it was computed.
     """
-    seconds = seconds or Estimate.unknown("not predicted: it does not train")
+    seconds = seconds or handling(before)
     memory = memory or Estimate.unknown("not predicted: it depends on the tool that is called")
     if before is None or after is None:
         memory = Estimate.unknown(SIZE_UNKNOWN)
     return Prediction(after, seconds, memory, _disk(after, disk_note))
+
+
+def handling(before: Shape | None, more_seconds: float = 0.0, what: str = "") -> Estimate:
+    """Seconds for reading, changing and writing a model's weights, and ``more_seconds`` for ``what`` else is done."""
+    if before is None:
+        return Estimate.unknown(SIZE_UNKNOWN)
+    seconds = HANDLING_SECONDS + 4 * before.parameters / HANDLED_BYTES_PER_SECOND + more_seconds
+    return Estimate(value=seconds, note="for handling the weights" + what).within(*OF_HANDLING)
 
 
 def _disk(shape: Shape | None, note: str | None) -> Estimate:

@@ -199,6 +199,8 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
     """The data that every such stage needs."""
     promised: ClassVar[Promise] = Promise()
     """What every such stage promises."""
+    decides_shape_by_data: ClassVar[bool] = False
+    """Whether all rows, which it reads in no time to speak of, decide how large its output is."""
     keeps_shape: ClassVar[bool] = False
     """Whether its output is stored as its input is: no parameter to speak of comes or goes."""
     scales_inputs: ClassVar[bool] = False
@@ -247,8 +249,12 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
         """
         if self.keeps_shape:
             return predicted(before, before)
-        unknown = predicted(before, before, Estimate.unknown("not predicted by the stage") if self.trains else None)
+        unknown = predicted(before, before, Estimate.unknown("not predicted by the stage"))
         return replace(unknown, disk_bytes=Estimate.unknown("the size of its output is not known before it runs"))
+
+    def passes(self, examples: float) -> tuple[float, float]:
+        """How many of the training split's examples it reads, and from how many it learns, each epoch counted."""
+        return examples, examples * getattr(self, "epochs", 1.0) if self.trains else 0.0
 
     def zeros_weights(self) -> bool:
         """Whether a share of the weights becomes zero and stays in the files."""

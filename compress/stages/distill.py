@@ -67,7 +67,7 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
             extra = [*plan.unlabeled.values()] if self.use_unlabeled else []
             if teacher is None or None in extra:
                 return None
-            tokens += sum(text.tokens(plan.max_length) for text in extra if text)
+            tokens += sum(plan.tokens(text) for text in extra if text)
             learns, teaches = (
                 (shape.first_token_only() if self.first_token_only else shape).working for shape in (after, teacher)
             )

@@ -8,7 +8,7 @@ from typing import Literal
 
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import ModelError
-from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape
+from compress.stage.prediction import PlanContext, Prediction, Shape, handling
 from compress.stage.stage import Context, Needs, Stage
 from compress.tasks.capability import HAS_LABELS, IS_WRITTEN, TAKES_IMAGES, Capabilities
 from compress.training.config import Pruning
@@ -64,9 +64,13 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
 
         after = None if before is None else self._shape_left(before)
         found = training_prediction(self, before, after, plan, flops, trained=before)
-        if self.reads_examples:
-            return found
-        return replace(found, seconds=Estimate.unknown("no pass over data; seconds rather than minutes"))
+        return found if self.reads_examples else replace(found, seconds=handling(before))
+
+    def passes(self, examples: float) -> tuple[float, float]:
+        """Importance sees some of the examples; who trains learns from all of them."""
+        if self.retrains:
+            return super().passes(examples)
+        return (min(examples, self.importance_examples) if self.reads_examples else 0.0), 0.0
 
     def _shape_left(self, shape: Shape) -> Shape | None:
         if self.cuts_channels:

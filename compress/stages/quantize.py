@@ -10,13 +10,15 @@ from pydantic import Field
 from compress.errors import StageError
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.model import QUANTIZED_GRAPH, OnnxModel, Part, all_graphs, quantized_name
-from compress.stage.prediction import PlanContext, Prediction, Shape, predicted
+from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape, handling, predicted
 from compress.stage.stage import SEARCH, Context, Needs, Promise, Stage
 from compress.tasks.capability import TAKES_ARRAYS, Capabilities
 
 if TYPE_CHECKING:
     import onnx
 
+_STATIC_SECONDS, _WATCHING = 4.5, 8
+"""Seconds of static quantization whatever it is given, and to how many answers a calibration example comes."""
 _TIED_BLOCK = 32
 """Weights of a tied table's row that share a scale, where the recipe doesn't say: such a table makes the answers."""
 
@@ -83,8 +85,17 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
         return Promise(max_size_ratio=0.5 if whole else 0.95, overhead_bytes=_OVERHEAD_BYTES)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
-        """Fewer bits, where all graphs are meant."""
-        return predicted(before, before and (before.in_bits(8, self.embedding_bits) if self.part == "all" else before))
+        """Fewer bits, where all graphs are meant; time for calibration, where answers to its examples are watched."""
+        seconds = None
+        if self.method == "static" and before is not None:
+            answers = plan.answers(before, _WATCHING * self.calibration_examples)
+            if answers is None:
+                seconds = Estimate.unknown("what a calibration example costs is not known before it is tried")
+            else:
+                what = f" and {self.calibration_examples} calibration examples"
+                seconds = handling(before, _STATIC_SECONDS + answers, what)
+        after = before and (before.in_bits(8, self.embedding_bits) if self.part == "all" else before)
+        return predicted(before, after, seconds)
 
     def run(self, model: OnnxModel, context: Context) -> OnnxModel:
         """Quantize the graph, or each that is meant. Raises `StageError` when nothing in it could be quantized."""

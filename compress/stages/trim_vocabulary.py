@@ -23,6 +23,7 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
     packages = ("torch", "transformers", "tokenizers")
     requires = frozenset({TAKES_TEXT})
     excludes = frozenset({GENERATES, NAMES_TOKENS, HAS_TWO_TOWERS})
+    decides_shape_by_data = True
     kind: Literal["trim_vocabulary"] = "trim_vocabulary"
     min_count: int = Field(
         1,

@@ -36,14 +36,14 @@ def training_prediction(
 
 
 def _seconds(before: Shape | None, after: Shape | None, plan: PlanContext, flops: Flops) -> Estimate:
-    if not plan.reads_text:
-        return Estimate.unknown("predicted for text only")
+    if not plan.reads_text and plan.uses is None:
+        return Estimate.unknown("what an example costs is not known before it is tried")
     if before is None or after is None:
         return Estimate.unknown(SIZE_UNKNOWN)
     train = plan.splits.get("train")
     if train is None:
         return Estimate.unknown("the training text is not here yet")
-    found = flops(before, after, float(train.tokens(plan.max_length)))
+    found = flops(before, after, plan.tokens(train))
     if found is None:
         return Estimate.unknown("the unlabeled text or the teacher is not here yet")
     return plan.seconds(found)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from compress.plan.history import FILE, History, Timing, predicted_cost
+from compress.stage.prediction import Estimate
 
 
 def test_a_constant_and_a_slope_come_back() -> None:
@@ -55,3 +56,29 @@ def test_a_file_of_thousands_of_lines_loses_the_oldest(tmp_path: Path) -> None:
     History(tmp_path).add([timing(7.0)])
     lines = (tmp_path / FILE).read_text().splitlines()
     assert len(lines) == 1001 and json.loads(lines[-1])["seconds"] == 7.0 and json.loads(lines[0])["seconds"] == 1002.0
+
+
+def test_a_prediction_is_corrected_by_what_came_of_those_before(tmp_path: Path) -> None:
+    """Of the stage and task the factors 2, 3 and 8 have the median 3; other stages, half as fast, have no say then."""
+    other = timing(20.0, kind="distill by FLOPs", told_by="trial", told_seconds=10.0)
+    short = timing(0.1, kind="prune by examples", told_by="trial", told_seconds=1.0)
+    own = [timing(10.0 * factor, told_by="trial", told_seconds=10.0) for factor in (2.0, 3.0, 8.0)]
+    told = Estimate(value=7.0, note="tried")
+    History(tmp_path).add([other, short])
+    found = History(tmp_path).corrected(told, "export by parameters", "fill-mask", "trial")
+    assert found is not None and found.value == pytest.approx(14.0) and "other stages" in found.note
+    History(tmp_path).add(own)
+    found = History(tmp_path).corrected(told, "export by examples", "fill-mask", "trial")
+    assert found is not None and found.value == pytest.approx(21.0) and "3 runs of the stage" in found.note
+    # The farthest of the factors is 8/3 of the median.
+    assert found.low == pytest.approx(21.0 * 3 / 8) and found.high == pytest.approx(21.0 * 8 / 3)
+    history = History(tmp_path)
+    assert history.corrected(told, "export by parameters", "fill-mask", "arithmetic") is None
+    assert history.corrected(Estimate.unknown("why"), "export by parameters", "fill-mask", "trial") is None
+
+
+def test_memory_is_corrected_by_bytes(tmp_path: Path) -> None:
+    History(tmp_path).add([timing(9.0, told_by="trial", told_seconds=9.0, told_bytes=2_500_000.0)])
+    told = Estimate(value=1e6, note="")
+    found = History(tmp_path).corrected(told, "export by parameters", "fill-mask", "trial", "bytes")
+    assert found is not None and found.value == pytest.approx(2e6)  # 5 MB came of 2.5 MB

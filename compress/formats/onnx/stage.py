@@ -11,7 +11,7 @@ from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import DataError
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
-from compress.stage.prediction import PlanContext, Prediction, Shape, predicted
+from compress.stage.prediction import PlanContext, Prediction, Shape, handling, predicted
 from compress.stage.stage import Context, Needs, Promise, Stage
 from compress.tasks.capability import EMBEDS, GENERATES, IS_WRITTEN, TAKES_TEXT, TRANSCRIBES, Capabilities
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+_BEGINNING_SECONDS, _TENSOR_SECONDS = 4.0, 0.065
+"""For the exporter's libraries, a proof's session and, by tensor, tracing and rewriting (a Xeon of 2023)."""
 _TRACED_ONLY = ("opset", "fusions", "sentence_embedding")
 _WRITTEN_ONLY = ("accuracy_level", "exact_attention", "rounding_limit", "last_token_only", "expand_on_load")
 _SPEECH, _SPOKEN_TOKENS = 2, 32
@@ -90,8 +92,10 @@ class Export(Stage[TorchModel, OnnxModel]):
         return Promise(changes_weights=False)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
-        """The same weights, unpacked."""
-        return predicted(before, before and replace(before, packed_bytes=None))
+        """The same weights, unpacked; time goes by the tensors that are traced and optimized."""
+        tracing = _BEGINNING_SECONDS + _TENSOR_SECONDS * before.tensors if before else 0.0
+        seconds = handling(before, tracing, f", tracing and proof: {_TENSOR_SECONDS} s a tensor")
+        return predicted(before, before and replace(before, packed_bytes=None), seconds)
 
     def run(self, model: TorchModel | Checkpoint, context: Context) -> OnnxModel:
         """Export ``model`` and compare its answers with torch. Raises `StageError` where they differ."""

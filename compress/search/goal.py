@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from compress.errors import InputError
 from compress.metrics import describe_metric
 from compress.recipe.recipe import Limit, Recipe
 from compress.recipe.search import Search
 from compress.search.outcome import Outcome, slack
+
+_DISAGREE = 0.1
+"""Share of rows on which a compressed model and its baseline give different answers, before anything is measured."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,23 @@ class Goal:
                     mend=f"limits: [{{metric: {metric}, at_least: 0.985, of: baseline}}]",
                 )
         return cls(search.minimize, tuple(one for one in recipe.limits if one.target == target), search.confidence)
+
+    def check_resolution(self, rows: int) -> None:
+        """Raise `InputError` for a limit on accuracy that so many rows could not resolve."""
+        z = NormalDist().inv_cdf(self.confidence)
+        for limit in self.quality:
+            margin = 1 - limit.bound
+            counted = limit.at_least is not None and limit.of is not None and "accuracy" in limit.metric
+            if not counted or not 0 < margin < 1:
+                continue
+            needed = math.ceil(_DISAGREE * (z / margin) ** 2)
+            if needed > rows:
+                raise InputError(
+                    f"{rows:,} rows can't tell whether {limit.metric} is at least {limit.bound:.2%} of the baseline's.",
+                    where="search.select.rows",
+                    expected=f"about {needed:,} rows, if answers differ on a tenth of them",
+                    mend="hold out more rows, or loosen the limit or `search.confidence`",
+                )
 
     @property
     def quality(self) -> tuple[Limit, ...]:

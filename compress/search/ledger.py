@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import to_jsonable_python
 
 from compress.cache import storage_errors
 from compress.errors import InputError
@@ -26,6 +27,28 @@ class Header(Frozen):
     knobs: tuple[tuple[str, tuple[Any, ...]], ...]
     rungs: tuple[float, ...]
     machine: dict[str, Any]
+
+    def check_same(self, now: Header) -> None:
+        """Raise `InputError` where a search is another now; more time, or more trials, changes nothing decided."""
+        for name in ("recipe", "knobs", "rungs", "machine"):
+            one, other = (to_jsonable_python(getattr(each, name)) for each in (self, now))
+            if one == other:
+                continue
+            changed = name
+            if isinstance(one, dict):
+                fields = [field for field in {**one, **other} if one.get(field) != other.get(field)]
+                if fields == ["search"] and _but_budget(one["search"]) == _but_budget(other["search"]):
+                    continue
+                changed = f"{name} ({', '.join(fields)})"
+            raise InputError(
+                f"The search cannot be gone on with: its {changed} is another now.",
+                expected="the same as when it began, but for its budget and number of trials",
+                mend="begin anew, without --resume; finished stages are kept",
+            )
+
+
+def _but_budget(block: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in block.items() if name not in ("budget", "trials")}
 
 
 class Entry(Frozen):

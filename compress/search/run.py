@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 from pydantic_core import to_jsonable_python
@@ -22,21 +20,18 @@ from compress.pipeline.run import with_absolute_paths
 from compress.progress import Progress
 from compress.recipe_source.document import Document
 from compress.report.run_folder import LATEST, new_folder, point_latest, write_whole
-from compress.report.schema import FINAL
 from compress.search.best import best_recipe
 from compress.search.costs import Costs
 from compress.search.engine import Engine, Job
 from compress.search.finish import Final, Seed, another_seed, judge
 from compress.search.goal import Goal, named
 from compress.search.ledger import Entry, Header, Ledger
-from compress.search.outcome import Outcome, slack
+from compress.search.outcome import slack
 from compress.search.record import SearchRecord, record_of
 from compress.search.space import Space
 from compress.search.trial import Trials
 
 BEST, RECORD, MODEL = "best.yaml", "search.json", "model"
-_DISAGREE = 0.1
-"""Share of rows on which a compressed model and its baseline give different answers, before anything is measured."""
 _RESERVED = 30.0
 
 
@@ -65,7 +60,7 @@ class SearchRun:
         self.space = Space(self.document, self.folder)
         self.search, base = self.space.search, self.space.base
         self.goal = Goal.of(base, self.search)
-        self._check_resolution()
+        self.goal.check_resolution(self.search.select.rows)
         self.costs = Costs(self.space, self.artifacts)
         any_trains = self.space.trains(self.space.origin)
         shares = (*self.search.rungs, 1.0) if any_trains else (1.0,)
@@ -87,17 +82,15 @@ class SearchRun:
         place, known = self._place()
         self.place, ledger = place, Ledger(place)
         self.progress.note(self._opening())
-        while jobs := self.engine.round():
-            for job in jobs:
-                known_entry = known.pop(0) if known else None
-                if known_entry is None and (why := self._out_of_time(job)):
-                    self.engine.ended = why
-                    break
-                self._take(ledger, job, known_entry)
-            if self.engine.ended:
-                break
-        self.progress.note(f"{len(self.entries)} trials: {self.engine.ended}")
-        final = self._finish()
+        try:
+            self._search(ledger, known)
+            self.progress.note(f"{len(self.entries)} trials: {self.engine.ended}")
+            final = self._finish()
+        except KeyboardInterrupt:
+            best = self.engine.known.best()
+            so_far = f"the best so far is in {place / BEST}" if best is not None else "nothing keeps every limit yet"
+            self.progress.note(f"interrupted after {len(self.entries)} trials: {so_far}; --resume goes on from here")
+            raise
         record = self._record(final)
         self._write(record)
         if final is not None:
@@ -106,6 +99,16 @@ class SearchRun:
                 shutil.copytree(final.winner.folder, place / MODEL)
         point_latest(place)
         return SearchDone(place, record)
+
+    def _search(self, ledger: Ledger, known: list[Entry]) -> None:
+        """Round by round, until nothing is left to try or there is no time for it."""
+        while jobs := self.engine.round():
+            for job in jobs:
+                entry = known.pop(0) if known else None
+                if entry is None and (why := self._out_of_time(job)):
+                    self.engine.ended = why
+                    return
+                self._take(ledger, job, entry)
 
     def _take(self, ledger: Ledger, job: Job, known: Entry | None) -> None:
         """One trial: as the ledger has it, or run now and written into it."""
@@ -240,7 +243,7 @@ class SearchRun:
                     "There is no search to go on with.", where=str(searches), mend="run it without --resume first"
                 )
             before, entries = Ledger(place).read()
-            self._check_same(before, header)
+            before.check_same(header)
             return place, entries
         with storage_errors(self.artifacts):
             place = new_folder(searches, self.started)
@@ -257,47 +260,3 @@ class SearchRun:
         machine = {"processor": processor_class(), "cores": len(granted_cores())}
         knobs = tuple((knob.name, tuple(knob.values)) for knob in self.space.knobs)
         return Header(recipe=plain, knobs=knobs, rungs=self.engine.shares, machine=machine)
-
-    @staticmethod
-    def _check_same(before: Header, now: Header) -> None:
-        for name in ("recipe", "knobs", "rungs", "machine"):
-            one, other = (to_jsonable_python(getattr(each, name)) for each in (before, now))
-            if one == other:
-                continue
-            changed = name
-            if isinstance(one, dict):
-                fields = [field for field in {**one, **other} if one.get(field) != other.get(field)]
-                # More time, or more trials, changes nothing that was decided.
-                if fields == ["search"] and _but_budget(one["search"]) == _but_budget(other["search"]):
-                    continue
-                changed = f"{name} ({', '.join(fields)})"
-            raise InputError(
-                f"The search cannot be gone on with: its {changed} is another now.",
-                expected="the same as when it began, but for its budget and number of trials",
-                mend="begin anew, without --resume; finished stages are kept",
-            )
-
-    def _check_resolution(self) -> None:
-        """Refuse limits on quality that the rows which choose could not resolve."""
-        rows = self.search.select.rows
-        z = NormalDist().inv_cdf(self.goal.confidence)
-        for limit in self.goal.quality:
-            margin = 1 - limit.bound
-            counted = describe_metric(limit.metric).better == "higher" and limit.of is not None
-            if not counted or not 0 < margin < 1 or "accuracy" not in limit.metric:
-                continue
-            needed = math.ceil(_DISAGREE * (z / margin) ** 2)
-            if needed > rows:
-                raise InputError(
-                    f"{rows:,} rows can't tell whether {limit.metric} is at least {limit.bound:.2%} of the baseline's.",
-                    where="search.select.rows",
-                    expected=f"about {needed:,} rows, if answers differ on a tenth of them",
-                    mend="hold out more rows, or loosen the limit or `search.confidence`",
-                )
-
-
-def _but_budget(block: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in block.items() if name not in ("budget", "trials")}
-
-
-__all__ = ["FINAL", "Outcome", "SearchDone", "SearchRun"]

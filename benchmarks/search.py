@@ -111,8 +111,8 @@ class Table:
         return (0,) * len(self.knobs)
 
     @property
-    def size(self) -> int:
-        return len({point for point, _ in self._rows})
+    def is_listed(self) -> bool:
+        return True
 
     def points(self, seed: int) -> Iterator[Point]:
         yield from sorted({point for point, _ in self._rows})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ class Costs:
         self._taken: dict[str, tuple[float, float]] = {}
         self._beside: list[float] = []
         self._ratios: dict[str, dict[Point, float]] = {}
+        self._factors: dict[str, tuple[float, np.ndarray]] = {}
         self.errors: dict[str, list[float]] = {}
         """Metric -> how far predictions were off, relative, of every model that came after the first."""
 
@@ -74,9 +75,11 @@ class Costs:
 
     def predicted(self, point: Point, metric: str) -> float | None:
         """A figure of the final model; None where nothing foretells it."""
-        raw = self._raw(point, metric)
-        ratios = self._ratios.get(metric)
-        return None if raw is None or not ratios else raw * self._correction(point, ratios)
+        raw, factors = self._raw(point, metric), self._factors.get(metric)
+        if raw is None or factors is None:
+            return None
+        centre, weights = factors
+        return raw * float(np.exp(centre + self._choices(point) @ weights))
 
     def family(self, point: Point) -> tuple[object, ...]:
         """What recipes share that may be compared before they are trained in full: stages, and layers left."""
@@ -109,18 +112,18 @@ class Costs:
                 if told_before is not None:
                     self.errors.setdefault(metric, []).append(told_before / actual - 1)
                 self._ratios.setdefault(metric, {})[point] = actual / raw
+                self._fit(metric)
 
-    def _correction(self, point: Point, ratios: Mapping[Point, float]) -> float:
+    def _fit(self, metric: str) -> None:
         """What was made over what the stages foretold, as a product of a factor for each choice (ridge regression).
 
         A choice that nobody tried has the factor 1.
         """
+        ratios = self._ratios[metric]
         values = np.log(np.array(list(ratios.values())))
         rows = np.array([self._choices(known) for known in ratios])
-        centre = values.mean()
         inner = rows @ rows.T + _RIDGE * np.eye(len(rows))
-        weights = rows.T @ np.linalg.solve(inner, values - centre)
-        return float(np.exp(centre + self._choices(point) @ weights))
+        self._factors[metric] = values.mean(), rows.T @ np.linalg.solve(inner, values - values.mean())
 
     def _choices(self, point: Point) -> np.ndarray:
         """Which value each choice has, as ones among zeros."""

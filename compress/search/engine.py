@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,7 +15,7 @@ from compress.search.known import Known
 from compress.search.outcome import Outcome
 from compress.search.proposals import Told, proposals
 from compress.search.prospects import Forecasts, Prospects
-from compress.search.space import ENUMERATED, Knob, Point
+from compress.search.space import Knob, Point
 
 ROUND = 4
 """Trials that are decided on together, however many workers there are, so that their number decides nothing."""
@@ -33,8 +33,8 @@ class Choices(Protocol):
     @property
     def origin(self) -> Point: ...
     @property
-    def size(self) -> int: ...
-    def points(self, seed: int) -> Iterator[Point]: ...
+    def is_listed(self) -> bool: ...
+    def points(self, seed: int) -> Iterable[Point]: ...
     def canonical(self, point: Sequence[int]) -> Point: ...
     def identity(self, point: Point) -> str: ...
     def recipe(self, point: Point) -> Recipe: ...
@@ -134,7 +134,7 @@ class Engine:
     def _new(self, count: int, prospects: Prospects) -> list[Job]:
         """Points that nobody tried: of all, or where these can't be listed, of a sample and what Optuna proposes."""
         found = self._worth_trying(self.space.points(self.seed), prospects, "most gain for its time")
-        if self.space.size > ENUMERATED:
+        if not self.space.is_listed:
             seed = self.seed * 100_003 + self._rounds
             proposed = proposals(self.space.knobs, self._told(), len(self.goal.minimize), seed, _ASKED)
             found |= self._worth_trying(proposed, prospects, "proposed by Optuna")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,8 +29,8 @@ from compress.stages import STAGES
 Point = tuple[int, ...]
 """For each knob the place of its value; the recipe as it stands is all zeros."""
 KEPT, LEFT_OUT = "kept", "left out"
-ENUMERATED = 20_000
-"""Spaces of more points are not listed but drawn from."""
+ENUMERATED = 10_000
+"""Spaces of more recipes are not listed but drawn from."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Knob:
         return tuple(steps.index(key) / max(len(steps) - 1, 1) for key in keys)
 
 
-@dataclass
+@dataclass(eq=False)
 class Space:
     """The recipes that a search may try. ``document`` is the recipe's, which lies in ``folder``.
 
@@ -93,22 +94,35 @@ class Space:
 
     @property
     def size(self) -> int:
-        """How many points there are, those that come to the same counted too."""
+        """How many recipes there are; where they can't be listed, those that come to the same are counted too."""
+        return len(self._listed) if self._listed is not None else self._product
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether every recipe can be looked at."""
+        return self._listed is not None
+
+    def points(self, seed: int) -> Sequence[Point]:
+        """Every point once, those that mean the same left out; of very many a sample, drawn by ``seed``."""
+        return self._drawn(seed) if self._listed is None else self._listed
+
+    @property
+    def _product(self) -> int:
         return math.prod(len(knob.values) for knob in self.knobs)
 
-    def points(self, seed: int) -> Iterator[Point]:
-        """Every point once, those that mean the same left out; of very many a sample, drawn by ``seed``."""
+    @cached_property
+    def _listed(self) -> list[Point] | None:
+        if self._product > 10 * ENUMERATED:
+            return None
+        every = itertools.product(*(range(len(knob.values)) for knob in self.knobs))
+        found = list(dict.fromkeys(map(self.canonical, every)))
+        return found if len(found) <= ENUMERATED else None
+
+    @functools.cache  # noqa: B019 - a space is looked at by one search, and lives as long
+    def _drawn(self, seed: int) -> list[Point]:
         sizes = [len(knob.values) for knob in self.knobs]
-        every: Iterator[Point] = itertools.product(*(range(size) for size in sizes))
-        if self.size > ENUMERATED:
-            drawn = np.random.default_rng(seed).integers(0, sizes, (ENUMERATED, len(sizes)))
-            every = (tuple(int(place) for place in row) for row in (np.zeros(len(sizes), int), *drawn))
-        seen: set[Point] = set()
-        for point in every:
-            plain = self.canonical(point)
-            if plain not in seen:
-                seen.add(plain)
-                yield plain
+        drawn = np.random.default_rng(seed).integers(0, sizes, (ENUMERATED, len(sizes)))
+        return list(dict.fromkeys([self.origin, *(self.canonical([int(at) for at in row]) for row in drawn)]))
 
     def canonical(self, point: Sequence[int]) -> Point:
         """The point with the fields of stages that are left out as the recipe has them."""

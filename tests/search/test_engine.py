@@ -74,8 +74,8 @@ class Made:
         return 1 + 60 * share * self.knobs[0].values[point[0]]
 
     @property
-    def size(self) -> int:
-        return len(list(self.points(0)))
+    def is_listed(self) -> bool:
+        return True
 
     def bytes(self, point: Point) -> float:
         layers, width, bits, _ = (knob.values[at] for knob, at in zip(self.knobs, point, strict=True))
@@ -255,8 +255,8 @@ class Vast(Made):
         return (0,) * len(self.knobs)
 
     @property
-    def size(self) -> int:
-        return 160 * 9**5
+    def is_listed(self) -> bool:
+        return False
 
     def points(self, seed: int) -> Iterator[Point]:
         drawn = np.random.default_rng(seed).integers(0, [len(knob.values) for knob in self.knobs], (200, 9))

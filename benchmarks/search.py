@@ -16,6 +16,7 @@ import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -246,7 +247,7 @@ def replay(
 
     kept = json.loads(gzip.decompress(table.read_bytes()))
     goal = Goal(("size_bytes",), (Limit(metric=METRIC, at_least=bound, of="baseline"),), confidence)
-    ours, chance, held, trials, sooner = [], [], [], [], 0
+    ours, chance, held, trials = [], [], [], []
     for seed in range(searches):
         fresh = _table(kept, seed, wrong_by)
         best, size = _best(fresh, goal)
@@ -278,8 +279,43 @@ def replay(
     for name, value in found.items():
         typer.echo(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
     if write:
-        known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-        RESULTS.write_text(json.dumps({**known, "replay": found}, indent=1) + "\n")
+        RESULTS.write_text(json.dumps(_page(found, table, bound, confidence, wrong_by), indent=1) + "\n")
+
+
+def _page(found: dict[str, Any], table: Path, bound: float, confidence: float, wrong_by: float) -> dict[str, Any]:
+    """The figures as a part of `docs/results.md`."""
+    count = found["searches"]
+    return {
+        "title": "Searches",
+        "order": 10,
+        "command": "python benchmarks/search.py replay --write",
+        "machine": "any: seconds are those that were recorded in the table",
+        "measured": f"{date.today():%Y-%m-%d}",
+        "text": (
+            f"A space of {found['recipes']} recipes (`benchmarks/searching/reviews.yaml`), each run once to every rung, and "
+            f"searches replayed on it: the smallest model that keeps {bound:.0%} of the accuracy, {confidence:.0%} "
+            f"surely, by {CHOOSE:,} rows drawn anew each time; sizes are foretold within {wrong_by:.1%}. The best is what "
+            "trying everything would choose by the same rows; the cost is that of the stages run, of all that there are."
+        ),
+        "tables": [
+            {
+                "columns": ["what", "found", "wanted"],
+                "rows": [
+                    [
+                        f"within 1% of the best at 25% of the cost, of {count}",
+                        found["found_at_25_percent"],
+                        "90 of 100",
+                    ],
+                    [f"at 15%, of {count}", str(found["found_at_15_percent"]), "aim 95"],
+                    ["share of the cost until it is found, median", f"{found['median_share']:.1%}", ""],
+                    ["the same, trying at random", f"{found['random_median_share']:.1%}", ""],
+                    ["random search costs", f"{found['times_as_cheap']:.1f} times as much", "2 (aim 4)"],
+                    ["picks that keep the limit on fresh rows", f"{found['kept_on_fresh_rows']:.0%}", "95%"],
+                    ["trials, median", f"{found['median_trials']:g}", ""],
+                ],
+            }
+        ],
+    }
 
 
 if __name__ == "__main__":

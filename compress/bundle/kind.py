@@ -37,11 +37,12 @@ Answer = Numbers | str | Reply
 
 
 class Case(FrozenAliased):
-    """One input of the self-test, and the model's answer to it alone: scores, an embedding, a transcript or a reply."""
+    """One input of the self-test, and the model's answer to it alone: scores, an embedding, a text or a reply."""
 
     logits: Numbers = ()
     embedding: Numbers = ()
     transcript: str = ""
+    written: str = ""
     reply: Reply | None = None
 
     @property

@@ -247,6 +247,28 @@ class Transcribe(Step):
     words = ("gets what is said in it", "Where nothing is said, it makes words up.")
 
 
+class Rewrite(Step):
+    """What the encoder gives -> text: always the likeliest token, from ``prompt_ids`` to one of ``end_ids``.
+
+    ``decoder`` is a graph as that of `Transcribe`, which takes the encoder's mask as encoder_attention_mask too.
+    """
+
+    kind: Literal["rewrite"] = "rewrite"
+    output: str
+    decoder: str
+    tokenizer: str = Field(description="a tokenizer.json; special tokens are no text")
+    prompt_ids: tuple[int, ...] = Field(min_length=1)
+    end_ids: tuple[int, ...] = Field(min_length=1)
+    never_ids: tuple[int, ...] = Field(description="are not written")
+    last_ids: tuple[int, ...] = Field(description="one of them stands last in the longest text, if there are any")
+    max_length: int = Field(ge=2, description="tokens in all, the prompt's among them")
+
+    words = (
+        "gets a text of at most {max_length} tokens, always the likeliest one",
+        "It makes things up, and says them as surely as what is true.",
+    )
+
+
 class Softmax(Step):
     """Scores -> probabilities that sum to 1, in the order of ``labels``."""
 
@@ -256,10 +278,8 @@ class Softmax(Step):
 
     def in_words(self) -> tuple[str, str]:
         """See `Step`."""
-        named = self.labels if len(self.labels) <= _MANY_LABELS else self.labels[:_FEW_LABELS]
-        some = "" if named == self.labels else f"{len(self.labels)} labels, e.g. "
         return (
-            f"gets one of: {some}{', '.join(named)}",
+            f"gets one of: {_named(self.labels)}",
             "A probability is the model's own; how well it is calibrated stands in the report of the run, where there "
             "is one.",
         )
@@ -329,8 +349,50 @@ class Unmask(Step):
     words = ("gets the likeliest tokens in the place of {mask}", "A probability is the model's own.")
 
 
+class FindBoxes(Step):
+    """Of each query scores and a box -> what is in a picture, and where.
+
+    Scores become probabilities that sum to 1, in the order of ``labels``, the last one's that there is nothing. The
+    likeliest label counts, where it is at least ``least_score``. A box is centre and size in shares of the picture.
+    """
+
+    kind: Literal["boxes"] = "boxes"
+    output: str = Field(description="scores [1, queries, labels + 1]")
+    boxes_output: str = Field(description="x and y of the centre, width and height, [1, queries, 4]")
+    labels: tuple[str, ...] = Field(min_length=1)
+    least_score: float = Field(0.5, ge=0, le=1)
+
+    def in_words(self) -> tuple[str, str]:
+        """See `Step`."""
+        return (
+            f"gets boxes around what is in it: {_named(self.labels)}",
+            "What is found and what is missed stands in the report of the run, as average precision.",
+        )
+
+
+class Segment(Step):
+    """Scores of each class on a grid -> the class of each pixel, in the order of ``labels``.
+
+    The grid is enlarged to the picture's size by linear interpolation, pixels being squares, so that x of the picture
+    is (x + 0.5) width / picture's width - 0.5 of the grid, and nothing lies beyond its edge. The largest score counts.
+    """
+
+    kind: Literal["segment"] = "segment"
+    output: str = Field(description="scores [1, labels, height, width]")
+    labels: tuple[str, ...] = Field(min_length=1)
+    height: int = Field(ge=1)
+    width: int = Field(ge=1)
+
+    def in_words(self) -> tuple[str, str]:
+        """See `Step`."""
+        return (
+            f"gets a class for each pixel: {_named(self.labels)}",
+            "How much of each class is right stands in the report of the run, as its IoU.",
+        )
+
+
 class Embed(Step):
-    """Values of one text -> its embedding. Of two texts, the larger their embeddings' cosine, the nearer they are."""
+    """Values of one input -> its embedding. Of two, the larger their embeddings' cosine, the nearer they are."""
 
     kind: Literal["embed"] = "embed"
     output: str
@@ -345,10 +407,18 @@ class Embed(Step):
         how = "as the graph gives it" if self.pooling is None else POOLED[self.pooling]
         length = ", brought to length 1" if self.normalize else ""
         return (
-            f"gets an embedding of {self.dimensions} values: {how}{length}. Texts are near where their cosine is large",
-            "A cosine ranks texts; it says which is nearest, and not whether any is near.",
+            f"gets an embedding of {self.dimensions} values: {how}{length}. Two are near where their cosine is large",
+            "A cosine ranks; it says which is nearest, and not whether any is near.",
         )
 
 
+def _named(labels: tuple[str, ...]) -> str:
+    named = labels if len(labels) <= _MANY_LABELS else labels[:_FEW_LABELS]
+    some = "" if named == labels else f"{len(labels)} labels, e.g. "
+    return f"{some}{', '.join(named)}"
+
+
 Preprocessing = Tokenize | TokenizePair | PrepareImage | LogMel | Hear | Prompt
-Postprocessing = Softmax | Tag | Relevance | FindSpan | Unmask | Embed | Transcribe | Generate
+Postprocessing = (
+    Softmax | Tag | Relevance | FindSpan | Unmask | FindBoxes | Segment | Embed | Transcribe | Rewrite | Generate
+)

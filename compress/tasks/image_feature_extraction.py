@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from compress.measurement import Measurement
     from compress.tasks.evaluation import Evaluation
 
-_POOLED = "pooler_output"
+POOLED = "pooler_output"
 _TEMPERATURE = 0.1
 """Of the contrastive loss, as Khosla et al. (2020) have it."""
 _IGNORED = -100
@@ -56,20 +56,20 @@ def class_name(value: Any) -> str | None:
 class PoolerOutput:
     """An image's embedding as the model pools it, flat: a `Head`."""
 
-    outputs: ClassVar[tuple[str, ...]] = (_POOLED,)
+    outputs: ClassVar[tuple[str, ...]] = (POOLED,)
     answer: ClassVar[str] = "image_embedding"
     many: ClassVar[str] = "embeddings"
 
     def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Embeddings [B, dimensions]. Raises `ModelError` for a model that pools nothing."""
-        return self.flat(outputs[_POOLED])
+        return self.flat(outputs[POOLED])
 
     @staticmethod
     def flat(pooled: torch.Tensor | None) -> torch.Tensor:
         """What a model pools [B, dimensions, ...] as [B, dimensions]. Raises `ModelError` where it is nothing."""
         if pooled is None:
             raise ModelError(
-                f"The model gives no {_POOLED}, so that there is no embedding of an image.",
+                f"The model gives no {POOLED}, so that there is no embedding of an image.",
                 expected="a model that pools what it sees, such as ViT, DINOv2, Swin, ConvNeXt or ResNet",
             )
         return pooled.flatten(1)
@@ -89,6 +89,7 @@ class ImageFeatureExtraction(Task):
     )
     capabilities = frozenset({READS_ROWS, TAKES_IMAGES, HAS_LABELS, EMBEDS, ANSWERS_AT_ONCE})
     architectures = ("Dinov2Model", "Dinov2WithRegistersModel", "DINOv3ViTModel", "IJepaModel")
+    app_steps = ("prepare-image", "embed")
     starter = _STARTER
     slices = (Slice(column="label"),)
 

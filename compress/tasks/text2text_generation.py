@@ -59,6 +59,7 @@ class TextToText(Task):
         "MarianMTModel",
         "EncoderDecoderModel",
     )
+    app_steps = ("tokenize", "rewrite")
     starter = _STARTER
     slices = (Slice(length="quartiles"),)
     batch_size = 8

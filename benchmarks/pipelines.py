@@ -1,0 +1,143 @@
+"""Whether a task's answers are those of transformers' own pipeline: real examples, the float model of each recipe.
+
+    python benchmarks/pipelines.py [NAMES...] [--artifacts FOLDER] [--write]
+
+Ours are those of an evaluation: the ONNX file in fp32, through ONNX Runtime, padded in batches. Theirs are the
+checkpoint's, which `pipeline(task)` opens by itself, one by one. A model is what the recipe of its name teaches first,
+taken from the cache of the artifacts' folder where it lies there. Exits with 1 where an answer differs; `--write` puts
+the rows into `benchmarks/results/pipelines.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import torch
+import transformers
+import typer
+from pipeline_answers import COMPARED, Case
+
+from compress.evaluation.evaluate import encode_for
+from compress.formats.onnx.stage import Export
+from compress.formats.runtimes import get_runtime
+from compress.formats.silence import quiet_libraries
+from compress.formats.targets import TARGETS
+from compress.pipeline.road import Road
+from compress.progress import SilentProgress
+from compress.recipe.recipe import START, Recipe
+from compress.recipe_source import read_recipe
+from compress.runtimes.decoder import feeder
+from compress.tasks.batches import by_length, keep_all
+
+RESULTS = Path(__file__).parent / "results" / "pipelines.json"
+RECIPES = Path(__file__).parents[1] / "recipes"
+ROWS = 200
+NEAR = 1e-4
+COLUMNS = ["task", "model", "examples", "same answers", "scores apart, at most"]
+
+
+class Row(NamedTuple):
+    """Where a task's model comes from: a recipe, or what is to be said of it, with other data for the examples."""
+
+    recipe: str
+    changes: tuple[str, ...] = ()
+    rows: int = ROWS
+
+
+TRIED: Mapping[str, Row] = {
+    "quickstart": Row("quickstart"),
+    "names": Row("names"),
+    "answers": Row("answers"),
+    "masked": Row("masked", rows=3 * ROWS),  # some of which the pipeline would cut into other tokens
+    "rerank": Row("rerank"),
+    "verses": Row("verses"),
+    "image-search": Row("image-search"),
+    "image-text": Row("image-text"),
+    "boxes": Row("boxes"),
+    "masks": Row("masks"),
+    "sounds": Row("sounds"),
+    "whisper-int8": Row("whisper-int8", ("data.splits={test: train}", "data.source=sample:prompts-audio")),
+}
+
+
+def taught(recipe: Recipe) -> Recipe:
+    """Its first training alone, and then ONNX in fp32."""
+    first = tuple(stage for stage in recipe.stages[:1] if stage.kind == "finetune")
+    return recipe.model_copy(update={"stages": (*first, Export(kind="export")), "slices": ()})
+
+
+def case_of(name: str, artifacts: Path) -> Case:
+    """Our answers to the rows of a recipe's test split."""
+    row = TRIED[name]
+    recipe = taught(read_recipe(RECIPES / f"{row.recipe}.yaml", row.changes))
+    road = Road(recipe, RECIPES, artifacts, SilentProgress())
+    road.travel()
+    labels = recipe.labels()
+    folder, graph = (road.folder_of(label) for label in (labels[-2] if len(labels) > 1 else START, labels[-1]))
+    rows = road.data.split("test").slice(0, row.rows)
+    examples = encode_for(graph, road.task, rows, recipe.data.max_length)
+    session = get_runtime(TARGETS["cpu"].runtime).open(graph, TARGETS["cpu"], 1)
+    feed = feeder(session, str(graph))
+    outputs: list[Mapping[str, np.ndarray]] = [{}] * len(examples)
+
+    def answered(places: list[int]) -> dict[str, np.ndarray]:
+        found = session.predict(feed(examples.batch(places)))
+        for at, place in enumerate(places):
+            outputs[place] = {key: array[at] for key, array in found.items() if len(array) == len(places)}
+        return found
+
+    kept = keep_all(road.task, examples, by_length(examples, road.task.batch_size), answered)
+    return Case(recipe.task, folder, rows, examples, kept, outputs)
+
+
+def row_of(name: str, artifacts: Path) -> tuple[list[str], bool]:
+    """The row of the table, and whether all answers are the same."""
+    case = case_of(name, artifacts)
+    pairs = list(COMPARED[case.task](case))[:ROWS]
+    same, apart = sum(pair.same for pair in pairs), max(pair.apart for pair in pairs)
+    shown = "texts alone" if apart == 0 else f"{apart:.0e}"
+    return [case.task, name, str(len(pairs)), str(same), shown], same == len(pairs) and apart < NEAR
+
+
+def write(rows: Mapping[str, list[str]]) -> None:
+    """Put the rows where the page is made from."""
+    about: dict[str, Any] = {
+        "title": "Answers of transformers' own pipelines",
+        "order": 9,
+        "command": "python benchmarks/pipelines.py --write",
+        "machine": "any processor",
+        "measured": datetime.now(UTC).date().isoformat(),
+        "text": "The float model that a recipe teaches first, as its ONNX file in fp32 answers test rows in an "
+        f"evaluation, beside `pipeline(task)` of transformers {transformers.__version__} on the checkpoint.",
+        "tables": [{"columns": COLUMNS, "rows": list(rows.values())}],
+    }
+    RESULTS.write_text(json.dumps(about, indent=1) + "\n")
+
+
+def main(
+    names: Annotated[list[str] | None, typer.Argument(help=f"{', '.join(TRIED)}; default: all.")] = None,
+    artifacts: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("artifacts"),
+    keep: Annotated[bool, typer.Option("--write", help="Write the rows into benchmarks/results.")] = False,
+) -> None:
+    """Print a row for each."""
+    torch.set_num_threads(1)
+    quiet_libraries()
+    known = json.loads(RESULTS.read_text())["tables"][0]["rows"] if RESULTS.is_file() else []
+    rows: dict[str, list[str]] = {row[1]: row for row in known}
+    different = []
+    for name in names or TRIED:
+        rows[name], same = row_of(name, artifacts)
+        typer.echo(f"| {' | '.join(rows[name])} |")
+        different += [] if same else [name]
+    if keep:
+        write({name: rows[name] for name in TRIED if name in rows})
+    raise typer.Exit(1 if different else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)

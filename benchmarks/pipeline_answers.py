@@ -22,10 +22,10 @@ from compress.tasks.task import Examples, Kept
 
 
 class Pair(NamedTuple):
-    """Whether both answers to an example are the same, and how far apart their scores are."""
+    """Whether both answers to an example are the same, and how far apart their scores are, where there are any."""
 
     same: bool
-    apart: float = 0.0
+    apart: float | None = None
 
 
 @dataclass(frozen=True)
@@ -270,7 +270,7 @@ def pixels(case: Case) -> Iterator[Pair]:
         theirs = np.full_like(own, -1)
         for part in ask(picture, subtask="semantic"):
             theirs[np.asarray(part["mask"]) > 0] = case.labels.index(part["label"])
-        yield Pair(bool((own == theirs).all()), float((own != theirs).mean()))
+        yield Pair(bool((own == theirs).all()))
 
 
 COMPARED: Mapping[str, Callable[[Case], Iterator[Pair]]] = {

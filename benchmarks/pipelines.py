@@ -99,9 +99,9 @@ def row_of(name: str, artifacts: Path) -> tuple[list[str], bool]:
     """The row of the table, and whether all answers are the same."""
     case = case_of(name, artifacts)
     pairs = list(COMPARED[case.task](case))[:ROWS]
-    same, apart = sum(pair.same for pair in pairs), max(pair.apart for pair in pairs)
-    shown = "texts alone" if apart == 0 else f"{apart:.0e}"
-    return [case.task, name, str(len(pairs)), str(same), shown], same == len(pairs) and apart < NEAR
+    same, apart = sum(pair.same for pair in pairs), [pair.apart for pair in pairs if pair.apart is not None]
+    shown = f"{max(apart):.0e}" if apart else "no scores"
+    return [case.task, name, str(len(pairs)), str(same), shown], same == len(pairs) and max(apart, default=0) < NEAR
 
 
 def write(rows: Mapping[str, list[str]]) -> None:

@@ -43,9 +43,7 @@ KINDS: dict[tuple[str, str], Kind] = {
         graphs=2,
         client=TRANSFORMERS_JS,
     ),
-    ("hear", "softmax"): Kind(
-        "audio-classification", SOUNDS, LABELS, "sound", "Classifier", languages=frozenset({"python"})
-    ),
+    ("hear", "softmax"): Kind("audio-classification", SOUNDS, LABELS, "sound", "Classifier"),
     ("tokenize", "rewrite"): Kind(
         "text2text-generation", SOURCES, WRITTEN_TEXTS, "rewrite", "Writer", graphs=2, client=TRANSFORMERS_JS
     ),

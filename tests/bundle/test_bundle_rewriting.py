@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from serving import assert_asks_nobody, serve
-from tiny_text_to_text import save_tiny_bart, save_tiny_t5
+from tiny_text_to_text import save_tiny_bart
 from toy_bundles import wanted_of
 
 from compress.bundle.build import build
@@ -33,19 +33,26 @@ stages: [export]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BART that writes greedily, as a run leaves it."""
     folder = tmp_path_factory.mktemp("rewriting")
-    exported = export_encoder_decoder(Checkpoint(save_tiny_t5(folder / "t5")))
+    exported = export_encoder_decoder(Checkpoint(with_beams(save_tiny_bart(folder / "bart"), 1)))
     (folder / "model").mkdir()
     exported.save(folder / "model")
     (folder / "recipe.yaml").write_text(RECIPE)
     return folder
 
 
+def with_beams(folder: Path, beams: int) -> Path:
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_beams": beams}))
+    return folder
+
+
 def test_the_example_writes_what_transformers_does(run: Path) -> None:
     bundle = build(wanted_of(run), run / "out", SilentProgress())
     assert isinstance(bundle.manifest.postprocessing, Rewrite)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(run / "t5")
-    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(run / "t5")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(run / "bart")
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(run / "bart")
     cases = json.loads((bundle.folder / "selftest.json").read_text())["cases"]
     for case in cases:
         given = tokenizer(case["text"], truncation=True, max_length=24, return_tensors="pt")
@@ -60,10 +67,8 @@ def test_the_example_writes_what_transformers_does(run: Path) -> None:
     assert said == cases[1]["written"] + "\n"
 
 
-def test_beam_search_is_refused(tmp_path: Path) -> None:
-    exported = export_encoder_decoder(Checkpoint(save_tiny_bart(tmp_path / "bart")))
-    (tmp_path / "model").mkdir()
-    exported.save(tmp_path / "model")
+def test_beam_search_is_refused(run: Path, tmp_path: Path) -> None:
+    with_beams(Path(shutil.copytree(run / "model", tmp_path / "model")), 2)
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     with pytest.raises(ModelError, match="beam search"):
         build(wanted_of(tmp_path), tmp_path / "out", SilentProgress())

@@ -2,6 +2,8 @@
 import { pipeline } from "./runtime/transformers.min.js";
 import { json, typesOf } from "./local.mjs";
 
+export { samplesOf } from "./heard.mjs";
+
 /** {manifest, json, transcribe}. */
 export async function openBundle() {
   const manifest = await json("manifest.json");
@@ -17,15 +19,4 @@ export async function openBundle() {
   }
 
   return { manifest, json, transcribe };
-}
-
-/** The samples of an encoded recording, a blob or file, at the model's rate. */
-export async function samplesOf(blob, { sampling_rate: rate }) {
-  const context = new OfflineAudioContext(1, 1, rate);
-  const heard = await context.decodeAudioData(await blob.arrayBuffer());
-  const mixed = new Float32Array(heard.length);
-  for (let channel = 0; channel < heard.numberOfChannels; channel++) {
-    heard.getChannelData(channel).forEach((value, at) => (mixed[at] += value / heard.numberOfChannels));
-  }
-  return mixed;
 }

@@ -18,7 +18,16 @@ from PIL import Image
 
 from compress.checkpoints.processor import load_processor, load_tokenizer
 from compress.evaluation.evaluate import artifact_labels
-from compress.tasks.task import Examples, Kept
+from compress.evaluation.generate import continue_prompts, prompts_of
+from compress.formats.runtimes import get_runtime
+from compress.formats.targets import TARGETS
+from compress.progress import SilentProgress
+from compress.tasks.batches import by_length, keep_all
+from compress.tasks.evaluation import Evaluation
+from compress.tasks.task import Examples, Kept, Task
+
+TARGET = TARGETS["cpu"]
+_TOKENS = 8
 
 
 class Pair(NamedTuple):
@@ -30,14 +39,37 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """The rows of a task with our answers: ``kept`` by row, ``outputs`` of each example, and transformers' folder."""
+    """The rows of a task, the ``graph`` that gives our answers to them, and the ``folder`` that transformers opens."""
 
-    task: str
+    task: Task
     folder: Path
+    graph: Path
     rows: pa.Table
     examples: Examples
-    kept: Kept
-    outputs: Sequence[Mapping[str, np.ndarray]]
+
+    @property
+    def kept(self) -> Kept:
+        """What the task keeps of our answers, by example."""
+        return self._answers[0]
+
+    @property
+    def outputs(self) -> Sequence[Mapping[str, np.ndarray]]:
+        """What the graph gives for each example."""
+        return self._answers[1]
+
+    @cached_property
+    def _answers(self) -> tuple[Kept, Sequence[Mapping[str, np.ndarray]]]:
+        session = get_runtime(TARGET.runtime).open(self.graph, TARGET, 1)
+        outputs: list[Mapping[str, np.ndarray]] = [{}] * len(self.examples)
+
+        def answered(places: list[int]) -> dict[str, np.ndarray]:
+            found = session.predict(self.examples.batch(places))
+            for at, place in enumerate(places):
+                outputs[place] = {key: array[at] for key, array in found.items() if len(array) == len(places)}
+            return found
+
+        batches = by_length(self.examples, self.task.batch_size)
+        return keep_all(self.task, self.examples, batches, answered), outputs
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -46,9 +78,10 @@ class Case:
         assert found is not None, "asked for by tasks with classes"
         return found
 
-    def pipeline(self, **options: Any) -> Any:
-        """transformers', of the folder as it lies there, in fp32."""
-        return transformers.pipeline(self.task, model=str(self.folder), dtype=torch.float32, device="cpu", **options)
+    def pipeline(self, kind: str | None = None, **options: Any) -> Any:
+        """transformers' for that ``kind`` of task, of the folder as it lies there, in fp32."""
+        named = kind or self.task.name
+        return transformers.pipeline(named, model=str(self.folder), dtype=torch.float32, device="cpu", **options)
 
     def pictures(self) -> Iterator[Image.Image]:
         """Of each row."""
@@ -132,7 +165,7 @@ def words(case: Case) -> Iterator[Pair]:
 
 def relevance(case: Case) -> Iterator[Pair]:
     """Of each pair whether it is relevant, and the score."""
-    ask = case.pipeline(function_to_apply="none")
+    ask = case.pipeline("text-classification", function_to_apply="none")
     pairs = zip(case.kept["scores"], case.rows["text"].to_pylist(), case.rows["pair"].to_pylist(), strict=True)
     for score, text, pair in pairs:
         theirs = ask({"text": text, "text_pair": pair})["score"]
@@ -236,7 +269,7 @@ def pictures_by_prompt(case: Case) -> Iterator[Pair]:
     names = list(dict.fromkeys(case.rows["label"].to_pylist()))
     count = len(case.rows)
     images, texts = (case.kept[name] for name in ("images", "texts"))
-    scale = float(ask.model.logit_scale.exp())
+    scale = float(ask.model.logit_scale.detach().exp())
     own = softmax(scale * images[:count] @ texts[count : count + len(names)].T)
     for mine, picture in zip(own, case.pictures(), strict=True):
         found = ask(picture, candidate_labels=names, hypothesis_template="This is a photo of {}.")
@@ -273,6 +306,17 @@ def pixels(case: Case) -> Iterator[Pair]:
         yield Pair(bool((own == theirs).all()))
 
 
+def continued(case: Case) -> Iterator[Pair]:
+    """The likeliest tokens after the beginnings of some windows."""
+    asked = Evaluation(prompts=200, prompt_tokens=16)
+    prompts = prompts_of(case.examples, asked)
+    own = continue_prompts(case.graph, prompts, _TOKENS, TARGET, 1, SilentProgress(), "prompts")
+    ask = case.pipeline()
+    for prompt, mine in zip(prompts, own, strict=True):
+        theirs = ask.model.generate(torch.tensor([prompt]), max_new_tokens=_TOKENS, do_sample=False)
+        yield Pair(mine == theirs[0, len(prompt) :].tolist())
+
+
 COMPARED: Mapping[str, Callable[[Case], Iterator[Pair]]] = {
     "text-classification": texts_with_a_class,
     "token-classification": words,
@@ -280,6 +324,7 @@ COMPARED: Mapping[str, Callable[[Case], Iterator[Pair]]] = {
     "fill-mask": masked,
     "text-ranking": relevance,
     "text2text-generation": written,
+    "text-generation": continued,
     "feature-extraction": embeddings,
     "image-classification": images_with_a_class,
     "image-feature-extraction": image_embeddings,

@@ -42,7 +42,7 @@ class Case(FrozenAliased):
     logits: Numbers = ()
     embedding: Numbers = ()
     transcript: str = ""
-    written: str = ""
+    written: str | None = None
     reply: Reply | None = None
 
     @property

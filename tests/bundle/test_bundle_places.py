@@ -138,6 +138,14 @@ def numbers_of(answer: list[float], numbers: dict[str, torch.Tensor], picture: I
     assert answer == pytest.approx(numbers["pooler_output"].ravel().tolist(), abs=1e-4)
 
 
+def test_pictures_of_any_size_must_fit_the_model(tmp_path: Path) -> None:
+    run = write_places_run(tmp_path / "run", "image-feature-extraction")
+    path = run / "model" / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"do_resize": False}))
+    with pytest.raises(ModelError, match=r"takes pixel_values of shape .*16, 16.*would give it \[1, 3, 300, 400\]"):
+        build(wanted_of(run, "desktop"), tmp_path / "out", SilentProgress())
+
+
 def test_places_of_a_cut_picture_are_refused(tmp_path: Path) -> None:
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 

@@ -3,16 +3,18 @@ import { pick } from "./picked.mjs";
 import { ask, start } from "./shown.mjs";
 
 const [drawn, least, sure] = ["drawn", "least", "sure"].map((id) => document.getElementById(id));
-const [MOST, TURN] = [12, 137.5]; // degrees of hue from one label to the next
+const [MOST, SHARP, TURN] = [12, 1200, 137.5]; // degrees of hue from one label to the next
 
 await start(async (bundle) => {
   const { labels } = bundle.manifest.postprocessing;
   let picture;
 
   function draw(boxes) {
-    [drawn.width, drawn.height] = [picture.width, picture.height];
+    const side = Math.max(picture.width, picture.height);
+    const [scale, unit] = [SHARP / side, side / 320];
+    [drawn.width, drawn.height] = [picture.width * scale, picture.height * scale];
     const context = drawn.getContext("2d");
-    const unit = Math.max(picture.width, picture.height) / 320;
+    context.scale(scale, scale);
     context.lineWidth = 2 * unit;
     context.font = `600 ${12 * unit}px system-ui, sans-serif`;
     for (const { label, box } of boxes.toReversed()) {

@@ -68,7 +68,7 @@ SPOKEN = {
     "name": "spelled",
     "task": "automatic-speech-recognition",
     "model": "made",
-    "data": {"splits": {"test": "sample:prompts-audio/train"}},
+    "data": {"source": "sample:languages-audio", "columns": {"text": "prompt"}},
     "stages": ["export"],
 }
 PICTURED = {
@@ -96,7 +96,7 @@ TRIED: Mapping[str, Row] = {
     "boxes, 2 epochs of 16": Row("boxes", ("stages.0.finetune.epochs=2",)),
     "masks": Row("masks"),
     "sounds": Row("sounds"),
-    "whisper-int8": Row("whisper-int8", ("data.splits={test: train}",)),
+    "whisper-int8": Row("whisper-int8", ("data.source=sample:languages-audio", "data.columns={text: prompt}")),
     "wav2vec2, random weights": Row(values=SPOKEN, make=letters),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.data.columns import Column
 from compress.data.slices import Slice
@@ -19,7 +19,7 @@ from compress.tasks.capability import (
     TAKES_TEXT,
 )
 from compress.tasks.image_feature_extraction import class_name
-from compress.tasks.joined import Joined
+from compress.tasks.joined import Chained, Joined
 from compress.tasks.task import Examples, Kept, Task
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class ZeroShotImageClassification(Task):
         assert examples.sizes is not None and asked.sizes is not None, "by `_pairs`"
         return replace(
             examples,
-            inputs=_Chained(examples.inputs, asked.inputs),
+            inputs=Chained(examples.inputs, asked.inputs),
             labels=np.concatenate([examples.labels, more]),
             sizes=np.concatenate([examples.sizes, asked.sizes]),
         )
@@ -264,26 +264,6 @@ def _first_captions(kept: Kept) -> np.ndarray:
     places = distinct(kept[_CAPTION])
     found: np.ndarray = nearest(kept[_IMAGE], kept[_TEXT][places], 1)[:, 0]
     return found
-
-
-class _Chained(Sequence["Mapping[str, np.ndarray]"]):
-    """Two lists, one behind the other."""
-
-    def __init__(self, first: Sequence[Mapping[str, np.ndarray]], second: Sequence[Mapping[str, np.ndarray]]) -> None:
-        self._first, self._second = first, second
-
-    def __len__(self) -> int:
-        return len(self._first) + len(self._second)
-
-    @overload
-    def __getitem__(self, index: int) -> Mapping[str, np.ndarray]: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Mapping[str, np.ndarray]]: ...
-    def __getitem__(self, index: int | slice) -> Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        count = len(self._first)
-        return self._first[index] if index < count else self._second[index - count]
 
 
 def _pairs(images: Sequence[Mapping[str, Any]], texts: Sequence[str], processor: Any, max_length: int) -> Examples:

@@ -133,8 +133,8 @@ def _classes(case: Case, answered: Iterator[Sequence[Mapping[str, Any]]]) -> Ite
 
 def texts_with_a_class(case: Case) -> Iterator[Pair]:
     """Of each text the likeliest class, and the probability of every class."""
-    ask = case.pipeline(top_k=None)
-    yield from _classes(case, (ask(text) for text in case.rows["text"].to_pylist()))
+    ask = case.pipeline()
+    yield from _classes(case, (ask(text, top_k=None) for text in case.rows["text"].to_pylist()))
 
 
 def images_with_a_class(case: Case) -> Iterator[Pair]:

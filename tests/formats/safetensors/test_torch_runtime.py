@@ -51,6 +51,12 @@ def images(folder: Path) -> None:
     tiny_images.vit().save(folder)
 
 
+def bare_images(folder: Path) -> None:
+    model = tiny_images.vit()
+    transformers.ViTModel(model.module.config).save_pretrained(folder)
+    model.processor.save_pretrained(folder)
+
+
 def embeddings(folder: Path) -> None:
     tiny_pairs.encoder().save(folder)
 
@@ -71,6 +77,7 @@ TASKS: dict[str, tuple[Callable[[Path], None], str, tuple[str, ...]]] = {
     ),
     "feature-extraction": (embeddings, "AutoModel", ("last_hidden_state",)),
     "image-classification": (images, "AutoModelForImageClassification", ("logits",)),
+    "image-feature-extraction": (bare_images, "AutoModel", ("pooler_output",)),
     "text-generation": (llama, "AutoModelForCausalLM", ("logits",)),
 }  # fmt: skip
 

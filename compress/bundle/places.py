@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from compress.bundle.ends import FindBoxes, Segment
 from compress.bundle.image import IMAGES, find_rule, sampled
 from compress.bundle.kind import Answers, Numbers
 from compress.bundle.manifest import TensorRecord
-from compress.bundle.steps import FindBoxes, PrepareImage, Segment
+from compress.bundle.steps import PrepareImage
 from compress.bundle.vectors import LABELS
 from compress.errors import ModelError
 from compress.runtimes.runtime import Batch, Session

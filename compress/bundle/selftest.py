@@ -12,11 +12,11 @@ import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from compress.bundle.audio import AudioCase
+from compress.bundle.ends import Postprocessing
 from compress.bundle.image import ImageCase
 from compress.bundle.kind import Answer, Answers, Case, Kind, Preparation
 from compress.bundle.manifest import SELFTEST
 from compress.bundle.pairs import PairCase
-from compress.bundle.steps import Postprocessing
 from compress.bundle.text import TextCase
 from compress.errors import BundleError, InputError, ModelError, StageError
 from compress.frozen import FrozenAliased

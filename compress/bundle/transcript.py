@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from compress.bundle.ends import Rewrite, Transcribe
 from compress.bundle.kind import Answers, Rounding
 from compress.bundle.manifest import MODEL_FOLDER, TensorRecord
-from compress.bundle.steps import Rewrite, Transcribe
 from compress.errors import ModelError
 from compress.formats.onnx.model import find_graphs
 from compress.numerics.word_errors import word_errors

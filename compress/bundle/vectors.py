@@ -10,9 +10,9 @@ from typing import cast
 
 import numpy as np
 
+from compress.bundle.ends import POOLED, Embed, Softmax
 from compress.bundle.kind import Answers, Numbers, Rounding, seven_figures
 from compress.bundle.manifest import TensorRecord
-from compress.bundle.steps import POOLED, Embed, Softmax
 from compress.checkpoints.sentence_modules import MODULES, Normalize, SentenceModules, has_modules, read_modules
 from compress.errors import ModelError
 from compress.evaluation.evaluate import artifact_labels

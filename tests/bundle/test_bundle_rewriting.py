@@ -16,7 +16,7 @@ from tiny_text_to_text import save_tiny_bart
 from toy_bundles import wanted_of
 
 from compress.bundle.build import build
-from compress.bundle.steps import Rewrite
+from compress.bundle.ends import Rewrite
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.errors import ModelError
 from compress.formats.onnx.decoder import export_encoder_decoder

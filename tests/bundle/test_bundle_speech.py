@@ -21,7 +21,8 @@ from transformers import WhisperFeatureExtractor
 import compress.bundle
 from compress.bundle.audio import RECORDINGS, AudioRule, check_rule
 from compress.bundle.build import Bundle, build
-from compress.bundle.steps import LogMel, Transcribe
+from compress.bundle.ends import Transcribe
+from compress.bundle.steps import LogMel
 from compress.bundle.verify import verify
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.errors import BundleError, InputError, ModelError

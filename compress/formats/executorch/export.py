@@ -178,7 +178,7 @@ def _quantize_static(
 ) -> torch.fx.GraphModule:
     """Convolutions and products of a traced model, with ranges of what ``calibration`` leads to (PT2E).
 
-    So is what adds up or joins their results, unless that takes answers far away: sums with outliers have too few steps.
+    So are sums of them, unless that takes answers far away: those with outliers have too few steps in 8 bits.
     """
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,

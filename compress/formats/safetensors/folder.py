@@ -40,7 +40,7 @@ def task_of_folder(folder: Path) -> Task:
             where=str(folder / "config.json"),
             expected=f"architectures of one of the tasks {', '.join(TASKS)}",
         )
-    return TASKS[told]
+    return TASKS[told].of(config)
 
 
 def load_folder(artifact: Path) -> tuple[Task, TorchModel]:

@@ -18,16 +18,12 @@ from PIL import Image
 
 from compress.checkpoints.processor import load_processor, load_tokenizer
 from compress.evaluation.evaluate import artifact_labels
-from compress.evaluation.generate import continue_prompts, prompts_of
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
-from compress.progress import SilentProgress
 from compress.tasks.batches import by_length, keep_all
-from compress.tasks.evaluation import Evaluation
 from compress.tasks.task import Examples, Kept, Task
 
 TARGET = TARGETS["cpu"]
-_TOKENS = 8
 
 
 class Pair(NamedTuple):
@@ -308,17 +304,6 @@ def pixels(case: Case) -> Iterator[Pair]:
         yield Pair(bool((own == theirs).all()))
 
 
-def continued(case: Case) -> Iterator[Pair]:
-    """The likeliest tokens after the beginnings of some windows."""
-    asked = Evaluation(prompts=200, prompt_tokens=16)
-    prompts = prompts_of(case.examples, asked)
-    own = continue_prompts(case.graph, prompts, _TOKENS, TARGET, 1, SilentProgress(), "prompts")
-    ask = case.pipeline()
-    for prompt, mine in zip(prompts, own, strict=True):
-        theirs = ask.model.generate(torch.tensor([prompt]), max_new_tokens=_TOKENS, do_sample=False)
-        yield Pair(mine == theirs[0, len(prompt) :].tolist())
-
-
 COMPARED: Mapping[str, Callable[[Case], Iterator[Pair]]] = {
     "text-classification": texts_with_a_class,
     "token-classification": words,
@@ -326,7 +311,6 @@ COMPARED: Mapping[str, Callable[[Case], Iterator[Pair]]] = {
     "fill-mask": masked,
     "text-ranking": relevance,
     "text2text-generation": written,
-    "text-generation": continued,
     "feature-extraction": embeddings,
     "image-classification": images_with_a_class,
     "image-feature-extraction": image_embeddings,

@@ -100,12 +100,10 @@ TRIED: Mapping[str, Row] = {
     "image-search": Row("image-search"),
     "image-text": Row("image-text"),
     "embeddings-small": Row("embeddings-small"),
-    "smollm2-int4": Row("smollm2-int4", ("data.max_length=32",)),
     "fashion-vit, half an epoch": Row(values=PICTURED),
     "boxes, 2 epochs of 16": Row("boxes", ("stages.0.finetune.epochs=2",)),
     "masks": Row("masks"),
     "sounds": Row("sounds"),
-    "whisper-int8": Row("whisper-int8", ("data.source=sample:languages-audio", "data.columns={text: prompt}"), rows=60),
     "wav2vec2, random weights": Row(values=SPOKEN, make=letters),
 }
 

@@ -292,7 +292,7 @@ def _page(found: dict[str, Any], table: Path, bound: float, confidence: float, w
         "machine": "any: seconds are those that were recorded in the table",
         "measured": f"{date.today():%Y-%m-%d}",
         "text": (
-            f"A space of {found['recipes']} recipes (`benchmarks/searching/reviews.yaml`), each run once to every rung, "
+            f"A space of {found['recipes']} recipes (`benchmarks/searching/reviews.yaml`), each run once to each rung, "
             f"and searches replayed on it: the smallest model that keeps {bound:.0%} of the accuracy, {confidence:.0%} "
             f"surely, by {CHOOSE:,} rows drawn anew each time; sizes are foretold within {wrong_by:.1%}. The best is "
             "what trying everything would choose by the same rows; the cost is that of the stages run, of all."

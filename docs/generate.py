@@ -12,11 +12,13 @@ import typer
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
+from compress.bundle.kinds import KINDS
 from compress.cli import app
 from compress.nightly.suite import suite_schema
 from compress.recipe_source import recipe_schema
 from compress.stage.stage import SEARCH
 from compress.stages import STAGES
+from compress.tasks.registry import TASKS
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER.parent / "benchmarks" / "results"
@@ -61,6 +63,30 @@ def stages() -> str:
                 )
         lines.append("")
     return "\n".join(lines)
+
+
+def tasks() -> str:
+    """Which stages are for which tasks, by what the stages themselves ask for, as Markdown."""
+    kinds = [kind for task in TASKS.values() for kind in task.kinds()]
+    names = {stage: [kind.name for kind in kinds if cls.is_for(kind.capabilities)] for stage, cls in STAGES.items()}
+    for_all = sorted(stage for stage, found in names.items() if len(found) == len(kinds))
+    for_one = {stage: found[0] for stage, found in sorted(names.items()) if len(found) == 1}
+    columns = [stage for stage, found in names.items() if 1 < len(found) < len(kinds)]
+    lines = ["# Tasks", "", "Written by `make docs` from the code: which stages are for which tasks.", ""]
+    lines += [f"For every task: {', '.join(f'`{stage}`' for stage in for_all)}."]
+    for name in dict.fromkeys(for_one.values()):
+        lines += [f"For {name} alone: {', '.join(f'`{stage}`' for stage in for_one if for_one[stage] == name)}."]
+    lines += ["", f"| task | what it is | {' | '.join(columns)} | app |", f"|---|---{'|---' * len(columns)}|---|"]
+    for kind in kinds:
+        able = [STAGES[stage].is_for(kind.capabilities) for stage in columns] + [kind.app_steps in KINDS]
+        cells = " | ".join("yes" if one else "" for one in able)
+        lines.append(f"| {kind.name} | {', '.join(sorted(kind.capabilities))} | {cells} |")
+    lines += ["", "`compress check` refuses the others, by what a stage asks of a task:", ""]
+    lines += ["| stage | what it has to be | what it must not be |", "|---|---|---|"]
+    for stage in (*columns, *for_one):
+        asked = (", ".join(sorted(one)) for one in (STAGES[stage].requires, STAGES[stage].excludes))
+        lines.append(f"| `{stage}` | {' | '.join(asked)} |")
+    return "\n".join([*lines, ""])
 
 
 def _paragraphs(docstring: str) -> str:
@@ -129,6 +155,7 @@ def extending() -> str:
 PAGES = {
     "reference/commands.md": commands,
     "reference/stages.md": stages,
+    "reference/tasks.md": tasks,
     "results.md": results,
     "architectures.md": architectures,
     "extending.md": extending,

@@ -143,6 +143,8 @@ def keep_recordings(folder: Path, samples: Sequence[str], rate: int, most_second
 RECORDINGS = Inputs(
     many="recordings",
     folder="audio",
+    page_files=("heard.mjs",),
+    node_files=("shared/recording_of_file.mjs",),
     case=AudioCase,
     meanings={FEATURES: "log-mel features of a recording"},
     required=frozenset({FEATURES}),

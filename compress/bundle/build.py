@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from compress.bundle.format import bundled, minimum_version, open_model, shape_o
 from compress.bundle.format import contents as contents_of
 from compress.bundle.kind import Kind
 from compress.bundle.kinds import KINDS, kind_of
-from compress.bundle.manifest import CARD, MANIFEST, MODEL_FOLDER, SELFTEST, FileRecord, Manifest, Runtime
+from compress.bundle.manifest import CARD, MANIFEST, MODEL_FOLDER, SELFTEST, FileRecord, Manifest, Runtime, TensorRecord
 from compress.bundle.provenance import NOT_STATED, find_licences, find_provenance
 from compress.bundle.selftest import Asked, SelfTest, make_selftest, unmeasured_selftest
 from compress.bundle.signature import sign
@@ -22,13 +23,14 @@ from compress.bundle.transfer import check_budget, transferred, zipped
 from compress.bundle.verify import verify_folder
 from compress.checkpoints.processor import load_processor
 from compress.digests import digest_file
-from compress.errors import InputError, StorageError
+from compress.errors import InputError, ModelError, StorageError
 from compress.formats.bundled import Contents
 from compress.formats.model_file import format_of, model_file, model_files
 from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.formats.targets import PROFILES, TARGETS, in_format
 from compress.progress import Progress
 from compress.recipe.recipe import Recipe
+from compress.runtimes.runtime import Batch
 from compress.targets import AppProfile
 from compress.tasks.capability import GENERATES
 from compress.tasks.registry import get_task
@@ -157,6 +159,7 @@ def _fill(folder: Path, wanted: Wanted, progress: Progress) -> tuple[Manifest, C
     else:
         made_with = f"{target.runtime} {get_runtime(target.runtime).build()}"
         asked = Asked(session, kind.inputs.open(folder, rule), kind.answers, end)
+        _check_fits(asked.way.feed(cases[0]), shape.inputs)
         test = make_selftest(asked, cases, contents.integers, made_with)
     profile = wanted.profile
     licences = find_licences(wanted.recipe, wanted.licence)
@@ -179,6 +182,19 @@ def _fill(folder: Path, wanted: Wanted, progress: Progress) -> tuple[Manifest, C
         files={},
     )
     return _write(folder, manifest, kind, profile, test, progress), contents
+
+
+def _check_fits(feed: Batch, inputs: Sequence[TensorRecord]) -> None:
+    """Raises `ModelError` where what an app prepares is of another size than the model takes."""
+    for entry in inputs:
+        given = feed[entry.name].shape if entry.name in feed else entry.shape
+        if any(isinstance(wanted, int) and wanted != found for wanted, found in zip(entry.shape, given, strict=False)):
+            raise ModelError(
+                f"The model takes {entry.name} of shape {list(entry.shape)}, and an app would give it {list(given)}.",
+                where="preprocessor_config.json",
+                expected="a processor that brings every input to the model's size",
+                mend='for pictures "do_resize": true and "size", which changes nothing of those that have it already',
+            )
 
 
 def _run_of(wanted: Wanted) -> Path:

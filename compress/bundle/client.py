@@ -155,7 +155,7 @@ ONNXRUNTIME_WEB = Client(
 TRANSFORMERS_JS = Client(
     CLIENT,
     (Part(_APACHE, "LICENSE-transformers.txt"), Part(_MIT)),
-    shared=("style.css",),
+    shared=("local.mjs", "style.css"),
     prepares=False,
     runs=_transformers_js,
     try_out=_try_in_chromium,

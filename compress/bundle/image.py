@@ -227,7 +227,7 @@ IMAGES = Inputs(
     meanings={INPUT: "prepared images, one a row"},
     required=frozenset({INPUT}),
     # Node has no decoder of pictures.
-    node_files=("png.mjs",),
+    node_files=("image/picture_of_file.mjs", "image/png.mjs"),
     find_rule=lambda folder, processor, max_length: find_rule(processor),
     open=ImageRule,
     make_cases=_make_cases,

@@ -37,11 +37,12 @@ Answer = Numbers | str | Reply
 
 
 class Case(FrozenAliased):
-    """One input of the self-test, and the model's answer to it alone: scores, an embedding, a transcript or a reply."""
+    """One input of the self-test, and the model's answer to it alone: scores, an embedding, a text or a reply."""
 
     logits: Numbers = ()
     embedding: Numbers = ()
     transcript: str = ""
+    written: str | None = None
     reply: Reply | None = None
 
     @property
@@ -106,8 +107,8 @@ class Inputs:
     """One kind of input, in a module of its own.
 
     ``many`` is what they are called, ``folder`` that of what prepares them in a page, below `web`. ``meanings`` has
-    inputs that graphs may have, in words. ``tokenizes``: whether a page needs tokenizers. ``node_files`` are those that
-    an example for Node needs beside it.
+    inputs that graphs may have, in words. ``tokenizes``: whether a page needs tokenizers. ``page_files`` are further
+    ones of a page, below `web`, and ``node_files`` those that an example for Node needs beside it, below `examples`.
     """
 
     many: str
@@ -116,6 +117,7 @@ class Inputs:
     meanings: Mapping[str, str]
     required: frozenset[str]
     tokenizes: bool = False
+    page_files: tuple[str, ...] = ()
     node_files: tuple[str, ...] = ()
     find_rule: Callable[[Path, Any, int], Preprocessing]
     """The rule by which an app prepares what a processor of transformers does, for the bundle's folder and length.

@@ -9,13 +9,14 @@ from compress.bundle.client import TRANSFORMERS_JS
 from compress.bundle.image import IMAGES
 from compress.bundle.kind import Kind
 from compress.bundle.pairs import ASKED, RANKED
+from compress.bundle.places import FOUND_BOXES, MASKS, WHOLE_IMAGES
 from compress.bundle.prompt import PROMPTS
 from compress.bundle.reply import REPLIES
 from compress.bundle.scores import MASKED, RELEVANCE, SPANS, TAGS
 from compress.bundle.sound import SOUNDS
-from compress.bundle.text import MASKED_TEXTS, SENTENCES, TEXTS, WORDS
-from compress.bundle.transcript import TRANSCRIPTS_OF_SPEECH
-from compress.bundle.vectors import EMBEDDINGS, LABELS
+from compress.bundle.text import MASKED_TEXTS, SENTENCES, SOURCES, TEXTS, WORDS
+from compress.bundle.transcript import TRANSCRIPTS_OF_SPEECH, WRITTEN_TEXTS
+from compress.bundle.vectors import EMBEDDINGS, IMAGE_EMBEDDINGS, LABELS
 from compress.checkpoints.json_file import read_json
 from compress.errors import InputError
 from compress.targets import Language
@@ -25,6 +26,9 @@ _ALL: frozenset[Language] = frozenset({"python", "node", "kotlin", "swift"})
 KINDS: dict[tuple[str, str], Kind] = {
     ("tokenize", "softmax"): Kind("text-classification", TEXTS, LABELS, "text", "Classifier", _ALL),
     ("prepare-image", "softmax"): Kind("image-classification", IMAGES, LABELS, "image", "Classifier", _ALL),
+    ("prepare-image", "boxes"): Kind("object-detection", WHOLE_IMAGES, FOUND_BOXES, "boxes", "Detector"),
+    ("prepare-image", "segment"): Kind("image-segmentation", WHOLE_IMAGES, MASKS, "masks", "Segmenter"),
+    ("prepare-image", "embed"): Kind("image-feature-extraction", IMAGES, IMAGE_EMBEDDINGS, "nearest", "Encoder"),
     ("tokenize", "embed"): Kind("feature-extraction", SENTENCES, EMBEDDINGS, "sentence", "Encoder", _ALL),
     ("tokenize", "tag"): Kind("token-classification", WORDS, TAGS, "tags", "Tagger"),
     ("tokenize-pair", "relevance"): Kind("text-ranking", RANKED, RELEVANCE, "ranking", "Ranker"),
@@ -39,8 +43,9 @@ KINDS: dict[tuple[str, str], Kind] = {
         graphs=2,
         client=TRANSFORMERS_JS,
     ),
-    ("hear", "softmax"): Kind(
-        "audio-classification", SOUNDS, LABELS, "sound", "Classifier", languages=frozenset({"python"})
+    ("hear", "softmax"): Kind("audio-classification", SOUNDS, LABELS, "sound", "Classifier"),
+    ("tokenize", "rewrite"): Kind(
+        "text2text-generation", SOURCES, WRITTEN_TEXTS, "rewrite", "Writer", graphs=2, client=TRANSFORMERS_JS
     ),
     ("prompt", "generate"): Kind("text-generation", PROMPTS, REPLIES, "chat", "Chat", client=TRANSFORMERS_JS),
 }

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from compress.bundle.steps import Postprocessing, Preprocessing
+from compress.bundle.ends import Postprocessing
+from compress.bundle.steps import Preprocessing
 from compress.errors import BundleError
 from compress.formats.bundled import Axis, Signature
 from compress.formats.registry import Format

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from compress.bundle.ends import Generate
 from compress.bundle.kind import Answers, Numbers, Reply, Rounding, apart, seven_figures, shown, span
 from compress.bundle.manifest import TensorRecord
-from compress.bundle.steps import Generate
 from compress.checkpoints.json_file import read_json
 from compress.errors import ModelError
 from compress.evaluation.generate import end_tokens

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from compress.bundle.ends import FindSpan, Relevance, Tag, Unmask
 from compress.bundle.kind import Answers, Numbers, seven_figures
 from compress.bundle.manifest import TensorRecord
-from compress.bundle.steps import FindSpan, Relevance, Tag, Unmask
 from compress.bundle.vectors import LABELS
 from compress.checkpoints.processor import load_tokenizer
 from compress.errors import ModelError

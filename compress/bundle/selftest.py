@@ -12,11 +12,11 @@ import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from compress.bundle.audio import AudioCase
+from compress.bundle.ends import Postprocessing
 from compress.bundle.image import ImageCase
 from compress.bundle.kind import Answer, Answers, Case, Kind, Preparation
 from compress.bundle.manifest import SELFTEST
 from compress.bundle.pairs import PairCase
-from compress.bundle.steps import Postprocessing
 from compress.bundle.text import TextCase
 from compress.errors import BundleError, InputError, ModelError, StageError
 from compress.frozen import FrozenAliased
@@ -110,7 +110,8 @@ def read_selftest(folder: Path, kind: Kind, listed: Collection[str]) -> SelfTest
         raise BundleError(f"The {SELFTEST} cannot be read: {error}", where=str(path)) from None
     if not all(isinstance(case, kind.inputs.case) for case in test.cases):
         raise BundleError(f"The {SELFTEST} does not have {kind.inputs.many}, which {kind.name} takes.", where=str(path))
-    if test.unmeasured is None and not all(getattr(case, kind.answers.field) for case in test.cases):
+    nothing = kind.inputs.case.model_fields[kind.answers.field].default
+    if test.unmeasured is None and any(getattr(case, kind.answers.field) == nothing for case in test.cases):
         raise BundleError(f"The {SELFTEST} expects no {kind.answers.many}, which {kind.name} gives.", where=str(path))
     unlisted = sorted({name for case in test.cases for name in case.uses} - set(listed))
     if unlisted:

@@ -123,6 +123,8 @@ def _make_cases(folder: Path, rule: Hear, samples: Sequence[str], processor: Any
 SOUNDS = Inputs(
     many="recordings",
     folder="sound",
+    page_files=("heard.mjs",),
+    node_files=("shared/recording_of_file.mjs",),
     case=AudioCase,
     meanings={
         _VALUES: "samples of a recording, or its log-mel features",

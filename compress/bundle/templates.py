@@ -57,7 +57,7 @@ def examples(manifest: Manifest, kind: Kind, profile: AppProfile) -> dict[str, b
             (_SOURCES / own).read_text(encoding="utf-8") if raw else TEMPLATES.get_template(own).render(values)
         )
         for name in kind.inputs.node_files if raw else ():
-            found[name] = (_SOURCES / EXAMPLES / kind.examples / name).read_text(encoding="utf-8")
+            found[name.rpartition("/")[2]] = (_SOURCES / EXAMPLES / name).read_text(encoding="utf-8")
         if model := _MODELS.get(language):
             text = (models / model).read_text(encoding="utf-8")
             found[model] = TEMPLATES.from_string(text).render(values) if model.endswith(_WRITTEN) else text
@@ -69,9 +69,10 @@ def page(manifest: Manifest, kind: Kind, cases: Sequence[Case]) -> dict[str, byt
     runtime, recipe = manifest.runtime, manifest.provenance.recipe
     shown = kind.inputs.shown(cases)
     web = _SOURCES / "web"
-    steps = (kind.inputs.folder, kind.answers.folder) if kind.client.prepares else ()
-    own = [place for name in (*steps, kind.name) for place in (web / name).iterdir()]
-    places = (*(web / name for name in kind.client.shared), *sorted(own, key=lambda at: at.name))
+    steps = (kind.inputs.folder, kind.answers.folder) if kind.client.prepares else (kind.answers.folder,)
+    own = [place for name in (*steps, kind.name) if (web / name).is_dir() for place in (web / name).iterdir()]
+    shared = (web / name for name in (*kind.client.shared, *kind.inputs.page_files))
+    places = (*shared, *sorted(own, key=lambda at: at.name))
     found = {place.name: place.read_bytes() for place in places}
     written = TEMPLATES.get_template(f"web/{kind.name}/{PAGE}").render(
         _values(manifest),

@@ -49,6 +49,11 @@ _GAPS = (
     "She opened the [MASK] and went in.",
     "I have not [MASK] him for years.",
 )
+_SENTENCES = (
+    "The ship reached the harbour before the storm.",
+    "He said that he would come tomorrow.",
+    "In the beginning there was nothing at all.",
+)
 _NAMES = (
     "Ada Lovelace wrote to Charles Babbage in London.",
     "The European Union was founded in Maastricht.",
@@ -215,6 +220,7 @@ def _texts(built_in: Sequence[str], most: int, short: int, make_cases: Callable[
 
 
 TEXTS = _texts((*_OPINIONS, *_FOREIGN), most=3, short=60)
+SOURCES = _texts((*_SENTENCES, *_FOREIGN), most=3, short=120)
 SENTENCES = _texts((*_QUESTION, *_FOREIGN), most=len(_QUESTION), short=120)
 WORDS = _texts((*_NAMES, *_FOREIGN), most=3, short=120, make_cases=_make_word_cases)
 MASKED_TEXTS = _texts((*_GAPS, *_FOREIGN), most=3, short=120, make_cases=_make_masked_cases)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 
+from compress.bundle.ends import POOLED, Embed, Softmax
 from compress.bundle.kind import Answers, Numbers, Rounding, seven_figures
 from compress.bundle.manifest import TensorRecord
-from compress.bundle.steps import POOLED, Embed, Softmax
 from compress.checkpoints.sentence_modules import MODULES, Normalize, SentenceModules, has_modules, read_modules
 from compress.errors import ModelError
 from compress.evaluation.evaluate import artifact_labels
 from compress.runtimes.runtime import Batch, Session
+from compress.tasks.image_feature_extraction import POOLED as POOLER_OUTPUT
 from compress.tasks.task import LAST_HIDDEN_STATE, LOGITS, SENTENCE_EMBEDDING
 
 
@@ -46,7 +49,7 @@ def _ask_embedding(session: Session, end: Embed, feed: Batch, known: Numbers) ->
     if found.shape != (end.dimensions,):
         raise ModelError(
             f"The graph gives an embedding of shape {list(found.shape)}.",
-            expected=f"{end.dimensions} values, as {MODULES} says",
+            expected=f"{end.dimensions} values",
         )
     return seven_figures(found / np.linalg.norm(found) if end.normalize else found)
 
@@ -69,7 +72,7 @@ def _simple(modules: SentenceModules, model: Path) -> tuple[str, bool]:
 def _pooled(values: np.ndarray, end: Embed) -> np.ndarray:
     """Of [tokens, dimensions], or of a finished embedding."""
     if end.pooling is None:
-        return values
+        return values.reshape(-1)
     if end.pooling == "mean":
         return cast(np.ndarray, values.mean(axis=0))
     return cast(np.ndarray, values.max(axis=0) if end.pooling == "max" else values[0 if end.pooling == "cls" else -1])
@@ -84,6 +87,21 @@ EMBEDDINGS = Answers(
     rounding=(Rounding(1e-3, 0.9999), Rounding(0.1, 0.97)),
     find_end=_find_pooling,
     ask=_ask_embedding,
+)
+
+
+def _find_pooled(model: Path, outputs: Sequence[TensorRecord]) -> Embed:
+    """A picture's embedding is what the graph pools, flat."""
+    shapes = {entry.name: entry.shape for entry in outputs}
+    sizes = [side for side in shapes[POOLER_OUTPUT][1:] if isinstance(side, int)]
+    return Embed(output=POOLER_OUTPUT, pooling=None, normalize=False, dimensions=math.prod(sizes))
+
+
+IMAGE_EMBEDDINGS = replace(
+    EMBEDDINGS,
+    meanings={POOLER_OUTPUT: "the picture's embedding", LAST_HIDDEN_STATE: "one vector a place of the picture"},
+    required=frozenset({POOLER_OUTPUT}),
+    find_end=_find_pooled,
 )
 
 

@@ -92,6 +92,13 @@ def prove_shipped(
     if made is plain:
         return text
     shipped = measure(reference, of_session(made, examples), examples)
+    if not np.isfinite(shipped.worst):
+        raise IntegrityError(
+            f"In {runtime} the {words} are not all finite in fewer bits, and are in fp32.",
+            where="precision",
+            expected="finite answers of the file that ships",
+            mend="set precision: int8_weights, fp16 or fp32, whichever the format has",
+        )
     return f"{text}, by {shipped.worst:.1e} as they ship, where the largest is {exact.largest:.1f}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -37,6 +38,26 @@ def lean_tracing() -> Iterator[None]:
         config.do_not_emit_stack_traces = traces
         gc.set_threshold(*threshold)
         exporter.get_torchlib_ops, listing._materialize_cpp_cia_ops = parse, materialize
+
+
+@contextmanager
+def unmasked(module: Any) -> Iterator[None]:
+    """Without the masks of padding that a detector makes itself: pictures of one size have none.
+
+    As DETR computes them they take operators that not every format has.
+    """
+    parts = [part for name, part in module.named_modules() if name.rpartition(".")[2] in ("encoder", "decoder")]
+    makes_masks = "pixel_mask" in inspect.signature(module.forward).parameters
+    hooks = [part.register_forward_pre_hook(_without_masks, with_kwargs=True) for part in parts if makes_masks]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _without_masks(part: Any, given: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return given, named | {name: None for name in ("attention_mask", "encoder_attention_mask") if name in named}
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.formats.onnx.model import QUANTIZED_GRAPH, OnnxModel
 from compress.stage.prediction import PlanContext, Prediction, Shape
 from compress.stage.stage import Context, Needs, Promise, Stage
-from compress.tasks.capability import HAS_LABELS, IS_WRITTEN
+from compress.tasks.capability import HAS_LABELS, IS_WRITTEN, OF_ANY_LENGTH
 from compress.training.config import QuantizationAwareTraining
 from compress.training.prediction import FLOPS_FORWARD, FLOPS_TRAINING, training_prediction
 
@@ -24,7 +24,8 @@ class Qat(QuantizationAwareTraining, Stage[TorchModel, OnnxModel]):
 
     packages = ("torch", "transformers", "accelerate", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
     requires = frozenset({HAS_LABELS})
-    excludes = frozenset({IS_WRITTEN})
+    # Of wav2vec2 and its like the exported graph answers otherwise than the model in training.
+    excludes = frozenset({IS_WRITTEN, OF_ANY_LENGTH})
     integer_graph = True
     promised = Promise(max_size_ratio=0.95)
     """Smaller; how much depends on what share of the model its embedding tables are."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from compress.checkpoints.torch_model import TorchModel
 from compress.data.columns import Column
 from compress.data.slices import Slice
-from compress.errors import DataError, ModelError, StageError
+from compress.errors import DataError, StageError
 from compress.tasks.capability import ANSWERS_AT_ONCE, EMBEDS, READS_ROWS, TAKES_TEXT
 from compress.tasks.task import LAST_HIDDEN_STATE, SENTENCE_EMBEDDING, Examples, Kept, Task
 
@@ -75,33 +75,17 @@ class FeatureExtraction(Task):
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights, tokenizer and the modules that follow. Raises `ModelError` for what does not load."""
         import torch
-        from transformers import AutoConfig, AutoModel, AutoTokenizer
 
         from compress.architectures.transformer import drop_pooler
-        from compress.checkpoints.checks import refuse_quantized
-        from compress.checkpoints.config_check import loading_failures, to_blame
         from compress.checkpoints.processor import sentence_processor
+        from compress.tasks.loading import Origin, load_by, tokenizer_by
 
-        refuse_quantized(directory)
-        try:
-            config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
-            tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
-            module = AutoModel.from_pretrained(
-                directory,
-                config=config,
-                trust_remote_code=trust_remote_code,
-                use_safetensors=True,
-                dtype=torch.float32,
-            )
-        except loading_failures() as error:
-            raise to_blame(directory, trust_remote_code) or ModelError(
-                f"The model cannot be loaded for {self.name}: {error}",
-                where=str(directory),
-                expected="a text encoder with a tokenizer, in the layout of Hugging Face or sentence-transformers",
-            ) from error
-        drop_pooler(module)
-        processor = sentence_processor(directory, tokenizer, config.hidden_size)
-        return TorchModel(module.eval(), processor)
+        expected = "a text encoder with a tokenizer, in the layout of Hugging Face or sentence-transformers"
+        origin = Origin(self.name, directory, tokenizer_by(trust_remote_code), expected)
+        model = load_by("AutoModel", origin, trust_remote_code, dtype=torch.float32)
+        drop_pooler(model.module)
+        model.processor = sentence_processor(directory, model.processor, model.module.config.hidden_size)
+        return model
 
     def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
         """The texts, then, where the rows have them, the pairs."""

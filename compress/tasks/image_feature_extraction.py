@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from compress.checkpoints.torch_model import TorchModel
 from compress.data.columns import Column, value_text
 from compress.data.slices import Slice
 from compress.errors import DataError, ModelError
@@ -19,10 +18,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
+    from compress.checkpoints.torch_model import TorchModel
     from compress.measurement import Measurement
     from compress.tasks.evaluation import Evaluation
 
-_POOLED = "pooler_output"
+POOLED = "pooler_output"
 _TEMPERATURE = 0.1
 """Of the contrastive loss, as Khosla et al. (2020) have it."""
 _IGNORED = -100
@@ -56,20 +56,20 @@ def class_name(value: Any) -> str | None:
 class PoolerOutput:
     """An image's embedding as the model pools it, flat: a `Head`."""
 
-    outputs: ClassVar[tuple[str, ...]] = (_POOLED,)
+    outputs: ClassVar[tuple[str, ...]] = (POOLED,)
     answer: ClassVar[str] = "image_embedding"
     many: ClassVar[str] = "embeddings"
 
     def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Embeddings [B, dimensions]. Raises `ModelError` for a model that pools nothing."""
-        return self.flat(outputs[_POOLED])
+        return self.flat(outputs[POOLED])
 
     @staticmethod
     def flat(pooled: torch.Tensor | None) -> torch.Tensor:
         """What a model pools [B, dimensions, ...] as [B, dimensions]. Raises `ModelError` where it is nothing."""
         if pooled is None:
             raise ModelError(
-                f"The model gives no {_POOLED}, so that there is no embedding of an image.",
+                f"The model gives no {POOLED}, so that there is no embedding of an image.",
                 expected="a model that pools what it sees, such as ViT, DINOv2, Swin, ConvNeXt or ResNet",
             )
         return pooled.flatten(1)
@@ -89,42 +89,23 @@ class ImageFeatureExtraction(Task):
     )
     capabilities = frozenset({READS_ROWS, TAKES_IMAGES, HAS_LABELS, EMBEDS, ANSWERS_AT_ONCE})
     architectures = ("Dinov2Model", "Dinov2WithRegistersModel", "DINOv3ViTModel", "IJepaModel")
+    app_steps = ("prepare-image", "embed")
     starter = _STARTER
     slices = (Slice(column="label"),)
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights and image processor, without any head. Raises `ModelError` for what does not load."""
         import torch
-        from transformers import AutoConfig, AutoModel
 
-        from compress.architectures.cut_model import is_cut, load_cut
         from compress.architectures.transformer import pool_first_token
-        from compress.checkpoints.checks import refuse_quantized
-        from compress.checkpoints.config_check import loading_failures
         from compress.checkpoints.processor import load_processor
+        from compress.tasks.loading import Origin, load_by
 
-        refuse_quantized(directory)
-        try:
-            processor = load_processor(directory)
-            config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
-            if is_cut(config):
-                module = load_cut(AutoModel, directory, config)
-            else:
-                module = AutoModel.from_pretrained(
-                    directory,
-                    config=config,
-                    trust_remote_code=trust_remote_code,
-                    use_safetensors=True,
-                    dtype=torch.float32,
-                )
-        except loading_failures() as error:
-            raise ModelError(
-                f"The model cannot be loaded for {self.name}: {error}",
-                where=str(directory),
-                expected="an image model with a preprocessor_config.json, in Hugging Face layout",
-            ) from error
-        pool_first_token(module, directory)
-        return TorchModel(module.eval(), processor)
+        expected = "an image model with a preprocessor_config.json, in Hugging Face layout"
+        origin = Origin(self.name, directory, load_processor, expected)
+        model = load_by("AutoModel", origin, trust_remote_code, dtype=torch.float32)
+        pool_first_token(model.module, directory)
+        return model
 
     def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
         """Prepare as the model's own processor does; labels are a number for each class [n]."""

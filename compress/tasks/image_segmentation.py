@@ -78,6 +78,7 @@ class ImageSegmentation(Task):
     )
     capabilities = frozenset({READS_ROWS, TAKES_IMAGES, HAS_CLASSES, ANSWERS_AT_ONCE, BY_PLACE})
     architectures = ("ForSemanticSegmentation",)
+    app_steps = ("prepare-image", "segment")
     starter = _STARTER
     ratios = ("mean_iou", "pixel_accuracy")
     batch_size = 16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +22,13 @@ class Origin(NamedTuple):
     expected: str
 
 
+def tokenizer_by(trust_remote_code: bool) -> Callable[[Path], Any]:
+    """What reads the tokenizer of a folder, for an `Origin`."""
+    from transformers import AutoTokenizer
+
+    return partial(AutoTokenizer.from_pretrained, trust_remote_code=trust_remote_code)
+
+
 def load_with_head(
     origin: Origin, heads: Sequence[str], labels: Sequence[str] | None, trust_remote_code: bool, **config_values: Any
 ) -> TorchModel:
@@ -30,30 +38,44 @@ def load_with_head(
     ``config_values`` are for a new head alone. Raises `ModelError` for files that do not load and `DataError` for
     labels that a trained head lacks.
     """
+    from compress.tasks.classes import set_labels
+
+    def with_head(config: Any) -> None:
+        has_head = any(head in name for name in config.architectures or () for head in heads)
+        for name, value in config_values.items() if not has_head else ():
+            setattr(config, name, value)
+        if labels is not None:
+            set_labels(config, labels, has_head)
+
+    return load_by(f"AutoModelFor{heads[0]}", origin, trust_remote_code, with_head)
+
+
+def load_by(
+    auto: str, origin: Origin, trust_remote_code: bool, prepare: Callable[[Any], None] | None = None, **options: Any
+) -> TorchModel:
+    """The model in fp32 as the class ``auto`` of transformers opens it with ``options``, cut or whole.
+
+    ``prepare`` changes its config before. Raises `ModelError` for files that do not load.
+    """
     import transformers
 
     from compress.architectures.cut_model import is_cut, load_cut
     from compress.checkpoints.checks import refuse_quantized
     from compress.checkpoints.config_check import loading_failures, to_blame
     from compress.checkpoints.torch_model import TorchModel
-    from compress.tasks.classes import set_labels
 
-    directory = origin.directory
+    directory, cls = origin.directory, getattr(transformers, auto)
     refuse_quantized(directory)
-    auto: Any = getattr(transformers, f"AutoModelFor{heads[0]}")
     try:
         config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
         processor = origin.processor(directory)
-        has_head = any(head in name for name in config.architectures or () for head in heads)
-        for name, value in config_values.items() if not has_head else ():
-            setattr(config, name, value)
-        if labels is not None:
-            set_labels(config, labels, has_head)
+        if prepare is not None:
+            prepare(config)
         if is_cut(config):
-            module = load_cut(auto, directory, config)
+            module = load_cut(cls, directory, config)
         else:
-            module = auto.from_pretrained(
-                directory, config=config, trust_remote_code=trust_remote_code, use_safetensors=True
+            module = cls.from_pretrained(
+                directory, config=config, trust_remote_code=trust_remote_code, use_safetensors=True, **options
             )
     except loading_failures() as error:
         raise to_blame(directory, trust_remote_code) or ModelError(

@@ -91,6 +91,7 @@ class ObjectDetection(Task):
     )
     capabilities = frozenset({READS_ROWS, TAKES_IMAGES, HAS_CLASSES, ANSWERS_AT_ONCE, BY_PLACE})
     architectures = ("ForObjectDetection",)
+    app_steps = ("prepare-image", "boxes")
     starter = _STARTER
     ratios = ("map", "map_50")
 

@@ -210,7 +210,7 @@ class Task(Protocol):
     architectures: tuple[str, ...] = ()
     """Endings of the names of transformers' classes that are for this task, as a model's config.json has them."""
     app_steps: tuple[str, str] | None = None
-    """What an app does before the model and behind it (kinds of `bundle.steps`); `None` where no app is made."""
+    """What an app does before the model and behind it (`bundle.steps`, `bundle.ends`); `None` where no app is made."""
     starter: Mapping[str, Any] = MappingProxyType({})
     """Fields of a recipe to begin with, stages among them, the rest at its default; without any there is no starter."""
     slices: tuple[Slice, ...] = ()

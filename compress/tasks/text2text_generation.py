@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.checkpoints.torch_model import TorchModel
 from compress.data.columns import Column
 from compress.data.slices import Slice
 from compress.errors import DataError, MissingExtraError, ModelError
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
+    from compress.checkpoints.torch_model import TorchModel
     from compress.measurement import Measurement
     from compress.tasks.evaluation import Evaluation
 
@@ -59,6 +59,7 @@ class TextToText(Task):
         "MarianMTModel",
         "EncoderDecoderModel",
     )
+    app_steps = ("tokenize", "rewrite")
     starter = _STARTER
     slices = (Slice(length="quartiles"),)
     batch_size = 8
@@ -66,25 +67,14 @@ class TextToText(Task):
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights in fp32 and the tokenizer. Raises `ModelError` for files that do not load."""
         import torch
-        from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-        from compress.checkpoints.checks import refuse_quantized
-        from compress.checkpoints.config_check import loading_failures, to_blame
+        from compress.tasks.loading import Origin, load_by, tokenizer_by
 
-        refuse_quantized(directory)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
-            module = AutoModelForSeq2SeqLM.from_pretrained(
-                directory, trust_remote_code=trust_remote_code, use_safetensors=True, dtype=torch.float32
-            )
-        except loading_failures() as error:
-            raise to_blame(directory, trust_remote_code) or ModelError(
-                f"The model cannot be loaded for {self.name}: {error}",
-                where=str(directory),
-                expected="an encoder with a decoder and a tokenizer, in Hugging Face layout",
-            ) from error
-        module.register_forward_pre_hook(_begin, with_kwargs=True)
-        return TorchModel(module.eval(), tokenizer)
+        expected = "an encoder with a decoder and a tokenizer, in Hugging Face layout"
+        origin = Origin(self.name, directory, tokenizer_by(trust_remote_code), expected)
+        model = load_by("AutoModelForSeq2SeqLM", origin, trust_remote_code, dtype=torch.float32)
+        model.module.register_forward_pre_hook(_begin, with_kwargs=True)
+        return model
 
     def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
         """Tokenize; ``labels`` [n, longest] are the target's tokens, -100 at their ends, if there are targets.

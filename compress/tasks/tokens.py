@@ -73,12 +73,8 @@ def load_encoder(
     task: str, directory: Path, head: str, labels: Sequence[str] | None, trust_remote_code: bool, **config_values: Any
 ) -> TorchModel:
     """Weights and tokenizer of an encoder for `AutoModelFor` ``head``, as `load_with_head` has them."""
-    from transformers import AutoTokenizer
+    from compress.tasks.loading import Origin, load_with_head, tokenizer_by
 
-    from compress.tasks.loading import Origin, load_with_head
-
-    def tokenizer(folder: Path) -> Any:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-
-    origin = Origin(task, directory, tokenizer, "a text encoder with a fast tokenizer, in Hugging Face layout")
+    expected = "a text encoder with a fast tokenizer, in Hugging Face layout"
+    origin = Origin(task, directory, tokenizer_by(trust_remote_code), expected)
     return load_with_head(origin, (head,), labels, trust_remote_code, **config_values)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from compress.checkpoints.torch_model import TorchModel
 from compress.data.columns import Column
 from compress.data.slices import Slice
 from compress.errors import DataError, ModelError
@@ -20,7 +19,7 @@ from compress.tasks.capability import (
     TAKES_TEXT,
 )
 from compress.tasks.image_feature_extraction import class_name
-from compress.tasks.joined import Joined
+from compress.tasks.joined import Chained, Joined
 from compress.tasks.task import Examples, Kept, Task
 
 if TYPE_CHECKING:
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
+    from compress.checkpoints.torch_model import TorchModel
     from compress.measurement import Measurement
     from compress.tasks.evaluation import Evaluation
 
@@ -98,40 +98,20 @@ class ZeroShotImageClassification(Task):
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights, tokenizer and image processor. Raises `ModelError` for what does not load."""
         import torch
-        from transformers import AutoConfig, AutoModelForZeroShotImageClassification
 
-        from compress.architectures.cut_model import is_cut, load_cut
-        from compress.checkpoints.checks import refuse_quantized
-        from compress.checkpoints.config_check import loading_failures
         from compress.checkpoints.processor import ImageTextProcessor, load_processor
+        from compress.tasks.loading import Origin, load_by
 
-        refuse_quantized(directory)
-        try:
-            processor = load_processor(directory)
-            config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
-            auto: Any = AutoModelForZeroShotImageClassification
-            if is_cut(config):
-                module = load_cut(auto, directory, config)
-            else:
-                module = auto.from_pretrained(
-                    directory,
-                    config=config,
-                    trust_remote_code=trust_remote_code,
-                    use_safetensors=True,
-                    dtype=torch.float32,
-                )
-        except loading_failures() as error:
-            raise self._unfit(directory, str(error)) from error
-        if not isinstance(processor, ImageTextProcessor):
-            raise self._unfit(directory, "it has no tokenizer and image processor both")
-        return TorchModel(module.eval(), processor)
-
-    def _unfit(self, directory: Path, why: str) -> ModelError:
-        return ModelError(
-            f"The model cannot be loaded for {self.name}: {why}",
-            where=str(directory),
-            expected="a model of two towers such as CLIP or SigLIP, with its tokenizer and a preprocessor_config.json",
-        )
+        expected = "a model of two towers such as CLIP or SigLIP, with its tokenizer and a preprocessor_config.json"
+        origin = Origin(self.name, directory, load_processor, expected)
+        model = load_by("AutoModelForZeroShotImageClassification", origin, trust_remote_code, dtype=torch.float32)
+        if not isinstance(model.processor, ImageTextProcessor):
+            raise ModelError(
+                f"The model cannot be loaded for {self.name}: it has no tokenizer and image processor both",
+                where=str(directory),
+                expected=expected,
+            )
+        return model
 
     def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
         """Pairs; labels [n, 3] are the numbers of what a row belongs to, of its caption and of its image."""
@@ -173,7 +153,7 @@ class ZeroShotImageClassification(Task):
         assert examples.sizes is not None and asked.sizes is not None, "by `_pairs`"
         return replace(
             examples,
-            inputs=_Chained(examples.inputs, asked.inputs),
+            inputs=Chained(examples.inputs, asked.inputs),
             labels=np.concatenate([examples.labels, more]),
             sizes=np.concatenate([examples.sizes, asked.sizes]),
         )
@@ -284,26 +264,6 @@ def _first_captions(kept: Kept) -> np.ndarray:
     places = distinct(kept[_CAPTION])
     found: np.ndarray = nearest(kept[_IMAGE], kept[_TEXT][places], 1)[:, 0]
     return found
-
-
-class _Chained(Sequence["Mapping[str, np.ndarray]"]):
-    """Two lists, one behind the other."""
-
-    def __init__(self, first: Sequence[Mapping[str, np.ndarray]], second: Sequence[Mapping[str, np.ndarray]]) -> None:
-        self._first, self._second = first, second
-
-    def __len__(self) -> int:
-        return len(self._first) + len(self._second)
-
-    @overload
-    def __getitem__(self, index: int) -> Mapping[str, np.ndarray]: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Mapping[str, np.ndarray]]: ...
-    def __getitem__(self, index: int | slice) -> Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        count = len(self._first)
-        return self._first[index] if index < count else self._second[index - count]
 
 
 def _pairs(images: Sequence[Mapping[str, Any]], texts: Sequence[str], processor: Any, max_length: int) -> Examples:

@@ -18,9 +18,10 @@ from toy_chat import AFTER, BEFORE, LONGEST, POSITIONS, TEMPLATE, Right, chat_to
 from written_decoders import CONFIGS, FewBits, save_decoder
 
 from compress.bundle.build import Bundle, build
+from compress.bundle.ends import Generate
 from compress.bundle.format import bundled, contents
 from compress.bundle.prompt import PROMPTS, check_rule
-from compress.bundle.steps import Generate, Prompt
+from compress.bundle.steps import Prompt
 from compress.bundle.verify import verify
 from compress.errors import BundleError, InputError, ModelError
 from compress.formats.onnx.decoder import GraphSettings, export_decoder

@@ -12,7 +12,7 @@ import pytest
 from toy_bundles import EMBEDDINGS, WIDTH, code, wanted_of, write_encoder_run
 
 from compress.bundle.build import Bundle, build
-from compress.bundle.steps import Embed
+from compress.bundle.ends import Embed
 from compress.bundle.verify import verify
 from compress.checkpoints.sentence_modules import Dense, Normalize, SentenceModules
 from compress.errors import ModelError

@@ -21,7 +21,8 @@ from transformers import WhisperFeatureExtractor
 import compress.bundle
 from compress.bundle.audio import RECORDINGS, AudioRule, check_rule
 from compress.bundle.build import Bundle, build
-from compress.bundle.steps import LogMel, Transcribe
+from compress.bundle.ends import Transcribe
+from compress.bundle.steps import LogMel
 from compress.bundle.verify import verify
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.errors import BundleError, InputError, ModelError
@@ -183,7 +184,7 @@ def test_the_page_counts_words_as_the_report_does(tmp_path: Path) -> None:
         pytest.skip("no node here")
     chance = np.random.default_rng(0)
     pairs = [[" ".join(chance.choice(list("abcd"), chance.integers(0, 9))) for _ in range(2)] for _ in range(200)]
-    script = f"import {{ wordErrors }} from {json.dumps(str(WEB / 'words.mjs'))};"
+    script = f"import {{ wordErrors }} from {json.dumps(str(WEB.parent / 'transcript' / 'words.mjs'))};"
     script += f"console.log(JSON.stringify({json.dumps(pairs)}.map(([a, b]) => wordErrors(a, b))));"
     command = ["node", "--input-type=module", "-e", script]
     found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)

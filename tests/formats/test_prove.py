@@ -78,3 +78,9 @@ def test_a_file_of_fewer_bits_is_measured_and_only_its_plain_form_is_held_to_the
     assert alone.endswith("from torch in fp32")
     with pytest.raises(IntegrityError, match=r"In Strange the logits differ from torch by 1\.00e-01"):
         prove_shipped("Strange", off, small, reference, examples, 1e-3)
+
+
+def test_a_file_whose_answers_are_no_numbers_is_not_told_of_but_refused(examples: Examples) -> None:
+    reference = of_torch(MODEL.module, examples)
+    with pytest.raises(IntegrityError, match="In LiteRT the logits are not all finite in fewer bits"):
+        prove_shipped("LiteRT", Shifted(0.0), Shifted(float("nan")), reference, examples, 1e-3)  # type: ignore[arg-type]

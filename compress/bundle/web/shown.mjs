@@ -32,7 +32,7 @@ const percent = (score) => `${(100 * score).toFixed(1)}%`;
 
 /**
  * Asks for `answer()`, [{label, score}], and shows at most `most` of them, their scores as `words` has them, unless
- * something newer was asked meanwhile.
+ * something newer was asked meanwhile. Those with a `source` are shown as its picture, bars are of a `colour`.
  */
 export async function ask(answer, most, words = percent) {
   const mine = ++asked;
@@ -42,7 +42,7 @@ export async function ask(answer, most, words = percent) {
   show(answers.slice(0, most), words);
   say(`Answered in ${(performance.now() - start).toFixed(1)} ms on this device; nothing was sent.`);
   if (!performance.getEntriesByName("first answer").length) performance.mark("first answer");
-  document.body.dataset.answer = answers[0].label;
+  document.body.dataset.answer = answers[0]?.label ?? "(nothing)";
 }
 let asked = 0;
 
@@ -54,13 +54,15 @@ export function clear() {
 
 function show(answers, words) {
   bars.replaceChildren(
-    ...answers.map(({ label, score }, place) => {
+    ...answers.map(({ label, score, source, colour }, place) => {
       const row = document.createElement("div");
       row.className = place ? "bar" : "bar first";
       const [name, track, fill, figure] = ["span", "div", "div", "span"].map((kind) => document.createElement(kind));
       name.textContent = label;
+      if (source) name.prepend(Object.assign(new Image(), { src: source, alt: "" }));
       track.className = "track";
       fill.style.width = `${100 * Math.max(0, score)}%`;
+      if (colour) fill.style.background = `rgb(${colour})`;
       track.append(fill);
       figure.textContent = words(score);
       row.append(name, track, figure);

@@ -17,6 +17,7 @@ from compress.errors import StageError, first_line
 from compress.formats.coreml.model import CoreMlModel, package_of, specification_of, weights_of
 from compress.formats.prove import Answers, of_torch, prove
 from compress.formats.silence import silence
+from compress.formats.tracing import unmasked
 from compress.tasks.forward import answers, tensors
 from compress.tasks.task import Examples
 
@@ -52,7 +53,7 @@ def to_coreml(
     row = _OneRow(model.module, examples).eval()
     sample = _sample(examples)
     longest = max(max_length, *(value.shape[1] for value in sample.values()))
-    with silence("prints"), torch.no_grad():
+    with silence("prints"), unmasked(row.module), torch.no_grad():
         import coremltools
 
         # Positions of 1 row and any length.

@@ -21,7 +21,7 @@ class ExecuTorch(Stage[TorchModel, ExecuTorchModel]):
     proves the program.
     """
 
-    version = 2
+    version = 3
     packages = ("torch", "transformers", "executorch", "torchao")
     requires = frozenset({ANSWERS_AT_ONCE})
     # Traced with token types, a BERT counts its batch by an arange of fixed length, which a single row does not fit.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ NONE = 2**32 - 1
 """The id of what a node does without."""
 _MAGIC = b"XH00"
 _INPUT, _OUTPUT = 1, 2
+_INFINITY = re.compile(r"(?<=: )(-?)inf(?=\s*[,}\]])")
 _TYPES = {
     "fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int32": "int32", "qint32": "int32", "qcint32": "int32",
     "qint8": "int8", "quint8": "uint8", "qcint8": "int8", "qdint8": "int8", "qpint8": "int8", "qcint4": "int4",
@@ -129,7 +131,9 @@ def read_graph(payload: bytes) -> XnnGraph:
             _flatc_decompile(folder, _schema(folder), str(made), ["--raw-binary"])
         except subprocess.CalledProcessError as error:
             raise ValueError(f"a part of XNNPACK cannot be read: {error}") from error
-        return XnnGraph(json.loads(made.with_suffix(".json").read_text()), payload)
+        # flatc writes an activation's bounds as inf, which Python's JSON calls Infinity.
+        told = _INFINITY.sub(r"\1Infinity", made.with_suffix(".json").read_text())
+        return XnnGraph(json.loads(told), payload)
 
 
 def _written(told: Mapping[str, Any], payload: bytes) -> bytes:

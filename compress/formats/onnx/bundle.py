@@ -8,6 +8,7 @@ from pathlib import Path
 from compress.formats.bundled import BundledFormat, Contents, Interface
 from compress.formats.onnx.graph import Node, OnnxGraph, read_graph
 from compress.runtimes.runtime import Session
+from compress.runtimes.text_writer import TextWriter
 from compress.runtimes.transcriber import Transcriber
 
 _FEW_BITS = "MatMulNBits"
@@ -17,7 +18,7 @@ _INTEGER = ("QLinear", "MatMulInteger", "ConvInteger", "QAttention", "QGemm", "D
 def _interface(file: Path, session: Session | None) -> Interface:
     """As ONNX Runtime tells it; of several graphs, the one that reads inputs."""
     assert session is not None
-    first = session.encoder if isinstance(session, Transcriber) else session
+    first = session.encoder if isinstance(session, Transcriber | TextWriter) else session
     return Interface(first.input_types, first.output_types)
 
 

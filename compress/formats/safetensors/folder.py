@@ -13,7 +13,7 @@ from compress.checkpoints.json_file import read_json
 from compress.checkpoints.processor import PREPROCESSOR, load_tokenizer
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import ModelError
-from compress.tasks.capability import GENERATES
+from compress.tasks.capability import EMBEDS, GENERATES, TAKES_IMAGES
 from compress.tasks.registry import TASKS, tasks_with, told_task
 from compress.tasks.task import Task
 
@@ -31,14 +31,16 @@ def has_integers(folder: Path) -> bool:
 def task_of_folder(folder: Path) -> Task:
     """The task that its config tells. Raises `ModelError` where it tells none."""
     config = read_json(folder / "config.json")
+    pictures = (folder / PREPROCESSOR).is_file() and "sampling_rate" not in read_json(folder / PREPROCESSOR)
     told = told_task(config, (folder / PREPROCESSOR).is_file()) or _generating(config)
+    told = told or (_embedding(config) if pictures else None)
     if told is None:
         raise ModelError(
             f"Nothing tells what a model of the class {', '.join(config.get('architectures') or ['?'])} is for.",
             where=str(folder / "config.json"),
             expected=f"architectures of one of the tasks {', '.join(TASKS)}",
         )
-    return TASKS[told]
+    return TASKS[told].of(config)
 
 
 def load_folder(artifact: Path) -> tuple[Task, TorchModel]:
@@ -60,6 +62,15 @@ def _floats(folder: Path) -> TorchModel:
     from compress.checkpoints.quantized_module import load_module, with_float_weights
 
     return TorchModel(with_float_weights(load_module(Checkpoint(folder))), load_tokenizer(folder))
+
+
+def _embedding(config: dict[str, Any]) -> str | None:
+    """A task that embeds pictures, for the class without a head that transformers has for a model's type."""
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    known = MODEL_MAPPING_NAMES.get(config.get("model_type"))
+    bare = known is not None and known in (config.get("architectures") or [])
+    return next(iter(tasks_with(frozenset({EMBEDS, TAKES_IMAGES}))), None) if bare else None
 
 
 def _generating(config: dict[str, Any]) -> str | None:

@@ -26,6 +26,7 @@ from compress.formats.model_file import format_of, model_file
 from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.parts import OnnxParts
 from compress.formats.runtimes import get_runtime, why_unavailable
+from compress.formats.silence import silence
 from compress.formats.targets import TARGETS
 from compress.inspect.budget import budget_of
 from compress.inspect.departures import FormatComparison, compare_parts, open_parts
@@ -279,6 +280,17 @@ def with_larger_scales(model: TorchModel, file: Path) -> bytes:
                 content[scales.start : scales.start + scales.bytes] = (factors * np.float32(1.5)).tobytes()
                 return bytes(content)
     raise AssertionError("the layer's integers are not there")
+
+
+def test_a_part_whose_activation_has_no_upper_bound_is_read(tmp_path: Path) -> None:
+    with silence("process"):
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+
+        module = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU()).eval()
+        exported = torch.export.export(module, (torch.zeros(2, 4),))
+        made = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]).to_executorch()
+    assert sorted(one.shape for one in read_pte(bytes(made.buffer), tmp_path / "model.pte")) == [(3,), (3, 4)]
 
 
 def test_operators_that_it_lacks_are_named_with_their_module() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import tiny_images
 import tiny_pairs
 import tiny_run
+import tiny_sounds
 import tiny_tasks
 import torch
 import transformers
@@ -23,9 +25,11 @@ from compress.checkpoints.checkpoint import Checkpoint
 from compress.errors import InputError, ModelError, StageError
 from compress.formats.model_file import format_of, model_files
 from compress.formats.runtimes import get_runtime
+from compress.formats.safetensors.folder import task_of_folder
 from compress.formats.targets import REFERENCE
 from compress.runtimes.decoder import open_decoder
 from compress.runtimes.runtime import Session
+from compress.tasks import ctc
 
 TARGET = REFERENCE.target
 IDS = {
@@ -51,6 +55,12 @@ def images(folder: Path) -> None:
     tiny_images.vit().save(folder)
 
 
+def bare_images(folder: Path) -> None:
+    model = tiny_images.vit()
+    transformers.ViTModel(model.module.config).save_pretrained(folder)
+    model.processor.save_pretrained(folder)
+
+
 def embeddings(folder: Path) -> None:
     tiny_pairs.encoder().save(folder)
 
@@ -71,6 +81,7 @@ TASKS: dict[str, tuple[Callable[[Path], None], str, tuple[str, ...]]] = {
     ),
     "feature-extraction": (embeddings, "AutoModel", ("last_hidden_state",)),
     "image-classification": (images, "AutoModelForImageClassification", ("logits",)),
+    "image-feature-extraction": (bare_images, "AutoModel", ("pooler_output",)),
     "text-generation": (llama, "AutoModelForCausalLM", ("logits",)),
 }  # fmt: skip
 
@@ -194,3 +205,9 @@ def test_the_processs_threads_are_its_own_again_once_the_session_is_gone(tmp_pat
     assert torch.get_num_threads() == before + 1
     del session
     assert torch.get_num_threads() == before
+
+
+def test_of_a_task_of_several_kinds_it_is_the_models_own(tmp_path: Path) -> None:
+    make = functools.partial(tiny_sounds.waves, "Wav2Vec2", masked=False, ending="CTC")
+    folder = tiny_sounds.write_model(tmp_path, make, letters=True)
+    assert task_of_folder(folder) is ctc.TASK

@@ -3,6 +3,7 @@
 import { readFile } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
 import { env, pipeline } from "@huggingface/transformers";
+import { samplesOf } from "./recording_of_file.mjs";
 
 const local = (path) => new URL(`../${path}`, import.meta.url);
 const json = async (path) => JSON.parse(await readFile(local(path), "utf8"));
@@ -18,23 +19,13 @@ const dtype = Object.fromEntries(
 );
 const listen = await pipeline("automatic-speech-recognition", "model", { dtype });
 
-/** The samples of a WAV file as `samples/` has them: one channel of 16 bits at the model's rate. */
-async function samplesOf(path) {
-  const bytes = await readFile(path);
-  if (bytes.readUInt32LE(24) !== preprocessing.sampling_rate || bytes.readUInt16LE(22) !== 1 || bytes.readUInt16LE(34) !== 16) {
-    throw new Error(`${path}: take ${preprocessing.sampling_rate} Hz, one channel and 16 bits`);
-  }
-  const start = bytes.indexOf("data") + 8;
-  return Float32Array.from({ length: (bytes.length - start) >> 1 }, (_, at) => bytes.readInt16LE(start + 2 * at) / 32768);
-}
-
 const [file] = process.argv.slice(2);
 if (file === "--selftest") {
   for (const { recording, transcript } of (await json("selftest.json")).cases) {
-    const { text } = await listen(await samplesOf(local(recording)));
+    const { text } = await listen(await samplesOf(local(recording), preprocessing));
     console.log(`${text.trim() === transcript ? "the same" : `expected ${transcript}, heard`}: ${text.trim()}`);
   }
 } else {
-  const { text } = await listen(await samplesOf(file ?? local("samples/1.wav")), { chunk_length_s: preprocessing.chunk_seconds });
+  const { text } = await listen(await samplesOf(file ?? local("samples/1.wav"), preprocessing), { chunk_length_s: preprocessing.chunk_seconds });
   console.log(text.trim());
 }

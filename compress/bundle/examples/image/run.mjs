@@ -1,18 +1,7 @@
 // Answers a picture offline, in Node: node examples/run.mjs photo.jpg  (--selftest: as it was tested)
 import { readFile } from "node:fs/promises";
 import { openBundle, selftest, wasm } from "../answer.mjs";
-import { readPng } from "./png.mjs";
-
-/** {width, height, data} of a picture; what is no PNG needs sharp (npm install sharp). */
-async function pictureOf(file) {
-  const content = await readFile(file);
-  if (content.readUInt32BE(0) === 0x89504e47) return readPng(content);
-  const sharp = await import("sharp").catch(() => {
-    throw new Error(`${file} is no PNG: npm install sharp`);
-  });
-  const { data, info } = await sharp.default(content).rotate().ensureAlpha().raw().toBuffer({ resolveWithObject: true });
-  return { width: info.width, height: info.height, data };
-}
+import { pictureOf } from "./picture_of_file.mjs";
 
 const local = (path) => new URL(`../${path}`, import.meta.url);
 const read = (path) => readFile(local(path));

@@ -1,8 +1,9 @@
 // The page: a recording that is chosen, dropped or spoken is heard here, on this device. Nothing is sent.
-import { openBundle, samplesOf } from "./answer.mjs";
+import { openBundle } from "./answer.mjs";
+import { listen, samplesOf } from "./heard.mjs";
 import { wordErrors } from "./words.mjs";
 
-const [place, words, status, record] = ["place", "words", "status", "record"].map((id) => document.getElementById(id));
+const [words, status] = ["words", "status"].map((id) => document.getElementById(id));
 let asked = 0;
 let bundle;
 
@@ -32,21 +33,6 @@ async function answer(blob) {
   document.body.dataset.answer = text;
 }
 
-async function speak() {
-  const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
-  const recorder = new MediaRecorder(stream);
-  const parts = [];
-  recorder.addEventListener("dataavailable", ({ data }) => parts.push(data));
-  recorder.addEventListener("stop", () => {
-    stream.getTracks().forEach((track) => track.stop());
-    record.textContent = "Record";
-    answer(new Blob(parts));
-  });
-  recorder.start();
-  record.textContent = "Stop";
-  record.addEventListener("click", () => recorder.stop(), { once: true });
-}
-
 const file = async (path) => (await fetch(path)).blob();
 
 /** Every case of the self-test; the largest share of words that are others. Throws where that is too large. */
@@ -72,17 +58,6 @@ async function start() {
   }
   document.body.dataset.ready = "yes";
   say("Ready.");
-  document.querySelector("input[type=file]").addEventListener("change", ({ target }) => target.files.length && answer(target.files[0]));
-  for (const button of document.querySelectorAll("button.example")) {
-    button.addEventListener("click", async () => answer(await file(button.dataset.file)));
-  }
-  record.addEventListener("click", () => record.textContent === "Record" && speak().catch((error) => say(`No microphone: ${error.message}`, true)));
-  for (const kind of ["dragover", "dragleave", "drop"]) {
-    addEventListener(kind, (event) => {
-      event.preventDefault();
-      place.classList.toggle("over", kind === "dragover");
-      if (kind === "drop" && event.dataTransfer.files.length) answer(event.dataTransfer.files[0]);
-    });
-  }
+  listen(answer, say);
 }
 const ready = start();

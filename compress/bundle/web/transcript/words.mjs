@@ -1,4 +1,4 @@
-// How far a transcript is from another.
+// How far a text is from another.
 
 /** The share of `expected`'s words that would have to be changed, added or left out. */
 export function wordErrors(expected, text) {

@@ -1,0 +1,322 @@
+"""What transformers' own pipelines answer to the rows of a task, beside what an evaluation keeps of ours."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import soundfile
+import torch
+import transformers
+from PIL import Image
+
+from compress.checkpoints.processor import load_processor, load_tokenizer
+from compress.evaluation.evaluate import artifact_labels
+from compress.formats.runtimes import get_runtime
+from compress.formats.targets import TARGETS
+from compress.tasks.batches import by_length, keep_all
+from compress.tasks.task import Examples, Kept, Task
+
+TARGET = TARGETS["cpu"]
+
+
+class Pair(NamedTuple):
+    """Whether both answers to an example are the same, and how far apart their scores are, where there are any."""
+
+    same: bool
+    apart: float | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """The rows of a task, the ``graph`` that gives our answers to them, and the ``folder`` that transformers opens."""
+
+    task: Task
+    folder: Path
+    graph: Path
+    rows: pa.Table
+    examples: Examples
+
+    @property
+    def kept(self) -> Kept:
+        """What the task keeps of our answers, by example."""
+        return self._answers[0]
+
+    @property
+    def outputs(self) -> Sequence[Mapping[str, np.ndarray]]:
+        """What the graph gives for each example."""
+        return self._answers[1]
+
+    @cached_property
+    def _answers(self) -> tuple[Kept, Sequence[Mapping[str, np.ndarray]]]:
+        session = get_runtime(TARGET.runtime).open(self.graph, TARGET, 1)
+        outputs: list[Mapping[str, np.ndarray]] = [{}] * len(self.examples)
+
+        def answered(places: list[int]) -> dict[str, np.ndarray]:
+            found = session.predict(self.examples.batch(places))
+            for at, place in enumerate(places):
+                outputs[place] = {key: array[at] for key, array in found.items() if len(array) == len(places)}
+            return found
+
+        batches = by_length(self.examples, self.task.batch_size)
+        return keep_all(self.task, self.examples, batches, answered), outputs
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """The model's classes."""
+        found = artifact_labels(self.folder)
+        assert found is not None, "asked for by tasks with classes"
+        return found
+
+    def pipeline(self, kind: str | None = None, **options: Any) -> Any:
+        """transformers' for that ``kind`` of task, of the folder as it lies there, in fp32."""
+        named = kind or self.task.name
+        return transformers.pipeline(named, model=str(self.folder), dtype=torch.float32, device="cpu", **options)
+
+    def pictures(self) -> Iterator[Image.Image]:
+        """Of each row."""
+        return (Image.open(io.BytesIO(value["bytes"])).convert("RGB") for value in self.rows["image"].to_pylist())
+
+    def of_images(self) -> Any:
+        """The pipeline, whose pictures are RGB whatever the model sees: one channel is what it was before."""
+        made = self.pipeline(image_processor=load_processor(self.folder))
+        own = getattr(made.image_processor, "image_processor", made.image_processor)
+        made.image_processor = _AsSeen(own) if len(own.image_mean) == 1 else own
+        return made
+
+    def sounds(self) -> Iterator[dict[str, Any]]:
+        """Of each row."""
+        for value in self.rows["audio"].to_pylist():
+            samples, rate = soundfile.read(io.BytesIO(value["bytes"]), dtype="float32")
+            yield {"raw": samples, "sampling_rate": rate}
+
+
+@dataclass(frozen=True)
+class _AsSeen:
+    """An image processor of one channel, given pictures of three alike."""
+
+    processor: Any
+
+    def __call__(self, images: Any, **options: Any) -> Any:
+        pictures = images if isinstance(images, list) else [images]
+        return self.processor([one.convert("L") for one in pictures], **options)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last axis."""
+    shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    found: np.ndarray = shares / shares.sum(axis=-1, keepdims=True)
+    return found
+
+
+def _scores(found: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> np.ndarray:
+    """What a pipeline gives for each label, in the order of the ids."""
+    by_label = {one["label"]: one["score"] for one in found}
+    return np.array([by_label[label] for label in labels])
+
+
+def _classes(case: Case, answered: Iterator[Sequence[Mapping[str, Any]]]) -> Iterator[Pair]:
+    for logits, found in zip(case.kept["logits"], answered, strict=True):
+        own = softmax(logits)
+        yield Pair(case.labels[own.argmax()] == found[0]["label"], np.abs(own - _scores(found, case.labels)).max())
+
+
+def texts_with_a_class(case: Case) -> Iterator[Pair]:
+    """Of each text the likeliest class, and the probability of every class."""
+    ask = case.pipeline()
+    yield from _classes(case, (ask(text, top_k=None) for text in case.rows["text"].to_pylist()))
+
+
+def images_with_a_class(case: Case) -> Iterator[Pair]:
+    """The same, of pictures."""
+    ask = case.of_images()
+    yield from _classes(case, (ask(one, top_k=len(case.labels)) for one in case.pictures()))
+
+
+def sounds_with_a_class(case: Case) -> Iterator[Pair]:
+    """The same, of recordings."""
+    ask = case.pipeline()
+    yield from _classes(case, (ask(one, top_k=len(case.labels)) for one in case.sounds()))
+
+
+def words(case: Case) -> Iterator[Pair]:
+    """Of each word the label of its first token, and that token's probability."""
+    ask = case.pipeline(ignore_labels=[])
+    assert case.examples.labels is not None
+    for row, text in enumerate(case.rows["tokens"].to_pylist()):
+        theirs = {one["index"]: one for one in ask(text)}
+        real = np.flatnonzero(case.examples.labels[row] >= 0)
+        own = softmax(case.outputs[row]["logits"][real])
+        labels = case.kept["found"][row].split(" ")
+        found = [theirs[place] for place in real.tolist()]
+        scores = np.array([one["score"] for one in found])
+        yield Pair(labels == [one["entity"] for one in found], np.abs(own.max(axis=-1) - scores).max())
+
+
+def relevance(case: Case) -> Iterator[Pair]:
+    """Of each pair whether it is relevant, and the score."""
+    ask = case.pipeline("text-classification", function_to_apply="none")
+    pairs = zip(case.kept["scores"], case.rows["text"].to_pylist(), case.rows["pair"].to_pylist(), strict=True)
+    for score, text, pair in pairs:
+        theirs = ask({"text": text, "text_pair": pair})["score"]
+        yield Pair((score > 0) == (theirs > 0), abs(score - theirs))
+
+
+def masked(case: Case) -> Iterator[Pair]:
+    """Of each masked token the likeliest one, and its probability; of texts that still have the same tokens."""
+    ask = case.pipeline(top_k=1)
+    tokenizer = load_tokenizer(case.folder)
+    for row, example in enumerate(case.examples.inputs):
+        ids = example["input_ids"]
+        places = np.flatnonzero(ids == tokenizer.mask_token_id)
+        text = _with_masks(tokenizer, case.rows["text"][row].as_py(), places)
+        if not np.array_equal(tokenizer(text)["input_ids"], ids):
+            continue  # other tokens there, or a text that is too long and that the pipeline does not cut
+        found = ask(text)
+        theirs = [one[0] if isinstance(one, list) else one for one in found]
+        own = softmax(case.outputs[row]["logits"][places])
+        first = case.kept["first"][row][: len(places)]
+        same = first.tolist() == [one["token"] for one in theirs]
+        yield Pair(same, np.abs(own.max(axis=-1) - [one["score"] for one in theirs]).max())
+
+
+def _with_masks(tokenizer: Any, text: str, places: np.ndarray) -> str:
+    """``text`` with the mask where those of its tokens stand."""
+    offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+    for place in sorted(places.tolist(), reverse=True):
+        start, end = offsets[place]
+        text = text[:start] + tokenizer.mask_token + text[end:]
+    return text
+
+
+def spans(case: Case) -> Iterator[Pair]:
+    """Of each question the answer, and the sum of its logits: by what is left of the pipeline in transformers 5.
+
+    That is in `document-question-answering`. An answer has up to 30 tokens, as SQuAD's have; there it is 15.
+    """
+    from transformers.pipelines.document_question_answering import select_starts_ends
+
+    tokenizer = load_tokenizer(case.folder)
+    module = transformers.AutoModelForQuestionAnswering.from_pretrained(case.folder).float().eval()
+    for row, (question, context) in enumerate(
+        zip(case.rows["question"].to_pylist(), case.rows["context"].to_pylist(), strict=True)
+    ):
+        given = tokenizer(question, context, return_tensors="pt", return_offsets_mapping=True)
+        offsets = given.pop("offset_mapping")[0].tolist()
+        with torch.inference_mode():
+            outputs = module(**given)
+        outside = np.array([part != 1 for part in given.sequence_ids(0)])[None]
+        start, end = (one.numpy() for one in (outputs.start_logits, outputs.end_logits))
+        starts, ends, _, _ = select_starts_ends(
+            start, end, outside, given["attention_mask"].numpy(), 1e6, 1, False, max_answer_len=30
+        )
+        text = context[offsets[starts[0]][0] : offsets[ends[0]][1]]
+        score = start[0, starts[0]] + end[0, ends[0]]
+        yield Pair(case.kept["answer"][row] == text, abs(case.kept["score"][row] - score))
+
+
+def written(case: Case) -> Iterator[Pair]:
+    """The text to each text, by transformers' `generate` alone: version 5 has no such pipeline."""
+    tokenizer = load_tokenizer(case.folder)
+    module = transformers.AutoModelForSeq2SeqLM.from_pretrained(case.folder, dtype=torch.float32).eval()
+    rows = zip(case.kept["texts"], case.rows["text"].to_pylist(), case.examples.inputs, strict=True)
+    for own, text, example in rows:
+        # Cut where the recipe's max_length does.
+        given = tokenizer(text, truncation=True, max_length=len(example["input_ids"]), return_tensors="pt")
+        with torch.inference_mode():
+            found = module.generate(given["input_ids"], attention_mask=given["attention_mask"])
+        yield Pair(str(own) == tokenizer.decode(found[0], skip_special_tokens=True))
+
+
+def heard(case: Case) -> Iterator[Pair]:
+    """What each recording says."""
+    ask = case.pipeline()
+    for own, sound in zip(case.kept["transcripts"], case.sounds(), strict=True):
+        yield Pair(str(own).strip() == ask(sound)["text"].strip())
+
+
+def embeddings(case: Case) -> Iterator[Pair]:
+    """The mean of each text's tokens as the pipeline has them, which is our embedding."""
+    ask = case.pipeline()
+    for own, text in zip(case.kept["embedding"], case.rows["text"].to_pylist(), strict=False):  # pairs come behind
+        yield _alike(own, np.array(ask(text)[0]).mean(axis=0))
+
+
+def image_embeddings(case: Case) -> Iterator[Pair]:
+    """Of each picture what the model pools."""
+    ask = case.of_images()
+    for own, picture in zip(case.kept["embedding"], case.pictures(), strict=True):
+        yield _alike(own, np.array(ask(picture, pool=True)).reshape(-1))
+
+
+def _alike(own: np.ndarray, theirs: np.ndarray) -> Pair:
+    """Embeddings, each of length 1."""
+    some, others = (one / np.linalg.norm(one) for one in (own, theirs))
+    return Pair(bool(some @ others > 1 - 1e-5), np.abs(some - others).max())
+
+
+def pictures_by_prompt(case: Case) -> Iterator[Pair]:
+    """Of each picture the class whose prompt is nearest, and the probability of each."""
+    ask = case.of_images()
+    names = list(dict.fromkeys(case.rows["label"].to_pylist()))
+    count = len(case.rows)
+    images, texts = (case.kept[name] for name in ("images", "texts"))
+    scale = float(ask.model.logit_scale.detach().exp())
+    own = softmax(scale * images[:count] @ texts[count : count + len(names)].T)
+    for mine, picture in zip(own, case.pictures(), strict=True):
+        found = ask(picture, candidate_labels=names, hypothesis_template="This is a photo of {}.")
+        yield Pair(names[mine.argmax()] == found[0]["label"], np.abs(mine - _scores(found, names)).max())
+
+
+def boxes(case: Case) -> Iterator[Pair]:
+    """Of each picture every box that scores above 1%, its class, its corners to a pixel and its score."""
+    ask = case.of_images()
+    for found, picture in zip(case.kept["found"], case.pictures(), strict=True):
+        own = found[found[:, 0] > 0.01]
+        theirs = ask(picture, threshold=0.01)
+        if len(own) != len(theirs):
+            yield Pair(False, 1.0)
+            continue
+        corners = np.concatenate([own[:, 2:4], own[:, 2:4] + own[:, 4:]], axis=1)
+        others = np.array([[one["box"][name] for name in ("xmin", "ymin", "xmax", "ymax")] for one in theirs])
+        same = [case.labels[int(key)] for key in own[:, 1]] == [one["label"] for one in theirs]
+        near = not len(own) or np.abs(corners - others.reshape(-1, 4)).max() < 1.01
+        apart = np.abs(own[:, 0] - [one["score"] for one in theirs]).max(initial=0)
+        yield Pair(bool(same and near), apart)
+
+
+def pixels(case: Case) -> Iterator[Pair]:
+    """Of each picture the class of every pixel."""
+    from compress.tasks.image_segmentation import masks
+
+    ask = case.of_images()
+    for outputs, picture in zip(case.outputs, case.pictures(), strict=True):
+        (own,) = masks(outputs["logits"][None], [picture.size[::-1]], load_processor(case.folder))
+        theirs = np.full_like(own, -1)
+        for part in ask(picture, subtask="semantic"):
+            theirs[np.asarray(part["mask"]) > 0] = case.labels.index(part["label"])
+        yield Pair(bool((own == theirs).all()))
+
+
+COMPARED: Mapping[str, Callable[[Case], Iterator[Pair]]] = {
+    "text-classification": texts_with_a_class,
+    "token-classification": words,
+    "question-answering": spans,
+    "fill-mask": masked,
+    "text-ranking": relevance,
+    "text2text-generation": written,
+    "feature-extraction": embeddings,
+    "image-classification": images_with_a_class,
+    "image-feature-extraction": image_embeddings,
+    "zero-shot-image-classification": pictures_by_prompt,
+    "object-detection": boxes,
+    "image-segmentation": pixels,
+    "audio-classification": sounds_with_a_class,
+    "automatic-speech-recognition": heard,
+}

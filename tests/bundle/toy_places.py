@@ -1,0 +1,80 @@
+"""Models of pictures written down by hand: a detector, a segmenter and an encoder, as runs leave them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+from transformers.models.yolos.image_processing_pil_yolos import YolosImageProcessorPil
+
+from compress.formats.onnx.model import OnnxModel
+
+SIDE = 16
+LABELS = ("cat", "dog", "tree")
+QUERIES, GRID, DIMENSIONS = 5, 4, 24
+SIZE = {"height": SIDE, "width": SIDE}
+_CHANCE = np.random.default_rng(0)
+TASKS: dict[str, tuple[Any, dict[str, list[int]]]] = {
+    "object-detection": (
+        YolosImageProcessorPil(size=SIZE, do_pad=False),
+        {"logits": [QUERIES, len(LABELS) + 1], "pred_boxes": [QUERIES, 4]},
+    ),
+    "image-segmentation": (SegformerImageProcessorPil(size=SIZE), {"logits": [len(LABELS), GRID, GRID]}),
+    "image-feature-extraction": (ViTImageProcessorPil(size=SIZE), {"pooler_output": [DIMENSIONS, 1, 1]}),
+}
+"""Processor, and the outputs with their shapes."""
+MATRICES = {
+    (task, name): _CHANCE.normal(0, 0.15, (3 * SIDE * SIDE, int(np.prod(shape)))).astype(np.float32)
+    for task, (_, shapes) in TASKS.items()
+    for name, shape in shapes.items()
+}
+
+
+def outputs(task: str, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    """What the graph makes of prepared pictures [n, 3, side, side]."""
+    found = {}
+    for name, shape in TASKS[task][1].items():
+        values = pixels.reshape(len(pixels), -1) @ MATRICES[task, name]
+        values = 1 / (1 + np.exp(-values)) if name == "pred_boxes" else values
+        found[name] = values.reshape(len(pixels), *shape)
+    return found
+
+
+def _graph(task: str) -> onnx.ModelProto:
+    """Pixels, flat, times a matrix for each output; a box is of numbers between 0 and 1."""
+    nodes = [helper.make_node("Flatten", ["pixel_values"], ["flat"])]
+    stored, given = {}, []
+    for name, shape in TASKS[task][1].items():
+        stored |= {f"{name}_matrix": MATRICES[task, name], f"{name}_shape": np.array([-1, *shape])}
+        nodes.append(helper.make_node("MatMul", ["flat", f"{name}_matrix"], [f"{name}_flat"]))
+        last = f"{name}_flat"
+        if name == "pred_boxes":
+            nodes.append(helper.make_node("Sigmoid", [last], [last := f"{name}_share"]))
+        nodes.append(helper.make_node("Reshape", [last, f"{name}_shape"], [name]))
+        given.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape]))
+    pixels = helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch", 3, SIDE, SIDE])
+    made = helper.make_graph(
+        nodes, "toy", [pixels], given, [numpy_helper.from_array(array, name) for name, array in stored.items()]
+    )
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def write_places_run(folder: Path, task: str) -> Path:
+    """A run's folder as far as a bundle reads it."""
+    model = folder / "model"
+    model.mkdir(parents=True)
+    labels = "" if task == "object-detection" else ", labels: [cat, dog, tree]" if "segment" in task else ""
+    (folder / "recipe.yaml").write_text(
+        f"name: toy\ntask: {task}\nmodel: ./nowhere\n"
+        f"data: {{splits: {{train: train.csv, test: test.csv}}{labels}}}\nstages: [export]\n"
+    )
+    OnnxModel(_graph(task), "model.onnx", {}).save(model)
+    TASKS[task][0].save_pretrained(model)
+    (model / "config.json").write_text(json.dumps({"model_type": "toy", "id2label": dict(enumerate(LABELS))}))
+    return folder

@@ -17,7 +17,7 @@ from compress.checkpoints.json_file import read_json
 from compress.errors import InputError, ModelError, StageError
 from compress.runtimes.decoder import PAST, present_of
 from compress.runtimes.runtime import Batch, Session, TensorType, check_inputs
-from compress.runtimes.text_writer import MASK, PLAIN, SEQUENCES, TEXTS, said_of, token_ids
+from compress.runtimes.text_writer import MASK, PLAIN, SEQUENCES, TEXTS, open_pair, said_of, token_ids
 
 IDS, PIXELS = "input_ids", "pixel_values"
 FEATURES, EMBEDS, LOGITS = "image_features", "inputs_embeds", "logits"
@@ -212,8 +212,18 @@ class EmbeddedDecoder:
             logits = self.read(tokens[:, None])
 
 
-def open_image_answers(vision: Session, table: Session, decoder: Session, folder: Path) -> ImageAnswers:
-    """What answers with the graphs of ``folder``. Raises `ModelError` for those of another kind."""
+def open_together(sessions: Sequence[Session], folder: Path) -> Session:
+    """What runs the opened graphs of ``folder``: one, an encoder and its decoder, or three that read images.
+
+    Raises `ModelError` for graphs that don't belong together.
+    """
+    first, *others = sessions
+    if not others:
+        return first
+    return open_pair(first, *others, folder) if len(others) == 1 else _open_three(first, *others, folder)
+
+
+def _open_three(vision: Session, table: Session, decoder: Session, folder: Path) -> ImageAnswers:
     from compress.checkpoints.processor import load_tokenizer
 
     refuse_unfollowed(folder)

@@ -114,7 +114,7 @@ class ImageTextToText(Task):
             )
         except loading_failures() as error:
             raise to_blame(directory, trust_remote_code) or self._unfit(directory, str(error)) from error
-        problem = _unfit_processor(processor) or _unfit_tokens(module, processor)
+        problem = unfit_processor(processor) or _unfit_tokens(module, processor)
         if problem:
             raise self._unfit(directory, problem)
         return TorchModel(module.eval(), processor)
@@ -161,12 +161,6 @@ class ImageTextToText(Task):
         chosen = wanted != _IGNORED
         return cross_entropy(outputs.logits[:, :-1][chosen].float(), wanted[chosen])
 
-    def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
-        """Softened KL of the answers' tokens."""
-        from compress.tasks.tokens import token_distance
-
-        return token_distance(mine, taught, temperature)
-
     def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
         """See `keep_texts`."""
         from compress.tasks.writing import keep_texts
@@ -204,7 +198,7 @@ class ImageTextToText(Task):
         return None
 
 
-def _unfit_processor(processor: Any) -> str:
+def unfit_processor(processor: Any) -> str:
     """Why it prepares no images that are tokens of a text, or nothing."""
     if not hasattr(processor, "image_token"):
         return f"its {type(processor).__name__} has no token that stands for an image"
@@ -216,12 +210,13 @@ def _unfit_processor(processor: Any) -> str:
 
 def _unfit_tokens(module: Any, processor: Any) -> str:
     """Why an image's tokens are not as many as its features, or nothing."""
+    import numpy as np
     import torch
     from PIL import Image
 
     from compress.tasks.images import PIXELS, mode_of
 
-    side = module.config.vision_config.image_size
+    side = int(np.ravel(module.config.vision_config.image_size)[0])
     black = Image.new(mode_of(processor.image_processor), (side, side))
     pixels = torch.as_tensor(processor.image_processor(black, return_tensors="pt")[PIXELS])
     try:

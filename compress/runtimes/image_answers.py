@@ -40,11 +40,19 @@ _GREEDY: dict[str, float | None] = {
 
 @dataclass(frozen=True)
 class AnswerRules:
-    """``image`` is the token that stands for a feature of the image; ``ends`` end an answer of ``longest`` tokens."""
+    """``image`` is the token that stands for a feature of the image; ``ends`` end an answer of ``longest`` tokens.
+
+    ``positions`` is how many tokens the model reads at most, prompt and answer; None where nothing says so.
+    """
 
     image: int
     ends: tuple[int, ...]
     longest: int
+    positions: int | None
+
+    def room(self, prompt: int) -> int:
+        """How many tokens an answer has at most behind a prompt of so many."""
+        return max(1, self.longest if self.positions is None else min(self.longest, self.positions - prompt))
 
 
 def read_rules(folder: Path) -> AnswerRules:
@@ -60,7 +68,8 @@ def read_rules(folder: Path) -> AnswerRules:
             where=str(folder),
             expected="image_token_id in config.json, and eos_token_id in generation_config.json",
         )
-    return AnswerRules(image, ends, said.get("max_new_tokens") or _LONGEST)
+    longest = said.get("max_new_tokens") or _LONGEST
+    return AnswerRules(image, ends, longest, text.get("max_position_embeddings"))
 
 
 def refuse_unfollowed(folder: Path) -> None:
@@ -207,7 +216,7 @@ class EmbeddedDecoder:
                     "The decoder's logits are not finite.", where=self._where, mend="write the model again"
                 )
             written = np.concatenate([written, tokens[:, None]], axis=1)
-            if written.shape[1] >= rules.longest or np.isin(written, rules.ends).any(axis=1).all():
+            if written.shape[1] >= rules.room(ids.shape[1]) or np.isin(written, rules.ends).any(axis=1).all():
                 return until_ended(written, rules.ends)
             logits = self.read(tokens[:, None])
 

@@ -40,8 +40,8 @@ def test_what_ships_is_judged_as_the_float_graphs_are(done: Run) -> None:
         before, after = (done.report.find(model, metric, "cpu") for model in (BASELINE, FINAL))
         assert before is not None and after is not None and before.raw is not None and after.raw is not None
         assert len(before.raw) == len(after.raw) == 12
-    quarters = [done.report.find(FINAL, f"exact_match[characters=Q{quarter}]", "cpu") for quarter in (1, 4)]
-    assert all(quarters)
+    shortest = done.report.find(FINAL, "exact_match[characters=Q1]", "cpu")
+    assert shortest is not None and shortest.n == 6
     names = [path.name for path in find_graphs(done.folder / "model")]
     assert names == [f"{part}_quantized.onnx" for part in ("vision_encoder", "embed_tokens", "decoder_model_merged")]
 

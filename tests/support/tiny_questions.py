@@ -71,11 +71,12 @@ def write_model(folder: Path, template: str | None = TEMPLATE, **changes: Any) -
 
 
 def table(count: int, seed: int = 0) -> pa.Table:
-    """``count`` rows of image, question and answer."""
+    """``count`` rows of image, question and answer, and the first word of the question."""
     rows = tiny_images.table(count, seed)
     asked = [list(QUESTIONS)[row // 2 % len(QUESTIONS)] for row in range(count)]
     answers = [QUESTIONS[text].format(label) for text, label in zip(asked, rows["label"].to_pylist(), strict=True)]
-    return pa.table({"image": rows["image"], "text": asked, "target": answers})
+    kinds = [text.split()[0] for text in asked]
+    return pa.table({"image": rows["image"], "text": asked, "target": answers, "question": kinds})
 
 
 def write_splits(folder: Path) -> dict[str, str]:

@@ -46,8 +46,9 @@ def answers_to_images(whole: TorchSession, processor: Any, folder: Path) -> Imag
     rules = read_rules(folder)
 
     def write(batch: dict[str, np.ndarray]) -> list[np.ndarray]:
-        found = _generated(whole, batch, max_new_tokens=rules.longest, do_sample=False)
-        return until_ended(as_array(found[:, batch[IDS].shape[1] :]), rules.ends)
+        prompt = batch[IDS].shape[1]
+        found = _generated(whole, batch, max_new_tokens=rules.room(prompt), do_sample=False)
+        return until_ended(as_array(found[:, prompt:]), rules.ends)
 
     return ImageAnswers(write, folder, processor.tokenizer, whole)
 

@@ -35,6 +35,18 @@ _IGNORED = -100
 _READ = frozenset({_IDS, _MASK, "pixel_values"})
 """What models of this task are given; others have a batch axis of their own, or none."""
 
+_FAMILIES = """
+    Apertus1p5 Aria AyaVision Blip Blip2 Chameleon Cohere2Vision CohereCompass Cosmos3Edge Cosmos3Omni DeepseekOcr2
+    DeepseekVL DeepseekVLHybrid Ernie4_5_VLMoe Exaone4_5_ FastVlm Florence2 Glm46V Glm4v Glm4vMoe Glm5Next GlmOcr
+    Granite4Vision GraniteDocling HYV4VL HunYuanVL HyperCLOVAXVisionV2 Idefics2 Idefics3 Inkling Inkling2
+    Inkling2Loop InstructBlip InstructBlipVideo InternVL Janus Kimi_K25 Kosmos2 Kosmos2_5 Lfm2Vl Lfm3Vl LightOnOcr
+    Llava LlavaNext LlavaNextVideo LlavaOnevision MiniCPMOcr MiniCPMV4_6 MiniCPMV4_7 MiniMaxM3Sparse Mistral3
+    MistralLarge4 Molmo2 MuseGlimmer MuseSpark Ovis2 PI0 PPFormulaNet PaddleOCRVL PaliGemma PerceptionLM Pix2Struct
+    QianfanOCR Qwen2VL Qwen2_5OmniThinker Qwen2_5_VL Qwen3OmniMoeThinker Qwen3VL Qwen3VLMoe SmolVLM Step3p7 Udop
+    UnlimitedOcr VideoLlama3 VideoLlava VipLlava
+"""
+"""Whose classes transformers has for this task and for no other; which of them can be taken, their processors say."""
+
 _STARTER: dict[str, Any] = {
     "name": "my-picture-reader",
     "description": "a small vision-language model that answers questions about my own pictures",
@@ -92,7 +104,7 @@ class ImageTextToText(Task):
     capabilities = frozenset(
         {READS_ROWS, TAKES_IMAGES, TAKES_TEXT, HAS_LABELS, NAMES_TOKENS, IS_WRITTEN, TELLS_OF_IMAGES}
     )
-    architectures = ("LlavaForConditionalGeneration",)
+    architectures = tuple(f"{family}ForConditionalGeneration" for family in _FAMILIES.split())
     starter = _STARTER
     slices = (Slice(length="quartiles"),)
     batch_size = 16

@@ -164,7 +164,7 @@ class Export(Stage[TorchModel, OnnxModel]):
         limits = (self.tolerance, self.rounding_limit)
         equality = prove_image_reader(found.model, checkpoint, examples, image, *limits)
         context.remark(f"export: image features differ by at most {found.difference:.1e} from torch; {equality}")
-        context.remark(f"export: {found.attention}")
+        context.remark(f"export: attention is {'not fused: ' + found.unfused if found.unfused else 'one operator'}")
         return found.model
 
 

@@ -36,7 +36,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
     found = export_image_reader(Checkpoint(folder), examples, GraphSettings(), 1e-4)
     equality = prove_image_reader(found.model, Checkpoint(folder), examples, read_rules(folder).image, 1e-4, 0.2)
     assert found.difference < 1e-5 and equality.difference < 1e-4
-    assert not found.attention, found.attention
+    assert not found.unfused, found.unfused
     artifact = tmp_path_factory.mktemp("graphs")
     found.model.save(artifact)
     return folder, artifact, model

@@ -119,12 +119,11 @@ def check_sight(folder: Path, model: Any) -> None:
 
 @dataclass(frozen=True)
 class ImageReader:
-    """Three graphs; ``difference``: the largest of a feature from torch, and ``rewrites`` of the graph that sees."""
+    """Three graphs; ``difference``: the largest of a feature from torch; ``unfused``: why attention is no operator."""
 
     model: OnnxModel
     difference: float
-    rewrites: Mapping[str, int]
-    attention: str
+    unfused: str
 
 
 def export_image_reader(
@@ -141,8 +140,7 @@ def export_image_reader(
     graphs = {file_name(f"{name}.onnx", graph): graph for name, graph in parts.items()}
     (name, first), *others = graphs.items()
     model = OnnxModel(first, name, companions(checkpoint, graphs), dict(others))
-    attention = trace.unfused or seen.unfused
-    return ImageReader(model, difference, seen.rewrites, attention)
+    return ImageReader(model, difference, trace.unfused or seen.unfused)
 
 
 def _vision(checkpoint: Checkpoint, examples: Examples, tolerance: float) -> tuple[Exported, float]:

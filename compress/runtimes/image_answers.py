@@ -226,10 +226,11 @@ def open_together(sessions: Sequence[Session], folder: Path) -> Session:
 
     Raises `ModelError` for graphs that don't belong together.
     """
-    first, *others = sessions
-    if not others:
-        return first
-    return open_pair(first, *others, folder) if len(others) == 1 else _open_three(first, *others, folder)
+    if len(sessions) == 1:
+        return sessions[0]
+    if len(sessions) == len(("encoder", "decoder")):
+        return open_pair(sessions[0], sessions[1], folder)
+    return _open_three(sessions[0], sessions[1], sessions[2], folder)
 
 
 def _open_three(vision: Session, table: Session, decoder: Session, folder: Path) -> ImageAnswers:

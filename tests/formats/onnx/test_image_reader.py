@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_images
 import tiny_questions
 import torch
 from tiny_questions import table
@@ -21,7 +22,9 @@ from compress.formats.onnx.decoder.trace import check_writable
 from compress.formats.onnx.model import OnnxModel, find_graphs
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
+from compress.inspect.transcription_calls import transcription_calls
 from compress.runtimes.image_answers import read_rules
+from compress.stages.quantize import Quantize
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.image_text_to_text import TASK, unfit_processor
 
@@ -68,6 +71,28 @@ def test_answers_are_those_that_generate_writes(written: tuple[Path, Path, Any])
         np.testing.assert_array_equal(own[own >= 0], wanted.numpy())
         assert found["texts"][row] == model.processor.decode(wanted, skip_special_tokens=True).strip()
     assert len(set(found["texts"])) > 1
+
+
+def test_every_graph_is_quantized(written: tuple[Path, Path, Any]) -> None:
+    _, artifact, _ = written
+    done = Quantize().run(OnnxModel.load(artifact, None), tiny_images.context())
+    names = [f"{part}_quantized.onnx" for part in ("vision_encoder", "embed_tokens", "decoder_model_merged")]
+    assert list(done.graphs) == names
+    vision, embed, decoder = ([node.op_type for node in graph.graph.node] for graph in done.graphs.values())
+    assert embed == ["GatherBlockQuantized"]
+    for operators in (vision, decoder):
+        assert "MatMulInteger" in operators and "MatMul" not in operators
+
+
+def test_each_graph_is_asked_as_often_as_an_answer_is_long(written: tuple[Path, Path, Any]) -> None:
+    _, artifact, model = written
+    batch = TASK.held_out(table(1), model.processor, None, 64, Evaluation()).batch([0])
+    length = get_runtime("onnxruntime").open(artifact, TARGETS["cpu"], 1).predict(batch)["sequences"].shape[1]
+    calls = transcription_calls(artifact, [batch], 99)
+    assert [len(asked) for asked in calls] == [1, length, length]
+    seen, first = calls[0][0], calls[2][0]
+    np.testing.assert_array_equal(seen["pixel_values"], batch["pixel_values"])
+    assert first["inputs_embeds"].shape[:2] == batch["input_ids"].shape
 
 
 def test_what_no_graph_can_follow_is_refused_before_any_work(tmp_path: Path) -> None:

@@ -4,117 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
-from torch import nn
-from transformers.utils import ModelOutput
 
-from compress.architectures.watched import hooked
 from compress.checkpoints.adapter import load_adapted
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.hollow import hollow_model
-from compress.checkpoints.processor import load_processor
-from compress.checkpoints.torch_model import TorchModel
-from compress.errors import ModelError, first_line
 from compress.formats.onnx.decoder.fill import GraphSettings
 from compress.formats.onnx.decoder.folder import companions, file_name, written
 from compress.formats.onnx.decoder.nodes import Nodes
 from compress.formats.onnx.decoder.parity import Equality, held_to, rounding_of, with_level
 from compress.formats.onnx.decoder.parts import BATCH, EMBEDS, IDS, embedded
+from compress.formats.onnx.decoder.sight import export_sight
 from compress.formats.onnx.decoder.weights import Weights
-from compress.formats.onnx.export import Exported, export_onnx
 from compress.formats.onnx.model import DECODER, EMBED_TOKENS, VISION, OnnxModel
-from compress.formats.onnx.parity import prove_equal
 from compress.formats.onnx.runtimes.onnxruntime import session_of
-from compress.runtimes.image_answers import FEATURES, PIXELS, EmbeddedDecoder
-from compress.tasks.image_text_to_text import unfit_processor
+from compress.runtimes.image_answers import PIXELS, EmbeddedDecoder
 from compress.tasks.task import Examples
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
-_LAST = ("multi_modal_projector", "connector")
-"""What classes call the module whose output stands in the place of an image's tokens."""
 _LENGTH = "sequence_length"
-
-
-@dataclass
-class ImageFeatures(ModelOutput):  # type: ignore[misc]  # transformers' own has no types
-    """What `vision_encoder` gives, [images, tokens, hidden]."""
-
-    image_features: torch.Tensor | None = None
-
-
-@dataclass(frozen=True)
-class _Features:
-    """A `Head`: the features as they are."""
-
-    outputs: ClassVar[tuple[str, ...]] = (FEATURES,)
-    answer: ClassVar[str] = FEATURES
-    many: ClassVar[str] = "image features"
-
-    def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """[images, tokens, hidden]."""
-        return outputs[FEATURES]
-
-
-class _Sees(nn.Module):
-    """The part of a model that makes features of images, of all of them in one tensor.
-
-    transformers goes on to part them image by image, which would freeze in a trace how many there are.
-    """
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model, self.config = model, model.config
-
-    def forward(self, pixel_values: torch.Tensor) -> ImageFeatures:
-        with hooked([last_of_sight(self.model).register_forward_hook(lambda module, given, found: [found])]):
-            try:
-                (features,) = self.model.get_image_features(pixel_values).pooler_output
-            except (AttributeError, ValueError) as error:
-                raise TypeError(f"its class does more with an image's features: {first_line(error)}") from error
-        return ImageFeatures(features)
-
-
-class _Parted(_Sees):
-    """The same as transformers computes it."""
-
-    def forward(self, pixel_values: torch.Tensor) -> ImageFeatures:
-        return ImageFeatures(torch.stack(list(self.model.get_image_features(pixel_values).pooler_output)))
-
-
-def last_of_sight(model: Any) -> nn.Module:
-    """The module that makes the features. Raises `ModelError` for a model that has none of its kind."""
-    found = next((one for name in _LAST if (one := getattr(model.base_model, name, None)) is not None), None)
-    if not isinstance(found, nn.Module):
-        raise ModelError(
-            f"{type(model).__name__} has no module of its own that makes an image's features fit its text.",
-            expected=f"a part called {' or '.join(_LAST)}, as LLaVA's",
-            mend="ship the checkpoint, and judge it on the target torch",
-        )
-    return found
-
-
-def check_sight(folder: Path, model: Any) -> None:
-    """Raise `ModelError` for a model whose images cannot be written as a graph.
-
-    ``model`` may be without its weights.
-    """
-    problem = unfit_processor(load_processor(folder))
-    if problem:
-        raise ModelError(
-            f"The model cannot be written as three graphs: {problem}.",
-            where=str(folder),
-            expected="a model that is given tokens and the pixels of one image, such as LLaVA",
-            mend="ship the checkpoint",
-        )
-    last_of_sight(model)
 
 
 @dataclass(frozen=True)
@@ -134,23 +49,13 @@ def export_image_reader(
 
     Raises `ModelError` for a model that cannot be traced, `IntegrityError` for features that differ.
     """
-    seen, difference = _vision(checkpoint, examples, tolerance)
+    seen, difference = export_sight(checkpoint, examples, tolerance)
     trace, decoder = written(checkpoint, embedded, settings)
     parts = {VISION: seen.graph, EMBED_TOKENS: _table(checkpoint, settings), DECODER: decoder}
     graphs = {file_name(f"{name}.onnx", graph): graph for name, graph in parts.items()}
     (name, first), *others = graphs.items()
     model = OnnxModel(first, name, companions(checkpoint, graphs), dict(others))
     return ImageReader(model, difference, trace.unfused or seen.unfused)
-
-
-def _vision(checkpoint: Checkpoint, examples: Examples, tolerance: float) -> tuple[Exported, float]:
-    pixels = [{PIXELS: example[PIXELS]} for example in examples.inputs]
-    alone = Examples(pixels, {PIXELS: None}, head=_Features())
-    module = load_adapted(checkpoint)
-    last_of_sight(module)
-    traced, plain = (TorchModel(kind(module), None) for kind in (_Sees, _Parted))  # type: ignore[arg-type]
-    exported = export_onnx(traced, alone, None, fusions=True)
-    return exported, prove_equal(exported.graph, plain, alone, tolerance)
 
 
 def _table(checkpoint: Checkpoint, settings: GraphSettings) -> onnx.ModelProto:

@@ -46,9 +46,8 @@ class Part:
 
     def root(self, model: Any) -> nn.Module:
         """The module that holds the blocks."""
-        if self.alone and self.tokens == IDS:
-            return model
-        found: nn.Module = model.get_decoder() if self.cached else model.get_encoder()
+        whole = self.alone and self.tokens == IDS
+        found: nn.Module = model if whole else model.get_decoder() if self.cached else model.get_encoder()
         return found
 
     def cache(self, model: Any, blocks: int) -> Any:

@@ -96,7 +96,7 @@ def check_writable(folder: Path) -> None:
         with _refusing(checkpoint), torch.no_grad():
             model = _Rehearsal(checkpoint, _decoder).model
             if reads_images(model.config):
-                from compress.formats.onnx.decoder.image_reader import check_sight
+                from compress.formats.onnx.decoder.sight import check_sight
 
                 check_sight(folder, model)
         _WRITABLE[key] = reads_images(model.config)

@@ -47,9 +47,9 @@ BUILT_IN: tuple[Task, ...] = (
     text2text_generation.TASK,
     image_feature_extraction.TASK,
     zero_shot_image_classification.TASK,
-    image_text_to_text.TASK,
     object_detection.TASK,
     image_segmentation.TASK,
+    image_text_to_text.TASK,
     graph_agreement.TASK,
 )
 """In the order in which messages list them."""

@@ -31,7 +31,7 @@ from compress.tasks.image_text_to_text import TASK, unfit_processor
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
-    """A checkpoint of SigLIP and Qwen2, its graphs, and the model as transformers has it; the recipe has CLIP and Llama."""
+    """A checkpoint of SigLIP and Qwen2 (recipes have CLIP and Llama), its graphs, and the model in transformers."""
     kinds = {"text": "qwen2", "tower": "siglip_vision_model", "tie_word_embeddings": True}
     folder = tiny_questions.write_model(tmp_path_factory.mktemp("model"), **kinds)
     model = TASK.load(folder, None, trust_remote_code=False)

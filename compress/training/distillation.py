@@ -29,7 +29,7 @@ from compress.numerics.distillation import (
     scaled_scores,
     uniform_layer_map,
 )
-from compress.tasks.capability import BY_PLACE, EMBEDS, HAS_TWO_TOWERS, NAMES_TOKENS, TAKES_IMAGES, TAKES_TEXT
+from compress.tasks.capability import BY_PLACE, EMBEDS, HAS_TWO_TOWERS, NAMES_TOKENS, TAKES_TEXT
 from compress.tasks.forward import answers, forward, predict, with_targets
 from compress.tasks.task import Examples
 from compress.training.config import Distillation, Student
@@ -115,9 +115,7 @@ class Lesson:
             examples = self._examples(self.teacher)
             if NAMES_TOKENS in context.task.capabilities:
                 # As many answers as there are tokens in the vocabulary, for each masked one, are not to be kept.
-                _require_same_tokens(self.teacher, self.student, f"{context.task.name} compares answers")
-                if TAKES_IMAGES in context.task.capabilities:
-                    _require_same_pixels(examples, self.examples)
+                _require_same_tokens(self.teacher, self.student, "fill-mask compares answers")
             elif settings.augment is None and self._can_be_kept(examples):
                 context.progress.note("distill: the teacher answers")
                 self.taught = torch.from_numpy(self._answered(examples))
@@ -206,7 +204,7 @@ def _require_same_pixels(taught: Examples, learned: Examples) -> None:
 
 
 def _require_same_tokens(teacher: TorchModel, student: TorchModel, what: str) -> None:
-    if teacher.tokenizer.get_vocab() != student.tokenizer.get_vocab():
+    if teacher.processor.get_vocab() != student.processor.get_vocab():
         raise StageError(
             f"{what} token by token, but teacher and student have different vocabularies.",
             mend="use method: logits, or trim the vocabulary after this stage",

@@ -200,17 +200,17 @@ class _Places:
     names: dict[str, dict[str, str]] = field(default_factory=dict)
     moved: dict[str, str] = field(default_factory=dict)
 
-    def note(self, path: str, stored: str) -> None:
-        """That the module ``path`` is called ``stored`` in the files; one at another depth keeps its name.
+    def note(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """That modules, by their full names, are called otherwise in the files; one at another depth keeps its name.
 
-        `Checkpoint.aliases` has where its tensors are.
+        So do those that it is in. `Checkpoint.aliases` has where its tensors are.
         """
-        own, other = path.split("."), stored.split(".")
-        if len(own) != len(other):
-            return
-        for depth, (one, new) in enumerate(zip(own, other, strict=True)):
-            if one != new:
-                self.moved[".".join(own[: depth + 1])] = new
+        parted = [(path.split("."), stored.split(".")) for path, stored in pairs]
+        kept = {tuple(own[:end]) for own, other in parted if len(own) != len(other) for end in range(1, len(own))}
+        for own, other in parted:
+            ends = [end for end in range(1, len(own) + 1) if own[end - 1 : end] != other[end - 1 : end]]
+            if len(own) == len(other) and not kept & {tuple(own[:end]) for end in ends}:
+                self.moved |= {".".join(own[:end]): other[end - 1] for end in ends}
 
 
 def _stored_places(model: PreTrainedModel, fused: Mapping[str, nn.Module], files: Collection[str]) -> _Places:
@@ -234,8 +234,7 @@ def _stored_places(model: PreTrainedModel, fused: Mapping[str, nn.Module], files
             role = _role(getattr(fused[owner], leaf), leaf, marks, int(found["expert"]))
             places.names.setdefault(owner, {})[role] = found["name"]
             moved.append((owner, found["prefix"]))
-    for path, other in moved if places.names or not fused else ():
-        places.note(path, other)
+    places.note(moved if places.names or not fused else ())
     return places
 
 

@@ -28,13 +28,26 @@ def hollow_model(folder: Path) -> Any:
 
 
 def auto_class(config: Any) -> Any:
-    """transformers' class for a language model, or for an encoder of text or speech and its decoder."""
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
+    """transformers' class for a language model, one that reads images too, or for an encoder and its decoder."""
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoModelForSeq2SeqLM,
+        AutoModelForSpeechSeq2Seq,
+    )
 
     if not getattr(config, "is_encoder_decoder", False):
-        return AutoModelForCausalLM
+        return AutoModelForImageTextToText if reads_images(config) else AutoModelForCausalLM
     speech = type(config) in AutoModelForSpeechSeq2Seq._model_mapping
     return AutoModelForSpeechSeq2Seq if speech else AutoModelForSeq2SeqLM
+
+
+def reads_images(config: Any) -> bool:
+    """Whether a decoder reads images as tokens; those that transformers has as language models too count as such."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    kind = type(config)
+    return kind in AutoModelForImageTextToText._model_mapping and kind not in AutoModelForCausalLM._model_mapping
 
 
 def _hollow(folder: Path, class_of: Callable[[Any], Any]) -> Any:

@@ -41,6 +41,8 @@ def load_processor(folder: Path) -> Any:
 
     expected = f"a {PREPROCESSOR} that names its image_processor_type or feature_extractor_type"
     texts = any((folder / name).is_file() for name in TOKENIZER_FILES)
+    if texts and _reads_both(folder):
+        return _load(transformers.AutoProcessor, folder, "processor", expected, backend="pil")
     if "sampling_rate" in preparation:
         auto = transformers.AutoProcessor if texts else transformers.AutoFeatureExtractor
         return _load(auto, folder, "processor", expected)
@@ -59,6 +61,15 @@ def _preparation(folder: Path) -> Mapping[str, Any] | None:
     joined = read_json(folder / _JOINED) if (folder / _JOINED).is_file() else {}
     found: Mapping[str, Any] | None = joined.get("image_processor") or joined.get("feature_extractor")
     return found
+
+
+def _reads_both(folder: Path) -> bool:
+    """Whether the model reads an image as tokens of a text, so that transformers' own processor joins the two."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN
+
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    name = KNOWN.get(config.get("model_type"))
+    return name is not None and (config.get("architectures") or [name])[0] == name
 
 
 def has_preprocessor(folder: Path) -> bool:

@@ -102,10 +102,11 @@ def compact(path: Path) -> bytes:
 def _save_processor(processor: Any, folder: Path) -> None:
     """Write a processor's files, those of a feature extractor under the name that every reader knows."""
     processor.save_pretrained(folder)
-    extractor = getattr(processor, "feature_extractor", None)
-    if extractor is not None:
-        # transformers 5 puts all parts into one file, which transformers.js and optimum don't read.
-        extractor.save_pretrained(folder)
+    for name in ("feature_extractor", "image_processor"):
+        part = getattr(processor, name, None)
+        if part is not None:
+            # transformers 5 puts all parts into one file, which transformers.js and optimum don't read.
+            part.save_pretrained(folder)
     forget_where_from(folder)
 
 

@@ -1,4 +1,4 @@
-"""What both graphs of a speech model are asked while they transcribe: real inputs, for the decoder as well."""
+"""What the graphs of a model are asked while they write or transcribe: real inputs, for the decoder as well."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from compress.formats.onnx.int8.observe import Feed
 from compress.formats.onnx.model import find_graphs
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
+from compress.runtimes.image_answers import open_together
 from compress.runtimes.runtime import Batch, Session
-from compress.runtimes.transcriber import Transcriber
 
 
 class _Recorder:
@@ -31,19 +31,18 @@ class _Recorder:
         return self._session.predict(batch)
 
 
-def transcription_calls(folder: Path, recordings: Iterable[Batch], most: int) -> tuple[list[Feed], list[Feed]]:
-    """What encoder and decoder of the model in ``folder`` are asked, in their first ``most`` calls for each recording.
+def transcription_calls(folder: Path, examples: Iterable[Batch], most: int) -> list[list[Feed]]:
+    """What each graph of the model in ``folder`` is asked, in its first ``most`` calls for each example.
 
-    A recording is a batch of one. The encoder is asked once for each window; the decoder reads the prompt first, and
-    then a token a call. Raises what `Transcriber` does.
+    An example is a batch of one. An encoder is asked once for each window, text or image; the decoder reads the prompt
+    first, and then a token a call. Raises what opening and running the model raise.
     """
     runtime, cpu = get_runtime("onnxruntime"), TARGETS["cpu"]
     recorders: list[Any] = [_Recorder(runtime.open(path, cpu, 1)) for path in find_graphs(folder)]
-    encoder, decoder = recorders
-    transcriber = Transcriber(encoder, decoder, folder)
-    found: tuple[list[Feed], list[Feed]] = ([], [])
-    for recording in recordings:
-        transcriber.predict(recording)
+    whole = open_together(recorders, folder)
+    found: list[list[Feed]] = [[] for _ in recorders]
+    for example in examples:
+        whole.predict(example)
         for recorder, kept in zip(recorders, found, strict=True):
             kept += recorder.calls[:most]
             recorder.calls.clear()

@@ -13,10 +13,12 @@ from compress.formats.registry import FORMATS, RUNTIMES
 from compress.recipe.recipe import START, Recipe
 from compress.stages import STAGES
 from compress.targets import Target
-from compress.tasks.capability import ANSWERS_AT_ONCE, GENERATES
+from compress.tasks.capability import ANSWERS_AT_ONCE, GENERATES, TELLS_OF_IMAGES
 from compress.tasks.registry import get_task, tasks_with
 
 FLOAT = "fp32"
+_ANY_ARCHITECTURE = frozenset({GENERATES, TELLS_OF_IMAGES})
+"""Tasks with these take models of so many kinds that each is looked at before any work."""
 
 
 def why_not(recipe: Recipe, start: Path | None, target: Target, from_graph: bool) -> str | None:
@@ -48,7 +50,7 @@ def why_not(recipe: Recipe, start: Path | None, target: Target, from_graph: bool
         return f"{target.runtime} runs {', '.join(tasks_with(frozenset({GENERATES})))} only"
     if not STAGES[spec.written_by].is_for(capabilities):
         return f"{files}, which the stage {spec.written_by} does not write for {recipe.task}"
-    if GENERATES in capabilities and start is not None:
+    if _ANY_ARCHITECTURE & capabilities and start is not None:
         try:
             check_writable(start, form)
         except ModelError as error:
@@ -62,7 +64,7 @@ def check_formats(recipe: Recipe, start: Path) -> None:
     Raises `ModelError`, rather than once the stages before them are done.
     """
     written = {spec.written_by: form for form, spec in FORMATS.items() if spec.written_by}
-    for stage in recipe.stages if GENERATES in get_task(recipe.task).capabilities else ():
+    for stage in recipe.stages if _ANY_ARCHITECTURE & get_task(recipe.task).capabilities else ():
         if stage.kind in written:
             check_writable(start, written[stage.kind])
 

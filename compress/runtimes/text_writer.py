@@ -22,7 +22,7 @@ _GENERATION = "generation_config.json"
 _LONGEST = 20
 """Tokens after the start where nothing says how many: transformers' own default."""
 _LOW = np.float32(-1e9)
-_PLAIN: dict[str, float | None] = {
+PLAIN: dict[str, float | None] = {
     "repetition_penalty": 1.0,
     "encoder_repetition_penalty": 1.0,
     "encoder_no_repeat_ngram_size": 0,
@@ -59,13 +59,19 @@ class WritingRules:
     early_stopping: bool | str = False
 
 
-def read_rules(folder: Path) -> WritingRules:
-    """The rules of a folder's generation_config.json and config.json. Raises `ModelError` for those not followed."""
+def said_of(folder: Path) -> dict[str, Any]:
+    """What a folder's config.json says of writing, and, before that, its generation_config.json."""
     said = read_json(folder / "config.json")
     if (folder / _GENERATION).is_file():
         said = said | {key: value for key, value in read_json(folder / _GENERATION).items() if value is not None}
-    start, ends = said.get("decoder_start_token_id", said.get("bos_token_id")), _ids(said.get("eos_token_id"))
-    odd = [name for name, plain in _PLAIN.items() if said.get(name) not in (None, plain)]
+    return said
+
+
+def read_rules(folder: Path) -> WritingRules:
+    """The rules of a folder's generation_config.json and config.json. Raises `ModelError` for those not followed."""
+    said = said_of(folder)
+    start, ends = said.get("decoder_start_token_id", said.get("bos_token_id")), token_ids(said.get("eos_token_id"))
+    odd = [name for name, plain in PLAIN.items() if said.get(name) not in (None, plain)]
     banned = said.get("bad_words_ids") or []
     odd += ["bad_words_ids of several tokens"] if any(len(words) != 1 for words in banned) else []
     if start is None or not ends or odd:
@@ -81,7 +87,7 @@ def read_rules(folder: Path) -> WritingRules:
         longest=1 + more if more else said.get("max_length") or 1 + _LONGEST,
         shortest=1 + fewest if fewest else said.get("min_length") or 0,
         first=said.get("forced_bos_token_id"),
-        last=_ids(said.get("forced_eos_token_id")),
+        last=token_ids(said.get("forced_eos_token_id")),
         never=(*(words[0] for words in banned), *(said.get("suppress_tokens") or ())),
         no_repeat=said.get("no_repeat_ngram_size") or 0,
         beams=said.get("num_beams") or 1,
@@ -90,7 +96,8 @@ def read_rules(folder: Path) -> WritingRules:
     )
 
 
-def _ids(said: int | list[int] | None) -> tuple[int, ...]:
+def token_ids(said: int | list[int] | None) -> tuple[int, ...]:
+    """One token or several, as configs have them."""
     return () if said is None else tuple(said) if isinstance(said, list) else (said,)
 
 

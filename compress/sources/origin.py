@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 PICKLED_STATE = (".pth", ".pt", ".bin")
+_CHAT = "chat_template.jinja"
 _REVISION = 1
 """Raised when the same files would be turned into another folder."""
 
@@ -133,12 +134,17 @@ def write_once(target: Path, write: Callable[[Path], None], mend: str) -> Path:
 
 
 def _random_model(folder: Path) -> Any:
-    """The architecture of `config.json` without a head, which is drawn when the labels are known."""
-    from transformers import AutoConfig, AutoModel
+    """The architecture of `config.json` without a head, which is drawn when the labels are known.
+
+    One that reads images as tokens of a text is made whole: it has no other head than its table of tokens.
+    """
+    from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
     read_json(folder / "config.json")
     try:
-        return AutoModel.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        reads_both = type(config) in AutoModelForImageTextToText._model_mapping
+        return (AutoModelForImageTextToText if reads_both else AutoModel).from_config(config)
     except loading_failures() as error:
         raise ModelError(
             f"No model can be made by this config: {first_line(error)}",
@@ -148,7 +154,7 @@ def _random_model(folder: Path) -> Any:
 
 
 def _beside(folder: Path) -> list[Path]:
-    """The processor's files. Raises `ModelError` without any."""
+    """The processor's files, how it writes a conversation among them. Raises `ModelError` without any."""
     found = [folder / name for name in PROCESSOR_FILES if (folder / name).is_file()]
     if not found:
         raise ModelError(
@@ -158,7 +164,7 @@ def _beside(folder: Path) -> list[Path]:
             mend='write one, e.g. {"image_processor_type": "ViTImageProcessor", "size": {"height": 224, "width": 224}, '
             '"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}',
         )
-    return found
+    return [*found, *(path for path in [folder / _CHAT] if path.is_file())]
 
 
 def _weights(folder: Path) -> Path:

@@ -43,7 +43,7 @@ class Images(Sequence["Mapping[str, np.ndarray]"]):
     def __init__(self, values: Sequence[Mapping[str, Any]], processor: Any) -> None:
         self._values = values
         self._processor = processor
-        self._mode = _mode(processor)
+        self._mode = mode_of(processor)
         self.conversions: Counter[str] = Counter()
 
     def __len__(self) -> int:
@@ -93,7 +93,7 @@ class Images(Sequence["Mapping[str, np.ndarray]"]):
         return [{PIXELS: np.ascontiguousarray(pixels, dtype=np.float32)} for pixels in found]
 
 
-def _mode(processor: Any) -> Mode:
+def mode_of(processor: Any) -> Mode:
     """Grayscale for a processor that normalises one channel, else RGB."""
     mean = getattr(processor, "image_mean", None)
     return "L" if isinstance(mean, Sequence) and len(mean) == 1 else "RGB"

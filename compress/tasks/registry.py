@@ -19,6 +19,7 @@ from compress.tasks import (
     image_classification,
     image_feature_extraction,
     image_segmentation,
+    image_text_to_text,
     object_detection,
     question_answering,
     text2text_generation,
@@ -48,6 +49,7 @@ BUILT_IN: tuple[Task, ...] = (
     zero_shot_image_classification.TASK,
     object_detection.TASK,
     image_segmentation.TASK,
+    image_text_to_text.TASK,
     graph_agreement.TASK,
 )
 """In the order in which messages list them."""

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from compress.data.columns import Column
 from compress.data.slices import Slice
-from compress.errors import DataError, MissingExtraError, ModelError
+from compress.errors import MissingExtraError, ModelError
 from compress.tasks.capability import HAS_LABELS, IS_WRITTEN, NAMES_TOKENS, READS_ROWS, REWRITES, TAKES_TEXT
-from compress.tasks.task import LOGITS, Examples, Kept, Task
+from compress.tasks.task import Examples, Kept, Task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 DECODER_IDS = "decoder_input_ids"
 START = -1
 """Stands in ``decoder_input_ids`` for the token that a model begins its texts with; its tokenizer doesn't know it."""
-_TEXTS, _LOSS, _RIGHT = "texts", "loss", "right"
 _RESAMPLES = 1000
 
 _STARTER: dict[str, Any] = {
@@ -114,18 +113,10 @@ class TextToText(Task):
         return cross_entropy(logits.flatten(0, 1), wanted.flatten())
 
     def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
-        """The texts, [batch] strings; or, of logits beside the target, each row's loss and share of right tokens.
+        """See `keep_texts`."""
+        from compress.tasks.writing import keep_texts
 
-        Raises `DataError` for rows without a target, `ModelError` for logits that are not finite.
-        """
-        import numpy as np
-
-        if examples.labels is None:
-            raise DataError("The split has no targets, so nothing can be evaluated on it.", expected="a column target")
-        if _TEXTS in outputs:
-            return {_TEXTS: outputs[_TEXTS]}
-        pairs = [_judged(outputs[LOGITS][row], examples.labels[index]) for row, index in enumerate(indices)]
-        return {name: np.array(values) for name, values in zip((_LOSS, _RIGHT), zip(*pairs, strict=True), strict=True)}
+        return keep_texts(outputs, examples, indices)
 
     def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """chrF and BLEU of all texts, ROUGE-L's F of each, and how many are the target to the letter.
@@ -133,13 +124,14 @@ class TextToText(Task):
         Popovic 2015, Papineni et al. 2002 and Lin 2004, by sacrebleu and rouge-score; intervals are over texts.
         """
         from compress.tasks.classes import mean_row, outcome_row
+        from compress.tasks.writing import TEXTS, next_token_row, stripped
 
-        if _TEXTS not in kept:
-            return [mean_row("next_token_accuracy", kept[_RIGHT], model, target)]
+        if TEXTS not in kept:
+            return [next_token_row(kept, model, target)]
         import numpy as np
 
         assert labels is not None, "keep asks for targets"
-        written, wanted = ([str(text).strip() for text in texts] for texts in (kept[_TEXTS], labels))
+        written, wanted = stripped(kept[TEXTS]), stripped(labels)
         scorer = _rouge()
         overlap = [scorer.score(*pair)["rougeL"].fmeasure for pair in zip(wanted, written, strict=True)]
         same = np.array([text == other for text, other in zip(written, wanted, strict=True)])
@@ -151,9 +143,9 @@ class TextToText(Task):
 
     def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
         """How many texts are the baseline's to the letter."""
-        from compress.tasks.agreement import agreement_row
+        from compress.tasks.writing import same_texts
 
-        return [agreement_row(kept[_TEXTS] == reference[_TEXTS], model, target)]
+        return same_texts(kept, reference, model, target)
 
     def probabilities(self, kept: Kept) -> np.ndarray | None:
         """None: texts are no classes."""
@@ -170,20 +162,6 @@ def _begin(module: Any, given: Any, named: dict[str, Any]) -> tuple[Any, dict[st
 def _tokens(processor: Any, max_length: int, **texts: list[str]) -> Mapping[str, Any]:
     encoded: Mapping[str, Any] = processor(**texts, truncation=True, max_length=max_length)
     return encoded
-
-
-def _judged(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    import numpy as np
-
-    from compress.numerics.next_token import negative_log_likelihood
-    from compress.tasks.tokens import IGNORED
-
-    wanted = labels[labels != IGNORED].astype(np.int64)
-    own = logits[: len(wanted)]
-    if not np.isfinite(own).all():
-        raise ModelError("The model's outputs are not finite.", mend="export or quantize it anew")
-    loss = negative_log_likelihood(own, wanted)
-    return float(loss.mean()), float((own.argmax(axis=-1) == wanted).mean())
 
 
 def _rouge() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from compress.data.media import content
 from compress.errors import SampleError
 from compress.progress import SilentProgress
 from compress.tasks.registry import get_task
-from compress_samples import fashion
+from compress_samples import fashion, fashion_questions
 from compress_samples.efficientnet import write_model
 from compress_samples.image_sets import write_imagenet
 
@@ -69,6 +70,34 @@ def test_captions_name_the_class_of_their_picture(
     for row in data.split("train").to_pylist():
         assert row["text"] in [template.format(row["label"]) for template in fashion.TEMPLATES]
     assert len(set(data.split("train")["text"].to_pylist())) > 2
+
+
+def test_answers_follow_from_the_class_or_the_pixels(
+    members: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fashion, "VALIDATION_ROWS", 3)
+    fashion_questions.write_questions(members, tmp_path, SilentProgress())
+    rows = pyarrow.parquet.read_table(tmp_path / "train.parquet").to_pylist()
+    assert {row["question"] for row in rows} <= {"what", "kind", "is it", "light"}
+    asked = list(fashion.PHRASES)
+    for row in rows:
+        kind = fashion.CLASSES.index(row["label"])
+        if row["question"] == "what":
+            assert row["target"] == f"it is {asked[kind]}"
+        if row["question"] == "is it":
+            named = next(phrase for phrase in sorted(asked, key=len, reverse=True) if phrase in row["text"])
+            assert (row["target"] == "yes") == (named == asked[kind])
+        if row["question"] == "light":
+            assert (row["target"] == "bright") == (_pixel(row["image"]) >= 128)
+
+
+def test_questions_are_of_each_kind_and_as_often_answered_yes_as_no() -> None:
+    images = np.full((4000, 2, 2), 200, np.uint8)
+    found = fashion_questions.questions(images, [0] * len(images))
+    counts = Counter(found["question"])
+    assert all(abs(count - 1000) < 100 for count in counts.values()) and len(counts) == 4
+    answers = Counter(found["target"])
+    assert abs(answers["yes"] - answers["no"]) < 150 and answers["bright"] == counts["light"]
 
 
 def _pixel(value: dict[str, object]) -> int:

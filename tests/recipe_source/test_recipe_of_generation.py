@@ -76,7 +76,7 @@ CLASSES_AND_TEXT = ("text-classification", "image-classification", *OF_TEXT, "au
 @pytest.mark.parametrize(
     ("stage", "tasks"),
     [
-        ("finetune", [*CLASSES_AND_TEXT, "text2text-generation", *OF_IMAGES]),
+        ("finetune", [*CLASSES_AND_TEXT, "text2text-generation", *OF_IMAGES, "image-text-to-text"]),
         (
             "distill: {student: {layers: [0]}}",
             [*CLASSES_AND_TEXT[:2], "feature-extraction", *CLASSES_AND_TEXT[2:], *OF_IMAGES],

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tiny_images
 import tiny_places
+import tiny_questions
 import tiny_sounds
 import tiny_speech
 import tiny_tasks
@@ -26,7 +27,7 @@ from compress.pipeline.run import run
 from compress.progress import SilentProgress
 from compress.recipe.recipe import Benchmark, Recipe
 from compress.recipe_source import dump_recipe, read_recipe
-from compress.tasks.capability import EMBEDS, GENERATES, HAS_TWO_TOWERS, TAKES_IMAGES
+from compress.tasks.capability import EMBEDS, GENERATES, HAS_TWO_TOWERS, TAKES_IMAGES, TELLS_OF_IMAGES
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.registry import get_task
 
@@ -77,6 +78,8 @@ def shrunk(recipe: Recipe, folder: Path) -> Recipe:
         return _shrunk_towers(recipe, folder)
     if recipe.task in (tiny_places.DETECTION, tiny_places.SEGMENTATION):
         return _shrunk_places(recipe, folder)
+    if TELLS_OF_IMAGES in get_task(recipe.task).capabilities:
+        return _shrunk_questions(recipe, folder)
     if TAKES_IMAGES in get_task(recipe.task).capabilities:
         return _shrunk_images(recipe, folder)
     if recipe.task == tiny_speech.TASK:
@@ -182,6 +185,16 @@ def _shrunk_towers(recipe: Recipe, folder: Path) -> Recipe:
         tiny_towers.write_model(folder / name, **changes)
         (folder / name / "model.safetensors").unlink()
     data = recipe.data.model_copy(update={"source": None, "splits": tiny_towers.write_splits(folder)})
+    stages = [_shrunk_stage(stage.model_dump()) for stage in recipe.stages]
+    changed = recipe.model_copy(update={"model": "model", "data": data, "benchmark": QUICK}).model_dump()
+    return Recipe.model_validate({**changed, "stages": stages, **_here(recipe)})
+
+
+def _shrunk_questions(recipe: Recipe, folder: Path) -> Recipe:
+    """A tiny LLaVA by its config alone, and squares of which half is bright."""
+    tiny_questions.write_model(folder / "model")
+    (folder / "model" / "model.safetensors").unlink()
+    data = recipe.data.model_copy(update={"source": None, "splits": tiny_questions.write_splits(folder)})
     stages = [_shrunk_stage(stage.model_dump()) for stage in recipe.stages]
     changed = recipe.model_copy(update={"model": "model", "data": data, "benchmark": QUICK}).model_dump()
     return Recipe.model_validate({**changed, "stages": stages, **_here(recipe)})

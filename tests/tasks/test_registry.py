@@ -30,6 +30,7 @@ from compress.tasks.capability import (
     TAKES_IMAGES,
     TAKES_PAIRS,
     TAKES_TEXT,
+    TELLS_OF_IMAGES,
     TRANSCRIBES,
     suits,
 )
@@ -57,6 +58,7 @@ OF_TEXT = ("token-classification", "text-ranking", "fill-mask", "question-answer
 CLASSES = ("image-classification", "audio-classification")
 OF_IMAGES = ("image-feature-extraction", "zero-shot-image-classification")
 OF_PLACES = ("object-detection", "image-segmentation")
+WRITING = ("text2text-generation", "image-text-to-text")
 
 
 def test_a_task_is_known_by_its_own_name() -> None:
@@ -68,7 +70,7 @@ def test_a_task_is_known_by_its_own_name() -> None:
         "feature-extraction",
         "automatic-speech-recognition",
         "audio-classification",
-        "text2text-generation",
+        *WRITING,
         *OF_TEXT,
         *OF_IMAGES,
         "graph-agreement",
@@ -95,10 +97,11 @@ def test_every_capability_of_a_task_has_a_name() -> None:
         (
             {HAS_LABELS},
             set(),
-            {"text-classification", *CLASSES, "text2text-generation", *OF_TEXT, *OF_IMAGES, *OF_PLACES},
+            {"text-classification", *CLASSES, *WRITING, *OF_TEXT, *OF_IMAGES, *OF_PLACES},
         ),
         ({HAS_TWO_TOWERS}, set(), {"zero-shot-image-classification"}),
-        ({TAKES_IMAGES}, {HAS_CLASSES}, set(OF_IMAGES)),
+        ({TAKES_IMAGES}, {HAS_CLASSES, TELLS_OF_IMAGES}, set(OF_IMAGES)),
+        ({TELLS_OF_IMAGES}, set(), {"image-text-to-text"}),
         (
             {TAKES_TEXT},
             {GENERATES, TAKES_IMAGES},
@@ -120,9 +123,12 @@ def test_tasks_are_found_by_what_they_can_do(requires: set[str], excludes: set[s
     assert list(found) == [name for name in TASK_NAMES if name in names]
 
 
+WRITES = {GENERATES, TRANSCRIBES, REWRITES, TELLS_OF_IMAGES}
+
+
 def test_what_answers_token_by_token_does_not_answer_at_once() -> None:
     for task in TASKS.values():
-        assert (ANSWERS_AT_ONCE in task.capabilities) != bool(task.capabilities & {GENERATES, TRANSCRIBES, REWRITES})
+        assert (ANSWERS_AT_ONCE in task.capabilities) != bool(task.capabilities & WRITES)
 
 
 def test_every_stage_is_for_some_task() -> None:
@@ -231,6 +237,7 @@ def test_the_task_of_a_class_is_the_one_that_optimum_tells() -> None:
         ("ViTForImageClassification", True, "image-classification"),
         ("WhisperForConditionalGeneration", True, "automatic-speech-recognition"),
         ("YolosForObjectDetection", True, "object-detection"),
+        ("LlavaForConditionalGeneration", True, "image-text-to-text"),
         ("SegformerForSemanticSegmentation", True, "image-segmentation"),
         ("ViTModel", True, None),
         ("MT5ForConditionalGeneration", False, "text2text-generation"),

@@ -22,6 +22,9 @@ Part = Literal["all", "encoder", "decoder"]
 EXTERNAL_DATA_FROM_BYTES = 1_500_000_000
 ENCODER, DECODER = "encoder_model", "decoder_model_merged"
 """What the files of a model in two parts begin with: transformers.js' and optimum's names."""
+VISION, EMBED_TOKENS = "vision_encoder", "embed_tokens"
+"""What stands before a decoder that reads images: transformers.js' names."""
+_PARTS = ((ENCODER, DECODER), (VISION, EMBED_TOKENS, DECODER))
 GENAI_CONFIG = "genai_config.json"
 """Beside a decoder: where onnxruntime-genai reads the name of its graph."""
 SHARED_CACHE = "past_present_share_buffer"
@@ -50,7 +53,7 @@ class OnnxModel:
 
     def is_part(self, name: str, part: Part) -> bool:
         """Whether the graph of that file is meant: `all` is any, and the only graph of a model is no part of it."""
-        return part == "all" or name.startswith(ENCODER if part == "encoder" else DECODER)
+        return part == "all" or (name.startswith((ENCODER, VISION)) == (part == "encoder") and bool(self.others))
 
     def with_graphs(self, graphs: Mapping[str, onnx.ModelProto]) -> OnnxModel:
         """The same model with other graphs, in the order in which they run."""
@@ -141,20 +144,22 @@ def find_graph(artifact: Path) -> Path:
 
 
 def find_graphs(artifact: Path) -> tuple[Path, ...]:
-    """The files of a model's graphs in the order in which they run: one, or an encoder and its decoder.
+    """The files of a model's graphs in the order in which they run: one, an encoder and its decoder, or three.
 
     Raises `ModelError` for any other number of them.
     """
-    parts = tuple(_part(artifact, part) for part in (ENCODER, DECODER)) if artifact.is_dir() else ()
+    if not artifact.is_dir():
+        return (find_graph(artifact),)
+    names = _PARTS[bool(_part(artifact, VISION))]
+    parts = tuple(_part(artifact, part) for part in names)
     found = tuple(files[0] for files in parts if files)
     if not found:
         return (find_graph(artifact),)
     if any(len(files) != 1 for files in parts):
-        names = ", ".join(file.name for files in parts for file in files)
         raise ModelError(
-            f"The folder holds {names}.",
+            f"The folder holds {', '.join(file.name for files in parts for file in files)}.",
             where=str(artifact),
-            expected=f"one {ENCODER}*.onnx and one {DECODER}*.onnx",
+            expected=" and ".join(f"one {name}*.onnx" for name in names),
             mend="leave one file of each in the folder, or write the model anew with the stage export",
         )
     return found

@@ -9,7 +9,7 @@ import numpy as np
 
 from compress.checkpoints.model import write_companions
 from compress.checkpoints.processor import processor_of
-from compress.formats.onnx.model import OnnxModel, all_graphs
+from compress.formats.onnx.model import VISION, OnnxModel, all_graphs
 from compress.formats.probed import Encode, Probing, Stored, answers_of, of_arrays
 from compress.formats.runtimes import opened
 
@@ -41,6 +41,8 @@ def _of_first_word(model: OnnxModel, encode: Encode) -> np.ndarray:
 
     with tempfile.TemporaryDirectory() as name:
         write_companions(Path(name), model.companions)
+        if next(iter(model.graphs)).startswith(VISION):
+            return _of_last_word(model, Path(name), encode)
         processor, rules = load_processor(Path(name)), read_rules(Path(name))
     if not hasattr(processor, "feature_extractor"):
         start = np.array([rules.prompt[0]])
@@ -52,6 +54,17 @@ def _of_first_word(model: OnnxModel, encode: Encode) -> np.ndarray:
     inputs = encode(processor).inputs[:_RECORDINGS]
     windows = [{"input_features": example["input_features"][:, :frames]} for example in inputs]
     return np.stack([teacher_forced(model, window, prompt)[-1] for window in windows])
+
+
+def _of_last_word(model: OnnxModel, folder: Path, encode: Encode) -> np.ndarray:
+    """Logits [examples, vocabulary] of what follows a few images with their texts."""
+    from compress.checkpoints.processor import load_processor
+    from compress.formats.onnx.decoder import opened_reader
+    from compress.runtimes.image_answers import IDS, PIXELS, read_rules
+
+    examples, graphs = encode(load_processor(folder)), opened_reader(model, read_rules(folder).image)
+    batches = (examples.batch([place]) for place in range(min(len(examples), _RECORDINGS)))
+    return np.concatenate([graphs.begin(batch[IDS], batch[PIXELS])[:, -1] for batch in batches])
 
 
 PROBED = Probing(stored, logits)

@@ -13,7 +13,15 @@ from compress.errors import DataError
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.stage.prediction import PlanContext, Prediction, Shape, handling, predicted
 from compress.stage.stage import Context, Needs, Promise, Stage
-from compress.tasks.capability import EMBEDS, GENERATES, IS_WRITTEN, TAKES_TEXT, TRANSCRIBES, Capabilities
+from compress.tasks.capability import (
+    EMBEDS,
+    GENERATES,
+    IS_WRITTEN,
+    TAKES_TEXT,
+    TELLS_OF_IMAGES,
+    TRANSCRIBES,
+    Capabilities,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +33,8 @@ _TRACED_ONLY = ("opset", "fusions", "sentence_embedding")
 _WRITTEN_ONLY = ("accuracy_level", "exact_attention", "rounding_limit", "last_token_only", "expand_on_load")
 _SPEECH, _SPOKEN_TOKENS = 2, 32
 """Recordings that a speech model is proven on, and tokens of their texts."""
+_ANSWERS = 4
+"""Images with questions and answers that a model is proven on which reads them."""
 _TEXTS, _MORE = 4, 10
 """Texts that a model of text from text is proven on, in one batch, and tokens that it writes."""
 _WINDOWS, _WINDOW_LENGTH = 2, 64
@@ -35,7 +45,8 @@ class Export(Stage[TorchModel, OnnxModel]):
 
     Encoders are traced, and proven on padded batches. Decoders are written from the checkpoint, quantized or not, with
     the keys and values of earlier tokens as inputs and outputs, and proven in one go and token by token. So are
-    Whisper, T5, BART and their like, as an encoder and a decoder under the names of transformers.js and optimum.
+    Whisper, T5, BART and their like, as an encoder and a decoder under the names of transformers.js and optimum, and
+    LLaVA and its like, as what sees, a table of tokens, and a decoder.
     """
 
     version = 5
@@ -103,6 +114,8 @@ class Export(Stage[TorchModel, OnnxModel]):
             return self._trace(model, context)
         if GENERATES in context.task.capabilities:
             return self._write(model, context)
+        if TELLS_OF_IMAGES in context.task.capabilities:
+            return self._write_image_reader(model, context)
         return self._write_pair(model, context)
 
     def _trace(self, model: TorchModel, context: Context) -> OnnxModel:
@@ -142,6 +155,21 @@ class Export(Stage[TorchModel, OnnxModel]):
         equality = prove_encoder_decoder(model, checkpoint, inputs, texts, *limits, more)
         context.remark(f"export: encoder and decoder; {equality}")
         return model
+
+    def _write_image_reader(self, checkpoint: Checkpoint, context: Context) -> OnnxModel:
+        from compress.checkpoints.processor import load_processor
+        from compress.formats.onnx.decoder import GraphSettings, export_image_reader, prove_image_reader
+        from compress.runtimes.image_answers import read_rules
+
+        rows = context.data.split("train").slice(0, _ANSWERS)
+        examples = context.task.encode(rows, load_processor(checkpoint.folder), None, context.max_length)
+        found = export_image_reader(checkpoint, examples, GraphSettings(), self.tolerance)
+        image = read_rules(checkpoint.folder).image
+        limits = (self.tolerance, self.rounding_limit)
+        equality = prove_image_reader(found.model, checkpoint, examples, image, *limits)
+        context.remark(f"export: image features differ by at most {found.difference:.1e} from torch; {equality}")
+        context.remark(f"export: attention is {'not fused: ' + found.unfused if found.unfused else 'one operator'}")
+        return found.model
 
 
 def _spoken(checkpoint: Checkpoint, context: Context) -> tuple[list[dict[str, np.ndarray]], list[np.ndarray]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from compress.runtimes.runtime import Session, check_target
 from compress.targets import Target
-from compress.tasks.capability import ANSWERS_AT_ONCE, REWRITES, TRANSCRIBES
+from compress.tasks.capability import ANSWERS_AT_ONCE, REWRITES, TELLS_OF_IMAGES, TRANSCRIBES
 
 
 class TorchRuntime:
@@ -47,6 +47,10 @@ class TorchRuntime:
             from compress.formats.safetensors.texts import GeneratedText
 
             return GeneratedText(session, model.processor)
+        if TELLS_OF_IMAGES in task.capabilities:
+            from compress.formats.safetensors.texts import answers_to_images
+
+            return answers_to_images(session, model.processor, folder)
         return session
 
     def unavailable(self, target: Target) -> str | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from compress.errors import StageError, first_line
 from compress.formats.safetensors.session import FAILURES, TorchSession, as_array, as_tensor
+from compress.runtimes.image_answers import ImageAnswers, read_rules, until_ended
 from compress.runtimes.pair_decoder import IDS
 from compress.runtimes.runtime import Batch, TensorType, check_inputs
 from compress.runtimes.text_writer import MASK, SEQUENCES, TEXTS
@@ -30,14 +32,32 @@ class GeneratedText:
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
         """`texts` [n] and `sequences` [n, longest]. Raises `StageError` where transformers fails."""
-        import torch
-
         check_inputs(self.inputs, batch, self._whole.where)
-        given = {name: as_tensor(np.asarray(batch[name])) for name in self.inputs}
-        try:
-            with torch.inference_mode():
-                found = self._whole.module.generate(**given)
-        except FAILURES as error:
-            raise StageError(f"The model failed on a batch: {first_line(error)}", where=self._whole.where) from error
+        found = _generated(self._whole, {name: batch[name] for name in self.inputs})
         texts = self._tokenizer.batch_decode(found, skip_special_tokens=True)
         return {SEQUENCES: as_array(found[:, 1:]), TEXTS: np.array(texts)}
+
+
+def answers_to_images(whole: TorchSession, processor: Any, folder: Path) -> ImageAnswers:
+    """What `runtimes.image_answers` does with three graphs, done with the module of ``whole``. Raises `ModelError`.
+
+    A generation config that draws tokens is followed but for that: answers are to be the same every time.
+    """
+    rules = read_rules(folder)
+
+    def write(batch: dict[str, np.ndarray]) -> list[np.ndarray]:
+        prompt = batch[IDS].shape[1]
+        found = _generated(whole, batch, max_new_tokens=rules.room(prompt), do_sample=False)
+        return until_ended(as_array(found[:, prompt:]), rules.ends)
+
+    return ImageAnswers(write, folder, processor.tokenizer, whole)
+
+
+def _generated(whole: TorchSession, batch: Batch, **options: Any) -> Any:
+    import torch
+
+    try:
+        with torch.inference_mode():
+            return whole.module.generate(**{name: as_tensor(np.asarray(batch[name])) for name in batch}, **options)
+    except FAILURES as error:
+        raise StageError(f"The model failed on a batch: {first_line(error)}", where=whole.where) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,8 @@ TEMPLATES = (
 )
 VALIDATION_ROWS = 5_000
 """The last of the training rows."""
+Columns = Callable[[np.ndarray, Sequence[int]], Mapping[str, Sequence[str]]]
+"""Of images [n, 28, 28] and the ids of their classes: further columns by their names."""
 
 
 def write_splits(members: Path, files: Path, progress: Progress) -> None:
@@ -31,15 +33,23 @@ def write_splits(members: Path, files: Path, progress: Progress) -> None:
 
     Raises `SampleError` for files that are no whole IDX files, or don't fit each other.
     """
-    _write(members, files, progress, CLASSES, captions=False)
+    write_articles(members, files, progress, CLASSES)
 
 
 def write_captions(members: Path, files: Path, progress: Progress) -> None:
     """Write the same with a column `text`, the class in a template drawn for each picture. Raises `SampleError`."""
-    _write(members, files, progress, PHRASES, captions=True)
+    write_articles(members, files, progress, PHRASES, _captions)
 
 
-def _write(members: Path, files: Path, progress: Progress, names: Sequence[str], captions: bool) -> None:
+def _captions(images: np.ndarray, kinds: Sequence[int]) -> Mapping[str, Sequence[str]]:
+    drawn = np.random.default_rng(0).integers(0, len(TEMPLATES), len(kinds))
+    return {"text": [TEMPLATES[which].format(PHRASES[kind]) for which, kind in zip(drawn, kinds, strict=True)]}
+
+
+def write_articles(
+    members: Path, files: Path, progress: Progress, names: Sequence[str], more: Columns | None = None
+) -> None:
+    """Write the splits with classes called by ``names``, and the columns ``more``. Raises `SampleError`."""
     train, test = read_articles(members, "train"), read_articles(members, "t10k")
     seen = {image.tobytes() for image in test[0]}
     kept = [row for row, image in enumerate(train[0]) if image.tobytes() not in seen]
@@ -55,10 +65,9 @@ def _write(members: Path, files: Path, progress: Progress, names: Sequence[str],
     ):
         label = "encoding fashion-mnist, " + split
         encoded = [png(images[row]) for row in progress.track(rows, label, len(rows))]
-        kinds = [names[labels[row]] for row in rows]
-        drawn = np.random.default_rng(0).integers(0, len(TEMPLATES), len(kinds)) if captions else ()
-        texts = [TEMPLATES[which].format(kind) for which, kind in zip(drawn, kinds, strict=captions)]
-        write_images(files / f"{split}.parquet", encoded, kinds, texts or None)
+        kinds = [labels[row] for row in rows]
+        beside = {} if more is None else more(images[list(rows)], kinds)
+        write_images(files / f"{split}.parquet", encoded, [names[kind] for kind in kinds], beside)
     dropped = len(train[0]) - len(learned) - len(held_out)
     progress.note(
         f"fashion-mnist: {len(learned):,} train, {len(held_out):,} validation, {len(test[0]):,} test images; "

@@ -70,6 +70,14 @@ IMAGE_SAMPLES = (
         preparation="compress_samples.fashion:write_captions",
     ),
     Sample(
+        name="fashion-questions",
+        kind="data",
+        description="the pictures of fashion-mnist with questions, `text`, and answers, `target`, by class or pixels",
+        licence="MIT, (c) 2017 Zalando SE",
+        packages=(_FASHION,),
+        preparation="compress_samples.fashion_questions:write_questions",
+    ),
+    Sample(
         name="imagenet-20",
         kind="data",
         description="20 photographs of ImageNet with their classes by id, for a look rather than a verdict",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +21,14 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def write_images(
-    path: Path, encoded: Sequence[bytes], labels: Sequence[str] | None, texts: Sequence[str] | None = None
+    path: Path, encoded: Sequence[bytes], labels: Sequence[str] | None, more: Mapping[str, Sequence[str]] | None = None
 ) -> None:
-    """Columns `image` (`bytes` and an empty `path`) and, where there are any, `label` and `text`."""
+    """Columns `image` (`bytes` and an empty `path`), `label` where there are any, and ``more`` by their names."""
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     columns = {"image": pa.array([{"bytes": content, "path": None} for content in encoded], image)}
     features = {"image": {"_type": "Image"}}
-    for name, values in (("label", labels), ("text", texts)):
-        if values is not None:
-            columns[name] = pa.array(list(values), pa.string())
-            features[name] = {"dtype": "string", "_type": "Value"}
+    for name, values in {**({} if labels is None else {"label": labels}), **(more or {})}.items():
+        columns[name] = pa.array(list(values), pa.string())
+        features[name] = {"dtype": "string", "_type": "Value"}
     table = pa.table(columns).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     pa.parquet.write_table(table, path)

@@ -27,7 +27,7 @@ from compress.formats.onnx.decoder.caches import CROSS, layer_of
 from compress.formats.onnx.decoder.cross import write_cross_attention
 from compress.formats.onnx.decoder.experts import send, take_in
 from compress.formats.onnx.decoder.nodes import Nodes
-from compress.formats.onnx.decoder.parts import BATCH, CACHED, Axes
+from compress.formats.onnx.decoder.parts import BATCH, CACHED, IDS, Axes
 from compress.formats.onnx.decoder.positions import write_lengths, write_rotary
 from compress.formats.onnx.decoder.recurrence import DELTA_RULE, write_delta_rule
 from compress.formats.onnx.decoder.rewrites import tidy
@@ -264,6 +264,10 @@ class _Writer:
         if self._settings.last_token_only:
             bounds = [self._nodes.integers(bound) for bound in (-1, np.iinfo(np.int64).max, 1)]
             value = self._nodes.op("Slice", f"{self._head}.last", [value, *bounds])
+        if self._trace.part.tokens != IDS and not self._weights.has(f"{self._head}.bias"):
+            # Nothing is looked up in this graph, so that the table is stored as products take it.
+            scope, _, leaf = self._head_table.rpartition(".")
+            return self._weights.project(scope, [leaf], value)[0]
         return self._weights.head(self._head_table, value, self._head)
 
     def _rows(self, node: ir.Node) -> ir.Value:

@@ -165,15 +165,15 @@ def export_encoder_decoder(checkpoint: Checkpoint, settings: GraphSettings | Non
     """
     graphs = {}
     for name, part in ((ENCODER, encoder_part), (DECODER, decoder_part)):
-        _, graph = _written(checkpoint, part, settings or GraphSettings())
-        graphs[_file_name(f"{name}.onnx", graph)] = graph
+        _, graph = written(checkpoint, part, settings or GraphSettings())
+        graphs[file_name(f"{name}.onnx", graph)] = graph
     (name, encoder), decoder = graphs.items()
     return OnnxModel(encoder, name, companions(checkpoint, graphs), dict([decoder]))
 
 
 def _export(checkpoint: Checkpoint, settings: GraphSettings, fused: bool | None = None) -> tuple[OnnxModel, str]:
-    trace, graph = _written(checkpoint, alone, settings, fused)
-    name = _file_name(FLOAT_GRAPH, graph)
+    trace, graph = written(checkpoint, alone, settings, fused)
+    name = file_name(FLOAT_GRAPH, graph)
     files = companions(checkpoint, {name: graph})
     sizes = {(call.heads, call.key_value_heads, call.size) for call in trace.calls}
     if len(sizes) == 1 and not trace.keeps_states:
@@ -181,9 +181,10 @@ def _export(checkpoint: Checkpoint, settings: GraphSettings, fused: bool | None 
     return OnnxModel(graph, name, files), trace.unfused
 
 
-def _written(
+def written(
     checkpoint: Checkpoint, part: Callable[[Any], Part], settings: GraphSettings, fused: bool | None = None
 ) -> tuple[Trace, onnx.ModelProto]:
+    """A part of a checkpoint's model, traced and filled with its weights. Raises `ModelError`."""
     trace = trace_part(checkpoint, part, fused)
     try:
         return trace, write_graph(checkpoint, trace, settings)
@@ -192,6 +193,6 @@ def _written(
         return trace, write_graph(checkpoint, trace, settings)
 
 
-def _file_name(name: str, graph: onnx.ModelProto) -> str:
+def file_name(name: str, graph: onnx.ModelProto) -> str:
     """That of a float graph, or what transformers.js opens for `dtype: "q4"`; the bits of each weight are its own."""
     return few_bits_name(name, 4) if any(INTEGERS in one.name for one in graph.graph.initializer) else name

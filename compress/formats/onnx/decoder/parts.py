@@ -19,6 +19,7 @@ from compress.formats.onnx.decoder.caches import CROSS, holds_keys, layers_of, n
 
 BATCH = "batch_size"
 IDS, MASK, HIDDEN, AUDIO = "input_ids", "attention_mask", "encoder_hidden_states", "input_features"
+EMBEDS = "inputs_embeds"
 CACHED, ENCODER_MASK = "use_cache_branch", "encoder_attention_mask"
 _READ, _WRITTEN = "encoder_sequence_length", "decoder_sequence_length"
 _ROWS, _SEEN = 2, 7
@@ -33,6 +34,7 @@ class Part:
     """``inputs`` but for the cache: type and axes of each by its name; ``output`` and its ``axes`` but the last.
 
     ``alone``: a decoder without an encoder, whose mask says what is past. ``cached``: whether keys are kept.
+    ``tokens``: the input that has the new tokens, as ids or embedded.
     """
 
     inputs: Mapping[str, tuple[ir.DataType, Axes]]
@@ -40,10 +42,12 @@ class Part:
     axes: Axes
     alone: bool = False
     cached: bool = True
+    tokens: str = IDS
 
     def root(self, model: Any) -> nn.Module:
         """The module that holds the blocks."""
-        found: nn.Module = model if self.alone else model.get_decoder() if self.cached else model.get_encoder()
+        whole = self.alone and self.tokens == IDS
+        found: nn.Module = model if whole else model.get_decoder() if self.cached else model.get_encoder()
         return found
 
     def cache(self, model: Any, blocks: int) -> Any:
@@ -90,7 +94,7 @@ class Part:
         word = next((name for name in _CACHES if name in taken), None)
         named: dict[str, Any] = {"use_cache": True} if word is None else {word: cache, "use_cache": True}
         if self.alone:
-            named |= _positions(cache, inputs, "position_ids" in taken)
+            named |= _positions(cache, inputs, self.tokens, "position_ids" in taken)
         else:
             from transformers.modeling_outputs import BaseModelOutput
 
@@ -105,13 +109,13 @@ class Part:
         return logits
 
 
-def _positions(cache: Any, inputs: Mapping[str, torch.Tensor], wanted: bool) -> dict[str, torch.Tensor]:
-    ids, mask = inputs[IDS], inputs[MASK]
-    past = mask.shape[1] - ids.shape[1]
+def _positions(cache: Any, inputs: Mapping[str, torch.Tensor], tokens: str, wanted: bool) -> dict[str, torch.Tensor]:
+    new, mask = inputs[tokens], inputs[MASK]
+    past = mask.shape[1] - new.shape[1]
     found = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, past:]} if wanted else {}
     if not any(holds_keys(layer) for _, _, layer in layers_of(cache)):  # states alone: the mask is of the new tokens
         mask = mask[:, past:]
-    return {IDS: ids, MASK: mask, **found}
+    return {tokens: new, MASK: mask, **found}
 
 
 _INTEGERS, _FLOATS = ir.DataType.INT64, ir.DataType.FLOAT
@@ -121,6 +125,14 @@ def alone(model: Any) -> Part:
     """A language model: prompt and single tokens."""
     new, total = [BATCH, "sequence_length"], [BATCH, "total_sequence_length"]
     return Part({IDS: (_INTEGERS, new), MASK: (_INTEGERS, total)}, "logits", new, alone=True)
+
+
+def embedded(model: Any) -> Part:
+    """A language model whose tokens come embedded, those of images among them."""
+    new, total = [BATCH, "sequence_length"], [BATCH, "total_sequence_length"]
+    size = model.get_input_embeddings().embedding_dim
+    inputs = {EMBEDS: (_FLOATS, [*new, size]), MASK: (_INTEGERS, total)}
+    return Part(inputs, "logits", new, alone=True, tokens=EMBEDS)
 
 
 def encoder_part(model: Any) -> Part:

@@ -19,17 +19,18 @@ import torch
 from torch import nn
 
 from compress.checkpoints.checkpoint import Checkpoint
-from compress.checkpoints.hollow import hollow_model
+from compress.checkpoints.hollow import hollow_model, reads_images
 from compress.checkpoints.quantized_module import empty_module
 from compress.errors import ModelError, first_line
 from compress.formats.onnx.decoder import interfaces
 from compress.formats.onnx.decoder import plug as plugs
 from compress.formats.onnx.decoder.caches import PAST, fill_cache, layer_of, note_updates, present, sample_states
 from compress.formats.onnx.decoder.calls import Call
-from compress.formats.onnx.decoder.parts import IDS, MASK, Part, alone
+from compress.formats.onnx.decoder.parts import MASK, Part, alone, embedded
 from compress.formats.onnx.decoder.plug import Plug
 from compress.formats.silence import silence
 from compress.formats.tracing import lean_tracing
+from compress.runtimes.image_answers import refuse_unfollowed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -93,8 +94,18 @@ def check_writable(folder: Path) -> None:
     checkpoint = Checkpoint(folder)
     if (key := _of_model(checkpoint)) not in _WRITABLE:
         with _refusing(checkpoint), torch.no_grad():
-            _Rehearsal(checkpoint)
-        _WRITABLE.add(key)
+            model = _Rehearsal(checkpoint, _decoder).model
+            if reads_images(model.config):
+                from compress.formats.onnx.decoder.sight import check_sight
+
+                check_sight(folder, model)
+        _WRITABLE[key] = reads_images(model.config)
+    if _WRITABLE[key]:
+        refuse_unfollowed(folder)
+
+
+def _decoder(model: Any) -> Part:
+    return embedded(model) if reads_images(model.config) else alone(model)
 
 
 def trace_decoder(checkpoint: Checkpoint, fused: bool | None = None, whole: bool = False) -> Trace:
@@ -137,7 +148,8 @@ def _traced(checkpoint: Checkpoint, part: Callable[[Any], Part], fused: bool | N
 
 
 _KEPT: dict[str, Trace] = {}
-_WRITABLE: set[str] = set()
+_WRITABLE: dict[str, bool] = {}
+"""Whether it reads images, of each model that can be written."""
 
 
 def _of_model(checkpoint: Checkpoint) -> str:
@@ -261,7 +273,7 @@ class _OneGraph(nn.Module):
         if mask is not None and plug.fused:
             plug.lengths = plugs.lengths_of(mask)
         if cache is not None:
-            fill_cache(cache, past, plug, None if mask is None else mask.shape[1] - given[IDS].shape[1])
+            fill_cache(cache, past, plug, None if mask is None else mask.shape[1] - given[part.tokens].shape[1])
         outputs = {part.output: part.call(self.model, cache, given)}
         return outputs | {"present" + name.removeprefix("past"): present(name, cache, plug) for name in past}
 

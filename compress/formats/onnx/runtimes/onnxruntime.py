@@ -15,8 +15,8 @@ from compress.errors import InputError, StageError
 from compress.formats.model_file import model_files
 from compress.formats.onnx.model import SHARED_CACHE
 from compress.formats.onnx.runtimes.failures import cannot_open, reason
+from compress.runtimes.image_answers import open_together
 from compress.runtimes.runtime import Batch, CacheInPlace, Session, TensorType, check_inputs, check_target
-from compress.runtimes.text_writer import open_pair
 from compress.targets import Target
 
 if TYPE_CHECKING:
@@ -162,14 +162,14 @@ class OnnxRuntime:
     name = "onnxruntime"
 
     def open(self, artifact: Path, target: Target, threads: int) -> Session:
-        """Open the one graph of ``artifact``, a folder or the file, in either format, or an encoder and its decoder.
+        """Open the one graph of ``artifact``, a folder or the file, in either format, or those that make one model.
 
         ``threads`` work within an operator.
         """
         check_target(self, target, threads)
         graphs = model_files(artifact, self.name)
         sessions = [self._open(graph, target, threads) for graph in graphs]
-        return sessions[0] if len(sessions) == 1 else open_pair(sessions[0], sessions[1], artifact)
+        return open_together(sessions, artifact)
 
     def _open(self, graph: Path, target: Target, threads: int) -> OnnxSession:
         try:

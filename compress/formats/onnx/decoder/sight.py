@@ -1,0 +1,118 @@
+"""The part of a vision-language model that sees: its features of images as a graph, proven equal to torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
+from transformers.utils import ModelOutput
+
+from compress.architectures.watched import hooked
+from compress.checkpoints.adapter import load_adapted
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.checkpoints.processor import load_processor
+from compress.checkpoints.torch_model import TorchModel
+from compress.errors import ModelError, first_line
+from compress.formats.onnx.export import Exported, export_onnx
+from compress.formats.onnx.parity import prove_equal
+from compress.runtimes.image_answers import FEATURES, PIXELS
+from compress.tasks.image_text_to_text import unfit_processor
+from compress.tasks.task import Examples
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_LAST = ("multi_modal_projector", "connector")
+"""What classes call the module whose output stands in the place of an image's tokens."""
+
+
+@dataclass
+class ImageFeatures(ModelOutput):  # type: ignore[misc]  # transformers' own has no types
+    """What `vision_encoder` gives, [images, tokens, hidden]."""
+
+    image_features: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Features:
+    """A `Head`: the features as they are."""
+
+    outputs: ClassVar[tuple[str, ...]] = (FEATURES,)
+    answer: ClassVar[str] = FEATURES
+    many: ClassVar[str] = "image features"
+
+    def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """[images, tokens, hidden]."""
+        return outputs[FEATURES]
+
+
+class _Sees(nn.Module):
+    """The part of a model that makes features of images, of all of them in one tensor.
+
+    transformers goes on to part them image by image, which would freeze in a trace how many there are.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model, self.config = model, model.config
+
+    def forward(self, pixel_values: torch.Tensor) -> ImageFeatures:
+        with hooked([last_of_sight(self.model).register_forward_hook(lambda module, given, found: [found])]):
+            try:
+                (features,) = self.model.get_image_features(pixel_values).pooler_output
+            except (AttributeError, ValueError) as error:
+                raise TypeError(f"its class does more with an image's features: {first_line(error)}") from error
+        return ImageFeatures(features)
+
+
+class _Parted(_Sees):
+    """The same as transformers computes it."""
+
+    def forward(self, pixel_values: torch.Tensor) -> ImageFeatures:
+        return ImageFeatures(torch.stack(list(self.model.get_image_features(pixel_values).pooler_output)))
+
+
+def last_of_sight(model: Any) -> nn.Module:
+    """The module that makes the features. Raises `ModelError` for a model that has none of its kind."""
+    found = next((one for name in _LAST if (one := getattr(model.base_model, name, None)) is not None), None)
+    if not isinstance(found, nn.Module):
+        raise ModelError(
+            f"{type(model).__name__} has no module of its own that makes an image's features fit its text.",
+            expected=f"a part called {' or '.join(_LAST)}, as LLaVA's",
+            mend="ship the checkpoint, and judge it on the target torch",
+        )
+    return found
+
+
+def check_sight(folder: Path, model: Any) -> None:
+    """Raise `ModelError` for a model whose images cannot be written as a graph.
+
+    ``model`` may be without its weights.
+    """
+    problem = unfit_processor(load_processor(folder))
+    if problem:
+        raise ModelError(
+            f"The model cannot be written as three graphs: {problem}.",
+            where=str(folder),
+            expected="a model that is given tokens and the pixels of one image, such as LLaVA",
+            mend="ship the checkpoint",
+        )
+    last_of_sight(model)
+
+
+def export_sight(checkpoint: Checkpoint, examples: Examples, tolerance: float) -> tuple[Exported, float]:
+    """The graph from `pixel_values` to `image_features`, and how far these are from torch on ``examples``.
+
+    Raises `ModelError` for a model of another kind, `IntegrityError` for features that differ.
+    """
+    pixels = [{PIXELS: example[PIXELS]} for example in examples.inputs]
+    alone = Examples(pixels, {PIXELS: None}, head=_Features())
+    module = load_adapted(checkpoint)
+    last_of_sight(module)
+    traced, plain = (TorchModel(kind(module), None) for kind in (_Sees, _Parted))
+    exported = export_onnx(traced, alone, None, fusions=True)
+    return exported, prove_equal(exported.graph, plain, alone, tolerance)

@@ -1,0 +1,242 @@
+"""Answers to images and texts with three opened graphs, always the likeliest token: what sees, a table, and a decoder.
+
+The names are transformers.js': `vision_encoder` makes `image_features` of `pixel_values`, `embed_tokens` makes
+`inputs_embeds` of `input_ids`, and `decoder_model_merged` reads these, the features in place of the image's tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.checkpoints.json_file import read_json
+from compress.errors import InputError, ModelError, StageError
+from compress.runtimes.decoder import PAST, present_of
+from compress.runtimes.runtime import Batch, Session, TensorType, check_inputs
+from compress.runtimes.text_writer import MASK, PLAIN, SEQUENCES, TEXTS, open_pair, said_of, token_ids
+
+IDS, PIXELS = "input_ids", "pixel_values"
+FEATURES, EMBEDS, LOGITS = "image_features", "inputs_embeds", "logits"
+_LONGEST = 256
+"""Tokens of an answer where nothing says how many: those of transformers' own pipeline."""
+_GREEDY: dict[str, float | None] = {
+    **PLAIN,
+    "num_beams": 1,
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "bad_words_ids": None,
+}
+"""What changes an answer and is not followed, at the values that change nothing."""
+
+
+@dataclass(frozen=True)
+class AnswerRules:
+    """``image`` is the token that stands for a feature of the image; ``ends`` end an answer of ``longest`` tokens.
+
+    ``positions`` is how many tokens the model reads at most, prompt and answer; None where nothing says so.
+    """
+
+    image: int
+    ends: tuple[int, ...]
+    longest: int
+    positions: int | None
+
+    def room(self, prompt: int) -> int:
+        """How many tokens an answer has at most behind a prompt of so many."""
+        return max(1, self.longest if self.positions is None else min(self.longest, self.positions - prompt))
+
+
+def read_rules(folder: Path) -> AnswerRules:
+    """The rules of a folder's config.json and generation_config.json. Raises `ModelError`."""
+    said = said_of(folder)
+    config = read_json(folder / "config.json")
+    image = config.get("image_token_id", config.get("image_token_index"))
+    text = config.get("text_config") or {}
+    ends = token_ids(said.get("eos_token_id", text.get("eos_token_id")))
+    if image is None or not ends:
+        raise ModelError(
+            f"Nothing says which token {'ends an answer' if image is not None else 'stands for an image'}.",
+            where=str(folder),
+            expected="image_token_id in config.json, and eos_token_id in generation_config.json",
+        )
+    longest = said.get("max_new_tokens") or _LONGEST
+    return AnswerRules(image, ends, longest, text.get("max_position_embeddings"))
+
+
+def refuse_unfollowed(folder: Path) -> None:
+    """Raise `ModelError` where a folder's generation_config.json asks for more than the likeliest token."""
+    said = said_of(folder)
+    odd = [name for name, plain in _GREEDY.items() if said.get(name) not in (None, plain, [])]
+    if odd:
+        raise ModelError(
+            f"The model's answers are to be made with {', '.join(odd)}.",
+            where=str(folder / "generation_config.json"),
+            expected="the likeliest token each time, without penalties and beams",
+            mend="take it out of the file, or judge the model on the target torch, where transformers follows it",
+        )
+
+
+def each_length(batch: Batch) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """The places of rows whose prompts are equally long, and these rows of ``batch`` without padding."""
+    lengths = np.asarray(batch[MASK]).sum(axis=1)
+    for length in np.unique(lengths):
+        rows = np.flatnonzero(lengths == length)
+        own = {name: np.asarray(array)[rows] for name, array in batch.items()}
+        yield rows, own | {name: own[name][:, :length] for name in (IDS, MASK)}
+
+
+class ImageAnswers:
+    """Token ids and pixels in, answers out; whoever writes them is given prompts of one length."""
+
+    inputs = (IDS, MASK, PIXELS)
+    output_types = {SEQUENCES: TensorType("int64", (None, None)), TEXTS: TensorType("str", (None,))}
+
+    def __init__(
+        self,
+        write: Callable[[dict[str, np.ndarray]], Sequence[np.ndarray]],
+        folder: Path,
+        tokenizer: Any,
+        opened: Session,
+    ) -> None:
+        """``write`` gives each row's new tokens; ``opened`` has the settings and the type of the pixels."""
+        self._write, self._where, self._tokenizer = write, str(folder), tokenizer
+        pixels = opened.input_types.get(PIXELS, TensorType("float32", (None, None, None, None)))
+        self.input_types = {**dict.fromkeys((IDS, MASK), TensorType("int64", (None, None))), PIXELS: pixels}
+        self.provider = opened.provider
+        self.settings: dict[str, Any] = {**opened.settings, "decoding": "greedy"}
+
+    def predict(self, batch: Batch) -> dict[str, np.ndarray]:
+        """`texts` [n], and `sequences` [n, longest] of their tokens, filled up with -1.
+
+        ``batch``: `input_ids` [n, length], of which `attention_mask` hides the ends, and `pixel_values`. Raises
+        `InputError` for a batch without these, and what the model raises.
+        """
+        check_inputs(self.inputs, batch, self._where)
+        answers: dict[int, list[int]] = {}
+        for rows, own in each_length({name: batch[name] for name in self.inputs}):
+            answers |= {int(row): tokens.tolist() for row, tokens in zip(rows, self._write(own), strict=True)}
+        ordered = [answers[row] for row in sorted(answers)]
+        longest = max(map(len, ordered))
+        sequences = np.array([[*row, *[-1] * (longest - len(row))] for row in ordered], dtype=np.int64)
+        texts = self._tokenizer.batch_decode(ordered, skip_special_tokens=True)
+        return {SEQUENCES: sequences.reshape(len(ordered), -1), TEXTS: np.array([text.strip() for text in texts])}
+
+
+def until_ended(tokens: np.ndarray, ends: Sequence[int]) -> list[np.ndarray]:
+    """Rows of tokens [n, length], each up to the first that ends it, which is kept."""
+    found = []
+    for row in tokens:
+        last = np.flatnonzero(np.isin(row, ends))
+        found.append(row[: last[0] + 1] if len(last) else row)
+    return found
+
+
+class EmbeddedDecoder:
+    """Three graphs that write several answers at once, whose prompts are equally long."""
+
+    def __init__(self, vision: Session, table: Session, decoder: Session, image: int, where: str) -> None:
+        """``image`` is the token in whose place features stand. Raises `ModelError` for graphs of another kind."""
+        self._vision, self._table, self._decoder, self._image, self._where = vision, table, decoder, image, where
+        inputs, outputs = decoder.input_types, decoder.output_types
+        self._pasts = {name: kind for name, kind in inputs.items() if name.startswith(PAST)}
+        missing = [name for name in self._pasts if present_of(name) not in outputs]
+        odd = inputs.keys() - self._pasts.keys() ^ {EMBEDS, MASK}
+        wrong = [
+            *sorted(odd),
+            *missing,
+            *({FEATURES} - vision.output_types.keys()),
+            *({EMBEDS} - table.output_types.keys()),
+        ]
+        if wrong or not self._pasts or LOGITS not in outputs:
+            raise ModelError(
+                f"The graphs lack or add {', '.join(wrong) or 'a cache or logits'}.",
+                where=where,
+                expected="image_features of pixel_values, inputs_embeds of input_ids, and a decoder of inputs_embeds, "
+                "attention_mask and past_key_values.N.key and so on",
+                mend="write the model with the stage export",
+            )
+        self._past: dict[str, np.ndarray] = {}
+        self._seen = 0
+
+    def begin(self, ids: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+        """Logits [rows, length, vocabulary] of prompts ``ids`` [rows, length] and an image each."""
+        features = self._vision.predict({PIXELS: pixels})[FEATURES]
+        self._past = {
+            name: np.zeros(
+                [axis if isinstance(axis, int) else len(ids) * (not at) for at, axis in enumerate(kind.shape)],
+                kind.dtype,
+            )
+            for name, kind in self._pasts.items()
+        }
+        self._seen = 0
+        return self._read(self._embedded(ids, features.reshape(-1, features.shape[-1])))
+
+    def read(self, ids: np.ndarray) -> np.ndarray:
+        """Logits [rows, length, vocabulary] of ``ids`` [rows, length] behind what was read."""
+        return self._read(self._table.predict({IDS: ids})[EMBEDS])
+
+    def _embedded(self, ids: np.ndarray, features: np.ndarray) -> np.ndarray:
+        embeds, places = self._table.predict({IDS: ids})[EMBEDS], ids == self._image
+        if int(places.sum()) != len(features):
+            raise InputError(
+                f"The prompts have {int(places.sum())} tokens for images that have {len(features)} features.",
+                where=self._where,
+                expected="prompts as the model's processor makes them",
+            )
+        embeds = np.array(embeds)
+        embeds[places] = features
+        return embeds
+
+    def _read(self, embeds: np.ndarray) -> np.ndarray:
+        rows, length = embeds.shape[:2]
+        self._seen += length
+        mask = np.ones((rows, self._seen), np.int64)
+        found = self._decoder.predict({EMBEDS: embeds, MASK: mask, **self._past})
+        self._past = {name: found[present_of(name)] for name in self._past}
+        return found[LOGITS]
+
+    def write(self, ids: np.ndarray, pixels: np.ndarray, rules: AnswerRules) -> list[np.ndarray]:
+        """The likeliest tokens behind each prompt, up to one that ends it. Raises `StageError`."""
+        logits = self.begin(ids, pixels)
+        written = np.zeros((len(ids), 0), np.int64)
+        while True:
+            tokens = logits[:, -1].argmax(axis=-1)
+            # A NaN anywhere is what argmax finds.
+            if not np.isfinite(np.take_along_axis(logits[:, -1], tokens[:, None], axis=-1)).all():
+                raise StageError(
+                    "The decoder's logits are not finite.", where=self._where, mend="write the model again"
+                )
+            written = np.concatenate([written, tokens[:, None]], axis=1)
+            if written.shape[1] >= rules.room(ids.shape[1]) or np.isin(written, rules.ends).any(axis=1).all():
+                return until_ended(written, rules.ends)
+            logits = self.read(tokens[:, None])
+
+
+def open_together(sessions: Sequence[Session], folder: Path) -> Session:
+    """What runs the opened graphs of ``folder``: one, an encoder and its decoder, or three that read images.
+
+    Raises `ModelError` for graphs that don't belong together.
+    """
+    if len(sessions) == 1:
+        return sessions[0]
+    if len(sessions) == len(("encoder", "decoder")):
+        return open_pair(sessions[0], sessions[1], folder)
+    return _open_three(sessions[0], sessions[1], sessions[2], folder)
+
+
+def _open_three(vision: Session, table: Session, decoder: Session, folder: Path) -> ImageAnswers:
+    from compress.checkpoints.processor import load_tokenizer
+
+    refuse_unfollowed(folder)
+    rules = read_rules(folder)
+    graphs = EmbeddedDecoder(vision, table, decoder, rules.image, str(folder))
+    return ImageAnswers(lambda own: graphs.write(own[IDS], own[PIXELS], rules), folder, load_tokenizer(folder), vision)

@@ -1,0 +1,106 @@
+"""Models that read images as three graphs: they answer as transformers does, token for token."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_images
+import tiny_questions
+import torch
+from tiny_questions import table
+from transformers import LlavaNextProcessor
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.errors import ModelError
+from compress.formats.onnx.decoder import GraphSettings, export_image_reader, prove_image_reader
+from compress.formats.onnx.decoder.trace import check_writable
+from compress.formats.onnx.model import OnnxModel, find_graphs
+from compress.formats.runtimes import get_runtime
+from compress.formats.targets import TARGETS
+from compress.inspect.transcription_calls import transcription_calls
+from compress.runtimes.image_answers import read_rules
+from compress.stages.quantize import Quantize
+from compress.tasks.evaluation import Evaluation
+from compress.tasks.image_text_to_text import TASK, unfit_processor
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
+    """A checkpoint of SigLIP and Qwen2 (recipes have CLIP and Llama), its graphs, and the model in transformers."""
+    kinds = {"text": "qwen2", "tower": "siglip_vision_model", "tie_word_embeddings": True}
+    folder = tiny_questions.write_model(tmp_path_factory.mktemp("model"), **kinds)
+    model = TASK.load(folder, None, trust_remote_code=False)
+    examples = TASK.encode(table(3), model.processor, None, 64)
+    found = export_image_reader(Checkpoint(folder), examples, GraphSettings(), 1e-4)
+    equality = prove_image_reader(found.model, Checkpoint(folder), examples, read_rules(folder).image, 1e-4, 0.2)
+    assert found.difference < 1e-5 and equality.difference < 1e-4
+    assert not found.unfused, found.unfused
+    artifact = tmp_path_factory.mktemp("graphs")
+    found.model.save(artifact)
+    return folder, artifact, model
+
+
+def test_files_have_the_names_that_transformers_js_opens(written: tuple[Path, Path, Any]) -> None:
+    _, artifact, _ = written
+    names = ["vision_encoder.onnx", "embed_tokens.onnx", "decoder_model_merged.onnx"]
+    assert [path.name for path in find_graphs(artifact)] == names
+    kinds = {"GroupQueryAttention", "MultiHeadAttention", "Attention"}
+    vision, embed, decoder = OnnxModel.load(artifact, None).graphs.values()
+    for graph in (vision, decoder):
+        assert kinds & {node.op_type for node in graph.graph.node}
+    assert [node.op_type for node in embed.graph.node] == ["Gather"]
+    assert [value.name for value in decoder.graph.input][:2] == ["inputs_embeds", "attention_mask"]
+
+
+def test_answers_are_those_that_generate_writes(written: tuple[Path, Path, Any]) -> None:
+    _, artifact, model = written
+    rows = table(6, seed=3)
+    examples = TASK.held_out(rows, model.processor, None, 64, Evaluation())
+    session = get_runtime("onnxruntime").open(artifact, TARGETS["cpu"], 1)
+    found = session.predict(examples.batch(range(6)))
+    for row in range(6):
+        given = {name: torch.from_numpy(array) for name, array in examples.batch([row]).items()}
+        with torch.inference_mode():
+            wanted = model.module.generate(**given, do_sample=False)[0, given["input_ids"].shape[1] :]
+        own = found["sequences"][row]
+        np.testing.assert_array_equal(own[own >= 0], wanted.numpy())
+        assert found["texts"][row] == model.processor.decode(wanted, skip_special_tokens=True).strip()
+    assert len(set(found["texts"])) > 1
+
+
+def test_every_graph_is_quantized(written: tuple[Path, Path, Any]) -> None:
+    _, artifact, _ = written
+    done = Quantize().run(OnnxModel.load(artifact, None), tiny_images.context())
+    names = [f"{part}_quantized.onnx" for part in ("vision_encoder", "embed_tokens", "decoder_model_merged")]
+    assert list(done.graphs) == names
+    vision, embed, decoder = ([node.op_type for node in graph.graph.node] for graph in done.graphs.values())
+    assert embed == ["GatherBlockQuantized"]
+    for operators in (vision, decoder):
+        assert "MatMulInteger" in operators and "MatMul" not in operators
+
+
+def test_each_graph_is_asked_as_often_as_an_answer_is_long(written: tuple[Path, Path, Any]) -> None:
+    _, artifact, model = written
+    batch = TASK.held_out(table(1), model.processor, None, 64, Evaluation()).batch([0])
+    length = get_runtime("onnxruntime").open(artifact, TARGETS["cpu"], 1).predict(batch)["sequences"].shape[1]
+    calls = transcription_calls(artifact, [batch], 99)
+    assert [len(asked) for asked in calls] == [1, length, length]
+    seen, first = calls[0][0], calls[2][0]
+    np.testing.assert_array_equal(seen["pixel_values"], batch["pixel_values"])
+    assert first["inputs_embeds"].shape[:2] == batch["input_ids"].shape
+
+
+def test_what_no_graph_can_follow_is_refused_before_any_work(tmp_path: Path) -> None:
+    folder = tiny_questions.write_model(tmp_path)
+    check_writable(folder)
+    said = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(said | {"repetition_penalty": 1.1, "num_beams": 3}))
+    with pytest.raises(ModelError, match="made with repetition_penalty, num_beams"):
+        check_writable(folder)
+    tiles = LlavaNextProcessor(LlavaNextImageProcessorPil(), tiny_questions.tokenizer(), patch_size=8)
+    assert unfit_processor(tiles) == "beside tokens and the pixels of one image it is given image_sizes"

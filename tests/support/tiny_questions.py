@@ -1,0 +1,91 @@
+"""Tiny vision-language models as folders, and squares with questions and answers on which half of them is bright."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import tiny_images
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
+
+IMAGE = "<image>"
+WORDS = ("<pad>", "<s>", "</s>", "<unk>", IMAGE, "user", "model", ":", "?", "it", "is", "bright", "above", "below")
+WORDS += ("where", "what", "half", "shines", "the", "one")
+TEMPLATE = "<s>{% for m in messages %}user :{% for c in m['content'] %}{% if c['type'] == 'image' %} <image>" + (
+    "{% else %} {{ c['text'] }}{% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %} model :{% endif %}"
+)
+QUESTIONS = {"where is it bright ?": "it is bright {}", "what half shines ?": "the one {}"}
+PATCH = 8
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Whole words; an image's token is one that no text is split at."""
+    made = Tokenizer(WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
+    made.pre_tokenizer = Whitespace()
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=made, extra_special_tokens={"image_token": IMAGE}, **special)
+
+
+def processor(template: str | None = TEMPLATE, **changes: Any) -> LlavaProcessor:
+    """LLaVA's, of a CLIP tower whose first token is left out unless it is told otherwise."""
+    said = {"patch_size": PATCH, "num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"}
+    return LlavaProcessor(tiny_images.processor(), tokenizer(), chat_template=template, **said | changes)
+
+
+def module(text: str = "llama", tower: str = "clip_vision_model", **changes: Any) -> LlavaForConditionalGeneration:
+    """A LLaVA of one layer on either side."""
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    vision = {**shape, "model_type": tower, "image_size": tiny_images.SIDE, "patch_size": PATCH, "projection_dim": 24}
+    words = {"vocab_size": len(WORDS), "num_key_value_heads": 1, "bos_token_id": 1, "eos_token_id": 2}
+    written = {**shape, **words, "model_type": text, "pad_token_id": 0, "max_position_embeddings": 64, **changes}
+    torch.manual_seed(0)
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=written,
+        image_token_index=WORDS.index(IMAGE),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default" if tower.startswith("clip") else "full",
+    )
+    made = tiny_images.shaken(LlavaForConditionalGeneration(config))
+    made.generation_config.max_new_tokens = 8
+    return made
+
+
+def write_model(folder: Path, template: str | None = TEMPLATE, **changes: Any) -> Path:
+    """With its tokenizer and processor, as they lie on the Hub."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = module(**changes)
+    made.save_pretrained(folder)
+    whole = made.config.vision_feature_select_strategy == "full"
+    counted = {"num_additional_image_tokens": 0, "vision_feature_select_strategy": "full"} if whole else {}
+    both = processor(template, **counted)
+    both.save_pretrained(folder)
+    both.image_processor.save_pretrained(folder)
+    return folder
+
+
+def table(count: int, seed: int = 0) -> pa.Table:
+    """``count`` rows of image, question and answer, and the first word of the question."""
+    rows = tiny_images.table(count, seed)
+    asked = [list(QUESTIONS)[row // 2 % len(QUESTIONS)] for row in range(count)]
+    answers = [QUESTIONS[text].format(label) for text, label in zip(asked, rows["label"].to_pylist(), strict=True)]
+    kinds = [text.split()[0] for text in asked]
+    return pa.table({"image": rows["image"], "text": asked, "target": answers, "question": kinds})
+
+
+def write_splits(folder: Path) -> dict[str, str]:
+    """Rows of three splits as JSONL with files of their own; the splits as a recipe names them."""
+    for seed, (split, count) in enumerate({"train": 48, "validation": 8, "test": 12}.items()):
+        rows = table(count, seed).to_pylist()
+        for number, row in enumerate(rows):
+            name = f"{split}-{number}.png"
+            (folder / name).write_bytes(row["image"]["bytes"])
+            row["image"] = name
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return {split: f"{split}.jsonl" for split in ("train", "validation", "test")}

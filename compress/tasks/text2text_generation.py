@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.data.columns import Column
 from compress.data.slices import Slice
-from compress.errors import MissingExtraError, ModelError
+from compress.errors import MissingExtraError
 from compress.tasks.capability import HAS_LABELS, IS_WRITTEN, NAMES_TOKENS, READS_ROWS, REWRITES, TAKES_TEXT
 from compress.tasks.task import Examples, Kept, Task
 

@@ -102,10 +102,14 @@ class ImageFeatureExtraction(Task):
         from compress.checkpoints.checks import refuse_quantized
         from compress.checkpoints.config_check import loading_failures
         from compress.checkpoints.processor import load_processor
+        from compress.tasks.loading import load_plain_for
 
         refuse_quantized(directory)
         try:
             processor = load_processor(directory)
+            plain = load_plain_for(directory, None, _plain_answers)
+            if plain is not None:
+                return TorchModel(_without_head(plain).float().eval(), processor)
             config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
             if is_cut(config):
                 module = load_cut(AutoModel, directory, config)
@@ -204,6 +208,33 @@ class ImageFeatureExtraction(Task):
     def probabilities(self, kept: Kept) -> np.ndarray | None:
         """None: an embedding is no class."""
         return None
+
+
+def _without_head(module: Any) -> Any:
+    """A network of timm gives what it sees, not classes; any other gives what its code says."""
+    from compress.checkpoints.allowed_code import MODULE_KEY, TIMM_NETWORK
+    from compress.checkpoints.timm_network import change_head
+
+    made = getattr(module.config, MODULE_KEY)
+    if made["module"] == TIMM_NETWORK and made["arguments"]["num_classes"]:
+        change_head(module, 0)
+    return module
+
+
+def _plain_answers(found: Any, targets: Any, config: Any) -> Any:
+    """A plain network's embeddings [B, dimensions], the mean of its places where it gives a map [B, dimensions, h, w].
+
+    Raises `ModelError` for anything else.
+    """
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    if getattr(found, "ndim", 0) not in (2, 4):
+        raise ModelError(
+            f"The module gives a {type(found).__name__} that is no embedding.",
+            where="module",
+            expected="embeddings [batch, dimensions], or a map [batch, dimensions, height, width]",
+        )
+    return BaseModelOutputWithPooling(pooler_output=found if found.ndim == 2 else found.mean(dim=(2, 3)))
 
 
 TASK = ImageFeatureExtraction()

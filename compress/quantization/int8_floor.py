@@ -127,9 +127,9 @@ def search(
     finished = count == 0 or (count - 1) in asked
     if damages and count == len(damages):
         if not finished:
-            kept = f"an error of {1 - share:.1%}" if by_error else f"{share:.1%} of the float model's metric"
+            aim = f"an error of {1 - share:.1%}" if by_error else f"{share:.1%} of the float model's metric"
             raise StageError(
-                f"After {seconds:g} s no set of layers was found that keeps {kept}.",
+                f"After {seconds:g} s no set of layers was found that keeps {aim}.",
                 expected="time for a few evaluations of the graph",
                 mend="raise search_seconds, or give fewer damage_examples or a smaller validation split",
             )

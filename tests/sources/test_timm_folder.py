@@ -12,12 +12,14 @@ import tiny_images
 import torch
 from PIL import Image
 
+from compress.checkpoints.config_check import check_config
 from compress.checkpoints.torch_model import TorchModel
-from compress.errors import ModelError
+from compress.errors import MissingExtraError, ModelError
 from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.int8.observe import open_session
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.formats.onnx.parity import prove_equal
+from compress.plan.headers import read_shape
 from compress.recipe_source import read_recipe
 from compress.sources.source import already_here, resolve_model
 from compress.sources.timm_folder import preparation
@@ -114,7 +116,12 @@ def test_a_head_comes_and_goes(tmp_path: Path) -> None:
 
 
 def test_the_task_is_told_and_a_recipe_needs_no_more(tmp_path: Path) -> None:
-    write(tmp_path / "net", "test_efficientnet")
+    network = write(tmp_path / "net", "test_efficientnet")
+    tensors = [*network.parameters(), *(one for name, one in network.named_buffers() if one.is_floating_point())]
+    assert read_shape(tmp_path / "net").parameters >= sum(tensor.numel() for tensor in tensors), (
+        "before it is made ready"
+    )
+    check_config(tmp_path / "net", trust_remote_code=False)
     tiny_images.write_class_folders(tmp_path / "photos")
     splits = {split: f"photos/{split}" for split in ("train", "test")}
     recipe = {"name": "small", "model": "net", "data": {"splits": splits}, "stages": ["export"]}
@@ -147,6 +154,13 @@ def test_a_config_that_says_something_else(change: dict[str, Any], says: str, tm
     (tmp_path / "net/config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(ModelError, match=says):
         TASK.load(start(tmp_path / "net"), None, trust_remote_code=False)
+
+
+def test_without_timm_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "net", "test_efficientnet")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"'timm'.*\n.*compress\[timm\]"):
+        check_config(tmp_path / "net", trust_remote_code=False)
 
 
 def test_pictures_that_no_processor_prepares_so(tmp_path: Path) -> None:

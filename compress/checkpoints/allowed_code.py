@@ -11,7 +11,9 @@ from types import MappingProxyType
 
 MODULE_KEY = "compress_module"
 """What a config.json says under this key makes the model: see `plain_module`."""
-_allowed: dict[str, Path] = {}
+TIMM_NETWORK = "compress.checkpoints.timm_network:build"
+"""What makes a network of timm: code of this package, which every config may name."""
+_allowed: dict[str, Path] = {TIMM_NETWORK: Path()}
 
 
 def allow(reference: str, folder: Path) -> None:
@@ -23,7 +25,7 @@ def allow(reference: str, folder: Path) -> None:
 
 
 def is_allowed(reference: str) -> bool:
-    """Whether a recipe of this process names it."""
+    """Whether a recipe of this process names it, or it is this package's own."""
     return reference in _allowed
 
 

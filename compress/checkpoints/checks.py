@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from compress.checkpoints.config_check import is_timm
 from compress.checkpoints.file_names import TOKENIZER_FILES
 from compress.checkpoints.graph_inputs import GRAPH_INPUTS
 from compress.checkpoints.json_file import read_json
@@ -43,7 +44,8 @@ def check_model_folder(folder: Path) -> None:
         for file in weight_files(folder):
             read_header(file)
         _check_index(folder)
-        check_processor(folder, config)
+        if not is_timm(config):  # how pictures are prepared is in the config
+            check_processor(folder, config)
     except OSError as error:
         raise unreadable(error, folder) from error
 

@@ -11,17 +11,22 @@ from typing import Any
 
 from compress.checkpoints.allowed_code import MODULE_KEY
 from compress.checkpoints.json_file import read_json
-from compress.errors import ModelError
+from compress.errors import MissingExtraError, ModelError
 
 _MAPPINGS = ("auto_mappings", "configuration_auto")
 """transformers' modules that name every `model_type`; the first is plain data."""
 
 
 def check_config(folder: Path, trust_remote_code: bool) -> None:
-    """Prove that transformers, or code that may run, makes a model of a folder's config.json. Raises `ModelError`."""
+    """Prove that transformers, timm, or code that may run, makes a model of a folder's config.json.
+
+    Raises `ModelError`, and `MissingExtraError` without timm.
+    """
     where, config = str(folder / "config.json"), read_json(folder / "config.json")
     kind = config.get("model_type")
-    if MODULE_KEY in config:
+    if is_timm(config) and importlib.util.find_spec("timm") is None:
+        raise MissingExtraError("timm", "timm", "A model of timm")
+    if MODULE_KEY in config or is_timm(config):
         return
     if config.get("auto_map") and not trust_remote_code and (not isinstance(kind, str) or not _known(kind)):
         raise ModelError(
@@ -46,6 +51,12 @@ def check_config(folder: Path, trust_remote_code: bool) -> None:
             expected="a model_type that the installed version knows",
             mend="check the name, or install a transformers that has it (pip install -U transformers)",
         )
+
+
+def is_timm(config: Mapping[str, Any]) -> bool:
+    """Whether a config is one that timm wrote, or transformers for timm."""
+    named, how = config.get("architecture"), config.get("pretrained_cfg")
+    return isinstance(named, str) and isinstance(how, Mapping) and MODULE_KEY not in config
 
 
 def positions_of(config: Mapping[str, Any]) -> int | None:

@@ -18,28 +18,37 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import nn
 from transformers import PreTrainedConfig
-from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.modeling_outputs import ImageClassifierOutput, ModelOutput
 
 from compress.checkpoints.allowed_code import MODULE_KEY, allowed_code, is_allowed
 from compress.checkpoints.channel_record import shrink_to_recorded
 from compress.checkpoints.checks import WEIGHTS
 from compress.errors import ModelError, first_line
 
+Answers = Callable[[Any, Any, PreTrainedConfig], ModelOutput]
+"""What a network gave, targets or None, and the config -> outputs as transformers names them, with a loss."""
+
+
+def logits(found: Any, targets: Any, config: PreTrainedConfig) -> ImageClassifierOutput:
+    """[batch, classes], as they are."""
+    return ImageClassifierOutput(logits=found)
+
 
 class PlainModule(nn.Module):
-    """A module of images that takes ``pixel_values`` [batch, channels, height, width] and gives logits.
+    """A module of images that takes ``pixel_values`` [batch, channels, height, width] and gives what its task asks.
 
     It has what the rest of the package asks of a transformers model: a config, and a way to be saved.
     """
 
-    def __init__(self, network: nn.Module, config: PreTrainedConfig) -> None:
+    def __init__(self, network: nn.Module, config: PreTrainedConfig, answers: Answers = logits) -> None:
         super().__init__()
         self.network = network
         self.config = config
+        self._answers = answers
 
-    def forward(self, pixel_values: torch.Tensor) -> ImageClassifierOutput:
-        """``logits`` [batch, classes]."""
-        return ImageClassifierOutput(logits=self.network(pixel_values))
+    def forward(self, pixel_values: torch.Tensor, labels: Any = None) -> ModelOutput:
+        """The network's answer under transformers' names."""
+        return self._answers(self.network(pixel_values), labels, self.config)
 
     def save_pretrained(self, directory: Path, max_shard_size: str = "") -> None:
         """Write `config.json` and the network's state dict as `model.safetensors`, in one file."""
@@ -47,7 +56,7 @@ class PlainModule(nn.Module):
         save_model(self.network, str(Path(directory) / WEIGHTS), metadata={"format": "pt"})
 
 
-def load_plain(directory: Path, config: PreTrainedConfig) -> PlainModule:
+def load_plain(directory: Path, config: PreTrainedConfig, answers: Answers = logits) -> PlainModule:
     """The module that ``directory`` holds. Raises `ModelError` where it may not be made, or its weights don't fit."""
     made = getattr(config, MODULE_KEY)
     network = make_network(made["module"], made["arguments"], str(directory))
@@ -56,7 +65,7 @@ def load_plain(directory: Path, config: PreTrainedConfig) -> PlainModule:
         load_model(network, str(directory / WEIGHTS), strict=True)
     except (RuntimeError, OSError) as error:
         raise misfit(made["module"], directory / WEIGHTS, error) from error
-    return PlainModule(network, config)
+    return PlainModule(network, config, answers)
 
 
 def make_network(reference: str, arguments: Mapping[str, Any], where: str) -> nn.Module:

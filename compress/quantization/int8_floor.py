@@ -2,7 +2,8 @@
 
 Damage is measured, one layer at a time: that layer alone is 8-bit, and the change of the model's outputs on a few
 examples is taken, which needs no labels and far fewer examples than a metric does. Then the metric is
-evaluated on the validation split with the 1, 2, 4 worst layers in float, and by halves in what is left.
+evaluated on the validation split with the 1, 2, 4 worst layers in float, and by halves in what is left; or, under a
+ceiling, how far the outputs are from the float graph's on the same examples.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ import onnx
 from compress.errors import StageError
 from compress.formats.onnx.int8.choose import QuantizableLayer
 from compress.formats.onnx.int8.observe import Feed, open_session
+from compress.numerics.output_agreement import output_agreement
 from compress.progress import Progress
 from compress.tasks.batches import by_length, keep_all
 from compress.tasks.task import Examples, Task
 
 Merit = Callable[[onnx.ModelProto], float]
 _EVALUATED_AT_ONCE = 32
+_RANKED_ON = 4
+"""Calls that tell which layer does more damage than another, where many more tell how much all of them do."""
 COLUMNS = ("Layer", "Operator", "Damage", "Bytes saved by INT8", "Now")
 _FLOAT, _INT8 = "kept in float", "int8"
 
@@ -63,6 +67,8 @@ class Search:
     evaluations: int
     passes: int
     finished: bool
+    by_error: bool = False
+    """Whether the merit is 1 less the error of the outputs."""
 
     def rows(self) -> list[tuple[str, str, float, int, str]]:
         """Each layer's damage and gain under `COLUMNS`, the worst first."""
@@ -75,8 +81,10 @@ class Search:
     def verdict(self) -> str:
         """What was decided, in a line."""
         early = "" if self.finished else "; the time was over before the fewest were found"
+        metric = f"metric {self.merit:.4f} on validation (float {self.float_merit:.4f}, floor {self.floor:.4f})"
+        error = f"RMS error {1 - self.merit:.4f} on training examples (at most {1 - self.floor:.4f})"
         return (
-            f"metric {self.merit:.4f} on validation (float {self.float_merit:.4f}, floor {self.floor:.4f}) with "
+            f"{error if self.by_error else metric} with "
             f"{len(self.kept)} of {len(self.damages)} layers in float, {self.evaluations} evaluations and "
             f"{self.passes} measurements of one layer{early}"
         )
@@ -91,11 +99,13 @@ def search(
     seconds: float,
     progress: Progress,
     left: Sequence[str] = (),
+    by_error: bool = False,
 ) -> Search:
     """The 8-bit graph with the fewest float layers whose merit is ``share`` of the float graph's or better.
 
-    The layers ``left`` are float in any case. Damage is measured on ``feeds``. After ``seconds`` the best that is known
-    to hold is taken. Raises `StageError` where not even one 8-bit layer can stay.
+    The layers ``left`` are float in any case; ``by_error`` says that the merit is `agreement_with`. Damage is measured
+    on ``feeds``, by error on the first of them. After ``seconds`` the best that is known to hold is taken. Raises
+    `StageError` where not even one 8-bit layer can stay.
     """
     deadline = time.perf_counter() + seconds
     float_merit = merit(graph)
@@ -103,7 +113,8 @@ def search(
     asked: dict[int, tuple[onnx.ModelProto, float]] = {0: _judged(quantizer.quantize(left), merit)}
     damages: list[Damage] = []
     if asked[0][1] < floor:
-        damages = rank(graph, quantizer, feeds, progress, left)
+        few = [feeds[place] for place in range(min(len(feeds), _RANKED_ON))] if by_error else feeds
+        damages = rank(graph, quantizer, few, progress, left)
 
     def holds(count: int) -> bool:
         if count not in asked:
@@ -116,20 +127,22 @@ def search(
     finished = count == 0 or (count - 1) in asked
     if damages and count == len(damages):
         if not finished:
+            aim = f"an error of {1 - share:.1%}" if by_error else f"{share:.1%} of the float model's metric"
             raise StageError(
-                f"After {seconds:g} s no set of layers was found that keeps {share:.1%} of the float model's metric.",
-                expected="time for a few evaluations on the validation split",
-                mend="raise search_seconds, or give a smaller validation split",
+                f"After {seconds:g} s no set of layers was found that keeps {aim}.",
+                expected="time for a few evaluations of the graph",
+                mend="raise search_seconds, or give fewer damage_examples or a smaller validation split",
             )
+        metric = f"metric at {share:.1%} of the float model's {float_merit:.4f}"
         raise StageError(
-            f"No 8-bit layer keeps the metric at {share:.1%} of the float model's {float_merit:.4f}.",
-            expected="a floor that some layers can hold",
-            mend="lower accuracy_floor, give more calibration_examples, or try smooth_quant and another "
-            "calibration_method",
+            f"No 8-bit layer keeps the {f'error at {1 - share:.1%}' if by_error else metric}.",
+            expected="a bound that some layers can hold",
+            mend=f"{'raise error_ceiling' if by_error else 'lower accuracy_floor'}, give more calibration_examples, or "
+            "try smooth_quant and another calibration_method",
         )
     best, found = asked[count]
     kept = tuple(damage.layer.name for damage in damages[:count])
-    return Search(best, tuple(damages), kept, floor, found, float_merit, len(asked), len(damages), finished)
+    return Search(best, tuple(damages), kept, floor, found, float_merit, len(asked), len(damages), finished, by_error)
 
 
 def _judged(graph: onnx.ModelProto, merit: Merit) -> tuple[onnx.ModelProto, float]:
@@ -163,6 +176,18 @@ def _outputs(graph: onnx.ModelProto, feeds: Sequence[Feed]) -> list[np.ndarray]:
             if array.dtype.kind == "f":
                 columns.setdefault(place, []).append(array.reshape(-1, array.shape[-1]))
     return [np.concatenate(parts).astype(np.float64) for parts in columns.values()]
+
+
+def agreement_with(graph: onnx.ModelProto, feeds: Sequence[Feed]) -> Merit:
+    """1 less the RMS difference of the worst output from that of ``graph`` on ``feeds``, over its spread."""
+    expected = _outputs(graph, feeds)
+
+    def agreement(other: onnx.ModelProto) -> float:
+        pairs = zip(expected, _outputs(other, feeds), strict=True)
+        errors = [output_agreement(one.reshape(1, -1), found.reshape(1, -1)).rms for one, found in pairs]
+        return 1 - max(errors, default=0.0)
+
+    return agreement
 
 
 def merit_of(task: Task, examples: Examples) -> Merit:

@@ -25,7 +25,7 @@ from compress.formats.onnx.int8.static import NncfQuantizer, StaticQuantizer
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.onnx.quantization import DynamicQuantizer, quantize_products
 from compress.numerics.sampling import spread_sample
-from compress.quantization.int8_floor import COLUMNS, Search, merit_of, search
+from compress.quantization.int8_floor import COLUMNS, Merit, Search, agreement_with, merit_of, search
 
 if TYPE_CHECKING:
     import onnx
@@ -50,10 +50,10 @@ def quantize_int8(model: OnnxModel, options: Int8Options, context: Context) -> o
     left = kept_layers(made.layers, options.keep) if options.keep else []
     if left:
         context.remark(f"quantize: {', '.join(left)} left in float, as the recipe says")
-    if options.accuracy_floor is None:
+    if not options.searches:
         graph = made.quantize(left)
     else:
-        found = _search(model, made, left, options, options.accuracy_floor, context)
+        found = _search(model, made, left, options, context)
         graph = found.graph
         context.remark(f"quantize: {found.verdict()}")
         for name in found.kept:
@@ -107,15 +107,26 @@ def _quantizer(model: OnnxModel, options: Int8Options, chosen: CalibrationSet | 
 
 
 def _search(
-    model: OnnxModel, made: MadeQuantizer, left: Sequence[str], options: Int8Options, share: float, context: Context
+    model: OnnxModel, made: MadeQuantizer, left: Sequence[str], options: Int8Options, context: Context
 ) -> Search:
+    feeds = calibration_set(model, context, options.damage_examples).feeds
+    ceiling, floor = options.error_ceiling, options.accuracy_floor
+    if ceiling is not None:
+        merit, share = agreement_with(model.graph, feeds), 1 - ceiling
+    else:
+        assert floor is not None, "one of the two"
+        merit, share = _merit(model, context), floor
+    more = options.search_seconds, context.progress, left, ceiling is not None
+    return search(model.graph, made, merit, share, feeds, *more)
+
+
+def _merit(model: OnnxModel, context: Context) -> Merit:
+    """The task's first metric on the validation split. Raises `DataError` for an empty one."""
     rows = context.data.split(_VALIDATION)
     if len(rows) == 0:
         raise DataError("The validation split is empty, so no floor can be held.", where=f"split {_VALIDATION}")
     examples = context.task.encode(rows, processor_of(model), labels_of(model), context.max_length)
-    feeds = calibration_set(model, context, options.damage_examples).feeds
-    merit = merit_of(context.task, examples)
-    return search(model.graph, made, merit, share, feeds, options.search_seconds, context.progress, left)
+    return merit_of(context.task, examples)
 
 
 def _record(found: Search, graph: onnx.ModelProto) -> None:

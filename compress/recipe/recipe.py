@@ -17,7 +17,7 @@ from compress.recipe.search import Search
 from compress.stage.stage import Stage, references
 from compress.stages import AnyStage
 from compress.targets import Profile, sum_in_32_bits
-from compress.tasks.capability import BY_PLACE, HAS_CLASSES, TAKES_IMAGES
+from compress.tasks.capability import ANSWERS_AT_ONCE, HAS_TWO_TOWERS, TAKES_IMAGES
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.registry import TASK_NAMES, tasks_with
 
@@ -103,7 +103,7 @@ def _single_key(value: Any) -> Any:
     return value
 
 
-_MODULES = tasks_with(frozenset({TAKES_IMAGES, HAS_CLASSES}), frozenset({BY_PLACE}))
+_MODULES = tasks_with(frozenset({TAKES_IMAGES, ANSWERS_AT_ONCE}), frozenset({HAS_TWO_TOWERS}))
 """Tasks whose model may be a plain torch module."""
 
 

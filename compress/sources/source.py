@@ -12,6 +12,7 @@ from compress.data.source import find
 from compress.errors import InputError, ModelError
 from compress.progress import Progress, SilentProgress
 from compress.sources.onnx_file import convert_onnx, onnx_file, ready_folder
+from compress.sources.timm_folder import convert_timm, made_folder, timm_folder
 from compress.tasks.task import Task
 
 DEFAULT_CACHE = Path("artifacts/cache/models")
@@ -33,7 +34,8 @@ def resolve_model(
     ``reference``: a local folder, a GGUF file (converted once into ``cache``), `sample:NAME`, or a Hugging
     Face id with an optional `@revision`. Its Python files are fetched only with ``trust_remote_code``.
     Of an ONNX file, or a folder with one in place of weights, it is the folder that `export` would have written; with
-    ``arrays`` one that takes plain arrays. Raises `ModelError` or `SampleError`.
+    ``arrays`` one that takes plain arrays; of timm's folder it is one that says how its network is made. Raises
+    `ModelError` or `SampleError`.
     """
     found = _local(reference, progress or SilentProgress())
     if found is None:
@@ -49,6 +51,8 @@ def resolve_model(
         found = _converted(found, cache, progress or SilentProgress())
     elif not (found / "config.json").is_file() and (only := _only_gguf(found)):
         found = _converted(only, cache, progress or SilentProgress())
+    if timm_folder(found):
+        found = convert_timm(found, cache, progress)
     check_config(found, trust_remote_code)
     check_model_folder(found)
     return found
@@ -79,7 +83,10 @@ def graph_place(reference: str, folder: Path) -> Path | None:
 
 
 def already_here(reference: str, cache: Path = DEFAULT_CACHE, arrays: bool = False) -> Path | None:
-    """The folder that `resolve_model` gives, if nothing has to be fetched or converted for it first."""
+    """The folder that `resolve_model` gives, if nothing has to be fetched or converted for it first.
+
+    Of timm's folder it is that one itself until it was made ready, which takes no work to speak of.
+    """
     if reference.startswith("sample:"):
         from compress.samples.fetch import cached_directory
 
@@ -92,6 +99,9 @@ def already_here(reference: str, cache: Path = DEFAULT_CACHE, arrays: bool = Fal
     if found is not None and (graph := onnx_file(found)) is not None:
         ready = ready_folder(graph, cache, arrays)
         return ready if ready.is_dir() else None
+    if found is not None and timm_folder(found):
+        made = made_folder(found, cache)
+        return made if made.is_dir() else found
     if found is None or (found / "config.json").is_file():
         return found
     file = found if found.is_file() else _only_gguf(found)

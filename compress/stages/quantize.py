@@ -54,10 +54,15 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
         return (*self.packages, "nncf") if self.statistics == "nncf" else self.packages
 
     def needs(self) -> Needs:
-        """Examples to calibrate with, to measure damage on, and to hold a floor on."""
+        """Examples to calibrate with, to measure damage on, and to hold a floor or a ceiling on."""
         if self.accuracy_floor is not None:
             return Needs(splits=("train", "validation"))
-        return Needs(splits=("train",)) if self.method == "static" else Needs()
+        return Needs(splits=("train",)) if self.method == "static" or self.searches else Needs()
+
+    def key_fields(self) -> dict[str, Any]:
+        """Without `error_ceiling` where there is none, as before there could be one."""
+        fields = super().key_fields()
+        return {name: value for name, value in fields.items() if name != "error_ceiling" or value is not None}
 
     def settled(self, sums_in_32_bits: bool) -> Quantize:
         """`reduce_range: auto` narrows what may saturate on a target."""
@@ -81,7 +86,7 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
 
     def promise(self) -> Promise:
         """At most half the size, since large tensors are stored in 8 bits or fewer; a floor may keep some in float."""
-        whole = self.embedding_bits < 32 and self.accuracy_floor is None and self.part == "all" and not self.keep
+        whole = self.embedding_bits < 32 and not self.searches and self.part == "all" and not self.keep
         return Promise(max_size_ratio=0.5 if whole else 0.95, overhead_bytes=_OVERHEAD_BYTES)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
@@ -112,7 +117,7 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
             model = replace(model, graph=to_float32(model.graph))
             context.remark("quantize: weights of float16 are rounded as what they stand for in float32")
         refuse_unfit(ir.from_proto(model.graph))
-        if self.method == "static" or self.accuracy_floor is not None or self.keep:
+        if self.method == "static" or self.searches or self.keep:
             graph = quantize_int8(model, self, context)
         else:
             graph = quantize_dynamically(model, self, context)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.checkpoints.allowed_code import MODULE_KEY
+from compress.checkpoints.config_check import is_timm
 from compress.checkpoints.torch_model import TorchModel
 from compress.data.columns import Column
 from compress.data.slices import Slice
-from compress.errors import ModelError
 from compress.tasks.capability import ANSWERS_AT_ONCE, HAS_CLASSES, READS_ROWS, TAKES_IMAGES
 from compress.tasks.classification import Classification
 from compress.tasks.task import Examples, Kept
@@ -50,29 +50,18 @@ class ImageClassification(Classification):
     slices = (Slice(column="label"),)
 
     def told_by(self, config: Mapping[str, Any]) -> bool:
-        """Where a recipe's `module` makes the model."""
-        return MODULE_KEY in config
+        """Where a recipe's `module` makes the model, or timm."""
+        return MODULE_KEY in config or is_timm(config)
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights and image processor. Without a trained head, a new one is drawn from torch's generator.
 
         Raises `ModelError` for files that do not load and `DataError` for labels that a trained head lacks.
         """
-        from compress.checkpoints.checks import refuse_quantized
-        from compress.checkpoints.config_check import loading_failures
-        from compress.checkpoints.processor import load_processor
+        from compress.checkpoints.plain_module import logits
+        from compress.tasks.places import load_model
 
-        refuse_quantized(directory)
-        try:
-            processor = load_processor(directory)
-            module = _load_module(directory, labels, trust_remote_code)
-        except loading_failures() as error:
-            raise ModelError(
-                f"The model cannot be loaded for {self.name}: {error}",
-                where=str(directory),
-                expected="an image model with a preprocessor_config.json, in Hugging Face layout",
-            ) from error
-        return TorchModel(module.float().eval(), processor)
+        return load_model(self.name, directory, ("ImageClassification",), labels, trust_remote_code, logits)
 
     def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
         """Decode, and prepare as the model's own processor does. Raises `DataError` for a broken image.
@@ -100,33 +89,6 @@ class ImageClassification(Classification):
             first = np.argsort(-logits, axis=-1, kind="stable")[:, :_TOP]
             rows.insert(1, outcome_row(f"top_{_TOP}_accuracy", (first == labels[:, None]).any(axis=-1), model, target))
         return rows
-
-
-def _load_module(directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> Any:
-    """A transformers model, or a plain module that the recipe names."""
-    from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-
-    from compress.architectures.cut_model import is_cut, load_cut
-    from compress.checkpoints.json_file import read_json
-    from compress.checkpoints.plain_module import load_plain
-    from compress.tasks.classes import set_labels
-
-    content = read_json(directory / "config.json")
-    if MODULE_KEY in content:
-        known = content.get("model_type") in CONFIG_MAPPING_NAMES
-        config = (AutoConfig if known else PreTrainedConfig).from_pretrained(directory)
-        if labels is not None:
-            set_labels(config, labels, has_head="id2label" in content)
-        return load_plain(directory, config)
-    config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
-    if labels is not None:
-        set_labels(config, labels, any("ImageClassification" in name for name in config.architectures or ()))
-    if is_cut(config):
-        return load_cut(AutoModelForImageClassification, directory, config)
-    return AutoModelForImageClassification.from_pretrained(
-        directory, config=config, trust_remote_code=trust_remote_code, use_safetensors=True
-    )
 
 
 TASK = ImageClassification()

@@ -98,13 +98,17 @@ class ImageFeatureExtraction(Task):
         import torch
 
         from compress.architectures.transformer import pool_first_token
+        from compress.checkpoints.allowed_code import MODULE_KEY
         from compress.checkpoints.processor import load_processor
         from compress.tasks.loading import Origin, load_by
 
         expected = "an image model with a preprocessor_config.json, in Hugging Face layout"
-        origin = Origin(self.name, directory, load_processor, expected)
+        origin = Origin(self.name, directory, load_processor, expected, _plain_answers)
         model = load_by("AutoModel", origin, trust_remote_code, dtype=torch.float32)
-        pool_first_token(model.module, directory)
+        if hasattr(model.module.config, MODULE_KEY):
+            _without_head(model.module)
+        else:
+            pool_first_token(model.module, directory)
         return model
 
     def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
@@ -185,6 +189,32 @@ class ImageFeatureExtraction(Task):
     def probabilities(self, kept: Kept) -> np.ndarray | None:
         """None: an embedding is no class."""
         return None
+
+
+def _without_head(module: Any) -> None:
+    """A network of timm gives what it sees, not classes; any other gives what its code says."""
+    from compress.checkpoints.allowed_code import MODULE_KEY, TIMM_NETWORK
+    from compress.checkpoints.timm_network import change_head
+
+    made = getattr(module.config, MODULE_KEY)
+    if made["module"] == TIMM_NETWORK and made["arguments"]["num_classes"]:
+        change_head(module, 0)
+
+
+def _plain_answers(found: Any, targets: Any, config: Any) -> Any:
+    """A plain network's embeddings [B, dimensions], the mean of its places where it gives a map [B, dimensions, h, w].
+
+    Raises `ModelError` for anything else.
+    """
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    if getattr(found, "ndim", 0) not in (2, 4):
+        raise ModelError(
+            f"The module gives a {type(found).__name__} that is no embedding.",
+            where="module",
+            expected="embeddings [batch, dimensions], or a map [batch, dimensions, height, width]",
+        )
+    return BaseModelOutputWithPooling(pooler_output=found if found.ndim == 2 else found.mean(dim=(2, 3)))
 
 
 TASK = ImageFeatureExtraction()

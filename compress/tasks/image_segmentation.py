@@ -90,7 +90,7 @@ class ImageSegmentation(Task):
         """
         from compress.tasks.places import load_model
 
-        model = load_model(self.name, directory, ("SemanticSegmentation",), labels, trust_remote_code)
+        model = load_model(self.name, directory, ("SemanticSegmentation",), labels, trust_remote_code, _plain_answers)
         if not hasattr(model.processor, "post_process_semantic_segmentation"):
             raise ModelError(
                 f"A {type(model.processor).__name__} makes no masks of what a model answers.",
@@ -212,6 +212,25 @@ class ImageSegmentation(Task):
     def probabilities(self, kept: Kept) -> np.ndarray | None:
         """None: a picture has many answers."""
         return None
+
+
+def _plain_answers(found: Any, targets: torch.Tensor | None, config: Any) -> Any:
+    """A plain network's logits [B, classes, h, w], under `out` where they are named, with the loss of SegFormer."""
+    from torch.nn.functional import cross_entropy, interpolate
+    from transformers.modeling_outputs import SemanticSegmenterOutput
+
+    logits = found["out"] if isinstance(found, Mapping) and "out" in found else found
+    if getattr(logits, "ndim", 0) != 4:
+        raise ModelError(
+            f"The module gives a {type(found).__name__} that is no map of classes.",
+            where="module",
+            expected="logits [batch, classes, height, width], alone or under `out`",
+        )
+    loss = None
+    if targets is not None:
+        enlarged = interpolate(logits, size=targets.shape[-2:], mode="bilinear", align_corners=False)
+        loss = cross_entropy(enlarged, targets, ignore_index=IGNORED)
+    return SemanticSegmenterOutput(loss=loss, logits=logits)
 
 
 def masks(logits: np.ndarray, sizes: Sequence[tuple[int, ...]], processor: Any) -> list[np.ndarray]:

@@ -14,12 +14,16 @@ if TYPE_CHECKING:
 
 
 class Origin(NamedTuple):
-    """Where a model for ``task`` lies, what reads its processor, and what is expected there, in words."""
+    """Where a model for ``task`` lies, what reads its processor, and what is expected there, in words.
+
+    ``answers`` is what a plain module's are made, as `plain_module` has it; None for a task that takes none.
+    """
 
     task: str
     directory: Path
     processor: Callable[[Path], Any]
     expected: str
+    answers: Callable[[Any, Any, Any], Any] | None = None
 
 
 def tokenizer_by(trust_remote_code: bool) -> Callable[[Path], Any]:
@@ -47,15 +51,18 @@ def load_with_head(
         if labels is not None:
             set_labels(config, labels, has_head)
 
-    return load_by(f"AutoModelFor{heads[0]}", origin, trust_remote_code, with_head)
+    return load_by(f"AutoModelFor{heads[0]}", origin, trust_remote_code, with_head, labels)
 
 
 def load_by(
-    auto: str, origin: Origin, trust_remote_code: bool, prepare: Callable[[Any], None] | None = None, **options: Any
-) -> TorchModel:
+    auto: str, origin: Origin, trust_remote_code: bool, prepare: Callable[[Any], None] | None = None,
+    labels: Sequence[str] | None = None, **options: Any,
+) -> TorchModel:  # fmt: skip
     """The model in fp32 as the class ``auto`` of transformers opens it with ``options``, cut or whole.
 
-    ``prepare`` changes its config before. Raises `ModelError` for files that do not load.
+    ``prepare`` changes its config before; ``labels`` name the classes of a plain module.
+
+    Raises `ModelError` for files that do not load.
     """
     import transformers
 
@@ -67,6 +74,9 @@ def load_by(
     directory, cls = origin.directory, getattr(transformers, auto)
     refuse_quantized(directory)
     try:
+        plain = None if origin.answers is None else load_plain_for(directory, labels, origin.answers)
+        if plain is not None:
+            return TorchModel(plain.float().eval(), origin.processor(directory))
         config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
         processor = origin.processor(directory)
         if prepare is not None:
@@ -84,3 +94,33 @@ def load_by(
             expected=origin.expected,
         ) from error
     return TorchModel(module.float().eval(), processor)
+
+
+def load_plain_for(directory: Path, labels: Sequence[str] | None, answers: Callable[[Any, Any, Any], Any]) -> Any:
+    """The plain module of a folder whose config says what makes it; None for a model of transformers.
+
+    Of a network of timm without a head one is drawn for ``labels``. Raises `ModelError` where the module may not be
+    made, and `DataError` for labels that a trained head lacks.
+    """
+    from compress.checkpoints.allowed_code import MODULE_KEY, TIMM_NETWORK
+    from compress.checkpoints.json_file import read_json
+
+    content = read_json(directory / "config.json")
+    if MODULE_KEY not in content:
+        return None
+    from transformers import AutoConfig, PreTrainedConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    from compress.checkpoints.plain_module import load_plain
+    from compress.checkpoints.timm_network import change_head
+    from compress.tasks.classes import set_labels
+
+    known = content.get("model_type") in CONFIG_MAPPING_NAMES
+    config = (AutoConfig if known else PreTrainedConfig).from_pretrained(directory)
+    if labels is not None:
+        set_labels(config, labels, has_head="id2label" in content)
+    module = load_plain(directory, config, answers)
+    made = content[MODULE_KEY]
+    if made["module"] == TIMM_NETWORK and not made["arguments"]["num_classes"] and labels is not None:
+        change_head(module, len(labels))
+    return module

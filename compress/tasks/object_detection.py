@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from compress.checkpoints.allowed_code import MODULE_KEY
 from compress.data.columns import Column
 from compress.data.objects import EXPECTED, Categories, check_inside, objects_in, read_objects
 from compress.errors import DataError, ModelError
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from compress.checkpoints.torch_model import TorchModel
     from compress.measurement import Measurement
 
-BOXES = "pred_boxes"
+_PLAIN_LOGITS, BOXES = "pred_logits", "pred_boxes"
 _LOSS = "ForObjectDetection"
 """transformers' name of the loss of models whose last class is none."""
 _SIZE, _GOLD = "size", "gold"
@@ -102,8 +103,9 @@ class ObjectDetection(Task):
         """
         from compress.tasks.places import load_model
 
-        model = load_model(self.name, directory, ("ObjectDetection",), labels, trust_remote_code)
-        if getattr(model.module, "loss_type", None) != _LOSS:
+        model = load_model(self.name, directory, ("ObjectDetection",), labels, trust_remote_code, _plain_answers)
+        plain = MODULE_KEY in model.module.config.to_dict()
+        if not plain and getattr(model.module, "loss_type", None) != _LOSS:
             raise ModelError(
                 f"The queries of a {type(model.module).__name__} don't choose one class or none.",
                 where=str(directory),
@@ -207,6 +209,28 @@ class ObjectDetection(Task):
     def probabilities(self, kept: Kept) -> np.ndarray | None:
         """None: a picture has many answers."""
         return None
+
+
+def _plain_answers(found: Any, targets: Any, config: Any) -> Any:
+    """A plain network's classes and boxes of each query, in this order or by DETR's own names, with DETR's loss."""
+    from transformers import DetrConfig
+    from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
+    from transformers.models.detr.modeling_detr import DetrObjectDetectionOutput
+
+    pair = tuple(found.get(name) for name in (_PLAIN_LOGITS, BOXES)) if isinstance(found, Mapping) else found
+    if not isinstance(pair, tuple) or len(pair) != 2 or any(getattr(one, "ndim", 0) != 3 for one in pair):
+        raise ModelError(
+            f"The module gives a {type(found).__name__} that has no classes and boxes of queries.",
+            where="module",
+            expected=f"logits [batch, queries, classes + 1] and boxes [batch, queries, 4], as a pair or under "
+            f"{_PLAIN_LOGITS} and {BOXES}",
+        )
+    logits, boxes = pair
+    loss = None
+    if targets is not None:
+        costs = DetrConfig(num_labels=config.num_labels)
+        loss, *_ = ForObjectDetectionLoss(logits, targets, logits.device, boxes, costs)
+    return DetrObjectDetectionOutput(loss=loss, logits=logits, pred_boxes=boxes)
 
 
 def shares(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:

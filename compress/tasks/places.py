@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,18 +18,25 @@ if TYPE_CHECKING:
 
 
 def load_model(
-    task: str, directory: Path, heads: Sequence[str], labels: Sequence[str] | None, trust_remote_code: bool
+    task: str,
+    directory: Path,
+    heads: Sequence[str],
+    labels: Sequence[str] | None,
+    trust_remote_code: bool,
+    answers: Callable[[Any, Any, Any], Any],
 ) -> TorchModel:
     """Weights and image processor for `AutoModelFor` the first of ``heads``, endings of the classes that have one.
 
-    A missing head is drawn for ``labels`` from torch's generator. Raises `ModelError` for files that do not load and
-    `DataError` for labels that a trained head lacks.
+    ``answers`` is what those of a plain module are made (`plain_module`). A missing head is drawn for ``labels`` from
+    torch's generator. Raises `ModelError` for files that do not load and `DataError` for labels that a trained head
+    lacks.
     """
     from compress.checkpoints.processor import load_processor
     from compress.tasks.loading import Origin, load_with_head
 
     expected = "an image model with a preprocessor_config.json, in Hugging Face layout"
-    return load_with_head(Origin(task, directory, load_processor, expected), heads, labels, trust_remote_code)
+    origin = Origin(task, directory, load_processor, expected, answers)
+    return load_with_head(origin, heads, labels, trust_remote_code)
 
 
 def encode_places(

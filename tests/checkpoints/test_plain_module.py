@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,16 +12,21 @@ import numpy as np
 import pytest
 import safetensors.torch
 import tiny_images
+import tiny_places
 import torch
 from torch import nn
 
 from compress.checkpoints import allowed_code
 from compress.checkpoints.torch_model import TorchModel
+from compress.data.dataset import Dataset
 from compress.errors import ModelError
 from compress.formats.onnx.export import export_onnx
+from compress.formats.onnx.int8.observe import open_session
+from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.formats.onnx.parity import prove_equal
 from compress.progress import SilentProgress
 from compress.sources.origin import Origin
+from compress.stages.quantize import Quantize
 from compress.tasks.image_classification import TASK
 from compress.tasks.registry import get_task
 
@@ -192,3 +198,138 @@ def test_a_folder_without_a_processor_says_what_is_missing(folder: Path) -> None
     (folder / "weights/preprocessor_config.json").unlink()
     with pytest.raises(ModelError, match="Nothing says how the model's inputs are prepared"):
         make(folder)
+
+
+PLACES = """
+import torch
+from torch import nn
+
+class Embed(nn.Module):
+    def __init__(self, pooled=True):
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 16, 3, stride=2), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 24, 3))
+        self.pooled = pooled
+
+    def forward(self, pixels):
+        found = self.net(pixels)
+        return found.mean((2, 3)) if self.pooled else found
+
+class Segment(nn.Module):
+    def __init__(self, classes=3, named=False):
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 16, 4, stride=4), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())
+        self.head, self.named = nn.Conv2d(16, classes, 1), named
+
+    def forward(self, pixels):
+        found = self.head(self.net(pixels))
+        return {"out": found} if self.named else found
+
+class Detect(nn.Module):
+    def __init__(self, classes=2, queries=4, named=False):
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 16, 8, stride=8), nn.ReLU(), nn.Flatten(), nn.Linear(256, 64), nn.ReLU())
+        self.kinds, self.places = nn.Linear(64, queries * (classes + 1)), nn.Linear(64, queries * 4)
+        self.queries, self.named = queries, named
+
+    def forward(self, pixels):
+        found = self.net(pixels)
+        kinds = self.kinds(found).unflatten(1, (self.queries, -1))
+        places = self.places(found).unflatten(1, (self.queries, -1)).sigmoid()
+        return {"pred_logits": kinds, "pred_boxes": places} if self.named else (kinds, places)
+"""
+PREPARED = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_pad": False, "size": {"height": 32, "width": 32}}
+TASKS: dict[str, tuple[str, str]] = {
+    "image-feature-extraction": ("Embed", "ViTImageProcessor"),
+    "image-segmentation": ("Segment", "SegformerImageProcessor"),
+    "object-detection": ("Detect", "YolosImageProcessor"),
+}
+
+
+def made_for(task: str, folder: Path, **arguments: Any) -> TorchModel:
+    """A module of `PLACES` from random weights, as ``task`` loads it."""
+    name, processor = TASKS[task]
+    (folder / "weights").mkdir(exist_ok=True)
+    (folder / "nets.py").write_text(PLACES)
+    content = json.dumps({"image_processor_type": processor, **PREPARED})
+    (folder / "weights/preprocessor_config.json").write_text(content)
+    origin = Origin(f"nets.py:{name}", True, 0, folder, arguments)
+    made = origin.make(folder / "weights", folder / "cache", SilentProgress())
+    labels = {"image-segmentation": tiny_places.LABELS, "object-detection": tiny_places.LABELS[1:]}.get(task)
+    return get_task(task).load(made, labels, trust_remote_code=False)
+
+
+def rows(task: str) -> Any:
+    return (
+        tiny_images.table(8) if task == "image-feature-extraction" else tiny_places.table(task, tiny_places.scenes(8))
+    )
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_modules_of_other_tasks_are_exported_and_quantized(task: str, tmp_path: Path) -> None:
+    model, known = made_for(task, tmp_path), get_task(task)
+    labels = None if task == "image-feature-extraction" else model.labels()
+    examples = known.encode(rows(task), model.processor, labels, 128)
+    graph = export_onnx(model, examples, None, fusions=True).graph
+    assert {entry.name for entry in graph.graph.output} == set(examples.outputs)
+    assert prove_equal(graph, model, examples, 1e-3) < 1e-4
+    data = Dataset(known.columns, {"train": rows(task)}, labels)
+    context = dataclasses.replace(tiny_images.context(), task=known, data=data)
+    int8 = Quantize(method="static").run(OnnxModel(graph, FLOAT_GRAPH, model.companions()), context).graph
+    assert int8.ByteSize() < 0.7 * graph.ByteSize()
+    pixels = {"pixel_values": np.stack([examples.inputs[row]["pixel_values"] for row in range(8)])}
+    for expected, found in zip(*(open_session(one).run(None, pixels) for one in (graph, int8)), strict=True):
+        assert np.sqrt(np.square(found - expected).mean()) < 0.1 * expected.std()
+
+
+def test_a_segmenters_loss_is_that_of_segformer(tmp_path: Path) -> None:
+    model, theirs = made_for("image-segmentation", tmp_path), tiny_places.segformer()[0]
+    named = made_for("image-segmentation", tmp_path, named=True)
+    known = get_task("image-segmentation")
+    examples = known.encode(rows("image-segmentation"), model.processor, tiny_places.LABELS, 128)
+    wanted = torch.from_numpy(examples.labels).long()
+    pixels = torch.from_numpy(np.stack([examples.inputs[row]["pixel_values"] for row in range(8)]))
+    found = model.module(pixel_values=pixels, labels=wanted)
+    torch.testing.assert_close(named.module(pixel_values=pixels).logits, found.logits, rtol=0, atol=0)
+    theirs.decode_head.forward = lambda states, **_: found.logits
+    torch.testing.assert_close(known.loss(found, wanted), theirs(pixel_values=pixels, labels=wanted).loss)
+
+
+def test_a_detectors_loss_is_that_of_detr(tmp_path: Path) -> None:
+    model, known = made_for("object-detection", tmp_path, queries=5), get_task("object-detection")
+    named = made_for("object-detection", tmp_path, queries=5, named=True)
+    theirs = tiny_places.detr()[0]
+    examples = known.encode(rows("object-detection"), model.processor, tiny_places.LABELS[1:], 128)
+    targets = known.targets(torch.from_numpy(examples.labels))["labels"]
+    pixels = torch.from_numpy(np.stack([examples.inputs[row]["pixel_values"] for row in range(8)]))
+    found = model.module(pixel_values=pixels, labels=targets)
+    torch.testing.assert_close(named.module(pixel_values=pixels).pred_boxes, found.pred_boxes, rtol=0, atol=0)
+    expected, *_ = theirs.loss_function(found.logits, targets, theirs.device, found.pred_boxes, theirs.config)
+    torch.testing.assert_close(found.loss, expected)
+    found.loss.backward()
+    assert model.module.network.places.weight.grad.abs().sum() > 0
+
+
+def test_a_map_of_features_is_averaged(tmp_path: Path) -> None:
+    model = made_for("image-feature-extraction", tmp_path)
+    mapped = made_for("image-feature-extraction", tmp_path, pooled=False)
+    pixels = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(
+        mapped.module(pixel_values=pixels).pooler_output, model.module(pixel_values=pixels).pooler_output
+    )
+
+
+@pytest.mark.parametrize(
+    ("task", "other", "says"),
+    [
+        ("image-segmentation", "Detect", "gives a tuple that is no map of classes"),
+        ("object-detection", "Segment", "gives a Tensor that has no classes and boxes"),
+        ("image-feature-extraction", "Detect", "gives a tuple that is no embedding"),
+    ],
+)
+def test_answers_of_another_task_are_named(
+    task: str, other: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TASKS, task, (other, TASKS[task][1]))
+    model = made_for(task, tmp_path)
+    with pytest.raises(ModelError, match=says):
+        model.module(pixel_values=torch.randn(1, 3, 32, 32))

@@ -8,13 +8,16 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from pydantic import ValidationError
 
 from compress.errors import StageError
 from compress.formats.onnx.int8.choose import QuantizableLayer
+from compress.formats.onnx.int8.observe import open_session
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.progress import SilentProgress
-from compress.quantization.int8_floor import rank, search
+from compress.quantization.int8_floor import agreement_with, rank, search
+from compress.stages.quantize import Quantize
 
 INNER, LAYERS, BAD = 32, 26, (3, 9, 16)
 
@@ -103,6 +106,27 @@ def test_a_floor_that_holds_at_once_costs_one_evaluation():
     merit = Counted()
     found = search(network(), quantizer(), merit, 0.01, feeds(), 60, SilentProgress())
     assert merit.asked == 2 and found.kept == () and found.damages == () and found.passes == 0
+
+
+def test_a_ceiling_on_the_error_needs_no_metric():
+    made, asked = quantizer(), feeds()
+    merit = agreement_with(network(), asked)
+    both = (network(), made.quantize())
+    float_answers, int8_answers = (open_session(graph).run(None, asked[0])[0].astype(float) for graph in both)
+    error = np.sqrt(np.square(int8_answers - float_answers).mean()) / float_answers.std()
+    assert merit(made.quantize()) == pytest.approx(1 - error) and error > 0.5
+    found = search(network(), made, merit, 0.95, asked, 60, SilentProgress(), by_error=True)
+    assert set(found.kept) == {f"layer_{place}" for place in BAD} and found.merit >= 0.95
+    assert f"RMS error {1 - found.merit:.4f} on training examples (at most 0.0500)" in found.verdict()
+
+
+def test_a_floor_and_a_ceiling_are_one_too_many():
+    with pytest.raises(ValidationError, match="accuracy_floor or error_ceiling, not both"):
+        Quantize(accuracy_floor=0.9, error_ceiling=0.1)
+    assert Quantize(error_ceiling=0.1).needs().splits == ("train",)
+    assert Quantize(error_ceiling=0.1).key_fields()["error_ceiling"] == 0.1
+    assert "error_ceiling" not in Quantize().key_fields(), "keys of old recipes stay"
+    assert Quantize(error_ceiling=0.1, damage_examples=8).idle() == () and Quantize(damage_examples=8).idle()
 
 
 class Spoiling:

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from compress.formats.onnx.basic import optimize_basic
 from compress.formats.onnx.model import all_graphs
@@ -22,6 +22,10 @@ def quantize_recurrent(graph: onnx.ModelProto, per_channel: bool, reduce_range: 
         return graph, 0
     source = onnx.ModelProto()
     source.CopyFrom(graph if _all_stored(graph) else optimize_basic(graph))
+    # ONNX Runtime opens a graph that doesn't say which set its own operators are of; onnx infers no shapes of it.
+    known = {entry.domain for entry in source.opset_import} | {"", "ai.onnx"}
+    used = {node.domain for one in all_graphs(source.graph) for node in one.node}
+    source.opset_import.extend(helper.make_opsetid(domain, 1) for domain in sorted(used - known))
     made = _quantized(source, per_channel, reduce_range)
     count = _count(made, "DynamicQuantizeLSTM")
     return (made, count) if count and made.ByteSize() < graph.ByteSize() else (graph, 0)

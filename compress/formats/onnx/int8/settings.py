@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from compress.frozen import Frozen
 from compress.targets import find_processor
@@ -79,8 +79,33 @@ class Int8Options(Frozen):
         description="share of the float model's metric on the validation split that must be kept; the layers that do "
         "most damage stay in float, as few as it takes",
     )
-    damage_examples: int = Field(64, ge=1, description="accuracy_floor: examples that each layer's damage is taken on")
-    search_seconds: float = Field(900, gt=0, description="accuracy_floor: time after which the best so far is taken")
+    error_ceiling: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="RMS difference of the worst output from the float graph's, over its standard deviation, that is "
+        "allowed on training examples; needs no labels. As with accuracy_floor few layers stay in float",
+    )
+    damage_examples: int = Field(
+        64,
+        ge=1,
+        description="accuracy_floor: examples that each layer's damage is taken on; error_ceiling: examples that the "
+        "error is taken on, and of the first of them damage",
+    )
+    search_seconds: float = Field(
+        900, gt=0, description="accuracy_floor and error_ceiling: time after which the best so far is taken"
+    )
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> Int8Options:
+        if self.accuracy_floor is not None and self.error_ceiling is not None:
+            raise ValueError("accuracy_floor or error_ceiling, not both")
+        return self
+
+    @property
+    def searches(self) -> bool:
+        """Whether layers are looked for that stay in float."""
+        return self.accuracy_floor is not None or self.error_ceiling is not None
 
     def narrowing(self) -> ReduceRange:
         """`reduce_range`; what is left to the processors is decided by this one, where no recipe did."""
@@ -92,7 +117,7 @@ class Int8Options(Frozen):
         """Fields that are set and mean nothing beside the others; one with its default is no mistake."""
         static = self.method == "static"
         unused: tuple[str, ...] = () if static else _STATIC_ONLY
-        unused += _FLOOR_ONLY if self.accuracy_floor is None else ()
+        unused += () if self.searches else _FLOOR_ONLY
         if static and self.statistics == "nncf":
             unused += tuple(name for name in _STATIC_ONLY if name not in _NNCF_TOO)
         if static and self.calibration_method != "percentile":

@@ -58,3 +58,14 @@ def test_an_lstm_answers_in_integers_as_torch_does_and_takes_less(in_pieces: boo
 def test_a_graph_without_an_lstm_is_left_as_it_is() -> None:
     graph = foreign_graphs.embedding()
     assert quantize_recurrent(graph, per_channel=True, reduce_range=False) == (graph, 0)
+
+
+def test_operators_of_a_set_that_the_graph_does_not_name() -> None:
+    graph, _ = recurrent(in_pieces=False)
+    graph.graph.node.append(helper.make_node("Gelu", ["y"], ["z"], domain="com.microsoft"))
+    graph.graph.output[0].name = "z"
+    assert all(entry.domain != "com.microsoft" for entry in graph.opset_import)
+    made, count = quantize_recurrent(graph, per_channel=True, reduce_range=False)
+    sound = np.random.default_rng(0).normal(size=(12, 1, WIDTH)).astype(np.float32)
+    (expected,), (found,) = (open_session(one).run(None, {"x": sound}) for one in (graph, made))
+    assert count == 1 and np.sqrt(np.square(found - expected).mean()) < 0.02 * expected.std()

@@ -1,0 +1,140 @@
+"""A folder as timm writes it, or the Hub has it, as the folder that a recipe starts from. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compress.checkpoints.allowed_code import MODULE_KEY, TIMM_NETWORK
+from compress.checkpoints.checks import WEIGHTS
+from compress.checkpoints.config_check import is_timm
+from compress.checkpoints.json_file import read_json
+from compress.digests import digest_file
+from compress.errors import MissingExtraError, ModelError
+from compress.progress import Progress, SilentProgress
+from compress.sources.origin import write_once
+
+_CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
+_REVISION = 1
+"""Raised when the same files would be turned into another folder."""
+_RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
+"""Pillow's numbers of timm's names."""
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_CROP = 0.875
+"""timm's own defaults."""
+
+
+def timm_folder(place: Path) -> bool:
+    """Whether a folder's config.json is one of timm's. Raises `ModelError` for one that is no JSON."""
+    return place.is_dir() and (place / _CONFIG).is_file() and is_timm(read_json(place / _CONFIG))
+
+
+def made_folder(folder: Path, cache: Path) -> Path:
+    """Where `convert_timm` puts what it makes of ``folder``, whether it is there yet or not. Raises `ModelError`."""
+    from compress.cache import cache_key
+
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        raise ModelError(
+            "The folder has a config of timm and no weights that a recipe can start from.",
+            where=str(folder),
+            expected=f"a {WEIGHTS}, as timm's save_for_hf writes it",
+        )
+    digests = {path.name: digest_file(path) for path in (folder / _CONFIG, weights)}
+    return cache / f"timm-{cache_key({'revision': _REVISION, 'files': digests})[:32]}"
+
+
+def convert_timm(folder: Path, cache: Path, progress: Progress | None = None) -> Path:
+    """The folder below ``cache`` that says how the network is made and images prepared, made at the first call.
+
+    The weights are timm's own file. Raises `ModelError`, and `MissingExtraError` where timm would be needed.
+    """
+    target = made_folder(folder, cache)
+    if target.is_dir():
+        return target
+    (progress or SilentProgress()).note(f"making {folder.name} of timm ready in {cache}")
+    config = read_json(folder / _CONFIG)
+    texts = {_CONFIG: _config(config, folder), _PREPROCESSOR: preparation(config["pretrained_cfg"], folder)}
+
+    def write(made: Path) -> None:
+        made.mkdir()
+        for name, content in texts.items():
+            (made / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        shutil.copyfile(folder / WEIGHTS, made / WEIGHTS)
+
+    return write_once(target, write, "free some space or name another folder with --artifacts")
+
+
+def _config(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What makes the network, and the names of its classes."""
+    known = config["pretrained_cfg"]
+    classes = int(config.get("num_classes", known.get("num_classes", 0)))
+    arguments = {**(config.get("model_args") or {}), "architecture": config["architecture"], "num_classes": classes}
+    if known.get("fixed_input_size") and "img_size" not in arguments:
+        arguments["img_size"] = list(known["input_size"][-2:])
+    if (channels := known.get("input_size", [3])[0]) != 3:
+        arguments.setdefault("in_chans", channels)
+    made: dict[str, Any] = {MODULE_KEY: {"module": TIMM_NETWORK, "arguments": arguments}}
+    names = _class_names(config, classes, folder)
+    if names:
+        made["id2label"] = dict(enumerate(names))
+        made["label2id"] = {name: place for place, name in enumerate(names)}
+    return made
+
+
+def _class_names(config: Mapping[str, Any], classes: int, folder: Path) -> list[str]:
+    """The file's own, ImageNet's where timm knows that it is for these, or numbers; none without a head."""
+    names: list[str] = list(config.get("label_names") or config["pretrained_cfg"].get("label_names") or ())
+    if not names and classes:
+        try:
+            from timm.data import ImageNetInfo, infer_imagenet_subset
+        except ModuleNotFoundError as error:
+            raise MissingExtraError("timm", "timm", "A model of timm") from error
+        subset = infer_imagenet_subset({**config, "num_classes": classes})
+        if subset:
+            names = list(ImageNetInfo(subset).label_descriptions())
+        else:
+            names = [f"LABEL_{place}" for place in range(classes)]
+    if len(names) != classes:
+        raise ModelError(
+            f"The model has {classes} classes and {len(names)} names for them.",
+            where=str(folder / _CONFIG),
+            expected="a label_names for each class, or none at all",
+        )
+    # Two of ImageNet's classes are called crane, and two maillot.
+    counts = Counter(names)
+    return [name if counts[name] == 1 else f"{name} ({place})" for place, name in enumerate(names)]
+
+
+def preparation(known: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What timm does to a picture before its model sees it, as an image processor's config. Raises `ModelError`.
+
+    That is its `create_transform` for evaluation: the shorter edge brought to the input's size over ``crop_pct`` (both
+    edges, where ``crop_mode`` is squash), and the middle cut out, which may lie a pixel off where the rest is odd.
+    """
+    height, width = (int(edge) for edge in known.get("input_size", (3, 224, 224))[-2:])
+    share, mode = known.get("crop_pct") or _CROP, known.get("crop_mode") or "center"
+    scaled = [math.floor(edge / share) for edge in (height, width)]
+    resample = _RESAMPLE.get(known.get("interpolation") or "bicubic")
+    if mode not in ("center", "squash") or resample is None or (mode == "center" and height != width):
+        raise ModelError(
+            f"No image processor prepares pictures as the model wants: crop_mode {mode}, {height} by {width} pixels, "
+            f"interpolation {known.get('interpolation')}.",
+            where=str(folder / _CONFIG),
+            expected="square pictures with the middle cut out, or crop_mode squash, and an interpolation of Pillow's",
+        )
+    size = {"shortest_edge": scaled[0]} if mode == "center" else {"height": scaled[0], "width": scaled[1]}
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": known.get("input_size", [3])[0] == 3,
+        **{"do_resize": True, "size": size, "resample": resample},
+        **{"do_center_crop": True, "crop_size": {"height": height, "width": width}},
+        **{"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True},
+        "image_mean": list(known.get("mean") or _MEAN),
+        "image_std": list(known.get("std") or _STD),
+    }

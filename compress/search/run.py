@@ -14,6 +14,7 @@ from pydantic_core import to_jsonable_python
 from compress.cache import storage_errors
 from compress.environment import granted_cores, processor_class
 from compress.errors import CompressError, InputError, StageError, first_line
+from compress.formats.runtimes import why_unavailable
 from compress.formats.silence import quiet_libraries
 from compress.metrics import describe_metric, format_seconds, format_value
 from compress.pipeline.run import with_absolute_paths
@@ -29,7 +30,7 @@ from compress.search.ledger import Entry, Header, Ledger
 from compress.search.outcome import slack
 from compress.search.record import SearchRecord, record_of
 from compress.search.space import Space
-from compress.search.trial import Trials
+from compress.search.trial import Trials, target_profile
 
 BEST, RECORD, MODEL = "best.yaml", "search.json", "model"
 _RESERVED = 30.0
@@ -61,6 +62,13 @@ class SearchRun:
         self.search, base = self.space.search, self.space.base
         self.goal = Goal.of(base, self.search)
         self.goal.check_resolution(self.search.select.rows)
+        target = target_profile(base).target
+        if (reason := why_unavailable(target)) is not None:
+            raise InputError(
+                f"Trials cannot be measured on {target.name}: {reason}.",
+                where="search.target",
+                expected="a target that is to be had here",
+            )
         self.costs = Costs(self.space, self.artifacts)
         any_trains = self.space.trains(self.space.origin)
         shares = (*self.search.rungs, 1.0) if any_trains else (1.0,)

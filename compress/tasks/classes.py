@@ -12,7 +12,6 @@ from compress.measurement import Measurement
 from compress.numerics.calibration import brier_scores, calibration_error_interval, mean_interval, softmax
 from compress.numerics.ratio import linearized, ratio_interval
 from compress.numerics.statistics import wilson_interval
-from compress.tasks.agreement import agreement_row
 from compress.tasks.task import Examples, Kept
 
 if TYPE_CHECKING:
@@ -93,6 +92,16 @@ def outcome_row(metric: str, right: np.ndarray, model: str, target: str) -> Meas
         high=high,
         n=len(right),
         raw=tuple(float(outcome) for outcome in right),
+    )
+
+
+def agreement_row(same: np.ndarray, model: str, target: str) -> Measurement:
+    """The share of examples [n] on which a model answers as the baseline does, with its Wilson interval."""
+    count = int(same.sum())
+    low, high = wilson_interval(count, len(same))
+    share = count / len(same)
+    return Measurement(
+        model=model, metric="agreement", target=target, value=share, unit="ratio", low=low, high=high, n=len(same)
     )
 
 

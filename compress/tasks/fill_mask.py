@@ -191,7 +191,7 @@ class FillMask(Task):
 
     def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
         """For how many masked tokens both have the same likeliest one."""
-        from compress.tasks.agreement import agreement_row
+        from compress.tasks.classes import agreement_row
 
         real = kept[_RANK] != _NONE
         return [agreement_row(kept[_FIRST][real] == reference[_FIRST][real], model, target)]

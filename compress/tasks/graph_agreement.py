@@ -117,7 +117,7 @@ class GraphAgreement(Task):
 
         from compress.measurement import Measurement
         from compress.numerics.output_agreement import output_agreement
-        from compress.tasks.agreement import agreement_row
+        from compress.tasks.classes import agreement_row
 
         names = [name for name in reference if not name.startswith((_CHOICE, _SIZE))]
         found = [output_agreement(reference[name], kept[name]) for name in names]

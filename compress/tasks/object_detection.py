@@ -201,8 +201,8 @@ class ObjectDetection(Task):
 
     def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
         """In how many pictures both find the same objects."""
-        from compress.tasks.agreement import agreement_row
         from compress.tasks.boxes import same_objects
+        from compress.tasks.classes import agreement_row
 
         return [agreement_row(same_objects(kept, reference), model, target)]
 

@@ -219,7 +219,7 @@ class QuestionAnswering(Task):
         """How many answers are the same to the letter."""
         import numpy as np
 
-        from compress.tasks.agreement import agreement_row
+        from compress.tasks.classes import agreement_row
 
         own, theirs = _answers(kept), _answers(reference)
         return [agreement_row(np.array([own[row] == theirs[row] for row in sorted(own)]), model, target)]

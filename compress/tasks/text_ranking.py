@@ -195,7 +195,7 @@ class TextRanking(Task):
         """For how many queries both put the same candidate first."""
         import numpy as np
 
-        from compress.tasks.agreement import agreement_row
+        from compress.tasks.classes import agreement_row
 
         own, theirs = (
             np.array([rows[np.argmax(side[_SCORES][rows])] for rows in by_query(side[_QUERIES])])

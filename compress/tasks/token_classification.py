@@ -211,7 +211,7 @@ class TokenClassification(Task):
 
     def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
         """In how many rows both give every word the same label."""
-        from compress.tasks.agreement import agreement_row
+        from compress.tasks.classes import agreement_row
 
         return [agreement_row(kept[_FOUND] == reference[_FOUND], model, target)]
 

@@ -11,7 +11,7 @@ from compress.errors import DataError
 from compress.measurement import Measurement
 from compress.numerics.ratio import ratio_interval
 from compress.numerics.word_errors import word_errors
-from compress.tasks.agreement import agreement_row
+from compress.tasks.classes import agreement_row
 
 _SEED = 0
 """Of the bootstrap, so that the same answers give the same intervals."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from compress.errors import DataError, ModelError
-from compress.tasks.agreement import agreement_row
+from compress.tasks.classes import agreement_row
 from compress.tasks.task import Examples, Kept
 from compress.tasks.tokens import IGNORED
 

@@ -222,8 +222,7 @@ class ZeroShotImageClassification(Task):
 
     def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
         """For how many images both choose the same class, or find the same caption, and the cosine of embeddings."""
-        from compress.tasks.agreement import agreement_row
-        from compress.tasks.classes import mean_row
+        from compress.tasks.classes import agreement_row, mean_row
 
         own, theirs = (_chosen(one) for one in (kept, reference))
         if own is None or theirs is None:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import runpy
-import zlib
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rotation import todays
 
 TABLE: dict[str, Any] = runpy.run_path(
     str(Path(__file__).parents[2] / "benchmarks" / "architectures" / "__main__.py"), run_name="table"
 )
 GROUPS, RECORDED = TABLE["GROUPS"], TABLE["recorded"]()
-DAYS = 10
 ALL = [(key, name) for key, group in GROUPS.items() for name in group.names if name in RECORDED[key]]
-# As many each day, and of each kind as it comes.
-TODAY = sorted(ALL, key=lambda one: zlib.crc32(one[1].encode()))[datetime.now(UTC).toordinal() % DAYS :: DAYS]
+TODAY = todays(ALL, 10, lambda one: one[1])
 
 
 @pytest.mark.parametrize(("key", "name"), TODAY)

@@ -176,7 +176,8 @@ def test_limits_alone_are_enough_and_one_file_of_rows(tmp_path: Path) -> None:
         tiny_run.ROWS = rows
     (tmp_path / "test.csv").unlink(), (tmp_path / "validation.csv").unlink()
     options = ["--task", "text-classification", "--keep", "0.5", "--max-size", "1MB", "--trials", "1", "--json"]
-    for change in ("search.seeds=0", "search.rungs=[]", "stages.0.finetune.epochs=0.2", "stages.2.distill.epochs=0.2"):
+    brief = ("benchmark.launches=2", "benchmark.budget_seconds=0.1")
+    for change in ("search.seeds=0", "search.rungs=[]", "stages.0.finetune.epochs=0.2", *brief):
         options += ["--set", change]
     done = tiny_run.compress("search", "--model", "model", "--data", "train.csv", *options, folder=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,16 @@
+"""What is tested on some days alone, since all of it every time would take too long: as much each day, in turn."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+def todays(items: Iterable[Item], days: int, name: Callable[[Item], str]) -> list[Item]:
+    """One item in ``days``, another one each day; items of a kind, which lie together, are spread."""
+    spread = sorted(items, key=lambda item: zlib.crc32(name(item).encode()))
+    return spread[datetime.now(UTC).toordinal() % days :: days]

@@ -174,7 +174,8 @@ def _outputs(graph: onnx.ModelProto, feeds: Sequence[Feed]) -> list[np.ndarray]:
         values = session.run(None, {name: array for name, array in feed.items() if name in names})
         for place, array in enumerate(values):
             if array.dtype.kind == "f":
-                columns.setdefault(place, []).append(array.reshape(-1, array.shape[-1]))
+                whole = np.atleast_1d(array)
+                columns.setdefault(place, []).append(whole.reshape(-1, whole.shape[-1]))
     return [np.concatenate(parts).astype(np.float64) for parts in columns.values()]
 
 

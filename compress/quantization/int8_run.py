@@ -17,7 +17,7 @@ import onnx_ir as ir
 from compress.checkpoints.processor import labels_of, processor_of
 from compress.errors import DataError, StageError
 from compress.formats.onnx.int8.byte_products import keep_from_saturating
-from compress.formats.onnx.int8.choose import QuantizableLayer, without_kernel
+from compress.formats.onnx.int8.choose import QuantizableLayer, has_layers, without_kernel
 from compress.formats.onnx.int8.observe import Feed
 from compress.formats.onnx.int8.recurrent import quantize_recurrent
 from compress.formats.onnx.int8.settings import Int8Options
@@ -42,6 +42,8 @@ LAYERS = "compress.int8_layers"
 
 def quantize_int8(model: OnnxModel, options: Int8Options, context: Context) -> onnx.ModelProto:
     """The graph of ``model`` at 8 bits, tables left alone. Raises `StageError` and `DataError`."""
+    if not options.keep and not has_layers(ir.from_proto(model.graph)):
+        return _with_lstms(model.graph, options, context)
     static = options.method == "static"
     chosen = calibration_set(model, context, options.calibration_examples) if static else None
     for operator, count in without_kernel(ir.from_proto(model.graph)).items():

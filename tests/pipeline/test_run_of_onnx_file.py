@@ -12,6 +12,7 @@ import onnx
 import pytest
 import tiny_run
 import yaml
+from recurrent_graph import recurrent
 
 from compress.cli.artifact import find_artifact
 from compress.errors import InputError, RecipeError
@@ -76,6 +77,17 @@ def test_a_float16_graph_and_one_with_branches_are_quantized_and_cast(tmp_path: 
         assert 0 < value_of(done.report, "rms_error") < 0.03
         (file,) = (done.folder / "model" / "onnx").glob("*.onnx")
         assert "If" in [node.op_type for node in onnx.load(file).graph.node]
+
+
+@pytest.mark.parametrize("ceiling", [{}, {"error_ceiling": 0.05}])
+def test_a_graph_of_lstms_alone_is_quantized_with_a_ceiling_on_its_error_too(tmp_path: Path, ceiling: object) -> None:
+    foreign_graphs.write(recurrent(in_pieces=False)[0], tmp_path)
+    draws = {"splits": {"train": "random:8", "test": "random:8"}}
+    read = read_recipe(recipe_of(tmp_path, stages=[{"quantize": ceiling}], data=draws))
+    done = run(read, tmp_path, tmp_path / "a", SilentProgress())
+    assert 0 < value_of(done.report, "rms_error") < 0.05
+    made = onnx.load(done.folder / "model" / "onnx" / "model_quantized.onnx")
+    assert "DynamicQuantizeLSTM" in {node.op_type for node in made.graph.node}
 
 
 def test_a_folder_of_arrays_takes_the_place_of_drawn_ones(tmp_path: Path) -> None:

@@ -120,6 +120,13 @@ def test_a_ceiling_on_the_error_needs_no_metric():
     assert f"RMS error {1 - found.merit:.4f} on training examples (at most 0.0500)" in found.verdict()
 
 
+def test_an_output_that_is_one_number_has_an_error_too():
+    graph = network()
+    graph.graph.node.append(onnx.helper.make_node("ReduceMean", [graph.graph.output[0].name], ["mean"], keepdims=0))
+    graph.graph.output.append(onnx.helper.make_tensor_value_info("mean", onnx.TensorProto.FLOAT, []))
+    assert agreement_with(graph, feeds())(graph) == 1.0
+
+
 def test_a_floor_and_a_ceiling_are_one_too_many():
     with pytest.raises(ValidationError, match="accuracy_floor or error_ceiling, not both"):
         Quantize(accuracy_floor=0.9, error_ceiling=0.1)

@@ -59,6 +59,11 @@ def refuse_unfit(model: ir.Model) -> None:
         )
 
 
+def has_layers(model: ir.Model) -> bool:
+    """Whether any node has enough stored float weights; LSTMs, whose weights have other rules, don't count."""
+    return any(_layer(node) is not None for node in model.graph)
+
+
 def find_layers(model: ir.Model) -> list[QuantizableLayer]:
     """Every node with enough stored float weights, in the graph's order. Raises `StageError` where there is none."""
     found = [layer for node in model.graph if (layer := _layer(node)) is not None]

@@ -15,7 +15,7 @@ from compress.report.schema import BASELINE, FINAL, LimitResult
 from compress.search.engine import Engine
 from compress.search.outcome import figures
 from compress.search.space import Point, Space
-from compress.search.trial import Trials, target_profile
+from compress.search.trial import Trials, measured, session_of, target_profile
 
 FRONT = 3
 WINNER, ORIGIN = "winner", "trial 0"
@@ -82,10 +82,7 @@ def judge(space: Space, engine: Engine, trials: Trials) -> Final:
     artifacts: dict[str, Path] = {}
     profile = target_profile(space.base)
     for name, point in points.items():
-        recipe = space.recipe(point)
-        benchmark = recipe.benchmark.model_copy(update={"every_stage": False})
-        road = roads[name] = trials.road(recipe.model_copy(update={"benchmark": benchmark}))
-        road.travel()
+        road = roads[name] = trials.travelled(space.recipe(point))
         made = measurable(road, profile.target.format, profile.options)
         artifacts.setdefault(BASELINE, made[BASELINE])
         artifacts[name] = made[FINAL]
@@ -118,12 +115,7 @@ def another_seed(space: Space, engine: Engine, trials: Trials, seed: int) -> See
     assert best is not None
     recipe = space.recipe(best, seed=seed)
     profile = target_profile(recipe)
-    benchmark = recipe.benchmark.model_copy(update={"every_stage": False})
-    road = trials.road(recipe.model_copy(update={"benchmark": benchmark}))
-    road.travel()
-    made = measurable(road, profile.target.format, profile.options)
-    session = TargetSession(road, profile, {label: made[label] for label in (BASELINE, FINAL)}, TEST)
-    rows = session.sizes() + session.accuracies([])
+    rows = measured(session_of(trials.travelled(recipe), profile, TEST), timed=False)
     known = {row.metric for row in rows}
     limits = [one for one in _limits(engine, rows, space, profile.name, {}) if one.metric in known]
     return Seed(seed=seed, limits=tuple(limits), **_of(rows))

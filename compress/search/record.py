@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
 from compress.frozen import Frozen
-from compress.recipe.recipe import Limit
 from compress.report.limits import limit_text
 from compress.search.costs import Costs
 from compress.search.engine import Engine
@@ -163,7 +161,7 @@ def _effects(space: Space, engine: Engine, index: int) -> dict[str, float]:
     """Metric -> the largest mean of it over the smallest, of the recipes of each value."""
     found = {}
     finished = engine.known.finished
-    metrics = [*engine.goal.minimize, *(limit.metric for limit in _distinct(engine.goal.limits))]
+    metrics = [*engine.goal.minimize, *(limit.metric for limit in engine.goal.limits)]
     for metric in dict.fromkeys(metrics):
         groups: dict[int, list[float]] = {}
         for point, outcome in finished.items():
@@ -173,13 +171,3 @@ def _effects(space: Space, engine: Engine, index: int) -> dict[str, float]:
         if len(means) > 1 and min(means) > 0:
             found[metric] = max(means) / min(means)
     return found
-
-
-def _distinct(limits: Sequence[Limit]) -> list[Limit]:
-    seen = Counter[str]()
-    kept = []
-    for limit in limits:
-        if not seen[limit.metric]:
-            kept.append(limit)
-        seen[limit.metric] += 1
-    return kept

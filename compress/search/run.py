@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from compress.formats.silence import quiet_libraries
 from compress.metrics import describe_metric, format_seconds, format_value
 from compress.pipeline.run import with_absolute_paths
 from compress.progress import Progress
+from compress.recipe_source import dump_recipe
 from compress.recipe_source.document import Document
 from compress.report.run_folder import LATEST, new_folder, point_latest, write_whole
 from compress.search.best import best_recipe
@@ -26,8 +26,10 @@ from compress.search.costs import Costs
 from compress.search.engine import Engine, Job
 from compress.search.finish import Final, Seed, another_seed, judge
 from compress.search.goal import Goal, named
+from compress.search.ledger import NAME as LEDGER
 from compress.search.ledger import Entry, Header, Ledger
 from compress.search.outcome import slack
+from compress.search.page import search_page
 from compress.search.record import SearchRecord, record_of
 from compress.search.space import Space
 from compress.search.trial import Trials, target_profile
@@ -53,8 +55,6 @@ class SearchRun:
     artifacts: Path
     progress: Progress
     resume: bool = False
-    shown: Callable[[SearchRecord], None] = field(default=lambda record: None)
-    """Called after each trial with everything so far."""
 
     def __post_init__(self) -> None:
         quiet_libraries()
@@ -147,9 +147,7 @@ class SearchRun:
         self.entries.append(entry)
         if known is None:
             self.progress.note(f"trial {number}: {self.said(entry)}")
-            record = self._record(None)
-            self._write(record)
-            self.shown(record)
+            self._write(self._record(None))
 
     def said(self, entry: Entry) -> str:
         """What came of a trial, in a line."""
@@ -236,9 +234,7 @@ class SearchRun:
             best = self.engine.known.best()
             if best is not None:
                 write_whole(self.place / BEST, best_recipe(self.space, self.engine, best))
-        from compress.search.page import search_page
-
-        write_whole(self.place / "search.html", search_page(record))
+            write_whole(self.place / "search.html", search_page(record))
 
     def _place(self) -> tuple[Path, list[Entry]]:
         """The folder of the search, and the trials that are known already."""
@@ -246,7 +242,7 @@ class SearchRun:
         header = self._header()
         if self.resume:
             place = (searches / LATEST).resolve()
-            if not (place / "ledger.jsonl").is_file():
+            if not (place / LEDGER).is_file():
                 raise InputError(
                     "There is no search to go on with.", where=str(searches), mend="run it without --resume first"
                 )
@@ -256,8 +252,6 @@ class SearchRun:
         with storage_errors(self.artifacts):
             place = new_folder(searches, self.started)
             recipe = with_absolute_paths(self.space.base, self.folder)
-            from compress.recipe_source import dump_recipe
-
             write_whole(place / "recipe.yaml", dump_recipe(recipe))
         Ledger(place).begin(header)
         point_latest(place)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from compress.data.dataset import Dataset
 from compress.errors import CompressError, StorageError, first_line
 from compress.measurement import Measurement
 from compress.pipeline.formats import measurable
@@ -30,16 +30,24 @@ class Trials:
     folder: Path
     artifacts: Path
     progress: Progress
-    said: Callable[[str], None] = field(default=lambda text: None)
+    _read: tuple[object, Dataset] | None = field(default=None, init=False)
+    """The data, and what of a recipe says which it is."""
 
     def road(self, recipe: Recipe) -> Road:
         """A road for a recipe of the search."""
         road = Road(recipe, self.folder, self.artifacts, _Quiet(self.progress))
-        kept = self.__dict__.get("_data")
-        if kept is not None and kept[0] == (recipe.data, recipe.task, recipe.slices):
-            road.__dict__["data"] = kept[1]
+        told = recipe.data, recipe.task, recipe.slices
+        if self._read is not None and self._read[0] == told:
+            road.data = self._read[1]
         else:
-            self.__dict__["_data"] = (recipe.data, recipe.task, recipe.slices), road.data
+            self._read = told, road.data
+        return road
+
+    def travelled(self, recipe: Recipe) -> Road:
+        """A road at whose end a recipe has come, measured there by its baseline and its final model alone."""
+        benchmark = recipe.benchmark.model_copy(update={"every_stage": False})
+        road = self.road(recipe.model_copy(update={"benchmark": benchmark}))
+        road.travel()
         return road
 
     def run(self, recipe: Recipe, timed: bool) -> Outcome:
@@ -58,8 +66,7 @@ class Trials:
     def _judged(self, recipe: Recipe, timed: bool, began: float) -> Outcome:
         search = recipe.search
         assert search is not None
-        road = self.road(recipe.model_copy(update={"benchmark": _brief(recipe.benchmark)}))
-        road.travel()
+        road = self.travelled(recipe.model_copy(update={"benchmark": _brief(recipe.benchmark)}))
         session = session_of(road, target_profile(recipe), search.select.split)
         rows = measured(session, timed)
         stages = tuple(
@@ -99,7 +106,6 @@ def _brief(benchmark: Benchmark) -> Benchmark:
     """Times good enough to choose by; the session at the end takes the recipe's own."""
     return benchmark.model_copy(
         update={
-            "every_stage": False,
             "batched": False,
             "launches": min(benchmark.launches, _LAUNCHES),
             "seconds": min(benchmark.seconds, _SECONDS),

@@ -16,7 +16,7 @@ from compress.errors import InputError, RecipeError, did_you_mean
 from compress.plan import plan_context
 from compress.plan.sources import Sources
 from compress.recipe.search import seconds_of
-from compress.recipe_source import recipe_of
+from compress.recipe_source import recipe_of, tell_task
 from compress.recipe_source.document import Document, read_document
 from compress.recipe_source.overrides import apply_override
 from compress.stage.prediction import Shape
@@ -100,21 +100,16 @@ def _begun(asked: Asked) -> Document:
 
 
 def _told_task(model: str) -> str:
-    from compress.checkpoints.json_file import read_json
-    from compress.checkpoints.processor import has_preprocessor
-    from compress.sources.source import already_here
-    from compress.tasks.registry import told_task
-
-    folder = already_here(model)
-    told = None
-    if folder is not None and (folder / "config.json").is_file():
-        told = told_task(read_json(folder / "config.json"), has_preprocessor(folder))
+    document = Document("--model")
+    document.values = {"model": model}
+    tell_task(document, Path())
+    told = document.values.get("task")
     if told is None or not TASKS[told].starter:
         raise InputError(
             f"The model {model!r} doesn't say what it is for.",
             expected=f"--task, one of {', '.join(name for name in TASK_NAMES if TASKS[name].starter)}",
         )
-    return told
+    return str(told)
 
 
 def _data(reference: str, starter: Mapping[str, Any]) -> dict[str, Any]:

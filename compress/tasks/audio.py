@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import gcd
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
 from compress.data.media import Media, content, describe
 from compress.errors import DataError, MissingExtraError, ModelError
+from compress.tasks.joined import OnDemand
 from compress.tasks.task import Examples
 
 _SILENCE = 1e-4
@@ -129,7 +130,7 @@ def encode_recordings(values: Sequence[Media], extractor: Any) -> Examples:
 
 
 @dataclass
-class _Hearing(Sequence["Mapping[str, np.ndarray]"]):
+class _Hearing(OnDemand):
     """Recordings that are decoded and prepared when they are asked for."""
 
     values: Sequence[Media]
@@ -149,14 +150,9 @@ class _Hearing(Sequence["Mapping[str, np.ndarray]"]):
     def __len__(self) -> int:
         return len(self.values)
 
-    @overload
-    def __getitem__(self, index: int) -> Mapping[str, np.ndarray]: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Mapping[str, np.ndarray]]: ...
-    def __getitem__(self, index: int | slice) -> Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]]:
-        if isinstance(index, slice):
-            return [self.hear(value)[0] for value in self.values[index]]
-        return self.hear(self.values[index])[0]
+    def some(self, which: slice) -> Sequence[Mapping[str, np.ndarray]]:
+        """Heard one after the other."""
+        return [self.hear(value)[0] for value in self.values[which]]
 
     def hear(self, value: Media) -> tuple[dict[str, np.ndarray], float]:
         """The inputs made of a recording, and how many seconds it lasts."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from compress.data.media import Mode, decode, in_words
 from compress.errors import DataError
+from compress.tasks.joined import OnDemand
 from compress.tasks.task import Examples
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def encode_images(values: Sequence[Mapping[str, Any]], processor: Any) -> Exampl
     return Examples(inputs, {PIXELS: None}, note=note, sizes=sizes, black=images.black())
 
 
-class Images(Sequence["Mapping[str, np.ndarray]"]):
+class Images(OnDemand):
     """Images that are decoded and prepared when they are asked for; ``conversions`` counts what was done to them."""
 
     def __init__(self, values: Sequence[Mapping[str, Any]], processor: Any) -> None:
@@ -49,14 +50,9 @@ class Images(Sequence["Mapping[str, np.ndarray]"]):
     def __len__(self) -> int:
         return len(self._values)
 
-    @overload
-    def __getitem__(self, index: int) -> Mapping[str, np.ndarray]: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Mapping[str, np.ndarray]]: ...
-    def __getitem__(self, index: int | slice) -> Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]]:
-        if isinstance(index, slice):
-            return self._prepared(self._values[index], Counter())
-        return self._prepared([self._values[index]], Counter())[0]
+    def some(self, which: slice) -> Sequence[Mapping[str, np.ndarray]]:
+        """Prepared at once."""
+        return self._prepared(self._values[which], Counter())
 
     @property
     def size_bytes(self) -> int:

@@ -1,7 +1,8 @@
-"""Examples of two parts, side by side or one list behind the other, of which each is made as it is asked for."""
+"""Examples that are made as they are asked for: one by one, side by side, or one list behind the other."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
@@ -9,7 +10,25 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-class Joined(Sequence["Mapping[str, np.ndarray]"]):
+class OnDemand(Sequence["Mapping[str, np.ndarray]"]):
+    """Examples that are made when they are asked for."""
+
+    @abstractmethod
+    def some(self, which: slice) -> Sequence[Mapping[str, np.ndarray]]:
+        """Those of ``which``, in its order."""
+
+    @overload
+    def __getitem__(self, index: int) -> Mapping[str, np.ndarray]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Mapping[str, np.ndarray]]: ...
+    def __getitem__(self, index: int | slice) -> Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]]:
+        if isinstance(index, slice):
+            return self.some(index)
+        place = range(len(self))[index]
+        return self.some(slice(place, place + 1))[0]
+
+
+class Joined(OnDemand):
     """Examples with more of each beside what a model is given."""
 
     def __init__(self, inputs: Sequence[Mapping[str, Any]], more: Sequence[Mapping[str, Any]]) -> None:
@@ -18,21 +37,16 @@ class Joined(Sequence["Mapping[str, np.ndarray]"]):
     def __len__(self) -> int:
         return len(self._inputs)
 
-    @overload
-    def __getitem__(self, index: int) -> Mapping[str, np.ndarray]: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Mapping[str, np.ndarray]]: ...
-    def __getitem__(self, index: int | slice) -> Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]]:
-        if isinstance(index, slice):
-            return Joined(self._inputs[index], self._more[index])
-        return {**self._more[index], **self._inputs[index]}
+    def some(self, which: slice) -> Sequence[Mapping[str, np.ndarray]]:
+        """Both parts of each."""
+        return [{**more, **own} for more, own in zip(self._more[which], self._inputs[which], strict=True)]
 
     def more(self, index: int) -> Mapping[str, np.ndarray]:
         """What stands beside the pixels of an example, without making them."""
         return self._more[index]
 
 
-class Chained(Sequence["Mapping[str, np.ndarray]"]):
+class Chained(OnDemand):
     """Two lists, one behind the other."""
 
     def __init__(self, first: Sequence[Mapping[str, np.ndarray]], second: Sequence[Mapping[str, np.ndarray]]) -> None:
@@ -41,12 +55,8 @@ class Chained(Sequence["Mapping[str, np.ndarray]"]):
     def __len__(self) -> int:
         return len(self._first) + len(self._second)
 
-    @overload
-    def __getitem__(self, index: int) -> Mapping[str, np.ndarray]: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Mapping[str, np.ndarray]]: ...
-    def __getitem__(self, index: int | slice) -> Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
+    def some(self, which: slice) -> Sequence[Mapping[str, np.ndarray]]:
+        """Of either list."""
         count = len(self._first)
-        return self._first[index] if index < count else self._second[index - count]
+        places = range(*which.indices(len(self)))
+        return [self._first[place] if place < count else self._second[place - count] for place in places]

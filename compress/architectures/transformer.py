@@ -116,7 +116,11 @@ def keep_layers(module: PreTrainedModel, kept: Sequence[int]) -> None:
         raise StageError("Layers cannot go once channels have been cut.", mend="remove the layers first")
     wrong = [index for index in kept if not 0 <= index < len(before)]
     if wrong or len(set(kept)) != len(kept):
-        raise StageError(f"Cannot keep layers {list(kept)}.", expected=f"distinct indices from 0 to {len(before) - 1}")
+        raise StageError(
+            f"Layers {list(kept)} can't be kept of a model that has {len(before)}.",
+            expected=f"distinct numbers from 0 to {len(before) - 1}",
+            mend="keep others, evenly spread",
+        )
     old = {path: list(layers) for path, layers in found.items()}
     remaining = {id(before[index]) for index in kept}
     left = {path: [layer for layer in layers if id(layer) in remaining] for path, layers in old.items()}

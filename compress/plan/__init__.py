@@ -16,6 +16,7 @@ from compress.data.dataset import TEST
 from compress.environment import processor_class
 from compress.errors import CompressError, InputError, MissingExtraError, ModelError
 from compress.formats.runtimes import why_unavailable
+from compress.formats.silence import quiet_libraries
 from compress.formats.targets import REFERENCE
 from compress.installation import extra_with, has_package
 from compress.plan.contents import Plan, StagePlan, TargetPlan, Told, render_plan
@@ -245,17 +246,21 @@ def _unfit(recipe: Recipe, sources: Sources) -> list[CompressError]:
         return []
     if read_json(place / "config.json").get("model_type") in ALWAYS_CUT:
         return []
+    quiet_libraries()
     errors: list[CompressError] = []
-    for stage in takewhile(lambda stage: not stage.paths(), recipe.stages):
+    for number, stage in enumerate(takewhile(lambda stage: not stage.paths(), recipe.stages)):
         try:
             stage.check_model(place)
         except CompressError as error:
+            error.where = error.where or f"stages.{number}.{stage.kind}"
             errors.append(error)
     return errors
 
 
 def _all(problems: Sequence[CompressError]) -> InputError:
-    if len(problems) == 1 and isinstance(problems[0], InputError):
-        return problems[0]
     listed = "\n".join(str(problem) for problem in problems)
+    if len(problems) == 1:
+        return (
+            problems[0] if isinstance(problems[0], InputError) else InputError(f"The recipe cannot run here: {listed}")
+        )
     return InputError(f"The recipe cannot run here, for {len(problems)} reasons:\n{listed}")

@@ -69,7 +69,10 @@ def make_plan(
     trial = None
     if not problems and _is_here(sources):
         makes = looks_into_model and _worth_a_trial(recipe, sources, is_cached)
-        trial = tried(recipe, recipe_folder, artifacts, makes, progress or SilentProgress())
+        try:
+            trial = tried(recipe, recipe_folder, artifacts, makes, progress or SilentProgress())
+        except InputError as error:
+            problems.append(error)
     context = plan_context(recipe, sources, start or (trial.start if trial else None), trial)
     stages = stage_plans(recipe, sources, context, is_cached, problems, history, trial)
     folder = sources.start if looks_into_model and not problems else None

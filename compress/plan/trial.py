@@ -15,12 +15,15 @@ from pydantic import ValidationError
 
 from compress.cache import cache_key
 from compress.environment import granted_cores, package_versions, processor
+from compress.errors import InputError
 from compress.frozen import Frozen
 from compress.progress import Progress
 from compress.recipe.recipe import Recipe
 from compress.stage.prediction import Shape
 
 FOLDER = "trials"
+REFUSED = "refused.json"
+"""What is wrong with data or model, as a trial's process leaves it."""
 _REVISION = 1
 """Raised when the same stages would be tried otherwise."""
 _TIMEOUT_SECONDS = 120.0
@@ -63,7 +66,8 @@ class Trial(Frozen):
 def tried(recipe: Recipe, recipe_folder: Path, artifacts: Path, makes: bool, progress: Progress) -> Trial | None:
     """The trial of a recipe's stages: as it was kept below ``artifacts``, or with ``makes`` made now.
 
-    None where there is none, or nothing came of it. The files of model and data must be here.
+    None where there is none, or nothing came of it. The files of model and data must be here. Raises `InputError` for
+    what is found to be wrong with them.
     """
     file = artifacts / FOLDER / f"{_key(recipe, recipe_folder)}.json"
     if not file.is_file() and makes:
@@ -111,6 +115,9 @@ def _make(recipe: Recipe, recipe_folder: Path, file: Path) -> None:
                     timeout=_TIMEOUT_SECONDS,
                     check=False,
                 )
+            refused = Path(scratch) / REFUSED
+            if refused.is_file():
+                raise InputError(**json.loads(refused.read_text()))
             # What was tried before a stage failed, or took too long, holds all the same.
             found = Path(scratch) / "trial.json"
             if found.is_file():

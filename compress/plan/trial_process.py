@@ -19,10 +19,11 @@ from compress.checkpoints.checks import weight_files
 from compress.checkpoints.json_file import read_json
 from compress.checkpoints.torch_model import TorchModel
 from compress.data.dataset import load_dataset
+from compress.errors import InputError
 from compress.formats.silence import quiet_libraries
 from compress.plan.headers import count
 from compress.plan.sources import resolved
-from compress.plan.trial import StageTrial, Trial
+from compress.plan.trial import REFUSED, StageTrial, Trial
 from compress.progress import SilentProgress
 from compress.recipe.recipe import START, Recipe
 from compress.stage.meter import metered
@@ -248,11 +249,19 @@ def _bytes_of(examples: Examples) -> float:
 
 
 def main() -> None:
-    """Try the recipe that standard input holds; what is found is written below its ``scratch`` folder."""
+    """Try the recipe that standard input holds; what is found is written below its ``scratch`` folder.
+
+    So is what is wrong with the data or the model, where they can't be read as the recipe has it.
+    """
     quiet_libraries()
     order = json.load(sys.stdin)
     scratch = Path(order["scratch"])
-    rehearsal = Rehearsal(Recipe.model_validate(order["recipe"]), Path(order["folder"]), scratch)
+    try:
+        rehearsal = Rehearsal(Recipe.model_validate(order["recipe"]), Path(order["folder"]), scratch)
+    except InputError as error:
+        told = {"what": error.what, "where": error.where, "expected": error.expected, "mend": error.mend}
+        (scratch / REFUSED).write_text(json.dumps(told))
+        return
     for found in rehearsal.try_all():
         (scratch / "trial.json").write_text(found.model_dump_json())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 import compress.plan
 import compress.plan.trial
+from compress.errors import InputError
 from compress.plan import History, make_plan, render_plan, timings_of, trial_process
 from compress.plan.headers import read_shape
 from compress.plan.trial import StageTrial, Trial, tried
@@ -229,3 +231,21 @@ def test_passes_over_the_examples() -> None:
     assert Prune(heads=0.5, importance_examples=512).passes(100) == (100, 0)
     assert Prune(sparsity=0.5).passes(100) == (0, 0)
     assert Prune(sparsity=0.5, schedule="cubic", epochs=2).passes(100) == (100, 200)
+
+
+def test_what_a_trial_finds_wrong_with_the_data_is_a_problem_of_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = [{"finetune": {"epochs": 9, "batch_size": 4}}, {"export": {}}]
+    write_all(tmp_path, stages=stages)
+    shutil.copy(tmp_path / "train.csv", tmp_path / "test.csv")
+
+    def here(_command: list[str], *, input: str, **_: Any) -> None:
+        monkeypatch.setattr("sys.stdin", io.StringIO(input))
+        trial_process.main()
+
+    monkeypatch.setattr(compress.plan.trial.subprocess, "run", here)
+    artifacts = tmp_path / "artifacts"
+    with pytest.raises(InputError, match="also stand in the test split") as found:
+        make_plan(read_recipe(tmp_path / "tiny.yaml"), tmp_path, None, artifacts, looks_into_model=True)
+    assert "train.csv" in str(found.value.where) and not list((artifacts / "trials").iterdir())

@@ -87,6 +87,8 @@ class _Writer:
         names = {id(module): name for name, module in model.named_modules()}
         self._head = names[id(model.get_output_embeddings())]
         self._head_table = self._table_of(self._head)
+        bias = f"{self._head}.bias"  # which BERT's head shares with what it lies in
+        self._head_bias = bias if self._weights.has(bias) else model.all_tied_weights_keys.get(bias, bias)
 
     def write(self) -> ir.Model:
         graph, sections, part = self._trace.program.graph, find_sections(self._trace), self._trace.part
@@ -264,11 +266,11 @@ class _Writer:
         if self._settings.last_token_only:
             bounds = [self._nodes.integers(bound) for bound in (-1, np.iinfo(np.int64).max, 1)]
             value = self._nodes.op("Slice", f"{self._head}.last", [value, *bounds])
-        if self._trace.part.tokens != IDS and not self._weights.has(f"{self._head}.bias"):
+        if self._trace.part.tokens != IDS and not self._weights.has(self._head_bias):
             # Nothing is looked up in this graph, so that the table is stored as products take it.
             scope, _, leaf = self._head_table.rpartition(".")
             return self._weights.project(scope, [leaf], value)[0]
-        return self._weights.head(self._head_table, value, self._head)
+        return self._weights.head(self._head_table, value, self._head_bias)
 
     def _rows(self, node: ir.Node) -> ir.Value:
         module, ids = self._table_of(self._rename(text_of(node, "module"))), self._values[given_to(node, 0)]

@@ -109,7 +109,7 @@ class Weights:
         return self._nodes.op("Slice", module, [rows, *ends])
 
     def head(self, module: str, value: ir.Value, bias: str) -> ir.Value:
-        """The logits of ``value`` by the table of ``module``, which an embedding may read too, with ``bias``, if any."""
+        """The logits of ``value`` by the table of ``module``, which an embedding may read too, plus any ``bias``."""
         stored = self._stored(module)
         if stored is None:
             table = self._table(module)

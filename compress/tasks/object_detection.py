@@ -28,6 +28,8 @@ _LOSS = "ForObjectDetection"
 """transformers' name of the loss of models whose last class is none."""
 _SEPARATE = frozenset({"rt_detr", "rt_detr_v2", "d_fine"})
 """Models whose queries are the places of a picture that score highest, and say yes or no to each class by itself."""
+_DENOISING = "denoising_meta_values"
+"""What RT-DETR says of the queries that it was given beside its own, before them, with labels to learn from."""
 _SIZE, _GOLD = "size", "gold"
 _COORDINATES = 4
 _NOTHING, _UNKNOWN = -1.0, -100.0
@@ -69,12 +71,15 @@ class Detections:
     outputs: ClassVar[tuple[str, ...]] = (LOGITS, BOXES)
     answer: ClassVar[str] = "detections"
     many: ClassVar[str] = "logits and boxes"
+    while_training: ClassVar[tuple[str, ...]] = (_DENOISING,)
 
-    def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """[B, queries, classes + 4], or one more of none."""
+    def read(self, outputs: Mapping[str, Any], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """[B, queries, classes + 4], or one more of none; without queries that are there for training alone."""
         import torch
 
-        return torch.cat([outputs[LOGITS], outputs[BOXES]], dim=-1)
+        found = torch.cat([outputs[LOGITS], outputs[BOXES]], dim=-1)
+        more = outputs.get(_DENOISING)
+        return found if more is None else found[:, more["dn_num_split"][0] :]
 
     def aligned(self, found: np.ndarray, expected: np.ndarray) -> np.ndarray:
         """Answers with their queries in the order of those ``expected``, where they have none of their own.
@@ -195,8 +200,7 @@ class ObjectDetection(Task):
         """After a matching of queries: softened KL of classes, and how far boxes are from those of what is there."""
         from compress.numerics.detection import matched_distance
 
-        own = mine[:, -taught.shape[1] :]  # RT-DETR trains on more queries, before its own, than it answers with
-        return matched_distance(own, taught, temperature, _BOX_COST, _OVERLAP_COST, self._separate)
+        return matched_distance(mine, taught, temperature, _BOX_COST, _OVERLAP_COST, self._separate)
 
     def own_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """What the model finds in each picture, none where a query finds nothing."""

@@ -29,7 +29,7 @@ from compress.formats.onnx.decoder.experts import send, take_in
 from compress.formats.onnx.decoder.nodes import Nodes
 from compress.formats.onnx.decoder.parts import BATCH, CACHED, IDS, Axes
 from compress.formats.onnx.decoder.positions import write_lengths, write_rotary
-from compress.formats.onnx.decoder.recurrence import DELTA_RULE, write_delta_rule
+from compress.formats.onnx.decoder.recurrence import RECURRENCES
 from compress.formats.onnx.decoder.rewrites import tidy
 from compress.formats.onnx.decoder.sections import Sections, find_sections, given_to, joined_layers, mixtures, text_of
 from compress.formats.onnx.decoder.trace import Trace
@@ -212,7 +212,6 @@ class _Writer:
             plug.TABLE: lambda: [self._rows(node)],
             plug.LENGTHS: lambda: write_lengths(self._nodes, self._values[given_to(node, 0)]),
             plug.ROTARY: lambda: write_rotary(self._nodes, node, self._tables),
-            DELTA_RULE: lambda: write_delta_rule(self._nodes, self._rename(_module(node)), self._mapped(node)),
             plug.ENTER: lambda: [self._stream or self._values[given_to(node, 0)]],
             plug.LEAVE: lambda: [self._values[given_to(node, 0)]],
             plug.SHARE: lambda: [self._values[given_to(node, 0)]],
@@ -223,13 +222,15 @@ class _Writer:
             return
         if copied:
             found: Sequence[ir.Value] = self._copy(node)
+        elif node.op_type in RECURRENCES:
+            found = RECURRENCES[node.op_type](self._nodes, self._rename(_module(node)), self._mapped(node))
         else:
             found = writers[node.op_type]()
         if node.op_type == plug.LINEAR and node.domain == plug.DOMAIN:
             return
         for old, new in zip(node.outputs, found, strict=True):
             self._values[old] = new
-            if copied or node.op_type in (plug.TABLE, DELTA_RULE):
+            if copied or node.op_type in (plug.TABLE, *RECURRENCES):
                 new.shape, new.type = old.shape, old.type
 
     def _copy(self, node: ir.Node) -> Sequence[ir.Value]:

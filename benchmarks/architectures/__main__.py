@@ -3,8 +3,9 @@
     python benchmarks/architectures [NAMES...] [--group decoders] [--write]
 
 Decoders become one ONNX graph with a cache, in fp32 and in 4 bits, and a GGUF file; encoders and image models an ONNX
-graph and INT8; of all of them heads, neurons and layers are cut. Each is proven against torch or llama.cpp. Exits with
-1 where a row is worse than in `benchmarks/results/architectures.json`; `--write` puts the rows there.
+graph and INT8; encoders with decoders two graphs, in all three; of all of them heads, neurons and layers are cut. Each
+is proven against torch or llama.cpp. Exits with 1 where a row is worse than in `benchmarks/results/architectures.json`;
+`--write` puts the rows there.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from typing import Annotated
 import cut_architectures
 import gguf_families
 import onnx_decoders
+import onnx_encoder_decoders
 import onnx_encoders
 import torch
 import typer
 from tiny_decoders import DECODERS
+from tiny_encoder_decoders import PAIRS
 from tiny_encoders import IMAGES, MORE_TEXTS, TEXTS
 from trials import Group
 
@@ -32,6 +35,7 @@ _ENCODER_TRIALS = (onnx_encoders.TRIAL, cut_architectures.TRIAL)
 GROUPS = {
     "decoders": Group("Decoders", tuple(DECODERS), (onnx_decoders.TRIAL, gguf_families.TRIAL, cut_architectures.TRIAL)),
     "texts": Group("Encoders of texts", (*TEXTS, *MORE_TEXTS), _ENCODER_TRIALS),
+    "pairs": Group("Encoders with decoders", tuple(PAIRS), (onnx_encoder_decoders.TRIAL, cut_architectures.PAIR_TRIAL)),
     "images": Group("Image models", tuple(IMAGES), _ENCODER_TRIALS),
 }
 Record = dict[str, dict[str, list[str]]]

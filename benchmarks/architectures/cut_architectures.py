@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tiny_decoders
+import tiny_encoder_decoders
 import tiny_encoders
 import torch
 from torch import nn
@@ -37,14 +39,22 @@ def build(name: str) -> tuple[Any, Answer]:
         model, inputs = tiny_decoders.build(name), {"input_ids": tiny_decoders.some_ids(2, 12)}
     else:
         model, inputs = tiny_encoders.build(name), tiny_encoders.inputs(name)
+    return model, _asking(inputs)
 
+
+def build_pair(name: str) -> tuple[Any, Answer]:
+    """As `build`, of an encoder with a decoder."""
+    return tiny_encoder_decoders.build(name), _asking(tiny_encoder_decoders.inputs(name))
+
+
+def _asking(inputs: Mapping[str, torch.Tensor]) -> Answer:
     def answer(asked: Any) -> torch.Tensor:
         torch.manual_seed(0)
         with torch.no_grad():
             found: torch.Tensor = asked(**inputs).logits
         return found
 
-    return model, answer
+    return answer
 
 
 def cut_heads(whole: Any, cut: Any) -> None:
@@ -86,9 +96,9 @@ def cut_layer(whole: Any, cut: Any) -> None:
 CUTS: dict[str, Callable[[Any, Any], None]] = {"heads": cut_heads, "neurons": cut_neurons, "layers": cut_layer}
 
 
-def trial(name: str, what: str) -> str:
+def trial(name: str, what: str, made: Callable[[str], tuple[Any, Answer]] = build) -> str:
     """Nothing where a cut model is right, or what stands against it."""
-    model, answer = build(name)
+    model, answer = made(name)
     whole, cut, before = copy.deepcopy(model), copy.deepcopy(model), answer(model)
     try:
         CUTS[what](whole, cut)
@@ -132,9 +142,10 @@ def _loaded_again(model: Any, answer: Answer) -> torch.Tensor:
         return answer(load_cut(Same, Path(folder), AutoConfig.from_pretrained(folder)).eval())
 
 
-def _row(name: str, _: Path) -> dict[str, str]:
-    found = {what: trial(name, what) for what in CUTS}
+def _row(made: Callable[[str], tuple[Any, Answer]], name: str, _: Path) -> dict[str, str]:
+    found = {what: trial(name, what, made) for what in CUTS}
     return {f"cut {what}": f"no: {reason}" if reason else "yes" for what, reason in found.items()}
 
 
-TRIAL = Trial(tuple(f"cut {what}" for what in CUTS), _row)
+_COLUMNS = tuple(f"cut {what}" for what in CUTS)
+TRIAL, PAIR_TRIAL = (Trial(_COLUMNS, partial(_row, made)) for made in (build, build_pair))

@@ -38,7 +38,7 @@ def judge(name: str, folder: Path) -> dict[str, str]:
         "nodes": str(sum(kinds.values())),
     }
     try:
-        few = _in_four_bits(model, Checkpoint(folder / "float"), folder / "few")
+        few = in_four_bits(model, Checkpoint(folder / "float"), folder / "few")
         settings = GraphSettings(accuracy_level=1)
         cells["4 bits"] = f"{export_proven(few, settings, windows, _TOLERANCE, 1.0).equality.difference:.0e}"
     except CompressError as error:
@@ -49,7 +49,7 @@ def judge(name: str, folder: Path) -> dict[str, str]:
 TRIAL = Trial(("ONNX", "4 bits", "attention", "nodes"), judge)
 
 
-def _in_four_bits(model: Any, source: Checkpoint, folder: Path) -> Checkpoint:
+def in_four_bits(model: Any, source: Checkpoint, folder: Path) -> Checkpoint:
     """The linear layers of a model rounded to the nearest of 4 bits in groups of 32, in GPTQ's layout."""
     folder.mkdir(parents=True)
     head = model.get_output_embeddings()

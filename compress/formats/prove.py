@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,13 @@ def distance(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> Distance:
 
 def measure(reference: Answers, session: Answers, examples: Examples) -> Distance:
     """How far the answers of ``session`` are from those of ``reference``, over padded and single batches."""
-    return distance((reference(indices), session(indices)) for indices in mixed_batches(examples))
+
+    def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for indices in mixed_batches(examples):
+            expected = reference(indices)
+            yield expected, examples.aligned(session(indices), expected)
+
+    return distance(pairs())
 
 
 def prove(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import gc
 import inspect
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 _OBJECTS = 100_000
 """New ones after which Python looks for garbage: tracing makes millions that it keeps."""
@@ -38,6 +40,25 @@ def lean_tracing() -> Iterator[None]:
         config.do_not_emit_stack_traces = traces
         gc.set_threshold(*threshold)
         exporter.get_torchlib_ops, listing._materialize_cpp_cia_ops = parse, materialize
+
+
+@contextmanager
+def free_lengths(module: Any) -> Iterator[None]:
+    """`len` of a tensor stays symbolic in the files of transformers that a model's parts are from (RT-DETR, D-FINE).
+
+    Python's own makes a number of it, and a graph for one batch alone.
+    """
+    import torch
+
+    def length(value: Any) -> Any:
+        return value.shape[0] if isinstance(value, torch.Tensor) else len(value)
+
+    files = {sys.modules[type(part).__module__] for part in module.modules()}
+    with ExitStack() as stack:
+        for file in files:
+            if file.__name__.startswith("transformers.models."):
+                stack.enter_context(patch.object(file, "len", length, create=True))
+        yield
 
 
 @contextmanager

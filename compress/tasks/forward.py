@@ -34,7 +34,8 @@ def answers(examples: Examples, outputs: Any, batch: dict[str, torch.Tensor]) ->
     if examples.head is None:
         logits: torch.Tensor = outputs.logits
         return logits
-    found: dict[str, Any] = {name: getattr(outputs, name, None) for name in examples.head.outputs}
+    names = (*examples.head.outputs, *getattr(examples.head, "while_training", ()))
+    found: dict[str, Any] = {name: getattr(outputs, name, None) for name in names}
     return examples.head.read(found, batch)
 
 

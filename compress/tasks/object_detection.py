@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 _PLAIN_LOGITS, BOXES = "pred_logits", "pred_boxes"
 _LOSS = "ForObjectDetection"
 """transformers' name of the loss of models whose last class is none."""
+_SEPARATE = frozenset({"rt_detr", "rt_detr_v2", "d_fine"})
+"""Models whose queries are the places of a picture that score highest, and say yes or no to each class by itself."""
+_DENOISING = "denoising_meta_values"
+"""What RT-DETR says of the queries that it was given beside its own, before them, with labels to learn from."""
 _SIZE, _GOLD = "size", "gold"
 _COORDINATES = 4
 _NOTHING, _UNKNOWN = -1.0, -100.0
@@ -55,27 +59,44 @@ _STARTER: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Detections:
-    """Of each query the logits of its classes, the last of which is none, and its box: a `Head`.
+    """Of each query the logits of its classes and its box: a `Head`.
 
-    Boxes are centre, width and height in shares of the picture. ``processor`` makes them detections, ``labels`` are
-    the names of the classes.
+    The last class is none, unless classes are ``separate``. Boxes are centre, width and height in shares of the
+    picture. ``processor`` makes them detections, ``labels`` are the names of the classes.
     """
 
     processor: Any = None
     labels: tuple[str, ...] | None = None
+    separate: bool = False
     outputs: ClassVar[tuple[str, ...]] = (LOGITS, BOXES)
     answer: ClassVar[str] = "detections"
     many: ClassVar[str] = "logits and boxes"
+    while_training: ClassVar[tuple[str, ...]] = (_DENOISING,)
 
-    def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """[B, queries, classes + 1 + 4]."""
+    def read(self, outputs: Mapping[str, Any], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """[B, queries, classes + 4], or one more of none; without queries that are there for training alone."""
         import torch
 
-        return torch.cat([outputs[LOGITS], outputs[BOXES]], dim=-1)
+        found = torch.cat([outputs[LOGITS], outputs[BOXES]], dim=-1)
+        more = outputs.get(_DENOISING)
+        return found if more is None else found[:, more["dn_num_split"][0] :]
+
+    def aligned(self, found: np.ndarray, expected: np.ndarray) -> np.ndarray:
+        """Answers with their queries in the order of those ``expected``, where they have none of their own.
+
+        They come by their scores, so that rounding changes places of two that are nearly alike.
+        """
+        import numpy as np
+        from scipy.optimize import linear_sum_assignment
+
+        if not self.separate or not (np.isfinite(found).all() and np.isfinite(expected).all()):
+            return found
+        apart = np.abs(expected[:, :, None] - found[:, None]).max(axis=-1)
+        return np.stack([own[linear_sum_assignment(cost)[1]] for own, cost in zip(found, apart, strict=True)])
 
 
 class ObjectDetection(Task):
-    """Hugging Face `object-detection`: DETR, YOLOS and their like, which learn by a matching of their own."""
+    """Hugging Face `object-detection`: DETR, YOLOS, RT-DETR, D-FINE, which learn by a matching of their own."""
 
     name = "object-detection"
     columns = (
@@ -92,9 +113,21 @@ class ObjectDetection(Task):
     )
     capabilities = frozenset({READS_ROWS, TAKES_IMAGES, HAS_CLASSES, ANSWERS_AT_ONCE, BY_PLACE})
     architectures = ("ForObjectDetection",)
-    app_steps = ("prepare-image", "boxes")
     starter = _STARTER
     ratios = ("map", "map_50")
+
+    def __init__(self, separate: bool = False) -> None:
+        """``separate``: classes are yes or no each, and there is none of nothing."""
+        self._separate = separate
+        self.app_steps = None if separate else ("prepare-image", "boxes")
+
+    def kinds(self) -> tuple[Task, ...]:
+        """Those whose last class is none, and those whose classes are separate."""
+        return (self, SEPARATE)
+
+    def of(self, config: Mapping[str, Any]) -> Task:
+        """By the model's type."""
+        return SEPARATE if config.get("model_type") in _SEPARATE else self
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights and image processor. Without a trained head, a new one is drawn from torch's generator.
@@ -104,13 +137,14 @@ class ObjectDetection(Task):
         from compress.tasks.places import load_model
 
         model = load_model(self.name, directory, ("ObjectDetection",), labels, trust_remote_code, _plain_answers)
-        plain = MODULE_KEY in model.module.config.to_dict()
-        if not plain and getattr(model.module, "loss_type", None) != _LOSS:
+        config = model.module.config.to_dict()
+        known = MODULE_KEY in config or config["model_type"] in _SEPARATE
+        if not known and getattr(model.module, "loss_type", None) != _LOSS:
             raise ModelError(
                 f"The queries of a {type(model.module).__name__} don't choose one class or none.",
                 where=str(directory),
-                expected="DETR, YOLOS, or another model that transformers trains as these",
-                mend="choose one of them; RT-DETR's graphs are for one batch alone, and its answers another distance",
+                expected="DETR, YOLOS, or another model that transformers trains as these; RT-DETR or D-FINE",
+                mend="choose one of them",
             )
         if not hasattr(model.processor, "post_process_object_detection"):
             raise ModelError(
@@ -136,7 +170,7 @@ class ObjectDetection(Task):
         values = rows["image"].to_pylist()
         sizes = [picture_size(value) for value in values]
         more: list[dict[str, np.ndarray]] = [{_SIZE: np.array(size[::-1])} for size in sizes]
-        head = Detections(processor, None if labels is None else tuple(labels))
+        head = Detections(processor, None if labels is None else tuple(labels), self._separate)
         if labels is None or "objects" not in rows.column_names:
             return replace(encode_places(values, processor, more), head=head)
         found = [objects_in(value) for value in rows["objects"].to_pylist()]
@@ -166,14 +200,15 @@ class ObjectDetection(Task):
         """After a matching of queries: softened KL of classes, and how far boxes are from those of what is there."""
         from compress.numerics.detection import matched_distance
 
-        return matched_distance(mine, taught, temperature, _BOX_COST, _OVERLAP_COST)
+        return matched_distance(mine, taught, temperature, _BOX_COST, _OVERLAP_COST, self._separate)
 
     def own_labels(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """What the model finds in each picture, none where a query finds nothing."""
         import torch
 
-        chosen = outputs.logits.detach().argmax(dim=-1, keepdim=True)
-        chosen = torch.where(chosen == outputs.logits.shape[-1] - 1, _NOTHING, chosen.float())
+        best, chosen = outputs.logits.detach().max(dim=-1, keepdim=True)
+        nothing = best < 0 if self._separate else chosen == outputs.logits.shape[-1] - 1
+        chosen = torch.where(nothing, _NOTHING, chosen.float())
         return torch.cat([chosen, outputs.pred_boxes.detach()], dim=-1)
 
     def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
@@ -247,7 +282,7 @@ def shares(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def detections(answers: np.ndarray, sizes: np.ndarray, processor: Any) -> np.ndarray:
-    """What the model's processor makes of answers [B, queries, classes + 5], [B, queries, 6], as `boxes` has it.
+    """What the model's processor makes of answers [B, queries, ...], [B, queries, 6], as `boxes` has it.
 
     ``sizes`` [B, 2] are heights and widths. Every query counts, however low its score.
     """
@@ -263,4 +298,4 @@ def detections(answers: np.ndarray, sizes: np.ndarray, processor: Any) -> np.nda
     return corners
 
 
-TASK = ObjectDetection()
+TASK, SEPARATE = ObjectDetection(), ObjectDetection(separate=True)

@@ -154,6 +154,11 @@ class Examples:
         found = {name: torch.from_numpy(outputs[name]) for name in self.outputs}
         return self.head.read(found, {name: torch.from_numpy(array) for name, array in batch.items()}).numpy()
 
+    def aligned(self, found: np.ndarray, expected: np.ndarray) -> np.ndarray:
+        """Answers [B, ...] in the order of those ``expected``, where they have none of their own: ``head`` says so."""
+        align = getattr(self.head, "aligned", None)
+        return found if align is None else align(found, expected)
+
     def with_unlabeled(self, more: Examples) -> Examples:
         """With more examples behind them, whose labels are -100: they have none."""
         import numpy as np

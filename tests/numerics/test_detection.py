@@ -44,6 +44,31 @@ def test_the_matching_is_the_cheapest_of_all() -> None:
     torch.testing.assert_close(matched_distance(mine, taught, 1.0, 5.0, 2.0), classes + boxes)
 
 
+def test_classes_that_are_separate_are_as_many_coins() -> None:
+    mine, taught = answers(1)[:1], answers(0)[:1]
+    heads = taught[0, :, :4].sigmoid()
+
+    def apart(own: torch.Tensor) -> torch.Tensor:
+        return (own[:, 4:] - taught[0, :, 4:]).abs().sum(-1)
+
+    def gap(own: torch.Tensor) -> torch.Tensor:
+        return 1 - generalized_overlap(corners(own[:, 4:]), corners(taught[0, :, 4:]))
+
+    def cost(order: tuple[int, ...]) -> float:
+        own = mine[0, list(order)]
+        coins = -(heads * own[:, :4].sigmoid().log() + (1 - heads) * (1 - own[:, :4].sigmoid()).log()).sum(-1)
+        return float((coins + heads.amax(-1) * (5 * apart(own) + 2 * gap(own))).sum())
+
+    own = mine[0, list(min(itertools.permutations(range(4)), key=cost))]
+    tossed = own[:, :4].sigmoid()
+    classes = (heads * (heads / tossed).log() + (1 - heads) * ((1 - heads) / (1 - tossed)).log()).sum() / 4
+    seen = heads.amax(-1)
+    boxes = (seen * (5 * apart(own) + 2 * gap(own))).sum() / seen.sum().clamp(min=1)
+    found = matched_distance(mine, taught, 1.0, 5.0, 2.0, separate=True)
+    torch.testing.assert_close(found, classes + boxes)
+    assert float(matched_distance(taught[:, [2, 0, 3, 1]], taught, 2.0, 5.0, 2.0, separate=True)) < 1e-5
+
+
 def test_overlaps_are_those_of_transformers() -> None:
     some, others = (corners(answers(seed, 20)[0, :, 4:]) for seed in (0, 1))
     expected = generalized_box_iou(some, others).diagonal()

@@ -22,9 +22,10 @@ STAGES = [
     {"quantize": {"method": "static", "calibration_examples": 8}},
 ]
 SLICES = [{"name": "with red", "column": "objects", "contains": "red"}]
-METRICS = {"detr": ("map", "map_50"), "segformer": ("mean_iou", "pixel_accuracy")}
+METRICS = {"detr": ("map", "map_50"), "rt_detr": ("map", "map_50"), "segformer": ("mean_iou", "pixel_accuracy")}
 AXES = {
     "detr": {"logits": ["batch_size", 5, 3], "pred_boxes": ["batch_size", 5, 4]},
+    "rt_detr": {"logits": ["batch_size", 5, 2], "pred_boxes": ["batch_size", 5, 4]},
     "segformer": {"logits": ["batch_size", 3, 8, 8]},
 }
 

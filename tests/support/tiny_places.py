@@ -15,6 +15,7 @@ import transformers
 import yaml
 from PIL import Image
 from transformers.models.detr.image_processing_pil_detr import DetrImageProcessorPil
+from transformers.models.rt_detr.image_processing_pil_rt_detr import RTDetrImageProcessorPil
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 from transformers.models.yolos.image_processing_pil_yolos import YolosImageProcessorPil
 
@@ -109,6 +110,39 @@ def detr(seed: int = 0) -> tuple[Any, Any]:
     return transformers.DetrForObjectDetection(config).eval(), _processor(DetrImageProcessorPil)
 
 
+def rt_detr(seed: int = 0) -> tuple[Any, Any]:
+    """An RT-DETR of one layer on each side, over a residual net of three stages."""
+    net = transformers.RTDetrResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 16, 16, 16],
+        depths=[1, 1, 1, 1],
+        layer_type="basic",
+        out_features=["stage2", "stage3", "stage4"],
+    )
+    config = transformers.RTDetrConfig(
+        backbone_config=net,
+        d_model=16,
+        encoder_hidden_dim=16,
+        encoder_in_channels=[16, 16, 16],
+        encoder_ffn_dim=32,
+        encoder_attention_heads=2,
+        decoder_in_channels=[16, 16, 16],
+        decoder_layers=1,
+        decoder_ffn_dim=32,
+        decoder_attention_heads=2,
+        num_queries=5,
+        num_denoising=4,
+        **names(LABELS[1:]),
+    )
+    torch.manual_seed(seed)
+    made = transformers.RTDetrForObjectDetection(config).eval()
+    with torch.no_grad():
+        for head in (*made.model.decoder.class_embed, made.model.enc_score_head):
+            head.bias.normal_()  # they begin with the same for all, whatever is there
+            head.weight.mul_(20)
+    return made, RTDetrImageProcessorPil(size={"height": SIDE, "width": SIDE})
+
+
 def segformer(seed: int = 0) -> tuple[Any, Any]:
     """A SegFormer of two stages with a block each."""
     config = transformers.SegformerConfig(
@@ -133,7 +167,12 @@ def _processor(kind: Any) -> Any:
     return kind(size={"height": SIDE, "width": SIDE}, do_pad=False)
 
 
-MAKERS: dict[str, Callable[[], tuple[Any, Any]]] = {"yolos": yolos, "detr": detr, "segformer": segformer}
+MAKERS: dict[str, Callable[[], tuple[Any, Any]]] = {
+    "yolos": yolos,
+    "detr": detr,
+    "rt_detr": rt_detr,
+    "segformer": segformer,
+}
 
 
 def write_model(folder: Path, name: str) -> Path:

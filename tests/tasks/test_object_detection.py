@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,12 +18,12 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.errors import DataError, ModelError
 from compress.tasks.boxes import Gold, figures, overlaps, write_gold
 from compress.tasks.forward import loss_of, predict, tensors
-from compress.tasks.object_detection import TASK, Detections, detections, shares
+from compress.tasks.object_detection import SEPARATE, TASK, Detections, detections, shares
 
 NAMES = LABELS[1:]
 
 
-@pytest.fixture(scope="module", params=["yolos", "detr"])
+@pytest.fixture(scope="module", params=["yolos", "detr", "rt_detr"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TorchModel:
     folder = tiny_places.write_model(tmp_path_factory.mktemp("detector"), request.param)
     return TASK.load(folder, NAMES, trust_remote_code=False)
@@ -79,6 +80,27 @@ def test_a_model_without_labels_learns_from_its_own_answers(model: TorchModel) -
 def test_boxes_in_shares_of_the_picture() -> None:
     found = shares(np.array([[10.0, 5, 20, 10], [-1, 0, 11, 20.5]]), (40, 20))
     np.testing.assert_allclose(found, [[0.5, 0.5, 0.5, 0.5], [0.125, 0.5, 0.25, 1]])
+
+
+def test_queries_without_an_order_are_compared_in_that_of_what_is_expected() -> None:
+    expected = np.random.default_rng(0).normal(size=(2, 6, 7)).astype(np.float32)
+    found = np.stack([own[np.random.default_rng(seed).permutation(6)] for seed, own in enumerate(expected)]) + 1e-4
+    np.testing.assert_allclose(Detections(separate=True).aligned(found, expected), expected, atol=2e-4)
+    assert Detections().aligned(found, expected) is found
+    found[0, 0, 0] = np.nan
+    assert Detections(separate=True).aligned(found, expected) is found, "whoever compares them sees it"
+
+
+def test_models_whose_classes_are_separate_are_known_by_their_type() -> None:
+    kinds = {kind: TASK.of({"model_type": kind}) for kind in ("detr", "yolos", "rt_detr", "rt_detr_v2", "d_fine")}
+    assert [kind for kind, task in kinds.items() if task is SEPARATE] == ["rt_detr", "rt_detr_v2", "d_fine"]
+    assert SEPARATE.app_steps is None and TASK.app_steps is not None
+    outputs = SimpleNamespace(logits=torch.tensor([[[2.0, -1], [-3, -2]]]), pred_boxes=torch.zeros(1, 2, 4))
+    assert SEPARATE.own_labels(outputs, {})[0, :, 0].tolist() == [0, -1]
+    assert TASK.own_labels(outputs, {})[0, :, 0].tolist() == [0, -1]
+    outputs.logits = torch.tensor([[[-1.0, 2], [-3, -2]]])
+    assert SEPARATE.own_labels(outputs, {})[0, :, 0].tolist() == [1, -1]
+    assert TASK.own_labels(outputs, {})[0, :, 0].tolist() == [-1, -1]
 
 
 def test_padding_is_no_object() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from compress.formats.onnx.fusions import optimize_graph
 from compress.formats.onnx.fusions.batch_transpose import unfold_batch_transposes
 from compress.formats.onnx.fusions.einsum import write_einsum
 from compress.formats.silence import silence
-from compress.formats.tracing import lean_tracing
+from compress.formats.tracing import free_lengths, lean_tracing
 from compress.tasks.forward import tensors
 from compress.tasks.task import Examples
 
@@ -100,7 +100,10 @@ def _trace(model: TorchModel, examples: Examples, opset: int | None, plug: bool)
         )
         try:
             attention = plugged(model.module, Plug(traced)) if plug else nullcontext()
-            with silence("prints"), lean_tracing(), _without_cache(model.module), attention:
+            tracing = (silence("prints"), lean_tracing(), free_lengths(model.module), _without_cache(model.module))
+            with ExitStack() as stack:
+                for context in (*tracing, attention):
+                    stack.enter_context(context)
                 program: ir.Model = OnnxExporter().export(model.module, inputs, config).program
             return program
         except (RuntimeError, ValueError, TypeError) as error:

@@ -82,8 +82,17 @@ def _noting(plug: Plug, name: str, update: Any) -> Any:
     return noted
 
 
+def _noting_state(plug: Plug, get: Any) -> Any:
+    def noted(self: Any, *of: Any, **named: Any) -> Any:
+        plug.state = get(*of, **named)
+        return plug.state
+
+    return noted
+
+
 def fill_cache(cache: Any, past: Mapping[str, torch.Tensor], plug: Plug, length: Any) -> None:
     """Put a graph's inputs into a new cache, in place; ``length`` of the past, where a mask says it."""
+    cache.get_recurrent_state = MethodType(_noting_state(plug, cache.get_recurrent_state), cache)
     for side, index, layer in layers_of(cache):
         _put_states(layer, index, past)
         if f"past_{side}key_{index}" in past:

@@ -29,7 +29,7 @@ from compress.formats.onnx.decoder.experts import send, take_in
 from compress.formats.onnx.decoder.nodes import Nodes
 from compress.formats.onnx.decoder.parts import BATCH, CACHED, IDS, Axes
 from compress.formats.onnx.decoder.positions import write_lengths, write_rotary
-from compress.formats.onnx.decoder.recurrence import DELTA_RULE, write_delta_rule
+from compress.formats.onnx.decoder.recurrence import RECURRENCES
 from compress.formats.onnx.decoder.rewrites import tidy
 from compress.formats.onnx.decoder.sections import Sections, find_sections, given_to, joined_layers, mixtures, text_of
 from compress.formats.onnx.decoder.trace import Trace
@@ -87,6 +87,8 @@ class _Writer:
         names = {id(module): name for name, module in model.named_modules()}
         self._head = names[id(model.get_output_embeddings())]
         self._head_table = self._table_of(self._head)
+        bias = f"{self._head}.bias"  # which BERT's head shares with what it lies in
+        self._head_bias = bias if self._weights.has(bias) else model.all_tied_weights_keys.get(bias, bias)
 
     def write(self) -> ir.Model:
         graph, sections, part = self._trace.program.graph, find_sections(self._trace), self._trace.part
@@ -210,7 +212,6 @@ class _Writer:
             plug.TABLE: lambda: [self._rows(node)],
             plug.LENGTHS: lambda: write_lengths(self._nodes, self._values[given_to(node, 0)]),
             plug.ROTARY: lambda: write_rotary(self._nodes, node, self._tables),
-            DELTA_RULE: lambda: write_delta_rule(self._nodes, self._rename(_module(node)), self._mapped(node)),
             plug.ENTER: lambda: [self._stream or self._values[given_to(node, 0)]],
             plug.LEAVE: lambda: [self._values[given_to(node, 0)]],
             plug.SHARE: lambda: [self._values[given_to(node, 0)]],
@@ -221,13 +222,15 @@ class _Writer:
             return
         if copied:
             found: Sequence[ir.Value] = self._copy(node)
+        elif node.op_type in RECURRENCES:
+            found = RECURRENCES[node.op_type](self._nodes, self._rename(_module(node)), self._mapped(node))
         else:
             found = writers[node.op_type]()
         if node.op_type == plug.LINEAR and node.domain == plug.DOMAIN:
             return
         for old, new in zip(node.outputs, found, strict=True):
             self._values[old] = new
-            if copied or node.op_type in (plug.TABLE, DELTA_RULE):
+            if copied or node.op_type in (plug.TABLE, *RECURRENCES):
                 new.shape, new.type = old.shape, old.type
 
     def _copy(self, node: ir.Node) -> Sequence[ir.Value]:
@@ -264,11 +267,11 @@ class _Writer:
         if self._settings.last_token_only:
             bounds = [self._nodes.integers(bound) for bound in (-1, np.iinfo(np.int64).max, 1)]
             value = self._nodes.op("Slice", f"{self._head}.last", [value, *bounds])
-        if self._trace.part.tokens != IDS and not self._weights.has(f"{self._head}.bias"):
+        if self._trace.part.tokens != IDS and not self._weights.has(self._head_bias):
             # Nothing is looked up in this graph, so that the table is stored as products take it.
             scope, _, leaf = self._head_table.rpartition(".")
             return self._weights.project(scope, [leaf], value)[0]
-        return self._weights.head(self._head_table, value, self._head)
+        return self._weights.head(self._head_table, value, self._head_bias)
 
     def _rows(self, node: ir.Node) -> ir.Value:
         module, ids = self._table_of(self._rename(text_of(node, "module"))), self._values[given_to(node, 0)]

@@ -16,7 +16,7 @@ from torch import nn
 
 from compress.checkpoints.experts import SeparateExperts
 from compress.formats.onnx.decoder.plug import Plug
-from compress.formats.onnx.decoder.recurrence import DELTA_RULES, delta_rule
+from compress.formats.onnx.decoder.recurrence import DELTA_RULES, SELECTIVE_SCANS, delta_rule, selective_scan
 
 REHEARSED, TRACED = "compress_rehearsal", "compress_trace"
 ACTIVE: ContextVar[Plug] = ContextVar("plug")
@@ -109,6 +109,8 @@ def plugged(model: nn.Module, plug: Plug) -> Iterator[None]:
                     stack.enter_context(patch.object(module, name, _rotating(plug, function)))
                 elif name == DELTA_RULES and plug.tracing:
                     stack.enter_context(patch.object(module, name, delta_rule))
+                elif name == SELECTIVE_SCANS and plug.tracing:
+                    stack.enter_context(patch.object(module, name, _scanning(plug)))
         for part in model.modules():
             if any(name.endswith("inv_freq") for name, _ in part.named_buffers(recurse=False)):
                 stack.enter_context(patch.object(part, "forward", _tables(plug, part)))
@@ -116,6 +118,10 @@ def plugged(model: nn.Module, plug: Plug) -> Iterator[None]:
                 normed = _normed(plug, *plug.norms[str(part.compress_name)])
                 stack.enter_context(patch.object(part, "forward", MethodType(normed, part)))
         yield
+
+
+def _scanning(plug: Plug) -> Any:
+    return lambda *arguments, **named: selective_scan(plug.state, *arguments, **named)
 
 
 def _rotating(plug: Plug, function: Any) -> Any:

@@ -149,18 +149,23 @@ def encoder_part(model: Any) -> Part:
 def decoder_part(model: Any) -> Part:
     """The decoder behind the encoder of a model, with its head."""
     masks: dict[str, tuple[ir.DataType, Axes]] = {} if _hears(model) else {ENCODER_MASK: (_INTEGERS, [BATCH, _READ])}
-    inputs = {IDS: (_INTEGERS, [BATCH, _WRITTEN]), HIDDEN: (_FLOATS, [BATCH, _READ, model.config.d_model])}
+    inputs = {IDS: (_INTEGERS, [BATCH, _WRITTEN]), HIDDEN: (_FLOATS, [BATCH, _READ, _width(model.config)])}
     return Part({**masks, **inputs}, "logits", [BATCH, _WRITTEN])
 
 
 def _hears(model: Any) -> bool:
     """Raises `ModelError` for a model whose encoder takes neither text nor features of speech in one window."""
     taken = getattr(model, "main_input_name", IDS)
-    if taken == AUDIO and hasattr(model.config, "max_source_positions"):
+    if taken == AUDIO and hasattr(model.config, "max_source_positions") and hasattr(model.config, "num_mel_bins"):
         return True
-    if taken == IDS and hasattr(model.config, "d_model"):
+    if taken == IDS and _width(model.config):
         return False
     raise ModelError(
         f"{type(model).__name__} takes {taken}.",
         expected=f"an encoder of {IDS} or, in windows of one length, {AUDIO}",
     )
+
+
+def _width(config: Any) -> int:
+    """Of what an encoder gives, which may have a config of its own; 0 where nothing says it."""
+    return int(getattr(config, "d_model", 0) or getattr(getattr(config, "encoder", None), "hidden_size", 0))

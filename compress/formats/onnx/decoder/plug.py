@@ -70,6 +70,8 @@ class Plug:
     updated: dict[int, str] = field(default_factory=dict)
     lengths: tuple[torch.Tensor, torch.Tensor] | None = None
     padding: torch.Tensor | None = None
+    state: torch.Tensor | None = None
+    """That of a recurrence, where a layer last asked its cache for it; some begin anew with each call all the same."""
     missed: list[str] = field(default_factory=list)
     """Layers of the cache whose attention went past the interface."""
     _windows: dict[int, int | None] = field(default_factory=dict)

@@ -108,8 +108,8 @@ class Weights:
         ends = [self._nodes.integers(end) for end in (0, stored.columns, 2)]
         return self._nodes.op("Slice", module, [rows, *ends])
 
-    def head(self, module: str, value: ir.Value, head: str) -> ir.Value:
-        """The logits of ``value`` by the table of ``module``, which an embedding may read too, and ``head``'s bias."""
+    def head(self, module: str, value: ir.Value, bias: str) -> ir.Value:
+        """The logits of ``value`` by the table of ``module``, which an embedding may read too, plus any ``bias``."""
         stored = self._stored(module)
         if stored is None:
             table = self._table(module)
@@ -124,7 +124,6 @@ class Weights:
             product = self._few_bits(module, stored, value, self._accuracy_level, None, "lm_head")
             rows = stored.rows
         product = self._adapted("lm_head", ["lm_head"], [rows], value, product)
-        bias = f"{head}.bias"
         return self._nodes.op("Add", "lm_head", [product, self.vector(bias)]) if self.has(bias) else product
 
     def _adapted(

@@ -255,8 +255,8 @@ def replay(
             continue
         engine = Engine(fresh, fresh, goal, fresh.shares, seed)
         ours.append(_paid_until_found(fresh, goal, _searching(engine), engine, size) / fresh.cost_of_all)
-        rest = list(_searching(engine))  # nothing is told any more: what is left would only confirm the pick
-        del rest
+        for job in _searching(engine):  # what is left for the search to do decides which it picks
+            engine.tell(job, fresh.run(job))
         pick = engine.known.best() or best
         held.append(fresh.kept_on_fresh_rows(pick) >= bound)
         trials.append(len(engine.known.outcomes))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,6 +11,10 @@ from compress.errors import ModelError
 
 if TYPE_CHECKING:
     from compress.checkpoints.torch_model import TorchModel
+
+
+_OTHER_SHAPES = "its weights have other shapes than its config.json asks for"
+"""In place of transformers' pointer to a report that it logs."""
 
 
 class Origin(NamedTuple):
@@ -44,23 +48,25 @@ def load_with_head(
     """
     from compress.tasks.classes import set_labels
 
-    def with_head(config: Any) -> None:
+    def with_head(config: Any) -> Mapping[str, Any]:
         has_head = any(head in name for name in config.architectures or () for head in heads)
         for name, value in config_values.items() if not has_head else ():
             setattr(config, name, value)
         if labels is not None:
             set_labels(config, labels, has_head)
+        # Where queries are chosen by their scores the model without its head has layers as wide as there are classes.
+        return {"ignore_mismatched_sizes": True} if not has_head else {}
 
     return load_by(f"AutoModelFor{heads[0]}", origin, trust_remote_code, with_head, labels)
 
 
 def load_by(
-    auto: str, origin: Origin, trust_remote_code: bool, prepare: Callable[[Any], None] | None = None,
+    auto: str, origin: Origin, trust_remote_code: bool, prepare: Callable[[Any], Mapping[str, Any]] | None = None,
     labels: Sequence[str] | None = None, **options: Any,
 ) -> TorchModel:  # fmt: skip
     """The model in fp32 as the class ``auto`` of transformers opens it with ``options``, cut or whole.
 
-    ``prepare`` changes its config before; ``labels`` name the classes of a plain module.
+    ``prepare`` changes its config before, and may add options; ``labels`` name the classes of a plain module.
 
     Raises `ModelError` for files that do not load.
     """
@@ -80,7 +86,7 @@ def load_by(
         config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
         processor = origin.processor(directory)
         if prepare is not None:
-            prepare(config)
+            options |= prepare(config)
         if is_cut(config):
             module = load_cut(cls, directory, config)
         else:
@@ -88,8 +94,9 @@ def load_by(
                 directory, config=config, trust_remote_code=trust_remote_code, use_safetensors=True, **options
             )
     except loading_failures() as error:
+        said = _OTHER_SHAPES if "ignore_mismatched_sizes" in str(error) else str(error)
         raise to_blame(directory, trust_remote_code) or ModelError(
-            f"The model cannot be loaded for {origin.task}: {error}",
+            f"The model cannot be loaded for {origin.task}: {said}",
             where=str(directory),
             expected=origin.expected,
         ) from error

@@ -41,13 +41,14 @@ def search(
     json_: Annotated[bool, typer.Option("--json", help="Write search.json to standard output.")] = False,
 ) -> None:
     """Find the recipe that keeps the limits and is smallest or fastest; Ctrl-C and --resume go on where it was."""
-    from compress.cli.console_progress import ConsoleProgress
+    from compress.cli.search_console import SearchConsole
     from compress.search.asked import Asked, document_of
     from compress.search.run import SearchRun
 
     asked = Asked(model, data, task, keep, max_size, max_latency, tuple(minimize or ()), target, budget, trials)
     document, folder = document_of(recipe, asked, set_ or ())
-    done = SearchRun(document, folder, artifacts, ConsoleProgress(), resume).run()
+    with SearchConsole(lines=json_) as console:
+        done = SearchRun(document, folder, artifacts, console, resume, console).run()
     if track is not None:
         from compress.search.tracked import tracked
         from compress.tracking import track as write
@@ -55,7 +56,7 @@ def search(
         write(tracked(done.record, done.folder), track, done.record.name)
     from rich.console import Console
 
-    from compress.search.page import search_table
+    from compress.search.console import search_table
 
     if json_:
         typer.echo(done.record.model_dump_json(indent=2))

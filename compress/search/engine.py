@@ -14,7 +14,7 @@ from compress.search.goal import Goal
 from compress.search.known import Known
 from compress.search.outcome import Outcome
 from compress.search.proposals import Told, proposals
-from compress.search.prospects import Forecasts, Prospects
+from compress.search.prospects import Expected, Forecasts, Prospects
 from compress.search.space import Knob, Point
 
 ROUND = 4
@@ -48,6 +48,7 @@ class Job:
     point: Point
     rung: int
     why: str = field(default="", compare=False)
+    expected: Expected | None = field(default=None, compare=False)
 
 
 @dataclass
@@ -89,10 +90,10 @@ class Engine:
         prospects = Prospects(self.known, self.costs, self.space.knobs, self.shares)
         rungs = self._going_on(prospects)
         if origin not in self.known.finished and origin not in self.given_up:
-            return [self._promoted(origin, rungs[origin])]
+            return [self._promoted(origin, rungs[origin], None)]
         # What promises most goes on first: once it has ended, others may have nothing left to win.
         first = prospects.by_worth(list(rungs.items()))[:PROMOTED]
-        jobs = [self._promoted(point, rungs[point]) for point in first]
+        jobs = [self._promoted(point, rungs[point], prospects.expected[point]) for point in first]
         jobs += self._new(ROUND - len(jobs), prospects)
         if jobs:
             self.ended = ""
@@ -111,8 +112,8 @@ class Engine:
     def _first_rung(self, point: Point) -> int:
         return 0 if self.space.trains(point) else self.full
 
-    def _promoted(self, point: Point, rung: int) -> Job:
-        return Job(point, rung, f"nothing speaks against it after {self.shares[rung - 1]:.0%} of training")
+    def _promoted(self, point: Point, rung: int, expected: Expected | None) -> Job:
+        return Job(point, rung, f"nothing speaks against it after {self.shares[rung - 1]:.0%} of training", expected)
 
     def _going_on(self, prospects: Prospects) -> dict[Point, int]:
         """Recipes with the rung that they go on to; those that don't are given up."""
@@ -143,7 +144,7 @@ class Engine:
             if len(jobs) == count:
                 break
             if self._is_new(point):
-                jobs.append(Job(point, self._first_rung(point), found[point]))
+                jobs.append(Job(point, self._first_rung(point), found[point], prospects.expected[point]))
         if not jobs:
             self.ended = "every other recipe is predicted to miss a limit or to be no better"
         return jobs

@@ -52,13 +52,17 @@ def _but_budget(block: dict[str, Any]) -> dict[str, Any]:
 
 
 class Entry(Frozen):
-    """One trial, in the order in which it was decided on; ``words`` is what differs from the recipe as it stands."""
+    """One trial, in the order in which it was decided on; ``words`` is what differs from the recipe as it stands.
+
+    ``why`` says why it was tried.
+    """
 
     number: int
     point: tuple[int, ...]
     rung: int
     words: str
     identity: str
+    why: str = ""
     outcome: Outcome
 
 

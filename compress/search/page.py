@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-from rich.console import Group, RenderableType
-from rich.text import Text
 
 from compress.charts.plot import Frame, Plot, element, scale_around
-from compress.fitted_table import Column, FittedTable
-from compress.metrics import describe_metric, format_seconds, format_value
+from compress.metrics import describe_metric, format_value
 from compress.report.pages import render
-from compress.search.finish import Judged
 from compress.search.record import Room, SearchRecord, TrialRecord
+from compress.search.words import figure, limit_lines, room_words, shown_model
 
 _FRAME = Frame(960.0, 420.0, 64.0, 940.0, 34.0, 366.0)
 _KINDS = {"best": "final", "front": "front", "kept": "step", "missed": "missed"}
@@ -32,83 +27,10 @@ def search_page(record: SearchRecord) -> str:
         tree=tree(record),
         metrics=[describe_metric(name) for name in record.minimize],
         knobs=_knobs(record),
-        judged=[_judged(one, record) for one in record.final.judged] if record.final else [],
+        judged=[shown_model(one, record.minimize) for one in record.final.judged] if record.final else [],
         seeds=_seeds(record),
         errors=_errors(record),
     )
-
-
-def search_table(record: SearchRecord) -> RenderableType:
-    """The models of the last session, or what was tried where there was none; then what was found."""
-    parts: list[RenderableType] = []
-    if record.final is not None:
-        names = [describe_metric(name) for name in record.minimize]
-        columns = [Column("Model"), *(Column(one.title, right=True) for one in names), Column("Limits"),
-                   Column("Differs in", rank=1)]  # fmt: skip
-        table = FittedTable(f"{record.name}: the test rows, read once", columns)
-        for one in record.final.judged:
-            shown = _judged(one, record)
-            table.add(one.name, *shown.figures, (shown.verdict, "green" if one.keeps else "bold red"), one.words)
-        parts.append(table)
-    for line in closing_lines(record):
-        parts.append(Text(line, style="green" if line.startswith("✓") else ""))
-    return Group(*parts)
-
-
-def closing_lines(record: SearchRecord) -> list[str]:
-    """What a person should know at the end."""
-    lines = []
-    if record.final is not None:
-        for limit in record.final.winner.limits:
-            mark = "✓" if limit.passed else "?" if not limit.missed else "✗"
-            ratio = f", {limit.ratio:.2%} of {limit.of}" if limit.ratio is not None else ""
-            value = "" if limit.value is None else format_value(describe_metric(limit.metric), limit.value)
-            lines.append(
-                f"{mark} {limit.metric} {limit.limit}: {value}{ratio}{f' ({limit.reason})' if limit.reason else ''}"
-            )
-    elif record.ended:
-        lines.append("No recipe keeps every limit." + (f" Nearest: {record.nearest}." if record.nearest else ""))
-    lines.append(
-        f"{len(record.trials)} trials in {format_seconds(record.seconds)}, {record.stages_run} stages run and "
-        f"{record.stages_shared} shared; {record.ended or 'going on'}."
-    )
-    return lines
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """A model of the last session as the views write it."""
-
-    name: str
-    words: str
-    figures: tuple[str, ...]
-    verdict: str
-    state: str
-    lines: tuple[str, ...]
-
-
-def _judged(one: Judged, record: SearchRecord) -> _Shown:
-    missed = [limit for limit in one.limits if limit.missed]
-    unknown = [limit for limit in one.limits if limit.unknown]
-    verdict = f"{len(missed)} missed" if missed else f"{len(unknown)} can't tell" if unknown else "all kept"
-    state = "missed" if missed else "unknown" if unknown else "passed"
-    figures = tuple(
-        format_value(describe_metric(name), one.final[name]) if name in one.final else "" for name in record.minimize
-    )
-    lines = tuple(
-        f"{limit.metric} {limit.limit}: "
-        + (
-            f"{limit.ratio:.2%} of {limit.of}"
-            if limit.ratio is not None and limit.of
-            else _value(limit.metric, limit.value)
-        )
-        for limit in one.limits
-    )
-    return _Shown(one.name, one.words, figures, verdict, state, lines)
-
-
-def _value(metric: str, value: float | None) -> str:
-    return "not measured" if value is None else format_value(describe_metric(metric), value)
 
 
 def front_chart(record: SearchRecord) -> str:
@@ -193,8 +115,8 @@ def _quality(record: SearchRecord) -> str:
 def _tip(trial: TrialRecord, record: SearchRecord) -> str:
     share = "" if trial.share == 1 else f", {trial.share:.0%} of its training"
     lines = [f"trial {trial.number}{share}: {trial.words}"]
-    lines += [f"{describe_metric(name).title}: {_value(name, trial.final.get(name))}" for name in record.minimize]
-    lines += [f"{room.limit}: {room.value:+.2%} inside ({room.low:+.2%} to {room.high:+.2%})" for room in trial.rooms]
+    lines += [f"{describe_metric(name).title}: {figure(name, trial.final.get(name))}" for name in record.minimize]
+    lines += [room_words(room.limit, room.value, room.low) for room in trial.rooms]
     lines.append(trial.status + (f": {trial.reason}" if trial.reason else ""))
     return "\n".join(lines)
 
@@ -203,7 +125,7 @@ def _row(trial: TrialRecord, record: SearchRecord) -> dict[str, object]:
     states = {"best": "passed", "front": "passed", "kept": "passed", "missed": "missed", "failed": "missed"}
     return {
         "trial": trial,
-        "figures": [_value(name, trial.final.get(name)) for name in record.minimize],
+        "figures": [figure(name, trial.final.get(name)) for name in record.minimize],
         "rooms": [f"{room.limit}: {room.value:+.2%} (surely {room.low:+.2%})" for room in trial.rooms],
         "state": states.get(trial.status, "unknown"),
         "share": "" if trial.share == 1 else f"{trial.share:.0%}",
@@ -222,14 +144,7 @@ def _knobs(record: SearchRecord) -> list[tuple[str, str, list[str]]]:
 def _seeds(record: SearchRecord) -> list[tuple[int, list[str]]]:
     if record.final is None:
         return []
-    return [
-        (one.seed, [one.error] if one.error else [
-            f"{limit.metric} {limit.limit}: "
-            + (f"{limit.ratio:.2%}" if limit.ratio is not None else _value(limit.metric, limit.value))
-            for limit in one.limits
-        ])
-        for one in record.final.seeds
-    ]  # fmt: skip
+    return [(one.seed, [one.error] if one.error else list(limit_lines(one.limits))) for one in record.final.seeds]
 
 
 def _errors(record: SearchRecord) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -30,6 +31,19 @@ class Forecasts(Protocol):
     def learn(self, point: Point, share: float, outcome: Outcome) -> None: ...
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What a recipe promises before it is trained in full.
+
+    ``gain`` is a share of the first trial's figure, None before there is one to compare with; ``chance`` that every
+    limit on quality is kept, None before enough is known; ``seconds`` are those that are left to do.
+    """
+
+    gain: float | None
+    chance: float | None
+    seconds: float
+
+
 class Prospects:
     """By what is known at the beginning of a round."""
 
@@ -40,6 +54,8 @@ class Prospects:
         self._front = [known.kept[point] for point in known.front()]
         first = known.finished.get(known.origin)
         self._baseline = {} if first is None else first.baseline
+        self.expected: dict[Point, Expected] = {}
+        """Of every point that `by_worth` was asked about."""
 
     def by_worth(self, rungs: Sequence[tuple[Point, int]]) -> list[Point]:
         """Points, each with the rung that it would be trained to now: most worth first.
@@ -49,7 +65,11 @@ class Prospects:
         worth = {}
         for (point, rung), chance in zip(rungs, self._chances([point for point, _ in rungs]), strict=True):
             seconds = sum(self.costs.marginal_seconds(point, share) for share in self.shares[rung:])
-            worth[point] = chance * self.gain(point) / max(seconds, 1e-3)
+            gain = self.gain(point)
+            worth[point] = chance * gain / max(seconds, 1e-3)
+            self.expected[point] = Expected(
+                gain if self._start is not None and self._front else None, chance if self._is_judged else None, seconds
+            )
         return sorted(worth, key=lambda point: (-worth[point], point))
 
     def gain(self, point: Point) -> float:
@@ -84,6 +104,11 @@ class Prospects:
         """What a figure will be: as it was measured on the way, where training doesn't change it; else as predicted."""
         found = self.known.weighed(point, metric)
         return self.costs.predicted(point, metric) if found is None else found
+
+    @property
+    def _is_judged(self) -> bool:
+        """Whether enough is known of quality to say how likely a limit is kept."""
+        return bool(self.known.goal.quality) and len(self.known.rooms) >= _FEWEST_KNOWN
 
     def _chances(self, points: Sequence[Point]) -> list[float]:
         """The probability of each point to keep every limit on quality as surely as is wanted, trained in full."""

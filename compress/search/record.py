@@ -36,8 +36,13 @@ class TrialRecord(Frozen):
     point: tuple[int, ...]
     share: float
     status: Status
+    why: str = ""
+    """Why it was tried."""
     reason: str = ""
+    """Why it went no further."""
     final: dict[str, float] = {}
+    spread: dict[str, tuple[float, float]] = {}
+    """95% intervals, of figures that have one."""
     rooms: tuple[Room, ...] = ()
     seconds: float
     stages: tuple[tuple[str, str, float, bool], ...] = ()
@@ -124,7 +129,9 @@ def _trial(space: Space, engine: Engine, entry: Entry, best: Point | None, front
         share=engine.shares[entry.rung],
         status=_status(engine, entry, best, front),
         reason=outcome.error or engine.given_up.get(point, ""),
+        why=entry.why,
         final=outcome.final,
+        spread=outcome.spread,
         rooms=tuple(
             Room(limit=named(limit), value=room.value, low=room.low, high=room.high)
             for limit in engine.goal.limits

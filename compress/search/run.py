@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from compress.environment import granted_cores, processor_class
 from compress.errors import CompressError, InputError, StageError, first_line
 from compress.formats.runtimes import why_unavailable
 from compress.formats.silence import quiet_libraries
-from compress.metrics import describe_metric, format_seconds, format_value
+from compress.metrics import format_seconds
 from compress.pipeline.run import with_absolute_paths
 from compress.progress import Progress
 from compress.recipe_source import dump_recipe
@@ -25,14 +26,15 @@ from compress.search.best import best_recipe
 from compress.search.costs import Costs
 from compress.search.engine import Engine, Job
 from compress.search.finish import Final, Seed, another_seed, judge
-from compress.search.goal import Goal, named
+from compress.search.goal import Goal
 from compress.search.ledger import NAME as LEDGER
 from compress.search.ledger import Entry, Header, Ledger
-from compress.search.outcome import slack
 from compress.search.page import search_page
 from compress.search.record import SearchRecord, record_of
 from compress.search.space import Space
 from compress.search.trial import Trials, target_profile
+from compress.search.watch import Nobody, Seen, Trying, Watcher
+from compress.search.words import outcome_words
 
 BEST, RECORD, MODEL = "best.yaml", "search.json", "model"
 _RESERVED = 30.0
@@ -55,6 +57,7 @@ class SearchRun:
     artifacts: Path
     progress: Progress
     resume: bool = False
+    watcher: Watcher = field(default_factory=Nobody)
 
     def __post_init__(self) -> None:
         quiet_libraries()
@@ -95,6 +98,7 @@ class SearchRun:
             self.progress.note(f"{len(self.entries)} trials: {self.engine.ended}")
             final = self._finish()
         except KeyboardInterrupt:
+            self.watcher.leave()
             best = self.engine.known.best()
             so_far = f"the best so far is in {place / BEST}" if best is not None else "nothing keeps every limit yet"
             self.progress.note(f"interrupted after {len(self.entries)} trials: {so_far}; --resume goes on from here")
@@ -133,6 +137,7 @@ class SearchRun:
         else:
             self.progress.note(f"trial {number}: {self.space.words(job.point)}{self._rung(job)} ({job.why})")
             share = self.engine.shares[job.rung]
+            self._see(Trying(number, self.space.words(job.point), share, job.why, job.expected, time.monotonic()))
             outcome = self.trials.run(self.space.recipe(job.point, share), timed=job.rung == self.engine.full)
             if outcome.error is not None and job.point == self.space.origin:
                 raise StageError(
@@ -141,34 +146,32 @@ class SearchRun:
                 )
             words = self.space.words(job.point)
             entry = Entry(number=number, point=job.point, rung=job.rung, words=words,
-                          identity=self.space.identity(job.point), outcome=outcome)  # fmt: skip
+                          identity=self.space.identity(job.point), why=job.why, outcome=outcome)  # fmt: skip
             ledger.add(entry)
         self.engine.tell(job, entry.outcome)
         self.entries.append(entry)
         if known is None:
             self.progress.note(f"trial {number}: {self.said(entry)}")
             self._write(self._record(None))
+            self._see()
+
+    def _see(self, *trying: Trying, doing: str = "") -> None:
+        """Show whoever watches how far it is."""
+        left = self.search.seconds - self.spent - self._reserve()
+        self.watcher.see(Seen(self._record(None), trying, left, time.monotonic(), doing))
 
     def said(self, entry: Entry) -> str:
         """What came of a trial, in a line."""
         outcome = entry.outcome
         if outcome.error is not None:
             return f"failed: {outcome.error}"
-        figures = [
-            f"{describe_metric(metric).title.lower()} {format_value(describe_metric(metric), outcome.final[metric])}"
-            for metric in self.goal.minimize
-            if metric in outcome.final
-        ]
-        for limit in self.goal.limits:
-            room = slack(limit, outcome, self.goal.confidence)
-            if room is not None:
-                surely = "" if room.low == room.value else f" (surely {room.low:+.2%})"
-                figures.append(f"{named(limit)}: {room.value:+.2%} inside{surely}")
         verdict = ""
         if entry.rung == self.engine.full:
             verdict = "keeps every limit" if self.goal.keeps(outcome) else "misses a limit"
             verdict += ", the best so far" if self.engine.known.best() == entry.point else ""
-        return "; ".join([*figures, *filter(None, [verdict]), format_seconds(outcome.seconds)])
+        return "; ".join(
+            [*outcome_words(self.goal, outcome), *filter(None, [verdict]), format_seconds(outcome.seconds)]
+        )
 
     def _rung(self, job: Job) -> str:
         share = self.engine.shares[job.rung]
@@ -214,11 +217,13 @@ class SearchRun:
         if best is None:
             return None
         self.progress.note(f"the session at the end, on the test rows: {self.space.words(best)}")
+        self._see(doing="the session at the end, on the test rows")
         final = judge(self.space, self.engine, self.trials)
         seeds = list[Seed]()
         for number in range(self._seeds()):
             seed = self.space.base.seed + number + 1
             self.progress.note(f"the winner again, with seed {seed}")
+            self._see(doing=f"the winner again, with seed {seed}")
             try:
                 seeds.append(another_seed(self.space, self.engine, self.trials, seed))
             except CompressError as error:

@@ -86,7 +86,7 @@ class Engine:
         self._rounds += 1
         origin = self.space.origin
         if not self.known.outcomes:
-            return [Job(origin, self._first_rung(origin), "the recipe as it stands")]
+            return [Job(origin, self._first_rung(origin), "the search begins here")]
         prospects = Prospects(self.known, self.costs, self.space.knobs, self.shares)
         rungs = self._going_on(prospects)
         if origin not in self.known.finished and origin not in self.given_up:

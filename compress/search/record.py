@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
+import numpy as np
+
 from compress.frozen import Frozen
+from compress.metrics import describe_metric
 from compress.report.limits import limit_text
 from compress.search.costs import Costs
 from compress.search.engine import Engine
 from compress.search.finish import Final
 from compress.search.goal import named
+from compress.search.importance import Importance, importance
 from compress.search.ledger import Entry
 from compress.search.outcome import slack
 from compress.search.space import Point, Space
@@ -50,11 +54,15 @@ class TrialRecord(Frozen):
 
 
 class KnobRecord(Frozen):
-    """A choice, its values, and how much it moved each figure: largest mean over smallest, of recipes in full."""
+    """A choice, its values, and how much it moved each figure: largest mean over smallest, of recipes in full.
+
+    ``importance`` is the share of a figure's variance that it explains alone, where enough is known.
+    """
 
     name: str
     values: tuple[str, ...]
     effects: dict[str, float]
+    importance: dict[str, float] = {}
 
 
 class SearchRecord(Frozen):
@@ -80,6 +88,10 @@ class SearchRecord(Frozen):
     best: str | None
     nearest: str | None = None
     final: Final | None = None
+    bounds: dict[str, float] = {}
+    """The most that a figure may be, of those with such a limit."""
+    explained: dict[str, str] = {}
+    """Metric -> what the importance of choices rests on, or why there is none."""
     stages_run: int = 0
     stages_shared: int = 0
 
@@ -92,6 +104,7 @@ def record_of(
     best, front = engine.known.best(), engine.known.front()
     nearest = None if best is not None else engine.known.nearest()
     ran = [cost for entry in entries for cost in entry.outcome.stages]
+    matters = _importance(space, engine)
     return SearchRecord(
         name=base.name,
         description=base.description,
@@ -104,7 +117,16 @@ def record_of(
         confidence=engine.goal.confidence,
         rows=search.select.rows,
         knobs=tuple(
-            KnobRecord(name=knob.name, values=tuple(map(str, knob.values)), effects=_effects(space, engine, index))
+            KnobRecord(
+                name=knob.name,
+                values=tuple(map(str, knob.values)),
+                effects=_effects(space, engine, index),
+                importance={
+                    metric: share
+                    for metric, found in matters.items()
+                    if found.shares is not None and (share := found.shares[index]) is not None
+                },
+            )
             for index, knob in enumerate(space.knobs)
         ),
         size=space.size,
@@ -115,6 +137,8 @@ def record_of(
         best=None if best is None else space.words(best),
         nearest=None if nearest is None else _shortfall(space, engine, nearest),
         final=final,
+        bounds=_bounds(engine),
+        explained={metric: found.note for metric, found in matters.items()},
         stages_run=sum(not cost.cached for cost in ran),
         stages_shared=sum(cost.cached for cost in ran),
     )
@@ -168,8 +192,7 @@ def _effects(space: Space, engine: Engine, index: int) -> dict[str, float]:
     """Metric -> the largest mean of it over the smallest, of the recipes of each value."""
     found = {}
     finished = engine.known.finished
-    metrics = [*engine.goal.minimize, *(limit.metric for limit in engine.goal.limits)]
-    for metric in dict.fromkeys(metrics):
+    for metric in _metrics(engine):
         groups: dict[int, list[float]] = {}
         for point, outcome in finished.items():
             if metric in outcome.final:
@@ -177,4 +200,31 @@ def _effects(space: Space, engine: Engine, index: int) -> dict[str, float]:
         means = [sum(values) / len(values) for values in groups.values()]
         if len(means) > 1 and min(means) > 0:
             found[metric] = max(means) / min(means)
+    return found
+
+
+def _metrics(engine: Engine) -> list[str]:
+    """Every figure that is minimized or has a limit."""
+    return list(dict.fromkeys([*engine.goal.minimize, *(limit.metric for limit in engine.goal.limits)]))
+
+
+def _importance(space: Space, engine: Engine) -> dict[str, Importance]:
+    """Of every figure; of sizes and times their logarithms, since choices multiply them."""
+    found = {}
+    for metric in _metrics(engine):
+        known = {point: one.final[metric] for point, one in engine.known.finished.items() if metric in one.final}
+        values = np.array(list(known.values()))
+        multiplied = not describe_metric(metric).quality and bool((values > 0).all())
+        found[metric] = importance(space.knobs, list(known), np.log(values) if multiplied else values)
+    return found
+
+
+def _bounds(engine: Engine) -> dict[str, float]:
+    """The most that each figure may be; a limit of the baseline's is one once that is measured."""
+    first = next(iter(engine.known.finished.values()), None)
+    found: dict[str, float] = {}
+    for limit in engine.goal.limits:
+        base = 1.0 if limit.of is None else None if first is None else first.baseline.get(limit.metric)
+        if limit.at_most is not None and base is not None:
+            found[limit.metric] = min(limit.bound * base, found.get(limit.metric, float("inf")))
     return found

@@ -45,10 +45,23 @@ class Surrogate:
         assert best is not None
         return best[1]
 
+    def mean(self, features: Floats) -> Floats:
+        """What is expected [m] at ``features`` [m, d]."""
+        found: Floats = self.centre + self.scale * (
+            _kernel(features, self.features, self.length, self.linear) @ self.weights
+        )
+        return found
+
+    def left_out_errors(self) -> Floats:
+        """Value less what is expected of it, [n], where each is left out in turn (section 5.4.2, equation 5.12)."""
+        inverse = cho_solve((self.factor, True), np.eye(len(self.weights)))
+        found: Floats = self.scale * self.weights / np.diag(inverse)
+        return found
+
     def at_least(self, features: Floats, bounds: Floats) -> Floats:
         """The probability [m] that the values at ``features`` [m, d] reach ``bounds`` [m]."""
         cross = _kernel(features, self.features, self.length, self.linear)
-        mean = self.centre + self.scale * (cross @ self.weights)
+        mean = self.mean(features)
         own = 1.0 + self.linear * (1 + (features**2).sum(axis=1))
         explained = (cross.T * cho_solve((self.factor, True), cross.T)).sum(axis=0)
         deviation = self.scale * np.sqrt(np.maximum(own - explained, 1e-9))

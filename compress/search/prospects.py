@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from compress.recipe.recipe import Limit
+from compress.search.divergence import by_divergence
 from compress.search.goal import dominated, named
 from compress.search.known import Known
 from compress.search.outcome import Outcome
@@ -60,10 +61,12 @@ class Prospects:
     def by_worth(self, rungs: Sequence[tuple[Point, int]]) -> list[Point]:
         """Points, each with the rung that it would be trained to now: most worth first.
 
-        That is gain x the probability that every limit is kept, for each second until it is trained in full.
+        That is gain x the probability that every limit is kept, for each second until it is trained in full. Where
+        quality cannot tell recipes apart that went as far, their divergence from the baseline does.
         """
         worth = {}
-        for (point, rung), chance in zip(rungs, self._chances([point for point, _ in rungs]), strict=True):
+        chances = by_divergence(self.known, rungs, self._chances([point for point, _ in rungs]), self.costs.family)
+        for (point, rung), chance in zip(rungs, chances, strict=True):
             seconds = sum(self.costs.marginal_seconds(point, share) for share in self.shares[rung:])
             gain = self.gain(point)
             worth[point] = chance * gain / max(seconds, 1e-3)

@@ -10,7 +10,8 @@ from compress.pipeline.run import with_absolute_paths
 from compress.recipe.recipe import Recipe
 from compress.recipe_source import dump_recipe
 from compress.search.engine import Engine
-from compress.search.space import Knob, Point, Space, written
+from compress.search.knobs import Knob, written
+from compress.search.space import Point, Space
 from compress.search.words import outcome_words
 
 

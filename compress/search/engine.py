@@ -11,11 +11,13 @@ from compress.errors import InputError, RecipeError, first_line
 from compress.recipe.recipe import Recipe
 from compress.search.early import hopeless
 from compress.search.goal import Goal
+from compress.search.knobs import Knob
 from compress.search.known import Known
+from compress.search.ledger import PastTrial
 from compress.search.outcome import Outcome
 from compress.search.proposals import Told, proposals
 from compress.search.prospects import Expected, Forecasts, Prospects
-from compress.search.space import Knob, Point
+from compress.search.space import Point
 
 ROUND = 4
 """Trials that are decided on together, however many workers there are, so that their number decides nothing."""
@@ -64,6 +66,8 @@ class Engine:
     goal: Goal
     shares: tuple[float, ...]
     seed: int = 0
+    past: Sequence[PastTrial] = ()
+    """What is known from elsewhere, which says where to look first and nothing else."""
     given_up: dict[Point, str] = field(default_factory=dict)
     refused: dict[Point, str] = field(default_factory=dict)
     """Points that are no recipe, and why."""
@@ -87,7 +91,7 @@ class Engine:
         origin = self.space.origin
         if not self.known.outcomes:
             return [Job(origin, self._first_rung(origin), "the search begins here")]
-        prospects = Prospects(self.known, self.costs, self.space.knobs, self.shares)
+        prospects = Prospects(self.known, self.costs, self.space.knobs, self.shares, self.past)
         rungs = self._going_on(prospects)
         if origin not in self.known.finished and origin not in self.given_up:
             return [self._promoted(origin, rungs[origin], None)]
@@ -139,6 +143,7 @@ class Engine:
             seed = self.seed * 100_003 + self._rounds
             proposed = proposals(self.space.knobs, self._told(), len(self.goal.minimize), seed, _ASKED)
             found |= self._worth_trying(proposed, prospects, "proposed by Optuna")
+            found |= self._worth_trying((one.point for one in self.past), prospects, "tried before, elsewhere")
         jobs: list[Job] = []
         for point in prospects.by_worth([(point, self._first_rung(point)) for point in found]):
             if len(jobs) == count:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compress.search.space import Knob, Point
+from compress.search.knobs import Knob
+from compress.search.space import Point
 from compress.search.surrogate import Floats, Surrogate
 
 _FEWEST, _SPARE = 6, 2

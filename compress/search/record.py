@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Literal
@@ -92,6 +93,8 @@ class SearchRecord(Frozen):
     """The most that a figure may be, of those with such a limit."""
     explained: dict[str, str] = {}
     """Metric -> what the importance of choices rests on, or why there is none."""
+    past: dict[str, int] = {}
+    """What said where to look first, with how many trials of it."""
     stages_run: int = 0
     stages_shared: int = 0
 
@@ -138,6 +141,7 @@ def record_of(
         nearest=None if nearest is None else _shortfall(space, engine, nearest),
         final=final,
         bounds=_bounds(engine),
+        past=dict(Counter(one.source for one in engine.past)),
         explained={metric: found.note for metric, found in matters.items()},
         stages_run=sum(not cost.cached for cost in ran),
         stages_shared=sum(cost.cached for cost in ran),

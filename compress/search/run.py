@@ -30,6 +30,7 @@ from compress.search.goal import Goal
 from compress.search.ledger import NAME as LEDGER
 from compress.search.ledger import Entry, Header, Ledger
 from compress.search.page import search_page
+from compress.search.past import past_trials
 from compress.search.record import SearchRecord, record_of
 from compress.search.space import Space
 from compress.search.trial import Trials, target_profile
@@ -37,6 +38,8 @@ from compress.search.watch import Nobody, Seen, Trying, Watcher
 from compress.search.words import outcome_words
 
 BEST, RECORD, MODEL = "best.yaml", "search.json", "model"
+RECIPES = Path("recipes")
+"""Where recipes lie that may be like this one, as `compress recipes` lists them."""
 _RESERVED = 30.0
 
 
@@ -181,7 +184,9 @@ class SearchRun:
         recipes, alike = self.space.size, ""
         if self.space.refused:
             alike = f"; {len(self.space.refused)} values fit no recipe: {', '.join(self.space.refused)}"
-        return f"{recipes:,} recipes from {len(self.space.knobs)} choices, {self.search.budget}{alike}"
+        sources = ", ".join(dict.fromkeys(one.source for one in self.engine.past))
+        first = f"; where to look first is said by {sources}" if sources else ""
+        return f"{recipes:,} recipes from {len(self.space.knobs)} choices, {self.search.budget}{alike}{first}"
 
     def _out_of_time(self, job: Job) -> str | None:
         if self.search.trials is not None and len(self.entries) >= self.search.trials:
@@ -253,12 +258,15 @@ class SearchRun:
                 )
             before, entries = Ledger(place).read()
             before.check_same(header)
+            self.engine.past = before.past
             return place, entries
+        if self.search.past:
+            self.engine.past = past_trials(self.space, self.goal, self.artifacts, RECIPES)
         with storage_errors(self.artifacts):
             place = new_folder(searches, self.started)
             recipe = with_absolute_paths(self.space.base, self.folder)
             write_whole(place / "recipe.yaml", dump_recipe(recipe))
-        Ledger(place).begin(header)
+        Ledger(place).begin(header.model_copy(update={"past": self.engine.past}))
         point_latest(place)
         return place, []
 

@@ -14,8 +14,9 @@ from compress.errors import InputError
 from compress.recipe.recipe import Limit, Recipe
 from compress.search.engine import ROUND, Engine, Job
 from compress.search.goal import Goal
+from compress.search.knobs import Knob
 from compress.search.outcome import Outcome, packed
-from compress.search.space import Knob, Point
+from compress.search.space import Point
 
 ROWS = 2000
 LIMIT = Limit(metric="accuracy", at_least=0.97, of="baseline")

@@ -93,7 +93,7 @@ def test_a_difference_that_does_not_last_gives_nothing_up() -> None:
 
 @pytest.mark.parametrize("of", [None, "baseline"])
 def test_perplexity_is_judged_by_its_windows(of: str | None) -> None:
-    """Perplexity is e to the mean of windows' logarithms; four kin that end at the limit, one a tenth of a nat behind."""
+    """Perplexity is e to the mean of windows' logarithms; four kin that end at the limit, and one far behind."""
     chance = np.random.default_rng(3)
     limit = Limit(metric="perplexity", at_most=1.1 if of else 1.1 * np.exp(3.0), of=of)
     goal = Goal(("size_bytes",), (limit,), 0.9)

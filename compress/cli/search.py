@@ -35,6 +35,9 @@ def search(
         "artifacts"
     ),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the latest search of this recipe.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be varied, between which values, and stop.")
+    ] = False,
     track: Annotated[
         str | None, typer.Option(metavar="URI", help="Also write to MLflow: http://host:5000 or sqlite:///runs.db.")
     ] = None,
@@ -46,9 +49,15 @@ def search(
     from compress.search.run import SearchRun
 
     asked = Asked(model, data, task, keep, max_size, max_latency, tuple(minimize or ()), target, budget, trials)
-    document, folder = document_of(recipe, asked, set_ or ())
+    document, folder, origin = document_of(recipe, asked, set_ or ())
+    if dry_run:
+        from compress.progress import SilentProgress
+
+        opening = SearchRun(document, folder, artifacts, SilentProgress(), origin=origin).opening()
+        typer.echo(opening.model_dump_json(indent=2) if json_ else "\n".join(opening.lines()))
+        return
     with SearchConsole(lines=json_) as console:
-        done = SearchRun(document, folder, artifacts, console, resume, console).run()
+        done = SearchRun(document, folder, artifacts, console, resume, console, origin).run()
     if track is not None:
         from compress.search.tracked import tracked
         from compress.tracking import track as write

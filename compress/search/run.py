@@ -29,6 +29,7 @@ from compress.search.finish import Final, Seed, another_seed, judge
 from compress.search.goal import Goal
 from compress.search.ledger import NAME as LEDGER
 from compress.search.ledger import Entry, Header, Ledger
+from compress.search.opening import Opening, opening_of
 from compress.search.page import search_page
 from compress.search.past import past_trials
 from compress.search.record import SearchRecord, record_of
@@ -61,6 +62,7 @@ class SearchRun:
     progress: Progress
     resume: bool = False
     watcher: Watcher = field(default_factory=Nobody)
+    origin: str = "the recipe as it stands"
 
     def __post_init__(self) -> None:
         quiet_libraries()
@@ -95,7 +97,8 @@ class SearchRun:
         """
         place, known = self._place()
         self.place, ledger = place, Ledger(place)
-        self.progress.note(self._opening())
+        for line in self.opening().lines():
+            self.progress.note(line)
         try:
             self._search(ledger, known)
             self.progress.note(f"{len(self.entries)} trials: {self.engine.ended}")
@@ -180,13 +183,10 @@ class SearchRun:
         share = self.engine.shares[job.rung]
         return "" if share == 1 else f", {share:.0%} of its training"
 
-    def _opening(self) -> str:
-        recipes, alike = self.space.size, ""
-        if self.space.refused:
-            alike = f"; {len(self.space.refused)} values fit no recipe: {', '.join(self.space.refused)}"
-        sources = ", ".join(dict.fromkeys(one.source for one in self.engine.past))
-        first = f"; where to look first is said by {sources}" if sources else ""
-        return f"{recipes:,} recipes from {len(self.space.knobs)} choices, {self.search.budget}{alike}{first}"
+    def opening(self) -> Opening:
+        """What will be searched."""
+        past = tuple(dict.fromkeys(one.source for one in self.engine.past))
+        return opening_of(self.space, self.goal, target_profile(self.space.base).name, self.origin, past)
 
     def _out_of_time(self, job: Job) -> str | None:
         if self.search.trials is not None and len(self.entries) >= self.search.trials:

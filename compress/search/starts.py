@@ -8,7 +8,7 @@ from typing import Any
 
 from compress.stage.prediction import Shape
 from compress.stages import STAGES
-from compress.tasks.capability import ANSWERS_AT_ONCE, IS_WRITTEN, suits
+from compress.tasks.capability import ANSWERS_AT_ONCE, IS_WRITTEN
 from compress.tasks.task import Task
 
 _FINETUNE, _PRUNE, _DISTILL = "finetune", "prune", "distill"
@@ -63,5 +63,4 @@ def _names_a_student(stage: Mapping[str, Any]) -> bool:
 
 
 def _fits(kind: str, task: Task) -> bool:
-    stage = STAGES[kind]
-    return suits(task.capabilities, stage.requires, stage.excludes)
+    return STAGES[kind].is_for(task.capabilities)

@@ -104,7 +104,9 @@ def _counts(record: SearchRecord) -> Text:
         else "in full" if one.share == 1 else "on their way" for one in last.values()
     )  # fmt: skip
     parts = [f"{states[name]} {name}" for name in ("in full", "ended early", "failed", "on their way") if states[name]]
-    return Text(f"{len(record.trials)} done, {len(last)} of {record.size:,} recipes: {', '.join(parts) or 'none yet'}")
+    left = "" if record.left is None else f"; predictions leave {record.left:,} more"
+    recipes = f"{len(last)} of {record.size:,} recipes"
+    return Text(f"{len(record.trials)} done, {recipes}: {', '.join(parts) or 'none yet'}{left}")
 
 
 def _left(seen: Seen, now: float) -> Text:

@@ -71,6 +71,8 @@ class Engine:
     given_up: dict[Point, str] = field(default_factory=dict)
     refused: dict[Point, str] = field(default_factory=dict)
     """Points that are no recipe, and why."""
+    left: float | None = None
+    """The share of all recipes that predictions leave and nobody has tried; None before anything is known."""
     ended: str = ""
     """Why there is nothing more to try."""
 
@@ -138,7 +140,9 @@ class Engine:
 
     def _new(self, count: int, prospects: Prospects) -> list[Job]:
         """Points that nobody tried: of all, or where these can't be listed, of a sample and what Optuna proposes."""
-        found = self._worth_trying(self.space.points(self.seed), prospects, "most gain for its time")
+        points = list(self.space.points(self.seed))
+        found = self._worth_trying(points, prospects, "most gain for its time")
+        self.left = len(found) / max(len(points), 1)
         if not self.space.is_listed:
             seed = self.seed * 100_003 + self._rounds
             proposed = proposals(self.space.knobs, self._told(), len(self.goal.minimize), seed, _ASKED)

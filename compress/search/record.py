@@ -20,6 +20,7 @@ from compress.search.importance import Importance, importance
 from compress.search.ledger import Entry
 from compress.search.outcome import slack
 from compress.search.space import Point, Space
+from compress.search.words import figure
 
 Status = Literal["best", "front", "kept", "missed", "given up", "went on", "on its way", "failed"]
 
@@ -93,6 +94,8 @@ class SearchRecord(Frozen):
     """The most that a figure may be, of those with such a limit."""
     explained: dict[str, str] = {}
     """Metric -> what the importance of choices rests on, or why there is none."""
+    left: int | None = None
+    """How many recipes predictions leave, which nobody has tried; an estimate where they can't be listed."""
     past: dict[str, int] = {}
     """What said where to look first, with how many trials of it."""
     stages_run: int = 0
@@ -141,6 +144,7 @@ def record_of(
         nearest=None if nearest is None else _shortfall(space, engine, nearest),
         final=final,
         bounds=_bounds(engine),
+        left=None if engine.left is None else round(engine.left * space.size),
         past=dict(Counter(one.source for one in engine.past)),
         explained={metric: found.note for metric, found in matters.items()},
         stages_run=sum(not cost.cached for cost in ran),
@@ -186,10 +190,19 @@ def _status(engine: Engine, entry: Entry, best: Point | None, front: Sequence[Po
 
 
 def _shortfall(space: Space, engine: Engine, point: Point) -> str:
-    """What the nearest recipe would need: the limit that it misses by most."""
-    short = engine.goal.shortfalls(engine.known.finished[point])
-    limit, by = max(short.items(), key=lambda item: item[1])
-    return f"{space.words(point)}: {limit} is short by {by:.2%}, as surely as is wanted"
+    """Of the nearest recipe: every limit that it misses, what it has and what it would need."""
+    outcome, parts = engine.known.finished[point], []
+    for limit in engine.goal.limits:
+        room = slack(limit, outcome, engine.goal.confidence)
+        if room is None:
+            parts.append(f"{named(limit)} was not measured")
+        elif room.low < -1e-12:
+            base = 1.0 if limit.of is None else outcome.baseline[limit.metric]
+            has, needs = (figure(limit.metric, value) for value in (outcome.final[limit.metric], limit.bound * base))
+            surely = "" if room.low == room.value else f", {-room.low:.2%} as surely as is wanted"
+            most = "more" if limit.at_least is not None else "less"
+            parts.append(f"{limit.metric} is {has} and needs {needs} or {most} ({-room.value:.2%} short{surely})")
+    return f"{space.words(point)}: {'; '.join(parts)}"
 
 
 def _effects(space: Space, engine: Engine, index: int) -> dict[str, float]:

@@ -120,7 +120,11 @@ class SearchRun:
 
     def _search(self, ledger: Ledger, known: list[Entry]) -> None:
         """Round by round, until nothing is left to try or there is no time for it."""
+        told = False
         while jobs := self.engine.round():
+            if not told and self.engine.left is not None:
+                told, left = True, round(self.engine.left * self.space.size)
+                self.progress.note(f"predictions leave {left:,} of {self.space.size:,} recipes")
             for job in jobs:
                 entry = known.pop(0) if known else None
                 if entry is None and (why := self._out_of_time(job)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Self, TypeVar
@@ -18,6 +19,8 @@ from compress.search.console import LiveTable
 from compress.search.watch import Seen
 
 Item = TypeVar("Item")
+_PERIOD_SECONDS = 0.5
+"""How often the table is drawn, for its clocks."""
 
 
 class SearchConsole:
@@ -32,6 +35,9 @@ class SearchConsole:
         self._bars = Progress(*bars(), console=self._console)
         self._live: _Drawn | None = None
         self._table: RenderableType = ""
+        # One draws at a time: the cursor goes back over what was drawn last.
+        self._lock, self._over = threading.RLock(), threading.Event()
+        self._ticking: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -46,20 +52,36 @@ class SearchConsole:
         if not self._draws:
             return
         self._table = LiveTable(seen)
-        if self._live is None:
-            self._live = _Drawn(self._console, self)
-            self._live.start()
-        self._live.refresh()
+        with self._lock:
+            if self._live is None:
+                self._live = _Drawn(self._console, self)
+                self._live.start()
+                self._over.clear()
+                self._ticking = threading.Thread(target=self._tick, daemon=True)
+                self._ticking.start()
+            self._live.refresh()
+
+    def _tick(self) -> None:
+        while not self._over.wait(_PERIOD_SECONDS):
+            with self._lock:
+                if self._live is not None:
+                    self._live.refresh()
 
     def leave(self) -> None:
         """Stop drawing."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        self._over.set()
+        if self._ticking is not None:
+            self._ticking.join()
+            self._ticking = None
+        with self._lock:
+            if self._live is not None:
+                self._live.stop()
+                self._live = None
 
     def note(self, message: str) -> None:
         """Say one line."""
-        self._lines.note(message)
+        with self._lock:
+            self._lines.note(message)
 
     def track(self, items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
         """Yield ``items`` while a bar below the table shows how far they are."""
@@ -85,7 +107,7 @@ class _Drawn(Live):
     """
 
     def __init__(self, console: Console, shown: SearchConsole) -> None:
-        super().__init__(console=console, get_renderable=lambda: shown, refresh_per_second=2, vertical_overflow="crop")
+        super().__init__(console=console, get_renderable=lambda: shown, auto_refresh=False, vertical_overflow="crop")
         self._drawn: list[int] = []
 
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:

@@ -13,7 +13,7 @@ from pydantic_core import to_jsonable_python
 
 from compress.cache import storage_errors
 from compress.environment import granted_cores, processor_class
-from compress.errors import CompressError, InputError, StageError, first_line
+from compress.errors import CompressError, InputError, StageError, StorageError, first_line
 from compress.formats.runtimes import why_unavailable
 from compress.formats.silence import quiet_libraries
 from compress.metrics import format_seconds
@@ -103,11 +103,14 @@ class SearchRun:
             self._search(ledger, known)
             self.progress.note(f"{len(self.entries)} trials: {self.engine.ended}")
             final = self._finish()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, StorageError) as error:
             self.watcher.leave()
             best = self.engine.known.best()
             so_far = f"the best so far is in {place / BEST}" if best is not None else "nothing keeps every limit yet"
-            self.progress.note(f"interrupted after {len(self.entries)} trials: {so_far}; --resume goes on from here")
+            ended = "interrupted" if isinstance(error, KeyboardInterrupt) else "stopped"
+            self.progress.note(
+                f"{ended} after {len(self.entries)} trials: {so_far}; the same command with --resume goes on from here"
+            )
             raise
         record = self._record(final)
         self._write(record)

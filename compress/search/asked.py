@@ -14,6 +14,7 @@ from compress.checkpoints.json_file import read_json
 from compress.data.config import is_file_name, is_sample
 from compress.data.source import find, read
 from compress.errors import InputError, RecipeError, did_you_mean
+from compress.metrics import describe_metric
 from compress.plan import plan_context
 from compress.plan.headers import read_shape
 from compress.plan.sources import Sources
@@ -228,6 +229,8 @@ def _put_choices(document: Document, folder: Path) -> None:
     start = sources.find_all()
     _fit_rows(document, sources)
     context = plan_context(recipe, sources, start)
+    wanted = (*values["search"]["minimize"], *(limit.metric for limit in recipe.limits))
+    timed = any(describe_metric(name).timed for name in wanted)
     choices: dict[str, list[Any]] = {}
     optional: list[str] = []
     shape: Shape | None = start
@@ -236,7 +239,7 @@ def _put_choices(document: Document, folder: Path) -> None:
     for index, (stage, label) in enumerate(zip(recipe.stages, labels, strict=True)):
         if index >= first:
             worth = {}
-            for name, tried in stage.worth_searching(shape).items():
+            for name, tried in stage.worth_searching(shape, timed).items():
                 field = f"stages.{index}.{stage.kind}.{name}"
                 if possible := [value for value in tried if _can_be(copy, folder, field, value)]:
                     worth[field] = possible

@@ -66,9 +66,9 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
         found = training_prediction(self, before, after, plan, flops, trained=before)
         return found if self.reads_examples else replace(found, seconds=handling(before))
 
-    def worth_searching(self, before: Shape | None) -> dict[str, tuple[Any, ...]]:
+    def worth_searching(self, before: Shape | None, timed: bool = False) -> dict[str, tuple[Any, ...]]:
         """Heads and neurons where there is attention, else channels by their share of FLOPs."""
-        found = super().worth_searching(before)
+        found = super().worth_searching(before, timed)
         channels = self.cuts_channels if before is None else not before.attention
         return {name: tried for name, tried in found.items() if (name == "flops") == channels}
 

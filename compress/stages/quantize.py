@@ -52,9 +52,9 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
     )
     part: Part = Field("all", description="which graphs of a model that runs as an encoder and a decoder")
 
-    def worth_searching(self, before: Shape | None) -> dict[str, tuple[Any, ...]]:
+    def worth_searching(self, before: Shape | None, timed: bool = False) -> dict[str, tuple[Any, ...]]:
         """Tables only where they weigh something; ranges by calibration only where one graph is all there is."""
-        found = super().worth_searching(before)
+        found = super().worth_searching(before, timed)
         if before is not None and before.embeddings < _TABLES * before.parameters:
             found = {name: tried for name, tried in found.items() if not name.startswith("embedding")}
         return found if self.part == "all" else {name: tried for name, tried in found.items() if name != "method"}

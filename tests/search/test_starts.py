@@ -69,7 +69,12 @@ def test_speech_that_names_frames_has_other_stages_than_speech_that_writes() -> 
 
 def test_tables_are_asked_about_where_they_weigh_something() -> None:
     quantize = STAGES["quantize"].model_validate({"kind": "quantize"})
-    assert set(quantize.worth_searching(TRANSFORMER)) == {"method", "embedding_bits", "embedding_block_size"}
-    assert set(quantize.worth_searching(CONVOLUTIONS)) == {"method"}
+    assert set(quantize.worth_searching(TRANSFORMER)) == {"embedding_bits", "embedding_block_size"}
+    assert set(quantize.worth_searching(CONVOLUTIONS)) == set()
+
+
+def test_how_ranges_are_found_is_asked_for_the_sake_of_time_alone_and_of_one_graph() -> None:
+    quantize = STAGES["quantize"].model_validate({"kind": "quantize"})
+    assert quantize.worth_searching(CONVOLUTIONS, timed=True) == {"method": ("dynamic", "static")}
     encoder = STAGES["quantize"].model_validate({"kind": "quantize", "part": "encoder"})
-    assert "method" not in encoder.worth_searching(TRANSFORMER)
+    assert "method" not in encoder.worth_searching(TRANSFORMER, timed=True)

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from compress.frozen import Frozen
-from compress.stage.stage import SEARCH
+from compress.stage.stage import SEARCH_TIMES
 from compress.targets import find_processor
 
 Format = Literal["qoperator", "qdq"]
@@ -27,7 +27,7 @@ class Int8Options(Frozen):
     method: Literal["dynamic", "static"] = Field(
         "dynamic",
         description="how ranges of activations are found",
-        json_schema_extra={SEARCH: ["dynamic", "static"]},
+        json_schema_extra={SEARCH_TIMES: ["dynamic", "static"]},
     )
     per_channel: bool = Field(True, description="one scale for each output channel rather than each matrix")
     reduce_range: bool | Literal["auto", "saturating"] = Field(

@@ -229,7 +229,7 @@ def test_hopeless_recipes_stop_at_a_low_rung_and_say_why() -> None:
     assert bad
     assert not any(rung == 2 for point, rung in made.trained if point in bad and any(
         other[0] == point[0] and other[3] == 0 for other in engine.known.finished))  # fmt: skip
-    assert any("behind a recipe of its family" in why for why in engine.given_up.values())
+    assert any("of its family trained in full, it would end" in why for why in engine.given_up.values())
 
 
 def test_the_order_in_which_outcomes_come_is_not_the_order_of_the_points() -> None:

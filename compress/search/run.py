@@ -7,30 +7,22 @@ import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-from pydantic_core import to_jsonable_python
 
 from compress.cache import storage_errors
-from compress.environment import granted_cores, processor_class
 from compress.errors import CompressError, InputError, StageError, StorageError, first_line
 from compress.formats.runtimes import why_unavailable
 from compress.formats.silence import quiet_libraries
 from compress.metrics import format_seconds
-from compress.pipeline.run import with_absolute_paths
 from compress.progress import Progress
-from compress.recipe_source import dump_recipe
 from compress.recipe_source.document import Document
-from compress.report.run_folder import LATEST, new_folder, point_latest, write_whole
-from compress.search.best import best_recipe
+from compress.report.run_folder import point_latest
 from compress.search.costs import Costs
 from compress.search.engine import Engine, Job
 from compress.search.finish import Final, Seed, another_seed, judge
+from compress.search.folder import BEST, MODEL, begin, go_on, write
 from compress.search.goal import Goal
-from compress.search.ledger import NAME as LEDGER
-from compress.search.ledger import Entry, Header, Ledger
+from compress.search.ledger import Entry, Ledger
 from compress.search.opening import Opening, opening_of
-from compress.search.page import search_page
 from compress.search.past import past_trials
 from compress.search.record import SearchRecord, record_of
 from compress.search.space import Space
@@ -38,7 +30,6 @@ from compress.search.trial import Trials, target_profile
 from compress.search.watch import Nobody, Seen, Trying, Watcher
 from compress.search.words import outcome_words
 
-BEST, RECORD, MODEL = "best.yaml", "search.json", "model"
 RECIPES = Path("recipes")
 """Where recipes lie that may be like this one, as `compress recipes` lists them."""
 _RESERVED = 30.0
@@ -80,9 +71,11 @@ class SearchRun:
         self.costs = Costs(self.space, self.artifacts)
         any_trains = self.space.trains(self.space.origin)
         shares = (*self.search.rungs, 1.0) if any_trains else (1.0,)
-        self.engine = Engine(self.space, self.costs, self.goal, shares, base.seed)
+        past = past_trials(self.space, self.goal, self.artifacts, RECIPES) if self.search.past else ()
+        self.engine = Engine(self.space, self.costs, self.goal, shares, base.seed, past)
         self.trials = Trials(self.goal, self.folder, self.artifacts, self.progress)
         self.entries: list[Entry] = []
+        self._trying: dict[int, Trying] = {}
         self.started = datetime.now(UTC).astimezone()
 
     @property
@@ -113,7 +106,7 @@ class SearchRun:
             )
             raise
         record = self._record(final)
-        self._write(record)
+        write(place, self.space, self.engine, record)
         if final is not None:
             with storage_errors(place):
                 shutil.rmtree(place / MODEL, ignore_errors=True)
@@ -148,9 +141,8 @@ class SearchRun:
                 )
             entry = known
         else:
-            self.progress.note(f"trial {number}: {self.space.words(job.point)}{self._rung(job)} ({job.why})")
             share = self.engine.shares[job.rung]
-            self._see(Trying(number, self.space.words(job.point), share, job.why, job.expected, time.monotonic()))
+            self._try(number, job)
             outcome = self.trials.run(self.space.recipe(job.point, share), timed=job.rung == self.engine.full)
             if outcome.error is not None and job.point == self.space.origin:
                 raise StageError(
@@ -164,14 +156,28 @@ class SearchRun:
         self.engine.tell(job, entry.outcome)
         self.entries.append(entry)
         if known is None:
+            self._trying.pop(number)
             self.progress.note(f"trial {number}: {self.said(entry)}")
-            self._write(self._record(None))
+            write(self.place, self.space, self.engine, self._record(None))
             self._see()
 
-    def _see(self, *trying: Trying, doing: str = "") -> None:
+    def _try(self, number: int, job: Job) -> None:
+        """Say and show that a trial begins."""
+        words, share = self.space.words(job.point), self.engine.shares[job.rung]
+        self.progress.note(f"trial {number}: {words}{self._rung(job)} ({job.why})")
+        self._trying[number] = Trying(number, words, share, job.why, job.expected, time.monotonic())
+        self._see()
+
+    def _see(self, doing: str = "") -> None:
         """Show whoever watches how far it is."""
         left = self.search.seconds - self.spent - self._reserve()
+        trying = () if doing else tuple(self._trying.values())
         self.watcher.see(Seen(self._record(None), trying, left, time.monotonic(), doing))
+
+    def _say(self, doing: str) -> None:
+        """Say and show what runs that is no trial."""
+        self.progress.note(doing)
+        self._see(doing)
 
     def said(self, entry: Entry) -> str:
         """What came of a trial, in a line."""
@@ -228,14 +234,12 @@ class SearchRun:
         best = self.engine.known.best()
         if best is None:
             return None
-        self.progress.note(f"the session at the end, on the test rows: {self.space.words(best)}")
-        self._see(doing="the session at the end, on the test rows")
+        self._say(f"the session at the end, on the test rows: {self.space.words(best)}")
         final = judge(self.space, self.engine, self.trials)
         seeds = list[Seed]()
         for number in range(self._seeds()):
             seed = self.space.base.seed + number + 1
-            self.progress.note(f"the winner again, with seed {seed}")
-            self._see(doing=f"the winner again, with seed {seed}")
+            self._say(f"the winner again, with seed {seed}")
             try:
                 seeds.append(another_seed(self.space, self.engine, self.trials, seed))
             except CompressError as error:
@@ -245,40 +249,8 @@ class SearchRun:
     def _record(self, final: Final | None) -> SearchRecord:
         return record_of(self.space, self.engine, self.costs, self.entries, final, self.started)
 
-    def _write(self, record: SearchRecord) -> None:
-        with storage_errors(self.place):
-            write_whole(self.place / RECORD, record.model_dump_json(indent=1) + "\n")
-            best = self.engine.known.best()
-            if best is not None:
-                write_whole(self.place / BEST, best_recipe(self.space, self.engine, best))
-            write_whole(self.place / "search.html", search_page(record))
-
     def _place(self) -> tuple[Path, list[Entry]]:
         """The folder of the search, and the trials that are known already."""
-        searches = self.artifacts / "searches" / self.space.base.name
-        header = self._header()
         if self.resume:
-            place = (searches / LATEST).resolve()
-            if not (place / LEDGER).is_file():
-                raise InputError(
-                    "There is no search to go on with.", where=str(searches), mend="run it without --resume first"
-                )
-            before, entries = Ledger(place).read()
-            before.check_same(header)
-            self.engine.past = before.past
-            return place, entries
-        if self.search.past:
-            self.engine.past = past_trials(self.space, self.goal, self.artifacts, RECIPES)
-        with storage_errors(self.artifacts):
-            place = new_folder(searches, self.started)
-            recipe = with_absolute_paths(self.space.base, self.folder)
-            write_whole(place / "recipe.yaml", dump_recipe(recipe))
-        Ledger(place).begin(header.model_copy(update={"past": self.engine.past}))
-        point_latest(place)
-        return place, []
-
-    def _header(self) -> Header:
-        plain: dict[str, Any] = to_jsonable_python(self.space.base)
-        machine = {"processor": processor_class(), "cores": len(granted_cores())}
-        knobs = tuple((knob.name, tuple(knob.values)) for knob in self.space.knobs)
-        return Header(recipe=plain, knobs=knobs, rungs=self.engine.shares, machine=machine)
+            return go_on(self.space, self.engine, self.artifacts)
+        return begin(self.space, self.engine, self.artifacts, self.started), []

@@ -27,8 +27,9 @@ from compress.recipe.recipe import Recipe
 from compress.report.schema import BASELINE, FINAL
 from compress.search.engine import Engine, Job
 from compress.search.goal import Goal
+from compress.search.knobs import Knob
 from compress.search.outcome import Outcome, packed, unpacked
-from compress.search.space import Knob, Point
+from compress.search.space import Point
 
 HERE = Path(__file__).parent
 RECIPE = HERE / "searching" / "reviews.yaml"

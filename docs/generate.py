@@ -16,7 +16,7 @@ from compress.bundle.kinds import KINDS
 from compress.cli import app
 from compress.nightly.suite import suite_schema
 from compress.recipe_source import recipe_schema
-from compress.stage.stage import SEARCH
+from compress.stage.stage import SEARCH, SEARCH_TIMES
 from compress.stages import STAGES
 from compress.tasks.registry import TASKS
 
@@ -96,8 +96,11 @@ def _paragraphs(docstring: str) -> str:
 def _searched(field: FieldInfo) -> str:
     """The values that a search tries, where the field says them."""
     extra = field.json_schema_extra
-    tried = extra.get(SEARCH) if isinstance(extra, dict) else None
-    return f"; a search tries {', '.join(map(str, tried))}" if isinstance(tried, list) else ""
+    for key, why in ((SEARCH, ""), (SEARCH_TIMES, ", where times count")):
+        tried = extra.get(key) if isinstance(extra, dict) else None
+        if isinstance(tried, list):
+            return f"; a search tries {', '.join(map(str, tried))}{why}"
+    return ""
 
 
 def _default(field: FieldInfo) -> str:

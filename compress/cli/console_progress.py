@@ -26,6 +26,12 @@ class _Rate(ProgressColumn):
         return Text("" if task.speed is None else f"{task.speed:.1f}/s")
 
 
+def bars() -> tuple[ProgressColumn, ...]:
+    """What a bar has beside it: the work, steps, rate and time left."""
+    text = TextColumn("{task.description}", markup=False)
+    return text, BarColumn(), MofNCompleteColumn(), _Rate(), TimeLeft()
+
+
 class ConsoleProgress:
     """A `compress.progress.Progress`: bars for a person at a terminal, now and then a line for files and pipes."""
 
@@ -38,9 +44,7 @@ class ConsoleProgress:
         if not self._console.is_terminal:
             yield from self._told(items, description, total)
             return
-        text = TextColumn("{task.description}", markup=False)
-        columns = (text, BarColumn(), MofNCompleteColumn(), _Rate(), TimeLeft())
-        with Progress(*columns, console=self._console, transient=True) as shown:
+        with Progress(*bars(), console=self._console, transient=True) as shown:
             task = shown.add_task(description, total=total)
             for item in items:
                 yield item

@@ -35,19 +35,29 @@ def search(
         "artifacts"
     ),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the latest search of this recipe.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be varied, between which values, and stop.")
+    ] = False,
     track: Annotated[
         str | None, typer.Option(metavar="URI", help="Also write to MLflow: http://host:5000 or sqlite:///runs.db.")
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Write search.json to standard output.")] = False,
 ) -> None:
     """Find the recipe that keeps the limits and is smallest or fastest; Ctrl-C and --resume go on where it was."""
-    from compress.cli.console_progress import ConsoleProgress
+    from compress.cli.search_console import SearchConsole
     from compress.search.asked import Asked, document_of
     from compress.search.run import SearchRun
 
     asked = Asked(model, data, task, keep, max_size, max_latency, tuple(minimize or ()), target, budget, trials)
-    document, folder = document_of(recipe, asked, set_ or ())
-    done = SearchRun(document, folder, artifacts, ConsoleProgress(), resume).run()
+    document, folder, origin = document_of(recipe, asked, set_ or ())
+    if dry_run:
+        from compress.progress import SilentProgress
+
+        opening = SearchRun(document, folder, artifacts, SilentProgress(), origin=origin).opening()
+        typer.echo(opening.model_dump_json(indent=2) if json_ else "\n".join(opening.lines()))
+        return
+    with SearchConsole(lines=json_) as console:
+        done = SearchRun(document, folder, artifacts, console, resume, console, origin).run()
     if track is not None:
         from compress.search.tracked import tracked
         from compress.tracking import track as write
@@ -55,7 +65,7 @@ def search(
         write(tracked(done.record, done.folder), track, done.record.name)
     from rich.console import Console
 
-    from compress.search.page import search_table
+    from compress.search.console import search_table
 
     if json_:
         typer.echo(done.record.model_dump_json(indent=2))

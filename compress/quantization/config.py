@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from compress.frozen import Frozen
+from compress.stage.stage import SEARCH
 
 Bits = Literal[2, 3, 4, 8]
 GroupSize = Literal[-1, 16, 32, 64, 128, 256, 512, 1024]
@@ -16,8 +17,14 @@ class Quantization(Frozen):
     """What is rounded, how finely, and on which text; names as in transformers' `GPTQConfig` where it has them."""
 
     method: Literal["gptq", "rtn"] = Field("gptq", description="GPTQ, or round to nearest, which needs no data")
-    bits: Bits = Field(4, description="bits of a weight of the blocks' linear layers")
-    group_size: GroupSize = Field(64, description="weights of a row that share a scale; -1: the whole row")
+    bits: Bits = Field(
+        4, description="bits of a weight of the blocks' linear layers", json_schema_extra={SEARCH: [4, 8]}
+    )
+    group_size: GroupSize = Field(
+        64,
+        description="weights of a row that share a scale; -1: the whole row",
+        json_schema_extra={SEARCH: [32, 64, 128]},
+    )
     sym: bool = Field(True, description="zero in the middle of the range, so that no zero points are stored")
     act_order: bool = Field(
         True, description="round the columns with the largest activations first; groups stay as they are in the file"
@@ -44,6 +51,7 @@ class Quantization(Frozen):
         None,
         description="bits of the embedding table and the head; 16 leaves them as float16. "
         "Default: 16, or what `target_bits` or `max_bytes` chooses",
+        json_schema_extra={SEARCH: [4, 8]},
     )
     embedding_group_size: Literal[16, 32, 64, 128, 256] = Field(
         32, description="weights of a row of the embedding that share a scale"
@@ -53,6 +61,7 @@ class Quantization(Frozen):
         gt=2,
         lt=16,
         description="mixed bits: the average over all parameters, scales and embedding included, is at most this",
+        json_schema_extra={SEARCH: [4.25, 4.6, 5.0]},
     )
     max_bytes: int | None = Field(None, gt=0, description="mixed bits: the tensors take at most this many bytes")
     choices: tuple[Bits, ...] = Field(

@@ -48,6 +48,11 @@ class Search(Frozen):
         (1 / 9, 1 / 3),
         description="shares of the training after which a recipe may be given up; (): each is trained in full",
     )
+    past: bool = Field(
+        True,
+        description="whether earlier searches of the same task, and recipes at hand, say where to look first; what "
+        "they say counts for nothing else",
+    )
     seeds: int = Field(2, ge=0, le=9, description="further seeds that the winner is trained with at the end")
 
     @field_validator("minimize", mode="before")

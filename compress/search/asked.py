@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compress.checkpoints.json_file import read_json
 from compress.data.config import is_file_name, is_sample
 from compress.data.source import find, read
 from compress.errors import InputError, RecipeError, did_you_mean
+from compress.metrics import describe_metric
 from compress.plan import plan_context
+from compress.plan.headers import read_shape
 from compress.plan.sources import Sources
 from compress.recipe.search import seconds_of
 from compress.recipe_source import recipe_of, tell_task
 from compress.recipe_source.document import Document, read_document
 from compress.recipe_source.overrides import apply_override
+from compress.search.starts import stages_to_search
+from compress.sources.source import resolve_model
 from compress.stage.prediction import Shape
+from compress.tasks.capability import TAKES_ARRAYS
 from compress.tasks.registry import TASK_NAMES, TASKS
+from compress.tasks.task import Task
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmMgG]?)[bB]")
 _FACTORS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}
@@ -47,8 +54,8 @@ class Asked:
     trials: int | None = None
 
 
-def document_of(recipe: Path | None, asked: Asked, overrides: Sequence[str] = ()) -> tuple[Document, Path]:
-    """The document to search, and the folder that its paths count from.
+def document_of(recipe: Path | None, asked: Asked, overrides: Sequence[str] = ()) -> tuple[Document, Path, str]:
+    """The document to search, the folder that its paths count from, and where its recipe comes from.
 
     A recipe's own, with the options in place of its fields; or, of a model and data, the task's starter with what its
     stages say is worth searching. Raises `InputError`, `RecipeError`.
@@ -60,9 +67,10 @@ def document_of(recipe: Path | None, asked: Asked, overrides: Sequence[str] = ()
             mend="compress search RECIPE, or compress search --model M --data D --keep 0.985",
         )
     if recipe is not None:
-        document, folder = read_document(recipe), recipe.parent
+        document, folder, origin = read_document(recipe), recipe.parent, str(recipe)
     else:
-        document, folder = _begun(asked), Path()
+        document, origin = _begun(asked)
+        folder = Path()
     for option in overrides:
         apply_override(document, option)
     _put_limits(document, asked)
@@ -71,32 +79,48 @@ def document_of(recipe: Path | None, asked: Asked, overrides: Sequence[str] = ()
         block |= {name: value for name, value in _block(asked).items() if value is not None}
     if recipe is None:
         _put_choices(document, folder)
-    return document, folder
+    return document, folder, origin
 
 
-def _begun(asked: Asked) -> Document:
-    """The starter of the task, for the model and the data."""
-    if asked.data is None:
-        raise InputError("--model needs --data, which the model is trained on and judged by.", expected="--data D")
+def _begun(asked: Asked) -> tuple[Document, str]:
+    """The starter of the task, for the model and the data, and words on it."""
     if asked.task is not None and asked.task not in TASK_NAMES:
         raise InputError(
             f"There is no task {asked.task!r}.{did_you_mean(asked.task, TASK_NAMES)}",
             expected=f"one of {', '.join(TASK_NAMES)}",
         )
+    draws = (asked.model or "").endswith(".onnx") or (asked.task is not None and TASKS[asked.task].data)
+    if asked.data is None and not draws:
+        raise InputError("--model needs --data, which the model is trained on and judged by.", expected="--data D")
     task = asked.task or _told_task(asked.model or "")
     values = deepcopy(dict(TASKS[task].starter))
+    values["stages"], more = _stages(TASKS[task], asked.model or "", values["stages"])
+    if more and "finetune" in more[0]:
+        values["baseline"] = "finetune"
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", (asked.model or "").removeprefix("sample:").rstrip("/").split("/")[-1])
     values |= {
         "name": f"{name.strip('-.') or 'model'}-search",
         "description": f"what `compress search` found for {asked.model}",
         "task": task,
         "model": asked.model,
-        "data": _data(asked.data, values.get("data", {})),
+        "data": _drawn() if asked.data is None else _data(asked.data, values.get("data", {})),
         "targets": [asked.target],
     }
     document = Document("the options given")
     document.values = values
-    return document
+    told = f"the starter of {task} (compress recipes new --task {task})"
+    kinds = [next(iter(stage)) for stage in more]
+    return document, told + (f", with {' and '.join(kinds)}" if kinds else "")
+
+
+def _stages(task: Task, model: str, starter: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[Any]]:
+    """The stages to begin with, for what the model is, and those of them that the starter has not."""
+    if TAKES_ARRAYS in task.capabilities:
+        return [dict(stage) for stage in starter], []
+    folder = resolve_model(model)
+    found = stages_to_search(task.of(read_json(folder / "config.json")), starter, read_shape(folder))
+    known = [next(iter(stage)) for stage in starter]
+    return found, [stage for stage in found if next(iter(stage)) not in known]
 
 
 def _told_task(model: str) -> str:
@@ -115,14 +139,14 @@ def _told_task(model: str) -> str:
 def _data(reference: str, starter: Mapping[str, Any]) -> dict[str, Any]:
     """The data block. Rows of a single file are divided: some train, and some are held out to stop by and to judge."""
     columns = {name: value for name, value in (starter.get("columns") or {}).items() if name != value}
-    more = {"columns": columns} if columns else {}
     if is_sample(reference) or not (is_file_name(reference) or find(reference, Path())):
         return {"source": reference, "hold_out": [_held("select", 1500)]}
     place = find(reference, Path())
     if place is None:
         raise InputError(f"{reference} does not exist.", where="--data", expected="a file or a folder")
     if place.is_file():
-        rows = read(place, read(place, set()).names[:1])
+        names = read(place, set()).names
+        rows = read(place, names[:1])
         count = len(next(iter(rows.columns.values()), ()))
         sizes = {split: min(int(share * count), most) for split, (share, most) in _SHARES.items()}
         if min(sizes.values()) < 2:
@@ -134,7 +158,7 @@ def _data(reference: str, starter: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "splits": {"train": str(place.resolve())},
             "hold_out": [_held(split, rows) for split, rows in sizes.items()],
-            **more,
+            **_columns(columns, names),
         }
     there = [each for each in sorted(place.iterdir()) if each.is_dir() or is_file_name(each.name)]
     splits = {each.stem: each.name for each in there if each.stem in _SPLITS}
@@ -144,7 +168,20 @@ def _data(reference: str, starter: Mapping[str, Any]) -> dict[str, Any]:
             where="--data",
             expected="a file or folder for each of train, test and, if you have it, validation",
         )
+    train = place / splits["train"]
+    more = _columns(columns, read(train, set()).names if train.is_file() else ())
     return {"source": str(place.resolve()), "splits": splits, "hold_out": [_held("select", 1500)], **more}
+
+
+def _columns(starter: Mapping[str, str], names: Collection[str]) -> dict[str, Any]:
+    """The starter's names of columns, where the rows have them; else they have the task's own."""
+    there = {name: value for name, value in starter.items() if value in names}
+    return {"columns": there} if there else {}
+
+
+def _drawn() -> dict[str, Any]:
+    """Random inputs of a graph, a fifth of them to choose by."""
+    return {"splits": {"train": "random:320", "test": "random:128"}, "hold_out": [_held("select", 64)]}
 
 
 def _held(split: str, rows: int) -> dict[str, Any]:
@@ -154,12 +191,24 @@ def _held(split: str, rows: int) -> dict[str, Any]:
 def _put_limits(document: Document, asked: Asked) -> None:
     """Limits that are asked for, in place of those of the same metric."""
     limits = list(document.values.get("limits") or [])
-    quality = next((limit["metric"] for limit in limits if isinstance(limit, dict) and "at_least" in limit), "accuracy")
+    quality = next((limit for limit in limits if isinstance(limit, dict) and limit.get("of")), None)
+    if quality is None and asked.model is None:
+        quality = {"metric": "accuracy"}
     wanted: list[dict[str, Any]] = []
     if asked.keep is not None:
         if not 0 < asked.keep <= 1.5:
             raise InputError(f"{asked.keep:g} is no share of a quality.", where="--keep", expected="e.g. 0.985")
-        wanted.append({"metric": quality, "at_least": asked.keep, "of": "baseline"})
+        if quality is None:
+            told = ", ".join(f"{limit['metric']} {limit.get('at_most', limit.get('at_least'))}" for limit in limits)
+            raise InputError(
+                "Nothing of this task is kept by a share: a graph is compared with itself.",
+                where="--keep",
+                expected=f"another bound, of {told}",
+                mend="e.g. --set limits.0.at_most=0.05",
+            )
+        # Of what is better the smaller it is, an error say, so much of its inverse.
+        bound = {"at_most": 1 / asked.keep} if "at_most" in quality else {"at_least": asked.keep}
+        wanted.append({"metric": quality["metric"], **bound, "of": "baseline"})
     if asked.max_size is not None:
         wanted.append({"metric": "size_bytes", "at_most": _bytes(asked.max_size)})
     if asked.max_latency is not None:
@@ -194,7 +243,10 @@ def _put_choices(document: Document, folder: Path) -> None:
     recipe = recipe_of(copy, folder)
     sources = Sources(recipe, folder)
     start = sources.find_all()
+    _fit_rows(document, sources)
     context = plan_context(recipe, sources, start)
+    wanted = (*values["search"]["minimize"], *(limit.metric for limit in recipe.limits))
+    timed = any(describe_metric(name).timed for name in wanted)
     choices: dict[str, list[Any]] = {}
     optional: list[str] = []
     shape: Shape | None = start
@@ -203,7 +255,7 @@ def _put_choices(document: Document, folder: Path) -> None:
     for index, (stage, label) in enumerate(zip(recipe.stages, labels, strict=True)):
         if index >= first:
             worth = {}
-            for name, tried in stage.worth_searching(shape).items():
+            for name, tried in stage.worth_searching(shape, timed).items():
                 field = f"stages.{index}.{stage.kind}.{name}"
                 if possible := [value for value in tried if _can_be(copy, folder, field, value)]:
                     worth[field] = possible
@@ -215,6 +267,16 @@ def _put_choices(document: Document, folder: Path) -> None:
                 optional.append(label)
         shape = context.shapes[label] = stage.predict(shape, context).shape
     values["search"] |= {"choices": choices, "optional": optional}
+
+
+def _fit_rows(document: Document, sources: Sources) -> None:
+    """Hold out no more rows to choose by than their share of those that there are to train on."""
+    rows = next((one.rows for one in sources.rows if one.role == "split train" and one.rows is not None), None)
+    share, most = _SHARES["select"]
+    for held in document.values["data"]["hold_out"]:
+        if held["split"] == "select" and held["rows"] == most and rows is not None and share * rows < most:
+            held["rows"] = max(int(share * rows), 2)
+            document.values["search"]["select"]["rows"] = held["rows"]
 
 
 def _can_be(document: Document, folder: Path, field: str, value: Any) -> bool:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from compress.metrics import describe_metric, format_value
+from compress.metrics import describe_metric
 from compress.pipeline.run import with_absolute_paths
 from compress.recipe.recipe import Recipe
 from compress.recipe_source import dump_recipe
 from compress.search.engine import Engine
-from compress.search.goal import named
-from compress.search.outcome import slack
-from compress.search.space import Knob, Point, Space, written
+from compress.search.knobs import Knob, written
+from compress.search.space import Point, Space
+from compress.search.words import outcome_words
 
 
 def best_recipe(space: Space, engine: Engine, point: Point) -> str:
@@ -31,24 +31,11 @@ def best_recipe(space: Space, engine: Engine, point: Point) -> str:
                 if knob.is_stage and at]  # fmt: skip
     head = [
         f"# Found by `compress search` among {space.size:,} recipes: {space.words(point)}.",
-        *figures(engine, point),
+        "# On the rows that choose:",
+        *(f"#   {line}" for line in outcome_words(engine.goal, engine.known.finished[point])),
         *left_out,
     ]
     return "\n".join([*head, *lines]) + "\n"
-
-
-def figures(engine: Engine, point: Point) -> list[str]:
-    """What the rows that chose say of it, as comments."""
-    outcome = engine.known.finished[point]
-    said = []
-    for metric in engine.goal.minimize:
-        if metric in outcome.final:
-            said.append(f"# {describe_metric(metric).title}: {_figure(metric, outcome.final[metric])}")
-    for limit in engine.goal.limits:
-        room = slack(limit, outcome, engine.goal.confidence)
-        if room is not None:
-            said.append(f"# {named(limit)}: {room.value:+.2%} inside, surely {room.low:+.2%}, on the rows that choose")
-    return said
 
 
 def reason(space: Space, engine: Engine, knob: Knob, point: Point) -> str:
@@ -94,7 +81,3 @@ def _starts(lines: list[str], recipe: Recipe) -> Mapping[str, tuple[int, int]]:
     heads = [at for at in heads if at < last]
     ends = [*heads[1:], last]
     return dict(zip(recipe.labels(), zip(heads, ends, strict=True), strict=True))
-
-
-def _figure(metric: str, value: float) -> str:
-    return format_value(describe_metric(metric), value)

@@ -11,11 +11,13 @@ from compress.errors import InputError, RecipeError, first_line
 from compress.recipe.recipe import Recipe
 from compress.search.early import hopeless
 from compress.search.goal import Goal
+from compress.search.knobs import Knob
 from compress.search.known import Known
+from compress.search.ledger import PastTrial
 from compress.search.outcome import Outcome
 from compress.search.proposals import Told, proposals
-from compress.search.prospects import Forecasts, Prospects
-from compress.search.space import Knob, Point
+from compress.search.prospects import Expected, Forecasts, Prospects
+from compress.search.space import Point
 
 ROUND = 4
 """Trials that are decided on together, however many workers there are, so that their number decides nothing."""
@@ -48,6 +50,7 @@ class Job:
     point: Point
     rung: int
     why: str = field(default="", compare=False)
+    expected: Expected | None = field(default=None, compare=False)
 
 
 @dataclass
@@ -63,9 +66,13 @@ class Engine:
     goal: Goal
     shares: tuple[float, ...]
     seed: int = 0
+    past: Sequence[PastTrial] = ()
+    """What is known from elsewhere, which says where to look first and nothing else."""
     given_up: dict[Point, str] = field(default_factory=dict)
     refused: dict[Point, str] = field(default_factory=dict)
     """Points that are no recipe, and why."""
+    left: float | None = None
+    """The share of all recipes that predictions leave and nobody has tried; None before anything is known."""
     ended: str = ""
     """Why there is nothing more to try."""
 
@@ -85,14 +92,14 @@ class Engine:
         self._rounds += 1
         origin = self.space.origin
         if not self.known.outcomes:
-            return [Job(origin, self._first_rung(origin), "the recipe as it stands")]
-        prospects = Prospects(self.known, self.costs, self.space.knobs, self.shares)
+            return [Job(origin, self._first_rung(origin), "the search begins here")]
+        prospects = Prospects(self.known, self.costs, self.space.knobs, self.shares, self.past)
         rungs = self._going_on(prospects)
         if origin not in self.known.finished and origin not in self.given_up:
-            return [self._promoted(origin, rungs[origin])]
+            return [self._promoted(origin, rungs[origin], None)]
         # What promises most goes on first: once it has ended, others may have nothing left to win.
         first = prospects.by_worth(list(rungs.items()))[:PROMOTED]
-        jobs = [self._promoted(point, rungs[point]) for point in first]
+        jobs = [self._promoted(point, rungs[point], prospects.expected[point]) for point in first]
         jobs += self._new(ROUND - len(jobs), prospects)
         if jobs:
             self.ended = ""
@@ -111,8 +118,8 @@ class Engine:
     def _first_rung(self, point: Point) -> int:
         return 0 if self.space.trains(point) else self.full
 
-    def _promoted(self, point: Point, rung: int) -> Job:
-        return Job(point, rung, f"nothing speaks against it after {self.shares[rung - 1]:.0%} of training")
+    def _promoted(self, point: Point, rung: int, expected: Expected | None) -> Job:
+        return Job(point, rung, f"nothing speaks against it after {self.shares[rung - 1]:.0%} of training", expected)
 
     def _going_on(self, prospects: Prospects) -> dict[Point, int]:
         """Recipes with the rung that they go on to; those that don't are given up."""
@@ -133,17 +140,20 @@ class Engine:
 
     def _new(self, count: int, prospects: Prospects) -> list[Job]:
         """Points that nobody tried: of all, or where these can't be listed, of a sample and what Optuna proposes."""
-        found = self._worth_trying(self.space.points(self.seed), prospects, "most gain for its time")
+        points = list(self.space.points(self.seed))
+        found = self._worth_trying(points, prospects, "most gain for its time")
+        self.left = len(found) / max(len(points), 1)
         if not self.space.is_listed:
             seed = self.seed * 100_003 + self._rounds
             proposed = proposals(self.space.knobs, self._told(), len(self.goal.minimize), seed, _ASKED)
             found |= self._worth_trying(proposed, prospects, "proposed by Optuna")
+            found |= self._worth_trying((one.point for one in self.past), prospects, "tried before, elsewhere")
         jobs: list[Job] = []
         for point in prospects.by_worth([(point, self._first_rung(point)) for point in found]):
             if len(jobs) == count:
                 break
             if self._is_new(point):
-                jobs.append(Job(point, self._first_rung(point), found[point]))
+                jobs.append(Job(point, self._first_rung(point), found[point], prospects.expected[point]))
         if not jobs:
             self.ended = "every other recipe is predicted to miss a limit or to be no better"
         return jobs

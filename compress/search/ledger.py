@@ -19,6 +19,18 @@ NAME = "ledger.jsonl"
 VERSION = 1
 
 
+class PastTrial(Frozen):
+    """Where in this space something earlier lies, and how far inside each limit on quality, with its half-width.
+
+    ``share`` is that of its training. A recipe that is only known to be shipped has no ``rooms``.
+    """
+
+    point: tuple[int, ...]
+    share: float
+    rooms: dict[str, tuple[float, float]]
+    source: str
+
+
 class Header(Frozen):
     """What a search is of: the first line. Two searches of the same header take the same decisions."""
 
@@ -27,6 +39,8 @@ class Header(Frozen):
     knobs: tuple[tuple[str, tuple[Any, ...]], ...]
     rungs: tuple[float, ...]
     machine: dict[str, Any]
+    past: tuple[PastTrial, ...] = ()
+    """What it began with, which a search that is gone on with keeps."""
 
     def check_same(self, now: Header) -> None:
         """Raise `InputError` where a search is another now; more time, or more trials, changes nothing decided."""
@@ -52,13 +66,17 @@ def _but_budget(block: dict[str, Any]) -> dict[str, Any]:
 
 
 class Entry(Frozen):
-    """One trial, in the order in which it was decided on; ``words`` is what differs from the recipe as it stands."""
+    """One trial, in the order in which it was decided on; ``words`` is what differs from the recipe as it stands.
+
+    ``why`` says why it was tried.
+    """
 
     number: int
     point: tuple[int, ...]
     rung: int
     words: str
     identity: str
+    why: str = ""
     outcome: Outcome
 
 
@@ -76,12 +94,14 @@ class Ledger:
         """Write one trial; it counts once this returns."""
         self._add(entry.model_dump_json())
 
-    def read(self) -> tuple[Header, list[Entry]]:
-        """The header and the trials so far. A last line that a kill or a full disk cut short is taken off the file.
+    def read(self, mend: bool = True) -> tuple[Header, list[Entry]]:
+        """The header and the trials so far. A last line that a kill or a full disk cut short doesn't count.
+
+        With ``mend`` it is taken off the file, which nobody else may be writing then.
 
         Raises `InputError` for a file that is none of this version.
         """
-        lines = list(self._whole_lines())
+        lines = list(self._whole_lines(mend))
         try:
             header = Header.model_validate_json(lines[0])
             entries = [Entry.model_validate_json(line) for line in lines[1:]]
@@ -94,10 +114,10 @@ class Ledger:
             ) from error
         return header, entries
 
-    def _whole_lines(self) -> Iterator[str]:
+    def _whole_lines(self, mend: bool) -> Iterator[str]:
         content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
+        if mend and len(whole) < len(content):
             with storage_errors(self.path), self.path.open("r+b") as file:
                 file.truncate(len(whole))
                 os.fsync(file.fileno())

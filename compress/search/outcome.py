@@ -146,6 +146,7 @@ def figures(measurements: Sequence[Measurement], wanted: Sequence[str]) -> Mappi
         (final if row.model == FINAL else baseline)[row.metric] = row.value
         if row.model == FINAL and row.low is not None and row.high is not None:
             spread[row.metric] = (row.low, row.high)
-        if row.metric in wanted and row.raw and describe_metric(row.metric, row.unit).quality:
+        relative = describe_metric(row.metric, row.unit).relative
+        if row.metric in wanted and row.raw and not (relative and row.model == BASELINE):
             rows[row.model][row.metric] = packed(row.raw)
     return {"final": final, "baseline": baseline, "spread": spread, "rows": rows}

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from compress.errors import MissingExtraError
-from compress.search.space import Knob, Point
+from compress.search.knobs import Knob
+from compress.search.space import Point
 
 
 @dataclass(frozen=True)

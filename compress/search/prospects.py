@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from compress.recipe.recipe import Limit
+from compress.search.divergence import by_divergence
 from compress.search.goal import dominated, named
+from compress.search.knobs import Knob
 from compress.search.known import Known
+from compress.search.ledger import PastTrial
 from compress.search.outcome import Outcome
-from compress.search.space import Knob, Point
-from compress.search.surrogate import Surrogate
+from compress.search.past import SHARED, Prior, updated
+from compress.search.space import Point
 
 _FEWEST_KNOWN = 3
-_SHARED = 2.56
-"""Half-widths at 90% one-sided in a standard deviation, and twice that, since half of the error is common to all."""
 
 
 class Forecasts(Protocol):
@@ -30,26 +32,51 @@ class Forecasts(Protocol):
     def learn(self, point: Point, share: float, outcome: Outcome) -> None: ...
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What a recipe promises before it is trained in full.
+
+    ``gain`` is a share of the first trial's figure, None before there is one to compare with; ``chance`` that every
+    limit on quality is kept, None before enough is known; ``seconds`` are those that are left to do.
+    """
+
+    gain: float | None
+    chance: float | None
+    seconds: float
+
+
 class Prospects:
     """By what is known at the beginning of a round."""
 
-    def __init__(self, known: Known, costs: Forecasts, knobs: Sequence[Knob], shares: tuple[float, ...]) -> None:
+    def __init__(
+        self, known: Known, costs: Forecasts, knobs: Sequence[Knob], shares: tuple[float, ...],
+        past: Sequence[PastTrial] = (),
+    ) -> None:  # fmt: skip
         self.known, self.costs, self.shares = known, costs, shares
         self._ranks = [knob.ranks() for knob in knobs]
         self._start = known.start()
         self._front = [known.kept[point] for point in known.front()]
         first = known.finished.get(known.origin)
         self._baseline = {} if first is None else first.baseline
+        self._prior = Prior(past, self._features)
+        self.expected: dict[Point, Expected] = {}
+        """Of every point that `by_worth` was asked about."""
 
     def by_worth(self, rungs: Sequence[tuple[Point, int]]) -> list[Point]:
         """Points, each with the rung that it would be trained to now: most worth first.
 
-        That is gain x the probability that every limit is kept, for each second until it is trained in full.
+        That is gain x the probability that every limit is kept, for each second until it is trained in full. Where
+        quality cannot tell recipes apart that went as far, their divergence from the baseline does.
         """
         worth = {}
-        for (point, rung), chance in zip(rungs, self._chances([point for point, _ in rungs]), strict=True):
+        chances = by_divergence(self.known, rungs, self._chances([point for point, _ in rungs]), self.costs.family)
+        for (point, rung), chance in zip(rungs, chances, strict=True):
             seconds = sum(self.costs.marginal_seconds(point, share) for share in self.shares[rung:])
-            worth[point] = chance * self.gain(point) / max(seconds, 1e-3)
+            gain = self.gain(point)
+            worth[point] = chance * gain / max(seconds, 1e-3)
+            self.expected[point] = Expected(
+                gain if self._start is not None and self._front else None, chance if self._is_judged else None, seconds
+            )
         return sorted(worth, key=lambda point: (-worth[point], point))
 
     def gain(self, point: Point) -> float:
@@ -85,19 +112,30 @@ class Prospects:
         found = self.known.weighed(point, metric)
         return self.costs.predicted(point, metric) if found is None else found
 
+    @property
+    def _is_judged(self) -> bool:
+        """Whether enough is known of quality to say how likely a limit is kept."""
+        return bool(self.known.goal.quality) and len(self.known.rooms) >= _FEWEST_KNOWN
+
     def _chances(self, points: Sequence[Point]) -> list[float]:
         """The probability of each point to keep every limit on quality as surely as is wanted, trained in full."""
         found = np.ones(len(points))
-        for limit in self.known.goal.quality:
-            rooms = [(key, room) for key, own in self.known.rooms.items() if (room := own[named(limit)]) is not None]
-            if len(rooms) < _FEWEST_KNOWN or not points:
-                continue
+        asked = np.array([self._features(point, self.shares[-1]) for point in points])
+        for limit in self.known.goal.quality if points else ():
+            name = named(limit)
+            rooms = [(key, room) for key, own in self.known.rooms.items() if (room := own[name]) is not None]
             values = np.array([room.value for _, room in rooms])
             halves = np.array([room.value - room.low for _, room in rooms])
+            wanted = float(np.median(halves)) if rooms else 0.0
+            if len(rooms) < _FEWEST_KNOWN:
+                before = self._prior.chances(name, asked, wanted)
+                found *= 1.0 if before is None else before
+                continue
             features = np.array([self._features(point, self.shares[rung]) for (point, rung), _ in rooms])
-            surrogate = Surrogate.of(features, values, np.maximum(halves / _SHARED, 1e-4))
-            asked = np.array([self._features(point, self.shares[-1]) for point in points])
-            found *= surrogate.at_least(asked, np.full(len(points), float(np.median(halves))))
+            prior = self._prior.of(name)
+            rest, share = updated(prior, features, values, np.maximum(halves / SHARED, 1e-4))
+            expected = np.zeros(len(points)) if prior is None else share * prior.mean(asked)
+            found *= rest.at_least(asked, wanted - expected)
         return [max(float(chance), 1e-3) for chance in found]
 
     def _features(self, point: Point, share: float) -> list[float]:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
+import numpy as np
+
 from compress.frozen import Frozen
+from compress.metrics import describe_metric
 from compress.report.limits import limit_text
 from compress.search.costs import Costs
 from compress.search.engine import Engine
 from compress.search.finish import Final
 from compress.search.goal import named
+from compress.search.importance import Importance, importance
 from compress.search.ledger import Entry
 from compress.search.outcome import slack
 from compress.search.space import Point, Space
+from compress.search.words import figure
 
 Status = Literal["best", "front", "kept", "missed", "given up", "went on", "on its way", "failed"]
 
@@ -36,8 +42,13 @@ class TrialRecord(Frozen):
     point: tuple[int, ...]
     share: float
     status: Status
+    why: str = ""
+    """Why it was tried."""
     reason: str = ""
+    """Why it went no further."""
     final: dict[str, float] = {}
+    spread: dict[str, tuple[float, float]] = {}
+    """95% intervals, of figures that have one."""
     rooms: tuple[Room, ...] = ()
     seconds: float
     stages: tuple[tuple[str, str, float, bool], ...] = ()
@@ -45,11 +56,15 @@ class TrialRecord(Frozen):
 
 
 class KnobRecord(Frozen):
-    """A choice, its values, and how much it moved each figure: largest mean over smallest, of recipes in full."""
+    """A choice, its values, and how much it moved each figure: largest mean over smallest, of recipes in full.
+
+    ``importance`` is the share of a figure's variance that it explains alone, where enough is known.
+    """
 
     name: str
     values: tuple[str, ...]
     effects: dict[str, float]
+    importance: dict[str, float] = {}
 
 
 class SearchRecord(Frozen):
@@ -75,6 +90,14 @@ class SearchRecord(Frozen):
     best: str | None
     nearest: str | None = None
     final: Final | None = None
+    bounds: dict[str, float] = {}
+    """The most that a figure may be, of those with such a limit."""
+    explained: dict[str, str] = {}
+    """Metric -> what the importance of choices rests on, or why there is none."""
+    left: int | None = None
+    """How many recipes predictions leave, which nobody has tried; an estimate where they can't be listed."""
+    past: dict[str, int] = {}
+    """What said where to look first, with how many trials of it."""
     stages_run: int = 0
     stages_shared: int = 0
 
@@ -87,6 +110,7 @@ def record_of(
     best, front = engine.known.best(), engine.known.front()
     nearest = None if best is not None else engine.known.nearest()
     ran = [cost for entry in entries for cost in entry.outcome.stages]
+    matters = _importance(space, engine)
     return SearchRecord(
         name=base.name,
         description=base.description,
@@ -99,7 +123,16 @@ def record_of(
         confidence=engine.goal.confidence,
         rows=search.select.rows,
         knobs=tuple(
-            KnobRecord(name=knob.name, values=tuple(map(str, knob.values)), effects=_effects(space, engine, index))
+            KnobRecord(
+                name=knob.name,
+                values=tuple(map(str, knob.values)),
+                effects=_effects(space, engine, index),
+                importance={
+                    metric: share
+                    for metric, found in matters.items()
+                    if found.shares is not None and (share := found.shares[index]) is not None
+                },
+            )
             for index, knob in enumerate(space.knobs)
         ),
         size=space.size,
@@ -110,6 +143,10 @@ def record_of(
         best=None if best is None else space.words(best),
         nearest=None if nearest is None else _shortfall(space, engine, nearest),
         final=final,
+        bounds=_bounds(engine),
+        left=None if engine.left is None else round(engine.left * space.size),
+        past=dict(Counter(one.source for one in engine.past)),
+        explained={metric: found.note for metric, found in matters.items()},
         stages_run=sum(not cost.cached for cost in ran),
         stages_shared=sum(cost.cached for cost in ran),
     )
@@ -124,7 +161,9 @@ def _trial(space: Space, engine: Engine, entry: Entry, best: Point | None, front
         share=engine.shares[entry.rung],
         status=_status(engine, entry, best, front),
         reason=outcome.error or engine.given_up.get(point, ""),
+        why=entry.why,
         final=outcome.final,
+        spread=outcome.spread,
         rooms=tuple(
             Room(limit=named(limit), value=room.value, low=room.low, high=room.high)
             for limit in engine.goal.limits
@@ -151,18 +190,26 @@ def _status(engine: Engine, entry: Entry, best: Point | None, front: Sequence[Po
 
 
 def _shortfall(space: Space, engine: Engine, point: Point) -> str:
-    """What the nearest recipe would need: the limit that it misses by most."""
-    short = engine.goal.shortfalls(engine.known.finished[point])
-    limit, by = max(short.items(), key=lambda item: item[1])
-    return f"{space.words(point)}: {limit} is short by {by:.2%}, as surely as is wanted"
+    """Of the nearest recipe: every limit that it misses, what it has and what it would need."""
+    outcome, parts = engine.known.finished[point], []
+    for limit in engine.goal.limits:
+        room = slack(limit, outcome, engine.goal.confidence)
+        if room is None:
+            parts.append(f"{named(limit)} was not measured")
+        elif room.low < -1e-12:
+            base = 1.0 if limit.of is None else outcome.baseline[limit.metric]
+            has, needs = (figure(limit.metric, value) for value in (outcome.final[limit.metric], limit.bound * base))
+            surely = "" if room.low == room.value else f", {-room.low:.2%} as surely as is wanted"
+            most = "more" if limit.at_least is not None else "less"
+            parts.append(f"{limit.metric} is {has} and needs {needs} or {most} ({-room.value:.2%} short{surely})")
+    return f"{space.words(point)}: {'; '.join(parts)}"
 
 
 def _effects(space: Space, engine: Engine, index: int) -> dict[str, float]:
     """Metric -> the largest mean of it over the smallest, of the recipes of each value."""
     found = {}
     finished = engine.known.finished
-    metrics = [*engine.goal.minimize, *(limit.metric for limit in engine.goal.limits)]
-    for metric in dict.fromkeys(metrics):
+    for metric in _metrics(engine):
         groups: dict[int, list[float]] = {}
         for point, outcome in finished.items():
             if metric in outcome.final:
@@ -171,3 +218,43 @@ def _effects(space: Space, engine: Engine, index: int) -> dict[str, float]:
         if len(means) > 1 and min(means) > 0:
             found[metric] = max(means) / min(means)
     return found
+
+
+def _metrics(engine: Engine) -> list[str]:
+    """Every figure that is minimized or has a limit."""
+    return list(dict.fromkeys([*engine.goal.minimize, *(limit.metric for limit in engine.goal.limits)]))
+
+
+def _importance(space: Space, engine: Engine) -> dict[str, Importance]:
+    """Of every figure; of sizes and times their logarithms, since choices multiply them."""
+    found = {}
+    for metric in _metrics(engine):
+        known = {point: one.final[metric] for point, one in engine.known.finished.items() if metric in one.final}
+        values = np.array(list(known.values()))
+        multiplied = not describe_metric(metric).quality and bool((values > 0).all())
+        found[metric] = importance(space.knobs, list(known), np.log(values) if multiplied else values)
+    return found
+
+
+def _bounds(engine: Engine) -> dict[str, float]:
+    """The most that each figure may be; a limit of the baseline's is one once that is measured."""
+    first = next(iter(engine.known.finished.values()), None)
+    found: dict[str, float] = {}
+    for limit in engine.goal.limits:
+        base = 1.0 if limit.of is None else None if first is None else first.baseline.get(limit.metric)
+        if limit.at_most is not None and base is not None:
+            found[limit.metric] = min(limit.bound * base, found.get(limit.metric, float("inf")))
+    return found
+
+
+def foretold_lines(record: SearchRecord) -> list[str]:
+    """How far predictions were off, for people."""
+    told = []
+    for metric, errors in record.errors.items():
+        sizes: Sequence[float] = sorted(map(abs, errors))
+        if sizes:
+            told.append(
+                f"{describe_metric(metric).title} was foretold within {sizes[-1]:.2%}, {sizes[len(sizes) // 2]:.2%} in "
+                f"the median, for {len(sizes)} recipes"
+            )
+    return told

@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-from pydantic_core import to_jsonable_python
 
 from compress.cache import storage_errors
-from compress.environment import granted_cores, processor_class
-from compress.errors import CompressError, InputError, StageError, first_line
+from compress.errors import CompressError, InputError, StageError, StorageError, first_line
 from compress.formats.runtimes import why_unavailable
 from compress.formats.silence import quiet_libraries
-from compress.metrics import describe_metric, format_seconds, format_value
-from compress.pipeline.run import with_absolute_paths
+from compress.metrics import format_seconds
 from compress.progress import Progress
-from compress.recipe_source import dump_recipe
 from compress.recipe_source.document import Document
-from compress.report.run_folder import LATEST, new_folder, point_latest, write_whole
-from compress.search.best import best_recipe
+from compress.report.run_folder import point_latest
 from compress.search.costs import Costs
 from compress.search.engine import Engine, Job
 from compress.search.finish import Final, Seed, another_seed, judge
-from compress.search.goal import Goal, named
-from compress.search.ledger import NAME as LEDGER
-from compress.search.ledger import Entry, Header, Ledger
-from compress.search.outcome import slack
-from compress.search.page import search_page
+from compress.search.folder import BEST, MODEL, begin, go_on, write
+from compress.search.goal import Goal
+from compress.search.ledger import Entry, Ledger
+from compress.search.opening import Opening, opening_of
+from compress.search.past import past_trials
 from compress.search.record import SearchRecord, record_of
 from compress.search.space import Space
 from compress.search.trial import Trials, target_profile
+from compress.search.watch import Nobody, Seen, Trying, Watcher
+from compress.search.words import outcome_words
 
-BEST, RECORD, MODEL = "best.yaml", "search.json", "model"
+RECIPES = Path("recipes")
+"""Where recipes lie that may be like this one, as `compress recipes` lists them."""
 _RESERVED = 30.0
 
 
@@ -55,6 +52,8 @@ class SearchRun:
     artifacts: Path
     progress: Progress
     resume: bool = False
+    watcher: Watcher = field(default_factory=Nobody)
+    origin: str = "the recipe as it stands"
 
     def __post_init__(self) -> None:
         quiet_libraries()
@@ -72,9 +71,11 @@ class SearchRun:
         self.costs = Costs(self.space, self.artifacts)
         any_trains = self.space.trains(self.space.origin)
         shares = (*self.search.rungs, 1.0) if any_trains else (1.0,)
-        self.engine = Engine(self.space, self.costs, self.goal, shares, base.seed)
+        past = past_trials(self.space, self.goal, self.artifacts, RECIPES) if self.search.past else ()
+        self.engine = Engine(self.space, self.costs, self.goal, shares, base.seed, past)
         self.trials = Trials(self.goal, self.folder, self.artifacts, self.progress)
         self.entries: list[Entry] = []
+        self._trying: dict[int, Trying] = {}
         self.started = datetime.now(UTC).astimezone()
 
     @property
@@ -89,18 +90,23 @@ class SearchRun:
         """
         place, known = self._place()
         self.place, ledger = place, Ledger(place)
-        self.progress.note(self._opening())
+        for line in self.opening().lines():
+            self.progress.note(line)
         try:
             self._search(ledger, known)
             self.progress.note(f"{len(self.entries)} trials: {self.engine.ended}")
             final = self._finish()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, StorageError) as error:
+            self.watcher.leave()
             best = self.engine.known.best()
             so_far = f"the best so far is in {place / BEST}" if best is not None else "nothing keeps every limit yet"
-            self.progress.note(f"interrupted after {len(self.entries)} trials: {so_far}; --resume goes on from here")
+            ended = "interrupted" if isinstance(error, KeyboardInterrupt) else "stopped"
+            self.progress.note(
+                f"{ended} after {len(self.entries)} trials: {so_far}; the same command with --resume goes on from here"
+            )
             raise
         record = self._record(final)
-        self._write(record)
+        write(place, self.space, self.engine, record)
         if final is not None:
             with storage_errors(place):
                 shutil.rmtree(place / MODEL, ignore_errors=True)
@@ -110,7 +116,11 @@ class SearchRun:
 
     def _search(self, ledger: Ledger, known: list[Entry]) -> None:
         """Round by round, until nothing is left to try or there is no time for it."""
+        told = False
         while jobs := self.engine.round():
+            if not told and self.engine.left is not None:
+                told, left = True, round(self.engine.left * self.space.size)
+                self.progress.note(f"predictions leave {left:,} of {self.space.size:,} recipes")
             for job in jobs:
                 entry = known.pop(0) if known else None
                 if entry is None and (why := self._out_of_time(job)):
@@ -131,8 +141,8 @@ class SearchRun:
                 )
             entry = known
         else:
-            self.progress.note(f"trial {number}: {self.space.words(job.point)}{self._rung(job)} ({job.why})")
             share = self.engine.shares[job.rung]
+            self._try(number, job)
             outcome = self.trials.run(self.space.recipe(job.point, share), timed=job.rung == self.engine.full)
             if outcome.error is not None and job.point == self.space.origin:
                 raise StageError(
@@ -141,44 +151,55 @@ class SearchRun:
                 )
             words = self.space.words(job.point)
             entry = Entry(number=number, point=job.point, rung=job.rung, words=words,
-                          identity=self.space.identity(job.point), outcome=outcome)  # fmt: skip
+                          identity=self.space.identity(job.point), why=job.why, outcome=outcome)  # fmt: skip
             ledger.add(entry)
         self.engine.tell(job, entry.outcome)
         self.entries.append(entry)
         if known is None:
+            self._trying.pop(number)
             self.progress.note(f"trial {number}: {self.said(entry)}")
-            self._write(self._record(None))
+            write(self.place, self.space, self.engine, self._record(None))
+            self._see()
+
+    def _try(self, number: int, job: Job) -> None:
+        """Say and show that a trial begins."""
+        words, share = self.space.words(job.point), self.engine.shares[job.rung]
+        self.progress.note(f"trial {number}: {words}{self._rung(job)} ({job.why})")
+        self._trying[number] = Trying(number, words, share, job.why, job.expected, time.monotonic())
+        self._see()
+
+    def _see(self, doing: str = "") -> None:
+        """Show whoever watches how far it is."""
+        left = self.search.seconds - self.spent - self._reserve()
+        trying = () if doing else tuple(self._trying.values())
+        self.watcher.see(Seen(self._record(None), trying, left, time.monotonic(), doing))
+
+    def _say(self, doing: str) -> None:
+        """Say and show what runs that is no trial."""
+        self.progress.note(doing)
+        self._see(doing)
 
     def said(self, entry: Entry) -> str:
         """What came of a trial, in a line."""
         outcome = entry.outcome
         if outcome.error is not None:
             return f"failed: {outcome.error}"
-        figures = [
-            f"{describe_metric(metric).title.lower()} {format_value(describe_metric(metric), outcome.final[metric])}"
-            for metric in self.goal.minimize
-            if metric in outcome.final
-        ]
-        for limit in self.goal.limits:
-            room = slack(limit, outcome, self.goal.confidence)
-            if room is not None:
-                surely = "" if room.low == room.value else f" (surely {room.low:+.2%})"
-                figures.append(f"{named(limit)}: {room.value:+.2%} inside{surely}")
         verdict = ""
         if entry.rung == self.engine.full:
             verdict = "keeps every limit" if self.goal.keeps(outcome) else "misses a limit"
             verdict += ", the best so far" if self.engine.known.best() == entry.point else ""
-        return "; ".join([*figures, *filter(None, [verdict]), format_seconds(outcome.seconds)])
+        return "; ".join(
+            [*outcome_words(self.goal, outcome), *filter(None, [verdict]), format_seconds(outcome.seconds)]
+        )
 
     def _rung(self, job: Job) -> str:
         share = self.engine.shares[job.rung]
         return "" if share == 1 else f", {share:.0%} of its training"
 
-    def _opening(self) -> str:
-        recipes, alike = self.space.size, ""
-        if self.space.refused:
-            alike = f"; {len(self.space.refused)} values fit no recipe: {', '.join(self.space.refused)}"
-        return f"{recipes:,} recipes from {len(self.space.knobs)} choices, {self.search.budget}{alike}"
+    def opening(self) -> Opening:
+        """What will be searched."""
+        past = tuple(dict.fromkeys(one.source for one in self.engine.past))
+        return opening_of(self.space, self.goal, target_profile(self.space.base).name, self.origin, past)
 
     def _out_of_time(self, job: Job) -> str | None:
         if self.search.trials is not None and len(self.entries) >= self.search.trials:
@@ -213,12 +234,12 @@ class SearchRun:
         best = self.engine.known.best()
         if best is None:
             return None
-        self.progress.note(f"the session at the end, on the test rows: {self.space.words(best)}")
+        self._say(f"the session at the end, on the test rows: {self.space.words(best)}")
         final = judge(self.space, self.engine, self.trials)
         seeds = list[Seed]()
         for number in range(self._seeds()):
             seed = self.space.base.seed + number + 1
-            self.progress.note(f"the winner again, with seed {seed}")
+            self._say(f"the winner again, with seed {seed}")
             try:
                 seeds.append(another_seed(self.space, self.engine, self.trials, seed))
             except CompressError as error:
@@ -228,37 +249,8 @@ class SearchRun:
     def _record(self, final: Final | None) -> SearchRecord:
         return record_of(self.space, self.engine, self.costs, self.entries, final, self.started)
 
-    def _write(self, record: SearchRecord) -> None:
-        with storage_errors(self.place):
-            write_whole(self.place / RECORD, record.model_dump_json(indent=1) + "\n")
-            best = self.engine.known.best()
-            if best is not None:
-                write_whole(self.place / BEST, best_recipe(self.space, self.engine, best))
-            write_whole(self.place / "search.html", search_page(record))
-
     def _place(self) -> tuple[Path, list[Entry]]:
         """The folder of the search, and the trials that are known already."""
-        searches = self.artifacts / "searches" / self.space.base.name
-        header = self._header()
         if self.resume:
-            place = (searches / LATEST).resolve()
-            if not (place / LEDGER).is_file():
-                raise InputError(
-                    "There is no search to go on with.", where=str(searches), mend="run it without --resume first"
-                )
-            before, entries = Ledger(place).read()
-            before.check_same(header)
-            return place, entries
-        with storage_errors(self.artifacts):
-            place = new_folder(searches, self.started)
-            recipe = with_absolute_paths(self.space.base, self.folder)
-            write_whole(place / "recipe.yaml", dump_recipe(recipe))
-        Ledger(place).begin(header)
-        point_latest(place)
-        return place, []
-
-    def _header(self) -> Header:
-        plain: dict[str, Any] = to_jsonable_python(self.space.base)
-        machine = {"processor": processor_class(), "cores": len(granted_cores())}
-        knobs = tuple((knob.name, tuple(knob.values)) for knob in self.space.knobs)
-        return Header(recipe=plain, knobs=knobs, rungs=self.engine.shares, machine=machine)
+            return go_on(self.space, self.engine, self.artifacts)
+        return begin(self.space, self.engine, self.artifacts, self.started), []

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,37 +23,14 @@ from compress.recipe.recipe import START, Recipe
 from compress.recipe.search import Search
 from compress.recipe_source import recipe_of
 from compress.recipe_source.document import Document
+from compress.search.knobs import KEPT, LEFT_OUT, Knob, field_path, put_value, short, value_at, written
 from compress.stage.stage import Stage
 from compress.stages import STAGES
 
 Point = tuple[int, ...]
 """For each knob the place of its value; the recipe as it stands is all zeros."""
-KEPT, LEFT_OUT = "kept", "left out"
 ENUMERATED = 10_000
 """Spaces of more recipes are not listed but drawn from."""
-
-
-@dataclass(frozen=True)
-class Knob:
-    """One thing that may vary: a field with its values, the recipe's own first, or whether a stage is left out."""
-
-    name: str
-    values: tuple[Any, ...]
-    stage: int
-    is_stage: bool = False
-
-    @property
-    def is_ordered(self) -> bool:
-        """Whether the values are numbers, which lie in an order of their own."""
-        return all(isinstance(value, int | float) and not isinstance(value, bool) for value in self.values)
-
-    def ranks(self) -> tuple[float, ...]:
-        """Each value's place between 0 and 1: numbers by size, lists by length, others as they are listed."""
-        sizes = [len(value) if isinstance(value, list | tuple) else value for value in self.values]
-        ordered = all(isinstance(size, int | float) and not isinstance(size, bool) for size in sizes)
-        keys = sizes if ordered else list(range(len(sizes)))
-        steps = sorted(set(keys))
-        return tuple(steps.index(key) / max(len(steps) - 1, 1) for key in keys)
 
 
 @dataclass(eq=False)
@@ -155,7 +132,9 @@ class Space:
             if knob.is_stage and place:
                 gone.add(knob.stage)
             elif place:
-                _put(fields[knob.stage], _within(knob.name, self.labels, self.base), knob.values[place])
+                put_value(
+                    fields[knob.stage], field_path(knob.name, self.base.stages[knob.stage].kind), knob.values[place]
+                )
         try:
             kept = [own for index, own in enumerate(fields) if index not in gone]
             return tuple(STAGES[own["kind"]].model_validate(own) for own in kept)
@@ -246,7 +225,7 @@ class Space:
             )
         index = int(tokens[1])
         self._behind_baseline(index, "search.choices", name)
-        own = _value(self._plain[index], _within(name, self.labels, self.base))
+        own = value_at(self._plain[index], field_path(name, self.base.stages[index].kind))
         allowed, reason = [own], ""
         for value in values:
             plain = to_jsonable_python(value)
@@ -278,36 +257,3 @@ def shortened(recipe: Recipe, share: float) -> tuple[Stage[Any, Any], ...]:
     labels = recipe.labels()
     first = 0 if recipe.baseline == START else labels.index(recipe.baseline) + 1
     return tuple(stage if index < first else stage.shortened(share) for index, stage in enumerate(recipe.stages))
-
-
-def short(name: str) -> str:
-    """`stages.1.prune.heads` -> `prune.heads`."""
-    return ".".join(name.split(".")[2:])
-
-
-def _within(name: str, labels: Sequence[str], recipe: Recipe) -> list[str]:
-    """The path of a field within its stage, without the stage's kind where the name has it."""
-    tokens = name.split(".")
-    kind = recipe.stages[int(tokens[1])].kind
-    return tokens[3:] if tokens[2] == kind and len(tokens) > 3 else tokens[2:]
-
-
-def _value(fields: Mapping[str, Any], path: Sequence[str]) -> Any:
-    found: Any = fields
-    for token in path:
-        found = found.get(token) if isinstance(found, Mapping) else None
-    return found
-
-
-def _put(fields: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    *above, last = path
-    for token in above:
-        inner = fields.get(token)
-        fields[token] = inner if isinstance(inner, dict) else {}
-        fields = fields[token]
-    fields[last] = value
-
-
-def written(value: Any) -> str:
-    """A value as people read it."""
-    return value if isinstance(value, str) else json.dumps(value)

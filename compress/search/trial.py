@@ -15,6 +15,7 @@ from compress.pipeline.target_session import TargetSession
 from compress.progress import Progress, SilentProgress
 from compress.recipe.recipe import Benchmark, Recipe
 from compress.report.schema import BASELINE, FINAL
+from compress.search.divergence import NEARNESS, divergence_rows
 from compress.search.goal import Goal, target_of
 from compress.search.outcome import Outcome, StageCost, figures
 from compress.targets import Profile
@@ -75,7 +76,7 @@ class Trials:
         )
         return Outcome.model_validate(
             {
-                **figures(rows, self.goal.wanted),
+                **figures(rows, (*self.goal.wanted, *NEARNESS)),
                 "model": session.digests[FINAL],
                 "stages": stages,
                 "seconds": time.perf_counter() - began,
@@ -98,7 +99,7 @@ def session_of(road: Road, profile: Profile, split: str) -> TargetSession:
 
 def measured(session: TargetSession, timed: bool) -> list[Measurement]:
     """Sizes and answers, and times where they are asked for."""
-    rows = session.sizes() + session.accuracies([])
+    rows = [*session.sizes(), *session.accuracies([]), *divergence_rows(session)]
     return [*rows, *(session.timings(remeasure=False)[0] if timed else ())]
 
 

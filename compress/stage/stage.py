@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from compress.tasks.task import Examples, Task
 
 
-SEARCH = "search"
+SEARCH, SEARCH_TIMES = "search", "search_times"
 """What of a field's metadata says which of its values a search should try."""
 Cell = str | int | float
 """A word, a count, or a measured number."""
@@ -289,14 +289,21 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
     def check_model(self, start: Path) -> None:
         """Raise a `CompressError` for a starting model, in a folder, that the stage cannot be applied to."""
 
-    def worth_searching(self, before: Shape | None) -> dict[str, tuple[Any, ...]]:
+    def worth_searching(self, before: Shape | None, timed: bool = False) -> dict[str, tuple[Any, ...]]:
         """Fields that a search should vary, and the values it should try, for an input of a shape.
 
-        A field says them itself, as `search` in its metadata (`json_schema_extra`); its own value is tried too.
+        A field says them itself, as `search` in its metadata (`json_schema_extra`), or as `search_times` where they
+        are worth trying for the sake of time alone, which counts if ``timed``; its own value is tried too.
         """
+        wanted = (SEARCH, SEARCH_TIMES) if timed else (SEARCH,)
         told = {name: field.json_schema_extra for name, field in type(self).model_fields.items()}
-        extras = {name: extra for name, extra in told.items() if isinstance(extra, dict) and SEARCH in extra}
-        return {name: tuple(extra[SEARCH]) for name, extra in extras.items()}  # type: ignore[arg-type]
+        extras = {name: extra for name, extra in told.items() if isinstance(extra, dict)}
+        return {
+            name: tuple(extra[key])  # type: ignore[arg-type]
+            for name, extra in extras.items()
+            for key in wanted
+            if key in extra
+        }
 
     def shortened(self, share: float) -> Self:
         """The stage with a share of its training, for a search that looks early; itself where it does not train."""

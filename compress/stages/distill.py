@@ -86,9 +86,9 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
             return before.with_layers(len(student.layers))
         return reconfigured(before, student.config or {})
 
-    def worth_searching(self, before: Shape | None) -> dict[str, tuple[Any, ...]]:
+    def worth_searching(self, before: Shape | None, timed: bool = False) -> dict[str, tuple[Any, ...]]:
         """Also all of the input's layers, half and a third of them, evenly spread, where the student keeps layers."""
-        found = super().worth_searching(before)
+        found = super().worth_searching(before, timed)
         if self.student is None or self.student.layers is None or before is None or before.layers < 2:
             return found
         counts = dict.fromkeys(max(before.layers // part, 1) for part in (1, 2, 3))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import ModelError
@@ -65,6 +65,12 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
         after = None if before is None else self._shape_left(before)
         found = training_prediction(self, before, after, plan, flops, trained=before)
         return found if self.reads_examples else replace(found, seconds=handling(before))
+
+    def worth_searching(self, before: Shape | None, timed: bool = False) -> dict[str, tuple[Any, ...]]:
+        """Heads and neurons where there is attention, else channels by their share of FLOPs."""
+        found = super().worth_searching(before, timed)
+        channels = self.cuts_channels if before is None else not before.attention
+        return {name: tried for name, tried in found.items() if (name == "flops") == channels}
 
     def passes(self, examples: float) -> tuple[float, float]:
         """Importance sees some of the examples; who trains learns from all of them."""

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from compress.errors import StageError
 from compress.formats.onnx.model import OnnxModel, Part, few_bits_name
 from compress.stage.prediction import PlanContext, Prediction, Shape, predicted
-from compress.stage.stage import Context, Promise, Stage
+from compress.stage.stage import SEARCH, Context, Promise, Stage
 
 
 class QuantizeWeights(Stage[OnnxModel, OnnxModel]):
@@ -26,8 +26,10 @@ class QuantizeWeights(Stage[OnnxModel, OnnxModel]):
     promised = Promise(max_size_ratio=0.98)
     """Smaller; by how much depends on what else the graphs hold."""
     kind: Literal["quantize_weights"] = "quantize_weights"
-    bits: Literal[2, 4, 8] = Field(4, description="bits of a weight")
-    block_size: Literal[16, 32, 64, 128] = Field(32, description="weights of a row that share a scale")
+    bits: Literal[2, 4, 8] = Field(4, description="bits of a weight", json_schema_extra={SEARCH: [4, 8]})
+    block_size: Literal[16, 32, 64, 128] = Field(
+        32, description="weights of a row that share a scale", json_schema_extra={SEARCH: [16, 32, 64, 128]}
+    )
     symmetric: bool = Field(True, description="blocks about zero, without a zero point of their own")
     accuracy_level: Literal[1, 4] = Field(
         4, description="4 rounds activations to 8 bits in each block, which is faster; 1 computes in fp32"

@@ -14,8 +14,9 @@ from compress.errors import InputError
 from compress.recipe.recipe import Limit, Recipe
 from compress.search.engine import ROUND, Engine, Job
 from compress.search.goal import Goal
+from compress.search.knobs import Knob
 from compress.search.outcome import Outcome, packed
-from compress.search.space import Knob, Point
+from compress.search.space import Point
 
 ROWS = 2000
 LIMIT = Limit(metric="accuracy", at_least=0.97, of="baseline")
@@ -228,7 +229,7 @@ def test_hopeless_recipes_stop_at_a_low_rung_and_say_why() -> None:
     assert bad
     assert not any(rung == 2 for point, rung in made.trained if point in bad and any(
         other[0] == point[0] and other[3] == 0 for other in engine.known.finished))  # fmt: skip
-    assert any("behind a recipe of its family" in why for why in engine.given_up.values())
+    assert any("of its family trained in full, it would end" in why for why in engine.given_up.values())
 
 
 def test_the_order_in_which_outcomes_come_is_not_the_order_of_the_points() -> None:

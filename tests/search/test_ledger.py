@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
-from compress.errors import InputError
+from compress.errors import InputError, StorageError
 from compress.search.ledger import Entry, Header, Ledger
 from compress.search.outcome import Outcome
 
@@ -26,6 +28,23 @@ def test_what_was_added_is_read_in_order(tmp_path: Path) -> None:
     for number in range(3):
         ledger.add(entry(number))
     assert Ledger(tmp_path).read() == (header(), [entry(number) for number in range(3)])
+
+
+def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.begin(header())
+    ledger.add(entry(0))
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(StorageError, match="full"):
+            ledger.add(entry(1))
+    assert Ledger(tmp_path).read()[1] == [entry(0)]
+    ledger.add(entry(1))
+    assert Ledger(tmp_path).read()[1] == [entry(0), entry(1)]
 
 
 def test_a_line_that_was_cut_short_anywhere_is_taken_off(tmp_path: Path) -> None:

@@ -150,6 +150,7 @@ def test_a_search_killed_at_any_moment_and_given_more_trials_ends_with_the_same_
         (["tiny.yaml", "--set", "search.minimize=accuracy"], "cannot be minimized"),
         (["tiny.yaml", "--set", "search.target=gpu"], "no target 'gpu'"),
         (["tiny.yaml", "--set", "targets=[gpu]", "--set", "limits=[]"], "cannot be measured on gpu"),
+        (["tiny.yaml", "--set", "search.choices={}"], "the space has the recipe alone"),
     ],
 )
 def test_bad_input_is_told_before_anything_runs(searched: Path, arguments: list[str], says: str) -> None:

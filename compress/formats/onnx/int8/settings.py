@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from compress.frozen import Frozen
+from compress.stage.stage import SEARCH_TIMES
 from compress.targets import find_processor
 
 Format = Literal["qoperator", "qdq"]
@@ -23,7 +24,11 @@ _FLOOR_ONLY = ("damage_examples", "search_seconds")
 class Int8Options(Frozen):
     """What the stage `quantize` and its mathematics share."""
 
-    method: Literal["dynamic", "static"] = Field("dynamic", description="how ranges of activations are found")
+    method: Literal["dynamic", "static"] = Field(
+        "dynamic",
+        description="how ranges of activations are found",
+        json_schema_extra={SEARCH_TIMES: ["dynamic", "static"]},
+    )
     per_channel: bool = Field(True, description="one scale for each output channel rather than each matrix")
     reduce_range: bool | Literal["auto", "saturating"] = Field(
         "auto",

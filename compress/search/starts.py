@@ -1,0 +1,66 @@
+"""The stages that a search of a model begins with: those of the task's starter, and those that win by cutting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+from compress.stage.prediction import Shape
+from compress.stages import STAGES
+from compress.tasks.capability import ANSWERS_AT_ONCE, IS_WRITTEN
+from compress.tasks.task import Task
+
+_FINETUNE, _PRUNE, _DISTILL = "finetune", "prune", "distill"
+_FULL_SIZE = ({"export": {}}, {"quantize": {}})
+"""What every model that answers at once can be made into."""
+
+
+def stages_to_search(task: Task, starter: Sequence[Mapping[str, Any]], shape: Shape | None) -> list[dict[str, Any]]:
+    """Stages as a recipe writes them, for a kind of ``task`` and a model of a ``shape``.
+
+    Where the task's stages fit, something is cut out of what was trained, by what the architecture has, and what is
+    left learns from it: without them most tasks had only the bits to choose. A student that the starter names is
+    another model, which nobody gave.
+    """
+    found = [part for stage in starter if not _names_a_student(stage) for part in _by_part(stage, task)]
+    kinds = [next(iter(stage)) for stage in found]
+    if ANSWERS_AT_ONCE in task.capabilities and any("part" in next(iter(stage.values())) for stage in found):
+        # The starter is for models of another kind, which write their answers by two graphs.
+        found = [{_FINETUNE: {"epochs": 2}}, *deepcopy(_FULL_SIZE)]
+    elif _PRUNE in kinds or shape is None or not _fits(_PRUNE, task):
+        return found
+    elif _FINETUNE not in kinds:
+        if not _fits(_FINETUNE, task) or kinds[: len(_FULL_SIZE)] != [next(iter(stage)) for stage in _FULL_SIZE]:
+            return found
+        found.insert(0, {_FINETUNE: {"epochs": 2}})
+    return _with_cuts(found, task, shape)
+
+
+def _with_cuts(stages: list[dict[str, Any]], task: Task, shape: Shape | None) -> list[dict[str, Any]]:
+    """The same with a cut behind `finetune`, and a lesson behind it where there is none."""
+    at = next(place for place, stage in enumerate(stages) if _FINETUNE in stage)
+    if shape is None or not _fits(_PRUNE, task):
+        return stages
+    cut = {"feed_forward": 0.25} if shape.attention else {"flops": 0.3}
+    more: list[dict[str, Any]] = [{_PRUNE: cut}]
+    if _fits(_DISTILL, task) and not any(_DISTILL in stage for stage in stages):
+        lesson = {name: value for name, value in stages[at][_FINETUNE].items() if name != "learning_rate"}
+        more.append({_DISTILL: {"teacher": _FINETUNE, **lesson}})
+    return [*stages[: at + 1], *more, *stages[at + 1 :]]
+
+
+def _by_part(stage: Mapping[str, Any], task: Task) -> list[dict[str, Any]]:
+    """A stage by itself; integers for what reads a text and few bits for what writes one, where that is two graphs."""
+    if IS_WRITTEN in task.capabilities and stage == {"quantize": {}}:
+        return [{"quantize": {"part": "encoder"}}, {"quantize_weights": {"part": "decoder", "bits": 8}}]
+    return [deepcopy(dict(stage))]
+
+
+def _names_a_student(stage: Mapping[str, Any]) -> bool:
+    fields = stage.get(_DISTILL)
+    return isinstance(fields, Mapping) and "model" in (fields.get("student") or {})
+
+
+def _fits(kind: str, task: Task) -> bool:
+    return STAGES[kind].is_for(task.capabilities)

@@ -19,10 +19,8 @@ from compress.search.proposals import Told, proposals
 from compress.search.prospects import Expected, Forecasts, Prospects
 from compress.search.space import Point
 
-ROUND = 4
+ROUND = 2
 """Trials that are decided on together, however many workers there are, so that their number decides nothing."""
-PROMOTED = 2
-"""How many of them go on from a lower rung."""
 _ASKED = 32
 _SAME_FAILURE = 3
 
@@ -58,7 +56,8 @@ class Engine:
     """Decides round by round. ``shares`` are those of training, rising; the last is all of it.
 
     A recipe goes from rung to rung unless it lies behind one of its family by more than chance allows (`early`), or
-    would be no better than what keeps every limit already.
+    would be no better than what keeps every limit already. It is trained in part first only where that is likely to
+    save more than it costs (`_next_rung`).
     """
 
     space: Choices
@@ -69,6 +68,8 @@ class Engine:
     past: Sequence[PastTrial] = ()
     """What is known from elsewhere, which says where to look first and nothing else."""
     given_up: dict[Point, str] = field(default_factory=dict)
+    ended_at: dict[Point, int] = field(default_factory=dict)
+    """The rung after which a recipe was given up for how it stood there."""
     refused: dict[Point, str] = field(default_factory=dict)
     """Points that are no recipe, and why."""
     left: float | None = None
@@ -92,15 +93,21 @@ class Engine:
         self._rounds += 1
         origin = self.space.origin
         if not self.known.outcomes:
-            return [Job(origin, self._first_rung(origin), "the search begins here")]
+            return [Job(origin, self.full, "the search begins here")]
         prospects = Prospects(self.known, self.costs, self.space.knobs, self.shares, self.past)
         rungs = self._going_on(prospects)
-        if origin not in self.known.finished and origin not in self.given_up:
-            return [self._promoted(origin, rungs[origin], None)]
-        # What promises most goes on first: once it has ended, others may have nothing left to win.
-        first = prospects.by_worth(list(rungs.items()))[:PROMOTED]
-        jobs = [self._promoted(point, rungs[point], prospects.expected[point]) for point in first]
-        jobs += self._new(ROUND - len(jobs), prospects)
+        found = {point: f"nothing speaks against it after {self.shares[rung]:.0%} of training"
+                 for point, rung in rungs.items()}  # fmt: skip
+        found |= self._new(prospects)
+        jobs: list[Job] = []
+        for point in prospects.by_worth(found):
+            if len(jobs) == ROUND:
+                break
+            if point in rungs or self._is_new(point):
+                expected = prospects.expected[point]
+                jobs.append(Job(point, self._next_rung(point, rungs.get(point, -1), expected), found[point], expected))
+        if not jobs:
+            self.ended = "every other recipe is predicted to miss a limit or to be no better"
         if jobs:
             self.ended = ""
         return jobs
@@ -115,30 +122,45 @@ class Engine:
             return
         self.costs.learn(job.point, self.shares[job.rung], outcome)
 
-    def _first_rung(self, point: Point) -> int:
-        return 0 if self.space.trains(point) else self.full
+    def _next_rung(self, point: Point, rung: int, expected: Expected) -> int:
+        """How far a recipe is trained next, which has come to ``rung``.
 
-    def _promoted(self, point: Point, rung: int, expected: Expected | None) -> Job:
-        return Job(point, rung, f"nothing speaks against it after {self.shares[rung - 1]:.0%} of training", expected)
+        In part, where that takes less than it is likely to save. How likely it ends there is the chance to miss a limit
+        x the share of recipes that miss one which this rung has ended so far.
+        """
+        misses = 1 - (0.5 if expected.chance is None else expected.chance)
+        for lower in range(rung + 1, self.full) if self.space.trains(point) else ():
+            takes = self.costs.marginal_seconds(point, self.shares[lower])
+            if takes < misses * self._power(lower) * expected.seconds:
+                return lower
+        return self.full
+
+    def _power(self, rung: int) -> float:
+        """The share of recipes that miss a limit that a rung ends: of those so far, after one of each kind."""
+        ended = sum(self.ended_at.get(point) == rung for point in self.given_up)
+        missed = sum(
+            (point, rung) in self.known.rooms and point not in self.known.kept for point in self.known.finished
+        )
+        return (1 + ended) / (2 + ended + missed)
 
     def _going_on(self, prospects: Prospects) -> dict[Point, int]:
-        """Recipes with the rung that they go on to; those that don't are given up."""
+        """Recipes that were trained in part, with the rung that they came to, less those that are given up."""
         found = {}
         for point, rung in self.known.last_rungs().items():
             if rung == self.full or point in self.given_up:
                 continue
-            why = ""
-            if point != self.space.origin:
-                why = hopeless(self.known, point, rung, self.shares, self.costs.family)
-                if not why and prospects.gain(point) <= 0:
-                    why = "it is no better than what keeps every limit"
+            why = hopeless(self.known, point, rung, self.shares, self.costs.family)
+            if why:
+                self.ended_at[point] = rung
+            elif prospects.gain(point) <= 0:
+                why = "it is no better than what keeps every limit"
             if why:
                 self.given_up[point] = why
             else:
-                found[point] = rung + 1
+                found[point] = rung
         return found
 
-    def _new(self, count: int, prospects: Prospects) -> list[Job]:
+    def _new(self, prospects: Prospects) -> dict[Point, str]:
         """Points that nobody tried: of all, or where these can't be listed, of a sample and what Optuna proposes."""
         points = list(self.space.points(self.seed))
         found = self._worth_trying(points, prospects, "most gain for its time")
@@ -148,15 +170,7 @@ class Engine:
             proposed = proposals(self.space.knobs, self._told(), len(self.goal.minimize), seed, _ASKED)
             found |= self._worth_trying(proposed, prospects, "proposed by Optuna")
             found |= self._worth_trying((one.point for one in self.past), prospects, "tried before, elsewhere")
-        jobs: list[Job] = []
-        for point in prospects.by_worth([(point, self._first_rung(point)) for point in found]):
-            if len(jobs) == count:
-                break
-            if self._is_new(point):
-                jobs.append(Job(point, self._first_rung(point), found[point], prospects.expected[point]))
-        if not jobs:
-            self.ended = "every other recipe is predicted to miss a limit or to be no better"
-        return jobs
+        return found
 
     def _worth_trying(self, points: Iterable[Point], prospects: Prospects, why: str) -> dict[Point, str]:
         tried = {point for point, _ in self.known.outcomes} | self.refused.keys()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
+from compress.numerics.statistics import Estimate
 from compress.recipe.recipe import Limit
 from compress.search.divergence import by_divergence
 from compress.search.goal import dominated, named
@@ -20,6 +21,8 @@ from compress.search.past import SHARED, Prior, updated
 from compress.search.space import Point
 
 _FEWEST_KNOWN = 3
+_FEWEST_WHOLE = 6
+"""Recipes trained in full by which others are judged; while there are fewer, those trained in part count too."""
 
 
 class Forecasts(Protocol):
@@ -62,16 +65,17 @@ class Prospects:
         self.expected: dict[Point, Expected] = {}
         """Of every point that `by_worth` was asked about."""
 
-    def by_worth(self, rungs: Sequence[tuple[Point, int]]) -> list[Point]:
-        """Points, each with the rung that it would be trained to now: most worth first.
+    def by_worth(self, points: Iterable[Point]) -> list[Point]:
+        """Points that aren't trained in full, most worth first.
 
         That is gain x the probability that every limit is kept, for each second until it is trained in full. Where
         quality cannot tell recipes apart that went as far, their divergence from the baseline does.
         """
-        worth = {}
-        chances = by_divergence(self.known, rungs, self._chances([point for point, _ in rungs]), self.costs.family)
-        for (point, rung), chance in zip(rungs, chances, strict=True):
-            seconds = sum(self.costs.marginal_seconds(point, share) for share in self.shares[rung:])
+        worth, found, came_to = {}, list(points), self.known.last_rungs()
+        rungs = [(point, came_to.get(point, -1) + 1) for point in found]
+        chances = by_divergence(self.known, rungs, self._chances(found), self.costs.family)
+        for point, chance in zip(found, chances, strict=True):
+            seconds = self.costs.marginal_seconds(point)
             gain = self.gain(point)
             worth[point] = chance * gain / max(seconds, 1e-3)
             self.expected[point] = Expected(
@@ -123,7 +127,7 @@ class Prospects:
         asked = np.array([self._features(point, self.shares[-1]) for point in points])
         for limit in self.known.goal.quality if points else ():
             name = named(limit)
-            rooms = [(key, room) for key, own in self.known.rooms.items() if (room := own[name]) is not None]
+            rooms = self._rooms(name)
             values = np.array([room.value for _, room in rooms])
             halves = np.array([room.value - room.low for _, room in rooms])
             wanted = float(np.median(halves)) if rooms else 0.0
@@ -137,6 +141,12 @@ class Prospects:
             expected = np.zeros(len(points)) if prior is None else share * prior.mean(asked)
             found *= rest.at_least(asked, wanted - expected)
         return [max(float(chance), 1e-3) for chance in found]
+
+    def _rooms(self, name: str) -> list[tuple[tuple[Point, int], Estimate]]:
+        """How far inside a limit recipes lie: those trained in full, or while these are too few, all."""
+        rooms = [(key, room) for key, own in self.known.rooms.items() if (room := own[name]) is not None]
+        whole = [(key, room) for key, room in rooms if key[1] == self.known.full]
+        return whole if len(whole) >= _FEWEST_WHOLE else rooms
 
     def _features(self, point: Point, share: float) -> list[float]:
         """A point's coordinates, its predicted size and its share of training, each about between 0 and 1."""

@@ -116,6 +116,22 @@ def whisper(shared: Path) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
+def executorch_program(shared: Path) -> Path:
+    """The folder of a tiny encoder of one layer as an ExecuTorch program in fp32, for up to 16 tokens."""
+    import tiny
+
+    from compress.formats.executorch.stage import ExecuTorch
+
+    folder = shared / "executorch"
+    with FileLock(shared / "executorch.lock"):
+        if not folder.exists():
+            made = ExecuTorch(precision="fp32").run(tiny.encoder(num_hidden_layers=1), tiny.context(max_length=16))
+            folder.mkdir()
+            made.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def chromium() -> str:
     """Path of the browser; in CI there must be one."""
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

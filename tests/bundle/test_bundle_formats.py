@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,9 @@ from compress.formats.executorch.stage import ExecuTorch
 from compress.formats.litert.stage import LiteRt
 from compress.progress import SilentProgress
 
-pytest.importorskip("litert_torch")
-pytest.importorskip("executorch")
-pytest.importorskip("coremltools")
+# Looked for, not imported: that takes seconds, and every worker that collects tests would.
+if not all(map(find_spec, ("litert_torch", "executorch", "coremltools"))):
+    pytest.skip("a package of these formats is not there", allow_module_level=True)
 LENGTH = 16
 PLATFORM = {"litert": "android", "executorch": "ios", "coreml": "ios"}
 FORMATS = tuple(PLATFORM)
@@ -55,27 +56,36 @@ class Made:
         return self.bundle.folder
 
 
-def bundled(form: str, folder: Path, pictures: bool = False) -> Made:
-    """A tiny classifier as the stage writes it in fp32, bundled."""
-    model = tiny_images.vit() if pictures else tiny.encoder(num_hidden_layers=1)
-    context = tiny_images.context() if pictures else tiny.context(max_length=LENGTH)
-    stages = {"litert": LiteRt(precision="fp32"), "executorch": ExecuTorch(precision="fp32"), "coreml": CoreMl()}
-    if form == "litert" and not pictures:
-        stages["litert"] = LiteRt(precision="fp32", lengths=[6, LENGTH])
+def bundled(form: str, folder: Path, pictures: bool = False, program: Path | None = None) -> Made:
+    """A tiny classifier as the stage writes it in fp32, or wrote it into ``program``, bundled."""
+    model = tiny_images.vit(num_hidden_layers=1) if pictures else tiny.encoder(num_hidden_layers=1)
     run = folder / "run"
-    (run / "model").mkdir(parents=True)
-    stages[form].run(model, context).save(run / "model")
+    run.mkdir()
+    if program is None:
+        write_model(form, model, pictures, run / "model")
+    else:
+        shutil.copytree(program, run / "model")
     (run / "recipe.yaml").write_text(IMAGE_RECIPE if pictures else RECIPE)
     return Made(model, build(wanted_of(run, PLATFORM[form]), folder / "bundle", SilentProgress()))
 
 
+def write_model(form: str, model: TorchModel, pictures: bool, folder: Path) -> None:
+    context = tiny_images.context() if pictures else tiny.context(max_length=LENGTH)
+    stages = {"litert": LiteRt(precision="fp32"), "executorch": ExecuTorch(precision="fp32"), "coreml": CoreMl()}
+    if form == "litert" and not pictures:
+        stages["litert"] = LiteRt(precision="fp32", lengths=[6, LENGTH])
+    folder.mkdir()
+    stages[form].run(model, context).save(folder)
+
+
 @pytest.fixture(scope="module")
-def all_made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
+def all_made(tmp_path_factory: pytest.TempPathFactory, executorch_program: Path) -> dict[str, Made]:
     """One in each format, made when it is asked for."""
 
     class Makes(dict[str, Made]):
         def __missing__(self, form: str) -> Made:
-            return self.setdefault(form, bundled(form, tmp_path_factory.mktemp(form)))
+            program = executorch_program if form == "executorch" else None
+            return self.setdefault(form, bundled(form, tmp_path_factory.mktemp(form), program=program))
 
     return Makes()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import json
 import shutil
@@ -41,6 +42,7 @@ def tab(page: Bundle, chromium: str) -> Iterator[tuple[Page, int]]:
         yield opened, port
 
 
+@functools.cache
 def photo() -> Image.Image:
     """A landscape, larger and as smooth as a camera's."""
     return Image.open(io.BytesIO(pictures()[0])).resize((400, 300), Image.Resampling.BICUBIC)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tiny_run
 
-RECIPE = {"stages": [tiny_run.STAGES[0], {"export": {}}, {"quantize": {}}], "baseline": "finetune"}
+RECIPE = {"stages": [tiny_run.STAGES[0], {"export": {}}, {"quantize": {}}], "baseline": "export"}
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,7 @@ def raw(tmp_path_factory) -> dict[str, list[tuple[float, str]]]:
         "download",
         "-q",
         "--no-deps",
+        "--no-build-isolation",
         "vaderSentiment==0.5",
         "-d",
         str(folder),

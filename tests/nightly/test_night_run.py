@@ -117,10 +117,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Recipes beside a suite, and the baseline of an undisturbed run for two entries."""
     folder = tmp_path_factory.mktemp("place")
     stages = [tiny_run.STAGES[0], {"export": {}}, {"quantize": {}}]
-    tiny_run.write_all(folder, stages=stages)
+    # The exported model as the baseline: any other would be exported once more, to be measured.
+    tiny_run.write_all(folder, stages=stages, baseline="export")
     endless = [{"finetune": {"epochs": 1000, "batch_size": 1}}, {"export": {}}]
     tiny_run.write_recipe(folder, "endless", stages=endless, baseline="finetune")
-    tiny_run.write_recipe(folder, "broken", model="nowhere", stages=stages)
+    tiny_run.write_recipe(folder, "broken", model="nowhere", stages=stages, baseline="export")
     (folder / "unread.yaml").write_text("name: unread\n")
     done = tiny_run.compress("run", "tiny.yaml", folder=folder)
     assert done.returncode == 0, done.stderr

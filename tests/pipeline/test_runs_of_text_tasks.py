@@ -1,4 +1,7 @@
-"""Each further task of text goes all the way: trained, pruned, distilled, exported, quantized, compared and bundled."""
+"""Further tasks of text go all the way: trained, pruned, distilled, exported, quantized, compared and bundled.
+
+Half of them, the others a day later: recipes of each run at tiny scale as well.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rotation import todays
 from tiny_run import BENCHMARK, compress, latest, read_report
 from tiny_tasks import MAKERS, ROWS, write_all
 
@@ -32,7 +36,7 @@ METRICS = {
 SLICED = {"text-ranking": "accuracy", "question-answering": "exact_match"}
 
 
-@pytest.fixture(scope="module", params=list(MAKERS))
+@pytest.fixture(scope="module", params=todays(MAKERS, 2, str))
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """A task, and the artifacts of a run."""
     task: str = request.param

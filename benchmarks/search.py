@@ -53,7 +53,7 @@ def collect(
     quiet_libraries()
     space = Space(read_document(RECIPE), RECIPE.parent)
     goal, progress = Goal.of(space.base, space.search), ConsoleProgress()
-    trials = Trials(goal, RECIPE.parent, artifacts, progress)
+    trials = Trials.here(goal, RECIPE.parent, artifacts, progress)
     shares = (*space.search.rungs, 1.0)
     rows = []
     for number, point in enumerate(space.points(0)):
@@ -62,8 +62,7 @@ def collect(
             outcome = trials.run(recipe, timed=False)
             row = {"point": point, "rung": rung, "outcome": outcome.model_dump(), "words": space.words(point)}
             if outcome.error is None:
-                road = trials.road(recipe)
-                road.travel()
+                road = trials.travelled(recipe)
                 # Seconds that the entries remember, whatever was cached this time.
                 row["seconds"] = [road.finished[label].entry.record["seconds"] for label in recipe.labels()]
                 if share == 1:

@@ -35,6 +35,9 @@ def search(
         "artifacts"
     ),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the latest search of this recipe.")] = False,
+    workers: Annotated[
+        str | None, typer.Option(metavar="ray[:ADDRESS]", help="Try recipes on the machines of a Ray cluster.")
+    ] = None,
     track: Annotated[
         str | None, typer.Option(metavar="URI", help="Also write to MLflow: http://host:5000 or sqlite:///runs.db.")
     ] = None,
@@ -47,7 +50,7 @@ def search(
 
     asked = Asked(model, data, task, keep, max_size, max_latency, tuple(minimize or ()), target, budget, trials)
     document, folder = document_of(recipe, asked, set_ or ())
-    done = SearchRun(document, folder, artifacts, ConsoleProgress(), resume).run()
+    done = SearchRun(document, folder, artifacts, ConsoleProgress(), resume, workers).run()
     if track is not None:
         from compress.search.tracked import tracked
         from compress.tracking import track as write

@@ -85,11 +85,12 @@ class Engine:
         self._rounds += 1
         origin = self.space.origin
         if not self.known.outcomes:
-            return [Job(origin, self._first_rung(origin), "the recipe as it stands")]
+            lowest = self._first_rung(origin)
+            # It goes on in any case, so that no rung need wait for the one before.
+            further = [self._promoted(origin, rung) for rung in range(lowest + 1, self.full + 1)]
+            return [Job(origin, lowest, "the recipe as it stands"), *further]
         prospects = Prospects(self.known, self.costs, self.space.knobs, self.shares)
         rungs = self._going_on(prospects)
-        if origin not in self.known.finished and origin not in self.given_up:
-            return [self._promoted(origin, rungs[origin])]
         # What promises most goes on first: once it has ended, others may have nothing left to win.
         first = prospects.by_worth(list(rungs.items()))[:PROMOTED]
         jobs = [self._promoted(point, rungs[point]) for point in first]

@@ -52,7 +52,10 @@ def _but_budget(block: dict[str, Any]) -> dict[str, Any]:
 
 
 class Entry(Frozen):
-    """One trial, in the order in which it was decided on; ``words`` is what differs from the recipe as it stands."""
+    """One trial, in the order in which it was decided on; ``words`` is what differs from the recipe as it stands.
+
+    ``elapsed`` is how many seconds the search had taken by then, in all of its processes.
+    """
 
     number: int
     point: tuple[int, ...]
@@ -60,6 +63,7 @@ class Entry(Frozen):
     words: str
     identity: str
     outcome: Outcome
+    elapsed: float | None = None
 
 
 class Ledger:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +14,7 @@ from pydantic_core import to_jsonable_python
 
 from compress.cache import storage_errors
 from compress.environment import granted_cores, processor_class
-from compress.errors import CompressError, InputError, StageError, first_line
+from compress.errors import InputError, StageError
 from compress.formats.runtimes import why_unavailable
 from compress.formats.silence import quiet_libraries
 from compress.metrics import describe_metric, format_seconds, format_value
@@ -24,15 +26,16 @@ from compress.report.run_folder import LATEST, new_folder, point_latest, write_w
 from compress.search.best import best_recipe
 from compress.search.costs import Costs
 from compress.search.engine import Engine, Job
-from compress.search.finish import Final, Seed, another_seed, judge
+from compress.search.finish import Final, further_seeds, judge, other_seeds
 from compress.search.goal import Goal, named
 from compress.search.ledger import NAME as LEDGER
 from compress.search.ledger import Entry, Header, Ledger
-from compress.search.outcome import slack
+from compress.search.outcome import Outcome, slack
 from compress.search.page import search_page
 from compress.search.record import SearchRecord, record_of
 from compress.search.space import Space
-from compress.search.trial import Trials, target_profile
+from compress.search.trial import Trial, Trials, target_profile
+from compress.workers.journeys import Journey, Workers
 
 BEST, RECORD, MODEL = "best.yaml", "search.json", "model"
 _RESERVED = 30.0
@@ -55,6 +58,8 @@ class SearchRun:
     artifacts: Path
     progress: Progress
     resume: bool = False
+    workers: str | None = None
+    """Who does the work: `ray`, `ray:ADDRESS`, or this process."""
 
     def __post_init__(self) -> None:
         quiet_libraries()
@@ -73,20 +78,43 @@ class SearchRun:
         any_trains = self.space.trains(self.space.origin)
         shares = (*self.search.rungs, 1.0) if any_trains else (1.0,)
         self.engine = Engine(self.space, self.costs, self.goal, shares, base.seed)
-        self.trials = Trials(self.goal, self.folder, self.artifacts, self.progress)
+        self.trials = Trials.here(self.goal, self.folder, self.artifacts, self.progress)
         self.entries: list[Entry] = []
+        self._before, self._began, self._is_over = 0.0, time.perf_counter(), False
         self.started = datetime.now(UTC).astimezone()
 
     @property
     def spent(self) -> float:
-        """Seconds of all trials so far, those of an earlier process too."""
-        return sum(entry.outcome.seconds for entry in self.entries)
+        """Seconds of the search so far, those of an earlier process too: its trials' own, less what ran at once."""
+        return self._before + time.perf_counter() - self._began
 
     def run(self) -> SearchDone:
         """Search until the budget is spent or nothing is left, then judge. Raises any `CompressError`.
 
         A search that ends early leaves its ledger, and `best.yaml` as it was by then.
         """
+        if self.workers is not None:
+            self.trials.workers = self._opened(self.workers)
+        try:
+            return self._run()
+        finally:
+            self.trials.workers.close()
+
+    def _opened(self, told: str) -> Workers:
+        from compress.workers.ray_workers import open_workers
+
+        base = self.space.base
+        if base.module is not None:
+            raise InputError(
+                "A model that code beside the recipe makes cannot travel to other machines.",
+                where="module",
+                mend="search without --workers",
+            )
+        packages = {name for stage in base.stages for name in stage.calls()}
+        target = target_profile(base).name
+        return open_workers(told, self.trials.roads, target, sorted(packages), self.progress)
+
+    def _run(self) -> SearchDone:
         place, known = self._place()
         self.place, ledger = place, Ledger(place)
         self.progress.note(self._opening())
@@ -110,44 +138,71 @@ class SearchRun:
 
     def _search(self, ledger: Ledger, known: list[Entry]) -> None:
         """Round by round, until nothing is left to try or there is no time for it."""
-        while jobs := self.engine.round():
-            for job in jobs:
-                entry = known.pop(0) if known else None
-                if entry is None and (why := self._out_of_time(job)):
-                    self.engine.ended = why
-                    return
-                self._take(ledger, job, entry)
+        self._before = (known[-1].elapsed or sum(entry.outcome.seconds for entry in known)) if known else 0.0
+        self._began, self._is_over = time.perf_counter(), False
+        self._ahead()
+        while not self._is_over and (jobs := self.engine.round()):
+            before, new = jobs[: len(known)], jobs[len(known) :]
+            for job in before:
+                self._replay(ledger, job, known.pop(0))
+            for outcome, job in zip(self.trials.together(self._asked(new)), new, strict=False):
+                self._take(ledger, job, outcome)
 
-    def _take(self, ledger: Ledger, job: Job, known: Entry | None) -> None:
-        """One trial: as the ledger has it, or run now and written into it."""
-        number = len(self.entries)
-        if known is not None:
-            if (known.point, known.rung) != (job.point, job.rung):
-                raise InputError(
-                    f"The search cannot be gone on with: trial {number} of its ledger is not what is decided now.",
-                    where=str(ledger.path),
-                    expected="the same version of compress and optuna as before",
-                    mend="begin anew, without --resume; finished stages are kept",
-                )
-            entry = known
-        else:
-            self.progress.note(f"trial {number}: {self.space.words(job.point)}{self._rung(job)} ({job.why})")
-            share = self.engine.shares[job.rung]
-            outcome = self.trials.run(self.space.recipe(job.point, share), timed=job.rung == self.engine.full)
-            if outcome.error is not None and job.point == self.space.origin:
-                raise StageError(
-                    f"The recipe itself fails, so there is nothing to search from: {outcome.error}",
-                    mend="see `compress run` of the recipe",
-                )
-            words = self.space.words(job.point)
-            entry = Entry(number=number, point=job.point, rung=job.rung, words=words,
-                          identity=self.space.identity(job.point), outcome=outcome)  # fmt: skip
-            ledger.add(entry)
+    def _ahead(self) -> None:
+        """What the end will need whatever is found: the baselines of further seeds."""
+        base, labels = self.space.base, self.space.labels
+        if base.baseline not in labels:
+            return
+        seeds = further_seeds(base, self._seeds())
+        recipes = (base.model_copy(update={"seed": seed}) for seed in seeds)
+        self.trials.workers.ahead([Journey(recipe, until=base.baseline) for recipe in recipes])
+
+    def _asked(self, jobs: Sequence[Job]) -> Iterator[Trial]:
+        """The trials of a round, as long as there is time for them; workers may ask for all before one has ended."""
+        first = len(self.entries)
+        seconds = [self.costs.marginal_seconds(job.point, self.engine.shares[job.rung]) for job in jobs]
+        for place, job in enumerate(jobs):
+            under_way = seconds[len(self.entries) - first : place]
+            if why := self._out_of_time(job, under_way):
+                self.engine.ended, self._is_over = why, True
+                return
+            self.progress.note(f"trial {first + place}: {self.space.words(job.point)}{self._rung(job)} ({job.why})")
+            recipe = self.space.recipe(job.point, self.engine.shares[job.rung])
+            yield Trial(recipe, job.rung == self.engine.full, seconds[place])
+
+    def _replay(self, ledger: Ledger, job: Job, entry: Entry) -> None:
+        """A trial of an earlier process, as the ledger has it."""
+        if (entry.point, entry.rung) != (job.point, job.rung):
+            raise InputError(
+                f"The search cannot be gone on with: trial {entry.number} of its ledger is not what is decided now.",
+                where=str(ledger.path),
+                expected="the same version of compress and optuna as before",
+                mend="begin anew, without --resume; finished stages are kept",
+            )
         self.engine.tell(job, entry.outcome)
         self.entries.append(entry)
-        if known is None:
-            self.progress.note(f"trial {number}: {self.said(entry)}")
-            self._write(self._record(None))
+
+    def _take(self, ledger: Ledger, job: Job, outcome: Outcome) -> None:
+        """Write down what came of a trial, and tell everybody."""
+        if outcome.error is not None and job.point == self.space.origin:
+            raise StageError(
+                f"The recipe itself fails, so there is nothing to search from: {outcome.error}",
+                mend="see `compress run` of the recipe",
+            )
+        entry = Entry(
+            number=len(self.entries),
+            point=job.point,
+            rung=job.rung,
+            words=self.space.words(job.point),
+            identity=self.space.identity(job.point),
+            outcome=outcome,
+            elapsed=self.spent,
+        )
+        ledger.add(entry)
+        self.engine.tell(job, outcome)
+        self.entries.append(entry)
+        self.progress.note(f"trial {entry.number}: {self.said(entry)}")
+        self._write(self._record(None))
 
     def said(self, entry: Entry) -> str:
         """What came of a trial, in a line."""
@@ -180,12 +235,13 @@ class SearchRun:
             alike = f"; {len(self.space.refused)} values fit no recipe: {', '.join(self.space.refused)}"
         return f"{recipes:,} recipes from {len(self.space.knobs)} choices, {self.search.budget}{alike}"
 
-    def _out_of_time(self, job: Job) -> str | None:
-        if self.search.trials is not None and len(self.entries) >= self.search.trials:
+    def _out_of_time(self, job: Job, under_way: Sequence[float]) -> str | None:
+        """Why a trial isn't begun; beside it trials of so many seconds are ``under_way``."""
+        if self.search.trials is not None and len(self.entries) + len(under_way) >= self.search.trials:
             return f"as many trials as were asked for ({self.search.trials})"
-        left = self.search.seconds - self.spent - self._reserve()
         if not self.entries:
             return None
+        left = self.search.seconds - self.spent - self._reserve() - sum(under_way) / self.trials.workers.width
         if self.costs.marginal_seconds(job.point, self.engine.shares[job.rung]) > left:
             if self.engine.known.finished:
                 return f"the budget of {self.search.budget} is spent but for the session at the end"
@@ -215,14 +271,9 @@ class SearchRun:
             return None
         self.progress.note(f"the session at the end, on the test rows: {self.space.words(best)}")
         final = judge(self.space, self.engine, self.trials)
-        seeds = list[Seed]()
-        for number in range(self._seeds()):
-            seed = self.space.base.seed + number + 1
-            self.progress.note(f"the winner again, with seed {seed}")
-            try:
-                seeds.append(another_seed(self.space, self.engine, self.trials, seed))
-            except CompressError as error:
-                seeds.append(Seed(seed=seed, final={}, baseline={}, limits=(), error=first_line(error)))
+        if self._seeds():
+            self.progress.note(f"the winner again, with {self._seeds()} further seeds")
+        seeds = other_seeds(self.space, self.engine, self.trials, self._seeds())
         return final.model_copy(update={"seeds": tuple(seeds)})
 
     def _record(self, final: Final | None) -> SearchRecord:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -74,6 +75,7 @@ class Engine:
         self._identities: dict[str, Point] = {}
         self._failures: Counter[tuple[tuple[object, ...], str]] = Counter()
         self._rounds = 0
+        self._pending: frozenset[tuple[Point, int]] = frozenset()
 
     @property
     def full(self) -> int:
@@ -90,7 +92,7 @@ class Engine:
             further = [self._promoted(origin, rung) for rung in range(lowest + 1, self.full + 1)]
             return [Job(origin, lowest, "the recipe as it stands"), *further]
         prospects = Prospects(self.known, self.costs, self.space.knobs, self.shares)
-        rungs = self._going_on(prospects)
+        rungs = {point: rung for point, rung in self._going_on(prospects).items() if (point, rung) not in self._pending}
         # What promises most goes on first: once it has ended, others may have nothing left to win.
         first = prospects.by_worth(list(rungs.items()))[:PROMOTED]
         jobs = [self._promoted(point, rungs[point]) for point in first]
@@ -98,6 +100,19 @@ class Engine:
         if jobs:
             self.ended = ""
         return jobs
+
+    def guess(self, arrived: Mapping[Job, Outcome], pending: Iterable[Job]) -> list[Job]:
+        """What may be decided on next, of a round in which so much is known and trials are pending. Nothing changes."""
+        other = copy.copy(self)
+        other.known, other.given_up, other.refused = self.known.copied(), dict(self.given_up), dict(self.refused)
+        other._identities = dict(self._identities)
+        for job, outcome in arrived.items():
+            other.known.add(job.point, job.rung, outcome)
+        waiting = list(pending)
+        other._pending = frozenset((job.point, job.rung) for job in waiting)
+        for job in (*arrived, *waiting):
+            other._identities.setdefault(self.space.identity(job.point), job.point)
+        return other.round() if other.known.outcomes else []
 
     def tell(self, job: Job, outcome: Outcome) -> None:
         """Take note of what came of a trial; trials are told in the order in which they were decided on."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,8 @@ class SearchRun:
             before, new = jobs[: len(known)], jobs[len(known) :]
             for job in before:
                 self._replay(ledger, job, known.pop(0))
-            for outcome, job in zip(self.trials.together(self._asked(new)), new, strict=False):
+            outcomes = self.trials.together(self._asked(new), partial(self._guess, new, len(self.entries)))
+            for outcome, job in zip(outcomes, new, strict=False):
                 self._take(ledger, job, outcome)
 
     def _ahead(self) -> None:
@@ -167,8 +169,22 @@ class SearchRun:
                 self.engine.ended, self._is_over = why, True
                 return
             self.progress.note(f"trial {first + place}: {self.space.words(job.point)}{self._rung(job)} ({job.why})")
-            recipe = self.space.recipe(job.point, self.engine.shares[job.rung])
-            yield Trial(recipe, job.rung == self.engine.full, seconds[place])
+            yield self._trial(job, timed=job.rung == self.engine.full)
+
+    def _guess(self, jobs: Sequence[Job], first: int, outcomes: Mapping[int, Outcome]) -> list[Trial]:
+        """What may be tried after a round that began with trial ``first``, by what came of it so far."""
+        untold = range(len(self.entries) - first, len(jobs))
+        most = self.search.trials
+        if self._is_over or (most is not None and len(self.entries) + len(untold) >= most):
+            return []
+        arrived = {jobs[place]: outcomes[place] for place in untold if place in outcomes}
+        next_jobs = self.engine.guess(arrived, [jobs[place] for place in untold if place not in outcomes])
+        trials = [self._trial(job, timed=False) for job in next_jobs]
+        return [trial for trial in trials if trial.seconds <= self._left()]
+
+    def _trial(self, job: Job, timed: bool) -> Trial:
+        share = self.engine.shares[job.rung]
+        return Trial(self.space.recipe(job.point, share), timed, self.costs.marginal_seconds(job.point, share))
 
     def _replay(self, ledger: Ledger, job: Job, entry: Entry) -> None:
         """A trial of an earlier process, as the ledger has it."""
@@ -241,7 +257,7 @@ class SearchRun:
             return f"as many trials as were asked for ({self.search.trials})"
         if not self.entries:
             return None
-        left = self.search.seconds - self.spent - self._reserve() - sum(under_way) / self.trials.workers.width
+        left = self._left() - sum(under_way) / self.trials.workers.width
         if self.costs.marginal_seconds(job.point, self.engine.shares[job.rung]) > left:
             if self.engine.known.finished:
                 return f"the budget of {self.search.budget} is spent but for the session at the end"
@@ -252,6 +268,10 @@ class SearchRun:
                 mend="give it more time; what was done so far is kept",
             )
         return None
+
+    def _left(self) -> float:
+        """Seconds for further trials."""
+        return self.search.seconds - self.spent - self._reserve()
 
     def _reserve(self) -> float:
         """Seconds that the session at the end will take: tests and times, and the further seeds' training."""
@@ -272,7 +292,7 @@ class SearchRun:
         self.progress.note(f"the session at the end, on the test rows: {self.space.words(best)}")
         final = judge(self.space, self.engine, self.trials)
         if self._seeds():
-            self.progress.note(f"the winner again, with {self._seeds()} further seeds")
+            self.progress.note(f"the winner again, of {self._seeds()} more training seed{'s'[: self._seeds() > 1]}")
         seeds = other_seeds(self.space, self.engine, self.trials, self._seeds())
         return final.model_copy(update={"seeds": tuple(seeds)})
 

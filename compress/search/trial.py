@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,10 @@ class Trial:
     recipe: Recipe
     timed: bool = False
     seconds: float = 0.0
+
+
+Guess = Callable[[Mapping[int, Outcome]], Iterable[Trial]]
+"""What may be tried next, by what came of a round's trials so far, each by its place."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +82,18 @@ class Trials:
         """Make and judge one."""
         return next(self.together([Trial(recipe, timed)]))
 
-    def together(self, trials: Iterable[Trial]) -> Iterator[Outcome]:
-        """Make and judge them; outcomes come in the order of the trials.
+    def together(self, trials: Iterable[Trial], guess: Guess | None = None) -> Iterator[Outcome]:
+        """Make and judge them; outcomes come in the order of the trials. ``guess`` says what workers may begin with.
 
         What a recipe fails by is its outcome; a disk that is full or cannot be written ends the search.
         """
-        return map(self._outcome, self.workers.together(map(self._journey, trials)))
+
+        def next_journeys(arrived: Mapping[int, Arrival]) -> list[Journey]:
+            assert guess is not None
+            return list(map(self._journey, guess({place: self._outcome(one) for place, one in arrived.items()})))
+
+        journeys = map(self._journey, trials)
+        return map(self._outcome, self.workers.together(journeys, guess and next_journeys))
 
     def answers(self, recipes: Iterable[Recipe], split: str) -> Iterator[list[Measurement] | CompressError]:
         """What recipes come to on the rows of a split, or what they fail by."""

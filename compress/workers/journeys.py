@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,6 +53,10 @@ class Arrival:
     error: CompressError | None = None
 
 
+Guess = Callable[[Mapping[int, Arrival]], Sequence[Journey]]
+"""What may be asked for next, by what has arrived so far, each by its journey's place."""
+
+
 class Workers(Protocol):
     """Who takes journeys. Arrivals come in the order of the journeys, whichever ends first."""
 
@@ -60,11 +64,14 @@ class Workers(Protocol):
     def width(self) -> int:
         """How many journeys can be under way at once."""
 
-    def together(self, journeys: Iterable[Journey]) -> Iterator[Arrival]:
-        """What comes of each. A full disk raises `StorageError`; another error is its journey's alone."""
+    def together(self, journeys: Iterable[Journey], guess: Guess | None = None) -> Iterator[Arrival]:
+        """What comes of each. A full disk raises `StorageError`; another error is its journey's alone.
+
+        Workers with nothing to do begin with what ``guess`` says.
+        """
 
     def ahead(self, journeys: Sequence[Journey]) -> None:
-        """What will be asked for later; done where a worker would have nothing to do."""
+        """What will be asked for later, surely; done where a worker would have nothing to do."""
 
     def close(self) -> None:
         """Let everything go."""
@@ -98,8 +105,8 @@ class InProcess:
     roads: Roads
     width: int = 1
 
-    def together(self, journeys: Iterable[Journey]) -> Iterator[Arrival]:
-        """What comes of each."""
+    def together(self, journeys: Iterable[Journey], guess: Guess | None = None) -> Iterator[Arrival]:
+        """What comes of each; nothing is guessed."""
         yield from map(self._arrived, journeys)
 
     def _arrived(self, journey: Journey) -> Arrival:

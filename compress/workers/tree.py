@@ -34,6 +34,9 @@ class Work:
     done: bool = False
     error: CompressError | None = None
     under_way: bool = False
+    is_guessed: bool = False
+    """Whether it was begun before anybody asked for it."""
+    began: float = 0.0
     tries: int = 0
     avoided: set[str] = field(default_factory=set)
     """Machines that were lost at it."""
@@ -86,36 +89,44 @@ class Trip:
         return self.failure is not None or all(work.done for work in self.last)
 
 
-def tree(journeys: Sequence[Journey], known: dict[str, Work] | None = None) -> list[Trip]:
-    """The journeys with the work that each needs; what several need, or is ``known`` already, is one piece of work."""
-    works = {} if known is None else known
+Works = dict[tuple[object, ...], Work]
+"""Pieces of work by what tells their results from others'."""
+
+
+def tree(journeys: Sequence[Journey], works: Works) -> list[Trip]:
+    """The journeys with the work that each needs; what several need is one piece of work, added to ``works``."""
     trips = []
     for journey in journeys:
         trip = Trip(journey)
         before: Work | None = None
+        name: tuple[object, ...] = ()
         for label, name in zip(journey.labels(), _names(journey.recipe), strict=False):
-            work = works.get(name)
-            if work is None or work.error is not None:
-                work = works[name] = Work(trip, label, before)
-            work.urgency = max(work.urgency, journey.seconds)
-            trip.stages.append(work)
-            before = work
+            before = _shared(works, name, trip, label, before)
+            trip.stages.append(before)
         if journey.then is not None:
-            before = trip.look = Work(trip, None, before, journey.seconds)
+            before = trip.look = _shared(works, (*name, journey.then), trip, None, before)
         if journey.alone is not None:
             trip.timed = Work(trip, None, before, journey.seconds)
         trips.append(trip)
     return trips
 
 
-def _names(recipe: Recipe) -> list[str]:
+def _shared(works: Works, name: tuple[object, ...], trip: Trip, label: str | None, before: Work | None) -> Work:
+    found = works.get(name)
+    if found is None or found.failure() is not None:
+        found = works[name] = Work(trip, label, before)
+    found.urgency = max(found.urgency, trip.journey.seconds)
+    return found
+
+
+def _names(recipe: Recipe) -> list[tuple[str]]:
     """For each stage a digest of everything that decides its output: the stages up to it, and where they start."""
     told = recipe.model_dump(
         mode="json",
         include={"task", "model", "module", "module_arguments", "random_weights", "trust_remote_code", "data", "seed"},
     )
-    sofar, names = hashlib.sha256(json.dumps(told, sort_keys=True).encode()), []
+    sofar, names = hashlib.sha256(json.dumps(told, sort_keys=True).encode()), list[tuple[str]]()
     for stage in recipe.stages:
         sofar.update(json.dumps(stage.model_dump(mode="json"), sort_keys=True).encode())
-        names.append(sofar.copy().hexdigest())
+        names.append((sofar.copy().hexdigest(),))
     return names

@@ -2,6 +2,7 @@
 
     python benchmarks/search.py collect    runs every recipe of the space to every rung (an hour; goes on if stopped)
     python benchmarks/search.py replay     100 searches on the table that is kept in results/, against random ones
+    python benchmarks/search.py ray        a search on one worker and on two, each of one processor
 
 A replay draws the rows that choose anew, and judges its pick on rows that neither it nor training saw. What it costs
 are the recorded seconds of the stages that it ran, each once.
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import search_workers
 import typer
 
 from compress.recipe.recipe import Recipe
@@ -316,6 +318,8 @@ def _page(found: dict[str, Any], table: Path, bound: float, confidence: float, w
         ],
     }
 
+
+app.command()(search_workers.ray)
 
 if __name__ == "__main__":
     sys.exit(app())

@@ -47,6 +47,8 @@ class Cluster:
     """
 
     def __init__(self, address: str, target: str, packages: Sequence[str], threads: int, progress: Progress) -> None:
+        # Ray writes to standard output what becomes of its parts; what matters of it is said in a note.
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
         try:
             import ray
         except ImportError as error:

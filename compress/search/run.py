@@ -27,7 +27,7 @@ from compress.report.run_folder import LATEST, new_folder, point_latest, write_w
 from compress.search.best import best_recipe
 from compress.search.costs import Costs
 from compress.search.engine import Engine, Job
-from compress.search.finish import Final, further_seeds, judge, other_seeds
+from compress.search.finish import Final, Seed, further_seeds, judge, other_seeds
 from compress.search.goal import Goal, named
 from compress.search.ledger import NAME as LEDGER
 from compress.search.ledger import Entry, Header, Ledger
@@ -289,11 +289,14 @@ class SearchRun:
         best = self.engine.known.best()
         if best is None:
             return None
-        self.progress.note(f"the session at the end, on the test rows: {self.space.words(best)}")
-        final = judge(self.space, self.engine, self.trials)
+        seeds = list[Seed]()
         if self._seeds():
             self.progress.note(f"the winner again, of {self._seeds()} more training seed{'s'[: self._seeds() > 1]}")
-        seeds = other_seeds(self.space, self.engine, self.trials, self._seeds())
+            seeds += other_seeds(self.space, self.engine, self.trials, self._seeds())
+        # Nothing may run here while times are taken.
+        self.trials.workers.rest()
+        self.progress.note(f"the session at the end, on the test rows: {self.space.words(best)}")
+        final = judge(self.space, self.engine, self.trials)
         return final.model_copy(update={"seeds": tuple(seeds)})
 
     def _record(self, final: Final | None) -> SearchRecord:

@@ -73,6 +73,9 @@ class Workers(Protocol):
     def ahead(self, journeys: Sequence[Journey]) -> None:
         """What will be asked for later, surely; done where a worker would have nothing to do."""
 
+    def rest(self) -> None:
+        """Stop what nobody waits for, so that nothing runs."""
+
     def close(self) -> None:
         """Let everything go."""
 
@@ -126,5 +129,8 @@ class InProcess:
     def ahead(self, journeys: Sequence[Journey]) -> None:
         """Nothing: this process is never idle."""
 
+    def rest(self) -> None:
+        """Nothing: nothing runs."""
+
     def close(self) -> None:
-        """Nothing."""
+        """Nothing: there is nothing to let go."""

@@ -19,6 +19,7 @@ from compress.workers.tree import Trip, Work, Works, tree
 
 _TRIES = 3
 """Workers that may be lost at one piece of work before it counts as what ended them."""
+_STOPS_WITHIN = 10.0
 _BESIDE = 1.5
 """Of what is under way, how much longer a guess may take."""
 
@@ -62,7 +63,7 @@ class RayWorkers:
             trips = []
         finally:
             if trips:  # it was broken off
-                self._cancel()
+                self.rest()
             kept = {*self._ahead, *(one.trip for one, _ in self._running.values())}
             self._works = {name: one for name, one in self._works.items() if one.trip in kept or one.is_guessed}
             self._roads = {trip: road for trip, road in self._roads.items() if trip in kept}
@@ -70,12 +71,15 @@ class RayWorkers:
 
     def close(self) -> None:
         """Stop what runs, and leave the cluster."""
-        self._cancel()
+        self.rest()
         self.cluster.close()
 
-    def _cancel(self) -> None:
+    def rest(self) -> None:
+        """Stop what runs."""
         for reference in self._running:
             self.ray.cancel(reference, force=True)
+        if self._running:
+            self.ray.wait(list(self._running), num_returns=len(self._running), timeout=_STOPS_WITHIN)
         for one, node in self._running.values():
             one.under_way, node.busy = False, node.busy - 1
         self._running.clear()

@@ -122,7 +122,10 @@ class FakeRay(ModuleType):
             self.pending.append(ref)
         return ref
 
-    def wait(self, refs: list[Ref], num_returns: int) -> tuple[list[Ref], list[Ref]]:
+    def wait(self, refs: list[Ref], num_returns: int, timeout: float = 0.0) -> tuple[list[Ref], list[Ref]]:
+        if num_returns > 1:
+            assert not self.pending, "what is stopped ends"
+            return refs, []
         ended = self._chance.choice(refs)
         self._run(ended)
         return [ended], [one for one in refs if one is not ended]
@@ -149,6 +152,7 @@ class FakeRay(ModuleType):
         ref.value = replace(found, **ref.node.told) if isinstance(found, Facts) else pickle.loads(pickle.dumps(found))
 
     def cancel(self, ref: Ref, force: bool) -> None:
+        ref.done, ref.value = True, RayError("cancelled")
         self.pending = [one for one in self.pending if one is not ref]
 
     def shutdown(self) -> None:

@@ -2,6 +2,7 @@
 
     python benchmarks/search.py collect    runs every recipe of the space to every rung (an hour; goes on if stopped)
     python benchmarks/search.py replay     100 searches on the table that is kept in results/, against random ones
+    python benchmarks/search.py ray        a search on one worker and on two, each of one processor
 
 A replay draws the rows that choose anew, and judges its pick on rows that neither it nor training saw. What it costs
 are the recorded seconds of the stages that it ran, each once.
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import search_workers
 import typer
 
 from compress.recipe.recipe import Recipe
@@ -54,7 +56,7 @@ def collect(
     quiet_libraries()
     space = Space(read_document(RECIPE), RECIPE.parent)
     goal, progress = Goal.of(space.base, space.search), ConsoleProgress()
-    trials = Trials(goal, RECIPE.parent, artifacts, progress)
+    trials = Trials.here(goal, RECIPE.parent, artifacts, progress)
     shares = (*space.search.rungs, 1.0)
     rows = []
     for number, point in enumerate(space.points(0)):
@@ -63,8 +65,7 @@ def collect(
             outcome = trials.run(recipe, timed=False)
             row = {"point": point, "rung": rung, "outcome": outcome.model_dump(), "words": space.words(point)}
             if outcome.error is None:
-                road = trials.road(recipe)
-                road.travel()
+                road = trials.travelled(recipe)
                 # Seconds that the entries remember, whatever was cached this time.
                 row["seconds"] = [road.finished[label].entry.record["seconds"] for label in recipe.labels()]
                 if share == 1:
@@ -318,6 +319,8 @@ def _page(found: dict[str, Any], table: Path, bound: float, confidence: float, w
         ],
     }
 
+
+app.command()(search_workers.ray)
 
 if __name__ == "__main__":
     sys.exit(app())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -81,6 +82,7 @@ class Engine:
         self._identities: dict[str, Point] = {}
         self._failures: Counter[tuple[tuple[object, ...], str]] = Counter()
         self._rounds = 0
+        self._pending: frozenset[tuple[Point, int]] = frozenset()
 
     @property
     def full(self) -> int:
@@ -92,11 +94,12 @@ class Engine:
         self._rounds += 1
         origin = self.space.origin
         if not self.known.outcomes:
-            return [Job(origin, self._first_rung(origin), "the search begins here")]
+            lowest = self._first_rung(origin)
+            # It goes on in any case, so that no rung need wait for the one before.
+            further = [self._promoted(origin, rung, None) for rung in range(lowest + 1, self.full + 1)]
+            return [Job(origin, lowest, "the search begins here"), *further]
         prospects = Prospects(self.known, self.costs, self.space.knobs, self.shares, self.past)
-        rungs = self._going_on(prospects)
-        if origin not in self.known.finished and origin not in self.given_up:
-            return [self._promoted(origin, rungs[origin], None)]
+        rungs = {point: rung for point, rung in self._going_on(prospects).items() if (point, rung) not in self._pending}
         # What promises most goes on first: once it has ended, others may have nothing left to win.
         first = prospects.by_worth(list(rungs.items()))[:PROMOTED]
         jobs = [self._promoted(point, rungs[point], prospects.expected[point]) for point in first]
@@ -104,6 +107,19 @@ class Engine:
         if jobs:
             self.ended = ""
         return jobs
+
+    def guess(self, arrived: Mapping[Job, Outcome], pending: Iterable[Job]) -> list[Job]:
+        """What may be decided on next, of a round in which so much is known and trials are pending. Nothing changes."""
+        other = copy.copy(self)
+        other.known, other.given_up, other.refused = self.known.copied(), dict(self.given_up), dict(self.refused)
+        other._identities = dict(self._identities)
+        for job, outcome in arrived.items():
+            other.known.add(job.point, job.rung, outcome)
+        waiting = list(pending)
+        other._pending = frozenset((job.point, job.rung) for job in waiting)
+        for job in (*arrived, *waiting):
+            other._identities.setdefault(self.space.identity(job.point), job.point)
+        return other.round() if other.known.outcomes else []
 
     def tell(self, job: Job, outcome: Outcome) -> None:
         """Take note of what came of a trial; trials are told in the order in which they were decided on."""

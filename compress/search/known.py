@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from compress.numerics.statistics import Estimate
 from compress.report.schema import WEIGHED
@@ -24,6 +24,11 @@ class Known:
     finished: dict[Point, Outcome] = field(default_factory=dict)
     kept: dict[Point, tuple[float, ...]] = field(default_factory=dict)
     """The figures to minimize of those that keep every limit."""
+
+    def copied(self) -> Known:
+        """The same, to go on from without changing this."""
+        kept = {name: dict(getattr(self, name)) for name in ("outcomes", "rooms", "finished", "kept")}
+        return replace(self, **kept)
 
     def add(self, point: Point, rung: int, outcome: Outcome) -> None:
         """Take note of what came of a trial."""

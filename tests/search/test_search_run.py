@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from typer.testing import CliRunner
 
 from compress.cli import app
 from compress.digests import digest_directory
+from compress.recipe_source.document import read_document
 from compress.report.schema import load_report
+from compress.search.run import SearchRun
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 
@@ -56,7 +59,7 @@ def trials(artifacts: Path) -> list[dict[str, Any]]:
     lines = (latest(artifacts) / "ledger.jsonl").read_text().splitlines()[1:]
     found = [json.loads(line) for line in lines]
     for one in found:
-        one["outcome"].pop("seconds")
+        one.pop("elapsed"), one["outcome"].pop("seconds")
         for stage in one["outcome"]["stages"]:
             stage.pop("seconds"), stage.pop("cached")
     return found
@@ -133,6 +136,48 @@ def test_a_search_killed_at_any_moment_and_given_more_trials_ends_with_the_same_
     assert trials(artifacts) == trials(searched / "artifacts")
     ours, theirs = (digest_directory(latest(each) / "model") for each in (artifacts, searched / "artifacts"))
     assert ours == theirs
+
+
+class Cluster:
+    """Two nodes with a folder each; the second is killed when it has been given its first piece of work."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        from ray.cluster_utils import Cluster
+
+        from compress.workers.ray_workers import RayWorkers
+
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        self.cluster, self.folders = Cluster(), [folder / name for name in ("first", "second")]
+        memory, submit = 80 * 2**20, RayWorkers._submit
+        self.cluster.add_node(num_cpus=0, object_store_memory=memory, include_dashboard=False)
+        environments = [{"COMPRESS_WORKER_FOLDER": str(each)} for each in self.folders]
+        nodes = [self.cluster.add_node(num_cpus=1, object_store_memory=memory, env_vars=one) for one in environments]
+
+        def submitted(workers: RayWorkers, work: Any, node: Any, lacking: Any) -> None:
+            submit(workers, work, node, lacking)
+            if nodes and node.id == nodes[-1].node_id:
+                self.cluster.remove_node(nodes.pop(), allow_graceful=False)
+
+        patch.setattr(RayWorkers, "_submit", submitted)
+
+
+def test_on_two_machines_one_of_which_dies_it_finds_the_same(
+    searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    made, notes = Cluster(tmp_path, monkeypatch), tiny_run.Notes()
+    try:
+        document = read_document(searched / "tiny.yaml")
+        address = f"ray:{made.cluster.address}"
+        done = SearchRun(document, searched, tmp_path / "artifacts", notes, workers=address).run()
+    finally:
+        made.cluster.shutdown()
+    assert any("was lost" in note for note in notes.said)
+    assert trials(tmp_path / "artifacts") == trials(searched / "artifacts")
+    assert digest_directory(done.folder / "model") == digest_directory(latest(searched / "artifacts") / "model")
+    assert (made.folders[0] / "cache").is_dir()
+    assert not capfd.readouterr().out, "standard output is for results"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from compress.fitted_table import Column, FittedTable
 from compress.metrics import describe_metric, format_seconds, format_value
-from compress.search.record import SearchRecord
+from compress.search.record import SearchRecord, foretold_lines
 from compress.search.watch import Seen, Trying
 from compress.search.words import figure, figures_of, room_words, shown_model
 
@@ -151,6 +151,7 @@ def closing_lines(record: SearchRecord) -> list[str]:
             )
     elif record.ended:
         lines.append("No recipe keeps every limit." + (f" Nearest: {record.nearest}." if record.nearest else ""))
+    lines += foretold_lines(record)
     lines.append(
         f"{len(record.trials)} trials in {format_seconds(record.seconds)}, {record.stages_run} stages run and "
         f"{record.stages_shared} shared; {record.ended or 'going on'}."

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from compress.metrics import describe_metric
 from compress.report.pages import render
 from compress.search.front import front_chart
-from compress.search.record import SearchRecord, TrialRecord
+from compress.search.record import SearchRecord, TrialRecord, foretold_lines
 from compress.search.words import figure, limit_lines, room_words, shown_model
 
 
@@ -31,7 +30,7 @@ def search_page(record: SearchRecord) -> str:
         explained=_explained(record),
         judged=[shown_model(one, record.minimize) for one in record.final.judged] if record.final else [],
         seeds=_seeds(record),
-        errors=_errors(record),
+        errors=foretold_lines(record),
     )
 
 
@@ -112,18 +111,6 @@ def _seeds(record: SearchRecord) -> list[tuple[int, list[str]]]:
     if record.final is None:
         return []
     return [(one.seed, [one.error] if one.error else list(limit_lines(one.limits))) for one in record.final.seeds]
-
-
-def _errors(record: SearchRecord) -> list[str]:
-    told = []
-    for metric, errors in record.errors.items():
-        sizes: Sequence[float] = sorted(map(abs, errors))
-        if sizes:
-            told.append(
-                f"{describe_metric(metric).title} was foretold within {sizes[-1]:.2%}, {sizes[len(sizes) // 2]:.2%} in "
-                f"the median, for {len(sizes)} recipes"
-            )
-    return told
 
 
 def _state(record: SearchRecord) -> tuple[str, str]:

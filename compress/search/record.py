@@ -245,3 +245,16 @@ def _bounds(engine: Engine) -> dict[str, float]:
         if limit.at_most is not None and base is not None:
             found[limit.metric] = min(limit.bound * base, found.get(limit.metric, float("inf")))
     return found
+
+
+def foretold_lines(record: SearchRecord) -> list[str]:
+    """How far predictions were off, for people."""
+    told = []
+    for metric, errors in record.errors.items():
+        sizes: Sequence[float] = sorted(map(abs, errors))
+        if sizes:
+            told.append(
+                f"{describe_metric(metric).title} was foretold within {sizes[-1]:.2%}, {sizes[len(sizes) // 2]:.2%} in "
+                f"the median, for {len(sizes)} recipes"
+            )
+    return told

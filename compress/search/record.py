@@ -71,6 +71,8 @@ class SearchRecord(Frozen):
     refused: dict[str, str]
     trials: tuple[TrialRecord, ...]
     errors: dict[str, tuple[float, ...]]
+    rough: dict[str, str] = {}
+    """Metric -> why recipes, or some of them, were foretold more roughly than they might be."""
     ended: str
     best: str | None
     nearest: str | None = None
@@ -106,6 +108,7 @@ def record_of(
         refused=space.refused | {space.words(point): why for point, why in engine.refused.items()},
         trials=tuple(_trial(space, engine, entry, best, front) for entry in entries),
         errors={metric: tuple(errors) for metric, errors in costs.errors.items()},
+        rough=costs.why_not(),
         ended=engine.ended,
         best=None if best is None else space.words(best),
         nearest=None if nearest is None else _shortfall(space, engine, nearest),

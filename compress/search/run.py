@@ -25,7 +25,9 @@ from compress.search.best import best_recipe
 from compress.search.costs import Costs
 from compress.search.engine import Engine, Job
 from compress.search.finish import Final, Seed, another_seed, judge
+from compress.search.foresight import Foresight
 from compress.search.goal import Goal, named
+from compress.search.latencies import Latencies
 from compress.search.ledger import NAME as LEDGER
 from compress.search.ledger import Entry, Header, Ledger
 from compress.search.outcome import slack
@@ -74,6 +76,9 @@ class SearchRun:
         shares = (*self.search.rungs, 1.0) if any_trains else (1.0,)
         self.engine = Engine(self.space, self.costs, self.goal, shares, base.seed)
         self.trials = Trials(self.goal, self.folder, self.artifacts, self.progress)
+        foresight = Foresight(self.space, self.trials)
+        self.latencies = Latencies(foresight)
+        self.costs.foresee(foresight, self.latencies)
         self.entries: list[Entry] = []
         self.started = datetime.now(UTC).astimezone()
 
@@ -89,6 +94,7 @@ class SearchRun:
         """
         place, known = self._place()
         self.place, ledger = place, Ledger(place)
+        self.latencies.keep_in(place)
         self.progress.note(self._opening())
         try:
             self._search(ledger, known)

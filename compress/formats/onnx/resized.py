@@ -1,6 +1,6 @@
 """A graph of other widths, from two that differ in nothing else: what it would weigh, without its being made.
 
-Whatever whole number of a graph differs between the two must follow one of the widths: `number = factor x width + rest`.
+Whatever whole number differs between the two must follow one of the widths: `number = factor x width + rest`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,135 @@
+"""How long a candidate will take, as a sum over its kernels, corrected by the models that trials have timed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from compress.cache import storage_errors
+from compress.errors import CompressError, first_line
+from compress.formats.onnx import CPU
+from compress.report.run_folder import write_whole
+from compress.search.foresight import Foresight
+from compress.search.space import Point
+from compress.search.trial import target_profile
+from compress.targets import Profile
+
+if TYPE_CHECKING:
+    from compress.bench.kernels import KernelTable
+
+SNAPSHOT = "kernels.json"
+"""In a search's folder: the sums that decisions were made by, so that a search that goes on makes the same."""
+_MOST_SECONDS, _EACH_SECONDS = 60.0, 10.0
+"""For kernels of all candidates, and of one."""
+_NOISE = 0.03
+_SCALE, _SCALE_SPREAD = 1.15, 0.3
+_CALL_MS, _CALL_SPREAD_MS = 0.01, 0.05
+"""What a whole model takes of its kernels' sum, and a call besides, before any was timed; how far that may be off."""
+
+
+def correction(pairs: list[tuple[float, float]]) -> tuple[float, float]:
+    """Milliseconds a call, and of each of a sum: weighted least squares of ``pairs`` of a sum and what was timed.
+
+    Errors are relative to what was timed; what was known before counts as a ridge (Gelman et al. 2013, section 14.8).
+    """
+    rows = [[_CALL_SPREAD_MS**-1, 0.0], [0.0, _SCALE_SPREAD**-1]]
+    values = [_CALL_MS / _CALL_SPREAD_MS, _SCALE / _SCALE_SPREAD]
+    for told, timed in pairs:
+        rows.append([1 / timed / _NOISE, told / timed / _NOISE])
+        values.append(1 / _NOISE)
+    call, scale = np.linalg.lstsq(np.array(rows), np.array(values), rcond=None)[0]
+    return float(call), float(scale)
+
+
+@dataclass
+class Latencies:
+    """Of one search. Sums are kept in its folder (`keep_in`), where a later process finds them again."""
+
+    foresight: Foresight
+    table: KernelTable | None = None
+    """Default: the user's own."""
+    why_not: str = ""
+    """Why nothing is foretold."""
+    _sums: dict[str, float | None] = field(default_factory=dict, init=False)
+    _pairs: dict[Point, tuple[float, float]] = field(default_factory=dict, init=False)
+    _file: Path | None = field(default=None, init=False)
+    _spent: float = field(default=0.0, init=False)
+
+    def keep_in(self, folder: Path) -> None:
+        """Read the sums that are kept in a search's folder, and keep those to come."""
+        self._file = folder / SNAPSHOT
+        if self._file.is_file():
+            self._sums = json.loads(self._file.read_text(encoding="utf-8"))
+
+    @property
+    def corrected(self) -> bool:
+        """Whether a whole model was timed that sums are corrected by."""
+        return bool(self._pairs)
+
+    def predicted(self, point: Point) -> float | None:
+        """Milliseconds of a call with one example of usual length; None where they cannot be foretold."""
+        told = self.sum_of(point)
+        if told is None:
+            return None
+        call, scale = correction(list(self._pairs.values()))
+        return call + scale * told
+
+    def learn(self, point: Point, timed: float) -> None:
+        """Take note of what a whole model took."""
+        told = self.sum_of(point)
+        if told is not None:
+            self._pairs[point] = told, timed
+
+    def sum_of(self, point: Point) -> float | None:
+        """Milliseconds of all kernels, measured at most once."""
+        key = None if self._elsewhere() else self.foresight.timed_as(point)
+        if key is None:
+            self.why_not = self._elsewhere() or self.foresight.why_not
+            return None
+        if key not in self._sums:
+            self._sums[key] = self._measured(point)
+            if self._file is not None:
+                with storage_errors(self._file):
+                    write_whole(self._file, json.dumps(self._sums))
+        return self._sums[key]
+
+    def _measured(self, point: Point) -> float | None:
+        from compress.bench.kernels import KernelTable, kernels_of
+
+        if self._spent > _MOST_SECONDS:
+            self.why_not = "there was no more time to time kernels"
+            return None
+        began = perf_counter()
+        try:
+            graph, batch = self.foresight.graph(point), self.foresight.usual_batch(point)
+            assert graph is not None and batch is not None, "what has a key is foreseen"
+            if self.table is None:
+                self.table = KernelTable(self._threads)
+            found = self.table.milliseconds(kernels_of(graph, batch, self._threads), _EACH_SECONDS)
+        except CompressError as error:
+            self.why_not = first_line(error)
+            return None
+        self._spent += perf_counter() - began
+        if found is None:
+            self.why_not = f"kernels were not timed: {self.table.noise or 'the time was over'}"
+        return found
+
+    @property
+    def _profile(self) -> Profile:
+        return target_profile(self.foresight.space.base)
+
+    @property
+    def _threads(self) -> int:
+        own = self._profile.threads
+        return self.foresight.space.base.benchmark.threads if own is None else own
+
+    def _elsewhere(self) -> str:
+        """Why nobody's kernels here say how long it takes there, or nothing."""
+        target, device = self._profile.target, self._profile.device
+        here = target.provider == CPU and target.runtime == "onnxruntime" and device is None
+        return "" if here else f"times on {device or target.name} are not foretold"

@@ -21,7 +21,7 @@ import numpy as np
 from compress.cache import cache_key
 from compress.environment import package_versions
 from compress.errors import CompressError, ModelError, first_line
-from compress.formats.onnx.model import OnnxModel
+from compress.formats.onnx.model import OnnxModel, find_graph
 from compress.formats.registry import FORMATS
 from compress.pipeline.road import Road
 from compress.recipe.recipe import START
@@ -45,6 +45,7 @@ _MOST_STRUCTURES = 24
 """Structures that are traced in one search, some seconds each; recipes of others are told by the stages' arithmetic."""
 _FEW_ROWS, _ENCODED, _TIMED_ROWS = 64, 8, 128
 _PACKAGES = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
+_GRAPH, _TOLD = "graph", "outline.json"
 _Stages = tuple[Stage[Any, Any], ...]
 Shapes = dict[str, tuple[int, ...]]
 
@@ -192,11 +193,11 @@ class Foresight:
             self.why_not = "recipes of more structures than are traced are told by the stages' arithmetic"
             return None
         try:
-            made = self._structure(torch_stages, graph_stages)
+            made = self._structure(torch_stages, graph_stages, outline.widths)
         except CompressError as error:
             self.why_not, made = first_line(error), None
-        known.append(made if made is not None and made.has(outline) else None)
-        return None if known[-1] is None else (outline, known[-1])
+        known.append(made)
+        return None if made is None else (outline, made)
 
     def _divided(self, point: Point) -> tuple[_Stages, _Stages]:
         """The stages behind the baseline: those of weights, then those from the one that writes the graph on."""
@@ -266,16 +267,29 @@ class Foresight:
             return road.task.load(self._folder, road.data.labels, trust_remote_code=False)
         return TorchModel.load(self._folder, road.task)
 
-    def _structure(self, torch_stages: _Stages, graph_stages: _Stages) -> Structure | None:
-        """Two graphs of a recipe, at its own widths and at others; from the cache where they were traced before."""
-        road = self._road
-        stages = (*torch_stages, *graph_stages)
+    def _structure(self, torch_stages: _Stages, graph_stages: _Stages, widths: Mapping[str, int]) -> Structure:
+        """Told from two graphs of a recipe: at its own widths and at others, as many of them as can vary."""
+        from compress.architectures.widths import HEADS
+
+        one = self._traced(torch_stages, graph_stages, ())
+        # A fused operator may have another form where heads are missing: then all have as many.
+        for chosen in (tuple(widths), tuple(name for name in widths if name != HEADS)):
+            try:
+                return read_structure(one, self._traced(torch_stages, graph_stages, chosen))
+            except CompressError as error:
+                self._road.progress.note(f"sizes: {', '.join(chosen)} cannot vary in one graph: {first_line(error)}")
+        return read_structure(one, one)
+
+    def _traced(self, torch_stages: _Stages, graph_stages: _Stages, changed: tuple[str, ...]) -> Path:
+        """A folder with what stages leave of a recipe whose ``changed`` widths are others; traced once for good."""
+        road, stages = self._road, (*torch_stages, *graph_stages)
         key = cache_key(
             {
                 "kind": "rehearsal",
                 "version": VERSION,
                 "baseline": self._digest,
                 "stages": [[stage.key_fields(), stage.version] for stage in stages],
+                "changed": changed,
                 "data": road.data.digest("train"),
                 "max_length": road.recipe.data.max_length,
                 "packages": package_versions(_PACKAGES),
@@ -283,11 +297,34 @@ class Foresight:
         )
 
         def make(content: Path) -> Mapping[str, Any]:
-            self._trace(torch_stages, graph_stages, content)
+            self._trace(torch_stages, graph_stages, changed, content)
             return {"name": "rehearsal"}
 
-        entry, _ = road.cache.obtain(key, make, road.progress.note, lambda: None)
-        return read_structure(entry.folder)
+        return road.cache.obtain(key, make, road.progress.note, lambda: None)[0].folder
+
+    def _trace(self, torch_stages: _Stages, graph_stages: _Stages, changed: tuple[str, ...], folder: Path) -> None:
+        from compress.architectures.widths import widths_of, with_other_widths
+
+        *before, last = graph_stages
+        model: Any
+        if before:
+            place = self._traced(torch_stages, tuple(before), changed)
+            model = OnnxModel.load(place / _GRAPH, self._road.task)
+            told = (place / _TOLD).read_text()
+        else:
+            model = self._baseline()
+            for stage in torch_stages:
+                model = stage.rehearse(model, self._context)
+            model = with_other_widths(model, changed) if changed else model
+            told = json.dumps({"widths": widths_of(model.module), "shapes": _shapes(model)})
+        tables = {name: table.slice(0, _FEW_ROWS) for name, table in self._context.data.tables.items()}
+        few = replace(self._context, data=replace(self._context.data, tables=tables), remarks=[], tables=[])
+        found = last.rehearse(model, few)
+        if not isinstance(found, OnnxModel) or found.others:
+            raise ModelError(f"What {last.kind} leaves only running it tells.")
+        (folder / _GRAPH).mkdir()
+        found.save(folder / _GRAPH)
+        (folder / _TOLD).write_text(told)
 
     @cached_property
     def _digest(self) -> str:
@@ -296,67 +333,23 @@ class Foresight:
         assert self._folder is not None, "begin comes first"
         return digest_directory(self._folder)
 
-    def _trace(self, torch_stages: _Stages, graph_stages: _Stages, folder: Path) -> None:
-        from compress.architectures.widths import HEADS, widths_of, with_other_widths
 
-        model: Any = self._baseline()
-        for stage in torch_stages:
-            model = stage.rehearse(model, self._context)
-        names = list(widths_of(model.module))
-        graph = self._written(model, graph_stages)
-        # A fused operator may have another form where heads are missing: then all have as many.
-        for chosen in (names, [name for name in names if name != HEADS], []):
-            try:
-                other = with_other_widths(model, chosen)
-                write_structure(folder, (graph, model), (self._written(other, graph_stages), other))
-                read_structure(folder)
-            except CompressError:
-                if not chosen:
-                    raise
-            else:
-                return
-
-    def _written(self, model: TorchModel, stages: _Stages) -> onnx.ModelProto:
-        context, made = self._context, _copied(model)
-        tables = {name: table.slice(0, _FEW_ROWS) for name, table in context.data.tables.items()}
-        few = replace(context, data=replace(context.data, tables=tables), remarks=[], tables=[])
-        found: Any = made
-        for stage in stages:
-            found = stage.rehearse(found, few)
-            if not isinstance(found, OnnxModel) or found.others:
-                raise ModelError(f"What {stage.kind} leaves only running it tells.")
-        graph: onnx.ModelProto = found.graph
-        return graph
-
-
-def write_structure(
-    folder: Path, one: tuple[onnx.ModelProto, TorchModel], other: tuple[onnx.ModelProto, TorchModel]
-) -> None:
-    """Keep two graphs with the widths and shapes of the models that they were traced from."""
-    from compress.architectures.widths import widths_of
-
-    for place, (graph, model) in enumerate((one, other)):
-        (folder / f"{place}.onnx").write_bytes(graph.SerializeToString())
-        told = {"widths": widths_of(model.module), "shapes": _shapes(model)}
-        (folder / f"{place}.json").write_text(json.dumps(told))
-
-
-def read_structure(folder: Path) -> Structure:
-    """What `write_structure` kept. Raises `ModelError` for graphs that differ in more than widths."""
+def read_structure(one: Path, other: Path) -> Structure:
+    """Of two folders that `Foresight` traced. Raises `ModelError` for graphs that differ in more than widths."""
     import onnx
 
     from compress.formats.onnx.resized import ResizedGraph, rule_of
 
-    graphs = [onnx.load(folder / f"{place}.onnx") for place in (0, 1)]
-    one, two = (json.loads((folder / f"{place}.json").read_text()) for place in (0, 1))
+    graphs = [onnx.load(find_graph(folder / _GRAPH)) for folder in (one, other)]
+    told, again = (json.loads((folder / _TOLD).read_text()) for folder in (one, other))
     rules = {
-        (name, axis): rule_of(size, two["shapes"][name][axis], one["widths"], two["widths"])
-        for name, shape in one["shapes"].items()
+        (name, axis): rule_of(size, again["shapes"][name][axis], told["widths"], again["widths"])
+        for name, shape in told["shapes"].items()
         for axis, size in enumerate(shape)
-        if size != two["shapes"][name][axis]
+        if size != again["shapes"][name][axis]
     }
-    resized = ResizedGraph(graphs[0], one["widths"], graphs[1], two["widths"])
-    return Structure(resized, {name: tuple(shape) for name, shape in one["shapes"].items()}, rules)
+    resized = ResizedGraph(graphs[0], told["widths"], graphs[1], again["widths"])
+    return Structure(resized, {name: tuple(shape) for name, shape in told["shapes"].items()}, rules)
 
 
 def _told(stages: Sequence[Stage[Any, Any]]) -> str:

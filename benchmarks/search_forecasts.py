@@ -44,7 +44,7 @@ class _Watched:
         goal = replace(Goal.of(self.space.base, self.space.search), minimize=(SIZE, LATENCY))
         self.trials = Trials(goal, RECIPE.parent, artifacts, ConsoleProgress())
         self.costs = Costs(self.space, artifacts)
-        self.foresight = Foresight(self.space, self.trials)
+        self.foresight = Foresight(self.space, lambda: self.trials.road(self.space.base))
         self.latencies = Latencies(self.foresight)
         self.costs.foresee(self.foresight, self.latencies)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from compress.pipeline.road import Road
 from compress.recipe.recipe import START
 from compress.search.outcome import Outcome
 from compress.search.space import Point, Space
-from compress.search.trial import Trials, target_profile
+from compress.search.trial import target_profile
 from compress.stage.stage import Context, Stage
 from compress.stages import STAGES
 from compress.tasks.capability import IS_WRITTEN
@@ -43,6 +43,8 @@ VERSION = 1
 """Raised when the same stages would be rehearsed otherwise."""
 _MOST_STRUCTURES = 24
 """Structures that are traced in one search, some seconds each; recipes of others are told by the stages' arithmetic."""
+_FEWEST_RECIPES = 6
+"""Spaces of fewer are tried as soon as graphs are traced."""
 _FEW_ROWS, _ENCODED, _TIMED_ROWS = 64, 8, 128
 _PACKAGES = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
 _GRAPH, _TOLD = "graph", "outline.json"
@@ -86,10 +88,10 @@ class Structure:
 
 @dataclass
 class Foresight:
-    """Of one search. Nothing is known before a trial has made the baseline (`begin`)."""
+    """Of one search, from the trial on that has made the baseline; ``open_road`` gives a road with its data."""
 
     space: Space
-    trials: Trials
+    open_road: Callable[[], Road]
     why_not: str = ""
     """Why nothing is foreseen, or some recipes are not."""
     _folder: Path | None = field(default=None, init=False)
@@ -100,9 +102,9 @@ class Foresight:
 
     def begin(self, outcome: Outcome) -> None:
         """Take note of where the first trial has left the baseline."""
-        recipe, road = self.space.base, self._road
-        if self._folder is not None or self._reason():
+        if self._folder is not None or self.space.size < _FEWEST_RECIPES or self._reason():
             return
+        recipe, road = self.space.base, self._road
         if recipe.baseline == START:
             self._folder = road.start
             return
@@ -171,7 +173,7 @@ class Foresight:
 
     @cached_property
     def _road(self) -> Road:
-        return self.trials.road(self.space.base)
+        return self.open_road()
 
     @cached_property
     def _context(self) -> Context:

@@ -54,7 +54,7 @@ class Latencies:
     table: KernelTable | None = None
     """Default: the user's own."""
     why_not: str = ""
-    """Why nothing is foretold."""
+    """Why nothing, or not everything, is foretold."""
     _sums: dict[str, float | None] = field(default_factory=dict, init=False)
     _pairs: dict[Point, tuple[float, float]] = field(default_factory=dict, init=False)
     _file: Path | None = field(default=None, init=False)

@@ -68,6 +68,7 @@ def closing_lines(record: SearchRecord) -> list[str]:
             )
     elif record.ended:
         lines.append("No recipe keeps every limit." + (f" Nearest: {record.nearest}." if record.nearest else ""))
+    lines += _errors(record)
     lines.append(
         f"{len(record.trials)} trials in {format_seconds(record.seconds)}, {record.stages_run} stages run and "
         f"{record.stages_shared} shared; {record.ended or 'going on'}."
@@ -241,7 +242,7 @@ def _errors(record: SearchRecord) -> list[str]:
                 f"{describe_metric(metric).title} was foretold within {sizes[-1]:.2%}, {sizes[len(sizes) // 2]:.2%} in "
                 f"the median, for {len(sizes)} recipes"
             )
-    return told
+    return told + [f"{describe_metric(metric).title}: {why}" for metric, why in record.rough.items()]
 
 
 def _state(record: SearchRecord) -> tuple[str, str]:

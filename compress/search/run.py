@@ -76,7 +76,7 @@ class SearchRun:
         shares = (*self.search.rungs, 1.0) if any_trains else (1.0,)
         self.engine = Engine(self.space, self.costs, self.goal, shares, base.seed)
         self.trials = Trials(self.goal, self.folder, self.artifacts, self.progress)
-        foresight = Foresight(self.space, self.trials)
+        foresight = Foresight(self.space, lambda: self.trials.road(self.space.base))
         self.latencies = Latencies(foresight)
         self.costs.foresee(foresight, self.latencies)
         self.entries: list[Entry] = []

@@ -25,6 +25,8 @@ _SHAPES = (TensorProto.INT64, TensorProto.INT32)
 _FEW = 64
 """Values of a stored tensor of whole numbers that are read as sizes."""
 _LARGEST_FACTOR = 1 << 20
+_KEPT_BYTES = 1 << 16
+"""Of each stored tensor, to fill it with."""
 _MARKED_FROM_BYTES = 1024
 """ONNX keeps tensors from here on in another file where it is told to, and leaves a mark when it reads them back."""
 
@@ -89,6 +91,12 @@ class ResizedGraph:
                     for place, (a, b) in enumerate(zip(_numbers(one), _numbers(two), strict=True))
                     if a != b
                 }
+        for place, tensor in enumerate(self._graph.graph.initializer):
+            path: Path = (("graph", None), ("initializer", place))
+            if len(tensor.raw_data) > _KEPT_BYTES and path not in self._resized:
+                self._resized.append(path)
+            if tensor.HasField("raw_data"):
+                tensor.raw_data = tensor.raw_data[:_KEPT_BYTES]
         self._sizes: dict[tuple[tuple[str, int], ...], int] = {}
 
     def at(self, widths: Widths) -> onnx.ModelProto:

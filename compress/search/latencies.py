@@ -13,6 +13,7 @@ import numpy as np
 from compress.cache import storage_errors
 from compress.errors import CompressError, first_line
 from compress.formats.onnx import CPU
+from compress.pipeline.road import library_failures
 from compress.report.run_folder import write_whole
 from compress.search.foresight import Foresight
 from compress.search.space import Point
@@ -22,10 +23,10 @@ from compress.targets import Profile
 if TYPE_CHECKING:
     from compress.bench.kernels import KernelTable
 
-SNAPSHOT = "kernels.json"
+SNAPSHOT = "foreseen.json"
 """In a search's folder: the sums that decisions were made by, so that a search that goes on makes the same."""
-_MOST_SECONDS, _EACH_SECONDS = 60.0, 10.0
-"""For kernels of all candidates, and of one."""
+_MOST_SECONDS, _SHARE, _EACH_SECONDS = 90.0, 0.05, 10.0
+"""For kernels of all candidates, as a share of the search's time too, and of one."""
 _NOISE = 0.03
 _SCALE, _SCALE_SPREAD = 1.15, 0.3
 _CALL_MS, _CALL_SPREAD_MS = 0.01, 0.05
@@ -61,10 +62,19 @@ class Latencies:
     _spent: float = field(default=0.0, init=False)
 
     def keep_in(self, folder: Path) -> None:
-        """Read the sums that are kept in a search's folder, and keep those to come."""
+        """Go by the sums, and by how much is traced, that a search's folder says; keep there what is to come."""
         self._file = folder / SNAPSHOT
         if self._file.is_file():
-            self._sums = json.loads(self._file.read_text(encoding="utf-8"))
+            kept = json.loads(self._file.read_text(encoding="utf-8"))
+            self._sums, self.foresight.most_structures = kept["sums"], kept["structures"]
+        else:
+            self._keep()
+
+    def _keep(self) -> None:
+        if self._file is not None:
+            kept = {"structures": self.foresight.most_structures, "sums": self._sums}
+            with storage_errors(self._file):
+                write_whole(self._file, json.dumps(kept))
 
     @property
     def corrected(self) -> bool:
@@ -93,15 +103,13 @@ class Latencies:
             return None
         if key not in self._sums:
             self._sums[key] = self._measured(point)
-            if self._file is not None:
-                with storage_errors(self._file):
-                    write_whole(self._file, json.dumps(self._sums))
+            self._keep()
         return self._sums[key]
 
     def _measured(self, point: Point) -> float | None:
         from compress.bench.kernels import KernelTable, kernels_of
 
-        if self._spent > _MOST_SECONDS:
+        if self._spent > min(_MOST_SECONDS, _SHARE * self.foresight.space.search.seconds):
             self.why_not = "there was no more time to time kernels"
             return None
         began = perf_counter()
@@ -111,7 +119,7 @@ class Latencies:
             if self.table is None:
                 self.table = KernelTable(self._threads)
             found = self.table.milliseconds(kernels_of(graph, batch, self._threads), _EACH_SECONDS)
-        except CompressError as error:
+        except (CompressError, *library_failures()) as error:
             self.why_not = first_line(error)
             return None
         self._spent += perf_counter() - began

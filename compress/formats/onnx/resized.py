@@ -25,7 +25,7 @@ _SHAPES = (TensorProto.INT64, TensorProto.INT32)
 _FEW = 64
 """Values of a stored tensor of whole numbers that are read as sizes."""
 _LARGEST_FACTOR = 1 << 20
-_KEPT_BYTES = 1 << 16
+_KEPT_BYTES = 4096
 """Of each stored tensor, to fill it with."""
 _MARKED_FROM_BYTES = 1024
 """ONNX keeps tensors from here on in another file where it is told to, and leaves a mark when it reads them back."""
@@ -91,12 +91,11 @@ class ResizedGraph:
                     for place, (a, b) in enumerate(zip(_numbers(one), _numbers(two), strict=True))
                     if a != b
                 }
+        drop_weights(self._graph)
         for place, tensor in enumerate(self._graph.graph.initializer):
-            path: Path = (("graph", None), ("initializer", place))
-            if len(tensor.raw_data) > _KEPT_BYTES and path not in self._resized:
-                self._resized.append(path)
-            if tensor.HasField("raw_data"):
-                tensor.raw_data = tensor.raw_data[:_KEPT_BYTES]
+            where: Path = (("graph", None), ("initializer", place))
+            if tensor.HasField("raw_data") and where not in self._resized:
+                self._resized.append(where)
         self._sizes: dict[tuple[tuple[str, int], ...], int] = {}
 
     def at(self, widths: Widths) -> onnx.ModelProto:
@@ -127,6 +126,13 @@ class ResizedGraph:
         if key not in self._sizes:
             self._sizes[key] = self.at(widths).ByteSize()
         return self._sizes[key]
+
+
+def drop_weights(graph: onnx.ModelProto) -> None:
+    """Leave of each stored tensor its beginning, in place: all that `ResizedGraph` needs, in a file that is small."""
+    for tensor in graph.graph.initializer:
+        if len(tensor.raw_data) > _KEPT_BYTES:
+            tensor.raw_data = tensor.raw_data[:_KEPT_BYTES]
 
 
 def _in_order(graph: onnx.ModelProto) -> onnx.ModelProto:
@@ -181,7 +187,7 @@ def _numbers(tensor: TensorProto) -> list[int]:
 
 def _stored_bytes(tensor: TensorProto) -> int:
     """Of its elements; those of 4 bits are packed in pairs."""
-    count = math.prod(tensor.dims)
+    count = int(math.prod(tensor.dims))
     if tensor.data_type in (TensorProto.INT4, TensorProto.UINT4):
         return (count + 1) // 2
     return count * int(np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize)

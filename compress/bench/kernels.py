@@ -1,20 +1,23 @@
 """What each kernel of a graph takes alone on this machine, measured once and kept.
 
 A graph is opened as it would be, so that what ONNX Runtime fuses is one node; each node that is left is timed in a
-graph of its own, on what it is given in a call. Since other nodes are found in other graphs, the time of a graph that
-nobody has run is a sum of times that are known.
+graph of its own, on what it is given in a call: once with its weights in the core's own cache, and once with weights
+that have to come from further off. Since the same nodes are found in other graphs, the time of a graph that nobody has
+run is a sum of times that are known, more of the second kind the more weights it has.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -22,6 +25,7 @@ import onnxruntime
 from filelock import FileLock
 from onnx import helper, numpy_helper
 
+from compress.bench.machine import second_level_cache_bytes
 from compress.bench.noise import Noise, Usage, judge
 from compress.cache import storage_errors
 from compress.environment import cores_quota, features, granted_cores, processor, user_cache
@@ -33,10 +37,16 @@ from compress.runtimes.runtime import Batch
 
 VERSION = 1
 """Raised when kernels would be timed otherwise."""
-_COPIES = 8
-"""Of a kernel in the graph that times it, beside one alone: what a call costs of itself falls out of the difference."""
+_COPIES, _MOST_COPIES = 8, 48
+"""Of a kernel in a graph that times it, beside one alone: what a call costs of itself falls out of the difference."""
+_CACHE_BYTES = 1 << 20
+"""Of a core's own cache, where the kernel doesn't show it."""
+_WARM, _COLD = 0.5, 2.5
+"""Weights of all copies, as a share of that cache: those of fewer stay in it, those of more push each other out."""
 _SECONDS, _FEWEST, _MOST = 0.03, 10, 400
 """For each kernel, and rounds in it."""
+_UNDISTURBED = 0.25
+"""Of the rounds, in order of their times: what comes and goes beside makes others longer."""
 _AT_ONCE = 24
 """Kernels that are timed between two looks at who else was at work."""
 _FEW = 64
@@ -55,22 +65,33 @@ class Kernel:
     opsets: tuple[onnx.OperatorSetIdProto, ...]
     ir_version: int
 
+    @property
+    def stored_bytes(self) -> int:
+        """Of the weights that each call reads whole."""
+        return 0 if self.node.op_type.startswith("Gather") else sum(one.ByteSize() for one in self.stored)
+
     def graph(self, copies: int) -> onnx.ModelProto:
-        """The node as often as that, on the same inputs; what the first gives is the output."""
-        nodes = []
+        """The node as often as that, each with weights of its own, on the same inputs; the first gives the output."""
+        nodes, stored = [], list[onnx.TensorProto]()
+        apart = not any(True for _ in _branches(self.node))
         for copy in range(copies):
             node = onnx.NodeProto()
             node.CopyFrom(self.node)
             node.name = f"{node.name}_{copy}"
-            for place, name in enumerate(self.node.output):
-                node.output[place] = f"{name}_{copy}" if name else ""
+            own = {weight.name: f"{weight.name}_{copy}" if apart else weight.name for weight in self.stored}
+            node.input[:] = [own.get(name, name) for name in node.input]
+            node.output[:] = [f"{name}_{copy}" if name else "" for name in node.output]
             nodes.append(node)
+            for weight in self.stored if apart or not copy else ():
+                stored.append(onnx.TensorProto())
+                stored[-1].CopyFrom(weight)
+                stored[-1].name = own[weight.name]
         inputs = [
             helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
             for name, array in self.given.items()
         ]
         outputs = [onnx.ValueInfoProto(name=nodes[0].output[0])]
-        made = helper.make_graph(nodes, "kernel", inputs, outputs, list(self.stored))
+        made = helper.make_graph(nodes, "kernel", inputs, outputs, stored)
         model: onnx.ModelProto = helper.make_model(made, opset_imports=self.opsets, ir_version=self.ir_version)
         return model
 
@@ -97,10 +118,14 @@ def kernels_of(graph: onnx.ModelProto, batch: Batch, threads: int) -> list[Kerne
 def _read(node: onnx.NodeProto) -> list[str]:
     """What a node reads, its branches and loops too, each once."""
     names = [name for name in node.input if name]
+    names += [name for branch in _branches(node) for one in branch.node for name in one.input if name]
+    return list(dict.fromkeys(names))
+
+
+def _branches(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
     for attribute in node.attribute:
         for branch in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-            names += [name for inner in all_graphs(branch) for one in inner.node for name in one.input if name]
-    return list(dict.fromkeys(names))
+            yield from all_graphs(branch)
 
 
 def _values(model: onnx.ModelProto, batch: Batch, path: Path, threads: int) -> dict[str, np.ndarray]:
@@ -148,8 +173,15 @@ def _told(tensor: onnx.TensorProto) -> list[object]:
     return ["stored", tensor.data_type, list(tensor.dims), values]
 
 
+class Times(NamedTuple):
+    """Milliseconds of a kernel whose weights lie in the core's own cache, and of one whose weights lie further off."""
+
+    near: float
+    far: float
+
+
 class KernelTable:
-    """Milliseconds by kernel, for one number of threads on this machine and version of ONNX Runtime.
+    """Times by kernel, for one number of threads on this machine and version of ONNX Runtime.
 
     What is known is never measured again, so that the same graphs come to the same sums as long as the file is kept.
     """
@@ -164,21 +196,22 @@ class KernelTable:
         """The last verdict on the machine."""
 
     @cached_property
-    def _known(self) -> dict[str, float | None]:
-        found: dict[str, float | None] = {}
+    def _known(self) -> dict[str, Times]:
+        found: dict[str, Times] = {}
         if self.path.is_file():
             for line in self.path.read_text(encoding="utf-8").splitlines():
                 try:
                     told = json.loads(line)
                 except ValueError:  # a writer was killed in the middle
                     continue
-                found.setdefault(told["key"], told["ms"])
+                found.setdefault(told["key"], Times(told["near"], told["far"]))
         return found
 
     def milliseconds(self, kernels: Sequence[Kernel], seconds: float) -> float | None:
         """The sum over kernels; those that are missing are measured, for about so many seconds at most.
 
-        A kernel that cannot run alone counts as nothing. None where the time was over, or others were at work.
+        Weights lie near as far as all of them fit into the core's cache. A kernel that cannot run alone counts as
+        nothing. None where the time was over, or others were at work.
         """
         missing = {kernel.key: kernel for kernel in kernels if kernel.key not in self._known}
         until = time.perf_counter() + seconds
@@ -189,14 +222,16 @@ class KernelTable:
             chunk, left = left[:_AT_ONCE], left[_AT_ONCE:]
             if not self._measure(chunk):
                 return None
-        return sum(self._known[kernel.key] or 0.0 for kernel in kernels)
+        times = [self._known[kernel.key] for kernel in kernels]
+        far = min(sum(kernel.stored_bytes for kernel in kernels) / _cache_bytes(), 1.0)
+        return sum(near + far * max(cold - near, 0.0) for near, cold in times)
 
     def _measure(self, kernels: Sequence[Kernel]) -> bool:
         before = Usage.now(0.0)
-        found, steady = dict[str, float | None](), list[float]()
+        found, steady = dict[str, Times](), list[float]()
         for kernel in kernels:
             told = kernel_times(kernel, self.threads)
-            found[kernel.key] = None if told is None else told[0]
+            found[kernel.key] = Times(0.0, 0.0) if told is None else told[0]
             steady += [] if told is None else [told[1]]
         self.measured += len(found)
         self.noise = judge(Usage.now(0.0) - before, {"the kernels": np.array(steady or [1.0])})
@@ -206,7 +241,7 @@ class KernelTable:
         with storage_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self.path}.lock"), self.path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps({"key": key, "ms": ms}) + "\n" for key, ms in found.items())
+                file.writelines(json.dumps({"key": key, **times._asdict()}) + "\n" for key, times in found.items())
         return True
 
 
@@ -216,10 +251,13 @@ def machine_key(threads: int) -> str:
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
-def kernel_times(kernel: Kernel, threads: int) -> tuple[float, float] | None:
-    """Milliseconds of a kernel, and its first half of rounds over its second; None where it does not run alone."""
+def kernel_times(kernel: Kernel, threads: int) -> tuple[Times, float] | None:
+    """A kernel's times, and its first half of rounds over its second; None where it does not run alone."""
+    counts = [1, 1 + _copies(kernel, _WARM, 1, _COPIES)]
+    if kernel.stored_bytes:
+        counts.append(1 + _copies(kernel, _COLD, 1, _MOST_COPIES))
     try:
-        sessions = [_session(kernel.graph(copies), threads) for copies in (1, 1 + _COPIES)]
+        sessions = [_session(kernel.graph(copies), threads) for copies in counts]
         for session in sessions:
             session.run(None, kernel.given)
     except FAILURES:
@@ -229,12 +267,25 @@ def kernel_times(kernel: Kernel, threads: int) -> tuple[float, float] | None:
     while len(rounds) < _FEWEST or (time.perf_counter() < until and len(rounds) < _MOST):
         rounds.append([_nanoseconds(session, kernel.given) for session in sessions])
     times = np.array(rounds, dtype=np.float64)
-    alone, together = np.median(times, axis=0)
-    halves = [float(np.median(half[:, 1])) for half in np.array_split(times, 2)]
-    return max(float(together - alone) / _COPIES / 1e6, 0.0), halves[0] / halves[1]
+    alone, *together = np.quantile(times, _UNDISTURBED, axis=0) / 1e6
+    found = [max(float(ms - alone) / (count - 1), 0.0) for ms, count in zip(together, counts[1:], strict=True)]
+    halves = [float(np.median(half[:, -1])) for half in np.array_split(times, 2)]
+    return Times(found[0], max(found)), halves[0] / halves[1]
+
+
+def _copies(kernel: Kernel, share: float, fewest: int, most: int) -> int:
+    """As many as have weights of such a share of the core's cache together."""
+    return min(max(int(share * _cache_bytes() / max(kernel.stored_bytes, 1)), fewest), most)
+
+
+@functools.cache
+def _cache_bytes() -> int:
+    return second_level_cache_bytes() or _CACHE_BYTES
 
 
 def _nanoseconds(session: onnxruntime.InferenceSession, feed: Batch) -> int:
+    # What a process does between two models' turns is not what its cache holds: the first call brings it in.
+    session.run(None, feed)
     began = time.perf_counter_ns()
     session.run(None, feed)
     return time.perf_counter_ns() - began

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compress.errors import CompressError, first_line
+from compress.errors import first_line
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.registry import FORMATS
-from compress.pipeline.road import Road, library_failures
+from compress.pipeline.road import Road
 from compress.recipe.recipe import START
 from compress.search.outcome import Outcome
-from compress.search.rehearsal import Outline, Rehearsal, Stages, Structure, fields_of, read_structure
+from compress.search.rehearsal import Outline, Rehearsal, Stages, Structure, failures, fields_of, read_structure
 from compress.search.space import Point, Space
 from compress.search.trial import target_profile
 from compress.stages import STAGES
@@ -171,7 +171,7 @@ class Foresight:
             return None
         try:
             made = self._structure(torch_stages, graph_stages, outline.widths)
-        except (CompressError, *library_failures()) as error:
+        except failures() as error:
             self.why_not, made = first_line(error), None
         known.append(made)
         return None if made is None else (outline, made)
@@ -197,7 +197,7 @@ class Foresight:
                 return None
             try:
                 self._outlines[key] = self._at_work.outlined(self._at_work.sketch(stages))
-            except (CompressError, *library_failures()) as error:
+            except failures() as error:
                 self.why_not = first_line(error)
                 self._outlines[key] = None
         return self._outlines[key]
@@ -211,6 +211,6 @@ class Foresight:
         for chosen in (tuple(widths), tuple(name for name in widths if name != HEADS)):
             try:
                 return read_structure(one, self._at_work.kept(torch_stages, graph_stages, chosen))
-            except (CompressError, *library_failures()) as error:
+            except failures() as error:
                 self._road.progress.note(f"sizes: {', '.join(chosen)} cannot vary in one graph: {first_line(error)}")
         return read_structure(one, one)

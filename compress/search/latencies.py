@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from compress.cache import storage_errors
-from compress.errors import CompressError, first_line
+from compress.errors import first_line
 from compress.formats.onnx import CPU
-from compress.pipeline.road import library_failures
 from compress.report.run_folder import write_whole
 from compress.search.foresight import Foresight
+from compress.search.rehearsal import failures
 from compress.search.space import Point
 from compress.search.trial import target_profile
 from compress.targets import Profile
@@ -27,24 +29,37 @@ SNAPSHOT = "foreseen.json"
 """In a search's folder: the sums that decisions were made by, so that a search that goes on makes the same."""
 _MOST_SECONDS, _SHARE, _EACH_SECONDS = 90.0, 0.05, 10.0
 """For kernels of all candidates, as a share of the search's time too, and of one."""
-_NOISE = 0.03
-_SCALE, _SCALE_SPREAD = 1.15, 0.3
-_CALL_MS, _CALL_SPREAD_MS = 0.01, 0.05
-"""What a whole model takes of its kernels' sum, and a call besides, before any was timed; how far that may be off."""
+_NOISE = 0.05
+"""Relative, of a model's time about its kernels'."""
+_PRIOR = ((0.005, 0.02), (1.1, 0.2), (0.01, 0.015))
+"""Milliseconds of a call besides, what a model takes of its kernels' sum, and milliseconds for each megabyte of weights
+that have to come by: before any model was timed, and how far each may be off."""
 
 
-def correction(pairs: list[tuple[float, float]]) -> tuple[float, float]:
-    """Milliseconds a call, and of each of a sum: weighted least squares of ``pairs`` of a sum and what was timed.
+class KernelSum(NamedTuple):
+    """Milliseconds of all kernels of a model, each alone, and megabytes of the weights that each call reads."""
 
-    Errors are relative to what was timed; what was known before counts as a ridge (Gelman et al. 2013, section 14.8).
+    milliseconds: float
+    megabytes: float
+
+    @property
+    def terms(self) -> NDArray[np.float64]:
+        """What `correction` weighs."""
+        return np.array([1.0, *self])
+
+
+def correction(timed: Sequence[tuple[KernelSum, float]]) -> NDArray[np.float64]:
+    """The weight of each of `KernelSum.terms`: least squares of whole models' milliseconds, relative to each.
+
+    What was known before counts as a ridge (Gelman et al. 2013, section 14.8).
     """
-    rows = [[_CALL_SPREAD_MS**-1, 0.0], [0.0, _SCALE_SPREAD**-1]]
-    values = [_CALL_MS / _CALL_SPREAD_MS, _SCALE / _SCALE_SPREAD]
-    for told, timed in pairs:
-        rows.append([1 / timed / _NOISE, told / timed / _NOISE])
-        values.append(1 / _NOISE)
-    call, scale = np.linalg.lstsq(np.array(rows), np.array(values), rcond=None)[0]
-    return float(call), float(scale)
+    means, spreads = np.array(_PRIOR).T
+    rows, values = [np.diag(1 / spreads)], [means / spreads]
+    for told, ms in timed:
+        rows.append(told.terms[None] / ms / _NOISE)
+        values.append(np.array([1 / _NOISE]))
+    found: NDArray[np.float64] = np.linalg.lstsq(np.concatenate(rows), np.concatenate(values), rcond=None)[0]
+    return found
 
 
 @dataclass
@@ -56,8 +71,8 @@ class Latencies:
     """Default: the user's own."""
     why_not: str = ""
     """Why nothing, or not everything, is foretold."""
-    _sums: dict[str, float | None] = field(default_factory=dict, init=False)
-    _pairs: dict[Point, tuple[float, float]] = field(default_factory=dict, init=False)
+    _sums: dict[str, KernelSum | None] = field(default_factory=dict, init=False)
+    _timed: dict[Point, tuple[KernelSum, float]] = field(default_factory=dict, init=False)
     _file: Path | None = field(default=None, init=False)
     _spent: float = field(default=0.0, init=False)
 
@@ -66,7 +81,8 @@ class Latencies:
         self._file = folder / SNAPSHOT
         if self._file.is_file():
             kept = json.loads(self._file.read_text(encoding="utf-8"))
-            self._sums, self.foresight.most_structures = kept["sums"], kept["structures"]
+            self.foresight.most_structures = kept["structures"]
+            self._sums = {key: None if told is None else KernelSum(*told) for key, told in kept["sums"].items()}
         else:
             self._keep()
 
@@ -79,24 +95,23 @@ class Latencies:
     @property
     def corrected(self) -> bool:
         """Whether a whole model was timed that sums are corrected by."""
-        return bool(self._pairs)
+        return bool(self._timed)
 
     def predicted(self, point: Point) -> float | None:
         """Milliseconds of a call with one example of usual length; None where they cannot be foretold."""
         told = self.sum_of(point)
         if told is None:
             return None
-        call, scale = correction(list(self._pairs.values()))
-        return call + scale * told
+        return float(told.terms @ correction(list(self._timed.values())))
 
     def learn(self, point: Point, timed: float) -> None:
         """Take note of what a whole model took."""
         told = self.sum_of(point)
         if told is not None:
-            self._pairs[point] = told, timed
+            self._timed[point] = told, timed
 
-    def sum_of(self, point: Point) -> float | None:
-        """Milliseconds of all kernels, measured at most once."""
+    def sum_of(self, point: Point) -> KernelSum | None:
+        """What its kernels take, measured at most once."""
         key = None if self._elsewhere() else self.foresight.timed_as(point)
         if key is None:
             self.why_not = self._elsewhere() or self.foresight.why_not
@@ -106,7 +121,7 @@ class Latencies:
             self._keep()
         return self._sums[key]
 
-    def _measured(self, point: Point) -> float | None:
+    def _measured(self, point: Point) -> KernelSum | None:
         from compress.bench.kernels import KernelTable, kernels_of
 
         if self._spent > min(_MOST_SECONDS, _SHARE * self.foresight.space.search.seconds):
@@ -118,14 +133,16 @@ class Latencies:
             assert graph is not None and batch is not None, "what has a key is foreseen"
             if self.table is None:
                 self.table = KernelTable(self._threads)
-            found = self.table.milliseconds(kernels_of(graph, batch, self._threads), _EACH_SECONDS)
-        except (CompressError, *library_failures()) as error:
+            kernels = kernels_of(graph, batch, self._threads)
+            found = self.table.milliseconds(kernels, _EACH_SECONDS)
+        except failures() as error:
             self.why_not = first_line(error)
             return None
         self._spent += perf_counter() - began
         if found is None:
             self.why_not = f"kernels were not timed: {self.table.noise or 'the time was over'}"
-        return found
+            return None
+        return KernelSum(found, sum(kernel.stored_bytes for kernel in kernels) / 1e6)
 
     @property
     def _profile(self) -> Profile:

@@ -6,6 +6,7 @@ import copy
 import json
 import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from compress.cache import cache_key
 from compress.digests import digest_directory
 from compress.environment import package_versions
-from compress.errors import ModelError
+from compress.errors import CompressError, ModelError
 from compress.formats.onnx.model import OnnxModel, find_graph
-from compress.pipeline.road import Road
+from compress.pipeline.road import Road, library_failures
 from compress.recipe.recipe import START
 from compress.stage.stage import Context, Stage
 
@@ -70,6 +71,11 @@ class Structure:
         return told == outline.shapes
 
 
+def failures() -> tuple[type[Exception], ...]:
+    """What a rehearsal may fail by; a trial of the same recipe says it to the user."""
+    return (CompressError, *library_failures())
+
+
 @dataclass
 class Rehearsal:
     """On the output of the recipe's baseline, which lies in ``folder``."""
@@ -85,8 +91,10 @@ class Rehearsal:
         return self.road.context("rehearsal")
 
     @cached_property
-    def _scratch(self) -> tempfile.TemporaryDirectory[str]:
-        return tempfile.TemporaryDirectory(prefix="compress-rehearsal-")
+    def _scratch(self) -> Path:
+        folder = tempfile.mkdtemp(prefix="compress-rehearsal-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return Path(folder)
 
     def sketch(self, stages: Stages) -> TorchModel:
         """The output of stages without weights; what more stages begin with is rehearsed once."""
@@ -168,7 +176,7 @@ class Rehearsal:
         from compress.architectures.widths import widths_of, with_other_widths
 
         key = self._key(torch_stages, graph_stages, changed)
-        folder = Path(self._scratch.name) / key
+        folder = self._scratch / key
         if key in self._traces:
             self._traces.remove(key)
             self._traces.append(key)
@@ -194,7 +202,7 @@ class Rehearsal:
         (folder / _TOLD).write_text(told)
         self._traces.append(key)
         for old in self._traces[:-_MOST_TRACES]:
-            shutil.rmtree(Path(self._scratch.name) / old)
+            shutil.rmtree(self._scratch / old)
         del self._traces[:-_MOST_TRACES]
         return folder
 

@@ -96,7 +96,8 @@ def test_a_time_is_that_of_its_kernels_with_rows_of_usual_length(watched: Watche
     assert words + 2 <= batch["input_ids"].shape[1] <= 16
     sums = [watched.latencies.sum_of(point) for point in (wide, narrow)]
     assert None not in sums and sums[0] != sums[1]
-    told = 0.01 + 1.15 * (sums[0] or 0)
+    assert sums[0] is not None
+    told = 0.005 + 1.1 * sums[0].milliseconds + 0.01 * sums[0].megabytes
     assert watched.latencies.predicted(wide) == pytest.approx(told, rel=1e-6)
     watched.latencies.learn(wide, 1.2 * told)
     assert watched.latencies.predicted(wide) == pytest.approx(1.2 * told, rel=0.03)

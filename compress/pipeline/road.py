@@ -248,7 +248,7 @@ class Road:
                 if not isinstance(error, StorageError):
                     self.cache.drop_scratch(key)
                 raise
-            except _library_failures() as error:
+            except library_failures() as error:
                 raise _unexpected(label, content, error) from error
         return {
             "name": label,
@@ -334,7 +334,7 @@ class Road:
         return model
 
 
-def _library_failures() -> tuple[type[Exception], ...]:
+def library_failures() -> tuple[type[Exception], ...]:
     """What the libraries that stages call raise, beside file errors: those say what they mean in the cache."""
     from onnx.checker import ValidationError
     from safetensors import SafetensorError

@@ -22,7 +22,9 @@ from compress.search.costs import Costs
 from compress.search.engine import Engine, Job
 from compress.search.finish import Final, Seed, further_seeds, judge, other_seeds
 from compress.search.folder import BEST, MODEL, begin, go_on, write
+from compress.search.foresight import Foresight
 from compress.search.goal import Goal
+from compress.search.latencies import Latencies
 from compress.search.ledger import Entry, Ledger
 from compress.search.opening import Opening, opening_of
 from compress.search.outcome import Outcome
@@ -80,6 +82,9 @@ class SearchRun:
         past = past_trials(self.space, self.goal, self.artifacts, RECIPES) if self.search.past else ()
         self.engine = Engine(self.space, self.costs, self.goal, shares, base.seed, past)
         self.trials = Trials.here(self.goal, self.folder, self.artifacts, self.progress)
+        foresight = Foresight(self.space, lambda: self.trials.roads.road(self.space.base))
+        self.latencies = Latencies(foresight)
+        self.costs.foresee(foresight, self.latencies)
         self.entries: list[Entry] = []
         self._trying: dict[int, Trying] = {}
         self._before, self._began, self._is_over = 0.0, time.perf_counter(), False
@@ -119,6 +124,7 @@ class SearchRun:
     def _run(self) -> SearchDone:
         place, known = self._place()
         self.place, ledger = place, Ledger(place)
+        self.latencies.keep_in(place)
         for line in self.opening().lines():
             self.progress.note(line)
         try:

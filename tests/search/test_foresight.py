@@ -55,8 +55,8 @@ class Watched:
         BertModel(config).save_pretrained(folder / "model")
         self.space = Space(read_document(path), folder)
         goal = Goal.of(self.space.base, self.space.search)
-        self.trials = Trials(goal, folder, folder / "artifacts", SilentProgress())
-        self.foresight = Foresight(self.space, lambda: self.trials.road(self.space.base))
+        self.trials = Trials.here(goal, folder, folder / "artifacts", SilentProgress())
+        self.foresight = Foresight(self.space, lambda: self.trials.roads.road(self.space.base))
         self.latencies = Latencies(self.foresight, KernelTable(1, folder / "kernels", noisy_too=True))
         self.costs = Costs(self.space, folder / "artifacts")
         self.costs.foresee(self.foresight, self.latencies)
@@ -91,7 +91,7 @@ def test_a_time_is_that_of_its_kernels_with_rows_of_usual_length(watched: Watche
     wide, narrow = (0, 0, 0, 1, 0), (1, 1, 0, 1, 0)
     batch = watched.foresight.usual_batch(wide)
     assert batch is not None and batch["input_ids"].shape[0] == 1
-    rows = watched.trials.road(watched.space.base).data.split("select")
+    rows = watched.trials.roads.road(watched.space.base).data.split("select")
     words = np.median([len(text.split()) for text in rows["text"].to_pylist()])
     assert words + 2 <= batch["input_ids"].shape[1] <= 16
     sums = [watched.latencies.sum_of(point) for point in (wide, narrow)]

@@ -84,13 +84,14 @@ def document_of(recipe: Path | None, asked: Asked, overrides: Sequence[str] = ()
 
 def _begun(asked: Asked) -> tuple[Document, str]:
     """The starter of the task, for the model and the data, and words on it."""
-    if asked.data is None:
-        raise InputError("--model needs --data, which the model is trained on and judged by.", expected="--data D")
     if asked.task is not None and asked.task not in TASK_NAMES:
         raise InputError(
             f"There is no task {asked.task!r}.{did_you_mean(asked.task, TASK_NAMES)}",
             expected=f"one of {', '.join(TASK_NAMES)}",
         )
+    draws = (asked.model or "").endswith(".onnx") or (asked.task is not None and TASKS[asked.task].data)
+    if asked.data is None and not draws:
+        raise InputError("--model needs --data, which the model is trained on and judged by.", expected="--data D")
     task = asked.task or _told_task(asked.model or "")
     values = deepcopy(dict(TASKS[task].starter))
     values["stages"], more = _stages(TASKS[task], asked.model or "", values["stages"])
@@ -102,7 +103,7 @@ def _begun(asked: Asked) -> tuple[Document, str]:
         "description": f"what `compress search` found for {asked.model}",
         "task": task,
         "model": asked.model,
-        "data": _data(asked.data, values.get("data", {})),
+        "data": _drawn() if asked.data is None else _data(asked.data, values.get("data", {})),
         "targets": [asked.target],
     }
     document = Document("the options given")
@@ -178,6 +179,11 @@ def _columns(starter: Mapping[str, str], names: Collection[str]) -> dict[str, An
     return {"columns": there} if there else {}
 
 
+def _drawn() -> dict[str, Any]:
+    """Random inputs of a graph, a fifth of them to choose by."""
+    return {"splits": {"train": "random:320", "test": "random:128"}, "hold_out": [_held("select", 64)]}
+
+
 def _held(split: str, rows: int) -> dict[str, Any]:
     return {"rows": rows, "from": "train", "split": split}
 
@@ -185,11 +191,21 @@ def _held(split: str, rows: int) -> dict[str, Any]:
 def _put_limits(document: Document, asked: Asked) -> None:
     """Limits that are asked for, in place of those of the same metric."""
     limits = list(document.values.get("limits") or [])
-    quality = next((limit for limit in limits if isinstance(limit, dict) and limit.get("of")), {"metric": "accuracy"})
+    quality = next((limit for limit in limits if isinstance(limit, dict) and limit.get("of")), None)
+    if quality is None and asked.model is None:
+        quality = {"metric": "accuracy"}
     wanted: list[dict[str, Any]] = []
     if asked.keep is not None:
         if not 0 < asked.keep <= 1.5:
             raise InputError(f"{asked.keep:g} is no share of a quality.", where="--keep", expected="e.g. 0.985")
+        if quality is None:
+            told = ", ".join(f"{limit['metric']} {limit.get('at_most', limit.get('at_least'))}" for limit in limits)
+            raise InputError(
+                "Nothing of this task is kept by a share: a graph is compared with itself.",
+                where="--keep",
+                expected=f"another bound, of {told}",
+                mend="e.g. --set limits.0.at_most=0.05",
+            )
         # Of what is better the smaller it is, an error say, so much of its inverse.
         bound = {"at_most": 1 / asked.keep} if "at_most" in quality else {"at_least": asked.keep}
         wanted.append({"metric": quality["metric"], **bound, "of": "baseline"})

@@ -168,9 +168,9 @@ def _trial(space: Space, engine: Engine, entry: Entry, best: Point | None, front
         final=outcome.final,
         spread=outcome.spread,
         rooms=tuple(
-            Room(limit=named(limit), value=room.value, low=room.low, high=room.high)
-            for limit in engine.goal.limits
-            if (room := slack(limit, outcome, engine.goal.confidence)) is not None
+            Room(limit=limit, value=room.value, low=room.low, high=room.high)
+            for limit, room in engine.known.rooms.get((point, entry.rung), {}).items()
+            if room is not None
         ),
         seconds=outcome.seconds,
         stages=tuple((cost.label, cost.key, cost.seconds, cost.cached) for cost in outcome.stages),
@@ -189,7 +189,7 @@ def _status(engine: Engine, entry: Entry, best: Point | None, front: Sequence[Po
         return "best"
     if entry.point in front:
         return "front"
-    return "kept" if engine.goal.keeps(entry.outcome) else "missed"
+    return "kept" if entry.point in engine.known.kept else "missed"
 
 
 def _shortfall(space: Space, engine: Engine, point: Point) -> str:

@@ -22,6 +22,7 @@ _STATIC_SECONDS, _WATCHING = 4.5, 8
 _TIED_BLOCK = 32
 """Weights of a tied table's row that share a scale, where the recipe doesn't say: such a table makes the answers."""
 
+_CEILINGS = (0.02, 0.05, 0.1, 0.2)
 _TABLES = 0.02
 """The share of all parameters from which on it is worth asking how many bits the embedding tables have."""
 _REHEARSED = 8
@@ -55,8 +56,13 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
     part: Part = Field("all", description="which graphs of a model that runs as an encoder and a decoder")
 
     def worth_searching(self, before: Shape | None, timed: bool = False) -> dict[str, tuple[Any, ...]]:
-        """Tables only where they weigh something; ranges by calibration only where one graph is all there is."""
+        """Tables only where they weigh something; ranges by calibration only where one graph is all there is.
+
+        A ceiling on the error only where there is one: what it costs in bytes is what a search is for.
+        """
         found = super().worth_searching(before, timed)
+        if self.error_ceiling is not None:
+            found["error_ceiling"] = _CEILINGS
         if before is not None and before.embeddings < _TABLES * before.parameters:
             found = {name: tried for name, tried in found.items() if not name.startswith("embedding")}
         return found if self.part == "all" else {name: tried for name, tried in found.items() if name != "method"}

@@ -27,8 +27,13 @@ class Known:
 
     def copied(self) -> Known:
         """The same, to go on from without changing this."""
-        kept = {name: dict(getattr(self, name)) for name in ("outcomes", "rooms", "finished", "kept")}
-        return replace(self, **kept)
+        return replace(
+            self,
+            outcomes=dict(self.outcomes),
+            rooms=dict(self.rooms),
+            finished=dict(self.finished),
+            kept=dict(self.kept),
+        )
 
     def add(self, point: Point, rung: int, outcome: Outcome) -> None:
         """Take note of what came of a trial."""

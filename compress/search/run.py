@@ -162,14 +162,16 @@ class SearchRun:
             before, new = jobs[: len(known)], jobs[len(known) :]
             for job in before:
                 self._replay(ledger, job, known.pop(0))
-            outcomes = self.trials.together(self._asked(new), partial(self._guess, new, len(self.entries)))
+            # Kernels may be timed here between rounds: nothing may run on then that nobody waits for.
+            guess = None if self.goal.timed else partial(self._guess, new, len(self.entries))
+            outcomes = self.trials.together(self._asked(new), guess)
             for outcome, job in zip(outcomes, new, strict=False):
                 self._take(ledger, job, outcome)
 
     def _ahead(self) -> None:
         """What the end will need whatever is found: the baselines of further seeds."""
         base, labels = self.space.base, self.space.labels
-        if base.baseline not in labels:
+        if base.baseline not in labels or self.goal.timed:
             return
         seeds = further_seeds(base, self._seeds())
         recipes = (base.model_copy(update={"seed": seed}) for seed in seeds)

@@ -19,6 +19,9 @@ from fake_ray import FakeRay, Machine
 from compress.cache import Cache
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import DeviceError, InputError, MissingExtraError, StageError, StorageError
+from compress.nightly.ahead import make_ahead
+from compress.nightly.suite import Entry
+from compress.pipeline.keys import Forecast
 from compress.pipeline.road import Road
 from compress.recipe.recipe import Recipe
 from compress.stage.stage import Context, Needs, Promise, Stage
@@ -280,3 +283,17 @@ def test_an_order_is_of_what_is_read(base: Path) -> None:
     order = Order(**{**fields, "earlier": (("a", "1", {}), ("b", "2", {})), "needs": frozenset("b"),
                      "models": {"m": ("3", "")}, "folders": {}, "data": "4"})  # type: ignore[arg-type]  # fmt: skip
     assert order.digests() == {"2", "3", "4"}
+
+
+def test_a_suites_stages_are_made_by_the_workers_before_the_night_measures_them(
+    base: Path, tmp_path: Path, acted: Callable[..., Acted]
+) -> None:
+    stages = [{"prune": {"feed_forward": 0.5, "importance_examples": 32}}, {"trim_vocabulary": {}}]
+    tiny_run.write_recipe(base, "one", stages=stages, baseline="start")
+    tiny_run.write_recipe(base, "two", stages=stages[1:], baseline="start")
+    entries = [Entry(recipe=f"{name}.yaml") for name in ("one", "two", "none")]
+    cast = acted()
+    make_ahead(entries, base, tmp_path / "driver", "ray", 60, cast.notes)
+    forecasts = [Forecast(tiny_run.load(base / f"{name}.yaml"), base, tmp_path / "driver") for name in ("one", "two")]
+    assert [[one(label) for label in one.recipe.labels()] for one in forecasts] == [[True, True], [True]]
+    assert "one: 2 stages made by the workers" in cast.said

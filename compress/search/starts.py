@@ -12,7 +12,7 @@ from compress.tasks.capability import ANSWERS_AT_ONCE, IS_WRITTEN
 from compress.tasks.task import Task
 
 _FINETUNE, _PRUNE, _DISTILL = "finetune", "prune", "distill"
-_FULL_SIZE = ({"export": {}}, {"quantize": {}})
+_FULL_SIZE: tuple[dict[str, Any], ...] = ({"export": {}}, {"quantize": {}})
 """What every model that answers at once can be made into."""
 _NARROWER, _FEWER_CHANNELS = ({"feed_forward": 0.25}, {"heads": 0.25}), ({"flops": 0.3},)
 """Mild cuts of a model with attention, and of one without."""

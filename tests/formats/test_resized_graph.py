@@ -53,9 +53,9 @@ def widths(heads: int, neurons: int, tokens: int) -> dict[str, int]:
     return {"heads": heads, "neurons": neurons, "tokens": tokens}
 
 
-@pytest.fixture(scope="module")
-def resized() -> ResizedGraph:
-    one, other = (12, 384, 5000), (11, 200, 6009)
+@pytest.fixture(scope="module", params=[False, True], ids=["from large to small", "from small to large"])
+def resized(request: pytest.FixtureRequest) -> ResizedGraph:
+    one, other = sorted([(12, 384, 5000), (11, 200, 6009)], reverse=not request.param)
     return ResizedGraph(made(*one), widths(*one), made(*other), widths(*other))
 
 

@@ -207,6 +207,18 @@ def test_bad_input_is_told_before_anything_runs(searched: Path, arguments: list[
     assert not (searched / "none").exists()
 
 
+def test_a_dry_run_says_what_would_be_varied_and_writes_nothing(searched: Path) -> None:
+    command = ("search", "tiny.yaml", "--dry-run", "--artifacts", "none", "--set", "search.optional=[export]")
+    told = tiny_run.compress(*command, folder=searched)
+    assert told.returncode == 0, told.stderr
+    assert "begins with tiny.yaml: finetune -> distill -> export -> quantize, compared with finetune" in told.stdout
+    assert "  stages.1.distill.student.layers: [0, 1]; or [0]" in told.stdout
+    assert "left out: without export:" in told.stdout, "quantize takes a graph"
+    record = json.loads(tiny_run.compress(*command, "--json", folder=searched).stdout)
+    assert (record["size"], len(record["choices"]), record["rows"]) == (4, 2, 60)
+    assert not (searched / "none").exists()
+
+
 def test_a_resumed_search_must_be_the_same(searched: Path) -> None:
     options = ("--artifacts", searched / "artifacts", "--resume", "--set", "search.confidence=0.95")
     done = tiny_run.compress("search", searched / "tiny.yaml", *options)

@@ -27,6 +27,7 @@ from compress.recipe.recipe import Recipe
 from compress.stage.stage import Context, Needs, Promise, Stage
 from compress.workers.cluster import Cluster
 from compress.workers.journeys import Arrival, InProcess, Journey, Roads
+from compress.workers.parcel import packed, place
 from compress.workers.ray_workers import RayWorkers, open_workers
 from compress.workers.task import Order
 
@@ -197,9 +198,10 @@ def test_a_machine_with_a_full_disk_gets_nothing_more(
 
 
 def test_another_package_is_refused_and_another_processor_takes_no_times(
-    base: Path, here: list[Arrival], acted: Callable[..., Acted]
+    base: Path, tmp_path: Path, acted: Callable[..., Acted]
 ) -> None:
-    cast = acted(c=Machine(Path("none"), told={"code": "other"}), d=Machine(Path("none"), told={"python": "3.9.1"}))
+    other, old = {"code": "other"}, {"python": "3.9.1"}
+    cast = acted(c=Machine(tmp_path / "c", told=other), d=Machine(tmp_path / "d", told=old))
     cast.a.told = {"processor": "Another 9000", "processor_class": "arm64"}
     cast.b.told = {"packages": {"torch": "1.0"}}
     cast.a.resources = {"target:cpu": 1}
@@ -283,6 +285,24 @@ def test_an_order_is_of_what_is_read(base: Path) -> None:
     order = Order(**{**fields, "earlier": (("a", "1", {}), ("b", "2", {})), "needs": frozenset("b"),
                      "models": {"m": ("3", "")}, "folders": {}, "data": "4"})  # type: ignore[arg-type]  # fmt: skip
     assert order.digests() == {"2", "3", "4"}
+
+
+def test_what_has_not_arrived_whole_is_no_entry(tmp_path: Path) -> None:
+    def write(folder: Path, text: str = "weights") -> dict[str, Any]:
+        (folder / "model").write_text(text)
+        return {"name": "stage"}
+
+    sender, receiver = (Cache(tmp_path / name) for name in ("sender", "receiver"))
+    entry = sender.store("key", write)
+    for fill in (lambda folder: write(folder, "weighty"), lambda folder: None):
+        with pytest.raises(StorageError, match="has not arrived whole"):
+            receiver.admit("key", entry.record, fill)
+        assert receiver.peek("key") is None
+    assert receiver.admit("key", entry.record, write).record == entry.record
+    assert receiver.find("key") is not None
+    with pytest.raises(StorageError):
+        place(packed(entry.folder), "another digest", tmp_path / "source")
+    assert not (tmp_path / "source").exists()
 
 
 def test_a_suites_stages_are_made_by_the_workers_before_the_night_measures_them(

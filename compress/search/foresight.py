@@ -38,7 +38,7 @@ _MOST_STRUCTURES, _STRUCTURE_SECONDS, _SHARE = 24, 8.0, 0.05
 _MOST_OUTLINES = 400
 """Models that are rehearsed in one search."""
 _FEWEST_RECIPES = 6
-"""Spaces of fewer are tried as soon as graphs are traced."""
+"""Fewer are tried as soon as graphs are traced."""
 _TIMED_ROWS = 128
 
 
@@ -59,7 +59,7 @@ class Foresight:
 
     def begin(self, outcome: Outcome) -> None:
         """Take note of where the first trial has left the baseline."""
-        if self.begun or self.space.size < _FEWEST_RECIPES or self._reason():
+        if self.begun or not self.most_structures or self._reason():
             return
         recipe, road = self.space.base, self._road
         if recipe.baseline == START:
@@ -134,6 +134,9 @@ class Foresight:
     @cached_property
     def most_structures(self) -> int:
         """How many are traced; recipes of others are told by the stages' arithmetic."""
+        tried = min(self.space.size, self.space.search.trials or self.space.size)
+        if tried < _FEWEST_RECIPES:
+            return 0
         return min(_MOST_STRUCTURES, max(int(_SHARE * self.space.search.seconds / _STRUCTURE_SECONDS), 1))
 
     @cached_property

@@ -27,7 +27,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --no-compile --constraint constra
 # Models of transformers are some hundred packages, of which a run imports a few; of ExecuTorch's backends it imports
 # XNNPACK. A file for another version of Python is left as it is.
 COMPILE = $(BIN)/python -W ignore -m compileall -qq -j 0 -x '$(SKIPPED)' $(VENV)/lib || true
-SKIPPED = /tests/|/transformers/models/|/executorch/(examples|backends/(?!xnnpack|transforms))|-packages/(pip|sqlalchemy|nltk|databricks|kagglesdk|mypyc?)/
+SKIPPED = /tests/|/transformers/models/|/ray/(rllib|tune|serve|data|train)/|/executorch/(examples|backends/(?!xnnpack|transforms))|-packages/(pip|sqlalchemy|nltk|databricks|kagglesdk|mypyc?)/
 
 $(CORE): $(REQUIRED)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "compress needs Python 3.11 or newer; name one with PYTHON=...")'

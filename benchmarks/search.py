@@ -2,6 +2,9 @@
 
     python benchmarks/search.py collect    runs every recipe of the space to every rung (an hour; goes on if stopped)
     python benchmarks/search.py replay     100 searches on the table that is kept in results/, against random ones
+    python benchmarks/search.py ray        a search on one worker and on two, each of one processor
+    python benchmarks/search.py size       bytes that are foretold of unseen recipes of the space, against bytes made
+    python benchmarks/search.py latency    the same of milliseconds; on a quiet machine
 
 A replay draws the rows that choose anew, and judges its pick on rows that neither it nor training saw. What it costs
 are the recorded seconds of the stages that it ran, each once.
@@ -21,6 +24,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import search_forecasts
+import search_workers
 import typer
 
 from compress.recipe.recipe import Recipe
@@ -54,7 +59,7 @@ def collect(
     quiet_libraries()
     space = Space(read_document(RECIPE), RECIPE.parent)
     goal, progress = Goal.of(space.base, space.search), ConsoleProgress()
-    trials = Trials(goal, RECIPE.parent, artifacts, progress)
+    trials = Trials.here(goal, RECIPE.parent, artifacts, progress)
     shares = (*space.search.rungs, 1.0)
     rows = []
     for number, point in enumerate(space.points(0)):
@@ -63,8 +68,7 @@ def collect(
             outcome = trials.run(recipe, timed=False)
             row = {"point": point, "rung": rung, "outcome": outcome.model_dump(), "words": space.words(point)}
             if outcome.error is None:
-                road = trials.road(recipe)
-                road.travel()
+                road = trials.travelled(recipe)
                 # Seconds that the entries remember, whatever was cached this time.
                 row["seconds"] = [road.finished[label].entry.record["seconds"] for label in recipe.labels()]
                 if share == 1:
@@ -280,44 +284,54 @@ def replay(
     for name, value in found.items():
         typer.echo(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
     if write:
-        RESULTS.write_text(json.dumps(_page(found, table, bound, confidence, wrong_by), indent=1) + "\n")
+        put_table(_replayed(found), _replay_text(found, bound, confidence, wrong_by))
 
 
-def _page(found: dict[str, Any], table: Path, bound: float, confidence: float, wrong_by: float) -> dict[str, Any]:
-    """The figures as a part of `docs/results.md`."""
-    count = found["searches"]
-    return {
+def put_table(table: dict[str, Any], text: str | None = None) -> None:
+    """Put a table into the part of `docs/results.md` about searches, in place of one with its title."""
+    page = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"tables": [], "text": ""}
+    kept = [one for one in page["tables"] if one["title"] != table["title"]]
+    page |= {
         "title": "Searches",
         "order": 10,
-        "command": "python benchmarks/search.py replay --write",
-        "machine": "any: seconds are those that were recorded in the table",
+        "command": "python benchmarks/search.py COMMAND --write",
+        "machine": "2 cores; seconds of replayed searches are those of their table",
         "measured": f"{date.today():%Y-%m-%d}",
-        "text": (
-            f"A space of {found['recipes']} recipes (`benchmarks/searching/reviews.yaml`), each run once to each rung, "
-            f"and searches replayed on it: the smallest model that keeps {bound:.0%} of the accuracy, {confidence:.0%} "
-            f"surely, by {CHOOSE:,} rows drawn anew each time; sizes are foretold within {wrong_by:.1%}. The best is "
-            "what trying everything would choose by the same rows; the cost is that of the stages run, of all."
-        ),
-        "tables": [
-            {
-                "columns": ["what", "found", "wanted"],
-                "rows": [
-                    [
-                        f"within 1% of the best at 25% of the cost, of {count}",
-                        found["found_at_25_percent"],
-                        "90 of 100",
-                    ],
-                    [f"at 15%, of {count}", str(found["found_at_15_percent"]), "aim 95"],
-                    ["share of the cost until it is found, median", f"{found['median_share']:.1%}", ""],
-                    ["the same, trying at random", f"{found['random_median_share']:.1%}", ""],
-                    ["random search costs", f"{found['times_as_cheap']:.1f} times as much", "2 (aim 4)"],
-                    ["picks that keep the limit on fresh rows", f"{found['kept_on_fresh_rows']:.0%}", "95%"],
-                    ["trials, median", f"{found['median_trials']:g}", ""],
-                ],
-            }
+        "text": text or page["text"],
+        "tables": sorted([*kept, table], key=lambda one: one["title"]),
+    }
+    RESULTS.write_text(json.dumps(page, indent=1) + "\n")
+
+
+def _replay_text(found: dict[str, Any], bound: float, confidence: float, wrong_by: float) -> str:
+    return (
+        f"A space of {found['recipes']} recipes (`benchmarks/searching/reviews.yaml`), each run once to each rung, "
+        f"and searches replayed on it: the smallest model that keeps {bound:.0%} of the accuracy, {confidence:.0%} "
+        f"surely, by {CHOOSE:,} rows drawn anew each time; sizes are foretold within {wrong_by:.1%}. The best is "
+        "what trying everything would choose by the same rows; the cost is that of the stages run, of all."
+    )
+
+
+def _replayed(found: dict[str, Any]) -> dict[str, Any]:
+    count = found["searches"]
+    return {
+        "title": "Replayed",
+        "columns": ["what", "found", "wanted"],
+        "rows": [
+            [f"within 1% of the best at 25% of the cost, of {count}", str(found["found_at_25_percent"]), "90 of 100"],
+            [f"at 15%, of {count}", str(found["found_at_15_percent"]), "aim 95"],
+            ["share of the cost until it is found, median", f"{found['median_share']:.1%}", ""],
+            ["the same, trying at random", f"{found['random_median_share']:.1%}", ""],
+            ["random search costs", f"{found['times_as_cheap']:.1f} times as much", "2 (aim 4)"],
+            ["picks that keep the limit on fresh rows", f"{found['kept_on_fresh_rows']:.0%}", "95%"],
+            ["trials, median", f"{found['median_trials']:g}", ""],
         ],
     }
 
+
+app.command()(search_workers.ray)
+for _command in search_forecasts.commands():
+    app.command()(_command)
 
 if __name__ == "__main__":
     sys.exit(app())

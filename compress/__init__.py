@@ -6,9 +6,10 @@ import sys
 __version__ = "0.1.0"
 
 # No library used here may tell its makers anything, nor write down an id for this machine. Each looks when it is first
-# imported, so that this comes before any: ONNX Runtime (and its genai), huggingface_hub, MLflow, and OpenVINO with
+# imported, so that this comes before any: ONNX Runtime (and its genai), huggingface_hub, MLflow, Ray, and OpenVINO with
 # NNCF, which do without the package that they would tell it with.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]

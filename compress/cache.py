@@ -119,13 +119,24 @@ class Cache:
         The record must have a ``name``. Call it within `lock`. Whatever goes wrong, no entry is left; what an
         earlier, killed run left is removed.
         """
+        return self._placed(key, lambda partial: _seal(key, partial, dict(write(partial / CONTENT))))
+
+    def admit(self, key: str, record: dict[str, Any], fill: Callable[[Path], None]) -> Entry:
+        """An entry that another cache made, with its record; ``fill`` writes its files. Nothing is done if it is here.
+
+        Raises `StorageError` where the files are not those of the record.
+        """
+        with self.lock(key, lambda: None):
+            return self.find(key) or self._placed(key, lambda partial: _received(key, partial, record, fill))
+
+    def _placed(self, key: str, write: Callable[[Path], dict[str, Any]]) -> Entry:
         partial, final = self.root / f"{_PARTIAL}{key}", self.root / key
         with storage_errors(self.root):
             shutil.rmtree(partial, ignore_errors=True)
             (partial / CONTENT).mkdir(parents=True)
         try:
             with storage_errors(partial):
-                record = _seal(key, partial, dict(write(partial / CONTENT)))
+                record = write(partial)
                 self._discard(final)
                 partial.replace(final)
         except BaseException:
@@ -187,7 +198,23 @@ def _seal(key: str, partial: Path, record: dict[str, Any]) -> dict[str, Any]:
         _flush(path)
         name = path.relative_to(partial / CONTENT).as_posix()
         files[name] = {"sha256": digest_file(path), "bytes": path.stat().st_size}
-    record |= {"key": key, "files": files, "digest": _digest(files), "created": time.time()}
+    return _written(partial, record | {"key": key, "files": files, "digest": _digest(files), "created": time.time()})
+
+
+def _received(key: str, partial: Path, record: dict[str, Any], fill: Callable[[Path], None]) -> dict[str, Any]:
+    """Write the files and the manifest of an entry that was sealed elsewhere."""
+    fill(partial / CONTENT)
+    for path in (partial / CONTENT).rglob("*"):
+        if path.is_file():
+            _flush(path)
+    sealed = record["key"] == key and record["digest"] == _digest(record["files"])
+    wrong = _difference(partial / CONTENT, record) if sealed else "its record is of another entry"
+    if wrong is not None:
+        raise StorageError(f"The cache entry {key[:12]} ({record['name']}) has not arrived whole: {wrong}.")
+    return _written(partial, record)
+
+
+def _written(partial: Path, record: dict[str, Any]) -> dict[str, Any]:
     manifest = partial / MANIFEST
     manifest.write_text(json.dumps(record, indent=1, sort_keys=True))
     _flush(manifest)

@@ -58,6 +58,13 @@ def environment() -> dict[str, Any]:
     }
 
 
+def user_cache() -> Path:
+    """`compress` in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    home = Path(base) if Path(base).is_absolute() else Path.home() / ".cache"
+    return home / "compress"
+
+
 def processor(root: Path = _ROOT) -> str:
     """The processor's name, or the architecture where it has none to show."""
     fields = _cpu_fields(root)

@@ -18,11 +18,13 @@ USES = {
     "openvino": "import openvino; openvino.Core()",
     "nncf": "import nncf; from nncf.telemetry import telemetry; telemetry.send_event('nncf', 'test', 'test')",
     "mlflow": "from mlflow.telemetry.utils import is_telemetry_disabled; assert is_telemetry_disabled()",
+    "ray": "import ray; from ray._common.usage.usage_lib import usage_stats_enabled; assert not usage_stats_enabled()",
     "huggingface_hub": "from huggingface_hub import constants; assert constants.HF_HUB_DISABLE_TELEMETRY",
 }
 SWITCHES = (
     "ORT_DISABLE_TELEMETRY",
     "MLFLOW_DISABLE_TELEMETRY",
+    "RAY_USAGE_STATS_ENABLED",
     "HF_HUB_DISABLE_TELEMETRY",
     "DISABLE_TELEMETRY",
     "DO_NOT_TRACK",

@@ -53,12 +53,23 @@ def measure_rates(threads: int, buffers: list[int]) -> Rates:
 
 def last_level_cache_bytes(root: Path = Path("/")) -> int | None:
     """Size of the largest cache of the first granted core, where the kernel shows it."""
-    sizes = []
-    for path in (root / f"sys/devices/system/cpu/cpu{granted_cores()[0]}/cache").glob("index*/size"):
-        text = path.read_text().strip()
+    return max(_cache_bytes(root).values(), default=None)
+
+
+def second_level_cache_bytes(root: Path = Path("/")) -> int | None:
+    """Size of the cache that a core has for itself beside the first one, where the kernel shows it."""
+    return _cache_bytes(root).get(2)
+
+
+def _cache_bytes(root: Path) -> dict[int, int]:
+    """Level -> bytes of its cache of the first granted core; the larger where instructions have their own."""
+    sizes: dict[int, int] = {}
+    for place in (root / f"sys/devices/system/cpu/cpu{granted_cores()[0]}/cache").glob("index*"):
+        text, level = (place / "size").read_text().strip(), place / "level"
         unit = {"K": 1 << 10, "M": 1 << 20}.get(text[-1:], 1)
-        sizes.append(int(text.rstrip("KM")) * unit)
-    return max(sizes, default=None)
+        number = int(level.read_text()) if level.is_file() else 0
+        sizes[number] = max(sizes.get(number, 0), int(text.rstrip("KM")) * unit)
+    return sizes
 
 
 def memory_buffer_bytes() -> int:

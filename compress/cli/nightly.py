@@ -18,6 +18,10 @@ def nightly(
     artifacts: Annotated[Path, typer.Option(help="The folder that cache, runs and nights are kept in.")] = Path(
         "artifacts"
     ),
+    workers: Annotated[
+        str | None,
+        typer.Option(metavar="ray[:ADDRESS]", help="Make the stages on a Ray cluster first; it is measured here."),
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Write night.json to standard output.")] = False,
 ) -> None:
     """Run every recipe of a suite, gate it against its baseline, and look for drift in the history."""
@@ -28,7 +32,7 @@ def nightly(
     from compress.nightly.run import NightRun
     from compress.nightly.views import night_json, write_night
 
-    done = NightRun(loaded, suite.parent, artifacts, ConsoleProgress()).run()
+    done = NightRun(loaded, suite.parent, artifacts, ConsoleProgress(), workers).run()
     write_night(done, loaded.description)
     if json_:
         typer.echo(night_json(done), nl=False)

@@ -38,6 +38,9 @@ def search(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be varied, between which values, and stop.")
     ] = False,
+    workers: Annotated[
+        str | None, typer.Option(metavar="ray[:ADDRESS]", help="Try recipes on the machines of a Ray cluster.")
+    ] = None,
     track: Annotated[
         str | None, typer.Option(metavar="URI", help="Also write to MLflow: http://host:5000 or sqlite:///runs.db.")
     ] = None,
@@ -57,7 +60,7 @@ def search(
         typer.echo(opening.model_dump_json(indent=2) if json_ else "\n".join(opening.lines()))
         return
     with SearchConsole(lines=json_) as console:
-        done = SearchRun(document, folder, artifacts, console, resume, console, origin).run()
+        done = SearchRun(document, folder, artifacts, console, resume, workers, console, origin).run()
     if track is not None:
         from compress.search.tracked import tracked
         from compress.tracking import track as write

@@ -45,13 +45,19 @@ class NightDone:
 
 
 class NightRun:
-    """Runs a suite once. Paths in the suite count from ``home``, its folder."""
+    """Runs a suite once. Paths in the suite count from ``home``, its folder.
 
-    def __init__(self, suite: Suite, home: Path, artifacts: Path, progress: Progress) -> None:
+    ``workers`` make the recipes' stages first (`ray`, `ray:ADDRESS`); everything is measured here, one after another.
+    """
+
+    def __init__(
+        self, suite: Suite, home: Path, artifacts: Path, progress: Progress, workers: str | None = None
+    ) -> None:
         self.suite = suite
         self.home = home
         self.artifacts = artifacts
         self.progress = progress
+        self.workers = workers
         self.notes: list[str] = []
         machine = environment()
         self.host: Host = host_of(machine)
@@ -73,6 +79,11 @@ class NightRun:
         interrupted = False
         try:
             with _termination_interrupts():
+                if self.workers is not None:
+                    from compress.nightly.ahead import make_ahead
+
+                    seconds = self.suite.budget_minutes * 60
+                    make_ahead(self.suite.entries, self.home, self.artifacts, self.workers, seconds, self.progress)
                 for entry in _starved_first(self.suite.entries, earlier):
                     done[entry.label] = self._entry(entry, folder / entry.label, earlier)
         except KeyboardInterrupt:

@@ -59,6 +59,8 @@ class Road:
     models: dict[str, Path] = field(default_factory=dict)
     further: dict[str, tuple[Stage[Any, Any], Finished]] = field(default_factory=dict)
     """What outputs were taken through beside the recipe's own stages, by label (`apply_extra`)."""
+    folders: dict[str, Path] = field(default_factory=dict)
+    """Where folders lie that the recipe names, of those that were brought here from elsewhere."""
 
     def __post_init__(self) -> None:
         """Processors are looked at once, so that keys and stages go by the same."""
@@ -131,18 +133,40 @@ class Road:
 
     def locate(self, reference: str) -> Path:
         """A local folder that the recipe names, absolute or beside the recipe. Raises `InputError`."""
-        found = find(reference, self.folder)
+        found = self.folders.get(reference) or find(reference, self.folder)
         if found is None or not found.is_dir():
             raise InputError(f"There is no folder {reference!r}.", where=str(self.folder), mend="check the path")
         return found
 
     def travel(self) -> None:
         """Run every stage. Raises `StageError`; finished stages stay in the cache."""
-        for index, (label, stage) in enumerate(zip(self.recipe.labels(), self.recipe.stages, strict=True)):
-            before = self.recipe.labels()[index - 1] if index else START
+        for index, label in enumerate(self.recipe.labels()):
             self.progress.note(f"[{index + 1}/{len(self.recipe.stages)}] {label}")
-            apply = self._apply_together if several() else self.apply
-            self.finished[label] = apply(label, stage, before)
+            self.take(label)
+
+    def take(self, label: str) -> Finished:
+        """Run one stage, those before it having been taken."""
+        apply = self._apply_together if several() else self.apply
+        found = self.finished[label] = apply(label, *self._step(label))
+        return found
+
+    def key(self, label: str) -> str:
+        """The cache key of a stage, those before it having been taken."""
+        return self._key(*self._step(label))
+
+    def adopt(self, label: str, entry: Entry) -> None:
+        """Go by an output that was made before, or elsewhere."""
+        self.finished[label] = self._finished(label, entry, cached=True)
+
+    def reads(self, label: str) -> tuple[str, ...]:
+        """Labels of the outputs that a stage reads."""
+        stage, before = self._step(label)
+        return tuple(one for one in dict.fromkeys((before, *stage.refers_to())) if one != START)
+
+    def _step(self, label: str) -> tuple[Stage[Any, Any], str]:
+        """A stage, and the label of the one before it."""
+        place = self.recipe.labels().index(label)
+        return self.recipe.stages[place], self.recipe.labels()[place - 1] if place else START
 
     def apply_extra(self, label: str, stage: Stage[Any, Any], before: str) -> None:
         """Take the output of ``before`` through a stage that is none of the recipe's; it is ``label`` from then on."""
@@ -224,7 +248,7 @@ class Road:
                 if not isinstance(error, StorageError):
                     self.cache.drop_scratch(key)
                 raise
-            except _library_failures() as error:
+            except library_failures() as error:
                 raise _unexpected(label, content, error) from error
         return {
             "name": label,
@@ -310,7 +334,7 @@ class Road:
         return model
 
 
-def _library_failures() -> tuple[type[Exception], ...]:
+def library_failures() -> tuple[type[Exception], ...]:
     """What the libraries that stages call raise, beside file errors: those say what they mean in the cache."""
     from onnx.checker import ValidationError
     from safetensors import SafetensorError

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tarfile
 import tempfile
@@ -20,6 +19,7 @@ from typing import IO, Any
 from compress.archives import is_plain, objection
 from compress.cache import locked
 from compress.digests import digest_file
+from compress.environment import user_cache
 from compress.errors import SampleError, StorageError
 from compress.progress import Progress, SilentProgress
 from compress.samples.clients import apt_download, npm_download, pip_download, unpacked_tar, wrong_digest
@@ -47,9 +47,7 @@ def cached_directory(name: str) -> Path | None:
 
 def cache_root() -> Path:
     """`compress/samples` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    home = Path(base) if Path(base).is_absolute() else Path.home() / ".cache"
-    return home / "compress" / "samples"
+    return user_cache() / "samples"
 
 
 def entry_name(sample: Sample) -> str:

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from compress.checkpoints.json_file import read_json
 from compress.data.config import is_file_name, is_sample
 from compress.data.source import find, read
-from compress.errors import InputError, RecipeError, did_you_mean
-from compress.metrics import describe_metric
-from compress.plan import plan_context
+from compress.errors import InputError, did_you_mean
 from compress.plan.headers import read_shape
-from compress.plan.sources import Sources
 from compress.recipe.search import seconds_of
-from compress.recipe_source import recipe_of, tell_task
+from compress.recipe_source import tell_task
 from compress.recipe_source.document import Document, read_document
 from compress.recipe_source.overrides import apply_override
+from compress.search.choices import is_possible, put_choices
 from compress.search.starts import stages_to_search
 from compress.sources.source import resolve_model
-from compress.stage.prediction import Shape
 from compress.tasks.capability import TAKES_ARRAYS
 from compress.tasks.registry import TASK_NAMES, TASKS
 from compress.tasks.task import Task
@@ -78,7 +75,7 @@ def document_of(recipe: Path | None, asked: Asked, overrides: Sequence[str] = ()
     if isinstance(block, dict):
         block |= {name: value for name, value in _block(asked).items() if value is not None}
     if recipe is None:
-        _put_choices(document, folder)
+        put_choices(document, folder, _SHARES["select"])
     return document, folder, origin
 
 
@@ -118,7 +115,8 @@ def _stages(task: Task, model: str, starter: Sequence[Mapping[str, Any]]) -> tup
     if TAKES_ARRAYS in task.capabilities:
         return [dict(stage) for stage in starter], []
     folder = resolve_model(model)
-    found = stages_to_search(task.of(read_json(folder / "config.json")), starter, read_shape(folder))
+    kind = task.of(read_json(folder / "config.json"))
+    found = stages_to_search(kind, starter, read_shape(folder), partial(is_possible, folder))
     known = [next(iter(stage)) for stage in starter]
     return found, [stage for stage in found if next(iter(stage)) not in known]
 
@@ -231,63 +229,6 @@ def _block(asked: Asked) -> dict[str, Any]:
     if minimize is None and asked.model is not None:
         minimize = ["latency_ms" if asked.max_latency is not None else "size_bytes"]
     return {"minimize": minimize, "budget": asked.budget, "trials": asked.trials}
-
-
-def _put_choices(document: Document, folder: Path) -> None:
-    """What the stages behind the baseline say is worth searching, for shapes as they come by there."""
-    values = document.values
-    held = next(each for each in values["data"]["hold_out"] if each["split"] == "select")
-    values["search"]["select"] = {name: value for name, value in held.items() if name != "split"}
-    copy = deepcopy(document)
-    copy.values.pop("search")
-    recipe = recipe_of(copy, folder)
-    sources = Sources(recipe, folder)
-    start = sources.find_all()
-    _fit_rows(document, sources)
-    context = plan_context(recipe, sources, start)
-    wanted = (*values["search"]["minimize"], *(limit.metric for limit in recipe.limits))
-    timed = any(describe_metric(name).timed for name in wanted)
-    choices: dict[str, list[Any]] = {}
-    optional: list[str] = []
-    shape: Shape | None = start
-    labels = recipe.labels()
-    first = labels.index(recipe.baseline) + 1 if recipe.baseline in labels else 0
-    for index, (stage, label) in enumerate(zip(recipe.stages, labels, strict=True)):
-        if index >= first:
-            worth = {}
-            for name, tried in stage.worth_searching(shape, timed).items():
-                field = f"stages.{index}.{stage.kind}.{name}"
-                if possible := [value for value in tried if _can_be(copy, folder, field, value)]:
-                    worth[field] = possible
-                if possible and isinstance(possible[0], list | tuple):
-                    # Layers, say, which the starter names of another model.
-                    apply_override(document, f"{field}={json.dumps(possible[len(possible) // 2])}")
-            choices |= worth
-            if worth and stage.takes() is stage.gives():
-                optional.append(label)
-        shape = context.shapes[label] = stage.predict(shape, context).shape
-    values["search"] |= {"choices": choices, "optional": optional}
-
-
-def _fit_rows(document: Document, sources: Sources) -> None:
-    """Hold out no more rows to choose by than their share of those that there are to train on."""
-    rows = next((one.rows for one in sources.rows if one.role == "split train" and one.rows is not None), None)
-    share, most = _SHARES["select"]
-    for held in document.values["data"]["hold_out"]:
-        if held["split"] == "select" and held["rows"] == most and rows is not None and share * rows < most:
-            held["rows"] = max(int(share * rows), 2)
-            document.values["search"]["select"]["rows"] = held["rows"]
-
-
-def _can_be(document: Document, folder: Path, field: str, value: Any) -> bool:
-    """Whether the recipe may have that value, of what it is for and what else it says."""
-    changed = deepcopy(document)
-    apply_override(changed, f"{field}={json.dumps(value)}")
-    try:
-        recipe_of(changed, folder)
-    except RecipeError:
-        return False
-    return True
 
 
 def _bytes(text: str) -> float:

@@ -1,4 +1,4 @@
-"""What is known of a recipe before it runs: how large its model will be, and what of its work nobody has done yet."""
+"""What is known of a recipe before it runs: how large and how fast its model will be, and what is left to do."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import numpy as np
 from compress.errors import CompressError, InputError
 from compress.plan import History, plan_context
 from compress.plan.sources import Sources
+from compress.search.foresight import Foresight
+from compress.search.latencies import Latencies
 from compress.search.outcome import Outcome
 from compress.search.space import Point, Space, shortened
 from compress.stage.prediction import Shape
@@ -22,7 +24,10 @@ from compress.stage.stage import Stage
 _UNKNOWN_SECONDS = 5.0
 """Of a stage that nobody can predict, before one like it has run."""
 _RECENT, _RIDGE = 5, 0.05
-PREDICTED = ("size_bytes", "parameters")
+SIZE, LATENCY = "size_bytes", "latency_ms"
+PREDICTED = (SIZE, "parameters")
+_LEAST_OFF, _LEAST_OFF_TIMED = 1e-4, 0.02
+"""How far predictions are taken to be off at the least, of sizes that are counted and of times."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +42,16 @@ class Step:
 
 
 class Costs:
-    """Sizes and seconds by the stages' own predictions, corrected by what trials have shown.
+    """Sizes, times and seconds of work, corrected by what trials have shown.
 
+    Sizes are those of graphs that are foreseen (`Foresight`), or else the stages' own predictions; times are sums over
+    kernels (`Latencies`); seconds of work are the stages' own predictions.
     Raises `InputError` with all problems of the recipe's sources.
     """
+
+    foresight: Foresight | None = None
+    latencies: Latencies | None = None
+    """Who knows more of sizes than the stages' arithmetic, and who knows times; given by `foresee`."""
 
     def __init__(self, space: Space, artifacts: Path) -> None:
         recipe = space.base
@@ -73,8 +84,16 @@ class Costs:
         left = sum(self._seconds(step) for step in self.steps(point, share) if step.key not in self._done)
         return left + (sum(self._beside) / len(self._beside) if self._beside else _UNKNOWN_SECONDS)
 
+    def foresee(self, foresight: Foresight, latencies: Latencies) -> None:
+        """Let these tell sizes and times, once the first trial has made the baseline."""
+        self.foresight, self.latencies = foresight, latencies
+
     def predicted(self, point: Point, metric: str) -> float | None:
         """A figure of the final model; None where nothing foretells it."""
+        if metric == LATENCY:
+            return None if self.latencies is None else self.latencies.predicted(point)
+        if metric == SIZE and (exact := self._foreseen_bytes(point)) is not None:
+            return exact
         raw, factors = self._raw(point, metric), self._factors.get(metric)
         if raw is None or factors is None:
             return None
@@ -89,12 +108,26 @@ class Costs:
 
     def tolerance(self, metric: str) -> float:
         """How far a prediction may be off before nothing is decided by it."""
-        return max([0.005, *(1.5 * abs(error) for error in self.errors.get(metric, (0.05,))[-_RECENT:])])
+        least = _LEAST_OFF_TIMED if metric == LATENCY else _LEAST_OFF if metric == SIZE and self._counted else 0.005
+        unknown = (0.15,) if metric == LATENCY else () if metric == SIZE and self._counted else (0.05,)
+        return max([least, *(1.5 * abs(error) for error in self.errors.get(metric, unknown)[-_RECENT:])])
+
+    @property
+    def _counted(self) -> bool:
+        """Whether every size so far was counted, and not told by arithmetic."""
+        return self.foresight is not None and self.foresight.begun and not self.foresight.why_not
+
+    def why_not(self) -> dict[str, str]:
+        """Metric -> why recipes, or some of them, are told more roughly than they might be."""
+        known = {SIZE: self.foresight, LATENCY: self.latencies}
+        return {metric: told.why_not for metric, told in known.items() if told is not None and told.why_not}
 
     def learn(self, point: Point, share: float, outcome: Outcome) -> None:
         """Take note of what a trial took and weighed."""
         if outcome.error is not None:
             return
+        if self.foresight is not None:
+            self.foresight.begin(outcome)
         steps = self.steps(point, share)
         for step, cost in zip(steps, outcome.stages, strict=False):
             self._done.add(step.key)
@@ -107,12 +140,25 @@ class Costs:
             return
         for metric in PREDICTED:
             actual, raw = outcome.final.get(metric), self._raw(point, metric)
+            if actual:
+                self._compare(metric, point, actual)
             if actual and raw:
-                told_before = self.predicted(point, metric)
-                if told_before is not None:
-                    self.errors.setdefault(metric, []).append(told_before / actual - 1)
                 self._ratios.setdefault(metric, {})[point] = actual / raw
                 self._fit(metric)
+        timed = outcome.final.get(LATENCY)
+        if timed and self.latencies is not None:
+            if self.latencies.corrected:
+                self._compare(LATENCY, point, timed)
+            self.latencies.learn(point, timed)
+
+    def _compare(self, metric: str, point: Point, actual: float) -> None:
+        """Keep by how much a prediction was off, of a model that was still unseen."""
+        told = self.predicted(point, metric)
+        if told is not None:
+            self.errors.setdefault(metric, []).append(told / actual - 1)
+
+    def _foreseen_bytes(self, point: Point) -> int | None:
+        return None if self.foresight is None else self.foresight.size_bytes(point)
 
     def _fit(self, metric: str) -> None:
         """What was made over what the stages foretold, as a product of a factor for each choice (ridge regression).

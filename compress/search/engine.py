@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -82,6 +83,7 @@ class Engine:
         self._identities: dict[str, Point] = {}
         self._failures: Counter[tuple[tuple[object, ...], str]] = Counter()
         self._rounds = 0
+        self._pending: frozenset[Point] = frozenset()
 
     @property
     def full(self) -> int:
@@ -95,7 +97,7 @@ class Engine:
         if not self.known.outcomes:
             return [Job(origin, self.full, "the search begins here")]
         prospects = Prospects(self.known, self.costs, self.space.knobs, self.shares, self.past)
-        rungs = self._going_on(prospects)
+        rungs = {point: rung for point, rung in self._going_on(prospects).items() if point not in self._pending}
         found = {point: f"nothing speaks against it after {self.shares[rung]:.0%} of training"
                  for point, rung in rungs.items()}  # fmt: skip
         found |= self._new(prospects)
@@ -106,11 +108,21 @@ class Engine:
             if point in rungs or self._is_new(point):
                 expected = prospects.expected[point]
                 jobs.append(Job(point, self._next_rung(point, rungs.get(point, -1), expected), found[point], expected))
-        if not jobs:
-            self.ended = "every other recipe is predicted to miss a limit or to be no better"
-        if jobs:
-            self.ended = ""
+        self.ended = "" if jobs else "every other recipe is predicted to miss a limit or to be no better"
         return jobs
+
+    def guess(self, arrived: Mapping[Job, Outcome], pending: Iterable[Job]) -> list[Job]:
+        """What may be decided on next, of a round in which so much is known and trials are pending. Nothing changes."""
+        other = copy.copy(self)
+        other.known, other.given_up, other.refused = self.known.copied(), dict(self.given_up), dict(self.refused)
+        other.ended_at, other._identities = dict(self.ended_at), dict(self._identities)
+        for job, outcome in arrived.items():
+            other.known.add(job.point, job.rung, outcome)
+        waiting = list(pending)
+        other._pending = frozenset(job.point for job in waiting)
+        for job in (*arrived, *waiting):
+            other._identities.setdefault(self.space.identity(job.point), job.point)
+        return other.round() if other.known.outcomes else []
 
     def tell(self, job: Job, outcome: Outcome) -> None:
         """Take note of what came of a trial; trials are told in the order in which they were decided on."""

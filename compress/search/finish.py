@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from compress.data.dataset import TEST
+from compress.errors import CompressError, first_line
 from compress.frozen import Frozen
 from compress.measurement import Measurement
 from compress.pipeline.formats import measurable
 from compress.pipeline.target_session import TargetSession
+from compress.recipe.recipe import Recipe
 from compress.report.limits import check_limits
 from compress.report.schema import BASELINE, FINAL, LimitResult
 from compress.search.engine import Engine
 from compress.search.outcome import figures
 from compress.search.space import Point, Space
-from compress.search.trial import Trials, measured, session_of, target_profile
+from compress.search.trial import Trials, target_profile
 
 FRONT = 3
 WINNER, ORIGIN = "winner", "trial 0"
@@ -109,16 +111,23 @@ def judge(space: Space, engine: Engine, trials: Trials) -> Final:
     return Final(confidence=confidence, judged=tuple(judged), notes=tuple(notes))
 
 
-def another_seed(space: Space, engine: Engine, trials: Trials, seed: int) -> Seed:
-    """The winner of another seed, judged on the test rows against its own baseline; nothing is timed."""
+def other_seeds(space: Space, engine: Engine, trials: Trials, count: int) -> Iterator[Seed]:
+    """The winner of further seeds, judged on the test rows, each against its own baseline; nothing is timed."""
     best = engine.known.best()
     assert best is not None
-    recipe = space.recipe(best, seed=seed)
-    profile = target_profile(recipe)
-    rows = measured(session_of(trials.travelled(recipe), profile, TEST), timed=False)
-    known = {row.metric for row in rows}
-    limits = [one for one in _limits(engine, rows, space, profile.name, {}) if one.metric in known]
-    return Seed(seed=seed, limits=tuple(limits), **_of(rows))
+    recipes = [space.recipe(best, seed=seed) for seed in further_seeds(space.base, count)]
+    for recipe, rows in zip(recipes, trials.answers(recipes, TEST), strict=True):
+        if isinstance(rows, CompressError):
+            yield Seed(seed=recipe.seed, final={}, baseline={}, limits=(), error=first_line(rows))
+            continue
+        known = {row.metric for row in rows}
+        limits = [one for one in _limits(engine, rows, space, target_profile(recipe).name, {}) if one.metric in known]
+        yield Seed(seed=recipe.seed, limits=tuple(limits), **_of(rows))
+
+
+def further_seeds(recipe: Recipe, count: int) -> range:
+    """The seeds that follow the recipe's own."""
+    return range(recipe.seed + 1, recipe.seed + 1 + count)
 
 
 def _limits(

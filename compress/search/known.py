@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from compress.numerics.statistics import Estimate
 from compress.report.schema import WEIGHED
@@ -24,6 +24,16 @@ class Known:
     finished: dict[Point, Outcome] = field(default_factory=dict)
     kept: dict[Point, tuple[float, ...]] = field(default_factory=dict)
     """The figures to minimize of those that keep every limit."""
+
+    def copied(self) -> Known:
+        """The same, to go on from without changing this."""
+        return replace(
+            self,
+            outcomes=dict(self.outcomes),
+            rooms=dict(self.rooms),
+            finished=dict(self.finished),
+            kept=dict(self.kept),
+        )
 
     def add(self, point: Point, rung: int, outcome: Outcome) -> None:
         """Take note of what came of a trial."""

@@ -68,7 +68,7 @@ def _but_budget(block: dict[str, Any]) -> dict[str, Any]:
 class Entry(Frozen):
     """One trial, in the order in which it was decided on; ``words`` is what differs from the recipe as it stands.
 
-    ``why`` says why it was tried.
+    ``why`` says why it was tried, ``elapsed`` how many seconds the search had taken by then, in all of its processes.
     """
 
     number: int
@@ -78,6 +78,7 @@ class Entry(Frozen):
     identity: str
     why: str = ""
     outcome: Outcome
+    elapsed: float | None = None
 
 
 class Ledger:

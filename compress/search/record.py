@@ -86,6 +86,8 @@ class SearchRecord(Frozen):
     refused: dict[str, str]
     trials: tuple[TrialRecord, ...]
     errors: dict[str, tuple[float, ...]]
+    rough: dict[str, str] = {}
+    """Metric -> why recipes, or some of them, were foretold more roughly than they might be."""
     ended: str
     best: str | None
     nearest: str | None = None
@@ -139,6 +141,7 @@ def record_of(
         refused=space.refused | {space.words(point): why for point, why in engine.refused.items()},
         trials=tuple(_trial(space, engine, entry, best, front) for entry in entries),
         errors={metric: tuple(errors) for metric, errors in costs.errors.items()},
+        rough=costs.why_not(),
         ended=engine.ended,
         best=None if best is None else space.words(best),
         nearest=None if nearest is None else _shortfall(space, engine, nearest),
@@ -165,9 +168,9 @@ def _trial(space: Space, engine: Engine, entry: Entry, best: Point | None, front
         final=outcome.final,
         spread=outcome.spread,
         rooms=tuple(
-            Room(limit=named(limit), value=room.value, low=room.low, high=room.high)
-            for limit in engine.goal.limits
-            if (room := slack(limit, outcome, engine.goal.confidence)) is not None
+            Room(limit=limit, value=room.value, low=room.low, high=room.high)
+            for limit, room in engine.known.rooms.get((point, entry.rung), {}).items()
+            if room is not None
         ),
         seconds=outcome.seconds,
         stages=tuple((cost.label, cost.key, cost.seconds, cost.cached) for cost in outcome.stages),
@@ -186,7 +189,7 @@ def _status(engine: Engine, entry: Entry, best: Point | None, front: Sequence[Po
         return "best"
     if entry.point in front:
         return "front"
-    return "kept" if engine.goal.keeps(entry.outcome) else "missed"
+    return "kept" if entry.point in engine.known.kept else "missed"
 
 
 def _shortfall(space: Space, engine: Engine, point: Point) -> str:
@@ -257,4 +260,4 @@ def foretold_lines(record: SearchRecord) -> list[str]:
                 f"{describe_metric(metric).title} was foretold within {sizes[-1]:.2%}, {sizes[len(sizes) // 2]:.2%} in "
                 f"the median, for {len(sizes)} recipes"
             )
-    return told
+    return told + [f"{describe_metric(metric).title}: {why}" for metric, why in record.rough.items()]

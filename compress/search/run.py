@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from compress.cache import storage_errors
-from compress.errors import CompressError, InputError, StageError, StorageError, first_line
+from compress.errors import InputError, StageError, StorageError
 from compress.formats.runtimes import why_unavailable
 from compress.formats.silence import quiet_libraries
 from compress.metrics import format_seconds
@@ -18,17 +20,21 @@ from compress.recipe_source.document import Document
 from compress.report.run_folder import point_latest
 from compress.search.costs import Costs
 from compress.search.engine import Engine, Job
-from compress.search.finish import Final, Seed, another_seed, judge
+from compress.search.finish import Final, Seed, further_seeds, judge, other_seeds
 from compress.search.folder import BEST, MODEL, begin, go_on, write
+from compress.search.foresight import Foresight
 from compress.search.goal import Goal
+from compress.search.latencies import Latencies
 from compress.search.ledger import Entry, Ledger
 from compress.search.opening import Opening, opening_of
+from compress.search.outcome import Outcome
 from compress.search.past import past_trials
 from compress.search.record import SearchRecord, record_of
 from compress.search.space import Space
-from compress.search.trial import Trials, target_profile
+from compress.search.trial import Trial, Trials, target_profile
 from compress.search.watch import Nobody, Seen, Trying, Watcher
 from compress.search.words import outcome_words
+from compress.workers.journeys import Journey, Workers
 
 RECIPES = Path("recipes")
 """Where recipes lie that may be like this one, as `compress recipes` lists them."""
@@ -52,6 +58,8 @@ class SearchRun:
     artifacts: Path
     progress: Progress
     resume: bool = False
+    workers: str | None = None
+    """Who does the work: `ray`, `ray:ADDRESS`, or this process."""
     watcher: Watcher = field(default_factory=Nobody)
     origin: str = "the recipe as it stands"
 
@@ -73,23 +81,50 @@ class SearchRun:
         shares = (*self.search.rungs, 1.0) if any_trains else (1.0,)
         past = past_trials(self.space, self.goal, self.artifacts, RECIPES) if self.search.past else ()
         self.engine = Engine(self.space, self.costs, self.goal, shares, base.seed, past)
-        self.trials = Trials(self.goal, self.folder, self.artifacts, self.progress)
+        self.trials = Trials.here(self.goal, self.folder, self.artifacts, self.progress)
+        foresight = Foresight(self.space, lambda: self.trials.roads.road(self.space.base))
+        self.latencies = Latencies(foresight)
+        self.costs.foresee(foresight, self.latencies)
         self.entries: list[Entry] = []
         self._trying: dict[int, Trying] = {}
+        self._before, self._began, self._is_over = 0.0, time.perf_counter(), False
         self.started = datetime.now(UTC).astimezone()
 
     @property
     def spent(self) -> float:
-        """Seconds of all trials so far, those of an earlier process too."""
-        return sum(entry.outcome.seconds for entry in self.entries)
+        """Seconds of the search so far, those of an earlier process too: its trials' own, less what ran at once."""
+        return self._before + time.perf_counter() - self._began
 
     def run(self) -> SearchDone:
         """Search until the budget is spent or nothing is left, then judge. Raises any `CompressError`.
 
         A search that ends early leaves its ledger, and `best.yaml` as it was by then.
         """
+        if self.workers is not None:
+            self.trials.workers = self._opened(self.workers)
+        try:
+            return self._run()
+        finally:
+            self.trials.workers.close()
+
+    def _opened(self, told: str) -> Workers:
+        from compress.workers.ray_workers import open_workers
+
+        base = self.space.base
+        if base.module is not None:
+            raise InputError(
+                "A model that code beside the recipe makes cannot travel to other machines.",
+                where="module",
+                mend="search without --workers",
+            )
+        packages = {name for stage in base.stages for name in stage.calls()}
+        target = target_profile(base).name
+        return open_workers(told, self.trials.roads, target, sorted(packages), self.progress)
+
+    def _run(self) -> SearchDone:
         place, known = self._place()
         self.place, ledger = place, Ledger(place)
+        self.latencies.keep_in(place)
         for line in self.opening().lines():
             self.progress.note(line)
         try:
@@ -116,50 +151,95 @@ class SearchRun:
 
     def _search(self, ledger: Ledger, known: list[Entry]) -> None:
         """Round by round, until nothing is left to try or there is no time for it."""
+        self._before = (known[-1].elapsed or sum(entry.outcome.seconds for entry in known)) if known else 0.0
+        self._began, self._is_over = time.perf_counter(), False
+        self._ahead()
         told = False
-        while jobs := self.engine.round():
+        while not self._is_over and (jobs := self.engine.round()):
             if not told and self.engine.left is not None:
                 told, left = True, round(self.engine.left * self.space.size)
                 self.progress.note(f"predictions leave {left:,} of {self.space.size:,} recipes")
-            for job in jobs:
-                entry = known.pop(0) if known else None
-                if entry is None and (why := self._out_of_time(job)):
-                    self.engine.ended = why
-                    return
-                self._take(ledger, job, entry)
+            before, new = jobs[: len(known)], jobs[len(known) :]
+            for job in before:
+                self._replay(ledger, job, known.pop(0))
+            # Kernels may be timed here between rounds: nothing may run on then that nobody waits for.
+            guess = None if self.goal.timed else partial(self._guess, new, len(self.entries))
+            outcomes = self.trials.together(self._asked(new), guess)
+            for outcome, job in zip(outcomes, new, strict=False):
+                self._take(ledger, job, outcome)
 
-    def _take(self, ledger: Ledger, job: Job, known: Entry | None) -> None:
-        """One trial: as the ledger has it, or run now and written into it."""
-        number = len(self.entries)
-        if known is not None:
-            if (known.point, known.rung) != (job.point, job.rung):
-                raise InputError(
-                    f"The search cannot be gone on with: trial {number} of its ledger is not what is decided now.",
-                    where=str(ledger.path),
-                    expected="the same version of compress and optuna as before",
-                    mend="begin anew, without --resume; finished stages are kept",
-                )
-            entry = known
-        else:
-            share = self.engine.shares[job.rung]
-            self._try(number, job)
-            outcome = self.trials.run(self.space.recipe(job.point, share), timed=job.rung == self.engine.full)
-            if outcome.error is not None and job.point == self.space.origin:
-                raise StageError(
-                    f"The recipe itself fails, so there is nothing to search from: {outcome.error}",
-                    mend="see `compress run` of the recipe",
-                )
-            words = self.space.words(job.point)
-            entry = Entry(number=number, point=job.point, rung=job.rung, words=words,
-                          identity=self.space.identity(job.point), why=job.why, outcome=outcome)  # fmt: skip
-            ledger.add(entry)
+    def _ahead(self) -> None:
+        """What the end will need whatever is found: the baselines of further seeds."""
+        base, labels = self.space.base, self.space.labels
+        if base.baseline not in labels or self.goal.timed:
+            return
+        seeds = further_seeds(base, self._seeds())
+        recipes = (base.model_copy(update={"seed": seed}) for seed in seeds)
+        self.trials.workers.ahead([Journey(recipe, until=base.baseline) for recipe in recipes])
+
+    def _asked(self, jobs: Sequence[Job]) -> Iterator[Trial]:
+        """The trials of a round, as long as there is time for them; workers may ask for all before one has ended."""
+        first = len(self.entries)
+        seconds = [self.costs.marginal_seconds(job.point, self.engine.shares[job.rung]) for job in jobs]
+        for place, job in enumerate(jobs):
+            under_way = seconds[len(self.entries) - first : place]
+            if why := self._out_of_time(job, under_way):
+                self.engine.ended, self._is_over = why, True
+                return
+            self._try(first + place, job)
+            yield self._trial(job, timed=job.rung == self.engine.full)
+
+    def _guess(self, jobs: Sequence[Job], first: int, outcomes: Mapping[int, Outcome]) -> list[Trial]:
+        """What may be tried after a round that began with trial ``first``, by what came of it so far."""
+        untold = range(len(self.entries) - first, len(jobs))
+        most = self.search.trials
+        if self._is_over or (most is not None and len(self.entries) + len(untold) >= most):
+            return []
+        arrived = {jobs[place]: outcomes[place] for place in untold if place in outcomes}
+        next_jobs = self.engine.guess(arrived, [jobs[place] for place in untold if place not in outcomes])
+        trials = [self._trial(job, timed=False) for job in next_jobs]
+        return [trial for trial in trials if trial.seconds <= self._left()]
+
+    def _trial(self, job: Job, timed: bool) -> Trial:
+        share = self.engine.shares[job.rung]
+        return Trial(self.space.recipe(job.point, share), timed, self.costs.marginal_seconds(job.point, share))
+
+    def _replay(self, ledger: Ledger, job: Job, entry: Entry) -> None:
+        """A trial of an earlier process, as the ledger has it."""
+        if (entry.point, entry.rung) != (job.point, job.rung):
+            raise InputError(
+                f"The search cannot be gone on with: trial {entry.number} of its ledger is not what is decided now.",
+                where=str(ledger.path),
+                expected="the same version of compress and optuna as before",
+                mend="begin anew, without --resume; finished stages are kept",
+            )
         self.engine.tell(job, entry.outcome)
         self.entries.append(entry)
-        if known is None:
-            self._trying.pop(number)
-            self.progress.note(f"trial {number}: {self.said(entry)}")
-            write(self.place, self.space, self.engine, self._record(None))
-            self._see()
+
+    def _take(self, ledger: Ledger, job: Job, outcome: Outcome) -> None:
+        """Write down what came of a trial, and tell everybody."""
+        if outcome.error is not None and job.point == self.space.origin:
+            raise StageError(
+                f"The recipe itself fails, so there is nothing to search from: {outcome.error}",
+                mend="see `compress run` of the recipe",
+            )
+        entry = Entry(
+            number=len(self.entries),
+            point=job.point,
+            rung=job.rung,
+            words=self.space.words(job.point),
+            identity=self.space.identity(job.point),
+            why=job.why,
+            outcome=outcome,
+            elapsed=self.spent,
+        )
+        ledger.add(entry)
+        self.engine.tell(job, outcome)
+        self.entries.append(entry)
+        self._trying.pop(entry.number, None)
+        self.progress.note(f"trial {entry.number}: {self.said(entry)}")
+        write(self.place, self.space, self.engine, self._record(None))
+        self._see()
 
     def _try(self, number: int, job: Job) -> None:
         """Say and show that a trial begins."""
@@ -170,9 +250,8 @@ class SearchRun:
 
     def _see(self, doing: str = "") -> None:
         """Show whoever watches how far it is."""
-        left = self.search.seconds - self.spent - self._reserve()
         trying = () if doing else tuple(self._trying.values())
-        self.watcher.see(Seen(self._record(None), trying, left, time.monotonic(), doing))
+        self.watcher.see(Seen(self._record(None), trying, self._left(), time.monotonic(), doing))
 
     def _say(self, doing: str) -> None:
         """Say and show what runs that is no trial."""
@@ -201,12 +280,13 @@ class SearchRun:
         past = tuple(dict.fromkeys(one.source for one in self.engine.past))
         return opening_of(self.space, self.goal, target_profile(self.space.base).name, self.origin, past)
 
-    def _out_of_time(self, job: Job) -> str | None:
-        if self.search.trials is not None and len(self.entries) >= self.search.trials:
+    def _out_of_time(self, job: Job, under_way: Sequence[float]) -> str | None:
+        """Why a trial isn't begun; beside it trials of so many seconds are ``under_way``."""
+        if self.search.trials is not None and len(self.entries) + len(under_way) >= self.search.trials:
             return f"as many trials as were asked for ({self.search.trials})"
-        left = self.search.seconds - self.spent - self._reserve()
         if not self.entries:
             return None
+        left = self._left() - sum(under_way) / self.trials.workers.width
         if self.costs.marginal_seconds(job.point, self.engine.shares[job.rung]) > left:
             if self.engine.known.finished:
                 return f"the budget of {self.search.budget} is spent but for the session at the end"
@@ -217,6 +297,10 @@ class SearchRun:
                 mend="give it more time; what was done so far is kept",
             )
         return None
+
+    def _left(self) -> float:
+        """Seconds for further trials."""
+        return self.search.seconds - self.spent - self._reserve()
 
     def _reserve(self) -> float:
         """Seconds that the session at the end will take: tests and times, and the further seeds' training."""
@@ -234,16 +318,14 @@ class SearchRun:
         best = self.engine.known.best()
         if best is None:
             return None
+        seeds = list[Seed]()
+        if self._seeds():
+            self._say(f"the winner again, of {self._seeds()} more training seed{'s'[: self._seeds() > 1]}")
+            seeds += other_seeds(self.space, self.engine, self.trials, self._seeds())
+        # Nothing may run here while times are taken.
+        self.trials.workers.rest()
         self._say(f"the session at the end, on the test rows: {self.space.words(best)}")
         final = judge(self.space, self.engine, self.trials)
-        seeds = list[Seed]()
-        for number in range(self._seeds()):
-            seed = self.space.base.seed + number + 1
-            self._say(f"the winner again, with seed {seed}")
-            try:
-                seeds.append(another_seed(self.space, self.engine, self.trials, seed))
-            except CompressError as error:
-                seeds.append(Seed(seed=seed, final={}, baseline={}, limits=(), error=first_line(error)))
         return final.model_copy(update={"seeds": tuple(seeds)})
 
     def _record(self, final: Final | None) -> SearchRecord:

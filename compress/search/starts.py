@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -12,12 +12,18 @@ from compress.tasks.capability import ANSWERS_AT_ONCE, IS_WRITTEN
 from compress.tasks.task import Task
 
 _FINETUNE, _PRUNE, _DISTILL = "finetune", "prune", "distill"
-_FULL_SIZE = ({"export": {}}, {"quantize": {}})
+_FULL_SIZE: tuple[dict[str, Any], ...] = ({"export": {}}, {"quantize": {}})
 """What every model that answers at once can be made into."""
+_NARROWER, _FEWER_CHANNELS = ({"feed_forward": 0.25}, {"heads": 0.25}), ({"flops": 0.3},)
+"""Mild cuts of a model with attention, and of one without."""
 
 
-def stages_to_search(task: Task, starter: Sequence[Mapping[str, Any]], shape: Shape | None) -> list[dict[str, Any]]:
+def stages_to_search(
+    task: Task, starter: Sequence[Mapping[str, Any]], shape: Shape | None, is_possible: Callable[[str, Any], bool]
+) -> list[dict[str, Any]]:
     """Stages as a recipe writes them, for a kind of ``task`` and a model of a ``shape``.
+
+    ``is_possible`` says whether a kind of stage with some fields can be made of the model.
 
     Where the task's stages fit, something is cut out of what was trained, by what the architecture has, and what is
     left learns from it: without them most tasks had only the bits to choose. A student that the starter names is
@@ -34,16 +40,19 @@ def stages_to_search(task: Task, starter: Sequence[Mapping[str, Any]], shape: Sh
         if not _fits(_FINETUNE, task) or kinds[: len(_FULL_SIZE)] != [next(iter(stage)) for stage in _FULL_SIZE]:
             return found
         found.insert(0, {_FINETUNE: {"epochs": 2}})
-    return _with_cuts(found, task, shape)
+    return _with_cuts(found, task, shape, is_possible)
 
 
-def _with_cuts(stages: list[dict[str, Any]], task: Task, shape: Shape | None) -> list[dict[str, Any]]:
-    """The same with a cut behind `finetune`, and a lesson behind it where there is none."""
+def _with_cuts(
+    stages: list[dict[str, Any]], task: Task, shape: Shape | None, is_possible: Callable[[str, Any], bool]
+) -> list[dict[str, Any]]:
+    """The same with the first cut that is possible behind `finetune`, and a lesson behind it where there is none."""
     at = next(place for place, stage in enumerate(stages) if _FINETUNE in stage)
-    if shape is None or not _fits(_PRUNE, task):
+    cuts = () if shape is None or not _fits(_PRUNE, task) else _NARROWER if shape.attention else _FEWER_CHANNELS
+    cut = next((cut for cut in cuts if is_possible(_PRUNE, cut)), None)
+    if cut is None:
         return stages
-    cut = {"feed_forward": 0.25} if shape.attention else {"flops": 0.3}
-    more: list[dict[str, Any]] = [{_PRUNE: cut}]
+    more: list[dict[str, Any]] = [{_PRUNE: dict(cut)}]
     if _fits(_DISTILL, task) and not any(_DISTILL in stage for stage in stages):
         lesson = {name: value for name, value in stages[at][_FINETUNE].items() if name != "learning_rate"}
         more.append({_DISTILL: {"teacher": _FINETUNE, **lesson}})

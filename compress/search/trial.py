@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from compress.data.dataset import Dataset
-from compress.errors import CompressError, StorageError, first_line
+from compress.errors import CompressError, first_line
 from compress.measurement import Measurement
 from compress.pipeline.formats import measurable
 from compress.pipeline.road import Road
@@ -19,67 +18,110 @@ from compress.search.divergence import NEARNESS, divergence_rows
 from compress.search.goal import Goal, target_of
 from compress.search.outcome import Outcome, StageCost, figures
 from compress.targets import Profile
+from compress.workers.journeys import Arrival, InProcess, Journey, Roads, Workers
 
 _LAUNCHES, _SECONDS = 3, 0.7
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A recipe to try; ``timed`` too, where the goal has a time in it. ``seconds`` is about what it takes."""
+
+    recipe: Recipe
+    timed: bool = False
+    seconds: float = 0.0
+
+
+Guess = Callable[[Mapping[int, Outcome]], Iterable[Trial]]
+"""What may be tried next, by what came of a round's trials so far, each by its place."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a recipe's final model and its baseline weigh and answer on the rows of ``split``."""
+
+    split: str
+
+    def __call__(self, road: Road) -> tuple[str, list[Measurement]]:
+        """The digest of the final model, and what was measured of both."""
+        session = session_of(road, target_profile(road.recipe), self.split)
+        return session.digests[FINAL], measured(session, timed=False)
+
+
+@dataclass(frozen=True)
+class Times:
+    """How fast both are, on the rows of ``split``."""
+
+    split: str
+
+    def __call__(self, road: Road) -> list[Measurement]:
+        """What was measured of both."""
+        return session_of(road, target_profile(road.recipe), self.split).timings(remeasure=False)[0]
+
+
 @dataclass
 class Trials:
-    """Runs trials in this process. Data is read once, for all of them are judged and trained on the same."""
+    """Trials of recipes, all trained and judged on the same data, by whoever the workers are."""
 
     goal: Goal
-    folder: Path
-    artifacts: Path
-    progress: Progress
-    _read: tuple[object, Dataset] | None = field(default=None, init=False)
-    """The data, and what of a recipe says which it is."""
+    roads: Roads
+    workers: Workers
 
-    def road(self, recipe: Recipe) -> Road:
-        """A road for a recipe of the search."""
-        road = Road(recipe, self.folder, self.artifacts, _Quiet(self.progress))
-        told = recipe.data, recipe.task, recipe.slices
-        if self._read is not None and self._read[0] == told:
-            road.data = self._read[1]
-        else:
-            self._read = told, road.data
-        return road
+    @classmethod
+    def here(cls, goal: Goal, folder: Path, artifacts: Path, progress: Progress) -> Trials:
+        """Those of this process, one after another."""
+        roads = Roads(folder, artifacts, Quiet(progress))
+        return cls(goal, roads, InProcess(roads))
 
     def travelled(self, recipe: Recipe) -> Road:
         """A road at whose end a recipe has come, measured there by its baseline and its final model alone."""
-        benchmark = recipe.benchmark.model_copy(update={"every_stage": False})
-        road = self.road(recipe.model_copy(update={"benchmark": benchmark}))
+        road = self.roads.road(_at_its_ends(recipe))
         road.travel()
         return road
 
     def run(self, recipe: Recipe, timed: bool) -> Outcome:
-        """Make and judge it; with ``timed`` it is timed too, where the goal has a time in it.
+        """Make and judge one."""
+        return next(self.together([Trial(recipe, timed)]))
+
+    def together(self, trials: Iterable[Trial], guess: Guess | None = None) -> Iterator[Outcome]:
+        """Make and judge them; outcomes come in the order of the trials. ``guess`` says what workers may begin with.
 
         What a recipe fails by is its outcome; a disk that is full or cannot be written ends the search.
         """
-        began = time.perf_counter()
-        try:
-            return self._judged(recipe, timed and self.goal.timed, began)
-        except StorageError:
-            raise
-        except CompressError as error:
-            return Outcome(error=first_line(error), seconds=time.perf_counter() - began)
 
-    def _judged(self, recipe: Recipe, timed: bool, began: float) -> Outcome:
-        search = recipe.search
+        def next_journeys(arrived: Mapping[int, Arrival]) -> list[Journey]:
+            assert guess is not None
+            return list(map(self._journey, guess({place: self._outcome(one) for place, one in arrived.items()})))
+
+        journeys = map(self._journey, trials)
+        return map(self._outcome, self.workers.together(journeys, guess and next_journeys))
+
+    def answers(self, recipes: Iterable[Recipe], split: str) -> Iterator[list[Measurement] | CompressError]:
+        """What recipes come to on the rows of a split, or what they fail by."""
+        journeys = (Journey(_at_its_ends(recipe), then=Answers(split)) for recipe in recipes)
+        for arrival in self.workers.together(journeys):
+            yield arrival.found[1] if arrival.error is None else arrival.error
+
+    def _journey(self, trial: Trial) -> Journey:
+        recipe, search = trial.recipe, trial.recipe.search
         assert search is not None
-        road = self.travelled(recipe.model_copy(update={"benchmark": _brief(recipe.benchmark)}))
-        session = session_of(road, target_profile(recipe), search.select.split)
-        rows = measured(session, timed)
+        recipe = recipe.model_copy(update={"benchmark": _brief(recipe.benchmark)})
+        timed = Times(search.select.split) if trial.timed and self.goal.timed else None
+        return Journey(_at_its_ends(recipe), Answers(search.select.split), timed, trial.seconds)
+
+    def _outcome(self, arrival: Arrival) -> Outcome:
+        if arrival.error is not None:
+            return Outcome(error=first_line(arrival.error), seconds=arrival.seconds)
+        model, rows = arrival.found
         stages = tuple(
-            StageCost(label=label, key=one.entry.key, seconds=one.record.seconds, cached=one.record.cached)
-            for label, one in road.finished.items()
+            StageCost(label=one.name, key=one.key, seconds=one.seconds, cached=one.cached) for one in arrival.stages
         )
         return Outcome.model_validate(
             {
-                **figures(rows, (*self.goal.wanted, *NEARNESS)),
-                "model": session.digests[FINAL],
+                **figures([*rows, *(arrival.timed or ())], (*self.goal.wanted, *NEARNESS)),
+                "model": model,
                 "stages": stages,
-                "seconds": time.perf_counter() - began,
+                "seconds": arrival.seconds,
             }
         )
 
@@ -103,6 +145,11 @@ def measured(session: TargetSession, timed: bool) -> list[Measurement]:
     return [*rows, *(session.timings(remeasure=False)[0] if timed else ())]
 
 
+def _at_its_ends(recipe: Recipe) -> Recipe:
+    """The recipe, measured by its baseline and its final model alone."""
+    return recipe.model_copy(update={"benchmark": recipe.benchmark.model_copy(update={"every_stage": False})})
+
+
 def _brief(benchmark: Benchmark) -> Benchmark:
     """Times good enough to choose by; the session at the end takes the recipe's own."""
     return benchmark.model_copy(
@@ -114,7 +161,7 @@ def _brief(benchmark: Benchmark) -> Benchmark:
     )
 
 
-class _Quiet(SilentProgress):
+class Quiet(SilentProgress):
     """Bars of what is long; what stages say of themselves would drown what the search says."""
 
     def __init__(self, inner: Progress) -> None:

@@ -252,6 +252,14 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
         unknown = predicted(before, before, Estimate.unknown("not predicted by the stage"))
         return replace(unknown, disk_bytes=Estimate.unknown("the size of its output is not known before it runs"))
 
+    def rehearse(self, model: Takes, context: Context) -> Gives | None:
+        """Its output but for what only training decides, the values of weights: a moment's work.
+
+        A search counts a recipe's bytes by it before anything is trained. None where only running it tells; ``model``
+        may be changed in place. Raises what `run` raises.
+        """
+        return None
+
     def passes(self, examples: float) -> tuple[float, float]:
         """How many of the training split's examples it reads, and from how many it learns, each epoch counted."""
         return examples, examples * getattr(self, "epochs", 1.0) if self.trains else 0.0

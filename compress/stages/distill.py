@@ -101,6 +101,12 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
 
             check_kept_layers(start, self.student.layers)
 
+    def rehearse(self, model: TorchModel, context: Context) -> TorchModel:
+        """The student, untrained."""
+        from compress.training.distillation import make_student
+
+        return make_student(self.student, model, model, context)
+
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """Train the student on the ``train`` split, and on unlabeled text if asked for."""
         from compress.training.distillation import Lesson, make_student

@@ -46,6 +46,10 @@ class Finetune(Training, Stage[TorchModel, TorchModel]):
 
         return training_prediction(self, before, before, plan, flops, trained=before)
 
+    def rehearse(self, model: TorchModel, context: Context) -> TorchModel:
+        """The same."""
+        return model
+
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """Train ``model`` in place on the ``train`` split."""
         from compress.tasks.forward import loss_of

@@ -102,6 +102,16 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
 
             check_cuts(start, layers=self.layers > 0, heads=self.heads > 0, neurons=self.feed_forward > 0)
 
+    def rehearse(self, model: TorchModel, context: Context) -> TorchModel | None:
+        """As many heads, neurons and layers cut, whichever; of channels the data decide how many."""
+        from compress.training.structured_pruning import cut_any
+
+        if self.cuts_channels:
+            return None
+        if self.zeros is None:
+            cut_any(model, self)
+        return model
+
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """Prune ``model`` in place."""
         from compress.training import structured_pruning, unstructured_pruning

@@ -25,6 +25,8 @@ _TIED_BLOCK = 32
 _CEILINGS = (0.02, 0.05, 0.1, 0.2)
 _TABLES = 0.02
 """The share of all parameters from which on it is worth asking how many bits the embedding tables have."""
+_REHEARSED = 8
+"""Calibration examples of a rehearsal."""
 _OVERHEAD_BYTES = 32_768
 """Scales, and tensors that stay float since they are small: more than half of a model of some ten thousand weights."""
 
@@ -117,6 +119,13 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
                 seconds = handling(before, _STATIC_SECONDS + answers, what)
         after = before and (before.in_bits(8, self.embedding_bits) if self.part == "all" else before)
         return predicted(before, after, seconds)
+
+    def rehearse(self, model: OnnxModel, context: Context) -> OnnxModel | None:
+        """The same with ranges from few examples; which layers a floor keeps in float only running tells."""
+        if self.searches:
+            return None
+        few = self.model_copy(update={"calibration_examples": min(self.calibration_examples, _REHEARSED)})
+        return few.run(model, context)
 
     def run(self, model: OnnxModel, context: Context) -> OnnxModel:
         """Quantize the graph, or each that is meant. Raises `StageError` when nothing in it could be quantized."""

@@ -51,6 +51,10 @@ class QuantizeWeights(Stage[OnnxModel, OnnxModel]):
         """Fewer bits, where all graphs are meant."""
         return predicted(before, before and (before.in_bits(self.bits, self.bits) if self.part == "all" else before))
 
+    def rehearse(self, model: OnnxModel, context: Context) -> OnnxModel:
+        """The same."""
+        return self.run(model, context)
+
     def run(self, model: OnnxModel, context: Context) -> OnnxModel:
         """Quantize the graphs. Raises `StageError` when nothing in them could be quantized."""
         from compress.formats.onnx.few_bits import FewBits, quantize_matrices

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from typing import Literal
 
@@ -53,16 +55,37 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """Trim ``model`` in place."""
-        from compress.architectures.vocabulary import trim, trim_positions
+        before = model.module.config.vocab_size
+        kept = self._trim(model, self._count(model, context), context.max_length)
+        context.remark(f"trim_vocabulary: {kept} of {before} tokens kept")
+        return model
 
+    def rehearse(self, model: TorchModel, context: Context) -> TorchModel:
+        """The same; tokens are counted once for a text and a tokenizer, and the counts kept."""
+        told = [model.tokenizer.backend_tokenizer.to_str(), context.max_length, self.use_unlabeled]
+        told.append(context.data.digest("train", unlabeled=self.use_unlabeled))
+        file = context.scratch / f"tokens-{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]}.json"
+        if file.is_file():
+            counts = Counter({int(token): count for token, count in json.loads(file.read_text()).items()})
+        else:
+            counts = self._count(model, context)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(counts))
+        self._trim(model, counts, context.max_length)
+        return model
+
+    def _count(self, model: TorchModel, context: Context) -> Counter[int]:
         examples = [context.encode("train", model)]
         unlabeled = context.encode_unlabeled(model) if self.use_unlabeled else None
         examples += [unlabeled] if unlabeled is not None else []
-        counts = Counter(int(token) for part in examples for row in part.inputs for token in row["input_ids"])
-        before = model.module.config.vocab_size
+        return Counter(int(token) for part in examples for row in part.inputs for token in row["input_ids"])
+
+    def _trim(self, model: TorchModel, counts: Counter[int], max_length: int) -> int:
+        """Cut ``model`` in place; how many tokens are left."""
+        from compress.architectures.vocabulary import trim, trim_positions
+
         used = {token for token, count in counts.items() if count >= self.min_count}
         kept = trim(model, used, all_characters=self.characters == "all")
-        context.remark(f"trim_vocabulary: {len(kept)} of {before} tokens kept")
         if self.trim_positions:
-            trim_positions(model, context.max_length)
-        return model
+            trim_positions(model, max_length)
+        return len(kept)

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from typer.testing import CliRunner
 
 from compress.cli import app
 from compress.digests import digest_directory
+from compress.recipe_source.document import read_document
 from compress.report.schema import load_report
+from compress.search.run import SearchRun
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 
@@ -56,7 +59,7 @@ def trials(artifacts: Path) -> list[dict[str, Any]]:
     lines = (latest(artifacts) / "ledger.jsonl").read_text().splitlines()[1:]
     found = [json.loads(line) for line in lines]
     for one in found:
-        one["outcome"].pop("seconds")
+        one.pop("elapsed"), one["outcome"].pop("seconds")
         for stage in one["outcome"]["stages"]:
             stage.pop("seconds"), stage.pop("cached")
     return found
@@ -135,6 +138,49 @@ def test_a_search_killed_at_any_moment_and_given_more_trials_ends_with_the_same_
     assert ours == theirs
 
 
+class Cluster:
+    """Two nodes with a folder each; the second is killed when it has been given its first piece of work."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        from ray.cluster_utils import Cluster
+
+        from compress.workers.ray_workers import RayWorkers
+
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        self.cluster, self.folders = Cluster(), [folder / name for name in ("first", "second")]
+        memory, submit = 80 * 2**20, RayWorkers._submit
+        self.cluster.add_node(num_cpus=0, object_store_memory=memory, include_dashboard=False)
+        environments = [{"COMPRESS_WORKER_FOLDER": str(each)} for each in self.folders]
+        nodes = [self.cluster.add_node(num_cpus=1, object_store_memory=memory, env_vars=one) for one in environments]
+
+        def submitted(workers: RayWorkers, work: Any, node: Any, lacking: Any) -> None:
+            submit(workers, work, node, lacking)
+            if len(nodes) == 2 and node.id == nodes[-1].node_id:
+                self.cluster.remove_node(nodes.pop(), allow_graceful=False)
+
+        patch.setattr(RayWorkers, "_submit", submitted)
+
+
+def test_on_two_machines_one_of_which_dies_it_finds_the_same(
+    searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    made, notes = Cluster(tmp_path, monkeypatch), tiny_run.Notes()
+    try:
+        document = read_document(searched / "tiny.yaml")
+        document.values["search"] |= {"trials": 4, "seeds": 0}
+        address = f"ray:{made.cluster.address}"
+        done = SearchRun(document, searched, tmp_path / "artifacts", notes, workers=address).run()
+    finally:
+        made.cluster.shutdown()
+    assert any("was lost" in note for note in notes.said)
+    assert trials(tmp_path / "artifacts") == trials(searched / "artifacts")[:4]
+    models = {trial["words"]: trial["outcome"]["model"] for trial in trials(searched / "artifacts")}
+    assert digest_directory(done.folder / "model") == models[done.record.best or ""]
+    assert (made.folders[0] / "cache").is_dir()
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -158,6 +204,18 @@ def test_bad_input_is_told_before_anything_runs(searched: Path, arguments: list[
     assert done.returncode == 2, done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+    assert not (searched / "none").exists()
+
+
+def test_a_dry_run_says_what_would_be_varied_and_writes_nothing(searched: Path) -> None:
+    command = ("search", "tiny.yaml", "--dry-run", "--artifacts", "none", "--set", "search.optional=[export]")
+    told = tiny_run.compress(*command, folder=searched)
+    assert told.returncode == 0, told.stderr
+    assert "begins with tiny.yaml: finetune -> distill -> export -> quantize, compared with finetune" in told.stdout
+    assert "  stages.1.distill.student.layers: [0, 1]; or [0]" in told.stdout
+    assert "left out: without export:" in told.stdout, "quantize takes a graph"
+    record = json.loads(tiny_run.compress(*command, "--json", folder=searched).stdout)
+    assert (record["size"], len(record["choices"]), record["rows"]) == (4, 2, 60)
     assert not (searched / "none").exists()
 
 

@@ -18,6 +18,10 @@ CONVOLUTIONS = Shape(0, 0, 0, 5e6, layers=0)
 KINDS = [(name, kind) for name, task in TASKS.items() if task.starter for kind in task.kinds()]
 
 
+def anything(kind: str, fields: object) -> bool:
+    return True
+
+
 def written(stage: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     ((kind, fields),) = stage.items()
     return kind, fields
@@ -25,7 +29,7 @@ def written(stage: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 @pytest.mark.parametrize(("name", "kind"), KINDS, ids=[f"{name}-{type(kind).__name__}" for name, kind in KINDS])
 def test_every_kind_of_task_has_stages_that_fit_it_and_recipes_to_choose_from(name: str, kind: Task) -> None:
-    stages = stages_to_search(kind, TASKS[name].starter["stages"], TRANSFORMER)
+    stages = stages_to_search(kind, TASKS[name].starter["stages"], TRANSFORMER, anything)
     recipes = 1
     for each in stages:
         label, fields = written(each)
@@ -38,11 +42,11 @@ def test_every_kind_of_task_has_stages_that_fit_it_and_recipes_to_choose_from(na
 
 def test_what_was_trained_is_cut_and_learns_again_by_what_the_architecture_has() -> None:
     task = TASKS["image-classification"]
-    found = [written(each) for each in stages_to_search(task, task.starter["stages"], TRANSFORMER)]
+    found = [written(each) for each in stages_to_search(task, task.starter["stages"], TRANSFORMER, anything)]
     assert [kind for kind, _ in found] == ["finetune", "prune", "distill", "export", "quantize"]
     assert found[1][1] == {"feed_forward": 0.25}
     assert found[2][1]["teacher"] == "finetune"
-    convolutions = [written(each) for each in stages_to_search(task, task.starter["stages"], CONVOLUTIONS)]
+    convolutions = [written(each) for each in stages_to_search(task, task.starter["stages"], CONVOLUTIONS, anything)]
     assert convolutions[1][1] == {"flops": 0.3}
     prune = STAGES["prune"].model_validate({"kind": "prune", "flops": 0.3})
     assert set(prune.worth_searching(CONVOLUTIONS)) == {"flops"}
@@ -51,16 +55,24 @@ def test_what_was_trained_is_cut_and_learns_again_by_what_the_architecture_has()
     }  # fmt: skip
 
 
+def test_what_an_architecture_has_not_is_not_cut() -> None:
+    task = TASKS["audio-classification"]
+    stages = task.starter["stages"]
+    found = stages_to_search(task, stages, TRANSFORMER, lambda _, fields: "feed_forward" not in fields)
+    assert written(found[1]) == ("prune", {"heads": 0.25})
+    assert stages_to_search(task, stages, TRANSFORMER, lambda *_: False) == stages
+
+
 def test_nothing_is_cut_of_a_model_that_nobody_has_seen_or_that_the_starter_cuts_already() -> None:
     images, texts = TASKS["image-classification"], TASKS["text-classification"]
-    assert stages_to_search(images, images.starter["stages"], None) == images.starter["stages"]
-    assert stages_to_search(texts, texts.starter["stages"], TRANSFORMER) == texts.starter["stages"]
+    assert stages_to_search(images, images.starter["stages"], None, anything) == images.starter["stages"]
+    assert stages_to_search(texts, texts.starter["stages"], TRANSFORMER, anything) == texts.starter["stages"]
 
 
 def test_speech_that_names_frames_has_other_stages_than_speech_that_writes() -> None:
     task = TASKS["automatic-speech-recognition"]
     writes, names = (
-        [kind for kind, _ in map(written, stages_to_search(each, task.starter["stages"], TRANSFORMER))]
+        [kind for kind, _ in map(written, stages_to_search(each, task.starter["stages"], TRANSFORMER, anything))]
         for each in task.kinds()
     )
     assert writes == ["export", "quantize", "quantize_weights"]

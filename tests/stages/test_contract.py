@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stage_contract import Ran, check_contract, check_reads, run, stage_of
+from stage_contract import Ran, check_contract, check_reads, make_context, make_input, run, stage_of
 
 from compress.digests import digest_directory
 from compress.stages import STAGES
@@ -111,3 +111,26 @@ def test_what_a_stage_reads_is_what_it_declares(
     kind: str, parameters: dict[str, Any], once: Callable[[str, dict[str, Any]], Ran]
 ):
     check_reads(stage_of(kind, parameters), once(kind, parameters))
+
+
+@pytest.mark.parametrize(("kind", "parameters"), [case for case in CASES if case.values[0] not in COMPARED])
+def test_a_rehearsal_leaves_files_as_large(
+    kind: str, parameters: dict[str, Any], once: Callable[[str, dict[str, Any]], Ran], tmp_path: Path
+):
+    """But for how a tokenizer was called last, and numbers of calibration examples, which are written down too."""
+    stage = stage_of(kind, parameters)
+    made = stage.rehearse(make_input(stage, tmp_path / "beside"), make_context(stage, tmp_path / "beside"))
+    if made is None:
+        assert kind not in ("finetune", "distill", "trim_vocabulary", "cast", "quantize_weights")
+        return
+    made.save(tmp_path)
+    told, found = (
+        {
+            path.name: path.stat().st_size
+            for path in sorted(folder.rglob("*.[ojs]*"))
+            if not path.name.startswith("tokenizer") and "beside" not in path.parts
+        }
+        for folder in (tmp_path, once(kind, parameters).folder)
+    )
+    off = {name: abs(size - found[name]) for name, size in told.items()}
+    assert off.keys() == found.keys() and max(off.values()) <= 8 * ("static" in parameters.values())

@@ -26,6 +26,9 @@ from compress.tasks.capability import (
 if TYPE_CHECKING:
     import numpy as np
 
+    from compress.formats.onnx.export import Exported
+    from compress.tasks.task import Examples
+
 
 _BEGINNING_SECONDS, _TENSOR_SECONDS = 4.0, 0.065
 """For the exporter's libraries, a proof's session and, by tensor, tracing and rewriting (a Xeon of 2023)."""
@@ -38,6 +41,8 @@ _ANSWERS = 4
 _TEXTS, _MORE = 4, 10
 """Texts that a model of text from text is proven on, in one batch, and tokens that it writes."""
 _WINDOWS, _WINDOW_LENGTH = 2, 64
+_REHEARSED = 8
+"""Examples that a graph is traced with which nobody will run."""
 
 
 class Export(Stage[TorchModel, OnnxModel]):
@@ -118,15 +123,28 @@ class Export(Stage[TorchModel, OnnxModel]):
             return self._write_image_reader(model, context)
         return self._write_pair(model, context)
 
-    def _trace(self, model: TorchModel, context: Context) -> OnnxModel:
+    def rehearse(self, model: TorchModel | Checkpoint, context: Context) -> OnnxModel | None:
+        """The traced graph, unproven; decoders, which are written from checkpoints, are not foreseen."""
+        if isinstance(model, Checkpoint) or IS_WRITTEN in context.task.capabilities:
+            return None
+        rows = context.data.split("train").slice(0, _REHEARSED)
+        exported = self._traced(model, context.task.encode(rows, model.processor, None, context.max_length))
+        return OnnxModel(exported.graph, FLOAT_GRAPH, model.companions())
+
+    def _traced(self, model: TorchModel, examples: Examples) -> Exported:
         from compress.formats.onnx.export import export_onnx
-        from compress.formats.onnx.parity import prove_equal
         from compress.formats.onnx.pooling import add_sentence_embedding
 
-        examples = context.encode("train", model)
         exported = export_onnx(model, examples, self.opset, self.fusions)
         if self.sentence_embedding:
             add_sentence_embedding(exported.graph, model.processor.modules)
+        return exported
+
+    def _trace(self, model: TorchModel, context: Context) -> OnnxModel:
+        from compress.formats.onnx.parity import prove_equal
+
+        examples = context.encode("train", model)
+        exported = self._traced(model, examples)
         difference = prove_equal(exported.graph, model, examples, self.tolerance)
         matched = ", ".join(f"{name} {count}" for name, count in exported.rewrites.items()) or "none"
         context.remark(

@@ -1,0 +1,141 @@
+"""What a search foretells of recipes before they are trained, against what they came to.
+
+Commands of `benchmarks/search.py`: `size` and `latency`. Recipes are drawn from the space of `collect`, whose finished
+stages in the folder of artifacts are used again; only the first rung is trained, since neither bytes nor times change.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from compress.search.costs import LATENCY, SIZE, Costs
+from compress.search.foresight import Foresight
+from compress.search.goal import Goal
+from compress.search.latencies import Latencies
+from compress.search.outcome import Outcome
+from compress.search.space import Point, Space
+from compress.search.trial import Trials
+
+RECIPE = Path(__file__).parent / "searching" / "reviews.yaml"
+Artifacts = Annotated[Path, typer.Option(help="Where stages are cached.")]
+Unseen = Annotated[int, typer.Option(help="Recipes that are foretold.")]
+Write = Annotated[bool, typer.Option("--write", help="Put the figures into results/.")]
+
+
+class _Watched:
+    """The space with what foretells it, after the first trial."""
+
+    def __init__(self, artifacts: Path) -> None:
+        from compress.cli.console_progress import ConsoleProgress
+        from compress.formats.silence import quiet_libraries
+        from compress.recipe_source.document import read_document
+
+        quiet_libraries()
+        self.space = Space(read_document(RECIPE), RECIPE.parent)
+        goal = replace(Goal.of(self.space.base, self.space.search), minimize=(SIZE, LATENCY))
+        self.trials = Trials.here(goal, RECIPE.parent, artifacts, ConsoleProgress())
+        self.costs = Costs(self.space, artifacts)
+        self.foresight = Foresight(self.space, lambda: self.trials.roads.road(self.space.base))
+        self.latencies = Latencies(self.foresight)
+        self.costs.foresee(self.foresight, self.latencies)
+
+    def made(self, point: Point, timed: bool = False) -> Outcome:
+        """The recipe at its first rung."""
+        return self.trials.run(self.space.recipe(point, self.space.search.rungs[0]), timed)
+
+    def drawn(self, count: int) -> list[Point]:
+        """So many recipes, all others than the first."""
+        points = [point for point in self.space.points(0) if point != self.space.origin]
+        random.Random(0).shuffle(points)
+        return points[:count]
+
+
+def size(artifacts: Artifacts = Path("artifacts"), unseen: Unseen = 30, write: Write = False) -> None:
+    """Bytes foretold of recipes that nobody has made, against bytes made."""
+    watched = _Watched(artifacts)
+    watched.costs.learn(watched.space.origin, 1.0, watched.made(watched.space.origin))
+    off, seconds = list[int](), list[float]()
+    for point in watched.drawn(unseen):
+        began = time.perf_counter()
+        told = watched.foresight.size_bytes(point)
+        seconds.append(time.perf_counter() - began)
+        made = round(watched.made(point).final[SIZE])
+        if told is None:
+            raise typer.BadParameter(f"{watched.space.words(point)}: {watched.foresight.why_not}")
+        off.append(told - made)
+        typer.echo(f"{watched.space.words(point)}: {told:,} bytes foretold, {made:,} made, {seconds[-1]:.2f} s")
+    exact = sum(one == 0 for one in off)
+    rows = [
+        [f"bytes foretold of {len(off)} unseen recipes: off by at most", f"{max(map(abs, off)):,}", "0.5% (aim 0)"],
+        ["of them exact to the byte", f"{exact}", ""],
+        ["seconds a recipe, median", f"{statistics.median(seconds):.2g}", "1"],
+        ["seconds of all, with the tracing of each structure", f"{sum(seconds):.0f}", ""],
+    ]
+    _show(rows, "Sizes foretold", "python benchmarks/search.py size --write", write)
+
+
+def latency(
+    artifacts: Artifacts = Path("artifacts"),
+    unseen: Unseen = 30,
+    seen: Annotated[int, typer.Option(help="Recipes that are timed before, as a search does.")] = 4,
+    noisy: Annotated[bool, typer.Option("--noisy", help="Time kernels whoever else is at work.")] = False,
+    write: Write = False,
+) -> None:
+    """Milliseconds foretold of recipes that nobody has timed, against the bench."""
+    from scipy.stats import spearmanr
+
+    from compress.bench.kernels import KernelTable
+
+    watched = _Watched(artifacts)
+    latencies = watched.latencies
+    if noisy:
+        latencies.table = KernelTable(watched.space.base.benchmark.threads, artifacts / "kernels", noisy_too=True)
+    watched.foresight.begin(watched.made(watched.space.origin))
+    points = watched.drawn(seen + unseen)
+    began = time.perf_counter()
+    for point in points:
+        if latencies.sum_of(point) is None:
+            raise typer.BadParameter(f"{watched.space.words(point)}: {latencies.why_not}")
+    spent = time.perf_counter() - began
+    for point in points[:seen]:
+        latencies.learn(point, watched.made(point, timed=True).final[LATENCY])
+    told, timed = list[float](), list[float]()
+    for point in points[seen:]:
+        foretold = latencies.predicted(point)
+        assert foretold is not None, "its sum is known"
+        told.append(foretold)
+        timed.append(watched.made(point, timed=True).final[LATENCY])
+        words = watched.space.words(point)
+        typer.echo(f"{words}: {told[-1]:.4f} ms foretold, {timed[-1]:.4f} timed ({told[-1] / timed[-1] - 1:+.1%})")
+    off = np.abs(np.array(told) / np.array(timed) - 1)
+    measured = 0 if latencies.table is None else latencies.table.measured
+    rows = [
+        [f"times foretold of {len(told)} unseen recipes: rank correlation", f"{spearmanr(told, timed)[0]:.3f}", "0.95"],
+        ["mean error", f"{off.mean():.1%}", "8% (aim 5%)"],
+        ["largest error", f"{off.max():.1%}", ""],
+        [f"whole models timed before, and kernels: {measured} in {spent:.0f} s", f"{seen}", ""],
+    ]
+    _show(rows, "Times foretold", "python benchmarks/search.py latency --write", write)
+
+
+def _show(rows: list[list[str]], title: str, command: str, write: bool) -> None:
+    from search import put_table
+
+    for what, found, _ in rows:
+        typer.echo(f"{what}: {found}")
+    if write:
+        put_table({"title": title, "columns": ["what", "found", "wanted"], "rows": rows, "notes": [f"`{command}`"]})
+
+
+def commands() -> Iterator[Any]:
+    """What `benchmarks/search.py` offers of this."""
+    yield from (size, latency)

@@ -1,0 +1,78 @@
+"""The same search on one node of a local Ray cluster and on two, each of one processor and with an empty folder.
+
+The command `ray` of `benchmarks/search.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+RECIPE = Path(__file__).parent / "searching" / "workers.yaml"
+_STORE = 200 * 2**20
+
+
+def ray(
+    recipe: Annotated[Path, typer.Option(help="A recipe with a `search:` block.")] = RECIPE,
+    write: Annotated[bool, typer.Option("--write", help="Put the figures into results/.")] = False,
+) -> None:
+    """Seconds of a search on one worker and on two, and whether they find the same."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with tempfile.TemporaryDirectory(prefix="search-workers-") as folder:
+        one, two = (_searched(recipe, Path(folder) / f"{nodes}", nodes) for nodes in (1, 2))
+    same = {name: one[name] == two[name] for name in ("winner", "decisions", "bytes")}
+    rows = [
+        ["seconds on one node, on two", f"{one['seconds']:.0f}, {two['seconds']:.0f}", ""],
+        ["times as fast", f"{one['seconds'] / two['seconds']:.2f}", "1.7"],
+        ["the same winner", "yes" if same["winner"] else "no", "yes"],
+        ["the same trials in the ledger", "yes" if same["decisions"] else "no", "yes"],
+        ["the same bytes of every trial's model", "yes" if same["bytes"] else "no", "yes"],
+        ["trials", f"{len(one['decisions'])}, {len(two['decisions'])}", ""],
+    ]
+    for what, found, _ in rows:
+        typer.echo(f"{what}: {found}")
+    if write:
+        from search import put_table
+
+        put_table({"title": "Two Ray nodes of one processor", "columns": ["what", "found", "wanted"], "rows": rows})
+
+
+def _searched(recipe: Path, folder: Path, nodes: int) -> dict[str, Any]:
+    """What a search on so many nodes takes and finds; all that it makes lies in ``folder``."""
+    import torch
+    from ray.cluster_utils import Cluster
+
+    from compress.cli.console_progress import ConsoleProgress
+    from compress.recipe_source.document import read_document
+    from compress.search.run import SearchRun
+
+    torch.set_num_threads(1)
+    cluster = Cluster()
+    cluster.add_node(num_cpus=0, object_store_memory=_STORE, include_dashboard=False)
+    for number in range(nodes):
+        environment = {"COMPRESS_WORKER_FOLDER": str(folder / f"node {number}")}
+        cluster.add_node(num_cpus=1, object_store_memory=_STORE, env_vars=environment)
+    try:
+        workers = f"ray:{cluster.address}"
+        search = SearchRun(
+            read_document(recipe), recipe.parent, folder / "artifacts", ConsoleProgress(), workers=workers
+        )
+        began = time.perf_counter()
+        done = search.run()
+        seconds = time.perf_counter() - began
+    finally:
+        cluster.shutdown()
+    lines = (done.folder / "ledger.jsonl").read_text().splitlines()[1:]
+    trials = [json.loads(line) for line in lines]
+    return {
+        "seconds": seconds,
+        "winner": done.record.best,
+        "decisions": [(trial["point"], trial["rung"]) for trial in trials],
+        "bytes": [trial["outcome"]["model"] for trial in trials],
+    }

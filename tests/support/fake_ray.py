@@ -1,0 +1,159 @@
+"""Ray as far as workers call it, in this process: tasks end in an order that is drawn, machines die when told to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import random
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from compress.workers.task import FOLDER, Facts
+
+
+class RayError(Exception):
+    """What is not the task's own fault."""
+
+
+class RayTaskError(RayError):
+    """What a task raised."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+    def as_instanceof_cause(self) -> Exception:
+        """The cause."""
+        return self.cause
+
+
+@dataclass(eq=False)
+class Ref:
+    """A task, or an object that was put, with what came of it."""
+
+    node: Machine | None = None
+    call: Callable[[], Any] | None = None
+    value: Any = None
+    done: bool = False
+
+
+@dataclass
+class Machine:
+    """One node. ``deaths``: how many of its next tasks end with their worker; ``told`` changes what it says it is."""
+
+    folder: Path
+    processors: int = 1
+    host: str | None = None
+    resources: dict[str, float] = field(default_factory=dict)
+    deaths: int = 0
+    told: dict[str, Any] = field(default_factory=dict)
+    alive: bool = True
+    ran: list[str] = field(default_factory=list)
+    """The stages that it took, or `look`."""
+    datasets: dict[str, Any] = field(default_factory=dict)
+    when_run: Callable[[], None] = lambda: None
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Be that machine for a while."""
+        host = self.host or socket.gethostname()
+        with (
+            mock.patch.dict(os.environ, {FOLDER: str(self.folder)}),
+            mock.patch("socket.gethostname", lambda: host),
+            mock.patch("compress.workers.task._datasets", self.datasets),
+        ):
+            yield
+
+
+class FakeRay(ModuleType):
+    """The module. ``machines`` are by the name of their node."""
+
+    def __init__(self, machines: dict[str, Machine], seed: int = 0) -> None:
+        super().__init__("ray")
+        self.machines, self._chance = machines, random.Random(seed)
+        self.pending: list[Ref] = []
+        self.puts = 0
+        self.exceptions = SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError)
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        """Be what `import ray` gives."""
+        strategies = ModuleType("ray.util.scheduling_strategies")
+        strategies.NodeAffinitySchedulingStrategy = lambda node, soft: node  # type: ignore[attr-defined]
+        for name, module in (("ray", self), ("ray.util", ModuleType("ray.util")), (strategies.__name__, strategies)):
+            patch.setitem(sys.modules, name, module)
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [
+            {"NodeID": name, "Alive": one.alive, "Resources": {"CPU": float(one.processors), **one.resources}}
+            for name, one in self.machines.items()
+        ]
+
+    def put(self, value: Any) -> Ref:
+        self.puts += 1
+        return Ref(value=value, done=True)
+
+    def remote(self, function: Any) -> Any:
+        def options(num_cpus: float, max_retries: int, scheduling_strategy: str) -> Any:
+            assert max_retries == 0
+            node = self.machines[scheduling_strategy]
+            return SimpleNamespace(remote=lambda *given: self._submitted(node, function, given))
+
+        return SimpleNamespace(options=options)
+
+    def _submitted(self, node: Machine, function: Any, given: tuple[Any, ...]) -> Ref:
+        first, *rest = given
+        travelled = pickle.dumps(first)
+        ref = Ref(node, lambda: function(pickle.loads(travelled), *rest))
+        if function.__name__ == "work":
+            node.ran.append(first.label or "look")
+            assert sum(one.node is node for one in self.pending) < max(node.processors, 1), "more than it has room for"
+            self.pending.append(ref)
+        return ref
+
+    def wait(self, refs: list[Ref], num_returns: int, timeout: float = 0.0) -> tuple[list[Ref], list[Ref]]:
+        if num_returns > 1:
+            assert not self.pending, "what is stopped ends"
+            return refs, []
+        ended = self._chance.choice(refs)
+        self._run(ended)
+        return [ended], [one for one in refs if one is not ended]
+
+    def get(self, ref: Ref, timeout: float = 0.0) -> Any:
+        self._run(ref)
+        if isinstance(ref.value, RayError):
+            raise ref.value
+        return ref.value
+
+    def _run(self, ref: Ref) -> None:
+        if ref.done or ref.node is None or ref.call is None:
+            return
+        ref.done, is_work = True, ref in self.pending
+        if is_work:
+            self.pending.remove(ref)
+            ref.node.when_run()
+        if is_work and (ref.node.deaths or not ref.node.alive):
+            ref.node.deaths -= 1
+            ref.value = RayError("the worker died")
+            return
+        with ref.node.entered():
+            found = ref.call()
+        ref.value = replace(found, **ref.node.told) if isinstance(found, Facts) else pickle.loads(pickle.dumps(found))
+
+    def cancel(self, ref: Ref, force: bool) -> None:
+        ref.done, ref.value = True, RayError("cancelled")
+        self.pending = [one for one in self.pending if one is not ref]
+
+    def shutdown(self) -> None:
+        """Nothing."""

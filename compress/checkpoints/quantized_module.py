@@ -215,7 +215,7 @@ def _without_zero_points(quantized: QuantizedWeight) -> torch.Tensor:
 def _put_integers(module: PreTrainedModel, checkpoint: Checkpoint) -> set[str]:
     """Replace every quantized layer in place; returns their names."""
     replaced: dict[str, Grid] = {}
-    tied = bool(module.config.tie_word_embeddings) and module.get_output_embeddings() is not None
+    tied = getattr(module.config, "tie_word_embeddings", False) and module.get_output_embeddings() is not None
     table = module.get_input_embeddings()
     for name, child in list(module.named_modules()):
         if not isinstance(child, nn.Linear | nn.Embedding):

@@ -107,7 +107,7 @@ def trial(name: str, what: str, made: Callable[[str], tuple[Any, Answer]] = buil
     expected = answer(whole)
     try:
         found = answer(cut)
-    except RuntimeError as error:  # which the stage refuses as well
+    except (RuntimeError, ValueError) as error:  # which the stage refuses as well
         return f"does not run any more: {str(error).splitlines()[0]}"
     unit = before.std()
     off, moved = float((found - expected).abs().max() / unit), float((expected - before).abs().max() / unit)

@@ -256,8 +256,12 @@ def _fill(module: PreTrainedModel, checkpoint: Checkpoint) -> None:
     for parameter, names in places.items():
         name = next((name for name in names if name in checkpoint.files), names[0])
         owner, _, leaf = name.rpartition(".")
-        turned = leaf == "weight" and isinstance(module.get_submodule(owner), TransposedLinear)
-        stored = _stored(checkpoint, name, parameter.shape[::-1] if turned else parameter.shape)
+        holder: Any = module.get_submodule(owner)
+        turned = leaf == "weight" and isinstance(holder, TransposedLinear)
+        if name not in checkpoint.files and hasattr(holder, "create_weight"):  # positions that no file of Marian has
+            stored = holder.create_weight()
+        else:
+            stored = _stored(checkpoint, name, parameter.shape[::-1] if turned else parameter.shape)
         filled = nn.Parameter(stored.T.contiguous() if turned else stored)
         for place in names:
             _replace(module, place, filled)

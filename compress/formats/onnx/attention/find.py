@@ -86,8 +86,9 @@ def _replace(graph: ir.Graph, softmax: ir.Node, index: int) -> bool:
     if terms is None:
         return False
     if scores.by is not None:
-        scaled = writer.node("Mul", [_read(writer, query), scores.by], query.axes)
-        query = _Heads(scaled, (0, 1, 2, 3), query.factor)
+        turned = query.turned(_TURN)
+        by = writer.node("Reshape", [scores.by, writer.constant(np.array([heads, 1]))], [heads, 1])
+        query = _Heads(writer.node("Mul", [_read(writer, turned), by], turned.axes), _TURN, query.factor)
     attended = writer.node(
         OPERATOR,
         [*(_flat(writer, each.turned(_TURN)) for each in (query, key, value)), *terms],
@@ -212,7 +213,12 @@ def _split_again(node: ir.Node, merged: ir.Value) -> _Scores | None:
 def _of_windows(node: ir.Node, apart: ir.Value) -> _Scores | None:
     """Scores [pictures * windows, heads, ...] with all that was added to them as [pictures, windows, heads, ...]."""
     found = _walk(apart)
-    if found is None or any(_rank(term) == 5 and not _for_each_window(term) for term, _ in found.terms):
+    query = None if found is None else _heads(found.node.inputs[0])
+    if (
+        found is None
+        or query is None
+        or any(_rank(term) == 5 and not _for_each_window(term) for term, _ in found.terms)
+    ):
         return None
     assert isinstance(node.graph, ir.Graph)
     writer = Writer(node.graph, node, f"{node.outputs[0].name}_windows")
@@ -220,7 +226,7 @@ def _of_windows(node: ir.Node, apart: ir.Value) -> _Scores | None:
     for term, share in found.terms:
         if _rank(term) == 5 and term.shape is not None:
             windows, *_, rows, columns = term.shape[1:]
-            all_of_them = writer.node("Shape", [found.node.inputs[0]], [1], start=0, end=1)
+            all_of_them = writer.node("Shape", [query.source], [1], start=query.perm[0], end=query.perm[0] + 1)
             pictures = writer.node("Div", [all_of_them, writer.constant(np.array([windows]))], [1])
             axes = writer.node("Concat", [pictures, writer.constant(np.ones(4, np.int64))], [5], axis=0)
             each = writer.node("Expand", [term, axes], [None, *term.shape[1:]])

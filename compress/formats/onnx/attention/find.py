@@ -214,11 +214,9 @@ def _of_windows(node: ir.Node, apart: ir.Value) -> _Scores | None:
     """Scores [pictures * windows, heads, ...] with all that was added to them as [pictures, windows, heads, ...]."""
     found = _walk(apart)
     query = None if found is None else _heads(found.node.inputs[0])
-    if (
-        found is None
-        or query is None
-        or any(_rank(term) == 5 and not _for_each_window(term) for term, _ in found.terms)
-    ):
+    if found is None or query is None:
+        return None
+    if any(_rank(term) == 5 and not _for_each_window(term) for term, _ in found.terms):
         return None
     assert isinstance(node.graph, ir.Graph)
     writer = Writer(node.graph, node, f"{node.outputs[0].name}_windows")
@@ -229,6 +227,8 @@ def _of_windows(node: ir.Node, apart: ir.Value) -> _Scores | None:
             all_of_them = writer.node("Shape", [query.source], [1], start=query.perm[0], end=query.perm[0] + 1)
             pictures = writer.node("Div", [all_of_them, writer.constant(np.array([windows]))], [1])
             axes = writer.node("Concat", [pictures, writer.constant(np.ones(4, np.int64))], [5], axis=0)
+            for numbers in (all_of_them, pictures, axes):
+                numbers.dtype = ir.DataType.INT64
             each = writer.node("Expand", [term, axes], [None, *term.shape[1:]])
             term = writer.node(
                 "Reshape", [each, writer.constant(np.array([-1, 1, rows, columns]))], [None, 1, rows, columns]

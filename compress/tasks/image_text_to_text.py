@@ -231,11 +231,11 @@ def _unfit_tokens(module: Any, processor: Any) -> str:
     import torch
     from PIL import Image
 
-    from compress.tasks.images import PIXELS, mode_of
+    from compress.tasks.images import PIXELS, mode_of, one_by_one
 
     side = int(np.ravel(module.config.vision_config.image_size)[0])
     black = Image.new(mode_of(processor.image_processor), (side, side))
-    pixels = torch.as_tensor(np.array(_pictures(processor)([black])[PIXELS]))
+    pixels = torch.as_tensor(np.array(one_by_one(processor.image_processor)([black])[PIXELS]))
     try:
         tokens = _image_tokens(processor, pixels).count(processor.image_token)
     except TypeError:
@@ -250,28 +250,6 @@ def _unfit_tokens(module: Any, processor: Any) -> str:
             "vision_feature_select_strategy and num_additional_image_tokens in processor_config.json say how many)"
         )
     )
-
-
-def _pictures(processor: Any) -> Any:
-    """The image processor; one of models that read several images with a text is given each as the only one."""
-    own = processor.image_processor
-    return own if getattr(own, "do_image_splitting", None) is None else _OnlyImage(own)
-
-
-@dataclass(frozen=True)
-class _OnlyImage:
-    """Pixels [images, 1, channels, height, width] by an image processor of several images (Idefics3, SmolVLM)."""
-
-    processor: Any
-
-    @property
-    def image_mean(self) -> Any:
-        """Of each channel."""
-        return self.processor.image_mean
-
-    def __call__(self, images: Sequence[Any]) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = self.processor([[image] for image in images])
-        return found
 
 
 def _image_tokens(processor: Any, pixels: Any) -> str:
@@ -307,9 +285,9 @@ def prompt_of(processor: Any, text: str, row: int) -> str:
 
 def _prompts(rows: pa.Table, processor: Any, longest: int) -> tuple[Examples, list[list[int]]]:
     """The images, and each row's prompt as tokens, the image's as many as it has features. Raises `DataError`."""
-    from compress.tasks.images import PIXELS, encode_images
+    from compress.tasks.images import PIXELS, encode_images, one_by_one
 
-    images = encode_images(rows["image"].to_pylist(), _pictures(processor))
+    images = encode_images(rows["image"].to_pylist(), one_by_one(processor.image_processor))
     prompts = [prompt_of(processor, text, row) for row, text in enumerate(rows["text"].to_pylist())]
     if not prompts:
         return images, []

@@ -46,9 +46,9 @@ NOTES = [
     "has no pipeline for `question-answering`, `text2text-generation` and `text-ranking`: theirs are what is left of "
     "the first (answers of up to 30 tokens), `generate`, and `text-classification` of pairs. Texts with a mask are "
     "those that the pipeline still cuts into the same tokens. Pictures of one channel, which pipelines make three of, "
-    "are given to the processor as they were. Boxes are all that score above 1%. Whisper hears recordings of a telephone "
-    "exchange's sentences, of which 60 are test rows and none is longer than 30 seconds; it learned from none of them. SmolLM2 goes on with "
-    "paragraphs of 12 articles, after 100 letters, by 8 tokens, always the likeliest.",
+    "are given to the processor as they were. Boxes are all that score above 1%. Whisper hears recordings of a "
+    "telephone exchange's sentences, of which 60 are test rows and none is longer than 30 seconds; it learned from "
+    "none of them. SmolLM2 goes on with paragraphs of 12 articles, after 100 letters, by 8 tokens, always the likeliest.",
 ]
 
 

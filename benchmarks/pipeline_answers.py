@@ -20,10 +20,13 @@ from compress.checkpoints.processor import load_processor, load_tokenizer
 from compress.evaluation.evaluate import artifact_labels
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
+from compress.runtimes.decoder import Decoder
 from compress.tasks.batches import by_length, keep_all
 from compress.tasks.task import Examples, Kept, Task
 
 TARGET = TARGETS["cpu"]
+_PARAGRAPHS, _BEGINNING, _CONTINUED = 200, 100, 8
+"""That a language model goes on with, the letters that it is given of each, and the tokens that it adds."""
 
 
 class Pair(NamedTuple):
@@ -234,10 +237,27 @@ def written(case: Case) -> Iterator[Pair]:
         yield Pair(str(own) == tokenizer.decode(found[0], skip_special_tokens=True))
 
 
+def continued(case: Case) -> Iterator[Pair]:
+    """The likeliest tokens after the beginning of paragraphs, one by one, through the cache of keys and values."""
+    ask, tokenizer = case.pipeline(), load_tokenizer(case.folder)
+    session = get_runtime(TARGET.runtime).open(case.graph, TARGET, 1)
+    decoder = Decoder(session, str(case.graph))
+    paragraphs = [part for text in case.rows["text"].to_pylist() for part in text.split("\n") if len(part) > _BEGINNING]
+    for part in paragraphs[:: max(1, len(paragraphs) // _PARAGRAPHS)]:
+        beginning = part[:_BEGINNING].rpartition(" ")[0]
+        own = [decoder.prefill(tokenizer(beginning)["input_ids"])]
+        while len(own) < _CONTINUED and own[-1] != tokenizer.eos_token_id:
+            own.append(decoder.step(own[-1]))
+        (found,) = ask(beginning, max_new_tokens=_CONTINUED, do_sample=False, return_full_text=False)
+        yield Pair(tokenizer.decode(own, skip_special_tokens=True) == found["generated_text"])
+
+
 def heard(case: Case) -> Iterator[Pair]:
-    """What each recording says."""
+    """What each recording of up to 30 seconds says; longer ones transformers hears in another way."""
     ask = case.pipeline()
     for own, sound in zip(case.kept["transcripts"], case.sounds(), strict=True):
+        if len(sound["raw"]) > 30 * sound["sampling_rate"]:
+            continue
         yield Pair(str(own).strip() == ask(sound)["text"].strip())
 
 
@@ -317,6 +337,7 @@ COMPARED: Mapping[str, Callable[[Case], Iterator[Pair]]] = {
     "zero-shot-image-classification": pictures_by_prompt,
     "object-detection": boxes,
     "image-segmentation": pixels,
+    "text-generation": continued,
     "audio-classification": sounds_with_a_class,
     "automatic-speech-recognition": heard,
 }

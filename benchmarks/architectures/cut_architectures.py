@@ -25,7 +25,7 @@ from trials import Trial
 from compress.architectures.cut_model import load_cut
 from compress.architectures.description import Linear, blocks, in_features, stacks
 from compress.architectures.transformer import check_heads_apart, keep_heads, keep_layers, keep_neurons
-from compress.errors import CompressError, StageError
+from compress.errors import CompressError, StageError, first_line
 
 _ALIKE = 1e-4
 """Of the standard deviation of the whole model's answers."""
@@ -104,11 +104,10 @@ def trial(name: str, what: str, made: Callable[[str], tuple[Any, Answer]] = buil
         CUTS[what](whole, cut)
     except CompressError as error:
         return str(error).splitlines()[0]
-    expected = answer(whole)
     try:
-        found = answer(cut)
-    except RuntimeError as error:  # which the stage refuses as well
-        return f"does not run any more: {str(error).splitlines()[0]}"
+        expected, found = answer(whole), answer(cut)
+    except (RuntimeError, ValueError, AssertionError) as error:  # which the stage refuses as well
+        return f"does not run any more: {first_line(error)}"
     unit = before.std()
     off, moved = float((found - expected).abs().max() / unit), float((expected - before).abs().max() / unit)
     again = float((_loaded_again(cut, answer) - found).abs().max() / unit)

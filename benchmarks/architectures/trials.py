@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from compress.errors import CompressError
+from compress.errors import CompressError, first_line
 
 WHY = "why"
 _LIMIT_SECONDS = 300
@@ -97,4 +97,4 @@ def _answer(trial: Trial, name: str, folder: Path, connection: Connection) -> No
         except CompressError as error:
             connection.send(" ".join(error.what.split()))
         except Exception as error:  # noqa: BLE001 - whatever a row ends in is what it shows
-            connection.send(f"TRACEBACK {type(error).__name__}: {str(error).splitlines()[0]}")
+            connection.send(f"TRACEBACK {type(error).__name__}: {first_line(error)}")

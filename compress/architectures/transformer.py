@@ -35,8 +35,10 @@ _FIRST_LAYERS = ("first_k_dense_replace", "num_dense_layers")
 _OF_BACKBONES = ("stage_names", "out_features", "out_indices")
 """Config fields that follow from how many layers there are."""
 _NOT_OF_INFERENCE = ("training", "drop_prob", "p", "seed")
+_BY_FIRST = "all layers share the first one's bias of positions"
 _BY_NUMBER = "how far each looks back follows from their number (ALiBi)"
 _WHOLE = {
+    **dict.fromkeys(("t5", "mt5", "longt5", "switch_transformers"), _BY_FIRST),
     "bloom": _BY_NUMBER,
     "mpt": _BY_NUMBER,
     "big_bird": "its attention is made anew as it runs",

@@ -215,7 +215,7 @@ def _without_zero_points(quantized: QuantizedWeight) -> torch.Tensor:
 def _put_integers(module: PreTrainedModel, checkpoint: Checkpoint) -> set[str]:
     """Replace every quantized layer in place; returns their names."""
     replaced: dict[str, Grid] = {}
-    tied = bool(module.config.tie_word_embeddings) and module.get_output_embeddings() is not None
+    tied = getattr(module.config, "tie_word_embeddings", False) and module.get_output_embeddings() is not None
     table = module.get_input_embeddings()
     for name, child in list(module.named_modules()):
         if not isinstance(child, nn.Linear | nn.Embedding):
@@ -256,8 +256,12 @@ def _fill(module: PreTrainedModel, checkpoint: Checkpoint) -> None:
     for parameter, names in places.items():
         name = next((name for name in names if name in checkpoint.files), names[0])
         owner, _, leaf = name.rpartition(".")
-        turned = leaf == "weight" and isinstance(module.get_submodule(owner), TransposedLinear)
-        stored = _stored(checkpoint, name, parameter.shape[::-1] if turned else parameter.shape)
+        holder: Any = module.get_submodule(owner)
+        turned = leaf == "weight" and isinstance(holder, TransposedLinear)
+        if name not in checkpoint.files and hasattr(holder, "create_weight"):  # positions that no file of Marian has
+            stored = holder.create_weight()
+        else:
+            stored = _stored(checkpoint, name, parameter.shape[::-1] if turned else parameter.shape)
         filled = nn.Parameter(stored.T.contiguous() if turned else stored)
         for place in names:
             _replace(module, place, filled)

@@ -34,6 +34,8 @@ _IDS, _MASK = "input_ids", "attention_mask"
 _IGNORED = -100
 _READ = frozenset({_IDS, _MASK, "pixel_values"})
 """What models of this task are given; others have a batch axis of their own, or none."""
+_WHOLE = frozenset({"pixel_attention_mask"})
+"""What says nothing where each image is brought to one square: it has no padding."""
 
 _FAMILIES = """
     Apertus1p5 Aria AyaVision Blip Blip2 Chameleon Cohere2Vision CohereCompass Cosmos3Edge Cosmos3Omni DeepseekOcr2
@@ -216,7 +218,10 @@ def unfit_processor(processor: Any) -> str:
         return f"its {type(processor).__name__} has no token that stands for an image"
     if processor.tokenizer.eos_token_id is None:
         return "its tokenizer has no eos_token, which an answer ends in"
-    others = sorted(set(processor.model_input_names) - _READ)
+    tiles = getattr(processor.image_processor, "do_image_splitting", None)
+    if tiles:
+        return "it cuts an image into tiles, unless preprocessor_config.json says do_image_splitting: false"
+    others = sorted(set(processor.model_input_names) - _READ - (_WHOLE if tiles is False else frozenset()))
     return f"beside tokens and the pixels of one image it is given {', '.join(others)}" if others else ""
 
 
@@ -226,13 +231,13 @@ def _unfit_tokens(module: Any, processor: Any) -> str:
     import torch
     from PIL import Image
 
-    from compress.tasks.images import PIXELS, mode_of
+    from compress.tasks.images import PIXELS, mode_of, one_by_one
 
     side = int(np.ravel(module.config.vision_config.image_size)[0])
     black = Image.new(mode_of(processor.image_processor), (side, side))
-    pixels = torch.as_tensor(processor.image_processor(black, return_tensors="pt")[PIXELS])
+    pixels = torch.as_tensor(np.array(one_by_one(processor.image_processor)([black])[PIXELS]))
     try:
-        tokens = processor.replace_image_token({PIXELS: pixels}, 0).count(processor.image_token)
+        tokens = _image_tokens(processor, pixels).count(processor.image_token)
     except TypeError:
         return "its processor_config.json says no patch_size"
     with torch.inference_mode():
@@ -245,6 +250,12 @@ def _unfit_tokens(module: Any, processor: Any) -> str:
             "vision_feature_select_strategy and num_additional_image_tokens in processor_config.json say how many)"
         )
     )
+
+
+def _image_tokens(processor: Any, pixels: Any) -> str:
+    """What stands for an image in a text, by its ``pixels`` [1, ...]; it is cut into no rows and columns."""
+    tokens: str = processor.replace_image_token({"pixel_values": pixels, "rows": [[0]], "cols": [[0]]}, 0)
+    return tokens
 
 
 def prompt_of(processor: Any, text: str, row: int) -> str:
@@ -274,14 +285,14 @@ def prompt_of(processor: Any, text: str, row: int) -> str:
 
 def _prompts(rows: pa.Table, processor: Any, longest: int) -> tuple[Examples, list[list[int]]]:
     """The images, and each row's prompt as tokens, the image's as many as it has features. Raises `DataError`."""
-    from compress.tasks.images import PIXELS, encode_images
+    from compress.tasks.images import PIXELS, encode_images, one_by_one
 
-    images = encode_images(rows["image"].to_pylist(), processor.image_processor)
+    images = encode_images(rows["image"].to_pylist(), one_by_one(processor.image_processor))
     prompts = [prompt_of(processor, text, row) for row, text in enumerate(rows["text"].to_pylist())]
     if not prompts:
         return images, []
     # All images have one shape, and so as many features.
-    tokens = processor.replace_image_token({PIXELS: images.inputs[0][PIXELS][None]}, 0)
+    tokens = _image_tokens(processor, images.inputs[0][PIXELS][None])
     texts = [prompt.replace(processor.image_token, tokens) for prompt in prompts]
     begun = processor.tokenizer.bos_token is not None and texts[0].startswith(processor.tokenizer.bos_token)
     found: list[list[int]] = processor.tokenizer(texts, add_special_tokens=not begun)[_IDS]

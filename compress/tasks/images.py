@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from compress.data.media import Mode, decode, in_words
@@ -93,3 +94,25 @@ def mode_of(processor: Any) -> Mode:
     """Grayscale for a processor that normalises one channel, else RGB."""
     mean = getattr(processor, "image_mean", None)
     return "L" if isinstance(mean, Sequence) and len(mean) == 1 else "RGB"
+
+
+def one_by_one(processor: Any) -> Any:
+    """An image processor that takes images apart; one of several images to a text is given each as the only one.
+
+    Idefics3's and SmolVLM's: its pixels are [images, 1, channels, height, width].
+    """
+    return processor if getattr(processor, "do_image_splitting", None) is None else _OnlyImage(processor)
+
+
+@dataclass(frozen=True)
+class _OnlyImage:
+    processor: Any
+
+    @property
+    def image_mean(self) -> Any:
+        """Of each channel."""
+        return self.processor.image_mean
+
+    def __call__(self, images: Sequence[Any]) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self.processor([[image] for image in images])
+        return found

@@ -132,15 +132,23 @@ def rt_detr(seed: int = 0) -> tuple[Any, Any]:
         decoder_attention_heads=2,
         num_queries=5,
         num_denoising=4,
+        freeze_backbone_batch_norms=False,
         **names(LABELS[1:]),
     )
     torch.manual_seed(seed)
     made = transformers.RTDetrForObjectDetection(config).eval()
+    norms: list[Any] = [part for part in made.modules() if isinstance(part, torch.nn.BatchNorm2d)]
     with torch.no_grad():
-        for head in (*made.model.decoder.class_embed, made.model.enc_score_head):
-            head.bias.normal_()  # they begin with the same for all, whatever is there
-            head.weight.mul_(20)
-    return made, RTDetrImageProcessorPil(size={"height": SIDE, "width": SIDE})
+        for parameter in made.parameters():
+            wide = parameter.ndim > 1
+            parameter.add_(torch.randn_like(parameter) * (parameter[0].numel() ** -0.5 if wide else 0.1))
+        for norm in norms:
+            norm.momentum = None
+            norm.train()
+        made(torch.randn(16, 3, SIDE, SIDE))
+        for head in made.model.decoder.class_embed:
+            head.bias.zero_()  # they begin where hardly anything is seen
+    return made.eval(), RTDetrImageProcessorPil(size={"height": SIDE, "width": SIDE})
 
 
 def segformer(seed: int = 0) -> tuple[Any, Any]:

@@ -12,7 +12,16 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
+from transformers import (
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Idefics3Processor,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 IMAGE = "<image>"
 WORDS = ("<pad>", "<s>", "</s>", "<unk>", IMAGE, "user", "model", ":", "?", "it", "is", "bright", "above", "below")
@@ -24,9 +33,9 @@ QUESTIONS = {"where is it bright ?": "it is bright {}", "what half shines ?": "t
 PATCH = 8
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer(words: tuple[str, ...] = WORDS) -> PreTrainedTokenizerFast:
     """Whole words; an image's token is one that no text is split at."""
-    made = Tokenizer(WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
+    made = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     made.pre_tokenizer = Whitespace()
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     return PreTrainedTokenizerFast(tokenizer_object=made, extra_special_tokens={"image_token": IMAGE}, **special)
@@ -67,6 +76,31 @@ def write_model(folder: Path, template: str | None = TEMPLATE, **changes: Any) -
     both = processor(template, **counted)
     both.save_pretrained(folder)
     both.image_processor.save_pretrained(folder)
+    return folder
+
+
+def write_idefics3(folder: Path, splitting: bool = False) -> Path:
+    """A SmolVLM of one layer on either side, whose connector makes one feature of four patches."""
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    words = (*WORDS, "<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
+    text = {**shape, "model_type": "llama", "vocab_size": len(words), "num_key_value_heads": 1, "eos_token_id": 2}
+    torch.manual_seed(0)
+    config = Idefics3Config(
+        vision_config={**shape, "image_size": tiny_images.SIDE, "patch_size": PATCH},
+        text_config={**text, "bos_token_id": 1, "pad_token_id": 0, "max_position_embeddings": 64},
+        image_token_id=WORDS.index(IMAGE),
+        scale_factor=2,
+        pad_token_id=0,
+    )
+    made = tiny_images.shaken(Idefics3ForConditionalGeneration(config))
+    made.generation_config.update(max_new_tokens=8, eos_token_id=2)
+    made.save_pretrained(folder)
+    square = {"longest_edge": tiny_images.SIDE}
+    pictures = Idefics3ImageProcessorPil(size=square, max_image_size=square, do_image_splitting=splitting)
+    count = (tiny_images.SIDE // PATCH) ** 2 // 4
+    both = Idefics3Processor(pictures, tokenizer(words), image_seq_len=count, chat_template=TEMPLATE)
+    both.save_pretrained(folder)
+    pictures.save_pretrained(folder)
     return folder
 
 

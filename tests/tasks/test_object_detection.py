@@ -91,6 +91,13 @@ def test_queries_without_an_order_are_compared_in_that_of_what_is_expected() -> 
     assert Detections(separate=True).aligned(found, expected) is found, "whoever compares them sees it"
 
 
+def test_queries_that_are_there_for_training_alone_are_no_answers() -> None:
+    found = {"logits": torch.randn(2, 7, 3), "pred_boxes": torch.rand(2, 7, 4)}
+    more = {"dn_num_split": [2, 5], "dn_num_group": 1}
+    kept = Detections().read(found | {"denoising_meta_values": more}, {})
+    torch.testing.assert_close(kept, Detections().read(found, {})[:, 2:])
+
+
 def test_models_whose_classes_are_separate_are_known_by_their_type() -> None:
     kinds = {kind: TASK.of({"model_type": kind}) for kind in ("detr", "yolos", "rt_detr", "rt_detr_v2", "d_fine")}
     assert [kind for kind, task in kinds.items() if task is SEPARATE] == ["rt_detr", "rt_detr_v2", "d_fine"]

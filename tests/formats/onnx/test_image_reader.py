@@ -11,11 +11,13 @@ import pytest
 import tiny_images
 import tiny_questions
 import torch
+from PIL import Image
 from tiny_questions import table
 from transformers import LlavaNextProcessor
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from compress.checkpoints.checkpoint import Checkpoint
+from compress.data.media import decode
 from compress.errors import ModelError
 from compress.formats.onnx.decoder import GraphSettings, export_image_reader, prove_image_reader
 from compress.formats.onnx.decoder.trace import check_writable
@@ -26,7 +28,7 @@ from compress.inspect.transcription_calls import transcription_calls
 from compress.runtimes.image_answers import read_rules
 from compress.stages.quantize import Quantize
 from compress.tasks.evaluation import Evaluation
-from compress.tasks.image_text_to_text import TASK, unfit_processor
+from compress.tasks.image_text_to_text import TASK, prompt_of, unfit_processor
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +106,32 @@ def test_what_no_graph_can_follow_is_refused_before_any_work(tmp_path: Path) -> 
         check_writable(folder)
     tiles = LlavaNextProcessor(LlavaNextImageProcessorPil(), tiny_questions.tokenizer(), patch_size=8)
     assert unfit_processor(tiles) == "beside tokens and the pixels of one image it is given image_sizes"
+
+
+def test_a_smolvlm_that_cuts_no_tiles_answers_as_generate_does(tmp_path: Path) -> None:
+    folder = tiny_questions.write_idefics3(tmp_path / "model")
+    check_writable(folder)
+    model, rows = TASK.load(folder, None, trust_remote_code=False), table(3)
+    examples = TASK.encode(rows, model.processor, None, 64)
+    image = _picture(rows)
+    prompt = prompt_of(model.processor, rows["text"][0].as_py(), 0)
+    own = model.processor(images=[[image]], text=[prompt], return_tensors="np", add_special_tokens=False)
+    asked = own["input_ids"][0]
+    np.testing.assert_array_equal(examples.inputs[0]["input_ids"][: len(asked)], asked)
+    np.testing.assert_array_equal(examples.inputs[0]["pixel_values"], own["pixel_values"][0])
+    found = export_image_reader(Checkpoint(folder), examples, GraphSettings(), 1e-4)
+    prove_image_reader(found.model, Checkpoint(folder), examples, read_rules(folder).image, 1e-4, 0.2)
+    (tmp_path / "graphs").mkdir()
+    found.model.save(tmp_path / "graphs")
+    batch = TASK.held_out(rows, model.processor, None, 64, Evaluation()).batch([0])
+    written = get_runtime("onnxruntime").open(tmp_path / "graphs", TARGETS["cpu"], 1).predict(batch)["sequences"][0]
+    given = {name: torch.from_numpy(array) for name, array in own.items() if name not in ("rows", "cols")}
+    with torch.inference_mode():
+        wanted = model.module.generate(**given, do_sample=False)[0, len(asked) :]
+    np.testing.assert_array_equal(written, wanted.numpy())
+    with pytest.raises(ModelError, match="do_image_splitting: false"):
+        TASK.load(tiny_questions.write_idefics3(tmp_path / "tiles", splitting=True), None, trust_remote_code=False)
+
+
+def _picture(rows: Any) -> Image.Image:
+    return decode(rows["image"][0].as_py(), "RGB", {})

@@ -23,10 +23,14 @@ _TURN = (0, 2, 1, 3)
 
 @dataclass
 class _Scores:
-    """Walked up from a softmax: ``scale`` of the product ``node``, and what is added, each with a factor."""
+    """Walked up from a softmax: ``scale`` of the product ``node``, and what is added, each with a factor.
+
+    ``by``: what each head's are multiplied by, [heads, 1, 1].
+    """
 
     node: ir.Node
     scale: float = 1.0
+    by: ir.Value | None = None
     terms: list[tuple[ir.Value, float]] = field(default_factory=list)
 
 
@@ -81,6 +85,10 @@ def _replace(graph: ir.Graph, softmax: ir.Node, index: int) -> bool:
     terms = _sorted(graph, scores, writer)
     if terms is None:
         return False
+    if scores.by is not None:
+        turned = query.turned(_TURN)
+        by = writer.node("Reshape", [scores.by, writer.constant(np.array([heads, 1]))], [heads, 1])
+        query = _Heads(writer.node("Mul", [_read(writer, turned), by], turned.axes), _TURN, query.factor)
     attended = writer.node(
         OPERATOR,
         [*(_flat(writer, each.turned(_TURN)) for each in (query, key, value)), *terms],
@@ -166,13 +174,28 @@ def _walk(value: ir.Value) -> _Scores | None:
             found.scale *= by
             found.terms = [(term, share * by) for term, share in found.terms]
         return found
+    if node.op_type == "Mul" and first is not None and _of_heads(second):
+        found = _walk(first)
+        if found is None or found.terms or found.by is not None:
+            return None
+        found.by = second
+        return found
     if node.op_type in ("Add", "Sub"):
         return _sum(first, second, -1.0 if node.op_type == "Sub" else 1.0)
     if node.op_type == "Where":
         return _filled(node)
-    if node.op_type == "Reshape" and first is not None and (_rank(first), _rank(value)) == (3, 4):
-        return _split_again(node, first)
-    return None
+    if node.op_type != "Reshape" or first is None:
+        return None
+    ranks = _rank(first), _rank(value)
+    if ranks == (4, 5):
+        return _walk(first)
+    return _split_again(node, first) if ranks == (3, 4) else _of_windows(node, first) if ranks == (5, 4) else None
+
+
+def _of_heads(value: ir.Value | None) -> bool:
+    """Whether a tensor has a number for each head, and nothing else: [heads, 1, 1]."""
+    axes = () if value is None or value.shape is None else tuple(value.shape)
+    return len(axes) == 3 and isinstance(axes[0], int) and axes[1:] == (1, 1)
 
 
 def _split_again(node: ir.Node, merged: ir.Value) -> _Scores | None:
@@ -185,6 +208,40 @@ def _split_again(node: ir.Node, merged: ir.Value) -> _Scores | None:
     shape = node.outputs[0].shape
     found.terms = [(writer.node("Reshape", [term, node.inputs[1]], shape), share) for term, share in found.terms]
     return found
+
+
+def _of_windows(node: ir.Node, apart: ir.Value) -> _Scores | None:
+    """Scores [pictures * windows, heads, ...] with all that was added to them as [pictures, windows, heads, ...]."""
+    found = _walk(apart)
+    query = None if found is None else _heads(found.node.inputs[0])
+    if found is None or query is None:
+        return None
+    if any(_rank(term) == 5 and not _for_each_window(term) for term, _ in found.terms):
+        return None
+    assert isinstance(node.graph, ir.Graph)
+    writer = Writer(node.graph, node, f"{node.outputs[0].name}_windows")
+    terms = []
+    for term, share in found.terms:
+        if _rank(term) == 5 and term.shape is not None:
+            windows, *_, rows, columns = term.shape[1:]
+            all_of_them = writer.node("Shape", [query.source], [1], start=query.perm[0], end=query.perm[0] + 1)
+            pictures = writer.node("Div", [all_of_them, writer.constant(np.array([windows]))], [1])
+            axes = writer.node("Concat", [pictures, writer.constant(np.ones(4, np.int64))], [5], axis=0)
+            for numbers in (all_of_them, pictures, axes):
+                numbers.dtype = ir.DataType.INT64
+            each = writer.node("Expand", [term, axes], [None, *term.shape[1:]])
+            term = writer.node(
+                "Reshape", [each, writer.constant(np.array([-1, 1, rows, columns]))], [None, 1, rows, columns]
+            )
+        terms.append((term, share))
+    found.terms = terms
+    return found
+
+
+def _for_each_window(term: ir.Value) -> bool:
+    """Whether a term is [1, windows, 1, queries, keys], the same for every picture and head."""
+    axes = () if term.shape is None else tuple(term.shape)
+    return all(isinstance(axis, int) for axis in axes) and (axes[0], axes[2]) == (1, 1)
 
 
 def _sum(first: ir.Value | None, second: ir.Value | None, sign: float) -> _Scores | None:
@@ -221,11 +278,16 @@ def _filled(node: ir.Node) -> _Scores | None:
 
 def _flat(writer: Writer, heads: _Heads) -> ir.Value:
     """[batch, length, heads * size] of a tensor read as [batch, length, heads, size]."""
-    source, axes = heads.source, heads.axes
-    if heads.perm != (0, 1, 2, 3):
-        source = writer.node("Transpose", [source], axes, perm=heads.perm)
+    source, axes = _read(writer, heads), heads.axes
     whole = axes[2] * axes[3] if isinstance(axes[2], int) and isinstance(axes[3], int) else None
     return writer.node("Reshape", [source, writer.constant(np.array([0, 0, -1]))], [axes[0], axes[1], whole])
+
+
+def _read(writer: Writer, heads: _Heads) -> ir.Value:
+    """The tensor with its axes in the order in which it is read."""
+    if heads.perm == (0, 1, 2, 3):
+        return heads.source
+    return writer.node("Transpose", [heads.source], heads.axes, perm=heads.perm)
 
 
 def _sorted(graph: ir.Graph, scores: _Scores, writer: Writer) -> tuple[ir.Value | None, ir.Value | None] | None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -91,7 +92,7 @@ class Plug:
 
     def attend(
         self,
-        module: nn.Module,
+        module: nn.Module | None,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
@@ -119,6 +120,28 @@ class Plug:
         if unfused is not None:
             return by_definition(inputs, softcap, s_aux), None
         return self.compute(inputs), None
+
+    def dot_product(self, own: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        """torch's function of that name, for models that call it by themselves: with a bias it is a call like others.
+
+        Without one it is left to torch, whose graph `find` knows.
+        """
+
+        def attend(
+            query: torch.Tensor,
+            key: torch.Tensor,
+            value: torch.Tensor,
+            attn_mask: torch.Tensor | None = None,
+            dropout_p: float = 0.0,
+            is_causal: bool = False,
+            scale: float | None = None,
+            **others: Any,
+        ) -> torch.Tensor:
+            if attn_mask is None or is_causal or query.ndim != len(("batch", "heads", "length", "size")):
+                return own(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **others)
+            return self.attend(None, query, key, value, attn_mask, scale)[0].transpose(1, 2)
+
+        return attend
 
 
 def _added(
@@ -184,10 +207,12 @@ def plugged(module: nn.Module, plug: Plug) -> Iterator[None]:
     before = [(config, getattr(config, "_attn_implementation_internal", None)) for config in configs.values()]
     ALL_ATTENTION_FUNCTIONS.register(_NAME, plug.attend)
     ALL_MASK_ATTENTION_FUNCTIONS.register(_NAME, plug.mask)
+    own = nn.functional.scaled_dot_product_attention
     try:
         for config, _ in before:
             config._attn_implementation_internal = _NAME
-        yield
+        with patch.object(nn.functional, own.__name__, plug.dot_product(own)):
+            yield
     finally:
         for config, name in before:
             config._attn_implementation_internal = name

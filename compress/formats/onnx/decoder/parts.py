@@ -149,7 +149,11 @@ def encoder_part(model: Any) -> Part:
 def decoder_part(model: Any) -> Part:
     """The decoder behind the encoder of a model, with its head."""
     masks: dict[str, tuple[ir.DataType, Axes]] = {} if _hears(model) else {ENCODER_MASK: (_INTEGERS, [BATCH, _READ])}
-    inputs = {IDS: (_INTEGERS, [BATCH, _WRITTEN]), HIDDEN: (_FLOATS, [BATCH, _READ, _width(model.config)])}
+    hidden: Axes = [BATCH, _READ, _width(model.config)]
+    inputs: dict[str, tuple[ir.DataType, Axes]] = {
+        IDS: (_INTEGERS, [BATCH, _WRITTEN]),
+        HIDDEN: (_FLOATS, hidden),
+    }
     return Part({**masks, **inputs}, "logits", [BATCH, _WRITTEN])
 
 

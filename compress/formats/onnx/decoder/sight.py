@@ -61,6 +61,11 @@ class _Sees(nn.Module):
         self.model, self.config = model, model.config
 
     def forward(self, pixel_values: torch.Tensor) -> ImageFeatures:
+        if pixel_values.ndim == len(("batch", "images", "channels", "height", "width")):
+            # Of several images of a text transformers leaves out those that are padding, as many as there may be.
+            whole: Any = self.model.base_model
+            seen = whole.vision_model(pixel_values=pixel_values.flatten(0, 1)).last_hidden_state
+            return ImageFeatures(last_of_sight(self.model)(seen))
         with hooked([last_of_sight(self.model).register_forward_hook(lambda module, given, found: [found])]):
             try:
                 (features,) = self.model.get_image_features(pixel_values).pooler_output

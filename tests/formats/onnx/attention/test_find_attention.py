@@ -76,6 +76,16 @@ FORMS: dict[str, list[Step]] = {
         ("Not", ["seen"], ["unseen"], {}),
         ("Where", ["unseen", "lowest", "scores"], ["total"], {}),
     ],
+    # Swin v2: a scale for each head, a bias, and a mask for each window, of which every picture has as many
+    "windows": [
+        *FOUR,
+        ("Mul", ["scores", "by"], ["scaled"], {}),
+        ("Add", ["scaled", "bias"], ["biased"], {}),
+        ("Reshape", ["biased", "five"], ["windows"], {}),
+        ("Add", ["windows", "window_mask"], ["masked"], {}),
+        ("Add", ["masked", "window_mask"], ["masked_again"], {}),
+        ("Reshape", ["masked_again", "four"], ["total"], {}),
+    ],
     # DeBERTa v2: batch and heads are one axis
     "three axes": [
         *PADDING,
@@ -117,6 +127,9 @@ def model_of(steps: list[Step], outputs: tuple[str, ...] = ("y",)) -> ir.Model:
         "root": np.float32(SIZE**0.5),
         "lowest": np.float32(LOWEST),
         "bias": generator.normal(size=(1, HEADS, LENGTH, LENGTH)).astype(np.float32),
+        "by": np.linspace(0.2, 0.9, HEADS, dtype=np.float32).reshape(HEADS, 1, 1),
+        "five": np.array([1, BATCH, HEADS, LENGTH, LENGTH]),
+        "window_mask": generator.normal(size=(1, BATCH, 1, LENGTH, LENGTH)).astype(np.float32),
     }
     used = {name for _, inputs, _, _ in steps for name in inputs}
     inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [BATCH, LENGTH, WIDTH]) for name in "qkv"]

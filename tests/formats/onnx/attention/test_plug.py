@@ -76,6 +76,19 @@ def test_the_definition_is_that_of_torch(causal: bool, padded: bool, biased: boo
     torch.testing.assert_close(found.transpose(1, 2), expected)
 
 
+def test_torchs_own_function_with_a_bias_is_a_call_like_others():
+    query, key, value = (heads(seed=seed) for seed in range(3))
+    bias = torch.randn(1, 2, 5, 5, generator=torch.Generator().manual_seed(9))
+    own = nn.functional.scaled_dot_product_attention
+    plug = Plug(by_definition)
+    with plugged(nn.Linear(1, 1), plug):
+        found = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=0.3)
+        nn.functional.scaled_dot_product_attention(query, key, value)
+    torch.testing.assert_close(found, own(query, key, value, bias, scale=0.3))
+    assert [(call.heads, call.scale, call.mask) for call in plug.calls] == [(2, 0.3, "as made")]
+    assert nn.functional.scaled_dot_product_attention is own
+
+
 def test_each_call_of_an_encoder_is_described():
     found = probe(tiny.encoder("bert").module, tiny.context().encode("train", tiny.encoder("bert")))
     assert found.refused is None and found.unfused == () and len(found.calls) == tiny.LAYERS

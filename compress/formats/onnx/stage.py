@@ -54,7 +54,7 @@ class Export(Stage[TorchModel, OnnxModel]):
     LLaVA and its like, as what sees, a table of tokens, and a decoder.
     """
 
-    version = 5
+    version = 6
     packages = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
     kind: Literal["export"] = "export"
     opset: int | None = Field(

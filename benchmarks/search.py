@@ -25,6 +25,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import search_forecasts
+import search_olive
 import search_workers
 import typer
 
@@ -330,6 +331,7 @@ def _replayed(found: dict[str, Any]) -> dict[str, Any]:
 
 
 app.command()(search_workers.ray)
+app.command()(search_olive.olive)
 for _command in search_forecasts.commands():
     app.command()(_command)
 

@@ -4,7 +4,7 @@
 
 ORDER has `model` (an ONNX file in float), `rows` (.npz: the inputs' arrays [n, length] and `labels`), `calibration`
 (.npz, without labels), `keep` (share of the float model's accuracy), `trials` and `output` (a folder). ANSWER has the
-seconds, the files of the models made, each with the accuracy and latency that Olive saw, and the one it puts first.
+seconds, how many models were made with the figures that Olive saw of each, and the file that it puts first.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+_SHOWN = ("precision", "per_channel", "reduce_range", "quant_preprocess", "calibrate_method", "quant_format")
 _TELEMETRY = {"OLIVE_DISABLE_TELEMETRY": "1", "OLIVE_TELEMETRY_DISABLED": "1", "DO_NOT_TRACK": "1"}
 
 
@@ -49,8 +50,32 @@ def _search(order: dict[str, Any]) -> dict[str, Any]:
         return (output if hasattr(output, "argmax") else output["logits"]).argmax(-1)
 
     begin = time.perf_counter()
-    run(_configuration(order))
-    return {"seconds": time.perf_counter() - begin, **_found(Path(order["output"]))}
+    workflow = run(_configuration(order))
+    seconds = time.perf_counter() - begin
+    models = workflow.get_output_models()
+    best = workflow.get_best_candidate()
+    if best is None:
+        raise SystemExit(f"Olive made {len(models)} models, and none keeps the accuracy")
+    file = Path(best.model_path)
+    return {
+        "seconds": seconds,
+        "models": len(models),
+        "best": str(file if file.is_file() else next(file.glob("*.onnx"))),
+        "words": _words(workflow, best),
+        "seen": [one.metrics_value for one in models],
+    }
+
+
+def _words(workflow: Any, model: Any) -> str:
+    """The passes that made a model, with the choices of its search."""
+    said = []
+    for step in workflow.trace_back_run_history(model.model_id).values():
+        run_pass = getattr(step, "pass_run_config", None) or {}
+        chosen = {name: value for name, value in run_pass.items() if name in _SHOWN}
+        inside = ", ".join(f"{name} {value}" for name, value in chosen.items())
+        name = str(getattr(step, "from_pass", None) or "")
+        said.append(f"{name} ({inside})" if inside else name)
+    return "; ".join(filter(None, reversed(said)))
 
 
 def _configuration(order: dict[str, Any]) -> dict[str, Any]:
@@ -128,11 +153,6 @@ def _configuration(order: dict[str, Any]) -> dict[str, Any]:
         "output_dir": f"{order['output']}/best",
         "log_severity_level": 2,
     }
-
-
-def _found(output: Path) -> dict[str, Any]:
-    """What the search kept."""
-    return {"files": sorted(str(path) for path in output.rglob("*") if path.suffix in (".onnx", ".json"))}
 
 
 if __name__ == "__main__":

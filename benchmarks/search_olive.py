@@ -1,0 +1,142 @@
+"""Olive's joint search and ours for the same thing: INT8 after training that keeps the accuracy and is fastest.
+
+The command `olive` of `benchmarks/search.py`. Both begin with the same float ONNX file, calibrate with the same rows
+and choose by the same others; one session on the test rows judges what each of them found.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+
+if TYPE_CHECKING:
+    from compress.pipeline.road import Road
+    from compress.search.run import SearchRun
+
+HERE = Path(__file__).parent
+RECIPE = HERE / "searching" / "post-training.yaml"
+PINNED = ("olive-ai==0.13.0",)
+SHARED = ("onnxruntime", "torch", "transformers", "onnx")
+_CALIBRATION = 256
+OLIVE, OURS = "Olive's", "ours"
+
+
+def olive(
+    artifacts: Annotated[Path, typer.Option(help="Where stages are cached.")] = Path("artifacts"),
+    trials: Annotated[int, typer.Option(help="Models that Olive makes at most.")] = 24,
+    write: Annotated[bool, typer.Option("--write", help="Put the figures into results/.")] = False,
+) -> None:
+    """Seconds of both searches, and what they found on rows that neither saw."""
+    from compress.cli.console_progress import ConsoleProgress
+    from compress.formats.silence import quiet_libraries
+    from compress.recipe_source.document import read_document
+    from compress.search.run import SearchRun
+
+    quiet_libraries()
+    search = SearchRun(read_document(RECIPE), RECIPE.parent, artifacts, ConsoleProgress())
+    base, block = search.space.base, search.search
+    road = search.trials.roads.road(base.model_copy(update={"stages": base.stages[:-1], "baseline": "export"}))
+    road.travel()
+    folder = artifacts / "olive"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    theirs = _olive(road, block.select.split, base.limits[0].bound, trials, folder)
+    done = search.run()
+    tried = done.record.trials
+    best = next(number for number, trial in enumerate(tried) if trial.words == done.record.best and trial.share == 1)
+    until, whole = (sum(trial.seconds for trial in some) for some in (tried[: best + 1], tried))
+    table = [
+        ["seconds of the search, without the training before", f"{theirs['seconds']:.0f}", f"{whole:.0f}"],
+        ["seconds until its best was known", "", f"{until:.0f}"],
+        ["models made", str(theirs["models"]), str(len(tried))],
+        *_judged(search, Path(theirs["best"])),
+        ["what it found", theirs["words"], tried[best].words],
+    ]
+    for line in table:
+        typer.echo(" | ".join(line))
+    if write:
+        from search import put_table
+
+        put_table({"title": "Olive's joint search", "columns": ["what", OLIVE, OURS], "rows": table,
+                   "notes": [f"`python benchmarks/search.py olive --write`; {PINNED[0]}, onnxruntime "
+                             f"{version('onnxruntime')}"]})  # fmt: skip
+
+
+def _olive(road: Road, split: str, keep: float, trials: int, folder: Path) -> dict[str, Any]:
+    """What Olive answers, in an environment of its own."""
+    from peers.environment import Packages, peer_python
+
+    python = peer_python(
+        "olive", (Packages((*PINNED, *(f"{name}=={version(name).split('+')[0]}" for name in SHARED))),), typer.echo
+    )
+    examples = {name: _arrays(road, name) for name in ("train", split)}
+    few = np.random.default_rng(road.recipe.seed).permutation(len(examples["train"]["labels"]))[:_CALIBRATION]
+    unlabeled = {name: array[few] for name, array in examples["train"].items() if name != "labels"}
+    for name, arrays in (("rows", examples[split]), ("calibration", unlabeled)):
+        np.savez(folder / name, allow_pickle=False, **arrays)
+    order = {
+        "model": str(road.folder_of("export") / "model.onnx"),
+        "rows": str(folder / "rows.npz"),
+        "calibration": str(folder / "calibration.npz"),
+        "keep": keep,
+        "trials": trials,
+        "output": str(folder / "found"),
+    }
+    (folder / "order.json").write_text(json.dumps(order))
+    command = [str(python), str(HERE / "peers" / "olive_search.py"), str(folder / "order.json")]
+    with (folder / "olive.log").open("w") as log:
+        subprocess.run([*command, str(folder / "answer.json")], check=True, stdout=log, stderr=log)
+    answer: dict[str, Any] = json.loads((folder / "answer.json").read_text())
+    return answer
+
+
+def _arrays(road: Road, split: str) -> dict[str, np.ndarray]:
+    """The inputs of a split's rows, padded to one length, and their labels."""
+    from compress.evaluation.evaluate import encode_for
+
+    recipe = road.recipe
+    examples = encode_for(
+        road.folder_of("export"), road.task, road.data.split(split), recipe.data.max_length, recipe.evaluation
+    )
+    assert examples.labels is not None, "rows are labeled"
+    return {**examples.batch(range(len(examples))), "labels": np.asarray(examples.labels)}
+
+
+def _judged(search: SearchRun, model: Path) -> list[list[str]]:
+    """Accuracy, bytes and time of both and of the float model, side by side on the test rows."""
+    from compress.data.dataset import TEST
+    from compress.metrics import describe_metric, format_value
+    from compress.pipeline.formats import measurable
+    from compress.pipeline.target_session import TargetSession
+    from compress.report.schema import BASELINE, FINAL
+    from compress.search.trial import measured, target_profile
+
+    profile = target_profile(search.space.base)
+    winner = search.trials.travelled(search.space.recipe(search.engine.known.best() or search.space.origin))
+    artifacts = measurable(winner, profile.target.format, profile.options)
+    theirs = model.parent.parent / "as a folder"
+    shutil.copytree(artifacts[BASELINE], theirs, dirs_exist_ok=True)
+    for file in theirs.glob("*.onnx*"):
+        file.unlink()
+    shutil.copy(model, theirs / "model.onnx")
+    labels = {BASELINE: artifacts[BASELINE], OURS: artifacts[FINAL], OLIVE: theirs}
+    found = measured(TargetSession(winner, profile, labels, TEST), timed=True)
+    wanted = ("accuracy", "size_bytes", "latency_p50_ms", "speedup")
+    value = {(row.model, row.metric): row for row in found}
+    rows = []
+    for metric in wanted:
+        shown = [value.get((label, metric)) for label in (OLIVE, OURS)]
+        rows.append(
+            [
+                describe_metric(metric).title.lower(),
+                *("" if one is None else format_value(describe_metric(metric), one.value) for one in shown),
+            ]
+        )
+    return rows

@@ -120,7 +120,7 @@ def keep_layers(module: PreTrainedModel, kept: Sequence[int]) -> None:
     if wrong or len(set(kept)) != len(kept):
         raise StageError(
             f"Layers {list(kept)} can't be kept of a model that has {len(before)}.",
-            expected=f"distinct numbers from 0 to {len(before) - 1}",
+            expected=f"distinct indices from 0 to {len(before) - 1}",
             mend="keep others, evenly spread",
         )
     old = {path: list(layers) for path, layers in found.items()}

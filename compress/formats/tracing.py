@@ -53,11 +53,10 @@ def free_lengths(module: Any) -> Iterator[None]:
     def length(value: Any) -> Any:
         return value.shape[0] if isinstance(value, torch.Tensor) else len(value)
 
-    files = {sys.modules[type(part).__module__] for part in module.modules()}
+    files = {type(part).__module__ for part in module.modules()}
     with ExitStack() as stack:
-        for file in files:
-            if file.__name__.startswith("transformers.models."):
-                stack.enter_context(patch.object(file, "len", length, create=True))
+        for file in sorted(file for file in files if file.startswith("transformers.models.")):
+            stack.enter_context(patch.object(sys.modules[file], "len", length, create=True))
         yield
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -54,8 +54,7 @@ def load_with_head(
             setattr(config, name, value)
         if labels is not None:
             set_labels(config, labels, has_head)
-        # Where queries are chosen by their scores the model without its head has layers as wide as there are classes.
-        return {"ignore_mismatched_sizes": True} if not has_head else {}
+        return {"ignore_mismatched_sizes": True, "output_loading_info": True} if not has_head else {}
 
     return load_by(f"AutoModelFor{heads[0]}", origin, trust_remote_code, with_head, labels)
 
@@ -93,6 +92,9 @@ def load_by(
             module = cls.from_pretrained(
                 directory, config=config, trust_remote_code=trust_remote_code, use_safetensors=True, **options
             )
+            if isinstance(module, tuple):
+                module, told = module
+                _check_shapes(told["mismatched_keys"], config.num_labels)
     except loading_failures() as error:
         said = _OTHER_SHAPES if "ignore_mismatched_sizes" in str(error) else str(error)
         raise to_blame(directory, trust_remote_code) or ModelError(
@@ -101,6 +103,17 @@ def load_by(
             expected=origin.expected,
         ) from error
     return TorchModel(module.float().eval(), processor)
+
+
+def _check_shapes(other: Iterable[tuple[str, Sequence[int], Sequence[int]]], classes: int) -> None:
+    """Raise `RuntimeError` where weights have other shapes than the model, but for layers as wide as its classes.
+
+    A detector whose queries are chosen by their scores has such layers without its head, which are drawn anew.
+    """
+    for name, found, wanted in other:
+        parts = [pair for pair in zip(found, wanted, strict=len(found) == len(wanted)) if pair[0] != pair[1]]
+        if len(found) != len(wanted) or any(part[1] not in (classes, classes + 1) for part in parts):
+            raise RuntimeError(f"{_OTHER_SHAPES}: {name} is {list(found)}, and {list(wanted)} by the config")
 
 
 def load_plain_for(directory: Path, labels: Sequence[str] | None, answers: Callable[[Any, Any, Any], Any]) -> Any:

@@ -17,7 +17,7 @@ from compress.checkpoints.config_check import positions_of
 from compress.errors import ModelError, StageError
 from compress.formats.onnx.attention.find import count_unfused, find_attention
 from compress.formats.onnx.attention.lower import lower_attention
-from compress.formats.onnx.attention.plug import Plug, plugged, traced
+from compress.formats.onnx.attention.plug import Plug, attending, traced
 from compress.formats.onnx.attention.probe import Probed, probe
 from compress.formats.onnx.fusions import optimize_graph
 from compress.formats.onnx.fusions.batch_transpose import unfold_batch_transposes
@@ -99,7 +99,8 @@ def _trace(model: TorchModel, examples: Examples, opset: int | None, plug: bool)
             prefer_deferred_runtime_asserts_over_guards=deferred,
         )
         try:
-            attention = plugged(model.module, Plug(traced)) if plug else nullcontext()
+            ours = Plug(traced)
+            attention = attending(model.module, ours.attend, ours.mask) if plug else nullcontext()
             with silence("prints"), lean_tracing(), _without_cache(model.module), attention:
                 program: ir.Model = OnnxExporter().export(model.module, inputs, config).program
             return program

@@ -20,7 +20,7 @@ from transformers import (
     Qwen3ForSequenceClassification,
 )
 
-from compress.formats.onnx.attention.plug import Inputs, Plug, by_definition, plugged
+from compress.formats.onnx.attention.plug import Inputs, Plug, attending, by_definition
 from compress.formats.onnx.attention.probe import probe
 from compress.tasks.task import Examples
 
@@ -76,11 +76,29 @@ def test_the_definition_is_that_of_torch(causal: bool, padded: bool, biased: boo
     torch.testing.assert_close(found.transpose(1, 2), expected)
 
 
+def calls_of(module: Any, given: Examples) -> list[Inputs]:
+    """What each call of a padded batch hands to the operator."""
+    calls: list[Inputs] = []
+
+    def keep(inputs: Inputs) -> torch.Tensor:
+        calls.append(inputs)
+        return by_definition(inputs)
+
+    plug = Plug(keep)
+    batch = {name: torch.from_numpy(array) for name, array in given.batch([0, 1, 2]).items() if name in given.padding}
+    with attending(module, plug.attend, plug.mask), torch.no_grad():
+        module(**batch)
+    assert len(plug.calls) == len(calls)
+    return calls
+
+
 def test_each_call_of_an_encoder_is_described():
-    found = probe(tiny.encoder("bert").module, tiny.context().encode("train", tiny.encoder("bert")))
+    model, given = tiny.encoder("bert"), tiny.context().encode("train", tiny.encoder("bert"))
+    found = probe(model.module, given)
     assert found.refused is None and found.unfused == () and len(found.calls) == tiny.LAYERS
-    call = found.calls[0]
-    assert (call.heads, call.groups, call.mask, call.biased) == (tiny.HEADS, tiny.HEADS, "padding", False)
+    call = calls_of(model.module, given)[0]
+    assert call.query.shape[1] == tiny.HEADS and not call.causal and call.bias is None
+    assert call.padding is not None and call.padding.shape == (3, call.key.shape[2])
     assert call.scale == pytest.approx((tiny.WIDTH / tiny.HEADS) ** -0.5)
 
 
@@ -97,12 +115,14 @@ def test_windows_causes_and_groups_are_told_apart():
             eos_token_id=2,
         ),
     )
-    assert [call.mask for call in probe(local, examples()).calls] == ["padding", "as made"]
+    assert [call.padding is None for call in calls_of(local, examples())] == [False, True]
+    assert [call.bias is None for call in calls_of(local, examples())] == [True, False]
     causal = made(Qwen3ForSequenceClassification, Qwen3Config(**DECODER, bos_token_id=1, eos_token_id=2))
-    found = probe(causal, examples())
-    assert found.refused is None and {(call.mask, call.heads, call.groups) for call in found.calls} == {
-        ("causal", 4, 2)
-    }
+    for call in calls_of(causal, examples()):
+        assert call.causal and call.key.shape == call.query.shape == (3, 4, call.key.shape[2], 8)
+        for tensor in (call.key, call.value):  # two heads of keys serve two of queries each
+            torch.testing.assert_close(tensor[:, 0::2], tensor[:, 1::2], rtol=0, atol=0)
+    assert probe(causal, examples()).refused is None
 
 
 def test_a_soft_cap_is_computed_and_named():
@@ -137,7 +157,8 @@ def test_a_model_that_answers_otherwise_is_refused(monkeypatch: pytest.MonkeyPat
 def test_models_are_as_they_were_afterwards():
     module = tiny.encoder("bert").module
     before = [part.config._attn_implementation for part in module.modules() if hasattr(part, "config")]
-    with pytest.raises(ZeroDivisionError), plugged(module, Plug(by_definition)):
+    plug = Plug(by_definition)
+    with pytest.raises(ZeroDivisionError), attending(module, plug.attend, plug.mask):
         assert module.config._attn_implementation not in before
         raise ZeroDivisionError
     assert before == [part.config._attn_implementation for part in module.modules() if hasattr(part, "config")]

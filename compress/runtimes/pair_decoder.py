@@ -47,7 +47,8 @@ class PairDecoder:
 
     def read(self, ids: np.ndarray) -> np.ndarray:
         """The logits [rows, vocabulary] of what follows ``ids`` [rows, length]. Raises as `Session.predict` does."""
-        return self.read_all(ids)[:, -1]
+        logits: np.ndarray = self.read_all(ids)[:, -1]
+        return logits
 
     def read_all(self, ids: np.ndarray) -> np.ndarray:
         """The logits [rows, length, vocabulary] of what follows each of ``ids`` [rows, length]."""

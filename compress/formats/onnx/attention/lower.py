@@ -110,13 +110,15 @@ def _product(value: ir.Value | None) -> ir.Node | None:
 
 def _packed(values: Sequence[ir.Value | None]) -> tuple[ir.Node, np.ndarray] | None:
     """The product that three values of one width are the split of, in this order, and its bias."""
-    split = values[QUERY].producer() if values[QUERY] is not None else None
+    query = values[QUERY]
+    split = query.producer() if query is not None else None
     if split is None or split.op_type != "Split" or list(values) != list(split.outputs) or split.inputs[0] is None:
         return None
     sizes = constant(split.inputs[1]) if len(split.inputs) > 1 else None
     if sizes is None or len(set(sizes.tolist())) != 1 or any(len(list(each.uses())) != 1 for each in split.outputs):
         return None
-    whole, bias = split.inputs[0], np.zeros(int(sizes.sum()), np.float32)
+    whole = split.inputs[0]
+    bias: np.ndarray | None = np.zeros(int(sizes.sum()), np.float32)
     if (added := whole.producer()) is not None and added.op_type == "Add":
         whole, bias = added.inputs[0], constant(added.inputs[1])
     product = _product(whole)

@@ -13,11 +13,12 @@ import onnx
 import onnxruntime
 import torch
 
-from compress.checkpoints.adapter import load_adapted
+from compress.checkpoints.adapter import ADAPTER, load_adapted
 from compress.checkpoints.checkpoint import Checkpoint
+from compress.checkpoints.hollow import auto_class
 from compress.errors import InputError, IntegrityError, StageError, first_line
 from compress.formats.onnx.decoder.parts import IDS, MASK
-from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
+from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel, all_graphs
 from compress.formats.onnx.runtimes.onnxruntime import OnnxSession, session_of, session_options
 from compress.formats.prove import distance
 from compress.runtimes.decoder import Decoder, present_of
@@ -101,7 +102,7 @@ def prove_encoder_decoder(
     After a text come ``more`` tokens, those that torch finds likeliest. Each is read in one go, and again as it is
     written: its beginning, then token by token. Raises as `prove_decoder` does.
     """
-    module, written = load_adapted(checkpoint), []
+    module, written = _pair_in_torch(checkpoint), []
     for batch, tokens in zip(inputs, texts, strict=True):
         for _ in range(more):
             likeliest = _logits(module, **batch, decoder_input_ids=tokens)[:, -1:].argmax(-1)
@@ -140,6 +141,16 @@ def prove_image_reader(
             yield wanted, np.concatenate([graphs.begin(start, batch[PIXELS]), *map(graphs.read, tokens)], axis=1)
 
     return _held_to(model, answers, tolerance, rounding_limit)
+
+
+def _pair_in_torch(checkpoint: Checkpoint) -> Any:
+    """By transformers itself where it can: it makes tables of positions that no file has."""
+    from transformers import AutoConfig
+
+    if checkpoint.quantization is not None or (checkpoint.folder / ADAPTER).is_dir():
+        return load_adapted(checkpoint)
+    kind = auto_class(AutoConfig.from_pretrained(checkpoint.folder))
+    return kind.from_pretrained(checkpoint.folder, dtype=torch.float32).eval()
 
 
 def teacher_forced(model: OnnxModel, example: Inputs, tokens: np.ndarray) -> np.ndarray:
@@ -194,24 +205,20 @@ def _held_to(
 
 def _in_fp32(model: OnnxModel) -> OnnxModel:
     """The model itself where nothing is rounded, else a copy whose few-bit products compute in fp32."""
-    if all(found.i == _FP32 for graph in model.graphs.values() for found in _levels(graph.graph)):
+    if all(found.i == _FP32 for graph in model.graphs.values() for found in _levels(graph)):
         return model
     graphs = {}
     for name, graph in model.graphs.items():
         graphs[name] = onnx.ModelProto()
         graphs[name].CopyFrom(graph)
-        for attribute in _levels(graphs[name].graph):
+        for attribute in _levels(graphs[name]):
             attribute.i = _FP32
     return model.with_graphs(graphs)
 
 
-def _levels(graph: onnx.GraphProto) -> Iterator[onnx.AttributeProto]:
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _levels(attribute.g)
-            elif node.op_type == _FEW_BITS and attribute.name == _LEVEL:
-                yield attribute
+def _levels(model: onnx.ModelProto) -> list[onnx.AttributeProto]:
+    products = (node for graph in all_graphs(model.graph) for node in graph.node if node.op_type == _FEW_BITS)
+    return [attribute for node in products for attribute in node.attribute if attribute.name == _LEVEL]
 
 
 def _opened(graph: onnx.ModelProto) -> OnnxSession:

@@ -54,7 +54,8 @@ class Plug:
         """As transformers' `eager_mask`, with one row for all queries where padding is all there is to hide."""
         from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, eager_mask
 
-        padding, function = options.get("attention_mask"), options.get("mask_function", causal_mask_function)
+        padding: Any = options.get("attention_mask")
+        function = options.get("mask_function", causal_mask_function)
         flat = padding is None or padding.ndim == 2
         alone = function is bidirectional_mask_function and flat
         if alone and padding is None:

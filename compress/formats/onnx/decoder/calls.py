@@ -137,7 +137,7 @@ def rotation_of(module: Any, cosine: torch.Tensor, layer_type: str | None) -> Ro
     return Rotation(tuple(frequencies.float().tolist()), factor, int(positions))
 
 
-def _rotate(value: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, interleaved: bool) -> torch.Tensor:
+def _rotate(value: Any, cosines: torch.Tensor, sines: torch.Tensor, interleaved: bool) -> torch.Tensor:
     width, axis = 2 * cosines.shape[-1], -1 if interleaved else -2
     first, second = value[..., :width].unflatten(-1, (-1, 2) if interleaved else (2, -1)).unbind(axis)
     turned = torch.stack([first * cosines - second * sines, second * cosines + first * sines], dim=axis)

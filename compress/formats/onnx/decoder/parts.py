@@ -71,7 +71,7 @@ class Part:
         sizes: dict[Any, int] = {_NEW[1]: new, _TOTAL[1]: past + new, BATCH: _ROWS, _WRITTEN: new, _READ: _SEEN}
         found = {}
         for name, (dtype, axes) in self.inputs.items():
-            shape = [sizes.get(axis, axis) for axis in axes]
+            shape: list[Any] = [sizes.get(axis, axis) for axis in axes]
             found[name] = torch.randn(shape) if dtype == _FLOATS else torch.ones(shape, dtype=torch.int64)
         return found
 

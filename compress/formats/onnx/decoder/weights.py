@@ -140,9 +140,10 @@ class Weights:
         held = [one for one in factors if one is not None]
         if not held:
             return product
-        nothing = [torch.zeros(count, 0) for count in rows]
         a = torch.cat([one.a for one in held]).numpy()
-        b = torch.block_diag(*(nothing[i] if one is None else one.b for i, one in enumerate(factors))).numpy()
+        along = zip(factors, rows, strict=True)
+        blocks = [torch.zeros(count, 0) if one is None else one.b for one, count in along]
+        b = torch.block_diag(*blocks).numpy()  # type: ignore[no-untyped-call]  # torch's own
         narrow = nodes.op("MatMul", f"{name}.lora_A", [value, nodes.constant(f"{name}.lora_A.weight", a.T)])
         wide = nodes.op("MatMul", f"{name}.lora_B", [narrow, nodes.constant(f"{name}.lora_B.weight", b.T)])
         return nodes.op("Add", f"{name}.lora", [product, wide])

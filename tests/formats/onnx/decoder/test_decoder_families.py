@@ -17,7 +17,8 @@ from compress.checkpoints.quantized_module import load_module
 from compress.errors import IntegrityError
 from compress.formats.onnx.decoder import GraphSettings, export_proven
 from compress.formats.onnx.decoder.interfaces import inverse_error_function
-from compress.formats.onnx.decoder.trace import trace_decoder
+from compress.formats.onnx.decoder.parts import alone
+from compress.formats.onnx.decoder.trace import trace_part
 from compress.formats.onnx.runtimes.onnxruntime import OnnxSession
 from compress.runtimes.decoder import Decoder
 
@@ -103,7 +104,7 @@ def test_one_block_of_each_kind_is_traced_and_all_are_written(tmp_path) -> None:
     kinds = ["sliding_attention", "sliding_attention", "full_attention"] * 2
     fields = {**SIZES, "num_hidden_layers": 6, "sliding_window": 5, "layer_types": kinds}
     checkpoint, _ = save("gemma3_text", fields, tmp_path)
-    trace = trace_decoder(checkpoint)
+    trace = trace_part(checkpoint, alone)
     assert trace.traced == 3
     assert [block.kind for block in trace.blocks] == [0, 0, 2, 0, 0, 2]
     found = export_proven(checkpoint, GraphSettings(), some_ids(14), 1e-3, 0.2)

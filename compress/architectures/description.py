@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -28,21 +29,8 @@ _JOINT = ("qkv_proj", "query_key_value", "c_attn", "Wqkv", "qkv", "in_proj")
 _ATTENTION_OUTPUTS = ("o_proj", "out_proj", "dense", "out_lin", "o", "c_proj", "proj", "Wo", "post_proj")
 _EXPANDING = (
     *("gate_proj", "up_proj", "gate_up_proj", "fc1", "fc11", "fc12", "fc_in", "c_fc", "lin1", "intermediate.dense"),
-    *(
-        "dense_h_to_4h",
-        "linear_1",
-        "linear1",
-        "ffn",
-        "Wi",
-        "wi",
-        "wi_0",
-        "wi_1",
-        "input_linear",
-        "dense1",
-        "pwconv1",
-        "w1",
-        "w3",
-    ),
+    *("dense_h_to_4h", "linear_1", "linear1", "ffn", "Wi", "wi", "wi_0", "wi_1", "input_linear", "dense1", "pwconv1"),
+    *("w1", "w3"),
 )
 _CONTRACTING = (
     *("down_proj", "fc2", "fc_out", "c_proj", "lin2", "output.dense", "dense_4h_to_h", "linear_2", "linear2"),
@@ -328,12 +316,8 @@ def _feed_forward(module: nn.Module, layers: Mapping[str, Linear]) -> FeedForwar
 
 def _between(module: nn.Module, paths: list[str], neurons: int) -> list[nn.Module]:
     """What else in the feed-forward layer's module has something of each neuron."""
-    shared = [part for part, *others in zip(*(path.split(".")[:-1] for path in paths), strict=False)]
-    common = ""
-    for depth, part in enumerate(shared):
-        if any(path.split(".")[depth] != part for path in paths):
-            break
-        common = f"{common}.{part}" if common else part
+    shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*(path.split(".")[:-1] for path in paths), strict=False))
+    common = ".".join(parts[0] for parts in shared)
     if not common:
         return []
     layers = {id(module.get_submodule(path)) for path in paths}

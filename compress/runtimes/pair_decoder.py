@@ -47,13 +47,17 @@ class PairDecoder:
 
     def read(self, ids: np.ndarray) -> np.ndarray:
         """The logits [rows, vocabulary] of what follows ``ids`` [rows, length]. Raises as `Session.predict` does."""
+        logits: np.ndarray = self.read_all(ids)[:, -1]
+        return logits
+
+    def read_all(self, ids: np.ndarray) -> np.ndarray:
+        """The logits [rows, length, vocabulary] of what follows each of ``ids`` [rows, length]."""
         outputs = self._session.predict({IDS: ids, _CACHED: np.array([self._begun]), **self._feed, **self._past})
         # What is of the encoder stays as it was made.
         grown = [name for name in self._past if not self._begun or ".decoder." in name]
         self._past |= {name: outputs[present_of(name)] for name in grown}
         self._begun = True
-        logits: np.ndarray = outputs[LOGITS][:, -1]
-        return logits
+        return outputs[LOGITS]
 
     def follow(self, rows: np.ndarray) -> None:
         """Go on with the texts ``rows``, in that order; one may be there several times."""

@@ -29,7 +29,7 @@ class _Scores:
     """
 
     node: ir.Node
-    scale: float = 1.0
+    scale: float
     by: ir.Value | None = None
     terms: list[tuple[ir.Value, float]] = field(default_factory=list)
 
@@ -123,7 +123,6 @@ class _Heads:
     @property
     def axes(self) -> list[int | ir.SymbolicDim]:
         """Its shape, as read."""
-        assert self.source.shape is not None
         return [self.source.shape[axis] for axis in self.perm]
 
     def turned(self, perm: Sequence[int]) -> _Heads:
@@ -158,38 +157,44 @@ def _number(node: ir.Node) -> float | None:
     return 1 / number if node.op_type == "Div" else number
 
 
-def _walk(value: ir.Value) -> _Scores | None:
-    """The product that ``value`` is made of by scaling and adding; nothing else may read what lies between."""
-    node = value.producer()
-    if node is None or len(list(value.uses())) != 1 or value.is_graph_output():
+def _walk(value: ir.Value | None, share: float = 1.0) -> _Scores | None:
+    """The product that ``value``, times ``share``, is made of by scaling and adding; nothing else may read what lies
+    between.
+    """
+    node = None if value is None else value.producer()
+    if value is None or node is None or len(list(value.uses())) != 1 or value.is_graph_output():
         return None
+    first, second = (*node.inputs, None)[:2]
     if node.op_type == "MatMul":
         computed = all(each is not None and each.const_value is None and _rank(each) in (3, 4) for each in node.inputs)
-        return _Scores(node) if computed else None
-    first, second = (*node.inputs, None)[:2]
-    by = _number(node)
-    if by is not None and first is not None:
-        found = _walk(first)
-        if found is not None:
-            found.scale *= by
-            found.terms = [(term, share * by) for term, share in found.terms]
-        return found
-    if node.op_type == "Mul" and first is not None and _of_heads(second):
-        found = _walk(first)
+        return _Scores(node, share) if computed else None
+    if (by := _number(node)) is not None:
+        return _walk(first, share * by)
+    if node.op_type == "Mul" and _of_heads(second):
+        found = _walk(first, share)
         if found is None or found.terms or found.by is not None:
             return None
         found.by = second
         return found
     if node.op_type in ("Add", "Sub"):
-        return _sum(first, second, -1.0 if node.op_type == "Sub" else 1.0)
+        subtracted = node.op_type == "Sub"
+        for scored, term in ((first, second),) if subtracted else ((first, second), (second, first)):
+            if term is not None and (found := _walk(scored, share)) is not None:
+                found.terms.append((term, -share if subtracted else share))
+                return found
     if node.op_type == "Where":
-        return _filled(node)
-    if node.op_type != "Reshape" or first is None:
-        return None
+        return _filled(node, share)
     ranks = _rank(first), _rank(value)
-    if ranks == (4, 5):
-        return _walk(first)
-    return _split_again(node, first) if ranks == (3, 4) else _of_windows(node, first) if ranks == (5, 4) else None
+    if node.op_type != "Reshape" or ranks not in ((3, 4), (4, 5), (5, 4)):
+        return None
+    if ranks == (5, 4):
+        return _of_windows(node, first, share)
+    found = _walk(first, share)
+    if found is not None and ranks == (3, 4):
+        # Scores [batch * heads, ...] as [batch, heads, ...], and all that was added to them.
+        writer = Writer(node.graph, node, f"{value.name}_split")
+        found.terms = [(writer.node("Reshape", [one, node.inputs[1]], value.shape), by) for one, by in found.terms]
+    return found
 
 
 def _of_heads(value: ir.Value | None) -> bool:
@@ -198,30 +203,17 @@ def _of_heads(value: ir.Value | None) -> bool:
     return len(axes) == 3 and isinstance(axes[0], int) and axes[1:] == (1, 1)
 
 
-def _split_again(node: ir.Node, merged: ir.Value) -> _Scores | None:
-    """Scores [batch * heads, ...] as [batch, heads, ...], and all that was added to them."""
-    found = _walk(merged)
-    if found is None:
-        return None
-    assert isinstance(node.graph, ir.Graph)
-    writer = Writer(node.graph, node, f"{node.outputs[0].name}_split")
-    shape = node.outputs[0].shape
-    found.terms = [(writer.node("Reshape", [term, node.inputs[1]], shape), share) for term, share in found.terms]
-    return found
-
-
-def _of_windows(node: ir.Node, apart: ir.Value) -> _Scores | None:
+def _of_windows(node: ir.Node, apart: ir.Value | None, share: float) -> _Scores | None:
     """Scores [pictures * windows, heads, ...] with all that was added to them as [pictures, windows, heads, ...]."""
-    found = _walk(apart)
+    found = _walk(apart, share)
     query = None if found is None else _heads(found.node.inputs[0])
     if found is None or query is None:
         return None
     if any(_rank(term) == 5 and not _for_each_window(term) for term, _ in found.terms):
         return None
-    assert isinstance(node.graph, ir.Graph)
     writer = Writer(node.graph, node, f"{node.outputs[0].name}_windows")
     terms = []
-    for term, share in found.terms:
+    for term, factor in found.terms:
         if _rank(term) == 5 and term.shape is not None:
             windows, *_, rows, columns = term.shape[1:]
             all_of_them = writer.node("Shape", [query.source], [1], start=query.perm[0], end=query.perm[0] + 1)
@@ -233,7 +225,7 @@ def _of_windows(node: ir.Node, apart: ir.Value) -> _Scores | None:
             term = writer.node(
                 "Reshape", [each, writer.constant(np.array([-1, 1, rows, columns]))], [None, 1, rows, columns]
             )
-        terms.append((term, share))
+        terms.append((term, factor))
     found.terms = terms
     return found
 
@@ -244,34 +236,19 @@ def _for_each_window(term: ir.Value) -> bool:
     return all(isinstance(axis, int) for axis in axes) and (axes[0], axes[2]) == (1, 1)
 
 
-def _sum(first: ir.Value | None, second: ir.Value | None, sign: float) -> _Scores | None:
-    if first is None or second is None:
-        return None
-    for scored, term in ((first, second), (second, first)) if sign > 0 else ((first, second),):
-        found = _walk(scored)
-        if found is not None:
-            found.terms.append((term, sign))
-            return found
-    return None
-
-
-def _filled(node: ir.Node) -> _Scores | None:
+def _filled(node: ir.Node, share: float) -> _Scores | None:
     """Scores that a condition replaces by a value low enough that what they were no longer counts."""
     for place in (1, 2):
         fill = constant(node.inputs[3 - place])
-        scored = node.inputs[place]
-        if fill is None or fill.size != 1 or fill.reshape(()) > -1e4 or scored is None:
+        if fill is None or fill.size != 1 or fill.reshape(()) > -1e4:
             continue
-        found = _walk(scored)
-        if found is not None and node.graph is not None:
-            graph = node.graph
-            assert isinstance(graph, ir.Graph)
-            writer = Writer(graph, node, f"{node.outputs[0].name}_mask")
+        if (found := _walk(node.inputs[place], share)) is not None:
+            writer = Writer(node.graph, node, f"{node.outputs[0].name}_mask")
             zero = writer.constant(np.array(0, np.float32))
             lowest = writer.constant(np.array(np.finfo(np.float32).min))
             parts = [zero, lowest] if place == 1 else [lowest, zero]
             condition = node.inputs[0]
-            found.terms.append((writer.node("Where", [condition, *parts], condition and condition.shape), 1.0))
+            found.terms.append((writer.node("Where", [condition, *parts], condition and condition.shape), share))
             return found
     return None
 

@@ -7,7 +7,6 @@ is a single integer kernel (`QAttention`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -18,15 +17,6 @@ from compress.formats.onnx.fusions.graph import add_initializer, clean, constant
 
 MICROSOFT = "com.microsoft"
 _MASK_FILL = float(np.finfo(np.float32).min)
-
-
-@dataclass(frozen=True)
-class _Packed:
-    """One product that makes queries, keys and values, and its bias."""
-
-    hidden: ir.Value
-    weight: ir.Value
-    bias: np.ndarray
 
 
 def lower_attention(model: ir.Model) -> int:
@@ -57,17 +47,14 @@ def _lower(graph: ir.Graph, node: ir.Node, index: int, casts: dict[ir.Value, ir.
         attributes["mask_filter_value"] = _MASK_FILL
         padding = _plain_cast(graph, padding, casts)
     flat = [_before_split_heads(each) for each in (query, key, value)]
-    packed = _packed(flat) if bias is None else None
-    name = f"attention_{index}"
-    if packed is not None:
-        stored = add_initializer(graph, f"{name}_bias", packed.bias)
-        inputs = [packed.hidden, packed.weight, stored, padding]
-        made = ir.node("Attention", inputs, attributes=attributes, domain=MICROSOFT, name=name)
-    else:
-        inputs = [*flat, None, padding, bias]
-        while inputs[-1] is None:
-            inputs.pop()
-        made = ir.node("MultiHeadAttention", inputs, attributes=attributes, domain=MICROSOFT, name=name)
+    name, kind = f"attention_{index}", "MultiHeadAttention"
+    inputs = [*flat, None, padding, bias]
+    if bias is None and (packed := _packed(flat)) is not None:
+        product, added = packed
+        kind, inputs = "Attention", [*product.inputs, add_initializer(graph, f"{name}_bias", added), padding]
+    while kind != "Attention" and inputs[-1] is None:
+        inputs.pop()
+    made = ir.node(kind, inputs, attributes=attributes, domain=MICROSOFT, name=name)
     old, new = node.outputs[0], made.outputs[0]
     new.type, new.shape = old.type, old.shape
     graph.insert_before(node, made)
@@ -115,8 +102,14 @@ def _merged_again(value: ir.Value) -> ir.Value:
     return end if same else value
 
 
-def _packed(values: Sequence[ir.Value | None]) -> _Packed | None:
-    """The product that three values of one width are the split of, in this order."""
+def _product(value: ir.Value | None) -> ir.Node | None:
+    """The product with a stored matrix that ``value`` is."""
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == "MatMul" and constant(node.inputs[1]) is not None else None
+
+
+def _packed(values: Sequence[ir.Value | None]) -> tuple[ir.Node, np.ndarray] | None:
+    """The product that three values of one width are the split of, in this order, and its bias."""
     query = values[QUERY]
     split = query.producer() if query is not None else None
     if split is None or split.op_type != "Split" or list(values) != list(split.outputs) or split.inputs[0] is None:
@@ -124,31 +117,23 @@ def _packed(values: Sequence[ir.Value | None]) -> _Packed | None:
     sizes = constant(split.inputs[1]) if len(split.inputs) > 1 else None
     if sizes is None or len(set(sizes.tolist())) != 1 or any(len(list(each.uses())) != 1 for each in split.outputs):
         return None
-    product, bias = split.inputs[0].producer(), None
-    if product is not None and product.op_type == "Add":
-        bias = constant(product.inputs[1])
-        product = product.inputs[0].producer() if product.inputs[0] is not None else None
-        if bias is None:
-            return None
-    if product is None or product.op_type != "MatMul" or constant(product.inputs[1]) is None:
-        return None
-    hidden, weight = product.inputs
-    assert hidden is not None and weight is not None
-    zeros = np.zeros(int(sizes.sum()), np.float32)
-    return _Packed(hidden, weight, zeros if bias is None else bias)
+    whole = split.inputs[0]
+    bias: np.ndarray | None = np.zeros(int(sizes.sum()), np.float32)
+    if (added := whole.producer()) is not None and added.op_type == "Add":
+        whole, bias = added.inputs[0], constant(added.inputs[1])
+    product = _product(whole)
+    return None if product is None or bias is None else (product, bias)
 
 
 def _bias_before_split(graph: ir.Graph) -> None:
     """Biases that are added to each part of a split product, added to all of it: the product's kernel takes them up."""
     for count, split in enumerate(node for node in list(graph) if node.op_type == "Split"):
-        given = split.inputs[0]
-        product = given.producer() if given is not None else None
-        if product is None or product.op_type != "MatMul" or constant(product.inputs[1]) is None:
+        given, widths = split.inputs[0], constant(split.inputs[1]) if len(split.inputs) > 1 else None
+        if given is None or widths is None or _product(given) is None:
             continue
         added = [only_consumer(output, "Add") for output in split.outputs]
         biases = [_vector(node, output) for node, output in zip(added, split.outputs, strict=True)]
-        widths = constant(split.inputs[1]) if len(split.inputs) > 1 else None
-        if widths is None or given is None or not any(bias is not None for bias in biases):
+        if all(bias is None for bias in biases):
             continue
         parts = [
             np.zeros(width, np.float32) if bias is None else bias for bias, width in zip(biases, widths, strict=True)

@@ -21,19 +21,7 @@ DOMAIN, OPERATOR = "compress", "EncoderAttention"
 """What a traced call is until `lower` writes it as ONNX Runtime's: the exporter's own rewrites don't know it."""
 QUERY, KEY, VALUE, PADDING, BIAS = range(5)
 """Inputs: three of [batch, length, heads * size], int32 [batch, keys], [1 or batch, 1 or heads, length, keys]."""
-_NAME = "compress_encoder"
-
-
-@dataclass(frozen=True)
-class AttentionCall:
-    """One call: ``groups`` heads of keys serve ``heads`` of queries. ``unfused`` says why it isn't one operator."""
-
-    heads: int
-    groups: int
-    scale: float
-    mask: str
-    biased: bool
-    unfused: str | None = None
+_NAME = "compress"
 
 
 @dataclass(frozen=True)
@@ -49,46 +37,41 @@ class Inputs:
     scale: float
 
 
-@dataclass
-class _Mask:
-    made: torch.Tensor
-    padding: torch.Tensor | None
-    causal: bool
-
-
 Compute = Callable[[Inputs], torch.Tensor]
 """From inputs to what is attended to, [batch, length, heads, size]."""
 
 
 @dataclass
 class Plug:
-    """The two functions under one name, and the calls that came. A mask that a model passes on is known by identity."""
+    """The two functions, and of each call why it isn't one operator, or nothing.
+
+    A mask that a model passes on is known by what was kept on it.
+    """
 
     compute: Compute
-    calls: list[AttentionCall] = field(default_factory=list)
-    _masks: dict[int, _Mask] = field(default_factory=dict)
+    calls: list[str] = field(default_factory=list)
 
     def mask(self, *args: Any, **options: Any) -> torch.Tensor | None:
         """As transformers' `eager_mask`, with one row for all queries where padding is all there is to hide."""
         from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, eager_mask
 
-        padding, function = options.get("attention_mask"), options.get("mask_function", causal_mask_function)
+        padding: Any = options.get("attention_mask")
+        function = options.get("mask_function", causal_mask_function)
         flat = padding is None or padding.ndim == 2
-        if function is bidirectional_mask_function and flat:
-            if padding is None:
-                return None
+        alone = function is bidirectional_mask_function and flat
+        if alone and padding is None:
+            return None
+        made: Any
+        if alone:
             dtype = options.get("dtype", torch.float32)
             hidden = torch.full((), torch.finfo(dtype).min, dtype=dtype)
-            row = torch.where(padding[:, None, None, :].bool(), torch.zeros((), dtype=dtype), hidden)
-            return self._known(row, padding, causal=False)
-        made: torch.Tensor = eager_mask(*args, **options | {"allow_is_bidirectional_skip": False})
-        if function is causal_mask_function and flat and options.get("q_offset", 0) == 0:
-            return self._known(made, padding, causal=True)
-        return made
-
-    def _known(self, made: torch.Tensor, padding: torch.Tensor | None, causal: bool) -> torch.Tensor:
-        self._masks[id(made)] = _Mask(made, None if padding is None else padding.to(torch.int32), causal)
-        return made
+            made = torch.where(padding[:, None, None, :].bool(), torch.zeros((), dtype=dtype), hidden)
+        else:
+            made = eager_mask(*args, **options | {"allow_is_bidirectional_skip": False})
+        causal = function is causal_mask_function and flat and options.get("q_offset", 0) == 0
+        if alone or causal:
+            made.compress_known = None if padding is None else padding.to(torch.int32), causal
+        return made  # type: ignore[no-any-return]
 
     def attend(
         self,
@@ -105,21 +88,14 @@ class Plug:
     ) -> tuple[torch.Tensor, None]:
         """The interface's function: [batch, heads, length, size] each, to [batch, length, heads, size]."""
         scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-        groups = key.shape[1]
-        if groups != query.shape[1]:
-            key, value = (each.repeat_interleave(query.shape[1] // groups, 1) for each in (key, value))
-        known = self._masks.get(id(attention_mask))
-        given = attention_mask if known is None else None
-        bias = _added(position_bias, given, query.shape[2], key.shape[2])
-        inputs = Inputs(
-            query, key, value, known.padding if known else None, bias, known.causal if known else False, scale
-        )
-        unfused = "soft cap of scores" if softcap else "sinks" if s_aux is not None else None
-        mask = ("causal" if known.causal else "padding") if known else "none" if given is None else "as made"
-        self.calls.append(AttentionCall(query.shape[1], groups, scale, mask, position_bias is not None, unfused))
-        if unfused is not None:
-            return by_definition(inputs, softcap, s_aux), None
-        return self.compute(inputs), None
+        if key.shape[1] != query.shape[1]:
+            key, value = (each.repeat_interleave(query.shape[1] // key.shape[1], 1) for each in (key, value))
+        known = getattr(attention_mask, "compress_known", None)
+        bias = _added(position_bias, None if known else attention_mask, query.shape[2], key.shape[2])
+        padding, causal = known or (None, False)
+        inputs = Inputs(query, key, value, padding, bias, causal, scale)
+        self.calls.append("soft cap of scores" if softcap else "" if s_aux is None else "sinks")
+        return by_definition(inputs, softcap, s_aux) if self.calls[-1] else self.compute(inputs), None
 
     def dot_product(self, own: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         """torch's function of that name, for models that call it by themselves: with a bias it is a call like others.
@@ -154,10 +130,7 @@ def _added(
     if position_bias is not None and mask is not None:
         return position_bias + mask
     bias = mask if position_bias is None else position_bias
-    if bias is None:
-        return None
-    bias = bias if bias.ndim == 4 else bias.unsqueeze(1)
-    return bias.expand(-1, -1, length, keys)
+    return None if bias is None else (bias if bias.ndim == 4 else bias.unsqueeze(1)).expand(-1, -1, length, keys)
 
 
 def by_definition(inputs: Inputs, softcap: float | None = None, sinks: torch.Tensor | None = None) -> torch.Tensor:
@@ -198,21 +171,33 @@ def traced(inputs: Inputs) -> torch.Tensor:
 
 
 @contextmanager
-def plugged(module: nn.Module, plug: Plug) -> Iterator[None]:
-    """Have ``module``, its parts and their configs call ``plug``; all is as it was behind it."""
+def attending(module: nn.Module, attend: Any = None, mask: Any = None) -> Iterator[None]:
+    """Have ``module``, its parts and their configs call ``attend`` and ``mask``; all is as it was behind it.
+
+    Without ``attend`` they compute attention themselves; without ``mask`` they make no masks.
+    """
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+    name = "eager" if attend is None else _NAME if mask is None else f"{_NAME}_masked"
     configs = {id(config): config for part in module.modules() if (config := getattr(part, "config", None)) is not None}
     before = [(config, getattr(config, "_attn_implementation_internal", None)) for config in configs.values()]
-    ALL_ATTENTION_FUNCTIONS.register(_NAME, plug.attend)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(_NAME, plug.mask)
-    own = nn.functional.scaled_dot_product_attention
+    if attend is not None:
+        ALL_ATTENTION_FUNCTIONS.register(name, attend)
+    if mask is not None:
+        ALL_MASK_ATTENTION_FUNCTIONS.register(name, mask)
     try:
         for config, _ in before:
-            config._attn_implementation_internal = _NAME
-        with patch.object(nn.functional, own.__name__, plug.dot_product(own)):
-            yield
-    finally:
-        for config, name in before:
             config._attn_implementation_internal = name
+        yield
+    finally:
+        for config, own in before:
+            config._attn_implementation_internal = own
+
+
+@contextmanager
+def plugged(module: nn.Module, plug: Plug) -> Iterator[None]:
+    """`attending` with both functions of ``plug``, and with its own in the place of torch's."""
+    own = nn.functional.scaled_dot_product_attention
+    with attending(module, plug.attend, plug.mask), patch.object(nn.functional, own.__name__, plug.dot_product(own)):
+        yield

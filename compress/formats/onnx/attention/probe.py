@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from compress.formats.onnx.attention.plug import AttentionCall, Plug, by_definition, plugged
+from compress.formats.onnx.attention.plug import Plug, by_definition, plugged
 from compress.formats.prove import mixed_batches
 from compress.tasks.forward import answers, tensors
 from compress.tasks.task import Examples
@@ -21,18 +21,18 @@ _SAME = 1e-4
 
 @dataclass(frozen=True)
 class Probed:
-    """The calls of one forward, none where attention goes past the interface; masks are plugged even then.
+    """Of each call in one forward why it stays as the model computes it, or nothing; masks are always plugged.
 
     ``refused`` says why nothing is plugged.
     """
 
-    calls: tuple[AttentionCall, ...] = ()
+    calls: tuple[str, ...] = ()
     refused: str | None = None
 
     @property
     def unfused(self) -> tuple[str, ...]:
         """Why calls, or all attention, stay as the model computes them."""
-        found = [self.refused, *(call.unfused for call in self.calls)]
+        found = [self.refused, *self.calls]
         if not self.refused and not self.calls:
             found.append("the model computes it past transformers' interface, in a form that isn't known")
         return tuple(dict.fromkeys(reason for reason in found if reason))

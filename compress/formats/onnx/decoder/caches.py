@@ -66,24 +66,30 @@ def holds_keys(layer: Any) -> bool:
     return isinstance(layer, DynamicLayer)
 
 
-def note_updates(cache: Any, plug: Plug) -> None:
-    """Have ``plug`` be told of what a cache is given, in place."""
+def note_updates(cache: Any) -> list[Slot]:
+    """Have every layer of a cache note what it is given, in place."""
+    slots = []
     for side, index, layer in layers_of(cache):
         if holds_keys(layer):
-            layer.update = MethodType(_noting(plug, f"{side}{index}", layer.update), layer)
+            slots.append(Slot(f"{side}{index}"))
+            layer.update = _noting(slots[-1], layer.update)
+    return slots
 
 
-def _noting(plug: Plug, name: str, update: Any) -> Any:
-    def noted(self: Any, key: Any, value: Any, *rest: Any, **named: Any) -> Any:
+def _noting(slot: Slot, update: Any) -> Any:
+    def noted(key: Any, value: Any, *rest: Any, **named: Any) -> Any:
+        slot.given = key, value
         found = update(key, value, *rest, **named)
-        plug.note_update(name, (key, value), found)
+        found[0].compress_turned = getattr(key, "compress_turned", None)
+        for one in found:
+            one.compress_slot = slot
         return found
 
     return noted
 
 
 def _noting_state(plug: Plug, get: Any) -> Any:
-    def noted(self: Any, *of: Any, **named: Any) -> Any:
+    def noted(*of: Any, **named: Any) -> Any:
         plug.state = get(*of, **named)
         return plug.state
 
@@ -92,77 +98,74 @@ def _noting_state(plug: Plug, get: Any) -> Any:
 
 def fill_cache(cache: Any, past: Mapping[str, torch.Tensor], plug: Plug, length: Any) -> None:
     """Put a graph's inputs into a new cache, in place; ``length`` of the past, where a mask says it."""
-    cache.get_recurrent_state = MethodType(_noting_state(plug, cache.get_recurrent_state), cache)
+    if cache is not None:
+        cache.get_recurrent_state = _noting_state(plug, cache.get_recurrent_state)
     for side, index, layer in layers_of(cache):
         _put_states(layer, index, past)
         if f"past_{side}key_{index}" in past:
             pair = past[f"past_{side}key_{index}"], past[f"past_{side}value_{index}"]
-            _put_keys(layer, pair, plug, f"{side}{index}", length)
+            _put_keys(layer, Slot(f"{side}{index}", pair), plug.fused, length)
 
 
 def _put_states(layer: Any, index: int, past: Mapping[str, torch.Tensor]) -> None:
-    for number in range(getattr(layer, "number_of_states", 0)):
-        for kind in KINDS:
-            state = past.get(f"past_{kind}_{index}_{number}")
-            if state is None:
-                continue
-            getattr(layer, f"{kind}_states")[number] = state.clone()
-            getattr(layer, f"is_{kind}_states_initialized")[number] = True
-            layer.has_previous_state[number] = True
-            layer.device, layer.dtype = state.device, state.dtype
-            if kind == "conv":
-                layer.conv_kernel_size[number] = state.shape[-1]
+    for kind, number in _states_of(layer):
+        state = past.get(f"past_{kind}_{index}_{number}")
+        if state is None:
+            continue
+        getattr(layer, f"{kind}_states")[number] = state.clone()
+        getattr(layer, f"is_{kind}_states_initialized")[number] = True
+        layer.has_previous_state[number] = True
+        layer.device, layer.dtype = state.device, state.dtype
+        if kind == "conv":
+            layer.conv_kernel_size[number] = state.shape[-1]
 
 
-def _put_keys(layer: Any, pair: tuple[torch.Tensor, torch.Tensor], plug: Plug, name: str, length: Any) -> None:
+def _states_of(layer: Any) -> list[tuple[str, int]]:
+    return [(kind, number) for number in range(getattr(layer, "number_of_states", 0)) for kind in KINDS]
+
+
+def _put_keys(layer: Any, slot: Slot, fused: bool, length: Any) -> None:
     """Where a mask says the ``length``, blocks don't depend on each other's keys."""
-    layer.keys, layer.values = pair
+    layer.keys, layer.values = pair = tuple(slot.past)
     layer.is_initialized = True
     layer.device, layer.dtype = pair[0].device, pair[0].dtype
-    if not plug.fused:
-        layer.get_seq_length = MethodType(lambda self: self.keys.shape[-2], layer)
+    if not fused:
+        layer.get_seq_length = lambda: layer.keys.shape[-2]
         return
-    plug.slots[name] = Slot(pair)
-    given = name.startswith(CROSS) or length is not None
+    given = slot.name.startswith(CROSS) or length is not None
 
-    def update(self: Any, key: Any, value: Any, *rest: Any, **named: Any) -> Any:
-        if given:
-            return key, value
+    def update(*new: Any, **named: Any) -> Any:
         # Relative positions want the length of all keys; nothing but their shape is read.
-        return tuple(torch.cat(both, dim=-2) for both in zip(pair, (key, value), strict=True))
+        return new[:2] if given else tuple(torch.cat(both, dim=-2) for both in zip(pair, new, strict=False))
 
     seen = pair[0].shape[-2] if length is None else length
-    layer.get_seq_length = MethodType(lambda self: seen, layer)
-    layer.get_mask_sizes = MethodType(lambda self, queries: (seen + queries, 0), layer)
-    layer.update = MethodType(_noting(plug, name, MethodType(update, layer)), layer)
+    layer.slot, layer.update = slot, _noting(slot, update)
+    layer.get_seq_length = lambda: seen
+    layer.get_mask_sizes = lambda queries: (seen + queries, 0)
 
 
-def sample_states(cache: Any, plug: Plug) -> dict[str, torch.Tensor]:
+def sample_states(cache: Any, fused: bool) -> dict[str, torch.Tensor]:
     """What a cache of the rehearsal holds after some tokens, flat; values as wide as the operator wants them."""
     flat: dict[str, torch.Tensor] = {}
     for side, index, layer in layers_of(cache):
         if holds_keys(layer) and isinstance(layer.keys, torch.Tensor) and layer.keys.numel():
             keys, values = (one[:, :, :PAST].clone() for one in (layer.keys, layer.values))
-            if plug.fused and values.shape[-1] < keys.shape[-1]:
+            if fused and values.shape[-1] < keys.shape[-1]:
                 values = nn.functional.pad(values, (0, keys.shape[-1] - values.shape[-1]))
             flat[f"past_{side}key_{index}"], flat[f"past_{side}value_{index}"] = keys, values
-        for number in range(getattr(layer, "number_of_states", 0)):
-            for kind in KINDS:
-                state = getattr(layer, f"{kind}_states")[number]
-                if state is not None:
-                    flat[f"past_{kind}_{index}_{number}"] = state.clone()
+        for kind, number in _states_of(layer):
+            if (state := getattr(layer, f"{kind}_states")[number]) is not None:
+                flat[f"past_{kind}_{index}_{number}"] = state.clone()
     return flat
 
 
-def present(name: str, cache: Any, plug: Plug) -> torch.Tensor:
+def present(name: str, cache: Any) -> torch.Tensor:
     """What takes the place of a tensor of the cache, by its name, after a forward pass."""
     kind, index, *number = name.removeprefix("past_").split("_")
+    (layer,) = (one for side, at, one in layers_of(cache) if at == int(index) and kind.startswith(CROSS) == bool(side))
     if kind in KINDS:
-        state: torch.Tensor = getattr(cache.layers[int(index)], f"{kind}_states")[int(number[0])]
+        state: torch.Tensor = getattr(layer, f"{kind}_states")[int(number[0])]
         return state
-    slot = plug.slots.get(f"{CROSS if kind.startswith(CROSS) else ''}{index}")
-    layer: Any = None if slot is not None else cache.layers[int(index)]
-    pair = (layer.keys, layer.values) if slot is None else slot.present
-    assert pair is not None, "the attention of every slot was computed"
-    found: torch.Tensor = pair[kind.endswith("value")]
+    slot: Slot | None = getattr(layer, "slot", None)
+    found: torch.Tensor = ((layer.keys, layer.values) if slot is None else slot.present)[kind.endswith("value")]
     return found

@@ -18,7 +18,9 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.formats.onnx.decoder import plug
-from compress.formats.onnx.decoder.nodes import MICROSOFT
+from compress.formats.onnx.decoder.nodes import MICROSOFT, node_like
+
+_KIND = "MultiHeadAttention"
 
 
 def write_cross_attention(model: ir.Model, cached: ir.Value) -> None:
@@ -30,18 +32,16 @@ def write_cross_attention(model: ir.Model, cached: ir.Value) -> None:
         query, key, value, *others = node.inputs
         padding, bias, *past = others
         first = _taken_out(model.graph, node, {key, value})
-        again = _attention(node, "cached", [query, *past, None, padding, bias])
-        anew = _attention(node, "first", [query, key, value, None, padding, bias])
+        again, anew = (
+            node_like(node, scope, _KIND, [query, *keys, None, padding, bias], node.attributes, MICROSOFT)
+            for scope, keys in (("cached", past), ("first", (key, value)))
+        )
         nothing = [_nothing(node, index, one) for index, one in enumerate(past)]
         branches = {
-            "then_branch": _branch(
-                node, "cached", [again, *nothing], [again.outputs[0], *(e.outputs[0] for e in nothing)]
-            ),
-            "else_branch": _branch(node, "first", [*first, anew], [anew.outputs[0], key, value]),
+            "then_branch": _branch(again, [again, *nothing], [one.outputs[0] for one in (again, *nothing)]),
+            "else_branch": _branch(anew, [*first, anew], [anew.outputs[0], key, value]),
         }
-        made = ir.node("If", [cached], branches, num_outputs=3, name=_name(node, "If"))
-        for index, output in enumerate(made.outputs):
-            output.name = f"{made.name}/output_{index}"
+        made = node_like(node, "If", "If", [cached], branches, outputs=3)
         ir.convenience.replace_nodes_and_values(model.graph, node, [node], [made], node.outputs, made.outputs)
 
 
@@ -51,45 +51,20 @@ def _taken_out(graph: ir.Graph, node: ir.Node, wanted: set[ir.Value | None]) -> 
     users = {node}
     for one in reversed(list(graph)):
         uses = [use for output in one.outputs for use in output.uses()]
-        read = [use.node is not node or use.node.inputs[use.idx] in wanted for use in uses]
-        if (
-            uses
-            and all(use.node in users for use in uses)
-            and all(read)
-            and not any(o.is_graph_output() for o in one.outputs)
-        ):
+        read = [use.node in users and (use.node is not node or node.inputs[use.idx] in wanted) for use in uses]
+        if uses and all(read) and not any(output.is_graph_output() for output in one.outputs):
             users.add(one)
             found.insert(0, one)
     graph.remove(found)
     return found
 
 
-def _attention(node: ir.Node, scope: str, inputs: Sequence[ir.Value | None]) -> ir.Node:
-    given = list(inputs)
-    while given[-1] is None:
-        given.pop()
-    made = ir.node("MultiHeadAttention", given, node.attributes, domain=MICROSOFT, name=_name(node, scope))
-    made.outputs[0].name = f"{made.name}/output_0"
-    return made
-
-
-def _nothing(node: ir.Node, index: int, past: ir.Value | None) -> ir.Node:
+def _nothing(node: ir.Node, index: int, past: ir.Value) -> ir.Node:
     """An empty tensor in the place of keys or values that a client has."""
-    assert past is not None and past.shape is not None
     _, heads, _, size = past.shape
-    name = _name(node, f"nothing_{index}")
-    return ir.node(
-        "Constant",
-        [],
-        {"value": ir.Tensor(np.zeros((0, int(heads), 1, int(size)), np.float32))},
-        outputs=[ir.val(f"{name}/output_0")],
-        name=name,
-    )
+    empty = ir.Tensor(np.zeros((0, int(heads), 1, int(size)), np.float32))
+    return node_like(node, f"nothing_{index}", "Constant", [], {"value": empty})
 
 
-def _branch(node: ir.Node, scope: str, nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]) -> ir.Graph:
-    return ir.Graph([], outputs, nodes=nodes, name=_name(node, scope).replace("/", "."))
-
-
-def _name(node: ir.Node, kind: str) -> str:
-    return f"{(node.name or '').rpartition('/')[0]}/{kind}"
+def _branch(last: ir.Node, nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]) -> ir.Graph:
+    return ir.Graph([], outputs, nodes=nodes, name=(last.name or "").replace("/", "."))

@@ -8,33 +8,12 @@ weights, which would be a second copy, but into the products of each block, whic
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
 from compress.errors import ModelError
 from compress.formats.onnx.decoder.nodes import Nodes
 from compress.formats.onnx.decoder.stored_weight import INTEGERS, StoredWeight
-
-_TYPES = {
-    (4, True): (np.dtype(ml_dtypes.int4), ir.DataType.INT4),
-    (4, False): (np.dtype(ml_dtypes.uint4), ir.DataType.UINT4),
-    (8, True): (np.dtype(np.int8), ir.DataType.INT8),
-    (8, False): (np.dtype(np.uint8), ir.DataType.UINT8),
-}
-"""By the bits, and whether the middle of the integers is zero."""
-
-
-@dataclass(frozen=True)
-class Expanded:
-    """``integers`` [blocks, block_size, rows], ``scales`` and ``zeros`` [blocks, 1, rows], all as floats."""
-
-    stored: StoredWeight
-    integers: ir.Value
-    scales: ir.Value
-    zeros: ir.Value | None
 
 
 def typed(stored: StoredWeight, name: str) -> tuple[np.ndarray, ir.DataType]:
@@ -43,8 +22,7 @@ def typed(stored: StoredWeight, name: str) -> tuple[np.ndarray, ir.DataType]:
     Raises `ModelError` for bits or blocks that don't fit.
     """
     symmetric = stored.zero_points is None
-    kinds = _TYPES.get((stored.bits, symmetric))
-    if kinds is None or stored.values.shape[1] != stored.columns:
+    if stored.bits not in (4, 8) or stored.values.shape[1] != stored.columns:
         raise ModelError(
             f"A weight of {stored.bits} bits, {stored.columns} columns in blocks of {stored.block_size}, cannot be "
             "made float when the graph is opened.",
@@ -52,13 +30,13 @@ def typed(stored: StoredWeight, name: str) -> tuple[np.ndarray, ir.DataType]:
             expected="4 or 8 bits, and blocks that divide the columns",
             mend="quantize it so, or leave expand_on_load out",
         )
-    dtype, kind = kinds
+    kind = ir.DataType[f"{'' if symmetric else 'U'}INT{stored.bits}"]
     values = stored.values.astype(np.int16) - ((1 << (stored.bits - 1)) if symmetric else 0)
-    return values.reshape(stored.rows, -1, stored.block_size).astype(dtype), kind
+    return values.reshape(stored.rows, -1, stored.block_size).astype(kind.numpy()), kind
 
 
-def expand(nodes: Nodes, name: str, stored: StoredWeight) -> Expanded:
-    """A weight whose constants are stored in few bits. Raises `ModelError` for bits or blocks that don't fit."""
+def _as_floats(nodes: Nodes, name: str, stored: StoredWeight) -> tuple[ir.Value, ir.Value, ir.Value | None]:
+    """Integers [blocks, block_size, rows], scales and zero points [blocks, 1, rows]; raises as `typed` does."""
     blocks, kind = typed(stored, name)
     integers = nodes.constant(f"{name}{INTEGERS}{stored.bits}", blocks.transpose(1, 2, 0), kind)
     scales = nodes.constant(f"{name}.weight_scales", stored.scales.T[:, None])
@@ -66,36 +44,34 @@ def expand(nodes: Nodes, name: str, stored: StoredWeight) -> Expanded:
     if stored.zero_points is not None:
         held = nodes.constant(f"{name}.weight_zero_points", stored.zero_points.T[:, None])
         zeros = nodes.op("Cast", f"{name}.zero_points", [held], to=ir.DataType.FLOAT)
-    return Expanded(
-        stored,
-        nodes.op("Cast", f"{name}.integers", [integers], to=ir.DataType.FLOAT),
-        nodes.op("Cast", f"{name}.scales", [scales], to=ir.DataType.FLOAT),
-        zeros,
-    )
+    integers = nodes.op("Cast", f"{name}.integers", [integers], to=ir.DataType.FLOAT)
+    return integers, nodes.op("Cast", f"{name}.scales", [scales], to=ir.DataType.FLOAT), zeros
 
 
-def multiply(nodes: Nodes, scope: str, value: ir.Value, weight: Expanded) -> ir.Value:
-    """The products [batch, length, rows] of ``value`` [batch, length, columns], block by block."""
-    stored = weight.stored
-    blocks, size = stored.scales.shape[1], stored.block_size
-    apart = nodes.op("Reshape", f"{scope}.blocks", [value, nodes.integers(0, 0, blocks, size)])
-    turned = nodes.op("Transpose", f"{scope}.blocks", [apart], perm=[0, 2, 1, 3])
-    products = nodes.op("MatMul", scope, [turned, weight.integers])
-    if weight.zeros is not None:
-        sums = nodes.op("ReduceSum", f"{scope}.zeros", [turned, nodes.integers(-1)], keepdims=1)
-        products = nodes.op("Sub", scope, [products, nodes.op("Mul", f"{scope}.zeros", [sums, weight.zeros])])
-    scaled = nodes.op("Mul", scope, [products, weight.scales])
-    return nodes.op("ReduceSum", scope, [scaled, nodes.integers(1)], keepdims=0)
+def multiply(nodes: Nodes, name: str, value: ir.Value, stored: StoredWeight) -> ir.Value:
+    """The products [batch, length, rows] of ``value`` [batch, length, columns] with a weight, block by block.
+
+    Raises `ModelError` for bits or blocks that don't fit.
+    """
+    integers, scales, zeros = _as_floats(nodes, name, stored)
+    shape = nodes.integers(0, 0, stored.scales.shape[1], stored.block_size)
+    apart = nodes.op("Reshape", f"{name}.blocks", [value, shape])
+    turned = nodes.op("Transpose", f"{name}.blocks", [apart], perm=[0, 2, 1, 3])
+    products = nodes.op("MatMul", name, [turned, integers])
+    if zeros is not None:
+        sums = nodes.op("ReduceSum", f"{name}.zeros", [turned, nodes.integers(-1)], keepdims=1)
+        products = nodes.op("Sub", name, [products, nodes.op("Mul", f"{name}.zeros", [sums, zeros])])
+    scaled = nodes.op("Mul", name, [products, scales])
+    return nodes.op("ReduceSum", name, [scaled, nodes.integers(1)], keepdims=0)
 
 
-def whole(nodes: Nodes, scope: str, weight: Expanded) -> ir.Value:
+def whole(nodes: Nodes, name: str, stored: StoredWeight) -> ir.Value:
     """The weight [columns, rows] with its scales: more memory while the graph is opened, none for products of blocks.
 
-    So long a product as the logits of a prompt would be many times as large block by block.
+    So long a product as the logits of a prompt would be many times as large block by block. Raises as `multiply` does.
     """
-    integers = weight.integers
-    if weight.zeros is not None:
-        integers = nodes.op("Sub", f"{scope}.weight", [integers, weight.zeros])
-    scaled = nodes.op("Mul", f"{scope}.weight", [integers, weight.scales])
-    shape = nodes.integers(weight.stored.columns, weight.stored.rows)
-    return nodes.op("Reshape", f"{scope}.weight", [scaled, shape])
+    integers, scales, zeros = _as_floats(nodes, name, stored)
+    if zeros is not None:
+        integers = nodes.op("Sub", f"{name}.weight", [integers, zeros])
+    scaled = nodes.op("Mul", f"{name}.weight", [integers, scales])
+    return nodes.op("Reshape", f"{name}.weight", [scaled, nodes.integers(stored.columns, stored.rows)])

@@ -11,8 +11,7 @@ kernel would read as text, fails at the node `padding_on_the_left_is_refused`. F
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,36 +23,18 @@ from compress.checkpoints.checkpoint import Checkpoint
 from compress.errors import ModelError
 from compress.formats.onnx.decoder import plug
 from compress.formats.onnx.decoder.caches import CROSS, layer_of
+from compress.formats.onnx.decoder.composites import RECURRENCES, send, take_in, write_lengths, write_rotary
 from compress.formats.onnx.decoder.cross import write_cross_attention
-from compress.formats.onnx.decoder.experts import send, take_in
 from compress.formats.onnx.decoder.nodes import Nodes
 from compress.formats.onnx.decoder.parts import BATCH, CACHED, IDS, Axes
-from compress.formats.onnx.decoder.positions import write_lengths, write_rotary
-from compress.formats.onnx.decoder.recurrence import RECURRENCES
 from compress.formats.onnx.decoder.rewrites import tidy
-from compress.formats.onnx.decoder.sections import Sections, find_sections, given_to, joined_layers, mixtures, text_of
+from compress.formats.onnx.decoder.sections import Sections, joined_layers, mixtures, text_of
 from compress.formats.onnx.decoder.trace import Trace
-from compress.formats.onnx.decoder.weights import Weights
+from compress.formats.onnx.decoder.weights import GraphSettings, Weights
 from compress.formats.onnx.model import SHARED_CACHE
 from compress.runtimes.decoder import present_of
 
-_EXACT = frozenset({"q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv"})
 _SCOPES = "pkg.torch.onnx.name_scopes"
-
-
-@dataclass(frozen=True)
-class GraphSettings:
-    """``accuracy_level`` of the few-bit products: 4 rounds activations to 8 bits in each block, 1 computes in fp32.
-
-    ``exact_attention``: queries, keys and values in fp32 all the same; they suffer most from rounding.
-    ``last_token_only``: logits [batch, 1, vocabulary] of the last position, enough to generate but not to score.
-    ``expand_on_load``: few-bit weights become float when the graph is opened (`decoder.expanded`).
-    """
-
-    accuracy_level: int = 4
-    exact_attention: bool = False
-    last_token_only: bool = False
-    expand_on_load: bool = False
 
 
 def write_graph(checkpoint: Checkpoint, trace: Trace, settings: GraphSettings) -> onnx.ModelProto:
@@ -74,30 +55,25 @@ class _Writer:
     def __init__(self, checkpoint: Checkpoint, trace: Trace, settings: GraphSettings) -> None:
         self._trace, self._settings = trace, settings
         self._nodes = Nodes()
-        exact = _EXACT if settings.exact_attention else ()
         self._checkpoint = checkpoint
-        self._weights = Weights(
-            checkpoint, self._nodes, settings.accuracy_level, exact, settings.expand_on_load, trace.made
-        )
+        self._weights = Weights(checkpoint, self._nodes, settings, trace.made)
         self._values: dict[ir.Value, ir.Value] = {}
         self._rename: Callable[[str], str] = str
         self._stream: ir.Value | None = None
         self._tables: dict[str, Sequence[ir.Value]] = {}
-        model = trace.model
-        names = {id(module): name for name, module in model.named_modules()}
-        self._head = names[id(model.get_output_embeddings())]
+        head = trace.model.get_output_embeddings()
+        (self._head,) = (name for name, module in trace.model.named_modules() if module is head)
         self._head_table = self._table_of(self._head)
         bias = f"{self._head}.bias"  # which BERT's head shares with what it lies in
-        self._head_bias = bias if self._weights.has(bias) else model.all_tied_weights_keys.get(bias, bias)
+        self._head_bias = bias if checkpoint.holds(bias) else trace.model.all_tied_weights_keys.get(bias, bias)
 
     def write(self) -> ir.Model:
-        graph, sections, part = self._trace.program.graph, find_sections(self._trace), self._trace.part
+        graph, sections, part = self._trace.program.graph, self._trace.sections, self._trace.part
         inputs = {value.name: value for value in graph.inputs}
         for name, (dtype, axes) in part.inputs.items():
             self._values[inputs[name]] = self._nodes.input(name, dtype, axes)
             self._values[inputs[name]].shape = inputs[name].shape
         for name, value in graph.initializers.items():
-            assert value.const_value is not None
             self._values[value] = self._stored(name, value.const_value)
             self._values[value].shape = ir.Shape(value.const_value.shape)
         presents = self._blocks(sections, inputs)
@@ -105,8 +81,7 @@ class _Writer:
         cached = None if part.alone or not part.cached else self._nodes.input(CACHED, ir.DataType.BOOL, [1])
         answer = next(value for value in graph.outputs if value.name == part.output)
         axes = [BATCH, 1] if self._settings.last_token_only and part.cached else part.axes
-        made: dict[str, tuple[ir.Value, Axes]] = {}
-        made[part.output] = self._values[answer], [*axes, _size(answer)]
+        made: dict[str, tuple[ir.Value, Axes]] = {part.output: (self._values[answer], [*axes, _size(answer)])}
         for name, value in presents.items():
             made[present_of(self._client_name(name))] = value, part.axes_of(name, self._trace.states[name], "present")
         for name, (value, axes) in made.items():
@@ -136,11 +111,9 @@ class _Writer:
         if source is None:
             return module
         held = [name for name in (own, source) if name in self._checkpoint.files]
-        if held == [own] or (
-            len(held) == 2 and not self._checkpoint.stored(own).equal(self._checkpoint.stored(source))
-        ):
-            return module
-        return str(source).removesuffix(".weight")
+        values = [self._checkpoint.stored(name) for name in held] if len(held) > 1 else []
+        apart = held == [own] or (values and not values[0].equal(values[1]))
+        return module if apart else str(source).removesuffix(".weight")
 
     def _own(self, value: ir.Value) -> ir.Value:
         """A value that may be called as an output is: one that is no input and no output already."""
@@ -150,27 +123,22 @@ class _Writer:
 
     def _blocks(self, sections: Sections, inputs: Mapping[str | None, ir.Value]) -> dict[str, ir.Value]:
         """Write every block; returns what each input of the cache becomes, by its name in the trace."""
-        outputs = {value.name: value for value in self._trace.program.graph.outputs}
-        presents: dict[str, ir.Value] = {}
-        states, stream = self._trace.states, None
-        for name in () if sections.repeats else states:
-            self._values[inputs[name]] = self._past(name)
+        trace = self._trace
+        outputs = {value.name: value for value in trace.program.graph.outputs}
+        pasts = {name: self._past(name) for name in trace.states}
+        self._values |= {inputs[name]: value for name, value in pasts.items() if name in inputs}
         self._replay(sections.before)
-        for index, block in enumerate(self._trace.blocks):
-            own = [name for name in states if layer_of(name) == index]
-            kind = sections.kind(index)
-            pairs = [(name, _of_layer(name, kind)) for name in own]
-            for name, traced in pairs if sections.repeats else ():
-                self._values[inputs[traced]] = self._past(name)
-            self._stream = stream if kind != index else None
-            self._rename = partial(_moved, self._trace.blocks[kind].prefix, block.prefix)
+        presents: dict[str, ir.Value] = {}
+        for index, block in enumerate(trace.blocks):
+            kind = index if index < trace.traced else block.kind
+            traced = {name: _of_layer(name, kind) for name in pasts if layer_of(name) == index}
+            self._values |= {inputs[other]: pasts[name] for name, other in traced.items()}
+            self._rename = partial(_moved, trace.blocks[kind].prefix, block.prefix)
             self._replay(sections.blocks[kind])
-            stream = self._values[sections.left[kind]]
-            made = {name: self._values.get(outputs["present" + traced.removeprefix("past")]) for name, traced in pairs}
-            presents |= {name: value for name, value in made.items() if value is not None}
+            self._stream = self._values[sections.left[kind]]
+            presents |= {name: self._values[outputs["present" + o.removeprefix("past")]] for name, o in traced.items()}
         self._rename = str
-        if sections.repeats and stream is not None:
-            self._values[sections.left[self._trace.traced - 1]] = stream
+        self._values[sections.left[trace.traced - 1]] = self._values[sections.left[kind]]
         return presents
 
     def _past(self, name: str) -> ir.Value:
@@ -188,53 +156,43 @@ class _Writer:
         side = "encoder." if kind.startswith(CROSS) else "decoder."
         return f"past_key_values.{layer}.{'' if self._trace.part.alone else side}{kind.removeprefix(CROSS)}"
 
-    def _replay(self, nodes: Iterable[ir.Node]) -> None:
-        nodes = list(nodes)
+    def _replay(self, nodes: Sequence[ir.Node]) -> None:
         joined = joined_layers(nodes) if self._trace.part.alone else {node: [node] for node in nodes}
-        experts = mixtures(nodes)
-        inside = {id(node) for _, parts, _ in experts for node in parts}
-        starts = {id(take): (take, parts, give) for take, parts, give in experts}
-        gives = {id(give) for _, _, give in experts}
+        gives = {give: (take, parts) for take, parts, give in mixtures(nodes)}
+        inside = {node for take, parts in gives.values() for node in (take, *parts)}
         for node in nodes:
-            if id(node) in inside or id(node) in starts:
-                continue
-            if id(node) in gives:
-                self._mixture(*next(one for one in experts if one[2] is node))
-            else:
+            if node in gives:
+                self._mixture(*gives[node], node)
+            elif node not in inside and joined.get(node, [node])[0] is node:
                 self._write_node(node, joined)
 
     def _write_node(self, node: ir.Node, joined: Mapping[ir.Node, Sequence[ir.Node]]) -> None:
-        if node.outputs[0] in self._values and node in joined and joined[node][0] is not node:
-            return
+        own = node.op_type if node.domain == plug.DOMAIN and node.op_type != plug.CROSS_ATTENTION else ""
         writers: dict[str, Callable[[], Sequence[ir.Value]]] = {
             plug.PARAMETER: lambda: [self._weights.vector(self._rename(text_of(node, "name")))],
             plug.LINEAR: lambda: self._products(joined[node]),
             plug.TABLE: lambda: [self._rows(node)],
-            plug.LENGTHS: lambda: write_lengths(self._nodes, self._values[given_to(node, 0)]),
+            plug.LENGTHS: lambda: write_lengths(self._nodes, self._values[node.inputs[0]]),
             plug.ROTARY: lambda: write_rotary(self._nodes, node, self._tables),
-            plug.ENTER: lambda: [self._stream or self._values[given_to(node, 0)]],
-            plug.LEAVE: lambda: [self._values[given_to(node, 0)]],
-            plug.SHARE: lambda: [self._values[given_to(node, 0)]],
+            plug.ENTER: lambda: [self._stream or self._values[node.inputs[0]]],
+            **dict.fromkeys((plug.LEAVE, plug.SHARE), lambda: [self._values[node.inputs[0]]]),
+            **dict.fromkeys(RECURRENCES, partial(self._recurrence, node)),
+            "": lambda: self._copy(node),
         }
-        copied = node.domain != plug.DOMAIN or node.op_type == plug.CROSS_ATTENTION
         if node.op_type == "Identity":
-            self._values[node.outputs[0]] = self._values[given_to(node, 0)]
+            self._values[node.outputs[0]] = self._values[node.inputs[0]]
             return
-        if copied:
-            found: Sequence[ir.Value] = self._copy(node)
-        elif node.op_type in RECURRENCES:
-            found = RECURRENCES[node.op_type](self._nodes, self._rename(_module(node)), self._mapped(node))
-        else:
-            found = writers[node.op_type]()
-        if node.op_type == plug.LINEAR and node.domain == plug.DOMAIN:
-            return
-        for old, new in zip(node.outputs, found, strict=True):
+        olds = [layer.outputs[0] for layer in joined[node]] if own == plug.LINEAR else node.outputs
+        for old, new in zip(olds, writers[own](), strict=True):
             self._values[old] = new
-            if copied or node.op_type in (plug.TABLE, *RECURRENCES):
+            if own in ("", plug.TABLE, plug.LINEAR, *RECURRENCES):
                 new.shape, new.type = old.shape, old.type
 
     def _copy(self, node: ir.Node) -> Sequence[ir.Value]:
         return self._nodes.copy(node, self._rename(_module(node)) or "graph", self._mapped(node), self._values)
+
+    def _recurrence(self, node: ir.Node) -> Sequence[ir.Value]:
+        return RECURRENCES[node.op_type](self._nodes, self._rename(_module(node)), self._mapped(node))
 
     def _mapped(self, node: ir.Node) -> list[Any]:
         """The new graph's values for a traced node's inputs."""
@@ -242,39 +200,28 @@ class _Writer:
 
     def _products(self, layers: Sequence[ir.Node]) -> Sequence[ir.Value]:
         """The products of layers that are given the same value: one product where their weights are of one kind."""
-        modules = [self._rename(text_of(layer, "module")) for layer in layers]
-        value = self._values[given_to(layers[0], 0)]
-        sizes = [_size(layer.outputs[0]) for layer in layers]
+        modules, value = [self._rename(text_of(layer, "module")) for layer in layers], self._values[layers[0].inputs[0]]
         if modules == [self._head]:
-            products: Sequence[ir.Value] = [self._logits(value)]
-        else:
-            scope = modules[0].rpartition(".")[0]
-            transposed = bool(layers[0].attributes["transposed"].as_int())
-            products = self._weights.project(
-                scope, [module.rpartition(".")[2] for module in modules], value, transposed
-            )
-            if len(products) < len(layers):
-                name = f"{scope}.apart"
-                products = self._nodes.several(
-                    "Split", name, [products[0], self._nodes.integers(*sizes)], len(sizes), axis=-1
-                )
-        for layer, product in zip(layers, products, strict=True):
-            self._values[layer.outputs[0]] = product
-            product.shape, product.type = layer.outputs[0].shape, layer.outputs[0].type
-        return products
+            return [self._logits(value)]
+        scope, leaves = modules[0].rpartition(".")[0], [module.rpartition(".")[2] for module in modules]
+        products = self._weights.project(scope, leaves, value, bool(layers[0].attributes["transposed"].as_int()))
+        if len(products) == len(layers):
+            return products
+        inputs = [products[0], self._nodes.integers(*(_size(layer.outputs[0]) for layer in layers))]
+        return self._nodes.several("Split", f"{scope}.apart", inputs, len(layers), axis=-1)
 
     def _logits(self, value: ir.Value) -> ir.Value:
         if self._settings.last_token_only:
             bounds = [self._nodes.integers(bound) for bound in (-1, np.iinfo(np.int64).max, 1)]
             value = self._nodes.op("Slice", f"{self._head}.last", [value, *bounds])
-        if self._trace.part.tokens != IDS and not self._weights.has(self._head_bias):
+        if self._trace.part.tokens != IDS and not self._checkpoint.holds(self._head_bias):
             # Nothing is looked up in this graph, so that the table is stored as products take it.
             scope, _, leaf = self._head_table.rpartition(".")
             return self._weights.project(scope, [leaf], value)[0]
         return self._weights.head(self._head_table, value, self._head_bias)
 
     def _rows(self, node: ir.Node) -> ir.Value:
-        module, ids = self._table_of(self._rename(text_of(node, "module"))), self._values[given_to(node, 0)]
+        module, ids = self._table_of(self._rename(text_of(node, "module"))), self._values[node.inputs[0]]
         table: Any = self._trace.model.get_submodule(text_of(node, "module"))
         if ids.const_value is not None and np.array_equal(ids.const_value.numpy(), np.arange(table.num_embeddings)):
             return self._weights.vector(f"{module}.weight")  # every row in its place
@@ -282,7 +229,7 @@ class _Writer:
 
     def _mixture(self, take: ir.Node, parts: Sequence[ir.Node], give: ir.Node) -> None:
         """Every expert, each with the rows that are sent to it; written as the first is in the trace."""
-        hidden, chosen, shares = (self._values[given_to(give, index)] for index in (1, 2, 3))
+        hidden, chosen, shares = (self._values[give.inputs[index]] for index in (1, 2, 3))
         module, outer = self._rename(text_of(give, "module")), self._rename
         found = []
         for number in range(give.attributes["count"].as_int()):
@@ -291,7 +238,7 @@ class _Writer:
             self._values[take.outputs[0]] = sent.rows
             self._rename = partial(_moved, f"{text_of(give, 'module')}.0", name)
             self._replay(parts)
-            found.append((sent, self._values[given_to(give, 0)]))
+            found.append((sent, self._values[give.inputs[0]]))
         self._rename = outer
         self._values[give.outputs[0]] = take_in(self._nodes, module, hidden, found)
         self._values[give.outputs[0]].shape = give.outputs[0].shape
@@ -310,7 +257,6 @@ def _moved(old: str, new: str, name: str) -> str:
 
 def _size(value: ir.Value) -> int:
     """Of the last axis."""
-    assert value.shape is not None
     return int(value.shape[-1])
 
 

@@ -8,67 +8,90 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.checks import INDEX
+from compress.checkpoints.hollow import hollow_model
 from compress.checkpoints.json_file import read_json
 from compress.checkpoints.torch_model import compact
 from compress.errors import IntegrityError
-from compress.formats.onnx.decoder.fill import GraphSettings, write_graph
+from compress.formats.onnx.decoder.fill import write_graph
+from compress.formats.onnx.decoder.nodes import Nodes
 from compress.formats.onnx.decoder.parity import Equality, prove_decoder
-from compress.formats.onnx.decoder.parts import Part, alone, decoder_part, encoder_part
-from compress.formats.onnx.decoder.sections import NotRepeatableError
+from compress.formats.onnx.decoder.parts import (
+    BATCH,
+    EMBEDS,
+    IDS,
+    MASK,
+    Part,
+    alone,
+    decoder_part,
+    embedded,
+    encoder_part,
+)
+from compress.formats.onnx.decoder.sight import export_sight
 from compress.formats.onnx.decoder.stored_weight import INTEGERS
 from compress.formats.onnx.decoder.trace import Trace, trace_part
+from compress.formats.onnx.decoder.weights import GraphSettings, Weights
 from compress.formats.onnx.model import (
     DECODER,
+    EMBED_TOKENS,
     ENCODER,
     EXTERNAL_DATA_FROM_BYTES,
     FLOAT_GRAPH,
     GENAI_CONFIG,
     GRAPH_FOLDER,
+    VISION,
     OnnxModel,
     few_bits_name,
 )
+from compress.tasks.task import Examples
 
 _KEPT = ("*.json", "*.txt", "*.jinja", "*.model", "*.spm")
 _LEFT_OUT = (INDEX, "config.json", "quantize_config.json", GENAI_CONFIG)
 _GENERATION = "generation_config.json"
 
 
-def companions(checkpoint: Checkpoint, graphs: Mapping[str, onnx.ModelProto]) -> dict[str, bytes]:
-    """Name -> content of every file that any client reads beside ``graphs``, which are given by their files' names."""
+def _model(checkpoint: Checkpoint, parts: Mapping[str, onnx.ModelProto]) -> OnnxModel:
+    """Graphs by the names of their ``parts``, with every file that any client reads beside them."""
+    # That of a float graph, or what transformers.js opens for `dtype: "q4"`; the bits of each weight are its own.
+    graphs = {
+        few_bits_name(name, 4) if any(INTEGERS in one.name for one in graph.graph.initializer) else name: graph
+        for name, graph in ((f"{part}.onnx", graph) for part, graph in parts.items())
+    }
     names = sorted(path for pattern in _KEPT for path in checkpoint.folder.glob(pattern) if path.name not in _LEFT_OUT)
-    files = {path.name: compact(path) for path in names}
-    files["config.json"] = _json(_config(checkpoint, graphs))
-    return files
-
-
-def _config(checkpoint: Checkpoint, graphs: Mapping[str, onnx.ModelProto]) -> Mapping[str, Any]:
     config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
     config["dtype"] = "float32"
     outside = {name: True for name, graph in graphs.items() if graph.ByteSize() > EXTERNAL_DATA_FROM_BYTES}
     if outside:
         config["transformers.js_config"] = {"use_external_data_format": outside}
-    return config
+    files = {path.name: compact(path) for path in names} | {"config.json": _json(config)}
+    (name, first), *others = graphs.items()
+    return OnnxModel(first, name, files, dict(others))
 
 
 def _genai_config(checkpoint: Checkpoint, trace: Trace, file_name: str) -> Mapping[str, Any]:
-    tokens, config, call = _special_tokens(checkpoint), trace.model.config, trace.calls[0]
+    """What onnxruntime-genai reads. Without padding the end of the text takes its place."""
+    config, call, path = trace.model.config, trace.calls[0], checkpoint.folder / _GENERATION
+    said = {key: value for key, value in (read_json(path) if path.is_file() else {}).items() if value is not None}
+    told = checkpoint.config | said
+    tokens = {name: told.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    if tokens["pad_token_id"] is None:
+        ends = tokens["eos_token_id"]
+        tokens["pad_token_id"] = ends[0] if isinstance(ends, list) else ends
     decoder = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
         "filename": f"{GRAPH_FOLDER}/{file_name}",
         "head_size": call.size,
         "hidden_size": config.hidden_size,
         "inputs": {
-            "input_ids": "input_ids",
-            "attention_mask": "attention_mask",
+            **{name: name for name in (IDS, MASK)},
             "past_key_names": "past_key_values.%d.key",
             "past_value_names": "past_key_values.%d.value",
         },
@@ -86,31 +109,12 @@ def _genai_config(checkpoint: Checkpoint, trace: Trace, file_name: str) -> Mappi
         "context_length": config.max_position_embeddings,
         "vocab_size": config.vocab_size,
         "decoder": decoder,
-        **tokens,
+        **{name: value for name, value in tokens.items() if value is not None},
     }
-    return {"model": model, "search": _search(checkpoint, config.max_position_embeddings)}
-
-
-def _special_tokens(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What generation_config.json says, else config.json. Without padding the end of the text takes its place."""
-    said = checkpoint.config | _generation(checkpoint.folder)
-    found = {name: said.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    ends = found["eos_token_id"]
-    if found["pad_token_id"] is None:
-        found["pad_token_id"] = ends[0] if isinstance(ends, list) else ends
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _search(checkpoint: Checkpoint, positions: int) -> dict[str, Any]:
-    said = _generation(checkpoint.folder)
     defaults = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.0}
-    chosen = {name: default if said.get(name) is None else said[name] for name, default in defaults.items()}
-    return {"max_length": positions, "past_present_share_buffer": True, **chosen}
-
-
-def _generation(folder: Path) -> dict[str, Any]:
-    said = read_json(folder / _GENERATION) if (folder / _GENERATION).is_file() else {}
-    return {key: value for key, value in said.items() if value is not None}
+    chosen = {name: said.get(name, default) for name, default in defaults.items()}
+    search = {"max_length": config.max_position_embeddings, "past_present_share_buffer": True, **chosen}
+    return {"model": model, "search": search}
 
 
 def _json(content: Mapping[str, Any]) -> bytes:
@@ -163,36 +167,63 @@ def export_encoder_decoder(checkpoint: Checkpoint, settings: GraphSettings | Non
 
     Raises `ModelError` for a model that cannot be traced or a weight that cannot be written.
     """
-    graphs = {}
-    for name, part in ((ENCODER, encoder_part), (DECODER, decoder_part)):
-        _, graph = written(checkpoint, part, settings or GraphSettings())
-        graphs[file_name(f"{name}.onnx", graph)] = graph
-    (name, encoder), decoder = graphs.items()
-    return OnnxModel(encoder, name, companions(checkpoint, graphs), dict([decoder]))
+    parts = {ENCODER: encoder_part, DECODER: decoder_part}
+    return _model(
+        checkpoint, {name: _written(checkpoint, part, settings or GraphSettings())[1] for name, part in parts.items()}
+    )
 
 
 def _export(checkpoint: Checkpoint, settings: GraphSettings, fused: bool | None = None) -> tuple[OnnxModel, str]:
-    trace, graph = written(checkpoint, alone, settings, fused)
-    name = file_name(FLOAT_GRAPH, graph)
-    files = companions(checkpoint, {name: graph})
+    trace, graph = _written(checkpoint, alone, settings, fused)
+    model = _model(checkpoint, {FLOAT_GRAPH.removesuffix(".onnx"): graph})
     sizes = {(call.heads, call.key_value_heads, call.size) for call in trace.calls}
     if len(sizes) == 1 and not trace.keeps_states:
-        files[GENAI_CONFIG] = _json(_genai_config(checkpoint, trace, name))
-    return OnnxModel(graph, name, files), trace.unfused
+        config = _json(_genai_config(checkpoint, trace, model.file_name))
+        model = replace(model, companions={**model.companions, GENAI_CONFIG: config})
+    return model, trace.unfused
 
 
-def written(
+def _written(
     checkpoint: Checkpoint, part: Callable[[Any], Part], settings: GraphSettings, fused: bool | None = None
 ) -> tuple[Trace, onnx.ModelProto]:
-    """A part of a checkpoint's model, traced and filled with its weights. Raises `ModelError`."""
     trace = trace_part(checkpoint, part, fused)
-    try:
-        return trace, write_graph(checkpoint, trace, settings)
-    except NotRepeatableError:
-        trace = trace_part(checkpoint, part, fused, whole=True)
-        return trace, write_graph(checkpoint, trace, settings)
+    return trace, write_graph(checkpoint, trace, settings)
 
 
-def file_name(name: str, graph: onnx.ModelProto) -> str:
-    """That of a float graph, or what transformers.js opens for `dtype: "q4"`; the bits of each weight are its own."""
-    return few_bits_name(name, 4) if any(INTEGERS in one.name for one in graph.graph.initializer) else name
+@dataclass(frozen=True)
+class ImageReader:
+    """Three graphs; ``difference``: the largest of a feature from torch; ``unfused``: why attention is no operator."""
+
+    model: OnnxModel
+    difference: float
+    unfused: str
+
+
+def export_image_reader(
+    checkpoint: Checkpoint, examples: Examples, settings: GraphSettings, tolerance: float
+) -> ImageReader:
+    """The graphs of a checkpoint; that which sees is proven on the pixels of ``examples``, `prove_image_reader` does
+    the whole.
+
+    Raises `ModelError` for a model that cannot be traced, `IntegrityError` for features that differ.
+    """
+    seen, difference = export_sight(checkpoint, examples, tolerance)
+    trace, decoder = _written(checkpoint, embedded, settings)
+    parts = {VISION: seen.graph, EMBED_TOKENS: _table(checkpoint, settings), DECODER: decoder}
+    model = _model(checkpoint, parts)
+    return ImageReader(model, difference, trace.unfused or seen.unfused)
+
+
+def _table(checkpoint: Checkpoint, settings: GraphSettings) -> onnx.ModelProto:
+    """Rows of the table by `input_ids`, times what the table's own class multiplies them by."""
+    model = hollow_model(checkpoint.folder)
+    table = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is table)
+    nodes = Nodes()
+    ids = nodes.input(IDS, ir.DataType.INT64, [BATCH, "sequence_length"])
+    rows = Weights(checkpoint, nodes, settings).look_up(name, ids)
+    scale = getattr(table, "scalar_embed_scale", getattr(table, "embed_scale", None))
+    if scale is not None:
+        rows = nodes.op("Mul", name, [rows, nodes.constant(f"{name}.scale", np.array(float(scale), np.float32))])
+    nodes.output(rows, EMBEDS, ir.DataType.FLOAT, [BATCH, "sequence_length", table.embedding_dim])
+    return ir.to_proto(nodes.model(type(table).__name__))

@@ -6,8 +6,7 @@ import inspect
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
-from types import MethodType
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -15,151 +14,143 @@ import torch
 from torch import nn
 
 from compress.checkpoints.experts import SeparateExperts
-from compress.formats.onnx.decoder.plug import Plug
-from compress.formats.onnx.decoder.recurrence import DELTA_RULES, SELECTIVE_SCANS, delta_rule, selective_scan
+from compress.formats.onnx.attention.plug import attending
+from compress.formats.onnx.decoder.calls import rotation_of
+from compress.formats.onnx.decoder.plug import DELTA_RULE, SELECTIVE_SCAN, Plug, nodes_of
 
-REHEARSED, TRACED = "compress_rehearsal", "compress_trace"
-ACTIVE: ContextVar[Plug] = ContextVar("plug")
-
-
-def _attend(
-    module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    s_aux: torch.Tensor | None = None,
-    sinks: torch.Tensor | None = None,
-    **others: Any,
-) -> tuple[torch.Tensor, None]:
-    sinks = sinks if s_aux is None else s_aux
-    plug = ACTIVE.get()
-    return plug.attend(module, query, key, value, attention_mask, scaling, softcap, sinks, others), None
+_DELTA_RULES, _SELECTIVE_SCANS = "torch_chunk_gated_delta_rule", "mamba_selective_scan"
+"""What transformers' modules call recurrences that they unroll in Python; ONNX's `Scan` goes over any length."""
+_EPSILON = 1e-6
 
 
-def _mask(*arguments: Any, **named: Any) -> torch.Tensor:
-    names = ("batch_size", "q_length", "kv_length", "q_offset", "kv_offset", "mask_function", "attention_mask")
-    return ACTIVE.get().mask(**dict(zip(names, arguments, strict=False)), **named)
-
-
-def register() -> None:
-    """Put our functions into transformers' registries."""
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    ALL_ATTENTION_FUNCTIONS.register(REHEARSED, _attend)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(REHEARSED, _mask)
-    # Without a mask function of that name models make no mask at all, since the operator has its own.
-    ALL_ATTENTION_FUNCTIONS.register(TRACED, _attend)
-
-
-def prepare(model: nn.Module) -> None:
-    """Name every module, and let each parameter be asked of the plug in place of being kept, in place."""
+def prepare(model: nn.Module, plug: Plug) -> None:
+    """Name every module, and let each parameter be asked of ``plug`` in place of being kept, in place."""
     for name, module in model.named_modules():
         module.compress_name = name
-        leaves = {leaf: parameter for leaf, parameter in module._parameters.items() if parameter is not None}
-        module.compress_shapes = {leaf: tuple(parameter.shape) for leaf, parameter in leaves.items()}
-        if not leaves:
-            continue
-        for leaf in leaves:
+        shapes = {leaf: value.shape for leaf, value in module.named_parameters(recurse=False, remove_duplicate=False)}
+        module.compress_shapes = {leaf: tuple(shape) for leaf, shape in shapes.items()}
+        asked: dict[str, Any] = {}
+        for leaf, shape in shapes.items():
             del module._parameters[leaf]
+            asked[leaf] = _property(plug, f"{name}.{leaf}" if name else leaf, shape)
         kind = type(module)
-        module.__class__ = type(
-            kind.__name__,
-            (kind,),
-            {leaf: _property(f"{name}.{leaf}" if name else leaf, value.shape) for leaf, value in leaves.items()}
-            | {"__module__": kind.__module__},
-        )
+        if asked:
+            module.__class__ = type(kind.__name__, (kind,), asked | {"__module__": kind.__module__})
 
 
-def _property(name: str, shape: torch.Size) -> property:
-    return property(lambda self: ACTIVE.get().parameter(name, shape))
-
-
-def set_attention(model: nn.Module, name: str) -> None:
-    """The attention that every part of the model looks up."""
-    seen: set[int] = set()
-    for module in model.modules():
-        config = getattr(module, "config", None)
-        while config is not None and id(config) not in seen:
-            seen.add(id(config))
-            config._attn_implementation_internal = name
-            config = getattr(config, "text_config", None)
+def _property(plug: Plug, name: str, shape: torch.Size) -> property:
+    return property(lambda self: plug.parameter(name, shape))
 
 
 @contextmanager
 def plugged(model: nn.Module, plug: Plug) -> Iterator[None]:
     """Run ``model``, prepared by `prepare`, with ``plug`` behind its attention, layers, tables, norms and experts."""
-    token = ACTIVE.set(plug)
     with ExitStack() as stack:
-        stack.callback(ACTIVE.reset, token)
-        for kind, forward in (
-            (nn.Linear, lambda self, input: plug.product(self, input)),
-            (nn.Embedding, lambda self, input: plug.rows(self, input)),
-            (SeparateExperts, lambda self, *given: plug.mix(self, *given)),
-        ):
-            stack.enter_context(patch.object(kind, "forward", forward))
+        attend, mask = plug.attend if plug.fused or not plug.tracing else None, None if plug.tracing else plug.mask
+        stack.enter_context(attending(model, attend, mask))
+        for kind, forward in ((nn.Linear, plug.product), (nn.Embedding, plug.rows), (SeparateExperts, plug.mix)):
+            stack.enter_context(patch.object(kind, "forward", _method(forward)))
         if plug.tracing:
             stack.enter_context(patch.object(torch, "erfinv", inverse_error_function))
         for module in {sys.modules[type(part).__module__] for part in model.modules()}:
             for name, function in list(vars(module).items()):
                 if name.startswith("apply_rotary") and callable(function):
-                    stack.enter_context(patch.object(module, name, _rotating(plug, function)))
-                elif name == DELTA_RULES and plug.tracing:
+                    stack.enter_context(patch.object(module, name, partial(plug.rotate, function)))
+                elif name == _DELTA_RULES and plug.tracing:
                     stack.enter_context(patch.object(module, name, delta_rule))
-                elif name == SELECTIVE_SCANS and plug.tracing:
-                    stack.enter_context(patch.object(module, name, _scanning(plug)))
+                elif name == _SELECTIVE_SCANS and plug.tracing:
+                    stack.enter_context(patch.object(module, name, partial(selective_scan, plug)))
         for part in model.modules():
-            if any(name.endswith("inv_freq") for name, _ in part.named_buffers(recurse=False)):
-                stack.enter_context(patch.object(part, "forward", _tables(plug, part)))
-            elif plug.tracing and part.compress_name in plug.norms:
-                normed = _normed(plug, *plug.norms[str(part.compress_name)])
-                stack.enter_context(patch.object(part, "forward", MethodType(normed, part)))
+            if plug.tracing and part.compress_name in plug.norms:
+                stack.enter_context(patch.object(part, "forward", partial(plug.norm, part)))
+            elif not plug.tracing and any(name.endswith("inv_freq") for name, _ in part.named_buffers(recurse=False)):
+                stack.enter_context(patch.object(part, "forward", partial(_tables, part, part.forward)))
         yield
 
 
-def _scanning(plug: Plug) -> Any:
-    return lambda *arguments, **named: selective_scan(plug.state, *arguments, **named)
+def _method(function: Any) -> Any:
+    """A bound function as a class's own."""
+    return lambda self, *given: function(self, *given)
 
 
-def _rotating(plug: Plug, function: Any) -> Any:
-    return lambda *arguments, **named: plug.rotate(function, arguments, named)
-
-
-def _tables(plug: Plug, module: Any) -> Any:
-    forward = module.forward
-
-    def tables(*arguments: Any, **named: Any) -> Any:
+def _tables(module: Any, forward: Any, *arguments: Any, **named: Any) -> Any:
+    """What a module of rotary positions gives, recognised again where it is used."""
+    found = forward(*arguments, **named)
+    if isinstance(found, tuple) and len(found) == 2:
         kind = next((one for one in (*arguments, *named.values()) if isinstance(one, str)), None)
-        return plug.rotary_tables(module, forward(*arguments, **named), kind)
-
-    return tables
-
-
-def _normed(plug: Plug, epsilon: float, offset: float) -> Any:
-    return lambda self, hidden: plug.norm(self, hidden, epsilon, offset)
+        found[0].compress_rotation = rotation_of(module, found[0], kind)
+    return found
 
 
-_NEAR: tuple[float, ...] = (
-    2.81022636e-08,
-    3.43273939e-07,
-    -3.5233877e-06,
-    -4.39150654e-06,
-    0.00021858087,
-    -0.00125372503,
-)
-_NEAR += (-0.00417768164, 0.246640727, 1.50140941)
-_TAIL: tuple[float, ...] = (
-    -0.000200214257,
-    0.000100950558,
-    0.00134934322,
-    -0.00367342844,
-    0.00573950773,
-    -0.0076224613,
-)
-_TAIL += (0.00943887047, 1.00167406, 2.83297682)
+def delta_rule(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    g: torch.Tensor,
+    beta: torch.Tensor,
+    chunk_size: int = 64,
+    initial_state: torch.Tensor | None = None,
+    output_final_state: bool = False,
+    use_qk_l2norm_in_kernel: bool = False,
+    **others: object,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The gated delta rule (Yang et al. 2024, equation 10) in a trace, with transformers' arguments.
+
+    ``query`` and ``key`` [batch, length, key heads, size], ``value`` [batch, length, heads, value size], ``g`` (the log
+    of the decay) and ``beta`` [batch, length, heads]. Gives the outputs [batch, length, heads, value size] and the
+    state [batch, heads, size, value size].
+    """
+    kind, heads = query.dtype, value.shape[2]
+    if heads != key.shape[2]:
+        query, key = (one.repeat_interleave(heads // one.shape[2], dim=2) for one in (query, key))
+    query, key, value, g, beta = (one.float() for one in (query, key, value, g, beta))
+    if use_qk_l2norm_in_kernel:
+        query, key = (one * torch.rsqrt(one.square().sum(-1, keepdim=True) + _EPSILON) for one in (query, key))
+    query = query * query.shape[-1] ** -0.5
+    state = initial_state
+    if state is None:
+        state = query.new_zeros(query.shape[0], heads, query.shape[-1], value.shape[-1])
+    along = [one.transpose(0, 1) for one in (query, key, value, g.exp(), beta)]
+    last, outputs = nodes_of(DELTA_RULE, [state, *along], [state.shape, along[2].shape])
+    return outputs.transpose(0, 1).to(kind), last if output_final_state else None
+
+
+def selective_scan(
+    plug: Plug,
+    hidden_states: torch.Tensor,
+    dt: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor | None = None,
+    z: torch.Tensor | None = None,
+    delta_bias: torch.Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    **others: object,
+) -> Any:
+    """The selective scan (Gu and Dao 2023, algorithm 2) in a trace, with transformers' arguments behind ``plug``.
+
+    ``hidden_states``, ``dt`` and ``z`` [batch, channels, length], ``A`` [channels, size], ``B`` and ``C`` [batch,
+    size, length]. Gives the outputs [batch, channels, length], and the state [batch, channels, size] if it is asked.
+    """
+    kind, hidden = hidden_states.dtype, hidden_states.float()
+    dt = dt.float() if delta_bias is None else dt.float() + delta_bias[:, None]
+    dt = torch.nn.functional.softplus(dt) if delta_softplus else dt
+    before = hidden.new_zeros(hidden.shape[0], *A.shape) if plug.state is None else plug.state
+    along = [one.float().permute(2, 0, 1) for one in (dt, dt * hidden, B, C)]
+    last, outputs = nodes_of(SELECTIVE_SCAN, [before, A.float(), *along], [before.shape, along[0].shape])
+    given = outputs.permute(1, 2, 0)
+    given = given if D is None else given + hidden * D[:, None]
+    given = (given if z is None else given * torch.nn.functional.silu(z.float())).to(kind)
+    return (given, last) if return_last_state else given
+
+
+# Giles 2010, table 5: the coefficients near 0 and in the tails, of the highest power first.
+_NEAR = "2.81022636e-08 3.43273939e-07 -3.5233877e-06 -4.39150654e-06 0.00021858087 -0.00125372503 -0.00417768164"
+_NEAR += " 0.246640727 1.50140941"
+_TAIL = "-0.000200214257 0.000100950558 0.00134934322 -0.00367342844 0.00573950773 -0.0076224613 0.00943887047"
+_TAIL += " 1.00167406 2.83297682"
 
 
 def inverse_error_function(value: torch.Tensor) -> torch.Tensor:
@@ -167,8 +158,9 @@ def inverse_error_function(value: torch.Tensor) -> torch.Tensor:
     far = -torch.log((1 - value) * (1 + value))
     results = []
     for distance, coefficients in ((far - 2.5, _NEAR), (far.sqrt() - 3, _TAIL)):
-        result = torch.full_like(value, coefficients[0])
-        for coefficient in coefficients[1:]:
+        first, *others = map(float, coefficients.split())
+        result = torch.full_like(value, first)
+        for coefficient in others:
             result = result * distance + coefficient
         results.append(result * value)
     return torch.where(far < 5, results[0], results[1])
@@ -192,9 +184,8 @@ def _plain_norm(module: Any) -> tuple[float, float] | None:
     if not epsilons or not isinstance(getattr(kind, "weight", None), property):
         return None
     size = module.weight.shape
-    if len(inspect.signature(kind.forward).parameters) != 2:  # itself and the hidden states: no gate beside them
-        return None
-    if len(size) != 1:
+    # A forward of itself and the hidden states: no gate beside them.
+    if len(size) != 1 or len(inspect.signature(kind.forward).parameters) != 2:
         return None
     generator = torch.Generator().manual_seed(0)
     weight, hidden = torch.randn(size, generator=generator), torch.randn(2, 3, *size, generator=generator)

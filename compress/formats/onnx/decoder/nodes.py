@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,17 +61,15 @@ class Nodes:
         inputs: Sequence[ir.Value | None],
         outputs: int,
         domain: str = "",
-        unused: Sequence[int] = (),
         **attributes: Any,
     ) -> Sequence[ir.Value]:
-        """A node with several outputs, of which those at the places ``unused`` are left out."""
+        """A node with several outputs."""
         path, again = self._path(name, kind), 0
         while path in self._names:
             again += 1
             path = self._path(f"{name}.{again}", kind)
         self._names.add(path)
-        names = ["" if index in unused else f"{path}/output_{index}" for index in range(outputs)]
-        values = [ir.Value(name=name) for name in names]
+        values = [ir.Value(name=f"{path}/output_{index}") for index in range(outputs)]
         self._tape.op_multi_out(kind, inputs, attributes, outputs=values, domain=domain, name=path)
         return values
 
@@ -112,3 +110,22 @@ class Nodes:
             name=name,
         )
         return ir.Model(graph, ir_version=IR_VERSION, producer_name=_PRODUCER, metadata_props=metadata)
+
+
+def node_like(
+    like: ir.Node,
+    scope: str,
+    kind: str,
+    inputs: Sequence[ir.Value | None],
+    attributes: Mapping[str, Any],
+    domain: str = "",
+    outputs: int = 1,
+) -> ir.Node:
+    """A node in the module of ``like``, called by its ``scope`` there."""
+    given, name = list(inputs), f"{(like.name or '').rpartition('/')[0]}/{scope}"
+    while given and given[-1] is None:
+        given.pop()
+    made = ir.node(kind, given, dict(attributes), domain=domain, num_outputs=outputs, name=name)
+    for index, value in enumerate(made.outputs):
+        value.name = f"{name}/output_{index}"
+    return made

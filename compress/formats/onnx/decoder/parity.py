@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,27 @@ import onnx
 import onnxruntime
 import torch
 
-from compress.checkpoints.adapter import load_adapted
+from compress.checkpoints.adapter import ADAPTER, load_adapted
 from compress.checkpoints.checkpoint import Checkpoint
-from compress.errors import IntegrityError, first_line
-from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
-from compress.formats.onnx.runtimes.onnxruntime import FAILURES
+from compress.checkpoints.hollow import auto_class
+from compress.errors import InputError, IntegrityError, StageError, first_line
+from compress.formats.onnx.decoder.parts import IDS, MASK
+from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel, all_graphs
+from compress.formats.onnx.runtimes.onnxruntime import OnnxSession, session_of, session_options
 from compress.formats.prove import distance
-from compress.runtimes.decoder import present_of
+from compress.runtimes.decoder import Decoder, present_of
+from compress.runtimes.image_answers import PIXELS, EmbeddedDecoder
+from compress.runtimes.pair_decoder import PairDecoder
+from compress.tasks.task import Examples
 
 _FEW_BITS, _LEVEL, _FP32 = "MatMulNBits", "accuracy_level", 1
+_CPU = "CPUExecutionProvider"
+_PROMPT = 2
+"""Tokens that are read at once, as a transcript's prompt is, before the others come one by one."""
+Inputs = Mapping[str, np.ndarray]
+"""What an encoder is given: rows of examples, by the names of its inputs."""
+Pairs = Iterator[tuple[np.ndarray, np.ndarray]]
+"""Logits that are expected and that were found; the first are those of whole texts, read in one go."""
 
 
 @dataclass(frozen=True)
@@ -56,21 +68,120 @@ def prove_decoder(
     cut to half its length and padded on the right. Raises `IntegrityError` for a difference above ``tolerance`` in
     fp32, or above ``rounding_limit`` as shipped.
     """
-    module = load_adapted(checkpoint)
-    with torch.inference_mode():
-        expected = module(torch.from_numpy(windows)).logits.numpy()
+    expected = _logits(load_adapted(checkpoint), input_ids=windows)
+    length = windows.shape[1]
+    half = length // 2
+
+    def answers(model: OnnxModel) -> Pairs:
+        session = _Session(model)
+        yield _last(expected, session.logits(windows))
+        yield _last(expected[:, :half], session.logits(windows[:, :half]))
+        for place in range(half, length):
+            yield _last(expected[:, place : place + 1], session.more(windows[:, place : place + 1]))
+        mask = np.ones_like(windows)
+        mask[1, half:] = 0
+        padded = session.logits(np.where(mask == 1, windows, windows[0, 0]), mask)
+        if padded.shape[1] == length:
+            yield expected[0], padded[0]
+            yield expected[1, :half], padded[1, :half]
+
+    return _held_to(model, answers, tolerance, rounding_limit)
+
+
+def prove_encoder_decoder(
+    model: OnnxModel,
+    checkpoint: Checkpoint,
+    inputs: Sequence[Inputs],
+    texts: Sequence[np.ndarray],
+    tolerance: float,
+    rounding_limit: float,
+    more: int = 0,
+) -> Equality:
+    """Compare graphs and torch over ``inputs`` and their ``texts`` of token ids [rows, length].
+
+    After a text come ``more`` tokens, those that torch finds likeliest. Each is read in one go, and again as it is
+    written: its beginning, then token by token. Raises as `prove_decoder` does.
+    """
+    module, written = _pair_in_torch(checkpoint), []
+    for batch, tokens in zip(inputs, texts, strict=True):
+        for _ in range(more):
+            likeliest = _logits(module, **batch, decoder_input_ids=tokens)[:, -1:].argmax(-1)
+            tokens = np.concatenate([tokens, likeliest], axis=1)
+        written.append((batch, tokens, _logits(module, **batch, decoder_input_ids=tokens)))
     del module
-    exact = with_level(model)
-    difference = held_to(tolerance, _answers(_Session(exact), windows, expected))
-    if exact is model:
-        return Equality(difference, 0.0, 1.0)
-    shipped = _Session(model).logits(windows)
-    return Equality(difference, *rounding_of(shipped, expected[:, -shipped.shape[1] :], rounding_limit))
+
+    def answers(model: OnnxModel) -> Pairs:
+        graphs = _opened_pair(model)
+        for batch, tokens, wanted in written:
+            for parts in ([tokens], np.split(tokens, range(_PROMPT, tokens.shape[1]), axis=1)):
+                yield _last(wanted, _read(*graphs, batch, parts))
+
+    return _held_to(model, answers, tolerance, rounding_limit)
 
 
-def held_to(tolerance: float, pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
-    """The largest difference of pairs of expected and found logits. Raises `IntegrityError` above ``tolerance``."""
-    worst = distance(pairs).worst
+def prove_image_reader(
+    model: OnnxModel, checkpoint: Checkpoint, examples: Examples, image: int, tolerance: float, rounding_limit: float
+) -> Equality:
+    """Compare the three graphs with torch on ``examples``, prompts with their answers, one by one.
+
+    ``image`` is the token in whose place features stand. Each is read in one go, and again with the tokens behind its
+    image one by one. Raises as `prove_decoder` does.
+    """
+    module, batches = load_adapted(checkpoint), [examples.batch([place]) for place in range(len(examples))]
+    expected = [_logits(module, **batch) for batch in batches]
+    del module
+
+    def answers(model: OnnxModel) -> Pairs:
+        graphs = opened_reader(model, image)
+        found = [graphs.begin(batch[IDS], batch[PIXELS]) for batch in batches]
+        yield np.concatenate([one[0] for one in expected]), np.concatenate([one[0] for one in found])
+        for batch, wanted in zip(batches, expected, strict=True):
+            behind = int(np.flatnonzero(batch[IDS][0] == image)[-1]) + 1
+            start, *tokens = np.split(batch[IDS], range(behind, batch[IDS].shape[1]), axis=1)
+            yield wanted, np.concatenate([graphs.begin(start, batch[PIXELS]), *map(graphs.read, tokens)], axis=1)
+
+    return _held_to(model, answers, tolerance, rounding_limit)
+
+
+def _pair_in_torch(checkpoint: Checkpoint) -> Any:
+    """By transformers itself where it can: it makes tables of positions that no file has."""
+    from transformers import AutoConfig
+
+    if checkpoint.quantization is not None or (checkpoint.folder / ADAPTER).is_dir():
+        return load_adapted(checkpoint)
+    kind = auto_class(AutoConfig.from_pretrained(checkpoint.folder))
+    return kind.from_pretrained(checkpoint.folder, dtype=torch.float32).eval()
+
+
+def teacher_forced(model: OnnxModel, example: Inputs, tokens: np.ndarray) -> np.ndarray:
+    """Logits [tokens, vocabulary] of a text that is read at once; nothing of the ``example`` has an axis of rows."""
+    batch = {name: array[np.newaxis] for name, array in example.items()}
+    logits: np.ndarray = _read(*_opened_pair(model), batch, [tokens[np.newaxis]])[0]
+    return logits
+
+
+def opened_reader(model: OnnxModel, image: int) -> EmbeddedDecoder:
+    """Three graphs that read images, on the processor."""
+    vision, table, decoder = map(session_of, model.graphs.values())
+    return EmbeddedDecoder(vision, table, decoder, image, "the stage's graphs")
+
+
+def _logits(module: Any, **given: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        logits: np.ndarray = module(**{name: torch.from_numpy(array) for name, array in given.items()}).logits.numpy()
+    return logits
+
+
+def _last(expected: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A graph may give the logits of the last positions alone."""
+    return expected[:, -found.shape[1] :], found
+
+
+def _held_to(
+    model: OnnxModel, answers: Callable[[OnnxModel], Pairs], tolerance: float, rounding_limit: float
+) -> Equality:
+    exact = _in_fp32(model)
+    worst = distance(answers(exact)).worst
     difference = worst if np.isfinite(worst) else float("inf")
     if not difference <= tolerance:
         raise IntegrityError(
@@ -78,110 +189,86 @@ def held_to(tolerance: float, pairs: Iterable[tuple[np.ndarray, np.ndarray]]) ->
             expected=f"at most {tolerance:g}",
             mend="raise tolerance if the difference is acceptable; else please report it with the model's config",
         )
-    return difference
-
-
-def rounding_of(shipped: np.ndarray, expected: np.ndarray, limit: float) -> tuple[float, float]:
-    """How far logits are off in the root mean square, and how often both have the same likeliest token."""
+    if exact is model:
+        return Equality(difference, 0.0, 1.0)
+    expected, shipped = next(answers(model))
     spread = expected - expected.mean(-1, keepdims=True)
     rounding = float(np.sqrt(np.square(shipped - expected).mean() / np.square(spread).mean()))
-    if not rounding <= limit:
+    if not rounding <= rounding_limit:
         raise IntegrityError(
             f"With activations in 8 bits the decoder's logits are off by {rounding:.1%} of their spread.",
-            expected=f"at most {limit:.1%}",
+            expected=f"at most {rounding_limit:.1%}",
             mend="set accuracy_level: 1, which computes in fp32 and is slower, or raise rounding_limit",
         )
-    return rounding, float((shipped.argmax(-1) == expected.argmax(-1)).mean())
+    return Equality(difference, rounding, float((shipped.argmax(-1) == expected.argmax(-1)).mean()))
 
 
-def _answers(session: _Session, windows: np.ndarray, expected: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Of ``expected`` and what the graph answers in each of the three ways, the positions that the graph gives."""
-    length = windows.shape[1]
-    half = length // 2
-
-    def last(of: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return of[..., -found.shape[-2] :, :], found
-
-    yield last(expected, session.logits(windows))
-    yield last(expected[:, :half], session.logits(windows[:, :half]))
-    for place in range(half, length):
-        yield last(expected[:, place : place + 1], session.more(windows[:, place : place + 1]))
-    mask = np.ones_like(windows)
-    mask[1, half:] = 0
-    padded = session.logits(np.where(mask == 1, windows, windows[0, 0]), mask)
-    if padded.shape[1] == length:
-        yield expected[0], padded[0]
-        yield expected[1, :half], padded[1, :half]
-
-
-def with_level(model: OnnxModel, level: int = _FP32) -> OnnxModel:
-    """The model itself where nothing is rounded, else a copy whose few-bit products have that accuracy level."""
-    if all(found.i == level for graph in model.graphs.values() for found in _levels(graph.graph)):
+def _in_fp32(model: OnnxModel) -> OnnxModel:
+    """The model itself where nothing is rounded, else a copy whose few-bit products compute in fp32."""
+    if all(found.i == _FP32 for graph in model.graphs.values() for found in _levels(graph)):
         return model
     graphs = {}
     for name, graph in model.graphs.items():
         graphs[name] = onnx.ModelProto()
         graphs[name].CopyFrom(graph)
-        for attribute in _levels(graphs[name].graph):
-            attribute.i = level
+        for attribute in _levels(graphs[name]):
+            attribute.i = _FP32
     return model.with_graphs(graphs)
 
 
-def _levels(graph: onnx.GraphProto) -> Iterator[onnx.AttributeProto]:
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _levels(attribute.g)
-            elif node.op_type == _FEW_BITS and attribute.name == _LEVEL:
-                yield attribute
+def _levels(model: onnx.ModelProto) -> list[onnx.AttributeProto]:
+    products = (node for graph in all_graphs(model.graph) for node in graph.node if node.op_type == _FEW_BITS)
+    return [attribute for node in products for attribute in node.attribute if attribute.name == _LEVEL]
 
 
-def opened(graph: onnx.ModelProto) -> onnxruntime.InferenceSession:
+def _opened(graph: onnx.ModelProto) -> OnnxSession:
     """A graph opened from its own file, as whoever gets it will."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
     with tempfile.TemporaryDirectory() as folder:
         OnnxModel(graph, FLOAT_GRAPH, {}).save(Path(folder))
         path = next(Path(folder).rglob("*.onnx"))
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return OnnxSession(onnxruntime.InferenceSession(path, session_options(0), providers=[_CPU]), path, _CPU, 0)
+
+
+def _opened_pair(model: OnnxModel) -> tuple[OnnxSession, PairDecoder]:
+    encoder, decoder = map(_opened, model.graphs.values())
+    return encoder, PairDecoder(decoder, "the stage's graph")
+
+
+def _read(encoder: OnnxSession, decoder: PairDecoder, inputs: Inputs, parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Logits [rows, tokens, vocabulary] of texts that come in ``parts``."""
+    (hidden,) = encoder.predict(inputs).values()
+    decoder.begin(hidden, inputs.get(MASK))
+    return np.concatenate([decoder.read_all(part) for part in parts], axis=1)
 
 
 class _Session:
     """An opened graph with the cache of what it has read."""
 
     def __init__(self, model: OnnxModel) -> None:
-        self._session = opened(model.graph)
-        self._cache: dict[str, Any] = {}
-        self._mask = np.ones((0, 0), np.int64)
+        self._session = _opened(model.graph)
+        self._whole = Decoder(self._session, "the stage's graph").whole
+        self._feed: dict[str, np.ndarray] = {}
 
     def logits(self, ids: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
         """[rows, length, vocabulary] of texts from their beginning."""
-        past = [entry for entry in self._session.get_inputs() if entry.name.startswith("past")]
-        # Rows in the first place; any other free axis is the length of what is kept, of which there is nothing yet.
-        shapes = {
-            entry.name: (len(ids), *(axis if isinstance(axis, int) else 0 for axis in entry.shape[1:]))
-            for entry in past
-        }
-        self._cache = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
-        self._mask = np.ones_like(ids) if mask is None else mask
-        return self._run(ids)
+        self._feed = dict(self._whole({IDS: ids, MASK: np.ones_like(ids) if mask is None else mask}))
+        return self._run()
 
     def more(self, ids: np.ndarray) -> np.ndarray:
         """[rows, length, vocabulary] of what follows the texts so far."""
-        self._mask = np.concatenate([self._mask, np.ones_like(ids)], axis=1)
-        return self._run(ids)
+        self._feed |= {IDS: ids, MASK: np.concatenate([self._feed[MASK], np.ones_like(ids)], axis=1)}
+        return self._run()
 
-    def _run(self, ids: np.ndarray) -> np.ndarray:
-        names = ["logits", *(present_of(name) for name in self._cache)]
+    def _run(self) -> np.ndarray:
+        new = self._feed[IDS].shape[1]
         try:
-            found = self._session.run(names, {"input_ids": ids, "attention_mask": self._mask, **self._cache})
-        except FAILURES as error:
-            new, seen = ids.shape[1], self._mask.shape[1] - ids.shape[1]
+            found = self._session.predict(self._feed)
+        except (InputError, StageError) as error:
+            seen = self._feed[MASK].shape[1] - new
             raise IntegrityError(
                 f"The decoder's graph does not run on {new} tokens after {seen}: {first_line(error)}",
                 expected="a graph for prompts and tokens of any length",
                 mend="ship the model as a GPTQ checkpoint or GGUF instead",
             ) from error
-        self._cache = dict(zip(self._cache, found[1:], strict=True))
-        logits: np.ndarray = found[0]
-        return logits
+        self._feed |= {name: found[present_of(name)] for name in self._feed if name.startswith("past")}
+        return found["logits"]

@@ -68,17 +68,12 @@ class Part:
 
     def sample(self, new: int, past: int) -> dict[str, torch.Tensor]:
         """Inputs of a trace but for the cache: ``new`` tokens after ``past``."""
-        sizes = {BATCH: _ROWS, "sequence_length": new, "total_sequence_length": past + new, _WRITTEN: new, _READ: _SEEN}
-        shapes = {
-            name: [axis if isinstance(axis, int) else sizes[axis] for axis in axes]
-            for name, (_, axes) in self.inputs.items()
-        }
-        return {
-            name: torch.randn(shapes[name])
-            if dtype == ir.DataType.FLOAT
-            else torch.ones(shapes[name], dtype=torch.int64)
-            for name, (dtype, _) in self.inputs.items()
-        }
+        sizes: dict[Any, int] = {_NEW[1]: new, _TOTAL[1]: past + new, BATCH: _ROWS, _WRITTEN: new, _READ: _SEEN}
+        found = {}
+        for name, (dtype, axes) in self.inputs.items():
+            shape: list[Any] = [sizes.get(axis, axis) for axis in axes]
+            found[name] = torch.randn(shape) if dtype == _FLOATS else torch.ones(shape, dtype=torch.int64)
+        return found
 
     def padding(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
         """What is hidden from those who look at all of it, [batch, positions] int32."""
@@ -121,18 +116,18 @@ def _positions(cache: Any, inputs: Mapping[str, torch.Tensor], tokens: str, want
 _INTEGERS, _FLOATS = ir.DataType.INT64, ir.DataType.FLOAT
 
 
+_NEW, _TOTAL = [BATCH, "sequence_length"], [BATCH, "total_sequence_length"]
+
+
 def alone(model: Any) -> Part:
     """A language model: prompt and single tokens."""
-    new, total = [BATCH, "sequence_length"], [BATCH, "total_sequence_length"]
-    return Part({IDS: (_INTEGERS, new), MASK: (_INTEGERS, total)}, "logits", new, alone=True)
+    return Part({IDS: (_INTEGERS, _NEW), MASK: (_INTEGERS, _TOTAL)}, "logits", _NEW, alone=True)
 
 
 def embedded(model: Any) -> Part:
     """A language model whose tokens come embedded, those of images among them."""
-    new, total = [BATCH, "sequence_length"], [BATCH, "total_sequence_length"]
-    size = model.get_input_embeddings().embedding_dim
-    inputs = {EMBEDS: (_FLOATS, [*new, size]), MASK: (_INTEGERS, total)}
-    return Part(inputs, "logits", new, alone=True, tokens=EMBEDS)
+    inputs = {EMBEDS: (_FLOATS, [*_NEW, model.get_input_embeddings().embedding_dim]), MASK: (_INTEGERS, _TOTAL)}
+    return Part(inputs, "logits", _NEW, alone=True, tokens=EMBEDS)
 
 
 def encoder_part(model: Any) -> Part:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from compress.formats.onnx.decoder.nodes import MICROSOFT
+from compress.formats.onnx.decoder.nodes import MICROSOFT, node_like
 from compress.formats.onnx.decoder.plug import CROSS_ATTENTION
 
 _NORM = "SimplifiedLayerNormalization"
@@ -42,38 +43,34 @@ def tidy(model: ir.Model, few_rows: bool = True) -> None:
             value.shape = value.type = None
 
 
-def _replace(old: ir.Value, new: ir.Value) -> None:
-    if old.is_graph_output():
-        return
-    ir.convenience.replace_all_uses_with(old, new)
-
-
 def _producer(value: ir.Value | None, kind: str, domain: str = "") -> ir.Node | None:
     node = None if value is None else value.producer()
     return node if node is not None and node.op_type == kind and node.domain == domain else None
 
 
-def _insert(
+def _put(
     graph: ir.Graph,
     before: ir.Node,
     like: ir.Node,
     kind: str,
     inputs: Sequence[ir.Value | None],
     attributes: Mapping[str, Any],
-    domain: str = "",
-    outputs: int = 1,
-) -> Sequence[ir.Value]:
-    """The outputs of a new node ``before`` another, in the module of ``like``, which it takes the place of."""
-    name = f"{(like.name or '').rpartition('/')[0]}/{kind}"
-    node: ir.Node = ir.node(kind, inputs, attributes=dict(attributes), domain=domain, num_outputs=outputs, name=name)
-    for index, value in enumerate(node.outputs):
-        value.name = f"{name}/output_{index}"
+    replaced: Mapping[int, ir.Value],
+) -> None:
+    """A node ``before`` another, in the module of ``like``; its outputs take the place of those ``replaced``."""
+    node = node_like(like, kind, kind, inputs, attributes, "" if kind == _NORM else MICROSOFT, max(replaced) + 1)
     graph.insert_before(before, node)
-    return list(node.outputs)
+    for index, new in enumerate(node.outputs):
+        if (old := replaced.get(index)) is None:
+            new.name = ""
+            continue
+        new.shape, new.type = old.shape, old.type
+        if not old.is_graph_output():
+            ir.convenience.replace_all_uses_with(old, new)
 
 
-def _shape(value: ir.Value) -> list[int | str] | None:
-    if value.shape is None:
+def _shape(value: ir.Value | None) -> list[int | str] | None:
+    if value is None or value.shape is None:
         return None
     axes = [axis if isinstance(axis, int) else axis.value for axis in value.shape]
     return None if None in axes else axes
@@ -89,46 +86,30 @@ def _norm_before_turning(graph: ir.Graph, node: ir.Node) -> None:
         return
     if len(norm.outputs[0].uses()) != 1:
         return
-    (found,) = _insert(graph, node, norm, _NORM, [turned.inputs[0], norm.inputs[1]], norm.attributes)
-    found.shape, found.type = node.outputs[0].shape, node.outputs[0].type
-    _replace(node.outputs[0], found)
+    inputs = [turned.inputs[0], norm.inputs[1]]
+    _put(graph, node, norm, _NORM, inputs, norm.attributes, {0: node.outputs[0]})
 
 
 def _reshape_of_reshape(graph: ir.Graph, node: ir.Node) -> None:
     """Reshaped to what it was: the value itself; reshaped twice: once."""
     if node.op_type != "Reshape" or (inner := _producer(node.inputs[0], "Reshape")) is None:
         return
-    source, wanted = inner.inputs[0], _shape(node.outputs[0])
-    assert source is not None
-    if wanted is not None and _same_axes(source, wanted):
-        _replace(node.outputs[0], source)
-    elif wanted is not None and len(inner.outputs[0].uses()) == 1 and not _zeros(node):
+    source, wanted, old = inner.inputs[0], _shape(node.outputs[0]), node.outputs[0]
+    if wanted is None:
+        return
+    target = ir.convenience.get_const_tensor(node.inputs[1])
+    given = [axis if isinstance(axis, int) else axis.value for axis in source.shape or ()]
+    # With as many elements one axis at most is not known to be the same; 0 copies an axis of the input.
+    if source.shape is not None and len(given) == len(wanted) and sum(map(operator.ne, given, wanted)) <= 1:
+        if not old.is_graph_output():
+            ir.convenience.replace_all_uses_with(old, source)
+    elif len(inner.outputs[0].uses()) == 1 and not (target is not None and (target.numpy() == 0).any()):
         node.replace_input_with(0, source)
-
-
-def _same_axes(source: ir.Value, wanted: list[int | str]) -> bool:
-    """Whether a reshape changes nothing: with as many elements, one axis at most is not known to be the same."""
-    if source.shape is None or len(source.shape) != len(wanted):
-        return False
-    given = [axis if isinstance(axis, int) else axis.value for axis in source.shape]
-    return sum(bool(one != other) for one, other in zip(given, wanted, strict=True)) <= 1
-
-
-def _zeros(node: ir.Node) -> bool:
-    """Whether a reshape's target may copy an axis of its input by naming it 0."""
-    target = node.inputs[1]
-    known = target is not None and target.const_value is not None
-    return bool(known and (target.const_value.numpy() == 0).any())
 
 
 def _constant_shapes(graph: ir.Graph, node: ir.Node) -> None:
     """A reshape to axes that its input has, or that are known, needs no shape computed."""
-    if (
-        node.op_type != "Reshape"
-        or node.inputs[0] is None
-        or node.inputs[1] is None
-        or node.inputs[1].const_value is not None
-    ):
+    if node.op_type != "Reshape" or node.inputs[1] is None or node.inputs[1].const_value is not None:
         return
     given, wanted = _shape(node.inputs[0]), _shape(node.outputs[0])
     if given is None or wanted is None:
@@ -153,15 +134,11 @@ def _packed_heads(graph: ir.Graph, node: ir.Node) -> None:
     if node.op_type != "GroupQueryAttention":
         return
     split = _producer(node.inputs[0], "Split")
-    if (
-        split is None
-        or list(node.inputs[:3]) != list(split.outputs)
-        or any(len(value.uses()) > 1 for value in split.outputs)
-    ):
+    if split is None or list(node.inputs[:3]) != list(split.outputs):
         return
-    node.replace_input_with(0, split.inputs[0])
-    node.replace_input_with(1, None)
-    node.replace_input_with(2, None)
+    if all(len(value.uses()) == 1 for value in split.outputs):
+        for index, value in enumerate((split.inputs[0], None, None)):
+            node.replace_input_with(index, value)
 
 
 def _quick_gelu(graph: ir.Graph, node: ir.Node) -> None:
@@ -171,9 +148,7 @@ def _quick_gelu(graph: ir.Graph, node: ir.Node) -> None:
     for value, other in (node.inputs, node.inputs[::-1]):
         sigmoid = _producer(other, "Sigmoid")
         if sigmoid is not None and sigmoid.inputs[0] is value:
-            (found,) = _insert(graph, node, node, "QuickGelu", [value], {"alpha": 1.0}, MICROSOFT)
-            found.shape, found.type = node.outputs[0].shape, node.outputs[0].type
-            _replace(node.outputs[0], found)
+            _put(graph, node, node, "QuickGelu", [value], {"alpha": 1.0}, {0: node.outputs[0]})
             return
 
 
@@ -213,9 +188,4 @@ def _skip_norms(graph: ir.Graph, node: ir.Node) -> None:
         return
     epsilon = {"epsilon": node.attributes["epsilon"].as_float()}
     inputs = [*added.inputs, *node.inputs[1:]]
-    outputs = _insert(graph, added, node, skip, inputs, epsilon, MICROSOFT, outputs=4)
-    for index in (1, 2):
-        outputs[index].name = ""
-    for old, new in ((node.outputs[0], outputs[0]), (added.outputs[0], outputs[3])):
-        new.shape, new.type = old.shape, old.type
-        _replace(old, new)
+    _put(graph, added, node, skip, inputs, epsilon, {0: node.outputs[0], 3: added.outputs[0]})

@@ -51,16 +51,18 @@ class _Features:
 
 
 class _Sees(nn.Module):
-    """The part of a model that makes features of images, of all of them in one tensor.
+    """The part of a model that makes features of images: ``whole``, of all of them in one tensor.
 
     transformers goes on to part them image by image, which would freeze in a trace how many there are.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, whole: bool) -> None:
         super().__init__()
-        self.model, self.config = model, model.config
+        self.model, self.config, self._whole = model, model.config, whole
 
     def forward(self, pixel_values: torch.Tensor) -> ImageFeatures:
+        if not self._whole:
+            return ImageFeatures(torch.stack(list(self.model.get_image_features(pixel_values).pooler_output)))
         if pixel_values.ndim == len(("batch", "images", "channels", "height", "width")):
             # Of several images of a text transformers leaves out those that are padding, as many as there may be.
             whole: Any = self.model.base_model
@@ -72,13 +74,6 @@ class _Sees(nn.Module):
             except (AttributeError, ValueError) as error:
                 raise TypeError(f"its class does more with an image's features: {first_line(error)}") from error
         return ImageFeatures(features)
-
-
-class _Parted(_Sees):
-    """The same as transformers computes it."""
-
-    def forward(self, pixel_values: torch.Tensor) -> ImageFeatures:
-        return ImageFeatures(torch.stack(list(self.model.get_image_features(pixel_values).pooler_output)))
 
 
 def last_of_sight(model: Any) -> nn.Module:
@@ -118,6 +113,6 @@ def export_sight(checkpoint: Checkpoint, examples: Examples, tolerance: float) -
     alone = Examples(pixels, {PIXELS: None}, head=_Features())
     module = load_adapted(checkpoint)
     last_of_sight(module)
-    traced, plain = (TorchModel(kind(module), None) for kind in (_Sees, _Parted))
+    traced, plain = (TorchModel(_Sees(module, whole), None) for whole in (True, False))
     exported = export_onnx(traced, alone, None, fusions=True)
     return exported, prove_equal(exported.graph, plain, alone, tolerance)

@@ -1,4 +1,9 @@
-"""A quantized weight as ONNX Runtime's `MatMulNBits` and `GatherBlockQuantized` take it, to the last integer."""
+"""A quantized weight as ONNX Runtime's `MatMulNBits` and `GatherBlockQuantized` take it, to the last integer.
+
+The kernels know 2, 4 and 8 bits. Integers of odd bits lie on disk in planes of 4, 2 and 1 bits, without waste: three
+bits are planes of two and one and become four; five are planes of four and one and become eight. ONNX Runtime folds the
+operators that put them together into a constant before it runs anything.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import onnx_ir as ir
 
 from compress.errors import ModelError
-from compress.formats.onnx.decoder.bit_planes import KERNEL_BITS
+from compress.formats.onnx.decoder.nodes import Nodes
 from compress.numerics.integer_grid import QuantizedWeight
 
 INTEGERS = ".weight_Q"
 """Stands before the bits in the name of what holds a weight's integers."""
-SMALLEST_BLOCK = 16
-LARGEST_BLOCK = 256
+KERNEL_BITS = (2, 4, 8)
+SMALLEST_BLOCK, LARGEST_BLOCK = 16, 256
+_BYTE = 8
 
 
 @dataclass(frozen=True)
@@ -122,3 +129,64 @@ def _block_size(group_size: int, columns: int, name: str) -> int:
         )
     fills = min(block, columns & -columns)
     return fills if fills >= SMALLEST_BLOCK else min(block, 32)
+
+
+def widths(bits: int) -> tuple[int, ...]:
+    """The planes of integers of so many bits, the low ones first: 7 is (4, 2, 1)."""
+    return tuple(width for width in (4, 2, 1) if bits & width)
+
+
+def split(values: np.ndarray, bits: int) -> list[np.ndarray]:
+    """The planes of [rows, n] integers below 2**bits, each [rows, 1, n * width / 8] uint8.
+
+    A byte holds values that lie n * width / 8 apart, so that they are laid side by side without being woven.
+    """
+    planes, place = [], 0
+    for width in widths(bits):
+        runs = (values >> place & (1 << width) - 1).reshape(len(values), _BYTE // width, -1)
+        planes.append(pack(runs.swapaxes(1, 2).reshape(len(values), -1), width)[:, None])
+        place += width
+    return planes
+
+
+def join(nodes: Nodes, name: str, planes: Sequence[ir.Value], bits: int, shape: tuple[int, int]) -> ir.Value:
+    """The operators that make the integers [rows, n] of their planes again."""
+    whole: ir.Value | None = None
+    place = 0
+    for index, (plane, width) in enumerate(zip(planes, widths(bits), strict=True)):
+        scope = f"{name}.plane{index}"
+        places = np.arange(0, _BYTE, width, dtype=np.uint8)[None, :, None]
+        steps = nodes.constant(f"constants.uint8.steps_{width}", places)
+        moved = nodes.op("BitShift", scope, [plane, steps], direction="RIGHT")
+        masked = nodes.op("BitwiseAnd", scope, [moved, _byte(nodes, (1 << width) - 1)])
+        values = nodes.op("Reshape", scope, [masked, nodes.integers(*shape)])
+        if whole is not None:
+            raised = nodes.op("BitShift", f"{scope}.raised", [values, _byte(nodes, place)], direction="LEFT")
+            values = nodes.op("BitwiseOr", scope, [whole, raised])
+        whole, place = values, place + width
+    assert whole is not None
+    return whole
+
+
+def write_integers(nodes: Nodes, name: str, stored: StoredWeight) -> ir.Value:
+    """As the kernels take them, or, for bits that the kernels lack, the planes and what makes them whole."""
+    bits, values, nibbles = stored.bits, stored.values, stored.kernel_bits == _BYTE // 2
+    if bits == stored.kernel_bits:
+        return nodes.constant(f"{name}{INTEGERS}{bits}", stored.integers())
+    if nibbles:  # the two of a byte come out of the planes half a row apart
+        values = np.concatenate([values[:, 0::2], values[:, 1::2]], axis=1)
+    planes = [
+        nodes.constant(f"{name}{INTEGERS}{bits}_plane{index}", plane) for index, plane in enumerate(split(values, bits))
+    ]
+    whole = join(nodes, name, planes, bits, values.shape)
+    if stored.lift:
+        whole = nodes.op("Add", f"{name}.lifted", [whole, _byte(nodes, stored.lift)])
+    if nibbles:
+        even, odd = nodes.several("Split", f"{name}.pair", [whole], 2, axis=1, num_outputs=2)
+        raised = nodes.op("BitShift", f"{name}.pair", [odd, _byte(nodes, 4)], direction="LEFT")
+        whole = nodes.op("BitwiseOr", f"{name}.pair", [even, raised])
+    return nodes.op("Reshape", f"{name}.blocks", [whole, nodes.integers(*stored.shape)])
+
+
+def _byte(nodes: Nodes, value: int) -> ir.Value:
+    return nodes.constant(f"constants.uint8.{value}", np.array(value, np.uint8))

@@ -28,6 +28,7 @@ from compress.formats.onnx.decoder.caches import PAST, fill_cache, layer_of, not
 from compress.formats.onnx.decoder.calls import Call
 from compress.formats.onnx.decoder.parts import MASK, Part, alone, embedded
 from compress.formats.onnx.decoder.plug import Plug
+from compress.formats.onnx.decoder.sections import Sections, find_sections
 from compress.formats.silence import silence
 from compress.formats.tracing import lean_tracing
 from compress.runtimes.image_answers import refuse_unfollowed
@@ -41,24 +42,16 @@ _REHEARSED = 24
 _OF_WEIGHTS = ("quantization_config", "dtype", "transformers_version", "_name_or_path")
 """What a config says of the weights in its folder, and not of the model."""
 _MOST_KEPT = 4
-_FAILURES = (
-    RuntimeError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-)
+_FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 """What a forward pass, or torch.export, may end in."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """``kind``: the first block that is like this one; ``calls`` of its attention."""
+    """A block by its name; ``kind``: the first that is like this one."""
 
     prefix: str
     kind: int
-    calls: tuple[Call, ...]
 
 
 @dataclass(frozen=True)
@@ -75,6 +68,7 @@ class Trace:
     model: PreTrainedModel
     blocks: Sequence[Block]
     traced: int
+    sections: Sections
     states: Mapping[str, tuple[int, ...]]
     calls: Sequence[Call]
     made: Mapping[str, torch.Tensor]
@@ -108,43 +102,40 @@ def _decoder(model: Any) -> Part:
     return embedded(model) if reads_images(model.config) else alone(model)
 
 
-def trace_decoder(checkpoint: Checkpoint, fused: bool | None = None, whole: bool = False) -> Trace:
-    """Trace the language model of ``checkpoint``, as `trace_part` does."""
-    return trace_part(checkpoint, alone, fused, whole)
-
-
-def trace_part(
-    checkpoint: Checkpoint, part: Callable[[Any], Part], fused: bool | None = None, whole: bool = False
-) -> Trace:
+def trace_part(checkpoint: Checkpoint, part: Callable[[Any], Part], fused: bool | None = None) -> Trace:
     """Trace a part of the model of ``checkpoint``. ``fused``: attention as one operator, by default where it can be.
 
-    ``whole``: every block, whether or not it is like another. A trace depends on the config alone; the last are kept.
-    Raises `ModelError` for a model that cannot be traced.
+    A trace depends on the config alone; the last are kept. Raises `ModelError` for a model that cannot be traced.
     """
-    key = json.dumps([_of_model(checkpoint), part.__name__, fused, whole])
+    key = json.dumps([_of_model(checkpoint), part.__name__, fused])
     if key not in _KEPT:
         while len(_KEPT) >= _MOST_KEPT:
             del _KEPT[next(iter(_KEPT))]
-        _KEPT[key] = _traced(checkpoint, part, fused, whole)
+        _KEPT[key] = _traced(checkpoint, part, fused)
     return _KEPT[key]
 
 
-def _traced(checkpoint: Checkpoint, part: Callable[[Any], Part], fused: bool | None, whole: bool) -> Trace:
+def _traced(checkpoint: Checkpoint, part: Callable[[Any], Part], fused: bool | None, whole: bool = False) -> Trace:
+    """``whole``: every block, whether or not it is like another."""
     with _refusing(checkpoint), silence("prints"), lean_tracing(), torch.no_grad():
         found = _Rehearsal(checkpoint, part)
-        described = _describe(found.prefix, found.blocks, found.plug)
+        described = _describe(found)
         traced = len(found.blocks) if whole else max(block.kind for block in described) + 1
         while len(found.blocks) > traced:
             del found.blocks[-1]
-        unfused = _unfused(found.plug) if fused is not False else "it is traced as it is"
+        unfused = _unfused(found) if fused is not False else "it is traced as it is"
         if unfused and not found.part.alone:
             raise ValueError(f"attention cannot be one operator: {unfused}")
         found.plug.fused = not unfused
-        states = sample_states(found.cache, found.plug)
+        states = sample_states(found.cache, not unfused)
         program = _trace(found, {name: state for name, state in states.items() if layer_of(name) < traced})
+    prefixes = [block.prefix for block in described[:traced]]
+    sections = find_sections(program.graph, prefixes, traced < len(described))
+    if sections is None:
+        return _traced(checkpoint, part, fused, whole=True)
     shapes = {name: tuple(state.shape) for name, state in states.items()}
     calls = list(found.plug.calls.values())
-    return Trace(found.part, program, found.model, described, traced, shapes, calls, found.made, unfused)
+    return Trace(found.part, program, found.model, described, traced, sections, shapes, calls, found.made, unfused)
 
 
 _KEPT: dict[str, Trace] = {}
@@ -178,7 +169,6 @@ class _Rehearsal:
     """A model without weights that has been run once on arbitrary numbers, what was recorded, and its cache."""
 
     def __init__(self, checkpoint: Checkpoint, part: Callable[[Any], Part] = alone) -> None:
-        interfaces.register()
         self.model = empty_module(checkpoint, hollow_model).eval()
         # What routers answer is for their training alone.
         self.model.config.output_router_logits = False
@@ -188,28 +178,22 @@ class _Rehearsal:
             for name, module in self.model.named_modules()
             if hasattr(module, "create_weight")
         }
-        interfaces.prepare(self.model)
-        self.prefix, self.blocks = _blocks(self.model, self.part.root(self.model))
         self.plug = Plug(self.part.alone, self.part.cached)
-        interfaces.set_attention(self.model, interfaces.REHEARSED)
+        interfaces.prepare(self.model, self.plug)
+        self.prefix, self.blocks = _blocks(self.model, self.part.root(self.model))
         self.cache = self.part.cache(self.model, len(self.blocks))
-        note_updates(self.cache, self.plug)
+        slots = note_updates(self.cache)
         with interfaces.plugged(self.model, self.plug):
             self.part.call(self.model, self.cache, self.part.sample(_REHEARSED, 0))
-            self.plug.norms = interfaces.plain_norms(self.model)
+        self.plug.norms = interfaces.plain_norms(self.model)
         reached = {call.layer for call in self.plug.calls.values()}
-        self.plug.missed = sorted(set(self.plug.updated.values()) - reached)
+        self.missed = sorted(slot.name for slot in slots if slot.given and slot.name not in reached)
 
 
 def _blocks(model: nn.Module, root: nn.Module) -> tuple[str, nn.ModuleList]:
     """The list of the blocks below ``root``, the longest of the outermost, and its name."""
     (place,) = (name for name, part in model.named_modules() if part is root)
-    inside = f"{place}." if place else ""
-    lists = {
-        name: part
-        for name, part in model.named_modules()
-        if isinstance(part, nn.ModuleList) and name.startswith(inside)
-    }
+    lists = {name: part for name, part in root.named_modules(prefix=place) if isinstance(part, nn.ModuleList)}
     outermost = {name: part for name, part in lists.items() if not any(name.startswith(f"{o}.") for o in lists)}
     name = max(outermost, key=lambda one: len(outermost[one]), default=None)
     if name is None:
@@ -217,29 +201,28 @@ def _blocks(model: nn.Module, root: nn.Module) -> tuple[str, nn.ModuleList]:
     return name, outermost[name]
 
 
-def _unfused(plug: Plug) -> str:
-    if not plug.calls:
-        return "it has no attention that goes through transformers' interface"
-    problems = [call for call in plug.calls.values() if call.problem]
-    if problems:
-        return f"{problems[0].module}: {problems[0].problem}"
-    return f"the attention of layer {plug.missed[0]} goes past transformers' interface" if plug.missed else ""
+def _unfused(found: _Rehearsal) -> str:
+    calls = found.plug.calls.values()
+    reasons = [f"{call.module}: {call.problem}" for call in calls if call.problem]
+    if not calls:
+        reasons = ["it has no attention that goes through transformers' interface"]
+    reasons += [f"the attention of layer {layer} goes past transformers' interface" for layer in found.missed]
+    return next(iter(reasons), "")
 
 
-def _describe(prefix: str, blocks: nn.ModuleList, plug: Plug) -> list[Block]:
+def _describe(found: _Rehearsal) -> list[Block]:
     seen: list[Any] = []
     described = []
-    for index, block in enumerate(blocks):
-        name = f"{prefix}.{index}"
-        calls = tuple(call for call in plug.calls.values() if call.module.startswith(f"{name}."))
-        likeness = [*_likeness(block, name), *(_likeness_of_call(call, name) for call in calls)]
-        kind = seen.index(likeness) if likeness in seen else index
+    for index, block in enumerate(found.blocks):
+        name = f"{found.prefix}.{index}"
+        calls = [call for call in found.plug.calls.values() if call.module.startswith(f"{name}.")]
+        likeness = [*_likeness(block), *(_likeness_of_call(call, name) for call in calls)]
+        described.append(Block(name, seen.index(likeness) if likeness in seen else index))
         seen.append(likeness)
-        described.append(Block(name, kind, calls))
     return described
 
 
-def _likeness(block: nn.Module, name: str) -> Iterator[Any]:
+def _likeness(block: nn.Module) -> Iterator[Any]:
     """Everything by which the graphs of two blocks could differ beside the numbers of their weights."""
     for path, module in block.named_modules():
         plain = {
@@ -259,39 +242,35 @@ def _likeness_of_call(call: Call, name: str) -> Any:
 class _OneGraph(nn.Module):
     """What is traced: inputs and cache in, output and cache out, all flat."""
 
-    def __init__(self, found: _Rehearsal, blocks: int) -> None:
+    def __init__(self, found: _Rehearsal) -> None:
         super().__init__()
-        self.model, self._plug, self._part, self._blocks = found.model, found.plug, found.part, blocks
+        self.model, self._found = found.model, found
 
     def forward(self, **given: torch.Tensor) -> dict[str, Any]:
-        plug, part = self._plug, self._part
-        plug.clear()
+        plug, part = self._found.plug, self._found.part
         past = {name: given.pop(name) for name in list(given) if name.startswith("past_")}
-        cache = part.cache(self.model, self._blocks)
+        cache = part.cache(self.model, len(self._found.blocks))
         plug.padding = part.padding(given)
         mask = given[MASK] if part.alone else None
         if mask is not None and plug.fused:
             plug.lengths = plugs.lengths_of(mask)
-        if cache is not None:
-            fill_cache(cache, past, plug, None if mask is None else mask.shape[1] - given[part.tokens].shape[1])
+        fill_cache(cache, past, plug, None if mask is None else mask.shape[1] - given[part.tokens].shape[1])
         outputs = {part.output: part.call(self.model, cache, given)}
-        return outputs | {"present" + name.removeprefix("past"): present(name, cache, plug) for name in past}
+        return outputs | {"present" + name.removeprefix("past"): present(name, cache) for name in past}
 
 
 def _trace(found: _Rehearsal, states: Mapping[str, torch.Tensor]) -> ir.Model:
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
-    model, plug = found.model, found.plug
-    interfaces.set_attention(model, interfaces.TRACED if plug.fused else "eager")
+    plug = found.plug
     # Recurrences go by chunks; with more than one of them their number is no constant.
-    new = _NEW + max(getattr(part, "chunk_size", 0) or 0 for part in model.modules())
+    new = _NEW + max(getattr(part, "chunk_size", 0) or 0 for part in found.model.modules())
     inputs = {**found.part.sample(new, PAST), **states}
     plug.tracing = True
     for index, block in enumerate(found.blocks):
         block.forward = _marked(plug, block.forward, index)
-    with interfaces.plugged(model, plug):
-        graph = _OneGraph(found, len(found.blocks)).eval()
-        program, _ = OnnxExporter().export_program(graph, inputs, OnnxConfig(dynamic=True))
+    with interfaces.plugged(found.model, plug):
+        program, _ = OnnxExporter().export_program(_OneGraph(found).eval(), inputs, OnnxConfig(dynamic=True))
     return program
 
 

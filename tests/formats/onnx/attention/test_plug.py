@@ -76,24 +76,48 @@ def test_the_definition_is_that_of_torch(causal: bool, padded: bool, biased: boo
     torch.testing.assert_close(found.transpose(1, 2), expected)
 
 
+def keeping() -> tuple[Plug, list[Inputs]]:
+    """A plug, and what each call hands to its operator."""
+    calls: list[Inputs] = []
+
+    def keep(inputs: Inputs) -> torch.Tensor:
+        calls.append(inputs)
+        return by_definition(inputs)
+
+    return Plug(keep), calls
+
+
 def test_torchs_own_function_with_a_bias_is_a_call_like_others():
     query, key, value = (heads(seed=seed) for seed in range(3))
     bias = torch.randn(1, 2, 5, 5, generator=torch.Generator().manual_seed(9))
     own = nn.functional.scaled_dot_product_attention
-    plug = Plug(by_definition)
+    plug, calls = keeping()
     with plugged(nn.Linear(1, 1), plug):
         found = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=0.3)
         nn.functional.scaled_dot_product_attention(query, key, value)
     torch.testing.assert_close(found, own(query, key, value, bias, scale=0.3))
-    assert [(call.heads, call.scale, call.mask) for call in plug.calls] == [(2, 0.3, "as made")]
+    (call,) = calls
+    assert (call.query.shape[1], call.scale, call.bias is not None, call.padding) == (2, 0.3, True, None)
     assert nn.functional.scaled_dot_product_attention is own
 
 
+def calls_of(module: Any, given: Examples) -> list[Inputs]:
+    """What each call of a padded batch hands to the operator."""
+    plug, calls = keeping()
+    batch = {name: torch.from_numpy(array) for name, array in given.batch([0, 1, 2]).items() if name in given.padding}
+    with plugged(module, plug), torch.no_grad():
+        module(**batch)
+    assert len(plug.calls) == len(calls)
+    return calls
+
+
 def test_each_call_of_an_encoder_is_described():
-    found = probe(tiny.encoder("bert").module, tiny.context().encode("train", tiny.encoder("bert")))
+    model, given = tiny.encoder("bert"), tiny.context().encode("train", tiny.encoder("bert"))
+    found = probe(model.module, given)
     assert found.refused is None and found.unfused == () and len(found.calls) == tiny.LAYERS
-    call = found.calls[0]
-    assert (call.heads, call.groups, call.mask, call.biased) == (tiny.HEADS, tiny.HEADS, "padding", False)
+    call = calls_of(model.module, given)[0]
+    assert call.query.shape[1] == tiny.HEADS and not call.causal and call.bias is None
+    assert call.padding is not None and call.padding.shape == (3, call.key.shape[2])
     assert call.scale == pytest.approx((tiny.WIDTH / tiny.HEADS) ** -0.5)
 
 
@@ -110,12 +134,14 @@ def test_windows_causes_and_groups_are_told_apart():
             eos_token_id=2,
         ),
     )
-    assert [call.mask for call in probe(local, examples()).calls] == ["padding", "as made"]
+    assert [call.padding is None for call in calls_of(local, examples())] == [False, True]
+    assert [call.bias is None for call in calls_of(local, examples())] == [True, False]
     causal = made(Qwen3ForSequenceClassification, Qwen3Config(**DECODER, bos_token_id=1, eos_token_id=2))
-    found = probe(causal, examples())
-    assert found.refused is None and {(call.mask, call.heads, call.groups) for call in found.calls} == {
-        ("causal", 4, 2)
-    }
+    for call in calls_of(causal, examples()):
+        assert call.causal and call.key.shape == call.query.shape == (3, 4, call.key.shape[2], 8)
+        for tensor in (call.key, call.value):  # two heads of keys serve two of queries each
+            torch.testing.assert_close(tensor[:, 0::2], tensor[:, 1::2], rtol=0, atol=0)
+    assert probe(causal, examples()).refused is None
 
 
 def test_a_soft_cap_is_computed_and_named():
@@ -150,7 +176,8 @@ def test_a_model_that_answers_otherwise_is_refused(monkeypatch: pytest.MonkeyPat
 def test_models_are_as_they_were_afterwards():
     module = tiny.encoder("bert").module
     before = [part.config._attn_implementation for part in module.modules() if hasattr(part, "config")]
-    with pytest.raises(ZeroDivisionError), plugged(module, Plug(by_definition)):
+    plug = Plug(by_definition)
+    with pytest.raises(ZeroDivisionError), plugged(module, plug):
         assert module.config._attn_implementation not in before
         raise ZeroDivisionError
     assert before == [part.config._attn_implementation for part in module.modules() if hasattr(part, "config")]

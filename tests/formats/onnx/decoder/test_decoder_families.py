@@ -17,7 +17,8 @@ from compress.checkpoints.quantized_module import load_module
 from compress.errors import IntegrityError
 from compress.formats.onnx.decoder import GraphSettings, export_proven
 from compress.formats.onnx.decoder.interfaces import inverse_error_function
-from compress.formats.onnx.decoder.trace import trace_decoder
+from compress.formats.onnx.decoder.parts import alone
+from compress.formats.onnx.decoder.trace import trace_part
 from compress.formats.onnx.runtimes.onnxruntime import OnnxSession
 from compress.runtimes.decoder import Decoder
 
@@ -59,6 +60,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], str]] = {
     "cohere2": ({**SIZES, "sliding_window": 6, "layer_types": MIXED}, ""),  # pairs side by side, no rotation in some
     "lfm2": ({**SIZES, "layer_types": ["conv", "full_attention"], "conv_L_cache": 3}, ""),
     "qwen3_next": ({**SIZES, **EXPERTS, **LINEAR}, ""),  # the gated delta rule
+    "mamba": ({**SIZES, "state_size": 8}, "no attention"),  # the selective scan
     "mamba2": ({**SIZES, **MAMBA}, "no attention"),
     "falcon": ({key: SIZES[key] for key in SIZES if key != "head_dim"}, "no attention that goes through"),
     "deepseek_v3": (
@@ -103,7 +105,7 @@ def test_one_block_of_each_kind_is_traced_and_all_are_written(tmp_path) -> None:
     kinds = ["sliding_attention", "sliding_attention", "full_attention"] * 2
     fields = {**SIZES, "num_hidden_layers": 6, "sliding_window": 5, "layer_types": kinds}
     checkpoint, _ = save("gemma3_text", fields, tmp_path)
-    trace = trace_decoder(checkpoint)
+    trace = trace_part(checkpoint, alone)
     assert trace.traced == 3
     assert [block.kind for block in trace.blocks] == [0, 0, 2, 0, 0, 2]
     found = export_proven(checkpoint, GraphSettings(), some_ids(14), 1e-3, 0.2)
@@ -144,8 +146,9 @@ def test_a_quantized_table_keeps_the_scale_of_its_class(tmp_path) -> None:
     torch.testing.assert_close(module.get_input_embeddings()(torch.arange(5)), expected)
 
 
-def test_a_graph_that_holds_for_one_length_is_refused(tmp_path) -> None:
-    """Mamba's first kind goes from token to token in Python, which a trace unrolls."""
-    checkpoint, _ = save("mamba", {**SIZES, "state_size": 8}, tmp_path)
+def test_a_graph_that_holds_for_one_length_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a node for its scan Mamba's first kind goes from token to token in Python, which a trace unrolls."""
+    monkeypatch.setattr("compress.formats.onnx.decoder.interfaces._SELECTIVE_SCANS", "")
+    checkpoint, _ = save("mamba", {**SIZES, "state_size": 4}, tmp_path)
     with pytest.raises(IntegrityError, match="does not run on 12 tokens after 0"):
         export_proven(checkpoint, GraphSettings(), some_ids(12), 1e-3, 0.2)

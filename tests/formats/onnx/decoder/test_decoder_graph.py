@@ -13,7 +13,7 @@ from written_decoders import CONFIGS, FewBits, Graph, by_transformers, logits_of
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.errors import ModelError
 from compress.formats.onnx.decoder import GraphSettings, export_decoder
-from compress.formats.onnx.decoder.positions import REFUSAL
+from compress.formats.onnx.decoder.composites import REFUSAL
 from compress.formats.onnx.decoder.trace import check_writable
 
 EXACT = {"atol": 2e-4, "rtol": 1e-4}

@@ -16,7 +16,7 @@ from written_decoders import CONFIGS, FewBits, Graph, by_transformers, logits_of
 
 from compress.errors import ModelError
 from compress.formats.onnx.decoder import GraphSettings, export_decoder
-from compress.formats.onnx.decoder.expanded import expand, multiply, whole
+from compress.formats.onnx.decoder.expanded import multiply, whole
 from compress.formats.onnx.decoder.nodes import Nodes
 from compress.formats.onnx.decoder.stored_weight import StoredWeight, store
 from compress.numerics.integer_grid import QuantizedWeight
@@ -96,9 +96,8 @@ def products(stored: StoredWeight, value: np.ndarray) -> list[np.ndarray]:
     """Block by block, and with the whole weight, by ONNX Runtime."""
     nodes = Nodes()
     given = nodes.input("x", ir.DataType.FLOAT, value.shape)
-    expanded = expand(nodes, "layer", stored)
-    outputs = [multiply(nodes, "blocks", given, expanded)]
-    outputs.append(nodes.op("MatMul", "whole", [given, whole(nodes, "whole", expanded)]))
+    outputs = [multiply(nodes, "blocks", given, stored)]
+    outputs.append(nodes.op("MatMul", "whole", [given, whole(nodes, "whole", stored)]))
     for index, output in enumerate(outputs):
         nodes.output(output, f"y{index}", ir.DataType.FLOAT, (2, 5, stored.rows))
     content = ir.to_proto(nodes.model("both")).SerializeToString()
@@ -114,7 +113,7 @@ def test_what_does_not_fit_is_refused_by_name(bits: int, columns: int, group_siz
     given = weight(bits, True, 128, group_size)
     given = QuantizedWeight(given.integers[:, :columns], given.scales, given.zero_points, bits, group_size)
     with pytest.raises(ModelError, match=f"{bits} bits, {columns} columns in blocks of 32") as error:
-        expand(Nodes(), "model.layers.0.mlp.up_proj", store(given, "layer"))
+        whole(Nodes(), "model.layers.0.mlp.up_proj", store(given, "layer"))
     assert "up_proj" in str(error.value) and "leave expand_on_load out" in str(error.value)
 
 

@@ -1,0 +1,141 @@
+"""What stands for one node of a trace and is several in the graph: lengths, rotary tables, experts, recurrences.
+
+ONNX Runtime has an operator for a whole mixture of experts, `QMoE`, with one number of bits for all of them. Here each
+matrix is a product of its own, as in the dense layers, so that every expert has the bits that it was given, and
+multiplies the tokens that it is sent and no others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+
+from compress.formats.onnx.decoder.nodes import Nodes
+from compress.formats.onnx.decoder.plug import DELTA_RULE, SELECTIVE_SCAN
+
+REFUSAL = "padding_on_the_left_is_refused"
+_SEQUENCES = ("query", "key", "value", "decay", "beta")
+_SELECTED = ("step", "value", "input", "output")
+
+
+def write_lengths(nodes: Nodes, mask: ir.Value) -> Sequence[ir.Value]:
+    """For each row the position of its last token, [batch] int32; and the total length, an int32 scalar."""
+    axis = nodes.integers(1)
+    count = nodes.op("ReduceSum", "lengths", [mask, axis], keepdims=0)
+    # The first column of the mask picks from a table of one entry: 0, were it not 1, picks one that is not there.
+    first = nodes.op("Gather", "lengths.first", [mask, nodes.constant("constants.zero", np.array(0))], axis=1)
+    missing = nodes.op("Sub", "lengths.missing", [nodes.constant("constants.one", np.array(1)), first])
+    minus_one = nodes.op("Gather", f"lengths.{REFUSAL}", [nodes.integers(-1), missing], axis=0)
+    last = nodes.op("Add", "lengths.last", [count, minus_one])
+    shape = nodes.op("Shape", "lengths.total", [mask], start=1, end=2)
+    total = nodes.op("Squeeze", "lengths.total", [shape, nodes.integers(0)])
+    named = (("lengths.last", last), ("lengths.total", total))
+    return [nodes.op("Cast", name, [value], to=ir.DataType.INT32) for name, value in named]
+
+
+def write_rotary(nodes: Nodes, node: ir.Node, tables: dict[str, Sequence[ir.Value]]) -> Sequence[ir.Value]:
+    """Cosines and sines of all positions, [positions, pairs]; computed when the graph is loaded.
+
+    ``tables`` are those written so far.
+    """
+    frequencies = np.array(node.attributes["frequencies"].as_floats(), np.float32)
+    factor, positions = node.attributes["factor"].as_float(), node.attributes["positions"].as_int()
+    key = f"{frequencies.tobytes().hex()} {factor} {positions}"
+    if key not in tables:
+        scope = f"rotary{len(tables) or ''}"
+        bounds = {"start": 0, "stop": positions, "step": 1}
+        ends = [nodes.constant(f"constants.{scope}_{name}", np.array(end, np.float32)) for name, end in bounds.items()]
+        column = nodes.op("Unsqueeze", scope, [nodes.op("Range", scope, ends), nodes.integers(1)])
+        angles = nodes.op("Mul", scope, [column, nodes.constant(f"constants.{scope}_frequencies", frequencies[None])])
+        found = [nodes.op(kind, scope, [angles]) for kind in ("Cos", "Sin")]
+        if factor != 1:
+            scale = nodes.constant(f"constants.{scope}_factor", np.array(factor, np.float32))
+            found = [nodes.op("Mul", f"{scope}.{index}", [table, scale]) for index, table in enumerate(found)]
+        tables[key] = found
+    return tables[key]
+
+
+class Sent(NamedTuple):
+    """``rows`` [n, hidden] that an expert is sent, the ``tokens`` [n, 1] that they are, and their ``shares`` [n, 1]."""
+
+    rows: ir.Value
+    tokens: ir.Value
+    shares: ir.Value
+    name: str
+
+
+def send(nodes: Nodes, name: str, number: int, rows: ir.Value, chosen: ir.Value, shares: ir.Value) -> Sent:
+    """What the expert ``number`` is sent of ``rows`` [tokens, hidden], by what the router chose, [tokens, k]."""
+    sent = nodes.op("Equal", name, [chosen, nodes.constant(f"constants.expert_{number}", np.array(number))])
+    places = nodes.op("Transpose", name, [nodes.op("NonZero", name, [sent])], perm=[1, 0])
+    tokens = nodes.op("Slice", name, [places, *[nodes.integers(value) for value in (0, 1, 1)]])
+    given = nodes.op("GatherND", f"{name}.rows", [rows, tokens])
+    share = nodes.op("Unsqueeze", name, [nodes.op("GatherND", f"{name}.share", [shares, places]), nodes.integers(-1)])
+    return Sent(given, tokens, share, name)
+
+
+def take_in(nodes: Nodes, scope: str, rows: ir.Value, found: Sequence[tuple[Sent, ir.Value]]) -> ir.Value:
+    """[tokens, hidden]: the sum of what the experts that each token was sent to made of it, weighted by its shares."""
+    parts = [nodes.op("Mul", f"{sent.name}.shared", [part, sent.shares]) for sent, part in found]
+    all_tokens = nodes.op("Concat", f"{scope}.tokens", [sent.tokens for sent, _ in found], axis=0)
+    all_parts = nodes.op("Concat", f"{scope}.parts", parts, axis=0)
+    nothing = nodes.op("ConstantOfShape", scope, [nodes.op("Shape", f"{scope}.experts", [rows])])
+    return nodes.op("ScatterND", f"{scope}.experts", [nothing, all_tokens, all_parts], reduction="add")
+
+
+def write_delta_rule(nodes: Nodes, name: str, inputs: Sequence[ir.Value]) -> Sequence[ir.Value]:
+    """The state after all tokens, and what each gave, [length, batch, heads, value size]."""
+    state = ir.val(f"{name}.state", dtype=ir.DataType.FLOAT)
+    token = {kind: ir.val(f"{name}.{kind}", dtype=ir.DataType.FLOAT) for kind in _SEQUENCES}
+    scope = f"{name}.token"
+
+    def body() -> Sequence[ir.Value]:
+        row, column, both = nodes.integers(-2), nodes.integers(-1), nodes.integers(-2, -1)
+        decay = nodes.op("Unsqueeze", f"{scope}.decay", [token["decay"], both])
+        decayed = nodes.op("Mul", f"{scope}.decay", [state, decay])
+        key = nodes.op("Unsqueeze", f"{scope}.key", [token["key"], row])
+        known = nodes.op("MatMul", f"{scope}.known", [key, decayed])
+        value = nodes.op("Unsqueeze", f"{scope}.value", [token["value"], row])
+        beta = nodes.op("Unsqueeze", f"{scope}.beta", [token["beta"], both])
+        delta = nodes.op("Mul", f"{scope}.delta", [nodes.op("Sub", f"{scope}.delta", [value, known]), beta])
+        upright = nodes.op("Unsqueeze", f"{scope}.upright", [token["key"], column])
+        learned = nodes.op("MatMul", f"{scope}.learned", [upright, delta])
+        after = nodes.op("Add", f"{scope}.after", [decayed, learned])
+        query = nodes.op("Unsqueeze", f"{scope}.query", [token["query"], row])
+        given = nodes.op("MatMul", f"{scope}.given", [query, after])
+        return [after, nodes.op("Squeeze", f"{scope}.given", [given, row])]
+
+    graph = nodes.branch(f"{name}.body", body, [state, *token.values()])
+    return nodes.several("Scan", name, inputs, 2, body=graph, num_scan_inputs=len(_SEQUENCES))
+
+
+def write_selective_scan(nodes: Nodes, name: str, inputs: Sequence[ir.Value]) -> Sequence[ir.Value]:
+    """The state after all tokens, and what each gave, [length, batch, channels]."""
+    before, decays, *along = inputs
+    state = ir.val(f"{name}.state", dtype=ir.DataType.FLOAT)
+    token = {kind: ir.val(f"{name}.{kind}", dtype=ir.DataType.FLOAT) for kind in _SELECTED}
+    scope = f"{name}.token"
+
+    def body() -> Sequence[ir.Value]:
+        row, column = nodes.integers(-2), nodes.integers(-1)
+        step, value = (nodes.op("Unsqueeze", f"{scope}.{kind}", [token[kind], column]) for kind in ("step", "value"))
+        read = nodes.op("Unsqueeze", f"{scope}.input", [token["input"], row])
+        kept = nodes.op("Exp", f"{scope}.kept", [nodes.op("Mul", f"{scope}.kept", [step, decays])])
+        old = nodes.op("Mul", f"{scope}.old", [state, kept])
+        after = nodes.op("Add", f"{scope}.after", [old, nodes.op("Mul", f"{scope}.new", [value, read])])
+        output = nodes.op("Unsqueeze", f"{scope}.output", [token["output"], column])
+        given = nodes.op("MatMul", f"{scope}.given", [after, output])
+        return [after, nodes.op("Squeeze", f"{scope}.given", [given, column])]
+
+    graph = nodes.branch(f"{name}.body", body, [state, *token.values()])
+    return nodes.several("Scan", name, [before, *along], 2, body=graph, num_scan_inputs=len(_SELECTED))
+
+
+RECURRENCES: Mapping[str, Callable[[Nodes, str, Sequence[ir.Value]], Sequence[ir.Value]]] = {
+    DELTA_RULE: write_delta_rule,
+    SELECTIVE_SCAN: write_selective_scan,
+}
+"""What writes each, by its node in a trace."""

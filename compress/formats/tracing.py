@@ -42,21 +42,31 @@ def lean_tracing() -> Iterator[None]:
         exporter.get_torchlib_ops, listing._materialize_cpp_cia_ops = parse, materialize
 
 
-@contextmanager
-def free_lengths(module: Any) -> Iterator[None]:
-    """`len` of a tensor stays symbolic in the files of transformers that a model's parts are from (RT-DETR, D-FINE).
+class _Sorted(set[Any]):
+    """A set that is gone over in the same order whatever Python hashes strings to."""
 
-    Python's own makes a number of it, and a graph for one batch alone.
-    """
+    def __iter__(self) -> Iterator[Any]:
+        return iter(sorted(super().__iter__(), key=repr))
+
+
+def _length(value: Any) -> Any:
+    """`len`, which of a tensor stays symbolic."""
     import torch
 
-    def length(value: Any) -> Any:
-        return value.shape[0] if isinstance(value, torch.Tensor) else len(value)
+    return value.shape[0] if isinstance(value, torch.Tensor) else len(value)
 
+
+@contextmanager
+def as_written(module: Any) -> Iterator[None]:
+    """Two functions of Python otherwise, in the files of transformers that a model's parts are from.
+
+    `len` of a tensor is not made a number, which would make a graph for one batch alone (RT-DETR, D-FINE); and a `set`
+    of kinds of layers has one order, so that the same model gives the same bytes (ModernBERT, Gemma 3).
+    """
     files = {type(part).__module__ for part in module.modules()}
     with ExitStack() as stack:
         for file in sorted(file for file in files if file.startswith("transformers.models.")):
-            stack.enter_context(patch.object(sys.modules[file], "len", length, create=True))
+            stack.enter_context(patch.multiple(sys.modules[file], len=_length, set=_Sorted, create=True))
         yield
 
 

@@ -23,7 +23,7 @@ from compress.formats.onnx.fusions import optimize_graph
 from compress.formats.onnx.fusions.batch_transpose import unfold_batch_transposes
 from compress.formats.onnx.fusions.einsum import write_einsum
 from compress.formats.silence import silence
-from compress.formats.tracing import free_lengths, lean_tracing
+from compress.formats.tracing import as_written, lean_tracing
 from compress.tasks.forward import tensors
 from compress.tasks.task import Examples
 
@@ -100,7 +100,7 @@ def _trace(model: TorchModel, examples: Examples, opset: int | None, plug: bool)
         )
         try:
             attention = plugged(model.module, Plug(traced)) if plug else nullcontext()
-            tracing = (silence("prints"), lean_tracing(), free_lengths(model.module), _without_cache(model.module))
+            tracing = (silence("prints"), lean_tracing(), as_written(model.module), _without_cache(model.module))
             with ExitStack() as stack:
                 for context in (*tracing, attention):
                     stack.enter_context(context)

@@ -30,7 +30,7 @@ from compress.formats.onnx.decoder.parts import MASK, Part, alone, embedded
 from compress.formats.onnx.decoder.plug import Plug
 from compress.formats.onnx.decoder.sections import Sections, find_sections
 from compress.formats.silence import silence
-from compress.formats.tracing import lean_tracing
+from compress.formats.tracing import as_written, lean_tracing
 from compress.runtimes.image_answers import refuse_unfollowed
 
 if TYPE_CHECKING:
@@ -128,7 +128,8 @@ def _traced(checkpoint: Checkpoint, part: Callable[[Any], Part], fused: bool | N
             raise ValueError(f"attention cannot be one operator: {unfused}")
         found.plug.fused = not unfused
         states = sample_states(found.cache, not unfused)
-        program = _trace(found, {name: state for name, state in states.items() if layer_of(name) < traced})
+        with as_written(found.model):
+            program = _trace(found, {name: state for name, state in states.items() if layer_of(name) < traced})
     prefixes = [block.prefix for block in described[:traced]]
     sections = find_sections(program.graph, prefixes, traced < len(described))
     if sections is None:

@@ -23,6 +23,8 @@ MAKEFILE = (HERE.parent / "Makefile").read_text()
 """It names the files with tests that are marked alone: to look for them in all would take half a minute."""
 DURATIONS = HERE / "durations.json"
 """Seconds of each file of tests that takes ten or more: the longest begin first. `make durations` records them."""
+_OBJECTS = 50_000
+"""New ones after which Python looks for garbage."""
 # Workers have it from the process that starts them.
 os.environ.setdefault("COMPRESS_TESTS_BEGAN", str(time.time()))
 # pytest listens to every logger, so that torch would write down each step of its tracing.
@@ -55,9 +57,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: to look through all of it for garbage is a sixth of the time of an export."""
+    """What is imported by now stays: to look through all of it for garbage is a sixth of the time of an export.
+
+    And what comes is looked through less often than after each 700 new objects.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(_OBJECTS)
 
 
 @pytest.fixture(scope="module")

@@ -323,8 +323,8 @@ def _replay_text(recipes: int, confidence: float, wrong_by: float) -> str:
     return (
         f"A space of {recipes} recipes (`benchmarks/searching/reviews.yaml`), each run once to each rung, and searches "
         f"replayed on it: the smallest model that keeps a share of the accuracy, {confidence:.0%} surely, by "
-        f"{CHOOSE:,} rows drawn anew each time; sizes are foretold {sizes}. Found is what lies within 1% of the smallest that "
-        "trying everything would choose by the same rows; the cost is that of the stages run, of all."
+        f"{CHOOSE:,} rows drawn anew each time; sizes are foretold {sizes}. Found is what lies within 1% of the "
+        "smallest that trying everything would choose by the same rows; the cost is that of the stages run, of all."
     )
 
 

@@ -143,7 +143,8 @@ def pip_download(sample: str, package: Package, folder: Path, progress: Progress
     downloaded = folder / "out" / package.filename
     command, surroundings = _pip_command(package, folder), {"TMPDIR": str(scratch)}
     done = run_client(command, sample, package, folder, progress, surroundings, lambda: bool(_whole(scratch, package)))
-    if arrived := _whole(scratch, package):
+    # It may have been ended when it had moved the file already, or was about to.
+    if arrived := _whole(folder, package):
         downloaded.parent.mkdir(exist_ok=True)
         return arrived.replace(downloaded)
     if done.code:
@@ -154,13 +155,15 @@ def pip_download(sample: str, package: Package, folder: Path, progress: Progress
     return downloaded
 
 
-def _whole(scratch: Path, package: Package) -> Path | None:
-    """The file that pip was asked for, once all of it lies where pip keeps what it downloads."""
-    for directory, _, names in os.walk(scratch):
+def _whole(folder: Path, package: Package) -> Path | None:
+    """The file that pip was asked for, once all of it lies somewhere below ``folder``."""
+    for directory, _, names in os.walk(folder):
         path = Path(directory) / package.filename
         try:
-            if path.name in names and path.stat().st_size == package.download_bytes:
-                return path if digest_file(path) == package.sha256 else None
+            if path.name not in names or path.stat().st_size != package.download_bytes:
+                continue
+            if digest_file(path) == package.sha256:
+                return path
         except FileNotFoundError:  # pip moved it meanwhile
             continue
     return None

@@ -23,6 +23,8 @@ from compress.stage.stage import Stage
 
 _UNKNOWN_SECONDS = 5.0
 """Of a stage that nobody can predict, before one like it has run."""
+_FLOPS_PER_SECOND = 1e11
+"""Of predictions that decide: a machine's own rate is measured anew by each process, and trials correct for it."""
 _RECENT, _RIDGE = 5, 0.05
 SIZE, LATENCY = "size_bytes", "latency_ms"
 PREDICTED = (SIZE, "parameters")
@@ -62,7 +64,7 @@ class Costs:
             raise InputError(f"The recipe cannot be searched:\n{listed}")
         self.space, self.task = space, recipe.task
         self._start = start
-        self._context = plan_context(recipe, sources, start)
+        self._context = replace(plan_context(recipe, sources, start), rate=lambda: _FLOPS_PER_SECOND)
         self._history = History(artifacts)
         self._steps: dict[tuple[Point, float], list[Step]] = {}
         self._done: set[str] = set()
@@ -80,7 +82,14 @@ class Costs:
         return self._steps[point, share]
 
     def marginal_seconds(self, point: Point, share: float = 1.0) -> float:
-        """What is left to do for it: stages that no trial has done, and judging the result."""
+        """What is left to do for it by prediction alone: stages that no trial has done, and judging the result.
+
+        What is tried next goes by this, so that a search that was killed decides as one that was not.
+        """
+        return _UNKNOWN_SECONDS + sum(step.seconds for step in self.steps(point, share) if step.key not in self._done)
+
+    def seconds_left(self, point: Point, share: float = 1.0) -> float:
+        """The same as trials so far have corrected it: whether there is time for it."""
         left = sum(self._seconds(step) for step in self.steps(point, share) if step.key not in self._done)
         return left + (sum(self._beside) / len(self._beside) if self._beside else _UNKNOWN_SECONDS)
 

@@ -180,7 +180,7 @@ class SearchRun:
     def _asked(self, jobs: Sequence[Job]) -> Iterator[Trial]:
         """The trials of a round, as long as there is time for them; workers may ask for all before one has ended."""
         first = len(self.entries)
-        seconds = [self.costs.marginal_seconds(job.point, self.engine.shares[job.rung]) for job in jobs]
+        seconds = [self.costs.seconds_left(job.point, self.engine.shares[job.rung]) for job in jobs]
         for place, job in enumerate(jobs):
             under_way = seconds[len(self.entries) - first : place]
             if why := self._out_of_time(job, under_way):
@@ -202,7 +202,7 @@ class SearchRun:
 
     def _trial(self, job: Job, timed: bool) -> Trial:
         share = self.engine.shares[job.rung]
-        return Trial(self.space.recipe(job.point, share), timed, self.costs.marginal_seconds(job.point, share))
+        return Trial(self.space.recipe(job.point, share), timed, self.costs.seconds_left(job.point, share))
 
     def _replay(self, ledger: Ledger, job: Job, entry: Entry) -> None:
         """A trial of an earlier process, as the ledger has it."""
@@ -287,7 +287,7 @@ class SearchRun:
         if not self.entries:
             return None
         left = self._left() - sum(under_way) / self.trials.workers.width
-        if self.costs.marginal_seconds(job.point, self.engine.shares[job.rung]) > left:
+        if self.costs.seconds_left(job.point, self.engine.shares[job.rung]) > left:
             if self.engine.known.finished:
                 return f"the budget of {self.search.budget} is spent but for the session at the end"
             raise InputError(

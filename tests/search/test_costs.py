@@ -68,12 +68,12 @@ def test_sizes_follow_the_stages_own_arithmetic_and_what_was_made(costs: Costs) 
 def test_stages_that_were_done_cost_nothing_again(costs: Costs) -> None:
     origin, bits, width = (0, 0, 0), (0, 0, 1), (1, 0, 0)
     costs.learn(origin, 1.0, made(costs, origin, 1000.0))
-    beside = costs.marginal_seconds(origin)
+    beside = costs.seconds_left(origin)
     assert beside == pytest.approx(2.0), "judging alone is left"
-    assert costs.marginal_seconds(bits) == pytest.approx(beside + 10, rel=0.01), "quantize alone"
+    assert costs.seconds_left(bits) == pytest.approx(beside + 10, rel=0.01), "quantize alone"
     kinds = [step.kind for step in costs.steps(width)]
-    assert costs.marginal_seconds(width) > beside + 10 * (len(kinds) - 2) * 0.5, "all behind the baseline"
-    assert costs.marginal_seconds(origin, share=1 / 3) > beside, "less training is another model"
+    assert costs.seconds_left(width) > beside + 10 * (len(kinds) - 2) * 0.5, "all behind the baseline"
+    assert costs.seconds_left(origin, share=1 / 3) > beside, "less training is another model"
 
 
 def test_recipes_of_as_many_layers_and_the_same_stages_are_a_family(costs: Costs) -> None:

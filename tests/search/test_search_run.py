@@ -139,7 +139,7 @@ def test_a_search_killed_at_any_moment_and_given_more_trials_ends_with_the_same_
 
 
 class Cluster:
-    """Two nodes with a folder each; the second is killed when it has been given its first piece of work."""
+    """Two nodes with a folder each; that which is given the third piece of work is killed with it."""
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         from ray.cluster_utils import Cluster
@@ -153,11 +153,14 @@ class Cluster:
         self.cluster.add_node(num_cpus=0, object_store_memory=memory, include_dashboard=False)
         environments = [{"COMPRESS_WORKER_FOLDER": str(each)} for each in self.folders]
         nodes = [self.cluster.add_node(num_cpus=1, object_store_memory=memory, env_vars=one) for one in environments]
+        given: list[str] = []
 
         def submitted(workers: RayWorkers, work: Any, node: Any, lacking: Any) -> None:
             submit(workers, work, node, lacking)
-            if len(nodes) == 2 and node.id == nodes[-1].node_id:
-                self.cluster.remove_node(nodes.pop(), allow_graceful=False)
+            given.append(node.id)
+            if len(given) == 3:
+                doomed = next(one for one in nodes if one.node_id == node.id)
+                self.cluster.remove_node(doomed, allow_graceful=False)
 
         patch.setattr(RayWorkers, "_submit", submitted)
 
@@ -174,11 +177,11 @@ def test_on_two_machines_one_of_which_dies_it_finds_the_same(
         done = SearchRun(document, searched, tmp_path / "artifacts", notes, workers=address).run()
     finally:
         made.cluster.shutdown()
-    assert any("was lost" in note for note in notes.said)
+    assert any("was lost" in note for note in notes.said), notes.said
     assert trials(tmp_path / "artifacts") == trials(searched / "artifacts")[:4]
     models = {trial["words"]: trial["outcome"]["model"] for trial in trials(searched / "artifacts")}
     assert digest_directory(done.folder / "model") == models[done.record.best or ""]
-    assert (made.folders[0] / "cache").is_dir()
+    assert any((folder / "cache").is_dir() for folder in made.folders)
 
 
 @pytest.mark.parametrize(

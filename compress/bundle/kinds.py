@@ -54,7 +54,15 @@ KINDS: dict[tuple[str, str], Kind] = {
 def kind_of(task: str, model: Path | None = None) -> Kind:
     """That of a task's `app_steps`, as ``model`` has it. Raises `InputError` for a task without an app."""
     found = get_task(task)
-    steps = (found if model is None else found.of(read_json(model / "config.json"))).app_steps
+    config = {} if model is None else read_json(model / "config.json")
+    steps = (found if model is None else found.of(config)).app_steps
+    if steps is None and found.app_steps in KINDS:
+        raise InputError(
+            f"There is no app yet for a {config.get('model_type')} of {task}.",
+            where="model",
+            expected="a model whose answers the task's app reads; other kinds of it have one",
+            mend="run the ONNX file of the run's folder model/ by code of your own, or take another architecture",
+        )
     if steps is None or steps not in KINDS:
         made = [name for name, other in TASKS.items() if other.app_steps in KINDS]
         raise InputError(

@@ -15,13 +15,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import tokenizers
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from toy_bundles import EMBEDDINGS, LABELS, MATRIX, code, tokenizer, wanted_of
+from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from compress.bundle.build import Bundle, build
 from compress.bundle.kinds import KINDS, kind_of
 from compress.bundle.templates import TEMPLATES
-from compress.bundle.text import TextRule
+from compress.bundle.text import TEXTS, TextRule
 from compress.bundle.verify import verify
 from compress.cli import app
 from compress.errors import InputError, ModelError
@@ -181,3 +185,16 @@ def test_labels_that_do_not_fit_are_refused(run: Path, tmp_path: Path) -> None:
     (copy / "model" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="names 1 labels, and the graph gives 2 scores"):
         build(wanted_of(copy), tmp_path / "none", SilentProgress())
+
+
+def test_texts_of_which_a_tokenizer_makes_nothing_are_no_cases(tmp_path: Path) -> None:
+    """One that adds no tokens of its own: a graph is not given rows without a token."""
+    words = tokenizers.Tokenizer(WordLevel({"[UNK]": 0, "a": 1, "dull": 2, "film": 3}, unk_token="[UNK]"))
+    words.pre_tokenizer = Whitespace()
+    (tmp_path / "model").mkdir()
+    words.save(str(tmp_path / "model" / "tokenizer.json"))
+    processor = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
+    rule = TEXTS.find_rule(tmp_path, processor, 8)
+    cases = TEXTS.make_cases(tmp_path, rule, (), processor)
+    assert len(cases) > 5 and all(case.input_ids for case in cases)
+    assert [case.input_ids for case in TEXTS.make_cases(tmp_path, rule, ("", "a dull film"), processor)] == [(1, 2, 3)]

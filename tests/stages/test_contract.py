@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,8 @@ def test_a_rehearsal_leaves_files_as_large(
 ):
     """But for how a tokenizer was called last, and numbers of calibration examples, which are written down too."""
     stage = stage_of(kind, parameters)
-    made = stage.rehearse(make_input(stage, tmp_path / "beside"), make_context(stage, tmp_path / "beside"))
+    context = replace(make_context(stage, tmp_path / "beside"), scratch=tmp_path / "beside" / "scratch")
+    made = stage.rehearse(make_input(stage, tmp_path / "beside"), context)
     if made is None:
         assert kind not in ("finetune", "distill", "trim_vocabulary", "cast", "quantize_weights")
         return

@@ -105,7 +105,7 @@ class Contract:
             raise self._fail(
                 f"the result's tensors have {after.tensors:,} bytes, {share:.0%} of its input's; at most {limit:.0%} "
                 "was promised.",
-                "look at `compress inspect` for the tensors that stayed large",
+                self.promise.mend or "look at `compress inspect` for the tensors that stayed large",
             )
 
     def _sane(self, outputs: np.ndarray) -> None:

@@ -136,12 +136,14 @@ class Promise:
     """What a stage says of its output, for the integrity check that follows it.
 
     ``changes_weights``: at least one weight differs; ``max_size_ratio``: bytes out over bytes in, beside
-    ``overhead_bytes`` that any model may have: scales, and tensors too small to shrink.
+    ``overhead_bytes`` that any model may have: scales, and tensors too small to shrink. ``mend`` says what may help
+    where it isn't kept.
     """
 
     changes_weights: bool = True
     max_size_ratio: float | None = None
     overhead_bytes: int = 0
+    mend: str | None = None
 
 
 @dataclass(frozen=True)

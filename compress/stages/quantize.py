@@ -105,7 +105,8 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
     def promise(self) -> Promise:
         """At most half the size, since large tensors are stored in 8 bits or fewer; a floor may keep some in float."""
         whole = self.embedding_bits < 32 and not self.searches and self.part == "all" and not self.keep
-        return Promise(max_size_ratio=0.5 if whole else 0.95, overhead_bytes=_OVERHEAD_BYTES)
+        mend = None if self.method == "static" else "`quantize: {method: static}` stores convolutions in integers too"
+        return Promise(max_size_ratio=0.5 if whole else 0.95, overhead_bytes=_OVERHEAD_BYTES, mend=mend)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Fewer bits, where all graphs are meant; time for calibration, where answers to its examples are watched."""

@@ -36,7 +36,7 @@ _STARTER: dict[str, Any] = {
         {"finetune": {"epochs": 2}},
         {"distill": {"student": {"layers": [0, 2, 4, 6, 8, 10]}, "epochs": 3}},
         {"export": {}},
-        {"quantize": {}},
+        {"quantize": {"method": "static"}},
     ],
     "baseline": "finetune",
     "targets": ["cpu"],

@@ -48,7 +48,7 @@ _STARTER: dict[str, Any] = {
     "stages": [
         {"finetune": {"epochs": 20, "learning_rate": 5.0e-5, "batch_size": 8}},
         {"export": {}},
-        {"quantize": {}},
+        {"quantize": {"method": "static"}},
     ],
     "baseline": "finetune",
     "targets": ["cpu"],

@@ -43,7 +43,7 @@ class _Watched:
         self.space = Space(read_document(RECIPE), RECIPE.parent)
         goal = replace(Goal.of(self.space.base, self.space.search), minimize=(SIZE, LATENCY))
         self.trials = Trials.here(goal, RECIPE.parent, artifacts, ConsoleProgress())
-        self.costs = Costs(self.space, artifacts)
+        self.costs = Costs(self.space)
         self.foresight = Foresight(self.space, lambda: self.trials.roads.road(self.space.base))
         self.latencies = Latencies(self.foresight)
         self.costs.foresee(self.foresight, self.latencies)

@@ -6,13 +6,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from compress.errors import CompressError, InputError
-from compress.plan import History, plan_context
+from compress.plan import plan_context
 from compress.plan.sources import Sources
 from compress.search.foresight import Foresight
 from compress.search.latencies import Latencies
@@ -55,7 +54,7 @@ class Costs:
     latencies: Latencies | None = None
     """Who knows more of sizes than the stages' arithmetic, and who knows times; given by `foresee`."""
 
-    def __init__(self, space: Space, artifacts: Path) -> None:
+    def __init__(self, space: Space) -> None:
         recipe = space.base
         sources = Sources(recipe, space.folder)
         start = sources.find_all()
@@ -65,7 +64,6 @@ class Costs:
         self.space, self.task = space, recipe.task
         self._start = start
         self._context = replace(plan_context(recipe, sources, start), rate=lambda: _FLOPS_PER_SECOND)
-        self._history = History(artifacts)
         self._steps: dict[tuple[Point, float], list[Step]] = {}
         self._done: set[str] = set()
         self._taken: dict[str, tuple[float, float]] = {}

@@ -84,6 +84,7 @@ class Engine:
         self._failures: Counter[tuple[tuple[object, ...], str]] = Counter()
         self._rounds = 0
         self._pending: frozenset[Point] = frozenset()
+        self.past = [one for one in self.past if self._has_stages(one.point)]
 
     @property
     def full(self) -> int:

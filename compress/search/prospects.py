@@ -9,7 +9,6 @@ from typing import Protocol
 
 import numpy as np
 
-from compress.errors import InputError
 from compress.numerics.statistics import Estimate
 from compress.recipe.recipe import Limit
 from compress.search.divergence import by_divergence
@@ -62,7 +61,7 @@ class Prospects:
         self._front = [known.kept[point] for point in known.front()]
         first = known.finished.get(known.origin)
         self._baseline = {} if first is None else first.baseline
-        self._prior = Prior([one for one in past if self._has_stages(one.point)], self._features)
+        self._prior = Prior(past, self._features)
         self.expected: dict[Point, Expected] = {}
         """Of every point that `by_worth` was asked about."""
 
@@ -116,13 +115,6 @@ class Prospects:
         """What a figure will be: as it was measured on the way, where training doesn't change it; else as predicted."""
         found = self.known.weighed(point, metric)
         return self.costs.predicted(point, metric) if found is None else found
-
-    def _has_stages(self, point: Point) -> bool:
-        try:
-            self.costs.family(point)
-        except InputError:
-            return False
-        return True
 
     @property
     def _is_judged(self) -> bool:

@@ -76,7 +76,7 @@ class SearchRun:
                 where="search.target",
                 expected="a target that is to be had here",
             )
-        self.costs = Costs(self.space, self.artifacts)
+        self.costs = Costs(self.space)
         any_trains = self.space.trains(self.space.origin)
         shares = (*self.search.rungs, 1.0) if any_trains else (1.0,)
         past = past_trials(self.space, self.goal, self.artifacts, RECIPES) if self.search.past else ()
@@ -288,14 +288,12 @@ class SearchRun:
             return None
         left = self._left() - sum(under_way) / self.trials.workers.width
         if self.costs.seconds_left(job.point, self.engine.shares[job.rung]) > left:
-            if self.engine.known.finished:
-                return f"the budget of {self.search.budget} is spent but for the session at the end"
-            raise InputError(
-                f"The budget of {self.search.budget} is shorter than one trial: {format_seconds(self.spent)} are "
-                "spent, and the recipe as it stands isn't trained yet.",
-                where="search.budget",
-                mend="give it more time; what was done so far is kept",
-            )
+            if len(self.entries) == 1 and self.spent > self.search.seconds:
+                return (
+                    f"the budget of {self.search.budget} is shorter than one trial, which took "
+                    f"{format_seconds(self.spent)}; --resume with more time goes on from there"
+                )
+            return f"the budget of {self.search.budget} is spent but for the session at the end"
         return None
 
     def _left(self) -> float:

@@ -54,7 +54,7 @@ def load_with_head(
             setattr(config, name, value)
         if labels is not None:
             set_labels(config, labels, has_head)
-        return {"ignore_mismatched_sizes": True, "output_loading_info": True} if not has_head else {}
+        return {"ignore_mismatched_sizes": not has_head}
 
     return load_by(f"AutoModelFor{heads[0]}", origin, trust_remote_code, with_head, labels)
 
@@ -89,12 +89,9 @@ def load_by(
         if is_cut(config):
             module = load_cut(cls, directory, config)
         else:
-            module = cls.from_pretrained(
-                directory, config=config, trust_remote_code=trust_remote_code, use_safetensors=True, **options
-            )
-            if isinstance(module, tuple):
-                module, told = module
-                _check_shapes(told["mismatched_keys"], config.num_labels)
+            options |= {"use_safetensors": True, "output_loading_info": True}
+            module, told = cls.from_pretrained(directory, config=config, trust_remote_code=trust_remote_code, **options)
+            _check_shapes(told["mismatched_keys"], config.num_labels)
     except loading_failures() as error:
         said = _OTHER_SHAPES if "ignore_mismatched_sizes" in str(error) else str(error)
         raise to_blame(directory, trust_remote_code) or ModelError(

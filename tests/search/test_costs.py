@@ -29,7 +29,7 @@ CHOICES = {
 @pytest.fixture
 def costs(tmp_path: Path) -> Costs:
     path = tiny_run.write_all(tmp_path, stages=list(STAGES), search={"choices": CHOICES, "select": {"rows": 20}})
-    return Costs(Space(read_document(path), tmp_path), tmp_path / "artifacts")
+    return Costs(Space(read_document(path), tmp_path))
 
 
 def made(costs: Costs, point: Point, size: float, seconds: float = 10.0) -> Outcome:

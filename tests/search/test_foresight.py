@@ -58,7 +58,7 @@ class Watched:
         self.trials = Trials.here(goal, folder, folder / "artifacts", SilentProgress())
         self.foresight = Foresight(self.space, lambda: self.trials.roads.road(self.space.base))
         self.latencies = Latencies(self.foresight, KernelTable(1, folder / "kernels", noisy_too=True))
-        self.costs = Costs(self.space, folder / "artifacts")
+        self.costs = Costs(self.space)
         self.costs.foresee(self.foresight, self.latencies)
         road = self.trials.travelled(self.space.recipe(SMALLEST))
         self.made = size_bytes(road.folder_of("quantize"))

@@ -83,4 +83,4 @@ def test_a_model_that_spells_is_trained_and_quantized_as_one_graph(tmp_path: Pat
     graphs = (latest(tmp_path / "artifacts") / "model").rglob("*.onnx")
     assert [file.name for file in graphs] == ["model_quantized.onnx"]
     refused = compress("bundle", latest(tmp_path / "artifacts"), "--target", "desktop", "--output", tmp_path / "app")
-    assert refused.returncode == 2 and "no app for a model of automatic-speech-recognition" in refused.stderr
+    assert refused.returncode == 2 and "no app yet for a wav2vec2 of automatic-speech-recognition" in refused.stderr

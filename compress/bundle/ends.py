@@ -167,12 +167,15 @@ class Unmask(Step):
 class FindBoxes(Step):
     """Of each query scores and a box -> what is in a picture, and where.
 
-    Scores become probabilities that sum to 1, in the order of ``labels``, the last one's that there is nothing. The
-    likeliest label counts, where it is at least ``least_score``. A box is centre and size in shares of the picture.
+    By ``chances``, scores become probabilities that sum to 1, in the order of ``labels``, the last one's that there is
+    nothing, and of each query the likeliest label counts; or each becomes a probability of its own, a sigmoid's, there
+    is none of nothing, and the likeliest pairs of query and label count, as many as there are queries, whose order says
+    nothing. What is less than ``least_score`` doesn't count. A box is centre and size in shares of the picture.
     """
 
     kind: Literal["boxes"] = "boxes"
-    output: str = Field(description="scores [1, queries, labels + 1]")
+    chances: Literal["softmax", "sigmoid"] = "softmax"
+    output: str = Field(description="scores [1, queries, labels + 1], or [1, queries, labels] of a sigmoid")
     boxes_output: str = Field(description="x and y of the centre, width and height, [1, queries, 4]")
     labels: tuple[str, ...] = Field(min_length=1)
     least_score: float = Field(0.5, ge=0, le=1)

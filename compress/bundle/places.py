@@ -15,9 +15,11 @@ from compress.bundle.kind import Answers, Numbers
 from compress.bundle.manifest import TensorRecord
 from compress.bundle.steps import PrepareImage
 from compress.bundle.vectors import LABELS
+from compress.checkpoints.json_file import read_json
 from compress.errors import ModelError
 from compress.runtimes.runtime import Batch, Session
 from compress.tasks.object_detection import BOXES as PRED_BOXES
+from compress.tasks.object_detection import is_separate
 from compress.tasks.task import LOGITS
 
 
@@ -33,19 +35,27 @@ def _find_uncut(folder: Path, processor: Any, max_length: int) -> PrepareImage:
 
 
 def _find_boxes(model: Path, outputs: Sequence[TensorRecord]) -> FindBoxes:
-    """The labels are those of the config, without the last class, which is none."""
-    return FindBoxes(output=LOGITS, boxes_output=PRED_BOXES, labels=LABELS.find_end(model, outputs).labels)
+    """The labels are those of the config, whose model type says whether there is a last class, which is none."""
+    labels = LABELS.find_end(model, outputs).labels
+    chances = "sigmoid" if is_separate(read_json(model / "config.json")) else "softmax"
+    return FindBoxes(chances=chances, output=LOGITS, boxes_output=PRED_BOXES, labels=labels)
 
 
 def _ask_boxes(session: Session, end: FindBoxes, feed: Batch, known: Numbers) -> Numbers:
-    """Some of the scores of all queries, and of their boxes behind them."""
+    """Some of the scores of all queries, and of their boxes behind them.
+
+    Where the order of queries says nothing, rounding may change it: each column is sorted.
+    """
     found = session.predict(feed)
     scores, boxes = found[end.output][0], found[end.boxes_output][0]
-    if scores.shape != (len(boxes), len(end.labels) + 1) or boxes.shape[1:] != (4,):
+    alone = end.chances == "sigmoid"
+    if scores.shape != (len(boxes), len(end.labels) + (not alone)) or boxes.shape[1:] != (4,):
         raise ModelError(
             f"The graph gives scores {list(scores.shape)} and boxes {list(boxes.shape)}.",
-            expected=f"{len(end.labels)} labels and none for each query, and a box",
+            expected=f"{len(end.labels)} labels{'' if alone else ' and none'} for each query, and a box",
         )
+    if alone:
+        scores, boxes = np.sort(scores, axis=0), np.sort(boxes, axis=0)
     return sampled(np.concatenate([scores.ravel(), boxes.ravel()]))
 
 
@@ -72,7 +82,7 @@ FOUND_BOXES = replace(
     LABELS,
     folder="boxes",
     meanings={
-        LOGITS: "for each query one score a class, in the order of the labels, and one for nothing",
+        LOGITS: "for each query one score a class, in the order of the labels; `chances: softmax` has one for nothing",
         PRED_BOXES: "for each query its box: centre, width and height in shares of the picture",
     },
     required=frozenset({LOGITS, PRED_BOXES}),

@@ -119,7 +119,7 @@ class ObjectDetection(Task):
     def __init__(self, separate: bool = False) -> None:
         """``separate``: classes are yes or no each, and there is none of nothing."""
         self._separate = separate
-        self.app_steps = None if separate else ("prepare-image", "boxes")
+        self.app_steps = ("prepare-image", "boxes")
 
     def kinds(self) -> tuple[Task, ...]:
         """Those whose last class is none, and those whose classes are separate."""
@@ -127,7 +127,7 @@ class ObjectDetection(Task):
 
     def of(self, config: Mapping[str, Any]) -> Task:
         """By the model's type."""
-        return SEPARATE if config.get("model_type") in _SEPARATE else self
+        return SEPARATE if is_separate(config) else self
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load weights and image processor. Without a trained head, a new one is drawn from torch's generator.
@@ -138,7 +138,7 @@ class ObjectDetection(Task):
 
         model = load_model(self.name, directory, ("ObjectDetection",), labels, trust_remote_code, _plain_answers)
         config = model.module.config.to_dict()
-        known = MODULE_KEY in config or config["model_type"] in _SEPARATE
+        known = MODULE_KEY in config or is_separate(config)
         if not known and getattr(model.module, "loss_type", None) != _LOSS:
             raise ModelError(
                 f"The queries of a {type(model.module).__name__} don't choose one class or none.",
@@ -244,6 +244,11 @@ class ObjectDetection(Task):
     def probabilities(self, kept: Kept) -> np.ndarray | None:
         """None: a picture has many answers."""
         return None
+
+
+def is_separate(config: Mapping[str, Any]) -> bool:
+    """Whether the model of a config says yes or no to each class by itself, so that there is none of nothing."""
+    return config.get("model_type") in _SEPARATE
 
 
 def _plain_answers(found: Any, targets: Any, config: Any) -> Any:

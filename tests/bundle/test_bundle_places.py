@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from PIL import Image
 from serving import assert_asks_nobody, serve
 from toy_bundles import wanted_of
-from toy_places import LABELS, TASKS, outputs, write_places_run
+from toy_places import LABELS, TASK_OF, TASKS, outputs, write_places_run
 
 from compress.bundle.build import Bundle, build
 from compress.bundle.image import IMAGES
@@ -29,6 +30,7 @@ from compress.progress import SilentProgress
 from compress.runtimes.chromium import open_page
 
 LEAST = 0.4
+BOXES = ("object-detection", "rt_detr")
 SOFT = 1
 """The picture with transparency, which a canvas keeps less exactly."""
 
@@ -47,9 +49,9 @@ def answered(bundle: Bundle, task: str) -> tuple[list[Image.Image], list[dict[st
     return pictures, [{name: torch.from_numpy(array) for name, array in one.items()} for one in found]
 
 
-def boxes_of(found: dict[str, torch.Tensor], picture: Image.Image) -> list[list[Any]]:
+def boxes_of(task: str, found: dict[str, torch.Tensor], picture: Image.Image) -> list[list[Any]]:
     """Label, score and box of all that scores well, surest first, by transformers' own processor."""
-    processor = TASKS["object-detection"][0]
+    processor = TASKS[task][0]
     given = SimpleNamespace(**found)
     (one,) = processor.post_process_object_detection(given, threshold=LEAST, target_sizes=[picture.size[::-1]])
     parts = zip(one["scores"].tolist(), one["labels"].tolist(), one["boxes"].tolist(), strict=True)
@@ -65,7 +67,10 @@ def test_the_example_passes_the_self_test(tmp_path: Path, task: str) -> None:
     assert "passed" in subprocess.run([*command, "--selftest"], capture_output=True, text=True, check=True).stdout
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     (picture, *_), (found, *_) = answered(bundle, task)
-    if task == "image-segmentation":
+    if task in BOXES:
+        shown = [f"{score:7.2%}  {label}" for label, score, *_ in boxes_of(task, found, picture) if score >= 0.5]
+        assert [line.split(":")[0] for line in said] == shown[: len(said)] and len(said) == min(5, len(shown))
+    elif task == "image-segmentation":
         processor = TASKS[task][0]
         (mask,) = processor.post_process_semantic_segmentation(SimpleNamespace(**found), [picture.size[::-1]])
         shares = {label: float((mask == key).float().mean()) for key, label in enumerate(LABELS)}
@@ -88,7 +93,11 @@ CALLS = {
 def test_pages_answer_as_transformers_does(tmp_path: Path, chromium: str) -> None:
     if shutil.which("npm") is None or shutil.which("node") is None:
         pytest.skip("no node and npm here")
-    checks = {"object-detection": boxes, "image-segmentation": pixels, "image-feature-extraction": numbers_of}
+    checks = {
+        **{kind: partial(boxes, kind) for kind in BOXES},
+        "image-segmentation": pixels,
+        "image-feature-extraction": numbers_of,
+    }
     for task, check in checks.items():
         bundle = made(tmp_path / task, task, "browser")
         pictures, found = answered(bundle, task)
@@ -104,7 +113,7 @@ def test_pages_answer_as_transformers_does(tmp_path: Path, chromium: str) -> Non
                   const app = await openBundle(read), found = [];
                   for (const name of {names}) {{
                     const picture = await pictureOf(new Blob([await read(name)]));
-                    found.push({CALLS[task]});
+                    found.push({CALLS[TASK_OF.get(task, task)]});
                   }}
                   return found;
                 }})()"""
@@ -112,7 +121,7 @@ def test_pages_answer_as_transformers_does(tmp_path: Path, chromium: str) -> Non
             for at, whole in enumerate(zip(given, found, pictures, strict=True)):
                 if at != SOFT:
                     check(*whole)
-            if task == "object-detection":
+            if task in BOXES:
                 assert first == (given[0][0][0] if given[0] else "(nothing)")
                 drawn = "drawn.getContext('2d').getImageData(0, 0, drawn.width, drawn.height).data.some((one) => one)"
                 assert tab.evaluate(drawn) is (first != "(nothing)")
@@ -121,8 +130,8 @@ def test_pages_answer_as_transformers_does(tmp_path: Path, chromium: str) -> Non
             assert_asks_nobody(tab, port)
 
 
-def boxes(answer: list[list[Any]], numbers: dict[str, torch.Tensor], picture: Image.Image) -> None:
-    wanted = boxes_of(numbers, picture)
+def boxes(task: str, answer: list[list[Any]], numbers: dict[str, torch.Tensor], picture: Image.Image) -> None:
+    wanted = boxes_of(task, numbers, picture)
     assert [one[0] for one in answer] == [one[0] for one in wanted]
     assert [one[1:] for one in answer] == [pytest.approx(one[1:], rel=1e-3, abs=1e-3) for one in wanted]
 

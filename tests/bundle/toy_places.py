@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from transformers.models.rt_detr.image_processing_pil_rt_detr import RTDetrImageProcessorPil
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 from transformers.models.yolos.image_processing_pil_yolos import YolosImageProcessorPil
@@ -25,10 +26,15 @@ TASKS: dict[str, tuple[Any, dict[str, list[int]]]] = {
         YolosImageProcessorPil(size=SIZE, do_pad=False),
         {"logits": [QUERIES, len(LABELS) + 1], "pred_boxes": [QUERIES, 4]},
     ),
+    "rt_detr": (
+        RTDetrImageProcessorPil(size=SIZE),
+        {"logits": [QUERIES, len(LABELS)], "pred_boxes": [QUERIES, 4]},
+    ),
     "image-segmentation": (SegformerImageProcessorPil(size=SIZE), {"logits": [len(LABELS), GRID, GRID]}),
     "image-feature-extraction": (ViTImageProcessorPil(size=SIZE), {"pooler_output": [DIMENSIONS, 1, 1]}),
 }
-"""Processor, and the outputs with their shapes."""
+"""By task, or by the model's type where a task has several kinds: processor, and the outputs with their shapes."""
+TASK_OF = {"rt_detr": "object-detection"}
 MATRICES = {
     (task, name): _CHANCE.normal(0, 0.15, (3 * SIDE * SIDE, int(np.prod(shape)))).astype(np.float32)
     for task, (_, shapes) in TASKS.items()
@@ -66,15 +72,16 @@ def _graph(task: str) -> onnx.ModelProto:
 
 
 def write_places_run(folder: Path, task: str) -> Path:
-    """A run's folder as far as a bundle reads it."""
+    """A run's folder as far as a bundle reads it; ``task`` is a key of `TASKS`."""
     model = folder / "model"
     model.mkdir(parents=True)
-    labels = "" if task == "object-detection" else ", labels: [cat, dog, tree]" if "segment" in task else ""
+    labels = "" if "pred_boxes" in TASKS[task][1] else ", labels: [cat, dog, tree]" if "segment" in task else ""
     (folder / "recipe.yaml").write_text(
-        f"name: toy\ntask: {task}\nmodel: ./nowhere\n"
+        f"name: toy\ntask: {TASK_OF.get(task, task)}\nmodel: ./nowhere\n"
         f"data: {{splits: {{train: train.csv, test: test.csv}}{labels}}}\nstages: [export]\n"
     )
     OnnxModel(_graph(task), "model.onnx", {}).save(model)
     TASKS[task][0].save_pretrained(model)
-    (model / "config.json").write_text(json.dumps({"model_type": "toy", "id2label": dict(enumerate(LABELS))}))
+    config = {"model_type": task if task in TASK_OF else "toy", "id2label": dict(enumerate(LABELS))}
+    (model / "config.json").write_text(json.dumps(config))
     return folder

@@ -45,7 +45,8 @@ def read_size(path: Path) -> tuple[Text, tuple[str, ...]]:
 def _text_size(path: Path) -> tuple[Text, tuple[str, ...]]:
     size = path.stat().st_size
     with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
+        # To the end of a line: a document may be longer than the beginning that is read.
+        head = file.read(_HEAD_BYTES) + file.readline()
     text = head.decode("utf-8-sig", errors="replace")
     if path.suffix == ".json":
         seen = text.count("}")

@@ -440,6 +440,14 @@ def test_rows_of_json(tmp_path: Path, suffix: str) -> None:
     assert read_size(path)[0].rows == 50
 
 
+@pytest.mark.parametrize("documents", [1, 3, 10])
+def test_documents_longer_than_the_beginning_that_is_read_are_rows(tmp_path: Path, documents: int) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps({"text": "word " * 30_000}) + "\n" for _ in range(documents)))
+    text, columns = read_size(path)
+    assert (text.rows, columns) == (documents, ("text",))
+
+
 def test_a_broken_parquet_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     path.write_bytes(b"PAR1 and nothing more")

@@ -24,7 +24,7 @@ def lean_tracing() -> Iterator[None]:
     """
     from torch._export import utils
     from torch.fx import config
-    from torch.onnx._internal.exporter import _registration
+    from torch.onnx._internal.exporter import _registration, _schemas
     from torch.onnx._internal.fx.passes import type_promotion
 
     types: Any = type_promotion
@@ -37,6 +37,9 @@ def lean_tracing() -> Iterator[None]:
     try:
         with (
             patch.object(exporter, "get_torchlib_ops", functools.partial(_once, exporter.get_torchlib_ops)),
+            patch.object(
+                _schemas, "op_signature_from_function", functools.partial(_once, _schemas.op_signature_from_function)
+            ),
             patch.object(utils, "_materialize_cpp_cia_ops", materialized),
             patch.object(types._TypePromotionInterpreter, "run_node", _with_types(types)),
         ):

@@ -139,7 +139,7 @@ DEGRADED = "{recipe: tiny.yaml, name: degraded, set: [stages.0.finetune.learning
 @pytest.mark.slow
 def test_a_night_survives_what_fails_and_hangs_and_names_the_culprit(place: Path) -> None:
     suite = place / "suite.yaml"
-    entries = ("recipe: tiny.yaml", "recipe: broken.yaml", "{recipe: endless.yaml, time_limit_minutes: 0.05}", DEGRADED)
+    entries = ("recipe: tiny.yaml", "recipe: broken.yaml", "{recipe: endless.yaml, time_limit_minutes: 0.02}", DEGRADED)
     listed = "\n".join(f"  - {entry}" for entry in entries)
     suite.write_text(f"name: all\nbudget_minutes: 60\nbaselines: baselines\n{LENIENT}\nentries:\n{listed}\n")
     done = tiny_run.compress("nightly", "suite.yaml", "--json", folder=place)
@@ -155,7 +155,7 @@ def test_a_night_survives_what_fails_and_hangs_and_names_the_culprit(place: Path
     assert outcomes["broken"]["exit_code"] == 2
     assert "nowhere" in outcomes["broken"]["reason"]
     assert outcomes["endless"]["exit_code"] == -signal.SIGTERM
-    assert 3 <= outcomes["endless"]["seconds"] < 3 + 25
+    assert 1.2 <= outcomes["endless"]["seconds"] < 1.2 + 25
     (gated,) = [found for found in told["findings"] if found["kind"] == "gate"]
     assert (gated["entry"], gated["metric"], gated["target"]) == ("degraded", "accuracy", "cpu")
     report = json.loads((place / outcomes["degraded"]["report"]).read_text())
@@ -200,7 +200,9 @@ def test_an_interrupted_night_keeps_what_was_finished_and_leaves_no_process(
     suite.write_text(
         f"name: cut-{int(number)}\n{LENIENT}\nentries: [{{recipe: {entry}.yaml}}, {{recipe: endless.yaml}}]\n"
     )
-    process = tiny_run.start("nightly", suite.name, folder=place)
+    # One night as a user starts it, which begins its entries so; what `tiny_run` starts forks them.
+    begin = tiny_run.start_anew if entry == "unread" else tiny_run.start
+    process = begin("nightly", suite.name, folder=place)
     logs = place / "artifacts" / "nights" / f"cut-{int(number)}"
     end = time.monotonic() + 300
     while time.monotonic() < end and not any("finetune" in log.read_text() for log in logs.glob("*/endless/run.log")):

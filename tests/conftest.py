@@ -122,6 +122,26 @@ def whisper(shared: Path) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
+def tiny_ran(shared: Path) -> Path:
+    """A folder in which `compress run tiny.yaml --json` trained, exported and quantized; `said.json` is its output.
+
+    Whoever changes something takes a copy.
+    """
+    import tiny_run
+
+    folder = shared / "tiny ran"
+    with FileLock(shared / "tiny ran.lock"):
+        if not folder.exists():
+            # The exported model as the baseline: any other would be exported once more, to be measured.
+            stages = [tiny_run.STAGES[0], {"export": {}}, {"quantize": {}}]
+            tiny_run.write_all(folder, stages=stages, baseline="export")
+            done = tiny_run.compress("run", "tiny.yaml", "--json", folder=folder)
+            assert done.returncode == 0, done.stderr
+            (folder / "said.json").write_text(done.stdout)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def executorch_program(shared: Path) -> Path:
     """The folder of a tiny encoder of one layer as an ExecuTorch program in fp32, for up to 16 tokens."""
     import tiny

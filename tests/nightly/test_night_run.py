@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -113,18 +114,13 @@ def test_the_commit_is_that_of_the_repository_around(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tiny_ran: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Recipes beside a suite, and the baseline of an undisturbed run for two entries."""
-    folder = tmp_path_factory.mktemp("place")
-    stages = [tiny_run.STAGES[0], {"export": {}}, {"quantize": {}}]
-    # The exported model as the baseline: any other would be exported once more, to be measured.
-    tiny_run.write_all(folder, stages=stages, baseline="export")
-    endless = [{"finetune": {"epochs": 1000, "batch_size": 1}}, {"export": {}}]
-    tiny_run.write_recipe(folder, "endless", stages=endless, baseline="finetune")
+    folder = shutil.copytree(tiny_ran, tmp_path_factory.mktemp("night") / "place", symlinks=True)
+    stages = [{"finetune": {"epochs": 1000, "batch_size": 1}}, {"export": {}}]
+    tiny_run.write_recipe(folder, "endless", stages=stages, baseline="finetune")
     tiny_run.write_recipe(folder, "broken", model="nowhere", stages=stages, baseline="export")
     (folder / "unread.yaml").write_text("name: unread\n")
-    done = tiny_run.compress("run", "tiny.yaml", folder=folder)
-    assert done.returncode == 0, done.stderr
     for entry in ("tiny", "degraded"):
         arguments = ("gate", "tiny", "--baseline", f"baselines/{entry}.json", "--update", "--why", "the first")
         set_ = tiny_run.compress(*arguments, folder=folder)

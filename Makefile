@@ -1,8 +1,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+MADE := $(VENV)/.made
 CORE := $(VENV)/.core
+EXTRAS := $(VENV)/.extras
 STAMP := $(VENV)/.installed
+# What takes pip longest of the extras, to unpack or to build, which it does on one core: `make --jobs=2 setup` has it
+# done beside the core.
+APART := jaxlib litert-converter ray openvino xllamacpp executorch ai-edge-litert coremltools onnxruntime-genai pandas \
+	antlr4-python3-runtime rouge-score seqeval
 REQUIRED := pyproject.toml recipes/samples/pyproject.toml constraints.txt
 WORKERS ?= 2
 # Files whole, the longest first (tests/durations.json).
@@ -29,15 +35,21 @@ INSTALL = $(BIN)/python -m pip install --quiet --no-compile --constraint constra
 COMPILE = $(BIN)/python -W ignore -m compileall -qq -j 0 -x '$(SKIPPED)' $(VENV)/lib || true
 SKIPPED = /tests/|/transformers/models/|/ray/(rllib|tune|serve|data|train)/|/executorch/(examples|backends/(?!xnnpack|transforms))|-packages/(pip|sqlalchemy|nltk|databricks|kagglesdk|mypyc?)/
 
-$(CORE): $(REQUIRED)
+$(MADE): $(REQUIRED)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "compress needs Python 3.11 or newer; name one with PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) --editable . --editable recipes/samples
-	$(BIN)/python -m pip check
-	@$(COMPILE)
 	@touch $@
 
-$(STAMP): $(CORE)
+$(CORE): $(MADE)
+	$(INSTALL) --no-warn-conflicts --editable . --editable recipes/samples
+	@nice $(COMPILE) & # while the demo begins, or the rest is installed
+	@touch $@
+
+$(EXTRAS): $(MADE)
+	$(INSTALL) --no-warn-conflicts --no-deps $(APART)
+	@touch $@
+
+$(STAMP): $(CORE) $(EXTRAS)
 	$(INSTALL) --editable '.[dev]'
 	$(BIN)/python -m pip check
 	@$(COMPILE)

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ DURATIONS = HERE / "durations.json"
 """Seconds of each file of tests that takes ten or more: the longest begin first. `make durations` records them."""
 _OBJECTS = 50_000
 """New ones after which Python looks for garbage."""
+_TRACES = 64
+"""Of decoders, which are kept."""
 # Workers have it from the process that starts them.
 os.environ.setdefault("COMPRESS_TESTS_BEGAN", str(time.time()))
 # pytest listens to every logger, so that torch would write down each step of its tracing.
@@ -64,6 +67,9 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(_OBJECTS)
+    # Files of tests make decoders of the same few configs.
+    if trace := sys.modules.get("compress.formats.onnx.decoder.trace"):
+        vars(trace)["_MOST_KEPT"] = _TRACES
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +125,26 @@ def whisper(shared: Path) -> dict[str, Path]:
                 folders[name].mkdir(parents=True)
                 model.save(folders[name])
     return folders
+
+
+@pytest.fixture(scope="session")
+def tiny_ran(shared: Path) -> Path:
+    """A folder in which `compress run tiny.yaml --json` trained, exported and quantized; `said.json` is its output.
+
+    Whoever changes something takes a copy.
+    """
+    import tiny_run
+
+    folder = shared / "tiny ran"
+    with FileLock(shared / "tiny ran.lock"):
+        if not folder.exists():
+            # The exported model as the baseline: any other would be exported once more, to be measured.
+            stages = [tiny_run.STAGES[0], {"export": {}}, {"quantize": {}}]
+            tiny_run.write_all(folder, stages=stages, baseline="export")
+            done = tiny_run.compress("run", "tiny.yaml", "--json", folder=folder)
+            assert done.returncode == 0, done.stderr
+            (folder / "said.json").write_text(done.stdout)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -19,27 +19,51 @@ _OBJECTS = 100_000
 def lean_tracing() -> Iterator[None]:
     """Leave out stack traces of nodes, list torch's and the exporter's operators once only, look for garbage seldom.
 
-    That is a quarter of the work of an export. Graphs have none of it, and errors name modules.
+    And what tells types, for the exporter to convert where they differ, computes no shapes anew. That is a third of
+    the work of an export. Graphs have none of it, and errors name modules.
     """
     from torch._export import utils
     from torch.fx import config
-    from torch.onnx._internal.exporter import _registration
+    from torch.onnx._internal.exporter import _registration, _schemas
+    from torch.onnx._internal.fx.passes import type_promotion
 
+    types: Any = type_promotion
     exporter: Any = vars(_registration)["onnxscript_apis"]
-    listing: Any = utils
+    # It is called for each namespace of operators, and lists those of all.
+    materialized = functools.cache(vars(utils)["_materialize_cpp_cia_ops"])
     traces, threshold = config.do_not_emit_stack_traces, gc.get_threshold()
-    parse, materialize = exporter.get_torchlib_ops, listing._materialize_cpp_cia_ops
     config.do_not_emit_stack_traces = True
     gc.set_threshold(_OBJECTS, *threshold[1:])
-    exporter.get_torchlib_ops = functools.partial(_parsed, parse)
-    # It is called for each namespace of operators, and lists those of all.
-    listing._materialize_cpp_cia_ops = functools.cache(materialize)
     try:
-        yield
+        with (
+            patch.object(exporter, "get_torchlib_ops", functools.partial(_once, exporter.get_torchlib_ops)),
+            patch.object(
+                _schemas, "op_signature_from_function", functools.partial(_once, _schemas.op_signature_from_function)
+            ),
+            patch.object(utils, "_materialize_cpp_cia_ops", materialized),
+            patch.object(types._TypePromotionInterpreter, "run_node", _with_types(types)),
+        ):
+            yield
     finally:
         config.do_not_emit_stack_traces = traces
         gc.set_threshold(*threshold)
-        exporter.get_torchlib_ops, listing._materialize_cpp_cia_ops = parse, materialize
+
+
+def _with_types(types: Any) -> Callable[[Any, Any], Any]:
+    """`run_node` of torch's pass, but that a node keeps the value that it was traced with.
+
+    What the pass changes it has run anew by then; nobody reads another result than its type and shape.
+    """
+    from torch.fx import Interpreter
+
+    def run_node(self: Any, node: Any) -> Any:
+        with self._set_current_node(node):
+            if rule := types.get_type_promotion_rule(node, self.type_promotion_table):
+                self._maybe_promote_node(node, rule)
+        traced = node.op == "call_function" and "val" in node.meta
+        return node.meta["val"] if traced else Interpreter.run_node(self, node)
+
+    return run_node
 
 
 class _Sorted(set[Any]):
@@ -91,5 +115,5 @@ def _without_masks(part: Any, given: Any, named: dict[str, Any]) -> tuple[Any, d
 
 
 @functools.cache
-def _parsed(library: Callable[[], list[Any]]) -> list[Any]:
-    return library()
+def _once(function: Callable[..., Any], *given: Any, **named: Any) -> Any:
+    return function(*given, **named)

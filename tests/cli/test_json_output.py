@@ -10,18 +10,11 @@ from typing import Any
 import pytest
 import tiny_run
 
-RECIPE = {"stages": [tiny_run.STAGES[0], {"export": {}}, {"quantize": {}}], "baseline": "export"}
-
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tiny_ran: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which `compress run tiny.yaml` was called."""
-    folder = tmp_path_factory.mktemp("place")
-    tiny_run.write_all(folder, **RECIPE)
-    done = tiny_run.compress_anew("run", "tiny.yaml", "--json", folder=folder)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == tiny_run.read_report(folder / "artifacts")
-    return folder
+    return shutil.copytree(tiny_ran, tmp_path_factory.mktemp("json") / "place", symlinks=True)
 
 
 def answer(place: Path, *arguments: str) -> Any:
@@ -64,8 +57,10 @@ def test_profile_adds_up_and_writes_its_page(place: Path) -> None:
     assert (place / "page.html").read_text().startswith("<!doctype html>")
 
 
-def test_report(place: Path) -> None:
-    assert answer(place, "report", "tiny") == tiny_run.read_report(place / "artifacts")
+def test_run_and_report(place: Path) -> None:
+    report = tiny_run.read_report(place / "artifacts")
+    assert json.loads((place / "said.json").read_text()) == answer(place, "report", "tiny") == report
+    assert json.loads(tiny_run.compress_anew("report", "tiny", "--json", folder=place).stdout) == report
 
 
 @pytest.mark.parametrize(

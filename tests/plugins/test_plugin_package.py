@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_run
 import torch
 from tiny_run import write_all
 
@@ -119,9 +120,7 @@ def test_its_task_is_trained_and_judged(compress: Command, tmp_path: Path) -> No
 
 def test_without_the_package_a_recipe_names_what_is_missing(run: Path, tmp_path: Path) -> None:
     recipe = write_all(tmp_path, stages=STAGES)
-    command = [sys.executable, "-m", "compress", "check", str(recipe)]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    done = tiny_run.compress("check", recipe)
     assert done.returncode == 2
     assert "clip" in done.stderr and "Traceback" not in done.stderr
 

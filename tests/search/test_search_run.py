@@ -120,9 +120,9 @@ def test_a_search_killed_at_any_moment_and_given_more_trials_ends_with_the_same_
     chance, kills, resume = random.Random(), 0, False
     while True:
         command = ["search", path, "--artifacts", artifacts, *(["--resume"] if resume else [])]
-        command += ["--trials", "3"] if kills < 3 else []
+        command += ["--trials", "3"] if kills < 2 else []
         process = tiny_run.start(*command)
-        if kills < 3:
+        if kills < 2:
             time.sleep(chance.uniform(1.0, 9.0))
             if process.poll() is None:
                 os.kill(process.pid, signal.SIGKILL)

@@ -7,6 +7,7 @@ programs that differ in what a start draws (the seed of Python's hashes), begins
 from __future__ import annotations
 
 import functools
+import inspect
 import multiprocessing
 import os
 import shutil
@@ -18,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 
@@ -74,17 +76,51 @@ def _server() -> ForkServerContext:
     return context
 
 
+class _Forking(subprocess.Popen[Any]):
+    """Begins `python -m compress`, as a night does for each entry, by a fork as well; anything else as ever."""
+
+    def _execute_child(self, args: Any, *others: Any) -> None:
+        whole = super()._execute_child  # type: ignore[misc]
+        if list(args[:3]) != [sys.executable, "-m", "compress"]:
+            whole(args, *others)
+            return
+        given = inspect.signature(whole).bind(args, *others).arguments
+        assert given["cwd"] is None and given["start_new_session"]
+        self.pid = os.fork()
+        if self.pid == 0:
+            for number, name in enumerate(("p2cread", "c2pwrite", "errwrite")):
+                os.dup2(given[name], number)
+            os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            code: Any = 1
+            try:
+                _command([*args[3:]], given["env"])
+            except SystemExit as ended:
+                code = ended.code
+            finally:
+                sys.stdout.flush(), sys.stderr.flush()
+                os._exit(code or 0)
+        self._child_created = True
+        pipes = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
+        self._close_pipe_fds(*(given[name] for name in pipes))  # type: ignore[attr-defined]
+
+
 def _run(arguments: list[str], folder: Path, surroundings: dict[str, str], streams: list[Path]) -> None:
-    os.setsid()
-    # A shell that started the tests in the background has them ignore interrupts.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, stream in enumerate(streams, start=1):
         file = os.open(stream, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.dup2(file, number)
         os.close(file)
+    os.chdir(folder)
+    subprocess.Popen = _Forking  # type: ignore[misc]
+    _command(arguments, surroundings)
+
+
+def _command(arguments: list[str], surroundings: dict[str, str]) -> None:
+    os.setsid()
+    # A shell that started the tests in the background has them ignore interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(surroundings)
-    os.chdir(folder)
     sys.argv = ["compress", *arguments]
     from compress.cli import main
 

@@ -147,6 +147,19 @@ def compress(
     return subprocess.CompletedProcess(arguments, process.returncode or 0, stdout, stderr)
 
 
+def start_anew(*arguments: str | Path, folder: Path | None = None, **changes: str) -> subprocess.Popen[str]:
+    """Start the command line as a user does."""
+    return subprocess.Popen(
+        command(*arguments),
+        cwd=folder,
+        env=surroundings(**changes),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
 def compress_anew(
     *arguments: str | Path, folder: Path | None = None, timeout: float = 600, **changes: str
 ) -> subprocess.CompletedProcess[str]:

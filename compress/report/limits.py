@@ -98,10 +98,12 @@ def _judge(
 def _verdict(limit: Limit, final: Measurement, other: Measurement | None, machine: Mapping[str, Any]) -> dict[str, Any]:
     """What is known of a limit that the value alone does not keep."""
     interval = _interval(final, other)
-    beyond = interval is None or not (_within(limit, interval[0]) or _within(limit, interval[1]))
+    beyond = interval is None or not any(_within(limit, end) for end in interval)
     if describe_metric(limit.metric, final.unit).timed:
         if unfit := unfit_machine(machine):
             return {"verdict": "cannot tell", "reason": f"the machine was not fit to measure: {unfit}"}
+        if interval is None:
+            return {"verdict": "cannot tell", "reason": "it was timed too seldom to say how far noise may have moved it"}
         if not beyond:
             return {"verdict": "cannot tell", "reason": "noise alone may have missed it"}
         return {"verdict": "missed"}

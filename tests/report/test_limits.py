@@ -141,6 +141,7 @@ def test_latencies_and_unlike_samples_are_not_paired() -> None:
 
 VNNI: dict[str, Any] = {"processor_class": "x86-vnni", "noise": {"verdict": "noisy", "reasons": ["others"]}}
 UNFIT: dict[str, Any] = {"processor_class": "x86-vnni", "noise": {"verdict": "unusable", "reasons": ["it was stolen"]}}
+SELDOM = "it was timed too seldom to say how far noise may have moved it"
 NOISE, UNABLE = "noise alone may have missed it", "the machine was not fit to measure: it was stolen"
 WARN = Verdicts()
 
@@ -158,6 +159,7 @@ WARN = Verdicts()
         # 4 ms over 10 ms; at worst 3.5 over 11 and 4.5 over 9.
         ({"metric": "latency_ms", "at_most": 0.32, "of": "baseline"}, VNNI, "cannot tell", NOISE),
         ({"metric": "latency_ms", "at_most": 0.31, "of": "baseline"}, VNNI, "missed", None),
+        ({"metric": "speedup_batch_32", "at_least": 3.1}, VNNI, "cannot tell", SELDOM),
         ({"metric": "size_bytes", "at_most": 1}, UNFIT, "missed", None),
     ],
 )  # fmt: skip
@@ -166,6 +168,7 @@ def test_a_time_is_missed_only_beyond_its_interval_on_a_fit_machine(
 ) -> None:
     rows = [
         row("final", "speedup", 2.7, low=2.4, high=3.0),
+        row("final", "speedup_batch_32", 2.7),
         row("final", "latency_ms", 4.0, low=3.5, high=4.5),
         row("baseline", "latency_ms", 10.0, low=9.0, high=11.0),
         row("final", "size_bytes", 2.0),

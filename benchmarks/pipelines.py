@@ -48,7 +48,8 @@ NOTES = [
     "those that the pipeline still cuts into the same tokens. Pictures of one channel, which pipelines make three of, "
     "are given to the processor as they were. Boxes are all that score above 1%. Whisper hears recordings of a "
     "telephone exchange's sentences, of which 60 are test rows and none is longer than 30 seconds; it learned from "
-    "none of them; the pipeline's five beams are one here. SmolLM2 goes on with paragraphs of 12 articles, after 100 letters, by the likeliest 8 tokens.",
+    "none of them; the pipeline's five beams are one here. SmolLM2 goes on with paragraphs of 12 articles, after 100 "
+    "letters, by the likeliest 8 tokens.",
 ]
 
 

@@ -103,7 +103,7 @@ def _verdict(limit: Limit, final: Measurement, other: Measurement | None, machin
         if unfit := unfit_machine(machine):
             return {"verdict": "cannot tell", "reason": f"the machine was not fit to measure: {unfit}"}
         if interval is None:
-            return {"verdict": "cannot tell", "reason": "it was timed too seldom to say how far noise may have moved it"}
+            return {"verdict": "cannot tell", "reason": "it was timed too seldom to tell it from noise"}
         if not beyond:
             return {"verdict": "cannot tell", "reason": "noise alone may have missed it"}
         return {"verdict": "missed"}

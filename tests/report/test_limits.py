@@ -141,7 +141,7 @@ def test_latencies_and_unlike_samples_are_not_paired() -> None:
 
 VNNI: dict[str, Any] = {"processor_class": "x86-vnni", "noise": {"verdict": "noisy", "reasons": ["others"]}}
 UNFIT: dict[str, Any] = {"processor_class": "x86-vnni", "noise": {"verdict": "unusable", "reasons": ["it was stolen"]}}
-SELDOM = "it was timed too seldom to say how far noise may have moved it"
+SELDOM = "it was timed too seldom to tell it from noise"
 NOISE, UNABLE = "noise alone may have missed it", "the machine was not fit to measure: it was stolen"
 WARN = Verdicts()
 

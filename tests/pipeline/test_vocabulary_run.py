@@ -15,6 +15,7 @@ from tiny_run import Notes, load
 from compress.pipeline.run import run
 from compress.report.pages import html_page
 
+TRAIN = "The cat's hat sat on the mat, and the cat on the cat."
 STAGES = [
     {"trim_vocabulary": {"multiple_of": 32}},
     {"gptq": {"bits": 8, "group_size": 32, "method": "rtn", "embedding_bits": 8}},
@@ -25,7 +26,7 @@ STAGES = [
 @pytest.mark.filterwarnings("ignore:Tracing")
 def test_a_cut_vocabulary_is_quantized_and_compared_by_the_same_text(tmp_path: Path) -> None:
     save_mergeable_llama(tmp_path / "model")
-    for split, texts in (("train", TEXTS[:1] * 4), ("test", [*TEXTS[:2] * 3, *TEXTS[2:] * 3])):
+    for split, texts in (("train", [TRAIN] * 4), ("test", [*TEXTS[:2] * 3, *TEXTS[2:] * 3])):
         rows = [{"text": text, "domain": "prose" if text in TEXTS[:2] else "code"} for text in texts]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     slices = [{"column": "domain", "min_rows": 1}]

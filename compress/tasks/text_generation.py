@@ -208,7 +208,7 @@ class TextGeneration(Task):
             right = kept[_RIGHT].sum(axis=1, dtype=np.float64) / own
             found.append(_row("next_token_accuracy", right, model, target, "ratio"))
         if labels is not None:
-            found.append(_bits_row(nats / math.log(2), labels[:, _END] - labels[:, _FIRST], model, target))
+            found.append(_bits_row(np.asarray(nats) / math.log(2), labels[:, _END] - labels[:, _FIRST], model, target))
         return found
 
     def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:

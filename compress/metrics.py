@@ -67,6 +67,7 @@ _KNOWN = {
         _quality("rouge_l", "ROUGE-L"),
         _quality("token_accuracy", "Words right"),
         replace(_error("perplexity", "Perplexity", "plain"), exponential=True),
+        Metric("bits_per_byte", "Bits a byte of text", "plain", "lower", "fewer", "more", unit="bits"),
         _quality("next_token_accuracy", "Next token right"),
         _quality("choice_accuracy", "Choices right"),
         _quality("choice_accuracy_normalized", "Choices right, by length"),

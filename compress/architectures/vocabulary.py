@@ -19,20 +19,14 @@ _SPACE = "▁"
 """Begins every word of a SentencePiece tokenizer, so it is kept like an ASCII character."""
 
 
-def trim(model: TorchModel, used: Iterable[int], all_characters: bool = True) -> list[int]:
+def trim(model: TorchModel, used: Iterable[int], all_characters: bool = True, multiple_of: int = 1) -> list[int]:
     """Cut ``model`` down to the tokens ``used`` (ids) and those needed to spell anything else, in place.
 
-    Returns the old ids in their new order. Text that uses only kept tokens is split as before. Special tokens and
-    single characters (all bytes, for a byte-level tokenizer) are kept; without ``all_characters`` only used and
-    ASCII ones, and other characters become the unknown token. Raises `StageError` for a tokenizer
-    model other than WordPiece, BPE and Unigram.
+    Returns the old ids in their new order. See `shrink`, which says what is kept and what it raises.
     """
-    definition = json.loads(model.tokenizer.backend_tokenizer.to_str())
-    # What an earlier call left behind: the padding's id is an old one.
-    definition["padding"] = definition["truncation"] = None
-    kept = _closure(definition, set(used), all_characters)
+    definition = tokenizer_definition(model.tokenizer)
+    kept = shrink(definition, set(used), all_characters, multiple_of)
     new_ids = {old: new for new, old in enumerate(kept)}
-    _rewrite(definition, new_ids)
     _replace_tokenizer(model, definition)
     _cut_embeddings(model.module, torch.tensor(kept))
     for config in (model.module.config, getattr(model.module, "generation_config", None)):
@@ -40,6 +34,48 @@ def trim(model: TorchModel, used: Iterable[int], all_characters: bool = True) ->
             old = getattr(config, name, None)
             if isinstance(old, int) and old in new_ids:
                 setattr(config, name, new_ids[old])
+    return kept
+
+
+def tokenizer_definition(tokenizer: Any) -> dict[str, Any]:
+    """What `tokenizer.json` holds of a tokenizer, without what an earlier call left behind: the padding's old id."""
+    definition: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    definition["padding"] = definition["truncation"] = None
+    return definition
+
+
+def shrink(
+    definition: dict[str, Any],
+    used: set[int],
+    all_characters: bool = True,
+    multiple_of: int = 1,
+    next_used: Sequence[int] = (),
+) -> list[int]:
+    """Cut a tokenizer's ``definition`` down to the tokens ``used`` (ids), in place; the old ids in their new order.
+
+    Special and added tokens and single characters (all bytes, for a byte-level tokenizer or one that falls back to
+    bytes) are kept; without ``all_characters`` only used and ASCII ones, and other characters become bytes, or the
+    unknown token where there are none. So is whatever a kept token is merged from. Text that uses only kept tokens is
+    therefore split as before: what byte pair encoding merges on the way to a kept token is kept too, the merges stay in
+    their order, and fewer candidates that still hold the first leave it the first.
+
+    Tokens are added until their number is ``multiple_of`` something: those of ``next_used`` first, then short ones.
+    Raises `StageError` for a tokenizer model other than WordPiece, BPE and Unigram.
+    """
+    keep, parts = _closure(definition, used, all_characters), _parts(definition)
+    _add_parts(keep, parts)
+    names = {index: token for token, index in _vocabulary(definition).items()}
+    left = sorted(names.keys() - keep, key=lambda index: (len(names[index]), index))
+    for index in (*next_used, *left):
+        room = -len(keep) % multiple_of
+        if not room:
+            break
+        added = {index}
+        _add_parts(added, parts)
+        if len(added - keep) <= room:
+            keep |= added
+    kept = sorted(keep)
+    _rewrite(definition, {old: new for new, old in enumerate(kept)})
     return kept
 
 
@@ -76,8 +112,8 @@ def _vocabulary(definition: Mapping[str, Any]) -> dict[str, int]:
     return vocabulary
 
 
-def _closure(definition: dict[str, Any], used: set[int], all_characters: bool) -> list[int]:
-    """Ids to keep, ascending: the used, the special, the single characters, and what merges are made of."""
+def _closure(definition: Mapping[str, Any], used: set[int], all_characters: bool) -> set[int]:
+    """Ids to keep, but for what they are merged from: the used, the special and the single characters."""
     model, vocabulary = definition["model"], _vocabulary(definition)
     keep = used | {token["id"] for token in definition.get("added_tokens", [])}
     prefix, suffix = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
@@ -91,18 +127,23 @@ def _closure(definition: dict[str, Any], used: set[int], all_characters: bool) -
         keep.add(vocabulary[model["unk_token"]])
     if isinstance(model.get("unk_id"), int):
         keep.add(model["unk_id"])
-    if model["type"] == "BPE":
-        _add_parts(keep, model["merges"], vocabulary, prefix)
-    return sorted(keep)
+    return keep
 
 
-def _add_parts(keep: set[int], merges: Sequence[Any], vocabulary: Mapping[str, int], prefix: str) -> None:
-    """Add to ``keep``, in place, whatever its tokens are merged from, by any of the ways that lead to them."""
+def _parts(definition: Mapping[str, Any]) -> dict[int, set[int]]:
+    """Of each token that is merged, what it is merged from, by any of the ways that lead to it."""
+    model, vocabulary = definition["model"], _vocabulary(definition)
+    prefix = model.get("continuing_subword_prefix") or ""
     parts: dict[int, set[int]] = {}
-    for left, right in map(_pair, merges):
+    for left, right in map(_pair, model.get("merges") or ()):
         whole = vocabulary.get(left + right.removeprefix(prefix))
         if whole is not None:
             parts.setdefault(whole, set()).update((vocabulary[left], vocabulary[right]))
+    return parts
+
+
+def _add_parts(keep: set[int], parts: Mapping[int, set[int]]) -> None:
+    """Add to ``keep``, in place, whatever its tokens are merged from."""
     pending = list(keep)
     while pending:
         missing = parts.get(pending.pop(), set()) - keep

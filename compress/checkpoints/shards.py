@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     import torch
 
 
-_SHARD_BYTES = 500_000_000
+SHARD_BYTES = 500_000_000
 
 
 def write_shards(
-    folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], shard_bytes: int = _SHARD_BYTES, index_one: bool = False
+    folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], shard_bytes: int = SHARD_BYTES, index_one: bool = False
 ) -> None:
     """Write `model.safetensors`, or shards of about ``shard_bytes`` with their index; holds one shard in memory.
 

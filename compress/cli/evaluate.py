@@ -28,16 +28,12 @@ def evaluate(
     from compress.cli.artifact import check_opens, find_artifact
     from compress.cli.console_progress import ConsoleProgress
     from compress.cli.output import render_rows
-    from compress.errors import InputError
     from compress.formats.targets import find_target
     from compress.targets import Profile
-    from compress.tasks.capability import READS_ROWS
 
     found = find_artifact(artifact, recipe)
     profile = Profile(find_target(target))
     check_opens(found.folder, profile.target)
-    if by_slice and READS_ROWS not in found.task.capabilities:
-        raise InputError(f"There are no slices of running text, which {found.task.name} is judged on.")
     from compress.formats.silence import quiet_libraries
     from compress.pipeline.target_session import TargetSession
 

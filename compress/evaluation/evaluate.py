@@ -46,16 +46,22 @@ def artifact_labels(artifact: Path) -> tuple[str, ...] | None:
 
 
 def encode_for(
-    artifact: Path, task: Task, rows: pa.Table, max_length: int, evaluation: Evaluation | None = None
+    artifact: Path,
+    task: Task,
+    rows: pa.Table,
+    max_length: int,
+    evaluation: Evaluation | None = None,
+    baseline: Path | None = None,
 ) -> Examples:
-    """What the artifact is judged by of ``rows``, encoded by the processor beside it.
+    """What the artifact is judged by of ``rows``, encoded by the processor beside it, and compared with ``baseline``.
 
     Raises `ModelError` where that does not load, `DataError` for rows that it can't be judged by.
     """
     # Without its files, transformers would make an empty tokenizer and say nothing.
     check_processor(artifact, read_json(artifact / "config.json"))
-    return task.held_out(
-        rows, load_processor(artifact), artifact_labels(artifact), max_length, evaluation or Evaluation()
+    wanted = rows, load_processor(artifact), artifact_labels(artifact), max_length, evaluation or Evaluation()
+    return (
+        task.held_out(*wanted) if baseline is None else task.held_out_beside(*wanted, lambda: load_processor(baseline))
     )
 
 

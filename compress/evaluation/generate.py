@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from compress.tasks.windows import spread
 
 _SEED = 0
 _CONFIGS = ("generation_config.json", "config.json")
+_FALLEN, _BEFORE = 12, 16
+"""Tokens that are shown for having become less likely, and how many before each."""
 _NOTABLE = 0.1
 """A share of repeated tokens that is more than the baseline's by so much is worth a word."""
 
@@ -96,7 +99,37 @@ def repetition_note(own: Measurement, baseline: Measurement) -> str | None:
     )
 
 
+class Fallen(NamedTuple):
+    """A token behind others, and its probability by one model and by another."""
+
+    before: list[int]
+    token: int
+    old: float
+    new: float
+
+
+def fallen(examples: Examples, old: np.ndarray, new: np.ndarray) -> list[Fallen]:
+    """The tokens that models foretell with losses ``old`` and ``new`` [n, scored], by the fall of their probability."""
+    chances = np.exp(-old.astype(np.float64)), np.exp(-new.astype(np.float64))
+    falls = chances[0] - chances[1]
+    found = []
+    for place in np.argsort(-falls, axis=None, kind="stable")[:_FALLEN]:
+        window, column = np.unravel_index(place, falls.shape)
+        ids = examples.inputs[int(window)]["input_ids"].tolist()
+        end = len(ids) - falls.shape[1] + int(column)
+        if falls[window, column] > 0:
+            known = (float(chance[window, column]) for chance in chances)
+            found.append(Fallen(ids[max(0, end - _BEFORE) : end], ids[end], *known))
+    return found
+
+
 def as_text(artifact: Path, texts: Sequence[Sequence[int]]) -> list[str]:
     """Tokens as text, by the tokenizer beside the model; special tokens stay visible."""
     tokenizer = load_tokenizer(artifact)
     return [str(tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False)) for tokens in texts]
+
+
+def as_ids(artifact: Path, texts: Sequence[str]) -> list[list[int]]:
+    """Text in which special tokens are visible as the tokens of the tokenizer beside the model."""
+    tokenizer = load_tokenizer(artifact)
+    return [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]

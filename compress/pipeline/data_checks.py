@@ -19,14 +19,12 @@ from compress.tasks.capability import READS_ROWS
 
 def check_slices(road: Road) -> None:
     """Read what every slice reads, so that a wrong one ends the run now and not after training. Raises `DataError`."""
-    if road.slices and READS_ROWS not in road.task.capabilities:
+    if READS_ROWS not in road.task.capabilities and any(part.length is not None for part in road.slices):
         raise DataError(
-            f"There are no slices of running text, which {road.task.name} is judged on.",
+            f"There are no slices by length of running text, which {road.task.name} is judged on.",
             where="slices",
-            mend="remove them from the recipe",
+            expected="slices by a column of its rows, such as their domain",
         )
-    if READS_ROWS not in road.task.capabilities:
-        return
 
     def lengths(unit: Unit) -> np.ndarray:
         """Tokens are not counted before there is a tokenizer."""

@@ -170,9 +170,11 @@ def _logits(model: Checkpoint, encode: Encode) -> np.ndarray:
     """Logits [positions, vocabulary] with one block in memory at a time."""
     import torch
 
-    from compress.checkpoints.processor import load_tokenizer
+    from compress.checkpoints.processor import load_processor, load_tokenizer
     from compress.quantization.build import build_skeleton, last_hidden
 
+    if model.config.get("is_encoder_decoder"):
+        return _first_logits(model, encode(load_processor(model.folder)))
     skeleton = build_skeleton(model)
     windows = [example["input_ids"] for example in encode(load_tokenizer(model.folder)).inputs[:WINDOWS]]
     length = min(TOKENS, *(len(window) for window in windows))
@@ -180,6 +182,23 @@ def _logits(model: Checkpoint, encode: Encode) -> np.ndarray:
     with torch.no_grad():
         found = skeleton.logits(last_hidden(skeleton, ids)[:, -POSITIONS:])
     return np.asarray(found.flatten(0, 1))
+
+
+def _first_logits(model: Checkpoint, examples: Examples) -> np.ndarray:
+    """Of an encoder and a decoder, logits [probes, vocabulary] of the token that begins an answer."""
+    import torch
+    from transformers import AutoConfig
+
+    from compress.checkpoints.hollow import auto_class
+
+    config = AutoConfig.from_pretrained(model.folder, trust_remote_code=False)
+    whole = auto_class(config).from_pretrained(model.folder, use_safetensors=True, dtype=torch.float32).eval()
+    batch = examples.batch(range(min(WINDOWS, len(examples))))
+    inputs = {name: torch.from_numpy(array) for name, array in batch.items()}
+    start = torch.full((min(WINDOWS, len(examples)), 1), config.decoder_start_token_id)
+    with torch.no_grad():
+        found = whole(**inputs, decoder_input_ids=start).logits[:, -1]
+    return np.asarray(found)
 
 
 _MODULE = Probing(lambda model: of_arrays((name, one.numpy()) for name, one in model.tensors().items()), _answers)

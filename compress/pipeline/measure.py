@@ -31,6 +31,7 @@ from compress.report.schema import (
     ContinuationRecord,
     DataRecord,
     LayerBytes,
+    LostToken,
     Skipped,
     SliceRecord,
 )
@@ -54,6 +55,7 @@ class Findings:
     answers: dict[tuple[str, str], Answers] = field(default_factory=dict)
     """What each model answered on each target, by (model, target)."""
     continuations: list[ContinuationRecord] = field(default_factory=list)
+    lost_tokens: list[LostToken] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
     """The slices' rows."""
     finals: dict[str, Path] = field(default_factory=dict)
@@ -65,7 +67,7 @@ class Findings:
 
     def told(self) -> dict[str, Any]:
         """What a report says of it, in its fields."""
-        lists = ("measurements", "skipped", "notes", "calibration", "continuations")
+        lists = ("measurements", "skipped", "notes", "calibration", "continuations", "lost_tokens")
         own = {name: tuple(getattr(self, name)) for name in lists}
         more = ("environment", "bytes_by_layer", "slices", "stand_in")
         return {**own, **{name: getattr(self, name) for name in more}}
@@ -174,7 +176,7 @@ def measure_answers(findings: Findings, session: TargetSession) -> None:
         parts, notes = session.parts()
         findings.parts = parts
         findings.slices = {part.name: SliceRecord.of(part.rows.tolist(), part.about) for part in parts}
-        findings.notes += [*notes, *filter(None, [session.examples(BASELINE).note])]
+        findings.notes += [*notes, *session.remarks()]
     findings.measurements += (
         session.sizes() + session.accuracies(findings.parts) + session.choices() + session.similarities()
     )
@@ -184,6 +186,7 @@ def measure_answers(findings: Findings, session: TargetSession) -> None:
     repeated, continuations, notes = session.generations()
     findings.measurements += repeated
     findings.continuations += continuations
+    findings.lost_tokens += session.lost_tokens()
     findings.notes += notes
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,15 @@ from compress.data.slices import Unit
 from compress.digests import digest_directory
 from compress.environment import environment, package_versions, processor_class
 from compress.evaluation.evaluate import Predictions, artifact_labels, encode_for, predict, slices_of_task
-from compress.evaluation.generate import as_text, continue_prompts, prompts_of, repetition_note, repetition_row
+from compress.evaluation.generate import (
+    as_ids,
+    as_text,
+    continue_prompts,
+    fallen,
+    prompts_of,
+    repetition_note,
+    repetition_row,
+)
 from compress.evaluation.judged import choice_rows, choice_scores, cosines, similarity_rows
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import PROFILES
@@ -30,9 +39,9 @@ from compress.pipeline.budgets import size_rows
 from compress.pipeline.road import Road
 from compress.pipeline.timing import time_artifacts
 from compress.report.predictions import Answers
-from compress.report.schema import BASELINE, FINAL, CalibrationBin, CalibrationCurve, ContinuationRecord
+from compress.report.schema import BASELINE, FINAL, CalibrationBin, CalibrationCurve, ContinuationRecord, LostToken
 from compress.targets import Profile, find_processor
-from compress.tasks.capability import GENERATES
+from compress.tasks.capability import GENERATES, READS_ROWS
 from compress.tasks.task import Examples
 
 SPLIT = TEST
@@ -64,24 +73,38 @@ class TargetSession:
         """What a model is judged by, as its own processor encodes it."""
         if label not in self._encoded:
             recipe, rows = self.road.recipe, self.road.data.split(self.split)
+            baseline = None if label == BASELINE else self.artifacts.get(BASELINE)
             self._encoded[label] = encode_for(
-                self.artifacts[label], self.road.task, rows, recipe.data.max_length, recipe.evaluation
+                self.artifacts[label], self.road.task, rows, recipe.data.max_length, recipe.evaluation, baseline
             )
         return self._encoded[label]
+
+    def remarks(self) -> list[str]:
+        """What a reader must know of how the examples were made: the baseline's, and of others that read otherwise."""
+        others = self.artifacts if GENERATES in self.road.task.capabilities else ()
+        return list(dict.fromkeys(filter(None, (self.examples(label).note for label in (BASELINE, *others)))))
 
     def parts(self) -> tuple[list[Part], list[str]]:
         """The slices of the rows, the same for every model, and notes on those without a row.
 
         Tokens are counted by the tokenizer of the first model, cut at the recipe's `max_length`.
         """
-        data = self.road.data
+        data, first = self.road.data, next(iter(self.artifacts))
 
         def lengths(unit: Unit) -> np.ndarray:
             if unit == "characters":
                 return character_lengths(data, self.split)
-            return self.examples(next(iter(self.artifacts))).lengths()[: len(data.split(self.split))]
+            return self.examples(first).lengths()[: len(data.split(self.split))]
 
-        return find_parts(self.road.slices, data, self.split, lengths)
+        parts, notes = find_parts(self.road.slices, data, self.split, lengths)
+        if READS_ROWS in self.road.task.capabilities or not parts:
+            return parts, notes
+        rows, examples = data.split(self.split), self.examples(first)
+        found = [replace(part, rows=self.road.task.members(rows, part.rows, examples)) for part in parts]
+        notes += [
+            f"No window of the text is of the slice {part.name!r} alone." for part in found if not part.rows.any()
+        ]
+        return [part for part in found if part.rows.any()], notes
 
     def sizes(self) -> list[Measurement]:
         """Those of every model."""
@@ -151,6 +174,8 @@ class TargetSession:
             "max_length": recipe.data.max_length,
             "evaluation": recipe.evaluation.model_dump(exclude={"similarity"}),
         }
+        if GENERATES in road.task.capabilities:
+            parts["windows"] = _digest(self.examples(label))
 
         def make(content: Path) -> Mapping[str, Any]:
             examples, text = self.examples(label), f"evaluate {label} on {self.target.name}"
@@ -183,6 +208,24 @@ class TargetSession:
         note = repetition_note(rows[FINAL], rows[BASELINE]) if FINAL in rows else None
         return list(rows.values()), records, [] if note is None else [f"{self.target.name}: {note}"]
 
+    def lost_tokens(self) -> list[LostToken]:
+        """The tokens of test text whose probability fell most, where baseline and final model read the same ones."""
+        if GENERATES not in self.road.task.capabilities or not {BASELINE, FINAL} <= self.found.keys():
+            return []
+        examples = self.examples(BASELINE)
+        if _digest(examples) != _digest(self.examples(FINAL)):
+            return []
+        old, new = (self.found[label].kept["loss"] for label in (BASELINE, FINAL))
+        found = fallen(examples, old, new)
+        before, tokens = (
+            as_text(self.artifacts[BASELINE], texts)
+            for texts in ([one.before for one in found], [[one.token] for one in found])
+        )
+        return [
+            LostToken(target=self.target.name, before=text, token=token, baseline=one.old, final=one.new)
+            for text, token, one in zip(before, tokens, found, strict=True)
+        ]
+
     def choices(self) -> list[Measurement]:
         """How often each model finds the right one of several choices likeliest, where the recipe asks any."""
         questions, rows = self.road.questions, list[Measurement]()
@@ -208,7 +251,10 @@ class TargetSession:
     def _written(self, label: str) -> tuple[list[list[int]], list[list[int]]]:
         """Prompts and what a model wrote after them, as token ids."""
         wanted = self.road.recipe.evaluation
-        prompts = prompts_of(self.examples(label), wanted)
+        usual = BASELINE if BASELINE in self.artifacts else label
+        prompts = prompts_of(self.examples(usual), wanted)
+        if _digest(self.examples(usual)) != _digest(self.examples(label)):
+            prompts = as_ids(self.artifacts[label], as_text(self.artifacts[usual], prompts))
         find = partial(continue_prompts, self.artifacts[label], prompts, wanted.tokens)
         parts, names = (
             {"prompts": prompts, "tokens": wanted.tokens},
@@ -298,6 +344,13 @@ class TargetSession:
         file = find_inventory(None, [self.road.folder, Path()])
         device = choose_devices(read_inventory(file), [name], file)[name]
         return DevicePlace(name, device, file.absolute().parent)
+
+
+def _digest(examples: Examples) -> str:
+    """Of windows of text: their tokens, and which of them count."""
+    parts = [example["input_ids"] for example in examples.inputs]
+    counts = [] if examples.labels is None else [examples.labels]
+    return hashlib.sha256(b"".join(part.tobytes() for part in (*parts, *counts))).hexdigest()
 
 
 def _kept(road: Road, key: str, make: Callable[[Path], Mapping[str, Any]]) -> tuple[Path, bool]:

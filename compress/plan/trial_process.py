@@ -144,7 +144,7 @@ class Rehearsal:
                 if label not in self.outputs:
                     return
                 before = label
-            elif stage.takes() is TorchModel and stage.gives() is TorchModel:
+            elif stage.wants(self.task.capabilities) is TorchModel and stage.gives() is TorchModel:
                 # What the others do goes by all rows, or is little: what follows is tried with what they get.
                 self.outputs[label] = self.outputs[before]
                 if stage.decides_shape_by_data:

@@ -23,12 +23,13 @@ from compress.stages import STAGES
 from compress.targets import Profile
 from compress.tasks.capability import EMBEDS, GENERATES, HAS_TWO_TOWERS, READS_ROWS, TAKES_TEXT
 from compress.tasks.evaluation import Evaluation
-from compress.tasks.registry import tasks_with
+from compress.tasks.registry import TASKS
 from compress.tasks.task import Task
 
 T = TypeVar("T")
 
-_ROWS_ONLY = (("slices",), ("data", "labels"), ("benchmark", "rate"), ("benchmark", "batch_size"))
+_SLICES = ("slices",)
+_ROWS_ONLY = (_SLICES, ("data", "labels"), ("benchmark", "rate"), ("benchmark", "batch_size"))
 _GENERATING_ONLY = (
     *(("evaluation", name) for name in Evaluation.model_fields if name not in ("similarity", "templates")),
     ("benchmark", "contexts"),
@@ -92,7 +93,7 @@ def _check_task(document: Document, parts: list[Part], kinds: Sequence[Task]) ->
     task, able = kinds[0].name, [kind.capabilities for kind in kinds]
     for part in parts:
         if part.cls and not any(part.cls.is_for(capabilities) for capabilities in able):
-            others = tasks_with(part.cls.requires, part.cls.excludes)
+            others = [name for name, other in TASKS.items() if part.cls.is_for(other.capabilities)]
             document.problem(part.path, f"{part.kind}, for {task}", f"a recipe for {_and(others)}")
         for name in _in_all([part.stage.idle_fields(capabilities) for capabilities in able] if part.stage else []):
             document.problem(
@@ -101,6 +102,8 @@ def _check_task(document: Document, parts: list[Part], kinds: Sequence[Task]) ->
     idle = [[path for needed, paths in _ONLY.items() if not needed <= one for path in paths] for one in able]
     for path in _in_all(idle):
         value, default = _value(document, path, None), _DEFAULTS.get(path[0], {}).get(path[-1])
+        if path == _SLICES and isinstance(value, list):  # by a column of the rows, running text has slices too
+            value = [part for part in value if isinstance(part, dict) and "length" in part]
         if value not in (None, [], default):
             document.problem(path, describe(value), f"nothing: it means nothing for {task}")
 

@@ -248,7 +248,8 @@ def slice_plot(report: Report, target: str) -> str | None:
     if metric.style == "percent" and x.high > 1 >= max(ends):
         x = Scale(x.low, 1.0, frame.left, frame.right)
     plot = Plot(frame, x, Scale(-0.5, len(figures) - 0.5, frame.top, bottom))
-    plot.x_axis(metric.title, lambda value: f"{value * 100:.4g}%")
+    share = metric.style == "percent"
+    plot.x_axis(metric.title, lambda value: f"{value * 100:.4g}%" if share else f"{value:.4g}")
     for place, each in enumerate(figures):
         plot.add(
             text(

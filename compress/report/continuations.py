@@ -40,6 +40,15 @@ def cells(pairs: list[Written]) -> list[tuple[str, str, str]]:
     return [(pair.prompt, pair.baseline.text, pair.final.text) for pair in pairs]
 
 
+def lost(report: Report, target: str) -> list[tuple[str, str, str, str]]:
+    """What stood before a token, the token, and its probabilities by the baseline and the final model."""
+    return [
+        (one.before.replace("\n", " "), one.token, f"{one.baseline:.1%}", f"{one.final:.1%}")
+        for one in report.lost_tokens
+        if one.target == target
+    ]
+
+
 def alike(pairs: list[Written]) -> str:
     """`2 of 8 continuations are the same to the end`."""
     same = sum(pair.baseline.text == pair.final.text for pair in pairs)

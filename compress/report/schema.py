@@ -170,6 +170,16 @@ class ContinuationRecord(FrozenRecord):
     repeated: float = Field(ge=0, le=1)
 
 
+class LostToken(FrozenRecord):
+    """A token of test text behind ``before``, and how likely the baseline and the final model find it there."""
+
+    target: str
+    before: str
+    token: str
+    baseline: float = Field(ge=0, le=1)
+    final: float = Field(ge=0, le=1)
+
+
 class Report(FrozenRecord):
     """Everything that a run measured and decided."""
 
@@ -194,6 +204,7 @@ class Report(FrozenRecord):
     slices: dict[str, SliceRecord] = Field({}, description="name -> rows; measured as `accuracy[NAME]`")
     calibration: tuple[CalibrationCurve, ...] = ()
     continuations: tuple[ContinuationRecord, ...] = ()
+    lost_tokens: tuple[LostToken, ...] = Field((), description="whose probability fell most, of a language model")
 
     @field_validator("schema_version")
     @classmethod

@@ -5,26 +5,37 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.checkpoints.shards import SHARD_BYTES
 from compress.checkpoints.torch_model import TorchModel
 from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape, predicted
 from compress.stage.stage import SEARCH, Context, Needs, Stage
-from compress.tasks.capability import GENERATES, HAS_TWO_TOWERS, NAMES_TOKENS, TAKES_TEXT
+from compress.tasks.capability import (
+    HAS_TWO_TOWERS,
+    IS_WRITTEN,
+    NAMES_TOKENS,
+    TAKES_TEXT,
+    TRANSCRIBES,
+    Capabilities,
+)
 
 
 class TrimVocabulary(Stage[TorchModel, TorchModel]):
     """Keep the embedding rows that training text uses, and rewrite the tokenizer to match.
 
     Special tokens and all single characters (bytes, for a byte-level tokenizer) stay, so that unseen text still
-    splits into known pieces. Position embeddings beyond the recipe's ``max_length`` go too.
+    splits into known pieces. Of an encoder, position embeddings beyond the recipe's ``max_length`` go too. A language
+    model keeps its chat template's tokens, and a speech model all that stand for languages, tasks and times; ids in
+    the configs follow, and neither is ever whole in memory.
     """
 
     packages = ("torch", "transformers", "tokenizers")
     requires = frozenset({TAKES_TEXT})
-    excludes = frozenset({GENERATES, NAMES_TOKENS, HAS_TWO_TOWERS})
+    excludes = frozenset({NAMES_TOKENS, HAS_TWO_TOWERS})
     decides_shape_by_data = True
     kind: Literal["trim_vocabulary"] = "trim_vocabulary"
     min_count: int = Field(
@@ -39,7 +50,26 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
         description="single characters kept for unseen text; `seen`: those of the training text, and ASCII",
         json_schema_extra={SEARCH: ["all", "seen"]},
     )
-    trim_positions: bool = Field(True, description="cut learned position embeddings to the recipe's max_length")
+    trim_positions: bool = Field(
+        True, description="of an encoder: cut learned position embeddings to the recipe's max_length"
+    )
+    multiple_of: int = Field(
+        1, ge=1, description="keep more tokens, until their number is a multiple of this, as some kernels want it: 32"
+    )
+
+    @classmethod
+    def is_for(cls, task: Capabilities) -> bool:
+        """Text that is read, or that is written behind a recording."""
+        return super().is_for(task) or {TRANSCRIBES, IS_WRITTEN} <= task
+
+    def wants(self, task: Capabilities) -> type[Any]:
+        """A module, or the folder of a model that writes text."""
+        return Checkpoint if IS_WRITTEN in task else TorchModel
+
+    def key_fields(self) -> dict[str, Any]:
+        """Without the field that recipes didn't have from the start, unless it is set: keys stay."""
+        fields = super().key_fields()
+        return fields if self.multiple_of > 1 else {name: fields[name] for name in fields if name != "multiple_of"}
 
     def needs(self) -> Needs:
         """The text whose tokens are counted."""
@@ -50,18 +80,25 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
         memory = None
         if before is not None:
             memory = Estimate(value=round(8 * before.parameters), note="the model before and after, in fp32")
+        if before is not None and plan.generates:
+            streamed = min(8 * before.parameters, SHARD_BYTES + 4 * before.embeddings)
+            memory = Estimate(value=round(streamed), note="a shard of the files and the table of words")
         note = "at most: how many tokens go is known once the text has been counted"
         return predicted(before, before, memory=memory, disk_note=note)
 
-    def run(self, model: TorchModel, context: Context) -> TorchModel:
-        """Trim ``model`` in place."""
+    def run(self, model: TorchModel | Checkpoint, context: Context) -> Any:
+        """Trim a module in place, or a folder into the context's scratch. Raises `StageError` or `ModelError`."""
+        if isinstance(model, Checkpoint):
+            return self._rewrite(model, context)
         before = model.module.config.vocab_size
         kept = self._trim(model, self._count(model, context), context.max_length)
         context.remark(f"trim_vocabulary: {kept} of {before} tokens kept")
         return model
 
-    def rehearse(self, model: TorchModel, context: Context) -> TorchModel:
-        """The same; tokens are counted once for a text and a tokenizer, and the counts kept."""
+    def rehearse(self, model: TorchModel | Checkpoint, context: Context) -> TorchModel | None:
+        """The same; tokens are counted once for a text and a tokenizer, and the counts kept. Not of folders."""
+        if isinstance(model, Checkpoint) or IS_WRITTEN in context.task.capabilities:
+            return None
         told = [model.tokenizer.backend_tokenizer.to_str(), context.max_length, self.use_unlabeled]
         told.append(context.data.digest("train", unlabeled=self.use_unlabeled))
         file = context.scratch / f"tokens-{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]}.json"
@@ -74,6 +111,29 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
         self._trim(model, counts, context.max_length)
         return model
 
+    def _rewrite(self, model: Checkpoint, context: Context) -> Checkpoint:
+        from compress.architectures.stored_vocabulary import spoken_tokens, template_tokens, trim_checkpoint
+        from compress.cache import storage_errors
+        from compress.checkpoints.processor import load_tokenizer
+        from compress.tasks.windows import token_ids
+
+        tokenizer, speech = load_tokenizer(model.folder), TRANSCRIBES in context.task.capabilities
+        tables = [context.data.split("train"), *([context.data.unlabeled] if self.use_unlabeled else [])]
+        counts = Counter[int]()
+        for rows in filter(None, tables):
+            counts.update(
+                spoken_tokens(tokenizer, rows["text"].to_pylist()) if speech else token_ids(rows, tokenizer).tolist()
+            )
+        # As often as text asks for: an app says it with every message.
+        counts.update(dict.fromkeys(template_tokens(tokenizer), self.min_count))
+        with storage_errors(context.scratch):
+            trimmed, before, kept = trim_checkpoint(
+                *(model, tokenizer, context.scratch / "trimmed", counts, self.min_count),
+                *(self.characters == "all", self.multiple_of, speech),
+            )
+        context.remark(f"trim_vocabulary: {kept} of {before} tokens kept")
+        return trimmed
+
     def _count(self, model: TorchModel, context: Context) -> Counter[int]:
         examples = [context.encode("train", model)]
         unlabeled = context.encode_unlabeled(model) if self.use_unlabeled else None
@@ -85,7 +145,7 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
         from compress.architectures.vocabulary import trim, trim_positions
 
         used = {token for token, count in counts.items() if count >= self.min_count}
-        kept = trim(model, used, all_characters=self.characters == "all")
+        kept = trim(model, used, self.characters == "all", self.multiple_of)
         if self.trim_positions:
             trim_positions(model, max_length)
         return len(kept)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -243,6 +243,25 @@ class Task(Protocol):
         Raises `DataError` for rows that leave nothing to judge by.
         """
         return self.encode(rows, processor, labels, max_length)
+
+    def held_out_beside(
+        self,
+        rows: pa.Table,
+        processor: Any,
+        labels: Sequence[str] | None,
+        max_length: int,
+        evaluation: Evaluation,
+        baseline: Callable[[], Any],
+    ) -> Examples:
+        """`held_out` of a model that is compared with one whose processor ``baseline`` loads.
+
+        Where a processor decides what an example is, these are the baseline's.
+        """
+        return self.held_out(rows, processor, labels, max_length, evaluation)
+
+    def members(self, rows: pa.Table, chosen: np.ndarray, examples: Examples) -> np.ndarray:
+        """Which examples [n] make a slice of the ``chosen`` rows [rows]: by default example i is row i."""
+        return chosen
 
     @abstractmethod
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from compress.data.columns import Column
 from compress.errors import DataError, ModelError
 from compress.tasks.capability import GENERATES, IS_WRITTEN, TAKES_TEXT
 from compress.tasks.task import Examples, Kept, Task
-from compress.tasks.windows import cut, opening, spread, token_ids
+from compress.tasks.windows import SEPARATOR, Reading, cut, opening, read, spread, token_ids
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +28,9 @@ _SEED = 0
 _DISTRIBUTIONS = 640
 """Places over all windows whose whole distribution is kept: a vocabulary of 50,000 takes 100 kB each."""
 _IDS, _LOGITS = "input_ids", "logits"
+_SCORED, _TOKENS, _BEGIN, _FIRST, _END = range(5)
+"""Columns of the windows' labels [n, 5]: how many tokens at a window's end count, how many the baseline's tokenizer
+makes of their text, and the bytes of the text at which the window begins, what counts begins, and both end."""
 _LOSS, _RIGHT, _TOP, _DISTRIBUTION = "loss", "right", "top", "log_probabilities"
 
 _STARTER: dict[str, Any] = {
@@ -54,6 +57,7 @@ class TextGeneration(Task):
     columns = (Column("text"),)
     capabilities = frozenset({TAKES_TEXT, GENERATES, IS_WRITTEN})
     architectures = ("ForCausalLM", "LMHeadModel")
+    ratios = ("perplexity", "next_token_accuracy", "bits_per_byte")
     app_steps = ("prompt", "generate")
     starter = _STARTER
     batch_size = 1
@@ -86,7 +90,10 @@ class TextGeneration(Task):
         self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int, evaluation: Evaluation
     ) -> Examples:
         """The windows that ``evaluation`` asks for. Raises `DataError` for text that is shorter than a window."""
-        ids, first, stride = token_ids(rows, processor), opening(processor), evaluation.stride
+        import numpy as np
+
+        reading, first, stride = read(rows, processor), opening(processor), evaluation.stride
+        ids = token_ids(rows, processor) if reading is None else reading.ids
         body = max_length - len(first)
         if stride is not None and stride > body:
             raise DataError(
@@ -105,7 +112,62 @@ class TextGeneration(Task):
         chosen = spread(len(windows), evaluation.windows or len(windows))
         scored = None if stride in (None, body) else stride
         note = _note(len(ids), len(windows), len(chosen), body, stride or body)
-        return _examples([windows[place] for place in chosen], scored, note)
+        begins = np.array(chosen) * (stride or body)
+        counts = None if reading is None else _counts(reading, begins, body, scored or max_length - 1)
+        return _examples([windows[place] for place in chosen], scored, note, counts)
+
+    def held_out_beside(
+        self,
+        rows: pa.Table,
+        processor: Any,
+        labels: Sequence[str] | None,
+        max_length: int,
+        evaluation: Evaluation,
+        baseline: Callable[[], Any],
+    ) -> Examples:
+        """The baseline's windows of text, as ``processor`` reads them if it has another vocabulary.
+
+        A token belongs to the window that it begins in. Raises `DataError` for windows without a token to judge by.
+        """
+        import numpy as np
+
+        reference = baseline()
+        if processor.get_vocab() == reference.get_vocab():
+            return self.held_out(rows, processor, labels, max_length, evaluation)
+        whole = self.held_out(rows, reference, labels, max_length, evaluation)
+        mine, theirs, first = read(rows, processor), read(rows, reference), opening(processor)
+        if mine is None or theirs is None or whole.labels is None:
+            raise DataError(
+                "Nobody knows which text a window of another tokenizer has.",
+                where="evaluation",
+                expected="fast tokenizers of the baseline and of each model that has another vocabulary",
+            )
+        begins, firsts, ends = np.searchsorted(mine.starts[:-1], whole.labels[:, [_BEGIN, _FIRST, _END]]).T
+        # Of a window that nothing opens, the first token has nothing to be told from.
+        counted = ends - np.maximum(firsts, begins + (not first))
+        if counted.min() < 1:
+            raise DataError("A window has no token to judge by.", where="data.max_length", mend="raise data.max_length")
+        head, places = np.array(first, dtype=np.int64), zip(begins, ends, strict=True)
+        windows = [np.concatenate([head, mine.ids[begin:end]]) for begin, end in places]
+        note = (
+            f"{whole.note}; a vocabulary of {len(processor):,} tokens reads the same windows, the whole text as "
+            f"{len(mine.ids):,}, where the baseline's {len(reference):,} make {len(theirs.ids):,}: perplexity is by "
+            "the baseline's tokens, times are by each model's own"
+        )
+        return _examples(windows, None, note, np.column_stack([counted, whole.labels[:, _TOKENS:]]))
+
+    def members(self, rows: pa.Table, chosen: np.ndarray, examples: Examples) -> np.ndarray:
+        """The windows all of whose text that counts is of ``chosen`` rows; the blank line behind a row is its own."""
+        import numpy as np
+
+        if examples.labels is None:
+            return np.zeros(len(examples), dtype=bool)
+        sizes = [len(text.encode()) + len(SEPARATOR) for text in rows["text"].to_pylist()]
+        begins = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        first = np.searchsorted(begins, examples.labels[:, _FIRST], side="right") - 1
+        behind = np.searchsorted(begins, examples.labels[:, _END], side="left")
+        others = np.concatenate([[0], np.cumsum(~chosen)])
+        return np.asarray(others[behind] == others[first])
 
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy of every token of ``labels`` [batch, length] but the first; -100 is left out."""
@@ -126,36 +188,40 @@ class TextGeneration(Task):
         return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
 
     def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
-        """Perplexity, and how often the likeliest token is the one that follows; intervals are over windows.
+        """Perplexity, bits a byte of text, and how often the likeliest token follows; intervals are over windows.
 
-        The raw outcomes of perplexity are each window's mean loss, so that e to their mean is the perplexity.
+        The raw outcomes of perplexity are each window's loss by token, so that e to their mean is the perplexity. Its
+        tokens are the baseline's, whatever a model's own are; whose are others has no likeliest token to compare.
         """
         import numpy as np
 
-        losses = kept[_LOSS].mean(axis=1, dtype=np.float64)
-        loss = _row("loss", losses, model, target, "nats")
+        nats, own = np.nansum(kept[_LOSS], axis=1, dtype=np.float64), np.isfinite(kept[_LOSS]).sum(axis=1)
+        tokens = own if labels is None else labels[:, _TOKENS]
+        loss = _row("loss", nats / tokens, model, target, "nats")
         bounds = {
             name: None if value is None else math.exp(value)
             for name, value in {"value": loss.value, "low": loss.low, "high": loss.high}.items()
         }
         perplexity = loss.model_copy(update={"metric": "perplexity", "unit": "", **bounds})
-        right = kept[_RIGHT].mean(axis=1, dtype=np.float64)
-        return [perplexity, _row("next_token_accuracy", right, model, target, "ratio")]
+        found = [perplexity]
+        if (own == tokens).all():
+            right = kept[_RIGHT].sum(axis=1, dtype=np.float64) / own
+            found.append(_row("next_token_accuracy", right, model, target, "ratio"))
+        if labels is not None:
+            found.append(_bits_row(np.asarray(nats) / math.log(2), labels[:, _END] - labels[:, _FIRST], model, target))
+        return found
 
     def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
         """Agreement of the likeliest tokens, and the divergence of the kept distributions from the baseline's.
 
-        Raises `ModelError` where the two do not read the same tokens.
+        Nothing of a model that has another vocabulary.
         """
         import numpy as np
 
         from compress.numerics.next_token import divergence
 
         if any(kept[name].shape != reference[name].shape for name in (_TOP, _DISTRIBUTION)):
-            raise ModelError(
-                f"{model} cannot be compared with the baseline token by token: it has another vocabulary.",
-                expected="the baseline's tokenizer and number of logits",
-            )
+            return []
         same = (kept[_TOP] == reference[_TOP]).mean(axis=1, dtype=np.float64)
         pairs = zip(reference[_DISTRIBUTION], kept[_DISTRIBUTION], strict=True)
         apart = np.array([divergence(wanted, found).mean() for wanted, found in pairs])
@@ -169,11 +235,22 @@ class TextGeneration(Task):
         return None
 
 
-def _examples(windows: Sequence[np.ndarray], scored: int | None = None, note: str = "") -> Examples:
+def _examples(
+    windows: Sequence[np.ndarray], scored: int | None = None, note: str = "", counts: np.ndarray | None = None
+) -> Examples:
     import numpy as np
 
     inputs = [{_IDS: window, "attention_mask": np.ones_like(window)} for window in windows]
-    return Examples(inputs, {_IDS: 0, "attention_mask": 0}, scored=scored, note=note)
+    return Examples(inputs, {_IDS: 0, "attention_mask": 0}, counts, scored=scored, note=note)
+
+
+def _counts(reading: Reading, begins: np.ndarray, body: int, scored: int) -> np.ndarray:
+    """The labels of windows of ``body`` tokens that begin at those; the last ``scored`` of them count."""
+    import numpy as np
+
+    places = [begins, begins + body - min(scored, body), begins + body]
+    counted = np.full(len(begins), scored)
+    return np.column_stack([counted, counted, *(reading.starts[place] for place in places)])
 
 
 def _note(tokens: int, windows: int, chosen: int, body: int, stride: int) -> str:
@@ -197,7 +274,8 @@ def _kept(logits: np.ndarray, examples: Examples, index: int) -> dict[str, np.nd
             expected="logits of every token, [batch, length, vocabulary]",
             mend="export it anew with the logits of all positions, not of the last alone",
         )
-    scored = examples.scored or len(ids) - 1
+    counts = None if examples.labels is None else examples.labels[:, _SCORED]
+    scored = examples.scored or len(ids) - 1 if counts is None else int(counts[index])
     followed, answers = ids[-scored:], logits[-scored - 1 : -1]
     if int(followed.max()) >= logits.shape[-1]:
         raise ModelError(
@@ -211,11 +289,13 @@ def _kept(logits: np.ndarray, examples: Examples, index: int) -> dict[str, np.nd
             expected="finite logits",
             mend="export or quantize it anew; float16 overflows where float32 does not",
         )
-    places = _places(scored, len(examples), index)
+    # Windows of one text in other tokens differ in length; what is kept of them doesn't.
+    fewest, more = (scored, 0) if counts is None else (int(counts.min()), int(counts.max()) - scored)
+    places = _places(fewest, len(examples), index)
     return {
-        _LOSS: loss.astype(np.float32),
-        _RIGHT: top == followed,
-        _TOP: top.astype(np.int32),
+        _LOSS: np.pad(loss.astype(np.float32), (0, more), constant_values=np.nan),
+        _RIGHT: np.pad(top == followed, (0, more)),
+        _TOP: np.pad(top.astype(np.int32), (0, more), constant_values=-1),
         _DISTRIBUTION: log_probabilities(answers[places]).astype(np.float16),
     }
 
@@ -239,6 +319,16 @@ def _row(metric: str, samples: np.ndarray, model: str, target: str, unit: str) -
     return Measurement(
         model=model, metric=metric, target=target, value=value, unit=unit, n=len(samples), raw=raw, **known
     )
+
+
+def _bits_row(bits: np.ndarray, size: np.ndarray, model: str, target: str) -> Measurement:
+    """All bits over all bytes of text, the same for every vocabulary; a window's outcome is by the mean of bytes."""
+    from compress.measurement import Measurement
+    from compress.numerics.ratio import ratio_interval
+
+    found = ratio_interval(bits, size, _SEED)._asdict() if len(bits) > 1 else {"value": float(bits[0] / size[0])}
+    raw = tuple((bits / size.mean()).tolist())
+    return Measurement(model=model, metric="bits_per_byte", target=target, unit="bits", n=len(raw), raw=raw, **found)
 
 
 TASK = TextGeneration()

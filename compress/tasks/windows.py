@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,9 +19,41 @@ def token_ids(rows: pa.Table, processor: Any) -> np.ndarray:
     """The rows' texts as one sequence of tokens, blank lines between, without the tokens that frame a text."""
     import numpy as np
 
-    text = SEPARATOR.join(rows["text"].to_pylist())
-    encoded = processor(text, add_special_tokens=False, return_attention_mask=False, verbose=False)
-    return np.array(encoded["input_ids"], dtype=np.int64)
+    return np.array(_encoded(_text(rows), processor)["input_ids"], dtype=np.int64)
+
+
+def _text(rows: pa.Table) -> str:
+    return SEPARATOR.join(rows["text"].to_pylist())
+
+
+def _encoded(text: str, processor: Any, **options: bool) -> Any:
+    return processor(text, add_special_tokens=False, return_attention_mask=False, verbose=False, **options)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Running text as a tokenizer reads it: ``ids`` [n], and the byte at which each begins, [n + 1] with the end's.
+
+    A token that is a part of a character begins where the character does.
+    """
+
+    ids: np.ndarray
+    starts: np.ndarray
+
+
+def read(rows: pa.Table, processor: Any) -> Reading | None:
+    """The rows' texts as `token_ids` has them; None of a tokenizer that doesn't say where tokens begin."""
+    import numpy as np
+
+    if not getattr(processor, "is_fast", False):
+        return None
+    text = _text(rows)
+    encoded = _encoded(text, processor, return_offsets_mapping=True)
+    characters = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    widths = 1 + np.searchsorted([0x80, 0x800, 0x10000], characters, side="right")  # bytes in UTF-8
+    places = np.concatenate([[0], np.cumsum(widths)])
+    starts = np.maximum.accumulate([*(start for start, _ in encoded["offset_mapping"]), len(text)])
+    return Reading(np.array(encoded["input_ids"], dtype=np.int64), places[starts])
 
 
 def opening(processor: Any) -> list[int]:

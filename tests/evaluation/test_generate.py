@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from decoder_graphs import TinyDecoder
 
-from compress.evaluation.generate import continue_prompts, end_tokens, prompts_of, repetition_note, repetition_row
+from compress.evaluation.generate import (
+    Fallen,
+    continue_prompts,
+    end_tokens,
+    fallen,
+    prompts_of,
+    repetition_note,
+    repetition_row,
+)
 from compress.formats.targets import TARGETS
 from compress.progress import SilentProgress
 from compress.tasks.evaluation import Evaluation
@@ -78,3 +86,12 @@ def test_only_who_repeats_more_than_the_baseline_is_named() -> None:
     assert repetition_note(fine, bad) is None
     once = repetition_row([*varied[:7], circling[0]], "final", "cpu")
     assert repetition_note(once, fine) is None, "one text of eight may be chance"
+
+
+def test_tokens_that_became_less_likely_are_found_with_what_stood_before() -> None:
+    windows = [{"input_ids": np.arange(start, start + 4)} for start in (10, 20)]
+    old = -np.log([[0.9, 0.5, 0.2], [0.8, 0.4, 0.5]])
+    new = -np.log([[0.1, 0.5, 0.9], [0.2, 0.3, 0.4]])
+    found = fallen(Examples(windows, {}), old, new)
+    assert [(one.before, one.token) for one in found] == [([10], 11), ([20], 21), ([20, 21], 22), ([20, 21, 22], 23)]
+    assert found[1] == Fallen([20], 21, pytest.approx(0.8), pytest.approx(0.2))

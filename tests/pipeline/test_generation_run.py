@@ -191,5 +191,5 @@ def test_text_that_cannot_be_judged_ends_the_run_before_its_stages(
 
 def test_slices_of_running_text_are_refused(done: Done, tmp_path: Path) -> None:
     recipe = load(done.folder / "tiny.yaml").model_copy(update={"slices": (Slice(length="quartiles"),)})
-    with pytest.raises(DataError, match="no slices of running text"):
+    with pytest.raises(DataError, match="no slices by length of running text"):
         run(recipe, done.folder, tmp_path, Notes())

@@ -82,7 +82,6 @@ CLASSES_AND_TEXT = ("text-classification", "image-classification", *OF_TEXT, "au
             [*CLASSES_AND_TEXT[:2], "feature-extraction", *CLASSES_AND_TEXT[2:], *OF_IMAGES],
         ),
         ("prune: {heads: 0.5}", [*CLASSES_AND_TEXT, *OF_IMAGES]),
-        ("trim_vocabulary", ["text-classification", "feature-extraction", *OF_TEXT[:2], OF_TEXT[3]]),
     ],
 )
 def test_stages_of_another_task_are_refused(tmp_path: Path, stage: str, tasks: list[str]) -> None:

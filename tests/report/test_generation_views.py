@@ -16,7 +16,7 @@ from compress.report.continuations import alike, written
 from compress.report.headline import headlines
 from compress.report.limits import paired_ratio_interval
 from compress.report.pages import html_page, markdown_report
-from compress.report.schema import parse_report
+from compress.report.schema import LostToken, parse_report
 
 REPORT = generation_report()
 
@@ -70,6 +70,16 @@ def test_texts_stand_side_by_side_and_part_where_they_differ() -> None:
     assert "&lt;b&gt;Algae&lt;/b&gt; are a diverse group of\n\norganisms" in markup
     assert markup.count("repeats itself: 71%") == 1
     assert "What they write" not in html_page(REPORT.model_copy(update={"continuations": ()}))
+
+
+def test_tokens_that_were_lost_stand_behind_their_text() -> None:
+    lost = LostToken(target="cpu", before="Paris is the\ncapital of", token=" France", baseline=0.912, final=0.031)
+    report = REPORT.model_copy(update={"lost_tokens": (lost,)})
+    assert parse_report(report.model_dump_json(), "").lost_tokens == (lost,)
+    page, text = html_page(report), markdown_report(report)
+    assert 'capital of<span class="apart final"> France</span>' in page and "91.2% \u2192 3.1%" in page
+    assert "| Paris is the capital of | France | 91.2% | 3.1% |" in text
+    assert "What was lost" not in html_page(REPORT)
 
 
 def test_every_view_has_the_texts() -> None:

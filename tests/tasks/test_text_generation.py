@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import pyarrow as pa
 import pytest
 import torch
 from decoder_graphs import TinyDecoder
+from mergeable import TEXTS, save_mergeable_llama
 from quantized import save_tiny_llama, tiny_tokenizer
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from compress.architectures.stored_vocabulary import trim_checkpoint
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
 from compress.errors import DataError, ModelError
@@ -239,12 +242,66 @@ def test_logits_that_mean_nothing_are_refused(given: np.ndarray, words: str) -> 
         TASK.keep({"logits": given}, held_out(prose(20)), [0])
 
 
-def test_models_of_different_vocabularies_are_not_compared(models: list[Any]) -> None:
+def test_models_of_different_vocabularies_are_not_compared_token_by_token(models: list[Any]) -> None:
     examples = held_out(prose(20))
     own = kept(models[0], examples)
     other = {**own, "log_probabilities": own["log_probabilities"][..., :100]}
-    with pytest.raises(ModelError, match="another vocabulary"):
-        TASK.compare(other, own, "final", "cpu")
+    assert TASK.compare(other, own, "final", "cpu") == []
+    assert TASK.compare(own, own, "final", "cpu")
+
+
+@pytest.mark.parametrize("stride", [None, 6])
+def test_another_vocabulary_is_judged_on_the_same_text(stride: int | None, tmp_path: Path) -> None:
+    """Pieces of a byte-level tokenizer have a letter for each byte, so that their lengths say where they begin."""
+    source = save_mergeable_llama(tmp_path / "source")
+    baseline = AutoTokenizer.from_pretrained(source.folder)
+    train = Counter(token_ids(rows(TEXTS[1]), baseline).tolist())
+    trimmed, _, _ = trim_checkpoint(source, baseline, tmp_path / "trimmed", train)
+    model, own = (kind.from_pretrained(trimmed.folder) for kind in (AutoModelForCausalLM, AutoTokenizer))
+    table, evaluation = rows(*TEXTS), Evaluation(stride=stride)
+    places = [np.cumsum([0, *map(len, one.convert_ids_to_tokens(token_ids(table, one)))]) for one in (baseline, own)]
+    ids, counted, text = token_ids(table, own), stride or LENGTH - 1, "\n\n".join(TEXTS).encode()
+    assert places[0][-1] == places[1][-1] == len(text)
+    for one in places:  # within a character it begins where that does
+        while (inside := np.array([byte & 0xC0 == 0x80 for byte in (*text, 0)])[one]).any():
+            one -= inside
+    losses, sizes = [], []
+    for begin in range(0, len(places[0]) - LENGTH, stride or LENGTH):
+        bounds = places[0][[begin, begin + LENGTH - counted, begin + LENGTH]]
+        first, scored, end = np.searchsorted(places[1], bounds)
+        found = logits(model, Examples([{"input_ids": ids[first:end]}], {}), 0)[0].log_softmax(-1)
+        told = [float(found[place - 1, ids[first + place]]) for place in range(max(scored - first, 1), end - first)]
+        losses.append(-sum(told))
+        sizes.append(bounds[2] - bounds[1])
+    examples = TASK.held_out_beside(table, own, None, LENGTH, evaluation, lambda: baseline)
+    measured = by_metric(TASK.measure(kept(model.eval(), examples), examples.labels, "final", "cpu"))
+    assert measured["perplexity"].raw == pytest.approx(np.array(losses) / counted, rel=1e-4)
+    assert measured["perplexity"].value == pytest.approx(math.exp(np.mean(losses) / counted), rel=1e-4)
+    assert measured["bits_per_byte"].value == pytest.approx(sum(losses) / sum(sizes) / math.log(2), rel=1e-4)
+    assert np.mean(measured["bits_per_byte"].raw) == pytest.approx(measured["bits_per_byte"].value)
+    assert "next_token_accuracy" not in measured and len({len(one["input_ids"]) for one in examples.inputs}) > 1
+    usual = TASK.held_out(table, baseline, None, LENGTH, evaluation)
+    assert len(usual) == len(examples) and f"a vocabulary of {len(own)} tokens" in examples.note
+    same = TASK.held_out_beside(
+        table, baseline, None, LENGTH, evaluation, lambda: AutoTokenizer.from_pretrained(source.folder)
+    )
+    assert [one["input_ids"].tolist() for one in same.inputs] == [one["input_ids"].tolist() for one in usual.inputs]
+
+
+@pytest.mark.parametrize("stride", [None, 6])
+def test_windows_of_chosen_rows_alone_make_a_slice(stride: int | None) -> None:
+    texts = ["abc" * 9, "é" * 20, "", "bca" * 9, "cab" * 20]
+    chosen = np.array([True, False, True, True, False])
+    examples = TASK.held_out(rows(*texts), tiny_tokenizer(), None, LENGTH, Evaluation(stride=stride))
+    # Of every byte, a token of this tokenizer: the row that it is of, the blank line behind it included.
+    owners = np.concatenate([np.full(len(text.encode()) + 2, row) for row, text in enumerate(texts)])
+    counted = stride or LENGTH - 1
+    expected = [
+        bool(chosen[owners[begin + LENGTH - counted : begin + LENGTH]].all())
+        for begin in range(0, len(owners) - 2 - LENGTH + 1, stride or LENGTH)
+    ]
+    assert TASK.members(rows(*texts), chosen, examples).tolist() == expected
+    assert 0 < sum(expected) < len(expected)
 
 
 def test_a_folder_that_holds_no_model_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,64 @@
+"""A whole run that cuts a tiny language model's vocabulary and quantizes it: comparable figures, and a word on them."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mergeable import TEXTS, save_mergeable_llama
+from tiny_generation import ONE_LAUNCH, write_recipe
+from tiny_run import Notes, load
+
+from compress.pipeline.run import run
+from compress.report.pages import html_page
+
+TRAIN = "The cat's hat sat on the mat, and the cat on the cat."
+STAGES = [
+    {"trim_vocabulary": {"multiple_of": 32}},
+    {"gptq": {"bits": 8, "group_size": 32, "method": "rtn", "embedding_bits": 8}},
+    {"export": {"rounding_limit": 0.5}},
+]
+
+
+@pytest.mark.filterwarnings("ignore:Tracing")
+def test_a_cut_vocabulary_is_quantized_and_compared_by_the_same_text(tmp_path: Path) -> None:
+    save_mergeable_llama(tmp_path / "model")
+    for split, texts in (("train", [TRAIN] * 4), ("test", [*TEXTS[:2] * 3, *TEXTS[2:] * 3])):
+        rows = [{"text": text, "domain": "prose" if text in TEXTS[:2] else "code"} for text in texts]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    slices = [{"column": "domain", "min_rows": 1}]
+    recipe = load(write_recipe(tmp_path, stages=STAGES, benchmark=ONE_LAUNCH, slices=slices))
+    report = run(recipe, tmp_path, tmp_path / "a", Notes()).report
+    found = {
+        (model, metric): report.find(model, metric, "cpu")
+        for model in ("baseline", "final")
+        for metric in ("perplexity", "bits_per_byte", "agreement", "next_token_accuracy", "size_bytes")
+    }
+    raws = [found[model, "perplexity"].raw for model in ("baseline", "final")]
+    bits = [found[model, "bits_per_byte"].raw for model in ("baseline", "final")]
+    # The same windows: nats by the baseline's tokens and bits by bytes differ by one factor for both models.
+    assert len(raws[0]) == len(raws[1]) == 6
+    for place in range(6):
+        assert raws[0][place] / bits[0][place] == pytest.approx(raws[1][place] / bits[1][place])
+    assert found["final", "perplexity"].value == pytest.approx(math.exp(np.mean(raws[1])))
+    assert found["final", "agreement"] is found["final", "next_token_accuracy"] is None
+    assert (
+        found["baseline", "next_token_accuracy"]
+        and found["final", "size_bytes"].value < found["baseline", "size_bytes"].value
+    )
+    for name in ("prose", "code"):
+        places = report.slices[f"domain={name}"].indices()
+        for model, raw in zip(("baseline", "final"), raws, strict=True):
+            part = report.find(model, f"perplexity[domain={name}]", "cpu")
+            assert part.value == pytest.approx(math.exp(np.mean([raw[place] for place in places])))
+    assert "prose" in html_page(report)
+    (note,) = (note for note in report.notes if "a vocabulary of" in note)
+    assert "perplexity is by the baseline's tokens" in note
+    (remark,) = report.stages[0].remarks
+    kept = int(remark.split()[1])
+    assert kept % 32 == 0 and remark == f"trim_vocabulary: {kept} of 352 tokens kept"
+    prompts = [[one.prompt for one in report.continuations if one.model == model] for model in ("baseline", "final")]
+    assert prompts[0] == prompts[1] and len(prompts[0]) == 2

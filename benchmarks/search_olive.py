@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 RECIPE = HERE / "searching" / "post-training.yaml"
-PINNED = ("olive-ai==0.13.0",)
+PINNED = ("olive-ai==0.13.0", "requests>=2", "pydantic<2.13")  # which its own metadata leave open
 SHARED = ("onnxruntime", "torch", "transformers", "onnx")
 _CALIBRATION = 256
 OLIVE, OURS = "Olive's", "ours"
@@ -92,7 +92,9 @@ def _olive(road: Road, split: str, keep: float, trials: int, folder: Path) -> di
     (folder / "order.json").write_text(json.dumps(order))
     command = [str(python), str(HERE / "peers" / "olive_search.py"), str(folder / "order.json")]
     with (folder / "olive.log").open("w") as log:
-        subprocess.run([*command, str(folder / "answer.json")], check=True, stdout=log, stderr=log)
+        done = subprocess.run([*command, str(folder / "answer.json")], check=False, stdout=log, stderr=log)
+    if done.returncode:
+        raise SystemExit(f"Olive ended with {done.returncode}:\n{(folder / 'olive.log').read_text()[-2000:]}")
     answer: dict[str, Any] = json.loads((folder / "answer.json").read_text())
     return answer
 

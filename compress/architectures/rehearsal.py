@@ -9,16 +9,16 @@ from typing import Any
 import torch
 
 from compress.architectures.description import blocks, stacks
-from compress.architectures.transformer import check_heads_apart, keep_heads, keep_layers, keep_neurons
+from compress.architectures.transformer import check_heads_apart, keep_heads, keep_layers, keep_neurons, left
 from compress.checkpoints.config_check import loading_failures
 from compress.errors import ModelError, StageError, first_line
 
 
-def check_cuts(folder: Path, *, layers: bool, heads: bool, neurons: bool) -> None:
-    """Cut a layer, a head or a neuron of the model that ``folder``'s config.json describes, on the meta device.
+def check_cuts(folder: Path, *, layers: bool, heads: float, neurons: float) -> None:
+    """Cut a layer, and shares of heads and neurons, of the model of ``folder``'s config.json, on the meta device.
 
-    Raises `StageError` naming the part that isn't known. Models that transformers has no class for are passed over:
-    whoever loads them says so.
+    Raises `StageError` naming the part that isn't known, of which none would be left, or of which so little is asked
+    that nothing would go. Models that transformers has no class for are passed over: whoever loads them says so.
     """
     module = _hollow(folder)
     if module is None:
@@ -27,10 +27,30 @@ def check_cuts(folder: Path, *, layers: bool, heads: bool, neurons: bool) -> Non
         _check_layers(module)
     if heads:
         check_heads_apart(module)
-        keep_heads(module, [range(max(block.places - 1, min(block.places, 1))) for block in blocks(module)])
+    before = sum(parameter.numel() for parameter in module.parameters())
+    cut_any(module, 0, heads, neurons)
+    if (heads or neurons) and not layers and sum(parameter.numel() for parameter in module.parameters()) == before:
+        asked = {"heads": heads, "feed_forward": neurons}
+        raise StageError(
+            f"{' and '.join(f'{name} {share:g}' for name, share in asked.items() if share)} would cut nothing.",
+            expected="a share that comes to one of a layer's parts at least",
+            mend="cut a larger share",
+        )
+
+
+def cut_any(module: Any, layers: int, heads: float, neurons: float) -> None:
+    """Cut as many layers, heads and neurons as `prune`, the last of each, in place: the same sizes, unseen data.
+
+    ``heads`` and ``neurons`` are shares of each block's. Raises `StageError`.
+    """
+    if layers:
+        keep_layers(module, list(range(sum(map(len, stacks(module).values())) - layers)))
+    found = blocks(module) if heads or neurons else []
+    if heads:
+        keep_heads(module, [range(left(block.places, heads, "attention heads")) for block in found])
     if neurons:
-        found = [range(max(block.neurons - 1, min(block.neurons, 1))) for block in blocks(module)]
-        keep_neurons(module, [torch.tensor(kept, dtype=torch.long) for kept in found])
+        counts = [left(block.neurons, neurons, "feed-forward neurons") for block in found]
+        keep_neurons(module, [torch.arange(count) for count in counts])
 
 
 def check_kept_layers(folder: Path, kept: tuple[int, ...]) -> None:

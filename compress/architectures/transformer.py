@@ -189,6 +189,14 @@ def keep_heads(module: PreTrainedModel, kept: Sequence[Sequence[int]]) -> None:
         setattr(module.config, HEADS_KEY, counts)
 
 
+def left(before: int, share_removed: float, what: str) -> int:
+    """How many of so many parts are left when a share goes. Raises `StageError` where none are."""
+    count = round(before * (1 - share_removed))
+    if count < 1 and before:
+        raise StageError(f"Removing {share_removed:.0%} of {before} {what} leaves none.", mend="remove a smaller share")
+    return count
+
+
 def check_heads_apart(module: PreTrainedModel) -> None:
     """Raise `StageError`, with the reason, for a model of which no head can go without changing the others."""
     config = module.config

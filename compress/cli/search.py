@@ -54,9 +54,10 @@ def search(
     asked = Asked(model, data, task, keep, max_size, max_latency, tuple(minimize or ()), target, budget, trials)
     document, folder, origin = document_of(recipe, asked, set_ or ())
     if dry_run:
-        from compress.progress import SilentProgress
+        from compress.search.prepared import looked_ahead
 
-        opening = SearchRun(document, folder, artifacts, SilentProgress(), origin=origin).opening()
+        with looked_ahead(document, folder, artifacts) as prepared:
+            opening = prepared.opening(origin)
         typer.echo(opening.model_dump_json(indent=2) if json_ else "\n".join(opening.lines()))
         return
     with SearchConsole(lines=json_) as console:

@@ -14,7 +14,16 @@ from compress.errors import DataError
 from compress.evaluation.evaluate import encode_for
 from compress.pipeline.road import Road
 from compress.pipeline.target_session import SPLIT
+from compress.plan.written import check_formats
 from compress.tasks.capability import READS_ROWS
+
+
+def prove(road: Road) -> None:
+    """Everything of this module, and whether its formats can be written. Raises a `CompressError`."""
+    check_slices(road)
+    check_running_text(road)
+    check_model(road)
+    check_formats(road.recipe, road.start)
 
 
 def check_slices(road: Road) -> None:
@@ -47,8 +56,12 @@ def check_running_text(road: Road) -> None:
     if READS_ROWS in road.task.capabilities:
         return
     recipe = road.recipe
-    for stage in recipe.stages:
-        stage.check_data(road.start, road.context(road.keys.start()))
+    for number, stage in enumerate(recipe.stages):
+        try:
+            stage.check_data(road.start, road.context(road.keys.start()))
+        except DataError as error:
+            error.where = f"stages.{number}.{stage.kind}, {error.where}"
+            raise
     examples = encode_for(road.start, road.task, road.data.split(SPLIT), recipe.data.max_length, recipe.evaluation)
     read, timed = int(examples.lengths().sum()), max(recipe.benchmark.contexts)
     if timed > read:

@@ -23,10 +23,9 @@ from compress.environment import package_versions
 from compress.errors import CompressError
 from compress.formats.silence import quiet_libraries
 from compress.pipeline.budgets import explained, target_limits
-from compress.pipeline.data_checks import check_model, check_running_text, check_slices
+from compress.pipeline.data_checks import prove
 from compress.pipeline.measure import data_record, measure, test_labels
 from compress.pipeline.road import Road
-from compress.plan.written import check_formats
 from compress.plugins import plugin_errors
 from compress.progress import Progress, SilentProgress
 from compress.recipe.recipe import START, Recipe
@@ -72,10 +71,7 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
     with _logged(progress, folder / LOG) as logged:
         road = Road(recipe, recipe_folder, artifacts, logged)
         write_whole(folder / "recipe.yaml", dump_recipe(with_absolute_paths(recipe, recipe_folder)))
-        check_slices(road)
-        check_running_text(road)
-        check_model(road)
-        check_formats(road.recipe, road.start)
+        prove(road)
         for error in plugin_errors():
             logged.note(str(error))
         if road.questions:

@@ -33,7 +33,7 @@ def calibration_windows(context: Context, checkpoint: Checkpoint, samples: int, 
             f"The calibration text is too short: it gives {len(windows)} windows of {length} tokens.",
             where=f"data.splits.{_SPLIT}",
             expected=f"{samples} windows, {samples * length:,} tokens",
-            mend="give more text, or lower samples or sequence_length",
+            mend=f"give more text, or lower samples{f' to {len(windows)}' if windows else ''} or sequence_length",
         )
     chosen = np.sort(np.random.default_rng(context.seed).choice(len(windows), samples, replace=False))
     ids = torch.from_numpy(np.stack([windows[index] for index in chosen]))

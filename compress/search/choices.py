@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import to_jsonable_python
 
 from compress.errors import CompressError, RecipeError
 from compress.metrics import describe_metric
@@ -18,7 +17,6 @@ from compress.plan.sources import Sources
 from compress.recipe_source import recipe_of
 from compress.recipe_source.document import Document
 from compress.recipe_source.overrides import apply_override
-from compress.search.knobs import put_value
 from compress.stage.prediction import Shape
 from compress.stages import STAGES
 
@@ -51,15 +49,8 @@ def put_choices(document: Document, folder: Path, held_out: tuple[float, int]) -
             for name, tried in stage.worth_searching(shape, timed).items():
                 field = f"stages.{index}.{stage.kind}.{name}"
                 possible = [value for value in tried if _can_be(copy, folder, field, value)]
-                if sources.start is not None and possible:
-                    fields = stage.model_dump(mode="json")
-                    put_value(fields, name.split("."), to_jsonable_python(possible[-1]))
-                    possible = possible if is_possible(sources.start, stage.kind, fields) else []
                 if possible:
                     worth[field] = possible
-                if possible and isinstance(possible[0], list | tuple):
-                    # Layers, say, which the starter names of another model.
-                    apply_override(document, f"{field}={json.dumps(possible[len(possible) // 2])}")
             choices |= worth
             if stage.worth_searching(shape, timed=True) and stage.takes() is stage.gives():
                 optional.append(label)

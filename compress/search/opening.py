@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from compress.frozen import Frozen
+from compress.metrics import format_seconds
 from compress.report.limits import limit_text
 from compress.search.goal import Goal
 from compress.search.knobs import written
@@ -37,6 +38,9 @@ class Opening(Frozen):
     size: int
     refused: dict[str, str] = {}
     past: tuple[str, ...] = ()
+    first_seconds: float = 0.0
+    """What the stages of the first trial will take, as far as that is foretold."""
+    budget_seconds: float = 0.0
 
     def lines(self) -> Iterator[str]:
         """For people."""
@@ -47,13 +51,20 @@ class Opening(Frozen):
         yield f"{self.size:,} recipes from {len(self.choices)} choices:"
         for one in self.choices:
             yield f"  {one.name}: {one.own}; or {', '.join(one.others)}"
-        for name, why in self.refused.items():
-            yield f"  left out: {name}: {why}"
+        for why in dict.fromkeys(self.refused.values()):
+            yield f"  left out: {', '.join(name for name, own in self.refused.items() if own == why)}: {why}"
+        if self.first_seconds > self.budget_seconds:
+            yield (
+                f"the first trial alone is foretold to take {format_seconds(self.first_seconds)}, longer than the "
+                f"budget of {self.budget}: with no more time nothing else will be tried"
+            )
         if self.past:
             yield f"where to look first is said by {', '.join(self.past)}"
 
 
-def opening_of(space: Space, goal: Goal, target: str, origin: str, past: tuple[str, ...] = ()) -> Opening:
+def opening_of(
+    space: Space, goal: Goal, target: str, origin: str, past: tuple[str, ...], first_seconds: float
+) -> Opening:
     """Everything that is known of a space."""
     base = space.base
     return Opening(
@@ -75,4 +86,6 @@ def opening_of(space: Space, goal: Goal, target: str, origin: str, past: tuple[s
         size=space.size,
         refused=space.refused,
         past=past,
+        first_seconds=first_seconds,
+        budget_seconds=space.search.seconds,
     )

@@ -71,6 +71,13 @@ class Structure:
         return told == outline.shapes
 
 
+class UnforeseenError(ModelError):
+    """Only running a stage tells what it leaves."""
+
+    def __init__(self, stage: Stage[Any, Any]) -> None:
+        super().__init__(f"What {stage.kind} leaves only running it tells.")
+
+
 def failures() -> tuple[type[Exception], ...]:
     """What a rehearsal may fail by; a trial of the same recipe says it to the user."""
     return (CompressError, *library_failures())
@@ -108,7 +115,7 @@ class Rehearsal:
                 before = self.sketch(stages[:-1])
                 made = stages[-1].rehearse(_copied(before), self.context)
                 if made is None:
-                    raise ModelError(f"What {stages[-1].kind} leaves only running it tells.")
+                    raise UnforeseenError(stages[-1])
                 self._sketches[key] = made
         return self._sketches[key]
 
@@ -196,7 +203,7 @@ class Rehearsal:
         few = replace(self.context, data=replace(self.context.data, tables=tables), remarks=[], tables=[])
         found = last.rehearse(model, few)
         if not isinstance(found, OnnxModel) or found.others:
-            raise ModelError(f"What {last.kind} leaves only running it tells.")
+            raise UnforeseenError(last)
         folder.mkdir()
         found.save(folder)
         (folder / _TOLD).write_text(told)

@@ -12,8 +12,6 @@ from pathlib import Path
 
 from compress.cache import storage_errors
 from compress.errors import InputError, StageError, StorageError
-from compress.formats.runtimes import why_unavailable
-from compress.formats.silence import quiet_libraries
 from compress.metrics import format_seconds
 from compress.progress import Progress
 from compress.recipe_source.document import Document
@@ -23,21 +21,16 @@ from compress.search.engine import Engine, Job
 from compress.search.finish import Final, Seed, further_seeds, judge, other_seeds
 from compress.search.folder import BEST, MODEL, begin, go_on, write
 from compress.search.foresight import Foresight
-from compress.search.goal import Goal
 from compress.search.latencies import Latencies
 from compress.search.ledger import Entry, Ledger
-from compress.search.opening import Opening, opening_of
 from compress.search.outcome import Outcome
-from compress.search.past import past_trials
+from compress.search.prepared import Prepared
 from compress.search.record import SearchRecord, record_of
-from compress.search.space import Space
-from compress.search.trial import Trial, Trials, target_profile
+from compress.search.trial import Quiet, Trial, Trials, target_profile
 from compress.search.watch import Nobody, Seen, Trying, Watcher
 from compress.search.words import outcome_words
-from compress.workers.journeys import Journey, Workers
+from compress.workers.journeys import InProcess, Journey, Roads, Workers
 
-RECIPES = Path("recipes")
-"""Where recipes lie that may be like this one, as `compress recipes` lists them."""
 _RESERVED = 30.0
 
 
@@ -64,25 +57,16 @@ class SearchRun:
     origin: str = "the recipe as it stands"
 
     def __post_init__(self) -> None:
-        quiet_libraries()
-        self.space = Space(self.document, self.folder)
+        roads = Roads(self.folder, self.artifacts, Quiet(self.progress))
+        self.prepared = Prepared(self.document, self.folder, self.artifacts, roads)
+        self.space, self.goal = self.prepared.space, self.prepared.goal
         self.search, base = self.space.search, self.space.base
-        self.goal = Goal.of(base, self.search)
-        self.goal.check_resolution(self.search.select.rows)
-        target = target_profile(base).target
-        if (reason := why_unavailable(target)) is not None:
-            raise InputError(
-                f"Trials cannot be measured on {target.name}: {reason}.",
-                where="search.target",
-                expected="a target that is to be had here",
-            )
         self.costs = Costs(self.space)
         any_trains = self.space.trains(self.space.origin)
         shares = (*self.search.rungs, 1.0) if any_trains else (1.0,)
-        past = past_trials(self.space, self.goal, self.artifacts, RECIPES) if self.search.past else ()
-        self.engine = Engine(self.space, self.costs, self.goal, shares, base.seed, past)
-        self.trials = Trials.here(self.goal, self.folder, self.artifacts, self.progress)
-        foresight = Foresight(self.space, lambda: self.trials.roads.road(self.space.base))
+        self.engine = Engine(self.space, self.costs, self.goal, shares, base.seed, self.prepared.past)
+        self.trials = Trials(self.goal, roads, InProcess(roads))
+        foresight = Foresight(self.space, lambda: roads.road(base))
         self.latencies = Latencies(foresight)
         self.costs.foresee(foresight, self.latencies)
         self.entries: list[Entry] = []
@@ -125,7 +109,7 @@ class SearchRun:
         place, known = self._place()
         self.place, ledger = place, Ledger(place)
         self.latencies.keep_in(place)
-        for line in self.opening().lines():
+        for line in self.prepared.opening(self.origin).lines():
             self.progress.note(line)
         try:
             self._search(ledger, known)
@@ -274,11 +258,6 @@ class SearchRun:
     def _rung(self, job: Job) -> str:
         share = self.engine.shares[job.rung]
         return "" if share == 1 else f", {share:.0%} of its training"
-
-    def opening(self) -> Opening:
-        """What will be searched."""
-        past = tuple(dict.fromkeys(one.source for one in self.engine.past))
-        return opening_of(self.space, self.goal, target_profile(self.space.base).name, self.origin, past)
 
     def _out_of_time(self, job: Job, under_way: Sequence[float]) -> str | None:
         """Why a trial isn't begun; beside it trials of so many seconds are ``under_way``."""

@@ -7,9 +7,9 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,24 @@ class Space:
 
     def __post_init__(self) -> None:
         self.knobs = self._knobs()
+
+    def narrow(self, failure: Callable[[Point], Exception | None]) -> None:
+        """Leave out every value that fails while all else is as the recipe has it, and name it in `refused`.
+
+        To be called before anything is looked at by its point. Raises `InputError` where nothing is left.
+        """
+        found = []
+        for place, knob in enumerate(self.knobs):
+            kept = [knob.values[0]]
+            for at, value in enumerate(knob.values[1:], 1):
+                error = failure(tuple(at * (other == place) for other in range(len(self.knobs))))
+                if error is None:
+                    kept.append(value)
+                else:
+                    name = f"without {knob.name}" if knob.is_stage else f"{knob.name}={written(value)}"
+                    self.refused[name] = first_line(error)
+            found.append(replace(knob, values=tuple(kept)))
+        self.knobs = self._with_choice(found)
 
     @cached_property
     def base(self) -> Recipe:
@@ -187,6 +205,9 @@ class Space:
             )
         knobs = [self._stage_knob(label) for label in self.search.optional]
         knobs += [self._field_knob(name, values) for name, values in self.search.choices.items()]
+        return self._with_choice(knobs)
+
+    def _with_choice(self, knobs: Sequence[Knob]) -> tuple[Knob, ...]:
         found = tuple(knob for knob in knobs if len(knob.values) > 1)
         if not found:
             raise InputError(

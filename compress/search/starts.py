@@ -8,13 +8,14 @@ from typing import Any
 
 from compress.stage.prediction import Shape
 from compress.stages import STAGES
+from compress.stages.distill import spread_layers
 from compress.tasks.capability import ANSWERS_AT_ONCE, IS_WRITTEN
 from compress.tasks.task import Task
 
 _FINETUNE, _PRUNE, _DISTILL = "finetune", "prune", "distill"
 _FULL_SIZE: tuple[dict[str, Any], ...] = ({"export": {}}, {"quantize": {}})
 """What every model that answers at once can be made into."""
-_NARROWER, _FEWER_CHANNELS = ({"feed_forward": 0.25}, {"heads": 0.25}), ({"flops": 0.3},)
+_NARROWER, _FEWER_CHANNELS = ({"feed_forward": 0.25}, {"heads": 0.25}, {"heads": 0.5}), ({"flops": 0.3},)
 """Mild cuts of a model with attention, and of one without."""
 
 
@@ -27,9 +28,10 @@ def stages_to_search(
 
     Where the task's stages fit, something is cut out of what was trained, by what the architecture has, and what is
     left learns from it: without them most tasks had only the bits to choose. A student that the starter names is
-    another model, which nobody gave.
+    another model, which nobody gave, and its layers are another model's too.
     """
-    found = [part for stage in starter if not _names_a_student(stage) for part in _by_part(stage, task)]
+    fitted = [_fitted(stage, shape, is_possible) for stage in starter if not _names_a_student(stage)]
+    found = [part for stage in fitted for part in _by_part(stage, task)]
     kinds = [next(iter(stage)) for stage in found]
     if ANSWERS_AT_ONCE in task.capabilities and any("part" in next(iter(stage.values())) for stage in found):
         # The starter is for models of another kind, which write their answers by two graphs.
@@ -57,6 +59,19 @@ def _with_cuts(
         lesson = {name: value for name, value in stages[at][_FINETUNE].items() if name != "learning_rate"}
         more.append({_DISTILL: {"teacher": _FINETUNE, **lesson}})
     return [*stages[: at + 1], *more, *stages[at + 1 :]]
+
+
+def _fitted(
+    stage: Mapping[str, Any], shape: Shape | None, is_possible: Callable[[str, Any], bool]
+) -> Mapping[str, Any]:
+    """A stage whose student has half of the model's own layers, or all where layers cannot go."""
+    fields = stage.get(_DISTILL) or {}
+    if shape is None or "layers" not in (fields.get("student") or {}):
+        return stage
+    half = {**fields, "student": {"layers": spread_layers(shape.layers, max(shape.layers // 2, 1))}}
+    if shape.layers > 1 and is_possible(_DISTILL, half):
+        return {_DISTILL: half}
+    return {_DISTILL: {name: value for name, value in fields.items() if name != "student"}}
 
 
 def _by_part(stage: Mapping[str, Any], task: Task) -> list[dict[str, Any]]:

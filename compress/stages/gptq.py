@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
@@ -27,6 +28,13 @@ class Gptq(Quantization, Stage[Checkpoint, QuantizedCheckpoint]):
     def needs(self) -> Needs:
         """Text of the train split; rounding to nearest needs none."""
         return Needs(splits=("train",) if self.method == "gptq" else ())
+
+    def check_data(self, start: Path, context: Context) -> None:
+        """Cut the calibration text into windows."""
+        from compress.quantization.calibration import calibration_windows
+
+        if self.method == "gptq":
+            calibration_windows(context, Checkpoint(start), self.samples, self.sequence_length)
 
     def promise(self) -> Promise:
         """No larger than 16-bit weights; integers of the tables come on top of the float16 that the format wants."""

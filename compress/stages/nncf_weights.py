@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
@@ -24,6 +25,12 @@ class NncfWeights(NncfOptions, Stage[Checkpoint, QuantizedCheckpoint]):
     reads = Needs(splits=("train",))
     """Text of the train split, which NNCF traces the model with as well."""
     kind: Literal["nncf_weights"] = "nncf_weights"
+
+    def check_data(self, start: Path, context: Context) -> None:
+        """Cut the calibration text into windows."""
+        from compress.quantization.calibration import calibration_windows
+
+        calibration_windows(context, Checkpoint(start), self.samples, self.sequence_length)
 
     def promise(self) -> Promise:
         """No larger than 16-bit weights; integers of the tables come on top of the float16 that the format wants."""

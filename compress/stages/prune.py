@@ -100,16 +100,16 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
         if self.layers or self.heads or self.feed_forward:
             from compress.architectures.rehearsal import check_cuts
 
-            check_cuts(start, layers=self.layers > 0, heads=self.heads > 0, neurons=self.feed_forward > 0)
+            check_cuts(start, layers=self.layers > 0, heads=self.heads, neurons=self.feed_forward)
 
     def rehearse(self, model: TorchModel, context: Context) -> TorchModel | None:
         """As many heads, neurons and layers cut, whichever; of channels the data decide how many."""
-        from compress.training.structured_pruning import cut_any
+        from compress.architectures.rehearsal import cut_any
 
         if self.cuts_channels:
             return None
         if self.zeros is None:
-            cut_any(model, self)
+            cut_any(model.module, self.layers, self.heads, self.feed_forward)
         return model
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:

@@ -33,7 +33,9 @@ def set_labels(config: Any, labels: Sequence[str], has_head: bool) -> None:
             raise DataError(
                 f"The data has the label {missing[0]!r}, which the model lacks.",
                 expected=f"labels among {', '.join(known)}",
-                mend="rename the labels, or start from a model without a classification head",
+                mend=f"say what the numbers stand for, in their order: data.labels: [{', '.join(known)}]"
+                if all(map(str.isdecimal, labels))
+                else "rename the labels, or start from a model without a classification head",
             )
         return
     if has_head and len(known) != len(labels):

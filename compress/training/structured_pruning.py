@@ -12,7 +12,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from compress.architectures.description import Block, Linear, blocks, in_features, stacks
-from compress.architectures.transformer import check_heads_apart, keep_heads, keep_layers, keep_neurons
+from compress.architectures.transformer import check_heads_apart, keep_heads, keep_layers, keep_neurons, left
 from compress.architectures.watched import given, hooked
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
@@ -44,19 +44,6 @@ def prune(model: TorchModel, settings: Pruning, context: Context) -> None:
         prune_channels(model, settings, examples, context)
 
 
-def cut_any(model: TorchModel, settings: Pruning) -> None:
-    """Remove as many layers, heads and neurons as `prune`, the last of each, in place: the same sizes, unseen data."""
-    module = model.module
-    if settings.layers:
-        keep_layers(module, list(range(sum(map(len, stacks(module).values())) - settings.layers)))
-    found = blocks(module) if settings.heads or settings.feed_forward else []
-    if settings.heads:
-        keep_heads(module, [range(_left(block.places, settings.heads, "attention heads")) for block in found])
-    if settings.feed_forward:
-        counts = [_left(block.neurons, settings.feed_forward, "feed-forward neurons") for block in found]
-        keep_neurons(module, [torch.arange(count) for count in counts])
-
-
 def _cut_blocks(model: TorchModel, settings: Pruning, examples: Examples | None, context: Context) -> None:
     module = model.module
     if settings.heads:
@@ -64,7 +51,7 @@ def _cut_blocks(model: TorchModel, settings: Pruning, examples: Examples | None,
     found = blocks(module)
     scores = _importance(module, found, settings, examples, context)
     heads, neurons = (
-        [most_important(one, _left(len(one), share, what)).tolist() for one in each]
+        [most_important(one, left(len(one), share, what)).tolist() for one in each]
         for each, share, what in (
             (scores[0], settings.heads, "attention heads"),
             (scores[1], settings.feed_forward, "feed-forward neurons"),
@@ -129,13 +116,6 @@ def _sample(settings: Pruning, model: TorchModel, context: Context) -> Examples 
     count = min(settings.importance_examples, len(examples))
     chosen = np.sort(np.random.default_rng(context.seed).permutation(len(examples))[:count])
     return examples.subset(chosen)
-
-
-def _left(before: int, share_removed: float, what: str) -> int:
-    count = round(before * (1 - share_removed))
-    if count < 1 and before:
-        raise StageError(f"Removing {share_removed:.0%} of {before} {what} leaves none.", mend="remove a smaller share")
-    return count
 
 
 def _remove_layers(model: TorchModel, count: int, examples: Examples, context: Context) -> None:

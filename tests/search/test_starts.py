@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -66,7 +67,19 @@ def test_what_an_architecture_has_not_is_not_cut() -> None:
 def test_nothing_is_cut_of_a_model_that_nobody_has_seen_or_that_the_starter_cuts_already() -> None:
     images, texts = TASKS["image-classification"], TASKS["text-classification"]
     assert stages_to_search(images, images.starter["stages"], None, anything) == images.starter["stages"]
-    assert stages_to_search(texts, texts.starter["stages"], TRANSFORMER, anything) == texts.starter["stages"]
+    found = stages_to_search(texts, texts.starter["stages"], TRANSFORMER, anything)
+    assert [written(each)[0] for each in found] == [written(each)[0] for each in texts.starter["stages"]]
+
+
+@pytest.mark.parametrize(("layers", "kept"), [(12, [1, 3, 5, 7, 9, 11]), (4, [1, 3]), (3, [2]), (1, None)])
+def test_a_student_has_half_of_the_model_s_own_layers(layers: int, kept: list[int] | None) -> None:
+    """The starter's layers are those of the model that it names."""
+    task = TASKS["text-classification"]
+    found = dict(map(written, stages_to_search(task, task.starter["stages"], replace(TRANSFORMER, layers=layers),
+                                               anything)))  # fmt: skip
+    assert found["distill"].get("student") == (None if kept is None else {"layers": kept})
+    whole = dict(map(written, stages_to_search(task, task.starter["stages"], TRANSFORMER, lambda *_: False)))
+    assert "student" not in whole["distill"] and whole["distill"]["teacher"] == "finetune"
 
 
 def test_speech_that_names_frames_has_other_stages_than_speech_that_writes() -> None:

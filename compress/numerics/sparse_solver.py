@@ -12,9 +12,7 @@ _BLOCK = 128
 """Columns among which SparseGPT chooses at a time, as in its authors' code."""
 
 
-def wanda(
-    weight: torch.Tensor, hessian: torch.Tensor, sparsity: float, pattern: Pattern | None = None
-) -> torch.Tensor:
+def wanda(weight: torch.Tensor, hessian: torch.Tensor, sparsity: float, pattern: Pattern | None = None) -> torch.Tensor:
     """Wanda (Sun et al. 2023, section 3): ``weight`` [out, in] with zeros where |W_ij| * ||X_j||_2 is least in row i.
 
     ``hessian`` [in, in] is X X^T of the layer's inputs, times anything positive; only its diagonal counts. Each row
@@ -34,9 +32,9 @@ def sparsegpt(
 ) -> torch.Tensor:
     """SparseGPT (Frantar and Alistarh 2023, section 3, algorithm 1): zeros one column at a time, the rest made to fit.
 
-    Among the columns of a block those weights go for which w^2 / [H^-1]_jj is least, once what went before has been made
-    up for; with a ``pattern`` N:M all but N of every M of a row, chosen as their first column is reached. Columns whose
-    input was always zero lose their weights.
+    Among the columns of a block those weights go for which w^2 / [H^-1]_jj is least, once what went before has been
+    made up for; with a ``pattern`` N:M all but N of every M of a row, chosen as their first column is reached. Columns
+    whose input was always zero lose their weights.
 
     Errors and pivots are those of the Cholesky factor of H itself, as in `compress.numerics.gptq`: the authors' weight
     at its turn is w_j + sum of e_i L_ij / L_jj over what is done, and their [H^-1]_jj is 1 / L_jj^2.

@@ -34,6 +34,7 @@ from compress.sources.source import is_graph
 from compress.stage.prediction import Estimate, PlanContext, Shape
 from compress.stage.stage import Stage
 from compress.targets import Profile, limit_words
+from compress.tasks.capability import GENERATES
 from compress.training.config import Training
 
 __all__ = ["History", "Plan", "make_plan", "plan_context", "render_plan", "timings_of"]
@@ -179,6 +180,7 @@ def plan_context(recipe: Recipe, sources: Sources, start: Shape | None, trial: T
         shapes={START: start},
         uses=trial.uses if trial else None,
         answer_seconds=answers,
+        generates=GENERATES in sources.task.capabilities,
     )
 
 

@@ -23,7 +23,7 @@ from compress.stages import STAGES
 from compress.targets import Profile
 from compress.tasks.capability import EMBEDS, GENERATES, HAS_TWO_TOWERS, READS_ROWS, TAKES_TEXT
 from compress.tasks.evaluation import Evaluation
-from compress.tasks.registry import tasks_with
+from compress.tasks.registry import TASKS
 from compress.tasks.task import Task
 
 T = TypeVar("T")
@@ -92,7 +92,7 @@ def _check_task(document: Document, parts: list[Part], kinds: Sequence[Task]) ->
     task, able = kinds[0].name, [kind.capabilities for kind in kinds]
     for part in parts:
         if part.cls and not any(part.cls.is_for(capabilities) for capabilities in able):
-            others = tasks_with(part.cls.requires, part.cls.excludes)
+            others = [name for name, other in TASKS.items() if part.cls.is_for(other.capabilities)]
             document.problem(part.path, f"{part.kind}, for {task}", f"a recipe for {_and(others)}")
         for name in _in_all([part.stage.idle_fields(capabilities) for capabilities in able] if part.stage else []):
             document.problem(

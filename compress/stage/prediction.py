@@ -122,6 +122,7 @@ class PlanContext:
     of a model that the stage names, ``None`` while it isn't here. ``rate`` measures this machine in FLOPs a second.
     ``uses`` is how often an example has each working weight multiply: its tokens, positions or frames, where they were
     counted; ``answer_seconds`` what an answer of a model with one working weight took, in torch and float32.
+    ``generates``: whether the task's answer is text, so that stages read models tensor by tensor.
     """
 
     max_length: int
@@ -133,6 +134,7 @@ class PlanContext:
     shapes: dict[str, Shape | None] = field(default_factory=dict)
     uses: float | None = None
     answer_seconds: float | None = None
+    generates: bool = False
 
     def tokens(self, text: Text) -> float:
         """How often the examples of a file have each working weight multiply, as counted or told by their bytes."""

@@ -13,7 +13,6 @@ from compress.targets import find_processor
 from compress.tasks.capability import BY_PLACE, TAKES_IMAGES, Capabilities
 
 
-
 class Augment(Frozen):
     """How training images are varied, by the names of torchvision's `RandomCrop` and `RandomHorizontalFlip`."""
 

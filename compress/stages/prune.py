@@ -78,7 +78,7 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Training on the cubic schedule, or one pass over the examples that importance sees.
 
-        Raises `ModelError` where no layer would be left.
+        Of a language model passes over its calibration text. Raises `ModelError` where no layer or head would be left.
         """
 
         def flops(before: Shape, after: Shape, tokens: float) -> float:
@@ -94,10 +94,17 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
         return found if self.reads_examples else replace(found, seconds=handling(before))
 
     def worth_searching(self, before: Shape | None, timed: bool = False) -> dict[str, tuple[Any, ...]]:
-        """Heads and neurons where there is attention, else channels by their share of FLOPs."""
+        """Heads and neurons where there is attention, else channels by their share of FLOPs.
+
+        Whole layers, half as many and half as many again, where some are to go.
+        """
         found = super().worth_searching(before, timed)
         channels = self.cuts_channels if before is None else not before.attention
-        return {name: tried for name, tried in found.items() if (name == "flops") == channels}
+        found = {name: tried for name, tried in found.items() if (name == "flops") == channels}
+        if self.layers and before is not None:
+            counts = (count for count in (self.layers // 2, self.layers, 3 * self.layers // 2) if count < before.layers)
+            found["layers"] = tuple(dict.fromkeys(counts))
+        return found
 
     def passes(self, examples: float) -> tuple[float, float]:
         """Importance sees some of the examples; who trains learns from all of them."""
@@ -110,6 +117,8 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
             return None
         if self.layers and self.layers >= shape.layers > 0:
             raise ModelError(f"prune removes {self.layers} layers of a model that has {shape.layers}.")
+        if shape.heads and round(shape.heads * (1 - self.heads)) < 1:
+            raise ModelError(f"prune removes {self.heads:.0%} of {shape.heads} heads, which leaves none.")
         kept = shape.with_layers(shape.layers - self.layers)
         return replace(
             kept,
@@ -124,6 +133,8 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
 
     def check_model(self, start: Path) -> None:
         """Raises `StageError` for an architecture whose parts aren't known."""
+        if self.experts:
+            self._check_decoder(start)
         if self.layers or self.heads or self.feed_forward:
             from compress.architectures.rehearsal import check_cuts
 
@@ -132,9 +143,12 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
     def check_data(self, start: Path, context: Context) -> None:
         """Raises `StageError` for parts of a language model that cannot be cut, or of which none would be left."""
         if GENERATES in context.task.capabilities:
-            from compress.quantization.decoder_pruning import check_cuts
+            self._check_decoder(start)
 
-            check_cuts(Checkpoint(start), self)
+    def _check_decoder(self, start: Path) -> None:
+        from compress.quantization.decoder_pruning import check_cuts
+
+        check_cuts(Checkpoint(start), self)
 
     def rehearse(self, model: Any, context: Context) -> Any:
         """As many heads, neurons, experts and layers cut, whichever; of channels the data decide how many."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from compress.environment import uses_bf16
 from compress.quantization.config import Quantization
 from compress.stage.prediction import SIZE_UNKNOWN, Estimate, PlanContext, Prediction, Shape, handling, predicted
 from compress.training.config import Pruning
@@ -123,7 +124,9 @@ def checkpoint_bytes(config: Quantization, shape: Shape) -> float:
 
 def pruning_text(settings: Pruning) -> Quantization:
     """How `prune` reads its text, in the words of the quantizer whose walk it takes."""
-    precision = "auto" if settings.precision == "fastest" else settings.precision
+    precision = settings.precision
+    if precision == "fastest":
+        precision = "bf16" if uses_bf16(precision) else "fp32"
     return Quantization(
         guided=False, samples=settings.samples, sequence_length=settings.sequence_length, precision=precision
     )

@@ -75,7 +75,8 @@ def _updated(original: torch.Tensor, moved: torch.Tensor, within: torch.Tensor) 
     ``moved``: what the errors outside add to each of them; those that stay as they are then have errors too, and move
     one another by ``within``, the factor's triangle over its pivots.
     """
-    return original + torch.linalg.solve_triangular(within.T, moved, upper=True, unitriangular=True)
+    further: torch.Tensor = torch.linalg.solve_triangular(within.T, moved, upper=True, unitriangular=True)
+    return original + further
 
 
 def _least(scores: torch.Tensor, sparsity: float) -> torch.Tensor:

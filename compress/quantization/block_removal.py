@@ -97,11 +97,11 @@ def block_influences(
     `StageError` for states that are not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    stream, found = Stream(skeleton, text, ids, folder), []
+    stream, found = Stream(skeleton, text, ids, folder), list[float]()
     rest = range(len(skeleton.blocks))
     for index in progress.track(rest, "prune: block influence", len(rest)):
         skeleton.load(index)
-        work, likeness = stream.pass_through(index, {}), []
+        work, likeness = stream.pass_through(index, {}), list[float]()
 
         def outputs(work: BlockPass = work, likeness: list[float] = likeness) -> Iterator[torch.Tensor]:
             for batch in work.batches:
@@ -149,7 +149,7 @@ def losses_without(skeleton: Skeleton, text: Quantization, ids: torch.Tensor, ke
     window = 4 * skeleton.hidden_size * ids.shape[1] * (len(kept) + 1)
     bf16, totals = uses_bf16(text.precision), dict.fromkeys(kept, 0.0)
     for some in torch.split(ids, max(STATES_BYTES // window, 1)):
-        calls, trials, whole = skeleton.calls(some), {}, skeleton.embedded(some)
+        calls, trials, whole = skeleton.calls(some), dict[int, torch.Tensor](), skeleton.embedded(some)
         for index in kept:
             skeleton.load(index)
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):

@@ -103,7 +103,7 @@ class _Walk:
                 # As it will be stored, so that what follows is solved on what readers will compute.
                 sparse = sparse.to(self.skeleton.checkpoint.stored(f"{name}.weight").dtype).float()
                 error = None if hessian is None else output_error(dense, sparse, hessian)
-                solved[name] = Layer(name, *dense.shape, bits=None, error=error)
+                solved[name] = Layer(name, len(dense), dense.shape[1], bits=None, error=error)
                 modules[name].weight = nn.Parameter(sparse, requires_grad=False)
 
         if self.stream is None:

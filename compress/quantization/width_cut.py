@@ -85,7 +85,7 @@ class Sizes:
             found[1], _ = _alike({(one.neurons, 1) for one in map(Block.fed_forward, blocks(model))}, "feed_forward")
             neurons = _left(found[1], settings.feed_forward, settings.multiple, 1, "feed_forward")
         if settings.experts:
-            found[2] = expert_count(model)
+            found[2] = int(getattr(model.config, _count_field(model)))
             experts = _left(found[2], settings.experts, 1, 1, "experts")
             _check_chosen(model, experts)
         return cls(places, neurons, experts, (found[0], found[1], found[2]))
@@ -142,12 +142,8 @@ def _left(count: int, share: float, multiple: int, width: int, name: str) -> int
     return min(even, key=lambda left: (abs(left - wanted), -left))
 
 
-def expert_count(model: Any) -> int:
-    """How many experts each mixture has. Raises `StageError` for a model without, or whose config doesn't say."""
-    return int(getattr(model.config, _count_field(model)))
-
-
 def _count_field(model: Any) -> str:
+    """The config's field that says how many experts each mixture has. Raises `StageError` for a model without."""
     config = model.config
     field = next((config.attribute_map.get(name, name) for name in _COUNTS if getattr(config, name, None)), None)
     mixtures = [part for part in model.modules() if isinstance(part, SeparateExperts) or is_fused(part)]
@@ -191,7 +187,8 @@ class _Scores:
 
         The norm of a part at each token, its mean over a window's tokens, the sum of squares of that over windows.
         """
-        norms = torch.linalg.vector_norm(inputs.float().unflatten(-1, (count, -1)), dim=-1)
+        windows = inputs.float().reshape(-1, inputs.shape[-2], count, inputs.shape[-1] // count)
+        norms = torch.linalg.vector_norm(windows, dim=-1)
         self.parts[name] = self.parts.get(name, torch.zeros(count)) + norms.mean(dim=-2).square().sum(dim=0)
 
 

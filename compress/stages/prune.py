@@ -163,9 +163,11 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
         return model
 
     def run(self, model: Any, context: Context) -> Any:
-        """Prune ``model``: in place, or a language model's files into others."""
+        """Prune ``model``: in place, or a language model's files into others, which one process does for all."""
         if isinstance(model, Checkpoint):
-            return self._pruned(model, context)
+            from compress.training.processes import is_first
+
+            return self._pruned(model, context) if is_first() else model
         from compress.training import structured_pruning, unstructured_pruning
 
         if self.zeros is not None:

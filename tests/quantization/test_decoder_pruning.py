@@ -22,7 +22,6 @@ from compress.quantization.block_removal import block_influences, losses_without
 from compress.quantization.build import build_skeleton
 from compress.quantization.calibration import calibration_windows
 from compress.quantization.config import Quantization
-from compress.quantization.decoder_pruning import check_cuts
 from compress.stages.gptq import Gptq
 from compress.stages.prune import Prune
 from compress.tasks.registry import get_task
@@ -284,7 +283,5 @@ def test_cuts_that_cannot_be_are_refused_before_any_work(
     config: str, changes: dict[str, Any], fields: dict[str, Any], said: str, tmp_path: Path, gpt2: None
 ) -> None:
     source = save_decoder(tmp_path, config, **changes)
-    with pytest.raises(StageError, match=said):
-        check_cuts(source, Prune(**SMALL, **fields))
     with pytest.raises(StageError, match=said):
         Prune(**SMALL, **fields).check_data(source.folder, context(tmp_path / "scratch"))

@@ -6,7 +6,7 @@ its parts give is summed up; then it is cut, and its tensors are written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,8 +16,14 @@ import torch
 from torch import nn
 
 from compress.architectures.attention_cut import keep_columns, keep_places, keep_rows
-from compress.architectures.description import Block, blocks
-from compress.architectures.transformer import check_heads_apart, keep_heads, keep_neurons
+from compress.architectures.description import Attention, Block, blocks
+from compress.architectures.transformer import (
+    check_heads_apart,
+    config_with,
+    fields_of_heads,
+    keep_heads,
+    keep_neurons,
+)
 from compress.architectures.watched import given, hooked
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.experts import SeparateExperts, experts_of, is_fused
@@ -77,10 +83,10 @@ class Sizes:
         found = [0, 0, 0]
         if settings.heads:
             check_heads_apart(model)
-            found[0], size = _alike(
-                {(one.places, one.head_size) for one in map(Block.attended, blocks(model))}, "heads"
-            )
-            places = _left(found[0], settings.heads, settings.multiple, size, "heads")
+            attention = [block.attended() for block in blocks(model)]
+            found[0], size = _alike({(one.places, one.head_size) for one in attention}, "heads")
+            possible = [left for left in range(1, found[0]) if _can_say(model.config, attention[0], left)]
+            places = _left(found[0], settings.heads, settings.multiple, size, "heads", possible)
         if settings.feed_forward:
             found[1], _ = _alike({(one.neurons, 1) for one in map(Block.fed_forward, blocks(model))}, "feed_forward")
             neurons = _left(found[1], settings.feed_forward, settings.multiple, 1, "feed_forward")
@@ -121,17 +127,23 @@ def _alike(sizes: set[tuple[int, int]], name: str) -> tuple[int, int]:
     return next(iter(sizes))
 
 
-def _left(count: int, share: float, multiple: int, width: int, name: str) -> int:
+def _can_say(config: Any, attention: Attention, places: int) -> bool:
+    """Whether a config takes so many heads: Llama's wants its hidden size to be a multiple of them, say."""
+    fields = fields_of_heads(config, attention, [places])
+    return not fields or config_with(config, fields) is not None
+
+
+def _left(count: int, share: float, multiple: int, width: int, name: str, possible: Sequence[int] | None = None) -> int:
     """How many of ``count`` parts of ``width`` features stay, so that all features are a multiple of ``multiple``.
 
-    The nearest such number below ``count``. Raises `StageError` where there is none.
+    The nearest such number below ``count``, of those ``possible``. Raises `StageError` where there is none.
     """
     wanted = count * (1 - share)
     if round(wanted) < 1:
         raise StageError(
             f"Removing {share:.0%} of {count} {name} leaves none.", where=f"prune.{name}", mend="remove a smaller share"
         )
-    even = [left for left in range(1, count) if left * width % multiple == 0]
+    even = [left for left in possible or range(1, count) if left * width % multiple == 0]
     if not even:
         raise StageError(
             f"No cut of {count} {name} leaves a multiple of {multiple} features.",

@@ -22,6 +22,7 @@ from compress.quantization.block_removal import block_influences, losses_without
 from compress.quantization.build import build_skeleton
 from compress.quantization.calibration import calibration_windows
 from compress.quantization.config import Quantization
+from compress.quantization.width_cut import Sizes
 from compress.stages.gptq import Gptq
 from compress.stages.prune import Prune
 from compress.tasks.registry import get_task
@@ -164,6 +165,15 @@ def test_weights_that_files_have_transposed_are_cut_as_others(tmp_path: Path, gp
     sparse = pruned(source, tmp_path / "sparse", sparsity=0.5, method="wanda")
     weight = sparse.stored("transformer.h.0.mlp.c_fc.weight")
     assert bool(((weight == 0).sum(0) == 32).all())
+
+
+def test_so_many_heads_stay_as_the_config_takes(tmp_path: Path) -> None:
+    # Five of six groups are nearest to 4.8, but Llama's hidden size has to be a multiple of its heads.
+    source = save_decoder(
+        tmp_path / "source", hidden_size=192, num_attention_heads=12, num_key_value_heads=6, head_dim=32
+    )
+    sizes = Sizes.of(build_skeleton(source).model, Prune(heads=0.2))
+    assert (sizes.places, sizes.found[0]) == (4, 6)
 
 
 @pytest.mark.parametrize(

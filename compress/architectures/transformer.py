@@ -132,7 +132,7 @@ def keep_layers(module: PreTrainedModel, kept: Sequence[int]) -> None:
     whole = _makes(module, module.config, alike=True)
     for path, layers in found.items():
         _put(layers, left[path])
-    changed = _changed(module.config, fields)
+    changed = config_with(module.config, fields)
     if not (whole and all(left.values()) and _makes(module, changed, alike=True) and _same_beside(module, changed)):
         for path, layers in found.items():
             _put(layers, old[path])
@@ -180,8 +180,8 @@ def keep_heads(module: PreTrainedModel, kept: Sequence[Sequence[int]]) -> None:
     for attention, places in zip(found, chosen, strict=True):
         keep_places(attention, list(places))
     counts = [len(places) for places in kept]
-    fields = _fields_of_heads(module.config, found[0], [len(places) for places in chosen])
-    changed = _changed(module.config, fields)
+    fields = fields_of_heads(module.config, found[0], [len(places) for places in chosen])
+    changed = config_with(module.config, fields)
     if fields and _makes(module, changed) and _same_beside(module, changed):
         for name, value in fields.items():
             setattr(module.config, name, value)
@@ -213,7 +213,7 @@ def _those_with(found: Sequence[Block], part: str) -> list[Block]:
     return [block for block in found if getattr(block, part) is not None] or list(found)
 
 
-def _fields_of_heads(config: Any, attention: Attention, counts: Sequence[int]) -> dict[str, Any]:
+def fields_of_heads(config: Any, attention: Attention, counts: Sequence[int]) -> dict[str, Any]:
     """The config's own fields for so many heads in all layers; none where it has no size of a head of its own."""
     known = {"head_dim", "num_key_value_heads"} & set(vars(config))
     if len(set(counts)) > 1 or getattr(config, HEADS_KEY, None) or not known:
@@ -251,7 +251,7 @@ def keep_neurons(module: PreTrainedModel, kept: Sequence[torch.Tensor]) -> None:
     for name in (config.attribute_map.get(name, name) for name in _WIDTHS):
         if len(set(counts)) > 1 or name not in vars(config) or getattr(config, NEURONS_KEY, None):
             continue
-        changed = _changed(config, {name: counts[0]})
+        changed = config_with(config, {name: counts[0]})
         if _makes(module, changed) and _same_beside(module, changed):
             setattr(config, name, counts[0])
             return
@@ -269,7 +269,7 @@ def shrink_to_recorded_parts(module: PreTrainedModel) -> None:
         keep_neurons(module, [torch.arange(count) for count in neurons])
 
 
-def _changed(config: Any, fields: Mapping[str, Any]) -> Any:
+def config_with(config: Any, fields: Mapping[str, Any]) -> Any:
     """A config with other fields, as it is read from its file. None for fields that it refuses."""
     try:
         own = {name: value for name, value in config.to_dict().items() if name.lstrip("_") not in _OF_BACKBONES}

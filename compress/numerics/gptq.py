@@ -77,7 +77,7 @@ def quantize_gptq(weight: torch.Tensor, hessian: torch.Tensor, settings: GptqSet
     Raises `ValueError` for shapes that don't fit, values that aren't finite, a Hessian of zeros, and a Hessian that no
     damping makes positive definite.
     """
-    _check(weight, hessian)
+    check_solvable(weight, hessian)
     inputs = _prepare(hessian, settings)
     bands = [_solve(band, inputs, settings) for band in torch.split(weight, _BAND)]
     return replace(
@@ -129,7 +129,8 @@ def _find_grid(columns: torch.Tensor, settings: GptqSettings, importance: torch.
     return find_grid(columns, settings.bits, settings.group_size, settings.symmetric, importance, settings.scale_search)
 
 
-def _check(weight: torch.Tensor, hessian: torch.Tensor) -> None:
+def check_solvable(weight: torch.Tensor, hessian: torch.Tensor) -> None:
+    """Raise `ValueError` for a weight [out, in] and a Hessian [in, in] that no solver can go by."""
     if weight.ndim != 2 or hessian.shape != (weight.shape[1], weight.shape[1]):
         raise ValueError(f"a weight {tuple(weight.shape)} needs a square Hessian, found {tuple(hessian.shape)}")
     if not _finite(weight):
@@ -174,14 +175,14 @@ def _prepare(hessian: torch.Tensor, settings: GptqSettings) -> _Inputs:
     mean = diagonal[live].mean()
     alone = torch.where(live, diagonal, mean)
     places = alone.argsort(stable=True) if settings.act_order else torch.arange(len(hessian)).flip(0)
-    factor, damping = _factorize(hessian, places, mean, settings.damping)
+    factor, damping = factorize(hessian, places, mean, settings.damping)
     pivots = factor.diagonal().clone()
     importance = alone.sqrt()
     importance[places] *= pivots
     return _Inputs(hessian, live, importance, places, factor.div_(pivots), pivots, damping * float(mean), damping)
 
 
-def _factorize(
+def factorize(
     hessian: torch.Tensor, places: torch.Tensor, mean: torch.Tensor, damping: float
 ) -> tuple[torch.Tensor, float]:
     """L of H[places, places] + damping * mean, and the damping: ten times as much for each failure."""

@@ -41,7 +41,7 @@ def _pattern_masks(
     if pattern.blocks:
         norms = [_block_norms(matrix, pattern) for matrix in matrices]
         return [_spread(mask, pattern) for mask in magnitude_masks(norms, sparsity, scope)]
-    largest = [_largest(matrix, pattern) for matrix in matrices]
+    largest = [largest_of_each(matrix, pattern) for matrix in matrices]
     if pattern.sparsity is not None and sparsity >= pattern.sparsity:
         return largest
     ranked = [torch.where(mask, torch.inf, matrix.abs()) for mask, matrix in zip(largest, matrices, strict=True)]
@@ -58,7 +58,7 @@ def from_matrix(matrix: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     return matrix.view(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
 
 
-def _largest(matrix: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+def largest_of_each(matrix: torch.Tensor, pattern: Pattern) -> torch.Tensor:
     """True for the N largest of each M side by side; of equals the first."""
     grouped = matrix.abs().view(len(matrix), -1, pattern.second)
     order = torch.argsort(grouped, dim=-1, descending=True, stable=True)[..., : pattern.first]

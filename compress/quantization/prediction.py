@@ -1,11 +1,13 @@
-"""What `gptq` costs, from a decoder's shape: arithmetic, peak memory, and the size of what it writes."""
+"""What `gptq` and `prune` cost, from a decoder's shape: arithmetic, peak memory, and the size of what they write."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from compress.environment import uses_bf16
 from compress.quantization.config import Quantization
 from compress.stage.prediction import SIZE_UNKNOWN, Estimate, PlanContext, Prediction, Shape, handling, predicted
+from compress.training.config import Pruning
 
 _ACTIVATION_BYTES = 1 << 30
 """As in `compress.quantization.states`, which imports torch."""
@@ -20,6 +22,8 @@ _LAYERS_A_BLOCK = 7
 """Query, key, value, output, gate, up and down: each of them is coarse once when sensitivity is measured."""
 _PROBE_TOKENS, _JUDGED_TOKENS, _PROBE_BITS = 128, 32, 3
 """As in `compress.quantization.sensitivity`."""
+_SHARD_BYTES = 500_000_000
+"""As in `compress.checkpoints.shards`."""
 _LOGITS_HELD = 3
 """The answers to a window, their likelihoods, and the squares of those."""
 
@@ -116,3 +120,56 @@ def checkpoint_bytes(config: Quantization, shape: Shape) -> float:
     if config.embedding_bits and config.integer_tables:
         tables = shape.embeddings * (config.embedding_bits + 16 / config.embedding_group_size) / 8
     return packed + 2 * (shape.embeddings + shape.other) + tables + shape.processor_bytes
+
+
+def pruning_text(settings: Pruning) -> Quantization:
+    """How `prune` reads its text, in the words of the quantizer whose walk it takes."""
+    precision = settings.precision
+    if precision == "fastest":
+        precision = "bf16" if uses_bf16(precision) else "fp32"
+    return Quantization(
+        guided=False, samples=settings.samples, sequence_length=settings.sequence_length, precision=precision
+    )
+
+
+def pruning_prediction(
+    settings: Pruning, before: Shape | None, after: Shape | None, reads_text: bool, plan: PlanContext
+) -> Prediction:
+    """Of `prune` on a language model: passes over the text, one block in memory, and a shard being written."""
+    if before is None:
+        return predicted(None, None, Estimate.unknown(SIZE_UNKNOWN))
+    flops = pruning_flops(settings, before) if reads_text else 0.0
+    seconds = plan.seconds(flops) if flops else handling(before)
+    solver = pruning_text(settings).model_copy(update={} if reads_text else {"method": "rtn"})
+    shard = min(_SHARD_BYTES, 4 * before.parameters)
+    states = 0.0
+    if settings.layers and settings.layer_importance == "greedy":
+        tokens = 4 * settings.sequence_length
+        states = max(2 * _STATES_BYTES, 2 * tokens * before.hidden * before.layers)
+        states += 2 * tokens * before.embeddings / max(before.hidden, 1)
+    held = max(quantization_memory_bytes(solver, before), states, shard) + shard
+    note = "a block in fp32, what its inputs are multiplied to, activations, and a shard; without torch itself"
+    return predicted(before, after, seconds, Estimate(value=round(held), note=note))
+
+
+def pruning_flops(settings: Pruning, shape: Shape) -> float:
+    """Multiplications and additions of what `prune` does with calibration text.
+
+    Zeros take what `quantization_flops` counts. Greedily, each block that is left is tried in each round, from its
+    place on, and each trial ends with the head; otherwise the text passes once for whole blocks and once for their
+    parts.
+    """
+    text = pruning_text(settings)
+    if settings.zeros is not None:
+        return quantization_flops(text, shape)
+    tokens, blocks = settings.samples * settings.sequence_length, shape.attention + shape.feed_forward
+    total = 0.0
+    if settings.heads or settings.feed_forward or settings.experts:
+        total += 2 * blocks * tokens
+    if settings.layers and settings.layer_importance == "block_influence":
+        total += 2 * blocks * tokens
+    elif settings.layers:
+        block = blocks / max(shape.layers, 1)
+        for left in range(shape.layers, shape.layers - settings.layers, -1):
+            total += 2 * tokens * (block * (left + left * (left - 1) / 2) + left * shape.embeddings)
+    return total

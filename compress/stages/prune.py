@@ -1,4 +1,4 @@
-"""Remove weights, heads, neurons, channels or layers."""
+"""Remove weights, heads, neurons, channels, experts or layers."""
 
 from __future__ import annotations
 
@@ -6,17 +6,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import ModelError
+from compress.quantization.prediction import pruning_prediction
 from compress.stage.prediction import PlanContext, Prediction, Shape, handling
 from compress.stage.stage import Context, Needs, Stage
-from compress.tasks.capability import HAS_LABELS, IS_WRITTEN, TAKES_IMAGES, Capabilities
+from compress.tasks.capability import GENERATES, HAS_LABELS, IS_WRITTEN, TAKES_IMAGES, Capabilities
 from compress.training.config import Pruning
 from compress.training.prediction import FLOPS_TRAINING, training_prediction
 
+_OF_DECODERS = frozenset(
+    {"layers", "heads", "feed_forward", "sparsity", "pattern", "precision", *Pruning.of_decoders, "kind"}
+)
+"""Fields that mean something for a language model."""
+
 
 class Prune(Pruning, Stage[TorchModel, TorchModel]):
-    """Structured pruning by importance measured on data, or unstructured magnitude pruning.
+    """Structured pruning by importance measured on data, or unstructured pruning by magnitude.
 
     Structured: the first-order Taylor importance of each attention head and feed-forward neuron
     (Michel et al. 2019, section 4.1; Molchanov et al. 2019, section 3.1), accumulated over training examples;
@@ -28,12 +35,27 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
     the cubic schedule of Zhu and Gupta (2017, section 3) while training. Zeros may keep to a pattern: N of every M
     (Mishra et al. 2021, section 3) or whole blocks. The first convolution, depthwise ones and the head stay dense.
     The training parameters serve the cubic schedule alone.
+
+    Language models are read tensor by tensor, one block in memory at a time. Whole layers go that change hidden states
+    least (Men et al. 2024, ShortGPT, section 3), or without which the loss on text is least; groups of heads with their
+    keys and values, and neurons, by what passes through them (Muralidharan et al. 2024, Minitron, section 2.2); experts
+    by how seldom they are chosen. Single weights go by size, by Wanda (Sun et al. 2023, section 3) or by SparseGPT
+    (Frantar and Alistarh 2023, section 3).
     """
 
     packages = ("torch", "transformers", "accelerate")
     requires = frozenset({HAS_LABELS})
     excludes = frozenset({IS_WRITTEN})
     kind: Literal["prune"] = "prune"
+
+    @classmethod
+    def is_for(cls, task: Capabilities) -> bool:
+        """Tasks with labels whose models are traced, and language models."""
+        return GENERATES in task or super().is_for(task)
+
+    def wants(self, task: Capabilities) -> type[Any]:
+        """A language model tensor by tensor; what is given back is read either way."""
+        return Checkpoint if GENERATES in task else TorchModel
 
     def calls(self) -> tuple[str, ...]:
         """Torch-Pruning too where channels are cut."""
@@ -44,8 +66,11 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
         return Needs(splits=("train",) if self.reads_examples else (), labels=self.retrains)
 
     def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
-        """Channels, where nothing has any."""
-        idle = super().idle_fields(task)
+        """Channels, where nothing has any; fields of language models for others, and those of others for them."""
+        changed = [name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default]
+        if GENERATES in task:
+            return tuple(name for name in changed if name not in _OF_DECODERS)
+        idle = (*super().idle_fields(task), *(name for name in changed if name in self.of_decoders))
         if TAKES_IMAGES in task:
             return idle
         return (*idle, *(name for name in ("channels", "flops", "parameters") if getattr(self, name)))
@@ -53,7 +78,7 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Training on the cubic schedule, or one pass over the examples that importance sees.
 
-        Raises `ModelError` where no layer would be left.
+        Of a language model passes over its calibration text. Raises `ModelError` where no layer or head would be left.
         """
 
         def flops(before: Shape, after: Shape, tokens: float) -> float:
@@ -63,14 +88,23 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
             return FLOPS_TRAINING * after.working * tokens * self.epochs
 
         after = None if before is None else self._shape_left(before)
+        if plan.generates:
+            return pruning_prediction(self, before, after, self.reads_examples, plan)
         found = training_prediction(self, before, after, plan, flops, trained=before)
         return found if self.reads_examples else replace(found, seconds=handling(before))
 
     def worth_searching(self, before: Shape | None, timed: bool = False) -> dict[str, tuple[Any, ...]]:
-        """Heads and neurons where there is attention, else channels by their share of FLOPs."""
+        """Heads and neurons where there is attention, else channels by their share of FLOPs.
+
+        Whole layers, half as many and half as many again, where some are to go.
+        """
         found = super().worth_searching(before, timed)
         channels = self.cuts_channels if before is None else not before.attention
-        return {name: tried for name, tried in found.items() if (name == "flops") == channels}
+        found = {name: tried for name, tried in found.items() if (name == "flops") == channels}
+        if self.layers and before is not None:
+            counts = (count for count in (self.layers // 2, self.layers, 3 * self.layers // 2) if count < before.layers)
+            found["layers"] = tuple(dict.fromkeys(counts))
+        return found
 
     def passes(self, examples: float) -> tuple[float, float]:
         """Importance sees some of the examples; who trains learns from all of them."""
@@ -83,11 +117,13 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
             return None
         if self.layers and self.layers >= shape.layers > 0:
             raise ModelError(f"prune removes {self.layers} layers of a model that has {shape.layers}.")
+        if shape.heads and round(shape.heads * (1 - self.heads)) < 1:
+            raise ModelError(f"prune removes {self.heads:.0%} of {shape.heads} heads, which leaves none.")
         kept = shape.with_layers(shape.layers - self.layers)
         return replace(
             kept,
             attention=kept.attention * (1 - self.heads),
-            feed_forward=kept.feed_forward * (1 - self.feed_forward),
+            feed_forward=kept.feed_forward * (1 - self.feed_forward) * (1 - self.experts),
             intermediate=round(kept.intermediate * (1 - self.feed_forward)),
         )
 
@@ -97,23 +133,41 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
 
     def check_model(self, start: Path) -> None:
         """Raises `StageError` for an architecture whose parts aren't known."""
+        if self.experts:
+            self._check_decoder(start)
         if self.layers or self.heads or self.feed_forward:
             from compress.architectures.rehearsal import check_cuts
 
             check_cuts(start, layers=self.layers > 0, heads=self.heads, neurons=self.feed_forward)
 
-    def rehearse(self, model: TorchModel, context: Context) -> TorchModel | None:
-        """As many heads, neurons and layers cut, whichever; of channels the data decide how many."""
-        from compress.architectures.rehearsal import cut_any
+    def check_data(self, start: Path, context: Context) -> None:
+        """Raises `StageError` for parts of a language model that cannot be cut, or of which none would be left."""
+        if GENERATES in context.task.capabilities:
+            self._check_decoder(start)
 
+    def _check_decoder(self, start: Path) -> None:
+        from compress.quantization.decoder_pruning import check_cuts
+
+        check_cuts(Checkpoint(start), self)
+
+    def rehearse(self, model: Any, context: Context) -> Any:
+        """As many heads, neurons, experts and layers cut, whichever; of channels the data decide how many."""
         if self.cuts_channels:
             return None
+        if isinstance(model, Checkpoint):
+            return self._pruned(model, context, blind=True) if self.zeros is None else model
+        from compress.architectures.rehearsal import cut_any
+
         if self.zeros is None:
             cut_any(model.module, self.layers, self.heads, self.feed_forward)
         return model
 
-    def run(self, model: TorchModel, context: Context) -> TorchModel:
-        """Prune ``model`` in place."""
+    def run(self, model: Any, context: Context) -> Any:
+        """Prune ``model``: in place, or a language model's files into others, which one process does for all."""
+        if isinstance(model, Checkpoint):
+            from compress.training.processes import is_first
+
+            return self._pruned(model, context) if is_first() else model
         from compress.training import structured_pruning, unstructured_pruning
 
         if self.zeros is not None:
@@ -121,3 +175,8 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
         else:
             structured_pruning.prune(model, self, context)
         return model
+
+    def _pruned(self, model: Checkpoint, context: Context, blind: bool = False) -> Checkpoint:
+        from compress.quantization.decoder_pruning import prune
+
+        return prune(model, self, context, blind)

@@ -12,8 +12,6 @@ from compress.stage.stage import SEARCH, Needs
 from compress.targets import find_processor
 from compress.tasks.capability import BY_PLACE, TAKES_IMAGES, Capabilities
 
-_LATER = ("frozen_layers", "first_token_only")
-
 
 class Augment(Frozen):
     """How training images are varied, by the names of torchvision's `RandomCrop` and `RandomHorizontalFlip`."""
@@ -39,6 +37,8 @@ class Training(Frozen):
     """AdamW with linear warm-up and linear decay (Loshchilov and Hutter 2019, section 3)."""
 
     trains: ClassVar[bool] = True
+    later: ClassVar[tuple[str, ...]] = ("frozen_layers", "first_token_only")
+    """Fields that recipes didn't have from the start."""
     epochs: float = Field(3.0, gt=0, le=1000, description="passes over the training examples")
     learning_rate: float = Field(5e-5, gt=0, le=1, description="peak learning rate")
     batch_size: int = Field(32, ge=1, description="examples a step in each process")
@@ -62,7 +62,8 @@ class Training(Frozen):
     @model_serializer(mode="wrap")
     def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """What recipes didn't have from the start is left out unless it is set, so that keys of caches stay."""
-        return {name: value for name, value in serialize(self).items() if name not in _LATER or value}
+        usual = {name: field.default for name, field in type(self).model_fields.items() if name in self.later}
+        return {name: value for name, value in serialize(self).items() if name not in usual or value != usual[name]}
 
     def shortened(self, share: float) -> Self:
         """The same with as large a share of its epochs."""
@@ -229,6 +230,11 @@ class QuantizationAwareTraining(Training):
 class Pruning(Training):
     """Parts that are cut out, or weights that become zero; the training parameters serve the cubic schedule alone."""
 
+    of_decoders: ClassVar[tuple[str, ...]] = (
+        *("method", "experts", "layer_importance", "multiple", "samples", "sequence_length", "damp_percent"),
+    )
+    """Fields that mean something for language models alone."""
+    later: ClassVar[tuple[str, ...]] = (*Training.later, *of_decoders)
     sparsity: float | None = Field(None, gt=0, lt=1, description="unstructured: share of zeros in each layer's weights")
     pattern: str | None = Field(
         None,
@@ -268,21 +274,59 @@ class Pruning(Training):
     )
     importance: Literal["taylor", "magnitude"] = Field("taylor", description="structured: what ranks the parts")
     importance_examples: int = Field(512, ge=1, description="structured: training examples that importance sees")
+    method: Literal["magnitude", "wanda", "sparsegpt"] = Field(
+        "magnitude",
+        description="unstructured, of language models: which weights go by their size alone, by size times that of "
+        "their inputs (Wanda), or such that the others can make up for them (SparseGPT)",
+    )
+    experts: float = Field(
+        0.0, ge=0, lt=1, description="language models: share of each mixture's experts to remove, those least chosen"
+    )
+    layer_importance: Literal["block_influence", "greedy"] = Field(
+        "block_influence",
+        description="language models: layers go that change hidden states least, or one after the other, each the one "
+        "without which the loss on text is least; that takes many times as long",
+    )
+    multiple: int = Field(
+        32,
+        ge=1,
+        le=1024,
+        description="language models: what is left of a feed-forward layer, or of an attention's outputs, is a "
+        "multiple of this, as blocks of few-bit weights want it",
+    )
+    samples: int = Field(
+        16, ge=1, le=100_000, description="language models: windows of text from the train split that importance sees"
+    )
+    sequence_length: int = Field(512, ge=8, le=131_072, description="language models: tokens of a window")
+    damp_percent: float = Field(
+        0.01, gt=0, lt=1, description="sparsegpt: added to the Hessian's diagonal, relative to its mean"
+    )
 
     @model_validator(mode="after")
     def _something_to_do(self) -> Self:
-        structured = bool(self.heads or self.feed_forward or self.layers or self.cuts_channels)
+        structured = bool(self.heads or self.feed_forward or self.layers or self.experts or self.cuts_channels)
         if structured == (self.sparsity is not None or self.pattern is not None):
             raise ValueError(
-                "either sparsity or a pattern, or some of heads, feed_forward, layers, and one of channels, flops, "
-                "parameters"
+                "either sparsity or a pattern, or some of heads, feed_forward, layers, experts, and one of channels, "
+                "flops, parameters"
             )
         if sum((bool(self.channels), self.flops is not None, self.parameters is not None)) > 1:
             raise ValueError("one of channels, flops and parameters")
         if self.augment is not None and (self.zeros is None or self.schedule != "cubic"):
             raise ValueError("schedule: cubic, since augment varies the images of training, and nothing else trains")
         self._check_pattern()
+        self._check_method()
         return self
+
+    def _check_method(self) -> None:
+        if self.method == "magnitude":
+            return
+        if self.zeros is None:
+            raise ValueError(f"sparsity or a pattern, since method: {self.method} says which weights become zero")
+        if self.schedule != "one-shot" or self.scope != "layer":
+            raise ValueError(f"schedule: one-shot and scope: layer; {self.method} solves one layer after the other")
+        if self.pattern is not None and Pattern.read(self.pattern).blocks:
+            raise ValueError(f"a pattern N:M, or none; {self.method} chooses single weights, not blocks")
 
     def _check_pattern(self) -> None:
         if self.pattern is None:
@@ -324,4 +368,5 @@ class Pruning(Training):
     def reads_examples(self) -> bool:
         """Whether training examples have a say, rather than magnitudes alone."""
         measures = self.zeros is None and self.importance == "taylor"
-        return bool(self.retrains or measures or self.layers or self.cuts_channels)
+        solved = self.method != "magnitude" or self.experts
+        return bool(self.retrains or measures or self.layers or self.cuts_channels or solved)

@@ -81,13 +81,17 @@ CLASSES_AND_TEXT = ("text-classification", "image-classification", *OF_TEXT, "au
             "distill: {student: {layers: [0]}}",
             [*CLASSES_AND_TEXT[:2], "feature-extraction", *CLASSES_AND_TEXT[2:], *OF_IMAGES],
         ),
-        ("prune: {heads: 0.5}", [*CLASSES_AND_TEXT, *OF_IMAGES]),
     ],
 )
 def test_stages_of_another_task_are_refused(tmp_path: Path, stage: str, tasks: list[str]) -> None:
     (problem,) = problems(tmp_path, GOOD.replace("  - export", f"  - {stage}\n  - export"))
     assert "for text-generation" in problem.found
     assert problem.expected == f"a recipe for {' and '.join(tasks)}"
+
+
+def test_pruning_is_for_language_models_but_for_its_training(tmp_path: Path) -> None:
+    (problem,) = problems(tmp_path, GOOD.replace("  - export", "  - prune: {layers: 1, epochs: 1}\n  - export"))
+    assert problem.field.endswith("prune.epochs") and "for text-generation" in problem.expected
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,177 @@
+"""Whole blocks of a decoder taken out: which of them, by what they do to hidden states, or by the loss without them.
+
+Blocks are read from the checkpoint one at a time, and what is left is copied under its new number.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.functional import cosine_similarity, cross_entropy
+
+from compress.architectures.transformer import keep_layers
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.environment import uses_bf16
+from compress.errors import StageError
+from compress.quantization.block_pass import BlockPass
+from compress.quantization.build import build_skeleton
+from compress.quantization.config import Quantization
+from compress.quantization.cut_checkpoint import config_changes, kept_json, write_cut
+from compress.quantization.skeleton import Skeleton
+from compress.quantization.stream import Stream
+
+if TYPE_CHECKING:
+    from compress.progress import Progress
+    from compress.stage.stage import Context
+    from compress.training.config import Pruning
+
+
+STATES_BYTES = 1 << 28
+"""Of the hidden states of all trials that pass a block together; the text is cut into batches that keep to it."""
+
+
+def remove_blocks(
+    checkpoint: Checkpoint, settings: Pruning, text: Quantization, ids: torch.Tensor | None, context: Context
+) -> Checkpoint:
+    """``settings.layers`` blocks fewer, chosen on token ``ids`` [windows, length]; without any the last ones go.
+
+    Raises `StageError` where none would be left, and where the config cannot say which are.
+    """
+    skeleton = build_skeleton(checkpoint)
+    total, count = len(skeleton.blocks), settings.layers
+    check_removal(total, count)
+    if ids is None:
+        gone: Sequence[int] = range(total - count, total)
+    elif settings.layer_importance == "greedy":
+        gone = _greedily(skeleton, text, ids, count, context)
+    else:
+        gone = _by_influence(skeleton, text, ids, count, context)
+    kept = [index for index in range(total) if index not in gone]
+    if ids is not None:
+        context.remark(f"prune: blocks {sorted(gone)} of {total} removed, {', '.join(map(str, gone))} in this order")
+    changes = config_changes(checkpoint.folder, lambda module: keep_layers(module, kept))
+    return write_cut(checkpoint, context.scratch / "blocks", changes, _renumbered(skeleton, kept))
+
+
+def check_removal(total: int, count: int) -> None:
+    """Raise `StageError` where no block would be left."""
+    if count >= total:
+        raise StageError(
+            f"prune removes {count} of {total} blocks, which leaves none.",
+            where="prune.layers",
+            expected=f"at most {total - 1}",
+        )
+
+
+def _renumbered(skeleton: Skeleton, kept: Sequence[int]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor that stays, those of the blocks in ``kept`` by their new numbers."""
+    places = {old: new for new, old in enumerate(kept)}
+    of_block = re.compile(rf"{re.escape(skeleton.prefix)}\.(\d+)\.(.+)")
+    for name in skeleton.checkpoint.files:
+        found = of_block.fullmatch(name)
+        if found is None:
+            yield name, skeleton.checkpoint.stored(name)
+        elif int(found[1]) in places:
+            yield f"{skeleton.prefix}.{places[int(found[1])]}.{found[2]}", skeleton.checkpoint.stored(name)
+
+
+def _by_influence(skeleton: Skeleton, text: Quantization, ids: torch.Tensor, count: int, context: Context) -> list[int]:
+    found = block_influences(skeleton, text, ids, context.scratch / "influence", context.progress)
+    context.tabulate("Block influence", ("block", "influence"), enumerate(found))
+    return sorted(range(len(found)), key=lambda index: (found[index], index))[:count]
+
+
+@torch.no_grad()
+def block_influences(
+    skeleton: Skeleton, text: Quantization, ids: torch.Tensor, folder: Path, progress: Progress
+) -> list[float]:
+    """1 - the mean cosine of the hidden states that enter a block and leave it (Men et al. 2024, section 3).
+
+    Over all tokens of ``ids`` [windows, length]; states lie in ``folder``, one block is in memory at a time. Raises
+    `StageError` for states that are not finite.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stream, found = Stream(skeleton, text, ids, folder), list[float]()
+    rest = range(len(skeleton.blocks))
+    for index in progress.track(rest, "prune: block influence", len(rest)):
+        skeleton.load(index)
+        work, likeness = stream.pass_through(index, {}), list[float]()
+
+        def outputs(work: BlockPass = work, likeness: list[float] = likeness) -> Iterator[torch.Tensor]:
+            for batch in work.batches:
+                entered = batch()
+                left = work.run(entered)
+                likeness.append(float(cosine_similarity(entered.float(), left.float(), dim=-1).double().sum()))
+                yield left
+
+        stream.leave(index, outputs())
+        stream.forget(index)
+        skeleton.unload(index)
+        found.append(_finite(1 - sum(likeness) / ids.numel(), f"what leaves {skeleton.prefix}.{index}"))
+    stream.forget(len(rest))
+    return found
+
+
+def _greedily(skeleton: Skeleton, text: Quantization, ids: torch.Tensor, count: int, context: Context) -> list[int]:
+    """Blocks in the order of their removal; a killed run goes on with the next one."""
+    path = context.scratch / "removed.json"
+    rounds: list[dict[str, float]] = json.loads(path.read_text()) if path.is_file() else []
+    gone = [_best(losses) for losses in rounds]
+    for _ in context.progress.track(range(len(gone), count), "prune: blocks", count - len(gone)):
+        kept = [index for index in range(len(skeleton.blocks)) if index not in gone]
+        losses = losses_without(skeleton, text, ids, kept)
+        rounds.append({str(index): loss for index, loss in losses.items()})
+        kept_json(path, rounds)
+        gone.append(_best(rounds[-1]))
+        context.progress.note(f"prune: without block {gone[-1]} too, the loss is {losses[gone[-1]]:.4f}")
+    rows = [(place + 1, index, rounds[place][str(index)]) for place, index in enumerate(gone)]
+    context.tabulate("Blocks removed", ("order", "block", "loss without it"), rows)
+    return gone
+
+
+def _best(losses: dict[str, float]) -> int:
+    return min(map(int, losses), key=lambda index: (losses[str(index)], index))
+
+
+@torch.no_grad()
+def losses_without(skeleton: Skeleton, text: Quantization, ids: torch.Tensor, kept: Sequence[int]) -> dict[int, float]:
+    """The mean loss on ``ids`` [windows, length] of the blocks ``kept``, in nats a token, without each of them in turn.
+
+    The hidden states that enter a block are where the trial without it begins, so that a trial costs its tail alone,
+    and all trials that have begun pass a block while it is in memory. Raises `StageError` for a loss that isn't finite.
+    """
+    window = 4 * skeleton.hidden_size * ids.shape[1] * (len(kept) + 1)
+    bf16, totals = uses_bf16(text.precision), dict.fromkeys(kept, 0.0)
+    for some in torch.split(ids, max(STATES_BYTES // window, 1)):
+        calls, trials, whole = skeleton.calls(some), dict[int, torch.Tensor](), skeleton.embedded(some)
+        for index in kept:
+            skeleton.load(index)
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                passed = {trial: skeleton.run(index, hidden, calls[index]).float() for trial, hidden in trials.items()}
+                trials = passed | {index: whole}
+                whole = skeleton.run(index, whole, calls[index]).float() if index != kept[-1] else whole
+            skeleton.unload(index)
+        for trial, hidden in trials.items():
+            for place, tokens in enumerate(some):
+                logits = skeleton.logits(hidden[place : place + 1])[0, :-1]
+                totals[trial] += float(cross_entropy(logits.float(), tokens[1:]))
+    return {
+        index: _finite(total / len(ids), f"the loss without {skeleton.prefix}.{index}")
+        for index, total in totals.items()
+    }
+
+
+def _finite(value: float, what: str) -> float:
+    if not math.isfinite(value):
+        raise StageError(
+            f"On the calibration text {what} is not finite.",
+            expected="a model that computes finite numbers there",
+            mend="set precision: fp32",
+        )
+    return value

@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from compress.tasks.conversations import is_conversation, rendered
+
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
@@ -15,12 +17,54 @@ SEPARATOR = "\n\n"
 
 
 def token_ids(rows: pa.Table, processor: Any) -> np.ndarray:
-    """The rows' texts as one sequence of tokens, blank lines between, without the tokens that frame a text."""
+    """The rows' texts as one sequence of tokens, blank lines between, without the tokens that frame a text.
+
+    Conversations are written as the processor's chat template has them. Raises `DataError` where it has none.
+    """
     import numpy as np
 
-    text = SEPARATOR.join(rows["text"].to_pylist())
-    encoded = processor(text, add_special_tokens=False, return_attention_mask=False, verbose=False)
-    return np.array(encoded["input_ids"], dtype=np.int64)
+    texts = rows["text"].to_pylist()
+    text = SEPARATOR.join(rendered(text, processor)[0] if is_conversation(text) else text for text in texts)
+    return np.array(_plain(text, processor)["input_ids"], dtype=np.int64)
+
+
+def learned_tokens(rows: pa.Table, processor: Any, end: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """The rows one behind the other as tokens [n], and which of these are to be foretold [n].
+
+    Those of running text all are, and those of conversations that stand in an answer. The token ``end`` stands behind
+    each text, or a blank line where it is None; a conversation ends as its template has it. Raises `DataError`.
+    """
+    import numpy as np
+
+    texts = rows["text"].to_pylist()
+    if end is None and not any(map(is_conversation, texts)):
+        plain = token_ids(rows, processor)
+        return plain, np.ones(len(plain), bool)
+    ids: list[int] = []
+    counted: list[bool] = []
+    for text in texts:
+        found, told = _document(text, processor)
+        ids += found
+        counted += told
+        if not is_conversation(text):
+            between = [end] if end is not None else _plain(SEPARATOR, processor)["input_ids"]
+            ids += between
+            counted += [True] * len(between)
+    return np.array(ids, dtype=np.int64), np.array(counted, dtype=bool)
+
+
+def _document(text: str, processor: Any) -> tuple[list[int], list[bool]]:
+    if not is_conversation(text):
+        ids = _plain(text, processor)["input_ids"]
+        return ids, [True] * len(ids)
+    whole, spans = rendered(text, processor)
+    encoded = _plain(whole, processor, return_offsets_mapping=True)
+    starts = [start for start, _ in encoded["offset_mapping"]]
+    return encoded["input_ids"], [any(low <= start < high for low, high in spans) for start in starts]
+
+
+def _plain(text: str, processor: Any, **options: Any) -> Any:
+    return processor(text, add_special_tokens=False, return_attention_mask=False, verbose=False, **options)
 
 
 def opening(processor: Any) -> list[int]:

@@ -1,0 +1,296 @@
+"""Tiny decoders learn from others: what they are scored on, what they read, and how a kill or NaN ends."""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from causal import LENGTH, Notes, context, text_data
+from quantized import save_tiny_llama, tiny_llama_config
+from transformers import LlamaForCausalLM
+
+from compress.architectures.transformer import keep_layers
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.checkpoints.torch_model import TorchModel
+from compress.errors import StageError
+from compress.stage.stage import Context
+from compress.stages.distill import Distill
+from compress.tasks.registry import get_task
+from compress.training import language_distillation
+from compress.training.kept_training import KeptTraining
+from compress.training.language_distillation import LanguageLesson
+from compress.training.lesson_windows import lesson_windows
+from compress.training.shared_parts import block_pairs
+
+TASK = get_task("text-generation")
+QUICK: dict[str, Any] = {
+    "teacher": "start",
+    "batch_size": 4,
+    "learning_rate": 3e-3,
+    "temperature": 1.0,
+    "precision": "fp32",
+    "tokens": 40 * 4 * LENGTH,
+}
+SHORT = QUICK | {"tokens": 6 * 4 * LENGTH}
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
+IDS = torch.arange(48).view(2, 24) * 3 % 150
+STUDENT = {"layers": [0, 2]}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """The teacher, whose norms have weights of their own as those of trained models have."""
+    folder = tmp_path_factory.mktemp("teacher")
+    save_tiny_llama(folder, **SMALL)
+    model = LlamaForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" in name:
+                generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+                weight.mul_(1 + 0.2 * torch.rand(weight.shape, generator=generator))
+    model.save_pretrained(folder)
+    return Checkpoint(folder)
+
+
+def loaded(source: Checkpoint) -> TorchModel:
+    return TorchModel.load(source.folder, TASK)
+
+
+def run(source: Checkpoint, made: Context, **fields: Any) -> TorchModel:
+    stage = Distill.model_validate({**QUICK, "student": STUDENT, **fields})
+    return stage.run(loaded(source), made)
+
+
+def states(model: TorchModel) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
+
+
+def alike(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+@torch.no_grad()
+def apart(model: TorchModel, source: Checkpoint) -> tuple[float, float]:
+    """Mean KL to the teacher on ids that no text holds, by torch's formula, and how often both choose the same."""
+    mine, theirs = (one.module(input_ids=IDS).logits.log_softmax(-1) for one in (model, loaded(source)))
+    found = torch.nn.functional.kl_div(mine, theirs, reduction="none", log_target=True).sum(-1).mean()
+    return float(found), float((mine.argmax(-1) == theirs.argmax(-1)).float().mean())
+
+
+def cut(source: Checkpoint) -> TorchModel:
+    model = loaded(source)
+    keep_layers(model.module, [0, 2])
+    return model
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"direction": "reverse", "decay": "cosine"},
+        {"top_k": 8, "gradient_checkpointing": True},
+        {"method": "hidden", "labels_weight": 0.1},
+    ],
+    ids=["forward", "reverse", "top-k", "hidden"],
+)
+def test_a_cut_student_comes_nearer_to_its_teacher(fields: dict[str, Any], source: Checkpoint, tmp_path: Path) -> None:
+    made = context(source, tmp_path)
+    student = run(source, made, **fields)
+    before, after = apart(cut(source), source), apart(student, source)
+    assert after[0] < 0.7 * before[0] and after[1] > before[1]
+    (curve,) = (table.rows for table in made.tables)
+    assert curve[-1][0] == QUICK["tokens"] and curve[-1][1] < curve[0][1]
+
+
+def lesson(source: Checkpoint, made: Context, **fields: Any) -> LanguageLesson:
+    stage = Distill.model_validate({**SHORT, "student": STUDENT, **fields})
+    student = cut(source)
+    windows = lesson_windows(student.processor, stage, made)
+    return LanguageLesson.between(stage, loaded(source), student, windows, made)
+
+
+def batch_of(taught: LanguageLesson, count: int = 4) -> dict[str, torch.Tensor]:
+    from compress.tasks.forward import tensors
+
+    return tensors(taught.windows.train, list(range(count)))
+
+
+def test_the_loss_of_a_step_is_what_torch_makes_of_whole_logits(
+    source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(language_distillation, "_AT_ONCE", 3 * LENGTH)
+    taught = lesson(source, context(source, tmp_path), temperature=2.0, labels_weight=0.3)
+    batch = batch_of(taught)
+    pieces = taught.pieces(dict(batch))
+    assert [len(piece["input_ids"]) for piece in pieces] == [3, 1]
+    loss = sum(taught.loss(taught.pupil, piece) for piece in pieces)
+    ids, pupil = batch["input_ids"], taught.pupil.body.causal
+    mine, theirs = pupil(input_ids=ids).logits, loaded(source).module(input_ids=ids).logits.detach()
+    both = [(logits / 2).log_softmax(-1) for logits in (mine, theirs)]
+    expected = 4 * torch.nn.functional.kl_div(*both, reduction="none", log_target=True).sum(-1).mean()
+    text = torch.nn.functional.cross_entropy(mine[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    # The teacher's states are rounded to bfloat16.
+    assert float(loss.detach()) == pytest.approx(float((expected + 0.3 * text).detach()), rel=5e-3)
+    found = torch.autograd.grad(loss, pupil.model.layers[0].mlp.up_proj.weight, retain_graph=True)[0]
+    wanted = torch.autograd.grad(expected + 0.3 * text, pupil.model.layers[0].mlp.up_proj.weight)[0]
+    assert float((found - wanted).norm() / wanted.norm()) < 0.02
+
+
+def test_hidden_states_are_compared_relative_to_the_teachers(source: Checkpoint, tmp_path: Path) -> None:
+    taught = lesson(source, context(source, tmp_path), method="hidden", logits_weight=0, representation_weight=2.0)
+    assert taught.pupil.pairs == [(1, 1), (2, 3)]
+    batch = batch_of(taught)
+    (piece,) = taught.pieces(dict(batch))
+    mine, theirs = (
+        module(input_ids=batch["input_ids"], output_hidden_states=True).hidden_states
+        for module in (taught.pupil.body.causal, loaded(source).module)
+    )
+    errors = [((mine[a] - theirs[b]) ** 2).sum(-1) / (theirs[b] ** 2).sum(-1) for a, b in taught.pupil.pairs]
+    expected = 2.0 * sum(error.mean() for error in errors) / 2
+    assert float(taught.loss(taught.pupil, piece).detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+def test_blocks_are_known_by_their_norms_and_else_spread_evenly(source: Checkpoint) -> None:
+    whole, student = loaded(source).module, loaded(source).module
+    keep_layers(student, [1, 2])
+    assert block_pairs(student, whole) == [(1, 2), (2, 3)]
+    torch.manual_seed(0)
+    fresh = LlamaForCausalLM(tiny_llama_config(**SMALL | {"num_hidden_layers": 1}))
+    assert block_pairs(fresh, whole) == [(1, 3)]
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Ends a training behind a step, as a signal would; every step is kept. Returns what lets the next one live."""
+    plain = LanguageLesson._told
+
+    def told(self: LanguageLesson, done: int, share: float, loss: float) -> None:
+        plain(self, done, share, loss)
+        if done == steps + 1:
+            raise Killed
+
+    monkeypatch.setattr(LanguageLesson, "_told", told)
+    monkeypatch.setattr(KeptTraining, "is_due", lambda self: True)
+    return lambda: monkeypatch.setattr(LanguageLesson, "_told", plain)
+
+
+@pytest.mark.parametrize("lora", [None, 4])
+def test_a_killed_training_ends_with_the_same_bytes(
+    lora: int | None, source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the first epoch, at its end, and in the second, where the best state counts too."""
+    fields = {**SHORT, "tokens": None, "epochs": 2.0, "lora": lora, "dropout": 0.1}
+    data = text_data(train=26)
+    once = run(source, context(source, tmp_path / "once", data), **fields)
+    made = context(source, tmp_path / "killed", data, progress=(notes := Notes()))
+    for steps in (3, 7, 11):
+        live = kill_after(steps, monkeypatch)
+        with pytest.raises(Killed):
+            run(source, made, **fields)
+        live()
+    assert alike(states(run(source, made, **fields)), states(once))
+    assert "distill: goes on after step 11" in notes.lines
+
+
+def test_a_second_student_finds_what_the_teacher_said(source: Checkpoint, tmp_path: Path) -> None:
+    """Kept, found by another student, or asked anew each time: the same weights to the bit."""
+    shared = replace(context(source, tmp_path / "one"), shared=lambda key: tmp_path / "shared" / key)
+    first = run(source, shared, **SHORT)
+    other = run(source, replace(shared, scratch=tmp_path / "other"), **SHORT | {"learning_rate": 1e-3})
+    again = run(source, replace(shared, scratch=tmp_path / "two"), **SHORT)
+    without = run(source, context(source, tmp_path / "three"), **SHORT, keep_states=False)
+    assert alike(states(first), states(again)) and alike(states(first), states(without))
+    assert not alike(states(first), states(other))
+    said = [line.rpartition("; ")[2] for line in shared.remarks]
+    assert said[0] == "the teacher read 24 windows, 0 were known"
+    assert said[1:] == ["the teacher read 0 windows, 24 were known"] * 2
+
+
+def test_a_damaged_file_of_states_is_made_again(source: Checkpoint, tmp_path: Path) -> None:
+    made = replace(context(source, tmp_path / "one"), shared=lambda key: tmp_path / "shared")
+    first = run(source, made, **SHORT)
+    for file in (tmp_path / "shared").rglob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-3])
+    assert alike(states(run(source, replace(made, scratch=tmp_path / "two"), **SHORT)), states(first))
+
+
+def test_adapters_are_merged_and_the_rest_stays(source: Checkpoint, tmp_path: Path) -> None:
+    before = states(cut(source))
+    student = run(source, context(source, tmp_path), lora=4, learning_rate=1e-2)
+    after = states(student)
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert after.keys() == before.keys() and changed == {name for name in before if "_proj" in name}
+    assert apart(student, source)[0] < 0.9 * apart(cut(source), source)[0]
+
+
+def test_a_student_of_another_width_learns_by_a_projection(source: Checkpoint, tmp_path: Path) -> None:
+    made = context(source, tmp_path)
+    student = run(source, made, student={"config": {"hidden_size": 16, "num_hidden_layers": 1}}, method="hidden")
+    assert student.module.config.hidden_size == 16 and "projections" not in " ".join(states(student))
+    (curve,) = (table.rows for table in made.tables)
+    assert curve[-1][1] < 0.8 * curve[0][1]
+
+
+def test_pruned_weights_stay_zero_with_adapters_too(source: Checkpoint, tmp_path: Path) -> None:
+    model = loaded(source)
+    weight = model.module.model.layers[0].mlp.up_proj.weight
+    with torch.no_grad():
+        weight[::2] = 0
+    for lora in (None, 2):
+        stage = Distill.model_validate({**SHORT, "lora": lora})
+        made = stage.run(copy.deepcopy(model), context(source, tmp_path / str(lora)))
+        after = made.module.model.layers[0].mlp.up_proj.weight
+        assert (after[::2] == 0).all() and not torch.equal(after, weight)
+
+
+def test_nan_ends_at_the_last_good_state_and_names_the_layer(
+    source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(KeptTraining, "is_due", lambda self: True)
+    good: list[dict[str, torch.Tensor]] = []
+    plain = LanguageLesson._told
+
+    def told(self: LanguageLesson, done: int, share: float, loss: float) -> None:
+        plain(self, done, share, loss)
+        causal = self.pupil.body.causal
+        if done == 4:
+            handles.append(causal.model.layers[1].mlp.down_proj.register_forward_hook(lambda *all: all[2] * torch.nan))
+        good.append({name: tensor.clone() for name, tensor in causal.state_dict().items()})
+
+    handles: list[Any] = []
+    monkeypatch.setattr(LanguageLesson, "_told", told)
+    monkeypatch.setattr(LanguageLesson, "_error", lambda self, quality: -1.0)
+    made = context(source, tmp_path)
+    student = run(source, made, **SHORT)
+    assert len(good) == 4 and alike(states(student), good[-1])
+    stopped = next(line for line in made.remarks if "became nan" in line)
+    assert "step 5 of 6" in stopped and "model.layers.1.mlp.down_proj" in stopped and "after step 4" in stopped
+
+
+def test_nan_before_anything_was_kept_is_an_error_with_the_layer(
+    source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(self: LanguageLesson, done: int, share: float, loss: float) -> None:
+        norm = self.pupil.body.causal.model.layers[1].input_layernorm
+        norm.weight.register_hook(lambda slope: slope * torch.inf)
+
+    monkeypatch.setattr(LanguageLesson, "_told", told)
+    with pytest.raises(StageError, match=r"length became \w+ at step 2 of 6; .* model.layers.1.input_layernorm\."):
+        run(source, context(source, tmp_path), **SHORT)
+
+
+def test_a_model_that_is_broken_from_the_start_is_refused(source: Checkpoint, tmp_path: Path) -> None:
+    model = loaded(source)
+    with torch.no_grad():
+        model.module.model.layers[2].self_attn.v_proj.weight[3, 3] = float("nan")
+    with pytest.raises(StageError, match="not finite"):
+        Distill.model_validate({**SHORT, "student": STUDENT}).run(model, context(source, tmp_path))

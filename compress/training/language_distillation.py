@@ -189,7 +189,7 @@ class LanguageLesson:
     def length(self) -> Length:
         """How long is trained."""
         settings = self.settings
-        batches = -(-len(self.windows.train) // settings.batch_size)
+        batches = len(self.windows.train) // settings.batch_size
         if settings.tokens is not None:
             return Length(max(1, settings.tokens // self.step_tokens))
         return Length(max(1, round(settings.epochs * batches)), settings.seconds)

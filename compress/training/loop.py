@@ -51,9 +51,10 @@ class Trainee:
 
     ``length`` is how long is trained, where the settings' epochs don't say it. ``pieces`` cuts a batch into several
     that go forwards and backwards one by one, whose losses add up to the batch's. ``together``: the batch size is that
-    of all processes. ``told`` hears of each step: how many are done, the share that these are of all, and the loss.
-    With ``kept`` a killed training goes on where it was last kept, and one that comes to numbers that are not finite
-    ends there, of which ``stopped`` hears. ``known`` is the part of ``module`` whose layers people know by name.
+    of all processes, and every batch has it. ``told`` hears of each step: how many are done, the share that these are
+    of all, and the loss. With ``kept`` a killed training goes on where it was last kept, and one that comes to numbers
+    that are not finite ends there, of which ``stopped`` hears. ``known`` is the part of ``module`` whose layers people
+    know by name.
     """
 
     module: nn.Module
@@ -76,13 +77,15 @@ class Trainee:
 class LengthGroupedBatches(Sampler[list[int]]):
     """Shuffled batches of examples of similar length, so that little is spent on padding.
 
-    Each epoch shuffles all examples, sorts pools of fifty batches by length, and shuffles the batches.
+    Each epoch shuffles all examples, sorts pools of fifty batches by length, and shuffles the batches. With ``whole``
+    those that would make a smaller batch are left out of it.
     """
 
-    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int) -> None:
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, whole: bool = False) -> None:
         self.lengths = lengths
         self.batch_size = batch_size
         self.seed = seed
+        self.whole = whole
         self.epoch = 0
         self.skipped = 0
         """Batches of the next epoch that are left out, since they have been learned from."""
@@ -90,6 +93,8 @@ class LengthGroupedBatches(Sampler[list[int]]):
     def __len__(self) -> int:
         pool = self.batch_size * _POOL
         full, rest = divmod(len(self.lengths), pool)
+        if self.whole:
+            return full * _POOL + rest // self.batch_size
         return full * _POOL + math.ceil(rest / self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -102,6 +107,8 @@ class LengthGroupedBatches(Sampler[list[int]]):
             members = order[start : start + pool]
             members = members[np.argsort(self.lengths[members], kind="stable")]
             batches += [members[i : i + self.batch_size].tolist() for i in range(0, len(members), self.batch_size)]
+        if self.whole:
+            batches = [batch for batch in batches if len(batch) == self.batch_size]
         generator.shuffle(batches)
         skipped, self.skipped = self.skipped, 0
         yield from batches[skipped:]
@@ -122,7 +129,7 @@ def train(trainee: Trainee, config: Training, seed: int, progress: Progress, des
     frozen = FrozenLayers(trainee.module, trainee.frozen_layers) if trainee.frozen_layers else None
     if frozen is not None:
         frozen.requires_grad_(False)
-    sampler = LengthGroupedBatches(trainee.examples.lengths(), config.batch_size, seed)
+    sampler = LengthGroupedBatches(trainee.examples.lengths(), config.batch_size, seed, trainee.together)
     augmentation = Augmentation.of(config.augment, trainee.examples, seed) if config.augment else None
 
     def collate(indices: list[int]) -> dict[str, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,17 +13,20 @@ from typing import Any
 import pytest
 import torch
 from causal import LENGTH, Notes, context, text_data
+from pydantic import ValidationError
 from quantized import save_tiny_llama, tiny_llama_config
-from transformers import LlamaForCausalLM
+from tokenizers import Tokenizer
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from compress.architectures.transformer import keep_layers
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.torch_model import TorchModel
-from compress.errors import StageError
+from compress.errors import DataError, StageError
 from compress.stage.stage import Context
 from compress.stages.distill import Distill
 from compress.tasks.registry import get_task
 from compress.training import language_distillation
+from compress.training.config import OF_LANGUAGE_MODELS
 from compress.training.kept_training import KeptTraining
 from compress.training.language_distillation import LanguageLesson
 from compress.training.lesson_windows import lesson_windows
@@ -32,10 +36,10 @@ TASK = get_task("text-generation")
 QUICK: dict[str, Any] = {
     "teacher": "start",
     "batch_size": 4,
-    "learning_rate": 3e-3,
+    "learning_rate": 4e-3,
     "temperature": 1.0,
     "precision": "fp32",
-    "tokens": 40 * 4 * LENGTH,
+    "tokens": 24 * 4 * LENGTH,
 }
 SHORT = QUICK | {"tokens": 6 * 4 * LENGTH}
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
@@ -183,12 +187,11 @@ def kill_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None
     return lambda: monkeypatch.setattr(LanguageLesson, "_told", plain)
 
 
-@pytest.mark.parametrize("lora", [None, 4])
 def test_a_killed_training_ends_with_the_same_bytes(
-    lora: int | None, source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed in the first epoch, at its end, and in the second, where the best state counts too."""
-    fields = {**SHORT, "tokens": None, "epochs": 2.0, "lora": lora, "dropout": 0.1}
+    fields = {**SHORT, "tokens": None, "epochs": 2.0, "lora": 4, "dropout": 0.1}
     data = text_data(train=26)
     once = run(source, context(source, tmp_path / "once", data), **fields)
     made = context(source, tmp_path / "killed", data, progress=(notes := Notes()))
@@ -294,3 +297,102 @@ def test_a_model_that_is_broken_from_the_start_is_refused(source: Checkpoint, tm
         model.module.model.layers[2].self_attn.v_proj.weight[3, 3] = float("nan")
     with pytest.raises(StageError, match="not finite"):
         Distill.model_validate({**SHORT, "student": STUDENT}).run(model, context(source, tmp_path))
+
+
+def with_tokenizer(model: TorchModel, words: dict[str, int]) -> TorchModel:
+    """The model with another tokenizer, whose tokens have those ids."""
+    told = json.loads(model.processor.backend_tokenizer.to_str())
+    told["model"]["vocab"] = words
+    known = [dict(token, id=words[token["content"]]) for token in told["added_tokens"]]
+    told["added_tokens"] = sorted(known, key=lambda token: token["id"])
+    other = Tokenizer.from_str(json.dumps(told))
+    model.processor = PreTrainedTokenizerFast(
+        tokenizer_object=other, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+    return model
+
+
+def test_a_teacher_may_call_the_tokens_otherwise_and_know_more(source: Checkpoint, tmp_path: Path) -> None:
+    """The same teacher with its rows in another order and some more: the same loss but for rounding."""
+    plain = lesson(source, context(source, tmp_path))
+    other, count = loaded(source), plain.pupil.body.head(torch.float32).shape[0]
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    words = {token: int(order[place]) for token, place in other.processor.get_vocab().items()}
+    table = torch.empty(count + 7, SMALL["hidden_size"]).fill_(0.1)
+    old = other.module.get_input_embeddings().weight.detach()
+    other.module.resize_token_embeddings(count + 7, mean_resizing=False)
+    table[order] = old
+    with torch.no_grad():
+        other.module.get_input_embeddings().weight.copy_(table)
+    other = with_tokenizer(other, {**words, **{f"more{place}": count + place for place in range(7)}})
+    stage, student, made = Distill.model_validate({**SHORT, "student": STUDENT}), cut(source), context(source, tmp_path)
+    windows = lesson_windows(student.processor, stage, made)
+    mixed = LanguageLesson.between(stage, other, student, windows, made)
+    assert mixed.teacher.tokens is not None and mixed.pupil.body.tokens is None
+    losses = []
+    for taught in (plain, mixed):
+        (piece,) = taught.pieces(batch_of(taught))
+        losses.append(float(taught.loss(taught.pupil, piece).detach()))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_a_teacher_without_some_tokens_teaches_hidden_states_alone(source: Checkpoint, tmp_path: Path) -> None:
+    words = loaded(source).processor.get_vocab()
+    rare, common = (next(token for token in words if token == wanted) for wanted in ("~", "e"))
+    made = context(source, tmp_path)
+
+    def between(missing: str, **fields: Any) -> LanguageLesson:
+        names = {token if token != missing else "other": place for token, place in words.items()}
+        stage, student = Distill.model_validate({**SHORT, "student": STUDENT, **fields}), cut(source)
+        windows = lesson_windows(student.processor, stage, made)
+        return LanguageLesson.between(stage, with_tokenizer(loaded(source), names), student, windows, made)
+
+    with pytest.raises(StageError, match="lacks 1 of the student's 160 tokens, such as '~'") as caught:
+        between(rare)
+    assert "method: hidden, logits_weight: 0" in str(caught.value)
+    hidden = {"method": "hidden", "logits_weight": 0}
+    taught = between(rare, **hidden)
+    (piece,) = taught.pieces(batch_of(taught))
+    assert torch.isfinite(taught.loss(taught.pupil, piece)) and taught.judge is None
+    with pytest.raises(StageError, match="cannot read the text as the student does"):
+        between(common, **hidden)
+
+
+def test_too_few_tokens_for_a_step_and_too_long_windows_are_refused(source: Checkpoint, tmp_path: Path) -> None:
+    made = context(source, tmp_path)
+    with pytest.raises(DataError, match=r"100 tokens are too few for one step, which takes 128"):
+        run(source, made, tokens=100)
+    with pytest.raises(DataError, match="Windows have 264 tokens, and a 'llama' model reads 256"):
+        run(source, made, sequence_length=264, batch_size=1)
+    with pytest.raises(DataError, match="text is too short"):
+        run(source, context(source, tmp_path, text_data(train=1, validation=1)))
+
+
+@pytest.mark.parametrize(
+    ("task", "fields", "idle"),
+    [
+        ("text-generation", {"use_unlabeled": True, "method": "minilm"}, ("use_unlabeled", "method")),
+        ("text-generation", {"logits_weight": 0, "top_k": 4}, ("top_k",)),
+        ("text-generation", {"tokens": 9000, "lora": 4, "direction": "reverse", "method": "hidden"}, ()),
+        ("text-classification", {"tokens": 9000, "lora": 4, "method": "hidden"}, ("tokens", "lora", "method")),
+        ("text-classification", {"method": "minilm", "decay": "cosine"}, ()),
+        ("image-classification", {"budget": "3m"}, ("budget",)),
+    ],
+)
+def test_fields_that_mean_nothing_for_a_task_are_idle(task: str, fields: dict[str, Any], idle: tuple[str, ...]) -> None:
+    stage = Distill.model_validate({"teacher": "start", **fields})
+    assert Distill.is_for(get_task(task).capabilities) and stage.idle_fields(get_task(task).capabilities) == idle
+
+
+def test_what_old_recipes_say_has_the_key_that_it_had() -> None:
+    fields = Distill(teacher="start").key_fields()
+    assert not fields.keys() & {*OF_LANGUAGE_MODELS, "decay", "frozen_layers", "first_token_only"}
+    assert Distill(teacher="start", top_k=3, decay="cosine").key_fields().keys() - fields.keys() == {"top_k", "decay"}
+
+
+@pytest.mark.parametrize("fields", [{"budget": "30"}, {"budget": "0m"}, {"budget": "5m", "tokens": 10}])
+def test_a_length_is_one_number_with_a_unit(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="budget"):
+        Distill.model_validate({"teacher": "start", **fields})
+    assert Distill(teacher="start", budget="1.5h").seconds == 5400
+    assert Distill(teacher="start", budget="10m").shortened(0.5).seconds == 300

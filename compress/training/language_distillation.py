@@ -158,6 +158,7 @@ class LanguageLesson:
     _began: float = 0.0
     _first: int = 0
     _last: int = 0
+    _noted: int = 0
 
     @classmethod
     def between(
@@ -167,9 +168,9 @@ class LanguageLesson:
         module = teacher.module.eval().requires_grad_(False)
         mine, theirs, complete = shared_tokens(settings, teacher, student, windows)
         bodies = Body(student.module, mine), Body(module, theirs)
-        if settings.logits_weight or settings.labels_weight:
-            for body in bodies if settings.logits_weight else bodies[:1]:
-                body.require_plain_head(windows.held_out)
+        judged = complete and bool(settings.logits_weight or settings.labels_weight)
+        for body in bodies if judged else bodies[: bool(settings.labels_weight)]:
+            body.require_plain_head(windows.held_out)
         dtype = torch.bfloat16 if uses_bf16(settings.precision) else torch.float32
         pairs = block_pairs(student.module, module) if settings.method == "hidden" else []
         widths = student.module.config.hidden_size, module.config.hidden_size
@@ -177,7 +178,7 @@ class LanguageLesson:
         pupil = Pupil(bodies[0], settings, dtype, pairs, widths)
         if dtype == torch.bfloat16:
             bodies[1].lower()
-        judge = Judge(bodies[0], bodies[1], windows.held_out, 1, dtype) if complete else None
+        judge = Judge(bodies[0], bodies[1], windows.held_out, 1, dtype) if judged else None
         states = TeacherStates(bodies[1], dtype, _folder(settings, bodies[1], windows, dtype, context))
         return cls(settings, pupil, bodies[1], windows, context, dtype, states, judge)
 
@@ -265,6 +266,7 @@ class LanguageLesson:
     def loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Of a part of a batch, its share of the batch's."""
         ids = batch["input_ids"]
+        self.teacher.to(ids.device)
         taught: Any = None
         states: torch.Tensor | None = None
         with torch.no_grad():
@@ -283,8 +285,9 @@ class LanguageLesson:
         self._first = self._first or done
         self._seen.append(loss)
         self._last = done
-        if int(share * _NOTES) <= len(self.curve):
+        if int(share * _NOTES) <= self._noted:
             return
+        self._noted = int(share * _NOTES)
         mean = sum(self._seen) / len(self._seen)
         self._seen.clear()
         self.curve.append((done * self.step_tokens, round(mean, 5)))

@@ -92,7 +92,7 @@ class Body(nn.Module):
 
     def outputs(self, input_ids: torch.Tensor, **options: Any) -> Any:
         """What the model says of its states."""
-        ids = input_ids if self.tokens is None else self.tokens[input_ids]
+        ids = input_ids if self.tokens is None else self.tokens.to(input_ids.device)[input_ids]
         return self.causal.base_model(input_ids=ids, use_cache=False, **options)
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -105,7 +105,9 @@ class Body(nn.Module):
         layer = self.causal.get_output_embeddings()
         if isinstance(layer, QuantizedLinear | QuantizedEmbedding):
             return layer.grid.weight(dtype)
-        weight: torch.Tensor = layer.weight if self.tokens is None else layer.weight[self.tokens]
+        weight: torch.Tensor = (
+            layer.weight if self.tokens is None else layer.weight[self.tokens.to(layer.weight.device)]
+        )
         return weight.to(dtype)
 
     def require_plain_head(self, windows: Examples) -> None:
@@ -162,9 +164,11 @@ class Judge:
     def quality(self) -> Quality:
         """Of the pupil as it stands."""
         columns: list[Any] = []
+        device = next(self.pupil.parameters()).device
+        self.teacher.to(device)
         for start in range(0, len(self.held_out), self.size):
             indices = range(start, min(start + self.size, len(self.held_out)))
-            ids = torch.from_numpy(self.held_out.batch(indices)["input_ids"])
+            ids = torch.from_numpy(self.held_out.batch(indices)["input_ids"]).to(device)
             if start not in self.known:
                 self.known[start] = states_of(self.teacher, ids, self.dtype)[:, :-1].to(self.dtype)
             student = head_of(self.pupil, states_of(self.pupil, ids, self.dtype)[:, :-1], self.dtype)

@@ -54,7 +54,7 @@ class TeacherStates:
         return states
 
     def _file(self, folder: Path, ids: torch.Tensor) -> Path:
-        own = ids if self.teacher.tokens is None else self.teacher.tokens[ids]
+        own = ids if self.teacher.tokens is None else self.teacher.tokens[ids.cpu()]
         name = hashlib.sha256(own.cpu().numpy().tobytes()).hexdigest()
         return folder / name[:2] / f"{name[2:34]}.safetensors"
 

@@ -1,7 +1,7 @@
 """What distillation gives back to SmolLM2-135M with some of its blocks gone: tokens a second, memory, perplexity.
 
     python benchmarks/language_distillation.py teach FOLDER --budget 3m        # trains, and saves the student
-    python benchmarks/language_distillation.py judge FOLDER [--cut]            # on smollm2-int4's test windows
+    python benchmarks/language_distillation.py judge FOLDER [--of cut]         # on smollm2-int4's test windows
     python benchmarks/language_distillation.py states FOLDER --tokens 20480    # a second student, states known or not
 
 Hardware: any; the figures in the notes of a release name theirs. The wiki sample must be fetched.
@@ -51,14 +51,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--budget")
     parser.add_argument("--tokens", type=int)
-    parser.add_argument("--cut", action="store_true", help="judge the student before any training, and the teacher")
+    parser.add_argument("--of", choices=("student", "cut", "teacher"), default="student", help="whom to judge")
     parser.add_argument("--drop", type=int, nargs="+", default=list(DROPPED))
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="other fields of the stage")
     options = parser.parse_args()
     quiet_libraries()
     kept = [place for place in range(BLOCKS) if place not in options.drop]
     if options.command == "judge":
-        _judge(options.folder, kept if options.cut else None)
+        _judge(options.folder, options.of, kept)
         return
     fields: dict[str, Any] = {"batch_size": 2, "learning_rate": 1e-4, "temperature": 1.0, "precision": "fastest"}
     fields |= {"budget": options.budget} if options.budget else {"tokens": options.tokens or 20 * 2 * LENGTH}
@@ -94,21 +94,18 @@ def _context(scratch: Path, shared: Path | None) -> Context:
     return made if shared is None else replace(made, shared=lambda key: shared / key)
 
 
-def _judge(folder: Path, kept: list[int] | None) -> None:
-    model = _model()
-    models = {"teacher": model, "cut": model} if kept else {"student": TorchModel.load(folder, TASK)}
+def _judge(folder: Path, name: str, kept: list[int]) -> None:
+    model = TorchModel.load(folder, TASK) if name == "student" else _model()
+    if name == "cut":
+        keep_layers(model.module, kept)
     rows = _context(folder, None).data.split("test")
-    examples = TASK.held_out(rows, model.processor, None, LENGTH, Evaluation(windows=20))
-    for name, one in models.items():
-        if name == "cut":
-            keep_layers(one.module, kept or ())
-        losses = []
-        for window in examples.inputs:
-            ids = torch.from_numpy(window["input_ids"])[None]
-            with torch.inference_mode():
-                losses.append(float(one.module(input_ids=ids, labels=ids).loss))
-        sys.stdout.write(f"{name}: perplexity {np.exp(np.mean(losses)):.2f} on {len(losses)} windows of {LENGTH}\n")
-        sys.stdout.flush()
+    losses = []
+    for window in TASK.held_out(rows, model.processor, None, LENGTH, Evaluation(windows=20)).inputs:
+        ids = torch.from_numpy(window["input_ids"])[None]
+        with torch.inference_mode():
+            losses.append(float(model.module(input_ids=ids, labels=ids).loss))
+        sys.stderr.write(".")
+    sys.stdout.write(f"{name}: perplexity {np.exp(np.mean(losses)):.2f} on {len(losses)} windows of {LENGTH}\n")
 
 
 if __name__ == "__main__":

@@ -52,7 +52,9 @@ def teach(settings: Distillation, teacher: TorchModel, student: TorchModel, cont
     lesson = LanguageLesson.between(settings, teacher, student, windows, context)
     adapted = None
     if settings.lora is not None:
-        adapted = adapt(student.module, AdapterTraining(rank=settings.lora), context.seed)
+        adapted = adapt(
+            student.module, AdapterTraining(rank=settings.lora, dropout=settings.dropout or 0.0), context.seed
+        )
     if settings.gradient_checkpointing:
         _checkpoint(student)
     lesson.teach(None if adapted is not None else restore_zeros)

@@ -10,6 +10,7 @@ Hardware: any; the figures in the notes of a release name theirs. The wiki sampl
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import sys
 import time
@@ -98,13 +99,15 @@ def _judge(folder: Path, name: str, kept: list[int]) -> None:
     model = TorchModel.load(folder, TASK) if name == "student" else _model()
     if name == "cut":
         keep_layers(model.module, kept)
-    rows = _context(folder, None).data.split("test")
-    losses = []
-    for window in TASK.held_out(rows, model.processor, None, LENGTH, Evaluation(windows=20)).inputs:
+    rows, kept_file = _context(folder, None).data.split("test"), folder / f"{name}.json"
+    losses = json.loads(kept_file.read_text()) if kept_file.is_file() else []
+    windows = TASK.held_out(rows, model.processor, None, LENGTH, Evaluation(windows=20)).inputs
+    for window in windows[len(losses) :]:
         ids = torch.from_numpy(window["input_ids"])[None]
         with torch.inference_mode():
             losses.append(float(model.module(input_ids=ids, labels=ids).loss))
-        sys.stderr.write(".")
+        folder.mkdir(parents=True, exist_ok=True)
+        kept_file.write_text(json.dumps(losses))  # a killed run goes on
     sys.stdout.write(f"{name}: perplexity {np.exp(np.mean(losses)):.2f} on {len(losses)} windows of {LENGTH}\n")
 
 

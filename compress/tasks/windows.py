@@ -38,32 +38,32 @@ def learned_tokens(rows: pa.Table, processor: Any, end: int | None) -> tuple[np.
 
     texts = rows["text"].to_pylist()
     if end is None and not any(map(is_conversation, texts)):
-        plain = token_ids(rows, processor)
-        return plain, np.ones(len(plain), bool)
+        joined = token_ids(rows, processor)
+        return joined, np.ones(len(joined), bool)
+    plain = [text for text in texts if not is_conversation(text)]
+    read = iter(_plain(plain, processor)["input_ids"] if plain else ())
+    between = [end] if end is not None else _plain(SEPARATOR, processor)["input_ids"]
     ids: list[int] = []
     counted: list[bool] = []
     for text in texts:
-        found, told = _document(text, processor)
+        if is_conversation(text):
+            found, told = _conversation(text, processor)
+        else:
+            found = [*next(read), *between]
+            told = [True] * len(found)
         ids += found
         counted += told
-        if not is_conversation(text):
-            between = [end] if end is not None else _plain(SEPARATOR, processor)["input_ids"]
-            ids += between
-            counted += [True] * len(between)
     return np.array(ids, dtype=np.int64), np.array(counted, dtype=bool)
 
 
-def _document(text: str, processor: Any) -> tuple[list[int], list[bool]]:
-    if not is_conversation(text):
-        ids = _plain(text, processor)["input_ids"]
-        return ids, [True] * len(ids)
+def _conversation(text: str, processor: Any) -> tuple[list[int], list[bool]]:
     whole, spans = rendered(text, processor)
     encoded = _plain(whole, processor, return_offsets_mapping=True)
     starts = [start for start, _ in encoded["offset_mapping"]]
     return encoded["input_ids"], [any(low <= start < high for low, high in spans) for start in starts]
 
 
-def _plain(text: str, processor: Any, **options: Any) -> Any:
+def _plain(text: str | list[str], processor: Any, **options: Any) -> Any:
     return processor(text, add_special_tokens=False, return_attention_mask=False, verbose=False, **options)
 
 

@@ -36,10 +36,10 @@ TASK = get_task("text-generation")
 QUICK: dict[str, Any] = {
     "teacher": "start",
     "batch_size": 4,
-    "learning_rate": 4e-3,
+    "learning_rate": 3e-3,
     "temperature": 1.0,
     "precision": "fp32",
-    "tokens": 24 * 4 * LENGTH,
+    "tokens": 40 * 4 * LENGTH,
 }
 SHORT = QUICK | {"tokens": 6 * 4 * LENGTH}
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -100,3 +101,14 @@ def _rewrite(source: Path, target: Path, changed: Mapping[str, torch.Tensor]) ->
     save_file(tensors, partial, metadata=metadata)
     partial.replace(target)
     return names
+
+
+def write_whole(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """A safetensors file that has its name only once it is whole and on the disk."""
+    from safetensors.torch import save_file
+
+    partial = path.with_suffix(".partial")
+    save_file(dict(tensors), partial, metadata=metadata)
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)

@@ -88,3 +88,12 @@ def affinity_kl(
     """
     mine, theirs = (images @ texts.T / temperature for images, texts in (student, teacher))
     return (softened_kl(mine, theirs, 1.0) + softened_kl(mine.T, theirs.T, 1.0)) / 2
+
+
+def relative_error(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """|student - teacher|^2 / |teacher|^2 of the states [B, L, W] of each token, [B, L].
+
+    The mean squared error of TinyBERT's equation 8 over the mean square of what it is compared with, since a decoder's
+    states grow from block to block by orders of magnitude.
+    """
+    return (student - teacher).square().sum(dim=-1) / teacher.square().sum(dim=-1).clamp(min=1e-12)

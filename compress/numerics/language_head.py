@@ -1,7 +1,7 @@
-"""Products with a language model's head, its largest matrix, and the KL of next-token distributions that they make.
+"""Products with a language model's head, its largest matrix, and the losses on next-token distributions they make.
 
 n: tokens, W: width, V: vocabulary. Logits of a whole batch would fill memory many times over, so they are made for a
-few tokens at a time, and their gradient is worked out on the way: dKL/dlogits = softmax(student) - softmax(teacher).
+few tokens at a time, and their gradient is worked out on the way (`token_divergence`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import log_softmax
+
+from compress.numerics.token_divergence import Divergence, divergence_of
 
 CHUNK = 256
 """Tokens whose logits are held at a time."""
@@ -35,7 +37,26 @@ def head_divergence(student: Head, teacher: Head, chunk: int = CHUNK) -> torch.T
 
     Products are taken in the dtype given, softmax and sums in float32 at least.
     """
-    result: torch.Tensor = _Divergence.apply(*student, *teacher, chunk)  # type: ignore[no-untyped-call]
+    return head_loss(student, teacher, HeadLoss(), chunk=chunk)
+
+
+class HeadLoss(NamedTuple):
+    """What is summed over tokens n: a[n] D(student, teacher) + b[n] cross-entropy of the token that follows.
+
+    ``each`` are a [n], by default 1 / n; ``labels`` are the tokens that follow [n] and ``labels_each`` are b [n], by
+    default none.
+    """
+
+    divergence: Divergence = Divergence()
+    each: torch.Tensor | None = None
+    labels: torch.Tensor | None = None
+    labels_each: torch.Tensor | None = None
+
+
+def head_loss(student: Head, teacher: Head | None, wanted: HeadLoss, chunk: int = CHUNK) -> torch.Tensor:
+    """The loss that is ``wanted``, differentiable in the student's two tensors; without a teacher, of labels alone."""
+    taught = (None, None) if teacher is None else tuple(teacher)
+    result: torch.Tensor = _HeadLoss.apply(*student, *taught, wanted, chunk)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -53,14 +74,15 @@ def token_scores(student: Head, teacher: Head, next_tokens: torch.Tensor, chunk:
     return TokenScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-class _Divergence(torch.autograd.Function):
+class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         hidden: torch.Tensor,
         weight: torch.Tensor,
-        teacher_hidden: torch.Tensor,
-        teacher_weight: torch.Tensor,
+        teacher_hidden: torch.Tensor | None,
+        teacher_weight: torch.Tensor | None,
+        wanted: HeadLoss,
         chunk: int,
     ) -> torch.Tensor:
         count, total = len(hidden), 0.0
@@ -69,27 +91,65 @@ class _Divergence(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, count, chunk):
                 piece = slice(start, start + chunk)
-                log_student = _log_probabilities(hidden[piece], weight)
-                log_teacher = _log_probabilities(teacher_hidden[piece], teacher_weight)
-                likely = log_teacher.exp()
-                total += float((log_teacher.sub_(log_student).mul_(likely)).sum(dtype=torch.float64))
-                slope = log_student.exp_().sub_(likely).div_(count).to(weight.dtype)
+                logits = _logits(hidden[piece], weight)
+                taught = None if teacher_hidden is None else _logits(teacher_hidden[piece], teacher_weight)
+                value, slope = _piece(logits, taught, wanted, piece, count)
+                total += value
+                slope = slope.to(weight.dtype)
                 by_hidden[piece] = slope @ weight
                 if by_weight is not None:
                     by_weight += slope.T @ hidden[piece]
         ctx.save_for_backward(by_hidden, by_weight)
-        return torch.tensor(total / count, dtype=_wide(hidden.dtype))
+        return torch.tensor(total, dtype=_wide(hidden.dtype), device=hidden.device)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         by_hidden, by_weight = ctx.saved_tensors
         weight = None if by_weight is None else (by_weight * gradient).to(by_hidden.dtype)
-        return (by_hidden * gradient).to(by_hidden.dtype), weight, None, None, None
+        return (by_hidden * gradient).to(by_hidden.dtype), weight, None, None, None, None
+
+
+def _piece(
+    logits: torch.Tensor, taught: torch.Tensor | None, wanted: HeadLoss, piece: slice, count: int
+) -> tuple[float, torch.Tensor]:
+    """What some tokens add to the loss, and its slope by their logits [n, V]."""
+    labels = None
+    if wanted.labels is not None and wanted.labels_each is not None:
+        labels = wanted.labels[piece], wanted.labels_each[piece]
+    if taught is None:
+        assert labels is not None, "without a teacher there are labels"
+        return _cross_entropy(logits, *labels)
+    plain = logits.clone() if labels is not None else logits
+    values, slope = divergence_of(logits, taught, wanted.divergence)
+    if wanted.each is None:
+        value = float(values.sum(dtype=torch.float64)) / count
+        slope.div_(count)
+    else:
+        each = wanted.each[piece].to(values.dtype)
+        value = float((values * each).sum(dtype=torch.float64))
+        slope.mul_(each[:, None])
+    if labels is not None:
+        more, by_labels = _cross_entropy(plain, *labels)
+        return value + more, slope.add_(by_labels)
+    return value, slope
+
+
+def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor, each: torch.Tensor) -> tuple[float, torch.Tensor]:
+    logs, each = log_softmax(logits, dim=-1), each.to(logits.dtype)
+    own = logs.gather(1, labels[:, None])[:, 0]
+    slope = logs.exp_().mul_(each[:, None])
+    slope.scatter_add_(1, labels[:, None], -each[:, None])
+    return float(-(own * each).sum(dtype=torch.float64)), slope
+
+
+def _logits(hidden: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+    assert weight is not None
+    logits = hidden @ weight.T
+    return logits.to(_wide(logits.dtype))
 
 
 def _log_probabilities(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    logits = hidden @ weight.T
-    return log_softmax(logits.to(_wide(logits.dtype)), dim=-1)
+    return log_softmax(_logits(hidden, weight), dim=-1)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -325,6 +325,7 @@ class Road:
             resolve=self.resolve,
             scratch=self.cache.scratch(key),
             locate=self.locate,
+            shared=self.cache.scratch,
         )
 
     def _earlier(self, label: str) -> TorchModel:

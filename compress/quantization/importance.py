@@ -19,12 +19,12 @@ from safetensors.torch import load_file
 
 from compress.architectures.watched import made
 from compress.checkpoints.experts import experts_of, owner_of
+from compress.checkpoints.shards import write_whole
 from compress.environment import uses_bf16
 from compress.errors import StageError
 from compress.progress import Progress
 from compress.quantization.block_pass import gram
 from compress.quantization.config import Quantization
-from compress.quantization.kept import write_whole
 from compress.quantization.layers import linears
 from compress.quantization.skeleton import Skeleton
 from compress.quantization.states import BlockRun, States

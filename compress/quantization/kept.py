@@ -6,18 +6,17 @@ A head that is tied to the table has the table's integers.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from compress.checkpoints.checkpoint import TABLES
 from compress.checkpoints.gptq_layout import PARTS, pack_layer
 from compress.checkpoints.safetensors_file import read_header, read_metadata, read_tensor
+from compress.checkpoints.shards import write_whole
 from compress.errors import ModelError
 from compress.numerics.integer_grid import QuantizedWeight
 from compress.quantization.config import Quantization
@@ -70,15 +69,6 @@ def layers_to_text(layers: Sequence[Layer]) -> str:
 def layers_in(path: Path) -> tuple[Layer, ...]:
     """The layers that a file's metadata tell of."""
     return tuple(Layer(**layer) for layer in json.loads(read_metadata(path)["layers"]))
-
-
-def write_whole(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """A safetensors file that has its name only once it is whole and on the disk."""
-    partial = path.with_suffix(".partial")
-    save_file(dict(tensors), partial, metadata=metadata)
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 TABLE_BITS = (4, 5, 8)

@@ -74,8 +74,9 @@ class Context:
     ``earlier`` loads the output of an earlier stage by a label named in `Stage.refers_to`; ``resolve`` turns a model
     reference of the recipe into a local folder; ``locate`` finds a folder of another kind (`Stage.paths`), or raises
     `InputError`. ``scratch`` is a folder for work in progress, to be made when needed:
-    it outlives a killed run, and whatever a stage finds there was left by the same stage on the same input. ``remarks``
-    and ``tables`` are what `remark` and `tabulate` were told.
+    it outlives a killed run, and whatever a stage finds there was left by the same stage on the same input. ``shared``
+    gives such a folder by a key, of which other stages and runs may write the same at the same time; without it they
+    lie in ``scratch``. ``remarks`` and ``tables`` are what `remark` and `tabulate` were told.
     """
 
     task: Task
@@ -87,6 +88,7 @@ class Context:
     resolve: Callable[[str], Path]
     scratch: Path
     locate: Callable[[str], Path] = Path
+    shared: Callable[[str], Path] | None = None
     remarks: list[str] = field(default_factory=list)
     tables: list[StageTable] = field(default_factory=list)
 

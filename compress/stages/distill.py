@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from compress.checkpoints.torch_model import TorchModel
-from compress.stage.prediction import PlanContext, Prediction, Shape
+from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape, predicted
 from compress.stage.stage import Context, Needs, Reference, Stage
-from compress.tasks.capability import ANSWERS_AT_ONCE, BY_TOKEN, EMBEDS, TAKES_ARRAYS, Capabilities, takes_media
+from compress.tasks.capability import (
+    BY_TOKEN,
+    EMBEDS,
+    GENERATES,
+    REWRITES,
+    TAKES_ARRAYS,
+    TELLS_OF_IMAGES,
+    TRANSCRIBES,
+    Capabilities,
+    takes_media,
+)
 from compress.training.config import Distillation
 from compress.training.prediction import FLOPS_FORWARD, FLOPS_TRAINING, training_prediction
 
@@ -26,22 +36,41 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
 
     Where a task's answers are embeddings, the loss on them is their squared distance (Reimers and Gurevych 2020) in
     place of the one on logits.
+
+    Language models are compared token by token, on windows of running text or on the answers of conversations: by the
+    divergence of their next-token distributions (Hinton et al. 2015; reverse: Gu et al. 2024; ``top_k``: Anshumann et
+    al. 2025), the cross-entropy of the text (``labels_weight``), and with ``hidden`` the squared error of the states
+    behind matched blocks, relative to the teacher's (Jiao et al. 2020, equation 8).
     """
 
     packages = ("torch", "transformers", "accelerate")
-    requires = frozenset({ANSWERS_AT_ONCE})
-    excludes = frozenset({TAKES_ARRAYS})
+    excludes = frozenset({TAKES_ARRAYS, TRANSCRIBES, REWRITES, TELLS_OF_IMAGES})
     kind: Literal["distill"] = "distill"
 
     def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
-        """Those of classes, where answers are embeddings; those of tokens and texts, where inputs are neither."""
-        others: tuple[str, ...] = ("temperature", "labels_weight", "first_token_only") if EMBEDS in task else ()
+        """Those of classes, where answers are embeddings; those of tokens and texts, where inputs are neither.
+
+        Of language models those of labeled rows, and everywhere else those of language models.
+        """
+        if GENERATES in task:
+            others: tuple[str, ...] = ("use_unlabeled", "first_token_only")
+            others = (*others, "method") if self.method not in ("logits", "hidden") else others
+            others = (*others, "top_k", "direction", "temperature") if not self.logits_weight else others
+            return (*super().idle_fields(task), *self._changed(others))
+        others = ("temperature", "labels_weight", "first_token_only") if EMBEDS in task else ()
         if BY_TOKEN in task:
             others = ("first_token_only",)
         if takes_media(task):
             others = ("method", "representation_weight", "use_unlabeled", "first_token_only")
-        idle = tuple(name for name in others if getattr(self, name) != type(self).model_fields[name].default)
-        return (*super().idle_fields(task), *idle)
+        others = (*others, *self.of_decoders, *(("method",) if self.method == "hidden" else ()))
+        return (*super().idle_fields(task), *self._changed(dict.fromkeys(others)))
+
+    def _changed(self, names: Iterable[str]) -> tuple[str, ...]:
+        return tuple(name for name in names if getattr(self, name) != type(self).model_fields[name].default)
+
+    def calls(self) -> tuple[str, ...]:
+        """Also peft, where adapters are trained."""
+        return self.packages if self.lora is None else (*self.packages, "peft")
 
     def needs(self) -> Needs:
         """Training examples, with labels if these have a say, and unlabeled text if asked for."""
@@ -63,7 +92,11 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
         after = self._student_shape(before, plan)
         teacher = plan.shapes.get(self.teacher) if self.teacher else before
 
+        if self.seconds is not None:
+            return predicted(before, after, Estimate(value=self.seconds, note="the budget"))
+
         def flops(before: Shape, after: Shape, tokens: float) -> float | None:
+            tokens = tokens if self.tokens is None else self.tokens / self.epochs
             extra = [*plan.unlabeled.values()] if self.use_unlabeled else []
             if teacher is None or None in extra:
                 return None
@@ -94,6 +127,14 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
         counts = dict.fromkeys(max(before.layers // part, 1) for part in (1, 2, 3))
         return {**found, "student.layers": tuple(spread_layers(before.layers, count) for count in counts)}
 
+    def check_data(self, start: Path, context: Context) -> None:
+        """Cut the text into windows, where the student reads it as the starting model does. Raises `DataError`."""
+        if GENERATES in context.task.capabilities and (self.student is None or self.student.model is None):
+            from compress.checkpoints.processor import load_tokenizer
+            from compress.training.lesson_windows import lesson_windows
+
+            lesson_windows(load_tokenizer(start), self, context)
+
     def check_model(self, start: Path) -> None:
         """Raises `StageError` for an architecture whose config cannot say which layers are left."""
         if self.student is not None and self.student.layers is not None:
@@ -113,6 +154,10 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
 
         teacher = context.earlier(self.teacher) if self.teacher else model
         student = make_student(self.student, model, teacher, context)
+        if GENERATES in context.task.capabilities:
+            from compress.training.language_distillation import teach
+
+            return teach(self, teacher, student, context)
         Lesson(self, teacher, student, context).teach()
         return student
 

@@ -11,6 +11,7 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.data.columns import Column
 from compress.errors import DataError, ModelError
 from compress.tasks.capability import GENERATES, IS_WRITTEN, TAKES_TEXT
+from compress.tasks.conversations import EXPECTED, text_or_messages
 from compress.tasks.task import Examples, Kept, Task
 from compress.tasks.windows import SEPARATOR, Reading, cut, opening, read, spread, token_ids
 
@@ -54,7 +55,7 @@ class TextGeneration(Task):
     """Hugging Face `text-generation`, judged on how well the test text is foretold, token by token."""
 
     name = "text-generation"
-    columns = (Column("text"),)
+    columns = (Column("text", read=text_or_messages, expected=EXPECTED),)
     capabilities = frozenset({TAKES_TEXT, GENERATES, IS_WRITTEN})
     architectures = ("ForCausalLM", "LMHeadModel")
     ratios = ("perplexity", "next_token_accuracy", "bits_per_byte")

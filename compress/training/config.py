@@ -12,6 +12,8 @@ from compress.stage.stage import SEARCH, Needs
 from compress.targets import find_processor
 from compress.tasks.capability import BY_PLACE, TAKES_IMAGES, Capabilities
 
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+
 
 class Augment(Frozen):
     """How training images are varied, by the names of torchvision's `RandomCrop` and `RandomHorizontalFlip`."""
@@ -34,10 +36,10 @@ class Augment(Frozen):
 
 
 class Training(Frozen):
-    """AdamW with linear warm-up and linear decay (Loshchilov and Hutter 2019, section 3)."""
+    """AdamW with linear warm-up, and linear decay or that of a cosine (Loshchilov and Hutter 2019, section 3)."""
 
     trains: ClassVar[bool] = True
-    later: ClassVar[tuple[str, ...]] = ("frozen_layers", "first_token_only")
+    later: ClassVar[tuple[str, ...]] = ("frozen_layers", "first_token_only", "decay")
     """Fields that recipes didn't have from the start."""
     epochs: float = Field(3.0, gt=0, le=1000, description="passes over the training examples")
     learning_rate: float = Field(5e-5, gt=0, le=1, description="peak learning rate")
@@ -58,6 +60,7 @@ class Training(Frozen):
         None, description="training images are varied anew in every epoch: {crop_padding: 2, horizontal_flip: 0.5}"
     )
     keep_best: bool = Field(True, description="keep the epoch that is best on the validation split, if there is one")
+    decay: Literal["linear", "cosine"] = Field("linear", description="how the rate falls once it has risen")
 
     @model_serializer(mode="wrap")
     def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -160,10 +163,19 @@ class Student(Frozen):
 class Distillation(Training):
     """A training in which a student learns to answer as its teacher does."""
 
+    of_decoders: ClassVar[tuple[str, ...]] = (
+        *("direction", "top_k", "sequence_length", "documents", "tokens", "budget", "gradient_checkpointing", "lora"),
+        "keep_states",
+    )
+    """Fields that mean something for language models alone."""
+    later: ClassVar[tuple[str, ...]] = (*Training.later, *of_decoders)
+
     teacher: str | None = Field(None, description="label of the stage whose output teaches; default: the input")
     student: Student | None = Field(None, description="what is trained; default: the input")
-    method: Literal["logits", "distilbert", "tinybert", "minilm"] = Field(
-        "logits", description="the loss on representations, beside the one on the answers: logits, or embeddings"
+    method: Literal["logits", "distilbert", "tinybert", "minilm", "hidden"] = Field(
+        "logits",
+        description="the loss on representations, beside the one on the answers: logits, or embeddings; of language "
+        "models `hidden`, the states behind matched blocks",
     )
     learning_rate: float = Field(
         5e-5, gt=0, le=1, description="peak learning rate", json_schema_extra={SEARCH: [1e-4, 3e-4]}
@@ -174,6 +186,62 @@ class Distillation(Training):
     representation_weight: float = Field(1.0, ge=0, description="weight of the method's loss on representations")
     use_unlabeled: bool = Field(False, description="also learn from the recipe's unlabeled text")
     first_token_only: bool = FIRST_TOKEN_ONLY
+    direction: Literal["forward", "reverse"] = Field(
+        "forward",
+        description="language models: KL from the teacher to the student, which covers all that the teacher holds "
+        "possible, or from the student to the teacher, which avoids what the teacher does not",
+    )
+    top_k: int | None = Field(
+        None, ge=1, description="language models: compare the teacher's likeliest tokens, and all others as one"
+    )
+    sequence_length: int | None = Field(
+        None, ge=8, description="language models: tokens of a window; default: data.max_length"
+    )
+    documents: Literal["end_token", "blank_line"] = Field(
+        "end_token", description="language models: what stands between two rows of running text in a window"
+    )
+    tokens: int | None = Field(
+        None, ge=1, description="language models: how many tokens are learned from, in place of epochs"
+    )
+    budget: str | None = Field(
+        None,
+        pattern=r"^[1-9]\d*(\.\d+)?[smh]$",
+        description="language models: train for so long, in place of epochs, e.g. `30m`; what is learned then "
+        "depends on the machine's speed, and the report says how many tokens it was",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="language models: compute blocks again on the way back, for less memory and more time"
+    )
+    lora: int | None = Field(
+        None, ge=1, le=4096, description="language models: train adapters of that rank, which are merged at the end"
+    )
+    keep_states: bool = Field(
+        True,
+        description="language models: keep the teacher's last hidden states, as bfloat16, for windows that come again "
+        "and for other students of the same teacher",
+    )
+
+    @property
+    def seconds(self) -> float | None:
+        """The budget in seconds."""
+        return None if self.budget is None else float(self.budget[:-1]) * _SECONDS[self.budget[-1]]
+
+    def shortened(self, share: float) -> Self:
+        """The same with as large a share of its epochs, tokens or seconds."""
+        changes: dict[str, Any] = {"epochs": self.epochs * share}
+        if self.tokens is not None:
+            changes["tokens"] = max(1, round(self.tokens * share))
+        if self.seconds is not None:
+            changes["budget"] = f"{max(1, round(self.seconds * share))}s"
+        return self.model_copy(update=changes)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        given = [name for name in ("epochs", "tokens", "budget") if name in self.model_fields_set]
+        given = [name for name in given if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"one of epochs, tokens and budget, not {' and '.join(given)}")
+        return self
 
     @model_validator(mode="after")
     def _two_models(self) -> Self:

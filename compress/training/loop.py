@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -15,7 +16,6 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import set_seed
 
 from compress.environment import uses_bf16
-from compress.errors import StageError
 from compress.progress import Progress
 from compress.tasks.forward import tensors
 from compress.tasks.task import Examples
@@ -23,6 +23,16 @@ from compress.training import processes
 from compress.training.augmentation import Augmentation
 from compress.training.config import Training
 from compress.training.freed_memory import keep_freed_memory
+from compress.training.kept_training import (
+    KeptTraining,
+    TrainingState,
+    moments,
+    put_back,
+    put_moments_back,
+    trained_tensors,
+)
+from compress.training.length import Length
+from compress.training.not_finite import NotFiniteError, blamed
 from compress.training.short_forward import FrozenLayers, shortened
 
 BatchLoss = Callable[[nn.Module, dict[str, torch.Tensor]], torch.Tensor]
@@ -38,6 +48,13 @@ class Trainee:
     ``extra`` are parameters outside the module, such as projections. ``after_step`` may put weights back in shape.
     ``validate`` returns a figure of merit; larger is better. The ``frozen_layers`` lowest layers do not learn, nor do
     the embeddings below them. ``first_token_only``: the last layer computes what a classifier reads, the first token.
+
+    ``length`` is how long is trained, where the settings' epochs don't say it. ``pieces`` cuts a batch into several
+    that go forwards and backwards one by one, whose losses add up to the batch's. ``together``: the batch size is that
+    of all processes, and every batch has it. ``told`` hears of each step: how many are done, the share that these are
+    of all, and the loss. With ``kept`` a killed training goes on where it was last kept, and one that comes to numbers
+    that are not finite ends there, of which ``stopped`` hears. ``known`` is the part of ``module`` whose layers people
+    know by name.
     """
 
     module: nn.Module
@@ -48,23 +65,36 @@ class Trainee:
     validate: Callable[[], float] | None = None
     frozen_layers: int = 0
     first_token_only: bool = False
+    length: Length | None = None
+    pieces: Callable[[dict[str, torch.Tensor]], list[dict[str, torch.Tensor]]] | None = None
+    together: bool = False
+    told: Callable[[int, float, float], None] | None = None
+    kept: KeptTraining | None = None
+    stopped: Callable[[str], None] | None = None
+    known: nn.Module | None = None
 
 
 class LengthGroupedBatches(Sampler[list[int]]):
     """Shuffled batches of examples of similar length, so that little is spent on padding.
 
-    Each epoch shuffles all examples, sorts pools of fifty batches by length, and shuffles the batches.
+    Each epoch shuffles all examples, sorts pools of fifty batches by length, and shuffles the batches. With ``whole``
+    those that would make a smaller batch are left out of it.
     """
 
-    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int) -> None:
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, whole: bool = False) -> None:
         self.lengths = lengths
         self.batch_size = batch_size
         self.seed = seed
+        self.whole = whole
         self.epoch = 0
+        self.skipped = 0
+        """Batches of the next epoch that are left out, since they have been learned from."""
 
     def __len__(self) -> int:
         pool = self.batch_size * _POOL
         full, rest = divmod(len(self.lengths), pool)
+        if self.whole:
+            return full * _POOL + rest // self.batch_size
         return full * _POOL + math.ceil(rest / self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -77,12 +107,15 @@ class LengthGroupedBatches(Sampler[list[int]]):
             members = order[start : start + pool]
             members = members[np.argsort(self.lengths[members], kind="stable")]
             batches += [members[i : i + self.batch_size].tolist() for i in range(0, len(members), self.batch_size)]
+        if self.whole:
+            batches = [batch for batch in batches if len(batch) == self.batch_size]
         generator.shuffle(batches)
-        yield from batches
+        skipped, self.skipped = self.skipped, 0
+        yield from batches[skipped:]
 
 
 def train(trainee: Trainee, config: Training, seed: int, progress: Progress, description: str) -> list[float]:
-    """Train in place; returns the mean loss of each epoch. Raises `StageError` when the loss is not finite.
+    """Train in place; returns the mean loss of each epoch. Raises `StageError` when loss or gradient are not finite.
 
     The random state is set from ``seed``, so that the same machine and thread count give the same bits. Started by
     `torchrun` or `accelerate launch`, every process trains on its share of the batches.
@@ -90,13 +123,13 @@ def train(trainee: Trainee, config: Training, seed: int, progress: Progress, des
     keep_freed_memory()
     # numpy's and Python's too: wav2vec2 draws with numpy what of a recording it masks.
     set_seed(seed)
-    accelerator = processes.accelerator()
+    accelerator = processes.accelerator(split_batches=trainee.together)
     if config.freeze_embeddings:
         trainee.module.get_input_embeddings().requires_grad_(False)  # type: ignore[operator]
     frozen = FrozenLayers(trainee.module, trainee.frozen_layers) if trainee.frozen_layers else None
     if frozen is not None:
         frozen.requires_grad_(False)
-    sampler = LengthGroupedBatches(trainee.examples.lengths(), config.batch_size, seed)
+    sampler = LengthGroupedBatches(trainee.examples.lengths(), config.batch_size, seed, trainee.together)
     augmentation = Augmentation.of(config.augment, trainee.examples, seed) if config.augment else None
 
     def collate(indices: list[int]) -> dict[str, torch.Tensor]:
@@ -112,9 +145,8 @@ def train(trainee: Trainee, config: Training, seed: int, progress: Progress, des
     module, optimizer, loader = accelerator.prepare(trainee.module, optimizer, loader)
     if frozen is not None and augmentation is None:
         frozen.keep_states(trainee.examples, uses_bf16(config.precision), progress, description)
-    steps = max(1, round(config.epochs * len(loader)))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_up_then_decay(steps, config.warmup_ratio))
-    session = _Session(trainee, config, accelerator, optimizer, schedule, steps, frozen)
+    length = trainee.length or Length(max(1, round(config.epochs * len(loader))))
+    session = _Session(trainee, config, accelerator, optimizer, length, frozen, sampler)
     with _dropout(trainee.module, config.dropout):
         losses = session.run(module, loader, progress, description)
     if frozen is not None:
@@ -152,74 +184,162 @@ def _optimizer(trainee: Trainee, config: Training) -> torch.optim.Optimizer:
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate, fused=True)
 
 
-def _warm_up_then_decay(steps: int, warmup_ratio: float) -> Callable[[int], float]:
-    warmup = max(1, round(warmup_ratio * steps))
-
-    def factor(step: int) -> float:
-        return (step + 1) / warmup if step < warmup else (steps - step) / max(1, steps - warmup)
-
-    return factor
-
-
 @dataclass
 class _Session:
     trainee: Trainee
     config: Training
     accelerator: Accelerator
     optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
-    steps: int
+    length: Length
     frozen: FrozenLayers | None
+    sampler: LengthGroupedBatches
     best: tuple[float, dict[str, torch.Tensor]] | None = None
+    done: int = 0
+    losses: list[float] = field(default_factory=list)
+    total: float = 0.0
+    """Of the losses in this epoch."""
+    over: bool = False
 
     def run(self, module: nn.Module, loader: DataLoader[int], progress: Progress, description: str) -> list[float]:
-        losses, total = [], 0.0
         module.train()
-        for done, batch in enumerate(progress.track(self._batches(loader), description, self.steps), 1):
-            total += self._step(module, batch, done)
-            if done % len(loader) == 0 or done == self.steps:
-                losses.append(total / ((done - 1) % len(loader) + 1))
-                total = 0.0
-                self._judge(progress, description, losses)
-                module.train()
+        self._go_on(len(loader), progress, description)
+        self.length.begin()
+        try:
+            batches = self._batches(loader)
+            for batch in progress.track(batches, description, self.length.steps_left(self.done)):
+                self._step(module, batch)
+                self.over = self._is_over()
+                if self.done % len(loader) == 0 or self.over:
+                    self._end_epoch(len(loader), progress, description)
+                    module.train()
+                if self.trainee.kept is not None and self.trainee.kept.is_due():
+                    self.trainee.kept.write(self._state())
+        except NotFiniteError as error:
+            self._stop(error, module, len(loader), progress, description)
         if self.best is not None:
             self.trainee.module.load_state_dict(self.best[1])
-        return losses
+        return self.losses
+
+    def _is_over(self) -> bool:
+        over = self.length.is_over(self.done)
+        return over if self.length.seconds is None else processes.first_says(over)
 
     def _batches(self, loader: DataLoader[int]) -> Iterator[dict[str, torch.Tensor]]:
-        left = self.steps
-        while left > 0:
+        kept = self.trainee.kept
+        self.over = self.done > 0 and self._is_over()
+        while not self.over:
+            # The loader draws a number as an epoch begins; what was kept within one was kept after that.
+            within = self.sampler.skipped > 0
+            if kept is not None and not within:
+                kept.restore_random_state()
             for batch in loader:
-                if left == 0:
-                    return
-                left -= 1
+                if kept is not None and within:
+                    kept.restore_random_state()
+                within = False
                 yield batch
+                if self.over:
+                    return
 
-    def _step(self, module: nn.Module, batch: dict[str, torch.Tensor], done: int) -> float:
-        device = self.accelerator.device.type
+    def _step(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> None:
         trainee = self.trainee
         if self.frozen is not None:
             self.frozen.choose(batch["index"].tolist())
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * self.length.rate(
+                self.done, self.config.warmup_ratio, self.config.decay
+            )
+        pieces = [batch] if trainee.pieces is None else trainee.pieces(batch)
+        value = 0.0
+        for place, piece in enumerate(pieces, 1):
+            with contextlib.nullcontext() if place == len(pieces) else self.accelerator.no_sync(module):
+                value += self._backward(module, piece)
+        parameters = [*trainee.module.parameters(), *trainee.extra]
+        norm = self.accelerator.clip_grad_norm_(parameters, self.config.max_gradient_norm)
+        if norm is not None and not math.isfinite(float(norm)):
+            self._refuse("The gradient's length", float(norm), module, pieces)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.done += 1
+        if trainee.after_step is not None:
+            trainee.after_step(self.done, self.length.steps)
+        self.total += value
+        if trainee.told is not None:
+            trainee.told(self.done, self.length.share(self.done), value)
+
+    def _backward(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> float:
+        loss = self._loss(module, batch)
+        value = float(processes.mean(loss.detach()))
+        if not math.isfinite(value):
+            self._refuse("The training loss", value, module, [batch])
+        self.accelerator.backward(loss)
+        return value
+
+    def _loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        trainee, device = self.trainee, self.accelerator.device.type
         with (
             torch.autocast(device, torch.bfloat16, enabled=uses_bf16(self.config.precision)),
             shortened(trainee.module, self.frozen, trainee.first_token_only),
         ):
-            loss = trainee.loss(module, batch)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise StageError(
-                f"The training loss became {value} at step {done} of {self.steps}.",
-                mend="lower learning_rate, or set precision: fp32",
-            )
-        self.accelerator.backward(loss)
-        parameters = [*self.trainee.module.parameters(), *self.trainee.extra]
-        self.accelerator.clip_grad_norm_(parameters, self.config.max_gradient_norm)
-        self.optimizer.step()
-        self.schedule.step()
+            return trainee.loss(module, batch)
+
+    def _refuse(self, what: str, value: float, module: nn.Module, pieces: list[dict[str, torch.Tensor]]) -> NoReturn:
+        """Raises `NotFiniteError`, which names the layer where it began."""
         self.optimizer.zero_grad()
-        if self.trainee.after_step is not None:
-            self.trainee.after_step(done, self.steps)
-        return value
+        layer = blamed(
+            self.trainee.known or self.trainee.module, lambda: [self._loss(module, piece) for piece in pieces]
+        )
+        raise NotFiniteError(
+            f"{what} became {value} at step {self.done + 1}{self.length.of()}{layer}.",
+            mend="lower learning_rate, or set precision: fp32",
+        )
+
+    def _end_epoch(self, batches: int, progress: Progress, description: str) -> None:
+        self.losses.append(self.total / ((self.done - 1) % batches + 1))
+        self.total = 0.0
+        self._judge(progress, description, self.losses)
+
+    def _stop(
+        self, error: NotFiniteError, module: nn.Module, batches: int, progress: Progress, description: str
+    ) -> None:
+        """End with what was last kept. Raises ``error`` again where nothing was."""
+        kept, stopped = self.trainee.kept, self.trainee.stopped
+        state = None if kept is None or stopped is None else kept.read()
+        if state is None or stopped is None:
+            raise error
+        self._restore(state)
+        stopped(f"{description}: {error.what} The model is as it was after step {self.done}; {error.mend}.")
+        if self.done % batches:
+            self._end_epoch(batches, progress, description)
+
+    def _go_on(self, batches: int, progress: Progress, description: str) -> None:
+        """Begin where a killed training was last kept."""
+        kept = self.trainee.kept
+        state = None if kept is None else kept.read()
+        if state is None:
+            return
+        self._restore(state)
+        self.sampler.epoch, self.sampler.skipped = divmod(self.done, batches)
+        progress.note(f"{description}: goes on after step {self.done}")
+
+    def _state(self) -> TrainingState:
+        tensors = trained_tensors(self.trainee.module, self.trainee.extra)
+        best = None if self.best is None else self.best[1]
+        figures = {
+            "done": self.done,
+            "losses": self.losses,
+            "total": self.total,
+            "best": None if self.best is None else self.best[0],
+            "seconds": self.length.seconds_spent(),
+        }
+        return TrainingState(figures, tensors, moments(self.optimizer), best)
+
+    def _restore(self, state: TrainingState) -> None:
+        put_back(trained_tensors(self.trainee.module, self.trainee.extra), state.tensors)
+        put_moments_back(self.optimizer, state.moments)
+        figures = state.figures
+        self.done, self.losses, self.total = figures["done"], list(figures["losses"]), figures["total"]
+        self.best = None if state.best is None else (figures["best"], state.best)
+        self.length.go_on(figures["seconds"])
 
     def _judge(self, progress: Progress, description: str, losses: list[float]) -> None:
         """Say how the epoch went, and keep it if it is the best one."""

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
 
 
@@ -19,12 +20,29 @@ def is_first() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def accelerator() -> Accelerator:
-    """The process's accelerator; processes without a GPU train together on the CPU only if accelerate is told so."""
+def accelerator(split_batches: bool = False) -> Accelerator:
+    """The process's accelerator; processes without a GPU train together on the CPU only if accelerate is told so.
+
+    ``split_batches``: each process gets its part of every batch, rather than batches of its own.
+    """
     import torch
     from accelerate import Accelerator
+    from accelerate.utils import DataLoaderConfiguration
 
-    return Accelerator(cpu=several() and not torch.cuda.is_available())
+    return Accelerator(
+        cpu=several() and not torch.cuda.is_available(),
+        dataloader_config=DataLoaderConfiguration(split_batches=split_batches),
+    )
+
+
+def mean(value: torch.Tensor) -> torch.Tensor:
+    """The mean of a tensor over all processes."""
+    if not several():
+        return value
+    from accelerate.utils import reduce
+
+    found: torch.Tensor = reduce(value, "mean")
+    return found
 
 
 def wait_for_all() -> None:

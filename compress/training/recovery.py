@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +19,7 @@ from compress.errors import DataError, StageError
 from compress.numerics.language_head import Head, head_divergence, token_scores
 from compress.tasks.task import Examples
 from compress.training.config import AdapterTraining, Recovery, ScaleTuning, Training
+from compress.training.lesson_windows import Windows, check_enough
 from compress.training.loop import Trainee, train
 
 if TYPE_CHECKING:
@@ -52,14 +54,6 @@ class Recovered(NamedTuple):
         )
 
 
-@dataclass(frozen=True)
-class Windows:
-    """Token ids to learn from and to be judged by; every window has the same length."""
-
-    train: Examples
-    held_out: Examples
-
-
 def make_windows(checkpoint: Checkpoint, settings: Recovery, context: Context) -> Windows:
     """The windows of the recipe's text, tokenized as the checkpoint does. Raises `DataError` and `ModelError`."""
     tokenizer = load_tokenizer(checkpoint.folder)
@@ -74,14 +68,7 @@ def make_windows(checkpoint: Checkpoint, settings: Recovery, context: Context) -
         judged = cut("validation")
     else:
         judged, learned = learned[-settings.validation_windows :], learned[: -settings.validation_windows]
-    if not judged or len(learned) < settings.batch_size:
-        raise DataError(
-            f"The text is too short: {len(learned)} windows of {settings.sequence_length} tokens to learn from and "
-            f"{len(judged)} held out.",
-            where="data.splits",
-            expected=f"at least {settings.batch_size} and 1",
-            mend="name more text, or lower sequence_length",
-        )
+    check_enough(learned, judged, settings.batch_size, settings.sequence_length)
     if settings.steps * settings.batch_size > MOST_PASSES * len(learned):
         raise DataError(
             f"{settings.steps} steps would show each of the {len(learned)} windows more than {MOST_PASSES} times.",
@@ -93,15 +80,24 @@ def make_windows(checkpoint: Checkpoint, settings: Recovery, context: Context) -
 
 
 class Body(nn.Module):
-    """A causal model without its head: token ids [B, L] -> hidden states [B, L, W]."""
+    """A causal model without its head: token ids [B, L] -> hidden states [B, L, W].
 
-    def __init__(self, causal: PreTrainedModel) -> None:
+    Where its vocabulary is not the one that texts are given in, ``tokens`` [v] are its own ids of those.
+    """
+
+    def __init__(self, causal: PreTrainedModel, tokens: torch.Tensor | None = None) -> None:
         super().__init__()
         self.causal = causal
+        self.tokens = tokens
+
+    def outputs(self, input_ids: torch.Tensor, **options: Any) -> Any:
+        """What the model says of its states."""
+        ids = input_ids if self.tokens is None else self.tokens.to(input_ids.device)[input_ids]
+        return self.causal.base_model(input_ids=ids, use_cache=False, **options)
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """The states that the head turns into logits."""
-        states: torch.Tensor = self.causal.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        states: torch.Tensor = self.outputs(input_ids).last_hidden_state
         return states
 
     def head(self, dtype: torch.dtype) -> torch.Tensor:
@@ -109,15 +105,84 @@ class Body(nn.Module):
         layer = self.causal.get_output_embeddings()
         if isinstance(layer, QuantizedLinear | QuantizedEmbedding):
             return layer.grid.weight(dtype)
-        weight: torch.Tensor = layer.weight.to(dtype)
-        return weight
+        weight: torch.Tensor = (
+            layer.weight if self.tokens is None else layer.weight[self.tokens.to(layer.weight.device)]
+        )
+        return weight.to(dtype)
+
+    def require_plain_head(self, windows: Examples) -> None:
+        """Prove that logits are the head's product with the last states, and nothing more (no cap, no factor)."""
+        ids = torch.from_numpy(windows.inputs[0]["input_ids"][None, :_PROBE_TOKENS])
+        with torch.inference_mode():
+            own = ids if self.tokens is None else self.tokens[ids]
+            logits = self.causal(input_ids=own, use_cache=False).logits
+            logits = logits if self.tokens is None else logits[..., self.tokens]
+            difference = float((self(ids) @ self.head(torch.float32).T - logits).abs().max())
+        if not math.isfinite(difference):
+            raise StageError(
+                f"The logits of {type(self.causal).__name__} are not finite.",
+                expected="a model whose predictions are finite before any training",
+            )
+        if not difference <= _SAME_LOGITS * float(logits.abs().max()):
+            raise StageError(
+                f"{type(self.causal).__name__} does more with its last states than to multiply them with its head.",
+                expected="logits that are a plain product, without bias, factor or cap",
+                mend="leave this stage out for such a model",
+            )
+
+    def lower(self) -> None:
+        """Turn linear layers to bfloat16, in place: autocast would turn the same weights at every step."""
+        for layer in self.causal.base_model.modules():
+            if isinstance(layer, nn.Linear):
+                layer.weight.data = layer.weight.data.to(torch.bfloat16)
+
+
+def head_of(body: Body, states: torch.Tensor, dtype: torch.dtype) -> Head:
+    """States [B, L, W] with the head of ``body``, as tokens in a row."""
+    return Head(states.flatten(0, 1).to(dtype), body.head(dtype))
+
+
+def states_of(body: Body, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The last states for ids [B, L], by products in ``dtype``."""
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        states: torch.Tensor = body(ids)
+    return states
+
+
+@dataclass
+class Judge:
+    """How well a pupil does on held-out windows, ``size`` at a time; the teacher's states for them are kept."""
+
+    pupil: Body
+    teacher: Body
+    held_out: Examples
+    size: int
+    dtype: torch.dtype
+    known: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    @torch.inference_mode()
+    def quality(self) -> Quality:
+        """Of the pupil as it stands."""
+        columns: list[Any] = []
+        device = next(self.pupil.parameters()).device
+        self.teacher.to(device)
+        for start in range(0, len(self.held_out), self.size):
+            indices = range(start, min(start + self.size, len(self.held_out)))
+            ids = torch.from_numpy(self.held_out.batch(indices)["input_ids"]).to(device)
+            if start not in self.known:
+                self.known[start] = states_of(self.teacher, ids, self.dtype)[:, :-1].to(self.dtype)
+            student = head_of(self.pupil, states_of(self.pupil, ids, self.dtype)[:, :-1], self.dtype)
+            teacher = head_of(self.teacher, self.known[start], self.dtype)
+            columns.append(token_scores(student, teacher, ids[:, 1:].flatten()))
+        means = [float(torch.cat(parts).double().mean()) for parts in zip(*columns, strict=True)]
+        return Quality(means[0], float(np.exp(means[1])), float(np.exp(means[2])))
 
 
 @dataclass
 class Lesson:
     """One recovery: the pupil, whose trainable parameters are set, its teacher and the windows.
 
-    ``known`` keeps the teacher's states for training windows that come again, ``judge`` those for held-out windows.
+    ``known`` keeps the teacher's states for training windows that come again.
     """
 
     pupil: Body
@@ -126,7 +191,10 @@ class Lesson:
     settings: ScaleTuning | AdapterTraining
     dtype: torch.dtype = torch.float32
     known: dict[int, torch.Tensor] = field(default_factory=dict)
-    judge: dict[int, torch.Tensor] = field(default_factory=dict)
+    judge: Judge = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.judge = Judge(self.pupil, self.teacher, self.windows.held_out, self.settings.batch_size, self.dtype)
 
     @classmethod
     def between(
@@ -151,14 +219,11 @@ class Lesson:
                 expected="the tokenizer that the model was trained with",
             )
         for body in bodies:
-            _require_plain_head(body, windows.held_out)
+            body.require_plain_head(windows.held_out)
         low = uses_bf16(settings.precision)
         dtype = torch.bfloat16 if low else torch.float32
         if low:
-            # Autocast would turn the same weights to bf16 at every step.
-            for layer in bodies[1].causal.base_model.modules():
-                if isinstance(layer, nn.Linear):
-                    layer.weight.data = layer.weight.data.to(dtype)
+            bodies[1].lower()
         return cls(bodies[0], bodies[1], windows, settings, dtype)
 
     @property
@@ -208,55 +273,23 @@ class Lesson:
         ids = batch["input_ids"]
         states = module(ids)
         if not self.reads_text:
-            return head_divergence(self._head(self.pupil, states), self._head(self.teacher, self._taught(batch)))
-        hidden, weight = self._head(self.pupil, states[:, :-1])
+            taught = head_of(self.teacher, self._taught(batch), self.dtype)
+            return head_divergence(head_of(self.pupil, states, self.dtype), taught)
+        hidden, weight = head_of(self.pupil, states[:, :-1], self.dtype)
         return nn.functional.cross_entropy((hidden @ weight.T).float(), ids[:, 1:].flatten())
-
-    def _head(self, body: Body, states: torch.Tensor) -> Head:
-        return Head(states.flatten(0, 1).to(self.dtype), body.head(self.dtype))
 
     @torch.no_grad()
     def _taught(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """The teacher's states for a batch, kept for the next time where there will be one."""
         indices = batch["index"].tolist()
         if len(self.windows.train) // self.settings.batch_size >= self.settings.steps:
-            return self._states(self.teacher, batch["input_ids"])
+            return states_of(self.teacher, batch["input_ids"], self.dtype)
         missing = [place for place, index in enumerate(indices) if index not in self.known]
         if missing:
-            states = self._states(self.teacher, batch["input_ids"][missing]).to(self.dtype)
+            states = states_of(self.teacher, batch["input_ids"][missing], self.dtype).to(self.dtype)
             self.known |= {indices[place]: state for place, state in zip(missing, states, strict=True)}
         return torch.stack([self.known[index] for index in indices])
 
-    def _states(self, body: Body, ids: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            states: torch.Tensor = body(ids)
-        return states
-
-    @torch.inference_mode()
     def quality(self) -> Quality:
         """Of the pupil as it stands."""
-        held_out, size = self.windows.held_out, self.settings.batch_size
-        columns: list[Any] = []
-        for start in range(0, len(held_out), size):
-            indices = range(start, min(start + size, len(held_out)))
-            ids = torch.from_numpy(held_out.batch(indices)["input_ids"])
-            if start not in self.judge:
-                self.judge[start] = self._states(self.teacher, ids)[:, :-1].to(self.dtype)
-            student = self._head(self.pupil, self._states(self.pupil, ids)[:, :-1])
-            columns.append(token_scores(student, self._head(self.teacher, self.judge[start]), ids[:, 1:].flatten()))
-        means = [float(torch.cat(parts).double().mean()) for parts in zip(*columns, strict=True)]
-        return Quality(means[0], float(np.exp(means[1])), float(np.exp(means[2])))
-
-
-@torch.inference_mode()
-def _require_plain_head(body: Body, windows: Examples) -> None:
-    """Prove that logits are the head's product with the last states, and nothing more (no cap, no factor)."""
-    ids = torch.from_numpy(windows.inputs[0]["input_ids"][None, :_PROBE_TOKENS])
-    logits = body.causal(input_ids=ids, use_cache=False).logits
-    difference = float((body(ids) @ body.head(torch.float32).T - logits).abs().max())
-    if not difference <= _SAME_LOGITS * float(logits.abs().max()):
-        raise StageError(
-            f"{type(body.causal).__name__} does more with its last states than to multiply them with its head.",
-            expected="logits that are a plain product, without bias, factor or cap",
-            mend="leave this stage out for such a model",
-        )
+        return self.judge.quality()

@@ -77,10 +77,6 @@ CLASSES_AND_TEXT = ("text-classification", "image-classification", *OF_TEXT, "au
     ("stage", "tasks"),
     [
         ("finetune", [*CLASSES_AND_TEXT, "text2text-generation", *OF_IMAGES, "image-text-to-text"]),
-        (
-            "distill: {student: {layers: [0]}}",
-            [*CLASSES_AND_TEXT[:2], "feature-extraction", *CLASSES_AND_TEXT[2:], *OF_IMAGES],
-        ),
     ],
 )
 def test_stages_of_another_task_are_refused(tmp_path: Path, stage: str, tasks: list[str]) -> None:

@@ -1,0 +1,319 @@
+"""How a language model learns from another: what the student reads, what it is scored on, and what comes out."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from compress.checkpoints.config_check import positions_of
+from compress.checkpoints.torch_model import TorchModel
+from compress.environment import uses_bf16
+from compress.errors import DataError, StageError
+from compress.numerics.distillation import relative_error
+from compress.numerics.language_head import HeadLoss, head_loss
+from compress.numerics.token_divergence import Divergence
+from compress.training import processes
+from compress.training.config import AdapterTraining, Distillation
+from compress.training.kept_training import KeptTraining
+from compress.training.length import Length
+from compress.training.lesson_windows import Windows, lesson_windows
+from compress.training.loop import Trainee, train
+from compress.training.quantized_recovery import adapt
+from compress.training.recovery import Body, Judge, Quality, Recovered, head_of
+from compress.training.shared_parts import block_pairs, shared_tokens
+from compress.training.teacher_states import TeacherStates, has_room, states_key
+from compress.training.unstructured_pruning import keep_zeros
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from compress.stage.stage import Context
+
+_AT_ONCE = 2048
+"""Tokens that go forwards and backwards together; more of a step's follow one by one."""
+_NOTES = 20
+"""How often it is said how far the training is."""
+
+
+def teach(settings: Distillation, teacher: TorchModel, student: TorchModel, context: Context) -> TorchModel:
+    """Train ``student`` in place, and return it.
+
+    Raises `StageError` for models that cannot be compared, and `DataError` for text that is too short.
+    """
+    windows = lesson_windows(student.processor, settings, context)
+    _check_length(windows, teacher, student)
+    restore_zeros = keep_zeros(student.module)
+    lesson = LanguageLesson.between(settings, teacher, student, windows, context)
+    adapted = None
+    if settings.lora is not None:
+        adapted = adapt(
+            student.module, AdapterTraining(rank=settings.lora, dropout=settings.dropout or 0.0), context.seed
+        )
+    if settings.gradient_checkpointing:
+        _checkpoint(student)
+    lesson.teach(None if adapted is not None else restore_zeros)
+    if settings.gradient_checkpointing:
+        student.module.activation_checkpointing_disable()
+    if adapted is not None:
+        student.module = adapted.merge_and_unload(safe_merge=True)
+        if restore_zeros is not None:
+            restore_zeros(0, 0)
+    student.module.requires_grad_(True).eval()
+    return student
+
+
+def _checkpoint(model: TorchModel) -> None:
+    try:
+        model.module.activation_checkpointing_enable()
+    except ValueError as error:
+        raise StageError(
+            f"A {model.module.config.model_type!r} model cannot compute its blocks again on the way back.",
+            where="gradient_checkpointing",
+            mend="leave it out; a smaller sequence_length saves memory too",
+        ) from error
+
+
+def _check_length(windows: Windows, *models: TorchModel) -> None:
+    length = len(windows.train.inputs[0]["input_ids"])
+    for model in models:
+        positions = positions_of(model.module.config.to_dict())
+        if positions is not None and length > positions:
+            raise DataError(
+                f"Windows have {length} tokens, and a {model.module.config.model_type!r} model reads {positions}.",
+                where="sequence_length",
+                expected=f"at most {positions}",
+            )
+
+
+class Pupil(nn.Module):
+    """A causal model that gives its loss, so that what is put around it for several processes sees all of its weights.
+
+    ``pairs`` are blocks of the student and of the teacher whose states are compared, by their places among the hidden
+    states; ``projections`` join widths that differ.
+    """
+
+    def __init__(
+        self,
+        body: Body,
+        settings: Distillation,
+        dtype: torch.dtype,
+        pairs: list[tuple[int, int]],
+        widths: tuple[int, int],
+    ) -> None:
+        super().__init__()
+        self.body = body
+        self.settings = settings
+        self.dtype = dtype
+        self.pairs = pairs
+        different = pairs if widths[0] != widths[1] else []
+        self.projections = nn.ModuleList(nn.Linear(*widths, bias=False) for _ in different)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The student's."""
+        found: nn.Module = self.body.causal.get_input_embeddings()
+        return found
+
+    def forward(self, batch: dict[str, torch.Tensor], teacher: Callable[[], Any], taught: Any) -> torch.Tensor:
+        """The loss of some windows; ``taught`` has the teacher's states, ``teacher`` its head."""
+        settings = self.settings
+        outputs = self.body.outputs(batch["input_ids"], **({"output_hidden_states": True} if self.pairs else {}))
+        loss = torch.zeros((), device=batch["input_ids"].device)
+        if settings.logits_weight or settings.labels_weight:
+            which = Divergence(settings.temperature, settings.direction == "reverse", settings.top_k)
+            wanted = HeadLoss(
+                which,
+                settings.logits_weight * batch["each"],
+                batch["following"] if settings.labels_weight else None,
+                settings.labels_weight * batch["labels_each"],
+            )
+            heads = head_of(self.body, outputs.last_hidden_state, self.dtype), teacher()
+            loss = loss + head_loss(*heads, wanted)
+        for place, (mine, theirs) in enumerate(self.pairs):
+            states = outputs.hidden_states[mine]
+            states = self.projections[place](states) if len(self.projections) else states
+            apart = relative_error(states.float(), taught.hidden_states[theirs].float())
+            share = settings.representation_weight / len(self.pairs)
+            loss = loss + share * (apart.flatten() * batch["each"]).sum()
+        return loss
+
+
+@dataclass
+class LanguageLesson:
+    """One distillation: the pupil, its teacher, the windows, and who judges."""
+
+    settings: Distillation
+    pupil: Pupil
+    teacher: Body
+    windows: Windows
+    context: Context
+    dtype: torch.dtype
+    states: TeacherStates
+    judge: Judge | None
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    _seen: list[float] = field(default_factory=list)
+    _began: float = 0.0
+    _first: int = 0
+    _last: int = 0
+    _noted: int = 0
+
+    @classmethod
+    def between(
+        cls, settings: Distillation, teacher: TorchModel, student: TorchModel, windows: Windows, context: Context
+    ) -> LanguageLesson:
+        """Prepare both models. Raises `StageError` where their predictions cannot be compared."""
+        module = teacher.module.eval().requires_grad_(False)
+        mine, theirs, complete = shared_tokens(settings, teacher, student, windows)
+        bodies = Body(student.module, mine), Body(module, theirs)
+        judged = complete and bool(settings.logits_weight or settings.labels_weight)
+        for body in bodies if judged else bodies[: bool(settings.labels_weight)]:
+            body.require_plain_head(windows.held_out)
+        dtype = torch.bfloat16 if uses_bf16(settings.precision) else torch.float32
+        pairs = block_pairs(student.module, module) if settings.method == "hidden" else []
+        widths = student.module.config.hidden_size, module.config.hidden_size
+        torch.manual_seed(context.seed)
+        pupil = Pupil(bodies[0], settings, dtype, pairs, widths)
+        if dtype == torch.bfloat16:
+            bodies[1].lower()
+        judge = Judge(bodies[0], bodies[1], windows.held_out, 1, dtype) if judged else None
+        states = TeacherStates(bodies[1], dtype, _folder(settings, bodies[1], windows, dtype, context))
+        return cls(settings, pupil, bodies[1], windows, context, dtype, states, judge)
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens that a step learns from."""
+        return self.settings.batch_size * len(self.windows.train.inputs[0]["input_ids"])
+
+    def length(self) -> Length:
+        """How long is trained."""
+        settings = self.settings
+        batches = len(self.windows.train) // settings.batch_size
+        if settings.tokens is not None:
+            return Length(max(1, settings.tokens // self.step_tokens))
+        return Length(max(1, round(settings.epochs * batches)), settings.seconds)
+
+    def teach(self, after_step: Callable[[int, int], None] | None) -> None:
+        """Train the pupil in place, and say what that has changed."""
+        context, judged = self.context, list[Quality]()
+        before = None if self.judge is None else self.judge.quality()
+
+        def merit() -> float:
+            assert self.judge is not None
+            judged.append(self.judge.quality())
+            return -self._error(judged[-1])
+
+        trainee = Trainee(
+            self.pupil,
+            self.windows.train,
+            self.loss,
+            after_step=after_step,
+            validate=None if self.judge is None else merit,
+            length=self.length(),
+            pieces=self.pieces,
+            together=True,
+            told=self._told,
+            kept=None if processes.several() else KeptTraining(context.scratch),
+            stopped=context.remark,
+            known=self.pupil.body.causal,
+        )
+        self._began = time.monotonic()
+        train(trainee, self.settings, context.seed, context.progress, "distill")
+        context.tabulate("Loss while training", ("tokens", "loss"), self.curve)
+        done = f"{self._last * self.step_tokens:,} tokens, {self._rate():,.0f} a second"
+        if self.states.answered or self.states.found:
+            done += f"; the teacher read {self.states.answered:,} windows, {self.states.found:,} were known"
+        if before is not None and judged:
+            after = min(judged, key=self._error) if self.settings.keep_best else judged[-1]
+            done = f"{Recovered(before, after)}; {done}"
+        context.remark(f"distill: {done}")
+
+    def _error(self, quality: Quality) -> float:
+        """What is to fall, in nats a token."""
+        settings, loss = self.settings, math.log(quality.perplexity)
+        if not settings.logits_weight:
+            return loss
+        return settings.logits_weight * quality.divergence + settings.labels_weight * loss
+
+    def pieces(self, batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        """The batch in parts of `_AT_ONCE` tokens, with the share of the loss that each token has."""
+        ids = batch["input_ids"]
+        counted = batch.pop("labels", None)
+        each = torch.ones(ids.shape, device=ids.device)
+        following = ids.roll(-1, 1)
+        labels_each = each.clone()
+        labels_each[:, -1] = 0
+        if counted is not None:
+            # What counts is the token that follows; the last one's is in another window.
+            labels_each *= counted.roll(-1, 1)
+            each = labels_each.clone()
+        each, labels_each = (share / processes.mean(share.sum()).clamp(min=1) for share in (each, labels_each))
+        size = max(1, _AT_ONCE // ids.shape[1])
+        parts = (slice(start, start + size) for start in range(0, len(ids), size))
+        return [
+            {
+                "input_ids": ids[part],
+                "index": batch["index"][part],
+                "each": each[part].flatten(),
+                "labels_each": labels_each[part].flatten(),
+                "following": following[part].flatten(),
+            }
+            for part in parts
+        ]
+
+    def loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Of a part of a batch, its share of the batch's."""
+        ids = batch["input_ids"]
+        self.teacher.to(ids.device)
+        taught: Any = None
+        states: torch.Tensor | None = None
+        with torch.no_grad():
+            if self.pupil.pairs:
+                taught = self.teacher.outputs(ids, output_hidden_states=True)
+                states = taught.last_hidden_state
+            elif self.settings.logits_weight:
+                states = self.states.of(ids)
+        wanted = states if self.settings.logits_weight else None
+        loss: torch.Tensor = module(
+            batch, lambda: None if wanted is None else head_of(self.teacher, wanted, self.dtype), taught
+        )
+        return loss
+
+    def _told(self, done: int, share: float, loss: float) -> None:
+        self._first = self._first or done
+        self._seen.append(loss)
+        self._last = done
+        if int(share * _NOTES) <= self._noted:
+            return
+        self._noted = int(share * _NOTES)
+        mean = sum(self._seen) / len(self._seen)
+        self._seen.clear()
+        self.curve.append((done * self.step_tokens, round(mean, 5)))
+        self.context.progress.note(
+            f"distill: {share:.0%}, {done * self.step_tokens:,} tokens, loss {mean:.4f}, "
+            f"{self._rate():,.0f} tokens a second"
+        )
+
+    def _rate(self) -> float:
+        """Tokens a second, in this run."""
+        steps = self._last - self._first + 1 if self._first else 0
+        return steps * self.step_tokens / max(time.monotonic() - self._began, 1e-9)
+
+
+def _folder(
+    settings: Distillation, teacher: Body, windows: Windows, dtype: torch.dtype, context: Context
+) -> Path | None:
+    """Where the teacher's states are kept, if they are."""
+    if not (settings.keep_states and settings.logits_weight and settings.method == "logits"):
+        return None
+    key = states_key(teacher, dtype)
+    folder = context.scratch / "states" if context.shared is None else context.shared(key)
+    tokens = len(windows.train) * len(windows.train.inputs[0]["input_ids"])
+    if not has_room(folder, tokens, teacher.causal.config.hidden_size):
+        context.progress.note("distill: the disk has no room for the teacher's states; it reads each window anew")
+        return None
+    return folder

@@ -1,0 +1,99 @@
+"""A teacher's last hidden states, kept as bfloat16 for every student that reads the same windows.
+
+Logits of a vocabulary would take a hundred times as many bytes; the teacher's head makes them again from the states.
+Each window is a file by what the teacher reads, so that it doesn't matter in which order, or for which student, it was
+asked: it is always read alone, and its states are rounded whether they are kept or not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from compress.cache import cache_key
+from compress.environment import package_versions
+from compress.training.recovery import Body, states_of
+
+_SPARE_BYTES = 1 << 30
+"""Left free on the disk."""
+_VERSION = 1
+
+
+@dataclass
+class TeacherStates:
+    """Of windows of one length. ``folder`` None: nothing is kept."""
+
+    teacher: Body
+    dtype: torch.dtype
+    folder: Path | None
+    answered: int = 0
+    found: int = 0
+
+    def of(self, ids: torch.Tensor) -> torch.Tensor:
+        """The states [B, L, W], bfloat16, for token ids [B, L]."""
+        return torch.stack([self._window(window) for window in ids])
+
+    def _window(self, ids: torch.Tensor) -> torch.Tensor:
+        file = None if self.folder is None else self._file(self.folder, ids)
+        if file is not None and (known := _read(file)) is not None and len(known) == len(ids):
+            self.found += 1
+            return known.to(ids.device)
+        self.answered += 1
+        with torch.no_grad():
+            states = states_of(self.teacher, ids[None], self.dtype)[0].to(torch.bfloat16)
+        if file is not None:
+            _write(file, states.cpu())
+        return states
+
+    def _file(self, folder: Path, ids: torch.Tensor) -> Path:
+        own = ids if self.teacher.tokens is None else self.teacher.tokens[ids.cpu()]
+        name = hashlib.sha256(own.cpu().numpy().tobytes()).hexdigest()
+        return folder / name[:2] / f"{name[2:34]}.safetensors"
+
+
+def _read(file: Path) -> torch.Tensor | None:
+    try:
+        states: torch.Tensor = load_file(file)["states"]
+    except (OSError, SafetensorError, KeyError):
+        return None
+    return states
+
+
+def _write(file: Path, states: torch.Tensor) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(f".{os.getpid()}")
+    save_file({"states": states.contiguous()}, partial)
+    partial.replace(file)
+
+
+def states_key(teacher: Body, dtype: torch.dtype) -> str:
+    """By what the states follow from: the teacher's weights and config, the arithmetic and who does it."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(teacher.causal.base_model.state_dict().items()):
+        total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    config = {name: value for name, value in teacher.causal.config.to_dict().items() if not name.startswith("_")}
+    about = {
+        "version": _VERSION,
+        "weights": total.hexdigest(),
+        "config": config,
+        "dtype": str(dtype),
+        "packages": package_versions(("torch", "transformers")),
+    }
+    return cache_key(json.loads(json.dumps(about, default=str)))
+
+
+def has_room(folder: Path, tokens: int, width: int) -> bool:
+    """Whether the disk that ``folder`` will be on can take the states of so many tokens."""
+    place = folder.absolute()
+    while not place.is_dir():
+        place = place.parent
+    return shutil.disk_usage(place).free >= 2 * tokens * width + _SPARE_BYTES

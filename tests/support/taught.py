@@ -1,0 +1,63 @@
+"""A tiny decoder that learns from another, for processes that train alone or together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import tiny
+from causal import LENGTH, TASK, context
+from quantized import tiny_tokenizer
+
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.checkpoints.torch_model import TorchModel
+from compress.data.dataset import Dataset
+from compress.stages.distill import Distill
+from compress.tasks.conversations import text_or_messages
+from compress.tasks.registry import get_task
+from compress.training.language_distillation import LanguageLesson
+
+__all__ = ["conversations", "losses"]
+SETTINGS: dict[str, Any] = {
+    "teacher": "start",
+    "student": {"layers": [0, 2]},
+    "batch_size": 4,
+    "learning_rate": 3e-3,
+    "temperature": 1.0,
+    "precision": "fp32",
+    "tokens": 10 * 4 * LENGTH,
+    "labels_weight": 0.2,
+}
+
+
+def conversations(count: int) -> Dataset:
+    """Questions of different lengths, so that windows have answers of different lengths."""
+    texts = tiny.table(count, seed=4)["text"].to_pylist()
+    rows = [
+        text_or_messages(
+            [{"role": "user", "content": text[: 3 * (place % 5)] or "a"}, {"role": "assistant", "content": text}]
+        )
+        for place, text in enumerate(texts)
+    ]
+    table = tiny.table(count, seed=4).select(["text"])
+    return Dataset(get_task(TASK).columns, {"train": table.set_column(0, "text", [rows])}, ())
+
+
+def losses(folder: Path, rank: int = 0) -> list[list[float]]:
+    """The loss of each step, and some weights of the student at the end; the teacher lies in ``folder``."""
+    found: list[float] = []
+    plain = LanguageLesson._told
+
+    def told(self: LanguageLesson, done: int, share: float, loss: float) -> None:
+        plain(self, done, share, loss)
+        found.append(loss)
+
+    LanguageLesson._told = told  # type: ignore[method-assign]
+    try:
+        teacher = TorchModel.load(folder / "teacher", get_task(TASK))
+        made = context(Checkpoint(folder / "teacher"), folder / f"scratch {rank}", conversations(60))
+        teacher.processor = tiny_tokenizer()
+        student = Distill.model_validate(SETTINGS).run(teacher, made)
+    finally:
+        LanguageLesson._told = plain  # type: ignore[method-assign]
+    return [found, student.module.model.layers[0].mlp.up_proj.weight[0].tolist()]

@@ -113,7 +113,7 @@ def train(trainee: Trainee, config: Training, seed: int, progress: Progress, des
     if frozen is not None and augmentation is None:
         frozen.keep_states(trainee.examples, uses_bf16(config.precision), progress, description)
     steps = max(1, round(config.epochs * len(loader)))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_up_then_decay(steps, config.warmup_ratio))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_up_then_decay(steps, config.warmup_ratio))
     session = _Session(trainee, config, accelerator, optimizer, schedule, steps, frozen)
     with _dropout(trainee.module, config.dropout):
         losses = session.run(module, loader, progress, description)
@@ -152,7 +152,8 @@ def _optimizer(trainee: Trainee, config: Training) -> torch.optim.Optimizer:
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate, fused=True)
 
 
-def _warm_up_then_decay(steps: int, warmup_ratio: float) -> Callable[[int], float]:
+def warm_up_then_decay(steps: int, warmup_ratio: float) -> Callable[[int], float]:
+    """The share of the peak learning rate at each of so many steps."""
     warmup = max(1, round(warmup_ratio * steps))
 
     def factor(step: int) -> float:

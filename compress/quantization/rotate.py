@@ -93,12 +93,7 @@ class _Work:
             why = f"With rotated hidden states {prefix} ({norms})"
             _prove(run(_times(hidden, self.turn)), _times(before, self.turn), why)
         for name in sorted(changed):
-            turned = f"{prefix}.{name}" in self.skeleton.transposed
-            for leaf, parameter in modules[name].named_parameters(recurse=False):
-                yield (
-                    f"{prefix}.{name}.{leaf}",
-                    parameter.data.T.clone() if turned and parameter.ndim > 1 else parameter.data.clone(),
-                )
+            yield from self.skeleton.as_stored(f"{prefix}.{name}", modules[name])
         self.skeleton.unload(index)
 
     def _turn_heads(self, name: str, attention: Attention | None) -> tuple[nn.Module, nn.Module]:

@@ -103,7 +103,8 @@ def test_what_cannot_be_rotated_is_named(config: str, expected: str, tmp_path: P
 
 def test_a_rotation_that_is_not_taken_back_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = save_decoder(tmp_path / "source")
-    monkeypatch.setattr(rotate._Work, "_surroundings", lambda work, turn: iter(()))
+    plain = rotate._Work._surroundings
+    monkeypatch.setattr(rotate._Work, "_surroundings", lambda work, turn: plain(work, torch.eye(64).double()))
     with pytest.raises(StageError, match="The logits of LlamaForCausalLM would not compute the same"):
         rotated(source, tmp_path / "scratch")
 

@@ -28,8 +28,10 @@ from compress.quantization.calibration import calibration_windows
 from compress.stages.gptq import Gptq
 from compress.stages.train_blocks import TrainBlocks
 
-SMALL: dict[str, Any] = {"bits": 3, "group_size": 32, "samples": 24, "sequence_length": 32, "precision": "fp32"}
-QUICK: dict[str, Any] = {**SMALL, "epochs": 3, "batch_size": 2, "learning_rate": 0.01, "guided": False}
+SMALL: dict[str, Any] = {"bits": 2, "group_size": 32, "samples": 40, "sequence_length": 32, "precision": "fp32"}
+SMALL |= {"guided": False}
+RATES = {"learning_rate": 0.003, "scale_learning_rate": 0.01}
+QUICK: dict[str, Any] = {**SMALL, **RATES, "epochs": 4, "batch_size": 4, "held_out": 2}
 
 
 @pytest.fixture(scope="module")
@@ -87,15 +89,15 @@ def test_a_weight_is_rounded_to_the_nearest_integer_and_stays_within_the_grid() 
 def test_a_trained_model_is_nearer_to_the_float_one_than_gptq(
     source: Checkpoint, trained: QuantizedCheckpoint, notes: Notes, tmp_path: Path
 ) -> None:
-    ids = calibration_windows(context(tmp_path), source, 24, 32)
+    ids = calibration_windows(context(tmp_path), source, 40, 32)
     wanted = last_hidden(build_skeleton(source), ids)
-    other = Gptq(**SMALL, guided=False).run(source, context(tmp_path))
+    other = Gptq(**SMALL).run(source, context(tmp_path))
 
     def error(checkpoint: Checkpoint) -> float:
         difference = (last_hidden(build_skeleton(checkpoint), ids) - wanted).square().mean(-1)
         return float((difference / wanted.square().mean(-1)).mean())
 
-    assert error(trained) < 0.75 * error(other)
+    assert error(trained) < 0.85 * error(other)
     said = [line for line in notes.said if "held-out text" in line]
     assert [line.split(":")[0] for line in said] == ["model.layers.0", "model.layers.1"]
     assert all(layer["block_error"] < 0.5 for name, layer in layers_of(trained.folder).items() if layer.get("bits"))
@@ -105,7 +107,7 @@ def test_integers_keep_to_their_bits_and_norms_have_learned(source: Checkpoint, 
     for name in layers_of(trained.folder):
         found = trained.quantized(name)
         if found is not None:
-            assert found.bits == 3 and int(found.integers.max()) == 7 and found.symmetric
+            assert found.bits == 2 and int(found.integers.max()) == 3 and found.symmetric
     norm = "model.layers.1.input_layernorm.weight"
     assert trained.stored(norm).dtype == torch.float16
     assert not torch.equal(trained.stored(norm), source.stored(norm).half())
@@ -169,7 +171,7 @@ def test_training_that_goes_wrong_keeps_what_was_good_and_says_where(
     # One block is in memory at a time.
     assert blocks == [[True, False], [True, False], [False, True], [False, True]]
     monkeypatch.undo()
-    other = Gptq(**SMALL, guided=False).run(source, context(tmp_path / "gptq"))
+    other = Gptq(**SMALL).run(source, context(tmp_path / "gptq"))
     for name in layers_of(other.folder):
         one, another = result.quantized(name), other.quantized(name)
         assert one is None or (another is not None and torch.equal(one.integers, another.integers))
@@ -177,9 +179,9 @@ def test_training_that_goes_wrong_keeps_what_was_good_and_says_where(
 
 def test_more_is_asked_of_the_machine_than_for_gptq(plan_of: Any) -> None:
     shape, plan = plan_of
-    told, less = TrainBlocks(**QUICK).predict(shape, plan), Gptq(**SMALL, guided=False).predict(shape, plan)
-    # Two more passes forwards, and three for each epoch: 11 of 2 FLOPs a weight and token.
-    added = 11 * 2 * (shape.attention + shape.feed_forward) * 24 * 32
+    told, less = TrainBlocks(**QUICK).predict(shape, plan), Gptq(**SMALL).predict(shape, plan)
+    # Two more passes forwards, and three for each epoch: 14 of 2 FLOPs a weight and token.
+    added = 14 * 2 * (shape.attention + shape.feed_forward) * 40 * 32
     assert told.seconds.flops - less.seconds.flops == pytest.approx(added)
     assert told.disk_bytes == less.disk_bytes
     assert told.peak_memory_bytes.value >= 32 * (shape.attention + shape.feed_forward) / shape.layers

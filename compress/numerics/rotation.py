@@ -25,4 +25,5 @@ def rotation(size: int, hadamard: bool, generator: torch.Generator) -> torch.Ten
 def _random(size: int, generator: torch.Generator) -> torch.Tensor:
     """By QR of a Gaussian matrix, with signs that make it uniform (Mezzadri 2007, section 5)."""
     orthogonal, upper = torch.linalg.qr(torch.randn(size, size, dtype=torch.float64, generator=generator))
-    return (orthogonal * upper.diagonal().sign()).contiguous()
+    found: torch.Tensor = orthogonal * upper.diagonal().sign()
+    return found.contiguous()

@@ -109,7 +109,7 @@ class Trained:
 
 @dataclass
 class BlockLesson:
-    """A loaded block ``name`` and what its ``layers`` are to learn, once ``solved`` has their integers.
+    """A loaded block ``name`` and what its ``layers`` are to learn.
 
     ``floats`` are the layers' weights before, and are used up. In windows of text the block is given ``given``, and is
     to answer ``wanted``; ``run`` has batches of as many windows as a step of training.
@@ -124,13 +124,12 @@ class BlockLesson:
     wanted: States
     settings: BlockTraining
     seed: int
-    solved: dict[str, QuantizedWeight] = field(default_factory=dict)
     vectors: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
 
     @torch.enable_grad()
-    def teach(self) -> Trained:
-        """Train now, and leave the block with what was best on the held-out windows."""
-        with self._learning():
+    def teach(self, solved: Mapping[str, QuantizedWeight]) -> Trained:
+        """Train from what the layers' solver found, and leave the block with what was best on the held-out windows."""
+        with self._learning(solved):
             best = self._train()
         for name, weight in best.weights.items():
             self.layers[name].weight = nn.Parameter(weight.dequantize(), requires_grad=False)
@@ -170,10 +169,9 @@ class BlockLesson:
     def _windows(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Those that it learns from, and those that judge it, spread over the text."""
         count, held = self.given.shape[0], self.settings.held_out
-        judged = torch.linspace(0, count - 1, held + 2)[1:-1].round().long().unique()
         taught = torch.ones(count, dtype=torch.bool)
-        taught[judged] = False
-        return taught.nonzero()[:, 0], judged
+        taught[torch.linspace(0, count - 1, held + 2)[1:-1].round().long()] = False
+        return taught.nonzero()[:, 0], (~taught).nonzero()[:, 0]
 
     def _loss(self, windows: torch.Tensor) -> torch.Tensor:
         """The mean over tokens of the squared error of the outputs, relative to their size."""
@@ -182,7 +180,7 @@ class BlockLesson:
 
     @torch.no_grad()
     def _error(self, windows: torch.Tensor) -> float:
-        return sum(float(self._loss(window)) for window in windows.split(1)) / len(windows)
+        return sum(float(self._loss(window)) for window in torch.split(windows, 1)) / len(windows)
 
     def _groups(self) -> list[dict[str, Any]]:
         steps = [_steps(layer) for layer in self.layers.values()]
@@ -200,12 +198,12 @@ class BlockLesson:
         return Trained(weights, vectors, before, after)
 
     @contextmanager
-    def _learning(self) -> Iterator[None]:
+    def _learning(self, solved: Mapping[str, QuantizedWeight]) -> Iterator[None]:
         """Let weights and vectors be computed from what learns."""
         self.vectors = self._vectors() if self.settings.norms else {}
         for name, layer in self.layers.items():
             layer.weight = nn.Parameter(self.floats.pop(name), requires_grad=False)
-            parametrize.register_parametrization(layer, "weight", LearnedIntegers(self.solved[name]), unsafe=True)
+            parametrize.register_parametrization(layer, "weight", LearnedIntegers(solved[name]), unsafe=True)
         for module, leaf in self.vectors.values():
             vector = AsStored(module.get_parameter(leaf).data, torch.float16)
             parametrize.register_parametrization(module, leaf, vector, unsafe=True)
@@ -227,12 +225,12 @@ class BlockLesson:
         return found
 
 
-def _learned(module: nn.Module, leaf: str) -> torch.Tensor:
-    found: torch.Tensor = module.parametrizations[leaf].original  # type: ignore[index, union-attr, assignment]
+def _learned(module: nn.Module, leaf: str) -> nn.Parameter:
+    found: nn.Parameter = module.parametrizations[leaf].original  # type: ignore[index, union-attr]
     return found
 
 
-def _steps(layer: nn.Linear) -> torch.Tensor:
+def _steps(layer: nn.Linear) -> nn.Parameter:
     return _learned(layer, "weight")
 
 

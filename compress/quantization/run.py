@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import deque
+from collections import ChainMap, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
@@ -119,23 +119,22 @@ class _Work:
         """Quantize block ``index`` on the first of ``streams``, and train it to answer as it does on the second."""
         block = self.skeleton.load(index)
         name = f"{self.skeleton.prefix}.{index}"
-        layers = {layer.name: layer for layer in self.plan[index]}
-        modules = {name: part for name, part in linears(block, name).items() if layers[name].bits}
-        tensors: dict[str, torch.Tensor] = {}
+        plan = {layer.name: layer for layer in self.plan[index]}
+        modules = {name: part for name, part in linears(block, name).items() if plan[name].bits}
         lesson = self._lesson(index, modules, *streams) if len(streams) > 1 else None
         work = streams[0].pass_through(index, modules) if streams else None
+        found: dict[str, Solved] = {}
+        vectors: Mapping[str, torch.Tensor] = {}
 
         def quantize(names: Sequence[str], hessian: torch.Tensor | None) -> None:
-            given, weights = [layers[name] for name in names], [modules[name].weight for name in names]
+            given, weights = [plan[name] for name in names], [modules[name].weight for name in names]
             with torch.autocast("cpu", enabled=False):
-                found = solve_layers(self.config, given, weights, hessian)
-            for name, solved in zip(names, found, strict=True):
+                solutions = solve_layers(self.config, given, weights, hessian)
+            for name, solved in zip(names, solutions, strict=True):
                 sent = None if work is None else work.sent(name)
-                layers[name] = solved.layer if sent is None else solved.layer.sent(sent, self.config.expert_tokens)
-                tensors.update(solved.packed(stored_less_one=self.config.sym))
+                layer = solved.layer if sent is None else solved.layer.sent(sent, self.config.expert_tokens)
+                found[name] = Solved(solved.weight, layer)
                 modules[name].weight = nn.Parameter(solved.weight.dequantize(), requires_grad=False)
-                if lesson is not None:
-                    lesson.solved[name] = solved.weight
 
         if work is None:
             for layer in modules:
@@ -144,19 +143,24 @@ class _Work:
             outputs = work.solve(quantize)
             if lesson is not None:
                 deque(outputs, maxlen=0)
-                trained = lesson.teach()
-                for layer, weight in trained.weights.items():
-                    tensors.update(Solved(weight, layers[layer]).packed(stored_less_one=self.config.sym))
-                    layers[layer] = replace(layers[layer], block_error=trained.after)
-                tensors.update(trained.vectors)
+                vectors = self._taught(lesson, found)
                 outputs = (work.run(batch()) for batch in work.batches)
-                (self.context.remark if trained.stopped else self.context.progress.note)(f"{name}: {trained}")
             streams[0].leave(index, outputs)
         self.skeleton.unload(index)
-        finished.store(index, tensors, list(layers.values()))
+        packed = [solved.packed(stored_less_one=self.config.sym) for solved in found.values()]
+        layers = [found[name].layer if name in found else layer for name, layer in plan.items()]
+        finished.store(index, dict(ChainMap(*packed, dict(vectors))), layers)
         for stream in streams:
             stream.forget(index)
-        self.context.progress.note(_line(name, list(layers.values())))
+        self.context.progress.note(_line(name, layers))
+
+    def _taught(self, lesson: BlockLesson, found: dict[str, Solved]) -> Mapping[str, torch.Tensor]:
+        """Train a block whose layers were ``found`` and are found anew, in place; returns its vectors."""
+        trained = lesson.teach({name: solved.weight for name, solved in found.items()})
+        for name, weight in trained.weights.items():
+            found[name] = Solved(weight, replace(found[name].layer, block_error=trained.after))
+        (self.context.remark if trained.stopped else self.context.progress.note)(f"{lesson.name}: {trained}")
+        return trained.vectors
 
     def _lesson(self, index: int, modules: Mapping[str, nn.Linear], text: Stream, floats: Stream) -> BlockLesson:
         """What the loaded block is to learn, while it still has its own weights."""

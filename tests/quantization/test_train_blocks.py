@@ -196,15 +196,19 @@ def plan_of() -> Any:
 
 
 @pytest.mark.parametrize(
-    ("fields", "expected"), [({"method": "rtn"}, "from whose integers"), ({"held_out": 16}, "held_out below samples")]
+    ("fields", "expected"), [({"method": "rtn"}, "from whose integers"), ({"held_out": 32}, "held_out below samples")]
 )
 def test_fields_that_leave_nothing_to_learn_from_are_refused(fields: dict[str, Any], expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
         TrainBlocks(**fields)
 
 
-def test_mixtures_of_experts_learn_too(tmp_path: Path) -> None:
-    source = save_decoder(tmp_path / "source", "MixtralConfig", sliding_window=None, num_hidden_layers=1)
+@pytest.mark.parametrize(("config", "layers"), [("MixtralConfig", 4 + 4 * 3), ("Qwen2Config", 7)])
+def test_experts_and_biases_learn_too(config: str, layers: int, tmp_path: Path) -> None:
+    source = save_decoder(tmp_path / "source", config, sliding_window=None, num_hidden_layers=1)
     result = TrainBlocks(**{**QUICK, "epochs": 1}).run(source, context(tmp_path / "scratch"))
     errors = [layer["block_error"] for layer in layers_of(result.folder).values() if layer.get("bits")]
-    assert len(errors) == 4 + 4 * 3 and 0 < errors[0] < 0.5
+    assert len(errors) == layers and 0 < errors[0] < 0.5
+    if config == "Qwen2Config":
+        name = "model.layers.0.self_attn.v_proj.bias"
+        assert not torch.equal(result.stored(name), source.stored(name).half())

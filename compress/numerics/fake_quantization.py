@@ -94,7 +94,8 @@ def dequantize(integers: torch.Tensor, scales: torch.Tensor, group_size: int, dt
     """``integers`` [rows, columns] (zero point taken off) times ``scales`` [rows, groups], rounded to ``dtype``.
 
     Differentiable in the scales: dL/ds sums dL/dW q over the columns of a group, the last of which may be shorter.
-    Keeps the integers for the backward pass and no floats.
+    Where the integers are floats that learn, in them too: dL/dq is dL/dW s. Keeps the integers for the backward pass
+    and no other floats of their size.
     """
     result: torch.Tensor = _Dequantize.apply(integers, scales, group_size, dtype)  # type: ignore[no-untyped-call]
     return result
@@ -110,8 +111,8 @@ class _Dequantize(torch.autograd.Function):
     def forward(
         ctx: Any, integers: torch.Tensor, scales: torch.Tensor, group_size: int, dtype: torch.dtype
     ) -> torch.Tensor:
-        ctx.save_for_backward(integers)
-        ctx.group_size, ctx.scale_dtype = group_size, scales.dtype
+        ctx.save_for_backward(integers, scales)
+        ctx.group_size = group_size
         rows = max(1, _PIECE_ELEMENTS // integers.shape[1])
         if len(integers) <= rows:
             return _product(integers, scales, group_size).to(dtype)
@@ -122,25 +123,26 @@ class _Dequantize(torch.autograd.Function):
         return weight
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, torch.Tensor, None, None]:
-        (integers,) = ctx.saved_tensors
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor, None, None]:
+        integers, scales = ctx.saved_tensors
         rows = max(1, _PIECE_ELEMENTS // integers.shape[1])
-        sums = [
-            _group_sums(gradient[start : start + rows], integers[start : start + rows], ctx.group_size, ctx.scale_dtype)
-            for start in range(0, len(integers), rows)
-        ]
-        return None, torch.cat(sums), None, None
+        pieces = [slice(start, start + rows) for start in range(0, len(integers), rows)]
+        sums = [_group_sums(gradient[piece], integers[piece], ctx.group_size, scales.dtype) for piece in pieces]
+        by_integers = None
+        if ctx.needs_input_grad[0]:
+            by_integers = torch.cat([_product(gradient[piece], scales[piece], ctx.group_size) for piece in pieces])
+        return by_integers, torch.cat(sums), None, None
 
 
 def _product(integers: torch.Tensor, scales: torch.Tensor, group_size: int) -> torch.Tensor:
-    columns = integers.shape[1]
+    columns, copied = integers.shape[1], integers.to(scales.dtype, copy=True)
     if columns % group_size == 0:
-        return integers.to(scales.dtype).view(len(integers), -1, group_size).mul_(scales[..., None]).flatten(1)
-    return integers.to(scales.dtype).mul_(scales.repeat_interleave(group_size, 1)[:, :columns])
+        return copied.view(len(integers), -1, group_size).mul_(scales[..., None]).flatten(1)
+    return copied.mul_(scales.repeat_interleave(group_size, 1)[:, :columns])
 
 
 def _group_sums(gradient: torch.Tensor, integers: torch.Tensor, group_size: int, dtype: torch.dtype) -> torch.Tensor:
-    product = integers.to(dtype).mul_(gradient)
+    product = integers.to(dtype, copy=True).mul_(gradient)
     missing = -product.shape[1] % group_size
     if missing:
         product = torch.nn.functional.pad(product, (0, missing))

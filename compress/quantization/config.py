@@ -96,6 +96,26 @@ class Quantization(Frozen):
         return self.mixed and self.embedding_bits is None
 
 
+class BlockTraining(Frozen):
+    """How each block learns to answer as the float one does."""
+
+    samples: int = Field(
+        32, ge=2, le=100_000, description="windows of calibration text from the train split, for solver and training"
+    )
+    epochs: float = Field(4.0, gt=0, le=1000, description="passes of each block over the calibration text")
+    batch_size: int = Field(2, ge=1, description="windows a step")
+    held_out: int = Field(
+        4, ge=1, description="of the windows, those that judge a block after each epoch, and nothing learns from"
+    )
+    learning_rate: float = Field(
+        2e-3, gt=0, le=1, description="peak change of a weight in a step of training, in steps of its grid"
+    )
+    scale_learning_rate: float = Field(
+        2e-3, gt=0, le=0.5, description="peak change of a scale, norm or bias in a step of training, relative"
+    )
+    norms: bool = Field(True, description="train the weights of norms, and biases, too")
+
+
 class NncfOptions(Frozen):
     """What NNCF's torch backend can do to the weights of a decoder, and that a checkpoint can hold."""
 

@@ -7,7 +7,6 @@ tried on the block itself with random factors, and what changes the block's outp
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,20 +16,18 @@ import torch
 from torch import nn
 
 from compress.architectures.watched import given, made
-from compress.cache import storage_errors
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.checks import refuse_quantized
-from compress.checkpoints.shards import write_shards
 from compress.errors import StageError
 from compress.quantization.build import build_skeleton
 from compress.quantization.skeleton import Skeleton
-from compress.quantization.write import write_beside_weights
+from compress.quantization.write import write_floats
 
 if TYPE_CHECKING:
     from compress.stage.stage import Context
 
 
-_TOKENS = 16
+TOKENS = 16
 
 
 def equalize_checkpoint(checkpoint: Checkpoint, strength: float, context: Context) -> Checkpoint:
@@ -40,14 +37,17 @@ def equalize_checkpoint(checkpoint: Checkpoint, strength: float, context: Contex
     """
     refuse_quantized(checkpoint.folder)
     work = _Work(build_skeleton(checkpoint), strength, context)
-    folder = context.scratch / "equalized"
-    with storage_errors(context.scratch):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        write_beside_weights(checkpoint, folder, dtype="float32")
-        write_shards(folder, work.tensors())
+    made = write_floats(checkpoint, context.scratch / "equalized", work.tensors())
     context.remark(work.summary())
-    return Checkpoint(folder)
+    return made
+
+
+def probe(skeleton: Skeleton, index: int) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+    """Hidden states [1, TOKENS, hidden] to try a loaded block on, and its forward pass."""
+    call = skeleton.calls(torch.arange(TOKENS)[None] % skeleton.vocabulary)[index]
+    generator = torch.Generator().manual_seed(index)
+    hidden = torch.randn(1, TOKENS, skeleton.hidden_size, generator=generator)
+    return hidden, lambda states: skeleton.run(index, states, call)
 
 
 @dataclass
@@ -60,32 +60,24 @@ class _Work:
 
     @torch.no_grad()
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every tensor of the new checkpoint, those of changed layers first."""
-        done: set[str] = set()
+        """Those of changed layers."""
         blocks = range(len(self.skeleton.blocks))
         for index in self.context.progress.track(blocks, "equalizing blocks", len(blocks)):
-            for name, tensor in self._block(index):
-                done.add(name)
-                yield name, tensor
+            yield from self._block(index)
         if not self.folds:
             raise StageError(
                 "Nothing could be equalized: no norm or layer makes the inputs of a linear layer alone.",
                 expected="an architecture such as Llama, Qwen, Mistral, Gemma or Phi",
                 mend="leave the stage out",
             )
-        for name in self.skeleton.checkpoint.files:
-            if name not in done:
-                yield name, self.skeleton.checkpoint.stored(name)
 
     def _block(self, index: int) -> Iterator[tuple[str, torch.Tensor]]:
         block, prefix = self.skeleton.load(index), f"{self.skeleton.prefix}.{index}"
         modules = {name: part for name, part in block.named_modules() if name}
-        call = self.skeleton.calls(torch.arange(_TOKENS)[None] % self.skeleton.vocabulary)[index]
+        hidden, run = probe(self.skeleton, index)
         config, width = self.skeleton.model.config.get_text_config(), self.skeleton.hidden_size
-        generator = torch.Generator().manual_seed(index)
-        hidden = torch.randn(1, _TOKENS, width, generator=generator)
         head_size = getattr(config, "head_dim", None) or width // config.num_attention_heads
-        folds, alone = find_folds(modules, lambda: self.skeleton.run(index, hidden, call), head_size)
+        folds, alone = find_folds(modules, lambda: run(hidden), head_size)
         self.folds += len(folds)
         self.alone += [f"{prefix}.{name}" for name in alone]
         for fold, factors in [(fold, self._factors(fold, modules)) for fold in folds]:
@@ -93,8 +85,7 @@ class _Work:
             fold.take_back(modules, factors)
         changed = {name for fold in folds for name in (*fold.consumers, fold.source)}
         for name in sorted(changed):
-            for leaf, parameter in modules[name].named_parameters(recurse=False):
-                yield f"{prefix}.{name}.{leaf}", parameter.data.clone()
+            yield from self.skeleton.as_stored(f"{prefix}.{name}", modules[name])
         self.skeleton.unload(index)
 
     def _factors(self, fold: Fold, modules: dict[str, torch.nn.Module]) -> torch.Tensor:

@@ -27,7 +27,8 @@ class Layer:
     ``error``: of its outputs on the calibration text, relative: tr(E H E^T) / tr(W H W^T); of its weights alone where
     no text was read. ``damping`` is what the Hessian's diagonal really needed, ``dead_columns`` its inputs that were
     always 0. ``tokens``, of an expert's layer: how many tokens of the calibration text the router sent it; ``starved``
-    where these are fewer than `expert_tokens`.
+    where these are fewer than `expert_tokens`. ``block_error``, where the block was trained afterwards: of the block's
+    outputs on held-out text, relative; ``error`` is then what training began with.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Layer:
     dead_columns: int = 0
     tokens: int | None = None
     starved: bool | None = None
+    block_error: float | None = None
 
     def solved(self, error: float, damping: float | None = None, dead_columns: int = 0) -> Layer:
         """The same layer with what its solver found."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from compress.environment import uses_bf16
-from compress.quantization.config import Quantization
+from compress.quantization.config import BlockTraining, Quantization
 from compress.stage.prediction import SIZE_UNKNOWN, Estimate, PlanContext, Prediction, Shape, handling, predicted
 from compress.training.config import Pruning
 
@@ -26,6 +26,33 @@ _SHARD_BYTES = 500_000_000
 """As in `compress.checkpoints.shards`."""
 _LOGITS_HELD = 3
 """The answers to a window, their likelihoods, and the squares of those."""
+
+
+_HELD_IN_TRAINING = 32
+"""Bytes of each weight of a block: steps, weight, integers, both gradients, AdamW's moments, and the best integers."""
+_PASSES_OF_TRAINING = 3
+"""Forwards and backwards, in passes forwards."""
+_PASSES_BESIDE = 2
+"""Of the float block, and of the trained one."""
+_TENSORS_OF_TRAINING = 12
+"""As wide as a block's widest layer, kept of a batch for the way back."""
+
+
+def block_training_prediction(
+    config: Quantization, training: BlockTraining, before: Shape | None, plan: PlanContext
+) -> Prediction:
+    """Of the same with a training of each block."""
+    found = gptq_prediction(config, before, plan)
+    if before is None or found.peak_memory_bytes.value is None:
+        return found
+    blocks, tokens = before.attention + before.feed_forward, config.samples * config.sequence_length
+    passes = training.epochs * _PASSES_OF_TRAINING + _PASSES_BESIDE
+    flops = quantization_flops(config, before) + 2 * blocks * tokens * passes
+    kept = _TENSORS_OF_TRAINING * training.batch_size * config.sequence_length * max(before.hidden, before.intermediate)
+    held = _HELD_IN_TRAINING * blocks / max(before.layers, 1) + 4 * kept
+    note = "one block with its optimizer and a batch's activations, or what rounding needs; without torch itself"
+    memory = Estimate(value=round(max(found.peak_memory_bytes.value, held)), note=note)
+    return replace(found, seconds=plan.seconds(flops), peak_memory_bytes=memory)
 
 
 def gptq_prediction(config: Quantization, before: Shape | None, plan: PlanContext) -> Prediction:

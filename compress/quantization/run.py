@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections import ChainMap, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,16 +16,19 @@ from torch import nn
 from compress.cache import disk_full, storage_errors
 from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.checkpoints.checks import refuse_quantized
+from compress.environment import uses_bf16
 from compress.quantization.allocation import FLOAT_BITS, Allocation, allocate, average_bits
+from compress.quantization.block_training import BlockLesson
 from compress.quantization.build import build_skeleton
 from compress.quantization.calibration import calibration_windows
-from compress.quantization.config import Quantization
+from compress.quantization.config import BlockTraining, Quantization
 from compress.quantization.importance import Gradients, Importance
 from compress.quantization.kept import TABLE_BITS, Finished, Tables, plan_tables, quantize_tables
 from compress.quantization.layers import Layer, about_starved, linears, plan_layers, with_bits
 from compress.quantization.sensitivity import Survey
 from compress.quantization.skeleton import Skeleton
-from compress.quantization.solver import solve_layers
+from compress.quantization.solver import Solved, solve_layers
+from compress.quantization.states import BlockRun
 from compress.quantization.stream import Stream
 from compress.quantization.write import Result
 from compress.training.freed_memory import give_back_freed_memory, keep_freed_memory
@@ -37,10 +41,13 @@ _KEPT_BYTES = 1 << 26
 _TABLE_CHOICES = (*TABLE_BITS, FLOAT_BITS)
 
 
-def quantize(checkpoint: Checkpoint, config: Quantization, context: Context) -> QuantizedCheckpoint:
-    """The checkpoint in GPTQ format, in the context's scratch folder. Raises `CompressError`.
+def quantize(
+    checkpoint: Checkpoint, config: Quantization, context: Context, training: BlockTraining | None = None
+) -> QuantizedCheckpoint:
+    """The checkpoint in GPTQ format, in the context's scratch folder; each block learns as ``training`` says.
 
     What a killed run left there is gone on with, and so is what was done before the disk was full (`StorageError`).
+    Raises `CompressError`.
     """
     keep_freed_memory(_KEPT_BYTES)
     refuse_quantized(checkpoint.folder)
@@ -53,7 +60,7 @@ def quantize(checkpoint: Checkpoint, config: Quantization, context: Context) -> 
     with storage_errors(context.scratch):
         context.scratch.mkdir(parents=True, exist_ok=True)
         try:
-            return _Work(skeleton, config, context, plan, ids).run()
+            return _Work(skeleton, config, context, plan, ids, training).run()
         except SafetensorError as error:
             if "No space left on device" in str(error):
                 raise disk_full(context.scratch) from error
@@ -67,6 +74,7 @@ class _Work:
     context: Context
     plan: tuple[tuple[Layer, ...], ...]
     ids: torch.Tensor | None
+    training: BlockTraining | None = None
 
     def run(self) -> QuantizedCheckpoint:
         table_bits = self.config.embedding_bits or FLOAT_BITS
@@ -99,41 +107,72 @@ class _Work:
         Blocks that are done count only if the states that enter the next one are here.
         """
         done = finished.count(len(self.plan))
-        first = done if text is None or done == 0 or text.entering(done).are_whole else 0
+        streams = () if text is None else (text,) if self.training is None else (text, text.as_float("float"))
+        first = done if done == 0 or all(stream.entering(done).are_whole for stream in streams) else 0
         if first:
             self.context.progress.note(f"quantize: {first} of {len(self.plan)} blocks were done before")
         rest = range(first, len(self.plan))
         for index in self.context.progress.track(rest, "quantizing blocks", len(rest)):
-            self._block(index, text, finished)
+            self._block(index, streams, finished)
 
-    def _block(self, index: int, text: Stream | None, finished: Finished) -> None:
+    def _block(self, index: int, streams: Sequence[Stream], finished: Finished) -> None:
+        """Quantize block ``index`` on the first of ``streams``, and train it to answer as it does on the second."""
         block = self.skeleton.load(index)
         name = f"{self.skeleton.prefix}.{index}"
-        layers = {layer.name: layer for layer in self.plan[index]}
-        modules = {name: part for name, part in linears(block, name).items() if layers[name].bits}
-        tensors: dict[str, torch.Tensor] = {}
-        work = None if text is None else text.pass_through(index, modules)
+        plan = {layer.name: layer for layer in self.plan[index]}
+        modules = {name: part for name, part in linears(block, name).items() if plan[name].bits}
+        lesson = self._lesson(index, modules, *streams) if len(streams) > 1 else None
+        work = streams[0].pass_through(index, modules) if streams else None
+        found: dict[str, Solved] = {}
+        vectors: Mapping[str, torch.Tensor] = {}
 
         def quantize(names: Sequence[str], hessian: torch.Tensor | None) -> None:
-            given, weights = [layers[name] for name in names], [modules[name].weight for name in names]
+            given, weights = [plan[name] for name in names], [modules[name].weight for name in names]
             with torch.autocast("cpu", enabled=False):
-                found = solve_layers(self.config, given, weights, hessian)
-            for name, solved in zip(names, found, strict=True):
+                solutions = solve_layers(self.config, given, weights, hessian)
+            for name, solved in zip(names, solutions, strict=True):
                 sent = None if work is None else work.sent(name)
-                layers[name] = solved.layer if sent is None else solved.layer.sent(sent, self.config.expert_tokens)
-                tensors.update(solved.packed(stored_less_one=self.config.sym))
+                layer = solved.layer if sent is None else solved.layer.sent(sent, self.config.expert_tokens)
+                found[name] = Solved(solved.weight, layer)
                 modules[name].weight = nn.Parameter(solved.weight.dequantize(), requires_grad=False)
 
-        if text is None or work is None:
+        if work is None:
             for layer in modules:
                 quantize([layer], None)
         else:
-            text.leave(index, work.solve(quantize))
+            outputs = work.solve(quantize)
+            if lesson is not None:
+                deque(outputs, maxlen=0)
+                vectors = self._taught(lesson, found)
+                outputs = (work.run(batch()) for batch in work.batches)
+            streams[0].leave(index, outputs)
         self.skeleton.unload(index)
-        finished.store(index, tensors, list(layers.values()))
-        if text is not None:
-            text.forget(index)
-        self.context.progress.note(_line(name, list(layers.values())))
+        packed = [solved.packed(stored_less_one=self.config.sym) for solved in found.values()]
+        layers = [found[name].layer if name in found else layer for name, layer in plan.items()]
+        finished.store(index, dict(ChainMap(*packed, dict(vectors))), layers)
+        for stream in streams:
+            stream.forget(index)
+        self.context.progress.note(_line(name, layers))
+
+    def _taught(self, lesson: BlockLesson, found: dict[str, Solved]) -> Mapping[str, torch.Tensor]:
+        """Train a block whose layers were ``found`` and are found anew, in place; returns its vectors."""
+        trained = lesson.teach({name: solved.weight for name, solved in found.items()})
+        for name, weight in trained.weights.items():
+            found[name] = Solved(weight, replace(found[name].layer, block_error=trained.after))
+        (self.context.remark if trained.stopped else self.context.progress.note)(f"{lesson.name}: {trained}")
+        return trained.vectors
+
+    def _lesson(self, index: int, modules: Mapping[str, nn.Linear], text: Stream, floats: Stream) -> BlockLesson:
+        """What the loaded block is to learn, while it still has its own weights."""
+        training, precision = self.training, self.config.precision
+        assert training is not None
+        floats.pass_as_it_is(index)
+        run = BlockRun.of(self.skeleton, self.config, index, text.ids, training.batch_size)
+        run = replace(run, bf16=uses_bf16("fastest" if precision == "auto" else precision))
+        name, block = f"{self.skeleton.prefix}.{index}", self.skeleton.blocks[index]
+        own = {layer: module.weight.data for layer, module in modules.items()}
+        given, wanted = text.entering(index), floats.entering(index + 1)
+        return BlockLesson(name, block, modules, own, run, given, wanted, training, self.context.seed)
 
     def _tables(
         self, use: str, bits: int, hessian: Callable[[], torch.Tensor] | None

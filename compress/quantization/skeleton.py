@@ -75,6 +75,12 @@ class Skeleton:
         head = self.name(self.model.get_output_embeddings())
         return frozenset({f"{head}.weight"} if self.tied else ())
 
+    def as_stored(self, name: str, part: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+        """Copies of the parameters of the module ``name``, by their full names, laid out as in the files."""
+        for leaf, parameter in part.named_parameters(recurse=False):
+            turned = leaf == "weight" and name in self.transposed
+            yield f"{name}.{leaf}", (parameter.data.T if turned else parameter.data).clone()
+
     def count_parameters(self) -> int:
         """All parameters of the model's files, a tied head not counted again."""
         files, skipped = weight_files(self.checkpoint.folder), self.tied_tensors

@@ -38,9 +38,14 @@ class BlockRun:
     bf16: bool
 
     @classmethod
-    def of(cls, skeleton: Skeleton, config: Quantization, index: int, ids: torch.Tensor) -> BlockRun:
-        """For token ``ids`` [windows, length]; what the block is called with is found now, for any number of them."""
-        size = batch_size(skeleton.blocks[index], ids)
+    def of(
+        cls, skeleton: Skeleton, config: Quantization, index: int, ids: torch.Tensor, size: int | None = None
+    ) -> BlockRun:
+        """For token ``ids`` [windows, length]; what the block is called with is found now, for any number of them.
+
+        Batches have ``size`` windows where that is given.
+        """
+        size = size or batch_size(skeleton.blocks[index], ids)
         calls = {count: skeleton.calls(ids[:count])[index] for count in {1, size, len(ids) % size} - {0}}
         return cls(skeleton, index, len(ids), size, calls, uses_bf16(config.precision))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -60,11 +60,20 @@ class Stream:
         """Let go of the states that entered a block."""
         self.entering(index).path.unlink(missing_ok=True)
 
-    def advance(self, index: int) -> None:
-        """Let all windows pass a loaded block as it is."""
+    def pass_as_it_is(self, index: int) -> None:
+        """Let all windows pass a loaded block, and keep what enters and what leaves it."""
         work = self.pass_through(index, {})
         self.leave(index, (work.run(batch()) for batch in work.batches))
+
+    def advance(self, index: int) -> None:
+        """Let all windows pass a loaded block as it is."""
+        self.pass_as_it_is(index)
         self.forget(index)
+
+    def as_float(self, folder: str) -> Stream:
+        """The same text, to pass the blocks before they are quantized; its states lie in a ``folder`` of this one's."""
+        (self.folder / folder).mkdir(exist_ok=True)
+        return replace(self, folder=self.folder / folder, importance=None)
 
     @torch.no_grad()
     def table_hessian(self) -> torch.Tensor:

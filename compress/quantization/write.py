@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from compress import __version__
+from compress.cache import storage_errors
 from compress.checkpoints.checkpoint import TABLES, Checkpoint, QuantizedCheckpoint
 from compress.checkpoints.checks import INDEX
 from compress.checkpoints.gptq_layout import PARTS
@@ -127,6 +128,29 @@ class Result:
                 yield name, _half(name, self.finished.tensor(changed[name], name))
             elif name not in self.skipped:
                 yield name, _half(name, self.source.stored(name))
+
+
+def write_floats(
+    source: Checkpoint, folder: Path, changed: Iterable[tuple[str, torch.Tensor]], **config: Any
+) -> Checkpoint:
+    """``source`` in a new ``folder`` with some tensors ``changed``, which lie first, and a ``config`` changed likewise.
+
+    Raises `StorageError`.
+    """
+
+    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+        done = set()
+        for name, tensor in changed:
+            done.add(name)
+            yield name, tensor
+        yield from ((name, source.stored(name)) for name in source.files if name not in done)
+
+    with storage_errors(folder.parent):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write_beside_weights(source, folder, dtype="float32", **config)
+        write_shards(folder, tensors())
+    return Checkpoint(folder)
 
 
 def write_beside_weights(source: Checkpoint, folder: Path, **changes: Any) -> None:

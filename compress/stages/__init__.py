@@ -25,12 +25,14 @@ from compress.stages.qat import Qat
 from compress.stages.quantize import Quantize
 from compress.stages.quantize_weights import QuantizeWeights
 from compress.stages.reduce_dimensions import ReduceDimensions
+from compress.stages.rotate import Rotate
+from compress.stages.train_blocks import TrainBlocks
 from compress.stages.trim_vocabulary import TrimVocabulary
 from compress.stages.tune_scales import TuneScales
 
 _OWN: tuple[type[Stage[Any, Any]], ...] = (
     *(Finetune, Distill, Prune, TrimVocabulary, Qat, Quantize, QuantizeWeights, Cast),
-    *(ReduceDimensions, Equalize, Gptq, NncfWeights, TuneScales, MergeLora, Lora, AttachLora),
+    *(ReduceDimensions, Equalize, Rotate, Gptq, TrainBlocks, NncfWeights, TuneScales, MergeLora, Lora, AttachLora),
 )
 
 

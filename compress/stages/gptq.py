@@ -13,17 +13,11 @@ from compress.stage.stage import Context, IntegerWeights, Needs, Promise, Stage
 from compress.tasks.capability import GENERATES
 
 
-class Gptq(Quantization, Stage[Checkpoint, QuantizedCheckpoint]):
-    """Weight-only quantization with GPTQ (Frantar et al. 2022, section 3), block by block.
+class Rounds(Quantization, Stage[Checkpoint, QuantizedCheckpoint]):
+    """A stage that rounds the weights of a decoder on calibration text."""
 
-    Each linear layer of the decoder's blocks is rounded so that its outputs on calibration text change least, given
-    what the quantized layers before it give. One block is in memory at a time. Gives a checkpoint in GPTQ format.
-    """
-
-    version = 2
     packages = ("torch", "transformers", "accelerate", "safetensors")
     requires = frozenset({GENERATES})
-    kind: Literal["gptq"] = "gptq"
 
     def needs(self) -> Needs:
         """Text of the train split; rounding to nearest needs none."""
@@ -40,10 +34,6 @@ class Gptq(Quantization, Stage[Checkpoint, QuantizedCheckpoint]):
         """No larger than 16-bit weights; integers of the tables come on top of the float16 that the format wants."""
         return Promise(max_size_ratio=1.5 if self.integer_tables or self.chooses_tables else 1.0)
 
-    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
-        """Passes over the text and the solver's work, and the packed files."""
-        return gptq_prediction(self, before, plan)
-
     def integers(self) -> tuple[IntegerWeights, ...]:
         """Those of the blocks' layers and, where they are quantized, of the tables."""
         most = max(self.choices) if self.mixed else self.bits
@@ -54,6 +44,21 @@ class Gptq(Quantization, Stage[Checkpoint, QuantizedCheckpoint]):
         size = -1 if self.chooses_tables else self.embedding_group_size
         fewer = "4, 5 or 16"
         return layers, IntegerWeights(bits, size, not self.sym, "embedding_group_size", "embedding_bits", fewer)
+
+
+class Gptq(Rounds):
+    """Weight-only quantization with GPTQ (Frantar et al. 2022, section 3), block by block.
+
+    Each linear layer of the decoder's blocks is rounded so that its outputs on calibration text change least, given
+    what the quantized layers before it give. One block is in memory at a time. Gives a checkpoint in GPTQ format.
+    """
+
+    version = 2
+    kind: Literal["gptq"] = "gptq"
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """Passes over the text and the solver's work, and the packed files."""
+        return gptq_prediction(self, before, plan)
 
     def run(self, model: Checkpoint, context: Context) -> QuantizedCheckpoint:
         """Quantize every linear layer of the blocks. Raises `StageError`, `DataError` or `ModelError`."""

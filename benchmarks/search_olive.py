@@ -82,7 +82,7 @@ def _olive(road: Road, split: str, keep: float, trials: int, folder: Path) -> di
     for name, arrays in (("rows", examples[split]), ("calibration", unlabeled)):
         np.savez(folder / name, allow_pickle=False, **arrays)
     order = {
-        "model": str(road.folder_of("export") / "model.onnx"),
+        "model": str(next(road.folder_of("export").rglob("*.onnx"))),
         "rows": str(folder / "rows.npz"),
         "calibration": str(folder / "calibration.npz"),
         "keep": keep,
@@ -125,9 +125,7 @@ def _judged(search: SearchRun, model: Path) -> list[list[str]]:
     artifacts = measurable(winner, profile.target.format, profile.options)
     theirs = model.parent.parent / "as a folder"
     shutil.copytree(artifacts[BASELINE], theirs, dirs_exist_ok=True)
-    for file in theirs.glob("*.onnx*"):
-        file.unlink()
-    shutil.copy(model, theirs / "model.onnx")
+    shutil.copy(model, next(theirs.rglob("*.onnx")))
     labels = {BASELINE: artifacts[BASELINE], OURS: artifacts[FINAL], OLIVE: theirs}
     found = measured(TargetSession(winner, profile, labels, TEST), timed=True)
     wanted = ("accuracy", "size_bytes", "latency_p50_ms", "speedup")

@@ -130,7 +130,7 @@ def test_a_disk_that_safetensors_finds_full(
     def full(*_: Any, **__: Any) -> None:
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("compress.quantization.kept.save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(StorageError, match="The disk is full"):
         STAGE.run(source, context(tmp_path))
 

@@ -101,7 +101,7 @@ def test_queries_that_are_there_for_training_alone_are_no_answers() -> None:
 def test_models_whose_classes_are_separate_are_known_by_their_type() -> None:
     kinds = {kind: TASK.of({"model_type": kind}) for kind in ("detr", "yolos", "rt_detr", "rt_detr_v2", "d_fine")}
     assert [kind for kind, task in kinds.items() if task is SEPARATE] == ["rt_detr", "rt_detr_v2", "d_fine"]
-    assert SEPARATE.app_steps is None and TASK.app_steps is not None
+    assert SEPARATE.app_steps == TASK.app_steps == ("prepare-image", "boxes")
     outputs = SimpleNamespace(logits=torch.tensor([[[2.0, -1], [-3, -2]]]), pred_boxes=torch.zeros(1, 2, 4))
     assert SEPARATE.own_labels(outputs, {})[0, :, 0].tolist() == [0, -1]
     assert TASK.own_labels(outputs, {})[0, :, 0].tolist() == [0, -1]

@@ -26,7 +26,7 @@ from compress.stage.stage import Context
 from compress.stages.distill import Distill
 from compress.tasks.registry import get_task
 from compress.training import language_distillation
-from compress.training.config import OF_LANGUAGE_MODELS
+from compress.training.config import Distillation
 from compress.training.kept_training import KeptTraining
 from compress.training.language_distillation import LanguageLesson
 from compress.training.lesson_windows import lesson_windows
@@ -386,7 +386,7 @@ def test_fields_that_mean_nothing_for_a_task_are_idle(task: str, fields: dict[st
 
 def test_what_old_recipes_say_has_the_key_that_it_had() -> None:
     fields = Distill(teacher="start").key_fields()
-    assert not fields.keys() & {*OF_LANGUAGE_MODELS, "decay", "frozen_layers", "first_token_only"}
+    assert not fields.keys() & {*Distillation.of_decoders, "decay", "frozen_layers", "first_token_only"}
     assert Distill(teacher="start", top_k=3, decay="cosine").key_fields().keys() - fields.keys() == {"top_k", "decay"}
 
 

@@ -18,7 +18,7 @@ from compress.formats.executorch.runtime import the_runtime
 from compress.formats.prove import measure, of_session, of_torch, prove
 from compress.formats.runtimes import opened
 from compress.formats.silence import silence
-from compress.formats.tracing import unmasked
+from compress.formats.tracing import lean_tracing, unmasked
 from compress.tasks.forward import tensors
 from compress.tasks.task import Examples
 
@@ -75,7 +75,7 @@ def to_executorch(
     plain = _with_plain_attention(model.module)
     module: torch.nn.Module = _Answering(plain, tuple(sample), examples.outputs).eval()
     values = tuple(sample.values())
-    with silence("process"), unmasked(plain), torch.no_grad():
+    with silence("process"), lean_tracing(), unmasked(plain), torch.no_grad():
         shapes: Any = _shapes(interface, max(max_length, values[0].shape[-1]))
         try:
             if precision == "int8" and _has_convolutions(module):

@@ -17,7 +17,7 @@ from compress.errors import StageError, first_line
 from compress.formats.litert.model import LITERT_FILE
 from compress.formats.litert.names import named_after
 from compress.formats.silence import silence
-from compress.formats.tracing import unmasked
+from compress.formats.tracing import lean_tracing, unmasked
 from compress.tasks.forward import answers, tensors
 from compress.tasks.task import Examples
 
@@ -35,7 +35,7 @@ def to_litert(model: TorchModel, examples: Examples, lengths: tuple[int, ...]) -
     ``examples`` have. Integers are int32; the output is the answer of the task. Raises `StageError`.
     """
     row = _OneRow(model.module.eval(), examples)
-    with _quiet() as litert_torch, row.looking_up(), unmasked(model.module), torch.no_grad():
+    with _quiet() as litert_torch, lean_tracing(), row.looking_up(), unmasked(model.module), torch.no_grad():
         converter = litert_torch.Converter()
         for length in lengths or (None,):
             name = ANY_SIZE if length is None else f"length_{length}"

@@ -36,7 +36,7 @@ METRICS = {
 SLICED = {"text-ranking": "accuracy", "question-answering": "exact_match"}
 
 
-@pytest.fixture(scope="module", params=todays(MAKERS, 2, str))
+@pytest.fixture(scope="module", params=todays(MAKERS, 3, str))
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """A task, and the artifacts of a run."""
     task: str = request.param

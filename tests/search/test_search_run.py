@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import tiny_run
 import yaml
+from rotation import is_todays
 from typer.testing import CliRunner
 
 from compress.cli import app
@@ -165,6 +166,7 @@ class Cluster:
         patch.setattr(RayWorkers, "_submit", submitted)
 
 
+@pytest.mark.skipif(not is_todays("ray"), reason="a real cluster is begun every second day")
 def test_on_two_machines_one_of_which_dies_it_finds_the_same(
     searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

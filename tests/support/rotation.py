@@ -14,3 +14,12 @@ def todays(items: Iterable[Item], days: int, name: Callable[[Item], str]) -> lis
     """One item in ``days``, another one each day; items of a kind, which lie together, are spread."""
     spread = sorted(items, key=lambda item: zlib.crc32(name(item).encode()))
     return spread[datetime.now(UTC).toordinal() % days :: days]
+
+
+OTHERS = ("ray", "gptqmodel")
+"""Programs of others that take half a minute to begin and to end."""
+
+
+def is_todays(other: str) -> bool:
+    """Whether it is this one's day: they take turns."""
+    return other in todays(OTHERS, len(OTHERS), str)

@@ -14,6 +14,7 @@ from compress.checkpoints.json_file import read_json
 from compress.data.config import is_file_name, is_sample
 from compress.data.source import find, read
 from compress.errors import InputError, did_you_mean
+from compress.formats.silence import quiet_libraries
 from compress.plan.headers import read_shape
 from compress.recipe.search import seconds_of
 from compress.recipe_source import tell_task
@@ -116,6 +117,7 @@ def _stages(task: Task, model: str, starter: Sequence[Mapping[str, Any]]) -> tup
         return [dict(stage) for stage in starter], []
     folder = resolve_model(model)
     kind = task.of(read_json(folder / "config.json"))
+    quiet_libraries()
     found = stages_to_search(kind, starter, read_shape(folder), partial(is_possible, folder))
     known = [next(iter(stage)) for stage in starter]
     return found, [stage for stage in found if next(iter(stage)) not in known]

@@ -291,6 +291,18 @@ def format_seconds(value: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
 
 
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+_TIME = re.compile(r"(\d+(?:\.\d+)?)\s*([smh])")
+_TIMES = re.compile(r"\s*(?:\d+(?:\.\d+)?\s*[smh]\s*)+")
+
+
+def seconds_of(text: str) -> float:
+    """`90s`, `60m`, `1h30m` in seconds. Raises `ValueError` for anything else."""
+    if not _TIMES.fullmatch(text):
+        raise ValueError("a time such as 90s, 60m or 1h30m")
+    return sum(float(count) * _UNITS[unit] for count, unit in _TIME.findall(text))
+
+
 def _scaled(value: float, units: tuple[str, ...]) -> str:
     place = 0
     while abs(value) >= 999.5 and place < len(units) - 1:

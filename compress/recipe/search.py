@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from pydantic import Field, field_validator
 
 from compress.data.config import HoldOut
 from compress.frozen import Frozen
-
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
-_TIME = re.compile(r"(\d+(?:\.\d+)?)\s*([smh])")
-BUDGET = re.compile(r"\s*(?:\d+(?:\.\d+)?\s*[smh]\s*)+")
-
-
-def seconds_of(text: str) -> float:
-    """`90s`, `60m`, `1h30m` in seconds. Raises `ValueError` for anything else."""
-    if not BUDGET.fullmatch(text):
-        raise ValueError("a time such as 90s, 60m or 1h30m")
-    return sum(float(count) * _UNITS[unit] for count, unit in _TIME.findall(text))
+from compress.metrics import seconds_of
 
 
 class Search(Frozen):

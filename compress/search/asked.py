@@ -15,8 +15,8 @@ from compress.data.config import is_file_name, is_sample
 from compress.data.source import find, read
 from compress.errors import InputError, did_you_mean
 from compress.formats.silence import quiet_libraries
+from compress.metrics import seconds_of
 from compress.plan.headers import read_shape
-from compress.recipe.search import seconds_of
 from compress.recipe_source import tell_task
 from compress.recipe_source.document import Document, read_document
 from compress.recipe_source.overrides import apply_override

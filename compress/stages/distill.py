@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from compress.checkpoints.torch_model import TorchModel
+from compress.frozen import changed
 from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape, predicted
 from compress.stage.stage import Context, Needs, Reference, Stage
 from compress.tasks.capability import (
@@ -56,17 +57,14 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
             others: tuple[str, ...] = ("use_unlabeled", "first_token_only")
             others = (*others, "method") if self.method not in ("logits", "hidden") else others
             others = (*others, "top_k", "direction", "temperature") if not self.logits_weight else others
-            return (*super().idle_fields(task), *self._changed(others))
+            return (*super().idle_fields(task), *changed(self, others))
         others = ("temperature", "labels_weight", "first_token_only") if EMBEDS in task else ()
         if BY_TOKEN in task:
             others = ("first_token_only",)
         if takes_media(task):
             others = ("method", "representation_weight", "use_unlabeled", "first_token_only")
         others = (*others, *self.of_decoders, *(("method",) if self.method == "hidden" else ()))
-        return (*super().idle_fields(task), *self._changed(dict.fromkeys(others)))
-
-    def _changed(self, names: Iterable[str]) -> tuple[str, ...]:
-        return tuple(name for name in names if getattr(self, name) != type(self).model_fields[name].default)
+        return (*super().idle_fields(task), *changed(self, dict.fromkeys(others)))
 
     def calls(self) -> tuple[str, ...]:
         """Also peft, where adapters are trained."""

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import ModelError
+from compress.frozen import changed
 from compress.quantization.prediction import pruning_prediction
 from compress.stage.prediction import PlanContext, Prediction, Shape, handling
 from compress.stage.stage import Context, Needs, Stage
@@ -67,10 +68,10 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
 
     def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
         """Channels, where nothing has any; fields of language models for others, and those of others for them."""
-        changed = [name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default]
+        given = changed(self, type(self).model_fields)
         if GENERATES in task:
-            return tuple(name for name in changed if name not in _OF_DECODERS)
-        idle = (*super().idle_fields(task), *(name for name in changed if name in self.of_decoders))
+            return tuple(name for name in given if name not in _OF_DECODERS)
+        idle = (*super().idle_fields(task), *(name for name in given if name in self.of_decoders))
         if TAKES_IMAGES in task:
             return idle
         return (*idle, *(name for name in ("channels", "flops", "parameters") if getattr(self, name)))

@@ -7,12 +7,11 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from compress.frozen import Frozen
+from compress.metrics import seconds_of
 from compress.numerics.sparse_pattern import Pattern
 from compress.stage.stage import SEARCH, Needs
 from compress.targets import find_processor
 from compress.tasks.capability import BY_PLACE, TAKES_IMAGES, Capabilities
-
-_SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
 class Augment(Frozen):
@@ -224,7 +223,7 @@ class Distillation(Training):
     @property
     def seconds(self) -> float | None:
         """The budget in seconds."""
-        return None if self.budget is None else float(self.budget[:-1]) * _SECONDS[self.budget[-1]]
+        return None if self.budget is None else seconds_of(self.budget)
 
     def shortened(self, share: float) -> Self:
         """The same with as large a share of its epochs, tokens or seconds."""

@@ -11,6 +11,7 @@ from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import DataError
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
+from compress.frozen import changed
 from compress.stage.prediction import PlanContext, Prediction, Shape, handling, predicted
 from compress.stage.stage import Context, Needs, Promise, Stage
 from compress.tasks.capability import (
@@ -101,7 +102,7 @@ class Export(Stage[TorchModel, OnnxModel]):
         """Those of the other way; one that has its default is no mistake, since a run's own recipe names them all."""
         others = [*(_TRACED_ONLY if IS_WRITTEN in task else ()), *(_WRITTEN_ONLY if GENERATES not in task else ())]
         others += [] if IS_WRITTEN in task or {EMBEDS, TAKES_TEXT} <= task else ["sentence_embedding"]
-        return tuple(name for name in others if getattr(self, name) != type(self).model_fields[name].default)
+        return changed(self, others)
 
     def promise(self) -> Promise:
         """Same weights, same predictions."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from compress.frozen import Frozen
+from compress.frozen import Frozen, changed
 from compress.stage.stage import SEARCH_TIMES
 from compress.targets import find_processor
 
@@ -127,4 +127,4 @@ class Int8Options(Frozen):
             unused += tuple(name for name in _STATIC_ONLY if name not in _NNCF_TOO)
         if static and self.calibration_method != "percentile":
             unused += ("percentile",)
-        return tuple(name for name in unused if getattr(self, name) != type(self).model_fields[name].default)
+        return changed(self, unused)

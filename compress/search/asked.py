@@ -12,6 +12,7 @@ from typing import Any
 
 from compress.checkpoints.json_file import read_json
 from compress.data.config import is_file_name, is_sample
+from compress.data.dataset import label_column
 from compress.data.source import find, read
 from compress.errors import InputError, did_you_mean
 from compress.formats.silence import quiet_libraries
@@ -108,7 +109,8 @@ def _begun(asked: Asked) -> tuple[Document, str]:
     document.values = values
     told = f"the starter of {task} (compress recipes new --task {task})"
     kinds = [next(iter(stage)) for stage in more]
-    return document, told + (f", with {' and '.join(kinds)}" if kinds else "")
+    told += f", with {' and '.join(kinds)}" if kinds else ""
+    return document, told + (_learned_instead(task, asked.data) if asked.task is None else "")
 
 
 def _stages(task: Task, model: str, starter: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[Any]]:
@@ -134,6 +136,27 @@ def _told_task(model: str) -> str:
             expected=f"--task, one of {', '.join(name for name in TASK_NAMES if TASKS[name].starter)}",
         )
     return str(told)
+
+
+def _learned_instead(task: str, data: str | None) -> str:
+    """Words on the first task that would learn from a column of labels, where the one that the model told has none."""
+    if data is None or label_column(TASKS[task].columns) is not None:
+        return ""
+    names = _names(data)
+    for other in TASK_NAMES:
+        label = label_column(TASKS[other].columns)
+        if label is not None and names.issuperset(one.name for one in TASKS[other].columns if one.given):
+            return f"; the rows have a column {label.name!r}, which --task {other} would learn"
+    return ""
+
+
+def _names(reference: str) -> set[str]:
+    """Columns of the rows that train, of files that are at hand."""
+    place = None if is_sample(reference) else find(reference, Path())
+    if place is not None and place.is_dir():
+        files = (each for each in sorted(place.iterdir()) if is_file_name(each.name))
+        place = next((each for each in files if each.stem == "train"), None)
+    return set(read(place, set()).names) if place is not None and place.is_file() else set()
 
 
 def _data(reference: str, starter: Mapping[str, Any]) -> dict[str, Any]:

@@ -87,6 +87,23 @@ def test_a_model_of_one_layer_begins_without_a_student_of_fewer(tmp_path: Path) 
     assert not any("student" in one.name for one in opening.choices)
 
 
+def test_labels_beside_a_model_that_tells_no_classes_are_pointed_out(tmp_path: Path) -> None:
+    """An encoder tells `feature-extraction`, and whoever has labels wants a classifier."""
+    import transformers
+
+    tiny_run.write_all(tmp_path)
+    made = transformers.BertConfig(vocab_size=len(tiny_run.tokenizer()), hidden_size=8, num_hidden_layers=1,
+                                   num_attention_heads=1, intermediate_size=8)  # fmt: skip
+    transformers.BertModel(made).save_pretrained(tmp_path / "model")
+    _, _, origin = document_of(None, Asked(model=str(tmp_path / "model"), data=str(tmp_path), keep=0.9))
+    assert "feature-extraction" in origin
+    assert "column 'label', which --task text-classification would learn" in origin
+    _, _, chosen = document_of(
+        None, Asked(model=str(tmp_path / "model"), data=str(tmp_path), keep=0.9, task="feature-extraction")
+    )
+    assert "would learn" not in chosen, "it was chosen"
+
+
 def test_speech_of_few_heads_is_cut_by_what_comes_to_one(tmp_path: Path) -> None:
     tiny_sounds.write_splits(tmp_path, {"train": 24, "test": 8})
     tiny_sounds.write_model(

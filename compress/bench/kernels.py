@@ -187,7 +187,7 @@ class KernelTable:
     """
 
     def __init__(self, threads: int, folder: Path | None = None, noisy_too: bool = False) -> None:
-        """``folder``: default `kernels` in the user's cache folder. ``noisy_too``: whoever else is at work."""
+        """``folder``: default `kernels` in the user's cache folder. ``noisy_too``: kept whoever else is at work."""
         self.threads, self._noisy_too = threads, noisy_too
         self.path = (folder or user_cache() / "kernels") / f"{machine_key(threads)}.jsonl"
         self.measured = 0
@@ -211,7 +211,8 @@ class KernelTable:
         """The sum over kernels; those that are missing are measured, for about so many seconds at most.
 
         Weights lie near as far as all of them fit into the core's cache. A kernel that cannot run alone counts as
-        nothing. None where the time was over, or others were at work.
+        nothing. None where the time was over. What is timed while others are at work (``noise``) counts for this object
+        and isn't kept.
         """
         missing = {kernel.key: kernel for kernel in kernels if kernel.key not in self._known}
         until = time.perf_counter() + seconds
@@ -220,13 +221,12 @@ class KernelTable:
             if time.perf_counter() > until:
                 return None
             chunk, left = left[:_AT_ONCE], left[_AT_ONCE:]
-            if not self._measure(chunk):
-                return None
+            self._measure(chunk)
         times = [self._known[kernel.key] for kernel in kernels]
         far = min(sum(kernel.stored_bytes for kernel in kernels) / _cache_bytes(), 1.0)
         return sum(near + far * max(cold - near, 0.0) for near, cold in times)
 
-    def _measure(self, kernels: Sequence[Kernel]) -> bool:
+    def _measure(self, kernels: Sequence[Kernel]) -> None:
         before = Usage.now(0.0)
         found, steady = dict[str, Times](), list[float]()
         for kernel in kernels:
@@ -235,14 +235,13 @@ class KernelTable:
             steady += [] if told is None else [told[1]]
         self.measured += len(found)
         self.noise = judge(Usage.now(0.0) - before, {"the kernels": np.array(steady or [1.0])})
-        if self.noise.verdict != "quiet" and not self._noisy_too:
-            return False
         self._known.update(found)
+        if self.noise.verdict != "quiet" and not self._noisy_too:
+            return
         with storage_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self.path}.lock"), self.path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps({"key": key, **times._asdict()}) + "\n" for key, times in found.items())
-        return True
 
 
 def machine_key(threads: int) -> str:

@@ -139,8 +139,10 @@ class Latencies:
             self.why_not = first_line(error)
             return None
         self._spent += perf_counter() - began
+        if self.table.noise is not None and self.table.noise.verdict != "quiet":
+            self.why_not = f"kernels were timed while others were at work: {self.table.noise}"
         if found is None:
-            self.why_not = f"kernels were not timed: {self.table.noise or 'the time was over'}"
+            self.why_not = "kernels were not timed: the time was over"
             return None
         return KernelSum(found, sum(kernel.stored_bytes for kernel in kernels) / 1e6)
 

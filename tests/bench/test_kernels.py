@@ -106,7 +106,7 @@ def test_nothing_is_kept_of_what_was_timed_while_others_were_at_work(
     usages = iter([kernels.Usage(), kernels.Usage(elapsed=1.0, busy_seconds=1e6)])
     monkeypatch.setattr(kernels.Usage, "now", classmethod(lambda cls, seconds: next(usages)))
     table = KernelTable(1, tmp_path)
-    assert table.milliseconds(kernels_of(chain([32]), BATCH, 1), 60) is None
+    assert table.milliseconds(kernels_of(chain([32]), BATCH, 1), 60), "foretold all the same"
     assert table.noise is not None and table.noise.verdict == "unusable"
     assert not table.path.exists()
 

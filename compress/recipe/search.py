@@ -31,7 +31,7 @@ class Search(Frozen):
     optional: tuple[str, ...] = Field((), description="labels of stages that may be left out")
     target: str | None = Field(None, description="where trials are measured; left out: the recipe's first target")
     confidence: float = Field(
-        0.9, gt=0.5, lt=1, description="how sure it has to be that a recipe keeps a limit on quality"
+        0.95, gt=0.5, lt=1, description="how sure it has to be that a recipe keeps a limit on quality"
     )
     rungs: tuple[float, ...] = Field(
         (1 / 9, 1 / 3),

@@ -225,7 +225,7 @@ def test_a_dry_run_says_what_would_be_varied_and_writes_nothing(searched: Path) 
 
 
 def test_a_resumed_search_must_be_the_same(searched: Path) -> None:
-    options = ("--artifacts", searched / "artifacts", "--resume", "--set", "search.confidence=0.95")
+    options = ("--artifacts", searched / "artifacts", "--resume", "--set", "search.confidence=0.9")
     done = tiny_run.compress("search", searched / "tiny.yaml", *options)
     assert done.returncode == 2
     assert "its recipe (search) is another now" in done.stderr

@@ -139,7 +139,7 @@ class SearchRun:
         self._began, self._is_over = time.perf_counter(), False
         self._ahead()
         told = False
-        while not self._is_over and (jobs := self.engine.round()):
+        while not self._is_over and (jobs := self._round()):
             if not told and self.engine.left is not None:
                 told, left = True, round(self.engine.left * self.space.size)
                 self.progress.note(f"predictions leave {left:,} of {self.space.size:,} recipes")
@@ -151,6 +151,12 @@ class SearchRun:
             outcomes = self.trials.together(self._asked(new), guess)
             for outcome, job in zip(outcomes, new, strict=False):
                 self._take(ledger, job, outcome)
+
+    def _round(self) -> list[Job]:
+        """What is tried next. The first time that others than the recipe itself are, all of them are foretold."""
+        if len(self.entries) == 1 and self.costs.foresight is not None and self.costs.foresight.begun:
+            self._say("foretelling sizes and times of the other recipes")
+        return self.engine.round()
 
     def _ahead(self) -> None:
         """What the end will need whatever is found: the baselines of further seeds."""

@@ -142,7 +142,7 @@ class Table:
     def family(self, point: Point) -> tuple[object, ...]:
         return (self.kept["families"][json.dumps(list(point))],)
 
-    def tolerance(self, metric: str) -> float:
+    def tolerance(self, point: Point, metric: str) -> float:
         return max(0.02, 3 * self.wrong_by)
 
     def predicted(self, point: Point, metric: str) -> float | None:

@@ -72,6 +72,8 @@ class Costs:
         self._factors: dict[str, tuple[float, np.ndarray]] = {}
         self.errors: dict[str, list[float]] = {}
         """Metric -> how far predictions were off, relative, of every model that came after the first."""
+        self._off: dict[tuple[str, bool], list[float]] = {}
+        """The same by whether a size was counted."""
 
     def steps(self, point: Point, share: float = 1.0) -> list[Step]:
         """Every stage at a point. Raises `InputError` for values that don't fit."""
@@ -113,16 +115,15 @@ class Costs:
         last = steps[-1].shape
         return (*(step.kind for step in steps), 0 if last is None else last.layers)
 
-    def tolerance(self, metric: str) -> float:
-        """How far a prediction may be off before nothing is decided by it."""
-        least = _LEAST_OFF_TIMED if metric == LATENCY else _LEAST_OFF if metric == SIZE and self._counted else 0.005
-        unknown = (0.15,) if metric == LATENCY else () if metric == SIZE and self._counted else (0.05,)
-        return max([least, *(1.5 * abs(error) for error in self.errors.get(metric, unknown)[-_RECENT:])])
+    def tolerance(self, point: Point, metric: str) -> float:
+        """How far a prediction may be off before nothing is decided by it.
 
-    @property
-    def _counted(self) -> bool:
-        """Whether every size so far was counted, and not told by arithmetic."""
-        return self.foresight is not None and self.foresight.begun and not self.foresight.why_not
+        Sizes that were counted and those that arithmetic tells are off by what their own kind was.
+        """
+        counted = metric == SIZE and self._foreseen_bytes(point) is not None
+        least = _LEAST_OFF_TIMED if metric == LATENCY else _LEAST_OFF if counted else 0.005
+        unknown = (0.15,) if metric == LATENCY else () if counted else (0.05,)
+        return max([least, *(1.5 * abs(error) for error in self._off.get((metric, counted), unknown)[-_RECENT:])])
 
     def why_not(self) -> dict[str, str]:
         """Metric -> why recipes, or some of them, are told more roughly than they might be."""
@@ -162,7 +163,9 @@ class Costs:
         """Keep by how much a prediction was off, of a model that was still unseen."""
         told = self.predicted(point, metric)
         if told is not None:
+            counted = metric == SIZE and self._foreseen_bytes(point) is not None
             self.errors.setdefault(metric, []).append(told / actual - 1)
+            self._off.setdefault((metric, counted), []).append(told / actual - 1)
 
     def _foreseen_bytes(self, point: Point) -> int | None:
         return None if self.foresight is None else self.foresight.size_bytes(point)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from compress.tasks.task import Examples
 
-_MOST_STRUCTURES, _STRUCTURE_SECONDS, _SHARE = 24, 8.0, 0.05
+_MOST_STRUCTURES, _STRUCTURE_SECONDS, _SHARE = 40, 8.0, 0.08
 """Structures that are traced in one search, so many seconds each and in such a share of its time at most."""
 _MOST_OUTLINES = 400
 """Models that are rehearsed in one search."""

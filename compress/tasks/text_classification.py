@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+_QUICK = {"precision": "fastest"}
 _STARTER: dict[str, Any] = {
     "name": "my-classifier",
     "description": "a smaller, faster text classifier from my own CSV files",
@@ -26,9 +27,9 @@ _STARTER: dict[str, Any] = {
         "columns": {"text": "text", "label": "label"},
     },
     "stages": [
-        {"finetune": {"epochs": 3}},
+        {"finetune": {"epochs": 2, "learning_rate": 1e-4, "batch_size": 64, "freeze_embeddings": True, **_QUICK}},
         {"prune": {"feed_forward": 0.25}},
-        {"distill": {"teacher": "finetune", "student": {"layers": [0, 2, 4]}, "epochs": 5}},
+        {"distill": {"teacher": "finetune", "student": {"layers": [0, 2, 4]}, "epochs": 3, "batch_size": 64, **_QUICK}},
         {"trim_vocabulary": {}},
         {"export": {}},
         {"quantize": {}},

@@ -63,7 +63,7 @@ class Made:
     def family(self, point: Point) -> tuple[object, ...]:
         return (point[0],)
 
-    def tolerance(self, metric: str) -> float:
+    def tolerance(self, point: Point, metric: str) -> float:
         return 0.02
 
     def predicted(self, point: Point, metric: str) -> float | None:

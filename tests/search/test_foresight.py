@@ -83,7 +83,7 @@ def test_bytes_foretold_are_the_bytes_made(watched: Watched) -> None:
     assert told[0] > told[1] > told[3] and told[0] > told[2] > told[3]  # type: ignore[operator]
     costs.learn(SMALLEST, 1.0, Outcome(final={SIZE: watched.made}, stages=watched.stages, seconds=10.0))
     assert costs.errors[SIZE] == [0.0]
-    assert costs.tolerance(SIZE) < 0.001 and not costs.why_not()
+    assert costs.tolerance(SMALLEST, SIZE) < 0.001 and not costs.why_not()
 
 
 def test_a_time_is_that_of_its_kernels_with_rows_of_usual_length(watched: Watched) -> None:

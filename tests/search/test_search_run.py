@@ -196,7 +196,7 @@ def test_on_two_machines_one_of_which_dies_it_finds_the_same(
         (["--model", "model", "--data", "train.csv", "--task", "text-classification", "--max-size", "5"], "5MB"),
         (["--model", "model", "--data", "train.csv", "--task", "text-classification", "--budget", "soon"], "90s"),
         (["tiny.yaml", "--model", "model"], "Both a recipe and a model"),
-        (["tiny.yaml", "--set", "search.select.rows=70", "--set", "limits.0.at_least=0.999"], "about 164"),
+        (["tiny.yaml", "--set", "search.select.rows=70", "--set", "limits.0.at_least=0.999"], "about 270,555"),
         (["tiny.yaml", "--resume", "--artifacts", "none"], "no search to go on with"),
         (["tiny.yaml", "--set", "search.minimize=accuracy"], "cannot be minimized"),
         (["tiny.yaml", "--set", "search.target=gpu"], "no target 'gpu'"),

@@ -15,7 +15,7 @@ from compress.bundle.format import contents as contents_of
 from compress.bundle.kind import Kind
 from compress.bundle.kinds import KINDS, kind_of
 from compress.bundle.manifest import CARD, MANIFEST, MODEL_FOLDER, SELFTEST, FileRecord, Manifest, Runtime, TensorRecord
-from compress.bundle.provenance import NOT_STATED, find_licences, find_provenance
+from compress.bundle.provenance import find_licences, find_provenance
 from compress.bundle.selftest import Asked, SelfTest, make_selftest, unmeasured_selftest
 from compress.bundle.signature import sign
 from compress.bundle.templates import examples, model_card, page
@@ -28,6 +28,7 @@ from compress.formats.bundled import Contents
 from compress.formats.model_file import format_of, model_file, model_files
 from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.formats.targets import PROFILES, TARGETS, in_format
+from compress.papers.terms import NOT_STATED
 from compress.progress import Progress
 from compress.recipe.recipe import Recipe
 from compress.runtimes.runtime import Batch
@@ -162,7 +163,7 @@ def _fill(folder: Path, wanted: Wanted, progress: Progress) -> tuple[Manifest, C
         _check_fits(asked.way.feed(cases[0]), shape.inputs)
         test = make_selftest(asked, cases, contents.integers, made_with)
     profile = wanted.profile
-    licences = find_licences(wanted.recipe, wanted.licence)
+    licences = find_licences(wanted.recipe, wanted.recipe_file.parent, wanted.licence)
     manifest = Manifest(
         name=wanted.recipe.name,
         task=wanted.recipe.task,

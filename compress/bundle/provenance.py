@@ -12,12 +12,14 @@ from compress import __version__
 from compress.bundle.manifest import Licence, Provenance
 from compress.digests import digest_file
 from compress.errors import InputError
+from compress.papers.licences import RUNTIME, carried, data_names
+from compress.papers.licences import find_licences as licences_of
+from compress.papers.terms import NOT_STATED
 from compress.recipe.recipe import Recipe
 from compress.report.schema import FINAL, load_report
 from compress.samples.sample import Sample, known_samples
 
 RECIPE, LOCK, REPORT = "recipe.yaml", "lock.json", "report.json"
-NOT_STATED = "not stated"
 _SAMPLE = "sample:"
 _SHOWN = (
     "accuracy",
@@ -40,7 +42,7 @@ def find_provenance(recipe: Recipe, recipe_file: Path, run: Path, target: str) -
 
     Raises `InputError` for a report or lock that can't be read.
     """
-    named = filter(None, (recipe.model, *_data(recipe)))
+    named = (recipe.model, *data_names(recipe.data))
     samples = {name: sample for name in named if (sample := _sample(name)) is not None}
     known = Provenance(
         compress=__version__,
@@ -70,21 +72,15 @@ def _checked(known: Provenance, more: dict[str, Any], lock: Path) -> Provenance:
         raise InputError(f"The run's lock has a strange {name}: {wrong['msg']}", where=str(lock)) from None
 
 
-def find_licences(recipe: Recipe, stated: str | None) -> tuple[Licence, ...]:
-    """Of the model, as its user states it or the sample it started from; and of the samples that it learned from."""
-    model = Licence(of="model", licence=stated or _of_sample(recipe.model) or NOT_STATED)
-    found = dict.fromkeys(name for name in _data(recipe) if _of_sample(name))
-    return (model, *(Licence(of=f"data {name}", licence=_of_sample(name) or NOT_STATED) for name in found))
+def find_licences(recipe: Recipe, folder: Path, stated: str | None) -> tuple[Licence, ...]:
+    """Of the model, as its user states it or as its sources do; and of every source that says its own.
 
-
-def _data(recipe: Recipe) -> list[str]:
-    """Every place that the recipe's rows come from."""
-    return [name for name in (recipe.data.source, *recipe.data.splits.values(), *recipe.data.unlabeled) if name]
-
-
-def _of_sample(name: str) -> str | None:
-    sample = _sample(name)
-    return None if sample is None else sample.licence
+    Paths in the recipe count from ``folder``.
+    """
+    found = [one for one in licences_of(recipe, folder) if not one.of.startswith(RUNTIME)]
+    others = (one for one in found if one.of != "model" and one.licence != NOT_STATED)
+    model = Licence(of="model", licence=stated or carried(found))
+    return (model, *(Licence(of=one.of, licence=one.licence) for one in others))
 
 
 def _sample(name: str) -> Sample | None:

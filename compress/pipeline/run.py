@@ -22,6 +22,7 @@ from compress.digests import digest_directory
 from compress.environment import package_versions
 from compress.errors import CompressError
 from compress.formats.silence import quiet_libraries
+from compress.papers.licences import find_licences, refuse_forbidden
 from compress.pipeline.budgets import explained, target_limits
 from compress.pipeline.data_checks import prove
 from compress.pipeline.measure import data_record, measure, test_labels
@@ -71,6 +72,8 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
     with _logged(progress, folder / LOG) as logged:
         road = Road(recipe, recipe_folder, artifacts, logged)
         write_whole(folder / "recipe.yaml", dump_recipe(with_absolute_paths(recipe, recipe_folder)))
+        licences = find_licences(recipe, recipe_folder, fetch=True)
+        remarks = refuse_forbidden(licences, recipe)
         prove(road)
         for error in plugin_errors():
             logged.note(str(error))
@@ -83,6 +86,7 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
         road.travel()
         findings = measure(road, remeasure)
         findings.notes[:0] = map(str, plugin_errors())
+        findings.notes += remarks
         wanted = (*recipe.limits, *target_limits(recipe.profiles(), findings.measurements))
         limits = check_limits(
             *(wanted, findings.measurements, recipe.baseline, findings.skipped),
@@ -109,6 +113,7 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
             integrity=tuple(check for label in recipe.labels() for check in road.finished[label].integrity),
             limits=tuple(limits),
             data=data_record(road),
+            licences=licences,
             **findings.told(),
         )
         if findings.answers:
@@ -140,7 +145,12 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     rated = recipe.evaluation.similarity
     names = {"questions": asked and absolute(asked), "similarity": rated and absolute(rated)}
     evaluation = recipe.evaluation.model_copy(update=names)
+    licences = {
+        field: {absolute(name): value for name, value in named.items()}
+        for field, named in (("stated", recipe.licences.stated), ("allowed", recipe.licences.allowed))
+    }
     update = {
+        "licences": recipe.licences.model_copy(update=licences),
         "data": data.model_copy(update=changes),
         "model": absolute(recipe.model),
         "stages": stages,

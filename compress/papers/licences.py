@@ -21,7 +21,8 @@ from compress.sources.source import find_model, hub_card
 from compress.stage.stage import references
 
 REPORT = "report.json"
-RUNTIME = "runtime "
+RUNTIME, OF_RUN = "runtime ", " of run "
+"""How names of records begin, and how those go on that an earlier run brings along."""
 _ASKS = {
     "share-alike": "what is made of it has to be passed on under the same licence",
     "non-commercial": "no commercial use",
@@ -65,9 +66,10 @@ def find_licences(recipe: Recipe, folder: Path, fetch: bool = False) -> tuple[Li
         if earlier and not stated.by:
             stated = Stated(carried(earlier.licences), f"run {earlier.recipe}")
         found.append(_record(source, stated, recipe))
-        for one in earlier.licences if earlier else ():
-            if not one.of.startswith(RUNTIME):
-                found.append(one.model_copy(update={"of": f"{one.of} of run {earlier.recipe}", "binds": False}))
+        if earlier:
+            own = (one for one in earlier.licences if not one.of.startswith(RUNTIME))
+            of_run = f"{OF_RUN}{earlier.recipe}"
+            found += [one.model_copy(update={"of": f"{one.of}{of_run}", "binds": False}) for one in own]
     return (*found, *_runtimes(recipe))
 
 

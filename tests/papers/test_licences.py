@@ -181,7 +181,7 @@ def test_a_teacher_that_may_not_teach_is_refused(tmp_path: Path) -> None:
     found = find_licences(taught, tmp_path)
     # The student's weights ship; the teacher's duties stay known.
     assert carried(found) == "Apache-2.0"
-    with pytest.raises(InputError, match="forbids to train other models .*teaches small"):
+    with pytest.raises(InputError, match=r"forbids to train other models .*teaches small"):
         refuse_forbidden(found, taught)
     (tmp_path / "small" / "README.md").write_text("---\nlicense: llama2\n---\n")
     refuse_forbidden(find_licences(taught, tmp_path), taught)

@@ -127,6 +127,9 @@ def test_a_run_leaves_the_files_that_it_promises(first: Done) -> None:
         "report.md",
         "report.html",
         "run.log",
+        "README.md",
+        "bom.cdx.json",
+        "provenance.json",
     }
     assert (folder / "model" / "config.json").is_file()
     assert [path.name for path in folder.rglob("*.onnx")] == ["model_quantized.onnx"]

@@ -15,8 +15,8 @@ from compress.checkpoints.json_file import read_json
 from compress.digests import digest_file
 from compress.environment import package_versions
 from compress.measurement import Measurement
-from compress.papers.finished import MODEL, REPORT, Finished, plain_name
-from compress.papers.licences import OF_RUN, RUNTIME, data_names
+from compress.papers.finished import MODEL, Finished, plain_name
+from compress.papers.licences import OF_RUN, REPORT, RUNTIME, data_names
 from compress.papers.stated import package_licence
 from compress.papers.terms import NOT_STATED
 from compress.recipe.recipe import START

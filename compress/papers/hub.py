@@ -67,7 +67,7 @@ def push(upload: Upload) -> str:
         done = api.create_commit(upload.repository, operations, commit_message=f"compress: {len(operations)} files")
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
         raise StageError(
-            f"The Hub does not take it: {first_line(error)}",
+            f"The Hub does not take it: {first_line(error.__cause__ or error)}",
             where=upload.repository,
             mend="`hf auth whoami` says who you are there; `hf auth login` makes you somebody else",
         ) from None

@@ -20,7 +20,7 @@ from compress.samples.sample import known_samples
 from compress.sources.source import find_model, hub_card
 from compress.stage.stage import references
 
-REPORT = "report.json"
+REPORT, LOCK = "report.json", "lock.json"
 RUNTIME, OF_RUN = "runtime ", " of run "
 """How names of records begin, and how those go on that an earlier run brings along."""
 _ASKS = {
@@ -30,8 +30,6 @@ _ASKS = {
     "use-restrictions": "its restrictions of use have to be passed on, with its text",
     "no-training": "what it says may not train other models",
 }
-_OPEN = frozenset({"share-alike"})
-"""The duty that stands no other terms beside it."""
 
 
 @dataclass(frozen=True)
@@ -143,12 +141,12 @@ def _other_student(record: LicenceRecord, sources: Sequence[LicenceRecord]) -> s
 
 
 def _contradictions(sources: Sequence[LicenceRecord]) -> Iterator[Objection]:
-    """Pairs that the weights that ship can't both keep to, one of which wants nothing but its own terms."""
+    """Pairs that weights can hardly keep to both, since one stands no terms but its own; lawyers know exceptions."""
     asking = [record for record in sources if record.duties and (record.binds or record.of.startswith("data "))]
     for one, other in combinations(asking, 2):
-        if one.licence != other.licence and (_OPEN & {*one.duties} or _OPEN & {*other.duties}):
+        if one.licence != other.licence and "share-alike" in (*one.duties, *other.duties):
             yield Objection(
-                f"{_shown(one)} and {_shown(other)} contradict each other: "
+                f"{_shown(one)} and {_shown(other)} may contradict each other: "
                 "one wants its own terms for what is made of it, and the other has more"
             )
 
@@ -209,8 +207,10 @@ def _of_hub(place: Path) -> bool:
 
 def _earlier(source: Source, place: Path | None) -> Report | None:
     """The earlier run whose model this is."""
-    report = place.parent / REPORT if place is not None and source.role != "data" else None
-    return load_report(report) if report is not None and report.is_file() else None
+    home = place.parent if place is not None and source.role != "data" else None
+    if home is None or not all((home / name).is_file() for name in (REPORT, LOCK)):
+        return None
+    return load_report(home / REPORT)
 
 
 def _sources(recipe: Recipe) -> Iterator[Source]:

@@ -71,7 +71,7 @@ def _of_file(place: Path) -> Iterator[Stated]:
     beside = place.with_name(f"{place.name}.license")
     if beside.is_file() and (tag := _TAG.search(_text(beside))):
         yield Stated(canonical(tag[1]), beside.name)
-    yield from _of_card(place.parent / CARD)
+    yield from _of_card(place.parent / CARD, own=False)
 
 
 def _of_folder(folder: Path) -> Iterator[Stated]:
@@ -90,13 +90,18 @@ def _of_folder(folder: Path) -> Iterator[Stated]:
         yield Stated(canonical(str(read_gguf(file).metadata.get("general.license", ""))), file.name)
 
 
-def _of_card(card: Path) -> Iterator[Stated]:
-    """As the Hub reads it: `license`, one or a list, with `license_name` where that is `other`."""
+def _of_card(card: Path, own: bool = True) -> Iterator[Stated]:
+    """As the Hub reads it: `license`, one or a list, with `license_name` where that is `other`.
+
+    A page of the folder around that isn't the source's ``own`` may be no card at all.
+    """
     if not card.is_file() or not (front := _FRONT.match(_text(card))):
         return
     try:
         said = yaml.safe_load(front[1])
     except yaml.YAMLError as error:
+        if not own:
+            return
         raise InputError(
             f"The card's front matter is no YAML: {str(error).splitlines()[0]}.",
             where=str(card),

@@ -19,7 +19,8 @@ from pydantic import Field, ValidationError
 from compress import __version__
 from compress.digests import digest_file
 from compress.errors import BundleError, InputError
-from compress.papers.finished import MODEL, RECIPE, REPORT, Finished, plain_name
+from compress.papers.finished import MODEL, RECIPE, Finished, plain_name
+from compress.papers.licences import REPORT
 from compress.papers.signature import Signed, check_signature
 from compress.recipe.recipe import START
 from compress.recipe_source import dump_recipe

@@ -107,6 +107,7 @@ def test_places_where_a_source_says_it(tmp_path: Path) -> None:
     )
     assert stated_by(tmp_path / "rows.csv") == ("CC-BY-4.0", "rows.csv.license")
     (place(tmp_path, "broken") / "README.md").write_text("---\nlicense: [mit\n---\n")
+    assert stated_by(tmp_path / "broken" / "rows.csv") == (NOT_STATED, "")
     with pytest.raises(InputError, match="front matter is no YAML"):
         stated_by(tmp_path / "broken")
 
@@ -151,7 +152,7 @@ def test_sources_and_runtimes_are_all_found(tmp_path: Path) -> None:
     words = [one.words for one in objections(found, merged)]
     assert "adapter adapter, CC-BY-NC-4.0: no commercial use" in words
     assert [line for line in words if "contradict" in line] == [
-        "adapter adapter, CC-BY-NC-4.0 and data train.csv, CC-BY-SA-4.0 contradict each other: "
+        "adapter adapter, CC-BY-NC-4.0 and data train.csv, CC-BY-SA-4.0 may contradict each other: "
         "one wants its own terms for what is made of it, and the other has more"
     ]
     assert words[-1] == "no licence is stated of data test.csv; `licences.stated` of the recipe may say it"
@@ -193,6 +194,7 @@ def test_a_run_of_a_run_knows_the_first_ones_data(tmp_path: Path) -> None:
     report = Report(recipe="first", licences=find_licences(first, tmp_path))
     (tmp_path / "runs" / "model").mkdir(parents=True)
     (tmp_path / "runs" / "report.json").write_text(report.to_json())
+    (tmp_path / "runs" / "lock.json").write_text("{}")
     second = recipe(model="runs/model", data={"splits": {"train": "mine.csv", "test": "mine.csv"}})
     found = {one.of: one for one in find_licences(second, tmp_path)}
     assert (found["model"].licence, found["model"].stated_in) == ("Apache-2.0", "run first")

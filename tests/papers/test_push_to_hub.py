@@ -17,8 +17,13 @@ from typer.testing import CliRunner
 from compress.cli import app
 from compress.errors import InputError, StageError
 from compress.papers.finished import read_finished
+from compress.papers.licences import find_licences
 from compress.papers.statement import verify_statement
 from compress.papers.write import write_papers
+from compress.recipe.recipe import Recipe
+
+# The Hub's library hands a file to its HTTP client in the way of an older one.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 
 @pytest.fixture
@@ -26,6 +31,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """As HF_ENDPOINT, HF_TOKEN and HF_HUB_DISABLE_XET would have it, which the library has read already."""
     with serving(Hub()) as made:
         monkeypatch.setattr(constants, "ENDPOINT", made.address)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", made.address + "/{repo_id}/resolve/{revision}/{filename}"
+        )
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -74,6 +82,27 @@ def test_a_model_that_may_not_be_passed_on_stays_here(hub: Hub, tmp_path: Path) 
     done = command(write_run(tmp_path, "cc-by-nd-4.0"), "me/toy", "--push")
     assert isinstance(done.exception, InputError) and "permits no derivatives" in str(done.exception)
     assert hub.calls == []
+
+
+def test_a_card_of_the_hub_is_asked_once(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    hub.repository["README.md"] = b"---\nlicense: llama2\n---\n"
+    recipe = Recipe.model_validate(
+        {
+            "name": "toy",
+            "task": "text-classification",
+            "model": "me/base",
+            "data": {"splits": {"test": "test.csv"}},
+            "stages": ["export"],
+        }
+    )
+    before = find_licences(recipe, tmp_path)[0]
+    assert (before.licence, hub.calls) == ("not stated", [])
+    found = find_licences(recipe, tmp_path, fetch=True)[0]
+    assert (found.licence, found.stated_in) == ("LicenseRef-llama2", "README.md")
+    # `compress check`, which fetches nothing, knows it from then on.
+    hub.calls.clear()
+    assert (find_licences(recipe, tmp_path)[0], hub.calls) == (found, [])
 
 
 def test_a_name_that_the_hub_does_not_take(hub: Hub, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 
 TOKEN = "hf_a_token_that_nobody_may_see"
+COMMIT = "a" * 40
 
 
 class Hub(ThreadingHTTPServer):
@@ -37,6 +38,24 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         """Nothing is printed."""
+
+    def do_HEAD(self) -> None:
+        self._file(whole=False)
+
+    def do_GET(self) -> None:
+        self._file(whole=True)
+
+    def _file(self, whole: bool) -> None:
+        """`/OWNER/NAME/resolve/main/PATH`."""
+        self.server.calls.append(self.path)
+        content = self.server.repository.get(self.path.partition("/resolve/main/")[2])
+        self.send_response(404 if content is None else 200)
+        self.send_header("ETag", f'"{hashlib.sha256(content or b"").hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("Content-Length", str(len(content or b"")))
+        self.end_headers()
+        if whole:
+            self.wfile.write(content or b"")
 
     def do_PUT(self) -> None:
         content = self._body()
@@ -75,7 +94,9 @@ class _Handler(BaseHTTPRequestHandler):
             value = line["value"]
             kept = base64.b64decode(value["content"]) if line["key"] == "file" else self.server.objects[value["oid"]]
             self.server.repository[value["path"]] = kept
-        self._answer({"success": True, "commitOid": "a" * 40, "commitUrl": f"{self.server.address}/commit/{'a' * 40}"})
+        repository = "{organization}/{name}".format(**self.server.created)
+        address = f"{self.server.address}/{repository}/commit/{COMMIT}"
+        self._answer({"success": True, "commitOid": COMMIT, "commitUrl": address})
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") == "chunked":

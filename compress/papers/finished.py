@@ -12,7 +12,7 @@ from typing import Any
 from compress.digests import digest_file
 from compress.errors import InputError
 from compress.measurement import Measurement
-from compress.papers.licences import LOCK, REPORT, carried, find_licences, objections
+from compress.papers.licences import LOCK, carried, find_licences, objections
 from compress.recipe.recipe import Recipe
 from compress.recipe_source import read_recipe
 from compress.report.run_folder import find_report

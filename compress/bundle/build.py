@@ -37,6 +37,7 @@ from compress.formats.bundled import Contents
 from compress.formats.model_file import format_of, model_file, model_files
 from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.formats.targets import PROFILES, TARGETS, in_format
+from compress.papers.finished import BILL
 from compress.papers.signature import sign
 from compress.papers.terms import NOT_STATED
 from compress.progress import Progress
@@ -174,6 +175,8 @@ def _fill(folder: Path, wanted: Wanted, progress: Progress) -> tuple[Manifest, C
         test = make_selftest(asked, cases, contents.integers, made_with)
     profile = wanted.profile
     figures = find_figures(wanted.recipe, wanted.recipe_file, _run_of(wanted), profile.name)
+    if figures is not None and (bill := _run_of(wanted) / BILL).is_file():
+        shutil.copyfile(bill, folder / BILL)
     licences = find_licences(wanted.recipe, wanted.recipe_file.parent, wanted.licence)
     manifest = Manifest(
         name=wanted.recipe.name,

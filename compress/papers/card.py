@@ -72,14 +72,17 @@ def run_card(run: Finished) -> str:
 
 
 def results(recipe: Recipe, rows: Sequence[Measurement], judged: DataRecord | None) -> list[EvalResult]:
-    """Figures of a model for `model-index`; where one has an interval, that is among its arguments."""
+    """Figures of a model for `model-index`; where one has an interval, that is among its arguments.
+
+    A data set's type is spelled as the Hub spells ids.
+    """
     name = plain_name(next(data_names(recipe.data), "the recipe's rows"))
     split = judged.split if judged is not None else "test"
     told = {"sha256": judged.digest, "rows": judged.rows} if judged is not None else None
     return [
         EvalResult(
             task_type=recipe.task,
-            dataset_type=name,
+            dataset_type=name if _HUB_ID.match(name) else re.sub(r"[^\w.-]+", "-", name).strip("-"),
             dataset_name=f"{name}, {split}",
             dataset_split=split,
             dataset_args=told,

@@ -19,7 +19,7 @@ from compress.report.run_folder import find_report
 from compress.report.schema import FINAL, LicenceRecord, Report, load_report
 
 MODEL, TARGETS = "model", "targets"
-RECIPE = "recipe.yaml"
+RECIPE, BILL = "recipe.yaml", "bom.cdx.json"
 SHOWN = (
     "accuracy",
     "f1",

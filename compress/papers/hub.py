@@ -11,10 +11,10 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
 from compress.errors import InputError, StageError, first_line
-from compress.papers.finished import MODEL, Finished
+from compress.papers.finished import BILL, MODEL, Finished
 from compress.papers.licences import refuse_forbidden
 from compress.papers.statement import SIGNED, STATEMENT
-from compress.papers.write import BILL, write_papers
+from compress.papers.write import write_papers
 from compress.sources.source import CARD
 
 

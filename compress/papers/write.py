@@ -6,13 +6,11 @@ from pathlib import Path
 
 from compress.papers.bill import run_bill
 from compress.papers.card import run_card
-from compress.papers.finished import Finished
+from compress.papers.finished import BILL, Finished
 from compress.papers.signature import sign
 from compress.papers.statement import SIGNED, STATEMENT, run_statement
 from compress.report.run_folder import write_whole
 from compress.sources.source import CARD
-
-BILL = "bom.cdx.json"
 
 
 def write_papers(run: Finished, folder: Path, key: Path | None = None) -> list[str]:

@@ -13,6 +13,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from google.protobuf import json_format
 from huggingface_hub import ModelCard
+from huggingface_hub.utils import validate_repo_id
 from in_toto_attestation.predicates.provenance.v1 import provenance_pb2
 from in_toto_attestation.v1 import statement_pb2
 from in_toto_attestation.v1.statement import Statement
@@ -57,6 +58,7 @@ def test_the_hubs_library_reads_the_card(run: Path) -> None:
     assert accuracy.metric_args == {"target": "cpu", "unit": "fraction", "low": 0.8, "high": 0.93, "n": 96}
     assert accuracy.dataset_args == {"sha256": DIGESTS["test"], "rows": 96}
     assert (size.metric_type, size.metric_value) == ("size_bytes", 12)
+    validate_repo_id(accuracy.dataset_type)
     assert "| Accuracy | cpu | 87.5% |" in card.text.replace("87.50%", "87.5%")
     assert "- data test.csv: CC-BY-NC-4.0" in card.text
     assert "Data test.csv, CC-BY-NC-4.0: no commercial use." in card.text

@@ -79,34 +79,39 @@ def check_signature(folder: Path, signer: Path | None, signed: Signed) -> str | 
 
 def _check_signer(folder: Path, signer: Path, signed: Signed, content: bytes, fingerprint: str) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        allowed = Path(scratch) / "allowed_signers"
-        allowed.write_text(_allowed_signers(signer, signed))
-        arguments = ["-Y", "verify", "-f", str(allowed), "-I", _SIGNER, "-n", signed.namespace, "-s", signed.signature]
-        done = _ssh_keygen(arguments, folder, content)
+        allowed, who = signer.resolve(), None
+        if (keys := _public_keys(signer)) is not None:
+            allowed, who = Path(scratch) / "allowed_signers", _SIGNER
+            allowed.write_text("".join(f'{who} namespaces="{signed.namespace}" {key}\n' for key in keys))
+        rest = ["-f", str(allowed), "-n", signed.namespace, "-s", signed.signature]
+        if who is None:
+            done = _ssh_keygen(["-Y", "find-principals", *rest], folder, content)
+            who = done.stdout.decode(errors="replace").partition("\n")[0]
+        if who:
+            done = _ssh_keygen(["-Y", "verify", "-I", who, *rest], folder, content)
     if done.returncode:
         raise BundleError(
             f"Another key signed the {signed.what}, {fingerprint}: {_last_line(done)}",
             where=str(folder),
-            expected=f"a signature by a key in {signer}",
+            expected=f"a signature by a key in {signer}, for {signed.namespace}",
             mend="ask whoever you trust for the signer's public key, and compare its fingerprint "
             "(`ssh-keygen -l -f KEY.pub`); do not take the key from where these files came from",
         )
 
 
-def _allowed_signers(signer: Path, signed: Signed) -> str:
-    """The keys of a public key's file, or of one with several, for this kind of thing alone. Raises `InputError`."""
+def _public_keys(signer: Path) -> list[str] | None:
+    """Those of a public key's file; None for `allowed_signers`, whose conditions `ssh-keygen` knows.
+
+    Raises `InputError` for a file with no key.
+    """
     try:
-        lines = [line.split() for line in signer.read_text(encoding="utf-8").splitlines()]
+        text = signer.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"The public key cannot be read: {error}", where=str(signer)) from None
-    keys = []
-    for fields in lines:
-        at = next((place for place, field in enumerate(fields) if _KEY_TYPE.match(field)), None)
-        if at is not None and len(fields) > at + 1 and not fields[0].startswith("#"):
-            keys.append(f'{_SIGNER} namespaces="{signed.namespace}" {fields[at]} {fields[at + 1]}\n')
-    if not keys:
+    lines = [line.split() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    if not any(_KEY_TYPE.match(field) for fields in lines for field in fields[:-1]):
         raise InputError("This is no public key.", where=str(signer), expected="the .pub file of the signer's key")
-    return "".join(keys)
+    return [" ".join(fields[:2]) for fields in lines] if all(_KEY_TYPE.match(fields[0]) for fields in lines) else None
 
 
 def _check_armour(path: Path) -> None:

@@ -154,6 +154,10 @@ def test_only_a_known_signer_is_believed(tmp_path: Path) -> None:
     assert subprocess.run(command, input=content + b" ", capture_output=True, check=False).returncode != 0
     for known in (public, allowed):
         assert verify_statement(run, known).signer is not None
+    for condition in ('namespaces="git"', 'valid-before="20200101"'):
+        allowed.write_text(f"me@example.org {condition} {public.read_text()}")
+        with pytest.raises(BundleError, match="Another key signed the provenance"):
+            verify_statement(run, allowed)
     with pytest.raises(BundleError, match="whom nobody here knows") as caught:
         verify_statement(run, None)
     assert "--signer" in str(caught.value) and "ssh-keygen -l" in str(caught.value)

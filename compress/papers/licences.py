@@ -23,6 +23,7 @@ from compress.stage.stage import references
 REPORT, LOCK = "report.json", "lock.json"
 RUNTIME, OF_RUN = "runtime ", " of run "
 """How names of records begin, and how those go on that an earlier run brings along."""
+_LATER = "its card, which the run fetches"
 _ASKS = {
     "share-alike": "what is made of it has to be passed on under the same licence",
     "non-commercial": "no commercial use",
@@ -94,7 +95,7 @@ def objections(records: Sequence[LicenceRecord], recipe: Recipe) -> list[Objecti
         if asked:
             found.append(Objection(f"{_shown(record)}: {'; '.join(asked)}"))
     found += _contradictions(sources)
-    silent = [record.of for record in sources if record.licence == NOT_STATED]
+    silent = [record.of for record in sources if record.licence == NOT_STATED and record.stated_in != _LATER]
     if silent:
         found.append(
             Objection(f"no licence is stated of {', '.join(silent)}; `licences.stated` of the recipe may say it")
@@ -179,10 +180,12 @@ def _stated(source: Source, place: Path | None, recipe: Recipe, fetch: bool) -> 
     stated = stated_by(place) if place is not None else Stated(NOT_STATED, "")
     if stated.by or (place is not None and place.exists() and not _of_hub(place)):
         return stated
-    card = None
-    if source.role != "adapter" and not is_file_name(source.name):
-        card = hub_card(source.name, "dataset" if source.role == "data" else "model", fetch)
-    return stated if card is None else stated_by(card)
+    if source.role == "adapter" or is_file_name(source.name):
+        return stated
+    card = hub_card(source.name, "dataset" if source.role == "data" else "model", fetch)
+    if card is None:
+        return Stated(NOT_STATED, "" if fetch else _LATER)
+    return stated_by(card)
 
 
 def _place(source: Source, data: DataConfig, folder: Path) -> Path | None:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from compress.cli import app
 from compress.errors import InputError, StageError
 from compress.papers.finished import read_finished
-from compress.papers.licences import find_licences
+from compress.papers.licences import find_licences, objections
 from compress.papers.statement import verify_statement
 from compress.papers.write import write_papers
 from compress.recipe.recipe import Recipe
@@ -96,8 +96,9 @@ def test_a_card_of_the_hub_is_asked_once(hub: Hub, tmp_path: Path, monkeypatch: 
             "stages": ["export"],
         }
     )
-    before = find_licences(recipe, tmp_path)[0]
-    assert (before.licence, hub.calls) == ("not stated", [])
+    before = find_licences(recipe, tmp_path)
+    assert (before[0].licence, hub.calls) == ("not stated", [])
+    assert [one.words.split(";")[0] for one in objections(before, recipe)] == ["no licence is stated of data test.csv"]
     found = find_licences(recipe, tmp_path, fetch=True)[0]
     assert (found.licence, found.stated_in) == ("LicenseRef-llama2", "README.md")
     # `compress check`, which fetches nothing, knows it from then on.

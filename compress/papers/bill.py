@@ -25,6 +25,7 @@ from compress.report.schema import LicenceRecord
 _SPEC = "1.6"
 _NAMESPACE = uuid.UUID("5c1f3a52-2b2e-5d7b-9d0a-3f0f6a7f1c11")
 """Of serial numbers, each made of its report's digest, so that the same run has the same one."""
+_ROWS = ("data ", "test data ")
 Part = dict[str, Any]
 
 
@@ -85,7 +86,7 @@ def _parents(run: Finished) -> list[Part]:
     """What the weights come from: the starting model (a distilled one's teacher), students, adapters, earlier runs."""
     found = []
     for one in run.licences:
-        if one.of.startswith((RUNTIME, "data ")):
+        if one.of.startswith((RUNTIME, *_ROWS)):
             continue
         start = str(run.lock.get(START, "")) if one.of == "model" else ""
         told = {"compress:role": one.of.partition(" ")[0], "compress:directory-sha256": start}
@@ -103,7 +104,7 @@ def _parents(run: Finished) -> list[Part]:
 
 def _data(run: Finished) -> list[Part]:
     """Every split that was read, by the digest of its rows; then what an earlier run read."""
-    records = [one for one in run.licences if one.of.startswith("data ")]
+    records = [one for one in run.licences if one.of.startswith(_ROWS)]
     own = {one.name: one for one in records if OF_RUN not in one.of}
     recipe, names = run.recipe.data, [*data_names(run.recipe.data)]
     parts = []

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from compress.data.config import DataConfig, is_file_name, is_sample, sample_split
+from compress.data.dataset import TEST
 from compress.data.source import find
 from compress.errors import InputError, ModelError, did_you_mean
 from compress.formats.registry import RUNTIMES
@@ -37,9 +38,14 @@ _ASKS = {
 class Source:
     """A model, adapter or data set as the recipe names it; ``binds`` where the weights that ship are made of it."""
 
-    role: Literal["model", "student", "adapter", "data"]
+    role: Literal["model", "student", "adapter", "data", "test data"]
     name: str
     binds: bool
+
+    @property
+    def is_data(self) -> bool:
+        """Whether it is rows."""
+        return self.role in ("data", "test data")
 
 
 @dataclass(frozen=True)
@@ -182,7 +188,7 @@ def _stated(source: Source, place: Path | None, recipe: Recipe, fetch: bool) -> 
         return stated
     if source.role == "adapter" or is_file_name(source.name):
         return stated
-    card = hub_card(source.name, "dataset" if source.role == "data" else "model", fetch)
+    card = hub_card(source.name, "dataset" if source.is_data else "model", fetch)
     if card is None:
         return Stated(NOT_STATED, "" if fetch else _LATER)
     return stated_by(card)
@@ -192,10 +198,10 @@ def _place(source: Source, data: DataConfig, folder: Path) -> Path | None:
     """Where it lies on this machine, with nothing fetched."""
     if is_sample(source.name):
         return None
-    for home in (folder, folder / data.source if source.role == "data" and data.source else folder):
+    for home in (folder, folder / data.source if source.is_data and data.source else folder):
         if (here := find(source.name, home)) is not None:
             return here
-    if source.role in ("data", "adapter"):
+    if source.is_data or source.role == "adapter":
         return None
     try:
         return find_model(source.name)
@@ -210,7 +216,7 @@ def _of_hub(place: Path) -> bool:
 
 def _earlier(source: Source, place: Path | None) -> Report | None:
     """The earlier run whose model this is."""
-    home = place.parent if place is not None and source.role != "data" else None
+    home = place.parent if place is not None and not source.is_data else None
     if home is None or not all((home / name).is_file() for name in (REPORT, LOCK)):
         return None
     return load_report(home / REPORT)
@@ -227,7 +233,11 @@ def _sources(recipe: Recipe) -> Iterator[Source]:
             yield Source("adapter", name, binds=True)
         elif not one.random_weights:
             yield Source("student", name, binds=name == students[-1])
-    yield from (Source("data", name, binds=False) for name in dict.fromkeys(data_names(recipe.data)))
+    # Rows that judge and nothing else leave no trace in the weights.
+    splits = {split: name for split, name in recipe.data.splits.items() if split != TEST}
+    learned = {*data_names(recipe.data.model_copy(update={"splits": splits}))}
+    for name in dict.fromkeys(data_names(recipe.data)):
+        yield Source("data" if name in learned else "test data", name, binds=False)
 
 
 def data_names(data: DataConfig) -> Iterator[str]:

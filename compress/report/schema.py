@@ -183,7 +183,7 @@ class LostToken(FrozenRecord):
 class LicenceRecord(FrozenRecord):
     """The licence of something that a run reads or that runs its files, as that says."""
 
-    of: str = Field(description="`model`, `student NAME`, `adapter NAME`, `data NAME` or `runtime NAME`")
+    of: str = Field(description="`model`, or `student`, `adapter`, `data`, `test data` or `runtime` and a name")
     name: str = Field(description="what the recipe calls it, a path without its folders; or the distribution's name")
     licence: str = Field(description="an SPDX expression, or `not stated`")
     stated_in: str = Field("", description="the file, or who else says so")

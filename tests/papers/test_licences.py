@@ -145,7 +145,7 @@ def test_sources_and_runtimes_are_all_found(tmp_path: Path) -> None:
         "model": ("Apache-2.0", "README.md", True),
         "adapter adapter": ("CC-BY-NC-4.0", "README.md", True),
         "data train.csv": ("CC-BY-SA-4.0", "the recipe", False),
-        "data test.csv": (NOT_STATED, "", False),
+        "test data test.csv": (NOT_STATED, "", False),
         "runtime onnxruntime": ("MIT", "its metadata", False),
     }
     assert carried(found) == "Apache-2.0 AND CC-BY-NC-4.0"
@@ -155,7 +155,7 @@ def test_sources_and_runtimes_are_all_found(tmp_path: Path) -> None:
         "adapter adapter, CC-BY-NC-4.0 and data train.csv, CC-BY-SA-4.0 may contradict each other: "
         "one wants its own terms for what is made of it, and the other has more"
     ]
-    assert words[-1] == "no licence is stated of data test.csv; `licences.stated` of the recipe may say it"
+    assert words[-1] == "no licence is stated of test data test.csv; `licences.stated` of the recipe may say it"
 
 
 def test_a_model_without_derivatives_is_refused_but_for_a_reason(tmp_path: Path) -> None:

@@ -60,8 +60,8 @@ def test_the_hubs_library_reads_the_card(run: Path) -> None:
     assert (size.metric_type, size.metric_value) == ("size_bytes", 12)
     validate_repo_id(accuracy.dataset_type)
     assert "| Accuracy | cpu | 87.5% |" in card.text.replace("87.50%", "87.5%")
-    assert "- data test.csv: CC-BY-NC-4.0" in card.text
-    assert "Data test.csv, CC-BY-NC-4.0: no commercial use." in card.text
+    assert "- data train.csv: CC-BY-NC-4.0" in card.text
+    assert "Data train.csv, CC-BY-NC-4.0: no commercial use." in card.text
     assert "contradict each other" in card.text
     assert "a note of the run" in card.text
 
@@ -89,8 +89,8 @@ def test_the_bill_has_parents_data_packages_and_figures(run: Path) -> None:
     }
     parts = {part["bom-ref"]: part for part in bill["components"]}
     assert parts["data:test"]["hashes"] == [{"alg": "SHA-256", "content": DIGESTS["test"]}]
-    assert parts["data:test"]["licenses"] == [{"expression": "CC-BY-NC-4.0"}]
-    assert "licenses" not in parts["data:train"]
+    assert parts["data:train"]["licenses"] == [{"expression": "CC-BY-NC-4.0"}]
+    assert "licenses" not in parts["data:test"]
     runtime = parts["pkg:pypi/onnxruntime@1.32.0"]
     assert (runtime["scope"], runtime["licenses"]) == ("required", [{"expression": "MIT"}])
     files = {part["name"]: part["hashes"][0]["content"] for part in model["components"]}

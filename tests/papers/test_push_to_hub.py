@@ -98,7 +98,9 @@ def test_a_card_of_the_hub_is_asked_once(hub: Hub, tmp_path: Path, monkeypatch: 
     )
     before = find_licences(recipe, tmp_path)
     assert (before[0].licence, hub.calls) == ("not stated", [])
-    assert [one.words.split(";")[0] for one in objections(before, recipe)] == ["no licence is stated of data test.csv"]
+    assert [one.words.split(";")[0] for one in objections(before, recipe)] == [
+        "no licence is stated of test data test.csv"
+    ]
     found = find_licences(recipe, tmp_path, fetch=True)[0]
     assert (found.licence, found.stated_in) == ("LicenseRef-llama2", "README.md")
     # `compress check`, which fetches nothing, knows it from then on.

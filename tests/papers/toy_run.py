@@ -31,7 +31,7 @@ def write_run(home: Path, licence: str = "cc-by-sa-4.0", **changes: Any) -> Path
     (start / "config.json").write_text("{}")
     for split in DIGESTS:
         (home / f"{split}.csv").write_text("text,label\nfine,good\n")
-    (home / "test.csv.license").write_text("SPDX-License-Identifier: CC-BY-NC-4.0\n")
+    (home / "train.csv.license").write_text("SPDX-License-Identifier: CC-BY-NC-4.0\n")
     given = {
         "name": "toy",
         "task": "text-classification",

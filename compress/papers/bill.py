@@ -13,7 +13,7 @@ from typing import Any
 from compress import __version__
 from compress.checkpoints.json_file import read_json
 from compress.digests import digest_file
-from compress.environment import package_versions
+from compress.environment import MISSING, package_versions
 from compress.measurement import Measurement
 from compress.papers.finished import MODEL, Finished, plain_name
 from compress.papers.licences import OF_RUN, REPORT, RUNTIME, data_names
@@ -63,7 +63,7 @@ def _model(run: Finished, parents: list[Part], data: list[Part]) -> Part:
             "datasets": [{"ref": part["bom-ref"]} for part in data],
         },
         "quantitativeAnalysis": {"performanceMetrics": [_metric(row) for row in run.figures]},
-        "considerations": {"technicalLimitations": [*run.report.notes]},
+        "considerations": {"technicalLimitations": run.limits},
     }
     return {
         "type": "machine-learning-model",
@@ -84,22 +84,20 @@ def _model(run: Finished, parents: list[Part], data: list[Part]) -> Part:
 
 def _parents(run: Finished) -> list[Part]:
     """What the weights come from: the starting model (a distilled one's teacher), students, adapters, earlier runs."""
-    found = []
+    found: dict[str, Part] = {}
     for one in run.licences:
         if one.of.startswith((RUNTIME, *_ROWS)):
             continue
         start = str(run.lock.get(START, "")) if one.of == "model" else ""
         told = {"compress:role": one.of.partition(" ")[0], "compress:directory-sha256": start}
-        found.append(
-            {
-                "type": "machine-learning-model",
-                "bom-ref": f"parent:{one.of}",
-                "name": one.name,
-                **_licensed(one.licence),
-                "properties": _properties((name, value) for name, value in told.items() if value),
-            }
-        )
-    return found
+        found[one.of] = {
+            "type": "machine-learning-model",
+            "bom-ref": f"parent:{one.of}",
+            "name": one.name,
+            **_licensed(one.licence),
+            "properties": _properties((name, value) for name, value in told.items() if value),
+        }
+    return [*found.values()]
 
 
 def _data(run: Finished) -> list[Part]:
@@ -112,8 +110,8 @@ def _data(run: Finished) -> list[Part]:
         named = recipe.splits.get(split, split)
         place = plain_name(next((name for name in names if named.startswith(name)), recipe.source or named))
         parts.append(_dataset(f"data:{split}", f"{place} ({split})", own.get(place), digest))
-    earlier = (one for one in records if OF_RUN in one.of)
-    parts += [_dataset(one.of, one.of.removeprefix("data "), one, None) for one in earlier]
+    earlier = {one.of: one for one in records if OF_RUN in one.of}
+    parts += [_dataset(of, of.removeprefix("data "), one, None) for of, one in earlier.items()]
     return parts
 
 
@@ -146,6 +144,7 @@ def _packages(run: Finished) -> list[Part]:
             **_licensed(package_licence(name)),
         }
         for name, found in sorted(known.items())
+        if found != MISSING
     ]
 
 

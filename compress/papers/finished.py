@@ -62,6 +62,11 @@ class Finished:
         return [one.words for one in objections(self.licences, self.recipe)]
 
     @property
+    def limits(self) -> list[str]:
+        """What the report notes besides."""
+        return [note for note in self.report.notes if note not in self.remarks]
+
+    @property
     def figures(self) -> list[Measurement]:
         """What the final model was measured to be, on each target."""
         named = (*SHOWN, *_ALSO)

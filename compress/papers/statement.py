@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError
 
 from compress import __version__
 from compress.digests import digest_file
+from compress.environment import MISSING
 from compress.errors import BundleError, InputError
 from compress.papers.finished import MODEL, RECIPE, Finished, plain_name
 from compress.papers.licences import REPORT
@@ -70,7 +71,11 @@ def run_statement(run: Finished) -> str:
         for split, digest in lock.get("data", {}).items()
     ]
     packages = {**report.environment.get("packages", {}), **lock.get("packages", {})}
-    inputs += [{"uri": f"pkg:pypi/{name.lower()}@{found}", "name": name} for name, found in sorted(packages.items())]
+    inputs += [
+        {"uri": f"pkg:pypi/{name.lower()}@{found}", "name": name}
+        for name, found in sorted(packages.items())
+        if found != MISSING
+    ]
     definition = {
         "buildType": _BUILD_TYPE,
         "externalParameters": {"recipe": _without_folders(yaml.safe_load(dump_recipe(run.recipe, defaults=False)))},

@@ -44,6 +44,7 @@ def run(home: Path) -> Path:
 def test_the_hubs_library_reads_the_card(run: Path) -> None:
     card = ModelCard.load(run / "README.md")
     said = card.data.to_dict()
+    assert str(card) == (run / "README.md").read_text()
     assert (said["license"], said["pipeline_tag"], said["library_name"]) == (
         "cc-by-sa-4.0",
         "text-classification",

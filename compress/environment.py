@@ -33,7 +33,7 @@ FEATURES = (
     *("asimd", "asimddp", "i8mm", "bf16", "sve", "sve2"),
 )
 _VNNI, _DOT_PRODUCTS = {"avx512_vnni", "avx_vnni", "amx_int8"}, {"asimddp", "i8mm"}
-_MISSING = "missing"
+MISSING = "missing"
 _ROOT = Path("/")
 _UNLIMITED = 1 << 60
 """A memory limit beyond this is cgroup version 1's way to say that there is none."""
@@ -54,7 +54,7 @@ def environment() -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "packages": {name: found for name, found in package_versions(PACKAGES).items() if found != _MISSING},
+        "packages": {name: found for name, found in package_versions(PACKAGES).items() if found != MISSING},
     }
 
 
@@ -203,7 +203,7 @@ def package_versions(names: tuple[str, ...]) -> dict[str, str]:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
-            found[name] = _MISSING
+            found[name] = MISSING
     return found
 
 

@@ -14,10 +14,19 @@ from compress.bundle.format import bundled, minimum_version, open_model, shape_o
 from compress.bundle.format import contents as contents_of
 from compress.bundle.kind import Kind
 from compress.bundle.kinds import KINDS, kind_of
-from compress.bundle.manifest import CARD, MANIFEST, MODEL_FOLDER, SELFTEST, FileRecord, Manifest, Runtime, TensorRecord
-from compress.bundle.provenance import NOT_STATED, find_licences, find_provenance
+from compress.bundle.manifest import (
+    CARD,
+    MANIFEST,
+    MODEL_FOLDER,
+    SELFTEST,
+    SIGNED,
+    FileRecord,
+    Manifest,
+    Runtime,
+    TensorRecord,
+)
+from compress.bundle.provenance import Figures, find_figures, find_licences, find_provenance
 from compress.bundle.selftest import Asked, SelfTest, make_selftest, unmeasured_selftest
-from compress.bundle.signature import sign
 from compress.bundle.templates import examples, model_card, page
 from compress.bundle.transfer import check_budget, transferred, zipped
 from compress.bundle.verify import verify_folder
@@ -28,6 +37,9 @@ from compress.formats.bundled import Contents
 from compress.formats.model_file import format_of, model_file, model_files
 from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.formats.targets import PROFILES, TARGETS, in_format
+from compress.papers.finished import BILL
+from compress.papers.signature import sign
+from compress.papers.terms import NOT_STATED
 from compress.progress import Progress
 from compress.recipe.recipe import Recipe
 from compress.runtimes.runtime import Batch
@@ -79,7 +91,7 @@ def build(wanted: Wanted, output: Path, progress: Progress) -> Bundle:
             folder.mkdir()
             manifest, contents = _fill(folder, wanted, progress)
             if wanted.key is not None:
-                sign(folder, wanted.key)
+                sign(folder, wanted.key, SIGNED)
             verify_folder(folder, None)
             if wanted.profile.version is not None:
                 KINDS[manifest.steps].client.try_out(folder, progress)
@@ -162,7 +174,10 @@ def _fill(folder: Path, wanted: Wanted, progress: Progress) -> tuple[Manifest, C
         _check_fits(asked.way.feed(cases[0]), shape.inputs)
         test = make_selftest(asked, cases, contents.integers, made_with)
     profile = wanted.profile
-    licences = find_licences(wanted.recipe, wanted.licence)
+    figures = find_figures(wanted.recipe, wanted.recipe_file, _run_of(wanted), profile.name)
+    if figures is not None and (bill := _run_of(wanted) / BILL).is_file():
+        shutil.copyfile(bill, folder / BILL)
+    licences = find_licences(wanted.recipe, wanted.recipe_file.parent, wanted.licence)
     manifest = Manifest(
         name=wanted.recipe.name,
         task=wanted.recipe.task,
@@ -181,7 +196,7 @@ def _fill(folder: Path, wanted: Wanted, progress: Progress) -> tuple[Manifest, C
         provenance=find_provenance(wanted.recipe, wanted.recipe_file, _run_of(wanted), profile.name),
         files={},
     )
-    return _write(folder, manifest, kind, profile, test, progress), contents
+    return _write(folder, manifest, kind, profile, test, figures, progress), contents
 
 
 def _check_fits(feed: Batch, inputs: Sequence[TensorRecord]) -> None:
@@ -213,9 +228,16 @@ def _runtime(profile: AppProfile, kind: Kind, written: str, minimum_version: str
 
 
 def _write(
-    folder: Path, manifest: Manifest, kind: Kind, profile: AppProfile, test: SelfTest, progress: Progress
+    folder: Path,
+    manifest: Manifest,
+    kind: Kind,
+    profile: AppProfile,
+    test: SelfTest,
+    figures: Figures | None,
+    progress: Progress,
 ) -> Manifest:
-    written = {SELFTEST: test.to_bytes(), CARD: model_card(manifest, kind, profile, test.unmeasured).encode()}
+    card = model_card(manifest, kind, profile, test.unmeasured, figures)
+    written = {SELFTEST: test.to_bytes(), CARD: card.encode()}
     written |= examples(manifest, kind, profile)
     if profile.version is not None:
         (folder / RUNTIME_FOLDER).mkdir()

@@ -15,11 +15,13 @@ from compress.errors import BundleError
 from compress.formats.bundled import Axis, Signature
 from compress.formats.registry import Format
 from compress.frozen import FrozenAliased
+from compress.papers.signature import Signed
 from compress.tasks.registry import TASKS
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-SIGNATURE = "manifest.json.sig"
+SIGNED = Signed(MANIFEST, "compress-bundle", "bundle")
+SIGNATURE = SIGNED.signature
 SELFTEST = "selftest.json"
 CARD = "README.md"
 MODEL_FOLDER = "model"

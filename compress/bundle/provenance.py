@@ -2,35 +2,54 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import EvalResult
 from pydantic import ValidationError
 
 from compress import __version__
 from compress.bundle.manifest import Licence, Provenance
 from compress.digests import digest_file
 from compress.errors import InputError
+from compress.measurement import Measurement
+from compress.papers.card import results
+from compress.papers.finished import RECIPE, SHOWN, read_lock
+from compress.papers.licences import LOCK, REPORT, RUNTIME, carried, data_names
+from compress.papers.licences import find_licences as licences_of
+from compress.papers.terms import NOT_STATED
 from compress.recipe.recipe import Recipe
 from compress.report.schema import FINAL, load_report
 from compress.samples.sample import Sample, known_samples
 
-RECIPE, LOCK, REPORT = "recipe.yaml", "lock.json", "report.json"
-NOT_STATED = "not stated"
 _SAMPLE = "sample:"
-_SHOWN = (
-    "accuracy",
-    "f1",
-    "recall_at_10",
-    "recall_at_1",
-    "word_error_rate",
-    "size_bytes",
-    "parameters",
-    "latency_ms",
-    "speedup",
-    "calibration_error",
-)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a run measured of its final model, and the same for a card's front matter."""
+
+    rows: tuple[Measurement, ...]
+    results: list[EvalResult]
+
+
+def find_figures(recipe: Recipe, recipe_file: Path, run: Path, target: str) -> Figures | None:
+    """Those measured on ``target``, or on whatever there was where it wasn't; None for a model of no run.
+
+    Raises `InputError` for a report that can't be read.
+    """
+    if not _is_run(recipe_file, run):
+        return None
+    report = load_report(run / REPORT)
+    rows = [row for row in report.measurements if row.model == FINAL and row.metric in SHOWN]
+    rows = [row for row in rows if row.target == target] or rows
+    return Figures(tuple(rows), results(recipe, rows, report.data)) if rows else None
+
+
+def _is_run(recipe_file: Path, run: Path) -> bool:
+    own = recipe_file.resolve() == (run / RECIPE).resolve()
+    return own and (run / LOCK).is_file() and (run / REPORT).is_file()
 
 
 def find_provenance(recipe: Recipe, recipe_file: Path, run: Path, target: str) -> Provenance:
@@ -40,7 +59,7 @@ def find_provenance(recipe: Recipe, recipe_file: Path, run: Path, target: str) -
 
     Raises `InputError` for a report or lock that can't be read.
     """
-    named = filter(None, (recipe.model, *_data(recipe)))
+    named = (recipe.model, *data_names(recipe.data))
     samples = {name: sample for name in named if (sample := _sample(name)) is not None}
     known = Provenance(
         compress=__version__,
@@ -48,13 +67,10 @@ def find_provenance(recipe: Recipe, recipe_file: Path, run: Path, target: str) -
         recipe_sha256=digest_file(recipe_file),
         samples={name: {one.requirement: one.sha256 for one in found.packages} for name, found in samples.items()},
     )
-    own = recipe_file.resolve() == (run / RECIPE).resolve()
-    if not own or not (run / LOCK).is_file() or not (run / REPORT).is_file():
+    if not _is_run(recipe_file, run):
         return known
-    report, lock = load_report(run / REPORT), _read_lock(run / LOCK)
-    rows = [row for row in report.measurements if row.model == FINAL and row.metric in _SHOWN]
-    own_rows = [row for row in rows if row.target == target]
-    measured = {f"{row.metric} on {row.target}": row.value for row in own_rows or rows}
+    lock, figures = read_lock(run / LOCK), find_figures(recipe, recipe_file, run, target)
+    measured = {f"{row.metric} on {row.target}": row.value for row in figures.rows} if figures else {}
     found: dict[str, Any] = {
         name: lock[name] for name in ("seed", "start", "data", "stages", "packages") if name in lock
     }
@@ -70,32 +86,18 @@ def _checked(known: Provenance, more: dict[str, Any], lock: Path) -> Provenance:
         raise InputError(f"The run's lock has a strange {name}: {wrong['msg']}", where=str(lock)) from None
 
 
-def find_licences(recipe: Recipe, stated: str | None) -> tuple[Licence, ...]:
-    """Of the model, as its user states it or the sample it started from; and of the samples that it learned from."""
-    model = Licence(of="model", licence=stated or _of_sample(recipe.model) or NOT_STATED)
-    found = dict.fromkeys(name for name in _data(recipe) if _of_sample(name))
-    return (model, *(Licence(of=f"data {name}", licence=_of_sample(name) or NOT_STATED) for name in found))
+def find_licences(recipe: Recipe, folder: Path, stated: str | None) -> tuple[Licence, ...]:
+    """Of the model, as its user states it or as its sources do; and of every source that says its own.
 
-
-def _data(recipe: Recipe) -> list[str]:
-    """Every place that the recipe's rows come from."""
-    return [name for name in (recipe.data.source, *recipe.data.splits.values(), *recipe.data.unlabeled) if name]
-
-
-def _of_sample(name: str) -> str | None:
-    sample = _sample(name)
-    return None if sample is None else sample.licence
+    Paths in the recipe count from ``folder``.
+    """
+    found = [one for one in licences_of(recipe, folder) if not one.of.startswith(RUNTIME)]
+    others = (one for one in found if one.of != "model" and one.licence != NOT_STATED)
+    model = Licence(of="model", licence=stated or carried(found))
+    return (model, *(Licence(of=one.of, licence=one.licence) for one in others))
 
 
 def _sample(name: str) -> Sample | None:
     if not name.startswith(_SAMPLE):
         return None
     return known_samples().get(name.removeprefix(_SAMPLE).partition("/")[0])
-
-
-def _read_lock(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"The run's lock cannot be read: {error}", where=str(path)) from None
-    return found if isinstance(found, dict) else {}

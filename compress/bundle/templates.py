@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from html import escape
@@ -15,13 +14,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from compress.bundle.format import bundled
 from compress.bundle.kind import Case, Kind
 from compress.bundle.manifest import MANIFEST, SELFTEST, SIGNATURE, Manifest
+from compress.bundle.provenance import Figures
+from compress.papers.card import card_data, write_card
 from compress.targets import AppProfile, Language
 
 PAGE = "index.html"
 EXAMPLES = "examples"
 _SOURCES = files("compress.bundle")
 _WRITTEN = (".kt", ".swift")
-_IDENTIFIER = re.compile(r"^[a-z0-9][a-z0-9.-]*$")
 _MODELS: Mapping[Language, str] = {"python": "model.py", "kotlin": "Model.kt", "swift": "Model.swift"}
 """The other half of an example in that language; the page's code has it in itself."""
 
@@ -83,16 +83,25 @@ def page(manifest: Manifest, kind: Kind, cases: Sequence[Case]) -> dict[str, byt
     return {**found, PAGE: written.encode()}
 
 
-def model_card(manifest: Manifest, kind: Kind, profile: AppProfile, unmeasured: str | None) -> str:
-    """README.md with the front matter that Hugging Face reads: what the model is for, how an app runs it, its limits.
+def model_card(
+    manifest: Manifest, kind: Kind, profile: AppProfile, unmeasured: str | None, figures: Figures | None
+) -> str:
+    """README.md, a card as every run has one: what the model is for, how an app runs it, its limits.
 
-    ``unmeasured``: why the self-test has no answers, if it has none.
+    ``unmeasured``: why the self-test has no answers, if it has none. ``figures`` are what its run measured.
     """
     one, too_large = manifest.preprocessing.in_words()
     gets, trust = manifest.postprocessing.in_words()
     licence = next(entry.licence for entry in manifest.licences if entry.of == "model")
     languages = () if profile.version is not None else profile.apps[manifest.format].languages
-    return TEMPLATES.get_template("card.md").render(
+    library = bundled(manifest.format).library
+    results = figures.results if figures else None
+    return write_card(
+        "bundle/card.md",
+        card_data(licence, manifest.task, library, model_name=manifest.name, eval_results=results),
+        figures.rows if figures else (),
+        title=manifest.name,
+        licences=[(entry.of, entry.licence) for entry in manifest.licences],
         manifest=manifest,
         kind=kind,
         profile=profile,
@@ -101,9 +110,6 @@ def model_card(manifest: Manifest, kind: Kind, profile: AppProfile, unmeasured: 
         too_large=too_large,
         gets=gets,
         trust=trust,
-        licence=licence,
-        identified=_IDENTIFIER.match(licence.lower()),
-        library=bundled(manifest.format).library,
         examples=", ".join(f"`{EXAMPLES}/{kind.example(language)}`" for language in languages),
         manifest_file=MANIFEST,
         selftest=SELFTEST,

@@ -11,15 +11,15 @@ from typing import Any
 from compress.bundle.archive import unpack
 from compress.bundle.format import bundled, contents, open_model, shape_of, unread_reason
 from compress.bundle.kinds import KINDS
-from compress.bundle.manifest import MANIFEST, MODEL_FOLDER, SIGNATURE, Manifest, TensorRecord, read_manifest
+from compress.bundle.manifest import MANIFEST, MODEL_FOLDER, SIGNATURE, SIGNED, Manifest, TensorRecord, read_manifest
 from compress.bundle.selftest import Asked, check_prepared, read_selftest, run_selftest
-from compress.bundle.signature import check_signature
 from compress.digests import digest_file
 from compress.errors import BundleError, InputError
 from compress.formats.bundled import BundledFormat
 from compress.formats.model_file import format_of
 from compress.formats.runtimes import why_unavailable
 from compress.formats.targets import TARGETS
+from compress.papers.signature import check_signature
 from compress.runtimes.runtime import Session
 
 _SHOWN = 5
@@ -66,7 +66,7 @@ def verify_folder(folder: Path, signer: Path | None) -> Verified:
     """The same of a folder."""
     manifest = read_manifest(folder / MANIFEST)
     _check_files(folder, manifest)
-    fingerprint = check_signature(folder, signer)
+    fingerprint = check_signature(folder, signer, SIGNED)
     model = folder / manifest.model
     form = _format_of(folder, manifest)
     kind = KINDS[manifest.steps]

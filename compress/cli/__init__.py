@@ -17,6 +17,7 @@ from compress.cli.doctor import doctor
 from compress.cli.evaluate import evaluate
 from compress.cli.inspect import inspect
 from compress.cli.nightly import nightly
+from compress.cli.papers import papers, papers_verify, push_to_hub
 from compress.cli.profile import profile
 from compress.cli.recipes import recipes_app
 from compress.cli.report import report
@@ -53,6 +54,9 @@ for command in (
     app.command()(command)
 app.command()(bundle)
 app.command()(bundle_verify)
+app.command()(papers)
+app.command()(papers_verify)
+app.command()(push_to_hub)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(samples_app, name="samples")
 app.add_typer(cache_app, name="cache")

@@ -22,6 +22,9 @@ from compress.digests import digest_directory
 from compress.environment import package_versions
 from compress.errors import CompressError
 from compress.formats.silence import quiet_libraries
+from compress.papers.finished import Finished
+from compress.papers.licences import find_licences, refuse_forbidden
+from compress.papers.write import write_papers
 from compress.pipeline.budgets import explained, target_limits
 from compress.pipeline.data_checks import prove
 from compress.pipeline.measure import data_record, measure, test_labels
@@ -70,7 +73,10 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
         folder = new_folder(artifacts / "runs" / recipe.name, started)
     with _logged(progress, folder / LOG) as logged:
         road = Road(recipe, recipe_folder, artifacts, logged)
-        write_whole(folder / "recipe.yaml", dump_recipe(with_absolute_paths(recipe, recipe_folder)))
+        absolute = with_absolute_paths(recipe, recipe_folder)
+        write_whole(folder / "recipe.yaml", dump_recipe(absolute))
+        licences = find_licences(recipe, recipe_folder, fetch=True)
+        remarks = refuse_forbidden(licences, recipe)
         prove(road)
         for error in plugin_errors():
             logged.note(str(error))
@@ -83,6 +89,7 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
         road.travel()
         findings = measure(road, remeasure)
         findings.notes[:0] = map(str, plugin_errors())
+        findings.notes += remarks
         wanted = (*recipe.limits, *target_limits(recipe.profiles(), findings.measurements))
         limits = check_limits(
             *(wanted, findings.measurements, recipe.baseline, findings.skipped),
@@ -98,7 +105,8 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
             for name, source in findings.finals.items():
                 if source not in own:
                     _copy_model(source, folder / TARGETS / name)
-        write_whole(folder / "lock.json", json.dumps(_lock(road), indent=2) + "\n")
+        lock = _lock(road)
+        write_whole(folder / "lock.json", json.dumps(lock, indent=2) + "\n")
         report = Report(
             recipe=recipe.name,
             description=recipe.description,
@@ -109,12 +117,14 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
             integrity=tuple(check for label in recipe.labels() for check in road.finished[label].integrity),
             limits=tuple(limits),
             data=data_record(road),
+            licences=licences,
             **findings.told(),
         )
         if findings.answers:
             several = len({target for _, target in findings.answers}) > 1
             write_predictions(test_labels(road), findings.answers, folder, several)
         write_report(report, folder)
+        write_papers(Finished(absolute, report, lock, folder), folder)
         with storage_errors(folder.parent):
             point_latest(folder)
     return Run(report, folder)
@@ -140,7 +150,12 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     rated = recipe.evaluation.similarity
     names = {"questions": asked and absolute(asked), "similarity": rated and absolute(rated)}
     evaluation = recipe.evaluation.model_copy(update=names)
+    licences = {
+        field: {absolute(name): value for name, value in named.items()}
+        for field, named in (("stated", recipe.licences.stated), ("allowed", recipe.licences.allowed))
+    }
     update = {
+        "licences": recipe.licences.model_copy(update=licences),
         "data": data.model_copy(update=changes),
         "model": absolute(recipe.model),
         "stages": stages,

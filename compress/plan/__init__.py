@@ -19,6 +19,7 @@ from compress.formats.runtimes import why_unavailable
 from compress.formats.silence import quiet_libraries
 from compress.formats.targets import REFERENCE
 from compress.installation import extra_with, has_package
+from compress.papers.licences import find_licences, refuse_forbidden
 from compress.plan.contents import Plan, StagePlan, TargetPlan, Told, render_plan
 from compress.plan.costs import ARITHMETIC, TRIAL, measuring
 from compress.plan.history import MEASURING, History
@@ -30,6 +31,7 @@ from compress.plan.written import check_formats, why_not
 from compress.plugins import plugin_errors
 from compress.progress import Progress, SilentProgress
 from compress.recipe.recipe import START, Recipe
+from compress.report.schema import LicenceRecord
 from compress.sources.source import is_graph
 from compress.stage.prediction import Estimate, PlanContext, Shape
 from compress.stage.stage import Stage
@@ -91,6 +93,7 @@ def make_plan(
         what = f"The run needs about {needed.value / 1e9:.2f} GB of disk, and {free / 1e9:.2f} GB are free."
         mend = "Free some space (`compress cache prune`), or give --artifacts on another disk."
         problems.append(InputError(what, where=str(artifacts), mend=mend))
+    licences, remarks = _licences(recipe, recipe_folder, problems)
     if problems:
         raise _all(problems)
     stand_in = None if any(one.available for one in targets) else "cpu" if from_graph else REFERENCE.name
@@ -121,8 +124,22 @@ def make_plan(
         disk_needed_bytes=needed,
         disk_free_bytes=free,
         artifacts=str(artifacts),
+        licences=licences,
+        licence_remarks=remarks,
         plugins=tuple(map(str, plugin_errors())),
     )
+
+
+def _licences(
+    recipe: Recipe, folder: Path, problems: list[CompressError]
+) -> tuple[tuple[LicenceRecord, ...], tuple[str, ...]]:
+    """What sources that are here say of their licences, and what follows; what is forbidden is a problem."""
+    try:
+        found = find_licences(recipe, folder)
+        return found, tuple(refuse_forbidden(found, recipe))
+    except InputError as error:
+        problems.append(error)
+        return (), ()
 
 
 def _decided(recipe: Recipe) -> dict[str, str]:

@@ -13,6 +13,7 @@ from compress.fitted_table import Column, FittedTable
 from compress.frozen import Frozen
 from compress.metrics import format_bytes
 from compress.recipe.recipe import Limit
+from compress.report.schema import LicenceRecord
 from compress.stage.prediction import Estimate
 from compress.targets import PROCESSORS
 
@@ -90,6 +91,8 @@ class Plan(Frozen):
     disk_needed_bytes: Estimate
     disk_free_bytes: int
     artifacts: str
+    licences: tuple[LicenceRecord, ...] = Field((), description="of sources and runtimes, as far as they are here")
+    licence_remarks: tuple[str, ...] = Field((), description="what these ask of whoever passes the model on")
     plugins: tuple[str, ...] = Field((), description="what other packages register and cannot be used, and why")
 
 
@@ -121,6 +124,7 @@ def render_plan(plan: Plan) -> RenderableType:
         parts.append(Text(f"none of them can run it: {plan.stand_in} measures the weights in place, in float32"))
     if plan.limits:
         parts.append(_table("limits", ("metric", "target", "bound"), [_limit(limit) for limit in plan.limits]))
+    parts += [Text(remark, style="yellow") for remark in plan.licence_remarks]
     return Group(*parts, *map(Text, plan.plugins), totals)
 
 

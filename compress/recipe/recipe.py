@@ -65,6 +65,26 @@ class Verdicts(Frozen):
     )
 
 
+class Licences(Frozen):
+    """What the licences of the recipe's sources are where they don't say so, and what their owners have allowed."""
+
+    stated: dict[str, str] = Field(
+        {}, description="a model, adapter or data as the recipe names it -> its licence, e.g. `CC-BY-4.0`"
+    )
+    allowed: dict[str, str] = Field(
+        {},
+        description="the same names -> why you may do what the licence forbids, e.g. `agreement of 2 May 2026`; "
+        "left out, the recipe is refused",
+    )
+
+    @field_validator("allowed")
+    @classmethod
+    def _reasons(cls, value: dict[str, str]) -> dict[str, str]:
+        if any(not reason.strip() for reason in value.values()):
+            raise ValueError("a reason for each")
+        return value
+
+
 class Benchmark(Frozen):
     """How the measured models are timed."""
 
@@ -148,6 +168,7 @@ class Recipe(Frozen):
     )
     limits: tuple[Limit, ...] = Field((), description="bounds that the final model must keep")
     verdicts: Verdicts = Field(Verdicts(), description="what limits do that are nearly kept")
+    licences: Licences = Field(Licences(), description="what is known of licences beside what the sources say")
     search: Search | None = Field(None, description="what `compress search` varies; a run takes no notice of it")
     gate: Policy | None = Field(
         None, description="what counts as a regression against a baseline; left out: the defaults of `compress gate`"

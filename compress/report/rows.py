@@ -83,6 +83,12 @@ def notes_of(report: Report) -> list[str]:
     return lines + [f"{check.stage}: {check.check}: {check.found}" for check in report.integrity if not check.passed]
 
 
+def licence_rows(report: Report) -> list[tuple[str, str]]:
+    """Each source and runtime with its licence, and who says so."""
+    said = [(one, f" ({one.stated_in})" if one.stated_in else "") for one in report.licences]
+    return [(f"{one.of} {one.name}" if one.of == "model" else one.of, one.licence + by) for one, by in said]
+
+
 def models_of(report: Report, target: str, metrics: Sequence[Metric]) -> list[str]:
     """The models of which one of the metrics was measured there."""
     return [model for model in report.models if any(report.find(model, metric.name, target) for metric in metrics)]

@@ -180,6 +180,18 @@ class LostToken(FrozenRecord):
     final: float = Field(ge=0, le=1)
 
 
+class LicenceRecord(FrozenRecord):
+    """The licence of something that a run reads or that runs its files, as that says."""
+
+    of: str = Field(description="`model`, or `student`, `adapter`, `data`, `test data` or `runtime` and a name")
+    name: str = Field(description="what the recipe calls it, a path without its folders; or the distribution's name")
+    licence: str = Field(description="an SPDX expression, or `not stated`")
+    stated_in: str = Field("", description="the file, or who else says so")
+    binds: bool = Field(False, description="whether the weights that ship are made of it")
+    duties: tuple[str, ...] = Field((), description="what it asks of whoever passes it on, e.g. `share-alike`")
+    allowed: str | None = Field(None, description="why the recipe's user may do what it forbids")
+
+
 class Report(FrozenRecord):
     """Everything that a run measured and decided."""
 
@@ -205,6 +217,7 @@ class Report(FrozenRecord):
     calibration: tuple[CalibrationCurve, ...] = ()
     continuations: tuple[ContinuationRecord, ...] = ()
     lost_tokens: tuple[LostToken, ...] = Field((), description="whose probability fell most, of a language model")
+    licences: tuple[LicenceRecord, ...] = Field((), description="of model, data and runtimes, as they say themselves")
 
     @field_validator("schema_version")
     @classmethod

@@ -46,7 +46,8 @@ class Sample:
     """One sample, pinned to the bytes of its package files.
 
     ``preparation`` is `module:function`, which turns the members of all packages into the files. ``revision`` is
-    raised when the same packages would be turned into other files.
+    raised when the same packages would be turned into other files. ``spdx`` is what of ``licence`` is about the files
+    themselves, as an SPDX expression.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Sample:
     packages: tuple[Package, ...]
     preparation: str | None = None
     revision: int = 1
+    spdx: str | None = None
 
     @property
     def version(self) -> str:

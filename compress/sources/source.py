@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Literal
 
 from compress.checkpoints.checks import PICKLE_SUFFIXES, check_model_folder, pickle_refusal
 from compress.checkpoints.config_check import check_config
 from compress.checkpoints.json_file import read_json
 from compress.data.source import find
+from compress.environment import user_cache
 from compress.errors import InputError, ModelError
 from compress.progress import Progress, SilentProgress
 from compress.sources.onnx_file import convert_onnx, onnx_file, ready_folder
 from compress.sources.timm_folder import convert_timm, made_folder, timm_folder
 from compress.tasks.task import Task
 
+CARD = "README.md"
 DEFAULT_CACHE = Path("artifacts/cache/models")
 _HUB_ID = re.compile(r"^(?P<name>\w[\w.-]*(/\w[\w.-]*)?)(@(?P<revision>[\w./-]+))?$")
 _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
@@ -222,6 +225,27 @@ def _download(reference: str, *, local_only: bool, python_files: bool) -> Path:
     except (HfHubHTTPError, OSError) as error:
         raise _unavailable(reference, f"the download failed ({error})") from error
     return Path(folder)
+
+
+def hub_card(reference: str, kind: Literal["model", "dataset"], fetch: bool) -> Path | None:
+    """The card of a Hugging Face id, kept apart from the files that digests are of; None where there is none.
+
+    Without ``fetch`` it is one that an earlier call fetched. None too where the Hub can't be reached.
+    """
+    match = _HUB_ID.match(reference)
+    if match is None:
+        return None
+    folder = user_cache() / "cards" / kind / re.sub(r"[^\w.-]", "--", reference)
+    if not fetch:
+        return folder if (folder / CARD).is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        hf_hub_download(match["name"], CARD, repo_type=kind, revision=match["revision"], local_dir=folder)
+    except (HfHubHTTPError, HFValidationError, OSError):
+        return None
+    return folder
 
 
 def _unavailable(reference: str, reason: str) -> ModelError:

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import pytest
 import tokenizers
+from huggingface_hub import ModelCard
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from toy_bundles import EMBEDDINGS, LABELS, MATRIX, code, tokenizer, wanted_of
@@ -160,6 +161,7 @@ def test_what_a_run_says_of_itself_is_kept(run: Path, tmp_path: Path) -> None:
     (whole / "report.json").write_text(json.dumps({"schema": 1, "recipe": "toy", "measurements": rows}))
     lock = {"seed": 3, "start": "a" * 64, "data": {"test": "b" * 64}, "stages": {"export": "c" * 64}, "packages": {}}
     (whole / "lock.json").write_text(json.dumps(lock))
+    (whole / "bom.cdx.json").write_text("{}")
     command = ["bundle", str(whole), "--target", "desktop", "-o", str(tmp_path / "out"), "--licence", "mit", "--json"]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
@@ -173,7 +175,11 @@ def test_what_a_run_says_of_itself_is_kept(run: Path, tmp_path: Path) -> None:
     for name, file in (("recipe_sha256", "recipe.yaml"), ("report_sha256", "report.json")):
         assert said["provenance"][name] == hashlib.sha256((whole / file).read_bytes()).hexdigest()
     assert said["licences"][0] == {"of": "model", "licence": "mit"}
-    assert "license: mit\n" in (tmp_path / "out" / "README.md").read_text()
+    assert said["files"]["bom.cdx.json"]["size_bytes"] == 2
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.license == "mit"
+    # Nothing was measured on the target of that name, so that all is shown.
+    assert [one.metric_value for one in card.data.eval_results] == [0.875, 0.75]
     again = CliRunner().invoke(app, ["bundle-verify", str(tmp_path / "out.zip"), "--json"])
     assert json.loads(again.stdout)["cases"] == 10
 

@@ -19,10 +19,10 @@ from toy_bundles import reseal
 from compress.bundle import archive
 from compress.bundle.archive import seal, unpack
 from compress.bundle.build import Bundle
-from compress.bundle.manifest import MANIFEST, SIGNATURE
-from compress.bundle.signature import sign
+from compress.bundle.manifest import MANIFEST, SIGNATURE, SIGNED
 from compress.bundle.verify import verify
 from compress.errors import BundleError, InputError
+from compress.papers.signature import sign
 
 TRIES = 120
 
@@ -71,7 +71,7 @@ def test_any_flipped_bit_of_the_folder_is_found(bundle: Path, key: Path) -> None
     chance = random.Random(1)
     for number in range(TRIES):
         if number == TRIES // 2:
-            sign(bundle, key)
+            sign(bundle, key, SIGNED)
         # Every second try in what no digest lists: the manifest and its signature.
         own = [path for path in (bundle / MANIFEST, bundle / SIGNATURE) if path.exists()]
         files = own if number % 2 else sorted(path for path in bundle.rglob("*") if path.is_file())
@@ -179,7 +179,7 @@ def test_only_the_signer_passes(bundle: Path, key: Path, tmp_path: Path) -> None
     public = key.with_suffix(".pub")
     with pytest.raises(BundleError, match="not signed"):
         verify(bundle, public)
-    sign(bundle, key)
+    sign(bundle, key, SIGNED)
     shown = subprocess.run(["ssh-keygen", "-lf", str(public)], capture_output=True, text=True, check=True).stdout
     assert verify(bundle, public).signer in shown.split()
     with pytest.raises(BundleError, match="Another key signed"):

@@ -13,6 +13,9 @@ import pytest
 import tiny_run
 import torch
 import yaml
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+from huggingface_hub import ModelCard
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel
@@ -22,6 +25,7 @@ from compress.cache import Cache
 from compress.cli import app
 from compress.digests import digest_directory, size_bytes
 from compress.errors import CompressError, InputError, IntegrityError, ModelError, StageError
+from compress.papers.statement import verify_statement
 from compress.pipeline import measure
 from compress.pipeline.road import Road
 from compress.pipeline.run import Run, run, with_absolute_paths
@@ -127,10 +131,28 @@ def test_a_run_leaves_the_files_that_it_promises(first: Done) -> None:
         "report.md",
         "report.html",
         "run.log",
+        "README.md",
+        "bom.cdx.json",
+        "provenance.json",
     }
     assert (folder / "model" / "config.json").is_file()
     assert [path.name for path in folder.rglob("*.onnx")] == ["model_quantized.onnx"]
     assert Cache(first.artifacts / "cache").remove_partial() == 0
+
+
+def test_a_run_has_its_papers(first: Done) -> None:
+    folder, report = first.run.folder, first.run.report
+    assert {one.of for one in report.licences} >= {"model", "data train.csv", "runtime onnxruntime"}
+    assert any(note.startswith("no licence is stated of model, data train.csv") for note in report.notes)
+    for page in ("report.md", "report.html"):
+        assert "runtime onnxruntime" in (folder / page).read_text()
+    assert verify_statement(folder, None).files == sum(path.is_file() for path in (folder / "model").rglob("*"))
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str((folder / "bom.cdx.json").read_text()) is None
+    card = ModelCard.load(folder / "README.md")
+    accuracy = report.find("final", "accuracy", "cpu")
+    assert accuracy is not None and card.data.license == "unknown"
+    assert accuracy.value in [one.metric_value for one in card.data.eval_results if one.metric_type == "accuracy"]
+    assert str(first.artifacts.parent) not in card.content
 
 
 def test_the_model_that_ships_is_the_last_stages_output(first: Done) -> None:

@@ -249,6 +249,19 @@ def test_what_stages_read_and_write(folder: Path, tmp_path: Path) -> None:
     ]
 
 
+def test_licences_are_told_and_kept_before_the_run(folder: Path, tmp_path: Path) -> None:
+    (folder / "model" / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    plan = make_plan(recipe(), folder, None, tmp_path)
+    assert {one.of: one.licence for one in plan.licences}["model"] == "CC-BY-NC-4.0"
+    assert plan.licence_remarks[0] == "model model, CC-BY-NC-4.0: no commercial use"
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(render_plan(plan))
+    assert "model model, CC-BY-NC-4.0: no commercial use" in console.export_text()
+    (folder / "model" / "README.md").write_text("---\nlicense: cc-by-nd-4.0\n---\n")
+    assert "permits no derivatives" in refusal(recipe(), folder, tmp_path)
+    make_plan(recipe(licences={"allowed": {"model": "it is mine"}}), folder, None, tmp_path)
+
+
 def test_an_adapter_is_looked_at_before_the_run(folder: Path, tmp_path: Path) -> None:
     stages = [{"merge_lora": {"adapter": "adapter"}}, {"export": {}}]
     assert "There is no folder 'adapter'" in refusal(recipe(stages), folder, tmp_path)

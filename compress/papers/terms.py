@@ -1,0 +1,122 @@
+"""What a licence asks of whoever passes a model on, told by its SPDX expression or its name on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
+
+Duty = Literal["share-alike", "non-commercial", "no-derivatives", "use-restrictions", "no-training"]
+"""``no-training``: what the model says must not train a model of another family."""
+
+NOT_STATED = "not stated"
+_REF = "LicenseRef-"
+_RULES: tuple[tuple[Duty, str], ...] = (
+    (
+        "share-alike",
+        r"-sa(-|$)|^(a|l)?gpl|^gfdl|^odbl|^osl|^eupl|^mpl|^epl|^cecill-(2|c)|^cdla-sharing|^ms-rl|^sspl",
+    ),
+    (
+        "non-commercial",
+        r"-nc(-|$)|non-?commercial|^apple-amlr|^intel-research|^h-research|^mrl|^mnpl|^qwen-research|research-only",
+    ),
+    ("no-derivatives", r"-nd(-|$)|no-?derivatives"),
+    ("use-restrictions", r"rail(-|\+|$)|^llama|^gemma|^deepfloyd|^falcon|^qwen|^tongyi|^deepseek|^mrl|^mnpl"),
+    ("no-training", r"^llama-?[23]?$|^llama-?[23]-community|^apple-amlr"),
+)
+"""What is named so has the duty: SPDX ids and the Hub's names in lower case, without `LicenseRef-`."""
+_FREE = frozenset({"public-domain"})
+_UNKNOWN = frozenset({"", "unknown", "other", "noassertion", NOT_STATED})
+
+
+def canonical(licence: str) -> str:
+    """A valid SPDX expression for what a source calls its licence; `NOT_STATED` for what says nothing.
+
+    What isn't in SPDX's list becomes a `LicenseRef-`, by its own name.
+    """
+    text = " ".join(licence.split())
+    if text.lower() in _UNKNOWN:
+        return NOT_STATED
+    for spelling in (text, text.replace(" ", "-")):
+        try:
+            return canonicalize_license_expression(spelling)
+        except InvalidLicenseExpression:
+            continue
+    name = re.sub(r"[^A-Za-z0-9.-]+", "-", text.removeprefix(_REF)).strip("-.")
+    return f"{_REF}{name}" if name else NOT_STATED
+
+
+def duties(expression: str) -> tuple[Duty, ...]:
+    """What an expression asks for, in the order of `Duty`: of `AND` what either does, of `OR` what all do."""
+    return tuple(duty for duty, pattern in _RULES if _holds(expression, re.compile(pattern).search))
+
+
+def is_known(expression: str) -> bool:
+    """Whether its terms are: SPDX's are, and the Hub's that have a duty here."""
+    named = [part.removeprefix(_REF).lower() for part in _parts(expression) if part.startswith(_REF)]
+    return expression != NOT_STATED and all(
+        name in _FREE or any(re.search(pattern, name) for _, pattern in _RULES) for name in named
+    )
+
+
+def _holds(expression: str, asks: Callable[[str], object]) -> bool:
+    """Whether one licence is asked for that ``asks`` is true of; SPDX's `AND` binds closer than its `OR`."""
+    return expression != NOT_STATED and _alternatives(_parts(expression), asks)
+
+
+def _parts(expression: str) -> list[str]:
+    return re.findall(r"[()]|[^\s()]+", expression)
+
+
+def _alternatives(left: list[str], asks: Callable[[str], object]) -> bool:
+    found = [_together(left, asks)]
+    while left[:1] == ["OR"]:
+        del left[0]
+        found.append(_together(left, asks))
+    return all(found)
+
+
+def _together(left: list[str], asks: Callable[[str], object]) -> bool:
+    found = [_one(left, asks)]
+    while left[:1] == ["AND"]:
+        del left[0]
+        found.append(_one(left, asks))
+    return any(found)
+
+
+def _one(left: list[str], asks: Callable[[str], object]) -> bool:
+    part = left.pop(0)
+    if part == "(":
+        inner = _alternatives(left, asks)
+        del left[0]
+        return inner
+    if left[:1] == ["WITH"]:
+        del left[:2]
+    return bool(asks(part.removeprefix(_REF).lower()))
+
+
+def joined(expressions: Iterable[str]) -> str:
+    """All of them at once; `NOT_STATED` where one of them is."""
+    distinct = sorted(set(expressions))
+    if not distinct or NOT_STATED in distinct:
+        return NOT_STATED
+    return " AND ".join(f"({one})" if " OR " in one and len(distinct) > 1 else one for one in distinct)
+
+
+def hub_name(expression: str) -> str | None:
+    """What the Hub calls a licence, for a card's `license`; None for what has to be named `other` there."""
+    name = re.sub(r"-(only|or-later)$", "", expression.removeprefix(_REF).lower())
+    if expression == NOT_STATED:
+        return "unknown"
+    plain = not re.search(r"[\s()]", name)
+    return name if plain and (not expression.startswith(_REF) or _HUB.fullmatch(name)) else None
+
+
+_HUB = re.compile(
+    r"llama2|llama3(\.[123])?|llama4|gemma|openrail|creativeml-openrail-m|big(science|code)-openrail-m|cc|"
+    r"bigscience-bloom-rail-1\.0|deepfloyd-if-license|apple-(amlr|ascl)|(intel|h)-research|"
+    r"fair-noncommercial-research-license"
+)
+"""The Hub's own names (its docs, "Licenses") that SPDX does not have."""

@@ -19,6 +19,7 @@ from compress.cli.inspect import inspect
 from compress.cli.nightly import nightly
 from compress.cli.profile import profile
 from compress.cli.recipes import recipes_app
+from compress.cli.registry import registry_app
 from compress.cli.report import report
 from compress.cli.run import check, run
 from compress.cli.samples import samples_app
@@ -56,6 +57,7 @@ app.command()(bundle_verify)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(samples_app, name="samples")
 app.add_typer(cache_app, name="cache")
+app.add_typer(registry_app, name="registry")
 
 
 def _version(show: bool) -> None:

@@ -205,12 +205,40 @@ def aliases(
     _say(json_, found, *lines)
 
 
+_Url = Annotated[str, typer.Argument(help="s3://bucket/folder, sftp://user@host/folder, or what else fsspec opens.")]
+_Remote = Annotated[str | None, typer.Option(metavar="URL", help="The copy at this address, in place of a folder.")]
+
+
 @registry_app.command()
-def verify(registry: _Root = _ROOT, json_: _Json = False) -> None:
+def push(url: _Url, registry: _Root = _ROOT, json_: _Json = False) -> None:
+    """Send what the copy at an address lacks; each piece is read again. Given again, it goes on where it broke off."""
+    from compress.registry.remote import Remote
+    from compress.registry.transfer import push as send
+
+    done = send(_open(registry), Remote(url))
+    words = f"{done.entries} new entries, {done.files} files, {done.bytes / 1e6:.2f} MB sent"
+    _say(json_, done.model_dump(), f"{url}: {words}")
+
+
+@registry_app.command()
+def fetch(url: _Url, registry: _Root = _ROOT, json_: _Json = False) -> None:
+    """Bring what a registry lacks from its copy at an address, or all into a new folder; every byte is verified."""
+    from compress.registry.remote import Remote
+    from compress.registry.transfer import fetch as bring
+
+    done = bring(_open(registry), Remote(url))
+    words = f"{done.entries} new entries, {done.files} new files, {done.bytes / 1e6:.2f} MB brought"
+    _say(json_, done.model_dump(), f"{registry}: {words}")
+
+
+@registry_app.command()
+def verify(remote: _Remote = None, registry: _Root = _ROOT, json_: _Json = False) -> None:
     """Read every byte and name every damaged, missing or surplus file. Exit code 1: there is one."""
+    from compress.registry.remote import Remote
+    from compress.registry.transfer import verify_remote
     from compress.registry.upkeep import verify as look
 
-    faults = look(_open(registry))
+    faults = look(_open(registry)) if remote is None else verify_remote(Remote(remote))
     lines = [
         f"{fault.fault}: {fault.path}{f': {fault.why}' if fault.why else ''}" + "".join(f"\n  {of}" for of in fault.of)
         for fault in faults
@@ -226,13 +254,33 @@ def pull(
     version: _Version,
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write, as the run's was.")],
     replace: Annotated[bool, typer.Option("--replace", help="Take the place of what was pulled there before.")] = False,
+    remote: _Remote = None,
     registry: _Root = _ROOT,
     json_: _Json = False,
 ) -> None:
     """Copy a version's files into a folder; every byte is verified."""
+    from compress.registry.remote import Remote
+    from compress.registry.transfer import pull_remote
+
     opened = _open(registry)
-    done = opened.pull(version, output, replace)
-    _say(json_, {**_fields(opened.state(), done), "folder": str(output)}, f"{output}: {done.reference}, verified")
+    done = pull_remote(Remote(remote), version, output, replace) if remote else opened.pull(version, output, replace)
+    fields = {"name": done.name, "version": done.number, "record": done.record, "folder": str(output)}
+    _say(json_, fields, f"{output}: {done.reference}, verified")
+
+
+@registry_app.command()
+def mirror(
+    name: Annotated[str, typer.Argument(help="The model, such as reviews.")],
+    uri: Annotated[str, typer.Argument(help="MLflow: http://host:5000 or sqlite:///runs.db.")],
+    registry: _Root = _ROOT,
+    json_: _Json = False,
+) -> None:
+    """Copy a model's versions, figures and aliases into MLflow's registry, with links back; what is there stays."""
+    from compress.registry.tracked import tracked
+    from compress.tracking import mirror as write
+
+    known = write(*tracked(_open(registry), name), uri, name)
+    _say(json_, known, *(f"{reference} is version {number} there" for reference, number in known.items()))
 
 
 @registry_app.command()

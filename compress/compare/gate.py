@@ -162,7 +162,7 @@ def read_policy(path: Path) -> Policy:
 
 
 def find_policy(given: Path | None, run: Path | None) -> tuple[Policy, str]:
-    """The policy of a gate and where it comes from: the file, else the recipe in the run's folder, else the defaults."""
+    """The policy of a gate and where it comes from: the file, else the recipe of the run's folder, or the defaults."""
     if given is not None:
         return read_policy(given), str(given)
     recipe = run / "recipe.yaml" if run else None

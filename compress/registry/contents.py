@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
+from compress.archives import objection
 from compress.bundle.manifest import MANIFEST, FileRecord
 from compress.bundle.provenance import LOCK, RECIPE, REPORT
 from compress.digests import digest_file, digest_of_files
@@ -32,6 +34,14 @@ class Contents(FrozenAliased):
     recipe: str
     started: str | None
     files: dict[str, FileRecord]
+
+    @field_validator("files")
+    @classmethod
+    def _within(cls, files: dict[str, FileRecord]) -> dict[str, FileRecord]:
+        for path in files:
+            if reason := objection(path, is_plain=True):
+                raise ValueError(f"{path!r} {reason}")
+        return files
 
     @property
     def size_bytes(self) -> int:
@@ -71,14 +81,12 @@ def take_run(run: Path, bundle: Path | None, incoming: Incoming) -> tuple[str, R
 def summary(report: Report) -> str:
     """`accuracy 93.50%, 4.65 MB, 0.31 ms on cpu`: the final model's figures on the first target that has any."""
     for target in report.headed:
-        units = {row.metric: row.unit for row in report.measurements if (row.model, row.target) == (FINAL, target)}
-        quality = quality_metric(units)
-        known = [describe_metric(name, units[name]) for name in ("size_bytes", "latency_ms") if name in units]
-        texts = []
-        for metric in (*((quality,) if quality else ()), *known):
-            row = report.find(FINAL, metric.name, target)
-            value = "" if row is None else format_value(metric, row.value)
-            texts.append(f"{metric.title} {value}" if metric is quality else value)
+        rows = {row.metric: row for row in report.measurements if (row.model, row.target) == (FINAL, target)}
+        quality = quality_metric({name: row.unit for name, row in rows.items()})
+        texts = [f"{quality.title} {format_value(quality, rows[quality.name].value)}"] if quality else []
+        for name in ("size_bytes", "latency_ms"):
+            if row := rows.get(name):
+                texts.append(format_value(describe_metric(name, row.unit), row.value))
         if texts:
             return f"{', '.join(texts)} on {target}"
     return ""
@@ -119,17 +127,40 @@ def _bundle(bundle: Path | None, report: Path) -> Iterator[tuple[str, Path]]:
             yield f"{BUNDLE}/{path.relative_to(bundle).as_posix()}", path
 
 
-def contents_of(version: Version, objects: Objects) -> Contents:
+class Store(Protocol):
+    """Where files lie by their digests: here, or at an address."""
+
+    def names(self) -> set[str]:
+        """The digests."""
+
+    def fault(self, digest: str, size_bytes: int | None = None) -> str | None:
+        """`missing` or `damaged`, or ``None``."""
+
+    def read(self, digest: str) -> bytes:
+        """The bytes of a small file."""
+
+
+def contents_of(version: Version, objects: Store) -> Contents:
     """The record of a version. Raises `InputError` where it is missing or damaged, or of a newer schema."""
-    fault = objects.fault(version.record, None)
+    fault = objects.fault(version.record)
     if fault is not None:
         raise faulty(version, {"the list of its files": fault})
+    return _parsed(version, objects.read(version.record))
+
+
+def needed_by(version: Version, objects: Store, record: bytes | None = None) -> list[str]:
+    """Digests of everything that a version holds, its ``record`` among them, which may lie elsewhere."""
+    contents = contents_of(version, objects) if record is None else _parsed(version, record)
+    return [version.record, *(file.sha256 for file in contents.files.values())]
+
+
+def _parsed(version: Version, record: bytes) -> Contents:
     try:
-        return Contents.model_validate_json(objects.path(version.record).read_bytes())
+        return Contents.model_validate_json(record)
     except ValidationError as error:
         raise InputError(
             f"What {version.reference} holds cannot be read: {error.errors()[0]['msg']}",
-            where=str(objects.path(version.record)),
+            where=version.record,
             expected=f"a record of schema {SCHEMA}",
             mend="pip install --upgrade compress",
         ) from None

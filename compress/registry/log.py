@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Self
 
 from filelock import FileLock
 from pydantic import ValidationError
@@ -35,6 +36,61 @@ def is_line(before: bytes, line: bytes) -> bool:
     return space == b" " and check == check_of(before, body)
 
 
+class Reading:
+    """Lines that are read one after another, each checked; ``where`` they come from is for messages.
+
+    Raises `InputError` for a damaged line, or a log that a newer compress began.
+    """
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.state = State()
+        self.check = b""
+        self.number = 0
+
+    def take(self, lines: Iterable[bytes]) -> Self:
+        """Let lines have their effect."""
+        for line in lines:
+            self.state.apply(self._entry(line))
+            self.check = line[:64]
+            self.number += 1
+        return self
+
+    def _entry(self, line: bytes) -> Entry:
+        if not is_line(self.check, line):
+            raise self.damaged("it is not what was written")
+        body = line[65:]
+        if not self.number:
+            self._check_version(body)
+        try:
+            entry = ENTRY.validate_json(body)
+        except ValidationError as error:
+            raise self.damaged(f"it cannot be read ({error.error_count()} fields)") from error
+        if isinstance(entry, Began) != (not self.number):
+            raise self.damaged("only the first line begins a registry")
+        return entry
+
+    def _check_version(self, body: bytes) -> None:
+        found = json.loads(body).get("version")
+        if isinstance(found, int) and found > VERSION:
+            raise InputError(
+                f"The registry is of version {found}, which is newer than this compress reads.",
+                where=self.where,
+                expected=f"a registry of version {VERSION}",
+                mend="pip install --upgrade compress",
+            )
+
+    def damaged(self, what: str) -> InputError:
+        """The error of the next line."""
+        return InputError(
+            f"Line {self.number + 1} of the registry's log is damaged: {what}.",
+            where=self.where,
+            expected="lines as `compress registry` wrote them; nothing is added behind a damaged one",
+            mend=f"put a sound copy of the file {LOG} in its place, from a backup or a remote; "
+            "`compress registry verify` names whatever else is damaged",
+        )
+
+
 class Log:
     """The file in a registry's folder, read on from where it was read to.
 
@@ -51,15 +107,21 @@ class Log:
         """The file."""
         return self._lines.path
 
+    @property
+    def state_so_far(self) -> State:
+        """What the entries come to that were read."""
+        return self._reading.state
+
     def state(self) -> State:
         """What all entries up to now come to."""
         if self.path.stat().st_size < self._read:
             self._forget()
         lines, rest = self._lines.read(self._read)
         for line in lines:
-            self.state_so_far.apply(self._entry(line))
-        if rest and is_line(self._check, rest[:-1]):
-            raise self._damaged("its line break has changed")
+            self._reading.take([line])
+            self._read += len(line) + 1
+        if rest and is_line(self._reading.check, rest[:-1]):
+            raise self._reading.damaged("its line break has changed")
         return self.state_so_far
 
     def unfinished(self) -> int:
@@ -78,64 +140,22 @@ class Log:
             yield self._add
 
     def take(self, lines: list[bytes]) -> None:
-        """Add lines that another registry wrote behind the same ones; call it within `writing`."""
-        check = self._check
-        for line in lines:
-            if not is_line(check, line):
-                raise self._damaged("what should follow is not what was written")
-            check = line[:64]
-            ENTRY.validate_json(line[65:])
+        """Add lines that were checked, and that another registry wrote behind the same ones; within `writing`."""
         if lines:
             self._lines.add(b"\n".join(lines))
         self.state()
 
     def lines(self) -> list[bytes]:
-        """Every line, each checked."""
+        """Every line, each checked; none where there is no file yet."""
+        if not self.path.is_file():
+            return []
         self.state()
         return self._lines.read()[0]
 
     def _add(self, entry: Entry) -> None:
         body = entry.model_dump_json().encode()
-        self._lines.add(check_of(self._check, body) + b" " + body)
+        self._lines.add(check_of(self._reading.check, body) + b" " + body)
         self.state()
 
     def _forget(self) -> None:
-        self._read, self._number, self._check = 0, 0, b""
-        self.state_so_far = State()
-
-    def _entry(self, line: bytes) -> Entry:
-        """The entry of the next line."""
-        if not is_line(self._check, line):
-            raise self._damaged("it is not what was written")
-        body = line[65:]
-        if not self._number:
-            self._check_version(body)
-        try:
-            entry = ENTRY.validate_json(body)
-        except ValidationError as error:
-            raise self._damaged(f"it cannot be read ({error.error_count()} fields)") from error
-        if isinstance(entry, Began) != (not self._number):
-            raise self._damaged("only the first line begins a registry")
-        self._read += len(line) + 1
-        self._number += 1
-        self._check = line[:64]
-        return entry
-
-    def _check_version(self, body: bytes) -> None:
-        found = json.loads(body).get("version")
-        if isinstance(found, int) and found > VERSION:
-            raise InputError(
-                f"The registry is of version {found}, which is newer than this compress reads.",
-                where=str(self.root),
-                expected=f"a registry of version {VERSION}",
-                mend="pip install --upgrade compress",
-            )
-
-    def _damaged(self, what: str) -> InputError:
-        return InputError(
-            f"Line {self._number + 1} of the registry's log is damaged: {what}.",
-            where=str(self.path),
-            expected="lines as `compress registry` wrote them; nothing is added behind a damaged one",
-            mend=f"put a sound copy of the file {LOG} in its place, from a backup or with `compress registry fetch`; "
-            "`compress registry verify` names whatever else is damaged",
-        )
+        self._read, self._reading = 0, Reading(str(self.path))

@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from filelock import FileLock
@@ -15,6 +15,7 @@ from filelock import FileLock
 from compress.appended import flush
 from compress.cache import storage_errors
 from compress.digests import digest_file
+from compress.errors import InputError
 
 OBJECTS = "objects"
 INCOMING = "incoming"
@@ -26,6 +27,8 @@ class Incoming:
 
     def __init__(self, folder: Path, objects: Objects) -> None:
         self.folder = folder
+        self.sealed: set[str] = set()
+        """Digests of the files that are whole."""
         self._objects = objects
 
     def take(self, source: Path) -> str:
@@ -50,15 +53,16 @@ class Incoming:
         flush(beside)
         digest = digest_file(beside)
         beside.replace(self.folder / digest)
+        self.sealed.add(digest)
         return digest
 
-    def admit(self) -> None:
-        """Put every file among the objects, also in the place of a damaged one; the registry is held meanwhile."""
+    def admit(self, digests: Iterable[str]) -> None:
+        """Put files among the objects, also in the place of damaged ones; the registry is held meanwhile."""
         if not self._objects.folder.exists():
             self._objects.folder.mkdir()
             flush(self._objects.root)
-        for path in self.folder.iterdir():
-            path.replace(self._objects.folder / path.name)
+        for digest in digests:
+            (self.folder / digest).replace(self._objects.path(digest))
         flush(self._objects.folder)
 
 
@@ -74,31 +78,44 @@ class Objects:
         return self.folder / digest
 
     @contextlib.contextmanager
-    def incoming(self) -> Iterator[Incoming]:
-        """A folder for files on their way in; what is left in it at the end is removed."""
-        token = uuid.uuid4().hex
+    def incoming(self, kept: str | None = None) -> Iterator[Incoming]:
+        """A folder for files on their way in, which is removed at the end.
+
+        One with a name is kept where something goes wrong, and gone on with; one process at a time has it.
+        """
+        token = kept or uuid.uuid4().hex
         folder = self.root / INCOMING / token
         with storage_errors(self.root):
             folder.parent.mkdir(parents=True, exist_ok=True)
             with self._own(token):
-                folder.mkdir()
+                folder.mkdir(exist_ok=True)
                 try:
                     yield Incoming(folder, self)
-                finally:
-                    shutil.rmtree(folder, ignore_errors=True)
+                except BaseException:
+                    if kept is None:
+                        shutil.rmtree(folder, ignore_errors=True)
+                    raise
+                shutil.rmtree(folder, ignore_errors=True)
 
     @contextlib.contextmanager
     def _own(self, token: str, wait_seconds: float = -1) -> Iterator[None]:
         path = self.root / INCOMING / f"{token}.lock"
         with FileLock(path, wait_seconds):
-            yield
-            path.unlink(missing_ok=True)
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
 
     def left_behind(self) -> list[str]:
         """What writers that were killed left: names within `incoming`."""
         found = []
         for token in sorted({path.stem for path in self._within(INCOMING)}):
-            with contextlib.suppress(TimeoutError), FileLock(self.root / INCOMING / f"{token}.lock", 0):
+            lock = self.root / INCOMING / f"{token}.lock"
+            # A writer that lives has its lock before its folder.
+            if not lock.exists():
+                found.append(token)
+                continue
+            with contextlib.suppress(TimeoutError), FileLock(lock, 0):
                 found.append(token)
         return found
 
@@ -108,15 +125,30 @@ class Objects:
         for token in self.left_behind():
             with contextlib.suppress(TimeoutError), self._own(token, 0):
                 folder = self.root / INCOMING / token
-                freed += sum(freed_by(path) for path in folder.rglob("*") if path.is_file())
-                shutil.rmtree(folder, ignore_errors=True)
+                freed += sum(freed_by(path) for path in (folder, *folder.rglob("*")) if path.is_file())
+                folder.unlink() if folder.is_file() else shutil.rmtree(folder, ignore_errors=True)
         return freed
 
     def names(self) -> set[str]:
         """What lies in the folder."""
         return {path.name for path in self._within(OBJECTS)}
 
-    def fault(self, digest: str, size_bytes: int | None, thorough: bool = True) -> str | None:
+    def sound(self, digest: str) -> Path:
+        """Where the file of a digest lies. Raises `InputError` where it is missing or damaged."""
+        fault = self.fault(digest)
+        if fault is not None:
+            raise InputError(
+                f"The file {digest[:12]} of the registry is {fault}.",
+                where=str(self.path(digest)),
+                mend="`compress registry verify` names the versions that need it; register the run of one again",
+            )
+        return self.path(digest)
+
+    def read(self, digest: str) -> bytes:
+        """The bytes of a small file."""
+        return self.path(digest).read_bytes()
+
+    def fault(self, digest: str, size_bytes: int | None = None, thorough: bool = True) -> str | None:
         """`missing` or `damaged`, or ``None``; without ``thorough`` a file of the right size is taken for sound."""
         path = self.path(digest)
         if not path.is_file():

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from compress.bundle.provenance import RECIPE, REPORT
 from compress.compare.gate import GateResult, find_policy, gate, recipe_policy
 from compress.compare.reports import compare_reports
 from compress.compare.words import sentence
 from compress.errors import InputError
 from compress.recipe.policy import Policy
-from compress.registry.contents import RECIPE, REPORT, Contents
+from compress.registry.contents import Contents
 from compress.registry.entry import CHAMPION, Entry, Judged, Promoted
 from compress.registry.registry import Registry, Stamp, check_word
 from compress.registry.state import State, Version
@@ -38,7 +39,7 @@ class Promotion:
 
 @dataclass(frozen=True)
 class Wish:
-    """What is asked of a promotion; ``force`` lets the alias have a version that was refused, for the reason ``why``."""
+    """What is asked of a promotion; ``force`` lets the alias have a version that is refused, for the reason ``why``."""
 
     reference: str
     alias: str = CHAMPION
@@ -101,7 +102,7 @@ def _judge(
     report = report_of(registry, contents)
     missed = tuple(f"its own limit was missed: {limit.metric} {limit_bound(limit)}" for limit in report.missed)
     if now is None:
-        return Judged(against=None, status="failed" if missed else "passed", failed=missed), None
+        return Judged(against=None, status="failed" if missed else "not compared", failed=missed), None
     policy = _policy(registry, contents, wish)
     try:
         before = report_of(registry, registry.contents(now))

@@ -92,7 +92,7 @@ class Registry:
 
             def decide(state: State, stamp: Stamp) -> Entry | None:
                 versions = state.versions.get(name, {})
-                incoming.admit()
+                incoming.admit(incoming.sealed)
                 same = (one for one in versions.values() if one.record == record and not one.retired)
                 known.extend(same)
                 if known:
@@ -157,49 +157,56 @@ class Registry:
     def pull(self, reference: str, output: Path, replace: bool = False) -> Version:
         """Copy a version into the folder ``output``, which then is as its run's folder was; every byte is checked.
 
-        It is written beside and renamed. With ``replace`` it takes the place of what was pulled there before.
-        Raises `InputError` where something else is there.
+        Raises as `put_pulled` does.
         """
         state = self.state()
         version = state.wanted(state.find(reference))
-        if output.exists() and not (replace and (output / PULLED).is_file()):
-            raise InputError(
-                "There is something here already.",
-                where=str(output),
-                expected="a folder that isn't there yet"
-                if not replace
-                else f"a folder with {PULLED}, as pulled ones have",
-                mend="name another with -o" if replace else "name another with -o, or give --replace to pull anew",
-            )
-        contents = self.contents(version)
-        with storage_errors(output):
-            output.parent.mkdir(parents=True, exist_ok=True)
-            beside = output.with_name(f".{output.name}-{uuid.uuid4().hex}")
-            try:
-                for path, file in contents.files.items():
-                    copy_verified(self.objects.path(file.sha256), beside / path, file.sha256, version, path)
-                (beside / PULLED).write_text(version_json(version, contents))
-                _put(beside, output)
-            finally:
-                shutil.rmtree(beside, ignore_errors=True)
+
+        def copy(digest: str, place: Path) -> None:
+            if self.objects.path(digest).is_file():
+                shutil.copyfile(self.objects.path(digest), place)
+
+        put_pulled(version, self.contents(version), output, replace, copy)
         return version
 
 
-def copy_verified(source: Path, place: Path, digest: str, version: Version, path: str) -> None:
-    """Copy a file and read the copy. Raises `StorageError` where it is missing or another."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    if source.is_file():
-        shutil.copyfile(source, place)
-        if digest_file(place) == digest:
-            return
-    raise StorageError(
-        f"{path} of {version.reference} is {'damaged' if source.is_file() else 'missing'}.",
-        where=str(source),
-        mend="compress registry verify names whatever else is wrong; registering the run again puts sound files there",
-    )
+def put_pulled(
+    version: Version, contents: Contents, output: Path, replace: bool, copy: Callable[[str, Path], None]
+) -> None:
+    """Let ``copy`` write each file of a version by its digest, check it, and give their folder its name at the end.
+
+    With ``replace`` it takes the place of what was pulled there before. Raises `InputError` where something else is
+    there, `StorageError` for a file that is missing or another.
+    """
+    if output.exists() and not (replace and (output / PULLED).is_file()):
+        raise InputError(
+            "There is something here already.",
+            where=str(output),
+            expected=f"a folder with {PULLED}, as pulled ones have" if replace else "a folder that isn't there yet",
+            mend="name another with -o" if replace else "name another with -o, or give --replace to pull anew",
+        )
+    with storage_errors(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        beside = output.with_name(f".{output.name}-{uuid.uuid4().hex}")
+        try:
+            for path, file in contents.files.items():
+                place = beside / path
+                place.parent.mkdir(parents=True, exist_ok=True)
+                copy(file.sha256, place)
+                if not place.is_file() or digest_file(place) != file.sha256:
+                    raise StorageError(
+                        f"{path} of {version.reference} is {'damaged' if place.is_file() else 'missing'}.",
+                        where=file.sha256,
+                        mend="`compress registry verify` names whatever else is wrong; registering its run again puts "
+                        "sound files there",
+                    )
+            (beside / PULLED).write_text(_about(version, contents))
+            _put(beside, output)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
 
 
-def version_json(version: Version, contents: Contents) -> str:
+def _about(version: Version, contents: Contents) -> str:
     """What a folder that was pulled says of itself."""
     fields = {"name": version.name, "version": version.number, "registered": version.at, "record": version.record}
     return json.dumps({**fields, "model_digest": contents.model_digest}, indent=1) + "\n"

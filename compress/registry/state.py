@@ -58,15 +58,13 @@ class State:
                 stack = self.stacks[entry.name, entry.alias]
                 del stack[max(place for place, number in enumerate(stack[:-1]) if number == entry.version) + 1 :]
             case Retired():
-                self._change(entry.name, entry.version, retired=True)
+                versions = self.versions[entry.name]
+                versions[entry.version] = replace(versions[entry.version], retired=True)
             case Collected():
                 for name, number in entry.versions:
-                    self._change(name, number, collected=True)
+                    self.versions[name][number] = replace(self.versions[name][number], collected=True)
             case _:
                 assert_never(entry)
-
-    def _change(self, name: str, number: int, **changed: bool) -> None:
-        self.versions[name][number] = replace(self.versions[name][number], **changed)
 
     def all(self) -> Iterator[Version]:
         """Every version, in the order of names and numbers."""
@@ -76,10 +74,11 @@ class State:
     def of(self, name: str) -> tuple[Version, ...]:
         """The versions of a model, the oldest first. Raises `InputError` for a model that isn't there."""
         if name not in self.versions:
+            near = did_you_mean(name, self.versions)
             raise InputError(
-                f"There is no model {name!r} in the registry.{did_you_mean(name, self.versions)}",
+                f"There is no model {name!r} in the registry.{near}",
                 expected=_one_of(sorted(self.versions)),
-                mend=f"register a run under that name: compress registry register RUN --name {name}",
+                mend=None if near else f"register a run by that name: compress registry register RUN --name {name}",
             )
         return tuple(self.versions[name].values())
 
@@ -124,10 +123,11 @@ class State:
                 raise InputError(f"There is no version {which} of {name}.", expected=f"1 to {max(versions)}")
             return versions[int(which)]
         if which not in aliases:
+            near = did_you_mean(which, aliases)
             raise InputError(
-                f"No version of {name} is called {which!r}.{did_you_mean(which, aliases)}",
+                f"No version of {name} is called {which!r}.{near}",
                 expected=f"a number from 1 to {max(versions)}, or {_one_of(aliases)}",
-                mend=f"compress registry promote {name}@{max(versions)} --as {which}",
+                mend=None if near else f"compress registry promote {name}@{max(versions)} --as {which}",
             )
         return versions[aliases[which]]
 

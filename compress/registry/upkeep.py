@@ -13,12 +13,14 @@ from compress.cache import storage_errors
 from compress.errors import InputError
 from compress.frozen import Frozen
 from compress.recipe.recipe import START
-from compress.registry.contents import Contents, contents_of
+from compress.registry.contents import Contents, Store, contents_of
 from compress.registry.entry import Collected, Entry
 from compress.registry.log import LOCK, LOG, Log
 from compress.registry.objects import INCOMING, OBJECTS, freed_by
 from compress.registry.registry import Registry, Stamp
 from compress.registry.state import State, Version
+
+_UNNEEDED = "no version needs it; `gc` removes it"
 
 
 class Fault(Frozen):
@@ -31,35 +33,36 @@ class Fault(Frozen):
 
 
 def verify(registry: Registry) -> tuple[Fault, ...]:
-    """Every file of the registry that is damaged, missing, or no part of it, after reading all of them.
-
-    What is surplus is known only where the log and every version's list of files can be read.
-    """
+    """Every file of the registry that is damaged, missing, or no part of it, after reading all of them."""
     faults = list(_log_faults(registry))
     known = not any(fault.fault == "damaged" for fault in faults)
+    return (*faults, *object_faults(registry.log.state_so_far, registry.objects, known), *_surplus(registry))
+
+
+def object_faults(state: State, objects: Store, known: bool = True) -> Iterator[Fault]:
+    """The same of files that lie by their digests, here or elsewhere.
+
+    What is surplus is ``known`` where the whole log can be read, and every version's list of files.
+    """
     needed: dict[str, list[str]] = defaultdict(list)
-    for version in registry.log.state_so_far.all():
+    for version in state.all():
         if version.collected:
             continue
         needed[version.record].append(f"{version.reference} (the list of its files)")
         try:
-            contents = contents_of(version, registry.objects)
+            contents = contents_of(version, objects)
         except InputError:
             known = False
             continue
         for path, file in contents.files.items():
             needed[file.sha256].append(f"{version.reference} {path}")
-    present = registry.objects.names()
-    for digest in sorted(present | needed.keys()):
-        fault = registry.objects.fault(digest, None)
+    for digest in sorted(objects.names() | needed.keys()):
+        fault = objects.fault(digest)
         if fault is not None:
             of = tuple(needed.get(digest, ()))
-            faults.append(Fault.model_validate({"path": f"{OBJECTS}/{digest}", "fault": fault, "of": of}))
+            yield Fault.model_validate({"path": f"{OBJECTS}/{digest}", "fault": fault, "of": of})
         elif known and digest not in needed:
-            faults.append(
-                Fault(path=f"{OBJECTS}/{digest}", fault="surplus", why="no version needs it; `gc` removes it")
-            )
-    return (*faults, *_surplus(registry))
+            yield Fault(path=f"{OBJECTS}/{digest}", fault="surplus", why=_UNNEEDED)
 
 
 def _log_faults(registry: Registry) -> Iterator[Fault]:

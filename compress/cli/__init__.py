@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from compress import __version__
 from compress.cli.bench import bench
@@ -19,7 +21,6 @@ from compress.cli.inspect import inspect
 from compress.cli.nightly import nightly
 from compress.cli.profile import profile
 from compress.cli.recipes import recipes_app
-from compress.cli.registry import registry_app
 from compress.cli.report import report
 from compress.cli.run import check, run
 from compress.cli.samples import samples_app
@@ -27,6 +28,27 @@ from compress.cli.search import search
 from compress.cli.targets import targets
 
 INTERRUPTED = 130
+
+
+class Later(TyperGroup):
+    """The commands of a group, in the module of its name, which is imported once one of them is called."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Their names."""
+        self._load()
+        return super().list_commands(ctx)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of a name."""
+        self._load()
+        return super().get_command(ctx, cmd_name)
+
+    def _load(self) -> None:
+        if not self.commands:
+            found = typer.main.get_command(import_module(f"compress.cli.{self.name}").app)
+            assert isinstance(found, TyperGroup)
+            self.commands = found.commands
+
 
 app = typer.Typer(
     name="compress",
@@ -57,7 +79,10 @@ app.command()(bundle_verify)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(samples_app, name="samples")
 app.add_typer(cache_app, name="cache")
-app.add_typer(registry_app, name="registry")
+app.add_typer(
+    typer.Typer(cls=Later, help="Versions of models: register, promote behind a gate, roll back, verify, pull."),
+    name="registry",
+)
 
 
 def _version(show: bool) -> None:

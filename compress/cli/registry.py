@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from compress.registry.registry import Registry
     from compress.registry.state import State, Version
 
-registry_app = typer.Typer(help="Versions of models: register, promote behind a gate, roll back, verify, pull.")
+app = typer.Typer()
 _Root = Annotated[
     Path, typer.Option("--registry", envvar="COMPRESS_REGISTRY", help="The registry's folder, which may be shared.")
 ]
 _ROOT = Path("artifacts") / "registry"
 _Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
-_Version = Annotated[str, typer.Argument(metavar="NAME@VERSION", help="Such as reviews@12 or reviews@champion.")]
+_Version = Annotated[str, typer.Argument(metavar="NAME@VERSION", help="reviews@12, reviews@champion or reviews@latest")]
 _Alias = Annotated[str, typer.Option("--as", help="The alias.")]
 _Why = Annotated[str, typer.Option(help="The reason, which is kept.")]
 
@@ -45,7 +45,7 @@ def _fields(state: State, version: Version) -> dict[str, Any]:
     return {"name": fields.pop("name"), "version": fields.pop("number"), "aliases": aliases, **fields}
 
 
-@registry_app.command()
+@app.command()
 def register(
     run: Annotated[Path, typer.Argument(help="A finished run: its folder, or the name of a recipe for its latest.")],
     name: Annotated[str, typer.Option(help="What the model is called, such as reviews.")],
@@ -63,7 +63,7 @@ def register(
     _say(json_, fields, f"{version.reference}{'' if new else ' has these files already'}: {version.summary}")
 
 
-@registry_app.command("list")
+@app.command("list")
 def list_(
     name: Annotated[str | None, typer.Argument(help="Only the versions of this model.")] = None,
     registry: _Root = _ROOT,
@@ -87,7 +87,7 @@ def list_(
     show_view(table)
 
 
-@registry_app.command()
+@app.command()
 def show(version: _Version, registry: _Root = _ROOT, json_: _Json = False) -> None:
     """Show what a version holds, what was measured of it, and what was done with it."""
     from compress.cli.output import render_rows
@@ -113,7 +113,7 @@ def show(version: _Version, registry: _Root = _ROOT, json_: _Json = False) -> No
     _say(False, None, *(_line(entry) for entry in done))
 
 
-@registry_app.command()
+@app.command()
 def history(
     name: Annotated[str | None, typer.Argument(help="Only what was done with this model.")] = None,
     registry: _Root = _ROOT,
@@ -138,7 +138,7 @@ def _line(entry: dict[str, Any]) -> str:
     return " ".join(words) + (f": {why}" if why else "")
 
 
-@registry_app.command()
+@app.command()
 def promote(
     version: _Version,
     alias: _Alias = "champion",
@@ -170,7 +170,7 @@ def promote(
         raise typer.Exit(1)
 
 
-@registry_app.command()
+@app.command()
 def rollback(
     name: Annotated[str, typer.Argument(help="The model, such as reviews.")],
     alias: _Alias = "champion",
@@ -183,7 +183,7 @@ def rollback(
     _say(json_, done.model_dump(mode="json"), f"{name}@{done.version} is the {alias} again, in place of @{done.before}")
 
 
-@registry_app.command()
+@app.command()
 def retire(version: _Version, why: _Why = "", registry: _Root = _ROOT, json_: _Json = False) -> None:
     """Say that a version is no longer wanted, so that `gc` may remove its files."""
     opened = _open(registry)
@@ -191,7 +191,7 @@ def retire(version: _Version, why: _Why = "", registry: _Root = _ROOT, json_: _J
     _say(json_, _fields(opened.state(), done), f"{done.reference} is retired")
 
 
-@registry_app.command()
+@app.command()
 def aliases(
     name: Annotated[str | None, typer.Argument(help="Only those of this model.")] = None,
     registry: _Root = _ROOT,
@@ -209,7 +209,7 @@ _Url = Annotated[str, typer.Argument(help="s3://bucket/folder, sftp://user@host/
 _Remote = Annotated[str | None, typer.Option(metavar="URL", help="The copy at this address, in place of a folder.")]
 
 
-@registry_app.command()
+@app.command()
 def push(url: _Url, registry: _Root = _ROOT, json_: _Json = False) -> None:
     """Send what the copy at an address lacks; each piece is read again. Given again, it goes on where it broke off."""
     from compress.registry.remote import Remote
@@ -220,7 +220,7 @@ def push(url: _Url, registry: _Root = _ROOT, json_: _Json = False) -> None:
     _say(json_, done.model_dump(), f"{url}: {words}")
 
 
-@registry_app.command()
+@app.command()
 def fetch(url: _Url, registry: _Root = _ROOT, json_: _Json = False) -> None:
     """Bring what a registry lacks from its copy at an address, or all into a new folder; every byte is verified."""
     from compress.registry.remote import Remote
@@ -231,7 +231,7 @@ def fetch(url: _Url, registry: _Root = _ROOT, json_: _Json = False) -> None:
     _say(json_, done.model_dump(), f"{registry}: {words}")
 
 
-@registry_app.command()
+@app.command()
 def verify(remote: _Remote = None, registry: _Root = _ROOT, json_: _Json = False) -> None:
     """Read every byte and name every damaged, missing or surplus file. Exit code 1: there is one."""
     from compress.registry.remote import Remote
@@ -249,7 +249,7 @@ def verify(remote: _Remote = None, registry: _Root = _ROOT, json_: _Json = False
         raise typer.Exit(1)
 
 
-@registry_app.command()
+@app.command()
 def pull(
     version: _Version,
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write, as the run's was.")],
@@ -268,7 +268,7 @@ def pull(
     _say(json_, fields, f"{output}: {done.reference}, verified")
 
 
-@registry_app.command()
+@app.command()
 def mirror(
     name: Annotated[str, typer.Argument(help="The model, such as reviews.")],
     uri: Annotated[str, typer.Argument(help="MLflow: http://host:5000 or sqlite:///runs.db.")],
@@ -283,7 +283,7 @@ def mirror(
     _say(json_, known, *(f"{reference} is version {number} there" for reference, number in known.items()))
 
 
-@registry_app.command()
+@app.command()
 def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     artifacts: Annotated[Path, typer.Option(help="The folder of runs, whose starting models are kept.")] = Path(

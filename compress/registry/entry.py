@@ -10,6 +10,8 @@ from compress.frozen import Frozen
 
 VERSION = 1
 CHAMPION = "champion"
+LATEST = "latest"
+"""In place of an alias: the newest version that isn't retired."""
 WORD = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """What a model and an alias may be called; an alias is no number besides."""
 DIGEST = r"^[0-9a-f]{64}$"

@@ -20,7 +20,7 @@ from compress.compare.baseline import git
 from compress.digests import digest_file
 from compress.errors import InputError, StorageError
 from compress.registry.contents import Contents, check_files, contents_of, summary, take_run
-from compress.registry.entry import WORD, Began, Entry, Registered, Retired, RolledBack
+from compress.registry.entry import LATEST, WORD, Began, Entry, Registered, Retired, RolledBack
 from compress.registry.log import Log
 from compress.registry.objects import Objects
 from compress.registry.state import State, Version
@@ -225,11 +225,10 @@ def _put(beside: Path, output: Path) -> None:
 
 def check_word(word: str, what: str) -> None:
     """Raise `InputError` for what ``what`` cannot be called."""
-    if not re.match(WORD, word) or (what == "an alias" and word.isdigit()):
-        raise InputError(
-            f"{word!r} cannot be the name of {what}.",
-            expected="letters, digits, '.', '_' and '-'" + (", not digits alone" if what == "an alias" else ""),
-        )
+    alias = what == "an alias"
+    if not re.match(WORD, word) or (alias and (word.isdigit() or word == LATEST)):
+        also = f", neither digits alone nor {LATEST}" if alias else ""
+        raise InputError(f"{word!r} cannot be the name of {what}.", expected=f"letters, digits, '.', '_' and '-'{also}")
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import assert_never
 
 from compress.errors import InputError, did_you_mean
-from compress.registry.entry import CHAMPION, Began, Collected, Entry, Promoted, Registered, Retired, RolledBack
+from compress.registry.entry import CHAMPION, LATEST, Began, Collected, Entry, Promoted, Registered, Retired, RolledBack
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class State:
         return found
 
     def find(self, reference: str) -> Version:
-        """`reviews@12` or `reviews@champion`. Raises `InputError` that names what comes nearest."""
+        """`reviews@12`, `reviews@champion` or `reviews@latest`. Raises `InputError` that names what comes nearest."""
         name, at, which = reference.partition("@")
         if not at or not which:
             raise InputError(
@@ -122,6 +122,10 @@ class State:
             if int(which) not in versions:
                 raise InputError(f"There is no version {which} of {name}.", expected=f"1 to {max(versions)}")
             return versions[int(which)]
+        if which == LATEST:
+            return next(
+                (version for version in reversed(versions.values()) if not version.retired), versions[max(versions)]
+            )
         if which not in aliases:
             near = did_you_mean(which, aliases)
             raise InputError(

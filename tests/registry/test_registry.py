@@ -113,8 +113,17 @@ def test_names_that_are_not_there_are_answered_with_the_nearest(registry: Regist
     for name in ("", "a/b", "-x", "a@b", "../x"):
         with pytest.raises(InputError, match="cannot be the name"):
             registry.register(Path("anywhere"), name)
-    with pytest.raises(InputError, match="cannot be the name of an alias"):
-        promote(registry, Wish("reviews@1", alias="12"))
+    for alias in ("12", "latest"):
+        with pytest.raises(InputError, match="cannot be the name of an alias"):
+            promote(registry, Wish("reviews@1", alias=alias))
+
+
+def test_the_latest_is_the_newest_that_is_wanted(registry: Registry) -> None:
+    for content in (b"a", b"b", b"c"):
+        register(registry, content)
+    assert registry.state().find("reviews@latest").number == 3
+    registry.retire("reviews@3")
+    assert registry.state().find("reviews@latest").number == 2
 
 
 def test_a_worse_version_is_refused_unless_somebody_says_why(registry: Registry) -> None:

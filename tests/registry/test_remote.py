@@ -132,7 +132,8 @@ def test_a_remote_that_vanishes_while_it_is_sent_to_shows_what_it_had(registry: 
     push(registry, Remote(url))
     before = Remote(url).lines()
     grow(registry, b"x" * 30_000)
-    for calls in range(6):
+    # The last time it is the entry itself that is cut short: what was sent before is not sent again.
+    for calls in (0, 1, 2, 1):
         remote, patch = vanishing(url, "pipe_file", calls)
         with pytest.raises(StorageError, match="went away"):
             push(registry, remote)

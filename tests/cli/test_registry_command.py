@@ -90,25 +90,3 @@ def test_what_people_read(place: Path) -> None:
     assert isinstance(nothing, InputError) and "nothing to go back to" in str(nothing)
     unknown = invoke("show", "reviews@champio").exception
     assert isinstance(unknown, CompressError) and "'champion'" in str(unknown)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_mlflow_has_the_same_versions_aliases_and_figures(place: Path) -> None:
-    mlflow = pytest.importorskip("mlflow")
-    uri = f"sqlite:///{place}/runs.db"
-    for name in ("good", "bad"):
-        answer("register", name, "--name", "reviews")
-    answer("promote", "reviews@1")
-    assert answer("mirror", "reviews", uri) == {"reviews@1": "1", "reviews@2": "2"}
-    answer("retire", "reviews@2")
-    answer("promote", "reviews@1", "--as", "canary")
-    assert answer("mirror", "reviews", uri) == {"reviews@1": "1", "reviews@2": "2"}
-    client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
-    assert len(client.search_model_versions("name='reviews'")) == 2
-    for alias in ("champion", "canary"):
-        found = client.get_model_version_by_alias("reviews", alias)
-        assert found.tags["compress.reference"] == "reviews@1"
-    assert found.tags["compress.registry"] == str(place / "artifacts" / "registry")
-    metrics = client.get_run(found.run_id).data.metrics
-    assert metrics["accuracy/cpu"] == 0.9 and metrics["accuracy/cpu.low"] == pytest.approx(0.85)
-    assert client.get_model_version("reviews", "2").tags["compress.retired"] == "true"

@@ -2,35 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from registry import made_run
+from typer.testing import CliRunner
+
+from compress.cli import app
+from compress.errors import CompressError
 
 ROOT = Path(__file__).parents[2]
 WORKFLOW: dict[str, Any] = yaml.safe_load((ROOT / "docs" / "ci" / "weights.yml").read_text())
 STEPS: list[dict[str, Any]] = WORKFLOW["jobs"]["weights"]["steps"]
-COMPRESS = """#!{python}
-import sys
-from pathlib import Path
-sys.path[:0] = {path!r}
-if sys.argv[1] == "run":
-    # What a run leaves, at once: the recipe says how good it is.
-    from registry import made_run
-    import yaml
-    recipe = yaml.safe_load(Path(sys.argv[2]).read_text())
-    runs = Path("artifacts/runs") / recipe["name"]
-    run = made_run(runs / f"run-{{len(list(runs.glob('run-*')))}}", recipe["weights"].encode(), recipe["accuracy"])
-    (runs / "latest").unlink(missing_ok=True)
-    (runs / "latest").symlink_to(run.name)
-else:
-    from compress.cli import main
-    main()
+COMPRESS = """#!{python} -IS
+import json, os, socket, sys
+with socket.socket(socket.AF_UNIX) as asked, asked.makefile("rw") as lines:
+    asked.connect({address!r})
+    print(json.dumps([os.getcwd(), sys.argv[1:]]), file=lines, flush=True)
+    code, out, err = json.loads(lines.readline())
+sys.stdout.write(out), sys.stderr.write(err)
+sys.exit(code)
 """
+
+
+def answer(place: Path, arguments: list[str]) -> tuple[int, str, str]:
+    """Exit code, standard output and error of a command; `run` leaves what a run leaves, at once."""
+    with contextlib.chdir(place):
+        if arguments[0] == "run":
+            recipe = yaml.safe_load(Path(arguments[1]).read_text())
+            runs = Path("artifacts/runs") / recipe["name"]
+            made_run(runs / "latest", recipe["weights"].encode(), recipe["accuracy"])
+            return 0, "", ""
+        done = CliRunner().invoke(app, arguments)
+    failed = done.exception if isinstance(done.exception, CompressError) else None
+    return (failed.exit_code, done.stdout, str(failed)) if failed else (done.exit_code, done.stdout, done.stderr)
+
+
 GH = '#!/bin/sh\n[ "$1 $2 $4" = "pr comment --body-file" ] && cp "$5" "$COMMENTS/$3.md"\n'
 
 
@@ -50,14 +67,29 @@ class Ci:
         self.far, self.comments = folder / "far", folder / "comments"
         for place in (self.programs, self.comments):
             place.mkdir()
-        path = [str(ROOT), str(ROOT / "benchmarks")]
-        for name, text in (("compress", COMPRESS.format(python=sys.executable, path=path)), ("gh", GH)):
+        self.socket = socket.socket(socket.AF_UNIX)
+        address = str(folder / "socket")
+        self.socket.bind(address)
+        self.socket.listen()
+        threading.Thread(target=self._answer, daemon=True).start()
+        for name, text in (("compress", COMPRESS.format(python=sys.executable, address=address)), ("gh", GH)):
             (self.programs / name).write_text(text)
             (self.programs / name).chmod(0o755)
         git(folder, "init", "-q", "--bare", "-b", "main", "origin.git")
         git(folder, "clone", "-q", "origin.git", "work")
         git(self.work, "commit", "-q", "--allow-empty", "-m", "The beginning")
         git(self.work, "push", "-q", "origin", "HEAD:main")
+
+    def _answer(self) -> None:
+        """Do what the program `compress` of the runners is asked for, one after another."""
+        while True:
+            try:
+                asked, _ = self.socket.accept()
+            except OSError:
+                return
+            with asked, asked.makefile("rw") as lines:
+                place, arguments = json.loads(lines.readline())
+                print(json.dumps(answer(Path(place), arguments)), file=lines, flush=True)
 
     def change(self, branch: str, **recipe: Any) -> str:
         """Commit another recipe on a branch; the commit that it left."""
@@ -82,7 +114,6 @@ class Ci:
         variables = {"REGISTRY": f"file://{self.far}", "BASE": base, "PULL_REQUEST": str(number)}
         environment = {**os.environ, **variables, "COMMENTS": str(self.comments)}
         environment |= {"PATH": f"{self.programs}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-        environment["PYTHONPATH"] = os.pathsep.join(sys.path)
         codes: dict[str, int] = {}
         for step in STEPS:
             if "run" not in step or step["run"].startswith("pip install"):
@@ -105,9 +136,15 @@ class Ci:
         return (place / "model" / "onnx" / "model.onnx").read_bytes()
 
 
-def test_a_change_is_compared_promoted_on_merge_and_a_bad_one_refused(tmp_path: Path) -> None:
+@pytest.fixture
+def ci(tmp_path: Path) -> Iterator[Ci]:
     pytest.importorskip("fsspec")
-    ci = Ci(tmp_path)
+    made = Ci(tmp_path)
+    yield made
+    made.socket.close()
+
+
+def test_a_change_is_compared_promoted_on_merge_and_a_bad_one_refused(ci: Ci) -> None:
     base = ci.change("first", weights="first", accuracy=0.8)
     assert set(ci.run("pull_request", "first", base, 1).values()) == {0}
     assert "Nothing of this name is in use yet." in (ci.comments / "1.md").read_text()

@@ -69,7 +69,7 @@ def main(folder: Path) -> dict[str, Any]:
     found["faults here"] = [fault.path for fault in verify(new)]
     found["same log"] = new.log.path.read_bytes() == registry.log.path.read_bytes()
     found["pulled"] = pull_remote(again, "reviews@champion", folder / "pulled").reference
-    (damaged,) = (path for path in again._system.find("models/reviews/objects") if path.endswith("/00003"))
+    damaged = next(path for path in again._system.find("models/reviews/objects") if path.endswith("/00003"))
     again._system.pipe_file(damaged, b"x")
     found["damaged"] = [(fault.path, fault.fault) for fault in verify_remote(again)]
     found["of"] = "objects/" + damaged.split("/")[-2]

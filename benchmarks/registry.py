@@ -20,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +29,7 @@ import typer
 
 from compress.errors import InputError
 from compress.measurement import Measurement
+from compress.registry.entry import Promoted, Registered
 from compress.registry.promotion import Wish, promote
 from compress.registry.registry import Registry
 from compress.registry.upkeep import collect, verify
@@ -127,7 +127,8 @@ def _work(root: Path, runs: list[Path], notes: Path) -> None:
             if number % 2:
                 promoted = promote(registry, Wish(version.reference))
                 assert not promoted.refused, promoted.judged
-            file.write(f"{run.name} {version.number} {version.record}\n".encode())
+            what = "promoted" if number % 2 else "registered"
+            file.write(f"{what} {version.number} {version.record}\n".encode())
 
 
 def _count(notes: Path) -> int:
@@ -151,15 +152,16 @@ def _judged(root: Path, notes: dict[int, Path], kills: int, torn: int, seconds: 
     state = registry.state()
     versions = state.versions["reviews"]
     confirmed = [line.split() for path in notes.values() for line in path.read_text().splitlines()]
-    lost = sum(versions[int(number)].record != record for _, number, record in confirmed)
+    promoted = [entry for entry in state.entries if isinstance(entry, Promoted)]
+    known = {(version.number, version.record, "registered") for version in versions.values()}
+    known |= {(entry.version, versions[entry.version].record, "promoted") for entry in promoted}
+    lost = sum((int(number), record, what) not in known for what, number, record in confirmed)
     lost += len(set(range(1, len(versions) + 1)) - set(versions))
-    records = Counter(version.record for version in versions.values())
-    entries = Counter(
-        (entry.kind, entry.version) for entry in state.entries if entry.kind in ("registered", "promoted")
-    )
-    # A version is promoted once, and once more where its writer was killed before it was told, and another was since.
-    double = sum(count - 1 for count in records.values())
-    double += sum(count - 1 for (kind, _), count in entries.items() if kind == "registered")
+    # Each run's files are one version, entered once; and no version takes its own place. One whose writer was killed
+    # before it was told, and in whose place another came since, is promoted again, as it was asked.
+    double = len(versions) - len({version.record for version in versions.values()})
+    double += sum(isinstance(entry, Registered) for entry in state.entries) - len(versions)
+    double += sum(entry.before == entry.version for entry in promoted)
     unsound = 0
     for number in state.aliases("reviews").values():
         try:
@@ -259,7 +261,7 @@ def _put(write: bool, what: str, found: str, wanted: str) -> None:
 
 _PAGE: dict[str, Any] = {
     "title": "Registry",
-    "order": 10,
+    "order": 11,
     "command": "python benchmarks/registry.py writers --write",
     "machine": f"{os.cpu_count()} virtual cores, beside other work",
     "measured": "",

@@ -12,6 +12,7 @@ import pytest
 from foreign_environments import S3
 from loopback_sshd import find_binary, running
 from registry import made_run
+from rotation import is_todays
 
 from compress.errors import InputError, MissingExtraError, StorageError
 from compress.registry import remote as remote_module
@@ -290,6 +291,7 @@ def test_a_server_that_nobody_knows_is_not_trusted(registry: Registry, sftp: tup
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not is_todays("s3"), reason="a real S3 server is begun every third day")
 def test_a_real_s3_server_vanishes_half_way_and_is_gone_on_with(tmp_path: Path) -> None:
     made_registry(tmp_path)
     found = json.loads(S3.run(Path(__file__).with_name("on_s3.py"), str(tmp_path)))

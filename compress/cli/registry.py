@@ -155,6 +155,7 @@ def promote(
     json_: _Json = False,
 ) -> None:
     """Let an alias stand for a version. Refused (exit code 1) where that is worse than the present one."""
+    from compress.compare.words import judged_name
     from compress.registry.promotion import Wish
     from compress.registry.promotion import promote as decide
 
@@ -164,7 +165,13 @@ def promote(
     fields = {"version": done.version.number, "name": done.version.name, "alias": alias, "refused": done.refused}
     fields |= {"already": done.already, "gate": done.judged.model_dump(mode="json")}
     fields |= {"judgements": json.loads(done.result.to_json())["judgements"]} if done.result else {}
-    _say(json_, fields, f"{done.version.reference} {said} the {alias}{was}: {done.judged.status}", *done.judged.failed)
+    unknown = (
+        [f"can't tell: {judged_name(row)} on {row.target}" for row in done.result.having("warned")]
+        if done.result
+        else []
+    )
+    what = f"{done.version.reference} {said} the {alias}{was}: {done.judged.status}"
+    _say(json_, fields, what, *done.judged.failed, *unknown)
     if done.refused:
         typer.echo(f'to promote it all the same: --force --why "..."; {alias} is what it was', err=True)
         raise typer.Exit(1)

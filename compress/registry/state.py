@@ -56,7 +56,7 @@ class State:
                 self.stacks.setdefault((entry.name, entry.alias), []).append(entry.version)
             case RolledBack():
                 stack = self.stacks[entry.name, entry.alias]
-                del stack[max(place for place, number in enumerate(stack[:-1]) if number == entry.version) + 1 :]
+                del stack[max(place for place, number in enumerate(stack) if number == entry.version) + 1 :]
             case Retired():
                 versions = self.versions[entry.name]
                 versions[entry.version] = replace(versions[entry.version], retired=True)

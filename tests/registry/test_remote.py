@@ -281,13 +281,21 @@ def test_sftp_loses_its_connection_and_goes_on(registry: Registry, sftp: tuple[s
     assert verify(other) == () and other.log.path.read_bytes() == registry.log.path.read_bytes()
 
 
-def test_a_server_that_nobody_knows_is_not_trusted(registry: Registry, sftp: tuple[str, Any], tmp_path: Path) -> None:
+def test_a_server_that_nobody_knows_is_not_trusted(
+    sftp: tuple[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from fsspec.config import conf
 
-    (tmp_path / "sshd" / "known_hosts").write_text("")
+    url, server = sftp
+    known = tmp_path / ".ssh" / "known_hosts"
+    known.parent.mkdir()
+    known.write_text("")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delitem(conf["sftp"], "known_hosts")
     with pytest.raises(StorageError, match=r"[Hh]ost key"):
-        Remote(sftp[0])
-    assert conf["sftp"]["known_hosts"]
+        Remote(url)
+    known.write_text(server.scan())
+    assert Remote(url).lines() == []
 
 
 @pytest.mark.slow

@@ -51,8 +51,10 @@ def fetch(registry: Registry, remote: Remote) -> Transfer:
     pieces, present, brought = remote.pieces(), registry.objects.names(), 0
     with registry.objects.incoming(FETCHED) as incoming:
         new: dict[str, None] = {}
+        needed: set[str] = set()
 
         def bring(digest: str) -> int:
+            needed.add(digest)
             if digest in present or digest in new:
                 return 0
             new[digest] = None
@@ -67,6 +69,8 @@ def fetch(registry: Registry, remote: Remote) -> Transfer:
         with registry.log.writing():
             now = registry.log.lines()
             _check_begins(lines, now, "give the command again")
+            if needed - new.keys() - registry.objects.names():
+                raise InputError("Files were removed here meanwhile.", mend="give the command again, beside no `gc`")
             incoming.admit(new)
             registry.log.take(lines[len(now) :])
     return Transfer(entries=len(lines) - len(here), files=len(new), bytes=brought)

@@ -109,20 +109,19 @@ def collect(registry: Registry, runs: Path, dry_run: bool) -> Collection:
 
     Raises `InputError` where the log or a list of files is damaged: what is needed is not known then.
     """
-    registry.state()
+    state = registry.state()
+    if dry_run:
+        return _garbage(registry, state, runs)[0]
     found: list[Collection] = []
 
     def decide(state: State, stamp: Stamp) -> Entry | None:
         collection, gone = _garbage(registry, state, runs)
         found.append(collection)
-        if dry_run or not gone:
+        if not gone:
             return None
         return Collected(**stamp, versions=tuple((version.name, version.number) for version in gone))
 
     with storage_errors(registry.root):
-        if dry_run:
-            collection, _ = _garbage(registry, registry.state(), runs)
-            return collection
         with registry.holding(decide):
             for digest in found[0].objects:
                 registry.objects.path(digest).unlink(missing_ok=True)

@@ -78,7 +78,7 @@ def list_(
     from compress.cli.output import show as show_view
     from compress.fitted_table import Column, FittedTable
 
-    columns = [Column("version"), Column("is"), Column("figures"), Column("registered", rank=1)]
+    columns = [Column("version"), Column("is"), Column("figures", right=True), Column("registered", rank=1)]
     table = FittedTable("", [*columns, Column("by", rank=2), Column("note", rank=3)])
     for row in rows:
         status = ", ".join(row["aliases"]) or ("retired" if row["retired"] else "")

@@ -219,10 +219,11 @@ _Remote = Annotated[str | None, typer.Option(metavar="URL", help="The copy at th
 @app.command()
 def push(url: _Url, registry: _Root = _ROOT, json_: _Json = False) -> None:
     """Send what the copy at an address lacks; each piece is read again. Given again, it goes on where it broke off."""
+    from compress.cli.console_progress import ConsoleProgress
     from compress.registry.remote import Remote
     from compress.registry.transfer import push as send
 
-    done = send(_open(registry), Remote(url))
+    done = send(_open(registry), Remote(url), ConsoleProgress())
     words = f"{done.entries} new entries, {done.files} files, {done.bytes / 1e6:.2f} MB sent"
     _say(json_, done.model_dump(), f"{url}: {words}")
 
@@ -230,10 +231,11 @@ def push(url: _Url, registry: _Root = _ROOT, json_: _Json = False) -> None:
 @app.command()
 def fetch(url: _Url, registry: _Root = _ROOT, json_: _Json = False) -> None:
     """Bring what a registry lacks from its copy at an address, or all into a new folder; every byte is verified."""
+    from compress.cli.console_progress import ConsoleProgress
     from compress.registry.remote import Remote
     from compress.registry.transfer import fetch as bring
 
-    done = bring(_open(registry), Remote(url))
+    done = bring(_open(registry), Remote(url), ConsoleProgress())
     words = f"{done.entries} new entries, {done.files} new files, {done.bytes / 1e6:.2f} MB brought"
     _say(json_, done.model_dump(), f"{registry}: {words}")
 
@@ -241,11 +243,13 @@ def fetch(url: _Url, registry: _Root = _ROOT, json_: _Json = False) -> None:
 @app.command()
 def verify(remote: _Remote = None, registry: _Root = _ROOT, json_: _Json = False) -> None:
     """Read every byte and name every damaged, missing or surplus file. Exit code 1: there is one."""
+    from compress.cli.console_progress import ConsoleProgress
     from compress.registry.remote import Remote
     from compress.registry.transfer import verify_remote
     from compress.registry.upkeep import verify as look
 
-    faults = look(_open(registry)) if remote is None else verify_remote(Remote(remote))
+    progress = ConsoleProgress()
+    faults = look(_open(registry), progress) if remote is None else verify_remote(Remote(remote), progress)
     lines = [
         f"{fault.fault}: {fault.path}{f': {fault.why}' if fault.why else ''}" + "".join(f"\n  {of}" for of in fault.of)
         for fault in faults

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from compress.errors import InputError
 from compress.frozen import Frozen
+from compress.progress import Progress
 from compress.registry.contents import contents_of, needed_by
 from compress.registry.log import Reading
 from compress.registry.registry import Registry, put_pulled
 from compress.registry.remote import Remote
 from compress.registry.state import State, Version
-from compress.registry.upkeep import Fault, object_faults
+from compress.registry.upkeep import SILENT, Fault, object_faults
 
 FETCHED = "fetched"
 
@@ -25,7 +26,7 @@ class Transfer(Frozen):
     bytes: int
 
 
-def push(registry: Registry, remote: Remote) -> Transfer:
+def push(registry: Registry, remote: Remote, progress: Progress = SILENT) -> Transfer:
     """Send what a remote lacks: files first, each piece read again, then the entries that name them.
 
     Raises `InputError` where the remote has entries that this registry lacks.
@@ -36,14 +37,14 @@ def push(registry: Registry, remote: Remote) -> Transfer:
     pieces, sent, digests = remote.pieces(), 0, dict[str, None]()
     for version in registry.log.state_so_far.all():
         digests.update(dict.fromkeys(() if version.collected else needed_by(version, registry.objects)))
-    for digest in digests:
+    for digest in progress.track(digests, "sending files", len(digests)):
         sent += remote.send(registry.objects.sound(digest), digest, pieces.get(digest, {}))
     if len(lines) > len(there):
         remote.add_lines(there, lines[len(there) :])
     return Transfer(entries=len(lines) - len(there), files=len(digests), bytes=sent)
 
 
-def fetch(registry: Registry, remote: Remote) -> Transfer:
+def fetch(registry: Registry, remote: Remote, progress: Progress = SILENT) -> Transfer:
     """Bring what this registry lacks. Raises `InputError` where it has entries that the remote lacks."""
     lines, here = remote.lines(), registry.log.lines()
     state = _read(remote, lines)
@@ -51,10 +52,9 @@ def fetch(registry: Registry, remote: Remote) -> Transfer:
     pieces, present, brought = remote.pieces(), registry.objects.names(), 0
     with registry.objects.incoming(FETCHED) as incoming:
         new: dict[str, None] = {}
-        needed: set[str] = set()
+        needed: dict[str, None] = {}
 
         def bring(digest: str) -> int:
-            needed.add(digest)
             if digest in present or digest in new:
                 return 0
             new[digest] = None
@@ -65,11 +65,12 @@ def fetch(registry: Registry, remote: Remote) -> Transfer:
                 brought += bring(version.record)
                 held = incoming.folder if version.record in new else registry.objects.folder
                 record = (held / version.record).read_bytes()
-                brought += sum(map(bring, needed_by(version, registry.objects, record)))
+                needed.update(dict.fromkeys(needed_by(version, registry.objects, record)))
+        brought += sum(map(bring, progress.track(needed, "bringing files", len(needed))))
         with registry.log.writing():
             now = registry.log.lines()
             _check_begins(lines, now, "give the command again")
-            if needed - new.keys() - registry.objects.names():
+            if needed.keys() - new.keys() - registry.objects.names():
                 raise InputError("Files were removed here meanwhile.", mend="give the command again, beside no `gc`")
             incoming.admit(new)
             registry.log.take(lines[len(now) :])
@@ -105,9 +106,9 @@ def pull_remote(remote: Remote, reference: str, output: Path, replace: bool = Fa
     return version
 
 
-def verify_remote(remote: Remote) -> tuple[Fault, ...]:
+def verify_remote(remote: Remote, progress: Progress = SILENT) -> tuple[Fault, ...]:
     """Every damaged, missing or surplus file of a remote, after reading all of them; a broken log is an error."""
-    return tuple(object_faults(_read(remote, remote.lines()), remote))
+    return tuple(object_faults(_read(remote, remote.lines()), remote, progress))
 
 
 def _check_begins(lines: list[bytes], beginning: list[bytes], mend: str) -> None:

@@ -12,6 +12,7 @@ from compress.bundle.provenance import LOCK as RUN_LOCK
 from compress.cache import storage_errors
 from compress.errors import InputError
 from compress.frozen import Frozen
+from compress.progress import Progress, SilentProgress
 from compress.recipe.recipe import START
 from compress.registry.contents import Contents, Store, contents_of
 from compress.registry.entry import Collected, Entry
@@ -32,14 +33,18 @@ class Fault(Frozen):
     of: tuple[str, ...] = ()
 
 
-def verify(registry: Registry) -> tuple[Fault, ...]:
+SILENT = SilentProgress()
+
+
+def verify(registry: Registry, progress: Progress = SILENT) -> tuple[Fault, ...]:
     """Every file of the registry that is damaged, missing, or no part of it, after reading all of them."""
     faults = list(_log_faults(registry))
     known = not any(fault.fault == "damaged" for fault in faults)
-    return (*faults, *object_faults(registry.log.state_so_far, registry.objects, known), *_surplus(registry))
+    of_files = object_faults(registry.log.state_so_far, registry.objects, progress, known)
+    return (*faults, *of_files, *_surplus(registry))
 
 
-def object_faults(state: State, objects: Store, known: bool = True) -> Iterator[Fault]:
+def object_faults(state: State, objects: Store, progress: Progress, known: bool = True) -> Iterator[Fault]:
     """The same of files that lie by their digests, here or elsewhere.
 
     What is surplus is ``known`` where the whole log can be read, and every version's list of files.
@@ -56,7 +61,8 @@ def object_faults(state: State, objects: Store, known: bool = True) -> Iterator[
             continue
         for path, file in contents.files.items():
             needed[file.sha256].append(f"{version.reference} {path}")
-    for digest in sorted(objects.names() | needed.keys()):
+    digests = sorted(objects.names() | needed.keys())
+    for digest in progress.track(digests, "reading files", len(digests)):
         fault = objects.fault(digest)
         if fault is not None:
             of = tuple(needed.get(digest, ()))

@@ -100,6 +100,7 @@ PermitRootLogin prohibit-password
 UsePAM no
 StrictModes no
 MaxStartups 100
+Subsystem sftp internal-sftp
 {variables}
 """
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
 
 
 def digest_directory(directory: Path) -> str:
     """SHA-256 over the sorted relative names and contents of all files below ``directory``, as hex."""
+    paths = (path for path in directory.rglob("*") if path.is_file())
+    return digest_of_files({path.relative_to(directory).as_posix(): digest_file(path) for path in paths})
+
+
+def digest_of_files(digests: Mapping[str, str]) -> str:
+    """The same where each file's own digest is known."""
     total = hashlib.sha256()
-    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
-        total.update(path.relative_to(directory).as_posix().encode() + b"\0")
-        total.update(digest_file(path).encode() + b"\0")
+    for name in sorted(digests, key=PurePosixPath):
+        total.update(f"{name}\0{digests[name]}\0".encode())
     return total.hexdigest()
 
 

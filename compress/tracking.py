@@ -1,16 +1,22 @@
-"""Runs and searches as MLflow's users keep them: on a server or in an SQLite file, artifacts by reference."""
+"""Runs, searches and versions as MLflow's users keep them: on a server or in an SQLite file, artifacts by reference."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from compress.errors import InputError, MissingExtraError, first_line
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
 _MOST = 500
 """Characters of a parameter that MLflow keeps."""
+_REFERENCE = "compress.reference"
 _UNNAMEABLE = re.compile(r"[^\w\-. /:]")
 
 
@@ -32,36 +38,78 @@ class TrackedRun:
     failed: bool = False
 
 
+@dataclass(frozen=True)
+class TrackedVersion:
+    """A version of a model in a registry of ours, by its ``reference`` there, with the run that it is from."""
+
+    reference: str
+    run: TrackedRun
+    tags: Mapping[str, str]
+
+
 def track(run: TrackedRun, uri: str, experiment: str) -> str:
     """Write a run and those within it to MLflow at ``uri``, `http://host:5000` or `sqlite:///file.db`; gives its id.
 
     Raises `InputError` where that cannot be reached, `MissingExtraError` without the package.
     """
+    with _client(uri, "--track") as client:
+        return _written(client, run, _experiment(client, experiment), None)
+
+
+def mirror(versions: Sequence[TrackedVersion], aliases: Mapping[str, str], uri: str, name: str) -> dict[str, str]:
+    """Give MLflow's registry the model ``name``: versions that it lacks, then what each alias stands for.
+
+    ``aliases`` and what is returned name ours by reference; MLflow counts its own numbers. Raises as `track` does.
+    """
+    with _client(uri, "a mirror in MLflow") as client:
+        if not client.search_registered_models(f"name='{name}'"):
+            client.create_registered_model(name)
+        known = {
+            found.tags[_REFERENCE]: str(found.version)
+            for found in client.search_model_versions(f"name='{name}'")
+            if _REFERENCE in found.tags
+        }
+        for version in versions:
+            if version.reference not in known:
+                run = _written(client, version.run, _experiment(client, name), None)
+                tags = {**version.tags, _REFERENCE: version.reference}
+                made = client.create_model_version(name, f"runs:/{run}/model", run_id=run, tags=tags)
+                known[version.reference] = str(made.version)
+            for tag, value in version.tags.items():
+                client.set_model_version_tag(name, known[version.reference], tag, value)
+        for alias, reference in aliases.items():
+            client.set_registered_model_alias(name, alias, known[reference])
+    return known
+
+
+@contextmanager
+def _client(uri: str, needed_by: str) -> Iterator[MlflowClient]:
+    """A client whose errors say what to do."""
     try:
         import mlflow
         from mlflow.exceptions import MlflowException
     except ImportError as error:
-        raise MissingExtraError("mlflow-skinny", "mlflow", "--track") from error
+        raise MissingExtraError("mlflow-skinny", "mlflow", needed_by) from error
     try:
-        client = mlflow.MlflowClient(tracking_uri=uri)
-        known = client.get_experiment_by_name(experiment)
-        where = client.create_experiment(experiment) if known is None else known.experiment_id
-        return _written(client, run, where, None)
+        yield mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
     except (MlflowException, OSError) as error:
         raise InputError(
             f"MLflow could not be written to: {first_line(error)}",
             where=uri,
             expected="a server such as http://localhost:5000, or sqlite:///runs.db",
-            mend="everything is in the folder of the run; see that the address is right, and run it again",
+            mend="everything is in our own folder; see that the address is right, and give the command again",
         ) from error
 
 
-def _written(client: object, run: TrackedRun, experiment: str, parent: str | None) -> str:
-    from mlflow import MlflowClient
+def _experiment(client: MlflowClient, name: str) -> str:
+    known = client.get_experiment_by_name(name)
+    return str(client.create_experiment(name) if known is None else known.experiment_id)
+
+
+def _written(client: MlflowClient, run: TrackedRun, experiment: str, parent: str | None) -> str:
     from mlflow.entities import Metric, Param, RunTag
     from mlflow.utils.time import get_current_time_millis
 
-    assert isinstance(client, MlflowClient)
     tags = {**run.tags, **({"mlflow.parentRunId": parent} if parent else {})}
     made = client.create_run(experiment, run_name=run.name, tags=tags).info.run_id
     now = get_current_time_millis()

@@ -45,7 +45,10 @@ def commands() -> str:
 
 
 def _leaves(command: typer.core.TyperCommand, name: str) -> list[tuple[str, typer.core.TyperCommand]]:
-    children = getattr(command, "commands", {})
+    group = isinstance(command, typer.core.TyperGroup)
+    # A group may load its commands once somebody asks for them.
+    names = command.list_commands(typer.Context(command)) if group else []
+    children = {child: command.get_command(typer.Context(command), child) for child in names}
     own = [] if children and not getattr(command, "invoke_without_command", False) else [(name, command)]
     return own + [leaf for child, below in children.items() for leaf in _leaves(below, f"{name} {child}")]
 

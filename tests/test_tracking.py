@@ -1,23 +1,33 @@
-"""Runs and searches in MLflow, read with its own client."""
+"""Runs, searches and versions in MLflow, read with its own client."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from registry import made_run
 
 from compress.errors import InputError
 from compress.measurement import Measurement
+from compress.registry.promotion import Wish, promote
+from compress.registry.registry import Registry
+from compress.registry.tracked import tracked as tracked_versions
 from compress.report.schema import Report
 from compress.report.tracked import tracked
-from compress.tracking import TrackedRun, track
+from compress.tracking import TrackedRun, mirror, track
 
 # MLflow's own, about its database and its dependencies.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A database that MLflow makes at its first use, which takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/runs.db"
+
+
 def test_a_run_and_those_within_it_are_found_by_mlflow_s_own_client(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.chdir(tmp_path)
@@ -33,7 +43,6 @@ def test_a_run_and_those_within_it_are_found_by_mlflow_s_own_client(
         TrackedRun("trial 1", {}, failed=True),
     )
     made = tracked(report, tmp_path)
-    uri = "sqlite:///runs.db"
     kept = track(
         TrackedRun(made.name, made.metrics, made.spread, made.parameters, made.tags, made.files, trials), uri, "tiny"
     )
@@ -50,6 +59,28 @@ def test_a_run_and_those_within_it_are_found_by_mlflow_s_own_client(
     )
     assert [(one.info.run_name, one.info.status) for one in within] == [("trial 0", "FINISHED"), ("trial 1", "FAILED")]
     assert within[0].data.metrics == {"size_bytes": 10.0}
+
+
+def test_a_registry_has_the_same_versions_aliases_and_figures_there(uri: str, tmp_path: Path) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    registry = Registry(tmp_path / "registry")
+    for number, accuracy in enumerate((0.9, 0.5)):
+        registry.register(made_run(tmp_path / f"run-{number}", bytes([number]), accuracy), "reviews")
+    promote(registry, Wish("reviews@1"))
+    both = {"reviews@1": "1", "reviews@2": "2"}
+    assert mirror(*tracked_versions(registry, "reviews"), uri, "reviews") == both
+    registry.retire("reviews@2")
+    promote(registry, Wish("reviews@1", alias="canary"))
+    assert mirror(*tracked_versions(registry, "reviews"), uri, "reviews") == both
+    client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+    assert len(client.search_model_versions("name='reviews'")) == 2
+    for alias in ("champion", "canary"):
+        found = client.get_model_version_by_alias("reviews", alias)
+        assert found.tags["compress.reference"] == "reviews@1"
+    assert found.tags["compress.registry"] == str(registry.root)
+    metrics = client.get_run(found.run_id).data.metrics
+    assert metrics["accuracy/cpu"] == 0.9 and metrics["accuracy/cpu.low"] == pytest.approx(0.85)
+    assert client.get_model_version("reviews", "2").tags["compress.retired"] == "true"
 
 
 def test_an_address_that_is_none_is_named() -> None:

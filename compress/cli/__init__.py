@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from compress import __version__
 from compress.cli.bench import bench
@@ -27,6 +29,27 @@ from compress.cli.search import search
 from compress.cli.targets import targets
 
 INTERRUPTED = 130
+
+
+class Later(TyperGroup):
+    """The commands of a group, in the module of its name, which is imported once one of them is called."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Their names."""
+        self._load()
+        return super().list_commands(ctx)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of a name."""
+        self._load()
+        return super().get_command(ctx, cmd_name)
+
+    def _load(self) -> None:
+        if not self.commands:
+            found = typer.main.get_command(import_module(f"compress.cli.{self.name}").app)
+            assert isinstance(found, TyperGroup)
+            self.commands = found.commands
+
 
 app = typer.Typer(
     name="compress",
@@ -60,6 +83,10 @@ app.command()(push_to_hub)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(samples_app, name="samples")
 app.add_typer(cache_app, name="cache")
+app.add_typer(
+    typer.Typer(cls=Later, help="Versions of models: register, promote behind a gate, roll back, verify, pull."),
+    name="registry",
+)
 
 
 def _version(show: bool) -> None:

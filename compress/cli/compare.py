@@ -116,13 +116,14 @@ def gate(
 ) -> None:
     """Judge a run against a baseline by a policy. Exit code 1: something got worse by more than it may."""
     from compress.cli.output import show
+    from compress.compare.gate import find_policy
     from compress.compare.views import gate_view
     from compress.errors import InputError
 
     if why is not None and not update:
         raise InputError("--why says why a baseline is replaced.", mend="give --update with it, or leave it out")
     found = _find_side(run)
-    rules, source = _find_policy(policy, found)
+    rules, source = find_policy(policy, found.folder)
     rules = rules if model is None else rules.model_copy(update={"model": model})
     if update:
         _update(found, baseline, rules, why, json_)
@@ -189,16 +190,3 @@ def _find_side(given: Path) -> Side:
     path = find_report(given)
     folder = path.resolve().parent
     return Side(load_baseline(path), path, str(given), folder if (folder / "recipe.yaml").is_file() else None)
-
-
-def _find_policy(given: Path | None, run: Side) -> tuple[Policy, str]:
-    """The policy of a gate and where it comes from: the file, else the run's recipe, else the defaults."""
-    from compress.compare.gate import SECTION, read_policy
-    from compress.recipe.policy import Policy
-
-    if given is not None:
-        return read_policy(given), str(given)
-    recipe = run.folder / "recipe.yaml" if run.folder else None
-    if recipe and f"\n{SECTION}:" in "\n" + recipe.read_text(encoding="utf-8"):
-        return read_policy(recipe), f"`{SECTION}:` of {recipe}"
-    return Policy(), "the defaults"

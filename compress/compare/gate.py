@@ -159,3 +159,21 @@ def read_policy(path: Path) -> Policy:
     if policy is None:
         raise document.refusal()
     return policy
+
+
+def find_policy(given: Path | None, run: Path | None) -> tuple[Policy, str]:
+    """The policy of a gate and where it comes from: the file, else the recipe of the run's folder, or the defaults."""
+    if given is not None:
+        return read_policy(given), str(given)
+    recipe = run / "recipe.yaml" if run else None
+    return recipe_policy(recipe) if recipe else (Policy(), DEFAULTS)
+
+
+DEFAULTS = "the defaults"
+
+
+def recipe_policy(recipe: Path) -> tuple[Policy, str]:
+    """What a recipe says under `gate:`, else the defaults; and which of them."""
+    if f"\n{SECTION}:" in "\n" + recipe.read_text(encoding="utf-8"):
+        return read_policy(recipe), f"`{SECTION}:` of {recipe}"
+    return Policy(), DEFAULTS

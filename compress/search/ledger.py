@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
-from compress.cache import storage_errors
+from compress.appended import AppendedLines
 from compress.errors import InputError
 from compress.frozen import Frozen
 from compress.search.outcome import Outcome
@@ -86,14 +84,15 @@ class Ledger:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
+        self._lines = AppendedLines(self.path)
 
     def begin(self, header: Header) -> None:
         """Write the first line, of a file that isn't there yet."""
-        self._add(header.model_dump_json())
+        self._lines.add(header.model_dump_json().encode())
 
     def add(self, entry: Entry) -> None:
         """Write one trial; it counts once this returns."""
-        self._add(entry.model_dump_json())
+        self._lines.add(entry.model_dump_json().encode())
 
     def read(self, mend: bool = True) -> tuple[Header, list[Entry]]:
         """The header and the trials so far. A last line that a kill or a full disk cut short doesn't count.
@@ -102,7 +101,9 @@ class Ledger:
 
         Raises `InputError` for a file that is none of this version.
         """
-        lines = list(self._whole_lines(mend))
+        if mend:
+            self._lines.mend()
+        lines, _ = self._lines.read()
         try:
             header = Header.model_validate_json(lines[0])
             entries = [Entry.model_validate_json(line) for line in lines[1:]]
@@ -114,22 +115,3 @@ class Ledger:
                 mend="begin anew, without --resume; finished stages are kept",
             ) from error
         return header, entries
-
-    def _whole_lines(self, mend: bool) -> Iterator[str]:
-        content = self.path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if mend and len(whole) < len(content):
-            with storage_errors(self.path), self.path.open("r+b") as file:
-                file.truncate(len(whole))
-                os.fsync(file.fileno())
-        yield from whole.decode().splitlines()
-
-    def _add(self, line: str) -> None:
-        with storage_errors(self.path), self.path.open("ab", buffering=0) as file:
-            before = file.tell()
-            try:
-                file.write(line.encode() + b"\n")
-                os.fsync(file.fileno())
-            except OSError:
-                os.truncate(self.path, before)
-                raise

@@ -60,6 +60,8 @@ GPTQMODEL = ForeignEnvironment(
     ("--no-build-isolation",),
 )
 """It needs another numpy, and its torchao warns at import."""
+S3 = ForeignEnvironment("s3-2026.9.0", (("s3fs==2026.9.0", "moto[s3,server]==5.2.5", "python-dateutil<3"),))
+"""botocore needs an older python-dateutil; moto is a server that speaks S3."""
 SENTENCE_TRANSFORMERS = ForeignEnvironment(
     "sentence-transformers-5.2.3",
     (("sentence-transformers==5.2.3", "optimum-onnx==0.1.0", "transformers==4.57.6", "datasets==4.4.2"),),

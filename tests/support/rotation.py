@@ -16,8 +16,8 @@ def todays(items: Iterable[Item], days: int, name: Callable[[Item], str]) -> lis
     return spread[datetime.now(UTC).toordinal() % days :: days]
 
 
-OTHERS = ("ray", "gptqmodel")
-"""Programs of others that take half a minute to begin and to end."""
+OTHERS = ("ray", "gptqmodel", "s3")
+"""Programs of others that take half a minute to install, or to begin and to end."""
 
 
 def is_todays(other: str) -> bool:

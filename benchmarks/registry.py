@@ -1,0 +1,273 @@
+"""What a registry withstands: two writers that are killed, a way back that is quick, a changed byte anywhere.
+
+    python benchmarks/registry.py writers     # some minutes: 2 writers x 500, 100 kills
+    python benchmarks/registry.py rollback
+    python benchmarks/registry.py flips
+    python benchmarks/registry.py writers --write
+
+A writer is a process that registers made-up runs and promotes each; it notes what it was told has happened. It is
+killed at a random moment and another goes on with what had not been confirmed.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from compress.errors import InputError
+from compress.measurement import Measurement
+from compress.registry.entry import Promoted, Registered
+from compress.registry.promotion import Wish, promote
+from compress.registry.registry import Registry
+from compress.registry.upkeep import collect, verify
+from compress.report.schema import Report
+
+RESULTS = Path(__file__).parent / "results" / "registry.json"
+WRITERS = 2
+app = typer.Typer(help=__doc__)
+_Write = Annotated[bool, typer.Option("--write", help="Put the figures into results/.")]
+_FORK = multiprocessing.get_context("fork")
+
+
+def made_run(folder: Path, content: bytes, accuracy: float = 0.9, rows: int = 200, size: int = 1000) -> Path:
+    """A run's folder as `compress run` leaves one, with a model of those bytes and that measured accuracy."""
+    right = round(rows * accuracy)
+    raw = tuple([1.0] * right + [0.0] * (rows - right))
+    spread = {"low": accuracy - 0.05, "high": min(1.0, accuracy + 0.05)}
+    of = {"model": "final", "target": "cpu"}
+    measured = (
+        Measurement(metric="accuracy", value=accuracy, unit="ratio", n=rows, raw=raw, **spread, **of),
+        Measurement(metric="size_bytes", value=float(size), unit="bytes", **of),
+    )
+    report = Report(recipe="made", measurements=measured, started="2026-01-01T00:00:00+00:00")
+    (folder / "model" / "onnx").mkdir(parents=True)
+    (folder / "model" / "config.json").write_text('{"model_type": "bert"}')
+    (folder / "model" / "onnx" / "model.onnx").write_bytes(content)
+    (folder / "report.json").write_text(report.to_json())
+    (folder / "recipe.yaml").write_text("name: made\n")
+    (folder / "lock.json").write_text('{"seed": 0, "start": "none"}\n')
+    return folder
+
+
+@dataclass(frozen=True)
+class Survived:
+    """What was found of a registry whose writers were killed."""
+
+    confirmed: int
+    kills: int
+    lost: int
+    double: int
+    torn: int
+    unsound_aliases: int
+    seconds: float
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is lost, double, torn or unsound."""
+        return not any((self.lost, self.double, self.torn, self.unsound_aliases))
+
+
+def kill_writers(folder: Path, operations: int, kills: int, seed: int = 0) -> Survived:
+    """Let two writers register and promote ``operations`` times each, and kill one at ``kills`` random moments."""
+    began, chance = time.perf_counter(), random.Random(seed)
+    runs = {
+        writer: [made_run(folder / f"{writer}-{each}", f"{writer} {each}".encode()) for each in range(operations // 2)]
+        for writer in range(WRITERS)
+    }
+    notes = {writer: folder / f"confirmed-{writer}" for writer in runs}
+    root, counted, torn = folder / "registry", 0, 0
+    # The operations within which each writer is killed.
+    moments = {writer: sorted(chance.sample(range(operations), kills // WRITERS)) for writer in runs}
+    working = {writer: _begin(root, runs[writer], notes[writer]) for writer in runs}
+    while working:
+        for writer, process in list(working.items()):
+            if moments[writer] and _count(notes[writer]) >= moments[writer][0]:
+                moments[writer].pop(0)
+                time.sleep(chance.uniform(0, 0.02))
+                process.kill()
+                process.join()
+                counted += process.exitcode == -signal.SIGKILL
+                torn += not _readable(root)
+                working[writer] = _begin(root, runs[writer], notes[writer])
+            elif process.exitcode is not None:
+                process.join()
+                assert process.exitcode == 0, process.exitcode
+                del working[writer]
+        time.sleep(0.001)
+    return _judged(root, notes, counted, torn, time.perf_counter() - began)
+
+
+def _begin(root: Path, runs: list[Path], notes: Path) -> Any:
+    process = _FORK.Process(target=_work, args=(root, runs, notes))
+    process.start()
+    return process
+
+
+def _work(root: Path, runs: list[Path], notes: Path) -> None:
+    """Go on behind what is confirmed: run after run is registered and promoted."""
+    registry = Registry(root)
+    done = _count(notes)
+    with notes.open("ab", buffering=0) as file:
+        for number in range(done, 2 * len(runs)):
+            run = runs[number // 2]
+            version, _ = registry.register(run, "reviews")
+            if number % 2:
+                promoted = promote(registry, Wish(version.reference))
+                assert not promoted.refused, promoted.judged
+            what = "promoted" if number % 2 else "registered"
+            file.write(f"{what} {version.number} {version.record}\n".encode())
+
+
+def _count(notes: Path) -> int:
+    return notes.read_bytes().count(b"\n") if notes.exists() else 0
+
+
+def _readable(root: Path) -> bool:
+    """Whether a reader finds whole entries, and an alias that stands for a version."""
+    registry = Registry(root)
+    if not registry.log.path.is_file():
+        return True
+    state = registry.state()
+    return all(number in state.versions[name] for name in state.versions for number in state.aliases(name).values())
+
+
+def _judged(root: Path, notes: dict[int, Path], kills: int, torn: int, seconds: float) -> Survived:
+    registry = Registry(root)
+    faults = [fault for fault in verify(registry) if fault.fault != "surplus"]
+    collect(registry, root.parent / "none", dry_run=False)
+    torn += len(faults) + len(verify(registry))
+    state = registry.state()
+    versions = state.versions["reviews"]
+    confirmed = [line.split() for path in notes.values() for line in path.read_text().splitlines()]
+    promoted = [entry for entry in state.entries if isinstance(entry, Promoted)]
+    known = {(version.number, version.record, "registered") for version in versions.values()}
+    known |= {(entry.version, versions[entry.version].record, "promoted") for entry in promoted}
+    lost = sum((int(number), record, what) not in known for what, number, record in confirmed)
+    lost += len(set(range(1, len(versions) + 1)) - set(versions))
+    # Each run's files are one version, entered once; and no version takes its own place. One whose writer was killed
+    # before it was told, and in whose place another came since, is promoted again, as it was asked.
+    double = len(versions) - len({version.record for version in versions.values()})
+    double += sum(isinstance(entry, Registered) for entry in state.entries) - len(versions)
+    double += sum(entry.before == entry.version for entry in promoted)
+    unsound = 0
+    for number in state.aliases("reviews").values():
+        try:
+            registry.verified(versions[number])
+        except InputError:
+            unsound += 1
+    return Survived(len(confirmed), kills, lost, double, torn, unsound, seconds)
+
+
+def flip_bytes(folder: Path, tries: int, seed: int = 0) -> tuple[int, int]:
+    """Change a byte of a registry ``tries`` times, each time another: how often it was found, and rightly named."""
+    chance = random.Random(seed)
+    registry = Registry(folder / "registry")
+    for number in range(3):
+        run = made_run(folder / f"run-{number}", chance.randbytes(2000 + number), accuracy=0.9)
+        version, _ = registry.register(run, "reviews")
+        promote(registry, Wish(version.reference))
+    registry.rollback("reviews", "champion")
+    files = [path for path in sorted(registry.root.rglob("*")) if path.is_file() and path.stat().st_size]
+    assert not verify(registry)
+    found = named = 0
+    for number in range(tries):
+        # By files and by bytes in turns: most bytes are those of few files.
+        weights = [path.stat().st_size if number % 2 else 1 for path in files]
+        (path,) = chance.choices(files, weights)
+        whole = path.read_bytes()
+        place = chance.randrange(len(whole))
+        changed = bytes([whole[place] ^ chance.randrange(1, 256)])
+        # Another file: the objects share theirs with the runs.
+        path.unlink()
+        path.write_bytes(whole[:place] + changed + whole[place + 1 :])
+        faults = verify(Registry(registry.root))
+        found += bool(faults)
+        named += [fault.path for fault in faults] == [path.relative_to(registry.root).as_posix()]
+        path.write_bytes(whole)
+    return found, named
+
+
+def time_rollback(folder: Path, versions: int, megabytes: int) -> tuple[float, bool]:
+    """Seconds of `compress registry rollback` in a process of its own, and whether the bytes are the old ones then."""
+    registry, chance = Registry(folder / "registry"), random.Random(0)
+    for number in range(versions):
+        content = chance.randbytes(100 if number < versions - 2 else megabytes * 1_000_000)
+        version, _ = registry.register(made_run(folder / f"run-{number}", content), "reviews")
+        promote(registry, Wish(version.reference))
+    before = registry.state().versions["reviews"][versions - 1]
+    command = [sys.executable, "-m", "compress", "registry", "rollback", "reviews", "--registry", str(registry.root)]
+    began = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    seconds = time.perf_counter() - began
+    registry.pull("reviews@champion", folder / "served")
+    served = (folder / "served" / "model" / "onnx" / "model.onnx").read_bytes()
+    old = (folder / f"run-{before.number - 1}" / "model" / "onnx" / "model.onnx").read_bytes()
+    return seconds, served == old
+
+
+@app.command()
+def writers(operations: int = 500, kills: int = 100, write: _Write = False) -> None:
+    """Two writers, killed at random moments."""
+    with tempfile.TemporaryDirectory(prefix="registry-") as folder:
+        found = kill_writers(Path(folder), operations, kills)
+    what = f"{WRITERS} writers x {operations} registrations and promotions, `kill -9` at {found.kills} random moments"
+    counts = f"{found.lost} lost, {found.double} double, {found.torn} torn"
+    aliases = "every alias points to a verified artifact" if not found.unsound_aliases else "an alias points to none"
+    _put(write, what, f"{counts} of {found.confirmed} confirmed; {aliases} ({found.seconds:.0f} s)", "0, 0, 0; every")
+
+
+@app.command()
+def rollback(versions: int = 500, megabytes: int = 200, write: _Write = False) -> None:
+    """The way back, from the shell."""
+    with tempfile.TemporaryDirectory(prefix="registry-") as folder:
+        seconds, same = time_rollback(Path(folder), versions, megabytes)
+    what = f"`compress registry rollback`, {versions} versions, models of {megabytes} MB, start of the program included"
+    bytes_ = "the served bytes are the old ones" if same else "other bytes are served"
+    _put(write, what, f"{seconds:.2f} s; {bytes_}", "under 1 s; the old ones")
+
+
+@app.command()
+def flips(tries: int = 200, write: _Write = False) -> None:
+    """A changed byte anywhere."""
+    with tempfile.TemporaryDirectory(prefix="registry-") as folder:
+        found, named = flip_bytes(Path(folder), tries)
+    what = f"a changed byte anywhere in a registry, {tries} tries: found by `verify`, and the right file named alone"
+    _put(write, what, f"{found} of {tries}, {named} of {tries}", f"{tries}, {tries}")
+
+
+def _put(write: bool, what: str, found: str, wanted: str) -> None:
+    typer.echo(f"{what}: {found} (wanted: {wanted})")
+    if not write:
+        return
+    page = json.loads(RESULTS.read_text()) if RESULTS.exists() else _PAGE
+    rows = [row for row in page["tables"][0]["rows"] if row[0].split(",")[0] != what.split(",")[0]]
+    page["measured"] = datetime.now(UTC).date().isoformat()
+    page["tables"][0]["rows"] = [*rows, [what, found, wanted]]
+    RESULTS.write_text(json.dumps(page, indent=1, ensure_ascii=False) + "\n")
+
+
+_PAGE: dict[str, Any] = {
+    "title": "Registry",
+    "order": 11,
+    "command": "python benchmarks/registry.py writers --write",
+    "machine": f"{os.cpu_count()} virtual cores, beside other work",
+    "measured": "",
+    "tables": [{"columns": ["what", "found", "wanted"], "rows": []}],
+}
+
+
+if __name__ == "__main__":
+    app()

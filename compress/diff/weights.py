@@ -1,0 +1,245 @@
+"""The tensors of two models, pair by pair: how far each moved, what of that is rounding, and what was done to it."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from compress.diff.causes import causes_of
+from compress.diff.matching import Pair, aligned, match
+from compress.diff.record import How, LayerChange, TensorChange, WeightsDiff
+from compress.diff.values import CHUNK, weights_of
+from compress.inspect.layers import model_prefix
+from compress.inspect.tensors import Contents, read_model
+from compress.numerics.weight_difference import Chunk, Sums, ratio, spectrum, sums
+from compress.progress import Progress
+
+_TIMES_ROUNDING = 2.0
+"""How many times what rounding to the nearest step gives a tensor may be off: ranges are clipped, and errors made up
+for elsewhere."""
+_FACTOR = 0.005
+"""From here on a factor is more than rounding does."""
+_SUM_ORDER = 1e-6
+"""Of floats of one kind: the last bit, as a product of constants computed beforehand leaves it."""
+_BLOCK = re.compile(r"^(?P<block>(?:[^.\d][^.]*\.)+\d+)\.(?P<rest>.+)$")
+_HEAD = 4
+
+
+def compare_weights(before: Path, after: Path, progress: Progress) -> WeightsDiff:
+    """Tensor by tensor; no more than a few of them are in memory at once. Raises `ModelError`."""
+    sides = read_model(before), read_model(after)
+    (old, unread_old), (new, unread_new) = (
+        weights_of(contents, place if place.is_dir() else place.parent)
+        for contents, place in zip(sides, (before, after), strict=True)
+    )
+    progress.note("finding out which tensor is which")
+    found = match(old, new, same_layout=sides[0].format == sides[1].format)
+    layers = kinds_of([*old])
+    tensors = []
+    for pair in progress.track(found.pairs, "compare weights", len(found.pairs)):
+        tensors.append(_Reading(pair, sides).change(*layers[pair.before.name]))
+    order = {name: place for place, name in enumerate(old)}
+    tensors.sort(key=lambda one: order[one.name])
+    return WeightsDiff(
+        formats=(sides[0].format, sides[1].format),
+        tensors=tuple(tensors),
+        layers=layers_changed(tensors),
+        added=tuple(one.name for one in found.added),
+        removed=tuple(one.name for one in found.removed),
+        resized=tuple(f"{old.name}: {list(old.shape)} \u2192 {list(new.shape)}" for old, new in found.resized),
+        again=(*found.folded, *(f"{one.after.name} is {one.before.name} once more" for one in found.extra)),
+        unread=tuple(dict.fromkeys((*unread_old, *unread_new))),
+    )
+
+
+def kinds_of(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Tensor's name -> its layer and which part of the layer it is, weight and bias together."""
+    prefix = model_prefix(names)
+    found = {}
+    for name in names:
+        module = name.removeprefix(prefix).rpartition(".")[0] or name
+        match = _BLOCK.match(module)
+        found[name] = (match["block"], match["rest"]) if match else (module, "whole")
+    return found
+
+
+@dataclass
+class _Reading:
+    """A pair of tensors, read as often as it has to be."""
+
+    pair: Pair
+    sides: tuple[Contents, Contents]
+
+    def __post_init__(self) -> None:
+        self._whole: tuple[np.ndarray, np.ndarray, np.ndarray | None] | None = None
+        self._scale = np.float32(1)
+        self.streams = self.pair.whole and self.pair.before.plain is not None and self.pair.after.plain is not None
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Rows of both, stretch by stretch; nothing but those is in memory where files hold plain arrays."""
+        if self.streams:
+            for one, other in zip(self.pair.before.chunks(), self.pair.after.chunks(), strict=True):
+                yield (one if self._scale == 1 else one * self._scale), other
+            return
+        before, after, _ = self.whole
+        step = max(1, CHUNK // before.shape[1])
+        for start in range(0, len(before), step):
+            yield before[start : start + step] * self._scale, after[start : start + step]
+
+    @property
+    def whole(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Both as matrices of one layout, and the step of the second's grid."""
+        if self._whole is None:
+            before, after, steps = aligned(self.pair)
+            if not self.pair.after.scaled:
+                after, steps = _fitted(before, after)
+            self._whole = before, after, steps
+        return self._whole
+
+    def change(self, layer: str, kind: str) -> TensorChange:
+        """What is found of the pair."""
+        read = sums(self.chunks)
+        folded = self._attention_scale(read)
+        read = sums(self.chunks) if folded else read
+        rounding, within = self._rounding(read)
+        relative, scaled = read.relative, read.product / read.before if read.before else 1.0
+        times = ratio(read.difference, rounding) if rounding else None
+        how, unexplained = self._judged(read, rounding)
+        one, other = self.pair.before, self.pair.after
+        matrix = min(one.flat) > 1
+        head = spectrum(self.chunks, one.flat[1], read.difference) if how == "changed" and matrix else None
+        return TensorChange(
+            name=one.name,
+            other="" if one.name == other.name else other.name,
+            layer=layer,
+            kind=kind,
+            shape=one.shape,
+            how=how,
+            by=self.pair.by,
+            relative=_finite(relative),
+            unexplained=_finite(unexplained),
+            times_rounding=None if times is None else _finite(times),
+            within_half_step=within,
+            cosine=read.cosine,
+            factor=scaled,
+            ranges=(read.low[0], read.high[0], read.low[1], read.high[1]),
+            sparsity=(read.zeros[0] / read.size, read.zeros[1] / read.size),
+            bits=(one.bits, other.bits),
+            dtypes=(one.dtype, other.dtype),
+            zeroed_rows=tuple(np.flatnonzero((read.rows.before > 0) & (read.rows.after == 0)).tolist()),
+            spectrum=None if head is None else (head.before[:_HEAD], head.after[:_HEAD]),
+            rank=None if head is None else head.rank,
+            causes=folded if how != "changed" else causes_of(read, head, partial(self.chunks), one.flat),
+        )
+
+    def _attention_scale(self, read: Sums) -> tuple[str, ...]:
+        """Take out the scale of attention, size^(-1/2), or its square root of both factors, where a graph has it."""
+        if self.sides[0].format == self.sides[1].format or not read.before or read.product <= 0:
+            return ()
+        factor = read.product / read.before
+        for power in (2, 4):
+            size = factor**-power
+            if size > 3 and abs(size - round(size)) < 0.02 * power * size / 8:
+                self._scale = np.float32(round(size) ** (-1 / power))
+                return (f"times {self._scale:.4g}, attention's scale of heads of {round(size)}",)
+        return ()
+
+    def _rounding(self, read: Sums) -> tuple[float, float | None]:
+        """Sum of squares that the steps of both grids explain, and the share of weights within half a step.
+
+        Rounding to a step s is off by s / sqrt(12) (Bennett 1948). Floats of one kind on both sides aren't rounded.
+        """
+        one, other = self.pair.before, self.pair.after
+        explained = 0.0
+        if one.dtype != other.dtype:
+            for side, squares in ((one, read.before), (other, read.after)):
+                # A float's step is between epsilon / 2 and epsilon of it.
+                explained += side.epsilon**2 * squares / 24
+        if self.streams:
+            return explained, None
+        _, _, steps = self.whole
+        within = None
+        if one.plain is None and (own := one.read()[1]) is not None:
+            explained += float(np.square(own, dtype=np.float64).sum()) / 12
+        if steps is not None:
+            explained += float(np.square(steps, dtype=np.float64).sum()) / 12
+            before, after, _ = self.whole
+            before = before * self._scale
+            near = np.abs(after - before) <= 0.5 * steps * 1.001 + 1e-6 * np.abs(before)
+            within = float(near.mean())
+        return explained, within
+
+    def _judged(self, read: Sums, rounding: float) -> tuple[How, float]:
+        """Of which kind the change is, and its size without what rounding explains."""
+        if read.difference == 0 and read.not_finite[0] == read.not_finite[1]:
+            return "identical", 0.0
+        if read.not_finite[1] != read.not_finite[0]:
+            return "changed", float("inf")
+        if rounding == 0 or self.pair.before.dtype == self.pair.after.dtype == "float32":
+            return ("rounded", 0.0) if read.relative <= _SUM_ORDER else ("changed", read.relative)
+        left = ratio(max(read.difference - rounding, 0.0), read.before)
+        if read.difference > _TIMES_ROUNDING**2 * rounding:
+            return "changed", left
+        factor = self._factor(read)
+        return ("changed", abs(factor - 1)) if abs(factor - 1) > _FACTOR else ("rounded", 0.0)
+
+    @staticmethod
+    def _factor(read: Sums) -> float:
+        """How many times the first the second is, as far as both ways to fit it agree; else 1.
+
+        Rounding alone draws the one below 1 and the other above, or leaves them there.
+        """
+        if not read.before or not read.product:
+            return 1.0
+        fits = read.product / read.before, read.after / read.product
+        if min(fits) <= 1 <= max(fits):
+            return 1.0
+        return min(fits, key=lambda fit: abs(fit - 1))
+
+
+def _fitted(before: np.ndarray, integers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Integers times the scale of each row, which lies elsewhere: by least squares, with the zero point."""
+    mean, middle = before.mean(axis=1, keepdims=True), integers.mean(axis=1, keepdims=True)
+    spread = np.square(integers - middle).sum(axis=1, keepdims=True)
+    products = ((before - mean) * (integers - middle)).sum(axis=1, keepdims=True)
+    scale = np.divide(products, spread, out=np.zeros_like(products), where=spread > 0)
+    return mean + scale * (integers - middle), np.broadcast_to(np.abs(scale), before.shape)
+
+
+def _finite(value: float) -> float:
+    """JSON has no infinity: what grows from nothing is told as a great deal."""
+    return value if np.isfinite(value) else 1e9
+
+
+def layers_changed(tensors: Iterable[TensorChange]) -> tuple[LayerChange, ...]:
+    """Layers with a tensor that isn't identical: by what isn't explained, then by all of the change."""
+    by_layer: dict[str, list[TensorChange]] = defaultdict(list)
+    for tensor in tensors:
+        by_layer[tensor.layer].append(tensor)
+    found = [
+        _layer(name, members) for name, members in by_layer.items() if any(one.how != "identical" for one in members)
+    ]
+    return tuple(sorted(found, key=lambda one: (-one.unexplained, -one.relative)))
+
+
+def _layer(name: str, members: Sequence[TensorChange]) -> LayerChange:
+    """Each tensor's change is a share of its own size, and counts by its number of weights."""
+    worst = max(members, key=lambda one: (one.unexplained, one.relative))
+    whole = sum(one.entries for one in members)
+    squares = sum(one.entries * min(one.relative, 1e3) ** 2 for one in members)
+    left = sum(one.entries * min(one.unexplained, 1e3) ** 2 for one in members)
+    return LayerChange(
+        name=name,
+        relative=float(np.sqrt(squares / whole)),
+        unexplained=float(np.sqrt(left / whole)),
+        changed=sum(one.how == "changed" for one in members),
+        tensors=len(members),
+        worst=worst.name,
+        causes=tuple(dict.fromkeys(cause for one in members for cause in one.causes)),
+    )

@@ -65,6 +65,8 @@ def flattened(value: Any, name: str = "") -> dict[str, str]:
     if isinstance(value, Mapping):
         return {key: text for part, inner in value.items() if part not in _NAMELESS
                 for key, text in flattened(inner, f"{name}.{part}" if name else str(part)).items()}  # fmt: skip
+    if value is None:
+        return {}
     if isinstance(value, list | tuple) and any(isinstance(one, Mapping | list) for one in value):
         return {key: text for place, inner in enumerate(value)
                 for key, text in flattened(inner, f"{name}[{place}]").items()}  # fmt: skip

@@ -23,6 +23,7 @@ from compress.recipe_source import read_recipe
 from compress.report.schema import Report, load_report
 from compress.tasks.registry import get_task
 
+CONFIG = "config.json"
 _OTHER_MODEL = 0.5
 """Share of the tensors changed by as much as this of their size from which both were trained apart."""
 _CAUSES = ("seed", "data.", "task", "model")
@@ -112,6 +113,9 @@ def _answers(
         modules = modules_of(sessions)
         if modules is not None:
             inside = compare_modules(modules, sessions, drawn.batches[:2])
+            if not inside.modules:
+                inside = None
+                lacking.append("activations: the two have no module of one name and shape")
         else:
             lacking.append("activations: they are compared where both are weights that transformers runs; "
                            "`compress doctor FILE --target T --against WEIGHTS` looks into another format")  # fmt: skip
@@ -163,18 +167,21 @@ def _identical(weights: WeightsDiff | None) -> bool:
 
 def _changed(fields: Sequence[FieldChange], weights: WeightsDiff | None, answers: AnswersDiff | None) -> bool:
     """Whether more than a file's form is another: what a tokenizer or a config says, weights beyond rounding, rows."""
-    says = [one for one in fields if one.file == TOKENIZER or (one.file == "config.json" and _bears(one.field))]
+    says = [one for one in fields if one.file in (TOKENIZER, CONFIG) and _bears(one.field)]
     compared = answers.comparison if answers else None
     worse = compared is not None and any(change.verdict in ("worse", "better") for change in compared.changes)
     return bool(says) or worse or (weights is not None and weights.verdict == "changed")
 
 
-_FORM = ("dtype", "torch_dtype", "transformers_version", "quantization_config", "architectures", "use_cache")
+_FORM = (
+    *("dtype", "torch_dtype", "transformers_version", "quantization_config", "architectures", "use_cache"),
+    *("transformers.js_config", "truncation", "padding"),
+)
 
 
 def _bears(name: str) -> bool:
-    """Whether a field of a config says how the model computes, and not only how it is stored or by what it is read."""
-    return not name.startswith((*_FORM, "transformers.js_config"))
+    """Whether a field says what the model computes, and not only how it is stored or by what it is read."""
+    return not name.startswith(_FORM)
 
 
 def _first(fields: Sequence[FieldChange], weights: WeightsDiff | None) -> str:
@@ -186,9 +193,9 @@ def _first(fields: Sequence[FieldChange], weights: WeightsDiff | None) -> str:
         return f"{causes[0].file}: {field_words(causes[0])}"
     if changed:
         top = changed[0]
-        return f"{top.name}: {top.causes[0]}" if top.causes else f"{top.name}: changed by {percent(top.relative)}"
-    ranked = [*(one for one in fields if one.file == TOKENIZER),
-              *(one for one in fields if one.file == "config.json" and _bears(one.field)), *causes]  # fmt: skip
+        where = top.name if top.worst.rpartition(".")[0].endswith(top.name) else f"{top.name} ({top.worst})"
+        return f"{where}: {top.causes[0]}" if top.causes else f"{where}: changed by {percent(top.relative)}"
+    ranked = [one for name in (TOKENIZER, CONFIG) for one in fields if one.file == name and _bears(one.field)] + causes
     if weights is not None and (weights.added or weights.removed or weights.resized):
         return next(iter((*weights.resized, *(f"{name}: removed" for name in weights.removed),
                           *(f"{name}: added" for name in weights.added))))  # fmt: skip

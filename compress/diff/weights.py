@@ -17,7 +17,7 @@ from compress.diff.record import How, LayerChange, TensorChange, WeightsDiff
 from compress.diff.values import CHUNK, weights_of
 from compress.inspect.layers import model_prefix
 from compress.inspect.tensors import Contents, read_model
-from compress.numerics.weight_difference import Chunk, Sums, ratio, spectrum, sums
+from compress.numerics.weight_difference import Chunk, Sums, ratio, reordered, repeated_within, spectrum, sums
 from compress.progress import Progress
 
 _TIMES_ROUNDING = 2.0
@@ -27,6 +27,10 @@ _FACTOR = 0.005
 """From here on a factor is more than rounding does."""
 _SUM_ORDER = 1e-6
 """Of floats of one kind: the last bit, as a product of constants computed beforehand leaves it."""
+_SCALE_NEAR = 0.003
+"""How far a rounded tensor's factor may be from attention's scale."""
+_TURNED = 0.95
+"""Cosine below which another order of the rows is looked for."""
 _BLOCK = re.compile(r"^(?P<block>(?:[^.\d][^.]*\.)+\d+)\.(?P<rest>.+)$")
 _HEAD = 4
 
@@ -79,6 +83,7 @@ class _Reading:
     def __post_init__(self) -> None:
         self._whole: tuple[np.ndarray, np.ndarray, np.ndarray | None] | None = None
         self._scale = np.float32(1)
+        self._order: np.ndarray | None = None
         self.streams = self.pair.whole and self.pair.before.plain is not None and self.pair.after.plain is not None
 
     def chunks(self) -> Iterator[Chunk]:
@@ -97,6 +102,7 @@ class _Reading:
         """Both as matrices of one layout, and the step of the second's grid."""
         if self._whole is None:
             before, after, steps = aligned(self.pair)
+            before = before if self._order is None else before[self._order]
             if not self.pair.after.scaled:
                 after, steps = _fitted(before, after)
             self._whole = before, after, steps
@@ -105,7 +111,7 @@ class _Reading:
     def change(self, layer: str, kind: str) -> TensorChange:
         """What is found of the pair."""
         read = sums(self.chunks)
-        folded = self._attention_scale(read)
+        folded = self._attention_scale(read) or self._rotary_order(read)
         read = sums(self.chunks) if folded else read
         rounding, within = self._rounding(read)
         relative, scaled = read.relative, read.product / read.before if read.before else 1.0
@@ -140,15 +146,27 @@ class _Reading:
 
     def _attention_scale(self, read: Sums) -> tuple[str, ...]:
         """Take out the scale of attention, size^(-1/2), or its square root of both factors, where a graph has it."""
-        if self.sides[0].format == self.sides[1].format or not read.before or read.product <= 0:
+        if self.sides[0].format == self.sides[1].format or not read.before or read.cosine < _TURNED:
             return ()
         factor = read.product / read.before
         for power in (2, 4):
             size = factor**-power
-            if size > 3 and abs(size - round(size)) < 0.02 * power * size / 8:
+            if size > 3 and abs(size - round(size)) < min(0.3, _SCALE_NEAR * power * size):
                 self._scale = np.float32(round(size) ** (-1 / power))
                 return (f"times {self._scale:.4g}, attention's scale of heads of {round(size)}",)
         return ()
+
+    def _rotary_order(self, read: Sums) -> tuple[str, ...]:
+        """Take the rows in the other's order where that is the same in each head, as formats keep rotary halves."""
+        one = self.pair.before
+        if self.sides[0].format == self.sides[1].format or min(one.flat) < 2 or read.cosine > _TURNED:
+            return ()
+        found = reordered(self.chunks, one.flat, along_rows=True)
+        size = None if found is None else repeated_within(np.array(found.order))
+        if found is None or size is None:
+            return ()
+        self.streams, self._whole, self._order = False, None, np.array(found.order)
+        return (f"the rows of each {size} stand in another order, as the format keeps them",)
 
     def _rounding(self, read: Sums) -> tuple[float, float | None]:
         """Sum of squares that the steps of both grids explain, and the share of weights within half a step.

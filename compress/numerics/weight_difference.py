@@ -221,6 +221,17 @@ def _block(order: np.ndarray) -> int:
     return 1
 
 
+def repeated_within(order: np.ndarray) -> int | None:
+    """The size of equal blocks within each of which ``order`` is the same; None where there are no such, or one."""
+    count = len(order)
+    for size in range(2, count // 2 + 1):
+        if count % size == 0:
+            blocks = order.reshape(-1, size) - np.arange(0, count, size)[:, None]
+            if blocks.min() >= 0 and blocks.max() < size and (blocks == blocks[0]).all():
+                return size
+    return None
+
+
 def grid_bits(rows: np.ndarray, most: int = 8) -> int | None:
     """The fewest bits whose values every row of [n, m] fits; None for ``most`` bits or more, or rows too short."""
     if rows.shape[1] < 4 << most:

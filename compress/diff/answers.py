@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from compress.report.schema import BASELINE, FINAL, DataRecord, Report, SliceRec
 from compress.runtimes.decoder import feeder
 from compress.runtimes.runtime import Session
 from compress.targets import Target
+from compress.tasks.capability import READS_ROWS
 from compress.tasks.classes import agreement_row, mean_row
 from compress.tasks.task import Task
 
@@ -85,8 +86,10 @@ def on_rows(before: Path, after: Path, recipe: Recipe, folder: Path, task: Task,
 
     parts: list[Part] = []
     with suppress(CompressError):  # rows without a length, such as images
-        parts = find_parts((*(recipe.slices or task.slices), *_QUARTILES), data, TEST, lengths)[0]
-    parts = [part for part in parts if len(part.rows) == len(found[BASELINE].labels or rows)]
+        parts = find_parts(recipe.slices or task.slices or _QUARTILES, data, TEST, lengths)[0]
+    if READS_ROWS not in task.capabilities:
+        parts = [replace(part, rows=task.members(rows, part.rows, examples[BASELINE])) for part in parts]
+    parts = [part for part in parts if part.rows.any()]
     measured: list[Measurement] = []
     for label, own in found.items():
         whole = task.measure(own.kept, own.labels, label, WHERE)

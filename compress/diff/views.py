@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -32,6 +33,11 @@ def verdict_words(diff: Diff) -> str:
     if diff.weights is None:
         return "settings differ" if diff.fields else "no setting differs"
     return SENTENCES[diff.verdict]
+
+
+def short(name: str) -> str:
+    """The last part of a path."""
+    return Path(name).name or name
 
 
 def console_diff(diff: Diff) -> RenderableType:
@@ -82,10 +88,11 @@ def html_diff(diff: Diff) -> str:
     missed = any(found.state == "missed" for found in diff.limits)
     return render(
         "diff/templates/diff.html",
-        f"{diff.before} and {diff.after} \u00b7 compress diff",
+        f"{short(diff.before)} and {short(diff.after)} \u00b7 compress diff",
         diff.model_dump_json(by_alias=True),
         styled="compare/templates/comparison.html",
         diff=diff,
+        name=f"{short(diff.before)} \u2192 {short(diff.after)}",
         state="missed" if missed else "passed" if diff.verdict != "changed" else "unknown",
         sentence=verdict_words(diff),
         heat=heat_map(tensors) if tensors else "",

@@ -13,6 +13,7 @@ import numpy as np
 
 from compress.checkpoints.json_file import read_json
 from compress.compare.change import Comparison
+from compress.compare.flips import input_texts, shortened
 from compress.compare.reports import compare_reports
 from compress.data.dataset import TEST, load_dataset
 from compress.data.membership import Part, character_lengths, find_parts
@@ -31,7 +32,6 @@ from compress.numerics.output_agreement import output_agreement
 from compress.progress import Progress
 from compress.recipe.policy import COMPARE, Policy
 from compress.recipe.recipe import Recipe
-from compress.recipe_source import dump_recipe
 from compress.report.predictions import Answers, write_predictions
 from compress.report.schema import BASELINE, FINAL, DataRecord, Report, SliceRecord
 from compress.runtimes.decoder import feeder
@@ -102,10 +102,10 @@ def on_rows(before: Path, after: Path, recipe: Recipe, folder: Path, task: Task,
         measurements=(*measured, *near),
         slices={part.name: SliceRecord.of(part.rows.tolist(), part.about) for part in parts},
     )
-    comparison = _compared(report, {name: _answers(task, artifacts[name], found[name], data.labels) for name in found},
-                           [data.labels[place] for place in found[BASELINE].labels] if data.labels else [],
-                           recipe)  # fmt: skip
-    return AnswersDiff(inputs=f"{len(rows):,} rows of the test split", rows=tuple(near), comparison=comparison)
+    answers = {label: _answers(task, artifacts[label], found[label], data.labels) for label in found}
+    names = [data.labels[place] for place in found[BASELINE].labels] if data.labels else []
+    comparison = _compared(report, answers, names, input_texts(data, TEST))
+    return AnswersDiff(inputs=f"{len(rows):,} rows", rows=tuple(near), comparison=comparison)
 
 
 def _apart(task: Task, found: Mapping[str, Predictions]) -> list[Measurement]:
@@ -128,7 +128,7 @@ def _answers(task: Task, artifact: Path, found: Predictions, labels: Sequence[st
 
 
 def _compared(
-    report: Report, answers: Mapping[str, Answers | None], labels: Sequence[str], recipe: Recipe
+    report: Report, answers: Mapping[str, Answers | None], labels: Sequence[str], texts: Sequence[str]
 ) -> Comparison | None:
     """The two of one report, with examples of what flipped; None where nothing was measured of both."""
     with tempfile.TemporaryDirectory(prefix="compress-diff-") as scratch:
@@ -136,11 +136,13 @@ def _compared(
         known = {(label, WHERE): one for label, one in answers.items() if one is not None}
         if known and labels:
             write_predictions(labels, known, folder, several=False)
-        (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
         try:
-            return beside(report, report, COMPARE.model_copy(update={"model": FINAL}), (folder, folder), BASELINE)
+            policy = COMPARE.model_copy(update={"model": FINAL})
+            found = beside(report, report, policy, (folder, folder), BASELINE)
         except InputError:
             return None
+    flips = tuple(one.model_copy(update={"example": shortened(texts[one.row])}) for one in found.flips)
+    return found.model_copy(update={"flips": flips})
 
 
 def beside(

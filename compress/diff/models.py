@@ -12,7 +12,7 @@ from compress.diff.activations import compare_modules, modules_of
 from compress.diff.answers import beside, check_config_there, draw, on_drawn, on_rows, opened
 from compress.diff.files import RECIPE, TOKENIZER, compare_folders, compare_reports_beside, try_recipes
 from compress.diff.limits import judged
-from compress.diff.record import Activations, AnswersDiff, Diff, FieldChange, WeightsDiff
+from compress.diff.record import Activations, AnswersDiff, Diff, FieldChange, LayerChange, WeightsDiff
 from compress.diff.weights import compare_weights
 from compress.errors import CompressError
 from compress.metrics import format_measurement, significant
@@ -192,9 +192,7 @@ def _first(fields: Sequence[FieldChange], weights: WeightsDiff | None) -> str:
     if weights is not None and causes and _trained_apart(weights):
         return f"{causes[0].file}: {field_words(causes[0])}"
     if changed:
-        top = changed[0]
-        where = top.name if top.worst.rpartition(".")[0].endswith(top.name) else f"{top.name} ({top.worst})"
-        return f"{where}: {top.causes[0]}" if top.causes else f"{where}: changed by {percent(top.relative)}"
+        return _layer_words(changed[0], weights)
     ranked = [one for name in (TOKENIZER, CONFIG) for one in fields if one.file == name and _bears(one.field)] + causes
     if weights is not None and (weights.added or weights.removed or weights.resized):
         return next(iter((*weights.resized, *(f"{name}: removed" for name in weights.removed),
@@ -202,8 +200,21 @@ def _first(fields: Sequence[FieldChange], weights: WeightsDiff | None) -> str:
     if ranked:
         return f"{ranked[0].file}: {field_words(ranked[0])}"
     if layers:
-        return f"{layers[0].name}: {percent(layers[0].relative)} by rounding"
+        return _layer_words(layers[0], weights)
     return f"{fields[0].file}: {field_words(fields[0])}" if fields else "nothing differs"
+
+
+def _layer_words(layer: LayerChange, weights: WeightsDiff | None) -> str:
+    """The layer, its tensor that changed most, and what was done to that."""
+    worst = next(one for one in weights.tensors if one.name == layer.worst) if weights else None
+    where = layer.name if layer.worst.rpartition(".")[0].endswith(layer.name) else f"{layer.name} ({layer.worst})"
+    if worst is not None and worst.causes:
+        return f"{where}: {worst.causes[0]}"
+    return f"{where}: {'changed by ' if layer.unexplained else ''}{percent(layer.relative)}{_by(layer)}"
+
+
+def _by(layer: LayerChange) -> str:
+    return "" if layer.unexplained else " by rounding"
 
 
 def _trained_apart(weights: WeightsDiff) -> bool:

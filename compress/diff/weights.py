@@ -6,7 +6,6 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +118,9 @@ class _Reading:
         how, unexplained = self._judged(read, rounding)
         one, other = self.pair.before, self.pair.after
         matrix = min(one.flat) > 1
+        causes = folded if how != "changed" else ()
+        if one.bits != other.bits and self.sides[0].format == self.sides[1].format:
+            causes = (*causes, f"{other.bits:.3g} bits a weight where there were {one.bits:.3g}")
         head = spectrum(self.chunks, one.flat[1], read.difference) if how == "changed" and matrix else None
         return TensorChange(
             name=one.name,
@@ -141,7 +143,7 @@ class _Reading:
             zeroed_rows=tuple(np.flatnonzero((read.rows.before > 0) & (read.rows.after == 0)).tolist()),
             spectrum=None if head is None else (head.before[:_HEAD], head.after[:_HEAD]),
             rank=None if head is None else head.rank,
-            causes=folded if how != "changed" else causes_of(read, head, partial(self.chunks), one.flat),
+            causes=causes if how != "changed" else (*causes_of(read, head, self.chunks, one.flat), *causes),
         )
 
     def _attention_scale(self, read: Sums) -> tuple[str, ...]:

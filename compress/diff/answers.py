@@ -103,19 +103,20 @@ def on_rows(before: Path, after: Path, recipe: Recipe, folder: Path, task: Task,
         slices={part.name: SliceRecord.of(part.rows.tolist(), part.about) for part in parts},
     )
     answers = {label: _answers(task, artifacts[label], found[label], data.labels) for label in found}
-    names = [data.labels[place] for place in found[BASELINE].labels] if data.labels else []
+    ids = found[BASELINE].labels
+    names = [data.labels[place] for place in ids] if data.labels and ids is not None else []
     comparison = _compared(report, answers, names, input_texts(data, TEST))
     return AnswersDiff(inputs=f"{len(rows):,} rows", rows=tuple(near), comparison=comparison)
 
 
 def _apart(task: Task, found: Mapping[str, Predictions]) -> list[Measurement]:
     """The divergence of classes' probabilities, which tasks with classes don't tell."""
-    chances = [task.probabilities(found[label].kept) for label in (BASELINE, FINAL)]
-    if chances[0] is None or chances[1] is None or chances[0].shape != chances[1].shape:
+    old, new = (task.probabilities(found[label].kept) for label in (BASELINE, FINAL))
+    if old is None or new is None or old.shape != new.shape:
         return []
     with np.errstate(divide="ignore"):
-        values = divergence(*(np.log(one) for one in chances))
-    sure = mean_row("confidence_change", chances[1].max(axis=-1) - chances[0].max(axis=-1), FINAL, WHERE)
+        values = divergence(np.log(old), np.log(new))
+    sure = mean_row("confidence_change", new.max(axis=-1) - old.max(axis=-1), FINAL, WHERE)
     return [_mean("kl_divergence", values, "nats"), sure.model_copy(update={"raw": None})]
 
 

@@ -148,7 +148,7 @@ def compare_reports_beside(before: Report, after: Report) -> Iterator[FieldChang
 def _told(report: Report) -> Fields:
     data = report.data
     packages = {f"packages.{name}": str(value) for name, value in (report.environment.get("packages") or {}).items()}
-    machine = {name: str(report.environment[name]) for name in ("python", "platform", "processor")
-               if name in report.environment}  # fmt: skip
+    known = [name for name in ("python", "platform", "processor") if name in report.environment]
+    machine: dict[str, str] = {name: str(report.environment[name]) for name in known}
     rows = {} if data is None else {"data.digest": data.digest[:12], "data.rows": str(data.rows)}
     return {"recipe": report.recipe, **rows, **packages, **machine}

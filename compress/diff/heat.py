@@ -65,13 +65,14 @@ def _cell(members: Sequence[TensorChange], layer: str, kind: str, x: float, y: f
     worst = max(members, key=lambda one: (one.unexplained, one.relative))
     state = worst.how
     shade = None if state == "identical" else number(0.12 + 0.88 * depth(worst.relative))
-    box = {"x": x + 1, "y": y + 1, "width": _CELL - 2, "height": _ROW - 2, "rx": 3.0, "class": state}
+    box: dict[str, str | float | None] = {"x": x + 1, "y": y + 1, "width": _CELL - 2, "height": _ROW - 2, "rx": 3.0}
+    box |= {"class": state, "fill-opacity": shade}
     words = "=" if state == "identical" else f"{significant(worst.relative * 100, 2)}%"
     deep = "deep" if state == "changed" and depth(worst.relative) > 0.55 else ""
     tip = f"{layer} {kind}: {worst.name} {state}, {words if words != '=' else '0%'}" + "".join(
         f"; {cause}" for cause in worst.causes
     )
-    shape = element("rect", {**box, "fill-opacity": shade})
+    shape = element("rect", box)
     return told("cell", tip, shape, text(x + _CELL / 2, y + 16, words, f"figure {deep}".strip()))
 
 

@@ -76,11 +76,13 @@ def read_limits(written: Iterable[str]) -> dict[str, float]:
         if name not in LIMITS:
             near = get_close_matches(name, LIMITS, 1)
             hint = f"did you mean {near[0]!r}?" if near else None
-            raise InputError(f"There is no limit {name!r}.", "--at-most", f"one of {', '.join(LIMITS)}", hint)
+            expected = f"one of {', '.join(LIMITS)}"
+            raise InputError(f"There is no limit {name!r}.", where="--at-most", expected=expected, mend=hint)
         try:
             found[name] = float(number)
         except ValueError:
-            raise InputError(f"{number!r} is no number.", "--at-most", f"such as {name}=0.01") from None
+            what = f"{number!r} is no number."
+            raise InputError(what, where="--at-most", expected=f"such as {name}=0.01") from None
     return found
 
 

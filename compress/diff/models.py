@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 from compress.data.config import DataConfig
 from compress.diff.activations import compare_modules, modules_of
 from compress.diff.answers import beside, check_config_there, draw, on_drawn, on_rows, opened
 from compress.diff.files import RECIPE, TOKENIZER, compare_folders, compare_reports_beside, try_recipes
 from compress.diff.limits import judged
-from compress.diff.record import Activations, AnswersDiff, Diff, FieldChange, LayerChange, WeightsDiff
+from compress.diff.record import Activations, AnswersDiff, Diff, FieldChange, How, LayerChange, WeightsDiff
 from compress.diff.weights import compare_weights
 from compress.errors import CompressError
 from compress.metrics import format_measurement, significant
@@ -258,8 +259,8 @@ def _summary(
 
 def weights_words(weights: WeightsDiff) -> str:
     """How many tensors are what, and for rounded ones by how much."""
-    counts = {how: len(weights.having(how)) for how in ("identical", "rounded", "changed")}  # type: ignore[arg-type]
-    parts = [f"{count} {how}" for how, count in counts.items() if count]
+    counts = Counter(one.how for one in weights.tensors)
+    parts = [f"{counts[how]} {how}" for how in get_args(How) if counts[how]]
     for how in ("added", "removed", "resized"):
         parts += [f"{len(getattr(weights, how))} {how}"] if getattr(weights, how) else []
     rounded = weights.having("rounded")

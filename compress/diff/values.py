@@ -54,7 +54,7 @@ class Weight:
             return 0.0
         import ml_dtypes
 
-        return float(ml_dtypes.finfo(dtype).eps)
+        return float(ml_dtypes.finfo(dtype).eps)  # type: ignore[no-untyped-call]
 
     def halves_exchanged(self) -> Weight:
         """The same where the upper half of each byte comes first."""

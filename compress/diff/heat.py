@@ -51,14 +51,9 @@ def heat_map(tensors: Sequence[TensorChange]) -> str:
 def _head(kind: str, x: float) -> str:
     """The name of a column, turned so that long ones fit."""
     y = _HEAD - 8
-    place = {
-        "x": x,
-        "y": y,
-        "class": "tick",
-        "text-anchor": "start",
-        "transform": f"rotate(-38 {number(x)} {number(y)})",
-    }
-    return element("text", place, kind)
+    turned = f"rotate(-38 {number(x)} {number(y)})"
+    place: dict[str, str | float | None] = {"x": x, "y": y, "text-anchor": "start", "transform": turned}
+    return element("text", {**place, "class": "tick"}, kind)
 
 
 def _cell(members: Sequence[TensorChange], layer: str, kind: str, x: float, y: float) -> str:
@@ -69,9 +64,8 @@ def _cell(members: Sequence[TensorChange], layer: str, kind: str, x: float, y: f
     box |= {"class": state, "fill-opacity": shade}
     words = "=" if state == "identical" else f"{significant(worst.relative * 100, 2)}%"
     deep = "deep" if state == "changed" and depth(worst.relative) > 0.55 else ""
-    tip = f"{layer} {kind}: {worst.name} {state}, {words if words != '=' else '0%'}" + "".join(
-        f"; {cause}" for cause in worst.causes
-    )
+    causes = "".join(f"; {cause}" for cause in worst.causes)
+    tip = f"{layer} {kind}: {worst.name} {state}, {'0%' if words == '=' else words}{causes}"
     shape = element("rect", box)
     return told("cell", tip, shape, text(x + _CELL / 2, y + 16, words, f"figure {deep}".strip()))
 

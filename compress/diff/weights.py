@@ -121,7 +121,8 @@ class _Reading:
         causes = folded if how != "changed" else ()
         if one.bits != other.bits and self.sides[0].format == self.sides[1].format:
             causes = (*causes, f"{other.bits:.3g} bits a weight where there were {one.bits:.3g}")
-        head = spectrum(self.chunks, one.flat[1], read.difference) if how == "changed" and matrix else None
+        told = how == "changed" and matrix and not any(read.not_finite)
+        head = spectrum(self.chunks, one.flat[1], read.difference) if told else None
         return TensorChange(
             name=one.name,
             other="" if one.name == other.name else other.name,

@@ -3,7 +3,7 @@
     python benchmarks/diff.py [ROW...] [--write]
 
 Rows are the names of planted changes, `formats` (an encoder and a decoder beside themselves in every other format,
-some minutes), `memory` (two checkpoints of 3B weights that are written, 12.4 GB, compared and removed again), or
+some minutes), `memory` (two checkpoints of the shape of 3B weights, 0.8 GB on the disk), or
 `planted`, all of the first kind, which is meant where nothing is named. `--write` puts the figures into
 `benchmarks/results/diff.json`; rows that weren't asked for stay as they are there.
 """
@@ -315,24 +315,27 @@ def _same(name: str, before: Path, after: Path) -> list[str]:
 
 
 def memory_row(layers: int = 28, hidden: int = 3072, inner: int = 8192, words: int = 128_256) -> list[str]:
-    """Two checkpoints of the shape of a 3B decoder in bfloat16, one layer of the second changed."""
+    """Two checkpoints of the shape of a 3B decoder in bfloat16; the table and one layer of the second are others.
+
+    One stretch in sixteen of each file has numbers, so that the disk holds a sixteenth; all of it is read.
+    """
+    products = {
+        **{f"self_attn.{name}_proj": (hidden, hidden) for name in "qo"},
+        **{f"self_attn.{name}_proj": (hidden // 3, hidden) for name in "kv"},
+        **{f"mlp.{name}_proj": (inner, hidden) for name in ("gate", "up")},
+        "mlp.down_proj": (hidden, inner),
+    }
     shapes = {"model.embed_tokens.weight": (words, hidden)}
-    for number in range(layers):
-        for part, shape in (("self_attn.q_proj", (hidden, hidden)), ("self_attn.k_proj", (hidden // 3, hidden)),
-                            ("self_attn.v_proj", (hidden // 3, hidden)), ("self_attn.o_proj", (hidden, hidden)),
-                            ("mlp.gate_proj", (inner, hidden)), ("mlp.up_proj", (inner, hidden)),
-                            ("mlp.down_proj", (hidden, inner))):  # fmt: skip
-            shapes[layer(number, part)] = shape
-    total = sum(int(np.prod(shape)) for shape in shapes.values())
+    shapes |= {layer(number, part): shape for number in range(layers) for part, shape in products.items()}
+    changed = ("model.embed_tokens.weight", layer(layers // 2, "mlp.down_proj"))
+    total = sum(rows * columns for rows, columns in shapes.values())
     with tempfile.TemporaryDirectory() as scratch:
         folders = [Path(scratch) / name for name in ("before", "after")]
         for place, folder in enumerate(folders):
-            _drawn_checkpoint(folder, shapes, changed=layer(layers // 2, "mlp.down_proj") if place else "")
+            _drawn_checkpoint(folder, shapes, changed if place else ())
+        code = f"import sys; from compress.cli import main; sys.argv[1:] = ['diff', *{list(map(str, folders))!r}, "
+        code += "'--depth', 'weights', '--json']; main()"
         began = time.monotonic()
-        code = (
-            "import sys; from compress.cli import main; "
-            f"sys.argv = ['compress', 'diff', *{list(map(str, folders))!r}, '--depth', 'weights', '--json']; main()"
-        )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         seconds = time.monotonic() - began
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
@@ -340,19 +343,25 @@ def memory_row(layers: int = 28, hidden: int = 3072, inner: int = 8192, words: i
     return [f"{total / 1e9:.2f} B weights", f"{peak / 1e9:.2f} GB", f"{seconds:.0f} s; {first}"]
 
 
-def _drawn_checkpoint(folder: Path, shapes: Mapping[str, tuple[int, ...]], changed: str) -> None:
-    """A file for each tensor, so that no more than one is in memory."""
+def _drawn_checkpoint(folder: Path, shapes: Mapping[str, tuple[int, int]], changed: tuple[str, ...]) -> None:
+    """A file for each tensor, as safetensors lays it out."""
     folder.mkdir()
+    stretch = np.random.default_rng(0).standard_normal(1 << 15).astype(bfloat16)
     where = {}
-    block = np.random.default_rng(0).standard_normal(1 << 22).astype(np.float32)
     for place, (name, shape) in enumerate(shapes.items()):
-        values = np.resize(np.roll(block, 7919 * place), shape).astype(bfloat16)
-        values = (values.astype(np.float32) * 1.05).astype(bfloat16) if name == changed else values
-        file = f"model-{place + 1:05d}-of-{len(shapes):05d}.safetensors"
-        save_file({name: values}, folder / file, metadata={"format": "pt"})
-        where[name] = file
-    index = {"metadata": {}, "weight_map": where}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        size = 2 * shape[0] * shape[1]
+        about = json.dumps({name: {"dtype": "BF16", "shape": shape, "data_offsets": [0, size]}}).encode()
+        about += b" " * (-len(about) % 8)
+        where[name] = f"model-{place + 1:05d}-of-{len(shapes):05d}.safetensors"
+        values = (stretch.astype(np.float32) * (1.05 if name in changed else 1)).astype(bfloat16).tobytes()
+        with (folder / where[name]).open("wb") as file:
+            file.write(len(about).to_bytes(8, "little") + about)
+            start = file.tell()
+            for offset in range(0, size - len(values), 16 * len(values)):
+                file.seek(start + offset)
+                file.write(values)
+            file.truncate(start + size)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
 
 

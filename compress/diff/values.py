@@ -67,11 +67,24 @@ class Weight:
 
     def chunks(self) -> Iterator[np.ndarray]:
         """Its rows as float32, stretch by stretch."""
+        for part in self.stored_chunks():
+            yield np.asarray(part, np.float32)
+
+    def stored_chunks(self) -> Iterator[np.ndarray]:
+        """The same in the type that they are stored in, where the file's bytes are the values."""
         rows, columns = self.flat
         step = max(1, CHUNK // max(columns, 1))
         whole = (self.read()[0] if self.plain is None else self.plain()).reshape(rows, columns)
         for start in range(0, rows, step):
-            yield np.asarray(whole[start : start + step], np.float32)
+            yield whole[start : start + step]
+
+
+def side_by_side(one: Weight, other: Weight) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Stretches of both as float32; one array twice where their bytes are the same."""
+    for mine, theirs in zip(one.stored_chunks(), other.stored_chunks(), strict=True):
+        own = np.asarray(mine, np.float32)
+        same = mine.dtype == theirs.dtype and np.array_equal(mine.view(np.uint8), theirs.view(np.uint8))
+        yield own, own if same else np.asarray(theirs, np.float32)
 
 
 def flat_shape(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -13,7 +13,7 @@ import numpy as np
 from compress.diff.causes import causes_of
 from compress.diff.matching import Pair, aligned, match
 from compress.diff.record import How, LayerChange, TensorChange, WeightsDiff
-from compress.diff.values import CHUNK, weights_of
+from compress.diff.values import CHUNK, side_by_side, weights_of
 from compress.inspect.layers import model_prefix
 from compress.inspect.tensors import Contents, read_model
 from compress.numerics.weight_difference import Chunk, Sums, ratio, reordered, repeated_within, spectrum, sums
@@ -88,7 +88,7 @@ class _Reading:
     def chunks(self) -> Iterator[Chunk]:
         """Rows of both, stretch by stretch; nothing but those is in memory where files hold plain arrays."""
         if self.streams:
-            for one, other in zip(self.pair.before.chunks(), self.pair.after.chunks(), strict=True):
+            for one, other in side_by_side(self.pair.before, self.pair.after):
                 yield (one if self._scale == 1 else one * self._scale), other
             return
         before, after, _ = self.whole

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 Chunk = tuple[np.ndarray, np.ndarray]
-"""The same rows of both matrices, float32 [rows, columns]."""
+"""The same rows of both matrices, float32 [rows, columns]; one array twice where they are equal."""
 Chunks = Callable[[], Iterator[Chunk]]
 """Gives both matrices from the start, as often as it is called."""
 
@@ -85,22 +85,35 @@ def sums(chunks: Chunks) -> Sums:
     low, high = [np.inf, np.inf], [-np.inf, -np.inf]
     zeros, bad, kept, size = [0, 0], [0, 0], 0, 0
     for pair in chunks():
-        before, after = (_finite(side, bad, place) for place, side in enumerate(pair))
-        apart = after - before
-        products = ((before, before), (after, after), (before, after), (apart, apart))
-        by_row.append([np.einsum("ij,ij->i", *both).astype(np.float64) for both in products])
-        columns = [np.einsum("ij,ij->j", *both).astype(np.float64) for both in products]
+        before = _finite(pair[0], bad, 0)
+        same = pair[1] is pair[0]
+        after = before if same else _finite(pair[1], bad, 1)
+        bad[1] += int((~np.isfinite(pair[0])).sum()) if same and before is not pair[0] else 0
+        by_row.append(_products(before, after, "ij,ij->i"))
+        columns = _products(before, after, "ij,ij->j")
         by_column = columns if by_column is None else [old + new for old, new in zip(by_column, columns, strict=True)]
-        for place, side in enumerate((before, after)):
+        for place, side in enumerate((before,) if same else (before, after)):
             low[place], high[place] = min(low[place], float(side.min())), max(high[place], float(side.max()))
-            zeros[place] += side.size - int(np.count_nonzero(side))
-        kept += int(np.count_nonzero((apart == 0) & (after != 0)))
+            zeros[place] += (empty := side.size - int(np.count_nonzero(side)))
+        if same:
+            low[1], high[1], zeros[1] = min(low[1], low[0]), max(high[1], high[0]), zeros[1] + empty
+        kept += before.size - empty if same else int(np.count_nonzero((after == before) & (after != 0)))
         size += before.size
     if by_column is None:
         raise ValueError("expected at least one row")
     rows = Axis(*(np.concatenate(parts) for parts in zip(*by_row, strict=True)))
     both_low, both_high = (low[0], low[1]), (high[0], high[1])
     return Sums(rows, Axis(*by_column), both_low, both_high, (zeros[0], zeros[1]), kept, (bad[0], bad[1]), size)
+
+
+def _products(before: np.ndarray, after: np.ndarray, axes: str) -> list[np.ndarray]:
+    """Squares of both, their products, and squares of the difference, summed."""
+    own: np.ndarray = np.einsum(axes, before, before).astype(np.float64)
+    if after is before:
+        return [own, own, own, np.zeros_like(own)]
+    apart = after - before
+    others = [np.einsum(axes, *both).astype(np.float64) for both in ((after, after), (before, after), (apart, apart))]
+    return [own, *others]
 
 
 def _finite(array: np.ndarray, bad: list[int], place: int) -> np.ndarray:

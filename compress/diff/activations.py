@@ -1,14 +1,24 @@
-"""Where the values within two torch models part: the outputs of their modules on the same inputs."""
+"""Where the values within two models part on the same inputs: by modules of torch, or by operators of files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from compress.diff.answers import target_of
 from compress.diff.record import Activations, Parting
-from compress.inspect.departures import NOISE, Gap
+from compress.formats.model_file import format_of, model_file, model_files
+from compress.formats.onnx.model import OnnxModel
+from compress.formats.onnx.parts import OnnxParts
+from compress.formats.parts import longest
+from compress.formats.registry import FORMATS
+from compress.inspect.departures import NOISE, Gap, compare_parts, gives_values, open_parts
+from compress.inspect.matched_parts import match
+from compress.inspect.node_layers import node_modules
+from compress.progress import Progress
 from compress.runtimes.runtime import Session
 
 if TYPE_CHECKING:
@@ -50,6 +60,41 @@ def compare_modules(
         modules=tuple(parted[:_MOST]),
         notes=tuple(notes),
     )
+
+
+def compare_files(
+    before: Path, after: Path, batches: Sequence[Mapping[str, np.ndarray]], progress: Progress
+) -> Activations | None:
+    """A graph of floats beside a file of any format that gives its values: which operators err more than bits explain.
+
+    None where the file isn't written from such a graph, or the batches lack inputs of it. Raises what opening raises.
+    """
+    import onnx
+
+    target = target_of(after)
+    forms = format_of(before), FORMATS[format_of(after)]
+    from_graph = OnnxModel.kind in (forms[1].name, forms[1].written_from)
+    if forms[0] != OnnxModel.kind or not from_graph or not gives_values(target) or len(model_files(before)) > 1:
+        return None
+    file = model_file(before)
+    graph = onnx.load(file)
+    wanted = {one.name for one in graph.graph.input} - {one.name for one in graph.graph.initializer}
+    if any(not wanted <= batch.keys() for batch in batches):
+        return None
+    given = [{name: batch[name] for name in wanted} for batch in batches]
+    parts = open_parts(after, target, longest(given))
+    if parts.shaped is not None:
+        shaped = parts.shaped(given)
+        parts, given = match(parts, OnnxParts(graph), shaped[0]), [dict(one) for one in shaped]
+    compared = compare_parts(graph, node_modules(file), parts, given, progress)
+    if compared is None:
+        return None
+    parted = [Parting(module=one.layer or one.name, error=min(one.error, 1e9)) for one in compared.departures]
+    found = "departs" if len(parted) == 1 else "depart"
+    note = f"{len(parted)} of {compared.parts} operators {found} by more than their bits explain"
+    first = parted[0] if parted else None
+    name, error = (first.module, first.error) if first else (None, 0.0)
+    return Activations(first=name, error=error, modules=tuple(parted[:_MOST]), notes=(note,))
 
 
 def _outputs(

@@ -7,9 +7,9 @@ and matrices that stand side by side have them one after the other. A vector is 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 import numpy as np
@@ -79,7 +79,7 @@ class Pair:
 class Matches:
     """``extra``: what stands in the second model once more; ``resized`` has one name, and another shape.
 
-    ``folded``: what a graph has no need to store, with what became of it.
+    ``folded``: what a graph has no need to store, with what became of it. ``turned``: the pairs' first is the second's.
     """
 
     pairs: tuple[Pair, ...]
@@ -88,11 +88,27 @@ class Matches:
     resized: tuple[tuple[Weight, Weight], ...]
     extra: tuple[Pair, ...] = ()
     folded: tuple[str, ...] = ()
+    turned: bool = False
+
+    @property
+    def lacking(self) -> int:
+        """Tensors without another."""
+        return len(self.removed) + len(self.added) + len(self.resized)
 
 
 def match(before: Mapping[str, Weight], after: Mapping[str, Weight], same_layout: bool) -> Matches:
-    """Pair the tensors of two models. With ``same_layout`` a name and a shape in common are enough to know one."""
-    return _Matching(dict(before), dict(after), same_layout).found()
+    """Pair the tensors of two models. With ``same_layout`` a name and a shape in common are enough to know one.
+
+    Of two formats it is seen which holds the other's tensors side by side or added up: pairs are looked for both ways.
+    """
+    found = _Matching(dict(before), dict(after), same_layout).found()
+    if same_layout or not found.lacking:
+        return found
+    turned = _Matching(dict(after), dict(before), same_layout).found()
+    if turned.lacking >= found.lacking:
+        return found
+    resized = tuple((one, other) for other, one in turned.resized)
+    return replace(turned, added=turned.removed, removed=turned.added, resized=resized, turned=True)
 
 
 @dataclass
@@ -103,19 +119,24 @@ class _Matching:
     pairs: list[Pair] = field(default_factory=list)
     resized: list[tuple[Weight, Weight]] = field(default_factory=list)
     folded: list[str] = field(default_factory=list)
+    _profiles: dict[Weight, Profile] = field(default_factory=dict)
 
     def found(self) -> Matches:
         names = self._common_names()
         if self.same_layout:
             for old, new in names.items():
-                if self.before[old].shape == self.after[new].shape:
-                    self._take(Pair(self.before[old], self.after[new], "name"))
+                one, other = self.before[old], self.after[new]
+                # Integers may lie the other way round than the floats that they are made of.
+                if one.shape == other.shape and one.dtype == other.dtype:
+                    self._take(Pair(one, other, "name"))
         self._by_content(names)
+        self._parts_of_the_first()
         for old, new in names.items():
             if old in self.before and new in self.after:
                 self._by_name_alone(old, new)
         if not self.same_layout:
             self._sums()
+            self._turned(names)
             self._integers_alone()
             self._constants()
             self._own_of_graphs()
@@ -124,6 +145,29 @@ class _Matching:
         added = tuple(one for name, one in self.after.items() if name not in gone)
         removed = tuple(self.before.values())
         return Matches(tuple(self.pairs), removed, added, tuple(self.resized), extra, tuple(self.folded))
+
+    def _turned(self, names: Mapping[str, str]) -> None:
+        """What stands side by side in the second may be laid out the other way round in the first."""
+        kept = dict(self.before)
+        self.before = {name: one.transposed() for name, one in kept.items()}
+        self._by_content(names)
+        self._parts_of_the_first()
+        self.before = {name: kept[name] for name in self.before}
+
+    def _parts_of_the_first(self) -> None:
+        """Tensors of the second that stand side by side in one of the first: its rows are told apart by theirs."""
+        turned = _Matching(dict(self.after), dict(self.before), False)
+        turned._by_content({})
+        spans: dict[str, int] = defaultdict(int)
+        for pair in turned.pairs:
+            if pair.count is not None:
+                whole, part = pair.after, pair.before
+                spans[whole.name] += pair.count
+                self.pairs.append(Pair(_rows_of(pair), part, "content"))
+                del self.after[part.name]
+        for name, count in spans.items():
+            if count in self.before[name].shape:
+                del self.before[name]
 
     def _sums(self) -> None:
         """Tables to each row of which a row of another was added, as exporters do with the only type of token."""
@@ -171,20 +215,17 @@ class _Matching:
 
     def _constants(self) -> None:
         """Vectors of one number: a graph keeps equal ones once, and none at all where it is 0 or 1."""
-        for name, before in list(self.before.items()):
-            mine = self._profile(before)
-            if mine.columns is None and mine.constant:
-                self.folded.append(f"{name} is {mine.rows[0]:g} everywhere, which the other needn't store")
-                del self.before[name]
-
-    @cached_property
-    def _profiles(self) -> dict[int, Profile]:
-        return {}
+        for side in (self.before, self.after):
+            for name, weight in list(side.items()):
+                mine = self._profile(weight)
+                if mine.columns is None and mine.constant:
+                    self.folded.append(f"{name} is {mine.rows[0]:g} everywhere, which the other needn't store")
+                    del side[name]
 
     def _profile(self, weight: Weight) -> Profile:
-        if id(weight) not in self._profiles:
-            self._profiles[id(weight)] = Profile.of(weight)
-        return self._profiles[id(weight)]
+        if weight not in self._profiles:
+            self._profiles[weight] = Profile.of(weight)
+        return self._profiles[weight]
 
     def _common_names(self) -> dict[str, str]:
         """Names of both that are one but for what a wrapper puts before them."""
@@ -228,14 +269,15 @@ class _Matching:
                 self.after.pop(name, None)
 
     def _options(self, names: Mapping[str, str]) -> Iterator[tuple[float, Pair]]:
+        places = [{name: place / len(side) for place, name in enumerate(side)} for side in (self.before, self.after)]
         for before in self.before.values():
             mine = self._profile(before)
             for after in self.after.values():
                 called = names.get(before.name) == after.name
                 for score, pair in _likely(before, mine, after, self._profile(after)):
                     # Of equally likely ones, the namesake; then what lies at the same place of the file.
-                    place = abs(_share(self.before, before) - _share(self.after, after))
-                    yield score + 0.01 * called - 1e-3 * place, pair
+                    apart = abs(places[0][before.name] - places[1][after.name])
+                    yield score + 0.01 * called - 1e-3 * apart, pair
 
     def _again(self) -> Iterator[Pair]:
         """What is left of the second model, and stands in the first under a name that is matched already."""
@@ -253,17 +295,26 @@ class _Matching:
                 yield max(found, key=lambda one: one[0])[1]
 
 
+def _rows_of(pair: Pair) -> Weight:
+    """The rows of ``pair.after`` that are ``pair.before``, as a tensor of their own laid out like that."""
+
+    def read() -> tuple[np.ndarray, np.ndarray | None]:
+        values, steps = pair.after.read()
+        shape = pair.before.shape
+        own = None if steps is None else _as_before(pair, steps).reshape(shape)
+        return _as_before(pair, values).reshape(shape), own
+
+    whole = pair.after
+    name = f"{whole.name}[{pair.start}:{pair.start + (pair.count or 0)}]"
+    return Weight(name, pair.before.shape, whole.dtype, whole.bits, read, scaled=whole.scaled)
+
+
 def _rows_alike(before: Weight, after: Weight) -> float:
     """The median of the rows' correlations."""
     old, new = (np.concatenate(list(one.chunks())) for one in (before, after))
     old, new = (one - one.mean(axis=1, keepdims=True) for one in (old, new))
     norms = np.linalg.norm(old, axis=1) * np.linalg.norm(new, axis=1)
     return float(np.median(np.divide((old * new).sum(axis=1), norms, out=np.zeros_like(norms), where=norms > 0)))
-
-
-def _share(all_of_them: Mapping[str, Weight], one: Weight) -> float:
-    names = list(all_of_them)
-    return names.index(one.name) / max(1, len(names))
 
 
 def _likely(before: Weight, mine: Profile, after: Weight, theirs: Profile) -> Iterator[tuple[float, Pair]]:

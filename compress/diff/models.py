@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import get_args
 
 from compress.data.config import DataConfig
-from compress.diff.activations import compare_modules, modules_of
-from compress.diff.answers import beside, check_config_there, draw, on_drawn, on_rows, opened
+from compress.diff.activations import compare_files, compare_modules, modules_of
+from compress.diff.answers import Batches, beside, check_config_there, draw, on_drawn, on_rows, opened
 from compress.diff.files import RECIPE, TOKENIZER, compare_folders, compare_reports_beside, try_recipes
 from compress.diff.limits import judged
 from compress.diff.record import Activations, AnswersDiff, Diff, FieldChange, How, LayerChange, WeightsDiff
@@ -22,6 +22,7 @@ from compress.recipe.policy import COMPARE
 from compress.recipe.recipe import Recipe
 from compress.recipe_source import read_recipe
 from compress.report.schema import Report, load_report
+from compress.runtimes.runtime import Session
 from compress.tasks.registry import get_task
 
 CONFIG = "config.json"
@@ -111,15 +112,7 @@ def _answers(
             check_config_there(side.folder)
         drawn = draw(before.folder, after.folder)
         sessions = [opened(side.model) for side in (before, after)]
-        modules = modules_of(sessions)
-        if modules is not None:
-            inside = compare_modules(modules, sessions, drawn.batches[:2])
-            if not inside.modules:
-                inside = None
-                lacking.append("activations: the two have no module of one name and shape")
-        else:
-            lacking.append("activations: they are compared where both are weights that transformers runs; "
-                           "`compress doctor FILE --target T --against WEIGHTS` looks into another format")  # fmt: skip
+        inside = _inside(before, after, drawn.batches[:2], sessions, lacking, progress)
         found = on_drawn(before.model, after.model, drawn, sessions, progress)
     except CompressError as error:
         lacking.append(f"answers to drawn inputs: {error.what}")
@@ -130,6 +123,24 @@ def _answers(
         own = None
     lacking += [f"answers: {note}" for note in (found.notes if found else ())]
     return own or found, inside
+
+
+def _inside(
+    before: Side, after: Side, batches: Batches, sessions: Sequence[Session], lacking: list[str], progress: Progress
+) -> Activations | None:
+    """The values within both, where they can be seen."""
+    modules = modules_of(sessions)
+    if modules is not None:
+        found = compare_modules(modules, sessions, batches)
+        lacking += [] if found.modules else ["activations: the two have no module of one name and shape"]
+        return found if found.modules else None
+    inside = compare_files(before.model, after.model, batches, progress)
+    if inside is None:
+        lacking.append(
+            "activations: they are seen where both are weights that transformers runs, or A is a graph of floats; "
+            "`compress doctor FILE --target T --against WEIGHTS` compares a file with weights"
+        )
+    return inside
 
 
 def _on_rows(before: Side, after: Side, wanted: Wanted, progress: Progress) -> AnswersDiff | None:
@@ -251,7 +262,8 @@ def _summary(
         yield f"weights: {weights_words(weights)}"
     if activations is not None:
         where = f"part first in {activations.first}, by {significant(activations.error, 2)} of the value's spread"
-        yield f"activations: {where if activations.first else 'the same in all modules'}"
+        same = "; ".join(activations.notes) or "the same in all modules"
+        yield f"activations: {where if activations.first else same}"
     if answers is not None and answers.rows:
         rows = [row for row in answers.rows if "[" not in row.metric]
         yield f"answers to {answers.inputs}: {', '.join(f'{row.metric} {format_measurement(row)}' for row in rows)}"

@@ -56,6 +56,17 @@ class Weight:
 
         return float(ml_dtypes.finfo(dtype).eps)  # type: ignore[no-untyped-call]
 
+    def transposed(self) -> Weight:
+        """A matrix the other way round; anything else as it is."""
+        if len(self.shape) != 2:
+            return self
+
+        def read() -> Whole:
+            values, steps = self.read()
+            return values.T, None if steps is None else steps.T
+
+        return replace(self, shape=self.shape[::-1], read=read, plain=None)
+
     def halves_exchanged(self) -> Weight:
         """The same where the upper half of each byte comes first."""
 

@@ -13,7 +13,7 @@ import numpy as np
 from compress.diff.causes import causes_of
 from compress.diff.matching import Pair, aligned, match
 from compress.diff.record import How, LayerChange, TensorChange, WeightsDiff
-from compress.diff.values import CHUNK, side_by_side, weights_of
+from compress.diff.values import CHUNK, Weight, side_by_side, weights_of
 from compress.inspect.layers import model_prefix
 from compress.inspect.tensors import Contents, read_model
 from compress.numerics.weight_difference import Chunk, Sums, ratio, reordered, repeated_within, spectrum, sums
@@ -43,12 +43,12 @@ def compare_weights(before: Path, after: Path, progress: Progress) -> WeightsDif
     )
     progress.note("finding out which tensor is which")
     found = match(old, new, same_layout=sides[0].format == sides[1].format)
-    layers = kinds_of([*old])
+    layers = kinds_of([pair.before.name for pair in found.pairs])
     tensors = []
     for pair in progress.track(found.pairs, "compare weights", len(found.pairs)):
-        tensors.append(_Reading(pair, sides).change(*layers[pair.before.name]))
-    order = {name: place for place, name in enumerate(old)}
-    tensors.sort(key=lambda one: order[one.name])
+        tensors.append(_Reading(pair, sides, found.turned).change(*layers[pair.before.name]))
+    order = {name: place for place, name in enumerate(new if found.turned else old)}
+    tensors.sort(key=lambda one: order.get(one.name.partition("[")[0], 0))
     return WeightsDiff(
         formats=(sides[0].format, sides[1].format),
         tensors=tuple(tensors),
@@ -74,10 +74,11 @@ def kinds_of(names: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 @dataclass
 class _Reading:
-    """A pair of tensors, read as often as it has to be."""
+    """A pair of tensors, read as often as it has to be; with ``turned`` its first is of the second model."""
 
     pair: Pair
     sides: tuple[Contents, Contents]
+    turned: bool
 
     def __post_init__(self) -> None:
         self._whole: tuple[np.ndarray, np.ndarray, np.ndarray | None] | None = None
@@ -87,14 +88,15 @@ class _Reading:
 
     def chunks(self) -> Iterator[Chunk]:
         """Rows of both, stretch by stretch; nothing but those is in memory where files hold plain arrays."""
-        if self.streams:
-            for one, other in side_by_side(self.pair.before, self.pair.after):
-                yield (one if self._scale == 1 else one * self._scale), other
-            return
+        for one, other in side_by_side(self.pair.before, self.pair.after) if self.streams else self._stretches():
+            scaled = one if self._scale == 1 else one * self._scale
+            yield (other, scaled) if self.turned else (scaled, other)
+
+    def _stretches(self) -> Iterator[Chunk]:
         before, after, _ = self.whole
         step = max(1, CHUNK // before.shape[1])
         for start in range(0, len(before), step):
-            yield before[start : start + step] * self._scale, after[start : start + step]
+            yield before[start : start + step], after[start : start + step]
 
     @property
     def whole(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -107,6 +109,12 @@ class _Reading:
             self._whole = before, after, steps
         return self._whole
 
+    @property
+    def _sides(self) -> tuple[Weight, Weight]:
+        """The first model's tensor, and the second's."""
+        pair = self.pair
+        return (pair.after, pair.before) if self.turned else (pair.before, pair.after)
+
     def change(self, layer: str, kind: str) -> TensorChange:
         """What is found of the pair."""
         read = sums(self.chunks)
@@ -116,19 +124,20 @@ class _Reading:
         relative, scaled = read.relative, read.product / read.before if read.before else 1.0
         times = ratio(read.difference, rounding) if rounding else None
         how, unexplained = self._judged(read, rounding)
-        one, other = self.pair.before, self.pair.after
-        matrix = min(one.flat) > 1
+        one, other = self._sides
+        name, shape, flat = self.pair.before.name, self.pair.before.shape, self.pair.before.flat
+        matrix = min(flat) > 1
         causes = folded if how != "changed" else ()
         if one.bits != other.bits and self.sides[0].format == self.sides[1].format:
             causes = (*causes, f"{other.bits:.3g} bits a weight where there were {one.bits:.3g}")
         told = how == "changed" and matrix and not any(read.not_finite)
-        head = spectrum(self.chunks, one.flat[1], read.difference) if told else None
+        head = spectrum(self.chunks, flat[1], read.difference) if told else None
         return TensorChange(
-            name=one.name,
-            other="" if one.name == other.name else other.name,
+            name=name,
+            other="" if one.name == other.name else self.pair.after.name,
             layer=layer,
             kind=kind,
-            shape=one.shape,
+            shape=shape,
             how=how,
             by=self.pair.by,
             relative=_finite(relative),
@@ -144,17 +153,17 @@ class _Reading:
             zeroed_rows=tuple(np.flatnonzero((read.rows.before > 0) & (read.rows.after == 0)).tolist()),
             spectrum=None if head is None else (head.before[:_HEAD], head.after[:_HEAD]),
             rank=None if head is None else head.rank,
-            causes=causes if how != "changed" else (*causes_of(read, head, self.chunks, one.flat), *causes),
+            causes=causes if how != "changed" else (*causes_of(read, head, self.chunks, flat), *causes),
         )
 
     def _attention_scale(self, read: Sums) -> tuple[str, ...]:
         """Take out the scale of attention, size^(-1/2), or its square root of both factors, where a graph has it."""
         if self.sides[0].format == self.sides[1].format or not read.before or read.cosine < _TURNED:
             return ()
-        factor = read.product / read.before
-        for power in (2, 4):
+        factor = read.product / (read.after if self.turned else read.before)
+        for power in (2, -2, 4, -4):
             size = factor**-power
-            if size > 3 and abs(size - round(size)) < min(0.3, _SCALE_NEAR * power * size):
+            if size > 3 and abs(size - round(size)) < min(0.3, _SCALE_NEAR * abs(power) * size):
                 self._scale = np.float32(round(size) ** (-1 / power))
                 return (f"times {self._scale:.4g}, attention's scale of heads of {round(size)}",)
         return ()
@@ -176,7 +185,7 @@ class _Reading:
 
         Rounding to a step s is off by s / sqrt(12) (Bennett 1948). Floats of one kind on both sides aren't rounded.
         """
-        one, other = self.pair.before, self.pair.after
+        one, other = self._sides
         explained = 0.0
         if one.dtype != other.dtype:
             for side, squares in ((one, read.before), (other, read.after)):
@@ -186,7 +195,7 @@ class _Reading:
             return explained, None
         _, _, steps = self.whole
         within = None
-        if one.plain is None and (own := one.read()[1]) is not None:
+        if self.pair.before.plain is None and (own := self.pair.before.read()[1]) is not None:
             explained += float(np.square(own, dtype=np.float64).sum()) / 12
         if steps is not None:
             explained += float(np.square(steps, dtype=np.float64).sum()) / 12

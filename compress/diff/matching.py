@@ -130,7 +130,7 @@ class _Matching:
                 if one.shape == other.shape and one.dtype == other.dtype:
                     self._take(Pair(one, other, "name"))
         self._by_content(names)
-        self._parts_of_the_first()
+        self._parts_of_the_first(names)
         for old, new in names.items():
             if old in self.before and new in self.after:
                 self._by_name_alone(old, new)
@@ -151,16 +151,16 @@ class _Matching:
         kept = dict(self.before)
         self.before = {name: one.transposed() for name, one in kept.items()}
         self._by_content(names)
-        self._parts_of_the_first()
+        self._parts_of_the_first(names)
         self.before = {name: kept[name] for name in self.before}
 
-    def _parts_of_the_first(self) -> None:
+    def _parts_of_the_first(self, names: Mapping[str, str]) -> None:
         """Tensors of the second that stand side by side in one of the first: its rows are told apart by theirs."""
         turned = _Matching(dict(self.after), dict(self.before), False)
         turned._by_content({})
         spans: dict[str, int] = defaultdict(int)
         for pair in turned.pairs:
-            if pair.count is not None:
+            if pair.count is not None and names.get(pair.after.name) != pair.before.name:
                 whole, part = pair.after, pair.before
                 spans[whole.name] += pair.count
                 self.pairs.append(Pair(_rows_of(pair), part, "content"))
@@ -275,6 +275,8 @@ class _Matching:
             for after in self.after.values():
                 called = names.get(before.name) == after.name
                 for score, pair in _likely(before, mine, after, self._profile(after)):
+                    if called and pair.count is not None:
+                        continue  # a part of its namesake was cut off
                     # Of equally likely ones, the namesake; then what lies at the same place of the file.
                     apart = abs(places[0][before.name] - places[1][after.name])
                     yield score + 0.01 * called - 1e-3 * apart, pair

@@ -275,7 +275,10 @@ def format_rows() -> Iterator[list[str]]:
 
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        encoder, context = tiny.encoder(num_hidden_layers=1), tiny.context(tiny.dataset(64, 16), scratch=root / "scratch")
+        encoder, context = (
+            tiny.encoder(num_hidden_layers=1),
+            tiny.context(tiny.dataset(64, 16), scratch=root / "scratch"),
+        )
         (root / "encoder").mkdir()
         encoder.save(root / "encoder")
         graph: Any = None

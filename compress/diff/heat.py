@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from compress.charts.plot import element, number, text, told
 from compress.diff.record import TensorChange
+from compress.inspect.layers import reading_order
 from compress.metrics import significant
 
 _MOST_KINDS = 12
@@ -31,7 +32,7 @@ def cells(tensors: Sequence[TensorChange]) -> dict[tuple[str, str], list[TensorC
 def heat_map(tensors: Sequence[TensorChange]) -> str:
     """The chart; each cell says in words what it stands for."""
     found = cells(tensors)
-    layers = list(dict.fromkeys(layer for layer, _ in found))
+    layers = sorted({layer for layer, _ in found}, key=reading_order)
     kinds = list(dict.fromkeys(kind for _, kind in found))
     left = max(map(len, layers), default=1) * _NAME + 14
     width, height = left + _CELL * len(kinds) + 46, _HEAD + _ROW * len(layers) + 6

@@ -24,7 +24,8 @@ from compress.diff.answers import draw
 from compress.diff.limits import judged
 from compress.diff.record import AnswersDiff, Diff
 from compress.diff.views import html_diff
-from compress.tasks.classes import agreement_row
+from compress.report.schema import DataRecord, Report
+from compress.tasks.classes import agreement_row, outcome_row
 from compress.tasks.registry import get_task
 
 VALUE = "bert.encoder.layer.1.attention.self.value.weight"
@@ -172,6 +173,29 @@ def test_settings_and_tokens_that_differ_are_named(encoder: Path, tmp_path: Path
     assert {"file": "config.json", "field": "layer_norm_eps", "before": "1e-12", "after": "1e-05"} in diff["fields"]
     told = ask(encoder, other, "--depth", "files").output
     assert "layer_norm_eps" in told and "weights:" not in told
+
+
+def test_two_runs_are_compared_by_their_recipes_and_reports(encoder: Path, changed: Path, tmp_path: Path) -> None:
+    right = [np.r_[np.ones(900), np.zeros(100)], np.r_[np.zeros(40), np.ones(860), np.zeros(100)]]
+    for seed, (source, outcomes) in enumerate(zip((encoder, changed), right, strict=True)):
+        run = tmp_path / f"run-{seed}"
+        shutil.copytree(source, run / "model")
+        recipe = {"name": "tiny", "task": tiny.TASK, "model": "m", "seed": seed, "stages": ["export"]}
+        splits = {"train": "train.csv", "test": "test.csv"}
+        (run / "recipe.yaml").write_text(json.dumps({**recipe, "data": {"splits": splits}}))
+        measured = outcome_row("accuracy", outcomes, "final", "cpu")
+        packages = {"packages": {"torch": f"2.13.{seed}"}}
+        data = DataRecord(digest="ab" * 32, rows=1000)
+        made = Report(recipe="tiny", measurements=(measured,), data=data, environment=packages)
+        (run / "report.json").write_text(made.to_json())
+    diff = found(tmp_path / "run-0", tmp_path / "run-1")
+    fields = {(one["file"], one["field"]): (one["before"], one["after"]) for one in diff["fields"]}
+    assert fields[("recipe", "seed")] == ("0", "1")
+    assert fields[("report", "packages.torch")] == ("2.13.0", "2.13.1")
+    (change,) = diff["answers"]["comparison"]["changes"]
+    assert change["metric"] == "accuracy" and change["effect"] == pytest.approx(-0.04) and change["verdict"] == "worse"
+    # One layer is no model trained apart: the layer comes first, and not the seed.
+    assert diff["first"].startswith("encoder.layer.1")
 
 
 def test_a_folder_without_weights_is_refused(encoder: Path, tmp_path: Path) -> None:

@@ -1,8 +1,4 @@
-"""Which tensor of one model is which of another's: by name, and where names don't say it, by content.
-
-A matrix is known by the norms of its rows and of its columns: rounding hardly moves them, transposing exchanges them,
-and matrices that stand side by side have them one after the other. A vector is known by its values.
-"""
+"""Which tensor of one model is which of another's: by name, and where names don't say it, by content."""
 
 from __future__ import annotations
 
@@ -14,65 +10,13 @@ from itertools import product
 
 import numpy as np
 
-from compress.diff.values import Weight, flat_shape
+from compress.diff.pairs import Pair, rows_of
+from compress.diff.profiles import FEWEST, Profile, likely, rows_alike
+from compress.diff.values import Weight
 from compress.inspect.layers import model_prefix
 
-_ALIKE = 0.8
-"""Correlation of two profiles from which they may be of one tensor."""
-_SURE = 0.97
-"""From which one of rows and columns says so alone: the others may have been put into another order."""
 _ROW_ALIKE = 0.9
-_FEWEST = 8
-
-
-@dataclass(frozen=True)
-class Profile:
-    """What a tensor is known by: norms of its ``rows`` and of what runs along its last axis, or a vector's values."""
-
-    rows: np.ndarray
-    columns: np.ndarray | None
-    constant: bool
-
-    @classmethod
-    def of(cls, weight: Weight) -> Profile:
-        """Reads all of it, in stretches of rows."""
-        shape = weight.shape
-        if sum(size > 1 for size in shape) < 2:
-            values = np.concatenate([part.ravel() for part in weight.chunks()])
-            return cls(values, None, bool(values.size == 0 or np.ptp(values) == 0))
-        if len(shape) > 2:
-            whole = np.concatenate(list(weight.chunks())).reshape(shape)
-            others = tuple(range(1, len(shape)))
-            rows, columns = np.square(whole).sum(axis=others), np.square(whole).sum(axis=tuple(range(len(shape) - 1)))
-        else:
-            parts = [np.square(part) for part in weight.chunks()]
-            rows, columns = (
-                np.concatenate([part.sum(axis=1) for part in parts]),
-                sum(part.sum(axis=0) for part in parts),
-            )
-        return cls(np.sqrt(rows), np.sqrt(columns), bool(not np.any(rows)))
-
-
-@dataclass(frozen=True)
-class Pair:
-    """``before`` and what it is in the other model: all of ``after``, or ``count`` of its rows from ``start``.
-
-    ``turned``: those rows are columns of ``after``; ``by``: how it was found; ``plus``: a row that is added to each.
-    """
-
-    before: Weight
-    after: Weight
-    by: str
-    turned: bool = False
-    start: int = 0
-    count: int | None = None
-    plus: np.ndarray | None = None
-
-    @property
-    def whole(self) -> bool:
-        """Whether both are of one layout, so that they are read side by side."""
-        alike = self.before.shape == self.after.shape
-        return alike and not self.turned and self.count is None and self.plus is None
+"""Median correlation of rows from which integers are the rounding of floats."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +107,7 @@ class _Matching:
             if pair.count is not None and names.get(pair.after.name) != pair.before.name:
                 whole, part = pair.after, pair.before
                 spans[whole.name] += pair.count
-                self.pairs.append(Pair(_rows_of(pair), part, "content"))
+                self.pairs.append(Pair(rows_of(pair), part, "content"))
                 del self.after[part.name]
         for name, count in spans.items():
             if count in self.before[name].shape:
@@ -196,7 +140,7 @@ class _Matching:
                 continue
             # Formats don't agree on which half of a byte comes first.
             for read in (after, after.halves_exchanged()) if after.bits < 8 else (after,):
-                if after.name in self.after and _rows_alike(before, read) > _ROW_ALIKE:
+                if after.name in self.after and rows_alike(before, read) > _ROW_ALIKE:
                     self._take(Pair(before, read, "content"))
 
     def _own_of_graphs(self) -> None:
@@ -207,7 +151,7 @@ class _Matching:
                 self.folded.append(f"{name} are frequencies of rotary positions, which the first computes")
                 del self.after[name]
         for name, before in list(self.before.items()):
-            if math.prod(before.shape) < _FEWEST:
+            if math.prod(before.shape) < FEWEST:
                 self.folded.append(
                     f"{name}, {math.prod(before.shape)} numbers, was not found among the second's tensors"
                 )
@@ -274,7 +218,7 @@ class _Matching:
             mine = self._profile(before)
             for after in self.after.values():
                 called = names.get(before.name) == after.name
-                for score, pair in _likely(before, mine, after, self._profile(after)):
+                for score, pair in likely(before, mine, after, self._profile(after)):
                     if called and pair.count is not None:
                         continue  # a part of its namesake was cut off
                     # Of equally likely ones, the namesake; then what lies at the same place of the file.
@@ -285,125 +229,13 @@ class _Matching:
         """What is left of the second model, and stands in the first under a name that is matched already."""
         known = [pair.before for pair in self.pairs]
         for after in self.after.values():
-            if not math.prod(after.shape) > _FEWEST:
+            if not math.prod(after.shape) > FEWEST:
                 continue
             found = [
                 one
                 for before in known
                 if math.prod(before.shape) == math.prod(after.shape)
-                for one in _likely(before, self._profile(before), after, self._profile(after))
+                for one in likely(before, self._profile(before), after, self._profile(after))
             ]
             if found:
                 yield max(found, key=lambda one: one[0])[1]
-
-
-def _rows_of(pair: Pair) -> Weight:
-    """The rows of ``pair.after`` that are ``pair.before``, as a tensor of their own laid out like that."""
-
-    def read() -> tuple[np.ndarray, np.ndarray | None]:
-        values, steps = pair.after.read()
-        shape = pair.before.shape
-        own = None if steps is None else _as_before(pair, steps).reshape(shape)
-        return _as_before(pair, values).reshape(shape), own
-
-    whole = pair.after
-    name = f"{whole.name}[{pair.start}:{pair.start + (pair.count or 0)}]"
-    return Weight(name, pair.before.shape, whole.dtype, whole.bits, read, scaled=whole.scaled)
-
-
-def _rows_alike(before: Weight, after: Weight) -> float:
-    """The median of the rows' correlations."""
-    old, new = (np.concatenate(list(one.chunks())) for one in (before, after))
-    old, new = (one - one.mean(axis=1, keepdims=True) for one in (old, new))
-    norms = np.linalg.norm(old, axis=1) * np.linalg.norm(new, axis=1)
-    return float(np.median(np.divide((old * new).sum(axis=1), norms, out=np.zeros_like(norms), where=norms > 0)))
-
-
-def _likely(before: Weight, mine: Profile, after: Weight, theirs: Profile) -> Iterator[tuple[float, Pair]]:
-    """(how alike, pair) in each layout in which one tensor may be the other, or a part of it."""
-    if mine.columns is None:
-        if theirs.columns is None and len(mine.rows) <= len(theirs.rows):
-            yield from _vectors(before, mine, after, theirs)
-        return
-    if theirs.columns is None:
-        return
-    layouts = ((theirs.rows, theirs.columns, False), (theirs.columns, theirs.rows, True))
-    for rows, columns, turned in layouts:
-        if turned and len(after.shape) > 2 and math.prod(after.shape) != math.prod(before.shape):
-            continue
-        other = math.prod(after.shape) // max(len(rows), 1)
-        if other != before.flat[1] or len(rows) < len(mine.rows):
-            continue
-        across = correlation(mine.columns, columns) if len(columns) == len(mine.columns) else 0.0
-        if len(rows) == len(mine.rows):
-            along = correlation(mine.rows, rows)
-            telling = [one for one, side in ((across, columns), (along, rows)) if len(side) >= _FEWEST]
-            if telling and (min(telling) >= _ALIKE or max(telling) >= _SURE):
-                yield sum(telling) / len(telling), _pair(before, after, turned, 0, len(rows), len(rows))
-        elif len(mine.rows) >= _FEWEST:
-            start, along = _best_place(mine.rows, rows)
-            if along >= _SURE:
-                yield along, _pair(before, after, turned, start, len(mine.rows), len(rows))
-
-
-def _pair(before: Weight, after: Weight, turned: bool, start: int, count: int, of: int) -> Pair:
-    return Pair(before, after, "content", turned, start, None if count == of else count)
-
-
-def _vectors(before: Weight, mine: Profile, after: Weight, theirs: Profile) -> Iterator[tuple[float, Pair]]:
-    count = len(mine.rows)
-    if mine.constant:
-        if theirs.constant and len(theirs.rows) == count and np.array_equal(mine.rows[:1], theirs.rows[:1]):
-            yield 0.5, Pair(before, after, "content")
-        return
-    if count < 2:
-        return
-    start, along = _best_place(mine.rows, theirs.rows)
-    close = np.linalg.norm(theirs.rows[start : start + count] - mine.rows) <= 0.2 * np.linalg.norm(mine.rows)
-    if along >= _SURE and (close or count >= _FEWEST):
-        yield along, _pair(before, after, False, start, count, len(theirs.rows))
-
-
-def _best_place(mine: np.ndarray, theirs: np.ndarray) -> tuple[int, float]:
-    """Where in ``theirs`` a stretch is most like ``mine``, and how much."""
-    if len(theirs) == len(mine):
-        return 0, correlation(mine, theirs)
-    step = math.gcd(len(mine), len(theirs))
-    starts = range(0, len(theirs) - len(mine) + 1, step)
-    found = [correlation(mine, theirs[start : start + len(mine)]) for start in starts]
-    best = int(np.argmax(found))
-    return starts[best], found[best]
-
-
-def correlation(left: np.ndarray, right: np.ndarray) -> float:
-    """Pearson's, 0 where either is constant; of fewer than 3 numbers, 1 where they are nearly equal."""
-    if len(left) < 3:
-        return float(np.allclose(left, right, rtol=0.05, atol=1e-6))
-    one, other = left - left.mean(), right - right.mean()
-    norms = np.linalg.norm(one) * np.linalg.norm(other)
-    return float(one @ other / norms) if norms > 1e-12 * np.linalg.norm(left) * np.linalg.norm(right) else 0.0
-
-
-def aligned(pair: Pair) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Both tensors of a pair whole, as matrices of one layout, and the step of the second's grid at each entry."""
-    before = np.concatenate(list(pair.before.chunks()))
-    before = before if pair.plus is None else before + pair.plus
-    values, steps = pair.after.read()
-    return before, _as_before(pair, values), None if steps is None else _as_before(pair, steps)
-
-
-def _as_before(pair: Pair, array: np.ndarray) -> np.ndarray:
-    shape = pair.before.shape
-    if pair.turned:
-        array = array.reshape(-1, array.shape[-1]).T if array.ndim != len(shape) or array.ndim == 2 else _moved(array)
-    if pair.count is not None:
-        array = array.reshape(-1)[pair.start :][: pair.count] if len(shape) < 2 else array[pair.start :][: pair.count]
-    elif array.ndim > 2 and array.shape != shape:
-        array = _moved(array) if array.shape[0] != shape[0] or array.shape[-1] == shape[1] else array
-    rows, columns = flat_shape(shape)
-    return np.asarray(array, np.float32).reshape(-1, columns)[:rows]
-
-
-def _moved(array: np.ndarray) -> np.ndarray:
-    """Channels before places: [out, height, width, in] becomes [out, in, height, width]."""
-    return np.moveaxis(array, -1, 1)

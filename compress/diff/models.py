@@ -10,7 +10,8 @@ from typing import get_args
 
 from compress.data.config import DataConfig
 from compress.diff.activations import compare_files, compare_modules, modules_of
-from compress.diff.answers import Batches, beside, check_config_there, draw, on_drawn, on_rows, opened
+from compress.diff.answers import Batches, beside, check_config_there, check_memory, on_rows, opened
+from compress.diff.drawn import draw, on_drawn
 from compress.diff.files import RECIPE, TOKENIZER, compare_folders, compare_reports_beside, try_recipes
 from compress.diff.limits import judged
 from compress.diff.record import Activations, AnswersDiff, Diff, FieldChange, How, LayerChange, WeightsDiff
@@ -110,6 +111,7 @@ def _answers(
     try:
         for side in (before, after):
             check_config_there(side.folder)
+        check_memory((before.model, after.model))
         drawn = draw(before.folder, after.folder)
         sessions = [opened(side.model) for side in (before, after)]
         inside = _inside(before, after, drawn.batches[:2], sessions, lacking, progress)

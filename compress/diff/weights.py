@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from compress.diff.causes import causes_of
-from compress.diff.matching import Pair, aligned, match
+from compress.diff.matching import match
+from compress.diff.pairs import Pair, aligned
 from compress.diff.record import How, LayerChange, TensorChange, WeightsDiff
 from compress.diff.values import CHUNK, Weight, side_by_side, weights_of
 from compress.inspect.layers import model_prefix

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import tiny
 import torch
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 
 from compress.checkpoints.torch_model import TorchModel
 from compress.cli import app
-from compress.diff.answers import draw
+from compress.diff.drawn import draw
 from compress.diff.limits import judged
 from compress.diff.record import AnswersDiff, Diff
 from compress.diff.views import html_diff
@@ -202,3 +203,13 @@ def test_a_folder_without_weights_is_refused(encoder: Path, tmp_path: Path) -> N
     result = ask(encoder, tmp_path / "nothing")
     assert result.exit_code == 1 and result.exception is not None
     assert "nothing" in str(result.exception)
+
+
+def test_models_that_memory_has_no_room_for_are_compared_by_their_weights(
+    encoder: Path, changed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = psutil.virtual_memory()
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=100_000))
+    diff = found(encoder, changed)
+    assert diff["answers"] is None and diff["weights"]["layers"]
+    assert "100 kB are free" in diff["not_compared"][0]

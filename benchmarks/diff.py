@@ -411,7 +411,7 @@ def _write(tables: Mapping[str, list[list[str]]]) -> None:
         "measured": datetime.now(UTC).date().isoformat(),
         "text": "What `compress diff` says of changes that were planted into a decoder of drawn weights: whether the "
         "right place is named first, and no other; of tiny models beside themselves in another format; and what it "
-        "takes. Of the 3B pair the table and one layer are others, and one stretch in sixteen of each file has numbers.",
+        "takes. Of the 3B pair the table and one layer are others; one stretch in sixteen of each file has numbers.",
         "tables": [known[title] for title, _ in _HEADS.values() if title in known],
     }
     RESULT.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -15,6 +15,7 @@ from compress.cli.bundle import bundle, bundle_verify
 from compress.cli.cache import cache_app
 from compress.cli.compare import compare, gate
 from compress.cli.devices import devices
+from compress.cli.diff import diff
 from compress.cli.doctor import doctor
 from compress.cli.evaluate import evaluate
 from compress.cli.inspect import inspect
@@ -67,6 +68,7 @@ for command in (
     bench,
     profile,
     compare,
+    diff,
     gate,
     report,
     nightly,

@@ -82,7 +82,7 @@ def examples_of(sides: Iterable[tuple[Report, Path | None]]) -> Callable[[int], 
         except CompressError as error:
             reasons.append(error.what.rstrip("."))
         else:
-            return lambda row: _short(texts[row])
+            return lambda row: shortened(texts[row])
     why = "; ".join(dict.fromkeys(reasons))
     return lambda row: f"row {row} of the test split ({why})"
 
@@ -97,7 +97,12 @@ def _texts(report: Report, folder: Path | None) -> list[str]:
     data = _test_split(recipe.data, recipe.task, report.data, folder)
     if data.digest(report.data.split) != report.data.digest:
         raise InputError("the test split has changed since the report was written")
-    table = data.split(report.data.split)
+    return input_texts(data, report.data.split)
+
+
+def input_texts(data: Dataset, split: str) -> list[str]:
+    """The inputs of each row as text."""
+    table = data.split(split)
     inputs = [shown(table[column.name]) for column in data.columns if not column.label]
     return [" \u00b7 ".join(row) for row in zip(*inputs, strict=True)]
 
@@ -114,6 +119,6 @@ def _test_split(config: DataConfig, task: str, kept: DataRecord, folder: Path) -
     return load_dataset(config.model_copy(update=alone), get_task(task).columns, folder, SilentProgress())
 
 
-def _short(text: str) -> str:
+def shortened(text: str) -> str:
     flat = " ".join(text.split())
     return flat if len(flat) <= _LONGEST else f"{flat[: _LONGEST - 1]}\u2026"

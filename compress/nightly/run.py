@@ -23,13 +23,12 @@ from compress.environment import environment
 from compress.nightly.drift import find_drifts, finding
 from compress.nightly.entry_run import EntryDone, EntryRun
 from compress.nightly.history import History
+from compress.nightly.moved import NIGHTS, last_good, moved, night_before, told_with
 from compress.nightly.record import Finding, Host, Night, Outcome, Rows, first_line
 from compress.nightly.suite import Entry, Suite
 from compress.nightly.trend import Series, extended
 from compress.progress import Progress
 from compress.report.run_folder import new_folder
-
-NIGHTS = "nights"
 
 
 @dataclass(frozen=True)
@@ -135,12 +134,18 @@ class NightRun:
             for drift in find_drifts(own, entry.judged.policy, entry.judged.accepted, numbered):
                 told = finding(drift, own, by_number)
                 if drift.fails:
+                    began = by_number.get(drift.first, numbered)
+                    last = night_before(by_number, told.entry, drift.first)
+                    told = told_with(told, moved(last, began, told.entry, self.artifacts))
                     self.progress.note(told.sentence)
                     found.append(told)
                 else:
                     self._note(f"{told.sentence}: not counted, since the machine explains it")
+        fallen = dict.fromkeys(one.entry for one in night.findings)
+        words = {name: moved(last_good(earlier, name), numbered, name, self.artifacts) for name in fallen}
+        known = [told_with(one, words[one.entry]) for one in night.findings]
         changes = {
-            "findings": tuple(_merged(night.findings, found)),
+            "findings": tuple(_merged(known, found)),
             "outcomes": tuple(_with_drift(outcome, found) for outcome in night.outcomes),
         }
         return night.model_copy(update=changes)

@@ -29,13 +29,15 @@ _BLANK = re.compile(r"\n{3,}")
 Cells = list[list[str]]
 
 
-def render(template: str, title: str, json: str, **values: Any) -> str:
+def render(template: str, title: str, json: str, *, styled: str = "", **values: Any) -> str:
     """The page of a template of this package, with ``json`` kept in it for whoever saves it.
 
-    Every value but markup is escaped. Files of style and script that lie beside the template under its name are added
-    to those of all pages, and admitted by digest, so that nothing injected could run.
+    Every value but markup is escaped. Files of style and script that lie beside the template under its name, and beside
+    ``styled``, another that it takes parts of, are added to those of all pages, and admitted by digest, so that nothing
+    injected could run.
     """
-    style, script = (_assets(PurePosixPath(template), suffix) for suffix in (".css", ".js"))
+    templates = [PurePosixPath(one) for one in (styled, template) if one]
+    style, script = (_assets(templates, suffix) for suffix in (".css", ".js"))
     page = _templates().get_template(template)
     return page.render(title=title, style=style, script=script, json=Markup(json.replace("<", "\\u003c")), **values)
 
@@ -61,9 +63,9 @@ def _templates() -> Environment:
     return found
 
 
-def _assets(template: PurePosixPath, suffix: str) -> Markup:
-    """The style or script of all pages, and that of this one."""
-    found = [files("compress") / str(page.with_suffix(suffix)) for page in (_PARTS, template)]
+def _assets(templates: Iterable[PurePosixPath], suffix: str) -> Markup:
+    """The style or script of all pages, and that of these."""
+    found = [files("compress") / str(page.with_suffix(suffix)) for page in (_PARTS, *templates)]
     return Markup("".join(file.read_text(encoding="utf-8") for file in found if file.is_file()))
 
 

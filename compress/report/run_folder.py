@@ -14,9 +14,9 @@ LATEST = "latest"
 
 def new_folder(parent: Path, started: datetime) -> Path:
     """A folder named after the time, made by this process alone."""
-    stamp = started.strftime("%Y-%m-%dT%H-%M-%S")
+    name = stamp(started)
     for attempt in range(1000):
-        folder = parent / (stamp if attempt == 0 else f"{stamp}-{attempt}")
+        folder = parent / (name if attempt == 0 else f"{name}-{attempt}")
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
@@ -25,6 +25,11 @@ def new_folder(parent: Path, started: datetime) -> Path:
             continue
         return folder
     raise AssertionError("a thousand folders in one second")
+
+
+def stamp(started: datetime) -> str:
+    """The time as a folder's name."""
+    return started.strftime("%Y-%m-%dT%H-%M-%S")
 
 
 def point_latest(folder: Path) -> None:

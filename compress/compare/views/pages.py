@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from compress.compare import words
-from compress.compare.change import Change, Comparison, Side
+from compress.compare.change import Change, Comparison, Side, SliceChange
 from compress.compare.gate import GateResult, Judgement
 from compress.compare.views import forest
 from compress.report.pages import render, render_markdown
@@ -69,11 +69,21 @@ def _page(
         comparison=comparison,
         judged=judged,
         lacking=lacking,
-        others=[_row(words.title(change), change, forest.matters(change)) for change in others],
-        slices=[_row(part.name, part.change, f"{part.rows:,} rows") for part in slices],
+        others=change_rows(others),
+        slices=change_rows(slices),
         words=words,
         forest=forest,
     )
+
+
+def change_rows(changes: Iterable[Change | SliceChange]) -> list[Row]:
+    """Changes, of all rows or of slices, as the page draws them."""
+    return [
+        _row(one.name, one.change, f"{one.rows:,} rows")
+        if isinstance(one, SliceChange)
+        else _row(words.title(one), one, forest.matters(one))
+        for one in changes
+    ]
 
 
 def _row(name: str, change: Change, allowed: str) -> Row:

@@ -1,0 +1,1 @@
+"""What differs between two models: their files and recipes, their weights, their answers."""

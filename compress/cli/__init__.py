@@ -14,6 +14,7 @@ from compress.cli.cache import cache_app
 from compress.cli.compare import compare, gate
 from compress.cli.devices import devices
 from compress.cli.doctor import doctor
+from compress.cli.drift import drift
 from compress.cli.evaluate import evaluate
 from compress.cli.inspect import inspect
 from compress.cli.nightly import nightly
@@ -44,6 +45,7 @@ for command in (
     profile,
     compare,
     gate,
+    drift,
     report,
     nightly,
     doctor,

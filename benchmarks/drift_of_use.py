@@ -1,7 +1,7 @@
 """Whether drift of use is found and not imagined, and whether an A/B test may be looked at after every request.
 
-    python benchmarks/drift_of_use.py drift INT8_RUN TRIMMED_RUN      # 20 planted shifts, 200 windows of one source
-    python benchmarks/drift_of_use.py ab INT8_RUN TRIMMED_RUN         # a model against itself, and a loss of 3 points
+    python benchmarks/drift_of_use.py drift RUN --half 0      # 10 planted shifts, 100 windows of one source
+    python benchmarks/drift_of_use.py ab RUN                  # a model against itself, and a loss of 3 points
 
 The runs are of `recipes/minilm-int8.yaml` and `recipes/quickstart.yaml`. Everything that the looks need is seen once of
 every row; a window is some of the rows. Shifts are planted into the rows themselves, before the model sees them.
@@ -10,27 +10,40 @@ every row; a window is some of the rows. Shifts are planted into the rows themse
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
+from statistics import NormalDist
 from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import typer
 
+from compress.checkpoints.processor import load_processor
 from compress.cli.artifact import Artifact, find_artifact
+from compress.evaluation.evaluate import predict
 from compress.formats.silence import quiet_libraries
 from compress.formats.targets import find_target
+from compress.numerics.anytime import log_wealth
+from compress.numerics.differences import difference_of_shares
 from compress.progress import SilentProgress
 from compress.samples.fetch import sample_directory
+from compress.tasks.task import Examples
+from compress.use.ab import judge_times
 from compress.use.drift import LEVEL, judged, look_at
 from compress.use.observed import Model, Observed, observe
+from compress.use.replay import replay
 from compress.use.rows import Sample
 
 RESULTS = Path(__file__).parent / "results" / "drift-of-use.json"
 REFERENCE, WINDOW, WINDOWS = 600, 200, 200
+SEEN = 1600
+"""Rows that references and windows are drawn from; what shifts are planted into are others."""
+LOSS, PARTED, STRETCH = 0.03, 0.10, 5
+TEN = "at most 10 of 200"
 Change = Callable[[Sequence[str], random.Random], list[str]]
 _WORDS = ("quark", "lepton", "hadron", "boson", "neutrino", "gluon", "photon", "baryon", "plasma", "tensor", "spinor")
 _TYPOS = "abcdefghijklmnopqrstuvwxyz"
@@ -75,7 +88,7 @@ def _others(sample: str, file: str, column: str, share: float = 1.0) -> Change:
 
         found = parquet.read_table(sample_directory(sample) / file)[column].to_pylist()
         pieces = [text[start : start + 200] for text in found for start in range(0, min(len(text), 2000), 200)]
-        chosen = chance.sample([piece for piece in pieces if piece.strip()], len(texts))
+        chosen = chance.choices([piece for piece in pieces if piece.strip()], k=len(texts))
         return [new if chance.random() < share else old for new, old in zip(chosen, texts, strict=True)]
 
     return change
@@ -167,51 +180,153 @@ def _choose() -> None:
 
 @app.command()
 def drift(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs: the static INT8 one, the trimmed one.")],
-    count: Annotated[int, typer.Option(help="Windows of the same source, together.")] = WINDOWS,
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    half: Annotated[int, typer.Option(min=0, max=1, help="Which half of the shifts.")] = 0,
+    count: Annotated[int, typer.Option(help="Windows of the same source.")] = WINDOWS // 2,
     write: Annotated[bool, typer.Option("--write", help="Keep the figures in benchmarks/results.")] = False,
 ) -> None:
-    """Shifts found and alarms without any, half of each on each run."""
+    """Shifts found, and alarms without any, of one run."""
     quiet_libraries()
-    found: dict[str, list[str]] = {}
-    alarms: list[list[str]] = []
-    for place, run in enumerate(runs):
-        artifact, model = opened(run)
-        texts = texts_of(artifact)
-        reference, fresh = texts[:REFERENCE], texts[REFERENCE:]
-        whole = seen(model, texts[:1600])
-        names = list(SHIFTS)[place :: len(runs)]
-        found |= find_shifts(model, whole.take(np.arange(len(reference))), fresh, names)
-        alarms += windows(model, whole, count // len(runs), 1600)
-        for name in names:
-            typer.echo(f"{artifact.recipe.name}: {name}: {', '.join(found[name]) or 'NOT FOUND'}")
-    hit, wrong = sum(map(bool, found.values())), sum(map(bool, alarms))
-    typer.echo(f"{hit} of {len(found)} shifts, {wrong} alarms in {len(alarms)} windows: {[a for a in alarms if a]}")
+    artifact, model = opened(run)
+    texts = texts_of(artifact)
+    whole = seen(model, texts[:SEEN])
+    found = find_shifts(model, whole.take(np.arange(REFERENCE)), texts[SEEN:], list(SHIFTS)[half::2])
+    for name, looks in found.items():
+        typer.echo(f"{name}: {', '.join(looks) or 'NOT FOUND'}")
+    alarms = windows(model, whole, count, SEEN)
+    wrong = [looks for looks in alarms if looks]
+    typer.echo(f"{sum(map(bool, found.values()))} of {len(found)} shifts, {len(wrong)} alarms of {count}: {wrong}")
     if write:
-        rows = [[name, ", ".join(looks) or "not found"] for name, looks in found.items()]
-        summary = [
-            ["planted shifts of use found", f"{hit} of {len(found)}", "18 of 20"],
-            ["alarms in windows of the same source", f"{wrong} of {len(alarms)}", "at most 2 of 200"],
-        ]
-        keep(0, ["what", "found", "wanted"], summary)
-        keep(1, ["planted shift", "looks that found it"], rows)
+        keep_drift(artifact.recipe.name, found, len(wrong), count)
 
 
-def keep(place: int, columns: list[str], rows: list[list[str]]) -> None:
-    """Put a table in its place of the results file."""
-    page: dict[str, Any] = {
+@app.command()
+def ab(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    trials: Annotated[int, typer.Option(help="A model against itself so many times.")] = 200,
+    write: Annotated[bool, typer.Option("--write", help="Keep the figures in benchmarks/results.")] = False,
+) -> None:
+    """Wrong verdicts of a model against itself, looked at after every request, and requests until a loss is found."""
+    quiet_libraries()
+    artifact, model = opened(run)
+    right, examples = outcomes(artifact, model)
+    wrong = [against_itself(right, number) for number in range(trials)]
+    anytime, fixed = (sum(each[place] for each in wrong) for place in (0, 1))
+    times = times_against_itself(model, examples, trials)
+    needed = np.array([requests_until_found(right, number) for number in range(trials)])
+    rows = [
+        ["answers of a model against itself, 1,000 requests, looked at after each", f"{anytime} of {trials}", TEN],
+        ["the same with the interval of a test of fixed size", f"{fixed} of {trials}", "\u2013"],
+        *([f"{name} of a model against itself", f"{count} of {trials}", TEN] for name, count in times.items()),
+        [
+            f"requests until a loss of {LOSS:.0%} is found, both parting on {PARTED:.0%}",
+            f"half of all times after {np.quantile(needed, 0.5):,.0f}, 80% after {np.quantile(needed, 0.8):,.0f}",
+            "\u2013",
+        ],
+        ["requests that a test of fixed size needs to find it 80% of the time", f"{fixed_size():,}", "\u2013"],
+    ]
+    for row in rows:
+        typer.echo(": ".join(row[:2]))
+    if write:
+        keep(read_page(), 2, ["A/B at 5%", "found", "wanted"], rows)
+
+
+def outcomes(artifact: Artifact, model: Model) -> tuple[np.ndarray, Examples]:
+    """Which of all held-out rows the model gets right, and the rows as it reads them."""
+    data = artifact.dataset(SilentProgress())
+    tables = [data.split(split) for split in ("test", "validation")]
+    examples = model.task.encode(
+        pa.concat_tables(tables), load_processor(model.folder), data.labels, artifact.recipe.data.max_length
+    )
+    kept = predict(model.folder, model.task, examples, model.target, 1, SilentProgress(), "").kept
+    probabilities = model.task.probabilities(kept)
+    assert probabilities is not None and examples.labels is not None
+    return probabilities.argmax(axis=1) == examples.labels, examples
+
+
+def against_itself(right: np.ndarray, seed: int, requests: int = 1000) -> tuple[bool, bool]:
+    """Whether a model that answers other rows as A than as B is ever called better or worse, by either interval."""
+    drawn = np.random.default_rng(seed).permutation(right)[: 2 * requests].reshape(requests, 2)
+    wins, losses = (np.cumsum(drawn[:, place] & ~drawn[:, 1 - place]) for place in (1, 0))
+    counts = list(zip(wins.tolist(), losses.tolist(), range(1, requests + 1), strict=True))
+    # An interval leaves 0 out where 0 is refuted.
+    anytime = any(log_wealth(won, lost, n - won - lost, 0.0) >= math.log(20) for won, lost, n in counts)
+    intervals = (difference_of_shares(lost, won, n, 0.95) for won, lost, n in counts)
+    return anytime, any(each.low > 0 or each.high < 0 for each in intervals)
+
+
+def requests_until_found(right: np.ndarray, seed: int, most: int = 20_000) -> int:
+    """After how many requests B is worse that loses some right answers and makes up for a part of them."""
+    chance = np.random.default_rng(seed)
+    drawn, luck, share = chance.choice(right, most), chance.random(most), float(right.mean())
+    lost = np.cumsum(drawn & (luck < (PARTED + LOSS) / 2 / share))
+    won = np.cumsum(~drawn & (luck < (PARTED - LOSS) / 2 / (1 - share)))
+    for n, (wins, losses) in enumerate(zip(won.tolist(), lost.tolist(), strict=True), start=1):
+        if wins < losses and log_wealth(wins, losses, n - wins - losses, 0.0) >= math.log(20):
+            return n
+    return most
+
+
+def fixed_size() -> int:
+    """Pairs for a power of 80% at 5%, two-sided (Connor 1987, equation 3)."""
+    normal = NormalDist()
+    ends = normal.inv_cdf(0.975) * math.sqrt(PARTED) + normal.inv_cdf(0.8) * math.sqrt(PARTED - LOSS**2)
+    return math.ceil((ends / LOSS) ** 2)
+
+
+def times_against_itself(model: Model, examples: Examples, trials: int) -> dict[str, int]:
+    """How often a model is called faster or slower than itself, each time after up to 16 stretches of 5 requests."""
+    few = examples.subset(range(STRETCH * 20))
+    parts = [range(STRETCH * (number % 20), STRETCH * (number % 20 + 1)) for number in range(16 * trials)]
+    at = np.cumsum(np.random.default_rng(0).exponential(0.004, len(few)))
+    both = {"A": model, "B": model}
+    served = [each for _, each in replay(both, {"A": few, "B": few}, at, 1.0, 0, SilentProgress(), parts)]
+    wrong: dict[str, int] = {}
+    for number in range(trials):
+        for one in judge_times(served[16 * number : 16 * number + 16], 0.05, margin=0.0):
+            wrong[one.name] = wrong.get(one.name, 0) + (one.verdict in ("better", "worse"))
+    return wrong
+
+
+def keep_drift(run: str, found: dict[str, list[str]], wrong: int, count: int) -> None:
+    """Put the figures of a run beside those of the others."""
+    page = read_page()
+    page["runs"] = page.get("runs", {}) | {run: {"found": found, "alarms": [wrong, count]}}
+    runs = page["runs"].values()
+    shifts = {name: looks for each in runs for name, looks in each["found"].items()}
+    alarms, of = (sum(each["alarms"][place] for each in runs) for place in (0, 1))
+    hit = sum(map(bool, shifts.values()))
+    summary = [
+        ["planted shifts of use found, windows of 200 rows", f"{hit} of {len(shifts)}", "18 of 20"],
+        ["alarms in windows of the same source", f"{alarms} of {of}", "at most 2 of 200"],
+    ]
+    keep(page, 0, ["what", "found", "wanted"], summary)
+    rows = [
+        [name, run, ", ".join(looks)] for run, each in page["runs"].items() for name, looks in each["found"].items()
+    ]
+    keep(page, 1, ["planted shift", "model", "looks that found it"], rows)
+
+
+def read_page() -> dict[str, Any]:
+    """What was kept, or a page with nothing on it."""
+    if RESULTS.is_file():
+        found: dict[str, Any] = json.loads(RESULTS.read_text())
+        return found
+    return {
         "title": "Drift of use, and A/B tests",
         "order": 12,
-        "command": "python benchmarks/drift_of_use.py drift INT8_RUN TRIMMED_RUN --write",
+        "command": "python benchmarks/drift_of_use.py drift RUN --write",
         "tables": [],
     }
-    if RESULTS.is_file():
-        page = json.loads(RESULTS.read_text())
+
+
+def keep(page: dict[str, Any], place: int, columns: list[str], rows: list[list[str]]) -> None:
+    """Put a table in its place of the results file."""
     tables = page["tables"]
     while len(tables) <= place:
         tables.append({"columns": ["what", "found", "wanted"], "rows": [], "notes": []})
     tables[place] |= {"columns": columns, "rows": rows}
-    page |= {"measured": date.today().isoformat()}
+    page["measured"] = date.today().isoformat()
     RESULTS.write_text(json.dumps(page, indent=1, ensure_ascii=False) + "\n")
 
 

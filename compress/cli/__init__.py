@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from compress import __version__
+from compress.cli.ab import ab
 from compress.cli.bench import bench
 from compress.cli.bundle import bundle, bundle_verify
 from compress.cli.cache import cache_app
@@ -46,6 +47,7 @@ for command in (
     compare,
     gate,
     drift,
+    ab,
     report,
     nightly,
     doctor,

@@ -17,7 +17,7 @@ from compress.numerics.statistics import Estimate
 _STAKES = np.concatenate([part := np.geomspace(0.01, 0.5, 24), -part])
 _EDGE = 1 - 1e-12
 """The mean of outcomes that are all alike, but that no stake is lost whole against."""
-_HALVINGS = 30
+_HALVINGS = 20
 
 
 def log_wealth(wins: int, losses: int, ties: int, mean: float) -> float:

@@ -84,6 +84,11 @@ def observe(model: Model, sample: Sample, progress: Progress, name: str, range_r
     return replace(found, activations=activations, lacking=lacking)
 
 
+def gives_classes(task: Task) -> bool:
+    """Whether each row is given one of the model's classes."""
+    return {HAS_CLASSES, READS_ROWS} <= task.capabilities and not task.capabilities & {BY_TOKEN, BY_PLACE}
+
+
 def _encoded(model: Model, sample: Sample) -> Examples:
     """As the processor that ships encodes them, with a label of no meaning where a task asks for one."""
     examples = model.task.encode(sample.table, load_processor(model.folder), None, model.recipe.data.max_length)
@@ -94,7 +99,7 @@ def _with_answers(
     found: Observed, model: Model, examples: Examples, progress: Progress, words: str, lacking: dict[str, str]
 ) -> Observed:
     capabilities = model.task.capabilities
-    if EMBEDS not in capabilities and (HAS_CLASSES not in capabilities or capabilities & {BY_TOKEN, BY_PLACE}):
+    if EMBEDS not in capabilities and not gives_classes(model.task):
         lacking["confidence"] = "answers of this task are neither classes nor embeddings, one a row"
         return found
     kept = predict(model.folder, model.task, examples, model.target, model.threads, progress, words).kept

@@ -12,6 +12,7 @@ from compress.fitted_table import Column, FittedTable
 from compress.metrics import significant
 from compress.report.pages import render
 from compress.use import words
+from compress.use.ab import AbReport
 from compress.use.record import Look, UseReport
 
 _STYLES = {"drift": "bold red", "small": "yellow", "none": "", "not judged": "dim"}
@@ -76,3 +77,32 @@ def curves(look: Look) -> str | None:
         middle = points[len(points) // 2 if css == "baseline" else 2 * len(points) // 3]
         plot.labels([(middle, name, f"label {css}")])
     return plot.svg(f"{look.title}: distribution of the reference and of the recent rows")
+
+
+_VERDICTS = {"worse": "bold red", "better": "green", "same": "", "can't tell": "yellow"}
+
+
+def console_ab(report: AbReport) -> RenderableType:
+    """A line for each quantity, and after which look it was known."""
+    columns = [Column("of B against A"), Column("A", right=True), Column("B", right=True), Column("change", right=True)]
+    columns += [Column("interval", right=True, rank=1), Column("verdict"), Column("told after", right=True, rank=2)]
+    table = FittedTable("", columns, "for lack of room only in --json")
+    for one in report.judged:
+        told = f"{one.told_after:,} of {one.looks:,}" if one.told_after else f"{one.looks:,} looks"
+        figures = words.change_text(one.change, one.unit), words.span_text(one)
+        values = words.amount_text(one.a, one.unit), words.amount_text(one.b, one.unit)
+        table.add(one.name, *values, *figures, one.verdict, told, style=_VERDICTS[one.verdict])
+    lines = [
+        f"A: {report.a}",
+        f"B: {report.b}",
+        f"{report.requests:,} requests, {report.labeled:,} of them with a label",
+    ]
+    if report.agreement is not None:
+        lines.append(f"both give the same answer to {report.agreement:.1%}")
+    about = f"of equally good models a line is wrong in {report.level:.0%} of cases at most, however often one looks"
+    return Group(
+        *(Text(line, style="dim") for line in lines),
+        table,
+        *(Text(note, style="dim") for note in (*report.notes, about)),
+        Text(f"{report.sentence}."),
+    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from compress.metrics import significant
+from compress.metrics import format_bytes, significant
+from compress.use.ab import Judged
 from compress.use.record import Look, Part, UseReport
 
 SIGNS = {"drift": "\u2717", "small": "\u00b7", "none": "\u2713", "not judged": "?"}
@@ -43,3 +44,26 @@ def method_text(report: UseReport) -> str:
         f"p-values of all looks are corrected together (Holm 1979); below {report.level:g} it is a drift where the "
         "effect matters, else a small one"
     )
+
+
+def amount_text(value: float | None, unit: str) -> str:
+    """`84.2%`, `3.1 ms`, `19.4 MB`."""
+    if value is None:
+        return ""
+    if unit == "bytes":
+        return format_bytes(value)
+    return f"{significant(100 * value)}%" if unit == "ratio" else f"{significant(value)} {unit}"
+
+
+def change_text(value: float | None, unit: str) -> str:
+    """`-3.1 points` of a share, else `+12%`."""
+    if value is None:
+        return ""
+    return f"{100 * value:+.2g}" + (" points" if unit == "ratio" else "%")
+
+
+def span_text(one: Judged) -> str:
+    """From the least to the greatest change that may be so; nothing while it may be any."""
+    if one.low is None or one.high is None:
+        return ""
+    return f"{100 * one.low:+.2g} to {change_text(one.high, one.unit)}"

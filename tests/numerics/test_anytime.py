@@ -1,4 +1,4 @@
-"""Tests that may be looked at at any time: their wealth is fair, and their intervals are the means it doesn't refute."""
+"""Tests that may be looked at at any time: their wealth is fair, their intervals are the means it does not refute."""
 
 from __future__ import annotations
 

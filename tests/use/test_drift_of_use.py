@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,8 +14,8 @@ import pytest
 import tiny
 from onnx import TensorProto, helper, numpy_helper
 from pyarrow import csv
+from tiny_use import Done
 
-from compress.cli import main
 from compress.data.columns import Column
 from compress.inspect.clipping import ActivationRange, activation_ranges, see_activations
 from compress.recipe.recipe import Recipe
@@ -28,30 +27,7 @@ from compress.use.traits import image_traits, text_traits
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
-class Done(NamedTuple):
-    """What a command left."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-
 Run = Callable[..., Done]
-
-
-@pytest.fixture
-def compress(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run a command in this process."""
-
-    def call(*arguments: str | Path) -> Done:
-        monkeypatch.setenv("COLUMNS", "160")
-        monkeypatch.setattr(sys, "argv", ["compress", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main()
-        return Done(int(end.value.code or 0), *capfd.readouterr())
-
-    return call
 
 
 def write(path: Path, texts: Sequence[str]) -> Path:

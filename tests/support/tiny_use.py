@@ -31,7 +31,7 @@ LIMIT = 1.27
 
 
 def classifier(words: dict[str, int], forgets: Collection[str] = ()) -> onnx.ModelProto:
-    """The mean of embeddings that know good words from bad ones but for some it ``forgets``, in 8 bits, times weights."""
+    """The mean of embeddings that know good words from bad ones, but for some that it ``forgets``, in 8 bits."""
     chance = np.random.default_rng(0)
     table = chance.normal(0, 0.4, (len(words), 4)).astype(np.float32)
     for sign, kind in ((1, tiny.GOOD), (-1, tiny.BAD)):

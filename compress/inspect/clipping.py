@@ -50,7 +50,8 @@ class Activations:
     @property
     def peaks(self) -> np.ndarray:
         """The greatest magnitude of each row."""
-        return np.maximum(-self.least, self.greatest)
+        found: np.ndarray = np.maximum(-self.least, self.greatest)
+        return found
 
     def take(self, places: np.ndarray) -> Activations:
         """Those of the rows at ``places``."""

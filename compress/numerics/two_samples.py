@@ -161,7 +161,7 @@ def _finite(values: ArrayLike) -> Floats:
 
 def _own(n: int, m: int) -> np.ndarray:
     """Which rows are recent, as a permutation of its own, [1, n + m]."""
-    return np.repeat(np.float32([[0, 1]]), [n, m], axis=1)
+    return np.repeat(np.array([[0, 1]], dtype=np.float32), [n, m], axis=1)
 
 
 @lru_cache(maxsize=12)

@@ -242,7 +242,7 @@ def _look_at_ranges(looks: Looks, before: Activations, now: Activations) -> None
     """What static INT8 cuts off, or of other graphs whether activations grew beyond the reference's."""
     stored = before.ranges[0].stored
     values = [each.cut if stored else np.log(np.maximum(each.peaks, _LEAST)) for each in (before, now)]
-    tested = grown_means(*values, looks.seed)
+    tested = grown_means(values[0], values[1], looks.seed)
     # Of equal p-values the larger effect first.
     order = np.lexsort([-tested.effects, tested.p_values])
     shown = [each.mean(axis=0) if stored else np.exp(each.mean(axis=0)) for each in values]

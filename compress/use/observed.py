@@ -17,7 +17,16 @@ from compress.numerics.embeddings import normalized
 from compress.progress import Progress
 from compress.recipe.recipe import Recipe
 from compress.targets import Target
-from compress.tasks.capability import BY_PLACE, BY_TOKEN, EMBEDS, GENERATES, HAS_CLASSES, READS_ROWS, TAKES_TEXT
+from compress.tasks.capability import (
+    BY_PLACE,
+    BY_TOKEN,
+    EMBEDS,
+    GENERATES,
+    HAS_CLASSES,
+    READS_ROWS,
+    TAKES_PAIRS,
+    TAKES_TEXT,
+)
 from compress.tasks.embeddings import EMBEDDING
 from compress.tasks.task import Examples, Task
 from compress.use.rows import Sample, input_columns
@@ -25,6 +34,7 @@ from compress.use.traits import TextTraits, image_traits, sound_traits, text_tra
 
 _RANGE_ROWS = 300
 """Rows of either side whose activations are looked at; each is run by itself."""
+_CLASSES, _OTHERWISE = frozenset({HAS_CLASSES, READS_ROWS}), frozenset({BY_TOKEN, BY_PLACE, TAKES_PAIRS})
 _MEDIA = {"image": image_traits, "audio": sound_traits}
 
 
@@ -86,7 +96,7 @@ def observe(model: Model, sample: Sample, progress: Progress, name: str, range_r
 
 def gives_classes(task: Task) -> bool:
     """Whether each row is given one of the model's classes."""
-    return {HAS_CLASSES, READS_ROWS} <= task.capabilities and not task.capabilities & {BY_TOKEN, BY_PLACE}
+    return task.capabilities >= _CLASSES and not task.capabilities & _OTHERWISE
 
 
 def _encoded(model: Model, sample: Sample) -> Examples:
@@ -115,12 +125,13 @@ def _with_answers(
 def _activations(
     model: Model, examples: Examples, progress: Progress, words: str, most: int, lacking: dict[str, str]
 ) -> Activations | None:
-    if format_of(model.folder) != "onnx" or len(model_files(model.folder)) != 1:
-        lacking["ranges"] = f"activations are seen in one ONNX graph, and this is {format_of(model.folder)}"
+    form, files = format_of(model.folder), model_files(model.folder)
+    if form != "onnx" or len(files) != 1:
+        lacking["ranges"] = f"activations are seen in a model of one ONNX graph; this is {form} in {len(files)}"
         return None
     import onnx
 
-    (file,) = model_files(model.folder)
+    (file,) = files
     ranges = activation_ranges(file)
     if not ranges:
         lacking["ranges"] = "the graph has no product to look at"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from compress.formats.onnx.fusions.graph import constant
 from compress.formats.onnx.int8.observe import Feed, tap
 from compress.inspect.node_layers import node_modules
 
+_WEIGHT = re.compile(r"\.(weight|bias)(_\w*)?$")
 _PRODUCTS = {"MatMul", "Gemm", "Conv", "DynamicQuantizeLinear", "MatMulNBits", "Attention"}
 """Operators whose first input is the activation that a range is asked of, where none is stored."""
 
@@ -89,7 +91,8 @@ def _products(file: Path, modules: dict[str, str]) -> list[ActivationRange]:
 
 
 def _module(weight: str) -> str:
-    return weight.removesuffix(".weight").removesuffix(".bias")
+    """What a weight belongs to, whatever was made of it."""
+    return _WEIGHT.sub("", weight)
 
 
 def _distinct(ranges: Iterable[ActivationRange]) -> list[ActivationRange]:

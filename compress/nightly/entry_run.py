@@ -73,7 +73,7 @@ class EntryRun:
         if wrong:
             return self._failed(outcome, wrong)
         done = self._judge(recipe, outcome, output)
-        return done if self.entry.recent is None else self._with_use(done, recipe, folder, limit - ended.seconds)
+        return done if self.entry.recent is None else self.look_at_use(done, recipe, folder, limit - ended.seconds)
 
     def _outcome(self, digest: str, exit_code: int, seconds: float, log: Path | None) -> Outcome:
         return Outcome(
@@ -112,7 +112,7 @@ class EntryRun:
         rows = tuple(row.model_copy(update={"raw": None}) for row in report.measurements)
         return EntryDone(outcome.model_copy(update=kept), judged.findings, rows, judged)
 
-    def _with_use(self, done: EntryDone, recipe: Recipe, folder: Path, left_seconds: float) -> EntryDone:
+    def look_at_use(self, done: EntryDone, recipe: Recipe, folder: Path, left_seconds: float) -> EntryDone:
         """With a finding for each drift of use of today's inputs, which a process of its own looks for."""
         output, log, recent = folder / "use.json", folder / "use.log", self.home / str(self.entry.recent)
         run = self.artifacts / "runs" / recipe.name / "latest"
@@ -122,7 +122,10 @@ class EntryRun:
         ended = run_process(command, output, log, limit, min(GRACE_SECONDS, limit))
         wrong = _what_failed(ended, log, limit, by_budget=False)
         if wrong:
-            return self._failed(done.outcome, f"drift of use cannot be looked for: {wrong}")
+            lost = self._failed(
+                done.outcome.model_copy(update={"status": "failed"}), f"drift of use cannot be looked for: {wrong}"
+            )
+            return replace(done, outcome=lost.outcome, findings=(*done.findings, *lost.findings))
         return with_use(done, UseReport.model_validate_json(output.read_text(encoding="utf-8")))
 
     def _command(self) -> list[str]:

@@ -73,6 +73,14 @@ class UseReport(Frozen):
         return bool(self.having("drift"))
 
     @property
+    def advice(self) -> list[tuple[str, str]]:
+        """What to do, each said once, behind the looks that it is about."""
+        found: dict[str, list[str]] = {}
+        for look in self.having("drift"):
+            found.setdefault(look.advice, []).append(look.title)
+        return [(", ".join(titles), advice) for advice, titles in found.items()]
+
+    @property
     def sentence(self) -> str:
         """The whole in one line."""
         found, judged = self.having("drift"), [look for look in self.looks if look.verdict != "not judged"]

@@ -17,7 +17,7 @@ from compress.use.record import Look, UseReport
 
 _STYLES = {"drift": "bold red", "small": "yellow", "none": "", "not judged": "dim"}
 _CHIPS = {"drift": "missed", "small": "unknown", "none": "passed", "not judged": ""}
-_SHOWN = 5
+_SHOWN, _MAYBE = 5, 0.05
 
 
 def console_drift(report: UseReport) -> RenderableType:
@@ -32,17 +32,19 @@ def console_drift(report: UseReport) -> RenderableType:
     sides = f"{report.recent.name} ({report.recent.rows:,} rows) against {report.reference.name}"
     parts: list[RenderableType] = [Text(f"{sides} ({report.reference.rows:,})", style="dim"), table]
     parts += [Text(line) for look in report.having("drift") for line in _told(look)]
+    parts += [Text(f"to do ({titles}): {advice}") for titles, advice in report.advice]
     parts += [Text(f"{look.title} not judged: {look.why}", style="dim") for look in report.having("not judged")]
     parts += [Text(note, style="dim") for note in (*report.notes, words.method_text(report))]
     return Group(*parts, Text(f"{report.sentence}."))
 
 
 def _told(look: Look) -> Iterator[str]:
-    yield f"{look.title}:"
-    for part in look.parts[:_SHOWN]:
+    shown = [part for part in look.parts if part.p_value is None or part.p_value <= _MAYBE][:_SHOWN]
+    if shown:
+        yield f"{look.title}:"
+    for part in shown:
         before, now = words.part_texts(look, part)
         yield f"  {part.name}: {before} \u2192 {now}" + (f" ({part.note})" if part.note else "")
-    yield f"  to do: {look.advice}"
 
 
 def html_drift(report: UseReport) -> str:

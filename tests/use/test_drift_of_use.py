@@ -18,7 +18,12 @@ from tiny_use import Done
 
 from compress.data.columns import Column
 from compress.inspect.clipping import ActivationRange, activation_ranges, see_activations
+from compress.nightly import entry_run
+from compress.nightly.record import Outcome
+from compress.nightly.suite import Entry
+from compress.recipe.policy import Policy
 from compress.recipe.recipe import Recipe
+from compress.recipe_source import read_recipe
 from compress.use.advice import advice_of
 from compress.use.drift import judged
 from compress.use.record import Look
@@ -171,6 +176,33 @@ def test_bad_input_is_told(run_folder: Path, tmp_path: Path, compress: Run, cont
     assert (done.code, done.stdout) == (2, "")
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_night_holds_it(run_folder: Path, tmp_path: Path, compress: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs" / "tiny").mkdir(parents=True)
+    (tmp_path / "runs" / "tiny" / "latest").symlink_to(run_folder)
+    write(tmp_path / "today.csv", [f"{text} zyx wvu" for text in tiny.texts(80, seed=9)])
+
+    def here(command: list[str], output: Path, log: Path, *limits: float) -> entry_run.Ended:
+        done = compress(*command[3:])
+        output.write_text(done.stdout)
+        log.write_text(done.stderr)
+        return entry_run.Ended(done.code, 0.1, False)
+
+    monkeypatch.setattr(entry_run, "run_process", here)
+    passed = entry_run.EntryDone(Outcome(entry="tiny", status="passed"))
+
+    def night(recent: str) -> entry_run.EntryDone:
+        entry = entry_run.EntryRun(Entry(recipe="tiny.yaml", recent=recent), tmp_path, tmp_path, None, Policy())
+        return entry.look_at_use(passed, read_recipe(run_folder / "recipe.yaml"), tmp_path, 60.0)
+
+    found = night("today.csv")
+    assert found.outcome.status == "missed"
+    assert {one.metric for one in found.findings} >= {"use_words", "use_tokens"}
+    assert "drift of use, words outside the table: widen the table" in found.findings[0].sentence
+    gone = night("gone.csv")
+    assert (gone.outcome.status, gone.findings[0].kind) == ("failed", "stage")
+    assert "gone.csv does not exist" in gone.findings[0].what
 
 
 def recipe(*stages: Any, **data: Any) -> Recipe:

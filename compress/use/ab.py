@@ -18,6 +18,7 @@ from compress.numerics.anytime import mean_sequence, median_sequence
 from compress.numerics.differences import Verdict, decide
 from compress.numerics.statistics import Estimate
 from compress.progress import Progress
+from compress.tasks.capability import ANSWERS_AT_ONCE
 from compress.tasks.task import Examples
 from compress.use.observed import Model, gives_classes
 from compress.use.replay import Served, replay
@@ -85,6 +86,12 @@ def compare_in_use(
     timed: bool = True,
 ) -> AbReport:
     """Ask both every request, then replay the traffic through both, and judge. Raises what those raise."""
+    if ANSWERS_AT_ONCE not in models[0].task.capabilities:
+        raise InputError(
+            f"{models[0].task.name} takes many calls for an answer, and one call a request is replayed.",
+            expected="a task that answers at once, such as text-classification",
+            mend="compress compare A B --now",
+        )
     sides = dict(zip((A, B), models, strict=True))
     examples = {name: _alone(model, traffic) for name, model in sides.items()}
     notes, judged, agreement = list[str](), list[Judged](), None
@@ -168,7 +175,7 @@ def _judge(
     margin: float,
     higher_is_better: bool,
 ) -> Judged:
-    """Look after each; what was told first stays told, as a test that may be ended then allows."""
+    """Look after each; what was told first stays told, since one might have stopped there. The interval is the last."""
     for seen in range(1, looks + 1):
         change = look(seen)
         loss = Estimate(-change.value, -change.high, -change.low) if higher_is_better else change

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from compress.checkpoints.processor import load_tokenizer
+from compress.errors import InputError
 from compress.evaluation.evaluate import artifact_labels
 from compress.inspect.clipping import Activations
 from compress.numerics.two_samples import (
@@ -119,6 +120,12 @@ def find_drift(
     """Make every look that the task and the format allow, and judge them together. Raises what those raise."""
     before = observe(model, reference, progress, "reference")
     now = observe(model, recent, progress, "recent")
+    looks = look_at(model, before, now)
+    if not any(look.test for look in looks):
+        raise InputError(
+            f"There is nothing to look at in inputs of {model.task.name}.",
+            expected="texts, images, recordings, classes",
+        )
     notes = []
     if reference.taught:
         notes.append(
@@ -131,7 +138,7 @@ def find_drift(
         reference=_side(reference),
         recent=_side(recent),
         level=level,
-        looks=judged(look_at(model, before, now), level, model.recipe, reference.taught),
+        looks=judged(looks, level, model.recipe, reference.taught),
         notes=tuple(notes),
     )
 

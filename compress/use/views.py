@@ -72,12 +72,12 @@ def curves(look: Look) -> str | None:
     plot = Plot(SMALL, Scale(low * scale, high * scale, SMALL.left, SMALL.right), Scale(0, 1, SMALL.bottom, SMALL.top))
     plot.y_axis("share of rows with at most that much", lambda value: f"{value:.0%}")
     plot.x_axis("%" if look.unit == "ratio" else look.unit, lambda value: significant(value))
+    named = []
     for css, name, values in (("baseline", "reference", before), ("final", "recent", now)):
         points = [(value * scale, place / (len(values) - 1)) for place, value in enumerate(values)]
-        drawn = plot.line(points, "curve")
-        plot.add(told(f"series {css}", name, drawn))
-        middle = points[len(points) // 2 if css == "baseline" else 2 * len(points) // 3]
-        plot.labels([(middle, name, f"label {css}")])
+        plot.add(told(f"series {css}", name, plot.line(points, "curve")))
+        named.append((points[len(points) // 3 if css == "baseline" else 2 * len(points) // 3], name, f"label {css}"))
+    plot.labels(named)
     return plot.svg(f"{look.title}: distribution of the reference and of the recent rows")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ from compress.recipe_source import read_recipe
 from compress.use.advice import advice_of
 from compress.use.drift import judged
 from compress.use.record import Look
-from compress.use.traits import image_traits, text_traits
+from compress.use.traits import image_traits, sound_traits, text_traits
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -102,8 +103,6 @@ def test_traits_of_texts_by_hand() -> None:
 
 def test_traits_of_images_by_hand() -> None:
     image = pytest.importorskip("PIL.Image")
-    import io
-
     content = io.BytesIO()
     image.fromarray(np.repeat(np.uint8([[0, 255]]), 3, axis=0)).save(content, "png")
     value = {"bytes": content.getvalue(), "path": None, "sha256": ""}
@@ -112,6 +111,19 @@ def test_traits_of_images_by_hand() -> None:
         "brightness": [0.5],
         "contrast": [0.5],
         "size": [3.0],
+    }
+
+
+def test_traits_of_recordings_by_hand() -> None:
+    soundfile = pytest.importorskip("soundfile")
+    content = io.BytesIO()
+    soundfile.write(content, np.tile([0.5, -0.5, 0.5, -1.0], 100), 8000, format="WAV", subtype="FLOAT")
+    value = {"bytes": content.getvalue(), "path": None, "sha256": ""}
+    found = sound_traits(pa.table({"audio": [value]}), Column("audio", kind="audio"))
+    # A quarter of the samples have a power of 1, the others of 1/4.
+    expected = {"loudness": 10 * np.log10(0.25 + 0.75 / 4), "seconds": 0.05, "rate": 8000.0, "clipped": 0.25}
+    assert {name: values.tolist() for name, values in found.items()} == {
+        name: [pytest.approx(each)] for name, each in expected.items()
     }
 
 

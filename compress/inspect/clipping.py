@@ -16,6 +16,7 @@ from compress.formats.onnx.fusions.graph import constant
 from compress.formats.onnx.int8.observe import Feed, tap
 from compress.inspect.node_layers import node_modules
 
+_RELU6 = 6.0
 _WEIGHT = re.compile(r"\.(weight|bias)(_\w*)?$")
 _PRODUCTS = {"MatMul", "Gemm", "Conv", "DynamicQuantizeLinear", "MatMulNBits", "Attention"}
 """Operators whose first input is the activation that a range is asked of, where none is stored."""
@@ -105,7 +106,8 @@ def _distinct(ranges: Iterable[ActivationRange]) -> list[ActivationRange]:
 def see_activations(graph: onnx.ModelProto, ranges: list[ActivationRange], rows: Iterable[Feed]) -> Activations:
     """Run each of ``rows``, a batch of one example, and look at the activations. Raises what `tap` raises.
 
-    A value is cut where it lies more than half a step outside of what the integers stand for.
+    A value is cut where it lies more than half a step outside of what the integers stand for, unless the layer's own
+    rectifier has it so.
     """
     cut, least, greatest = list[list[float]](), list[list[float]](), list[list[float]]()
     for values in tap(graph, [each.tensor for each in ranges], rows):
@@ -120,4 +122,9 @@ def _cut(place: ActivationRange, array: np.ndarray) -> float:
     if place.low is None or place.high is None:
         return 0.0
     half = place.step / 2
-    return float(((array < place.low - half) | (array > place.high + half)).mean())
+    below, above = array < place.low - half, array > place.high + half
+    # Quantizers let integers from 0 on stand for a ReLU, and those from 0 to 6 for a ReLU6: that is no cut.
+    rectified = place.low == 0
+    if rectified and abs(place.high - _RELU6) < half:
+        return 0.0
+    return float((above if rectified else below | above).mean())

@@ -69,6 +69,9 @@ def test_what_eight_bits_cut_off() -> None:
 
     assert seen.cut.tolist() == [[0.0], [0.75]]
     assert seen.peaks.tolist() == [[pytest.approx(122.7)], [300.0]]
+    # A ReLU, and a ReLU6, that the integers stand for.
+    relu, relu6 = ActivationRange("x", "layer", 0.0, 100.0, 0.5), ActivationRange("x", "layer", 0.0, 6.0, 0.5)
+    assert see_activations(graph, [relu, relu6], rows).cut.tolist() == [[0.25, 0.0], [0.5, 0.0]]
 
 
 def test_ranges_are_those_that_the_graph_stores(run_folder: Path) -> None:

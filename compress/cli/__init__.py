@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from compress import __version__
+from compress.cli.ab import ab
 from compress.cli.bench import bench
 from compress.cli.bundle import bundle, bundle_verify
 from compress.cli.cache import cache_app
@@ -17,6 +18,7 @@ from compress.cli.compare import compare, gate
 from compress.cli.devices import devices
 from compress.cli.diff import diff
 from compress.cli.doctor import doctor
+from compress.cli.drift import drift
 from compress.cli.evaluate import evaluate
 from compress.cli.inspect import inspect
 from compress.cli.nightly import nightly
@@ -70,6 +72,8 @@ for command in (
     compare,
     diff,
     gate,
+    drift,
+    ab,
     report,
     nightly,
     doctor,

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +27,7 @@ from compress.recipe.policy import Policy
 from compress.recipe.recipe import Recipe
 from compress.recipe_source import dump_recipe, read_recipe
 from compress.report.schema import load_report
+from compress.use.record import UseReport
 
 _TAIL_LINES = 12
 
@@ -69,7 +70,10 @@ class EntryRun:
         digest = hashlib.sha256(dump_recipe(recipe).encode()).hexdigest()[:16]
         outcome = self._outcome(digest, ended.exit_code, ended.seconds, log)
         wrong = _what_failed(ended, log, limit, by_budget=own > left_seconds)
-        return self._failed(outcome, wrong) if wrong else self._judge(recipe, outcome, output)
+        if wrong:
+            return self._failed(outcome, wrong)
+        done = self._judge(recipe, outcome, output)
+        return done if self.entry.recent is None else self.look_at_use(done, recipe, folder, limit - ended.seconds)
 
     def _outcome(self, digest: str, exit_code: int, seconds: float, log: Path | None) -> Outcome:
         return Outcome(
@@ -108,11 +112,40 @@ class EntryRun:
         rows = tuple(row.model_copy(update={"raw": None}) for row in report.measurements)
         return EntryDone(outcome.model_copy(update=kept), judged.findings, rows, judged)
 
+    def look_at_use(self, done: EntryDone, recipe: Recipe, folder: Path, left_seconds: float) -> EntryDone:
+        """With a finding for each drift of use of today's inputs, which a process of its own looks for."""
+        output, log, recent = folder / "use.json", folder / "use.log", self.home / str(self.entry.recent)
+        run = self.artifacts / "runs" / recipe.name / "latest"
+        given = str(recent if recent.exists() else self.entry.recent)
+        command = [sys.executable, "-m", "compress", "drift", str(run), "--recent", given, "--json"]
+        limit = max(0.0, left_seconds)
+        ended = run_process(command, output, log, limit, min(GRACE_SECONDS, limit))
+        wrong = _what_failed(ended, log, limit, by_budget=False)
+        if wrong:
+            lost = self._failed(
+                done.outcome.model_copy(update={"status": "failed"}), f"drift of use cannot be looked for: {wrong}"
+            )
+            return replace(done, outcome=lost.outcome, findings=(*done.findings, *lost.findings))
+        return with_use(done, UseReport.model_validate_json(output.read_text(encoding="utf-8")))
+
     def _command(self) -> list[str]:
         options = [part for override in self.entry.overrides for part in ("--set", override)]
         recipe = str(self.home / self.entry.recipe)
         whole = ["run", recipe, "--json", "--remeasure", "--artifacts", str(self.artifacts), *options]
         return [sys.executable, "-m", "compress", *whole]
+
+
+def with_use(done: EntryDone, report: UseReport) -> EntryDone:
+    """An entry with a finding for each drift of use: a limit that today's inputs miss."""
+    name, found = done.outcome.entry, []
+    for look in report.having("drift"):
+        what = f"drift of use, {look.title}: {look.advice}"
+        found.append(Finding(entry=name, kind="limit", metric=f"use_{look.name}", effect=look.effect, what=what))
+    if not found:
+        return done
+    reason = done.outcome.reason if done.findings else found[0].short
+    changed = done.outcome.model_copy(update={"status": "missed", "reason": reason})
+    return replace(done, outcome=changed, findings=(*done.findings, *found))
 
 
 def _what_failed(ended: Ended, log: Path, limit_seconds: float, by_budget: bool) -> str:

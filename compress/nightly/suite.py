@@ -37,6 +37,9 @@ class Entry(Frozen):
     targets: tuple[str, ...] = Field((), description="where it is measured; default: the recipe's own targets")
     policy: Policy | None = Field(None, description="what counts as a regression; default: the suite's policy")
     time_limit_minutes: float | None = Field(None, gt=0, description="after this it is ended; default: the budget")
+    recent: str | None = Field(
+        None, min_length=1, description="today's inputs, whose drift of use fails the night: `compress drift --recent`"
+    )
 
     @property
     def label(self) -> str:

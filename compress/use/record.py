@@ -1,0 +1,89 @@
+"""What a look for drift of use leaves behind: one record that the console, the page and the exit code read."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from compress.frozen import Frozen
+
+Verdict = Literal["drift", "small", "none", "not judged"]
+
+
+class Part(Frozen):
+    """A layer, a class or a word, and what it was and is."""
+
+    name: str
+    reference: float
+    recent: float
+    note: str = ""
+    p_value: float | None = Field(None, description="corrected for the number of parts of this kind")
+
+
+class Look(Frozen):
+    """One question that was asked of both sides."""
+
+    name: str
+    title: str
+    verdict: Verdict
+    unit: str = Field("", description="of both values: ratio, tokens, dB, ...")
+    reference: float | None = None
+    recent: float | None = None
+    test: str = ""
+    effect: float | None = None
+    effect_is: str = Field("", description="what the effect is a measure of")
+    matters_from: float | None = Field(None, description="the least effect that is called a drift")
+    p_value: float | None = None
+    adjusted: float | None = Field(None, description="the p-value, corrected for all looks by Holm's method")
+    parts: tuple[Part, ...] = Field((), description="what changed most: layers, classes, words")
+    quantiles: tuple[tuple[float, ...], tuple[float, ...]] | None = Field(
+        None, description="of both sides' rows, evenly spaced from the least to the greatest"
+    )
+    advice: str = Field("", description="what to do about it, by stage and field; empty without drift")
+    why: str = Field("", description="why it was not judged")
+
+
+class Side(Frozen):
+    """Whose rows: ``rows`` of ``total`` were looked at."""
+
+    name: str
+    rows: int
+    total: int
+
+
+class UseReport(Frozen):
+    """Whether a model's inputs are still what it was compressed for."""
+
+    artifact: str
+    task: str
+    reference: Side
+    recent: Side
+    level: float = Field(description="how often one drift or more is found among all looks where there is none")
+    looks: tuple[Look, ...]
+    notes: tuple[str, ...] = ()
+
+    def having(self, verdict: Verdict) -> tuple[Look, ...]:
+        """The looks with a verdict."""
+        return tuple(look for look in self.looks if look.verdict == verdict)
+
+    @property
+    def drifted(self) -> bool:
+        """Whether there is any drift."""
+        return bool(self.having("drift"))
+
+    @property
+    def advice(self) -> list[tuple[str, str]]:
+        """What to do, each said once, behind the looks that it is about."""
+        found: dict[str, list[str]] = {}
+        for look in self.having("drift"):
+            found.setdefault(look.advice, []).append(look.title)
+        return [(", ".join(titles), advice) for advice, titles in found.items()]
+
+    @property
+    def sentence(self) -> str:
+        """The whole in one line."""
+        found, judged = self.having("drift"), [look for look in self.looks if look.verdict != "not judged"]
+        if not found:
+            return f"no drift of use in {len(judged)} looks"
+        return f"drift of use: {', '.join(look.title for look in found)}"

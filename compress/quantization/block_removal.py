@@ -17,7 +17,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 
 from compress.architectures.transformer import keep_layers
 from compress.checkpoints.checkpoint import Checkpoint
-from compress.environment import uses_bf16
+from compress.compute_device import autocast, current_device, in_bf16
 from compress.errors import StageError
 from compress.quantization.block_pass import BlockPass
 from compress.quantization.build import build_skeleton
@@ -43,7 +43,7 @@ def remove_blocks(
 
     Raises `StageError` where none would be left, and where the config cannot say which are.
     """
-    skeleton = build_skeleton(checkpoint)
+    skeleton = build_skeleton(checkpoint, current_device())
     total, count = len(skeleton.blocks), settings.layers
     check_removal(total, count)
     if ids is None:
@@ -147,12 +147,12 @@ def losses_without(skeleton: Skeleton, text: Quantization, ids: torch.Tensor, ke
     and all trials that have begun pass a block while it is in memory. Raises `StageError` for a loss that isn't finite.
     """
     window = 4 * skeleton.hidden_size * ids.shape[1] * (len(kept) + 1)
-    bf16, totals = uses_bf16(text.precision), dict.fromkeys(kept, 0.0)
+    bf16, totals = in_bf16(text.precision, skeleton.device), dict.fromkeys(kept, 0.0)
     for some in torch.split(ids, max(STATES_BYTES // window, 1)):
         calls, trials, whole = skeleton.calls(some), dict[int, torch.Tensor](), skeleton.embedded(some)
         for index in kept:
             skeleton.load(index)
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            with autocast(bf16, skeleton.device):
                 passed = {trial: skeleton.run(index, hidden, calls[index]).float() for trial, hidden in trials.items()}
                 trials = passed | {index: whole}
                 whole = skeleton.run(index, whole, calls[index]).float() if index != kept[-1] else whole
@@ -160,7 +160,7 @@ def losses_without(skeleton: Skeleton, text: Quantization, ids: torch.Tensor, ke
         for trial, hidden in trials.items():
             for place, tokens in enumerate(some):
                 logits = skeleton.logits(hidden[place : place + 1])[0, :-1]
-                totals[trial] += float(cross_entropy(logits.float(), tokens[1:]))
+                totals[trial] += float(cross_entropy(logits.float(), tokens[1:].to(logits.device)))
     return {
         index: _finite(total / len(ids), f"the loss without {skeleton.prefix}.{index}")
         for index, total in totals.items()

@@ -40,8 +40,8 @@ class QuantizedWeight:
 
     def cpu(self) -> QuantizedWeight:
         """The same in the processor's memory."""
-        parts = (part.cpu() for part in (self.integers, self.scales, self.zero_points))
-        return QuantizedWeight(*parts, self.bits, self.group_size)
+        parts = {"integers": self.integers, "scales": self.scales, "zero_points": self.zero_points}
+        return replace(self, **{name: part.cpu() for name, part in parts.items()})
 
     def split(self, rows: Sequence[int]) -> list[QuantizedWeight]:
         """The weights of several layers that were stacked, of so many rows."""

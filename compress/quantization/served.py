@@ -142,5 +142,5 @@ def _summary(layers: Mapping[str, Scheme], others: Sequence[str], activation_bit
     left = f"; in float16: {', '.join(others[:3])}{' ...' if len(others) > 3 else ''}" if others else ""
     return (
         f"compressed-tensors: {len(layers)} layers, {', '.join(sorted(kinds))}, every integer and scale read back as "
-        f"it was{left}; on no GPU was it run here"
+        f"it was{left}; no GPU ran it here"
     )

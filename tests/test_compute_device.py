@@ -21,6 +21,7 @@ from compress.plan import make_plan
 from compress.recipe.recipe import Recipe
 from compress.stage.stage import Stage
 from compress.stages import STAGES
+from compress.training.processes import own_device
 
 
 def built(patch: pytest.MonkeyPatch, build: str, gpus: int = 0) -> None:
@@ -102,6 +103,13 @@ def test_the_device_ends_with_what_was_done_on_it() -> None:
         assert not use.asked and current_device() == "mps" and use.asked
         assert not compute_device.in_bf16("auto") and compute_device.in_bf16("bf16")
     assert current_device() == "cpu" and compute_device.in_bf16("auto") == uses_bf16("auto")
+
+
+def test_each_of_several_processes_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert own_device("cuda:0") == "cuda:0"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert own_device("cuda:0") == "cuda:1" and own_device("cpu") == "cpu"
 
 
 def test_memory_that_ends_is_told_with_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ from compress.stage.stage import Context, Promise, Stage, StageRecord
 from compress.tasks.capability import READS_ROWS
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples, Task
-from compress.training.processes import first_says, is_first, several, wait_for_all
+from compress.training.processes import first_says, is_first, own_device, several, wait_for_all
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Road:
     @cached_property
     def device(self) -> str:
         """What stages compute on that can. Raises `InputError` where the recipe's isn't here."""
-        return find_device(self.recipe.device)
+        return own_device(find_device(self.recipe.device))
 
     def resolve(self, reference: str) -> Path:
         """A model reference of the recipe as a local folder, checked. Raises `ModelError` or `SampleError`."""
@@ -154,7 +154,8 @@ class Road:
     def take(self, label: str) -> Finished:
         """Run one stage, those before it having been taken."""
         apply = self._apply_together if several() else self.apply
-        found = self.finished[label] = apply(label, *self._step(label))
+        with computing_on(self.device):
+            found = self.finished[label] = apply(label, *self._step(label))
         return found
 
     def key(self, label: str) -> str:
@@ -216,8 +217,7 @@ class Road:
             wait_for_all()
             return finished
         if not done and stage.trains:
-            with computing_on(self.device):
-                stage.run(self.load(before, stage.wants(self.task.capabilities)), self.context(key))
+            stage.run(self.load(before, stage.wants(self.task.capabilities)), self.context(key))
         wait_for_all()
         entry = self.cache.find(key)
         if entry is None:

@@ -22,6 +22,11 @@ def is_first() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def own_device(device: str) -> str:
+    """The GPU of this process, where several share a machine's; else ``device`` itself."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if several() and device.startswith("cuda") else device
+
+
 def accelerator(split_batches: bool = False) -> Accelerator:
     """The process's accelerator, on the device that stages compute on; of several processes each has a GPU of its own.
 

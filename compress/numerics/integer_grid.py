@@ -40,8 +40,8 @@ class QuantizedWeight:
 
     def cpu(self) -> QuantizedWeight:
         """The same in the processor's memory."""
-        parts = {"integers": self.integers, "scales": self.scales, "zero_points": self.zero_points}
-        return replace(self, **{name: part.cpu() for name, part in parts.items()})
+        integers, scales, zero_points = self.integers.cpu(), self.scales.cpu(), self.zero_points.cpu()
+        return replace(self, integers=integers, scales=scales, zero_points=zero_points)
 
     def split(self, rows: Sequence[int]) -> list[QuantizedWeight]:
         """The weights of several layers that were stacked, of so many rows."""

@@ -254,9 +254,11 @@ class Road:
                 output.save(content)
                 with meter.checking():
                     contract.check(output, digests, weight, content, self._probe(type(output)))
+            except DeviceError as error:
+                raise DeviceError(f"Stage {label!r}: {error.what}", mend=error.mend) from error
             except CompressError as error:
                 # The same stage would fail on the same input again; a disk may have room by then.
-                if not isinstance(error, StorageError | DeviceError):
+                if not isinstance(error, StorageError):
                     self.cache.drop_scratch(key)
                 raise
             except library_failures() as error:

@@ -17,9 +17,8 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 
 from compress.architectures.transformer import keep_layers
 from compress.checkpoints.checkpoint import Checkpoint
-from compress.compute_device import autocast, current_device, in_bf16
+from compress.compute_device import autocast, current_device, in_bf16, within_memory
 from compress.errors import StageError
-from compress.quantization.block_pass import BlockPass
 from compress.quantization.build import build_skeleton
 from compress.quantization.config import Quantization
 from compress.quantization.cut_checkpoint import config_changes, kept_json, write_cut
@@ -100,22 +99,29 @@ def block_influences(
     stream, found = Stream(skeleton, text, ids, folder), list[float]()
     rest = range(len(skeleton.blocks))
     for index in progress.track(rest, "prune: block influence", len(rest)):
-        skeleton.load(index)
-        work, likeness = stream.pass_through(index, {}), list[float]()
-
-        def outputs(work: BlockPass = work, likeness: list[float] = likeness) -> Iterator[torch.Tensor]:
-            for batch in work.batches:
-                entered = batch()
-                left = work.run(entered)
-                likeness.append(float(cosine_similarity(entered.float(), left.float(), dim=-1).double().sum()))
-                yield left
-
-        stream.leave(index, outputs())
-        stream.forget(index)
-        skeleton.unload(index)
-        found.append(_finite(1 - sum(likeness) / ids.numel(), f"what leaves {skeleton.prefix}.{index}"))
+        with within_memory(f"prune: {skeleton.prefix}.{index}", "samples or sequence_length"):
+            likeness = _likeness(stream, index)
+        found.append(_finite(1 - likeness / ids.numel(), f"what leaves {skeleton.prefix}.{index}"))
     stream.forget(len(rest))
     return found
+
+
+def _likeness(stream: Stream, index: int) -> float:
+    """The sum over all tokens of the cosine of the states that enter a block and leave it, and are kept."""
+    stream.skeleton.load(index)
+    work, found = stream.pass_through(index, {}), list[float]()
+
+    def outputs() -> Iterator[torch.Tensor]:
+        for batch in work.batches:
+            entered = batch()
+            left = work.run(entered)
+            found.append(float(cosine_similarity(entered.float(), left.float(), dim=-1).double().sum()))
+            yield left
+
+    stream.leave(index, outputs())
+    stream.forget(index)
+    stream.skeleton.unload(index)
+    return sum(found)
 
 
 def _greedily(skeleton: Skeleton, text: Quantization, ids: torch.Tensor, count: int, context: Context) -> list[int]:
@@ -125,7 +131,8 @@ def _greedily(skeleton: Skeleton, text: Quantization, ids: torch.Tensor, count: 
     gone = [_best(losses) for losses in rounds]
     for _ in context.progress.track(range(len(gone), count), "prune: blocks", count - len(gone)):
         kept = [index for index in range(len(skeleton.blocks)) if index not in gone]
-        losses = losses_without(skeleton, text, ids, kept)
+        with within_memory(f"prune: a trial without each of {len(kept)} blocks", "samples or sequence_length"):
+            losses = losses_without(skeleton, text, ids, kept)
         rounds.append({str(index): loss for index, loss in losses.items()})
         kept_json(path, rounds)
         gone.append(_best(rounds[-1]))

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_generation
+import tiny_run
 import torch
 from decoders import context, save_decoder
 from fake_gpu import DEVICE, FakeGpu, fake_gpu
@@ -13,12 +15,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.errors import DeviceError
+from compress.pipeline.road import Road
 from compress.quantization.build import build_skeleton
 from compress.quantization.kept import Finished
+from compress.quantization.skeleton import Skeleton
 from compress.stages import STAGES
 
 TEXT: dict[str, Any] = {"samples": 4, "sequence_length": 16, "precision": "fp32"}
-FEW = {**TEXT, "samples": 8, "sequence_length": 32, "group_size": 32}
+FEW = {**TEXT, "samples": 5, "sequence_length": 32, "group_size": 32}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gptq": ("LlamaConfig", {**FEW, "target_bits": 5.0, "choices": (3, 4), "sym": False, "refinement_sweeps": 1}),
     "gptq of experts": ("MixtralConfig", {**FEW, "guided": False}),
@@ -42,7 +46,8 @@ def run(name: str, folder: Path, where: str) -> Checkpoint:
     kind = name.partition(" ")[0]
     stage = STAGES[kind].model_validate({"kind": kind, **fields})
     source = folder / "source"
-    held = Checkpoint(source) if source.is_dir() else save_decoder(source, config)
+    count = 2 if kind == "prune" else 1
+    held = Checkpoint(source) if source.is_dir() else save_decoder(source, config, num_hidden_layers=count)
     made: Checkpoint = stage.run(held, context(folder / where))
     return made
 
@@ -94,25 +99,32 @@ def test_one_block_is_there_at_a_time(tmp_path: Path, gpu: FakeGpu) -> None:
     assert table.device.type == "gpu" and skeleton.embedding.weight.shape[0] == 4
 
 
-def test_memory_that_ends_in_the_middle_names_the_block_and_keeps_those_before(tmp_path: Path, gpu: FakeGpu) -> None:
-    source = save_decoder(tmp_path / "source")
-    stage = STAGES["gptq"].model_validate({"kind": "gptq", **FEW, "guided": False})
-    told = context(tmp_path / "work")
-    blocks = iter(range(2))
-    load = type(build_skeleton(source)).load
+def test_memory_that_ends_in_the_middle_names_stage_and_block_and_keeps_those_before(
+    tmp_path: Path, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = {"gptq": {**FEW, "samples": 4, "guided": False}}
+    wanted = tiny_run.load(tiny_generation.write_all(tmp_path, stages=[stage], targets=["torch"]))
+    monkeypatch.setattr("compress.pipeline.road.find_device", lambda name: DEVICE)
+    load = Skeleton.load
 
-    def until_the_second(skeleton: Any, index: int) -> Any:
-        block = load(skeleton, index)
-        if index == 1 and next(blocks, None) is None:
-            gpu.room = 0
-        return block
+    def full(skeleton: Skeleton, index: int) -> torch.nn.Module:
+        gpu.room = 0 if index == 1 and Finished(scratch).layers(0) else None
+        return load(skeleton, index)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("compress.quantization.skeleton.Skeleton.load", until_the_second)
-        next(blocks), next(blocks)
-        with pytest.raises(DeviceError, match=r"model\.layers\.1 needs more memory than gpu:0") as raised:
-            stage.run(source, told)
-    assert "lower samples, sequence_length" in str(raised.value) and "next run goes on there" in str(raised.value)
-    assert Finished(told.scratch).count(2) == 1
+    road = Road(wanted, tmp_path, tmp_path / "artifacts", tiny_run.Notes())
+    scratch = road.cache.scratch(road.key("gptq"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Skeleton, "load", full)
+        with pytest.raises(DeviceError, match=r"Stage 'gptq': model\.layers\.1 needs more memory than gpu:0") as raised:
+            road.travel()
     gpu.room = None
-    assert stage.run(source, told).integer_layers
+    assert "lower samples, sequence_length" in str(raised.value) and "next run goes on there" in str(raised.value)
+    assert Finished(scratch).count(2) == 1
+
+    notes = tiny_run.Notes()
+    again = Road(wanted, tmp_path, tmp_path / "artifacts", notes)
+    again.travel()
+    assert any("1 of 2 blocks were done before" in line for line in notes.said)
+    assert "computed on gpu:0" in again.finished["gptq"].record.remarks
+    monkeypatch.setattr("compress.pipeline.road.find_device", lambda name: "cpu")
+    assert Road(wanted, tmp_path, tmp_path / "artifacts", notes).key("gptq") != again.finished["gptq"].record.key

@@ -87,7 +87,7 @@ def _cut_parameter(attention: Attention, part: nn.Module, leaf: str, kept: Mappi
     if axis is None:
         return
     chosen = sizes[tensor.shape[axis]]
-    smaller = tensor.detach().index_select(axis, chosen).clone()
+    smaller = tensor.detach().index_select(axis, chosen.to(tensor.device)).clone()
     setattr(part, leaf, nn.Parameter(smaller, requires_grad=tensor.requires_grad))
     if isinstance(part, nn.Embedding) and axis == 1:
         part.embedding_dim = len(chosen)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from compress.checkpoints.json_file import read_json
 from compress.checkpoints.model import link_or_copy
+from compress.checkpoints.quantization_config import COMPRESSED_TENSORS, layer_settings
 from compress.errors import ModelError
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ TABLES = "quantized_tables.safetensors"
 """Integers of embeddings and tied heads, which the GPTQ format has no place for: `NAME.qweight` and so on as in
 `gptq_layout`, rows padded to a multiple of 32, with `bits` and `group_size` of each NAME in the file's metadata as
 JSON. The checkpoint itself keeps such a table as plain float16, with the values that the integers stand for."""
+_MARKS = ("qweight", "weight_scale")
+"""A tensor of one of these names has every layer of integers, whichever way it is laid out."""
 
 
 @dataclass(frozen=True)
@@ -94,20 +96,51 @@ class Checkpoint:
 
     def quantized(self, module: str) -> QuantizedWeight | None:
         """The integers of a linear layer or an embedding table, or None where it is not quantized."""
-        from compress.checkpoints.gptq_layout import PARTS, unpack_layer
+        from compress.checkpoints import compressed_tensors, gptq_layout
 
         if module in self.tables:
             return self._table(module)
-        if f"{module}.qweight" not in self.files:
+        if not self.has_integers(module):
             return None
         settings = self.layer_settings(module)
-        tensors = {part: self.stored(f"{module}.{part}") for part in PARTS}
-        return unpack_layer(tensors, settings["bits"], settings["group_size"], self.stored_less_one)
+        bits, group_size = settings["bits"], settings["group_size"]
+        if self.is_compressed_tensors:
+            held = [part for part in compressed_tensors.PARTS if f"{module}.{part}" in self.files]
+            parts = {part: self.stored(f"{module}.{part}") for part in held}
+            return compressed_tensors.unpack_layer(parts, bits, group_size)
+        tensors = {part: self.stored(f"{module}.{part}") for part in gptq_layout.PARTS}
+        return gptq_layout.unpack_layer(tensors, bits, group_size, self.stored_less_one)
+
+    def has_integers(self, module: str) -> bool:
+        """Whether a layer's weight is stored as integers alone; those of a table lie beside its floats (`tables`)."""
+        return any(f"{module}.{mark}" in self.files for mark in _MARKS)
+
+    @cached_property
+    def integer_layers(self) -> tuple[str, ...]:
+        """The layers that are stored as integers, in the order of the files."""
+        parted = (name.rpartition(".") for name in self.files)
+        return tuple(module for module, _, mark in parted if mark in _MARKS)
+
+    def integer_shape(self, module: str) -> tuple[int, int]:
+        """[rows, columns] of one of the `integer_layers`."""
+        if f"{module}.weight" in self.files:
+            rows, columns = self.stored(f"{module}.weight").shape
+            return rows, columns
+        if self.is_compressed_tensors:
+            rows, words = self.stored(f"{module}.weight_packed").shape
+        else:
+            words, rows = self.stored(f"{module}.qweight").shape
+        return rows, words * 32 // self.layer_settings(module)["bits"]
 
     @property
     def quantization(self) -> dict[str, Any] | None:
-        """`quantization_config` of a GPTQ checkpoint; None for a plain one."""
+        """`quantization_config` of a quantized checkpoint; None for a plain one."""
         return self.config.get("quantization_config")
+
+    @property
+    def is_compressed_tensors(self) -> bool:
+        """Whether its integers are laid out as `compress.checkpoints.compressed_tensors` does it, or as AutoGPTQ."""
+        return (self.quantization or {}).get("quant_method") == COMPRESSED_TENSORS
 
     @property
     def stored_less_one(self) -> bool:
@@ -115,7 +148,7 @@ class Checkpoint:
         return bool((self.quantization or {}).get("checkpoint_format", "gptq") == "gptq")
 
     def layer_settings(self, module: str) -> dict[str, Any]:
-        """`bits` and `group_size` of a quantized layer: those of the whole, with what `dynamic` says of its name."""
+        """`bits`, `group_size` and `sym` of a quantized layer, by what the config says of the whole and of its name."""
         return layer_settings(self.quantization or {}, module)
 
     @cached_property
@@ -143,15 +176,6 @@ class Checkpoint:
         )
 
 
-def layer_settings(quantization: Mapping[str, Any], module: str) -> dict[str, Any]:
-    """See `Checkpoint.layer_settings`; of a `quantization_config`, which may lack either."""
-    settings = {key: quantization.get(key) for key in ("bits", "group_size")}
-    for pattern, changes in (quantization.get("dynamic") or {}).items():
-        if not pattern.startswith("-:") and re.match(pattern.removeprefix("+:"), module):
-            return settings | {key: changes[key] for key in settings if key in changes}
-    return settings
-
-
 @dataclass(frozen=True)
 class QuantizedCheckpoint(Checkpoint):
     """A checkpoint in GPTQ format (the AutoGPTQ layout), with its embedding tables beside it."""
@@ -159,11 +183,19 @@ class QuantizedCheckpoint(Checkpoint):
     kind: ClassVar[str] = "quantized checkpoint"
 
 
-_PACKED_COMPANIONS = (".qzeros", ".scales", ".g_idx")
+@dataclass(frozen=True)
+class ServedCheckpoint(Checkpoint):
+    """A quantized checkpoint as compressed-tensors lays it out, for servers with a GPU."""
+
+    kind: ClassVar[str] = "served checkpoint"
+
+
+_PACKED = (".qweight", ".weight_packed")
+_COMPANIONS = (".qzeros", ".scales", ".g_idx", ".weight_scale", ".weight_zero_point", ".weight_shape")
 
 
 def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
-    """The tensors of a file as a GPTQ or AWQ config in ``root`` means them: packed weights, scales and zero points."""
+    """The tensors of a file as the quantization config in ``root`` means them: packed weights, scales, zero points."""
     from compress.checkpoints.safetensors_file import read_header
 
     quantization = _quantization(root)
@@ -171,7 +203,7 @@ def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
 
 
 def _quantization(root: Path) -> dict[str, Any]:
-    """What the folder's config says of a GPTQ or AWQ checkpoint; empty for any other."""
+    """What the folder's config says of a GPTQ, AWQ or compressed-tensors checkpoint; empty for any other."""
     if not (root / "config.json").is_file():
         return {}
     found = read_json(root / "config.json").get("quantization_config")
@@ -179,13 +211,13 @@ def _quantization(root: Path) -> dict[str, Any]:
 
 
 def _as_meant(tensor: StoredTensor, bits: object) -> StoredTensor:
-    """``bits`` are those of the weights that `NAME.qweight` packs into int32, where the config says them."""
+    """``bits`` are those of the weights that int32 words hold several of, where the config says them."""
     if not isinstance(bits, int) or bits < 1:
         return tensor
-    if tensor.name.endswith(".qweight") and tensor.dtype == "int32":
+    if tensor.name.endswith(_PACKED) and tensor.dtype == "int32":
         weights = tensor.elements * 32 // bits
         packed = {"role": "weight", "dtype": f"int{bits}", "parameters": weights, "packed": True}
         return tensor.model_copy(update=packed)
-    if tensor.name.endswith(_PACKED_COMPANIONS):
+    if tensor.name.endswith(_COMPANIONS):
         return tensor.model_copy(update={"role": "quantization", "parameters": 0})
     return tensor

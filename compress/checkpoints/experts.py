@@ -59,7 +59,8 @@ class Rehearsal:
         if missing <= 0:
             self.weights = None
             return own
-        self.weights = torch.cat([torch.ones(len(own)), torch.full((len(every),), missing / self.tokens)])
+        own_share, others = own.new_ones(len(own)), every.new_full((len(every),), missing / self.tokens)
+        self.weights = torch.cat([own_share, others]).float()
         return torch.cat([own, every])
 
 
@@ -268,7 +269,7 @@ def _rename(owner: nn.Module, old: str, new: str) -> None:
 def _check_stored(model: nn.Module, checkpoint: Checkpoint) -> None:
     for name, experts in experts_of(model, "").items():
         for path in (f"{name}.{number}.{leaf}" for number in range(experts.count) for leaf in experts.names.values()):
-            if f"{path}.weight" not in checkpoint.files and f"{path}.qweight" not in checkpoint.files:
+            if f"{path}.weight" not in checkpoint.files and not checkpoint.has_integers(path):
                 raise ModelError(
                     f"The checkpoint has no tensor '{path}.weight' for an expert of {type(model).__name__}.",
                     where=str(checkpoint.folder),

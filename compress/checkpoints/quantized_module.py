@@ -240,8 +240,7 @@ def _replace(module: nn.Module, name: str, child: nn.Module | nn.Parameter) -> N
 
 
 def _quantized_names(checkpoint: Checkpoint) -> set[str]:
-    linear_layers = {name.removesuffix(".qweight") for name in checkpoint.files if name.endswith(".qweight")}
-    return linear_layers | set(checkpoint.tables)
+    return {*checkpoint.integer_layers, *checkpoint.tables}
 
 
 def _fill(module: PreTrainedModel, checkpoint: Checkpoint) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from compress import environment, installation, stages  # noqa: F401
 from compress.cli.output import Finding
+from compress.compute_device import CPU, describe_device, device_fault, find_device
 from compress.formats import runtimes
 from compress.formats.lacking import lacking
 from compress.formats.registry import PLUGGED
@@ -26,6 +27,7 @@ def machine_findings(machine: dict[str, Any]) -> list[Finding]:
         *_installation(),
         *_plugins(),
         *_targets(),
+        *_device(),
         *_processor(machine),
         *_memory(machine),
         *_disk(Path.cwd()),
@@ -80,6 +82,13 @@ def _targets() -> Iterator[Finding]:
             "onnxruntime may have overwritten its files: pip install --force-reinstall --no-deps "
             "onnxruntime-gpu; then look at the driver",
         )
+
+
+def _device() -> Iterator[Finding]:
+    """What `device: auto` means here."""
+    device = find_device("auto")
+    why = f", {device_fault('cuda')}" if device == CPU else ""
+    yield Finding("ok", f"stages compute on {describe_device(device)}{why}")
 
 
 def _processor(machine: dict[str, Any]) -> Iterator[Finding]:

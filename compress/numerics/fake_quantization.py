@@ -116,7 +116,7 @@ class _Dequantize(torch.autograd.Function):
         rows = max(1, _PIECE_ELEMENTS // integers.shape[1])
         if len(integers) <= rows:
             return _product(integers, scales, group_size).to(dtype)
-        weight = torch.empty(integers.shape, dtype=dtype)
+        weight = torch.empty(integers.shape, dtype=dtype, device=integers.device)
         for start in range(0, len(integers), rows):
             piece = slice(start, start + rows)
             weight[piece] = _product(integers[piece], scales[piece], group_size)

@@ -174,7 +174,9 @@ def _prepare(hessian: torch.Tensor, settings: GptqSettings) -> _Inputs:
     live = diagonal > 0
     mean = diagonal[live].mean()
     alone = torch.where(live, diagonal, mean)
-    places = alone.argsort(stable=True) if settings.act_order else torch.arange(len(hessian)).flip(0)
+    places = (
+        alone.argsort(stable=True) if settings.act_order else torch.arange(len(hessian), device=hessian.device).flip(0)
+    )
     factor, damping = factorize(hessian, places, mean, settings.damping)
     pivots = factor.diagonal().clone()
     importance = alone.sqrt()
@@ -192,7 +194,7 @@ def factorize(
         matrix = _permuted(hessian, places).mT
         matrix.diagonal().add_(mean * damping)
         matrix.diagonal()[dead] = mean
-        failed = torch.empty((), dtype=torch.int32)
+        failed = torch.empty((), dtype=torch.int32, device=hessian.device)
         torch.linalg.cholesky_ex(matrix, out=(matrix, failed))
         if not int(failed) and bool(torch.isfinite(matrix.diagonal()).all()):
             return matrix, damping
@@ -234,7 +236,7 @@ def _put_back(ordered: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
 
 def _energies(columns: torch.Tensor, inputs: _Inputs) -> torch.Tensor:
     """diag(W L L^T W^T) [rows] of ``columns`` = W^T in the factor's order."""
-    total = torch.zeros(columns.shape[1])
+    total = torch.zeros(columns.shape[1], device=columns.device)
     for start in range(0, len(columns), _BLOCK):
         end = min(start + _BLOCK, len(columns))
         total.addmv_(
@@ -252,8 +254,8 @@ def _round_in_turn(columns: torch.Tensor, inputs: _Inputs, grid: IntegerGrid) ->
     groups = (inputs.places // grid.group_size).tolist()
     scales = grid.scales.unbind()
     points = [(scales[group], *grid.bounds(group)) for group in range(len(scales))]
-    integers = torch.empty(columns.shape, dtype=torch.uint8)
-    losses = torch.zeros(columns.shape[1])
+    integers = torch.empty(columns.shape, dtype=torch.uint8, device=columns.device)
+    losses = torch.zeros(columns.shape[1], device=columns.device)
     for end in range(len(columns), 0, -_BLOCK):
         start = max(end - _BLOCK, 0)
         original = columns[start:end]

@@ -35,8 +35,13 @@ class QuantizedWeight:
     def dequantize(self) -> torch.Tensor:
         """The weights that the integers stand for, [rows, columns] float32."""
         columns = self.integers.shape[1]
-        groups = torch.arange(columns) // self.group_size
+        groups = torch.arange(columns, device=self.integers.device) // self.group_size
         return (self.integers.float() - self.zero_points.float()[:, groups]) * self.scales[:, groups]
+
+    def cpu(self) -> QuantizedWeight:
+        """The same in the processor's memory."""
+        integers, scales, zero_points = self.integers.cpu(), self.scales.cpu(), self.zero_points.cpu()
+        return replace(self, integers=integers, scales=scales, zero_points=zero_points)
 
     def split(self, rows: Sequence[int]) -> list[QuantizedWeight]:
         """The weights of several layers that were stacked, of so many rows."""
@@ -112,8 +117,12 @@ def find_grid(
     count, rows = columns.shape
     size = group_size or count
     groups = -(-count // size)
-    weights = torch.ones(count) if importance is None else importance / importance.mean().clamp(min=1e-30)
-    scales, zero_points = torch.empty(groups, rows), torch.empty(groups, rows)
+    weights = (
+        torch.ones(count, device=columns.device)
+        if importance is None
+        else importance / importance.mean().clamp(min=1e-30)
+    )
+    scales, zero_points = torch.empty(2, groups, rows, device=columns.device)
     height = max(1, _CACHE_ELEMENTS // size)
     for group, start in enumerate(range(0, count, size)):
         here = slice(start, min(start + size, count))
@@ -127,7 +136,7 @@ def find_grid(
 
 def round_columns(columns: torch.Tensor, grid: IntegerGrid) -> torch.Tensor:
     """The nearest integers to ``columns`` [columns, rows], counted from 0, uint8."""
-    integers = torch.empty(columns.shape, dtype=torch.uint8)
+    integers = torch.empty(columns.shape, dtype=torch.uint8, device=columns.device)
     for group, start, end in grid.groups(len(columns)):
         steps = (columns[start:end] / grid.scales[group]).round_().clamp_(*grid.bounds(group))
         integers[start:end] = (steps + grid.zero_points[group]).to(torch.uint8)

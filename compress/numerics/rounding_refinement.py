@@ -18,7 +18,7 @@ def refine_columns(
     its columns moves to the grid point nearest to the minimum along that column (QuantEase, Behdin et al. 2023, section
     3). Returns by how much diag(E (H + shift) E^T) [rows] fell.
     """
-    gained = torch.zeros(errors.shape[1])
+    gained = torch.zeros(errors.shape[1], device=errors.device)
     for _ in range(sweeps):
         for group, start, end in grid.groups(len(errors)):
             here = slice(start, end)

@@ -43,7 +43,9 @@ def sparsegpt(
     check_solvable(weight, hessian)
     width = len(hessian)
     live = hessian.diagonal() > 0
-    factor, _ = factorize(hessian, torch.arange(width).flip(0), hessian.diagonal()[live].mean(), damping)
+    factor, _ = factorize(
+        hessian, torch.arange(width, device=hessian.device).flip(0), hessian.diagonal()[live].mean(), damping
+    )
     pivots = factor.diagonal().clone()
     coupling = factor.div_(pivots)
     columns = (weight * live).T.flip(0)  # The factor is walked from its last column to its first.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.cache import Cache, cache_key
+from compress.compute_device import CPU, find_device
 from compress.data.dataset import Dataset, load_dataset
 from compress.data.source import HubSplit, find, locate_split, locate_unlabeled
 from compress.digests import digest_directory
@@ -29,12 +30,14 @@ class Keys:
     """The keys of a recipe's stages.
 
     ``model_digest`` gives the digest of a model's files by its reference, ``folder_digest`` that of another folder.
+    ``device`` is what stages compute on: another kind of processor than this one gives other bits.
     """
 
     recipe: Recipe
     data: Dataset
     model_digest: Callable[[str], str]
     folder_digest: Callable[[str], str]
+    device: str = CPU
 
     def start(self) -> str:
         """SHA-256 over the starting model's files and what decides how its head is made, as hex."""
@@ -46,8 +49,10 @@ class Keys:
         named = stage.paths().values()
         folders = [self.folder_digest(one.name) for one in named if one.kind != "model"]
         models = [self.model_digest(one.name) for one in named if one.kind == "model"]
+        elsewhere = self.device != CPU and (stage.uses_device or stage.trains)
         return cache_key(
             {
+                **({"device": self.device.partition(":")[0]} if elsewhere else {}),
                 **({"folders": folders} if folders else {}),
                 **({"models": models[1:]} if models[1:] else {}),
                 "stage": stage.key_fields(),
@@ -101,7 +106,8 @@ class Forecast:
         data = load_dataset(recipe.data, get_task(recipe.task).columns, self.folder, SilentProgress())
         digests = {reference: digest_directory(path) for reference, path in models.items() if path}
         beside = {name: digest_directory(path) for name, path in folders.items() if path}
-        return _walk(recipe, Keys(recipe, data, digests.__getitem__, beside.__getitem__), cache)
+        device = find_device(recipe.device)
+        return _walk(recipe, Keys(recipe, data, digests.__getitem__, beside.__getitem__, device), cache)
 
 
 def _walk(recipe: Recipe, keys: Keys, cache: Cache) -> dict[str, str]:

@@ -15,12 +15,13 @@ from compress.checkpoints.checks import check_weights_finite
 from compress.checkpoints.json_file import read_json
 from compress.checkpoints.model import Model
 from compress.checkpoints.torch_model import TorchModel
+from compress.compute_device import CPU, computing_on, describe_device, find_device
 from compress.data.dataset import Dataset, load_dataset
 from compress.data.judged import Question, RatedPairs, find_questions, find_rated_pairs
 from compress.data.slices import Slice, extra_columns
 from compress.data.source import find
 from compress.digests import digest_directory
-from compress.errors import CompressError, InputError, StageError, StorageError
+from compress.errors import CompressError, DeviceError, InputError, StageError, StorageError
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.probed import TOKENS, WINDOWS
 from compress.pipeline.integrity import PROBES, Contract, Probe, Weight, probed, weigh
@@ -35,7 +36,7 @@ from compress.stage.stage import Context, Promise, Stage, StageRecord
 from compress.tasks.capability import READS_ROWS
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples, Task
-from compress.training.processes import first_says, is_first, several, wait_for_all
+from compress.training.processes import first_says, is_first, own_device, several, wait_for_all
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,13 @@ class Road:
     def keys(self) -> Keys:
         """The cache keys; each model's files are read for them once."""
         digest = functools.cache(lambda reference: digest_directory(self.resolve(reference)))
-        return Keys(self.recipe, self.data, digest, lambda reference: digest_directory(self.locate(reference)))
+        folders = functools.cache(lambda reference: digest_directory(self.locate(reference)))
+        return Keys(self.recipe, self.data, digest, folders, self.device)
+
+    @cached_property
+    def device(self) -> str:
+        """What stages compute on that can. Raises `InputError` where the recipe's isn't here."""
+        return own_device(find_device(self.recipe.device))
 
     def resolve(self, reference: str) -> Path:
         """A model reference of the recipe as a local folder, checked. Raises `ModelError` or `SampleError`."""
@@ -147,7 +154,8 @@ class Road:
     def take(self, label: str) -> Finished:
         """Run one stage, those before it having been taken."""
         apply = self._apply_together if several() else self.apply
-        found = self.finished[label] = apply(label, *self._step(label))
+        with computing_on(self.device):
+            found = self.finished[label] = apply(label, *self._step(label))
         return found
 
     def key(self, label: str) -> str:
@@ -239,10 +247,15 @@ class Road:
                 digests, weight = probed(model).digests(), self._weight(before)
             contract, context = Contract(label, self._promise(stage)), self.context(key)
             try:
-                output = stage.run(model, context)
+                with computing_on(self.device) as use:
+                    output = stage.run(model, context)
+                if use.asked and self.device != CPU:
+                    context.remark(f"computed on {describe_device(self.device)}")
                 output.save(content)
                 with meter.checking():
                     contract.check(output, digests, weight, content, self._probe(type(output)))
+            except DeviceError as error:
+                raise DeviceError(f"Stage {label!r}: {error.what}", mend=error.mend) from error
             except CompressError as error:
                 # The same stage would fail on the same input again; a disk may have room by then.
                 if not isinstance(error, StorageError):

@@ -12,6 +12,7 @@ from typing import Any
 
 from compress.architectures import ALWAYS_CUT
 from compress.checkpoints.json_file import read_json
+from compress.compute_device import find_device
 from compress.data.dataset import TEST
 from compress.environment import processor_class
 from compress.errors import CompressError, InputError, MissingExtraError, ModelError
@@ -65,6 +66,10 @@ def make_plan(
     start = sources.find_all()
     problems = sources.problems
     problems += _missing_packages(recipe)
+    try:
+        find_device(recipe.device)
+    except InputError as error:
+        problems.append(error)
     problems += _unfit(recipe, sources) if not problems else []
     if artifacts.exists() and not artifacts.is_dir():
         problems.append(InputError("The place for artifacts is a file.", where=str(artifacts), expected="a folder"))

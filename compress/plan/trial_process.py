@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from compress.checkpoints.checks import weight_files
 from compress.checkpoints.json_file import read_json
 from compress.checkpoints.torch_model import TorchModel
+from compress.compute_device import computing_on, find_device
 from compress.data.dataset import load_dataset
 from compress.errors import InputError
 from compress.formats.silence import quiet_libraries
@@ -211,7 +212,7 @@ class Rehearsal:
         """Seconds beside the steps of training and in them, the peak of memory, and the output."""
         progress, given = _Steps(self.clock), copy.deepcopy(model)
         context, began = self._context(rows, progress), self.clock.now()
-        with metered() as meter:
+        with metered() as meter, computing_on(find_device(self.recipe.device)):
             output = stage.run(given, context)
         steps = progress.spent.get(stage.kind, 0.0)
         return self.clock.now() - began - steps, steps, meter.peak_rss_bytes, output

@@ -24,6 +24,7 @@ from torch import nn
 
 from compress.architectures.watched import Seen, given, hooked
 from compress.checkpoints.experts import DOWN, Rehearsal, SeparateExperts, owner_of
+from compress.compute_device import autocast
 from compress.errors import StageError
 
 _PANEL = 192
@@ -137,7 +138,8 @@ class BlockPass:
     def _hessians(self, groups: Sequence[_Group]) -> Iterator[torch.Tensor]:
         """The Hessian of each group, let go as soon as the next one is asked for."""
         columns = {group.names[0]: self.linears[group.names[0]].in_features for group in groups}
-        totals = {name: torch.zeros(count, count) for name, count in columns.items()}
+        device = next(iter(self.linears.values())).weight.device
+        totals = {name: torch.zeros(count, count, device=device) for name, count in columns.items()}
         seen, tokens = dict.fromkeys(totals, 0.0), slice(0)
 
         def before(name: str, inputs: torch.Tensor) -> None:
@@ -172,7 +174,7 @@ class BlockPass:
         def before(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
             nonlocal tokens
             chosen = named["top_k_index"] if "top_k_index" in named else arguments[1]
-            sent.add_(experts.routed(chosen))
+            sent.add_(experts.routed(chosen).cpu())
             tokens += len(chosen)
             raise Seen
 
@@ -194,7 +196,7 @@ class BlockPass:
         """How much each row of a layer's input counts, or None if all do alike; ``tokens`` are those of the batch."""
         owner, _, _ = self._seat(name)
         if not owner:
-            return self.counts[name][tokens] if name in self.counts else None
+            return self.counts[name][tokens].to(self.linears[name].weight.device) if name in self.counts else None
         rehearsal = self.experts[owner].rehearsal
         return None if rehearsal is None else rehearsal.weights
 
@@ -247,12 +249,12 @@ def gram(inputs: torch.Tensor, weights: torch.Tensor | None = None, bf16: bool =
     With ``weights`` [n], X^T diag(weights) X over the sum of them. With ``bf16`` the factors may be rounded to
     bfloat16; products are summed in float32 all the same.
     """
-    with torch.autocast("cpu", enabled=False), _factors_in_bf16() if bf16 else nullcontext():
+    with autocast(False, inputs.device.type), _factors_in_bf16() if bf16 else nullcontext():
         tokens = inputs.reshape(-1, inputs.shape[-1]).float()
         if weights is not None:
             tokens = tokens * weights.sqrt()[:, None]
         columns = tokens.shape[1]
-        product = torch.empty(columns, columns)
+        product = torch.empty(columns, columns, device=tokens.device)
         for start in range(0, columns, _PANEL):
             stop = min(start + _PANEL, columns)
             torch.mm(tokens[:, start:].T, tokens[:, start:stop], out=product[start:, start:stop])

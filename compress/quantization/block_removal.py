@@ -17,9 +17,8 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 
 from compress.architectures.transformer import keep_layers
 from compress.checkpoints.checkpoint import Checkpoint
-from compress.environment import uses_bf16
+from compress.compute_device import autocast, current_device, in_bf16, within_memory
 from compress.errors import StageError
-from compress.quantization.block_pass import BlockPass
 from compress.quantization.build import build_skeleton
 from compress.quantization.config import Quantization
 from compress.quantization.cut_checkpoint import config_changes, kept_json, write_cut
@@ -43,7 +42,7 @@ def remove_blocks(
 
     Raises `StageError` where none would be left, and where the config cannot say which are.
     """
-    skeleton = build_skeleton(checkpoint)
+    skeleton = build_skeleton(checkpoint, current_device())
     total, count = len(skeleton.blocks), settings.layers
     check_removal(total, count)
     if ids is None:
@@ -100,22 +99,29 @@ def block_influences(
     stream, found = Stream(skeleton, text, ids, folder), list[float]()
     rest = range(len(skeleton.blocks))
     for index in progress.track(rest, "prune: block influence", len(rest)):
-        skeleton.load(index)
-        work, likeness = stream.pass_through(index, {}), list[float]()
-
-        def outputs(work: BlockPass = work, likeness: list[float] = likeness) -> Iterator[torch.Tensor]:
-            for batch in work.batches:
-                entered = batch()
-                left = work.run(entered)
-                likeness.append(float(cosine_similarity(entered.float(), left.float(), dim=-1).double().sum()))
-                yield left
-
-        stream.leave(index, outputs())
-        stream.forget(index)
-        skeleton.unload(index)
-        found.append(_finite(1 - sum(likeness) / ids.numel(), f"what leaves {skeleton.prefix}.{index}"))
+        with within_memory(f"prune: {skeleton.prefix}.{index}", "samples or sequence_length"):
+            likeness = _likeness(stream, index)
+        found.append(_finite(1 - likeness / ids.numel(), f"what leaves {skeleton.prefix}.{index}"))
     stream.forget(len(rest))
     return found
+
+
+def _likeness(stream: Stream, index: int) -> float:
+    """The sum over all tokens of the cosine of the states that enter a block and leave it, and are kept."""
+    stream.skeleton.load(index)
+    work, found = stream.pass_through(index, {}), list[float]()
+
+    def outputs() -> Iterator[torch.Tensor]:
+        for batch in work.batches:
+            entered = batch()
+            left = work.run(entered)
+            found.append(float(cosine_similarity(entered.float(), left.float(), dim=-1).double().sum()))
+            yield left
+
+    stream.leave(index, outputs())
+    stream.forget(index)
+    stream.skeleton.unload(index)
+    return sum(found)
 
 
 def _greedily(skeleton: Skeleton, text: Quantization, ids: torch.Tensor, count: int, context: Context) -> list[int]:
@@ -125,7 +131,8 @@ def _greedily(skeleton: Skeleton, text: Quantization, ids: torch.Tensor, count: 
     gone = [_best(losses) for losses in rounds]
     for _ in context.progress.track(range(len(gone), count), "prune: blocks", count - len(gone)):
         kept = [index for index in range(len(skeleton.blocks)) if index not in gone]
-        losses = losses_without(skeleton, text, ids, kept)
+        with within_memory(f"prune: a trial without each of {len(kept)} blocks", "samples or sequence_length"):
+            losses = losses_without(skeleton, text, ids, kept)
         rounds.append({str(index): loss for index, loss in losses.items()})
         kept_json(path, rounds)
         gone.append(_best(rounds[-1]))
@@ -147,12 +154,12 @@ def losses_without(skeleton: Skeleton, text: Quantization, ids: torch.Tensor, ke
     and all trials that have begun pass a block while it is in memory. Raises `StageError` for a loss that isn't finite.
     """
     window = 4 * skeleton.hidden_size * ids.shape[1] * (len(kept) + 1)
-    bf16, totals = uses_bf16(text.precision), dict.fromkeys(kept, 0.0)
+    bf16, totals = in_bf16(text.precision, skeleton.device), dict.fromkeys(kept, 0.0)
     for some in torch.split(ids, max(STATES_BYTES // window, 1)):
         calls, trials, whole = skeleton.calls(some), dict[int, torch.Tensor](), skeleton.embedded(some)
         for index in kept:
             skeleton.load(index)
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            with autocast(bf16, skeleton.device):
                 passed = {trial: skeleton.run(index, hidden, calls[index]).float() for trial, hidden in trials.items()}
                 trials = passed | {index: whole}
                 whole = skeleton.run(index, whole, calls[index]).float() if index != kept[-1] else whole
@@ -160,7 +167,7 @@ def losses_without(skeleton: Skeleton, text: Quantization, ids: torch.Tensor, ke
         for trial, hidden in trials.items():
             for place, tokens in enumerate(some):
                 logits = skeleton.logits(hidden[place : place + 1])[0, :-1]
-                totals[trial] += float(cross_entropy(logits.float(), tokens[1:]))
+                totals[trial] += float(cross_entropy(logits.float(), tokens[1:].to(logits.device)))
     return {
         index: _finite(total / len(ids), f"the loss without {skeleton.prefix}.{index}")
         for index, total in totals.items()

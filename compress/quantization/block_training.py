@@ -63,7 +63,7 @@ class LearnedIntegers(nn.Module):
 
     def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
         """The steps nearest to ``weight`` that are rounded to the solver's integers."""
-        columns = torch.arange(weight.shape[1]) // self.group_size
+        columns = torch.arange(weight.shape[1], device=weight.device) // self.group_size
         chosen = self.quantized.integers.float() - self.zero_points[:, columns]
         return (weight / self.start[:, columns] - chosen).clamp_(-_WITHIN, _WITHIN).add_(chosen)
 
@@ -75,7 +75,7 @@ class LearnedIntegers(nn.Module):
     @torch.no_grad()
     def learned(self, steps: torch.Tensor) -> QuantizedWeight:
         """What is to be stored."""
-        columns = torch.arange(steps.shape[1]) // self.group_size
+        columns = torch.arange(steps.shape[1], device=steps.device) // self.group_size
         integers = self.integers(steps).add(self.zero_points[:, columns]).to(torch.uint8)
         return replace(self.quantized, integers=integers, scales=as_float16(self.scales()))
 
@@ -85,7 +85,7 @@ class LearnedIntegers(nn.Module):
         if self.symmetric:
             zero = 1 << (self.bits - 1)
             return steps.clamp_(-zero - beyond, highest - zero + beyond)
-        columns = torch.arange(steps.shape[1]) // self.group_size
+        columns = torch.arange(steps.shape[1], device=steps.device) // self.group_size
         zeros = self.zero_points[:, columns]
         return steps.clamp_(-zeros - beyond, highest - zeros + beyond)
 

@@ -10,12 +10,13 @@ from torch import nn
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.quantized_module import empty_module
 from compress.checkpoints.transposed_linear import TransposedLinear
+from compress.compute_device import CPU
 from compress.errors import ModelError, StageError
 from compress.quantization.skeleton import Skeleton
 
 
-def build_skeleton(checkpoint: Checkpoint) -> Skeleton:
-    """The model of a folder without its weights.
+def build_skeleton(checkpoint: Checkpoint, device: str = CPU) -> Skeleton:
+    """The model of a folder without its weights, which ``device`` gets block by block.
 
     Raises `ModelError` for an architecture that transformers doesn't know, or whose experts the checkpoint keeps
     otherwise than transformers writes them, and `StageError` for one without blocks.
@@ -25,7 +26,7 @@ def build_skeleton(checkpoint: Checkpoint) -> Skeleton:
     model.config.output_router_logits = False
     transposed = frozenset(name for name, part in model.named_modules() if isinstance(part, TransposedLinear))
     prefix, blocks = find_blocks(model)
-    skeleton = Skeleton(checkpoint, model, prefix, blocks, transposed=transposed)
+    skeleton = Skeleton(checkpoint, model, prefix, blocks, transposed=transposed, device=device)
     _read_rows_as_needed(skeleton)
     _check_tables(skeleton)
     skeleton.fill_surroundings()
@@ -71,7 +72,7 @@ def _read_rows_as_needed(skeleton: Skeleton) -> None:
             )
         wanted, places = torch.unique(ids, return_inverse=True)
         table = skeleton.checkpoint.stored(f"{name}.weight") if skeleton.table is None else skeleton.table
-        weight = table[wanted].to(skeleton.shipped).float()
+        weight = table[wanted.cpu()].to(ids.device).to(skeleton.shipped).float()
         module._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
         return (places, *arguments[1:])
 

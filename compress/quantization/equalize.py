@@ -19,8 +19,12 @@ from compress.architectures.watched import given, made
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.checks import refuse_quantized
 from compress.errors import StageError
+from compress.numerics.smoothing import smoothing_factors
 from compress.quantization.build import build_skeleton
+from compress.quantization.calibration import calibration_windows
+from compress.quantization.config import Quantization
 from compress.quantization.skeleton import Skeleton
+from compress.quantization.stream import Stream
 from compress.quantization.write import write_floats
 
 if TYPE_CHECKING:
@@ -30,13 +34,21 @@ if TYPE_CHECKING:
 TOKENS = 16
 
 
-def equalize_checkpoint(checkpoint: Checkpoint, strength: float, context: Context) -> Checkpoint:
+def equalize_checkpoint(
+    checkpoint: Checkpoint, strength: float, context: Context, text: Quantization | None = None
+) -> Checkpoint:
     """The equalized checkpoint, in the context's scratch folder; what was changed is stored in float32.
 
-    Raises `StageError` where nothing could be equalized, and `ModelError` as `build_skeleton` does.
+    With ``text``, whose windows are read then, ``strength`` is SmoothQuant's alpha. Raises `StageError` where nothing
+    could be equalized, `DataError` for too little text, and `ModelError` as `build_skeleton` does.
     """
     refuse_quantized(checkpoint.folder)
-    work = _Work(build_skeleton(checkpoint), strength, context)
+    skeleton, stream = build_skeleton(checkpoint), None
+    if text is not None:
+        ids = calibration_windows(context, checkpoint, text.samples, text.sequence_length)
+        context.scratch.mkdir(parents=True, exist_ok=True)
+        stream = Stream(skeleton, text, ids, context.scratch)
+    work = _Work(skeleton, strength, context, stream)
     made = write_floats(checkpoint, context.scratch / "equalized", work.tensors())
     context.remark(work.summary())
     return made
@@ -55,6 +67,7 @@ class _Work:
     skeleton: Skeleton
     strength: float
     context: Context
+    stream: Stream | None = None
     folds: int = 0
     alone: list[str] = field(default_factory=list)
 
@@ -64,6 +77,8 @@ class _Work:
         blocks = range(len(self.skeleton.blocks))
         for index in self.context.progress.track(blocks, "equalizing blocks", len(blocks)):
             yield from self._block(index)
+        if self.stream is not None:
+            self.stream.forget(len(blocks))
         if not self.folds:
             raise StageError(
                 "Nothing could be equalized: no norm or layer makes the inputs of a linear layer alone.",
@@ -74,13 +89,14 @@ class _Work:
     def _block(self, index: int) -> Iterator[tuple[str, torch.Tensor]]:
         block, prefix = self.skeleton.load(index), f"{self.skeleton.prefix}.{index}"
         modules = {name: part for name, part in block.named_modules() if name}
+        largest = {} if self.stream is None else _largest_inputs(self.stream, index, modules)
         hidden, run = probe(self.skeleton, index)
         config, width = self.skeleton.model.config.get_text_config(), self.skeleton.hidden_size
         head_size = getattr(config, "head_dim", None) or width // config.num_attention_heads
         folds, alone = find_folds(modules, lambda: run(hidden), head_size)
         self.folds += len(folds)
         self.alone += [f"{prefix}.{name}" for name in alone]
-        for fold, factors in [(fold, self._factors(fold, modules)) for fold in folds]:
+        for fold, factors in [(fold, self._factors(fold, modules, largest)) for fold in folds]:
             fold.scale(modules, factors)
             fold.take_back(modules, factors)
         changed = {name for fold in folds for name in (*fold.consumers, fold.source)}
@@ -88,14 +104,34 @@ class _Work:
             yield from self.skeleton.as_stored(f"{prefix}.{name}", modules[name])
         self.skeleton.unload(index)
 
-    def _factors(self, fold: Fold, modules: dict[str, torch.nn.Module]) -> torch.Tensor:
+    def _factors(
+        self, fold: Fold, modules: dict[str, torch.nn.Module], largest: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
         weights = [modules[name].get_parameter("weight").data for name in fold.consumers]
-        return equalizing(weights, self.strength, fold.places)
+        if self.stream is None:
+            return equalizing(weights, self.strength, fold.places)
+        inputs = largest[fold.consumers[0]].numpy()
+        factors = smoothing_factors(inputs, [weight.T.numpy() for weight in weights], self.strength)
+        return share(torch.from_numpy(factors).log(), fold.places)
 
     def summary(self) -> str:
         """What was done, and which layers were left as they are."""
         left = f"; as they were: {len(self.alone)} layers such as {self.alone[0]}" if self.alone else ""
-        return f"equalize: {self.folds} groups of layers with alike columns{left}"
+        done = "alike columns" if self.stream is None else "smoother inputs"
+        return f"equalize: {self.folds} groups of layers with {done}{left}"
+
+
+def _largest_inputs(stream: Stream, index: int, modules: Modules) -> dict[str, torch.Tensor]:
+    """The largest magnitude of each input of a loaded block's linear layers, [columns], as all windows pass it."""
+    found: dict[str, torch.Tensor] = {}
+
+    def seen(name: str, values: torch.Tensor) -> None:
+        largest = values.detach().flatten(0, -2).abs().amax(0).float()
+        found[name] = torch.maximum(found[name], largest) if name in found else largest
+
+    with given({name: part for name, part in modules.items() if isinstance(part, nn.Linear)}, seen):
+        stream.advance(index)
+    return found
 
 
 _TOLERANCE = 1e-3

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from compress.architectures.watched import made
 from compress.checkpoints.experts import experts_of, owner_of
 from compress.checkpoints.shards import write_whole
-from compress.environment import uses_bf16
+from compress.compute_device import autocast, in_bf16
 from compress.errors import StageError
 from compress.progress import Progress
 from compress.quantization.block_pass import gram
@@ -89,12 +89,12 @@ class Gradients:
         next(steps, None)
         embedding = self._by_rows(gradient)
         shutil.rmtree(self.folder)
-        return Importance(layers, head, embedding)
+        return Importance({name: found.cpu() for name, found in layers.items()}, head.cpu(), embedding.cpu())
 
     def _by_rows(self, gradient: States) -> torch.Tensor:
         """The mean outer product of the gradient by the table's rows, given that by what enters the first block."""
         count, share = len(self.ids), self._multiplier() ** 2 / len(self.ids)
-        total = torch.zeros(self.skeleton.hidden_size, self.skeleton.hidden_size)
+        total = torch.zeros(self.skeleton.hidden_size, self.skeleton.hidden_size, device=self.skeleton.device)
         for window in range(count):
             total.add_(gram(gradient[window : window + 1]), alpha=share)
         return total
@@ -112,7 +112,7 @@ class Gradients:
 
     def _kept(self, name: str, what: str, batches: Iterable[torch.Tensor]) -> States:
         """In a file. Raises `StageError` if one is not finite."""
-        states = States(self.folder / name, (*self.ids.shape, self.skeleton.hidden_size))
+        states = States(self.folder / name, (*self.ids.shape, self.skeleton.hidden_size), self.skeleton.device)
         return states.write(_finite(batch, what) for batch in batches)
 
     @torch.no_grad()
@@ -126,18 +126,18 @@ class Gradients:
 
     def _answers(self, states: States) -> tuple[States, torch.Tensor]:
         """The loss's gradient by the last block's outputs, and the importance of each token to the head."""
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator(self.skeleton.device).manual_seed(self.seed)
         head: list[torch.Tensor] = []
 
         def gradient(window: int) -> torch.Tensor:
             # A function of its own, so that one window's logits are gone before the next one's are there.
             hidden = states[window : window + 1].clone().requires_grad_()
-            with torch.autocast("cpu", torch.bfloat16, enabled=uses_bf16(self.config.precision)):
+            with autocast(in_bf16(self.config.precision, self.skeleton.device), self.skeleton.device):
                 logits = self.skeleton.logits(hidden)[0]
             slope = _finite(torch.softmax(logits.detach(), dim=-1, dtype=torch.float32), "the answer")
             head.append(1 - torch.linalg.vector_norm(slope, dim=-1).square())
             answers = torch.multinomial(slope, 1, generator=generator)
-            slope.scatter_add_(1, answers, torch.full(answers.shape, -1.0))
+            slope.scatter_add_(1, answers, slope.new_full(answers.shape, -1.0))
             torch.autograd.backward(logits, slope.to(logits.dtype))
             return _of(hidden)
 

@@ -50,7 +50,8 @@ class Finished:
 
     def store(self, index: int, tensors: Mapping[str, torch.Tensor], layers: Sequence[Layer]) -> None:
         """Keep a block's packed layers, and float tensors of it that are not the model's own any more."""
-        write_whole(self.file(index), tensors, {"layers": layers_to_text(layers)})
+        here = {name: tensor.cpu() for name, tensor in tensors.items()}
+        write_whole(self.file(index), here, {"layers": layers_to_text(layers)})
 
     def names(self, index: int) -> tuple[str, ...]:
         """The tensors that are kept of a block."""
@@ -180,7 +181,9 @@ def _by_rows(
     pieces: list[dict[str, torch.Tensor]] = []
     error, damping, start = 0.0, None, 0
     for rows in torch.split(weight, _ROWS):
-        (solved,) = solve_layers(config, [table], [rows.float()], hessian)
+        there = rows if hessian is None else rows.to(hessian.device)
+        (found,) = solve_layers(config, [table], [there.float()], hessian)
+        solved = replace(found, weight=found.weight.cpu())
         assert solved.layer.error is not None
         error += solved.layer.error * len(rows) / len(weight)
         damping = solved.layer.damping

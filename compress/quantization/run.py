@@ -16,7 +16,7 @@ from torch import nn
 from compress.cache import disk_full, storage_errors
 from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.checkpoints.checks import refuse_quantized
-from compress.environment import uses_bf16
+from compress.compute_device import autocast, current_device, in_bf16, within_memory
 from compress.quantization.allocation import FLOAT_BITS, Allocation, allocate, average_bits
 from compress.quantization.block_training import BlockLesson
 from compress.quantization.build import build_skeleton
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _KEPT_BYTES = 1 << 26
 """Tensors of small models' blocks are served from memory that is at hand; those of large ones are given back."""
+_LOWER = "samples, sequence_length or, where blocks are trained, batch_size"
 _TABLE_CHOICES = (*TABLE_BITS, FLOAT_BITS)
 
 
@@ -51,7 +52,7 @@ def quantize(
     """
     keep_freed_memory(_KEPT_BYTES)
     refuse_quantized(checkpoint.folder)
-    skeleton = build_skeleton(checkpoint)
+    skeleton = build_skeleton(checkpoint, current_device())
     plan = plan_layers(skeleton, config)
     plan_tables(skeleton, config, config.embedding_bits or _TABLE_CHOICES[0])
     ids = None
@@ -113,7 +114,8 @@ class _Work:
             self.context.progress.note(f"quantize: {first} of {len(self.plan)} blocks were done before")
         rest = range(first, len(self.plan))
         for index in self.context.progress.track(rest, "quantizing blocks", len(rest)):
-            self._block(index, streams, finished)
+            with within_memory(f"{self.skeleton.prefix}.{index}", _LOWER):
+                self._block(index, streams, finished)
 
     def _block(self, index: int, streams: Sequence[Stream], finished: Finished) -> None:
         """Quantize block ``index`` on the first of ``streams``, and train it to answer as it does on the second."""
@@ -128,7 +130,7 @@ class _Work:
 
         def quantize(names: Sequence[str], hessian: torch.Tensor | None) -> None:
             given, weights = [plan[name] for name in names], [modules[name].weight for name in names]
-            with torch.autocast("cpu", enabled=False):
+            with autocast(False, self.skeleton.device):
                 solutions = solve_layers(self.config, given, weights, hessian)
             for name, solved in zip(names, solutions, strict=True):
                 sent = None if work is None else work.sent(name)
@@ -168,7 +170,7 @@ class _Work:
         assert training is not None
         floats.pass_as_it_is(index)
         run = BlockRun.of(self.skeleton, self.config, index, text.ids, training.batch_size)
-        run = replace(run, bf16=uses_bf16("fastest" if precision == "auto" else precision))
+        run = replace(run, bf16=in_bf16("fastest" if precision == "auto" else precision))
         name, block = f"{self.skeleton.prefix}.{index}", self.skeleton.blocks[index]
         own = {layer: module.weight.data for layer, module in modules.items()}
         given, wanted = text.entering(index), floats.entering(index + 1)
@@ -189,7 +191,8 @@ class _Work:
         path, scratch = self.context.scratch / "importance.safetensors", self.context.scratch / "gradients"
         if not path.is_file():
             work = Gradients(self.skeleton, self.config, self.ids, scratch, self.context.progress, self.context.seed)
-            work.importance().write(path)
+            with within_memory("measuring which tokens matter", f"{_LOWER}, or guided: false"):
+                work.importance().write(path)
         return Importance.read(path)
 
     def _allocation(self, importance: Importance | None) -> Allocation:
@@ -208,9 +211,10 @@ class _Work:
             self.skeleton, self.config, self.plan, self.config.choices, self.context.progress, folder, importance
         )
         embeddings = {bits: self._table(bits, 0, None) for bits in coarse}
-        sensitivity = survey.run(
-            self.ids, embeddings, lambda hessian: {bits: self._table(bits, -1, hessian.clone) for bits in coarse}
-        )
+        with within_memory("measuring sensitivity", _LOWER):
+            sensitivity = survey.run(
+                self.ids, embeddings, lambda hessian: {bits: self._table(bits, -1, hessian.clone) for bits in coarse}
+            )
         shutil.rmtree(folder)
         chosen = allocate(self.config, self.plan, tables, self.skeleton.count_parameters(), sensitivity, choices)
         partial = path.with_suffix(".partial")

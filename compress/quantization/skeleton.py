@@ -20,6 +20,7 @@ from compress.architectures.watched import Seen
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.checks import weight_files
 from compress.checkpoints.safetensors_file import read_header
+from compress.compute_device import CPU
 from compress.errors import ModelError, StageError
 from compress.numerics.language_head import head_product
 
@@ -51,6 +52,8 @@ class Skeleton:
     gives_tuple: bool | None = None
     table: torch.Tensor | None = None
     """Embeddings to use in place of the checkpoint's, once they are quantized."""
+    device: str = CPU
+    """Where blocks are loaded, with all that surrounds them but the tables, and states computed."""
     _calls: dict[torch.Size, list[Call]] = field(default_factory=dict)
 
     @property
@@ -95,7 +98,7 @@ class Skeleton:
         """One parameter in float32. Raises `ModelError` where the file's shape is not ``shape``."""
         if leaf == "weight":
             found = self.checkpoint.weight(module)
-            turned = module in self.transposed and f"{module}.qweight" not in self.checkpoint.files
+            turned = module in self.transposed and not self.checkpoint.has_integers(module)
             found = found.T.contiguous() if turned else found
         else:
             found = self.checkpoint.stored(f"{module}.{leaf}" if module else leaf).float()
@@ -105,6 +108,7 @@ class Skeleton:
                 where=str(self.checkpoint.folder),
                 expected="weights and config.json of the same model",
             )
+        found = found.to(self.device)
         return found if leaf == "weight" and module in self.exact else found.to(self.shipped).float()
 
     def load(self, index: int) -> nn.Module:
@@ -114,7 +118,7 @@ class Skeleton:
             self._fill(name, part)
             for leaf, buffer in part._buffers.items():
                 if buffer is not None and f"{name}.{leaf}" in self.checkpoint.files:
-                    part._buffers[leaf] = self.checkpoint.stored(f"{name}.{leaf}").to(buffer.dtype)
+                    part._buffers[leaf] = self.checkpoint.stored(f"{name}.{leaf}").to(self.device, buffer.dtype)
         return block
 
     def unload(self, index: int) -> None:
@@ -131,6 +135,9 @@ class Skeleton:
         for name, part in self.model.named_modules():
             if id(part) not in inside and part is not self.embedding and part is not head:
                 self._fill(name, part)
+            for leaf, buffer in part._buffers.items():
+                if buffer is not None and not buffer.is_meta:
+                    part._buffers[leaf] = buffer.to(self.device)
 
     def _fill(self, name: str, part: nn.Module) -> None:
         for leaf, parameter in part._parameters.items():
@@ -143,6 +150,7 @@ class Skeleton:
 
         Raises `StageError` where it depends on the tokens, since then no block can be run by itself.
         """
+        ids = ids.to(self.device)
         if ids.shape not in self._calls:
             if self.gives_tuple is None:
                 self._learn_output(ids[:1])
@@ -161,7 +169,7 @@ class Skeleton:
 
     def embedded(self, ids: torch.Tensor) -> torch.Tensor:
         """The hidden states that enter the first block, [n, length, hidden], of ``ids`` [n, length]."""
-        return _hidden(*self._first_call(ids))
+        return _hidden(*self._first_call(ids.to(self.device)))
 
     def _first_call(self, ids: torch.Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
         seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
@@ -198,7 +206,7 @@ class Skeleton:
         ``weight`` [vocabulary, hidden] stands in for the head's own.
         """
         head = self.model.get_output_embeddings()
-        rows = self.checkpoint.stored(self.head_weight) if weight is None else weight
+        rows = (self.checkpoint.stored(self.head_weight) if weight is None else weight).to(self.device)
         head.forward = partial(self._head, rows)
         try:
             with self._standing_in(self._giving(hidden)):
@@ -213,7 +221,9 @@ class Skeleton:
     def _head(self, weight: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         head = self.model.get_output_embeddings()
         logits = head_product(hidden, weight)
-        return logits if head.bias is None else logits + self.checkpoint.stored(f"{self.name(head)}.bias").float()
+        if head.bias is None:
+            return logits
+        return logits + self.checkpoint.stored(f"{self.name(head)}.bias").float().to(self.device)
 
     @property
     def head_weight(self) -> str:
@@ -253,7 +263,7 @@ def _hidden(positional: tuple[Any, ...], named: dict[str, Any]) -> torch.Tensor:
 
 
 def _no_ids(hidden: torch.Tensor) -> torch.Tensor:
-    return torch.zeros(hidden.shape[:2], dtype=torch.long)
+    return torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
 
 
 def _check_alike(calls: list[Call], others: list[Call], model: nn.Module) -> None:

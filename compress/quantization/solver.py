@@ -27,7 +27,7 @@ class Solved:
 
     def packed(self, stored_less_one: bool) -> dict[str, torch.Tensor]:
         """Its tensors in the GPTQ layout, by full name."""
-        parts = pack_layer(self.weight, stored_less_one)
+        parts = pack_layer(self.weight.cpu(), stored_less_one)
         return {f"{self.layer.name}.{part}": tensor for part, tensor in parts.items()}
 
 

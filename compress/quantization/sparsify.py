@@ -11,6 +11,7 @@ from torch import nn
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.experts import routers
+from compress.compute_device import autocast, current_device, within_memory
 from compress.errors import StageError
 from compress.numerics.gptq import output_error
 from compress.numerics.pruning import magnitude_masks
@@ -38,7 +39,7 @@ def sparsify(
     [windows, length]; ``ids`` are None where sizes alone decide. Raises `StageError` for layers that the pattern
     doesn't fit and for Hessians that no damping mends.
     """
-    skeleton = build_skeleton(checkpoint)
+    skeleton = build_skeleton(checkpoint, current_device())
     pattern = check_pattern(skeleton, settings)
     finished = Finished(context.scratch)
     stream = None if ids is None else Stream(skeleton, text, ids, context.scratch)
@@ -88,7 +89,8 @@ class _Walk:
         done = self.finished.count(count)
         first = done if self.stream is None or done in (0, count) or self.stream.entering(done).are_whole else 0
         for index in context.progress.track(range(first, count), "prune: blocks", count - first):
-            self._block(index)
+            with within_memory(f"prune: {self.skeleton.prefix}.{index}", "samples or sequence_length"):
+                self._block(index)
         if self.stream is not None:
             self.stream.forget(count)
 
@@ -99,7 +101,10 @@ class _Walk:
         def solve(names: Sequence[str], hessian: torch.Tensor | None) -> None:
             for name in names:
                 dense = modules[name].weight
-                sparse = self._solve(name, dense, hessian)
+                with autocast(
+                    False, self.skeleton.device
+                ):  # the block's own pass, which this is within, may be in bf16
+                    sparse = self._solve(name, dense, hessian)
                 # As it will be stored, so that what follows is solved on what readers will compute.
                 sparse = sparse.to(self.skeleton.checkpoint.stored(f"{name}.weight").dtype).float()
                 error = None if hessian is None else output_error(dense, sparse, hessian)

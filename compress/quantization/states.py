@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from compress.environment import uses_bf16
+from compress.compute_device import CPU, autocast, in_bf16
 from compress.quantization.config import Quantization
 from compress.quantization.layers import linears
 from compress.quantization.skeleton import Call, Skeleton
@@ -47,7 +47,7 @@ class BlockRun:
         """
         size = size or batch_size(skeleton.blocks[index], ids)
         calls = {count: skeleton.calls(ids[:count])[index] for count in {1, size, len(ids) % size} - {0}}
-        return cls(skeleton, index, len(ids), size, calls, uses_bf16(config.precision))
+        return cls(skeleton, index, len(ids), size, calls, in_bf16(config.precision, skeleton.device))
 
     def slices(self) -> list[slice]:
         """The windows of each batch."""
@@ -55,7 +55,7 @@ class BlockRun:
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """The block's output for the hidden states of one window or of a batch, [n, length, hidden]."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+        with autocast(self.bf16, self.skeleton.device):
             return self.skeleton.run(self.index, hidden, self.calls[len(hidden)])
 
 
@@ -68,17 +68,18 @@ def batch_size(block: nn.Module, ids: torch.Tensor) -> int:
 
 @dataclass(frozen=True)
 class States:
-    """[windows, length, hidden] float32 in ``path``."""
+    """[windows, length, hidden] float32 in ``path``, to be computed with on ``device``."""
 
     path: Path
     shape: tuple[int, int, int]
+    device: str = CPU
 
     def __getitem__(self, windows: slice) -> torch.Tensor:
         """The hidden states of some windows."""
         start, stop, _ = windows.indices(self.shape[0])
         window = self.shape[1] * self.shape[2]
         values = np.fromfile(self.path, np.float32, (stop - start) * window, offset=4 * start * window)
-        return torch.from_numpy(values).view(stop - start, *self.shape[1:])
+        return torch.from_numpy(values).view(stop - start, *self.shape[1:]).to(self.device)
 
     @property
     def are_whole(self) -> bool:
@@ -91,7 +92,7 @@ class States:
         with partial.open("wb") as file:
             for batch in batches:
                 # Not numpy's tofile, whose error on a full disk does not say that it is full.
-                file.write(batch.detach().float().contiguous().numpy().data)
+                file.write(batch.detach().float().cpu().contiguous().numpy().data)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(self.path)

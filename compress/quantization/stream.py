@@ -37,7 +37,8 @@ class Stream:
 
     def entering(self, index: int) -> States:
         """Those that enter a block, whether they are here or not."""
-        return States(self.folder / f"states-{index:05}.bin", (*self.ids.shape, self.skeleton.hidden_size))
+        shape = (*self.ids.shape, self.skeleton.hidden_size)
+        return States(self.folder / f"states-{index:05}.bin", shape, self.skeleton.device)
 
     def pass_through(self, index: int, modules: dict[str, nn.Linear]) -> BlockPass:
         """A loaded block over all windows, with ``modules`` to be watched; what enters the first one is made."""
@@ -83,13 +84,13 @@ class Stream:
         """
         states = self.entering(len(self.skeleton.blocks))
         windows, length, width = states.shape
-        total = torch.zeros(width, width)
+        total = torch.zeros(width, width, device=states.device)
         for at in range(windows):
             inputs, counts = self.skeleton.normed(states[at : at + 1]), None
             if self.importance is not None:
-                counts = self.importance.head[at * length : (at + 1) * length]
+                counts = self.importance.head[at * length : (at + 1) * length].to(inputs.device)
             total.add_(gram(inputs, counts), alpha=(1.0 if counts is None else float(counts.mean())) / windows)
         if self.skeleton.tied:
-            share = _EMBEDDING_SHARE * total.diagonal().mean() * torch.eye(width)
-            total.add_(share if self.importance is None else self.importance.embedding)
+            share = _EMBEDDING_SHARE * total.diagonal().mean() * torch.eye(width, device=total.device)
+            total.add_(share if self.importance is None else self.importance.embedding.to(total.device))
         return total

@@ -28,6 +28,7 @@ from compress.architectures.watched import given, hooked
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.experts import SeparateExperts, experts_of, is_fused
 from compress.checkpoints.hollow import hollow_decoder, stored_shapes
+from compress.compute_device import current_device, within_memory
 from compress.errors import StageError
 from compress.numerics.pruning import most_important
 from compress.quantization.build import build_skeleton
@@ -53,7 +54,7 @@ def narrow(
     What stays is chosen on token ``ids`` [windows, length]; without any it is the first of each. Raises `StageError`
     where none would be left, and for an architecture whose parts are not known or whose config cannot say what is left.
     """
-    skeleton = build_skeleton(checkpoint)
+    skeleton = build_skeleton(checkpoint, current_device())
     sizes = Sizes.of(skeleton.model, settings)
     changes = config_changes(checkpoint.folder, sizes.cut)
     stream = None
@@ -201,7 +202,7 @@ class _Scores:
         """
         windows = inputs.float().reshape(-1, inputs.shape[-2], count, inputs.shape[-1] // count)
         norms = torch.linalg.vector_norm(windows, dim=-1)
-        self.parts[name] = self.parts.get(name, torch.zeros(count)) + norms.mean(dim=-2).square().sum(dim=0)
+        self.parts[name] = self.parts.get(name, norms.new_zeros(count)) + norms.mean(dim=-2).square().sum(dim=0)
 
 
 @dataclass
@@ -226,8 +227,9 @@ class _Work:
         described = blocks(self.skeleton.model) if self.sizes.places or self.sizes.neurons else []
         rest = range(len(self.skeleton.blocks))
         for index in self.context.progress.track(rest, "prune: blocks", len(rest)):
-            self.skeleton.load(index)
-            scores = self._scores(index, described[index] if described else None)
+            with within_memory(f"prune: {inside}{index}", "samples or sequence_length"):
+                self.skeleton.load(index)
+                scores = self._scores(index, described[index] if described else None)
             yield from self._cut(index, described[index] if described else None, scores)
             self.skeleton.unload(index)
         for name in self.skeleton.checkpoint.files:
@@ -299,7 +301,7 @@ class _Work:
                 expected="a model that computes finite numbers there",
                 mend="set precision: fp32",
             )
-        return most_important(scores, count)
+        return most_important(scores.cpu(), count)
 
     def _stored(
         self, index: int, numbers: Mapping[str, str | None], experts: torch.Tensor | None
@@ -318,7 +320,7 @@ class _Work:
             if path in parameters:
                 turned = path.removesuffix(".weight") in self.skeleton.transposed
                 cut = parameters[path].data
-                stored = (cut.T if turned else cut).to(stored.dtype)
+                stored = (cut.T if turned else cut).to(stored)
             yield path, self._routed(path, stored, experts)
 
     def _routed(self, path: str, tensor: torch.Tensor, experts: torch.Tensor | None) -> torch.Tensor:
@@ -334,6 +336,6 @@ class _Work:
 def _counting(scores: _Scores, name: str, part: SeparateExperts) -> Callable[..., None]:
     def before(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         chosen = named["top_k_index"] if "top_k_index" in named else arguments[1]
-        scores.sent[name] = scores.sent.get(name, torch.zeros(part.count)) + part.routed(chosen)
+        scores.sent[name] = scores.sent.get(name, torch.zeros(part.count)) + part.routed(chosen).cpu()
 
     return before

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
+from compress.compute_device import PATTERN
 from compress.data.config import DataConfig
 from compress.data.slices import Slice, check_names
 from compress.formats.targets import PROFILES
@@ -154,6 +155,12 @@ class Recipe(Frozen):
     trust_remote_code: bool = Field(False, description="run Python that a model repository ships")
     data: DataConfig = Field(description="the examples to learn from and to be judged by")
     seed: int = Field(0, ge=0, description="of every random choice; the same seed gives the same model")
+    device: str = Field(
+        "auto",
+        pattern=PATTERN,
+        description="where stages compute that can: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` is CUDA where torch has it. "
+        "Files are judged and timed by their targets all the same",
+    )
     stages: tuple[AnyStage, ...] = Field(min_length=1, description="what happens to the model, in this order")
     baseline: str = Field("start", description="label of the stage whose output is compared against, or `start`")
     targets: tuple[str | ChosenTarget, ...] = Field(

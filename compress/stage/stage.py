@@ -207,6 +207,8 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
     """Whether all rows, which it reads in no time to speak of, decide how large its output is."""
     keeps_shape: ClassVar[bool] = False
     """Whether its output is stored as its input is: no parameter to speak of comes or goes."""
+    uses_device: ClassVar[bool] = False
+    """Whether it computes on the recipe's device (`compress.compute_device`), as every stage does that `trains`."""
     scales_inputs: ClassVar[bool] = False
     """Whether layers are given other inputs than before, so that an adapter trained before fits no longer."""
     kind: str

@@ -13,6 +13,7 @@ from compress.plugins import UnusablePluginError, load_plugins
 from compress.stage.stage import Stage
 from compress.stages.attach_lora import AttachLora
 from compress.stages.cast import Cast
+from compress.stages.compressed_tensors import CompressedTensors
 from compress.stages.distill import Distill
 from compress.stages.equalize import Equalize
 from compress.stages.finetune import Finetune
@@ -33,6 +34,7 @@ from compress.stages.tune_scales import TuneScales
 _OWN: tuple[type[Stage[Any, Any]], ...] = (
     *(Finetune, Distill, Prune, TrimVocabulary, Qat, Quantize, QuantizeWeights, Cast),
     *(ReduceDimensions, Equalize, Rotate, Gptq, TrainBlocks, NncfWeights, TuneScales, MergeLora, Lora, AttachLora),
+    CompressedTensors,
 )
 
 

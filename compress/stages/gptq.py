@@ -17,6 +17,7 @@ class Rounds(Quantization, Stage[Checkpoint, QuantizedCheckpoint]):
     """A stage that rounds the weights of a decoder on calibration text."""
 
     packages = ("torch", "transformers", "accelerate", "safetensors")
+    uses_device = True
     requires = frozenset({GENERATES})
 
     def needs(self) -> Needs:

@@ -29,6 +29,11 @@ def forward(module: nn.Module, batch: dict[str, torch.Tensor], **options: Any) -
     return module(**{name: value for name, value in batch.items() if name not in ("labels", "index")}, **options)
 
 
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's weights are."""
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+
+
 def answers(examples: Examples, outputs: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """The answers [B, ...] among a module's outputs for a batch of ``examples``, or made of them."""
     if examples.head is None:
@@ -48,11 +53,11 @@ def predict(module: nn.Module, examples: Examples, batch_size: int = 64, bf16: b
     ``bf16`` runs matrix products in bfloat16: faster, and fine for a teacher's answers, but not exact.
     """
     module.eval()
-    batches, parts = by_length(examples, batch_size), []
+    batches, parts, device = by_length(examples, batch_size), [], device_of(module)
     for places in batches:
-        batch = tensors(examples, places)
+        batch = {name: tensor.to(device) for name, tensor in tensors(examples, places).items()}
         inputs = {name: batch[name] for name in examples.padding}
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             found = answers(examples, module(**inputs), batch)
         parts.append(found.float().cpu().numpy())
     largest = np.max([part.shape[1:] for part in parts], axis=0).astype(int)

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import set_seed
 
-from compress.environment import uses_bf16
+from compress.compute_device import CPU, autocast, in_bf16, within_memory
 from compress.progress import Progress
 from compress.tasks.forward import tensors
 from compress.tasks.task import Examples
@@ -141,19 +141,22 @@ def train(trainee: Trainee, config: Training, seed: int, progress: Progress, des
         batch_sampler=sampler,
         collate_fn=collate,
     )
+    for parameter in trainee.extra:  # which accelerate isn't given
+        parameter.data = parameter.data.to(accelerator.device)
     optimizer = _optimizer(trainee, config)
     module, optimizer, loader = accelerator.prepare(trainee.module, optimizer, loader)
     if frozen is not None and augmentation is None:
-        frozen.keep_states(trainee.examples, uses_bf16(config.precision), progress, description)
+        frozen.keep_states(trainee.examples, in_bf16(config.precision), progress, description)
     length = trainee.length or Length(max(1, round(config.epochs * len(loader))))
     session = _Session(trainee, config, accelerator, optimizer, length, frozen, sampler)
-    with _dropout(trainee.module, config.dropout):
+    with _dropout(trainee.module, config.dropout), within_memory(description, "batch_size or the length of examples"):
         losses = session.run(module, loader, progress, description)
     if frozen is not None:
         frozen.requires_grad_(True)
     if config.freeze_embeddings:
         trainee.module.get_input_embeddings().requires_grad_(True)  # type: ignore[operator]
-    trainee.module.eval()
+    # What is saved, and what comes next, is the processor's.
+    trainee.module.to(CPU).eval()
     return losses
 
 
@@ -277,7 +280,7 @@ class _Session:
     def _loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         trainee, device = self.trainee, self.accelerator.device.type
         with (
-            torch.autocast(device, torch.bfloat16, enabled=uses_bf16(self.config.precision)),
+            autocast(in_bf16(self.config.precision, device), device),
             shortened(trainee.module, self.frozen, trainee.first_token_only),
         ):
             return trainee.loss(module, batch)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from compress.compute_device import CPU, current_device
+
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
@@ -20,17 +22,26 @@ def is_first() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def own_device(device: str) -> str:
+    """The GPU of this process, where several share a machine's; else ``device`` itself."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if several() and device.startswith("cuda") else device
+
+
 def accelerator(split_batches: bool = False) -> Accelerator:
-    """The process's accelerator; processes without a GPU train together on the CPU only if accelerate is told so.
+    """The process's accelerator, on the device that stages compute on; of several processes each has a GPU of its own.
 
     ``split_batches``: each process gets its part of every batch, rather than batches of its own.
     """
-    import torch
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DataLoaderConfiguration
 
+    here = current_device() == CPU
+    # What was chosen first stays accelerate's for the whole process, which may run another recipe by now.
+    if PartialState._shared_state and (PartialState().device.type == CPU) != here:
+        AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(
-        cpu=several() and not torch.cuda.is_available(),
+        cpu=here,
         dataloader_config=DataLoaderConfiguration(split_batches=split_batches),
     )
 

@@ -172,7 +172,7 @@ class Judge:
             if start not in self.known:
                 self.known[start] = states_of(self.teacher, ids, self.dtype)[:, :-1].to(self.dtype)
             student = head_of(self.pupil, states_of(self.pupil, ids, self.dtype)[:, :-1], self.dtype)
-            teacher = head_of(self.teacher, self.known[start], self.dtype)
+            teacher = head_of(self.teacher, self.known[start].to(device), self.dtype)
             columns.append(token_scores(student, teacher, ids[:, 1:].flatten()))
         means = [float(torch.cat(parts).double().mean()) for parts in zip(*columns, strict=True)]
         return Quality(means[0], float(np.exp(means[1])), float(np.exp(means[2])))

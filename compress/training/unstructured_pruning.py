@@ -94,7 +94,7 @@ def _train(
 @torch.no_grad()
 def _zero(weights: Sequence[torch.Tensor], masks: list[torch.Tensor]) -> None:
     for weight, mask in zip(weights, masks, strict=True):
-        weight.mul_(mask)
+        weight.mul_(mask.to(weight.device))
 
 
 def _density(model: TorchModel, weights: Sequence[torch.Tensor], pattern: str | None) -> str:
@@ -160,6 +160,6 @@ def keep_zeros(module: nn.Module) -> Callable[[int, int], None] | None:
     @torch.no_grad()
     def restore(step: int, steps: int) -> None:
         for layer, kept in masks:
-            layer.weight.mul_(kept)
+            layer.weight.mul_(kept.to(layer.weight.device))
 
     return restore

@@ -44,7 +44,7 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
     "cast": [{}],
     "reduce_dimensions": [{"dimensions": 8}, {"dimensions": 24, "examples": 40}],
     "quantize_weights": [{}, {"bits": 8, "block_size": 64, "symmetric": False}],
-    "equalize": [{}, {"strength": 1.0}],
+    "equalize": [{}, {"strength": 1.0}, {"smooth_quant": 0.5, "samples": 4, "sequence_length": 24}],
     "gptq": [
         {"samples": 4, "sequence_length": 24, "group_size": 32},
         {"samples": 4, "sequence_length": 24, "embedding_bits": 4, "target_bits": 4.4, "group_size": 32},
@@ -66,6 +66,7 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
     "lora": [{**RECOVERY, "rank": 2, "learning_rate": 1e-2}],
     "merge_lora": [{"adapter": "adapter"}],
     "attach_lora": [{"adapter": "adapter"}],
+    "compressed_tensors": [{}],
 }
 COMPARED = ("export", "openvino", "coreml")
 """Those whose bytes the formats' own tests compare."""

@@ -229,12 +229,11 @@ def _quantization(checkpoint: Checkpoint, module: str) -> tuple[int, int, bool, 
         assert table is not None, "a table is quantized"
         rows, columns = table.integers.shape
         return table.bits, table.group_size, table.symmetric, (rows, columns)
-    if f"{module}.qweight" not in checkpoint.files:
+    if not checkpoint.has_integers(module):
         return None
     settings = checkpoint.layer_settings(module)
-    packed, rows = checkpoint.stored(f"{module}.qweight").shape
-    symmetric = bool((checkpoint.quantization or {}).get("sym", True))
-    return settings["bits"], settings["group_size"], symmetric, (rows, packed * 32 // settings["bits"])
+    symmetric = settings["sym"] is not False
+    return settings["bits"], settings["group_size"], symmetric, checkpoint.integer_shape(module)
 
 
 def _reordered(weight: QuantizedWeight, order: np.ndarray) -> QuantizedWeight:

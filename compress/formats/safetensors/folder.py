@@ -11,8 +11,11 @@ from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.checks import check_model_folder, weight_files
 from compress.checkpoints.json_file import read_json
 from compress.checkpoints.processor import PREPROCESSOR, load_tokenizer
+from compress.checkpoints.quantization_config import COMPRESSED_TENSORS
 from compress.checkpoints.torch_model import TorchModel
-from compress.errors import ModelError
+from compress.errors import MissingExtraError, ModelError
+from compress.formats.silence import silence
+from compress.installation import has_package
 from compress.tasks.capability import EMBEDS, GENERATES, TAKES_IMAGES
 from compress.tasks.registry import TASKS, tasks_with, told_task
 from compress.tasks.task import Task
@@ -49,7 +52,7 @@ def load_folder(artifact: Path) -> tuple[Task, TorchModel]:
     check_model_folder(folder)
     task = task_of_folder(folder)
     if GENERATES in task.capabilities and has_integers(folder):
-        model = _floats(folder)
+        model = _as_served(folder) if Checkpoint(folder).is_compressed_tensors else _floats(folder)
     else:
         model = task.load(folder, None, trust_remote_code=is_allowed(str(folder.resolve())))
     if (folder / ADAPTER).is_dir():
@@ -62,6 +65,24 @@ def _floats(folder: Path) -> TorchModel:
     from compress.checkpoints.quantized_module import load_module, with_float_weights
 
     return TorchModel(with_float_weights(load_module(Checkpoint(folder))), load_tokenizer(folder))
+
+
+def _as_served(folder: Path) -> TorchModel:
+    """As transformers opens it with the package compressed-tensors; inputs are rounded where the config says so."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from compress.checkpoints.config_check import loading_failures
+
+    if not has_package(COMPRESSED_TENSORS):
+        raise MissingExtraError(COMPRESSED_TENSORS, COMPRESSED_TENSORS, "a checkpoint in the layout of that name")
+    with silence("prints"):  # a bar for each step
+        try:
+            module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+            module.hf_quantizer.compressor.decompress_model(module)
+        except loading_failures() as error:
+            raise ModelError(f"transformers cannot open the checkpoint: {error}", where=str(folder)) from error
+    return TorchModel(module, load_tokenizer(folder))
 
 
 def _embedding(config: dict[str, Any]) -> str | None:

@@ -16,9 +16,9 @@ import onnx_ir as ir
 from compress.formats.onnx.fusions.graph import add_initializer, constant
 from compress.formats.onnx.int8.choose import QuantizableLayer
 from compress.formats.onnx.int8.observe import Observed
+from compress.numerics.smoothing import smoothing_factors
 
 _NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
-_SMALLEST = 1e-5
 
 
 def smooth(
@@ -44,14 +44,6 @@ def smooth(
                 _multiply(model.graph, node, factors)
                 done.append(str(node.name))
     return done
-
-
-def smoothing_factors(largest: np.ndarray, weights: Sequence[np.ndarray], alpha: float) -> np.ndarray:
-    """s_j for inputs of magnitude ``largest`` [channels] and weights [channels, outputs] that share them."""
-    sizes = np.maximum.reduce([np.abs(weight).max(axis=1) for weight in weights])
-    live = (largest > _SMALLEST) & (sizes > _SMALLEST)
-    factors = np.where(live, largest, 1.0) ** alpha / np.where(live, sizes, 1.0) ** (1 - alpha)
-    return np.where(live, factors, 1.0).astype(np.float32)
 
 
 def _weight(node: ir.Node) -> ir.Value:

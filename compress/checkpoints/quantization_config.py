@@ -1,0 +1,97 @@
+"""`quantization_config` of a checkpoint: what it says of each layer, and how compressed-tensors writes it.
+
+Importing this takes the standard library alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+COMPRESSED_TENSORS = "compressed-tensors"
+LINEAR = "Linear"
+"""Stands for all layers that `ignore` doesn't name."""
+Scheme = tuple[int, int]
+"""Bits of a layer's weights, and how many of a row share a scale (-1: all)."""
+
+
+def layer_settings(quantization: Mapping[str, Any], module: str) -> dict[str, Any]:
+    """`bits`, `group_size` and `sym` of a layer, each None where a `quantization_config` doesn't say.
+
+    They are those of the whole with what `dynamic` says of the layer's name; or, in compressed-tensors, those of the
+    group that names the layer, or else its class.
+    """
+    if quantization.get("quant_method") == COMPRESSED_TENSORS:
+        return _of_group(quantization, module)
+    settings = {key: quantization.get(key) for key in ("bits", "group_size", "sym")}
+    for pattern, changes in (quantization.get("dynamic") or {}).items():
+        if not pattern.startswith("-:") and re.match(pattern.removeprefix("+:"), module):
+            return settings | {key: changes[key] for key in settings if key in changes}
+    return settings
+
+
+def _of_group(quantization: Mapping[str, Any], module: str) -> dict[str, Any]:
+    groups = [group for group in (quantization.get("config_groups") or {}).values() if isinstance(group, dict)]
+    named = (group for group in groups if any(_names(target, module) for target in group.get("targets") or ()))
+    found = next(named, None) or next((group for group in groups if LINEAR in (group.get("targets") or ())), {})
+    weights = found.get("weights") or {}
+    size = weights.get("group_size")
+    return {"bits": weights.get("num_bits"), "group_size": size or -1, "sym": weights.get("symmetric")}
+
+
+def _names(target: str, module: str) -> bool:
+    return bool(re.match(target[3:], module)) if target.startswith("re:") else target == module
+
+
+def compressed_tensors_config(
+    layers: Mapping[str, Scheme], others: Sequence[str], activation_bits: int, version: str
+) -> dict[str, Any]:
+    """`quantization_config` as llm-compressor writes it for ``layers`` without zero points; ``others`` stay float.
+
+    With 8 ``activation_bits`` the inputs of each layer are rounded too, by a scale for each token that is found as it
+    comes. ``version`` is that of the package compressed-tensors whose layout it is.
+    """
+    packing = "pack-quantized" if activation_bits > 8 else "int-quantized"
+    return {
+        "config_groups": {
+            f"group_{number}": {
+                "format": packing,
+                "input_activations": None if activation_bits > 8 else _arguments(activation_bits, "token", None),
+                "output_activations": None,
+                "targets": targets,
+                "weights": _arguments(bits, *(("channel", None) if size == -1 else ("group", size))),
+            }
+            for number, ((bits, size), targets) in enumerate(_groups(layers))
+        },
+        "format": packing,
+        "global_compression_ratio": None,
+        "ignore": list(others),
+        "kv_cache_scheme": None,
+        "quant_method": COMPRESSED_TENSORS,
+        "quantization_status": "compressed",
+        "sparsity_config": {},
+        "transform_config": {},
+        "version": version,
+    }
+
+
+def _groups(layers: Mapping[str, Scheme]) -> Iterator[tuple[Scheme, list[str]]]:
+    schemes = dict.fromkeys(layers.values())
+    for scheme in schemes:
+        yield scheme, [LINEAR] if len(schemes) == 1 else [name for name, own in layers.items() if own == scheme]
+
+
+def _arguments(bits: int, strategy: str, group_size: int | None) -> dict[str, Any]:
+    return {
+        "actorder": None,
+        "block_structure": None,
+        "dynamic": strategy == "token",
+        "group_size": group_size,
+        "num_bits": bits,
+        "observer": None,
+        "observer_kwargs": {},
+        "strategy": strategy,
+        "symmetric": True,
+        "type": "int",
+    }

@@ -1,0 +1,158 @@
+"""A GPU that isn't there: tensors that say `gpu:0`, lie in the processor's memory, and refuse to be mixed with others.
+
+Each operation on such tensors runs on the processor, once it is proven that no other of its tensors is the processor's,
+but for what a GPU takes from there: single numbers, indices, and the source of a copy.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
+
+from compress.compute_device import computing_on
+
+DEVICE = "gpu:0"
+_FROM_ANYWHERE = (
+    "aten::copy_",
+    "aten::_to_copy",
+    "aten::index.",
+    "aten::index_put",
+    "aten::_index_put_impl_",
+    "aten::set_",
+)
+
+
+def is_there(device: Any) -> bool:
+    return torch.device(device).type == DEVICE.split(":")[0]
+
+
+class OnDevice(torch.Tensor):
+    """A tensor that says it is on the GPU."""
+
+    held: torch.Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, held: torch.Tensor) -> OnDevice:
+        made: OnDevice = torch.Tensor._make_wrapper_subclass(
+            cls,
+            held.size(),
+            held.stride(),
+            held.storage_offset(),
+            dtype=held.dtype,
+            device=torch.device(DEVICE),
+            requires_grad=held.requires_grad,
+        )
+        made.held = held
+        return made
+
+    def tolist(self) -> Any:
+        return self.held.tolist()
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(func, args, kwargs or {})
+
+
+class FakeGpu(TorchDispatchMode):
+    """Factories that are asked for the GPU, and copies to it, give such tensors; ``ran`` are the operations there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ran: set[str] = set()
+        self.room: int | None = None
+        """Bytes that one tensor may have at most."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = _run(func, args, kwargs or {})
+        outputs = [one for one in tree_flatten(found)[0] if isinstance(one, OnDevice)]
+        if outputs or any(isinstance(one, OnDevice) for one in tree_flatten(args)[0]):
+            self.ran.add(func.name())
+        if self.room is not None and any(one.nbytes > self.room for one in outputs):
+            raise torch.OutOfMemoryError("Out of memory. Tried to allocate too much.")
+        return found
+
+
+def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    name, given = func.name(), tree_flatten((args, kwargs))[0]
+    tensors = [one for one in given if isinstance(one, torch.Tensor)]
+    there = [one for one in tensors if isinstance(one, OnDevice)]
+    wanted = kwargs.get("device")
+    if not there and (wanted is None or not is_there(wanted)):
+        return func(*args, **kwargs)
+    here = [one for one in tensors if not isinstance(one, OnDevice) and one.ndim and not one.is_meta]
+    if there and here and not name.startswith(_FROM_ANYWHERE):
+        raise RuntimeError(f"{name}: {[tuple(one.shape) for one in here]} on the processor, others on {DEVICE}")
+    generator = next((one for one in given if isinstance(one, torch._C.Generator)), None)
+    if generator is not None and generator._cdata not in Generator.there:
+        raise RuntimeError(f"{name}: a generator of the processor for {DEVICE}")
+    leaves = wanted is not None and not is_there(wanted)
+    plain = {
+        key: torch.device("cpu") if key == "device" and value is not None else value for key, value in kwargs.items()
+    }
+    args_here, kwargs_here = tree_map(lambda one: one.held if isinstance(one, OnDevice) else one, (args, plain))
+    found = func(*args_here, **kwargs_here)
+    if leaves:
+        if "_to_copy" in name and there and found is there[0].held:
+            found = found.clone()
+        return found
+    if not there:
+        return tree_map(lambda one: OnDevice(one) if isinstance(one, torch.Tensor) else one, found)
+    if isinstance(args[0], torch.Tensor) and not isinstance(args[0], OnDevice) and func._schema.is_mutable:
+        return args[0]  # copied into a tensor of the processor's
+    wrapped = tree_map(lambda one: OnDevice(one) if isinstance(one, torch.Tensor) else one, found)
+    return return_and_correct_aliasing(func, args, kwargs, wrapped)
+
+
+class Generator(torch.Generator):
+    """Of the processor's numbers, which counts as the GPU's where it was made for it."""
+
+    there: ClassVar[set[int]] = set()
+
+    def __new__(cls, device: Any = "cpu") -> Any:
+        made = super().__new__(cls)
+        (cls.there.add if is_there(device) else cls.there.discard)(made._cdata)
+        return made
+
+
+class _Module(_DummyBackendModule):
+    """`torch.gpu`."""
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16]
+
+
+def _without_gradients(mode: bool = True) -> Any:
+    """In place of the inference mode, which has no room for tensors of other people's making."""
+    return torch.no_grad()
+
+
+@functools.cache
+def _register() -> None:
+    """For the rest of the process: torch has one name for backends of others."""
+    _setup_privateuseone_for_python_backend(DEVICE.split(":")[0], backend_module=_Module())
+
+
+@contextmanager
+def fake_gpu(patch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
+    """Let torch have such a device, and compute on it."""
+    _register()
+    patch.setattr(torch, "Generator", Generator)
+    patch.setattr(torch._C, "_InferenceMode", _without_gradients)
+    before = torch._C._only_lift_cpu_tensors()
+    # Lists become tensors of the processor's first, which are then copied where the operation can be seen.
+    torch._C._set_only_lift_cpu_tensors(True)
+    # Else autograd would ask for a thread of the device's own.
+    with FakeGpu() as mode, computing_on(DEVICE), torch.autograd.set_multithreading_enabled(False):
+        try:
+            yield mode
+        finally:
+            torch._C._set_only_lift_cpu_tensors(before)

@@ -15,11 +15,12 @@ from compress.digests import digest_file
 from compress.errors import InputError
 from compress.measurement import Measurement
 from compress.papers.card import results
-from compress.papers.finished import RECIPE, SHOWN, read_lock
-from compress.papers.licences import LOCK, REPORT, RUNTIME, carried, data_names
+from compress.papers.finished import SHOWN, read_lock
+from compress.papers.licences import RUNTIME, carried, data_names
 from compress.papers.licences import find_licences as licences_of
 from compress.papers.terms import NOT_STATED
 from compress.recipe.recipe import Recipe
+from compress.report.run_folder import LOCK, RECIPE, REPORT
 from compress.report.schema import FINAL, load_report
 from compress.samples.sample import Sample, known_samples
 

@@ -37,9 +37,10 @@ def bundle(
     json_: Annotated[bool, typer.Option("--json", help="Write the manifest as JSON.")] = False,
 ) -> None:
     """Bundle a model with all that an app needs: manifest, self-test, card, examples; for browsers a page."""
-    from compress.cli.artifact import RECIPE, find_artifact, written_for
+    from compress.cli.artifact import find_artifact, written_for
     from compress.cli.console_progress import ConsoleProgress
     from compress.formats.targets import find_app_profile
+    from compress.report.run_folder import RECIPE
 
     profile = find_app_profile(target)
     found = find_artifact(artifact, recipe)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from compress.report.run_folder import RECIPE, REPORT
+
 if TYPE_CHECKING:
     from compress.compare.gate import GateResult
     from compress.recipe.policy import Policy
@@ -158,7 +160,7 @@ def _update(run: Side, path: Path, rules: Policy, why: str | None, as_json: bool
     from compress.compare.words import sentence
     from compress.errors import InputError
 
-    if path.suffix != ".json" or path.name == "report.json":
+    if path.suffix != ".json" or path.name == REPORT:
         raise InputError(
             "--update writes a baseline's file, and this is none.",
             where=str(path),
@@ -189,4 +191,4 @@ def _find_side(given: Path) -> Side:
 
     path = find_report(given)
     folder = path.resolve().parent
-    return Side(load_baseline(path), path, str(given), folder if (folder / "recipe.yaml").is_file() else None)
+    return Side(load_baseline(path), path, str(given), folder if (folder / RECIPE).is_file() else None)

@@ -71,14 +71,13 @@ def diff(
 
 def find_side(given: str, progress: Progress) -> Side:
     """The model that a name stands for, and its run. Raises `ModelError` where there is none."""
-    from compress.cli.artifact import RECIPE, generating_artifact
+    from compress.cli.artifact import generating_artifact
     from compress.diff.models import Side
+    from compress.report.run_folder import RECIPE, REPORT
     from compress.sources.source import find_model
 
     place = generating_artifact(Path(given))
     model = place if place.exists() else find_model(given, progress)
     folders = (model, model.parent, model.parent.parent)
-    run = next(
-        (folder for folder in folders if (folder / RECIPE).is_file() or (folder / "report.json").is_file()), None
-    )
+    run = next((folder for folder in folders if (folder / RECIPE).is_file() or (folder / REPORT).is_file()), None)
     return Side(given, model, run)

@@ -14,21 +14,20 @@ from compress.pipeline.road import Road
 from compress.plan.written import why_not
 from compress.progress import Progress
 from compress.recipe.recipe import START, Recipe
+from compress.report.run_folder import REPORT
 from compress.report.schema import FINAL
 from compress.targets import Target
-
-_REPORT = "report.json"
 
 
 def run_of(model: Path) -> Path | None:
     """The finished run's folder that ``model`` is, or lies in."""
-    found = next((place for place in (model, model.parent, model / "latest") if (place / _REPORT).is_file()), None)
+    found = next((place for place in (model, model.parent, model / "latest") if (place / REPORT).is_file()), None)
     return None if found is None else found.resolve()
 
 
 def outputs_of(run: Path) -> dict[str, Path]:
     """Stage's label -> the folder of its output, for those that are still in the cache of a run's folder."""
-    stages = json.loads((run / _REPORT).read_text(encoding="utf-8")).get("stages", [])
+    stages = json.loads((run / REPORT).read_text(encoding="utf-8")).get("stages", [])
     place = run.parents[2] / "cache"
     if not place.is_dir():
         return {}

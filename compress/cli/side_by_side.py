@@ -6,7 +6,7 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from compress.cli.artifact import RECIPE, find_artifact
+from compress.cli.artifact import find_artifact
 from compress.cli.console_progress import ConsoleProgress
 from compress.compare.change import Comparison
 from compress.compare.reports import compare_reports
@@ -19,6 +19,7 @@ from compress.pipeline.target_session import TargetSession
 from compress.recipe.policy import Policy, default_margin
 from compress.recipe_source import dump_recipe
 from compress.report.predictions import write_predictions
+from compress.report.run_folder import RECIPE
 from compress.report.schema import BASELINE, FINAL, Report
 from compress.targets import Profile
 from compress.tasks.capability import GENERATES

@@ -19,7 +19,7 @@ from compress.frozen import Frozen
 from compress.measurement import MACHINE, Measurement
 from compress.metrics import describe_metric
 from compress.recipe.policy import Policy
-from compress.report.run_folder import write_whole
+from compress.report.run_folder import REPORT, write_whole
 from compress.report.schema import Report, invalid_fields, pack_bits, parse_report, read_text, unpack_bits
 from compress.stage.stage import FrozenRecord
 
@@ -73,7 +73,7 @@ class BaselineFile(FrozenRecord):
 
 def load_baseline(path: Path) -> Report:
     """The report behind a baseline's file, a run's folder or a `report.json`. Raises `InputError`."""
-    place = path / "report.json" if path.is_dir() else path
+    place = path / REPORT if path.is_dir() else path
     text = read_text(place)
     try:
         content = json.loads(text)

@@ -17,11 +17,11 @@ from compress.errors import CompressError, InputError
 from compress.progress import SilentProgress
 from compress.recipe_source import read_recipe
 from compress.report.predictions import Found, read_predictions
+from compress.report.run_folder import RECIPE
 from compress.report.schema import DataRecord, Report
 from compress.samples.fetch import cached_directory
 from compress.tasks.registry import get_task
 
-RECIPE = "recipe.yaml"
 _LONGEST = 400
 
 

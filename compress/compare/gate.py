@@ -14,6 +14,7 @@ from compress.frozen import FrozenAliased
 from compress.recipe.policy import Policy, Rule
 from compress.recipe_source.document import FileKind, read_document
 from compress.recipe_source.translate import validate
+from compress.report.run_folder import RECIPE
 
 Status = Literal["passed", "warned", "failed"]
 _UNKNOWN: dict[str, Status] = {"pass": "passed", "warn": "warned", "fail": "failed"}
@@ -165,7 +166,7 @@ def find_policy(given: Path | None, run: Path | None) -> tuple[Policy, str]:
     """The policy of a gate and where it comes from: the file, else the recipe of the run's folder, or the defaults."""
     if given is not None:
         return read_policy(given), str(given)
-    recipe = run / "recipe.yaml" if run else None
+    recipe = run / RECIPE if run else None
     return recipe_policy(recipe) if recipe else (Policy(), DEFAULTS)
 
 

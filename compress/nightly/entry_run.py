@@ -26,6 +26,7 @@ from compress.nightly.suite import Entry
 from compress.recipe.policy import Policy
 from compress.recipe.recipe import Recipe
 from compress.recipe_source import dump_recipe, read_recipe
+from compress.report.run_folder import REPORT
 from compress.report.schema import load_report
 from compress.use.record import UseReport
 
@@ -63,7 +64,7 @@ class EntryRun:
             return self._failed(self._outcome("", 2, 0.0, None), str(error))
         own = math.inf if self.entry.time_limit_minutes is None else self.entry.time_limit_minutes * 60
         limit = min(own, left_seconds)
-        output, log = folder / "report.json", folder / "run.log"
+        output, log = folder / REPORT, folder / "run.log"
         with storage_errors(folder):
             folder.mkdir()
             ended = run_process(self._command(), output, log, limit, min(GRACE_SECONDS, limit))

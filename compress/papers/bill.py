@@ -16,10 +16,11 @@ from compress.digests import digest_file
 from compress.environment import MISSING, package_versions
 from compress.measurement import Measurement
 from compress.papers.finished import MODEL, Finished, plain_name
-from compress.papers.licences import OF_RUN, REPORT, RUNTIME, data_names
+from compress.papers.licences import OF_RUN, RUNTIME, data_names
 from compress.papers.stated import package_licence
 from compress.papers.terms import NOT_STATED
 from compress.recipe.recipe import START
+from compress.report.run_folder import REPORT
 from compress.report.schema import LicenceRecord
 
 _SPEC = "1.6"

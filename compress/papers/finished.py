@@ -12,14 +12,14 @@ from typing import Any
 from compress.digests import digest_file
 from compress.errors import InputError
 from compress.measurement import Measurement
-from compress.papers.licences import LOCK, carried, find_licences, objections
+from compress.papers.licences import carried, find_licences, objections
 from compress.recipe.recipe import Recipe
 from compress.recipe_source import read_recipe
-from compress.report.run_folder import find_report
+from compress.report.run_folder import LOCK, RECIPE, find_report
 from compress.report.schema import FINAL, LicenceRecord, Report, load_report
 
 MODEL, TARGETS = "model", "targets"
-RECIPE, BILL = "recipe.yaml", "bom.cdx.json"
+BILL = "bom.cdx.json"
 SHOWN = (
     "accuracy",
     "f1",

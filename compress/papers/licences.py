@@ -16,12 +16,12 @@ from compress.formats.registry import RUNTIMES
 from compress.papers.stated import Stated, package_licence, stated_by
 from compress.papers.terms import NOT_STATED, canonical, duties, is_known, joined
 from compress.recipe.recipe import Recipe
+from compress.report.run_folder import LOCK, REPORT
 from compress.report.schema import LicenceRecord, Report, load_report
 from compress.samples.sample import known_samples
 from compress.sources.source import find_model, hub_card
 from compress.stage.stage import references
 
-REPORT, LOCK = "report.json", "lock.json"
 RUNTIME, OF_RUN = "runtime ", " of run "
 """How names of records begin, and how those go on that an earlier run brings along."""
 _LATER = "its card, which the run fetches"

@@ -20,11 +20,11 @@ from compress import __version__
 from compress.digests import digest_file
 from compress.environment import MISSING
 from compress.errors import BundleError, InputError
-from compress.papers.finished import MODEL, RECIPE, Finished, plain_name
-from compress.papers.licences import REPORT
+from compress.papers.finished import MODEL, Finished, plain_name
 from compress.papers.signature import Signed, check_signature
 from compress.recipe.recipe import START
 from compress.recipe_source import dump_recipe
+from compress.report.run_folder import RECIPE, REPORT
 from compress.report.schema import invalid_fields
 from compress.stage.stage import FrozenRecord
 

@@ -36,7 +36,7 @@ from compress.recipe_source import dump_recipe
 from compress.report.limits import check_limits
 from compress.report.pages import write_report
 from compress.report.predictions import write_predictions
-from compress.report.run_folder import new_folder, point_latest, write_whole
+from compress.report.run_folder import LOCK, RECIPE, new_folder, point_latest, write_whole
 from compress.report.schema import Report
 from compress.stage.stage import Stage
 
@@ -74,7 +74,7 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
     with _logged(progress, folder / LOG) as logged:
         road = Road(recipe, recipe_folder, artifacts, logged)
         absolute = with_absolute_paths(recipe, recipe_folder)
-        write_whole(folder / "recipe.yaml", dump_recipe(absolute))
+        write_whole(folder / RECIPE, dump_recipe(absolute))
         licences = find_licences(recipe, recipe_folder, fetch=True)
         remarks = refuse_forbidden(licences, recipe)
         prove(road)
@@ -106,7 +106,7 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
                 if source not in own:
                     _copy_model(source, folder / TARGETS / name)
         lock = _lock(road)
-        write_whole(folder / "lock.json", json.dumps(lock, indent=2) + "\n")
+        write_whole(folder / LOCK, json.dumps(lock, indent=2) + "\n")
         report = Report(
             recipe=recipe.name,
             description=recipe.description,

@@ -11,14 +11,13 @@ from pydantic import Field, ValidationError, field_validator
 
 from compress.archives import objection
 from compress.bundle.manifest import MANIFEST, FileRecord
-from compress.bundle.provenance import LOCK, RECIPE, REPORT
 from compress.digests import digest_file, digest_of_files
 from compress.errors import InputError
 from compress.frozen import FrozenAliased
 from compress.metrics import describe_metric, format_value, quality_metric
 from compress.registry.objects import Incoming, Objects
 from compress.registry.state import Version
-from compress.report.run_folder import find_report
+from compress.report.run_folder import LOCK, RECIPE, REPORT, find_report
 from compress.report.schema import FINAL, Report, load_report
 
 SCHEMA = 1

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from compress.bundle.provenance import RECIPE, REPORT
 from compress.compare.gate import GateResult, find_policy, gate, recipe_policy
 from compress.compare.reports import compare_reports
 from compress.compare.words import sentence
@@ -17,6 +16,7 @@ from compress.registry.entry import CHAMPION, Entry, Judged, Promoted
 from compress.registry.registry import Registry, Stamp, check_word
 from compress.registry.state import State, Version
 from compress.report.rows import limit_bound
+from compress.report.run_folder import RECIPE, REPORT
 from compress.report.schema import Report, load_report
 
 

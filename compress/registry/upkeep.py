@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from compress.bundle.provenance import LOCK as RUN_LOCK
 from compress.cache import storage_errors
 from compress.errors import InputError
 from compress.frozen import Frozen
@@ -20,6 +19,7 @@ from compress.registry.log import LOCK, LOG, Log
 from compress.registry.objects import INCOMING, OBJECTS, freed_by
 from compress.registry.registry import Registry, Stamp
 from compress.registry.state import State, Version
+from compress.report.run_folder import LOCK as RUN_LOCK
 
 _UNNEEDED = "no version needs it; `gc` removes it"
 

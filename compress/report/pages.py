@@ -17,7 +17,7 @@ from markupsafe import Markup, escape
 from compress import metrics
 from compress.metrics import Metric, format_measurement, improvement
 from compress.report import charts, continuations, headline, layers, rows, slices
-from compress.report.run_folder import write_whole
+from compress.report.run_folder import REPORT, write_whole
 from compress.report.schema import BASELINE, Report
 
 _PARTS = PurePosixPath("report/templates/page.html")
@@ -179,7 +179,7 @@ def _against(report: Report, target: str, wanted: Sequence[Metric]) -> tuple[lis
 def write_report(report: Report, folder: Path) -> None:
     """Write report.json, report.md and report.html, each whole or not at all. Raises `StorageError`."""
     contents = {
-        "report.json": report.to_json(),
+        REPORT: report.to_json(),
         "report.md": markdown_report(report),
         "report.html": html_page(report),
     }

@@ -10,6 +10,8 @@ from pathlib import Path
 from compress.errors import InputError, StorageError
 
 LATEST = "latest"
+REPORT, RECIPE, LOCK = "report.json", "recipe.yaml", "lock.json"
+"""What a run says of itself, in its folder."""
 
 
 def new_folder(parent: Path, started: datetime) -> Path:
@@ -48,9 +50,9 @@ def find_report(run: Path, runs: Path = RUNS) -> Path:
     if run.is_file() and run.suffix not in {".yaml", ".yml"}:
         return run
     named = runs / (run.stem if run.suffix in {".yaml", ".yml"} else run)
-    places = [run / "report.json", run / "latest" / "report.json"]
+    places = [run / REPORT, run / LATEST / REPORT]
     if not run.is_absolute():
-        places += [named / "latest" / "report.json", named / "report.json"]
+        places += [named / LATEST / REPORT, named / REPORT]
     for place in places:
         if place.is_file():
             return place

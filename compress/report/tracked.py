@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from compress.report.run_folder import RECIPE
 from compress.report.schema import FINAL, Report
 from compress.tracking import TrackedRun
 
@@ -22,5 +23,5 @@ def tracked(report: Report, folder: Path) -> TrackedRun:
         },
         parameters={"recipe": report.recipe, "baseline": report.baseline, **limits},
         tags={"compress.folder": str(folder.resolve()), "compress.model": str((folder / "model").resolve())},
-        files=tuple(path for path in (folder / "recipe.yaml", folder / "report.html") if path.is_file()),
+        files=tuple(path for path in (folder / RECIPE, folder / "report.html") if path.is_file()),
     )

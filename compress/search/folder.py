@@ -13,7 +13,7 @@ from compress.environment import granted_cores, processor_class
 from compress.errors import InputError
 from compress.pipeline.run import with_absolute_paths
 from compress.recipe_source import dump_recipe
-from compress.report.run_folder import LATEST, new_folder, point_latest, write_whole
+from compress.report.run_folder import LATEST, RECIPE, new_folder, point_latest, write_whole
 from compress.search.best import best_recipe
 from compress.search.engine import Engine
 from compress.search.ledger import NAME as LEDGER
@@ -29,7 +29,7 @@ def begin(space: Space, engine: Engine, artifacts: Path, started: datetime) -> P
     """A new folder, with the recipe and a ledger without a trial. Raises `StorageError`."""
     with storage_errors(artifacts):
         place = new_folder(artifacts / "searches" / space.base.name, started)
-        write_whole(place / "recipe.yaml", dump_recipe(with_absolute_paths(space.base, space.folder)))
+        write_whole(place / RECIPE, dump_recipe(with_absolute_paths(space.base, space.folder)))
     Ledger(place).begin(_header(space, engine))
     point_latest(place)
     return place

@@ -47,10 +47,10 @@ def test_the_extra_that_installs_a_package(package: str, extra: str | None, proj
     assert subject.extra_with(package) == extra
 
 
-def test_all_has_every_extra_but_those_that_replace_a_package_or_are_built() -> None:
+def test_all_has_every_extra_but_those_that_replace_a_package_are_built_or_need_older_ones() -> None:
     extras = tomllib.loads(subject._PYPROJECT.read_text())["project"]["optional-dependencies"]
     (everything,) = (Requirement(text) for text in extras.pop("all"))
-    assert everything.extras == set(extras) - {"dev", "gpu", "gptq"}
+    assert everything.extras == set(extras) - {"dev", "gpu", "gptq", "remote"}
 
 
 def test_a_local_version_fits_its_range() -> None:

@@ -45,7 +45,8 @@ def evaluate(
         parts, notes = session.parts() if by_slice else ([], [])
         for note in filter(None, [session.examples(name).note, *notes]):
             progress.note(note)
-        rows = [*session.accuracies(parts), *session.generations()[0], *session.choices(), *session.similarities()]
+        rows = [*session.accuracies(parts), *session.generations()[0], *session.choices(), *session.instructed()[0]]
+        rows += session.similarities()
     if json_:
         typer.echo(json.dumps([row.model_dump() for row in rows], indent=1))
         return

@@ -8,6 +8,7 @@ import numpy as np
 
 from compress.checkpoints.config_check import positions_of
 from compress.checkpoints.json_file import read_json
+from compress.checkpoints.processor import load_processor
 from compress.data.membership import character_lengths, find_parts
 from compress.data.slices import Unit
 from compress.errors import DataError
@@ -16,6 +17,7 @@ from compress.pipeline.road import Road
 from compress.pipeline.target_session import SPLIT
 from compress.plan.written import check_formats
 from compress.tasks.capability import READS_ROWS
+from compress.tasks.conversations import asked
 
 
 def prove(road: Road) -> None:
@@ -62,6 +64,12 @@ def check_running_text(road: Road) -> None:
         except DataError as error:
             error.where = f"stages.{number}.{stage.kind}, {error.where}"
             raise
+    for split, language in recipe.data.also.items():
+        rows = road.data.split(split)
+        found = encode_for(road.start, road.task, rows, recipe.data.max_length, recipe.evaluation)
+        road.task.kinds_of_tokens(rows, load_processor(road.start), found, language)
+    for one in road.instructions[:1]:
+        asked(one.prompt, load_processor(road.start))
     examples = encode_for(road.start, road.task, road.data.split(SPLIT), recipe.data.max_length, recipe.evaluation)
     read, timed = int(examples.lengths().sum()), max(recipe.benchmark.contexts)
     if timed > read:

@@ -27,6 +27,7 @@ from compress.report.predictions import Answers
 from compress.report.schema import (
     BASELINE,
     FINAL,
+    AnswerRecord,
     CalibrationCurve,
     ContinuationRecord,
     DataRecord,
@@ -56,6 +57,8 @@ class Findings:
     """What each model answered on each target, by (model, target)."""
     continuations: list[ContinuationRecord] = field(default_factory=list)
     lost_tokens: list[LostToken] = field(default_factory=list)
+    given: list[AnswerRecord] = field(default_factory=list)
+    """What was answered to instructions."""
     parts: list[Part] = field(default_factory=list)
     """The slices' rows."""
     finals: dict[str, Path] = field(default_factory=dict)
@@ -70,7 +73,7 @@ class Findings:
         lists = ("measurements", "skipped", "notes", "calibration", "continuations", "lost_tokens")
         own = {name: tuple(getattr(self, name)) for name in lists}
         more = ("environment", "bytes_by_layer", "slices", "stand_in")
-        return {**own, **{name: getattr(self, name) for name in more}}
+        return {**own, "answers": tuple(self.given), **{name: getattr(self, name) for name in more}}
 
 
 def measure(road: Road, remeasure: bool) -> Findings:
@@ -183,6 +186,9 @@ def measure_answers(findings: Findings, session: TargetSession) -> None:
     findings.calibration += session.calibration()
     given = {(label, name): session.answers(label) for label in session.artifacts}
     findings.answers |= {place: answers for place, answers in given.items() if answers is not None}
+    followed, told = session.instructed()
+    findings.measurements += followed
+    findings.given += told
     repeated, continuations, notes = session.generations()
     findings.measurements += repeated
     findings.continuations += continuations
@@ -217,11 +223,14 @@ def _time(findings: Findings, session: TargetSession, remeasure: bool) -> None:
 
 def data_record(road: Road) -> DataRecord:
     """What quality is measured on. How running text is cut is part of the digest: windows pair only with the same."""
-    rows, recipe, digest = road.data.split(SPLIT), road.recipe, road.data.digest(SPLIT)
+    recipe, cut = road.recipe, dict[str, Any]()
     if READS_ROWS not in road.task.capabilities:
         cut = {"max_length": recipe.data.max_length, **recipe.evaluation.model_dump(include={"windows", "stride"})}
-        digest = cache_key({"rows": digest, **cut})
-    return DataRecord(split=SPLIT, digest=digest, rows=len(rows), labels=road.data.labels)
+    digests = {split: road.data.digest(split) for split in (SPLIT, *recipe.data.also)}
+    if cut:
+        digests = {split: cache_key({"rows": digest, **cut}) for split, digest in digests.items()}
+    rows, own = len(road.data.split(SPLIT)), digests.pop(SPLIT)
+    return DataRecord(split=SPLIT, digest=own, rows=rows, labels=road.data.labels, also=digests)
 
 
 def test_labels(road: Road) -> list[str]:

@@ -15,31 +15,52 @@ import numpy as np
 from compress.bench.place import HERE, LaunchHost
 from compress.bench.session import PRECISION, TIMING_VERSION
 from compress.cache import cache_key
+from compress.checkpoints.processor import load_processor
 from compress.data.dataset import TEST
 from compress.data.membership import Part, character_lengths, find_parts
 from compress.data.slices import Unit
 from compress.digests import digest_directory
 from compress.environment import environment, package_versions, processor_class
-from compress.evaluation.evaluate import Predictions, artifact_labels, encode_for, predict, slices_of_task
+from compress.evaluation.evaluate import (
+    Predictions,
+    artifact_labels,
+    encode_for,
+    kind_rows,
+    predict,
+    slices_of_task,
+)
 from compress.evaluation.generate import (
     as_ids,
     as_text,
     continue_prompts,
     fallen,
+    loop_row,
     prompts_of,
     repetition_note,
     repetition_row,
+    steps_of,
 )
+from compress.evaluation.instructed import answers_of, instruction_rows
 from compress.evaluation.judged import choice_rows, choice_scores, cosines, similarity_rows
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import PROFILES
 from compress.measurement import Measurement
+from compress.metrics import elsewhere_metric
 from compress.numerics.calibration import calibration_bins
 from compress.pipeline.budgets import size_rows
 from compress.pipeline.road import Road
 from compress.pipeline.timing import time_artifacts
 from compress.report.predictions import Answers
-from compress.report.schema import BASELINE, FINAL, CalibrationBin, CalibrationCurve, ContinuationRecord, LostToken
+from compress.report.schema import (
+    BASELINE,
+    FINAL,
+    AnswerRecord,
+    CalibrationBin,
+    CalibrationCurve,
+    ContinuationRecord,
+    LostToken,
+    WrittenToken,
+)
 from compress.targets import Profile, find_processor
 from compress.tasks.capability import GENERATES, READS_ROWS
 from compress.tasks.task import Examples
@@ -67,22 +88,28 @@ class TargetSession:
         self.artifacts = artifacts
         self.digests = {label: digest_directory(folder) for label, folder in artifacts.items()}
         self.found: dict[str, Predictions] = {}
-        self._encoded: dict[str, Examples] = {}
+        self.also = road.recipe.data.also if split == SPLIT else {}
+        """Splits that are judged beside it, and what they are written in; rows that choose are judged alone."""
+        self._encoded: dict[tuple[str, str], Examples] = {}
 
-    def examples(self, label: str) -> Examples:
+    def examples(self, label: str, split: str | None = None) -> Examples:
         """What a model is judged by, as its own processor encodes it."""
-        if label not in self._encoded:
-            recipe, rows = self.road.recipe, self.road.data.split(self.split)
+        key = label, split or self.split
+        if key not in self._encoded:
+            recipe, rows = self.road.recipe, self.road.data.split(key[1])
             baseline = None if label == BASELINE else self.artifacts.get(BASELINE)
-            self._encoded[label] = encode_for(
+            self._encoded[key] = encode_for(
                 self.artifacts[label], self.road.task, rows, recipe.data.max_length, recipe.evaluation, baseline
             )
-        return self._encoded[label]
+        return self._encoded[key]
 
     def remarks(self) -> list[str]:
         """What a reader must know of how the examples were made: the baseline's, and of others that read otherwise."""
         others = self.artifacts if GENERATES in self.road.task.capabilities else ()
-        return list(dict.fromkeys(filter(None, (self.examples(label).note for label in (BASELINE, *others)))))
+        notes = [self.examples(label).note for label in (BASELINE, *others)]
+        for split in self.also:
+            notes += [f"{split}: {note}" for label in (BASELINE, *others) if (note := self.examples(label, split).note)]
+        return list(dict.fromkeys(filter(None, notes)))
 
     def parts(self) -> tuple[list[Part], list[str]]:
         """The slices of the rows, the same for every model, and notes on those without a row.
@@ -118,6 +145,25 @@ class TargetSession:
             own = task.measure(found.kept, found.labels, label, target)
             near = task.compare(found.kept, self.found[BASELINE].kept, label, target) if BASELINE in self.found else []
             rows += [*own, *near, *slices_of_task(task, found, own, parts)]
+        for split, language in self.also.items():
+            rows += self._elsewhere(split, language)
+        return rows
+
+    def _elsewhere(self, split: str, language: str) -> list[Measurement]:
+        """The task's metrics on a split beside the test split, `METRIC_on_SPLIT`, and those of each kind of token."""
+        task, texts, rows = self.road.task, self.road.data.split(split), list[Measurement]()
+        found = {label: self._predictions(label, split) for label in self.artifacts}
+        kinds = {
+            label: task.kinds_of_tokens(texts, load_processor(folder), self.examples(label, split), language)
+            for label, folder in self.artifacts.items()
+        }
+        counts = {kind: chosen.sum(axis=1) for kind, chosen in next(iter(kinds.values())).items()}
+        for label, one in found.items():
+            own = task.measure(one.kept, one.labels, label, self.target.name)
+            if BASELINE in found:
+                own += task.compare(one.kept, found[BASELINE].kept, label, self.target.name)
+            own = [row.model_copy(update={"metric": elsewhere_metric(row.metric, split)}) for row in own]
+            rows += [*own, *kind_rows(one.kept["loss"], kinds[label], counts, own[0])] if counts else own
         return rows
 
     def answers(self, label: str) -> Answers | None:
@@ -166,19 +212,20 @@ class TargetSession:
             }
         )
 
-    def _predictions(self, label: str) -> Predictions:
+    def _predictions(self, label: str, split: str | None = None) -> Predictions:
         road, recipe = self.road, self.road.recipe
         parts = {
             "task": recipe.task,
-            "data": road.data.digest(self.split),
+            "data": road.data.digest(split or self.split),
             "max_length": recipe.data.max_length,
-            "evaluation": recipe.evaluation.model_dump(exclude={"similarity"}),
+            "evaluation": recipe.evaluation.model_dump(exclude={"similarity", "instructions", "answer_tokens"}),
         }
         if GENERATES in road.task.capabilities:
-            parts["windows"] = _digest(self.examples(label))
+            parts["windows"] = _digest(self.examples(label, split))
 
         def make(content: Path) -> Mapping[str, Any]:
-            examples, text = self.examples(label), f"evaluate {label} on {self.target.name}"
+            examples, text = self.examples(label, split), f"evaluate {label} on {self.target.name}"
+            text += f" by {split}" if split else ""
             threads = self.benchmark.threads
             found = predict(self.artifacts[label], road.task, examples, self.target, threads, road.progress, text)
             arrays: dict[str, Any] = dict(found.kept)
@@ -193,7 +240,7 @@ class TargetSession:
         return Predictions(kept, labels)
 
     def generations(self) -> tuple[list[Measurement], list[ContinuationRecord], list[str]]:
-        """How much each model repeats itself; what baseline and final model wrote, and words on who repeats more."""
+        """How each model repeats itself; what baseline and final model wrote, and words on who repeats more."""
         if not (GENERATES in self.road.task.capabilities and self.road.recipe.evaluation.prompts):
             return [], [], []
         written = {label: self._written(label) for label in self.artifacts}
@@ -201,12 +248,31 @@ class TargetSession:
         records = []
         for label in (BASELINE, FINAL) if FINAL in rows else ():
             prompts, texts = (as_text(self.artifacts[label], ids) for ids in written[label])
+            told = zip(prompts, texts, rows[label].raw or (), self._steps(label, *written[label]), strict=True)
             records += [
-                ContinuationRecord(model=label, target=self.target.name, prompt=prompt, text=text, repeated=repeated)
-                for prompt, text, repeated in zip(prompts, texts, rows[label].raw or (), strict=True)
+                ContinuationRecord(
+                    model=label, target=self.target.name, prompt=prompt, text=text, repeated=repeated, steps=steps
+                )
+                for prompt, text, repeated, steps in told
             ]
         note = repetition_note(rows[FINAL], rows[BASELINE]) if FINAL in rows else None
-        return list(rows.values()), records, [] if note is None else [f"{self.target.name}: {note}"]
+        loops = [loop_row(texts, label, self.target.name) for label, (_, texts) in written.items()]
+        return [*rows.values(), *loops], records, [] if note is None else [f"{self.target.name}: {note}"]
+
+    def _steps(
+        self, label: str, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]
+    ) -> list[tuple[WrittenToken, ...]]:
+        """How likely a model finds each token that it wrote, and the likeliest other one."""
+        folder, find = self.artifacts[label], partial(steps_of, self.artifacts[label], prompts, texts)
+        names = (f"steps of {label}", f"ask {label} how likely it finds what it wrote")
+        found = self._kept_json("steps", label, {"prompts": prompts, "texts": texts}, "steps.json", names, find)
+        pieces = iter(as_text(folder, [[token] for steps in found for step in steps for token in (step[0], step[2])]))
+        return [
+            tuple(
+                WrittenToken(next(pieces), round(own, 4), next(pieces), round(other, 4)) for _, own, _, other in steps
+            )
+            for steps in found
+        ]
 
     def lost_tokens(self) -> list[LostToken]:
         """The tokens of test text whose probability fell most, where baseline and final model read the same ones."""
@@ -236,6 +302,23 @@ class TargetSession:
             scores = self._kept_json("choices", label, parts, "scores.json", (what, what), find)
             rows += choice_rows(questions, scores, label, self.target.name)
         return rows
+
+    def instructed(self) -> tuple[list[Measurement], list[AnswerRecord]]:
+        """How well each model follows the recipe's instructions, and what baseline and final model answered."""
+        asked, rows, records = self.road.instructions, list[Measurement](), list[AnswerRecord]()
+        tokens, target = self.road.recipe.evaluation.answer_tokens, self.target.name
+        parts = {"prompts": [one.prompt for one in asked], "tokens": tokens}
+        for label in self.artifacts if asked else ():
+            names = (f"answers of {label}", f"instruct {label}")
+            find = partial(answers_of, self.artifacts[label], asked, tokens)
+            answers = self._kept_json("answers", label, parts, "answers.json", names, find)
+            rows += instruction_rows(asked, answers, label, target)
+            records += [
+                AnswerRecord(model=label, target=target, prompt=one.prompt, text=text, missed=tuple(one.missed(text)))
+                for one, text in zip(asked, answers, strict=True)
+                if label in (BASELINE, FINAL)
+            ]
+        return rows, records
 
     def similarities(self) -> list[Measurement]:
         """How each model's cosines follow human similarities, where the recipe names any."""

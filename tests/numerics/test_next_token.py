@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from compress.numerics.next_token import divergence, log_probabilities, negative_log_likelihood, repeated_share
+from compress.numerics.next_token import (
+    divergence,
+    log_probabilities,
+    loop_length,
+    negative_log_likelihood,
+    repeated_share,
+)
 
 
 def logits(rows: int, vocabulary: int, seed: int = 0, scale: float = 5.0) -> np.ndarray:
@@ -56,3 +62,20 @@ def test_divergence_of_rounded_distributions_is_never_negative():
 )
 def test_repeated_share(text, expected):
     assert repeated_share(np.array([ord(letter) for letter in text])) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("beginning, then " + "abcde" * 3, 5),
+        ("abcde" * 2 + "abcdf", 0),
+        ("x" * 11, 0),  # too short to be sure
+        ("x" * 12, 1),
+        ("he said " * 3, 8),
+        ("he said " * 3 + "and", 0),  # it got out
+        ("abab" * 4, 2),
+        ("", 0),
+    ],
+)
+def test_a_loop_is_what_goes_round_three_times_at_the_end(text, expected):
+    assert loop_length(np.array([ord(letter) for letter in text])) == expected

@@ -49,7 +49,11 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     ]
     asked = [{"prompt": "some", "choices": ["words", "meaning"], "answer": place % 2} for place in range(4)]
     (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, asked)))
-    recipe = load(write_all(folder, limits=limits), "evaluation.questions=questions.jsonl")
+    told = [{"prompt": "some words", "checks": {name: 0}} for name in ("words_at_least", "words_at_most")]
+    (folder / "told.jsonl").write_text("\n".join(map(json.dumps, told)))
+    files = ("evaluation.questions=questions.jsonl", "evaluation.instructions=told.jsonl", "evaluation.answer_tokens=6")
+    recipe = load(write_all(folder, limits=limits), *files)
+    (folder / "model" / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     progress = Notes()
     return Done(run(recipe, folder, folder / "artifacts", progress), folder, progress.said)
 
@@ -97,6 +101,21 @@ def test_questions_are_asked(done: Done) -> None:
     for model in ("baseline", "final"):
         assert done.value(model, "choice_accuracy") == 0.5
         assert done.value(model, "choice_accuracy_normalized") == 0.5
+
+
+def test_instructions_are_given_and_their_answers_checked(done: Done) -> None:
+    """Any answer has no fewer words than 0, and none has as many as that and no more."""
+    for model in ("baseline", "final"):
+        assert (done.value(model, "instructions_followed"), done.value(model, "checks_passed")) == (0.5, 0.5)
+    answers = [(one.model, one.missed) for one in done.run.report.answers]
+    assert answers == [(model, missed) for model in ("baseline", "final") for missed in ((), ("words at most 0",))]
+
+
+def test_every_token_that_was_written_has_its_probability(done: Done) -> None:
+    for one in done.run.report.continuations:
+        assert [step.token for step in one.steps] == one.text.split(" ")
+        assert all(step.probability >= step.other_probability for step in one.steps)
+    assert 0 <= done.value("final", "looping") <= 1
 
 
 def test_limits_are_judged(done: Done) -> None:

@@ -16,6 +16,7 @@ from compress.formats.runtimes import make_ready, why_unavailable
 from compress.formats.targets import PROFILES, REFERENCE
 from compress.inspect.budget import bytes_by_layer
 from compress.measurement import Measurement
+from compress.pipeline import asked
 from compress.pipeline.budgets import SHIPPED, Shipped, shipped, size_rows
 from compress.pipeline.formats import can_write, measurable
 from compress.pipeline.notes import processor_notes, run_remarks, slow_int8_notes, sparse_notes
@@ -181,18 +182,18 @@ def measure_answers(findings: Findings, session: TargetSession) -> None:
         findings.slices = {part.name: SliceRecord.of(part.rows.tolist(), part.about) for part in parts}
         findings.notes += [*notes, *session.remarks()]
     findings.measurements += (
-        session.sizes() + session.accuracies(findings.parts) + session.choices() + session.similarities()
+        session.sizes() + session.accuracies(findings.parts) + asked.choices(session) + asked.similarities(session)
     )
     findings.calibration += session.calibration()
     given = {(label, name): session.answers(label) for label in session.artifacts}
     findings.answers |= {place: answers for place, answers in given.items() if answers is not None}
-    followed, told = session.instructed()
+    followed, told = asked.instructed(session)
     findings.measurements += followed
     findings.given += told
-    repeated, continuations, notes = session.generations()
+    repeated, continuations, notes = asked.generations(session)
     findings.measurements += repeated
     findings.continuations += continuations
-    findings.lost_tokens += session.lost_tokens()
+    findings.lost_tokens += asked.lost_tokens(session)
     findings.notes += notes
 
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +28,6 @@ from compress.evaluation.evaluate import (
     predict,
     slices_of_task,
 )
-from compress.evaluation.generate import (
-    as_ids,
-    as_text,
-    continue_prompts,
-    fallen,
-    loop_row,
-    prompts_of,
-    repetition_note,
-    repetition_row,
-    steps_of,
-)
-from compress.evaluation.instructed import answers_of, instruction_rows
-from compress.evaluation.judged import choice_rows, choice_scores, cosines, similarity_rows
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import PROFILES
 from compress.measurement import Measurement
@@ -54,12 +40,8 @@ from compress.report.predictions import Answers
 from compress.report.schema import (
     BASELINE,
     FINAL,
-    AnswerRecord,
     CalibrationBin,
     CalibrationCurve,
-    ContinuationRecord,
-    LostToken,
-    WrittenToken,
 )
 from compress.targets import Profile, find_processor
 from compress.tasks.capability import GENERATES, READS_ROWS
@@ -221,7 +203,7 @@ class TargetSession:
             "evaluation": recipe.evaluation.model_dump(exclude={"similarity", "instructions", "answer_tokens"}),
         }
         if GENERATES in road.task.capabilities:
-            parts["windows"] = _digest(self.examples(label, split))
+            parts["windows"] = windows_digest(self.examples(label, split))
 
         def make(content: Path) -> Mapping[str, Any]:
             examples, text = self.examples(label, split), f"evaluate {label} on {self.target.name}"
@@ -239,113 +221,7 @@ class TargetSession:
         labels = kept.pop(_LABELS, None)
         return Predictions(kept, labels)
 
-    def generations(self) -> tuple[list[Measurement], list[ContinuationRecord], list[str]]:
-        """How each model repeats itself; what baseline and final model wrote, and words on who repeats more."""
-        if not (GENERATES in self.road.task.capabilities and self.road.recipe.evaluation.prompts):
-            return [], [], []
-        written = {label: self._written(label) for label in self.artifacts}
-        rows = {label: repetition_row(texts, label, self.target.name) for label, (_, texts) in written.items()}
-        records = []
-        for label in (BASELINE, FINAL) if FINAL in rows else ():
-            prompts, texts = (as_text(self.artifacts[label], ids) for ids in written[label])
-            told = zip(prompts, texts, rows[label].raw or (), self._steps(label, *written[label]), strict=True)
-            records += [
-                ContinuationRecord(
-                    model=label, target=self.target.name, prompt=prompt, text=text, repeated=repeated, steps=steps
-                )
-                for prompt, text, repeated, steps in told
-            ]
-        note = repetition_note(rows[FINAL], rows[BASELINE]) if FINAL in rows else None
-        loops = [loop_row(texts, label, self.target.name) for label, (_, texts) in written.items()]
-        return [*rows.values(), *loops], records, [] if note is None else [f"{self.target.name}: {note}"]
-
-    def _steps(
-        self, label: str, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]
-    ) -> list[tuple[WrittenToken, ...]]:
-        """How likely a model finds each token that it wrote, and the likeliest other one."""
-        folder, find = self.artifacts[label], partial(steps_of, self.artifacts[label], prompts, texts)
-        names = (f"steps of {label}", f"ask {label} how likely it finds what it wrote")
-        found = self._kept_json("steps", label, {"prompts": prompts, "texts": texts}, "steps.json", names, find)
-        pieces = iter(as_text(folder, [[token] for steps in found for step in steps for token in (step[0], step[2])]))
-        return [
-            tuple(
-                WrittenToken(next(pieces), round(own, 4), next(pieces), round(other, 4)) for _, own, _, other in steps
-            )
-            for steps in found
-        ]
-
-    def lost_tokens(self) -> list[LostToken]:
-        """The tokens of test text whose probability fell most, where baseline and final model read the same ones."""
-        if GENERATES not in self.road.task.capabilities or not {BASELINE, FINAL} <= self.found.keys():
-            return []
-        examples = self.examples(BASELINE)
-        if _digest(examples) != _digest(self.examples(FINAL)):
-            return []
-        old, new = (self.found[label].kept["loss"] for label in (BASELINE, FINAL))
-        found = fallen(examples, old, new)
-        before, tokens = (
-            as_text(self.artifacts[BASELINE], texts)
-            for texts in ([one.before for one in found], [[one.token] for one in found])
-        )
-        return [
-            LostToken(target=self.target.name, before=text, token=token, baseline=one.old, final=one.new)
-            for text, token, one in zip(before, tokens, found, strict=True)
-        ]
-
-    def choices(self) -> list[Measurement]:
-        """How often each model finds the right one of several choices likeliest, where the recipe asks any."""
-        questions, rows = self.road.questions, list[Measurement]()
-        parts = {"questions": [[question.prompt, *question.choices] for question in questions]}
-        for label in self.artifacts if questions else ():
-            find = partial(choice_scores, self.artifacts[label], questions)
-            what = f"choices of {label}"
-            scores = self._kept_json("choices", label, parts, "scores.json", (what, what), find)
-            rows += choice_rows(questions, scores, label, self.target.name)
-        return rows
-
-    def instructed(self) -> tuple[list[Measurement], list[AnswerRecord]]:
-        """How well each model follows the recipe's instructions, and what baseline and final model answered."""
-        asked, rows, records = self.road.instructions, list[Measurement](), list[AnswerRecord]()
-        tokens, target = self.road.recipe.evaluation.answer_tokens, self.target.name
-        parts = {"prompts": [one.prompt for one in asked], "tokens": tokens}
-        for label in self.artifacts if asked else ():
-            names = (f"answers of {label}", f"instruct {label}")
-            find = partial(answers_of, self.artifacts[label], asked, tokens)
-            answers = self._kept_json("answers", label, parts, "answers.json", names, find)
-            rows += instruction_rows(asked, answers, label, target)
-            records += [
-                AnswerRecord(model=label, target=target, prompt=one.prompt, text=text, missed=tuple(one.missed(text)))
-                for one, text in zip(asked, answers, strict=True)
-                if label in (BASELINE, FINAL)
-            ]
-        return rows, records
-
-    def similarities(self) -> list[Measurement]:
-        """How each model's cosines follow human similarities, where the recipe names any."""
-        rated, length, rows = self.road.rated_pairs, self.road.recipe.data.max_length, list[Measurement]()
-        parts = {"texts": [[part.texts, part.pairs] for part in rated], "max_length": length}
-        for label in self.artifacts if rated else ():
-            find = partial(cosines, self.artifacts[label], self.road.task, rated, length)
-            what = f"similarities by {label}"
-            found = self._kept_json("similarity", label, parts, "cosines.json", (what, what), find)
-            rows += similarity_rows(rated, found, label, self.target.name)
-        return rows
-
-    def _written(self, label: str) -> tuple[list[list[int]], list[list[int]]]:
-        """Prompts and what a model wrote after them, as token ids."""
-        wanted = self.road.recipe.evaluation
-        usual = BASELINE if BASELINE in self.artifacts else label
-        prompts = prompts_of(self.examples(usual), wanted)
-        if _digest(self.examples(usual)) != _digest(self.examples(label)):
-            prompts = as_ids(self.artifacts[label], as_text(self.artifacts[usual], prompts))
-        find = partial(continue_prompts, self.artifacts[label], prompts, wanted.tokens)
-        parts, names = (
-            {"prompts": prompts, "tokens": wanted.tokens},
-            (f"generation of {label}", f"continue texts with {label}"),
-        )
-        return prompts, self._kept_json("generation", label, parts, "written.json", names, find)
-
-    def _kept_json(
+    def kept_json(
         self,
         kind: str,
         label: str,
@@ -429,7 +305,7 @@ class TargetSession:
         return DevicePlace(name, device, file.absolute().parent)
 
 
-def _digest(examples: Examples) -> str:
+def windows_digest(examples: Examples) -> str:
     """Of windows of text: their tokens, and which of them count."""
     parts = [example["input_ids"] for example in examples.inputs]
     counts = [] if examples.labels is None else [examples.labels]

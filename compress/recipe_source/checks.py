@@ -43,7 +43,10 @@ _ONLY = {
     frozenset({HAS_TWO_TOWERS}): (("evaluation", "templates"),),
 }
 """Fields of tasks with certain capabilities alone. A run's own recipe has all at their defaults."""
-_DEFAULTS = to_jsonable_python({"evaluation": Evaluation(), "benchmark": Benchmark()})
+_DEFAULTS = {
+    section: {name: to_jsonable_python(getattr(model, name)) for name in type(model).model_fields}
+    for section, model in (("data", DataConfig()), ("evaluation", Evaluation()), ("benchmark", Benchmark()))
+}
 
 
 @dataclass(frozen=True)

@@ -103,5 +103,5 @@ def test_instructions_that_one_of_the_two_follows_are_flips() -> None:
     found = compare_reports(mine, mine, baseline_model="baseline").flips
     assert [(one.row, one.now, one.label) for one in found] == [(0, "wrong", "not json"), (1, "right", "not words 1")]
     assert (found[0].example, found[0].baseline_answer, found[0].candidate_answer) == ("do 0", "baseline 0", "final 0")
-    page = html_page(mine).partition("<main")[2]
+    page = html_page(mine).partition("<main")[2].partition("</main>")[0]
     assert "Instructions that one of the two followed" in page and "not json" in page and "do 2" not in page

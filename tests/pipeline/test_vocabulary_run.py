@@ -75,7 +75,7 @@ def test_a_cut_vocabulary_is_quantized_and_compared_by_the_same_text(tmp_path: P
     assert prompts[0] == prompts[1] and len(prompts[0]) == 2
     changes = {one.metric: one for one in compare_reports(report, report, baseline_model="baseline").changes}
     kinds = {name for name in changes if name.startswith("perplexity_on_code[")}
-    assert {f"perplexity_on_code[{kind}]" for kind in ("identifier", "operator", "comment", "whitespace")} <= kinds
+    assert {f"perplexity_on_code[{kind}]" for kind in ("identifier", "comment", "whitespace")} <= kinds
     for name in ("perplexity_on_code", *kinds):
         assert changes[name].n == 6 and changes[name].method.startswith("paired bootstrap over 6 windows")
         assert changes[name].effect == pytest.approx(changes[name].candidate / changes[name].baseline - 1)

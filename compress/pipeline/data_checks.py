@@ -64,12 +64,12 @@ def check_running_text(road: Road) -> None:
         except DataError as error:
             error.where = f"stages.{number}.{stage.kind}, {error.where}"
             raise
+    processor = load_processor(road.start)
     for split, language in recipe.data.also.items():
         rows = road.data.split(split)
         found = encode_for(road.start, road.task, rows, recipe.data.max_length, recipe.evaluation)
-        road.task.kinds_of_tokens(rows, load_processor(road.start), found, language)
-    for one in road.instructions[:1]:
-        asked(one.prompt, load_processor(road.start))
+        road.task.kinds_of_tokens(rows, processor, found, language)
+    turns = [processor(asked(one.prompt, processor), add_special_tokens=False) for one in road.instructions]
     examples = encode_for(road.start, road.task, road.data.split(SPLIT), recipe.data.max_length, recipe.evaluation)
     read, timed = int(examples.lengths().sum()), max(recipe.benchmark.contexts)
     if timed > read:
@@ -82,6 +82,8 @@ def check_running_text(road: Road) -> None:
     wanted = {
         "data.max_length": recipe.data.max_length,
         "benchmark.contexts": timed + recipe.benchmark.tokens,
+        "evaluation.answer_tokens": max((len(turn["input_ids"]) for turn in turns), default=0)
+        + recipe.evaluation.answer_tokens * bool(turns),
         "evaluation.tokens": recipe.evaluation.prompt_tokens + recipe.evaluation.tokens,
     }
     for field, length in wanted.items():

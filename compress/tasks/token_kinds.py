@@ -32,9 +32,11 @@ def python_kinds(texts: Sequence[str]) -> np.ndarray:
             found += [_bytes(text), np.zeros(len(SEPARATOR), np.int8)]
         except (tokenize.TokenError, SyntaxError) as error:
             raise DataError(
-                f"A text is no Python: {error}.", where=f"row {row}", expected="whole files of Python", mend="take it "
-                "out, or call the split `text` in data.also",
-            ) from error  # fmt: skip
+                f"A text is no Python: {error}.",
+                where=f"data.also, row {row + 1}",
+                expected="whole files of Python",
+                mend="take it out, or call the split `text` in data.also",
+            ) from error
     return np.concatenate(found[:-1])
 
 

@@ -195,12 +195,25 @@ def test_only_the_same_windows_pair(done: Done, change: str) -> None:
         ("benchmark.contexts=[150]", "benchmark.contexts", "timed, and the text that is judged by has 64"),
         ("benchmark.tokens=250", "benchmark.contexts", "read 266 tokens"),
         ("evaluation.tokens=255", "evaluation.tokens", "read 263 tokens"),
+        ("evaluation.answer_tokens=250", "evaluation.answer_tokens", "read 260 tokens"),
+        (
+            "data={splits: {test: test.jsonl, train: train.jsonl, code: short.jsonl}, also: {code: text}}",
+            "data.splits",
+            "too few for one window",
+        ),
+        (
+            "data={splits: {test: test.jsonl, train: train.jsonl, code: prose.jsonl}, also: {code: python}, "
+            "max_length: 32}",
+            "row 0",
+            "no Python",
+        ),
     ],
 )
 def test_text_that_cannot_be_judged_ends_the_run_before_its_stages(
     done: Done, tmp_path: Path, change: str, where: str, words: str
 ) -> None:
     (done.folder / "short.jsonl").write_text(json.dumps({"text": "too short"}))
+    (done.folder / "prose.jsonl").write_text(json.dumps({"text": "it's no Python (and never ends" * 9}))
     recipe = load(done.folder / "tiny.yaml", "evaluation.windows=2", change)
     with pytest.raises(DataError, match=words) as caught:
         run(recipe, done.folder, tmp_path, Notes())

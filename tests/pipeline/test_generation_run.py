@@ -195,7 +195,7 @@ def test_only_the_same_windows_pair(done: Done, change: str) -> None:
         ("benchmark.contexts=[150]", "benchmark.contexts", "timed, and the text that is judged by has 64"),
         ("benchmark.tokens=250", "benchmark.contexts", "read 266 tokens"),
         ("evaluation.tokens=255", "evaluation.tokens", "read 263 tokens"),
-        ("evaluation.answer_tokens=250", "evaluation.answer_tokens", "read 260 tokens"),
+        ("evaluation={instructions: told.jsonl, answer_tokens: 250}", "evaluation.answer_tokens", "read 260 tokens"),
         (
             "data={splits: {test: test.jsonl, train: train.jsonl, code: short.jsonl}, also: {code: text}}",
             "data.splits",
@@ -204,7 +204,7 @@ def test_only_the_same_windows_pair(done: Done, change: str) -> None:
         (
             "data={splits: {test: test.jsonl, train: train.jsonl, code: prose.jsonl}, also: {code: python}, "
             "max_length: 32}",
-            "row 0",
+            "data.also, row 1",
             "no Python",
         ),
     ],

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 _CHUNK = 64
 """Rows that are held in float64 at a time."""
-_ROUNDS, _LOOP = 3, 12
+_ROUNDS, _LOOP = 2, 16
 """How often a text goes round, and over how many tokens at least, before that is a loop."""
 
 
@@ -55,7 +55,7 @@ def repeated_share(tokens: np.ndarray, n: int = 4) -> float:
 def loop_length(tokens: np.ndarray) -> int:
     """How many tokens a text repeats at its end, over and over; 0 where it doesn't.
 
-    The least period p such that the last max(3 p, 12) tokens are each the one p places before.
+    The least period p such that the last max(2 p, 16) tokens repeat with it: each is the one p places before.
     """
     array = np.asarray(tokens)
     for period in range(1, len(array) // _ROUNDS + 1):

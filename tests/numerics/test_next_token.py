@@ -67,15 +67,16 @@ def test_repeated_share(text, expected):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("beginning, then " + "abcde" * 3, 5),
-        ("abcde" * 2 + "abcdf", 0),
-        ("x" * 11, 0),  # too short to be sure
-        ("x" * 12, 1),
-        ("he said " * 3, 8),
-        ("he said " * 3 + "and", 0),  # it got out
+        ("beginning, then " + "abcde" * 4, 5),
+        ("abcde" * 3 + "abcdf", 0),
+        ("x" * 15, 0),  # too short to be sure
+        ("x" * 16, 1),
+        ("It is so. " * 2, 10),
+        ("It is so. " * 2 + "And", 0),  # it got out
         ("abab" * 4, 2),
+        ("once again, he says: " * 2, 21),
         ("", 0),
     ],
 )
-def test_a_loop_is_what_goes_round_three_times_at_the_end(text, expected):
+def test_a_loop_is_what_goes_round_at_the_end(text, expected):
     assert loop_length(np.array([ord(letter) for letter in text])) == expected

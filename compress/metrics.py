@@ -71,6 +71,8 @@ _KNOWN = {
         _quality("next_token_accuracy", "Next token right"),
         _quality("choice_accuracy", "Choices right"),
         _quality("choice_accuracy_normalized", "Choices right, by length"),
+        _quality("instructions_followed", "Instructions followed"),
+        replace(_quality("checks_passed", "Checks of answers passed"), quality=False),
         _quality("mean_reciprocal_rank", "Mean reciprocal rank"),
         _quality("map", "mAP"),
         _quality("map_50", "mAP at IoU 0.5"),
@@ -97,6 +99,7 @@ _KNOWN = {
         replace(_error("largest_error", "Largest difference over spread", "percent"), quality=False, relative=True),
         Metric("output_cosine", "Cosine to the baseline's outputs", "percent", "higher", relative=True),
         Metric("repetition", "Repeated runs of four tokens", "percent", "lower", "lower", "higher"),
+        Metric("looping", "Continuations that end in a loop", "percent", "lower", "lower", "higher"),
         Metric("size_bytes", "Size on disk", "bytes", "lower", "smaller", "larger"),
         Metric("shipped_bytes", "Model and runtime", "bytes", "lower", "smaller", "larger"),
         Metric("parameters", "Parameters", "count", "lower", "fewer", "more"),
@@ -136,6 +139,7 @@ _NUMBER = re.compile(r"^(-?[\d,.]+)(.*)$")
 _SLICE = re.compile(r"^([^\[\]]+)\[(.+)\]$")
 _TO_BASELINE = " to the baseline's embedding"
 _AGAINST = re.compile(r"^(.+)_against_([^_]+)$")
+_ON = re.compile(r"^(.+)_on_([A-Za-z0-9-]+)$")
 _NUMBERED = (
     (_LENGTH, _KNOWN["latency_ms"], "Latency, {0}\u2013{1} tokens"),
     (re.compile(r"^latency_ms_batch_(\d+)$"), _KNOWN["latency_ms"], "Latency, batch {0}"),
@@ -172,6 +176,9 @@ def describe_metric(name: str, unit: str = "") -> Metric:
         near = describe_metric(match[1], unit)
         title = f"{near.title.removesuffix(_TO_BASELINE)} against {match[2]}"
         return replace(near, name=name, title=title, quality=False, relative=True)
+    if elsewhere := elsewhere_of(name):
+        near = describe_metric(elsewhere[0], unit)
+        return replace(near, name=name, title=f"{near.title} on {elsewhere[1]}", quality=False)
     for pattern, known, title in _NUMBERED:
         if match := pattern.match(name):
             return replace(known, name=name, title=title.format(*match.groups()), unit=unit)
@@ -217,6 +224,18 @@ def slice_of(name: str) -> tuple[str, str] | None:
     """`accuracy[label=positive]` -> (accuracy, label=positive); None for a metric of all rows."""
     match = _SLICE.match(name)
     return (match[1], match[2]) if match else None
+
+
+def elsewhere_metric(metric: str, split: str) -> str:
+    """The name of a metric on a split that is judged beside the test split: `perplexity_on_code`."""
+    return f"{metric}_on_{split}"
+
+
+def elsewhere_of(name: str) -> tuple[str, str] | None:
+    """`perplexity_on_code`, or a slice of it, -> (perplexity, code); None for what is measured on the test split."""
+    whole = slice_of(name)
+    match = _ON.match(whole[0] if whole else name)
+    return (match[1], match[2]) if match and match[1] in _KNOWN else None
 
 
 def quality_metric(units: dict[str, str]) -> Metric | None:

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from compress.frozen import FrozenAliased
 from compress.measurement import Measurement
+from compress.metrics import elsewhere_of
 from compress.numerics.differences import Verdict
 from compress.report.schema import FINAL, Report
 
@@ -63,6 +64,17 @@ class Flip(FrozenAliased):
     example: str = Field(description="the example as text, or where it is to be found")
 
 
+class SideBySide(FrozenAliased):
+    """What the two wrote after one prompt, always the likeliest token."""
+
+    target: str
+    prompt: str
+    baseline: str
+    candidate: str
+    same: int = Field(ge=0, description="characters that both begin with")
+    parting: str = Field(description="the token at which they part, and how likely either found it")
+
+
 class Uncompared(FrozenAliased):
     """A metric of which nothing can be said: it is missing on one side, or no number."""
 
@@ -91,6 +103,7 @@ class Comparison(FrozenAliased):
     changes: tuple[Change, ...]
     slices: tuple[SliceChange, ...] = ()
     flips: tuple[Flip, ...] = ()
+    continuations: tuple[SideBySide, ...] = ()
     host_differences: tuple[str, ...] = Field((), description="how the two machines differ; times then don't compare")
     notes: tuple[str, ...] = ()
     uncompared: tuple[Uncompared, ...] = ()
@@ -121,14 +134,18 @@ class Sides:
         before = self.baseline.find(self.baseline_model, metric, target)
         return before, self.candidate.find(self.candidate_model, metric, target)
 
-    def same_rows(self) -> bool:
-        """Whether both were judged on the same examples, as far as the reports know."""
-        data = (self.baseline.data, self.candidate.data)
-        return data[0] is None or data[1] is None or data[0].digest == data[1].digest
+    def same_rows(self, metric: str = "") -> bool:
+        """Whether both were judged on the same examples by ``metric``, as far as the reports know."""
+        old, new = self.baseline.data, self.candidate.data
+        if old is None or new is None:
+            return True
+        if elsewhere := elsewhere_of(metric):
+            return old.also.get(elsewhere[1]) == new.also.get(elsewhere[1])
+        return old.digest == new.digest
 
     def outcomes(self, metric: str, target: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """What was kept of each example on both sides, if those are the same examples."""
         before, after = (row.raw if row else None for row in self.rows(metric, target))
-        if before is None or after is None or len(before) != len(after) or not self.same_rows():
+        if before is None or after is None or len(before) != len(after) or not self.same_rows(metric):
             return None
         return before, after

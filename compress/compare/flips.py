@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Literal
 
 from compress.compare.change import Flip, Sides
 from compress.data.config import DataConfig
@@ -115,10 +116,37 @@ def _test_split(config: DataConfig, task: str, kept: DataRecord, folder: Path) -
     place = locate_split(config, kept.split, folder, cached_directory)
     if place is None or isinstance(place, HubSplit):
         raise InputError(f"{config.source} is not on this machine, and nothing is fetched for a comparison")
-    alone = {"splits": {kept.split: config.splits[kept.split]}, "unlabeled": (), "labels": kept.labels or None}
+    alone = {
+        "splits": {kept.split: config.splits[kept.split]},
+        "also": {},
+        "unlabeled": (),
+        "labels": kept.labels or None,
+    }
     return load_dataset(config.model_copy(update=alone), get_task(task).columns, folder, SilentProgress())
 
 
 def shortened(text: str) -> str:
     flat = " ".join(text.split())
     return flat if len(flat) <= _LONGEST else f"{flat[: _LONGEST - 1]}\u2026"
+
+
+def answer_flips(sides: Sides, *, most: int) -> tuple[Flip, ...]:
+    """The instructions that one side follows and the other doesn't, at most ``most`` of either kind."""
+    both = (sides.baseline, sides.baseline_model), (sides.candidate, sides.candidate_model)
+    target = next((one.target for one in sides.candidate.answers), None)
+    before, after = (
+        {one.prompt: one for one in report.answers if (one.model, one.target) == (model, target)}
+        for report, model in both
+    )
+    found: list[Flip] = []
+    for row, (prompt, old) in enumerate(before.items()):
+        new = after.get(prompt)
+        if new is None or bool(old.missed) == bool(new.missed):
+            continue
+        now: Literal["wrong", "right"] = "wrong" if new.missed else "right"
+        label = f"not {', '.join(new.missed or old.missed)}"
+        if sum(flip.now == now for flip in found) < most:
+            answers = _short(old.text), _short(new.text)
+            found.append(Flip(row=row, now=now, label=label, baseline_answer=answers[0], candidate_answer=answers[1],
+                              example=prompt))  # fmt: skip
+    return tuple(found)

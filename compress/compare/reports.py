@@ -9,15 +9,16 @@ from functools import cached_property
 from pathlib import Path
 
 from compress.compare import effects
-from compress.compare.change import Change, Comparison, Flip, Side, Sides, SliceChange, Uncompared
+from compress.compare.change import Change, Comparison, Flip, Side, SideBySide, Sides, SliceChange, Uncompared
 from compress.compare.effects import Pair, Reference
-from compress.compare.flips import flips
+from compress.compare.flips import answer_flips, flips
 from compress.compare.hosts import HostDifferences, host_differences, host_words
 from compress.compare.slices import slice_changes
 from compress.errors import InputError
 from compress.measurement import MACHINE, Measurement
-from compress.metrics import Metric, context_of, describe_metric, slice_of
+from compress.metrics import Metric, context_of, describe_metric, elsewhere_of, slice_of
 from compress.recipe.policy import COMPARE, Margin, Policy, default_margin
+from compress.report.continuations import side_by_side
 from compress.report.limits import unfit_machine
 from compress.report.schema import BASELINE, WEIGHED, Report
 
@@ -70,6 +71,7 @@ def compare_reports(
         uncompared=tuple(found for found in compared if isinstance(found, Uncompared)),
         slices=tuple(ways.slices(changes)),
         flips=ways.flips(changes),
+        continuations=ways.continuations(),
         host_differences=ways.hosts.machine,
         notes=tuple(ways.notes(changes)),
     )
@@ -116,7 +118,8 @@ class _Ways:
         rows += [row for row in both.candidate.measurements if row.model == both.candidate_model]
         for target, metric in dict.fromkeys((row.target, row.metric) for row in rows):
             wanted = not self.policy.targets or target in self.policy.targets
-            if wanted and slice_of(metric) is None and not (describe_metric(metric).relative and self._own_baselines()):
+            apart = slice_of(metric) is not None and elsewhere_of(metric) is None
+            if wanted and not apart and not (describe_metric(metric).relative and self._own_baselines()):
                 yield target, metric
 
     def _own_baselines(self) -> bool:
@@ -153,11 +156,11 @@ class _Ways:
             # Memory hardly varies between sessions, but does with the machine.
             change = effects.exact_change(pair) if exact else effects.time_change(pair, confidence, 0.0, (), None)
             return self._bound_to_host(change)
-        if effects.is_paired(pair) and self.sides.same_rows():
+        if effects.is_paired(pair) and self.sides.same_rows(pair.after.metric):
             return effects.paired_change(pair, confidence)
         if pair.before.low is None or pair.after.low is None:
             return effects.unjudged_change(pair, "no interval is kept with this figure")
-        same = self.sides.same_rows()
+        same = self.sides.same_rows(pair.after.metric)
         apart = "kept without the outcomes of single examples" if same else "of different test data"
         return effects.unpaired_change(pair, confidence, f"not paired: {apart}")
 
@@ -242,9 +245,25 @@ class _Ways:
                 yield from slice_changes(self.sides, change.target, margin or 0.0, confidence, metric=change.metric)
 
     def flips(self, changes: tuple[Change, ...]) -> tuple[Flip, ...]:
-        """Examples that one side gets right and the other wrong, on the first target."""
+        """Examples, or instructions, that one side gets right and the other wrong, on the first target."""
         target = next((change.target for change in changes if change.metric == _ACCURACY), None)
-        return () if target is None else flips(self.sides, target, most=MOST_FLIPS)
+        if target is None:
+            return answer_flips(self.sides, most=MOST_FLIPS)
+        return flips(self.sides, target, most=MOST_FLIPS)
+
+    def continuations(self) -> tuple[SideBySide, ...]:
+        """What both wrote after the same prompts, on the first target that has any."""
+        both, models = (self.sides.baseline, self.sides.candidate), (self.sides.baseline_model, self.policy.model)
+        for target in self.policy.targets or both[1].targets:
+            told = (
+                [one for one in report.continuations if (one.model, one.target) == (model, target)]
+                for report, model in zip(both, models, strict=True)
+            )
+            if pairs := side_by_side(*told):
+                texts = ((pair.prompt, pair.baseline.text, pair.final.text, pair.same, pair.parting) for pair in pairs)
+                names = ("prompt", "baseline", "candidate", "same", "parting")
+                return tuple(SideBySide(target=target, **dict(zip(names, text, strict=True))) for text in texts)
+        return ()
 
     def notes(self, changes: tuple[Change, ...]) -> Iterator[str]:
         """What a reader must know besides the rows."""

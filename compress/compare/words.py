@@ -160,3 +160,10 @@ def evidence(comparison: Comparison) -> list[str]:
     for missing in comparison.uncompared:
         reasons.setdefault(f"on {missing.target}: {missing.reason}", []).append(missing.metric)
     return lines + [f"not compared: {', '.join(metrics)} {reason}" for reason, metrics in reasons.items()]
+
+
+def alike(comparison: Comparison) -> str:
+    """`2 of 8 continuations are the same to the end`; nothing where nothing was written."""
+    texts = comparison.continuations
+    same = sum(one.baseline == one.candidate for one in texts)
+    return f"{same} of {len(texts)} continuations are the same to the end" if texts else ""

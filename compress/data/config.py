@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from compress.frozen import Frozen, FrozenAliased
 
 FILE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 _SAMPLE = re.compile(r"^sample:[a-z0-9-]+$")
+_NAME = re.compile(r"^[A-Za-z0-9-]+$")
+Language = Literal["text", "python"]
 
 
 def is_file_name(value: str) -> bool:
@@ -69,6 +71,11 @@ class DataConfig(Frozen):
         description="rows of a split that become one of their own, seen by no stage: {rows: 1500, from: train}; "
         "`compress search` chooses by those of `select`",
     )
+    also: dict[str, Language] = Field(
+        {},
+        description="further splits that a language model is judged on beside test, by what they are written in: "
+        "{verses: text, code: python}; of python each kind of token is judged too",
+    )
     max_length: int = Field(128, ge=4, description="tokens an example is cut to")
 
     @field_validator("hold_out", mode="before")
@@ -82,3 +89,13 @@ class DataConfig(Frozen):
         if "test" in value:
             raise ValueError("splits other than test, on which the result is measured")
         return value
+
+    @model_validator(mode="after")
+    def _also_are_splits(self) -> DataConfig:
+        for name in self.also:
+            if name not in self.splits or name in ("train", "validation", "test") or not _NAME.match(name):
+                raise ValueError(
+                    f"in `also` names of `splits` other than train, validation and test, of letters, digits and "
+                    f"hyphens ({name!r})"
+                )
+        return self

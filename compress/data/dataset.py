@@ -112,11 +112,12 @@ def load_dataset(
     elif config.labels is not None:
         raise DataError("The task has no labels.", where="data.labels", mend="remove them from the recipe")
     inputs = [column.name for column in columns if column.is_input]
-    held_out = set(keys(parts[TEST].table, inputs)) if TEST in parts else set()
+    judges = {TEST, *config.also}
+    held_out = {key for split in judges & parts.keys() for key in keys(parts[split].table, inputs)}
     tables: dict[str, pa.Table] = {}
     beside: dict[str, Mapping[str, Sequence[Any]]] = {}
     for split, part in parts.items():
-        rows = overlapping(part.table, inputs, held_out) if split != TEST else []
+        rows = overlapping(part.table, inputs, held_out) if split not in judges else []
         tables[split] = _hold_out(config, split, part, rows, progress)
         beside[split] = _extra_values(part.rows, extra, rows)
     for held in config.hold_out or ():
@@ -125,7 +126,6 @@ def load_dataset(
         _check_classes(_distinct(tables["train"], label), "train", label.fewest)
     unlabeled = _read_unlabeled(config, columns, folder, progress)
     if unlabeled is not None:
-        held_out = set(keys(tables[TEST], inputs)) if TEST in tables else set()
         rows = overlapping(unlabeled, inputs, held_out)
         unlabeled = without(unlabeled, rows)
         if rows:

@@ -15,6 +15,7 @@ from compress.errors import DataError
 from compress.progress import Progress
 from compress.samples.fetch import sample_directory
 
+_QUESTIONS = "questions.parquet"
 _QUESTION_COLUMNS = ("prompt", "choices", "answer")
 
 
@@ -27,8 +28,16 @@ class Question:
     answer: int
 
 
-def find_questions(reference: str, folder: Path) -> list[Question]:
-    """Read the file of that name below ``folder``, or else below the current directory. Raises `DataError`."""
+def find_questions(reference: str, folder: Path, progress: Progress) -> list[Question]:
+    """Those of a sample, or of the file of that name below ``folder`` or else below the current directory.
+
+    Raises `DataError` or `SampleError`.
+    """
+    if is_sample(reference):
+        path = sample_directory(reference, progress) / _QUESTIONS
+        if not path.is_file():
+            raise DataError(f"{reference} has no questions.", where="evaluation.questions", expected="sample:analogies")
+        return read_questions(path)
     return read_questions(find_file(reference, folder, "evaluation.questions"))
 
 

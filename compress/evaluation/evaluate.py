@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from compress.errors import ModelError
 from compress.formats.runtimes import get_runtime
 from compress.measurement import Measurement
 from compress.metrics import slice_metric
+from compress.numerics.ratio import linearized, ratio_interval
 from compress.numerics.statistics import wilson_interval
 from compress.progress import Progress
 from compress.runtimes.decoder import feeder
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from compress.runtimes.runtime import Session
+
+_SEED = 0
+_FEWEST = 20
+"""Tokens of a kind without which nothing is said of it."""
 
 
 @dataclass(frozen=True)
@@ -123,3 +129,32 @@ def slice_rows(whole: Iterable[Measurement], parts: Sequence[Part]) -> list[Meas
             changed = {"value": right / n, "low": low, "high": high, "n": n, "raw": None}
             rows.append(row.model_copy(update={"metric": slice_metric(row.metric, part.name), **changed}))
     return rows
+
+
+def kind_rows(
+    losses: np.ndarray, kinds: Mapping[str, np.ndarray], counts: Mapping[str, np.ndarray], whole: Measurement
+) -> list[Measurement]:
+    """`perplexity[KIND]` of ``losses`` [n, scored] for each kind of token, beside the ``whole`` text's.
+
+    ``counts`` are the baseline's tokens of each kind in each window, [n], whatever a model's own are. The interval is
+    over windows, and raw outcomes are what each adds to the logarithm, so that two models' can be paired.
+    """
+    rows = []
+    for kind, tokens in counts.items():
+        if kind not in kinds or tokens.sum() < _FEWEST or len(tokens) < 2:
+            continue
+        nats = np.where(kinds[kind], losses, 0.0).sum(axis=1, dtype=np.float64)
+        bounds = {name: math.exp(value) for name, value in ratio_interval(nats, tokens, _SEED)._asdict().items()}
+        raw = tuple(linearized(nats, tokens).tolist())
+        named = {"metric": slice_metric(whole.metric, kind), "n": len(raw), "raw": raw}
+        rows.append(whole.model_copy(update={**named, **bounds}))
+    return rows
+
+
+def share_row(metric: str, outcomes: Sequence[float], model: str, target: str) -> Measurement:
+    """The share of ``outcomes`` that are 1 and not 0, with its Wilson interval."""
+    n, raw = len(outcomes), tuple(outcomes)
+    low, high = wilson_interval(int(sum(raw)), n)
+    return Measurement(
+        model=model, metric=metric, target=target, value=sum(raw) / n, unit="ratio", low=low, high=high, n=n, raw=raw
+    )

@@ -10,12 +10,14 @@ import numpy as np
 
 from compress.checkpoints.json_file import read_json
 from compress.checkpoints.processor import load_tokenizer
+from compress.errors import ModelError
+from compress.evaluation.evaluate import share_row
 from compress.formats.runtimes import get_runtime
 from compress.measurement import Measurement
 from compress.numerics.calibration import mean_interval
-from compress.numerics.next_token import repeated_share
+from compress.numerics.next_token import log_probabilities, loop_length, repeated_share
 from compress.progress import Progress
-from compress.runtimes.decoder import open_decoder
+from compress.runtimes.decoder import feeder, open_decoder
 from compress.targets import Target
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.task import Examples
@@ -67,6 +69,52 @@ def end_tokens(artifact: Path) -> set[int]:
             if found is not None:
                 return set(found) if isinstance(found, list) else {int(found)}
     return set()
+
+
+class Step(NamedTuple):
+    """A token that a model wrote, the likeliest other one there, and how likely it finds them."""
+
+    token: int
+    probability: float
+    other: int
+    other_probability: float
+
+
+def steps_of(
+    artifact: Path,
+    prompts: Sequence[Sequence[int]],
+    texts: Sequence[Sequence[int]],
+    target: Target,
+    threads: int,
+    progress: Progress,
+    description: str,
+) -> list[list[Step]]:
+    """What a model makes of every token of ``texts``, each behind its prompt, read in one go.
+
+    Raises what opening and running raise.
+    """
+    session = get_runtime(target.runtime).open(artifact, target, threads)
+    feed = feeder(session, str(artifact))
+    found = []
+    for prompt, text in progress.track(list(zip(prompts, texts, strict=True)), description, len(prompts)):
+        ids = np.array([*prompt, *text[:-1]], dtype=np.int64)
+        logits = session.predict(feed({"input_ids": ids[None], "attention_mask": np.ones_like(ids)[None]}))["logits"][0]
+        if len(logits) != len(ids):
+            raise ModelError("The model gives logits of the last token alone.", where=str(artifact))
+        chances = np.exp(log_probabilities(logits[len(prompt) - 1 :]))
+        places, written = np.arange(len(text)), np.array(text)
+        own = chances[places, written].copy()
+        chances[places, written] = -1.0
+        others = chances.argmax(axis=-1)
+        columns = (written, own, others, chances[places, others])
+        found.append([Step(*values) for values in zip(*(column.tolist() for column in columns), strict=True)])
+    return found
+
+
+def loop_row(written: Sequence[Sequence[int]], model: str, target: str) -> Measurement:
+    """How many continuations end in a loop, with its Wilson interval."""
+    outcomes = [float(loop_length(np.asarray(tokens)) > 0) for tokens in written]
+    return share_row("looping", outcomes, model, target)
 
 
 def repetition_row(written: Sequence[Sequence[int]], model: str, target: str) -> Measurement:

@@ -11,13 +11,12 @@ import numpy as np
 from compress.checkpoints.processor import load_processor, load_tokenizer
 from compress.data.judged import Question, RatedPairs
 from compress.errors import DataError, ModelError
-from compress.evaluation.evaluate import predict
+from compress.evaluation.evaluate import predict, share_row
 from compress.formats.runtimes import get_runtime
 from compress.measurement import Measurement
 from compress.numerics.correlation import pearson, spearman
 from compress.numerics.embeddings import normalized
 from compress.numerics.next_token import negative_log_likelihood
-from compress.numerics.statistics import wilson_interval
 from compress.progress import Progress
 from compress.runtimes.decoder import feeder
 from compress.targets import Target
@@ -85,18 +84,9 @@ def choice_rows(
         plain.append(float(np.argmax(found) == question.answer))
         a_byte.append(float(np.argmax(np.divide(found, sizes)) == question.answer))
     return [
-        _row("choice_accuracy", plain, model, target),
-        _row("choice_accuracy_normalized", a_byte, model, target),
+        share_row("choice_accuracy", plain, model, target),
+        share_row("choice_accuracy_normalized", a_byte, model, target),
     ]
-
-
-def _row(metric: str, outcomes: Sequence[float], model: str, target: str) -> Measurement:
-    n = len(outcomes)
-    low, high = wilson_interval(int(sum(outcomes)), n)
-    raw = tuple(outcomes)
-    return Measurement(
-        model=model, metric=metric, target=target, value=sum(raw) / n, unit="ratio", low=low, high=high, n=n, raw=raw
-    )
 
 
 def cosines(

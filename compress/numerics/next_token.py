@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 _CHUNK = 64
 """Rows that are held in float64 at a time."""
+_ROUNDS, _LOOP = 2, 16
+"""How often a text goes round, and over how many tokens at least, before that is a loop."""
 
 
 def log_probabilities(logits: np.ndarray) -> Floats:
@@ -48,3 +50,16 @@ def repeated_share(tokens: np.ndarray, n: int = 4) -> float:
         return 0.0
     runs = np.lib.stride_tricks.sliding_window_view(np.asarray(tokens), n)
     return 1 - len(np.unique(runs, axis=0)) / len(runs)
+
+
+def loop_length(tokens: np.ndarray) -> int:
+    """How many tokens a text repeats at its end, over and over; 0 where it doesn't.
+
+    The least period p such that the last max(2 p, 16) tokens repeat with it: each is the one p places before.
+    """
+    array = np.asarray(tokens)
+    for period in range(1, len(array) // _ROUNDS + 1):
+        tail = array[-max(_ROUNDS * period, _LOOP) :]
+        if len(tail) >= _LOOP and (tail[period:] == tail[:-period]).all():
+            return period
+    return 0

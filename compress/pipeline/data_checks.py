@@ -8,6 +8,7 @@ import numpy as np
 
 from compress.checkpoints.config_check import positions_of
 from compress.checkpoints.json_file import read_json
+from compress.checkpoints.processor import load_processor
 from compress.data.membership import character_lengths, find_parts
 from compress.data.slices import Unit
 from compress.errors import DataError
@@ -16,6 +17,7 @@ from compress.pipeline.road import Road
 from compress.pipeline.target_session import SPLIT
 from compress.plan.written import check_formats
 from compress.tasks.capability import READS_ROWS
+from compress.tasks.conversations import asked
 
 
 def prove(road: Road) -> None:
@@ -62,6 +64,12 @@ def check_running_text(road: Road) -> None:
         except DataError as error:
             error.where = f"stages.{number}.{stage.kind}, {error.where}"
             raise
+    processor = load_processor(road.start)
+    for split, language in recipe.data.also.items():
+        rows = road.data.split(split)
+        found = encode_for(road.start, road.task, rows, recipe.data.max_length, recipe.evaluation)
+        road.task.kinds_of_tokens(rows, processor, found, language)
+    turns = [processor(asked(one.prompt, processor), add_special_tokens=False) for one in road.instructions]
     examples = encode_for(road.start, road.task, road.data.split(SPLIT), recipe.data.max_length, recipe.evaluation)
     read, timed = int(examples.lengths().sum()), max(recipe.benchmark.contexts)
     if timed > read:
@@ -74,6 +82,8 @@ def check_running_text(road: Road) -> None:
     wanted = {
         "data.max_length": recipe.data.max_length,
         "benchmark.contexts": timed + recipe.benchmark.tokens,
+        "evaluation.answer_tokens": max((len(turn["input_ids"]) for turn in turns), default=0)
+        + recipe.evaluation.answer_tokens * bool(turns),
         "evaluation.tokens": recipe.evaluation.prompt_tokens + recipe.evaluation.tokens,
     }
     for field, length in wanted.items():

@@ -16,6 +16,7 @@ from compress.formats.runtimes import make_ready, why_unavailable
 from compress.formats.targets import PROFILES, REFERENCE
 from compress.inspect.budget import bytes_by_layer
 from compress.measurement import Measurement
+from compress.pipeline import asked
 from compress.pipeline.budgets import SHIPPED, Shipped, shipped, size_rows
 from compress.pipeline.formats import can_write, measurable
 from compress.pipeline.notes import processor_notes, run_remarks, slow_int8_notes, sparse_notes
@@ -27,6 +28,7 @@ from compress.report.predictions import Answers
 from compress.report.schema import (
     BASELINE,
     FINAL,
+    AnswerRecord,
     CalibrationCurve,
     ContinuationRecord,
     DataRecord,
@@ -56,6 +58,8 @@ class Findings:
     """What each model answered on each target, by (model, target)."""
     continuations: list[ContinuationRecord] = field(default_factory=list)
     lost_tokens: list[LostToken] = field(default_factory=list)
+    given: list[AnswerRecord] = field(default_factory=list)
+    """What was answered to instructions."""
     parts: list[Part] = field(default_factory=list)
     """The slices' rows."""
     finals: dict[str, Path] = field(default_factory=dict)
@@ -70,7 +74,7 @@ class Findings:
         lists = ("measurements", "skipped", "notes", "calibration", "continuations", "lost_tokens")
         own = {name: tuple(getattr(self, name)) for name in lists}
         more = ("environment", "bytes_by_layer", "slices", "stand_in")
-        return {**own, **{name: getattr(self, name) for name in more}}
+        return {**own, "answers": tuple(self.given), **{name: getattr(self, name) for name in more}}
 
 
 def measure(road: Road, remeasure: bool) -> Findings:
@@ -178,15 +182,18 @@ def measure_answers(findings: Findings, session: TargetSession) -> None:
         findings.slices = {part.name: SliceRecord.of(part.rows.tolist(), part.about) for part in parts}
         findings.notes += [*notes, *session.remarks()]
     findings.measurements += (
-        session.sizes() + session.accuracies(findings.parts) + session.choices() + session.similarities()
+        session.sizes() + session.accuracies(findings.parts) + asked.choices(session) + asked.similarities(session)
     )
     findings.calibration += session.calibration()
     given = {(label, name): session.answers(label) for label in session.artifacts}
     findings.answers |= {place: answers for place, answers in given.items() if answers is not None}
-    repeated, continuations, notes = session.generations()
+    followed, told = asked.instructed(session)
+    findings.measurements += followed
+    findings.given += told
+    repeated, continuations, notes = asked.generations(session)
     findings.measurements += repeated
     findings.continuations += continuations
-    findings.lost_tokens += session.lost_tokens()
+    findings.lost_tokens += asked.lost_tokens(session)
     findings.notes += notes
 
 
@@ -217,11 +224,14 @@ def _time(findings: Findings, session: TargetSession, remeasure: bool) -> None:
 
 def data_record(road: Road) -> DataRecord:
     """What quality is measured on. How running text is cut is part of the digest: windows pair only with the same."""
-    rows, recipe, digest = road.data.split(SPLIT), road.recipe, road.data.digest(SPLIT)
+    recipe, cut = road.recipe, dict[str, Any]()
     if READS_ROWS not in road.task.capabilities:
         cut = {"max_length": recipe.data.max_length, **recipe.evaluation.model_dump(include={"windows", "stride"})}
-        digest = cache_key({"rows": digest, **cut})
-    return DataRecord(split=SPLIT, digest=digest, rows=len(rows), labels=road.data.labels)
+    digests = {split: road.data.digest(split) for split in (SPLIT, *recipe.data.also)}
+    if cut:
+        digests = {split: cache_key({"rows": digest, **cut}) for split, digest in digests.items()}
+    rows, own = len(road.data.split(SPLIT)), digests.pop(SPLIT)
+    return DataRecord(split=SPLIT, digest=own, rows=rows, labels=road.data.labels, also=digests)
 
 
 def test_labels(road: Road) -> list[str]:

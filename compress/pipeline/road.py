@@ -17,6 +17,7 @@ from compress.checkpoints.model import Model
 from compress.checkpoints.torch_model import TorchModel
 from compress.compute_device import CPU, computing_on, describe_device, find_device
 from compress.data.dataset import Dataset, load_dataset
+from compress.data.instructions import Instruction, find_instructions
 from compress.data.judged import Question, RatedPairs, find_questions, find_rated_pairs
 from compress.data.slices import Slice, extra_columns
 from compress.data.source import find
@@ -89,7 +90,13 @@ class Road:
     def questions(self) -> list[Question]:
         """The recipe's multiple-choice questions, read and checked once; none where it names no file."""
         reference = self.recipe.evaluation.questions
-        return [] if reference is None else find_questions(reference, self.folder)
+        return [] if reference is None else find_questions(reference, self.folder, self.progress)
+
+    @cached_property
+    def instructions(self) -> list[Instruction]:
+        """What chat models are asked, read and checked once; none where the recipe names none."""
+        reference = self.recipe.evaluation.instructions
+        return [] if reference is None else find_instructions(reference, self.folder)
 
     @cached_property
     def rated_pairs(self) -> list[RatedPairs]:

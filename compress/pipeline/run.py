@@ -82,6 +82,8 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
             logged.note(str(error))
         if road.questions:
             logged.note(f"{len(road.questions)} multiple-choice questions are asked")
+        if road.instructions:
+            logged.note(f"{len(road.instructions)} instructions are given, whose answers are checked")
         if road.rated_pairs:
             logged.note(
                 f"{sum(len(part.scores) for part in road.rated_pairs):,} pairs with human similarities are read"
@@ -146,10 +148,8 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     }
     changes = {"source": source, "splits": splits, "unlabeled": tuple(absolute(name) for name in data.unlabeled)}
     stages = tuple(_with_absolute_paths(stage, absolute) for stage in recipe.stages)
-    asked = recipe.evaluation.questions
-    rated = recipe.evaluation.similarity
-    names = {"questions": asked and absolute(asked), "similarity": rated and absolute(rated)}
-    evaluation = recipe.evaluation.model_copy(update=names)
+    places = {name: getattr(recipe.evaluation, name) for name in ("questions", "similarity", "instructions")}
+    evaluation = recipe.evaluation.model_copy(update={name: at and absolute(at) for name, at in places.items()})
     licences = {
         field: {absolute(name): value for name, value in named.items()}
         for field, named in (("stated", recipe.licences.stated), ("allowed", recipe.licences.allowed))

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +14,35 @@ import numpy as np
 from compress.bench.place import HERE, LaunchHost
 from compress.bench.session import PRECISION, TIMING_VERSION
 from compress.cache import cache_key
+from compress.checkpoints.processor import load_processor
 from compress.data.dataset import TEST
 from compress.data.membership import Part, character_lengths, find_parts
 from compress.data.slices import Unit
 from compress.digests import digest_directory
 from compress.environment import environment, package_versions, processor_class
-from compress.evaluation.evaluate import Predictions, artifact_labels, encode_for, predict, slices_of_task
-from compress.evaluation.generate import (
-    as_ids,
-    as_text,
-    continue_prompts,
-    fallen,
-    prompts_of,
-    repetition_note,
-    repetition_row,
+from compress.evaluation.evaluate import (
+    Predictions,
+    artifact_labels,
+    encode_for,
+    kind_rows,
+    predict,
+    slices_of_task,
 )
-from compress.evaluation.judged import choice_rows, choice_scores, cosines, similarity_rows
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import PROFILES
 from compress.measurement import Measurement
+from compress.metrics import elsewhere_metric
 from compress.numerics.calibration import calibration_bins
 from compress.pipeline.budgets import size_rows
 from compress.pipeline.road import Road
 from compress.pipeline.timing import time_artifacts
 from compress.report.predictions import Answers
-from compress.report.schema import BASELINE, FINAL, CalibrationBin, CalibrationCurve, ContinuationRecord, LostToken
+from compress.report.schema import (
+    BASELINE,
+    FINAL,
+    CalibrationBin,
+    CalibrationCurve,
+)
 from compress.targets import Profile, find_processor
 from compress.tasks.capability import GENERATES, READS_ROWS
 from compress.tasks.task import Examples
@@ -67,22 +70,28 @@ class TargetSession:
         self.artifacts = artifacts
         self.digests = {label: digest_directory(folder) for label, folder in artifacts.items()}
         self.found: dict[str, Predictions] = {}
-        self._encoded: dict[str, Examples] = {}
+        self.also = road.recipe.data.also if split == SPLIT else {}
+        """Splits that are judged beside it, and what they are written in; rows that choose are judged alone."""
+        self._encoded: dict[tuple[str, str], Examples] = {}
 
-    def examples(self, label: str) -> Examples:
+    def examples(self, label: str, split: str | None = None) -> Examples:
         """What a model is judged by, as its own processor encodes it."""
-        if label not in self._encoded:
-            recipe, rows = self.road.recipe, self.road.data.split(self.split)
+        key = label, split or self.split
+        if key not in self._encoded:
+            recipe, rows = self.road.recipe, self.road.data.split(key[1])
             baseline = None if label == BASELINE else self.artifacts.get(BASELINE)
-            self._encoded[label] = encode_for(
+            self._encoded[key] = encode_for(
                 self.artifacts[label], self.road.task, rows, recipe.data.max_length, recipe.evaluation, baseline
             )
-        return self._encoded[label]
+        return self._encoded[key]
 
     def remarks(self) -> list[str]:
         """What a reader must know of how the examples were made: the baseline's, and of others that read otherwise."""
         others = self.artifacts if GENERATES in self.road.task.capabilities else ()
-        return list(dict.fromkeys(filter(None, (self.examples(label).note for label in (BASELINE, *others)))))
+        notes = [self.examples(label).note for label in (BASELINE, *others)]
+        for split in self.also:
+            notes += [f"{split}: {note}" for label in (BASELINE, *others) if (note := self.examples(label, split).note)]
+        return list(dict.fromkeys(filter(None, notes)))
 
     def parts(self) -> tuple[list[Part], list[str]]:
         """The slices of the rows, the same for every model, and notes on those without a row.
@@ -118,6 +127,25 @@ class TargetSession:
             own = task.measure(found.kept, found.labels, label, target)
             near = task.compare(found.kept, self.found[BASELINE].kept, label, target) if BASELINE in self.found else []
             rows += [*own, *near, *slices_of_task(task, found, own, parts)]
+        for split, language in self.also.items():
+            rows += self._elsewhere(split, language)
+        return rows
+
+    def _elsewhere(self, split: str, language: str) -> list[Measurement]:
+        """The task's metrics on a split beside the test split, `METRIC_on_SPLIT`, and those of each kind of token."""
+        task, texts, rows = self.road.task, self.road.data.split(split), list[Measurement]()
+        found = {label: self._predictions(label, split) for label in self.artifacts}
+        kinds = {
+            label: task.kinds_of_tokens(texts, load_processor(folder), self.examples(label, split), language)
+            for label, folder in self.artifacts.items()
+        }
+        counts = {kind: chosen.sum(axis=1) for kind, chosen in next(iter(kinds.values())).items()}
+        for label, one in found.items():
+            own = task.measure(one.kept, one.labels, label, self.target.name)
+            if BASELINE in found:
+                own += task.compare(one.kept, found[BASELINE].kept, label, self.target.name)
+            own = [row.model_copy(update={"metric": elsewhere_metric(row.metric, split)}) for row in own]
+            rows += [*own, *kind_rows(one.kept["loss"], kinds[label], counts, own[0])] if counts else own
         return rows
 
     def answers(self, label: str) -> Answers | None:
@@ -166,19 +194,20 @@ class TargetSession:
             }
         )
 
-    def _predictions(self, label: str) -> Predictions:
+    def _predictions(self, label: str, split: str | None = None) -> Predictions:
         road, recipe = self.road, self.road.recipe
         parts = {
             "task": recipe.task,
-            "data": road.data.digest(self.split),
+            "data": road.data.digest(split or self.split),
             "max_length": recipe.data.max_length,
-            "evaluation": recipe.evaluation.model_dump(exclude={"similarity"}),
+            "evaluation": recipe.evaluation.model_dump(exclude={"similarity", "instructions", "answer_tokens"}),
         }
         if GENERATES in road.task.capabilities:
-            parts["windows"] = _digest(self.examples(label))
+            parts["windows"] = windows_digest(self.examples(label, split))
 
         def make(content: Path) -> Mapping[str, Any]:
-            examples, text = self.examples(label), f"evaluate {label} on {self.target.name}"
+            examples, text = self.examples(label, split), f"evaluate {label} on {self.target.name}"
+            text += f" by {split}" if split else ""
             threads = self.benchmark.threads
             found = predict(self.artifacts[label], road.task, examples, self.target, threads, road.progress, text)
             arrays: dict[str, Any] = dict(found.kept)
@@ -192,77 +221,7 @@ class TargetSession:
         labels = kept.pop(_LABELS, None)
         return Predictions(kept, labels)
 
-    def generations(self) -> tuple[list[Measurement], list[ContinuationRecord], list[str]]:
-        """How much each model repeats itself; what baseline and final model wrote, and words on who repeats more."""
-        if not (GENERATES in self.road.task.capabilities and self.road.recipe.evaluation.prompts):
-            return [], [], []
-        written = {label: self._written(label) for label in self.artifacts}
-        rows = {label: repetition_row(texts, label, self.target.name) for label, (_, texts) in written.items()}
-        records = []
-        for label in (BASELINE, FINAL) if FINAL in rows else ():
-            prompts, texts = (as_text(self.artifacts[label], ids) for ids in written[label])
-            records += [
-                ContinuationRecord(model=label, target=self.target.name, prompt=prompt, text=text, repeated=repeated)
-                for prompt, text, repeated in zip(prompts, texts, rows[label].raw or (), strict=True)
-            ]
-        note = repetition_note(rows[FINAL], rows[BASELINE]) if FINAL in rows else None
-        return list(rows.values()), records, [] if note is None else [f"{self.target.name}: {note}"]
-
-    def lost_tokens(self) -> list[LostToken]:
-        """The tokens of test text whose probability fell most, where baseline and final model read the same ones."""
-        if GENERATES not in self.road.task.capabilities or not {BASELINE, FINAL} <= self.found.keys():
-            return []
-        examples = self.examples(BASELINE)
-        if _digest(examples) != _digest(self.examples(FINAL)):
-            return []
-        old, new = (self.found[label].kept["loss"] for label in (BASELINE, FINAL))
-        found = fallen(examples, old, new)
-        before, tokens = (
-            as_text(self.artifacts[BASELINE], texts)
-            for texts in ([one.before for one in found], [[one.token] for one in found])
-        )
-        return [
-            LostToken(target=self.target.name, before=text, token=token, baseline=one.old, final=one.new)
-            for text, token, one in zip(before, tokens, found, strict=True)
-        ]
-
-    def choices(self) -> list[Measurement]:
-        """How often each model finds the right one of several choices likeliest, where the recipe asks any."""
-        questions, rows = self.road.questions, list[Measurement]()
-        parts = {"questions": [[question.prompt, *question.choices] for question in questions]}
-        for label in self.artifacts if questions else ():
-            find = partial(choice_scores, self.artifacts[label], questions)
-            what = f"choices of {label}"
-            scores = self._kept_json("choices", label, parts, "scores.json", (what, what), find)
-            rows += choice_rows(questions, scores, label, self.target.name)
-        return rows
-
-    def similarities(self) -> list[Measurement]:
-        """How each model's cosines follow human similarities, where the recipe names any."""
-        rated, length, rows = self.road.rated_pairs, self.road.recipe.data.max_length, list[Measurement]()
-        parts = {"texts": [[part.texts, part.pairs] for part in rated], "max_length": length}
-        for label in self.artifacts if rated else ():
-            find = partial(cosines, self.artifacts[label], self.road.task, rated, length)
-            what = f"similarities by {label}"
-            found = self._kept_json("similarity", label, parts, "cosines.json", (what, what), find)
-            rows += similarity_rows(rated, found, label, self.target.name)
-        return rows
-
-    def _written(self, label: str) -> tuple[list[list[int]], list[list[int]]]:
-        """Prompts and what a model wrote after them, as token ids."""
-        wanted = self.road.recipe.evaluation
-        usual = BASELINE if BASELINE in self.artifacts else label
-        prompts = prompts_of(self.examples(usual), wanted)
-        if _digest(self.examples(usual)) != _digest(self.examples(label)):
-            prompts = as_ids(self.artifacts[label], as_text(self.artifacts[usual], prompts))
-        find = partial(continue_prompts, self.artifacts[label], prompts, wanted.tokens)
-        parts, names = (
-            {"prompts": prompts, "tokens": wanted.tokens},
-            (f"generation of {label}", f"continue texts with {label}"),
-        )
-        return prompts, self._kept_json("generation", label, parts, "written.json", names, find)
-
-    def _kept_json(
+    def kept_json(
         self,
         kind: str,
         label: str,
@@ -346,7 +305,7 @@ class TargetSession:
         return DevicePlace(name, device, file.absolute().parent)
 
 
-def _digest(examples: Examples) -> str:
+def windows_digest(examples: Examples) -> str:
     """Of windows of text: their tokens, and which of them count."""
     parts = [example["input_ids"] for example in examples.inputs]
     counts = [] if examples.labels is None else [examples.labels]

@@ -41,6 +41,8 @@ _WRITTEN_AT_ONCE, _TOKEN_SECONDS = 8, 2e-3
 """Texts that are written together where they are judged, and what one more token of each takes."""
 _GRAPH_SPEED = 0.7
 """A graph answers in so much of the time that torch takes."""
+_INSTRUCTIONS = 56
+"""As many as come with the package."""
 
 
 def told_by(label: str, trial: Trial | None) -> str:
@@ -183,10 +185,12 @@ def _judged_and_timed(
     calls, kinds = 2 * bench.launches * _CALLS_A_LAUNCH, 1 + bench.batched
     if GENERATES in task:
         token = 4 * shape.parameters / _READ_BYTES_PER_SECOND
-        tokens = judged.windows * plan.max_length if judged.windows else plan.tokens(test)
+        texts = [test, *(plan.splits[split] for split in recipe.data.also if split in plan.splits)]
+        tokens = sum(judged.windows * plan.max_length if judged.windows else plan.tokens(text) for text in texts)
         tokens += sum(bench.contexts) * 2 * bench.launches
         passes = 2 * _OVER_PEAK * shape.parameters * tokens / plan.rate()
         written = judged.prompts * judged.tokens + 2 * bench.launches * len(bench.contexts) * bench.tokens
+        written += _INSTRUCTIONS * judged.answer_tokens if judged.instructions else 0
         return passes + written * token, bench.seconds * len(bench.contexts)
     answer = plan.answers(shape, 1.0)
     if answer is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from compress.data.arrays import Draws
 from compress.data.columns import check_extra
 from compress.data.config import is_sample, sample_split
 from compress.data.dataset import TEST
+from compress.data.instructions import find_instructions
 from compress.data.judged import find_questions, find_rated_pairs
 from compress.data.slices import extra_columns
 from compress.data.source import HubSplit, Location, find, locate_split, locate_unlabeled, read
@@ -75,9 +76,10 @@ class Sources:
                 with self._noting():
                     self._folder(named)
         with self._noting():
-            if recipe.evaluation.questions:
-                find_questions(recipe.evaluation.questions, self.folder)
-            self._similarity(recipe.evaluation.similarity)
+            self._judged("questions", recipe.evaluation.questions, find_questions)
+            self._judged("similarity", recipe.evaluation.similarity, find_rated_pairs)
+            if recipe.evaluation.instructions:
+                find_instructions(recipe.evaluation.instructions, self.folder)
         return shape
 
     @contextmanager
@@ -94,14 +96,14 @@ class Sources:
             SourcePlan(role=role, reference=reference, status="here", path=str(path), size_bytes=size, **more)
         )
 
-    def _similarity(self, reference: str | None) -> None:
-        """Pairs with scores: read where they are here. Raises `InputError`."""
+    def _judged(self, role: str, reference: str | None, read: Callable[[str, Path, Progress], Any]) -> None:
+        """What models are judged by beside their rows: read where it is here. Raises `InputError`."""
         if reference is None:
             return
         if is_sample(reference) and cached_directory(reference.removeprefix("sample:")) is None:
-            self._unknown("similarity", reference)
+            self._unknown(role, reference)
         else:
-            find_rated_pairs(reference, self.folder, SilentProgress())
+            read(reference, self.folder, SilentProgress())
 
     def model(self, reference: str, role: str) -> Shape | None:
         """Describe a model; its shape where it is here."""

@@ -82,8 +82,10 @@ _QUALITY = {
     "recall_at_*": "0.5 points",
     "word_error_rate": "0.5 points",
     "perplexity": "1%",
+    "perplexity_on_*[!]]": "1%",
     "loss": "1%",
 }
+"""Of what is judged beside the test split the whole, not each kind of token (`[!]]`: no name that ends in `]`)."""
 GATE_RULES = _rules(
     {
         **_QUALITY,
@@ -106,6 +108,7 @@ COMPARE_RULES = _rules(
         "parameters": "0%",
         "bits_per_parameter": "0%",
         "repetition": "5 points",
+        "looping": "5 points",
         "latency_*": "1%",
         "time_*_ms_context_*": "1%",
         "*tokens_per_second_context_*": "1%",

@@ -32,6 +32,7 @@ _SLICES = ("slices",)
 _ROWS_ONLY = (_SLICES, ("data", "labels"), ("benchmark", "rate"), ("benchmark", "batch_size"))
 _GENERATING_ONLY = (
     *(("evaluation", name) for name in Evaluation.model_fields if name not in ("similarity", "templates")),
+    ("data", "also"),
     ("benchmark", "contexts"),
     ("benchmark", "tokens"),
 )
@@ -42,7 +43,10 @@ _ONLY = {
     frozenset({HAS_TWO_TOWERS}): (("evaluation", "templates"),),
 }
 """Fields of tasks with certain capabilities alone. A run's own recipe has all at their defaults."""
-_DEFAULTS = to_jsonable_python({"evaluation": Evaluation(), "benchmark": Benchmark()})
+_DEFAULTS = {
+    section: {name: to_jsonable_python(getattr(model, name)) for name in type(model).model_fields}
+    for section, model in (("data", DataConfig()), ("evaluation", Evaluation()), ("benchmark", Benchmark()))
+}
 
 
 @dataclass(frozen=True)
@@ -277,7 +281,7 @@ def _is_loose(name: str) -> bool:
 def _check_samples(document: Document, parts: list[Part | None]) -> None:
     """Every `sample:NAME` is in the catalogue, as a model or as data, whichever its field wants."""
     wanted: list[tuple[FieldPath, str]] = [(("model",), "model"), (("data", "source"), "data")]
-    wanted.append((("evaluation", "similarity"), "data"))
+    wanted += [(("evaluation", name), "data") for name in ("similarity", "questions")]
     data = document.values.get("data")
     unlabeled = data.get("unlabeled") if isinstance(data, dict) else None
     count = len(unlabeled) if isinstance(unlabeled, list) else 0

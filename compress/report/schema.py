@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -104,6 +104,7 @@ class DataRecord(FrozenRecord):
     digest: str = Field(description="SHA-256 over the rows and the class names; slices' own columns don't count")
     rows: int = Field(ge=1)
     labels: tuple[str, ...] = Field((), description="class names in the order of their ids")
+    also: dict[str, str] = Field({}, description="the same digest of each split that is judged beside it")
 
 
 def pack_bits(flags: Iterable[object]) -> str:
@@ -160,6 +161,15 @@ class CalibrationCurve(FrozenRecord):
     bins: tuple[CalibrationBin, ...]
 
 
+class WrittenToken(NamedTuple):
+    """A token that a model wrote, the likeliest other one there, and the probability that it gives either."""
+
+    token: str
+    probability: float
+    other: str
+    other_probability: float
+
+
 class ContinuationRecord(FrozenRecord):
     """What one model wrote after the beginning of a test text. ``repeated``: the share of its runs of four tokens."""
 
@@ -168,6 +178,17 @@ class ContinuationRecord(FrozenRecord):
     prompt: str
     text: str
     repeated: float = Field(ge=0, le=1)
+    steps: tuple[WrittenToken, ...] = Field((), description="the tokens of the text, one by one")
+
+
+class AnswerRecord(FrozenRecord):
+    """What one model answered to an instruction, and what of it did not hold."""
+
+    model: str
+    target: str
+    prompt: str
+    text: str
+    missed: tuple[str, ...] = Field(description="checks that failed, in words")
 
 
 class LostToken(FrozenRecord):
@@ -216,6 +237,7 @@ class Report(FrozenRecord):
     slices: dict[str, SliceRecord] = Field({}, description="name -> rows; measured as `accuracy[NAME]`")
     calibration: tuple[CalibrationCurve, ...] = ()
     continuations: tuple[ContinuationRecord, ...] = ()
+    answers: tuple[AnswerRecord, ...] = Field((), description="of baseline and final model to the instructions")
     lost_tokens: tuple[LostToken, ...] = Field((), description="whose probability fell most, of a language model")
     licences: tuple[LicenceRecord, ...] = Field((), description="of model, data and runtimes, as they say themselves")
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from compress.measurement import Measurement
-from compress.metrics import Metric, format_measurement, quality_metric, slice_metric
-from compress.numerics.differences import paired_difference
+from compress.metrics import Metric, elsewhere_of, format_measurement, quality_metric, slice_metric, slice_of
+from compress.numerics.differences import paired_bootstrap, paired_difference
 from compress.numerics.statistics import Estimate
 from compress.report.schema import BASELINE, FINAL, Report, SliceRecord
 
 ALL = "all rows"
+_PERPLEXITY = "perplexity"
+_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -71,3 +75,30 @@ def slice_cells(figures: Sequence[SliceFigures]) -> list[tuple[str, str, str, st
         values = [format_measurement(each.measured[m]) if m in each.measured else "" for m in (BASELINE, FINAL)]
         cells.append((each.name, each.about, f"{each.rows:,}", values[0], values[1], format_change(each.change)))
     return cells
+
+
+def text_cells(report: Report, target: str) -> list[tuple[str, str, str, str]]:
+    """Perplexity on the test split, on each split judged beside it and of each kind of its tokens.
+
+    Each as text: what is judged, baseline, final, and the change with its 95% interval, paired window by window.
+    Nothing where the test split is judged alone.
+    """
+    metrics = [name for name in report.metrics(target) if (elsewhere_of(name) or ("", ""))[0] == _PERPLEXITY]
+    cells = []
+    for name in [_PERPLEXITY, *metrics] if metrics else ():
+        rows = _rows(report, name, target)
+        elsewhere, kind = elsewhere_of(name), slice_of(name)
+        shown = elsewhere[1] if elsewhere else "test"
+        old, new = (format_measurement(rows[model]) if model in rows else "" for model in (BASELINE, FINAL))
+        cells.append((f"{shown}, {kind[1]}" if kind else shown, old, new, _growth(rows)))
+    return cells
+
+
+def _growth(rows: dict[str, Measurement]) -> str:
+    """By how much perplexity grew: `+9.2% (8.1% to 10.4%)`; nothing where the windows don't pair."""
+    old, new = (rows[model].raw if model in rows else None for model in (BASELINE, FINAL))
+    if old is None or new is None or len(old) != len(new) or len(old) < 2:
+        return ""
+    found = paired_bootstrap(old, new, lambda a, b: float(np.expm1(b.mean() - a.mean())), _SEED, confidence=0.95)
+    value, low, high = (f"{bound:+.1%}".replace("-", "\u2212") for bound in found)
+    return f"{value} ({low} to {high})"

@@ -54,13 +54,7 @@ def rendered(text: str, processor: Any) -> tuple[str, Spans]:
     An answer is what the template adds for it to the messages before and the opening of a turn. Raises `DataError` for
     a processor without a template, and for a template that writes a message otherwise once others follow.
     """
-    if getattr(processor, "chat_template", None) is None:
-        raise DataError(
-            "The text has conversations, and the model's tokenizer has no chat template.",
-            where="chat_template.jinja",
-            expected="a template that says how the model's turns are written",
-            mend="give the model's folder the chat_template.jinja of its family, or data of plain text",
-        )
+    _check_template(processor, "The text has conversations")
     messages = json.loads(text)["messages"]
     whole = _applied(processor, messages)
     spans = []
@@ -77,6 +71,22 @@ def rendered(text: str, processor: Any) -> tuple[str, Spans]:
             )
         spans.append((len(before), len(until)))
     return whole, spans
+
+
+def asked(prompt: str, processor: Any) -> str:
+    """A user's message in the chat template of ``processor``, up to where the answer begins. Raises `DataError`."""
+    _check_template(processor, "Instructions are asked as a chat")
+    return _applied(processor, [{"role": "user", "content": prompt}], opened=True)
+
+
+def _check_template(processor: Any, why: str) -> None:
+    if getattr(processor, "chat_template", None) is None:
+        raise DataError(
+            f"{why}, and the model's tokenizer has no chat template.",
+            where="chat_template.jinja",
+            expected="a template that says how the model's turns are written",
+            mend="give the model's folder the chat_template.jinja of its family, or data of plain text",
+        )
 
 
 def _applied(processor: Any, messages: list[dict[str, str]], opened: bool = False) -> str:

@@ -29,8 +29,14 @@ class Evaluation(Frozen):
     questions: str | None = Field(
         None,
         description="a JSONL, JSON or Parquet file of multiple-choice questions: `prompt`, `choices` (a list), and "
-        "`answer`, its place from 0 or its text",
+        "`answer`, its place from 0 or its text; or `sample:analogies`",
     )
+    instructions: str | None = Field(
+        None,
+        description="`usual`, or a JSONL or JSON file of `prompt` and `checks`: what a chat model is asked, and what "
+        "its answer must be, such as {words_at_most: 20}",
+    )
+    answer_tokens: int = Field(128, ge=1, description="tokens of each answer to an instruction, at most")
     similarity: str | None = Field(
         None,
         description="feature extraction: `sample:similarity`, or a CSV, JSONL or Parquet file of `text`, `pair` and "
@@ -53,6 +59,7 @@ class Evaluation(Frozen):
         return value
 
     @model_serializer(mode="wrap")
-    def _without_usual_templates(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_new_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """What recipes didn't have from the start is left out unless it is set, so that keys of caches stay."""
-        return {name: value for name, value in serialize(self).items() if name != "templates" or value != _TEMPLATES}
+        new = {"templates": _TEMPLATES, "instructions": None, "answer_tokens": 128}
+        return {name: value for name, value in serialize(self).items() if name not in new or value != new[name]}

@@ -263,6 +263,15 @@ class Task(Protocol):
         """Which examples [n] make a slice of the ``chosen`` rows [rows]: by default example i is row i."""
         return chosen
 
+    def kinds_of_tokens(
+        self, rows: pa.Table, processor: Any, examples: Examples, language: str
+    ) -> Mapping[str, np.ndarray]:
+        """Which of what `keep` has of every token are of a kind that ``language`` knows: kind -> [n, scored].
+
+        Nothing where that isn't known, as of prose. Raises `DataError` for text that is not of the language.
+        """
+        return {}
+
     @abstractmethod
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
         """Scalar training loss of a batch."""

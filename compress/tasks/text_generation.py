@@ -13,6 +13,7 @@ from compress.errors import DataError, ModelError
 from compress.tasks.capability import GENERATES, IS_WRITTEN, TAKES_TEXT
 from compress.tasks.conversations import EXPECTED, text_or_messages
 from compress.tasks.task import Examples, Kept, Task
+from compress.tasks.token_kinds import KINDS, kinds_of_tokens, python_kinds
 from compress.tasks.windows import SEPARATOR, Reading, cut, opening, read, spread, token_ids
 
 if TYPE_CHECKING:
@@ -169,6 +170,27 @@ class TextGeneration(Task):
         behind = np.searchsorted(begins, examples.labels[:, _END], side="left")
         others = np.concatenate([[0], np.cumsum(~chosen)])
         return np.asarray(others[behind] == others[first])
+
+    def kinds_of_tokens(
+        self, rows: pa.Table, processor: Any, examples: Examples, language: str
+    ) -> Mapping[str, np.ndarray]:
+        """Of Python: which scored tokens are identifiers, keywords and so on, [n, scored] each."""
+        import numpy as np
+
+        reading = None if language == "text" else read(rows, processor)
+        if reading is None or examples.labels is None:
+            return {}
+        spaces = np.frombuffer(reading.text.encode(), np.uint8) == ord(" ")
+        found = kinds_of_tokens(python_kinds(rows["text"].to_pylist()), spaces, reading.starts)
+        counted = examples.labels[:, _SCORED]
+        columns = np.full((len(examples), counted.max()), -1)
+        ends = np.searchsorted(reading.starts[:-1], examples.labels[:, _END])
+        for row, (end, count) in enumerate(zip(ends, counted, strict=True)):
+            scored = examples.inputs[row][_IDS][-count:]
+            # A window may end within a character, whose tokens all begin at one byte.
+            last = next((n for n in range(end, end + 4) if np.array_equal(reading.ids[n - count : n], scored)), end)
+            columns[row, :count] = found[last - count : last]
+        return {kind: columns == place for place, kind in enumerate(KINDS)}
 
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy of every token of ``labels`` [batch, length] but the first; -100 is left out."""

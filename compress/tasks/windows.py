@@ -36,11 +36,12 @@ def _text(rows: pa.Table, processor: Any) -> str:
 class Reading:
     """Running text as a tokenizer reads it: ``ids`` [n], and the byte at which each begins, [n + 1] with the end's.
 
-    A token that is a part of a character begins where the character does.
+    A token that is a part of a character begins where the character does. ``text`` is what was read.
     """
 
     ids: np.ndarray
     starts: np.ndarray
+    text: str
 
 
 def read(rows: pa.Table, processor: Any) -> Reading | None:
@@ -55,7 +56,7 @@ def read(rows: pa.Table, processor: Any) -> Reading | None:
     widths = 1 + np.searchsorted([0x80, 0x800, 0x10000], characters, side="right")  # bytes in UTF-8
     places = np.concatenate([[0], np.cumsum(widths)])
     starts = np.maximum.accumulate([*(start for start, _ in encoded["offset_mapping"]), len(text)])
-    return Reading(np.array(encoded["input_ids"], dtype=np.int64), places[starts])
+    return Reading(np.array(encoded["input_ids"], dtype=np.int64), places[starts], text)
 
 
 def learned_tokens(rows: pa.Table, processor: Any, end: int | None) -> tuple[np.ndarray, np.ndarray]:

@@ -7,10 +7,14 @@ import math
 import numpy as np
 import pytest
 from comparisons import report, row, time_row
+from generation_reports import PROMPTS, TEXTS, generation_report
 
 from compress.compare.reports import compare_reports
+from compress.compare.views.pages import html_comparison, markdown_comparison
 from compress.measurement import Measurement
 from compress.recipe.policy import GATE_RULES, Policy
+from compress.report.pages import html_page
+from compress.report.schema import AnswerRecord
 
 
 def perplexity(losses: list[float]) -> Measurement:
@@ -68,3 +72,36 @@ def test_a_gate_watches_perplexity_and_both_times() -> None:
         assert rule is not None and rule.worse_by == margin
     assert policy.rule("tokens_per_second_context_128") is None, "the same figure once more"
     assert len({rule.metric for rule in GATE_RULES}) == len(GATE_RULES)
+
+
+def test_what_both_wrote_stands_side_by_side() -> None:
+    """Of one run, or of two that share some prompts."""
+    mine = generation_report()
+    found = compare_reports(mine, mine, baseline_model="baseline")
+    assert [(one.prompt, one.baseline, one.candidate) for one in found.continuations] == list(
+        zip(PROMPTS, TEXTS["baseline"], TEXTS["final"], strict=True)
+    )
+    assert found.continuations[0].parting.startswith("They part at token 4: ")
+    page, text = html_comparison(found), markdown_comparison(found)
+    assert '<span class="apart final">and covers about' in page and "They part at token 4" in page
+    assert "1 of 3 continuations are the same to the end" in page and "They part at token 4" in text
+    fewer = mine.model_copy(update={"continuations": mine.continuations[1:]})
+    both = compare_reports(fewer, mine)
+    assert [one.baseline == one.candidate for one in both.continuations] == [True] * 3
+    assert compare_reports(mine, mine.model_copy(update={"continuations": ()})).continuations == ()
+
+
+def test_instructions_that_one_of_the_two_follows_are_flips() -> None:
+    def answers(model: str, *missed: tuple[str, ...]) -> tuple[AnswerRecord, ...]:
+        return tuple(
+            AnswerRecord(model=model, target="cpu", prompt=f"do {place}", text=f"{model} {place}", missed=each)
+            for place, each in enumerate(missed)
+        )
+
+    own = answers("baseline", (), ("words 1",), ()) + answers("final", ("json",), (), ())
+    mine = generation_report(answers=own)
+    found = compare_reports(mine, mine, baseline_model="baseline").flips
+    assert [(one.row, one.now, one.label) for one in found] == [(0, "wrong", "not json"), (1, "right", "not words 1")]
+    assert (found[0].example, found[0].baseline_answer, found[0].candidate_answer) == ("do 0", "baseline 0", "final 0")
+    page = html_page(mine).partition("<main")[2].partition("</main>")[0]
+    assert "Instructions that one of the two followed" in page and "not json" in page and "do 2" not in page

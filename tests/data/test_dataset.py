@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
+from pydantic import ValidationError
 
 from compress.data.columns import Column
 from compress.data.config import DataConfig
@@ -256,6 +257,19 @@ def test_rows_that_also_stand_in_test_are_dropped_where_asked(folder):
     assert data.split("test")["text"].to_pylist() == ["great", "awful"]
     assert len(notes.notes) == 2
     assert notes.notes[0].startswith("1 rows of train")
+
+
+def test_what_is_judged_beside_test_is_in_no_training_either(folder):
+    """A row of train that stands in such a split is refused, one of test is not."""
+    write_rows(folder / "more.csv", [("Great", "positive"), (TRAIN[0][0].upper(), "negative")])
+    splits = {"train": "train.csv", "test": "test.csv", "more": "more.csv"}
+    assert "1 of" in failure(folder, splits=splits, also={"more": "text"}).what
+    data = load(folder, splits=splits, also={"more": "text"}, drop_overlap=True)
+    assert data.split("train")["text"].to_pylist() == [text for text, _ in TRAIN[1:]]
+    assert len(data.split("more")) == 2
+    for wrong in ({"test": "text"}, {"other": "text"}, {"more": "latin"}):
+        with pytest.raises(ValidationError):
+            DataConfig(splits=splits, also=wrong)
 
 
 def test_a_split_that_is_all_test_is_refused_even_then(folder):

@@ -70,7 +70,7 @@ def test_answers_are_places_or_texts(tmp_path: Path) -> None:
     row = {"prompt": "2 + 2 =", "choices": ["3", "4"]}
     path = write(tmp_path, {**row, "answer": 1}, {**row, "answer": "3"})
     assert [question.answer for question in read_questions(path)] == [1, 0]
-    assert find_questions("questions.jsonl", tmp_path) == read_questions(path)
+    assert find_questions("questions.jsonl", tmp_path, SilentProgress()) == read_questions(path)
 
 
 @pytest.mark.parametrize(
@@ -98,4 +98,4 @@ def test_a_file_without_its_columns_or_that_is_not_there(tmp_path: Path) -> None
     with pytest.raises(DataError, match="no column 'choices'"):
         read_questions(write(tmp_path, {"prompt": "p", "answer": 0}))
     with pytest.raises(DataError, match=r"nowhere\.jsonl does not exist"):
-        find_questions("nowhere.jsonl", tmp_path)
+        find_questions("nowhere.jsonl", tmp_path, SilentProgress())

@@ -14,9 +14,11 @@ from compress.evaluation.generate import (
     continue_prompts,
     end_tokens,
     fallen,
+    loop_row,
     prompts_of,
     repetition_note,
     repetition_row,
+    steps_of,
 )
 from compress.formats.targets import TARGETS
 from compress.progress import SilentProgress
@@ -95,3 +97,27 @@ def test_tokens_that_became_less_likely_are_found_with_what_stood_before() -> No
     found = fallen(Examples(windows, {}), old, new)
     assert [(one.before, one.token) for one in found] == [([10], 11), ([20], 21), ([20, 21], 22), ([20, 21, 22], 23)]
     assert found[1] == Fallen([20], 21, pytest.approx(0.8), pytest.approx(0.2))
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_each_written_token_has_its_probability_and_that_of_the_likeliest_other(tmp_path: Path, cache: bool) -> None:
+    decoder = TinyDecoder()
+    folder = decoder.write(tmp_path, cache=cache)
+    texts = [decoder.continuation(PROMPTS[0], 5), [3, 1, 2]]  # the latter is not what it would write
+    found = steps_of(folder, PROMPTS, texts, TARGETS["cpu"], 1, SilentProgress(), "")
+    for prompt, text, steps in zip(PROMPTS, texts, found, strict=True):
+        assert [step.token for step in steps] == text
+        for place, step in enumerate(steps):
+            logits = decoder.logits([*prompt, *text[:place]])[-1].astype(np.float64)
+            chances = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+            others = [token for token in np.argsort(-chances) if token != text[place]]
+            assert step.other == others[0]
+            wanted = chances[text[place]], chances[others[0]]
+            assert (step.probability, step.other_probability) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_texts_that_end_in_a_loop_are_counted() -> None:
+    once, twice = list(range(40)), [*range(30), *range(24, 30)]
+    row = loop_row([once, twice, [9, 8, *[1, 2, 3, 4, 5, 6, 7, 8] * 2]], "final", "cpu")
+    assert (row.metric, row.raw) == ("looping", (0.0, 0.0, 1.0))
+    assert row.low is not None and row.high is not None and row.low < row.value == 1 / 3 < row.high

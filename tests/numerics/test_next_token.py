@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from compress.numerics.next_token import divergence, log_probabilities, negative_log_likelihood, repeated_share
+from compress.numerics.next_token import (
+    divergence,
+    log_probabilities,
+    loop_length,
+    negative_log_likelihood,
+    repeated_share,
+)
 
 
 def logits(rows: int, vocabulary: int, seed: int = 0, scale: float = 5.0) -> np.ndarray:
@@ -56,3 +62,21 @@ def test_divergence_of_rounded_distributions_is_never_negative():
 )
 def test_repeated_share(text, expected):
     assert repeated_share(np.array([ord(letter) for letter in text])) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("beginning, then " + "abcde" * 4, 5),
+        ("abcde" * 3 + "abcdf", 0),
+        ("x" * 15, 0),  # too short to be sure
+        ("x" * 16, 1),
+        ("It is so. " * 2, 10),
+        ("It is so. " * 2 + "And", 0),  # it got out
+        ("abab" * 4, 2),
+        ("once again, he says: " * 2, 21),
+        ("", 0),
+    ],
+)
+def test_a_loop_is_what_goes_round_at_the_end(text, expected):
+    assert loop_length(np.array([ord(letter) for letter in text])) == expected

@@ -49,7 +49,11 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     ]
     asked = [{"prompt": "some", "choices": ["words", "meaning"], "answer": place % 2} for place in range(4)]
     (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, asked)))
-    recipe = load(write_all(folder, limits=limits), "evaluation.questions=questions.jsonl")
+    told = [{"prompt": "some words", "checks": {name: 0}} for name in ("words_at_least", "words_at_most")]
+    (folder / "told.jsonl").write_text("\n".join(map(json.dumps, told)))
+    files = ("evaluation.questions=questions.jsonl", "evaluation.instructions=told.jsonl", "evaluation.answer_tokens=6")
+    recipe = load(write_all(folder, limits=limits), *files)
+    (folder / "model" / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     progress = Notes()
     return Done(run(recipe, folder, folder / "artifacts", progress), folder, progress.said)
 
@@ -97,6 +101,23 @@ def test_questions_are_asked(done: Done) -> None:
     for model in ("baseline", "final"):
         assert done.value(model, "choice_accuracy") == 0.5
         assert done.value(model, "choice_accuracy_normalized") == 0.5
+
+
+def test_instructions_are_given_and_their_answers_checked(done: Done) -> None:
+    """Any answer has no fewer words than 0, and none has as many as that and no more."""
+    for model in ("baseline", "final"):
+        assert (done.value(model, "instructions_followed"), done.value(model, "checks_passed")) == (0.5, 0.5)
+    answers = [(one.model, one.missed) for one in done.run.report.answers]
+    assert answers == [(model, missed) for model in ("baseline", "final") for missed in ((), ("words at most 0",))]
+
+
+def test_every_token_that_was_written_has_its_probability(done: Done) -> None:
+    for one in done.run.report.continuations:
+        assert [step.token for step in one.steps] == one.text.split(" ")
+        assert all(0 <= step.probability + step.other_probability <= 1.0002 for step in one.steps)
+        if one.model == "baseline":  # 4 bits may round one token and many to other answers
+            assert all(step.probability >= step.other_probability for step in one.steps)
+    assert 0 <= done.value("final", "looping") <= 1
 
 
 def test_limits_are_judged(done: Done) -> None:
@@ -176,12 +197,25 @@ def test_only_the_same_windows_pair(done: Done, change: str) -> None:
         ("benchmark.contexts=[150]", "benchmark.contexts", "timed, and the text that is judged by has 64"),
         ("benchmark.tokens=250", "benchmark.contexts", "read 266 tokens"),
         ("evaluation.tokens=255", "evaluation.tokens", "read 263 tokens"),
+        ("evaluation={instructions: told.jsonl, answer_tokens: 250}", "evaluation.answer_tokens", "read 260 tokens"),
+        (
+            "data={splits: {test: test.jsonl, train: train.jsonl, code: short.jsonl}, also: {code: text}}",
+            "data.splits",
+            "too few for one window",
+        ),
+        (
+            "data={splits: {test: test.jsonl, train: train.jsonl, code: prose.jsonl}, also: {code: python}, "
+            "max_length: 32}",
+            "data.also, row 1",
+            "no Python",
+        ),
     ],
 )
 def test_text_that_cannot_be_judged_ends_the_run_before_its_stages(
     done: Done, tmp_path: Path, change: str, where: str, words: str
 ) -> None:
     (done.folder / "short.jsonl").write_text(json.dumps({"text": "too short"}))
+    (done.folder / "prose.jsonl").write_text(json.dumps({"text": "it's no Python (and never ends" * 9}))
     recipe = load(done.folder / "tiny.yaml", "evaluation.windows=2", change)
     with pytest.raises(DataError, match=words) as caught:
         run(recipe, done.folder, tmp_path, Notes())

@@ -12,10 +12,16 @@ from mergeable import TEXTS, save_mergeable_llama
 from tiny_generation import ONE_LAUNCH, write_recipe
 from tiny_run import Notes, load
 
+from compress.compare.reports import compare_reports
 from compress.pipeline.run import run
 from compress.report.pages import html_page
 
 TRAIN = "The cat's hat sat on the mat, and the cat on the cat."
+CODE = """def area(width, height=2):  # in metres
+    if width < 0:
+        raise ValueError("a width below 0")
+    return width * height + 10
+"""
 STAGES = [
     {"trim_vocabulary": {"multiple_of": 32}},
     {"gptq": {"bits": 8, "group_size": 32, "method": "rtn", "embedding_bits": 8}},
@@ -29,8 +35,11 @@ def test_a_cut_vocabulary_is_quantized_and_compared_by_the_same_text(tmp_path: P
     for split, texts in (("train", [TRAIN] * 4), ("test", [*TEXTS[:2] * 3, *TEXTS[2:] * 3])):
         rows = [{"text": text, "domain": "prose" if text in TEXTS[:2] else "code"} for text in texts]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "code.jsonl").write_text("\n".join(json.dumps({"text": CODE}) for _ in range(6)))
     slices = [{"column": "domain", "min_rows": 1}]
-    recipe = load(write_recipe(tmp_path, stages=STAGES, benchmark=ONE_LAUNCH, slices=slices))
+    splits = {name: f"{name}.jsonl" for name in ("train", "test", "code")}
+    data = {"splits": splits, "max_length": 32, "also": {"code": "python"}}
+    recipe = load(write_recipe(tmp_path, stages=STAGES, benchmark=ONE_LAUNCH, slices=slices, data=data))
     report = run(recipe, tmp_path, tmp_path / "a", Notes()).report
     found = {
         (model, metric): report.find(model, metric, "cpu")
@@ -54,11 +63,23 @@ def test_a_cut_vocabulary_is_quantized_and_compared_by_the_same_text(tmp_path: P
         for model, raw in zip(("baseline", "final"), raws, strict=True):
             part = report.find(model, f"perplexity[domain={name}]", "cpu")
             assert part.value == pytest.approx(math.exp(np.mean([raw[place] for place in places])))
-    assert "prose" in html_page(report)
-    (note,) = (note for note in report.notes if "a vocabulary of" in note)
+    page = html_page(report)
+    assert "prose" in page and "code, identifier" in page
+    note, elsewhere = (note for note in report.notes if "a vocabulary of" in note)
+    assert elsewhere.startswith("code: judged on 6 of 19 windows")
     assert "perplexity is by the baseline's tokens" in note
     (remark,) = report.stages[0].remarks
     kept = int(remark.split()[1])
     assert kept % 32 == 0 and remark == f"trim_vocabulary: {kept} of 352 tokens kept"
     prompts = [[one.prompt for one in report.continuations if one.model == model] for model in ("baseline", "final")]
     assert prompts[0] == prompts[1] and len(prompts[0]) == 2
+    changes = {one.metric: one for one in compare_reports(report, report, baseline_model="baseline").changes}
+    kinds = {name for name in changes if name.startswith("perplexity_on_code[")}
+    assert {f"perplexity_on_code[{kind}]" for kind in ("identifier", "comment", "whitespace")} <= kinds
+    for name in ("perplexity_on_code", *kinds):
+        assert changes[name].n == 6 and changes[name].method.startswith("paired bootstrap over 6 windows")
+        assert changes[name].effect == pytest.approx(changes[name].candidate / changes[name].baseline - 1)
+    data = report.data.model_copy(update={"also": {"code": "another digest"}})
+    other = compare_reports(report, report.model_copy(update={"data": data}))
+    methods = {one.metric: one.method for one in other.changes}
+    assert methods["perplexity"].startswith("paired") and methods["perplexity_on_code"].startswith("each side's own")

@@ -65,7 +65,15 @@ def test_texts_stand_side_by_side_and_part_where_they_differ() -> None:
     assert second.same == len(TEXTS["final"][1])
     assert third.same == 1
     assert alike([first, second, third]) == "1 of 3 continuations are the same to the end"
+    assert [one.parting for one in (first, second, third)] == [
+        "They part at token 4: \u201c with\u201d 60% over \u201c else\u201d 15% before, "
+        "\u201c and\u201d 40% over \u201c else\u201d 10% now",
+        "",
+        "They part at token 1: \u201c his\u201d 60% over \u201c else\u201d 15% before, "
+        "\u201c the\u201d 40% over \u201c else\u201d 10% now",
+    ]
     markup = html_page(REPORT)
+    assert "They part at token 4: \u201c with\u201d 60%" in markup
     assert '<span class="apart final">and covers about' in markup
     assert "&lt;b&gt;Algae&lt;/b&gt; are a diverse group of\n\norganisms" in markup
     assert markup.count("repeats itself: 71%") == 1

@@ -87,6 +87,8 @@ def _below(comparison: Comparison) -> Iterator[Text]:
     lost = sum(flip.now == "wrong" for flip in comparison.flips)
     if comparison.flips:
         yield _text(f"flips listed: {lost} now wrong, {len(comparison.flips) - lost} now right (--json, --format html)")
+    if comparison.continuations:
+        yield _text(f"{words.alike(comparison)} (--json, --format html)")
     yield from (_text(line, style="yellow") for line in words.evidence(comparison))
 
 

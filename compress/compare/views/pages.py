@@ -147,6 +147,7 @@ def _markdown(
         others=[(one.metric, one.target, *words.figures(one), words.verdict_text(one)) for one in others],
         slices=[(name, rows, *words.figures(one), words.verdict_text(one)) for name, rows, one in slices],
         flips=flips,
+        written=[(one.prompt, one.baseline, one.candidate, one.parting) for one in comparison.continuations],
         evidence=[*sides, *words.evidence(comparison), *methods],
         words=words,
     )

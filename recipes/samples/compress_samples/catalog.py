@@ -59,6 +59,21 @@ _STRONG = (
 )
 
 
+def _gensim(members: tuple[str, ...]) -> Package:
+    """Test data of gensim."""
+    return Package(
+        manager="pip",
+        distribution="gensim",
+        version="4.4.0",
+        filename="gensim-4.4.0.tar.gz",
+        sha256="a3f5b626da5518e79a479140361c663089fe7998df8ba52d56e1ded71ac5bdf5",
+        download_bytes=23_260_095,
+        licence_member="gensim-4.4.0/COPYING",
+        folder="gensim-4.4.0/gensim/test/test_data",
+        members=members,
+    )
+
+
 def _vader(name: str, description: str, members: tuple[str, ...], preparation: str) -> Sample:
     """A sample from the archive of Hutto and Gilbert (2014), whose texts are rated by at least 20 people."""
     return Sample(
@@ -162,15 +177,7 @@ SAMPLES: tuple[Sample, ...] = (
         licence="CC BY-SA 3.0 and GFDL (text, Wikipedia's authors); LGPL-2.1 (package)",
         spdx="CC-BY-SA-3.0 AND GFDL-1.3-or-later",
         packages=(
-            Package(
-                manager="pip",
-                distribution="gensim",
-                version="4.4.0",
-                filename="gensim-4.4.0.tar.gz",
-                sha256="a3f5b626da5518e79a479140361c663089fe7998df8ba52d56e1ded71ac5bdf5",
-                download_bytes=23_260_095,
-                licence_member="gensim-4.4.0/COPYING",
-                folder="gensim-4.4.0/gensim/test/test_data",
+            _gensim(
                 members=("enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2",),
             ),
         ),
@@ -183,15 +190,7 @@ SAMPLES: tuple[Sample, ...] = (
         licence="free for research: Lee et al. 2005, WordSim-353 (CC BY 4.0), SimLex-999; LGPL-2.1 (package)",
         spdx="LicenseRef-research-only AND CC-BY-4.0",
         packages=(
-            Package(
-                manager="pip",
-                distribution="gensim",
-                version="4.4.0",
-                filename="gensim-4.4.0.tar.gz",
-                sha256="a3f5b626da5518e79a479140361c663089fe7998df8ba52d56e1ded71ac5bdf5",
-                download_bytes=23_260_095,
-                licence_member="gensim-4.4.0/COPYING",
-                folder="gensim-4.4.0/gensim/test/test_data",
+            _gensim(
                 members=("lee.cor", "similarities0-1.txt", "wordsim353.tsv", "simlex999.txt"),
             ),
         ),
@@ -241,6 +240,34 @@ SAMPLES: tuple[Sample, ...] = (
         spdx="LicenseRef-public-domain",
         packages=(_KJV, _WEB, *_STRONG),
         preparation="compress_samples.verse_tasks:write_cloze",
+    ),
+    Sample(
+        name="python-code",
+        kind="data",
+        description="Python source of the template engine Jinja, one row a file, in train and test",
+        licence="BSD-3-Clause, (c) 2007 Pallets",
+        packages=(
+            Package(
+                manager="pip",
+                distribution="jinja2",
+                version="3.1.6",
+                filename="jinja2-3.1.6-py3-none-any.whl",
+                sha256="85ece4451f492d0c13c5dd7c13a64681a86afae63a5f347908daf103ce6d2f67",
+                download_bytes=134_899,
+                licence_member="jinja2-3.1.6.dist-info/licenses/LICENSE.txt",
+                folder="jinja2",
+                members=("*.py",),
+            ),
+        ),
+        preparation="compress_samples.python_code:write_code",
+    ),
+    Sample(
+        name="analogies",
+        kind="data",
+        description="280 multiple-choice questions of capitals, currencies, families and forms of words",
+        licence="Apache-2.0 (analogies, Mikolov et al. 2013); LGPL-2.1 (package)",
+        packages=(_gensim(("questions-words.txt",)),),
+        preparation="compress_samples.analogies:write_questions",
     ),
     *IMAGE_SAMPLES,
     *SPEECH_SAMPLES,

@@ -1,0 +1,180 @@
+"""Artifacts as a model of EleutherAI's lm-evaluation-harness, through the runtime that will run them (Gao et al. 2024).
+
+``python -m compress.evaluation.harness run --model compress --model_args path=ARTIFACT --tasks NAME`` is the
+harness's own command line with this model known; importing this module makes it known to a program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.checkpoints.json_file import read_json
+from compress.checkpoints.processor import load_tokenizer
+from compress.errors import InputError, MissingExtraError, ModelError
+from compress.evaluation.generate import end_tokens
+from compress.formats.runtimes import get_runtime
+from compress.formats.targets import find_target
+from compress.numerics.next_token import negative_log_likelihood
+from compress.progress import Progress, SilentProgress
+from compress.runtimes.decoder import feeder, open_decoder
+
+try:
+    from lm_eval import utils
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.registry import register_model
+    from lm_eval.models.utils import normalize_gen_kwargs
+except ModuleNotFoundError as error:
+    raise MissingExtraError("lm_eval", "lm-eval", "A model of the lm-evaluation-harness") from error
+
+_LONGEST = 2048
+"""Tokens read at once of a model whose config doesn't say how many it can."""
+
+
+@register_model("compress")
+class CompressLM(TemplateLM):  # type: ignore[misc]  # the harness has no types that are read here
+    """An artifact in any format whose runtime gives logits. Its answers are those that `compress evaluate` judges."""
+
+    def __init__(
+        self,
+        path: str,
+        target: str = "cpu",
+        threads: int = 2,
+        max_length: int | None = None,
+        max_gen_toks: int = 256,
+        **harness: Any,
+    ) -> None:
+        """Open ``path`` as ``target`` runs it; ``harness`` are its own settings, of which none is needed here.
+
+        Raises what opening raises.
+        """
+        super().__init__()
+        folder, name = Path(path), str(path)
+        self.tokenizer = load_tokenizer(folder)
+        session = get_runtime(find_target(target).runtime).open(folder, find_target(target), int(threads))
+        self._session, self._feed, self._writer = session, feeder(session, name), open_decoder(session, name)
+        self._path, self._ends = name, {self.eot_token_id, *end_tokens(folder)}
+        config = read_json(folder / "config.json")
+        self.max_length = int(max_length or config.get("max_position_embeddings") or _LONGEST)
+        self.max_gen_toks = int(max_gen_toks)
+        self.progress: Progress = SilentProgress()
+
+    @property
+    def eot_token_id(self) -> int:
+        """What ends a text."""
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text that nothing stands before."""
+        begin = self.tokenizer.bos_token_id
+        return self.eot_token_id if begin is None else int(begin)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What the harness keeps requests under."""
+        return self._path.replace("/", "__")
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """Tokens of a text; special ones are put before it as the tokenizer does, unless it has them or is told."""
+        if add_special_tokens is None and string.startswith(self.tokenizer.decode([self.prefix_token_id])):
+            add_special_tokens = False
+        told = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        return list(self.tokenizer(string, verbose=False, **told)["input_ids"])
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Messages as the model's template writes them; without an opening, the last one is to be gone on with."""
+        options = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
+        return str(self.tokenizer.apply_chat_template(chat_history, tokenize=False, **options))
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        """log p of each continuation behind its context, and whether its tokens are the likeliest ones."""
+        found = []
+        for text, context, continuation in self.progress.track(requests, "score texts", len(requests)):
+            ids = np.array([*context, *continuation][-self.max_length - 1 :], dtype=np.int64)
+            wanted = ids[-len(continuation) :]
+            if len(wanted) == len(ids):
+                raise InputError(
+                    f"A text of {len(wanted)} tokens to score leaves no room in {self.max_length} for one before it.",
+                    mend="give a larger max_length in --model_args, if the model can read so much",
+                )
+            logits = self._logits(ids[:-1])[-len(wanted) :]
+            likely = bool((logits.argmax(axis=-1) == wanted).all())
+            found.append((-float(negative_log_likelihood(logits, wanted).sum()), likely))
+            if text is not None:
+                self.cache_hook.add_partial("loglikelihood", text, found[-1])
+        return found
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """log p of each text as a whole, cut into windows that share one token."""
+        found = []
+        for request in requests:
+            (text,) = request.args
+            windows = utils.get_rolling_token_windows(
+                self.tok_encode(text), self.prefix_token_id, self.max_length, context_len=1
+            )
+            parts = [(None, *utils.make_disjoint_window(window)) for window in windows]
+            found.append(sum(value for value, _ in self._loglikelihood_tokens(parts)))
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, found[-1])
+        return found
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """The likeliest text after each context, up to what it shall stop at. Raises `InputError` for sampling."""
+        found = []
+        for request in self.progress.track(requests, "write texts", len(requests)):
+            context, given = request.args
+            wanted = normalize_gen_kwargs(given, self.max_gen_toks)
+            if wanted.get("do_sample") or wanted.get("temperature"):
+                raise InputError("Texts are written by the likeliest token alone.", expected="do_sample=False")
+            stops = [stop for stop in wanted["until"] if stop]
+            found.append(self._written(context, int(wanted["max_gen_toks"]), stops))
+            self.cache_hook.add_partial("generate_until", request.args, found[-1])
+        return found
+
+    def _written(self, context: str, tokens: int, stops: Sequence[str]) -> str:
+        room = self.max_length - tokens
+        if room < 1:
+            raise InputError(f"{tokens} tokens to write leave no room in {self.max_length} for what stands before.")
+        written: list[int] = []
+        text = ""
+        for token in self._tokens(self.tok_encode(context)[-room:], tokens):
+            written.append(token)
+            text = str(self.tokenizer.decode(written, skip_special_tokens=True))
+            if any(stop in text for stop in stops):
+                break
+        return min((text.split(stop)[0] for stop in stops), key=len, default=text)
+
+    def _tokens(self, ids: list[int], count: int) -> Iterator[int]:
+        """The likeliest tokens after ``ids``, at most ``count``, up to one that ends the text."""
+        token = self._writer.prefill(ids)
+        for left in range(count, 0, -1):
+            if token in self._ends:
+                return
+            yield token
+            token = self._writer.step(token) if left > 1 else token
+
+    def _logits(self, ids: np.ndarray) -> np.ndarray:
+        batch = {"input_ids": ids[None], "attention_mask": np.ones_like(ids)[None]}
+        logits: np.ndarray = self._session.predict(self._feed(batch))["logits"][0]
+        if len(logits) != len(ids):
+            raise ModelError("The model gives logits of the last token alone.", where=self._path)
+        return logits
+
+
+def main() -> None:
+    """The harness's own command line."""
+    from lm_eval.__main__ import cli_evaluate
+
+    from compress.formats.silence import quiet_libraries
+
+    quiet_libraries()
+    cli_evaluate()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""What kind of token of a programming language each byte of its text belongs to. Importing this imports no numpy."""
+
+from __future__ import annotations
+
+import io
+import keyword
+import tokenize
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from compress.errors import DataError
+from compress.tasks.windows import SEPARATOR
+
+if TYPE_CHECKING:
+    import numpy as np
+
+KINDS = ("whitespace", "identifier", "keyword", "string", "number", "comment", "operator")
+_BY_TYPE = {"STRING": "string", "NUMBER": "number", "COMMENT": "comment", "OP": "operator"}
+
+
+def python_kinds(texts: Sequence[str]) -> np.ndarray:
+    """The place in `KINDS` of every byte of ``texts``, one behind the other with a blank line between.
+
+    Tokens are those of the standard library's `tokenize`; what lies between them, and indents, is white space. Raises
+    `DataError` for a text that is no Python.
+    """
+    import numpy as np
+
+    found = []
+    for row, text in enumerate(texts):
+        try:
+            found += [_bytes(text), np.zeros(len(SEPARATOR), np.int8)]
+        except (tokenize.TokenError, SyntaxError) as error:
+            raise DataError(
+                f"A text is no Python: {error}.",
+                where=f"data.also, row {row + 1}",
+                expected="whole files of Python",
+                mend="take it out, or call the split `text` in data.also",
+            ) from error
+    return np.concatenate(found[:-1])
+
+
+def kinds_of_tokens(kinds: np.ndarray, spaces: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """The kind of each token of text whose bytes have ``kinds``, by its first byte that is none of ``spaces``.
+
+    ``starts`` [n + 1] are the bytes at which tokens begin, and the end.
+    """
+    import numpy as np
+
+    places = np.where(spaces, len(spaces), np.arange(len(spaces)))
+    following = np.append(np.minimum.accumulate(places[::-1])[::-1], len(spaces))
+    first = following[starts[:-1]]
+    within = first < np.maximum(starts[1:], starts[:-1] + 1)
+    return np.where(within, np.append(kinds, 0)[first], 0)
+
+
+def _bytes(text: str) -> np.ndarray:
+    """Kinds of the bytes of one text in UTF-8."""
+    import numpy as np
+
+    lines = list(io.StringIO(text, newline=""))
+    begins = np.concatenate([[0], np.cumsum([len(line) for line in lines])]).astype(int)
+    kinds, opened = np.zeros(len(text), np.int8), list[int]()
+    for token in tokenize.generate_tokens(io.StringIO(text, newline="").readline):
+        kind = _kind(token)
+        if kind is not None:
+            first, last = (begins[line - 1] + place for line, place in (token.start, token.end))
+            name = tokenize.tok_name[token.type]
+            if name == "FSTRING_START":
+                opened.append(first)
+            elif name == "FSTRING_END":  # from Python 3.12 on it comes in parts
+                first = opened.pop()
+            kinds[first:last] = KINDS.index(kind)
+    return np.repeat(kinds, [len(character.encode()) for character in text])
+
+
+def _kind(token: tokenize.TokenInfo) -> str | None:
+    name = tokenize.tok_name[token.type]
+    if name == "NAME":
+        return "keyword" if keyword.iskeyword(token.string) else "identifier"
+    return "string" if name.startswith("FSTRING") else _BY_TYPE.get(name)

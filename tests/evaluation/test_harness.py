@@ -1,0 +1,118 @@
+"""The lm-evaluation-harness on our artifacts: its figures are those of transformers' own probabilities."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from decoder_graphs import TinyDecoder
+from quantized import save_tiny_llama, tiny_tokenizer
+from transformers import AutoModelForCausalLM
+
+from compress.errors import InputError
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
+    from lm_eval.api.instance import Instance
+
+    from compress.evaluation.harness import CompressLM
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+TASK = """task: words
+dataset_path: json
+dataset_kwargs: {data_files: {test: DATA}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: answer
+metric_list: [{metric: acc}, {metric: acc_norm}]
+"""
+QUESTIONS = [("some", ["words", "meaning"], 0), ("no", ["row", "other", "in"], 2), ("that stand", ["a", "in"], 1)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("llama")
+    save_tiny_llama(found)
+    return found
+
+
+def asked(*arguments: Any) -> list[Instance]:
+    return [Instance("loglikelihood", {}, each, place) for place, each in enumerate(arguments)]
+
+
+def log_likelihood(folder: Path, before: list[int], ids: list[int]) -> tuple[float, bool]:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        logits = model(torch.tensor([[*before, *ids]])).logits[0, len(before) - 1 : -1].double().log_softmax(-1)
+    own = logits[torch.arange(len(ids)), torch.tensor(ids)]
+    return float(own.sum()), bool((logits.argmax(-1) == torch.tensor(ids)).all())
+
+
+def test_log_likelihoods_are_transformers(folder: Path) -> None:
+    model, tokenizer = CompressLM(str(folder), target="torch", max_length=12), tiny_tokenizer()
+    found = model.loglikelihood(asked(("abc", "def"), ("abc ", "d"), ("", "ab")))
+    ids = [tokenizer(text)["input_ids"] for text in ("abc", "def", " d", "ab")]
+    begin = [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
+    wanted = [log_likelihood(folder, *pair) for pair in ((ids[0], ids[1]), (ids[0], ids[2]), (begin, ids[3]))]
+    assert found == [(pytest.approx(value, rel=1e-5), likely) for value, likely in wanted]
+    text = tokenizer("abcdefgh" * 4)["input_ids"]
+    # Windows of 12 tokens to be told, each behind the one before it.
+    parts = [log_likelihood(folder, begin, text[:12]), log_likelihood(folder, text[11:12], text[12:24])]
+    parts.append(log_likelihood(folder, text[19:24], text[24:]))
+    assert model.loglikelihood_rolling(asked(("abcdefgh" * 4,))) == [
+        pytest.approx(sum(value for value, _ in parts), rel=1e-5)
+    ]
+    with pytest.raises(InputError, match="leaves no room"):
+        model.loglikelihood(asked(("a", "b" * 13)))
+
+
+def test_the_harness_asks_an_onnx_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`lm_eval` itself, on a task of its own form, by numpy's probabilities of the same graph."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    decoder, tokenizer = TinyDecoder(vocabulary=160), tiny_tokenizer()
+    artifact = decoder.write(tmp_path / "artifact")
+    tokenizer.save_pretrained(artifact)
+    (artifact / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    rows = [dict(zip(("question", "choices", "answer"), each, strict=True)) for each in QUESTIONS]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "words.yaml").write_text(TASK.replace("DATA", str(tmp_path / "data.jsonl")))
+    manager = TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False)
+    found = simple_evaluate(
+        model="compress", model_args=f"path={artifact}", tasks=["words"], task_manager=manager, bootstrap_iters=0
+    )
+    right = {"acc,none": 0, "acc_norm,none": 0}
+    for question, choices, answer in QUESTIONS:
+        scores = []
+        for choice in choices:
+            before, after = (tokenizer(text)["input_ids"] for text in (question, f" {choice}"))
+            logits = torch.from_numpy(decoder.logits([*before, *after])).log_softmax(-1).numpy()
+            scores.append(sum(logits[len(before) + place - 1, token] for place, token in enumerate(after)))
+        right["acc,none"] += int(np.argmax(scores) == answer)
+        right["acc_norm,none"] += int(np.argmax(np.divide(scores, [len(one) for one in choices])) == answer)
+    for metric, count in right.items():
+        assert found["results"]["words"][metric] == pytest.approx(count / len(QUESTIONS))
+
+
+def test_texts_go_on_with_the_likeliest_tokens_up_to_a_stop(tmp_path: Path) -> None:
+    decoder, tokenizer = TinyDecoder(vocabulary=160), tiny_tokenizer()
+    artifact = decoder.write(tmp_path)
+    tokenizer.save_pretrained(artifact)
+    (artifact / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    model, ids = CompressLM(str(artifact)), tokenizer("abc")["input_ids"]
+    whole = tokenizer.decode(decoder.continuation(ids, 9), skip_special_tokens=True)
+    requests = [("abc", {"until": [], "max_gen_toks": 9}), ("abc", {"until": [whole[4]], "max_gen_toks": 9})]
+    assert model.generate_until(asked(*requests)) == [whole, whole.split(whole[4])[0]]
+    with pytest.raises(InputError, match="likeliest token alone"):
+        model.generate_until(asked(("abc", {"do_sample": True, "temperature": 0.7})))

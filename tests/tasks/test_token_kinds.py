@@ -1,0 +1,74 @@
+"""Kinds of tokens of Python by hand, and that all kinds together are the text."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from mergeable import train_tokenizer
+from quantized import tiny_tokenizer
+
+from compress.errors import DataError
+from compress.evaluation.evaluate import kind_rows
+from compress.measurement import Measurement
+from compress.tasks.evaluation import Evaluation
+from compress.tasks.text_generation import TASK
+from compress.tasks.token_kinds import KINDS, python_kinds
+from compress.tasks.windows import token_ids
+
+CODE = 'def f(x):\n    if x > 12: # é\n        s = f"a{x}"\n'
+BY_HAND = "kkk_ioioo_" + "____kk_i_o_nno_ccc_" + "________i_o_sssssss_"
+LETTERS = {"_": "whitespace", "i": "identifier", "k": "keyword", "s": "string", "n": "number", "c": "comment",
+           "o": "operator"}  # fmt: skip
+
+
+def test_each_byte_has_the_kind_that_a_reader_gives_it() -> None:
+    found = [KINDS[place] for place in python_kinds([CODE, "x"])]
+    # The letter é has two bytes; a blank line stands between two texts.
+    expected = [LETTERS[letter] for letter in BY_HAND]
+    place = CODE.index("é")
+    assert found == [*expected[:place], "comment", *expected[place:], "whitespace", "whitespace", "identifier"]
+
+
+def test_text_that_is_no_python_is_refused() -> None:
+    with pytest.raises(DataError, match="no Python"):
+        python_kinds(["x = 1", "def f(:\n  '''"])
+
+
+def test_a_token_is_of_the_kind_of_its_first_byte_that_is_no_space() -> None:
+    """By a tokenizer with merges, whose pieces have a letter for each byte."""
+    texts = [CODE, "def cat(x):\n    return x + 1  # the mat"] * 4
+    rows, tokenizer = pa.table({"text": texts}), train_tokenizer()
+    examples = TASK.held_out(rows, tokenizer, None, 12, Evaluation(stride=5))
+    found = TASK.kinds_of_tokens(rows, tokenizer, examples, "python")
+    text = "\n\n".join(texts).encode()
+    kinds, ids = python_kinds(texts), token_ids(rows, tokenizer)
+    places = np.cumsum([0, *map(len, tokenizer.convert_ids_to_tokens(ids))])
+    wanted = []
+    for begin, end in itertools.pairwise(places):
+        own = [byte for byte in range(begin, end) if text[byte : byte + 1] != b" "]
+        wanted.append(KINDS[kinds[own[0]]] if own else "whitespace")
+    for row in range(len(examples)):
+        for column in range(5):
+            (kind,) = (name for name, chosen in found.items() if chosen[row, column])
+            assert kind == wanted[5 * row + 12 - 5 + column]
+    assert TASK.kinds_of_tokens(rows, tokenizer, examples, "text") == {}
+
+
+def test_all_kinds_together_are_the_text() -> None:
+    rows = pa.table({"text": [CODE] * 20})
+    examples = TASK.held_out(rows, tiny_tokenizer(), None, 16, Evaluation())
+    kinds = TASK.kinds_of_tokens(rows, tiny_tokenizer(), examples, "python")
+    losses = np.random.default_rng(0).exponential(2, (len(examples), 15))
+    counts = {kind: chosen.sum(axis=1) for kind, chosen in kinds.items()}
+    whole = Measurement(model="final", metric="perplexity_on_code", target="cpu", value=1.0, unit="", n=1)
+    found = {row.metric[19:-1]: row for row in kind_rows(losses, kinds, counts, whole)}
+    assert set(found) == set(KINDS)
+    assert sum(counts[kind].sum() for kind in KINDS) == losses.size
+    assert sum(counts[kind].sum() * math.log(row.value) for kind, row in found.items()) == pytest.approx(losses.sum())
+    for kind, row in found.items():
+        assert np.exp(losses[kinds[kind]].mean()) == pytest.approx(row.value) == pytest.approx(np.exp(np.mean(row.raw)))
+        assert row.low is not None and row.high is not None and row.low < row.value < row.high

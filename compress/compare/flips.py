@@ -146,7 +146,7 @@ def answer_flips(sides: Sides, *, most: int) -> tuple[Flip, ...]:
         now: Literal["wrong", "right"] = "wrong" if new.missed else "right"
         label = f"not {', '.join(new.missed or old.missed)}"
         if sum(flip.now == now for flip in found) < most:
-            answers = _short(old.text), _short(new.text)
+            answers = shortened(old.text), shortened(new.text)
             found.append(Flip(row=row, now=now, label=label, baseline_answer=answers[0], candidate_answer=answers[1],
                               example=prompt))  # fmt: skip
     return tuple(found)

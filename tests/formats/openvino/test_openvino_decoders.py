@@ -1,0 +1,189 @@
+"""Language models as OpenVINO's IR: transformers' answers, our integers, and opened by openvino-genai itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from quantized import VOCABULARY, quantize_tiny_llama, save_tiny_llama, tiny_tokenizer
+from transformers import Gemma2Config
+from written_decoders import CONFIGS, by_transformers, logits_of, random_ids, save_decoder
+
+from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.checkpoints.torch_model import TorchModel
+from compress.errors import InputError, IntegrityError, StageError
+from compress.formats.model_file import model_file
+from compress.formats.openvino import decoder as decoders
+from compress.formats.openvino.decoder import ProvenDecoder, write_decoder
+from compress.formats.openvino.model import IR_FILE, OpenVinoModel
+from compress.formats.openvino.stage import OpenVino
+from compress.formats.runtimes import get_runtime
+from compress.formats.targets import TARGETS
+from compress.inspect.budget import budget_of
+from compress.runtimes.decoder import open_decoder
+from compress.tasks.registry import get_task
+
+openvino = pytest.importorskip("openvino")
+pytest.importorskip("openvino_tokenizers")
+TARGET, TOLERANCE = TARGETS["openvino"], 1e-4
+PROMPT = "some words of no meaning"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return save_tiny_llama(tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture(scope="module")
+def quantized(source: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> QuantizedCheckpoint:
+    """Layers in 4 bits, the table, which is the head too, in 8."""
+    return quantize_tiny_llama(source, tmp_path_factory.mktemp("quantized"), table_bits=8)
+
+
+@pytest.fixture(scope="module")
+def written(quantized: QuantizedCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its folder."""
+    return saved(write_decoder(quantized, "fp32", 8, random_ids(2, 16), TOLERANCE), tmp_path_factory.mktemp("written"))
+
+
+def saved(found: ProvenDecoder, folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    found.model.save(folder)
+    return folder
+
+
+def constants(folder: Path) -> dict[str, Any]:
+    model = openvino.Core().read_model(folder / IR_FILE)
+    return {one.get_friendly_name(): one for one in model.get_ordered_ops() if one.get_type_name() == "Constant"}
+
+
+def test_integers_and_scales_are_those_of_the_checkpoint_and_a_tied_table_is_stored_once(
+    written: Path, quantized: QuantizedCheckpoint
+) -> None:
+    held, layer = constants(written), "model.layers.1.mlp.down_proj"
+    for name, bits in ((layer, 4), ("model.embed_tokens", 8)):
+        weight, stored = quantized.quantized(name), held[f"{name}.weight_Q{bits}"]
+        assert weight is not None and stored.get_element_type().get_type_name() == f"i{bits}"
+        # OpenVINO itself unpacks them.
+        found = openvino.Model([openvino.opset13.convert(stored, "i32")], [])
+        integers = openvino.Core().compile_model(found, "CPU")()[0]
+        expected = weight.integers.numpy().astype(np.int32) - (1 << (bits - 1))
+        np.testing.assert_array_equal(integers.reshape(expected.shape), expected)
+        np.testing.assert_array_equal(held[f"{name}.weight_Q{bits}/scale"].data[..., 0], weight.scales.numpy())
+    budget = budget_of(written)
+    assert budget.format == "openvino" and sum(one.dtype == "int8" for one in budget.tensors) == 1
+    joined = {one.name: one for one in budget.tensors}["model.layers.0.self_attn.q_k_v_proj.weight_Q4"]
+    assert joined.bytes * 2 == joined.parameters == 128 * 64
+
+
+def test_logits_are_those_of_transformers_and_of_what_it_generates(
+    written: Path, source: Checkpoint, quantized: QuantizedCheckpoint
+) -> None:
+    assert model_file(written) == written / IR_FILE
+    session = get_runtime("openvino").open(written, TARGET, 1)
+    ids, module = random_ids(3, 20, seed=2), by_transformers(source, quantized)
+    mask = np.ones_like(ids)
+    mask[1, 12:] = 0
+    found = session.predict({"input_ids": ids, "attention_mask": mask})["logits"]
+    expected = logits_of(module, ids)
+    # Inputs of products, keys and values are rounded to 8 bits.
+    bound = 0.05 * np.abs(expected).max()
+    np.testing.assert_allclose(found[[0, 2]], expected[[0, 2]], atol=bound)
+    np.testing.assert_allclose(found[1, :12], expected[1, :12], atol=bound)
+    # A text knows nothing of the one before.
+    np.testing.assert_array_equal(session.predict({"input_ids": ids, "attention_mask": mask})["logits"], found)
+    decoder = open_decoder(session, "here")
+    tokens = [decoder.prefill(ids[0].tolist())]
+    tokens += [decoder.step(tokens[-1]) for _ in range(5)]
+    assert decoder.cached and decoder.vocabulary == VOCABULARY
+    read = np.concatenate([ids[:1], [tokens[:-1]]], axis=1)
+    assert tokens == session.predict({"input_ids": read})["logits"][0, 19:].argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("backend", ["PA", "SDPA"])
+def test_openvino_genai_says_what_torch_says(written: Path, backend: str, source: Checkpoint, quantized: Any) -> None:
+    genai = pytest.importorskip("openvino_genai")
+    exact = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+    pipe = genai.LLMPipeline(str(written), "CPU", ATTENTION_BACKEND=backend, **exact)
+    chosen = genai.GenerationConfig(max_new_tokens=12, ignore_eos=True, apply_chat_template=False)
+    ids = tiny_tokenizer()(PROMPT)["input_ids"]
+    answer = by_transformers(source, quantized).generate(
+        torch.tensor([ids]), max_new_tokens=12, min_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=2
+    )
+    expected = answer[0, len(ids) :].tolist()
+    assert pipe.get_tokenizer().encode(PROMPT).input_ids.data.tolist() == [ids]
+    assert pipe.generate(openvino.Tensor(np.array([ids])), chosen).tokens == [expected]
+    assert pipe.generate(PROMPT, chosen) == tiny_tokenizer().decode(expected, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (CONFIGS["llama with biases"], ""),
+        (CONFIGS["qwen3"], ""),
+        (CONFIGS["mistral"], "has a window"),
+        (
+            Gemma2Config(**{**json.loads(CONFIGS["llama"].to_json_string(use_diff=False)), "head_dim": 16}),
+            "caps scores",
+        ),
+    ],
+    ids=["biases", "norms of heads", "windows", "caps"],
+)
+@pytest.mark.parametrize("precision", ["int8"])
+def test_other_families_are_proven_and_float_weights_become_eight_bits(
+    config: Any, reason: str, precision: Any, tmp_path: Path
+) -> None:
+    found = write_decoder(save_decoder(tmp_path, config), precision, 8, random_ids(2, 24), TOLERANCE)
+    assert reason in found.unfused and bool(reason) == bool(found.unfused)
+    assert found.equality.difference < TOLERANCE and found.equality.rounding > 0
+    kinds = {one.dtype for one in budget_of(saved(found, tmp_path / "written")).tensors if one.parameters > 1000}
+    assert kinds == {"uint8"}
+
+
+def test_odd_bits_are_kept_in_the_next_width(source: Checkpoint, tmp_path: Path) -> None:
+    odd = quantize_tiny_llama(source, tmp_path / "odd", bits=3, table_bits=None)
+    found = write_decoder(odd, "fp16", 8, random_ids(2, 16), TOLERANCE)
+    stored = constants(saved(found, tmp_path / "written"))["model.layers.0.mlp.down_proj.weight_Q4"]
+    assert stored.get_element_type().get_type_name() == "i4"
+
+
+def test_a_wrong_decoder_is_never_written(
+    quantized: QuantizedCheckpoint, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    real = decoders.read_stateful
+
+    def with_other_scales(graph: Path) -> Any:
+        model = real(graph)
+        (scale,) = (one for one in model.get_ops() if one.get_friendly_name() == "model.embed_tokens.weight_Q8/scale")
+        other = openvino.opset13.constant(scale.data * np.float16(1.01))
+        for reader in scale.output(0).get_target_inputs():
+            reader.replace_source_output(other.output(0))
+        return model
+
+    monkeypatch.setattr(decoders, "read_stateful", with_other_scales)
+    with pytest.raises(IntegrityError, match="differ from torch"):
+        write_decoder(quantized, "fp32", 8, random_ids(2, 16), TOLERANCE)
+
+
+def test_bad_input_is_refused_by_name(written: Path, source: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = get_runtime("openvino").open(written, TARGET, 1)
+    for odd in (np.array([[VOCABULARY]]), np.array([[-1]]), np.zeros((0, 3), np.int64), np.zeros((1, 2))):
+        with pytest.raises(InputError, match="no tokens of the model"):
+            session.predict({"input_ids": odd})
+    monkeypatch.setattr(decoders, "load_tokenizer", lambda folder: object())
+    with pytest.raises(StageError, match="openvino-tokenizers cannot follow"):
+        write_decoder(source, "fp32", 8, random_ids(2, 16), TOLERANCE)
+
+
+def test_the_stage_takes_folders_of_language_models_and_modules_of_others(written: Path) -> None:
+    stage = OpenVino()
+    for name, wanted in (("text-generation", Checkpoint), ("text-classification", TorchModel)):
+        capabilities = get_task(name).capabilities
+        assert stage.is_for(capabilities) and stage.wants(capabilities) is wanted
+    assert not stage.is_for(get_task("text2text-generation").capabilities)
+    again = OpenVinoModel.load(written, None)
+    assert set(again.own) == {IR_FILE, "openvino_model.bin"} and "openvino_tokenizer.xml" in again.companions

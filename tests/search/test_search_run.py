@@ -166,7 +166,7 @@ class Cluster:
         patch.setattr(RayWorkers, "_submit", submitted)
 
 
-@pytest.mark.skipif(not is_todays("ray"), reason="a real cluster is begun every second day")
+@pytest.mark.skipif(not is_todays("ray"), reason="a real cluster is begun every third day")
 def test_on_two_machines_one_of_which_dies_it_finds_the_same(
     searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ def todays(items: Iterable[Item], days: int, name: Callable[[Item], str]) -> lis
     return spread[datetime.now(UTC).toordinal() % days :: days]
 
 
-OTHERS = ("ray", "gptqmodel")
+OTHERS = ("ray", "gptqmodel", "optimum-intel")
 """Programs of others that take half a minute to begin and to end."""
 
 

@@ -213,7 +213,7 @@ def _stored(packed: np.ndarray, shape: Sequence[int], bits: int, signed: bool, n
     middles = sum(1 << place for place in range(bits - 1, _BYTE, bits))
     content = packed.reshape(-1) ^ np.uint8(middles) if signed else np.array(packed.reshape(-1))
     kind = {4: (Type.u4, Type.i4), 8: (Type.u8, Type.i8)}[bits][signed]
-    constant = Constant(Tensor(content, Shape(shape), kind))
+    constant = Constant(Tensor(content, Shape(shape), kind), shared_memory=False)
     constant.set_friendly_name(name)
     return ops.convert(constant, "f16")
 

@@ -17,4 +17,4 @@ said = {
     "beams": model.generate(ids, **wanted, pad_token_id=2, num_beams=3)[0, ids.shape[1] :].tolist(),
     "text": AutoTokenizer.from_pretrained(folder).decode(ids[0]),
 }
-print(json.dumps(said))
+sys.stdout.write(json.dumps(said))

@@ -76,7 +76,9 @@ def in_openvino(target: Path, draft: Path | None, ahead: int, threads: int) -> W
     import openvino
     import openvino_genai as genai
 
-    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+    # What is multiplied with integers would be rounded to 8 bits otherwise where several tokens are read at once.
+    exact = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+    settings = {"INFERENCE_NUM_THREADS": threads, **exact}
     beside = {} if draft is None else {"draft_model": genai.draft_model(str(draft), "CPU", **settings)}
     pipeline = genai.LLMPipeline(str(target), "CPU", scheduler_config=genai.SchedulerConfig(), **settings, **beside)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,4 +136,15 @@ def _tokenizer(folder: Path) -> dict[str, bytes]:
                 mend="ship the model as ONNX or GGUF instead",
             ) from error
     tokenizer, detokenizer = found
-    return {**written(tokenizer, TOKENIZER), **written(detokenizer, DETOKENIZER)}
+    files = {**written(tokenizer, TOKENIZER), **written(detokenizer, DETOKENIZER)}
+    return {name: _counted_anew(data) if name in (TOKENIZER, DETOKENIZER) else data for name, data in files.items()}
+
+
+def _counted_anew(xml: bytes) -> bytes:
+    """The same with the numbers in names by their order there: OpenVINO's count on through the whole process."""
+    numbers: dict[bytes, bytes] = {}
+
+    def renamed(match: re.Match[bytes]) -> bytes:
+        return numbers.setdefault(match[0], match[1] + b"_%d" % len(numbers))
+
+    return re.sub(rb' names?="[^"]*"', lambda names: re.sub(rb"\b([A-Z]\w*?)_\d+", renamed, names[0]), xml)

@@ -147,4 +147,4 @@ def _counted_anew(xml: bytes) -> bytes:
     def renamed(match: re.Match[bytes]) -> bytes:
         return numbers.setdefault(match[0], match[1] + b"_%d" % len(numbers))
 
-    return re.sub(rb' names?="[^"]*"', lambda names: re.sub(rb"\b([A-Z]\w*?)_\d+", renamed, names[0]), xml)
+    return re.sub(rb'names?="[^"]*"', lambda names: re.sub(rb"\b([A-Z]\w*?)_\d+", renamed, names[0]), xml)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from quantized import VOCABULARY, quantize_tiny_llama, save_tiny_llama, tiny_tokenizer
 from rotation import todays
-from transformers import Gemma2Config
+from transformers import Gemma2Config, GraniteConfig
 from written_decoders import CONFIGS, by_transformers, logits_of, random_ids, save_decoder
 
 from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
@@ -125,8 +125,9 @@ def test_openvino_genai_says_what_torch_says(written: Path, backend: str, source
 
 
 LLAMA = json.loads(CONFIGS["llama"].to_json_string(use_diff=False))
+BIASES = {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False}
 FAMILIES = {
-    "biases": (CONFIGS["llama with biases"], ""),
+    "biases and scales": (GraniteConfig(**LLAMA | BIASES | {"attention_multiplier": 0.4}), ""),
     "norms of heads": (CONFIGS["qwen3"], ""),
     "windows": (CONFIGS["mistral"], "has a window"),
     "caps": (Gemma2Config(**LLAMA | {"head_dim": 16, "query_pre_attn_scalar": 9}), "caps scores"),

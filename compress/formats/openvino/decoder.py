@@ -55,22 +55,24 @@ def write_decoder(
     is fp32, and at its default settings within a share of the logits' spread. Raises `ModelError` for what cannot be
     traced or stored, `StageError` where OpenVINO cannot take it, `IntegrityError` for other answers.
     """
+    companions = {**companions_of(checkpoint)[0], **_tokenizer(checkpoint.folder)}
     expected = by_torch(checkpoint, windows)
 
-    def proven(fused: bool | None) -> ProvenDecoder:
-        graph, unfused = _placed(checkpoint, fused)
+    def proven(graph: OnnxModel, unfused: str) -> ProvenDecoder:
         plain, made = _converted(graph, precision, table_bits)
         exact = _answers(plain, windows, expected, exact=True)
         shipped = _answers(made, windows, expected, exact=False)
         found = held(exact, shipped, tolerance, _ROUNDING_LIMIT, _MEND)
-        companions = {**companions_of(checkpoint)[0], **_tokenizer(checkpoint.folder)}
         return ProvenDecoder(OpenVinoModel(made, companions), found, unfused)
 
+    graph, unfused = _placed(checkpoint, None)
     try:
-        return proven(None)
+        return proven(graph, unfused)
     except IntegrityError:
-        # As ONNX's own: the operator may not be what the model's attention is.
-        return proven(False)
+        if unfused:
+            raise
+        # The operator may not be what the model's attention is.
+        return proven(*_placed(checkpoint, False))
 
 
 def _placed(checkpoint: Checkpoint, fused: bool | None) -> tuple[OnnxModel, str]:

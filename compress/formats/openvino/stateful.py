@@ -23,7 +23,8 @@ _STATE = "past_"
 _TURNED = [0, 2, 1, 3]
 _ZEROS, _BIAS = 3, 5
 """Inputs of `MatMulNBits` that may be left out."""
-_BYTE = 8
+_BYTE, _FEWEST = 8, 4
+"""Bits, and those that OpenVINO multiplies with at least."""
 
 
 def read_stateful(graph: Path) -> Any:
@@ -136,7 +137,10 @@ def _repeated(value: Any, times: int, heads: int) -> Any:
 
 
 def _visible(query: Any, mask: Any) -> Any:
-    """Which keys each query sees, boolean [batch, 1, length, total length]."""
+    """Which keys each query sees, boolean [batch, 1, length, total length].
+
+    Its own at least: padding on the left that saw nothing would be NaN, and make all of its text so.
+    """
     from openvino import Type
     from openvino import opset13 as ops
 
@@ -145,9 +149,10 @@ def _visible(query: Any, mask: Any) -> Any:
     length = ops.gather(ops.shape_of(query, Type.i64), ops.constant(2, Type.i64), zero)
     places = ops.range(zero, total, one, Type.i64)
     own = ops.unsqueeze(ops.range(ops.subtract(total, length), total, one, Type.i64), one)
-    causal = ops.less_equal(ops.unsqueeze(places, zero), own)
+    causal, itself = (compare(ops.unsqueeze(places, zero), own) for compare in (ops.less, ops.equal))
     given = ops.unsqueeze(ops.convert(mask, "boolean"), ops.constant([1, 2], Type.i64))
-    return ops.logical_and(ops.unsqueeze(causal, ops.constant([0, 1], Type.i64)), given)
+    before = ops.logical_and(ops.unsqueeze(causal, ops.constant([0, 1], Type.i64)), given)
+    return ops.logical_or(before, ops.unsqueeze(itself, ops.constant([0, 1], Type.i64)))
 
 
 class _Weights:
@@ -183,9 +188,12 @@ class _Weights:
         if name not in self._written:
             packed, factors = _constant(integers), _constant(scales.get_node().input_value(0))
             shape = [*factors.shape, packed.shape[2] * _BYTE // bits]
+            lows = None if zeros is None else _unpacked(_constant(zeros), bits)[:, : shape[1], np.newaxis]
+            if bits < _FEWEST:
+                lift = np.uint8((1 << _FEWEST - 1) - (1 << bits - 1) if zeros is None else 0)
+                packed, bits = pack(_unpacked(packed.reshape(1, -1), bits) + lift, _FEWEST), _FEWEST
             made = _stored(packed, shape, bits, zeros is None, name)
-            if zeros is not None:
-                lows = _unpacked(_constant(zeros), bits)[:, : shape[1], np.newaxis]
+            if lows is not None:
                 held = _stored(pack(lows.reshape(1, -1), bits), lows.shape, bits, False, f"{name}/zero_point")
                 made = ops.subtract(made, held)
             halves = ops.constant(factors[..., np.newaxis])

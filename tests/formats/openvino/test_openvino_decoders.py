@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 from quantized import VOCABULARY, quantize_tiny_llama, save_tiny_llama, tiny_tokenizer
@@ -18,11 +21,14 @@ from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import InputError, IntegrityError, StageError
 from compress.formats.model_file import model_file
+from compress.formats.onnx.decoder.nodes import Nodes
+from compress.formats.onnx.decoder.stored_weight import StoredWeight
 from compress.formats.openvino import decoder as decoders
 from compress.formats.openvino.decoder import ProvenDecoder, write_decoder
 from compress.formats.openvino.model import IR_FILE, OpenVinoModel
 from compress.formats.openvino.runtime import open_stateful
 from compress.formats.openvino.stage import OpenVino
+from compress.formats.openvino.stateful import read_stateful
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
 from compress.inspect.budget import budget_of
@@ -98,6 +104,10 @@ def test_logits_are_those_of_transformers_and_of_what_it_generates(
     np.testing.assert_allclose(found[1, :12], expected[1, :12], atol=bound)
     # A text knows nothing of the one before.
     np.testing.assert_array_equal(session.predict({"input_ids": ids, "attention_mask": mask})["logits"], found)
+    # Padding on the left, as other people's batches have it, is as good.
+    left = np.where(np.arange(20) < 8, 2, np.roll(ids[1], 8))[None]
+    padded = session.predict({"input_ids": left, "attention_mask": (np.arange(20) >= 8).astype(np.int64)[None]})
+    np.testing.assert_allclose(padded["logits"][0, 8:], expected[1, :12], atol=bound)
     # Token by token other groups of keys share a scale, unless nothing is rounded.
     session = open_stateful(written / IR_FILE, 1, exact=True)
     decoder = open_decoder(session, "here")
@@ -155,6 +165,43 @@ def test_odd_bits_are_kept_in_the_next_width_and_the_same_bytes_are_written_agai
     kinds = {name: one.get_element_type().get_type_name() for name, one in constants(tmp_path / "written").items()}
     assert kinds["model.layers.0.mlp.down_proj.weight_Q4"] == "i4"
     assert next(kind for name, kind in kinds.items() if "embed_tokens" in name and "scale" not in name) == "u8"
+
+
+@pytest.mark.parametrize(("bits", "zeros"), [(2, False), (2, True), (4, True), (8, True)])
+def test_every_width_and_zero_points_are_what_onnx_runtime_makes_of_them(
+    bits: int, zeros: bool, tmp_path: Path
+) -> None:
+    """Three blocks, so that a byte of zero points isn't full, and a table of 4 bits before."""
+    chance, nodes = np.random.default_rng(bits), Nodes()
+
+    def drawn(rows: int, width: int) -> StoredWeight:
+        lows = chance.integers(0, 1 << width, (rows, 3), np.uint8) if zeros else None
+        values = chance.integers(0, 1 << width, (rows, 96), np.uint8)
+        return StoredWeight(values, chance.random((rows, 3)).astype(np.float16), lows, width, 32, 96)
+
+    def operands(name: str, weight: StoredWeight) -> list[Any]:
+        halves = nodes.op("Cast", name, [nodes.constant(f"{name}.scales", weight.scales)], to=ir.DataType.FLOAT)
+        packed = weight.packed_zero_points()
+        points = None if packed is None else nodes.constant(f"{name}.zeros", packed)
+        return [nodes.constant(f"{name}.weight_Q", weight.integers()), halves, points]
+
+    ids, table, layer = nodes.input("input_ids", ir.DataType.INT64, ["b", "l"]), drawn(11, 4), drawn(7, bits)
+    integers, *others = operands("table", table)
+    flat = nodes.op("Reshape", "table", [integers, nodes.integers(11, 48)])
+    about = {"gather_axis": 0, "quantize_axis": 1, "block_size": 32, "bits": 4}
+    rows = nodes.op("GatherBlockQuantized", "table", [flat, ids, *others], "com.microsoft", **about)
+    bias = nodes.constant("bias", chance.random(7).astype(np.float32))
+    sizes = {"K": 96, "N": 7, "bits": bits, "block_size": 32, "accuracy_level": 1}
+    inputs = [rows, *operands("layer", layer), None, bias]
+    nodes.output(nodes.op("MatMulNBits", "layer", inputs, "com.microsoft", **sizes), "logits", ir.DataType.FLOAT, "blv")
+    onnx.save(ir.to_proto(nodes.model("widths")), tmp_path / "model.onnx")
+    given = chance.integers(0, 11, (2, 5))
+    theirs = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (expected,) = theirs.run(None, {"input_ids": given})
+    exact = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+    compiled = openvino.Core().compile_model(read_stateful(tmp_path / "model.onnx"), "CPU", exact)
+    found = compiled({"input_ids": given, "beam_idx": np.arange(2, dtype=np.int32)})["logits"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-2)
 
 
 def test_a_wrong_decoder_is_never_written(

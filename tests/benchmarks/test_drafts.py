@@ -1,4 +1,4 @@
-"""A target with a draft: what is counted, who is refused, and a pair of tiny models in openvino-genai."""
+"""A target with a draft: what is counted, and who is refused."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from quantized import quantize_tiny_llama, save_tiny_llama
-from written_decoders import random_ids
+from quantized import save_tiny_llama
 
 from compress.errors import InputError
 
@@ -34,28 +33,6 @@ def test_figures_are_sums_over_prompts_and_other_tokens_are_named(drafts: Any) -
     assert "1 of 2 prompts (not 1)" in str(found)
     with pytest.raises(InputError, match="Nothing was drafted"):
         drafts.judged([(one[0], one[0])])
-
-
-def test_a_pair_writes_what_the_target_writes_alone(drafts: Any, tmp_path: Path) -> None:
-    pytest.importorskip("openvino_genai")
-    from compress.formats.openvino.decoder import write_decoder
-
-    source = save_tiny_llama(tmp_path / "source")
-    target, other = tmp_path / "target", tmp_path / "other"
-    for folder, bits in ((target, 4), (other, 2)):
-        made = quantize_tiny_llama(source, tmp_path / f"{bits} bits", bits=bits, table_bits=8)
-        folder.mkdir()
-        write_decoder(made, "fp32", 8, random_ids(2, 16), 1e-4).model.save(folder)
-    prompts = drafts.encoded(drafts.check_pair(target, other), drafts.PROMPTS[:4])
-    found = {
-        draft: drafts.compare(
-            drafts.in_openvino(target, None, 3, 1), drafts.in_openvino(target, draft, 3, 1), prompts, 16
-        )
-        for draft in (target, other)
-    }
-    assert all(pair.differing == () for pair in found.values())
-    # Its own draft foretells nearly all, up to what reading several tokens at once rounds otherwise.
-    assert found[target].acceptance.value > 0.9 > found[other].acceptance.value
 
 
 def test_who_cannot_be_a_pair_is_refused(drafts: Any, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,15 @@ def test_openvino_genai_says_what_torch_says(written: Path, backend: str, source
     assert pipe.generate(openvino.Tensor(np.array([ids])), chosen).tokens == [expected]
 
 
+def test_a_pair_of_target_and_draft_writes_what_the_target_writes_alone(written: Path) -> None:
+    pytest.importorskip("openvino_genai")
+    drafts = importlib.import_module("drafts")
+    prompts = drafts.encoded(drafts.check_pair(written, written), drafts.PROMPTS[:3])
+    alone, pair = (drafts.in_openvino(written, draft, 3, 1) for draft in (None, written))
+    found = drafts.compare(alone, pair, prompts, 16)
+    assert found.differing == () and found.prompts == 3 and found.acceptance.value > 0.9
+
+
 LLAMA = json.loads(CONFIGS["llama"].to_json_string(use_diff=False))
 BIASES = {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False}
 FAMILIES = {
@@ -217,6 +227,8 @@ def test_a_wrong_decoder_is_never_written(
             reader.replace_source_output(other.output(0))
         return model
 
+    placed = decoders._placed
+    monkeypatch.setattr(decoders, "_placed", lambda *given: (placed(*given)[0], "it is traced as it is"))
     monkeypatch.setattr(decoders, "read_stateful", with_other_scales)
     with pytest.raises(IntegrityError, match="differ from torch"):
         write_decoder(quantized, "fp32", 8, random_ids(2, 16), TOLERANCE)

@@ -139,7 +139,7 @@ def _repeated(value: Any, times: int, heads: int) -> Any:
 def _visible(query: Any, mask: Any) -> Any:
     """Which keys each query sees, boolean [batch, 1, length, total length].
 
-    Its own at least: padding on the left that saw nothing would be NaN, and make all of its text so.
+    Its own at least: what padding on the left saw would be nothing, of which OpenVINO's definition makes no number.
     """
     from openvino import Type
     from openvino import opset13 as ops

@@ -28,12 +28,13 @@ class Model(Protocol):
         """Open what `save` wrote; a task has a say in torch models alone. Raises `ModelError` for something else."""
 
 
-def only_file(artifact: Path, suffix: str, written_by: str) -> Path:
+def only_file(artifact: Path, suffix: str, written_by: str, beside: Collection[str] = ()) -> Path:
     """The only file of that ``suffix`` at or below ``artifact``. Raises `ModelError` where there isn't exactly one.
 
-    It may be a folder that people know as a file. ``written_by`` is the stage that makes such a file.
+    It may be a folder that people know as a file. ``written_by`` is the stage that makes such a file; those whose names
+    are ``beside`` it don't count.
     """
-    found = sorted(artifact.rglob(f"*{suffix}"))
+    found = sorted(path for path in artifact.rglob(f"*{suffix}") if path.name not in beside)
     if artifact.exists() and artifact.suffix == suffix and not found:
         return artifact
     if not artifact.is_dir():

@@ -29,7 +29,8 @@ def model_file(artifact: Path) -> Path:
 
 def file_of(artifact: Path, form: str) -> Path:
     """The one file of a format at or below ``artifact``. Raises `ModelError` where there isn't exactly one."""
-    return only_file(artifact, FORMATS[form].suffix, FORMATS[form].written_by or "finetune")
+    spec = FORMATS[form]
+    return only_file(artifact, spec.suffix, spec.written_by or "finetune", spec.beside)
 
 
 def model_files(artifact: Path, runtime: str | None = None) -> tuple[Path, ...]:

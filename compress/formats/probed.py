@@ -101,7 +101,8 @@ def _of_files(model: FileModel) -> Stored:
     with tempfile.TemporaryDirectory() as folder:
         model.save(Path(folder))
         for file in Path(folder).rglob(f"*{spec.tensors_suffix or spec.suffix}"):
-            yield from ((tensor, tensor.data()) for tensor in read_tensors(file, Path(folder)))
+            if file.name not in spec.beside:
+                yield from ((tensor, tensor.data()) for tensor in read_tensors(file, Path(folder)))
 
 
 def answers_of(session: Session, examples: Examples) -> np.ndarray:

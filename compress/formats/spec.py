@@ -39,6 +39,7 @@ class FormatSpec:
     """A format of models, in a package of its own that has this as `FORMAT`.
 
     - ``suffix``: of the file, or the folder, that its runtimes open
+    - ``beside``: names of files with that suffix that are no models, such as a tokenizer's
     - ``stage``: the class that writes it, whose kind is ``written_by``; the model that it gives has ``name`` as `kind`.
       Both are None for what no stage has to write: weights as transformers has them
     - ``runtimes``: by name; the first where nothing else is said
@@ -59,6 +60,7 @@ class FormatSpec:
 
     name: str
     suffix: str
+    beside: tuple[str, ...] = ()
     stage: Reference | None = None
     written_by: str | None = None
     runtimes: Mapping[str, RuntimeSpec]

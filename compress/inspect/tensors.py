@@ -84,7 +84,8 @@ def _weights(path: Path) -> tuple[str, tuple[Path, ...]]:
         return "safetensors", weight_files(path)
     # A sentence encoder in any format has modules beside it whose weights are safetensors.
     for suffix, form in sorted(suffixes.items(), key=lambda one: one[1] == "safetensors"):
-        files = tuple(sorted(item for item in path.rglob(f"*{suffix}") if item.is_file()))
+        beside = FORMATS[form].beside
+        files = tuple(sorted(one for one in path.rglob(f"*{suffix}") if one.is_file() and one.name not in beside))
         if files:
             return form, files
     weight_files(path)  # raises: a pickle, an adapter, or nothing at all

@@ -24,23 +24,25 @@ def folder(tmp_path: Path) -> Path:
 
 def test_one_quantized_model_is_measured_in_every_runtime(folder: Path) -> None:
     pytest.importorskip("onnxruntime_genai")
-    targets = ("cpu", "genai", "llama-cpp")
+    pytest.importorskip("openvino_tokenizers")
+    targets = ("cpu", "genai", "llama-cpp", "openvino")
     recipe = load(write_recipe(folder, stages=[GPTQ], targets=list(targets), benchmark=ONE_LAUNCH))
     report = run(recipe, folder, folder / "artifacts", Notes()).report
-    assert report.targets[:3] == targets and not report.skipped
+    assert report.targets[:4] == targets and not report.skipped
     values = {
         (model, target): row.value
         for model in ("baseline", "final")
         for target in targets
         if (row := report.find(model, "perplexity", target)) is not None
     }
-    assert len(values) == 6
+    assert len(values) == 8
     # The same kernels, called by another program.
     assert values["baseline", "genai"] == pytest.approx(values["baseline", "cpu"], rel=1e-5)
     assert values["final", "genai"] == pytest.approx(values["final", "cpu"], rel=1e-5)
-    # The same weights in two runtimes, which round activations each in its own way.
-    assert values["baseline", "llama-cpp"] == pytest.approx(values["baseline", "cpu"], rel=0.02)
-    assert values["final", "llama-cpp"] == pytest.approx(values["final", "cpu"], rel=0.05)
+    # The same weights in three runtimes, which round activations each in its own way.
+    for other in ("llama-cpp", "openvino"):
+        assert values["baseline", other] == pytest.approx(values["baseline", "cpu"], rel=0.02)
+        assert values["final", other] == pytest.approx(values["final", "cpu"], rel=0.05)
     for target in targets:
         speed = report.find("final", "tokens_per_second_context_16", target)
         size = report.find("final", "size_bytes", target)

@@ -68,3 +68,9 @@ SENTENCE_TRANSFORMERS = ForeignEnvironment(
     variables={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
 )
 """With its ONNX backend; it needs transformers 4."""
+OPTIMUM_INTEL = ForeignEnvironment(
+    "optimum-intel-2.2.0",
+    (("optimum-intel==2.2.0", "transformers==5.5.4", "huggingface-hub==1.21.0", "datasets==4.4.2"),),
+    variables={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+)
+"""It needs an older transformers, and that an older huggingface-hub and datasets."""

@@ -16,7 +16,7 @@ def todays(items: Iterable[Item], days: int, name: Callable[[Item], str]) -> lis
     return spread[datetime.now(UTC).toordinal() % days :: days]
 
 
-OTHERS = ("ray", "gptqmodel", "s3")
+OTHERS = ("ray", "gptqmodel", "s3", "optimum-intel")
 """Programs of others that take half a minute to install, or to begin and to end."""
 
 

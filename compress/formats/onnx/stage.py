@@ -159,7 +159,7 @@ class Export(Stage[TorchModel, OnnxModel]):
         from compress.formats.onnx.decoder import GraphSettings, export_proven
 
         settings = GraphSettings(self.accuracy_level, self.exact_attention, self.last_token_only, self.expand_on_load)
-        windows = _windows(checkpoint, context)
+        windows = proof_windows(checkpoint, context)
         written = export_proven(checkpoint, settings, windows, self.tolerance, self.rounding_limit)
         context.remark(f"export: {written.equality}; {written.attention}")
         return written.model
@@ -223,7 +223,7 @@ def _read(checkpoint: Checkpoint, context: Context) -> tuple[list[dict[str, np.n
     return [{name: batch[name] for name in (IDS, MASK)}], [start]
 
 
-def _windows(checkpoint: Checkpoint, context: Context) -> np.ndarray:
+def proof_windows(checkpoint: Checkpoint, context: Context) -> np.ndarray:
     """The first tokens of the two longest of the first examples, [2, length]. Raises `DataError` for too short ones."""
     import numpy as np
 

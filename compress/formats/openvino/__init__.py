@@ -9,6 +9,7 @@ FORMAT = FormatSpec(
     name="openvino",
     rank=2,
     suffix=".xml",
+    beside=("openvino_tokenizer.xml", "openvino_detokenizer.xml"),
     stage="compress.formats.openvino.stage:OpenVino",
     written_by="openvino",
     own_bits=True,
@@ -21,4 +22,5 @@ FORMAT = FormatSpec(
     taken_by={"desktop": None},
     tensors="compress.formats.openvino.read:read_tensors",
     parts="compress.formats.openvino.parts:open_parts",
+    check_writable="compress.formats.onnx.decoder.trace:check_writable",
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from compress.errors import StageError
-from compress.formats.openvino.model import IR_FILE, WEIGHTS_FILE, OpenVinoModel
+from compress.formats.openvino.model import IR_FILE, OpenVinoModel
 from compress.formats.silence import silence
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def to_openvino(
     import openvino
 
     with tempfile.TemporaryDirectory() as folder:
-        source, made = Path(folder) / "model.onnx", Path(folder) / IR_FILE
+        source = Path(folder) / "model.onnx"
         onnx.save_model(graph, source)
         try:
             model = openvino.Core().read_model(source)
@@ -48,15 +48,28 @@ def to_openvino(
                 mend="see OpenVINO's list of supported operators, or leave this target out",
             ) from error
         if precision == "int8":
-            model = _in_eight_bits(_tables_in_four_bits(model) if table_bits == 4 else model)
+            model = in_eight_bits(model, table_bits)
             _widen_groups(model)
-        for place, operator in enumerate(model.get_ordered_ops()):
-            # Its own names count on through the whole process.
-            if re.fullmatch(rf"{operator.get_type_name()}_\d+", operator.get_friendly_name()):
-                operator.set_friendly_name(f"{operator.get_type_name()}_{place}")
-        openvino.save_model(model, made, compress_to_fp16=precision == "fp16")
-        own = {name: (Path(folder) / name).read_bytes() for name in (IR_FILE, WEIGHTS_FILE)}
-        return OpenVinoModel(own, companions)
+        return OpenVinoModel(written(model, IR_FILE, precision == "fp16"), companions)
+
+
+def written(model: Any, name: str, halves: bool = False) -> dict[str, bytes]:
+    """The XML called ``name`` and its weights beside it; ``halves``: what is float32 is stored as float16."""
+    import openvino
+
+    for place, operator in enumerate(model.get_ordered_ops()):
+        # Its own names count on through the whole process.
+        if re.fullmatch(rf"{operator.get_type_name()}_\d+", operator.get_friendly_name()):
+            operator.set_friendly_name(f"{operator.get_type_name()}_{place}")
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / name
+        openvino.save_model(model, made, compress_to_fp16=halves)
+        return {path.name: path.read_bytes() for path in (made, made.with_suffix(".bin"))}
+
+
+def in_eight_bits(model: Any, table_bits: int) -> Any:
+    """The graph with its float weights in 8 bits, or tables in 4, by NNCF."""
+    return _in_eight_bits(_tables_in_four_bits(model) if table_bits == 4 else model)
 
 
 def _tables_in_four_bits(model: Any) -> Any:

@@ -9,6 +9,8 @@ from compress.formats.model_file import FileModel
 
 IR_FILE, WEIGHTS_FILE = "openvino_model.xml", "openvino_model.bin"
 """optimum-intel's names."""
+TOKENIZER, DETOKENIZER = "openvino_tokenizer.xml", "openvino_detokenizer.xml"
+"""openvino-genai's names of what stands before and behind a language model."""
 
 
 class OpenVinoModel(FileModel):

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress.errors import ModelError, StageError, broken
+from compress.errors import InputError, ModelError, StageError, broken
 from compress.formats.model_file import file_of
 from compress.formats.openvino.model import OpenVinoModel, weights_of
+from compress.runtimes.decoder import likeliest
 from compress.runtimes.runtime import Batch, TensorType, check_inputs, check_target, why_missing
 from compress.targets import Target
 
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
 _NUMPY_NAMES = {"f32": "float32", "f64": "float64", "f16": "float16", "i64": "int64", "i32": "int32"}
 _SETTINGS = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
 """On processors with bf16 arithmetic it would compute in that by default, and be a hundredth off."""
+
+
+_EXACT = {"KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+"""By default keys, values and what is multiplied with integers are rounded to 8 bits."""
+IDS, MASK, PLACES, BEAMS, LOGITS = "input_ids", "attention_mask", "position_ids", "beam_idx", "logits"
+"""What a language model's IR takes and gives, by openvino-genai's and optimum-intel's names."""
 
 
 class OpenVinoSession:
@@ -52,6 +59,86 @@ class OpenVinoSession:
         return {name: np.array(found[index]) for index, name in enumerate(self._outputs)}
 
 
+class StatefulSession:
+    """A compiled decoder that keeps keys and values itself; every call of `predict` begins a text anew."""
+
+    inputs = (IDS,)
+    provider = "CPU"
+
+    def __init__(self, compiled: Any, where: str, threads: int) -> None:
+        self._compiled, self.where = compiled, where
+        self._request = compiled.create_infer_request()
+        self._taken = {port.any_name for port in compiled.inputs}
+        self._mask = np.zeros((0, 0), np.int64)
+        self.input_types = {IDS: TensorType("int64", (None, None))}
+        self.output_types = {LOGITS: _type(compiled.output(LOGITS))}
+        self.vocabulary = int(compiled.output(LOGITS).get_partial_shape()[2].get_length())
+        self.settings: dict[str, Any] = {
+            "runtime": f"openvino {version('openvino')}",
+            "provider": self.provider,
+            "intra_op_threads": threads,
+            **{name.lower(): value for name, value in _SETTINGS.items()},
+            "cache": compiled.get_property("KV_CACHE_PRECISION").get_type_name(),
+            "inputs_that_share_a_scale": int(compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")),
+        }
+
+    def predict(self, batch: Batch) -> dict[str, np.ndarray]:
+        """Logits [n, length, vocabulary]; rows may be padded on either side. See `Session.predict`."""
+        check_inputs(self.inputs, batch, self.where)
+        mask = batch.get(MASK)
+        return {LOGITS: self.logits(np.asarray(batch[IDS]), None if mask is None else np.asarray(mask))}
+
+    def decoder(self) -> StatefulDecoder:
+        """Greedy generation with a cache of its own."""
+        return StatefulDecoder(StatefulSession(self._compiled, self.where, self.settings["intra_op_threads"]))
+
+    def logits(self, ids: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+        """[rows, length, vocabulary] of texts from their beginning."""
+        self._request.reset_state()
+        self._mask = (np.ones_like(ids) if mask is None else mask).astype(np.int64)
+        return self._read(ids)
+
+    def more(self, ids: np.ndarray) -> np.ndarray:
+        """[rows, length, vocabulary] of what follows the texts so far."""
+        self._mask = np.concatenate([self._mask, np.ones(ids.shape, np.int64)], axis=1)
+        return self._read(ids)
+
+    def _read(self, ids: np.ndarray) -> np.ndarray:
+        outside = ids[(ids < 0) | (ids >= self.vocabulary)] if ids.dtype.kind in "iu" and ids.ndim == 2 else ids
+        if outside.size or not ids.size:
+            raise InputError(
+                f"{IDS} of the type {ids.dtype} and the shape {list(ids.shape)} are no tokens of the model.",
+                where=self.where,
+                expected=f"integers [n, length] from 0 to {self.vocabulary - 1}",
+            )
+        places = np.maximum(self._mask.cumsum(1) - 1, 0)[:, -ids.shape[1] :]
+        rows = np.arange(len(ids), dtype=np.int32)
+        feed = {IDS: ids.astype(np.int64), MASK: self._mask, PLACES: places, BEAMS: rows}
+        try:
+            found = self._request.infer({name: value for name, value in feed.items() if name in self._taken})
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise StageError(f"The model failed on a text: {_reason(error)}", where=self.where) from error
+        return np.array(found[LOGITS])
+
+
+class StatefulDecoder:
+    """Text generation as `runtimes.decoder.Decoder` does it: always the likeliest token."""
+
+    cached = True
+
+    def __init__(self, session: StatefulSession) -> None:
+        self._session = session
+        self.vocabulary = session.vocabulary
+
+    def prefill(self, ids: Sequence[int]) -> int:
+        """Begin anew with ``ids``, one or more, and give the token that follows."""
+        return likeliest(self._session.logits(np.array([ids]))[0, -1], self._session.where)
+
+    def step(self, token: int) -> int:
+        """Append ``token`` and give the one that follows."""
+        return likeliest(self._session.more(np.array([[token]]))[0, -1], self._session.where)
+
+
 def _type(port: Any) -> TensorType:
     kind = port.get_element_type().get_type_name()
     shape = tuple(None if axis.is_dynamic else axis.get_length() for axis in port.get_partial_shape())
@@ -63,13 +150,16 @@ class OpenVinoRuntime:
 
     name = "openvino"
 
-    def open(self, artifact: Path, target: Target, threads: int) -> OpenVinoSession:
+    def open(self, artifact: Path, target: Target, threads: int) -> OpenVinoSession | StatefulSession:
         """Open the one IR of ``artifact``, a folder or the file; ``threads`` work within an operator."""
         check_target(self, target, threads)
         graph = file_of(artifact, OpenVinoModel.kind)
         settings = {**_SETTINGS, "INFERENCE_NUM_THREADS": threads}
+        model = read_model(graph)
+        if is_stateful(model):
+            return open_stateful(graph, threads)
         try:
-            return OpenVinoSession(_core().compile_model(read_model(graph), "CPU", settings), str(graph), threads)
+            return OpenVinoSession(_core().compile_model(model, "CPU", settings), str(graph), threads)
         except RuntimeError as error:
             raise _cannot_open(graph, error) from error
 
@@ -88,6 +178,20 @@ def read_model(artifact: Path) -> openvino.Model:
     weights_of(graph)
     try:
         return _core().read_model(graph)
+    except RuntimeError as error:
+        raise _cannot_open(graph, error) from error
+
+
+def is_stateful(model: openvino.Model) -> bool:
+    """Whether a graph keeps what it has read, as language models do."""
+    return any(BEAMS in port.get_names() for port in model.inputs)
+
+
+def open_stateful(graph: Path, threads: int, exact: bool = False) -> StatefulSession:
+    """A language model's IR. ``exact``: nothing is rounded to 8 bits as it runs. Raises `ModelError`."""
+    settings = {**_SETTINGS, **(_EXACT if exact else {}), "INFERENCE_NUM_THREADS": threads}
+    try:
+        return StatefulSession(_core().compile_model(read_model(graph), "CPU", settings), str(graph), threads)
     except RuntimeError as error:
         raise _cannot_open(graph, error) from error
 

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
+from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.torch_model import TorchModel
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.openvino.model import OpenVinoModel
 from compress.stage.stage import Context, Needs, Promise, Stage
-from compress.tasks.capability import ANSWERS_AT_ONCE
+from compress.tasks.capability import ANSWERS_AT_ONCE, GENERATES, Capabilities
 
 
 class OpenVino(Stage[TorchModel, OpenVinoModel]):
     """OpenVINO's IR, for Intel's processors and graphics, under the names that optimum-intel opens.
 
-    Its own runtime proves it: in fp32 the answers are torch's, and what fewer bits change is told.
+    Its own runtime proves it: in fp32 the answers are torch's, and what fewer bits change is told. A language model
+    keeps the integers that it has, and its folder is one that openvino-genai opens, with the tokenizer as IR.
     """
 
     version = 2
     starts_from_graph = True
     packages = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "nncf")
-    requires = frozenset({ANSWERS_AT_ONCE})
     kind: Literal["openvino"] = "openvino"
     precision: Literal["fp32", "fp16", "int8"] = Field(
         "int8",
-        description="of the weights; in int8 the processor computes in 8 bits too, by the ranges of each call",
+        description="of the weights; in int8 the processor computes in 8 bits too, by the ranges of each call; a "
+        "language model's integers stay as they are, whatever is said here of the others",
     )
     embedding_bits: Literal[4, 8] = Field(
         8, description="in int8: of embedding tables; 4 with a scale and a zero point for each 32 weights of a row"
@@ -34,6 +36,15 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
     tolerance: float = Field(
         1e-3, gt=0, description="largest accepted difference of an answer's entry from torch, in fp32"
     )
+
+    @classmethod
+    def is_for(cls, task: Capabilities) -> bool:
+        """What answers in one call, and language models."""
+        return ANSWERS_AT_ONCE in task or GENERATES in task
+
+    def wants(self, task: Capabilities) -> type[Any]:
+        """A folder of a language model, which is written tensor by tensor."""
+        return Checkpoint if GENERATES in task else TorchModel
 
     def needs(self) -> Needs:
         """Real examples for tracing and for the proof."""
@@ -43,7 +54,7 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
         """Weights of fewer bits, if any; the graph as XML can outweigh those of a very small model."""
         return Promise(changes_weights=self.precision != "fp32")
 
-    def run(self, model: TorchModel | OnnxModel, context: Context) -> OpenVinoModel:
+    def run(self, model: TorchModel | OnnxModel | Checkpoint, context: Context) -> OpenVinoModel:
         """Export, convert and compare; a graph is converted as it is.
 
         Raises `StageError` where OpenVINO can't, `IntegrityError` for other answers.
@@ -54,6 +65,8 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
         from compress.formats.prove import measure, of_session, of_torch, prove_shipped
         from compress.formats.runtimes import opened
 
+        if isinstance(model, Checkpoint):
+            return self._write(model, context)
         if isinstance(model, OnnxModel):
             rows = context.data.split("train")
             examples = context.task.encode(rows, processor_of(model), labels_of(model), context.max_length)
@@ -72,3 +85,12 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
         found = prove_shipped("OpenVINO", first, shipped, reference, examples, tolerance, original)
         context.remark(f"openvino: {found}")
         return made
+
+    def _write(self, checkpoint: Checkpoint, context: Context) -> OpenVinoModel:
+        from compress.formats.onnx.stage import proof_windows
+        from compress.formats.openvino.decoder import write_decoder
+
+        windows = proof_windows(checkpoint, context)
+        found = write_decoder(checkpoint, self.precision, self.embedding_bits, windows, self.tolerance)
+        context.remark(f"openvino: {found}")
+        return found.model

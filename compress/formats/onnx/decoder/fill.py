@@ -87,9 +87,9 @@ class _Writer:
         for name, (value, axes) in made.items():
             self._nodes.output(self._own(value), name, ir.DataType.FLOAT, axes)
         # The attention kernel writes new keys and values behind the old ones where both are one buffer.
-        shared = part.alone and not self._trace.unfused and not self._trace.keeps_states
+        shared = part.alone and not (part.placed or self._trace.unfused or self._trace.keeps_states)
         model = self._nodes.model(type(self._trace.model).__name__, {SHARED_CACHE: "1"} if shared else {})
-        tidy(model, part.cached)
+        tidy(model, part.cached and not part.placed)
         if cached is not None:
             write_cross_attention(model, cached)
         for value in model.graph.inputs:
@@ -172,7 +172,7 @@ class _Writer:
             plug.PARAMETER: lambda: [self._weights.vector(self._rename(text_of(node, "name")))],
             plug.LINEAR: lambda: self._products(joined[node]),
             plug.TABLE: lambda: [self._rows(node)],
-            plug.LENGTHS: lambda: write_lengths(self._nodes, self._values[node.inputs[0]]),
+            plug.LENGTHS: lambda: self._lengths(self._values[node.inputs[0]]),
             plug.ROTARY: lambda: write_rotary(self._nodes, node, self._tables),
             plug.ENTER: lambda: [self._stream or self._values[node.inputs[0]]],
             **dict.fromkeys((plug.LEAVE, plug.SHARE), lambda: [self._values[node.inputs[0]]]),
@@ -187,6 +187,10 @@ class _Writer:
             self._values[old] = new
             if own in ("", plug.TABLE, plug.LINEAR, *RECURRENCES):
                 new.shape, new.type = old.shape, old.type
+
+    def _lengths(self, mask: ir.Value) -> Sequence[ir.Value]:
+        """What the attention is told: how long each row is and all are, or, where it reads that itself, the mask."""
+        return [mask, mask] if self._trace.part.placed else write_lengths(self._nodes, mask)
 
     def _copy(self, node: ir.Node) -> Sequence[ir.Value]:
         return self._nodes.copy(node, self._rename(_module(node)) or "graph", self._mapped(node), self._values)

@@ -65,15 +65,21 @@ def _model(checkpoint: Checkpoint, parts: Mapping[str, onnx.ModelProto]) -> Onnx
         few_bits_name(name, 4) if any(INTEGERS in one.name for one in graph.graph.initializer) else name: graph
         for name, graph in ((f"{part}.onnx", graph) for part, graph in parts.items())
     }
-    names = sorted(path for pattern in _KEPT for path in checkpoint.folder.glob(pattern) if path.name not in _LEFT_OUT)
-    config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
-    config["dtype"] = "float32"
+    files, config = companions_of(checkpoint)
     outside = {name: True for name, graph in graphs.items() if graph.ByteSize() > EXTERNAL_DATA_FROM_BYTES}
     if outside:
         config["transformers.js_config"] = {"use_external_data_format": outside}
-    files = {path.name: compact(path) for path in names} | {"config.json": _json(config)}
     (name, first), *others = graphs.items()
-    return OnnxModel(first, name, files, dict(others))
+    return OnnxModel(first, name, {**files, "config.json": _json(config)}, dict(others))
+
+
+def companions_of(checkpoint: Checkpoint) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """The small files beside a checkpoint's weights, by name, and what its config says of a graph made of it."""
+    names = sorted(path for pattern in _KEPT for path in checkpoint.folder.glob(pattern) if path.name not in _LEFT_OUT)
+    config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
+    config["dtype"] = "float32"
+    files = {path.name: compact(path) for path in names}
+    return {**files, "config.json": _json(config)}, config
 
 
 def _genai_config(checkpoint: Checkpoint, trace: Trace, file_name: str) -> Mapping[str, Any]:

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -64,28 +64,45 @@ def prove_decoder(
 ) -> Equality:
     """Compare graph and torch on ``windows`` [2 or more, length] of token ids.
 
-    Three ways: all windows in one go; the first half in one go and every later token by itself; and the second row
-    cut to half its length and padded on the right. Raises `IntegrityError` for a difference above ``tolerance`` in
-    fp32, or above ``rounding_limit`` as shipped.
+    They are read as `three_ways` reads them. Raises `IntegrityError` for a difference above ``tolerance`` in fp32, or
+    above ``rounding_limit`` as shipped.
     """
-    expected = _logits(load_adapted(checkpoint), input_ids=windows)
+    expected = by_torch(checkpoint, windows)
+    return _held_to(model, lambda one: three_ways(_Session(one), windows, expected), tolerance, rounding_limit)
+
+
+class Reader(Protocol):
+    """What reads rows of tokens and keeps what it has read."""
+
+    def logits(self, ids: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+        """[rows, length, vocabulary] of texts from their beginning."""
+
+    def more(self, ids: np.ndarray) -> np.ndarray:
+        """[rows, length, vocabulary] of what follows the texts so far."""
+
+
+def by_torch(checkpoint: Checkpoint, windows: np.ndarray) -> np.ndarray:
+    """Logits [rows, length, vocabulary] of ``windows`` by transformers, with the weights of ``checkpoint``."""
+    return _logits(load_adapted(checkpoint), input_ids=windows)
+
+
+def three_ways(session: Reader, windows: np.ndarray, expected: np.ndarray) -> Pairs:
+    """All windows in one go; the first half in one go and every later token by itself; and padded on the right.
+
+    For the latter the second row is cut to half its length.
+    """
     length = windows.shape[1]
     half = length // 2
-
-    def answers(model: OnnxModel) -> Pairs:
-        session = _Session(model)
-        yield _last(expected, session.logits(windows))
-        yield _last(expected[:, :half], session.logits(windows[:, :half]))
-        for place in range(half, length):
-            yield _last(expected[:, place : place + 1], session.more(windows[:, place : place + 1]))
-        mask = np.ones_like(windows)
-        mask[1, half:] = 0
-        padded = session.logits(np.where(mask == 1, windows, windows[0, 0]), mask)
-        if padded.shape[1] == length:
-            yield expected[0], padded[0]
-            yield expected[1, :half], padded[1, :half]
-
-    return _held_to(model, answers, tolerance, rounding_limit)
+    yield _last(expected, session.logits(windows))
+    yield _last(expected[:, :half], session.logits(windows[:, :half]))
+    for place in range(half, length):
+        yield _last(expected[:, place : place + 1], session.more(windows[:, place : place + 1]))
+    mask = np.ones_like(windows)
+    mask[1, half:] = 0
+    padded = session.logits(np.where(mask == 1, windows, windows[0, 0]), mask)
+    if padded.shape[1] == length:
+        yield expected[0], padded[0]
+        yield expected[1, :half], padded[1, :half]
 
 
 def prove_encoder_decoder(
@@ -181,7 +198,16 @@ def _held_to(
     model: OnnxModel, answers: Callable[[OnnxModel], Pairs], tolerance: float, rounding_limit: float
 ) -> Equality:
     exact = _in_fp32(model)
-    worst = distance(answers(exact)).worst
+    mend = "set accuracy_level: 1, which computes in fp32 and is slower, or raise rounding_limit"
+    return held(answers(exact), None if exact is model else answers(model), tolerance, rounding_limit, mend)
+
+
+def held(exact: Pairs, shipped: Pairs | None, tolerance: float, rounding_limit: float, mend: str) -> Equality:
+    """What answers in fp32, ``exact``, are held to, and those of the file that ships, if it computes otherwise.
+
+    ``mend``: what helps where rounding does too much. Raises `IntegrityError`.
+    """
+    worst = distance(exact).worst
     difference = worst if np.isfinite(worst) else float("inf")
     if not difference <= tolerance:
         raise IntegrityError(
@@ -189,18 +215,18 @@ def _held_to(
             expected=f"at most {tolerance:g}",
             mend="raise tolerance if the difference is acceptable; else please report it with the model's config",
         )
-    if exact is model:
+    if shipped is None:
         return Equality(difference, 0.0, 1.0)
-    expected, shipped = next(answers(model))
+    expected, found = next(shipped)
     spread = expected - expected.mean(-1, keepdims=True)
-    rounding = float(np.sqrt(np.square(shipped - expected).mean() / np.square(spread).mean()))
+    rounding = float(np.sqrt(np.square(found - expected).mean() / np.square(spread).mean()))
     if not rounding <= rounding_limit:
         raise IntegrityError(
             f"With activations in 8 bits the decoder's logits are off by {rounding:.1%} of their spread.",
             expected=f"at most {rounding_limit:.1%}",
-            mend="set accuracy_level: 1, which computes in fp32 and is slower, or raise rounding_limit",
+            mend=mend,
         )
-    return Equality(difference, rounding, float((shipped.argmax(-1) == expected.argmax(-1)).mean()))
+    return Equality(difference, rounding, float((found.argmax(-1) == expected.argmax(-1)).mean()))
 
 
 def _in_fp32(model: OnnxModel) -> OnnxModel:

@@ -19,7 +19,7 @@ from compress.formats.onnx.decoder.caches import CROSS, holds_keys, layers_of, n
 
 BATCH = "batch_size"
 IDS, MASK, HIDDEN, AUDIO = "input_ids", "attention_mask", "encoder_hidden_states", "input_features"
-EMBEDS = "inputs_embeds"
+EMBEDS, PLACES = "inputs_embeds", "position_ids"
 CACHED, ENCODER_MASK = "use_cache_branch", "encoder_attention_mask"
 _READ, _WRITTEN = "encoder_sequence_length", "decoder_sequence_length"
 _ROWS, _SEEN = 2, 7
@@ -34,7 +34,8 @@ class Part:
     """``inputs`` but for the cache: type and axes of each by its name; ``output`` and its ``axes`` but the last.
 
     ``alone``: a decoder without an encoder, whose mask says what is past. ``cached``: whether keys are kept.
-    ``tokens``: the input that has the new tokens, as ids or embedded.
+    ``tokens``: the input that has the new tokens, as ids or embedded. ``placed``: their positions are an input, and
+    the graph rotates queries and keys itself, with nothing in it that only ONNX Runtime knows but attention.
     """
 
     inputs: Mapping[str, tuple[ir.DataType, Axes]]
@@ -43,6 +44,7 @@ class Part:
     alone: bool = False
     cached: bool = True
     tokens: str = IDS
+    placed: bool = False
 
     def root(self, model: Any) -> nn.Module:
         """The module that holds the blocks."""
@@ -89,7 +91,7 @@ class Part:
         word = next((name for name in _CACHES if name in taken), None)
         named: dict[str, Any] = {"use_cache": True} if word is None else {word: cache, "use_cache": True}
         if self.alone:
-            named |= _positions(cache, inputs, self.tokens, "position_ids" in taken)
+            named |= _positions(cache, inputs, self.tokens, PLACES in taken)
         else:
             from transformers.modeling_outputs import BaseModelOutput
 
@@ -107,7 +109,9 @@ class Part:
 def _positions(cache: Any, inputs: Mapping[str, torch.Tensor], tokens: str, wanted: bool) -> dict[str, torch.Tensor]:
     new, mask = inputs[tokens], inputs[MASK]
     past = mask.shape[1] - new.shape[1]
-    found = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, past:]} if wanted else {}
+    found = {}
+    if wanted:
+        found[PLACES] = inputs[PLACES] if PLACES in inputs else (mask.cumsum(1) - 1).clamp(min=0)[:, past:]
     if not any(holds_keys(layer) for _, _, layer in layers_of(cache)):  # states alone: the mask is of the new tokens
         mask = mask[:, past:]
     return {tokens: new, MASK: mask, **found}
@@ -122,6 +126,12 @@ _NEW, _TOTAL = [BATCH, "sequence_length"], [BATCH, "total_sequence_length"]
 def alone(model: Any) -> Part:
     """A language model: prompt and single tokens."""
     return Part({IDS: (_INTEGERS, _NEW), MASK: (_INTEGERS, _TOTAL)}, "logits", _NEW, alone=True)
+
+
+def placed(model: Any) -> Part:
+    """A language model that is told where its tokens stand."""
+    inputs = {IDS: (_INTEGERS, _NEW), MASK: (_INTEGERS, _TOTAL), PLACES: (_INTEGERS, _NEW)}
+    return Part(inputs, "logits", _NEW, alone=True, placed=True)
 
 
 def embedded(model: Any) -> Part:

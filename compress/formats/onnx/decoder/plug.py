@@ -47,12 +47,14 @@ class Plug:
     """What the functions that transformers calls from deep inside a model read and write.
 
     ``calls`` of the rehearsal by module. ``fused``: whether attention becomes one operator in a trace. ``grouped``:
-    `GroupQueryAttention` for a decoder by itself; else `MultiHeadAttention`, whose ``padding`` [batch, positions] hides
-    from those who look at everything, and ``cached`` where keys go from token to token.
+    `GroupQueryAttention` for a decoder by itself, which ``rotates`` queries and keys where it can; else
+    `MultiHeadAttention`, whose ``padding`` [batch, positions] hides from those who look at everything, and ``cached``
+    where keys go from token to token.
     """
 
     grouped: bool = True
     cached: bool = True
+    rotates: bool = True
     tracing: bool = False
     fused: bool = False
     calls: dict[str, Call] = field(default_factory=dict)
@@ -163,7 +165,7 @@ class Plug:
             query.shape[-1] ** -0.5 if scaling is None else float(scaling),
             float(softcap or 0.0),
             window,
-            turned[0] if turned[0] is turned[1] else None,
+            turned[0] if self.rotates and turned[0] is turned[1] else None,
         )
         lost = self.cached and None in slots
         self.calls[call.module] = described(call, self.grouped, lost, sinks is not None, others)

@@ -168,17 +168,17 @@ def join(nodes: Nodes, name: str, planes: Sequence[ir.Value], bits: int, shape: 
     return whole
 
 
-def write_integers(nodes: Nodes, name: str, stored: StoredWeight) -> ir.Value:
-    """As the kernels take them, or, for bits that the kernels lack, the planes and what makes them whole."""
+def write_integers(nodes: Nodes, name: str, stored: StoredWeight, planes: bool = True) -> ir.Value:
+    """As the kernels take them, or, for bits that the kernels lack, the ``planes`` and what makes them whole."""
     bits, values, nibbles = stored.bits, stored.values, stored.kernel_bits == _BYTE // 2
-    if bits == stored.kernel_bits:
-        return nodes.constant(f"{name}{INTEGERS}{bits}", stored.integers())
+    if bits == stored.kernel_bits or not planes:
+        return nodes.constant(f"{name}{INTEGERS}{stored.kernel_bits}", stored.integers())
     if nibbles:  # the two of a byte come out of the planes half a row apart
         values = np.concatenate([values[:, 0::2], values[:, 1::2]], axis=1)
-    planes = [
+    parts = [
         nodes.constant(f"{name}{INTEGERS}{bits}_plane{index}", plane) for index, plane in enumerate(split(values, bits))
     ]
-    whole = join(nodes, name, planes, bits, values.shape)
+    whole = join(nodes, name, parts, bits, values.shape)
     if stored.lift:
         whole = nodes.op("Add", f"{name}.lifted", [whole, _byte(nodes, stored.lift)])
     if nibbles:

@@ -179,7 +179,7 @@ class _Rehearsal:
             for name, module in self.model.named_modules()
             if hasattr(module, "create_weight")
         }
-        self.plug = Plug(self.part.alone, self.part.cached)
+        self.plug = Plug(self.part.alone, self.part.cached, not self.part.placed)
         interfaces.prepare(self.model, self.plug)
         self.prefix, self.blocks = _blocks(self.model, self.part.root(self.model))
         self.cache = self.part.cache(self.model, len(self.blocks))

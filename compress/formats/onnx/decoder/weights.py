@@ -25,12 +25,14 @@ class GraphSettings:
     ``exact_attention``: queries, keys and values in fp32 all the same; they suffer most from rounding.
     ``last_token_only``: logits [batch, 1, vocabulary] of the last position, enough to generate but not to score.
     ``expand_on_load``: few-bit weights become float when the graph is opened (`decoder.expanded`).
+    ``planes``: integers of odd bits lie on disk without waste, else in the next width that kernels have.
     """
 
     accuracy_level: int = 4
     exact_attention: bool = False
     last_token_only: bool = False
     expand_on_load: bool = False
+    planes: bool = True
 
 
 class Weights:
@@ -187,7 +189,7 @@ class Weights:
             halves = self._nodes.constant(f"{name}.weight_scales", stored.scales)
             zeros = stored.packed_zero_points()
             self._operands[name] = (
-                write_integers(self._nodes, name, stored),
+                write_integers(self._nodes, name, stored, self._settings.planes),
                 self._nodes.op("Cast", name, [halves], to=ir.DataType.FLOAT),
                 None if zeros is None else self._nodes.constant(f"{name}.weight_zero_points", zeros),
             )

@@ -1,0 +1,152 @@
+"""A checkpoint of a language model as a folder that openvino-genai and optimum-intel open, proven against torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.checkpoints.processor import load_tokenizer
+from compress.errors import IntegrityError, MissingExtraError, StageError, first_line
+from compress.formats.onnx.decoder.calls import CAUSAL
+from compress.formats.onnx.decoder.fill import write_graph
+from compress.formats.onnx.decoder.folder import companions_of
+from compress.formats.onnx.decoder.parity import Equality, Pairs, by_torch, held, three_ways
+from compress.formats.onnx.decoder.parts import placed
+from compress.formats.onnx.decoder.trace import Trace, trace_part
+from compress.formats.onnx.decoder.weights import GraphSettings
+from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
+from compress.formats.openvino.conversion import Precision, in_eight_bits, written
+from compress.formats.openvino.model import DETOKENIZER, IR_FILE, TOKENIZER, OpenVinoModel
+from compress.formats.openvino.runtime import open_stateful
+from compress.formats.openvino.stateful import read_stateful
+from compress.formats.silence import silence
+
+_ROUNDING_LIMIT = 0.2
+"""Largest accepted effect of rounded inputs and keys, as a share of the logits' spread."""
+_GROUPED, _PLAIN_INPUTS = "GroupQueryAttention", 7
+_MEND = "keep more matrices in more bits"
+
+
+@dataclass(frozen=True)
+class ProvenDecoder:
+    """A language model with its proof; ``unfused``: why its attention is not one operator, or nothing."""
+
+    model: OpenVinoModel
+    equality: Equality
+    unfused: str
+
+    def __str__(self) -> str:
+        attention = f"attention is not fused: {self.unfused}" if self.unfused else "attention is one operator"
+        return f"{self.equality}; {attention}"
+
+
+def write_decoder(
+    checkpoint: Checkpoint, precision: Precision, table_bits: int, windows: np.ndarray, tolerance: float
+) -> ProvenDecoder:
+    """The decoder of ``checkpoint``: its integers as they are, and what is float in ``precision``.
+
+    Proven on ``windows`` [2, length] of token ids: within ``tolerance`` of torch where weights are exact and arithmetic
+    is fp32, and at its default settings within a share of the logits' spread. Raises `ModelError` for what cannot be
+    traced or stored, `StageError` where OpenVINO cannot take it, `IntegrityError` for other answers.
+    """
+    companions = {**companions_of(checkpoint)[0], **_tokenizer(checkpoint.folder)}
+    expected = by_torch(checkpoint, windows)
+
+    def proven(graph: OnnxModel, unfused: str) -> ProvenDecoder:
+        plain, made = _converted(graph, precision, table_bits)
+        exact = _answers(plain, windows, expected, exact=True)
+        shipped = _answers(made, windows, expected, exact=False)
+        found = held(exact, shipped, tolerance, _ROUNDING_LIMIT, _MEND)
+        return ProvenDecoder(OpenVinoModel(made, companions), found, unfused)
+
+    graph, unfused = _placed(checkpoint, None)
+    try:
+        return proven(graph, unfused)
+    except IntegrityError:
+        if unfused:
+            raise
+        # The operator may not be what the model's attention is.
+        return proven(*_placed(checkpoint, False))
+
+
+def _placed(checkpoint: Checkpoint, fused: bool | None) -> tuple[OnnxModel, str]:
+    """The graph with all that only ONNX Runtime knows left out but attention and few-bit products."""
+    trace = trace_part(checkpoint, placed, fused)
+    special = "" if trace.unfused else _special_attention(trace)
+    if special:
+        trace = trace_part(checkpoint, placed, False)
+    graph = write_graph(checkpoint, trace, GraphSettings(planes=False))
+    return OnnxModel(graph, FLOAT_GRAPH, {}), special or trace.unfused
+
+
+def _special_attention(trace: Trace) -> str:
+    """What any attention does that OpenVINO's operator, or its paged one, does not; or nothing."""
+    sinks = any(node.op_type == _GROUPED and len(node.inputs) > _PLAIN_INPUTS for node in trace.program.graph)
+    found = ((call.module, sinks, call.softcap, call.window != CAUSAL) for call in trace.calls)
+    for module, *special in found:
+        names = [name for name, so in zip(("has sinks", "caps scores", "has a window"), special, strict=True) if so]
+        if names:
+            return f"{module}: it {' and '.join(names)}"
+    return ""
+
+
+def _converted(graph: OnnxModel, precision: Precision, table_bits: int) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """The IR with its float weights as they are, and as it ships. Raises `StageError`."""
+    with tempfile.TemporaryDirectory() as folder:
+        graph.save(Path(folder))
+        try:
+            model = read_stateful(next(Path(folder).rglob("*.onnx")))
+        except RuntimeError as error:
+            raise StageError(
+                f"OpenVINO cannot read the decoder: {str(error).strip().splitlines()[-1]}",
+                expected="operators that OpenVINO knows",
+                mend="ship the model as ONNX or GGUF instead",
+            ) from error
+        plain = written(model, IR_FILE)
+        if precision == "fp32":
+            return plain, plain
+        made = in_eight_bits(model, table_bits) if precision == "int8" else model
+        return plain, written(made, IR_FILE, precision == "fp16")
+
+
+def _answers(files: dict[str, bytes], windows: np.ndarray, expected: np.ndarray, exact: bool) -> Pairs:
+    with tempfile.TemporaryDirectory() as folder:
+        OpenVinoModel(files, {}).save(Path(folder))
+        yield from three_ways(open_stateful(Path(folder) / IR_FILE, 1, exact), windows, expected)
+
+
+def _tokenizer(folder: Path) -> dict[str, bytes]:
+    """What turns text into ids and back within OpenVINO. Raises `StageError` for a tokenizer that it cannot follow."""
+    if importlib.util.find_spec("openvino_tokenizers") is None:
+        raise MissingExtraError("openvino-tokenizers", "openvino", "A language model in OpenVINO's format")
+    with silence("prints"):
+        import openvino_tokenizers
+
+        try:
+            found = openvino_tokenizers.convert_tokenizer(load_tokenizer(folder), with_detokenizer=True)
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
+            raise StageError(
+                f"openvino-tokenizers cannot follow the tokenizer: {first_line(error)}",
+                where=str(folder),
+                expected="a tokenizer of transformers that it knows",
+                mend="ship the model as ONNX or GGUF instead",
+            ) from error
+    tokenizer, detokenizer = found
+    files = {**written(tokenizer, TOKENIZER), **written(detokenizer, DETOKENIZER)}
+    return {name: _counted_anew(data) if name in (TOKENIZER, DETOKENIZER) else data for name, data in files.items()}
+
+
+def _counted_anew(xml: bytes) -> bytes:
+    """The same with the numbers in names by their order there: OpenVINO's count on through the whole process."""
+    numbers: dict[bytes, bytes] = {}
+
+    def renamed(match: re.Match[bytes]) -> bytes:
+        return numbers.setdefault(match[0], match[1] + b"_%d" % len(numbers))
+
+    return re.sub(rb'names?="[^"]*"', lambda names: re.sub(rb"\b([A-Z]\w*?)_\d+", renamed, names[0]), xml)

@@ -1,0 +1,45 @@
+"""A language model as OpenVINO's IR opens unmodified in optimum-intel, and says there what it says in torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from foreign_environments import OPTIMUM_INTEL
+from quantized import quantize_tiny_llama, save_tiny_llama, tiny_tokenizer
+from rotation import is_todays
+from written_decoders import by_transformers, random_ids
+
+pytestmark = pytest.mark.slow
+TOKENS = 12
+
+
+@pytest.mark.skipif(not is_todays("optimum-intel"), reason="optimum-intel is begun every third day")
+def test_it_says_what_torch_says_by_beams_too(tmp_path: Path) -> None:
+    pytest.importorskip("openvino_tokenizers")
+    from compress.formats.openvino.decoder import write_decoder
+
+    source = save_tiny_llama(tmp_path / "source")
+    made = quantize_tiny_llama(source, tmp_path / "quantized", table_bits=8)
+    folder = tmp_path / "written"
+    folder.mkdir()
+    write_decoder(made, "fp32", 8, random_ids(2, 16), 1e-4).model.save(folder)
+    ids = random_ids(1, 9, seed=3)[0].tolist()
+    script = Path(__file__).with_name("optimum_intel_says.py")
+    printed = OPTIMUM_INTEL.run(script, str(folder), json.dumps(ids), str(TOKENS))
+    said = json.loads(printed.splitlines()[-1])
+    module = by_transformers(source, made)
+    for name, beams in (("greedy", 1), ("beams", 3)):
+        expected = module.generate(
+            torch.tensor([ids]),
+            max_new_tokens=TOKENS,
+            min_new_tokens=TOKENS,
+            do_sample=False,
+            num_beams=beams,
+            eos_token_id=None,
+            pad_token_id=2,
+        )
+        assert said[name] == expected[0, len(ids) :].tolist()
+    assert said["stateful"] and said["text"] == tiny_tokenizer().decode(ids)

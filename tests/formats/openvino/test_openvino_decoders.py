@@ -1,0 +1,254 @@
+"""Language models as OpenVINO's IR: transformers' answers, our integers, and opened by openvino-genai itself."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from quantized import VOCABULARY, quantize_tiny_llama, save_tiny_llama, tiny_tokenizer
+from rotation import todays
+from transformers import Gemma2Config, GraniteConfig
+from written_decoders import CONFIGS, by_transformers, logits_of, random_ids, save_decoder
+
+from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.checkpoints.torch_model import TorchModel
+from compress.errors import InputError, IntegrityError, StageError
+from compress.formats.model_file import model_file
+from compress.formats.onnx.decoder.nodes import Nodes
+from compress.formats.onnx.decoder.stored_weight import StoredWeight
+from compress.formats.openvino import decoder as decoders
+from compress.formats.openvino.decoder import ProvenDecoder, write_decoder
+from compress.formats.openvino.model import IR_FILE, OpenVinoModel
+from compress.formats.openvino.runtime import open_stateful
+from compress.formats.openvino.stage import OpenVino
+from compress.formats.openvino.stateful import read_stateful
+from compress.formats.runtimes import get_runtime
+from compress.formats.targets import TARGETS
+from compress.inspect.budget import budget_of
+from compress.runtimes.decoder import open_decoder
+from compress.tasks.registry import get_task
+
+openvino = pytest.importorskip("openvino")
+pytest.importorskip("openvino_tokenizers")
+TARGET, TOLERANCE = TARGETS["openvino"], 1e-4
+PROMPT = "some words of no meaning"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return save_tiny_llama(tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture(scope="module")
+def quantized(source: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> QuantizedCheckpoint:
+    """Layers in 4 bits, the table, which is the head too, in 8."""
+    return quantize_tiny_llama(source, tmp_path_factory.mktemp("quantized"), table_bits=8)
+
+
+@pytest.fixture(scope="module")
+def written(quantized: QuantizedCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its folder."""
+    return saved(write_decoder(quantized, "fp32", 8, random_ids(2, 16), TOLERANCE), tmp_path_factory.mktemp("written"))
+
+
+def saved(found: ProvenDecoder, folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    found.model.save(folder)
+    return folder
+
+
+def constants(folder: Path) -> dict[str, Any]:
+    model = openvino.Core().read_model(folder / IR_FILE)
+    return {one.get_friendly_name(): one for one in model.get_ordered_ops() if one.get_type_name() == "Constant"}
+
+
+def test_integers_and_scales_are_those_of_the_checkpoint_and_a_tied_table_is_stored_once(
+    written: Path, quantized: QuantizedCheckpoint
+) -> None:
+    held, layer = constants(written), "model.layers.1.mlp.down_proj"
+    for name, bits in ((layer, 4), ("model.embed_tokens", 8)):
+        weight, stored = quantized.quantized(name), held[f"{name}.weight_Q{bits}"]
+        assert weight is not None and stored.get_element_type().get_type_name() == f"i{bits}"
+        # OpenVINO itself unpacks them.
+        found = openvino.Model([openvino.opset13.convert(stored, "i32")], [])
+        integers = openvino.Core().compile_model(found, "CPU")()[0]
+        expected = weight.integers.numpy().astype(np.int32) - (1 << (bits - 1))
+        np.testing.assert_array_equal(integers.reshape(expected.shape), expected)
+        np.testing.assert_array_equal(held[f"{name}.weight_Q{bits}/scale"].data[..., 0], weight.scales.numpy())
+    budget = budget_of(written)
+    assert budget.format == "openvino" and sum(one.dtype == "int8" for one in budget.tensors) == 1
+    joined = {one.name: one for one in budget.tensors}["model.layers.0.self_attn.q_k_v_proj.weight_Q4"]
+    assert joined.bytes * 2 == joined.parameters == 128 * 64
+
+
+def test_logits_are_those_of_transformers_and_of_what_it_generates(
+    written: Path, source: Checkpoint, quantized: QuantizedCheckpoint
+) -> None:
+    assert model_file(written) == written / IR_FILE
+    session = get_runtime("openvino").open(written, TARGET, 1)
+    ids, module = random_ids(3, 20, seed=2), by_transformers(source, quantized)
+    mask = np.ones_like(ids)
+    mask[1, 12:] = 0
+    found = session.predict({"input_ids": ids, "attention_mask": mask})["logits"]
+    expected = logits_of(module, ids)
+    # Inputs of products, keys and values are rounded to 8 bits.
+    bound = 0.05 * np.abs(expected).max()
+    np.testing.assert_allclose(found[[0, 2]], expected[[0, 2]], atol=bound)
+    np.testing.assert_allclose(found[1, :12], expected[1, :12], atol=bound)
+    # A text knows nothing of the one before.
+    np.testing.assert_array_equal(session.predict({"input_ids": ids, "attention_mask": mask})["logits"], found)
+    # Padding on the left, as other people's batches have it, is as good.
+    left = np.where(np.arange(20) < 8, 2, np.roll(ids[1], 8))[None]
+    padded = session.predict({"input_ids": left, "attention_mask": (np.arange(20) >= 8).astype(np.int64)[None]})
+    np.testing.assert_allclose(padded["logits"][0, 8:], expected[1, :12], atol=bound)
+    # Token by token other groups of keys share a scale, unless nothing is rounded.
+    session = open_stateful(written / IR_FILE, 1, exact=True)
+    decoder = open_decoder(session, "here")
+    tokens = [decoder.prefill(ids[0].tolist())]
+    for _ in range(5):
+        tokens.append(decoder.step(tokens[-1]))
+    assert decoder.cached and decoder.vocabulary == VOCABULARY
+    read = np.concatenate([ids[:1], [tokens[:-1]]], axis=1)
+    assert tokens == logits_of(module, read)[0, 19:].argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("backend", ["PA", "SDPA"])
+def test_openvino_genai_says_what_torch_says(written: Path, backend: str, source: Checkpoint, quantized: Any) -> None:
+    genai = pytest.importorskip("openvino_genai")
+    exact = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+    pipe = genai.LLMPipeline(str(written), "CPU", ATTENTION_BACKEND=backend, **exact)
+    chosen = genai.GenerationConfig(max_new_tokens=12, ignore_eos=True, apply_chat_template=False)
+    ids = tiny_tokenizer()(PROMPT)["input_ids"]
+    answer = by_transformers(source, quantized).generate(
+        torch.tensor([ids]), max_new_tokens=12, min_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=2
+    )
+    expected = answer[0, len(ids) :].tolist()
+    assert pipe.get_tokenizer().encode(PROMPT).input_ids.data.tolist() == [ids]
+    assert pipe.generate(openvino.Tensor(np.array([ids])), chosen).tokens == [expected]
+
+
+def test_a_pair_of_target_and_draft_writes_what_the_target_writes_alone(written: Path) -> None:
+    pytest.importorskip("openvino_genai")
+    drafts = importlib.import_module("drafts")
+    prompts = drafts.encoded(drafts.check_pair(written, written), drafts.PROMPTS[:3])
+    alone, pair = (drafts.in_openvino(written, draft, 3, 1) for draft in (None, written))
+    found = drafts.compare(alone, pair, prompts, 16)
+    assert found.differing == () and found.prompts == 3 and found.acceptance.value > 0.9
+
+
+LLAMA = json.loads(CONFIGS["llama"].to_json_string(use_diff=False))
+BIASES = {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False}
+FAMILIES = {
+    "biases and scales": (GraniteConfig(**LLAMA | BIASES | {"attention_multiplier": 0.4}), ""),
+    "norms of heads": (CONFIGS["qwen3"], ""),
+    "windows": (CONFIGS["mistral"], "has a window"),
+    "caps": (Gemma2Config(**LLAMA | {"head_dim": 16, "query_pre_attn_scalar": 9}), "caps scores"),
+}
+
+
+@pytest.mark.parametrize("family", todays(FAMILIES, 4, str))
+def test_other_families_are_proven_and_float_weights_become_eight_bits(family: str, tmp_path: Path) -> None:
+    config, reason = FAMILIES[family]
+    found = write_decoder(save_decoder(tmp_path, config), "int8", 8, random_ids(2, 24), TOLERANCE)
+    assert reason in found.unfused and bool(reason) == bool(found.unfused)
+    assert found.equality.difference < TOLERANCE and found.equality.rounding > 0
+    kinds = {one.dtype for one in budget_of(saved(found, tmp_path / "written")).tensors if one.parameters > 1000}
+    assert kinds == {"uint8"}
+
+
+def test_odd_bits_are_kept_in_the_next_width_and_the_same_bytes_are_written_again(
+    source: Checkpoint, tmp_path: Path
+) -> None:
+    odd = quantize_tiny_llama(source, tmp_path / "odd", bits=3, table_bits=None)
+    found, again = (write_decoder(odd, "int8", 8, random_ids(2, 16), TOLERANCE).model for _ in range(2))
+    assert found.own == again.own and found.companions == again.companions
+    (tmp_path / "written").mkdir()
+    found.save(tmp_path / "written")
+    kinds = {name: one.get_element_type().get_type_name() for name, one in constants(tmp_path / "written").items()}
+    assert kinds["model.layers.0.mlp.down_proj.weight_Q4"] == "i4"
+    assert next(kind for name, kind in kinds.items() if "embed_tokens" in name and "scale" not in name) == "u8"
+
+
+@pytest.mark.parametrize(("bits", "zeros"), [(2, False), (2, True), (4, True), (8, True)])
+def test_every_width_and_zero_points_are_what_onnx_runtime_makes_of_them(
+    bits: int, zeros: bool, tmp_path: Path
+) -> None:
+    """Three blocks, so that a byte of zero points isn't full, and a table of 4 bits before."""
+    chance, nodes = np.random.default_rng(bits), Nodes()
+
+    def drawn(rows: int, width: int) -> StoredWeight:
+        lows = chance.integers(0, 1 << width, (rows, 3), np.uint8) if zeros else None
+        values = chance.integers(0, 1 << width, (rows, 96), np.uint8)
+        return StoredWeight(values, chance.random((rows, 3)).astype(np.float16), lows, width, 32, 96)
+
+    def operands(name: str, weight: StoredWeight) -> list[Any]:
+        halves = nodes.op("Cast", name, [nodes.constant(f"{name}.scales", weight.scales)], to=ir.DataType.FLOAT)
+        packed = weight.packed_zero_points()
+        points = None if packed is None else nodes.constant(f"{name}.zeros", packed)
+        return [nodes.constant(f"{name}.weight_Q", weight.integers()), halves, points]
+
+    ids, table, layer = nodes.input("input_ids", ir.DataType.INT64, ["b", "l"]), drawn(11, 4), drawn(7, bits)
+    integers, *others = operands("table", table)
+    flat = nodes.op("Reshape", "table", [integers, nodes.integers(11, 48)])
+    about = {"gather_axis": 0, "quantize_axis": 1, "block_size": 32, "bits": 4}
+    rows = nodes.op("GatherBlockQuantized", "table", [flat, ids, *others], "com.microsoft", **about)
+    bias = nodes.constant("bias", chance.random(7).astype(np.float32))
+    sizes = {"K": 96, "N": 7, "bits": bits, "block_size": 32, "accuracy_level": 1}
+    inputs = [rows, *operands("layer", layer), None, bias]
+    nodes.output(nodes.op("MatMulNBits", "layer", inputs, "com.microsoft", **sizes), "logits", ir.DataType.FLOAT, "blv")
+    onnx.save(ir.to_proto(nodes.model("widths")), tmp_path / "model.onnx")
+    given = chance.integers(0, 11, (2, 5))
+    theirs = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (expected,) = theirs.run(None, {"input_ids": given})
+    exact = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+    compiled = openvino.Core().compile_model(read_stateful(tmp_path / "model.onnx"), "CPU", exact)
+    found = compiled({"input_ids": given, "beam_idx": np.arange(2, dtype=np.int32)})["logits"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-2)
+
+
+def test_a_wrong_decoder_is_never_written(
+    quantized: QuantizedCheckpoint, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    real = decoders.read_stateful
+
+    def with_other_scales(graph: Path) -> Any:
+        model = real(graph)
+        (scale,) = (one for one in model.get_ops() if one.get_friendly_name() == "model.embed_tokens.weight_Q8/scale")
+        other = openvino.opset13.constant(scale.data * np.float16(1.01))
+        for reader in scale.output(0).get_target_inputs():
+            reader.replace_source_output(other.output(0))
+        return model
+
+    placed = decoders._placed
+    monkeypatch.setattr(decoders, "_placed", lambda *given: (placed(*given)[0], "it is traced as it is"))
+    monkeypatch.setattr(decoders, "read_stateful", with_other_scales)
+    with pytest.raises(IntegrityError, match="differ from torch"):
+        write_decoder(quantized, "fp32", 8, random_ids(2, 16), TOLERANCE)
+
+
+def test_bad_input_is_refused_by_name(written: Path, source: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = get_runtime("openvino").open(written, TARGET, 1)
+    for odd in (np.array([[VOCABULARY]]), np.array([[-1]]), np.zeros((0, 3), np.int64), np.zeros((1, 2))):
+        with pytest.raises(InputError, match="no tokens of the model"):
+            session.predict({"input_ids": odd})
+    monkeypatch.setattr(decoders, "load_tokenizer", lambda folder: object())
+    with pytest.raises(StageError, match="openvino-tokenizers cannot follow"):
+        write_decoder(source, "fp32", 8, random_ids(2, 16), TOLERANCE)
+
+
+def test_the_stage_takes_folders_of_language_models_and_modules_of_others(written: Path) -> None:
+    stage = OpenVino()
+    for name, wanted in (("text-generation", Checkpoint), ("text-classification", TorchModel)):
+        capabilities = get_task(name).capabilities
+        assert stage.is_for(capabilities) and stage.wants(capabilities) is wanted
+    assert not stage.is_for(get_task("text2text-generation").capabilities)
+    again = OpenVinoModel.load(written, None)
+    assert set(again.own) == {IR_FILE, "openvino_model.bin"} and "openvino_tokenizer.xml" in again.companions

@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from onnx import TensorProto, helper, numpy_helper
 from registry import made_run
 from typer.testing import CliRunner
 
@@ -35,13 +37,26 @@ sys.exit(code)
 """
 
 
+def weights(text: str) -> bytes:
+    """An ONNX file whose one matrix is made of a text."""
+    matrix = numpy_helper.from_array(np.frombuffer(text.ljust(8).encode(), np.uint8).astype(np.float32)[None], "matrix")
+    given, found = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, width)) for name, width in (("x", 1), ("y", 8))
+    )
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "matrix"], ["y"])], "made", [given], [found], [matrix])
+    made: bytes = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    ).SerializeToString()
+    return made
+
+
 def answer(place: Path, arguments: list[str]) -> tuple[int, str, str]:
     """Exit code, standard output and error of a command; `run` leaves what a run leaves, at once."""
     with contextlib.chdir(place):
         if arguments[0] == "run":
             recipe = yaml.safe_load(Path(arguments[1]).read_text())
             runs = Path("artifacts/runs") / recipe["name"]
-            made_run(runs / "latest", recipe["weights"].encode(), recipe["accuracy"])
+            made_run(runs / "latest", weights(recipe["weights"]), recipe["accuracy"])
             return 0, "", ""
         done = CliRunner().invoke(app, arguments)
     failed = done.exception if isinstance(done.exception, CompressError) else None
@@ -151,17 +166,18 @@ def test_a_change_is_compared_promoted_on_merge_and_a_bad_one_refused(ci: Ci) ->
     assert not ci.far.exists()
     ci.merge("first")
     assert ci.run("push", "main", base)["promote what was merged"] == 0
-    assert ci.champion() == b"first"
+    assert ci.champion() == weights("first")
 
     base = ci.change("worse", weights="worse", accuracy=0.5)
     codes = ci.run("pull_request", "worse", base, 2)
     assert (codes["compare with what is in use"], codes["say so on the pull request"]) == (1, 0)
     comment = (ci.comments / "2.md").read_text()
     assert "## recipes/reviews.yaml" in comment and "80.00%" in comment and "50.00%" in comment
+    assert "matrix" in comment.split("```text")[1], "which weights moved"
     # Somebody merges it all the same.
     ci.merge("worse")
     assert ci.run("push", "main", base)["promote what was merged"] == 1
-    assert ci.champion() == b"first"
+    assert ci.champion() == weights("first")
 
 
 def test_the_workflow_runs_on_recipes_alone_and_one_at_a_time() -> None:

@@ -246,6 +246,7 @@ SAMPLES: tuple[Sample, ...] = (
         kind="data",
         description="Python source of the template engine Jinja, one row a file, in train and test",
         licence="BSD-3-Clause, (c) 2007 Pallets",
+        spdx="BSD-3-Clause",
         packages=(
             Package(
                 manager="pip",
@@ -266,6 +267,7 @@ SAMPLES: tuple[Sample, ...] = (
         kind="data",
         description="280 multiple-choice questions of capitals, currencies, families and forms of words",
         licence="Apache-2.0 (analogies, Mikolov et al. 2013); LGPL-2.1 (package)",
+        spdx="Apache-2.0 AND LGPL-2.1-only",
         packages=(_gensim(("questions-words.txt",)),),
         preparation="compress_samples.analogies:write_questions",
     ),

@@ -22,6 +22,7 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
     """
 
     version = 2
+    requires = frozenset({ANSWERS_AT_ONCE})
     starts_from_graph = True
     packages = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "nncf")
     kind: Literal["openvino"] = "openvino"
@@ -40,7 +41,7 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
     @classmethod
     def is_for(cls, task: Capabilities) -> bool:
         """What answers in one call, and language models."""
-        return ANSWERS_AT_ONCE in task or GENERATES in task
+        return super().is_for(task) or GENERATES in task
 
     def wants(self, task: Capabilities) -> type[Any]:
         """A folder of a language model, which is written tensor by tensor."""

@@ -267,7 +267,7 @@ SAMPLES: tuple[Sample, ...] = (
         kind="data",
         description="280 multiple-choice questions of capitals, currencies, families and forms of words",
         licence="Apache-2.0 (analogies, Mikolov et al. 2013); LGPL-2.1 (package)",
-        spdx="Apache-2.0 AND LGPL-2.1-only",
+        spdx="Apache-2.0",
         packages=(_gensim(("questions-words.txt",)),),
         preparation="compress_samples.analogies:write_questions",
     ),

@@ -44,7 +44,7 @@ def causes_of(read: Sums, head: Spectrum | None, chunks: Chunks, shape: tuple[in
 def _plain(read: Sums, chunks: Chunks, shape: tuple[int, int]) -> Iterator[str]:
     """Factors, zeros and another order."""
     factor = read.product / read.before if read.before else 0.0
-    if _left(read.before, read.after, read.product, read.difference) <= _LEFT:
+    if read.size >= _TELLING and _left(read.before, read.after, read.product, read.difference) <= _LEFT:
         yield f"all of it is {significant(factor, 4)} times what it was"
         return
     zeroed = np.flatnonzero((read.rows.before > 0) & (read.rows.after == 0))

@@ -34,8 +34,8 @@ def written(folder: Path, tensors: Mapping[str, np.ndarray]) -> Path:
     return folder
 
 
-def compared(folder: Path, after: Mapping[str, np.ndarray]) -> WeightsDiff:
-    return compare_weights(written(folder / "a", TENSORS), written(folder / "b", after), PROGRESS)
+def compared(folder: Path, after: Mapping[str, np.ndarray], before: Mapping[str, np.ndarray] = TENSORS) -> WeightsDiff:
+    return compare_weights(written(folder / "a", before), written(folder / "b", after), PROGRESS)
 
 
 def only(diff: WeightsDiff) -> TensorChange:
@@ -54,6 +54,14 @@ def test_a_factor_of_one_layer_is_named_with_its_size(tmp_path: Path) -> None:
     assert found.name == NAMES[1] and found.layer == "layers.1"
     assert found.relative == pytest.approx(0.02, rel=1e-3) and found.factor == pytest.approx(1.02, rel=1e-5)
     assert found.causes == ("all of it is 1.020 times what it was",)
+
+
+def test_two_numbers_tell_no_factor(tmp_path: Path) -> None:
+    """A bias of two classes is -x and x: retrained, it is always some factor of what it was."""
+    before, after = (np.array([-size, size], np.float32) for size in (0.013, -0.4))
+    with_bias = {**TENSORS, "classifier.bias": before}
+    found = only(compared(tmp_path, {**TENSORS, "classifier.bias": after}, with_bias))
+    assert found.name == "classifier.bias" and not found.causes
 
 
 def test_the_layer_that_changed_most_is_first(tmp_path: Path) -> None:

@@ -27,8 +27,11 @@ _FLOPS_PER_SECOND = 1e11
 _RECENT, _RIDGE = 5, 0.05
 SIZE, LATENCY = "size_bytes", "latency_ms"
 PREDICTED = (SIZE, "parameters")
-_LEAST_OFF, _LEAST_OFF_TIMED = 1e-4, 0.02
-"""How far predictions are taken to be off at the least, of sizes that are counted and of times."""
+_COUNTED, _BY_OTHERS, _BY_ARITHMETIC, _BY_KERNELS = "counted", "by others", "by arithmetic", "by kernels"
+_OFF: dict[str, tuple[float, tuple[float, ...]]] = {
+    _COUNTED: (1e-4, ()), _BY_OTHERS: (0.005, (0.01,)), _BY_ARITHMETIC: (0.005, (0.05,)), _BY_KERNELS: (0.02, (0.15,)),
+}  # fmt: skip
+"""How a figure is foretold -> how far off it is taken to be at the least, and before any model was made."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,8 @@ class Costs:
         self._factors: dict[str, tuple[float, np.ndarray]] = {}
         self.errors: dict[str, list[float]] = {}
         """Metric -> how far predictions were off, relative, of every model that came after the first."""
-        self._off: dict[tuple[str, bool], list[float]] = {}
-        """The same by whether a size was counted."""
+        self._off: dict[tuple[str, str], list[float]] = {}
+        """The same by how they were foretold, too."""
 
     def steps(self, point: Point, share: float = 1.0) -> list[Step]:
         """Every stage at a point. Raises `InputError` for values that don't fit."""
@@ -101,8 +104,8 @@ class Costs:
         """A figure of the final model; None where nothing foretells it."""
         if metric == LATENCY:
             return None if self.latencies is None else self.latencies.predicted(point)
-        if metric == SIZE and (exact := self._foreseen_bytes(point)) is not None:
-            return exact
+        if metric == SIZE and (foreseen := self._foreseen_bytes(point))[0] is not None:
+            return foreseen[0]
         raw, factors = self._raw(point, metric), self._factors.get(metric)
         if raw is None or factors is None:
             return None
@@ -118,12 +121,16 @@ class Costs:
     def tolerance(self, point: Point, metric: str) -> float:
         """How far a prediction may be off before nothing is decided by it.
 
-        Sizes that were counted and those that arithmetic tells are off by what their own kind was.
+        Sizes are off by what others were that were foretold as they are: counted, from other graphs, or by arithmetic.
         """
-        counted = metric == SIZE and self._foreseen_bytes(point) is not None
-        least = _LEAST_OFF_TIMED if metric == LATENCY else _LEAST_OFF if counted else 0.005
-        unknown = (0.15,) if metric == LATENCY else () if counted else (0.05,)
-        return max([least, *(1.5 * abs(error) for error in self._off.get((metric, counted), unknown)[-_RECENT:])])
+        least, unknown = _OFF[how := self._how(point, metric)]
+        return max([least, *(1.5 * abs(error) for error in self._off.get((metric, how), unknown)[-_RECENT:])])
+
+    def _how(self, point: Point, metric: str) -> str:
+        """How a figure is foretold."""
+        if metric == LATENCY:
+            return _BY_KERNELS
+        return self._foreseen_bytes(point)[1] if metric == SIZE else _BY_ARITHMETIC
 
     def why_not(self) -> dict[str, str]:
         """Metric -> why recipes, or some of them, are told more roughly than they might be."""
@@ -163,12 +170,17 @@ class Costs:
         """Keep by how much a prediction was off, of a model that was still unseen."""
         told = self.predicted(point, metric)
         if told is not None:
-            counted = metric == SIZE and self._foreseen_bytes(point) is not None
             self.errors.setdefault(metric, []).append(told / actual - 1)
-            self._off.setdefault((metric, counted), []).append(told / actual - 1)
+            self._off.setdefault((metric, self._how(point, metric)), []).append(told / actual - 1)
 
-    def _foreseen_bytes(self, point: Point) -> int | None:
-        return None if self.foresight is None else self.foresight.size_bytes(point)
+    def _foreseen_bytes(self, point: Point) -> tuple[int | None, str]:
+        """Bytes that graphs tell, and how; None where arithmetic has to."""
+        if self.foresight is not None:
+            if (exact := self.foresight.size_bytes(point)) is not None:
+                return exact, _COUNTED
+            if (about := self.foresight.about_bytes(point)) is not None:
+                return about, _BY_OTHERS
+        return None, _BY_ARITHMETIC
 
     def _fit(self, metric: str) -> None:
         """What was made over what the stages foretold, as a product of a factor for each choice (ridge regression).

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -52,6 +52,7 @@ class Foresight:
     """Why nothing is foreseen, or some recipes are not."""
     _rehearsal: Rehearsal | None = field(default=None, init=False)
     _places: dict[Point, tuple[Outline, Structure] | None] = field(default_factory=dict, init=False)
+    _about: dict[tuple[Point, int], int | None] = field(default_factory=dict, init=False)
     _keys: dict[Point, str] = field(default_factory=dict, init=False)
     _outlines: dict[str, Outline | None] = field(default_factory=dict, init=False)
     _encoded: dict[str, Examples] = field(default_factory=dict, init=False)
@@ -81,6 +82,34 @@ class Foresight:
             return None
         outline, structure = found
         return outline.beside_bytes + structure.graph.size_bytes(outline.widths)
+
+    def about_bytes(self, point: Point) -> int | None:
+        """The same of a structure that isn't traced, by three that are; None where they aren't.
+
+        Two of them have its stages behind the graph, or its layers; the third has neither, so that what it weighs is
+        counted twice.
+        """
+        traced = [(json.loads(told)[1], one) for told, each in self._structures.items() for one in each if one]
+        if (point, len(traced)) not in self._about:
+            self._about[point, len(traced)] = self._told_by(point, traced)
+        return self._about[point, len(traced)]
+
+    def _told_by(self, point: Point, traced: Sequence[tuple[str, Structure]]) -> int | None:
+        """By structures, each with the stages behind its graph."""
+        if self._rehearsal is None:
+            return None
+        torch_stages, graph_stages = self._divided(point)
+        outline, wanted = self._outline(torch_stages), fields_of(graph_stages)
+        if outline is None:
+            return None
+        for stages, own in traced:
+            if own.has(outline):
+                for other in (one for told, one in traced if told == wanted):
+                    for third in (one for told, one in traced if told == stages):
+                        if third.shapes.keys() == other.shapes.keys():
+                            sizes = [one.graph.size_bytes(outline.widths) for one in (own, other, third)]
+                            return outline.beside_bytes + sizes[0] + sizes[1] - sizes[2]
+        return None
 
     def graph(self, point: Point) -> onnx.ModelProto | None:
         """The graph that would be timed, with weights of no meaning; None where it cannot be foreseen."""

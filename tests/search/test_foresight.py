@@ -86,6 +86,22 @@ def test_bytes_foretold_are_the_bytes_made(watched: Watched) -> None:
     assert costs.tolerance(SMALLEST, SIZE) < 0.001 and not costs.why_not()
 
 
+def test_bytes_of_a_graph_that_is_not_traced_are_told_by_three_that_are(watched: Watched) -> None:
+    """As many layers with other bits, other layers with as many bits, and neither."""
+    few = Foresight(watched.space, lambda: watched.trials.roads.road(watched.space.base))
+    few.most_structures = 3
+    costs = Costs(watched.space)
+    costs.foresee(few, watched.latencies)
+    few.begin(Outcome(stages=watched.stages))
+    assert few.about_bytes(SMALLEST) is None, "nothing is traced"
+    for point in ((1, 1, 1, 1, 0), (1, 1, 1, 0, 0), (1, 1, 1, 0, 1)):
+        assert few.size_bytes(point) is not None
+    assert few.size_bytes(SMALLEST) is None and "more structures than are traced" in few.why_not
+    assert few.about_bytes(SMALLEST) == pytest.approx(watched.made, rel=0.005)
+    assert costs.predicted(SMALLEST, SIZE) == few.about_bytes(SMALLEST)
+    assert costs.tolerance(SMALLEST, SIZE) > costs.tolerance((1, 1, 1, 1, 0), SIZE)
+
+
 def test_a_time_is_that_of_its_kernels_with_rows_of_usual_length(watched: Watched) -> None:
     watched.foresight.begin(Outcome(stages=watched.stages))
     wide, narrow = (0, 0, 0, 1, 0), (1, 1, 0, 1, 0)

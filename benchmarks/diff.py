@@ -34,6 +34,7 @@ from compress.checkpoints.gptq_layout import pack_layer
 from compress.checkpoints.shards import write_shards
 from compress.diff.models import Side, Wanted, compare_models
 from compress.diff.record import Diff
+from compress.numerics.gptq import GptqSettings, round_to_nearest
 from compress.numerics.integer_grid import QuantizedWeight
 from compress.progress import SilentProgress
 
@@ -76,7 +77,7 @@ def quantized(source: Path, folder: Path, bits: Mapping[str, int], scale: Mappin
             tensors.append((name, weight.half()))
             continue
         own = bits.get(module, 8)
-        grid = rounded(weight, own, 64)
+        grid = round_to_nearest(weight.float(), GptqSettings(own, 64, scale_search=False))
         scaled = QuantizedWeight(
             grid.integers, (grid.scales * scale.get(module, 1.0)).half().float(), grid.zero_points, own, 64
         )
@@ -87,17 +88,6 @@ def quantized(source: Path, folder: Path, bits: Mapping[str, int], scale: Mappin
     settings = {"quant_method": "gptq", "bits": 8, "group_size": 64, "sym": True, "checkpoint_format": "gptq"}
     config = {**checkpoint.config, "quantization_config": {**settings, **({"dynamic": dynamic} if dynamic else {})}}
     (folder / "config.json").write_text(json.dumps(config, indent=1))
-
-
-def rounded(weight: torch.Tensor, bits: int, group_size: int) -> QuantizedWeight:
-    """To the nearest step of a symmetric grid, by groups."""
-    rows, columns = weight.shape
-    middle = 1 << (bits - 1)
-    groups = weight.float().reshape(rows, columns // group_size, group_size)
-    scales = (groups.abs().amax(-1) / (middle - 1)).clamp(min=1e-6).half().float()
-    integers = (groups / scales[..., None]).round().clamp(-middle, middle - 1) + middle
-    zeros = torch.full_like(scales, middle).to(torch.uint8)
-    return QuantizedWeight(integers.reshape(rows, columns).to(torch.uint8), scales, zeros, bits, group_size)
 
 
 def layer(number: int, part: str) -> str:

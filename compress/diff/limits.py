@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from difflib import get_close_matches
 from typing import NamedTuple
 
 from compress.diff.record import Diff, LimitFound
-from compress.errors import InputError
+from compress.errors import InputError, nearest_name
 
 
 class _Value(NamedTuple):
@@ -74,8 +73,8 @@ def read_limits(written: Iterable[str]) -> dict[str, float]:
         name, _, number = one.partition("=")
         name = name.strip()
         if name not in LIMITS:
-            near = get_close_matches(name, LIMITS, 1)
-            hint = f"did you mean {near[0]!r}?" if near else None
+            near = nearest_name(name, LIMITS)
+            hint = f"did you mean {near!r}?" if near else None
             expected = f"one of {', '.join(LIMITS)}"
             raise InputError(f"There is no limit {name!r}.", where="--at-most", expected=expected, mend=hint)
         try:

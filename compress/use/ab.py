@@ -11,6 +11,7 @@ from pydantic import Field
 
 from compress.checkpoints.processor import load_processor
 from compress.data.columns import are_label_ids
+from compress.digests import size_bytes
 from compress.errors import DataError, InputError
 from compress.evaluation.evaluate import artifact_labels, predict
 from compress.frozen import Frozen
@@ -201,7 +202,7 @@ def _judge(
 
 
 def _sizes(models: tuple[Model, Model], margin: float) -> Judged:
-    a, b = (sum(path.stat().st_size for path in model.folder.rglob("*") if path.is_file()) for model in models)
+    a, b = (size_bytes(model.folder) for model in models)
     change = b / a - 1
     values = {"name": "size", "unit": "bytes", "a": a, "b": b, "change": change, "low": change, "high": change}
     verdict = decide(Estimate(change, change, change), margin)

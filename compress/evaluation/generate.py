@@ -17,7 +17,7 @@ from compress.measurement import Measurement
 from compress.numerics.calibration import mean_interval
 from compress.numerics.next_token import log_probabilities, loop_length, repeated_share
 from compress.progress import Progress
-from compress.runtimes.decoder import feeder, open_decoder
+from compress.runtimes.decoder import feeder, open_decoder, written_tokens
 from compress.targets import Target
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.task import Examples
@@ -52,13 +52,8 @@ def continue_prompts(
     """
     writer = open_decoder(get_runtime(target.runtime).open(artifact, target, threads), str(artifact))
     ends = end_tokens(artifact)
-    found = []
-    for prompt in progress.track(prompts, description, len(prompts)):
-        written = [writer.prefill(prompt)]
-        while len(written) < tokens and written[-1] not in ends:
-            written.append(writer.step(written[-1]))
-        found.append(written)
-    return found
+    asked = progress.track(prompts, description, len(prompts))
+    return [list(written_tokens(writer, prompt, tokens, ends)) for prompt in asked]
 
 
 def end_tokens(artifact: Path) -> set[int]:

@@ -6,7 +6,7 @@ harness's own command line with this model known; importing this module makes it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from compress.formats.runtimes import get_runtime
 from compress.formats.targets import find_target
 from compress.numerics.next_token import negative_log_likelihood
 from compress.progress import Progress, SilentProgress
-from compress.runtimes.decoder import feeder, open_decoder
+from compress.runtimes.decoder import feeder, open_decoder, written_tokens
 
 try:
     from lm_eval import utils
@@ -142,21 +142,14 @@ class CompressLM(TemplateLM):  # type: ignore[misc]  # the harness has no types 
             raise InputError(f"{tokens} tokens to write leave no room in {self.max_length} for what stands before.")
         written: list[int] = []
         text = ""
-        for token in self._tokens(self.tok_encode(context)[-room:], tokens):
+        for token in written_tokens(self._writer, self.tok_encode(context)[-room:], tokens, self._ends):
+            if token in self._ends:
+                break
             written.append(token)
             text = str(self.tokenizer.decode(written, skip_special_tokens=True))
             if any(stop in text for stop in stops):
                 break
         return min((text.split(stop)[0] for stop in stops), key=len, default=text)
-
-    def _tokens(self, ids: list[int], count: int) -> Iterator[int]:
-        """The likeliest tokens after ``ids``, at most ``count``, up to one that ends the text."""
-        token = self._writer.prefill(ids)
-        for left in range(count, 0, -1):
-            if token in self._ends:
-                return
-            yield token
-            token = self._writer.step(token) if left > 1 else token
 
     def _logits(self, ids: np.ndarray) -> np.ndarray:
         batch = {"input_ids": ids[None], "attention_mask": np.ones_like(ids)[None]}

@@ -6,7 +6,7 @@ The names are those that transformers.js, optimum and onnxruntime-genai agree on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -194,6 +194,20 @@ class GreedyDecoder(Protocol):
 
     def step(self, token: int) -> int:
         """Append ``token`` and give the one that follows."""
+
+
+def written_tokens(decoder: GreedyDecoder, ids: Sequence[int], most: int, ends: Collection[int]) -> Iterator[int]:
+    """The likeliest tokens after ``ids``, one by one as they are asked for: ``most`` of them, or up to one of ``ends``.
+
+    Raises what the decoder raises.
+    """
+    token = decoder.prefill(ids)
+    yield token
+    for _ in range(most - 1):
+        if token in ends:
+            return
+        token = decoder.step(token)
+        yield token
 
 
 @runtime_checkable

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -52,6 +52,8 @@ class Foresight:
     """Why nothing is foreseen, or some recipes are not."""
     _rehearsal: Rehearsal | None = field(default=None, init=False)
     _places: dict[Point, tuple[Outline, Structure] | None] = field(default_factory=dict, init=False)
+    _traced: list[tuple[str, Structure]] = field(default_factory=list, init=False)
+    """Structures, each with the stages from the graph on."""
     _about: dict[tuple[Point, int], int | None] = field(default_factory=dict, init=False)
     _keys: dict[Point, str] = field(default_factory=dict, init=False)
     _outlines: dict[str, Outline | None] = field(default_factory=dict, init=False)
@@ -87,25 +89,24 @@ class Foresight:
         """The same of a structure that isn't traced, by three that are; None where they aren't.
 
         Two of them have its stages behind the graph, or its layers; the third has neither, so that what it weighs is
-        counted twice.
+        counted twice and is taken off.
         """
-        traced = [(json.loads(told)[1], one) for told, each in self._structures.items() for one in each if one]
-        if (point, len(traced)) not in self._about:
-            self._about[point, len(traced)] = self._told_by(point, traced)
-        return self._about[point, len(traced)]
+        key = point, len(self._traced)
+        if key not in self._about:
+            self._about[key] = self._told_by_others(point)
+        return self._about[key]
 
-    def _told_by(self, point: Point, traced: Sequence[tuple[str, Structure]]) -> int | None:
-        """By structures, each with the stages behind its graph."""
+    def _told_by_others(self, point: Point) -> int | None:
         if self._rehearsal is None:
             return None
         torch_stages, graph_stages = self._divided(point)
         outline, wanted = self._outline(torch_stages), fields_of(graph_stages)
         if outline is None:
             return None
-        for stages, own in traced:
+        for stages, own in self._traced:
             if own.has(outline):
-                for other in (one for told, one in traced if told == wanted):
-                    for third in (one for told, one in traced if told == stages):
+                for other in (one for told, one in self._traced if told == wanted):
+                    for third in (one for told, one in self._traced if told == stages):
                         if third.shapes.keys() == other.shapes.keys():
                             sizes = [one.graph.size_bytes(outline.widths) for one in (own, other, third)]
                             return outline.beside_bytes + sizes[0] + sizes[1] - sizes[2]
@@ -206,7 +207,10 @@ class Foresight:
         except failures() as error:
             self.why_not, made = first_line(error), None
         known.append(made)
-        return None if made is None else (outline, made)
+        if made is None:
+            return None
+        self._traced.append((fields_of(graph_stages), made))
+        return outline, made
 
     def _divided(self, point: Point) -> tuple[Stages, Stages]:
         """The stages behind the baseline: those of weights, then those from the one that writes the graph on."""

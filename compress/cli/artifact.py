@@ -18,7 +18,7 @@ from compress.pipeline.road import Road
 from compress.progress import Progress
 from compress.recipe.recipe import Recipe
 from compress.recipe_source import read_recipe
-from compress.report.run_folder import RECIPE
+from compress.report.run_folder import MODEL, RECIPE, TARGETS
 from compress.sources.onnx_file import convert_onnx, onnx_file
 from compress.sources.source import DEFAULT_CACHE
 from compress.targets import AppProfile, Target
@@ -26,8 +26,6 @@ from compress.tasks.capability import TAKES_ARRAYS
 from compress.tasks.registry import get_task, tasks_with
 from compress.tasks.task import Examples, Task
 
-MODEL = "model"
-TARGETS = "targets"
 """In a run's folder: for each target what was written for it, in a format of its own."""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from compress.bench.operator_difference import compare_operators
 from compress.bench.profile import OperatorDifference
 from compress.bench.profiled_calls import CALLS, Calls, batch_calls
-from compress.cli.artifact import MODEL, Artifact, find_artifact, has_recipe
+from compress.cli.artifact import Artifact, find_artifact, has_recipe
 from compress.cli.output import Finding
 from compress.cli.run_outputs import outputs_of, run_of
 from compress.errors import InputError
@@ -25,6 +25,7 @@ from compress.pipeline.notes import float_label, has_integers
 from compress.progress import Progress
 from compress.recipe.recipe import Recipe
 from compress.report.difference_console import cause_text, verdict_text
+from compress.report.run_folder import MODEL
 from compress.targets import Processor, find_processor
 from compress.tasks.capability import GENERATES, READS_ROWS
 

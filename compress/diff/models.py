@@ -22,6 +22,7 @@ from compress.progress import Progress
 from compress.recipe.policy import COMPARE
 from compress.recipe.recipe import Recipe
 from compress.recipe_source import read_recipe
+from compress.report import run_folder
 from compress.report.schema import Report, load_report
 from compress.runtimes.runtime import Session
 from compress.tasks.registry import get_task
@@ -49,12 +50,12 @@ class Side:
     @property
     def recipe(self) -> Path | None:
         """The recipe beside it."""
-        path = None if self.run is None else self.run / "recipe.yaml"
+        path = None if self.run is None else self.run / run_folder.RECIPE
         return path if path is not None and path.is_file() else None
 
     def report(self) -> Report | None:
         """The report beside it. Raises `InputError` for one that can't be read."""
-        path = None if self.run is None else self.run / "report.json"
+        path = None if self.run is None else self.run / run_folder.REPORT
         return load_report(path) if path is not None and path.is_file() else None
 
 

@@ -10,11 +10,10 @@ from compress.diff.models import Side, Wanted, compare_models
 from compress.errors import CompressError, InputError
 from compress.nightly.record import Finding, Night, Outcome
 from compress.progress import SilentProgress
-from compress.report.run_folder import REPORT, stamp
+from compress.report.run_folder import MODEL, REPORT, stamp
 from compress.report.schema import load_report
 
 NIGHTS, RUNS = "nights", "runs"
-MODEL = "model"
 _KINDS = ("gate", "limit", "drift")
 
 

@@ -15,12 +15,12 @@ from compress.checkpoints.json_file import read_json
 from compress.digests import digest_file
 from compress.environment import MISSING, package_versions
 from compress.measurement import Measurement
-from compress.papers.finished import MODEL, Finished, plain_name
+from compress.papers.finished import Finished, plain_name
 from compress.papers.licences import OF_RUN, RUNTIME, data_names
 from compress.papers.stated import package_licence
 from compress.papers.terms import NOT_STATED
 from compress.recipe.recipe import START
-from compress.report.run_folder import REPORT
+from compress.report.run_folder import MODEL, REPORT
 from compress.report.schema import LicenceRecord
 
 _SPEC = "1.6"
@@ -131,7 +131,7 @@ def _dataset(ref: str, name: str, record: LicenceRecord | None, digest: str | No
 
 def _packages(run: Finished) -> list[Part]:
     """Those that stages called and those that run the files, in the versions that were used."""
-    known = {**run.report.environment.get("packages", {}), **run.lock.get("packages", {})}
+    known = run.packages
     runtimes = [one.name for one in run.licences if one.of.startswith(RUNTIME)]
     known |= {name: found for name, found in package_versions(tuple(runtimes)).items() if name not in known}
     return [

@@ -14,10 +14,11 @@ from compress.formats.registry import FORMATS
 from compress.formats.spec import load
 from compress.measurement import Measurement
 from compress.metrics import describe_metric, format_interval, format_value
-from compress.papers.finished import MODEL, Finished, plain_name
+from compress.papers.finished import Finished, plain_name
 from compress.papers.licences import data_names
 from compress.papers.terms import canonical, hub_name
 from compress.recipe.recipe import Recipe
+from compress.report.run_folder import MODEL
 from compress.report.schema import DataRecord
 
 _TEMPLATES = Environment(

@@ -15,10 +15,9 @@ from compress.measurement import Measurement
 from compress.papers.licences import carried, find_licences, objections
 from compress.recipe.recipe import Recipe
 from compress.recipe_source import read_recipe
-from compress.report.run_folder import LOCK, RECIPE, find_report
+from compress.report.run_folder import LOCK, MODEL, RECIPE, find_report, shipped
 from compress.report.schema import FINAL, LicenceRecord, Report, load_report
 
-MODEL, TARGETS = "model", "targets"
 BILL = "bom.cdx.json"
 SHOWN = (
     "accuracy",
@@ -75,13 +74,12 @@ class Finished:
     @cached_property
     def files(self) -> dict[str, str]:
         """Path below the run's folder -> SHA-256, of every file that ships."""
-        return {name: digest_file(self.folder / name) for name in self.shipped()}
+        return {name: digest_file(self.folder / name) for name in shipped(self.folder)}
 
-    def shipped(self) -> list[str]:
-        """The final model's files, and what targets got in formats of their own."""
-        homes = (self.folder / MODEL, self.folder / TARGETS)
-        paths = (path for home in homes if home.is_dir() for path in home.rglob("*") if path.is_file())
-        return sorted(path.relative_to(self.folder).as_posix() for path in paths)
+    @property
+    def packages(self) -> dict[str, str]:
+        """Name -> version of what stages called and the run was made with."""
+        return {**self.report.environment.get("packages", {}), **self.lock.get("packages", {})}
 
 
 def read_finished(run: Path) -> Finished:

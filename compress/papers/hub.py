@@ -11,10 +11,11 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
 from compress.errors import InputError, StageError, first_line
-from compress.papers.finished import BILL, MODEL, Finished
+from compress.papers.finished import BILL, Finished
 from compress.papers.licences import refuse_forbidden
 from compress.papers.statement import SIGNED, STATEMENT
 from compress.papers.write import write_papers
+from compress.report.run_folder import MODEL, shipped
 from compress.sources.source import CARD
 
 
@@ -48,7 +49,7 @@ def prepare(run: Finished, repository: str, private: bool) -> Upload:
     remarks = refuse_forbidden(run.licences, run.recipe)
     if not all((run.folder / name).is_file() for name in (CARD, BILL, STATEMENT)):
         write_papers(run, run.folder)
-    files = {name.removeprefix(f"{MODEL}/"): run.folder / name for name in run.shipped()}
+    files = {name.removeprefix(f"{MODEL}/"): run.folder / name for name in shipped(run.folder)}
     papers = (CARD, BILL, STATEMENT, SIGNED.signature)
     files |= {name: run.folder / name for name in papers if (run.folder / name).is_file()}
     return Upload(repository, private, dict(sorted(files.items())), tuple(remarks))

@@ -20,11 +20,11 @@ from compress import __version__
 from compress.digests import digest_file
 from compress.environment import MISSING
 from compress.errors import BundleError, InputError
-from compress.papers.finished import MODEL, Finished, plain_name
+from compress.papers.finished import Finished, plain_name
 from compress.papers.signature import Signed, check_signature
 from compress.recipe.recipe import START
 from compress.recipe_source import dump_recipe
-from compress.report.run_folder import RECIPE, REPORT
+from compress.report.run_folder import MODEL, RECIPE, REPORT
 from compress.report.schema import invalid_fields
 from compress.stage.stage import FrozenRecord
 
@@ -70,10 +70,9 @@ def run_statement(run: Finished) -> str:
         _resource(f"{split}: {plain_name(run.recipe.data.splits.get(split, split))}", {"compressRowsSha256": digest})
         for split, digest in lock.get("data", {}).items()
     ]
-    packages = {**report.environment.get("packages", {}), **lock.get("packages", {})}
     inputs += [
         {"uri": f"pkg:pypi/{name.lower()}@{found}", "name": name}
-        for name, found in sorted(packages.items())
+        for name, found in sorted(run.packages.items())
         if found != MISSING
     ]
     definition = {

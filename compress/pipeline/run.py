@@ -36,15 +36,13 @@ from compress.recipe_source import dump_recipe
 from compress.report.limits import check_limits
 from compress.report.pages import write_report
 from compress.report.predictions import write_predictions
-from compress.report.run_folder import LOCK, RECIPE, new_folder, point_latest, write_whole
+from compress.report.run_folder import LOCK, MODEL, RECIPE, TARGETS, new_folder, point_latest, write_whole
 from compress.report.schema import Report
 from compress.stage.stage import Stage
 
 Item = TypeVar("Item")
 Model = TypeVar("Model", bound=BaseModel)
 LOG = "run.log"
-MODEL = "model"
-TARGETS = "targets"
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,10 @@ from compress.frozen import FrozenAliased
 from compress.metrics import describe_metric, format_value, quality_metric
 from compress.registry.objects import Incoming, Objects
 from compress.registry.state import Version
-from compress.report.run_folder import LOCK, RECIPE, REPORT, find_report
+from compress.report.run_folder import LOCK, MODEL, RECIPE, REPORT, find_report, shipped
 from compress.report.schema import FINAL, Report, load_report
 
 SCHEMA = 1
-SHIPPED = ("model", "targets")
-"""Folders of a run with what it ships: its model, and what each target got in a format of its own."""
 BUNDLE = "bundle"
 
 
@@ -50,9 +48,8 @@ class Contents(FrozenAliased):
     @property
     def model_digest(self) -> str:
         """SHA-256 of the model's folder, as a run's lock names what it started from."""
-        own = {
-            path.removeprefix("model/"): file.sha256 for path, file in self.files.items() if path.startswith("model/")
-        }
+        within = f"{MODEL}/"
+        own = {path.removeprefix(within): one.sha256 for path, one in self.files.items() if path.startswith(within)}
         return digest_of_files(own)
 
 
@@ -63,11 +60,11 @@ def take_run(run: Path, bundle: Path | None, incoming: Incoming) -> tuple[str, R
     """
     place = find_report(run)
     report, folder = load_report(place), place.resolve().parent
-    if not (folder / SHIPPED[0]).is_dir():
+    if not (folder / MODEL).is_dir():
         raise InputError(
             "The run ships no model.",
             where=str(folder),
-            expected=f"a folder that `compress run` wrote, with {SHIPPED[0]}/ beside {REPORT}",
+            expected=f"a folder that `compress run` wrote, with {MODEL}/ beside {REPORT}",
         )
     files = {}
     for path, source in (*_files(folder), *_bundle(bundle, place)):
@@ -96,10 +93,7 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
     for name in (REPORT, RECIPE, LOCK):
         if (folder / name).is_file():
             yield name, folder / name
-    for name in SHIPPED:
-        for path in sorted((folder / name).rglob("*")):
-            if path.is_file():
-                yield path.relative_to(folder).as_posix(), path
+    yield from ((path, folder / path) for path in shipped(folder))
 
 
 def _bundle(bundle: Path | None, report: Path) -> Iterator[tuple[str, Path]]:

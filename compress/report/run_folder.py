@@ -12,6 +12,8 @@ from compress.errors import InputError, StorageError
 LATEST = "latest"
 REPORT, RECIPE, LOCK = "report.json", "recipe.yaml", "lock.json"
 """What a run says of itself, in its folder."""
+MODEL, TARGETS = "model", "targets"
+"""Folders with what it ships: its model, and what each target got in a format of its own."""
 
 
 def new_folder(parent: Path, started: datetime) -> Path:
@@ -40,6 +42,12 @@ def point_latest(folder: Path) -> None:
     link.unlink(missing_ok=True)
     link.symlink_to(folder.name)
     link.replace(folder.parent / LATEST)
+
+
+def shipped(folder: Path) -> list[str]:
+    """Paths below a run's folder of every file that ships."""
+    paths = (path for home in (MODEL, TARGETS) for path in (folder / home).rglob("*") if path.is_file())
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
 
 
 RUNS = Path("artifacts") / "runs"

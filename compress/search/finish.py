@@ -65,10 +65,8 @@ class Final(Frozen):
         return self.judged[0]
 
 
-def declared(engine: Engine) -> dict[str, Point]:
+def declared(engine: Engine, best: Point) -> dict[str, Point]:
     """The models of the last session by name: the winner, where the search began, and up to three more of the front."""
-    best = engine.known.best()
-    assert best is not None
     chosen = {WINNER: best}
     if best != engine.space.origin:
         chosen[ORIGIN] = engine.space.origin
@@ -77,9 +75,9 @@ def declared(engine: Engine) -> dict[str, Point]:
     return chosen | {f"front {place}": point for place, point in enumerate(spread, 1)}
 
 
-def judge(space: Space, engine: Engine, trials: Trials) -> Final:
-    """Evaluate and time them side by side on the test rows. There is no second pick."""
-    points = declared(engine)
+def judge(space: Space, engine: Engine, best: Point, trials: Trials) -> Final:
+    """Evaluate and time the winner and the others side by side on the test rows. There is no second pick."""
+    points = declared(engine, best)
     roads = {}
     artifacts: dict[str, Path] = {}
     profile = target_profile(space.base)
@@ -111,10 +109,8 @@ def judge(space: Space, engine: Engine, trials: Trials) -> Final:
     return Final(confidence=confidence, judged=tuple(judged), notes=tuple(notes))
 
 
-def other_seeds(space: Space, engine: Engine, trials: Trials, count: int) -> Iterator[Seed]:
+def other_seeds(space: Space, engine: Engine, best: Point, trials: Trials, count: int) -> Iterator[Seed]:
     """The winner of further seeds, judged on the test rows, each against its own baseline; nothing is timed."""
-    best = engine.known.best()
-    assert best is not None
     recipes = [space.recipe(best, seed=seed) for seed in further_seeds(space.base, count)]
     for recipe, rows in zip(recipes, trials.answers(recipes, TEST), strict=True):
         if isinstance(rows, CompressError):

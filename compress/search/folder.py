@@ -54,7 +54,7 @@ def write(place: Path, space: Space, engine: Engine, record: SearchRecord) -> No
     """What is known so far: the record, the best recipe and the page. Raises `StorageError`."""
     with storage_errors(place):
         write_whole(place / RECORD, record.model_dump_json(indent=1) + "\n")
-        best = engine.known.best()
+        best = engine.known.best() if record.final is None else record.final.winner.point
         if best is not None:
             write_whole(place / BEST, best_recipe(space, engine, best))
         write_whole(place / "search.html", search_page(record))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from compress.numerics.statistics import Estimate
@@ -78,9 +79,22 @@ class Known:
 
         return min(self.front(), key=merit, default=None)
 
+    def pick(self) -> Point | None:
+        """What is judged at the end: the winner.
+
+        Where nothing keeps every limit surely, the one of those whose figures keep them that does so most surely.
+        """
+        return self.best() or self._nearest_of(
+            [point for point in self.finished
+             if all(room is not None and room.value >= -1e-12 for room in self.rooms[point, self.full].values())]
+        )  # fmt: skip
+
     def nearest(self) -> Point | None:
         """Where nothing keeps every limit, what falls short by least."""
-        short = {point: max(self.goal.shortfalls(one).values(), default=0.0) for point, one in self.finished.items()}
+        return self._nearest_of(self.finished)
+
+    def _nearest_of(self, points: Iterable[Point]) -> Point | None:
+        short = {point: max(self.goal.shortfalls(self.finished[point]).values(), default=0.0) for point in points}
         return min(short, key=lambda point: (short[point], point), default=None)
 
     def weighed(self, point: Point, metric: str) -> float | None:

@@ -90,6 +90,8 @@ class SearchRecord(Frozen):
     """Metric -> why recipes, or some of them, were foretold more roughly than they might be."""
     ended: str
     best: str | None
+    unsure: str | None = None
+    """By how much the rows that choose leave open whether the best keeps its limits; None where they don't."""
     nearest: str | None = None
     final: Final | None = None
     bounds: dict[str, float] = {}
@@ -109,7 +111,7 @@ def record_of(
 ) -> SearchRecord:
     """Everything so far."""
     search, base = space.search, space.base
-    best, front = engine.known.best(), engine.known.front()
+    best, front = engine.known.best() if final is None else final.winner.point, engine.known.front()
     nearest = None if best is not None else engine.known.nearest()
     ran = [cost for entry in entries for cost in entry.outcome.stages]
     matters = _importance(space, engine)
@@ -144,6 +146,7 @@ def record_of(
         rough=costs.why_not(),
         ended=engine.ended,
         best=None if best is None else space.words(best),
+        unsure=None if best is None or best in engine.known.kept else _shortfall(space, engine, best),
         nearest=None if nearest is None else _shortfall(space, engine, nearest),
         final=final,
         bounds=_bounds(engine),

@@ -36,7 +36,7 @@ _RESERVED = 30.0
 
 @dataclass(frozen=True)
 class SearchDone:
-    """A search that has ended, and its folder. ``final`` is None where no recipe keeps every limit."""
+    """A search that has ended, and its folder. ``final`` is None where no recipe's figures keep every limit."""
 
     folder: Path
     record: SearchRecord
@@ -298,17 +298,17 @@ class SearchRun:
         return self.search.seeds if len(self.engine.shares) > 1 else 0
 
     def _finish(self) -> Final | None:
-        best = self.engine.known.best()
+        best = self.engine.known.pick()
         if best is None:
             return None
         seeds = list[Seed]()
         if self._seeds():
             self._say(f"the winner again, of {self._seeds()} more training seed{'s'[: self._seeds() > 1]}")
-            seeds += other_seeds(self.space, self.engine, self.trials, self._seeds())
+            seeds += other_seeds(self.space, self.engine, best, self.trials, self._seeds())
         # Nothing may run here while times are taken.
         self.trials.workers.rest()
         self._say(f"the session at the end, on the test rows: {self.space.words(best)}")
-        final = judge(self.space, self.engine, self.trials)
+        final = judge(self.space, self.engine, best, self.trials)
         return final.model_copy(update={"seeds": tuple(seeds)})
 
     def _record(self, final: Final | None) -> SearchRecord:

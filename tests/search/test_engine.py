@@ -13,9 +13,9 @@ import pytest
 from compress.errors import InputError
 from compress.recipe.recipe import Limit, Recipe
 from compress.search.engine import ROUND, Engine, Job
-from compress.search.goal import Goal
+from compress.search.goal import Goal, named
 from compress.search.knobs import Knob
-from compress.search.outcome import Outcome, packed
+from compress.search.outcome import Outcome, packed, unpacked
 from compress.search.space import Point
 
 ROWS = 2000
@@ -216,6 +216,31 @@ def test_where_nothing_keeps_the_limits_it_says_what_comes_nearest() -> None:
     short = {point: 0.999 - outcome.final["accuracy"] for point, outcome in engine.known.finished.items()}
     assert engine.known.nearest() is not None
     assert short[engine.known.nearest() or ()] == min(short.values())
+
+
+def test_what_the_rows_leave_open_is_picked_only_where_nothing_is_sure_and_then_the_surest_of_it() -> None:
+    class Restless(Made):
+        """Every recipe has a hundred rows right that the baseline has wrong, and a hundred more the other way round."""
+
+        def outcome(self, job: Job) -> Outcome:
+            found = super().outcome(job)
+            final = np.array(unpacked(found.rows["final"]["accuracy"]))
+            final[:100], final[np.flatnonzero(final)[-100:]] = 1, 0
+            rows = {**found.rows, "final": {"accuracy": packed([*final])}}
+            return found.model_copy(update={"rows": rows, "final": {**found.final, "accuracy": float(final.mean())}})
+
+    # An interval of 99.999% of 200 rows in 2,000 is wider than what the limit lets go.
+    engine = search(Restless(), goal=Goal(GOAL.minimize, GOAL.limits, 0.99999))
+    known = engine.known
+    assert known.best() is None
+    inside = {point: rooms[named(LIMIT)] for (point, rung), rooms in known.rooms.items() if rung == known.full}
+    possible = {point: room.low for point, room in inside.items() if room is not None and room.value >= 0}
+    assert possible
+    assert known.pick() == min(possible, key=lambda point: (-possible[point], point))
+    sure = search(Made()).known
+    assert sure.pick() == sure.best() is not None
+    hopeless = search(Made(), goal=Goal(("size_bytes",), (Limit(metric="accuracy", at_least=0.999),), 0.9)).known
+    assert hopeless.pick() is None
 
 
 def test_hopeless_recipes_stop_at_a_low_rung_and_say_why() -> None:

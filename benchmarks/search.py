@@ -42,6 +42,8 @@ RECIPE = HERE / "searching" / "reviews.yaml"
 TABLE = HERE / "results" / "search_table.json.gz"
 RESULTS = HERE / "results" / "search.json"
 METRIC, CHOOSE = "accuracy", 1500
+_DISTILL = 3
+"""The last stage of the recipe that trains."""
 app = typer.Typer(help=__doc__, add_completion=False)
 
 
@@ -109,7 +111,8 @@ class Table:
 
     def __post_init__(self) -> None:
         self.knobs = tuple(
-            Knob(name, tuple(values), stage, is_stage) for name, values, stage, is_stage in self.kept["knobs"]
+            Knob(name, tuple(values), stage, is_stage, is_late=stage > _DISTILL)
+            for name, values, stage, is_stage in self.kept["knobs"]
         )
         self.shares = tuple(self.kept["shares"])
         self._rows = {(tuple(row["point"]), row["rung"]): row for row in self.kept["rows"]}

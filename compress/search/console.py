@@ -142,7 +142,9 @@ def closing_lines(record: SearchRecord) -> list[str]:
     """What a person should know at the end."""
     lines = []
     if record.unsure is not None:
-        lines.append(f"No recipe surely keeps every limit by the rows that choose; judged is the surest: {record.unsure}.")
+        lines.append(
+            f"No recipe surely keeps every limit by the rows that choose; judged is the surest: {record.unsure}."
+        )
     if record.final is not None:
         for limit in record.final.winner.limits:
             mark = "✓" if limit.passed else "?" if not limit.missed else "✗"

@@ -18,6 +18,8 @@ class Knob:
     values: tuple[Any, ...]
     stage: int
     is_stage: bool = False
+    is_late: bool = False
+    """Whether nothing is trained behind it: it changes a model that other recipes have made already."""
 
     @property
     def is_ordered(self) -> bool:

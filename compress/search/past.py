@@ -173,16 +173,18 @@ class Prior:
         return None if known is None else known.at_least(features, np.full(len(features), bound), _DISCREPANCY)
 
 
-def updated(prior: Surrogate | None, features: Floats, values: Floats, deviations: Floats) -> tuple[Surrogate, float]:
+def updated(
+    prior: Surrogate | None, features: Floats, values: Floats, deviations: Floats, lesser: Sequence[bool]
+) -> tuple[Surrogate, float]:
     """What is left of ``values`` [n] once a share of the prior's mean is taken off, as a process, and that share.
 
     The share is that of 1, a half and nothing under which the values are likeliest, so that a prior that misleads is
-    dropped as soon as values speak against it.
+    dropped as soon as values speak against it. ``lesser`` features [d] are taken to matter less (`Surrogate.of`).
     """
     best: tuple[float, Surrogate, float] | None = None
     for share in (0.0,) if prior is None else _SHARES:
         expected = 0.0 if prior is None or not share else share * prior.mean(features)
-        found = Surrogate.of(features, values - expected, deviations, 0.0 if prior is None else _DISCREPANCY)
+        found = Surrogate.of(features, values - expected, deviations, 0.0 if prior is None else _DISCREPANCY, lesser)
         likelihood = found.likelihood + _TRUST * share
         if best is None or likelihood > best[0]:
             best = likelihood, found, share

@@ -57,6 +57,8 @@ class Prospects:
     ) -> None:  # fmt: skip
         self.known, self.costs, self.shares = known, costs, shares
         self._ranks = [knob.ranks() for knob in knobs]
+        # What is done to a model that is trained already, and the bytes that it saves, move quality less than training.
+        self._lesser = [*(knob.is_late for knob in knobs), any(knob.is_late for knob in knobs), False]
         self._start = known.start()
         self._front = [known.kept[point] for point in known.front()]
         first = known.finished.get(known.origin)
@@ -137,7 +139,7 @@ class Prospects:
                 continue
             features = np.array([self._features(point, self.shares[rung]) for (point, rung), _ in rooms])
             prior = self._prior.of(name)
-            rest, share = updated(prior, features, values, np.maximum(halves / SHARED, 1e-4))
+            rest, share = updated(prior, features, values, np.maximum(halves / SHARED, 1e-4), self._lesser)
             expected = np.zeros(len(points)) if prior is None else share * prior.mean(asked)
             found *= rest.at_least(asked, wanted - expected)
         return [max(float(chance), 1e-3) for chance in found]

@@ -233,8 +233,8 @@ class Space:
             # It may be left out together with what needs it, so the knob stays where others may go.
             if len(self.search.optional) == 1:
                 self.refused[f"without {label}"] = str(error.problems[0])
-                return Knob(label, (KEPT,), index, is_stage=True)
-        return Knob(label, (KEPT, LEFT_OUT), index, is_stage=True)
+                return Knob(label, (KEPT,), index, is_stage=True, is_late=self._is_late(index))
+        return Knob(label, (KEPT, LEFT_OUT), index, is_stage=True, is_late=self._is_late(index))
 
     def _field_knob(self, name: str, values: Sequence[Any]) -> Knob:
         tokens = name.split(".")
@@ -260,7 +260,13 @@ class Space:
                 allowed.append(plain)
         if len(allowed) == 1 and reason:
             raise InputError(f"No value of {name} can be tried: {reason}", where="search.choices")
-        return Knob(name, tuple(allowed), index)
+        return Knob(name, tuple(allowed), index, is_late=self._is_late(index))
+
+    def _is_late(self, index: int) -> bool:
+        """Whether a stage lies behind all that train."""
+        pairs = zip(self.base.stages, shortened(self.base, 0.5), strict=True)
+        trained = [place for place, (stage, short) in enumerate(pairs) if stage != short]
+        return bool(trained) and index > trained[-1]
 
     def _behind_baseline(self, index: int, where: str, name: str) -> None:
         """What everything is compared with must be the same for all."""

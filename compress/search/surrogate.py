@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,16 +13,21 @@ from scipy.special import ndtr
 
 Floats = NDArray[np.float64]
 _LENGTHS, _LINEAR, _JITTER = (0.35, 0.7, 1.4), (0.0, 1.0, 4.0), 1e-6
+_LESSER, _DOUBT = (0.25, 0.5, 1.0), 0.5
+"""Scales of features that are taken to matter less, the usual one first, and by how much likelier another has to be."""
 
 
 @dataclass(frozen=True)
 class Surrogate:
     """A Gaussian process with a linear and a squared-exponential kernel (Rasmussen and Williams 2006, section 2.2).
 
-    Length and share of the linear part are those of the largest marginal likelihood on a small grid (section 5.4.1).
+    Length, share of the linear part and the scale of features that matter less are those of the largest marginal
+    likelihood on a small grid (section 5.4.1).
     """
 
     features: Floats
+    """As they were given, each times its scale."""
+    scales: Floats
     centre: float
     scale: float
     length: float
@@ -32,13 +38,26 @@ class Surrogate:
     """Logarithm of the values' density, up to a constant of their number."""
 
     @classmethod
-    def of(cls, features: Floats, values: Floats, deviations: Floats, spread: float = 0.0) -> Surrogate:
+    def of(
+        cls, features: Floats, values: Floats, deviations: Floats, spread: float = 0.0,
+        lesser: Sequence[bool] | None = None,
+    ) -> Surrogate:  # fmt: skip
         """Fit ``values`` [n], of known standard deviations [n], at ``features`` [n, d] between 0 and 1.
 
         ``spread`` is what values differ by at least, one standard deviation, however alike those that are known are.
+        ``lesser`` [d] says which features are taken to matter less than the others, until values say otherwise.
         """
+        mask = np.zeros(features.shape[1], bool) if lesser is None else np.array(lesser)
+        found = [cls._scaled(features, values, deviations, spread, np.where(mask, part, 1.0)) for part in _LESSER]
+        usual, *others = found if mask.any() else found[-1:]
+        return max([usual, *(one for one in others if one.likelihood > usual.likelihood + _DOUBT)],
+                   key=lambda one: one.likelihood)  # fmt: skip
+
+    @classmethod
+    def _scaled(cls, features: Floats, values: Floats, deviations: Floats, spread: float, scales: Floats) -> Surrogate:
         centre, scale = float(values.mean()), max(float(values.std()), spread) or 1.0
         targets, noise = (values - centre) / scale, (deviations / scale) ** 2
+        features = features * scales
         best: Surrogate | None = None
         for length in _LENGTHS:
             for linear in _LINEAR:
@@ -48,14 +67,14 @@ class Surrogate:
                 likelihood = -0.5 * float(targets @ weights) - float(np.log(np.diag(factor)).sum())
                 likelihood -= len(values) * math.log(scale)
                 if best is None or likelihood > best.likelihood:
-                    best = cls(features, centre, scale, length, linear, factor, weights, likelihood)
+                    best = cls(features, scales, centre, scale, length, linear, factor, weights, likelihood)
         assert best is not None
         return best
 
     def mean(self, features: Floats) -> Floats:
         """What is expected [m] at ``features`` [m, d]."""
         found: Floats = self.centre + self.scale * (
-            _kernel(features, self.features, self.length, self.linear) @ self.weights
+            _kernel(features * self.scales, self.features, self.length, self.linear) @ self.weights
         )
         return found
 
@@ -70,9 +89,9 @@ class Surrogate:
 
         ``more`` is a standard deviation that comes on top of the process's own.
         """
-        cross = _kernel(features, self.features, self.length, self.linear)
-        mean = self.mean(features)
-        own = 1.0 + self.linear * (1 + (features**2).sum(axis=1))
+        mean, scaled = self.mean(features), features * self.scales
+        cross = _kernel(scaled, self.features, self.length, self.linear)
+        own = 1.0 + self.linear * (1 + (scaled**2).sum(axis=1))
         explained = (cross.T * cho_solve((self.factor, True), cross.T)).sum(axis=0)
         deviation = np.hypot(self.scale * np.sqrt(np.maximum(own - explained, 1e-9)), more)
         found: Floats = ndtr((mean - bounds) / deviation)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 
     from compress.tasks.task import Examples
 
-_MOST_STRUCTURES, _STRUCTURE_SECONDS, _SHARE = 40, 8.0, 0.08
-"""Structures that are traced in one search, so many seconds each and in such a share of its time at most."""
+_MOST_STRUCTURES, _SHARE = 40, 0.08
+"""Structures that are traced in one search at most, and the share of its time after which no more are."""
 _MOST_OUTLINES = 400
 """Models that are rehearsed in one search."""
 _FEWEST_RECIPES = 6
@@ -59,6 +60,7 @@ class Foresight:
     _outlines: dict[str, Outline | None] = field(default_factory=dict, init=False)
     _encoded: dict[str, Examples] = field(default_factory=dict, init=False)
     _structures: dict[str, list[Structure | None]] = field(default_factory=dict, init=False)
+    _spent: float = field(default=0.0, init=False)
 
     def begin(self, outcome: Outcome) -> None:
         """Take note of where the first trial has left the baseline."""
@@ -165,9 +167,7 @@ class Foresight:
     def most_structures(self) -> int:
         """How many are traced; recipes of others are told by the stages' arithmetic."""
         tried = min(self.space.size, self.space.search.trials or self.space.size)
-        if tried < _FEWEST_RECIPES:
-            return 0
-        return min(_MOST_STRUCTURES, max(int(_SHARE * self.space.search.seconds / _STRUCTURE_SECONDS), 1))
+        return 0 if tried < _FEWEST_RECIPES else _MOST_STRUCTURES
 
     @cached_property
     def _road(self) -> Road:
@@ -202,10 +202,17 @@ class Foresight:
         if sum(map(len, self._structures.values())) >= self.most_structures:
             self.why_not = "recipes of more structures than are traced are told by the stages' arithmetic"
             return None
+        # Of models that differ in widths alone one is exported, whatever is done to its graph.
+        alike = (own.stages for _, own in self._traced if own.kind == outline.kind and own.has(outline))
+        stages = next(alike, torch_stages)
+        began = perf_counter()
         try:
-            made = self._structure(torch_stages, graph_stages, outline.widths)
+            made = self._structure(stages, graph_stages, outline)
         except failures() as error:
             self.why_not, made = first_line(error), None
+        self._spent += perf_counter() - began
+        if self._spent > _SHARE * self.space.search.seconds:
+            self.most_structures = 1 + sum(map(len, self._structures.values()))
         known.append(made)
         if made is None:
             return None
@@ -238,15 +245,16 @@ class Foresight:
                 self._outlines[key] = None
         return self._outlines[key]
 
-    def _structure(self, torch_stages: Stages, graph_stages: Stages, widths: Mapping[str, int]) -> Structure:
+    def _structure(self, torch_stages: Stages, graph_stages: Stages, outline: Outline) -> Structure:
         """Told from two graphs of a recipe: at its own widths and at others, as many of them as can vary."""
         from compress.architectures.widths import HEADS
 
         one = self._at_work.kept(torch_stages, graph_stages, ())
         # A fused operator may have another form where heads are missing: then all have as many.
-        for chosen in (tuple(widths), tuple(name for name in widths if name != HEADS)):
+        for chosen in (tuple(outline.widths), tuple(name for name in outline.widths if name != HEADS)):
             try:
-                return read_structure(one, self._at_work.kept(torch_stages, graph_stages, chosen))
+                other = self._at_work.kept(torch_stages, graph_stages, chosen)
+                return read_structure(one, other, torch_stages, outline.kind)
             except failures() as error:
                 self._road.progress.note(f"sizes: {', '.join(chosen)} cannot vary in one graph: {first_line(error)}")
-        return read_structure(one, one)
+        return read_structure(one, one, torch_stages, outline.kind)

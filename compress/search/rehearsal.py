@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 """Raised when the same stages would be rehearsed otherwise."""
-_MOST_TRACES = 6
+_MOST_TRACES = 12
 """Graphs with their weights that are kept at hand."""
 _FEW_ROWS, _ENCODED = 64, 8
 _PACKAGES = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
@@ -50,11 +50,16 @@ class Outline:
 
 @dataclass(frozen=True)
 class Structure:
-    """Graphs that differ in widths alone; ``rules`` are those of each axis of a weight that follows one."""
+    """Graphs that differ in widths alone; ``rules`` are those of each axis of a weight that follows one.
+
+    The one that was traced is of the model that ``stages`` make, of a ``kind`` of outline.
+    """
 
     graph: ResizedGraph
     shapes: Shapes
     rules: Mapping[tuple[str, int], Rule]
+    stages: Stages
+    kind: str
 
     def has(self, outline: Outline) -> bool:
         """Whether a model is one of them."""
@@ -222,7 +227,7 @@ class Rehearsal:
         return self.road.data.digest("train")
 
 
-def read_structure(one: Path, other: Path) -> Structure:
+def read_structure(one: Path, other: Path, stages: Stages, kind: str) -> Structure:
     """Of two folders of `Rehearsal.kept`. Raises `ModelError` for graphs that differ in more than widths."""
     import onnx
 
@@ -237,7 +242,8 @@ def read_structure(one: Path, other: Path) -> Structure:
         if size != again["shapes"][name][axis]
     }
     resized = ResizedGraph(graphs[0], told["widths"], graphs[1], again["widths"])
-    return Structure(resized, {name: tuple(shape) for name, shape in told["shapes"].items()}, rules)
+    shapes = {name: tuple(shape) for name, shape in told["shapes"].items()}
+    return Structure(resized, shapes, rules, stages, kind)
 
 
 def fields_of(stages: Sequence[Stage[Any, Any]]) -> str:

@@ -29,8 +29,20 @@ _STARTER: dict[str, Any] = {
     "stages": [
         {"finetune": {"epochs": 2, "learning_rate": 1e-4, "batch_size": 64, "freeze_embeddings": True, **_QUICK}},
         {"prune": {"feed_forward": 0.25}},
-        {"distill": {"teacher": "finetune", "student": {"layers": [0, 2, 4]}, "epochs": 3, "batch_size": 64, **_QUICK}},
+        # What was cut is trained with what is left of the vocabulary, on the teacher's answers as they are to be.
         {"trim_vocabulary": {}},
+        {
+            "distill": {
+                "teacher": "finetune",
+                "student": {"layers": [0, 2, 4]},
+                "epochs": 3,
+                "learning_rate": 3e-4,
+                "batch_size": 64,
+                "dropout": 0,
+                "keep_best": False,
+                **_QUICK,
+            }
+        },
         {"export": {}},
         {"quantize": {}},
     ],

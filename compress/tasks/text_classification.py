@@ -29,8 +29,6 @@ _STARTER: dict[str, Any] = {
     "stages": [
         {"finetune": {"epochs": 2, "learning_rate": 1e-4, "batch_size": 64, "freeze_embeddings": True, **_QUICK}},
         {"prune": {"feed_forward": 0.25}},
-        # What was cut is trained with what is left of the vocabulary, on the teacher's answers as they are to be.
-        {"trim_vocabulary": {}},
         {
             "distill": {
                 "teacher": "finetune",
@@ -43,6 +41,7 @@ _STARTER: dict[str, Any] = {
                 **_QUICK,
             }
         },
+        {"trim_vocabulary": {}},
         {"export": {}},
         {"quantize": {}},
     ],

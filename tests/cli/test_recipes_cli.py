@@ -49,7 +49,7 @@ def test_every_task_has_a_starter() -> None:
 def test_new_writes_a_recipe_that_reads(tmp_path: Path) -> None:
     assert run("recipes", "new", "--output", "mine.yaml").strip() == "mine.yaml"
     recipe = read_recipe(tmp_path / "mine.yaml")
-    assert recipe.labels() == ("finetune", "prune", "trim_vocabulary", "distill", "export", "quantize")
+    assert recipe.labels() == ("finetune", "prune", "distill", "trim_vocabulary", "export", "quantize")
     assert recipe.data.splits["train"] == "train.csv"
 
 
@@ -122,7 +122,7 @@ def test_list_shows_good_and_broken_recipes_of_subfolders(tmp_path: Path) -> Non
     assert len(rows[1]["problems"]) == 4  # task, model, data, stages
     assert rows == json.loads(run("recipes", "--json"))
     text = run("recipes")
-    assert "finetune -> prune -> trim_vocabulary -> distill" in text
+    assert "finetune -> prune -> distill" in text
     assert "4 problems: compress check recipes/more/bad.yaml" in text
 
 

@@ -4,9 +4,9 @@
     python benchmarks/sparse_peers.py AUTHORS                 # 64 windows of 512 tokens of the wiki sample
     python benchmarks/sparse_peers.py AUTHORS --write         # and puts the figures into results/
 
-Both are given the same float32 weights, calibration windows and sparsity, and are judged by the same windows of the test
-split. The authors' walk over the blocks runs as it is, but for three things that have moved since: rotary angles are
-given to a block by its model now, there is one device, and text comes from here.
+Both are given the same float32 weights, calibration windows and sparsity, and are judged by the same windows of the
+test split. The authors' walk over the blocks runs as it is, but for three things that have moved since: a model gives
+its blocks their rotary angles now, there is one device, and text comes from here.
 """
 
 from __future__ import annotations

@@ -21,6 +21,8 @@ from compress.search.past import SHARED, Prior, updated
 from compress.search.space import Point
 
 _FEWEST_KNOWN = 3
+_UNLIKELY, _OF_THE_LIKELIEST = 1e-3, 0.02
+"""A chance, and a share of the likeliest recipe's, below which it may be told wrongly and all count as equal."""
 _FEWEST_WHOLE = 6
 """Recipes trained in full by which others are judged; while there are fewer, those trained in part count too."""
 
@@ -142,7 +144,9 @@ class Prospects:
             rest, share = updated(prior, features, values, np.maximum(halves / SHARED, 1e-4), self._lesser)
             expected = np.zeros(len(points)) if prior is None else share * prior.mean(asked)
             found *= rest.at_least(asked, wanted - expected)
-        return [max(float(chance), 1e-3) for chance in found]
+        highest = max(float(found.max(initial=0.0)), float(np.finfo(np.float64).tiny))
+        least = min(_UNLIKELY, _OF_THE_LIKELIEST * highest)
+        return [max(float(chance), least) for chance in found]
 
     def _rooms(self, name: str) -> list[tuple[tuple[Point, int], Estimate]]:
         """How far inside a limit recipes lie: those trained in full, or while these are too few, all."""

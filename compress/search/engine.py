@@ -24,6 +24,8 @@ ROUND = 2
 """Trials that are decided on together, however many workers there are, so that their number decides nothing."""
 _ASKED = 32
 _SAME_FAILURE = 3
+_CENTRES = 4
+"""Recipes whose neighbours are looked at, since a sample of millions has hardly any point near the one wanted."""
 
 
 class Choices(Protocol):
@@ -183,7 +185,17 @@ class Engine:
             proposed = proposals(self.space.knobs, self._told(), len(self.goal.minimize), seed, _ASKED)
             found |= self._worth_trying(proposed, prospects, "proposed by Optuna")
             found |= self._worth_trying((one.point for one in self.past), prospects, "tried before, elsewhere")
+            centres = (self.known.front() or self.known.nearest())[:_CENTRES]
+            near = (other for point in centres for other in self._neighbours(point))
+            found |= self._worth_trying(near, prospects, "one choice from the best so far")
         return found
+
+    def _neighbours(self, point: Point) -> Iterable[Point]:
+        """All that differ from it in one choice, as in local search (Hutter et al. 2011, section 4.3)."""
+        for place, knob in enumerate(self.space.knobs):
+            for value in range(len(knob.values)):
+                if value != point[place]:
+                    yield (*point[:place], value, *point[place + 1 :])
 
     def _worth_trying(self, points: Iterable[Point], prospects: Prospects, why: str) -> dict[Point, str]:
         tried = {point for point, _ in self.known.outcomes} | self.refused.keys()

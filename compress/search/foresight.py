@@ -230,7 +230,7 @@ class Foresight:
             profile, kind = target_profile(recipe), FORMATS["onnx"].written_by
             assert kind is not None, "ONNX is written by a stage"
             graph_stages = (STAGES[kind].model_validate({"kind": kind, **profile.options}),)
-        return settled[:count], graph_stages
+        return tuple(stage.trained_as_usual() for stage in settled[:count]), graph_stages
 
     def _outline(self, stages: Stages) -> Outline | None:
         key = fields_of(stages)

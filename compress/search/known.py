@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from compress.numerics.statistics import Estimate
@@ -84,18 +83,17 @@ class Known:
 
         Where nothing keeps every limit surely, the one of those whose figures keep them that does so most surely.
         """
-        return self.best() or self._nearest_of(
-            [point for point in self.finished
-             if all(room is not None and room.value >= -1e-12 for room in self.rooms[point, self.full].values())]
-        )  # fmt: skip
+        inside = (point for point in self.nearest() if self._is_inside(point))
+        return self.best() or next(inside, None)
 
-    def nearest(self) -> Point | None:
-        """Where nothing keeps every limit, what falls short by least."""
-        return self._nearest_of(self.finished)
+    def _is_inside(self, point: Point) -> bool:
+        rooms = self.rooms[point, self.full].values()
+        return all(room is not None and room.value >= -1e-12 for room in rooms)
 
-    def _nearest_of(self, points: Iterable[Point]) -> Point | None:
-        short = {point: max(self.goal.shortfalls(self.finished[point]).values(), default=0.0) for point in points}
-        return min(short, key=lambda point: (short[point], point), default=None)
+    def nearest(self) -> list[Point]:
+        """The recipes trained in full, those first that fall short by least, or lie furthest inside."""
+        short = {point: max(self.goal.shortfalls(one).values(), default=0.0) for point, one in self.finished.items()}
+        return sorted(short, key=lambda point: (short[point], point))
 
     def weighed(self, point: Point, metric: str) -> float | None:
         """A figure that training doesn't change, as it was measured at any rung."""

@@ -112,7 +112,7 @@ def record_of(
     """Everything so far."""
     search, base = space.search, space.base
     best, front = engine.known.best() if final is None else final.winner.point, engine.known.front()
-    nearest = None if best is not None else engine.known.nearest()
+    nearest = None if best is not None else next(iter(engine.known.nearest()), None)
     ran = [cost for entry in entries for cost in entry.outcome.stages]
     matters = _importance(space, engine)
     return SearchRecord(

@@ -323,6 +323,13 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
         """The stage with a share of its training, for a search that looks early; itself where it does not train."""
         return self
 
+    def trained_as_usual(self) -> Self:
+        """The stage with every field by default that only says how it trains; itself where it does not train.
+
+        Both leave models that differ in nothing but the values of their weights.
+        """
+        return self
+
     def promise(self) -> Promise:
         """What the integrity check may hold the output to."""
         return self.promised

@@ -71,6 +71,11 @@ class Training(Frozen):
         """The same with as large a share of its epochs."""
         return self.model_copy(update={"epochs": self.epochs * share})
 
+    def trained_as_usual(self) -> Self:
+        """The same with the defaults of all that says how it trains; dropout may stand in the model's config."""
+        usual = {name: type(self).model_fields[name].default for name in Training.model_fields if name != "dropout"}
+        return self.model_copy(update=usual)
+
     def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
         """`augment`, where inputs are no images, or answers are places in them."""
         varied = TAKES_IMAGES in task and BY_PLACE not in task

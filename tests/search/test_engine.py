@@ -214,8 +214,7 @@ def test_where_nothing_keeps_the_limits_it_says_what_comes_nearest() -> None:
     assert engine.known.best() is None
     assert engine.ended
     short = {point: 0.999 - outcome.final["accuracy"] for point, outcome in engine.known.finished.items()}
-    assert engine.known.nearest() is not None
-    assert short[engine.known.nearest() or ()] == min(short.values())
+    assert [short[point] for point in engine.known.nearest()[:3]] == sorted(short.values())[:3]
 
 
 def test_what_the_rows_leave_open_is_picked_only_where_nothing_is_sure_and_then_the_surest_of_it() -> None:

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.checkpoints.json_file import read_json
-from compress.checkpoints.pipeline_checks import DENOISERS, MODEL_INDEX, check_pipeline_folder, component_classes
+from compress.checkpoints.pipeline_checks import (
+    CHECKER,
+    CONFIG,
+    DENOISERS,
+    MODEL_INDEX,
+    check_pipeline_folder,
+    component_classes,
+    pipeline_config,
+)
 from compress.checkpoints.sampling import (
     SAMPLING,
     SCHEDULER,
@@ -27,7 +35,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 TEXT_ENCODER, VAE = "text_encoder", "vae"
-CHECKER = "safety_checker"
 """diffusers' names of the parts."""
 _LIBRARIES = ("diffusers", "transformers")
 _WHERE_FROM = "_name_or_path"
@@ -84,7 +91,7 @@ class GeneratorModel(TorchModel):
             (directory / name).write_bytes(content)
 
     def companions(self) -> dict[str, bytes]:
-        """All but the parts' weights and configs: tokenizer, scheduler, index, and how pictures are drawn."""
+        """All but the parts: tokenizer, scheduler, index, how pictures are drawn, and which pipeline it is."""
         import tempfile
 
         with tempfile.TemporaryDirectory() as scratch:
@@ -94,6 +101,7 @@ class GeneratorModel(TorchModel):
             self.scheduler.save_pretrained(folder / SCHEDULER)
             (folder / MODEL_INDEX).write_text(json.dumps(self._index(), indent=2, sort_keys=True) + "\n")
             (folder / SAMPLING).write_bytes(self.sampling.as_json())
+            (folder / CONFIG).write_text(json.dumps(pipeline_config(self.index), indent=2) + "\n")
             files = sorted(path for path in folder.rglob("*") if path.is_file())
             return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 

@@ -59,10 +59,8 @@ def _is_variant(path: Path) -> bool:
 
 def pipeline_weights(folder: Path) -> tuple[Path, ...]:
     """The safetensors files of every part that has any."""
-    named = [name for name in component_classes(folder) if name not in ("tokenizer", "scheduler")]
-    return tuple(
-        file for name in named if any((folder / name).glob("*.safetensors")) for file in weights_of(folder / name)
-    )
+    parts = [folder / name for name in component_classes(folder)]
+    return tuple(file for part in parts if any(part.glob("*.safetensors")) for file in weights_of(part))
 
 
 def pipeline_config(index: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,7 +89,7 @@ def check_pipeline_folder(folder: Path) -> None:
     further = [name for name in named if name.startswith(("text_encoder_", "tokenizer_"))]
     if further:
         raise ModelError(
-            f"The pipeline is a {read_json(folder / MODEL_INDEX).get('_class_name')}, with a {further[0]} beside the first.",
+            f"The pipeline has a {further[0]} beside the first.",
             where=str(folder / MODEL_INDEX),
             expected="one text encoder and one denoiser, as Stable Diffusion 1 and 2 have them",
         )

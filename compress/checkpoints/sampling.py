@@ -54,7 +54,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class PromptProcessor:
-    """A tokenizer, and the shapes [channels, height, width] of the noise that a picture begins as and of the picture."""
+    """A tokenizer, and the shapes [channels, height, width] of what a picture begins as, its noise, and of itself."""
 
     tokenizer: Any
     noise_shape: tuple[int, int, int]

@@ -37,7 +37,7 @@ from compress.sources.source import is_graph
 from compress.stage.prediction import Estimate, PlanContext, Shape
 from compress.stage.stage import Stage
 from compress.targets import Profile, limit_words
-from compress.tasks.capability import GENERATES, READS_ROWS
+from compress.tasks.capability import DRAWS, GENERATES, READS_ROWS
 from compress.training.config import Training
 
 __all__ = ["History", "Plan", "make_plan", "plan_context", "render_plan", "timings_of"]

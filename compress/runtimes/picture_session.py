@@ -74,8 +74,12 @@ class PictureSession:
     def probe(self, examples: Examples) -> np.ndarray:
         """A few pictures in next to no steps, which every part has a hand in: [n, height, width, channels]."""
         batch = examples.batch(range(min(_PROBES, len(examples))))
-        sampler = replace(self.sampler, sampling=replace(self.sampler.sampling, steps=_PROBE_STEPS))
-        return sampler.draw(batch[IDS], batch[NOISE], batch[SEED].tolist())
+        fewer = self.with_sampling(replace(self.sampler.sampling, steps=_PROBE_STEPS))
+        return fewer.predict(batch)[PICTURES]
+
+    def with_sampling(self, sampling: Sampling) -> PictureSession:
+        """The same parts, drawing in another number of steps or with other guidance."""
+        return PictureSession(replace(self.sampler, sampling=sampling), self.parts, self._where)
 
 
 def open_pictures(sessions: Sequence[Session], folder: Path) -> PictureSession:

@@ -1,7 +1,7 @@
-"""Training that goes on where it was killed and ends with the same bytes: every step draws from a generator of its own.
+"""Training that goes on where it was killed and ends with the same bytes.
 
-A `Lesson` is what is trained and its loss; `learn` runs it. What a kill must not lose (weights, the optimizer's moments,
-the moving average) is written each minute to one safetensors file.
+A `Lesson` is what is trained and its loss; `learn` runs it. Each step draws from a generator of its own. What a kill
+must not lose (weights, the optimizer's moments, the moving average) is written each minute to one safetensors file.
 """
 
 from __future__ import annotations

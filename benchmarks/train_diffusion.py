@@ -2,14 +2,14 @@
 
     python benchmarks/train_diffusion.py artifacts/fashion-diffusion
 
-`model/` is a pipeline in diffusers' layout, which its StableDiffusionPipeline opens: MiniLM as it is for the text, and a
-variational autoencoder and a UNet trained here on the train split of `sample:fashion-captions`, which knows ten kinds
-of clothes in eight sentences. `judge/` is an image classifier in transformers' layout, trained on the same rows and on
-no picture of the pipeline's. Both are small: what they draw and see is Fashion-MNIST's 28 x 28 gray pixels in a frame of
+`model/` is a pipeline in diffusers' layout, which its StableDiffusionPipeline opens: MiniLM as it is for the text, and
+a variational autoencoder and a UNet trained here on the train split of `sample:fashion-captions`, which names ten
+kinds of clothes in eight sentences. `judge/` is an image classifier in transformers' layout, trained on the same rows
+and on no picture that the pipeline drew. Both are small: they know Fashion-MNIST's 28 x 28 gray pixels in a frame of
 32 x 32, and nothing else.
 
-The steps that fit into `--minutes` are found by timing a few, and kept in `training/plan.json`. The same command goes on
-where it was killed; the same plan, seed and number of threads give the same model.
+The steps that fit into `--minutes` are found by timing a few, and kept in `training/plan.json`. The same command goes
+on where it was killed; the same plan, seed and number of threads give the same model.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from diffusion_lessons import (
 )
 from restartable import Lesson, forget, kept_plan, learn, seconds_a_step
 
+from compress.checkpoints.sampling import SAMPLING, Sampling
 from compress.cli.console_progress import ConsoleProgress
 from compress.errors import CompressError, InputError
 from compress.formats.silence import quiet_libraries
@@ -164,6 +165,7 @@ def write_pipeline(autoencoder: Any, unet: Any, text: Text, folder: Path) -> Non
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder)
+    (folder / SAMPLING).write_bytes(Sampling(guidance=GUIDANCE).as_json())
     (folder / "README.md").write_text(_CARD, encoding="utf-8")
 
 

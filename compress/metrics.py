@@ -101,6 +101,8 @@ _KNOWN = {
         Metric("repetition", "Repeated runs of four tokens", "percent", "lower", "lower", "higher"),
         Metric("looping", "Continuations that end in a loop", "percent", "lower", "lower", "higher"),
         Metric("size_bytes", "Size on disk", "bytes", "lower", "smaller", "larger"),
+        Metric("psnr_to_baseline", "PSNR to the baseline's picture", "plain", "higher", relative=True, unit="dB"),
+        Metric("picture_contrast", "Spread of a picture's levels", unit="levels"),
         Metric("shipped_bytes", "Model and runtime", "bytes", "lower", "smaller", "larger"),
         Metric("parameters", "Parameters", "count", "lower", "fewer", "more"),
         Metric("bits_per_parameter", "Bits a parameter", "plain", "lower", "fewer", "more", unit="bits"),
@@ -141,6 +143,7 @@ _TO_BASELINE = " to the baseline's embedding"
 _AGAINST = re.compile(r"^(.+)_against_([^_]+)$")
 _ON = re.compile(r"^(.+)_on_([A-Za-z0-9-]+)$")
 _NUMBERED = (
+    (re.compile(r"^size_bytes_(.+)$"), _KNOWN["size_bytes"], "Size on disk of {0}"),
     (_LENGTH, _KNOWN["latency_ms"], "Latency, {0}\u2013{1} tokens"),
     (re.compile(r"^latency_ms_batch_(\d+)$"), _KNOWN["latency_ms"], "Latency, batch {0}"),
     (re.compile(r"^latency_ms_rate_([\d.e+]+)$"), _KNOWN["latency_ms"], "Latency at {0}/s"),

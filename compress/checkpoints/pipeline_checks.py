@@ -63,6 +63,12 @@ def pipeline_weights(folder: Path) -> tuple[Path, ...]:
     return tuple(file for part in parts if any(part.glob("*.safetensors")) for file in weights_of(part))
 
 
+def part_folders(folder: Path) -> tuple[str, ...]:
+    """The folders of a pipeline's parts, weights or graphs, in the order in which they run; none of another model."""
+    names = ("text_encoder", *DENOISERS, "vae", "vae_decoder") if is_pipeline(folder) else ()
+    return tuple(name for name in names if (folder / name).is_dir())
+
+
 def pipeline_config(index: Mapping[str, Any]) -> dict[str, Any]:
     """What a config.json beside model_index.json says: the class of the pipeline, so that the task is told."""
     return {"architectures": [index.get("_class_name")]}

@@ -9,7 +9,7 @@ from compress.checkpoints.config_check import is_timm
 from compress.checkpoints.file_names import TOKENIZER_FILES
 from compress.checkpoints.graph_inputs import GRAPH_INPUTS
 from compress.checkpoints.json_file import read_json
-from compress.checkpoints.pipeline_checks import check_pipeline_folder, is_pipeline, pipeline_weights
+from compress.checkpoints.pipeline_checks import check_pipeline_folder, is_pipeline, part_config, pipeline_weights
 from compress.checkpoints.safetensors_file import read_header
 from compress.checkpoints.stored_tensor import StoredTensor
 from compress.errors import ModelError
@@ -43,6 +43,7 @@ def check_model_folder(folder: Path) -> None:
     try:
         if is_pipeline(folder):
             check_pipeline_folder(folder)
+            check_processor(folder, dict(part_config(folder, "text_encoder")))
             return
         config = read_json(folder / "config.json")
         for file in weight_files(folder):

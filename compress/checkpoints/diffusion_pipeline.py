@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress.checkpoints.checks import check_model_folder
 from compress.checkpoints.json_file import read_json
 from compress.checkpoints.pipeline_checks import (
     CHECKER,
     CONFIG,
     DENOISERS,
     MODEL_INDEX,
-    check_pipeline_folder,
     component_classes,
     pipeline_config,
 )
@@ -114,7 +114,7 @@ class GeneratorModel(TorchModel):
 
 def load_pipeline(directory: Path) -> GeneratorModel:
     """Open a directory in diffusers' layout, every part in float32. Raises `ModelError`."""
-    check_pipeline_folder(directory)
+    check_model_folder(directory)
     import_diffusers()
     from compress.checkpoints.pipeline_module import PipelineModule
 

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+from compress.checkpoints.checks import check_model_folder
 from compress.checkpoints.json_file import read_json
 from compress.checkpoints.model import link_or_copy
 from compress.checkpoints.pipeline_checks import (
     CHECKER,
     CONFIG,
     MODEL_INDEX,
-    check_pipeline_folder,
     component_classes,
     pipeline_config,
     weights_of,
@@ -49,7 +49,7 @@ def convert_pipeline(folder: Path, cache: Path, checker: Checker | None, progres
     It lies below ``cache`` and is made at the first call; files are linked where they can be. Raises `ModelError` for a
     folder that is not whole, and for a safety checker where ``checker`` says nothing.
     """
-    check_pipeline_folder(folder)
+    check_model_folder(folder)
     check_checker(folder, checker)
     target = made_folder(folder, cache, checker)
     if target == folder or target.is_dir():

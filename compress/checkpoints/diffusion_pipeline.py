@@ -83,7 +83,8 @@ class GeneratorModel(TorchModel):
 
     def save(self, directory: Path) -> None:
         """Write every part into its own folder, as diffusers does, and model_index.json."""
-        for name, part in {**self.kept, **self.parts}.items():
+        modules = {name: one for name, one in self.kept.items() if _has_weights(one)}
+        for name, part in {**modules, **self.parts}.items():
             part.save_pretrained(directory / name)
             _forget(directory / name / "config.json")
         for name, content in self.companions().items():
@@ -99,6 +100,9 @@ class GeneratorModel(TorchModel):
             self.tokenizer.save_pretrained(folder / TOKENIZER)
             forget_where_from(folder / TOKENIZER)
             self.scheduler.save_pretrained(folder / SCHEDULER)
+            for name, one in self.kept.items():
+                if not _has_weights(one):
+                    one.save_pretrained(folder / name)
             (folder / MODEL_INDEX).write_text(json.dumps(self._index(), indent=2, sort_keys=True) + "\n")
             (folder / SAMPLING).write_bytes(self.sampling.as_json())
             (folder / CONFIG).write_text(json.dumps(pipeline_config(self.index), indent=2) + "\n")
@@ -107,7 +111,7 @@ class GeneratorModel(TorchModel):
 
     def _index(self) -> dict[str, Any]:
         """model_index.json with the classes of the components as they are now."""
-        named = {**self.kept, **self.parts, TOKENIZER: self.tokenizer, SCHEDULER: self.scheduler}
+        named = {**self.parts, TOKENIZER: self.tokenizer, SCHEDULER: self.scheduler}
         classes = {name: [type(one).__module__.partition(".")[0], type(one).__name__] for name, one in named.items()}
         return {**{name: value for name, value in self.index.items() if name != _WHERE_FROM}, **classes}
 
@@ -130,22 +134,26 @@ def load_pipeline(directory: Path) -> GeneratorModel:
 def _component(folder: Path, library: str, kind: str) -> Any:
     """One component, by the class that model_index.json names."""
     import importlib
+    from importlib.util import find_spec
 
     import torch
+    import transformers
 
     from compress.checkpoints.config_check import loading_failures
 
-    made = getattr(importlib.import_module(library), kind, None)
-    if library not in _LIBRARIES or made is None:
+    # What belongs to one kind of pipeline has the name of diffusers' module of such pipelines for a library.
+    place = library if library in _LIBRARIES else f"diffusers.pipelines.{library}"
+    made = getattr(importlib.import_module(place), kind, None) if find_spec(place) is not None else None
+    if made is None:
         raise ModelError(
             f"The part {folder.name!r} is a {kind} of {library}, which is not known here.",
             where=str(folder.parent / MODEL_INDEX),
             expected="classes of the installed diffusers and transformers",
             mend="take a version of diffusers that has it; code of the model's own repository is not run",
         )
-    weights = hasattr(made, "named_parameters")
+    weights = _has_weights(made)
     options: dict[str, Any] = {"use_safetensors": True, "torch_dtype": torch.float32} if weights else {}
-    if weights and library == "transformers":
+    if weights and issubclass(made, transformers.PreTrainedModel):
         options["dtype"] = options.pop("torch_dtype")
     try:
         part = made.from_pretrained(folder, local_files_only=True, **options)
@@ -156,6 +164,11 @@ def _component(folder: Path, library: str, kind: str) -> Any:
             expected=f"a {kind} with weights in safetensors and a config.json that fit each other",
         ) from error
     return part.eval() if weights else part
+
+
+def _has_weights(one: Any) -> bool:
+    """Whether a component, or its class, is a module and not what prepares inputs or reads outputs."""
+    return hasattr(one, "named_parameters")
 
 
 def _forget(path: Path) -> None:

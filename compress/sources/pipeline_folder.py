@@ -25,6 +25,8 @@ from compress.sources.origin import write_once
 
 Checker = Literal["keep", "leave_out"]
 """What a recipe says of a safety checker."""
+_CHECKING = (CHECKER, "feature_extractor")
+"""A safety checker, and what prepares pictures for it."""
 _REVISION = 1
 """Raised when the same files would be turned into another folder."""
 _BESIDE = (".json", ".txt", ".model", ".jinja")
@@ -89,14 +91,15 @@ def _refused(folder: Path, checker: Checker | None) -> bool:
 
 def _index(folder: Path, checker: Checker | None) -> dict[str, Any]:
     index = dict(read_json(folder / MODEL_INDEX))
-    return {**index, CHECKER: [None, None]} if _refused(folder, checker) else index
+    without = _CHECKING if _refused(folder, checker) else ()
+    return {name: [None, None] if name in without else value for name, value in index.items()}
 
 
 def _files(folder: Path, checker: Checker | None) -> list[Path]:
     """What belongs to the parts: their weights, one variant of them, and small files."""
     found = [path for name in (MODEL_INDEX, SAMPLING) if (path := folder / name).is_file()]
     for name in component_classes(folder):
-        if name == CHECKER and _refused(folder, checker):
+        if name in _CHECKING and _refused(folder, checker):
             continue
         small = [path for path in sorted((folder / name).rglob("*")) if path.suffix in _BESIDE and path.is_file()]
         weights = weights_of(folder / name) if any((folder / name).glob("*.safetensors")) else ()

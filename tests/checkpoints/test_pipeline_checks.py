@@ -78,7 +78,7 @@ def test_a_whole_one_is_taken_and_every_part_is_looked_at(folder: Path) -> None:
     tensors = load_file(weights)
     tensors["conv_in.bias"][0] = float("nan")
     save_file(tensors, weights)
-    with pytest.raises(ModelError, match="conv_in.bias"):
+    with pytest.raises(ModelError, match=r"conv_in\.bias"):
         check_weights_finite(folder)
 
 

@@ -162,9 +162,10 @@ def drawing_folder(model: GeneratorModel, graphs: Mapping[str, onnx.ModelProto])
 
     Raises `StageError` for a model with parts that no graph is made of.
     """
-    if model.kept:
+    unwritten = [name for name, one in model.kept.items() if isinstance(one, nn.Module)]
+    if unwritten:
         raise StageError(
-            f"No graph is made of {', '.join(model.kept)}.",
+            f"No graph is made of {', '.join(unwritten)}.",
             where="export",
             expected="a text encoder, a denoiser and a VAE",
             mend="write `safety_checker: leave_out` into the recipe, and see to what is shown to people yourself",

@@ -18,4 +18,4 @@ found = pipeline(
     output_type="np",
 )
 np.save(out, found.images)
-print(type(pipeline).__name__)
+sys.stdout.write(type(pipeline).__name__)

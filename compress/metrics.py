@@ -102,14 +102,6 @@ _KNOWN = {
         Metric("looping", "Continuations that end in a loop", "percent", "lower", "lower", "higher"),
         Metric("size_bytes", "Size on disk", "bytes", "lower", "smaller", "larger"),
         Metric("psnr_to_baseline", "PSNR to the baseline's picture", "plain", "higher", relative=True, unit="dB"),
-        _quality("class_seen", "Pictures that show their class"),
-        _error("frechet_distance", "Fr\u00e9chet distance to real pictures", "plain"),
-        replace(_quality("picture_precision", "Pictures among the real ones"), quality=False),
-        replace(_quality("picture_recall", "Real pictures among those drawn"), quality=False),
-        Metric(
-            "perceptual_distance_to_baseline", "Distance to the baseline's picture", "plain", "lower", relative=True
-        ),
-        Metric("picture_diversity", "Distance to others of the same prompt", "plain", "higher"),
         Metric("picture_contrast", "Spread of a picture's levels", unit="levels"),
         Metric("shipped_bytes", "Model and runtime", "bytes", "lower", "smaller", "larger"),
         Metric("parameters", "Parameters", "count", "lower", "fewer", "more"),

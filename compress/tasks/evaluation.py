@@ -53,8 +53,8 @@ class Evaluation(Frozen):
 
     judge: str | None = Field(
         None,
-        description="text to image: an image classifier of the rows' labels (a folder or Hugging Face id); how often it "
-        "sees what a prompt says, and how near pictures are to the rows' own in its features",
+        description="text to image: an image classifier of the rows' labels (a folder or Hugging Face id): how often "
+        "it sees what a prompt says, and how near pictures are to the rows' own in its features",
     )
     pictures: int = Field(
         8,

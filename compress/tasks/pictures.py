@@ -53,7 +53,7 @@ def contrast_row(pictures: np.ndarray, model: str, target: str) -> Measurement:
 
 
 def nearness_rows(pictures: np.ndarray, reference: np.ndarray, model: str, target: str) -> list[Measurement]:
-    """The mean PSNR of each picture to its reference, and SSIM where it is large enough, with intervals over pictures."""
+    """Mean PSNR of pictures to their references, and SSIM where they are large enough, with intervals."""
     rows = [_mean_row("psnr_to_baseline", psnr(pictures, reference, span=_LEVELS), "dB", model, target)]
     if min(pictures.shape[1:3]) >= SSIM_WINDOW:
         rows.append(_mean_row("ssim_to_baseline", ssim(pictures, reference, span=_LEVELS), "", model, target))

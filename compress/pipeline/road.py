@@ -105,6 +105,12 @@ class Road:
         reference = self.recipe.evaluation.similarity
         return [] if reference is None else find_rated_pairs(reference, self.folder, self.progress)
 
+    @cached_property
+    def judge(self) -> Path | None:
+        """The folder of the classifier that judges pictures; none where the recipe names none."""
+        reference = self.recipe.evaluation.judge
+        return None if reference is None else self.resolve(reference)
+
     @property
     def slices(self) -> tuple[Slice, ...]:
         """The recipe's slices, or the task's where it names none."""

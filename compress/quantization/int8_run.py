@@ -70,6 +70,8 @@ def quantize_int8(model: OnnxModel, options: Int8Options, context: Context) -> o
     if options.narrowing() == "saturating":
         _say_narrowed(made.narrowed, context)
     if isinstance(made, StaticQuantizer):
+        if made.split:
+            context.remark(f"quantize: {len(made.split)} convolutions split by the parts of what they read")
         if made.equalized:
             context.remark(f"quantize: channels evened before {len(made.equalized)} layers")
         for name in made.constant:

@@ -78,9 +78,10 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
         return Needs(splits=("train",)) if self.method == "static" or self.searches else Needs()
 
     def key_fields(self) -> dict[str, Any]:
-        """Without `error_ceiling` where there is none, as before there could be one."""
+        """Without `error_ceiling` and `split_concatenations` where they are not used, as before they were there."""
         fields = super().key_fields()
-        return {name: value for name, value in fields.items() if name != "error_ceiling" or value is not None}
+        later = ("error_ceiling", "split_concatenations")
+        return {name: value for name, value in fields.items() if name not in later or value not in (None, False)}
 
     def settled(self, sums_in_32_bits: bool) -> Quantize:
         """`reduce_range: auto` narrows what may saturate on a target."""

@@ -11,6 +11,8 @@ model's own. Messages, each answered by one line, or by ``{"error": {...}}``:
     {"do": "arrivals", "calls", "gaps_ms"} -> {"latencies_ms"}                   calls that come when they come
     {"do": "generate", "ids": [...], "tokens": n, "untimed": m}  a prompt, then n tokens one by one
                                            -> {"first_ms", "steps_ms", "disturbed", "tokens", "cached", "vocabulary"}
+    {"do": "draw", "call": i, "steps": n, "size": s, "untimed": m}  a picture of s pixels a side in n steps; or null
+                                           -> {"picture_ms", "text_ms", "steps_ms", "decoder_ms", "disturbed"}
     {"do": "reference", "cores"}           -> {"matmul_ms", "copy_ms"}           fixed work, without a model
     {"do": "pulse", "cores"}               -> {"pulse_ms"}                       less of it, on each of the cores
     {"do": "memory"}                       -> {"peak_bytes", "cpu_seconds"}
@@ -31,6 +33,7 @@ from typing import Protocol
 
 import numpy as np
 
+from compress.bench.drawing import draw, preemptions
 from compress.bench.energy import EnergyMeter, find_meter
 from compress.bench.reference import ReferenceKernels
 from compress.bench.service import Reply, serve
@@ -87,17 +90,12 @@ def timed(session: Answering, batches: Sequence[Batch], calls: Sequence[int]) ->
     nanoseconds, disturbed = [], []
     for index in calls:
         batch = batches[index]
-        switches = _preemptions()
+        switches = preemptions()
         start = clock()
         session.predict(batch)
         nanoseconds.append(clock() - start)
-        disturbed.append(_preemptions() != switches)
+        disturbed.append(preemptions() != switches)
     return [value / 1e6 for value in nanoseconds], disturbed
-
-
-def _preemptions() -> int:
-    """How often any thread of this process had to stop for another process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def arrivals(session: Session, batches: Sequence[Batch], calls: Sequence[int], gaps_ms: Sequence[float]) -> list[float]:
@@ -127,11 +125,11 @@ def generate(decoder: GreedyDecoder, ids: Sequence[int], tokens: int) -> Reply:
     found: list[int] = []
     nanoseconds, disturbed = [], []
     for place in range(tokens + 1):
-        switches = _preemptions()
+        switches = preemptions()
         start = clock()
         token = decoder.step(found[-1]) if place else decoder.prefill(ids)
         nanoseconds.append(clock() - start)
-        disturbed.append(_preemptions() != switches)
+        disturbed.append(preemptions() != switches)
         found.append(token)
     first_ms, *steps_ms = (value / 1e6 for value in nanoseconds)
     return {"first_ms": first_ms, "steps_ms": steps_ms, "disturbed": disturbed, "tokens": found}
@@ -221,6 +219,11 @@ class Worker:
             generate(self._decoder, message["ids"][:1], message["untimed"])
         reply = generate(self._decoder, message["ids"], message["tokens"])
         return {**reply, "cached": self._decoder.cached, "vocabulary": self._decoder.vocabulary}
+
+    def draw(self, message: Reply) -> Reply:
+        """Time a picture of a batch of one prompt."""
+        how = (message[name] for name in ("steps", "size", "untimed"))
+        return draw(self._opened(), self._batches[message["call"]], *how)
 
     def reference(self, message: Reply) -> Reply:
         """Time the reference kernels."""

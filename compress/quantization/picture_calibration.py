@@ -3,32 +3,50 @@
 A denoiser's activations are not the same at the noise where it begins and at the picture where it ends, so that
 ranges from one end clip at the other. Examples are therefore the inputs of real sampling, with the guidance that
 pictures will be drawn with, taken at steps that lie evenly over all of the way (Q-Diffusion, Li et al. 2023, section
-4.1; one range over all steps, as ONNX Runtime's integer kernels have their scales stored).
+4.1). A range holds for all steps: ONNX Runtime's integer kernels have their scales stored.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 
-from compress.quantization.int8_run import METADATA
-from compress.runtimes.picture_sampler import IDS, LATENT, NOISE, SEED, TIMESTEP, Call, PictureSampler
-from compress.runtimes.runtime import Batch
+from compress.errors import StageError
+from compress.formats.onnx.model import OnnxModel
+from compress.formats.onnx.runtimes.onnxruntime import session_of
+from compress.formats.runtimes import opened
+from compress.metrics import describe_metric
+from compress.numerics.sampling import spread_sample
+from compress.quantization.int8_floor import Merit
+from compress.quantization.int8_run import METADATA, training_examples, validation_examples
+from compress.runtimes.picture_sampler import IDS, LATENT, TIMESTEP, PictureSampler
+from compress.runtimes.picture_session import DECODER, TEXT_ENCODER, PictureSession
+from compress.runtimes.runtime import Batch, Session
+from compress.tasks.batches import by_length, keep_all
+
+if TYPE_CHECKING:
+    from compress.stage.stage import Context
 
 TIMESTEPS = 25
 """Steps of a trajectory that examples are taken at; Li et al. take 20 of 100, and 25 of 50."""
 PICTURES = 32
 """Those whose latents are enough to find what a decoder of pictures is given."""
+_DRAWN_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
 class PictureCalibration:
-    """One feed for each call of a part. ``timesteps`` are those at which the denoiser was watched, if it was."""
+    """One feed for each call of a part. ``timesteps`` are those at which the denoiser was watched, if it was.
+
+    ``rows`` are the places of the prompts in the train split.
+    """
 
     feeds: Sequence[Batch]
     rows: np.ndarray
@@ -48,56 +66,87 @@ class PictureCalibration:
         graph.metadata_props.add(key=METADATA, value=json.dumps({**facts, **way}, sort_keys=True))
 
 
-@dataclass
-class Watched:
+@dataclass(frozen=True)
+class PictureInputs:
+    """See `GraphInputs`: what the graph ``file`` of a ``model`` is given while all of it draws."""
+
+    model: OnnxModel
+    file: str
+    context: Context
+
+    @property
+    def part(self) -> str:
+        """The folder of the graph."""
+        return self.file.partition("/")[0]
+
+    @cached_property
+    def _session(self) -> PictureSession:
+        session = opened(self.model)
+        if not isinstance(session, PictureSession):
+            raise StageError("The graphs draw no pictures.", where=self.file, expected="the parts of a pipeline")
+        return session
+
+    def choose(self, count: int) -> PictureCalibration:
+        """See `GraphInputs.choose`: as many prompts as give ``count`` examples of the part."""
+        examples = training_examples(self.model, self.context)
+        needed = prompts_needed(self._session.sampler, self.part, count)
+        rows = spread_sample(examples.lengths(), examples.classes, needed, self.context.seed)
+        return watch(self._session, self.part, examples.batch(rows.tolist()), rows, self.context.seed)
+
+    def merit(self) -> Merit:
+        """See `GraphInputs.merit`: of pictures drawn with a graph in the place of the part; one over an error."""
+        task, examples = self.context.task, validation_examples(self.model, self.context)
+
+        def merit(graph: onnx.ModelProto) -> float:
+            session = self._session.with_part(self.part, session_of(graph))
+            batches = by_length(examples, _DRAWN_AT_ONCE)
+            kept = keep_all(task, examples, batches, lambda places: session.predict(examples.batch(places)))
+            row = task.measure(kept, examples.labels, "validation", "onnxruntime")[0]
+            worse_if_more = describe_metric(row.metric, row.unit).better == "lower"
+            return 1 / max(row.value, np.finfo(float).tiny) if worse_if_more else row.value
+
+        return merit
+
+
+class _Watched:
     """A part that keeps what it is given."""
 
-    part: Call
-    feeds: list[Batch] = field(default_factory=list)
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.feeds: list[Batch] = []
+        self.inputs, self.input_types, self.output_types = session.inputs, session.input_types, session.output_types
+        self.provider, self.settings = session.provider, session.settings
 
-    def __call__(self, batch: Batch) -> Mapping[str, np.ndarray]:
-        """As the part, to whom nothing changes."""
+    def predict(self, batch: Batch) -> dict[str, np.ndarray]:
+        """See `Session.predict`."""
         self.feeds.append({name: np.array(array) for name, array in batch.items()})
-        return self.part(batch)
+        return self._session.predict(batch)
 
 
 def prompts_needed(sampler: PictureSampler, part: str, count: int) -> int:
     """How many prompts give ``count`` examples: each is in several calls of a denoiser, with guidance as two rows."""
-    if part == TEXT_PART:
+    if part == TEXT_ENCODER:
         return count
-    if part == DECODER_PART:
+    if part == DECODER:
         return min(count, PICTURES)
-    each = min(sampler.sampling.steps, TIMESTEPS) * (2 if _guided(sampler) else 1)
+    each = min(sampler.sampling.steps, TIMESTEPS) * (2 if sampler.guided else 1)
     return max(1, -(-count // each))
 
 
-def _guided(sampler: PictureSampler) -> bool:
-    """Whether a call takes the empty prompt along."""
-    return sampler.sampling.guidance > 1 and not sampler.latents.condition
-
-
-TEXT_PART, DECODER_PART = "text_encoder", "vae_decoder"
-"""optimum's names of what is before a denoiser and behind it."""
-
-
-def watch(sampler: PictureSampler, part: str, batch: Batch, rows: np.ndarray, seed: int) -> PictureCalibration:
+def watch(session: PictureSession, part: str, batch: Batch, rows: np.ndarray, seed: int) -> PictureCalibration:
     """Draw pictures for a ``batch`` of prompts and noise, and keep what a part is given.
 
-    ``rows`` are the places of the prompts in the train split, ``seed`` is what they were drawn by.
+    ``rows`` are the places of the prompts in the train split, ``seed`` is what they were chosen by.
     """
-    guidance = sampler.sampling.guidance
-    if part == TEXT_PART:
+    guidance, watched = session.sampler.sampling.guidance, _Watched(session.parts[part])
+    if part == TEXT_ENCODER:
         return PictureCalibration([{IDS: ids[np.newaxis]} for ids in batch[IDS]], rows, seed, guidance)
-    watched = Watched(sampler.denoise)
-    latents = replace(sampler, denoise=watched).denoised(batch[IDS], batch[NOISE], batch[SEED].tolist())
-    if part == DECODER_PART:
-        given = Watched(sampler.decode)
-        replace(sampler, decode=given).decoded(latents)
-        (whole,) = given.feeds
+    session.with_part(part, watched).predict(batch)
+    if part == DECODER:
+        (whole,) = watched.feeds
         return PictureCalibration([{LATENT: one[np.newaxis]} for one in whole[LATENT]], rows, seed, guidance)
-    chosen = evenly(len(watched.feeds), TIMESTEPS)
-    feeds = [watched.feeds[place] for place in chosen]
-    return PictureCalibration(feeds, rows, seed, guidance, tuple(float(feed[TIMESTEP]) for feed in feeds))
+    feeds = [watched.feeds[place] for place in evenly(len(watched.feeds), TIMESTEPS)]
+    return PictureCalibration(feeds, rows, seed, guidance, tuple(float(feed[TIMESTEP].item()) for feed in feeds))
 
 
 def evenly(calls: int, most: int) -> list[int]:

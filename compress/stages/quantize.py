@@ -17,6 +17,8 @@ from compress.tasks.capability import TAKES_ARRAYS, Capabilities
 if TYPE_CHECKING:
     import onnx
 
+    from compress.quantization.int8_run import GraphInputs
+
 _STATIC_SECONDS, _WATCHING = 4.5, 8
 """Seconds of static quantization whatever it is given, and to how many answers a calibration example comes."""
 _TIED_BLOCK = 32
@@ -131,8 +133,10 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
 
     def run(self, model: OnnxModel, context: Context) -> OnnxModel:
         """Quantize the graph, or each that is meant. Raises `StageError` when nothing in it could be quantized."""
-        if model.others:
-            return self._parts(model, context)
+        return self._parts(model, context) if model.others else self._alone(model, context)
+
+    def _alone(self, model: OnnxModel, context: Context, inputs: GraphInputs | None = None) -> OnnxModel:
+        """One graph, whose ``inputs`` are the task's examples where nothing else is said."""
         import onnx_ir as ir
 
         from compress.formats.onnx.float16 import holds_float16, to_float32
@@ -145,7 +149,7 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
             context.remark("quantize: weights of float16 are rounded as what they stand for in float32")
         refuse_unfit(ir.from_proto(model.graph))
         if self.method == "static" or self.searches or self.keep:
-            graph = quantize_int8(model, self, context)
+            graph = quantize_int8(model, self, context, inputs)
         else:
             graph = quantize_dynamically(model, self, context)
         if self.embedding_bits < 32:
@@ -166,6 +170,7 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
     def _parts(self, model: OnnxModel, context: Context) -> OnnxModel:
         """Each graph that is meant, as if it were a model; a head tied to its embedding is stored once for both."""
         from compress.formats.onnx.few_bits import FewBits, quantize_matrices
+        from compress.quantization.picture_calibration import PictureInputs
 
         meant = [name for name in model.graphs if model.is_part(name, self.part)]
         if self.method == "static" and any(model.is_part(name, "decoder") for name in meant):
@@ -179,7 +184,8 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
             if name not in meant:
                 graphs[name] = graph
                 continue
-            quantized = self.run(OnnxModel(graph, name, model.companions), context).graph
+            inputs = PictureInputs(model, name, context) if model.draws else None
+            quantized = self._alone(OnnxModel(graph, name, model.companions), context, inputs).graph
             if self.embedding_bits < 32:
                 tied = FewBits(self.embedding_bits, self.embedding_block_size or _TIED_BLOCK)
                 quantized, _ = quantize_matrices(quantized, tied, only_tied=True)

@@ -13,7 +13,7 @@ from compress.bench.place import HERE, LaunchHost
 from compress.bench.record import Conditions, Record
 from compress.bench.results import Writer
 from compress.bench.scenarios import evenly_spaced
-from compress.bench.session import PRECISION, BenchResult, bench_result, check_place, seconds_left
+from compress.bench.session import PRECISION, BenchResult, bench_result, check_place, equal_artifacts, seconds_left
 from compress.bench.worker import write_batches
 from compress.errors import DataError, InputError
 from compress.measurement import Measurement
@@ -45,7 +45,7 @@ def measure_pictures(
 
     A picture is its text once, the denoiser once a step, and the decoder; each is timed, and the whole. Every model
     draws in its own number of steps and its own size; then in each of ``settings.picture_steps`` and of
-    ``settings.picture_sizes``. Launches of fresh processes, precision and deadline are as in `measure_together`.
+    ``settings.picture_sizes``. Equal artifacts are timed once and reported under each label. Launches of fresh processes, precision and deadline are as in `measure_together`.
     Raises `DataError` without a prompt, `InputError` for steps or a size that a model can't draw in, `StageError` where
     the target is not to be had or the baseline's process ends.
     """
@@ -58,14 +58,16 @@ def measure_pictures(
         raise DataError("There is no prompt to time.", expected="at least one row in the test split")
     drawn = evenly_spaced(list(range(*counts)), _PROMPTS)
     plan = PicturePlan(len(drawn), sorted(set(settings.picture_steps)), sorted(set(settings.picture_sizes)))
+    timed_as = equal_artifacts(artifacts)
+    names = list(dict.fromkeys(timed_as.values()))
     with tempfile.TemporaryDirectory(prefix="compress-bench-") as scratch:
         files = {}
-        for number, name in enumerate(artifacts):
+        for number, name in enumerate(names):
             files[name] = Path(scratch) / f"{number}.npz"
             write_batches(files[name], [examples[name].batch([row]) for row in drawn])
         conditions = Conditions(
             target=place.target(target),
-            baseline=baseline,
+            baseline=timed_as[baseline],
             threads=settings.threads,
             launches=settings.launches,
             seconds=settings.seconds,
@@ -75,18 +77,18 @@ def measure_pictures(
             timeout_seconds=timeout_seconds,
             seconds_left=seconds_left(settings.budget_seconds, began),
         )
-        timed = place.time(Workload(artifacts, files, files, plan), conditions, progress)
+        workload = Workload({name: artifacts[name] for name in names}, files, files, plan)
+        timed = place.time(workload, conditions, progress)
     record, rows = timed.record.undisturbed(), []
-    for name in artifacts:
+    for label, name in timed_as.items():
         if name not in record.lost:
-            writer = Writer(name, conditions.target.name, seed)
+            writer = Writer(label, conditions.target.name, seed)
             for setting in plan.settings:
                 rows += picture_rows(writer, record, name, setting)
-                rows += speedup_rows(writer, record, name, baseline, setting) if len(artifacts) > 1 else []
+                rows += speedup_rows(writer, record, name, timed_as[baseline], setting) if len(artifacts) > 1 else []
             rows += writer.starts(record, name)
     precise = "times of pictures", "raise benchmark.seconds or quieten the machine"
-    same = dict(zip(artifacts, artifacts, strict=True))
-    return bench_result(timed, plan, conditions, rows, (_A_PICTURE,), precise, same, prompts=len(drawn))
+    return bench_result(timed, plan, conditions, rows, (_A_PICTURE,), precise, timed_as, prompts=len(drawn))
 
 
 def picture_rows(writer: Writer, record: Record, model: str, setting: Setting) -> list[Measurement]:

@@ -52,13 +52,13 @@ class ChosenInputs(Protocol):
 
 
 class GraphInputs(Protocol):
-    """Where the real inputs of a graph come from, and what tells how good it is."""
+    """Where the real inputs of a graph come from, and what a floor under it is held on."""
 
     def choose(self, count: int) -> ChosenInputs:
         """Those of ``count`` training examples. Raises `DataError` for an empty split."""
 
     def merit(self) -> Merit:
-        """The task's first metric on the validation split. Raises `DataError` for an empty one."""
+        """How good a graph is on the validation split. Raises `DataError` for an empty one."""
 
 
 def quantize_int8(

@@ -22,21 +22,21 @@ from compress.errors import StageError
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.onnx.runtimes.onnxruntime import session_of
 from compress.formats.runtimes import opened
-from compress.metrics import describe_metric
+from compress.numerics.picture_similarity import ssim
 from compress.numerics.sampling import spread_sample
 from compress.quantization.int8_floor import Merit
 from compress.quantization.int8_run import METADATA, training_examples, validation_examples
-from compress.runtimes.picture_sampler import IDS, LATENT, TIMESTEP, PictureSampler
+from compress.runtimes.picture_sampler import IDS, LATENT, PICTURES, TIMESTEP, PictureSampler
 from compress.runtimes.picture_session import DECODER, TEXT_ENCODER, PictureSession
 from compress.runtimes.runtime import Batch, Session
-from compress.tasks.batches import by_length, keep_all
+from compress.tasks.batches import by_length
 
 if TYPE_CHECKING:
     from compress.stage.stage import Context
 
 TIMESTEPS = 25
 """Steps of a trajectory that examples are taken at; Li et al. take 20 of 100, and 25 of 50."""
-PICTURES = 32
+_MOST_PICTURES = 32
 """Those whose latents are enough to find what a decoder of pictures is given."""
 _DRAWN_AT_ONCE = 32
 
@@ -57,6 +57,11 @@ class PictureCalibration:
     def __str__(self) -> str:
         when = f" at {len(self.timesteps)} timesteps with guidance {self.guidance:g}" if self.timesteps else ""
         return f"{len(self.rows)} prompts{when}, seed {self.seed}"
+
+    def calls(self) -> dict[str, Batch]:
+        """The feeds by what each is: the denoiser's by timestep, the others' by number."""
+        names = [f"timestep {when:g}" for when in self.timesteps]
+        return dict(zip(names or [f"call {place + 1}" for place in range(len(self.feeds))], self.feeds, strict=True))
 
     def record(self, graph: onnx.ModelProto) -> None:
         """Write into ``graph``, in place, what it was calibrated on."""
@@ -94,16 +99,15 @@ class PictureInputs:
         return watch(self._session, self.part, examples.batch(rows.tolist()), rows, self.context.seed)
 
     def merit(self) -> Merit:
-        """See `GraphInputs.merit`: of pictures drawn with a graph in the place of the part; one over an error."""
-        task, examples = self.context.task, validation_examples(self.model, self.context)
+        """See `GraphInputs.merit`: SSIM of pictures drawn with a graph in the place of the part to the model's own."""
+        examples = validation_examples(self.model, self.context)
+        batches = [examples.batch(places) for places in by_length(examples, _DRAWN_AT_ONCE)]
+        expected = [self._session.predict(batch)[PICTURES] for batch in batches]
 
         def merit(graph: onnx.ModelProto) -> float:
             session = self._session.with_part(self.part, session_of(graph))
-            batches = by_length(examples, _DRAWN_AT_ONCE)
-            kept = keep_all(task, examples, batches, lambda places: session.predict(examples.batch(places)))
-            row = task.measure(kept, examples.labels, "validation", "onnxruntime")[0]
-            worse_if_more = describe_metric(row.metric, row.unit).better == "lower"
-            return 1 / max(row.value, np.finfo(float).tiny) if worse_if_more else row.value
+            found = [session.predict(batch)[PICTURES] for batch in batches]
+            return float(np.concatenate([ssim(*pair) for pair in zip(found, expected, strict=True)]).mean())
 
         return merit
 
@@ -128,7 +132,7 @@ def prompts_needed(sampler: PictureSampler, part: str, count: int) -> int:
     if part == TEXT_ENCODER:
         return count
     if part == DECODER:
-        return min(count, PICTURES)
+        return min(count, _MOST_PICTURES)
     each = min(sampler.sampling.steps, TIMESTEPS) * (2 if sampler.guided else 1)
     return max(1, -(-count // each))
 

@@ -73,6 +73,12 @@ class PictureSession:
         """The same parts, drawing in another number of steps or with other guidance."""
         return PictureSession(replace(self.sampler, sampling=sampling), self.parts, self._where)
 
+    def with_part(self, part: str, session: Session) -> PictureSession:
+        """The same but for one part."""
+        calls = {TEXT_ENCODER: "encode", DECODER: "decode"}
+        sampler = replace(self.sampler, **{calls.get(part, "denoise"): _call(session)})  # type: ignore[arg-type]
+        return PictureSession(sampler, {**self.parts, part: session}, self._where)
+
 
 def open_pictures(sessions: Sequence[Session], folder: Path) -> PictureSession:
     """Draw with the opened parts of ``folder``, its scheduler and its own number of steps.

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from compress.errors import StageError
 from compress.formats.onnx.int8.settings import Int8Options
-from compress.formats.onnx.model import QUANTIZED_GRAPH, OnnxModel, Part, all_graphs, quantized_name
+from compress.formats.onnx.model import DRAWING, QUANTIZED_GRAPH, OnnxModel, Part, all_graphs, quantized_name
 from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape, handling, predicted
 from compress.stage.stage import SEARCH, Context, Needs, Promise, Stage
 from compress.tasks.capability import TAKES_ARRAYS, Capabilities
@@ -106,10 +106,17 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
         return asked
 
     def promise(self) -> Promise:
-        """At most half the size, since large tensors are stored in 8 bits or fewer; a floor may keep some in float."""
+        """At most half the size, since large tensors are stored in 8 bits or fewer; a floor may keep some in float.
+
+        Of one of the parts that draw pictures no more than that nothing grows: it may be a small one.
+        """
         whole = self.embedding_bits < 32 and not self.searches and self.part == "all" and not self.keep
         mend = None if self.method == "static" else "`quantize: {method: static}` stores convolutions in integers too"
-        return Promise(max_size_ratio=0.5 if whole else 0.95, overhead_bytes=_OVERHEAD_BYTES, mend=mend)
+        return Promise(
+            max_size_ratio=1.0 if self.part in DRAWING else 0.5 if whole else 0.95,
+            overhead_bytes=_OVERHEAD_BYTES,
+            mend=mend,
+        )
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Fewer bits, where all graphs are meant; time for calibration, where answers to its examples are watched."""

@@ -45,9 +45,10 @@ def measure_pictures(
 
     A picture is its text once, the denoiser once a step, and the decoder; each is timed, and the whole. Every model
     draws in its own number of steps and its own size; then in each of ``settings.picture_steps`` and of
-    ``settings.picture_sizes``. Equal artifacts are timed once and reported under each label. Launches of fresh processes, precision and deadline are as in `measure_together`.
-    Raises `DataError` without a prompt, `InputError` for steps or a size that a model can't draw in, `StageError` where
-    the target is not to be had or the baseline's process ends.
+    ``settings.picture_sizes``. Equal artifacts are timed once and reported under each label. Launches of fresh
+    processes, precision and deadline are as in `measure_together`. Raises `DataError` without a prompt, `InputError`
+    for steps or a size that a model can't draw in, `StageError` where the target is not to be had or the baseline's
+    process ends.
     """
     began = time.perf_counter()
     check_place(artifacts, baseline, [target], place)

@@ -48,6 +48,12 @@ class _Timed:
         return found
 
 
+def elsewhere(session: object) -> list[TimesItself]:
+    """The sessions of a model whose graphs run in other processes; none of one that runs in this."""
+    sessions = session.parts.values() if isinstance(session, DrawsPictures) else [session]
+    return [one for one in sessions if isinstance(one, TimesItself)]
+
+
 def preemptions() -> int:
     """How often any thread of this process had to stop for another process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
@@ -67,8 +73,8 @@ def draw(session: object, batch: Batch, steps: int | None, size: int | None, unt
         sampler = replace(sampler, sampling=replace(sampler.sampling, steps=steps))
     if size is not None:
         batch = {**batch, NOISE: _noise(sampler, size)}
-    parts = list(session.parts.values())
-    if isinstance(parts[0], TimesItself):
+    parts = elsewhere(session)
+    if parts:
         return _timed_elsewhere(sampler, parts, batch)
     if untimed:
         fewer = replace(sampler.sampling, steps=min(untimed, sampler.sampling.steps))
@@ -104,7 +110,7 @@ def _drawn(sampler: PictureSampler, batch: Batch, keeps: bool = False) -> tuple[
     }, [text, denoiser, decoder]
 
 
-def _timed_elsewhere(sampler: PictureSampler, parts: list[Any], batch: Batch) -> dict[str, Any]:
+def _timed_elsewhere(sampler: PictureSampler, parts: list[TimesItself], batch: Batch) -> dict[str, Any]:
     """Of parts in processes of their own: the calls of one picture made again there, by the clock over there.
 
     What the scheduler takes here is added to their sum for the whole, so that the way there and back isn't in it.

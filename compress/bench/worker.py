@@ -27,13 +27,14 @@ import gc
 import os
 import resource
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from compress.bench.drawing import draw, preemptions
+from compress.bench.drawing import draw, elsewhere, preemptions
 from compress.bench.energy import EnergyMeter, find_meter
 from compress.bench.reference import ReferenceKernels
 from compress.bench.service import Reply, serve
@@ -163,13 +164,18 @@ class Worker:
         self._session = runtime.open(Path(self._artifact), target, message["threads"])
         load_ms = (time.perf_counter_ns() - start) / 1e6
         reply = {"session_load_ms": load_ms, "before_bytes": before, "start_up": {}}
+        others = elsewhere(self._session)
+        if others:
+            figures = Counter[str]()
+            for one in others:
+                figures.update(one.start_up)
+            reply = {
+                "session_load_ms": sum(one.session_load_ms for one in others),
+                "before_bytes": sum(one.runtime_bytes for one in others),
+                "start_up": dict(figures),
+            }
         if isinstance(self._session, TimesItself):
             self._session.hold(self._batches)
-            reply = {
-                "session_load_ms": self._session.session_load_ms,
-                "before_bytes": self._session.runtime_bytes,
-                "start_up": dict(self._session.start_up),
-            }
         return {**reply, "settings": self._session.settings}
 
     def load(self, message: Reply) -> Reply:
@@ -245,15 +251,15 @@ class Worker:
 
     def memory(self, message: Reply) -> Reply:
         """Peak memory of the process with the model, and all processor time so far."""
-        session = self._session
-        peak = session.peak_bytes() if isinstance(session, TimesItself) else peak_bytes()
-        own = time.process_time() if isinstance(session, TimesItself) else 0.0
+        others = elsewhere(self._session)
+        peak = sum(one.peak_bytes() for one in others) if others else peak_bytes()
+        own = time.process_time() if others else 0.0
         return {"peak_bytes": peak, "cpu_seconds": own + self._processor_seconds()}
 
     def _processor_seconds(self) -> float:
         """Of the process that the model runs in."""
-        session = self._session
-        return session.cpu_seconds() if isinstance(session, TimesItself) else time.process_time()
+        others = elsewhere(self._session)
+        return sum(one.cpu_seconds() for one in others) if others else time.process_time()
 
     def _opened(self) -> Session:
         assert self._session is not None, "open comes first"

@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from compress.errors import StageError
+from compress.formats.onnx.drawing import open_drawing
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.onnx.runtimes.onnxruntime import session_of
-from compress.formats.runtimes import opened
 from compress.numerics.picture_similarity import ssim
 from compress.numerics.sampling import spread_sample
 from compress.quantization.int8_floor import Merit
@@ -86,10 +85,7 @@ class PictureInputs:
 
     @cached_property
     def _session(self) -> PictureSession:
-        session = opened(self.model)
-        if not isinstance(session, PictureSession):
-            raise StageError("The graphs draw no pictures.", where=self.file, expected="the parts of a pipeline")
-        return session
+        return open_drawing(self.model)
 
     def choose(self, count: int) -> PictureCalibration:
         """See `GraphInputs.choose`: as many prompts as give ``count`` examples of the part."""

@@ -74,8 +74,11 @@ class PictureSession:
     def probe(self, examples: Examples) -> np.ndarray:
         """A few pictures in next to no steps, which every part has a hand in: [n, height, width, channels]."""
         batch = examples.batch(range(min(_PROBES, len(examples))))
-        fewer = self.with_sampling(replace(self.sampler.sampling, steps=_PROBE_STEPS))
-        return fewer.predict(batch)[PICTURES]
+        return self.shortened().predict(batch)[PICTURES]
+
+    def shortened(self) -> PictureSession:
+        """The same in next to no steps: what parts differ by is not yet what many steps make of it."""
+        return self.with_sampling(replace(self.sampler.sampling, steps=_PROBE_STEPS))
 
     def with_sampling(self, sampling: Sampling) -> PictureSession:
         """The same parts, drawing in another number of steps or with other guidance."""

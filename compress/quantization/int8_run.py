@@ -216,7 +216,7 @@ def kept_layers(layers: Sequence[QuantizableLayer], patterns: Sequence[str]) -> 
     return [layer.name for layer in layers if layer.name in found]
 
 
-_SPLIT = "train"
+SPLIT = "train"
 METADATA = "compress.calibration"
 """The key of the record among a graph's metadata."""
 
@@ -255,25 +255,20 @@ class CalibrationSet:
     def record(self, graph: onnx.ModelProto) -> None:
         """Write into ``graph``, in place, what it was calibrated on."""
         digest = hashlib.sha256(self.rows.astype("<i8").tobytes()).hexdigest()
-        facts = {"split": _SPLIT, "examples": len(self.rows), "labels": self.labels, "seed": self.seed}
+        facts = {"split": SPLIT, "examples": len(self.rows), "labels": self.labels, "seed": self.seed}
         graph.metadata_props.add(key=METADATA, value=json.dumps({**facts, "rows_sha256": digest}, sort_keys=True))
 
 
 def calibration_set(model: OnnxModel, context: Context, count: int) -> CalibrationSet:
     """``count`` training examples (or all) of all labels and lengths alike. Raises `DataError` for an empty split."""
-    examples = training_examples(model, context)
+    rows = context.data.split(SPLIT)
+    if len(rows) == 0:
+        raise DataError("The train split is empty, so there is nothing to calibrate with.", where=f"split {SPLIT}")
+    examples = context.task.encode(rows, processor_of(model), labels_of(model), context.max_length)
     classes = examples.classes
     chosen = spread_sample(examples.lengths(), classes, count, context.seed)
     kinds = 0 if classes is None else len(np.unique(classes[chosen]))
     return CalibrationSet(OneByOne(examples, chosen, _fixed_lengths(model.graph)), chosen, kinds, context.seed)
-
-
-def training_examples(model: OnnxModel, context: Context) -> Examples:
-    """Those of the train split. Raises `DataError` for an empty one."""
-    rows = context.data.split(_SPLIT)
-    if len(rows) == 0:
-        raise DataError("The train split is empty, so there is nothing to calibrate with.", where=f"split {_SPLIT}")
-    return context.task.encode(rows, processor_of(model), labels_of(model), context.max_length)
 
 
 def _fixed_lengths(graph: onnx.ModelProto) -> dict[str, int]:

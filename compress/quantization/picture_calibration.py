@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
+from compress.checkpoints.processor import processor_of
+from compress.errors import DataError
 from compress.formats.onnx.drawing import open_drawing
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.onnx.runtimes.onnxruntime import session_of
 from compress.numerics.picture_similarity import ssim
 from compress.numerics.sampling import spread_sample
 from compress.quantization.int8_floor import Merit
-from compress.quantization.int8_run import METADATA, training_examples, validation_examples
+from compress.quantization.int8_run import METADATA, SPLIT, validation_examples
 from compress.runtimes.picture_sampler import IDS, LATENT, PICTURES, TIMESTEP, PictureSampler
 from compress.runtimes.picture_session import DECODER, TEXT_ENCODER, PictureSession
 from compress.runtimes.runtime import Batch, Session
@@ -48,7 +50,7 @@ class PictureCalibration:
     """
 
     feeds: Sequence[Batch]
-    rows: np.ndarray
+    rows: Sequence[int] | np.ndarray
     seed: int
     guidance: float
     timesteps: tuple[float, ...] = ()
@@ -64,8 +66,8 @@ class PictureCalibration:
 
     def record(self, graph: onnx.ModelProto) -> None:
         """Write into ``graph``, in place, what it was calibrated on."""
-        digest = hashlib.sha256(self.rows.astype("<i8").tobytes()).hexdigest()
-        facts = {"split": "train", "prompts": len(self.rows), "seed": self.seed, "rows_sha256": digest}
+        digest = hashlib.sha256(np.asarray(self.rows, "<i8").tobytes()).hexdigest()
+        facts = {"split": SPLIT, "prompts": len(self.rows), "seed": self.seed, "rows_sha256": digest}
         way = {"timesteps": self.timesteps, "guidance": self.guidance} if self.timesteps else {}
         graph.metadata_props.add(key=METADATA, value=json.dumps({**facts, **way}, sort_keys=True))
 
@@ -89,10 +91,16 @@ class PictureInputs:
 
     def choose(self, count: int) -> PictureCalibration:
         """See `GraphInputs.choose`: as many prompts as give ``count`` examples of the part."""
-        examples = training_examples(self.model, self.context)
+        rows = self.context.data.split(SPLIT)
+        if len(rows) == 0:
+            raise DataError("The train split is empty, so there is nothing to calibrate with.", where=f"split {SPLIT}")
         needed = prompts_needed(self._session.sampler, self.part, count)
-        rows = spread_sample(examples.lengths(), examples.classes, needed, self.context.seed)
-        return watch(self._session, self.part, examples.batch(rows.tolist()), rows, self.context.seed)
+        # Only those that are chosen are encoded: noise is drawn for each.
+        lengths = np.array([len(text) for text in rows["text"].to_pylist()])
+        kinds = np.unique(rows["label"].to_pylist(), return_inverse=True)[1] if "label" in rows.column_names else None
+        chosen = spread_sample(lengths, kinds, needed, self.context.seed)
+        examples = self.context.task.encode(rows.take(chosen), processor_of(self.model), None, self.context.max_length)
+        return watch(self._session, self.part, examples.batch(range(len(examples))), chosen, self.context.seed)
 
     def merit(self) -> Merit:
         """See `GraphInputs.merit`: SSIM of pictures drawn with a graph in the place of the part to the model's own."""
@@ -133,7 +141,9 @@ def prompts_needed(sampler: PictureSampler, part: str, count: int) -> int:
     return max(1, -(-count // each))
 
 
-def watch(session: PictureSession, part: str, batch: Batch, rows: np.ndarray, seed: int) -> PictureCalibration:
+def watch(
+    session: PictureSession, part: str, batch: Batch, rows: Sequence[int] | np.ndarray, seed: int
+) -> PictureCalibration:
     """Draw pictures for a ``batch`` of prompts and noise, and keep what a part is given.
 
     ``rows`` are the places of the prompts in the train split, ``seed`` is what they were chosen by.

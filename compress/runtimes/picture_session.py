@@ -71,6 +71,11 @@ class PictureSession:
         check_inputs(self.inputs, batch, self._where)
         return {PICTURES: self.sampler.draw(batch[IDS], batch[NOISE], batch[SEED].tolist())}
 
+    @property
+    def denoiser(self) -> str:
+        """The name of the part that is called once a step."""
+        return next(part for part in self.parts if part not in (TEXT_ENCODER, DECODER))
+
     def probe(self, examples: Examples) -> np.ndarray:
         """A few pictures in next to no steps, which every part has a hand in: [n, height, width, channels]."""
         batch = examples.batch(range(min(_PROBES, len(examples))))

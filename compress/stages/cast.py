@@ -94,10 +94,10 @@ class Cast(Stage[OnnxModel, OnnxModel]):
         """Each part that is meant, proven on what real sampling gives it; then a picture with all of them."""
         import onnx_ir as ir
 
+        from compress.checkpoints.processor import processor_of
         from compress.formats.onnx.float16 import prove_float16_calls, to_float16
         from compress.formats.onnx.int8.choose import refuse_unfit
         from compress.formats.runtimes import opened
-        from compress.quantization.int8_run import training_examples
         from compress.quantization.picture_calibration import PictureInputs
 
         graphs = dict(model.graphs)
@@ -111,6 +111,8 @@ class Cast(Stage[OnnxModel, OnnxModel]):
             share = prove_float16_calls(graphs[name], graph, calls, inputs.part, self.tolerance)
             context.remark(f"cast: answers of {inputs.part} differ by at most {share:.2%} of their range from float32")
         made = model.with_graphs(graphs)
-        opened(made).predict(training_examples(model, context).batch([0]))
+        rows = context.data.split("train").slice(0, 1)
+        examples = context.task.encode(rows, processor_of(model), None, context.max_length)
+        opened(made).predict(examples.batch([0]))
         context.remark("cast: these files are for graphics processors; on this processor float32 is faster")
         return made

@@ -38,8 +38,8 @@ from compress.formats.onnx.runtimes.web_package import (
     WEBGPU_WASM,
 )
 from compress.progress import Progress, SilentProgress
-from compress.runtimes.loopback import Loopback
 from compress.runtimes.image_answers import open_together
+from compress.runtimes.loopback import Loopback
 from compress.runtimes.runtime import Batch, Session, TensorType, check_inputs, check_target
 from compress.samples.fetch import cache_root, damage, entry_name, fetch
 from compress.targets import WEB_VERSION, Target

@@ -23,7 +23,7 @@ from compress.tasks.capability import (
     Capabilities,
     takes_media,
 )
-from compress.training.config import Distillation
+from compress.training.distillation_config import Distillation
 from compress.training.prediction import FLOPS_FORWARD, FLOPS_TRAINING, training_prediction
 
 

@@ -1,4 +1,4 @@
-"""The parameters of distillation, which the stage inherits: all models' and, beside them, language models'."""
+"""The parameters of distillation, which the stage inherits: all models' and, beside them, those of some."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from compress.frozen import Frozen
 from compress.metrics import seconds_of
 from compress.stage.stage import SEARCH
 from compress.training.config import FIRST_TOKEN_ONLY, Training
+from compress.training.fewer_steps_config import FewerSteps
 
 
 class Student(Frozen):
@@ -55,12 +56,6 @@ class LanguageDistillation(Frozen):
     tokens: int | None = Field(
         None, ge=1, description="language models: how many tokens are learned from, in place of epochs"
     )
-    budget: str | None = Field(
-        None,
-        pattern=r"^[1-9]\d*(\.\d+)?[smh]$",
-        description="language models: train for so long, in place of epochs, e.g. `30m`; what is learned then "
-        "depends on the machine's speed, and the report says how many tokens it was",
-    )
     gradient_checkpointing: bool = Field(
         False, description="language models: compute blocks again on the way back, for less memory and more time"
     )
@@ -79,7 +74,9 @@ class Distillation(LanguageDistillation, Training):
 
     of_decoders: ClassVar[tuple[str, ...]] = tuple(LanguageDistillation.model_fields)
     """Fields that mean something for language models alone."""
-    later: ClassVar[tuple[str, ...]] = (*Training.later, *of_decoders)
+    of_generators: ClassVar[tuple[str, ...]] = ("fewer_steps",)
+    """Those that do for models that draw."""
+    later: ClassVar[tuple[str, ...]] = (*Training.later, *of_decoders, *of_generators, "budget")
 
     teacher: str | None = Field(None, description="label of the stage whose output teaches; default: the input")
     student: Student | None = Field(None, description="what is trained; default: the input")
@@ -97,6 +94,15 @@ class Distillation(LanguageDistillation, Training):
     representation_weight: float = Field(1.0, ge=0, description="weight of the method's loss on representations")
     use_unlabeled: bool = Field(False, description="also learn from the recipe's unlabeled text")
     first_token_only: bool = FIRST_TOKEN_ONLY
+    budget: str | None = Field(
+        None,
+        pattern=r"^[1-9]\d*(\.\d+)?[smh]$",
+        description="language models, and fewer_steps: train for so long, in place of epochs, e.g. `30m`; what is "
+        "learned then depends on the machine's speed, and the report says how much it was",
+    )
+    fewer_steps: FewerSteps | None = Field(
+        None, description="models that draw: the denoiser learns to do in one step what took several"
+    )
 
     @property
     def seconds(self) -> float | None:
@@ -122,7 +128,7 @@ class Distillation(LanguageDistillation, Training):
 
     @model_validator(mode="after")
     def _two_models(self) -> Self:
-        if self.teacher is None and self.student is None:
+        if self.teacher is None and self.student is None and self.fewer_steps is None:
             raise ValueError("a teacher (label of an earlier stage), a student, or both")
         if self.first_token_only and self.method != "logits":
             raise ValueError("no first_token_only: the method compares representations of every token")

@@ -1,4 +1,4 @@
-"""A model of several parts that draws pictures, as a directory in diffusers' layout. Importing this imports no torch."""
+"""A model of several parts that draws pictures, as a folder in diffusers' layout. Importing this imports no torch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class GeneratorModel(TorchModel):
     processor: PromptProcessor
     scheduler: Any
     index: Mapping[str, Any]
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     kept: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property

@@ -6,6 +6,7 @@ It is the loop of diffusers' StableDiffusionPipeline and LatentConsistencyModelP
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -135,7 +136,10 @@ class PictureSampler:
 
     def _timesteps(self, scheduler: Any) -> Any:
         try:
-            scheduler.set_timesteps(self.sampling.steps)
+            with warnings.catch_warnings():
+                # Of numpy, for how schedulers call it.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                scheduler.set_timesteps(self.sampling.steps)
         except (ValueError, IndexError, ZeroDivisionError) as error:
             raise InputError(
                 f"{type(scheduler).__name__} cannot make {self.sampling.steps} steps: {error}",

@@ -16,6 +16,7 @@ from compress.checkpoints.sampling import Sampling
 from compress.errors import InputError, StageError
 from compress.formats.safetensors.pictures import torch_sampler
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 PROMPTS = ["a picture of a bag", "the dark boot"]
 SEEDS = [5, 6]
 

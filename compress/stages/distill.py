@@ -151,6 +151,10 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
         from compress.training.distillation import Lesson, make_student
 
         teacher = context.earlier(self.teacher) if self.teacher else model
+        if self.fewer_steps is not None:
+            from compress.training.fewer_steps import teach_fewer_steps
+
+            return teach_fewer_steps(self, self.fewer_steps, teacher, model, context)
         student = make_student(self.student, model, teacher, context)
         if GENERATES in context.task.capabilities:
             from compress.training.language_distillation import teach

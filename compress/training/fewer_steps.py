@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from compress.checkpoints.diffusion_pipeline import GeneratorModel
+from compress.checkpoints.sampling import Sampling
+from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
+from compress.formats.safetensors.pictures import torch_sampler
 from compress.numerics.diffusion import NoiseTable, PredictionType
+from compress.runtimes.step_choice import COLUMNS, rows_of
 from compress.tasks.task import Examples
 from compress.training import processes
 from compress.training.distillation_config import Distillation
+from compress.training.drawn_rows import latent_rows, walked_path
 from compress.training.fewer_steps_config import FewerSteps
 from compress.training.kept_training import KeptTraining
 from compress.training.length import Length
@@ -26,9 +32,42 @@ from compress.training.step_losses import Agree, Averaged, Batch, Denoiser, Halv
 if TYPE_CHECKING:
     from compress.stage.stage import Context
 
+_COMPARED, _REFERENCE_STEPS = 32, 100
+"""Pictures, and steps of the teacher, by which it is told what was learned."""
 _TOLD = "time_cond_proj_dim"
 _TOLD_WIDTH = 256
 """Of the embedding of guidance, as in Luo et al. 2023."""
+
+
+def teach_fewer_steps(
+    settings: Distillation, few: FewerSteps, teacher: TorchModel, model: TorchModel, context: Context
+) -> GeneratorModel:
+    """``model`` with a denoiser that has learned to draw in fewer steps, and the scheduler that goes with it.
+
+    The report says how far from the teacher's pictures it ends, and how far the best scheduler of the untrained does.
+    """
+    assert isinstance(model, GeneratorModel) and isinstance(teacher, GeneratorModel)
+    examples, empty = latent_rows(teacher, context)
+    path = walked_path(guided_by(teacher, few.guides[0]), context, _COMPARED, _REFERENCE_STEPS)
+    _, tried = path.best(few.steps)
+    student: Any = model.parts[model.denoiser]
+    student = told_of_guidance(student) if few.tells_guidance else copy.deepcopy(student)
+    lesson = StepsLesson(
+        settings, few, teacher.parts[teacher.denoiser], student, teacher.scheduler, examples, empty, context
+    )
+    made = replace(model, scheduler=lesson.teach(), sampling=Sampling(few.steps, lesson.sampled_guidance))
+    made.replace_part(model.denoiser, student)
+    rows = [*rows_of(tried), (f"{few.method}, trained", round(path.distance(torch_sampler(made)), 5))]
+    context.tabulate(f"Distance in {few.steps} steps from {_REFERENCE_STEPS}", COLUMNS, rows)
+    context.remark(
+        f"distill: {rows[-1][1]:.1%} from the teacher's {_REFERENCE_STEPS} steps, {rows[0][0]} {rows[0][1]:.1%}"
+    )
+    return made
+
+
+def guided_by(model: GeneratorModel, guidance: float) -> GeneratorModel:
+    """The same model, drawing with another guidance."""
+    return replace(model, sampling=replace(model.sampling, guidance=guidance))
 
 
 @dataclass
@@ -78,6 +117,11 @@ class StepsLesson:
     def guides(self) -> bool:
         """Whether guidance is folded in."""
         return self.few.guides[1] > 1
+
+    @property
+    def sampled_guidance(self) -> float:
+        """What the student is drawn with: none, since it has it in itself, or what it is told where it is told."""
+        return self.few.guides[0] if self.few.tells_guidance else 1.0
 
     @property
     def told(self) -> int:

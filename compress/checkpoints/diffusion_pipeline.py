@@ -9,16 +9,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.checkpoints.json_file import read_json
-from compress.checkpoints.sampling import SAMPLING, PromptProcessor, Sampling
+from compress.checkpoints.pipeline_checks import DENOISERS, MODEL_INDEX, check_pipeline_folder, component_classes
+from compress.checkpoints.sampling import (
+    SAMPLING,
+    SCHEDULER,
+    TOKENIZER,
+    PromptProcessor,
+    Sampling,
+    import_diffusers,
+    load_prompt_processor,
+    load_scheduler,
+)
 from compress.checkpoints.torch_model import TorchModel, forget_where_from
 from compress.errors import ModelError, first_line
 
 if TYPE_CHECKING:
     from torch import nn
 
-MODEL_INDEX = "model_index.json"
-TEXT_ENCODER, DENOISERS, VAE = "text_encoder", ("unet", "transformer"), "vae"
-TOKENIZER, SCHEDULER = "tokenizer", "scheduler"
+TEXT_ENCODER, VAE = "text_encoder", "vae"
 CHECKER = "safety_checker"
 """diffusers' names of the parts."""
 _LIBRARIES = ("diffusers", "transformers")
@@ -60,9 +68,7 @@ class GeneratorModel(TorchModel):
 
     def pipeline(self) -> Any:
         """diffusers' own pipeline of the very parts, of the class that ``index`` names."""
-        import diffusers
-
-        made = getattr(diffusers, self.index["_class_name"])
+        made = getattr(import_diffusers(), self.index["_class_name"])
         components = {**self.kept, **self.parts, TOKENIZER: self.tokenizer, SCHEDULER: self.scheduler}
         absent = {name: None for name, value in self.index.items() if value == [None, None]}
         options = {} if CHECKER in components else {"requires_safety_checker": False}
@@ -100,17 +106,17 @@ class GeneratorModel(TorchModel):
 
 def load_pipeline(directory: Path) -> GeneratorModel:
     """Open a directory in diffusers' layout, every part in float32. Raises `ModelError`."""
-    from compress.checkpoints.pipeline_checks import check_pipeline_folder, component_classes, noise_shape
+    check_pipeline_folder(directory)
+    import_diffusers()
     from compress.checkpoints.pipeline_module import PipelineModule
 
-    check_pipeline_folder(directory)
-    index, named = read_json(directory / MODEL_INDEX), component_classes(directory)
+    prepared = load_prompt_processor(directory), load_scheduler(directory)
+    named = {name: made for name, made in component_classes(directory).items() if name not in (TOKENIZER, SCHEDULER)}
     found = {name: _component(directory / name, library, kind) for name, (library, kind) in named.items()}
     order = [name for name in (TEXT_ENCODER, *DENOISERS, VAE) if name in found]
     module = PipelineModule({name: found.pop(name) for name in order})
-    processor = PromptProcessor(found.pop(TOKENIZER), noise_shape(directory))
-    scheduler = found.pop(SCHEDULER)
-    return GeneratorModel(module, processor, scheduler, index, Sampling.read(directory), found)
+    index = read_json(directory / MODEL_INDEX)
+    return GeneratorModel(module, *prepared, index, Sampling.read(directory), found)
 
 
 def _component(folder: Path, library: str, kind: str) -> Any:

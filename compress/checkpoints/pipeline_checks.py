@@ -11,7 +11,7 @@ from compress.checkpoints.safetensors_file import read_header
 from compress.errors import ModelError
 
 MODEL_INDEX = "model_index.json"
-_DENOISERS = ("unet", "transformer")
+DENOISERS = ("unet", "transformer")
 _NEEDED = ("text_encoder", "vae", "tokenizer", "scheduler")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -54,7 +54,7 @@ def weights_of(folder: Path) -> tuple[Path, ...]:
 def check_pipeline_folder(folder: Path) -> None:
     """Prove that every part is there and that their widths fit. Raises `ModelError`."""
     named = component_classes(folder)
-    denoiser = [name for name in _DENOISERS if name in named]
+    denoiser = [name for name in DENOISERS if name in named]
     absent = [name for name in _NEEDED if name not in named]
     if absent or len(denoiser) != 1:
         raise ModelError(
@@ -76,13 +76,32 @@ def part_config(folder: Path, part: str) -> Mapping[str, Any]:
     return read_json(folder / part / "config.json")
 
 
+def denoiser_of(folder: Path) -> str:
+    """The name of the part that is called once a step. Raises `ModelError` for a folder without one."""
+    found = next((name for name in DENOISERS if (folder / name).is_dir()), None)
+    if found is None:
+        raise ModelError("The pipeline has no denoiser.", where=str(folder), expected="a folder unet or transformer")
+    return found
+
+
 def noise_shape(folder: Path) -> tuple[int, int, int]:
     """Channels, height and width of the latents that pictures of the model's own size begin as."""
-    denoiser = next(name for name in _DENOISERS if (folder / name).is_dir())
-    config = part_config(folder, denoiser)
+    config = part_config(folder, denoiser_of(folder))
     size = config.get("sample_size")
     height, width = size if isinstance(size, list) else (size, size)
     return int(config["in_channels"]), int(height or 0), int(width or 0)
+
+
+def vae_config(folder: Path) -> Mapping[str, Any]:
+    """The config of the VAE, which beside graphs is that of its decoder."""
+    return part_config(folder, "vae_decoder" if (folder / "vae_decoder").is_dir() else "vae")
+
+
+def picture_shape(folder: Path) -> tuple[int, int, int]:
+    """Channels, height and width of pictures of the model's own size."""
+    vae, (_, height, width) = vae_config(folder), noise_shape(folder)
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    return int(vae["out_channels"]), factor * height, factor * width
 
 
 def _check_widths(folder: Path, denoiser: str) -> None:

@@ -37,7 +37,7 @@ Answer = Numbers | str | Reply
 
 
 class Case(FrozenAliased):
-    """One input of the self-test, and the model's answer to it alone: scores, an embedding, a text, a picture, a reply."""
+    """One input of the self-test, and the model's answer to it alone: scores, a vector, a text, a picture, a reply."""
 
     logits: Numbers = ()
     embedding: Numbers = ()

@@ -101,6 +101,16 @@ _KNOWN = {
         Metric("repetition", "Repeated runs of four tokens", "percent", "lower", "lower", "higher"),
         Metric("looping", "Continuations that end in a loop", "percent", "lower", "lower", "higher"),
         Metric("size_bytes", "Size on disk", "bytes", "lower", "smaller", "larger"),
+        Metric("psnr_to_baseline", "PSNR to the baseline's picture", "plain", "higher", relative=True, unit="dB"),
+        _quality("class_seen", "Pictures that show their class"),
+        _error("frechet_distance", "Fr\u00e9chet distance to real pictures", "plain"),
+        replace(_quality("picture_precision", "Pictures among the real ones"), quality=False),
+        replace(_quality("picture_recall", "Real pictures among those drawn"), quality=False),
+        Metric(
+            "perceptual_distance_to_baseline", "Distance to the baseline's picture", "plain", "lower", relative=True
+        ),
+        Metric("picture_diversity", "Distance to others of the same prompt", "plain", "higher"),
+        Metric("picture_contrast", "Spread of a picture's levels", unit="levels"),
         Metric("shipped_bytes", "Model and runtime", "bytes", "lower", "smaller", "larger"),
         Metric("parameters", "Parameters", "count", "lower", "fewer", "more"),
         Metric("bits_per_parameter", "Bits a parameter", "plain", "lower", "fewer", "more", unit="bits"),
@@ -141,6 +151,7 @@ _TO_BASELINE = " to the baseline's embedding"
 _AGAINST = re.compile(r"^(.+)_against_([^_]+)$")
 _ON = re.compile(r"^(.+)_on_([A-Za-z0-9-]+)$")
 _NUMBERED = (
+    (re.compile(r"^size_bytes_(.+)$"), _KNOWN["size_bytes"], "Size on disk of {0}"),
     (_LENGTH, _KNOWN["latency_ms"], "Latency, {0}\u2013{1} tokens"),
     (re.compile(r"^latency_ms_batch_(\d+)$"), _KNOWN["latency_ms"], "Latency, batch {0}"),
     (re.compile(r"^latency_ms_rate_([\d.e+]+)$"), _KNOWN["latency_ms"], "Latency at {0}/s"),

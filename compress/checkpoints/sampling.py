@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.checkpoints.json_file import read_json
-from compress.checkpoints.pipeline_checks import noise_shape, picture_shape
+from compress.checkpoints.pipeline_checks import noise_shape, part_config, picture_shape
 from compress.errors import MissingExtraError, ModelError, first_line
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class PromptProcessor:
-    """A tokenizer, and the shapes [channels, height, width] of the noise that a picture begins as and of the picture."""
+    """A tokenizer, and the shapes [channels, height, width] of what a picture begins as, its noise, and of itself."""
 
     tokenizer: Any
     noise_shape: tuple[int, int, int]
@@ -94,9 +94,19 @@ class PromptProcessor:
 
 def load_prompt_processor(folder: Path) -> PromptProcessor:
     """What prepares prompts for the parts in ``folder``, and the size of its pictures. Raises `ModelError`."""
+    from compress.checkpoints.config_check import positions_of
     from compress.checkpoints.processor import load_tokenizer
 
-    return PromptProcessor(load_tokenizer(folder / TOKENIZER), noise_shape(folder), picture_shape(folder))
+    tokenizer = load_tokenizer(folder / TOKENIZER)
+    positions = positions_of(dict(part_config(folder, "text_encoder")))
+    if positions is not None and tokenizer.model_max_length > positions:
+        raise ModelError(
+            f"Prompts are padded to {tokenizer.model_max_length} tokens, and the text encoder has {positions} places.",
+            where=str(folder / TOKENIZER / "tokenizer_config.json"),
+            expected=f"a model_max_length of at most {positions}",
+            mend="write the length that the model was trained with",
+        )
+    return PromptProcessor(tokenizer, noise_shape(folder), picture_shape(folder))
 
 
 def load_scheduler(folder: Path) -> Any:

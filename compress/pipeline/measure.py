@@ -184,6 +184,7 @@ def measure_answers(findings: Findings, session: TargetSession) -> None:
     findings.measurements += (
         session.sizes() + session.accuracies(findings.parts) + asked.choices(session) + asked.similarities(session)
     )
+    findings.measurements += asked.pictures(session, findings.parts)
     findings.calibration += session.calibration()
     given = {(label, name): session.answers(label) for label in session.artifacts}
     findings.answers |= {place: answers for place, answers in given.items() if answers is not None}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -153,6 +153,9 @@ class Recipe(Frozen):
         description="start from weights drawn from the seed: of `model` only config.json and the processor are read",
     )
     trust_remote_code: bool = Field(False, description="run Python that a model repository ships")
+    safety_checker: Literal["keep", "leave_out"] | None = Field(
+        None, description="text to image: what becomes of a pipeline's safety checker; one that has none needs no word"
+    )
     data: DataConfig = Field(description="the examples to learn from and to be judged by")
     seed: int = Field(0, ge=0, description="of every random choice; the same seed gives the same model")
     device: str = Field(

@@ -21,7 +21,7 @@ from compress.samples.sample import INSTALL, known_samples
 from compress.stage.stage import Reference, Stage
 from compress.stages import STAGES
 from compress.targets import Profile
-from compress.tasks.capability import EMBEDS, GENERATES, HAS_TWO_TOWERS, READS_ROWS, TAKES_TEXT
+from compress.tasks.capability import DRAWS, EMBEDS, GENERATES, HAS_TWO_TOWERS, READS_ROWS, TAKES_TEXT
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.registry import TASKS
 from compress.tasks.task import Task
@@ -31,7 +31,7 @@ T = TypeVar("T")
 _SLICES = ("slices",)
 _ROWS_ONLY = (_SLICES, ("data", "labels"), ("benchmark", "rate"), ("benchmark", "batch_size"))
 _GENERATING_ONLY = (
-    *(("evaluation", name) for name in Evaluation.model_fields if name not in ("similarity", "templates")),
+    *(("evaluation", name) for name in Evaluation.model_fields if name not in ("similarity", "templates", "judge")),
     ("data", "also"),
     ("benchmark", "contexts"),
     ("benchmark", "tokens"),
@@ -41,6 +41,7 @@ _ONLY = {
     frozenset({GENERATES}): _GENERATING_ONLY,
     frozenset({EMBEDS, TAKES_TEXT}): (("evaluation", "similarity"),),
     frozenset({HAS_TWO_TOWERS}): (("evaluation", "templates"),),
+    frozenset({DRAWS}): (("evaluation", "judge"), ("safety_checker",)),
 }
 """Fields of tasks with certain capabilities alone. A run's own recipe has all at their defaults."""
 _DEFAULTS = {

@@ -30,11 +30,13 @@ from compress.runtimes.picture_sampler import (
     PictureSampler,
 )
 from compress.runtimes.runtime import Batch, Session, TensorType, check_inputs
+from compress.tasks.task import Examples
 
 TEXT_ENCODER, DECODER = "text_encoder", "vae_decoder"
 """The folders before a denoiser's and behind it, as optimum names them."""
 _TAKES = {TEXT_ENCODER: {IDS}, **{name: {SAMPLE, TIMESTEP, TEXT} for name in DENOISERS}, DECODER: {LATENT}}
 _GIVES = {TEXT_ENCODER: HIDDEN, **dict.fromkeys(DENOISERS, DENOISED), DECODER: PICTURE}
+_PROBES, _PROBE_STEPS = 2, 2
 _OPTIONAL = {CONDITION}
 
 
@@ -68,6 +70,12 @@ class PictureSession:
         """
         check_inputs(self.inputs, batch, self._where)
         return {PICTURES: self.sampler.draw(batch[IDS], batch[NOISE], batch[SEED].tolist())}
+
+    def probe(self, examples: Examples) -> np.ndarray:
+        """A few pictures in next to no steps, which every part has a hand in: [n, height, width, channels]."""
+        batch = examples.batch(range(min(_PROBES, len(examples))))
+        fewer = self.with_sampling(replace(self.sampler.sampling, steps=_PROBE_STEPS))
+        return fewer.predict(batch)[PICTURES]
 
     def with_sampling(self, sampling: Sampling) -> PictureSession:
         """The same parts, drawing in another number of steps or with other guidance."""

@@ -42,6 +42,11 @@ class Evaluation(Frozen):
         description="feature extraction: `sample:similarity`, or a CSV, JSONL or Parquet file of `text`, `pair` and "
         "`score`; how well cosines follow the scores is a metric of its own",
     )
+    judge: str | None = Field(
+        None,
+        description="text to image: an image classifier, in a folder, `sample:NAME` or on the Hub, that says what a "
+        "picture shows and in whose features pictures are compared",
+    )
     templates: tuple[str, ...] = Field(
         _TEMPLATES,
         min_length=1,
@@ -61,5 +66,5 @@ class Evaluation(Frozen):
     @model_serializer(mode="wrap")
     def _without_new_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """What recipes didn't have from the start is left out unless it is set, so that keys of caches stay."""
-        new = {"templates": _TEMPLATES, "instructions": None, "answer_tokens": 128}
+        new = {"templates": _TEMPLATES, "instructions": None, "answer_tokens": 128, "judge": None}
         return {name: value for name, value in serialize(self).items() if name not in new or value != new[name]}

@@ -11,14 +11,13 @@ import numpy as np
 from compress.data.media import decode
 from compress.measurement import Measurement
 from compress.numerics.calibration import mean_interval
+from compress.numerics.picture_similarity import psnr
 
 if TYPE_CHECKING:
     from PIL import Image
 
 _SEED = 0
 _LEVELS = 255
-_SAME_DB = 100.0
-"""What stands for the infinite ratio of pictures that are the same to the level."""
 
 
 def as_levels(pictures: np.ndarray) -> np.ndarray:
@@ -54,11 +53,8 @@ def contrast_row(pictures: np.ndarray, model: str, target: str) -> Measurement:
 
 
 def psnr_row(pictures: np.ndarray, reference: np.ndarray, model: str, target: str) -> Measurement:
-    """The mean peak signal-to-noise ratio 10 log10(255^2 / MSE) of each picture to its reference, with its interval."""
-    apart = pictures.astype(np.float64) - reference.astype(np.float64)
-    squares = (apart**2).reshape(len(apart), -1).mean(axis=1)
-    ratios = np.minimum(10 * np.log10(_LEVELS**2 / np.maximum(squares, 1e-12)), _SAME_DB)
-    return _mean_row("psnr_to_baseline", ratios, "dB", model, target)
+    """The mean peak signal-to-noise ratio of each picture to its reference, with its interval over pictures."""
+    return _mean_row("psnr_to_baseline", psnr(pictures, reference, span=_LEVELS), "dB", model, target)
 
 
 def _mean_row(metric: str, values: np.ndarray, unit: str, model: str, target: str) -> Measurement:

@@ -64,6 +64,7 @@ class TextToImage(Task):
     )
     capabilities = frozenset({READS_ROWS, DRAWS})
     app_steps = ("tokenize-prompt", "draw")
+    architectures = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
     starter = _STARTER
     slices = (Slice(length="quartiles"),)
     batch_size = 16

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,9 +15,11 @@ import torch
 from torch import nn
 
 from compress.checkpoints.diffusion_pipeline import TEXT_ENCODER, VAE, GeneratorModel
+from compress.checkpoints.model import write_companions
 from compress.checkpoints.torch_model import TorchModel
-from compress.errors import IntegrityError
+from compress.errors import IntegrityError, StageError
 from compress.formats.onnx.export import Axes, Exported, export_onnx, export_part
+from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.formats.onnx.runtimes.onnxruntime import session_of
 from compress.formats.prove import Distance, distance
 from compress.runtimes.picture_sampler import (
@@ -29,9 +34,9 @@ from compress.runtimes.picture_sampler import (
     TIMESTEP,
     Latents,
 )
+from compress.runtimes.picture_session import DECODER, PictureSession, open_pictures
 from compress.tasks.task import Examples
 
-DECODER = "vae_decoder"
 _BATCH = "batch_size"
 _SIDES = {0: _BATCH, 2: "height", 3: "width"}
 _AXES: Axes = {
@@ -143,6 +148,44 @@ def prove_drawing(
                 mend="set fusions: false, try another opset, or raise tolerance if the difference is acceptable",
             )
     return found
+
+
+def open_drawing(model: OnnxModel) -> PictureSession:
+    """Draw with the graphs of ``model``, on the processor."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_companions(Path(folder), model.companions)
+        return open_pictures([session_of(graph) for graph in model.graphs.values()], Path(folder))
+
+
+def drawing_folder(model: GeneratorModel, graphs: Mapping[str, onnx.ModelProto]) -> OnnxModel:
+    """The graphs with all that belongs to them, each part's config in its folder as optimum reads it.
+
+    Raises `StageError` for a model with parts that no graph is made of.
+    """
+    unwritten = [name for name, one in model.kept.items() if isinstance(one, nn.Module)]
+    if unwritten:
+        raise StageError(
+            f"No graph is made of {', '.join(unwritten)}.",
+            where="export",
+            expected="a text encoder, a denoiser and a VAE",
+            mend="write `safety_checker: leave_out` into the recipe, and see to what is shown to people yourself",
+        )
+    companions = model.companions()
+    for name in graphs:
+        part = model.parts[VAE if name == DECODER else name]
+        companions[f"{name}/config.json"] = _config(part)
+    files = {f"{name}/{FLOAT_GRAPH}": graph for name, graph in graphs.items()}
+    (first, graph), *others = files.items()
+    return OnnxModel(graph, first, companions, dict(others))
+
+
+def _config(part: Any) -> bytes:
+    """A part's config.json, without where it was read from."""
+    with tempfile.TemporaryDirectory() as folder:
+        # diffusers' modules write their own, those of transformers have one that writes itself.
+        part.save_config(folder) if hasattr(part, "save_config") else part.config.save_pretrained(folder)
+        said = json.loads((Path(folder) / "config.json").read_text())
+    return json.dumps({name: value for name, value in said.items() if name != "_name_or_path"}, indent=2).encode()
 
 
 class _Encoder(nn.Module):

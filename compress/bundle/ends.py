@@ -89,11 +89,11 @@ class Draw(Step):
 
     z is noise [1, channels, height, width], and latents are ``initial`` times z at first. At step i the denoiser is
     given sample = ``scales[i]`` times the latents, timestep = ``timesteps[i]`` and encoder_hidden_states, and the
-    ``condition``, where there is one, as timestep_cond. With ``guidance`` above 1 it is asked for ``empty_ids`` too, so
-    that what counts is e + guidance (p - e), e for the empty prompt and p for this one. Then the latents are ``noise[i]``
-    times z, ``outputs[i][j]`` times what it gave at each step j up to i, and ``added[i][j]`` times noise of step j, all
-    added up. At last ``decoder`` is given latents / ``scaling`` + ``shift``, and a value x that it gives is the level
-    x / 2 + 1 / 2 of a channel, from 0 to 1.
+    ``condition``, where there is one, as timestep_cond. With ``guidance`` above 1 it is asked for ``empty_ids`` too,
+    so that what counts is e + guidance (p - e), e for the empty prompt and p for this one. Then the latents are
+    ``noise[i]`` times z, ``outputs[i][j]`` times what it gave at each step j up to i, and ``added[i][j]`` times noise
+    of step j, all added up. At last ``decoder`` is given latents / ``scaling`` + ``shift``, and a value x that it
+    gives is the level x / 2 + 1 / 2 of a channel, from 0 to 1.
 
     Noise of a seed s: the k-th number from 1 on of 32 bits is a = s + k 0x6D2B79F5; b = (a ^ a >> 15) (a | 1);
     c = b ^ b + (b ^ b >> 7) (b | 61); u = (c ^ c >> 14) / 2^32. Of two such, u and v, come sqrt(-2 ln(u + 2^-33)) times

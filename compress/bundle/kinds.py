@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from compress.bundle.audio import RECORDINGS
-from compress.bundle.client import TRANSFORMERS_JS
+from compress.bundle.client import ONNXRUNTIME_WEB_PARTS, TRANSFORMERS_JS
+from compress.bundle.drawn import DRAWN_PICTURES, DRAWN_PROMPTS
 from compress.bundle.image import IMAGES
 from compress.bundle.kind import Kind
 from compress.bundle.pairs import ASKED, RANKED
@@ -46,6 +47,9 @@ KINDS: dict[tuple[str, str], Kind] = {
     ("hear", "softmax"): Kind("audio-classification", SOUNDS, LABELS, "sound", "Classifier"),
     ("tokenize", "rewrite"): Kind(
         "text2text-generation", SOURCES, WRITTEN_TEXTS, "rewrite", "Writer", graphs=2, client=TRANSFORMERS_JS
+    ),
+    ("tokenize-prompt", "draw"): Kind(
+        "text-to-image", DRAWN_PROMPTS, DRAWN_PICTURES, "draw", "Painter", graphs=3, client=ONNXRUNTIME_WEB_PARTS
     ),
     ("prompt", "generate"): Kind("text-generation", PROMPTS, REPLIES, "chat", "Chat", client=TRANSFORMERS_JS),
 }

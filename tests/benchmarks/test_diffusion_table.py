@@ -43,7 +43,7 @@ def test_a_figure_holds_the_best_bound_that_it_keeps(value: float, lower: bool, 
 
 def test_the_run_is_held_against_its_baseline() -> None:
     faster, smaller, farther, lost = of_the_run(report(speedup=37.0))
-    assert faster == Row("end to end against the fp32 start, faster", "37x (33.3–40.7x)", "20x", "40x", "yes")
+    assert faster == Row("end to end against the fp32 start, faster", "37x (33.3\u201340.7x)", "20x", "40x", "yes")
     # 50 times 30,000 bytes to 4 times as many.
     assert smaller.found.startswith("12.5x (1.50 MB to 120 kB)") and smaller.held == "aim"
     assert farther.found.startswith("1.23x (3.8 (3.6") and farther.held == "yes"

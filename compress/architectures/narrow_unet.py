@@ -68,9 +68,9 @@ def check_widths(unet: Any, widths: Sequence[int], sets: Sequence[ChannelSet]) -
 def narrow(
     unet: Any, sets: Sequence[ChannelSet], gates: Sequence[torch.Tensor], widths: Sequence[int], timesteps: int = 1000
 ) -> Any:
-    """A UNet with stages of ``widths`` channels, those with the largest ``gates`` [size] of each set; ``unet`` is spent.
+    """A UNet with stages of ``widths`` channels: those of each set with the largest ``gates`` [size].
 
-    The time embedding keeps its width. Where the outermost stage gets narrower, there are fewer sinusoids of the
+    ``unet`` is spent. The time embedding keeps its width. Where the outermost stage gets narrower, there are fewer sinusoids of the
     timestep; the layer that reads them is fitted to what it made of all of them at ``timesteps`` steps (least squares).
     Raises `StageError` for widths that the config cannot say.
     """

@@ -47,7 +47,7 @@ class ChannelSet:
         return (units[:, None] * self.unit + torch.arange(self.unit)).flatten()
 
     def scores(self, gates: torch.Tensor) -> torch.Tensor:
-        """The importance of each unit [size / unit], of gates [size] on its channels: |dL/d xi| of one gate xi on all."""
+        """The importance |dL/d xi| of one gate xi on each unit [size / unit], of ``gates`` [size] on its channels."""
         return gates.view(-1, self.unit).sum(1).abs()
 
 

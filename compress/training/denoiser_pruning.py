@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -207,7 +208,7 @@ class _Choice:
 
     def _alike(self, at: Sequence[int]) -> bool:
         found = [rungs[place] for rungs, place in zip(self.rungs, at, strict=True)]
-        return any(one == other for one, other in zip(found, found[1:], strict=False))
+        return any(one == other for one, other in pairwise(found))
 
 
 def _lost(one: ChannelSet, gates: torch.Tensor, width: int) -> float:

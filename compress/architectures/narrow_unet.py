@@ -70,8 +70,9 @@ def narrow(
 ) -> Any:
     """A UNet with stages of ``widths`` channels: those of each set with the largest ``gates`` [size].
 
-    ``unet`` is spent. The time embedding keeps its width. Where the outermost stage gets narrower, there are fewer sinusoids of the
-    timestep; the layer that reads them is fitted to what it made of all of them at ``timesteps`` steps (least squares).
+    ``unet`` is spent. The time embedding keeps its width. Where the outermost stage gets narrower, there are fewer
+    sinusoids of the timestep; the layer that reads them is fitted to what it made of all of them at ``timesteps`` steps
+    (least squares).
     Raises `StageError` for widths that the config cannot say.
     """
     check_widths(unet, widths, sets)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -31,10 +31,10 @@ class Probes:
 
     @classmethod
     def spaced(cls, examples: Examples, noising: Noising, count: int, batch_size: int, seed: int) -> Probes:
-        """``count`` timesteps, each in the middle of its share of the schedule."""
+        """``count`` timesteps, each in the middle of its share of the schedule; every row has its prompt."""
         count = min(count, noising.steps)
         timesteps = [int((place + 0.5) * noising.steps / count) for place in range(count)]
-        return cls(examples, noising, timesteps, batch_size, seed)
+        return cls(examples, replace(noising, dropped=0.0), timesteps, batch_size, seed)
 
     def at(self, timestep: int, device: torch.device) -> Iterator[tuple[NoisedLatents, float]]:
         """Noised latents in batches, each with the share that it is of all examples."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,6 +46,7 @@ def teach_features(
     A killed training goes on where it was last kept in the context's scratch. Raises `StageError` for UNets that
     cannot be compared.
     """
+    noising = replace(noising, dropped=settings.without_prompt)
     lesson = FeatureLesson.between(teacher, student, examples, noising, settings, context.seed)
     batches = -(-len(examples) // settings.batch_size)
     probes = None

@@ -68,8 +68,8 @@ def test_pairs_go_only_where_what_is_left_can_be_joined():
         for down in (0, 1)
         for up in (0, 1, 2)
     }
-    # Of stage 0 (8 channels) the first pair up reads 16 of the stage below; of stage 1 (16) the first pair down reads 8,
-    # and the last pair up 8 of what stage 0 skipped.
+    # Of stage 0 (8 channels) the first pair up reads 16 of the stage below; of stage 1 (16) the first pair down reads
+    # 8, and the last pair up 8 of what stage 0 skipped.
     assert {key for key, possible in found.items() if possible} == {
         *((0, down, up) for down in (0, 1) for up in (1, 2)),
         *((1, 1, up) for up in (0, 1)),

@@ -71,7 +71,7 @@ _SHIFTS = ((-2, 3), (-2, 3), (0, 2))
 """Rows down, columns right, and mirrored or not: ends of what is drawn."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Pictures:
     """Pictures [n, 1, 32, 32] uint8 with a number for each class and each different caption."""
 
@@ -85,11 +85,11 @@ class Pictures:
     held_out_texts: list[str]
 
     @classmethod
-    def read(cls, most: int, progress: Progress) -> Pictures:
-        """At ``most`` so many rows of the train split, the first, and of the validation split."""
+    def read(cls, progress: Progress) -> Pictures:
+        """The train split, and the validation split to judge by."""
         columns = get_task("zero-shot-image-classification").columns
         data = load_dataset(DataConfig(source=SOURCE), columns, Path(), progress)
-        train, held_out = (data.split(name).slice(0, most) for name in ("train", "validation"))
+        train, held_out = data.split("train"), data.split("validation")
         labels, texts = train["label"].to_pylist(), train["text"].to_pylist()
         classes, captions = sorted(set(labels)), sorted(set(texts))
         return cls(
@@ -102,6 +102,10 @@ class Pictures:
             torch.tensor([classes.index(label) for label in held_out["label"].to_pylist()]),
             held_out["text"].to_pylist(),
         )
+
+    def shorten(self, rows: int) -> None:
+        """Learn from the first ``rows`` pictures alone."""
+        self.train, self.kinds, self.texts = self.train[:rows], self.kinds[:rows], self.texts[:rows]
 
 
 def _pixels(images: list[Any]) -> torch.Tensor:
@@ -202,7 +206,7 @@ def denoising_loss(unet: Any, made: Pictures, latents: torch.Tensor, states: tor
     schedule = DDPMScheduler(**{name: value for name, value in SCHEDULE.items() if name != "steps_offset"})
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        rows = torch.randint(len(latents), (128,), generator=generator)
+        rows = torch.randint(len(made.train), (128,), generator=generator)
         mean, spread = latents[rows].unbind(1)
         noise, within = torch.randn(2, *mean.shape, generator=generator).unbind(0)
         clean = mean + spread * within

@@ -157,8 +157,8 @@ class _State:
 def kept_plan(path: Path, make: Callable[[], dict[str, int]]) -> dict[str, int]:
     """The steps of each lesson, made once and kept: a training that goes on, or is done again, takes as many."""
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
         plan = make()
+        path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_suffix(".partial")
         beside.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
         beside.replace(path)

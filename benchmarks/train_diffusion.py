@@ -51,8 +51,7 @@ GUIDANCE, SAMPLING_STEPS = 2.0, 25
 _SHARES = {"judge": 0.08, "autoencoder": 0.25, "unet": 0.67}
 _SPARE = 0.9
 """The share of the time left that steps are planned for: nobody knows what else a machine will do."""
-ROWS_A_MINUTE = 5_000
-"""With a budget below 11 minutes fewer pictures are learned from."""
+PLAN, RECORD = "plan.json", "training.json"
 DRAWN, BATCH = 500, 256
 
 
@@ -74,9 +73,8 @@ def main(
 def train(output: Path, minutes: float, seed: int, progress: Progress) -> None:
     """Everything from captions to folders. Raises `InputError` for a folder that holds something else already."""
     work, began = output / "training", time.monotonic()
-    if output.exists() and any(output.iterdir()) and not (work / "plan.json").is_file():
-        raise InputError(f"The folder {str(output)!r} is not empty.", expected="a new folder, or one that this began")
-    made, text = Pictures.read(int(minutes * ROWS_A_MINUTE), progress), Text()
+    _check_new(output, work / PLAN)
+    made, text = Pictures.read(progress), Text()
     torch.manual_seed(seed)
     judge, autoencoder, unet = build_judge(made.classes), build_autoencoder(), build_unet()
     latents = torch.zeros(len(made.train), 2, 4, SIZE // SCALE, SIZE // SCALE)
@@ -85,28 +83,38 @@ def train(output: Path, minutes: float, seed: int, progress: Progress) -> None:
         Lesson("autoencoder", autoencoder, autoencoder_loss(autoencoder, made), 1e-3),
         Lesson("unet", unet, denoising_loss(unet, made, latents, text.states(made.captions)), 8e-4, averaged=True),
     )
-    drawn = int(min(DRAWN, max(20 * minutes, 20)))
 
     def plan() -> dict[str, int]:
-        beside = beside_seconds(autoencoder, unet, len(made.train), drawn)
+        rows = int(min(len(made.train), 5_000 * minutes))
+        drawn = int(min(DRAWN, len(made.held_out) // 2, 20 * minutes))
+        beside = beside_seconds(autoencoder, unet, rows, drawn)
         left = _SPARE * (60 * minutes - (time.monotonic() - began) - beside)
         shares = {lesson.name: _SHARES[lesson.name] * left / seconds_a_step(lesson, seed) for lesson in lessons}
-        return {name: max(round(count), 4) for name, count in shares.items()}
+        steps = {name: max(round(count), 4) for name, count in shares.items()}
+        return {**steps, "rows": rows, "drawn": drawn}
 
-    steps = kept_plan(work / "plan.json", plan)
-    progress.note(f"{len(made.train):,} pictures; steps: {steps}")
+    steps = kept_plan(work / PLAN, plan)
+    made.shorten(steps["rows"])
+    progress.note(f"planned: {steps}")
     learn(lessons[0], steps["judge"], seed, work, progress)
     write_judge(judge, output / "judge")
     learn(lessons[1], steps["autoencoder"], seed + 1, work, progress)
-    latents.copy_(scaled_latents(autoencoder, made.train, progress))
+    latents[: steps["rows"]] = scaled_latents(autoencoder, made.train, progress)
     learn(lessons[2], steps["unet"], seed + 2, work, progress)
     write_pipeline(autoencoder, unet, text, output / "model")
-    found = judged(output, made, drawn, seed, progress)
-    record = {"seed": seed, "threads": torch.get_num_threads(), "steps": steps, **found}
-    (output / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    found = judged(output, made, steps["drawn"], seed, progress)
+    record = {"seed": seed, "threads": torch.get_num_threads(), "plan": steps, **found}
+    (output / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     for lesson in lessons:
         forget(lesson, work)
     progress.note(f"done after {(time.monotonic() - began) / 60:.1f} minutes: {found}")
+
+
+def _check_new(output: Path, plan: Path) -> None:
+    if (output / RECORD).is_file():
+        raise InputError(f"The model in {str(output)!r} is trained.", expected="a new folder, or one that this began")
+    if output.exists() and any(output.iterdir()) and not plan.is_file():
+        raise InputError(f"The folder {str(output)!r} is not empty.", expected="a new folder, or one that this began")
 
 
 @torch.no_grad()
@@ -139,7 +147,7 @@ def scaled_latents(autoencoder: Any, pixels: torch.Tensor, progress: Progress) -
 
 def write_judge(judge: Any, folder: Path) -> None:
     """The classifier with what its pictures are prepared by."""
-    judge.save_pretrained(folder)
+    judge.to(memory_format=torch.contiguous_format).save_pretrained(folder)
     prepared = {
         "image_processor_type": "ViTImageProcessor",
         "size": {"height": SIZE, "width": SIZE},
@@ -155,10 +163,10 @@ def write_pipeline(autoencoder: Any, unet: Any, text: Text, folder: Path) -> Non
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline(
-        vae=autoencoder,
+        vae=autoencoder.to(memory_format=torch.contiguous_format),
         text_encoder=text.encoder,
         tokenizer=text.tokenizer,
-        unet=unet,
+        unet=unet.to(memory_format=torch.contiguous_format),
         scheduler=DDIMScheduler(**SCHEDULE, set_alpha_to_one=True),
         safety_checker=None,
         feature_extractor=None,
@@ -205,9 +213,7 @@ def judged(output: Path, made: Pictures, count: int, seed: int, progress: Progre
         "autoencoder_psnr_db": float(psnr(*((one / 2 + 0.5).numpy() for one in (again, real[:count])), 1.0).mean()),
         "class_seen": float((answers.argmax(1) == kinds.numpy()).mean()),
         "frechet_distance": frechet_distance(seen, known),
-        "frechet_distance_of_real_pictures": frechet_distance(known[:count], known[count:])
-        if len(known) > count
-        else 0,
+        "frechet_distance_of_real_pictures": frechet_distance(known[:count], known[count:]),
     }
 
 

@@ -12,7 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from compress.numerics.statistics import Floats
 
-_WINDOW, _SIGMA = 11, 1.5
+SSIM_WINDOW = 11
+"""Pixels along its side."""
+_SIGMA = 1.5
 _K1, _K2 = 0.01, 0.03
 _LEVELS = 255
 """Steps of 8 bits."""
@@ -39,8 +41,10 @@ def ssim(pictures: ArrayLike, reference: ArrayLike, span: float = 1.0) -> Floats
     are smaller than the window.
     """
     given, wanted = _pairs(pictures, reference)
-    if given.ndim != 4 or min(given.shape[1:3]) < _WINDOW:
-        raise ValueError(f"expected pictures of {_WINDOW} x {_WINDOW} pixels or more, found {list(given.shape)}")
+    if given.ndim != 4 or min(given.shape[1:3]) < SSIM_WINDOW:
+        raise ValueError(
+            f"expected pictures of {SSIM_WINDOW} x {SSIM_WINDOW} pixels or more, found {list(given.shape)}"
+        )
     c1, c2 = (_K1 * span) ** 2, (_K2 * span) ** 2
     mean, other = _smooth(given), _smooth(wanted)
     variance, its = _smooth(given**2) - mean**2, _smooth(wanted**2) - other**2
@@ -77,7 +81,7 @@ def _smooth(pictures: Floats) -> Floats:
     """Weighted means under the window at each place that it fits, [n, height - 10, width - 10, channels]."""
     from scipy.ndimage import correlate1d
 
-    half = _WINDOW // 2
+    half = SSIM_WINDOW // 2
     weights = np.exp(-np.square(np.arange(-half, half + 1)) / (2 * _SIGMA**2))
     weights /= weights.sum()
     found = correlate1d(correlate1d(pictures, weights, axis=1), weights, axis=2)

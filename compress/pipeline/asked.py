@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from compress.data.membership import Part
-from compress.evaluation.evaluate import slice_rows
 from compress.evaluation.generate import (
     as_ids,
     as_text,
@@ -20,7 +18,6 @@ from compress.evaluation.generate import (
 )
 from compress.evaluation.instructed import answers_of, instruction_rows
 from compress.evaluation.judged import choice_rows, choice_scores, cosines, similarity_rows
-from compress.evaluation.picture_judge import PictureJudge, judged_rows
 from compress.measurement import Measurement
 from compress.pipeline.target_session import TargetSession, windows_digest
 from compress.report.schema import BASELINE, FINAL, AnswerRecord, ContinuationRecord, LostToken, WrittenToken
@@ -124,22 +121,6 @@ def instructed(session: TargetSession) -> tuple[list[Measurement], list[AnswerRe
             if label in (BASELINE, FINAL)
         ]
     return rows, records
-
-
-def pictures(session: TargetSession, parts: Sequence[Part]) -> list[Measurement]:
-    """What the recipe's judge sees in each model's pictures, on all rows and each slice of them."""
-    folder, target = session.road.judge, session.target.name
-    if folder is None:
-        return []
-    judge, prompts = PictureJudge(folder), session.road.data.split(session.split)["text"].to_pylist()
-    seen = {label: judge.look(found.kept["pictures"]) for label, found in session.found.items()}
-    labels = next(iter(session.found.values())).labels
-    real, rows = None if labels is None else judge.look(labels), list[Measurement]()
-    for label, found in session.found.items():
-        wanted = found.kept["class"].tolist() if "class" in found.kept else None
-        own = judged_rows(seen[label], real, seen.get(BASELINE), wanted, prompts, label, target)
-        rows += [*own, *slice_rows(own[:1] if wanted else [], parts)]
-    return rows
 
 
 def similarities(session: TargetSession) -> list[Measurement]:

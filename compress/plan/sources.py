@@ -77,11 +77,11 @@ class Sources:
             if named.kind != "model":
                 with self._noting():
                     self._folder(named)
+        if recipe.evaluation.judge is not None:
+            self.model(recipe.evaluation.judge, "evaluation.judge")
         with self._noting():
             self._judged("questions", recipe.evaluation.questions, find_questions)
             self._judged("similarity", recipe.evaluation.similarity, find_rated_pairs)
-            if recipe.evaluation.judge is not None:
-                self.model(recipe.evaluation.judge, "judge")
             if recipe.evaluation.instructions:
                 find_instructions(recipe.evaluation.instructions, self.folder)
         return shape

@@ -11,7 +11,7 @@ import numpy as np
 from compress.data.media import decode
 from compress.measurement import Measurement
 from compress.numerics.calibration import mean_interval
-from compress.numerics.picture_similarity import psnr
+from compress.numerics.picture_similarity import SSIM_WINDOW, psnr, ssim
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -52,9 +52,12 @@ def contrast_row(pictures: np.ndarray, model: str, target: str) -> Measurement:
     return _mean_row("picture_contrast", pictures.reshape(len(pictures), -1).std(axis=1), "levels", model, target)
 
 
-def psnr_row(pictures: np.ndarray, reference: np.ndarray, model: str, target: str) -> Measurement:
-    """The mean peak signal-to-noise ratio of each picture to its reference, with its interval over pictures."""
-    return _mean_row("psnr_to_baseline", psnr(pictures, reference, span=_LEVELS), "dB", model, target)
+def nearness_rows(pictures: np.ndarray, reference: np.ndarray, model: str, target: str) -> list[Measurement]:
+    """Mean PSNR of pictures to their references, and SSIM where they are large enough, with intervals."""
+    rows = [_mean_row("psnr_to_baseline", psnr(pictures, reference, span=_LEVELS), "dB", model, target)]
+    if min(pictures.shape[1:3]) >= SSIM_WINDOW:
+        rows.append(_mean_row("ssim_to_baseline", ssim(pictures, reference, span=_LEVELS), "", model, target))
+    return rows
 
 
 def _mean_row(metric: str, values: np.ndarray, unit: str, model: str, target: str) -> Measurement:

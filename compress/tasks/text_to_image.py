@@ -128,9 +128,9 @@ class TextToImage(Task):
 
     def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
         """How near each picture is to the baseline's of the same prompt and noise."""
-        from compress.tasks.pictures import psnr_row
+        from compress.tasks.pictures import nearness_rows
 
-        return [psnr_row(kept[_PICTURES], reference[_PICTURES], model, target)]
+        return nearness_rows(kept[_PICTURES], reference[_PICTURES], model, target)
 
     def probabilities(self, kept: Kept) -> np.ndarray | None:
         """None: pictures are no classes."""

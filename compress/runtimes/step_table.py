@@ -69,9 +69,7 @@ def step_table(scheduler: Any, steps: int) -> StepTable:
     """
     import torch
 
-    walks = [_Walk(scheduler, steps, seed) for seed in (_NOTHING = 1e-12
-"""What rounding leaves of a number that has no say."""
-_FIRST, _SECOND)]
+    walks = [_Walk(scheduler, steps, seed) for seed in (_FIRST, _SECOND)]
     timesteps = [float(time) for time in walks[0].scheduler.timesteps]
     count = len(timesteps)
     initial = float(walks[0].scheduler.init_noise_sigma)

@@ -8,18 +8,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress.checkpoints.checks import check_model_folder
 from compress.checkpoints.json_file import read_json
-from compress.checkpoints.sampling import SAMPLING, PromptProcessor, Sampling
+from compress.checkpoints.pipeline_checks import (
+    CHECKER,
+    CONFIG,
+    DENOISERS,
+    MODEL_INDEX,
+    component_classes,
+    pipeline_config,
+)
+from compress.checkpoints.sampling import (
+    SAMPLING,
+    SCHEDULER,
+    TOKENIZER,
+    PromptProcessor,
+    Sampling,
+    import_diffusers,
+    load_prompt_processor,
+    load_scheduler,
+)
 from compress.checkpoints.torch_model import TorchModel, forget_where_from
 from compress.errors import ModelError, first_line
 
 if TYPE_CHECKING:
     from torch import nn
 
-MODEL_INDEX = "model_index.json"
-TEXT_ENCODER, DENOISERS, VAE = "text_encoder", ("unet", "transformer"), "vae"
-TOKENIZER, SCHEDULER = "tokenizer", "scheduler"
-CHECKER = "safety_checker"
+TEXT_ENCODER, VAE = "text_encoder", "vae"
 """diffusers' names of the parts."""
 _LIBRARIES = ("diffusers", "transformers")
 _WHERE_FROM = "_name_or_path"
@@ -60,9 +75,7 @@ class GeneratorModel(TorchModel):
 
     def pipeline(self) -> Any:
         """diffusers' own pipeline of the very parts, of the class that ``index`` names."""
-        import diffusers
-
-        made = getattr(diffusers, self.index["_class_name"])
+        made = getattr(import_diffusers(), self.index["_class_name"])
         components = {**self.kept, **self.parts, TOKENIZER: self.tokenizer, SCHEDULER: self.scheduler}
         absent = {name: None for name, value in self.index.items() if value == [None, None]}
         options = {} if CHECKER in components else {"requires_safety_checker": False}
@@ -70,7 +83,8 @@ class GeneratorModel(TorchModel):
 
     def save(self, directory: Path) -> None:
         """Write every part into its own folder, as diffusers does, and model_index.json."""
-        for name, part in {**self.kept, **self.parts}.items():
+        modules = {name: one for name, one in self.kept.items() if _has_weights(one)}
+        for name, part in {**modules, **self.parts}.items():
             part.save_pretrained(directory / name)
             _forget(directory / name / "config.json")
         for name, content in self.companions().items():
@@ -78,7 +92,7 @@ class GeneratorModel(TorchModel):
             (directory / name).write_bytes(content)
 
     def companions(self) -> dict[str, bytes]:
-        """All but the parts' weights and configs: tokenizer, scheduler, index, and how pictures are drawn."""
+        """All but the parts: tokenizer, scheduler, index, how pictures are drawn, and which pipeline it is."""
         import tempfile
 
         with tempfile.TemporaryDirectory() as scratch:
@@ -86,52 +100,66 @@ class GeneratorModel(TorchModel):
             self.tokenizer.save_pretrained(folder / TOKENIZER)
             forget_where_from(folder / TOKENIZER)
             self.scheduler.save_pretrained(folder / SCHEDULER)
+            for name, one in self.kept.items():
+                if not _has_weights(one):
+                    one.save_pretrained(folder / name)
             (folder / MODEL_INDEX).write_text(json.dumps(self._index(), indent=2, sort_keys=True) + "\n")
             (folder / SAMPLING).write_bytes(self.sampling.as_json())
+            (folder / CONFIG).write_text(json.dumps(pipeline_config(self.index), indent=2) + "\n")
             files = sorted(path for path in folder.rglob("*") if path.is_file())
             return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
     def _index(self) -> dict[str, Any]:
         """model_index.json with the classes of the components as they are now."""
-        named = {**self.kept, **self.parts, TOKENIZER: self.tokenizer, SCHEDULER: self.scheduler}
-        classes = {name: [type(one).__module__.partition(".")[0], type(one).__name__] for name, one in named.items()}
+        named = {**self.parts, TOKENIZER: self.tokenizer, SCHEDULER: self.scheduler}
+        classes = {name: [type(one).__module__.partition(".")[0], _class_name(one)] for name, one in named.items()}
         return {**{name: value for name, value in self.index.items() if name != _WHERE_FROM}, **classes}
+
+
+def _class_name(component: Any) -> str:
+    """Of a tokenizer in tokenizer.json the name that older versions of transformers, and optimum's, read it by."""
+    name = type(component).__name__
+    return f"{name}Fast" if getattr(component, "is_fast", False) and not name.endswith("Fast") else name
 
 
 def load_pipeline(directory: Path) -> GeneratorModel:
     """Open a directory in diffusers' layout, every part in float32. Raises `ModelError`."""
-    from compress.checkpoints.pipeline_checks import check_pipeline_folder, component_classes, noise_shape
+    check_model_folder(directory)
+    import_diffusers()
     from compress.checkpoints.pipeline_module import PipelineModule
 
-    check_pipeline_folder(directory)
-    index, named = read_json(directory / MODEL_INDEX), component_classes(directory)
+    prepared = load_prompt_processor(directory), load_scheduler(directory)
+    named = {name: made for name, made in component_classes(directory).items() if name not in (TOKENIZER, SCHEDULER)}
     found = {name: _component(directory / name, library, kind) for name, (library, kind) in named.items()}
     order = [name for name in (TEXT_ENCODER, *DENOISERS, VAE) if name in found]
     module = PipelineModule({name: found.pop(name) for name in order})
-    processor = PromptProcessor(found.pop(TOKENIZER), noise_shape(directory))
-    scheduler = found.pop(SCHEDULER)
-    return GeneratorModel(module, processor, scheduler, index, Sampling.read(directory), found)
+    index = read_json(directory / MODEL_INDEX)
+    return GeneratorModel(module, *prepared, index, Sampling.read(directory), found)
 
 
 def _component(folder: Path, library: str, kind: str) -> Any:
     """One component, by the class that model_index.json names."""
     import importlib
+    from importlib.util import find_spec
 
     import torch
+    import transformers
 
     from compress.checkpoints.config_check import loading_failures
 
-    made = getattr(importlib.import_module(library), kind, None)
-    if library not in _LIBRARIES or made is None:
+    # What belongs to one kind of pipeline has the name of diffusers' module of such pipelines for a library.
+    place = library if library in _LIBRARIES else f"diffusers.pipelines.{library}"
+    made = getattr(importlib.import_module(place), kind, None) if find_spec(place) is not None else None
+    if made is None:
         raise ModelError(
             f"The part {folder.name!r} is a {kind} of {library}, which is not known here.",
             where=str(folder.parent / MODEL_INDEX),
             expected="classes of the installed diffusers and transformers",
             mend="take a version of diffusers that has it; code of the model's own repository is not run",
         )
-    weights = hasattr(made, "named_parameters")
+    weights = _has_weights(made)
     options: dict[str, Any] = {"use_safetensors": True, "torch_dtype": torch.float32} if weights else {}
-    if weights and library == "transformers":
+    if weights and issubclass(made, transformers.PreTrainedModel):
         options["dtype"] = options.pop("torch_dtype")
     try:
         part = made.from_pretrained(folder, local_files_only=True, **options)
@@ -142,6 +170,11 @@ def _component(folder: Path, library: str, kind: str) -> Any:
             expected=f"a {kind} with weights in safetensors and a config.json that fit each other",
         ) from error
     return part.eval() if weights else part
+
+
+def _has_weights(one: Any) -> bool:
+    """Whether a component, or its class, is a module and not what prepares inputs or reads outputs."""
+    return hasattr(one, "named_parameters")
 
 
 def _forget(path: Path) -> None:

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.checkpoints.json_file import read_json
-from compress.errors import ModelError
+from compress.checkpoints.pipeline_checks import noise_shape, part_config, picture_shape
+from compress.errors import MissingExtraError, ModelError, first_line
 
 if TYPE_CHECKING:
     import numpy as np
 
+TOKENIZER, SCHEDULER = "tokenizer", "scheduler"
+"""diffusers' names of their folders."""
 SAMPLING = "sampling_config.json"
 """Beside model_index.json: diffusers' arguments of a call, where the model's maker has an opinion on them."""
 _STEPS, _GUIDANCE = "num_inference_steps", "guidance_scale"
@@ -51,10 +54,11 @@ class Sampling:
 
 @dataclass(frozen=True)
 class PromptProcessor:
-    """A tokenizer, and the shape [channels, height, width] of the noise that a picture begins as."""
+    """A tokenizer, and the shapes [channels, height, width] of what a picture begins as, its noise, and of itself."""
 
     tokenizer: Any
     noise_shape: tuple[int, int, int]
+    picture_shape: tuple[int, int, int]
 
     @property
     def length(self) -> int:
@@ -68,10 +72,16 @@ class PromptProcessor:
         found = self.tokenizer(list(prompts), padding="max_length", max_length=self.length, truncation=True)
         return np.array(found["input_ids"], dtype=np.int64)
 
+    def sizes(self, prompts: Sequence[str]) -> np.ndarray:
+        """How many tokens each prompt has, neither padded nor cut."""
+        import numpy as np
+
+        found = self.tokenizer(list(prompts), padding=False, truncation=False, verbose=False)["input_ids"]
+        return np.array([len(ids) for ids in found], dtype=np.int64)
+
     def cut(self, prompts: Sequence[str]) -> list[int]:
         """Places of the prompts that `ids` cuts."""
-        found = self.tokenizer(list(prompts), padding=False, truncation=False, verbose=False)["input_ids"]
-        return [place for place, ids in enumerate(found) if len(ids) > self.length]
+        return [place for place, size in enumerate(self.sizes(prompts)) if size > self.length]
 
     def noise(self, seed: int) -> np.ndarray:
         """Standard normal numbers of that shape, float32: those of torch for the seed, as diffusers draws them."""
@@ -80,3 +90,47 @@ class PromptProcessor:
 
         drawn = torch.randn(self.noise_shape, generator=torch.Generator().manual_seed(seed))
         return np.asarray(drawn.numpy())
+
+
+def load_prompt_processor(folder: Path) -> PromptProcessor:
+    """What prepares prompts for the parts in ``folder``, and the size of its pictures. Raises `ModelError`."""
+    from compress.checkpoints.config_check import positions_of
+    from compress.checkpoints.processor import load_tokenizer
+
+    tokenizer = load_tokenizer(folder / TOKENIZER)
+    positions = positions_of(dict(part_config(folder, "text_encoder")))
+    if positions is not None and tokenizer.model_max_length > positions:
+        raise ModelError(
+            f"Prompts are padded to {tokenizer.model_max_length} tokens, and the text encoder has {positions} places.",
+            where=str(folder / TOKENIZER / "tokenizer_config.json"),
+            expected=f"a model_max_length of at most {positions}",
+            mend="write the length that the model was trained with",
+        )
+    return PromptProcessor(tokenizer, noise_shape(folder), picture_shape(folder))
+
+
+def load_scheduler(folder: Path) -> Any:
+    """diffusers' scheduler of the class and config in ``folder``. Raises `ModelError`, `MissingExtraError`."""
+    from compress.checkpoints.config_check import loading_failures
+
+    said = read_json(folder / SCHEDULER / "scheduler_config.json")
+    made = getattr(import_diffusers(), str(said.get("_class_name")), None)
+    if made is None or not hasattr(made, "step"):
+        raise ModelError(
+            f"diffusers has no scheduler {said.get('_class_name')!r}.",
+            where=str(folder / SCHEDULER),
+            expected="the class of one of its schedulers as _class_name",
+        )
+    try:
+        return made.from_config(said)
+    except loading_failures() as error:
+        raise ModelError(f"The scheduler cannot be made: {first_line(error)}", where=str(folder / SCHEDULER)) from error
+
+
+def import_diffusers() -> Any:
+    """The package. Raises `MissingExtraError` without it."""
+    try:
+        import diffusers
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("diffusers", "diffusion", "A model that draws pictures") from error
+    return diffusers

@@ -37,7 +37,7 @@ from compress.sources.source import is_graph
 from compress.stage.prediction import Estimate, PlanContext, Shape
 from compress.stage.stage import Stage
 from compress.targets import Profile, limit_words
-from compress.tasks.capability import GENERATES, READS_ROWS
+from compress.tasks.capability import DRAWS, GENERATES, READS_ROWS
 from compress.training.config import Training
 
 __all__ = ["History", "Plan", "make_plan", "plan_context", "render_plan", "timings_of"]
@@ -167,12 +167,13 @@ def _is_here(sources: Sources) -> bool:
 def _worth_a_trial(recipe: Recipe, sources: Sources, is_cached: Callable[[str], bool] | None) -> bool:
     """Whether training that is not in the cache takes so many steps that trying a few of them first is little.
 
-    No plan runs the code of a recipe's module, or that of a model's repository; running text has no rows to try.
+    No plan runs the code of a recipe's module, or that of a model's repository; running text has no rows to try, and a
+    model that draws pictures no one call.
     """
     train = sources.texts.get("split train")
     if train is None or recipe.module is not None or recipe.trust_remote_code:
         return False
-    if READS_ROWS not in sources.task.capabilities:
+    if READS_ROWS not in sources.task.capabilities or DRAWS in sources.task.capabilities:
         return False
     try:
         return any(

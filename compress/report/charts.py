@@ -15,6 +15,7 @@ from compress.metrics import (
     format_value,
     improvement,
     length_bucket,
+    quality_metric,
     shortest_context,
     significant,
 )
@@ -58,13 +59,27 @@ def cost_metrics(report: Report, target: str) -> list[Metric]:
     return [describe_metric(name, units[name]) for name in names if name in units]
 
 
+def qualities(report: Report, target: str) -> list[Metric]:
+    """What is drawn against costs: the task's own measure, and how far a set of pictures is from real ones."""
+    units = report.metrics(target)
+    own = quality_metric(units)
+    names = [] if own is None else [own.name]
+    names += [name for name in ("frechet_distance",) if name in units and name not in names]
+    return [describe_metric(name, units[name]) for name in names]
+
+
 def trade_off(report: Report, target: str, quality: Metric, cost: Metric) -> str | None:
     """Quality with its interval against a cost on a logarithmic axis; None below two models."""
     pairs = [
         (model, report.find(model, cost.name, target), report.find(model, quality.name, target))
         for model in report.models
     ]
-    points = [Point((model,), c, q) for model, c, q in pairs if c is not None and q is not None and c.value > 0]
+    steps = {one.model: one.steps for one in report.drift if one.target == target}
+    points = [
+        Point((f"{model}, {steps[model]} steps" if model in steps and model != FINAL else model,), c, q)
+        for model, c, q in pairs
+        if c is not None and q is not None and c.value > 0
+    ]
     if len(points) < 2:
         return None
     x = scale_around(

@@ -48,6 +48,18 @@ class Latents:
     shift: float = 0.0
     condition: int = 0
 
+    @classmethod
+    def of(cls, denoiser: Mapping[str, Any], vae: Mapping[str, Any]) -> Latents:
+        """By the configs of the two parts."""
+        return cls(
+            channels=int(denoiser["in_channels"]),
+            factor=2 ** (len(vae["block_out_channels"]) - 1),
+            multiple=2 ** (len(denoiser["block_out_channels"]) - 1),
+            scaling=float(vae.get("scaling_factor") or 1.0),
+            shift=float(vae.get("shift_factor") or 0.0),
+            condition=int(denoiser.get("time_cond_proj_dim") or 0),
+        )
+
 
 @dataclass(frozen=True)
 class PictureSampler:
@@ -60,6 +72,11 @@ class PictureSampler:
     latents: Latents
     sampling: Sampling
     empty: np.ndarray
+
+    @property
+    def guided(self) -> bool:
+        """Whether the denoiser is called with the empty prompt too, to be led away from it."""
+        return self.sampling.guidance > 1 and not self.latents.condition
 
     def draw(
         self, ids: np.ndarray, noise: np.ndarray, seeds: Sequence[int] | None = None, on_step: OnStep | None = None
@@ -79,15 +96,14 @@ class PictureSampler:
         import torch
 
         self._check(noise)
-        guided = self.sampling.guidance > 1 and not self.latents.condition
-        text = self._encoded(ids, guided)
+        text = self._encoded(ids)
         told = {CONDITION: self._condition(len(noise))} if self.latents.condition else {}
         scheduler = type(self.scheduler).from_config(self.scheduler.config)
         timesteps = self._timesteps(scheduler)
         latents = torch.from_numpy(np.asarray(noise, np.float32)) * scheduler.init_noise_sigma
         options = self._options(scheduler, seeds)
         for place, timestep in enumerate(timesteps):
-            given = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, timestep)
+            given = scheduler.scale_model_input(torch.cat([latents] * 2) if self.guided else latents, timestep)
             found = self._denoised(given.numpy(), timestep, text, told, place + 1)
             latents = scheduler.step(torch.from_numpy(found), timestep, latents, **options, return_dict=False)[0]
             if on_step is not None:
@@ -101,15 +117,11 @@ class PictureSampler:
         _finite(found, "the decoder of pictures")
         return np.ascontiguousarray(np.clip(found / 2 + 0.5, 0, 1).transpose(0, 2, 3, 1))
 
-    def predict(self, batch: Batch) -> dict[str, np.ndarray]:
-        """`pictures` of a batch of `input_ids`, `noise` and `seed`."""
-        return {PICTURES: self.draw(batch[IDS], batch[NOISE], batch[SEED].tolist() if SEED in batch else None)}
-
-    def _encoded(self, ids: np.ndarray, guided: bool) -> np.ndarray:
+    def _encoded(self, ids: np.ndarray) -> np.ndarray:
         """[n, tokens, width], behind as many of the empty prompt where guidance asks for it."""
         text = self.encode({IDS: ids})[HIDDEN]
         _finite(text, "the text encoder")
-        if not guided:
+        if not self.guided:
             return text
         empty = self.encode({IDS: self.empty})[HIDDEN]
         return np.concatenate([np.repeat(empty, len(text), axis=0), text])
@@ -121,7 +133,7 @@ class PictureSampler:
         when = np.asarray(float(timestep), np.float32)
         found = self.denoise({SAMPLE: given, TIMESTEP: when, TEXT: text, **told})[DENOISED].astype(np.float32)
         _finite(found, f"the denoiser, at step {step} of {self.sampling.steps} (timestep {float(timestep):g})")
-        if len(text) == len(given) and self.sampling.guidance > 1 and not self.latents.condition:
+        if self.guided:
             without, wanted = np.split(found, 2)
             found = without + np.float32(self.sampling.guidance) * (wanted - without)
         return found

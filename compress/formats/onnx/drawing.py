@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import onnx
 import torch
 from torch import nn
 
 from compress.checkpoints.diffusion_pipeline import TEXT_ENCODER, VAE, GeneratorModel
+from compress.checkpoints.model import write_companions
 from compress.checkpoints.torch_model import TorchModel
-from compress.errors import IntegrityError
+from compress.errors import IntegrityError, StageError
 from compress.formats.onnx.export import Axes, Exported, export_onnx, export_part
+from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.formats.onnx.runtimes.onnxruntime import session_of
 from compress.formats.prove import Distance, distance
-from compress.formats.safetensors.pictures import latents_of
-from compress.runtimes.picture_sampler import CONDITION, DENOISED, HIDDEN, IDS, LATENT, PICTURE, SAMPLE, TEXT, TIMESTEP
+from compress.runtimes.picture_sampler import (
+    CONDITION,
+    DENOISED,
+    HIDDEN,
+    IDS,
+    LATENT,
+    PICTURE,
+    SAMPLE,
+    TEXT,
+    TIMESTEP,
+    Latents,
+)
+from compress.runtimes.picture_session import DECODER, PictureSession, open_pictures
 from compress.tasks.task import Examples
 
-DECODER = "vae_decoder"
 _BATCH = "batch_size"
 _SIDES = {0: _BATCH, 2: "height", 3: "width"}
 _AXES: Axes = {
@@ -36,22 +52,28 @@ _SEED = 0
 
 
 class _Denoiser(nn.Module):
-    def __init__(self, part: nn.Module) -> None:
+    """The part is a child by its own name, so that tensors are named as those of the whole model."""
+
+    def __init__(self, name: str, part: nn.Module) -> None:
         super().__init__()
-        self.part = part
+        self.name = name
+        self.add_module(name, part)
 
     def forward(self, **given: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {DENOISED: self.part(**given, return_dict=False)[0]}
+        return {DENOISED: getattr(self, self.name)(**given, return_dict=False)[0]}
 
 
 class _Decoder(nn.Module):
-    def __init__(self, part: Any) -> None:
+    """That half of a VAE which makes pictures."""
+
+    def __init__(self, vae: Any) -> None:
         super().__init__()
-        self.post_quant_conv, self.decoder = part.post_quant_conv, part.decoder
+        self.vae = nn.Module()
+        self.vae.post_quant_conv, self.vae.decoder = vae.post_quant_conv, vae.decoder
 
     def forward(self, latent_sample: torch.Tensor) -> dict[str, torch.Tensor]:
-        given = latent_sample if self.post_quant_conv is None else self.post_quant_conv(latent_sample)
-        return {PICTURE: self.decoder(given)}
+        before = self.vae.post_quant_conv
+        return {PICTURE: self.vae.decoder(latent_sample if before is None else before(latent_sample))}
 
 
 @dataclass(frozen=True)
@@ -91,7 +113,10 @@ def export_drawing(model: GeneratorModel, ids: np.ndarray, opset: int | None, fu
     found = {TEXT_ENCODER: export_onnx(text, examples, opset, fusions)}
     multiple = _multiple(model)
     for name, part in _parts(model, 2, 2 * multiple, 3 * multiple, 5).items():
-        found[name] = export_part(part.module, part.inputs, _AXES, opset, fusions)
+        multiples = dict.fromkeys(("height", "width"), multiple if name == model.denoiser else 1)
+        found[name] = export_part(part.module, part.inputs, _AXES, multiples, opset, fusions)
+    for name, exported in found.items():
+        _prefix(exported.graph.graph, VAE if name == DECODER else name)
     return found
 
 
@@ -118,11 +143,49 @@ def prove_drawing(
         apart = found[name] = distance(pairs)
         if not apart.worst <= tolerance * max(1.0, apart.largest):
             raise IntegrityError(
-                f"The graph of {name} differs from torch by {apart.worst:.2e}, where the largest is {apart.largest:.1f}.",
+                f"The graph of {name} differs from torch by {apart.worst:.2e}; the largest is {apart.largest:.1f}.",
                 expected=f"at most {tolerance:g} of it, at all sizes and batches",
                 mend="set fusions: false, try another opset, or raise tolerance if the difference is acceptable",
             )
     return found
+
+
+def open_drawing(model: OnnxModel) -> PictureSession:
+    """Draw with the graphs of ``model``, on the processor."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_companions(Path(folder), model.companions)
+        return open_pictures([session_of(graph) for graph in model.graphs.values()], Path(folder))
+
+
+def drawing_folder(model: GeneratorModel, graphs: Mapping[str, onnx.ModelProto]) -> OnnxModel:
+    """The graphs with all that belongs to them, each part's config in its folder as optimum reads it.
+
+    Raises `StageError` for a model with parts that no graph is made of.
+    """
+    unwritten = [name for name, one in model.kept.items() if isinstance(one, nn.Module)]
+    if unwritten:
+        raise StageError(
+            f"No graph is made of {', '.join(unwritten)}.",
+            where="export",
+            expected="a text encoder, a denoiser and a VAE",
+            mend="write `safety_checker: leave_out` into the recipe, and see to what is shown to people yourself",
+        )
+    companions = model.companions()
+    for name in graphs:
+        part = model.parts[VAE if name == DECODER else name]
+        companions[f"{name}/config.json"] = _config(part)
+    files = {f"{name}/{FLOAT_GRAPH}": graph for name, graph in graphs.items()}
+    (first, graph), *others = files.items()
+    return OnnxModel(graph, first, companions, dict(others))
+
+
+def _config(part: Any) -> bytes:
+    """A part's config.json, without where it was read from."""
+    with tempfile.TemporaryDirectory() as folder:
+        # diffusers' modules write their own, those of transformers have one that writes itself.
+        part.save_config(folder) if hasattr(part, "save_config") else part.config.save_pretrained(folder)
+        said = json.loads((Path(folder) / "config.json").read_text())
+    return json.dumps({name: value for name, value in said.items() if name != "_name_or_path"}, indent=2).encode()
 
 
 class _Encoder(nn.Module):
@@ -134,8 +197,18 @@ class _Encoder(nn.Module):
         return {HIDDEN: self.part(input_ids)[0]}
 
 
+def _prefix(graph: onnx.GraphProto, prefix: str) -> None:
+    """Name the stored tensors as those of the whole model are, in place."""
+    others = [tensor for tensor in graph.initializer if not tensor.name.startswith(f"{prefix}.")]
+    names = {tensor.name: f"{prefix}.{tensor.name}" for tensor in others}
+    for tensor in others:
+        tensor.name = names[tensor.name]
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+
+
 def _multiple(model: GeneratorModel) -> int:
-    return latents_of(model.parts[model.denoiser].config, model.parts[VAE].config).multiple
+    return Latents.of(model.parts[model.denoiser].config, model.parts[VAE].config).multiple
 
 
 def _parts(model: GeneratorModel, count: int, height: int, width: int, tokens: int) -> dict[str, _Part]:
@@ -145,8 +218,8 @@ def _parts(model: GeneratorModel, count: int, height: int, width: int, tokens: i
     latents = torch.randn((count, unet.config.in_channels, height, width), generator=random)
     text = torch.randn((count, tokens, unet.config.cross_attention_dim), generator=random)
     given = {SAMPLE: latents, TIMESTEP: torch.tensor(_WHEN), TEXT: text}
-    condition = latents_of(unet.config, vae.config).condition
+    condition = Latents.of(unet.config, vae.config).condition
     if condition:
         given[CONDITION] = torch.randn((count, condition), generator=random)
     decoded = {LATENT: torch.randn((count, vae.config.latent_channels, height, width), generator=random)}
-    return {model.denoiser: _Part(_Denoiser(unet), given), DECODER: _Part(_Decoder(vae), decoded)}
+    return {model.denoiser: _Part(_Denoiser(model.denoiser, unet), given), DECODER: _Part(_Decoder(vae), decoded)}

@@ -77,16 +77,25 @@ def export_onnx(
 
 
 def export_part(
-    part: nn.Module, inputs: Mapping[str, torch.Tensor], axes: Axes, opset: int | None, fusions: bool
+    part: nn.Module,
+    inputs: Mapping[str, torch.Tensor],
+    axes: Axes,
+    multiples: Mapping[str, int],
+    opset: int | None,
+    fusions: bool,
 ) -> Exported:
     """Trace a module of any library, whose forward takes ``inputs`` by name and gives outputs by name.
 
     ``axes`` are the free ones, input -> axis -> its name; in ``inputs`` they have sizes above 1, all of them different.
-    Raises `StageError`.
+    Those whose name is among ``multiples`` are multiples of that number alone. Raises `StageError`.
     """
     from transformers.exporters import OnnxConfig, OnnxExporter
 
-    free = {name: dict.fromkeys(axes.get(name, {}), torch.export.Dim.AUTO) for name in inputs}
+    sizes = {name: times * torch.export.Dim(f"{name}_step", min=1) for name, times in multiples.items() if times > 1}
+    free = {
+        name: {place: sizes.get(axis, torch.export.Dim.AUTO) for place, axis in axes.get(name, {}).items()}
+        for name in inputs
+    }
     config = OnnxConfig(dynamic=True, dynamic_shapes=free, opset_version=opset)
     try:
         with silence("prints"), lean_tracing():
@@ -257,7 +266,9 @@ def _name_axes(model: ir.Model, axes: Axes) -> None:
 def _renamed(axis: int | ir.SymbolicDim, symbols: Mapping[str, str]) -> int | str | None:
     if isinstance(axis, int):
         return axis
-    return None if axis.value is None else re.sub(r"\w+", lambda found: symbols.get(found[0], found[0]), axis.value)
+    if axis.value is None or axis.value in symbols:
+        return axis.value and symbols[axis.value]
+    return re.sub(r"\w+", lambda found: symbols.get(found[0], found[0]), axis.value)
 
 
 def _tell_shapes(model: ir.Model) -> None:

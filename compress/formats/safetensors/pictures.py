@@ -2,61 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from compress.checkpoints.diffusion_pipeline import TEXT_ENCODER, VAE, GeneratorModel
-from compress.runtimes import picture_sampler as names
-from compress.runtimes.picture_sampler import Latents, PictureSampler
-from compress.runtimes.runtime import Batch
+from compress.errors import StageError, first_line
+from compress.formats.safetensors.session import FAILURES
+from compress.runtimes.picture_sampler import (
+    CONDITION,
+    DENOISED,
+    HIDDEN,
+    IDS,
+    LATENT,
+    PICTURE,
+    SAMPLE,
+    TEXT,
+    TIMESTEP,
+    Latents,
+    PictureSampler,
+)
+from compress.runtimes.picture_session import DECODER, PictureSession, sampler_of
+from compress.runtimes.runtime import Batch, TensorType, check_inputs
+
+
+class TorchPart:
+    """One part as a session: ``compute`` takes tensors by the names of ``inputs`` and gives the output ``gives``."""
+
+    provider = "cpu"
+
+    def __init__(
+        self, inputs: Sequence[str], gives: str, compute: Callable[..., Any], settings: Mapping[str, Any]
+    ) -> None:
+        self.inputs, self._gives, self._compute, self.settings = tuple(inputs), gives, compute, dict(settings)
+        self.input_types: Mapping[str, TensorType] = {}
+        self.output_types: Mapping[str, TensorType] = {}
+
+    def predict(self, batch: Batch) -> dict[str, np.ndarray]:
+        """See `Session.predict`."""
+        import torch
+
+        check_inputs(self.inputs, batch, "the torch module")
+        given = {name: torch.from_numpy(np.asarray(batch[name])) for name in self.inputs}
+        try:
+            with torch.inference_mode():
+                return {self._gives: np.asarray(self._compute(**given).float().numpy())}
+        except FAILURES as error:
+            raise StageError(f"The model failed on a batch: {first_line(error)}") from error
+
+
+def torch_pictures(model: GeneratorModel, settings: Mapping[str, Any], where: str = "the model") -> PictureSession:
+    """Draws with the modules of ``model``, its scheduler and its own number of steps."""
+    text, denoiser, vae = (model.parts[name] for name in (TEXT_ENCODER, model.denoiser, VAE))
+    latents = Latents.of(denoiser.config, vae.config)
+    told = (CONDITION,) if latents.condition else ()
+    parts = {
+        TEXT_ENCODER: TorchPart([IDS], HIDDEN, lambda input_ids: text(input_ids)[0], settings),
+        model.denoiser: TorchPart((SAMPLE, TIMESTEP, TEXT, *told), DENOISED, _first(denoiser), settings),
+        DECODER: TorchPart([LATENT], PICTURE, lambda latent_sample: vae.decode(latent_sample)[0], settings),
+    }
+    loop = sampler_of(parts, model.denoiser, latents, model.processor, model.sampling, model.scheduler)
+    return PictureSession(loop, parts, where)
 
 
 def torch_sampler(model: GeneratorModel) -> PictureSampler:
-    """Draws with the modules of ``model``, its scheduler and its own number of steps."""
-    unet, vae = model.parts[model.denoiser], model.parts[VAE]
-    return PictureSampler(
-        encode=lambda batch: _encode(model.parts[TEXT_ENCODER], batch),
-        denoise=lambda batch: _denoise(unet, batch),
-        decode=lambda batch: _decode(vae, batch),
-        scheduler=model.scheduler,
-        latents=latents_of(unet.config, vae.config),
-        sampling=model.sampling,
-        empty=model.processor.ids([""]),
-    )
+    """The loop over the modules of ``model``, with its scheduler and its own number of steps."""
+    return torch_pictures(model, {}).sampler
 
 
-def latents_of(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> Latents:
-    """What lies between a denoiser and a decoder, by their configs."""
-    return Latents(
-        channels=int(unet["in_channels"]),
-        factor=2 ** (len(vae["block_out_channels"]) - 1),
-        multiple=2 ** (len(unet["block_out_channels"]) - 1),
-        scaling=float(vae.get("scaling_factor") or 1.0),
-        shift=float(vae.get("shift_factor") or 0.0),
-        condition=int(unet.get("time_cond_proj_dim") or 0),
-    )
+def _first(denoiser: Any) -> Callable[..., Any]:
+    def compute(**given: Any) -> Any:
+        return denoiser(**given, return_dict=False)[0]
 
-
-def _encode(part: Any, batch: Batch) -> dict[str, np.ndarray]:
-    return {names.HIDDEN: _run(lambda ids: part(ids)[0], batch[names.IDS])}
-
-
-def _denoise(part: Any, batch: Batch) -> dict[str, np.ndarray]:
-    import torch
-
-    told = {names.CONDITION: torch.from_numpy(batch[names.CONDITION])} if names.CONDITION in batch else {}
-    given = (batch[name] for name in (names.SAMPLE, names.TIMESTEP, names.TEXT))
-    return {names.DENOISED: _run(lambda sample, when, text: part(sample, when, text, **told)[0], *given)}
-
-
-def _decode(part: Any, batch: Batch) -> dict[str, np.ndarray]:
-    return {names.PICTURE: _run(lambda latents: part.decode(latents)[0], batch[names.LATENT])}
-
-
-def _run(call: Any, *arrays: np.ndarray) -> np.ndarray:
-    import torch
-
-    with torch.inference_mode():
-        return np.asarray(call(*(torch.from_numpy(np.asarray(array)) for array in arrays)).numpy())
+    return compute

@@ -49,6 +49,17 @@ def _replaced(places: tuple[tuple[int, ...], ...], stage: int, kept: tuple[int, 
     return (*places[:stage], kept, *places[stage + 1 :])
 
 
+def require_unet(part: Any) -> Any:
+    """The part itself. Raises `StageError` where it is none of diffusers' UNets for pictures."""
+    if type(part).__name__ not in ("UNet2DConditionModel", "UNet2DModel"):
+        raise StageError(
+            f"The denoiser is a {type(part).__name__}, whose blocks and channels are not known here.",
+            expected="a UNet2DConditionModel or UNet2DModel",
+            mend="leave the stage out",
+        )
+    return part
+
+
 def all_blocks(unet: Any) -> KeptBlocks:
     """Every block of a `UNet2DConditionModel` or `UNet2DModel`."""
     down = tuple(tuple(range(len(block.resnets))) for block in unet.down_blocks)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from compress.frozen import Frozen
-from compress.metrics import seconds_of
-from compress.training.config import Training
-
-BUDGET = r"^[1-9]\d*(\.\d+)?[smh]$"
 
 
 class DenoiserPruning(Frozen):
@@ -64,44 +60,30 @@ class DenoiserPruning(Frozen):
         return self
 
 
-class FeatureDistillation(Training):
-    """A training of a UNet by the denoising loss, its teacher's outputs, and the teacher's features behind each block.
+class FeatureLosses(Frozen):
+    """A UNet learns by the denoising loss, its teacher's outputs, and the teacher's features behind each block.
 
     Kim et al. 2023 (BK-SDM), section 3.2, weigh all three alike.
     """
 
-    later: ClassVar[tuple[str, ...]] = (*Training.later, "budget")
-
-    learning_rate: float = Field(2e-4, gt=0, le=1, description="peak learning rate")
     denoising_weight: float = Field(1.0, ge=0, description="weight of the loss against the noise that was added")
     output_weight: float = Field(1.0, ge=0, description="weight of the loss against what the teacher answers")
     feature_weight: float = Field(1.0, ge=0, description="weight of the losses against features behind each block")
     without_prompt: float = Field(
         0.1, ge=0, lt=1, description="share of the pictures that are learned without their prompt, for guidance"
     )
-    budget: str | None = Field(None, pattern=BUDGET, description="train for so long, in place of epochs, e.g. `30m`")
     judged_timesteps: int = Field(10, ge=1, le=1000, description="timesteps at which validation pictures are judged")
-
-    @property
-    def seconds(self) -> float | None:
-        """The budget in seconds."""
-        return None if self.budget is None else seconds_of(self.budget)
 
     @model_validator(mode="after")
     def _learns_something(self) -> Self:
         if not (self.denoising_weight or self.output_weight or self.feature_weight):
             raise ValueError("a weight above 0 for one of the losses")
-        if self.budget is not None and "epochs" in self.model_fields_set:
-            raise ValueError("one of epochs and budget")
         return self
 
 
-class SmallDecoder(Training):
-    """A training of a small autoencoder of convolutions in the VAE's place, after TAESD's idea."""
+class SmallDecoder(Frozen):
+    """A small autoencoder of convolutions in the VAE's place, after TAESD's idea, learns to decode as that does."""
 
-    later: ClassVar[tuple[str, ...]] = (*Training.later, "budget")
-
-    learning_rate: float = Field(1e-3, gt=0, le=1, description="peak learning rate")
     width: int = Field(64, ge=4, le=1024, description="channels of its convolutions")
     layers: int = Field(3, ge=1, le=8, description="residual blocks at each resolution")
     feature_weight: float = Field(
@@ -110,15 +92,3 @@ class SmallDecoder(Training):
     encoder_weight: float = Field(
         0.1, ge=0, description="weight of the loss of the small encoder, which drawing doesn't use"
     )
-    budget: str | None = Field(None, pattern=BUDGET, description="train for so long, in place of epochs, e.g. `10m`")
-
-    @property
-    def seconds(self) -> float | None:
-        """The budget in seconds."""
-        return None if self.budget is None else seconds_of(self.budget)
-
-    @model_validator(mode="after")
-    def _one_length(self) -> Self:
-        if self.budget is not None and "epochs" in self.model_fields_set:
-            raise ValueError("one of epochs and budget")
-        return self

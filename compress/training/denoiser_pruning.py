@@ -12,13 +12,24 @@ import torch
 
 from compress.architectures.diffusion_costs import multiplications, parameters
 from compress.architectures.narrow_unet import check_widths, narrow, narrow_config, tied_stages, width_steps
-from compress.architectures.unet import KeptBlocks, Size, all_blocks, bk_sdm_blocks, fits, hollow_like, keep_blocks
+from compress.architectures.unet import (
+    KeptBlocks,
+    Size,
+    all_blocks,
+    bk_sdm_blocks,
+    fits,
+    hollow_like,
+    keep_blocks,
+    require_unet,
+)
 from compress.architectures.unet_channels import ChannelSet, channel_sets
+from compress.checkpoints.diffusion_pipeline import GeneratorModel
 from compress.errors import StageError
 from compress.tasks.task import Examples
 from compress.training.channel_costs import ladder, nearest_rung
 from compress.training.denoiser_config import DenoiserPruning
 from compress.training.denoiser_importance import Probes, gates_over_timesteps
+from compress.training.drawn_rows import latent_rows
 from compress.training.noised_latents import Noising
 
 if TYPE_CHECKING:
@@ -26,6 +37,24 @@ if TYPE_CHECKING:
 
 _SIZES: dict[str, Size] = {"bk-sdm-base": "base", "bk-sdm-small": "small", "bk-sdm-tiny": "tiny"}
 _THIRDS = ("least noise", "some noise", "most noise")
+
+
+def prune_denoiser(model: GeneratorModel, settings: DenoiserPruning, context: Context) -> None:
+    """Cut the model's UNet, by pictures of the train split, in place. Raises `StageError` where it has none."""
+    unet = require_unet(model.parts[model.denoiser])
+    examples, _ = latent_rows(model, context)
+    model.replace_part(model.denoiser, prune_unet(unet, settings, examples, Noising.of(model.scheduler), context))
+
+
+def check_cut(unet: Any, settings: DenoiserPruning) -> None:
+    """Try on a UNet that may have no weights what the settings name: blocks, and widths. Raises `StageError`."""
+    require_unet(unet)
+    if settings.blocks is not None:
+        unet = keep_blocks(unet, bk_sdm_blocks(unet, _SIZES[settings.blocks]), share=True)
+    if settings.cuts_channels:
+        sets = channel_sets(unet)
+        if settings.block_out_channels is not None:
+            check_widths(unet, settings.block_out_channels, sets)
 
 
 def prune_unet(unet: Any, settings: DenoiserPruning, examples: Examples, noising: Noising, context: Context) -> Any:

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from compress.architectures.unet import stage_ends
+from compress.architectures.unet import require_unet, stage_ends
 from compress.architectures.watched import hooked
+from compress.checkpoints.diffusion_pipeline import GeneratorModel
+from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.tasks.forward import device_of, tensors
 from compress.tasks.task import Examples
 from compress.training import processes
-from compress.training.denoiser_config import FeatureDistillation
+from compress.training.denoiser_config import FeatureLosses
 from compress.training.denoiser_importance import Probes
+from compress.training.distillation_config import Distillation
+from compress.training.drawn_rows import VALIDATION, latent_rows
 from compress.training.kept_training import KeptTraining
 from compress.training.length import Length
 from compress.training.loop import Trainee, train
-from compress.training.noised_latents import NoisedLatents, Noising, denoise
+from compress.training.noised_latents import TEXT, NoisedLatents, Noising, denoise
 
 if TYPE_CHECKING:
     from compress.stage.stage import Context
@@ -32,13 +36,27 @@ _FITTED = 16
 """Examples by which they are."""
 
 
+def distill_features(
+    settings: Distillation, losses: FeatureLosses, teacher: TorchModel, model: TorchModel, context: Context
+) -> GeneratorModel:
+    """``model`` with a UNet that has learned from ``teacher``'s. Raises `StageError` where one of them has none."""
+    assert isinstance(model, GeneratorModel) and isinstance(teacher, GeneratorModel)
+    student, taught = (require_unet(one.parts[one.denoiser]) for one in (model, teacher))
+    examples, empty = latent_rows(teacher, context)
+    held_out = latent_rows(teacher, context, VALIDATION)[0] if VALIDATION in context.data.splits else None
+    noising = Noising.of(teacher.scheduler, {TEXT: empty[0]}, losses.without_prompt)
+    teach_features(student, taught, examples, held_out, noising, settings, losses, context)
+    return model
+
+
 def teach_features(
     student: Any,
     teacher: Any,
     examples: Examples,
     held_out: Examples | None,
     noising: Noising,
-    settings: FeatureDistillation,
+    settings: Distillation,
+    losses: FeatureLosses,
     context: Context,
 ) -> None:
     """Train ``student`` in place on `latent_examples`; ``held_out`` ones judge every epoch.
@@ -46,12 +64,11 @@ def teach_features(
     A killed training goes on where it was last kept in the context's scratch. Raises `StageError` for UNets that
     cannot be compared.
     """
-    noising = replace(noising, dropped=settings.without_prompt)
-    lesson = FeatureLesson.between(teacher, student, examples, noising, settings, context.seed)
+    lesson = FeatureLesson.between(teacher, student, examples, noising, losses, context.seed)
     batches = -(-len(examples) // settings.batch_size)
     probes = None
     if held_out is not None:
-        probes = Probes.spaced(held_out, noising, settings.judged_timesteps, settings.batch_size, context.seed)
+        probes = Probes.spaced(held_out, noising, losses.judged_timesteps, settings.batch_size, context.seed)
     before = None if probes is None else probes.loss(student)
     trainee = Trainee(
         student,
@@ -83,7 +100,7 @@ class FeatureLesson:
 
     teacher: Any
     noising: Noising
-    settings: FeatureDistillation
+    losses: FeatureLosses
     pairs: dict[str, tuple[nn.Module, nn.Module]]
     """The teacher's block and the student's, by what they are."""
     projections: nn.ModuleDict = field(default_factory=nn.ModuleDict)
@@ -91,7 +108,7 @@ class FeatureLesson:
 
     @classmethod
     def between(
-        cls, teacher: Any, student: Any, examples: Examples, noising: Noising, settings: FeatureDistillation, seed: int
+        cls, teacher: Any, student: Any, examples: Examples, noising: Noising, losses: FeatureLosses, seed: int
     ) -> FeatureLesson:
         """Pair the blocks, and fit the projections on some examples. Raises `StageError`."""
         if teacher.config.out_channels != student.config.out_channels:
@@ -101,15 +118,15 @@ class FeatureLesson:
                 expected="two UNets of the same latents",
             )
         teacher.eval().requires_grad_(False)
-        lesson = cls(teacher, noising, settings, _pairs(teacher, student))
-        if settings.feature_weight:
+        lesson = cls(teacher, noising, losses, _pairs(teacher, student))
+        if losses.feature_weight:
             lesson._fit_projections(student, examples, seed)
         return lesson
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Keep what the blocks give, as they are called."""
-        watched = self.pairs if self.settings.feature_weight else {}
+        watched = self.pairs if self.losses.feature_weight else {}
         handles = [
             block.register_forward_hook(self._keep(whose, name))
             for name, blocks in watched.items()
@@ -125,16 +142,16 @@ class FeatureLesson:
 
     def loss_of(self, module: nn.Module, noised: NoisedLatents) -> torch.Tensor:
         """Of noised latents; features count while the lesson is `listening`."""
-        settings = self.settings
+        weights = self.losses
         mine = denoise(module, noised).float()
-        loss = settings.denoising_weight * nn.functional.mse_loss(mine, noised.target.float())
-        if settings.output_weight or settings.feature_weight:
+        loss = weights.denoising_weight * nn.functional.mse_loss(mine, noised.target.float())
+        if weights.output_weight or weights.feature_weight:
             self.teacher.to(noised.clean.device)
             with torch.no_grad():
                 taught = denoise(self.teacher, noised).float()
-            loss = loss + settings.output_weight * nn.functional.mse_loss(mine, taught)
-        if settings.feature_weight:
-            loss = loss + settings.feature_weight * self._feature_loss()
+            loss = loss + weights.output_weight * nn.functional.mse_loss(mine, taught)
+        if weights.feature_weight:
+            loss = loss + weights.feature_weight * self._feature_loss()
         return loss
 
     def _feature_loss(self) -> torch.Tensor:

@@ -17,12 +17,16 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import nn
 
 from compress.architectures.diffusion_costs import parameters
+from compress.checkpoints.diffusion_pipeline import VAE, GeneratorModel
+from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.numerics.distillation import feature_distance
 from compress.tasks.forward import tensors
 from compress.tasks.task import Examples
 from compress.training import processes
 from compress.training.denoiser_config import SmallDecoder
+from compress.training.distillation_config import Distillation
+from compress.training.drawn_rows import VALIDATION, picture_rows
 from compress.training.kept_training import KeptTraining
 from compress.training.length import Length
 from compress.training.loop import Trainee, train
@@ -42,7 +46,7 @@ def picture_examples(vae: Any, pictures: np.ndarray) -> Examples:
     return Examples(inputs, {PICTURES: None, LATENTS: None})
 
 
-def make_small_autoencoder(vae: Any, settings: SmallDecoder, seed: int) -> AutoencoderTiny:
+def make_small_autoencoder(vae: Any, decoder: SmallDecoder, seed: int) -> AutoencoderTiny:
     """One for pictures and latents of the same shapes as those of ``vae``, with weights drawn from ``seed``.
 
     Raises `StageError` for a VAE of another kind than `AutoencoderKL`.
@@ -59,30 +63,49 @@ def make_small_autoencoder(vae: Any, settings: SmallDecoder, seed: int) -> Autoe
         in_channels=config.in_channels,
         out_channels=config.out_channels,
         latent_channels=config.latent_channels,
-        encoder_block_out_channels=(settings.width,) * stages,
-        decoder_block_out_channels=(settings.width,) * stages,
-        num_encoder_blocks=(1, *(settings.layers,) * (stages - 1)),
-        num_decoder_blocks=(*(settings.layers,) * (stages - 1), 1),
+        encoder_block_out_channels=(decoder.width,) * stages,
+        decoder_block_out_channels=(decoder.width,) * stages,
+        num_encoder_blocks=(1, *(decoder.layers,) * (stages - 1)),
+        num_decoder_blocks=(*(decoder.layers,) * (stages - 1), 1),
         scaling_factor=1.0,
         shift_factor=0.0,
     )
 
 
+def distill_decoder(
+    settings: Distillation, decoder: SmallDecoder, teacher: TorchModel, model: TorchModel, context: Context
+) -> GeneratorModel:
+    """``model`` with a small autoencoder in the place of its VAE, taught by ``teacher``'s."""
+    assert isinstance(model, GeneratorModel) and isinstance(teacher, GeneratorModel)
+    vae = teacher.parts[VAE]
+    examples = picture_examples(vae, picture_rows(teacher, context))
+    held_out = None
+    if VALIDATION in context.data.splits:
+        held_out = picture_examples(vae, picture_rows(teacher, context, VALIDATION))
+    model.replace_part(VAE, teach_small_decoder(vae, examples, held_out, settings, decoder, context))
+    return model
+
+
 def teach_small_decoder(
-    vae: Any, examples: Examples, held_out: Examples | None, settings: SmallDecoder, context: Context
+    vae: Any,
+    examples: Examples,
+    held_out: Examples | None,
+    settings: Distillation,
+    decoder: SmallDecoder,
+    context: Context,
 ) -> AutoencoderTiny:
     """An autoencoder that decodes as ``vae`` does, taught on `picture_examples`; ``held_out`` ones judge every epoch.
 
     A killed training goes on where it was last kept. Raises `StageError`.
     """
-    small = make_small_autoencoder(vae, settings, context.seed)
+    small = make_small_autoencoder(vae, decoder, context.seed)
     vae.eval().requires_grad_(False)
     both, judged = _Both(small), held_out and held_out.subset(range(min(_JUDGED, len(held_out))))
     batches = -(-len(examples) // settings.batch_size)
     trainee = Trainee(
         both,
         examples,
-        DecoderLesson(vae, settings).loss,
+        DecoderLesson(vae, decoder).loss,
         validate=None if judged is None else lambda: -decoded_distance(vae, small, judged),
         length=Length(max(1, round(settings.epochs * batches)), settings.seconds),
         kept=None if processes.several() else KeptTraining(context.scratch),
@@ -114,26 +137,26 @@ class DecoderLesson:
     The features are those of the VAE's own encoder behind each of its blocks: they are there for pictures of any kind.
     """
 
-    def __init__(self, vae: Any, settings: SmallDecoder) -> None:
+    def __init__(self, vae: Any, decoder: SmallDecoder) -> None:
         self.vae = vae
-        self.settings = settings
+        self.decoder = decoder
 
     def loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Of a batch of `picture_examples`."""
-        settings, latents = self.settings, batch[LATENTS]
+        weights, latents = self.decoder, batch[LATENTS]
         vae = self.vae.to(latents.device)
         with torch.no_grad():
             taught = vae.decode(unscaled_latents(vae, latents), return_dict=False)[0]
         encoded, mine = module(batch[PICTURES], latents)
         loss = nn.functional.l1_loss(mine.float(), taught.float())
-        if settings.encoder_weight:
-            loss = loss + settings.encoder_weight * nn.functional.mse_loss(encoded.float(), latents)
-        if settings.feature_weight:
+        if weights.encoder_weight:
+            loss = loss + weights.encoder_weight * nn.functional.mse_loss(encoded.float(), latents)
+        if weights.feature_weight:
             with torch.no_grad():
                 wanted = encoder_features(vae, taught)
             found = encoder_features(vae, mine)
             distances = [feature_distance(one, other) for one, other in zip(found, wanted, strict=True)]
-            loss = loss + settings.feature_weight * torch.stack(distances).mean()
+            loss = loss + weights.feature_weight * torch.stack(distances).mean()
         return loss
 
 

@@ -15,13 +15,15 @@ from diffusers import DDPMScheduler
 from compress.architectures.unet import bk_sdm_blocks, keep_blocks
 from compress.errors import StageError
 from compress.training import feature_distillation
-from compress.training.denoiser_config import FeatureDistillation
+from compress.training.denoiser_config import FeatureLosses
+from compress.training.distillation_config import Distillation
 from compress.training.feature_distillation import FeatureLesson, teach_features
 from compress.training.kept_training import KeptTraining
 from compress.training.noised_latents import NoisedLatents, Noising, denoise
 
 NOISING = Noising.of(DDPMScheduler())
-FAST = FeatureDistillation(epochs=2, batch_size=4, learning_rate=2e-3, precision="fp32", judged_timesteps=2)
+LOSSES = FeatureLosses(judged_timesteps=2)
+FAST = Distillation(teacher="start", features=LOSSES, epochs=2, batch_size=4, learning_rate=2e-3, precision="fp32")
 EXAMPLES = tiny_unets.latents(8)
 
 
@@ -31,8 +33,7 @@ def noised(rows: int = 3) -> NoisedLatents:
 
 
 def lesson(teacher, student, **weights) -> FeatureLesson:
-    settings = FAST.model_copy(update=weights)
-    return FeatureLesson.between(teacher, student, EXAMPLES, NOISING, settings, 0)
+    return FeatureLesson.between(teacher, student, EXAMPLES, NOISING, LOSSES.model_copy(update=weights), 0)
 
 
 def test_an_identical_student_has_no_loss_against_its_teacher():
@@ -112,7 +113,8 @@ def test_a_student_comes_nearer_and_its_teacher_stays(tmp_path):
     before = copy.deepcopy(teacher.state_dict())
     context = tiny.context(scratch=tmp_path)
     apart = (tiny_unets.answer(student) - tiny_unets.answer(teacher)).square().mean()
-    teach_features(student, teacher, EXAMPLES, EXAMPLES, NOISING, FAST.model_copy(update={"epochs": 12}), context)
+    settings = FAST.model_copy(update={"epochs": 12})
+    teach_features(student, teacher, EXAMPLES, EXAMPLES, NOISING, settings, LOSSES, context)
     assert (tiny_unets.answer(student) - tiny_unets.answer(teacher)).square().mean() < 0.7 * apart
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
     assert "denoising loss on held-out pictures" in context.remarks[-1]
@@ -139,12 +141,11 @@ class Mortal(Noising):
 def test_a_killed_teaching_ends_with_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(feature_distillation, "KeptTraining", partial(KeptTraining, every_seconds=0.0))
     small, teacher = tiny_unets.doubled(tiny_unets.conditional, (8, 16))
-    settings = FAST.model_copy(update={"without_prompt": 0.0})
 
     def taught(folder, dies_after):
         student = copy.deepcopy(small)
         noising = Mortal(NOISING.scheduler, {}, 0.0, [dies_after])
-        teach_features(student, teacher, EXAMPLES, EXAMPLES, noising, settings, tiny.context(scratch=folder))
+        teach_features(student, teacher, EXAMPLES, EXAMPLES, noising, FAST, LOSSES, tiny.context(scratch=folder))
         return student.state_dict()
 
     whole = taught(tmp_path / "whole", -1)

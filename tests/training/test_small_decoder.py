@@ -12,6 +12,7 @@ from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline
 from compress.errors import StageError
 from compress.numerics.distillation import feature_distance
 from compress.training.denoiser_config import SmallDecoder
+from compress.training.distillation_config import Distillation
 from compress.training.small_decoder import (
     decoded_distance,
     encoder_features,
@@ -20,7 +21,8 @@ from compress.training.small_decoder import (
     teach_small_decoder,
 )
 
-SETTINGS = SmallDecoder(width=8, layers=1, epochs=30, batch_size=8, learning_rate=5e-3, precision="fp32")
+SMALL = SmallDecoder(width=8, layers=1)
+SETTINGS = Distillation(small_decoder=SMALL, epochs=30, batch_size=8, learning_rate=5e-3, precision="fp32")
 
 
 def pictures(rows: int = 16) -> np.ndarray:
@@ -31,7 +33,7 @@ def pictures(rows: int = 16) -> np.ndarray:
 
 def test_a_pipeline_opens_as_it_is_and_draws_with_the_small_decoder(tmp_path):
     parts = tiny_pipelines.parts()
-    parts["vae"] = make_small_autoencoder(parts["vae"], SETTINGS, seed=0).eval()
+    parts["vae"] = make_small_autoencoder(parts["vae"], SMALL, seed=0).eval()
     made = StableDiffusionPipeline(
         **parts,
         tokenizer=tiny_pipelines.tokenizer(),
@@ -59,9 +61,9 @@ def test_it_learns_what_the_vae_decodes(tmp_path):
     vae = tiny_pipelines.parts()["vae"]
     examples = picture_examples(vae, pictures())
     assert examples.inputs[0]["latents"].shape == (4, 8, 8)
-    untaught = decoded_distance(vae, make_small_autoencoder(vae, SETTINGS, 0), examples)
+    untaught = decoded_distance(vae, make_small_autoencoder(vae, SMALL, 0), examples)
     context = tiny.context(scratch=tmp_path)
-    small = teach_small_decoder(vae, examples, examples, SETTINGS, context)
+    small = teach_small_decoder(vae, examples, examples, SETTINGS, SMALL, context)
     assert decoded_distance(vae, small, examples) < 0.5 * untaught
     assert "parameters of the decoder; pictures are off by" in context.remarks[-1]
     latents = torch.from_numpy(np.stack([row["latents"] for row in examples.inputs]))
@@ -91,6 +93,6 @@ def test_the_distance_of_features_forgets_their_length():
 
 
 def test_a_vae_of_another_kind_is_refused():
-    small = make_small_autoencoder(tiny_pipelines.parts()["vae"], SETTINGS, 0)
+    small = make_small_autoencoder(tiny_pipelines.parts()["vae"], SMALL, 0)
     with pytest.raises(StageError, match="AutoencoderTiny teaches no small decoder"):
-        make_small_autoencoder(small, SETTINGS, 0)
+        make_small_autoencoder(small, SMALL, 0)

@@ -57,6 +57,22 @@ def part_costs(config: Mapping[str, Any], batch: int = 1, size: int | None = Non
     return PartCosts(parameters(part), _multiplications(call), *(_peak_values(part, call, fused) for fused in (1, 0)))
 
 
+def costs_of(part: Any) -> PartCosts:
+    """Of a part that is there, for one picture of its own size, by its config."""
+    config = {name: value for name, value in part.config.items() if not name.startswith("_")}
+    return part_costs({**config, "_class_name": type(part).__name__})
+
+
+def cost_rows(before: PartCosts, after: PartCosts) -> list[tuple[str, float, float]]:
+    """Figures for a table: of a call before and after a cut."""
+    return [
+        ("parameters", before.parameters, after.parameters),
+        ("multiplications", before.multiplications, after.multiplications),
+        ("memory in fp32, MB", *(round(one.memory_bytes(32) / 1e6, 2) for one in (before, after))),
+        ("memory in fp16, MB", *(round(one.memory_bytes(16) / 1e6, 2) for one in (before, after))),
+    ]
+
+
 def hollow_part(config: Mapping[str, Any]) -> Any:
     """The module of a diffusers config.json without weights. Raises `ModelError` where diffusers has none for it."""
     import diffusers

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from compress.architectures.diffusion_costs import multiplications, parameters
+from compress.architectures.diffusion_costs import cost_rows, costs_of, multiplications, parameters
 from compress.architectures.narrow_unet import check_widths, narrow, narrow_config, tied_stages, width_steps
 from compress.architectures.unet import (
     KeptBlocks,
@@ -66,20 +66,21 @@ def prune_unet(unet: Any, settings: DenoiserPruning, examples: Examples, noising
     chosen = np.sort(np.random.default_rng(context.seed).permutation(len(examples))[:count])
     some = examples.subset(chosen)
     probes = Probes.spaced(some, noising, settings.timesteps, settings.batch_size, context.seed)
-    before, whole = parameters(unet), probes.losses(unet)
+    before, whole = costs_of(unet), probes.losses(unet)
     if settings.blocks is not None:
         unet = keep_blocks(unet, bk_sdm_blocks(unet, _SIZES[settings.blocks]))
     if settings.pairs:
         unet = _without_pairs(unet, settings, probes, context)
     if settings.cuts_channels:
         unet = _narrowed(unet, settings, probes, context)
-    left = probes.losses(unet)
+    after, left = costs_of(unet), probes.losses(unet)
     context.remark(
-        f"prune: {before:,} -> {parameters(unet):,} parameters; denoising loss before any teaching "
+        f"prune: {before.parameters:,} -> {after.parameters:,} parameters; denoising loss before any teaching "
         f"{float(whole.mean()):.4f} -> {float(left.mean()):.4f}"
     )
     rows = zip(_THIRDS, _by_thirds(whole), _by_thirds(left), strict=True)
     context.tabulate("Denoising loss by timestep", ("timesteps", "before", "after the cut"), rows)
+    context.tabulate("A call of the UNet, predicted", ("", "before", "after the cut"), cost_rows(before, after))
     return unet
 
 

@@ -16,7 +16,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import nn
 
-from compress.architectures.diffusion_costs import parameters
+from compress.architectures.diffusion_costs import cost_rows, costs_of, parameters
 from compress.checkpoints.diffusion_pipeline import VAE, GeneratorModel
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
@@ -114,6 +114,7 @@ def teach_small_decoder(
     )
     train(trainee, settings, context.seed, context.progress, "distill")
     said = f"{parameters(vae.decoder):,} -> {parameters(small.decoder):,} parameters of the decoder"
+    context.tabulate("Decoding, predicted", ("", "before", "after"), cost_rows(costs_of(vae), costs_of(small)))
     if judged is not None:
         said += f"; pictures are off by {decoded_distance(vae, small, judged) * 127.5:.2f} of 255 levels on average"
     context.remark(f"distill: {said}")

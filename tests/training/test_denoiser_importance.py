@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import tiny
 import tiny_unets
@@ -79,11 +81,13 @@ def test_the_same_noise_comes_again_and_training_draws_none_of_it():
 def test_channels_that_nobody_reads_go_first(tmp_path):
     small, wide = tiny_unets.doubled(tiny_unets.conditional, (8, 16))
     context = tiny.context(scratch=tmp_path)
+    whole = copy.deepcopy(wide)
     settings = DenoiserPruning(channels=0.5, timesteps=4, importance_examples=3)
     made = prune_unet(wide, settings, tiny_unets.latents(3), NOISING, context)
     assert torch.allclose(tiny_unets.answer(made), tiny_unets.answer(small), atol=1e-3)
     assert f"-> {parameters(small):,} parameters" in context.remarks[-1]
-    (table,) = context.tables
+    table, costs = context.tables
+    assert costs.rows[0][1:] == (parameters(whole), parameters(small))
     assert [row[1] for row in table.rows] == pytest.approx([row[2] for row in table.rows], abs=1e-3)
 
 

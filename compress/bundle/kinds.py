@@ -18,7 +18,7 @@ from compress.bundle.sound import SOUNDS
 from compress.bundle.text import MASKED_TEXTS, SENTENCES, SOURCES, TEXTS, WORDS
 from compress.bundle.transcript import TRANSCRIPTS_OF_SPEECH, WRITTEN_TEXTS
 from compress.bundle.vectors import EMBEDDINGS, IMAGE_EMBEDDINGS, LABELS
-from compress.checkpoints.json_file import read_json
+from compress.checkpoints.pipeline_checks import model_config
 from compress.errors import InputError
 from compress.targets import Language
 from compress.tasks.registry import TASKS, get_task
@@ -58,7 +58,7 @@ KINDS: dict[tuple[str, str], Kind] = {
 def kind_of(task: str, model: Path | None = None) -> Kind:
     """That of a task's `app_steps`, as ``model`` has it. Raises `InputError` for a task without an app."""
     found = get_task(task)
-    config = {} if model is None else read_json(model / "config.json")
+    config = {} if model is None else model_config(model)
     steps = (found if model is None else found.of(config)).app_steps
     if steps is None and found.app_steps in KINDS:
         raise InputError(

@@ -18,6 +18,8 @@ from compress.errors import ModelError
 
 _SAME = 1e-4
 """How far latents may be off, as a share of the largest: diffusers computes in float32."""
+_NOTHING = 1e-12
+"""What rounding leaves of a number that has no say."""
 _FIRST, _SECOND = 0, 1
 _SIZE = 64
 
@@ -82,9 +84,10 @@ def step_table(scheduler: Any, steps: int) -> StepTable:
         (one, drawn), (other, drawn_otherwise) = (walk.step(place, output, sample) for walk in walks)
         apart = drawn - drawn_otherwise
         share = float(((one - other) * apart).sum() / apart.square().sum())
-        share = share if abs(share) > 1e-9 else 0.0
+        share = share if abs(share) > _SAME else 0.0
         sample = one - share * drawn
         sample[..., 1 + count + place] += share
+        sample[sample.abs() < _NOTHING] = 0
         rows.append(sample.flatten().tolist())
     table = StepTable(
         initial,

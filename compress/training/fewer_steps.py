@@ -32,7 +32,7 @@ from compress.training.step_losses import Agree, Averaged, Batch, Denoiser, Halv
 if TYPE_CHECKING:
     from compress.stage.stage import Context
 
-_COMPARED, _REFERENCE_STEPS = 32, 100
+_COMPARED, _REFERENCE_STEPS = 16, 50
 """Pictures, and steps of the teacher, by which it is told what was learned."""
 _TOLD = "time_cond_proj_dim"
 _TOLD_WIDTH = 256

@@ -7,7 +7,6 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from compress.frozen import Frozen
-from compress.stage.stage import SEARCH
 
 _GRID = 50
 """Steps of the teacher from which a consistent student learns (Luo et al. 2023, section 4.3: 1000 / 20)."""
@@ -24,9 +23,7 @@ class FewerSteps(Frozen):
     """
 
     method: Literal["progressive", "consistency"] = Field("progressive", description="what a step learns")
-    steps: int = Field(
-        4, ge=1, le=64, description="steps that the student draws in", json_schema_extra={SEARCH: [1, 2, 4, 8]}
-    )
+    steps: int = Field(4, ge=1, le=64, description="steps that the student draws in")
     teacher_steps: int | None = Field(
         None,
         ge=2,

@@ -191,7 +191,7 @@ def test_numbers_that_are_not_finite_end_a_round_with_what_was_kept(
     taught = lesson(tmp_path, {"steps": 4, "method": "consistency"}, rows=512, epochs=8)
     taught.teach()
     assert all(torch.isfinite(weight).all() for weight in taught.student.parameters())
-    assert any("as it is after step 4" in remark for remark in taught.context.remarks)
+    assert any("as it was after step 4" in remark for remark in taught.context.remarks)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@
 
 Everything that the run measured is taken from its report. Three short runs are added, whose stages come from the cache
 where the first run had them: the start with nothing but its denoiser in INT8, the start in as few steps by the best
-scheduler, and the recipe up to where it is distilled into them. The page is a bundle in Chromium with a fresh profile; ours and diffusers' own
-pictures are drawn from the same noise. `--write` puts it all into the results file that docs/results.md is made from.
+scheduler, and the recipe up to where it is distilled into them. The page is a bundle in Chromium with a fresh profile;
+ours and diffusers' own pictures are drawn from the same noise. `--write` puts it all into the results file that
+docs/results.md is made from.
 """
 
 from __future__ import annotations

@@ -63,6 +63,7 @@ class TextToImage(Task):
         Column("label", given=False, read=class_name, expected="a name or a number", optional=True),
     )
     capabilities = frozenset({READS_ROWS, DRAWS})
+    app_steps = ("tokenize-prompt", "draw")
     architectures = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
     starter = _STARTER
     packages = ("diffusers",)

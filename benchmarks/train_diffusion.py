@@ -48,7 +48,7 @@ from compress.numerics.picture_similarity import psnr
 from compress.progress import Progress
 
 GUIDANCE, SAMPLING_STEPS = 2.0, 25
-_SHARES = {"judge": 0.08, "autoencoder": 0.25, "unet": 0.67}
+_SHARES = {"judge": 0.12, "autoencoder": 0.23, "unet": 0.65}
 _SPARE = 0.9
 """The share of the time left that steps are planned for: nobody knows what else a machine will do."""
 PLAN, RECORD = "plan.json", "training.json"

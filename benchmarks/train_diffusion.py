@@ -173,6 +173,8 @@ def write_pipeline(autoencoder: Any, unet: Any, text: Text, folder: Path) -> Non
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder)
+    # vocab.txt, which transformers 4 reads; 5 writes tokenizer.json alone.
+    text.tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))
     (folder / SAMPLING).write_bytes(Sampling(guidance=GUIDANCE).as_json())
     (folder / "README.md").write_text(_CARD, encoding="utf-8")
 

@@ -50,6 +50,16 @@ def _time(name: str, title: str) -> Metric:
     return Metric(name, title, "milliseconds", "lower", "faster", "slower")
 
 
+def _faster(name: str, title: str) -> Metric:
+    return Metric(name, title, "times", "higher", "faster", "slower", relative=True)
+
+
+_PARTS_OF_A_PICTURE = {
+    "text_encoder": "Text encoder",
+    "denoiser_step": "Step of the denoiser",
+    "decoder": "Decoder of pictures",
+    "scheduler": "Scheduler and guidance",
+}
 _CONSUMED = ("J", "mJ", "W", "s")
 _KNOWN = {
     metric.name: metric
@@ -133,7 +143,13 @@ _KNOWN = {
         Metric("energy_mj", "Energy a call", "plain", "lower", "less", "more", unit="mJ"),
         _time("reference_matmul_ms", "Reference product"),
         _time("reference_copy_ms", "Reference copy"),
-        Metric("speedup", "Speed-up", "times", "higher", "faster", "slower", relative=True),
+        _faster("speedup", "Speed-up"),
+        _time("first_picture_ms", "First picture"),
+        *(_time(f"{part}_ms", title) for part, title in _PARTS_OF_A_PICTURE.items()),
+        *(
+            _faster(f"speedup_{part}", f"Speed-up of the {title.lower()}")
+            for part, title in _PARTS_OF_A_PICTURE.items()
+        ),
     )
 }
 _GENERATION = {
@@ -152,6 +168,7 @@ _GENERATION = {
 """Text generation, each after a prompt of N tokens: `tokens_per_second_context_512`."""
 _LENGTH = re.compile(r"^latency_ms_length_(\d+)_(\d+)$")
 _CONTEXT = re.compile(r"^(.+)_context_(\d+)$")
+_DRAWN = re.compile(r"^(.+)_(steps|size)_(\d+)$")
 _NUMBER = re.compile(r"^(-?[\d,.]+)(.*)$")
 _SLICE = re.compile(r"^([^\[\]]+)\[(.+)\]$")
 _TO_BASELINE = " to the baseline's embedding"
@@ -200,6 +217,9 @@ def describe_metric(name: str, unit: str = "") -> Metric:
     for pattern, known, title in _NUMBERED:
         if match := pattern.match(name):
             return replace(known, name=name, title=title.format(*match.groups()), unit=unit)
+    if (drawn := _DRAWN.match(name)) and drawn[1] in _KNOWN:
+        known, words = _KNOWN[drawn[1]], {"steps": "{0} steps", "size": "{0} pixels a side"}[drawn[2]]
+        return replace(known, name=name, title=f"{known.title}, {words.format(drawn[3])}", unit=unit or known.unit)
     if generated := context_of(name):
         known = _GENERATION[generated[0]]
         return replace(known, name=name, title=f"{known.title}, context {generated[1]}", unit=unit or known.unit)

@@ -112,8 +112,14 @@ class GeneratorModel(TorchModel):
     def _index(self) -> dict[str, Any]:
         """model_index.json with the classes of the components as they are now."""
         named = {**self.parts, TOKENIZER: self.tokenizer, SCHEDULER: self.scheduler}
-        classes = {name: [type(one).__module__.partition(".")[0], type(one).__name__] for name, one in named.items()}
+        classes = {name: [type(one).__module__.partition(".")[0], _class_name(one)] for name, one in named.items()}
         return {**{name: value for name, value in self.index.items() if name != _WHERE_FROM}, **classes}
+
+
+def _class_name(component: Any) -> str:
+    """Of a tokenizer in tokenizer.json the name that older versions of transformers, and optimum's, read it by."""
+    name = type(component).__name__
+    return f"{name}Fast" if getattr(component, "is_fast", False) and not name.endswith("Fast") else name
 
 
 def load_pipeline(directory: Path) -> GeneratorModel:

@@ -109,6 +109,12 @@ class Benchmark(Frozen):
         (128,), min_length=1, description="text generation: tokens of the prompts, each timed on its own"
     )
     tokens: int = Field(32, ge=1, description="text generation: tokens that are timed after the first")
+    picture_steps: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (), description="pictures: numbers of steps that are timed beside each model's own"
+    )
+    picture_sizes: tuple[Annotated[int, Field(ge=8)], ...] = Field(
+        (), description="pictures: pixels of a side that are timed beside the model's own size"
+    )
     examples: int = Field(256, ge=8, description="test rows drawn for the latency scenarios")
     every_stage: bool = Field(True, description="measure the output of every stage, not just baseline and final")
 

@@ -71,15 +71,29 @@ class PictureSession:
         check_inputs(self.inputs, batch, self._where)
         return {PICTURES: self.sampler.draw(batch[IDS], batch[NOISE], batch[SEED].tolist())}
 
+    @property
+    def denoiser(self) -> str:
+        """The name of the part that is called once a step."""
+        return next(part for part in self.parts if part not in (TEXT_ENCODER, DECODER))
+
     def probe(self, examples: Examples) -> np.ndarray:
         """A few pictures in next to no steps, which every part has a hand in: [n, height, width, channels]."""
         batch = examples.batch(range(min(_PROBES, len(examples))))
-        fewer = self.with_sampling(replace(self.sampler.sampling, steps=_PROBE_STEPS))
-        return fewer.predict(batch)[PICTURES]
+        return self.shortened().predict(batch)[PICTURES]
+
+    def shortened(self) -> PictureSession:
+        """The same in next to no steps: what parts differ by is not yet what many steps make of it."""
+        return self.with_sampling(replace(self.sampler.sampling, steps=_PROBE_STEPS))
 
     def with_sampling(self, sampling: Sampling) -> PictureSession:
         """The same parts, drawing in another number of steps or with other guidance."""
         return PictureSession(replace(self.sampler, sampling=sampling), self.parts, self._where)
+
+    def with_part(self, part: str, session: Session) -> PictureSession:
+        """The same but for one part."""
+        calls = {TEXT_ENCODER: "encode", DECODER: "decode"}
+        sampler = replace(self.sampler, **{calls.get(part, "denoise"): _call(session)})  # type: ignore[arg-type]
+        return PictureSession(sampler, {**self.parts, part: session}, self._where)
 
 
 def open_pictures(sessions: Sequence[Session], folder: Path) -> PictureSession:

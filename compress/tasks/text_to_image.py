@@ -65,6 +65,7 @@ class TextToImage(Task):
     capabilities = frozenset({READS_ROWS, DRAWS})
     architectures = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
     starter = _STARTER
+    packages = ("diffusers",)
     slices = (Slice(length="quartiles"),)
     batch_size = 16
 

@@ -14,6 +14,7 @@ from PIL import Image
 from tiny_pipelines import WORDS, pipeline_folder
 from tiny_run import BENCHMARK, Notes, load
 
+from compress.checkpoints.sampling import empty_ids, load_prompt_processor
 from compress.pipeline.run import Run, run
 from compress.report.schema import BASELINE, FINAL
 

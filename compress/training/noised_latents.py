@@ -192,4 +192,6 @@ def denoise(unet: nn.Module, noised: NoisedLatents) -> torch.Tensor:
 
 def denoising_losses(unet: nn.Module, noised: NoisedLatents) -> torch.Tensor:
     """The mean squared error of each row, [B] (Ho et al. 2020, equation 14)."""
-    return (denoise(unet, noised).float() - noised.target.float()).square().flatten(1).mean(1)
+    answer = denoise(unet, noised)
+    exact = torch.promote_types(answer.dtype, torch.float32)
+    return (answer.to(exact) - noised.target.to(exact)).square().flatten(1).mean(1)

@@ -28,7 +28,7 @@ def latent_examples(latents: np.ndarray, conditions: Mapping[str, Sequence[np.nd
     Conditions go by the names of the UNet's arguments: `encoder_hidden_states`, `class_labels`. Rows may share an
     array, as those of one caption do.
     """
-    columns: dict[str, Sequence[np.ndarray]] = {LATENTS: latents, **conditions}
+    columns: dict[str, Any] = {LATENTS: latents, **conditions}
     inputs = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     return Examples(inputs, dict.fromkeys(columns))
 

@@ -63,8 +63,10 @@ def test_a_scheduler_is_changed_with_the_number_of_steps(
     stage = Schedule(
         scheduler="DPMSolverMultistepScheduler", steps=5, guidance=2, config={"timestep_spacing": "trailing"}
     )
+    before = {name: weight.clone() for name, weight in model.module.state_dict().items()}
     made = stage.run(model, context)
-    assert isinstance(made, GeneratorModel)
+    assert isinstance(made, GeneratorModel) and not stage.promise().changes_weights
+    assert all(torch.equal(weight, before[name]) for name, weight in made.module.state_dict().items())
     assert type(made.scheduler).__name__ == "DPMSolverMultistepScheduler"
     assert (made.sampling.steps, made.sampling.guidance) == (5, 2)
     same_when_read_again(made, tmp_path / "made")

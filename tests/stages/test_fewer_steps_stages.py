@@ -85,6 +85,8 @@ def test_the_best_is_the_nearest_to_many_steps(model: GeneratorModel, context: C
 def test_a_scheduler_that_does_not_fit_is_refused(model: GeneratorModel, context: Context) -> None:
     with pytest.raises(InputError, match="LCMScheduler does not fit"):
         Schedule(scheduler="LCMScheduler", steps=4).run(model, context)
+    with pytest.raises(InputError, match="no scheduler 'DDIMSchedule'"):
+        Schedule(scheduler="DDIMSchedule", steps=4).check_model(Path("start"))
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ def picture_report() -> Report:
             found = {"metric": name, "value": value, "unit": unit, "low": value - half, "high": value + half}
             rows.append(Measurement(**known, **found, n=200, raw=each))
         rows.append(Measurement(**known, metric="size_bytes", value=30_000 * steps, unit="bytes"))
+        rows.append(Measurement(**known, metric="sampling_steps", value=steps, unit="count"))
         for row, prompt in enumerate(PROMPTS):
             levels, usual, apart = squares(row, more), squares(row, 0), {}
             if model != "baseline":

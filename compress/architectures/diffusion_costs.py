@@ -65,11 +65,14 @@ def costs_of(part: Any) -> PartCosts:
 
 def cost_rows(before: PartCosts, after: PartCosts) -> list[tuple[str, float, float]]:
     """Figures for a table: of a call before and after a cut."""
+    memory = [
+        (f"memory in fp{bits}, MB", *(round(one.memory_bytes(bits) / 1e6, 2) for one in (before, after)))
+        for bits in (32, 16)
+    ]
     return [
         ("parameters", before.parameters, after.parameters),
         ("multiplications", before.multiplications, after.multiplications),
-        ("memory in fp32, MB", *(round(one.memory_bytes(32) / 1e6, 2) for one in (before, after))),
-        ("memory in fp16, MB", *(round(one.memory_bytes(16) / 1e6, 2) for one in (before, after))),
+        *((what, first, second) for what, first, second in memory),
     ]
 
 
@@ -78,7 +81,7 @@ def hollow_part(config: Mapping[str, Any]) -> Any:
     import diffusers
 
     name = str(config.get("_class_name"))
-    made = getattr(diffusers, name, None) if name.isidentifier() else None
+    made: Any = getattr(diffusers, name, None) if name.isidentifier() else None
     if not (isinstance(made, type) and issubclass(made, diffusers.ModelMixin)):
         raise ModelError(
             f"diffusers has no model {name!r}.",
@@ -151,11 +154,11 @@ def _peak_values(part: nn.Module, call: Callable[[], Any], fused: bool) -> int:
     return alive.peak_bytes // _FP32_BYTES
 
 
-class _FusedAttention(TorchFunctionMode):
+class _FusedAttention(TorchFunctionMode):  # type: ignore[no-untyped-call]
     """Attention makes its output and nothing else, if it is ``fused``."""
 
     def __init__(self, fused: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._fused = fused
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

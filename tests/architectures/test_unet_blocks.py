@@ -8,20 +8,20 @@ import pytest
 import tiny_unets
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
-from real_diffusion_configs import BK_SDM_SMALL, BK_SDM_TINY, SD15_UNET
+from real_diffusion_configs import BK_SDM_BASE, BK_SDM_SMALL, BK_SDM_TINY, SD15_UNET
 
 from compress.architectures.diffusion_costs import hollow_part, parameters
 from compress.architectures.unet import KeptBlocks, all_blocks, bk_sdm_blocks, fits, keep_blocks
 from compress.errors import StageError
 
 
-@pytest.mark.parametrize(("size", "published"), [("small", BK_SDM_SMALL), ("tiny", BK_SDM_TINY)])
+@pytest.mark.parametrize(("size", "published"), [("base", BK_SDM_BASE), ("small", BK_SDM_SMALL), ("tiny", BK_SDM_TINY)])
 def test_stable_diffusion_is_cut_to_the_published_configs(size, published):
     unet = hollow_part(SD15_UNET)
     made, wanted = keep_blocks(unet, bk_sdm_blocks(unet, size), share=True), hollow_part(published)
     shapes = [{name: tensor.shape for name, tensor in one.state_dict().items()} for one in (made, wanted)]
     assert shapes[0] == shapes[1]
-    assert parameters(made) == {"small": 482_346_884, "tiny": 323_384_964}[size]
+    assert parameters(made) == {"base": 579_384_964, "small": 482_346_884, "tiny": 323_384_964}[size]
     for name, value in published.items():
         if not name.startswith("_"):
             found = made.config[name]

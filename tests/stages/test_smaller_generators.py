@@ -37,7 +37,7 @@ def context(tmp_path: Path, start: Path) -> Context:
     pictures = tiny_images.table(8)
     captions = [f"a {'dark' if row % 2 else 'small'} coat" for row in range(8)]
     rows = pa.table({"image": pictures["image"], "text": captions})
-    data = Dataset(TASK.columns, {"train": rows, "validation": rows.slice(0, 4), "test": rows})
+    data = Dataset(TASK.columns, {"train": rows, "validation": rows.slice(0, 4), "test": rows}, ())
 
     def earlier(label: str) -> Any:
         assert label == "start"

@@ -92,7 +92,7 @@ def test_channels_that_nobody_reads_go_first(tmp_path):
 
 
 def test_a_share_of_parameters_goes_where_least_is_lost():
-    unet = tiny_unets.conditional(block_out_channels=(16, 64), attention_head_dim=4)
+    unet = tiny_unets.conditional(block_out_channels=(8, 32))
     before = parameters(unet)
     context = tiny.context()
     made = prune_unet(
@@ -115,7 +115,7 @@ def test_a_share_of_parameters_goes_where_least_is_lost():
 
 
 def test_the_pair_goes_without_which_the_loss_is_least():
-    unet, seen = tiny_unets.conditional(layers_per_block=2), probes()
+    unet, seen = tiny_unets.conditional(layers_per_block=2), probes(rows=2, count=2)
     whole = all_blocks(unet)
     tried = {}
     for stage in (0, 1):
@@ -130,7 +130,7 @@ def test_the_pair_goes_without_which_the_loss_is_least():
 
 
 def test_the_middle_goes_where_it_is_missed_least():
-    unet, seen = tiny_unets.conditional(layers_per_block=2), probes()
+    unet, seen = tiny_unets.conditional(layers_per_block=2), probes(rows=1, count=2)
     with torch.no_grad():
         # Where nothing is added to what comes in, the middle does nothing.
         for resnet in unet.mid_block.resnets:
@@ -144,7 +144,7 @@ def test_the_middle_goes_where_it_is_missed_least():
     middle = next(one for one in removed if one.what == "the block in the middle")
     assert removed[0] != middle or middle.loss == pytest.approx(before, rel=1e-5)
     with pytest.raises(StageError, match="Only 3 blocks of this UNet can go, and 4 are to"):
-        least_missed(unet, 4, middle=True, judge=seen.loss)
+        least_missed(unet, 4, middle=True, judge=lambda _: 0.0)
 
 
 @pytest.mark.parametrize(

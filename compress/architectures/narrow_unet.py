@@ -127,8 +127,14 @@ def _fit_time_embedding(unet: Any, width: int, timesteps: int) -> int:
     shifts = sorted({config.freq_shift - round(gone * place / _TRIED) for place in range(_TRIED + 1)}, reverse=True)
     fits = [_fit(width, config, shift, steps, wanted) for shift in shifts]
     best = min(range(len(fits)), key=lambda place: fits[place][0])
+    before = readers[0].weight.double()
     for layer, weight in zip(readers, fits[best][1].split([len(one.weight) for one in readers]), strict=True):
         layer.weight, layer.in_features = nn.Parameter(weight.to(layer.weight.dtype)), width
+    told = unet.time_embedding.cond_proj
+    if told is not None:
+        # What it adds to the sinusoids is to be read as it was.
+        solved = torch.linalg.lstsq(readers[0].weight.double(), before @ told.weight.double()).solution
+        told.weight, told.out_features = nn.Parameter(solved.to(told.weight.dtype)), width
     return shifts[best]
 
 

@@ -128,14 +128,17 @@ def _fit_time_embedding(unet: Any, width: int, timesteps: int) -> int:
     fits = [_fit(width, config, shift, steps, wanted) for shift in shifts]
     best = min(range(len(fits)), key=lambda place: fits[place][0])
     before = readers[0].weight.double()
-    for layer, weight in zip(readers, fits[best][1].split([len(one.weight) for one in readers]), strict=True):
-        layer.weight, layer.in_features = nn.Parameter(weight.to(layer.weight.dtype)), width
+    weights, start = fits[best][1], 0
+    for layer in readers:
+        own = weights[start : start + layer.out_features]
+        layer.weight, layer.in_features = nn.Parameter(own.to(layer.weight.dtype)), width
+        start += layer.out_features
     told = unet.time_embedding.cond_proj
     if told is not None:
         # What it adds to the sinusoids is to be read as it was.
         solved = torch.linalg.lstsq(readers[0].weight.double(), before @ told.weight.double()).solution
         told.weight, told.out_features = nn.Parameter(solved.to(told.weight.dtype)), width
-    return shifts[best]
+    return int(shifts[best])
 
 
 def _fit(width: int, config: Any, shift: int, steps: torch.Tensor, wanted: torch.Tensor) -> tuple[float, torch.Tensor]:

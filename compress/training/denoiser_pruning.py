@@ -17,10 +17,10 @@ from compress.architectures.unet import (
     Size,
     all_blocks,
     bk_sdm_blocks,
-    fits,
     hollow_like,
     keep_blocks,
     require_unet,
+    shared_blocks,
 )
 from compress.architectures.unet_channels import ChannelSet, channel_sets
 from compress.checkpoints.diffusion_pipeline import GeneratorModel
@@ -50,7 +50,7 @@ def check_cut(unet: Any, settings: DenoiserPruning) -> None:
     """Try on a UNet that may have no weights what the settings name: blocks, and widths. Raises `StageError`."""
     require_unet(unet)
     if settings.blocks is not None:
-        unet = keep_blocks(unet, bk_sdm_blocks(unet, _SIZES[settings.blocks]), share=True)
+        unet = keep_blocks(unet, bk_sdm_blocks(unet, _SIZES[settings.blocks]))
     if settings.cuts_channels:
         sets = channel_sets(unet)
         if settings.block_out_channels is not None:
@@ -116,9 +116,9 @@ def least_missed(
     kept, removed = all_blocks(unet), list[Removal]()
     for _ in range(count):
         tried = {
-            what: (judge(keep_blocks(unet, one, share=True)), one)
+            what: (judge(made), one)
             for what, one in _candidates(kept, middle)
-            if fits(unet, one)
+            if (made := shared_blocks(unet, one)) is not None
         }
         if not tried:
             raise StageError(

@@ -58,11 +58,12 @@ class TextToImage(Task):
 
     name = "text-to-image"
     columns = (
-        Column("image", kind="image", given=False, optional=True),
+        Column("image", kind="image", optional=True),
         Column("text"),
         Column("label", given=False, read=class_name, expected="a name or a number", optional=True),
     )
     capabilities = frozenset({READS_ROWS, DRAWS})
+    app_steps = ("tokenize-prompt", "draw")
     architectures = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
     starter = _STARTER
     packages = ("diffusers",)

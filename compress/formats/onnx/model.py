@@ -193,7 +193,7 @@ def find_graphs(artifact: Path) -> tuple[Path, ...]:
 
 
 def shown_name(graph: Path) -> str:
-    """What tells a graph from the others of its model: the name of its file, with its folder where all have one name."""
+    """What tells a graph from the others of its model: the name of its file, below its folder where that is a part."""
     return f"{graph.parent.name}/{graph.name}" if graph.parent.name in DRAWING else graph.name
 
 

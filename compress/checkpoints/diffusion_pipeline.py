@@ -56,8 +56,8 @@ class GeneratorModel(TorchModel):
     kept: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
-    def parts(self) -> dict[str, nn.Module]:
-        """The modules by name, in the order in which they run."""
+    def parts(self) -> dict[str, Any]:
+        """The modules by name, each with a config, in the order in which they run."""
         return dict(self.module.named_children())
 
     @property

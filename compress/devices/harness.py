@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 from compress.bench.call_plan import CallPlan
-from compress.bench.launches import Plan, Workload
-from compress.bench.picture_plan import PicturePlan
+from compress.bench.launches import Workload
 from compress.bench.place import HERE, Timed
 from compress.bench.record import Conditions
 from compress.bench.service import error_reply
@@ -57,8 +56,7 @@ def main(place: str) -> None:
 
 def _timed(asked: dict[str, Any], folder: Path) -> Timed:
     conditions = Conditions(**{**asked["conditions"], "target": Target(**asked["conditions"]["target"])})
-    kinds: tuple[type[Plan], ...] = (CallPlan, TextPlan, PicturePlan)
-    (plan,) = (kind(**asked["plan"]) for kind in kinds if {one.name for one in fields(kind)} == set(asked["plan"]))
+    plan = (TextPlan if "contexts" in asked["plan"] else CallPlan)(**asked["plan"])
     workload = Workload(**{kind: _paths(places, folder) for kind, places in asked["work"].items()}, plan=plan)
     return HERE.time(workload, conditions, LineProgress(folder))
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from compress.checkpoints.sampling import Sampling
 from compress.data.membership import Part
 from compress.digests import digest_directory
 from compress.evaluation.evaluate import slice_rows
 from compress.evaluation.picture_files import difference_of, png_of
-from compress.evaluation.picture_judge import Asked, Judge, judged
+from compress.evaluation.picture_judge import Asked
 from compress.evaluation.picture_paths import sampling_path
 from compress.formats.runtimes import get_runtime
 from compress.measurement import Measurement
@@ -33,29 +34,45 @@ _JUDGE_VERSION = 1
 def judgements(session: TargetSession, parts: Sequence[Part]) -> list[Measurement]:
     """What the recipe's judge sees in the pictures that each model drew, on all rows and each slice of them."""
     folder = session.road.judge
-    if folder is None or BASELINE not in session.found:
+    if folder is None:
         return []
-    rows, target = session.road.data.split(session.split), session.target.name
+    rows, labels = session.road.data.split(session.split), list(session.found)
     classes = rows["label"].to_pylist() if "label" in rows.column_names else None
-    asked = Asked(rows["text"].to_pylist(), classes, session.found[BASELINE].labels)
-    open_judge: Callable[[], Judge] = cache(lambda: Judge(folder))
+    usual = session.found[BASELINE].kept[PICTURES] if BASELINE in session.found else None
+    asked = Asked(folder, rows["text"].to_pylist(), classes, session.found[labels[0]].labels, usual)
     key = {
         "judge": digest_directory(folder),
         "data": session.road.data.digest(session.split),
-        "baseline": session.digests[BASELINE],
+        "baseline": session.digests.get(BASELINE),
         "version": _JUDGE_VERSION,
     }
     found = []
-    for label in session.artifacts:
+    for label in labels:
 
         def find(_: Target, threads: int, progress: Progress, text: str, label: str = label) -> list[dict[str, Any]]:
-            drawn, usual = (session.found[one].kept[PICTURES] for one in (label, BASELINE))
-            return judged(open_judge(), asked, drawn, usual, progress, text)
+            progress.note(text)
+            return [row.model_dump() for row in asked.rows(session.found[label].kept[PICTURES])]
 
         names = (f"judgement of {label}", f"look at what {label} drew")
         kept = session.kept_json("judgement", label, key, "rows.json", names, find)
-        found += [Measurement.model_validate({**row, "model": label, "target": target}) for row in kept]
+        found += [Measurement.model_validate({**row, "model": label, "target": session.target.name}) for row in kept]
     return found + slice_rows(found, parts)
+
+
+def steps(session: TargetSession) -> list[Measurement]:
+    """In how many steps each model draws a picture."""
+    if DRAWS not in session.road.task.capabilities:
+        return []
+    return [
+        Measurement(
+            model=label,
+            metric="sampling_steps",
+            target=session.target.name,
+            value=Sampling.read(folder).steps,
+            unit="count",
+        )
+        for label, folder in session.artifacts.items()
+    ]
 
 
 def grid(session: TargetSession) -> list[PictureRecord]:
@@ -94,7 +111,10 @@ def drifts(session: TargetSession) -> list[DriftRecord]:
     usual = cache(path_of)
     key = {"data": session.road.data.digest(session.split), "count": count, "baseline": session.digests[BASELINE]}
     records = []
+    shape = session.examples(BASELINE).inputs[0][NOISE].shape
     for label in (one for one in session.artifacts if one != BASELINE):
+        if session.examples(label).inputs[0][NOISE].shape != shape:
+            continue  # pictures of another size begin as other noise
 
         def find(_: Target, threads: int, progress: Progress, text: str, label: str = label) -> dict[str, Any]:
             progress.note(text)

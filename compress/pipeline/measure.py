@@ -188,7 +188,7 @@ def measure_answers(findings: Findings, session: TargetSession) -> None:
     findings.measurements += (
         session.sizes() + session.accuracies(findings.parts) + asked.choices(session) + asked.similarities(session)
     )
-    findings.measurements += drawn.judgements(session, findings.parts)
+    findings.measurements += drawn.judgements(session, findings.parts) + drawn.steps(session)
     findings.pictures += drawn.grid(session)
     findings.drift += drawn.drifts(session)
     findings.calibration += session.calibration()

@@ -189,7 +189,7 @@ class TargetSession:
                 "artifact": self.digests[label],
                 "target": self._told(),
                 "runtime": get_runtime(self.target.runtime).build(),
-                "packages": package_versions(_PACKAGES),
+                "packages": package_versions((*_PACKAGES, *self.road.task.packages)),
                 # Where 8-bit products may saturate, answers are the processor's own.
                 **({} if find_processor("cpu").sums_in_32_bits else {"processor": processor_class()}),
                 **parts,

@@ -38,6 +38,7 @@ from compress.stage.prediction import Estimate, PlanContext, Shape
 from compress.stage.stage import Stage
 from compress.targets import Profile, limit_words
 from compress.tasks.capability import DRAWS, GENERATES, READS_ROWS
+from compress.tasks.registry import get_task
 from compress.training.config import Training
 
 __all__ = ["History", "Plan", "make_plan", "plan_context", "render_plan", "timings_of"]
@@ -251,17 +252,18 @@ def _target_plan(profile: Profile, recipe: Recipe, start: Path | None, from_grap
 
 
 def _missing_packages(recipe: Recipe) -> list[CompressError]:
-    """One error for each package that a stage calls and that is not installed."""
+    """One error for each package that a stage, or models of the task, call and that is not installed."""
     stages: tuple[Stage[Any, Any], ...] = recipe.stages
-    users = {package: stage.kind for stage in reversed(stages) for package in stage.calls()}
+    users = {package: f"The stage {stage.kind}" for stage in reversed(stages) for package in stage.calls()}
+    users |= dict.fromkeys(get_task(recipe.task).packages, f"The task {recipe.task}")
     errors: list[CompressError] = []
     for package, user in users.items():
         if has_package(package):
             continue
         if extra := extra_with(package):
-            errors.append(MissingExtraError(package, extra, f"The stage {user}"))
+            errors.append(MissingExtraError(package, extra, user))
         else:
-            what = f"The stage {user} needs the package {package!r}, which is not installed."
+            what = f"{user} needs the package {package!r}, which is not installed."
             errors.append(InputError(what, mend=f"pip install {package}"))
     return errors
 

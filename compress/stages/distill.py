@@ -46,7 +46,8 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
     al. 2025), the cross-entropy of the text (``labels_weight``), and with ``hidden`` the squared error of the states
     behind matched blocks, relative to the teacher's (Jiao et al. 2020, equation 8).
 
-    Models that draw learn to do it in ``fewer_steps``.
+    Models that draw learn to do it in ``fewer_steps``; by ``features`` what they lost where their UNet was cut (Kim et
+    al. 2023, BK-SDM, section 3.2); or to decode latents by a ``small_decoder`` of convolutions.
     """
 
     packages = ("torch", "transformers", "accelerate")
@@ -78,7 +79,7 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
 
     def calls(self) -> tuple[str, ...]:
         """Also peft, where adapters are trained, and diffusers, where a denoiser is."""
-        more = {"peft": self.lora is not None, "diffusers": self.fewer_steps is not None}
+        more = {"peft": self.lora is not None, "diffusers": self.draws}
         return (*self.packages, *(name for name, called in more.items() if called))
 
     def needs(self) -> Needs:
@@ -139,13 +140,15 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
     def check_data(self, start: Path, context: Context) -> None:
         """Cut the text into windows, where the student reads it as the starting model does. Raises `DataError`.
 
-        Of models that draw it is known what they learn: `InputError` where no fewer_steps say it.
+        Of models that draw it is known what they learn: `InputError` where neither fewer_steps, features nor
+        small_decoder say it.
         """
-        if DRAWS in context.task.capabilities and self.fewer_steps is None:
+        if DRAWS in context.task.capabilities and not self.draws:
             raise InputError(
                 f"The recipe does not say what a student for {context.task.name} learns.",
                 where="distill",
-                expected="fewer_steps: {method: progressive, steps: 4}, or consistency",
+                expected="fewer_steps: {method: progressive, steps: 4}, or consistency; features: {}, or "
+                "small_decoder: {}",
             )
         if GENERATES in context.task.capabilities and (self.student is None or self.student.model is None):
             from compress.checkpoints.processor import load_tokenizer
@@ -175,6 +178,14 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
             from compress.training.fewer_steps import teach_fewer_steps
 
             return teach_fewer_steps(self, self.fewer_steps, teacher, model, context)
+        if self.features is not None:
+            from compress.training.feature_distillation import distill_features
+
+            return distill_features(self, self.features, teacher, model, context)
+        if self.small_decoder is not None:
+            from compress.training.small_decoder import distill_decoder
+
+            return distill_decoder(self, self.small_decoder, teacher, model, context)
         student = make_student(self.student, model, teacher, context)
         if GENERATES in context.task.capabilities:
             from compress.training.language_distillation import teach
@@ -184,7 +195,7 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
         return student
 
 
-_OF_DENOISERS = ("teacher", "budget", "fewer_steps")
+_OF_DENOISERS = ("teacher", "budget", *Distillation.of_generators)
 """What models that draw have, beside a training's own fields."""
 _SIZES = {"hidden_size": "hidden", "intermediate_size": "intermediate", "num_hidden_layers": "layers"}
 _SIZELESS = re.compile(r"dropout|hidden_act|initializer|num_attention_heads|label|eps|pad_token_id")

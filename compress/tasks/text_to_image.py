@@ -58,7 +58,7 @@ class TextToImage(Task):
 
     name = "text-to-image"
     columns = (
-        Column("image", kind="image", given=False, optional=True),
+        Column("image", kind="image", optional=True),
         Column("text"),
         Column("label", given=False, read=class_name, expected="a name or a number", optional=True),
     )
@@ -66,6 +66,7 @@ class TextToImage(Task):
     app_steps = ("tokenize-prompt", "draw")
     architectures = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
     starter = _STARTER
+    packages = ("diffusers",)
     slices = (Slice(length="quartiles"),)
     batch_size = 16
 

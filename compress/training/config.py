@@ -11,6 +11,7 @@ from compress.numerics.sparse_pattern import Pattern
 from compress.stage.stage import SEARCH, Needs
 from compress.targets import find_processor
 from compress.tasks.capability import BY_PLACE, TAKES_IMAGES, Capabilities
+from compress.training.denoiser_config import DenoiserPruning
 
 
 class Augment(Frozen):
@@ -185,7 +186,7 @@ class Pruning(Training):
         *("method", "experts", "layer_importance", "multiple", "samples", "sequence_length", "damp_percent"),
     )
     """Fields that mean something for language models alone."""
-    later: ClassVar[tuple[str, ...]] = (*Training.later, *of_decoders)
+    later: ClassVar[tuple[str, ...]] = (*Training.later, *of_decoders, "denoiser")
     sparsity: float | None = Field(None, gt=0, lt=1, description="unstructured: share of zeros in each layer's weights")
     pattern: str | None = Field(
         None,
@@ -253,8 +254,28 @@ class Pruning(Training):
         0.01, gt=0, lt=1, description="sparsegpt: added to the Hessian's diagonal, relative to its mean"
     )
 
+    denoiser: DenoiserPruning | None = Field(
+        None, description="models that draw: the blocks and channels that go from their UNet"
+    )
+
     @model_validator(mode="after")
     def _something_to_do(self) -> Self:
+        if self.denoiser is not None:
+            asked = (
+                "sparsity",
+                "pattern",
+                "heads",
+                "feed_forward",
+                "layers",
+                "experts",
+                "channels",
+                "flops",
+                "parameters",
+            )
+            others = [name for name in asked if getattr(self, name)]
+            if others:
+                raise ValueError(f"denoiser alone, which says what goes from a UNet, without {', '.join(others)}")
+            return self
         structured = bool(self.heads or self.feed_forward or self.layers or self.experts or self.cuts_channels)
         if structured == (self.sparsity is not None or self.pattern is not None):
             raise ValueError(
@@ -320,4 +341,6 @@ class Pruning(Training):
         """Whether training examples have a say, rather than magnitudes alone."""
         measures = self.zeros is None and self.importance == "taylor"
         solved = self.method != "magnitude" or self.experts
+        if self.denoiser is not None:
+            return True
         return bool(self.retrains or measures or self.layers or self.cuts_channels or solved)

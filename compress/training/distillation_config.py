@@ -10,6 +10,7 @@ from compress.frozen import Frozen
 from compress.metrics import seconds_of
 from compress.stage.stage import SEARCH
 from compress.training.config import FIRST_TOKEN_ONLY, Training
+from compress.training.denoiser_config import FeatureLosses, SmallDecoder
 from compress.training.fewer_steps_config import FewerSteps
 
 
@@ -74,7 +75,7 @@ class Distillation(LanguageDistillation, Training):
 
     of_decoders: ClassVar[tuple[str, ...]] = tuple(LanguageDistillation.model_fields)
     """Fields that mean something for language models alone."""
-    of_generators: ClassVar[tuple[str, ...]] = ("fewer_steps",)
+    of_generators: ClassVar[tuple[str, ...]] = ("fewer_steps", "features", "small_decoder")
     """Those that do for models that draw."""
     later: ClassVar[tuple[str, ...]] = (*Training.later, *of_decoders, *of_generators, "budget")
 
@@ -97,12 +98,24 @@ class Distillation(LanguageDistillation, Training):
     budget: str | None = Field(
         None,
         pattern=r"^[1-9]\d*(\.\d+)?[smh]$",
-        description="language models, and fewer_steps: train for so long, in place of epochs, e.g. `30m`; what is "
+        description="language models, and models that draw: train for so long, in place of epochs, e.g. `30m`; what is "
         "learned then depends on the machine's speed, and the report says how much it was",
     )
     fewer_steps: FewerSteps | None = Field(
         None, description="models that draw: the denoiser learns to do in one step what took several"
     )
+
+    features: FeatureLosses | None = Field(
+        None, description="models that draw: a UNet that was cut learns from the teacher's"
+    )
+    small_decoder: SmallDecoder | None = Field(
+        None, description="models that draw: a small autoencoder of convolutions takes the VAE's place"
+    )
+
+    @property
+    def draws(self) -> bool:
+        """Whether the student is a model that draws, or a part of it."""
+        return any(getattr(self, name) is not None for name in self.of_generators)
 
     @property
     def seconds(self) -> float | None:
@@ -128,7 +141,12 @@ class Distillation(LanguageDistillation, Training):
 
     @model_validator(mode="after")
     def _two_models(self) -> Self:
-        if self.teacher is None and self.student is None and self.fewer_steps is None:
+        lessons = [name for name in self.of_generators if getattr(self, name) is not None]
+        if len(lessons) > 1:
+            raise ValueError(f"one of {', '.join(lessons)} in a stage")
+        if self.features is not None and self.teacher is None:
+            raise ValueError("a teacher (label of the stage before the cut, or `start`), whose features are learned")
+        if self.teacher is None and self.student is None and not lessons:
             raise ValueError("a teacher (label of an earlier stage), a student, or both")
         if self.first_token_only and self.method != "logits":
             raise ValueError("no first_token_only: the method compares representations of every token")

@@ -19,22 +19,29 @@ from compress.training.noised_latents import TEXT, caption_states, encode_pictur
 if TYPE_CHECKING:
     from compress.stage.stage import Context
 
+TRAIN, VALIDATION = "train", "validation"
+"""The splits that training looks at."""
 _PICTURE, _CAPTION = "image", "text"
 """The columns."""
 
 
-def latent_rows(model: GeneratorModel, context: Context) -> tuple[Examples, torch.Tensor]:
-    """The train split as latents and states of captions, and those of the empty prompt, [1, tokens, width].
+def picture_rows(model: GeneratorModel, context: Context, split: str = TRAIN) -> np.ndarray:
+    """The pictures of a split, [n, channels, height, width] from -1 to 1. Raises `DataError` where there are none."""
+    rows = context.data.split(split)
+    if _PICTURE not in rows.column_names:
+        raise DataError(f"The {split} split has no pictures to learn from.", expected=f"a column {_PICTURE!r}")
+    levels = levels_of(rows[_PICTURE].to_pylist(), model.processor.picture_shape)
+    pictures: np.ndarray = levels.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
+    return pictures
+
+
+def latent_rows(model: GeneratorModel, context: Context, split: str = TRAIN) -> tuple[Examples, torch.Tensor]:
+    """A split as latents and states of captions, and those of the empty prompt, [1, tokens, width].
 
     Raises `DataError` where rows have no pictures, or a broken one.
     """
-    rows = context.data.split("train")
-    if _PICTURE not in rows.column_names:
-        raise DataError("The train split has no pictures to learn from.", expected=f"a column {_PICTURE!r}")
-    levels = levels_of(rows[_PICTURE].to_pylist(), model.processor.picture_shape)
-    pictures = levels.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
-    latents = encode_pictures(model.parts[VAE], pictures)
-    captions = [str(caption) for caption in rows[_CAPTION].to_pylist()]
+    latents = encode_pictures(model.parts[VAE], picture_rows(model, context, split))
+    captions = [str(caption) for caption in context.data.split(split)[_CAPTION].to_pylist()]
     states = caption_states(captions, lambda some: text_states(model, some))
     return latent_examples(latents, {TEXT: states}), torch.from_numpy(text_states(model, [""]))
 

@@ -133,25 +133,27 @@ def test_latents_are_scaled_to_a_deviation_of_one(bench: Any, lessons: Any) -> N
     assert latents[:, 1].unique().tolist() == pytest.approx([0.6], rel=1e-3)
 
 
-def test_the_loss_of_noise_is_weighted_by_hand(lessons: Any) -> None:
+def test_the_loss_of_who_answers_nothing_is_that_of_the_velocity(lessons: Any) -> None:
     made = _squares(lessons)
     latents = torch.stack([torch.ones(160, 4, 8, 8), torch.zeros(160, 4, 8, 8)], dim=1)
-    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
     class Nothing(nn.Module):
         def forward(self, sample: torch.Tensor, times: torch.Tensor, prompts: torch.Tensor) -> Any:
-            seen.append((times, prompts[:, 0, 0]))
+            seen.append((times, sample, prompts[:, 0, 0]))
             return type("Output", (), {"sample": torch.zeros_like(sample)})
 
     states = torch.arange(3.0)[:, None, None].expand(3, 12, 16)
     loss = lessons.denoising_loss(Nothing(), made, latents, states)
-    found = np.mean([float(loss(torch.Generator().manual_seed(seed))) for seed in range(20)])
-    # Nichol and Dhariwal's schedule: the squared velocity alpha² E[noise²] + sigma² 1² is 1 for any time on average.
-    times = np.concatenate([times.numpy() for times, _ in seen])
-    kept = np.cumprod(1 - np.minimum(1 - _cosine(np.arange(1, 1001)) / _cosine(np.arange(1000)), 0.999))[times]
-    snr = kept / (1 - kept)
-    assert found == pytest.approx(np.mean(np.minimum(snr, 5) / (snr + 1)), rel=0.02)
-    empty = torch.cat([first for _, first in seen]) == 2
+    found = np.array([float(loss(torch.Generator().manual_seed(seed))) for seed in range(20)])
+    # Nichol and Dhariwal (2021), equation 17: of latents that are all 1, x = a + s e and v = a e - s = (a x - 1) / s.
+    expected = []
+    for times, sample, _ in seen:
+        kept = np.cumprod(1 - np.minimum(1 - _cosine(np.arange(1, 1001)) / _cosine(np.arange(1000)), 0.999))[times]
+        a, s = (np.sqrt(one)[:, None, None, None] for one in (kept, 1 - kept))
+        expected.append(np.mean(((a * sample.numpy() - 1) / s) ** 2))
+    assert found == pytest.approx(np.array(expected), rel=1e-2)
+    empty = torch.cat([first for _, _, first in seen]) == 2
     assert float(empty.float().mean()) == pytest.approx(0.1, abs=0.02)
 
 

@@ -11,8 +11,9 @@ import torch
 from transformers import RegNetConfig, RegNetForImageClassification, ViTConfig, ViTForImageClassification
 
 from compress.errors import DataError
-from compress.evaluation.picture_judge import Asked, Judge, judged
-from compress.progress import SilentProgress
+from compress.evaluation.picture_judge import Asked, Judge, check_classes
+from compress.measurement import Measurement
+from compress.numerics.picture_similarity import perceptual_distance
 
 CLASSES = ("coat", "bag", "boot")
 
@@ -58,11 +59,13 @@ def test_it_sees_what_its_model_answers(judge: Judge, folder: Path) -> None:
     with torch.inference_mode():
         outputs = module(pixel_values=pixels, output_hidden_states=True)
         features = module.regnet(pixels).pooler_output.flatten(1)
-    seen = judge.look(pictures)
-    assert np.allclose(seen.features, features.numpy(), atol=1e-5)
-    assert list(seen.classes) == [CLASSES[place] for place in outputs.logits.argmax(1).tolist()]
-    assert [layer.shape for layer in seen.layers] == [tuple(state.shape) for state in outputs.hidden_states]
-    assert np.allclose(seen.layers[-1], outputs.hidden_states[-1].numpy(), atol=1e-5)
+    found, seen = judge.look(pictures)
+    assert np.allclose(found, features.numpy(), atol=1e-5)
+    assert seen == [CLASSES[place] for place in outputs.logits.argmax(1).tolist()]
+    layers = [np.concatenate(parts) for parts in zip(*(one.layers for one in judge.sights(pictures)), strict=True)]
+    assert len(layers) == len(outputs.hidden_states)
+    for layer, state in zip(layers, outputs.hidden_states, strict=True):
+        assert np.allclose(layer, state.numpy(), atol=1e-5)
 
 
 def test_tokens_of_a_vision_transformer_are_places(tmp_path: Path) -> None:
@@ -72,53 +75,65 @@ def test_tokens_of_a_vision_transformer_are_places(tmp_path: Path) -> None:
     )  # fmt: skip
     ViTForImageClassification(config).save_pretrained(tmp_path)
     _prepared(tmp_path, 0.5, 0.5)
-    seen = Judge(tmp_path).look(_pictures(1, 3))
+    (seen,) = Judge(tmp_path).sights(_pictures(1, 3))
     assert seen.features.shape == (3, 12)
     assert {layer.shape for layer in seen.layers} == {(3, 12, 5)}  # four patches and the token of the class
 
 
-def _by_name(rows: list[dict[str, object]]) -> dict[str, dict[str, object]]:
-    return {str(row["metric"]): row for row in rows}
+def _rows(
+    folder: Path,
+    pictures: np.ndarray,
+    prompts: list[str],
+    classes: list[str] | None = None,
+    real: np.ndarray | None = None,
+    usual: np.ndarray | None = None,
+) -> dict[str, Measurement]:
+    return {row.metric: row for row in Asked(folder, prompts, classes, real, usual).rows(pictures)}
 
 
-def test_rows_of_pictures_that_are_the_real_ones(judge: Judge) -> None:
+def test_rows_of_pictures_that_are_the_real_ones(judge: Judge, folder: Path) -> None:
     pictures = _pictures(2)
-    seen = list(judge.look(pictures).classes)
+    seen = judge.look(pictures)[1]
     wrong = [CLASSES[(CLASSES.index(name) + (place < 7)) % 3] for place, name in enumerate(seen)]
-    asked = Asked(["one"] * 35 + ["other"] * 35, wrong, pictures)
-    rows = _by_name(judged(judge, asked, pictures, pictures, SilentProgress(), ""))
-    assert rows["prompt_accuracy"]["value"] == pytest.approx(0.9)
-    assert rows["frechet_distance"]["value"] == pytest.approx(0, abs=1e-6)
-    assert rows["picture_precision"]["value"] == rows["picture_recall"]["value"] == 1
-    assert rows["perceptual_distance_to_baseline"]["value"] == pytest.approx(0, abs=1e-9)
-    assert all(len(row["raw"]) == 70 for row in rows.values())  # type: ignore[arg-type]
+    rows = _rows(folder, pictures, ["one"] * 35 + ["other"] * 35, wrong, pictures, pictures)
+    assert rows["prompt_accuracy"].value == pytest.approx(0.9)
+    assert rows["frechet_distance"].value == pytest.approx(0, abs=1e-6)
+    assert rows["picture_precision"].value == rows["picture_recall"].value == 1
+    assert rows["perceptual_distance_to_baseline"].value == pytest.approx(0, abs=1e-9)
+    assert all(len(row.raw or ()) == 70 for row in rows.values())
 
 
-def test_what_each_picture_adds_has_the_distance_as_its_mean(judge: Judge) -> None:
+def test_what_each_picture_adds_has_the_distance_as_its_mean(folder: Path) -> None:
     dark = (_pictures(3) // 3).astype(np.uint8)
-    rows = _by_name(judged(judge, Asked(["same"] * 70, None, _pictures(4)), dark, _pictures(5), SilentProgress(), ""))
-    assert "prompt_accuracy" not in rows
+    rows = _rows(folder, dark, ["same"] * 70, None, _pictures(4), _pictures(5))
     row = rows["frechet_distance"]
-    assert isinstance(row["value"], float) and row["value"] > 0.01
-    assert np.mean(row["raw"]) == pytest.approx(row["value"])  # type: ignore[arg-type]
-    assert row["low"] < row["value"] < row["high"]  # type: ignore[operator]
-    assert rows["prompt_diversity"]["unit"] == "" and rows["perceptual_distance_to_baseline"]["value"] > 0  # type: ignore[operator]
+    assert "prompt_accuracy" not in rows and row.value > 0.01
+    assert np.mean(row.raw or ()) == pytest.approx(row.value)
+    assert row.low is not None and row.high is not None and row.low < row.value < row.high
+    assert rows["perceptual_distance_to_baseline"].value > 0
 
 
-def test_fewer_pictures_than_features_have_a_distance_without_an_interval(judge: Judge) -> None:
+def test_the_distance_to_the_baselines_picture_is_that_of_all_stages(judge: Judge, folder: Path) -> None:
+    first, second = _pictures(10, 40), _pictures(11, 40)
+    found = _rows(folder, first, ["same"] * 40, usual=second)["perceptual_distance_to_baseline"]
+    both = [list(judge.sights(one)) for one in (first, second)]
+    layers = [[np.concatenate(parts) for parts in zip(*(one.layers for one in seen), strict=True)] for seen in both]
+    assert found.raw == pytest.approx(perceptual_distance(*layers))
+
+
+def test_fewer_pictures_than_features_have_a_distance_without_an_interval(folder: Path) -> None:
     few = _pictures(6, 4)
-    rows = _by_name(judged(judge, Asked(list("abcd"), None, _pictures(7, 4)), few, few, SilentProgress(), ""))
-    assert rows["frechet_distance"]["low"] is None and rows["frechet_distance"]["raw"] is None
+    rows = _rows(folder, few, list("abcd"), real=_pictures(7, 4))
+    assert rows["frechet_distance"].low is None and rows["frechet_distance"].raw is None
     assert "prompt_diversity" not in rows
 
 
-def test_without_real_pictures_there_is_no_distance_to_them(judge: Judge) -> None:
+def test_without_real_pictures_there_is_no_distance_to_them(folder: Path) -> None:
     few = _pictures(8, 4)
-    rows = _by_name(judged(judge, Asked(list("aabb"), None, None), few, few, SilentProgress(), ""))
-    assert list(rows) == ["prompt_diversity", "perceptual_distance_to_baseline"]
+    assert list(_rows(folder, few, list("aabb"), usual=few)) == ["prompt_diversity", "perceptual_distance_to_baseline"]
 
 
-def test_a_class_that_the_judge_does_not_know_is_refused(judge: Judge) -> None:
-    few = _pictures(9, 2)
+def test_a_class_that_the_judge_does_not_know_is_refused(folder: Path) -> None:
+    check_classes(folder, CLASSES)
     with pytest.raises(DataError, match="no class 'hat'"):
-        judged(judge, Asked(list("ab"), ["coat", "hat"], few), few, few, SilentProgress(), "")
+        check_classes(folder, ["coat", "hat"])

@@ -1,4 +1,4 @@
-"""A run whose pictures a classifier judges: rows of all models, slices, pictures, paths, and a judge that can't be had."""
+"""A run whose pictures a classifier judges: rows of all models, slices, pictures, paths; a judge of others."""
 
 from __future__ import annotations
 

@@ -37,15 +37,16 @@ def picture_report() -> Report:
         known = {"model": model, "target": "cpu"}
         raw = tuple(float(place < seen) for place in range(200))
         share = seen / 200
-        rows += [
-            Measurement(**known, metric="prompt_accuracy", value=share, unit="ratio", low=share - 0.03, high=share + 0.03,
-                        n=200, raw=raw),
-            Measurement(**known, metric="frechet_distance", value=distance, unit="", low=distance - 0.2,
-                        high=distance + 0.2, n=200),
-            Measurement(**known, metric="latency_ms", value=latency, unit="ms", low=0.98 * latency, high=1.02 * latency,
-                        n=50),
-            Measurement(**known, metric="size_bytes", value=30_000 * steps, unit="bytes"),
-        ]  # fmt: skip
+        values = (
+            ("prompt_accuracy", share, "ratio", 0.03, raw),
+            ("frechet_distance", distance, "", 0.2, None),
+            ("latency_ms", latency, "ms", 0.02 * latency, None),
+        )
+        for name, value, unit, half, each in values:
+            found = {"metric": name, "value": value, "unit": unit, "low": value - half, "high": value + half}
+            rows.append(Measurement(**known, **found, n=200, raw=each))
+        rows.append(Measurement(**known, metric="size_bytes", value=30_000 * steps, unit="bytes"))
+        rows.append(Measurement(**known, metric="sampling_steps", value=steps, unit="count"))
         for row, prompt in enumerate(PROMPTS):
             levels, usual, apart = squares(row, more), squares(row, 0), {}
             if model != "baseline":

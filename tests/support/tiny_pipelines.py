@@ -31,7 +31,7 @@ def parts(seed: int = 0, **unet: Any) -> dict[str, Any]:
         hidden_size=WIDTH,
         num_hidden_layers=1,
         num_attention_heads=2,
-        intermediate_size=32,
+        intermediate_size=64,
         max_position_embeddings=TOKENS,
     )
     settings: dict[str, Any] = {

@@ -68,7 +68,7 @@ class _Decoder(nn.Module):
 
     def __init__(self, vae: Any) -> None:
         super().__init__()
-        self.vae = nn.Module()
+        self.vae: Any = nn.Module()
         self.vae.post_quant_conv, self.vae.decoder = vae.post_quant_conv, vae.decoder
 
     def forward(self, latent_sample: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -107,7 +107,7 @@ def export_drawing(model: GeneratorModel, ids: np.ndarray, opset: int | None, fu
 
     ``ids`` are prompts [n, tokens], two at least. Batch, sides and the number of tokens are free. Raises `StageError`.
     """
-    text = TorchModel(model.parts[TEXT_ENCODER], model.tokenizer)  # type: ignore[arg-type]
+    text = TorchModel(model.parts[TEXT_ENCODER], model.tokenizer)
     prompts = [{IDS: row} for row in (ids[0], ids[-1, : ids.shape[1] // 2 + 1])]
     examples = Examples(prompts, {IDS: model.tokenizer.pad_token_id or 0}, head=_Hidden())
     found = {TEXT_ENCODER: export_onnx(text, examples, opset, fusions)}

@@ -192,6 +192,11 @@ def find_graphs(artifact: Path) -> tuple[Path, ...]:
     return found
 
 
+def shown_name(graph: Path) -> str:
+    """What tells a graph from the others of its model: the name of its file, below its folder where that is a part."""
+    return f"{graph.parent.name}/{graph.name}" if graph.parent.name in DRAWING else graph.name
+
+
 def _drawing_graphs(artifact: Path) -> tuple[Path, ...]:
     found = tuple(file for part in DRAWING if (file := artifact / part / FLOAT_GRAPH).is_file())
     if len(found) != len(("text", "denoiser", "decoder")):

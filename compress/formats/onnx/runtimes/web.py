@@ -128,7 +128,7 @@ class WebSession:
 
     def _fed(self, batch: Batch) -> dict[str, np.ndarray]:
         check_inputs(self.inputs, batch, self._where)
-        return {name: np.ascontiguousarray(batch[name]) for name in self.inputs}
+        return {name: np.asarray(batch[name], order="C") for name in self.inputs}
 
     def hold(self, batches: Sequence[Batch]) -> None:
         """See `TimesItself.hold`."""

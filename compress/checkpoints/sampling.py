@@ -109,6 +109,28 @@ def load_prompt_processor(folder: Path) -> PromptProcessor:
     return PromptProcessor(tokenizer, noise_shape(folder), picture_shape(folder))
 
 
+def empty_ids(folder: Path) -> np.ndarray:
+    """The empty prompt of the parts in ``folder``, [1, tokens] int64, without transformers where that can be.
+
+    Raises `ModelError`.
+    """
+    import numpy as np
+
+    file, config = folder / TOKENIZER / "tokenizer.json", read_json(folder / TOKENIZER / "tokenizer_config.json")
+    pad, length = config.get("pad_token"), config.get("model_max_length")
+    if not file.is_file() or not isinstance(length, int) or config.get("padding_side", "right") != "right":
+        return load_prompt_processor(folder).ids([""])
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(file))
+    filled = tokenizer.token_to_id(pad.get("content") if isinstance(pad, dict) else str(pad))
+    tokenizer.no_padding()
+    ids = tokenizer.encode("").ids
+    if filled is None or len(ids) > length:
+        return load_prompt_processor(folder).ids([""])
+    return np.array([[*ids, *[filled] * (length - len(ids))]], dtype=np.int64)
+
+
 def load_scheduler(folder: Path) -> Any:
     """diffusers' scheduler of the class and config in ``folder``. Raises `ModelError`, `MissingExtraError`."""
     from compress.checkpoints.config_check import loading_failures

@@ -14,7 +14,9 @@ from tiny_pipelines import pipeline_folder
 from compress.checkpoints.diffusion_pipeline import GeneratorModel, load_pipeline
 from compress.checkpoints.sampling import Sampling
 from compress.errors import InputError, StageError
+from compress.formats.runtimes import get_runtime
 from compress.formats.safetensors.pictures import torch_sampler
+from compress.formats.targets import TARGETS
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 PROMPTS = ["a picture of a bag", "the dark boot"]
@@ -129,3 +131,13 @@ def test_what_is_saved_draws_the_same(model: GeneratorModel, tmp_path: Path) -> 
     np.testing.assert_array_equal(found, expected)
     opened = diffusers.DiffusionPipeline.from_pretrained(tmp_path, local_files_only=True)
     assert type(opened).__name__ == "StableDiffusionPipeline"
+
+
+def test_the_torch_target_draws_from_a_folder(model: GeneratorModel, tmp_path: Path) -> None:
+    told = replace(model, sampling=Sampling(2, 1.5))
+    told.save(tmp_path)
+    session = get_runtime("torch").open(tmp_path, TARGETS["torch"], threads=1)
+    ids, noise = model.processor.ids(PROMPTS), noise_of(model)
+    found = session.predict({"input_ids": ids, "noise": noise, "seed": np.array(SEEDS)})["pictures"]
+    np.testing.assert_array_equal(found, torch_sampler(told).draw(ids, noise, SEEDS))
+    assert session.settings["steps"] == 2 and session.settings["scheduler"] == "DDIMScheduler"

@@ -37,7 +37,7 @@ def context(tmp_path: Path) -> Context:
     def none(label: str) -> Any:
         raise AssertionError(label)
 
-    data = Dataset(TASK.columns, {"train": rows, "test": rows})
+    data = Dataset(TASK.columns, {"train": rows, "test": rows}, ())
     return Context(TASK, data, 12, 0, SilentProgress(), none, Path, tmp_path / "scratch")
 
 

@@ -29,7 +29,7 @@ from compress.tasks.task import Examples
 from compress.training.channel_costs import ladder, nearest_rung
 from compress.training.denoiser_config import DenoiserPruning
 from compress.training.denoiser_importance import Probes, gates_over_timesteps
-from compress.training.drawn_rows import latent_rows
+from compress.training.drawn_rows import TRAIN, latent_rows, some_places
 from compress.training.noised_latents import Noising
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ _THIRDS = ("least noise", "some noise", "most noise")
 def prune_denoiser(model: GeneratorModel, settings: DenoiserPruning, context: Context) -> None:
     """Cut the model's UNet, by pictures of the train split, in place. Raises `StageError` where it has none."""
     unet = require_unet(model.parts[model.denoiser])
-    examples, _ = latent_rows(model, context)
+    examples, _ = latent_rows(model, context, TRAIN, some_places(context, TRAIN, settings.importance_examples))
     model.replace_part(model.denoiser, prune_unet(unet, settings, examples, Noising.of(model.scheduler), context))
 
 
@@ -58,14 +58,11 @@ def check_cut(unet: Any, settings: DenoiserPruning) -> None:
 
 
 def prune_unet(unet: Any, settings: DenoiserPruning, examples: Examples, noising: Noising, context: Context) -> Any:
-    """A UNet with fewer blocks and narrower stages; ``unet`` is spent. ``examples`` are those of `latent_examples`.
+    """A UNet with fewer blocks and narrower stages; ``unet`` is spent.
 
-    Raises `StageError` for what cannot be cut.
+    Importance sees all of ``examples``, those of `latent_examples`. Raises `StageError` for what cannot be cut.
     """
-    count = min(settings.importance_examples, len(examples))
-    chosen = np.sort(np.random.default_rng(context.seed).permutation(len(examples))[:count])
-    some = examples.subset(chosen)
-    probes = Probes.spaced(some, noising, settings.timesteps, settings.batch_size, context.seed)
+    probes = Probes.spaced(examples, noising, settings.timesteps, settings.batch_size, context.seed)
     before, whole = costs_of(unet), probes.losses(unet)
     if settings.blocks is not None:
         unet = keep_blocks(unet, bk_sdm_blocks(unet, _SIZES[settings.blocks]))

@@ -70,7 +70,8 @@ class _Decoder(nn.Module):
         super().__init__()
         self.vae: Any = nn.Module()
         # An AutoencoderTiny has no convolution before its decoder.
-        self.vae.post_quant_conv, self.vae.decoder = getattr(vae, "post_quant_conv", None), vae.decoder
+        before: Any = getattr(vae, "post_quant_conv", None)
+        self.vae.post_quant_conv, self.vae.decoder = before, vae.decoder
 
     def forward(self, latent_sample: torch.Tensor) -> dict[str, torch.Tensor]:
         before = self.vae.post_quant_conv

@@ -17,7 +17,6 @@ from compress.errors import InputError, StageError
 from compress.runtimes.picture_sampler import IDS, NOISE, SEED, Call, PictureSampler
 from compress.runtimes.runtime import Batch, Session, TimesItself
 
-
 _MODEL, _TRANSFER = "model_", "transfer_bytes"
 
 

@@ -68,7 +68,7 @@ def drift_curves(report: Report, target: str) -> str | None:
         return None
     times = [time for one in found for time in one.times]
     # A sampler runs from noise, at the largest timestep, to the picture.
-    x = Scale(max(times), min(times), SMALL.left, SMALL.right)
+    x = Scale(min(times), max(times), SMALL.right, SMALL.left)
     plot = Plot(SMALL, x, scale_around([0.0, PARTED, *(v for one in found for v in one.high)], SMALL.bottom, SMALL.top))
     for tick in nice_ticks(max(min(times), 0.0), max(times)):
         plot.add(line(x(tick), SMALL.top, x(tick), SMALL.bottom, "grid"))

@@ -133,8 +133,9 @@ class Distillation(LanguageDistillation, Training):
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
-        given = [name for name in ("epochs", "tokens", "budget") if name in self.model_fields_set]
-        given = [name for name in given if getattr(self, name) is not None]
+        # A recipe that was written out names every field, epochs too.
+        usual = {name: type(self).model_fields[name].default for name in ("epochs", "tokens", "budget")}
+        given = [name for name, value in usual.items() if getattr(self, name) != value]
         if len(given) > 1:
             raise ValueError(f"one of epochs, tokens and budget, not {' and '.join(given)}")
         return self

@@ -246,7 +246,7 @@ def told_of_guidance(network: Any, width: int = _TOLD_WIDTH) -> Any:
         )
     if network.config.get(_TOLD):
         return copy.deepcopy(network)
-    made = type(network).from_config({**network.config, _TOLD: width})
+    made = type(network).from_config(network.config, **{_TOLD: width})
     lacking = made.load_state_dict(network.state_dict(), strict=False).missing_keys
     with torch.no_grad():
         for name in lacking:

@@ -28,6 +28,7 @@ from compress.progress import SilentProgress
 from compress.runtimes.chromium import open_page
 
 diffusers = pytest.importorskip("diffusers")
+pytestmark = pytest.mark.slow
 RECIPE = """name: toy
 task: text-to-image
 model: ./nowhere
@@ -38,7 +39,7 @@ STEPS, GUIDANCE = 3, 2.5
 
 
 def scheduler(**fields: Any) -> Any:
-    return diffusers.DDIMScheduler(clip_sample=False, timestep_spacing="trailing", **fields)
+    return diffusers.DDIMScheduler(clip_sample=False, timestep_spacing="trailing", steps_offset=1, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +110,6 @@ def test_a_scheduler_that_clips_is_refused(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.browser
-@pytest.mark.slow
 def test_the_page_draws_the_same_and_asks_nobody(run: Path, chromium: str) -> None:
     if shutil.which("npm") is None or shutil.which("node") is None:
         pytest.skip("no node and npm here")

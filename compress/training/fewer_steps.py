@@ -13,6 +13,7 @@ from torch import nn
 
 from compress.checkpoints.diffusion_pipeline import GeneratorModel
 from compress.checkpoints.sampling import Sampling
+from compress.checkpoints.schedulers import scheduler_class
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.formats.safetensors.pictures import torch_sampler
@@ -147,18 +148,16 @@ class StepsLesson:
 
     def sampled_by(self) -> Any:
         """The scheduler of the student."""
-        import diffusers
-
         config = {**self.scheduler.config, "prediction_type": self.kind, "clip_sample": False, "thresholding": False}
         if self.few.method == "consistency":
-            return diffusers.LCMScheduler.from_config(
-                _known(diffusers.LCMScheduler, config),
+            lcm = scheduler_class("LCMScheduler")
+            return lcm.from_config(
+                _known(lcm, config),
                 original_inference_steps=self.few.first_steps,
                 timestep_scaling=self.few.timestep_scaling,
             )
-        return diffusers.DDIMScheduler.from_config(
-            _known(diffusers.DDIMScheduler, config), timestep_spacing="trailing", set_alpha_to_one=True
-        )
+        ddim = scheduler_class("DDIMScheduler")
+        return ddim.from_config(_known(ddim, config), timestep_spacing="trailing", set_alpha_to_one=True)
 
     def _first_teacher(self) -> Denoiser:
         return Denoiser(self.teacher, self.taught, self.table, 0, self.empty if self.guides else None)

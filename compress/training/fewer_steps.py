@@ -188,6 +188,7 @@ class StepsLesson:
         module, loss = make()
         after = self._follow(module) if isinstance(module, Averaged) else None
         batches = -(-len(self.examples) // self.settings.batch_size)
+        taken = [0]
         seconds = None if self.settings.seconds is None else self.settings.seconds / rounds
         trainee = Trainee(
             module,
@@ -195,6 +196,7 @@ class StepsLesson:
             loss=lambda network, given: self._loss(loss, network, given),
             after_step=after,
             length=Length(max(1, round(self.settings.epochs * batches / rounds)), seconds),
+            told=lambda done, share, loss: taken.append(done),
             kept=None if processes.several() else KeptTraining(self.context.scratch / name),
             stopped=self.context.remark,
             known=self.student,
@@ -204,7 +206,9 @@ class StepsLesson:
         losses = train(trainee, self.settings, self.context.seed + place, self.context.progress, f"distill, {name}")
         if isinstance(module, Averaged):
             module.settle()
-        self.context.remark(f"distill, {name}: loss {losses[0]:.4g} at first, {losses[-1]:.4g} at last")
+        self.context.remark(
+            f"distill, {name}: {taken[-1]:,} steps of training; loss {losses[0]:.4g} at first, {losses[-1]:.4g} at last"
+        )
         if not processes.several():
             done.parent.mkdir(parents=True, exist_ok=True)
             save_file({name: value.contiguous() for name, value in self.student.state_dict().items()}, done)

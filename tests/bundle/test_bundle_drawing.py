@@ -130,4 +130,8 @@ def test_the_page_draws_the_same_and_asks_nobody(run: Path, chromium: str) -> No
         )
         levels = 255 * np.array(test["cases"][0]["picture"]).reshape(16, 16)
         assert np.abs(np.array(shown).reshape(16, 16, 4)[:, :, 0] - levels).max() <= 1 + 255 * test["tolerance"]
+        tab.evaluate("document.getElementById('text').value = 'a bag '.repeat(20)")
+        tab.evaluate("document.getElementById('again').click()")
+        tab.wait_for("document.getElementById('status').textContent.includes('its end was not read')")
+        assert tab.evaluate("document.getElementById('seed').value") == "1"
         assert_asks_nobody(tab, port)

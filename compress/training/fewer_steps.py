@@ -13,6 +13,7 @@ from torch import nn
 
 from compress.checkpoints.diffusion_pipeline import GeneratorModel
 from compress.checkpoints.sampling import Sampling
+from compress.checkpoints.schedulers import scheduler_class
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.formats.safetensors.pictures import torch_sampler
@@ -147,18 +148,16 @@ class StepsLesson:
 
     def sampled_by(self) -> Any:
         """The scheduler of the student."""
-        import diffusers
-
         config = {**self.scheduler.config, "prediction_type": self.kind, "clip_sample": False, "thresholding": False}
         if self.few.method == "consistency":
-            return diffusers.LCMScheduler.from_config(
-                _known(diffusers.LCMScheduler, config),
+            lcm = scheduler_class("LCMScheduler")
+            return lcm.from_config(
+                _known(lcm, config),
                 original_inference_steps=self.few.first_steps,
                 timestep_scaling=self.few.timestep_scaling,
             )
-        return diffusers.DDIMScheduler.from_config(
-            _known(diffusers.DDIMScheduler, config), timestep_spacing="trailing", set_alpha_to_one=True
-        )
+        ddim = scheduler_class("DDIMScheduler")
+        return ddim.from_config(_known(ddim, config), timestep_spacing="trailing", set_alpha_to_one=True)
 
     def _first_teacher(self) -> Denoiser:
         return Denoiser(self.teacher, self.taught, self.table, 0, self.empty if self.guides else None)
@@ -189,6 +188,7 @@ class StepsLesson:
         module, loss = make()
         after = self._follow(module) if isinstance(module, Averaged) else None
         batches = -(-len(self.examples) // self.settings.batch_size)
+        taken = [0]
         seconds = None if self.settings.seconds is None else self.settings.seconds / rounds
         trainee = Trainee(
             module,
@@ -196,6 +196,7 @@ class StepsLesson:
             loss=lambda network, given: self._loss(loss, network, given),
             after_step=after,
             length=Length(max(1, round(self.settings.epochs * batches / rounds)), seconds),
+            told=lambda done, share, loss: taken.append(done),
             kept=None if processes.several() else KeptTraining(self.context.scratch / name),
             stopped=self.context.remark,
             known=self.student,
@@ -205,7 +206,9 @@ class StepsLesson:
         losses = train(trainee, self.settings, self.context.seed + place, self.context.progress, f"distill, {name}")
         if isinstance(module, Averaged):
             module.settle()
-        self.context.remark(f"distill, {name}: loss {losses[0]:.4g} at first, {losses[-1]:.4g} at last")
+        self.context.remark(
+            f"distill, {name}: {taken[-1]:,} steps of training; loss {losses[0]:.4g} at first, {losses[-1]:.4g} at last"
+        )
         if not processes.several():
             done.parent.mkdir(parents=True, exist_ok=True)
             save_file({name: value.contiguous() for name, value in self.student.state_dict().items()}, done)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ TOKENIZER, SCHEDULER = "tokenizer", "scheduler"
 """diffusers' names of their folders."""
 SAMPLING = "sampling_config.json"
 """Beside model_index.json: diffusers' arguments of a call, where the model's maker has an opinion on them."""
+_TORCHAO = "torchao"
 _STEPS, _GUIDANCE = "num_inference_steps", "guidance_scale"
 
 
@@ -150,9 +152,15 @@ def load_scheduler(folder: Path) -> Any:
 
 
 def import_diffusers() -> Any:
-    """The package. Raises `MissingExtraError` without it."""
+    """The package, imported without torchao, which takes seconds and isn't needed. Raises `MissingExtraError`."""
+    hidden = _TORCHAO not in sys.modules
+    if hidden:
+        sys.modules[_TORCHAO] = None  # type: ignore[assignment]  # so that it is taken for not installed
     try:
-        import diffusers
+        import diffusers.utils.import_utils
     except ModuleNotFoundError as error:
         raise MissingExtraError("diffusers", "diffusion", "A model that draws pictures") from error
+    finally:
+        if hidden:
+            del sys.modules[_TORCHAO]
     return diffusers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +29,7 @@ from compress.training.kept_training import KeptTraining
 from compress.training.length import Length
 from compress.training.loop import Trainee, train
 from compress.training.noised_latents import LATENTS, TEXT
-from compress.training.step_losses import Agree, Averaged, Batch, Denoiser, Halve, Match
+from compress.training.step_losses import Agree, Averaged, Batch, Denoiser, Join, Match
 
 if TYPE_CHECKING:
     from compress.stage.stage import Context
@@ -135,13 +136,13 @@ class StepsLesson:
         if self.few.method == "consistency":
             self._train("consistent", self._agree, 0, 1)
             return self.sampled_by()
-        rounds: list[int | None] = [*self.few.rounds]
-        if self.guides or self.kind != self.taught:
-            rounds.insert(0, None)
+        counts = [self.few.first_steps, *self.few.rounds]
+        rounds = [(f"{steps}-steps", steps, before // steps) for before, steps in pairwise(counts)]
+        if self.few.guidance_first and (self.guides or self.kind != self.taught):
+            rounds.insert(0, ("guided", 0, 1))
         teacher = self._first_teacher()
-        for place, steps in enumerate(rounds):
-            name = "guided" if steps is None else f"{steps}-steps"
-            self._train(name, _Round(self, teacher, steps), place, len(rounds))
+        for place, (name, steps, joined) in enumerate(rounds):
+            self._train(name, _Round(self, teacher, steps, joined), place, len(rounds))
             frozen = copy.deepcopy(self.student).eval().requires_grad_(False)
             teacher = Denoiser(frozen, self.kind, self.table, self.told)
         return self.sampled_by()
@@ -213,7 +214,7 @@ class StepsLesson:
             done.parent.mkdir(parents=True, exist_ok=True)
             save_file({name: value.contiguous() for name, value in self.student.state_dict().items()}, done)
 
-    def _loss(self, loss: Match | Halve | Agree, network: nn.Module, given: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _loss(self, loss: Match | Join | Agree, network: nn.Module, given: dict[str, torch.Tensor]) -> torch.Tensor:
         loss.teacher.network.to(given[LATENTS].device)
         return loss.loss(network, self.batch(given))
 
@@ -223,17 +224,18 @@ class StepsLesson:
 
 @dataclass(frozen=True)
 class _Round:
-    """What is trained in a round of progressive distillation: ``steps`` of the student, None to follow the teacher."""
+    """What a round of progressive distillation trains: ``steps`` of the student, or 0 to say what the teacher does."""
 
     lesson: StepsLesson
     teacher: Denoiser
-    steps: int | None
+    steps: int
+    joined: int
 
-    def __call__(self) -> tuple[nn.Module, Match | Halve]:
+    def __call__(self) -> tuple[nn.Module, Match | Join]:
         lesson = self.lesson
         student = Denoiser(lesson.student, lesson.kind, lesson.table, lesson.told)
         match = Match(self.teacher, student)
-        return lesson.student, match if self.steps is None else Halve(self.teacher, student, self.steps)
+        return lesson.student, Join(self.teacher, student, self.steps, self.joined) if self.steps else match
 
 
 def told_of_guidance(network: Any, width: int = _TOLD_WIDTH) -> Any:

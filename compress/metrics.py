@@ -50,6 +50,16 @@ def _time(name: str, title: str) -> Metric:
     return Metric(name, title, "milliseconds", "lower", "faster", "slower")
 
 
+def _faster(name: str, title: str) -> Metric:
+    return Metric(name, title, "times", "higher", "faster", "slower", relative=True)
+
+
+_PARTS_OF_A_PICTURE = {
+    "text_encoder": "Text encoder",
+    "denoiser_step": "Step of the denoiser",
+    "decoder": "Decoder of pictures",
+    "scheduler": "Scheduler and guidance",
+}
 _CONSUMED = ("J", "mJ", "W", "s")
 _KNOWN = {
     metric.name: metric
@@ -101,6 +111,24 @@ _KNOWN = {
         Metric("repetition", "Repeated runs of four tokens", "percent", "lower", "lower", "higher"),
         Metric("looping", "Continuations that end in a loop", "percent", "lower", "lower", "higher"),
         Metric("size_bytes", "Size on disk", "bytes", "lower", "smaller", "larger"),
+        Metric("psnr_to_baseline", "PSNR to the baseline's picture", "plain", "higher", relative=True, unit="dB"),
+        Metric("ssim_to_baseline", "SSIM to the baseline's picture", "plain", "higher", relative=True),
+        Metric(
+            "perceptual_distance_to_baseline",
+            "Distance to the baseline's picture as the judge sees them",
+            "plain",
+            "lower",
+            "lower",
+            "higher",
+            relative=True,
+        ),
+        Metric("sampling_steps", "Steps of a picture", "count", "lower", "fewer", "more"),
+        _quality("prompt_accuracy", "Prompts that the judge sees"),
+        _error("frechet_distance", "Fr\u00e9chet distance", "plain"),
+        _quality("picture_precision", "Precision of pictures"),
+        _quality("picture_recall", "Recall of pictures"),
+        Metric("prompt_diversity", "Diversity for one prompt", "plain", "higher", quality=True),
+        Metric("picture_contrast", "Spread of a picture's levels", unit="levels"),
         Metric("shipped_bytes", "Model and runtime", "bytes", "lower", "smaller", "larger"),
         Metric("parameters", "Parameters", "count", "lower", "fewer", "more"),
         Metric("bits_per_parameter", "Bits a parameter", "plain", "lower", "fewer", "more", unit="bits"),
@@ -116,7 +144,13 @@ _KNOWN = {
         Metric("energy_mj", "Energy a call", "plain", "lower", "less", "more", unit="mJ"),
         _time("reference_matmul_ms", "Reference product"),
         _time("reference_copy_ms", "Reference copy"),
-        Metric("speedup", "Speed-up", "times", "higher", "faster", "slower", relative=True),
+        _faster("speedup", "Speed-up"),
+        _time("first_picture_ms", "First picture"),
+        *(_time(f"{part}_ms", title) for part, title in _PARTS_OF_A_PICTURE.items()),
+        *(
+            _faster(f"speedup_{part}", f"Speed-up of the {title.lower()}")
+            for part, title in _PARTS_OF_A_PICTURE.items()
+        ),
     )
 }
 _GENERATION = {
@@ -135,12 +169,14 @@ _GENERATION = {
 """Text generation, each after a prompt of N tokens: `tokens_per_second_context_512`."""
 _LENGTH = re.compile(r"^latency_ms_length_(\d+)_(\d+)$")
 _CONTEXT = re.compile(r"^(.+)_context_(\d+)$")
+_DRAWN = re.compile(r"^(.+)_(steps|size)_(\d+)$")
 _NUMBER = re.compile(r"^(-?[\d,.]+)(.*)$")
 _SLICE = re.compile(r"^([^\[\]]+)\[(.+)\]$")
 _TO_BASELINE = " to the baseline's embedding"
 _AGAINST = re.compile(r"^(.+)_against_([^_]+)$")
 _ON = re.compile(r"^(.+)_on_([A-Za-z0-9-]+)$")
 _NUMBERED = (
+    (re.compile(r"^size_bytes_(.+)$"), _KNOWN["size_bytes"], "Size on disk of {0}"),
     (_LENGTH, _KNOWN["latency_ms"], "Latency, {0}\u2013{1} tokens"),
     (re.compile(r"^latency_ms_batch_(\d+)$"), _KNOWN["latency_ms"], "Latency, batch {0}"),
     (re.compile(r"^latency_ms_rate_([\d.e+]+)$"), _KNOWN["latency_ms"], "Latency at {0}/s"),
@@ -182,6 +218,9 @@ def describe_metric(name: str, unit: str = "") -> Metric:
     for pattern, known, title in _NUMBERED:
         if match := pattern.match(name):
             return replace(known, name=name, title=title.format(*match.groups()), unit=unit)
+    if (drawn := _DRAWN.match(name)) and drawn[1] in _KNOWN:
+        known, words = _KNOWN[drawn[1]], {"steps": "{0} steps", "size": "{0} pixels a side"}[drawn[2]]
+        return replace(known, name=name, title=f"{known.title}, {words.format(drawn[3])}", unit=unit or known.unit)
     if generated := context_of(name):
         known = _GENERATION[generated[0]]
         return replace(known, name=name, title=f"{known.title}, context {generated[1]}", unit=unit or known.unit)

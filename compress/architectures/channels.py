@@ -23,7 +23,7 @@ _FAILURES = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, Inde
 class Part:
     """One layer's share: at ``features[i]`` of its inputs or outputs lies the coupling's channel ``channels[i]``.
 
-    A part of side ``both`` hands each channel on alone: a batch normalisation or a depthwise convolution.
+    A part of side ``both`` hands each channel on alone: a normalisation or a depthwise convolution.
     """
 
     layer: str
@@ -208,6 +208,14 @@ def _drop(layer: nn.Module, side: Side, gone: torch.Tensor) -> None:
         kept = _others(layer.num_features, gone)
         _select(layer, ("weight", "bias", "running_mean", "running_var"), kept, 0)
         layer.num_features = len(kept)
+    elif isinstance(layer, nn.GroupNorm):
+        kept = _others(layer.num_channels, gone)
+        _select(layer, ("weight", "bias"), kept, 0)
+        layer.num_channels = len(kept)
+    elif isinstance(layer, nn.LayerNorm):
+        kept = _others(layer.normalized_shape[0], gone)
+        _select(layer, ("weight", "bias"), kept, 0)
+        layer.normalized_shape = (len(kept),)
 
 
 def _others(size: int, gone: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from compress.bench.reference import ReferenceTimes
-from compress.bench.rounds import Generation, Turn
+from compress.bench.rounds import Drawing, Generation, Turn
 from compress.bench.service import Piped, raised_error
 from compress.checkpoints.allowed_code import allowed_code
 from compress.errors import StageError
@@ -89,6 +89,14 @@ class Child:
         """One timed generation of a prompt and ``tokens`` after the first, following ``untimed`` steps."""
         message = {"do": "generate", "ids": list(ids), "tokens": tokens, "untimed": untimed}
         return Generation(**self.ask(message, timeout))
+
+    def draw(self, call: int, steps: int | None, size: int | None, timeout: float, untimed: int = 0) -> Drawing:
+        """One timed picture of the numbered batch; ``untimed`` steps come before it.
+
+        In ``steps`` and of ``size`` pixels a side, or as many as the model has of its own.
+        """
+        message = {"do": "draw", "call": call, "steps": steps, "size": size, "untimed": untimed}
+        return Drawing(**self.ask(message, timeout))
 
     def reference(self, cores: Sequence[int], timeout: float) -> ReferenceTimes:
         """What the reference kernels take now, on the first of ``cores``."""

@@ -40,6 +40,25 @@ class Generation:
     vocabulary: int
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """One picture: ms of all of it, of its text, of each step of the denoiser, and of the decoder.
+
+    ``disturbed`` has a mark for the text, for each step, and for the decoder.
+    """
+
+    picture_ms: float
+    text_ms: float
+    steps_ms: list[float]
+    decoder_ms: float
+    disturbed: list[bool]
+
+    @property
+    def loop_ms(self) -> float:
+        """What lies between the calls: the scheduler, and guidance."""
+        return max(0.0, self.picture_ms - self.text_ms - sum(self.steps_ms) - self.decoder_ms)
+
+
 Run = Callable[[Sequence[int]], Turn]
 """Times one call for each numbered batch."""
 Pulse = Callable[[], float]

@@ -80,7 +80,7 @@ def measure_together(
         raise DataError("There is no example to time.", expected="at least one row in the test split")
     if examples[baseline].whole:
         settings = settings.model_copy(update={"batched": False})
-    timed_as = _equal_artifacts(artifacts)
+    timed_as = equal_artifacts(artifacts)
     with tempfile.TemporaryDirectory(prefix="compress-bench-") as scratch:
         lengths = examples[baseline].lengths()
         drawn = draw_by_length(lengths, settings.examples, seed)
@@ -253,7 +253,7 @@ def _falls_behind(launches: Sequence[Sequence[float]], rate: float) -> bool:
     return 2 * growing > len(launches)
 
 
-def _equal_artifacts(artifacts: Mapping[str, Path]) -> dict[str, str]:
+def equal_artifacts(artifacts: Mapping[str, Path]) -> dict[str, str]:
     """label -> the first label whose folder holds the same bytes, or that names the same file."""
     first: dict[str, str] = {}
     timed_as = {}

@@ -11,6 +11,8 @@ model's own. Messages, each answered by one line, or by ``{"error": {...}}``:
     {"do": "arrivals", "calls", "gaps_ms"} -> {"latencies_ms"}                   calls that come when they come
     {"do": "generate", "ids": [...], "tokens": n, "untimed": m}  a prompt, then n tokens one by one
                                            -> {"first_ms", "steps_ms", "disturbed", "tokens", "cached", "vocabulary"}
+    {"do": "draw", "call": i, "steps": n, "size": s, "untimed": m}  a picture of s pixels a side in n steps; or null
+                                           -> {"picture_ms", "text_ms", "steps_ms", "decoder_ms", "disturbed"}
     {"do": "reference", "cores"}           -> {"matmul_ms", "copy_ms"}           fixed work, without a model
     {"do": "pulse", "cores"}               -> {"pulse_ms"}                       less of it, on each of the cores
     {"do": "memory"}                       -> {"peak_bytes", "cpu_seconds"}
@@ -31,6 +33,7 @@ from typing import Protocol
 
 import numpy as np
 
+from compress.bench.drawing import draw, elsewhere, load_loop, preemptions, start_up_of
 from compress.bench.energy import EnergyMeter, find_meter
 from compress.bench.reference import ReferenceKernels
 from compress.bench.service import Reply, serve
@@ -87,17 +90,12 @@ def timed(session: Answering, batches: Sequence[Batch], calls: Sequence[int]) ->
     nanoseconds, disturbed = [], []
     for index in calls:
         batch = batches[index]
-        switches = _preemptions()
+        switches = preemptions()
         start = clock()
         session.predict(batch)
         nanoseconds.append(clock() - start)
-        disturbed.append(_preemptions() != switches)
+        disturbed.append(preemptions() != switches)
     return [value / 1e6 for value in nanoseconds], disturbed
-
-
-def _preemptions() -> int:
-    """How often any thread of this process had to stop for another process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def arrivals(session: Session, batches: Sequence[Batch], calls: Sequence[int], gaps_ms: Sequence[float]) -> list[float]:
@@ -127,11 +125,11 @@ def generate(decoder: GreedyDecoder, ids: Sequence[int], tokens: int) -> Reply:
     found: list[int] = []
     nanoseconds, disturbed = [], []
     for place in range(tokens + 1):
-        switches = _preemptions()
+        switches = preemptions()
         start = clock()
         token = decoder.step(found[-1]) if place else decoder.prefill(ids)
         nanoseconds.append(clock() - start)
-        disturbed.append(_preemptions() != switches)
+        disturbed.append(preemptions() != switches)
         found.append(token)
     first_ms, *steps_ms = (value / 1e6 for value in nanoseconds)
     return {"first_ms": first_ms, "steps_ms": steps_ms, "disturbed": disturbed, "tokens": found}
@@ -159,19 +157,22 @@ class Worker:
             allow(reference, Path(folder))
         runtime = get_runtime(target.runtime)
         self._batches = read_batches(Path(message["batches"]))
+        self._artifact = message["artifact"]
+        load_loop(Path(self._artifact))
         before = peak_bytes()
         start = time.perf_counter_ns()
-        self._artifact = message["artifact"]
         self._session = runtime.open(Path(self._artifact), target, message["threads"])
         load_ms = (time.perf_counter_ns() - start) / 1e6
         reply = {"session_load_ms": load_ms, "before_bytes": before, "start_up": {}}
+        others = elsewhere(self._session)
+        if others:
+            reply = {
+                "session_load_ms": sum(one.session_load_ms for one in others),
+                "before_bytes": sum(one.runtime_bytes for one in others),
+                "start_up": start_up_of(others),
+            }
         if isinstance(self._session, TimesItself):
             self._session.hold(self._batches)
-            reply = {
-                "session_load_ms": self._session.session_load_ms,
-                "before_bytes": self._session.runtime_bytes,
-                "start_up": dict(self._session.start_up),
-            }
         return {**reply, "settings": self._session.settings}
 
     def load(self, message: Reply) -> Reply:
@@ -222,6 +223,11 @@ class Worker:
         reply = generate(self._decoder, message["ids"], message["tokens"])
         return {**reply, "cached": self._decoder.cached, "vocabulary": self._decoder.vocabulary}
 
+    def draw(self, message: Reply) -> Reply:
+        """Time a picture of a batch of one prompt."""
+        how = (message[name] for name in ("steps", "size", "untimed"))
+        return draw(self._opened(), self._batches[message["call"]], *how)
+
     def reference(self, message: Reply) -> Reply:
         """Time the reference kernels."""
         _pin(message["cores"])
@@ -242,15 +248,15 @@ class Worker:
 
     def memory(self, message: Reply) -> Reply:
         """Peak memory of the process with the model, and all processor time so far."""
-        session = self._session
-        peak = session.peak_bytes() if isinstance(session, TimesItself) else peak_bytes()
-        own = time.process_time() if isinstance(session, TimesItself) else 0.0
+        others = elsewhere(self._session)
+        peak = sum(one.peak_bytes() for one in others) if others else peak_bytes()
+        own = time.process_time() if others else 0.0
         return {"peak_bytes": peak, "cpu_seconds": own + self._processor_seconds()}
 
     def _processor_seconds(self) -> float:
         """Of the process that the model runs in."""
-        session = self._session
-        return session.cpu_seconds() if isinstance(session, TimesItself) else time.process_time()
+        others = elsewhere(self._session)
+        return sum(one.cpu_seconds() for one in others) if others else time.process_time()
 
     def _opened(self) -> Session:
         assert self._session is not None, "open comes first"

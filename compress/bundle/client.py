@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -152,6 +152,8 @@ ONNXRUNTIME_WEB = Client(
     try_out=_try_in_node,
 )
 """Pages whose own code prepares inputs and reads answers."""
+ONNXRUNTIME_WEB_PARTS = replace(ONNXRUNTIME_WEB, shared=("style.css",))
+"""The same, of models of several graphs, whose pages open them themselves."""
 TRANSFORMERS_JS = Client(
     CLIENT,
     (Part(_APACHE, "LICENSE-transformers.txt"), Part(_MIT)),

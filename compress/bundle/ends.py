@@ -84,6 +84,51 @@ class Rewrite(Step):
     )
 
 
+class Draw(Step):
+    """What the text encoder gives -> a picture, in as many calls of ``denoiser`` as there are ``timesteps``.
+
+    z is noise [1, channels, height, width], and latents are ``initial`` times z at first. At step i the denoiser is
+    given sample = ``scales[i]`` times the latents, timestep = ``timesteps[i]`` and encoder_hidden_states, and the
+    ``condition``, where there is one, as timestep_cond. With ``guidance`` above 1 it is asked for ``empty_ids`` too,
+    so that what counts is e + guidance (p - e), e for the empty prompt and p for this one. Then the latents are
+    ``noise[i]`` times z, ``outputs[i][j]`` times what it gave at each step j up to i, and ``added[i][j]`` times noise
+    of step j, all added up. At last ``decoder`` is given latents / ``scaling`` + ``shift``, and a value x that it
+    gives is the level x / 2 + 1 / 2 of a channel, from 0 to 1.
+
+    Noise of a seed s: the k-th number from 1 on of 32 bits is a = s + k 0x6D2B79F5; b = (a ^ a >> 15) (a | 1);
+    c = b ^ b + (b ^ b >> 7) (b | 61); u = (c ^ c >> 14) / 2^32. Of two such, u and v, come sqrt(-2 ln(u + 2^-33)) times
+    cos 2 pi v and sin 2 pi v. z is first, then that of each step (Box and Muller 1958).
+    """
+
+    kind: Literal["draw"] = "draw"
+    output: str
+    denoiser: str
+    decoder: str
+    channels: int = Field(ge=1)
+    height: int = Field(ge=1, description="of the latents")
+    width: int = Field(ge=1)
+    factor: int = Field(ge=1, description="a picture is so many times as high and wide")
+    scaling: float
+    shift: float
+    guidance: float
+    empty_ids: tuple[int, ...]
+    condition: tuple[float, ...]
+    initial: float
+    timesteps: tuple[float, ...] = Field(min_length=1)
+    scales: tuple[float, ...]
+    noise: tuple[float, ...]
+    outputs: tuple[tuple[float, ...], ...]
+    added: tuple[tuple[float, ...], ...]
+
+    def in_words(self) -> tuple[str, str]:
+        """See `Step`."""
+        size, steps = f"{self.width * self.factor} x {self.height * self.factor}", len(self.timesteps)
+        return (
+            f"gets a picture of {size} pixels, drawn in {steps} step{'s' if steps > 1 else ''}",
+            "It draws what it has learned from; what words that it does not know do to a picture means nothing.",
+        )
+
+
 class Softmax(Step):
     """Scores -> probabilities that sum to 1, in the order of ``labels``."""
 
@@ -237,5 +282,5 @@ def _named(labels: tuple[str, ...]) -> str:
 
 
 Postprocessing = (
-    Softmax | Tag | Relevance | FindSpan | Unmask | FindBoxes | Segment | Embed | Transcribe | Rewrite | Generate
+    Softmax | Tag | Relevance | FindSpan | Unmask | FindBoxes | Segment | Embed | Draw | Transcribe | Rewrite | Generate
 )

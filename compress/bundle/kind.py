@@ -37,12 +37,13 @@ Answer = Numbers | str | Reply
 
 
 class Case(FrozenAliased):
-    """One input of the self-test, and the model's answer to it alone: scores, an embedding, a text or a reply."""
+    """One input of the self-test, and the model's answer to it alone: scores, a vector, a text, a picture, a reply."""
 
     logits: Numbers = ()
     embedding: Numbers = ()
     transcript: str = ""
     written: str | None = None
+    picture: Numbers = ()
     reply: Reply | None = None
 
     @property

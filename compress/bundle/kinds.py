@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from compress.bundle.audio import RECORDINGS
-from compress.bundle.client import TRANSFORMERS_JS
+from compress.bundle.client import ONNXRUNTIME_WEB_PARTS, TRANSFORMERS_JS
+from compress.bundle.drawn import DRAWN_PICTURES, DRAWN_PROMPTS
 from compress.bundle.image import IMAGES
 from compress.bundle.kind import Kind
 from compress.bundle.pairs import ASKED, RANKED
@@ -17,7 +18,7 @@ from compress.bundle.sound import SOUNDS
 from compress.bundle.text import MASKED_TEXTS, SENTENCES, SOURCES, TEXTS, WORDS
 from compress.bundle.transcript import TRANSCRIPTS_OF_SPEECH, WRITTEN_TEXTS
 from compress.bundle.vectors import EMBEDDINGS, IMAGE_EMBEDDINGS, LABELS
-from compress.checkpoints.json_file import read_json
+from compress.checkpoints.pipeline_checks import model_config
 from compress.errors import InputError
 from compress.targets import Language
 from compress.tasks.registry import TASKS, get_task
@@ -47,6 +48,9 @@ KINDS: dict[tuple[str, str], Kind] = {
     ("tokenize", "rewrite"): Kind(
         "text2text-generation", SOURCES, WRITTEN_TEXTS, "rewrite", "Writer", graphs=2, client=TRANSFORMERS_JS
     ),
+    ("tokenize-prompt", "draw"): Kind(
+        "text-to-image", DRAWN_PROMPTS, DRAWN_PICTURES, "draw", "Painter", graphs=3, client=ONNXRUNTIME_WEB_PARTS
+    ),
     ("prompt", "generate"): Kind("text-generation", PROMPTS, REPLIES, "chat", "Chat", client=TRANSFORMERS_JS),
 }
 
@@ -54,7 +58,7 @@ KINDS: dict[tuple[str, str], Kind] = {
 def kind_of(task: str, model: Path | None = None) -> Kind:
     """That of a task's `app_steps`, as ``model`` has it. Raises `InputError` for a task without an app."""
     found = get_task(task)
-    config = {} if model is None else read_json(model / "config.json")
+    config = {} if model is None else model_config(model)
     steps = (found if model is None else found.of(config)).app_steps
     if steps is None and found.app_steps in KINDS:
         raise InputError(

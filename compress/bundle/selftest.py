@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from compress.bundle.audio import AudioCase
+from compress.bundle.drawn import DrawnCase
 from compress.bundle.ends import Postprocessing
 from compress.bundle.image import ImageCase
 from compress.bundle.kind import Answer, Answers, Case, Kind, Preparation
@@ -40,9 +41,13 @@ class SelfTest(FrozenAliased):
     tolerance: float | None = Field(None, gt=0)
     cosine: float | None = Field(None, ge=-1, le=1)
     unmeasured: str | None = None
-    cases: tuple[PairCase, ...] | tuple[TextCase, ...] | tuple[ImageCase, ...] | tuple[AudioCase, ...] = Field(
-        min_length=1
-    )
+    cases: (
+        tuple[PairCase, ...]
+        | tuple[DrawnCase, ...]
+        | tuple[TextCase, ...]
+        | tuple[ImageCase, ...]
+        | tuple[AudioCase, ...]
+    ) = Field(min_length=1)
 
     @model_validator(mode="after")
     def _measured_or_not(self) -> Self:

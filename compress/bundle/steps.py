@@ -19,7 +19,9 @@ class Step(FrozenAliased):
     @property
     def uses(self) -> tuple[str, ...]:
         """Files of the bundle that it needs."""
-        return tuple(getattr(self, name) for name in ("decoder", "tokenizer") if name in type(self).model_fields)
+        return tuple(
+            getattr(self, name) for name in ("denoiser", "decoder", "tokenizer") if name in type(self).model_fields
+        )
 
     def in_words(self) -> tuple[str, str]:
         """For the card.
@@ -42,6 +44,22 @@ class Tokenize(Step):
     pad_id: int = Field(description="fills shorter texts of a batch, where attention_mask is 0")
 
     words = ("A text", "Texts of more than {max_length} tokens are cut off at the end.")
+
+
+class TokenizePrompt(Step):
+    """Prompt -> ids: ``prefix_ids``, as many of its own as there is room for, ``suffix_ids``, ``pad_id`` to the end.
+
+    Padding is read like any other token, as the model learned with it.
+    """
+
+    kind: Literal["tokenize-prompt"] = "tokenize-prompt"
+    tokenizer: str = Field(description="a tokenizer.json of Hugging Face tokenizers")
+    max_length: int = Field(ge=1, description="tokens of every prompt; what is beyond is cut off at the end")
+    prefix_ids: tuple[int, ...]
+    suffix_ids: tuple[int, ...]
+    pad_id: int
+
+    words = ("A prompt", "Prompts of more than {max_length} tokens are cut off at the end.")
 
 
 class TokenizePair(Step):
@@ -194,4 +212,4 @@ class Prompt(Step):
     words = ("A message", "Prompts of more than {max_length} tokens, the chat template's among them, are refused.")
 
 
-Preprocessing = Tokenize | TokenizePair | PrepareImage | LogMel | Hear | Prompt
+Preprocessing = Tokenize | TokenizePrompt | TokenizePair | PrepareImage | LogMel | Hear | Prompt

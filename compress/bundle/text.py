@@ -13,7 +13,7 @@ import numpy as np
 from compress.bundle.kind import Case, Inputs
 from compress.bundle.manifest import MODEL_FOLDER
 from compress.bundle.stand_ins import STAND_INS, stand_ins
-from compress.bundle.steps import Tokenize, TokenizePair
+from compress.bundle.steps import Tokenize, TokenizePair, TokenizePrompt
 from compress.errors import BundleError, ModelError
 from compress.runtimes.runtime import Batch
 
@@ -109,7 +109,11 @@ def other_ids(ids: Sequence[int], case: TextCase) -> tuple[str, str] | None:
 
 
 def _find_rule(folder: Path, processor: Any, max_length: int) -> Tokenize:
-    file = f"{MODEL_FOLDER}/tokenizer.json"
+    return find_tokenize(folder, f"{MODEL_FOLDER}/tokenizer.json", processor, max_length)
+
+
+def find_tokenize(folder: Path, file: str, processor: Any, max_length: int) -> Tokenize:
+    """The rule of a tokenizer of transformers whose tokenizer.json is ``file``. Raises `ModelError` for one without."""
     tokenizer = open_tokenizer(folder / file)
     own = tokenizer.encode(_PROBE, add_special_tokens=False).ids
     whole = list(processor(_PROBE)["input_ids"])
@@ -171,7 +175,7 @@ def _make_masked_cases(
     return _make_cases(own, folder, rule, samples, processor)
 
 
-def more_for_page(folder: Path, rule: Tokenize | TokenizePair) -> dict[str, bytes]:
+def more_for_page(folder: Path, rule: Tokenize | TokenizePair | TokenizePrompt) -> dict[str, bytes]:
     """Characters that a browser would class otherwise."""
     listed = stand_ins(open_tokenizer(folder / rule.tokenizer))
     return {STAND_INS: json.dumps(listed, separators=(",", ":")).encode()} if listed else {}

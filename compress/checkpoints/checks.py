@@ -9,6 +9,7 @@ from compress.checkpoints.config_check import is_timm
 from compress.checkpoints.file_names import TOKENIZER_FILES
 from compress.checkpoints.graph_inputs import GRAPH_INPUTS
 from compress.checkpoints.json_file import read_json
+from compress.checkpoints.pipeline_checks import check_pipeline_folder, is_pipeline, part_config, pipeline_weights
 from compress.checkpoints.safetensors_file import read_header
 from compress.checkpoints.stored_tensor import StoredTensor
 from compress.errors import ModelError
@@ -40,6 +41,10 @@ def check_model_folder(folder: Path) -> None:
             mend="Check the path.",
         )
     try:
+        if is_pipeline(folder):
+            check_pipeline_folder(folder)
+            check_processor(folder, dict(part_config(folder, "text_encoder")))
+            return
         config = read_json(folder / "config.json")
         for file in weight_files(folder):
             read_header(file)
@@ -68,6 +73,8 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
     Raises `ModelError` when there are none, a shard is missing, or the index leads out of the folder.
     """
+    if is_pipeline(folder):
+        return pipeline_weights(folder)
     if (folder / WEIGHTS).is_file():
         return (folder / WEIGHTS,)
     if (folder / INDEX).is_file():
@@ -206,6 +213,8 @@ def _check_index(folder: Path) -> None:
 
 def check_processor(folder: Path, config: dict[str, Any]) -> None:
     """Prove that ``folder`` has a processor whose token ids the model of ``config`` knows. Raises `ModelError`."""
+    if is_pipeline(folder):
+        folder = folder / "tokenizer"
     if not any((folder / name).is_file() for name in PROCESSOR_FILES):
         raise ModelError(
             "The model folder has no tokenizer or other processor.",

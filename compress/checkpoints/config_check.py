@@ -11,6 +11,7 @@ from typing import Any
 
 from compress.checkpoints.allowed_code import MODULE_KEY
 from compress.checkpoints.json_file import read_json
+from compress.checkpoints.pipeline_checks import is_pipeline
 from compress.errors import MissingExtraError, ModelError
 
 _MAPPINGS = ("auto_mappings", "configuration_auto")
@@ -26,7 +27,7 @@ def check_config(folder: Path, trust_remote_code: bool) -> None:
     kind = config.get("model_type")
     if is_timm(config) and importlib.util.find_spec("timm") is None:
         raise MissingExtraError("timm", "timm", "A model of timm")
-    if MODULE_KEY in config or is_timm(config):
+    if MODULE_KEY in config or is_timm(config) or is_pipeline(folder):
         return
     if config.get("auto_map") and not trust_remote_code and (not isinstance(kind, str) or not _known(kind)):
         raise ModelError(

@@ -15,6 +15,7 @@ from compress.checkpoints.file_names import TOKENIZER_FILES
 from compress.checkpoints.graph_inputs import GRAPH_INPUTS, read_graph_inputs
 from compress.checkpoints.json_file import read_json
 from compress.checkpoints.model import write_companions
+from compress.checkpoints.pipeline_checks import is_pipeline
 from compress.checkpoints.sentence_modules import MODULES, SentenceModules, has_modules, read_modules
 from compress.errors import MissingExtraError, ModelError, first_line
 
@@ -29,10 +30,15 @@ def load_processor(folder: Path) -> Any:
     Without a `preprocessor_config.json` it is the tokenizer, with a `modules.json` the tokenizer and what pools behind
     the model. With one alone it is the image processor, or the feature extractor where it has a `sampling_rate`. With
     a tokenizer beside it, it is a processor that has both. Of a graph of no task it is what its inputs are like. Images
-    go through Pillow whether torchvision is there or not, so that every machine computes the same.
+    go through Pillow whether torchvision is there or not, so that every machine computes the same. In diffusers' layout
+    it prepares prompts and noise.
     """
     if (folder / GRAPH_INPUTS).is_file():
         return read_graph_inputs(folder)
+    if is_pipeline(folder):
+        from compress.checkpoints.sampling import load_prompt_processor
+
+        return load_prompt_processor(folder)
     preparation = _preparation(folder)
     if preparation is None:
         tokenizer = load_tokenizer(folder)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from compress.bench.session import BenchResult
     from compress.cli.on_devices import Chosen, Measure, Outcome
     from compress.progress import Progress
+    from compress.tasks.capability import Capabilities
 
 
 def bench(
@@ -42,6 +43,12 @@ def bench(
     tokens: Annotated[
         int | None, typer.Option(min=1, help="With --context: tokens generated after the first one; default 32.")
     ] = None,
+    steps: Annotated[
+        list[int] | None, typer.Option(min=1, help="Also time pictures in so many steps; repeatable.")
+    ] = None,
+    size: Annotated[
+        list[int] | None, typer.Option(min=8, help="Also time pictures of so many pixels a side; repeatable.")
+    ] = None,
     text: Annotated[
         Path | None, typer.Option(help="With --context: a file whose text is the prompt, in place of random tokens.")
     ] = None,
@@ -59,7 +66,9 @@ def bench(
     from compress.cli.bench_generation import refuse_together
     from compress.cli.on_devices import chosen_devices
 
-    refuse_together(context, recipe=recipe, batch_size=batch_size, rate=rate, tokens=tokens, text=text)
+    steps, size = steps or None, size or None
+    on_data = {"recipe": recipe, "batch_size": batch_size, "rate": rate, "steps": steps, "size": size}
+    refuse_together(context, **on_data, tokens=tokens, text=text)
     devices = chosen_devices(device or [], inventory, recipe)
     if context:
         from compress.cli.bench_generation import generation_bench
@@ -69,7 +78,9 @@ def bench(
         wanted = Benchmark(contexts=tuple(context), **_given(given))
         _measure(generation_bench(artifact, baseline, text, target, wanted), devices, json_)
         return
-    changed = {"threads": threads, "batch_size": batch_size, "seconds": seconds, "budget_seconds": budget, "rate": rate}
+    changed: dict[str, Any] = {"threads": threads, "batch_size": batch_size, "seconds": seconds}
+    changed |= {"budget_seconds": budget, "rate": rate}
+    changed |= {"picture_steps": steps and tuple(steps), "picture_sizes": size and tuple(size)}
     _measure(_bench_on_data(artifact, baseline, recipe, target, _given(changed)), devices, json_)
 
 
@@ -96,6 +107,7 @@ def _bench_on_data(
     found = find_artifact(artifact, recipe)
     other = find_artifact(baseline, recipe) if baseline else None
     place = find_target(target)
+    _refuse_idle(found.task.capabilities, changed)
     for one in filter(None, (found, other)):
         check_opens(one.folder, place)
     from compress.formats.silence import quiet_libraries
@@ -113,6 +125,16 @@ def _bench_on_data(
         )
 
     return measure
+
+
+def _refuse_idle(task: Capabilities, changed: dict[str, Any]) -> None:
+    """Raise `InputError` for options of pictures where none are drawn."""
+    from compress.errors import InputError
+    from compress.tasks.capability import DRAWS
+
+    given = [f"--{name}" for name in ("steps", "size") if f"picture_{name.removesuffix('s')}s" in changed]
+    if given and DRAWS not in task:
+        raise InputError(f"{' and '.join(given)} means nothing here.", expected="a model that draws pictures")
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

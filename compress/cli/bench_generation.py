@@ -22,7 +22,7 @@ from compress.targets import Target
 
 def refuse_together(context: list[int] | None, **options: object) -> None:
     """Raise `InputError` for options that were given and mean nothing beside ``--context``, or without it."""
-    idle = ("recipe", "batch_size", "rate") if context else ("tokens", "text")
+    idle = ("recipe", "batch_size", "rate", "steps", "size") if context else ("tokens", "text")
     given = [f"--{name.replace('_', '-')}" for name in idle if options[name] is not None]
     if given and context:
         raise InputError(

@@ -35,7 +35,7 @@ def evaluate(
     profile = Profile(find_target(target))
     check_opens(found.folder, profile.target)
     from compress.formats.silence import quiet_libraries
-    from compress.pipeline import asked
+    from compress.pipeline import asked, drawn
     from compress.pipeline.target_session import TargetSession
 
     quiet_libraries()
@@ -47,7 +47,7 @@ def evaluate(
         for note in filter(None, [session.examples(name).note, *notes]):
             progress.note(note)
         rows = [*session.accuracies(parts), *asked.generations(session)[0], *asked.choices(session)]
-        rows += [*asked.instructed(session)[0], *asked.similarities(session)]
+        rows += [*asked.instructed(session)[0], *asked.similarities(session), *drawn.judgements(session, parts)]
     if json_:
         typer.echo(json.dumps([row.model_dump() for row in rows], indent=1))
         return

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from compress.bench.profiled_calls import Calls, TextPhase
     from compress.cli.artifact import Artifact
     from compress.progress import Progress
+    from compress.targets import Target
 
 
 def profile(
@@ -30,6 +31,10 @@ def profile(
     context: Annotated[
         int | None, typer.Option(min=1, help="Of text generation: tokens of the prompt; default: the recipe's fewest.")
     ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(help="Of a model that draws pictures: `text_encoder`, `vae_decoder`, or the denoiser (default)."),
+    ] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="Time budget of the measurement.")] = 5.0,
     html: Annotated[Path | None, typer.Option(help="Write a page with a roofline chart to this file.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Write the profile as JSON.")] = False,
@@ -39,6 +44,7 @@ def profile(
     from compress.cli.console_progress import ConsoleProgress
     from compress.errors import InputError
     from compress.formats.targets import find_target
+    from compress.tasks.capability import DRAWS
 
     found = find_artifact(artifact, recipe)
     place = find_target(target)
@@ -54,8 +60,15 @@ def profile(
     quiet_libraries()
     progress = ConsoleProgress()
     benchmark, seed = found.recipe.benchmark, found.recipe.seed
-    calls = _calls(found, batch_size, phase, context, progress)
-    result = profile_operators(found.folder, calls, place, threads or benchmark.threads, seconds, progress, seed)
+    draws = DRAWS in found.task.capabilities
+    if part is not None and not draws:
+        raise InputError(f"--part means nothing for {found.task.name}.", expected="a model that draws pictures")
+    if draws:
+        idle: dict[str, object] = {"--batch-size": batch_size, "--phase": phase, "--context": context}
+        folder, calls = _part_calls(found, place, part, idle, progress)
+    else:
+        folder, calls = found.folder, _calls(found, batch_size, phase, context, progress)
+    result = profile_operators(folder, calls, place, threads or benchmark.threads, seconds, progress, seed)
     if html is not None:
         from compress.report.profile_views import profile_page
 
@@ -75,6 +88,29 @@ def profile(
     Console().print(console_profile(result))
     for note in method_notes(result):
         typer.echo(note, err=True)
+
+
+def _part_calls(
+    found: Artifact, place: Target, part: str | None, idle: dict[str, object], progress: Progress
+) -> tuple[Path, Calls]:
+    """The folder of a part, and what it is given while the first test prompt is drawn. Raises `InputError`."""
+    from compress.bench.profiled_calls import CALLS, Calls
+    from compress.errors import InputError
+    from compress.formats.runtimes import get_runtime
+    from compress.quantization.picture_calibration import evenly, watch
+    from compress.runtimes.picture_session import PictureSession
+
+    given = [name for name, value in idle.items() if value is not None]
+    if given:
+        raise InputError(f"{' and '.join(given)} means nothing for {found.task.name}.", expected="--part")
+    session = get_runtime(place.runtime).open(found.folder, place, 1)
+    assert isinstance(session, PictureSession), "it draws"
+    chosen = part or session.denoiser
+    if chosen not in session.parts:
+        raise InputError(f"The model has no part {chosen!r}.", where="--part", expected=", ".join(session.parts))
+    examples = found.examples(progress)
+    feeds = watch(session, chosen, examples.batch([0]), range(1), 0).feeds
+    return found.folder / chosen, Calls(tuple(feeds[place] for place in evenly(len(feeds), CALLS)))
 
 
 def _calls(

@@ -42,6 +42,10 @@ def model_files(artifact: Path, runtime: str | None = None) -> tuple[Path, ...]:
     if runtime is not None and runtime not in FORMATS[form].runtimes:
         opened = [one for one, spec in FORMATS.items() if runtime in spec.runtimes]
         form = next((one for one in opened if holds(artifact, one)), opened[0])
+    return _files_of(artifact, form)
+
+
+def _files_of(artifact: Path, form: str) -> tuple[Path, ...]:
     find = part_of(form, "find_all")
     return (file_of(artifact, form),) if find is None else tuple(find(artifact))
 
@@ -66,8 +70,8 @@ class FileModel:
 
     @classmethod
     def load(cls, directory: Path, task: object) -> Self:
-        """Open what `save` wrote. Raises `ModelError` for a folder without one such file, whole."""
-        own = cls.files_with(file_of(directory, cls.kind))
+        """Open what `save` wrote. Raises `ModelError` for a folder without one such file, or one a part, whole."""
+        own = tuple(file for found in _files_of(directory, cls.kind) for file in cls.files_with(found))
         contents = {path.relative_to(directory).as_posix(): path.read_bytes() for path in own}
         return cls(contents, read_companions(directory, own))
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compress.checkpoints.checks import INDEX, PICKLE_SUFFIXES, pickle_refusal, unreadable, weight_files
+from compress.checkpoints.pipeline_checks import is_pipeline
 from compress.checkpoints.stored_tensor import StoredTensor
 from compress.errors import ModelError
 from compress.formats.registry import FORMATS
@@ -60,10 +61,22 @@ def read_model(path: Path) -> Contents:
 
 def _read(path: Path, form: str, weights: tuple[Path, ...]) -> Contents:
     root = path if path.is_dir() else path.parent
-    tensors = _counted_once([tensor for file in weights for tensor in READERS[form].read(file, root)], root)
+    tensors = _counted_once([tensor for file in weights for tensor in _of_part(form, file, root)], root)
     held = (*weights, *sorted({tensor.path for tensor in tensors}.difference(weights)))
     files = tuple(sorted(item for item in path.rglob("*") if item.is_file())) if path.is_dir() else held
     return Contents(form, tensors, held, files)
+
+
+def _of_part(form: str, file: Path, root: Path) -> list[StoredTensor]:
+    """The tensors of a file; those of a pipeline's part have its name before theirs."""
+    tensors = READERS[form].read(file, root)
+    if not is_pipeline(root) or file.parent == root:
+        return tensors
+    part = file.relative_to(root).parts[0].removesuffix("_decoder")
+    return [
+        one if one.name.startswith(f"{part}.") else one.model_copy(update={"name": f"{part}.{one.name}"})
+        for one in tensors
+    ]
 
 
 def _weights(path: Path) -> tuple[str, tuple[Path, ...]]:
@@ -80,7 +93,8 @@ def _weights(path: Path) -> tuple[str, tuple[Path, ...]]:
                 mend="Name the file that holds the weights.",
             )
         return suffixes[suffix], (path,)
-    if (path / "model.safetensors").is_file() or (path / INDEX).is_file():
+    graphs = is_pipeline(path) and any(path.glob("*/*.onnx"))
+    if (path / "model.safetensors").is_file() or (path / INDEX).is_file() or (is_pipeline(path) and not graphs):
         return "safetensors", weight_files(path)
     # A sentence encoder in any format has modules beside it whose weights are safetensors.
     for suffix, form in sorted(suffixes.items(), key=lambda one: one[1] == "safetensors"):

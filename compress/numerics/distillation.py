@@ -97,3 +97,12 @@ def relative_error(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor
     states grow from block to block by orders of magnitude.
     """
     return (student - teacher).square().sum(dim=-1) / teacher.square().sum(dim=-1).clamp(min=1e-12)
+
+
+def feature_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Squared distance of features [B, C, H, W] whose C channels are brought to length 1 at each place, averaged.
+
+    Zhang et al. 2018 (LPIPS), equation 1, with every channel weighed alike.
+    """
+    mine, taught = (torch.nn.functional.normalize(one, dim=1) for one in (student, teacher))
+    return (mine - taught).square().sum(1).mean()

@@ -107,3 +107,18 @@ def most_important(scores: torch.Tensor, count: int) -> torch.Tensor:
     """Indices of the ``count`` largest scores, in ascending order; ties fall to the lower index."""
     order = torch.argsort(scores, descending=True, stable=True)
     return order[:count].sort().values
+
+
+def weight_gates(weight: torch.Tensor, gradient: torch.Tensor, axis: int) -> torch.Tensor:
+    """sum of w * dL/dw over all weights of each place on ``axis``, [places].
+
+    With the inputs of a layer on the axis it is dL/d xi of a gate xi at 1 on each of them, as `channel_products` has it
+    of activations; of gradients that were added up, over all that they were gathered from (Fang et al. 2023,
+    Diff-Pruning, do so over timesteps).
+    """
+    return (weight * gradient).movedim(axis, 0).flatten(1).sum(1)
+
+
+def relevant_timesteps(losses: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Which timesteps count: those whose loss [T] is more than ``threshold`` of the largest (Fang et al. 2023)."""
+    return losses > threshold * losses.max()

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import NamedTuple
 
+from compress.checkpoints.pipeline_checks import part_folders
 from compress.digests import size_bytes
 from compress.formats.registry import RUNTIMES
 from compress.formats.runtimes import get_runtime
@@ -48,12 +49,16 @@ def shipped(profile: Profile, folder: Path) -> Shipped:
 
 
 def size_rows(folder: Path, label: str, target: Target) -> list[Measurement]:
-    """Bytes on disk of the whole folder, parameters, and the bits that each of them takes with scales and all."""
+    """Bytes on disk of the whole folder, parameters, and the bits that each of them takes with scales and all.
+
+    Of a model of several parts those of each part's folder too.
+    """
     budget = budget_of(folder)
     figures = {
         "size_bytes": ("bytes", size_bytes(folder)),
         "parameters": ("parameters", budget.parameters),
         "bits_per_parameter": ("bits", 8 * budget.tensor_bytes / max(budget.parameters, 1)),
+        **{f"size_bytes_{part}": ("bytes", size_bytes(folder / part)) for part in part_folders(folder)},
     }
     return [
         Measurement(model=label, metric=metric, target=target.name, value=value, unit=unit)

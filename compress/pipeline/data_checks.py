@@ -13,6 +13,7 @@ from compress.data.membership import character_lengths, find_parts
 from compress.data.slices import Unit
 from compress.errors import DataError
 from compress.evaluation.evaluate import encode_for
+from compress.evaluation.picture_judge import check_classes
 from compress.pipeline.road import Road
 from compress.pipeline.target_session import SPLIT
 from compress.plan.written import check_formats
@@ -23,9 +24,17 @@ from compress.tasks.conversations import asked
 def prove(road: Road) -> None:
     """Everything of this module, and whether its formats can be written. Raises a `CompressError`."""
     check_slices(road)
+    check_judge(road)
     check_running_text(road)
     check_model(road)
     check_formats(road.recipe, road.start)
+
+
+def check_judge(road: Road) -> None:
+    """Whether the judge of pictures knows the classes of the rows. Raises `DataError` or `ModelError`."""
+    rows = road.data.split(SPLIT)
+    if road.judge is not None:
+        check_classes(road.judge, rows["label"].to_pylist() if "label" in rows.column_names else ())
 
 
 def check_slices(road: Road) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from compress.checkpoints.checkpoint import TABLES, Checkpoint
 from compress.checkpoints.checks import weight_files
+from compress.checkpoints.diffusion_pipeline import GeneratorModel
 from compress.checkpoints.model import Model
 from compress.checkpoints.safetensors_file import read_header
 from compress.checkpoints.torch_model import TorchModel
@@ -152,9 +153,13 @@ def probed(model: Model) -> Probed:
 
 
 def _answers(model: TorchModel, encode: Encode) -> np.ndarray:
-    """What the module itself answers."""
+    """What the module itself answers; of one that draws a few pictures, in next to no steps."""
     from compress.tasks.forward import predict
 
+    if isinstance(model, GeneratorModel):
+        from compress.formats.safetensors.pictures import torch_pictures
+
+        return torch_pictures(model, {}).probe(encode(model.processor))
     return predict(model.module, encode(model.processor))
 
 

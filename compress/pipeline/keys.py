@@ -63,7 +63,7 @@ class Keys:
                 "data": self._data(stage),
                 "max_length": self.recipe.data.max_length,
                 "seed": self.recipe.seed,
-                "packages": package_versions(stage.calls()),
+                "packages": package_versions((*stage.calls(), *get_task(self.recipe.task).packages)),
             }
         )
 

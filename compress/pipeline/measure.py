@@ -16,7 +16,7 @@ from compress.formats.runtimes import make_ready, why_unavailable
 from compress.formats.targets import PROFILES, REFERENCE
 from compress.inspect.budget import bytes_by_layer
 from compress.measurement import Measurement
-from compress.pipeline import asked
+from compress.pipeline import asked, drawn
 from compress.pipeline.budgets import SHIPPED, Shipped, shipped, size_rows
 from compress.pipeline.formats import can_write, measurable
 from compress.pipeline.notes import processor_notes, run_remarks, slow_int8_notes, sparse_notes
@@ -32,8 +32,10 @@ from compress.report.schema import (
     CalibrationCurve,
     ContinuationRecord,
     DataRecord,
+    DriftRecord,
     LayerBytes,
     LostToken,
+    PictureRecord,
     Skipped,
     SliceRecord,
 )
@@ -58,6 +60,8 @@ class Findings:
     """What each model answered on each target, by (model, target)."""
     continuations: list[ContinuationRecord] = field(default_factory=list)
     lost_tokens: list[LostToken] = field(default_factory=list)
+    pictures: list[PictureRecord] = field(default_factory=list)
+    drift: list[DriftRecord] = field(default_factory=list)
     given: list[AnswerRecord] = field(default_factory=list)
     """What was answered to instructions."""
     parts: list[Part] = field(default_factory=list)
@@ -71,7 +75,7 @@ class Findings:
 
     def told(self) -> dict[str, Any]:
         """What a report says of it, in its fields."""
-        lists = ("measurements", "skipped", "notes", "calibration", "continuations", "lost_tokens")
+        lists = ("measurements", "skipped", "notes", "calibration", "continuations", "lost_tokens", "pictures", "drift")
         own = {name: tuple(getattr(self, name)) for name in lists}
         more = ("environment", "bytes_by_layer", "slices", "stand_in")
         return {**own, "answers": tuple(self.given), **{name: getattr(self, name) for name in more}}
@@ -184,6 +188,9 @@ def measure_answers(findings: Findings, session: TargetSession) -> None:
     findings.measurements += (
         session.sizes() + session.accuracies(findings.parts) + asked.choices(session) + asked.similarities(session)
     )
+    findings.measurements += drawn.judgements(session, findings.parts) + drawn.steps(session)
+    findings.pictures += drawn.grid(session)
+    findings.drift += drawn.drifts(session)
     findings.calibration += session.calibration()
     given = {(label, name): session.answers(label) for label in session.artifacts}
     findings.answers |= {place: answers for place, answers in given.items() if answers is not None}

@@ -14,6 +14,7 @@ from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.checks import check_weights_finite
 from compress.checkpoints.json_file import read_json
 from compress.checkpoints.model import Model
+from compress.checkpoints.pipeline_checks import is_pipeline
 from compress.checkpoints.torch_model import TorchModel
 from compress.compute_device import CPU, computing_on, describe_device, find_device
 from compress.data.dataset import Dataset, load_dataset
@@ -103,6 +104,12 @@ class Road:
         """Pairs with human similarities, read and checked once; none where the recipe names none."""
         reference = self.recipe.evaluation.similarity
         return [] if reference is None else find_rated_pairs(reference, self.folder, self.progress)
+
+    @cached_property
+    def judge(self) -> Path | None:
+        """The folder of the classifier that judges pictures; none where the recipe names none."""
+        reference = self.recipe.evaluation.judge
+        return None if reference is None else self.resolve(reference)
 
     @property
     def slices(self) -> tuple[Slice, ...]:
@@ -318,6 +325,8 @@ class Road:
     def _weight(self, label: str) -> Weight:
         if label != START or self.from_graph:
             return weigh(self.folder_of(label))
+        if is_pipeline(self.start):
+            return weigh(self.start)
         return weigh(self.start, sum(path.stat().st_size for path in self.start.iterdir() if path.is_file()))
 
     def _probe(self, kind: type[Any]) -> Probe:

@@ -146,7 +146,8 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     }
     changes = {"source": source, "splits": splits, "unlabeled": tuple(absolute(name) for name in data.unlabeled)}
     stages = tuple(_with_absolute_paths(stage, absolute) for stage in recipe.stages)
-    places = {name: getattr(recipe.evaluation, name) for name in ("questions", "similarity", "instructions")}
+    named = ("questions", "similarity", "instructions", "judge")
+    places = {name: getattr(recipe.evaluation, name) for name in named}
     evaluation = recipe.evaluation.model_copy(update={name: at and absolute(at) for name, at in places.items()})
     licences = {
         field: {absolute(name): value for name, value in named.items()}

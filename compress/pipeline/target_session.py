@@ -50,6 +50,8 @@ from compress.tasks.task import Examples
 SPLIT = TEST
 _EVALUATION_VERSION = 2
 """Raised when the same outputs would be kept otherwise."""
+_ASKED_BESIDE = {"similarity", "instructions", "answer_tokens", "judge", "pictures"}
+"""Of a recipe's evaluation, what has no say in the answers to its rows."""
 _LABELS = "labels"
 _PACKAGES = ("onnxruntime", "numpy", "tokenizers", "transformers")
 
@@ -187,7 +189,7 @@ class TargetSession:
                 "artifact": self.digests[label],
                 "target": self._told(),
                 "runtime": get_runtime(self.target.runtime).build(),
-                "packages": package_versions(_PACKAGES),
+                "packages": package_versions((*_PACKAGES, *self.road.task.packages)),
                 # Where 8-bit products may saturate, answers are the processor's own.
                 **({} if find_processor("cpu").sums_in_32_bits else {"processor": processor_class()}),
                 **parts,
@@ -200,7 +202,7 @@ class TargetSession:
             "task": recipe.task,
             "data": road.data.digest(split or self.split),
             "max_length": recipe.data.max_length,
-            "evaluation": recipe.evaluation.model_dump(exclude={"similarity", "instructions", "answer_tokens"}),
+            "evaluation": recipe.evaluation.model_dump(exclude=_ASKED_BESIDE),
         }
         if GENERATES in road.task.capabilities:
             parts["windows"] = windows_digest(self.examples(label, split))

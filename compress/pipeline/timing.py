@@ -1,4 +1,4 @@
-"""How the artifacts of a task are timed: by examples in batches, or as they generate."""
+"""How the artifacts of a task are timed: by examples in batches, by pictures, or as they generate."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from compress.bench.generation import measure_generation
+from compress.bench.pictures import measure_pictures
 from compress.bench.place import HERE, LaunchHost
 from compress.bench.session import PRECISION, BenchResult, measure_together
 from compress.progress import Progress
 from compress.recipe.recipe import Benchmark
 from compress.targets import Target
-from compress.tasks.capability import GENERATES
+from compress.tasks.capability import DRAWS, GENERATES
 from compress.tasks.task import Examples, Task
 
 
@@ -33,9 +34,11 @@ def time_artifacts(
 ) -> BenchResult:
     """One interleaved session at ``place`` over all artifacts, each fed with its own encoding of the same text.
 
-    Raises what `measure_together` or `measure_generation` raises.
+    Raises what `measure_together`, `measure_pictures` or `measure_generation` raises.
     """
     shared: dict[str, Any] = {"precision": precision, "confidence": confidence, "place": place}
+    if DRAWS in task.capabilities:
+        return measure_pictures(artifacts, examples, target, settings, baseline, progress, seed, **shared)
     if GENERATES not in task.capabilities:
         return measure_together(artifacts, examples, target, settings, baseline, progress, seed, **shared)
     longest = max(settings.contexts)

@@ -37,7 +37,8 @@ from compress.sources.source import is_graph
 from compress.stage.prediction import Estimate, PlanContext, Shape
 from compress.stage.stage import Stage
 from compress.targets import Profile, limit_words
-from compress.tasks.capability import GENERATES, READS_ROWS
+from compress.tasks.capability import DRAWS, GENERATES, READS_ROWS
+from compress.tasks.registry import get_task
 from compress.training.config import Training
 
 __all__ = ["History", "Plan", "make_plan", "plan_context", "render_plan", "timings_of"]
@@ -167,12 +168,13 @@ def _is_here(sources: Sources) -> bool:
 def _worth_a_trial(recipe: Recipe, sources: Sources, is_cached: Callable[[str], bool] | None) -> bool:
     """Whether training that is not in the cache takes so many steps that trying a few of them first is little.
 
-    No plan runs the code of a recipe's module, or that of a model's repository; running text has no rows to try.
+    No plan runs the code of a recipe's module, or that of a model's repository; running text has no rows to try, and a
+    model that draws pictures no one call.
     """
     train = sources.texts.get("split train")
     if train is None or recipe.module is not None or recipe.trust_remote_code:
         return False
-    if READS_ROWS not in sources.task.capabilities:
+    if READS_ROWS not in sources.task.capabilities or DRAWS in sources.task.capabilities:
         return False
     try:
         return any(
@@ -250,17 +252,18 @@ def _target_plan(profile: Profile, recipe: Recipe, start: Path | None, from_grap
 
 
 def _missing_packages(recipe: Recipe) -> list[CompressError]:
-    """One error for each package that a stage calls and that is not installed."""
+    """One error for each package that a stage, or models of the task, call and that is not installed."""
     stages: tuple[Stage[Any, Any], ...] = recipe.stages
-    users = {package: stage.kind for stage in reversed(stages) for package in stage.calls()}
+    users = {package: f"The stage {stage.kind}" for stage in reversed(stages) for package in stage.calls()}
+    users |= dict.fromkeys(get_task(recipe.task).packages, f"The task {recipe.task}")
     errors: list[CompressError] = []
     for package, user in users.items():
         if has_package(package):
             continue
         if extra := extra_with(package):
-            errors.append(MissingExtraError(package, extra, f"The stage {user}"))
+            errors.append(MissingExtraError(package, extra, user))
         else:
-            what = f"The stage {user} needs the package {package!r}, which is not installed."
+            what = f"{user} needs the package {package!r}, which is not installed."
             errors.append(InputError(what, mend=f"pip install {package}"))
     return errors
 

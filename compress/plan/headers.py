@@ -13,6 +13,7 @@ from typing import Any
 
 from compress.checkpoints.checks import check_model_folder, weight_files
 from compress.checkpoints.json_file import read_json
+from compress.checkpoints.pipeline_checks import is_pipeline
 from compress.checkpoints.safetensors_file import read_header
 from compress.data.arrays import INPUTS, array_files
 from compress.data.files import LABEL, read_class_folder
@@ -111,7 +112,8 @@ def read_shape(path: Path) -> Shape:
     files = weight_files(path)
     processor = sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and file not in files)
     tensors = [tensor for file in files for tensor in read_header(file)]
-    return count(((tensor.name, tensor.shape) for tensor in tensors), read_json(path / "config.json"), processor)
+    config = {} if is_pipeline(path) else read_json(path / "config.json")
+    return count(((tensor.name, tensor.shape) for tensor in tensors), config, processor)
 
 
 _GGUF_SIZES = {

@@ -13,6 +13,7 @@ from compress.checkpoints.adapter import check_adapter
 from compress.checkpoints.allowed_code import allow
 from compress.checkpoints.checks import refuse_quantized
 from compress.checkpoints.config_check import check_config
+from compress.checkpoints.pipeline_checks import is_pipeline
 from compress.data.arrays import Draws
 from compress.data.columns import check_extra
 from compress.data.config import is_sample, sample_split
@@ -31,6 +32,7 @@ from compress.samples.fetch import cached_directory
 from compress.samples.sample import find_sample
 from compress.sources.onnx_file import companions_of, onnx_file
 from compress.sources.origin import Origin
+from compress.sources.pipeline_folder import check_checker
 from compress.sources.source import find_model, kinds_here, resolve_model
 from compress.stage.prediction import Shape, Text
 from compress.stage.stage import Reference, references
@@ -75,6 +77,8 @@ class Sources:
             if named.kind != "model":
                 with self._noting():
                     self._folder(named)
+        if recipe.evaluation.judge is not None:
+            self.model(recipe.evaluation.judge, "evaluation.judge")
         with self._noting():
             self._judged("questions", recipe.evaluation.questions, find_questions)
             self._judged("similarity", recipe.evaluation.similarity, find_rated_pairs)
@@ -119,7 +123,9 @@ class Sources:
                     self._check_graph(graph)
                 elif (path / "config.json").is_file():
                     check_config(path, self.recipe.trust_remote_code)
-                if graph is None and IS_WRITTEN not in self.task.capabilities and path.is_dir():
+                if is_pipeline(path):
+                    check_checker(path, self.recipe.safety_checker)
+                elif graph is None and IS_WRITTEN not in self.task.capabilities and path.is_dir():
                     refuse_quantized(path)
             except OSError as error:
                 what = f"The model cannot be read: {error.strerror or error}."
@@ -270,6 +276,7 @@ def resolved(reference: str, recipe: Recipe, folder: Path, cache: Path, progress
         cache=cache,
         progress=progress,
         arrays=TAKES_ARRAYS in get_task(recipe.task).capabilities,
+        checker=recipe.safety_checker,
     )
     if recipe.trust_remote_code:
         allow(str(found.resolve()), found)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import onnx
@@ -40,12 +40,39 @@ LAYERS = "compress.int8_layers"
 """The key, among a graph's metadata, of each layer's damage and what was kept in float."""
 
 
-def quantize_int8(model: OnnxModel, options: Int8Options, context: Context) -> onnx.ModelProto:
-    """The graph of ``model`` at 8 bits, tables left alone. Raises `StageError` and `DataError`."""
+class ChosenInputs(Protocol):
+    """Real inputs of a graph that were chosen to calibrate on; as text, what a reader must know of them."""
+
+    @property
+    def feeds(self) -> Sequence[Feed]:
+        """One for each call."""
+
+    def record(self, graph: onnx.ModelProto) -> None:
+        """Write into ``graph``, in place, what it was calibrated on."""
+
+
+class GraphInputs(Protocol):
+    """Where the real inputs of a graph come from, and what a floor under it is held on."""
+
+    def choose(self, count: int) -> ChosenInputs:
+        """Those of ``count`` training examples. Raises `DataError` for an empty split."""
+
+    def merit(self) -> Merit:
+        """How good a graph is on the validation split. Raises `DataError` for an empty one."""
+
+
+def quantize_int8(
+    model: OnnxModel, options: Int8Options, context: Context, inputs: GraphInputs | None = None
+) -> onnx.ModelProto:
+    """The graph of ``model`` at 8 bits, tables left alone.
+
+    ``inputs`` are those of the graph, where it isn't given the task's examples as they are. Raises `StageError` and
+    `DataError`.
+    """
     if not options.keep and not has_layers(ir.from_proto(model.graph)):
         return _with_lstms(model.graph, options, context)
-    static = options.method == "static"
-    chosen = calibration_set(model, context, options.calibration_examples) if static else None
+    static, inputs = options.method == "static", inputs or RowInputs(model, context)
+    chosen = inputs.choose(options.calibration_examples) if static else None
     for operator, count in without_kernel(ir.from_proto(model.graph)).items():
         context.remark(f"quantize: {count} {operator} left in float: ONNX Runtime has no integer kernel for it")
     made = _quantizer(model, options, chosen)
@@ -55,7 +82,7 @@ def quantize_int8(model: OnnxModel, options: Int8Options, context: Context) -> o
     if not options.searches:
         graph = made.quantize(left)
     else:
-        found = _search(model, made, left, options, context)
+        found = _search(model.graph, made, left, options, inputs, context)
         graph = found.graph
         context.remark(f"quantize: {found.verdict()}")
         for name in found.kept:
@@ -70,6 +97,8 @@ def quantize_int8(model: OnnxModel, options: Int8Options, context: Context) -> o
     if options.narrowing() == "saturating":
         _say_narrowed(made.narrowed, context)
     if isinstance(made, StaticQuantizer):
+        if made.split:
+            context.remark(f"quantize: {len(made.split)} convolutions split by the parts of what they read")
         if made.equalized:
             context.remark(f"quantize: channels evened before {len(made.equalized)} layers")
         for name in made.constant:
@@ -100,7 +129,7 @@ def _say_narrowed(layers: Sequence[str], context: Context) -> None:
     )
 
 
-def _quantizer(model: OnnxModel, options: Int8Options, chosen: CalibrationSet | None) -> MadeQuantizer:
+def _quantizer(model: OnnxModel, options: Int8Options, chosen: ChosenInputs | None) -> MadeQuantizer:
     if chosen is None:
         return DynamicQuantizer(model.graph, options.per_channel, options.narrowing())
     if options.statistics == "nncf":
@@ -109,26 +138,46 @@ def _quantizer(model: OnnxModel, options: Int8Options, chosen: CalibrationSet | 
 
 
 def _search(
-    model: OnnxModel, made: MadeQuantizer, left: Sequence[str], options: Int8Options, context: Context
+    graph: onnx.ModelProto,
+    made: MadeQuantizer,
+    left: Sequence[str],
+    options: Int8Options,
+    inputs: GraphInputs,
+    context: Context,
 ) -> Search:
-    feeds = calibration_set(model, context, options.damage_examples).feeds
+    feeds = inputs.choose(options.damage_examples).feeds
     ceiling, floor = options.error_ceiling, options.accuracy_floor
     if ceiling is not None:
-        merit, share = agreement_with(model.graph, feeds), 1 - ceiling
+        merit, share = agreement_with(graph, feeds), 1 - ceiling
     else:
         assert floor is not None, "one of the two"
-        merit, share = _merit(model, context), floor
+        merit, share = inputs.merit(), floor
     more = options.search_seconds, context.progress, left, ceiling is not None
-    return search(model.graph, made, merit, share, feeds, *more)
+    return search(graph, made, merit, share, feeds, *more)
 
 
-def _merit(model: OnnxModel, context: Context) -> Merit:
-    """The task's first metric on the validation split. Raises `DataError` for an empty one."""
+@dataclass(frozen=True)
+class RowInputs:
+    """See `GraphInputs`: the examples that the task makes of the rows of a split."""
+
+    model: OnnxModel
+    context: Context
+
+    def choose(self, count: int) -> CalibrationSet:
+        """See `GraphInputs.choose`."""
+        return calibration_set(self.model, self.context, count)
+
+    def merit(self) -> Merit:
+        """See `GraphInputs.merit`."""
+        return merit_of(self.context.task, validation_examples(self.model, self.context))
+
+
+def validation_examples(model: OnnxModel, context: Context) -> Examples:
+    """Those of the validation split. Raises `DataError` for an empty one."""
     rows = context.data.split(_VALIDATION)
     if len(rows) == 0:
         raise DataError("The validation split is empty, so no floor can be held.", where=f"split {_VALIDATION}")
-    examples = context.task.encode(rows, processor_of(model), labels_of(model), context.max_length)
-    return merit_of(context.task, examples)
+    return context.task.encode(rows, processor_of(model), labels_of(model), context.max_length)
 
 
 def _record(found: Search, graph: onnx.ModelProto) -> None:
@@ -167,7 +216,7 @@ def kept_layers(layers: Sequence[QuantizableLayer], patterns: Sequence[str]) -> 
     return [layer.name for layer in layers if layer.name in found]
 
 
-_SPLIT = "train"
+SPLIT = "train"
 METADATA = "compress.calibration"
 """The key of the record among a graph's metadata."""
 
@@ -206,15 +255,15 @@ class CalibrationSet:
     def record(self, graph: onnx.ModelProto) -> None:
         """Write into ``graph``, in place, what it was calibrated on."""
         digest = hashlib.sha256(self.rows.astype("<i8").tobytes()).hexdigest()
-        facts = {"split": _SPLIT, "examples": len(self.rows), "labels": self.labels, "seed": self.seed}
+        facts = {"split": SPLIT, "examples": len(self.rows), "labels": self.labels, "seed": self.seed}
         graph.metadata_props.add(key=METADATA, value=json.dumps({**facts, "rows_sha256": digest}, sort_keys=True))
 
 
 def calibration_set(model: OnnxModel, context: Context, count: int) -> CalibrationSet:
     """``count`` training examples (or all) of all labels and lengths alike. Raises `DataError` for an empty split."""
-    rows = context.data.split(_SPLIT)
+    rows = context.data.split(SPLIT)
     if len(rows) == 0:
-        raise DataError("The train split is empty, so there is nothing to calibrate with.", where=f"split {_SPLIT}")
+        raise DataError("The train split is empty, so there is nothing to calibrate with.", where=f"split {SPLIT}")
     examples = context.task.encode(rows, processor_of(model), labels_of(model), context.max_length)
     classes = examples.classes
     chosen = spread_sample(examples.lengths(), classes, count, context.seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -109,6 +109,12 @@ class Benchmark(Frozen):
         (128,), min_length=1, description="text generation: tokens of the prompts, each timed on its own"
     )
     tokens: int = Field(32, ge=1, description="text generation: tokens that are timed after the first")
+    picture_steps: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (), description="pictures: numbers of steps that are timed beside each model's own"
+    )
+    picture_sizes: tuple[Annotated[int, Field(ge=8)], ...] = Field(
+        (), description="pictures: pixels of a side that are timed beside the model's own size"
+    )
     examples: int = Field(256, ge=8, description="test rows drawn for the latency scenarios")
     every_stage: bool = Field(True, description="measure the output of every stage, not just baseline and final")
 
@@ -153,6 +159,9 @@ class Recipe(Frozen):
         description="start from weights drawn from the seed: of `model` only config.json and the processor are read",
     )
     trust_remote_code: bool = Field(False, description="run Python that a model repository ships")
+    safety_checker: Literal["keep", "leave_out"] | None = Field(
+        None, description="text to image: what becomes of a pipeline's safety checker; one that has none needs no word"
+    )
     data: DataConfig = Field(description="the examples to learn from and to be judged by")
     seed: int = Field(0, ge=0, description="of every random choice; the same seed gives the same model")
     device: str = Field(

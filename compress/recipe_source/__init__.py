@@ -206,7 +206,7 @@ def _starts_as(document: Document, recipe_folder: Path) -> type[Any]:
 
 def _told(reference: str, recipe_folder: Path) -> tuple[str | None, str]:
     """The task, or else why there is none. A graph that no processor lies beside is for one that takes arrays."""
-    from compress.checkpoints.json_file import read_json
+    from compress.checkpoints.pipeline_checks import model_config
     from compress.checkpoints.processor import has_preprocessor
     from compress.sources.onnx_file import companions_of, has_companions, onnx_file
     from compress.sources.source import already_here, graph_place
@@ -219,7 +219,7 @@ def _told(reference: str, recipe_folder: Path) -> tuple[str | None, str]:
         folder = companions_of(graph)[0].parent if graph else already_here(str(place or reference))
         if folder is None:
             return None, f"the model {reference!r} is not here yet to tell it"
-        config = read_json(folder / "config.json")
+        config = model_config(folder)
     except InputError as error:
         return None, f"the model cannot tell it: {error.what}"
     except OSError as error:

@@ -21,7 +21,7 @@ from compress.samples.sample import INSTALL, known_samples
 from compress.stage.stage import Reference, Stage
 from compress.stages import STAGES
 from compress.targets import Profile
-from compress.tasks.capability import EMBEDS, GENERATES, HAS_TWO_TOWERS, READS_ROWS, TAKES_TEXT
+from compress.tasks.capability import DRAWS, EMBEDS, GENERATES, HAS_TWO_TOWERS, READS_ROWS, TAKES_TEXT
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.registry import TASKS
 from compress.tasks.task import Task
@@ -30,8 +30,9 @@ T = TypeVar("T")
 
 _SLICES = ("slices",)
 _ROWS_ONLY = (_SLICES, ("data", "labels"), ("benchmark", "rate"), ("benchmark", "batch_size"))
+_NOT_OF_TEXT = ("similarity", "templates", "judge", "pictures")
 _GENERATING_ONLY = (
-    *(("evaluation", name) for name in Evaluation.model_fields if name not in ("similarity", "templates")),
+    *(("evaluation", name) for name in Evaluation.model_fields if name not in _NOT_OF_TEXT),
     ("data", "also"),
     ("benchmark", "contexts"),
     ("benchmark", "tokens"),
@@ -41,6 +42,7 @@ _ONLY = {
     frozenset({GENERATES}): _GENERATING_ONLY,
     frozenset({EMBEDS, TAKES_TEXT}): (("evaluation", "similarity"),),
     frozenset({HAS_TWO_TOWERS}): (("evaluation", "templates"),),
+    frozenset({DRAWS}): (("evaluation", "judge"), ("evaluation", "pictures")),
 }
 """Fields of tasks with certain capabilities alone. A run's own recipe has all at their defaults."""
 _DEFAULTS = {
@@ -282,6 +284,7 @@ def _check_samples(document: Document, parts: list[Part | None]) -> None:
     """Every `sample:NAME` is in the catalogue, as a model or as data, whichever its field wants."""
     wanted: list[tuple[FieldPath, str]] = [(("model",), "model"), (("data", "source"), "data")]
     wanted += [(("evaluation", name), "data") for name in ("similarity", "questions")]
+    wanted.append((("evaluation", "judge"), "model"))
     data = document.values.get("data")
     unlabeled = data.get("unlabeled") if isinstance(data, dict) else None
     count = len(unlabeled) if isinstance(unlabeled, list) else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from compress.charts.plot import CHARACTER, SMALL, Frame, Plot, Scale, element, scale_around, shape, text, told
 from compress.measurement import Measurement
@@ -15,6 +15,7 @@ from compress.metrics import (
     format_value,
     improvement,
     length_bucket,
+    quality_metric,
     shortest_context,
     significant,
 )
@@ -34,11 +35,13 @@ class Point:
     models: tuple[str, ...]
     cost: Measurement
     quality: Measurement
+    steps: Measurement | None = None
+    """Of a picture, of a model that draws."""
 
     @property
     def label(self) -> str:
-        """`quantize = final` where a model is measured twice."""
-        return " = ".join(self.models)
+        """`quantize = final` where a model is measured twice, `distill, 4 steps` of one that draws."""
+        return " = ".join(self.models) + (f", {self.steps.value:.0f} steps" if self.steps else "")
 
     @property
     def kind(self) -> str:
@@ -58,13 +61,26 @@ def cost_metrics(report: Report, target: str) -> list[Metric]:
     return [describe_metric(name, units[name]) for name in names if name in units]
 
 
+def qualities(report: Report, target: str) -> list[Metric]:
+    """What is drawn against costs: the task's own measure, and how far a set of pictures is from real ones."""
+    units = report.metrics(target)
+    own = quality_metric(units)
+    names = [] if own is None else [own.name]
+    names += [name for name in ("frechet_distance",) if name in units and name not in names]
+    return [describe_metric(name, units[name]) for name in names]
+
+
 def trade_off(report: Report, target: str, quality: Metric, cost: Metric) -> str | None:
     """Quality with its interval against a cost on a logarithmic axis; None below two models."""
     pairs = [
         (model, report.find(model, cost.name, target), report.find(model, quality.name, target))
         for model in report.models
     ]
-    points = [Point((model,), c, q) for model, c, q in pairs if c is not None and q is not None and c.value > 0]
+    points = [
+        Point((model,), c, q, report.find(model, "sampling_steps", target))
+        for model, c, q in pairs
+        if c is not None and q is not None and c.value > 0
+    ]
     if len(points) < 2:
         return None
     x = scale_around(
@@ -104,7 +120,7 @@ def _merged(points: Sequence[Point], plot: Plot) -> list[Point]:
     for point in points:
         for place, other in enumerate(merged):
             if max(abs(a - b) for a, b in zip(plot.at(point.place), plot.at(other.place), strict=True)) < 1.5:
-                merged[place] = Point(other.models + point.models, other.cost, other.quality)
+                merged[place] = replace(other, models=other.models + point.models)
                 break
         else:
             merged.append(point)

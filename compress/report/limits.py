@@ -197,8 +197,8 @@ def paired_ratio_interval(
 ) -> tuple[float, float] | None:
     """Interval of the ratio of two values measured on the same examples, or None if they were not.
 
-    Of proportions both must keep one outcome of 0 or 1 for each example, whose mean is their value, and of counts one
-    count for each, whose sum it is. With
+    Of counts both must keep one for each example, whose sum is their value; of others that are no times, what each
+    example adds, 0 or 1 of a proportion, whose mean it is. With
     R = mean(y) / mean(x), var(R) = sum((y - R x)^2) / (n (n - 1) mean(x)^2)
     (Cochran 1977, Sampling Techniques, section 6.4). Of perplexities both must keep their logarithm for each window:
     the ratio is e to the mean difference, and the interval Student's.
@@ -206,17 +206,17 @@ def paired_ratio_interval(
     y, x = above.raw, below.raw
     if y is None or x is None or len(y) != len(x) or len(y) < 2:
         return None
-    exponential = describe_metric(above.metric).exponential
+    metric = describe_metric(above.metric, above.unit)
     if above.metric in _COUNTS.values():
         whole = math.isclose(sum(y), above.value) and math.isclose(sum(x), below.value)
     else:
-        values = [math.log(row.value) if exponential else row.value for row in (above, below)]
+        values = [math.log(row.value) if metric.exponential else row.value for row in (above, below)]
         means = zip((fmean(y), fmean(x)), values, strict=True)
         whole = all(math.isclose(*both, abs_tol=1e-6) for both in means)
-        whole = whole and (exponential or not {*y, *x} - {0.0, 1.0})
-    if not whole:
+        whole = whole and not metric.timed
+    if not whole or not any(x):
         return None
-    if exponential:
+    if metric.exponential:
         low, high = t_interval([yi - xi for yi, xi in zip(y, x, strict=True)], confidence)
         return math.exp(low), math.exp(high)
     ratio, mean, n = fmean(y) / fmean(x), fmean(x), len(x)

@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 
 from compress import metrics
 from compress.metrics import Metric, format_measurement, improvement
-from compress.report import charts, continuations, headline, layers, rows, slices
+from compress.report import charts, continuations, headline, layers, pictures, rows, slices
 from compress.report.run_folder import REPORT, write_whole
 from compress.report.schema import BASELINE, Report
 
@@ -82,6 +82,7 @@ def html_page(report: Report) -> str:
         headline=headline,
         layers=layers,
         metrics=metrics,
+        pictures=pictures,
         rows=rows,
         slices=slices,
     )
@@ -147,6 +148,7 @@ def markdown_report(report: Report) -> str:
         headline=headline,
         measured=_measured,
         metrics=metrics,
+        pictures=pictures,
         rows=rows,
         slices=slices,
     )

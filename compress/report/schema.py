@@ -201,6 +201,39 @@ class LostToken(FrozenRecord):
     final: float = Field(ge=0, le=1)
 
 
+class PictureRecord(FrozenRecord):
+    """What one model drew for a prompt of the test rows from the noise of a seed, as a PNG file in Base64.
+
+    ``difference`` shows the same picture less the baseline's, red where it is lighter and blue where it is darker;
+    ``levels`` is the mean absolute difference of the levels of 8 bits. The baseline has neither.
+    """
+
+    model: str
+    target: str
+    prompt: str
+    seed: int
+    png: str
+    difference: str | None = None
+    levels: float | None = Field(None, ge=0)
+
+
+class DriftRecord(FrozenRecord):
+    """How far what a model's denoiser is given is from the baseline's at each timestep, from the same noise.
+
+    ``typical``, ``low`` and ``high`` are the median and the quartiles over pictures, of the root mean square over the
+    baseline's own. ``parted`` is the timestep from which the median stays above a tenth; -1 is the finished latents.
+    """
+
+    model: str
+    target: str
+    steps: int = Field(ge=1)
+    times: tuple[float, ...]
+    typical: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    parted: float | None = None
+
+
 class LicenceRecord(FrozenRecord):
     """The licence of something that a run reads or that runs its files, as that says."""
 
@@ -239,6 +272,8 @@ class Report(FrozenRecord):
     continuations: tuple[ContinuationRecord, ...] = ()
     answers: tuple[AnswerRecord, ...] = Field((), description="of baseline and final model to the instructions")
     lost_tokens: tuple[LostToken, ...] = Field((), description="whose probability fell most, of a language model")
+    pictures: tuple[PictureRecord, ...] = Field((), description="of every model to the same prompts and seeds")
+    drift: tuple[DriftRecord, ...] = Field((), description="of every model that draws, against the baseline")
     licences: tuple[LicenceRecord, ...] = Field((), description="of model, data and runtimes, as they say themselves")
 
     @field_validator("schema_version")

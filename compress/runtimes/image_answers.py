@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from compress.checkpoints.json_file import read_json
+from compress.checkpoints.pipeline_checks import is_pipeline
 from compress.errors import InputError, ModelError, StageError
 from compress.runtimes.decoder import PAST, present_of
 from compress.runtimes.runtime import Batch, Session, TensorType, check_inputs
@@ -222,7 +223,7 @@ class EmbeddedDecoder:
 
 
 def open_together(sessions: Sequence[Session], folder: Path) -> Session:
-    """What runs the opened graphs of ``folder``: one, an encoder and its decoder, or three that read images.
+    """What runs the opened graphs of ``folder``: one, an encoder and its decoder, or three that read or draw images.
 
     Raises `ModelError` for graphs that don't belong together.
     """
@@ -230,6 +231,10 @@ def open_together(sessions: Sequence[Session], folder: Path) -> Session:
         return sessions[0]
     if len(sessions) == len(("encoder", "decoder")):
         return open_pair(sessions[0], sessions[1], folder)
+    if is_pipeline(folder):
+        from compress.runtimes.picture_session import open_pictures
+
+        return open_pictures(sessions, folder)
     return _open_three(sessions[0], sessions[1], sessions[2], folder)
 
 

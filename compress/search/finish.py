@@ -9,6 +9,7 @@ from compress.data.dataset import TEST
 from compress.errors import CompressError, first_line
 from compress.frozen import Frozen
 from compress.measurement import Measurement
+from compress.pipeline.drawn import judgements
 from compress.pipeline.formats import measurable
 from compress.pipeline.target_session import TargetSession
 from compress.recipe.recipe import Recipe
@@ -88,7 +89,7 @@ def judge(space: Space, engine: Engine, best: Point, trials: Trials) -> Final:
         artifacts[name] = made[FINAL]
     confidence = 1 - 0.05 / len(points)
     session = TargetSession(roads[WINNER], profile, artifacts, TEST, confidence=confidence)
-    rows = session.sizes() + session.accuracies([])
+    rows = session.sizes() + session.accuracies([]) + judgements(session, [])
     timed, notes, machine = session.timings(remeasure=True)
     rows += timed
     judged = []

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from compress.errors import CompressError, first_line
 from compress.measurement import Measurement
+from compress.pipeline.drawn import judgements
 from compress.pipeline.formats import measurable
 from compress.pipeline.road import Road
 from compress.pipeline.target_session import TargetSession
@@ -141,7 +142,7 @@ def session_of(road: Road, profile: Profile, split: str) -> TargetSession:
 
 def measured(session: TargetSession, timed: bool) -> list[Measurement]:
     """Sizes and answers, and times where they are asked for."""
-    rows = [*session.sizes(), *session.accuracies([]), *divergence_rows(session)]
+    rows = [*session.sizes(), *session.accuracies([]), *judgements(session, []), *divergence_rows(session)]
     return [*rows, *(session.timings(remeasure=False)[0] if timed else ())]
 
 

@@ -9,11 +9,13 @@ from typing import Literal
 from compress.checkpoints.checks import PICKLE_SUFFIXES, check_model_folder, pickle_refusal
 from compress.checkpoints.config_check import check_config
 from compress.checkpoints.json_file import read_json
+from compress.checkpoints.pipeline_checks import is_pipeline
 from compress.data.source import find
 from compress.environment import user_cache
 from compress.errors import InputError, ModelError
 from compress.progress import Progress, SilentProgress
 from compress.sources.onnx_file import convert_onnx, onnx_file, ready_folder
+from compress.sources.pipeline_folder import Checker, convert_pipeline
 from compress.sources.timm_folder import convert_timm, made_folder, timm_folder
 from compress.tasks.task import Task
 
@@ -31,14 +33,15 @@ def resolve_model(
     cache: Path = DEFAULT_CACHE,
     progress: Progress | None = None,
     arrays: bool = False,
+    checker: Checker | None = None,
 ) -> Path:
     """A local folder in Hugging Face layout with safetensors weights, config and processor files, checked.
 
     ``reference``: a local folder, a GGUF file (converted once into ``cache``), `sample:NAME`, or a Hugging
     Face id with an optional `@revision`. Its Python files are fetched only with ``trust_remote_code``.
     Of an ONNX file, or a folder with one in place of weights, it is the folder that `export` would have written; with
-    ``arrays`` one that takes plain arrays; of timm's folder it is one that says how its network is made. Raises
-    `ModelError` or `SampleError`.
+    ``arrays`` one that takes plain arrays; of timm's folder it is one that says how its network is made; of diffusers'
+    one of its parts alone, with the safety checker if ``checker`` says so. Raises `ModelError` or `SampleError`.
     """
     found = _local(reference, progress or SilentProgress())
     if found is None:
@@ -54,6 +57,8 @@ def resolve_model(
         found = _converted(found, cache, progress or SilentProgress())
     elif not (found / "config.json").is_file() and (only := _only_gguf(found)):
         found = _converted(only, cache, progress or SilentProgress())
+    if is_pipeline(found):
+        return convert_pipeline(found, cache, checker, progress)
     if timm_folder(found):
         found = convert_timm(found, cache, progress)
     check_config(found, trust_remote_code)
@@ -102,6 +107,8 @@ def already_here(reference: str, cache: Path = DEFAULT_CACHE, arrays: bool = Fal
     if found is not None and (graph := onnx_file(found)) is not None:
         ready = ready_folder(graph, cache, arrays)
         return ready if ready.is_dir() else None
+    if found is not None and is_pipeline(found):
+        return found
     if found is not None and timm_folder(found):
         made = made_folder(found, cache)
         return made if made.is_dir() else found

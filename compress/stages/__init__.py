@@ -27,6 +27,7 @@ from compress.stages.quantize import Quantize
 from compress.stages.quantize_weights import QuantizeWeights
 from compress.stages.reduce_dimensions import ReduceDimensions
 from compress.stages.rotate import Rotate
+from compress.stages.schedule import Schedule
 from compress.stages.train_blocks import TrainBlocks
 from compress.stages.trim_vocabulary import TrimVocabulary
 from compress.stages.tune_scales import TuneScales
@@ -34,7 +35,7 @@ from compress.stages.tune_scales import TuneScales
 _OWN: tuple[type[Stage[Any, Any]], ...] = (
     *(Finetune, Distill, Prune, TrimVocabulary, Qat, Quantize, QuantizeWeights, Cast),
     *(ReduceDimensions, Equalize, Rotate, Gptq, TrainBlocks, NncfWeights, TuneScales, MergeLora, Lora, AttachLora),
-    CompressedTensors,
+    *(CompressedTensors, Schedule),
 )
 
 

@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from compress.formats.onnx.model import OnnxModel, float16_name
+from compress.formats.onnx.model import OnnxModel, Part, float16_name
 from compress.stage.prediction import PlanContext, Prediction, Shape, predicted
 from compress.stage.stage import Context, Needs, Promise, Stage
-from compress.tasks.capability import ANSWERS_AT_ONCE
+from compress.tasks.capability import ANSWERS_AT_ONCE, DRAWS, Capabilities
 
 _EXAMPLES = 64
 
@@ -23,8 +23,6 @@ class Cast(Stage[OnnxModel, OnnxModel]):
 
     packages = ("onnx", "onnxruntime")
     requires = frozenset({ANSWERS_AT_ONCE})
-    promised = Promise(max_size_ratio=0.7)
-    """Weights at half the size."""
     reads = Needs(splits=("train",))
     """Real examples for the proof."""
     kind: Literal["cast"] = "cast"
@@ -36,6 +34,8 @@ class Cast(Stage[OnnxModel, OnnxModel]):
         0.02, gt=0, description="largest accepted difference of an answer's entry from float32, as a share of its range"
     )
 
+    part: Part = Field("all", description="which graphs of a model of several parts")
+
     @field_validator("dtype")
     @classmethod
     def _runs_somewhere(cls, value: str) -> str:
@@ -46,13 +46,26 @@ class Cast(Stage[OnnxModel, OnnxModel]):
             )
         return value
 
+    @classmethod
+    def is_for(cls, task: Capabilities) -> bool:
+        """What answers in one call, and what draws pictures."""
+        return super().is_for(task) or DRAWS in task
+
+    def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
+        """The part of a model that has but one."""
+        return ("part",) if self.part != "all" and DRAWS not in task else ()
+
+    def promise(self) -> Promise:
+        """Weights at half the size; of one part no more than that nothing grows, since it may be a small one."""
+        return Promise(max_size_ratio=0.7 if self.part == "all" else 1.0)
+
     def wanted_precision(self) -> dict[str, Any]:
         """16-bit floats."""
         return {"precision": "fp16"}
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Half of everything."""
-        return predicted(before, before and before.in_bits(16, 16))
+        return predicted(before, before and (before.in_bits(16, 16) if self.part == "all" else before))
 
     def rehearse(self, model: OnnxModel, context: Context) -> OnnxModel:
         """The same."""
@@ -60,6 +73,8 @@ class Cast(Stage[OnnxModel, OnnxModel]):
 
     def run(self, model: OnnxModel, context: Context) -> OnnxModel:
         """Convert the graph and compare its answers. Raises `StageError` and `IntegrityError`."""
+        if model.draws:
+            return self._drawing(model, context)
         import onnx_ir as ir
 
         from compress.checkpoints.processor import labels_of, processor_of
@@ -74,3 +89,30 @@ class Cast(Stage[OnnxModel, OnnxModel]):
         context.remark(f"cast: {examples.answers_are} differ by at most {share:.2%} of their range from float32")
         context.remark("cast: this file is for graphics processors; on this processor float32 is faster")
         return OnnxModel(graph, float16_name(model.file_name), model.companions)
+
+    def _drawing(self, model: OnnxModel, context: Context) -> OnnxModel:
+        """Each part that is meant, proven on what real sampling gives it; then a picture with all of them."""
+        import onnx_ir as ir
+
+        from compress.checkpoints.processor import processor_of
+        from compress.formats.onnx.float16 import prove_float16_calls, to_float16
+        from compress.formats.onnx.int8.choose import refuse_unfit
+        from compress.formats.runtimes import opened
+        from compress.quantization.picture_calibration import PictureInputs
+
+        graphs = dict(model.graphs)
+        for name, graph in model.graphs.items():
+            if not model.is_part(name, self.part):
+                continue
+            refuse_unfit(ir.from_proto(graph))
+            graphs[name] = to_float16(graph, self.keep)
+            inputs = PictureInputs(model, name, context)
+            calls = inputs.choose(_EXAMPLES).calls()
+            share = prove_float16_calls(graphs[name], graph, calls, inputs.part, self.tolerance)
+            context.remark(f"cast: answers of {inputs.part} differ by at most {share:.2%} of their range from float32")
+        made = model.with_graphs(graphs)
+        rows = context.data.split("train").slice(0, 1)
+        examples = context.task.encode(rows, processor_of(model), None, context.max_length)
+        opened(made).predict(examples.batch([0]))
+        context.remark("cast: these files are for graphics processors; on this processor float32 is faster")
+        return made

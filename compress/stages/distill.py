@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compress.checkpoints.torch_model import TorchModel
+from compress.errors import InputError
 from compress.frozen import changed
 from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape, predicted
 from compress.stage.stage import Context, Needs, Reference, Stage
 from compress.tasks.capability import (
     BY_TOKEN,
+    DRAWS,
     EMBEDS,
     GENERATES,
     REWRITES,
@@ -23,7 +25,8 @@ from compress.tasks.capability import (
     Capabilities,
     takes_media,
 )
-from compress.training.config import Distillation
+from compress.training.config import Training
+from compress.training.distillation_config import Distillation
 from compress.training.prediction import FLOPS_FORWARD, FLOPS_TRAINING, training_prediction
 
 
@@ -42,6 +45,9 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
     divergence of their next-token distributions (Hinton et al. 2015; reverse: Gu et al. 2024; ``top_k``: Anshumann et
     al. 2025), the cross-entropy of the text (``labels_weight``), and with ``hidden`` the squared error of the states
     behind matched blocks, relative to the teacher's (Jiao et al. 2020, equation 8).
+
+    Models that draw learn to do it in ``fewer_steps``; by ``features`` what they lost where their UNet was cut (Kim et
+    al. 2023, BK-SDM, section 3.2); or to decode latents by a ``small_decoder`` of convolutions.
     """
 
     packages = ("torch", "transformers", "accelerate")
@@ -51,24 +57,30 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
     def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
         """Those of classes, where answers are embeddings; those of tokens and texts, where inputs are neither.
 
-        Of language models those of labeled rows, and everywhere else those of language models.
+        Of language models those of labeled rows, of models that draw all but those of fewer steps, and everywhere else
+        those of either.
         """
+        if DRAWS in task:
+            own = (name for name in Distillation.model_fields if name not in (*Training.model_fields, *_OF_DENOISERS))
+            return (*super().idle_fields(task), *changed(self, (*own, "freeze_embeddings")))
         if GENERATES in task:
             others: tuple[str, ...] = ("use_unlabeled", "first_token_only")
             others = (*others, "method") if self.method not in ("logits", "hidden") else others
             others = (*others, "top_k", "direction", "temperature") if not self.logits_weight else others
-            return (*super().idle_fields(task), *changed(self, others))
+            return (*super().idle_fields(task), *changed(self, (*others, *self.of_generators)))
         others = ("temperature", "labels_weight", "first_token_only") if EMBEDS in task else ()
         if BY_TOKEN in task:
             others = ("first_token_only",)
         if takes_media(task):
             others = ("method", "representation_weight", "use_unlabeled", "first_token_only")
-        others = (*others, *self.of_decoders, *(("method",) if self.method == "hidden" else ()))
+        others = (*others, *self.of_decoders, *self.of_generators, "budget")
+        others = (*others, "method") if self.method == "hidden" else others
         return (*super().idle_fields(task), *changed(self, dict.fromkeys(others)))
 
     def calls(self) -> tuple[str, ...]:
-        """Also peft, where adapters are trained."""
-        return self.packages if self.lora is None else (*self.packages, "peft")
+        """Also peft, where adapters are trained, and diffusers, where a denoiser is."""
+        more = {"peft": self.lora is not None, "diffusers": self.draws}
+        return (*self.packages, *(name for name, called in more.items() if called))
 
     def needs(self) -> Needs:
         """Training examples, with labels if these have a say, and unlabeled text if asked for."""
@@ -131,7 +143,18 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
         return {**found, "student.layers": tuple(spread_layers(before.layers, count) for count in counts)}
 
     def check_data(self, start: Path, context: Context) -> None:
-        """Cut the text into windows, where the student reads it as the starting model does. Raises `DataError`."""
+        """Cut the text into windows, where the student reads it as the starting model does. Raises `DataError`.
+
+        Of models that draw it is known what they learn: `InputError` where neither fewer_steps, features nor
+        small_decoder say it.
+        """
+        if DRAWS in context.task.capabilities and not self.draws:
+            raise InputError(
+                f"The recipe does not say what a student for {context.task.name} learns.",
+                where="distill",
+                expected="fewer_steps: {method: progressive, steps: 4}, or consistency; features: {}, or "
+                "small_decoder: {}",
+            )
         if GENERATES in context.task.capabilities and (self.student is None or self.student.model is None):
             from compress.checkpoints.processor import load_tokenizer
             from compress.training.lesson_windows import lesson_windows
@@ -156,6 +179,18 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
         from compress.training.distillation import Lesson, make_student
 
         teacher = context.earlier(self.teacher) if self.teacher else model
+        if self.fewer_steps is not None:
+            from compress.training.fewer_steps import teach_fewer_steps
+
+            return teach_fewer_steps(self, self.fewer_steps, teacher, model, context)
+        if self.features is not None:
+            from compress.training.feature_distillation import distill_features
+
+            return distill_features(self, self.features, teacher, model, context)
+        if self.small_decoder is not None:
+            from compress.training.small_decoder import distill_decoder
+
+            return distill_decoder(self, self.small_decoder, teacher, model, context)
         student = make_student(self.student, model, teacher, context)
         if GENERATES in context.task.capabilities:
             from compress.training.language_distillation import teach
@@ -165,6 +200,8 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
         return student
 
 
+_OF_DENOISERS = ("teacher", "budget", *Distillation.of_generators)
+"""What models that draw have, beside a training's own fields."""
 _SIZES = {"hidden_size": "hidden", "intermediate_size": "intermediate", "num_hidden_layers": "layers"}
 _SIZELESS = re.compile(r"dropout|hidden_act|initializer|num_attention_heads|label|eps|pad_token_id")
 

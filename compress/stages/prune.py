@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.torch_model import TorchModel
-from compress.errors import ModelError
+from compress.errors import InputError, ModelError
 from compress.frozen import changed
 from compress.quantization.prediction import pruning_prediction
-from compress.stage.prediction import PlanContext, Prediction, Shape, handling
+from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape, handling, predicted
 from compress.stage.stage import Context, Needs, Stage
-from compress.tasks.capability import GENERATES, HAS_LABELS, IS_WRITTEN, TAKES_IMAGES, Capabilities
+from compress.tasks.capability import DRAWS, GENERATES, HAS_LABELS, IS_WRITTEN, TAKES_IMAGES, Capabilities
 from compress.training.config import Pruning
+from compress.training.denoiser_config import DenoiserPruning
 from compress.training.prediction import FLOPS_TRAINING, training_prediction
 
 _OF_DECODERS = frozenset(
@@ -37,6 +38,10 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
     (Mishra et al. 2021, section 3) or whole blocks. The first convolution, depthwise ones and the head stay dense.
     The training parameters serve the cubic schedule alone.
 
+    Of models that draw, ``denoiser`` says what goes from the UNet: blocks by BK-SDM (Kim et al. 2023, section 3.1) or
+    those without which the denoising loss rises least, and channels by importance gathered over timesteps (Fang et al.
+    2023, Diff-Pruning). What is left is a UNet that diffusers' own config describes.
+
     Language models are read tensor by tensor, one block in memory at a time. Whole layers go that change hidden states
     least (Men et al. 2024, ShortGPT, section 3), or without which the loss on text is least; groups of heads with their
     keys and values, and neurons, by what passes through them (Muralidharan et al. 2024, Minitron, section 2.2); experts
@@ -51,15 +56,17 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
 
     @classmethod
     def is_for(cls, task: Capabilities) -> bool:
-        """Tasks with labels whose models are traced, and language models."""
-        return GENERATES in task or super().is_for(task)
+        """Tasks with labels whose models are traced, language models, and models that draw."""
+        return GENERATES in task or DRAWS in task or super().is_for(task)
 
     def wants(self, task: Capabilities) -> type[Any]:
         """A language model tensor by tensor; what is given back is read either way."""
         return Checkpoint if GENERATES in task else TorchModel
 
     def calls(self) -> tuple[str, ...]:
-        """Torch-Pruning too where channels are cut."""
+        """Torch-Pruning too where channels are cut, and diffusers where they are a UNet's."""
+        if self.denoiser is not None:
+            return (*self.packages, "diffusers")
         return (*self.packages, "torch-pruning") if self.cuts_channels else self.packages
 
     def needs(self) -> Needs:
@@ -69,9 +76,11 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
     def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
         """Channels, where nothing has any; fields of language models for others, and those of others for them."""
         given = changed(self, type(self).model_fields)
+        if DRAWS in task:
+            return tuple(name for name in given if name != "denoiser")
         if GENERATES in task:
             return tuple(name for name in given if name not in _OF_DECODERS)
-        idle = (*super().idle_fields(task), *(name for name in given if name in self.of_decoders))
+        idle = (*super().idle_fields(task), *(name for name in given if name in (*self.of_decoders, "denoiser")))
         if TAKES_IMAGES in task:
             return idle
         return (*idle, *(name for name in ("channels", "flops", "parameters") if getattr(self, name)))
@@ -81,6 +90,10 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
 
         Of a language model passes over its calibration text. Raises `ModelError` where no layer or head would be left.
         """
+
+        if self.denoiser is not None:
+            unknown = "not predicted: it depends on the size of latents, and on how many blocks are tried"
+            return predicted(before, None, Estimate.unknown(unknown))
 
         def flops(before: Shape, after: Shape, tokens: float) -> float:
             if self.zeros is None:
@@ -114,7 +127,7 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
         return (min(examples, self.importance_examples) if self.reads_examples else 0.0), 0.0
 
     def _shape_left(self, shape: Shape) -> Shape | None:
-        if self.cuts_channels:
+        if self.cuts_channels or self.denoiser is not None:
             return None
         if self.layers and self.layers >= shape.layers > 0:
             raise ModelError(f"prune removes {self.layers} layers of a model that has {shape.layers}.")
@@ -134,6 +147,9 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
 
     def check_model(self, start: Path) -> None:
         """Raises `StageError` for an architecture whose parts aren't known."""
+        if self.denoiser is not None:
+            self._check_denoiser(start, self.denoiser)
+            return
         if self.experts:
             self._check_decoder(start)
         if self.layers or self.heads or self.feed_forward:
@@ -141,8 +157,27 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
 
             check_cuts(start, layers=self.layers > 0, heads=self.heads, neurons=self.feed_forward)
 
+    def _check_denoiser(self, start: Path, settings: DenoiserPruning) -> None:
+        from compress.architectures.diffusion_costs import hollow_part
+        from compress.checkpoints.json_file import read_json
+        from compress.checkpoints.pipeline_checks import DENOISERS
+        from compress.training.denoiser_pruning import check_cut
+
+        config = next((path for name in DENOISERS if (path := start / name / "config.json").is_file()), None)
+        if config is not None:
+            check_cut(hollow_part(read_json(config)), settings)
+
     def check_data(self, start: Path, context: Context) -> None:
-        """Raises `StageError` for parts of a language model that cannot be cut, or of which none would be left."""
+        """Raises `StageError` for parts of a language model that cannot be cut, or of which none would be left.
+
+        Of models that draw it is known what goes: `InputError` where ``denoiser`` does not say it.
+        """
+        if DRAWS in context.task.capabilities and self.denoiser is None:
+            raise InputError(
+                f"The recipe does not say what goes from a model for {context.task.name}.",
+                where="prune",
+                expected="denoiser: {blocks: bk-sdm-base}, or pairs or channels of its UNet",
+            )
         if GENERATES in context.task.capabilities:
             self._check_decoder(start)
 
@@ -153,7 +188,7 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
 
     def rehearse(self, model: Any, context: Context) -> Any:
         """As many heads, neurons, experts and layers cut, whichever; of channels the data decide how many."""
-        if self.cuts_channels:
+        if self.cuts_channels or self.denoiser is not None:
             return None
         if isinstance(model, Checkpoint):
             return self._pruned(model, context, blind=True) if self.zeros is None else model
@@ -169,6 +204,11 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
             from compress.training.processes import is_first
 
             return self._pruned(model, context) if is_first() else model
+        if self.denoiser is not None:
+            from compress.training.denoiser_pruning import prune_denoiser
+
+            prune_denoiser(model, self.denoiser, context)
+            return model
         from compress.training import structured_pruning, unstructured_pruning
 
         if self.zeros is not None:

@@ -9,13 +9,15 @@ from pydantic import Field
 
 from compress.errors import StageError
 from compress.formats.onnx.int8.settings import Int8Options
-from compress.formats.onnx.model import QUANTIZED_GRAPH, OnnxModel, Part, all_graphs, quantized_name
+from compress.formats.onnx.model import DRAWING, QUANTIZED_GRAPH, OnnxModel, Part, all_graphs, quantized_name
 from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape, handling, predicted
 from compress.stage.stage import SEARCH, Context, Needs, Promise, Stage
 from compress.tasks.capability import TAKES_ARRAYS, Capabilities
 
 if TYPE_CHECKING:
     import onnx
+
+    from compress.quantization.int8_run import GraphInputs
 
 _STATIC_SECONDS, _WATCHING = 4.5, 8
 """Seconds of static quantization whatever it is given, and to how many answers a calibration example comes."""
@@ -78,9 +80,10 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
         return Needs(splits=("train",)) if self.method == "static" or self.searches else Needs()
 
     def key_fields(self) -> dict[str, Any]:
-        """Without `error_ceiling` where there is none, as before there could be one."""
+        """Without `error_ceiling` and `split_concatenations` where they are not used, as before they were there."""
         fields = super().key_fields()
-        return {name: value for name, value in fields.items() if name != "error_ceiling" or value is not None}
+        later = ("error_ceiling", "split_concatenations")
+        return {name: value for name, value in fields.items() if name not in later or value not in (None, False)}
 
     def settled(self, sums_in_32_bits: bool) -> Quantize:
         """`reduce_range: auto` narrows what may saturate on a target."""
@@ -103,10 +106,17 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
         return asked
 
     def promise(self) -> Promise:
-        """At most half the size, since large tensors are stored in 8 bits or fewer; a floor may keep some in float."""
+        """At most half the size, since large tensors are stored in 8 bits or fewer; a floor may keep some in float.
+
+        Of one of the parts that draw pictures no more than that nothing grows: it may be a small one.
+        """
         whole = self.embedding_bits < 32 and not self.searches and self.part == "all" and not self.keep
         mend = None if self.method == "static" else "`quantize: {method: static}` stores convolutions in integers too"
-        return Promise(max_size_ratio=0.5 if whole else 0.95, overhead_bytes=_OVERHEAD_BYTES, mend=mend)
+        return Promise(
+            max_size_ratio=1.0 if self.part in DRAWING else 0.5 if whole else 0.95,
+            overhead_bytes=_OVERHEAD_BYTES,
+            mend=mend,
+        )
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Fewer bits, where all graphs are meant; time for calibration, where answers to its examples are watched."""
@@ -130,8 +140,10 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
 
     def run(self, model: OnnxModel, context: Context) -> OnnxModel:
         """Quantize the graph, or each that is meant. Raises `StageError` when nothing in it could be quantized."""
-        if model.others:
-            return self._parts(model, context)
+        return self._parts(model, context) if model.others else self._alone(model, context)
+
+    def _alone(self, model: OnnxModel, context: Context, inputs: GraphInputs | None = None) -> OnnxModel:
+        """One graph, whose ``inputs`` are the task's examples where nothing else is said."""
         import onnx_ir as ir
 
         from compress.formats.onnx.float16 import holds_float16, to_float32
@@ -144,7 +156,7 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
             context.remark("quantize: weights of float16 are rounded as what they stand for in float32")
         refuse_unfit(ir.from_proto(model.graph))
         if self.method == "static" or self.searches or self.keep:
-            graph = quantize_int8(model, self, context)
+            graph = quantize_int8(model, self, context, inputs)
         else:
             graph = quantize_dynamically(model, self, context)
         if self.embedding_bits < 32:
@@ -165,6 +177,7 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
     def _parts(self, model: OnnxModel, context: Context) -> OnnxModel:
         """Each graph that is meant, as if it were a model; a head tied to its embedding is stored once for both."""
         from compress.formats.onnx.few_bits import FewBits, quantize_matrices
+        from compress.quantization.picture_calibration import PictureInputs
 
         meant = [name for name in model.graphs if model.is_part(name, self.part)]
         if self.method == "static" and any(model.is_part(name, "decoder") for name in meant):
@@ -178,7 +191,8 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
             if name not in meant:
                 graphs[name] = graph
                 continue
-            quantized = self.run(OnnxModel(graph, name, model.companions), context).graph
+            inputs = PictureInputs(model, name, context) if model.draws else None
+            quantized = self._alone(OnnxModel(graph, name, model.companions), context, inputs).graph
             if self.embedding_bits < 32:
                 tied = FewBits(self.embedding_bits, self.embedding_block_size or _TIED_BLOCK)
                 quantized, _ = quantize_matrices(quantized, tied, only_tied=True)

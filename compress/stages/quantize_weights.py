@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from compress.errors import StageError
-from compress.formats.onnx.model import OnnxModel, Part, few_bits_name
+from compress.formats.onnx.model import DRAWING, OnnxModel, Part, few_bits_name
 from compress.stage.prediction import PlanContext, Prediction, Shape, predicted
 from compress.stage.stage import SEARCH, Context, Promise, Stage
 
@@ -23,8 +23,6 @@ class QuantizeWeights(Stage[OnnxModel, OnnxModel]):
 
     packages = ("onnx", "onnx_ir", "onnxruntime", "torch")
     integer_graph = True
-    promised = Promise(max_size_ratio=0.98)
-    """Smaller; by how much depends on what else the graphs hold."""
     kind: Literal["quantize_weights"] = "quantize_weights"
     bits: Literal[2, 4, 8] = Field(4, description="bits of a weight", json_schema_extra={SEARCH: [4, 8]})
     block_size: Literal[16, 32, 64, 128] = Field(
@@ -46,6 +44,10 @@ class QuantizeWeights(Stage[OnnxModel, OnnxModel]):
         if self.expand_on_load and self.bits == 2:
             raise ValueError("expand_on_load takes weights of 4 or 8 bits")
         return self
+
+    def promise(self) -> Promise:
+        """Smaller; by how much depends on what else the graphs hold."""
+        return Promise(max_size_ratio=1.0 if self.part in DRAWING else 0.98)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Fewer bits, where all graphs are meant."""

@@ -1,4 +1,4 @@
-"""How text that a model is judged by is cut and continued, as a recipe says it."""
+"""What models are judged by beside and beyond their rows, and how running text is cut, as a recipe says it."""
 
 from __future__ import annotations
 
@@ -51,6 +51,17 @@ class Evaluation(Frozen):
     prompt_tokens: int = Field(32, ge=1, description="tokens of each of them")
     tokens: int = Field(64, ge=4, description="tokens of each continuation, at most")
 
+    judge: str | None = Field(
+        None,
+        description="text to image: an image classifier of the rows' labels (a folder or Hugging Face id): how often "
+        "it sees what a prompt says, and how near pictures are to the rows' own in its features",
+    )
+    pictures: int = Field(
+        8,
+        ge=0,
+        description="text to image: prompts, the first of the test rows, whose pictures the report shows; 0: none",
+    )
+
     @field_validator("templates")
     @classmethod
     def _each_takes_a_name(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -61,5 +72,5 @@ class Evaluation(Frozen):
     @model_serializer(mode="wrap")
     def _without_new_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """What recipes didn't have from the start is left out unless it is set, so that keys of caches stay."""
-        new = {"templates": _TEMPLATES, "instructions": None, "answer_tokens": 128}
+        new = {"templates": _TEMPLATES, "instructions": None, "answer_tokens": 128, "judge": None, "pictures": 8}
         return {name: value for name, value in serialize(self).items() if name not in new or value != new[name]}

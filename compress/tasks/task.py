@@ -224,6 +224,8 @@ class Task(Protocol):
     """Examples that are evaluated at once."""
     data: Mapping[str, Any] = MappingProxyType({})
     """What a recipe has for `data` where it names none; without any it has to."""
+    packages: tuple[str, ...] = ()
+    """Distributions that its models call, beside torch and transformers; their versions are part of cache keys."""
     ratios: tuple[str, ...] = ()
     """Metrics that are no means of outcomes of 0 and 1, and are measured anew on each slice; `Kept` is by row then."""
 

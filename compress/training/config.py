@@ -7,11 +7,11 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from compress.frozen import Frozen
-from compress.metrics import seconds_of
 from compress.numerics.sparse_pattern import Pattern
 from compress.stage.stage import SEARCH, Needs
 from compress.targets import find_processor
 from compress.tasks.capability import BY_PLACE, TAKES_IMAGES, Capabilities
+from compress.training.denoiser_config import DenoiserPruning
 
 
 class Augment(Frozen):
@@ -141,121 +141,6 @@ class AdapterTraining(Recovery):
     )
 
 
-class Student(Frozen):
-    """Where the student comes from: layers, config or model. Without any, the stage's input is the student."""
-
-    layers: tuple[int, ...] | None = Field(
-        None, min_length=1, description="indices of the input's layers to keep, counted from 0"
-    )
-    config: dict[str, Any] | None = Field(
-        None, description="changes to the input's config, e.g. {hidden_size: 192}; weights start anew"
-    )
-    model: str | None = Field(None, description="Hugging Face id, local folder or `sample:NAME`")
-    random_weights: bool = Field(
-        False, description="of `model` only config.json and the processor are read, and weights drawn from the seed"
-    )
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> Self:
-        if self.random_weights and self.model is None:
-            raise ValueError("model, whose config.json says for what weights are drawn")
-        if sum(value is not None for value in (self.layers, self.config, self.model)) != 1:
-            raise ValueError("exactly one of layers, config and model")
-        return self
-
-
-class Distillation(Training):
-    """A training in which a student learns to answer as its teacher does."""
-
-    of_decoders: ClassVar[tuple[str, ...]] = (
-        *("direction", "top_k", "sequence_length", "documents", "tokens", "budget", "gradient_checkpointing", "lora"),
-        "keep_states",
-    )
-    """Fields that mean something for language models alone."""
-    later: ClassVar[tuple[str, ...]] = (*Training.later, *of_decoders)
-
-    teacher: str | None = Field(None, description="label of the stage whose output teaches; default: the input")
-    student: Student | None = Field(None, description="what is trained; default: the input")
-    method: Literal["logits", "distilbert", "tinybert", "minilm", "hidden"] = Field(
-        "logits",
-        description="the loss on representations, beside the one on the answers: logits, or embeddings; of language "
-        "models `hidden`, the states behind matched blocks",
-    )
-    learning_rate: float = Field(
-        5e-5, gt=0, le=1, description="peak learning rate", json_schema_extra={SEARCH: [1e-4, 3e-4]}
-    )
-    temperature: float = Field(2.0, gt=0, description="softens both sides of the loss on logits")
-    logits_weight: float = Field(1.0, ge=0, description="weight of the loss on logits or embeddings")
-    labels_weight: float = Field(0.0, ge=0, description="weight of the task's own loss on labeled examples")
-    representation_weight: float = Field(1.0, ge=0, description="weight of the method's loss on representations")
-    use_unlabeled: bool = Field(False, description="also learn from the recipe's unlabeled text")
-    first_token_only: bool = FIRST_TOKEN_ONLY
-    direction: Literal["forward", "reverse"] = Field(
-        "forward",
-        description="language models: KL from the teacher to the student, which covers all that the teacher holds "
-        "possible, or from the student to the teacher, which avoids what the teacher does not",
-    )
-    top_k: int | None = Field(
-        None, ge=1, description="language models: compare the teacher's likeliest tokens, and all others as one"
-    )
-    sequence_length: int | None = Field(
-        None, ge=8, description="language models: tokens of a window; default: data.max_length"
-    )
-    documents: Literal["end_token", "blank_line"] = Field(
-        "end_token", description="language models: what stands between two rows of running text in a window"
-    )
-    tokens: int | None = Field(
-        None, ge=1, description="language models: how many tokens are learned from, in place of epochs"
-    )
-    budget: str | None = Field(
-        None,
-        pattern=r"^[1-9]\d*(\.\d+)?[smh]$",
-        description="language models: train for so long, in place of epochs, e.g. `30m`; what is learned then "
-        "depends on the machine's speed, and the report says how many tokens it was",
-    )
-    gradient_checkpointing: bool = Field(
-        False, description="language models: compute blocks again on the way back, for less memory and more time"
-    )
-    lora: int | None = Field(
-        None, ge=1, le=4096, description="language models: train adapters of that rank, which are merged at the end"
-    )
-    keep_states: bool = Field(
-        True,
-        description="language models: keep the teacher's last hidden states, as bfloat16, for windows that come again "
-        "and for other students of the same teacher",
-    )
-
-    @property
-    def seconds(self) -> float | None:
-        """The budget in seconds."""
-        return None if self.budget is None else seconds_of(self.budget)
-
-    def shortened(self, share: float) -> Self:
-        """The same with as large a share of its epochs, tokens or seconds."""
-        changes: dict[str, Any] = {"epochs": self.epochs * share}
-        if self.tokens is not None:
-            changes["tokens"] = max(1, round(self.tokens * share))
-        if self.seconds is not None:
-            changes["budget"] = f"{max(1, round(self.seconds * share))}s"
-        return self.model_copy(update=changes)
-
-    @model_validator(mode="after")
-    def _one_length(self) -> Self:
-        given = [name for name in ("epochs", "tokens", "budget") if name in self.model_fields_set]
-        given = [name for name in given if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"one of epochs, tokens and budget, not {' and '.join(given)}")
-        return self
-
-    @model_validator(mode="after")
-    def _two_models(self) -> Self:
-        if self.teacher is None and self.student is None:
-            raise ValueError("a teacher (label of an earlier stage), a student, or both")
-        if self.first_token_only and self.method != "logits":
-            raise ValueError("no first_token_only: the method compares representations of every token")
-        return self
-
-
 _FOUR_BITS_FROM = 21
 
 
@@ -306,7 +191,7 @@ class Pruning(Training):
         *("method", "experts", "layer_importance", "multiple", "samples", "sequence_length", "damp_percent"),
     )
     """Fields that mean something for language models alone."""
-    later: ClassVar[tuple[str, ...]] = (*Training.later, *of_decoders)
+    later: ClassVar[tuple[str, ...]] = (*Training.later, *of_decoders, "denoiser")
     sparsity: float | None = Field(None, gt=0, lt=1, description="unstructured: share of zeros in each layer's weights")
     pattern: str | None = Field(
         None,
@@ -374,8 +259,28 @@ class Pruning(Training):
         0.01, gt=0, lt=1, description="sparsegpt: added to the Hessian's diagonal, relative to its mean"
     )
 
+    denoiser: DenoiserPruning | None = Field(
+        None, description="models that draw: the blocks and channels that go from their UNet"
+    )
+
     @model_validator(mode="after")
     def _something_to_do(self) -> Self:
+        if self.denoiser is not None:
+            asked = (
+                "sparsity",
+                "pattern",
+                "heads",
+                "feed_forward",
+                "layers",
+                "experts",
+                "channels",
+                "flops",
+                "parameters",
+            )
+            others = [name for name in asked if getattr(self, name)]
+            if others:
+                raise ValueError(f"denoiser alone, which says what goes from a UNet, without {', '.join(others)}")
+            return self
         structured = bool(self.heads or self.feed_forward or self.layers or self.experts or self.cuts_channels)
         if structured == (self.sparsity is not None or self.pattern is not None):
             raise ValueError(
@@ -441,4 +346,6 @@ class Pruning(Training):
         """Whether training examples have a say, rather than magnitudes alone."""
         measures = self.zeros is None and self.importance == "taylor"
         solved = self.method != "magnitude" or self.experts
+        if self.denoiser is not None:
+            return True
         return bool(self.retrains or measures or self.layers or self.cuts_channels or solved)

@@ -32,7 +32,7 @@ from compress.numerics.distillation import (
 from compress.tasks.capability import BY_PLACE, EMBEDS, HAS_TWO_TOWERS, NAMES_TOKENS, TAKES_TEXT
 from compress.tasks.forward import answers, forward, predict, with_targets
 from compress.tasks.task import Examples
-from compress.training.config import Distillation, Student
+from compress.training.distillation_config import Distillation, Student
 from compress.training.loop import Trainee, train
 from compress.training.short_forward import shortened
 from compress.training.unstructured_pruning import keep_zeros

@@ -19,7 +19,8 @@ from compress.numerics.distillation import relative_error
 from compress.numerics.language_head import HeadLoss, head_loss
 from compress.numerics.token_divergence import Divergence
 from compress.training import processes
-from compress.training.config import AdapterTraining, Distillation
+from compress.training.config import AdapterTraining
+from compress.training.distillation_config import Distillation
 from compress.training.kept_training import KeptTraining
 from compress.training.length import Length
 from compress.training.lesson_windows import Windows, lesson_windows

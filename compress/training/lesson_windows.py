@@ -11,7 +11,7 @@ import numpy as np
 from compress.errors import DataError
 from compress.tasks.task import Examples
 from compress.tasks.windows import cut, learned_tokens, opening, spread
-from compress.training.config import Distillation
+from compress.training.distillation_config import Distillation
 
 if TYPE_CHECKING:
     from compress.stage.stage import Context

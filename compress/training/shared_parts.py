@@ -11,7 +11,7 @@ from compress.architectures.description import blocks
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.numerics.distillation import uniform_layer_map
-from compress.training.config import Distillation
+from compress.training.distillation_config import Distillation
 from compress.training.lesson_windows import Windows
 
 if TYPE_CHECKING:

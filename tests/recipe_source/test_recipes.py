@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import tiny_images
+import tiny_pictures
 import tiny_places
 import tiny_questions
 import tiny_sounds
@@ -21,6 +22,7 @@ from quantized import save_tiny_llama, tiny_llama_config, tiny_tokenizer
 from rotation import todays
 from tiny_generation import write_texts
 from tiny_pairs import write_pairs
+from tiny_pipelines import pipeline_folder
 from tiny_run import LABELS, tokenizer, write_rows
 from transformers import BertConfig, BertModel, MixtralConfig, MixtralForCausalLM
 
@@ -92,6 +94,8 @@ def shrunk(recipe: Recipe, folder: Path) -> Recipe:
         return _shrunk_sounds(recipe, folder)
     if recipe.task == "text2text-generation":
         return _shrunk_text_to_text(recipe, folder)
+    if recipe.task == "text-to-image":
+        return _shrunk_pictures(recipe, folder)
     if recipe.task in tiny_tasks.MAKERS:
         return _shrunk_text_task(recipe, folder)
     write_model(folder / "model")
@@ -215,6 +219,23 @@ def _shrunk_speech(recipe: Recipe, folder: Path) -> Recipe:
     return Recipe.model_validate(recipe.model_copy(update=changes).model_dump())
 
 
+def _shrunk_pictures(recipe: Recipe, folder: Path) -> Recipe:
+    """A tiny pipeline, pictures of random levels, and a judge of random weights."""
+    splits = tiny_pictures.write_rows(folder)
+    pipeline_folder(folder / "model")
+    (folder / "model" / "sampling_config.json").write_text('{"num_inference_steps": 4, "guidance_scale": 2.0}')
+    tiny_pictures.write_judge(folder / "judge")
+    changes = {
+        "model": "model",
+        "data": recipe.data.model_copy(update={"source": None, "splits": splits, "hold_out": None}),
+        "evaluation": recipe.evaluation.model_copy(update={"judge": "judge"}),
+        "benchmark": QUICK,
+    }
+    stages = [_shrunk_stage(stage.model_dump()) for stage in recipe.stages]
+    changed = recipe.model_copy(update=changes).model_dump()
+    return Recipe.model_validate({**changed, "stages": stages, **_here(recipe)})
+
+
 def _shrunk_sounds(recipe: Recipe, folder: Path) -> Recipe:
     """A tiny transformer over spectrograms of tones, by its config alone."""
     splits = {"train": 16, "validation": 6, "test": 8}
@@ -254,9 +275,15 @@ def _shrunk_generation_stage(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shrunk_stage(fields: dict[str, Any]) -> dict[str, Any]:
+    if fields.get("denoiser"):
+        return {**fields, "denoiser": {**fields["denoiser"], "importance_examples": 4, "timesteps": 4}}
     small = {"epochs": 0.2, "batch_size": 8, "importance_examples": 16, "min_count": 1, "learning_rate": 1e-3}
     small |= {"calibration_examples": 16, "dimensions": 8, "keep": ()}
     fields |= {name: value for name, value in small.items() if name in fields}
+    if fields.get("budget"):
+        fields |= {"epochs": 1.0, "budget": None}
+    if fields.get("fewer_steps"):
+        fields["fewer_steps"] |= {"teacher_steps": 2 * fields["fewer_steps"]["steps"]}
     if fields["kind"] == "prune" and fields["layers"]:
         assert fields["layers"] < LAYERS
         fields["layers"] = 1

@@ -132,6 +132,16 @@ def test_paired_interval_of_a_hand_worked_case() -> None:
     assert paired_ratio_interval(above, below) == pytest.approx((0.75 - half, 0.75 + half))
 
 
+def test_paired_interval_of_what_each_picture_adds() -> None:
+    # R = 4/2; residuals y - 2x are 1, -1, 2, -2, whose squares sum to 10.
+    above = row("final", "frechet_distance", 4.0, raw=(3.0, 1.0, 8.0, 4.0))
+    below = row("baseline", "frechet_distance", 2.0, raw=(1.0, 1.0, 3.0, 3.0))
+    half = 1.959963985 * math.sqrt(10 / (4 * 3)) / 2
+    assert paired_ratio_interval(above, below) == pytest.approx((2 - half, 2 + half))
+    nothing = row("baseline", "frechet_distance", 0.0, raw=(0.0,) * 4)
+    assert paired_ratio_interval(above, nothing) is None
+
+
 def test_latencies_and_unlike_samples_are_not_paired() -> None:
     latency = row("final", "latency_ms", 2.0, raw=(2.0, 2.1))
     short = row("baseline", "accuracy", 1.0, raw=(1.0,))

@@ -24,7 +24,7 @@ from compress.stages.distill import Distill
 from compress.stages.finetune import Finetune
 from compress.tasks.forward import predict
 from compress.tasks.registry import get_task
-from compress.training.config import Student
+from compress.training.distillation_config import Student
 from compress.training.unstructured_pruning import sparse_layers
 
 METHODS = ("logits", "distilbert", "tinybert", "minilm")

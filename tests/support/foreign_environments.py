@@ -74,3 +74,9 @@ OPTIMUM_INTEL = ForeignEnvironment(
     variables={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
 )
 """It needs an older transformers, and that an older huggingface-hub and datasets."""
+OPTIMUM_DIFFUSERS = ForeignEnvironment(
+    "optimum-diffusers-0.1.0",
+    (("optimum-onnx==0.1.0", "transformers==4.57.6", "diffusers==0.35.2"),),
+    variables={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+)
+"""optimum's ONNX Runtime pipelines need transformers 4, and that an older diffusers."""

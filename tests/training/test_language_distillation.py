@@ -26,7 +26,7 @@ from compress.stage.stage import Context
 from compress.stages.distill import Distill
 from compress.tasks.registry import get_task
 from compress.training import language_distillation
-from compress.training.config import Distillation
+from compress.training.distillation_config import Distillation
 from compress.training.kept_training import KeptTraining
 from compress.training.language_distillation import LanguageLesson
 from compress.training.lesson_windows import lesson_windows

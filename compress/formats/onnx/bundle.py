@@ -7,6 +7,7 @@ from pathlib import Path
 
 from compress.formats.bundled import BundledFormat, Contents, Interface
 from compress.formats.onnx.graph import Node, OnnxGraph, read_graph
+from compress.runtimes.picture_session import TEXT_ENCODER, PictureSession
 from compress.runtimes.runtime import Session
 from compress.runtimes.text_writer import TextWriter
 from compress.runtimes.transcriber import Transcriber
@@ -19,6 +20,8 @@ def _interface(file: Path, session: Session | None) -> Interface:
     """As ONNX Runtime tells it; of several graphs, the one that reads inputs."""
     assert session is not None
     first = session.encoder if isinstance(session, Transcriber | TextWriter) else session
+    if isinstance(session, PictureSession):
+        first = session.parts[TEXT_ENCODER]
     return Interface(first.input_types, first.output_types)
 
 

@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
+from torch import nn
 
 from compress.checkpoints.config_check import positions_of
 from compress.errors import ModelError, StageError
@@ -39,6 +40,8 @@ _GUARD = "Constraints violated"
 ATTENTION = "attention"
 """Among the names of rewrites: attention plugged in, or found in the graph."""
 _PRODUCER = "compress"
+Axes = Mapping[str, Mapping[int, str]]
+"""Input -> axis -> its name."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +72,50 @@ def export_onnx(
     _drop_inner_outputs(program)
     _tell_shapes(program)
     _keep_answers(program, examples)
+    axes = {name: dict(enumerate((axis, *_AXES[1:]))) for name, axis in examples.batches.items()}
+    return _finished(program, axes, fusions, attention, probed, leave_out)
+
+
+def export_part(
+    part: nn.Module,
+    inputs: Mapping[str, torch.Tensor],
+    axes: Axes,
+    multiples: Mapping[str, int],
+    opset: int | None,
+    fusions: bool,
+) -> Exported:
+    """Trace a module of any library, whose forward takes ``inputs`` by name and gives outputs by name.
+
+    ``axes`` are the free ones, input -> axis -> its name; in ``inputs`` they have sizes above 1, all of them different.
+    Those whose name is among ``multiples`` are multiples of that number alone. Raises `StageError`.
+    """
+    from transformers.exporters import OnnxConfig, OnnxExporter
+
+    sizes = {name: times * torch.export.Dim(f"{name}_step", min=1) for name, times in multiples.items() if times > 1}
+    free = {
+        name: {place: sizes.get(axis, torch.export.Dim.AUTO) for place, axis in axes.get(name, {}).items()}
+        for name in inputs
+    }
+    config = OnnxConfig(dynamic=True, dynamic_shapes=free, opset_version=opset)
+    try:
+        with silence("prints"), lean_tracing():
+            program, _ = OnnxExporter().export_program(part.eval(), dict(inputs), config)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise _failed(error) from error
+    _tell_shapes(program)
+    return _finished(program, axes, fusions, attention=fusions, probed=Probed(), leave_out=())
+
+
+def _finished(
+    program: ir.Model, axes: Axes, fusions: bool, attention: bool, probed: Probed, leave_out: Collection[str]
+) -> Exported:
+    """A traced graph with the runtime's operators, its free axes named."""
     rewrites, unfused = {}, ""
     if fusions:
         found, unfused = _fuse(program, attention, probed)
         rewrites = {ATTENTION: found} if attention else {}
         rewrites |= optimize_graph(program, leave_out)
-    _name_axes(program, examples.batches)
+    _name_axes(program, axes)
     _tell_shapes(program)
     _strip(program)
     return Exported(ir.to_proto(program), rewrites, unfused)
@@ -150,6 +191,10 @@ def _refused(model: TorchModel, error: Exception | None) -> StageError | ModelEr
             expected="a model whose graph holds for every length",
             mend=f"choose another family; the exporter says: {' '.join(guard.split())[:300]}",
         )
+    return _failed(error)
+
+
+def _failed(error: Exception | None) -> StageError:
     return StageError(f"The model cannot be exported to ONNX: {error}", mend="try another opset, or fusions: false")
 
 
@@ -200,14 +245,17 @@ def _drop_inner_outputs(model: ir.Model) -> None:
         RemoveUnusedNodesPass()(model)
 
 
-def _name_axes(model: ir.Model, batches: Mapping[str, str]) -> None:
-    """Call the free axes by their names, in place; tracing gives them numbered symbols such as ``s43``."""
-    graph = model.graph
+def _name_axes(model: ir.Model, axes: Axes) -> None:
+    """Call the free axes by their names, in place; tracing gives them numbered symbols such as ``s43``.
+
+    An input that ``axes`` doesn't have is a batch of texts.
+    """
+    graph, texts = model.graph, dict(enumerate(_AXES))
     symbols = {
-        str(axis): name
+        str(value.shape[place]): name
         for value in graph.inputs
-        for axis, name in zip(value.shape or (), (batches.get(str(value.name), _AXES[0]), *_AXES[1:]), strict=False)
-        if isinstance(axis, ir.SymbolicDim)
+        for place, name in axes.get(str(value.name), texts).items()
+        if value.shape is not None and place < len(value.shape) and isinstance(value.shape[place], ir.SymbolicDim)
     }
     for value in (*graph.inputs, *graph.outputs, *(output for node in graph for output in node.outputs)):
         if value.shape is not None:
@@ -218,7 +266,9 @@ def _name_axes(model: ir.Model, batches: Mapping[str, str]) -> None:
 def _renamed(axis: int | ir.SymbolicDim, symbols: Mapping[str, str]) -> int | str | None:
     if isinstance(axis, int):
         return axis
-    return None if axis.value is None else re.sub(r"\w+", lambda found: symbols.get(found[0], found[0]), axis.value)
+    if axis.value is None or axis.value in symbols:
+        return axis.value and symbols[axis.value]
+    return re.sub(r"\w+", lambda found: symbols.get(found[0], found[0]), axis.value)
 
 
 def _tell_shapes(model: ir.Model) -> None:

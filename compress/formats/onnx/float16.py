@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 import onnx
@@ -10,9 +10,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compress.errors import IntegrityError, StageError
 from compress.formats.onnx.model import all_graphs
-from compress.formats.onnx.runtimes.onnxruntime import FAILURES, session_of
+from compress.formats.onnx.runtimes.onnxruntime import FAILURES, OnnxSession, session_of
 from compress.formats.prove import measure, of_session
 from compress.formats.silence import silence
+from compress.runtimes.runtime import Batch
 from compress.tasks.task import Examples
 
 _EDGE = "compress: between float32 and an input or output of float16"
@@ -20,6 +21,8 @@ _EDGE = "compress: between float32 and an input or output of float16"
 _LARGEST = float(np.finfo(np.float16).max)
 _MASK = -1e30
 """What is below stands for minus infinity, in a mask: the converter makes it the lowest float16, which does as well."""
+_TINY = float(np.finfo(np.float32).tiny)
+_MEND = "name operators in keep, normalisation and softmax first: they sum what float16 can't hold"
 
 
 def to_float16(graph: onnx.ModelProto, kept: Collection[str] = ()) -> onnx.ModelProto:
@@ -154,19 +157,52 @@ def prove_float16(half: onnx.ModelProto, graph: onnx.ModelProto, examples: Examp
     On padded batches and a single example. Raises `IntegrityError` above ``tolerance``, `StageError` for a graph that
     does not open.
     """
+    exact, found = (of_session(one, examples) for one in _opened(graph, half))
+    apart = measure(exact, found, examples)
+    share = apart.worst / max(apart.highest - apart.lowest, _TINY)
+    if not share <= tolerance:
+        raise _differs(examples.answers_are, share, tolerance, "on padded batches")
+    return share
+
+
+def prove_float16_calls(
+    half: onnx.ModelProto, graph: onnx.ModelProto, calls: Mapping[str, Batch], part: str, tolerance: float
+) -> float:
+    """`prove_float16` of a ``part`` that is called several times for an answer, on ``calls`` by what they are named.
+
+    Raises `IntegrityError` for NaN or infinity too, with the call that they came of.
+    """
+    sessions = _opened(graph, half)
+    worst, low, high = 0.0, np.inf, -np.inf
+    for name, feed in calls.items():
+        (exact, found) = (next(iter(session.predict(feed).values())).astype(np.float64) for session in sessions)
+        if not np.isfinite(found).all():
+            raise IntegrityError(
+                f"In float16 there is NaN or infinity in what comes of {part}, at {name}.",
+                expected="finite numbers, as in float32",
+                mend=_MEND,
+            )
+        worst = max(worst, float(np.abs(exact - found).max()))
+        low, high = min(low, float(exact.min())), max(high, float(exact.max()))
+    share = worst / max(high - low, _TINY)
+    if not share <= tolerance:
+        raise _differs(f"answers of {part}", share, tolerance, f"in {len(calls)} calls of real sampling")
+    return share
+
+
+def _opened(*graphs: onnx.ModelProto) -> list[OnnxSession]:
     try:
-        exact, found = (of_session(session_of(one), examples) for one in (graph, half))
+        return [session_of(graph) for graph in graphs]
     except FAILURES as error:
         raise StageError(
             f"ONNX Runtime does not open the float16 graph: {str(error).splitlines()[0]}",
             mend="name the operators that it mentions in keep, and they stay in float32",
         ) from error
-    apart = measure(exact, found, examples)
-    share = apart.worst / max(apart.highest - apart.lowest, float(np.finfo(np.float32).tiny))
-    if not share <= tolerance:
-        raise IntegrityError(
-            f"In float16 the {examples.answers_are} differ from float32's by {share:.1%} of their range.",
-            expected=f"at most {tolerance:.1%} on padded batches",
-            mend="name operators in keep, normalisation and softmax first: they sum what float16 can't hold",
-        )
-    return share
+
+
+def _differs(what: str, share: float, tolerance: float, where: str) -> IntegrityError:
+    return IntegrityError(
+        f"In float16 the {what} differ from float32's by {share:.1%} of their range.",
+        expected=f"at most {tolerance:.1%} {where}",
+        mend=_MEND,
+    )

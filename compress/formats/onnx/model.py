@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from compress.checkpoints.model import only_file, read_companions, write_companions
+from compress.checkpoints.pipeline_checks import is_pipeline
 from compress.errors import ModelError
 
 if TYPE_CHECKING:
@@ -18,13 +19,15 @@ GRAPH_FOLDER = "onnx"
 FLOAT_GRAPH = "model.onnx"
 QUANTIZED_GRAPH = "model_quantized.onnx"
 _SUFFIXES = ("_quantized", "_fp16", "_q4", "_q2")
-Part = Literal["all", "encoder", "decoder"]
+Part = Literal["all", "encoder", "decoder", "text_encoder", "unet", "transformer", "vae_decoder"]
 EXTERNAL_DATA_FROM_BYTES = 1_500_000_000
 ENCODER, DECODER = "encoder_model", "decoder_model_merged"
 """What the files of a model in two parts begin with: transformers.js' and optimum's names."""
 VISION, EMBED_TOKENS = "vision_encoder", "embed_tokens"
 """What stands before a decoder that reads images: transformers.js' names."""
 _PARTS = ((ENCODER, DECODER), (VISION, EMBED_TOKENS, DECODER))
+DRAWING = ("text_encoder", "unet", "transformer", "vae_decoder")
+"""Folders of the graphs of a model that draws pictures, in the order in which they run: optimum's names."""
 GENAI_CONFIG = "genai_config.json"
 """Beside a decoder: where onnxruntime-genai reads the name of its graph."""
 SHARED_CACHE = "past_present_share_buffer"
@@ -37,7 +40,8 @@ class OnnxModel:
 
     ``onnx/model.onnx`` and ``onnx/model_quantized.onnx`` are the names that transformers.js, optimum and
     sentence-transformers look for. A model that runs in several parts has the others in ``others``, by the names of
-    their files: for an encoder, which is ``graph``, its decoder.
+    their files: for an encoder, which is ``graph``, its decoder. Of one that draws pictures, each lies in a folder of
+    its own, `unet/model.onnx`, where optimum looks for it, whatever its weights are stored in.
     """
 
     kind: ClassVar[str] = "onnx"
@@ -53,7 +57,16 @@ class OnnxModel:
 
     def is_part(self, name: str, part: Part) -> bool:
         """Whether the graph of that file is meant: `all` is any, and the only graph of a model is no part of it."""
-        return part == "all" or (name.startswith((ENCODER, VISION)) == (part == "encoder") and bool(self.others))
+        if part == "all" or "/" in name:
+            return part in ("all", name.partition("/")[0])
+        return part in ("encoder", "decoder") and (
+            name.startswith((ENCODER, VISION)) == (part == "encoder") and bool(self.others)
+        )
+
+    @property
+    def draws(self) -> bool:
+        """Whether it is the parts of a model that draws pictures."""
+        return "/" in self.file_name
 
     def with_graphs(self, graphs: Mapping[str, onnx.ModelProto]) -> OnnxModel:
         """The same model with other graphs, in the order in which they run."""
@@ -62,17 +75,22 @@ class OnnxModel:
 
     def save(self, directory: Path) -> None:
         """Write the graphs (weights inside, or in FILE_data beside one above 1.5 GB) and the companion files."""
-        (directory / GRAPH_FOLDER).mkdir()
         for name, graph in self.graphs.items():
-            _write(graph, directory / GRAPH_FOLDER / name)
+            target = directory / name if "/" in name else directory / GRAPH_FOLDER / name
+            target.parent.mkdir(exist_ok=True)
+            _write(graph, target)
         write_companions(directory, self.companions)
 
     @classmethod
     def load(cls, directory: Path, task: object) -> OnnxModel:
         """Open what `save` wrote. Raises `ModelError` when the graphs are not those of one model, or are not whole."""
-        first, *others = find_graphs(directory)
-        companions = read_companions(directory, (first, *others), below=directory / GRAPH_FOLDER)
-        return cls(_read(first), first.name, companions, {path.name: _read(path) for path in others})
+        files = find_graphs(directory)
+        beside = tuple(path.with_name(f"{path.name}_data") for path in files)
+        companions = read_companions(directory, (*files, *beside), below=directory / GRAPH_FOLDER)
+        drawing = is_pipeline(directory)
+        graphs = {(path.relative_to(directory).as_posix() if drawing else path.name): _read(path) for path in files}
+        (name, first), *others = graphs.items()
+        return cls(first, name, companions, dict(others))
 
 
 def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -85,7 +103,12 @@ def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 
 def quantized_name(name: str) -> str:
-    """`encoder_model.onnx` -> `encoder_model_quantized.onnx`, which transformers.js opens for `dtype: "q8"`."""
+    """`encoder_model.onnx` -> `encoder_model_quantized.onnx`, which transformers.js opens for `dtype: "q8"`.
+
+    A name that optimum alone knows, `unet/model.onnx`, stays as it is, here and below.
+    """
+    if "/" in name:
+        return name
     stem = name.removesuffix(".onnx")
     for suffix in _SUFFIXES:
         stem = stem.removesuffix(suffix)
@@ -146,10 +169,14 @@ def find_graph(artifact: Path) -> Path:
 def find_graphs(artifact: Path) -> tuple[Path, ...]:
     """The files of a model's graphs in the order in which they run: one, an encoder and its decoder, or three.
 
+    Three are what sees, a table of tokens and a decoder, or a text encoder, a denoiser and a decoder of pictures.
+
     Raises `ModelError` for any other number of them.
     """
     if not artifact.is_dir():
         return (find_graph(artifact),)
+    if is_pipeline(artifact):
+        return _drawing_graphs(artifact)
     names = _PARTS[bool(_part(artifact, VISION))]
     parts = tuple(_part(artifact, part) for part in names)
     found = tuple(files[0] for files in parts if files)
@@ -161,6 +188,23 @@ def find_graphs(artifact: Path) -> tuple[Path, ...]:
             where=str(artifact),
             expected=" and ".join(f"one {name}*.onnx" for name in names),
             mend="leave one file of each in the folder, or write the model anew with the stage export",
+        )
+    return found
+
+
+def shown_name(graph: Path) -> str:
+    """What tells a graph from the others of its model: the name of its file, below its folder where that is a part."""
+    return f"{graph.parent.name}/{graph.name}" if graph.parent.name in DRAWING else graph.name
+
+
+def _drawing_graphs(artifact: Path) -> tuple[Path, ...]:
+    found = tuple(file for part in DRAWING if (file := artifact / part / FLOAT_GRAPH).is_file())
+    if len(found) != len(("text", "denoiser", "decoder")):
+        raise ModelError(
+            f"The folder holds {', '.join(file.relative_to(artifact).as_posix() for file in found) or 'no graph'}.",
+            where=str(artifact),
+            expected=f"text_encoder/{FLOAT_GRAPH}, vae_decoder/{FLOAT_GRAPH}, and one of unet or transformer",
+            mend="write the model anew with the stage export",
         )
     return found
 

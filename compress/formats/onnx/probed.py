@@ -28,6 +28,10 @@ def stored(model: OnnxModel) -> Stored:
 
 def logits(model: OnnxModel, encode: Encode) -> np.ndarray:
     """What ONNX Runtime answers."""
+    if model.draws:
+        from compress.formats.onnx.drawing import open_drawing
+
+        return open_drawing(model).probe(encode(processor_of(model)))
     if model.others:
         return _of_first_word(model, encode)
     return answers_of(opened(model), encode(processor_of(model)))

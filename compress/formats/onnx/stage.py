@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from compress.checkpoints.checkpoint import Checkpoint
+from compress.checkpoints.diffusion_pipeline import GeneratorModel
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import DataError
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
@@ -42,6 +43,8 @@ _ANSWERS = 4
 _TEXTS, _MORE = 4, 10
 """Texts that a model of text from text is proven on, in one batch, and tokens that it writes."""
 _WINDOWS, _WINDOW_LENGTH = 2, 64
+_PROMPTS = 4
+"""Prompts that a text encoder is proven on."""
 _REHEARSED = 8
 """Examples that a graph is traced with which nobody will run."""
 
@@ -52,7 +55,8 @@ class Export(Stage[TorchModel, OnnxModel]):
     Encoders are traced, and proven on padded batches. Decoders are written from the checkpoint, quantized or not, with
     the keys and values of earlier tokens as inputs and outputs, and proven in one go and token by token. So are
     Whisper, T5, BART and their like, as an encoder and a decoder under the names of transformers.js and optimum, and
-    LLaVA and its like, as what sees, a table of tokens, and a decoder.
+    LLaVA and its like, as what sees, a table of tokens, and a decoder. Models that draw pictures become a text encoder,
+    a denoiser and a decoder in the folders that optimum opens, proven at several sizes and batches.
     """
 
     version = 6
@@ -116,6 +120,8 @@ class Export(Stage[TorchModel, OnnxModel]):
 
     def run(self, model: TorchModel | Checkpoint, context: Context) -> OnnxModel:
         """Export ``model`` and compare its answers with torch. Raises `StageError` where they differ."""
+        if isinstance(model, GeneratorModel):
+            return self._trace_parts(model, context)
         if not isinstance(model, Checkpoint):
             return self._trace(model, context)
         if GENERATES in context.task.capabilities:
@@ -125,8 +131,8 @@ class Export(Stage[TorchModel, OnnxModel]):
         return self._write_pair(model, context)
 
     def rehearse(self, model: TorchModel | Checkpoint, context: Context) -> OnnxModel | None:
-        """The traced graph, unproven; decoders, which are written from checkpoints, are not foreseen."""
-        if isinstance(model, Checkpoint) or IS_WRITTEN in context.task.capabilities:
+        """The traced graph, unproven; decoders, which are written from checkpoints, and pictures are not foreseen."""
+        if isinstance(model, Checkpoint | GeneratorModel) or IS_WRITTEN in context.task.capabilities:
             return None
         rows = context.data.split("train").slice(0, _REHEARSED)
         exported = self._traced(model, context.task.encode(rows, model.processor, None, context.max_length))
@@ -154,6 +160,19 @@ class Export(Stage[TorchModel, OnnxModel]):
         if exported.unfused:
             context.remark(f"export: {exported.unfused}")
         return OnnxModel(exported.graph, FLOAT_GRAPH, model.companions())
+
+    def _trace_parts(self, model: GeneratorModel, context: Context) -> OnnxModel:
+        from compress.formats.onnx.drawing import drawing_folder, export_drawing, prove_drawing
+
+        prompts = context.data.split("train").slice(0, _PROMPTS)["text"].to_pylist()
+        ids = model.processor.ids(prompts)
+        exported = export_drawing(model, ids, self.opset, self.fusions)
+        graphs = {name: one.graph for name, one in exported.items()}
+        for name, apart in prove_drawing(model, graphs, ids, self.tolerance).items():
+            context.remark(f"export: {name} differs by at most {apart.worst:.1e} from torch, at all sizes and batches")
+            if exported[name].unfused:
+                context.remark(f"export: {name}: {exported[name].unfused}")
+        return drawing_folder(model, graphs)
 
     def _write(self, checkpoint: Checkpoint, context: Context) -> OnnxModel:
         from compress.formats.onnx.decoder import GraphSettings, export_proven

@@ -13,6 +13,7 @@ FORMAT = FormatSpec(
     stage="compress.formats.openvino.stage:OpenVino",
     written_by="openvino",
     own_bits=True,
+    find_all="compress.formats.openvino.model:find_graphs",
     runtimes={
         "openvino": RuntimeSpec(
             runtime="compress.formats.openvino.runtime:RUNTIME", provider="CPU", package="openvino", gives_values=True

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from compress.checkpoints.pipeline_checks import is_pipeline, part_folders
 from compress.errors import not_whole
-from compress.formats.model_file import FileModel
+from compress.formats.model_file import FileModel, file_of
 
 IR_FILE, WEIGHTS_FILE = "openvino_model.xml", "openvino_model.bin"
 """optimum-intel's names."""
@@ -14,7 +15,7 @@ TOKENIZER, DETOKENIZER = "openvino_tokenizer.xml", "openvino_detokenizer.xml"
 
 
 class OpenVinoModel(FileModel):
-    """The XML, and the weights that it points into."""
+    """The XML, and the weights that it points into; of a model that draws pictures those of each part's folder."""
 
     kind = "openvino"
 
@@ -22,6 +23,17 @@ class OpenVinoModel(FileModel):
     def files_with(cls, file: Path) -> tuple[Path, ...]:
         """See `FileModel.files_with`."""
         return file, weights_of(file)
+
+
+def find_graphs(artifact: Path) -> tuple[Path, ...]:
+    """The IR of a model, or of each part of one that draws pictures, in the order in which they run.
+
+    Raises `ModelError` where one is missing.
+    """
+    if not artifact.is_dir() or not is_pipeline(artifact):
+        return (file_of(artifact, OpenVinoModel.kind),)
+    parts = [artifact / part for part in part_folders(artifact)]
+    return tuple(file_of(part, OpenVinoModel.kind) for part in parts)
 
 
 def weights_of(graph: Path) -> Path:

@@ -12,9 +12,10 @@ import numpy as np
 
 from compress.errors import InputError, ModelError, StageError, broken
 from compress.formats.model_file import file_of
-from compress.formats.openvino.model import OpenVinoModel, weights_of
+from compress.formats.openvino.model import OpenVinoModel, find_graphs, weights_of
 from compress.runtimes.decoder import likeliest
-from compress.runtimes.runtime import Batch, TensorType, check_inputs, check_target, why_missing
+from compress.runtimes.image_answers import open_together
+from compress.runtimes.runtime import Batch, Session, TensorType, check_inputs, check_target, why_missing
 from compress.targets import Target
 
 if TYPE_CHECKING:
@@ -150,10 +151,15 @@ class OpenVinoRuntime:
 
     name = "openvino"
 
-    def open(self, artifact: Path, target: Target, threads: int) -> OpenVinoSession | StatefulSession:
-        """Open the one IR of ``artifact``, a folder or the file; ``threads`` work within an operator."""
+    def open(self, artifact: Path, target: Target, threads: int) -> Session:
+        """Open the one IR of ``artifact``, a folder or the file, or those of the parts that draw pictures.
+
+        ``threads`` work within an operator.
+        """
         check_target(self, target, threads)
-        graph = file_of(artifact, OpenVinoModel.kind)
+        return open_together([self._open(graph, threads) for graph in find_graphs(artifact)], artifact)
+
+    def _open(self, graph: Path, threads: int) -> OpenVinoSession | StatefulSession:
         settings = {**_SETTINGS, "INFERENCE_NUM_THREADS": threads}
         model = read_model(graph)
         if is_stateful(model):

@@ -7,11 +7,17 @@ from typing import Any, Literal
 from pydantic import Field
 
 from compress.checkpoints.checkpoint import Checkpoint
+from compress.checkpoints.diffusion_pipeline import GeneratorModel
 from compress.checkpoints.torch_model import TorchModel
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.openvino.model import OpenVinoModel
+from compress.runtimes.picture_session import PictureSession
 from compress.stage.stage import Context, Needs, Promise, Stage
-from compress.tasks.capability import ANSWERS_AT_ONCE, GENERATES, Capabilities
+from compress.tasks.capability import ANSWERS_AT_ONCE, DRAWS, GENERATES, Capabilities
+
+_PROMPTS = 4
+"""Of a model that draws: those that its parts are traced and proven with."""
+Precision = Literal["fp32", "fp16", "int8"]
 
 
 class OpenVino(Stage[TorchModel, OpenVinoModel]):
@@ -26,7 +32,7 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
     starts_from_graph = True
     packages = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "nncf")
     kind: Literal["openvino"] = "openvino"
-    precision: Literal["fp32", "fp16", "int8"] = Field(
+    precision: Precision = Field(
         "int8",
         description="of the weights; in int8 the processor computes in 8 bits too, by the ranges of each call; a "
         "language model's integers stay as they are, whatever is said here of the others",
@@ -40,8 +46,8 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
 
     @classmethod
     def is_for(cls, task: Capabilities) -> bool:
-        """What answers in one call, and language models."""
-        return super().is_for(task) or GENERATES in task
+        """What answers in one call, language models, and what draws pictures."""
+        return super().is_for(task) or GENERATES in task or DRAWS in task
 
     def wants(self, task: Capabilities) -> type[Any]:
         """A folder of a language model, which is written tensor by tensor."""
@@ -68,6 +74,8 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
 
         if isinstance(model, Checkpoint):
             return self._write(model, context)
+        if isinstance(model, GeneratorModel) or (isinstance(model, OnnxModel) and model.draws):
+            return self._drawing(model, context)
         if isinstance(model, OnnxModel):
             rows = context.data.split("train")
             examples = context.task.encode(rows, processor_of(model), labels_of(model), context.max_length)
@@ -85,6 +93,43 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
         first = shipped if plain is made else opened(plain)
         found = prove_shipped("OpenVINO", first, shipped, reference, examples, tolerance, original)
         context.remark(f"openvino: {found}")
+        return made
+
+    def _drawing(self, model: GeneratorModel | OnnxModel, context: Context) -> OpenVinoModel:
+        """Each part in its folder, as optimum-intel opens them, proven on pictures in next to no steps."""
+        from compress.checkpoints.processor import processor_of
+        from compress.formats.onnx.drawing import drawing_folder, export_drawing, open_drawing
+        from compress.formats.openvino.conversion import to_openvino
+        from compress.formats.prove import of_session, prove_shipped
+        from compress.formats.runtimes import opened
+        from compress.formats.safetensors.pictures import torch_pictures
+
+        rows = context.data.split("train").slice(0, _PROMPTS)
+        if isinstance(model, GeneratorModel):
+            ids = model.processor.ids(rows["text"].to_pylist())
+            exported = export_drawing(model, ids, None, fusions=False)
+            graphs = drawing_folder(model, {name: one.graph for name, one in exported.items()})
+            original, reference = "torch", torch_pictures(model, {})
+        else:
+            graphs, original, reference = model, "the graphs", open_drawing(model)
+
+        def written(precision: Precision) -> OpenVinoModel:
+            files = {
+                f"{name.partition('/')[0]}/{file}": content
+                for name, graph in graphs.graphs.items()
+                for file, content in to_openvino(graph, {}, precision, self.embedding_bits).own.items()
+            }
+            return OpenVinoModel(files, graphs.companions)
+
+        made = written(self.precision)
+        plain = made if self.precision == "fp32" else written("fp32")
+        shipped = opened(made)
+        sessions = [shipped if plain is made else opened(plain), shipped]
+        examples = context.task.encode(rows, processor_of(graphs), None, context.max_length)
+        first, last = (session.shortened() for session in sessions if isinstance(session, PictureSession))
+        whole = of_session(reference.shortened(), examples)
+        found = prove_shipped("OpenVINO", first, last, whole, examples, self.tolerance, original)
+        context.remark(f"openvino: {found}, in few steps")
         return made
 
     def _write(self, checkpoint: Checkpoint, context: Context) -> OpenVinoModel:

@@ -10,6 +10,7 @@ from compress.checkpoints.allowed_code import is_allowed
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.checks import check_model_folder, weight_files
 from compress.checkpoints.json_file import read_json
+from compress.checkpoints.pipeline_checks import model_config
 from compress.checkpoints.processor import PREPROCESSOR, load_tokenizer
 from compress.checkpoints.quantization_config import COMPRESSED_TENSORS
 from compress.checkpoints.torch_model import TorchModel
@@ -28,12 +29,12 @@ def find_weights(artifact: Path) -> tuple[Path, ...]:
 
 def has_integers(folder: Path) -> bool:
     """Whether weights in it are stored as integers."""
-    return read_json(folder / "config.json").get("quantization_config") is not None
+    return model_config(folder).get("quantization_config") is not None
 
 
 def task_of_folder(folder: Path) -> Task:
     """The task that its config tells. Raises `ModelError` where it tells none."""
-    config = read_json(folder / "config.json")
+    config = model_config(folder)
     pictures = (folder / PREPROCESSOR).is_file() and "sampling_rate" not in read_json(folder / PREPROCESSOR)
     told = told_task(config, (folder / PREPROCESSOR).is_file()) or _generating(config)
     told = told or (_embedding(config) if pictures else None)

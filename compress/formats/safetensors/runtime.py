@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from compress.runtimes.runtime import Session, check_target
 from compress.targets import Target
 from compress.tasks.capability import ANSWERS_AT_ONCE, REWRITES, TELLS_OF_IMAGES, TRANSCRIBES
+
+if TYPE_CHECKING:
+    from compress.checkpoints.torch_model import TorchModel
 
 
 class TorchRuntime:
@@ -34,11 +39,13 @@ class TorchRuntime:
             "computes_in": "float32",
             "integers_made_float": has_integers(folder),
         }
-        session = TorchSession(model.module, str(folder), settings)
+        session = _opened(model, folder, settings)
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         # The number is the process's: it ends with the session.
         weakref.finalize(session, torch.set_num_threads, before)
+        if not isinstance(session, TorchSession):
+            return session
         if TRANSCRIBES in task.capabilities and ANSWERS_AT_ONCE not in task.capabilities:
             from compress.formats.safetensors.speech import open_transcriber
 
@@ -72,6 +79,17 @@ class TorchRuntime:
             "its integers were made float to be run: answers are theirs, time and memory are those of float32 "
             "arithmetic and not of kernels for few bits"
         )
+
+
+def _opened(model: TorchModel, folder: Path, settings: Mapping[str, Any]) -> Session:
+    """The module, or what draws pictures with its parts."""
+    from compress.checkpoints.diffusion_pipeline import GeneratorModel
+    from compress.formats.safetensors.pictures import torch_pictures
+    from compress.formats.safetensors.session import TorchSession
+
+    if isinstance(model, GeneratorModel):
+        return torch_pictures(model, settings, str(folder))
+    return TorchSession(model.module, str(folder), settings)
 
 
 RUNTIME = TorchRuntime()

@@ -15,7 +15,7 @@ ReduceRange = bool | Literal["saturating"]
 """7-bit weights everywhere, nowhere, or a coarser grid for those columns of weights that may saturate alone."""
 _STATIC_ONLY = (
     *("calibration_method", "percentile", "types", "smooth_quant", "bias_correction", "weight_rounding"),
-    *("cross_layer_equalization", "format", "statistics", "calibration_examples"),
+    *("cross_layer_equalization", "split_concatenations", "format", "statistics", "calibration_examples"),
 )
 _NNCF_TOO = ("percentile", "format", "statistics", "calibration_examples")
 _FLOOR_ONLY = ("damage_examples", "search_seconds")
@@ -65,6 +65,11 @@ class Int8Options(Frozen):
         "none",
         description="static: channels between convolutions made alike in size, which float answers don't show: "
         "`weights` by the ranges of the weights on both sides (Nagel et al. 2019), `activations` by what was seen",
+    )
+    split_concatenations: bool = Field(
+        False,
+        description="static: a convolution that reads a concatenation becomes one for each part, with ranges of its "
+        "own (Q-Diffusion's split of skip connections, Li et al. 2023): for U-Nets, whose two halves differ in range",
     )
     statistics: Literal["own", "nncf"] = Field(
         "own", description="static: who finds ranges, smooths and corrects; NNCF does it in its own way"

@@ -26,6 +26,7 @@ from compress.formats.onnx.int8.observe import Feed, Observed, observe
 from compress.formats.onnx.int8.redundant_qdq import drop_redundant_qdq, protect_float_layers
 from compress.formats.onnx.int8.settings import Format, Int8Options, ReduceRange
 from compress.formats.onnx.int8.smooth import smooth
+from compress.formats.onnx.int8.split_concatenations import split_concatenations
 from compress.formats.silence import silence
 from compress.numerics.activation_range import find_range
 
@@ -35,9 +36,9 @@ class StaticQuantizer:
     """A graph that was looked at on real inputs, ready to be quantized again and again.
 
     ``layers`` are what can be 8-bit; ``smoothed`` and ``equalized`` those whose inputs SmoothQuant and
-    cross-layer equalization evened; ``constant`` the activations
-    that were the same everywhere on the calibration data; ``narrowed`` the layers whose weights got a coarser grid
-    because they might saturate, in the graph that was made last.
+    cross-layer equalization evened; ``split`` the convolutions that became one for each part of a concatenation;
+    ``constant`` the activations that were the same everywhere on the calibration data; ``narrowed`` the layers whose
+    weights got a coarser grid because they might saturate, in the graph that was made last.
     """
 
     graph: onnx.ModelProto
@@ -46,6 +47,7 @@ class StaticQuantizer:
     layers: list[QuantizableLayer] = field(init=False)
     smoothed: list[str] = field(init=False, default_factory=list)
     equalized: list[str] = field(init=False, default_factory=list)
+    split: list[str] = field(init=False, default_factory=list)
     constant: list[str] = field(init=False)
     narrowed: list[str] = field(init=False, default_factory=list)
 
@@ -55,6 +57,8 @@ class StaticQuantizer:
         refuse_unfit(model)
         name_nodes(model)
         self._attentions = unpack_attention(model)
+        if self.options.split_concatenations:
+            self.split = split_concatenations(model, self.feeds)
         self.layers = find_layers(model)
         self._passing = between(model, [layer.name for layer in self.layers])
         if self.options.smooth_quant is not None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from compress.checkpoints.pipeline_checks import is_pipeline
 from compress.errors import InputError, ModelError, StageError
 from compress.formats.model_file import model_files
 from compress.formats.onnx.runtimes.failures import cannot_open
@@ -37,8 +38,9 @@ from compress.formats.onnx.runtimes.web_package import (
     WEBGPU_WASM,
 )
 from compress.progress import Progress, SilentProgress
+from compress.runtimes.image_answers import open_together
 from compress.runtimes.loopback import Loopback
-from compress.runtimes.runtime import Batch, TensorType, check_inputs, check_target
+from compress.runtimes.runtime import Batch, Session, TensorType, check_inputs, check_target
 from compress.samples.fetch import cache_root, damage, entry_name, fetch
 from compress.targets import WEB_VERSION, Target
 
@@ -126,7 +128,7 @@ class WebSession:
 
     def _fed(self, batch: Batch) -> dict[str, np.ndarray]:
         check_inputs(self.inputs, batch, self._where)
-        return {name: np.ascontiguousarray(batch[name]) for name in self.inputs}
+        return {name: np.asarray(batch[name], order="C") for name in self.inputs}
 
     def hold(self, batches: Sequence[Batch]) -> None:
         """See `TimesItself.hold`."""
@@ -166,24 +168,28 @@ class OnnxRuntimeWeb:
         self.name = name
         self._host, self._lacking = host, lacking
 
-    def open(self, artifact: Path, target: Target, threads: int) -> WebSession:
+    def open(self, artifact: Path, target: Target, threads: int) -> Session:
         """Open the one graph of ``artifact``, a folder or the file, in either of ONNX Runtime's formats.
 
-        It lives until the session is no longer used, at most as long as this process.
+        Of a model that draws pictures each part has a page of its own. They live until the session is no longer used,
+        at most as long as this process.
         """
         graphs = model_files(artifact, self.name)
-        if len(graphs) > 1:
+        if len(graphs) > 1 and not is_pipeline(artifact):
             raise ModelError(
                 f"The model has {len(graphs)} graphs.",
                 where=str(artifact),
                 expected=f"one, on the target {target.name}",
             )
         check_target(self, target, threads)
+        return open_together([self._open(graph, target, threads) for graph in graphs], artifact)
+
+    def _open(self, graph: Path, target: Target, threads: int) -> WebSession:
         with ExitStack() as stack:
             server = stack.enter_context(Loopback())
             host: Host = self._host(server, webgpu=target.provider == _WEBGPU)
             stack.callback(host.close)
-            session = WebSession(server, host, graphs[0], target.provider, min(threads, self._host.most_threads))
+            session = WebSession(server, host, graph, target.provider, min(threads, self._host.most_threads))
             weakref.finalize(session, stack.pop_all().close)
         return session
 

@@ -1,0 +1,99 @@
+"""The grid of pictures, the curves of their paths and what they cost, in the report's views."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+from picture_reports import MODELS, PROMPTS, TIMES, picture_report
+
+from compress.metrics import describe_metric
+from compress.report import pictures
+from compress.report.charts import qualities, trade_off
+from compress.report.pages import html_page, markdown_report
+from compress.report.schema import Report, parse_report
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return picture_report()
+
+
+class Images(HTMLParser):
+    """The images of each row of the grid: (source, what is said of it)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[list[tuple[str, str]]] = []
+        self.inside = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        told = dict(attrs)
+        if tag == "table":
+            self.inside = told.get("class") == "grid"
+        if tag == "tr" and self.inside:
+            self.rows.append([])
+        if tag == "img" and self.inside:
+            self.rows[-1].append((told["src"] or "", told["alt"] or ""))
+
+
+def test_a_row_for_each_prompt_and_a_column_for_each_model(report: Report) -> None:
+    assert pictures.columns(report, "cpu") == [("baseline",), ("faster",), ("distill",), ("quantize", "final")]
+    rows = pictures.grid(report, "cpu")
+    assert [(row.prompt, row.seed) for row in rows] == [(prompt, place) for place, prompt in enumerate(PROMPTS)]
+    assert [one and one.model for one in rows[0].pictures] == ["baseline", "faster", "distill", "quantize"]
+
+
+def test_the_page_holds_every_picture_and_its_difference(report: Report) -> None:
+    page = html_page(report)
+    found = Images()
+    found.feed(page)
+    rows = [row for row in found.rows if row]
+    assert [len(row) for row in rows] == [1 + 3 * 2] * 3
+    sources = {f"data:image/png;base64,{one.png}" for one in report.pictures}
+    assert {source for row in rows for source, told in row if told != "less the baseline's"} == sources
+    assert rows[2][0][1] == f"baseline: {PROMPTS[2]}"
+    assert "quantize = final" in page and "10.0 levels" in page
+    assert "<b>boots</b>" not in page
+
+
+def test_pictures_and_paths_outlive_the_file(report: Report) -> None:
+    again = parse_report(report.to_json(), "here")
+    assert again.pictures == report.pictures and again.drift == report.drift
+
+
+def test_where_paths_part_in_words(report: Report) -> None:
+    assert pictures.parting_words(report, "cpu") == [
+        ("faster", "25", "4.0%", "nowhere"),
+        ("distill", "4", "24.0%", "timestep 499"),
+        ("quantize = final", "4", "40.0%", "timestep 499"),
+    ]
+    assert "| distill | 4 | 24.0% | timestep 499 |" in markdown_report(report)
+
+
+def test_the_curve_runs_from_noise_to_the_picture(report: Report) -> None:
+    drawn = pictures.drift_curves(report, "cpu")
+    assert drawn is not None
+    lines = re.findall(r'<polyline points="([^"]+)" class="curve"', drawn)
+    assert len(lines) == len(MODELS) - 2  # the baseline leaves itself nowhere, and the last two are one
+    for points in lines:
+        across = [float(point.split(",")[0]) for point in points.split()]
+        assert across == sorted(across) and len(across) == len(TIMES)
+    assert "distill, timestep 249\n18.0% (quartiles 14.4% to 21.6%)" in drawn
+    assert pictures.drift_curves(report, "gpu") is None
+
+
+def test_distance_is_drawn_against_time_with_the_steps(report: Report) -> None:
+    names = [metric.name for metric in qualities(report, "cpu")]
+    assert names == ["prompt_accuracy", "frechet_distance"]
+    drawn = trade_off(report, "cpu", describe_metric("frechet_distance"), describe_metric("latency_ms"))
+    assert drawn is not None
+    for label in ("baseline, 50 steps", "faster, 25 steps", "distill, 4 steps", "quantize = final, 4 steps"):
+        assert f">{label}<" in drawn
+    assert html_page(report).count("Fr\u00e9chet distance against latency") == 2  # heading and label
+
+
+def test_a_report_without_pictures_has_no_grid() -> None:
+    page = html_page(Report(recipe="none"))
+    assert "What they draw" not in page and "Where their paths part" not in page

@@ -1,0 +1,86 @@
+"""Pipelines of diffusers with random weights, small enough that a picture takes milliseconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+WIDTH, TOKENS = 16, 12
+WORDS = ("a", "picture", "of", "bag", "boot", "coat", "dress", "sandal", "shirt", "small", "dark", "the", "photo")
+
+
+def tokenizer(length: int = TOKENS) -> Any:
+    """One token for each of a few words, as BERT's tokenizer has them."""
+    from transformers import BertTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = {word: place for place, word in enumerate((*special, *WORDS))}
+    return BertTokenizerFast(vocab=vocabulary, model_max_length=length)
+
+
+def parts(seed: int = 0, **unet: Any) -> dict[str, Any]:
+    """A text encoder of width 16, a UNet of 8x8 latents and a VAE of gray pictures of 16x16."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(seed)
+    text = BertConfig(
+        vocab_size=32,
+        hidden_size=WIDTH,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=TOKENS,
+    )
+    settings: dict[str, Any] = {
+        "sample_size": 8,
+        "in_channels": 4,
+        "out_channels": 4,
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "cross_attention_dim": WIDTH,
+        "attention_head_dim": 4,
+        "norm_num_groups": 4,
+    }
+    vae = AutoencoderKL(
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        layers_per_block=1,
+        sample_size=16,
+    )
+    made = {"text_encoder": BertModel(text), "unet": UNet2DConditionModel(**{**settings, **unet}), "vae": vae}
+    with torch.no_grad():
+        for part in made.values():
+            for parameter in part.parameters():
+                # Zero-initialised layers would hide what lies behind them.
+                parameter.add_(0.05 * torch.randn(parameter.shape))
+    return {name: part.eval() for name, part in made.items()}
+
+
+def pipeline(scheduler: Any = None, seed: int = 0, **unet: Any) -> Any:
+    """diffusers' StableDiffusionPipeline of such parts."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    return StableDiffusionPipeline(
+        **parts(seed, **unet),
+        tokenizer=tokenizer(),
+        scheduler=scheduler or DDIMScheduler(clip_sample=False, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def pipeline_folder(folder: Path, **made: Any) -> Path:
+    """Such a pipeline, as diffusers saves it."""
+    pipeline(**made).save_pretrained(folder)
+    return folder

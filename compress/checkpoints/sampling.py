@@ -96,10 +96,18 @@ class PromptProcessor:
 
 def load_prompt_processor(folder: Path) -> PromptProcessor:
     """What prepares prompts for the parts in ``folder``, and the size of its pictures. Raises `ModelError`."""
-    from compress.checkpoints.config_check import positions_of
-    from compress.checkpoints.processor import load_tokenizer
+    from transformers import AutoTokenizer
 
-    tokenizer = load_tokenizer(folder / TOKENIZER)
+    from compress.checkpoints.config_check import loading_failures, positions_of
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder / TOKENIZER, trust_remote_code=False)
+    except loading_failures() as error:
+        raise ModelError(
+            f"The tokenizer cannot be loaded: {first_line(error)}",
+            where=str(folder / TOKENIZER),
+            expected="the tokenizer's files in Hugging Face layout",
+        ) from error
     positions = positions_of(dict(part_config(folder, "text_encoder")))
     if positions is not None and tokenizer.model_max_length > positions:
         raise ModelError(

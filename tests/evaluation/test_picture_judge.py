@@ -71,7 +71,7 @@ def test_it_sees_what_its_model_answers(judge: Judge, folder: Path) -> None:
 def test_tokens_of_a_vision_transformer_are_places(tmp_path: Path) -> None:
     config = ViTConfig(
         num_channels=1, image_size=16, patch_size=8, hidden_size=12, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=16, num_labels=2,
+        intermediate_size=16, id2label={0: "coat", 1: "bag"},
     )  # fmt: skip
     ViTForImageClassification(config).save_pretrained(tmp_path)
     _prepared(tmp_path, 0.5, 0.5)
@@ -107,7 +107,7 @@ def test_what_each_picture_adds_has_the_distance_as_its_mean(folder: Path) -> No
     dark = (_pictures(3) // 3).astype(np.uint8)
     rows = _rows(folder, dark, ["same"] * 70, None, _pictures(4), _pictures(5))
     row = rows["frechet_distance"]
-    assert "prompt_accuracy" not in rows and row.value > 0.01
+    assert "prompt_accuracy" not in rows and row.value > 0.005
     assert np.mean(row.raw or ()) == pytest.approx(row.value)
     assert row.low is not None and row.high is not None and row.low < row.value < row.high
     assert rows["perceptual_distance_to_baseline"].value > 0

@@ -14,7 +14,9 @@ from compress.evaluation.picture_paths import FINISHED, sampling_path
 from compress.numerics.sampling_drift import drift
 from compress.runtimes.picture_sampler import DENOISED, HIDDEN, PICTURE, SAMPLE, Latents, PictureSampler
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 NOISE = np.random.default_rng(0).normal(size=(2, 4, 8, 8)).astype(np.float32)
+SETTINGS = {DDIMScheduler: {"clip_sample": False}}
 IDS = np.ones((2, 3), np.int64)
 
 
@@ -24,7 +26,7 @@ def _sampler(scheduler: type, steps: int, guidance: float = 1.0) -> PictureSampl
         encode=lambda batch: {HIDDEN: np.zeros((len(batch["input_ids"]), 3, 2), np.float32)},
         denoise=lambda batch: {DENOISED: 0.5 * batch[SAMPLE]},
         decode=lambda batch: {PICTURE: batch["latent_sample"]},
-        scheduler=scheduler(timestep_spacing="trailing"),
+        scheduler=scheduler(**SETTINGS.get(scheduler, {}), timestep_spacing="trailing"),
         latents=Latents(4, 1, 1, 1.0),
         sampling=Sampling(steps, guidance),
         empty=np.zeros((1, 3), np.int64),
@@ -35,7 +37,7 @@ def _sampler(scheduler: type, steps: int, guidance: float = 1.0) -> PictureSampl
 def test_the_path_is_that_of_diffusers_own_loop(guidance: float) -> None:
     sampler = _sampler(DDIMScheduler, 5, guidance)
     path = sampling_path(sampler, IDS, NOISE, [0, 1])
-    scheduler = DDIMScheduler(timestep_spacing="trailing")
+    scheduler = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
     scheduler.set_timesteps(5)
     latents = [torch.from_numpy(NOISE)]
     for time in scheduler.timesteps:
@@ -49,7 +51,7 @@ def test_schedulers_of_another_scale_keep_to_the_same_path() -> None:
     exact = sampling_path(_sampler(DDIMScheduler, 100), IDS, NOISE, [0, 1])
     scaled = sampling_path(_sampler(EulerDiscreteScheduler, 100), IDS, NOISE, [0, 1])
     found = drift(exact, scaled)
-    assert found.typical.max() < 0.05
+    assert found.typical.max() < 1e-3
     assert found.parting() is None
 
 

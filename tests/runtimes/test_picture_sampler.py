@@ -71,6 +71,19 @@ def test_pictures_are_those_of_diffusers(model: GeneratorModel, name: str, guida
     np.testing.assert_allclose(found * 255, expected * 255, atol=1)
 
 
+def test_a_denoiser_that_is_told_of_the_guidance_draws_as_in_diffusers(tmp_path: Path) -> None:
+    made = load_pipeline(pipeline_folder(tmp_path, time_cond_proj_dim=8))
+    index = {**made.index, "_class_name": "LatentConsistencyModelPipeline"}
+    model = replace(made, index=index, scheduler=diffusers.LCMScheduler(), sampling=Sampling(4, 8.5))
+    expected = of_diffusers(model, 4, 8.5)
+    found = torch_sampler(model).draw(model.processor.ids(PROMPTS), noise_of(model), SEEDS)
+    np.testing.assert_allclose(found * 255, expected * 255, atol=1)
+    less = torch_sampler(replace(model, sampling=Sampling(4, 1.5))).draw(
+        model.processor.ids(PROMPTS), noise_of(model), SEEDS
+    )
+    assert np.abs(less - expected).max() > 0.01
+
+
 def test_a_part_that_gives_nan_is_named_with_its_step(model: GeneratorModel) -> None:
     sampler, calls = torch_sampler(replace(model, sampling=Sampling(4, 1.0))), []
 

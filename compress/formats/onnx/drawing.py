@@ -69,7 +69,9 @@ class _Decoder(nn.Module):
     def __init__(self, vae: Any) -> None:
         super().__init__()
         self.vae: Any = nn.Module()
-        self.vae.post_quant_conv, self.vae.decoder = vae.post_quant_conv, vae.decoder
+        # An AutoencoderTiny has no convolution before its decoder.
+        before: Any = getattr(vae, "post_quant_conv", None)
+        self.vae.post_quant_conv, self.vae.decoder = before, vae.decoder
 
     def forward(self, latent_sample: torch.Tensor) -> dict[str, torch.Tensor]:
         before = self.vae.post_quant_conv

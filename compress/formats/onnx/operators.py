@@ -282,6 +282,9 @@ def _table() -> dict[tuple[str, str], Operator]:
         "FusedMatMul": _product,
         "FusedGemm": lambda call: Operations((2 * _inner(call, "transA") + call.has(2) + 1) * call.out.elements),
         "FusedConv": _convolution(1, 2, after=1),
+        # With channels last, as it is written on processors for integers; and a sum of restored values, rounded again.
+        "QLinearConv": _convolution(3, 8, integer=True, after=2),
+        "QLinearAdd": _each_output(9),
         "QuantizeLinear": _each_output(4),
         "DequantizeLinear": _each_output(2),
     }

@@ -175,6 +175,22 @@ def test_multi_head_attention_of_other_keys() -> None:
     assert one_node("MultiHeadAttention", packed, [(FLOAT, (2, 3, 8))], MICROSOFT, num_heads=2) is None
 
 
+@pytest.mark.parametrize(
+    ("domain", "shapes", "more"),
+    [("", ((2, 8, 6, 6), (2, 4, 6, 6)), {}), (MICROSOFT, ((2, 6, 6, 8), (2, 6, 6, 4)), {"channels_last": 1})],
+)
+def test_a_convolution_in_integers_whichever_axis_its_channels_are(
+    domain: str, shapes: tuple[tuple[int, ...], ...], more: dict[str, int]
+) -> None:
+    """Filters of 8 channels and 3x3 for each of 4·2·6·6 elements of the output, which is then scaled and rounded."""
+    scale, zero = ones(), ones(dtype=np.uint8)
+    inputs = {"x": (UINT8, shapes[0]), "x_scale": scale, "x_zero": zero, "w": ones(4, 8, 3, 3, dtype=np.int8)}
+    inputs |= {"w_scale": ones(4), "w_zero": ones(4, dtype=np.int8), "y_scale": scale, "y_zero": zero}
+    inputs |= {"bias": ones(4, dtype=np.int32)}
+    found = counted("QLinearConv", inputs, [(UINT8, shapes[1])], domain, pads=[1, 1, 1, 1], **more)
+    assert found.operations == Operations(fp32=3 * 288, int8=2 * 8 * 9 * 288)
+
+
 def test_a_lookup_reads_the_rows_that_it_picks() -> None:
     table = ones(1000, 16)
     cost = counted("Gather", {"t": table, "i": (INT64, (2, 5))}, [(FLOAT, (2, 5, 16))])

@@ -133,7 +133,7 @@ def empty_ids(folder: Path) -> np.ndarray:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(file))
-    filled = tokenizer.token_to_id(pad.get("content") if isinstance(pad, dict) else str(pad))
+    filled = tokenizer.token_to_id(str(pad.get("content") if isinstance(pad, dict) else pad))
     tokenizer.no_padding()
     ids = tokenizer.encode("").ids
     if filled is None or len(ids) > length:

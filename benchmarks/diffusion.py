@@ -96,7 +96,7 @@ def main(
     tables = [
         {"columns": ["what", "found", "at least", "aim", "held"], "rows": [one.cells() for one in rows]},
         {
-            "title": "Each model on the same prompts and noise",
+            "title": "Each model on the same prompts and noise, timed in the session of its run",
             "columns": headings(),
             "rows": list(models(report, beside)),
         },
@@ -144,12 +144,17 @@ def of_the_run(report: Report) -> list[Row]:
     faster, sizes, distances = found(report, "speedup"), pair(report, SIZE), pair(report, DISTANCE)
     smaller, farther = sizes[0].value / sizes[1].value, distances[1].value / distances[0].value
     lost = points_lost(*pair(report, PROMPTS))
-    steps = ", ".join(f"{len(one.raw or ())} pictures" for one in distances[:1])
     return [
         row("end to end against the fp32 start, faster", faster.value, format_measurement(faster), 20, 40, "{:g}x"),
         row("smaller on disk, all parts", smaller, f"{significant(smaller)}x ({in_bytes(sizes)})", 5, 10, "{:g}x"),
         row(
-            f"Fréchet distance against the start's ({steps})", farther, of_two(distances), 1.3, 1.1, "{:g}x", lower=True
+            f"Fréchet distance against the start's ({distances[0].n} pictures)",
+            farther,
+            of_two(distances),
+            1.3,
+            1.1,
+            "{:g}x",
+            lower=True,
         ),
         row("prompts kept, points lost", lost[0], "{:.1f} ({:.1f} to {:.1f})".format(*lost), 3, 1, "{:g}", lower=True),
     ]
@@ -243,7 +248,7 @@ def points_lost(before: Measurement, after: Measurement) -> tuple[float, float, 
     """Points that are lost, paired by prompt and noise, with the 90% interval."""
     first, last = np.array(before.raw) > 0.5, np.array(after.raw) > 0.5
     apart = difference_of_shares(int((first & ~last).sum()), int((last & ~first).sum()), len(first))
-    return -100 * apart.value, -100 * apart.high, -100 * apart.low
+    return 100 * (0 - apart.value), 100 * (0 - apart.high), 100 * (0 - apart.low)
 
 
 def of_two(measured: tuple[Measurement, Measurement]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -54,40 +55,48 @@ def part_costs(config: Mapping[str, Any], batch: int = 1, size: int | None = Non
     """
     part = hollow_part(config)
     call = _call(part, batch, size, tokens)
-    return PartCosts(parameters(part), _multiplications(call), *(_peak_values(part, call, fused) for fused in (1, 0)))
+    return PartCosts(
+        parameters(part), _multiplications(call), *(_peak_values(part, call, fused) for fused in (True, False))
+    )
 
 
-def costs_of(part: Any) -> PartCosts:
-    """Of a part that is there, for one picture of its own size, by its config."""
-    config = {name: value for name, value in part.config.items() if not name.startswith("_")}
-    return part_costs({**config, "_class_name": type(part).__name__})
+def costs_of(part: Any, size: int | None = None) -> PartCosts:
+    """Of a part that is there, for one picture, by its config: see `part_costs`."""
+    return part_costs({**part.config, "_class_name": type(part).__name__}, size=size)
 
 
 def cost_rows(before: PartCosts, after: PartCosts) -> list[tuple[str, float, float]]:
     """Figures for a table: of a call before and after a cut."""
-    return [
-        ("parameters", before.parameters, after.parameters),
-        ("multiplications", before.multiplications, after.multiplications),
-        ("memory in fp32, MB", *(round(one.memory_bytes(32) / 1e6, 2) for one in (before, after))),
-        ("memory in fp16, MB", *(round(one.memory_bytes(16) / 1e6, 2) for one in (before, after))),
+    rows = [
+        ("parameters", float(before.parameters), float(after.parameters)),
+        ("multiplications", float(before.multiplications), float(after.multiplications)),
     ]
+    for bits in (32, 16):
+        first, second = (round(one.memory_bytes(bits) / 1e6, 2) for one in (before, after))
+        rows.append((f"memory in fp{bits}, MB", first, second))
+    return rows
 
 
 def hollow_part(config: Mapping[str, Any]) -> Any:
-    """The module of a diffusers config.json without weights. Raises `ModelError` where diffusers has none for it."""
+    """The module of a diffusers config.json without weights. Raises `ModelError` where diffusers has none for it.
+
+    What its class has no field for is passed over, as diffusers does.
+    """
     import diffusers
 
     name = str(config.get("_class_name"))
-    made = getattr(diffusers, name, None) if name.isidentifier() else None
-    if not (isinstance(made, type) and issubclass(made, diffusers.ModelMixin)):
+    made: Any = getattr(diffusers, name, None) if name.isidentifier() else None
+    known = isinstance(made, type) and issubclass(made, diffusers.ModelMixin)
+    if not known:
         raise ModelError(
             f"diffusers has no model {name!r}.",
             where="config.json: _class_name",
             expected="a class of diffusers' models",
         )
     try:
+        known_fields = inspect.signature(made.__init__).parameters
         with torch.device("meta"):
-            return made.from_config(dict(config))
+            return made.from_config({field: value for field, value in config.items() if field in known_fields})
     except (ValueError, TypeError, RuntimeError, ArithmeticError, IndexError) as error:
         raise ModelError(
             f"diffusers makes no {name} of this config: {first_line(error)}", where="config.json"
@@ -167,11 +176,11 @@ class _FusedAttention(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-class _Alive(TorchDispatchMode):
+class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of storages that operators make, until they are freed."""
 
     def __init__(self, part: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         held = [*part.parameters(), *part.buffers()]
         self._known = {tensor.untyped_storage()._cdata for tensor in held}
         self._held = held

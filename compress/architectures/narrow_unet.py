@@ -17,6 +17,8 @@ from compress.errors import StageError
 
 _SMALLEST = 1e-5
 """Directions of sinusoids that are so much shorter than the longest are not fitted: they are rounding."""
+_TRIED = 8
+"""Steps between the two ways to choose frequencies."""
 
 
 def width_steps(unet: Any, sets: Sequence[ChannelSet]) -> list[int]:
@@ -72,7 +74,7 @@ def narrow(
 
     ``unet`` is spent. The time embedding keeps its width. Where the outermost stage gets narrower, there are fewer
     sinusoids of the timestep; the layer that reads them is fitted to what it made of all of them at ``timesteps`` steps
-    (least squares).
+    (least squares), and ``freq_shift`` says which frequencies they have: those with which that fits best.
     Raises `StageError` for widths that the config cannot say.
     """
     check_widths(unet, widths, sets)
@@ -81,7 +83,7 @@ def narrow(
     ]
     changes = narrow_config(unet, sets, widths)
     if widths[0] != unet.config.block_out_channels[0]:
-        _fit_time_embedding(unet, widths[0], timesteps)
+        changes["freq_shift"] = _fit_time_embedding(unet, widths[0], timesteps)
     cut(unet, cuts)
     return with_config(unet, changes)
 
@@ -103,8 +105,11 @@ def narrow_config(unet: Any, sets: Sequence[ChannelSet], widths: Sequence[int]) 
 
 
 @torch.no_grad()
-def _fit_time_embedding(unet: Any, width: int, timesteps: int) -> None:
-    """Let the layers that read sinusoids of the timestep read ``width`` of them, in place. Raises `StageError`."""
+def _fit_time_embedding(unet: Any, width: int, timesteps: int) -> int:
+    """Let the layers that read sinusoids read ``width`` of them, in place; gives their ``freq_shift``.
+
+    Spread over all frequencies there are, or the highest of these, or something between. Raises `StageError`.
+    """
     config = unet.config
     if config.time_embedding_type != "positional":
         raise StageError(
@@ -113,13 +118,31 @@ def _fit_time_embedding(unet: Any, width: int, timesteps: int) -> None:
             expected="time_embedding_type positional",
             mend="leave the first of block_out_channels as it is",
         )
-    steps = torch.arange(timesteps)
-    before = unet.time_proj(steps).double()
-    after = Timesteps(width, config.flip_sin_to_cos, config.freq_shift)(steps).double()
-    mixing = torch.linalg.lstsq(after, before, rcond=_SMALLEST, driver="gelsd").solution
     readers = [unet.time_embedding.linear_1]
     if config.class_embed_type == "timestep":
         readers.append(unet.class_embedding.linear_1)
+    steps = torch.arange(timesteps)
+    wanted = unet.time_proj(steps).double() @ torch.cat([layer.weight.double() for layer in readers]).T
+    gone = int(unet.time_proj.num_channels) // 2 - width // 2
+    shifts = sorted({config.freq_shift - round(gone * place / _TRIED) for place in range(_TRIED + 1)}, reverse=True)
+    fits = [_fit(width, config, shift, steps, wanted) for shift in shifts]
+    best = min(range(len(fits)), key=lambda place: fits[place][0])
+    before = readers[0].weight.double()
+    weights, start = fits[best][1], 0
     for layer in readers:
-        fitted = layer.weight.double() @ mixing.to(layer.weight.device).T
-        layer.weight, layer.in_features = nn.Parameter(fitted.to(layer.weight.dtype)), width
+        own = weights[start : start + layer.out_features]
+        layer.weight, layer.in_features = nn.Parameter(own.to(layer.weight.dtype)), width
+        start += layer.out_features
+    told = unet.time_embedding.cond_proj
+    if told is not None:
+        # What it adds to the sinusoids is to be read as it was.
+        solved = torch.linalg.lstsq(readers[0].weight.double(), before @ told.weight.double()).solution
+        told.weight, told.out_features = nn.Parameter(solved.to(told.weight.dtype)), width
+    return int(shifts[best])
+
+
+def _fit(width: int, config: Any, shift: int, steps: torch.Tensor, wanted: torch.Tensor) -> tuple[float, torch.Tensor]:
+    """The squared error of the best weights [out, width] for sinusoids of that shift, and these."""
+    sinusoids = Timesteps(width, config.flip_sin_to_cos, shift)(steps).double()
+    weights = torch.linalg.lstsq(sinusoids, wanted, rcond=_SMALLEST, driver="gelsd").solution
+    return float((sinusoids @ weights - wanted).square().mean()), weights.T

@@ -88,28 +88,35 @@ def bk_sdm_blocks(unet: Any, size: Size) -> KeptBlocks:
     return kept
 
 
-def keep_blocks(unet: Any, kept: KeptBlocks, share: bool = False) -> Any:
-    """The UNet with no other blocks than those of ``kept``, as a new module of the same class.
+def keep_blocks(unet: Any, kept: KeptBlocks) -> Any:
+    """The UNet with no other blocks than those of ``kept``, as a new module of the same class with weights of its own.
 
-    With ``share`` its weights are the very tensors of ``unet``, for a look at it; else copies. Raises `StageError`
-    where a block that stays cannot stand in the place that it would have: its widths are those of another one.
+    Raises `StageError` where a block that stays cannot stand in the place that it would have: its widths are those of
+    another one.
     """
-    made, origins = _hollow(unet, kept)
-    state = unet.state_dict()
-    misfit = _misfit(made, origins, state)
+    made, misfit = _kept(unet, kept, share=False)
     if misfit is not None:
         raise StageError(
             f"Without these blocks {misfit} would be given another number of channels than it takes.",
             expected="in each stage, the first pair on the way down, and the first and last on the way up, to stay "
             "where a stage is not as wide as the next",
         )
-    return _loaded(made, {name: state[origin] for name, origin in origins.items()}, share)
+    return made
 
 
-def fits(unet: Any, kept: KeptBlocks) -> bool:
-    """Whether `keep_blocks` can make it."""
+def shared_blocks(unet: Any, kept: KeptBlocks) -> Any | None:
+    """The same with the very tensors of ``unet``, for a look at it; None where a block cannot stand in its place."""
+    made, misfit = _kept(unet, kept, share=True)
+    return made if misfit is None else None
+
+
+def _kept(unet: Any, kept: KeptBlocks, share: bool) -> tuple[Any, str | None]:
     made, origins = _hollow(unet, kept)
-    return _misfit(made, origins, unet.state_dict()) is None
+    state = unet.state_dict()
+    misfit = _misfit(made, origins, state)
+    if misfit is None:
+        _loaded(made, {name: state[origin] for name, origin in origins.items()}, share)
+    return made, misfit
 
 
 def _hollow(unet: Any, kept: KeptBlocks) -> tuple[Any, dict[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -16,6 +16,8 @@ from compress.checkpoints.sampling import load_prompt_processor, load_scheduler
 from compress.errors import InputError, StageError
 from compress.runtimes.picture_sampler import IDS, NOISE, SEED, Call, PictureSampler
 from compress.runtimes.runtime import Batch, Session, TimesItself
+
+_MODEL, _TRANSFER = "model_", "transfer_bytes"
 
 
 @runtime_checkable
@@ -65,6 +67,18 @@ def elsewhere(session: object) -> list[TimesItself]:
     """The sessions of a model whose graphs run in other processes; none of one that runs in this."""
     sessions = session.parts.values() if isinstance(session, DrawsPictures) else [session]
     return [one for one in sessions if isinstance(one, TimesItself)]
+
+
+def start_up_of(sessions: Sequence[TimesItself]) -> dict[str, float]:
+    """What the starts of parts took, as one process with all of them would have it: its runtime once, each model."""
+    first, *others = (one.start_up for one in sessions)
+    found = dict(first)
+    for other in others:
+        for name in found:
+            found[name] += other[name] if name.startswith(_MODEL) else 0.0
+        if _TRANSFER in found:
+            found[_TRANSFER] += other[_MODEL + _TRANSFER]
+    return found
 
 
 def preemptions() -> int:

@@ -27,14 +27,13 @@ import gc
 import os
 import resource
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from compress.bench.drawing import draw, elsewhere, load_loop, preemptions
+from compress.bench.drawing import draw, elsewhere, load_loop, preemptions, start_up_of
 from compress.bench.energy import EnergyMeter, find_meter
 from compress.bench.reference import ReferenceKernels
 from compress.bench.service import Reply, serve
@@ -167,13 +166,10 @@ class Worker:
         reply = {"session_load_ms": load_ms, "before_bytes": before, "start_up": {}}
         others = elsewhere(self._session)
         if others:
-            figures = Counter[str]()
-            for one in others:
-                figures.update(one.start_up)
             reply = {
                 "session_load_ms": sum(one.session_load_ms for one in others),
                 "before_bytes": sum(one.runtime_bytes for one in others),
-                "start_up": dict(figures),
+                "start_up": start_up_of(others),
             }
         if isinstance(self._session, TimesItself):
             self._session.hold(self._batches)

@@ -159,6 +159,9 @@ def _fill(folder: Path, wanted: Wanted, progress: Progress) -> tuple[Manifest, C
     target = TARGETS[form.target]
     silent = why_unavailable(target)
     contents, session = contents_of(form, file), None
+    if kind.graphs > 1:
+        others = [contents_of(form, one) for one in model_files(model)[1:]]
+        contents = contents._replace(integers=any(one.integers for one in (contents, *others)))
     if silent is None:
         session = open_model(form, file if kind.graphs == 1 else model)
     shape = shape_of(form.interface(file, session), kind, str(file))

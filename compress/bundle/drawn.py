@@ -16,7 +16,7 @@ from compress.bundle.text import TextCase, find_tokenize, more_for_page, open_to
 from compress.checkpoints.pipeline_checks import denoiser_of, part_config, vae_config
 from compress.checkpoints.sampling import TOKENIZER, Sampling, load_prompt_processor, load_scheduler
 from compress.errors import ModelError
-from compress.runtimes.picture_sampler import CONDITION, HIDDEN, IDS, SAMPLE, SEED, TEXT, TIMESTEP, Latents
+from compress.runtimes.picture_sampler import CONDITION, DENOISED, HIDDEN, IDS, SAMPLE, SEED, TEXT, TIMESTEP, Latents
 from compress.runtimes.picture_session import PictureSession
 from compress.runtimes.runtime import Batch, Session
 from compress.runtimes.step_table import StepTable, step_table
@@ -158,7 +158,7 @@ def _ask(session: Session, end: Draw, feed: Batch, known: Numbers) -> Numbers:
         given: Mapping[str, np.ndarray] = {
             SAMPLE: np.repeat(latents, len(ids), axis=0), TIMESTEP: np.array(time, np.float32), TEXT: text, **told
         }  # fmt: skip
-        found = next(iter(sampler.denoise(given).values()))
+        found = sampler.denoise(given)[DENOISED]
         return found[1:] + end.guidance * (found[:1] - found[1:]) if guided else found
 
     picture = sampler.decoded(table.draw(denoise, noise, added))

@@ -47,7 +47,7 @@ def fitting_scheduler(base: Any, choice: Choice, steps: int) -> Any:
     Raises `InputError` where there is no such scheduler, where the model was trained for one of another sort, and where
     prediction type, timestep spacing or the number of ``steps`` don't fit it.
     """
-    made = _scheduler_class(choice.scheduler)
+    made = scheduler_class(choice.scheduler)
     _require_compatible(base, made)
     accepted = set(_parameters(made))
     for name in choice.fields:
@@ -136,7 +136,8 @@ def best_untrained(
     return schedulers[str(tried[0].choice)], tried
 
 
-def _scheduler_class(name: str) -> Any:
+def scheduler_class(name: str) -> Any:
+    """The class of that name in diffusers. Raises `InputError` where there is none, naming one that is spelt alike."""
     import diffusers
 
     found = getattr(diffusers, name, None)

@@ -78,7 +78,8 @@ def bench(
         wanted = Benchmark(contexts=tuple(context), **_given(given))
         _measure(generation_bench(artifact, baseline, text, target, wanted), devices, json_)
         return
-    changed = {"threads": threads, "batch_size": batch_size, "seconds": seconds, "budget_seconds": budget, "rate": rate}
+    changed: dict[str, Any] = {"threads": threads, "batch_size": batch_size, "seconds": seconds}
+    changed |= {"budget_seconds": budget, "rate": rate}
     changed |= {"picture_steps": steps and tuple(steps), "picture_sizes": size and tuple(size)}
     _measure(_bench_on_data(artifact, baseline, recipe, target, _given(changed)), devices, json_)
 

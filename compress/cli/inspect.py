@@ -16,6 +16,9 @@ def inspect(
     weights: Annotated[
         bool, typer.Option("--weights", help="Read the weights too: zeros, range, mean, deviation, outliers.")
     ] = False,
+    calls: Annotated[
+        bool, typer.Option("--calls", help="Of a pipeline that draws: predict what a call of each part costs.")
+    ] = False,
     top: Annotated[int, typer.Option(min=0, help="How many of the largest tensors to list.")] = 10,
     json_: Annotated[bool, typer.Option("--json", help="Write everything as JSON.")] = False,
 ) -> None:
@@ -26,7 +29,7 @@ def inspect(
     from compress.sources.source import find_model
 
     progress = SilentProgress() if json_ else ConsoleProgress()
-    budget = budget_of(find_model(model, progress), weights=weights, progress=progress, name=model)
+    budget = budget_of(find_model(model, progress), weights=weights, calls=calls, progress=progress, name=model)
     if json_:
         typer.echo(budget.model_dump_json(indent=2))
         return

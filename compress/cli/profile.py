@@ -64,7 +64,7 @@ def profile(
     if part is not None and not draws:
         raise InputError(f"--part means nothing for {found.task.name}.", expected="a model that draws pictures")
     if draws:
-        idle = {"--batch-size": batch_size, "--phase": phase, "--context": context}
+        idle: dict[str, object] = {"--batch-size": batch_size, "--phase": phase, "--context": context}
         folder, calls = _part_calls(found, place, part, idle, progress)
     else:
         folder, calls = found.folder, _calls(found, batch_size, phase, context, progress)

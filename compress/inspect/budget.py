@@ -14,6 +14,7 @@ from compress.checkpoints.json_file import read_json
 from compress.checkpoints.stored_tensor import StoredTensor
 from compress.frozen import Frozen
 from compress.inspect.layers import group_layers
+from compress.inspect.part_calls import PartCall, part_calls
 from compress.inspect.statistics import TensorStatistics, measure_weights
 from compress.inspect.tensors import READERS, Contents, read_model
 from compress.progress import Progress, SilentProgress
@@ -69,10 +70,16 @@ class Budget(Frozen):
     modules: Module
     tensors: tuple[StoredTensor, ...]
     statistics: dict[str, TensorStatistics] | None = None
+    calls: tuple[PartCall, ...] | None = None
 
 
-def budget_of(path: Path, *, weights: bool = False, progress: Progress | None = None, name: str = "") -> Budget:
-    """The budget of a model file or folder; ``weights`` reads every value too. Raises `ModelError`."""
+def budget_of(
+    path: Path, *, weights: bool = False, calls: bool = False, progress: Progress | None = None, name: str = ""
+) -> Budget:
+    """The budget of a model file or folder. Raises `ModelError`.
+
+    ``weights`` reads every value too, and ``calls`` predicts what a call of each part of a pipeline costs.
+    """
     contents = read_model(path)
     tensor_bytes = sum(tensor.bytes for tensor in contents.tensors)
     return Budget(
@@ -88,6 +95,7 @@ def budget_of(path: Path, *, weights: bool = False, progress: Progress | None = 
         modules=module_tree(contents.tensors),
         tensors=contents.tensors,
         statistics=measure_weights(contents, progress or SilentProgress()) if weights else None,
+        calls=part_calls(path) if calls else None,
     )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from compress.fitted_table import Column, FittedTable, bar
 from compress.inspect.budget import Budget, Module
+from compress.inspect.part_calls import PartCall
 from compress.inspect.statistics import TensorStatistics
 from compress.metrics import format_bytes, format_count
 
@@ -22,6 +25,8 @@ def render_budget(budget: Budget, depth: int, top: int) -> RenderableType:
     parts: list[RenderableType] = [_summary(budget), Text(), _tree(budget, depth)]
     if top:
         parts += [Text(), _largest(budget, top)]
+    if budget.calls is not None:
+        parts += [Text(), _calls(budget.calls)]
     parts += [Text(f"note: {note}", style="dim") for note in budget.notes]
     return Group(*parts)
 
@@ -94,6 +99,18 @@ def _largest(budget: Budget, top: int) -> FittedTable:
         share = tensor.bytes / (budget.tensor_bytes or 1)
         cells = [tensor.name, shape, tensor.dtype, format_bytes(tensor.bytes), f"{share:.1%}"]
         table.add(*cells, *(_statistics(statistics.get(tensor.name)) if statistics is not None else ()))
+    return table
+
+
+def _calls(calls: Sequence[PartCall]) -> FittedTable:
+    columns = [Column("one call of"), Column("weights", right=True), Column("multiplications", right=True)]
+    columns += [Column("memory, fp32", right=True), Column("fp16", right=True)]
+    columns.append(Column("fp32, attention stored", right=True, rank=1))
+    table = FittedTable("predicted for one picture of the model's own size", columns, _LEFT_OUT)
+    for one in calls:
+        sizes = (one.fp32_bytes, one.fp16_bytes, one.fp32_stored_attention_bytes)
+        counts = (one.parameters, one.multiplications)
+        table.add(one.part, *map(format_count, counts), *map(format_bytes, sizes))
     return table
 
 

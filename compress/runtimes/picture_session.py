@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from compress.checkpoints.pipeline_checks import DENOISERS, denoiser_of, part_config, vae_config
-from compress.checkpoints.sampling import PromptProcessor, Sampling, load_prompt_processor, load_scheduler
+from compress.checkpoints.sampling import Sampling, empty_ids, load_scheduler
 from compress.errors import ModelError
 from compress.runtimes.picture_sampler import (
     CONDITION,
@@ -106,20 +106,19 @@ def open_pictures(sessions: Sequence[Session], folder: Path) -> PictureSession:
     for name, session in parts.items():
         _check(name, session, folder)
     latents = Latents.of(part_config(folder, denoiser), vae_config(folder))
-    processor = load_prompt_processor(folder)
-    found = (Sampling.read(folder), load_scheduler(folder))
-    return PictureSession(sampler_of(parts, denoiser, latents, processor, *found), parts, str(folder))
+    found = (Sampling.read(folder), load_scheduler(folder), empty_ids(folder))
+    return PictureSession(sampler_of(parts, denoiser, latents, *found), parts, str(folder))
 
 
 def sampler_of(
     parts: Mapping[str, Session],
     denoiser: str,
     latents: Latents,
-    processor: PromptProcessor,
     sampling: Sampling,
     scheduler: Any,
+    empty: np.ndarray,
 ) -> PictureSampler:
-    """The loop over sessions."""
+    """The loop over sessions; ``empty`` is the empty prompt [1, tokens]."""
     return PictureSampler(
         encode=_call(parts[TEXT_ENCODER]),
         denoise=_call(parts[denoiser]),
@@ -127,7 +126,7 @@ def sampler_of(
         scheduler=scheduler,
         latents=latents,
         sampling=sampling,
-        empty=processor.ids([""]),
+        empty=empty,
     )
 
 

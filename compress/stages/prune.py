@@ -159,8 +159,8 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
 
     def _check_denoiser(self, start: Path, settings: DenoiserPruning) -> None:
         from compress.architectures.diffusion_costs import hollow_part
-        from compress.checkpoints.diffusion_pipeline import DENOISERS
         from compress.checkpoints.json_file import read_json
+        from compress.checkpoints.pipeline_checks import DENOISERS
         from compress.training.denoiser_pruning import check_cut
 
         config = next((path for name in DENOISERS if (path := start / name / "config.json").is_file()), None)

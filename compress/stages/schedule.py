@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -50,6 +51,13 @@ class Schedule(Stage[TorchModel, TorchModel]):
     def needs(self) -> Needs:
         """Prompts, where schedulers are compared."""
         return Needs(splits=("train",) if self.scheduler == _BEST else ())
+
+    def check_model(self, start: Path) -> None:
+        """Raises `InputError` for a scheduler that diffusers doesn't have."""
+        if self.scheduler not in (None, _BEST):
+            from compress.checkpoints.schedulers import scheduler_class
+
+            scheduler_class(str(self.scheduler))
 
     def rehearse(self, model: TorchModel, context: Context) -> TorchModel:
         """The same, as far as bytes go."""

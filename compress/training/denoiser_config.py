@@ -72,7 +72,8 @@ class FeatureLosses(Frozen):
     without_prompt: float = Field(
         0.1, ge=0, lt=1, description="share of the pictures that are learned without their prompt, for guidance"
     )
-    judged_timesteps: int = Field(10, ge=1, le=1000, description="timesteps at which validation pictures are judged")
+    judged_examples: int = Field(64, ge=1, description="validation pictures that judge an epoch")
+    judged_timesteps: int = Field(10, ge=1, le=1000, description="timesteps at which they do")
 
     @model_validator(mode="after")
     def _learns_something(self) -> Self:

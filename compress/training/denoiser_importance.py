@@ -75,7 +75,7 @@ def gates_over_timesteps(
     unet.zero_grad()
     for timestep in progress.track(chosen, "prune: importance", len(chosen)):
         for noised, share in probes.at(timestep, device):
-            (denoising_losses(unet, noised).mean() * share).backward()
+            torch.autograd.backward([denoising_losses(unet, noised).mean() * share])
     gates = [_gates(unet, one) for one in sets]
     unet.zero_grad()
     return gates, chosen

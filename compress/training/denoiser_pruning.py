@@ -17,10 +17,10 @@ from compress.architectures.unet import (
     Size,
     all_blocks,
     bk_sdm_blocks,
-    fits,
     hollow_like,
     keep_blocks,
     require_unet,
+    shared_blocks,
 )
 from compress.architectures.unet_channels import ChannelSet, channel_sets
 from compress.checkpoints.diffusion_pipeline import GeneratorModel
@@ -29,7 +29,7 @@ from compress.tasks.task import Examples
 from compress.training.channel_costs import ladder, nearest_rung
 from compress.training.denoiser_config import DenoiserPruning
 from compress.training.denoiser_importance import Probes, gates_over_timesteps
-from compress.training.drawn_rows import latent_rows
+from compress.training.drawn_rows import TRAIN, latent_rows, some_places
 from compress.training.noised_latents import Noising
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ _THIRDS = ("least noise", "some noise", "most noise")
 def prune_denoiser(model: GeneratorModel, settings: DenoiserPruning, context: Context) -> None:
     """Cut the model's UNet, by pictures of the train split, in place. Raises `StageError` where it has none."""
     unet = require_unet(model.parts[model.denoiser])
-    examples, _ = latent_rows(model, context)
+    examples, _ = latent_rows(model, context, TRAIN, some_places(context, TRAIN, settings.importance_examples))
     model.replace_part(model.denoiser, prune_unet(unet, settings, examples, Noising.of(model.scheduler), context))
 
 
@@ -50,7 +50,7 @@ def check_cut(unet: Any, settings: DenoiserPruning) -> None:
     """Try on a UNet that may have no weights what the settings name: blocks, and widths. Raises `StageError`."""
     require_unet(unet)
     if settings.blocks is not None:
-        unet = keep_blocks(unet, bk_sdm_blocks(unet, _SIZES[settings.blocks]), share=True)
+        unet = keep_blocks(unet, bk_sdm_blocks(unet, _SIZES[settings.blocks]))
     if settings.cuts_channels:
         sets = channel_sets(unet)
         if settings.block_out_channels is not None:
@@ -58,14 +58,11 @@ def check_cut(unet: Any, settings: DenoiserPruning) -> None:
 
 
 def prune_unet(unet: Any, settings: DenoiserPruning, examples: Examples, noising: Noising, context: Context) -> Any:
-    """A UNet with fewer blocks and narrower stages; ``unet`` is spent. ``examples`` are those of `latent_examples`.
+    """A UNet with fewer blocks and narrower stages; ``unet`` is spent.
 
-    Raises `StageError` for what cannot be cut.
+    Importance sees all of ``examples``, those of `latent_examples`. Raises `StageError` for what cannot be cut.
     """
-    count = min(settings.importance_examples, len(examples))
-    chosen = np.sort(np.random.default_rng(context.seed).permutation(len(examples))[:count])
-    some = examples.subset(chosen)
-    probes = Probes.spaced(some, noising, settings.timesteps, settings.batch_size, context.seed)
+    probes = Probes.spaced(examples, noising, settings.timesteps, settings.batch_size, context.seed)
     before, whole = costs_of(unet), probes.losses(unet)
     if settings.blocks is not None:
         unet = keep_blocks(unet, bk_sdm_blocks(unet, _SIZES[settings.blocks]))
@@ -116,9 +113,9 @@ def least_missed(
     kept, removed = all_blocks(unet), list[Removal]()
     for _ in range(count):
         tried = {
-            what: (judge(keep_blocks(unet, one, share=True)), one)
+            what: (judge(made), one)
             for what, one in _candidates(kept, middle)
-            if fits(unet, one)
+            if (made := shared_blocks(unet, one)) is not None
         }
         if not tried:
             raise StageError(

@@ -17,6 +17,8 @@ from compress.tasks.task import Examples
 from compress.training.noised_latents import TEXT, caption_states, encode_pictures, latent_examples
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from compress.stage.stage import Context
 
 TRAIN, VALIDATION = "train", "validation"
@@ -25,9 +27,14 @@ _PICTURE, _CAPTION = "image", "text"
 """The columns."""
 
 
-def picture_rows(model: GeneratorModel, context: Context, split: str = TRAIN) -> np.ndarray:
-    """The pictures of a split, [n, channels, height, width] from -1 to 1. Raises `DataError` where there are none."""
-    rows = context.data.split(split)
+def picture_rows(
+    model: GeneratorModel, context: Context, split: str = TRAIN, places: Sequence[int] | None = None
+) -> np.ndarray:
+    """The pictures of a split, or those at ``places``, [n, channels, height, width] from -1 to 1.
+
+    Raises `DataError` where rows have no pictures, or a broken one.
+    """
+    rows = _rows(context, split, places)
     if _PICTURE not in rows.column_names:
         raise DataError(f"The {split} split has no pictures to learn from.", expected=f"a column {_PICTURE!r}")
     levels = levels_of(rows[_PICTURE].to_pylist(), model.processor.picture_shape)
@@ -35,15 +42,30 @@ def picture_rows(model: GeneratorModel, context: Context, split: str = TRAIN) ->
     return pictures
 
 
-def latent_rows(model: GeneratorModel, context: Context, split: str = TRAIN) -> tuple[Examples, torch.Tensor]:
-    """A split as latents and states of captions, and those of the empty prompt, [1, tokens, width].
+def latent_rows(
+    model: GeneratorModel, context: Context, split: str = TRAIN, places: Sequence[int] | None = None
+) -> tuple[Examples, torch.Tensor]:
+    """A split, or what of it is at ``places``, as latents and states of captions.
 
-    Raises `DataError` where rows have no pictures, or a broken one.
+    Beside them the states of the empty prompt, [1, tokens, width]. Raises `DataError` where rows have no pictures, or a
+    broken one.
     """
-    latents = encode_pictures(model.parts[VAE], picture_rows(model, context, split))
-    captions = [str(caption) for caption in context.data.split(split)[_CAPTION].to_pylist()]
+    latents = encode_pictures(model.parts[VAE], picture_rows(model, context, split, places))
+    captions = [str(caption) for caption in _rows(context, split, places)[_CAPTION].to_pylist()]
     states = caption_states(captions, lambda some: text_states(model, some))
     return latent_examples(latents, {TEXT: states}), torch.from_numpy(text_states(model, [""]))
+
+
+def some_places(context: Context, split: str, count: int) -> list[int]:
+    """``count`` rows of a split, or all, drawn from the run's seed."""
+    drawn = np.random.default_rng(context.seed).permutation(context.data.split(split).num_rows)
+    places: list[int] = np.sort(drawn[:count]).tolist()
+    return places
+
+
+def _rows(context: Context, split: str, places: Sequence[int] | None) -> pa.Table:
+    rows = context.data.split(split)
+    return rows if places is None else rows.take(list(places))
 
 
 @torch.inference_mode()

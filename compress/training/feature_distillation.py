@@ -21,7 +21,7 @@ from compress.training import processes
 from compress.training.denoiser_config import FeatureLosses
 from compress.training.denoiser_importance import Probes
 from compress.training.distillation_config import Distillation
-from compress.training.drawn_rows import VALIDATION, latent_rows
+from compress.training.drawn_rows import VALIDATION, latent_rows, some_places
 from compress.training.kept_training import KeptTraining
 from compress.training.length import Length
 from compress.training.loop import Trainee, train
@@ -43,7 +43,10 @@ def distill_features(
     assert isinstance(model, GeneratorModel) and isinstance(teacher, GeneratorModel)
     student, taught = (require_unet(one.parts[one.denoiser]) for one in (model, teacher))
     examples, empty = latent_rows(teacher, context)
-    held_out = latent_rows(teacher, context, VALIDATION)[0] if VALIDATION in context.data.splits else None
+    held_out = None
+    if VALIDATION in context.data.splits:
+        places = some_places(context, VALIDATION, losses.judged_examples)
+        held_out, _ = latent_rows(teacher, context, VALIDATION, places)
     noising = Noising.of(teacher.scheduler, {TEXT: empty[0]}, losses.without_prompt)
     teach_features(student, taught, examples, held_out, noising, settings, losses, context)
     return model

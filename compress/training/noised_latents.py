@@ -28,7 +28,7 @@ def latent_examples(latents: np.ndarray, conditions: Mapping[str, Sequence[np.nd
     Conditions go by the names of the UNet's arguments: `encoder_hidden_states`, `class_labels`. Rows may share an
     array, as those of one caption do.
     """
-    columns: dict[str, Sequence[np.ndarray]] = {LATENTS: latents, **conditions}
+    columns: dict[str, Any] = {LATENTS: latents, **conditions}
     inputs = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     return Examples(inputs, dict.fromkeys(columns))
 
@@ -192,4 +192,6 @@ def denoise(unet: nn.Module, noised: NoisedLatents) -> torch.Tensor:
 
 def denoising_losses(unet: nn.Module, noised: NoisedLatents) -> torch.Tensor:
     """The mean squared error of each row, [B] (Ho et al. 2020, equation 14)."""
-    return (denoise(unet, noised).float() - noised.target.float()).square().flatten(1).mean(1)
+    answer = denoise(unet, noised)
+    exact = torch.promote_types(answer.dtype, torch.float32)
+    return (answer.to(exact) - noised.target.to(exact)).square().flatten(1).mean(1)

@@ -26,7 +26,7 @@ from compress.tasks.task import Examples
 from compress.training import processes
 from compress.training.denoiser_config import SmallDecoder
 from compress.training.distillation_config import Distillation
-from compress.training.drawn_rows import VALIDATION, picture_rows
+from compress.training.drawn_rows import VALIDATION, picture_rows, some_places
 from compress.training.kept_training import KeptTraining
 from compress.training.length import Length
 from compress.training.loop import Trainee, train
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 PICTURES = "pixel_values"
 _JUDGED = 64
+"""Pictures of the validation split that judge an epoch."""
 
 
 def picture_examples(vae: Any, pictures: np.ndarray) -> Examples:
@@ -81,7 +82,8 @@ def distill_decoder(
     examples = picture_examples(vae, picture_rows(teacher, context))
     held_out = None
     if VALIDATION in context.data.splits:
-        held_out = picture_examples(vae, picture_rows(teacher, context, VALIDATION))
+        places = some_places(context, VALIDATION, _JUDGED)
+        held_out = picture_examples(vae, picture_rows(teacher, context, VALIDATION, places))
     model.replace_part(VAE, teach_small_decoder(vae, examples, held_out, settings, decoder, context))
     return model
 
@@ -100,13 +102,13 @@ def teach_small_decoder(
     """
     small = make_small_autoencoder(vae, decoder, context.seed)
     vae.eval().requires_grad_(False)
-    both, judged = _Both(small), held_out and held_out.subset(range(min(_JUDGED, len(held_out))))
+    both = _Both(small)
     batches = -(-len(examples) // settings.batch_size)
     trainee = Trainee(
         both,
         examples,
         DecoderLesson(vae, decoder).loss,
-        validate=None if judged is None else lambda: -decoded_distance(vae, small, judged),
+        validate=None if held_out is None else lambda: -decoded_distance(vae, small, held_out),
         length=Length(max(1, round(settings.epochs * batches)), settings.seconds),
         kept=None if processes.several() else KeptTraining(context.scratch),
         stopped=context.remark,
@@ -114,9 +116,11 @@ def teach_small_decoder(
     )
     train(trainee, settings, context.seed, context.progress, "distill")
     said = f"{parameters(vae.decoder):,} -> {parameters(small.decoder):,} parameters of the decoder"
-    context.tabulate("Decoding, predicted", ("", "before", "after"), cost_rows(costs_of(vae), costs_of(small)))
-    if judged is not None:
-        said += f"; pictures are off by {decoded_distance(vae, small, judged) * 127.5:.2f} of 255 levels on average"
+    side = examples.inputs[0][LATENTS].shape[-1]
+    rows = cost_rows(costs_of(vae, side), costs_of(small, side))
+    context.tabulate("Decoding, predicted", ("", "before", "after"), rows)
+    if held_out is not None:
+        said += f"; pictures are off by {decoded_distance(vae, small, held_out) * 127.5:.2f} of 255 levels on average"
     context.remark(f"distill: {said}")
     return small.eval()
 

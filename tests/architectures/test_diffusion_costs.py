@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from real_diffusion_configs import SD15_UNET, SD_VAE, SDXL_UNET
+from real_diffusion_configs import BK_SDM_BASE, BK_SDM_TINY, SD15_UNET, SD_VAE, SDXL_UNET
 from torch import nn
 
-from compress.architectures.diffusion_costs import _Alive, hollow_part, parameters, part_costs
+from compress.architectures.diffusion_costs import _Alive, hollow_part, multiplications, parameters, part_costs
 from compress.errors import ModelError
 
 SMALL = {
@@ -26,13 +26,21 @@ def test_published_models_have_their_published_counts(config, count):
     assert parameters(hollow_part(config)) == count
 
 
-def test_the_unet_of_stable_diffusion_multiplies_as_often_as_published():
-    # Kim et al. 2023 (BK-SDM), table 1: 339 G multiply-accumulates of one step at 512x512, of convolutions and linear
-    # layers. Attention multiplies queries with keys, and what comes of it with values.
+@pytest.mark.parametrize(
+    ("config", "blocks", "published"),
+    [(SD15_UNET, (5, 5, 5, 1), 339), (BK_SDM_BASE, (3, 3, 3, 1), 224), (BK_SDM_TINY, (3, 3, 3, 0), 205)],
+)
+def test_unets_multiply_as_often_as_published(config, blocks, published):
+    # Kim et al. 2023 (BK-SDM), table 1: multiply-accumulates of one step at 512x512, of convolutions and linear layers.
+    # Attention multiplies queries with keys, and what comes of it with values.
+    places = zip((64 * 64, 32 * 32, 16 * 16, 8 * 8), (320, 640, 1280, 1280), blocks, strict=True)
+    attention = sum(2 * width * here * (here + 77) * count for here, width, count in places)
+    unet = hollow_part(config)
+    assert (multiplications(unet) - attention) / 1e9 == pytest.approx(published, abs=0.5)
+
+
+def test_memory_is_that_of_weights_and_of_what_is_alive_at_once():
     costs = part_costs(SD15_UNET)
-    places = [(64 * 64, 320, 5), (32 * 32, 640, 5), (16 * 16, 1280, 5), (8 * 8, 1280, 1)]
-    attention = sum(2 * width * here * (here + 77) * blocks for here, width, blocks in places)
-    assert (costs.multiplications - attention) / 1e9 == pytest.approx(339, abs=0.5)
     assert costs.weight_bytes(16) == 2 * 859_520_964
     # The largest attention: 4096 x 4096 places for each of 8 heads, of which softmax makes another.
     matrix = 8 * 4096 * 4096

@@ -8,20 +8,20 @@ import pytest
 import tiny_unets
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
-from real_diffusion_configs import BK_SDM_SMALL, BK_SDM_TINY, SD15_UNET
+from real_diffusion_configs import BK_SDM_BASE, BK_SDM_SMALL, BK_SDM_TINY, SD15_UNET
 
 from compress.architectures.diffusion_costs import hollow_part, parameters
-from compress.architectures.unet import KeptBlocks, all_blocks, bk_sdm_blocks, fits, keep_blocks
+from compress.architectures.unet import KeptBlocks, all_blocks, bk_sdm_blocks, keep_blocks, shared_blocks
 from compress.errors import StageError
 
 
-@pytest.mark.parametrize(("size", "published"), [("small", BK_SDM_SMALL), ("tiny", BK_SDM_TINY)])
+@pytest.mark.parametrize(("size", "published"), [("base", BK_SDM_BASE), ("small", BK_SDM_SMALL), ("tiny", BK_SDM_TINY)])
 def test_stable_diffusion_is_cut_to_the_published_configs(size, published):
     unet = hollow_part(SD15_UNET)
-    made, wanted = keep_blocks(unet, bk_sdm_blocks(unet, size), share=True), hollow_part(published)
+    made, wanted = keep_blocks(unet, bk_sdm_blocks(unet, size)), hollow_part(published)
     shapes = [{name: tensor.shape for name, tensor in one.state_dict().items()} for one in (made, wanted)]
     assert shapes[0] == shapes[1]
-    assert parameters(made) == {"small": 482_346_884, "tiny": 323_384_964}[size]
+    assert parameters(made) == {"base": 579_384_964, "small": 482_346_884, "tiny": 323_384_964}[size]
     for name, value in published.items():
         if not name.startswith("_"):
             found = made.config[name]
@@ -63,7 +63,7 @@ def test_pairs_go_only_where_what_is_left_can_be_joined():
     whole = all_blocks(unet)
     assert whole == KeptBlocks(((0, 1), (0, 1)), ((0, 1, 2), (0, 1, 2)), True)
     found = {
-        (stage, down, up): fits(unet, whole.without(stage, down, up))
+        (stage, down, up): shared_blocks(unet, whole.without(stage, down, up)) is not None
         for stage in (0, 1)
         for down in (0, 1)
         for up in (0, 1, 2)
@@ -88,7 +88,8 @@ def test_one_stage_may_lose_a_pair_alone():
 def test_a_copy_leaves_the_whole_one_as_it_was_and_a_look_shares_its_weights():
     unet = tiny_unets.conditional(layers_per_block=2)
     kept = bk_sdm_blocks(unet, "base")
-    assert keep_blocks(unet, kept, share=True).conv_in.weight.data_ptr() == unet.conv_in.weight.data_ptr()
+    look = shared_blocks(unet, kept)
+    assert look is not None and look.conv_in.weight.data_ptr() == unet.conv_in.weight.data_ptr()
     assert keep_blocks(unet, kept).conv_in.weight.data_ptr() != unet.conv_in.weight.data_ptr()
 
 

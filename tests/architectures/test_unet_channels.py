@@ -139,4 +139,21 @@ def test_fewer_sinusoids_tell_nearly_the_same_time():
         wanted, found = before(sinusoids), made.time_embedding.linear_1(made.time_proj(steps))
         spread = (wanted - wanted.mean(0)).square().mean()
     assert made.time_proj(steps).shape == (1000, 48)
-    assert float((found - wanted).square().mean() / spread) < 0.1
+    # The highest frequencies are as before, and the lowest are nearly straight lines over a thousand steps.
+    assert made.config.freq_shift == -8
+    assert float((found - wanted).square().mean() / spread) < 1e-3
+
+
+def test_what_a_denoiser_is_told_of_guidance_is_read_as_nearly_as_can_be():
+    unet = tiny_unets.conditional(time_cond_proj_dim=6)
+    embedding = unet.time_embedding
+    with torch.no_grad():
+        wanted = embedding.linear_1.weight @ embedding.cond_proj.weight
+    sets = channel_sets(unet)
+    made = narrow(unet, sets, [torch.rand(one.coupling.size) for one in sets], (4, 8)).time_embedding
+    assert made.cond_proj.weight.shape == (4, 6)
+    with torch.no_grad():
+        off = made.linear_1.weight @ made.cond_proj.weight - wanted
+    # What is left of the difference is none that the layer could read.
+    assert torch.allclose(made.linear_1.weight.T @ off, torch.zeros(4, 6), atol=1e-4)
+    assert float(off.norm()) < float(wanted.norm())

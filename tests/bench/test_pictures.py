@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from diffusers import DDIMScheduler
 
-from compress.bench.drawing import draw
+from compress.bench.drawing import draw, start_up_of
 from compress.bench.picture_plan import PicturePlan, Setting, add_drawings
 from compress.bench.pictures import picture_rows, speedup_rows
 from compress.bench.record import Record
@@ -118,6 +118,22 @@ def test_parts_elsewhere_are_timed_by_their_own_clock() -> None:
     assert (found.text_ms, found.steps_ms, found.decoder_ms) == (21.0, [10.0, 11.0, 12.0], 10.0)
     # All of it, and what the scheduler takes here.
     assert 64.0 <= found.picture_ms < 164.0
+
+
+def test_the_runtime_of_several_pages_is_counted_once() -> None:
+    starts = [
+        {"runtime_compile_ms": 5.0, "model_download_ms": float(part), "transfer_bytes": 100.0 + 10 * part,
+         "model_transfer_bytes": 10.0 * part}
+        for part in (1, 2, 3)
+    ]  # fmt: skip
+    parts = list(Drawer(FarPart).parts.values())
+    for part, start in zip(parts, starts, strict=True):
+        part.start_up = start
+    found = start_up_of(parts)
+    assert found == {
+        **{"runtime_compile_ms": 5.0, "model_download_ms": 6.0},
+        **{"transfer_bytes": 160.0, "model_transfer_bytes": 60.0},
+    }
 
 
 def recorded() -> Record:

@@ -43,10 +43,10 @@ def test_a_figure_holds_the_best_bound_that_it_keeps(value: float, lower: bool, 
 
 def test_the_run_is_held_against_its_baseline() -> None:
     faster, smaller, farther, lost = of_the_run(report(speedup=37.0))
-    assert faster == Row("end to end against the fp32 start, faster", "37x (33.3\u201340.7x)", "20x", "40x", "yes")
+    assert faster == Row("end to end against the fp32 start, faster", "37.0x (33.3\u201340.7x)", "20x", "40x", "yes")
     # 50 times 30,000 bytes to 4 times as many.
     assert smaller.found.startswith("12.5x (1.50 MB to 120 kB)") and smaller.held == "aim"
-    assert farther.found.startswith("1.23x (3.8 (3.6") and farther.held == "yes"
+    assert farther.found.startswith("1.23x (3.80 (3.60") and farther.held == "yes"
     # 188 and 184 of 200, the same ones.
     assert lost.found.startswith("2.0 (") and lost.held == "yes"
 
@@ -69,7 +69,7 @@ def test_integers_and_training_are_judged_by_their_own_runs() -> None:
     distance, faster = of_int8(report(speedup_denoiser_step=1.7))
     assert (distance.held, faster.held) == ("no", "yes")
     (share,) = of_steps(report(), report())
-    assert share.found.startswith("1x") and share.held == "no"
+    assert share.found.startswith("1.00x") and share.held == "no"
 
 
 def test_each_model_has_a_row_from_the_run_that_has_it() -> None:

@@ -28,6 +28,7 @@ from compress.progress import SilentProgress
 from compress.runtimes.chromium import open_page
 
 diffusers = pytest.importorskip("diffusers")
+pytestmark = pytest.mark.slow
 RECIPE = """name: toy
 task: text-to-image
 model: ./nowhere
@@ -38,7 +39,7 @@ STEPS, GUIDANCE = 3, 2.5
 
 
 def scheduler(**fields: Any) -> Any:
-    return diffusers.DDIMScheduler(clip_sample=False, timestep_spacing="trailing", **fields)
+    return diffusers.DDIMScheduler(clip_sample=False, timestep_spacing="trailing", steps_offset=1, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -109,12 +110,15 @@ def test_a_scheduler_that_clips_is_refused(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.browser
-@pytest.mark.slow
 def test_the_page_draws_the_same_and_asks_nobody(run: Path, chromium: str) -> None:
     if shutil.which("npm") is None or shutil.which("node") is None:
         pytest.skip("no node and npm here")
     bundle = build(wanted_of(run, "browser"), run / "page", SilentProgress())
     test = json.loads((bundle.folder / "selftest.json").read_text())
+    levels = 255 * np.array(test["cases"][1]["picture"]).reshape(16, 16)
+    command = ["node", str(bundle.folder / "examples" / "run.mjs"), test["cases"][1]["text"], "1"]
+    content = subprocess.run(command, capture_output=True, check=True).stdout
+    assert np.abs(gray_png(content, 16) - levels).max() <= 1 + 255 * test["tolerance"]
     with serve(bundle.folder) as port, open_page(program=chromium) as tab:
         tab.call("Page.navigate", url=f"http://127.0.0.1:{port}/index.html")
         tab.wait_for("document.body && document.body.dataset.ready")
@@ -126,4 +130,8 @@ def test_the_page_draws_the_same_and_asks_nobody(run: Path, chromium: str) -> No
         )
         levels = 255 * np.array(test["cases"][0]["picture"]).reshape(16, 16)
         assert np.abs(np.array(shown).reshape(16, 16, 4)[:, :, 0] - levels).max() <= 1 + 255 * test["tolerance"]
+        tab.evaluate("document.getElementById('text').value = 'a bag '.repeat(20)")
+        tab.evaluate("document.getElementById('again').click()")
+        tab.wait_for("document.getElementById('status').textContent.includes('its end was not read')")
+        assert tab.evaluate("document.getElementById('seed').value") == "1"
         assert_asks_nobody(tab, port)

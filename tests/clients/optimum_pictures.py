@@ -5,7 +5,11 @@ import sys
 
 import numpy as np
 import torch
-from optimum.onnxruntime import ORTDiffusionPipeline
+
+# Ours is newer than this diffusers knows, which fails to import with it.
+sys.modules["torchao"] = None
+
+from optimum.onnxruntime import ORTDiffusionPipeline  # noqa: E402
 
 folder, prompts, noise, steps, guidance, out = sys.argv[1:]
 pipeline = ORTDiffusionPipeline.from_pretrained(folder)

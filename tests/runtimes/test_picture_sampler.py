@@ -14,7 +14,9 @@ from tiny_pipelines import pipeline_folder
 from compress.checkpoints.diffusion_pipeline import GeneratorModel, load_pipeline
 from compress.checkpoints.sampling import Sampling
 from compress.errors import InputError, StageError
+from compress.formats.runtimes import get_runtime
 from compress.formats.safetensors.pictures import torch_sampler
+from compress.formats.targets import TARGETS
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 PROMPTS = ["a picture of a bag", "the dark boot"]
@@ -67,6 +69,19 @@ def test_pictures_are_those_of_diffusers(model: GeneratorModel, name: str, guida
     assert found.shape == expected.shape == (2, 16, 16, 1)
     assert np.ptp(expected) > 0.1
     np.testing.assert_allclose(found * 255, expected * 255, atol=1)
+
+
+def test_a_denoiser_that_is_told_of_the_guidance_draws_as_in_diffusers(tmp_path: Path) -> None:
+    made = load_pipeline(pipeline_folder(tmp_path, time_cond_proj_dim=8))
+    index = {**made.index, "_class_name": "LatentConsistencyModelPipeline"}
+    model = replace(made, index=index, scheduler=diffusers.LCMScheduler(), sampling=Sampling(4, 8.5))
+    expected = of_diffusers(model, 4, 8.5)
+    found = torch_sampler(model).draw(model.processor.ids(PROMPTS), noise_of(model), SEEDS)
+    np.testing.assert_allclose(found * 255, expected * 255, atol=1)
+    less = torch_sampler(replace(model, sampling=Sampling(4, 1.5))).draw(
+        model.processor.ids(PROMPTS), noise_of(model), SEEDS
+    )
+    assert np.abs(less - expected).max() > 0.01
 
 
 def test_a_part_that_gives_nan_is_named_with_its_step(model: GeneratorModel) -> None:
@@ -126,6 +141,16 @@ def test_what_is_saved_draws_the_same(model: GeneratorModel, tmp_path: Path) -> 
     assert again.sampling == Sampling(2, 1.5)
     expected = torch_sampler(told).draw(model.processor.ids(PROMPTS), noise_of(model))
     found = torch_sampler(again).draw(again.processor.ids(PROMPTS), noise_of(again))
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
     opened = diffusers.DiffusionPipeline.from_pretrained(tmp_path, local_files_only=True)
     assert type(opened).__name__ == "StableDiffusionPipeline"
+
+
+def test_the_torch_target_draws_from_a_folder(model: GeneratorModel, tmp_path: Path) -> None:
+    told = replace(model, sampling=Sampling(2, 1.5))
+    told.save(tmp_path)
+    session = get_runtime("torch").open(tmp_path, TARGETS["torch"], threads=1)
+    ids, noise = model.processor.ids(PROMPTS), noise_of(model)
+    found = session.predict({"input_ids": ids, "noise": noise, "seed": np.array(SEEDS)})["pictures"]
+    np.testing.assert_allclose(found, torch_sampler(told).draw(ids, noise, SEEDS), atol=1e-5)
+    assert session.settings["steps"] == 2 and session.settings["scheduler"] == "DDIMScheduler"

@@ -75,9 +75,9 @@ def metadata(graph: onnx.ModelProto, key: str) -> dict[str, object]:
 def test_a_denoiser_in_integers_is_calibrated_on_all_of_the_way(model: OnnxModel, context: Context) -> None:
     stage = Quantize(part="unet", method="static", split_concatenations=True, calibration_examples=24)  # type: ignore[arg-type]
     found = stage.run(model, context)
-    # 24 examples are three prompts' four steps, each with guidance. DDIM's four of 1000 timesteps end in 0.
+    # 24 examples are three prompts' four steps, each with guidance; Stable Diffusion's steps are offset by one.
     record = metadata(found.graphs[UNET], METADATA)
-    assert (record["prompts"], record["timesteps"], record["guidance"]) == (3, [750.0, 500.0, 250.0, 0.0], 2.0)
+    assert (record["prompts"], record["timesteps"], record["guidance"]) == (3, [751.0, 501.0, 251.0, 1.0], 2.0)
     others = [name for name in model.graphs if name != UNET]
     assert [found.graphs[name] for name in others] == [model.graphs[name] for name in others]
     # Both resnets on the way up have a shortcut that reads a concatenation.
@@ -125,7 +125,7 @@ def test_what_float16_cannot_hold_is_named_by_part_and_timestep(model: OnnxModel
             array = numpy_helper.to_array(tensor)
             tensor.CopyFrom(numpy_helper.from_array(60_000 * array / np.abs(array).max(), tensor.name))
     large = model.with_graphs({**model.graphs, UNET: changed})
-    with pytest.raises(IntegrityError, match=r"NaN or infinity in what comes of unet, at timestep 750"):
+    with pytest.raises(IntegrityError, match=r"NaN or infinity in what comes of unet, at timestep 751"):
         Cast(part="unet").run(large, context)  # type: ignore[arg-type]
 
 

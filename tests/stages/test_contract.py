@@ -67,6 +67,7 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
     "merge_lora": [{"adapter": "adapter"}],
     "attach_lora": [{"adapter": "adapter"}],
     "compressed_tensors": [{}],
+    "schedule": [],  # of pipelines of several parts, in its own tests
 }
 COMPARED = ("export", "openvino", "coreml")
 """Those whose bytes the formats' own tests compare."""

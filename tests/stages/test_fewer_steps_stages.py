@@ -37,7 +37,7 @@ def context(tmp_path: Path) -> Context:
     def none(label: str) -> Any:
         raise AssertionError(label)
 
-    data = Dataset(TASK.columns, {"train": rows, "test": rows})
+    data = Dataset(TASK.columns, {"train": rows, "test": rows}, ())
     return Context(TASK, data, 12, 0, SilentProgress(), none, Path, tmp_path / "scratch")
 
 
@@ -63,8 +63,10 @@ def test_a_scheduler_is_changed_with_the_number_of_steps(
     stage = Schedule(
         scheduler="DPMSolverMultistepScheduler", steps=5, guidance=2, config={"timestep_spacing": "trailing"}
     )
+    before = {name: weight.clone() for name, weight in model.module.state_dict().items()}
     made = stage.run(model, context)
-    assert isinstance(made, GeneratorModel)
+    assert isinstance(made, GeneratorModel) and not stage.promise().changes_weights
+    assert all(torch.equal(weight, before[name]) for name, weight in made.module.state_dict().items())
     assert type(made.scheduler).__name__ == "DPMSolverMultistepScheduler"
     assert (made.sampling.steps, made.sampling.guidance) == (5, 2)
     same_when_read_again(made, tmp_path / "made")
@@ -83,6 +85,8 @@ def test_the_best_is_the_nearest_to_many_steps(model: GeneratorModel, context: C
 def test_a_scheduler_that_does_not_fit_is_refused(model: GeneratorModel, context: Context) -> None:
     with pytest.raises(InputError, match="LCMScheduler does not fit"):
         Schedule(scheduler="LCMScheduler", steps=4).run(model, context)
+    with pytest.raises(InputError, match="no scheduler 'DDIMSchedule'"):
+        Schedule(scheduler="DDIMSchedule", steps=4).check_model(Path("start"))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from diffusers import AutoencoderTiny, DiffusionPipeline
 from compress.checkpoints.diffusion_pipeline import GeneratorModel, load_pipeline
 from compress.data.dataset import Dataset
 from compress.errors import InputError, StageError
+from compress.formats.onnx.drawing import export_drawing, prove_drawing
 from compress.formats.safetensors.pictures import torch_sampler
 from compress.progress import SilentProgress
 from compress.stage.stage import Context
@@ -22,6 +23,8 @@ from compress.stages.distill import Distill
 from compress.stages.prune import Prune
 from compress.tasks.capability import EMBEDS, GENERATES
 from compress.tasks.registry import get_task
+from compress.training.denoiser_config import SmallDecoder
+from compress.training.small_decoder import make_small_autoencoder
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 TASK = get_task("text-to-image")
@@ -37,7 +40,7 @@ def context(tmp_path: Path, start: Path) -> Context:
     pictures = tiny_images.table(8)
     captions = [f"a {'dark' if row % 2 else 'small'} coat" for row in range(8)]
     rows = pa.table({"image": pictures["image"], "text": captions})
-    data = Dataset(TASK.columns, {"train": rows, "validation": rows.slice(0, 4), "test": rows})
+    data = Dataset(TASK.columns, {"train": rows, "validation": rows.slice(0, 4), "test": rows}, ())
 
     def earlier(label: str) -> Any:
         assert label == "start"
@@ -102,6 +105,18 @@ def test_a_small_decoder_takes_the_place_of_the_vae(start: Path, context: Contex
     opened = reopened(made, tmp_path / "made")
     assert isinstance(opened.vae, AutoencoderTiny)
     assert opened.vae_scale_factor == 2
+
+
+@pytest.mark.slow
+def test_cut_parts_are_exported_as_whole_ones_are(start: Path, context: Context) -> None:
+    made = pruned(start, context, blocks="bk-sdm-small", channels=0.5)
+    small = make_small_autoencoder(made.parts["vae"], SmallDecoder(width=8, layers=1), seed=0)
+    made.replace_part("vae", small.eval())
+    ids = made.processor.ids(["a bag", "the small dark boot of a photo"])
+    graphs = {name: one.graph for name, one in export_drawing(made, ids, None, True).items()}
+    apart = prove_drawing(made, graphs, ids, 1e-3)
+    assert list(apart) == ["text_encoder", "unet", "vae_decoder"]
+    assert max(one.worst for one in apart.values()) < 1e-4
 
 
 def test_what_the_config_cannot_say_is_refused_before_anything_runs(start: Path) -> None:

@@ -44,7 +44,8 @@ SD_VAE: dict[str, Any] = {
     "down_block_types": ["DownEncoderBlock2D"] * 4,
     "up_block_types": ["UpDecoderBlock2D"] * 4,
 }
-BK_SDM_SMALL: dict[str, Any] = {**SD15_UNET, "layers_per_block": 1, "mid_block_type": None}
+BK_SDM_BASE: dict[str, Any] = {**SD15_UNET, "layers_per_block": 1}
+BK_SDM_SMALL: dict[str, Any] = {**BK_SDM_BASE, "mid_block_type": None}
 BK_SDM_TINY: dict[str, Any] = {
     **BK_SDM_SMALL,
     "block_out_channels": [320, 640, 1280],

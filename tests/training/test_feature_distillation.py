@@ -41,10 +41,10 @@ def test_an_identical_student_has_no_loss_against_its_teacher():
     student = copy.deepcopy(teacher)
     one = lesson(teacher, student, denoising_weight=0.0)
     with one.listening():
-        assert float(one.loss_of(student, noised())) == 0.0
+        assert float(one.loss_of(student, noised()).detach()) == 0.0
         with torch.no_grad():
             student.up_blocks[0].resnets[0].conv2.bias.add_(0.5)
-        assert float(one.loss_of(student, noised())) > 0.01
+        assert float(one.loss_of(student, noised()).detach()) > 0.01
 
 
 def test_the_loss_is_the_sum_of_denoising_output_and_features_behind_each_block():
@@ -72,7 +72,7 @@ def test_the_loss_is_the_sum_of_denoising_output_and_features_behind_each_block(
     wanted = wanted + 3 * sum(mse(one, other) for one, other in zip(mine, theirs, strict=True))
     one = lesson(teacher, student, denoising_weight=0.5, output_weight=2.0, feature_weight=3.0)
     with one.listening():
-        assert float(one.loss_of(student, seen)) == pytest.approx(float(wanted), rel=1e-5)
+        assert float(one.loss_of(student, seen).detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
 
 
 def test_a_narrower_student_is_projected_to_the_width_of_its_teacher():
@@ -87,11 +87,11 @@ def test_a_narrower_student_is_projected_to_the_width_of_its_teacher():
     }
     with one.listening():
         # Its features are the teacher's without their twins: a matrix makes the one of the other.
-        twins = float(one.loss_of(student, noised()))
+        twins = float(one.loss_of(student, noised()).detach())
         with torch.no_grad():
             for projection in one.projections.values():
                 projection.weight.zero_()
-        assert twins < 1e-4 * float(one.loss_of(student, noised()))
+        assert twins < 1e-4 * float(one.loss_of(student, noised()).detach())
 
 
 def test_without_an_innermost_stage_features_are_compared_before_they_are_halved():

@@ -62,7 +62,8 @@ def torch_pictures(model: GeneratorModel, settings: Mapping[str, Any], where: st
         model.denoiser: TorchPart((SAMPLE, TIMESTEP, TEXT, *told), DENOISED, _first(denoiser), settings),
         DECODER: TorchPart([LATENT], PICTURE, lambda latent_sample: vae.decode(latent_sample)[0], settings),
     }
-    loop = sampler_of(parts, model.denoiser, latents, model.processor, model.sampling, model.scheduler)
+    empty = model.processor.ids([""])
+    loop = sampler_of(parts, model.denoiser, latents, model.sampling, model.scheduler, empty)
     return PictureSession(loop, parts, where)
 
 

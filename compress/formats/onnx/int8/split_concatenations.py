@@ -55,7 +55,7 @@ def _reads_parts(node: ir.Node) -> bool:
 
 
 def _parts(node: ir.Node) -> Sequence[ir.Value]:
-    joined = node.inputs[0].producer()  # type: ignore[union-attr]
+    joined = node.inputs[0].producer()
     assert joined is not None, "it reads a concatenation"
     return [part for part in joined.inputs if part is not None]
 
@@ -67,7 +67,7 @@ def _split(graph: ir.Graph, node: ir.Node, channels: Sequence[int]) -> None:
     ends = np.cumsum(channels)
     made: list[ir.Node] = []
     for place, (part, piece) in enumerate(zip(_parts(node), np.split(weight, ends[:-1], axis=1), strict=True)):
-        stored = add_initializer(graph, f"{node.inputs[1].name}/part_{place}", piece)  # type: ignore[union-attr]
+        stored = add_initializer(graph, f"{node.inputs[1].name}/part_{place}", piece)
         bias = [] if place else list(node.inputs[2:])
         made.append(ir.node("Conv", [part, stored, *bias], attributes, name=f"{node.name}/part_{place}"))
         if place:

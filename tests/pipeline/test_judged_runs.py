@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_runs_of_pictures import ROWS, write_recipe
 from tiny_pipelines import WORDS
-from tiny_run import Notes, load
+from tiny_run import BENCHMARK, Notes, load
 from transformers import RegNetConfig, RegNetForImageClassification
 
 from compress.errors import InputError
@@ -43,6 +43,7 @@ def _recipe(folder: Path, names: tuple[str, ...] = KINDS, **changes: Any) -> Pat
     judge = _judge(folder / "judge", names)
     slices = [{"column": "label", "min_rows": 1}]
     wanted: dict[str, Any] = {"stages": [{"export": {}}, {"quantize": {"part": "unet"}}], "slices": slices}
+    wanted["benchmark"] = {**BENCHMARK, "every_stage": True}
     wanted["evaluation"] = {"judge": judge.name, "pictures": 2}
     return write_recipe(folder, **{**wanted, **changes})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -59,10 +60,9 @@ def part_costs(config: Mapping[str, Any], batch: int = 1, size: int | None = Non
     )
 
 
-def costs_of(part: Any) -> PartCosts:
-    """Of a part that is there, for one picture of its own size, by its config."""
-    config = {name: value for name, value in part.config.items() if not name.startswith("_")}
-    return part_costs({**config, "_class_name": type(part).__name__})
+def costs_of(part: Any, size: int | None = None) -> PartCosts:
+    """Of a part that is there, for one picture, by its config: see `part_costs`."""
+    return part_costs({**part.config, "_class_name": type(part).__name__}, size=size)
 
 
 def cost_rows(before: PartCosts, after: PartCosts) -> list[tuple[str, float, float]]:
@@ -78,7 +78,10 @@ def cost_rows(before: PartCosts, after: PartCosts) -> list[tuple[str, float, flo
 
 
 def hollow_part(config: Mapping[str, Any]) -> Any:
-    """The module of a diffusers config.json without weights. Raises `ModelError` where diffusers has none for it."""
+    """The module of a diffusers config.json without weights. Raises `ModelError` where diffusers has none for it.
+
+    What its class has no field for is passed over, as diffusers does.
+    """
     import diffusers
 
     name = str(config.get("_class_name"))
@@ -91,8 +94,9 @@ def hollow_part(config: Mapping[str, Any]) -> Any:
             expected="a class of diffusers' models",
         )
     try:
+        known_fields = inspect.signature(made.__init__).parameters
         with torch.device("meta"):
-            return made.from_config(dict(config))
+            return made.from_config({field: value for field, value in config.items() if field in known_fields})
     except (ValueError, TypeError, RuntimeError, ArithmeticError, IndexError) as error:
         raise ModelError(
             f"diffusers makes no {name} of this config: {first_line(error)}", where="config.json"

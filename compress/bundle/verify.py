@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from compress.papers.signature import check_signature
 from compress.runtimes.runtime import Session
 
 _SHOWN = 5
+_ROUNDED = 1e-5
 
 
 @dataclass(frozen=True)
@@ -165,8 +167,15 @@ def _check_end(manifest: Manifest, folder: Path, outputs: Sequence[TensorRecord]
     """Compare what becomes of the answers with what the model's files say."""
     end = KINDS[manifest.steps].answers.find_end(folder / MODEL_FOLDER, outputs)
     for name, value in end:
-        if getattr(manifest.postprocessing, name) != value:
+        if not _agree(getattr(manifest.postprocessing, name), value):
             raise _lie(folder, name, str(getattr(manifest.postprocessing, name)), str(value))
+
+
+def _agree(said: Any, true: Any) -> bool:
+    """Whether they are the same, numbers but for what another machine rounds."""
+    if isinstance(true, tuple):
+        return len(said) == len(true) and all(map(_agree, said, true))
+    return math.isclose(said, true, rel_tol=_ROUNDED, abs_tol=_ROUNDED) if isinstance(true, float) else said == true
 
 
 def _lie(folder: Path, what: str, said: str, true: str) -> BundleError:

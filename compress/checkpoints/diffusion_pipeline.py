@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from compress.checkpoints.checks import check_model_folder
 from compress.checkpoints.json_file import read_json
+from compress.checkpoints.model import link_or_copy
 from compress.checkpoints.pipeline_checks import (
-    CHECKER,
     CONFIG,
     DENOISERS,
     MODEL_INDEX,
@@ -45,7 +45,7 @@ class GeneratorModel(TorchModel):
     """Parts by diffusers' names, what prepares prompts, and how pictures are drawn.
 
     ``module`` holds the parts as its children, so that tensors are named `unet.conv_in.weight`. ``index`` is what
-    model_index.json says; ``kept`` are components that nothing here runs, a safety checker say, by name.
+    model_index.json says; ``kept`` are the folders of components that nothing here runs, a safety checker say, by name.
     """
 
     module: Any
@@ -53,7 +53,7 @@ class GeneratorModel(TorchModel):
     scheduler: Any
     index: Mapping[str, Any]
     sampling: Sampling = field(default_factory=Sampling)
-    kept: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    kept: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -74,19 +74,21 @@ class GeneratorModel(TorchModel):
         return ()
 
     def pipeline(self) -> Any:
-        """diffusers' own pipeline of the very parts, of the class that ``index`` names."""
+        """diffusers' own pipeline of the very parts, of the class that ``index`` names, without what is ``kept``."""
         made = getattr(import_diffusers(), self.index["_class_name"])
-        components = {**self.kept, **self.parts, TOKENIZER: self.tokenizer, SCHEDULER: self.scheduler}
-        absent = {name: None for name, value in self.index.items() if value == [None, None]}
-        options = {} if CHECKER in components else {"requires_safety_checker": False}
-        return made(**absent, **components, **options)
+        components = {**self.parts, TOKENIZER: self.tokenizer, SCHEDULER: self.scheduler}
+        others = [name for name, value in self.index.items() if isinstance(value, list) and name not in components]
+        return made(**dict.fromkeys(others), **components, requires_safety_checker=False)
 
     def save(self, directory: Path) -> None:
         """Write every part into its own folder, as diffusers does, and model_index.json."""
-        modules = {name: one for name, one in self.kept.items() if _has_weights(one)}
-        for name, part in {**modules, **self.parts}.items():
+        for name, part in self.parts.items():
             part.save_pretrained(directory / name)
-            _forget(directory / name / "config.json")
+            _forget(directory / name / CONFIG)
+        for name, folder in self.kept.items():
+            (directory / name).mkdir()
+            for file in folder.iterdir():
+                link_or_copy(file, directory / name / file.name)
         for name, content in self.companions().items():
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
             (directory / name).write_bytes(content)
@@ -100,9 +102,6 @@ class GeneratorModel(TorchModel):
             self.tokenizer.save_pretrained(folder / TOKENIZER)
             forget_where_from(folder / TOKENIZER)
             self.scheduler.save_pretrained(folder / SCHEDULER)
-            for name, one in self.kept.items():
-                if not _has_weights(one):
-                    one.save_pretrained(folder / name)
             (folder / MODEL_INDEX).write_text(json.dumps(self._index(), indent=2, sort_keys=True) + "\n")
             (folder / SAMPLING).write_bytes(self.sampling.as_json())
             (folder / CONFIG).write_text(json.dumps(pipeline_config(self.index), indent=2) + "\n")
@@ -129,52 +128,41 @@ def load_pipeline(directory: Path) -> GeneratorModel:
     from compress.checkpoints.pipeline_module import PipelineModule
 
     prepared = load_prompt_processor(directory), load_scheduler(directory)
-    named = {name: made for name, made in component_classes(directory).items() if name not in (TOKENIZER, SCHEDULER)}
-    found = {name: _component(directory / name, library, kind) for name, (library, kind) in named.items()}
-    order = [name for name in (TEXT_ENCODER, *DENOISERS, VAE) if name in found]
-    module = PipelineModule({name: found.pop(name) for name in order})
+    named = component_classes(directory)
+    order = [name for name in (TEXT_ENCODER, *DENOISERS, VAE) if name in named]
+    module = PipelineModule({name: _part(directory / name, *named[name]) for name in order})
+    kept = {name: directory / name for name in named if name not in (*order, TOKENIZER, SCHEDULER)}
     index = read_json(directory / MODEL_INDEX)
-    return GeneratorModel(module, *prepared, index, Sampling.read(directory), found)
+    return GeneratorModel(module, *prepared, index, Sampling.read(directory), kept)
 
 
-def _component(folder: Path, library: str, kind: str) -> Any:
-    """One component, by the class that model_index.json names."""
+def _part(folder: Path, library: str, kind: str) -> nn.Module:
+    """One part, by the class that model_index.json names."""
     import importlib
-    from importlib.util import find_spec
 
     import torch
-    import transformers
 
     from compress.checkpoints.config_check import loading_failures
 
-    # What belongs to one kind of pipeline has the name of diffusers' module of such pipelines for a library.
-    place = library if library in _LIBRARIES else f"diffusers.pipelines.{library}"
-    made = getattr(importlib.import_module(place), kind, None) if find_spec(place) is not None else None
-    if made is None:
+    made = getattr(importlib.import_module(library), kind, None) if library in _LIBRARIES else None
+    if not (isinstance(made, type) and issubclass(made, torch.nn.Module)):
         raise ModelError(
             f"The part {folder.name!r} is a {kind} of {library}, which is not known here.",
             where=str(folder.parent / MODEL_INDEX),
             expected="classes of the installed diffusers and transformers",
             mend="take a version of diffusers that has it; code of the model's own repository is not run",
         )
-    weights = _has_weights(made)
-    options: dict[str, Any] = {"use_safetensors": True, "torch_dtype": torch.float32} if weights else {}
-    if weights and issubclass(made, transformers.PreTrainedModel):
-        options["dtype"] = options.pop("torch_dtype")
+    float32 = {"dtype" if library == "transformers" else "torch_dtype": torch.float32}
+    loader: Any = made
     try:
-        part = made.from_pretrained(folder, local_files_only=True, **options)
+        part: nn.Module = loader.from_pretrained(folder, local_files_only=True, use_safetensors=True, **float32)
     except loading_failures() as error:
         raise ModelError(
             f"The part {folder.name!r} cannot be loaded: {first_line(error)}",
             where=str(folder),
             expected=f"a {kind} with weights in safetensors and a config.json that fit each other",
         ) from error
-    return part.eval() if weights else part
-
-
-def _has_weights(one: Any) -> bool:
-    """Whether a component, or its class, is a module and not what prepares inputs or reads outputs."""
-    return hasattr(one, "named_parameters")
+    return part.eval()
 
 
 def _forget(path: Path) -> None:

@@ -110,6 +110,12 @@ def check_pipeline_folder(folder: Path) -> None:
     for name in ("text_encoder", *denoiser, "vae"):
         for file in weights_of(folder / name):
             read_header(file)
+    if part_config(folder, "text_encoder").get("use_attention_mask"):
+        raise ModelError(
+            "The pipeline's text encoder is told which tokens are padding, which is not done here.",
+            where=str(folder / "text_encoder" / CONFIG),
+            expected="a text encoder without use_attention_mask, as Stable Diffusion 1 and 2 have it",
+        )
     _check_widths(folder, denoiser[0])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ TOKENIZER, SCHEDULER = "tokenizer", "scheduler"
 """diffusers' names of their folders."""
 SAMPLING = "sampling_config.json"
 """Beside model_index.json: diffusers' arguments of a call, where the model's maker has an opinion on them."""
+_TORCHAO = "torchao"
 _STEPS, _GUIDANCE = "num_inference_steps", "guidance_scale"
 
 
@@ -94,10 +96,18 @@ class PromptProcessor:
 
 def load_prompt_processor(folder: Path) -> PromptProcessor:
     """What prepares prompts for the parts in ``folder``, and the size of its pictures. Raises `ModelError`."""
-    from compress.checkpoints.config_check import positions_of
-    from compress.checkpoints.processor import load_tokenizer
+    from transformers import AutoTokenizer
 
-    tokenizer = load_tokenizer(folder / TOKENIZER)
+    from compress.checkpoints.config_check import loading_failures, positions_of
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder / TOKENIZER, trust_remote_code=False)
+    except loading_failures() as error:
+        raise ModelError(
+            f"The tokenizer cannot be loaded: {first_line(error)}",
+            where=str(folder / TOKENIZER),
+            expected="the tokenizer's files in Hugging Face layout",
+        ) from error
     positions = positions_of(dict(part_config(folder, "text_encoder")))
     if positions is not None and tokenizer.model_max_length > positions:
         raise ModelError(
@@ -123,7 +133,7 @@ def empty_ids(folder: Path) -> np.ndarray:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(file))
-    filled = tokenizer.token_to_id(pad.get("content") if isinstance(pad, dict) else str(pad))
+    filled = tokenizer.token_to_id(str(pad.get("content") if isinstance(pad, dict) else pad))
     tokenizer.no_padding()
     ids = tokenizer.encode("").ids
     if filled is None or len(ids) > length:
@@ -150,9 +160,15 @@ def load_scheduler(folder: Path) -> Any:
 
 
 def import_diffusers() -> Any:
-    """The package. Raises `MissingExtraError` without it."""
+    """The package, imported without torchao, which takes seconds and isn't needed. Raises `MissingExtraError`."""
+    hidden = _TORCHAO not in sys.modules
+    if hidden:
+        sys.modules[_TORCHAO] = None  # type: ignore[assignment]  # so that it is taken for not installed
     try:
-        import diffusers
+        import diffusers.utils.import_utils
     except ModuleNotFoundError as error:
         raise MissingExtraError("diffusers", "diffusion", "A model that draws pictures") from error
+    finally:
+        if hidden:
+            del sys.modules[_TORCHAO]
     return diffusers

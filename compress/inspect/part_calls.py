@@ -39,12 +39,12 @@ def part_calls(folder: Path) -> tuple[PartCall, ...]:
         )
     from compress.architectures.diffusion_costs import part_costs
 
+    files = {name: path for name in _PARTS if (path := folder / name / "config.json").is_file()}
+    configs = {name: read_json(path) for name, path in files.items()}
+    side = next((config["sample_size"] for name, config in configs.items() if name in DENOISERS), None)
     found = []
-    for name in _PARTS:
-        config = folder / name / "config.json"
-        if not config.is_file():
-            continue
-        costs = part_costs(read_json(config))
+    for name, config in configs.items():
+        costs = part_costs(config, size=side if isinstance(side, int) else None)
         found.append(
             PartCall(
                 part=name,

@@ -5,6 +5,7 @@ x: what is drawn, z: it under noise. B: batch. Levels are [B, 1, ...], so that t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -94,7 +95,7 @@ def pseudo_huber(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     Section 3.3 there: outliers count less than in a square.
     """
     apart = (found - wanted).flatten(1)
-    constant = 0.00054 * apart.shape[1] ** 0.5
+    constant = 0.00054 * math.sqrt(apart.shape[1])
     return ((apart.square().sum(1) + constant**2).sqrt() - constant).mean()
 
 

@@ -13,7 +13,7 @@ from compress.formats.registry import FORMATS, RUNTIMES
 from compress.recipe.recipe import START, Recipe
 from compress.stages import STAGES
 from compress.targets import Target
-from compress.tasks.capability import ANSWERS_AT_ONCE, GENERATES, TELLS_OF_IMAGES
+from compress.tasks.capability import ANSWERS_AT_ONCE, DRAWS, GENERATES, TELLS_OF_IMAGES
 from compress.tasks.registry import get_task, tasks_with
 
 FLOAT = "fp32"
@@ -33,7 +33,8 @@ def why_not(recipe: Recipe, start: Path | None, target: Target, from_graph: bool
     form, runtime = target.format, RUNTIMES[target.runtime]
     spec, files = FORMATS[form], f"it runs {target.format.upper()} files"
     if runtime.one_batch_at_a_time and ANSWERS_AT_ONCE not in capabilities:
-        return f"it answers one batch at a time, and {recipe.task} goes token by token"
+        way = "step by step" if DRAWS in capabilities else "token by token"
+        return f"it answers one batch at a time, and {recipe.task} goes {way}"
     if spec.written_by is None:  # what outputs are before they are in a format, the starting model at least
         return "it runs weights as transformers has them, and an ONNX graph has none" if from_graph else None
     for label in (recipe.labels()[-1], recipe.baseline):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from compress.charts.plot import SMALL, Plot, Scale, element, line, nice_ticks, scale_around, text
 from compress.numerics.sampling_drift import PARTED
-from compress.report.schema import PictureRecord, Report
+from compress.report.schema import DriftRecord, PictureRecord, Report
 
 _NAMED = 6
 """Models that the chart of drift names, the last ones."""
@@ -47,29 +47,43 @@ def grid(report: Report, target: str) -> list[Row]:
     ]
 
 
+def paths(report: Report, target: str) -> list[tuple[tuple[str, ...], DriftRecord]]:
+    """The drift of each model on a target with its names: `quantize` and `final` where they are the same file."""
+    found: list[tuple[tuple[str, ...], DriftRecord]] = []
+    for one in (record for record in report.drift if record.target == target):
+        if found and one.model == report.models[-1] and one.typical == found[-1][1].typical:
+            found[-1] = ((*found[-1][0], one.model), one)
+        else:
+            found.append(((one.model,), one))
+    return found
+
+
 def parting_words(report: Report, target: str) -> list[tuple[str, str, str, str]]:
     """Of each model: its name, steps, how far it is from the baseline at the end, and where their paths part."""
     return [
         (
-            one.model,
+            " = ".join(names),
             f"{one.steps:,}",
             f"{one.typical[-1]:.1%}",
             "nowhere" if one.parted is None else "at the end" if one.parted < 0 else f"timestep {one.parted:,.0f}",
         )
-        for one in report.drift
-        if one.target == target
+        for names, one in paths(report, target)
     ]
 
 
 def drift_curves(report: Report, target: str) -> str | None:
     """How far each model's latents are from the baseline's at each timestep; None where nothing was drawn."""
-    found = [one for one in report.drift if one.target == target]
+    found = paths(report, target)
     if not found:
         return None
-    times = [time for one in found for time in one.times]
+    times = [time for _, one in found for time in one.times]
     # A sampler runs from noise, at the largest timestep, to the picture.
     x = Scale(min(times), max(times), SMALL.right, SMALL.left)
-    plot = Plot(SMALL, x, scale_around([0.0, PARTED, *(v for one in found for v in one.high)], SMALL.bottom, SMALL.top))
+    plot = Plot(
+        SMALL,
+        x,
+        scale_around([0.0, PARTED, *(value for _, one in found for value in one.high)], SMALL.bottom, SMALL.top),
+    )
     for tick in nice_ticks(max(min(times), 0.0), max(times)):
         plot.add(line(x(tick), SMALL.top, x(tick), SMALL.bottom, "grid"))
         plot.add(text(x(tick), SMALL.bottom + 18, f"{tick:g}", "tick"))
@@ -78,7 +92,7 @@ def drift_curves(report: Report, target: str) -> str | None:
     plot.y_axis("Distance over the baseline's own size", lambda value: f"{value:.0%}")
     plot.add(plot.line([(max(times), PARTED), (min(times), PARTED)], "front"))
     named = []
-    for one in found:
+    for names, one in found:
         points = list(zip(one.times, one.typical, strict=True))
         marks = [
             plot.mark(
@@ -87,6 +101,6 @@ def drift_curves(report: Report, target: str) -> str | None:
             for at, a, b in zip(points, one.low, one.high, strict=True)
         ]
         plot.add(element("g", {"class": f"series {one.model}"}, plot.line(points, "curve"), *marks))
-        named.append((points[-1], f"{one.model}, {one.steps} steps", f"label {one.model}"))
+        named.append((points[-1], f"{' = '.join(names)}, {one.steps} steps", f"label {one.model}"))
     plot.labels(named[-_NAMED:])
     return plot.svg(f"Distance of the latents of {len(found)} models from the baseline's by timestep")

@@ -44,7 +44,7 @@ TELLS_OF_IMAGES = "tells of images"
 DRAWS = "draws"
 """The answer is a picture, for which one part of several is called once a step."""
 ANSWERS_AT_ONCE = "answers at once"
-"""One call of the model gives the whole answer; else there is a call for each token."""
+"""One call of the model gives the whole answer; else there is a call for each token or step."""
 IS_WRITTEN = "is written"
 """The graph is written node by node from a checkpoint, quantized or not; else it is traced from a torch module."""
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.checkpoints.sampling import PromptProcessor
 from compress.data.columns import Column
-from compress.data.slices import Slice
 from compress.errors import ModelError
 from compress.tasks.capability import DRAWS, READS_ROWS
 from compress.tasks.image_feature_extraction import class_name
@@ -67,7 +66,6 @@ class TextToImage(Task):
     architectures = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
     starter = _STARTER
     packages = ("diffusers",)
-    slices = (Slice(length="quartiles"),)
     batch_size = 16
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:

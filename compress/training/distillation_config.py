@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from compress.frozen import Frozen
+from compress.frozen import Frozen, changed
 from compress.metrics import seconds_of
 from compress.stage.stage import SEARCH
 from compress.training.config import FIRST_TOKEN_ONLY, Training
@@ -133,9 +133,7 @@ class Distillation(LanguageDistillation, Training):
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
-        # A recipe that was written out names every field, epochs too.
-        usual = {name: type(self).model_fields[name].default for name in ("epochs", "tokens", "budget")}
-        given = [name for name, value in usual.items() if getattr(self, name) != value]
+        given = changed(self, ("epochs", "tokens", "budget"))
         if len(given) > 1:
             raise ValueError(f"one of epochs, tokens and budget, not {' and '.join(given)}")
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from compress.checkpoints.diffusion_pipeline import GeneratorModel
 from compress.checkpoints.sampling import Sampling
+from compress.checkpoints.schedulers import scheduler_class
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.formats.safetensors.pictures import torch_sampler
@@ -27,7 +29,7 @@ from compress.training.kept_training import KeptTraining
 from compress.training.length import Length
 from compress.training.loop import Trainee, train
 from compress.training.noised_latents import LATENTS, TEXT
-from compress.training.step_losses import Agree, Averaged, Batch, Denoiser, Halve, Match
+from compress.training.step_losses import Agree, Averaged, Batch, Denoiser, Join, Match
 
 if TYPE_CHECKING:
     from compress.stage.stage import Context
@@ -134,31 +136,29 @@ class StepsLesson:
         if self.few.method == "consistency":
             self._train("consistent", self._agree, 0, 1)
             return self.sampled_by()
-        rounds: list[int | None] = [*self.few.rounds]
-        if self.guides or self.kind != self.taught:
-            rounds.insert(0, None)
+        counts = [self.few.first_steps, *self.few.rounds]
+        rounds = [(f"{steps}-steps", steps, before // steps) for before, steps in pairwise(counts)]
+        if self.few.guidance_first and (self.guides or self.kind != self.taught):
+            rounds.insert(0, ("guided", 0, 1))
         teacher = self._first_teacher()
-        for place, steps in enumerate(rounds):
-            name = "guided" if steps is None else f"{steps}-steps"
-            self._train(name, _Round(self, teacher, steps), place, len(rounds))
+        for place, (name, steps, joined) in enumerate(rounds):
+            self._train(name, _Round(self, teacher, steps, joined), place, len(rounds))
             frozen = copy.deepcopy(self.student).eval().requires_grad_(False)
             teacher = Denoiser(frozen, self.kind, self.table, self.told)
         return self.sampled_by()
 
     def sampled_by(self) -> Any:
         """The scheduler of the student."""
-        import diffusers
-
         config = {**self.scheduler.config, "prediction_type": self.kind, "clip_sample": False, "thresholding": False}
         if self.few.method == "consistency":
-            return diffusers.LCMScheduler.from_config(
-                _known(diffusers.LCMScheduler, config),
+            lcm = scheduler_class("LCMScheduler")
+            return lcm.from_config(
+                _known(lcm, config),
                 original_inference_steps=self.few.first_steps,
                 timestep_scaling=self.few.timestep_scaling,
             )
-        return diffusers.DDIMScheduler.from_config(
-            _known(diffusers.DDIMScheduler, config), timestep_spacing="trailing", set_alpha_to_one=True
-        )
+        ddim = scheduler_class("DDIMScheduler")
+        return ddim.from_config(_known(ddim, config), timestep_spacing="trailing", set_alpha_to_one=True)
 
     def _first_teacher(self) -> Denoiser:
         return Denoiser(self.teacher, self.taught, self.table, 0, self.empty if self.guides else None)
@@ -189,6 +189,7 @@ class StepsLesson:
         module, loss = make()
         after = self._follow(module) if isinstance(module, Averaged) else None
         batches = -(-len(self.examples) // self.settings.batch_size)
+        taken = [0]
         seconds = None if self.settings.seconds is None else self.settings.seconds / rounds
         trainee = Trainee(
             module,
@@ -196,6 +197,7 @@ class StepsLesson:
             loss=lambda network, given: self._loss(loss, network, given),
             after_step=after,
             length=Length(max(1, round(self.settings.epochs * batches / rounds)), seconds),
+            told=lambda done, share, loss: taken.append(done),
             kept=None if processes.several() else KeptTraining(self.context.scratch / name),
             stopped=self.context.remark,
             known=self.student,
@@ -205,12 +207,14 @@ class StepsLesson:
         losses = train(trainee, self.settings, self.context.seed + place, self.context.progress, f"distill, {name}")
         if isinstance(module, Averaged):
             module.settle()
-        self.context.remark(f"distill, {name}: loss {losses[0]:.4g} at first, {losses[-1]:.4g} at last")
+        self.context.remark(
+            f"distill, {name}: {taken[-1]:,} steps of training; loss {losses[0]:.4g} at first, {losses[-1]:.4g} at last"
+        )
         if not processes.several():
             done.parent.mkdir(parents=True, exist_ok=True)
             save_file({name: value.contiguous() for name, value in self.student.state_dict().items()}, done)
 
-    def _loss(self, loss: Match | Halve | Agree, network: nn.Module, given: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _loss(self, loss: Match | Join | Agree, network: nn.Module, given: dict[str, torch.Tensor]) -> torch.Tensor:
         loss.teacher.network.to(given[LATENTS].device)
         return loss.loss(network, self.batch(given))
 
@@ -220,17 +224,18 @@ class StepsLesson:
 
 @dataclass(frozen=True)
 class _Round:
-    """What is trained in a round of progressive distillation: ``steps`` of the student, None to follow the teacher."""
+    """What a round of progressive distillation trains: ``steps`` of the student, or 0 to say what the teacher does."""
 
     lesson: StepsLesson
     teacher: Denoiser
-    steps: int | None
+    steps: int
+    joined: int
 
-    def __call__(self) -> tuple[nn.Module, Match | Halve]:
+    def __call__(self) -> tuple[nn.Module, Match | Join]:
         lesson = self.lesson
         student = Denoiser(lesson.student, lesson.kind, lesson.table, lesson.told)
         match = Match(self.teacher, student)
-        return lesson.student, match if self.steps is None else Halve(self.teacher, student, self.steps)
+        return lesson.student, Join(self.teacher, student, self.steps, self.joined) if self.steps else match
 
 
 def told_of_guidance(network: Any, width: int = _TOLD_WIDTH) -> Any:

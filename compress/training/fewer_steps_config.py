@@ -17,7 +17,8 @@ _LEAST_TEACHER = 32
 class FewerSteps(Frozen):
     """How a denoiser learns to do in one step what took its teacher several.
 
-    ``progressive``: one step does what two did, and that again and again (Salimans and Ho 2022, algorithm 2).
+    ``progressive``: one step does what two did, and that again and again (Salimans and Ho 2022, algorithm 2), or what
+    ``at_once`` did.
     ``consistency``: every step of a path points at its end (latent consistency: Luo et al. 2023, algorithm 1).
     Classifier-free guidance is folded in, so that a step is one call of the denoiser (Meng et al. 2023, section 3.1).
     """
@@ -30,6 +31,16 @@ class FewerSteps(Frozen):
         le=1000,
         description="steps that the teacher draws in: of progressive `steps` times 2, 4, 8 ..., by default the first "
         "such number from 32 on; of consistency any, by default 50",
+    )
+    at_once: Literal[2, 4, 8] = Field(
+        2,
+        description="progressive: how many steps of the teacher become one in a round. More take fewer rounds, each of "
+        "which asks the teacher as many times for one step of training",
+    )
+    guidance_first: bool = Field(
+        True,
+        description="progressive: guidance is folded in by a round of its own before there are fewer steps, or else by "
+        "the first round of these, which saves time",
     )
     guidance: float | tuple[float, float] = Field(
         1.0,
@@ -90,4 +101,7 @@ class FewerSteps(Frozen):
         """Steps that the student of each round draws in, most first; of consistency there is one round."""
         if self.method == "consistency":
             return [self.steps]
-        return sorted((self.steps, *(count for count in self.halvings if count < self.first_steps)), reverse=True)
+        found = [self.first_steps]
+        while found[-1] > self.steps:
+            found.append(max(self.steps, found[-1] // self.at_once))
+        return found[1:]

@@ -116,7 +116,9 @@ def teach_small_decoder(
     )
     train(trainee, settings, context.seed, context.progress, "distill")
     said = f"{parameters(vae.decoder):,} -> {parameters(small.decoder):,} parameters of the decoder"
-    context.tabulate("Decoding, predicted", ("", "before", "after"), cost_rows(costs_of(vae), costs_of(small)))
+    side = examples.inputs[0][LATENTS].shape[-1]
+    rows = cost_rows(costs_of(vae, side), costs_of(small, side))
+    context.tabulate("Decoding, predicted", ("", "before", "after"), rows)
     if held_out is not None:
         said += f"; pictures are off by {decoded_distance(vae, small, held_out) * 127.5:.2f} of 255 levels on average"
     context.remark(f"distill: {said}")

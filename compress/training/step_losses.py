@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -110,12 +111,16 @@ class Match:
 
 
 @dataclass(frozen=True)
-class Halve:
-    """One DDIM step of the student's ``steps`` does what two of the teacher do (Salimans and Ho 2022, algorithm 2)."""
+class Join:
+    """One DDIM step of the student's ``steps`` does what ``joined`` of the teacher do.
+
+    Two, as in Salimans and Ho 2022, algorithm 2, or more at once.
+    """
 
     teacher: Denoiser
     student: Denoiser
     steps: int
+    joined: int = 2
 
     @property
     def times(self) -> torch.Tensor:
@@ -124,14 +129,15 @@ class Halve:
         return torch.tensor([round(trained * place / self.steps) - 1 for place in range(self.steps, 0, -1)])
 
     def target(self, noisy: torch.Tensor, times: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """The x [B, ...] by which one step from ``noisy`` arrives where two of the teacher do."""
+        """The x [B, ...] by which one step from ``noisy`` arrives where those of the teacher do."""
         table, axes = self.teacher.table, noisy.ndim
         stride = len(table) // self.steps
-        between, after = times - stride // 2, times - stride
-        here, middle, there = (table.at(time, axes) for time in (times, between, after))
-        half = ddim_step(self.teacher.clean(noisy, times, batch), noisy, here, middle)
-        reached = ddim_step(self.teacher.clean(half, between, batch), half, middle, there)
-        return progressive_target(noisy, reached, here, there)
+        places = [times - stride * place // self.joined for place in range(self.joined + 1)]
+        levels = [table.at(place, axes) for place in places]
+        reached = noisy
+        for place, (here, there) in zip(places, pairwise(levels), strict=False):
+            reached = ddim_step(self.teacher.clean(reached, place, batch), reached, here, there)
+        return progressive_target(noisy, reached, levels[0], levels[-1])
 
     def loss(self, network: nn.Module, batch: Batch) -> torch.Tensor:
         """The error of x, weighted by the truncated signal-to-noise ratio."""

@@ -115,6 +115,10 @@ def test_the_page_draws_the_same_and_asks_nobody(run: Path, chromium: str) -> No
         pytest.skip("no node and npm here")
     bundle = build(wanted_of(run, "browser"), run / "page", SilentProgress())
     test = json.loads((bundle.folder / "selftest.json").read_text())
+    levels = 255 * np.array(test["cases"][1]["picture"]).reshape(16, 16)
+    command = ["node", str(bundle.folder / "examples" / "run.mjs"), test["cases"][1]["text"], "1"]
+    content = subprocess.run(command, capture_output=True, check=True).stdout
+    assert np.abs(gray_png(content, 16) - levels).max() <= 1 + 255 * test["tolerance"]
     with serve(bundle.folder) as port, open_page(program=chromium) as tab:
         tab.call("Page.navigate", url=f"http://127.0.0.1:{port}/index.html")
         tab.wait_for("document.body && document.body.dataset.ready")
@@ -126,4 +130,8 @@ def test_the_page_draws_the_same_and_asks_nobody(run: Path, chromium: str) -> No
         )
         levels = 255 * np.array(test["cases"][0]["picture"]).reshape(16, 16)
         assert np.abs(np.array(shown).reshape(16, 16, 4)[:, :, 0] - levels).max() <= 1 + 255 * test["tolerance"]
+        tab.evaluate("document.getElementById('text').value = 'a bag '.repeat(20)")
+        tab.evaluate("document.getElementById('again').click()")
+        tab.wait_for("document.getElementById('status').textContent.includes('its end was not read')")
+        assert tab.evaluate("document.getElementById('seed').value") == "1"
         assert_asks_nobody(tab, port)

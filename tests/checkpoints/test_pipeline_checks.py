@@ -14,7 +14,8 @@ from tiny_pipelines import pipeline_folder
 from compress.checkpoints.checks import check_model_folder, check_weights_finite, weight_files
 from compress.checkpoints.diffusion_pipeline import load_pipeline
 from compress.checkpoints.sampling import SAMPLING, Sampling, load_prompt_processor
-from compress.errors import ModelError
+from compress.errors import ModelError, StageError
+from compress.formats.onnx.drawing import drawing_folder
 from compress.inspect.budget import budget_of
 from compress.sources.pipeline_folder import convert_pipeline
 
@@ -55,6 +56,10 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "two text encoders": (
         lambda folder: change(folder / "model_index.json", text_encoder_2=["transformers", "CLIPTextModel"]),
         "a text_encoder_2 beside the first",
+    ),
+    "a mask": (
+        lambda folder: change(folder / "text_encoder" / "config.json", use_attention_mask=True),
+        "told which tokens are padding",
     ),
     "another tokenizer": (
         lambda folder: change(folder / "text_encoder" / "config.json", vocab_size=7),
@@ -121,6 +126,17 @@ def test_a_safety_checker_goes_or_stays_by_the_recipe_alone(folder: Path, tmp_pa
     kept = convert_pipeline(folder, tmp_path, "keep")
     assert (kept / "safety_checker" / "model.safetensors").is_file()
     assert json.loads((folder / "model_index.json").read_text())["safety_checker"][0] == "stable_diffusion"
+    (tmp_path / "saved").mkdir()
+    model = load_pipeline(kept)
+    model.save(tmp_path / "saved")
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "saved" / "safety_checker" / name).read_bytes() == (
+            kept / "safety_checker" / name
+        ).read_bytes()
+    index = json.loads((tmp_path / "saved" / "model_index.json").read_text())
+    assert index["safety_checker"] == ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    with pytest.raises(StageError, match="No graph is made of safety_checker"):
+        drawing_folder(model, {})
 
 
 def test_what_a_recipe_starts_from_has_the_parts_alone(folder: Path, tmp_path: Path) -> None:

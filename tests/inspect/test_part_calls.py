@@ -8,10 +8,13 @@ import pytest
 import tiny_pipelines
 from rich.console import Console
 
+from compress.architectures.diffusion_costs import costs_of
 from compress.errors import ModelError
 from compress.inspect.budget import budget_of
 from compress.inspect.part_calls import part_calls
 from compress.inspect.render import write_budget
+from compress.training.denoiser_config import SmallDecoder
+from compress.training.small_decoder import make_small_autoencoder
 
 
 def test_parts_of_a_pipeline_are_predicted_and_shown(tmp_path: Path) -> None:
@@ -24,6 +27,11 @@ def test_parts_of_a_pipeline_are_predicted_and_shown(tmp_path: Path) -> None:
         assert call.parameters == sum(weight.numel() for weight in parts[call.part].parameters())
         assert call.fp32_bytes == 2 * call.fp16_bytes > 4 * call.parameters
         assert call.fp32_stored_attention_bytes >= call.fp32_bytes
+    # A small decoder's config has no size of its own, and is asked about the same latents.
+    small = make_small_autoencoder(parts["vae"], SmallDecoder(width=8, layers=1), seed=0)
+    small.save_pretrained(tmp_path / "small")
+    (folder / "vae" / "config.json").write_bytes((tmp_path / "small" / "config.json").read_bytes())
+    assert part_calls(folder)[1].multiplications == costs_of(small, 8).multiplications < vae.multiplications
     console = Console(width=120, record=True)
     write_budget(budget, 1, 0, console)
     shown = console.export_text()

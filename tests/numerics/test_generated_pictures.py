@@ -89,6 +89,16 @@ def test_the_interval_is_about_as_wide_as_the_shares_say() -> None:
     assert (high + low) / 2 == pytest.approx(value, abs=0.3 * half)
 
 
+def test_the_interval_lies_about_a_distance_that_is_all_chance() -> None:
+    # Of few pictures in many features resamples lie far above: 60 rows of 15 features, from the same distribution.
+    mix = np.random.default_rng(11).normal(size=(15, 15))
+    made, real = (np.random.default_rng(seed).normal(size=(count, 15)) @ mix for seed, count in ((12, 60), (13, 2000)))
+    value, low, high = frechet_interval(made, real, seed=0)
+    drawn = np.random.default_rng(1).integers(0, 60, (100, 60))
+    assert min(frechet_distance(made[rows], real) for rows in drawn) > value
+    assert 0.2 < (value - low) / (high - low) < 0.8
+
+
 def test_manifolds_on_a_line() -> None:
     # Radii to the nearest other: 1, 1, 4 (from 5 to 1).
     real = np.array([[0.0], [1.0], [5.0]])

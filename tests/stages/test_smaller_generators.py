@@ -107,6 +107,7 @@ def test_a_small_decoder_takes_the_place_of_the_vae(start: Path, context: Contex
     assert opened.vae_scale_factor == 2
 
 
+@pytest.mark.slow
 def test_cut_parts_are_exported_as_whole_ones_are(start: Path, context: Context) -> None:
     made = pruned(start, context, blocks="bk-sdm-small", channels=0.5)
     small = make_small_autoencoder(made.parts["vae"], SmallDecoder(width=8, layers=1), seed=0)

@@ -18,6 +18,7 @@ from compress.tasks import capability, registry
 from compress.tasks.capability import (
     ANSWERS_AT_ONCE,
     BY_PLACE,
+    DRAWS,
     EMBEDS,
     GENERATES,
     HAS_CLASSES,
@@ -74,6 +75,7 @@ def test_a_task_is_known_by_its_own_name() -> None:
         *OF_TEXT,
         *OF_IMAGES,
         "graph-agreement",
+        "text-to-image",
         *OF_PLACES,
     }
 
@@ -123,12 +125,12 @@ def test_tasks_are_found_by_what_they_can_do(requires: set[str], excludes: set[s
     assert list(found) == [name for name in TASK_NAMES if name in names]
 
 
-WRITES = {GENERATES, TRANSCRIBES, REWRITES, TELLS_OF_IMAGES}
+IN_STEPS = {GENERATES, TRANSCRIBES, REWRITES, TELLS_OF_IMAGES, DRAWS}
 
 
-def test_what_answers_token_by_token_does_not_answer_at_once() -> None:
+def test_what_answers_by_tokens_or_steps_does_not_answer_at_once() -> None:
     for task in TASKS.values():
-        assert (ANSWERS_AT_ONCE in task.capabilities) != bool(task.capabilities & WRITES)
+        assert (ANSWERS_AT_ONCE in task.capabilities) != bool(task.capabilities & IN_STEPS)
 
 
 def test_every_stage_is_for_some_task() -> None:

@@ -23,7 +23,7 @@ from compress.training.fewer_steps import StepsLesson, told_of_guidance
 from compress.training.fewer_steps_config import FewerSteps
 from compress.training.kept_training import KeptTraining
 from compress.training.noised_latents import latent_examples
-from compress.training.step_losses import Agree, Averaged, Batch, Denoiser, Halve
+from compress.training.step_losses import Agree, Averaged, Batch, Denoiser, Join
 
 diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -87,7 +87,7 @@ def test_steps_that_were_learned_are_twice_as_near_as_the_best_that_were_not(
 @pytest.mark.parametrize("place", range(4))
 def test_a_target_ends_where_two_steps_of_diffusers_do(place: int) -> None:
     teacher = mixture.ExactDenoiser()
-    loss = Halve(denoiser(teacher), denoiser(teacher), 4)
+    loss = Join(denoiser(teacher), denoiser(teacher), 4)
     time, noisy = loss.times[place], noise(6)
     target = loss.target(noisy, time.repeat(6), Batch(noisy))
     eight, four = (mixture.scheduler(timestep_spacing="trailing") for _ in range(2))
@@ -100,6 +100,14 @@ def test_a_target_ends_where_two_steps_of_diffusers_do(place: int) -> None:
     level = table().at(time.reshape(1), 2)
     output = (level.alpha * noisy - target) / level.sigma
     torch.testing.assert_close(four.step(output, time, noisy).prev_sample, reached, rtol=1e-3, atol=1e-4)
+
+
+def test_four_steps_at_once_end_where_those_of_diffusers_do() -> None:
+    teacher, noisy = mixture.ExactDenoiser(), noise(6)
+    loss = Join(denoiser(teacher), denoiser(teacher), 1, joined=4)
+    target = loss.target(noisy, loss.times.repeat(6), Batch(noisy))
+    found = mixture.drawn(teacher, mixture.scheduler(timestep_spacing="trailing"), 4, noisy)
+    torch.testing.assert_close(target, found, rtol=1e-3, atol=1e-4)  # behind the last step there is no noise
 
 
 def test_the_end_of_a_path_is_itself_at_the_smallest_timestep() -> None:
@@ -220,6 +228,20 @@ def test_rounds_halve_the_steps() -> None:
     assert FewerSteps(steps=4, teacher_steps=64).rounds == [32, 16, 8, 4]
     assert FewerSteps(steps=4).first_steps == 32 and FewerSteps(steps=32).first_steps == 64
     assert FewerSteps(steps=3).rounds == [24, 12, 6, 3]
+    assert FewerSteps(steps=4, teacher_steps=64, at_once=4).rounds == [16, 4]
+    assert FewerSteps(steps=4, teacher_steps=32, at_once=4).rounds == [8, 4]
+    assert FewerSteps(method="consistency").rounds == [4]
+
+
+def test_guidance_is_folded_in_by_a_round_of_its_own_or_by_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named: list[str] = []
+    monkeypatch.setattr(StepsLesson, "_train", lambda self, name, make, place, rounds: named.append(name))
+    few = {"steps": 4, "teacher_steps": 16, "prediction_type": "sample"}
+    lesson(tmp_path, few).teach()
+    lesson(tmp_path, {**few, "guidance_first": False, "at_once": 4}).teach()
+    assert named == ["guided", "8-steps", "4-steps", "4-steps"]
 
 
 def test_a_denoiser_without_text_takes_no_guidance(tmp_path: Path) -> None:

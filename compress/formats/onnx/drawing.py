@@ -164,7 +164,7 @@ def drawing_folder(model: GeneratorModel, graphs: Mapping[str, onnx.ModelProto])
 
     Raises `StageError` for a model with parts that no graph is made of.
     """
-    unwritten = [name for name, one in model.kept.items() if isinstance(one, nn.Module)]
+    unwritten = [name for name, folder in model.kept.items() if any(folder.glob("*.safetensors"))]
     if unwritten:
         raise StageError(
             f"No graph is made of {', '.join(unwritten)}.",
@@ -173,6 +173,8 @@ def drawing_folder(model: GeneratorModel, graphs: Mapping[str, onnx.ModelProto])
             mend="write `safety_checker: leave_out` into the recipe, and see to what is shown to people yourself",
         )
     companions = model.companions()
+    for name, folder in model.kept.items():
+        companions |= {f"{name}/{file.name}": file.read_bytes() for file in folder.iterdir() if file.is_file()}
     for name in graphs:
         part = model.parts[VAE if name == DECODER else name]
         companions[f"{name}/config.json"] = _config(part)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -77,3 +79,12 @@ def test_a_graph_that_differs_is_named(model: GeneratorModel, exported: dict[str
     weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) + 0.1, weight.name))
     with pytest.raises(IntegrityError, match="vae_decoder differs from torch by 1"):
         prove_drawing(model, {**graphs, "vae_decoder": changed}, ids, 1e-3)
+
+
+@pytest.mark.slow
+def test_a_denoiser_that_is_told_of_the_guidance_becomes_a_graph(tmp_path: Path) -> None:
+    model = load_pipeline(pipeline_folder(tmp_path, time_cond_proj_dim=8))
+    ids = model.processor.ids(PROMPTS)
+    graphs = {name: one.graph for name, one in export_drawing(model, ids, None, True).items()}
+    assert shapes(graphs["unet"].graph.input)["timestep_cond"] == ["batch_size", 8]
+    assert max(one.worst for one in prove_drawing(model, graphs, ids, 1e-3).values()) < 1e-4

@@ -12,7 +12,7 @@ export async function openBundle(read) {
   const manifest = await json("manifest.json");
   const end = manifest.postprocessing;
   const open = async (path) => ort.InferenceSession.create(await read(path), { executionProviders: ["wasm"] });
-  const [ids, ...sessions] = await Promise.all([
+  const [prompts, ...sessions] = await Promise.all([
     openPrompts(manifest, json),
     ...[manifest.model, end.denoiser, end.decoder].map(open),
   ]);
@@ -72,7 +72,7 @@ export async function openBundle(read) {
     return { levels, width, height, channels };
   }
 
-  return { manifest, json, ids, paint, steps: end.timesteps.length };
+  return { manifest, json, ...prompts, paint, steps: end.timesteps.length };
 }
 
 const MOST = 1024;

@@ -1,7 +1,7 @@
 // Prompts -> ids, by `preprocessing` in manifest.json.
 import { Tokenizer } from "./runtime/tokenizers.min.mjs";
 
-/** Gives the function from a prompt to its ids; `json` gives a file of the bundle, parsed. */
+/** {ids, fits}; `json` gives a file of the bundle, parsed. */
 export async function openPrompts(manifest, json) {
   const rule = manifest.preprocessing;
   const config = rule.tokenizer.replace("tokenizer.json", "tokenizer_config.json");
@@ -15,11 +15,22 @@ export async function openPrompts(manifest, json) {
     by,
   ]);
 
-  return (text) => {
-    const { prefix_ids: prefix, suffix_ids: suffix, max_length: length } = rule;
+  const { prefix_ids: prefix, suffix_ids: suffix, max_length: length } = rule;
+  const room = length - prefix.length - suffix.length;
+
+  function own(text) {
     const clear = classed.reduce((known, [pattern, by]) => known.replace(pattern, by), text);
-    const own = tokenizer.encode(clear, { add_special_tokens: false }).ids;
-    const ids = [...prefix, ...own.slice(0, length - prefix.length - suffix.length), ...suffix];
-    return [...ids, ...Array(length - ids.length).fill(rule.pad_id)];
-  };
+    return tokenizer.encode(clear, { add_special_tokens: false }).ids;
+  }
+
+  /** The ids of a prompt, padded or cut to as many as the model reads. */
+  function ids(text) {
+    const found = [...prefix, ...own(text).slice(0, room), ...suffix];
+    return [...found, ...Array(length - found.length).fill(rule.pad_id)];
+  }
+
+  /** Whether nothing of a prompt is cut. */
+  const fits = (text) => own(text).length <= room;
+
+  return { ids, fits };
 }

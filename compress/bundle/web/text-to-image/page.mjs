@@ -55,7 +55,8 @@ async function answer() {
   }
   picture.setAttribute("aria-label", text.value);
   const seconds = ((performance.now() - start) / 1000).toFixed(1);
-  say(`Drawn in ${bundle.steps} steps and ${seconds} s on this device; nothing was sent.`);
+  const cut = bundle.fits(text.value) ? "" : " The prompt is too long; its end was not read.";
+  say(`Drawn in ${bundle.steps} steps and ${seconds} s on this device; nothing was sent.${cut}`);
   if (!performance.getEntriesByName("first answer").length) performance.mark("first answer");
   document.body.dataset.answer = text.value;
 }

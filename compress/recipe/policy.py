@@ -84,6 +84,9 @@ _QUALITY = {
     "perplexity": "1%",
     "perplexity_on_*[!]]": "1%",
     "loss": "1%",
+    "prompt_accuracy": "1 points",
+    "frechet_distance": "5%",
+    "prompt_diversity": "2%",
 }
 """Of what is judged beside the test split the whole, not each kind of token (`[!]]`: no name that ends in `]`)."""
 GATE_RULES = _rules(

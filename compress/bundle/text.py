@@ -18,7 +18,7 @@ from compress.errors import BundleError, ModelError
 from compress.runtimes.runtime import Batch
 
 _PROBE = "a"
-_FOREIGN = (
+FOREIGN = (
     "",
     "Ein schöner Film; das Ende überrascht!",
     "Прекрасный фильм 👍🏽",
@@ -226,8 +226,8 @@ def _texts(built_in: Sequence[str], most: int, short: int, make_cases: Callable[
     )
 
 
-TEXTS = _texts((*_OPINIONS, *_FOREIGN), most=3, short=60)
-SOURCES = _texts((*_SENTENCES, *_FOREIGN), most=3, short=120)
-SENTENCES = _texts((*_QUESTION, *_FOREIGN), most=len(_QUESTION), short=120)
-WORDS = _texts((*_NAMES, *_FOREIGN), most=3, short=120, make_cases=_make_word_cases)
-MASKED_TEXTS = _texts((*_GAPS, *_FOREIGN), most=3, short=120, make_cases=_make_masked_cases)
+TEXTS = _texts((*_OPINIONS, *FOREIGN), most=3, short=60)
+SOURCES = _texts((*_SENTENCES, *FOREIGN), most=3, short=120)
+SENTENCES = _texts((*_QUESTION, *FOREIGN), most=len(_QUESTION), short=120)
+WORDS = _texts((*_NAMES, *FOREIGN), most=3, short=120, make_cases=_make_word_cases)
+MASKED_TEXTS = _texts((*_GAPS, *FOREIGN), most=3, short=120, make_cases=_make_masked_cases)

@@ -63,6 +63,17 @@ def ddim_step(clean: torch.Tensor, noisy: torch.Tensor, here: Level, there: Leve
     return there.alpha * clean + there.sigma / here.sigma * (noisy - here.alpha * clean)
 
 
+def extrapolated(clean: torch.Tensor, before: torch.Tensor, last: Level, here: Level, there: Level) -> torch.Tensor:
+    """The x that makes a `ddim_step` one of second order, of x here and at the ``last`` step ``before``.
+
+    DPM-Solver++ 2M (Lu et al. 2022, algorithm 2): x + (x - x_last) h / (2 h_last), steps being those of
+    log(alpha / sigma). Where nothing is left of the noise, x itself.
+    """
+    past, now, after = (torch.log(level.alpha / level.sigma) for level in (last, here, there))
+    share = (after - now) / (2 * (now - past))
+    return clean + torch.where(there.sigma > 0, share, 0.0) * (clean - before)
+
+
 def progressive_target(noisy: torch.Tensor, reached: torch.Tensor, here: Level, there: Level) -> torch.Tensor:
     """The x by which one DDIM step from z_t arrives at ``reached``, where two of the teacher's did.
 

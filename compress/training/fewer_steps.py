@@ -235,7 +235,10 @@ class _Round:
         lesson = self.lesson
         student = Denoiser(lesson.student, lesson.kind, lesson.table, lesson.told)
         match = Match(self.teacher, student)
-        return lesson.student, Join(self.teacher, student, self.steps, self.joined) if self.steps else match
+        return lesson.student, self._joined(student) if self.steps else match
+
+    def _joined(self, student: Denoiser) -> Join:
+        return Join(self.teacher, student, self.steps, self.joined, self.lesson.few.solver != "ddim")
 
 
 def told_of_guidance(network: Any, width: int = _TOLD_WIDTH) -> Any:

@@ -37,6 +37,11 @@ class FewerSteps(Frozen):
         description="progressive: how many steps of the teacher become one in a round. More take fewer rounds, each of "
         "which asks the teacher as many times for one step of training",
     )
+    solver: Literal["ddim", "dpm-solver++"] = Field(
+        "ddim",
+        description="progressive: how the teacher's steps that become one are taken: DDIM's as in the paper, or those "
+        "of DPM-Solver++ 2M, which come nearer to the teacher's own path",
+    )
     guidance_first: bool = Field(
         True,
         description="progressive: guidance is folded in by a round of its own before there are fewer steps, or else by "

@@ -17,6 +17,7 @@ from compress.numerics.diffusion import (
     boundary_scalings,
     clean_of,
     ddim_step,
+    extrapolated,
     guidance_embedding,
     guided,
     noised,
@@ -114,13 +115,14 @@ class Match:
 class Join:
     """One DDIM step of the student's ``steps`` does what ``joined`` of the teacher do.
 
-    Two, as in Salimans and Ho 2022, algorithm 2, or more at once.
+    Two, as in Salimans and Ho 2022, algorithm 2, or more at once; those of DDIM, or of second order.
     """
 
     teacher: Denoiser
     student: Denoiser
     steps: int
     joined: int = 2
+    second_order: bool = False
 
     @property
     def times(self) -> torch.Tensor:
@@ -134,9 +136,13 @@ class Join:
         stride = len(table) // self.steps
         places = [times - stride * place // self.joined for place in range(self.joined + 1)]
         levels = [table.at(place, axes) for place in places]
-        reached = noisy
-        for place, (here, there) in zip(places, pairwise(levels), strict=False):
-            reached = ddim_step(self.teacher.clean(reached, place, batch), reached, here, there)
+        reached, found = noisy, list[torch.Tensor]()
+        for at, (here, there) in enumerate(pairwise(levels)):
+            found.append(self.teacher.clean(reached, places[at], batch))
+            clean = found[-1]
+            if self.second_order and at:
+                clean = extrapolated(clean, found[-2], levels[at - 1], here, there)
+            reached = ddim_step(clean, reached, here, there)
         return progressive_target(noisy, reached, levels[0], levels[-1])
 
     def loss(self, network: nn.Module, batch: Batch) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -111,9 +110,12 @@ def test_boundary_scalings_are_those_of_diffusers() -> None:
 
 
 def test_guidance_is_embedded_as_diffusers_does_it() -> None:
-    scales, embed = torch.tensor([1.0, 4.5, 8.0]), diffusers.LatentConsistencyModelPipeline
-    method: Callable[..., torch.Tensor] = embed.get_guidance_scale_embedding
-    torch.testing.assert_close(guidance_embedding(scales, 33), method(None, scales - 1, 33), rtol=1e-4, atol=1e-4)
+    """LatentConsistencyModelPipeline has the sinusoids of timesteps, of 1000 (scale - 1)."""
+    from diffusers.models.embeddings import get_timestep_embedding
+
+    scales = torch.tensor([1.0, 4.5, 8.0])
+    wanted = get_timestep_embedding(1000 * (scales - 1), 33, downscale_freq_shift=1)
+    torch.testing.assert_close(guidance_embedding(scales, 33), wanted, rtol=1e-4, atol=1e-3)
 
 
 def test_the_pseudo_huber_loss_is_a_square_near_by_and_a_distance_far_off() -> None:

@@ -102,11 +102,15 @@ def test_a_target_ends_where_two_steps_of_diffusers_do(place: int) -> None:
     torch.testing.assert_close(four.step(output, time, noisy).prev_sample, reached, rtol=1e-3, atol=1e-4)
 
 
-def test_four_steps_at_once_end_where_those_of_diffusers_do() -> None:
+@pytest.mark.parametrize("second_order", [False, True])
+def test_four_steps_at_once_end_where_those_of_diffusers_do(second_order: bool) -> None:
     teacher, noisy = mixture.ExactDenoiser(), noise(6)
-    loss = Join(denoiser(teacher), denoiser(teacher), 1, joined=4)
+    loss = Join(denoiser(teacher), denoiser(teacher), 1, joined=4, second_order=second_order)
     target = loss.target(noisy, loss.times.repeat(6), Batch(noisy))
-    found = mixture.drawn(teacher, mixture.scheduler(timestep_spacing="trailing"), 4, noisy)
+    made = mixture.scheduler(timestep_spacing="trailing")
+    if second_order:
+        made = diffusers.DPMSolverMultistepScheduler.from_config(made.config)
+    found = mixture.drawn(teacher, made, 4, noisy)
     torch.testing.assert_close(target, found, rtol=1e-3, atol=1e-4)  # behind the last step there is no noise
 
 

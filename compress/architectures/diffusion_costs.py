@@ -37,10 +37,6 @@ class PartCosts:
     working_values: int
     stored_attention_values: int
 
-    def weight_bytes(self, bits: int) -> int:
-        """Of the weights alone, with so many bits for each."""
-        return self.parameters * bits // 8
-
     def memory_bytes(self, bits: int, stored_attention: bool = False) -> int:
         """Weights and all that is alive at the peak, in floats of so many bits."""
         alive = self.stored_attention_values if stored_attention else self.working_values

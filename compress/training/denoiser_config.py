@@ -32,7 +32,7 @@ class DenoiserPruning(Frozen):
         None, min_length=1, description="channels of each stage that stay, in place of a share"
     )
     importance_examples: int = Field(64, ge=1, description="training pictures that importance sees")
-    timesteps: int = Field(50, ge=1, le=1000, description="timesteps, evenly spaced, over which importance is gathered")
+    timesteps: int = Field(50, ge=3, le=1000, description="timesteps, evenly spaced, over which importance is gathered")
     threshold: float = Field(
         0.05, ge=0, lt=1, description="timesteps whose loss is a smaller share of the largest are left out"
     )

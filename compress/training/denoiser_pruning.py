@@ -82,7 +82,7 @@ def prune_unet(unet: Any, settings: DenoiserPruning, examples: Examples, noising
 
 
 def _by_thirds(losses: torch.Tensor) -> list[float]:
-    return [round(float(part.mean()), 5) if len(part) else float("nan") for part in losses.tensor_split(len(_THIRDS))]
+    return [round(float(part.mean()), 5) for part in losses.tensor_split(len(_THIRDS))]
 
 
 @dataclass(frozen=True)

@@ -149,19 +149,8 @@ class Noising:
         if self.dropped:
             emptied = (torch.rand(rows, generator=generator) < self.dropped).to(clean.device)
             conditions = self._without(conditions, emptied)
-        return self.with_noise(clean, noise, timesteps, conditions)
-
-    def with_noise(
-        self, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, conditions: Mapping[str, torch.Tensor]
-    ) -> NoisedLatents:
-        """Latents with this noise at these timesteps."""
         noised = self.scheduler.add_noise(clean, noise, timesteps)
         return NoisedLatents(clean, noise, timesteps, noised, self._target(clean, noise, timesteps), conditions)
-
-    def without_prompt(self, conditions: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Conditions [B, ...] with those of no prompt in place of each that has any."""
-        rows = len(next(iter(conditions.values()))) if conditions else 0
-        return self._without(conditions, torch.ones(rows, dtype=torch.bool))
 
     def _without(self, conditions: Mapping[str, torch.Tensor], emptied: torch.Tensor) -> dict[str, torch.Tensor]:
         made = dict(conditions)

@@ -41,7 +41,6 @@ def test_unets_multiply_as_often_as_published(config, blocks, published):
 
 def test_memory_is_that_of_weights_and_of_what_is_alive_at_once():
     costs = part_costs(SD15_UNET)
-    assert costs.weight_bytes(16) == 2 * 859_520_964
     # The largest attention: 4096 x 4096 places for each of 8 heads, of which softmax makes another.
     matrix = 8 * 4096 * 4096
     assert matrix <= costs.stored_attention_values - costs.working_values <= 3 * matrix

@@ -107,7 +107,7 @@ def _bench_on_data(
     found = find_artifact(artifact, recipe)
     other = find_artifact(baseline, recipe) if baseline else None
     place = find_target(target)
-    _refuse_idle(found.task.capabilities, changed)
+    refuse_idle(found.task.capabilities, changed)
     for one in filter(None, (found, other)):
         check_opens(one.folder, place)
     from compress.formats.silence import quiet_libraries
@@ -127,7 +127,7 @@ def _bench_on_data(
     return measure
 
 
-def _refuse_idle(task: Capabilities, changed: dict[str, Any]) -> None:
+def refuse_idle(task: Capabilities, changed: dict[str, Any]) -> None:
     """Raise `InputError` for options of pictures where none are drawn."""
     from compress.errors import InputError
     from compress.tasks.capability import DRAWS

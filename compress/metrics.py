@@ -123,7 +123,7 @@ _KNOWN = {
             relative=True,
         ),
         Metric("sampling_steps", "Steps of a picture", "count", "lower", "fewer", "more"),
-        _quality("prompt_accuracy", "Prompts that the judge sees"),
+        _quality("prompt_accuracy", "Prompt accuracy"),
         _error("frechet_distance", "Fr\u00e9chet distance", "plain"),
         _quality("picture_precision", "Precision of pictures"),
         _quality("picture_recall", "Recall of pictures"),

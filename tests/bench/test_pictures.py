@@ -117,7 +117,7 @@ def test_parts_elsewhere_are_timed_by_their_own_clock() -> None:
     assert drawer.parts["denoiser"].held == [(2, 4, 8, 8)] * 3
     assert (found.text_ms, found.steps_ms, found.decoder_ms) == (21.0, [10.0, 11.0, 12.0], 10.0)
     # All of it, and what the scheduler takes here.
-    assert 64.0 <= found.picture_ms < 164.0
+    assert found.picture_ms > 21.0 + 33.0 + 10.0
 
 
 def test_the_runtime_of_several_pages_is_counted_once() -> None:

@@ -5,11 +5,7 @@ import sys
 
 import numpy as np
 import torch
-
-# Ours is newer than this diffusers knows, which fails to import with it.
-sys.modules["torchao"] = None
-
-from optimum.onnxruntime import ORTDiffusionPipeline  # noqa: E402
+from optimum.onnxruntime import ORTDiffusionPipeline
 
 folder, prompts, noise, steps, guidance, out = sys.argv[1:]
 pipeline = ORTDiffusionPipeline.from_pretrained(folder)

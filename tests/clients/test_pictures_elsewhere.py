@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from foreign_environments import OPTIMUM_DIFFUSERS
+from foreign_environments import SENTENCE_TRANSFORMERS
 from tiny_pipelines import pipeline_folder
 
 from compress.checkpoints.diffusion_pipeline import GeneratorModel, load_pipeline
@@ -46,5 +46,5 @@ def test_optimum_draws_the_same_pictures(
     np.save(tmp_path / "noise.npy", noise)
     script = Path(__file__).parent / "optimum_pictures.py"
     given = (str(folder), json.dumps(PROMPTS), str(tmp_path / "noise.npy"), "4", "3.0", str(tmp_path / "out.npy"))
-    assert OPTIMUM_DIFFUSERS.run(script, *given).strip() == "ORTStableDiffusionPipeline"
+    assert SENTENCE_TRANSFORMERS.run(script, *given).strip() == "ORTStableDiffusionPipeline"
     np.testing.assert_allclose(np.load(tmp_path / "out.npy") * 255, expected * 255, atol=1)

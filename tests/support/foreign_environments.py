@@ -17,13 +17,15 @@ from filelock import FileLock
 class ForeignEnvironment:
     """An environment that is made once for this user, over the packages that are installed here.
 
-    ``steps`` are installed one after another; ``variables`` are those of a script that runs there.
+    ``steps`` are installed one after another; ``variables`` are those of a script that runs there, which finds none of
+    our packages that are ``hidden``.
     """
 
     name: str
     steps: tuple[tuple[str, ...], ...]
     flags: tuple[str, ...] = ()
     variables: dict[str, str] = field(default_factory=dict)
+    hidden: tuple[str, ...] = ()
 
     def python(self) -> Path:
         """Its interpreter. The pip of here installs, which is quicker than to install another, and compiles nothing."""
@@ -31,17 +33,20 @@ class ForeignEnvironment:
         home = cache / "compress" / "tests" / self.name
         python, ready = home / "bin" / "python", home / "ready"
         ours = sysconfig.get_path("purelib")
+        seen = " ".join((ours, *(f"without {name}" for name in self.hidden)))
         home.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{home}.lock"):
-            if not ready.exists() or ready.read_text() != ours:
+            if not ready.exists() or ready.read_text() != seen:
                 venv.create(home, clear=True)
                 (site,) = home.glob("lib/python*/site-packages")
                 (site / "ours.pth").write_text(ours + "\n")
+                hidden = "".join(f"import sys; sys.modules[{name!r}] = None\n" for name in self.hidden)
+                (site / "hidden.pth").write_text(hidden)
                 pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-compile"]
                 for wanted in self.steps:
                     command = [*pip, "--disable-pip-version-check", *self.flags, *wanted]
                     subprocess.run(command, check=True, timeout=900, env=os.environ | {"BUILD_CUDA_EXT": "0"})
-                ready.write_text(ours)
+                ready.write_text(seen)
         return python
 
     def run(self, script: Path, *arguments: str) -> str:
@@ -63,20 +68,21 @@ GPTQMODEL = ForeignEnvironment(
 S3 = ForeignEnvironment("s3-2026.9.0", (("s3fs==2026.9.0", "moto[s3,server]==5.2.5", "python-dateutil<3"),))
 """botocore needs an older python-dateutil; moto is a server that speaks S3."""
 SENTENCE_TRANSFORMERS = ForeignEnvironment(
-    "sentence-transformers-5.2.3",
-    (("sentence-transformers==5.2.3", "optimum-onnx==0.1.0", "transformers==4.57.6", "datasets==4.4.2"),),
+    "sentence-transformers-5.2.3-diffusers-0.35.2",
+    (
+        (
+            *("sentence-transformers==5.2.3", "optimum-onnx==0.1.0", "transformers==4.57.6", "datasets==4.4.2"),
+            "diffusers==0.35.2",
+        ),
+    ),
     variables={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+    hidden=("torchao",),
 )
-"""With its ONNX backend; it needs transformers 4."""
+"""With its ONNX backend, and optimum's pipelines of diffusers; it needs transformers 4, and that an older diffusers."""
 OPTIMUM_INTEL = ForeignEnvironment(
     "optimum-intel-2.2.0",
     (("optimum-intel==2.2.0", "transformers==5.5.4", "huggingface-hub==1.21.0", "datasets==4.4.2"),),
     variables={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+    hidden=("diffusers",),
 )
 """It needs an older transformers, and that an older huggingface-hub and datasets."""
-OPTIMUM_DIFFUSERS = ForeignEnvironment(
-    "optimum-diffusers-0.1.0",
-    (("optimum-onnx==0.1.0", "transformers==4.57.6", "diffusers==0.35.2"),),
-    variables={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-)
-"""optimum's ONNX Runtime pipelines need transformers 4, and that an older diffusers."""

@@ -52,7 +52,7 @@ def test_every_way_is_read_and_written_and_read_again(tmp_path: Path) -> None:
 
 def test_the_documented_slices_are_read(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "guides" / "evaluation.md").read_text()
-    block, judged = (yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", page, re.S))
+    block, drawn, judged = (yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", page, re.S))
     read = read_recipe(recipe(tmp_path, block["slices"])).slices
     assert read is not None
     assert len(read) == 7
@@ -60,6 +60,8 @@ def test_the_documented_slices_are_read(tmp_path: Path) -> None:
     rest = {"name": "judged", "task": "text-generation", "model": "x", "stages": ["export"]}
     path.write_text(yaml.safe_dump(rest | judged))
     assert read_recipe(path).data.also == {"code": "python", "verses": "text"}
+    path.write_text(yaml.safe_dump(rest | {"task": "text-to-image", "data": {"source": "y"}} | drawn))
+    assert read_recipe(path).evaluation.pictures == 8
 
 
 def test_no_slices_is_not_the_same_as_the_tasks(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from compress.checkpoints.diffusion_pipeline import GeneratorModel
 from compress.checkpoints.torch_model import TorchModel
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.openvino.model import OpenVinoModel
-from compress.runtimes.picture_session import PictureSession
 from compress.stage.stage import Context, Needs, Promise, Stage
 from compress.tasks.capability import ANSWERS_AT_ONCE, DRAWS, GENERATES, Capabilities
 
@@ -103,6 +102,7 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
         from compress.formats.prove import of_session, prove_shipped
         from compress.formats.runtimes import opened
         from compress.formats.safetensors.pictures import torch_pictures
+        from compress.runtimes.picture_session import PictureSession
 
         rows = context.data.split("train").slice(0, _PROMPTS)
         if isinstance(model, GeneratorModel):

@@ -119,7 +119,7 @@ def test_a_student_of_another_model_has_that_model_s_shape() -> None:
 def test_what_stages_name_is_in_their_keys() -> None:
     stage = Elsewhere()
     assert [one.name for one in references([stage, MergeLora(adapter="mine")])] == ["words", "first", "second", "mine"]
-    recipe = Recipe.model_construct(data=_Data(), seed=0)
+    recipe = Recipe.model_construct(task="text-classification", data=_Data(), seed=0)
     digests: dict[str, str] = {}
     keys = Keys(recipe, _Data(), lambda name: digests.get(name, name), lambda name: digests.get(name, name))  # type: ignore[arg-type]
     found = {keys.stage(stage, "input", [])}

@@ -257,6 +257,24 @@ def losing(model: str) -> Iterator[None]:
         raise LostError(model, error) from error
 
 
+def repeat_rounds(run: Callable[[int], None], left: Callable[[], float], deadline: float | None) -> None:
+    """Call ``run`` with 0, 1 and so on, once at least, until a launch's share of the time is over.
+
+    ``left`` tells that share's seconds once the first round is done. A round is begun only where half of it fits into
+    them, and all of it before ``deadline``, by what the first took.
+    """
+    start = time.perf_counter()
+    run(0)
+    took = time.perf_counter() - start
+    last = time.perf_counter() + left() - took / 2
+    if deadline is not None:
+        last = min(last, deadline - took)
+    count = 1
+    while time.perf_counter() < last:
+        run(count)
+        count += 1
+
+
 def keep_memory(children: Mapping[str, Child], kept: dict[str, list[float]]) -> None:
     """Add the peak memory of each process. Raises `LostError`."""
     for name, child in children.items():

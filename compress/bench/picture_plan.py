@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from compress.bench.child import Child
-from compress.bench.launches import UNTIMED, Reference, keep_memory, losing
+from compress.bench.launches import UNTIMED, Reference, keep_memory, losing, repeat_rounds
 from compress.bench.record import Conditions, Record
 from compress.bench.rounds import Drawing, Turn, WarmUp, in_turn, take_turns, warm_up
 from compress.targets import Target
@@ -121,19 +120,11 @@ class _PictureTiming:
         self, children: Mapping[str, Child], number: int, left: Callable[[int], float], reference: Reference
     ) -> None:
         """See `Timing`: rounds of all settings until the launch's share of the time is over."""
-        start = time.perf_counter()
-        self._round(children, number, 0, reference)
-        took = time.perf_counter() - start
-        last = time.perf_counter() + left(len(self._plan.settings)) - took / 2
-        if self._conditions.deadline is not None:
-            last = min(last, self._conditions.deadline - took)
-        count = 1
-        while time.perf_counter() < last:
-            self._round(children, number, count, reference)
-            count += 1
+        run = partial(self._round, children, number, reference)
+        repeat_rounds(run, partial(left, len(self._plan.settings)), self._conditions.deadline)
         keep_memory(children, self._record.single_bytes)
 
-    def _round(self, children: Mapping[str, Child], number: int, count: int, reference: Reference) -> None:
+    def _round(self, children: Mapping[str, Child], number: int, reference: Reference, count: int) -> None:
         # Each order comes equally often.
         order = in_turn(list(children), number + count)
         for setting in self._plan.settings:

@@ -264,9 +264,13 @@ class Space:
 
     def _is_late(self, index: int) -> bool:
         """Whether a stage lies behind all that train."""
+        return bool(self._trained) and index > self._trained[-1]
+
+    @cached_property
+    def _trained(self) -> list[int]:
+        """Places of the stages behind the baseline that train."""
         pairs = zip(self.base.stages, shortened(self.base, 0.5), strict=True)
-        trained = [place for place, (stage, short) in enumerate(pairs) if stage != short]
-        return bool(trained) and index > trained[-1]
+        return [place for place, (stage, short) in enumerate(pairs) if stage != short]
 
     def _behind_baseline(self, index: int, where: str, name: str) -> None:
         """What everything is compared with must be the same for all."""

@@ -48,8 +48,10 @@ class Surrogate:
         ``lesser`` [d] says which features are taken to matter less than the others, until values say otherwise.
         """
         mask = np.zeros(features.shape[1], bool) if lesser is None else np.array(lesser)
-        found = [cls._scaled(features, values, deviations, spread, np.where(mask, part, 1.0)) for part in _LESSER]
-        usual, *others = found if mask.any() else found[-1:]
+        parts = _LESSER if mask.any() else (1.0,)
+        usual, *others = (
+            cls._scaled(features, values, deviations, spread, np.where(mask, part, 1.0)) for part in parts
+        )
         return max([usual, *(one for one in others if one.likelihood > usual.likelihood + _DOUBT)],
                    key=lambda one: one.likelihood)  # fmt: skip
 

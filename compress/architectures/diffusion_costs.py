@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from compress.checkpoints.sampling import import_diffusers
 from compress.errors import ModelError, first_line
 
 _FP32_BYTES = 4
@@ -78,8 +79,7 @@ def hollow_part(config: Mapping[str, Any]) -> Any:
 
     What its class has no field for is passed over, as diffusers does.
     """
-    import diffusers
-
+    diffusers = import_diffusers()
     name = str(config.get("_class_name"))
     made: Any = getattr(diffusers, name, None) if name.isidentifier() else None
     known = isinstance(made, type) and issubclass(made, diffusers.ModelMixin)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from compress.checkpoints.sampling import import_diffusers
 from compress.errors import InputError, first_line, nearest_name
 
 _SPACING = "timestep_spacing"
@@ -138,8 +139,7 @@ def best_untrained(
 
 def scheduler_class(name: str) -> Any:
     """The class of that name in diffusers. Raises `InputError` where there is none, naming one that is spelt alike."""
-    import diffusers
-
+    diffusers = import_diffusers()
     found = getattr(diffusers, name, None)
     if isinstance(found, type) and issubclass(found, diffusers.SchedulerMixin):
         return found

@@ -11,8 +11,9 @@ APART := jaxlib litert-converter ray openvino xllamacpp executorch ai-edge-liter
 	antlr4-python3-runtime rouge-score seqeval
 REQUIRED := pyproject.toml recipes/samples/pyproject.toml constraints.txt
 WORKERS ?= 2
-# Files whole, the longest first (tests/durations.json).
-ORDER := --dist loadfile --no-loadscope-reorder
+# Files whole, the longest first (tests/durations.json). A worker that dies ends the tests: a new one would begin with
+# the test that it died of.
+ORDER := --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 # Files of tests that judge times, beside which nothing runs (tests/conftest.py).
 ALONE := $(addprefix tests/,bench/test_session.py bench/test_generation.py bench/test_operator_difference.py \
 	formats/onnx/runtimes/test_onnxruntime_web.py)

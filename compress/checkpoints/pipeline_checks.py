@@ -12,6 +12,8 @@ from compress.errors import ModelError
 MODEL_INDEX, CONFIG = "model_index.json", "config.json"
 CHECKER = "safety_checker"
 DENOISERS = ("unet", "transformer")
+_DRAWN = ("UNet2DConditionModel",)
+"""Classes of denoisers that are called here as diffusers' pipelines call them."""
 _NEEDED = ("text_encoder", "vae", "tokenizer", "scheduler")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -100,6 +102,13 @@ def check_pipeline_folder(folder: Path) -> None:
             f"The pipeline has a {further[0]} beside the first.",
             where=str(folder / MODEL_INDEX),
             expected="one text encoder and one denoiser, as Stable Diffusion 1 and 2 have them",
+        )
+    _, denoises = named[denoiser[0]]
+    if denoises not in _DRAWN:
+        raise ModelError(
+            f"The pipeline's denoiser is a {denoises}, which takes other arguments than a UNet.",
+            where=str(folder / MODEL_INDEX),
+            expected=f"a {' or '.join(_DRAWN)}, as Stable Diffusion 1 and 2 have it",
         )
     for name in ("text_encoder", *denoiser, "vae", "tokenizer", "scheduler"):
         if not (folder / name).is_dir():

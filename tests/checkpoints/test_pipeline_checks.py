@@ -57,6 +57,12 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: change(folder / "model_index.json", text_encoder_2=["transformers", "CLIPTextModel"]),
         "a text_encoder_2 beside the first",
     ),
+    "a transformer": (
+        lambda folder: change(
+            folder / "model_index.json", unet=[None, None], transformer=["diffusers", "PixArtTransformer2DModel"]
+        ),
+        "denoiser is a PixArtTransformer2DModel, which takes other arguments",
+    ),
     "a mask": (
         lambda folder: change(folder / "text_encoder" / "config.json", use_attention_mask=True),
         "told which tokens are padding",

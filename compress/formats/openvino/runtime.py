@@ -165,7 +165,7 @@ class OpenVinoRuntime:
         if is_stateful(model):
             return open_stateful(graph, threads)
         try:
-            return OpenVinoSession(_core().compile_model(model, "CPU", settings), str(graph), threads)
+            return OpenVinoSession(core().compile_model(model, "CPU", settings), str(graph), threads)
         except RuntimeError as error:
             raise _cannot_open(graph, error) from error
 
@@ -183,7 +183,7 @@ def read_model(artifact: Path) -> openvino.Model:
     graph = file_of(artifact, OpenVinoModel.kind)
     weights_of(graph)
     try:
-        return _core().read_model(graph)
+        return core().read_model(graph)
     except RuntimeError as error:
         raise _cannot_open(graph, error) from error
 
@@ -197,14 +197,14 @@ def open_stateful(graph: Path, threads: int, exact: bool = False) -> StatefulSes
     """A language model's IR. ``exact``: nothing is rounded to 8 bits as it runs. Raises `ModelError`."""
     settings = {**_SETTINGS, **(_EXACT if exact else {}), "INFERENCE_NUM_THREADS": threads}
     try:
-        return StatefulSession(_core().compile_model(read_model(graph), "CPU", settings), str(graph), threads)
+        return StatefulSession(core().compile_model(read_model(graph), "CPU", settings), str(graph), threads)
     except RuntimeError as error:
         raise _cannot_open(graph, error) from error
 
 
 def compile_model(model: openvino.Model) -> openvino.CompiledModel:
     """A graph that was changed, as it would run here, with one thread."""
-    return _core().compile_model(model, "CPU", {**_SETTINGS, "INFERENCE_NUM_THREADS": 1})
+    return core().compile_model(model, "CPU", {**_SETTINGS, "INFERENCE_NUM_THREADS": 1})
 
 
 def _cannot_open(graph: Path, error: RuntimeError) -> ModelError:
@@ -212,7 +212,12 @@ def _cannot_open(graph: Path, error: RuntimeError) -> ModelError:
 
 
 @functools.cache
-def _core() -> openvino.Core:
+def core() -> openvino.Core:
+    """One for the process, which is never freed.
+
+    Each loads the processor's plugin, which gives the thread another stack for signals and, freed, the one before it:
+    of two that are freed in the order in which they were made a stack is left that is gone, and Ctrl-C is a crash.
+    """
     import openvino
 
     return openvino.Core()

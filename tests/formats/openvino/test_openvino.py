@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from compress.formats.onnx.model import OnnxModel
 from compress.formats.openvino.conversion import Precision, to_openvino
 from compress.formats.openvino.model import IR_FILE, OpenVinoModel
 from compress.formats.openvino.read import read_ir
+from compress.formats.openvino.runtime import core
 from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.formats.targets import TARGETS
 from compress.inspect.budget import budget_of
@@ -82,13 +85,12 @@ def test_tables_have_four_bits_where_they_are_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("width", "group"), [(64, 64), (192, 192), (768, 256), (80, 32)])
 def test_as_many_inputs_share_a_scale_as_all_products_allow(tmp_path: Path, width: int, group: int) -> None:
-    import openvino
 
     source = tmp_path / "source"
     graph = onnx.load(model_file(write_classifier(source, width=width, layers=2)))
     to_openvino(graph, {"config.json": b"{}"}, "int8").save(tmp_path)
     # Whoever opens the file gets it, without saying so.
-    compiled = openvino.compile_model(tmp_path / IR_FILE, "CPU")
+    compiled = core().compile_model(tmp_path / IR_FILE, "CPU")
     assert compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == group
     expected = answers(source, "cpu")
     np.testing.assert_allclose(answers(tmp_path, "openvino"), expected, atol=0.1 * np.abs(expected).max())
@@ -98,10 +100,10 @@ def rows_of(folder: Path, ids: np.ndarray) -> np.ndarray:
     """What plain OpenVINO looks up in the table, by the graph cut off after it."""
     import openvino
 
-    model = openvino.Core().read_model(folder / IR_FILE)
+    model = core().read_model(folder / IR_FILE)
     (gather,) = (one for one in model.get_ordered_ops() if one.get_type_name() == "Gather" and is_of_ids(one))
     cut = openvino.Model([gather.output(0)], model.get_parameters(), "cut")
-    found = openvino.compile_model(cut, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})({"input_ids": ids[None]})
+    found = core().compile_model(cut, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})({"input_ids": ids[None]})
     return np.array(found[0])[0]
 
 
@@ -168,3 +170,30 @@ def test_a_graph_is_needed_for_the_same_bytes(tmp_path: Path) -> None:
     graph = OnnxModel.load(write(tmp_path)[0], "text-classification").graph
     once, twice = (to_openvino(graph, {}, "int8", 4) for _ in range(2))
     assert once == twice
+
+
+INTERRUPTED = """
+import gc, os, signal, sys, time
+from pathlib import Path
+from compress.formats.runtimes import get_runtime
+from compress.formats.targets import TARGETS
+signal.signal(signal.SIGINT, signal.default_int_handler)
+target = TARGETS["openvino"]
+first, second = (get_runtime("openvino").open(Path(sys.argv[1]), target, threads=1) for _ in range(2))
+del first
+gc.collect()
+del second
+gc.collect()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(10)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def test_ctrl_c_is_no_crash_after_models_were_closed_in_the_order_in_which_they_were_opened(tmp_path: Path) -> None:
+    _, folder = write(tmp_path)
+    program = [sys.executable, "-c", INTERRUPTED, str(folder)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (130, "")

@@ -27,7 +27,7 @@ from compress.formats.onnx.decoder.stored_weight import StoredWeight
 from compress.formats.openvino import decoder as decoders
 from compress.formats.openvino.decoder import ProvenDecoder, write_decoder
 from compress.formats.openvino.model import IR_FILE, OpenVinoModel
-from compress.formats.openvino.runtime import open_stateful
+from compress.formats.openvino.runtime import core, open_stateful
 from compress.formats.openvino.stage import OpenVino
 from compress.formats.openvino.stateful import read_stateful
 from compress.formats.runtimes import get_runtime
@@ -66,7 +66,7 @@ def saved(found: ProvenDecoder, folder: Path) -> Path:
 
 
 def constants(folder: Path) -> dict[str, Any]:
-    model = openvino.Core().read_model(folder / IR_FILE)
+    model = core().read_model(folder / IR_FILE)
     return {one.get_friendly_name(): one for one in model.get_ordered_ops() if one.get_type_name() == "Constant"}
 
 
@@ -79,7 +79,7 @@ def test_integers_and_scales_are_those_of_the_checkpoint_and_a_tied_table_is_sto
         assert weight is not None and stored.get_element_type().get_type_name() == f"i{bits}"
         # OpenVINO itself unpacks them.
         found = openvino.Model([openvino.opset13.convert(stored, "i32")], [])
-        integers = openvino.Core().compile_model(found, "CPU")()[0]
+        integers = core().compile_model(found, "CPU")()[0]
         expected = weight.integers.numpy().astype(np.int32) - (1 << (bits - 1))
         np.testing.assert_array_equal(integers.reshape(expected.shape), expected)
         np.testing.assert_array_equal(held[f"{name}.weight_Q{bits}/scale"].data[..., 0], weight.scales.numpy())
@@ -209,7 +209,7 @@ def test_every_width_and_zero_points_are_what_onnx_runtime_makes_of_them(
     theirs = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     (expected,) = theirs.run(None, {"input_ids": given})
     exact = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
-    compiled = openvino.Core().compile_model(read_stateful(tmp_path / "model.onnx"), "CPU", exact)
+    compiled = core().compile_model(read_stateful(tmp_path / "model.onnx"), "CPU", exact)
     found = compiled({"input_ids": given, "beam_idx": np.arange(2, dtype=np.int32)})["logits"]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-2)
 

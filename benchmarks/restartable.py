@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from compress.checkpoints.sampling import import_diffusers
 from compress.progress import Progress
 
 _SAVED_EVERY = 60.0
@@ -122,7 +122,9 @@ class _State:
         self.lesson = lesson
         self.path = _file(lesson, folder)
         self.optimizer = _optimizer(lesson)
-        self.average = EMAModel(lesson.module.parameters(), decay=_DECAY, use_ema_warmup=True)
+        self.average = import_diffusers().training_utils.EMAModel(
+            lesson.module.parameters(), decay=_DECAY, use_ema_warmup=True
+        )
 
     def load(self) -> int:
         """Take it from the file, and say how many steps it has seen: 0 without a file."""

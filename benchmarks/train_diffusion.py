@@ -39,7 +39,7 @@ from diffusion_lessons import (
 )
 from restartable import Lesson, forget, kept_plan, learn, seconds_a_step
 
-from compress.checkpoints.sampling import SAMPLING, Sampling
+from compress.checkpoints.sampling import SAMPLING, Sampling, import_diffusers
 from compress.cli.console_progress import ConsoleProgress
 from compress.errors import CompressError, InputError
 from compress.formats.silence import quiet_libraries
@@ -62,6 +62,7 @@ def main(
 ) -> None:
     """Train both and write them in safetensors."""
     quiet_libraries()
+    import_diffusers()
     progress = ConsoleProgress()
     try:
         train(output, minutes, seed, progress)

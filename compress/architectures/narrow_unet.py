@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers.models.embeddings import Timesteps
 from torch import nn
 
 from compress.architectures.channels import Cut, cut
 from compress.architectures.unet import with_config
 from compress.architectures.unet_channels import ChannelSet
+from compress.checkpoints.sampling import import_diffusers
 from compress.errors import StageError
 
 _SMALLEST = 1e-5
@@ -143,6 +143,6 @@ def _fit_time_embedding(unet: Any, width: int, timesteps: int) -> int:
 
 def _fit(width: int, config: Any, shift: int, steps: torch.Tensor, wanted: torch.Tensor) -> tuple[float, torch.Tensor]:
     """The squared error of the best weights [out, width] for sinusoids of that shift, and these."""
-    sinusoids = Timesteps(width, config.flip_sin_to_cos, shift)(steps).double()
+    sinusoids = import_diffusers().models.embeddings.Timesteps(width, config.flip_sin_to_cos, shift)(steps).double()
     weights = torch.linalg.lstsq(sinusoids, wanted, rcond=_SMALLEST, driver="gelsd").solution
     return float((sinusoids @ weights - wanted).square().mean()), weights.T

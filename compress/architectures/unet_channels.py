@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import Attention
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 from compress.architectures.channels import Coupling, Part, Side
+from compress.checkpoints.sampling import import_diffusers
 from compress.errors import StageError
 
 _KNOWN = frozenset(
@@ -84,7 +82,7 @@ class _Walk:
     """Goes through a UNet as its forward pass does, and notes who makes and who reads which channels."""
 
     def __init__(self, unet: Any) -> None:
-        self._unet = unet
+        self._unet, self._models = unet, import_diffusers().models
         self._groups = int(unet.config.norm_num_groups)
         self._about: list[tuple[int, int, int, int, int]] = []
         """Size, stage, unit, groups and times of each set."""
@@ -145,7 +143,7 @@ class _Walk:
 
     def _resnet(self, name: str, resnet: Any, inputs: Sequence[int], stage: int) -> int:
         """What it gives: a set of its own, or what it is given where nothing but itself is added to that."""
-        if not isinstance(resnet, ResnetBlock2D):
+        if not isinstance(resnet, self._models.resnet.ResnetBlock2D):
             raise self._strange(name, resnet)
         around, offset = resnet.conv_shortcut is not None, 0
         for one in inputs:
@@ -167,7 +165,7 @@ class _Walk:
         return given
 
     def _resampled(self, name: str, sampler: Any, hidden: int, stage: int) -> int:
-        if isinstance(sampler, ResnetBlock2D):
+        if isinstance(sampler, self._models.resnet.ResnetBlock2D):
             return self._resnet(name, sampler, [hidden], stage)
         if not isinstance(getattr(sampler, "conv", None), nn.Conv2d):
             return hidden
@@ -179,10 +177,10 @@ class _Walk:
     def _attention(self, name: str, module: Any, hidden: int, stage: int) -> None:
         if module is None:
             return
-        if isinstance(module, Attention):
+        if isinstance(module, self._models.attention_processor.Attention):
             self._note(hidden, f"{name}.group_norm", "both")
             self._heads(name, module, hidden, stage)
-        elif isinstance(module, Transformer2DModel):
+        elif isinstance(module, self._models.Transformer2DModel):
             inner = self._new(module.inner_dim, stage)
             self._note(hidden, f"{name}.norm", "both")
             self._note(hidden, f"{name}.proj_in", "in")

@@ -160,7 +160,10 @@ def load_scheduler(folder: Path) -> Any:
 
 
 def import_diffusers() -> Any:
-    """The package, imported without torchao, which takes seconds and isn't needed. Raises `MissingExtraError`."""
+    """The package, imported without torchao, which takes seconds and isn't needed; it logs errors alone.
+
+    Raises `MissingExtraError`.
+    """
     hidden = _TORCHAO not in sys.modules
     if hidden:
         sys.modules[_TORCHAO] = None  # type: ignore[assignment]  # so that it is taken for not installed
@@ -171,4 +174,6 @@ def import_diffusers() -> Any:
     finally:
         if hidden:
             del sys.modules[_TORCHAO]
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
     return diffusers

@@ -5,6 +5,7 @@ It is the loop of diffusers' StableDiffusionPipeline and LatentConsistencyModelP
 
 from __future__ import annotations
 
+import copy
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -98,7 +99,8 @@ class PictureSampler:
         self._check(noise)
         text = self._encoded(ids)
         told = {CONDITION: self._condition(len(noise))} if self.latents.condition else {}
-        scheduler = type(self.scheduler).from_config(self.scheduler.config)
+        # Its steps leave traces in it. To make one of its config takes as long as a call of a small denoiser.
+        scheduler = copy.deepcopy(self.scheduler)
         timesteps = self._timesteps(scheduler)
         latents = torch.from_numpy(np.asarray(noise, np.float32)) * scheduler.init_noise_sigma
         options = self._options(scheduler, seeds)

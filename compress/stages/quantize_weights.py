@@ -17,7 +17,7 @@ class QuantizeWeights(Stage[OnnxModel, OnnxModel]):
 
     For graphs whose time goes into reading weights, such as decoders that answer token by token; where many tokens
     are computed at once, as in encoders, `quantize` is faster. Embeddings are quantized too, and a head tied to one is
-    stored once; fused attention is left alone, since its operator takes floats. Tensors that float16 holds exactly are
+    stored once; fused attention is taken apart, since its operator takes floats. Tensors that float16 holds exactly are
     stored so.
     """
 

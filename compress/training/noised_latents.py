@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler
 from torch import nn
 
+from compress.checkpoints.sampling import import_diffusers
 from compress.errors import StageError
 from compress.tasks.task import Examples
 
@@ -97,7 +97,7 @@ class Noising:
     algorithm 1).
     """
 
-    scheduler: DDPMScheduler
+    scheduler: Any
     unconditional: Mapping[str, torch.Tensor] = field(default_factory=dict)
     dropped: float = 0.0
 
@@ -117,7 +117,7 @@ class Noising:
                 "DPMSolverMultistepScheduler, UniPCMultistepScheduler",
                 mend="leave the training of the denoiser out",
             )
-        return cls(DDPMScheduler.from_config(scheduler.config), unconditional or {}, dropped)
+        return cls(import_diffusers().DDPMScheduler.from_config(scheduler.config), unconditional or {}, dropped)
 
     @property
     def steps(self) -> int:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import nn
 
 from compress.architectures.diffusion_costs import cost_rows, costs_of, parameters
 from compress.checkpoints.diffusion_pipeline import VAE, GeneratorModel
+from compress.checkpoints.sampling import import_diffusers
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.numerics.distillation import feature_distance
@@ -47,12 +47,13 @@ def picture_examples(vae: Any, pictures: np.ndarray) -> Examples:
     return Examples(inputs, {PICTURES: None, LATENTS: None})
 
 
-def make_small_autoencoder(vae: Any, decoder: SmallDecoder, seed: int) -> AutoencoderTiny:
-    """One for pictures and latents of the same shapes as those of ``vae``, with weights drawn from ``seed``.
+def make_small_autoencoder(vae: Any, decoder: SmallDecoder, seed: int) -> Any:
+    """An `AutoencoderTiny` for pictures and latents of the same shapes as those of ``vae``, with weights drawn from ``seed``.
 
     Raises `StageError` for a VAE of another kind than `AutoencoderKL`.
     """
-    if not isinstance(vae, AutoencoderKL):
+    diffusers = import_diffusers()
+    if not isinstance(vae, diffusers.AutoencoderKL):
         raise StageError(
             f"A {type(vae).__name__} teaches no small decoder.",
             expected="an AutoencoderKL, whose decoder is called with one tensor of latents",
@@ -60,7 +61,7 @@ def make_small_autoencoder(vae: Any, decoder: SmallDecoder, seed: int) -> Autoen
         )
     config, stages = vae.config, len(vae.config.block_out_channels)
     torch.manual_seed(seed)
-    return AutoencoderTiny(
+    return diffusers.AutoencoderTiny(
         in_channels=config.in_channels,
         out_channels=config.out_channels,
         latent_channels=config.latent_channels,
@@ -95,7 +96,7 @@ def teach_small_decoder(
     settings: Distillation,
     decoder: SmallDecoder,
     context: Context,
-) -> AutoencoderTiny:
+) -> Any:
     """An autoencoder that decodes as ``vae`` does, taught on `picture_examples`; ``held_out`` ones judge every epoch.
 
     A killed training goes on where it was last kept. Raises `StageError`.
@@ -128,7 +129,7 @@ def teach_small_decoder(
 class _Both(nn.Module):
     """Encodes and decodes in one call, as several processes want it."""
 
-    def __init__(self, small: AutoencoderTiny) -> None:
+    def __init__(self, small: Any) -> None:
         super().__init__()
         self.small = small
 

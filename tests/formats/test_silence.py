@@ -85,3 +85,20 @@ def test_a_failure_leaves_everything_as_before(capfd: pytest.CaptureFixture[str]
         raise ValueError("broken")
     os.write(2, b"again\n")
     assert (logging.root.manager.disable, capfd.readouterr().err) == (before, "again\n")
+
+
+OF_DRAWING = """
+import sys
+from compress.formats.silence import quiet_libraries
+quiet_libraries()
+from compress.training import denoiser_pruning, fewer_steps, small_decoder
+from compress.checkpoints.sampling import import_diffusers
+diffusers = import_diffusers()
+diffusers.AutoencoderKL, diffusers.UNet2DConditionModel, diffusers.StableDiffusionPipeline
+print("torchao" in sys.modules)
+"""
+
+
+def test_what_trains_models_that_draw_leaves_it_out_as_well() -> None:
+    done = subprocess.run([sys.executable, "-c", OF_DRAWING], capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "False\n", "")

@@ -18,10 +18,15 @@ import torch
 from compress.formats.onnx.decoder.expanded import typed
 from compress.formats.onnx.decoder.nodes import MICROSOFT
 from compress.formats.onnx.decoder.stored_weight import StoredWeight, store
+from compress.formats.onnx.int8.kernels import pack_attention, unpack_attention
 from compress.numerics.integer_grid import find_grid, round_columns
 
 _SMALLEST = 1024
 """Elements of a matrix that is worth it."""
+_SPLITS_IN_THREE = 18
+"""The version of ONNX's operators from which `Split` is told how many parts it makes."""
+_CASTS_FOUR_BITS = 21
+"""The version from which `Cast` takes integers of 4 bits."""
 _HALVED = 1024
 """Elements of a float tensor that is worth storing in half the bytes where nothing is lost."""
 
@@ -51,12 +56,17 @@ def quantize_matrices(
 ) -> tuple[onnx.ModelProto, list[str]]:
     """A copy of ``model`` whose constant matrices are stored in few bits, and their names; branches of `If` included.
 
-    ``only_tied`` leaves alone what is not both looked up and multiplied with.
+    ``only_tied`` leaves alone what is not both looked up and multiplied with. `Attention` takes its weights as floats:
+    it is taken apart, unless they are floats again when the graph is opened.
     """
-    writer = _Writer(ir.from_proto(model), how)
+    graph = ir.from_proto(model)
+    attentions = [] if only_tied or graph.opset_imports.get("", 0) < _SPLITS_IN_THREE else unpack_attention(graph)
+    writer = _Writer(graph, how)
     names = writer.tables(only_tied)
     if not only_tied:
         names += writer.products()
+    if how.expand_on_load:
+        pack_attention(graph, attentions)
     return ir.to_proto(writer.finished(halve=not only_tied)), names
 
 
@@ -146,6 +156,7 @@ class _Writer:
     def _expand(self, value: ir.Value, weight: np.ndarray, turned: bool) -> None:
         """Integers that become float in the place of ``value``: of ``weight`` [rows, columns], ``turned`` or not."""
         name, graph = str(value.name), self._model.graph
+        self._model.opset_imports[""] = max(self._model.opset_imports.get("", 0), _CASTS_FOUR_BITS)
         stored = self._how.of(weight, name)
         blocks, kind = typed(stored, name)
         order, of_block = ((1, 2, 0), (1, 0)) if turned else ((0, 1, 2), (0, 1))

@@ -87,6 +87,39 @@ def test_a_tied_table_is_stored_once_and_nothing_stays_in_float():
     assert "Transpose" not in {node.op_type for node in model.graph.node}
 
 
+def attention_graph(packed: np.ndarray) -> onnx.ModelProto:
+    """Adds what a fused attention of four heads gives, which has packed projections [WIDTH, 3 * WIDTH] and a mask."""
+    given = ["x", "packed", "bias", "mask"]
+    nodes = [
+        helper.make_node("Attention", given, ["attended"], "attention", domain="com.microsoft", num_heads=4),
+        helper.make_node("Add", ["attended", "x"], ["y"]),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "length", WIDTH]),
+        helper.make_tensor_value_info("mask", TensorProto.INT32, ["batch", "length"]),
+    ]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", "length", WIDTH])]
+    stored = [numpy_helper.from_array(packed, "packed"), numpy_helper.from_array(weight(6, 3 * WIDTH), "bias")]
+    graph = helper.make_graph(nodes, "attention", inputs, outputs, stored)
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+@pytest.mark.parametrize(("expand_on_load", "kinds"), [(False, {"MatMulNBits"}), (True, {"Attention"})])
+def test_fused_attention_attends_with_what_its_integers_stand_for(expand_on_load: bool, kinds: set[str]):
+    how = FewBits(4, 32, accuracy_level=1, expand_on_load=expand_on_load)
+    packed = weight(5, WIDTH, 3 * WIDTH) / 8
+    model, names = quantize_matrices(attention_graph(packed), how)
+    assert len(names) == 1 and kinds == {node.op_type for node in model.graph.node} & {"Attention", "MatMulNBits"}
+    assert not [one for one in model.graph.initializer if one.data_type == TensorProto.FLOAT and one.dims[1:]]
+    feed = {"x": weight(7, 2, 5, WIDTH), "mask": np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], np.int32)}
+    found, expected = (
+        onnxruntime.InferenceSession(one.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, feed)[0]
+        for one in (model, attention_graph(restored(packed.T, how).T))
+    )
+    assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
+
+
 def test_weights_that_expand_are_few_bits_on_disk_and_floats_once_opened(tmp_path: Path):
     model, _ = quantize_matrices(tied_graph(), FewBits(4, 32, expand_on_load=True))
     large = {one.name: one for one in model.graph.initializer if np.prod(one.dims) >= 1024}

@@ -41,7 +41,7 @@ FAILURES = (
 )
 _ERRORS_ONLY = 3
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
-_SPINNING = "session.intra_op.allow_spinning"
+_SPINNING, _STOPS_SPINNING = "session.intra_op.allow_spinning", "session.force_spinning_stop"
 _ROOM = 256
 """Tokens by which a cache in place grows."""
 _LOGITS = "logits"
@@ -50,7 +50,9 @@ _LOGITS = "logits"
 class OnnxSession:
     """An ONNX graph that was opened on exactly the provider that was asked for."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, graph: Path, provider: str, threads: int) -> None:
+    def __init__(
+        self, session: onnxruntime.InferenceSession, graph: Path, provider: str, threads: int, alone: bool = True
+    ) -> None:
         self._session = session
         self._graph = graph
         self._outputs = [output.name for output in session.get_outputs()]
@@ -65,7 +67,7 @@ class OnnxSession:
             "inter_op_threads": 1,
             "execution": "sequential",
             "graph_optimization": "all",
-            "intra_op_spinning": True,
+            "intra_op_spinning": True if alone else "while it runs",
         }
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
@@ -168,13 +170,13 @@ class OnnxRuntime:
         """
         check_target(self, target, threads)
         graphs = model_files(artifact, self.name)
-        sessions = [self._open(graph, target, threads) for graph in graphs]
+        sessions = [self._open(graph, target, threads, len(graphs) == 1) for graph in graphs]
         return open_together(sessions, artifact)
 
-    def _open(self, graph: Path, target: Target, threads: int) -> OnnxSession:
+    def _open(self, graph: Path, target: Target, threads: int, alone: bool) -> OnnxSession:
         try:
             session = onnxruntime.InferenceSession(
-                graph, sess_options=session_options(threads), providers=_providers(target.provider)
+                graph, sess_options=session_options(threads, alone), providers=_providers(target.provider)
             )
         except FAILURES as error:
             raise cannot_open(graph, error) from error
@@ -187,7 +189,7 @@ class OnnxRuntime:
                 where=f"target {target.name!r}",
                 mend="see `compress doctor`; the provider's libraries or its device are missing",
             )
-        return OnnxSession(session, graph, taken[0], threads)
+        return OnnxSession(session, graph, taken[0], threads, alone)
 
     def unavailable(self, target: Target) -> str | None:
         """Why this machine lacks the target: no such provider in the package, or it can't open a graph."""
@@ -219,8 +221,13 @@ def _providers(provider: str) -> list[str]:
     return [provider] if provider == "CPUExecutionProvider" else [provider, "CPUExecutionProvider"]
 
 
-def session_options(threads: int) -> onnxruntime.SessionOptions:
-    """How every graph is opened: all optimizations, ``threads`` within an operator, one operator at a time."""
+def session_options(threads: int, alone: bool = True) -> onnxruntime.SessionOptions:
+    """How every graph is opened: all optimizations, ``threads`` within an operator, one operator at a time.
+
+    Threads that have nothing to do wait by spinning, ready for the next call. Of graphs that take turns, those not
+    ``alone``, they would take the processor from the one whose turn it is: a picture of four steps took 28 ms in place
+    of 11 on two cores. They spin while their graph runs.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -228,6 +235,7 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = _ERRORS_ONLY
     options.add_session_config_entry(_SPINNING, "1")
+    options.add_session_config_entry(_STOPS_SPINNING, "0" if alone else "1")
     return options
 
 

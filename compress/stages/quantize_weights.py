@@ -21,6 +21,7 @@ class QuantizeWeights(Stage[OnnxModel, OnnxModel]):
     stored so.
     """
 
+    version = 2
     packages = ("onnx", "onnx_ir", "onnxruntime", "torch")
     integer_graph = True
     kind: Literal["quantize_weights"] = "quantize_weights"

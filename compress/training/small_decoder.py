@@ -48,7 +48,7 @@ def picture_examples(vae: Any, pictures: np.ndarray) -> Examples:
 
 
 def make_small_autoencoder(vae: Any, decoder: SmallDecoder, seed: int) -> Any:
-    """An `AutoencoderTiny` for pictures and latents of the same shapes as those of ``vae``, with weights drawn from ``seed``.
+    """An `AutoencoderTiny` for pictures and latents shaped as those of ``vae``, with weights drawn from ``seed``.
 
     Raises `StageError` for a VAE of another kind than `AutoencoderKL`.
     """

@@ -49,6 +49,7 @@ from compress.stage.stage import Stage
 RESULTS = Path(__file__).parent / "results" / "diffusion.json"
 TARGET = "cpu"
 DISTANCE, PROMPTS, SIZE = "frechet_distance", "prompt_accuracy", "size_bytes"
+APART = "perceptual_distance_to_baseline"
 PARTS = ("text_encoder", "denoiser_step", "decoder")
 DRAWN, LAUNCHES = 8, 5
 SHOWN = (DISTANCE, PROMPTS, "ssim_to_baseline", SIZE, "latency_ms", *(f"{part}_ms" for part in PARTS))
@@ -171,12 +172,17 @@ def of_int8(report: Report) -> list[Row]:
 
 
 def of_steps(scheduler: Report, distilled: Report) -> list[Row]:
-    """Training against the best that is to be had without it, in as many steps."""
-    best, taught = found(scheduler, DISTANCE), found(distilled, DISTANCE)
-    share = taught.value / best.value
-    return [
-        row("distilled against the best scheduler: distance", share, of_two((best, taught)), 0.5, None, "{:g}x", True)
-    ]
+    """Training against the best that is to be had without it, in as many steps.
+
+    What both are measured by first is far from 0 for the start too, which neither comes below by much; how far
+    pictures are from the start's own, of the same noise, has no such floor.
+    """
+    rows = []
+    for metric, what in ((DISTANCE, "Fréchet distance"), (APART, "perceptual distance from the start's pictures")):
+        best, taught = found(scheduler, metric), found(distilled, metric)
+        share, words = taught.value / best.value, of_two((best, taught))
+        rows.append(row(f"distilled against the best scheduler: {what}", share, words, 0.5, None, "{:g}x", True))
+    return rows
 
 
 def of_page(folder: Path) -> list[Row]:

@@ -1,14 +1,21 @@
-"""Draw pictures with optimum's ORT pipeline: FOLDER PROMPTS.json NOISE.npy STEPS GUIDANCE OUT.npy."""
+"""Draw pictures with optimum's pipeline for a runtime: RUNTIME FOLDER PROMPTS.json NOISE.npy STEPS GUIDANCE OUT.npy."""
 
 import json
 import sys
 
 import numpy as np
 import torch
-from optimum.onnxruntime import ORTDiffusionPipeline
 
-folder, prompts, noise, steps, guidance, out = sys.argv[1:]
-pipeline = ORTDiffusionPipeline.from_pretrained(folder)
+runtime, folder, prompts, noise, steps, guidance, out = sys.argv[1:]
+if runtime == "openvino":
+    from optimum.intel import OVDiffusionPipeline
+
+    # Otherwise its plugin computes in bfloat16 where the processor has it.
+    pipeline = OVDiffusionPipeline.from_pretrained(folder, ov_config={"INFERENCE_PRECISION_HINT": "f32"})
+else:
+    from optimum.onnxruntime import ORTDiffusionPipeline
+
+    pipeline = ORTDiffusionPipeline.from_pretrained(folder)
 pipeline.set_progress_bar_config(disable=True)
 found = pipeline(
     json.loads(prompts),

@@ -1,4 +1,4 @@
-"""What `export` and `quantize_weights` write of a model that draws pictures opens unmodified in optimum's pipeline."""
+"""What is written of a model that draws pictures opens unmodified in optimum's pipelines, and draws the same there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from foreign_environments import SENTENCE_TRANSFORMERS
+from foreign_environments import OPTIMUM_INTEL_DRAWS, SENTENCE_TRANSFORMERS, ForeignEnvironment
+from rotation import is_todays
 from tiny_pipelines import pipeline_folder
 
 from compress.checkpoints.diffusion_pipeline import GeneratorModel, load_pipeline
@@ -17,6 +18,7 @@ from compress.checkpoints.sampling import Sampling
 from compress.formats.onnx.drawing import drawing_folder, export_drawing, open_drawing
 from compress.formats.onnx.few_bits import FewBits, quantize_matrices
 from compress.formats.onnx.model import OnnxModel
+from compress.formats.safetensors.pictures import torch_pictures
 
 pytestmark = pytest.mark.slow
 PROMPTS = ["a picture of a bag", "the dark boot"]
@@ -28,6 +30,15 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[GeneratorModel, 
     model = replace(made, sampling=Sampling(4, 3.0))
     found = export_drawing(model, model.processor.ids(PROMPTS), None, True)
     return model, {name: one.graph for name, one in found.items()}
+
+
+def drawn_elsewhere(place: ForeignEnvironment, runtime: str, folder: Path, noise: np.ndarray) -> tuple[str, np.ndarray]:
+    """The class of the pipeline that optimum opens there, and its pictures."""
+    given, out = folder.with_name("noise.npy"), folder.with_name("out.npy")
+    np.save(given, noise)
+    script = Path(__file__).parent / "optimum_pictures.py"
+    printed = place.run(script, runtime, str(folder), json.dumps(PROMPTS), str(given), "4", "3.0", str(out))
+    return printed.splitlines()[-1].strip(), np.load(out)
 
 
 @pytest.mark.parametrize("bits", [None, 8])
@@ -43,8 +54,30 @@ def test_optimum_draws_the_same_pictures(
     folder.mkdir()
     drawing_folder(model, graphs).save(folder)
     expected = open_drawing(OnnxModel.load(folder, None)).sampler.draw(ids, noise)
-    np.save(tmp_path / "noise.npy", noise)
-    script = Path(__file__).parent / "optimum_pictures.py"
-    given = (str(folder), json.dumps(PROMPTS), str(tmp_path / "noise.npy"), "4", "3.0", str(tmp_path / "out.npy"))
-    assert SENTENCE_TRANSFORMERS.run(script, *given).strip() == "ORTStableDiffusionPipeline"
-    np.testing.assert_allclose(np.load(tmp_path / "out.npy") * 255, expected * 255, atol=1)
+    pipeline, found = drawn_elsewhere(SENTENCE_TRANSFORMERS, "onnxruntime", folder, noise)
+    assert pipeline == "ORTStableDiffusionPipeline"
+    np.testing.assert_allclose(found * 255, expected * 255, atol=1)
+
+
+@pytest.mark.skipif(not is_todays("optimum-intel"), reason="optimum-intel is begun every fourth day")
+def test_optimum_intel_draws_the_same_pictures(
+    exported: tuple[GeneratorModel, dict[str, onnx.ModelProto]], tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino")
+    from compress.formats.openvino.conversion import to_openvino
+    from compress.formats.openvino.model import OpenVinoModel
+
+    model, ids, folder = exported[0], exported[0].processor.ids(PROMPTS), tmp_path / "openvino"
+    graphs = {name: one.graph for name, one in export_drawing(model, ids, None, fusions=False).items()}
+    parts = {name.partition("/")[0]: graph for name, graph in drawing_folder(model, graphs).graphs.items()}
+    files = {
+        f"{part}/{name}": content
+        for part, graph in parts.items()
+        for name, content in to_openvino(graph, {}, "fp32").own.items()
+    }
+    folder.mkdir()
+    OpenVinoModel(files, drawing_folder(model, graphs).companions).save(folder)
+    noise = np.stack([model.processor.noise(seed) for seed in (5, 6)])
+    pipeline, found = drawn_elsewhere(OPTIMUM_INTEL_DRAWS, "openvino", folder, noise)
+    assert pipeline == "OVStableDiffusionPipeline"
+    np.testing.assert_allclose(found * 255, torch_pictures(model, {}).sampler.draw(ids, noise) * 255, atol=1)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from filelock import FileLock
@@ -86,3 +86,10 @@ OPTIMUM_INTEL = ForeignEnvironment(
     hidden=("diffusers",),
 )
 """It needs an older transformers, and that an older huggingface-hub and datasets."""
+OPTIMUM_INTEL_DRAWS = replace(
+    OPTIMUM_INTEL,
+    name="optimum-intel-2.2.0-diffusers-0.37.1",
+    steps=((*OPTIMUM_INTEL.steps[0], "diffusers==0.37.1"),),
+    hidden=("torchao",),
+)
+"""With the diffusers that its transformers and huggingface-hub go with."""

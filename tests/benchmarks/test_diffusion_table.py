@@ -68,8 +68,10 @@ def test_points_are_paired() -> None:
 def test_integers_and_training_are_judged_by_their_own_runs() -> None:
     distance, faster = of_int8(report(speedup_denoiser_step=1.7))
     assert (distance.held, faster.held) == ("no", "yes")
-    (share,) = of_steps(report(), report())
-    assert share.found.startswith("1.00x") and share.held == "no"
+    scheduler, taught = (report(perceptual_distance_to_baseline=apart) for apart in (0.2, 0.05))
+    from_real, from_the_start = of_steps(scheduler, taught)
+    assert from_real.found.startswith("1.00x") and from_real.held == "no"
+    assert from_the_start.found.startswith("0.250x") and from_the_start.held == "yes"
 
 
 def test_each_model_has_a_row_from_the_run_that_has_it() -> None:

@@ -68,15 +68,15 @@ def test_optimum_intel_draws_the_same_pictures(
     from compress.formats.openvino.model import OpenVinoModel
 
     model, ids, folder = exported[0], exported[0].processor.ids(PROMPTS), tmp_path / "openvino"
-    graphs = {name: one.graph for name, one in export_drawing(model, ids, None, fusions=False).items()}
-    parts = {name.partition("/")[0]: graph for name, graph in drawing_folder(model, graphs).graphs.items()}
+    made = export_drawing(model, ids, None, fusions=False)
+    graphs = drawing_folder(model, {name: one.graph for name, one in made.items()})
     files = {
-        f"{part}/{name}": content
-        for part, graph in parts.items()
-        for name, content in to_openvino(graph, {}, "fp32").own.items()
+        f"{name.partition('/')[0]}/{file}": content
+        for name, graph in graphs.graphs.items()
+        for file, content in to_openvino(graph, {}, "fp32").own.items()
     }
     folder.mkdir()
-    OpenVinoModel(files, drawing_folder(model, graphs).companions).save(folder)
+    OpenVinoModel(files, graphs.companions).save(folder)
     noise = np.stack([model.processor.noise(seed) for seed in (5, 6)])
     pipeline, found = drawn_elsewhere(OPTIMUM_INTEL_DRAWS, "openvino", folder, noise)
     assert pipeline == "OVStableDiffusionPipeline"

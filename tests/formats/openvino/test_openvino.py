@@ -85,7 +85,6 @@ def test_tables_have_four_bits_where_they_are_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("width", "group"), [(64, 64), (192, 192), (768, 256), (80, 32)])
 def test_as_many_inputs_share_a_scale_as_all_products_allow(tmp_path: Path, width: int, group: int) -> None:
-
     source = tmp_path / "source"
     graph = onnx.load(model_file(write_classifier(source, width=width, layers=2)))
     to_openvino(graph, {"config.json": b"{}"}, "int8").save(tmp_path)

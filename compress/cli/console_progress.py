@@ -12,6 +12,7 @@ from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.text import Text
 
 from compress.metrics import format_seconds
+from compress.progress import Total, steps_of
 
 Item = TypeVar("Item")
 
@@ -39,26 +40,26 @@ class ConsoleProgress:
         self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self._clock = clock
 
-    def track(self, items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
+    def track(self, items: Iterable[Item], description: str, total: Total) -> Iterator[Item]:
         """Yield ``items`` while a bar shows steps, rate and time left; the bar goes away at the end."""
         if not self._console.is_terminal:
             yield from self._told(items, description, total)
             return
         with Progress(*bars(), console=self._console, transient=True) as shown:
-            task = shown.add_task(description, total=total)
+            task = shown.add_task(description, total=steps_of(total))
             for item in items:
                 yield item
-                shown.advance(task)
+                shown.update(task, advance=1, total=steps_of(total))
 
-    def _told(self, items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
+    def _told(self, items: Iterable[Item], description: str, total: Total) -> Iterator[Item]:
         began = said = self._clock()
         for done, item in enumerate(items, 1):
             yield item
-            now = self._clock()
-            if now - said >= PERIOD_SECONDS and done < total:
+            now, steps = self._clock(), steps_of(total)
+            if now - said >= PERIOD_SECONDS and done < steps:
                 said = now
-                left = (now - began) / done * (total - done)
-                self.note(f"{description}: {done} of {total}, about {format_seconds(left)} left")
+                left = (now - began) / done * (steps - done)
+                self.note(f"{description}: {done} of {steps}, about {format_seconds(left)} left")
 
     def note(self, message: str) -> None:
         """Say one line."""

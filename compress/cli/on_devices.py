@@ -14,7 +14,7 @@ from compress.bench.session import BenchResult
 from compress.cli.console_progress import ConsoleProgress
 from compress.devices.inventory import Device, choose_devices, find_inventory, read_inventory
 from compress.errors import CompressError, InputError
-from compress.progress import Progress
+from compress.progress import Progress, Total, steps_of
 
 Item = TypeVar("Item")
 Measure = Callable[["LaunchHost", "Progress"], "BenchResult"]
@@ -84,14 +84,15 @@ class _Told:
     def __init__(self, console: Progress, name: str, stopped: threading.Event) -> None:
         self._console, self._name, self._stopped = console, name, stopped
 
-    def track(self, items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
+    def track(self, items: Iterable[Item], description: str, total: Total) -> Iterator[Item]:
         """Yield ``items``, saying when half of them and all are done."""
         for done, item in enumerate(items, 1):
             yield item
             if self._stopped.is_set():
                 raise _StoppedError(self._name)
-            if done in (total // 2, total):
-                self._console.note(f"{self._name}: {description}: {done} of {total}")
+            steps = steps_of(total)
+            if done in (steps // 2, steps):
+                self._console.note(f"{self._name}: {description}: {done} of {steps}")
 
     def note(self, message: str) -> None:
         """Say one line; devices name themselves."""

@@ -15,6 +15,7 @@ from rich.progress import Progress
 from rich.segment import ControlType
 
 from compress.cli.console_progress import ConsoleProgress, bars
+from compress.progress import Total, steps_of
 from compress.search.console import LiveTable
 from compress.search.watch import Seen
 
@@ -83,16 +84,16 @@ class SearchConsole:
         with self._lock:
             self._lines.note(message)
 
-    def track(self, items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
+    def track(self, items: Iterable[Item], description: str, total: Total) -> Iterator[Item]:
         """Yield ``items`` while a bar below the table shows how far they are."""
         if self._live is None:
             yield from self._lines.track(items, description, total)
             return
-        task = self._bars.add_task(description, total=total)
+        task = self._bars.add_task(description, total=steps_of(total))
         try:
             for item in items:
                 yield item
-                self._bars.advance(task)
+                self._bars.update(task, advance=1, total=steps_of(total))
         finally:
             self._bars.remove_task(task)
 

@@ -17,6 +17,7 @@ from compress.bench.text_plan import TextPlan
 from compress.devices.agent import ORDER, RESULT, write
 from compress.devices.bootstrap import FILES, is_alone, tell
 from compress.errors import CompressError
+from compress.progress import Total, steps_of
 from compress.targets import Target
 
 Item = TypeVar("Item")
@@ -30,11 +31,11 @@ class LineProgress:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def track(self, items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
+    def track(self, items: Iterable[Item], description: str, total: Total) -> Iterator[Item]:
         """Yield ``items``, a line after each."""
         for done, item in enumerate(items, 1):
             yield item
-            tell(self._folder, {"done": done, "total": total})
+            tell(self._folder, {"done": done, "total": steps_of(total)})
             if is_alone(self._folder):
                 raise SystemExit(1)
 

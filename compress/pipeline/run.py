@@ -30,7 +30,7 @@ from compress.pipeline.data_checks import prove
 from compress.pipeline.measure import data_record, measure, test_labels
 from compress.pipeline.road import Road
 from compress.plugins import plugin_errors
-from compress.progress import Progress, SilentProgress
+from compress.progress import Progress, SilentProgress, Total
 from compress.recipe.recipe import START, Recipe
 from compress.recipe_source import dump_recipe
 from compress.report.limits import check_limits
@@ -205,9 +205,9 @@ class _LoggedProgress:
         self._inner = inner
         self._log = log
 
-    def track(self, items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
+    def track(self, items: Iterable[Item], description: str, total: Total) -> Iterator[Item]:
         """Yield ``items`` through the inner progress."""
-        self.write(f"{description} ({total} steps)")
+        self.write(description if callable(total) else f"{description} ({total} steps)")
         yield from self._inner.track(items, description, total)
 
     def note(self, message: str) -> None:

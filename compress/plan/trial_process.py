@@ -25,7 +25,7 @@ from compress.formats.silence import quiet_libraries
 from compress.plan.headers import count
 from compress.plan.sources import resolved
 from compress.plan.trial import REFUSED, StageTrial, Trial
-from compress.progress import SilentProgress
+from compress.progress import SilentProgress, Total
 from compress.recipe.recipe import START, Recipe
 from compress.stage.meter import metered
 from compress.stage.prediction import Shape
@@ -82,7 +82,7 @@ class _Steps(SilentProgress):
     clock: Clock
     spent: dict[str, float] = field(default_factory=dict)
 
-    def track(self, items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
+    def track(self, items: Iterable[Item], description: str, total: Total) -> Iterator[Item]:
         """Yield ``items``."""
         began = self.clock.now()
         yield from items

@@ -60,9 +60,11 @@ class Length:
         """` of 300`, where the number of steps is known."""
         return f" of {self.steps}" if self.seconds is None else ""
 
-    def steps_left(self, done: int) -> int:
-        """For a bar that shows progress: of seconds nobody knows how many steps they are."""
-        return self.steps - done
+    def steps_in_all(self, done: int) -> int:
+        """How many there will have been, of seconds by those that are done."""
+        if self.seconds is None or done == 0:
+            return self.steps
+        return max(round(done * self.seconds / self.seconds_spent()), done)
 
     def rate(self, done: int, warmup_ratio: float, decay: str) -> float:
         """The share of the peak rate at which the next step is taken: a linear rise, then a fall to 0."""

@@ -208,8 +208,10 @@ class _Session:
         self._go_on(len(loader), progress, description)
         self.length.begin()
         try:
-            batches = self._batches(loader)
-            for batch in progress.track(batches, description, self.length.steps_left(self.done)):
+            batches, before = self._batches(loader), self.done
+            left = self.length.steps_in_all(before) - before
+            total = left if self.length.seconds is None else lambda: self.length.steps_in_all(self.done) - before
+            for batch in progress.track(batches, description, total):
                 self._step(module, batch)
                 self.over = self._is_over()
                 if self.done % len(loader) == 0 or self.over:

@@ -72,3 +72,14 @@ def test_a_budget_below_one_step_is_refused_with_what_a_step_takes(monkeypatch: 
 
 def test_of_a_cosine_half_the_way_is_half_the_rate() -> None:
     assert Length(100).rate(50, 0.0, "cosine") == pytest.approx((1 + math.cos(math.pi * 49 / 99)) / 2)
+
+
+def test_of_seconds_the_steps_in_all_are_told_by_those_that_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = Clock(monkeypatch)
+    length = Length(300, seconds=60.0)
+    length.begin()
+    assert length.steps_in_all(0) == 300
+    now.now += 6.0
+    assert length.steps_in_all(12) == 120 and Length(300).steps_in_all(12) == 300
+    now.now += 60.0
+    assert length.steps_in_all(130) == 130

@@ -23,7 +23,7 @@ from compress.formats.onnx.decoder.weights import GraphSettings
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.formats.openvino.conversion import Precision, in_eight_bits, written
 from compress.formats.openvino.model import DETOKENIZER, IR_FILE, TOKENIZER, OpenVinoModel
-from compress.formats.openvino.runtime import open_stateful
+from compress.formats.openvino.runtime import KV_CACHE_PRECISION, open_stateful
 from compress.formats.openvino.stateful import read_stateful
 from compress.formats.silence import silence
 
@@ -47,9 +47,16 @@ class ProvenDecoder:
 
 
 def write_decoder(
-    checkpoint: Checkpoint, precision: Precision, table_bits: int, windows: np.ndarray, tolerance: float
+    checkpoint: Checkpoint,
+    precision: Precision,
+    table_bits: int,
+    windows: np.ndarray,
+    tolerance: float,
+    cache: str | None = None,
 ) -> ProvenDecoder:
     """The decoder of ``checkpoint``: its integers as they are, and what is float in ``precision``.
+
+    ``cache`` is the type of keys and values that the file asks OpenVINO for, by its own name; None leaves it to it.
 
     Proven on ``windows`` [2, length] of token ids: within ``tolerance`` of torch where weights are exact and arithmetic
     is fp32, and at its default settings within a share of the logits' spread. Raises `ModelError` for what cannot be
@@ -59,7 +66,7 @@ def write_decoder(
     expected = by_torch(checkpoint, windows)
 
     def proven(graph: OnnxModel, unfused: str) -> ProvenDecoder:
-        plain, made = _converted(graph, precision, table_bits)
+        plain, made = _converted(graph, precision, table_bits, cache)
         exact = _answers(plain, windows, expected, exact=True)
         shipped = _answers(made, windows, expected, exact=False)
         found = held(exact, shipped, tolerance, _ROUNDING_LIMIT, _MEND)
@@ -96,7 +103,9 @@ def _special_attention(trace: Trace) -> str:
     return ""
 
 
-def _converted(graph: OnnxModel, precision: Precision, table_bits: int) -> tuple[dict[str, bytes], dict[str, bytes]]:
+def _converted(
+    graph: OnnxModel, precision: Precision, table_bits: int, cache: str | None
+) -> tuple[dict[str, bytes], dict[str, bytes]]:
     """The IR with its float weights as they are, and as it ships. Raises `StageError`."""
     with tempfile.TemporaryDirectory() as folder:
         graph.save(Path(folder))
@@ -109,9 +118,11 @@ def _converted(graph: OnnxModel, precision: Precision, table_bits: int) -> tuple
                 mend="ship the model as ONNX or GGUF instead",
             ) from error
         plain = written(model, IR_FILE)
-        if precision == "fp32":
+        if precision == "fp32" and cache is None:
             return plain, plain
         made = in_eight_bits(model, table_bits) if precision == "int8" else model
+        if cache is not None:
+            made.set_rt_info(cache, ["runtime_options", KV_CACHE_PRECISION])
         return plain, written(made, IR_FILE, precision == "fp16")
 
 

@@ -26,7 +26,8 @@ _SETTINGS = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
 """On processors with bf16 arithmetic it would compute in that by default, and be a hundredth off."""
 
 
-_EXACT = {"KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+KV_CACHE_PRECISION = "KV_CACHE_PRECISION"
+_EXACT = {KV_CACHE_PRECISION: "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
 """By default keys, values and what is multiplied with integers are rounded to 8 bits."""
 IDS, MASK, PLACES, BEAMS, LOGITS = "input_ids", "attention_mask", "position_ids", "beam_idx", "logits"
 """What a language model's IR takes and gives, by openvino-genai's and optimum-intel's names."""
@@ -79,7 +80,7 @@ class StatefulSession:
             "provider": self.provider,
             "intra_op_threads": threads,
             **{name.lower(): value for name, value in _SETTINGS.items()},
-            "cache": compiled.get_property("KV_CACHE_PRECISION").get_type_name(),
+            "cache": compiled.get_property(KV_CACHE_PRECISION).get_type_name(),
             "inputs_that_share_a_scale": int(compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")),
         }
 

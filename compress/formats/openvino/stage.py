@@ -11,12 +11,14 @@ from compress.checkpoints.diffusion_pipeline import GeneratorModel
 from compress.checkpoints.torch_model import TorchModel
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.openvino.model import OpenVinoModel
+from compress.frozen import changed
 from compress.stage.stage import Context, Needs, Promise, Stage
 from compress.tasks.capability import ANSWERS_AT_ONCE, DRAWS, GENERATES, Capabilities
 
 _PROMPTS = 4
 """Of a model that draws: those that its parts are traced and proven with."""
 Precision = Literal["fp32", "fp16", "int8"]
+CachePrecision = Literal["u8", "f16", "bf16", "f32"]
 
 
 class OpenVino(Stage[TorchModel, OpenVinoModel]):
@@ -39,6 +41,11 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
     embedding_bits: Literal[4, 8] = Field(
         8, description="in int8: of embedding tables; 4 with a scale and a zero point for each 32 weights of a row"
     )
+    kv_cache_precision: CachePrecision | None = Field(
+        None,
+        description="language models: how keys and values are kept, as the file tells OpenVINO; by default it chooses "
+        "itself, 8 bits on a processor",
+    )
     tolerance: float = Field(
         1e-3, gt=0, description="largest accepted difference of an answer's entry from torch, in fp32"
     )
@@ -51,6 +58,10 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
     def wants(self, task: Capabilities) -> type[Any]:
         """A folder of a language model, which is written tensor by tensor."""
         return Checkpoint if GENERATES in task else TorchModel
+
+    def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
+        """What is said of keys and values, where none are kept."""
+        return () if GENERATES in task else changed(self, ["kv_cache_precision"])
 
     def needs(self) -> Needs:
         """Real examples for tracing and for the proof."""
@@ -137,6 +148,7 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
         from compress.formats.openvino.decoder import write_decoder
 
         windows = proof_windows(checkpoint, context)
-        found = write_decoder(checkpoint, self.precision, self.embedding_bits, windows, self.tolerance)
+        cache = self.kv_cache_precision
+        found = write_decoder(checkpoint, self.precision, self.embedding_bits, windows, self.tolerance, cache)
         context.remark(f"openvino: {found}")
         return found.model

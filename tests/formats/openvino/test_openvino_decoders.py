@@ -25,9 +25,10 @@ from compress.formats.model_file import model_file
 from compress.formats.onnx.decoder.nodes import Nodes
 from compress.formats.onnx.decoder.stored_weight import StoredWeight
 from compress.formats.openvino import decoder as decoders
+from compress.formats.openvino.conversion import Precision
 from compress.formats.openvino.decoder import ProvenDecoder, write_decoder
 from compress.formats.openvino.model import IR_FILE, OpenVinoModel
-from compress.formats.openvino.runtime import core, open_stateful
+from compress.formats.openvino.runtime import StatefulSession, core, open_stateful
 from compress.formats.openvino.stage import OpenVino
 from compress.formats.openvino.stateful import read_stateful
 from compress.formats.runtimes import get_runtime
@@ -252,3 +253,15 @@ def test_the_stage_takes_folders_of_language_models_and_modules_of_others(writte
     assert not stage.is_for(get_task("text2text-generation").capabilities)
     again = OpenVinoModel.load(written, None)
     assert set(again.own) == {IR_FILE, "openvino_model.bin"} and "openvino_tokenizer.xml" in again.companions
+
+
+@pytest.mark.parametrize(("cache", "precision"), [("f32", "fp32"), ("u8", "fp32"), ("f16", "int8")])
+def test_the_file_says_how_keys_and_values_are_kept(
+    quantized: QuantizedCheckpoint, tmp_path: Path, cache: str, precision: Precision
+) -> None:
+    folder = saved(write_decoder(quantized, precision, 8, random_ids(2, 16), TOLERANCE, cache), tmp_path)
+    # Whoever opens the file, without a word of it.
+    plain = core().compile_model(core().read_model(folder / IR_FILE), "CPU")
+    assert plain.get_property("KV_CACHE_PRECISION").get_type_name() == cache
+    session = get_runtime("openvino").open(folder, TARGET, 1)
+    assert isinstance(session, StatefulSession) and session.settings["cache"] == cache

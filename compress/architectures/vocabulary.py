@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -24,8 +25,8 @@ def trim(model: TorchModel, used: Iterable[int], all_characters: bool = True, mu
 
     Returns the old ids in their new order. See `shrink`, which says what is kept and what it raises.
     """
-    definition = tokenizer_definition(model.tokenizer)
-    kept = shrink(definition, set(used), all_characters, multiple_of)
+    told = model.tokenizer.backend_tokenizer.to_str()
+    definition, kept = _shrunk(told, frozenset(used), all_characters, multiple_of)
     new_ids = {old: new for new, old in enumerate(kept)}
     _replace_tokenizer(model, definition)
     _cut_embeddings(model.module, torch.tensor(kept))
@@ -34,12 +35,24 @@ def trim(model: TorchModel, used: Iterable[int], all_characters: bool = True, mu
             old = getattr(config, name, None)
             if isinstance(old, int) and old in new_ids:
                 setattr(config, name, new_ids[old])
-    return kept
+    return list(kept)
+
+
+@functools.lru_cache(maxsize=16)
+def _shrunk(told: str, used: frozenset[int], all_characters: bool, multiple_of: int) -> tuple[str, tuple[int, ...]]:
+    """`shrink` of a tokenizer as JSON. A search trims that of one model for hundreds of widths, each time alike."""
+    definition = _defined(told)
+    kept = shrink(definition, set(used), all_characters, multiple_of)
+    return json.dumps(definition), tuple(kept)
 
 
 def tokenizer_definition(tokenizer: Any) -> dict[str, Any]:
     """What `tokenizer.json` holds of a tokenizer, without what an earlier call left behind: the padding's old id."""
-    definition: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    return _defined(tokenizer.backend_tokenizer.to_str())
+
+
+def _defined(told: str) -> dict[str, Any]:
+    definition: dict[str, Any] = json.loads(told)
     definition["padding"] = definition["truncation"] = None
     return definition
 
@@ -64,6 +77,20 @@ def shrink(
     """
     keep, parts = _closure(definition, used, all_characters), _parts(definition)
     _add_parts(keep, parts)
+    if len(keep) % multiple_of:
+        _fill_up(keep, parts, definition, multiple_of, next_used)
+    kept = sorted(keep)
+    _rewrite(definition, {old: new for new, old in enumerate(kept)})
+    return kept
+
+
+def _fill_up(
+    keep: set[int],
+    parts: Mapping[int, set[int]],
+    definition: Mapping[str, Any],
+    multiple_of: int,
+    next_used: Sequence[int],
+) -> None:
     names = {index: token for token, index in _vocabulary(definition).items()}
     left = sorted(names.keys() - keep, key=lambda index: (len(names[index]), index))
     for index in (*next_used, *left):
@@ -74,9 +101,6 @@ def shrink(
         _add_parts(added, parts)
         if len(added - keep) <= room:
             keep |= added
-    kept = sorted(keep)
-    _rewrite(definition, {old: new for new, old in enumerate(kept)})
-    return kept
 
 
 def trim_positions(model: TorchModel, length: int) -> None:
@@ -192,8 +216,8 @@ def _renumber_processors(processor: Any, new_ids: Mapping[int, int]) -> None:
         token["ids"] = [new_ids[index] for index in token["ids"]]
 
 
-def _replace_tokenizer(model: TorchModel, definition: dict[str, Any]) -> None:
-    backend = Tokenizer.from_str(json.dumps(definition))
+def _replace_tokenizer(model: TorchModel, definition: str) -> None:
+    backend = Tokenizer.from_str(definition)
     before = model.tokenizer
     kwargs = {**before.init_kwargs, "model_max_length": before.model_max_length}
     for name in ("vocab", "merges", "vocab_file", "merges_file", "tokenizer_file", "tokenizer_object"):

@@ -17,7 +17,7 @@ from compress.search.foresight import Foresight
 from compress.search.latencies import Latencies
 from compress.search.outcome import Outcome
 from compress.search.space import Point, Space, shortened
-from compress.stage.prediction import Shape
+from compress.stage.prediction import Shape, predicted
 from compress.stage.stage import Stage
 
 _UNKNOWN_SECONDS = 5.0
@@ -206,9 +206,13 @@ class Costs:
 
     def _raw(self, point: Point, metric: str) -> float | None:
         last = self.steps(point)[-1]
-        if metric == "size_bytes":
-            return last.disk
-        return None if last.shape is None else last.shape.parameters
+        counted = None if self.foresight is None or last.shape is None else self.foresight.weights(point)
+        if counted is None or last.shape is None:
+            return last.disk if metric == SIZE else None if last.shape is None else last.shape.parameters
+        if metric != SIZE:
+            return counted.parameters
+        shape = counted.in_bits(last.shape.matrix_bits, last.shape.table_bits)
+        return predicted(shape, shape).disk_bytes.value
 
     def _foreseen(self, point: Point, share: float) -> list[Step]:
         stages: Sequence[Stage[Any, Any]] = self.space.stages(point)

@@ -205,7 +205,8 @@ class Engine:
             point = self.space.canonical(proposed)
             if point in tried or point in found or not self._has_stages(point):
                 continue
-            if prospects.gain(point) > 0 and prospects.may_keep(point) and self.costs.family(point) not in ended:
+            # Sizes are told sooner than times.
+            if prospects.may_keep(point) and prospects.gain(point) > 0 and self.costs.family(point) not in ended:
                 found[point] = why
         return found
 

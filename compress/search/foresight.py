@@ -21,22 +21,22 @@ from compress.errors import first_line
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.registry import FORMATS
 from compress.pipeline.road import Road
+from compress.plan.headers import count as count_weights
 from compress.recipe.recipe import START
 from compress.search.outcome import Outcome
-from compress.search.rehearsal import Outline, Rehearsal, Stages, Structure, failures, fields_of, read_structure
+from compress.search.rehearsal import Outline, Rehearsal, Stages, Structure, Sum, failures, fields_of, read_structure
 from compress.search.space import Point, Space
 from compress.search.trial import target_profile
+from compress.stage.prediction import Shape
 from compress.stages import STAGES
 from compress.tasks.capability import IS_WRITTEN
 
 if TYPE_CHECKING:
-    import onnx
-
     from compress.tasks.task import Examples
 
 _MOST_STRUCTURES, _SHARE = 40, 0.08
 """Structures that are traced in one search at most, and the share of its time after which no more are."""
-_MOST_OUTLINES = 400
+_MOST_OUTLINES = 2000
 """Models that are rehearsed in one search."""
 _FEWEST_RECIPES = 6
 """Fewer are tried as soon as graphs are traced."""
@@ -52,7 +52,7 @@ class Foresight:
     why_not: str = ""
     """Why nothing is foreseen, or some recipes are not."""
     _rehearsal: Rehearsal | None = field(default=None, init=False)
-    _places: dict[Point, tuple[Outline, Structure] | None] = field(default_factory=dict, init=False)
+    _places: dict[Point, tuple[Outline, Sum] | None] = field(default_factory=dict, init=False)
     _traced: list[tuple[str, Structure]] = field(default_factory=list, init=False)
     """Structures, each with the stages from the graph on."""
     _about: dict[tuple[Point, int], int | None] = field(default_factory=dict, init=False)
@@ -60,6 +60,7 @@ class Foresight:
     _outlines: dict[str, Outline | None] = field(default_factory=dict, init=False)
     _encoded: dict[str, Examples] = field(default_factory=dict, init=False)
     _structures: dict[str, list[Structure | None]] = field(default_factory=dict, init=False)
+    _alike: dict[tuple[int, int], bool] = field(default_factory=dict, init=False)
     _spent: float = field(default=0.0, init=False)
 
     def begin(self, outcome: Outcome) -> None:
@@ -81,17 +82,18 @@ class Foresight:
 
     def size_bytes(self, point: Point) -> int | None:
         """Bytes of the folder that would be judged; None where they cannot be foreseen."""
-        found = self._found(point)
+        found = self.found(point)
         if found is None:
             return None
-        outline, structure = found
-        return outline.beside_bytes + structure.graph.size_bytes(outline.widths)
+        outline, told = found
+        return outline.beside_bytes + told.size_bytes(outline.widths)
 
     def about_bytes(self, point: Point) -> int | None:
         """The same of a structure that isn't traced, by three that are; None where they aren't.
 
         Two of them have its stages behind the graph, or its layers; the third has neither, so that what it weighs is
-        counted twice and is taken off.
+        counted twice and is taken off. That is so where what is left of a layer is as large in both: of stages of the
+        same kinds, those whose fields differ least. A layer in 8 bits says nothing of one in 32.
         """
         key = point, len(self._traced)
         if key not in self._about:
@@ -105,23 +107,25 @@ class Foresight:
         outline, wanted = self._outline(torch_stages), fields_of(graph_stages)
         if outline is None:
             return None
-        for stages, own in self._traced:
-            if own.has(outline):
-                for other in (one for told, one in self._traced if told == wanted):
-                    for third in (one for told, one in self._traced if told == stages):
-                        if third.shapes.keys() == other.shapes.keys():
-                            sizes = [one.graph.size_bytes(outline.widths) for one in (own, other, third)]
-                            return outline.beside_bytes + sizes[0] + sizes[1] - sizes[2]
+        alike = [one for one in self._traced if self._has(one[1], outline) and _same_kinds(one[0], wanted)]
+        for stages, own in sorted(alike, key=lambda one: _differences(one[0], wanted)):
+            for other in (one for told, one in self._traced if told == wanted):
+                for third in (one for told, one in self._traced if told == stages):
+                    graph = Sum(own, (other, third))
+                    if third.shapes.keys() == other.shapes.keys() and graph.is_at(outline.widths):
+                        return outline.beside_bytes + graph.size_bytes(outline.widths)
         return None
 
-    def graph(self, point: Point) -> onnx.ModelProto | None:
-        """The graph that would be timed, with weights of no meaning; None where it cannot be foreseen."""
-        found = self._found(point)
-        return None if found is None else found[1].graph.at(found[0].widths)
+    def weights(self, point: Point) -> Shape | None:
+        """How many weights of each sort there would be, exactly, and bytes beside them; None where nobody knows."""
+        if self._rehearsal is None:
+            return None
+        outline = self._outline(self._divided(point)[0])
+        return None if outline is None else count_weights(outline.shapes.items(), {}, outline.beside_bytes)
 
     def timed_as(self, point: Point) -> str | None:
         """What recipes share whose graphs take the same time: all but how many tokens they know. None: not foreseen."""
-        found = self._found(point)
+        found = self.found(point)
         if found is None:
             return None
         if point not in self._keys:
@@ -129,7 +133,7 @@ class Foresight:
 
             widths = {name: width for name, width in found[0].widths.items() if name != TOKENS}
             graph_stages = fields_of(self._divided(point)[1])
-            told = [found[0].kind, graph_stages, sorted(found[1].shapes), widths, self._length(point)]
+            told = [found[0].kind, graph_stages, sorted(found[0].shapes), widths, self._length(point)]
             self._keys[point] = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
         return self._keys[point]
 
@@ -178,7 +182,8 @@ class Foresight:
         assert self._rehearsal is not None, "begin comes first"
         return self._rehearsal
 
-    def _found(self, point: Point) -> tuple[Outline, Structure] | None:
+    def found(self, point: Point) -> tuple[Outline, Sum] | None:
+        """What a recipe leaves before it becomes a graph, and the graph; None where they cannot be foreseen."""
         if self._rehearsal is None:
             return None
         if point not in self._places:
@@ -188,22 +193,42 @@ class Foresight:
             # What is drawn here leaves no trace in what is trained after.
             with torch.random.fork_rng(devices=[]):
                 outline = self._outline(torch_stages)
-                placed = None if outline is None else self._placed(outline, torch_stages, graph_stages)
-            self._places[point] = placed
+                told = None if outline is None else self._told(outline, torch_stages, graph_stages)
+            self._places[point] = None if outline is None or told is None else (outline, told)
         return self._places[point]
 
-    def _placed(self, outline: Outline, torch_stages: Stages, graph_stages: Stages) -> tuple[Outline, Structure] | None:
+    def _told(self, outline: Outline, torch_stages: Stages, graph_stages: Stages) -> Sum | None:
+        """A graph that is traced, now where it is the first, or what is told of it by those with usual tables."""
+        usual, wanted = tuple(stage.with_usual_tables() for stage in graph_stages), fields_of(graph_stages)
+        is_traced = any(told == wanted and self._has(one, outline) for told, one in self._traced)
+        if fields_of(usual) != wanted and not is_traced:
+            own = self._structure_of(outline, torch_stages, usual)
+            pair = None if own is None else self._pair(wanted, fields_of(usual), own)
+            if own is not None and pair is not None and (found := Sum(own, pair)).is_at(outline.widths):
+                return found
+        structure = self._structure_of(outline, torch_stages, graph_stages)
+        return None if structure is None else Sum(structure)
+
+    def _pair(self, wanted: str, usual: str, own: Structure) -> tuple[Structure, Structure] | None:
+        """Two of one model, with stages as wanted and with usual tables, which may have other layers than ``own``."""
+        for other in (one for told, one in self._traced if told == wanted and one.is_like(own)):
+            for third in (one for told, one in self._traced if told == usual and one.kind == other.kind):
+                if third.shapes.keys() == other.shapes.keys() and third.is_like(other):
+                    return other, third
+        return None
+
+    def _structure_of(self, outline: Outline, torch_stages: Stages, graph_stages: Stages) -> Structure | None:
         """The structure that a model is of, traced now where it is the first."""
         told = json.dumps([outline.kind, fields_of(graph_stages), len(outline.shapes)])
         known = self._structures.setdefault(told, [])
         for structure in known:
-            if structure is None or structure.has(outline):
-                return None if structure is None else (outline, structure)
+            if structure is None or self._has(structure, outline):
+                return structure
         if sum(map(len, self._structures.values())) >= self.most_structures:
             self.why_not = "recipes of more structures than are traced are told by the stages' arithmetic"
             return None
         # Of models that differ in widths alone one is exported, whatever is done to its graph.
-        alike = (own.stages for _, own in self._traced if own.kind == outline.kind and own.has(outline))
+        alike = (own.stages for _, own in self._traced if own.kind == outline.kind and self._has(own, outline))
         stages = next(alike, torch_stages)
         began = perf_counter()
         try:
@@ -217,7 +242,14 @@ class Foresight:
         if made is None:
             return None
         self._traced.append((fields_of(graph_stages), made))
-        return outline, made
+        return made
+
+    def _has(self, structure: Structure, outline: Outline) -> bool:
+        """Both are kept, so that they are known by their places in memory."""
+        key = id(structure), id(outline)
+        if key not in self._alike:
+            self._alike[key] = structure.has(outline)
+        return self._alike[key]
 
     def _divided(self, point: Point) -> tuple[Stages, Stages]:
         """The stages behind the baseline: those of weights, then those from the one that writes the graph on."""
@@ -258,3 +290,13 @@ class Foresight:
             except failures() as error:
                 self._road.progress.note(f"sizes: {', '.join(chosen)} cannot vary in one graph: {first_line(error)}")
         return read_structure(one, one, torch_stages, outline.kind)
+
+
+def _same_kinds(stages: str, others: str) -> bool:
+    return [one["kind"] for one in json.loads(stages)] == [one["kind"] for one in json.loads(others)]
+
+
+def _differences(stages: str, others: str) -> int:
+    """Fields that differ, of stages of the same kinds."""
+    pairs = zip(json.loads(stages), json.loads(others), strict=True)
+    return sum(value != other.get(name) for one, other in pairs for name, value in one.items())

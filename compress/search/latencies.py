@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -17,13 +17,14 @@ from compress.errors import first_line
 from compress.formats.onnx import CPU
 from compress.report.run_folder import write_whole
 from compress.search.foresight import Foresight
-from compress.search.rehearsal import failures
+from compress.search.rehearsal import Structure, failures
 from compress.search.space import Point
 from compress.search.trial import target_profile
 from compress.targets import Profile
 
 if TYPE_CHECKING:
     from compress.bench.kernels import KernelTable
+    from compress.runtimes.runtime import Batch
 
 SNAPSHOT = "foreseen.json"
 """In a search's folder: the sums that decisions were made by, so that a search that goes on makes the same."""
@@ -41,6 +42,10 @@ class KernelSum(NamedTuple):
 
     milliseconds: float
     megabytes: float
+
+    def plus(self, other: KernelSum, sign: int = 1) -> KernelSum:
+        """Of both, or what there is more of."""
+        return KernelSum(self.milliseconds + sign * other.milliseconds, self.megabytes + sign * other.megabytes)
 
     @property
     def terms(self) -> NDArray[np.float64]:
@@ -74,6 +79,8 @@ class Latencies:
     _sums: dict[str, KernelSum | None] = field(default_factory=dict, init=False)
     _timed: dict[Point, tuple[KernelSum, float]] = field(default_factory=dict, init=False)
     _file: Path | None = field(default=None, init=False)
+    _differences: dict[tuple[int, int], KernelSum | None] = field(default_factory=dict, init=False)
+    """What one of two graphs, known by their places in memory, takes more."""
     _spent: float = field(default=0.0, init=False)
 
     def keep_in(self, folder: Path) -> None:
@@ -122,29 +129,47 @@ class Latencies:
         return self._sums[key]
 
     def _measured(self, point: Point) -> KernelSum | None:
-        from compress.bench.kernels import KernelTable, kernels_of
-
         if self._spent > min(_MOST_SECONDS, _SHARE * self.foresight.space.search.seconds):
             self.why_not = "there was no more time to time kernels"
             return None
         began = perf_counter()
         try:
-            graph, batch = self.foresight.graph(point), self.foresight.usual_batch(point)
-            assert graph is not None and batch is not None, "what has a key is foreseen"
-            if self.table is None:
-                self.table = KernelTable(self._threads)
-            kernels = kernels_of(graph, batch, self._threads)
-            found = self.table.milliseconds(kernels, _EACH_SECONDS)
+            found = self._added(point)
         except failures() as error:
             self.why_not = first_line(error)
             return None
         self._spent += perf_counter() - began
-        if self.table.noise is not None and self.table.noise.verdict != "quiet":
+        if self.table is not None and self.table.noise is not None and self.table.noise.verdict != "quiet":
             self.why_not = f"kernels were timed while others were at work: {self.table.noise}"
         if found is None:
             self.why_not = "kernels were not timed: the time was over"
             return None
-        return KernelSum(found, sum(kernel.stored_bytes for kernel in kernels) / 1e6)
+        return found
+
+    def _added(self, point: Point) -> KernelSum | None:
+        """Of a graph's own kernels and those that two others differ by, which are the same at any width."""
+        foreseen, batch = self.foresight.found(point), self.foresight.usual_batch(point)
+        assert foreseen is not None and batch is not None, "what has a key is foreseen"
+        outline, graph = foreseen
+        found = self._kernels_of(graph.own, outline.widths, batch)
+        if found is None or graph.difference is None:
+            return found
+        one, other = graph.difference
+        if (id(one), id(other)) not in self._differences:
+            sums = self._kernels_of(one, outline.widths, batch), self._kernels_of(other, outline.widths, batch)
+            more = None if sums[0] is None or sums[1] is None else sums[0].plus(sums[1], -1)
+            self._differences[id(one), id(other)] = more
+        more = self._differences[id(one), id(other)]
+        return None if more is None else found.plus(more)
+
+    def _kernels_of(self, structure: Structure, widths: Mapping[str, int], batch: Batch) -> KernelSum | None:
+        from compress.bench.kernels import KernelTable, kernels_of
+
+        if self.table is None:
+            self.table = KernelTable(self._threads)
+        kernels = kernels_of(structure.graph.at(widths), batch, self._threads)
+        found = self.table.milliseconds(kernels, _EACH_SECONDS)
+        return None if found is None else KernelSum(found, sum(kernel.stored_bytes for kernel in kernels) / 1e6)
 
     @property
     def _profile(self) -> Profile:

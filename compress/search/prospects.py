@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -19,10 +20,14 @@ from compress.search.ledger import PastTrial
 from compress.search.outcome import Outcome
 from compress.search.past import SHARED, Prior, updated
 from compress.search.space import Point
+from compress.search.surrogate import Surrogate
 
 _FEWEST_KNOWN = 3
 _UNLIKELY, _OF_THE_LIKELIEST = 1e-3, 0.02
 """A chance, and a share of the likeliest recipe's, below which it may be told wrongly and all count as equal."""
+_SAME, _APART, _NO_GAIN = 0.001, 0.02, 1e-4
+"""Of a figure that only trials tell, relative: how far two trials of one recipe may differ, by how much recipes do, one
+standard deviation, while few are known, and a gain that is none."""
 _FEWEST_WHOLE = 6
 """Recipes trained in full by which others are judged; while there are fewer, those trained in part count too."""
 
@@ -88,11 +93,16 @@ class Prospects:
         return sorted(worth, key=lambda point: (-worth[point], point))
 
     def gain(self, point: Point) -> float:
-        """By how much of the first trial's figures it would be better than what is best now; 1 before that is known."""
+        """By how much of the first trial's figures it would be better than what is best now; 1 before that is known.
+
+        What nothing foretells is expected by what others came to.
+        """
         hoped = [self._hoped(point, metric) for metric in self.known.goal.minimize]
         start, front = self._start, self._front
-        if start is None or not front or None in hoped:
+        if start is None or not front:
             return 1.0
+        if None in hoped:
+            return self._expected_gain(point) if len(hoped) == 1 else 1.0
         values = [value for value in hoped if value is not None]
         if len(values) == 1:
             return (min(best for (best,) in front) - values[0]) / (start[0] or 1.0)
@@ -102,6 +112,28 @@ class Prospects:
             max((b - a) / (base or 1.0) for a, b, base in zip(values, best, start, strict=True)) for best in front
         )
         return max(nearest, 1e-9)
+
+    def _expected_gain(self, point: Point) -> float:
+        """The same of one figure that only a trial tells; 0 where next to nothing is expected of it."""
+        if self._figures is None:
+            return 1.0
+        process, best = self._figures
+        found = float(process.improvement(np.array([self._features(point, self.shares[-1])]), best)[0])
+        return found if found > _NO_GAIN else 0.0
+
+    @cached_property
+    def _figures(self) -> tuple[Surrogate, float] | None:
+        """The only figure to minimize, as logarithms with the sign changed, and the best; None while few know it."""
+        known = self.known
+        found = {
+            key: values[0] for key, one in known.outcomes.items() if (values := known.goal.values(one)) is not None
+        }
+        if len(found) < _FEWEST_KNOWN or min(found.values()) <= 0:
+            return None
+        features = np.array([self._features(point, self.shares[rung]) for point, rung in found])
+        values = -np.log(np.array(list(found.values())))
+        process = Surrogate.of(features, values, np.full(len(values), _SAME), _APART)
+        return process, -math.log(min(best for (best,) in self._front))
 
     def may_keep(self, point: Point) -> bool:
         """Whether predictions leave open that every limit on what is predicted is kept."""

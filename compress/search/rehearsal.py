@@ -75,6 +75,44 @@ class Structure:
             return False
         return told == outline.shapes
 
+    def is_like(self, other: Structure) -> bool:
+        """Whether weights of one name have the same axes and, where these follow no width, the same sizes."""
+        for name in self.shapes.keys() & other.shapes.keys():
+            one, two = self.shapes[name], other.shapes[name]
+            if len(one) != len(two):
+                return False
+            for axis, sizes in enumerate(zip(one, two, strict=True)):
+                rules = [self.rules.get((name, axis)), other.rules.get((name, axis))]
+                if rules[0] != rules[1] or (rules[0] is None and sizes[0] != sizes[1]):
+                    return False
+        return True
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A graph as what was traced of it and others: ``own``, and what the first of ``difference`` has before the second.
+
+    Those two differ as the graph and ``own`` do, in a part that is the same whatever the layers.
+    """
+
+    own: Structure
+    difference: tuple[Structure, Structure] | None = None
+
+    def is_at(self, widths: Mapping[str, int]) -> bool:
+        """Whether all of them exist at those widths."""
+        try:
+            return self.size_bytes(widths) > 0
+        except (KeyError, ModelError):
+            return False
+
+    def size_bytes(self, widths: Mapping[str, int]) -> int:
+        """Bytes of its file. Raises `ModelError`."""
+        found = self.own.graph.size_bytes(widths)
+        if self.difference is not None:
+            more, less = (one.graph.size_bytes(widths) for one in self.difference)
+            found += more - less
+        return found
+
 
 class UnforeseenError(ModelError):
     """Only running a stage tells what it leaves."""

@@ -13,6 +13,7 @@ from scipy.special import ndtr
 
 Floats = NDArray[np.float64]
 _LENGTHS, _LINEAR, _JITTER = (0.35, 0.7, 1.4), (0.0, 1.0, 4.0), 1e-6
+_ROOT = math.sqrt(2 * math.pi)
 _LESSER, _DOUBT = (0.25, 0.5, 1.0), 0.5
 """Scales of features that are taken to matter less, the usual one first, and by how much likelier another has to be."""
 
@@ -91,12 +92,23 @@ class Surrogate:
 
         ``more`` is a standard deviation that comes on top of the process's own.
         """
-        mean, scaled = self.mean(features), features * self.scales
+        found: Floats = ndtr((self.mean(features) - bounds) / np.hypot(self._deviations(features), more))
+        return found
+
+    def improvement(self, features: Floats, best: float) -> Floats:
+        """By how much [m] values at ``features`` [m, d] are expected to exceed ``best`` (Jones et al. 1998, eq. 15)."""
+        more, deviations = self.mean(features) - best, self._deviations(features)
+        away = more / deviations
+        found: Floats = more * ndtr(away) + deviations * np.exp(-0.5 * away**2) / _ROOT
+        return np.maximum(found, 0.0)
+
+    def _deviations(self, features: Floats) -> Floats:
+        """Standard deviations [m] of what is expected."""
+        scaled = features * self.scales
         cross = _kernel(scaled, self.features, self.length, self.linear)
         own = 1.0 + self.linear * (1 + (scaled**2).sum(axis=1))
         explained = (cross.T * cho_solve((self.factor, True), cross.T)).sum(axis=0)
-        deviation = np.hypot(self.scale * np.sqrt(np.maximum(own - explained, 1e-9)), more)
-        found: Floats = ndtr((mean - bounds) / deviation)
+        found: Floats = self.scale * np.sqrt(np.maximum(own - explained, 1e-9))
         return found
 
 

@@ -330,6 +330,13 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
         """
         return self
 
+    def with_usual_tables(self) -> Self:
+        """The stage with every field by default that says something of embedding tables alone.
+
+        Both leave models that differ in nothing but their tables, whatever else the model has.
+        """
+        return self
+
     def promise(self) -> Promise:
         """What the integrity check may hold the output to."""
         return self.promised

@@ -85,6 +85,11 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
         later = ("error_ceiling", "split_concatenations")
         return {name: value for name, value in fields.items() if name not in later or value not in (None, False)}
 
+    def with_usual_tables(self) -> Quantize:
+        """Their bits and blocks by default."""
+        usual = {name: type(self).model_fields[name].default for name in ("embedding_bits", "embedding_block_size")}
+        return self.model_copy(update=usual)
+
     def settled(self, sums_in_32_bits: bool) -> Quantize:
         """`reduce_range: auto` narrows what may saturate on a target."""
         if self.reduce_range != "auto":

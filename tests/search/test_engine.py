@@ -302,3 +302,44 @@ def test_a_space_of_millions_is_drawn_from_and_optuna_proposes() -> None:
     drawn = set(made.points(0))
     assert any(point not in drawn for point, _ in made.trained[3:]), "some were Optuna's"
     assert made.bytes(engine.known.best() or made.origin) < 0.6 * made.bytes(made.origin)
+
+
+class Judged(Made):
+    """Four choices of which the second and the last decide a perplexity that nothing foretells, together."""
+
+    knobs = tuple(Knob(f"stages.1.gptq.choice{place}", (0, 1, 2, 3), 1) for place in range(4))
+
+    def family(self, point: Point) -> tuple[object, ...]:
+        return ()
+
+    def bytes(self, point: Point) -> float:
+        return 1e6
+
+    def marginal_seconds(self, point: Point, share: float = 1.0) -> float:
+        # What helps takes longer, as it does in life.
+        return (100 + 30 * sum(point)) * (0.5 + 0.5 * share)
+
+    def perplexity(self, point: Point, rung: int = 2) -> float:
+        untrained = 1.5 * (1 - SHARES[rung])
+        return 24 - 0.8 * point[1] - 0.5 * (point[3] == 2) - 0.3 * (point[1] * point[3] == 6) + untrained
+
+    def outcome(self, job: Job) -> Outcome:
+        self.trained.append((job.point, job.rung))
+        final = {"perplexity": self.perplexity(job.point, job.rung), "size_bytes": 1e6}
+        return Outcome(final=final, baseline={"size_bytes": 1e6})
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_figure_that_nothing_foretells_is_expected_by_what_others_came_to(seed: int) -> None:
+    """Of 256 recipes the best, or one as good, is among the first 24 trials."""
+    made = Judged(seed)
+    goal = Goal(("perplexity",), (Limit(metric="size_bytes", at_most=2e6),), 0.95)
+    engine = search(made, seed, goal, most=24)
+    best = min(made.perplexity(point) for point in made.points(0))
+    assert engine.known.kept[engine.known.best() or made.origin][0] == best
+
+
+def test_a_search_ends_where_nothing_better_is_expected() -> None:
+    made = Judged()
+    engine = search(made, goal=Goal(("perplexity",), (Limit(metric="size_bytes", at_most=2e6),), 0.95))
+    assert len(engine.known.outcomes) < 200 and engine.ended

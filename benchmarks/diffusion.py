@@ -112,18 +112,13 @@ def main(
 def runs_beside(recipe: Recipe) -> dict[str, list[Mapping[str, Any]]]:
     """The stages of the three short runs, with the fields that the recipe has."""
     distill = next(place for place, stage in enumerate(recipe.stages) if stage.kind == "distill" and _steps(stage))
-    int8 = next(
-        stage for stage in recipe.stages if stage.kind == "quantize" and getattr(stage, "part", "") in DENOISERS
-    )
+    int8 = next(stage for stage in recipe.stages if stage.kind == "quantize" and getattr(stage, "part", "") == "unet")
     best = {"kind": "schedule", "steps": _steps(recipe.stages[distill]), "scheduler": "best"}
     return {
         "int8": [{"kind": "export"}, int8.model_dump()],
         "scheduler": [best],
         "distilled": [stage.model_dump() for stage in recipe.stages[: distill + 1]],
     }
-
-
-DENOISERS = ("unet", "transformer")
 
 
 def _steps(stage: Stage[Any, Any]) -> int | None:

@@ -13,7 +13,7 @@ from compress.bundle.kind import Answers, Inputs, Numbers, Rounding, seven_figur
 from compress.bundle.manifest import MODEL_FOLDER, TensorRecord
 from compress.bundle.steps import TokenizePrompt
 from compress.bundle.text import FOREIGN, TextCase, find_tokenize, more_for_page, open_tokenizer, other_ids
-from compress.checkpoints.pipeline_checks import denoiser_of, part_config, vae_config
+from compress.checkpoints.pipeline_checks import UNET, part_config, vae_config
 from compress.checkpoints.sampling import TOKENIZER, Sampling, load_prompt_processor, load_scheduler
 from compress.errors import ModelError
 from compress.runtimes.picture_sampler import CONDITION, DENOISED, HIDDEN, IDS, SAMPLE, SEED, TEXT, TIMESTEP, Latents
@@ -106,7 +106,7 @@ def _find_end(model: Path, outputs: Sequence[TensorRecord]) -> Draw:
     sampling, processor = Sampling.read(model), load_prompt_processor(model)
     _, denoiser, decoder = (f"{MODEL_FOLDER}/{graph.relative_to(model).as_posix()}" for graph in find_graphs(model))
     channels, height, width = processor.noise_shape
-    latents = Latents.of(part_config(model, denoiser_of(model)), vae_config(model))
+    latents = Latents.of(part_config(model, UNET), vae_config(model))
     table = step_table(load_scheduler(model), sampling.steps)
     return Draw(
         output=HIDDEN,

@@ -13,8 +13,8 @@ from compress.checkpoints.json_file import read_json
 from compress.checkpoints.model import link_or_copy
 from compress.checkpoints.pipeline_checks import (
     CONFIG,
-    DENOISERS,
     MODEL_INDEX,
+    UNET,
     component_classes,
     pipeline_config,
 )
@@ -59,11 +59,6 @@ class GeneratorModel(TorchModel):
     def parts(self) -> dict[str, Any]:
         """The modules by name, each with a config, in the order in which they run."""
         return dict(self.module.named_children())
-
-    @property
-    def denoiser(self) -> str:
-        """The name of the part that is called once a step."""
-        return next(name for name in DENOISERS if name in self.parts)
 
     def replace_part(self, name: str, part: nn.Module) -> None:
         """Put another module in the place of one, in place."""
@@ -129,7 +124,7 @@ def load_pipeline(directory: Path) -> GeneratorModel:
 
     prepared = load_prompt_processor(directory), load_scheduler(directory)
     named = component_classes(directory)
-    order = [name for name in (TEXT_ENCODER, *DENOISERS, VAE) if name in named]
+    order = (TEXT_ENCODER, UNET, VAE)
     module = PipelineModule({name: _part(directory / name, *named[name]) for name in order})
     kept = {name: directory / name for name in named if name not in (*order, TOKENIZER, SCHEDULER)}
     index = read_json(directory / MODEL_INDEX)

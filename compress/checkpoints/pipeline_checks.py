@@ -11,10 +11,11 @@ from compress.errors import ModelError
 
 MODEL_INDEX, CONFIG = "model_index.json", "config.json"
 CHECKER = "safety_checker"
-DENOISERS = ("unet", "transformer")
-_DRAWN = ("UNet2DConditionModel",)
-"""Classes of denoisers that are called here as diffusers' pipelines call them."""
-_NEEDED = ("text_encoder", "vae", "tokenizer", "scheduler")
+UNET = "unet"
+"""The part that is called once a step. Transformers in its place take other arguments; none is called here yet."""
+_UNETS = ("UNet2DConditionModel",)
+"""Classes of it that are called here as diffusers' pipelines call them."""
+_NEEDED = ("text_encoder", UNET, "vae", "tokenizer", "scheduler")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -66,7 +67,7 @@ def pipeline_weights(folder: Path) -> tuple[Path, ...]:
 
 def part_folders(folder: Path) -> tuple[str, ...]:
     """The folders of a pipeline's parts, weights or graphs, in the order in which they run; none of another model."""
-    names = ("text_encoder", *DENOISERS, "vae", "vae_decoder") if is_pipeline(folder) else ()
+    names = ("text_encoder", UNET, "vae", "vae_decoder") if is_pipeline(folder) else ()
     return tuple(name for name in names if (folder / name).is_dir())
 
 
@@ -88,13 +89,14 @@ def check_pipeline_folder(folder: Path) -> None:
     from compress.checkpoints.safetensors_file import read_header
 
     named = component_classes(folder)
-    denoiser = [name for name in DENOISERS if name in named]
     absent = [name for name in _NEEDED if name not in named]
-    if absent or len(denoiser) != 1:
+    if absent:
+        instead = named.get("transformer") if absent[0] == UNET else None
         raise ModelError(
-            f"The pipeline lacks the part {absent[0] if absent else 'unet or transformer'}.",
+            f"The pipeline lacks the part {absent[0]}"
+            + (f", and has a transformer ({instead[1]}) instead." if instead else "."),
             where=str(folder / MODEL_INDEX),
-            expected=f"{', '.join(_NEEDED)}, and a unet or a transformer",
+            expected=f"{', '.join(_NEEDED)}, as Stable Diffusion 1 and 2 have them",
         )
     further = [name for name in named if name.startswith(("text_encoder_", "tokenizer_"))]
     if further:
@@ -103,14 +105,14 @@ def check_pipeline_folder(folder: Path) -> None:
             where=str(folder / MODEL_INDEX),
             expected="one text encoder and one denoiser, as Stable Diffusion 1 and 2 have them",
         )
-    _, denoises = named[denoiser[0]]
-    if denoises not in _DRAWN:
+    _, denoises = named[UNET]
+    if denoises not in _UNETS:
         raise ModelError(
-            f"The pipeline's denoiser is a {denoises}, which takes other arguments than a UNet.",
+            f"The pipeline's UNet is a {denoises}, which takes other arguments.",
             where=str(folder / MODEL_INDEX),
-            expected=f"a {' or '.join(_DRAWN)}, as Stable Diffusion 1 and 2 have it",
+            expected=f"a {' or '.join(_UNETS)}, as Stable Diffusion 1 and 2 have it",
         )
-    for name in ("text_encoder", *denoiser, "vae", "tokenizer", "scheduler"):
+    for name in _NEEDED:
         if not (folder / name).is_dir():
             raise ModelError(
                 f"The pipeline's part {name!r} is missing.",
@@ -118,7 +120,7 @@ def check_pipeline_folder(folder: Path) -> None:
                 expected="a folder for each part that model_index.json names",
                 mend="fetch the model again; its download stopped early",
             )
-    for name in ("text_encoder", *denoiser, "vae"):
+    for name in ("text_encoder", UNET, "vae"):
         for file in weights_of(folder / name):
             read_header(file)
     if part_config(folder, "text_encoder").get("use_attention_mask"):
@@ -127,7 +129,7 @@ def check_pipeline_folder(folder: Path) -> None:
             where=str(folder / "text_encoder" / CONFIG),
             expected="a text encoder without use_attention_mask, as Stable Diffusion 1 and 2 have it",
         )
-    _check_widths(folder, denoiser[0])
+    _check_widths(folder)
 
 
 def part_config(folder: Path, part: str) -> Mapping[str, Any]:
@@ -135,17 +137,9 @@ def part_config(folder: Path, part: str) -> Mapping[str, Any]:
     return read_json(folder / part / "config.json")
 
 
-def denoiser_of(folder: Path) -> str:
-    """The name of the part that is called once a step. Raises `ModelError` for a folder without one."""
-    found = next((name for name in DENOISERS if (folder / name).is_dir()), None)
-    if found is None:
-        raise ModelError("The pipeline has no denoiser.", where=str(folder), expected="a folder unet or transformer")
-    return found
-
-
 def noise_shape(folder: Path) -> tuple[int, int, int]:
     """Channels, height and width of the latents that pictures of the model's own size begin as."""
-    config = part_config(folder, denoiser_of(folder))
+    config = part_config(folder, UNET)
     size = config.get("sample_size")
     height, width = size if isinstance(size, list) else (size, size)
     return int(config["in_channels"]), int(height or 0), int(width or 0)
@@ -163,15 +157,15 @@ def picture_shape(folder: Path) -> tuple[int, int, int]:
     return int(vae["out_channels"]), factor * height, factor * width
 
 
-def _check_widths(folder: Path, denoiser: str) -> None:
-    unet, text, vae = (part_config(folder, part) for part in (denoiser, "text_encoder", "vae"))
+def _check_widths(folder: Path) -> None:
+    unet, text, vae = (part_config(folder, part) for part in (UNET, "text_encoder", "vae"))
     wanted = unet.get("cross_attention_dim")
     given = text.get("hidden_size", text.get("d_model"))
     if isinstance(wanted, int) and isinstance(given, int) and wanted != given:
-        raise _misfit(folder, denoiser, "cross_attention_dim", wanted, "text_encoder", "hidden_size", given)
+        raise _misfit(folder, UNET, "cross_attention_dim", wanted, "text_encoder", "hidden_size", given)
     channels, latent = unet.get("out_channels"), vae.get("latent_channels")
     if isinstance(channels, int) and isinstance(latent, int) and channels != latent:
-        raise _misfit(folder, denoiser, "out_channels", channels, "vae", "latent_channels", latent)
+        raise _misfit(folder, UNET, "out_channels", channels, "vae", "latent_channels", latent)
 
 
 def _misfit(folder: Path, one: str, field: str, size: int, other: str, its: str, found: int) -> ModelError:

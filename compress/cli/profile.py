@@ -95,6 +95,7 @@ def _part_calls(
 ) -> tuple[Path, Calls]:
     """The folder of a part, and what it is given while the first test prompt is drawn. Raises `InputError`."""
     from compress.bench.profiled_calls import CALLS, Calls
+    from compress.checkpoints.pipeline_checks import UNET
     from compress.errors import InputError
     from compress.formats.runtimes import get_runtime
     from compress.quantization.picture_calibration import evenly, watch
@@ -105,7 +106,7 @@ def _part_calls(
         raise InputError(f"{' and '.join(given)} means nothing for {found.task.name}.", expected="--part")
     session = get_runtime(place.runtime).open(found.folder, place, 1)
     assert isinstance(session, PictureSession), "it draws"
-    chosen = part or session.denoiser
+    chosen = part or UNET
     if chosen not in session.parts:
         raise InputError(f"The model has no part {chosen!r}.", where="--part", expected=", ".join(session.parts))
     examples = found.examples(progress)

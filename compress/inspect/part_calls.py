@@ -7,11 +7,11 @@ from pathlib import Path
 from pydantic import Field
 
 from compress.checkpoints.json_file import read_json
-from compress.checkpoints.pipeline_checks import DENOISERS, is_pipeline
+from compress.checkpoints.pipeline_checks import UNET, is_pipeline
 from compress.errors import ModelError
 from compress.frozen import Frozen
 
-_PARTS = (*DENOISERS, "vae", "vae_decoder")
+_PARTS = (UNET, "transformer", "vae", "vae_decoder")
 
 
 class PartCall(Frozen):
@@ -41,7 +41,7 @@ def part_calls(folder: Path) -> tuple[PartCall, ...]:
 
     files = {name: path for name in _PARTS if (path := folder / name / "config.json").is_file()}
     configs = {name: read_json(path) for name, path in files.items()}
-    side = next((config["sample_size"] for name, config in configs.items() if name in DENOISERS), None)
+    side = configs.get(UNET, {}).get("sample_size")
     found = []
     for name, config in configs.items():
         costs = part_costs(config, size=side if isinstance(side, int) else None)

@@ -32,9 +32,8 @@ def why_not(recipe: Recipe, start: Path | None, target: Target, from_graph: bool
     capabilities = (task.of(read_json(start / "config.json")) if start is not None and told else task).capabilities
     form, runtime = target.format, RUNTIMES[target.runtime]
     spec, files = FORMATS[form], f"it runs {target.format.upper()} files"
-    if runtime.one_batch_at_a_time and ANSWERS_AT_ONCE not in capabilities:
-        way = "step by step" if DRAWS in capabilities else "token by token"
-        return f"it answers one batch at a time, and {recipe.task} goes {way}"
+    if runtime.one_batch_at_a_time and not {ANSWERS_AT_ONCE, DRAWS} & capabilities:
+        return f"it answers one batch at a time, and {recipe.task} goes token by token"
     if spec.written_by is None:  # what outputs are before they are in a format, the starting model at least
         return "it runs weights as transformers has them, and an ONNX graph has none" if from_graph else None
     for label in (recipe.labels()[-1], recipe.baseline):

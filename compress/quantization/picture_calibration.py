@@ -109,7 +109,7 @@ class PictureInputs:
         expected = [self._session.predict(batch)[PICTURES] for batch in batches]
 
         def merit(graph: onnx.ModelProto) -> float:
-            session = self._session.with_part(self.part, session_of(graph))
+            session = self._session.with_part(self.part, session_of(graph, alone=False))
             found = [session.predict(batch)[PICTURES] for batch in batches]
             return float(np.concatenate([ssim(*pair) for pair in zip(found, expected, strict=True)]).mean())
 

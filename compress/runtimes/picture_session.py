@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.checkpoints.pipeline_checks import DENOISERS, denoiser_of, part_config, vae_config
+from compress.checkpoints.pipeline_checks import UNET, part_config, vae_config
 from compress.checkpoints.sampling import Sampling, empty_ids, load_scheduler
 from compress.errors import ModelError
 from compress.runtimes.picture_sampler import (
@@ -33,9 +33,9 @@ from compress.runtimes.runtime import Batch, Session, TensorType, check_inputs
 from compress.tasks.task import Examples
 
 TEXT_ENCODER, DECODER = "text_encoder", "vae_decoder"
-"""The folders before a denoiser's and behind it, as optimum names them."""
-_TAKES = {TEXT_ENCODER: {IDS}, **{name: {SAMPLE, TIMESTEP, TEXT} for name in DENOISERS}, DECODER: {LATENT}}
-_GIVES = {TEXT_ENCODER: HIDDEN, **dict.fromkeys(DENOISERS, DENOISED), DECODER: PICTURE}
+"""The folders before the UNet's and behind it, as optimum names them."""
+_TAKES = {TEXT_ENCODER: {IDS}, UNET: {SAMPLE, TIMESTEP, TEXT}, DECODER: {LATENT}}
+_GIVES = {TEXT_ENCODER: HIDDEN, UNET: DENOISED, DECODER: PICTURE}
 _PROBES, _PROBE_STEPS = 2, 2
 _OPTIONAL = {CONDITION}
 
@@ -71,11 +71,6 @@ class PictureSession:
         check_inputs(self.inputs, batch, self._where)
         return {PICTURES: self.sampler.draw(batch[IDS], batch[NOISE], batch[SEED].tolist())}
 
-    @property
-    def denoiser(self) -> str:
-        """The name of the part that is called once a step."""
-        return next(part for part in self.parts if part not in (TEXT_ENCODER, DECODER))
-
     def probe(self, examples: Examples) -> np.ndarray:
         """A few pictures in next to no steps, which every part has a hand in: [n, height, width, channels]."""
         batch = examples.batch(range(min(_PROBES, len(examples))))
@@ -101,18 +96,16 @@ def open_pictures(sessions: Sequence[Session], folder: Path) -> PictureSession:
 
     Raises `ModelError` for parts that lack an input or an output of optimum's.
     """
-    denoiser = denoiser_of(folder)
-    parts = dict(zip((TEXT_ENCODER, denoiser, DECODER), sessions, strict=True))
+    parts = dict(zip((TEXT_ENCODER, UNET, DECODER), sessions, strict=True))
     for name, session in parts.items():
         _check(name, session, folder)
-    latents = Latents.of(part_config(folder, denoiser), vae_config(folder))
+    latents = Latents.of(part_config(folder, UNET), vae_config(folder))
     found = (Sampling.read(folder), load_scheduler(folder), empty_ids(folder))
-    return PictureSession(sampler_of(parts, denoiser, latents, *found), parts, str(folder))
+    return PictureSession(sampler_of(parts, latents, *found), parts, str(folder))
 
 
 def sampler_of(
     parts: Mapping[str, Session],
-    denoiser: str,
     latents: Latents,
     sampling: Sampling,
     scheduler: Any,
@@ -121,7 +114,7 @@ def sampler_of(
     """The loop over sessions; ``empty`` is the empty prompt [1, tokens]."""
     return PictureSampler(
         encode=_call(parts[TEXT_ENCODER]),
-        denoise=_call(parts[denoiser]),
+        denoise=_call(parts[UNET]),
         decode=_call(parts[DECODER]),
         scheduler=scheduler,
         latents=latents,

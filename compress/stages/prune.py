@@ -159,13 +159,11 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
 
     def _check_denoiser(self, start: Path, settings: DenoiserPruning) -> None:
         from compress.architectures.diffusion_costs import hollow_part
-        from compress.checkpoints.json_file import read_json
-        from compress.checkpoints.pipeline_checks import DENOISERS
+        from compress.checkpoints.pipeline_checks import UNET, part_config
         from compress.training.denoiser_pruning import check_cut
 
-        config = next((path for name in DENOISERS if (path := start / name / "config.json").is_file()), None)
-        if config is not None:
-            check_cut(hollow_part(read_json(config)), settings)
+        if (start / UNET).is_dir():
+            check_cut(hollow_part(part_config(start, UNET)), settings)
 
     def check_data(self, start: Path, context: Context) -> None:
         """Raises `StageError` for parts of a language model that cannot be cut, or of which none would be left.

@@ -24,6 +24,7 @@ from compress.architectures.unet import (
 )
 from compress.architectures.unet_channels import ChannelSet, channel_sets
 from compress.checkpoints.diffusion_pipeline import GeneratorModel
+from compress.checkpoints.pipeline_checks import UNET
 from compress.errors import StageError
 from compress.tasks.task import Examples
 from compress.training.channel_costs import ladder, nearest_rung
@@ -41,9 +42,9 @@ _THIRDS = ("least noise", "some noise", "most noise")
 
 def prune_denoiser(model: GeneratorModel, settings: DenoiserPruning, context: Context) -> None:
     """Cut the model's UNet, by pictures of the train split, in place. Raises `StageError` where it has none."""
-    unet = require_unet(model.parts[model.denoiser])
+    unet = require_unet(model.parts[UNET])
     examples, _ = latent_rows(model, context, TRAIN, some_places(context, TRAIN, settings.importance_examples))
-    model.replace_part(model.denoiser, prune_unet(unet, settings, examples, Noising.of(model.scheduler), context))
+    model.replace_part(UNET, prune_unet(unet, settings, examples, Noising.of(model.scheduler), context))
 
 
 def check_cut(unet: Any, settings: DenoiserPruning) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from compress.architectures.unet import require_unet, stage_ends
 from compress.architectures.watched import hooked
 from compress.checkpoints.diffusion_pipeline import GeneratorModel
+from compress.checkpoints.pipeline_checks import UNET
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.tasks.forward import device_of, tensors
@@ -41,7 +42,7 @@ def distill_features(
 ) -> GeneratorModel:
     """``model`` with a UNet that has learned from ``teacher``'s. Raises `StageError` where one of them has none."""
     assert isinstance(model, GeneratorModel) and isinstance(teacher, GeneratorModel)
-    student, taught = (require_unet(one.parts[one.denoiser]) for one in (model, teacher))
+    student, taught = (require_unet(one.parts[UNET]) for one in (model, teacher))
     examples, empty = latent_rows(teacher, context)
     held_out = None
     if VALIDATION in context.data.splits:

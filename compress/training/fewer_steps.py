@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from compress.checkpoints.diffusion_pipeline import GeneratorModel
+from compress.checkpoints.pipeline_checks import UNET
 from compress.checkpoints.sampling import Sampling
 from compress.checkpoints.schedulers import scheduler_class
 from compress.checkpoints.torch_model import TorchModel
@@ -52,13 +53,11 @@ def teach_fewer_steps(
     examples, empty = latent_rows(teacher, context)
     path = walked_path(guided_by(teacher, few.guides[0]), context, _COMPARED, _REFERENCE_STEPS)
     _, tried = path.best(few.steps)
-    student: Any = model.parts[model.denoiser]
+    student: Any = model.parts[UNET]
     student = told_of_guidance(student) if few.tells_guidance else copy.deepcopy(student)
-    lesson = StepsLesson(
-        settings, few, teacher.parts[teacher.denoiser], student, teacher.scheduler, examples, empty, context
-    )
+    lesson = StepsLesson(settings, few, teacher.parts[UNET], student, teacher.scheduler, examples, empty, context)
     made = replace(model, scheduler=lesson.teach(), sampling=Sampling(few.steps, lesson.sampled_guidance))
-    made.replace_part(model.denoiser, student)
+    made.replace_part(UNET, student)
     rows = [*rows_of(tried), (f"{few.method}, trained", round(path.distance(torch_sampler(made)), 5))]
     context.tabulate(f"Distance in {few.steps} steps from {_REFERENCE_STEPS}", COLUMNS, rows)
     context.remark(

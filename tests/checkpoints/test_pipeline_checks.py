@@ -61,7 +61,11 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: change(
             folder / "model_index.json", unet=[None, None], transformer=["diffusers", "PixArtTransformer2DModel"]
         ),
-        "denoiser is a PixArtTransformer2DModel, which takes other arguments",
+        r"lacks the part unet, and has a transformer \(PixArtTransformer2DModel\) instead",
+    ),
+    "another UNet": (
+        lambda folder: change(folder / "model_index.json", unet=["diffusers", "UNet3DConditionModel"]),
+        "UNet is a UNet3DConditionModel, which takes other arguments",
     ),
     "a mask": (
         lambda folder: change(folder / "text_encoder" / "config.json", use_attention_mask=True),

@@ -68,3 +68,9 @@ def test_what_goes_token_by_token_is_skipped_there(task: str) -> None:
     for name in ("browser", "node"):
         reason = why_not(cast(Recipe, recipe), None, TARGETS[name], from_graph=False)
         assert reason == f"it answers one batch at a time, and {task} goes token by token"
+
+
+def test_what_draws_is_asked_step_by_step_there() -> None:
+    recipe = SimpleNamespace(task="text-to-image", stages=[], baseline="start", labels=lambda: ["start"])
+    for name in ("browser", "node"):
+        assert why_not(cast(Recipe, recipe), None, TARGETS[name], from_graph=False) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ STAGES: list[dict[str, Any]] = [
     {"quantize_weights": {"part": "text_encoder", "bits": 8}},
 ]
 ROWS = {"train": 6, "test": 5}
+PARTS_TIMED = ("text_encoder", "denoiser_step", "decoder")
 ONE_LEVEL: dict[str, Any] = {
     "block_out_channels": (16,),
     "down_block_types": ("CrossAttnDownBlock2D",),
@@ -113,3 +115,24 @@ def test_a_picture_is_timed_and_the_integers_are_there(done: Run) -> None:
 def test_the_empty_prompt_is_read_without_transformers(done: Run) -> None:
     model = done.folder / "model"
     np.testing.assert_array_equal(empty_ids(model), load_prompt_processor(model).ids([""]))
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_pages_draw_what_this_machine_draws(tmp_path: Path, chromium: str) -> None:
+    if shutil.which("npm") is None:
+        pytest.skip("no npm here to fetch onnxruntime-web with")
+    # Each part has a page of its own, and times are those of the pages' clocks.
+    stages, targets = [{"export": {}}, {"quantize_weights": {"part": "text_encoder", "bits": 8}}], ["cpu", "browser"]
+    path = write_recipe(tmp_path, stages=stages, targets=targets)
+    done = run(load(path), tmp_path, tmp_path / "artifacts", Notes())
+    assert not done.report.skipped
+    for label in (BASELINE, FINAL):
+        here, there = (done.report.find(label, "psnr_to_baseline", target) for target in targets)
+        assert here is not None and there is not None and there.value == pytest.approx(here.value, abs=0.5)
+        times = [done.report.find(label, f"{part}_ms", "browser") for part in ("latency", *PARTS_TIMED)]
+        whole, *parts = (row.value for row in times if row is not None)
+        assert len(parts) == len(PARTS_TIMED) and min(parts) > 0 and whole > sum(parts)
+        sent = done.report.find(label, "model_transfer_bytes", "browser")
+        graphs = sum(path.stat().st_size for path in (done.folder / "model").rglob("*.onnx"))
+        assert sent is not None and (label == BASELINE or graphs < sent.value < graphs + 3000)

@@ -16,6 +16,7 @@ from torch import nn
 
 from compress.checkpoints.diffusion_pipeline import TEXT_ENCODER, VAE, GeneratorModel
 from compress.checkpoints.model import write_companions
+from compress.checkpoints.pipeline_checks import UNET
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import IntegrityError, StageError
 from compress.formats.onnx.export import Axes, Exported, export_onnx, export_part
@@ -54,13 +55,12 @@ _SEED = 0
 class _Denoiser(nn.Module):
     """The part is a child by its own name, so that tensors are named as those of the whole model."""
 
-    def __init__(self, name: str, part: nn.Module) -> None:
+    def __init__(self, unet: nn.Module) -> None:
         super().__init__()
-        self.name = name
-        self.add_module(name, part)
+        self.unet = unet
 
     def forward(self, **given: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {DENOISED: getattr(self, self.name)(**given, return_dict=False)[0]}
+        return {DENOISED: self.unet(**given, return_dict=False)[0]}
 
 
 class _Decoder(nn.Module):
@@ -105,7 +105,7 @@ class _Part:
 
 
 def export_drawing(model: GeneratorModel, ids: np.ndarray, opset: int | None, fusions: bool) -> dict[str, Exported]:
-    """`text_encoder`, `unet` and `vae_decoder` (or `transformer`), in the order in which they run.
+    """`text_encoder`, `unet` and `vae_decoder`, in the order in which they run.
 
     ``ids`` are prompts [n, tokens], two at least. Batch, sides and the number of tokens are free. Raises `StageError`.
     """
@@ -115,7 +115,7 @@ def export_drawing(model: GeneratorModel, ids: np.ndarray, opset: int | None, fu
     found = {TEXT_ENCODER: export_onnx(text, examples, opset, fusions)}
     multiple = _multiple(model)
     for name, part in _parts(model, 2, 2 * multiple, 3 * multiple, 5).items():
-        multiples = dict.fromkeys(("height", "width"), multiple if name == model.denoiser else 1)
+        multiples = dict.fromkeys(("height", "width"), multiple if name == UNET else 1)
         found[name] = export_part(part.module, part.inputs, _AXES, multiples, opset, fusions)
     for name, exported in found.items():
         _prefix(exported.graph.graph, VAE if name == DECODER else name)
@@ -156,7 +156,7 @@ def open_drawing(model: OnnxModel) -> PictureSession:
     """Draw with the graphs of ``model``, on the processor."""
     with tempfile.TemporaryDirectory() as folder:
         write_companions(Path(folder), model.companions)
-        return open_pictures([session_of(graph) for graph in model.graphs.values()], Path(folder))
+        return open_pictures([session_of(graph, alone=False) for graph in model.graphs.values()], Path(folder))
 
 
 def drawing_folder(model: GeneratorModel, graphs: Mapping[str, onnx.ModelProto]) -> OnnxModel:
@@ -212,13 +212,13 @@ def _prefix(graph: onnx.GraphProto, prefix: str) -> None:
 
 
 def _multiple(model: GeneratorModel) -> int:
-    return Latents.of(model.parts[model.denoiser].config, model.parts[VAE].config).multiple
+    return Latents.of(model.parts[UNET].config, model.parts[VAE].config).multiple
 
 
 def _parts(model: GeneratorModel, count: int, height: int, width: int, tokens: int) -> dict[str, _Part]:
     """The denoiser and the decoder with inputs drawn from a standard normal."""
     random = torch.Generator().manual_seed(_SEED)
-    unet, vae = model.parts[model.denoiser], model.parts[VAE]
+    unet, vae = model.parts[UNET], model.parts[VAE]
     latents = torch.randn((count, unet.config.in_channels, height, width), generator=random)
     text = torch.randn((count, tokens, unet.config.cross_attention_dim), generator=random)
     given = {SAMPLE: latents, TIMESTEP: torch.tensor(_WHEN), TEXT: text}
@@ -226,4 +226,4 @@ def _parts(model: GeneratorModel, count: int, height: int, width: int, tokens: i
     if condition:
         given[CONDITION] = torch.randn((count, condition), generator=random)
     decoded = {LATENT: torch.randn((count, vae.config.latent_channels, height, width), generator=random)}
-    return {model.denoiser: _Part(_Denoiser(model.denoiser, unet), given), DECODER: _Part(_Decoder(vae), decoded)}
+    return {UNET: _Part(_Denoiser(unet), given), DECODER: _Part(_Decoder(vae), decoded)}

@@ -19,14 +19,14 @@ GRAPH_FOLDER = "onnx"
 FLOAT_GRAPH = "model.onnx"
 QUANTIZED_GRAPH = "model_quantized.onnx"
 _SUFFIXES = ("_quantized", "_fp16", "_q4", "_q2")
-Part = Literal["all", "encoder", "decoder", "text_encoder", "unet", "transformer", "vae_decoder"]
+Part = Literal["all", "encoder", "decoder", "text_encoder", "unet", "vae_decoder"]
 EXTERNAL_DATA_FROM_BYTES = 1_500_000_000
 ENCODER, DECODER = "encoder_model", "decoder_model_merged"
 """What the files of a model in two parts begin with: transformers.js' and optimum's names."""
 VISION, EMBED_TOKENS = "vision_encoder", "embed_tokens"
 """What stands before a decoder that reads images: transformers.js' names."""
 _PARTS = ((ENCODER, DECODER), (VISION, EMBED_TOKENS, DECODER))
-DRAWING = ("text_encoder", "unet", "transformer", "vae_decoder")
+DRAWING = ("text_encoder", "unet", "vae_decoder")
 """Folders of the graphs of a model that draws pictures, in the order in which they run: optimum's names."""
 GENAI_CONFIG = "genai_config.json"
 """Beside a decoder: where onnxruntime-genai reads the name of its graph."""
@@ -199,11 +199,11 @@ def shown_name(graph: Path) -> str:
 
 def _drawing_graphs(artifact: Path) -> tuple[Path, ...]:
     found = tuple(file for part in DRAWING if (file := artifact / part / FLOAT_GRAPH).is_file())
-    if len(found) != len(("text", "denoiser", "decoder")):
+    if len(found) != len(DRAWING):
         raise ModelError(
             f"The folder holds {', '.join(file.relative_to(artifact).as_posix() for file in found) or 'no graph'}.",
             where=str(artifact),
-            expected=f"text_encoder/{FLOAT_GRAPH}, vae_decoder/{FLOAT_GRAPH}, and one of unet or transformer",
+            expected=", ".join(f"{part}/{FLOAT_GRAPH}" for part in DRAWING),
             mend="write the model anew with the stage export",
         )
     return found

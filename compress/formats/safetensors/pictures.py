@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from compress.checkpoints.diffusion_pipeline import TEXT_ENCODER, VAE, GeneratorModel
+from compress.checkpoints.pipeline_checks import UNET
 from compress.errors import StageError, first_line
 from compress.formats.safetensors.session import FAILURES
 from compress.runtimes.picture_sampler import (
@@ -54,16 +55,16 @@ class TorchPart:
 
 def torch_pictures(model: GeneratorModel, settings: Mapping[str, Any], where: str = "the model") -> PictureSession:
     """Draws with the modules of ``model``, its scheduler and its own number of steps."""
-    text, denoiser, vae = (model.parts[name] for name in (TEXT_ENCODER, model.denoiser, VAE))
+    text, denoiser, vae = (model.parts[name] for name in (TEXT_ENCODER, UNET, VAE))
     latents = Latents.of(denoiser.config, vae.config)
     told = (CONDITION,) if latents.condition else ()
     parts = {
         TEXT_ENCODER: TorchPart([IDS], HIDDEN, lambda input_ids: text(input_ids)[0], settings),
-        model.denoiser: TorchPart((SAMPLE, TIMESTEP, TEXT, *told), DENOISED, _first(denoiser), settings),
+        UNET: TorchPart((SAMPLE, TIMESTEP, TEXT, *told), DENOISED, _first(denoiser), settings),
         DECODER: TorchPart([LATENT], PICTURE, lambda latent_sample: vae.decode(latent_sample)[0], settings),
     }
     empty = model.processor.ids([""])
-    loop = sampler_of(parts, model.denoiser, latents, model.sampling, model.scheduler, empty)
+    loop = sampler_of(parts, latents, model.sampling, model.scheduler, empty)
     return PictureSession(loop, parts, where)
 
 

@@ -93,11 +93,12 @@ class OnnxSession:
         return _SharedCache(self._session, names, self.input_types, str(self._graph))
 
 
-def session_of(graph: onnx.ModelProto) -> OnnxSession:
-    """A graph in memory, on the processor. Raises ONNX Runtime's errors."""
+def session_of(graph: onnx.ModelProto, alone: bool = True) -> OnnxSession:
+    """A graph in memory, on the processor, ``alone`` or one of several in turns. Raises ONNX Runtime's errors."""
     provider = "CPUExecutionProvider"
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), session_options(0), providers=[provider])
-    return OnnxSession(session, Path("the stage's graph"), provider, 0)
+    options = session_options(0, alone)
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=[provider])
+    return OnnxSession(session, Path("the stage's graph"), provider, 0, alone)
 
 
 class _SharedCache:

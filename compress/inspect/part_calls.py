@@ -11,7 +11,7 @@ from compress.checkpoints.pipeline_checks import UNET, is_pipeline
 from compress.errors import ModelError
 from compress.frozen import Frozen
 
-_PARTS = (UNET, "transformer", "vae", "vae_decoder")
+_PARTS = (UNET, "vae", "vae_decoder")
 
 
 class PartCall(Frozen):

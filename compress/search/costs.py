@@ -48,8 +48,9 @@ class Step:
 class Costs:
     """Sizes, times and seconds of work, corrected by what trials have shown.
 
-    Sizes are those of graphs that are foreseen (`Foresight`), or else the stages' own predictions; times are sums over
-    kernels (`Latencies`); seconds of work are the stages' own predictions.
+    Sizes are those of graphs that are foreseen (`Foresight`), or else of the weights that it counts, or that stages
+    predict, in the bits that stages predict; times are sums over kernels (`Latencies`); seconds of work are the stages'
+    own predictions.
     Raises `InputError` with all problems of the recipe's sources.
     """
 

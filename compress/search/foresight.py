@@ -11,9 +11,9 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -292,11 +292,18 @@ class Foresight:
         return read_structure(one, one, torch_stages, outline.kind)
 
 
+@cache
+def _read(stages: str) -> list[dict[str, Any]]:
+    """What `fields_of` wrote; few lists of stages are compared thousands of times."""
+    found: list[dict[str, Any]] = json.loads(stages)
+    return found
+
+
 def _same_kinds(stages: str, others: str) -> bool:
-    return [one["kind"] for one in json.loads(stages)] == [one["kind"] for one in json.loads(others)]
+    return [one["kind"] for one in _read(stages)] == [one["kind"] for one in _read(others)]
 
 
 def _differences(stages: str, others: str) -> int:
     """Fields that differ, of stages of the same kinds."""
-    pairs = zip(json.loads(stages), json.loads(others), strict=True)
+    pairs = zip(_read(stages), _read(others), strict=True)
     return sum(value != other.get(name) for one, other in pairs for name, value in one.items())

@@ -154,6 +154,9 @@ class Table:
         size: float = self._rows[point, len(self.shares) - 1]["outcome"]["final"]["size_bytes"]
         return size * self._off[point]
 
+    def at_a_glance(self, point: Point, metric: str) -> float | None:
+        return self.predicted(point, metric)
+
     def learn(self, point: Point, share: float, outcome: Outcome) -> None:
         """Nothing: the table knows."""
 

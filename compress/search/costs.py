@@ -25,8 +25,8 @@ _UNKNOWN_SECONDS = 5.0
 _FLOPS_PER_SECOND = 1e11
 """Of predictions that decide: a machine's own rate is measured anew by each process, and trials correct for it."""
 _RECENT, _RIDGE = 5, 0.05
-SIZE, LATENCY = "size_bytes", "latency_ms"
-PREDICTED = (SIZE, "parameters")
+SIZE, PARAMETERS, LATENCY = "size_bytes", "parameters", "latency_ms"
+PREDICTED = (SIZE, PARAMETERS)
 _COUNTED, _BY_OTHERS, _BY_ARITHMETIC, _BY_KERNELS = "counted", "by others", "by arithmetic", "by kernels"
 _OFF: dict[str, tuple[float, tuple[float, ...]]] = {
     _COUNTED: (1e-4, ()), _BY_OTHERS: (0.005, (0.01,)), _BY_ARITHMETIC: (0.005, (0.05,)), _BY_KERNELS: (0.02, (0.15,)),
@@ -107,6 +107,10 @@ class Costs:
             return None if self.latencies is None else self.latencies.predicted(point)
         if metric == SIZE and (foreseen := self._foreseen_bytes(point))[0] is not None:
             return foreseen[0]
+        return self.at_a_glance(point, metric)
+
+    def at_a_glance(self, point: Point, metric: str) -> float | None:
+        """The same by arithmetic alone, for which no graph is traced; None where that tells nothing."""
         raw, factors = self._raw(point, metric), self._factors.get(metric)
         if raw is None or factors is None:
             return None
@@ -209,9 +213,10 @@ class Costs:
         last = self.steps(point)[-1]
         counted = None if self.foresight is None or last.shape is None else self.foresight.weights(point)
         if counted is None or last.shape is None:
-            return last.disk if metric == SIZE else None if last.shape is None else last.shape.parameters
+            told = {SIZE: last.disk, PARAMETERS: None if last.shape is None else last.shape.parameters}
+            return told.get(metric)
         if metric != SIZE:
-            return counted.parameters
+            return counted.parameters if metric == PARAMETERS else None
         shape = counted.in_bits(last.shape.matrix_bits, last.shape.table_bits)
         return predicted(shape, shape).disk_bytes.value
 

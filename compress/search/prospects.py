@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import NormalDist
 from typing import Protocol
 
 import numpy as np
@@ -28,6 +29,8 @@ _UNLIKELY, _OF_THE_LIKELIEST = 1e-3, 0.02
 _SAME, _APART, _NO_GAIN = 0.001, 0.02, 1e-4
 """Of a figure that only trials tell, relative: how far two trials of one recipe may differ, by how much recipes do, one
 standard deviation, while few are known, and a gain that is none."""
+_GLANCE = 0.25
+"""How far arithmetic may be off, relative, before anything is excluded by it alone."""
 _FEWEST_WHOLE = 6
 """Recipes trained in full by which others are judged; while there are fewer, those trained in part count too."""
 
@@ -37,6 +40,7 @@ class Forecasts(Protocol):
 
     def marginal_seconds(self, point: Point, share: float = 1.0) -> float: ...
     def predicted(self, point: Point, metric: str) -> float | None: ...
+    def at_a_glance(self, point: Point, metric: str) -> float | None: ...
     def tolerance(self, point: Point, metric: str) -> float: ...
     def family(self, point: Point) -> tuple[object, ...]: ...
     def learn(self, point: Point, share: float, outcome: Outcome) -> None: ...
@@ -86,7 +90,7 @@ class Prospects:
         for point, chance in zip(found, chances, strict=True):
             seconds = self.costs.marginal_seconds(point)
             gain = self.gain(point)
-            worth[point] = chance * gain / max(seconds, 1e-3)
+            worth[point] = chance * self._chance_foretold(point) * gain / max(seconds, 1e-3)
             self.expected[point] = Expected(
                 gain if self._start is not None and self._front else None, chance if self._is_judged else None, seconds
             )
@@ -136,16 +140,40 @@ class Prospects:
         return process, -math.log(min(best for (best,) in self._front))
 
     def may_keep(self, point: Point) -> bool:
-        """Whether predictions leave open that every limit on what is predicted is kept."""
-        return all(self._may_keep(limit, point) for limit in self.known.goal.limits)
+        """Whether predictions leave open that every limit on what is predicted is kept.
+
+        What is plainly out of reach costs nobody a graph.
+        """
+        limits = self.known.goal.limits
+        if not all(self._leaves_open(one, self.costs.at_a_glance(point, one.metric), _GLANCE) for one in limits):
+            return False
+        return all(self._may_keep(limit, point) for limit in limits)
 
     def _may_keep(self, limit: Limit, point: Point) -> bool:
         value = self._hoped(point, limit.metric)
-        other = 1.0 if limit.of is None else self._baseline.get(limit.metric)
-        if value is None or not other:
+        return self._leaves_open(limit, value, self.costs.tolerance(point, limit.metric))
+
+    def _leaves_open(self, limit: Limit, value: float | None, tolerance: float) -> bool:
+        """Whether a value that may be off by so much leaves open that a limit is kept."""
+        ratio = self._ratio(limit, value)
+        if ratio is None:
             return True
-        ratio, tolerance = value / other / limit.bound, self.costs.tolerance(point, limit.metric)
         return ratio * (1 + tolerance) >= 1 if limit.at_least is not None else ratio * (1 - tolerance) <= 1
+
+    def _chance_foretold(self, point: Point) -> float:
+        """The probability to keep every limit on what is predicted; a tolerance is two standard deviations."""
+        found = 1.0
+        for limit in self.known.goal.limits:
+            ratio = self._ratio(limit, self._hoped(point, limit.metric))
+            if ratio:
+                room = math.log(ratio) if limit.at_least is not None else -math.log(ratio)
+                found *= NormalDist(sigma=max(self.costs.tolerance(point, limit.metric) / 2, 1e-9)).cdf(room)
+        return found
+
+    def _ratio(self, limit: Limit, value: float | None) -> float | None:
+        """A value as a share of what a limit allows; None where one of them is unknown."""
+        other = 1.0 if limit.of is None else self._baseline.get(limit.metric)
+        return None if value is None or not other else value / other / limit.bound
 
     def _hoped(self, point: Point, metric: str) -> float | None:
         """What a figure will be: as it was measured on the way, where training doesn't change it; else as predicted."""

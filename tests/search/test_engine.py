@@ -32,6 +32,7 @@ class Made:
     fails: frozenset[Point] = frozenset()
     refuses: frozenset[Point] = frozenset()
     trained: list[tuple[Point, int]] = field(default_factory=list)
+    foretold: set[Point] = field(default_factory=set)
     knobs = (
         Knob("stages.1.distill.student.layers", (6, 4, 3, 2, 1), 1),
         Knob("stages.1.distill.width", (1.0, 0.75, 0.5, 0.25), 1),
@@ -67,7 +68,11 @@ class Made:
         return 0.02
 
     def predicted(self, point: Point, metric: str) -> float | None:
+        self.foretold.add(point)
         return self.bytes(point) if metric == "size_bytes" else None
+
+    def at_a_glance(self, point: Point, metric: str) -> float | None:
+        return self.bytes(point) * (0.85 + 0.1 * (sum(point) % 4)) if metric == "size_bytes" else None
 
     def learn(self, point: Point, share: float, outcome: Outcome) -> None: ...
 
@@ -206,6 +211,30 @@ def test_what_is_predicted_to_miss_a_limit_never_trains() -> None:
     made = Made()
     search(made, goal=goal)
     assert all(made.bytes(point) <= 6e5 / 0.98 for point, _ in made.trained if point != made.origin)
+
+
+def test_what_arithmetic_says_is_far_too_large_is_never_foretold_closely() -> None:
+    goal = Goal(("size_bytes",), (LIMIT, Limit(metric="size_bytes", at_most=2.5e5)), 0.9)
+    made = Made()
+    search(made, goal=goal)
+    far = {point for point in made.points(0) if (made.at_a_glance(point, "size_bytes") or 0) * 0.75 > 2.5e5}
+    assert len(far) > 20
+    assert made.foretold & far <= {made.origin}
+
+
+def test_of_recipes_that_may_keep_a_foretold_limit_the_likeliest_are_tried_first() -> None:
+    class Timed(Made):
+        def tolerance(self, point: Point, metric: str) -> float:
+            return 0.2
+
+        def predicted(self, point: Point, metric: str) -> float | None:
+            return 1.0 - 0.15 * point[3] if metric == "latency_ms" else super().predicted(point, metric)
+
+    made = Timed()
+    goal = Goal(("size_bytes",), (LIMIT, Limit(metric="latency_ms", at_most=0.92)), 0.9)
+    search(made, goal=goal, most=8)
+    tried = [point for point, _ in made.trained if point != made.origin]
+    assert all(point[3] == 1 for point in tried), "1 ms may turn out to be 0.8 ms, but 0.85 ms is likelier to be under"
 
 
 def test_where_nothing_keeps_the_limits_it_says_what_comes_nearest() -> None:

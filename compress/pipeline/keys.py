@@ -98,7 +98,10 @@ class Forecast:
         names = [recipe.model, *(one.name for one in named if one.kind == "model")]
         kept = cache.root / "models"
         arrays = TAKES_ARRAYS in get_task(recipe.task).capabilities
-        models = {name: already_here(str(find(name, self.folder) or name), kept, arrays) for name in names}
+        models = {
+            name: already_here(str(find(name, self.folder) or name), kept, arrays, recipe.safety_checker)
+            for name in names
+        }
         folders = {one.name: find(one.name, self.folder) for one in named if one.kind != "model"}
         known = None not in (*models.values(), *folders.values())
         if not known or not cache.root.is_dir() or not _data_is_here(recipe, self.folder):

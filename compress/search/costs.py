@@ -27,9 +27,9 @@ _FLOPS_PER_SECOND = 1e11
 _RECENT, _RIDGE = 5, 0.05
 SIZE, PARAMETERS, LATENCY = "size_bytes", "parameters", "latency_ms"
 PREDICTED = (SIZE, PARAMETERS)
-_COUNTED, _BY_OTHERS, _BY_ARITHMETIC, _BY_KERNELS = "counted", "by others", "by arithmetic", "by kernels"
+_COUNTED, _BY_ARITHMETIC, _BY_KERNELS = "counted", "by arithmetic", "by kernels"
 _OFF: dict[str, tuple[float, tuple[float, ...]]] = {
-    _COUNTED: (1e-4, ()), _BY_OTHERS: (0.005, (0.01,)), _BY_ARITHMETIC: (0.005, (0.05,)), _BY_KERNELS: (0.02, (0.15,)),
+    _COUNTED: (1e-4, ()), _BY_ARITHMETIC: (0.005, (0.05,)), _BY_KERNELS: (0.02, (0.15,)),
 }  # fmt: skip
 """How a figure is foretold -> how far off it is taken to be at the least, and before any model was made."""
 
@@ -105,8 +105,8 @@ class Costs:
         """A figure of the final model; None where nothing foretells it."""
         if metric == LATENCY:
             return None if self.latencies is None else self.latencies.predicted(point)
-        if metric == SIZE and (foreseen := self._foreseen_bytes(point))[0] is not None:
-            return foreseen[0]
+        if metric == SIZE and (counted := self._counted(point)) is not None:
+            return counted
         return self.at_a_glance(point, metric)
 
     def at_a_glance(self, point: Point, metric: str) -> float | None:
@@ -126,7 +126,7 @@ class Costs:
     def tolerance(self, point: Point, metric: str) -> float:
         """How far a prediction may be off before nothing is decided by it.
 
-        Sizes are off by what others were that were foretold as they are: counted, from other graphs, or by arithmetic.
+        It is off by what others were that were foretold as it is: sizes counted or by arithmetic, times by kernels.
         """
         least, unknown = _OFF[how := self._how(point, metric)]
         return max([least, *(1.5 * abs(error) for error in self._off.get((metric, how), unknown)[-_RECENT:])])
@@ -135,7 +135,7 @@ class Costs:
         """How a figure is foretold."""
         if metric == LATENCY:
             return _BY_KERNELS
-        return self._foreseen_bytes(point)[1] if metric == SIZE else _BY_ARITHMETIC
+        return _COUNTED if metric == SIZE and self._counted(point) is not None else _BY_ARITHMETIC
 
     def why_not(self) -> dict[str, str]:
         """Metric -> why recipes, or some of them, are told more roughly than they might be."""
@@ -178,14 +178,9 @@ class Costs:
             self.errors.setdefault(metric, []).append(told / actual - 1)
             self._off.setdefault((metric, self._how(point, metric)), []).append(told / actual - 1)
 
-    def _foreseen_bytes(self, point: Point) -> tuple[int | None, str]:
-        """Bytes that graphs tell, and how; None where arithmetic has to."""
-        if self.foresight is not None:
-            if (exact := self.foresight.size_bytes(point)) is not None:
-                return exact, _COUNTED
-            if (about := self.foresight.about_bytes(point)) is not None:
-                return about, _BY_OTHERS
-        return None, _BY_ARITHMETIC
+    def _counted(self, point: Point) -> int | None:
+        """Bytes that a graph tells; None where arithmetic has to."""
+        return None if self.foresight is None else self.foresight.size_bytes(point)
 
     def _fit(self, metric: str) -> None:
         """What was made over what the stages foretold, as a product of a factor for each choice (ridge regression).

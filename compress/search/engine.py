@@ -24,8 +24,9 @@ ROUND = 2
 """Trials that are decided on together, however many workers there are, so that their number decides nothing."""
 _ASKED = 32
 _SAME_FAILURE = 3
-_CENTRES = 4
-"""Recipes whose neighbours are looked at, since a sample of millions has hardly any point near the one wanted."""
+_CENTRES, _STEPS = 4, 8
+"""Recipes whose neighbours are looked at, and how often anew, since a sample of millions has hardly any point near the
+one wanted."""
 
 
 class Choices(Protocol):
@@ -188,10 +189,26 @@ class Engine:
             centres = (self.known.front() or self.known.nearest())[:_CENTRES]
             near = (other for point in centres for other in self._neighbours(point))
             found |= self._worth_trying(near, prospects, "one choice from the best so far")
+            self._climb(found, prospects)
         return found
 
+    def _climb(self, found: dict[Point, str], prospects: Prospects) -> None:
+        """Add what differs in one choice from what is worth most, until nothing near is worth more.
+
+        That is local search from several places (Hutter et al. 2011, section 4.3).
+        """
+        seen: set[Point] = set()
+        for _ in range(_STEPS):
+            centres = [point for point in prospects.by_worth(found)[:_CENTRES] if point not in seen]
+            seen.update(centres)
+            near = (other for point in centres for other in self._neighbours(point) if other not in found)
+            more = self._worth_trying(near, prospects, "one choice from what promises most")
+            if not more:
+                break
+            found |= more
+
     def _neighbours(self, point: Point) -> Iterable[Point]:
-        """All that differ from it in one choice, as in local search (Hutter et al. 2011, section 4.3)."""
+        """All that differ from it in one choice."""
         for place, knob in enumerate(self.space.knobs):
             for value in range(len(knob.values)):
                 if value != point[place]:

@@ -11,9 +11,9 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -55,7 +55,6 @@ class Foresight:
     _places: dict[Point, tuple[Outline, Sum] | None] = field(default_factory=dict, init=False)
     _traced: list[tuple[str, Structure]] = field(default_factory=list, init=False)
     """Structures, each with the stages from the graph on."""
-    _about: dict[tuple[Point, int], int | None] = field(default_factory=dict, init=False)
     _keys: dict[Point, str] = field(default_factory=dict, init=False)
     _outlines: dict[str, Outline | None] = field(default_factory=dict, init=False)
     _encoded: dict[str, Examples] = field(default_factory=dict, init=False)
@@ -87,34 +86,6 @@ class Foresight:
             return None
         outline, told = found
         return outline.beside_bytes + told.size_bytes(outline.widths)
-
-    def about_bytes(self, point: Point) -> int | None:
-        """The same of a structure that isn't traced, by three that are; None where they aren't.
-
-        Two of them have its stages behind the graph, or its layers; the third has neither, so that what it weighs is
-        counted twice and is taken off. That is so where what is left of a layer is as large in both: of stages of the
-        same kinds, those whose fields differ least. A layer in 8 bits says nothing of one in 32.
-        """
-        key = point, len(self._traced)
-        if key not in self._about:
-            self._about[key] = self._told_by_others(point)
-        return self._about[key]
-
-    def _told_by_others(self, point: Point) -> int | None:
-        if self._rehearsal is None:
-            return None
-        torch_stages, graph_stages = self._divided(point)
-        outline, wanted = self._outline(torch_stages), fields_of(graph_stages)
-        if outline is None:
-            return None
-        alike = [one for one in self._traced if self._has(one[1], outline) and _same_kinds(one[0], wanted)]
-        for stages, own in sorted(alike, key=lambda one: _differences(one[0], wanted)):
-            for other in (one for told, one in self._traced if told == wanted):
-                for third in (one for told, one in self._traced if told == stages):
-                    graph = Sum(own, (other, third))
-                    if third.shapes.keys() == other.shapes.keys() and graph.is_at(outline.widths):
-                        return outline.beside_bytes + graph.size_bytes(outline.widths)
-        return None
 
     def weights(self, point: Point) -> Shape | None:
         """How many weights of each sort there would be, exactly, and bytes beside them; None where nobody knows."""
@@ -290,20 +261,3 @@ class Foresight:
             except failures() as error:
                 self._road.progress.note(f"sizes: {', '.join(chosen)} cannot vary in one graph: {first_line(error)}")
         return read_structure(one, one, torch_stages, outline.kind)
-
-
-@cache
-def _read(stages: str) -> list[dict[str, Any]]:
-    """What `fields_of` wrote; few lists of stages are compared thousands of times."""
-    found: list[dict[str, Any]] = json.loads(stages)
-    return found
-
-
-def _same_kinds(stages: str, others: str) -> bool:
-    return [one["kind"] for one in _read(stages)] == [one["kind"] for one in _read(others)]
-
-
-def _differences(stages: str, others: str) -> int:
-    """Fields that differ, of stages of the same kinds."""
-    pairs = zip(_read(stages), _read(others), strict=True)
-    return sum(value != other.get(name) for one, other in pairs for name, value in one.items())

@@ -24,11 +24,11 @@ from compress.search.space import Point
 from compress.search.surrogate import Surrogate
 
 _FEWEST_KNOWN = 3
-_UNLIKELY, _OF_THE_LIKELIEST = 1e-3, 0.02
-"""A chance, and a share of the likeliest recipe's, below which it may be told wrongly and all count as equal."""
 _SAME, _APART, _NO_GAIN = 0.001, 0.02, 1e-4
 """Of a figure that only trials tell, relative: how far two trials of one recipe may differ, by how much recipes do, one
 standard deviation, while few are known, and a gain that is none."""
+_LEAST, _HARDLY = 1e-12, 0.05
+"""A chance that is none, and one that hardly any recipe exceeds."""
 _GLANCE = 0.25
 """How far arithmetic may be off, relative, before anything is excluded by it alone."""
 _FEWEST_WHOLE = 6
@@ -203,10 +203,11 @@ class Prospects:
             prior = self._prior.of(name)
             rest, share = updated(prior, features, values, np.maximum(halves / SHARED, 1e-4), self._lesser)
             expected = np.zeros(len(points)) if prior is None else share * prior.mean(asked)
-            found *= rest.at_least(asked, wanted - expected)
-        highest = max(float(found.max(initial=0.0)), float(np.finfo(np.float64).tiny))
-        least = min(_UNLIKELY, _OF_THE_LIKELIEST * highest)
-        return [max(float(chance), least) for chance in found]
+            sure = rest.at_least(asked, wanted - expected)
+            # Where hardly any recipe can be sure to keep it, the surest whose figures do is what will be picked.
+            is_open = not self._front and sure.max() < _HARDLY
+            found *= rest.at_least(asked, -expected) if is_open else sure
+        return [max(float(chance), _LEAST) for chance in found]
 
     def _rooms(self, name: str) -> list[tuple[tuple[Point, int], Estimate]]:
         """How far inside a limit recipes lie: those trained in full, or while these are too few, all."""

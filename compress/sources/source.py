@@ -16,7 +16,9 @@ from compress.errors import InputError, ModelError
 from compress.progress import Progress, SilentProgress
 from compress.sources.onnx_file import convert_onnx, onnx_file, ready_folder
 from compress.sources.pipeline_folder import Checker, convert_pipeline
-from compress.sources.timm_folder import convert_timm, made_folder, timm_folder
+from compress.sources.pipeline_folder import made_folder as made_pipeline
+from compress.sources.timm_folder import convert_timm, timm_folder
+from compress.sources.timm_folder import made_folder as made_timm
 from compress.tasks.task import Task
 
 CARD = "README.md"
@@ -90,10 +92,12 @@ def graph_place(reference: str, folder: Path) -> Path | None:
     return cached_directory(reference.removeprefix("sample:"))
 
 
-def already_here(reference: str, cache: Path = DEFAULT_CACHE, arrays: bool = False) -> Path | None:
+def already_here(
+    reference: str, cache: Path = DEFAULT_CACHE, arrays: bool = False, checker: Checker | None = None
+) -> Path | None:
     """The folder that `resolve_model` gives, if nothing has to be fetched or converted for it first.
 
-    Of timm's folder it is that one itself until it was made ready, which takes no work to speak of.
+    Of timm's folder and diffusers' it is that one itself until it was made ready, which takes no work to speak of.
     """
     if reference.startswith("sample:"):
         from compress.samples.fetch import cached_directory
@@ -107,10 +111,11 @@ def already_here(reference: str, cache: Path = DEFAULT_CACHE, arrays: bool = Fal
     if found is not None and (graph := onnx_file(found)) is not None:
         ready = ready_folder(graph, cache, arrays)
         return ready if ready.is_dir() else None
-    if found is not None and is_pipeline(found):
-        return found
-    if found is not None and timm_folder(found):
-        made = made_folder(found, cache)
+    if found is not None and (is_pipeline(found) or timm_folder(found)):
+        try:
+            made = made_pipeline(found, cache, checker) if is_pipeline(found) else made_timm(found, cache)
+        except ModelError:  # told by whoever needs more of it than its config
+            return found
         return made if made.is_dir() else found
     if found is None or (found / "config.json").is_file():
         return found

@@ -16,6 +16,7 @@ from tiny_pipelines import WORDS, pipeline_folder
 from tiny_run import BENCHMARK, Notes, load
 
 from compress.checkpoints.sampling import empty_ids, load_prompt_processor
+from compress.pipeline.keys import Forecast
 from compress.pipeline.run import Run, run
 from compress.report.schema import BASELINE, FINAL
 
@@ -83,6 +84,15 @@ def test_parts_lie_where_optimum_opens_them(done: Run) -> None:
     assert index["_class_name"] == "StableDiffusionPipeline" and index["safety_checker"] == [None, None]
     assert (model / "scheduler" / "scheduler_config.json").is_file()
     assert (model / "tokenizer" / "tokenizer.json").is_file()
+
+
+def test_what_is_cached_is_foretold(done: Run) -> None:
+    """Of the parts alone, whatever lies beside them, as a run takes them."""
+    folder = done.folder.parents[3]
+    (folder / "model" / "README.md").write_text("where it comes from")
+    recipe = load(folder / "recipe.yaml")
+    said = Forecast(recipe, folder, folder / "artifacts")
+    assert all(said(label) for label in recipe.labels())
 
 
 def test_sizes_are_told_by_part_and_only_the_named_parts_shrink(done: Run) -> None:

@@ -118,33 +118,22 @@ def other_space(watched: Watched, folder: Path, **block: object) -> Space:
 LAYERS = {"stages.3.distill.student.layers": [[0, 1], [0]]}
 
 
-def test_bytes_of_a_graph_that_is_not_traced_are_told_by_three_that_are(watched: Watched, tmp_path: Path) -> None:
-    """As many layers with scales for each channel, other layers without, and neither."""
+def test_bytes_of_a_graph_that_is_not_traced_are_told_by_its_weights(watched: Watched, tmp_path: Path) -> None:
+    """After the first trial, which says how many bytes a model has beside its weights in so many bits."""
     choices = {**LAYERS, "stages.5.quantize.per_channel": [True, False], "stages.1.prune.heads": [0.25, 0.5]}
     space = other_space(watched, tmp_path, choices=choices)
     few, all_ = foreseen(watched, space, 3), foreseen(watched, space, 9)
-    assert few.about_bytes((1, 1, 1)) is None, "nothing is traced"
+    first = all_.size_bytes(space.origin)
+    costs = Costs(space)
+    costs.foresee(few, watched.latencies)
+    costs.learn(space.origin, 1.0, Outcome(stages=watched.stages, final={SIZE: float(first or 0)}))
     for point in ((1, 0, 0), (0, 0, 0), (0, 1, 0)):
         assert few.size_bytes(point) is not None
     assert few.size_bytes((1, 1, 1)) is None and "more structures than are traced" in few.why_not
-    # Off by the scales of one layer, which weigh something beside weights as few as these.
-    assert few.about_bytes((1, 1, 1)) == pytest.approx(all_.size_bytes((1, 1, 1)), rel=0.04)
-    costs = Costs(space)
-    costs.foresee(few, watched.latencies)
-    assert costs.predicted((1, 1, 1), SIZE) == few.about_bytes((1, 1, 1))
-    assert costs.tolerance((1, 1, 1), SIZE) > costs.tolerance((1, 0, 1), SIZE)
-
-
-def test_a_layer_in_float_says_nothing_of_one_in_8_bits(watched: Watched, tmp_path: Path) -> None:
-    """Float graphs and one quantized with more layers: by their sum, the smallest would weigh less than nothing."""
-    space = other_space(watched, tmp_path, choices=LAYERS, optional=["quantize"])
-    few = foreseen(watched, space, 3)
-    for point in ((0, 0), (1, 0), (1, 1)):
-        assert few.size_bytes(point) is not None, point
-    assert few.size_bytes((0, 1)) is None and few.about_bytes((0, 1)) is None
-    # What is left of its weights is known even so.
-    weights, whole = few.weights((0, 1)), few.weights((0, 0))
+    weights, whole = few.weights((1, 1, 1)), few.weights((0, 0, 0))
     assert weights is not None and whole is not None and weights.layers == 1 and whole.layers == 2
+    assert costs.predicted((1, 1, 1), SIZE) == pytest.approx(all_.size_bytes((1, 1, 1)), rel=0.1)
+    assert costs.tolerance((1, 1, 1), SIZE) > costs.tolerance((1, 0, 1), SIZE)
 
 
 def test_a_time_is_that_of_its_kernels_with_rows_of_usual_length(watched: Watched) -> None:

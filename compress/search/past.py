@@ -28,10 +28,9 @@ _SEARCHES, _TRIALS = 5, 200
 """The newest searches that are looked at, and the most trials that are remembered of them."""
 SUPPOSED = 0.02
 """How far from its limit a shipped recipe may be in this space, one standard deviation, as a share of the bound."""
-_DIFFER = 0.02
-"""How far recipes lie apart in it before others say so, the same way: those tried first may all be much alike."""
 _DISCREPANCY = 0.02
-"""By how much another search may have come to something else, the same way."""
+"""By how much another search may have come to something else, the same way, or recipes differ of which few are known:
+those tried first may all be much alike."""
 _FEWEST, _SHARES = 3, (1.0, 0.5, 0.0)
 _TRUST = 3.0
 """By how much, as the logarithm of odds, the past is believed rather than not before anything speaks against it."""
@@ -187,7 +186,7 @@ def updated(
     for share in (0.0,) if prior is None else _SHARES:
         expected = 0.0 if prior is None or not share else share * prior.mean(features)
         found = Surrogate.of(
-            features, values - expected, deviations, _DIFFER if prior is None else _DISCREPANCY, lesser
+            features, values - expected, deviations, _DISCREPANCY, lesser
         )
         likelihood = found.likelihood + _TRUST * share
         if best is None or likelihood > best[0]:

@@ -237,6 +237,44 @@ def test_of_recipes_that_may_keep_a_foretold_limit_the_likeliest_are_tried_first
     assert all(point[3] == 1 for point in tried), "1 ms may turn out to be 0.8 ms, but 0.85 ms is likelier to be under"
 
 
+class Siblings(Made):
+    """How deep a student is, which decides whether it keeps the limit, and 81 ways to store each, which hardly do."""
+
+    knobs = (
+        Knob("stages.1.distill.student.layers", (12, 1, 2, 4), 1),
+        *(Knob(f"stages.2.quantize.choice{place}", (0, 1, 2), 2, is_late=True) for place in range(4)),
+    )
+    seconds, loss = (1200, 50, 100, 1000), (0.0, 0.09, 0.06, 0.0)
+    """By depth: those to teach such a student, and what it gets wrong."""
+
+    @property
+    def origin(self) -> Point:
+        return (0,) * len(self.knobs)
+
+    def family(self, point: Point) -> tuple[object, ...]:
+        return (point[0],)
+
+    def bytes(self, point: Point) -> float:
+        return 1e5 * self.knobs[0].values[point[0]] * (1 - 0.01 * sum(point[1:]))
+
+    def marginal_seconds(self, point: Point, share: float = 1.0) -> float:
+        is_made = any(done[0] == point[0] for done, _ in self.trained)
+        return 5.0 if is_made else self.seconds[point[0]]
+
+    def wrong(self, point: Point, rung: int) -> float:
+        return self.loss[point[0]] + 0.002 * sum(place == 2 for place in point[1:])
+
+
+def test_cheap_siblings_of_what_missed_do_not_come_before_what_may_keep_its_limits() -> None:
+    """Two hundred times as cheap, and hopeless as soon as one of them was tried."""
+    made = Siblings()
+    engine = Engine(made, made, Goal(("size_bytes",), (LIMIT, Limit(metric="size_bytes", at_most=5e5)), 0.9), (1.0,), 0)
+    while not engine.known.kept and len(made.trained) < 10:
+        for job in engine.round():
+            engine.tell(job, made.outcome(job))
+    assert engine.known.kept, made.trained
+
+
 def test_where_nothing_keeps_the_limits_it_says_what_comes_nearest() -> None:
     made = Made()
     engine = search(made, goal=Goal(("size_bytes",), (Limit(metric="accuracy", at_least=0.999),), 0.9))
@@ -331,6 +369,39 @@ def test_a_space_of_millions_is_drawn_from_and_optuna_proposes() -> None:
     drawn = set(made.points(0))
     assert any(point not in drawn for point, _ in made.trained[3:]), "some were Optuna's"
     assert made.bytes(engine.known.best() or made.origin) < 0.6 * made.bytes(made.origin)
+
+
+def test_what_a_sample_of_a_large_space_lacks_is_climbed_to() -> None:
+    """Of 5 ** 12 recipes whose sizes are foretold the smallest is tried second, several choices from all drawn."""
+
+    class Wide(Vast):
+        knobs = tuple(Knob(f"stages.1.distill.choice{place}", (4, 3, 2, 1, 0), 1) for place in range(12))
+
+        def points(self, seed: int) -> Iterator[Point]:
+            yield from (tuple(row) for row in np.random.default_rng(seed).integers(0, 5, (200, 12)).tolist())
+
+        def family(self, point: Point) -> tuple[object, ...]:
+            return ()
+
+        def bytes(self, point: Point) -> float:
+            return 1e5 + 1e4 * sum(knob.values[at] for knob, at in zip(self.knobs, point, strict=True))
+
+        def marginal_seconds(self, point: Point, share: float = 1.0) -> float:
+            return 60.0
+
+        def wrong(self, point: Point, rung: int) -> float:
+            return 0.0
+
+    made = Wide()
+    engine = Engine(made, made, Goal(("size_bytes",), (), 0.9), (1.0,), 0)
+    jobs: list[Job] = []
+    drawn = min(made.bytes(point) for point in made.points(0))
+    for _ in range(2):
+        jobs = engine.round()
+        for job in jobs:
+            engine.tell(job, made.outcome(job))
+    least = made.bytes((4,) * 12)
+    assert made.bytes(jobs[0].point) == least < drawn
 
 
 class Judged(Made):

@@ -185,9 +185,7 @@ def updated(
     best: tuple[float, Surrogate, float] | None = None
     for share in (0.0,) if prior is None else _SHARES:
         expected = 0.0 if prior is None or not share else share * prior.mean(features)
-        found = Surrogate.of(
-            features, values - expected, deviations, _DISCREPANCY, lesser
-        )
+        found = Surrogate.of(features, values - expected, deviations, _DISCREPANCY, lesser)
         likelihood = found.likelihood + _TRUST * share
         if best is None or likelihood > best[0]:
             best = likelihood, found, share

@@ -75,6 +75,8 @@ class Prospects:
         first = known.finished.get(known.origin)
         self._baseline = {} if first is None else first.baseline
         self._prior = Prior(past, self._features)
+        self._surer: dict[Point, float] = {}
+        """By how much of what it takes to be sure a point lies further inside than the pick, if it does."""
         self.expected: dict[Point, Expected] = {}
         """Of every point that `by_worth` was asked about."""
 
@@ -90,7 +92,8 @@ class Prospects:
         for point, chance in zip(found, chances, strict=True):
             seconds = self.costs.marginal_seconds(point)
             gain = self.gain(point)
-            worth[point] = chance * self._chance_foretold(point) * gain / max(seconds, 1e-3)
+            surely = chance * self._surer.get(point, 1.0) * self._chance_foretold(point)
+            worth[point] = surely * gain / max(seconds, 1e-3)
             self.expected[point] = Expected(
                 gain if self._start is not None and self._front else None, chance if self._is_judged else None, seconds
             )
@@ -189,6 +192,7 @@ class Prospects:
         """The probability of each point to keep every limit on quality as surely as is wanted, trained in full."""
         found = np.ones(len(points))
         asked = np.array([self._features(point, self.shares[-1]) for point in points])
+        self._surer = {}
         for limit in self.known.goal.quality if points else ():
             name = named(limit)
             rooms = self._rooms(name)
@@ -205,9 +209,21 @@ class Prospects:
             expected = np.zeros(len(points)) if prior is None else share * prior.mean(asked)
             sure = rest.at_least(asked, wanted - expected)
             # Where hardly any recipe can be sure to keep it, the surest whose figures do is what will be picked.
-            is_open = not self._front and sure.max() < _HARDLY
-            found *= rest.at_least(asked, -expected) if is_open else sure
+            if self._front or sure.max() >= _HARDLY:
+                found *= sure
+                continue
+            room = self._open_room(name) - expected
+            chances = rest.at_least(asked, room)
+            more = rest.improvement(asked, room) / np.maximum(chances, _LEAST) / max(wanted, _LEAST)
+            self._surer = {point: self._surer.get(point, 1.0) * one for point, one in zip(points, more, strict=True)}
+            found *= chances
         return [max(float(chance), _LEAST) for chance in found]
+
+    def _open_room(self, name: str) -> float:
+        """How far inside a limit a recipe has to lie to be picked where none keeps all limits surely."""
+        pick = self.known.pick()
+        room = None if pick is None else self.known.rooms[pick, self.known.full][name]
+        return 0.0 if room is None else room.value
 
     def _rooms(self, name: str) -> list[tuple[tuple[Point, int], Estimate]]:
         """How far inside a limit recipes lie: those trained in full, or while these are too few, all."""

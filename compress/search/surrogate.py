@@ -95,7 +95,7 @@ class Surrogate:
         found: Floats = ndtr((self.mean(features) - bounds) / np.hypot(self._deviations(features), more))
         return found
 
-    def improvement(self, features: Floats, best: float) -> Floats:
+    def improvement(self, features: Floats, best: float | Floats) -> Floats:
         """By how much [m] values at ``features`` [m, d] are expected to exceed ``best`` (Jones et al. 1998, eq. 15)."""
         more, deviations = self.mean(features) - best, self._deviations(features)
         away = more / deviations

@@ -284,17 +284,18 @@ def test_where_nothing_keeps_the_limits_it_says_what_comes_nearest() -> None:
     assert [short[point] for point in engine.known.nearest()[:3]] == sorted(short.values())[:3]
 
 
+class Restless(Made):
+    """Every recipe has a hundred rows right that the baseline has wrong, and a hundred more the other way round."""
+
+    def outcome(self, job: Job) -> Outcome:
+        found = super().outcome(job)
+        final = np.array(unpacked(found.rows["final"]["accuracy"]))
+        final[:100], final[np.flatnonzero(final)[-100:]] = 1, 0
+        rows = {**found.rows, "final": {"accuracy": packed([*final])}}
+        return found.model_copy(update={"rows": rows, "final": {**found.final, "accuracy": float(final.mean())}})
+
+
 def test_what_the_rows_leave_open_is_picked_only_where_nothing_is_sure_and_then_the_surest_of_it() -> None:
-    class Restless(Made):
-        """Every recipe has a hundred rows right that the baseline has wrong, and a hundred more the other way round."""
-
-        def outcome(self, job: Job) -> Outcome:
-            found = super().outcome(job)
-            final = np.array(unpacked(found.rows["final"]["accuracy"]))
-            final[:100], final[np.flatnonzero(final)[-100:]] = 1, 0
-            rows = {**found.rows, "final": {"accuracy": packed([*final])}}
-            return found.model_copy(update={"rows": rows, "final": {**found.final, "accuracy": float(final.mean())}})
-
     # An interval of 99.999% of 200 rows in 2,000 is wider than what the limit lets go.
     engine = search(Restless(), goal=Goal(GOAL.minimize, GOAL.limits, 0.99999))
     known = engine.known
@@ -307,6 +308,24 @@ def test_what_the_rows_leave_open_is_picked_only_where_nothing_is_sure_and_then_
     assert sure.pick() == sure.best() is not None
     hopeless = search(Made(), goal=Goal(("size_bytes",), (Limit(metric="accuracy", at_least=0.999),), 0.9)).known
     assert hopeless.pick() is None
+
+
+def test_where_nothing_is_sure_it_goes_on_to_what_may_be_much_surer_than_the_pick() -> None:
+    """Before all 81 ways to store a student whose figures keep the limit already, a twentieth as dear."""
+
+    class Depths(Restless, Siblings):
+        loss = (0.0, 0.024, 0.022, 0.0)
+        seconds = (1200, 50, 100, 100)
+
+    made = Depths()
+    goal = Goal(GOAL.minimize, (LIMIT, Limit(metric="size_bytes", at_most=5e5)), 0.99999)
+    engine = Engine(made, made, goal, (1.0,), 0)
+    while not any(point[0] == 3 for point, _ in made.trained) and len(made.trained) < 60:
+        for job in engine.round():
+            engine.tell(job, made.outcome(job))
+    assert engine.known.best() is None
+    picked = engine.known.pick()
+    assert picked is not None and picked[0] == 3
 
 
 def test_hopeless_recipes_stop_at_a_low_rung_and_say_why() -> None:

@@ -5,6 +5,7 @@
     python benchmarks/search.py ray        a search on one worker and on two, each of one processor
     python benchmarks/search.py size       bytes that are foretold of unseen recipes of the space, against bytes made
     python benchmarks/search.py latency    the same of milliseconds; on a quiet machine
+    python benchmarks/search.py found      what a search found beside a run of the recipe made by hand, on the test rows
 
 A replay draws the rows that choose anew, and judges its pick on rows that neither it nor training saw. What it costs
 are the recorded seconds of the stages that it ran, each once.
@@ -25,6 +26,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import search_forecasts
+import search_found
 import search_olive
 import search_workers
 import typer
@@ -357,6 +359,7 @@ def _replay_text(recipes: int, confidence: float, wrong_by: float) -> str:
 
 app.command()(search_workers.ray)
 app.command()(search_olive.olive)
+app.command()(search_found.found)
 for _command in search_forecasts.commands():
     app.command()(_command)
 

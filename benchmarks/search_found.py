@@ -1,0 +1,70 @@
+"""What a search found beside the recipe that somebody made by hand, which it was not told of.
+
+The command `found` of `benchmarks/search.py`: both models in one session on the test rows, which chose neither.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+FOUND, BY_HAND = "found", "by hand"
+
+
+def found(
+    search: Annotated[Path, typer.Argument(help="The folder of a search that has ended.")],
+    made: Annotated[Path, typer.Argument(help="The folder of a run of the recipe made by hand.")],
+    artifacts: Annotated[Path, typer.Option(help="Where the stages of that run are cached.")] = Path("artifacts"),
+    threads: Annotated[int | None, typer.Option(help="For the models; default: what the search had.")] = None,
+    write: Annotated[bool, typer.Option("--write", help="Put the figures into results/.")] = False,
+) -> None:
+    """Quality, bytes and time of both, and what the search took."""
+    from compress.cli.console_progress import ConsoleProgress
+    from compress.formats.silence import quiet_libraries
+    from compress.metrics import describe_metric, format_seconds, format_value
+    from compress.pipeline.formats import measurable
+    from compress.pipeline.road import Road
+    from compress.pipeline.target_session import TargetSession
+    from compress.recipe_source import read_recipe
+    from compress.report.schema import BASELINE, FINAL
+    from compress.search.record import SearchRecord
+    from compress.search.trial import measured
+
+    quiet_libraries()
+    record = SearchRecord.model_validate_json((search / "search.json").read_text())
+    theirs = read_recipe(search / "best.yaml", ())
+    recipe = read_recipe(made / "recipe.yaml", ())
+    benchmark = {"threads": threads or theirs.benchmark.threads, "every_stage": False}
+    recipe = recipe.model_copy(update={"benchmark": recipe.benchmark.model_copy(update=benchmark)})
+    road = Road(recipe, made, artifacts, ConsoleProgress())
+    road.travel()
+    profile = recipe.profiles()[0]
+    files = measurable(road, profile.target.format, profile.options)
+    labels = {BASELINE: files[BASELINE], FINAL: files[FINAL], FOUND: search / "model"}
+    rows = measured(TargetSession(road, profile, labels, "test"), timed=True)
+    value = {(row.model, row.metric): row.value for row in rows}
+    table = []
+    for metric in dict.fromkeys(row.metric for row in rows):
+        if describe_metric(metric).quality or metric in ("size_bytes", "latency_ms", "time_per_output_token_ms"):
+            shown = [value.get((label, metric)) for label in (BASELINE, FINAL, FOUND)]
+            described = describe_metric(metric)
+            table.append([described.title, *("" if one is None else format_value(described, one) for one in shown)])
+    took, most = format_seconds(record.seconds), format_seconds(record.budget_seconds)
+    table += [
+        ["time of the search, and its budget", "", "", f"{took}, {most}"],
+        ["recipes tried, of", "", "", f"{len(record.trials)}, {record.size:,}"],
+        ["what it found", "", "", record.best or record.nearest or ""],
+    ]
+    for line in table:
+        typer.echo(" | ".join(line))
+    if write:
+        from search import put_table
+
+        columns = ["what", "baseline", BY_HAND, FOUND]
+        note = (
+            "`python benchmarks/search.py found SEARCH RUN --write`; both in one session, on the test rows. Searched "
+            f"was {record.description}, within {', '.join(record.limits)}."
+        )
+        put_table({"title": f"Found: {recipe.task}", "columns": columns, "rows": table, "notes": [note]})

@@ -53,7 +53,7 @@ def found(
             table.append([described.title, *("" if one is None else format_value(described, one) for one in shown)])
     took, most = format_seconds(record.seconds), format_seconds(record.budget_seconds)
     table += [
-        ["time of the search, and its budget", "", "", f"{took}, {most}"],
+        ["time of its trials, and the budget", "", "", f"{took}, {most}"],
         ["recipes tried, of", "", "", f"{len(record.trials)}, {record.size:,}"],
         ["what it found", "", "", record.best or record.nearest or ""],
     ]

@@ -75,8 +75,9 @@ class Prospects:
         first = known.finished.get(known.origin)
         self._baseline = {} if first is None else first.baseline
         self._prior = Prior(past, self._features)
-        self._surer: dict[Point, float] = {}
-        """By how much of what it takes to be sure a point lies further inside than the pick, if it does."""
+        self._gains: dict[Point, float] = {}
+        self._foretold: dict[Point, float] = {}
+        self._processes: dict[str, tuple[Surrogate, float]] = {}
         self.expected: dict[Point, Expected] = {}
         """Of every point that `by_worth` was asked about."""
 
@@ -88,12 +89,12 @@ class Prospects:
         """
         worth, found, came_to = {}, list(points), self.known.last_rungs()
         rungs = [(point, came_to.get(point, -1) + 1) for point in found]
-        chances = by_divergence(self.known, rungs, self._chances(found), self.costs.family)
-        for point, chance in zip(found, chances, strict=True):
+        alone, surer = self._chances(found)
+        chances = by_divergence(self.known, rungs, alone, self.costs.family)
+        for point, chance, more in zip(found, chances, surer, strict=True):
             seconds = self.costs.marginal_seconds(point)
             gain = self.gain(point)
-            surely = chance * self._surer.get(point, 1.0) * self._chance_foretold(point)
-            worth[point] = surely * gain / max(seconds, 1e-3)
+            worth[point] = chance * more * self._chance_foretold(point) * gain / max(seconds, 1e-3)
             self.expected[point] = Expected(
                 gain if self._start is not None and self._front else None, chance if self._is_judged else None, seconds
             )
@@ -104,6 +105,11 @@ class Prospects:
 
         What nothing foretells is expected by what others came to.
         """
+        if point not in self._gains:
+            self._gains[point] = self._gained(point)
+        return self._gains[point]
+
+    def _gained(self, point: Point) -> float:
         hoped = [self._hoped(point, metric) for metric in self.known.goal.minimize]
         start, front = self._start, self._front
         if start is None or not front:
@@ -165,13 +171,16 @@ class Prospects:
 
     def _chance_foretold(self, point: Point) -> float:
         """The probability to keep every limit on what is predicted; a tolerance is two standard deviations."""
-        found = 1.0
-        for limit in self.known.goal.limits:
-            ratio = self._ratio(limit, self._hoped(point, limit.metric))
-            if ratio:
-                room = math.log(ratio) if limit.at_least is not None else -math.log(ratio)
-                found *= NormalDist(sigma=max(self.costs.tolerance(point, limit.metric) / 2, 1e-9)).cdf(room)
-        return found
+        if point not in self._foretold:
+            self._foretold[point] = math.prod(self._chance_within(limit, point) for limit in self.known.goal.limits)
+        return self._foretold[point]
+
+    def _chance_within(self, limit: Limit, point: Point) -> float:
+        ratio = self._ratio(limit, self._hoped(point, limit.metric))
+        if not ratio:
+            return 1.0
+        room = math.log(ratio) if limit.at_least is not None else -math.log(ratio)
+        return NormalDist(sigma=max(self.costs.tolerance(point, limit.metric) / 2, 1e-9)).cdf(room)
 
     def _ratio(self, limit: Limit, value: float | None) -> float | None:
         """A value as a share of what a limit allows; None where one of them is unknown."""
@@ -188,36 +197,39 @@ class Prospects:
         """Whether enough is known of quality to say how likely a limit is kept."""
         return bool(self.known.goal.quality) and len(self.known.rooms) >= _FEWEST_KNOWN
 
-    def _chances(self, points: Sequence[Point]) -> list[float]:
-        """The probability of each point to keep every limit on quality as surely as is wanted, trained in full."""
-        found = np.ones(len(points))
+    def _chances(self, points: Sequence[Point]) -> tuple[list[float], list[float]]:
+        """The probability of each point to keep every limit on quality as surely as is wanted, trained in full.
+
+        Where hardly one of them can be sure to keep a limit, the surest whose figures do is what will be picked: then
+        it is that to lie further inside than the pick, and the second list says by how much a point does that lies so,
+        of what it takes to be sure; otherwise it says 1.
+        """
+        found, surer = np.ones(len(points)), np.ones(len(points))
         asked = np.array([self._features(point, self.shares[-1]) for point in points])
-        self._surer = {}
         for limit in self.known.goal.quality if points else ():
             name = named(limit)
             rooms = self._rooms(name)
-            values = np.array([room.value for _, room in rooms])
             halves = np.array([room.value - room.low for _, room in rooms])
             wanted = float(np.median(halves)) if rooms else 0.0
             if len(rooms) < _FEWEST_KNOWN:
                 before = self._prior.chances(name, asked, wanted)
                 found *= 1.0 if before is None else before
                 continue
-            features = np.array([self._features(point, self.shares[rung]) for (point, rung), _ in rooms])
             prior = self._prior.of(name)
-            rest, share = updated(prior, features, values, np.maximum(halves / SHARED, 1e-4), self._lesser)
+            if name not in self._processes:
+                values = np.array([room.value for _, room in rooms])
+                features = np.array([self._features(point, self.shares[rung]) for (point, rung), _ in rooms])
+                deviations = np.maximum(halves / SHARED, 1e-4)
+                self._processes[name] = updated(prior, features, values, deviations, self._lesser)
+            rest, share = self._processes[name]
             expected = np.zeros(len(points)) if prior is None else share * prior.mean(asked)
-            sure = rest.at_least(asked, wanted - expected)
-            # Where hardly any recipe can be sure to keep it, the surest whose figures do is what will be picked.
-            if self._front or sure.max() >= _HARDLY:
-                found *= sure
-                continue
-            room = self._open_room(name) - expected
-            chances = rest.at_least(asked, room)
-            more = rest.improvement(asked, room) / np.maximum(chances, _LEAST) / max(wanted, _LEAST)
-            self._surer = {point: self._surer.get(point, 1.0) * one for point, one in zip(points, more, strict=True)}
+            chances = rest.at_least(asked, wanted - expected)
+            if not self._front and chances.max() < _HARDLY:
+                room = self._open_room(name) - expected
+                chances = rest.at_least(asked, room)
+                surer *= rest.improvement(asked, room) / np.maximum(chances, _LEAST) / max(wanted, _LEAST)
             found *= chances
-        return [max(float(chance), _LEAST) for chance in found]
+        return [max(float(chance), _LEAST) for chance in found], surer.tolist()
 
     def _open_room(self, name: str) -> float:
         """How far inside a limit a recipe has to lie to be picked where none keeps all limits surely."""

@@ -29,6 +29,12 @@ _SAME, _APART, _NO_GAIN = 0.001, 0.02, 1e-4
 standard deviation, while few are known, and a gain that is none."""
 _LEAST, _HARDLY = 1e-12, 0.05
 """A chance that is none, and one that hardly any recipe exceeds."""
+_PLAINLY = 5
+"""How many half intervals a recipe has to miss a limit by to say no more than that it plainly does.
+
+Otherwise a single one that came to nothing makes the process expect differences as large everywhere (Eriksson and
+Poloczek 2021, section 3.3, where constraints are warped for that reason).
+"""
 _GLANCE = 0.25
 """How far arithmetic may be off, relative, before anything is excluded by it alone."""
 _FEWEST_WHOLE = 6
@@ -217,7 +223,7 @@ class Prospects:
                 continue
             prior = self._prior.of(name)
             if name not in self._processes:
-                values = np.array([room.value for _, room in rooms])
+                values = np.array([max(room.value, -_PLAINLY * wanted) for _, room in rooms])
                 features = np.array([self._features(point, self.shares[rung]) for (point, rung), _ in rooms])
                 deviations = np.maximum(halves / SHARED, 1e-4)
                 self._processes[name] = updated(prior, features, values, deviations, self._lesser)

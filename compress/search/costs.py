@@ -22,7 +22,9 @@ from compress.stage.stage import Stage
 
 _UNKNOWN_SECONDS = 5.0
 """Of a stage that nobody can predict, before one like it has run."""
-_FLOPS_PER_SECOND = 1e11
+_JUDGED_SECONDS = 12.0
+"""Of opening a model, asking it for the rows that choose and timing it, before any was judged."""
+_FLOPS_PER_SECOND = 2e11
 """Of predictions that decide: a machine's own rate is measured anew by each process, and trials correct for it."""
 _RECENT, _RIDGE = 5, 0.05
 SIZE, PARAMETERS, LATENCY = "size_bytes", "parameters", "latency_ms"
@@ -90,12 +92,12 @@ class Costs:
 
         What is tried next goes by this, so that a search that was killed decides as one that was not.
         """
-        return _UNKNOWN_SECONDS + sum(step.seconds for step in self.steps(point, share) if step.key not in self._done)
+        return _JUDGED_SECONDS + sum(step.seconds for step in self.steps(point, share) if step.key not in self._done)
 
     def seconds_left(self, point: Point, share: float = 1.0) -> float:
         """The same as trials so far have corrected it: whether there is time for it."""
         left = sum(self._seconds(step) for step in self.steps(point, share) if step.key not in self._done)
-        return left + (sum(self._beside) / len(self._beside) if self._beside else _UNKNOWN_SECONDS)
+        return left + (sum(self._beside) / len(self._beside) if self._beside else _JUDGED_SECONDS)
 
     def foresee(self, foresight: Foresight, latencies: Latencies) -> None:
         """Let these tell sizes and times, once the first trial has made the baseline."""

@@ -28,7 +28,7 @@ _SEARCHES, _TRIALS = 5, 200
 """The newest searches that are looked at, and the most trials that are remembered of them."""
 SUPPOSED = 0.02
 """How far from its limit a shipped recipe may be in this space, one standard deviation, as a share of the bound."""
-_DISCREPANCY = 0.02
+DISCREPANCY = 0.02
 """By how much another search may have come to something else, the same way, or recipes differ of which few are known:
 those tried first may all be much alike."""
 _FEWEST, _SHARES = 3, (1.0, 0.5, 0.0)
@@ -171,7 +171,7 @@ class Prior:
     def chances(self, limit: str, features: Floats, bound: float) -> Floats | None:
         """The probability [m] of a room of at least ``bound``, before anything of this search says so."""
         known = self.of(limit)
-        return None if known is None else known.at_least(features, np.full(len(features), bound), _DISCREPANCY)
+        return None if known is None else known.at_least(features, np.full(len(features), bound), DISCREPANCY)
 
 
 def updated(
@@ -185,7 +185,7 @@ def updated(
     best: tuple[float, Surrogate, float] | None = None
     for share in (0.0,) if prior is None else _SHARES:
         expected = 0.0 if prior is None or not share else share * prior.mean(features)
-        found = Surrogate.of(features, values - expected, deviations, _DISCREPANCY, lesser)
+        found = Surrogate.of(features, values - expected, deviations, DISCREPANCY, lesser)
         likelihood = found.likelihood + _TRUST * share
         if best is None or likelihood > best[0]:
             best = likelihood, found, share

@@ -19,7 +19,7 @@ from compress.search.knobs import Knob
 from compress.search.known import Known
 from compress.search.ledger import PastTrial
 from compress.search.outcome import Outcome
-from compress.search.past import SHARED, Prior, updated
+from compress.search.past import DISCREPANCY, SHARED, Prior, updated
 from compress.search.space import Point
 from compress.search.surrogate import Surrogate
 
@@ -30,10 +30,10 @@ standard deviation, while few are known, and a gain that is none."""
 _LEAST, _HARDLY = 1e-12, 0.05
 """A chance that is none, and one that hardly any recipe exceeds."""
 _PLAINLY = 5
-"""How many half intervals a recipe has to miss a limit by to say no more than that it plainly does.
+"""Beyond so many times what recipes differ by, or can be told apart by, a miss says no more than that it is one.
 
-Otherwise a single one that came to nothing makes the process expect differences as large everywhere (Eriksson and
-Poloczek 2021, section 3.3, where constraints are warped for that reason).
+Otherwise a single recipe that came to nothing makes the process expect differences as large everywhere (Eriksson and
+Poloczek 2021, section 3.3, warp constraints for that reason).
 """
 _GLANCE = 0.25
 """How far arithmetic may be off, relative, before anything is excluded by it alone."""
@@ -223,7 +223,10 @@ class Prospects:
                 continue
             prior = self._prior.of(name)
             if name not in self._processes:
-                values = np.array([max(room.value, -_PLAINLY * wanted) for _, room in rooms])
+                deepest = _PLAINLY * max(wanted, DISCREPANCY)
+                values = np.array(
+                    [room.value if rung < self.known.full else max(room.value, -deepest) for (_, rung), room in rooms]
+                )
                 features = np.array([self._features(point, self.shares[rung]) for (point, rung), _ in rooms])
                 deviations = np.maximum(halves / SHARED, 1e-4)
                 self._processes[name] = updated(prior, features, values, deviations, self._lesser)

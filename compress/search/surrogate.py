@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import compress, product
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky
-from scipy.special import ndtr
+from scipy.special import logsumexp, ndtr, softmax
 
 Floats = NDArray[np.float64]
 _LENGTHS, _LINEAR, _JITTER = (0.35, 0.7, 1.4), (0.0, 1.0, 4.0), 1e-6
 _ROOT = math.sqrt(2 * math.pi)
-_LESSER, _DOUBT = (0.25, 0.5, 1.0), 0.5
-"""Scales of features that are taken to matter less, the usual one first, and by how much likelier another has to be."""
+_LESSER, _DOUBT = (1.0, 0.5, 0.25), 0.5
+"""Scales of features that are taken to matter less, the usual one first, and how much less likely others are held."""
+_NEGLIGIBLE = math.log(0.01)
+"""How likely a process has to be, beside the likeliest, to count."""
 
 
 @dataclass(frozen=True)
-class Surrogate:
-    """A Gaussian process with a linear and a squared-exponential kernel (Rasmussen and Williams 2006, section 2.2).
-
-    Length, share of the linear part and the scale of features that matter less are those of the largest marginal
-    likelihood on a small grid (section 5.4.1).
-    """
+class _Process:
+    """A Gaussian process with a linear and a squared-exponential kernel (Rasmussen and Williams 2006, section 2.2)."""
 
     features: Floats
     """As they were given, each times its scale."""
@@ -38,6 +37,39 @@ class Surrogate:
     likelihood: float
     """Logarithm of the values' density, up to a constant of their number."""
 
+    def mean(self, features: Floats) -> Floats:
+        found: Floats = self.centre + self.scale * (self._cross(features) @ self.weights)
+        return found
+
+    def deviations(self, features: Floats) -> Floats:
+        cross = self._cross(features)
+        own = 1.0 + self.linear * (1 + ((features * self.scales) ** 2).sum(axis=1))
+        explained = (cross.T * cho_solve((self.factor, True), cross.T)).sum(axis=0)
+        found: Floats = self.scale * np.sqrt(np.maximum(own - explained, 1e-9))
+        return found
+
+    def left_out_errors(self) -> Floats:
+        inverse = cho_solve((self.factor, True), np.eye(len(self.weights)))
+        found: Floats = self.scale * self.weights / np.diag(inverse)
+        return found
+
+    def _cross(self, features: Floats) -> Floats:
+        return _kernel(features * self.scales, self.features, self.length, self.linear)
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """Gaussian processes of several lengths, shares of the linear part and scales, each counting by its likelihood.
+
+    Averaged, since the likeliest of few values changes with one more (Snoek et al. 2012, section 3.2); over a small
+    grid, with the predictive density of each of its processes (Rasmussen and Williams 2006, section 5.2).
+    """
+
+    processes: tuple[_Process, ...]
+    shares: Floats
+    likelihood: float
+    """Logarithm of the values' density under all of them, up to a constant of their number."""
+
     @classmethod
     def of(
         cls, features: Floats, values: Floats, deviations: Floats, spread: float = 0.0,
@@ -49,66 +81,52 @@ class Surrogate:
         ``lesser`` [d] says which features are taken to matter less than the others, until values say otherwise.
         """
         mask = np.zeros(features.shape[1], bool) if lesser is None else np.array(lesser)
-        parts = _LESSER if mask.any() else (1.0,)
-        usual, *others = (
-            cls._scaled(features, values, deviations, spread, np.where(mask, part, 1.0)) for part in parts
-        )
-        return max([usual, *(one for one in others if one.likelihood > usual.likelihood + _DOUBT)],
-                   key=lambda one: one.likelihood)  # fmt: skip
-
-    @classmethod
-    def _scaled(cls, features: Floats, values: Floats, deviations: Floats, spread: float, scales: Floats) -> Surrogate:
         centre, scale = float(values.mean()), max(float(values.std()), spread) or 1.0
         targets, noise = (values - centre) / scale, (deviations / scale) ** 2
-        features = features * scales
-        best: Surrogate | None = None
-        for length in _LENGTHS:
-            for linear in _LINEAR:
-                kernel = _kernel(features, features, length, linear)
+        found = list[_Process]()
+        for part in _LESSER if mask.any() else (1.0,):
+            scales = np.where(mask, part, 1.0)
+            scaled, doubt = features * scales, 0.0 if part == 1.0 else _DOUBT
+            for length, linear in product(_LENGTHS, _LINEAR):
+                kernel = _kernel(scaled, scaled, length, linear)
                 factor = cholesky(kernel + np.diag(noise + _JITTER), lower=True)
                 weights = cho_solve((factor, True), targets)
                 likelihood = -0.5 * float(targets @ weights) - float(np.log(np.diag(factor)).sum())
-                likelihood -= len(values) * math.log(scale)
-                if best is None or likelihood > best.likelihood:
-                    best = cls(features, scales, centre, scale, length, linear, factor, weights, likelihood)
-        assert best is not None
-        return best
+                likelihood -= len(values) * math.log(scale) + doubt
+                found.append(_Process(scaled, scales, centre, scale, length, linear, factor, weights, likelihood))
+        every = np.array([one.likelihood for one in found])
+        counting = every > every.max() + _NEGLIGIBLE
+        shares = softmax(every[counting])
+        return cls(tuple(compress(found, counting)), shares, float(logsumexp(every)) - math.log(len(every)))
 
     def mean(self, features: Floats) -> Floats:
         """What is expected [m] at ``features`` [m, d]."""
-        found: Floats = self.centre + self.scale * (
-            _kernel(features * self.scales, self.features, self.length, self.linear) @ self.weights
-        )
-        return found
+        return self._averaged(one.mean(features) for one in self.processes)
 
     def left_out_errors(self) -> Floats:
         """Value less what is expected of it, [n], where each is left out in turn (section 5.4.2, equation 5.12)."""
-        inverse = cho_solve((self.factor, True), np.eye(len(self.weights)))
-        found: Floats = self.scale * self.weights / np.diag(inverse)
-        return found
+        return self._averaged(one.left_out_errors() for one in self.processes)
 
     def at_least(self, features: Floats, bounds: Floats, more: float = 0.0) -> Floats:
         """The probability [m] that the values at ``features`` [m, d] reach ``bounds`` [m].
 
-        ``more`` is a standard deviation that comes on top of the process's own.
+        ``more`` is a standard deviation that comes on top of the processes' own.
         """
-        found: Floats = ndtr((self.mean(features) - bounds) / np.hypot(self._deviations(features), more))
-        return found
+        return self._averaged(
+            ndtr((one.mean(features) - bounds) / np.hypot(one.deviations(features), more)) for one in self.processes
+        )
 
     def improvement(self, features: Floats, best: float | Floats) -> Floats:
         """By how much [m] values at ``features`` [m, d] are expected to exceed ``best`` (Jones et al. 1998, eq. 15)."""
-        more, deviations = self.mean(features) - best, self._deviations(features)
-        away = more / deviations
-        found: Floats = more * ndtr(away) + deviations * np.exp(-0.5 * away**2) / _ROOT
-        return np.maximum(found, 0.0)
+        found = list[Floats]()
+        for one in self.processes:
+            more, deviations = one.mean(features) - best, one.deviations(features)
+            away = more / deviations
+            found.append(more * ndtr(away) + deviations * np.exp(-0.5 * away**2) / _ROOT)
+        return np.maximum(self._averaged(found), 0.0)
 
-    def _deviations(self, features: Floats) -> Floats:
-        """Standard deviations [m] of what is expected."""
-        scaled = features * self.scales
-        cross = _kernel(scaled, self.features, self.length, self.linear)
-        own = 1.0 + self.linear * (1 + (scaled**2).sum(axis=1))
-        explained = (cross.T * cho_solve((self.factor, True), cross.T)).sum(axis=0)
-        found: Floats = self.scale * np.sqrt(np.maximum(own - explained, 1e-9))
+    def _averaged(self, each: Iterable[Floats]) -> Floats:
+        found: Floats = self.shares @ np.stack(list(each))
         return found
 
 

@@ -29,6 +29,8 @@ class Made:
     """A space of layers, width and bits: less of each is smaller, and gets more rows wrong."""
 
     seed: int = 0
+    other: int = 0
+    """Seed of how much layers, width, bits and kind each cost; 0 for what the other tests are about."""
     fails: frozenset[Point] = frozenset()
     refuses: frozenset[Point] = frozenset()
     trained: list[tuple[Point, int]] = field(default_factory=list)
@@ -90,7 +92,11 @@ class Made:
     def wrong(self, point: Point, rung: int) -> float:
         """Share of rows that the baseline has right and this one wrong."""
         layers, width, bits, kind = (knob.values[at] for knob, at in zip(self.knobs, point, strict=True))
-        loss = 0.03 / layers + 0.02 * (1 - width) + 0.012 * (bits == 4) + 0.01 * (kind == "b") - 0.005
+        depth, narrow, four, other = (
+            np.random.default_rng(self.other).uniform(0.6, 1.4, 4) if self.other else np.ones(4)
+        )
+        loss = 0.03 * depth / layers + 0.02 * narrow * (1 - width) + 0.012 * four * (bits == 4)
+        loss += 0.01 * other * (kind == "b") - 0.005
         return loss * (1 + 3 * (1 - SHARES[rung]))
 
     def outcome(self, job: Job) -> Outcome:
@@ -126,17 +132,20 @@ def by_brute_force(made: Made, goal: Goal = GOAL) -> dict[Point, Outcome]:
     return {point: outcome for point, outcome in every.items() if goal.keeps(outcome)}
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_it_finds_what_trying_everything_would_find_at_a_fraction_of_the_work(seed: int) -> None:
-    made = Made(seed)
-    kept = by_brute_force(made)
-    assert 5 < len(kept) < 60, "neither everything nor nothing may keep the limit"
-    engine = search(made, seed)
-    assert engine.known.best() is not None
-    assert made.bytes(engine.known.best() or made.origin) == min(map(made.bytes, kept))
-    work = sum(made.marginal_seconds(point, SHARES[rung]) for point, rung in made.trained)
-    assert work < 0.25 * sum(made.marginal_seconds(point) for point in made.points(0))
-    assert len(set(made.trained)) == len(made.trained), "nothing is done twice"
+def test_it_finds_what_trying_everything_would_find_at_a_fraction_of_the_work() -> None:
+    """In the mean of searches in which other things cost quality; where the limit is nearly kept, chance decides."""
+    shares, found = [], []
+    for seed in range(16):
+        made = Made(seed, other=seed)
+        kept = by_brute_force(made)
+        assert 5 < len(kept) < 60, "neither everything nor nothing may keep the limit"
+        best = search(made, seed).known.best()
+        found.append(best is not None and made.bytes(best) == min(map(made.bytes, kept)))
+        work = sum(made.marginal_seconds(point, SHARES[rung]) for point, rung in made.trained)
+        shares.append(work / sum(made.marginal_seconds(point) for point in made.points(0)))
+        assert len(set(made.trained)) == len(made.trained), "nothing is done twice"
+    assert sum(found) >= 14
+    assert np.mean(shares) < 0.3
 
 
 def test_the_same_search_takes_the_same_decisions() -> None:

@@ -3,6 +3,7 @@
     python benchmarks/search.py collect    runs every recipe of the space to every rung (an hour; goes on if stopped)
     python benchmarks/search.py replay     100 searches on the table that is kept in results/, against random ones
     python benchmarks/search.py ray        a search on one worker and on two, each of one processor
+    python benchmarks/search.py killed     a search killed at ten random moments, against one left alone
     python benchmarks/search.py size       bytes that are foretold of unseen recipes of the space, against bytes made
     python benchmarks/search.py latency    the same of milliseconds; on a quiet machine
     python benchmarks/search.py found      what a search found beside a run of the recipe made by hand, on the test rows
@@ -27,6 +28,7 @@ from typing import Annotated, Any
 import numpy as np
 import search_forecasts
 import search_found
+import search_killed
 import search_olive
 import search_workers
 import typer
@@ -358,6 +360,7 @@ def _replay_text(recipes: int, confidence: float, wrong_by: float) -> str:
 
 
 app.command()(search_workers.ray)
+app.command()(search_killed.killed)
 app.command()(search_olive.olive)
 app.command()(search_found.found)
 for _command in search_forecasts.commands():

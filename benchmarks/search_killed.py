@@ -1,0 +1,105 @@
+"""A search killed at random moments and gone on with, against the same one left alone.
+
+The command `killed` of `benchmarks/search.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from compress.digests import digest_directory
+
+RECIPE = Path(__file__).parent / "searching" / "workers.yaml"
+
+
+def killed(
+    recipe: Annotated[Path, typer.Option(help="A recipe with a `search:` block.")] = RECIPE,
+    kills: Annotated[int, typer.Option(help="How often, each in another process.")] = 10,
+    trials: Annotated[int, typer.Option(help="Of the search, whether it is killed or not.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of the moments.")] = 0,
+    write: Annotated[bool, typer.Option("--write", help="Put the figures into results/.")] = False,
+) -> None:
+    """Whether ledger, winner and bytes are those of a search that nobody killed, and what the kills cost."""
+    chance, landed, again = random.Random(seed), 0, 0.0
+    with tempfile.TemporaryDirectory(prefix="search-killed-") as folder:
+        alone, other = Path(folder) / "alone", Path(folder) / "killed"
+        began = time.perf_counter()
+        if _started(recipe, alone, trials).wait():
+            raise typer.Exit(1)
+        whole = time.perf_counter() - began
+        typer.echo(f"left alone: {whole:.0f} s")
+        for number in range(kills):
+            # As far as a search comes that is killed every so often, so that the last moments are near its end.
+            moment = chance.uniform(0, 2 * whole / kills)
+            process = _started(recipe, other, trials)
+            began = time.perf_counter()
+            try:
+                process.wait(moment)
+            except subprocess.TimeoutExpired:
+                os.kill(process.pid, signal.SIGKILL)
+                process.wait()
+                landed += 1
+            again += time.perf_counter() - began
+            typer.echo(
+                f"kill {number + 1} of {kills}: after {moment:.0f} s, {len(_trials(other))} trials in the ledger"
+            )
+        began = time.perf_counter()
+        if _started(recipe, other, trials).wait():
+            raise typer.Exit(1)
+        again += time.perf_counter() - began
+        one, two = (_ended(each) for each in (alone, other))
+    rows = [
+        ["processes killed while they searched", f"{landed} of {kills}", f"{kills}"],
+        *([f"the same {what}", "yes" if one[what] == two[what] else "no", "yes"] for what in one),
+        ["trials", f"{len(one['trials, in order'])}", ""],
+        ["seconds left alone, with the kills", f"{whole:.0f}, {again:.0f}", ""],
+    ]
+    for what, found, _ in rows:
+        typer.echo(f"{what}: {found}")
+    if write:
+        from search import put_table
+
+        put_table({"title": "Killed at random moments", "columns": ["what", "found", "wanted"], "rows": rows})
+
+
+def _started(recipe: Path, artifacts: Path, trials: int) -> subprocess.Popen[bytes]:
+    """The command, which goes on where there is something to go on from."""
+    command = [sys.executable, "-m", "compress", "search", recipe, "--artifacts", artifacts, "--trials", trials]
+    command += ["--resume"] if _latest(artifacts).joinpath("ledger.jsonl").is_file() else []
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(list(map(str, command)), **quiet)  # type: ignore[call-overload,no-any-return]
+
+
+def _latest(artifacts: Path) -> Path:
+    return next(artifacts.glob("searches/*/latest"), artifacts / "searches")
+
+
+def _trials(artifacts: Path) -> list[dict[str, Any]]:
+    ledger = _latest(artifacts) / "ledger.jsonl"
+    lines = ledger.read_text().splitlines()[1:] if ledger.is_file() else []
+    # A kill may leave half a line behind, which is mended when the search goes on.
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def _ended(artifacts: Path) -> dict[str, Any]:
+    """What two searches that went the same way share."""
+    folder, trials = _latest(artifacts), _trials(artifacts)
+    return {
+        "trials, in order": [(each["point"], each["rung"]) for each in trials],
+        "bytes of every trial's model": [each["outcome"]["model"] for each in trials],
+        "quality of every trial, to the last digit": [each["outcome"]["rows"] for each in trials],
+        "winner": json.loads((folder / "search.json").read_text())["best"],
+        "best.yaml": (folder / "best.yaml").read_text(),
+        "bytes of the winner": digest_directory(folder / "model"),
+    }

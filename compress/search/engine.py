@@ -6,6 +6,7 @@ import copy
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Protocol
 
 from compress.errors import InputError, RecipeError, first_line
@@ -105,13 +106,17 @@ class Engine:
         found = {point: f"nothing speaks against it after {self.shares[rung]:.0%} of training"
                  for point, rung in rungs.items()}  # fmt: skip
         found |= self._new(prospects)
+        first = self._largest_of_families(prospects.by_worth(found), prospects)
+        found |= first
+        by_worth = prospects.by_worth(found)
         jobs: list[Job] = []
-        for point in prospects.by_worth(found):
+        for point in dict.fromkeys([*first, *by_worth]):
             if len(jobs) == ROUND:
                 break
             if point in rungs or self._is_new(point):
                 expected = prospects.expected[point]
-                jobs.append(Job(point, self._next_rung(point, rungs.get(point, -1), expected), found[point], expected))
+                rung = self.full if point in first else self._next_rung(point, rungs.get(point, -1), expected)
+                jobs.append(Job(point, rung, found[point], expected))
         self.ended = "" if jobs else "every other recipe is predicted to miss a limit or to be no better"
         return jobs
 
@@ -190,6 +195,41 @@ class Engine:
             near = (other for point in centres for other in self._neighbours(point))
             found |= self._worth_trying(near, prospects, "one choice from the best so far")
             self._climb(found, prospects)
+        return found
+
+    def _largest_of_families(self, by_worth: Sequence[Point], prospects: Prospects) -> dict[Point, str]:
+        """While none keeps every limit surely: of each family with none within what is foretold, the largest.
+
+        That is the one of most parameters x seconds of training, found by local search from the largest of
+        ``by_worth``: what is small and trained for a moment is cheaper, but its failing says little of what the family
+        can come to.
+        """
+        if self.known.front():
+            return {}
+        family, why = self.costs.family, "the first of its family, as large as the limits let it be"
+
+        def extent(point: Point) -> tuple[float, float, int]:
+            parameters, size = (self.costs.predicted(point, each) or 1.0 for each in ("parameters", "size_bytes"))
+            return parameters * self.costs.marginal_seconds(point), -size, -sum(map(bool, point))
+
+        tried = {family(point) for point in self.known.last_rungs() if prospects.is_likely_within(point)}
+        likely = (point for point in by_worth if self.space.trains(point) and prospects.is_likely_within(point))
+        families: dict[tuple[object, ...], list[Point]] = {}
+        for point in likely:
+            families.setdefault(family(point), []).append(point)
+        found = {}
+        for points in islice(
+            (own for kind, own in families.items() if kind not in tried), max(_CENTRES - len(tried), 0)
+        ):
+            largest = max(points, key=extent)
+            for _ in range(_STEPS):
+                near = self._worth_trying(self._neighbours(largest), prospects, why)
+                alike = (one for one in near if family(one) == family(largest) and prospects.is_likely_within(one))
+                best = max(alike, key=extent, default=largest)
+                if extent(best) <= extent(largest):
+                    break
+                largest = best
+            found[largest] = why
         return found
 
     def _climb(self, found: dict[Point, str], prospects: Prospects) -> None:

@@ -175,6 +175,10 @@ class Prospects:
             return True
         return ratio * (1 + tolerance) >= 1 if limit.at_least is not None else ratio * (1 - tolerance) <= 1
 
+    def is_likely_within(self, point: Point) -> bool:
+        """Whether every limit on what is predicted is likelier kept than not."""
+        return self._chance_foretold(point) >= 0.5
+
     def _chance_foretold(self, point: Point) -> float:
         """The probability to keep every limit on what is predicted; a tolerance is two standard deviations."""
         if point not in self._foretold:

@@ -311,6 +311,22 @@ def test_cheap_siblings_of_what_missed_do_not_come_before_what_may_keep_its_limi
     assert engine.known.kept, made.trained
 
 
+def test_the_largest_of_each_family_comes_first_where_the_recipe_itself_misses_a_foretold_limit() -> None:
+    """Small ones are cheaper, and their failing would say little of what a family can come to."""
+
+    class Counted(Siblings):
+        def predicted(self, point: Point, metric: str) -> float | None:
+            parameters = 1e5 * (1 + sum(point[1:])) * (point[0] + 1)
+            return parameters if metric == "parameters" else super().predicted(point, metric)
+
+    made = Counted()
+    goal = Goal(
+        ("size_bytes",), (Limit(metric="accuracy", at_least=0.999), Limit(metric="size_bytes", at_most=5e5)), 0.9
+    )
+    search(made, goal=goal, most=4)
+    assert [point for point, _ in made.trained[:4]] == [made.origin, *((depth, 2, 2, 2, 2) for depth in (1, 2, 3))]
+
+
 def test_where_nothing_keeps_the_limits_it_says_what_comes_nearest() -> None:
     made = Made()
     engine = search(made, goal=Goal(("size_bytes",), (Limit(metric="accuracy", at_least=0.999),), 0.9))

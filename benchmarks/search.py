@@ -165,7 +165,13 @@ class Table:
         """Nothing: the table knows."""
 
     def marginal_seconds(self, point: Point, share: float = 1.0) -> float:
-        return sum(seconds for key, seconds in self._stages(point, share) if key not in self.done)
+        return sum(self.left(point, share).values())
+
+    def left(self, point: Point, share: float = 1.0) -> dict[str, float]:
+        return {key: seconds for key, seconds in self._stages(point, share) if key not in self.done}
+
+    def whole_seconds(self, point: Point, share: float = 1.0) -> float:
+        return sum(seconds for _, seconds in self._stages(point, share))
 
     def _stages(self, point: Point, share: float) -> list[tuple[str, float]]:
         row = self._rows[point, self.shares.index(share)]

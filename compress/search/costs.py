@@ -92,7 +92,15 @@ class Costs:
 
         What is tried next goes by this, so that a search that was killed decides as one that was not.
         """
-        return _JUDGED_SECONDS + sum(step.seconds for step in self.steps(point, share) if step.key not in self._done)
+        return _JUDGED_SECONDS + sum(self.left(point, share).values())
+
+    def left(self, point: Point, share: float = 1.0) -> dict[str, float]:
+        """Seconds of the stages that no trial has done, by what recipes share that do the same up to there."""
+        return {step.key: step.seconds for step in self.steps(point, share) if step.key not in self._done}
+
+    def whole_seconds(self, point: Point, share: float = 1.0) -> float:
+        """Of all its stages, whoever has done them."""
+        return sum(step.seconds for step in self.steps(point, share))
 
     def seconds_left(self, point: Point, share: float = 1.0) -> float:
         """The same as trials so far have corrected it: whether there is time for it."""

@@ -88,6 +88,7 @@ class Engine:
         self._failures: Counter[tuple[tuple[object, ...], str]] = Counter()
         self._rounds = 0
         self._pending: frozenset[Point] = frozenset()
+        self._under_way: frozenset[str] = frozenset()
         self.past = [one for one in self.past if self._has_stages(one.point)]
 
     @property
@@ -109,14 +110,18 @@ class Engine:
         first = self._largest_of_families(prospects.by_worth(found), prospects)
         found |= first
         by_worth = prospects.by_worth(found)
-        jobs: list[Job] = []
+        jobs, begun = list[Job](), set(self._under_way)
         for point in dict.fromkeys([*first, *by_worth]):
             if len(jobs) == ROUND:
                 break
             if point in rungs or self._is_new(point):
                 expected = prospects.expected[point]
                 rung = self.full if point in first else self._next_rung(point, rungs.get(point, -1), expected)
-                jobs.append(Job(point, rung, found[point], expected))
+                left = self.costs.left(point, self.shares[rung])
+                # What another one of the round does too had better wait for what comes of that.
+                if 2 * sum(left[key] for key in left.keys() & begun) <= sum(left.values()):
+                    jobs.append(Job(point, rung, found[point], expected))
+                    begun |= left.keys()
         self.ended = "" if jobs else "every other recipe is predicted to miss a limit or to be no better"
         return jobs
 
@@ -129,6 +134,9 @@ class Engine:
             other.known.add(job.point, job.rung, outcome)
         waiting = list(pending)
         other._pending = frozenset(job.point for job in waiting)
+        other._under_way = frozenset(
+            key for job in waiting for key in self.costs.left(job.point, self.shares[job.rung])
+        )
         for job in (*arrived, *waiting):
             other._identities.setdefault(self.space.identity(job.point), job.point)
         return other.round() if other.known.outcomes else []

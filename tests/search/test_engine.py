@@ -82,6 +82,12 @@ class Made:
     def marginal_seconds(self, point: Point, share: float = 1.0) -> float:
         return 1 + 60 * share * self.knobs[0].values[point[0]]
 
+    def left(self, point: Point, share: float = 1.0) -> dict[str, float]:
+        return {f"{point} {share}": self.marginal_seconds(point, share)}
+
+    def whole_seconds(self, point: Point, share: float = 1.0) -> float:
+        return self.marginal_seconds(point, share)
+
     @property
     def is_listed(self) -> bool:
         return True
@@ -294,8 +300,14 @@ class Siblings(Made):
         return 1e5 * self.knobs[0].values[point[0]] * (1 - 0.01 * sum(point[1:]))
 
     def marginal_seconds(self, point: Point, share: float = 1.0) -> float:
+        return sum(self.left(point, share).values()) or 5.0
+
+    def left(self, point: Point, share: float = 1.0) -> dict[str, float]:
         is_made = any(done[0] == point[0] for done, _ in self.trained)
-        return 5.0 if is_made else self.seconds[point[0]]
+        return {} if is_made else {f"depth {point[0]}": self.seconds[point[0]]}
+
+    def whole_seconds(self, point: Point, share: float = 1.0) -> float:
+        return self.seconds[point[0]]
 
     def wrong(self, point: Point, rung: int) -> float:
         return self.loss[point[0]] + 0.002 * sum(place == 2 for place in point[1:])
@@ -309,6 +321,21 @@ def test_cheap_siblings_of_what_missed_do_not_come_before_what_may_keep_its_limi
         for job in engine.round():
             engine.tell(job, made.outcome(job))
     assert engine.known.kept, made.trained
+
+
+def test_what_two_recipes_of_a_round_would_both_train_is_trained_before_the_second_is_decided_on() -> None:
+    """Two workers would wait for each other, and what comes of the first says whether the second is worth it."""
+    made, begun = Siblings(), 0
+    engine = Engine(made, made, GOAL, (1.0,), 0)
+    for _ in range(8):
+        made_before = {point[0] for point, _ in made.trained}
+        jobs = engine.round()
+        new = [job.point[0] for job in jobs if job.point[0] not in made_before]
+        assert len(new) == len(set(new))
+        begun += len(new)
+        for job in jobs:
+            engine.tell(job, made.outcome(job))
+    assert begun == 4, "all depths"
 
 
 def test_the_largest_of_each_family_comes_first_where_the_recipe_itself_misses_a_foretold_limit() -> None:

@@ -27,8 +27,8 @@ _FEWEST_KNOWN = 3
 _SAME, _APART, _NO_GAIN = 0.001, 0.02, 1e-4
 """Of a figure that only trials tell, relative: how far two trials of one recipe may differ, by how much recipes do, one
 standard deviation, while few are known, and a gain that is none."""
-_LEAST, _HARDLY = 1e-12, 0.05
-"""A chance that is none, and one that hardly any recipe exceeds."""
+_LEAST = 1e-12
+"""A chance that is none."""
 _PLAINLY = 5
 """Beyond so many times what recipes differ by, or can be told apart by, a miss says no more than that it is one.
 
@@ -37,8 +37,6 @@ Poloczek 2021, section 3.3, warp constraints for that reason).
 """
 _GLANCE = 0.25
 """How far arithmetic may be off, relative, before anything is excluded by it alone."""
-_FEWEST_WHOLE = 6
-"""Recipes trained in full by which others are judged; while there are fewer, those trained in part count too."""
 
 
 class Forecasts(Protocol):
@@ -98,11 +96,13 @@ class Prospects:
         worth, found, came_to = {}, list(points), self.known.last_rungs()
         rungs = [(point, came_to.get(point, -1) + 1) for point in found]
         alone, surer = self._chances(found)
+        # What is cheap tells little while nothing is known to keep the limits (Lee et al. 2020, on cost-cooling).
+        cost = 1.0 if self._front else 0.5
         chances = by_divergence(self.known, rungs, alone, self.costs.family)
         for point, chance, more in zip(found, chances, surer, strict=True):
             seconds = self.costs.marginal_seconds(point)
             gain = self.gain(point)
-            worth[point] = chance * more * self._chance_foretold(point) * gain / max(seconds, 1e-3)
+            worth[point] = chance * more * self._chance_foretold(point) * gain / max(seconds, 1e-3) ** cost
             self.expected[point] = Expected(
                 gain if self._start is not None and self._front else None, chance if self._is_judged else None, seconds
             )
@@ -212,9 +212,9 @@ class Prospects:
     def _chances(self, points: Sequence[Point]) -> tuple[list[float], list[float]]:
         """The probability of each point to keep every limit on quality as surely as is wanted, trained in full.
 
-        Where hardly one of them can be sure to keep a limit, the surest whose figures do is what will be picked: then
-        it is that to lie further inside than the pick, and the second list says by how much a point does that lies so,
-        of what it takes to be sure; otherwise it says 1.
+        While none is known that surely keeps them, the surest whose figures do is what will be picked: then it is that
+        to lie further inside than the pick, and the second list says by how much a point does that lies so, of what it
+        takes to be sure; otherwise it says 1.
         """
         found, surer = np.ones(len(points)), np.ones(len(points))
         asked = np.array([self._features(point, self.shares[-1]) for point in points])
@@ -239,7 +239,7 @@ class Prospects:
             rest, share = self._processes[name]
             expected = np.zeros(len(points)) if prior is None else share * prior.mean(asked)
             chances = rest.at_least(asked, wanted - expected)
-            if not self._front and chances.max() < _HARDLY:
+            if not self._front:
                 room = self._open_room(name) - expected
                 chances = rest.at_least(asked, room)
                 surer *= rest.improvement(asked, room) / np.maximum(chances, _LEAST) / max(wanted, _LEAST)
@@ -253,10 +253,8 @@ class Prospects:
         return 0.0 if room is None else room.value
 
     def _rooms(self, name: str) -> list[tuple[tuple[Point, int], Estimate]]:
-        """How far inside a limit recipes lie: those trained in full, or while these are too few, all."""
-        rooms = [(key, room) for key, own in self.known.rooms.items() if (room := own[name]) is not None]
-        whole = [(key, room) for key, room in rooms if key[1] == self.known.full]
-        return whole if len(whole) >= _FEWEST_WHOLE else rooms
+        """How far inside a limit recipes lie, after whatever share of their training."""
+        return [(key, room) for key, own in self.known.rooms.items() if (room := own[name]) is not None]
 
     def _features(self, point: Point, share: float) -> list[float]:
         """A point's coordinates, its predicted size, seconds and share of training, each about between 0 and 1.

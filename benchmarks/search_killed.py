@@ -5,10 +5,7 @@ The command `killed` of `benchmarks/search.py`.
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +16,10 @@ from typing import Annotated, Any
 import typer
 
 from compress.digests import digest_directory
+from compress.report.run_folder import LATEST
+from compress.search.folder import BEST, MODEL, RECORD
+from compress.search.ledger import NAME, Entry, Ledger
+from compress.search.record import SearchRecord
 
 RECIPE = Path(__file__).parent / "searching" / "workers.yaml"
 
@@ -47,7 +48,7 @@ def killed(
             try:
                 process.wait(moment)
             except subprocess.TimeoutExpired:
-                os.kill(process.pid, signal.SIGKILL)
+                process.kill()
                 process.wait()
                 landed += 1
             again += time.perf_counter() - began
@@ -76,30 +77,28 @@ def killed(
 def _started(recipe: Path, artifacts: Path, trials: int) -> subprocess.Popen[bytes]:
     """The command, which goes on where there is something to go on from."""
     command = [sys.executable, "-m", "compress", "search", recipe, "--artifacts", artifacts, "--trials", trials]
-    command += ["--resume"] if _latest(artifacts).joinpath("ledger.jsonl").is_file() else []
+    command += ["--resume"] if _latest(artifacts).joinpath(NAME).is_file() else []
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     return subprocess.Popen(list(map(str, command)), **quiet)  # type: ignore[call-overload,no-any-return]
 
 
 def _latest(artifacts: Path) -> Path:
-    return next(artifacts.glob("searches/*/latest"), artifacts / "searches")
+    return next(artifacts.glob(f"searches/*/{LATEST}"), artifacts / "searches")
 
 
-def _trials(artifacts: Path) -> list[dict[str, Any]]:
-    ledger = _latest(artifacts) / "ledger.jsonl"
-    lines = ledger.read_text().splitlines()[1:] if ledger.is_file() else []
-    # A kill may leave half a line behind, which is mended when the search goes on.
-    return [json.loads(line) for line in lines if line.endswith("}")]
+def _trials(artifacts: Path) -> list[Entry]:
+    folder = _latest(artifacts)
+    return Ledger(folder).read(mend=False)[1] if (folder / NAME).is_file() else []
 
 
 def _ended(artifacts: Path) -> dict[str, Any]:
     """What two searches that went the same way share."""
     folder, trials = _latest(artifacts), _trials(artifacts)
     return {
-        "trials, in order": [(each["point"], each["rung"]) for each in trials],
-        "bytes of every trial's model": [each["outcome"]["model"] for each in trials],
-        "quality of every trial, to the last digit": [each["outcome"]["rows"] for each in trials],
-        "winner": json.loads((folder / "search.json").read_text())["best"],
-        "best.yaml": (folder / "best.yaml").read_text(),
-        "bytes of the winner": digest_directory(folder / "model"),
+        "trials, in order": [(each.point, each.rung) for each in trials],
+        "bytes of every trial's model": [each.outcome.model for each in trials],
+        "quality of every trial, to the last digit": [each.outcome.rows for each in trials],
+        "winner": SearchRecord.model_validate_json((folder / RECORD).read_text()).best,
+        "best.yaml": (folder / BEST).read_text(),
+        "bytes of the winner": digest_directory(folder / MODEL),
     }

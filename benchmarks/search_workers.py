@@ -5,7 +5,6 @@ The command `ray` of `benchmarks/search.py`.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import time
@@ -50,6 +49,7 @@ def _searched(recipe: Path, folder: Path, nodes: int) -> dict[str, Any]:
 
     from compress.cli.console_progress import ConsoleProgress
     from compress.recipe_source.document import read_document
+    from compress.search.ledger import Ledger
     from compress.search.run import SearchRun
 
     torch.set_num_threads(1)
@@ -68,11 +68,10 @@ def _searched(recipe: Path, folder: Path, nodes: int) -> dict[str, Any]:
         seconds = time.perf_counter() - began
     finally:
         cluster.shutdown()
-    lines = (done.folder / "ledger.jsonl").read_text().splitlines()[1:]
-    trials = [json.loads(line) for line in lines]
+    trials = Ledger(done.folder).read(mend=False)[1]
     return {
         "seconds": seconds,
         "winner": done.record.best,
-        "decisions": [(trial["point"], trial["rung"]) for trial in trials],
-        "bytes": [trial["outcome"]["model"] for trial in trials],
+        "decisions": [(trial.point, trial.rung) for trial in trials],
+        "bytes": [trial.outcome.model for trial in trials],
     }

@@ -87,8 +87,7 @@ class Engine:
         self._identities: dict[str, Point] = {}
         self._failures: Counter[tuple[tuple[object, ...], str]] = Counter()
         self._rounds = 0
-        self._pending: frozenset[Point] = frozenset()
-        self._under_way: frozenset[str] = frozenset()
+        self._pending: tuple[Job, ...] = ()
         self.past = [one for one in self.past if self._has_stages(one.point)]
 
     @property
@@ -103,24 +102,27 @@ class Engine:
         if not self.known.outcomes:
             return [Job(origin, self.full, "the search begins here")]
         prospects = Prospects(self.known, self.costs, self.space.knobs, self.shares, self.past)
-        rungs = {point: rung for point, rung in self._going_on(prospects).items() if point not in self._pending}
+        pending = {job.point for job in self._pending}
+        rungs = {point: rung for point, rung in self._going_on(prospects).items() if point not in pending}
         found = {point: f"nothing speaks against it after {self.shares[rung]:.0%} of training"
                  for point, rung in rungs.items()}  # fmt: skip
         found |= self._new(prospects)
-        first = self._largest_of_families(prospects.by_worth(found), prospects)
-        found |= first
         by_worth = prospects.by_worth(found)
-        jobs, begun = list[Job](), set(self._under_way)
-        for point in dict.fromkeys([*first, *by_worth]):
+        if first := self._largest_of_families(by_worth, prospects):
+            found |= first
+            by_worth = list(dict.fromkeys([*first, *prospects.by_worth(found)]))
+        jobs, begun = list[Job](), {key for job in self._pending for key in self._left(job)}
+        for point in by_worth:
             if len(jobs) == ROUND:
                 break
             if point in rungs or self._is_new(point):
                 expected = prospects.expected[point]
                 rung = self.full if point in first else self._next_rung(point, rungs.get(point, -1), expected)
-                left = self.costs.left(point, self.shares[rung])
+                job = Job(point, rung, found[point], expected)
+                left = self._left(job)
                 # What another one of the round does too had better wait for what comes of that.
                 if 2 * sum(left[key] for key in left.keys() & begun) <= sum(left.values()):
-                    jobs.append(Job(point, rung, found[point], expected))
+                    jobs.append(job)
                     begun |= left.keys()
         self.ended = "" if jobs else "every other recipe is predicted to miss a limit or to be no better"
         return jobs
@@ -132,12 +134,8 @@ class Engine:
         other.ended_at, other._identities = dict(self.ended_at), dict(self._identities)
         for job, outcome in arrived.items():
             other.known.add(job.point, job.rung, outcome)
-        waiting = list(pending)
-        other._pending = frozenset(job.point for job in waiting)
-        other._under_way = frozenset(
-            key for job in waiting for key in self.costs.left(job.point, self.shares[job.rung])
-        )
-        for job in (*arrived, *waiting):
+        other._pending = tuple(pending)
+        for job in (*arrived, *other._pending):
             other._identities.setdefault(self.space.identity(job.point), job.point)
         return other.round() if other.known.outcomes else []
 
@@ -150,6 +148,10 @@ class Engine:
             self._failures[self.costs.family(job.point), outcome.error] += 1
             return
         self.costs.learn(job.point, self.shares[job.rung], outcome)
+
+    def _left(self, job: Job) -> Mapping[str, float]:
+        """Seconds of what no trial has done for it yet, by what recipes share."""
+        return self.costs.left(job.point, self.shares[job.rung])
 
     def _next_rung(self, point: Point, rung: int, expected: Expected) -> int:
         """How far a recipe is trained next, which has come to ``rung``.
@@ -221,14 +223,12 @@ class Engine:
             return parameters * self.costs.marginal_seconds(point), -size, -sum(map(bool, point))
 
         tried = {family(point) for point in self.known.last_rungs() if prospects.is_likely_within(point)}
-        likely = (point for point in by_worth if self.space.trains(point) and prospects.is_likely_within(point))
         families: dict[tuple[object, ...], list[Point]] = {}
-        for point in likely:
-            families.setdefault(family(point), []).append(point)
+        for point in by_worth:
+            if self.space.trains(point) and family(point) not in tried and prospects.is_likely_within(point):
+                families.setdefault(family(point), []).append(point)
         found = {}
-        for points in islice(
-            (own for kind, own in families.items() if kind not in tried), max(_CENTRES - len(tried), 0)
-        ):
+        for points in islice(families.values(), max(_CENTRES - len(tried), 0)):
             largest = max(points, key=extent)
             for _ in range(_STEPS):
                 near = self._worth_trying(self._neighbours(largest), prospects, why)

@@ -238,10 +238,9 @@ class Prospects:
                 self._processes[name] = updated(prior, features, values, deviations, self._lesser)
             rest, share = self._processes[name]
             expected = np.zeros(len(points)) if prior is None else share * prior.mean(asked)
-            chances = rest.at_least(asked, wanted - expected)
+            room = (wanted if self._front else self._open_room(name)) - expected
+            chances = rest.at_least(asked, room)
             if not self._front:
-                room = self._open_room(name) - expected
-                chances = rest.at_least(asked, room)
                 surer *= rest.improvement(asked, room) / np.maximum(chances, _LEAST) / max(wanted, _LEAST)
             found *= chances
         return [max(float(chance), _LEAST) for chance in found], surer.tolist()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import compress, product
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,23 +38,26 @@ class _Process:
     """Logarithm of the values' density, up to a constant of their number."""
 
     def mean(self, features: Floats) -> Floats:
-        found: Floats = self.centre + self.scale * (self._cross(features) @ self.weights)
-        return found
+        return self._mean(self._cross(features))
 
-    def deviations(self, features: Floats) -> Floats:
+    def told(self, features: Floats) -> tuple[Floats, Floats]:
+        """The mean, and standard deviations [m]."""
         cross = self._cross(features)
         own = 1.0 + self.linear * (1 + ((features * self.scales) ** 2).sum(axis=1))
         explained = (cross.T * cho_solve((self.factor, True), cross.T)).sum(axis=0)
-        found: Floats = self.scale * np.sqrt(np.maximum(own - explained, 1e-9))
+        return self._mean(cross), self.scale * np.sqrt(np.maximum(own - explained, 1e-9))
+
+    def _cross(self, features: Floats) -> Floats:
+        return _kernel(features * self.scales, self.features, self.length, self.linear)
+
+    def _mean(self, cross: Floats) -> Floats:
+        found: Floats = self.centre + self.scale * (cross @ self.weights)
         return found
 
     def left_out_errors(self) -> Floats:
         inverse = cho_solve((self.factor, True), np.eye(len(self.weights)))
         found: Floats = self.scale * self.weights / np.diag(inverse)
         return found
-
-    def _cross(self, features: Floats) -> Floats:
-        return _kernel(features * self.scales, self.features, self.length, self.linear)
 
 
 @dataclass(frozen=True)
@@ -95,9 +98,9 @@ class Surrogate:
                 likelihood -= len(values) * math.log(scale) + doubt
                 found.append(_Process(scaled, scales, centre, scale, length, linear, factor, weights, likelihood))
         every = np.array([one.likelihood for one in found])
-        counting = every > every.max() + _NEGLIGIBLE
-        shares = softmax(every[counting])
-        return cls(tuple(compress(found, counting)), shares, float(logsumexp(every)) - math.log(len(every)))
+        counting = tuple(one for one in found if one.likelihood > every.max() + _NEGLIGIBLE)
+        shares = softmax([one.likelihood for one in counting])
+        return cls(counting, shares, float(logsumexp(every)) - math.log(len(every)))
 
     def mean(self, features: Floats) -> Floats:
         """What is expected [m] at ``features`` [m, d]."""
@@ -112,15 +115,14 @@ class Surrogate:
 
         ``more`` is a standard deviation that comes on top of the processes' own.
         """
-        return self._averaged(
-            ndtr((one.mean(features) - bounds) / np.hypot(one.deviations(features), more)) for one in self.processes
-        )
+        each = (one.told(features) for one in self.processes)
+        return self._averaged(ndtr((mean - bounds) / np.hypot(deviations, more)) for mean, deviations in each)
 
     def improvement(self, features: Floats, best: float | Floats) -> Floats:
         """By how much [m] values at ``features`` [m, d] are expected to exceed ``best`` (Jones et al. 1998, eq. 15)."""
         found = list[Floats]()
-        for one in self.processes:
-            more, deviations = one.mean(features) - best, one.deviations(features)
+        for mean, deviations in (one.told(features) for one in self.processes):
+            more = mean - best
             away = more / deviations
             found.append(more * ndtr(away) + deviations * np.exp(-0.5 * away**2) / _ROOT)
         return np.maximum(self._averaged(found), 0.0)

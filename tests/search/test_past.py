@@ -60,9 +60,9 @@ def test_a_search_finds_sooner_by_a_near_one_and_one_that_misleads_costs_little(
             (misled, past(Made(seed=7, other=other), misleads=True)),
         ):
             found.append(seconds_to_the_best(Made(other=other), told) / cold)
-    assert np.mean(again) < 0.7
+    assert again[0] < 0.7 and np.mean(again) < 0.7
     assert np.mean(near) < 0.7
-    assert np.mean(misled) < 1.15
+    assert misled[0] < 1.15 and np.mean(misled) < 1.15
 
 
 def test_the_past_never_says_that_a_limit_is_kept() -> None:

@@ -6,6 +6,7 @@
     python benchmarks/search.py killed     a search killed at ten random moments, against one left alone
     python benchmarks/search.py size       bytes that are foretold of unseen recipes of the space, against bytes made
     python benchmarks/search.py latency    the same of milliseconds; on a quiet machine
+    python benchmarks/search.py emulate    searches of the quickstart's space, whose trials are emulated by real ones
     python benchmarks/search.py found      what a search found beside a run of the recipe made by hand, on the test rows
 
 A replay draws the rows that choose anew, and judges its pick on rows that neither it nor training saw. What it costs
@@ -21,17 +22,19 @@ import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import search_emulated
 import search_forecasts
 import search_found
 import search_killed
 import search_olive
 import search_workers
+import search_world
 import typer
+from search_page import Write, show
 
 from compress.recipe.recipe import Recipe
 from compress.report.schema import BASELINE, FINAL
@@ -44,7 +47,6 @@ from compress.search.space import Point
 HERE = Path(__file__).parent
 RECIPE = HERE / "searching" / "reviews.yaml"
 TABLE = HERE / "results" / "search_table.json.gz"
-RESULTS = HERE / "results" / "search.json"
 METRIC, CHOOSE = "accuracy", 1500
 _DISTILL = 3
 """The last stage of the recipe that trains."""
@@ -265,7 +267,7 @@ def replay(
     confidence: Annotated[float, typer.Option(help="How sure a limit has to be kept.")] = 0.95,
     bounds: Annotated[str, typer.Option(help="Shares of the baseline's accuracy to keep.")] = "0.87,0.88,0.89,0.9",
     wrong_by: Annotated[float, typer.Option(help="Error of predicted sizes, one standard deviation.")] = 0.0,
-    write: Annotated[bool, typer.Option("--write", help="Put the figures into results/.")] = False,
+    write: Write = False,
 ) -> None:
     """100 searches, each with other rows and seeds, against trying recipes at random."""
     kept = json.loads(gzip.decompress(table.read_bytes()))
@@ -273,12 +275,9 @@ def replay(
     each = [_replayed(kept, bound, searches, confidence, wrong_by) for bound in wanted]
     found = [_summary(some) for some in (*([one] for one in each), each)]
     rows = [[what, *(one[what] for one in found), _WANTED.get(what, "")] for what in found[0]]
-    for row in rows:
-        typer.echo(" | ".join(row))
-    if write:
-        columns = ["what", *(f"{bound:.0%} kept" for bound in wanted), "all", "wanted"]
-        recipes = len({tuple(row["point"]) for row in kept["rows"]})
-        put_table({"title": "Replayed", "columns": columns, "rows": rows}, _replay_text(recipes, confidence, wrong_by))
+    columns = ("what", *(f"{bound:.0%} kept" for bound in wanted), "all", "wanted")
+    recipes = len({tuple(row["point"]) for row in kept["rows"]})
+    show("Replayed", columns, rows, write, text=_replay_text(recipes, confidence, wrong_by))
 
 
 _SOON, _SOONER, _TIMES, _HELD = (
@@ -339,22 +338,6 @@ def _summary(some: Sequence[Replays]) -> dict[str, str]:
     }
 
 
-def put_table(table: dict[str, Any], text: str | None = None) -> None:
-    """Put a table into the part of `docs/results.md` about searches, in place of one with its title."""
-    page = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"tables": [], "text": ""}
-    kept = [one for one in page["tables"] if one["title"] != table["title"]]
-    page |= {
-        "title": "Searches",
-        "order": 10,
-        "command": "python benchmarks/search.py COMMAND --write",
-        "machine": "2 cores; seconds of replayed searches are those of their table",
-        "measured": f"{date.today():%Y-%m-%d}",
-        "text": text or page["text"],
-        "tables": sorted([*kept, table], key=lambda one: one["title"]),
-    }
-    RESULTS.write_text(json.dumps(page, indent=1) + "\n")
-
-
 def _replay_text(recipes: int, confidence: float, wrong_by: float) -> str:
     sizes = f"within {wrong_by:.1%}" if wrong_by else "exactly, as they are (below)"
     return (
@@ -369,7 +352,7 @@ app.command()(search_workers.ray)
 app.command()(search_killed.killed)
 app.command()(search_olive.olive)
 app.command()(search_found.found)
-for _command in search_forecasts.commands():
+for _command in (search_world.record, search_emulated.emulate, *search_forecasts.commands()):
     app.command()(_command)
 
 if __name__ == "__main__":

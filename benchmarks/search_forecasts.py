@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from search_page import FOUND_AND_WANTED, Write, show
 
 from compress.search.costs import LATENCY, SIZE, Costs
 from compress.search.foresight import Foresight
@@ -28,7 +29,6 @@ from compress.search.trial import Trials
 RECIPE = Path(__file__).parent / "searching" / "reviews.yaml"
 Artifacts = Annotated[Path, typer.Option(help="Where stages are cached.")]
 Unseen = Annotated[int, typer.Option(help="Recipes that are foretold.")]
-Write = Annotated[bool, typer.Option("--write", help="Put the figures into results/.")]
 
 
 class _Watched:
@@ -80,7 +80,8 @@ def size(artifacts: Artifacts = Path("artifacts"), unseen: Unseen = 30, write: W
         ["seconds a recipe, median", f"{statistics.median(seconds):.2g}", "1"],
         ["seconds of all, with the tracing of each structure", f"{sum(seconds):.0f}", ""],
     ]
-    _show(rows, "Sizes foretold", "python benchmarks/search.py size --write", write)
+    notes = ["`python benchmarks/search.py size --write`"]
+    show("Sizes foretold", FOUND_AND_WANTED, rows, write, notes=notes)
 
 
 def latency(
@@ -124,16 +125,8 @@ def latency(
         ["largest error", f"{off.max():.1%}", ""],
         [f"whole models timed before, and kernels: {measured} in {spent:.0f} s", f"{seen}", ""],
     ]
-    _show(rows, "Times foretold", "python benchmarks/search.py latency --write", write)
-
-
-def _show(rows: list[list[str]], title: str, command: str, write: bool) -> None:
-    from search import put_table
-
-    for what, found, _ in rows:
-        typer.echo(f"{what}: {found}")
-    if write:
-        put_table({"title": title, "columns": ["what", "found", "wanted"], "rows": rows, "notes": [f"`{command}`"]})
+    notes = ["`python benchmarks/search.py latency --write`"]
+    show("Times foretold", FOUND_AND_WANTED, rows, write, notes=notes)
 
 
 def commands() -> Iterator[Any]:

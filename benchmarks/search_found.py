@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from search_page import Write, by_model, show
 
 FOUND, BY_HAND = "found", "by hand"
 
@@ -18,12 +19,12 @@ def found(
     made: Annotated[Path, typer.Argument(help="The folder of a run of the recipe made by hand.")],
     artifacts: Annotated[Path, typer.Option(help="Where the stages of that run are cached.")] = Path("artifacts"),
     threads: Annotated[int | None, typer.Option(help="For the models; default: what the search had.")] = None,
-    write: Annotated[bool, typer.Option("--write", help="Put the figures into results/.")] = False,
+    write: Write = False,
 ) -> None:
     """Quality, bytes and time of both, and what the search took."""
     from compress.cli.console_progress import ConsoleProgress
     from compress.formats.silence import quiet_libraries
-    from compress.metrics import describe_metric, format_seconds, format_value
+    from compress.metrics import describe_metric, format_seconds
     from compress.pipeline.formats import measurable
     from compress.pipeline.road import Road
     from compress.pipeline.target_session import TargetSession
@@ -44,27 +45,18 @@ def found(
     files = measurable(road, profile.target.format, profile.options)
     labels = {BASELINE: files[BASELINE], FINAL: files[FINAL], FOUND: search / "model"}
     rows = measured(TargetSession(road, profile, labels, "test"), timed=True)
-    value = {(row.model, row.metric): row.value for row in rows}
-    table = []
-    for metric in dict.fromkeys(row.metric for row in rows):
-        if describe_metric(metric).quality or metric in ("size_bytes", "latency_ms", "time_per_output_token_ms"):
-            shown = [value.get((label, metric)) for label in (BASELINE, FINAL, FOUND)]
-            described = describe_metric(metric)
-            table.append([described.title, *("" if one is None else format_value(described, one) for one in shown)])
+    shown = ("size_bytes", "latency_ms", "time_per_output_token_ms")
+    metrics = [name for name in dict.fromkeys(row.metric for row in rows)
+               if describe_metric(name).quality or name in shown]  # fmt: skip
+    table = by_model(rows, (BASELINE, FINAL, FOUND), metrics)
     took, most = format_seconds(record.seconds), format_seconds(record.budget_seconds)
     table += [
         ["time of its trials, and the budget", "", "", f"{took}, {most}"],
         ["recipes tried, of", "", "", f"{len(record.trials)}, {record.size:,}"],
         ["what it found", "", "", record.best or record.nearest or ""],
     ]
-    for line in table:
-        typer.echo(" | ".join(line))
-    if write:
-        from search import put_table
-
-        columns = ["what", "baseline", BY_HAND, FOUND]
-        note = (
-            "`python benchmarks/search.py found SEARCH RUN --write`; both in one session, on the test rows. Searched "
-            f"was {record.description}, within {', '.join(record.limits)}."
-        )
-        put_table({"title": f"Found: {recipe.task}", "columns": columns, "rows": table, "notes": [note]})
+    note = (
+        "`python benchmarks/search.py found SEARCH RUN --write`; both in one session, on the test rows. Searched was "
+        f"{record.description}, within {', '.join(record.limits)}."
+    )
+    show(f"Found: {recipe.task}", ("what", "baseline", BY_HAND, FOUND), table, write, notes=[note])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from search_page import FOUND_AND_WANTED, Write, show
 
 from compress.digests import digest_directory
 from compress.report.run_folder import LATEST
@@ -29,7 +30,7 @@ def killed(
     kills: Annotated[int, typer.Option(help="How often, each in another process.")] = 10,
     trials: Annotated[int, typer.Option(help="Of the search, whether it is killed or not.")] = 8,
     seed: Annotated[int, typer.Option(help="Of the moments.")] = 0,
-    write: Annotated[bool, typer.Option("--write", help="Put the figures into results/.")] = False,
+    write: Write = False,
 ) -> None:
     """Whether ledger, winner and bytes are those of a search that nobody killed, and what the kills cost."""
     chance, landed, again = random.Random(seed), 0, 0.0
@@ -66,12 +67,7 @@ def killed(
         ["trials", f"{len(one['trials, in order'])}", ""],
         ["seconds left alone, with the kills", f"{whole:.0f}, {again:.0f}", ""],
     ]
-    for what, found, _ in rows:
-        typer.echo(f"{what}: {found}")
-    if write:
-        from search import put_table
-
-        put_table({"title": "Killed at random moments", "columns": ["what", "found", "wanted"], "rows": rows})
+    show("Killed at random moments", FOUND_AND_WANTED, rows, write)
 
 
 def _started(recipe: Path, artifacts: Path, trials: int) -> subprocess.Popen[bytes]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
+from search_page import Write, by_model, show
 
 if TYPE_CHECKING:
     from compress.pipeline.road import Road
@@ -31,7 +32,7 @@ OLIVE, OURS = "Olive's", "ours"
 def olive(
     artifacts: Annotated[Path, typer.Option(help="Where stages are cached.")] = Path("artifacts"),
     trials: Annotated[int, typer.Option(help="Models that Olive makes at most.")] = 24,
-    write: Annotated[bool, typer.Option("--write", help="Put the figures into results/.")] = False,
+    write: Write = False,
 ) -> None:
     """Seconds of both searches, and what they found on rows that neither saw."""
     from compress.cli.console_progress import ConsoleProgress
@@ -59,14 +60,8 @@ def olive(
         *_judged(search, Path(theirs["best"])),
         ["what it found", theirs["words"], tried[best].words],
     ]
-    for line in table:
-        typer.echo(" | ".join(line))
-    if write:
-        from search import put_table
-
-        put_table({"title": "Olive's joint search", "columns": ["what", OLIVE, OURS], "rows": table,
-                   "notes": [f"`python benchmarks/search.py olive --write`; {PINNED[0]}, onnxruntime "
-                             f"{version('onnxruntime')}"]})  # fmt: skip
+    note = f"`python benchmarks/search.py olive --write`; {PINNED[0]}, onnxruntime {version('onnxruntime')}"
+    show("Olive's joint search", ("what", OLIVE, OURS), table, write, notes=[note])
 
 
 def _olive(road: Road, split: str, keep: float, trials: int, folder: Path) -> dict[str, Any]:
@@ -114,7 +109,6 @@ def _arrays(road: Road, split: str) -> dict[str, np.ndarray]:
 def _judged(search: SearchRun, model: Path) -> list[list[str]]:
     """Accuracy, bytes and time of both and of the float model, side by side on the test rows."""
     from compress.data.dataset import TEST
-    from compress.metrics import describe_metric, format_value
     from compress.pipeline.formats import measurable
     from compress.pipeline.target_session import TargetSession
     from compress.report.schema import BASELINE, FINAL
@@ -128,15 +122,4 @@ def _judged(search: SearchRun, model: Path) -> list[list[str]]:
     shutil.copy(model, next(theirs.rglob("*.onnx")))
     labels = {BASELINE: artifacts[BASELINE], OURS: artifacts[FINAL], OLIVE: theirs}
     found = measured(TargetSession(winner, profile, labels, TEST), timed=True)
-    wanted = ("accuracy", "size_bytes", "latency_p50_ms", "speedup")
-    value = {(row.model, row.metric): row for row in found}
-    rows = []
-    for metric in wanted:
-        shown = [value.get((label, metric)) for label in (OLIVE, OURS)]
-        rows.append(
-            [
-                describe_metric(metric).title.lower(),
-                *("" if one is None else format_value(describe_metric(metric), one.value) for one in shown),
-            ]
-        )
-    return rows
+    return by_model(found, (OLIVE, OURS), ("accuracy", "size_bytes", "latency_p50_ms", "speedup"))

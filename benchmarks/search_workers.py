@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from search_page import FOUND_AND_WANTED, Write, show
 
 RECIPE = Path(__file__).parent / "searching" / "workers.yaml"
 _STORE = 200 * 2**20
@@ -19,7 +20,7 @@ _STORE = 200 * 2**20
 
 def ray(
     recipe: Annotated[Path, typer.Option(help="A recipe with a `search:` block.")] = RECIPE,
-    write: Annotated[bool, typer.Option("--write", help="Put the figures into results/.")] = False,
+    write: Write = False,
 ) -> None:
     """Seconds of a search on one worker and on two, and whether they find the same."""
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -34,12 +35,7 @@ def ray(
         ["the same bytes of every trial's model", "yes" if same["bytes"] else "no", "yes"],
         ["trials", f"{len(one['decisions'])}, {len(two['decisions'])}", ""],
     ]
-    for what, found, _ in rows:
-        typer.echo(f"{what}: {found}")
-    if write:
-        from search import put_table
-
-        put_table({"title": "Two Ray nodes of one processor", "columns": ["what", "found", "wanted"], "rows": rows})
+    show("Two Ray nodes of one processor", FOUND_AND_WANTED, rows, write)
 
 
 def _searched(recipe: Path, folder: Path, nodes: int) -> dict[str, Any]:

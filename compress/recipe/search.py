@@ -43,6 +43,11 @@ class Search(Frozen):
         "they say counts for nothing else",
     )
     seeds: int = Field(2, ge=0, le=9, description="further seeds that the winner is trained with at the end")
+    refit: bool | None = Field(
+        None,
+        description="whether the winner is trained anew at the end, from the rows that chose it too; left out: where "
+        "they are at least a twentieth of what training has",
+    )
 
     @field_validator("minimize", mode="before")
     @classmethod

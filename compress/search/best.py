@@ -15,12 +15,13 @@ from compress.search.space import Point, Space
 from compress.search.words import outcome_words
 
 
-def best_recipe(space: Space, engine: Engine, point: Point) -> str:
+def best_recipe(space: Space, engine: Engine, point: Point, refit: bool = False) -> str:
     """YAML of the recipe at a point, runnable on its own, with a comment at each field that the search chose.
 
-    The rows that chose stay held out, so that a run finds everything in the cache and gives the same bytes.
+    The rows that chose stay held out unless it is trained from them too (``refit``), so that a run finds everything in
+    the cache and gives the same bytes.
     """
-    recipe = with_absolute_paths(space.recipe(point), space.folder).model_copy(update={"search": None})
+    recipe = with_absolute_paths(space.recipe(point, refit=refit), space.folder).model_copy(update={"search": None})
     text = dump_recipe(recipe, defaults=False)
     reasons = {knob.name: reason(space, engine, knob, point) for knob in space.knobs}
     lines = text.splitlines()
@@ -31,7 +32,7 @@ def best_recipe(space: Space, engine: Engine, point: Point) -> str:
                 if knob.is_stage and at]  # fmt: skip
     head = [
         f"# Found by `compress search` among {space.size:,} recipes: {space.words(point)}.",
-        "# On the rows that choose:",
+        f"# On the rows that choose{', before it learned from them too' if refit else ''}:",
         *(f"#   {line}" for line in outcome_words(engine.goal, engine.known.finished[point])),
         *left_out,
     ]

@@ -102,6 +102,10 @@ class Costs:
         """Of all its stages, whoever has done them."""
         return sum(step.seconds for step in self.steps(point, share))
 
+    def all_seconds(self, point: Point) -> float:
+        """Of all its stages, whoever has done them, as trials so far have corrected it."""
+        return sum(self._seconds(step) for step in self.steps(point))
+
     def seconds_left(self, point: Point, share: float = 1.0) -> float:
         """The same as trials so far have corrected it: whether there is time for it."""
         left = sum(self._seconds(step) for step in self.steps(point, share) if step.key not in self._done)

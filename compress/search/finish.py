@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from compress.data.dataset import TEST
 from compress.errors import CompressError, first_line
@@ -21,7 +22,15 @@ from compress.search.space import Point, Space
 from compress.search.trial import Trials, target_profile
 
 FRONT = 3
-WINNER, ORIGIN = "winner", "trial 0"
+WINNER, CHOSEN, ORIGIN = "winner", "as chosen", "trial 0"
+_EARLIER = "the trials' baseline"
+
+
+class Entrant(NamedTuple):
+    """A model of the last session. With ``refit`` it has learned from the rows that chose too."""
+
+    point: Point
+    refit: bool = False
 
 
 class Judged(Frozen):
@@ -57,6 +66,8 @@ class Final(Frozen):
 
     confidence: float
     judged: tuple[Judged, ...]
+    refit: bool = False
+    """Whether the winner, and its further seeds, learned from the rows that chose too."""
     seeds: tuple[Seed, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -66,40 +77,50 @@ class Final(Frozen):
         return self.judged[0]
 
 
-def declared(engine: Engine, best: Point) -> dict[str, Point]:
-    """The models of the last session by name: the winner, where the search began, and up to three more of the front."""
-    chosen = {WINNER: best}
+def declared(engine: Engine, best: Point, refit: bool = False) -> dict[str, Entrant]:
+    """The models of the last session by name: the winner, where the search began, and up to three more of the front.
+
+    Of a winner that is trained anew, what it was before too.
+    """
+    chosen = {WINNER: Entrant(best, refit)}
+    if refit:
+        chosen[CHOSEN] = Entrant(best)
     if best != engine.space.origin:
-        chosen[ORIGIN] = engine.space.origin
-    others = [point for point in engine.known.front() if point not in chosen.values()]
+        chosen[ORIGIN] = Entrant(engine.space.origin)
+    others = [point for point in engine.known.front() if point not in {one.point for one in chosen.values()}]
     spread = others if len(others) <= FRONT else [others[0], others[len(others) // 2], others[-1]]
-    return chosen | {f"front {place}": point for place, point in enumerate(spread, 1)}
+    return chosen | {f"front {place}": Entrant(point) for place, point in enumerate(spread, 1)}
 
 
-def judge(space: Space, engine: Engine, best: Point, trials: Trials) -> Final:
-    """Evaluate and time the winner and the others side by side on the test rows. There is no second pick."""
-    points = declared(engine, best)
-    roads = {}
-    artifacts: dict[str, Path] = {}
+def judge(space: Space, engine: Engine, best: Point, trials: Trials, refit: bool = False) -> Final:
+    """Evaluate and time the winner and the others side by side on the test rows. There is no second pick.
+
+    Each is compared with the baseline that learned from the same rows.
+    """
+    entrants = declared(engine, best, refit)
+    roads, artifacts, baselines = {}, dict[str, Path](), dict[str, str]()
     profile = target_profile(space.base)
-    for name, point in points.items():
-        road = roads[name] = trials.travelled(space.recipe(point))
+    for name, one in entrants.items():
+        road = roads[name] = trials.travelled(space.recipe(one.point, refit=one.refit))
         made = measurable(road, profile.target.format, profile.options)
-        artifacts.setdefault(BASELINE, made[BASELINE])
+        other_rows = one.refit != refit and space.base.baseline in space.labels
+        baselines[name] = _EARLIER if other_rows else BASELINE
+        artifacts.setdefault(baselines[name], made[BASELINE])
         artifacts[name] = made[FINAL]
-    confidence = 1 - 0.05 / len(points)
+    confidence = 1 - 0.05 / len(entrants)
     session = TargetSession(roads[WINNER], profile, artifacts, TEST, confidence=confidence)
     rows = session.sizes() + session.accuracies([]) + judgements(session, [])
     timed, notes, machine = session.timings(remeasure=True)
     rows += timed
     judged = []
-    for name, point in points.items():
-        own = [_renamed(row, name) for row in rows if row.model in (name, BASELINE)]
+    for name, one in entrants.items():
+        names = {baselines[name]: BASELINE, name: FINAL}
+        own = [row.model_copy(update={"model": names[row.model]}) for row in rows if row.model in names]
         judged.append(
             Judged(
                 name=name,
-                point=point,
-                words=space.words(point),
+                point=one.point,
+                words=space.words(one.point),
                 intervals={row.metric: (row.low, row.high) for row in own if row.model == FINAL and row.low is not None
                            and row.high is not None},
                 limits=tuple(_limits(engine, own, space, profile.name, machine)),
@@ -107,12 +128,14 @@ def judge(space: Space, engine: Engine, best: Point, trials: Trials) -> Final:
                 **_of(own),
             )
         )  # fmt: skip
-    return Final(confidence=confidence, judged=tuple(judged), notes=tuple(notes))
+    return Final(confidence=confidence, judged=tuple(judged), refit=refit, notes=tuple(notes))
 
 
-def other_seeds(space: Space, engine: Engine, best: Point, trials: Trials, count: int) -> Iterator[Seed]:
+def other_seeds(
+    space: Space, engine: Engine, best: Point, trials: Trials, count: int, refit: bool = False
+) -> Iterator[Seed]:
     """The winner of further seeds, judged on the test rows, each against its own baseline; nothing is timed."""
-    recipes = [space.recipe(best, seed=seed) for seed in further_seeds(space.base, count)]
+    recipes = [space.recipe(best, seed=seed, refit=refit) for seed in further_seeds(space.base, count)]
     for recipe, rows in zip(recipes, trials.answers(recipes, TEST), strict=True):
         if isinstance(rows, CompressError):
             yield Seed(seed=recipe.seed, final={}, baseline={}, limits=(), error=first_line(rows))
@@ -133,10 +156,6 @@ def _limits(
     return check_limits(
         engine.goal.limits, rows, space.base.baseline, machines={target: machine}, verdicts=space.base.verdicts
     )
-
-
-def _renamed(row: Measurement, name: str) -> Measurement:
-    return row.model_copy(update={"model": FINAL}) if row.model == name else row
 
 
 def _of(rows: Sequence[Measurement]) -> dict[str, dict[str, float]]:

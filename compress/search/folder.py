@@ -46,7 +46,7 @@ def go_on(space: Space, engine: Engine, artifacts: Path) -> tuple[Path, list[Ent
         raise InputError("There is no search to go on with.", where=str(searches), mend="run it without --resume first")
     before, entries = Ledger(place).read()
     before.check_same(_header(space, engine))
-    engine.past = before.past
+    engine.candidates.past = before.past
     return place, entries
 
 
@@ -56,7 +56,8 @@ def write(place: Path, space: Space, engine: Engine, record: SearchRecord) -> No
         write_whole(place / RECORD, record.model_dump_json(indent=1) + "\n")
         best = engine.known.best() if record.final is None else record.final.winner.point
         if best is not None:
-            write_whole(place / BEST, best_recipe(space, engine, best))
+            refit = record.final is not None and record.final.refit
+            write_whole(place / BEST, best_recipe(space, engine, best, refit))
         write_whole(place / "search.html", search_page(record))
 
 
@@ -64,4 +65,4 @@ def _header(space: Space, engine: Engine) -> Header:
     plain: dict[str, Any] = to_jsonable_python(space.base)
     machine = {"processor": processor_class(), "cores": len(granted_cores())}
     knobs = tuple((knob.name, tuple(knob.values)) for knob in space.knobs)
-    return Header(recipe=plain, knobs=knobs, rungs=engine.shares, machine=machine, past=tuple(engine.past))
+    return Header(recipe=plain, knobs=knobs, rungs=engine.shares, machine=machine, past=tuple(engine.candidates.past))

@@ -7,6 +7,7 @@ beside the graph. Graphs of one structure are traced twice, at other widths, and
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable
@@ -73,6 +74,13 @@ class Foresight:
         key = next((cost.key for cost in outcome.stages if cost.label == recipe.baseline), None)
         entry = None if key is None else road.cache.peek(key)
         self._rehearsal = None if entry is None else Rehearsal(road, entry.folder)
+
+    def beside(self, road: Road) -> Foresight:
+        """The same with the rows of another road, by the graphs that are traced here; it has begun already."""
+        other = copy.copy(self)
+        other._rehearsal = Rehearsal(road, self._at_work.folder)
+        other._places, other._outlines, other._keys, other._encoded = {}, {}, {}, {}
+        return other
 
     @property
     def begun(self) -> bool:

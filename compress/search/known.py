@@ -70,21 +70,24 @@ class Known:
 
     def best(self) -> Point | None:
         """The winner; of a front the one that is smallest when each figure counts as a share of the first trial's."""
+        return min(self.front(), key=self._merit, default=None)
+
+    def _merit(self, point: Point) -> tuple[float, Point]:
         start = self.start() or (1.0,) * len(self.goal.minimize)
-
-        def merit(point: Point) -> tuple[float, Point]:
-            shares = (value / (base or 1.0) for value, base in zip(self.kept[point], start, strict=True))
-            return sum(shares), point
-
-        return min(self.front(), key=merit, default=None)
+        shares = (value / (base or 1.0) for value, base in zip(self.kept[point], start, strict=True))
+        return sum(shares), point
 
     def pick(self) -> Point | None:
         """What is judged at the end: the winner.
 
         Where nothing keeps every limit surely, the one of those whose figures keep them that does so most surely.
         """
-        inside = (point for point in self.nearest() if self._is_inside(point))
-        return self.best() or next(inside, None)
+        return next(iter(self.ranked()), None)
+
+    def ranked(self) -> list[Point]:
+        """The pick, and what would be it without those before."""
+        kept = sorted(self.kept, key=self._merit)
+        return kept or [point for point in self.nearest() if self._is_inside(point)]
 
     def _is_inside(self, point: Point) -> bool:
         rooms = self.rooms[point, self.full].values()

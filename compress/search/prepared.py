@@ -24,6 +24,7 @@ from compress.recipe_source.document import Document
 from compress.search.goal import Goal
 from compress.search.opening import Opening, opening_of
 from compress.search.past import past_trials
+from compress.search.refit import check_refit
 from compress.search.rehearsal import Rehearsal, Stages, UnforeseenError, failures, fields_of
 from compress.search.space import Space
 from compress.search.trial import target_profile
@@ -54,6 +55,7 @@ class Prepared:
         base, search = self.space.base, self.space.search
         self.goal = Goal.of(base, search)
         self.goal.check_resolution(search.select.rows)
+        check_refit(self.space)
         target = target_profile(base).target
         if (reason := why_unavailable(target)) is not None:
             raise InputError(

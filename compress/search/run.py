@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from compress.cache import storage_errors
-from compress.errors import InputError, StageError, StorageError
+from compress.errors import InputError, StageError, StorageError, first_line
 from compress.metrics import format_seconds
 from compress.progress import Progress
 from compress.recipe_source.document import Document
@@ -26,6 +26,8 @@ from compress.search.ledger import Entry, Ledger
 from compress.search.outcome import Outcome
 from compress.search.prepared import Prepared
 from compress.search.record import SearchRecord, record_of
+from compress.search.refit import Refit
+from compress.search.space import Point
 from compress.search.trial import Quiet, Trial, Trials, target_profile
 from compress.search.watch import Nobody, Seen, Trying, Watcher
 from compress.search.words import outcome_words
@@ -64,9 +66,10 @@ class SearchRun:
         self.costs = Costs(self.space)
         any_trains = self.space.trains(self.space.origin)
         shares = (*self.search.rungs, 1.0) if any_trains else (1.0,)
-        self.engine = Engine(self.space, self.costs, self.goal, shares, base.seed, self.prepared.past)
         self.trials = Trials(self.goal, roads, InProcess(roads))
         foresight = Foresight(self.space, lambda: roads.road(base))
+        self.refit = Refit(self.space, self.trials, foresight)
+        self.engine = Engine(self.space, self.costs, self.goal, shares, base.seed, self.prepared.past, self.refit.unfit)
         self.latencies = Latencies(foresight)
         self.costs.foresee(foresight, self.latencies)
         self.entries: list[Entry] = []
@@ -140,8 +143,8 @@ class SearchRun:
         self._ahead()
         told = False
         while not self._is_over and (jobs := self._round()):
-            if not told and self.engine.left is not None:
-                told, left = True, round(self.engine.left * self.space.size)
+            if not told and self.engine.candidates.left is not None:
+                told, left = True, round(self.engine.candidates.left * self.space.size)
                 self.progress.note(f"predictions leave {left:,} of {self.space.size:,} recipes")
             before, new = jobs[: len(known)], jobs[len(known) :]
             for job in before:
@@ -159,12 +162,12 @@ class SearchRun:
         return self.engine.round()
 
     def _ahead(self) -> None:
-        """What the end will need whatever is found: the baselines of further seeds."""
+        """What the end will need whatever is found: the baselines of further seeds, and of the winner's refit."""
         base, labels = self.space.base, self.space.labels
         if base.baseline not in labels or self.goal.timed:
             return
-        seeds = further_seeds(base, self._seeds())
-        recipes = (base.model_copy(update={"seed": seed}) for seed in seeds)
+        seeds = [base.seed] * self.refit.wanted + [*further_seeds(base, self._seeds())]
+        recipes = (self.refit.recipe(self.space.origin, seed) for seed in seeds)
         self.trials.workers.ahead([Journey(recipe, until=base.baseline) for recipe in recipes])
 
     def _asked(self, jobs: Sequence[Job]) -> Iterator[Trial]:
@@ -286,30 +289,45 @@ class SearchRun:
         return self.search.seconds - self.spent - self._reserve()
 
     def _reserve(self) -> float:
-        """Seconds that the session at the end will take: tests and times, and the further seeds' training."""
-        whole = sum(step.seconds for step in self.costs.steps(self.space.origin))
-        first = next((one for one in self.engine.known.finished.values()), None)
-        if first is not None:
-            whole = sum(cost.seconds for cost in first.stages if not cost.cached) or whole
-        seeds = self._seeds() * whole
-        return _RESERVED + min(seeds, 0.5 * self.search.seconds)
+        """Seconds that the session at the end will take: tests and times, the winner's refit and its further seeds."""
+        again = self._seeds() + self.refit.wanted
+        if not again:
+            return _RESERVED
+        likely = next(iter(self.engine.known.ranked() or self.engine.known.nearest()), self.space.origin)
+        more = 1 + self.refit.more_rows if self.refit.wanted else 1
+        return _RESERVED + min(again * more * self.costs.all_seconds(likely), 0.5 * self.search.seconds)
 
     def _seeds(self) -> int:
         return self.search.seeds if len(self.engine.shares) > 1 else 0
 
     def _finish(self) -> Final | None:
-        best = self.engine.known.pick()
+        best, refit = self._winner()
         if best is None:
             return None
         seeds = list[Seed]()
         if self._seeds():
             self._say(f"the winner again, of {self._seeds()} more training seed{'s'[: self._seeds() > 1]}")
-            seeds += other_seeds(self.space, self.engine, best, self.trials, self._seeds())
+            seeds += other_seeds(self.space, self.engine, best, self.trials, self._seeds(), refit)
         # Nothing may run here while times are taken.
         self.trials.workers.rest()
         self._say(f"the session at the end, on the test rows: {self.space.words(best)}")
-        final = judge(self.space, self.engine, best, self.trials)
+        final = judge(self.space, self.engine, best, self.trials, refit)
         return final.model_copy(update={"seeds": tuple(seeds)})
+
+    def _winner(self) -> tuple[Point | None, bool]:
+        """What ships, and whether it learned from all rows: the pick, or what is next to it and not too large then."""
+        known = self.engine.known
+        pick = known.pick()
+        trained = (point for point in known.ranked() if self.refit.wanted and self.space.trains(point))
+        best = next((point for point in trained if self.refit.unfit(point, known) is None), None)
+        if best is None:
+            return pick, False
+        self._say("the winner again, from the rows that chose it too")
+        (arrival,) = self.trials.workers.together([Journey(self.refit.recipe(best))])
+        if arrival.error is not None:
+            self.progress.note(f"that failed, so it ships as it was chosen: {first_line(arrival.error)}")
+            return pick, False
+        return best, True
 
     def _record(self, final: Final | None) -> SearchRecord:
         return record_of(self.space, self.engine, self.costs, self.entries, final, self.started)

@@ -159,8 +159,11 @@ class Space:
         except ValidationError as error:
             raise InputError(f"{self.words(point)}: {error.errors()[0]['msg']}") from error
 
-    def recipe(self, point: Point, share: float = 1.0, seed: int | None = None) -> Recipe:
-        """The whole recipe at a point, trained for a share of its time. Raises `RecipeError` where it can't be run."""
+    def recipe(self, point: Point, share: float = 1.0, seed: int | None = None, refit: bool = False) -> Recipe:
+        """The whole recipe at a point, trained for a share of its time. Raises `RecipeError` where it can't be run.
+
+        With ``refit`` it learns from the rows that choose too.
+        """
         chosen = self.chosen(point)
         stages = {knob.name for knob in self.knobs if knob.is_stage}
         options = [
@@ -170,6 +173,9 @@ class Space:
         changes: dict[str, Any] = {} if seed is None else {"seed": seed}
         if share < 1:
             changes["stages"] = shortened(recipe, share)
+        if refit:
+            held = tuple(each for each in recipe.data.hold_out or () if each.split != self.search.select.split)
+            changes["data"] = recipe.data.model_copy(update={"hold_out": held or None})
         return recipe.model_copy(update=changes)
 
     def identity(self, point: Point) -> str:

@@ -214,13 +214,35 @@ def test_a_trial_that_fails_is_no_end_and_three_alike_end_the_family() -> None:
     )
 
 
+def test_what_would_not_be_fit_to_ship_is_never_tried() -> None:
+    made = Made()
+    engine = Engine(made, made, GOAL, SHARES, unfit=lambda point, known: "too large" if point[2] else None)
+    while jobs := engine.round():
+        for job in jobs:
+            engine.tell(job, made.outcome(job))
+    assert not any(point[2] for point, _ in made.trained)
+    assert set(engine.candidates.refused.values()) == {"too large"}
+
+
+def test_times_are_put_to_the_test_one_by_one_before_two_are_decided_on_together() -> None:
+    made = Made()
+    engine = Engine(made, made, Goal(("size_bytes",), (LIMIT, Limit(metric="latency_ms", at_most=1e9)), 0.9), SHARES)
+    sizes = []
+    while jobs := engine.round():
+        sizes.append((len(engine.known.finished), len(jobs)))
+        for job in jobs:
+            engine.tell(job, made.outcome(job))
+    assert all(count == 1 for finished, count in sizes if finished < 3)
+    assert max(count for _, count in sizes) == ROUND
+
+
 def test_points_that_are_no_recipe_are_named_and_never_tried() -> None:
     refused = frozenset(point for point in Made().points(0) if point[1] == 1)
     made = Made(refuses=refused)
     engine = search(made)
     assert not refused & {point for point, _ in made.trained}
-    assert set(engine.refused) <= refused
-    assert engine.refused
+    assert set(engine.candidates.refused) <= refused
+    assert engine.candidates.refused
 
 
 def test_what_is_predicted_to_miss_a_limit_never_trains() -> None:

@@ -12,12 +12,15 @@ from transformers import BertConfig, BertModel
 from compress.bench.kernels import KernelTable
 from compress.digests import size_bytes
 from compress.progress import SilentProgress
+from compress.recipe.recipe import Limit
 from compress.recipe_source.document import read_document
 from compress.search.costs import SIZE, Costs
 from compress.search.foresight import Foresight
 from compress.search.goal import Goal
+from compress.search.known import Known
 from compress.search.latencies import Latencies
 from compress.search.outcome import Outcome, StageCost
+from compress.search.refit import Refit
 from compress.search.space import Point, Space
 from compress.search.trial import Trials
 
@@ -99,6 +102,20 @@ def test_bits_of_tables_are_traced_once_whatever_the_layers(watched: Watched) ->
     assert summed.megabytes == pytest.approx(whole.megabytes) and summed.milliseconds == pytest.approx(
         whole.milliseconds, rel=0.02
     )
+
+
+def test_what_all_rows_would_make_of_it_is_foretold_too(watched: Watched) -> None:
+    """Its vocabulary has the words of the rows that chose; a limit between the two sizes lets none of both be tried."""
+    watched.foresight.begin(Outcome(stages=watched.stages))
+    recipe = watched.space.recipe(SMALLEST, refit=True)
+    told = watched.foresight.beside(watched.trials.roads.road(recipe)).size_bytes(SMALLEST)
+    made = size_bytes(watched.trials.travelled(recipe).folder_of("quantize"))
+    assert told == made != watched.made
+    refit = Refit(watched.space, watched.trials, watched.foresight)
+    for most, is_fit in ((made, True), (made - 1, False)):
+        goal = Goal((SIZE,), (Limit(metric=SIZE, at_most=most),), 0.95)
+        known = Known(goal, 2, SMALLEST, finished={SMALLEST: Outcome(baseline={SIZE: 1e6})})
+        assert (refit.unfit(SMALLEST, known) is None) == is_fit
 
 
 def foreseen(watched: Watched, space: Space, most: int) -> Foresight:

@@ -84,7 +84,8 @@ def test_the_smallest_that_keeps_its_limits_wins_and_is_judged_once_on_the_test_
     assert best["final"]["size_bytes"] == min(one["final"]["size_bytes"] for one in full)
     judged = {one["name"]: one for one in record["final"]["judged"]}
     assert judged["winner"]["words"] == best["words"]
-    assert set(judged) >= {"winner", "trial 0"}
+    assert set(judged) >= {"winner", "as chosen", "trial 0"}
+    assert judged["as chosen"]["words"] == best["words"]
     # 60 test rows, not the 60 that chose: accuracies are multiples of a sixtieth of other answers.
     assert record["final"]["confidence"] == pytest.approx(1 - 0.05 / len(judged))
     assert [one["seed"] for one in record["final"]["seeds"]] == [1]
@@ -96,7 +97,12 @@ def test_the_best_recipe_is_ordinary_and_gives_the_same_bytes_from_the_cache(sea
     text = (found / "best.yaml").read_text()
     values = yaml.safe_load(text)
     assert "search" not in values
-    assert values["data"]["hold_out"] == [{"rows": 60}]
+    # It was trained once more, from the rows that chose too: other weights than those that were chosen.
+    assert "hold_out" not in values["data"]
+    record = json.loads((searched / "said.json").read_text())
+    assert record["final"]["refit"]
+    winner, chosen = record["final"]["judged"][:2]
+    assert digest_directory(Path(winner["folder"])) != digest_directory(Path(chosen["folder"]))
     assert text.startswith("# Found by `compress search`")
     done = CliRunner().invoke(app, ["run", str(found / "best.yaml"), "--artifacts", str(artifacts), "--json"])
     assert done.exit_code == 0, done.output
@@ -251,4 +257,4 @@ def test_limits_alone_are_enough_and_one_file_of_rows(tmp_path: Path) -> None:
         "trim_vocabulary",
     }  # fmt: skip
     found = yaml.safe_load((tmp_path / "artifacts" / "searches" / record["name"] / "latest" / "best.yaml").read_text())
-    assert [each["split"] for each in found["data"]["hold_out"] if "split" in each] == ["test", "validation"]
+    assert [each.get("split") for each in found["data"]["hold_out"]] == ["test", "validation"]

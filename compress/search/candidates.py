@@ -52,8 +52,8 @@ class Candidates:
     seed: int
     refused: dict[Point, str] = field(default_factory=dict)
     """Points that are no recipe, and why."""
-    unfit: Callable[[Point, Known], str | None] = lambda point, known: None
-    """Says why a recipe is not worth a trial, which is asked of what would be tried next alone."""
+    is_fit: Callable[[Point, Known], bool] = lambda point, known: True
+    """Whether what ships of a recipe may keep its limits, which is asked of those that may keep them themselves."""
     left: float | None = None
     """The share of all recipes that predictions leave and nobody has tried; None before anything is known."""
     failures: Counter[tuple[tuple[object, ...], str]] = field(default_factory=Counter)
@@ -145,7 +145,8 @@ class Candidates:
             if point in tried or point in found or not self.has_stages(point):
                 continue
             # Sizes are told sooner than times.
-            if prospects.may_keep(point) and prospects.gain(point) > 0 and self.costs.family(point) not in ended:
+            worth = prospects.may_keep(point) and prospects.gain(point) > 0 and self.costs.family(point) not in ended
+            if worth and self.is_fit(point, self.known):
                 found[point] = why
         return found
 
@@ -159,10 +160,7 @@ class Candidates:
         return True
 
     def is_recipe(self, point: Point) -> bool:
-        """Whether it can be run and is worth it; what isn't is `refused`."""
-        if (why := self.unfit(point, self.known)) is not None:
-            self.refused[point] = why
-            return False
+        """Whether it can be run; what can't is `refused`."""
         try:
             self.space.recipe(point)
         except RecipeError as error:

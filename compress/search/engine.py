@@ -48,7 +48,7 @@ class Engine:
     seed: int = 0
     past: InitVar[Sequence[PastTrial]] = ()
     """What is known from elsewhere, which says where to look first and nothing else."""
-    unfit: InitVar[Callable[[Point, Known], str | None]] = lambda point, known: None
+    is_fit: InitVar[Callable[[Point, Known], bool]] = lambda point, known: True
     """See `Candidates`."""
     given_up: dict[Point, str] = field(default_factory=dict)
     ended_at: dict[Point, int] = field(default_factory=dict)
@@ -56,9 +56,9 @@ class Engine:
     ended: str = ""
     """Why there is nothing more to try."""
 
-    def __post_init__(self, past: Sequence[PastTrial], unfit: Callable[[Point, Known], str | None]) -> None:
+    def __post_init__(self, past: Sequence[PastTrial], is_fit: Callable[[Point, Known], bool]) -> None:
         self.known = Known(self.goal, self.full, self.space.origin)
-        self.candidates = Candidates(self.space, self.costs, self.known, past, self.seed, unfit=unfit)
+        self.candidates = Candidates(self.space, self.costs, self.known, past, self.seed, is_fit=is_fit)
         self._identities: dict[str, Point] = {}
         self._rounds = 0
         self._pending: tuple[Job, ...] = ()

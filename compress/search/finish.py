@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -131,18 +131,26 @@ def judge(space: Space, engine: Engine, best: Point, trials: Trials, refit: bool
     return Final(confidence=confidence, judged=tuple(judged), refit=refit, notes=tuple(notes))
 
 
-def other_seeds(
-    space: Space, engine: Engine, best: Point, trials: Trials, count: int, refit: bool = False
-) -> Iterator[Seed]:
-    """The winner of further seeds, judged on the test rows, each against its own baseline; nothing is timed."""
-    recipes = [space.recipe(best, seed=seed, refit=refit) for seed in further_seeds(space.base, count)]
-    for recipe, rows in zip(recipes, trials.answers(recipes, TEST), strict=True):
-        if isinstance(rows, CompressError):
-            yield Seed(seed=recipe.seed, final={}, baseline={}, limits=(), error=first_line(rows))
-            continue
-        known = {row.metric for row in rows}
-        limits = [one for one in _limits(engine, rows, space, target_profile(recipe).name, {}) if one.metric in known]
-        yield Seed(seed=recipe.seed, limits=tuple(limits), **_of(rows))
+def trained_again(
+    space: Space, engine: Engine, best: Point, trials: Trials, count: int, refit: bool
+) -> tuple[CompressError | None, list[Seed]]:
+    """The winner made from all rows, with ``refit``, and of further seeds; what the first failed by, and the seeds.
+
+    Seeds are judged on the test rows, each against its own baseline; nothing is timed.
+    """
+    seeds = [space.recipe(best, seed=seed, refit=refit) for seed in further_seeds(space.base, count)]
+    whole = [space.recipe(best, refit=True)] if refit else []
+    answers = list(trials.answers([*whole, *seeds], TEST))
+    failed = next((one for one in answers[: len(whole)] if isinstance(one, CompressError)), None)
+    return failed, [_seed(space, engine, *one) for one in zip(seeds, answers[len(whole) :], strict=True)]
+
+
+def _seed(space: Space, engine: Engine, recipe: Recipe, rows: list[Measurement] | CompressError) -> Seed:
+    if isinstance(rows, CompressError):
+        return Seed(seed=recipe.seed, final={}, baseline={}, limits=(), error=first_line(rows))
+    known = {row.metric for row in rows}
+    limits = [one for one in _limits(engine, rows, space, target_profile(recipe).name, {}) if one.metric in known]
+    return Seed(seed=recipe.seed, limits=tuple(limits), **_of(rows))
 
 
 def further_seeds(recipe: Recipe, count: int) -> range:

@@ -79,7 +79,7 @@ class Foresight:
         """The same with the rows of another road, by the graphs that are traced here; it has begun already."""
         other = copy.copy(self)
         other._rehearsal = Rehearsal(road, self._at_work.folder)
-        other._places, other._outlines, other._keys, other._encoded = {}, {}, {}, {}
+        other._places, other._outlines, other._keys, other._encoded, other._alike = {}, {}, {}, {}, {}
         return other
 
     @property

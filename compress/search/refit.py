@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from compress.errors import InputError
-from compress.metrics import describe_metric, format_value
-from compress.recipe.recipe import Recipe
+from compress.recipe.recipe import Limit, Recipe
 from compress.search.costs import SIZE
 from compress.search.foresight import Foresight
 from compress.search.known import Known
@@ -48,20 +47,22 @@ class Refit:
         """With all rows, where they are wanted."""
         return self.space.recipe(point, seed=seed, refit=self.wanted)
 
-    def unfit(self, point: Point, known: Known) -> str | None:
-        """Why what would ship misses a limit on its size, as far as it can be foretold."""
+    def is_fit(self, point: Point, known: Known) -> bool:
+        """Whether what would ship keeps every limit on its size, as far as that can be foretold."""
         if not self.wanted or not self.foresight.begun or known.origin not in known.finished:
-            return None
-        baseline = known.finished[known.origin].baseline
-        for limit in known.goal.limits:
-            most = None if limit.at_most is None else limit.at_most * (1.0 if limit.of is None else baseline[SIZE])
-            if limit.metric != SIZE or most is None:
-                continue
-            size = self._of_all_rows.size_bytes(point)
-            if size is not None and size > most:
-                told, allowed = (format_value(describe_metric(SIZE), value) for value in (size, most))
-                return f"trained from the rows that choose too, it would have {told}, more than {allowed}"
-        return None
+            return True
+        return all(self._keeps(limit, point, known) for limit in known.goal.limits if limit.metric == SIZE)
+
+    def _keeps(self, limit: Limit, point: Point, known: Known) -> bool:
+        own = self.foresight.size_bytes(point)
+        if limit.at_most is None or own is None:
+            return True
+        most = limit.at_most * (1.0 if limit.of is None else known.finished[known.origin].baseline[SIZE])
+        # So many rows more have no more than as many words more.
+        if own * (1 + self.more_rows) <= most:
+            return True
+        size = self._of_all_rows.size_bytes(point)
+        return size is None or size <= most
 
     @cached_property
     def _of_all_rows(self) -> Foresight:

@@ -18,7 +18,7 @@ from compress.recipe_source.document import Document
 from compress.report.run_folder import point_latest
 from compress.search.costs import Costs
 from compress.search.engine import Engine, Job
-from compress.search.finish import Final, Seed, further_seeds, judge, other_seeds
+from compress.search.finish import Final, Seed, further_seeds, judge, trained_again
 from compress.search.folder import BEST, MODEL, begin, go_on, write
 from compress.search.foresight import Foresight
 from compress.search.latencies import Latencies
@@ -69,7 +69,9 @@ class SearchRun:
         self.trials = Trials(self.goal, roads, InProcess(roads))
         foresight = Foresight(self.space, lambda: roads.road(base))
         self.refit = Refit(self.space, self.trials, foresight)
-        self.engine = Engine(self.space, self.costs, self.goal, shares, base.seed, self.prepared.past, self.refit.unfit)
+        self.engine = Engine(
+            self.space, self.costs, self.goal, shares, base.seed, self.prepared.past, self.refit.is_fit
+        )
         self.latencies = Latencies(foresight)
         self.costs.foresee(foresight, self.latencies)
         self.entries: list[Entry] = []
@@ -301,33 +303,31 @@ class SearchRun:
         return self.search.seeds if len(self.engine.shares) > 1 else 0
 
     def _finish(self) -> Final | None:
-        best, refit = self._winner()
-        if best is None:
+        pick = self.engine.known.pick()
+        if pick is None:
             return None
-        seeds = list[Seed]()
-        if self._seeds():
-            self._say(f"the winner again, of {self._seeds()} more training seed{'s'[: self._seeds() > 1]}")
-            seeds += other_seeds(self.space, self.engine, best, self.trials, self._seeds(), refit)
+        best, refit, seeds = *self._winner(pick), list[Seed]()
+        again = ["from the rows that chose it too"] * refit
+        if count := self._seeds():
+            again.append(f"of {count} more training seed{'s'[: count > 1]}")
+        if again:
+            self._say(f"the winner again, {' and '.join(again)}")
+            failed, seeds = trained_again(self.space, self.engine, best, self.trials, count, refit)
+            if failed is not None:
+                self.progress.note(f"that failed, so it ships as it was chosen: {first_line(failed)}")
+                best, refit = pick, False
         # Nothing may run here while times are taken.
         self.trials.workers.rest()
         self._say(f"the session at the end, on the test rows: {self.space.words(best)}")
         final = judge(self.space, self.engine, best, self.trials, refit)
         return final.model_copy(update={"seeds": tuple(seeds)})
 
-    def _winner(self) -> tuple[Point | None, bool]:
-        """What ships, and whether it learned from all rows: the pick, or what is next to it and not too large then."""
+    def _winner(self, pick: Point) -> tuple[Point, bool]:
+        """What ships, and whether it learns from all rows: the pick, or what is next to it and not too large then."""
         known = self.engine.known
-        pick = known.pick()
         trained = (point for point in known.ranked() if self.refit.wanted and self.space.trains(point))
-        best = next((point for point in trained if self.refit.unfit(point, known) is None), None)
-        if best is None:
-            return pick, False
-        self._say("the winner again, from the rows that chose it too")
-        (arrival,) = self.trials.workers.together([Journey(self.refit.recipe(best))])
-        if arrival.error is not None:
-            self.progress.note(f"that failed, so it ships as it was chosen: {first_line(arrival.error)}")
-            return pick, False
-        return best, True
+        best = next((point for point in trained if self.refit.is_fit(point, known)), None)
+        return (pick, False) if best is None else (best, True)
 
     def _record(self, final: Final | None) -> SearchRecord:
         return record_of(self.space, self.engine, self.costs, self.entries, final, self.started)

@@ -216,12 +216,12 @@ def test_a_trial_that_fails_is_no_end_and_three_alike_end_the_family() -> None:
 
 def test_what_would_not_be_fit_to_ship_is_never_tried() -> None:
     made = Made()
-    engine = Engine(made, made, GOAL, SHARES, unfit=lambda point, known: "too large" if point[2] else None)
+    engine = Engine(made, made, GOAL, SHARES, is_fit=lambda point, known: not point[2])
     while jobs := engine.round():
         for job in jobs:
             engine.tell(job, made.outcome(job))
     assert not any(point[2] for point, _ in made.trained)
-    assert set(engine.candidates.refused.values()) == {"too large"}
+    assert any(point != made.origin for point, _ in made.trained)
 
 
 def test_times_are_put_to_the_test_one_by_one_before_two_are_decided_on_together() -> None:
@@ -406,8 +406,10 @@ def test_what_the_rows_leave_open_is_picked_only_where_nothing_is_sure_and_then_
     possible = {point: room.low for point, room in inside.items() if room is not None and room.value >= 0}
     assert possible
     assert known.pick() == min(possible, key=lambda point: (-possible[point], point))
+    assert set(known.ranked()) == possible.keys()
     sure = search(Made()).known
     assert sure.pick() == sure.best() is not None
+    assert sure.ranked() == sorted(sure.kept, key=lambda point: (sure.kept[point], point))
     hopeless = search(Made(), goal=Goal(("size_bytes",), (Limit(metric="accuracy", at_least=0.999),), 0.9)).known
     assert hopeless.pick() is None
 

@@ -115,7 +115,7 @@ def test_what_all_rows_would_make_of_it_is_foretold_too(watched: Watched) -> Non
     for most, is_fit in ((made, True), (made - 1, False)):
         goal = Goal((SIZE,), (Limit(metric=SIZE, at_most=most),), 0.95)
         known = Known(goal, 2, SMALLEST, finished={SMALLEST: Outcome(baseline={SIZE: 1e6})})
-        assert (refit.unfit(SMALLEST, known) is None) == is_fit
+        assert refit.is_fit(SMALLEST, known) == is_fit
 
 
 def foreseen(watched: Watched, space: Space, most: int) -> Foresight:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from compress.errors import InputError, RecipeError, first_line
 from compress.recipe.recipe import Recipe
+from compress.search.goal import named
 from compress.search.knobs import Knob
 from compress.search.known import Known
 from compress.search.ledger import PastTrial
@@ -19,6 +20,8 @@ from compress.search.space import Point
 
 _ASKED = 32
 _SAME_FAILURE = 3
+_NEAR = 0.25
+"""A limit that is missed by a smaller share was foretold a little wrongly, no more."""
 _CENTRES, _STEPS = 4, 8
 """Recipes whose neighbours are looked at, and how often anew, since a sample of millions has hardly any point near the
 one wanted."""
@@ -96,7 +99,7 @@ class Candidates:
             parameters, size = (self.costs.predicted(point, each) or 1.0 for each in ("parameters", "size_bytes"))
             return parameters * self.costs.marginal_seconds(point), -size, -sum(map(bool, point))
 
-        tried = {family(point) for point in self.known.last_rungs() if prospects.is_likely_within(point)}
+        tried = {family(point) for point in self.known.finished if self._was_near(point)}
         families: dict[tuple[object, ...], list[Point]] = {}
         for point in by_worth:
             if self.space.trains(point) and family(point) not in tried and prospects.is_likely_within(point):
@@ -113,6 +116,11 @@ class Candidates:
                 largest = best
             found[largest] = why
         return found
+
+    def _was_near(self, point: Point) -> bool:
+        """Whether a recipe trained in full missed no limit by far but for those on quality."""
+        goal, short = self.known.goal, self.known.goal.shortfalls(self.known.finished[point])
+        return all(short[named(limit)] < _NEAR for limit in goal.limits if limit not in goal.quality)
 
     def _climb(self, found: dict[Point, str], prospects: Prospects) -> None:
         """Add what differs in one choice from what is worth most, until nothing near is worth more.

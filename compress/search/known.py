@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from compress.numerics.statistics import Estimate
 from compress.report.schema import WEIGHED
@@ -78,20 +79,26 @@ class Known:
         return sum(shares), point
 
     def pick(self) -> Point | None:
-        """What is judged at the end: the winner.
-
-        Where nothing keeps every limit surely, the one of those whose figures keep them that does so most surely.
-        """
-        return next(iter(self.ranked()), None)
+        """The winner; where nothing keeps every limit surely, the one whose figures do and that does so most surely."""
+        return self.best() or next((point for point in self.nearest() if self._reaches(point, "value")), None)
 
     def ranked(self) -> list[Point]:
-        """The pick, and what would be it without those before."""
-        kept = sorted(self.kept, key=self._merit)
-        return kept or [point for point in self.nearest() if self._is_inside(point)]
+        """What is judged at the end, and what would be without those before: the pick first.
 
-    def _is_inside(self, point: Point) -> bool:
-        rooms = self.rooms[point, self.full].values()
-        return all(room is not None and room.value >= -1e-12 for room in rooms)
+        Where no figures keep every limit on quality, those that the rows leave it open of.
+        """
+        if self.kept:
+            return sorted(self.kept, key=self._merit)
+        inside = [point for point in self.nearest() if self._reaches(point, "value")]
+        return inside or [point for point in self.nearest() if self._reaches(point, "high")]
+
+    def _reaches(self, point: Point, end: Literal["value", "high"]) -> bool:
+        """Whether every limit is kept, those on quality by the figure or by the upper end of its interval."""
+        quality = {named(limit) for limit in self.goal.quality}
+        rooms = self.rooms[point, self.full].items()
+        return all(
+            room is not None and getattr(room, end if name in quality else "value") >= -1e-12 for name, room in rooms
+        )
 
     def nearest(self) -> list[Point]:
         """The recipes trained in full, those first that fall short by least, or lie furthest inside."""

@@ -35,6 +35,7 @@ _PLAINLY = 5
 Otherwise a single recipe that came to nothing makes the process expect differences as large everywhere (Eriksson and
 Poloczek 2021, section 3.3, warp constraints for that reason).
 """
+_LIKELY = 0.8
 _GLANCE = 0.25
 """How far arithmetic may be off, relative, before anything is excluded by it alone."""
 
@@ -178,8 +179,8 @@ class Prospects:
         return ratio * (1 + tolerance) >= 1 if limit.at_least is not None else ratio * (1 - tolerance) <= 1
 
     def is_likely_within(self, point: Point) -> bool:
-        """Whether every limit on what is predicted is likelier kept than not."""
-        return self._chance_foretold(point) >= 0.5
+        """Whether every limit on what is predicted is kept with four in five chances."""
+        return self._chance_foretold(point) >= _LIKELY
 
     def _chance_foretold(self, point: Point) -> float:
         """The probability to keep every limit on what is predicted; a tolerance is two standard deviations."""

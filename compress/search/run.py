@@ -303,7 +303,7 @@ class SearchRun:
         return self.search.seeds if len(self.engine.shares) > 1 else 0
 
     def _finish(self) -> Final | None:
-        pick = self.engine.known.pick()
+        pick = next(iter(self.engine.known.ranked()), None)
         if pick is None:
             return None
         best, refit, seeds = *self._winner(pick), list[Seed]()

@@ -412,6 +412,12 @@ def test_what_the_rows_leave_open_is_picked_only_where_nothing_is_sure_and_then_
     assert sure.ranked() == sorted(sure.kept, key=lambda point: (sure.kept[point], point))
     hopeless = search(Made(), goal=Goal(("size_bytes",), (Limit(metric="accuracy", at_least=0.999),), 0.9)).known
     assert hopeless.pick() is None
+    assert hopeless.ranked() == []
+    close = Limit(metric="accuracy", at_least=1.01, of="baseline")
+    doubtful = search(Restless(), goal=Goal(("size_bytes",), (close,), 0.99999)).known
+    assert doubtful.pick() is None
+    least = doubtful.ranked()[0]
+    assert doubtful.rooms[least, doubtful.full][named(close)].high >= 0  # type: ignore[union-attr]
 
 
 def test_where_nothing_is_sure_it_goes_on_to_what_may_be_much_surer_than_the_pick() -> None:

@@ -7,6 +7,8 @@
     python benchmarks/search.py size       bytes that are foretold of unseen recipes of the space, against bytes made
     python benchmarks/search.py latency    the same of milliseconds; on a quiet machine
     python benchmarks/search.py emulate    searches of the quickstart's space, whose trials are emulated by real ones
+    python benchmarks/search.py record     adds the trials of real searches to those that emulate
+    python benchmarks/search.py olive      Olive's joint search and ours for the same
     python benchmarks/search.py found      what a search found beside a run of the recipe made by hand, on the test rows
 
 A replay draws the rows that choose anew, and judges its pick on rows that neither it nor training saw. What it costs
@@ -35,8 +37,8 @@ import search_workers
 import search_world
 import typer
 from search_page import Write, show
+from search_space import Unrun
 
-from compress.recipe.recipe import Recipe
 from compress.report.schema import BASELINE, FINAL
 from compress.search.engine import Engine, Job
 from compress.search.goal import Goal
@@ -103,7 +105,7 @@ def collect(
 
 
 @dataclass
-class Table:
+class Table(Unrun):
     """The recorded space, as the engine and its forecasts see it; ``rows`` are the places of those that choose."""
 
     kept: dict[str, Any]
@@ -126,27 +128,11 @@ class Table:
         self._off = {point: self._noise.gauss(1, self.wrong_by) for point in sorted({point for point, _ in self._rows})}
 
     @property
-    def origin(self) -> Point:
-        return (0,) * len(self.knobs)
-
-    @property
     def is_listed(self) -> bool:
         return True
 
     def points(self, seed: int) -> Iterator[Point]:
         yield from sorted({point for point, _ in self._rows})
-
-    def canonical(self, point: Sequence[int]) -> Point:
-        return tuple(point)
-
-    def identity(self, point: Point) -> str:
-        return json.dumps(point)
-
-    def recipe(self, point: Point) -> Recipe:
-        return None  # type: ignore[return-value]
-
-    def trains(self, point: Point) -> bool:
-        return True
 
     def family(self, point: Point) -> tuple[object, ...]:
         return (self.kept["families"][json.dumps(list(point))],)

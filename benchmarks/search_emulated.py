@@ -7,24 +7,23 @@ tuned: `replay` has 128 listed recipes, and shows nothing of what goes wrong amo
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
 import numpy as np
 import typer
 from search_page import FOUND_AND_WANTED, Write, show
+from search_space import Unrun
 from search_world import KEEP, SHARES, WIDTH, World, normal
 
-from compress.recipe.recipe import Limit, Recipe
+from compress.recipe.recipe import Limit
 from compress.report.schema import BASELINE, FINAL
 from compress.search.engine import Engine, Job
 from compress.search.goal import Goal
-from compress.search.knobs import Knob
 from compress.search.outcome import Outcome, packed
 from compress.search.space import Point
 
@@ -40,7 +39,7 @@ BUDGET, OVERHEAD = 1750.0, 20.0
 
 
 @dataclass
-class Emulated:
+class Emulated(Unrun):
     """A world as the engine and its forecasts see it, in which a trial takes no time."""
 
     world: World
@@ -51,35 +50,16 @@ class Emulated:
     is_listed = False
 
     def __post_init__(self) -> None:
-        rng, sizes = np.random.default_rng(self.seed), [len(knob.values) for knob in self.world.knobs]
+        self.knobs = self.world.knobs
+        rng, sizes = np.random.default_rng(self.seed), [len(knob.values) for knob in self.knobs]
         drawn = rng.integers(0, sizes, (700, len(sizes)))
         self._points = list(dict.fromkeys([self.origin, *(tuple(map(int, one)) for one in drawn)]))
         self._right = np.ones(ROWS)
         self._right[rng.permutation(ROWS)[: round((1 - RIGHT) * ROWS)]] = 0
         self._rooms: dict[tuple[Point, float], float] = {}
 
-    @property
-    def knobs(self) -> tuple[Knob, ...]:
-        return self.world.knobs
-
-    @property
-    def origin(self) -> Point:
-        return (0,) * len(self.world.knobs)
-
     def points(self, seed: int) -> Iterable[Point]:
         return self._points
-
-    def canonical(self, point: Sequence[int]) -> Point:
-        return tuple(map(int, point))
-
-    def identity(self, point: Point) -> str:
-        return json.dumps(point)
-
-    def recipe(self, point: Point) -> Recipe:
-        return None  # type: ignore[return-value]
-
-    def trains(self, point: Point) -> bool:
-        return True
 
     def family(self, point: Point) -> tuple[object, ...]:
         return (len(self.world.of(point)["distill.student.layers"]),)

@@ -95,7 +95,7 @@ def declared(engine: Engine, best: Point, refit: bool = False) -> dict[str, Entr
 def judge(space: Space, engine: Engine, best: Point, trials: Trials, refit: bool = False) -> Final:
     """Evaluate and time the winner and the others side by side on the test rows. There is no second pick.
 
-    Each is compared with the baseline that learned from the same rows.
+    Limits on a share of the baseline are on that of the baseline that learned from the same rows.
     """
     entrants = declared(engine, best, refit)
     roads, artifacts, baselines = {}, dict[str, Path](), dict[str, str]()

@@ -80,7 +80,7 @@ class Known:
 
     def pick(self) -> Point | None:
         """The winner; where nothing keeps every limit surely, the one whose figures do and that does so most surely."""
-        return self.best() or next((point for point in self.nearest() if self._reaches(point, "value")), None)
+        return self.best() or next(iter(self._reaching("value")), None)
 
     def ranked(self) -> list[Point]:
         """What is judged at the end, and what would be without those before: the pick first.
@@ -89,16 +89,17 @@ class Known:
         """
         if self.kept:
             return sorted(self.kept, key=self._merit)
-        inside = [point for point in self.nearest() if self._reaches(point, "value")]
-        return inside or [point for point in self.nearest() if self._reaches(point, "high")]
+        return self._reaching("value") or self._reaching("high")
 
-    def _reaches(self, point: Point, end: Literal["value", "high"]) -> bool:
-        """Whether every limit is kept, those on quality by the figure or by the upper end of its interval."""
-        quality = {named(limit) for limit in self.goal.quality}
-        rooms = self.rooms[point, self.full].items()
-        return all(
-            room is not None and getattr(room, end if name in quality else "value") >= -1e-12 for name, room in rooms
-        )
+    def _reaching(self, end: Literal["value", "high"]) -> list[Point]:
+        """Those that keep every limit, the ones on quality by the figure or by the upper end of its interval."""
+        ends = {named(limit): end for limit in self.goal.quality}
+
+        def reaches(point: Point) -> bool:
+            rooms = self.rooms[point, self.full].items()
+            return all(room is not None and getattr(room, ends.get(name, "value")) >= -1e-12 for name, room in rooms)
+
+        return [point for point in self.nearest() if reaches(point)]
 
     def nearest(self) -> list[Point]:
         """The recipes trained in full, those first that fall short by least, or lie furthest inside."""

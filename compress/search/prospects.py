@@ -36,6 +36,7 @@ Otherwise a single recipe that came to nothing makes the process expect differen
 Poloczek 2021, section 3.3, warp constraints for that reason).
 """
 _LIKELY = 0.8
+"""The probability from which a limit on what is predicted is taken to be kept."""
 _GLANCE = 0.25
 """How far arithmetic may be off, relative, before anything is excluded by it alone."""
 
@@ -179,7 +180,7 @@ class Prospects:
         return ratio * (1 + tolerance) >= 1 if limit.at_least is not None else ratio * (1 - tolerance) <= 1
 
     def is_likely_within(self, point: Point) -> bool:
-        """Whether every limit on what is predicted is kept with four in five chances."""
+        """Whether every limit on what is predicted is likely to be kept."""
         return self._chance_foretold(point) >= _LIKELY
 
     def _chance_foretold(self, point: Point) -> float:

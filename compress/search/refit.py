@@ -58,7 +58,7 @@ class Refit:
         if limit.at_most is None or own is None:
             return True
         most = limit.at_most * (1.0 if limit.of is None else known.finished[known.origin].baseline[SIZE])
-        # So many rows more have no more than as many words more.
+        # Words grow slower than rows (Heaps 1978, section 7.5), and are a part of the bytes.
         if own * (1 + self.more_rows) <= most:
             return True
         size = self._of_all_rows.size_bytes(point)

@@ -315,7 +315,8 @@ class SearchRun:
             failed, seeds = trained_again(self.space, self.engine, best, self.trials, count, refit)
             if failed is not None:
                 self.progress.note(f"that failed, so it ships as it was chosen: {first_line(failed)}")
-                best, refit = pick, False
+                # Further seeds were asked to learn from all rows too.
+                best, refit, seeds = pick, False, []
         # Nothing may run here while times are taken.
         self.trials.workers.rest()
         self._say(f"the session at the end, on the test rows: {self.space.words(best)}")

@@ -11,14 +11,15 @@ from functools import partial
 from pathlib import Path
 
 from compress.cache import storage_errors
-from compress.errors import InputError, StageError, StorageError, first_line
+from compress.errors import InputError, StageError, StorageError
 from compress.metrics import format_seconds
 from compress.progress import Progress
 from compress.recipe_source.document import Document
 from compress.report.run_folder import point_latest
 from compress.search.costs import Costs
+from compress.search.ending import Ending
 from compress.search.engine import Engine, Job
-from compress.search.finish import Final, Seed, further_seeds, judge, trained_again
+from compress.search.finish import Final
 from compress.search.folder import BEST, MODEL, begin, go_on, write
 from compress.search.foresight import Foresight
 from compress.search.latencies import Latencies
@@ -27,13 +28,10 @@ from compress.search.outcome import Outcome
 from compress.search.prepared import Prepared
 from compress.search.record import SearchRecord, record_of
 from compress.search.refit import Refit
-from compress.search.space import Point
 from compress.search.trial import Quiet, Trial, Trials, target_profile
 from compress.search.watch import Nobody, Seen, Trying, Watcher
 from compress.search.words import outcome_words
-from compress.workers.journeys import InProcess, Journey, Roads, Workers
-
-_RESERVED = 30.0
+from compress.workers.journeys import InProcess, Roads, Workers
 
 
 @dataclass(frozen=True)
@@ -68,10 +66,9 @@ class SearchRun:
         shares = (*self.search.rungs, 1.0) if any_trains else (1.0,)
         self.trials = Trials(self.goal, roads, InProcess(roads))
         foresight = Foresight(self.space, lambda: roads.road(base))
-        self.refit = Refit(self.space, self.trials, foresight)
-        self.engine = Engine(
-            self.space, self.costs, self.goal, shares, base.seed, self.prepared.past, self.refit.is_fit
-        )
+        refit = Refit(self.space, self.trials, foresight)
+        self.engine = Engine(self.space, self.costs, self.goal, shares, base.seed, self.prepared.past, refit.is_fit)
+        self.ending = Ending(self.space, self.costs, self.engine, self.trials, refit)
         self.latencies = Latencies(foresight)
         self.costs.foresee(foresight, self.latencies)
         self.entries: list[Entry] = []
@@ -119,7 +116,7 @@ class SearchRun:
         try:
             self._search(ledger, known)
             self.progress.note(f"{len(self.entries)} trials: {self.engine.ended}")
-            final = self._finish()
+            final = self.ending.come(self.progress.note, self._say)
         except (KeyboardInterrupt, StorageError) as error:
             self.watcher.leave()
             best = self.engine.known.best()
@@ -142,7 +139,8 @@ class SearchRun:
         """Round by round, until nothing is left to try or there is no time for it."""
         self._before = (known[-1].elapsed or sum(entry.outcome.seconds for entry in known)) if known else 0.0
         self._began, self._is_over = time.perf_counter(), False
-        self._ahead()
+        if not self.goal.timed:
+            self.trials.workers.ahead(self.ending.ahead())
         told = False
         while not self._is_over and (jobs := self._round()):
             if not told and self.engine.candidates.left is not None:
@@ -162,15 +160,6 @@ class SearchRun:
         if len(self.entries) == 1 and self.costs.foresight is not None and self.costs.foresight.begun:
             self._say("foretelling sizes and times of the other recipes")
         return self.engine.round()
-
-    def _ahead(self) -> None:
-        """What the end will need whatever is found: the baselines of further seeds, and of the winner's refit."""
-        base, labels = self.space.base, self.space.labels
-        if base.baseline not in labels or self.goal.timed:
-            return
-        seeds = [base.seed] * self.refit.wanted + [*further_seeds(base, self._seeds())]
-        recipes = (self.refit.recipe(self.space.origin, seed) for seed in seeds)
-        self.trials.workers.ahead([Journey(recipe, until=base.baseline) for recipe in recipes])
 
     def _asked(self, jobs: Sequence[Job]) -> Iterator[Trial]:
         """The trials of a round, as long as there is time for them; workers may ask for all before one has ended."""
@@ -288,47 +277,7 @@ class SearchRun:
 
     def _left(self) -> float:
         """Seconds for further trials."""
-        return self.search.seconds - self.spent - self._reserve()
-
-    def _reserve(self) -> float:
-        """Seconds that the session at the end will take: tests and times, the winner's refit and its further seeds."""
-        again = self._seeds() + self.refit.wanted
-        if not again:
-            return _RESERVED
-        likely = next(iter(self.engine.known.ranked() or self.engine.known.nearest()), self.space.origin)
-        more = 1 + self.refit.more_rows if self.refit.wanted else 1
-        return _RESERVED + min(again * more * self.costs.all_seconds(likely), 0.5 * self.search.seconds)
-
-    def _seeds(self) -> int:
-        return self.search.seeds if len(self.engine.shares) > 1 else 0
-
-    def _finish(self) -> Final | None:
-        pick = next(iter(self.engine.known.ranked()), None)
-        if pick is None:
-            return None
-        best, refit, seeds = *self._winner(pick), list[Seed]()
-        again = ["from the rows that chose it too"] * refit
-        if count := self._seeds():
-            again.append(f"of {count} more training seed{'s'[: count > 1]}")
-        if again:
-            self._say(f"the winner again, {' and '.join(again)}")
-            failed, seeds = trained_again(self.space, self.engine, best, self.trials, count, refit)
-            if failed is not None:
-                self.progress.note(f"that failed, so it ships as it was chosen: {first_line(failed)}")
-                # Further seeds were asked to learn from all rows too.
-                best, refit, seeds = pick, False, []
-        # Nothing may run here while times are taken.
-        self.trials.workers.rest()
-        self._say(f"the session at the end, on the test rows: {self.space.words(best)}")
-        final = judge(self.space, self.engine, best, self.trials, refit)
-        return final.model_copy(update={"seeds": tuple(seeds)})
-
-    def _winner(self, pick: Point) -> tuple[Point, bool]:
-        """What ships, and whether it learns from all rows: the pick, or what is next to it and not too large then."""
-        known = self.engine.known
-        trained = (point for point in known.ranked() if self.refit.wanted and self.space.trains(point))
-        best = next((point for point in trained if self.refit.is_fit(point, known)), None)
-        return (pick, False) if best is None else (best, True)
+        return self.search.seconds - self.spent - self.ending.reserve()
 
     def _record(self, final: Final | None) -> SearchRecord:
         return record_of(self.space, self.engine, self.costs, self.entries, final, self.started)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,15 @@ from typer.testing import CliRunner
 
 from compress.cli import app
 from compress.digests import digest_directory
+from compress.errors import CompressError, StageError
+from compress.measurement import Measurement
+from compress.progress import SilentProgress
+from compress.recipe.recipe import Recipe
 from compress.recipe_source.document import read_document
 from compress.report.schema import load_report
+from compress.search.folder import MODEL
 from compress.search.run import SearchRun
+from compress.search.trial import Trials
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 
@@ -110,6 +118,34 @@ def test_the_best_recipe_is_ordinary_and_gives_the_same_bytes_from_the_cache(sea
     assert all(stage.cached for stage in report.stages)
     ran = artifacts / "runs" / "tiny" / "latest" / "model"
     assert digest_directory(ran) == digest_directory(found / "model")
+
+
+def test_where_learning_from_all_rows_fails_what_was_chosen_ships(
+    searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(searched, tmp_path / "again", symlinks=True)
+    answers = Trials.answers
+
+    def failing_first(
+        self: Trials, recipes: Iterable[Recipe], split: str
+    ) -> Iterator[list[Measurement] | CompressError]:
+        whole, *seeds = recipes
+        assert not whole.data.hold_out
+        yield StageError("a loss that is no number")
+        yield from answers(self, seeds, split)
+
+    monkeypatch.setattr(Trials, "answers", failing_first)
+    recipe = folder / "tiny.yaml"
+    done = SearchRun(read_document(recipe), folder, folder / "artifacts", SilentProgress(), resume=True).run()
+    final = done.record.final
+    assert final is not None and not final.refit
+    before = json.loads((searched / "said.json").read_text())["final"]["judged"]
+    chosen = next(one for one in before if one["name"] == "as chosen")
+    assert [one.name for one in final.judged][:2] == ["winner", "trial 0"]
+    # The same model, and its seeds would have learned from other rows than it did.
+    assert final.winner.final == pytest.approx(chosen["final"])
+    assert final.seeds == ()
+    assert digest_directory(done.folder / MODEL) == digest_directory(Path(chosen["folder"]))
 
 
 def test_the_page_needs_nothing_from_outside_and_shows_every_trial(searched: Path) -> None:

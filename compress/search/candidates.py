@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -59,8 +58,8 @@ class Candidates:
     """Whether what ships of a recipe may keep its limits, which is asked of those that may keep them themselves."""
     left: float | None = None
     """The share of all recipes that predictions leave and nobody has tried; None before anything is known."""
-    failures: Counter[tuple[tuple[object, ...], str]] = field(default_factory=Counter)
-    """How often a family failed by the same error."""
+    failures: dict[tuple[tuple[object, ...], str], list[Point]] = field(default_factory=dict)
+    """Recipes of a family that failed by the same error."""
 
     def __post_init__(self) -> None:
         self.past = [one for one in self.past if self.has_stages(one.point)]
@@ -146,17 +145,43 @@ class Candidates:
 
     def _worth_trying(self, points: Iterable[Point], prospects: Prospects, why: str) -> dict[Point, str]:
         tried = {point for point, _ in self.known.outcomes} | self.refused.keys()
-        ended = {family for (family, _), count in self.failures.items() if count >= _SAME_FAILURE}
+        causes = self._causes()
         found: dict[Point, str] = {}
         for proposed in points:
             point = self.space.canonical(proposed)
             if point in tried or point in found or not self.has_stages(point):
                 continue
             # Sizes are told sooner than times.
-            worth = prospects.may_keep(point) and prospects.gain(point) > 0 and self.costs.family(point) not in ended
+            worth = prospects.may_keep(point) and prospects.gain(point) > 0 and not self._fails(point, causes)
             if worth and self.is_fit(point, self.known):
                 found[point] = why
         return found
+
+    def _causes(self) -> list[tuple[tuple[object, ...], dict[int, int]]]:
+        """What fails again and again: a family, and of each knob's place the value that it takes to fail.
+
+        That is what those that failed alike have in common and none of the family that ran has: nothing, where none
+        ran, so that the whole family has failed.
+        """
+        found = []
+        for (family, _), failed in self.failures.items():
+            if len(failed) < _SAME_FAILURE:
+                continue
+            outcomes = self.known.outcomes.items()
+            ran = [point for (point, _), one in outcomes if one.error is None and self.costs.family(point) == family]
+            alike = {
+                place: values[0] for place, values in enumerate(zip(*failed, strict=True)) if len(set(values)) == 1
+            }
+            common = {place: value for place, value in alike.items() if all(point[place] != value for point in ran)}
+            if common or not ran:
+                found.append((family, common if ran else {}))
+        return found
+
+    def _fails(self, point: Point, causes: Iterable[tuple[tuple[object, ...], dict[int, int]]]) -> bool:
+        return any(
+            self.costs.family(point) == family and all(point[place] == value for place, value in common.items())
+            for family, common in causes
+        )
 
     def has_stages(self, point: Point) -> bool:
         """Whether its stages can be made at all; what can't is `refused`."""

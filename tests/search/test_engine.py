@@ -214,6 +214,19 @@ def test_a_trial_that_fails_is_no_end_and_three_alike_end_the_family() -> None:
     )
 
 
+def test_a_choice_that_always_fails_ends_itself_and_not_its_family() -> None:
+    class OneFamily(Made):
+        def family(self, point: Point) -> tuple[object, ...]:
+            return ()
+
+    narrow = frozenset(point for point in Made().points(0) if point[1] == 3)
+    made = OneFamily(fails=narrow)
+    kept = by_brute_force(made)
+    best = search(made).known.best()
+    assert 3 <= sum(point in narrow for point, _ in made.trained) <= 3 + 2 * ROUND
+    assert best is not None and made.bytes(best) < 1.1 * min(map(made.bytes, kept))
+
+
 def test_what_would_not_be_fit_to_ship_is_never_tried() -> None:
     made = Made()
     engine = Engine(made, made, GOAL, SHARES, is_fit=lambda point, known: not point[2])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import takewhile
-
 import numpy as np
 
 from compress.checkpoints.config_check import positions_of
@@ -17,6 +15,7 @@ from compress.evaluation.picture_judge import check_classes
 from compress.pipeline.road import Road
 from compress.pipeline.target_session import SPLIT
 from compress.plan.written import check_formats
+from compress.stage.checks import model_checks
 from compress.tasks.capability import READS_ROWS
 from compress.tasks.conversations import asked
 
@@ -54,9 +53,9 @@ def check_slices(road: Road) -> None:
 
 
 def check_model(road: Road) -> None:
-    """Ask every stage whether it can be applied to the starting model, up to one that goes on with another model."""
-    for stage in takewhile(lambda stage: not stage.paths(), road.recipe.stages):
-        stage.check_model(road.start)
+    """Ask every stage whether it can be applied to the starting model. Raises what it raises."""
+    for _, check in model_checks(road.recipe.stages):
+        check(road.start)
 
 
 def check_running_text(road: Road) -> None:

@@ -15,7 +15,7 @@ from compress.checkpoints.json_file import read_json
 from compress.compute_device import find_device
 from compress.data.dataset import TEST
 from compress.environment import processor_class
-from compress.errors import CompressError, InputError, MissingExtraError, ModelError
+from compress.errors import CompressError, InputError, MissingExtraError, ModelError, StageError
 from compress.formats.runtimes import why_unavailable
 from compress.formats.silence import quiet_libraries
 from compress.formats.targets import REFERENCE
@@ -34,6 +34,7 @@ from compress.progress import Progress, SilentProgress
 from compress.recipe.recipe import START, Recipe
 from compress.report.schema import LicenceRecord
 from compress.sources.source import is_graph
+from compress.stage.checks import model_checks
 from compress.stage.prediction import Estimate, PlanContext, Shape
 from compress.stage.stage import Stage
 from compress.targets import Profile, limit_words
@@ -59,9 +60,10 @@ def make_plan(
     """Find every source, predict every stage, prove that the run can begin. Loads no weights, fetches nothing.
 
     ``is_cached`` says of a stage's label whether its output is there; an `InputError` of it counts as a problem.
-    With ``looks_into_model`` formats are asked whether they have a place for a language model, which imports torch and
-    runs the model's blocks without their weights; and stages that train for long are tried on a few batches in a
-    process of their own, once, if everything is here. Raises `InputError` with all problems.
+    With ``looks_into_model`` stages are asked whether they can be applied to the model, and formats whether they have a
+    place for a language model, which imports torch and runs the model's blocks without their weights; and stages that
+    train for long are tried on a few batches in a process of their own, once, if everything is here. Raises
+    `InputError` with all problems.
     """
     sources = Sources(recipe, recipe_folder)
     start = sources.find_all()
@@ -92,7 +94,9 @@ def make_plan(
         targets = tuple(_target_plan(profile, recipe, folder, from_graph) for profile in recipe.profiles())
         if folder is not None:
             check_formats(recipe, folder)
-    except ModelError as error:
+            for _, check in model_checks(recipe.stages):
+                check(folder)
+    except (ModelError, StageError, InputError) as error:
         problems.append(error)
     needed, free = _disk_needed(stages, sources), _free_bytes(artifacts)
     if needed.value is not None and needed.value > free:

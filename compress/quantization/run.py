@@ -7,6 +7,7 @@ import shutil
 from collections import ChainMap, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -53,8 +54,7 @@ def quantize(
     keep_freed_memory(_KEPT_BYTES)
     refuse_quantized(checkpoint.folder)
     skeleton = build_skeleton(checkpoint, current_device())
-    plan = plan_layers(skeleton, config)
-    plan_tables(skeleton, config, config.embedding_bits or _TABLE_CHOICES[0])
+    plan = _plan(skeleton, config)
     ids = None
     if config.method != "rtn":
         ids = calibration_windows(context, checkpoint, config.samples, config.sequence_length)
@@ -66,6 +66,17 @@ def quantize(
             if "No space left on device" in str(error):
                 raise disk_full(context.scratch) from error
             raise
+
+
+def check_fits(folder: Path, config: Quantization) -> None:
+    """Raise `ModelError` for matrices of the checkpoint in ``folder`` that the format cannot hold."""
+    _plan(build_skeleton(Checkpoint(folder)), config)
+
+
+def _plan(skeleton: Skeleton, config: Quantization) -> tuple[tuple[Layer, ...], ...]:
+    plan = plan_layers(skeleton, config)
+    plan_tables(skeleton, config, config.embedding_bits or _TABLE_CHOICES[0])
+    return plan
 
 
 @dataclass

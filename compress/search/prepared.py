@@ -28,6 +28,7 @@ from compress.search.refit import check_refit
 from compress.search.rehearsal import Rehearsal, Stages, UnforeseenError, failures, fields_of
 from compress.search.space import Space
 from compress.search.trial import target_profile
+from compress.stage.checks import model_checks
 from compress.workers.journeys import Roads
 
 RECIPES = Path("recipes")
@@ -89,8 +90,8 @@ class Prepared:
         self.space.narrow(lambda point: self._failure(self.space.stages(point)))
 
     @cached_property
-    def _fit(self) -> set[str]:
-        """Stages that said that they can be applied to the starting model."""
+    def _fit(self) -> set[tuple[str, str]]:
+        """Checks of the starting model that it has passed, each with the stage that asked."""
         return set()
 
     @cached_property
@@ -106,9 +107,9 @@ class Prepared:
         import torch
 
         try:
-            for stage in takewhile(lambda stage: not stage.paths(), stages):
-                if (asked := fields_of([stage])) not in self._fit:
-                    stage.check_model(self._road.start)
+            for stage, check in model_checks(stages):
+                if (asked := (check.__name__, fields_of([stage]))) not in self._fit:
+                    check(self._road.start)
                     self._fit.add(asked)
             trained = tuple(takewhile(lambda stage: stage.takes() is stage.gives() is TorchModel, stages))
             if trained and not self.space.base.trust_remote_code:

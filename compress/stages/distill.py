@@ -168,6 +168,10 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
 
             check_kept_layers(start, self.student.layers)
 
+    def changes_widths(self) -> bool:
+        """Where the student has another config."""
+        return self.student is not None and self.student.config is not None
+
     def rehearse(self, model: TorchModel, context: Context) -> TorchModel:
         """The student, untrained."""
         from compress.training.distillation import make_student

@@ -31,6 +31,12 @@ class Rounds(Quantization, Stage[Checkpoint, QuantizedCheckpoint]):
         if self.method == "gptq":
             calibration_windows(context, Checkpoint(start), self.samples, self.sequence_length)
 
+    def check_widths(self, start: Path) -> None:
+        """Raises `ModelError` for matrices that groups don't divide."""
+        from compress.quantization.run import check_fits
+
+        check_fits(start, self)
+
     def promise(self) -> Promise:
         """No larger than 16-bit weights; integers of the tables come on top of the float16 that the format wants."""
         return Promise(max_size_ratio=1.5 if self.integer_tables or self.chooses_tables else 1.0)

@@ -32,6 +32,13 @@ class NncfWeights(NncfOptions, Stage[Checkpoint, QuantizedCheckpoint]):
 
         calibration_windows(context, Checkpoint(start), self.samples, self.sequence_length)
 
+    def check_widths(self, start: Path) -> None:
+        """Raises `ModelError` for matrices that groups don't divide."""
+        from compress.quantization.build import build_skeleton
+        from compress.quantization.layers import plan_layers
+
+        plan_layers(build_skeleton(Checkpoint(start)), self.equivalent)
+
     def promise(self) -> Promise:
         """No larger than 16-bit weights; integers of the tables come on top of the float16 that the format wants."""
         return Promise(max_size_ratio=1.0 if self.backup_mode == "none" and not self.all_layers else 1.5)

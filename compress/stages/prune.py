@@ -145,6 +145,10 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
         """Where it is unstructured."""
         return self.zeros is not None
 
+    def changes_widths(self) -> bool:
+        """Where heads, neurons or experts go."""
+        return bool(self.heads or self.feed_forward or self.experts)
+
     def check_model(self, start: Path) -> None:
         """Raises `StageError` for an architecture whose parts aren't known."""
         if self.denoiser is not None:

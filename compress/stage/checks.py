@@ -1,0 +1,23 @@
+"""What the stages of a recipe ask of its starting model before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from compress.stage.stage import Stage
+
+
+def model_checks(stages: Iterable[Stage[Any, Any]]) -> Iterator[tuple[Stage[Any, Any], Callable[[Path], None]]]:
+    """Each stage with what it asks, up to one that goes on with another model; of widths up to their change.
+
+    Called with the model's folder, a check raises what `Stage.check_model` does.
+    """
+    changed = False
+    for stage in takewhile(lambda stage: not stage.paths(), stages):
+        yield stage, stage.check_model
+        if not changed:
+            yield stage, stage.check_widths
+        changed = changed or stage.changes_widths()

@@ -1,0 +1,44 @@
+"""What stages ask of the starting model's widths, before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_run
+from tiny_generation import write_all
+
+from compress.errors import ModelError
+from compress.stage.checks import model_checks
+
+ROUNDS = {"gptq": {"group_size": 128}}
+"""The tiny model's states are 64 wide."""
+
+
+def ask(folder: Path, *stages: dict[str, Any]) -> None:
+    recipe = tiny_run.load(write_all(folder, stages=[*stages, {"export": {}}]))
+    for _, check in model_checks(recipe.stages):
+        check(folder / "model")
+
+
+@pytest.mark.parametrize(
+    "stage", [ROUNDS, {"train_blocks": {"group_size": 128}}, {"nncf_weights": {"group_size": 128}}]
+)
+def test_groups_that_divide_no_width_are_refused(tmp_path: Path, stage: dict[str, Any]) -> None:
+    with pytest.raises(ModelError, match="do not fit the GPTQ format with group_size 128"):
+        ask(tmp_path, stage)
+
+
+def test_of_the_widths_that_an_earlier_stage_leaves_nothing_is_asked(tmp_path: Path) -> None:
+    ask(tmp_path, {"prune": {"feed_forward": 0.5}}, ROUNDS)
+    with pytest.raises(ModelError, match="do not fit"):
+        ask(tmp_path, {"prune": {"layers": 1}}, ROUNDS)
+
+
+def test_a_recipe_is_checked_for_it_before_it_runs(tmp_path: Path) -> None:
+    path = write_all(tmp_path, stages=[ROUNDS, {"export": {}}])
+    done = tiny_run.compress("check", path, folder=tmp_path)
+    assert done.returncode == 2
+    assert "do not fit the GPTQ format with group_size 128" in done.stderr
+    assert "choose a group_size that divides all widths" in done.stderr

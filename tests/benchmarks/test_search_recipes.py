@@ -1,0 +1,20 @@
+"""The recipes that searches are measured with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from compress.recipe_source.document import read_document
+from compress.search.goal import Goal
+from compress.search.space import Space
+
+RECIPES = sorted((Path(__file__).parents[2] / "benchmarks" / "searching").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_each_has_choices_and_rows_enough_for_its_limits(path: Path) -> None:
+    space = Space(read_document(path), path.parent)
+    assert space.size > 8
+    Goal.of(space.base, space.search).check_resolution(space.search.select.rows)

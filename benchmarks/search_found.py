@@ -57,6 +57,6 @@ def found(
     ]
     note = (
         "`python benchmarks/search.py found SEARCH RUN --write`; both in one session, on the test rows. Searched was "
-        f"{record.description}, within {', '.join(record.limits)}."
+        f"{record.description.rstrip('.')}, within {', '.join(record.limits)}."
     )
     show(f"Found: {recipe.task}", ("what", "baseline", BY_HAND, FOUND), table, write, notes=[note])

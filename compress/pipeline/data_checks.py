@@ -25,8 +25,8 @@ def prove(road: Road) -> None:
     check_slices(road)
     check_judge(road)
     check_running_text(road)
-    check_model(road)
     check_formats(road.recipe, road.start)
+    check_model(road)
 
 
 def check_judge(road: Road) -> None:

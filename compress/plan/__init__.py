@@ -60,10 +60,10 @@ def make_plan(
     """Find every source, predict every stage, prove that the run can begin. Loads no weights, fetches nothing.
 
     ``is_cached`` says of a stage's label whether its output is there; an `InputError` of it counts as a problem.
-    With ``looks_into_model`` stages are asked whether they can be applied to the model, and formats whether they have a
-    place for a language model, which imports torch and runs the model's blocks without their weights; and stages that
-    train for long are tried on a few batches in a process of their own, once, if everything is here. Raises
-    `InputError` with all problems.
+    With ``looks_into_model`` formats are asked whether they have a place for a language model, and stages whether they
+    can be applied to it, which imports torch and runs the model's blocks without their weights; and stages that train
+    for long are tried on a few batches in a process of their own, once, if everything is here. Raises `InputError` with
+    all problems.
     """
     sources = Sources(recipe, recipe_folder)
     start = sources.find_all()
@@ -94,7 +94,7 @@ def make_plan(
         targets = tuple(_target_plan(profile, recipe, folder, from_graph) for profile in recipe.profiles())
         if folder is not None:
             check_formats(recipe, folder)
-            for _, check in model_checks(recipe.stages):
+            for _, check in model_checks(recipe.stages) if GENERATES in get_task(recipe.task).capabilities else ():
                 check(folder)
     except (ModelError, StageError, InputError) as error:
         problems.append(error)

@@ -143,7 +143,8 @@ def test_where_learning_from_all_rows_fails_what_was_chosen_ships(
     chosen = next(one for one in before if one["name"] == "as chosen")
     assert [one.name for one in final.judged][:2] == ["winner", "trial 0"]
     # The same model, and its seeds would have learned from other rows than it did.
-    assert final.winner.final == pytest.approx(chosen["final"])
+    for metric in ("accuracy", "size_bytes"):
+        assert final.winner.final[metric] == chosen["final"][metric]
     assert final.seeds == ()
     assert digest_directory(done.folder / MODEL) == digest_directory(Path(chosen["folder"]))
 

@@ -39,8 +39,7 @@ def killed(
     with tempfile.TemporaryDirectory(prefix="search-killed-") as folder:
         alone, other = Path(folder) / "alone", Path(folder) / "killed"
         began = time.perf_counter()
-        if (code := _started(recipe, alone, trials).wait()) not in _ENDED:
-            raise typer.Exit(code)
+        _to_the_end(recipe, alone, trials)
         whole = time.perf_counter() - began
         typer.echo(f"left alone: {whole:.0f} s")
         for number in range(kills):
@@ -59,8 +58,7 @@ def killed(
                 f"kill {number + 1} of {kills}: after {moment:.0f} s, {len(_trials(other))} trials in the ledger"
             )
         began = time.perf_counter()
-        if (code := _started(recipe, other, trials).wait()) not in _ENDED:
-            raise typer.Exit(code)
+        _to_the_end(recipe, other, trials)
         again += time.perf_counter() - began
         one, two = (_ended(each) for each in (alone, other))
     rows = [
@@ -72,10 +70,16 @@ def killed(
     show("Killed at random moments", FOUND_AND_WANTED, rows, write)
 
 
+def _to_the_end(recipe: Path, artifacts: Path, trials: int) -> None:
+    """Raises `typer.Exit` with its code for a search that does not come there."""
+    if (code := _started(recipe, artifacts, trials).wait()) not in _ENDED:
+        raise typer.Exit(code)
+
+
 def _started(recipe: Path, artifacts: Path, trials: int) -> subprocess.Popen[bytes]:
     """The command, which goes on where there is something to go on from."""
     command = [sys.executable, "-m", "compress", "search", recipe, "--artifacts", artifacts, "--trials", trials]
-    # Further seeds are trained once all is decided: most kills would fall there.
+    # Further seeds are trained once all is decided: half of the kills would fall there.
     command += ["--set", "search.seeds=0"]
     command += ["--resume"] if _latest(artifacts).joinpath(NAME).is_file() else []
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

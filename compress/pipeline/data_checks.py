@@ -15,7 +15,7 @@ from compress.evaluation.picture_judge import check_classes
 from compress.pipeline.road import Road
 from compress.pipeline.target_session import SPLIT
 from compress.plan.written import check_formats
-from compress.stage.checks import model_checks
+from compress.stage.checks import check_stages
 from compress.tasks.capability import READS_ROWS
 from compress.tasks.conversations import asked
 
@@ -26,7 +26,7 @@ def prove(road: Road) -> None:
     check_judge(road)
     check_running_text(road)
     check_formats(road.recipe, road.start)
-    check_model(road)
+    check_stages(road.recipe.stages, road.start)
 
 
 def check_judge(road: Road) -> None:
@@ -50,12 +50,6 @@ def check_slices(road: Road) -> None:
         return character_lengths(road.data, SPLIT) if unit == "characters" else np.ones(len(road.data.split(SPLIT)))
 
     find_parts(road.slices, road.data, SPLIT, lengths)
-
-
-def check_model(road: Road) -> None:
-    """Ask every stage whether it can be applied to the starting model. Raises what it raises."""
-    for _, check in model_checks(road.recipe.stages):
-        check(road.start)
 
 
 def check_running_text(road: Road) -> None:

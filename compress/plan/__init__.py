@@ -34,7 +34,7 @@ from compress.progress import Progress, SilentProgress
 from compress.recipe.recipe import START, Recipe
 from compress.report.schema import LicenceRecord
 from compress.sources.source import is_graph
-from compress.stage.checks import model_checks
+from compress.stage.checks import check_stages
 from compress.stage.prediction import Estimate, PlanContext, Shape
 from compress.stage.stage import Stage
 from compress.targets import Profile, limit_words
@@ -94,8 +94,8 @@ def make_plan(
         targets = tuple(_target_plan(profile, recipe, folder, from_graph) for profile in recipe.profiles())
         if folder is not None:
             check_formats(recipe, folder)
-            for _, check in model_checks(recipe.stages) if GENERATES in get_task(recipe.task).capabilities else ():
-                check(folder)
+            if GENERATES in get_task(recipe.task).capabilities:
+                check_stages(recipe.stages, folder)
     except (ModelError, StageError, InputError) as error:
         problems.append(error)
     needed, free = _disk_needed(stages, sources), _free_bytes(artifacts)

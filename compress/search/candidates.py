@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from compress.errors import InputError, RecipeError, first_line
 from compress.recipe.recipe import Recipe
@@ -42,6 +43,19 @@ class Choices(Protocol):
     def trains(self, point: Point) -> bool: ...
 
 
+Family = tuple[object, ...]
+
+
+class Cause(NamedTuple):
+    """What made recipes fail alike: a family, and of knobs by their places the values that it takes.
+
+    They are what those recipes have in common and none of the family that ran has: nothing, where none ran.
+    """
+
+    family: Family
+    choices: dict[int, int]
+
+
 @dataclass
 class Candidates:
     """Of one search. Nothing here decides: it says what there is, and for which reason it was looked at."""
@@ -58,8 +72,6 @@ class Candidates:
     """Whether what ships of a recipe may keep its limits, which is asked of those that may keep them themselves."""
     left: float | None = None
     """The share of all recipes that predictions leave and nobody has tried; None before anything is known."""
-    failures: dict[tuple[tuple[object, ...], str], list[Point]] = field(default_factory=dict)
-    """Recipes of a family that failed by the same error."""
 
     def __post_init__(self) -> None:
         self.past = [one for one in self.past if self.has_stages(one.point)]
@@ -99,7 +111,7 @@ class Candidates:
             return parameters * self.costs.marginal_seconds(point), -size, -sum(map(bool, point))
 
         tried = {family(point) for point in self.known.finished if self._was_near(point)}
-        families: dict[tuple[object, ...], list[Point]] = {}
+        families: dict[Family, list[Point]] = {}
         for point in by_worth:
             if self.space.trains(point) and family(point) not in tried and prospects.is_likely_within(point):
                 families.setdefault(family(point), []).append(point)
@@ -157,30 +169,27 @@ class Candidates:
                 found[point] = why
         return found
 
-    def _causes(self) -> list[tuple[tuple[object, ...], dict[int, int]]]:
-        """What fails again and again: a family, and of each knob's place the value that it takes to fail.
-
-        That is what those that failed alike have in common and none of the family that ran has: nothing, where none
-        ran, so that the whole family has failed.
-        """
+    def _causes(self) -> list[Cause]:
+        """What fails again and again, by what came of all trials."""
+        outcomes, failed = self.known.outcomes.items(), defaultdict[tuple[Family, str], list[Point]](list)
+        for (point, _), outcome in outcomes:
+            if outcome.error is not None:
+                failed[self.costs.family(point), outcome.error].append(point)
         found = []
-        for (family, _), failed in self.failures.items():
-            if len(failed) < _SAME_FAILURE:
+        for (family, _), points in failed.items():
+            if len(points) < _SAME_FAILURE:
                 continue
-            outcomes = self.known.outcomes.items()
             ran = [point for (point, _), one in outcomes if one.error is None and self.costs.family(point) == family]
-            alike = {
-                place: values[0] for place, values in enumerate(zip(*failed, strict=True)) if len(set(values)) == 1
-            }
-            common = {place: value for place, value in alike.items() if all(point[place] != value for point in ran)}
-            if common or not ran:
-                found.append((family, common if ran else {}))
+            alike = {at: values[0] for at, values in enumerate(zip(*points, strict=True)) if len(set(values)) == 1}
+            choices = {at: value for at, value in alike.items() if all(point[at] != value for point in ran)}
+            if not ran or choices:
+                found.append(Cause(family, choices if ran else {}))
         return found
 
-    def _fails(self, point: Point, causes: Iterable[tuple[tuple[object, ...], dict[int, int]]]) -> bool:
+    def _fails(self, point: Point, causes: Iterable[Cause]) -> bool:
         return any(
-            self.costs.family(point) == family and all(point[place] == value for place, value in common.items())
-            for family, common in causes
+            self.costs.family(point) == cause.family and all(point[at] == value for at, value in cause.choices.items())
+            for cause in causes
         )
 
     def has_stages(self, point: Point) -> bool:

@@ -52,7 +52,7 @@ class Ending:
         most = 0.5 * self.space.search.seconds
         return _SESSION + min(again * more * self.costs.all_seconds(likely), most)
 
-    def come(self, note: Callable[[str], None], say: Callable[[str], None]) -> Final | None:
+    def judged(self, note: Callable[[str], None], say: Callable[[str], None]) -> Final | None:
         """What the test rows say of the winner; None where no recipe's figures keep every limit."""
         pick = next(iter(self.engine.known.ranked()), None)
         if pick is None:

@@ -119,7 +119,6 @@ class Engine:
         self.known.add(job.point, job.rung, outcome)
         if outcome.error is not None:
             self.given_up[job.point] = f"failed: {outcome.error}"
-            self.candidates.failures.setdefault((self.costs.family(job.point), outcome.error), []).append(job.point)
             return
         self.costs.learn(job.point, self.shares[job.rung], outcome)
 

@@ -10,6 +10,12 @@ from typing import Any
 from compress.stage.stage import Stage
 
 
+def check_stages(stages: Iterable[Stage[Any, Any]], start: Path) -> None:
+    """Ask every stage whether it can be applied to the model in a folder. Raises what `Stage.check_model` does."""
+    for _, check in model_checks(stages):
+        check(start)
+
+
 def model_checks(stages: Iterable[Stage[Any, Any]]) -> Iterator[tuple[Stage[Any, Any], Callable[[Path], None]]]:
     """Each stage with what it asks, up to one that goes on with another model; of widths up to their change.
 

@@ -10,7 +10,7 @@ import tiny_run
 from tiny_generation import write_all
 
 from compress.errors import ModelError
-from compress.stage.checks import model_checks
+from compress.stage.checks import check_stages
 
 ROUNDS = {"gptq": {"group_size": 128}}
 """The tiny model's states are 64 wide."""
@@ -18,8 +18,7 @@ ROUNDS = {"gptq": {"group_size": 128}}
 
 def ask(folder: Path, *stages: dict[str, Any]) -> None:
     recipe = tiny_run.load(write_all(folder, stages=[*stages, {"export": {}}]))
-    for _, check in model_checks(recipe.stages):
-        check(folder / "model")
+    check_stages(recipe.stages, folder / "model")
 
 
 @pytest.mark.parametrize(

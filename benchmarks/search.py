@@ -65,7 +65,7 @@ def collect(
     from compress.formats.silence import quiet_libraries
     from compress.recipe_source.document import read_document
     from compress.search.space import Space
-    from compress.search.trial import Trials, measured, session_of, target_profile
+    from compress.search.trial import Answers, Trials
 
     quiet_libraries()
     space = Space(read_document(RECIPE), RECIPE.parent)
@@ -86,7 +86,7 @@ def collect(
                 # Seconds that the entries remember, whatever was cached this time.
                 row["seconds"] = [road.finished[label].entry.record["seconds"] for label in recipe.labels()]
                 if share == 1:
-                    found = measured(session_of(road, target_profile(recipe), "test"), timed=False)
+                    _, found = Answers("test")(road)
                     row["test"] = {
                         one.model: packed(one.raw) for one in found if one.metric == METRIC and one.raw is not None
                     }

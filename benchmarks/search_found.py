@@ -31,7 +31,6 @@ def found(
     from compress.recipe_source import read_recipe
     from compress.report.schema import BASELINE, FINAL
     from compress.search.record import SearchRecord
-    from compress.search.trial import measured
 
     quiet_libraries()
     record = SearchRecord.model_validate_json((search / "search.json").read_text())
@@ -44,7 +43,8 @@ def found(
     profile = recipe.profiles()[0]
     files = measurable(road, profile.target.format, profile.options)
     labels = {BASELINE: files[BASELINE], FINAL: files[FINAL], FOUND: search / "model"}
-    rows = measured(TargetSession(road, profile, labels, "test"), timed=True)
+    session = TargetSession(road, profile, labels, "test")
+    rows = [*session.sizes(), *session.accuracies([]), *session.timings(remeasure=False)[0]]
     shown = ("size_bytes", "latency_ms", "time_per_output_token_ms")
     metrics = [name for name in dict.fromkeys(row.metric for row in rows)
                if describe_metric(name).quality or name in shown]  # fmt: skip

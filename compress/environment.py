@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import platform
 from collections.abc import Iterator
@@ -151,6 +152,15 @@ def cores_quota(root: Path = _ROOT) -> float | None:
         if quota not in ("max", "-1"):
             quotas.append(int(quota) / int(period))
     return min(quotas, default=None)
+
+
+def working_threads() -> int:
+    """How many threads work that nobody times: as `OMP_NUM_THREADS` says, else one for each core that is granted."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    if told.isdecimal() and int(told) > 0:
+        return int(told)
+    quota = cores_quota()
+    return max(1, min(len(granted_cores()), len(granted_cores()) if quota is None else math.ceil(quota)))
 
 
 class Throttling(NamedTuple):

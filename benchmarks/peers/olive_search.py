@@ -4,7 +4,8 @@
 
 ORDER has `model` (an ONNX file in float), `rows` (.npz: the inputs' arrays [n, length] and `labels`), `calibration`
 (.npz, without labels), `keep` (share of the float model's accuracy), `trials` and `output` (a folder). ANSWER has the
-seconds, how many models were made with the figures that Olive saw of each, and the file that it puts first.
+seconds, how many quantized models were made, the figures that Olive saw of those that it gives out, and the file that
+it puts first.
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-_SHOWN = ("precision", "per_channel", "reduce_range", "quant_preprocess", "calibrate_method", "quant_format")
+_SHOWN = (
+    "quant_mode",
+    "precision",
+    "per_channel",
+    "reduce_range",
+    "quant_preprocess",
+    "calibrate_method",
+    "quant_format",
+)
 _TELEMETRY = {"OLIVE_DISABLE_TELEMETRY": "1", "OLIVE_TELEMETRY_DISABLED": "1", "DO_NOT_TRACK": "1"}
 
 
@@ -53,17 +62,17 @@ def _search(order: dict[str, Any]) -> dict[str, Any]:
     begin = time.perf_counter()
     workflow = run(_configuration(order))
     seconds = time.perf_counter() - begin
-    models = workflow.get_output_models()
     best = workflow.get_best_candidate()
     if best is None:
-        raise SystemExit(f"Olive made {len(models)} models, and none keeps the accuracy")
+        raise SystemExit("Olive made no model that keeps the accuracy")
     file = Path(best.model_path)
+    made = json.loads((Path(order["output"]) / "best" / "footprint.json").read_text())
     return {
         "seconds": seconds,
-        "models": len(models),
+        "models": sum(one["from_pass"] == "onnxquantization" for one in made.values()),
         "best": str(file if file.is_file() else next(file.glob("*.onnx"))),
-        "words": _words(workflow, best),
-        "seen": [one.metrics_value for one in models],
+        "words": _words(made, best.model_id),
+        "seen": [one.metrics_value for one in workflow.get_output_models()],
     }
 
 
@@ -79,16 +88,17 @@ def _mend_footprint() -> None:
     FootprintNode.update = update
 
 
-def _words(workflow: Any, model: Any) -> str:
-    """The passes that made a model, with the choices of its search."""
+def _words(made: dict[str, Any], model: str | None) -> str:
+    """The passes that made a model, with the choices of its search; ``made`` is Olive's record of all."""
     said = []
-    for step in workflow.trace_back_run_history(model.model_id).values():
-        run_pass = getattr(step, "pass_run_config", None) or {}
-        chosen = {name: value for name, value in run_pass.items() if name in _SHOWN}
-        inside = ", ".join(f"{name} {value}" for name, value in chosen.items())
-        name = str(getattr(step, "from_pass", None) or "")
-        said.append(f"{name} ({inside})" if inside else name)
-    return "; ".join(filter(None, reversed(said)))
+    while model is not None:
+        one = made[model]
+        chosen = {name: value for name, value in (one["pass_run_config"] or {}).items() if name in _SHOWN}
+        inside = ", ".join(f"{name} {value}" for name, value in chosen.items() if not isinstance(value, dict))
+        if one["from_pass"]:
+            said.append(f"{one['from_pass']} ({inside})" if inside else one["from_pass"])
+        model = one["parent_model_id"]
+    return "; ".join(reversed(said))
 
 
 def _configuration(order: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 _GRID = np.linspace(1.0, 0.75, 11)
+_AT_ONCE = 1 << 17
+"""Elements."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,16 @@ def quantize_blocks(weight: np.ndarray, bits: int, block_size: int) -> Quantized
     rows, columns = weight.shape
     if columns % block_size:
         raise ValueError(f"{columns} columns are not a multiple of the block size {block_size}")
-    blocks = weight.reshape(rows, -1, block_size).astype(np.float32)
+    # As many at a time as stay in a processor's cache.
+    count = max(1, weight.size // _AT_ONCE)
+    found = [_best(part, bits) for part in np.array_split(weight.reshape(rows, -1, block_size), count)]
+    integers, scales, zero_points = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return QuantizedBlocks(integers.reshape(rows, columns), scales, zero_points, block_size)
+
+
+def _best(blocks: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Integers, scales and zero points of ``blocks`` [rows, blocks, elements]."""
+    blocks = blocks.astype(np.float32)
     low = np.minimum(blocks.min(axis=-1), 0.0)
     high = np.maximum(blocks.max(axis=-1), 0.0)
     best = _round(blocks, low, high, bits)
@@ -53,8 +64,7 @@ def quantize_blocks(weight: np.ndarray, bits: int, block_size: int) -> Quantized
             np.where(better, candidate[1], best[1]),
             np.where(better, candidate[2], best[2]),
         )
-    integers, scales, zero_points = best
-    return QuantizedBlocks(integers.reshape(rows, columns), scales, zero_points, block_size)
+    return best
 
 
 def _round(

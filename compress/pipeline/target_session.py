@@ -19,7 +19,7 @@ from compress.data.dataset import TEST
 from compress.data.membership import Part, character_lengths, find_parts
 from compress.data.slices import Unit
 from compress.digests import digest_directory
-from compress.environment import environment, package_versions, processor_class
+from compress.environment import environment, package_versions, processor_class, working_threads
 from compress.evaluation.evaluate import (
     Predictions,
     artifact_labels,
@@ -61,13 +61,18 @@ class TargetSession:
 
     def __init__(
         self, road: Road, profile: Profile, artifacts: Mapping[str, Path], split: str = SPLIT,
-        precision: float = PRECISION, confidence: float = 0.95,
+        precision: float = PRECISION, confidence: float = 0.95, budget_seconds: float | None = None,
     ) -> None:  # fmt: skip
-        """See `measure_together` for ``precision`` and ``confidence`` of the times."""
+        """See `measure_together` for ``precision`` and ``confidence`` of the times.
+
+        ``budget_seconds`` is what all of them may take where the recipe says nothing of it.
+        """
         self.road, self.split, self.precision, self.confidence = road, split, precision, confidence
         self.profile = profile
         self.target = profile.target
-        changed = {} if profile.threads is None else {"threads": profile.threads}
+        changed: dict[str, float] = {} if profile.threads is None else {"threads": profile.threads}
+        if budget_seconds is not None and road.recipe.benchmark.budget_seconds is None:
+            changed["budget_seconds"] = budget_seconds
         self.benchmark = road.recipe.benchmark.model_copy(update=changed)
         self.artifacts = artifacts
         self.digests = {label: digest_directory(folder) for label, folder in artifacts.items()}
@@ -210,8 +215,9 @@ class TargetSession:
         def make(content: Path) -> Mapping[str, Any]:
             examples, text = self.examples(label, split), f"evaluate {label} on {self.target.name}"
             text += f" by {split}" if split else ""
-            threads = self.benchmark.threads
-            found = predict(self.artifacts[label], road.task, examples, self.target, threads, road.progress, text)
+            found = predict(
+                self.artifacts[label], road.task, examples, self.target, working_threads(), road.progress, text
+            )
             arrays: dict[str, Any] = dict(found.kept)
             arrays |= {} if found.labels is None else {_LABELS: found.labels}
             np.savez(content / "predictions.npz", **arrays)
@@ -239,7 +245,7 @@ class TargetSession:
 
         def make(content: Path) -> Mapping[str, Any]:
             text = f"{names[1]} on {self.target.name}"
-            found = find(self.target, self.benchmark.threads, self.road.progress, text)
+            found = find(self.target, working_threads(), self.road.progress, text)
             (content / file).write_text(json.dumps(found))
             return {"name": names[0]}
 
@@ -270,8 +276,9 @@ class TargetSession:
 
         def make(content: Path) -> Mapping[str, Any]:
             examples = {label: self.examples(label) for label in self.artifacts}
+            compared = BASELINE if BASELINE in self.artifacts else next(iter(self.artifacts))
             found = time_artifacts(
-                *(road.task, self.artifacts, examples, self.target, self.benchmark, BASELINE),
+                *(road.task, self.artifacts, examples, self.target, self.benchmark, compared),
                 *(road.progress, recipe.seed, self.precision, self.confidence, place),
             )
             kept = {

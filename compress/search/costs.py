@@ -109,7 +109,12 @@ class Costs:
     def seconds_left(self, point: Point, share: float = 1.0) -> float:
         """The same as trials so far have corrected it: whether there is time for it."""
         left = sum(self._seconds(step) for step in self.steps(point, share) if step.key not in self._done)
-        return left + (sum(self._beside) / len(self._beside) if self._beside else _JUDGED_SECONDS)
+        return left + self.beside_seconds
+
+    @property
+    def beside_seconds(self) -> float:
+        """What a trial takes besides its stages, to be judged and timed."""
+        return sum(self._beside) / len(self._beside) if self._beside else _JUDGED_SECONDS
 
     def foresee(self, foresight: Foresight, latencies: Latencies) -> None:
         """Let these tell sizes and times, once the first trial has made the baseline."""
@@ -169,7 +174,8 @@ class Costs:
                 told, took = self._taken.get(step.kind, (0.0, 0.0))
                 self._taken[step.kind] = told + step.seconds, took + cost.seconds
         ran = sum(cost.seconds for cost in outcome.stages if not cost.cached)
-        self._beside.append(max(outcome.seconds - ran, 0.0))
+        # The first trial judges the baseline too.
+        self._beside.append(max(outcome.seconds - ran, 0.0) / (1 if self._beside else 2))
         if share < 1:
             return
         for metric in PREDICTED:

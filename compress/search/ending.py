@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from compress.errors import first_line
 from compress.search.costs import Costs
 from compress.search.engine import Engine
-from compress.search.finish import Final, Seed, further_seeds, judge, trained_again
+from compress.search.finish import Final, Seed, further_seeds, judge, timing_seconds, trained_again
 from compress.search.refit import Refit
 from compress.search.space import Point, Space
 from compress.search.trial import Trials
 from compress.workers.journeys import Journey
 
-_SESSION = 30.0
-"""Seconds that the session itself is thought to take."""
+_SESSION_MODELS = 2.0
+"""Models that the session is thought to judge, as long as it takes to judge and time one of a trial."""
 
 
 @dataclass
@@ -43,14 +43,15 @@ class Ending:
 
     def reserve(self) -> float:
         """Seconds that it will take: tests and times, the likely winner's refit and its further seeds."""
+        session = timing_seconds(self.space.search) + _SESSION_MODELS * self.costs.beside_seconds
         again = self.seeds + self.refit.wanted
         if not again:
-            return _SESSION
+            return session
         known = self.engine.known
         likely = next(iter(known.ranked() or known.nearest()), self.space.origin)
         more = 1 + self.refit.more_rows if self.refit.wanted else 1
         most = 0.5 * self.space.search.seconds
-        return _SESSION + min(again * more * self.costs.all_seconds(likely), most)
+        return session + min(again * more * self.costs.all_seconds(likely), most)
 
     def judged(self, note: Callable[[str], None], say: Callable[[str], None]) -> Final | None:
         """What the test rows say of the winner; None where no recipe's figures keep every limit."""

@@ -14,6 +14,7 @@ from compress.pipeline.drawn import judgements
 from compress.pipeline.formats import measurable
 from compress.pipeline.target_session import TargetSession
 from compress.recipe.recipe import Recipe
+from compress.recipe.search import Search
 from compress.report.limits import check_limits
 from compress.report.schema import BASELINE, FINAL, LimitResult
 from compress.search.engine import Engine
@@ -24,6 +25,8 @@ from compress.search.trial import Trials, target_profile
 FRONT = 3
 WINNER, CHOSEN, ORIGIN = "winner", "as chosen", "trial 0"
 _EARLIER = "the trials' baseline"
+_TIMING_SECONDS, _TIMING_SHARE = 60.0, 0.2
+"""What taking times usually takes at the end, and the part of a short search that it may take."""
 
 
 class Entrant(NamedTuple):
@@ -108,7 +111,9 @@ def judge(space: Space, engine: Engine, best: Point, trials: Trials, refit: bool
         artifacts.setdefault(baselines[name], made[BASELINE])
         artifacts[name] = made[FINAL]
     confidence = 1 - 0.05 / len(entrants)
-    session = TargetSession(roads[WINNER], profile, artifacts, TEST, confidence=confidence)
+    session = TargetSession(
+        roads[WINNER], profile, artifacts, TEST, confidence=confidence, budget_seconds=_timed_within(space.search)
+    )
     rows = session.sizes() + session.accuracies([]) + judgements(session, [])
     timed, notes, machine = session.timings(remeasure=True)
     rows += timed
@@ -129,6 +134,17 @@ def judge(space: Space, engine: Engine, best: Point, trials: Trials, refit: bool
             )
         )  # fmt: skip
     return Final(confidence=confidence, judged=tuple(judged), refit=refit, notes=tuple(notes))
+
+
+def timing_seconds(search: Search) -> float:
+    """What taking times at the end will take, about."""
+    return min(_TIMING_SECONDS, _TIMING_SHARE * search.seconds)
+
+
+def _timed_within(search: Search) -> float | None:
+    """The budget of that, where the search is so short that it needs one."""
+    seconds = timing_seconds(search)
+    return seconds if seconds < _TIMING_SECONDS else None
 
 
 def trained_again(

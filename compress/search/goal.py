@@ -68,6 +68,12 @@ class Goal:
         return any(describe_metric(name).timed for name in names)
 
     @property
+    def compares_times(self) -> bool:
+        """Whether a limit is on a time as a share of the baseline's."""
+        metrics = ((limit, describe_metric(limit.metric)) for limit in self.limits)
+        return any(metric.timed and (metric.relative or limit.of is not None) for limit, metric in metrics)
+
+    @property
     def wanted(self) -> tuple[str, ...]:
         """Metrics of quality whose outcomes of rows have to be kept."""
         limits = tuple(limit.metric for limit in self.quality)

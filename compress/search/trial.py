@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from compress.search.outcome import Outcome, StageCost, figures
 from compress.targets import Profile
 from compress.workers.journeys import Arrival, InProcess, Journey, Roads, Workers
 
-_LAUNCHES, _SECONDS = 3, 0.7
+_LAUNCHES, _SECONDS, _PRECISION = 3, 0.7, 0.02
 
 
 @dataclass(frozen=True)
@@ -45,19 +45,22 @@ class Answers:
 
     def __call__(self, road: Road) -> tuple[str, list[Measurement]]:
         """The digest of the final model, and what was measured of both."""
-        session = session_of(road, target_profile(road.recipe), self.split)
-        return session.digests[FINAL], measured(session, timed=False)
+        session = _session_of(road, self.split, (BASELINE, FINAL))
+        rows = [*session.sizes(), *session.accuracies([]), *judgements(session, []), *divergence_rows(session)]
+        return session.digests[FINAL], rows
 
 
 @dataclass(frozen=True)
 class Times:
-    """How fast both are, on the rows of ``split``."""
+    """How fast the final model is on the rows of ``split``; its baseline too, where times are ``compared``."""
 
     split: str
+    compared: bool
 
     def __call__(self, road: Road) -> list[Measurement]:
-        """What was measured of both."""
-        return session_of(road, target_profile(road.recipe), self.split).timings(remeasure=False)[0]
+        """What was measured."""
+        labels = (BASELINE, FINAL) if self.compared else (FINAL,)
+        return _session_of(road, self.split, labels).timings(remeasure=False)[0]
 
 
 @dataclass
@@ -107,7 +110,7 @@ class Trials:
         recipe, search = trial.recipe, trial.recipe.search
         assert search is not None
         recipe = recipe.model_copy(update={"benchmark": _brief(recipe.benchmark)})
-        timed = Times(search.select.split) if trial.timed and self.goal.timed else None
+        timed = Times(search.select.split, self.goal.compares_times) if trial.timed and self.goal.timed else None
         return Journey(_at_its_ends(recipe), Answers(search.select.split), timed, trial.seconds)
 
     def _outcome(self, arrival: Arrival) -> Outcome:
@@ -134,16 +137,11 @@ def target_profile(recipe: Recipe) -> Profile:
     return next(profile for profile in recipe.profiles() if profile.name == name)
 
 
-def session_of(road: Road, profile: Profile, split: str) -> TargetSession:
-    """The baseline and the final model of a recipe that has been run, in the format of its target."""
+def _session_of(road: Road, split: str, labels: Sequence[str]) -> TargetSession:
+    """Models of a recipe that has been run, in the format of its target."""
+    profile = target_profile(road.recipe)
     artifacts = measurable(road, profile.target.format, profile.options)
-    return TargetSession(road, profile, {label: artifacts[label] for label in (BASELINE, FINAL)}, split)
-
-
-def measured(session: TargetSession, timed: bool) -> list[Measurement]:
-    """Sizes and answers, and times where they are asked for."""
-    rows = [*session.sizes(), *session.accuracies([]), *judgements(session, []), *divergence_rows(session)]
-    return [*rows, *(session.timings(remeasure=False)[0] if timed else ())]
+    return TargetSession(road, profile, {label: artifacts[label] for label in labels}, split, precision=_PRECISION)
 
 
 def _at_its_ends(recipe: Recipe) -> Recipe:

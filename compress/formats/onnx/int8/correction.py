@@ -58,16 +58,41 @@ def mean_errors(
 
 def correct_biases(graph: onnx.ModelProto, errors: Mapping[str, np.ndarray]) -> None:
     """Take the shifts off the layers' biases, in place."""
-    names = {}
+    stored = {tensor.name: tensor for tensor in graph.graph.initializer}
     for node in ir.from_proto(graph).graph:
         if str(node.name) in errors:
             bias = bias_of(node)
             assert bias is not None, "only layers with a bias have a shift"
-            names[str(bias.name)] = errors[str(node.name)]
-    for tensor in graph.graph.initializer:
-        if tensor.name in names:
-            array = onnx.numpy_helper.to_array(tensor) - names[tensor.name].astype(np.float32)
-            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+            _take_off(stored[str(bias.name)], errors[str(node.name)])
+
+
+def correct_rounded(coarse: onnx.ModelProto, graph: onnx.ModelProto, errors: Mapping[str, np.ndarray]) -> None:
+    """The same of ``coarse``, which was made of ``graph``: as rounding the layers anew would, their biases corrected.
+
+    No more than biases changes by it, in float those of products, in integers those of other layers.
+    """
+    floats = {str(node.name): bias for node in ir.from_proto(graph).graph if (bias := bias_of(node)) is not None}
+    stored = {tensor.name: tensor for tensor in coarse.graph.initializer}
+    for node in ir.from_proto(coarse).graph:
+        if str(node.name) not in errors:
+            continue
+        bias, error = floats[str(node.name)], errors[str(node.name)]
+        held = None if node.op_type == "MatMul" else quantized(node.inputs[2])
+        if held is None:
+            _take_off(stored[str(bias.name)], error)
+            continue
+        array, scale = constant(bias), constant(held.scale)
+        assert array is not None and scale is not None, "biases and their scales are stored"
+        steps = np.rint((array - error.astype(np.float32)) / scale.reshape(-1).astype(np.float64))
+        limits = np.iinfo(np.int32)
+        tensor = stored[str(held.integers.name)]
+        integers = np.clip(steps, limits.min, limits.max).astype(np.int32)
+        tensor.CopyFrom(numpy_helper.from_array(integers, tensor.name))
+
+
+def _take_off(tensor: onnx.TensorProto, error: np.ndarray) -> None:
+    array = numpy_helper.to_array(tensor) - error.astype(np.float32)
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
 
 
 def bias_of(node: ir.Node) -> ir.Value | None:

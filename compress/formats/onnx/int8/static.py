@@ -19,7 +19,13 @@ from compress.errors import DataError, StageError
 from compress.formats.onnx.fusions.graph import constant
 from compress.formats.onnx.int8.byte_products import cut_saturating, keep_from_saturating
 from compress.formats.onnx.int8.choose import QuantizableLayer, between, find_layers, name_nodes, refuse_unfit
-from compress.formats.onnx.int8.correction import correct_biases, input_products, mean_errors, round_weights
+from compress.formats.onnx.int8.correction import (
+    correct_biases,
+    correct_rounded,
+    input_products,
+    mean_errors,
+    round_weights,
+)
 from compress.formats.onnx.int8.cross_layer import equalize
 from compress.formats.onnx.int8.kernels import make_unsigned, pack_attention, unpack_attention, write_products
 from compress.formats.onnx.int8.observe import Feed, Observed, observe
@@ -50,6 +56,8 @@ class StaticQuantizer:
     split: list[str] = field(init=False, default_factory=list)
     constant: list[str] = field(init=False)
     narrowed: list[str] = field(init=False, default_factory=list)
+    _coarse: tuple[onnx.ModelProto, list[str]] | None = field(init=False, default=None)
+    """All layers rounded and no bias corrected, until that is made use of; with what got a coarser grid."""
 
     def __post_init__(self) -> None:
         """Unpack, smooth and observe. Raises `StageError` and `DataError` as those do."""
@@ -83,11 +91,7 @@ class StaticQuantizer:
     def quantize(self, kept: Collection[str] = ()) -> onnx.ModelProto:
         """The 8-bit graph, the layers named in ``kept`` left in float. Inputs and outputs stay."""
         chosen = [layer.name for layer in self.layers if layer.name not in kept]
-        float_graph = ir.to_proto(self._model)
-        correct_biases(float_graph, {name: self._errors[name] for name in chosen if name in self._errors})
-        model = ir.from_proto(float_graph)
-        nodes = [*chosen, *between(model, chosen)]
-        made = ir.from_proto(self._rounded(float_graph, nodes))
+        made = ir.from_proto(self._corrected(chosen))
         # The quantizer leads every reader of a quantized value past it, residuals in float too.
         drop_redundant_qdq(made)
         protect_float_layers(made)
@@ -102,6 +106,17 @@ class StaticQuantizer:
         # What was recorded of values in between is no longer so; the runtime infers it.
         del graph.graph.value_info[:]
         return graph
+
+    def _corrected(self, chosen: Sequence[str]) -> onnx.ModelProto:
+        """The graph with the layers ``chosen`` rounded, and their biases corrected."""
+        errors = {name: self._errors[name] for name in chosen if name in self._errors}
+        if self._coarse is not None and len(chosen) == len(self.layers):
+            (made, self.narrowed), self._coarse = self._coarse, None
+            correct_rounded(made, ir.to_proto(self._model), errors)
+            return made
+        graph = ir.to_proto(self._model)
+        correct_biases(graph, errors)
+        return self._rounded(graph, [*chosen, *between(ir.from_proto(graph), chosen)])
 
     def _rounded(self, graph: onnx.ModelProto, nodes: Collection[str]) -> onnx.ModelProto:
         """``graph`` with 8-bit ``nodes``, their weights rounded as the settings say."""
@@ -134,6 +149,7 @@ class StaticQuantizer:
         graph = ir.to_proto(self._model)
         nodes = [*(layer.name for layer in self.layers), *self._passing]
         coarse = self._rounded(graph, nodes)
+        self._coarse = coarse, self.narrowed
         return mean_errors(graph, coarse, self.layers, observed, self.feeds)
 
 

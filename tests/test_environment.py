@@ -159,6 +159,19 @@ def test_this_machine_agrees_with_psutil_and_metadata() -> None:
     assert found["packages"]["onnxruntime"] == version("onnxruntime")
 
 
+@pytest.mark.parametrize(
+    ("told", "quota", "threads"),
+    [("3", None, 3), ("", None, 8), ("none", None, 8), ("0", 2.5, 3), ("", 0.5, 1), ("", 16.0, 8)],
+)
+def test_work_that_nobody_times_has_every_core_that_is_granted(
+    told: str, quota: float | None, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", told)
+    monkeypatch.setattr(subject, "granted_cores", lambda: tuple(range(8)))
+    monkeypatch.setattr(subject, "cores_quota", lambda: quota)
+    assert subject.working_threads() == threads
+
+
 def test_the_fingerprint_tells_nothing_of_who_or_where() -> None:
     text = json.dumps(subject.environment())
     private = {platform.node(), os.environ.get("HOSTNAME"), str(Path.cwd()), str(Path.home())} - {

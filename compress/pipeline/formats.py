@@ -37,10 +37,10 @@ def measurable(road: Road, form: str, options: Options = MappingProxyType({})) -
     if FORMATS[form].own_bits and labels[-1] not in wanted:
         wanted.append(labels[-1])
     wanted = wanted if road.recipe.benchmark.every_stage else wanted[-1:]
-    artifacts = {BASELINE: _written(road, road.recipe.baseline, form, options)}
-    artifacts |= {label: _written(road, label, form, options) for label in wanted if label != road.recipe.baseline}
+    artifacts = {BASELINE: written(road, road.recipe.baseline, form, options)}
+    artifacts |= {label: written(road, label, form, options) for label in wanted if label != road.recipe.baseline}
     last = artifacts[BASELINE] if labels[-1] == road.recipe.baseline else artifacts.get(labels[-1])
-    return {**artifacts, FINAL: last or _written(road, labels[-1], form, options)}
+    return {**artifacts, FINAL: last or written(road, labels[-1], form, options)}
 
 
 def can_write(form: str) -> bool:
@@ -62,7 +62,8 @@ def _format(road: Road, label: str) -> str | None:
     return format_given(road.recipe, label, road.from_graph)
 
 
-def _written(road: Road, label: str, form: str, options: Options) -> Path:
+def written(road: Road, label: str, form: str, options: Options) -> Path:
+    """One output of a road in a format, the starting model's too. Raises as `measurable`."""
     return road.folder_of(_in_format(road, label, form, options))
 
 

@@ -62,6 +62,8 @@ class Road:
     models: dict[str, Path] = field(default_factory=dict)
     further: dict[str, tuple[Stage[Any, Any], Finished]] = field(default_factory=dict)
     """What outputs were taken through beside the recipe's own stages, by label (`apply_extra`)."""
+    measured: list[tuple[Entry, bool]] = field(default_factory=list)
+    """Measurements that were asked for on the way, each with whether the cache had it."""
     folders: dict[str, Path] = field(default_factory=dict)
     """Where folders lie that the recipe names, of those that were brought here from elsewhere."""
 

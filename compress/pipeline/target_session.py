@@ -325,4 +325,5 @@ def _kept(road: Road, key: str, make: Callable[[Path], Mapping[str, Any]]) -> tu
     """The folder of a measurement, and whether it was in the cache; made now if need be."""
     note = road.progress.note
     entry, cached = road.cache.obtain(key, make, note, lambda: note("another run measures the same; waiting"))
+    road.measured.append((entry, cached))
     return entry.folder, cached

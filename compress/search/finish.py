@@ -112,7 +112,7 @@ def judge(space: Space, engine: Engine, best: Point, trials: Trials, refit: bool
         artifacts[name] = made[FINAL]
     confidence = 1 - 0.05 / len(entrants)
     session = TargetSession(
-        roads[WINNER], profile, artifacts, TEST, confidence=confidence, budget_seconds=_timed_within(space.search)
+        roads[WINNER], profile, artifacts, TEST, confidence=confidence, budget_seconds=timed_within(space.search)
     )
     rows = session.sizes() + session.accuracies([]) + judgements(session, [])
     timed, notes, machine = session.timings(remeasure=True)
@@ -141,7 +141,7 @@ def timing_seconds(search: Search) -> float:
     return min(_TIMING_SECONDS, _TIMING_SHARE * search.seconds)
 
 
-def _timed_within(search: Search) -> float | None:
+def timed_within(search: Search) -> float | None:
     """The budget of that, where the search is so short that it needs one."""
     seconds = timing_seconds(search)
     return seconds if seconds < _TIMING_SECONDS else None
@@ -152,13 +152,15 @@ def trained_again(
 ) -> tuple[CompressError | None, list[Seed]]:
     """The winner made from all rows, with ``refit``, and of further seeds; what the first failed by, and the seeds.
 
-    Seeds are judged on the test rows, each against its own baseline; nothing is timed.
+    Seeds are judged on the test rows, each against its own baseline; nothing is timed. Workers judge the others of the
+    last session meanwhile.
     """
     seeds = [space.recipe(best, seed=seed, refit=refit) for seed in further_seeds(space.base, count)]
     whole = [space.recipe(best, refit=True)] if refit else []
-    answers = list(trials.answers([*whole, *seeds], TEST))
+    others = [space.recipe(one.point) for one in declared(engine, best, refit).values() if not one.refit]
+    answers = list(trials.answers([*whole, *seeds, *others], TEST))
     failed = next((one for one in answers[: len(whole)] if isinstance(one, CompressError)), None)
-    return failed, [_seed(space, engine, *one) for one in zip(seeds, answers[len(whole) :], strict=True)]
+    return failed, [_seed(space, engine, *one) for one in zip(seeds, answers[len(whole) :], strict=False)]
 
 
 def _seed(space: Space, engine: Engine, recipe: Recipe, rows: list[Measurement] | CompressError) -> Seed:

@@ -9,7 +9,7 @@ from pathlib import Path
 from compress.errors import CompressError, first_line
 from compress.measurement import Measurement
 from compress.pipeline.drawn import judgements
-from compress.pipeline.formats import measurable
+from compress.pipeline.formats import measurable, written
 from compress.pipeline.road import Road
 from compress.pipeline.target_session import TargetSession
 from compress.progress import Progress, SilentProgress
@@ -48,6 +48,19 @@ class Answers:
         session = _session_of(road, self.split, (BASELINE, FINAL))
         rows = [*session.sizes(), *session.accuracies([]), *judgements(session, []), *divergence_rows(session)]
         return session.digests[FINAL], rows
+
+
+@dataclass(frozen=True)
+class BaselineAnswers:
+    """What `Answers` would find of the baseline alone, which stays in the cache."""
+
+    split: str
+
+    def __call__(self, road: Road) -> None:
+        """Judge it."""
+        profile = target_profile(road.recipe)
+        folder = written(road, road.recipe.baseline, profile.target.format, profile.options)
+        TargetSession(road, profile, {BASELINE: folder}, self.split).accuracies([])
 
 
 @dataclass(frozen=True)
@@ -102,7 +115,9 @@ class Trials:
 
     def answers(self, recipes: Iterable[Recipe], split: str) -> Iterator[list[Measurement] | CompressError]:
         """What recipes come to on the rows of a split, or what they fail by."""
-        journeys = (Journey(_at_its_ends(recipe), then=Answers(split)) for recipe in recipes)
+        journeys = (
+            Journey(_at_its_ends(recipe), then=Answers(split), early=BaselineAnswers(split)) for recipe in recipes
+        )
         for arrival in self.workers.together(journeys):
             yield arrival.found[1] if arrival.error is None else arrival.error
 
@@ -111,7 +126,8 @@ class Trials:
         assert search is not None
         recipe = recipe.model_copy(update={"benchmark": _brief(recipe.benchmark)})
         timed = Times(search.select.split, self.goal.compares_times) if trial.timed and self.goal.timed else None
-        return Journey(_at_its_ends(recipe), Answers(search.select.split), timed, trial.seconds)
+        split = search.select.split
+        return Journey(_at_its_ends(recipe), Answers(split), timed, trial.seconds, early=BaselineAnswers(split))
 
     def _outcome(self, arrival: Arrival) -> Outcome:
         if arrival.error is not None:

@@ -24,7 +24,8 @@ class Journey:
     """A recipe to be taken down the road, as far as the stage ``until`` (left out: all of it).
 
     ``then`` looks at what was made, beside other work; ``alone`` does so where nothing else runs, to take times.
-    ``seconds`` is what it will take, about: what takes longest begins first.
+    ``early`` finds what ``then`` would of the baseline alone: with several workers it is done once for all journeys of
+    one baseline, as soon as that is made. ``seconds`` is what it will take, about: what takes longest begins first.
     """
 
     recipe: Recipe
@@ -32,6 +33,7 @@ class Journey:
     alone: Look | None = None
     seconds: float = 0.0
     until: str | None = None
+    early: Look | None = None
 
     def labels(self) -> tuple[str, ...]:
         """Of the stages that it has."""

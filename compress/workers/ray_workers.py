@@ -103,7 +103,7 @@ class RayWorkers:
         arrived = {place: self._arrival(trip, told=False) for place, trip in enumerate(trips) if trip.has_arrived}
         short = [one for one in self._guess.journeys(arrived) if one.seconds <= _BESIDE * left]
         guessed = tree(short, self._works)
-        for one in (one for trip in guessed for one in trip.last):
+        for one in (one for trip in guessed for one in trip.works):
             one.is_guessed = True
         return self._ready(guessed)
 
@@ -113,7 +113,7 @@ class RayWorkers:
     def _ready(self, trips: Sequence[Trip]) -> list[Work]:
         """Stages and looks that can begin, the most urgent first; of stages those that the cache doesn't have."""
         while True:
-            found = {id(one): one for trip in trips if not trip.failure for one in trip.last if one.is_ready}
+            found = {id(one): one for trip in trips if not trip.failure for one in trip.works if one.is_ready}
             ready = [one for one in found.values() if not one.is_timing or self._times_elsewhere()]
             for one in ready:
                 self._look_up(one)
@@ -154,7 +154,7 @@ class RayWorkers:
         free = [node for node in nodes if node.busy < node.places and node.facts.host not in timing]
         if one.label is None:
             free = [node for node in free if self.cluster.judges(node)]
-        before = one.made_before()
+        before = one.reads()
 
         def merit(node: Node) -> tuple[bool, int, float]:
             has = sum(entry.size_bytes for entry in before if entry.key in node.holds)
@@ -253,9 +253,11 @@ class RayWorkers:
                 self._drop(node, "it makes other files than this machine would")
             case Made():
                 entries = [self._received(sent) for sent in answer.entries]
-                node.holds |= {entry.key for entry in (*entries, *one.made_before())}
+                node.holds |= {entry.key for entry in (*entries, *one.reads())}
                 one.seconds, one.found, one.done = answer.seconds, answer.found, True
-                if one.label is not None:
+                if one.label is None:
+                    one.entries = tuple(entries)
+                else:
                     one.entry = entries[0]
                     self._made[entries[0].key] = answer.seconds
 
@@ -286,7 +288,8 @@ class RayWorkers:
 
     def _arrival(self, trip: Trip, told: bool) -> Arrival:
         """What came of a journey; once it is ``told``, the work is no other's any more."""
-        looks = [one for one in (trip.look, trip.timed) if one is not None]
+        early = trip.early if trip.early is not None and trip.early.trip is trip else None
+        looks = [one for one in (early, trip.look, trip.timed) if one is not None]
         keys = [one.entry.key for one in trip.stages if one.entry is not None]
         own = {key: self._made[key] for key in keys if key in self._made}
         if told:

@@ -34,7 +34,8 @@ class Sending:
         journey, recipe = one.trip.journey, road.recipe
         labels, named = journey.labels(), references(recipe.stages)
         earlier = zip(labels, one.made_before(), strict=False)
-        look = journey.alone if one.is_timing else journey.then
+        is_early = one is one.trip.early
+        look = journey.alone if one.is_timing else journey.early if is_early else journey.then
         models = [recipe.model, *(each.name for each in named if each.kind == "model")]
         return Order(
             recipe=recipe,
@@ -42,6 +43,8 @@ class Sending:
             look=None if one.label is not None else look,
             earlier=tuple((label, entry.key, entry.record) for label, entry in earlier),
             needs=frozenset(labels if one.label is None else road.reads(one.label)),
+            beside=() if one.beside is None else tuple((entry.key, entry.record) for entry in one.beside.entries),
+            is_early=is_early,
             models={name: self._named(road.resolve(name)) for name in models},
             folders={each.name: self._named(road.locate(each.name)) for each in named if each.kind != "model"},
             data=self._data_digest(road),
@@ -76,7 +79,7 @@ class Sending:
         return self._data[1]
 
     def _content(self, digest: str, one: Work) -> Any:
-        for entry in one.made_before():
+        for entry in one.reads():
             if entry.key == digest:
                 return packed(entry.folder)
         if self._data is not None and self._data[1] == digest:

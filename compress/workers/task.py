@@ -106,6 +106,10 @@ class Order:
     earlier: tuple[tuple[str, str, Mapping[str, Any]], ...]
     needs: frozenset[str]
     """Labels of ``earlier`` whose files are read."""
+    beside: tuple[tuple[str, Mapping[str, Any]], ...]
+    """Key and record of what other looks have left that this one will ask for."""
+    is_early: bool
+    """Whether other looks will ask for what this one finds in the cache too."""
     models: Mapping[str, tuple[str, str]]
     folders: Mapping[str, tuple[str, str]]
     data: str
@@ -115,8 +119,12 @@ class Order:
 
     def digests(self) -> set[str]:
         """Everything that the machine has to have, as it travels."""
-        entries = {key for label, key, _ in self.earlier if label in self.needs}
-        return {*entries, *(digest for digest, _ in (*self.models.values(), *self.folders.values())), self.data}
+        return {*self.entries(), *(digest for digest, _ in (*self.models.values(), *self.folders.values())), self.data}
+
+    def entries(self) -> dict[str, Mapping[str, Any]]:
+        """Records of the entries whose files it has to have, by their keys."""
+        read = {key: record for label, key, record in self.earlier if label in self.needs}
+        return {**read, **dict(self.beside)}
 
 
 @dataclass(frozen=True)
@@ -198,9 +206,9 @@ class Bench:
 
     def _receive_entries(self) -> None:
         cache = Cache(self.folder / "cache")
-        for label, key, record in self.order.earlier:
-            found = cache.find(key) if label in self.order.needs else None
-            if label not in self.order.needs or (found is not None and found.digest == record["digest"]):
+        for key, record in self.order.entries().items():
+            found = cache.find(key)
+            if found is not None and found.digest == record["digest"]:
                 continue
             content = self._sent(key)
             if content is not None:
@@ -230,7 +238,8 @@ class Bench:
         else:
             assert self.order.look is not None
             found = self.order.look(road)
-            made = [one.entry for _, one in road.further.values() if not one.record.cached]
+            left = [(one.entry, one.record.cached) for _, one in road.further.values()] + road.measured
+            made = [entry for entry, cached in left if self.order.is_early or not cached]
         entries = {entry.key: entry for entry in made}.values()
         sent = (Sent(one.key, one.record, None if self.is_shared else packed(one.folder)) for one in entries)
         return Made(tuple(sent), found, time.perf_counter() - began)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from compress.cache import Entry
 from compress.errors import CompressError
-from compress.recipe.recipe import Recipe
+from compress.recipe.recipe import START, Recipe
 from compress.workers.journeys import Journey
 
 
@@ -33,6 +33,10 @@ class Work:
     seconds: float = 0.0
     done: bool = False
     error: CompressError | None = None
+    beside: Work | None = None
+    """A look that finds a part of what this one will."""
+    entries: tuple[Entry, ...] = ()
+    """What a look has left in the cache."""
     under_way: bool = False
     is_guessed: bool = False
     """Whether it was begun before anybody asked for it."""
@@ -44,7 +48,8 @@ class Work:
     @property
     def is_ready(self) -> bool:
         """Whether it can begin now."""
-        return not (self.done or self.error or self.under_way) and (self.before is None or self.before.done)
+        waits = self.beside is not None and not (self.beside.done or self.beside.error)
+        return not (self.done or self.error or self.under_way or waits) and (self.before is None or self.before.done)
 
     @property
     def is_timing(self) -> bool:
@@ -58,6 +63,10 @@ class Work:
         own = [] if self.before.entry is None else [self.before.entry]
         return [*self.before.made_before(), *own]
 
+    def reads(self) -> list[Entry]:
+        """Everything of other work that it may have use for."""
+        return [*self.made_before(), *(() if self.beside is None else self.beside.entries)]
+
     def failure(self) -> CompressError | None:
         """What it, or a stage before it, failed by."""
         return self.error or (self.before.failure() if self.before is not None else None)
@@ -69,6 +78,7 @@ class Trip:
 
     journey: Journey
     stages: list[Work] = field(default_factory=list)
+    early: Work | None = None
     look: Work | None = None
     timed: Work | None = None
     """A look that is taken where nothing else runs."""
@@ -77,6 +87,11 @@ class Trip:
     def last(self) -> list[Work]:
         """What has to be done for it, in this order."""
         return [*self.stages, *filter(None, (self.look, self.timed))]
+
+    @property
+    def works(self) -> list[Work]:
+        """The same, and what others need not do then."""
+        return [*filter(None, (self.early,)), *self.last]
 
     @property
     def failure(self) -> CompressError | None:
@@ -99,12 +114,18 @@ def tree(journeys: Sequence[Journey], works: Works) -> list[Trip]:
     for journey in journeys:
         trip = Trip(journey)
         before: Work | None = None
-        name: tuple[object, ...] = ()
-        for label, name in zip(journey.labels(), _names(journey.recipe), strict=False):
+        name, *names = _names(journey.recipe)
+        made: dict[str, tuple[Work | None, tuple[object, ...]]] = {START: (None, name)}
+        for label, name in zip(journey.labels(), names, strict=False):
             before = _shared(works, name, trip, label, before)
+            made[label] = before, name
             trip.stages.append(before)
+        if journey.early is not None:
+            at, named = made[journey.recipe.baseline]
+            trip.early = _shared(works, (*named, journey.early), trip, None, at)
         if journey.then is not None:
             before = trip.look = _shared(works, (*name, journey.then), trip, None, before)
+            before.beside = trip.early
         if journey.alone is not None:
             trip.timed = Work(trip, None, before, journey.seconds)
         trips.append(trip)
@@ -119,13 +140,14 @@ def _shared(works: Works, name: tuple[object, ...], trip: Trip, label: str | Non
     return found
 
 
-def _names(recipe: Recipe) -> list[tuple[str]]:
-    """For each stage a digest of everything that decides its output: the stages up to it, and where they start."""
+def _names(recipe: Recipe) -> list[tuple[object, ...]]:
+    """For the start and each stage a digest of everything that decides its output."""
     told = recipe.model_dump(
         mode="json",
         include={"task", "model", "module", "module_arguments", "random_weights", "trust_remote_code", "data", "seed"},
     )
-    sofar, names = hashlib.sha256(json.dumps(told, sort_keys=True).encode()), list[tuple[str]]()
+    sofar = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    names: list[tuple[object, ...]] = [(sofar.hexdigest(),)]
     for stage in recipe.stages:
         sofar.update(json.dumps(stage.model_dump(mode="json"), sort_keys=True).encode())
         names.append((sofar.copy().hexdigest(),))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from onnx import numpy_helper
 
+from compress.numerics import block_quantization
 from compress.numerics.block_quantization import pack_nibbles, quantize_blocks
 
 ROWS, COLUMNS, BLOCK = 6, 64, 16
@@ -43,6 +44,14 @@ def test_integers_stay_within_their_bits(bits: int):
     assert quantized.integers.max() == 2**bits - 1 and quantized.zero_points.max() <= 2**bits - 1
     assert quantized.integers.shape == (ROWS, COLUMNS)
     assert quantized.scales.shape == quantized.zero_points.shape == (ROWS, COLUMNS // BLOCK)
+
+
+def test_a_part_at_a_time_is_the_same_as_all_at_once(monkeypatch: pytest.MonkeyPatch):
+    whole = quantize_blocks(weight(), 4, BLOCK)
+    monkeypatch.setattr(block_quantization, "_AT_ONCE", 2 * BLOCK)
+    parts = quantize_blocks(weight(), 4, BLOCK)
+    for name in ("integers", "scales", "zero_points"):
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
 
 
 def test_weights_on_the_grid_come_back_exactly():

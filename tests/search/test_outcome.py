@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from compress.measurement import Measurement
 from compress.recipe.recipe import Limit
+from compress.search.goal import Goal
 from compress.search.outcome import Outcome, difference, figures, packed, slack, unpacked
 
 bits = st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=70)
@@ -84,3 +85,17 @@ def test_the_difference_of_two_recipes_is_paired_by_row() -> None:
     turned = difference(below, outcome([*one], [*x]), outcome([*other], [*x]), 0.95)
     assert turned is not None
     assert turned.value == pytest.approx(-gap.value)
+
+
+@pytest.mark.parametrize(
+    ("limit", "compares"),
+    [
+        (Limit(metric="latency_ms", at_most=2.0), False),
+        (Limit(metric="latency_ms", at_most=0.5, of="baseline"), True),
+        (Limit(metric="speedup", at_least=2.0), True),
+        (Limit(metric="accuracy", at_least=0.985, of="baseline"), False),
+        (Limit(metric="size_bytes", at_most=0.5, of="baseline"), False),
+    ],
+)
+def test_the_baseline_is_timed_where_a_limit_compares_times(limit: Limit, compares: bool) -> None:
+    assert Goal(("latency_ms",), (limit,), 0.95).compares_times is compares

@@ -283,8 +283,45 @@ def test_an_order_is_of_what_is_read(base: Path) -> None:
     """A machine is asked to have a stage's inputs, and nothing else that was made before."""
     fields = dict.fromkeys(Order.__dataclass_fields__)
     order = Order(**{**fields, "earlier": (("a", "1", {}), ("b", "2", {})), "needs": frozenset("b"),
-                     "models": {"m": ("3", "")}, "folders": {}, "data": "4"})  # type: ignore[arg-type]  # fmt: skip
-    assert order.digests() == {"2", "3", "4"}
+                     "beside": (("5", {}),), "models": {"m": ("3", "")}, "folders": {}, "data": "4"})  # type: ignore[arg-type]  # fmt: skip
+    assert order.digests() == {"2", "3", "4", "5"}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Measures the baseline, and notes in a file that it did."""
+
+    times: Path
+
+    def __call__(self, road: Road) -> bool:
+        """Whether somebody had before."""
+
+        def measure(folder: Path) -> dict[str, Any]:
+            with self.times.open("a") as file:
+                file.write("judged\n")
+            (folder / "answers").write_text("all")
+            return {"name": "evaluation of baseline"}
+
+        entry, cached = road.cache.obtain("judged", measure)
+        road.measured.append((entry, cached))
+        return cached
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_baseline_is_judged_once_and_its_answers_travel(
+    base: Path, acted: Callable[..., Acted], tmp_path: Path, seed: int
+) -> None:
+    look = Judged(tmp_path / "times")
+    asked = [Journey(recipe(base, step), then=look, early=look, seconds=1) for step in (0.5, 1, 2, 3)]
+    cast = acted(seed=seed)
+    arrivals = list(cast.workers().together(asked))
+    assert [one.found for one in arrivals] == [True] * 4
+    assert look.times.read_text().splitlines() == ["judged"]
+    assert Cache(cast.roads.artifacts / "cache").find("judged") is not None
+    assert [one.found for one in InProcess(Roads(base, tmp_path / "one", tiny_run.Notes())).together(asked[:2])] == [
+        False,
+        True,
+    ]
 
 
 def test_what_has_not_arrived_whole_is_no_entry(tmp_path: Path) -> None:

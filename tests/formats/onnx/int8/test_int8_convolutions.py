@@ -166,6 +166,15 @@ def test_bias_correction_takes_the_mean_error_of_convolutions_away():
     assert shifts[True] < 0.7 * shifts[False]
 
 
+def test_the_graph_that_shifts_were_found_by_is_made_use_of_as_if_made_anew():
+    # A product's bias is float there; those of convolutions and of the classifier are integers, in steps of their own.
+    made = StaticQuantizer(network(), images(32), Int8Options(reduce_range=False))
+    reused, anew = made.quantize(), made.quantize()
+    assert reused.SerializeToString(deterministic=True) == anew.SerializeToString(deterministic=True)
+    plain = StaticQuantizer(network(), images(32), PLAIN).quantize()
+    assert reused.SerializeToString(deterministic=True) != plain.SerializeToString(deterministic=True)
+
+
 def test_an_activation_after_a_residual_is_kept_where_what_reads_it_is_float():
     # ONNX Runtime's quantizer takes the Relu out, since the integers begin at zero; the float pooling needs it.
     whole = network()

@@ -178,6 +178,12 @@ def test_bias_correction_takes_the_mean_error_away():
     assert means[True] < 0.02 * means[False]
 
 
+def test_an_encoder_is_rounded_once_for_its_shifts_and_for_what_ships():
+    made = encoder(Int8Options(reduce_range=False))
+    reused, anew = made.quantize(), made.quantize()
+    assert reused.SerializeToString(deterministic=True) == anew.SerializeToString(deterministic=True)
+
+
 def test_smoothing_changes_nothing_in_float_and_helps_in_int8():
     generator = np.random.default_rng(0)
     gain = np.ones(64, np.float32)

@@ -302,7 +302,7 @@ class Judged:
             (folder / "answers").write_text("all")
             return {"name": "evaluation of baseline"}
 
-        entry, cached = road.cache.obtain("judged", measure)
+        entry, cached = road.cache.obtain("judged", measure, road.progress.note, lambda: None)
         road.measured.append((entry, cached))
         return cached
 

@@ -98,6 +98,8 @@ class RayWorkers:
             return []
         if sure := self._ready(self._ahead):
             return sure
+        if sum(not trip.has_arrived for trip in trips) >= self.width:
+            return []  # what they wait for now may be done in a moment
         now = time.perf_counter()
         left = max((one.urgency - (now - one.began) for one, _ in self._running.values()), default=0.0)
         arrived = {place: self._arrival(trip, told=False) for place, trip in enumerate(trips) if trip.has_arrived}
@@ -120,7 +122,7 @@ class RayWorkers:
             if not any(one.done or one.error for one in ready):
                 at_it = self._at_it()
                 ready = [one for one in ready if one.label is None or one.key not in at_it]
-                return sorted(ready, key=lambda one: (one.is_timing, -one.urgency))
+                return sorted(ready, key=lambda one: (one.is_timing, one.is_early, -one.urgency))
 
     def _look_up(self, one: Work) -> None:
         """Find out a stage's key, and take its output from the cache if it is there."""

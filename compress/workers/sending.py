@@ -34,8 +34,7 @@ class Sending:
         journey, recipe = one.trip.journey, road.recipe
         labels, named = journey.labels(), references(recipe.stages)
         earlier = zip(labels, one.made_before(), strict=False)
-        is_early = one is one.trip.early
-        look = journey.alone if one.is_timing else journey.early if is_early else journey.then
+        look = journey.alone if one.is_timing else journey.early if one.is_early else journey.then
         models = [recipe.model, *(each.name for each in named if each.kind == "model")]
         return Order(
             recipe=recipe,
@@ -44,7 +43,7 @@ class Sending:
             earlier=tuple((label, entry.key, entry.record) for label, entry in earlier),
             needs=frozenset(labels if one.label is None else road.reads(one.label)),
             beside=() if one.beside is None else tuple((entry.key, entry.record) for entry in one.beside.entries),
-            is_early=is_early,
+            is_early=one.is_early,
             models={name: self._named(road.resolve(name)) for name in models},
             folders={each.name: self._named(road.locate(each.name)) for each in named if each.kind != "model"},
             data=self._data_digest(road),

@@ -63,6 +63,11 @@ class Work:
         own = [] if self.before.entry is None else [self.before.entry]
         return [*self.before.made_before(), *own]
 
+    @property
+    def is_early(self) -> bool:
+        """Whether it is only for looks to come, and may wait for stages."""
+        return self is self.trip.early
+
     def reads(self) -> list[Entry]:
         """Everything of other work that it may have use for."""
         return [*self.made_before(), *(() if self.beside is None else self.beside.entries)]

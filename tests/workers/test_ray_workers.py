@@ -6,7 +6,7 @@ Ray itself is acted here (`fake_ray`); a search on a real cluster is in `tests/s
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -322,6 +322,25 @@ def test_a_baseline_is_judged_once_and_its_answers_travel(
         False,
         True,
     ]
+
+
+def test_stages_come_before_looks_that_may_wait(base: Path, acted: Callable[..., Acted], tmp_path: Path) -> None:
+    look = Judged(tmp_path / "times")
+    cast = acted()
+    list(cast.workers().together([Journey(recipe(base, by), then=look, early=look, seconds=1) for by in (1, 2)]))
+    assert [cast.a.ran[0], cast.b.ran[0]] == ["nudge", "nudge"]
+
+
+def test_nothing_is_guessed_while_every_machine_will_be_asked(base: Path, acted: Callable[..., Acted]) -> None:
+    known: list[int] = []
+
+    def guess(arrived: Mapping[int, Arrival]) -> list[Journey]:
+        known.append(len(arrived))
+        return []
+
+    # The second waits for the first one's stage, and needs the other machine then.
+    list(acted().workers().together([Journey(recipe(base, 1, by), then=Sum(), seconds=1) for by in (2, 3)], guess))
+    assert known and min(known) == 1
 
 
 def test_what_has_not_arrived_whole_is_no_entry(tmp_path: Path) -> None:

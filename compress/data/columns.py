@@ -247,5 +247,5 @@ def _missing_column(rows: Rows, name: str, source_name: str) -> DataError:
         f"{rows.name} has no column {source_name!r}." + did_you_mean(source_name, rows.names),
         where=rows.name,
         expected=f"one of its columns: {', '.join(rows.names)}",
-        mend=f"say which column it is, e.g. data: {{columns: {{{name}: {example}}}}}",
+        mend=f"say which column it is, e.g. data: {{columns: {{{name}: {example}}}}}, or --set data.columns.{name}=...",
     )

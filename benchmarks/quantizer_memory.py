@@ -1,4 +1,10 @@
-"""Peak memory and time of the stage `gptq` on Llama-shaped models of growing size, each in a process of its own.
+"""Peak memory and time of a stage that takes a block at a time, on Llama-shaped models of growing size.
+
+    python benchmarks/quantizer_memory.py 3B                                             gptq
+    python benchmarks/quantizer_memory.py 3B --stage prune --set feed_forward=0.25
+    python benchmarks/quantizer_memory.py 3B --stage train_blocks --set epochs=1 held_out=2
+
+Each is in a process of its own, whose peak only rises.
 
 The cost of a parameter is processor time, which other work on the machine changes less than the time that passes.
 The models are random, in bfloat16, and written shard by shard; a 3B one takes 6.4 GB of disk, and its result 3 GB more.
@@ -33,6 +39,7 @@ def main() -> None:
     """Measure each size and write a line for it, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sizes", nargs="*", help=f"of {', '.join(SHAPES)} (default: all)")
+    parser.add_argument("--stage", default="gptq", choices=("gptq", "train_blocks", "prune"))
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--sequence-length", type=int, default=512)
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=JSON", help="fields of the stage")
@@ -46,7 +53,7 @@ def main() -> None:
     fields = {"samples": options.samples, "sequence_length": options.sequence_length}
     fields |= {name: json.loads(value) for name, value in changes.items()}
     if options.measure:
-        sys.stdout.write(json.dumps(measure(options.measure, fields)))
+        sys.stdout.write(json.dumps(measure(options.measure, options.stage, fields)))
         return
     rows = []
     for size in options.sizes or SHAPES:
@@ -78,7 +85,7 @@ def in_child(folder: Path, arguments: list[str]) -> dict[str, Any]:
     return found
 
 
-def measure(folder: Path, fields: dict[str, Any]) -> dict[str, Any]:
+def measure(folder: Path, stage: str, fields: dict[str, Any]) -> dict[str, Any]:
     """Run the stage on the model in ``folder``."""
     import pyarrow as pa
     import torch
@@ -88,7 +95,7 @@ def measure(folder: Path, fields: dict[str, Any]) -> dict[str, Any]:
     from compress.progress import SilentProgress
     from compress.quantization.build import build_skeleton
     from compress.stage.stage import Context
-    from compress.stages.gptq import Gptq
+    from compress.stages import STAGES
     from compress.tasks.registry import get_task
 
     class Talking(SilentProgress):
@@ -109,7 +116,7 @@ def measure(folder: Path, fields: dict[str, Any]) -> dict[str, Any]:
     del skeleton
     context = Context(task, data, fields["sequence_length"], 0, Talking(), none, Path, folder / "scratch")
     imports, begun, cpu_begun = peak_bytes(), time.perf_counter(), time.process_time()
-    Gptq(**fields).run(Checkpoint(folder), context)
+    STAGES[stage].model_validate({"kind": stage, **fields}).run(Checkpoint(folder), context)
     return {
         "seconds": time.perf_counter() - begun,
         "cpu_seconds": time.process_time() - cpu_begun,

@@ -41,7 +41,7 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
     Embedding tables are quantized too, at 8 or 4 bits in blocks along a row.
     """
 
-    version = 7
+    version = 8
     packages = ("onnx", "onnx_ir", "onnxruntime")
     integer_graph = True
     kind: Literal["quantize"] = "quantize"

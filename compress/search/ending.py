@@ -42,25 +42,45 @@ class Ending:
         return [Journey(self.refit.recipe(self.space.origin, seed), until=base.baseline) for seed in seeds]
 
     def reserve(self) -> float:
-        """Seconds that it will take: tests and times, the likely winner's refit and its further seeds."""
-        session = timing_seconds(self.space.search) + _SESSION_MODELS * self.costs.beside_seconds
-        again = self.seeds + self.refit.wanted
+        """Seconds that it will take: tests and times, the likely winner's refit and its further seeds.
+
+        While there is no winner, trials that may find one come before seeds.
+        """
+        session, known = self._session_seconds(), self.engine.known
+        ranked = known.ranked()
+        again = self.refit.wanted + (self.seeds if ranked else 0)
         if not again:
             return session
-        known = self.engine.known
-        likely = next(iter(known.ranked() or known.nearest()), self.space.origin)
-        more = 1 + self.refit.more_rows if self.refit.wanted else 1
-        most = 0.5 * self.space.search.seconds
-        return session + min(again * more * self.costs.all_seconds(likely), most)
+        likely = next(iter(ranked or known.nearest()), self.space.origin)
+        return session + min(again * self._again_seconds(likely), 0.5 * self.space.search.seconds)
 
-    def judged(self, note: Callable[[str], None], say: Callable[[str], None]) -> Final | None:
-        """What the test rows say of the winner; None where no recipe's figures keep every limit."""
+    def _session_seconds(self) -> float:
+        return timing_seconds(self.space.search) + _SESSION_MODELS * self.costs.beside_seconds
+
+    def _again_seconds(self, point: Point) -> float:
+        """Of training a recipe once more, about."""
+        return (1 + self.refit.more_rows if self.refit.wanted else 1) * self.costs.all_seconds(point)
+
+    def fitting(self, best: Point, refit: bool, left: float) -> int:
+        """How many further seeds ``left`` seconds are enough for, beside the refit and the session."""
+        each = max(self._again_seconds(best), 1e-9)
+        trainings = int((left - self._session_seconds()) * self.trials.workers.width / each)
+        return min(self.seeds, max(0, trainings - refit))
+
+    def judged(self, note: Callable[[str], None], say: Callable[[str], None], left: float) -> Final | None:
+        """What the test rows say of the winner; None where no recipe's figures keep every limit.
+
+        Of its further seeds as many are trained as ``left`` seconds are enough for.
+        """
         pick = next(iter(self.engine.known.ranked()), None)
         if pick is None:
             return None
         best, refit, seeds = *self._winner(pick), list[Seed]()
         again = ["from the rows that chose it too"] * refit
-        if count := self.seeds:
+        count = self.fitting(best, refit, left)
+        if count < self.seeds:
+            note(f"there is time for {count or 'none'} of the winner's {self.seeds} further training seeds")
+        if count:
             again.append(f"of {count} more training seed{'s'[: count > 1]}")
         if again:
             say(f"the winner again, {' and '.join(again)}")

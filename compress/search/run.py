@@ -116,7 +116,7 @@ class SearchRun:
         try:
             self._search(ledger, known)
             self.progress.note(f"{len(self.entries)} trials: {self.engine.ended}")
-            final = self.ending.judged(self.progress.note, self._say)
+            final = self.ending.judged(self.progress.note, self._say, self.search.seconds - self.spent)
         except (KeyboardInterrupt, StorageError) as error:
             self.watcher.leave()
             best = self.engine.known.best()

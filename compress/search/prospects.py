@@ -27,6 +27,9 @@ _FEWEST_KNOWN = 3
 _SAME, _APART, _NO_GAIN = 0.001, 0.02, 1e-4
 """Of a figure that only trials tell, relative: how far two trials of one recipe may differ, by how much recipes do, one
 standard deviation, while few are known, and a gain that is none."""
+_FEWEST_WEIGHED, _WEIGHED_APART = 2, 0.3
+"""The same of times and sizes that nothing foretells and a limit is on: how many have to be known, and the deviation of
+recipes' logarithms."""
 _LEAST = 1e-12
 """A chance that is none."""
 _PLAINLY = 5
@@ -85,6 +88,7 @@ class Prospects:
         self._prior = Prior(past, self._features)
         self._gains: dict[Point, float] = {}
         self._foretold: dict[Point, float] = {}
+        self._weighed: dict[str, Surrogate | None] = {}
         self._processes: dict[str, tuple[Surrogate, float]] = {}
         self.expected: dict[Point, Expected] = {}
         """Of every point that `by_worth` was asked about."""
@@ -98,6 +102,7 @@ class Prospects:
         worth, found, came_to = {}, list(points), self.known.last_rungs()
         rungs = [(point, came_to.get(point, -1) + 1) for point in found]
         alone, surer = self._chances(found)
+        self._foretell(found)
         # What is cheap tells little while nothing is known to keep the limits (Lee et al. 2020, on cost-cooling).
         cost = 1.0 if self._front else 0.5
         chances = by_divergence(self.known, rungs, alone, self.costs.family)
@@ -184,15 +189,45 @@ class Prospects:
         return self._chance_foretold(point) >= _LIKELY
 
     def _chance_foretold(self, point: Point) -> float:
-        """The probability to keep every limit on what is predicted; a tolerance is two standard deviations."""
-        if point not in self._foretold:
-            self._foretold[point] = math.prod(self._chance_within(limit, point) for limit in self.known.goal.limits)
+        """The probability to keep every limit but those on quality; a tolerance is two standard deviations.
+
+        Of what nothing foretells it goes by what the trials so far came to.
+        """
+        self._foretell([point])
         return self._foretold[point]
 
-    def _chance_within(self, limit: Limit, point: Point) -> float:
+    def _foretell(self, points: Sequence[Point]) -> None:
+        new = [point for point in points if point not in self._foretold]
+        chances = np.ones(len(new))
+        for limit in self.known.goal.limits:
+            within = [self._chance_within(limit, point) for point in new]
+            chances *= [1.0 if chance is None else chance for chance in within]
+            unknown = [place for place, chance in enumerate(within) if chance is None]
+            process = self._tried(limit) if unknown and limit not in self.known.goal.quality else None
+            if process is not None:
+                features = np.array([self._features(new[place], self.shares[-1]) for place in unknown])
+                chances[unknown] *= process.at_least(features, np.zeros(len(unknown)))
+        self._foretold |= dict(zip(new, chances.tolist(), strict=True))
+
+    def _tried(self, limit: Limit) -> Surrogate | None:
+        """By how much recipes keep a limit, as logarithms; None while few are known."""
+        name = named(limit)
+        if name not in self._weighed:
+            found = {
+                point: math.log(ratio) * (1 if limit.at_least is not None else -1)
+                for point, one in self.known.finished.items()
+                if (ratio := self._ratio(limit, one.final.get(limit.metric)))
+            }
+            features = np.array([self._features(point, self.shares[-1]) for point in found])
+            known = len(found) >= _FEWEST_WEIGHED
+            values, deviations = np.array(list(found.values())), np.full(len(found), _APART)
+            self._weighed[name] = Surrogate.of(features, values, deviations, _WEIGHED_APART) if known else None
+        return self._weighed[name]
+
+    def _chance_within(self, limit: Limit, point: Point) -> float | None:
         ratio = self._ratio(limit, self._hoped(point, limit.metric))
         if not ratio:
-            return 1.0
+            return None
         room = math.log(ratio) if limit.at_least is not None else -math.log(ratio)
         return NormalDist(sigma=max(self.costs.tolerance(point, limit.metric) / 2, 1e-9)).cdf(room)
 

@@ -72,6 +72,7 @@ def quantizer() -> StaticQuantizer:
     return StaticQuantizer(network(), feeds(), Int8Options(reduce_range=False, bias_correction=False))
 
 
+@pytest.mark.full_range
 def test_the_worst_layers_are_found_and_put_back():
     merit = Counted()
     found = search(network(), quantizer(), merit, 0.9, feeds(), 60, SilentProgress())
@@ -87,6 +88,7 @@ def test_the_worst_layers_are_found_and_put_back():
     assert "3 of 26 layers in float" in found.verdict()
 
 
+@pytest.mark.full_range
 def test_it_needs_a_tenth_of_the_evaluations_of_a_search_one_layer_at_a_time():
     merit = Counted()
     found = search(network(), quantizer(), merit, 0.9, feeds(), 60, SilentProgress())
@@ -108,6 +110,7 @@ def test_a_floor_that_holds_at_once_costs_one_evaluation():
     assert merit.asked == 2 and found.kept == () and found.damages == () and found.passes == 0
 
 
+@pytest.mark.full_range
 def test_a_ceiling_on_the_error_needs_no_metric():
     made, asked = quantizer(), feeds()
     merit = agreement_with(network(), asked)

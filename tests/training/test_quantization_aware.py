@@ -90,6 +90,7 @@ def written(holder: nn.Module, only: QuantizedLayer, relu: bool) -> tuple[onnx.M
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("shape", [(64, 48), (512, 128), (33, 100)])
+@pytest.mark.full_range
 def test_a_product_has_the_bits_of_the_integer_kernel(bits: int, shape: tuple[int, int], tmp_path: Path) -> None:
     torch.manual_seed(bits + shape[0])
     values = torch.randn(37, shape[0]) * 2 + 0.3
@@ -119,6 +120,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize(("shape", "relu", "bias"), [(name, True, True) for name in SHAPES] + [("plain", False, False)])
+@pytest.mark.full_range
 def test_a_convolution_has_the_bits_of_the_integer_kernel(
     bits: int, shape: str, relu: bool, bias: bool, tmp_path: Path
 ) -> None:
@@ -140,6 +142,7 @@ def test_a_convolution_has_the_bits_of_the_integer_kernel(
     assert steps.max() < 1.01 and (steps > 0.5).mean() < 0.005
 
 
+@pytest.mark.full_range
 def test_a_chain_of_convolutions_shares_its_grids(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU6(), nn.MaxPool2d(2), nn.Conv2d(8, 12, 3), nn.ReLU(), nn.Flatten())

@@ -125,6 +125,7 @@ def test_weights_stand_for_what_they_were():
 
 
 @pytest.mark.parametrize("bits", [32, 8, 4])
+@pytest.mark.full_range
 def test_answers_stay_close(bits: int):
     made = exported()
     graph = made.graph()

@@ -81,6 +81,7 @@ def error(graph: onnx.ModelProto, whole: onnx.ModelProto) -> float:
 
 
 @pytest.mark.parametrize("activation", ["Relu", "Clip"])
+@pytest.mark.full_range
 def test_a_net_of_convolutions_is_integers_from_end_to_end(activation: str, tmp_path: Path):
     whole = network((activation,))
     graph = StaticQuantizer(whole, images(), PLAIN).quantize()
@@ -100,6 +101,7 @@ def test_a_convolution_alone_among_floats_keeps_its_neighbours_float(tmp_path: P
     assert found["Conv"] + found["FusedConv"] == 2
 
 
+@pytest.mark.full_range
 def test_a_layer_that_is_kept_between_integers_is_not_rounded_by_the_runtime(tmp_path: Path):
     graph = StaticQuantizer(network(), images(2), PLAIN).quantize(kept=("depthwise",))
     found = kernels(graph, tmp_path)
@@ -137,6 +139,7 @@ def test_what_has_no_integer_kernel_stays_float(tmp_path: Path):
         StaticQuantizer(whole, [{"x": np.zeros((2, 4, 5, 5), np.float32)}], PLAIN)
 
 
+@pytest.mark.full_range
 def test_a_convolution_is_what_its_integers_say():
     x, kernel = images(1)[0]["x"], weight(0, CHANNELS, 3, 3, 3)
     node = helper.make_node("Conv", ["x", "w"], ["y"], name="only")
@@ -175,6 +178,7 @@ def test_the_graph_that_shifts_were_found_by_is_made_use_of_as_if_made_anew():
     assert reused.SerializeToString(deterministic=True) != plain.SerializeToString(deterministic=True)
 
 
+@pytest.mark.full_range
 def test_an_activation_after_a_residual_is_kept_where_what_reads_it_is_float():
     # ONNX Runtime's quantizer takes the Relu out, since the integers begin at zero; the float pooling needs it.
     whole = network()

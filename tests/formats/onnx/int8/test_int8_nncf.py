@@ -22,6 +22,7 @@ def feeds(count: int = 12) -> list[dict[str, np.ndarray]]:
 
 
 @pytest.mark.slow
+@pytest.mark.full_range
 def test_answers_are_nncfs_own_and_every_product_is_an_integer_kernel(tmp_path: Path):
     quantizer = NncfQuantizer(exported().graph(), feeds())
     theirs, ours = run_nncf(quantizer.readable, feeds(), transformer=True), quantizer.quantize()

@@ -51,6 +51,7 @@ def run(model: onnx.ModelProto, feeds: list[dict[str, np.ndarray]]) -> np.ndarra
 
 
 @pytest.mark.parametrize("reduce_range", [False, True])
+@pytest.mark.full_range
 def test_outputs_are_nearer_and_nothing_else_changes(reduce_range: bool) -> None:
     graph, feeds = network(), smooth_images(32, 1)
     made = {

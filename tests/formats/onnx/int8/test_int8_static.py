@@ -68,6 +68,7 @@ def matrices(seed: int = 0, rows: int = 64) -> tuple[np.ndarray, np.ndarray, np.
 
 @pytest.mark.parametrize("layout", ["qoperator", "qdq"])
 @pytest.mark.parametrize(("types", "per_channel"), [("u8s8", True), ("u8s8", False), ("u8u8", False), ("s8s8", True)])
+@pytest.mark.full_range
 def test_a_product_is_what_its_integers_say(layout: str, types: str, per_channel: bool):
     x, weight, bias = matrices()
     settings = PLAIN.model_copy(update={"types": types, "per_channel": per_channel, "format": layout})
@@ -98,6 +99,7 @@ def test_seven_bit_weights_where_the_processor_needs_them():
     assert np.abs(integers.astype(int)).max() <= 64
 
 
+@pytest.mark.full_range
 def test_an_encoder_becomes_integer_kernels_and_stays_close(tmp_path: Path):
     graph = encoder().quantize()
     found = kernels(graph, tmp_path)
@@ -111,6 +113,7 @@ def test_an_encoder_becomes_integer_kernels_and_stays_close(tmp_path: Path):
     assert 0 < error(graph) < 0.2
 
 
+@pytest.mark.full_range
 def test_signed_activations_become_unsigned_where_attention_needs_them():
     signed, unsigned = encoder(PLAIN.model_copy(update={"types": "s8s8"})).quantize(), encoder().quantize()
     batch = exported().examples.batch([0, 3, 5])
@@ -121,6 +124,7 @@ def test_signed_activations_become_unsigned_where_attention_needs_them():
     assert kinds == {"QAttention": np.uint8, "MatMulIntegerToFloat": np.int8}
 
 
+@pytest.mark.full_range
 def test_both_formats_answer_alike():
     first, second = encoder().quantize(), encoder(PLAIN.model_copy(update={"format": "qdq"})).quantize()
     batch = exported().examples.batch([0, 3, 5])
@@ -235,6 +239,7 @@ def test_what_cannot_be_quantized_is_refused():
         StaticQuantizer(product(weight), [{"x": x}], PLAIN)
 
 
+@pytest.mark.full_range
 def test_a_constant_activation_is_said_and_computed():
     _, weight, bias = matrices()
     for value in (0.0, 3.0):

@@ -14,6 +14,7 @@ from compress.formats.onnx.int8.recurrent import quantize_recurrent
 
 
 @pytest.mark.parametrize("in_pieces", [True, False])
+@pytest.mark.full_range
 def test_an_lstm_answers_in_integers_as_torch_does_and_takes_less(in_pieces: bool) -> None:
     graph, module = recurrent(in_pieces)
     made, count = quantize_recurrent(graph, per_channel=True, reduce_range=False)
@@ -30,6 +31,7 @@ def test_a_graph_without_an_lstm_is_left_as_it_is() -> None:
     assert quantize_recurrent(graph, per_channel=True, reduce_range=False) == (graph, 0)
 
 
+@pytest.mark.full_range
 def test_operators_of_a_set_that_the_graph_does_not_name() -> None:
     graph, _ = recurrent(in_pieces=False)
     graph.graph.node.append(helper.make_node("Gelu", ["y"], ["z"], domain="com.microsoft"))

@@ -89,6 +89,7 @@ def by_hand(parts: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     return total
 
 
+@pytest.mark.full_range
 def test_each_part_has_the_rounding_of_its_own_range() -> None:
     """Against the same rounding done by hand: with one scale each, the parts lose what the other's range takes."""
     examples = feeds(1)

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from browser import Browser, open_browser
@@ -41,10 +42,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: -recorded.get(item.path.relative_to(HERE).as_posix(), 0.0))
     saturates = pytest.mark.skip(reason="8-bit products of full range saturate on this processor, which has no VNNI")
     for item in items:
-        if item.get_closest_marker("full_range") and not find_processor("cpu").sums_in_32_bits:
+        marker = item.get_closest_marker("full_range")
+        if marker and marker.kwargs.get("own_kernels") and not find_processor("cpu").sums_in_32_bits:
             item.add_marker(saturates)
         if item.get_closest_marker("alone") and item.path.relative_to(HERE).as_posix() not in MAKEFILE:
             raise pytest.UsageError(f"{item.nodeid} is marked alone, and its file is not in ALONE of the Makefile")
+
+
+@pytest.fixture(autouse=True)
+def _summed_in_32_bits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime's slower kernels that don't saturate, for tests that say so, on processors whose own ones may."""
+    if not request.node.get_closest_marker("full_range") or find_processor("cpu").sums_in_32_bits:
+        return
+    import onnxruntime
+
+    opened = onnxruntime.InferenceSession.__init__
+
+    def open_exact(self: Any, path: Any, sess_options: Any = None, *given: Any, **named: Any) -> None:
+        sess_options = sess_options or onnxruntime.SessionOptions()
+        sess_options.add_session_config_entry("session.x64quantprecision", "1")
+        opened(self, path, sess_options, *given, **named)
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "__init__", open_exact)
 
 
 _seconds: Counter[str] = Counter()

@@ -11,7 +11,7 @@ from compress.environment import granted_cores
 
 
 @pytest.mark.parametrize("arithmetic", ["fp32", "int8"])
-@pytest.mark.full_range
+@pytest.mark.full_range(own_kernels=True)
 def test_the_product_that_is_timed_is_a_product(arithmetic: str) -> None:
     graph, value = machine._product(arithmetic, 4, 32, 8)
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])

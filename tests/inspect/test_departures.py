@@ -98,7 +98,7 @@ def compare(reference: Path, file: Path, target: str | None = None) -> FormatCom
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.full_range
+@pytest.mark.full_range(own_kernels=True)
 def test_a_healthy_file_departs_nowhere(files: dict[str, Path], name: str) -> None:
     found = compare(files["onnx"], files[name])
     assert found.departures == () and found.parts > 3 * LAYERS and found.examples == len(BATCHES)
@@ -116,7 +116,7 @@ FAULTS = {"scale": "dense", "transposed": "dense", "epsilon": "norm"}
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.full_range
+@pytest.mark.full_range(own_kernels=True)
 def test_a_planted_fault_is_named_with_its_layer(files: dict[str, Path], tmp_path: Path, name: str, fault: str) -> None:
     """In a layer drawn by chance; it is the only one that departs, and the answers' error is its own."""
     layer = int(np.random.default_rng([len(name), len(fault)]).integers(LAYERS))
@@ -234,7 +234,7 @@ def test_the_plainest_grid_reaches_from_the_least_to_the_greatest(bits: int, ste
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["node", pytest.param("browser", marks=pytest.mark.browser)])
-@pytest.mark.full_range
+@pytest.mark.full_range(own_kernels=True)
 def test_parts_run_where_the_target_is(files: dict[str, Path], tmp_path: Path, target: str) -> None:
     """In WebAssembly nothing departs in the file that ships, and a planted fault does, against either reference."""
     if shutil.which("npm") is None:

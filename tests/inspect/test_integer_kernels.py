@@ -124,7 +124,7 @@ def emulate(graph: onnx.ModelProto, name: str, x: np.ndarray) -> tuple[float, fl
     return cut / (len(rows) * weight.shape[1] * INNER / 2), float(np.sqrt(wrong / whole))
 
 
-@pytest.mark.full_range
+@pytest.mark.full_range(own_kernels=True)
 def test_saturation_is_what_loops_find():
     graph = static(network(peak=0.02), bias_correction=False)
     found = find_saturation(graph, feeds())

@@ -62,7 +62,7 @@ def test_a_vit_learns_and_ships_what_it_learned(bits: int, format: str, tmp_path
     assert (onnx.TensorProto.INT4 in stored) is (bits == 4)
 
 
-@pytest.mark.full_range
+@pytest.mark.full_range(own_kernels=True)
 def test_a_net_of_convolutions_learns_and_ships_what_it_learned(tmp_path: Path) -> None:
     model = tiny_images.mobile_net()
     shipped, context = taught(model, bits=8, learning_rate=3e-3)

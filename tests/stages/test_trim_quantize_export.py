@@ -111,7 +111,7 @@ def test_an_export_that_differs_stops(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(("bits", "tables"), [(8, 1), (4, 1), (32, 0)])
-@pytest.mark.full_range
+@pytest.mark.full_range(own_kernels=True)
 def test_quantized_tables_and_products(bits: int, tables: int):
     given, notes = context()
     before = OnnxModel(exported().graph(), FLOAT_GRAPH, {"config.json": b"{}"})

@@ -101,7 +101,7 @@ def test_a_convolution_alone_among_floats_keeps_its_neighbours_float(tmp_path: P
     assert found["Conv"] + found["FusedConv"] == 2
 
 
-@pytest.mark.full_range
+@pytest.mark.full_range(own_kernels=True)
 def test_a_layer_that_is_kept_between_integers_is_not_rounded_by_the_runtime(tmp_path: Path):
     graph = StaticQuantizer(network(), images(2), PLAIN).quantize(kept=("depthwise",))
     found = kernels(graph, tmp_path)

@@ -67,8 +67,15 @@ def matrices(seed: int = 0, rows: int = 64) -> tuple[np.ndarray, np.ndarray, np.
 
 
 @pytest.mark.parametrize("layout", ["qoperator", "qdq"])
-@pytest.mark.parametrize(("types", "per_channel"), [("u8s8", True), ("u8s8", False), ("u8u8", False), ("s8s8", True)])
-@pytest.mark.full_range
+@pytest.mark.parametrize(
+    ("types", "per_channel"),
+    [
+        pytest.param("u8s8", True, marks=pytest.mark.full_range),
+        pytest.param("u8s8", False, marks=pytest.mark.full_range),
+        ("u8u8", False),
+        ("s8s8", True),
+    ],
+)
 def test_a_product_is_what_its_integers_say(layout: str, types: str, per_channel: bool):
     x, weight, bias = matrices()
     settings = PLAIN.model_copy(update={"types": types, "per_channel": per_channel, "format": layout})
@@ -113,7 +120,7 @@ def test_an_encoder_becomes_integer_kernels_and_stays_close(tmp_path: Path):
     assert 0 < error(graph) < 0.2
 
 
-@pytest.mark.full_range
+@pytest.mark.full_range(own_kernels=True)
 def test_signed_activations_become_unsigned_where_attention_needs_them():
     signed, unsigned = encoder(PLAIN.model_copy(update={"types": "s8s8"})).quantize(), encoder().quantize()
     batch = exported().examples.batch([0, 3, 5])

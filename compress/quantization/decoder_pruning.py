@@ -13,7 +13,8 @@ from compress.quantization.calibration import calibration_windows
 from compress.quantization.cut_checkpoint import config_changes
 from compress.quantization.prediction import pruning_text
 from compress.quantization.sparsify import check_pattern, sparsify
-from compress.quantization.width_cut import Sizes, narrow
+from compress.quantization.width_cut import narrow
+from compress.quantization.width_sizes import Sizes
 
 if TYPE_CHECKING:
     from compress.stage.stage import Context

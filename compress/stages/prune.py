@@ -44,11 +44,13 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
 
     Language models are read tensor by tensor, one block in memory at a time. Whole layers go that change hidden states
     least (Men et al. 2024, ShortGPT, section 3), or without which the loss on text is least; groups of heads with their
-    keys and values, and neurons, by what passes through them (Muralidharan et al. 2024, Minitron, section 2.2); experts
-    by how seldom they are chosen. Single weights go by size, by Wanda (Sun et al. 2023, section 3) or by SparseGPT
-    (Frantar and Alistarh 2023, section 3).
+    keys and values, and neurons, so that the others can make up for them (Kurtic et al. 2023, ZipLM, section 3.1), or
+    by what passes through them (Muralidharan et al. 2024, Minitron, section 2.2); experts by how seldom they are
+    chosen. Single weights go by size, by Wanda (Sun et al. 2023, section 3) or by SparseGPT (Frantar and Alistarh 2023,
+    section 3).
     """
 
+    version = 2
     packages = ("torch", "transformers", "accelerate")
     requires = frozenset({HAS_LABELS})
     excludes = frozenset({IS_WRITTEN})

@@ -188,7 +188,16 @@ class Pruning(Training):
     """Parts that are cut out, or weights that become zero; the training parameters serve the cubic schedule alone."""
 
     of_decoders: ClassVar[tuple[str, ...]] = (
-        *("method", "experts", "layer_importance", "multiple", "samples", "sequence_length", "damp_percent"),
+        *(
+            "method",
+            "experts",
+            "layer_importance",
+            "width_importance",
+            "multiple",
+            "samples",
+            "sequence_length",
+            "damp_percent",
+        ),
     )
     """Fields that mean something for language models alone."""
     later: ClassVar[tuple[str, ...]] = (*Training.later, *of_decoders, "denoiser")
@@ -244,6 +253,11 @@ class Pruning(Training):
         description="language models: layers go that change hidden states least, or one after the other, each the one "
         "without which the loss on text is least; that takes many times as long",
     )
+    width_importance: Literal["obs", "activation"] = Field(
+        "obs",
+        description="language models: heads and neurons go one after the other, each the one that the others can best "
+        "make up for, and they are made to (optimal brain surgeon); or those through which least passes (Minitron)",
+    )
     multiple: int = Field(
         32,
         ge=1,
@@ -256,7 +270,7 @@ class Pruning(Training):
     )
     sequence_length: int = Field(512, ge=8, le=131_072, description="language models: tokens of a window")
     damp_percent: float = Field(
-        0.01, gt=0, lt=1, description="sparsegpt: added to the Hessian's diagonal, relative to its mean"
+        0.01, gt=0, lt=1, description="sparsegpt, obs: added to the Hessian's diagonal, relative to its mean"
     )
 
     denoiser: DenoiserPruning | None = Field(

@@ -87,7 +87,7 @@ def inputs_of_layers(module: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """The inputs of every linear layer in a plain forward pass, [tokens, columns] by name."""
     seen: dict[str, torch.Tensor] = {}
     for name, part in module.named_modules():
-        if isinstance(part, torch.nn.Linear):
+        if isinstance(part, torch.nn.Linear | transformers.pytorch_utils.Conv1D):
             part.register_forward_pre_hook(lambda _, given, name=name: seen.update({name: given[0].flatten(0, -2)}))
     with torch.no_grad():
         module(input_ids=ids)

@@ -14,6 +14,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.errors import StageError
+from compress.numerics.part_removal import remove_parts
 from compress.numerics.sparse_pattern import Pattern
 from compress.numerics.sparse_solver import sparsegpt, wanda
 from compress.pipeline.integrity import Contract, Probe, probed, weigh
@@ -22,7 +23,7 @@ from compress.quantization.block_removal import block_influences, losses_without
 from compress.quantization.build import build_skeleton
 from compress.quantization.calibration import calibration_windows
 from compress.quantization.config import Quantization
-from compress.quantization.width_cut import Sizes
+from compress.quantization.width_sizes import Sizes
 from compress.stages.gptq import Gptq
 from compress.stages.prune import Prune
 from compress.tasks.registry import get_task
@@ -133,7 +134,7 @@ def test_groups_of_heads_and_neurons_go_by_what_passes_through_them(config: str,
         tmp_path / "source", config, hidden_size=128, num_attention_heads=4, num_key_value_heads=2, head_dim=32
     )
     ids, module, seen = ids_of(source, tmp_path), module_of(source), some_ids(2, 20)
-    result = pruned(source, tmp_path / "scratch", heads=0.5, feed_forward=0.3)
+    result = pruned(source, tmp_path / "scratch", heads=0.5, feed_forward=0.3, width_importance="activation")
     assert (result.config["num_key_value_heads"], result.config["num_attention_heads"]) == (1, 2)
     assert result.config["intermediate_size"] == 64  # 67.2 of 96, in multiples of 32
     inputs = inputs_of_layers(module, ids)
@@ -152,9 +153,40 @@ def test_groups_of_heads_and_neurons_go_by_what_passes_through_them(config: str,
     torch.testing.assert_close(answers(module_of(result), seen), answers(module, seen), atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("config", ["LlamaConfig", "Phi3Config", "GPT2Config"])
+def test_what_goes_is_made_up_for_one_layer_after_the_other(config: str, tmp_path: Path, gpt2: None) -> None:
+    sizes = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+    llama = config != "GPT2Config"
+    source = save_decoder(tmp_path / "source", config, **(sizes if llama else {}))
+    ids, module, seen, notes = ids_of(source, tmp_path), module_of(source), some_ids(2, 20), Notes()
+    cut = {"heads": 0.5, "feed_forward": 0.3} if llama else {"feed_forward": 0.3}
+    result = pruned(source, tmp_path / "scratch", notes, **cut)
+    blocks = "model.layers" if llama else "transformer.h"
+    names = {"self_attn.o_proj": (2, 1), "mlp.down_proj": (96, 64)} if llama else {"mlp.c_proj": (256, 192)}
+    for index in range(len(module.get_submodule(blocks))):
+        for name, (parts, kept) in names.items():
+            layer, path = module.get_submodule(f"{blocks}.{index}.{name}"), f"{blocks}.{index}.{name}"
+            # What enters it once all that comes before has been cut.
+            hessian = gram(inputs_of_layers(module, ids)[path])
+            weight = layer.weight.data if llama else layer.weight.data.T
+            stays, fitted = remove_parts(weight, hessian, weight.shape[1] // parts, kept)
+            layer.weight.data = fitted if llama else fitted.T.contiguous()
+            columns = fitted.view(len(fitted), parts, -1)[:, stays].flatten(1)
+            stored = result.stored(f"{path}.weight")
+            torch.testing.assert_close(stored if llama else stored.T, columns, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(answers(module_of(result), seen), answers(module, seen), atol=5e-4, rtol=1e-3)
+    other = pruned(source, tmp_path / "other", width_importance="activation", **cut)
+    lost = [
+        float((answers(module_of(one), ids) - answers(module_of(source), ids)).square().sum())
+        for one in (result, other)
+    ]
+    assert lost[0] < lost[1]
+    assert any("but for" in line for line in notes.said)
+
+
 def test_weights_that_files_have_transposed_are_cut_as_others(tmp_path: Path, gpt2: None) -> None:
     source, seen = save_decoder(tmp_path / "source", "GPT2Config"), some_ids(2, 20)
-    result = pruned(source, tmp_path / "scratch", feed_forward=0.5)
+    result = pruned(source, tmp_path / "scratch", feed_forward=0.5, width_importance="activation")
     assert result.config["n_inner"] == 128
     module, narrow = module_of(source), module_of(result)
     for block, other in zip(module.transformer.h, narrow.transformer.h, strict=True):

@@ -184,7 +184,7 @@ def pruning_flops(settings: Pruning, shape: Shape) -> float:
 
     Zeros take what `quantization_flops` counts. Greedily, each block that is left is tried in each round, from its
     place on, and each trial ends with the head; otherwise the text passes once for whole blocks and once for their
-    parts.
+    parts, and once more for each kind of part that the others are fitted for.
     """
     text = pruning_text(settings)
     if settings.zeros is not None:
@@ -193,6 +193,11 @@ def pruning_flops(settings: Pruning, shape: Shape) -> float:
     total = 0.0
     if settings.heads or settings.feed_forward or settings.experts:
         total += 2 * blocks * tokens
+    if settings.width_importance == "obs":
+        for share, columns in ((settings.heads, shape.hidden), (settings.feed_forward, shape.intermediate)):
+            # Another pass, what its inputs are multiplied to, and what goes solved out of the rest.
+            solved = columns**2 * tokens + 2 * share * columns * columns * (shape.hidden + columns)
+            total += (2 * blocks * tokens + shape.layers * solved) if share else 0.0
     if settings.layers and settings.layer_importance == "block_influence":
         total += 2 * blocks * tokens
     elif settings.layers:

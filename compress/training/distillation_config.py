@@ -63,6 +63,11 @@ class LanguageDistillation(Frozen):
     lora: int | None = Field(
         None, ge=1, le=4096, description="language models: train adapters of that rank, which are merged at the end"
     )
+    fsdp: bool = Field(
+        False,
+        description="language models: of several processes each keeps a part of the weights, gradients and moments, "
+        "and of the teacher, in place of all of them (fully sharded data parallelism)",
+    )
     keep_states: bool = Field(
         True,
         description="language models: keep the teacher's last hidden states, as bfloat16, for windows that come again "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from compress.architectures.description import stacks
 from compress.checkpoints.config_check import positions_of
 from compress.checkpoints.torch_model import TorchModel
 from compress.environment import uses_bf16
@@ -27,6 +29,7 @@ from compress.training.lesson_windows import Windows, lesson_windows
 from compress.training.loop import Trainee, train
 from compress.training.quantized_recovery import adapt
 from compress.training.recovery import Body, Judge, Quality, Recovered, head_of
+from compress.training.sharding import Sharded
 from compress.training.shared_parts import block_pairs, shared_tokens
 from compress.training.teacher_states import TeacherStates, has_room, states_key
 from compress.training.unstructured_pruning import keep_zeros
@@ -156,6 +159,8 @@ class LanguageLesson:
     dtype: torch.dtype
     states: TeacherStates
     judge: Judge | None
+    blocks: tuple[list[nn.Module], list[nn.Module]] = ([], [])
+    """Of pupil and teacher, where all processes share them."""
     curve: list[tuple[int, float]] = field(default_factory=list)
     _seen: list[float] = field(default_factory=list)
     _began: float = 0.0
@@ -182,8 +187,10 @@ class LanguageLesson:
         if dtype == torch.bfloat16:
             bodies[1].lower()
         judge = Judge(bodies[0], bodies[1], windows.held_out, 1, dtype) if judged else None
-        states = TeacherStates(bodies[1], dtype, _folder(settings, bodies[1], windows, dtype, context))
-        return cls(settings, pupil, bodies[1], windows, context, dtype, states, judge)
+        shares = settings.fsdp and processes.several()
+        states = TeacherStates(bodies[1], dtype, _folder(settings, bodies[1], windows, dtype, context), shares)
+        blocks = (_blocks(student.module), _blocks(module)) if shares else ([], [])
+        return cls(settings, pupil, bodies[1], windows, context, dtype, states, judge, blocks)
 
     @property
     def step_tokens(self) -> int:
@@ -202,14 +209,18 @@ class LanguageLesson:
         """Train the pupil in place, and say what that has changed."""
         context, judged = self.context, list[Quality]()
         before = None if self.judge is None else self.judge.quality()
+        shared = self._shared() if self.blocks[0] else None
+        if shared is not None and after_step is not None:
+            after_step = keep_zeros(shared.module.body.causal)
 
         def merit() -> float:
             assert self.judge is not None
-            judged.append(self.judge.quality())
+            with contextlib.nullcontext() if shared is None else shared.whole():
+                judged.append(self.judge.quality())
             return -self._error(judged[-1])
 
         trainee = Trainee(
-            self.pupil,
+            self.pupil if shared is None else shared.module,
             self.windows.train,
             self.loss,
             after_step=after_step,
@@ -224,6 +235,8 @@ class LanguageLesson:
         )
         self._began = time.monotonic()
         train(trainee, self.settings, context.seed, context.progress, "distill")
+        if shared is not None:
+            shared.put_back()
         context.tabulate("Loss while training", ("tokens", "loss"), self.curve)
         done = f"{self._last * self.step_tokens:,} tokens, {self._rate():,.0f} a second"
         if self.states.answered or self.states.found:
@@ -232,6 +245,14 @@ class LanguageLesson:
             after = min(judged, key=self._error) if self.settings.keep_best else judged[-1]
             done = f"{Recovered(before, after)}; {done}"
         context.remark(f"distill: {done}")
+
+    def _shared(self) -> Sharded[Pupil]:
+        """The pupil and its teacher in parts, each with one process, for whoever reads them while it learns."""
+        shared = Sharded(self.pupil, self.blocks[0])
+        self.teacher = self.states.teacher = Sharded(self.teacher, self.blocks[1], apart=False).module
+        if self.judge is not None:
+            self.judge.pupil, self.judge.teacher = shared.module.body, self.teacher
+        return shared
 
     def _error(self, quality: Quality) -> float:
         """What is to fall, in nats a token."""
@@ -269,7 +290,7 @@ class LanguageLesson:
     def loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Of a part of a batch, its share of the batch's."""
         ids = batch["input_ids"]
-        self.teacher.to(ids.device)
+        self.teacher.move(ids.device)
         taught: Any = None
         states: torch.Tensor | None = None
         with torch.no_grad():
@@ -303,6 +324,10 @@ class LanguageLesson:
         """Tokens a second, in this run."""
         steps = self._last - self._first + 1 if self._first else 0
         return steps * self.step_tokens / max(time.monotonic() - self._began, 1e-9)
+
+
+def _blocks(module: nn.Module) -> list[nn.Module]:
+    return [block for stack in stacks(module).values() for block in stack]
 
 
 def _folder(

@@ -33,6 +33,7 @@ from compress.training.kept_training import (
 )
 from compress.training.length import Length
 from compress.training.not_finite import NotFiniteError, blamed
+from compress.training.sharding import gathered, is_sharded
 from compress.training.short_forward import FrozenLayers, shortened
 
 BatchLoss = Callable[[nn.Module, dict[str, torch.Tensor]], torch.Tensor]
@@ -144,7 +145,10 @@ def train(trainee: Trainee, config: Training, seed: int, progress: Progress, des
     for parameter in trainee.extra:  # which accelerate isn't given
         parameter.data = parameter.data.to(accelerator.device)
     optimizer = _optimizer(trainee, config)
-    module, optimizer, loader = accelerator.prepare(trainee.module, optimizer, loader)
+    if is_sharded(trainee.module):
+        module, loader = trainee.module, accelerator.prepare(loader)
+    else:
+        module, optimizer, loader = accelerator.prepare(trainee.module, optimizer, loader)
     if frozen is not None and augmentation is None:
         frozen.keep_states(trainee.examples, in_bf16(config.precision), progress, description)
     length = trainee.length or Length(max(1, round(config.epochs * len(loader))))
@@ -155,8 +159,10 @@ def train(trainee: Trainee, config: Training, seed: int, progress: Progress, des
         frozen.requires_grad_(True)
     if config.freeze_embeddings:
         trainee.module.get_input_embeddings().requires_grad_(True)  # type: ignore[operator]
-    # What is saved, and what comes next, is the processor's.
-    trainee.module.to(CPU).eval()
+    trainee.module.eval()
+    if not is_sharded(trainee.module):
+        # What is saved, and what comes next, is the processor's.
+        trainee.module.to(CPU)
     return losses
 
 
@@ -260,8 +266,9 @@ class _Session:
                 value += self._backward(module, piece)
         parameters = [*trainee.module.parameters(), *trainee.extra]
         norm = self.accelerator.clip_grad_norm_(parameters, self.config.max_gradient_norm)
-        if norm is not None and not math.isfinite(float(norm)):
-            self._refuse("The gradient's length", float(norm), module, pieces)
+        length = None if norm is None else float(gathered(norm))
+        if length is not None and not math.isfinite(length):
+            self._refuse("The gradient's length", length, module, pieces)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.done += 1

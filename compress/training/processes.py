@@ -12,9 +12,14 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+def count() -> int:
+    """How many processes a launcher started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def several() -> bool:
-    """Whether a launcher started more than one process."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    """Whether they are more than one."""
+    return count() > 1
 
 
 def is_first() -> bool:
@@ -54,6 +59,16 @@ def mean(value: torch.Tensor) -> torch.Tensor:
 
     found: torch.Tensor = reduce(value, "mean")
     return found
+
+
+def any_says(values: torch.Tensor) -> torch.Tensor:
+    """Where any process has a number above 0, of as many [n] in each."""
+    if not several():
+        return values > 0
+    from accelerate.utils import reduce
+
+    found: torch.Tensor = reduce(values.float().to(accelerator().device), "sum")
+    return found.cpu() > 0
 
 
 def wait_for_all() -> None:

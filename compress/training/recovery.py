@@ -110,6 +110,11 @@ class Body(nn.Module):
         )
         return weight.to(dtype)
 
+    def move(self, device: torch.device) -> None:
+        """Its weights are there, wherever they were."""
+        if next(self.parameters()).device != device:
+            self.to(device)
+
     def require_plain_head(self, windows: Examples) -> None:
         """Prove that logits are the head's product with the last states, and nothing more (no cap, no factor)."""
         ids = torch.from_numpy(windows.inputs[0]["input_ids"][None, :_PROBE_TOKENS])
@@ -165,7 +170,7 @@ class Judge:
         """Of the pupil as it stands."""
         columns: list[Any] = []
         device = next(self.pupil.parameters()).device
-        self.teacher.to(device)
+        self.teacher.move(device)
         for start in range(0, len(self.held_out), self.size):
             indices = range(start, min(start + self.size, len(self.held_out)))
             ids = torch.from_numpy(self.held_out.batch(indices)["input_ids"]).to(device)

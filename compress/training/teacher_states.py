@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from compress.cache import cache_key
 from compress.environment import package_versions
+from compress.training import processes
 from compress.training.recovery import Body, states_of
 
 _SPARE_BYTES = 1 << 30
@@ -29,23 +30,31 @@ _VERSION = 1
 
 @dataclass
 class TeacherStates:
-    """Of windows of one length. ``folder`` None: nothing is kept."""
+    """Of windows of one length. ``folder`` None: nothing is kept. ``together``: all processes hold the teacher, so that
+    it answers as many windows in each."""
 
     teacher: Body
     dtype: torch.dtype
     folder: Path | None
+    together: bool = False
     answered: int = 0
     found: int = 0
 
     def of(self, ids: torch.Tensor) -> torch.Tensor:
         """The states [B, L, W], bfloat16, for token ids [B, L]."""
-        return torch.stack([self._window(window) for window in ids])
+        files = [None if self.folder is None else self._file(self.folder, window) for window in ids]
+        known = [None if file is None else _read(file, ids.shape[1]) for file in files]
+        missing = torch.tensor([states is None for states in known])
+        if self.together:
+            missing = processes.any_says(missing)
+        self.found += int((~missing).sum())
+        states = [
+            self._answer(window, file) if states is None or miss else states.to(ids.device)
+            for window, file, states, miss in zip(ids, files, known, missing.tolist(), strict=True)
+        ]
+        return torch.stack(states)
 
-    def _window(self, ids: torch.Tensor) -> torch.Tensor:
-        file = None if self.folder is None else self._file(self.folder, ids)
-        if file is not None and (known := _read(file)) is not None and len(known) == len(ids):
-            self.found += 1
-            return known.to(ids.device)
+    def _answer(self, ids: torch.Tensor, file: Path | None) -> torch.Tensor:
         self.answered += 1
         with torch.no_grad():
             states = states_of(self.teacher, ids[None], self.dtype)[0].to(torch.bfloat16)
@@ -59,12 +68,12 @@ class TeacherStates:
         return folder / name[:2] / f"{name[2:34]}.safetensors"
 
 
-def _read(file: Path) -> torch.Tensor | None:
+def _read(file: Path, tokens: int) -> torch.Tensor | None:
     try:
         states: torch.Tensor = load_file(file)["states"]
     except (OSError, SafetensorError, KeyError):
         return None
-    return states
+    return states if len(states) == tokens else None
 
 
 def _write(file: Path, states: torch.Tensor) -> None:

@@ -17,6 +17,7 @@ from compress.numerics.sparse_pattern import Pattern
 from compress.tasks.forward import loss_of
 from compress.training.config import Pruning
 from compress.training.loop import Trainee, train
+from compress.training.sharding import gathered
 
 if TYPE_CHECKING:
     from compress.stage.stage import Context
@@ -152,7 +153,7 @@ def keep_zeros(module: nn.Module) -> Callable[[int, int], None] | None:
     masks = []
     for layer in sparse_layers(module).values():
         kept = layer.weight.detach() != 0
-        if 1 - kept.float().mean().item() >= _PRUNED_FROM:
+        if 1 - float(gathered(kept.float().mean())) >= _PRUNED_FROM:
             masks.append((layer, kept))
     if not masks:
         return None

@@ -8,6 +8,7 @@ from typing import Any
 import tiny
 from causal import LENGTH, TASK, context
 from quantized import tiny_tokenizer
+from torch.distributed.tensor import DTensor
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.torch_model import TorchModel
@@ -15,9 +16,10 @@ from compress.data.dataset import Dataset
 from compress.stages.distill import Distill
 from compress.tasks.conversations import text_or_messages
 from compress.tasks.registry import get_task
+from compress.training import language_distillation, sharding
 from compress.training.language_distillation import LanguageLesson
 
-__all__ = ["conversations", "losses"]
+__all__ = ["conversations", "losses", "sharded"]
 SETTINGS: dict[str, Any] = {
     "teacher": "start",
     "student": {"layers": [0, 2]},
@@ -43,7 +45,24 @@ def conversations(count: int) -> Dataset:
     return Dataset(get_task(TASK).columns, {"train": table.set_column(0, "text", [rows])}, ())
 
 
-def losses(folder: Path, rank: int = 0) -> list[list[float]]:
+def sharded(folder: Path, rank: int = 0, **settings: Any) -> list[Any]:
+    """The same by FSDP, and how many of all weights this process keeps, of the student and of its teacher."""
+    kept: list[list[int]] = []
+
+    class Counted(sharding.Sharded[Any]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            own = [parameter for parameter in self.module.parameters() if isinstance(parameter, DTensor)]
+            kept.append([sum(one.to_local().numel() for one in own), sum(one.numel() for one in own)])
+
+    language_distillation.Sharded = Counted  # type: ignore[misc]
+    try:
+        return [*losses(folder, rank, fsdp=True, **settings), kept]
+    finally:
+        language_distillation.Sharded = sharding.Sharded  # type: ignore[misc]
+
+
+def losses(folder: Path, rank: int = 0, **settings: Any) -> list[Any]:
     """The loss of each step, and some weights of the student at the end; the teacher lies in ``folder``."""
     found: list[float] = []
     plain = LanguageLesson._told
@@ -57,7 +76,7 @@ def losses(folder: Path, rank: int = 0) -> list[list[float]]:
         teacher = TorchModel.load(folder / "teacher", get_task(TASK))
         made = context(Checkpoint(folder / "teacher"), folder / f"scratch {rank}", conversations(60))
         teacher.processor = tiny_tokenizer()
-        student = Distill.model_validate(SETTINGS).run(teacher, made)
+        student = Distill.model_validate({**SETTINGS, **settings}).run(teacher, made)
     finally:
         LanguageLesson._told = plain  # type: ignore[method-assign]
     return [found, student.module.model.layers[0].mlp.up_proj.weight[0].tolist()]

@@ -1,8 +1,10 @@
-"""Two processes under accelerate take half of each step's windows, and learn what one process does."""
+"""Two processes under accelerate learn what one does from half of each step's windows, whole or sharded."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,3 +23,23 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path) -> None:
         np.testing.assert_allclose(curve, alone, rtol=0, atol=1e-3)
         np.testing.assert_allclose(learned, weights, rtol=0, atol=1e-4)
     assert both[0] == both[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"method": "hidden"}, {"lora": 4}, {"gradient_checkpointing": True, "epochs": 2.0, "tokens": None}],
+    ids=["plain", "hidden", "lora", "epochs"],
+)
+def test_two_processes_that_share_the_weights_have_the_loss_curve_of_one(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    save_tiny_llama(tmp_path / "teacher", hidden_size=32, intermediate_size=48, num_hidden_layers=3)
+    alone, weights = taught.losses(tmp_path, 2, **settings)
+    both = train_together(partial(taught.sharded, **settings), tmp_path)
+    assert len(alone) >= 10
+    for curve, learned, ((mine, all_mine), (theirs, all_theirs)) in both:
+        np.testing.assert_allclose(curve, alone, rtol=0, atol=1e-3)
+        np.testing.assert_allclose(learned, weights, rtol=0, atol=1e-4)
+        assert mine < 0.55 * all_mine and theirs < 0.55 * all_theirs
+    assert both[0][:2] == both[1][:2]

@@ -23,6 +23,7 @@ from compress.errors import StageError
 from compress.numerics.gptq import output_error
 from compress.numerics.part_removal import remove_parts
 from compress.numerics.pruning import most_important
+from compress.quantization.layers import Layer
 from compress.quantization.skeleton import Skeleton
 from compress.quantization.stream import Stream
 from compress.quantization.width_sizes import Sizes
@@ -49,8 +50,8 @@ class Choice:
     stream: Stream | None
     solves: bool
     damping: float
-    errors: dict[str, float] = field(default_factory=dict)
-    """Of the outputs of each layer that was solved, relative."""
+    solved: list[Layer] = field(default_factory=list)
+    """Layers of the last block that were fitted, with the relative error of what they give."""
 
     def mixtures(self, index: int) -> dict[str, SeparateExperts]:
         """The mixtures of a block whose experts are to be fewer. Raises `StageError` where they are one tensor."""
@@ -72,6 +73,7 @@ class Choice:
         parts, mixtures = self._parts(index, block), self.mixtures(index)
         counts = {name: (part.count, part.left) for name, part in parts.items()}
         counts |= {name: (mixture.count, self.sizes.experts or 0) for name, mixture in mixtures.items()}
+        self.solved = []
         if self.stream is None:
             return {name: torch.arange(left) for name, (_, left) in counts.items()}
         solves = self.solves and bool(parts)
@@ -81,7 +83,6 @@ class Choice:
         found = {name: self._most(scores.of[name], counts[name][1]) for name in scores.of}
         if solves:
             found |= self._solved(self.stream, index, parts)
-        self.stream.forget(index)
         return found
 
     def _parts(self, index: int, block: Block | None) -> dict[str, Part]:
@@ -141,7 +142,8 @@ class Choice:
             ) from error
         # As it will be stored, so that what follows is solved on what readers will compute.
         fitted = fitted.to(self.skeleton.checkpoint.stored(f"{part.name}.weight").dtype).float()
-        self.errors[part.name] = output_error(whole, fitted, hessian)
+        rows, columns = whole.shape
+        self.solved.append(Layer(part.name, rows, columns, None, error=output_error(whole, fitted, hessian)))
         part.layer.weight = nn.Parameter(fitted, requires_grad=False)
         return stays
 

@@ -6,7 +6,7 @@ cut then.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -21,6 +21,8 @@ from compress.compute_device import current_device, within_memory
 from compress.quantization.build import build_skeleton
 from compress.quantization.config import Quantization
 from compress.quantization.cut_checkpoint import config_changes, write_cut
+from compress.quantization.kept import Finished
+from compress.quantization.layers import Layer
 from compress.quantization.skeleton import Skeleton
 from compress.quantization.stream import Stream
 from compress.quantization.width_choice import NEURONS, PLACES, Choice
@@ -38,6 +40,7 @@ def narrow(
 
     What stays is chosen on token ``ids`` [windows, length]; without any it is the first of each. Raises `StageError`
     where none would be left, and for an architecture whose parts are not known or whose config cannot say what is left.
+    A killed run goes on at the next block.
     """
     skeleton = build_skeleton(checkpoint, current_device())
     sizes = Sizes.of(skeleton.model, settings)
@@ -47,16 +50,24 @@ def narrow(
         folder = context.scratch / "states"
         folder.mkdir(parents=True, exist_ok=True)
         stream = Stream(skeleton, text, ids, folder)
-        context.remark(f"prune: {sizes}")
     choice = Choice(skeleton, sizes, stream, settings.width_importance == "obs", settings.damp_percent)
-    work = _Work(skeleton, sizes, choice, context)
+    finished = None if stream is None else Finished(context.scratch / "narrow")
+    work = _Work(skeleton, sizes, choice, finished, context)
     made = write_cut(checkpoint, context.scratch / "narrowed", changes, work.tensors())
-    if choice.errors:
-        worst = max(choice.errors, key=choice.errors.__getitem__)
-        mean = sum(choice.errors.values()) / len(choice.errors)
-        most = f"{choice.errors[worst]:.2%} in {worst}"
-        context.remark(f"prune: what is left gives the outputs of what was whole but for {mean:.2%}, at most {most}")
+    if finished is not None:
+        layers = [layer for index in range(len(skeleton.blocks)) for layer in finished.layers(index) or ()]
+        context.remark(f"prune: {sizes}{_said(layers)}")
     return made
+
+
+def _said(layers: Sequence[Layer]) -> str:
+    """What fitting left of the difference."""
+    errors = {layer.name: layer.error or 0.0 for layer in layers}
+    if not errors:
+        return ""
+    worst = max(errors, key=errors.__getitem__)
+    mean = sum(errors.values()) / len(errors)
+    return f"; they give the outputs of all but for {mean:.2%}, at most {errors[worst]:.2%} in {worst}"
 
 
 @dataclass
@@ -64,6 +75,7 @@ class _Work:
     skeleton: Skeleton
     sizes: Sizes
     choice: Choice
+    finished: Finished | None
     context: Context
 
     @cached_property
@@ -77,18 +89,43 @@ class _Work:
     @torch.no_grad()
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor of the cut checkpoint, those of the blocks first."""
-        inside = f"{self.skeleton.prefix}."
         described = blocks(self.skeleton.model) if self.sizes.places or self.sizes.neurons else []
-        rest = range(len(self.skeleton.blocks))
-        for index in self.context.progress.track(rest, "prune: blocks", len(rest)):
-            with within_memory(f"prune: {inside}{index}", "samples or sequence_length"):
+        count = len(self.skeleton.blocks)
+        first = self._first(count)
+        for index in range(first):
+            yield from self._kept(index)
+        for index in self.context.progress.track(range(first, count), "prune: blocks", count - first):
+            with within_memory(f"prune: {self.skeleton.prefix}.{index}", "samples or sequence_length"):
                 self.skeleton.load(index)
-                stays = self.choice.of(index, described[index] if described else None)
-            yield from self._cut(index, described[index] if described else None, stays)
+                block = described[index] if described else None
+                cut = self._cut(index, block, self.choice.of(index, block))
+            if self.finished is None or self.choice.stream is None:
+                yield from cut
+                self.skeleton.unload(index)
+                continue
+            tensors = {name: tensor.contiguous() for name, tensor in cut}
+            self.finished.store(index, tensors, self.choice.solved)
             self.skeleton.unload(index)
+            self.choice.stream.forget(index)
+            yield from self._kept(index)
+        if self.choice.stream is not None:
+            self.choice.stream.forget(count)
         for name in self.skeleton.checkpoint.files:
-            if not name.startswith(inside):
+            if not name.startswith(f"{self.skeleton.prefix}."):
                 yield name, self.skeleton.checkpoint.stored(name)
+
+    def _first(self, count: int) -> int:
+        """The block to begin with: those that are done count only if what enters the next one is here."""
+        if self.finished is None or self.choice.stream is None:
+            return 0
+        self.finished.folder.mkdir(exist_ok=True)
+        done = self.finished.count(count)
+        return done if done == count or self.choice.stream.entering(done).are_whole else 0
+
+    def _kept(self, index: int) -> Iterator[tuple[str, torch.Tensor]]:
+        assert self.finished is not None
+        for name in self.finished.names(index):
+            yield name, self.finished.tensor(index, name)
 
     def _cut(
         self, index: int, block: Block | None, stays: Mapping[str, torch.Tensor]

@@ -184,6 +184,38 @@ def test_what_goes_is_made_up_for_one_layer_after_the_other(config: str, tmp_pat
     assert any("but for" in line for line in notes.said)
 
 
+@pytest.mark.parametrize("importance", ["obs", "activation"])
+def test_a_killed_cut_goes_on_at_the_next_block_and_ends_with_the_same(importance: str, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+    source = save_decoder(tmp_path / "source", "MixtralConfig", num_hidden_layers=4, **sizes)
+    cut = Prune(**SMALL, heads=0.5, experts=0.25, width_importance=importance)
+    whole = cut.run(source, context(tmp_path / "whole"))
+    counted: list[int] = []
+
+    class Killed(Notes):
+        def track(self, items: Any, *told: Any, **more: Any) -> Any:
+            for index in items:
+                if index == 2 and not counted:
+                    raise KeyboardInterrupt
+                yield index
+
+    with pytest.raises(KeyboardInterrupt):
+        cut.run(source, context(tmp_path / "killed", progress=Killed()))
+    counted.append(2)
+
+    class Counted(Notes):
+        def track(self, items: Any, *told: Any, **more: Any) -> Any:
+            for index in items:
+                counted.append(index)
+                yield index
+
+    again = cut.run(source, context(tmp_path / "killed", progress=Counted()))
+    assert counted == [2, 2, 3]
+    assert all(torch.equal(again.stored(name), whole.stored(name)) for name in whole.files)
+    assert whole.files.keys() == again.files.keys()
+    assert not list((tmp_path / "killed" / "states").iterdir())
+
+
 def test_weights_that_files_have_transposed_are_cut_as_others(tmp_path: Path, gpt2: None) -> None:
     source, seen = save_decoder(tmp_path / "source", "GPT2Config"), some_ids(2, 20)
     result = pruned(source, tmp_path / "scratch", feed_forward=0.5, width_importance="activation")

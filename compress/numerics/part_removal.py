@@ -51,20 +51,22 @@ def _chosen(weight: torch.Tensor, hessian: torch.Tensor, size: int, count: int, 
     parts = weight.shape[1] // size
     inverse = torch.cholesky_inverse(_factor(hessian, damping)[0])
     weight = weight.clone()
-    here = torch.arange(parts, device=weight.device)
+    left = torch.ones(parts, dtype=torch.bool, device=weight.device)
     each = max(1, -(-(parts - count) // _ROUNDS))
-    while len(here) > count:
-        losses = _losses(weight, inverse, size)
-        some = losses.argsort(stable=True)[: min(each, len(here) - count)]
-        left = torch.ones(len(here), dtype=torch.bool, device=weight.device)
+    for going in range(parts - count, 0, -each):
+        losses = _losses(weight, inverse, size).masked_fill(~left, torch.inf)
+        some = losses.argsort(stable=True)[: min(each, going)]
+        columns = _columns(some, size)
+        # What goes is solved out of the others, in their place.
+        shares = torch.linalg.solve(inverse[columns][:, columns], inverse[columns])
+        weight.addmm_(weight[:, columns], shares, alpha=-1)
+        inverse.addmm_(inverse[:, columns], shares, alpha=-1)
+        weight[:, columns] = 0
+        inverse[columns] = 0
+        inverse[:, columns] = 0
+        inverse.diagonal()[columns] = 1
         left[some] = False
-        rest, going = _columns(left.nonzero()[:, 0], size), _columns(some, size)
-        # What goes is solved out of the others, and is no longer carried along.
-        shares = torch.linalg.solve(inverse[going][:, going], inverse[going][:, rest])
-        weight = weight[:, rest] - weight[:, going] @ shares
-        inverse = inverse[rest][:, rest] - inverse[rest][:, going] @ shares
-        here = here[left]
-    return here
+    return left.nonzero()[:, 0]
 
 
 def _losses(weight: torch.Tensor, inverse: torch.Tensor, size: int) -> torch.Tensor:

@@ -9,9 +9,6 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
 
 from compress.compute_device import CPU
 from compress.training import processes
@@ -21,7 +18,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 def is_sharded(module: nn.Module) -> bool:
     """Whether each process keeps only a part of the module's weights."""
-    return isinstance(module, FSDPModule)
+    return hasattr(module, "reshard")  # FSDPModule's, whose import takes a second
 
 
 class Sharded(Generic[Module]):
@@ -29,10 +26,13 @@ class Sharded(Generic[Module]):
 
     A block's weights are whole while it computes, and let go then (Rajbhandari et al. 2020, ZeRO, stage 3). Each of
     ``blocks`` is gathered alone. What lies outside of them, such as tables of words, is gathered by the module's own
-    forward pass, or within `whole`; with ``apart=False`` it stays whole, for a module that learns nothing.
+    forward pass, or within `whole`; with ``apart=False``, for a module that learns nothing, it is never in parts.
     """
 
     def __init__(self, module: Module, blocks: list[nn.Module], apart: bool = True) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
         self._whole = module
         names = {id(part): name for name, part in module.named_modules()}
         shared: dict[int, Any] = {id(parameter): parameter for parameter in module.parameters()}
@@ -53,13 +53,12 @@ class Sharded(Generic[Module]):
     @contextmanager
     def whole(self) -> Iterator[None]:
         """The weights outside of all blocks are whole, so that parts of the module can be called alone."""
-        if isinstance(self.module, FSDPModule):
-            self.module.unshard()
+        root: Any = self.module
+        root.unshard()
         try:
             yield
         finally:
-            if isinstance(self.module, FSDPModule):
-                self.module.reshard()
+            root.reshard()
 
     @torch.no_grad()
     def put_back(self) -> None:
@@ -71,4 +70,5 @@ class Sharded(Generic[Module]):
 
 def gathered(tensor: torch.Tensor) -> torch.Tensor:
     """The whole of a tensor that may lie in parts with all processes; all of them call it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    whole: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import copy
 import inspect
-import warnings
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from compress.checkpoints.sampling import Sampling
-from compress.errors import InputError, StageError
+from compress.errors import InputError, ModelError, StageError
 from compress.runtimes.runtime import Batch
+from compress.runtimes.step_table import OnStep, StepTable, set_steps, step_table
 
 Call = Callable[[Batch], Mapping[str, np.ndarray]]
 """A part: arrays by the names of its inputs -> arrays by the names of its outputs, those of optimum's files."""
@@ -30,7 +32,6 @@ SAMPLE, TIMESTEP, TEXT, CONDITION, DENOISED = (
 )
 LATENT, PICTURE = "latent_sample", "sample"
 NOISE, SEED, PICTURES = "noise", "seed", "pictures"
-OnStep = Callable[[int, np.ndarray], None]
 
 
 @dataclass(frozen=True)
@@ -94,19 +95,45 @@ class PictureSampler:
         self, ids: np.ndarray, noise: np.ndarray, seeds: Sequence[int] | None = None, on_step: OnStep | None = None
     ) -> np.ndarray:
         """The latents [n, channels, h, w] that `decoded` makes pictures of."""
-        import torch
-
         self._check(noise)
         text = self._encoded(ids)
         told = {CONDITION: self._condition(len(noise))} if self.latents.condition else {}
+        steps = itertools.count(1)
+
+        def denoise(latents: np.ndarray, timestep: Any) -> np.ndarray:
+            given = np.concatenate([latents] * 2) if self.guided else latents
+            return self._denoised(given, timestep, text, told, next(steps))
+
+        if self._table is not None:
+            return self._table.draw(denoise, noise, on_step=on_step)
+        return self._scheduled(denoise, noise, seeds, on_step)
+
+    @cached_property
+    def _table(self) -> StepTable | None:
+        """The scheduler as sums, which take next to no time; None where it is none, or draws noise of its own."""
+        try:
+            table = step_table(self.scheduler, self.sampling.steps)
+        except (ModelError, ValueError, IndexError, ZeroDivisionError):
+            return None
+        return None if table.adds_noise else table
+
+    def _scheduled(
+        self,
+        denoise: Callable[[np.ndarray, Any], np.ndarray],
+        noise: np.ndarray,
+        seeds: Sequence[int] | None,
+        on_step: OnStep | None,
+    ) -> np.ndarray:
+        """`denoised` by the scheduler itself."""
+        import torch
+
         # Its steps leave traces in it. To make one of its config takes as long as a call of a small denoiser.
         scheduler = copy.deepcopy(self.scheduler)
         timesteps = self._timesteps(scheduler)
         latents = torch.from_numpy(np.asarray(noise, np.float32)) * scheduler.init_noise_sigma
         options = self._options(scheduler, seeds)
         for place, timestep in enumerate(timesteps):
-            given = scheduler.scale_model_input(torch.cat([latents] * 2) if self.guided else latents, timestep)
-            found = self._denoised(given.numpy(), timestep, text, told, place + 1)
+            found = denoise(scheduler.scale_model_input(latents, timestep).numpy(), timestep)
             latents = scheduler.step(torch.from_numpy(found), timestep, latents, **options, return_dict=False)[0]
             if on_step is not None:
                 on_step(place + 1, latents.numpy())
@@ -150,10 +177,7 @@ class PictureSampler:
 
     def _timesteps(self, scheduler: Any) -> Any:
         try:
-            with warnings.catch_warnings():
-                # Of numpy, for how schedulers call it.
-                warnings.simplefilter("ignore", DeprecationWarning)
-                scheduler.set_timesteps(self.sampling.steps)
+            set_steps(scheduler, self.sampling.steps)
         except (ValueError, IndexError, ZeroDivisionError) as error:
             raise InputError(
                 f"{type(scheduler).__name__} cannot make {self.sampling.steps} steps: {error}",

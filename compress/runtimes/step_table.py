@@ -8,6 +8,7 @@ that clip, or look at the size of what they are given.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ _SIZE = 64
 
 Denoise = Callable[[np.ndarray, float], np.ndarray]
 """Latents and a timestep -> what the denoiser gives, guidance applied."""
+OnStep = Callable[[int, np.ndarray], None]
 
 
 @dataclass(frozen=True)
@@ -47,17 +49,23 @@ class StepTable:
         """Whether there is any of the steps."""
         return any(value for row in self.added for value in row)
 
-    def draw(self, denoise: Denoise, noise: np.ndarray, added: np.ndarray | None = None) -> np.ndarray:
-        """The latents that noise ends as; ``added`` [steps, ...] is that of each step."""
-        given: list[np.ndarray] = []
-        latents = self.initial * noise.astype(np.float64)
+    def draw(
+        self, denoise: Denoise, noise: np.ndarray, added: np.ndarray | None = None, on_step: OnStep | None = None
+    ) -> np.ndarray:
+        """The latents that noise ends as; ``added`` [steps, ...] is that of each step.
+
+        ``on_step`` is told the number of a step that is done, from 1 on, and its latents.
+        """
+        start = noise.astype(np.float64)
+        given = np.empty((len(self.timesteps), *noise.shape))
+        latents = self.initial * start
         for place, (time, scale) in enumerate(zip(self.timesteps, self.scales, strict=True)):
-            given.append(denoise((scale * latents).astype(np.float32), time).astype(np.float64))
-            latents = self.noise[place] * noise.astype(np.float64)
-            for earlier, found in enumerate(given):
-                latents = latents + self.outputs[place][earlier] * found
-                if added is not None and self.added[place][earlier]:
-                    latents = latents + self.added[place][earlier] * added[earlier]
+            given[place] = denoise((scale * latents).astype(np.float32), time)
+            latents = self.noise[place] * start + np.tensordot(self.outputs[place], given[: place + 1], 1)
+            if added is not None:
+                latents += np.tensordot(self.added[place], added[: place + 1], 1)
+            if on_step is not None:
+                on_step(place + 1, latents.astype(np.float32))
         return latents.astype(np.float32)
 
 
@@ -101,6 +109,14 @@ def step_table(scheduler: Any, steps: int) -> StepTable:
     return table
 
 
+def set_steps(scheduler: Any, steps: int) -> None:
+    """Let a scheduler make so many; it raises what it does where it can't."""
+    with warnings.catch_warnings():
+        # Of numpy, for how schedulers call it.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        scheduler.set_timesteps(steps)
+
+
 class _Walk:
     """A scheduler on its way, and the noise that it draws."""
 
@@ -108,7 +124,7 @@ class _Walk:
         import torch
 
         self.scheduler = type(scheduler).from_config(scheduler.config)
-        self.scheduler.set_timesteps(steps)
+        set_steps(self.scheduler, steps)
         self.generator = torch.Generator().manual_seed(seed)
         self.seeded = "generator" in inspect.signature(self.scheduler.step).parameters
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -69,6 +70,24 @@ def test_pictures_are_those_of_diffusers(model: GeneratorModel, name: str, guida
     assert found.shape == expected.shape == (2, 16, 16, 1)
     assert np.ptp(expected) > 0.1
     np.testing.assert_allclose(found * 255, expected * 255, atol=1)
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
+def test_a_scheduler_that_only_adds_up_is_asked_once(
+    model: GeneratorModel, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = getattr(diffusers, name)(**SCHEDULERS[name])
+    sampler = torch_sampler(replace(model, scheduler=scheduler, sampling=Sampling(6, 2.0)))
+    ids, noise = model.processor.ids(PROMPTS), noise_of(model)
+    first = sampler.denoised(ids, noise)
+    asked: list[Any] = []
+    monkeypatch.setattr(type(scheduler), "step", lambda *given, **named: asked.append(given))
+    np.testing.assert_array_equal(sampler.denoised(ids, noise), first)
+    assert not asked
+    monkeypatch.undo()
+    denoise = replace(sampler)
+    monkeypatch.setattr(type(denoise), "_table", None)
+    np.testing.assert_allclose(denoise.denoised(ids, noise), first, rtol=0, atol=1e-4 * np.abs(first).max())
 
 
 def test_a_denoiser_that_is_told_of_the_guidance_draws_as_in_diffusers(tmp_path: Path) -> None:

@@ -259,11 +259,11 @@ class Pruning(Training):
         "make up for, and they are made to (optimal brain surgeon); or those through which least passes (Minitron)",
     )
     multiple: int = Field(
-        32,
+        64,
         ge=1,
         le=1024,
         description="language models: what is left of a feed-forward layer, or of an attention's outputs, is a "
-        "multiple of this, as blocks of few-bit weights want it",
+        "multiple of this, as groups of few-bit weights want it",
     )
     samples: int = Field(
         16, ge=1, le=100_000, description="language models: windows of text from the train split that importance sees"

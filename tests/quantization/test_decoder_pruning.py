@@ -28,7 +28,7 @@ from compress.stages.gptq import Gptq
 from compress.stages.prune import Prune
 from compress.tasks.registry import get_task
 
-SMALL = {"samples": 6, "sequence_length": 24, "precision": "fp32"}
+SMALL = {"samples": 6, "sequence_length": 24, "precision": "fp32", "multiple": 32}
 TEXT = Quantization(guided=False, samples=6, sequence_length=24, precision="fp32")
 
 

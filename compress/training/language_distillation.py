@@ -156,8 +156,9 @@ class LanguageLesson:
         context, judged = self.context, list[Quality]()
         before = None if self.judge is None else self.judge.quality()
         shared = self._shared() if self.blocks[0] else None
+        pupil = self.pupil if shared is None else shared.module
         if shared is not None and after_step is not None:
-            after_step = keep_zeros(shared.module.body.causal)
+            after_step = keep_zeros(pupil.body.causal)
 
         def merit() -> float:
             assert self.judge is not None
@@ -166,7 +167,7 @@ class LanguageLesson:
             return -self._error(judged[-1])
 
         trainee = Trainee(
-            self.pupil if shared is None else shared.module,
+            pupil,
             self.windows.train,
             self.loss,
             after_step=after_step,
@@ -177,7 +178,7 @@ class LanguageLesson:
             told=self._told,
             kept=None if processes.several() else KeptTraining(context.scratch),
             stopped=context.remark,
-            known=self.pupil.body.causal,
+            known=pupil.body.causal,
         )
         self._began = time.monotonic()
         train(trainee, self.settings, context.seed, context.progress, "distill")

@@ -34,20 +34,19 @@ class Sharded(Generic[Module]):
         from torch.distributed.fsdp import fully_shard
 
         self._whole = module
-        names = {id(part): name for name, part in module.named_modules()}
-        shared: dict[int, Any] = {id(parameter): parameter for parameter in module.parameters()}
-        self.module: Module = copy.deepcopy(module, shared)
+        copies: dict[int, Any] = {id(parameter): parameter for parameter in module.parameters()}
+        self.module: Module = copy.deepcopy(module, copies)
         device = processes.accelerator().device
         mesh = init_device_mesh(device.type, (processes.count(),))
         for block in blocks:
-            fully_shard(self.module.get_submodule(names[id(block)]), mesh=mesh)
+            fully_shard(copies[id(block)], mesh=mesh)
         if apart:
             fully_shard(self.module, mesh=mesh)
         else:
             self.module.to(device)
-        gathered = {id(parameter) for parameter in self.module.parameters()}
+        still = {id(parameter) for parameter in self.module.parameters()}
         for parameter in module.parameters():
-            if id(parameter) not in gathered:
+            if id(parameter) not in still:
                 parameter.data = parameter.data.new_empty(0)
 
     @contextmanager

@@ -5,7 +5,6 @@ And the one evaluator: the mean loss over the same windows of held-out text, thr
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -118,8 +117,9 @@ class LanguageSetting:
         import torch
 
         torch.set_num_threads(self.threads)
-        shape = self.source if "quantization_config" in json.loads((folder / "config.json").read_text()) else folder
-        checkpoint, model = QuantizedCheckpoint(folder), self.task.load(shape, None, False).module
+        checkpoint = QuantizedCheckpoint(folder)
+        shape = folder if checkpoint.quantization is None else self.source
+        model = self.task.load(shape, None, False).module
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 module, _, part = name.rpartition(".")

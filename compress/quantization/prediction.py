@@ -196,7 +196,7 @@ def pruning_flops(settings: Pruning, shape: Shape) -> float:
     if settings.width_importance == "obs":
         for share, columns in ((settings.heads, shape.hidden), (settings.feed_forward, shape.intermediate)):
             # Another pass, what its inputs are multiplied to, and what goes solved out of the rest.
-            solved = columns**2 * tokens + 2 * share * columns * columns * (shape.hidden + columns)
+            solved = columns**2 * tokens + 2 * share * columns**2 * (shape.hidden + columns)
             total += (2 * blocks * tokens + shape.layers * solved) if share else 0.0
     if settings.layers and settings.layer_importance == "block_influence":
         total += 2 * blocks * tokens

@@ -70,7 +70,7 @@ class Choice:
 
     def of(self, index: int, block: Block | None) -> dict[str, torch.Tensor]:
         """What stays of a loaded block: of `PLACES` and `NEURONS`, and of mixtures by their names, ascending."""
-        parts, mixtures = self._parts(index, block), self.mixtures(index)
+        parts, mixtures = self._parts(block), self.mixtures(index)
         counts = {name: (part.count, part.left) for name, part in parts.items()}
         counts |= {name: (mixture.count, self.sizes.experts or 0) for name, mixture in mixtures.items()}
         self.solved = []
@@ -85,15 +85,14 @@ class Choice:
             found |= self._solved(self.stream, index, parts)
         return found
 
-    def _parts(self, index: int, block: Block | None) -> dict[str, Part]:
+    def _parts(self, block: Block | None) -> dict[str, Part]:
         read: dict[str, tuple[Any, int, int]] = {}
         if block is not None and self.sizes.places:
             read[PLACES] = block.attended().output, block.places, self.sizes.places
         if block is not None and self.sizes.neurons:
             read[NEURONS] = block.fed_forward().output, block.neurons, self.sizes.neurons
-        named = self.skeleton.blocks[index].named_modules(prefix=f"{self.skeleton.prefix}.{index}")
-        names = {id(layer): name for name, layer in named}
-        return {kind: Part(layer, names[id(layer)], count, left) for kind, (layer, count, left) in read.items()}
+        named = self.skeleton.name
+        return {kind: Part(layer, named(layer), count, left) for kind, (layer, count, left) in read.items()}
 
     def _watch(
         self,

@@ -23,6 +23,7 @@ from compress.quantization.config import Quantization
 from compress.quantization.layers import Layer, kept_by
 from compress.quantization.skeleton import Skeleton
 from compress.quantization.solver import solve_layers
+from compress.quantization.stream import Stream
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Finished:
     def count(self, blocks: int) -> int:
         """How many blocks are done, from the first on."""
         return next((index for index in range(blocks) if self.layers(index) is None), blocks)
+
+    def first(self, blocks: int, stream: Stream | None) -> int:
+        """The block to go on with: those that are done count only if what enters the next one is here."""
+        done = self.count(blocks)
+        return done if stream is None or done in (0, blocks) or stream.entering(done).are_whole else 0
 
     def layers(self, index: int) -> tuple[Layer, ...] | None:
         """What was found of a block's layers; None where it is not done."""

@@ -84,10 +84,9 @@ class _Walk:
 
     @torch.no_grad()
     def run(self, context: Context) -> None:
-        """Every block that isn't done yet; those that are count only if what enters the next one is here."""
+        """Every block that isn't done yet."""
         count = len(self.skeleton.blocks)
-        done = self.finished.count(count)
-        first = done if self.stream is None or done in (0, count) or self.stream.entering(done).are_whole else 0
+        first = self.finished.first(count, self.stream)
         for index in context.progress.track(range(first, count), "prune: blocks", count - first):
             with within_memory(f"prune: {self.skeleton.prefix}.{index}", "samples or sequence_length"):
                 self._block(index)

@@ -51,10 +51,11 @@ def narrow(
         folder.mkdir(parents=True, exist_ok=True)
         stream = Stream(skeleton, text, ids, folder)
     choice = Choice(skeleton, sizes, stream, settings.width_importance == "obs", settings.damp_percent)
-    finished = None if stream is None else Finished(context.scratch / "narrow")
+    finished = Finished(context.scratch / "narrow")
+    finished.folder.mkdir(parents=True, exist_ok=True)
     work = _Work(skeleton, sizes, choice, finished, context)
     made = write_cut(checkpoint, context.scratch / "narrowed", changes, work.tensors())
-    if finished is not None:
+    if stream is not None:
         layers = [layer for index in range(len(skeleton.blocks)) for layer in finished.layers(index) or ()]
         context.remark(f"prune: {sizes}{_said(layers)}")
     return made
@@ -75,7 +76,7 @@ class _Work:
     skeleton: Skeleton
     sizes: Sizes
     choice: Choice
-    finished: Finished | None
+    finished: Finished
     context: Context
 
     @cached_property
@@ -90,8 +91,8 @@ class _Work:
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor of the cut checkpoint, those of the blocks first."""
         described = blocks(self.skeleton.model) if self.sizes.places or self.sizes.neurons else []
-        count = len(self.skeleton.blocks)
-        first = self._first(count)
+        count, stream = len(self.skeleton.blocks), self.choice.stream
+        first = 0 if stream is None else self.finished.first(count, stream)
         for index in range(first):
             yield from self._kept(index)
         for index in self.context.progress.track(range(first, count), "prune: blocks", count - first):
@@ -99,31 +100,22 @@ class _Work:
                 self.skeleton.load(index)
                 block = described[index] if described else None
                 cut = self._cut(index, block, self.choice.of(index, block))
-            if self.finished is None or self.choice.stream is None:
+            if stream is None:
                 yield from cut
                 self.skeleton.unload(index)
                 continue
             tensors = {name: tensor.contiguous() for name, tensor in cut}
             self.finished.store(index, tensors, self.choice.solved)
             self.skeleton.unload(index)
-            self.choice.stream.forget(index)
+            stream.forget(index)
             yield from self._kept(index)
-        if self.choice.stream is not None:
-            self.choice.stream.forget(count)
+        if stream is not None:
+            stream.forget(count)
         for name in self.skeleton.checkpoint.files:
             if not name.startswith(f"{self.skeleton.prefix}."):
                 yield name, self.skeleton.checkpoint.stored(name)
 
-    def _first(self, count: int) -> int:
-        """The block to begin with: those that are done count only if what enters the next one is here."""
-        if self.finished is None or self.choice.stream is None:
-            return 0
-        self.finished.folder.mkdir(exist_ok=True)
-        done = self.finished.count(count)
-        return done if done == count or self.choice.stream.entering(done).are_whole else 0
-
     def _kept(self, index: int) -> Iterator[tuple[str, torch.Tensor]]:
-        assert self.finished is not None
         for name in self.finished.names(index):
             yield name, self.finished.tensor(index, name)
 

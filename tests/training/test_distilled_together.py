@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import taught
 from quantized import save_tiny_llama
+from safetensors.torch import load_file, save_file
 from together import train_together
 
 
@@ -43,3 +44,16 @@ def test_two_processes_that_share_the_weights_have_the_loss_curve_of_one(
         np.testing.assert_allclose(learned, weights, rtol=0, atol=1e-4)
         assert mine < 0.55 * all_mine and theirs < 0.55 * all_theirs
     assert both[0][:2] == both[1][:2]
+
+
+@pytest.mark.slow
+def test_zeros_stay_where_processes_share_the_weights(tmp_path: Path) -> None:
+    save_tiny_llama(tmp_path / "teacher", hidden_size=32, intermediate_size=48, num_hidden_layers=3)
+    file = tmp_path / "teacher" / "model.safetensors"
+    tensors = load_file(file)
+    for name in tensors:
+        if name.endswith("_proj.weight"):
+            tensors[name][:, ::2] = 0
+    save_file(tensors, file, {"format": "pt"})
+    for _, learned, _ in train_together(taught.sharded, tmp_path):
+        assert [place for place, weight in enumerate(learned) if weight == 0] == list(range(0, 32, 2))

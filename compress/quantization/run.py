@@ -8,7 +8,7 @@ from collections import ChainMap, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -54,7 +54,8 @@ def quantize(
     keep_freed_memory(_KEPT_BYTES)
     refuse_quantized(checkpoint.folder)
     skeleton = build_skeleton(checkpoint, current_device())
-    plan = _plan(skeleton, config)
+    plan = plan_layers(skeleton, config)
+    _plan_tables(skeleton, config)
     ids = None
     if config.method != "rtn":
         ids = calibration_windows(context, checkpoint, config.samples, config.sequence_length)
@@ -68,15 +69,23 @@ def quantize(
             raise
 
 
-def check_fits(folder: Path, config: Quantization) -> None:
-    """Raise `ModelError` for matrices of the checkpoint in ``folder`` that the format cannot hold."""
-    _plan(build_skeleton(Checkpoint(folder)), config)
+def check_fits(
+    folder: Path, config: Quantization, cuts: Sequence[Callable[[Any], bool]], any_tables: bool = False
+) -> None:
+    """Raise `ModelError` for matrices of the checkpoint in ``folder`` that the format cannot hold once they are cut.
+
+    ``cuts`` cut a model without weights, in place. Where one says that it cannot tell how far, nothing is asked; of
+    tables nothing where those of any width will do.
+    """
+    skeleton = build_skeleton(Checkpoint(folder))
+    if all(cut(skeleton.model) for cut in cuts):
+        plan_layers(skeleton, config)
+        if not any_tables:
+            _plan_tables(skeleton, config)
 
 
-def _plan(skeleton: Skeleton, config: Quantization) -> tuple[tuple[Layer, ...], ...]:
-    plan = plan_layers(skeleton, config)
+def _plan_tables(skeleton: Skeleton, config: Quantization) -> None:
     plan_tables(skeleton, config, config.embedding_bits or _TABLE_CHOICES[0])
-    return plan
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,12 @@ def check_stages(stages: Iterable[Stage[Any, Any]], start: Path) -> None:
 
 
 def model_checks(stages: Iterable[Stage[Any, Any]]) -> Iterator[tuple[Stage[Any, Any], Callable[[Path], None]]]:
-    """Each stage with what it asks, up to one that goes on with another model; of widths up to their change.
+    """Each stage with what it asks, up to one that goes on with another model.
 
     Called with the model's folder, a check raises what `Stage.check_model` does.
     """
-    changed = False
+    before: list[Stage[Any, Any]] = []
     for stage in takewhile(lambda stage: not stage.paths(), stages):
         yield stage, stage.check_model
-        if not changed:
-            yield stage, stage.check_widths
-        changed = changed or stage.changes_widths()
+        yield stage, partial(stage.check_widths, before=tuple(before))
+        before.append(stage)

@@ -303,12 +303,12 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
     def check_model(self, start: Path) -> None:
         """Raise a `CompressError` for a starting model, in a folder, that the stage cannot be applied to."""
 
-    def check_widths(self, start: Path) -> None:
-        """As `check_model`, of what no stage before it changes: the sides of the starting model's matrices."""
+    def check_widths(self, start: Path, before: Sequence[Stage[Any, Any]]) -> None:
+        """As `check_model`, of the sides of matrices, as the stages ``before`` leave the starting model's."""
 
-    def changes_widths(self) -> bool:
-        """Whether the output has matrices of other sides than the input, but for the rows of its vocabulary."""
-        return False
+    def cut_widths(self, model: Any) -> bool:
+        """Cut a starting model without weights, in place, to the widths of the output; False where none can tell."""
+        return True
 
     def worth_searching(self, before: Shape | None, timed: bool = False) -> dict[str, tuple[Any, ...]]:
         """Fields that a search should vary, and the values it should try, for an input of a shape.

@@ -168,9 +168,9 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
 
             check_kept_layers(start, self.student.layers)
 
-    def changes_widths(self) -> bool:
-        """Where the student has another config."""
-        return self.student is not None and self.student.config is not None
+    def cut_widths(self, model: Any) -> bool:
+        """None can tell where the student has another config."""
+        return self.student is None or self.student.config is None
 
     def rehearse(self, model: TorchModel, context: Context) -> TorchModel:
         """The student, untrained."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.quantization.config import Quantization
@@ -31,11 +32,11 @@ class Rounds(Quantization, Stage[Checkpoint, QuantizedCheckpoint]):
         if self.method == "gptq":
             calibration_windows(context, Checkpoint(start), self.samples, self.sequence_length)
 
-    def check_widths(self, start: Path) -> None:
+    def check_widths(self, start: Path, before: Sequence[Stage[Any, Any]]) -> None:
         """Raises `ModelError` for matrices that groups don't divide."""
         from compress.quantization.run import check_fits
 
-        check_fits(start, self)
+        check_fits(start, self, [stage.cut_widths for stage in before])
 
     def promise(self) -> Promise:
         """No larger than 16-bit weights; integers of the tables come on top of the float16 that the format wants."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.quantization.config import NncfOptions
@@ -32,12 +33,11 @@ class NncfWeights(NncfOptions, Stage[Checkpoint, QuantizedCheckpoint]):
 
         calibration_windows(context, Checkpoint(start), self.samples, self.sequence_length)
 
-    def check_widths(self, start: Path) -> None:
+    def check_widths(self, start: Path, before: Sequence[Stage[Any, Any]]) -> None:
         """Raises `ModelError` for matrices that groups don't divide."""
-        from compress.quantization.build import build_skeleton
-        from compress.quantization.layers import plan_layers
+        from compress.quantization.run import check_fits
 
-        plan_layers(build_skeleton(Checkpoint(start)), self.equivalent)
+        check_fits(start, self.equivalent, [stage.cut_widths for stage in before], any_tables=True)
 
     def promise(self) -> Promise:
         """No larger than 16-bit weights; integers of the tables come on top of the float16 that the format wants."""

@@ -147,9 +147,12 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
         """Where it is unstructured."""
         return self.zeros is not None
 
-    def changes_widths(self) -> bool:
-        """Where heads, neurons or experts go."""
-        return bool(self.heads or self.feed_forward or self.experts)
+    def cut_widths(self, model: Any) -> bool:
+        """As many heads, neurons and experts of a decoder as will be left."""
+        from compress.quantization.width_sizes import Sizes
+
+        Sizes.of(model, self).cut(model)
+        return True
 
     def check_model(self, start: Path) -> None:
         """Raises `StageError` for an architecture whose parts aren't known."""

@@ -117,12 +117,27 @@ class Recovery(Frozen):
 
 
 class ScaleTuning(Recovery):
-    """A recovery that changes scales and norms, and no integer."""
+    """A recovery that changes scales and norms, and integers where their floats are named."""
 
-    learning_rate: float = Field(2e-3, gt=0, le=0.5, description="peak change of a scale or norm in a step, relative")
+    learning_rate: float = Field(
+        2e-3,
+        gt=0,
+        le=0.5,
+        description="peak change in a step: of a scale or norm relative, of a weight whose integer learns in steps of "
+        "its grid",
+    )
+    integers_from: str | None = Field(
+        None,
+        description="label of the stage whose output was quantized, or `start`: weights of its linear layers learn on, "
+        "and with them their integers (LLM-QAT); takes 16 bytes of memory a weight. Default: integers stay",
+    )
     scales: bool = Field(True, description="tune the scales of linear layers")
     norms: bool = Field(True, description="tune the weights of norms, and biases")
     embeddings: bool = Field(True, description="tune the scales of quantized embedding tables and tied heads")
+
+    def refers_to(self) -> tuple[str, ...]:
+        """The teacher's label, and that of the weights before they were rounded."""
+        return (self.teacher,) if self.integers_from is None else (self.teacher, self.integers_from)
 
 
 class AdapterTraining(Recovery):

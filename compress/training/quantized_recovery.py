@@ -20,7 +20,8 @@ from compress.checkpoints.adapter import (
     write_adapter,
 )
 from compress.checkpoints.checkpoint import TABLES, QuantizedCheckpoint
-from compress.checkpoints.quantized_module import empty_module, grids, learn_vectors, load_module
+from compress.checkpoints.gptq_layout import pack_layer
+from compress.checkpoints.quantized_module import Grid, empty_module, grids, learn_vectors, load_module
 from compress.checkpoints.safetensors_file import read_tensor
 from compress.checkpoints.shards import write_changed
 from compress.errors import StageError
@@ -29,9 +30,12 @@ from compress.training.processes import is_first
 from compress.training.recovery import Lesson, make_windows
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from compress.checkpoints.torch_model import TorchModel
     from compress.stage.stage import Context
 
 
@@ -43,7 +47,11 @@ def tune_scales(checkpoint: QuantizedCheckpoint, settings: ScaleTuning, context:
     windows = make_windows(checkpoint, settings, context)
     module = load_module(checkpoint)
     learn(module, checkpoint, settings)
-    Lesson.between(module, context.earlier(settings.teacher), windows, settings).teach(context, "tune_scales")
+    hold = None
+    if settings.integers_from is not None:
+        hold = learn_integers(module, checkpoint, context.earlier(settings.integers_from), settings.integers_from)
+    lesson = Lesson.between(module, context.earlier(settings.teacher), windows, settings)
+    lesson.teach(context, "tune_scales", hold)
     if not is_first():
         return checkpoint
     folder = _empty(context.scratch / "tuned")
@@ -57,12 +65,45 @@ def learn(module: nn.Module, checkpoint: QuantizedCheckpoint, settings: ScaleTun
         grid.log_ratio.requires_grad_(settings.embeddings if name in checkpoint.tables else settings.scales)
     if settings.norms:
         learn_vectors(module, checkpoint)
-    if not any(parameter.requires_grad for parameter in module.parameters()):
+    if settings.integers_from is None and not any(parameter.requires_grad for parameter in module.parameters()):
         raise StageError(
             "There is nothing to tune.",
             expected="quantized layers, or norms, that the stage's fields let learn",
             mend="set scales, norms or embeddings to true",
         )
+
+
+def learn_integers(
+    module: nn.Module, checkpoint: QuantizedCheckpoint, floats: TorchModel, label: str
+) -> Callable[[int, int], None]:
+    """Let the integers of linear layers learn, in place, from the weights ``floats`` that they were rounded from.
+
+    Returns what is to be done after each step. Raises `StageError` where ``floats``, the output of the stage ``label``,
+    has other layers.
+    """
+    weights = floats.module.state_dict()
+    learning: list[Grid] = []
+    for name, grid in grids(module):
+        quantized = None if name in checkpoint.tables else checkpoint.quantized(name)
+        if quantized is None:
+            continue
+        weight = weights.get(f"{name}.weight")
+        if weight is None or weight.shape != grid.shape:
+            found = "none of that name" if weight is None else str(list(weight.shape))
+            raise StageError(
+                f"The output of {label!r} is not what was quantized: of {name} it has {found}.",
+                where="integers_from",
+                expected=f"a weight of {list(grid.shape)}",
+                mend="name the stage before the one that quantizes",
+            )
+        grid.learn_integers(quantized, weight.float())
+        learning.append(grid)
+
+    def hold(done: int, steps: int) -> None:
+        for grid in learning:
+            grid.hold()
+
+    return hold
 
 
 @torch.no_grad()
@@ -80,6 +121,9 @@ def tuned_tensors(
             changed[weight] = grid.weight(torch.float32).to(checkpoint.stored(weight).dtype)
         else:
             changed[f"{name}.scales"] = scales
+            learned = grid.quantized()
+            if learned is not None:
+                changed[f"{name}.qweight"] = pack_layer(learned, checkpoint.stored_less_one)["qweight"]
     for name, child in module.named_modules():
         if hasattr(child, "parametrizations"):
             for attribute in child.parametrizations:

@@ -18,11 +18,15 @@ from compress.environment import uses_bf16
 from compress.errors import DataError, StageError
 from compress.numerics.language_head import Head, head_divergence, token_scores
 from compress.tasks.task import Examples
+from compress.training import processes
 from compress.training.config import AdapterTraining, Recovery, ScaleTuning, Training
+from compress.training.kept_training import KeptTraining
 from compress.training.lesson_windows import Windows, check_enough
 from compress.training.loop import Trainee, train
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from transformers import PreTrainedModel
 
     from compress.stage.stage import Context
@@ -236,7 +240,9 @@ class Lesson:
         """Whether the next token of the text is learned, in place of what the teacher predicts."""
         return isinstance(self.settings, AdapterTraining) and self.settings.objective == "text"
 
-    def teach(self, context: Context, description: str) -> Recovered:
+    def teach(
+        self, context: Context, description: str, after_step: Callable[[int, int], None] | None = None
+    ) -> Recovered:
         """Train the pupil in place. Raises `StageError` where it predicts no better than before."""
         before = self.quality()
         context.progress.note(
@@ -249,7 +255,15 @@ class Lesson:
             judged.append(self.quality())
             return -self._error(judged[-1])
 
-        trainee = Trainee(self.pupil, self.windows.train, self._loss, validate=merit)
+        trainee = Trainee(
+            self.pupil,
+            self.windows.train,
+            self._loss,
+            after_step=after_step,
+            validate=merit,
+            kept=None if processes.several() else KeptTraining(context.scratch),
+            known=self.pupil.causal,
+        )
         train(trainee, self._training(), context.seed, context.progress, description)
         # The loop has put back the state that was judged best.
         recovered = Recovered(before, min(judged, key=self._error))

@@ -29,8 +29,19 @@ def test_groups_that_divide_no_width_are_refused(tmp_path: Path, stage: dict[str
         ask(tmp_path, stage)
 
 
-def test_of_the_widths_that_an_earlier_stage_leaves_nothing_is_asked(tmp_path: Path) -> None:
-    ask(tmp_path, {"prune": {"feed_forward": 0.5}}, ROUNDS)
+@pytest.mark.parametrize("stage", ["gptq", "train_blocks", "nncf_weights"])
+def test_groups_are_to_divide_the_widths_that_a_cut_leaves(tmp_path: Path, stage: str) -> None:
+    """Of 128 neurons 96 are left, which groups of 64 don't divide and groups of 32 do."""
+    cut = {"prune": {"feed_forward": 0.25, "multiple": 32}}
+    ask(tmp_path, {stage: {"group_size": 64}})
+    with pytest.raises(ModelError, match=r"down_proj \[64, 96\]: 64 does not divide 96"):
+        ask(tmp_path, cut, {stage: {"group_size": 64}})
+    ask(tmp_path, cut, {stage: {"group_size": 32}})
+
+
+def test_of_widths_that_none_can_tell_nothing_is_asked(tmp_path: Path) -> None:
+    student = {"distill": {"student": {"config": {"intermediate_size": 128}}}}
+    ask(tmp_path, student, ROUNDS)
     with pytest.raises(ModelError, match="do not fit"):
         ask(tmp_path, {"prune": {"layers": 1}}, ROUNDS)
 

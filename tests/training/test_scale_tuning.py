@@ -12,12 +12,13 @@ from quantized import quantize_tiny_llama, save_tiny_llama
 from transformers import LlamaForCausalLM
 
 from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.checkpoints.quantized_module import load_module
+from compress.checkpoints.quantized_module import grids, load_module
 from compress.checkpoints.shards import write_changed
 from compress.digests import digest_directory, size_bytes
 from compress.errors import DataError, StageError
 from compress.stages.tune_scales import TuneScales
-from compress.training.quantized_recovery import learn, tuned_tensors
+from compress.training.kept_training import KeptTraining, TrainingState
+from compress.training.quantized_recovery import learn, learn_integers, tuned_tensors
 from compress.training.recovery import Lesson, make_windows
 
 QUICK: dict[str, Any] = {
@@ -225,3 +226,85 @@ def test_only_the_first_of_several_processes_writes(
     monkeypatch.setenv("RANK", "1")
     tuned = tune(start, source, tmp_path / "scratch", steps=8)
     assert tuned is start and not (tmp_path / "scratch").exists()
+
+
+@pytest.fixture
+def coarse(source: Checkpoint, tmp_path: Path) -> QuantizedCheckpoint:
+    """Two bits, rounded to nearest: where a weight is rounded to decides most."""
+    return quantize_tiny_llama(source, tmp_path / "coarse", bits=2)
+
+
+def test_integers_that_learn_come_nearer_than_scales_alone(
+    coarse: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path
+) -> None:
+    scales = tune(coarse, source, tmp_path / "scales")
+    tuned = tune(coarse, source, tmp_path / "integers", integers_from="start")
+    assert divergence(tuned, source) < 0.8 * divergence(scales, source)
+    assert size_bytes(tuned.folder) == size_bytes(coarse.folder)
+    for name in coarse.files:
+        kept = name.endswith(("qzeros", "g_idx"))
+        assert torch.equal(tuned.stored(name), coarse.stored(name)) is kept, name
+    found, before = tuned.quantized(LAYER), coarse.quantized(LAYER)
+    assert found is not None and before is not None
+    moved = found.integers.int() - before.integers.int()
+    assert int(found.integers.max()) <= 3 and 0.01 < float((moved != 0).float().mean()) < 0.9
+
+
+def test_integers_and_scales_saved_are_those_judged(
+    coarse: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path
+) -> None:
+    stage = TuneScales(**QUICK, integers_from="start")
+    made = context(source, tmp_path / "scratch")
+    module = load_module(coarse)
+    learn(module, coarse, stage)
+    hold = learn_integers(module, coarse, made.earlier("start"), "start")
+    with torch.no_grad():
+        assert torch.equal(module(input_ids=IDS).logits, load_module(coarse)(input_ids=IDS).logits)
+    lesson = Lesson.between(module, made.earlier("start"), make_windows(coarse, stage, made), stage)
+    recovered = lesson.teach(made, "test", hold)
+    assert lesson.quality() == recovered.after
+    (tmp_path / "saved").mkdir()
+    write_changed(coarse, tmp_path / "saved", *tuned_tensors(module, coarse))
+    with torch.no_grad():
+        again = load_module(QuantizedCheckpoint(tmp_path / "saved"))(input_ids=IDS).logits
+        assert torch.equal(again, module(input_ids=IDS).logits)
+
+
+def test_weights_stay_within_reach_of_the_grid(coarse: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path) -> None:
+    module = load_module(coarse)
+    hold = learn_integers(module, coarse, context(source, tmp_path).earlier("start"), "start")
+    (grid,) = (grid for name, grid in grids(module) if name == LAYER)
+    with torch.no_grad():
+        grid.steps += 7
+    hold(1, 1)
+    # Two bits: -2, -1, 0 and 1.
+    assert float(grid.steps.detach().max()) == pytest.approx(1.49) and float(grid.steps.detach().min()) > 1
+
+
+def test_floats_of_another_model_are_refused(coarse: QuantizedCheckpoint, tmp_path: Path) -> None:
+    other = save_tiny_llama(tmp_path / "other", intermediate_size=96)
+    with pytest.raises(
+        StageError, match=r"not what was quantized: of model\.layers\.0\.mlp\.gate_proj it has \[96, 64\]"
+    ):
+        tune(coarse, other, tmp_path / "scratch", integers_from="start")
+
+
+def test_a_killed_training_ends_with_the_same_bytes(
+    coarse: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(KeptTraining, "is_due", lambda self: True)
+    whole = tune(coarse, source, tmp_path / "whole", steps=12, integers_from="start")
+    write, written = KeptTraining.write, list[int]()
+
+    def killed(self: KeptTraining, state: TrainingState) -> None:
+        write(self, state)
+        written.append(state.figures["done"])
+        if len(written) == 7:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(KeptTraining, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        tune(coarse, source, tmp_path / "killed", steps=12, integers_from="start")
+    again = tune(coarse, source, tmp_path / "killed", steps=12, integers_from="start")
+    assert written == list(range(1, 13))
+    assert digest_directory(again.folder) == digest_directory(whole.folder)

@@ -53,10 +53,10 @@ class Grid(nn.Module):
         integers = self.integers if self.learned is None else self.learned.nearest(self.steps)
         return dequantize(integers, self.scales(), self.group_size, dtype)
 
-    def learn_integers(self, quantized: QuantizedWeight, weight: torch.Tensor) -> None:
-        """Let a linear layer's integers learn: they are those of ``quantized``, which was rounded from ``weight``."""
+    def learn_integers(self, quantized: QuantizedWeight) -> None:
+        """Let a linear layer's integers, which are those of ``quantized``, learn from where they are."""
         self.learned = LearnedGrid.of(quantized)
-        self.steps = nn.Parameter(self.learned.start(weight))
+        self.steps = nn.Parameter(self.integers.float())
 
     def hold(self) -> None:
         """Bring back what a step of training took from the grid."""

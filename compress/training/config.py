@@ -117,27 +117,22 @@ class Recovery(Frozen):
 
 
 class ScaleTuning(Recovery):
-    """A recovery that changes scales and norms, and integers where their floats are named."""
+    """A recovery that changes scales and norms, and integers where it is asked to."""
 
-    learning_rate: float = Field(
-        2e-3,
-        gt=0,
-        le=0.5,
-        description="peak change in a step: of a scale or norm relative, of a weight whose integer learns in steps of "
-        "its grid",
+    learning_rate: float = Field(2e-3, gt=0, le=0.5, description="peak change of a scale or norm in a step, relative")
+    integers: bool = Field(
+        False, description="let the integers of linear layers learn too; takes 16 bytes of memory a weight"
     )
-    integers_from: str | None = Field(
-        None,
-        description="label of the stage whose output was quantized, or `start`: weights of its linear layers learn on, "
-        "and with them their integers (LLM-QAT); takes 16 bytes of memory a weight. Default: integers stay",
+    integer_learning_rate: float = Field(
+        1.5e-2,
+        gt=0,
+        le=1,
+        description="peak change of a weight in a step of training, in steps of its grid; its integer is the next one "
+        "where it came half the way, so that fewer `steps` want a higher rate",
     )
     scales: bool = Field(True, description="tune the scales of linear layers")
     norms: bool = Field(True, description="tune the weights of norms, and biases")
     embeddings: bool = Field(True, description="tune the scales of quantized embedding tables and tied heads")
-
-    def refers_to(self) -> tuple[str, ...]:
-        """The teacher's label, and that of the weights before they were rounded."""
-        return (self.teacher,) if self.integers_from is None else (self.teacher, self.integers_from)
 
 
 class AdapterTraining(Recovery):

@@ -30,12 +30,9 @@ from compress.training.processes import is_first
 from compress.training.recovery import Lesson, make_windows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from compress.checkpoints.torch_model import TorchModel
     from compress.stage.stage import Context
 
 
@@ -47,11 +44,9 @@ def tune_scales(checkpoint: QuantizedCheckpoint, settings: ScaleTuning, context:
     windows = make_windows(checkpoint, settings, context)
     module = load_module(checkpoint)
     learn(module, checkpoint, settings)
-    hold = None
-    if settings.integers_from is not None:
-        hold = learn_integers(module, checkpoint, context.earlier(settings.integers_from), settings.integers_from)
+    integers = learn_integers(module, checkpoint) if settings.integers else []
     lesson = Lesson.between(module, context.earlier(settings.teacher), windows, settings)
-    lesson.teach(context, "tune_scales", hold)
+    lesson.teach(context, "tune_scales", integers)
     if not is_first():
         return checkpoint
     folder = _empty(context.scratch / "tuned")
@@ -65,7 +60,7 @@ def learn(module: nn.Module, checkpoint: QuantizedCheckpoint, settings: ScaleTun
         grid.log_ratio.requires_grad_(settings.embeddings if name in checkpoint.tables else settings.scales)
     if settings.norms:
         learn_vectors(module, checkpoint)
-    if settings.integers_from is None and not any(parameter.requires_grad for parameter in module.parameters()):
+    if not settings.integers and not any(parameter.requires_grad for parameter in module.parameters()):
         raise StageError(
             "There is nothing to tune.",
             expected="quantized layers, or norms, that the stage's fields let learn",
@@ -73,37 +68,14 @@ def learn(module: nn.Module, checkpoint: QuantizedCheckpoint, settings: ScaleTun
         )
 
 
-def learn_integers(
-    module: nn.Module, checkpoint: QuantizedCheckpoint, floats: TorchModel, label: str
-) -> Callable[[int, int], None]:
-    """Let the integers of linear layers learn, in place, from the weights ``floats`` that they were rounded from.
-
-    Returns what is to be done after each step. Raises `StageError` where ``floats``, the output of the stage ``label``,
-    has other layers.
-    """
-    weights = floats.module.state_dict()
-    learning: list[Grid] = []
-    for name, grid in grids(module):
-        quantized = None if name in checkpoint.tables else checkpoint.quantized(name)
-        if quantized is None:
-            continue
-        weight = weights.get(f"{name}.weight")
-        if weight is None or weight.shape != grid.shape:
-            found = "none of that name" if weight is None else str(list(weight.shape))
-            raise StageError(
-                f"The output of {label!r} is not what was quantized: of {name} it has {found}.",
-                where="integers_from",
-                expected=f"a weight of {list(grid.shape)}",
-                mend="name the stage before the one that quantizes",
-            )
-        grid.learn_integers(quantized, weight.float())
-        learning.append(grid)
-
-    def hold(done: int, steps: int) -> None:
-        for grid in learning:
-            grid.hold()
-
-    return hold
+def learn_integers(module: nn.Module, checkpoint: QuantizedCheckpoint) -> list[Grid]:
+    """Let the integers of linear layers learn, in place; returns what learns."""
+    learning = [(name, grid) for name, grid in grids(module) if name not in checkpoint.tables]
+    for name, grid in learning:
+        quantized = checkpoint.quantized(name)
+        assert quantized is not None
+        grid.learn_integers(quantized)
+    return [grid for _, grid in learning]
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""A quantized checkpoint as a torch module that computes with its integers; scales may learn, and integers too."""
+"""A quantized checkpoint as a torch module that computes with its integers; scales may learn, integers never."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from compress.checkpoints.transposed_linear import TransposedLinear, linear_for_
 from compress.errors import ModelError
 from compress.numerics.fake_quantization import dequantize, stored_as
 from compress.numerics.integer_grid import QuantizedWeight
-from compress.numerics.learned_integers import LearnedGrid
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,13 +27,11 @@ class Grid(nn.Module):
     """Integers of a matrix [rows, columns] and its scales [rows, groups], learned as ``log_ratio``.
 
     A scale is its starting value times exp(log_ratio), rounded to the float16 that files store: whatever is computed,
-    while training too, is computed with numbers that the file can hold. Where integers learn (`learn_integers`), they
-    are the nearest to ``steps``.
+    while training too, is computed with numbers that the file can hold.
     """
 
     integers: torch.Tensor
     start: torch.Tensor
-    learned: LearnedGrid | None = None
 
     def __init__(self, quantized: QuantizedWeight) -> None:
         super().__init__()
@@ -50,22 +47,7 @@ class Grid(nn.Module):
 
     def weight(self, dtype: torch.dtype) -> torch.Tensor:
         """The whole matrix."""
-        integers = self.integers if self.learned is None else self.learned.nearest(self.steps)
-        return dequantize(integers, self.scales(), self.group_size, dtype)
-
-    def learn_integers(self, quantized: QuantizedWeight) -> None:
-        """Let a linear layer's integers, which are those of ``quantized``, learn from where they are."""
-        self.learned = LearnedGrid.of(quantized)
-        self.steps = nn.Parameter(self.integers.float())
-
-    def hold(self) -> None:
-        """Bring back what a step of training took from the grid."""
-        if self.learned is not None:
-            self.learned.hold(self.steps)
-
-    def quantized(self) -> QuantizedWeight | None:
-        """What is to be stored in place of integers and scales, where integers learn."""
-        return None if self.learned is None else self.learned.learned(self.steps, self.scales())
+        return dequantize(self.integers, self.scales(), self.group_size, dtype)
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
         """Some rows in float32, [*ids.shape, columns]."""

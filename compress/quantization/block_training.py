@@ -20,9 +20,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from compress.checkpoints.quantized_module import AsStored
-from compress.numerics.fake_quantization import dequantize, stored_as
-from compress.numerics.integer_grid import QuantizedWeight
-from compress.numerics.learned_integers import LearnedGrid
+from compress.numerics.fake_quantization import dequantize, stored_as, straight_through
+from compress.numerics.integer_grid import QuantizedWeight, as_float16
 from compress.quantization.config import BlockTraining
 from compress.quantization.states import BlockRun, States
 from compress.training.length import Length
@@ -30,6 +29,8 @@ from compress.training.length import Length
 _WARM_UP = 0.05
 _EPSILON = 1e-15
 """Gradients of single weights are that small."""
+_WITHIN = 0.49
+"""Weights stay so near to an integer of the grid, in steps, that it is the one they are rounded to."""
 
 
 class LearnedIntegers(nn.Module):
@@ -38,27 +39,55 @@ class LearnedIntegers(nn.Module):
     The weight is the nearest integers within the grid times the scales, which are what a file of float16 can hold.
     """
 
+    start: torch.Tensor
+    zero_points: torch.Tensor
+
     def __init__(self, quantized: QuantizedWeight) -> None:
         super().__init__()
-        self.grid = LearnedGrid.of(quantized)
-        self.start = quantized.scales.float()
+        self.quantized, self.symmetric = quantized, quantized.symmetric
+        self.bits, self.group_size = quantized.bits, quantized.group_size
+        self.start, self.zero_points = quantized.scales.float(), quantized.zero_points.float()
         self.log_ratio = nn.Parameter(torch.zeros_like(self.start))
 
     def scales(self) -> torch.Tensor:
         """[rows, groups] float32, each a value that float16 has."""
         return stored_as(self.start * self.log_ratio.exp(), torch.float16)
 
+    def integers(self, steps: torch.Tensor) -> torch.Tensor:
+        """The nearest to ``steps`` within the grid, less their zero points; the gradient passes."""
+        return straight_through(steps, lambda exact: self._clamped(exact.round()))
+
     def forward(self, steps: torch.Tensor) -> torch.Tensor:
         """The weight that the rounded ``steps`` stand for."""
-        return dequantize(self.grid.nearest(steps), self.scales(), self.grid.quantized.group_size, torch.float32)
+        return dequantize(self.integers(steps), self.scales(), self.group_size, torch.float32)
 
     def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
         """The steps nearest to ``weight`` that are rounded to the solver's integers."""
-        return self.grid.start(weight)
+        columns = torch.arange(weight.shape[1], device=weight.device) // self.group_size
+        chosen = self.quantized.integers.float() - self.zero_points[:, columns]
+        return (weight / self.start[:, columns] - chosen).clamp_(-_WITHIN, _WITHIN).add_(chosen)
 
+    @torch.no_grad()
+    def hold(self, steps: torch.Tensor) -> None:
+        """Bring back what left the grid, in place, so that no weight gets out of its gradient's reach."""
+        self._clamped(steps, _WITHIN)
+
+    @torch.no_grad()
     def learned(self, steps: torch.Tensor) -> QuantizedWeight:
         """What is to be stored."""
-        return self.grid.learned(steps, self.scales())
+        columns = torch.arange(steps.shape[1], device=steps.device) // self.group_size
+        integers = self.integers(steps).add(self.zero_points[:, columns]).to(torch.uint8)
+        return replace(self.quantized, integers=integers, scales=as_float16(self.scales()))
+
+    def _clamped(self, steps: torch.Tensor, beyond: float = 0.0) -> torch.Tensor:
+        """``steps`` within the grid and ``beyond``, in place."""
+        highest = (1 << self.bits) - 1
+        if self.symmetric:
+            zero = 1 << (self.bits - 1)
+            return steps.clamp_(-zero - beyond, highest - zero + beyond)
+        columns = torch.arange(steps.shape[1], device=steps.device) // self.group_size
+        zeros = self.zero_points[:, columns]
+        return steps.clamp_(-zeros - beyond, highest - zeros + beyond)
 
 
 @dataclass(frozen=True)
@@ -130,7 +159,7 @@ class BlockLesson:
             schedule.step()
             optimizer.zero_grad()
             for layer in self.layers.values():
-                _integers(layer).grid.hold(_steps(layer))
+                _integers(layer).hold(_steps(layer))
             if (done + 1) % epoch == 0 or done + 1 == steps:
                 error = self._error(judged)
                 if not math.isfinite(error):

@@ -117,19 +117,9 @@ class Recovery(Frozen):
 
 
 class ScaleTuning(Recovery):
-    """A recovery that changes scales and norms, and integers where it is asked to."""
+    """A recovery that changes scales and norms, and no integer."""
 
     learning_rate: float = Field(2e-3, gt=0, le=0.5, description="peak change of a scale or norm in a step, relative")
-    integers: bool = Field(
-        False, description="let the integers of linear layers learn too; takes 16 bytes of memory a weight"
-    )
-    integer_learning_rate: float = Field(
-        1.5e-2,
-        gt=0,
-        le=1,
-        description="peak change of a weight in a step of training, in steps of its grid; its integer is the next one "
-        "where it came half the way, so that fewer `steps` want a higher rate",
-    )
     scales: bool = Field(True, description="tune the scales of linear layers")
     norms: bool = Field(True, description="tune the weights of norms, and biases")
     embeddings: bool = Field(True, description="tune the scales of quantized embedding tables and tied heads")

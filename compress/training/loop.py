@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -38,7 +38,6 @@ from compress.training.short_forward import FrozenLayers, shortened
 
 BatchLoss = Callable[[nn.Module, dict[str, torch.Tensor]], torch.Tensor]
 _POOL = 50
-_PACE = "pace"
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Trainee:
     of all processes, and every batch has it. ``told`` hears of each step: how many are done, the share that these are
     of all, and the loss. With ``kept`` a killed training goes on where it was last kept, and one that comes to numbers
     that are not finite ends there, of which ``stopped`` hears. ``known`` is the part of ``module`` whose layers people
-    know by name. ``paces`` are of parameters that learn at so many times the learning rate.
+    know by name.
     """
 
     module: nn.Module
@@ -74,7 +73,6 @@ class Trainee:
     kept: KeptTraining | None = None
     stopped: Callable[[str], None] | None = None
     known: nn.Module | None = None
-    paces: Mapping[nn.Parameter, float] = field(default_factory=dict)
 
 
 class LengthGroupedBatches(Sampler[list[int]]):
@@ -183,15 +181,16 @@ def _dropout(module: nn.Module, probability: float | None) -> Iterator[None]:
 
 
 def _optimizer(trainee: Trainee, config: Training) -> torch.optim.Optimizer:
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    decayed: list[nn.Parameter] = []
+    plain = list(trainee.extra)
     for parameter in trainee.module.parameters():
         if parameter.requires_grad:
-            decay = config.weight_decay if parameter.ndim > 1 else 0.0
-            groups.setdefault((decay, trainee.paces.get(parameter, 1.0)), []).append(parameter)
-    if trainee.extra:
-        groups.setdefault((0.0, 1.0), []).extend(trainee.extra)
-    learning = [{"params": found, "weight_decay": decay, _PACE: pace} for (decay, pace), found in groups.items()]
-    return torch.optim.AdamW(learning, lr=config.learning_rate, fused=True)
+            (decayed if parameter.ndim > 1 else plain).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate, fused=True)
 
 
 @dataclass
@@ -257,8 +256,9 @@ class _Session:
         if self.frozen is not None:
             self.frozen.choose(batch["index"].tolist())
         for group in self.optimizer.param_groups:
-            rate = self.length.rate(self.done, self.config.warmup_ratio, self.config.decay)
-            group["lr"] = self.config.learning_rate * group[_PACE] * rate
+            group["lr"] = self.config.learning_rate * self.length.rate(
+                self.done, self.config.warmup_ratio, self.config.decay
+            )
         pieces = [batch] if trainee.pieces is None else trainee.pieces(batch)
         value = 0.0
         for place, piece in enumerate(pieces, 1):

@@ -20,8 +20,7 @@ from compress.checkpoints.adapter import (
     write_adapter,
 )
 from compress.checkpoints.checkpoint import TABLES, QuantizedCheckpoint
-from compress.checkpoints.gptq_layout import pack_layer
-from compress.checkpoints.quantized_module import Grid, empty_module, grids, learn_vectors, load_module
+from compress.checkpoints.quantized_module import empty_module, grids, learn_vectors, load_module
 from compress.checkpoints.safetensors_file import read_tensor
 from compress.checkpoints.shards import write_changed
 from compress.errors import StageError
@@ -44,9 +43,7 @@ def tune_scales(checkpoint: QuantizedCheckpoint, settings: ScaleTuning, context:
     windows = make_windows(checkpoint, settings, context)
     module = load_module(checkpoint)
     learn(module, checkpoint, settings)
-    integers = learn_integers(module, checkpoint) if settings.integers else []
-    lesson = Lesson.between(module, context.earlier(settings.teacher), windows, settings)
-    lesson.teach(context, "tune_scales", integers)
+    Lesson.between(module, context.earlier(settings.teacher), windows, settings).teach(context, "tune_scales")
     if not is_first():
         return checkpoint
     folder = _empty(context.scratch / "tuned")
@@ -60,22 +57,12 @@ def learn(module: nn.Module, checkpoint: QuantizedCheckpoint, settings: ScaleTun
         grid.log_ratio.requires_grad_(settings.embeddings if name in checkpoint.tables else settings.scales)
     if settings.norms:
         learn_vectors(module, checkpoint)
-    if not settings.integers and not any(parameter.requires_grad for parameter in module.parameters()):
+    if not any(parameter.requires_grad for parameter in module.parameters()):
         raise StageError(
             "There is nothing to tune.",
             expected="quantized layers, or norms, that the stage's fields let learn",
             mend="set scales, norms or embeddings to true",
         )
-
-
-def learn_integers(module: nn.Module, checkpoint: QuantizedCheckpoint) -> list[Grid]:
-    """Let the integers of linear layers learn, in place; returns what learns."""
-    learning = [(name, grid) for name, grid in grids(module) if name not in checkpoint.tables]
-    for name, grid in learning:
-        quantized = checkpoint.quantized(name)
-        assert quantized is not None
-        grid.learn_integers(quantized)
-    return [grid for _, grid in learning]
 
 
 @torch.no_grad()
@@ -93,9 +80,6 @@ def tuned_tensors(
             changed[weight] = grid.weight(torch.float32).to(checkpoint.stored(weight).dtype)
         else:
             changed[f"{name}.scales"] = scales
-            learned = grid.quantized()
-            if learned is not None:
-                changed[f"{name}.qweight"] = pack_layer(learned, checkpoint.stored_less_one)["qweight"]
     for name, child in module.named_modules():
         if hasattr(child, "parametrizations"):
             for attribute in child.parametrizations:

@@ -12,7 +12,7 @@ from torch import nn
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.processor import load_tokenizer
-from compress.checkpoints.quantized_module import Grid, QuantizedEmbedding, QuantizedLinear
+from compress.checkpoints.quantized_module import QuantizedEmbedding, QuantizedLinear
 from compress.checkpoints.torch_model import TorchModel
 from compress.environment import uses_bf16
 from compress.errors import DataError, StageError
@@ -25,8 +25,6 @@ from compress.training.lesson_windows import Windows, check_enough
 from compress.training.loop import Trainee, train
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from transformers import PreTrainedModel
 
     from compress.stage.stage import Context
@@ -240,11 +238,8 @@ class Lesson:
         """Whether the next token of the text is learned, in place of what the teacher predicts."""
         return isinstance(self.settings, AdapterTraining) and self.settings.objective == "text"
 
-    def teach(self, context: Context, description: str, integers: Sequence[Grid] = ()) -> Recovered:
-        """Train the pupil in place, and with it ``integers`` that learn.
-
-        Raises `StageError` where it predicts no better than before.
-        """
+    def teach(self, context: Context, description: str) -> Recovered:
+        """Train the pupil in place. Raises `StageError` where it predicts no better than before."""
         before = self.quality()
         context.progress.note(
             f"{description}: KL to the teacher {before.divergence:.4f} nats a token, perplexity "
@@ -256,19 +251,9 @@ class Lesson:
             judged.append(self.quality())
             return -self._error(judged[-1])
 
-        def hold(done: int, steps: int) -> None:
-            for grid in integers:
-                grid.hold()
-
+        kept = None if processes.several() else KeptTraining(context.scratch)
         trainee = Trainee(
-            self.pupil,
-            self.windows.train,
-            self._loss,
-            after_step=hold if integers else None,
-            validate=merit,
-            kept=None if processes.several() else KeptTraining(context.scratch),
-            known=self.pupil.causal,
-            paces={grid.steps: self._pace() for grid in integers},
+            self.pupil, self.windows.train, self._loss, validate=merit, kept=kept, known=self.pupil.causal
         )
         train(trainee, self._training(), context.seed, context.progress, description)
         # The loop has put back the state that was judged best.
@@ -277,11 +262,6 @@ class Lesson:
         if not self._error(recovered.after) < self._error(before):
             raise StageError(f"Training did not help: {recovered}.", mend="lower learning_rate, or leave the stage out")
         return recovered
-
-    def _pace(self) -> float:
-        """How fast integers learn, beside the rest."""
-        settings = self.settings
-        return settings.integer_learning_rate / settings.learning_rate if isinstance(settings, ScaleTuning) else 1.0
 
     def _error(self, quality: Quality) -> float:
         return quality.perplexity if self.reads_text else quality.divergence

@@ -12,13 +12,13 @@ from quantized import quantize_tiny_llama, save_tiny_llama
 from transformers import LlamaForCausalLM
 
 from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.checkpoints.quantized_module import grids, load_module
+from compress.checkpoints.quantized_module import load_module
 from compress.checkpoints.shards import write_changed
 from compress.digests import digest_directory, size_bytes
 from compress.errors import DataError, StageError
 from compress.stages.tune_scales import TuneScales
 from compress.training.kept_training import KeptTraining, TrainingState
-from compress.training.quantized_recovery import learn, learn_integers, tuned_tensors
+from compress.training.quantized_recovery import learn, tuned_tensors
 from compress.training.recovery import Lesson, make_windows
 
 QUICK: dict[str, Any] = {
@@ -228,75 +228,28 @@ def test_only_the_first_of_several_processes_writes(
     assert tuned is start and not (tmp_path / "scratch").exists()
 
 
-@pytest.fixture
-def coarse(source: Checkpoint, tmp_path: Path) -> QuantizedCheckpoint:
-    """Two bits, rounded to nearest: where a weight is rounded to decides most."""
-    return quantize_tiny_llama(source, tmp_path / "coarse", bits=2)
-
-
-def test_integers_that_learn_come_nearer_than_scales_alone(
-    coarse: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path
-) -> None:
-    scales = tune(coarse, source, tmp_path / "scales")
-    tuned = tune(coarse, source, tmp_path / "integers", integers=True)
-    assert divergence(tuned, source) < 0.8 * divergence(scales, source)
-    assert size_bytes(tuned.folder) == size_bytes(coarse.folder)
-    for name in coarse.files:
-        kept = name.endswith(("qzeros", "g_idx"))
-        assert torch.equal(tuned.stored(name), coarse.stored(name)) is kept, name
-    found, before = tuned.quantized(LAYER), coarse.quantized(LAYER)
-    assert found is not None and before is not None
-    moved = found.integers.int() - before.integers.int()
-    assert int(found.integers.max()) <= 3 and 0.01 < float((moved != 0).float().mean()) < 0.9
-
-
-def test_integers_and_scales_saved_are_those_judged(
-    coarse: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path
-) -> None:
-    stage = TuneScales(**QUICK, integers=True)
-    made = context(source, tmp_path / "scratch")
-    module = load_module(coarse)
-    learn(module, coarse, stage)
-    integers = learn_integers(module, coarse)
-    with torch.no_grad():
-        assert torch.equal(module(input_ids=IDS).logits, load_module(coarse)(input_ids=IDS).logits)
-    lesson = Lesson.between(module, made.earlier("start"), make_windows(coarse, stage, made), stage)
-    recovered = lesson.teach(made, "test", integers)
-    assert lesson.quality() == recovered.after
-    (tmp_path / "saved").mkdir()
-    write_changed(coarse, tmp_path / "saved", *tuned_tensors(module, coarse))
-    with torch.no_grad():
-        again = load_module(QuantizedCheckpoint(tmp_path / "saved"))(input_ids=IDS).logits
-        assert torch.equal(again, module(input_ids=IDS).logits)
-
-
-def test_weights_stay_within_reach_of_the_grid(coarse: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path) -> None:
-    module = load_module(coarse)
-    learn_integers(module, coarse)
-    (grid,) = (grid for name, grid in grids(module) if name == LAYER)
-    with torch.no_grad():
-        grid.steps += 7
-    grid.hold()
-    # Two bits: -2, -1, 0 and 1.
-    assert float(grid.steps.detach().max()) == pytest.approx(1.49) and float(grid.steps.detach().min()) > 1
-
-
 def test_a_killed_training_ends_with_the_same_bytes(
-    coarse: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(KeptTraining, "is_due", lambda self: True)
-    whole = tune(coarse, source, tmp_path / "whole", steps=12, integers=True)
+    """Killed in the first epoch and in the second, it goes on behind the last step that was kept."""
+    data = text_data(train=30)
+    stage = TuneScales(**{**QUICK, "steps": 12})
+    once = stage.run(start, context(source, tmp_path / "once", data))
     write, written = KeptTraining.write, list[int]()
 
     def killed(self: KeptTraining, state: TrainingState) -> None:
         write(self, state)
         written.append(state.figures["done"])
-        if len(written) == 7:
+        if len(written) in (3, 8):
             raise KeyboardInterrupt
 
+    monkeypatch.setattr(KeptTraining, "is_due", lambda self: True)
     monkeypatch.setattr(KeptTraining, "write", killed)
-    with pytest.raises(KeyboardInterrupt):
-        tune(coarse, source, tmp_path / "killed", steps=12, integers=True)
-    again = tune(coarse, source, tmp_path / "killed", steps=12, integers=True)
+    made = context(source, tmp_path / "killed", data, progress=(notes := Notes()))
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            stage.run(start, made)
+    again = stage.run(start, made)
     assert written == list(range(1, 13))
-    assert digest_directory(again.folder) == digest_directory(whole.folder)
+    assert digest_directory(again.folder) == digest_directory(once.folder)
+    assert "tune_scales: goes on after step 8" in notes.lines

@@ -270,6 +270,8 @@ def save_tiny_mixture(folder: Path) -> None:
 def _shrunk_generation_stage(fields: dict[str, Any]) -> dict[str, Any]:
     small = {"samples": 4, "sequence_length": 16, "steps": 2, "epochs": 0.2, "embedding_group_size": 32, "layers": 1}
     fields |= {name: value for name, value in small.items() if name in fields}
+    if fields["kind"] == "train_blocks":
+        fields["held_out"] = 1
     # Random weights have no structure that few bits could keep.
     return fields | ({"rounding_limit": 10.0} if fields["kind"] == "export" else {})
 

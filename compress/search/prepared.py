@@ -90,8 +90,8 @@ class Prepared:
         self.space.narrow(lambda point: self._failure(self.space.stages(point)))
 
     @cached_property
-    def _fit(self) -> set[tuple[str, str]]:
-        """Checks of the starting model that it has passed, each with the stage that asked."""
+    def _fit(self) -> set[tuple[bool, str]]:
+        """What the starting model has been asked and has passed: whether of widths, and the stages that it is about."""
         return set()
 
     @cached_property
@@ -107,9 +107,9 @@ class Prepared:
         import torch
 
         try:
-            for stage, check in model_checks(stages):
-                if (asked := (check.__name__, fields_of([stage]))) not in self._fit:
-                    check(self._road.start)
+            for check in model_checks(stages):
+                if (asked := (check.of_widths, fields_of(check.stages))) not in self._fit:
+                    check.ask(self._road.start)
                     self._fit.add(asked)
             trained = tuple(takewhile(lambda stage: stage.takes() is stage.gives() is TorchModel, stages))
             if trained and not self.space.base.trust_remote_code:

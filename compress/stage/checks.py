@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,31 @@ from compress.stage.stage import Stage
 
 def check_stages(stages: Iterable[Stage[Any, Any]], start: Path) -> None:
     """Ask every stage whether it can be applied to the model in a folder. Raises what `Stage.check_model` does."""
-    for _, check in model_checks(stages):
-        check(start)
+    for check in model_checks(stages):
+        check.ask(start)
 
 
-def model_checks(stages: Iterable[Stage[Any, Any]]) -> Iterator[tuple[Stage[Any, Any], Callable[[Path], None]]]:
-    """Each stage with what it asks, up to one that goes on with another model.
+@dataclass(frozen=True)
+class ModelCheck:
+    """What the last of ``stages`` asks of the starting model, or of its widths as those before leave them."""
 
-    Called with the model's folder, a check raises what `Stage.check_model` does.
-    """
-    before: list[Stage[Any, Any]] = []
+    stages: tuple[Stage[Any, Any], ...]
+    of_widths: bool
+
+    def ask(self, start: Path) -> None:
+        """Ask it of the model in a folder. Raises what `Stage.check_model` does."""
+        *before, stage = self.stages
+        if self.of_widths:
+            stage.check_widths(start, before)
+        else:
+            stage.check_model(start)
+
+
+def model_checks(stages: Iterable[Stage[Any, Any]]) -> Iterator[ModelCheck]:
+    """What each stage asks, up to one that goes on with another model."""
+    cuts: list[Stage[Any, Any]] = []
     for stage in takewhile(lambda stage: not stage.paths(), stages):
-        yield stage, stage.check_model
-        yield stage, partial(stage.check_widths, before=tuple(before))
-        before.append(stage)
+        yield ModelCheck((stage,), of_widths=False)
+        yield ModelCheck((*cuts, stage), of_widths=True)
+        if type(stage).cut_widths is not Stage.cut_widths:
+            cuts.append(stage)

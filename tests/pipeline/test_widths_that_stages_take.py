@@ -56,7 +56,7 @@ def test_a_recipe_is_checked_for_it_before_it_runs(tmp_path: Path) -> None:
 
 
 def test_a_passed_check_of_widths_is_known_by_what_cuts_before_it(tmp_path: Path) -> None:
-    """So that a search, which asks once, asks again where other shares go, and not where columns are made alike otherwise."""
+    """A search, which asks once, asks again where other shares go, and not where columns are made alike otherwise."""
 
     def known(share: float, strength: float) -> str:
         stages = [{"prune": {"feed_forward": share}}, {"equalize": {"strength": strength}}, ROUNDS, {"export": {}}]

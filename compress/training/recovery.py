@@ -245,19 +245,18 @@ class Lesson:
             f"{description}: KL to the teacher {before.divergence:.4f} nats a token, perplexity "
             f"{before.perplexity:.2f} (teacher {before.teacher_perplexity:.2f}) before"
         )
-        judged: list[Quality] = []
-
-        def merit() -> float:
-            judged.append(self.quality())
-            return -self._error(judged[-1])
-
         kept = None if processes.several() else KeptTraining(context.scratch)
         trainee = Trainee(
-            self.pupil, self.windows.train, self._loss, validate=merit, kept=kept, known=self.pupil.causal
+            self.pupil,
+            self.windows.train,
+            self._loss,
+            validate=lambda: -self._error(self.quality()),
+            kept=kept,
+            known=self.pupil.causal,
         )
         train(trainee, self._training(), context.seed, context.progress, description)
-        # The loop has put back the state that was judged best.
-        recovered = Recovered(before, min(judged, key=self._error))
+        # The loop has put back the state that was judged best, by this run or by one that was killed.
+        recovered = Recovered(before, self.quality())
         context.remark(f"{description}: {recovered}")
         if not self._error(recovered.after) < self._error(before):
             raise StageError(f"Training did not help: {recovered}.", mend="lower learning_rate, or leave the stage out")

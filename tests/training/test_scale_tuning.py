@@ -231,7 +231,7 @@ def test_only_the_first_of_several_processes_writes(
 def test_a_killed_training_ends_with_the_same_bytes(
     start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed in the first epoch and in the second, it goes on behind the last step that was kept."""
+    """Killed in the first epoch, in the second and behind the last step, it goes on with what was kept."""
     data = text_data(train=30)
     stage = TuneScales(**{**QUICK, "steps": 12})
     once = stage.run(start, context(source, tmp_path / "once", data))
@@ -240,16 +240,16 @@ def test_a_killed_training_ends_with_the_same_bytes(
     def killed(self: KeptTraining, state: TrainingState) -> None:
         write(self, state)
         written.append(state.figures["done"])
-        if len(written) in (3, 8):
+        if len(written) in (3, 8, 12):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(KeptTraining, "is_due", lambda self: True)
     monkeypatch.setattr(KeptTraining, "write", killed)
     made = context(source, tmp_path / "killed", data, progress=(notes := Notes()))
-    for _ in range(2):
+    for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             stage.run(start, made)
     again = stage.run(start, made)
     assert written == list(range(1, 13))
     assert digest_directory(again.folder) == digest_directory(once.folder)
-    assert "tune_scales: goes on after step 8" in notes.lines
+    assert {"tune_scales: goes on after step 8", "tune_scales: goes on after step 12"} <= set(notes.lines)

@@ -32,15 +32,16 @@ class ForeignEnvironment:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         home = cache / "compress" / "tests" / self.name
         python, ready = home / "bin" / "python", home / "ready"
-        ours = sysconfig.get_path("purelib")
-        seen = " ".join((ours, *(f"without {name}" for name in self.hidden)))
+        # As a folder of packages, of which the links to what is installed as editable are followed too.
+        ours = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
+        hidden = "".join(f"import sys; sys.modules[{name!r}] = None\n" for name in self.hidden)
+        seen = ours + hidden
         home.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{home}.lock"):
             if not ready.exists() or ready.read_text() != seen:
                 venv.create(home, clear=True)
                 (site,) = home.glob("lib/python*/site-packages")
-                (site / "ours.pth").write_text(ours + "\n")
-                hidden = "".join(f"import sys; sys.modules[{name!r}] = None\n" for name in self.hidden)
+                (site / "ours.pth").write_text(ours)
                 (site / "hidden.pth").write_text(hidden)
                 pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-compile"]
                 for wanted in self.steps:

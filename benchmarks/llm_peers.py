@@ -2,10 +2,12 @@
 
     python benchmarks/llm_peers.py                                   # everything; downloads several GB at first
     python benchmarks/llm_peers.py --only "llama.cpp Q4_0" --only "ONNX Runtime RTN"
+    python benchmarks/llm_peers.py --bits 3 --samples 64 --only "auto-round, 200 iterations"
 
 The model is the sample `smollm2`; calibration is 16 windows of 512 tokens of the train split of `wiki` (those that the
 stage `gptq` draws), evaluation 20 windows of 512 tokens of its test split; 4 bits, symmetric, groups of 64 where a peer
-lets one choose. Peers that need other packages get an environment of their own in the user's cache.
+lets one choose; other `--bits`, `--group-size` and `--samples` are those of the peers that take any. Peers that need
+other packages get an environment of their own in the user's cache.
 
 - `seconds` run from before the weights are loaded until the result is written, without imports.
 - `peak memory` is that of the process that did it.
@@ -118,6 +120,9 @@ def main(
     model: Annotated[str, typer.Option(help="The model, as a recipe names it.")] = "sample:smollm2",
     data: Annotated[str, typer.Option(help="The text, as a recipe names it.")] = "sample:wiki",
     threads: Annotated[int, typer.Option(min=1, help="Threads of everyone.")] = 2,
+    bits: Annotated[int, typer.Option(min=2, max=8, help="Bits of a weight.")] = 4,
+    group_size: Annotated[int, typer.Option(min=16, help="Weights that share a scale.")] = 64,
+    samples: Annotated[int, typer.Option(min=1, help="Windows of calibration text.")] = 16,
     seconds: Annotated[float, typer.Option(min=0.1, help="Sampling of tokens/s for each.")] = 3.0,
     output: Annotated[Path | None, typer.Option(help="Where to write everything as JSON.")] = None,
 ) -> None:
@@ -128,7 +133,9 @@ def main(
     if unknown:
         raise typer.BadParameter(f"{', '.join(unknown)}; known are {', '.join(PEERS)}", param_hint="--only")
     with tempfile.TemporaryDirectory(prefix="compress-peers-") as scratch:
-        setting = LanguageSetting(model, data, Path(scratch), threads, 4, 64, ConsoleProgress())
+        setting = LanguageSetting(
+            model, data, Path(scratch), threads, bits, group_size, ConsoleProgress(), samples=samples
+        )
         rows, made = [], {}
         for name in (START, *names):
             setting.progress.note(f"-- {name}")

@@ -93,7 +93,7 @@ def test_every_stage_that_reads_the_device_says_so() -> None:
         return stage.uses_device or stage.trains
 
     there = {kind for kind, stage in STAGES.items() if computes(stage)}
-    assert {"gptq", "train_blocks", "prune", "distill", "finetune", "lora", "tune_scales", "qat"} <= there
+    assert {"gptq", "train_blocks", "prune", "distill", "finetune", "lora", "tune_scales", "qat", "imatrix"} <= there
     assert not there & {"export", "gguf", "equalize", "rotate", "cast", "compressed_tensors"}
 
 

@@ -15,13 +15,16 @@ import numpy as np
 from peers.environment import Packages, UnavailableError, peer_python
 from peers.language_setting import LanguageSetting
 from peers.llama_cpp_library import llama_cpp_library
+from safetensors.numpy import save_file
 
 from compress.checkpoints.checkpoint import Checkpoint
+from compress.checkpoints.imatrix import read_imatrix
 from compress.digests import size_bytes
-from compress.formats.gguf.export import write_gguf
+from compress.formats.gguf.export import plan_gguf, write_gguf
 from compress.formats.gguf.llama_cpp_library import VARIABLE
 from compress.formats.onnx.decoder import export_decoder
 from compress.formats.targets import TARGETS
+from compress.stages.imatrix import Imatrix
 from compress.targets import Target
 
 OURS = "compress, quick GPTQ"
@@ -67,10 +70,14 @@ def optimum(setting: LanguageSetting) -> Made:
     return _checkpoint(setting, "optimum_gptq.py", python)
 
 
-def auto_round(setting: LanguageSetting) -> Made:
-    """auto-round with 50 iterations."""
-    python = peer_python("auto-round", AUTO_ROUND, setting.progress.note)
-    return _checkpoint(setting, "auto_round_run.py", python, iterations=50)
+def auto_round(iterations: int) -> Callable[[LanguageSetting], Made]:
+    """auto-round with so many iterations a block."""
+
+    def make(setting: LanguageSetting) -> Made:
+        python = peer_python("auto-round", AUTO_ROUND, setting.progress.note)
+        return _checkpoint(setting, "auto_round_run.py", python, iterations=iterations)
+
+    return make
 
 
 def nncf(setting: LanguageSetting) -> Made:
@@ -100,17 +107,19 @@ def genai_builder(setting: LanguageSetting) -> Made:
     return _graph(setting, "genai_builder.py", None)
 
 
-def llama_cpp(file_type: str) -> Callable[[LanguageSetting], Made]:
-    """llama.cpp's own quantizer, run and timed by its own release."""
+def llama_cpp(file_type: str, weighed: bool = False) -> Callable[[LanguageSetting], Made]:
+    """llama.cpp's own quantizer, run and timed by its own release; ``weighed`` by our importance matrix."""
 
     def make(setting: LanguageSetting) -> Made:
         library = llama_cpp_library()
         source = setting.folder / "f32.gguf"
         if not source.is_file():
             write_gguf(Checkpoint(setting.source), source, "f32")
-        file = setting.folder / f"llama-cpp-{file_type}" / "model.gguf"
+        file = setting.folder / f"llama-cpp-{file_type}-{weighed}" / "model.gguf"
         file.parent.mkdir(exist_ok=True)
         more = {"library": str(library), "source": str(source), "file_type": file_type}
+        if weighed:
+            more["imatrix"] = str(_imatrix(setting))
         found = _child(setting, "llama_cpp_quantize.py", Path(sys.executable), file, **more)
         # The Python package's build knows no AVX-512; the peer runs as its own release does.
         os.environ[VARIABLE] = str(library)
@@ -122,12 +131,14 @@ def llama_cpp(file_type: str) -> Callable[[LanguageSetting], Made]:
 PEERS: dict[str, Callable[[LanguageSetting], Made]] = {
     OURS: ours,
     "Optimum + gptqmodel": optimum,
-    "auto-round": auto_round,
+    "auto-round": auto_round(50),
+    "auto-round, 200 iterations": auto_round(200),
     "NNCF": nncf,
     "ONNX Runtime RTN": onnxruntime_rtn,
     "onnxruntime-genai": genai_builder,
     "llama.cpp Q4_0": llama_cpp("Q4_0"),
     "llama.cpp Q4_K_M": llama_cpp("Q4_K_M"),
+    **{f"llama.cpp {name}, imatrix": llama_cpp(name, True) for name in ("Q2_K", "IQ4_NL", "Q4_0", "Q4_K_M")},
 }
 
 
@@ -143,6 +154,22 @@ def decode_in_transformers(made: Made, setting: LanguageSetting) -> float:
     more = {"folder": str(made.artifact), "prompt": setting.prompt(CONTEXT), "tokens": TOKENS}
     answer = _ask(setting, "transformers_decode.py", python, setting.order(made.artifact, **more))
     return float(answer["tokens_per_second"])
+
+
+def imatrix_by_tensor(checkpoint: Checkpoint, file: Path) -> None:
+    """Write the matrix that lies beside a checkpoint by the names that GGUF has for its tensors."""
+    found = read_imatrix(checkpoint.folder)
+    sources = {one.name: str(one.source).removesuffix(".weight") for one in plan_gguf(checkpoint) if one.source}
+    save_file({name: found[source].numpy() for name, source in sources.items() if source in found}, file)
+
+
+def _imatrix(setting: LanguageSetting) -> Path:
+    """That of the calibration windows, made once; llama.cpp's own program would take about as long."""
+    file = setting.folder / "imatrix.safetensors"
+    if not file.is_file():
+        stage = Imatrix(samples=setting.samples, sequence_length=setting.length)
+        imatrix_by_tensor(stage.run(Checkpoint(setting.source), setting.context(setting.folder / "imatrix")), file)
+    return file
 
 
 def _float_graph(setting: LanguageSetting) -> Path:

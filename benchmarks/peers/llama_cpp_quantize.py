@@ -2,7 +2,8 @@
 
     PY peers/llama_cpp_quantize.py ORDER.json ANSWER.json
 
-ORDER has `library` (libllama.so), `source`, `output` (files), `file_type` and `threads`.
+ORDER has `library` (libllama.so), `source`, `output` (files), `file_type` and `threads`; and `imatrix`, where there is
+one: a safetensors file of [columns] by the names of the file's tensors.
 """
 
 from __future__ import annotations
@@ -13,30 +14,69 @@ from typing import Any
 
 from quantizing import answer
 
-FILE_TYPES = {"Q4_0": 2, "Q4_K_M": 15}
-"""llama_ftype, as `llama-quantize` names them."""
+_DEFAULTS = (0, 7, 0, 1, 0, 0)
+"""Threads, Q8_0, and four of the switches: the struct is laid out as below."""
+
+
+class _Importance(ctypes.Structure):
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("data", ctypes.POINTER(ctypes.c_float)),
+        ("size", ctypes.c_size_t),
+    ]
 
 
 class _Parameters(ctypes.Structure):
     _fields_ = [
         ("threads", ctypes.c_int32),
         ("file_type", ctypes.c_int32),
+        ("output_type", ctypes.c_int32),
+        ("table_type", ctypes.c_int32),
+        ("again", ctypes.c_bool),
+        ("output", ctypes.c_bool),
+        ("copy", ctypes.c_bool),
+        ("pure", ctypes.c_bool),
+        ("split", ctypes.c_bool),
+        ("dry_run", ctypes.c_bool),
+        ("imatrix", ctypes.POINTER(_Importance)),
         ("rest", ctypes.c_uint8 * 512),
     ]
 
 
 def run(order: dict[str, Any]) -> None:
-    """What `llama-quantize SOURCE OUTPUT FILE_TYPE THREADS` does."""
+    """What `llama-quantize [--imatrix IMATRIX] SOURCE OUTPUT FILE_TYPE THREADS` does."""
+    from compress.formats.gguf.file_types import FILE_TYPES
+
     library = ctypes.CDLL(order["library"])
     library.ggml_backend_load_all_from_path(str(Path(order["library"]).parent).encode())
     library.llama_backend_init()
     library.llama_model_quantize_default_params.restype = _Parameters
     library.llama_model_quantize.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(_Parameters))
     parameters = library.llama_model_quantize_default_params()
-    parameters.threads, parameters.file_type = order["threads"], FILE_TYPES[order["file_type"]]
+    told = (parameters.threads, parameters.file_type, *(bytes(parameters)[at] for at in range(16, 20)))
+    if told != _DEFAULTS:
+        raise SystemExit(f"llama.cpp's settings are laid out otherwise: {told}")
+    parameters.threads, parameters.file_type = order["threads"], FILE_TYPES[order["file_type"]].number
+    held = _entries(order.get("imatrix"))
+    if held is not None:
+        parameters.imatrix = held
     code = library.llama_model_quantize(order["source"].encode(), order["output"].encode(), ctypes.byref(parameters))
     if code != 0:
         raise SystemExit(f"llama_model_quantize ended with code {code}")
+
+
+def _entries(file: str | None) -> Any:
+    """The importance matrix as llama.cpp takes it: an array that ends with an entry of nothing."""
+    if file is None:
+        return None
+    from safetensors.numpy import load_file
+
+    found = load_file(file)
+    entries = (_Importance * (len(found) + 1))()
+    for entry, (name, values) in zip(entries, found.items(), strict=False):
+        entry.name, entry.size = name.encode(), values.size
+        entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    return entries
 
 
 if __name__ == "__main__":

@@ -129,8 +129,9 @@ def _largest_inputs(stream: Stream, index: int, modules: Modules) -> dict[str, t
         largest = values.detach().flatten(0, -2).abs().amax(0).float()
         found[name] = torch.maximum(found[name], largest) if name in found else largest
 
-    with given({name: part for name, part in modules.items() if isinstance(part, nn.Linear)}, seen):
-        stream.advance(index)
+    layers = {name: part for name, part in modules.items() if isinstance(part, nn.Linear)}
+    stream.pass_watched(index, layers, seen)
+    stream.forget(index)
     return found
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from compress.architectures.watched import Told, given
 from compress.checkpoints.experts import experts_of
 from compress.quantization.block_pass import BlockPass, gram
 from compress.quantization.config import Quantization
@@ -63,8 +64,13 @@ class Stream:
 
     def pass_as_it_is(self, index: int) -> None:
         """Let all windows pass a loaded block, and keep what enters and what leaves it."""
-        work = self.pass_through(index, {})
-        self.leave(index, (work.run(batch()) for batch in work.batches))
+        self.pass_watched(index, {}, lambda name, inputs: None)
+
+    def pass_watched(self, index: int, modules: dict[str, nn.Linear], told: Told[str]) -> None:
+        """The same; ``told`` is called with the name and the input of each of ``modules``, of these windows alone."""
+        work = self.pass_through(index, modules)
+        with given(modules, told):
+            self.leave(index, (work.run(batch()) for batch in work.batches))
 
     def advance(self, index: int) -> None:
         """Let all windows pass a loaded block as it is."""

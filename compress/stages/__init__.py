@@ -18,6 +18,7 @@ from compress.stages.distill import Distill
 from compress.stages.equalize import Equalize
 from compress.stages.finetune import Finetune
 from compress.stages.gptq import Gptq
+from compress.stages.imatrix import Imatrix
 from compress.stages.lora import Lora
 from compress.stages.merge_lora import MergeLora
 from compress.stages.nncf_weights import NncfWeights
@@ -34,7 +35,19 @@ from compress.stages.tune_scales import TuneScales
 
 _OWN: tuple[type[Stage[Any, Any]], ...] = (
     *(Finetune, Distill, Prune, TrimVocabulary, Qat, Quantize, QuantizeWeights, Cast),
-    *(ReduceDimensions, Equalize, Rotate, Gptq, TrainBlocks, NncfWeights, TuneScales, MergeLora, Lora, AttachLora),
+    *(
+        ReduceDimensions,
+        Equalize,
+        Rotate,
+        Imatrix,
+        Gptq,
+        TrainBlocks,
+        NncfWeights,
+        TuneScales,
+        MergeLora,
+        Lora,
+        AttachLora,
+    ),
     *(CompressedTensors, Schedule),
 )
 

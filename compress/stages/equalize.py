@@ -22,6 +22,7 @@ class Equalize(Stage[Checkpoint, Checkpoint]):
     stored in float32.
     """
 
+    version = 2
     packages = ("torch", "transformers", "accelerate", "safetensors")
     requires = frozenset({GENERATES})
     scales_inputs = True

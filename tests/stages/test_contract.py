@@ -56,6 +56,7 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
         {"samples": 4, "sequence_length": 24, "group_size": 32},
         {"mode": "int4_asym", "samples": 4, "sequence_length": 24, "group_size": 32, "backup_mode": "none"},
     ],
+    "imatrix": [{"samples": 4, "sequence_length": 24}],
     "gguf": [{}, {"float_type": "f32"}],
     "ort": [{}],
     "litert": [{"lengths": [24]}],

@@ -17,15 +17,27 @@ if TYPE_CHECKING:
     from compress.numerics.integer_grid import QuantizedWeight
 
 BLOCK = 32
-"""Weights of a row that share a scale in every type used here."""
+"""Weights of a row that share a scale in every type that our integers are kept in."""
 _SIGNED = {"Q4_0": 4, "Q5_0": 5, "Q8_0": 8}
 _WITH_MINIMUM = {"Q4_1": 4, "Q5_1": 5}
-_BYTES = {"Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24, "Q8_0": 34, "F16": 64, "F32": 128}
+
+
+def block_length(kind: str) -> int:
+    """Weights of a row that lie together in a type: 1, 32 or 256."""
+    return _sizes(kind)[0]
 
 
 def row_bytes(kind: str, columns: int) -> int:
-    """Bytes of a row of so many weights; of any length for F16 and F32, else a multiple of 32."""
-    return columns * _BYTES[kind] // BLOCK
+    """Bytes of a row of so many weights, a multiple of the type's `block_length`."""
+    length, size = _sizes(kind)
+    return columns // length * size
+
+
+def _sizes(kind: str) -> tuple[int, int]:
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    length, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+    return int(length), int(size)
 
 
 def block_type(bits: int, symmetric: bool, name: str) -> str:

@@ -10,7 +10,7 @@ import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,12 @@ import numpy as np
 from compress.checkpoints.adapter import ADAPTER
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.checks import PROCESSOR_FILES
+from compress.checkpoints.imatrix import read_imatrix
 from compress.errors import ModelError
 from compress.formats.gguf.architecture import GgufArchitecture, NamedTensor
-from compress.formats.gguf.blocks import BLOCK, block_type, check_blocks, pack_blocks, row_bytes
+from compress.formats.gguf.blocks import block_type, check_blocks, pack_blocks, row_bytes
+from compress.formats.gguf.file_types import FILE_TYPES, Typed
+from compress.formats.gguf.rounding import rounded
 from compress.formats.gguf.tokenizer import add_tokenizer
 
 if TYPE_CHECKING:
@@ -31,8 +34,9 @@ if TYPE_CHECKING:
 
 _ALSO = ("merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "generation_config.json")
 FloatType = Literal["f16", "f32"]
-_FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9}
-"""llama.cpp's number for a file whose matrices are mostly of a type (llama_ftype)."""
+_FLOAT_FILES = {"F32": 0, "F16": 1}
+"""llama.cpp's numbers for files of floats (llama_ftype)."""
+_LONGEST_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,13 @@ class _Written(np.ndarray[Any, np.dtype[Any]]):
         file.write(self.data)
 
 
-def plan_gguf(checkpoint: Checkpoint, float_type: FloatType = "f16") -> list[PlannedTensor]:
+def plan_gguf(
+    checkpoint: Checkpoint, float_type: FloatType = "f16", file_type: str | None = None
+) -> list[PlannedTensor]:
     """Every tensor that `write_gguf` writes, in its order; matrices that aren't quantized are of ``float_type``.
+
+    With a ``file_type`` of llama.cpp's they are rounded by its rules, by the importance matrix that may lie beside the
+    checkpoint.
 
     Raises `ModelError` for an architecture, a tensor or a quantization that GGUF cannot hold.
     """
@@ -77,28 +86,45 @@ def plan_gguf(checkpoint: Checkpoint, float_type: FloatType = "f16") -> list[Pla
         )
     architecture = GgufArchitecture.of(checkpoint)
     _check_all_known(checkpoint, architecture)
-    plan = _Plan(checkpoint, architecture, float_type)
-    planned = [plan.tensor(tensor) for tensor in architecture.tensors()]
+    named = architecture.tensors()
+    imatrix = {} if file_type is None else read_imatrix(checkpoint.folder)
+    typed = None if file_type is None else _typed(file_type, architecture, named, bool(imatrix))
+    plan = _Plan(checkpoint, architecture, float_type, typed, imatrix)
+    planned = [plan.tensor(tensor) for tensor in named]
     for name, factors in architecture.factors().items():
         planned.append(PlannedTensor(name, None, "F32", factors.shape, None, partial(np.asarray, factors)))
     return planned
 
 
-def write_gguf(checkpoint: Checkpoint, file: Path, float_type: FloatType = "f16") -> None:
-    """Write ``checkpoint`` to ``file`` with its tokenizer.
+def _typed(file_type: str, architecture: GgufArchitecture, named: Sequence[NamedTensor], weighed: bool) -> Typed:
+    found = architecture.metadata()
+    heads, shared = found["attention.head_count"], found["attention.head_count_kv"]
+    return Typed(
+        FILE_TYPES[file_type],
+        [tensor.name for tensor in named],
+        found["block_count"],
+        heads / shared if heads and shared else 1.0,
+        found.get("expert_count", 0),
+        weighed,
+    )
+
+
+def write_gguf(checkpoint: Checkpoint, file: Path, float_type: FloatType = "f16", file_type: str | None = None) -> None:
+    """Write ``checkpoint`` to ``file`` with its tokenizer, as `plan_gguf` has it.
 
     Raises `ModelError` for what GGUF cannot hold, before it writes anything.
     """
     import gguf
 
-    planned = plan_gguf(checkpoint, float_type)
+    planned = plan_gguf(checkpoint, float_type, file_type)
     architecture = GgufArchitecture.of(checkpoint)
     writer = gguf.GGUFWriter(file, architecture.name)
     writer.add_type("model")
     architecture.add_metadata(writer)
     add_tokenizer(writer, checkpoint.folder, planned[0].shape[0])
     kinds = Counter(tensor.kind for tensor in planned if len(tensor.shape) > 1)
-    writer.add_file_type(_FILE_TYPES[kinds.most_common(1)[0][0]])
+    most = file_type or kinds.most_common(1)[0][0]
+    writer.add_file_type(_FLOAT_FILES[most] if most in _FLOAT_FILES else FILE_TYPES[most].number)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     for tensor in planned:
         kind = gguf.GGMLQuantizationType[tensor.kind]
@@ -129,6 +155,8 @@ class _Plan:
     checkpoint: Checkpoint
     architecture: GgufArchitecture
     float_type: FloatType
+    typed: Typed | None
+    imatrix: Mapping[str, Any]
 
     def tensor(self, tensor: NamedTensor) -> PlannedTensor:
         """One of the file's tensors: a checkpoint's own, or several that follow each other."""
@@ -139,7 +167,7 @@ class _Plan:
     def _stacked(self, tensor: NamedTensor) -> PlannedTensor:
         """Several tensors as one [tensors, rows, columns], of one type that holds them all."""
         parts = [self._part(tensor, source) for source in tensor.sources]
-        kinds = sorted({part.kind for part in parts}, key=lambda kind: row_bytes(kind, BLOCK))
+        kinds = sorted({part.kind for part in parts}, key=lambda kind: row_bytes(kind, _LONGEST_BLOCK))
         floats = {kind for kind in kinds if kind in ("F16", "F32")}
         if floats and len(kinds) > 1:
             kept = next(part.source for part in parts if part.kind in floats)
@@ -201,7 +229,10 @@ class _Plan:
         order, change = self._order(tensor, len(stored) if stored.ndim else 1), self._values(tensor)
         made = stored if change is None else change(stored.to("meta"))
         kind = "F32" if made.ndim == 1 or tensor.always_float32 else self.float_type.upper()
-        wanted = torch.float32 if kind == "F32" else torch.float16
+        if self.typed is not None and kind != "F32" and tensor.name.endswith(".weight"):
+            kind = self.typed.kind(tensor.name, made.shape[-1])
+        wanted = torch.float16 if kind == "F16" else torch.float32
+        importance = self.imatrix.get(source.removesuffix(".weight"))
 
         def data() -> np.ndarray:
             found = self.checkpoint.stored(source)
@@ -212,7 +243,12 @@ class _Plan:
                     where=str(self.checkpoint.folder),
                     mend="write it with float_type: f32",
                 )
-            return values if order is None else values[order]
+            values = values if order is None else values[order]
+            if kind in _FLOAT_FILES:
+                return values
+            # An expert that no token was sent to has no say.
+            weights = importance.numpy() if importance is not None and importance.any() else None
+            return rounded(values.reshape(-1, values.shape[-1]), kind, weights)
 
         shape = tuple(made.shape) if order is None else (len(order), *made.shape[1:])
         return PlannedTensor(tensor.name, source, kind, shape, order, data, values=change)

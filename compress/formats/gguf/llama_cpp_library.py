@@ -93,6 +93,13 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_decode": (ctypes.c_int32, (_POINTER, _Batch)),
     "llama_get_logits": (ctypes.POINTER(ctypes.c_float), (_POINTER,)),
     "llama_print_system_info": (ctypes.c_char_p, ()),
+    "ggml_quantize_chunk": (
+        ctypes.c_size_t,
+        (
+            *(ctypes.c_int, ctypes.POINTER(ctypes.c_float), _POINTER),
+            *(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.POINTER(ctypes.c_float)),
+        ),
+    ),
     "llama_tokenize": (
         ctypes.c_int32,
         (

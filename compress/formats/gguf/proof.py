@@ -15,33 +15,47 @@ _ROUNDING = 1.001 * 2.0**-11
 _ALLOWED = {"F16": _ROUNDING, "Q4_1": _ROUNDING, "Q5_1": _ROUNDING}
 
 
+_UNRELATED = 0.5 * 2.0**0.5
+"""Half of the error, relative, that rows in another order would have; two bits round by a third."""
+
+
 @dataclass(frozen=True)
 class Difference:
-    """The ``largest`` difference of a weight of the tensor ``name``, relative to the largest number stored for it."""
+    """The ``largest`` difference of a weight of the tensor ``name``, relative to the largest number stored for it.
+
+    Of floats that were rounded to few bits, the root of the mean square, relative to that of the weights.
+    """
 
     name: str
     kind: str
     largest: float
+    rounded: bool = False
 
     @property
     def allowed(self) -> float:
-        """What the type rounds: minima and plain weights to float16, the others nothing."""
-        return _ALLOWED.get(self.kind, 0.0)
+        """What the type rounds: minima and plain weights to float16, integers not at all."""
+        return _UNRELATED if self.rounded else _ALLOWED.get(self.kind, 0.0)
 
 
-def compare_gguf(file: Path, checkpoint: Checkpoint, float_type: FloatType = "f16") -> list[Difference]:
+def compare_gguf(
+    file: Path, checkpoint: Checkpoint, float_type: FloatType = "f16", file_type: str | None = None
+) -> list[Difference]:
     """Read every tensor of ``file`` with the `gguf` package, llama.cpp's own, and hold it against the checkpoint."""
     from gguf import GGUFReader
     from gguf.quants import dequantize
 
     stored = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
     found = []
-    for planned in plan_gguf(checkpoint, float_type):
+    for planned in plan_gguf(checkpoint, float_type, file_type):
         tensor = stored[planned.name]
         given = dequantize(tensor.data, tensor.tensor_type).reshape(planned.shape)
         wanted, magnitude = _expected(checkpoint, planned)
-        difference = float(np.abs(given - wanted).max())
-        found.append(Difference(planned.name, planned.kind, difference / (magnitude or 1.0)))
+        rounded = file_type is not None and planned.kind not in ("F16", "F32")
+        if rounded:
+            difference, magnitude = (float(np.linalg.norm(values)) for values in (given - wanted, wanted))
+        else:
+            difference = float(np.abs(given - wanted).max())
+        found.append(Difference(planned.name, planned.kind, difference / (magnitude or 1.0), rounded))
     return found
 
 

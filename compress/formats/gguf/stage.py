@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from compress.checkpoints.checkpoint import Checkpoint
-from compress.errors import StageError
+from compress.errors import ModelError, StageError
 from compress.formats.gguf.model import GGUF_FILE, GgufModel
+from compress.stage.prediction import PlanContext, Prediction, Shape, predicted
 from compress.stage.stage import Context, Promise, Stage
 from compress.tasks.capability import GENERATES
 
+if TYPE_CHECKING:
+    from compress.formats.gguf.proof import Difference
+
 _BLOCK = 32
+_WIDEST_BLOCK = 256
 _MOST_BITS_WITH_ZEROS = 5
+# fmt: off
+_FileType = Literal[
+    "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S",
+    "Q5_K_M", "Q6_K", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "IQ3_S", "IQ3_M", "IQ4_NL", "IQ4_XS",
+]
+# fmt: on
+_RUNTIME = "xllamacpp"
+"""The package that ggml comes with."""
 
 
 class Gguf(Stage[Checkpoint, GgufModel]):
@@ -22,17 +39,41 @@ class Gguf(Stage[Checkpoint, GgufModel]):
     Four bits in groups of 32, 64, ... become Q4_0, eight bits Q8_0. With zero points four bits become Q4_1, whose
     minima are rounded to float16. What isn't quantized keeps ``float_type``. The file is read back with llama.cpp's own
     Python package and held against the checkpoint.
+
+    With a ``type`` weights in float are rounded by ggml itself, each to the type that `llama-quantize` gives it, so
+    that errors are small where the stage `imatrix` before it found inputs large.
     """
 
     packages = ("gguf",)
     requires = frozenset({GENERATES})
     kind: Literal["gguf"] = "gguf"
     float_type: Literal["f16", "f32"] = Field("f16", description="type of the matrices that are not quantized")
+    type: _FileType | None = Field(
+        None,
+        description="round the weights, which are in float, by llama.cpp's rules for a file of that type: `Q4_K_M`",
+    )
+
+    def key_fields(self) -> dict[str, Any]:
+        """Without the field that recipes didn't have from the start, unless it is set: keys stay."""
+        fields = super().key_fields()
+        return fields if self.type else {name: fields[name] for name in fields if name != "type"}
+
+    def calls(self) -> tuple[str, ...]:
+        """Also the package that ggml comes with, where it rounds."""
+        return self.packages if self.type is None else (*self.packages, _RUNTIME)
 
     def objects_to(self, earlier: Stage[Any, Any]) -> tuple[str | None, str] | None:
-        """Groups and bits that no block type holds, and adapters, which GGUF keeps in files of their own."""
+        """Groups and bits that no block type holds, and adapters, which GGUF keeps in files of their own.
+
+        Where it rounds itself, any integers.
+        """
         if earlier.adapter_beside:
             return None, "merge_lora before quantization, or a recipe without GGUF"
+        if self.type is not None and earlier.integers():
+            return (
+                None,
+                f"weights in float, which gguf rounds to {self.type}; or gguf without type, which keeps integers",
+            )
         for weights in earlier.integers():
             if weights.group_size % _BLOCK and weights.group_size != -1:
                 return weights.group_field, f"a multiple of {_BLOCK}, GGUF's blocks"
@@ -42,20 +83,53 @@ class Gguf(Stage[Checkpoint, GgufModel]):
                 return weights.zero_points_field, f"{weights.no_zero_points}: {reason}"
         return None
 
+    def check_widths(self, start: Path, before: Sequence[Stage[Any, Any]]) -> None:
+        """Raises `ModelError` for a type that is garbage without an importance matrix, where there will be none."""
+        from compress.checkpoints.imatrix import IMATRIX
+
+        last = before[-1].kind if before else None
+        if last != "imatrix" and not (last is None and (start / IMATRIX).is_file()):
+            self._check_weighed({})
+
+    def _check_weighed(self, imatrix: object) -> None:
+        if self.type is not None and self.type.startswith("IQ2") and not imatrix:
+            raise ModelError(
+                f"Rounding to {self.type} needs to know which inputs are large, and there is no importance matrix.",
+                where="gguf.type",
+                expected="the stage imatrix right before gguf, or a type of three bits or more",
+            )
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """With a type about as many bits as most matrices, and the table, then have."""
+        if self.type is None or before is None:
+            return super().predict(before, plan)
+        from compress.formats.gguf.file_types import bits_of
+
+        matrices, table = bits_of(self.type, before.hidden or _WIDEST_BLOCK)
+        size = (before.working * matrices + before.embeddings * table) / 8 + before.processor_bytes
+        note = f"about: {matrices:.3g} bits for most matrices, {table:.3g} for the table, and the processor's files"
+        return predicted(before, replace(before, packed_bytes=round(size)), disk_note=note)
+
     def promise(self) -> Promise:
-        """The weights are those of the input, in another layout."""
-        return Promise(changes_weights=False)
+        """The weights are those of the input in another layout, or rounded."""
+        return Promise(changes_weights=self.type is not None)
 
     def run(self, model: Checkpoint, context: Context) -> GgufModel:
         """Write and read back. Raises `ModelError` for what GGUF cannot hold, `StageError` if a weight differs."""
+        from compress.checkpoints.checks import refuse_quantized
+        from compress.checkpoints.imatrix import read_imatrix
         from compress.formats.gguf.export import write_companions, write_gguf
         from compress.formats.gguf.proof import compare_gguf
 
+        weighed = self.type is not None and bool(read_imatrix(model.folder))
+        if self.type is not None:
+            refuse_quantized(model.folder)
+            self._check_weighed(weighed)
         folder = context.scratch / "gguf"
         folder.mkdir(parents=True, exist_ok=True)
         write_companions(model, folder)
-        write_gguf(model, folder / GGUF_FILE, self.float_type)
-        found = compare_gguf(folder / GGUF_FILE, model, self.float_type)
+        write_gguf(model, folder / GGUF_FILE, self.float_type, self.type)
+        found = compare_gguf(folder / GGUF_FILE, model, self.float_type, self.type)
         worst = max(found, key=lambda one: one.largest - one.allowed)
         if worst.largest > worst.allowed:
             raise StageError(
@@ -63,10 +137,19 @@ class Gguf(Stage[Checkpoint, GgufModel]):
                 expected=f"at most {worst.allowed:.1e} of its largest weight in {worst.kind}",
                 mend="this is a defect of the stage; please report it with the recipe",
             )
-        exact = sum(one.largest == 0 for one in found)
-        rounded = max(one.largest for one in found)
-        context.remark(
-            f"gguf: {exact} of {len(found)} tensors are kept to the bit"
-            + (f", the others within {rounded:.1e} of their largest weight" if exact < len(found) else "")
-        )
+        context.remark(_kept(found) if self.type is None else _rounded(found, self.type, weighed))
         return GgufModel(folder)
+
+
+def _kept(found: Sequence[Difference]) -> str:
+    exact, rounded = sum(one.largest == 0 for one in found), max(one.largest for one in found)
+    others = f", the others within {rounded:.1e} of their largest weight" if exact < len(found) else ""
+    return f"gguf: {exact} of {len(found)} tensors are kept to the bit{others}"
+
+
+def _rounded(found: Sequence[Difference], file_type: str, weighed: bool) -> str:
+    counts = Counter(one.kind for one in found if one.rounded)
+    worst = max((one for one in found if one.rounded), key=lambda one: one.largest)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
+    by = "by the importance matrix" if weighed else "without an importance matrix"
+    return f"gguf: {file_type}, {by}: {kinds}; the largest error {worst.largest:.1%} of the weights in {worst.name}"

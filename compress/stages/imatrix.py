@@ -1,0 +1,50 @@
+"""Put an importance matrix beside a language model, for those who quantize it by llama.cpp's rules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.quantization.config import Quantization
+from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.tasks.capability import GENERATES
+
+
+class Imatrix(Stage[Checkpoint, Checkpoint]):
+    """Measure on text how large the inputs of every linear layer are, column by column: llama.cpp's importance matrix.
+
+    Weights stay as they are; `gguf: {type: Q4_K_M}` rounds them so that errors are small where inputs are large. One
+    block is in memory at a time.
+    """
+
+    packages = ("torch", "transformers", "accelerate", "safetensors")
+    requires = frozenset({GENERATES})
+    keeps_shape = True
+    uses_device = True
+    reads = Needs(splits=("train",))
+    promised = Promise(changes_weights=False)
+    kind: Literal["imatrix"] = "imatrix"
+    samples: int = Field(16, ge=1, le=100_000, description="windows of text from the train split")
+    sequence_length: int = Field(512, ge=8, le=131_072, description="tokens of a window")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="of the forward passes; `auto` takes bf16 where the processor has it"
+    )
+
+    @property
+    def _text(self) -> Quantization:
+        return Quantization(samples=self.samples, sequence_length=self.sequence_length, precision=self.precision)
+
+    def check_data(self, start: Path, context: Context) -> None:
+        """Cut the calibration text into windows."""
+        from compress.quantization.calibration import calibration_windows
+
+        calibration_windows(context, Checkpoint(start), self.samples, self.sequence_length)
+
+    def run(self, model: Checkpoint, context: Context) -> Checkpoint:
+        """Pass the text through every block. Raises `StageError`, `DataError` or `ModelError`."""
+        from compress.quantization.imatrix import add_imatrix
+
+        return add_imatrix(model, self._text, context)

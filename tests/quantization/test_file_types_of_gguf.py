@@ -1,0 +1,179 @@
+"""GGUF files of llama.cpp's own types: each tensor as its quantizer has it, opened by it, refused where it must be."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from decoders import Notes, context, save_decoder
+from gguf import GGUFReader
+from mergeable import ROWS, save_mergeable_llama, train_tokenizer
+from rotation import todays
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.checkpoints.imatrix import IMATRIX, read_imatrix
+from compress.errors import ModelError
+from compress.formats.gguf.export import plan_gguf, write_gguf
+from compress.formats.gguf.file_types import FILE_TYPES
+from compress.formats.gguf.rounding import rounded
+from compress.formats.gguf.stage import Gguf
+from compress.formats.runtimes import get_runtime
+from compress.formats.targets import TARGETS
+from compress.stages.gptq import Gptq
+from compress.stages.imatrix import Imatrix
+
+WIDE = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 8, "num_hidden_layers": 16}
+
+
+def with_imatrix(checkpoint: Checkpoint) -> None:
+    """Put a matrix of random importance beside a checkpoint."""
+    generator = torch.Generator().manual_seed(1)
+    matrices = [one for one in plan_gguf(checkpoint) if one.source and ".layers." in one.source and len(one.shape) == 2]
+    names = {str(one.source).removesuffix(".weight"): one.shape[1] for one in matrices}
+    save_file(
+        {name: torch.rand(size, generator=generator) ** 4 for name, size in names.items()}, checkpoint.folder / IMATRIX
+    )
+
+
+def by_llama_cpp(library: Path, folder: Path, file_type: str, imatrix: Path | None) -> dict[str, Any]:
+    """The tensors of the file that its own quantizer writes."""
+    script = Path(__file__).parents[2] / "benchmarks" / "peers" / "llama_cpp_quantize.py"
+    order: dict[str, Any] = {
+        "library": str(library),
+        "source": str(folder / "f32.gguf"),
+        "output": str(folder / "theirs.gguf"),
+    }
+    order |= {"file_type": file_type, "threads": 1} | ({} if imatrix is None else {"imatrix": str(imatrix)})
+    (folder / "order.json").write_text(json.dumps(order))
+    command = [sys.executable, str(script), str(folder / "order.json"), str(folder / "answer.json")]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    return {tensor.name: tensor for tensor in GGUFReader(folder / "theirs.gguf").tensors}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file_type", todays(FILE_TYPES, 6, str))
+def test_every_tensor_is_that_of_llama_cpp_s_own_quantizer(tmp_path: Path, file_type: str) -> None:
+    from peers.environment import UnavailableError
+    from peers.language_peers import imatrix_by_tensor
+    from peers.llama_cpp_library import llama_cpp_library
+
+    try:
+        library = llama_cpp_library()
+    except UnavailableError as error:
+        pytest.skip(str(error))
+    for keys, tied, weighed in ((2, True, True), (4, False, file_type.startswith("IQ2"))):
+        folder = tmp_path / str(keys)
+        source = save_mergeable_llama(folder, num_key_value_heads=keys, tie_word_embeddings=tied, **WIDE)
+        imatrix = None
+        if weighed:
+            imatrix = folder / "by-tensor.safetensors"
+            with_imatrix(source)
+            imatrix_by_tensor(source, imatrix)
+        write_gguf(source, folder / "f32.gguf", "f32")
+        theirs = by_llama_cpp(library, folder, file_type, imatrix)
+        write_gguf(source, folder / "ours.gguf", "f32", file_type)
+        ours = GGUFReader(folder / "ours.gguf")
+        assert ours.fields["general.file_type"].parts[-1][0] == FILE_TYPES[file_type].number
+        assert {one.name: one.tensor_type.name for one in ours.tensors} == {
+            name: one.tensor_type.name for name, one in theirs.items()
+        }
+        for one in ours.tensors:
+            assert np.array_equal(one.data, theirs[one.name].data), one.name
+
+
+def test_the_stage_names_every_type() -> None:
+    (names, _) = get_args(Gguf.model_fields["type"].annotation)
+    assert set(get_args(names)) == set(FILE_TYPES)
+
+
+def test_errors_are_small_where_inputs_are_large() -> None:
+    values = np.random.default_rng(0).normal(size=(64, 512)).astype(np.float32)
+    importance = np.random.default_rng(1).random(512, dtype=np.float32) ** 8
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    for kind in ("Q4_0", "Q4_K", "IQ3_S", "Q2_K"):
+        plain, weighed = (
+            np.square(dequantize(rounded(values, kind, given), GGMLQuantizationType[kind]) - values) @ importance
+            for given in (None, importance)
+        )
+        assert weighed.sum() < 0.95 * plain.sum(), kind
+
+
+def test_the_matrix_is_the_mean_square_of_what_layers_are_given(tmp_path: Path) -> None:
+    source, notes = save_decoder(tmp_path / "source"), Notes()
+    made = Imatrix(samples=6, sequence_length=24, precision="fp32").run(source, context(tmp_path / "w", progress=notes))
+    from compress.quantization.calibration import calibration_windows
+
+    ids = calibration_windows(context(tmp_path / "w"), source, 6, 24)
+    model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32).eval()
+    seen: dict[str, torch.Tensor] = {}
+    for name, part in model.named_modules():
+        if isinstance(part, torch.nn.Linear) and ".layers." in name:
+            part.register_forward_pre_hook(
+                lambda _, given, name=name: seen.update({name: given[0].flatten(0, -2).square().mean(0)})
+            )
+    with torch.no_grad():
+        model(input_ids=ids)
+    found = read_imatrix(made.folder)
+    assert set(found) == set(seen) and len(seen) == 7 * len(model.model.layers)
+    for name, squares in seen.items():
+        torch.testing.assert_close(found[name], squares, rtol=1e-4, atol=1e-7)
+    assert sorted(path.name for path in made.folder.iterdir() if path.name != IMATRIX) == sorted(
+        path.name for path in source.folder.iterdir()
+    )
+    assert f"imatrix: inputs of {len(seen)} layers on 144 tokens" in notes.said
+
+
+def test_experts_have_a_matrix_each_and_llama_cpp_runs_their_file(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 8}
+    source = save_decoder(tmp_path / "source", "MixtralConfig", vocab_size=ROWS, sliding_window=None, **sizes)
+    train_tokenizer().save_pretrained(source.folder)
+    made = Imatrix(samples=6, sequence_length=24, precision="fp32").run(source, context(tmp_path / "w"))
+    found = Gguf(type="Q4_K_M").run(made, context(tmp_path / "g", progress=(notes := Notes())))
+    kinds = {one.name: one.tensor_type.name for one in GGUFReader(found.file).tensors}
+    assert kinds["blk.0.ffn_gate_exps.weight"] == "Q4_K" and kinds["output.weight"] == "Q6_K"
+    assert kinds["blk.0.ffn_gate_inp.weight"] == "F32"
+    assert any("Q4_K_M, by the importance matrix" in line for line in notes.said)
+    ids = np.random.default_rng(0).integers(3, ROWS, (1, 40))
+    answers = get_runtime("llama-cpp").open(found.file, TARGETS["llama-cpp"], 1).predict({"input_ids": ids})["logits"]
+    model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        wanted = model(input_ids=torch.from_numpy(ids)).logits.numpy()
+    assert np.corrcoef(answers.ravel(), wanted.ravel())[0, 1] > 0.97
+
+
+def test_two_bits_without_a_matrix_and_integers_are_refused(tmp_path: Path) -> None:
+    source = save_mergeable_llama(tmp_path / "source", **{**WIDE, "num_hidden_layers": 2})
+    stage = Gguf(type="IQ2_XXS")
+    with pytest.raises(ModelError, match="no importance matrix"):
+        stage.run(source, context(tmp_path / "w"))
+    with pytest.raises(ModelError, match="no importance matrix"):
+        stage.check_widths(source.folder, [Gptq()])
+    stage.check_widths(source.folder, [Imatrix()])
+    assert stage.objects_to(Gptq()) is not None and Gguf().objects_to(Gptq()) is None
+    with_imatrix(source)
+    stage.check_widths(source.folder, [])
+    quantized = Gptq(method="rtn", group_size=32).run(Checkpoint(source.folder), context(tmp_path / "q"))
+    with pytest.raises(ModelError, match="quantized already"):
+        Gguf(type="Q4_K_M").run(quantized, context(tmp_path / "w"))
+
+
+def test_the_size_is_foretold(tmp_path: Path) -> None:
+    from compress.stage.prediction import Shape
+
+    assert find_spec("gguf")
+    shape = Shape(embeddings=1e6, attention=2e6, feed_forward=4e6, other=0, layers=4, hidden=512)
+    stage = Gguf(type="Q4_K_M")
+    plan: Any = None
+    # 144 bytes for 256 weights of Q4_K, 210 of Q6_K.
+    assert stage.predict(shape, plan).disk_bytes.value == round(6e6 * 144 / 256 + 1e6 * 210 / 256)

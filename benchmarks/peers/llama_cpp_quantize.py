@@ -9,9 +9,11 @@ one: a safetensors file of [columns] by the names of the file's tensors.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from quantizing import answer
 
 _DEFAULTS = (0, 7, 0, 1, 0, 0)
@@ -45,6 +47,8 @@ class _Parameters(ctypes.Structure):
 
 def run(order: dict[str, Any]) -> None:
     """What `llama-quantize [--imatrix IMATRIX] SOURCE OUTPUT FILE_TYPE THREADS` does."""
+    from safetensors.numpy import load_file
+
     from compress.formats.gguf.file_types import FILE_TYPES
 
     library = ctypes.CDLL(order["library"])
@@ -57,21 +61,16 @@ def run(order: dict[str, Any]) -> None:
     if told != _DEFAULTS:
         raise SystemExit(f"llama.cpp's settings are laid out otherwise: {told}")
     parameters.threads, parameters.file_type = order["threads"], FILE_TYPES[order["file_type"]].number
-    held = _entries(order.get("imatrix"))
-    if held is not None:
-        parameters.imatrix = held
+    found = load_file(order["imatrix"]) if "imatrix" in order else {}
+    if found:
+        parameters.imatrix = _entries(found)
     code = library.llama_model_quantize(order["source"].encode(), order["output"].encode(), ctypes.byref(parameters))
     if code != 0:
         raise SystemExit(f"llama_model_quantize ended with code {code}")
 
 
-def _entries(file: str | None) -> Any:
-    """The importance matrix as llama.cpp takes it: an array that ends with an entry of nothing."""
-    if file is None:
-        return None
-    from safetensors.numpy import load_file
-
-    found = load_file(file)
+def _entries(found: Mapping[str, np.ndarray]) -> Any:
+    """An importance matrix as llama.cpp takes it, which is read where it lies: an array that ends with nothing."""
     entries = (_Importance * (len(found) + 1))()
     for entry, (name, values) in zip(entries, found.items(), strict=False):
         entry.name, entry.size = name.encode(), values.size

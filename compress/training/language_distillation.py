@@ -153,25 +153,23 @@ class LanguageLesson:
 
     def teach(self, after_step: Callable[[int, int], None] | None) -> None:
         """Train the pupil in place, and say what that has changed."""
-        context, judged = self.context, list[Quality]()
-        before = None if self.judge is None else self.judge.quality()
+        context, judge = self.context, self.judge
+        before = None if judge is None else judge.quality()
         shared = self._shared() if self.blocks[0] else None
         pupil = self.pupil if shared is None else shared.module
         if shared is not None and after_step is not None:
             after_step = keep_zeros(pupil.body.causal)
 
-        def merit() -> float:
-            assert self.judge is not None
+        def quality(judge: Judge) -> Quality:
             with contextlib.nullcontext() if shared is None else shared.whole():
-                judged.append(self.judge.quality())
-            return -self._error(judged[-1])
+                return judge.quality()
 
         trainee = Trainee(
             pupil,
             self.windows.train,
             self.loss,
             after_step=after_step,
-            validate=None if self.judge is None else merit,
+            validate=None if judge is None else lambda: -self._error(quality(judge)),
             length=self.length(),
             pieces=self.pieces,
             together=True,
@@ -182,14 +180,15 @@ class LanguageLesson:
         )
         self._began = time.monotonic()
         train(trainee, self.settings, context.seed, context.progress, "distill")
+        # The loop has put back the state that was judged best, by this run or by one that was killed.
+        after = None if judge is None else quality(judge)
         if shared is not None:
             shared.put_back()
         context.tabulate("Loss while training", ("tokens", "loss"), self.curve)
         done = f"{self._last * self.step_tokens:,} tokens, {self._rate():,.0f} a second"
         if self.states.answered or self.states.found:
             done += f"; the teacher read {self.states.answered:,} windows, {self.states.found:,} were known"
-        if before is not None and judged:
-            after = min(judged, key=self._error) if self.settings.keep_best else judged[-1]
+        if before is not None and after is not None:
             done = f"{Recovered(before, after)}; {done}"
         context.remark(f"distill: {done}")
 

@@ -23,7 +23,9 @@ from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.imatrix import IMATRIX, read_imatrix
 from compress.errors import ModelError
 from compress.formats.gguf.export import plan_gguf, write_gguf
-from compress.formats.gguf.file_types import FILE_TYPES
+from compress.formats.gguf.file_types import FILE_TYPES, needs_imatrix
+from compress.formats.gguf.llama_cpp_library import VARIABLE
+from compress.formats.gguf.llama_cpp_library import library as library_of
 from compress.formats.gguf.rounding import rounded
 from compress.formats.gguf.stage import Gguf
 from compress.formats.runtimes import get_runtime
@@ -60,8 +62,10 @@ def by_llama_cpp(library: Path, folder: Path, file_type: str, imatrix: Path | No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file_type", todays(FILE_TYPES, 6, str))
-def test_every_tensor_is_that_of_llama_cpp_s_own_quantizer(tmp_path: Path, file_type: str) -> None:
+@pytest.mark.parametrize("file_type", todays(FILE_TYPES, 8, str))
+def test_every_tensor_is_that_of_llama_cpp_s_own_quantizer(
+    tmp_path: Path, file_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from peers.environment import UnavailableError
     from peers.language_peers import imatrix_by_tensor
     from peers.llama_cpp_library import llama_cpp_library
@@ -70,7 +74,10 @@ def test_every_tensor_is_that_of_llama_cpp_s_own_quantizer(tmp_path: Path, file_
         library = llama_cpp_library()
     except UnavailableError as error:
         pytest.skip(str(error))
-    for keys, tied, weighed in ((2, True, True), (4, False, file_type.startswith("IQ2"))):
+    # Builds differ in the last digits of a product; so both round by the same one.
+    monkeypatch.setenv(VARIABLE, str(library))
+    monkeypatch.setattr("compress.formats.gguf.rounding.library", library_of.__wrapped__)
+    for keys, tied, weighed in ((2, True, True), (4, False, needs_imatrix(file_type))):
         folder = tmp_path / str(keys)
         source = save_mergeable_llama(folder, num_key_value_heads=keys, tie_word_embeddings=tied, **WIDE)
         imatrix = None
@@ -139,17 +146,17 @@ def test_experts_have_a_matrix_each_and_llama_cpp_runs_their_file(tmp_path: Path
     source = save_decoder(tmp_path / "source", "MixtralConfig", vocab_size=ROWS, sliding_window=None, **sizes)
     train_tokenizer().save_pretrained(source.folder)
     made = Imatrix(samples=6, sequence_length=24, precision="fp32").run(source, context(tmp_path / "w"))
-    found = Gguf(type="Q4_K_M").run(made, context(tmp_path / "g", progress=(notes := Notes())))
-    kinds = {one.name: one.tensor_type.name for one in GGUFReader(found.file).tensors}
+    kinds = {one.name: one.kind for one in plan_gguf(made, file_type="Q4_K_M")}
     assert kinds["blk.0.ffn_gate_exps.weight"] == "Q4_K" and kinds["output.weight"] == "Q6_K"
     assert kinds["blk.0.ffn_gate_inp.weight"] == "F32"
-    assert any("Q4_K_M, by the importance matrix" in line for line in notes.said)
+    found = Gguf(type="Q8_0").run(made, context(tmp_path / "g", progress=(notes := Notes())))
+    assert any("gguf: Q8_0, by the importance matrix" in line for line in notes.said)
     ids = np.random.default_rng(0).integers(3, ROWS, (1, 40))
     answers = get_runtime("llama-cpp").open(found.file, TARGETS["llama-cpp"], 1).predict({"input_ids": ids})["logits"]
     model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32).eval()
     with torch.no_grad():
         wanted = model(input_ids=torch.from_numpy(ids)).logits.numpy()
-    assert np.corrcoef(answers.ravel(), wanted.ravel())[0, 1] > 0.97
+    assert np.corrcoef(answers.ravel(), wanted.ravel())[0, 1] > 0.995
 
 
 def test_two_bits_without_a_matrix_and_integers_are_refused(tmp_path: Path) -> None:

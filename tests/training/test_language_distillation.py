@@ -193,7 +193,8 @@ def test_a_killed_training_ends_with_the_same_bytes(
     """Killed in the first epoch, at its end, and in the second, where the best state counts too."""
     fields = {**SHORT, "tokens": None, "epochs": 2.0, "lora": 4, "dropout": 0.1}
     data = text_data(train=26)
-    once = run(source, context(source, tmp_path / "once", data), **fields)
+    whole = context(source, tmp_path / "once", data)
+    once = run(source, whole, **fields)
     made = context(source, tmp_path / "killed", data, progress=(notes := Notes()))
     for steps in (3, 7, 11):
         live = kill_after(steps, monkeypatch)
@@ -202,6 +203,8 @@ def test_a_killed_training_ends_with_the_same_bytes(
         live()
     assert alike(states(run(source, made, **fields)), states(once))
     assert "distill: goes on after step 11" in notes.lines
+    # What it tells of the model that came out, before how many tokens a second that took.
+    assert made.remarks[-1].split(";")[0] == whole.remarks[-1].split(";")[0]
 
 
 def test_a_second_student_finds_what_the_teacher_said(source: Checkpoint, tmp_path: Path) -> None:

@@ -228,8 +228,9 @@ class _Plan:
         stored = self.checkpoint.stored(source)
         order, change = self._order(tensor, len(stored) if stored.ndim else 1), self._values(tensor)
         made = stored if change is None else change(stored.to("meta"))
-        kind = "F32" if made.ndim == 1 or tensor.always_float32 else self.float_type.upper()
-        if self.typed is not None and kind != "F32" and tensor.name.endswith(".weight"):
+        small = made.ndim == 1 or tensor.always_float32
+        kind = "F32" if small else self.float_type.upper()
+        if self.typed is not None and not small and tensor.name.endswith(".weight"):
             kind = self.typed.kind(tensor.name, made.shape[-1])
         wanted = torch.float16 if kind == "F16" else torch.float32
         importance = self.imatrix.get(source.removesuffix(".weight"))

@@ -15,6 +15,8 @@ from compress.formats.gguf.blocks import block_length, row_bytes
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)\.weight")
 _STANDS_IN = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 """For rows that are no whole blocks; for every other type of 256 it is IQ4_NL."""
+_BLIND = ("IQ2", "IQ3_X")
+"""How file types begin whose matrices, or some of them, llama.cpp refuses to round without an importance matrix."""
 _MIXTRAL = 8
 """Experts of the mixture for which llama.cpp's rules are others."""
 
@@ -169,10 +171,9 @@ FILE_TYPES: dict[str, FileType] = {
     "IQ3_XXS": FileType(
         *(23, "IQ3_XXS", "Q5_K", "IQ3_S"),
         rules={
-            "attn_v": ((_grouped, "Q4_K"), (lambda place: not place.weighed, "IQ3_S")),
+            "attn_v": ((_grouped, "Q4_K"),),
             "attn_q": ((_always, "IQ2_S"),),
             "attn_k": ((_always, "IQ2_S"),),
-            "ffn_down": ((_unweighed_first, "Q4_K"), (lambda place: not place.weighed, "Q3_K")),
             "attn_output": (_OUTPUT_OF_MIXTRAL, (_always, "IQ3_S")),
         },
     ),
@@ -210,6 +211,11 @@ FILE_TYPES: dict[str, FileType] = {
     },
 }
 """By the names that `llama-quantize` takes."""
+
+
+def needs_imatrix(name: str) -> bool:
+    """Whether a file type makes garbage of weights without an importance matrix."""
+    return name.startswith(_BLIND)
 
 
 def bits_of(name: str, columns: int) -> tuple[float, float]:

@@ -92,11 +92,13 @@ class Gguf(Stage[Checkpoint, GgufModel]):
             self._check_weighed({})
 
     def _check_weighed(self, imatrix: object) -> None:
-        if self.type is not None and self.type.startswith("IQ2") and not imatrix:
+        from compress.formats.gguf.file_types import needs_imatrix
+
+        if self.type is not None and needs_imatrix(self.type) and not imatrix:
             raise ModelError(
                 f"Rounding to {self.type} needs to know which inputs are large, and there is no importance matrix.",
                 where="gguf.type",
-                expected="the stage imatrix right before gguf, or a type of three bits or more",
+                expected="the stage imatrix right before gguf, or a type that does without, such as Q3_K_M",
             )
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:

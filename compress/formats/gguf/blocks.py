@@ -43,7 +43,7 @@ def _sizes(kind: str) -> tuple[int, int]:
 def block_type(bits: int, symmetric: bool, name: str) -> str:
     """The smallest type that holds integers of so many bits. Raises `ModelError`, naming ``name``, where none does.
 
-    Two and three bits go into a type of four, which is exact but no smaller.
+    Two and three bits go into a type of four, which is exact but no smaller (`k_blocks` has types that are).
     """
     types = _SIGNED if symmetric else _WITH_MINIMUM
     for kind, held in types.items():

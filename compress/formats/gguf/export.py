@@ -26,6 +26,7 @@ from compress.errors import ModelError
 from compress.formats.gguf.architecture import GgufArchitecture, NamedTensor
 from compress.formats.gguf.blocks import block_type, check_blocks, pack_blocks, row_bytes
 from compress.formats.gguf.file_types import FILE_TYPES, Typed
+from compress.formats.gguf.k_blocks import K_TYPES, k_type, pack_k_blocks
 from compress.formats.gguf.rounding import rounded
 from compress.formats.gguf.tokenizer import add_tokenizer
 
@@ -68,12 +69,12 @@ class _Written(np.ndarray[Any, np.dtype[Any]]):
 
 
 def plan_gguf(
-    checkpoint: Checkpoint, float_type: FloatType = "f16", file_type: str | None = None
+    checkpoint: Checkpoint, float_type: FloatType = "f16", file_type: str | None = None, k_quants: bool = False
 ) -> list[PlannedTensor]:
     """Every tensor that `write_gguf` writes, in its order; matrices that aren't quantized are of ``float_type``.
 
     With a ``file_type`` of llama.cpp's they are rounded by its rules, by the importance matrix that may lie beside the
-    checkpoint.
+    checkpoint. With ``k_quants`` integers of two and three bits take no more, and their scales are rounded.
 
     Raises `ModelError` for an architecture, a tensor or a quantization that GGUF cannot hold.
     """
@@ -89,7 +90,7 @@ def plan_gguf(
     named = architecture.tensors()
     imatrix = {} if file_type is None else read_imatrix(checkpoint.folder)
     typed = None if file_type is None else _typed(file_type, architecture, named, bool(imatrix))
-    plan = _Plan(checkpoint, architecture, float_type, typed, imatrix)
+    plan = _Plan(checkpoint, architecture, float_type, typed, imatrix, k_quants)
     planned = [plan.tensor(tensor) for tensor in named]
     for name, factors in architecture.factors().items():
         planned.append(PlannedTensor(name, None, "F32", factors.shape, None, partial(np.asarray, factors)))
@@ -109,22 +110,29 @@ def _typed(file_type: str, architecture: GgufArchitecture, named: Sequence[Named
     )
 
 
-def write_gguf(checkpoint: Checkpoint, file: Path, float_type: FloatType = "f16", file_type: str | None = None) -> None:
+def write_gguf(
+    checkpoint: Checkpoint,
+    file: Path,
+    float_type: FloatType = "f16",
+    file_type: str | None = None,
+    k_quants: bool = False,
+) -> None:
     """Write ``checkpoint`` to ``file`` with its tokenizer, as `plan_gguf` has it.
 
     Raises `ModelError` for what GGUF cannot hold, before it writes anything.
     """
     import gguf
 
-    planned = plan_gguf(checkpoint, float_type, file_type)
+    planned = plan_gguf(checkpoint, float_type, file_type, k_quants)
     architecture = GgufArchitecture.of(checkpoint)
     writer = gguf.GGUFWriter(file, architecture.name)
     writer.add_type("model")
     architecture.add_metadata(writer)
     add_tokenizer(writer, checkpoint.folder, planned[0].shape[0])
     kinds = Counter(tensor.kind for tensor in planned if len(tensor.shape) > 1)
-    most = file_type or kinds.most_common(1)[0][0]
-    writer.add_file_type(_FLOAT_FILES[most] if most in _FLOAT_FILES else FILE_TYPES[most].number)
+    most = kinds.most_common(1)[0][0]
+    alike = (one.number for one in FILE_TYPES.values() if one.most == most)
+    writer.add_file_type(FILE_TYPES[file_type].number if file_type else _FLOAT_FILES.get(most) or next(alike, 0))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     for tensor in planned:
         kind = gguf.GGMLQuantizationType[tensor.kind]
@@ -157,6 +165,7 @@ class _Plan:
     float_type: FloatType
     typed: Typed | None
     imatrix: Mapping[str, Any]
+    k_quants: bool
 
     def tensor(self, tensor: NamedTensor) -> PlannedTensor:
         """One of the file's tensors: a checkpoint's own, or several that follow each other."""
@@ -205,14 +214,16 @@ class _Plan:
         bits, group_size, symmetric, shape = about
         where = f"{module} of {self.checkpoint.folder}"
         check_blocks(shape[1], shape[1] if group_size == -1 else group_size, where)
-        kind, order = wider or block_type(bits, symmetric, where), self._order(tensor, shape[0])
+        narrow = k_type(bits, symmetric, shape[1]) if self.k_quants else None
+        kind, order = wider or narrow or block_type(bits, symmetric, where), self._order(tensor, shape[0])
 
         def data() -> np.ndarray:
             weight = self.checkpoint.quantized(module)
             assert weight is not None, "a quantized module stays one"
             if symmetric and not weight.symmetric:
                 raise ModelError("The layer has zero points, and its config says sym: true.", where=where)
-            return pack_blocks(weight if order is None else _reordered(weight, order), kind)
+            weight = weight if order is None else _reordered(weight, order)
+            return pack_k_blocks(weight, kind) if kind in K_TYPES else pack_blocks(weight, kind)
 
         rows = shape[0] if order is None else len(order)
         return PlannedTensor(tensor.name, f"{module}.weight", kind, (rows, shape[1]), order, data)

@@ -9,6 +9,7 @@ import numpy as np
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.formats.gguf.export import FloatType, PlannedTensor, plan_gguf
+from compress.formats.gguf.k_blocks import K_TYPES
 
 _ROUNDING = 1.001 * 2.0**-11
 """Half a unit in the last place of float16, as a share of the value, and a little for float32's own."""
@@ -17,28 +18,31 @@ _ALLOWED = {"F16": _ROUNDING, "Q4_1": _ROUNDING, "Q5_1": _ROUNDING}
 
 _UNRELATED = 0.5 * 2.0**0.5
 """Half of the error, relative, that rows in another order would have; two bits round by a third."""
+_SCALES = {"Q2_K": 0.15, "Q3_K": 0.05}
+"""What rounding the scales of integers to 4 or 6 bits may come to, in the same measure."""
 
 
 @dataclass(frozen=True)
 class Difference:
     """The ``largest`` difference of a weight of the tensor ``name``, relative to the largest number stored for it.
 
-    Of floats that were rounded to few bits, the root of the mean square, relative to that of the weights.
+    Of what the file ``rounded``, floats to few bits or scales, the root of the mean square, relative to that of the
+    weights. ``allowed`` is what the type makes of them: minima and plain weights have float16, integers stay.
     """
 
     name: str
     kind: str
     largest: float
+    allowed: float
     rounded: bool = False
-
-    @property
-    def allowed(self) -> float:
-        """What the type rounds: minima and plain weights to float16, integers not at all."""
-        return _UNRELATED if self.rounded else _ALLOWED.get(self.kind, 0.0)
 
 
 def compare_gguf(
-    file: Path, checkpoint: Checkpoint, float_type: FloatType = "f16", file_type: str | None = None
+    file: Path,
+    checkpoint: Checkpoint,
+    float_type: FloatType = "f16",
+    file_type: str | None = None,
+    k_quants: bool = False,
 ) -> list[Difference]:
     """Read every tensor of ``file`` with the `gguf` package, llama.cpp's own, and hold it against the checkpoint."""
     from gguf import GGUFReader
@@ -46,16 +50,18 @@ def compare_gguf(
 
     stored = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
     found = []
-    for planned in plan_gguf(checkpoint, float_type, file_type):
-        tensor = stored[planned.name]
+    for planned in plan_gguf(checkpoint, float_type, file_type, k_quants):
+        tensor, kind = stored[planned.name], planned.kind
         given = dequantize(tensor.data, tensor.tensor_type).reshape(planned.shape)
         wanted, magnitude = _expected(checkpoint, planned)
-        rounded = file_type is not None and planned.kind not in ("F16", "F32")
-        if rounded:
-            difference, magnitude = (float(np.linalg.norm(values)) for values in (given - wanted, wanted))
-        else:
-            difference = float(np.abs(given - wanted).max())
-        found.append(Difference(planned.name, planned.kind, difference / (magnitude or 1.0), rounded))
+        floats = file_type is not None and kind not in ("F16", "F32")
+        if floats or kind in K_TYPES:
+            allowed = _UNRELATED if floats else _SCALES[kind]
+            error, size = (float(np.linalg.norm(values)) for values in (given - wanted, wanted))
+            found.append(Difference(planned.name, kind, error / (size or 1.0), allowed, rounded=True))
+            continue
+        largest = float(np.abs(given - wanted).max()) / (magnitude or 1.0)
+        found.append(Difference(planned.name, kind, largest, _ALLOWED.get(kind, 0.0)))
     return found
 
 

@@ -53,10 +53,16 @@ class Gguf(Stage[Checkpoint, GgufModel]):
         description="round the weights, which are in float, by llama.cpp's rules for a file of that type: `Q4_K_M`",
     )
 
+    k_quants: bool = Field(
+        False,
+        description="keep integers of 2 and 3 bits as Q2_K and Q3_K, where rows are a multiple of 256: their scales "
+        "are rounded to 4 or 6 bits; otherwise they take 4 bits, exactly",
+    )
+
     def key_fields(self) -> dict[str, Any]:
-        """Without the field that recipes didn't have from the start, unless it is set: keys stay."""
+        """Without the fields that recipes didn't have from the start, unless they are set: keys stay."""
         fields = super().key_fields()
-        return fields if self.type else {name: fields[name] for name in fields if name != "type"}
+        return {name: value for name, value in fields.items() if value or name not in ("type", "k_quants")}
 
     def calls(self) -> tuple[str, ...]:
         """Also the package that ggml comes with, where it rounds."""
@@ -114,7 +120,7 @@ class Gguf(Stage[Checkpoint, GgufModel]):
 
     def promise(self) -> Promise:
         """The weights are those of the input in another layout, or rounded."""
-        return Promise(changes_weights=self.type is not None)
+        return Promise(changes_weights=self.type is not None or self.k_quants)
 
     def run(self, model: Checkpoint, context: Context) -> GgufModel:
         """Write and read back. Raises `ModelError` for what GGUF cannot hold, `StageError` if a weight differs."""
@@ -130,8 +136,8 @@ class Gguf(Stage[Checkpoint, GgufModel]):
         folder = context.scratch / "gguf"
         folder.mkdir(parents=True, exist_ok=True)
         write_companions(model, folder)
-        write_gguf(model, folder / GGUF_FILE, self.float_type, self.type)
-        found = compare_gguf(folder / GGUF_FILE, model, self.float_type, self.type)
+        write_gguf(model, folder / GGUF_FILE, self.float_type, self.type, self.k_quants)
+        found = compare_gguf(folder / GGUF_FILE, model, self.float_type, self.type, self.k_quants)
         worst = max(found, key=lambda one: one.largest - one.allowed)
         if worst.largest > worst.allowed:
             raise StageError(
@@ -144,9 +150,13 @@ class Gguf(Stage[Checkpoint, GgufModel]):
 
 
 def _kept(found: Sequence[Difference]) -> str:
-    exact, rounded = sum(one.largest == 0 for one in found), max(one.largest for one in found)
-    others = f", the others within {rounded:.1e} of their largest weight" if exact < len(found) else ""
-    return f"gguf: {exact} of {len(found)} tensors are kept to the bit{others}"
+    plain, scaled = ([one for one in found if one.rounded == told] for told in (False, True))
+    exact, largest = sum(one.largest == 0 for one in plain), max(one.largest for one in plain)
+    said = f"gguf: {exact} of {len(found)} tensors are kept to the bit"
+    if scaled:
+        worst = max(one.largest for one in scaled)
+        said += f", the integers of {len(scaled)} with rounded scales, which moves a tensor by {worst:.1%} at most"
+    return said + (f", the others within {largest:.1e} of their largest weight" if exact < len(plain) else "")
 
 
 def _rounded(found: Sequence[Difference], file_type: str, weighed: bool) -> str:

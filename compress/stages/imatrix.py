@@ -9,8 +9,10 @@ from pydantic import Field
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.quantization.config import Quantization
+from compress.stage.prediction import PlanContext, Prediction, Shape, predicted
 from compress.stage.stage import Context, Needs, Promise, Stage
 from compress.tasks.capability import GENERATES
+from compress.training.prediction import FLOPS_FORWARD
 
 
 class Imatrix(Stage[Checkpoint, Checkpoint]):
@@ -36,6 +38,13 @@ class Imatrix(Stage[Checkpoint, Checkpoint]):
     @property
     def _text(self) -> Quantization:
         return Quantization(samples=self.samples, sequence_length=self.sequence_length, precision=self.precision)
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """The text passes every block once, forwards."""
+        if before is None:
+            return super().predict(before, plan)
+        flops = FLOPS_FORWARD * (before.attention + before.feed_forward) * self.samples * self.sequence_length
+        return predicted(before, before, plan.seconds(flops))
 
     def check_data(self, start: Path, context: Context) -> None:
         """Cut the calibration text into windows."""

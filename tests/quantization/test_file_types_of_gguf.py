@@ -61,15 +61,31 @@ def by_llama_cpp(library: Path, folder: Path, file_type: str, imatrix: Path | No
     return {tensor.name: tensor for tensor in GGUFReader(folder / "theirs.gguf").tensors}
 
 
+def saved(kind: str, folder: Path) -> Checkpoint:
+    """A decoder whose rows are whole blocks: of values that are shared or not, of experts, of one matrix for all three."""
+    if kind in ("shared", "apart"):
+        keys, tied = (2, True) if kind == "shared" else (4, False)
+        return save_mergeable_llama(folder, num_key_value_heads=keys, tie_word_embeddings=tied, **WIDE)
+    sizes = {**WIDE, "num_hidden_layers": 8, "num_key_value_heads": 4, "vocab_size": ROWS}
+    more: dict[str, Any] = {"MixtralConfig": {"num_local_experts": 8}, "Qwen2MoeConfig": {"moe_intermediate_size": 256}}
+    source = save_decoder(folder, kind, **sizes, **more.get(kind, {}))
+    train_tokenizer().save_pretrained(folder)
+    return source
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("file_type", todays(FILE_TYPES, 8, str))
+@pytest.mark.parametrize("kind", ["shared", "apart", "MixtralConfig", "Qwen2MoeConfig", "Phi3Config"])
+@pytest.mark.parametrize("file_type", todays(FILE_TYPES, 12, str))
 def test_every_tensor_is_that_of_llama_cpp_s_own_quantizer(
-    tmp_path: Path, file_type: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, file_type: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from peers.environment import UnavailableError
     from peers.language_peers import imatrix_by_tensor
     from peers.llama_cpp_library import llama_cpp_library
 
+    weighed = kind in ("shared", "apart") and (kind == "shared" or needs_imatrix(file_type))
+    if needs_imatrix(file_type) and not weighed:
+        pytest.skip("refused without an importance matrix")
     try:
         library = llama_cpp_library()
     except UnavailableError as error:
@@ -77,24 +93,20 @@ def test_every_tensor_is_that_of_llama_cpp_s_own_quantizer(
     # Builds differ in the last digits of a product; so both round by the same one.
     monkeypatch.setenv(VARIABLE, str(library))
     monkeypatch.setattr("compress.formats.gguf.rounding.library", library_of.__wrapped__)
-    for keys, tied, weighed in ((2, True, True), (4, False, needs_imatrix(file_type))):
-        folder = tmp_path / str(keys)
-        source = save_mergeable_llama(folder, num_key_value_heads=keys, tie_word_embeddings=tied, **WIDE)
-        imatrix = None
-        if weighed:
-            imatrix = folder / "by-tensor.safetensors"
-            with_imatrix(source)
-            imatrix_by_tensor(source, imatrix)
-        write_gguf(source, folder / "f32.gguf", "f32")
-        theirs = by_llama_cpp(library, folder, file_type, imatrix)
-        write_gguf(source, folder / "ours.gguf", "f32", file_type)
-        ours = GGUFReader(folder / "ours.gguf")
-        assert ours.fields["general.file_type"].parts[-1][0] == FILE_TYPES[file_type].number
-        assert {one.name: one.tensor_type.name for one in ours.tensors} == {
-            name: one.tensor_type.name for name, one in theirs.items()
-        }
-        for one in ours.tensors:
-            assert np.array_equal(one.data, theirs[one.name].data), one.name
+    source, imatrix = saved(kind, tmp_path / "source"), None
+    if weighed:
+        imatrix = tmp_path / "by-tensor.safetensors"
+        with_imatrix(source)
+        imatrix_by_tensor(source, imatrix)
+    write_gguf(source, tmp_path / "f32.gguf", "f32")
+    theirs = by_llama_cpp(library, tmp_path, file_type, imatrix)
+    write_gguf(source, tmp_path / "ours.gguf", "f32", file_type)
+    ours = GGUFReader(tmp_path / "ours.gguf")
+    assert ours.fields["general.file_type"].parts[-1][0] == FILE_TYPES[file_type].number
+    kinds = {one.name: one.tensor_type.name for one in ours.tensors}
+    assert kinds == {name: one.tensor_type.name for name, one in theirs.items()}
+    for one in ours.tensors:
+        assert np.array_equal(one.data, theirs[one.name].data), one.name
 
 
 def test_the_stage_names_every_type() -> None:

@@ -62,7 +62,7 @@ def by_llama_cpp(library: Path, folder: Path, file_type: str, imatrix: Path | No
 
 
 def saved(kind: str, folder: Path) -> Checkpoint:
-    """A decoder whose rows are whole blocks: of values that are shared or not, of experts, of one matrix for all three."""
+    """A decoder whose rows are whole blocks: of shared values or not, of experts, of fused attention."""
     if kind in ("shared", "apart"):
         keys, tied = (2, True) if kind == "shared" else (4, False)
         return save_mergeable_llama(folder, num_key_value_heads=keys, tie_word_embeddings=tied, **WIDE)

@@ -103,4 +103,5 @@ def _bits(values: np.ndarray, width: int) -> np.ndarray:
     """
     runs = values.reshape(*values.shape[:2], -1, 8 // width, 32)
     shifted = [runs[..., place, :] << width * place for place in range(8 // width)]
-    return np.bitwise_or.reduce(shifted).reshape(*values.shape[:2], -1)
+    packed: np.ndarray = np.bitwise_or.reduce(shifted)
+    return packed.reshape(*values.shape[:2], -1)

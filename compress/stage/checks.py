@@ -34,10 +34,13 @@ class ModelCheck:
 
 
 def model_checks(stages: Iterable[Stage[Any, Any]]) -> Iterator[ModelCheck]:
-    """What each stage asks, up to one that goes on with another model."""
-    cuts: list[Stage[Any, Any]] = []
+    """What each stage asks, up to one that goes on with another model.
+
+    Of those before it are told that cut widths, or leave an importance matrix.
+    """
+    told: list[Stage[Any, Any]] = []
     for stage in takewhile(lambda stage: not stage.paths(), stages):
         yield ModelCheck((stage,), of_widths=False)
-        yield ModelCheck((*cuts, stage), of_widths=True)
-        if type(stage).cut_widths is not Stage.cut_widths:
-            cuts.append(stage)
+        yield ModelCheck((*told, stage), of_widths=True)
+        if stage.imatrix_beside or type(stage).cut_widths is not Stage.cut_widths:
+            told.append(stage)

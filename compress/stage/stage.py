@@ -209,6 +209,8 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
     """Whether its output is stored as its input is: no parameter to speak of comes or goes."""
     uses_device: ClassVar[bool] = False
     """Whether it computes on the recipe's device (`compress.compute_device`), as every stage does that `trains`."""
+    imatrix_beside: ClassVar[bool] = False
+    """Whether it leaves an importance matrix beside the weights."""
     scales_inputs: ClassVar[bool] = False
     """Whether layers are given other inputs than before, so that an adapter trained before fits no longer."""
     kind: str

@@ -25,6 +25,7 @@ class Imatrix(Stage[Checkpoint, Checkpoint]):
     packages = ("torch", "transformers", "accelerate", "safetensors")
     requires = frozenset({GENERATES})
     keeps_shape = True
+    imatrix_beside = True
     uses_device = True
     reads = Needs(splits=("train",))
     promised = Promise(changes_weights=False)

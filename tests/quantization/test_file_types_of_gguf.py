@@ -30,8 +30,10 @@ from compress.formats.gguf.rounding import rounded
 from compress.formats.gguf.stage import Gguf
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
+from compress.stage.checks import check_stages
 from compress.stages.gptq import Gptq
 from compress.stages.imatrix import Imatrix
+from compress.stages.prune import Prune
 
 WIDE = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 8, "num_hidden_layers": 16}
 
@@ -180,6 +182,9 @@ def test_two_bits_without_a_matrix_and_integers_are_refused(tmp_path: Path) -> N
     with pytest.raises(ModelError, match="no importance matrix"):
         stage.check_widths(source.folder, [Gptq()])
     stage.check_widths(source.folder, [Imatrix()])
+    check_stages([Imatrix(), stage], source.folder)
+    with pytest.raises(ModelError, match="no importance matrix"):
+        check_stages([Imatrix(), Prune(feed_forward=0.5), stage], source.folder)
     assert stage.objects_to(Gptq()) is not None and Gguf().objects_to(Gptq()) is None
     with_imatrix(source)
     stage.check_widths(source.folder, [])

@@ -93,14 +93,12 @@ class Gguf(Stage[Checkpoint, GgufModel]):
         """Raises `ModelError` for a type that is garbage without an importance matrix, where there will be none."""
         from compress.checkpoints.imatrix import IMATRIX
 
-        last = before[-1].kind if before else None
-        if last != "imatrix" and not (last is None and (start / IMATRIX).is_file()):
-            self._check_weighed({})
+        self._check_weighed(before[-1].imatrix_beside if before else (start / IMATRIX).is_file())
 
-    def _check_weighed(self, imatrix: object) -> None:
+    def _check_weighed(self, weighed: bool) -> None:
         from compress.formats.gguf.file_types import needs_imatrix
 
-        if self.type is not None and needs_imatrix(self.type) and not imatrix:
+        if self.type is not None and needs_imatrix(self.type) and not weighed:
             raise ModelError(
                 f"Rounding to {self.type} needs to know which inputs are large, and there is no importance matrix.",
                 where="gguf.type",

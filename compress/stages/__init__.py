@@ -35,20 +35,8 @@ from compress.stages.tune_scales import TuneScales
 
 _OWN: tuple[type[Stage[Any, Any]], ...] = (
     *(Finetune, Distill, Prune, TrimVocabulary, Qat, Quantize, QuantizeWeights, Cast),
-    *(
-        ReduceDimensions,
-        Equalize,
-        Rotate,
-        Imatrix,
-        Gptq,
-        TrainBlocks,
-        NncfWeights,
-        TuneScales,
-        MergeLora,
-        Lora,
-        AttachLora,
-    ),
-    *(CompressedTensors, Schedule),
+    *(ReduceDimensions, Equalize, Rotate, Imatrix, Gptq, TrainBlocks, NncfWeights, TuneScales, MergeLora, Lora),
+    *(AttachLora, CompressedTensors, Schedule),
 )
 
 

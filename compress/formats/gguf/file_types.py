@@ -99,8 +99,8 @@ class FileType:
 
     @property
     def below_three_bits(self) -> bool:
-        """Whether it is one of the IQ1 and IQ2 types, which have rules of their own for keys and values."""
-        return self.most.startswith(("IQ1", "IQ2"))
+        """Whether it is one of the IQ2 types, which have rules of their own for keys and values."""
+        return self.most.startswith("IQ2")
 
 
 _OUTPUT_OF_MIXTRAL: Rule = (_like_mixtral, "Q5_K")

@@ -31,18 +31,15 @@ class Place:
     experts: int
     weighed: bool
 
-    @property
     def first_eighth(self) -> bool:
         """Whether it is in one of the first blocks."""
         return self.index < self.count // 8
 
-    @property
     def matters(self) -> bool:
         """Whether it is one of the half that llama.cpp's mixtures make finer: first, last and every third."""
         eighth = self.count // 8
-        return self.first_eighth or self.index >= 7 * self.count // 8 or (self.index - eighth) % 3 == 2
+        return self.first_eighth() or self.index >= 7 * self.count // 8 or (self.index - eighth) % 3 == 2
 
-    @property
     def middle(self) -> bool:
         """Whether it is neither in the first nor in the last eighth."""
         return self.count // 8 <= self.index < 7 * self.count // 8
@@ -60,14 +57,6 @@ def _like_mixtral(place: Place) -> bool:
     return place.experts == _MIXTRAL
 
 
-def _first_eighth(place: Place) -> bool:
-    return place.first_eighth
-
-
-def _matters(place: Place) -> bool:
-    return place.matters
-
-
 def _grouped(place: Place) -> bool:
     return place.grouped
 
@@ -77,11 +66,11 @@ def _grouped_or_mixed(place: Place) -> bool:
 
 
 def _unweighed_first(place: Place) -> bool:
-    return not place.weighed and place.first_eighth
+    return not place.weighed and place.first_eighth()
 
 
 def _weighed_first(place: Place) -> bool:
-    return place.weighed and place.first_eighth
+    return place.weighed and place.first_eighth()
 
 
 @dataclass(frozen=True)
@@ -104,14 +93,17 @@ class FileType:
 
 
 _OUTPUT_OF_MIXTRAL: Rule = (_like_mixtral, "Q5_K")
-_HALF_FINER: dict[str, tuple[Rule, ...]] = {"attn_v": ((_matters, "Q6_K"),), "ffn_down": ((_matters, "Q6_K"),)}
+_HALF_FINER: dict[str, tuple[Rule, ...]] = {
+    "attn_v": ((Place.matters, "Q6_K"),),
+    "ffn_down": ((Place.matters, "Q6_K"),),
+}
 
 
 def _two_bits(number: int, most: str, finer: str, table: str, output: tuple[Rule, ...] = ()) -> FileType:
     rules: dict[str, tuple[Rule, ...]] = {
         "attn_v": ((_grouped_or_mixed, "Q4_K"), (_always, finer)),
         "attn_k": ((_like_mixtral, "Q4_K"),),
-        "ffn_down": ((_first_eighth, finer),),
+        "ffn_down": ((Place.first_eighth, finer),),
         "attn_output": (_OUTPUT_OF_MIXTRAL, *output),
     }
     return FileType(number, most, "Q5_K", table, rules)
@@ -154,7 +146,7 @@ FILE_TYPES: dict[str, FileType] = {
         *(14, "Q4_K"),
         rules={
             "attn_v": ((lambda place: place.index < 4, "Q5_K"),),
-            "ffn_down": ((_first_eighth, "Q5_K"),),
+            "ffn_down": ((Place.first_eighth, "Q5_K"),),
             "attn_output": (_OUTPUT_OF_MIXTRAL,),
         },
     ),
@@ -183,8 +175,8 @@ FILE_TYPES: dict[str, FileType] = {
             "attn_v": ((_grouped, "Q4_K"),),
             "attn_q": ((_always, "IQ3_XXS"),),
             "attn_k": ((_always, "IQ3_XXS"),),
-            "ffn_gate": ((lambda place: place.middle, "IQ3_XXS"),),
-            "ffn_up": ((lambda place: place.middle, "IQ3_XXS"),),
+            "ffn_gate": ((Place.middle, "IQ3_XXS"),),
+            "ffn_up": ((Place.middle, "IQ3_XXS"),),
             "attn_output": (_OUTPUT_OF_MIXTRAL,),
         },
     ),
@@ -193,7 +185,7 @@ FILE_TYPES: dict[str, FileType] = {
         *(27, "IQ3_S"),
         rules={
             "attn_v": ((_always, "Q4_K"),),
-            "ffn_down": ((lambda place: place.first_eighth or (_like_mixtral(place) and place.matters), "Q4_K"),),
+            "ffn_down": ((lambda place: place.first_eighth() or (_like_mixtral(place) and place.matters()), "Q4_K"),),
             "attn_output": (_OUTPUT_OF_MIXTRAL, (_always, "Q4_K")),
             "attn_qkv": ((_always, "Q4_K"),),
         },

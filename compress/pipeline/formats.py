@@ -121,4 +121,4 @@ def _writer(road: Road, label: str, form: str, options: Options) -> Stage[Any, A
         # A precision that the recipe gives is not for the bits that it gives to ONNX.
         return STAGES[kind].model_validate({"kind": kind, **({} if "precision" in chosen else bits), **chosen})
     default = STAGES[kind].model_validate({"kind": kind, **options})
-    return next((stage for stage in road.recipe.stages if stage.kind == kind), default)
+    return next((stage.without_rounding() for stage in road.recipe.stages if stage.kind == kind), default)

@@ -299,6 +299,10 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
         """
         return None
 
+    def without_rounding(self) -> Self:
+        """The same, to write another output than its own in its format: as finely as that is."""
+        return self
+
     def check_data(self, start: Path, context: Context) -> None:
         """Prove before the run that running text will do, read as the starting model does. Raises `DataError`."""
 

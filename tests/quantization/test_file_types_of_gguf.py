@@ -200,3 +200,7 @@ def test_the_size_is_foretold() -> None:
     plan: Any = None
     # 144 bytes for 256 weights of Q4_K, 210 of Q6_K.
     assert stage.predict(shape, plan).disk_bytes.value == round(6e6 * 144 / 256 + 1e6 * 210 / 256)
+
+
+def test_a_baseline_is_not_rounded_with_what_ships() -> None:
+    assert Gguf(type="Q4_K_M", k_quants=True, float_type="f32").without_rounding() == Gguf(float_type="f32")

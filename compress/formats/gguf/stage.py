@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field
 
@@ -115,6 +115,10 @@ class Gguf(Stage[Checkpoint, GgufModel]):
         size = (before.working * matrices + before.embeddings * table) / 8 + before.processor_bytes
         note = f"about: {matrices:.3g} bits for most matrices, {table:.3g} for the table, and the processor's files"
         return predicted(before, replace(before, packed_bytes=round(size)), disk_note=note)
+
+    def without_rounding(self) -> Self:
+        """Floats as they are, and integers to the bit."""
+        return self.model_copy(update={"type": None, "k_quants": False})
 
     def promise(self) -> Promise:
         """The weights are those of the input in another layout, or rounded."""

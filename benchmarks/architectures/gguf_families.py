@@ -15,7 +15,7 @@ from trials import Trial
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.errors import CompressError
-from compress.formats.gguf.export import write_gguf
+from compress.formats.gguf.export import Types, write_gguf
 from compress.formats.gguf.families import FAMILIES
 from compress.formats.gguf.proof import compare_gguf
 from compress.formats.gguf.runtime import RUNTIME, LlamaCppSession
@@ -33,8 +33,8 @@ def judge(name: str, folder: Path) -> tuple[bool, str]:
     model = save(name, folder)
     try:
         checkpoint = Checkpoint(folder)
-        write_gguf(checkpoint, folder / "tiny.gguf", "f32")
-        worst = max(one.largest - one.allowed for one in compare_gguf(folder / "tiny.gguf", checkpoint, "f32"))
+        write_gguf(checkpoint, folder / "tiny.gguf", Types("f32"))
+        worst = max(one.largest - one.allowed for one in compare_gguf(folder / "tiny.gguf", checkpoint, Types("f32")))
         if worst > 0:
             return False, f"a tensor came back {worst:.1e} off"
         session = RUNTIME.open(folder / "tiny.gguf", TARGETS["llama-cpp"], 1)

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.imatrix import read_imatrix
 from compress.digests import size_bytes
-from compress.formats.gguf.export import plan_gguf, write_gguf
+from compress.formats.gguf.export import Types, plan_gguf, write_gguf
 from compress.formats.gguf.llama_cpp_library import VARIABLE
 from compress.formats.onnx.decoder import export_decoder
 from compress.formats.targets import TARGETS
@@ -114,7 +114,7 @@ def llama_cpp(file_type: str, weighed: bool = False) -> Callable[[LanguageSettin
         library = llama_cpp_library()
         source = setting.folder / "f32.gguf"
         if not source.is_file():
-            write_gguf(Checkpoint(setting.source), source, "f32")
+            write_gguf(Checkpoint(setting.source), source, Types("f32"))
         file = setting.folder / f"llama-cpp-{file_type}-{weighed}" / "model.gguf"
         file.parent.mkdir(exist_ok=True)
         more = {"library": str(library), "source": str(source), "file_type": file_type}

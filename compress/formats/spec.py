@@ -42,6 +42,7 @@ class FormatSpec:
     - ``beside``: names of files with that suffix that are no models, such as a tokenizer's
     - ``stage``: the class that writes it, whose kind is ``written_by``; the model that it gives has ``name`` as `kind`.
       Both are None for what no stage has to write: weights as transformers has them
+    - ``searched``: the stages, as recipes write them, that a search for its targets begins with in place of the task's
     - ``runtimes``: by name; the first where nothing else is said
     - ``probed``: the `Probing` that looks into that model, where it is no `FileModel`
     - ``rank``: its place in lists; the first of all is meant where nothing is said
@@ -63,6 +64,7 @@ class FormatSpec:
     beside: tuple[str, ...] = ()
     stage: Reference | None = None
     written_by: str | None = None
+    searched: tuple[Mapping[str, Any], ...] = ()
     runtimes: Mapping[str, RuntimeSpec]
     rank: int = 100
     written_from: str | None = None

@@ -51,16 +51,25 @@ def allocate(
     parameters: int,
     sensitivity: Sensitivity,
     table_choices: Sequence[int],
+    together: Sequence[Sequence[str]] = (),
 ) -> Allocation:
     """The best bits within ``target_bits`` or ``max_bytes``. Raises `StageError` for a budget that nothing fits.
 
-    ``tables`` have the group size that they would have; all of them get the same bits, one of ``table_choices``.
+    ``tables`` have the group size that they would have; all of them get the same bits, one of ``table_choices``. So do
+    layers whose names stand ``together``.
     """
     layers = [layer for block in plan for layer in block if layer.bits]
-    choices = [sorted(sensitivity[layer.name]) for layer in layers]
+    sets = _sets(layers, together)
+    choices = [sorted(sensitivity[members[0].name]) for members in sets]
     units = [
-        [Option(stored_bits(layer, bits, config.sym), sensitivity[layer.name][bits]) for bits in options]
-        for layer, options in zip(layers, choices, strict=True)
+        [
+            Option(
+                sum(stored_bits(layer, bits, config.sym) for layer in members),
+                sum(sensitivity[layer.name][bits] for layer in members),
+            )
+            for bits in options
+        ]
+        for members, options in zip(sets, choices, strict=True)
     ]
     of_tables = sensitivity.get(TABLES, {})
     units.append(
@@ -88,5 +97,14 @@ def allocate(
     size = sum(unit[index].size_bits for unit, index in zip(units, chosen, strict=True)) + FLOAT_BITS * alone
     loss = sum(unit[index].loss for unit, index in zip(units, chosen, strict=True))
     bits = [options[index] for options, index in zip(choices, chosen, strict=True)]
-    names = [layer.name for layer in layers]
-    return Allocation(dict(zip(names, bits, strict=False)), bits[-1], size / parameters, loss)
+    of_layers = {layer.name: chosen for members, chosen in zip(sets, bits[:-1], strict=True) for layer in members}
+    return Allocation(of_layers, bits[-1], size / parameters, loss)
+
+
+def _sets(layers: Sequence[Layer], together: Sequence[Sequence[str]]) -> list[list[Layer]]:
+    """The layers, each with those that it stands together with, in the order of the first of them."""
+    first = {name: names[0] for names in together for name in names}
+    sets: dict[str, list[Layer]] = {}
+    for layer in layers:
+        sets.setdefault(first.get(layer.name, layer.name), []).append(layer)
+    return list(sets.values())

@@ -236,7 +236,8 @@ class _Work:
                 self.ids, embeddings, lambda hessian: {bits: self._table(bits, -1, hessian.clone) for bits in coarse}
             )
         shutil.rmtree(folder)
-        chosen = allocate(self.config, self.plan, tables, self.skeleton.count_parameters(), sensitivity, choices)
+        parameters, together = self.skeleton.count_parameters(), survey.together if self.config.fused else ()
+        chosen = allocate(self.config, self.plan, tables, parameters, sensitivity, choices, together)
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(asdict(chosen)))
         partial.replace(path)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -69,6 +69,8 @@ class Survey:
     progress: Progress
     folder: Path
     importance: Importance | None = None
+    together: list[tuple[str, ...]] = field(default_factory=list)
+    """Names of layers that have one input, as they were found: what runtimes multiply as one, if bits are the same."""
 
     @torch.no_grad()
     def run(self, ids: torch.Tensor, embeddings: Mapping[int, torch.Tensor], heads: Heads) -> Sensitivity:
@@ -147,6 +149,7 @@ class Survey:
             return self.skeleton.run(index, hidden, self.skeleton.calls(probe.expand(len(hidden), -1))[index])
 
         def measure(names: Sequence[str], hessian: torch.Tensor) -> None:
+            self.together.append(tuple(names))
             for name in names:
                 weight = modules[name].weight
                 whole, found = max(output_energy(weight, hessian), 1e-30), errors.setdefault(name, {})

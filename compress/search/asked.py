@@ -15,7 +15,9 @@ from compress.data.config import is_file_name, is_sample
 from compress.data.dataset import label_column
 from compress.data.source import find, read
 from compress.errors import InputError, did_you_mean
+from compress.formats.registry import FORMATS
 from compress.formats.silence import quiet_libraries
+from compress.formats.targets import TARGETS
 from compress.metrics import seconds_of
 from compress.plan.headers import read_shape
 from compress.recipe_source import tell_task
@@ -24,6 +26,7 @@ from compress.recipe_source.overrides import apply_override
 from compress.search.choices import is_possible, put_choices
 from compress.search.starts import stages_to_search
 from compress.sources.source import resolve_model
+from compress.stages import STAGES
 from compress.tasks.capability import TAKES_ARRAYS
 from compress.tasks.registry import TASK_NAMES, TASKS
 from compress.tasks.task import Task
@@ -68,6 +71,7 @@ def document_of(recipe: Path | None, asked: Asked, overrides: Sequence[str] = ()
     if recipe is not None:
         document, folder, origin = read_document(recipe), recipe.parent, str(recipe)
     else:
+        quiet_libraries()
         document, origin = _begun(asked)
         folder = Path()
     for option in overrides:
@@ -93,7 +97,7 @@ def _begun(asked: Asked) -> tuple[Document, str]:
         raise InputError("--model needs --data, which the model is trained on and judged by.", expected="--data D")
     task = asked.task or _told_task(asked.model or "")
     values = deepcopy(dict(TASKS[task].starter))
-    values["stages"], more = _stages(TASKS[task], asked.model or "", values["stages"])
+    values["stages"], more = _stages(TASKS[task], asked.model or "", values["stages"], asked.target)
     if more and "finetune" in more[0]:
         values["baseline"] = "finetune"
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", (asked.model or "").removeprefix("sample:").rstrip("/").split("/")[-1])
@@ -102,7 +106,7 @@ def _begun(asked: Asked) -> tuple[Document, str]:
         "description": f"what `compress search` found for {asked.model}",
         "task": task,
         "model": asked.model,
-        "data": _drawn() if asked.data is None else _data(asked.data, values.get("data", {})),
+        "data": _drawn() if asked.data is None else _rows(asked.data, values.get("data", {})),
         "targets": [asked.target],
     }
     document = Document("the options given")
@@ -113,22 +117,34 @@ def _begun(asked: Asked) -> tuple[Document, str]:
     return document, told + (_learned_instead(task, asked.data) if asked.task is None else "")
 
 
-def _stages(task: Task, model: str, starter: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[Any]]:
-    """The stages to begin with, for what the model is, and those of them that the starter has not."""
+def _stages(
+    task: Task, model: str, starter: Sequence[Mapping[str, Any]], target: str
+) -> tuple[list[dict[str, Any]], list[Any]]:
+    """The stages to begin with, for what the model is and will run on, and those of them that the starter has not."""
     if TAKES_ARRAYS in task.capabilities:
         return [dict(stage) for stage in starter], []
     folder = resolve_model(model)
     kind = task.of(read_json(folder / "config.json"))
-    quiet_libraries()
-    found = stages_to_search(kind, starter, read_shape(folder), partial(is_possible, folder))
+    begun = _of_target(target, kind) or starter
+    found = stages_to_search(kind, begun, read_shape(folder), partial(is_possible, folder))
     known = [next(iter(stage)) for stage in starter]
     return found, [stage for stage in found if next(iter(stage)) not in known]
+
+
+def _of_target(target: str, task: Task) -> Sequence[Mapping[str, Any]]:
+    """The stages that the target's format would have a search begin with; none where they are not for the task."""
+    stages = FORMATS[TARGETS[target].format].searched if target in TARGETS else ()
+    fit = all(STAGES[next(iter(stage))].is_for(task.capabilities) for stage in stages)
+    return stages if fit else ()
 
 
 def _told_task(model: str) -> str:
     document = Document("--model")
     document.values = {"model": model}
-    tell_task(document, Path())
+    if not tell_task(document, Path()):
+        # A model that has to be fetched or converted first says it then.
+        resolve_model(model)
+        tell_task(document, Path())
     told = document.values.get("task")
     if told is None or not TASKS[told].starter:
         raise InputError(
@@ -159,8 +175,14 @@ def _names(reference: str) -> set[str]:
     return set(read(place, set()).names) if place is not None and place.is_file() else set()
 
 
+def _rows(reference: str, starter: Mapping[str, Any]) -> dict[str, Any]:
+    """The data block; as many tokens of an example count as the starter says."""
+    lengths = {name: value for name, value in starter.items() if name == "max_length"}
+    return {**_data(reference, starter), **lengths}
+
+
 def _data(reference: str, starter: Mapping[str, Any]) -> dict[str, Any]:
-    """The data block. Rows of a single file are divided: some train, and some are held out to stop by and to judge."""
+    """Where rows come from. Of a single file some train, and some are held out to stop by and to judge."""
     columns = {name: value for name, value in (starter.get("columns") or {}).items() if name != value}
     if is_sample(reference) or not (is_file_name(reference) or find(reference, Path())):
         return {"source": reference, "hold_out": [_held("select", 1500)]}

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.checkpoints.quantized_module import load_module
 from compress.errors import ModelError
-from compress.formats.gguf.export import write_gguf
+from compress.formats.gguf.export import Types, write_gguf
 from compress.formats.gguf.proof import compare_gguf
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
@@ -52,7 +52,7 @@ def ids(length: int) -> np.ndarray:
 
 def test_llama_cpp_answers_as_transformers_does(tmp_path: Path) -> None:
     source = mixtral(tmp_path)
-    write_gguf(source, tmp_path / "tiny.gguf", "f32")
+    write_gguf(source, tmp_path / "tiny.gguf", Types("f32"))
     module = AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32).eval()
     with torch.no_grad():
         expected = module(input_ids=torch.from_numpy(ids(60))).logits.numpy()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,6 +16,7 @@ import torch
 from decoders import Notes, context, save_decoder
 from gguf import GGUFReader
 from mergeable import ROWS, save_mergeable_llama, train_tokenizer
+from quantized import quantize_tiny_llama
 from rotation import todays
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
@@ -21,15 +24,18 @@ from transformers import AutoModelForCausalLM
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.imatrix import IMATRIX, read_imatrix
 from compress.errors import ModelError
-from compress.formats.gguf.export import plan_gguf, write_gguf
-from compress.formats.gguf.file_types import FILE_TYPES, needs_imatrix
+from compress.formats.gguf.blocks import row_bytes
+from compress.formats.gguf.export import Types, plan_gguf, write_gguf
+from compress.formats.gguf.file_types import FILE_TYPES, bytes_of, needs_imatrix
 from compress.formats.gguf.llama_cpp_library import VARIABLE
 from compress.formats.gguf.llama_cpp_library import library as library_of
 from compress.formats.gguf.rounding import rounded
 from compress.formats.gguf.stage import Gguf
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
+from compress.plan.headers import read_shape
 from compress.stage.checks import check_stages
+from compress.stage.prediction import PlanContext
 from compress.stages.gptq import Gptq
 from compress.stages.imatrix import Imatrix
 from compress.stages.prune import Prune
@@ -99,9 +105,9 @@ def test_every_tensor_is_that_of_llama_cpp_s_own_quantizer(
         imatrix = tmp_path / "by-tensor.safetensors"
         with_imatrix(source)
         imatrix_by_tensor(source, imatrix)
-    write_gguf(source, tmp_path / "f32.gguf", "f32")
+    write_gguf(source, tmp_path / "f32.gguf", Types("f32"))
     theirs = by_llama_cpp(library, tmp_path, file_type, imatrix)
-    write_gguf(source, tmp_path / "ours.gguf", "f32", file_type)
+    write_gguf(source, tmp_path / "ours.gguf", Types("f32", file_type))
     ours = GGUFReader(tmp_path / "ours.gguf")
     assert ours.fields["general.file_type"].parts[-1][0] == FILE_TYPES[file_type].number
     kinds = {one.name: one.tensor_type.name for one in ours.tensors}
@@ -114,6 +120,39 @@ def test_every_tensor_is_that_of_llama_cpp_s_own_quantizer(
 def test_the_stage_names_every_type() -> None:
     (names, _) = get_args(Gguf.model_fields["type"].annotation)
     assert set(get_args(names)) == set(FILE_TYPES)
+
+
+def planned_bytes(checkpoint: Checkpoint, types: Types) -> int:
+    """Of all tensors of the file."""
+    planned = plan_gguf(checkpoint, types)
+    return sum(row_bytes(one.kind, one.shape[-1]) * math.prod(one.shape[:-1]) for one in planned)
+
+
+@pytest.mark.parametrize(("hidden", "tied"), [(256, True), (288, False)])
+def test_the_size_of_every_type_is_foretold_from_the_shape(tmp_path: Path, hidden: int, tied: bool) -> None:
+    sides = WIDE | {"hidden_size": hidden, "intermediate_size": 768, "num_key_value_heads": 2}
+    source = save_mergeable_llama(tmp_path / "source", tie_word_embeddings=tied, **sides)
+    with_imatrix(source)
+    shape = read_shape(source.folder)
+    told = []
+    for name in FILE_TYPES:
+        size = planned_bytes(source, Types(file_type=name))
+        assert bytes_of(name, shape) == pytest.approx(size, rel=0.01), name
+        told.append(size)
+    (tried,) = Gguf(type="Q4_K_M").worth_searching(shape).values()
+    assert [*tried] == sorted(FILE_TYPES, key=lambda name: bytes_of(name, shape))
+    assert max(told) > 1.5 * min(told) and Gguf().worth_searching(shape) == {}
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8, 32])
+def test_the_size_of_kept_integers_is_foretold(tmp_path: Path, bits: int) -> None:
+    plan = PlanContext(64, True, {}, {}, lambda name, drawn: None, lambda: 1e9, generates=True)
+    made: Checkpoint = save_mergeable_llama(tmp_path / "source", **(WIDE | {"intermediate_size": 768}))
+    shape = replace(read_shape(made.folder), processor_bytes=1000)
+    if bits != 32:
+        made, shape = quantize_tiny_llama(made, tmp_path / "quantized", bits, 64), shape.in_bits(bits, 4)
+    told = Gguf().predict(shape, plan).disk_bytes.value
+    assert told == pytest.approx(planned_bytes(made, Types()) + 1000, rel=0.01)
 
 
 def test_errors_are_small_where_inputs_are_large() -> None:
@@ -160,7 +199,7 @@ def test_experts_have_a_matrix_each_and_llama_cpp_runs_their_file(tmp_path: Path
     source = save_decoder(tmp_path / "source", "MixtralConfig", vocab_size=ROWS, sliding_window=None, **sizes)
     train_tokenizer().save_pretrained(source.folder)
     made = Imatrix(samples=6, sequence_length=24, precision="fp32").run(source, context(tmp_path / "w"))
-    kinds = {one.name: one.kind for one in plan_gguf(made, file_type="Q4_K_M")}
+    kinds = {one.name: one.kind for one in plan_gguf(made, Types(file_type="Q4_K_M"))}
     assert kinds["blk.0.ffn_gate_exps.weight"] == "Q4_K" and kinds["output.weight"] == "Q6_K"
     assert kinds["blk.0.ffn_gate_inp.weight"] == "F32"
     found = Gguf(type="Q8_0").run(made, context(tmp_path / "g", progress=(notes := Notes())))
@@ -190,16 +229,6 @@ def test_two_bits_without_a_matrix_and_integers_are_refused(tmp_path: Path) -> N
     quantized = Gptq(method="rtn", group_size=32).run(Checkpoint(source.folder), context(tmp_path / "q"))
     with pytest.raises(ModelError, match="quantized already"):
         Gguf(type="Q4_K_M").run(quantized, context(tmp_path / "w"))
-
-
-def test_the_size_is_foretold() -> None:
-    from compress.stage.prediction import Shape
-
-    shape = Shape(embeddings=1e6, attention=2e6, feed_forward=4e6, other=0, layers=4, hidden=512)
-    stage = Gguf(type="Q4_K_M")
-    plan: Any = None
-    # 144 bytes for 256 weights of Q4_K, 210 of Q6_K.
-    assert stage.predict(shape, plan).disk_bytes.value == round(6e6 * 144 / 256 + 1e6 * 210 / 256)
 
 
 def test_a_baseline_is_not_rounded_with_what_ships() -> None:

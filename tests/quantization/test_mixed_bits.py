@@ -101,20 +101,24 @@ def problem() -> tuple[list[list[Layer]], list[Layer], Sensitivity]:
 
 
 @pytest.mark.parametrize("target", [3.4, 4.0, 5.5, 7.0, 12.0])
-def test_the_choice_is_the_best_of_all_within_the_budget(target: float) -> None:
+@pytest.mark.parametrize("together", [(), (("one",), ("two", "three")), (("three", "one"),)])
+def test_the_choice_is_the_best_of_all_within_the_budget(target: float, together: tuple[tuple[str, ...], ...]) -> None:
     layers, tables, sensitivity = problem()
     flat = [layer for block in layers for layer in block]
     parameters = sum(layer.rows * layer.columns for layer in (*flat, *tables)) + 50
-    chosen = allocate(Quantization(target_bits=target), layers, tables, parameters, sensitivity, (4, 8, 16))
+    chosen = allocate(Quantization(target_bits=target), layers, tables, parameters, sensitivity, (4, 8, 16), together)
+    names = [layer.name for layer in flat]
     best = (float("inf"), ())
     for *bits, table in itertools.product((2, 4, 8), (2, 4, 8), (2, 4, 8), (4, 8, 16)):
+        if any(len({bits[names.index(name)] for name in alike}) > 1 for alike in together):
+            continue
         size = sum(stored_bits(layer, some, True) for layer, some in zip(flat, bits, strict=True)) + 50 * 16
         size += stored_bits(tables[0], table, True)
         loss = sum(sensitivity[layer.name][some] for layer, some in zip(flat, bits, strict=True))
         loss += sensitivity[TABLES][table]
         if size <= target * parameters:
             best = min(best, (loss, (*bits, table)))
-    assert (*chosen.bits.values(), chosen.tables) == best[1]
+    assert (*(chosen.bits[name] for name in names), chosen.tables) == best[1]
     assert chosen.divergence == pytest.approx(best[0])
     assert 0 < chosen.average <= target
 
@@ -151,6 +155,20 @@ def test_layers_that_matter_little_get_few_bits(tmp_path: Path) -> None:
     average = json.loads((result.folder / "quantized_layers.json").read_text())["bits_per_parameter"]
     assert 4.4 < average <= 4.8
     assert any(f"{average:.2f} bits on average" in line and "layers at 2" in line for line in notes.said)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_layers_of_one_input_get_the_same_bits_if_asked_to(tmp_path: Path, fused: bool) -> None:
+    tensors = load_file(save_decoder(tmp_path / "source").folder / "model.safetensors")
+    # Whatever is asked of these keys, they answer next to nothing: by themselves they get the fewest bits.
+    tensors["model.layers.0.self_attn.k_proj.weight"] *= 1e-4
+    save_file(tensors, tmp_path / "source" / "model.safetensors", metadata={"format": "pt"})
+    made = mixed(Checkpoint(tmp_path / "source"), tmp_path / "scratch", target_bits=4.8, fused=fused)
+    bits = {name: layer["bits"] for name, layer in layers_of(made.folder).items() if ".layers." in name}
+    sets = [{bits[f"model.layers.{block}.self_attn.{part}_proj"] for part in "qkv"} for block in (0, 1)]
+    sets += [{bits[f"model.layers.{block}.mlp.{part}_proj"] for part in ("gate", "up")} for block in (0, 1)]
+    assert all(len(one) == 1 for one in sets) == fused
+    assert len(set(bits.values())) > 1
 
 
 def test_files_say_the_bits_of_each_layer_as_gptqmodel_reads_them(tmp_path: Path) -> None:

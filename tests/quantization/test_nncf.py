@@ -148,8 +148,8 @@ def test_the_same_road_leads_to_onnx_and_gguf(case: str, tmp_path: Path) -> None
     model = export_decoder(result, GraphSettings(accuracy_level=1))
     ids = np.asarray(IDS[:2])
     assert "from torch" in str(prove_decoder(model, result, ids, 1e-3, 0.2))
-    write_gguf(result, tmp_path / "model.gguf", "f16")
-    for one in compare_gguf(tmp_path / "model.gguf", result, "f16"):
+    write_gguf(result, tmp_path / "model.gguf")
+    for one in compare_gguf(tmp_path / "model.gguf", result):
         assert one.largest <= one.allowed
 
 

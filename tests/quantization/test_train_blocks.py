@@ -124,7 +124,7 @@ def test_what_onnx_and_gguf_hold_are_the_trained_integers(trained: QuantizedChec
         atol=2e-4,
         rtol=1e-4,
     )
-    write_gguf(trained, tmp_path / "tiny.gguf", "f16")
+    write_gguf(trained, tmp_path / "tiny.gguf")
     tensors = {tensor.name: tensor for tensor in GGUFReader(tmp_path / "tiny.gguf").tensors}
     for short, name in (("ffn_down", "mlp.down_proj"), ("attn_v", "self_attn.v_proj")):
         tensor = tensors[f"blk.1.{short}.weight"]

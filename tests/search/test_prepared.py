@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import tiny_generation
 import tiny_places
 import tiny_run
 import tiny_sounds
+from mergeable import save_mergeable_llama
 
 from compress.errors import CompressError
 from compress.recipe_source.document import read_document
@@ -127,4 +131,20 @@ def test_text_too_short_to_calibrate_with_is_told_before_the_search(tmp_path: Pa
     tiny_generation.write_all(tmp_path)
     with pytest.raises(CompressError, match="windows of 512 tokens") as caught:
         of_limits(tmp_path, "text-generation")
-    assert "stages.0.gptq" in str(caught.value) and "lower samples" in str(caught.value)
+    assert "stages.1.gptq" in str(caught.value) and "lower samples" in str(caught.value)
+
+
+def test_a_language_model_for_llama_cpp_is_searched_among_its_file_types(tmp_path: Path) -> None:
+    words = ("the", "river", "runs", "over", "under", "hill", "red", "stone")
+    rows = [json.dumps({"text": " ".join(random.Random(seed).choices(words, k=60))}) for seed in range(800)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    save_mergeable_llama(tmp_path / "model", max_position_embeddings=1024)
+    asked = Asked(model=str(tmp_path / "model"), data=str(tmp_path / "rows.jsonl"), keep=0.9, target="llama-cpp")
+    document, home, origin = document_of(None, asked)
+    assert document.values["stages"] == [{"imatrix": {}}, {"gguf": {"type": "Q4_K_M"}}]
+    assert document.values["data"]["max_length"] == 512, "as the task's starter has it"
+    with looked_ahead(document, home, tmp_path / "artifacts") as prepared:
+        (choice,) = prepared.opening(origin).choices
+    assert (choice.name, len(choice.others)) == ("stages.1.gguf.type", 23)
+    document, _, _ = document_of(None, replace(asked, target="cpu"))
+    assert [next(iter(stage)) for stage in document.values["stages"]] == ["equalize", "gptq", "export"]

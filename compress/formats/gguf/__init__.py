@@ -11,6 +11,7 @@ FORMAT = FormatSpec(
     suffix=".gguf",
     stage="compress.formats.gguf.stage:Gguf",
     written_by="gguf",
+    searched=({"imatrix": {}}, {"gguf": {"type": "Q4_K_M"}}),
     runtimes={
         "llama-cpp": RuntimeSpec(runtime="compress.formats.gguf.runtime:RUNTIME", provider="cpu", package="xllamacpp")
     },

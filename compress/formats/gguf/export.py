@@ -41,6 +41,23 @@ _LONGEST_BLOCK = 256
 
 
 @dataclass(frozen=True)
+class Types:
+    """What tensors become: matrices that aren't quantized are of type ``floats``.
+
+    With a ``file_type`` of llama.cpp's they are rounded by its rules, by the importance matrix that may lie beside the
+    checkpoint. With ``k_quants`` integers of two and three bits take no more, and their scales are rounded.
+    """
+
+    floats: FloatType = "f16"
+    file_type: str | None = None
+    k_quants: bool = False
+
+
+AS_IT_IS = Types()
+"""Integers to the bit, the rest in float16."""
+
+
+@dataclass(frozen=True)
 class PlannedTensor:
     """One tensor of the file to be. ``source`` is the checkpoint's name of it, or None for what is computed.
 
@@ -68,13 +85,8 @@ class _Written(np.ndarray[Any, np.dtype[Any]]):
         file.write(self.data)
 
 
-def plan_gguf(
-    checkpoint: Checkpoint, float_type: FloatType = "f16", file_type: str | None = None, k_quants: bool = False
-) -> list[PlannedTensor]:
-    """Every tensor that `write_gguf` writes, in its order; matrices that aren't quantized are of ``float_type``.
-
-    With a ``file_type`` of llama.cpp's they are rounded by its rules, by the importance matrix that may lie beside the
-    checkpoint. With ``k_quants`` integers of two and three bits take no more, and their scales are rounded.
+def plan_gguf(checkpoint: Checkpoint, types: Types = AS_IT_IS) -> list[PlannedTensor]:
+    """Every tensor that `write_gguf` writes, in its order.
 
     Raises `ModelError` for an architecture, a tensor or a quantization that GGUF cannot hold.
     """
@@ -88,9 +100,9 @@ def plan_gguf(
     architecture = GgufArchitecture.of(checkpoint)
     _check_all_known(checkpoint, architecture)
     named = architecture.tensors()
-    imatrix = {} if file_type is None else read_imatrix(checkpoint.folder)
-    typed = None if file_type is None else _typed(file_type, architecture, named, bool(imatrix))
-    plan = _Plan(checkpoint, architecture, float_type, typed, imatrix, k_quants)
+    imatrix = {} if types.file_type is None else read_imatrix(checkpoint.folder)
+    rules = None if types.file_type is None else _typed(types.file_type, architecture, named, bool(imatrix))
+    plan = _Plan(checkpoint, architecture, types, rules, imatrix)
     planned = [plan.tensor(tensor) for tensor in named]
     for name, factors in architecture.factors().items():
         planned.append(PlannedTensor(name, None, "F32", factors.shape, None, partial(np.asarray, factors)))
@@ -110,20 +122,14 @@ def _typed(file_type: str, architecture: GgufArchitecture, named: Sequence[Named
     )
 
 
-def write_gguf(
-    checkpoint: Checkpoint,
-    file: Path,
-    float_type: FloatType = "f16",
-    file_type: str | None = None,
-    k_quants: bool = False,
-) -> None:
+def write_gguf(checkpoint: Checkpoint, file: Path, types: Types = AS_IT_IS) -> None:
     """Write ``checkpoint`` to ``file`` with its tokenizer, as `plan_gguf` has it.
 
     Raises `ModelError` for what GGUF cannot hold, before it writes anything.
     """
     import gguf
 
-    planned = plan_gguf(checkpoint, float_type, file_type, k_quants)
+    planned = plan_gguf(checkpoint, types)
     architecture = GgufArchitecture.of(checkpoint)
     writer = gguf.GGUFWriter(file, architecture.name)
     writer.add_type("model")
@@ -132,7 +138,8 @@ def write_gguf(
     kinds = Counter(tensor.kind for tensor in planned if len(tensor.shape) > 1)
     most = kinds.most_common(1)[0][0]
     alike = (one.number for one in FILE_TYPES.values() if one.most == most)
-    writer.add_file_type(FILE_TYPES[file_type].number if file_type else _FLOAT_FILES.get(most) or next(alike, 0))
+    named = FILE_TYPES[types.file_type].number if types.file_type else _FLOAT_FILES.get(most)
+    writer.add_file_type(named or next(alike, 0))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     for tensor in planned:
         kind = gguf.GGMLQuantizationType[tensor.kind]
@@ -162,10 +169,9 @@ def write_companions(checkpoint: Checkpoint, folder: Path) -> None:
 class _Plan:
     checkpoint: Checkpoint
     architecture: GgufArchitecture
-    float_type: FloatType
-    typed: Typed | None
+    types: Types
+    rules: Typed | None
     imatrix: Mapping[str, Any]
-    k_quants: bool
 
     def tensor(self, tensor: NamedTensor) -> PlannedTensor:
         """One of the file's tensors: a checkpoint's own, or several that follow each other."""
@@ -214,7 +220,7 @@ class _Plan:
         bits, group_size, symmetric, shape = about
         where = f"{module} of {self.checkpoint.folder}"
         check_blocks(shape[1], shape[1] if group_size == -1 else group_size, where)
-        narrow = k_type(bits, symmetric, shape[1]) if self.k_quants else None
+        narrow = k_type(bits, symmetric, shape[1]) if self.types.k_quants else None
         kind, order = wider or narrow or block_type(bits, symmetric, where), self._order(tensor, shape[0])
 
         def data() -> np.ndarray:
@@ -240,9 +246,9 @@ class _Plan:
         order, change = self._order(tensor, len(stored) if stored.ndim else 1), self._values(tensor)
         made = stored if change is None else change(stored.to("meta"))
         small = made.ndim == 1 or tensor.always_float32
-        kind = "F32" if small else self.float_type.upper()
-        if self.typed is not None and not small and tensor.name.endswith(".weight"):
-            kind = self.typed.kind(tensor.name, made.shape[-1])
+        kind = "F32" if small else self.types.floats.upper()
+        if self.rules is not None and not small and tensor.name.endswith(".weight"):
+            kind = self.rules.kind(tensor.name, made.shape[-1])
         wanted = torch.float16 if kind == "F16" else torch.float32
         importance = self.imatrix.get(source.removesuffix(".weight"))
 

@@ -9,14 +9,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from compress.formats.gguf.blocks import block_length, row_bytes
+
+if TYPE_CHECKING:
+    from compress.stage.prediction import Shape
 
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)\.weight")
 _STANDS_IN = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 """For rows that are no whole blocks; for every other type of 256 it is IQ4_NL."""
 _BLIND = ("IQ2", "IQ3_X")
 """How file types begin whose matrices, or some of them, llama.cpp refuses to round without an importance matrix."""
+_WIDEST = 256
 _MIXTRAL = 8
 """Experts of the mixture for which llama.cpp's rules are others."""
 
@@ -210,15 +215,6 @@ def needs_imatrix(name: str) -> bool:
     return name.startswith(_BLIND)
 
 
-def bits_of(name: str, columns: int) -> tuple[float, float]:
-    """Bits of a weight of most matrices, and of a table that is the head too, in a file of that type."""
-    kind = FILE_TYPES[name]
-    typed = Typed(kind, (), 0, 1.0, 0, True)
-    pair = (typed.fitting(wanted, columns) for wanted in (kind.most, kind.head))
-    matrices, head = (8 * row_bytes(one, columns) / columns for one in pair)
-    return matrices, head
-
-
 @dataclass(frozen=True)
 class Typed:
     """The block types of one model's tensors in a file type.
@@ -271,3 +267,31 @@ class Typed:
             having = sorted(int(part[1]) for part in parts if part and part[2] in ("attn_v", "attn_qkv", "attn_kv_b"))
             index, count = having.index(layer), len(having)
         return Place(index, count, self.heads >= 4, self.experts, self.weighed)
+
+
+def bytes_of(name: str, shape: Shape) -> float:
+    """Bytes of all tensors of a Llama of such a shape; of other architectures about as many.
+
+    What is small is counted with the matrices beside it. Where the shape tells no keys and values apart from queries,
+    attention has the type of most matrices.
+    """
+    layers = max(shape.layers, 1)
+    square, attention = shape.hidden**2, shape.attention / layers
+    shared = attention / 2 - square
+    """Keys, or values, of a layer."""
+    parts = {"attn": attention}
+    if shape.intermediate and 0 < shared <= square:
+        parts = {"attn_q": square, "attn_k": shared, "attn_v": shared, "attn_output": square}
+    parts |= dict.fromkeys(("ffn_gate", "ffn_up", "ffn_down"), shape.feed_forward / layers / 3)
+    sizes = {f"blk.{layer}.{part}.weight": count for layer in range(layers) for part, count in parts.items()}
+    sizes["token_embd.weight"] = shape.embeddings
+    if shape.other >= shape.embeddings:
+        sizes["output.weight"] = shape.other
+    # A norm that is named after attention is counted with it.
+    heads = float(round(square / shared)) if "attn_v" in parts else 1.0
+    typed = Typed(FILE_TYPES[name], tuple(sizes), layers, heads, 0, True)
+    found = 0.0 if "output.weight" in sizes else 4 * shape.other
+    for tensor, count in sizes.items():
+        columns = (shape.intermediate if ".ffn_down." in tensor else shape.hidden) or _WIDEST
+        found += count * row_bytes(typed.kind(tensor, columns), columns) / columns
+    return found

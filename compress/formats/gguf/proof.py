@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from compress.checkpoints.checkpoint import Checkpoint
-from compress.formats.gguf.export import FloatType, PlannedTensor, plan_gguf
+from compress.formats.gguf.export import AS_IT_IS, PlannedTensor, Types, plan_gguf
 from compress.formats.gguf.k_blocks import K_TYPES
 
 _ROUNDING = 1.001 * 2.0**-11
@@ -37,24 +37,18 @@ class Difference:
     rounded: bool = False
 
 
-def compare_gguf(
-    file: Path,
-    checkpoint: Checkpoint,
-    float_type: FloatType = "f16",
-    file_type: str | None = None,
-    k_quants: bool = False,
-) -> list[Difference]:
+def compare_gguf(file: Path, checkpoint: Checkpoint, types: Types = AS_IT_IS) -> list[Difference]:
     """Read every tensor of ``file`` with the `gguf` package, llama.cpp's own, and hold it against the checkpoint."""
     from gguf import GGUFReader
     from gguf.quants import dequantize
 
     stored = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
     found = []
-    for planned in plan_gguf(checkpoint, float_type, file_type, k_quants):
+    for planned in plan_gguf(checkpoint, types):
         tensor, kind = stored[planned.name], planned.kind
         given = dequantize(tensor.data, tensor.tensor_type).reshape(planned.shape)
         wanted, magnitude = _expected(checkpoint, planned)
-        floats = file_type is not None and kind not in ("F16", "F32")
+        floats = types.file_type is not None and kind not in ("F16", "F32")
         if floats or kind in K_TYPES:
             allowed = _UNRELATED if floats else _SCALES[kind]
             error, size = (float(np.linalg.norm(values)) for values in (given - wanted, wanted))

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from compress.formats.gguf.proof import Difference
 
 _BLOCK = 32
-_WIDEST_BLOCK = 256
 _MOST_BITS_WITH_ZEROS = 5
 # fmt: off
 _FileType = Literal[
@@ -106,15 +105,31 @@ class Gguf(Stage[Checkpoint, GgufModel]):
             )
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
-        """With a type about as many bits as most matrices, and the table, then have."""
-        if self.type is None or before is None:
+        """Bytes by the rules of the type, or of the blocks that hold the integers; floats have 16 or 32 bits."""
+        if before is None:
             return super().predict(before, plan)
-        from compress.formats.gguf.file_types import bits_of
+        from compress.formats.gguf.file_types import bytes_of
 
-        matrices, table = bits_of(self.type, before.hidden or _WIDEST_BLOCK)
-        size = (before.working * matrices + before.embeddings * table) / 8 + before.processor_bytes
-        note = f"about: {matrices:.3g} bits for most matrices, {table:.3g} for the table, and the processor's files"
-        return predicted(before, replace(before, packed_bytes=round(size)), disk_note=note)
+        if self.type is not None:
+            size, note = bytes_of(self.type, before), f"about, by the rules of {self.type}, and the processor's files"
+        else:
+            matrices, tables = (self._stored_bits(bits) for bits in (before.matrix_bits, before.table_bits))
+            size = (before.working * matrices + before.embeddings * tables) / 8
+            note = f"about: {matrices:g} bits a weight, {tables:g} of tables, and the processor's files"
+        after = replace(before, packed_bytes=round(size) + before.processor_bytes)
+        return predicted(before, after, disk_note=note)
+
+    def _stored_bits(self, bits: int) -> float:
+        """Of a weight in the smallest block of 32 that holds its integer, with the scale; of a float its own."""
+        return next((each + 0.5 for each in (4, 5, 8) if bits <= each), 32 if self.float_type == "f32" else 16)
+
+    def worth_searching(self, before: Shape | None, timed: bool = False) -> dict[str, tuple[Any, ...]]:
+        """File types from the smallest on, where the stage rounds at all."""
+        from compress.formats.gguf.file_types import FILE_TYPES, bytes_of
+
+        if self.type is None or before is None:
+            return {}
+        return {"type": tuple(sorted(FILE_TYPES, key=lambda name: bytes_of(name, before)))}
 
     def without_rounding(self) -> Self:
         """Floats as they are, and integers to the bit."""
@@ -128,7 +143,7 @@ class Gguf(Stage[Checkpoint, GgufModel]):
         """Write and read back. Raises `ModelError` for what GGUF cannot hold, `StageError` if a weight differs."""
         from compress.checkpoints.checks import refuse_quantized
         from compress.checkpoints.imatrix import read_imatrix
-        from compress.formats.gguf.export import write_companions, write_gguf
+        from compress.formats.gguf.export import Types, write_companions, write_gguf
         from compress.formats.gguf.proof import compare_gguf
 
         weighed = self.type is not None and bool(read_imatrix(model.folder))
@@ -138,8 +153,9 @@ class Gguf(Stage[Checkpoint, GgufModel]):
         folder = context.scratch / "gguf"
         folder.mkdir(parents=True, exist_ok=True)
         write_companions(model, folder)
-        write_gguf(model, folder / GGUF_FILE, self.float_type, self.type, self.k_quants)
-        found = compare_gguf(folder / GGUF_FILE, model, self.float_type, self.type, self.k_quants)
+        types = Types(self.float_type, self.type, self.k_quants)
+        write_gguf(model, folder / GGUF_FILE, types)
+        found = compare_gguf(folder / GGUF_FILE, model, types)
         worst = max(found, key=lambda one: one.largest - one.allowed)
         if worst.largest > worst.allowed:
             raise StageError(

@@ -19,7 +19,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.errors import ModelError
 from compress.formats.gguf.architecture import GgufArchitecture
-from compress.formats.gguf.export import FloatType, plan_gguf, write_companions, write_gguf
+from compress.formats.gguf.export import FloatType, Types, plan_gguf, write_companions, write_gguf
 from compress.formats.gguf.proof import compare_gguf
 from compress.formats.gguf.read import read_gguf
 from compress.sources.gguf_conversion import convert_gguf
@@ -36,7 +36,7 @@ def read_by_transformers(
     checkpoint: Checkpoint, folder: Path, float_type: FloatType = "f32"
 ) -> dict[str, torch.Tensor]:
     """The weights that transformers finds in the GGUF file of ``checkpoint``."""
-    write_gguf(checkpoint, folder / "tiny.gguf", float_type)
+    write_gguf(checkpoint, folder / "tiny.gguf", Types(float_type))
     state: dict[str, torch.Tensor] = load_file(
         convert_gguf(folder / "tiny.gguf", folder / "cache") / "model.safetensors"
     )
@@ -94,8 +94,8 @@ def test_the_table_that_is_the_head_too_is_stored_once(tmp_path: Path) -> None:
 
 def test_half_precision_halves_plain_matrices_and_says_what_it_rounds(tmp_path: Path) -> None:
     source = save_mergeable_llama(tmp_path / "source")
-    write_gguf(source, tmp_path / "half.gguf", "f16")
-    found = {one.name: one for one in compare_gguf(tmp_path / "half.gguf", source, "f16")}
+    write_gguf(source, tmp_path / "half.gguf")
+    found = {one.name: one for one in compare_gguf(tmp_path / "half.gguf", source)}
     assert found["blk.0.attn_q.weight"].kind == "F16" and 0 < found["blk.0.attn_q.weight"].largest <= 2**-11
     assert found["output_norm.weight"].kind == "F32" and found["output_norm.weight"].largest == 0
     state = read_by_transformers(source, tmp_path, "f16")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, LlamaForCausalLM
 
 from compress.formats.gguf.blocks import row_bytes
-from compress.formats.gguf.export import write_gguf
+from compress.formats.gguf.export import Types, write_gguf
 from compress.formats.gguf.k_blocks import k_type, pack_k_blocks
 from compress.formats.gguf.proof import compare_gguf
 from compress.formats.runtimes import get_runtime
@@ -97,12 +97,12 @@ def test_llama_cpp_computes_what_the_blocks_stand_for(tmp_path: Path, bits: int,
     source = save_mergeable_llama(tmp_path / "source", num_key_value_heads=2, **sizes)
     made = quantize_tiny_llama(source, tmp_path / "quantized", bits, 64)
     train_tokenizer().save_pretrained(made.folder)
-    write_gguf(made, tmp_path / "tiny.gguf", "f32", k_quants=True)
+    write_gguf(made, tmp_path / "tiny.gguf", Types("f32", k_quants=True))
     reader = GGUFReader(tmp_path / "tiny.gguf")
     kinds = {one.name: one.tensor_type.name for one in reader.tensors}
     assert kinds["blk.0.ffn_down.weight"] == kinds["blk.1.attn_q.weight"] == kind
     assert kinds["token_embd.weight"] == "Q4_0" and reader.fields["general.file_type"].parts[-1][0] == number
-    differences = compare_gguf(tmp_path / "tiny.gguf", made, "f32", k_quants=True)
+    differences = compare_gguf(tmp_path / "tiny.gguf", made, Types("f32", k_quants=True))
     assert all(one.largest <= one.allowed for one in differences) and any(one.rounded for one in differences)
     module = LlamaForCausalLM(AutoConfig.from_pretrained(source.folder)).float().eval()
     weights = load_file(convert_gguf(tmp_path / "tiny.gguf", tmp_path / "cache") / "model.safetensors")

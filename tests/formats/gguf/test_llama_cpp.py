@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.errors import InputError, MissingExtraError, ModelError
 from compress.formats.gguf import llama_cpp_library
-from compress.formats.gguf.export import write_gguf
+from compress.formats.gguf.export import Types, write_gguf
 from compress.formats.gguf.runtime import LlamaCppSession
 from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.formats.targets import TARGETS
@@ -25,7 +25,7 @@ TARGET = TARGETS["llama-cpp"]
 
 
 def session(checkpoint: Checkpoint, folder: Path, threads: int = 1) -> LlamaCppSession:
-    write_gguf(checkpoint, folder / "tiny.gguf", "f32")
+    write_gguf(checkpoint, folder / "tiny.gguf", Types("f32"))
     opened = get_runtime("llama-cpp").open(folder / "tiny.gguf", TARGET, threads)
     assert isinstance(opened, LlamaCppSession)
     return opened
@@ -91,7 +91,7 @@ def test_greedy_tokens_are_those_of_transformers_also_beyond_the_first_room(tmp_
 
 
 def test_logits_are_worked_out_for_the_last_token_alone_unless_all_are_wanted(tmp_path: Path) -> None:
-    write_gguf(save_mergeable_llama(tmp_path / "source"), tmp_path / "tiny.gguf", "f32")
+    write_gguf(save_mergeable_llama(tmp_path / "source"), tmp_path / "tiny.gguf", Types("f32"))
     model, tokens = llama_cpp_library.LlamaModel(tmp_path / "tiny.gguf"), ids(1, 9)[0]
     every = llama_cpp_library.LlamaContext(model, 16, 1, every=True).append(tokens)
     last = llama_cpp_library.LlamaContext(model, 16, 1, every=False).append(tokens)

@@ -97,7 +97,7 @@ def allocate(
     size = sum(unit[index].size_bits for unit, index in zip(units, chosen, strict=True)) + FLOAT_BITS * alone
     loss = sum(unit[index].loss for unit, index in zip(units, chosen, strict=True))
     bits = [options[index] for options, index in zip(choices, chosen, strict=True)]
-    of_layers = {layer.name: chosen for members, chosen in zip(sets, bits[:-1], strict=True) for layer in members}
+    of_layers = {layer.name: some for members, some in zip(sets, bits[:-1], strict=True) for layer in members}
     return Allocation(of_layers, bits[-1], size / parameters, loss)
 
 

@@ -69,7 +69,7 @@ class Survey:
     progress: Progress
     folder: Path
     importance: Importance | None = None
-    together: list[tuple[str, ...]] = field(default_factory=list)
+    together: list[tuple[str, ...]] = field(default_factory=list, init=False)
     """Names of layers that have one input, as they were found: what runtimes multiply as one, if bits are the same."""
 
     @torch.no_grad()

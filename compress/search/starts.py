@@ -37,7 +37,7 @@ def stages_to_search(
     if ANSWERS_AT_ONCE in task.capabilities and any("part" in next(iter(stage.values())) for stage in found):
         # The starter is for models of another kind, which write their answers by two graphs.
         found = [{_FINETUNE: {"epochs": 2}}, *deepcopy(_FULL_SIZE)]
-    elif _GPTQ in kinds and _EQUALIZE not in kinds and _fits(_EQUALIZE, task) and is_possible(_EQUALIZE, {}):
+    elif _GPTQ in kinds and _EQUALIZE not in kinds:
         # The same function, in weights that few bits hold better: nothing that a user would want left out.
         at = kinds.index(_GPTQ)
         return [*found[:at], {_EQUALIZE: {}}, *found[at:]]

@@ -185,6 +185,8 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
 
     version: ClassVar[int] = 1
     """Raised when the same parameters would give another output; part of the cache key."""
+    later_fields: ClassVar[tuple[str, ...]] = ()
+    """Those that recipes didn't have from the start."""
     packages: ClassVar[tuple[str, ...]] = ()
     """Distributions that every such stage calls."""
     requires: ClassVar[Capabilities] = frozenset()
@@ -359,8 +361,9 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
         return self
 
     def key_fields(self) -> dict[str, Any]:
-        """Its parameters, as the cache knows them."""
-        return self.model_dump(mode="json")
+        """Its parameters, as the cache knows them: keys of before there were the ``later_fields`` stay."""
+        unset = {name for name in self.later_fields if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(mode="json", exclude=unset)
 
     @abstractmethod
     def run(self, model: Takes, context: Context) -> Gives:

@@ -20,11 +20,7 @@ class Rounds(Quantization, Stage[Checkpoint, QuantizedCheckpoint]):
     packages = ("torch", "transformers", "accelerate", "safetensors")
     uses_device = True
     requires = frozenset({GENERATES})
-
-    def key_fields(self) -> dict[str, Any]:
-        """Without `fused` where it is not used, as before it was there."""
-        fields = super().key_fields()
-        return {name: value for name, value in fields.items() if name != "fused" or value}
+    later_fields = ("fused",)
 
     def needs(self) -> Needs:
         """Text of the train split; rounding to nearest needs none."""

@@ -44,6 +44,7 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
     version = 8
     packages = ("onnx", "onnx_ir", "onnxruntime")
     integer_graph = True
+    later_fields = ("error_ceiling", "split_concatenations")
     kind: Literal["quantize"] = "quantize"
     embedding_bits: Literal[4, 8, 32] = Field(
         8,
@@ -78,12 +79,6 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
         if self.accuracy_floor is not None:
             return Needs(splits=("train", "validation"))
         return Needs(splits=("train",)) if self.method == "static" or self.searches else Needs()
-
-    def key_fields(self) -> dict[str, Any]:
-        """Without `error_ceiling` and `split_concatenations` where they are not used, as before they were there."""
-        fields = super().key_fields()
-        later = ("error_ceiling", "split_concatenations")
-        return {name: value for name, value in fields.items() if name not in later or value not in (None, False)}
 
     def with_usual_tables(self) -> Quantize:
         """Their bits and blocks by default."""

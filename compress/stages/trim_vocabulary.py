@@ -37,6 +37,7 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
     requires = frozenset({TAKES_TEXT})
     excludes = frozenset({NAMES_TOKENS, HAS_TWO_TOWERS})
     decides_shape_by_data = True
+    later_fields = ("multiple_of",)
     kind: Literal["trim_vocabulary"] = "trim_vocabulary"
     min_count: int = Field(
         1,
@@ -65,11 +66,6 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
     def wants(self, task: Capabilities) -> type[Any]:
         """A module, or the folder of a model that writes text."""
         return Checkpoint if IS_WRITTEN in task else TorchModel
-
-    def key_fields(self) -> dict[str, Any]:
-        """Without the field that recipes didn't have from the start, unless it is set: keys stay."""
-        fields = super().key_fields()
-        return fields if self.multiple_of > 1 else {name: fields[name] for name in fields if name != "multiple_of"}
 
     def needs(self) -> Needs:
         """The text whose tokens are counted."""

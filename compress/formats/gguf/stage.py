@@ -45,6 +45,7 @@ class Gguf(Stage[Checkpoint, GgufModel]):
 
     packages = ("gguf",)
     requires = frozenset({GENERATES})
+    later_fields = ("type", "k_quants")
     kind: Literal["gguf"] = "gguf"
     float_type: Literal["f16", "f32"] = Field("f16", description="type of the matrices that are not quantized")
     type: _FileType | None = Field(
@@ -57,11 +58,6 @@ class Gguf(Stage[Checkpoint, GgufModel]):
         description="keep integers of 2 and 3 bits as Q2_K and Q3_K, where rows are a multiple of 256: their scales "
         "are rounded to 4 or 6 bits; otherwise they take 4 bits, exactly",
     )
-
-    def key_fields(self) -> dict[str, Any]:
-        """Without the fields that recipes didn't have from the start, unless they are set: keys stay."""
-        fields = super().key_fields()
-        return {name: value for name, value in fields.items() if value or name not in ("type", "k_quants")}
 
     def calls(self) -> tuple[str, ...]:
         """Also the package that ggml comes with, where it rounds."""

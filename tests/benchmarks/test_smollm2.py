@@ -77,7 +77,7 @@ def test_the_whole_of_it_on_a_tiny_model(
     monkeypatch.setattr(bench, "llama_cpp_library", lambda: Path(xllamacpp.xllamacpp.__file__))
     monkeypatch.setenv(llama_cpp_library.VARIABLE, "")
     monkeypatch.setattr(bench, "Benchmark", partial(Benchmark, launches=2))
-    bench.main(tmp_path / "tiny.yaml", False, 0.1, tmp_path / "out.json")
+    bench.main(tmp_path / "tiny.yaml", with_peers=False, seconds=0.1, output=tmp_path / "out.json")
     found = json.loads((tmp_path / "out.json").read_text())["lines"]
     values = {line["what"]: line["found"] for line in found}
     assert values["time of the quick GPTQ against Optimum + gptqmodel"] is None

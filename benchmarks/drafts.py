@@ -2,6 +2,7 @@
 
     python benchmarks/drafts.py TARGET DRAFT                      # 20 prompts in turns, both OpenVINO's or both GGUF
     python benchmarks/drafts.py TARGET DRAFT --ahead 3 --output drafts.json
+    python benchmarks/drafts.py PAIR                              # what `gguf: {draft_of: ...}` wrote
 
 TARGET and DRAFT are artifacts as the stages `openvino` or `gguf` write them, with the same tokenizer. The draft writes
 some tokens ahead, the target reads them at once and keeps those that it would have written itself: openvino-genai's and
@@ -16,6 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Protocol
 from urllib.request import Request, urlopen
@@ -26,6 +28,7 @@ import typer
 from compress.checkpoints.processor import load_tokenizer
 from compress.environment import environment
 from compress.errors import CompressError, InputError
+from compress.formats.gguf.model import find_draft, find_gguf
 from compress.formats.model_file import format_of, model_file
 from compress.formats.silence import quiet_libraries, silence
 from compress.numerics.differences import paired_bootstrap
@@ -98,7 +101,7 @@ def in_openvino(target: Path, draft: Path | None, ahead: int, threads: int) -> W
     return write
 
 
-def in_llama_cpp(target: Path, draft: Path | None, ahead: int, threads: int) -> Writer:
+def in_llama_cpp(target: Path, draft: Path | None, ahead: int, threads: int, sure: float = 0.0) -> Writer:
     """llama.cpp's server, within this process."""
     import xllamacpp
 
@@ -108,7 +111,8 @@ def in_llama_cpp(target: Path, draft: Path | None, ahead: int, threads: int) -> 
     places = [parameters.cpuparams, parameters.cpuparams_batch]
     if draft is not None:
         beside = parameters.speculative.draft
-        beside.mparams.path, beside.n_max, beside.n_min, beside.p_min = str(model_file(draft)), ahead, 0, 0.0
+        beside.mparams.path, beside.n_max, beside.n_min = str(model_file(draft)), ahead, 0
+        beside.p_min = sure
         parameters.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
         places += [beside.cpuparams, beside.cpuparams_batch]
     for place in places:
@@ -128,7 +132,7 @@ def in_llama_cpp(target: Path, draft: Path | None, ahead: int, threads: int) -> 
     return write
 
 
-WRITERS = {"openvino": in_openvino, "gguf": in_llama_cpp}
+FORMATS = ("openvino", "gguf")
 
 
 @dataclass(frozen=True)
@@ -191,12 +195,12 @@ def judged(replies: Sequence[tuple[Reply, Reply]]) -> Pair:
 def check_pair(target: Path, draft: Path) -> Any:
     """The tokenizer of both. Raises `InputError` where they can't be a pair."""
     kinds = [format_of(target), format_of(draft)]
-    if kinds[0] != kinds[1] or kinds[0] not in WRITERS:
+    if kinds[0] != kinds[1] or kinds[0] not in FORMATS:
         raise InputError(
             f"The target is {kinds[0].upper()} and the draft {kinds[1].upper()}.",
-            expected=f"two of one format: {', '.join(WRITERS)}",
+            expected=f"two of one format: {', '.join(FORMATS)}",
         )
-    first, second = (load_tokenizer(folder) for folder in (target, draft))
+    first, second = (load_tokenizer(one.parent if one.is_file() else one) for one in (target, draft))
     if first.get_vocab() != second.get_vocab():
         raise InputError(
             "Target and draft have different tokenizers, so that one cannot read the other's tokens.",
@@ -217,25 +221,31 @@ def encoded(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
 
 def main(
     target: Annotated[Path, typer.Argument(help="The artifact's folder.")],
-    draft: Annotated[Path, typer.Argument(help="That of a small model with the same tokenizer.")],
+    draft: Annotated[
+        Path | None, typer.Argument(help="That of a small model with the same tokenizer, unless it lies beside.")
+    ] = None,
     ahead: Annotated[int, typer.Option(min=1, help="Tokens that the draft writes ahead.")] = 4,
     tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
     threads: Annotated[int, typer.Option(min=1, help="Threads of both.")] = 2,
+    sure: Annotated[float, typer.Option(help="llama.cpp: the draft stops at tokens less probable.")] = 0.0,
     output: Annotated[Path | None, typer.Option(help="Where to write everything as JSON.")] = None,
 ) -> None:
     """Measure a pair and print what was found."""
     quiet_libraries()
     try:
+        draft = find_draft(find_gguf(target)) if draft is None else draft
+        if draft is None:
+            raise InputError("There is no draft.", where=str(target), expected="a second artifact, or a pair")
         prompts = encoded(check_pair(target, draft), PROMPTS)
         with silence("process"):
-            opened = WRITERS[format_of(target)]
+            opened = partial(in_llama_cpp, sure=sure) if format_of(target) == "gguf" else in_openvino
             writers = opened(target, None, ahead, threads), opened(target, draft, ahead, threads)
             found = compare(*writers, prompts, tokens)
     except CompressError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from error
     if output is not None:
-        settings = {"ahead": ahead, "tokens": tokens, "threads": threads}
+        settings = {"ahead": ahead, "tokens": tokens, "threads": threads, "sure": sure}
         output.write_text(json.dumps({"pair": asdict(found), **settings, "environment": environment()}, indent=1))
     typer.echo(str(found))
     sys.exit(bool(found.differing))

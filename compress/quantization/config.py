@@ -85,6 +85,8 @@ class Quantization(Frozen):
             raise ValueError("give target_bits or max_bytes, not both")
         if self.method == "rtn" and (self.target_bits is not None or self.max_bytes is not None):
             raise ValueError("target_bits and max_bytes need method: gptq, since sensitivity is measured on data")
+        if self.fused and not self.mixed:
+            raise ValueError("fused is for bits that are chosen: give target_bits or max_bytes with it")
         return self
 
     @property

@@ -12,7 +12,7 @@ from compress.stages.distill import spread_layers
 from compress.tasks.capability import ANSWERS_AT_ONCE, IS_WRITTEN
 from compress.tasks.task import Task
 
-_FINETUNE, _PRUNE, _DISTILL, _EQUALIZE, _GPTQ = "finetune", "prune", "distill", "equalize", "gptq"
+_FINETUNE, _PRUNE, _DISTILL = "finetune", "prune", "distill"
 _FULL_SIZE: tuple[dict[str, Any], ...] = ({"export": {}}, {"quantize": {}})
 """What every model that answers at once can be made into."""
 _NARROWER, _FEWER_CHANNELS = ({"feed_forward": 0.25}, {"heads": 0.25}, {"heads": 0.5}), ({"flops": 0.3},)
@@ -28,8 +28,7 @@ def stages_to_search(
 
     Where the task's stages fit, something is cut out of what was trained, by what the architecture has, and what is
     left learns from it: without them most tasks had only the bits to choose. A student that the starter names is
-    another model, which nobody gave, and its layers are another model's too. Weights that `gptq` rounds are equalized
-    first.
+    another model, which nobody gave, and its layers are another model's too.
     """
     fitted = [_fitted(stage, shape, is_possible) for stage in starter if not _names_a_student(stage)]
     found = [part for stage in fitted for part in _by_part(stage, task)]
@@ -37,10 +36,6 @@ def stages_to_search(
     if ANSWERS_AT_ONCE in task.capabilities and any("part" in next(iter(stage.values())) for stage in found):
         # The starter is for models of another kind, which write their answers by two graphs.
         found = [{_FINETUNE: {"epochs": 2}}, *deepcopy(_FULL_SIZE)]
-    elif _GPTQ in kinds and _EQUALIZE not in kinds:
-        # The same function, in weights that few bits hold better: nothing that a user would want left out.
-        at = kinds.index(_GPTQ)
-        return [*found[:at], {_EQUALIZE: {}}, *found[at:]]
     elif _PRUNE in kinds or shape is None or not _fits(_PRUNE, task):
         return found
     elif _FINETUNE not in kinds:

@@ -187,6 +187,24 @@ def predicted(
     return Prediction(after, seconds, memory, _disk(after, disk_note))
 
 
+_PRECISIONS = {"fp32": 32, "fp16": 16, "int8": 8, "int8_weights": 8}
+
+
+def in_precision(before: Shape | None, precision: str, table_bits: int | None = None) -> Prediction:
+    """Of a stage that writes a file in one of the precisions that formats have; integers that were there stay.
+
+    ``table_bits`` are those of embedding tables where weights become integers; what is traced and proven takes unknown
+    time.
+    """
+    if before is None:
+        return predicted(None, None)
+    bits = _PRECISIONS[precision]
+    tables = table_bits or bits if bits == min(_PRECISIONS.values()) else bits
+    after = before.in_bits(min(bits, before.matrix_bits), min(tables, before.table_bits))
+    unknown = Estimate.unknown("not predicted: it depends on the tool that is called")
+    return predicted(before, replace(after, packed_bytes=None), unknown)
+
+
 def handling(before: Shape | None, more_seconds: float = 0.0, what: str = "") -> Estimate:
     """Seconds for reading, changing and writing a model's weights, and ``more_seconds`` for ``what`` else is done."""
     if before is None:

@@ -17,6 +17,7 @@ class Recovers(Recovery, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
     """A stage in which a quantized checkpoint learns from windows of text."""
 
     requires = frozenset({GENERATES})
+    later_fields = ("logits_weight", "labels_weight")
 
     def check_data(self, start: Path, context: Context) -> None:
         """Cut the text into windows."""
@@ -34,7 +35,8 @@ class TuneScales(ScaleTuning, Recovers):
 
     The second phase of EfficientQAT (Chen et al. 2024, section 3.3), with the norms as in NormTweaking (Li et al.
     2023), the tables of embeddings too, and for a loss the KL to the model before quantization, so that the text's
-    own content is not learned. What is computed while training has the float16 values that the file will hold.
+    own content is not learned; the paper's own loss is that of the text (``labels_weight``). What is computed while
+    training has the float16 values that the file will hold.
     """
 
     packages = ("torch", "transformers", "accelerate")

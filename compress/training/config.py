@@ -95,6 +95,10 @@ class Recovery(Frozen):
     trains: ClassVar[bool] = True
     reads: ClassVar[Needs] = Needs(splits=("train",))
     teacher: str = Field("start", description="label of the stage whose output is imitated, or `start`")
+    logits_weight: float = Field(1.0, ge=0, description="weight of the KL to the teacher's predictions")
+    labels_weight: float = Field(
+        0.0, ge=0, description="weight of the cross-entropy of the text itself, whose content is learned then"
+    )
     steps: int = Field(100, ge=1, le=1_000_000, description="steps of training; more is better and takes longer")
     batch_size: int = Field(2, ge=1, description="windows a step")
     sequence_length: int = Field(512, ge=16, description="tokens of a window")
@@ -106,6 +110,12 @@ class Recovery(Frozen):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="`auto` takes bf16 autocast where the processor has bf16 arithmetic"
     )
+
+    @model_validator(mode="after")
+    def _learns(self) -> Self:
+        if not self.logits_weight and not self.labels_weight:
+            raise ValueError("logits_weight or labels_weight above 0, or there is nothing to learn from")
+        return self
 
     def shortened(self, share: float) -> Self:
         """The same with as large a share of its steps."""
@@ -135,9 +145,6 @@ class AdapterTraining(Recovery):
         None,
         min_length=1,
         description="last parts of the names of adapted layers, e.g. q_proj; default: all linear ones",
-    )
-    objective: Literal["teacher", "text"] = Field(
-        "teacher", description="imitate the teacher's predictions, or predict the next token of the text"
     )
 
 

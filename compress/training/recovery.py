@@ -16,7 +16,8 @@ from compress.checkpoints.quantized_module import QuantizedEmbedding, QuantizedL
 from compress.checkpoints.torch_model import TorchModel
 from compress.environment import uses_bf16
 from compress.errors import DataError, StageError
-from compress.numerics.language_head import Head, head_divergence, token_scores
+from compress.numerics.language_head import Head, HeadLoss, head_divergence, head_loss, token_scores
+from compress.numerics.token_divergence import Divergence
 from compress.tasks.task import Examples
 from compress.training import processes
 from compress.training.config import AdapterTraining, Recovery, ScaleTuning, Training
@@ -233,11 +234,6 @@ class Lesson:
             bodies[1].lower()
         return cls(bodies[0], bodies[1], windows, settings, dtype)
 
-    @property
-    def reads_text(self) -> bool:
-        """Whether the next token of the text is learned, in place of what the teacher predicts."""
-        return isinstance(self.settings, AdapterTraining) and self.settings.objective == "text"
-
     def teach(self, context: Context, description: str) -> Recovered:
         """Train the pupil in place. Raises `StageError` where it predicts no better than before."""
         before = self.quality()
@@ -249,7 +245,7 @@ class Lesson:
         trainee = Trainee(
             self.pupil,
             self.windows.train,
-            self._loss,
+            self.loss,
             validate=lambda: -self._error(self.quality()),
             kept=kept,
             known=self.pupil.causal,
@@ -263,7 +259,9 @@ class Lesson:
         return recovered
 
     def _error(self, quality: Quality) -> float:
-        return quality.perplexity if self.reads_text else quality.divergence
+        """What is to fall, in nats a token."""
+        settings = self.settings
+        return settings.logits_weight * quality.divergence + settings.labels_weight * math.log(quality.perplexity)
 
     def _training(self) -> Training:
         settings = self.settings
@@ -278,14 +276,18 @@ class Lesson:
             precision="bf16" if self.dtype == torch.bfloat16 else "fp32",
         )
 
-    def _loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        ids = batch["input_ids"]
-        states = module(ids)
-        if not self.reads_text:
-            taught = head_of(self.teacher, self._taught(batch), self.dtype)
-            return head_divergence(head_of(self.pupil, states, self.dtype), taught)
-        hidden, weight = head_of(self.pupil, states[:, :-1], self.dtype)
-        return nn.functional.cross_entropy((hidden @ weight.T).float(), ids[:, 1:].flatten())
+    def loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Of some windows: mean KL to the teacher, and mean cross-entropy of the tokens that follow, as weighted."""
+        settings, ids = self.settings, batch["input_ids"]
+        states = head_of(self.pupil, module(ids), self.dtype)
+        taught = head_of(self.teacher, self._taught(batch), self.dtype) if settings.logits_weight else None
+        if taught is not None and not settings.labels_weight:
+            return settings.logits_weight * head_divergence(states, taught)
+        each = torch.full((ids.numel(),), settings.logits_weight / ids.numel(), device=ids.device)
+        follows = torch.ones(ids.shape, device=ids.device)
+        follows[:, -1] = 0  # what the roll puts there is the window's first token
+        labels_each = settings.labels_weight * follows.flatten() / follows.sum()
+        return head_loss(states, taught, HeadLoss(Divergence(), each, ids.roll(-1, 1).flatten(), labels_each))
 
     @torch.no_grad()
     def _taught(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:

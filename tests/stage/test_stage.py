@@ -7,8 +7,12 @@ from typing import Any, Literal
 import pytest
 
 from compress.checkpoints.torch_model import TorchModel
+from compress.formats.coreml.stage import CoreMl
+from compress.formats.executorch.stage import ExecuTorch
 from compress.formats.gguf.stage import Gguf
+from compress.formats.litert.stage import LiteRt
 from compress.formats.onnx.stage import Export
+from compress.formats.openvino.stage import OpenVino
 from compress.pipeline.keys import Keys
 from compress.pipeline.run import with_absolute_paths
 from compress.recipe.recipe import Recipe
@@ -101,6 +105,25 @@ def test_bits_stay_until_another_stage_changes_them() -> None:
         assert before.parameters == shape.parameters
     only = Quantize(part="encoder").predict(shape, plan()).shape
     assert only == shape
+
+
+@pytest.mark.parametrize(
+    ("stage", "matrices", "tables"),
+    [
+        (OpenVino(precision="fp32"), 32, 32),
+        (OpenVino(precision="fp16", embedding_bits=4), 16, 16),
+        (OpenVino(embedding_bits=4), 8, 4),
+        (LiteRt(precision="int8_weights"), 8, 8),
+        (LiteRt(embedding_bits=4), 8, 4),
+        (ExecuTorch(embedding_bits=8), 8, 8),
+        (CoreMl(precision="fp16"), 16, 16),
+    ],
+)
+def test_a_format_of_its_own_precision_foretells_the_file(stage: Stage[Any, Any], matrices: int, tables: int) -> None:
+    # 250 parameters of matrices, 100 of tables
+    assert stage.predict(SHAPE, plan()).disk_bytes.value == (250 * matrices + 100 * tables) / 8
+    fewer = stage.predict(SHAPE.in_bits(4, 4), plan()).disk_bytes.value
+    assert fewer == 350 / 2, "integers that were there stay"
 
 
 def test_a_student_of_another_model_has_that_model_s_shape() -> None:

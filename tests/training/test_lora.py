@@ -131,7 +131,7 @@ def test_a_layer_name_that_is_not_there_is_an_error(
 
 
 def test_it_can_learn_the_text_instead(start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path) -> None:
-    stage, made = Lora(**{**QUICK, "objective": "text"}), context(source, tmp_path / "scratch")
+    stage, made = Lora(**{**QUICK, "logits_weight": 0, "labels_weight": 1}), context(source, tmp_path / "scratch")
     adapted = stage.run(start, made)
     base, ids = plain(adapted, source).requires_grad_(False), held_out(start, stage, made)
     with torch.no_grad():

@@ -115,6 +115,46 @@ def test_the_judge_is_the_mean_over_held_out_tokens(
     assert len(windows.held_out) == QUICK["validation_windows"]
 
 
+@pytest.mark.parametrize(("logits", "labels"), [(1.0, 0.0), (0.0, 1.0), (0.7, 0.3)])
+def test_the_loss_is_the_two_sums_as_weighted(
+    logits: float, labels: float, start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path
+) -> None:
+    stage = TuneScales(**QUICK, logits_weight=logits, labels_weight=labels)
+    made = context(source, tmp_path / "scratch")
+    module, teacher = load_module(start), made.earlier("start")
+    learn(module, start, stage)
+    lesson = Lesson.between(module, teacher, make_windows(start, stage, made), stage)
+    mine = lesson.loss(lesson.pupil, {"input_ids": IDS, "index": torch.arange(2)})
+    slopes = torch.autograd.grad(mine, [p for p in module.parameters() if p.requires_grad])
+    answers = module(input_ids=IDS, labels=IDS)
+    log_mine, log_theirs = answers.logits.log_softmax(-1), teacher.module(input_ids=IDS).logits.log_softmax(-1)
+    apart = torch.nn.functional.kl_div(log_mine, log_theirs, reduction="none", log_target=True).sum(-1).mean()
+    expected = logits * apart + labels * answers.loss
+    torch.testing.assert_close(mine, expected.detach(), rtol=1e-5, atol=0)
+    wanted = torch.autograd.grad(expected, [p for p in module.parameters() if p.requires_grad])
+    for slope, right in zip(slopes, wanted, strict=True):
+        torch.testing.assert_close(slope, right, rtol=1e-3, atol=1e-6)
+
+
+def test_it_can_learn_the_text_beside_the_teacher(
+    start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path
+) -> None:
+    stage, made = TuneScales(**QUICK), context(source, tmp_path)
+    ids = torch.from_numpy(make_windows(start, stage, made).held_out.batch(range(6))["input_ids"])
+
+    def loss(weight: float) -> float:
+        tuned = tune(start, source, tmp_path / f"{weight}", labels_weight=weight)
+        with torch.no_grad():
+            return float(load_module(tuned)(input_ids=ids, labels=ids).loss)
+
+    assert loss(1.0) < loss(0.0) - 0.2
+
+
+def test_without_any_weight_there_is_nothing_to_learn() -> None:
+    with pytest.raises(ValueError, match="logits_weight or labels_weight above 0"):
+        TuneScales(logits_weight=0)
+
+
 @pytest.mark.parametrize("part", ["scales", "norms", "embeddings"])
 def test_each_part_may_stay(part: str, start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path) -> None:
     tuned = tune(start, source, tmp_path / "scratch", **{part: False})

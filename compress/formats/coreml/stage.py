@@ -8,6 +8,7 @@ from pydantic import Field
 
 from compress.checkpoints.torch_model import TorchModel
 from compress.formats.coreml.model import CoreMlModel
+from compress.stage.prediction import PlanContext, Prediction, Shape, in_precision
 from compress.stage.stage import Context, Needs, Promise, Stage
 from compress.tasks.capability import ANSWERS_AT_ONCE, BY_TOKEN, HAS_TWO_TOWERS, OF_ANY_LENGTH
 
@@ -42,6 +43,10 @@ class CoreMl(Stage[TorchModel, CoreMlModel]):
     def promise(self) -> Promise:
         """Weights of fewer bits, if any."""
         return Promise(changes_weights=self.precision != "fp32")
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """The same weights in the precision that is asked for; the graph beside them is small."""
+        return in_precision(before, self.precision, self.embedding_bits)
 
     def run(self, model: TorchModel, context: Context) -> CoreMlModel:
         """Trace, convert and read back. Raises `StageError` where Core ML can't, `IntegrityError` for what is off."""

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from compress.checkpoints.torch_model import TorchModel
 from compress.formats.executorch.model import ExecuTorchModel
+from compress.stage.prediction import PlanContext, Prediction, Shape, in_precision
 from compress.stage.stage import Context, Needs, Promise, Stage
 from compress.tasks.capability import ANSWERS_AT_ONCE, HAS_TWO_TOWERS, OF_ANY_LENGTH, TAKES_PAIRS
 
@@ -43,6 +44,10 @@ class ExecuTorch(Stage[TorchModel, ExecuTorchModel]):
     def promise(self) -> Promise:
         """Weights of fewer bits, if any."""
         return Promise(changes_weights=self.precision != "fp32")
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """The same weights in the precision that is asked for; the graph beside them is small."""
+        return in_precision(before, self.precision, self.embedding_bits)
 
     def run(self, model: TorchModel, context: Context) -> ExecuTorchModel:
         """Trace, lower and compare. Raises `StageError` where ExecuTorch can't, `IntegrityError` for other answers."""

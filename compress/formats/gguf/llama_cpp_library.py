@@ -29,6 +29,8 @@ VERSION = "2026.10.11549"
 """The build whose structs are laid out as below."""
 VARIABLE = "COMPRESS_LLAMA_CPP"
 _CONTEXT_DEFAULTS = (512, 2048, 512, 1, 0, 0, 1, 4, 4)
+EVERY = 2**31 - 1
+"""As many answers as a call has tokens."""
 _ERROR_LEVEL = 4
 _ROOM_BYTES = 512
 """More than any version of the structs takes; what lies behind the fields is passed on as it came."""
@@ -90,6 +92,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_n_threads": (ctypes.c_int32, (_POINTER,)),
     "llama_get_memory": (_POINTER, (_POINTER,)),
     "llama_memory_clear": (None, (_POINTER, ctypes.c_bool)),
+    "llama_memory_seq_rm": (ctypes.c_bool, (_POINTER, ctypes.c_int32, ctypes.c_int32, ctypes.c_int32)),
     "llama_decode": (ctypes.c_int32, (_POINTER, _Batch)),
     "llama_get_logits": (ctypes.POINTER(ctypes.c_float), (_POINTER,)),
     "llama_print_system_info": (ctypes.c_char_p, ()),
@@ -235,17 +238,17 @@ class LlamaModel:
 
 
 class LlamaContext:
-    """Keys and values of one sequence, and room for logits: of the last token of a call, or of every one."""
+    """Keys and values of one sequence, and room for the logits of the last ``answers`` tokens of a call."""
 
-    def __init__(self, model: LlamaModel, length: int, threads: int, every: bool) -> None:
+    def __init__(self, model: LlamaModel, length: int, threads: int, answers: int = 1) -> None:
         """Make room for ``length`` tokens. Raises `StageError` where llama.cpp cannot."""
-        self._library, self._model, self._every = library(), model, every
+        self._library, self._model, self._answers = library(), model, answers
         parameters = self._library.llama_context_default_params()
         parameters.n_ctx = length
         parameters.n_threads = parameters.n_threads_batch = threads
         parameters.n_batch = parameters.n_ubatch = min(length, _CONTEXT_DEFAULTS[2])
-        if every:
-            parameters.n_outputs_max = parameters.n_outputs_max_per_seq = parameters.n_batch
+        if answers > 1:
+            parameters.n_outputs_max = parameters.n_outputs_max_per_seq = min(answers, parameters.n_batch)
         _said.clear()
         self.pointer = self._library.llama_init_from_model(model.pointer, parameters)
         if not self.pointer:
@@ -263,30 +266,43 @@ class LlamaContext:
         """Forget the sequence."""
         self._library.llama_memory_clear(self._library.llama_get_memory(self.pointer), False)
 
+    def keep(self, count: int) -> None:
+        """Forget all but the first ``count`` tokens. Raises `StageError` for a model whose state goes forward only."""
+        memory = self._library.llama_get_memory(self.pointer)
+        if not self._library.llama_memory_seq_rm(memory, 0, count, -1):
+            raise StageError(
+                "llama.cpp cannot take back tokens that the model has read.",
+                expected="a model that keeps keys and values of every token, without recurrent states",
+                mend="ship it without a draft",
+            )
+
     def append(self, ids: np.ndarray) -> np.ndarray:
-        """Run ``ids`` after what was run before; logits [1 or all of them, vocabulary], which are the caller's own.
+        """Run ``ids`` after what was run before; logits [the last of them, vocabulary], which are the caller's own.
 
         Raises `StageError` with llama.cpp's words where it fails.
         """
         ids = np.ascontiguousarray(ids, dtype=np.int32)
-        parts = [self._run(ids[start : start + self._most]) for start in range(0, len(ids), self._most)]
-        return np.concatenate(parts) if self._every else parts[-1]
+        wanted = np.arange(len(ids)) >= len(ids) - self._answers
+        pieces = [slice(start, start + self._most) for start in range(0, len(ids), self._most)]
+        return np.concatenate([self._run(ids[piece], wanted[piece]) for piece in pieces])
 
-    def _run(self, ids: np.ndarray) -> np.ndarray:
-        wanted = np.full(len(ids), self._every, dtype=np.int8)
-        wanted[-1] = 1
+    def _run(self, ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        told = wanted.copy()
+        told[-1] = True  # llama.cpp takes no batch that is asked for nothing
+        flags = told.astype(np.int8)
         batch = _Batch(
             n_tokens=len(ids),
             token=ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
-            logits=wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+            logits=flags.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )
         _said.clear()
         code = self._library.llama_decode(self.pointer, batch)
         if code != 0:
             raise StageError(f"llama.cpp failed on {len(ids)} tokens (code {code}): {'; '.join(_said) or 'no reason'}")
         logits = self._library.llama_get_logits(self.pointer)
-        view = np.ctypeslib.as_array(logits, (int(wanted.sum()), self._model.vocabulary))
-        return view.copy()
+        view = np.ctypeslib.as_array(logits, (int(told.sum()), self._model.vocabulary))
+        found: np.ndarray = view[wanted[told]]  # a copy
+        return found
 
     def __del__(self) -> None:
         """Free the room."""

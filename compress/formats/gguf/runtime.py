@@ -6,24 +6,29 @@ does other work as well, one thread is often faster than two.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from compress.errors import InputError
-from compress.formats.gguf.llama_cpp_library import LlamaContext, LlamaModel, build, describe, library, why_missing
-from compress.formats.gguf.model import find_gguf
+from compress.formats.gguf.decoder import DraftedDecoder, LlamaCppDecoder, check_ids
+from compress.formats.gguf.llama_cpp_library import (
+    EVERY,
+    LlamaContext,
+    LlamaModel,
+    build,
+    describe,
+    library,
+    why_missing,
+)
+from compress.formats.gguf.model import find_draft, find_gguf
 from compress.formats.gguf.read import read_gguf
-from compress.runtimes.decoder import likeliest
 from compress.runtimes.runtime import Batch, TensorType
 from compress.targets import Target
 
 _IDS, _MASK, _LOGITS = "input_ids", "attention_mask", "logits"
 PROVIDER = "cpu"
-_FIRST_LENGTH = 512
-"""Tokens that a context begins with; it doubles when more are asked for."""
 
 
 class LlamaCppSession:
@@ -43,22 +48,27 @@ class LlamaCppSession:
             "intra_op_threads": threads,
             "cache": "float16",
         }
+        self._draft = find_draft(file)
+        if self._draft is not None:
+            self.settings |= {"draft": self._draft.name, "drafted_tokens": DraftedDecoder.ahead}
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
         """Logits [n, length, vocabulary] of texts that have no padding; see `Session.predict`."""
         ids = self._checked(batch)
         if self._context is None or self._context.length < ids.shape[1]:
             self._context = None
-            self._context = LlamaContext(self._model, ids.shape[1], self._threads, every=True)
+            self._context = LlamaContext(self._model, ids.shape[1], self._threads, answers=EVERY)
         rows = []
         for row in ids:
             self._context.clear()
             rows.append(self._context.append(row))
         return {_LOGITS: np.stack(rows)}
 
-    def decoder(self) -> LlamaCppDecoder:
-        """Greedy generation with llama.cpp's own cache."""
-        return LlamaCppDecoder(self._model, self._file, self._threads)
+    def decoder(self) -> LlamaCppDecoder | DraftedDecoder:
+        """Greedy generation with llama.cpp's own cache, by speculation where a draft lies beside the file."""
+        if self._draft is None:
+            return LlamaCppDecoder(self._model, self._file, self._threads)
+        return DraftedDecoder(self._model, LlamaModel(self._draft), self._file, self._threads)
 
     def _checked(self, batch: Batch) -> np.ndarray:
         if _IDS not in batch:
@@ -76,46 +86,8 @@ class LlamaCppSession:
                 where=str(self._file),
                 expected="texts of one length in a batch",
             )
-        _check_ids(ids, self._model, self._file)
+        check_ids(ids, self._model.vocabulary, self._file)
         return ids
-
-
-class LlamaCppDecoder:
-    """Text generation as `runtimes.decoder.Decoder` does it: always the likeliest token."""
-
-    cached = True
-
-    def __init__(self, model: LlamaModel, file: Path, threads: int) -> None:
-        self._model, self._file, self._threads = model, file, threads
-        self._context = LlamaContext(model, min(_FIRST_LENGTH, model.positions), threads, every=False)
-        self._ids: list[int] = []
-        self.vocabulary = model.vocabulary
-
-    def prefill(self, ids: Sequence[int]) -> int:
-        """Begin anew with ``ids``, one or more, and give the token that follows."""
-        self._ids = []
-        self._context.clear()
-        return self._answer(ids)
-
-    def step(self, token: int) -> int:
-        """Append ``token`` and give the one that follows."""
-        return self._answer([token])
-
-    def _answer(self, ids: Sequence[int]) -> int:
-        fed = np.asarray(ids, dtype=np.int64)
-        _check_ids(fed, self._model, self._file)
-        self._ids += ids
-        if len(self._ids) > self._context.length:
-            self._grow()
-            fed = np.asarray(self._ids)
-        return likeliest(self._context.append(fed)[-1], str(self._file))
-
-    def _grow(self) -> None:
-        length = self._context.length
-        while length < len(self._ids):
-            length *= 2
-        del self._context
-        self._context = LlamaContext(self._model, length, self._threads, every=False)
 
 
 class LlamaCppRuntime:
@@ -140,15 +112,6 @@ class LlamaCppRuntime:
     def build(self) -> str:
         """The package's version, or the digest of the library that stands in for it."""
         return build()
-
-
-def _check_ids(ids: np.ndarray, model: LlamaModel, file: Path) -> None:
-    if ids.min() < 0 or ids.max() >= model.vocabulary:
-        raise InputError(
-            f"A token has the id {int(ids.max() if ids.max() >= model.vocabulary else ids.min())}.",
-            where=str(file),
-            expected=f"0 to {model.vocabulary - 1}",
-        )
 
 
 RUNTIME = LlamaCppRuntime()

@@ -12,12 +12,13 @@ from pydantic import Field
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.errors import ModelError, StageError
-from compress.formats.gguf.model import GGUF_FILE, GgufModel
+from compress.formats.gguf.model import DRAFT_FILE, GGUF_FILE, GgufModel
 from compress.stage.prediction import PlanContext, Prediction, Shape, predicted
-from compress.stage.stage import Context, Promise, Stage
+from compress.stage.stage import Context, Needs, Promise, Stage
 from compress.tasks.capability import GENERATES
 
 if TYPE_CHECKING:
+    from compress.formats.gguf.export import Types
     from compress.formats.gguf.proof import Difference
 
 _BLOCK = 32
@@ -41,11 +42,13 @@ class Gguf(Stage[Checkpoint, GgufModel]):
 
     With a ``type`` weights in float are rounded by ggml itself, each to the type that `llama-quantize` gives it, so
     that errors are small where the stage `imatrix` before it found inputs large.
+
+    With ``draft_of`` the folder is a pair for speculative decoding: that model, in float, and this one as the draft.
     """
 
     packages = ("gguf",)
     requires = frozenset({GENERATES})
-    later_fields = ("type", "k_quants")
+    later_fields = ("type", "k_quants", "draft_of")
     kind: Literal["gguf"] = "gguf"
     float_type: Literal["f16", "f32"] = Field("f16", description="type of the matrices that are not quantized")
     type: _FileType | None = Field(
@@ -58,10 +61,23 @@ class Gguf(Stage[Checkpoint, GgufModel]):
         description="keep integers of 2 and 3 bits as Q2_K and Q3_K, where rows are a multiple of 256: their scales "
         "are rounded to 4 or 6 bits; otherwise they take 4 bits, exactly",
     )
+    draft_of: str | None = Field(
+        None,
+        description="label of an earlier stage, or `start`: what it gives is written in float, and this model beside "
+        "it as a draft, which writes ahead so that the same tokens come sooner (`llama-server --model-draft`)",
+    )
 
     def calls(self) -> tuple[str, ...]:
-        """Also the package that ggml comes with, where it rounds."""
-        return self.packages if self.type is None else (*self.packages, _RUNTIME)
+        """Also the package that ggml comes with, where it rounds, and where a pair writes."""
+        return self.packages if self.type is None and self.draft_of is None else (*self.packages, _RUNTIME)
+
+    def refers_to(self) -> tuple[str, ...]:
+        """Whose draft it is."""
+        return () if self.draft_of is None else (self.draft_of,)
+
+    def needs(self) -> Needs:
+        """Text that a pair goes on with."""
+        return Needs(splits=() if self.draft_of is None else ("train",))
 
     def objects_to(self, earlier: Stage[Any, Any]) -> tuple[str | None, str] | None:
         """Groups and bits that no block type holds, and adapters, which GGUF keeps in files of their own.
@@ -112,12 +128,22 @@ class Gguf(Stage[Checkpoint, GgufModel]):
             matrices, tables = (self._stored_bits(bits) for bits in (before.matrix_bits, before.table_bits))
             size = (before.working * matrices + before.embeddings * tables) / 8
             note = f"about: {matrices:g} bits a weight, {tables:g} of tables, and the processor's files"
+        if self.draft_of is not None:
+            target = plan.shapes.get(self.draft_of)
+            if target is None:
+                return super().predict(before, plan)
+            size += (target.working + target.embeddings) * self._float_bits / 8
+            note = f"{note}, beside a model in {self._float_bits} bits"
         after = replace(before, packed_bytes=round(size) + before.processor_bytes)
         return predicted(before, after, disk_note=note)
 
+    @property
+    def _float_bits(self) -> int:
+        return 32 if self.float_type == "f32" else 16
+
     def _stored_bits(self, bits: int) -> float:
         """Of a weight in the smallest block of 32 that holds its integer, with the scale; of a float its own."""
-        return next((each + 0.5 for each in (4, 5, 8) if bits <= each), 32 if self.float_type == "f32" else 16)
+        return next((each + 0.5 for each in (4, 5, 8) if bits <= each), self._float_bits)
 
     def worth_searching(self, before: Shape | None, timed: bool = False) -> dict[str, tuple[Any, ...]]:
         """File types from the smallest on, where the stage rounds at all."""
@@ -128,8 +154,8 @@ class Gguf(Stage[Checkpoint, GgufModel]):
         return {"type": tuple(sorted(FILE_TYPES, key=lambda name: bytes_of(name, before)))}
 
     def without_rounding(self) -> Self:
-        """Floats as they are, and integers to the bit."""
-        return self.model_copy(update={"type": None, "k_quants": False})
+        """Floats as they are, and integers to the bit; without a draft."""
+        return self.model_copy(update={"type": None, "k_quants": False, "draft_of": None})
 
     def promise(self) -> Promise:
         """The weights are those of the input in another layout, or rounded."""
@@ -139,8 +165,8 @@ class Gguf(Stage[Checkpoint, GgufModel]):
         """Write and read back. Raises `ModelError` for what GGUF cannot hold, `StageError` if a weight differs."""
         from compress.checkpoints.checks import refuse_quantized
         from compress.checkpoints.imatrix import read_imatrix
-        from compress.formats.gguf.export import Types, write_companions, write_gguf
-        from compress.formats.gguf.proof import compare_gguf
+        from compress.formats.gguf.export import Types, write_companions
+        from compress.formats.gguf.pair import check_tokens, prove_pair
 
         weighed = self.type is not None and bool(read_imatrix(model.folder))
         if self.type is not None:
@@ -148,19 +174,45 @@ class Gguf(Stage[Checkpoint, GgufModel]):
             self._check_weighed(weighed)
         folder = context.scratch / "gguf"
         folder.mkdir(parents=True, exist_ok=True)
-        write_companions(model, folder)
         types = Types(self.float_type, self.type, self.k_quants)
-        write_gguf(model, folder / GGUF_FILE, types)
-        found = compare_gguf(folder / GGUF_FILE, model, types)
-        worst = max(found, key=lambda one: one.largest - one.allowed)
-        if worst.largest > worst.allowed:
-            raise StageError(
-                f"The tensor {worst.name!r} came back from the file with a difference of {worst.largest:.1e}.",
-                expected=f"at most {worst.allowed:.1e} of its largest weight in {worst.kind}",
-                mend="this is a defect of the stage; please report it with the recipe",
-            )
-        context.remark(_kept(found) if self.type is None else _rounded(found, self.type, weighed))
+        if self.draft_of is None:
+            write_companions(model, folder)
+            found = _written(model, folder / GGUF_FILE, types)
+            context.remark(_kept(found) if self.type is None else _rounded(found, self.type, weighed))
+            return GgufModel(folder)
+        target = self._target(context)
+        check_tokens(target.folder, model.folder)
+        write_companions(target, folder)
+        _written(target, folder / GGUF_FILE, Types(self.float_type))
+        found = _written(model, folder / DRAFT_FILE, types)
+        context.remark(f"draft: {_kept(found) if self.type is None else _rounded(found, self.type, weighed)}")
+        context.remark(prove_pair(folder, context))
         return GgufModel(folder)
+
+    def _target(self, context: Context) -> Checkpoint:
+        """Whose draft it is, as files."""
+        assert self.draft_of is not None
+        folder = context.scratch / "target"
+        folder.mkdir(parents=True, exist_ok=True)
+        context.earlier(self.draft_of).save(folder)
+        return Checkpoint(folder)
+
+
+def _written(model: Checkpoint, file: Path, types: Types) -> list[Difference]:
+    """How the tensors of the ``file`` differ, once it is there. Raises `StageError` where it is more than allowed."""
+    from compress.formats.gguf.export import write_gguf
+    from compress.formats.gguf.proof import compare_gguf
+
+    write_gguf(model, file, types)
+    found = list(compare_gguf(file, model, types))
+    worst = max(found, key=lambda one: one.largest - one.allowed)
+    if worst.largest > worst.allowed:
+        raise StageError(
+            f"The tensor {worst.name!r} came back from the file with a difference of {worst.largest:.1e}.",
+            expected=f"at most {worst.allowed:.1e} of its largest weight in {worst.kind}",
+            mend="this is a defect of the stage; please report it with the recipe",
+        )
+    return found
 
 
 def _kept(found: Sequence[Difference]) -> str:

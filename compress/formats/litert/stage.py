@@ -10,6 +10,7 @@ from compress.checkpoints.config_check import positions_of
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import StageError
 from compress.formats.litert.model import LITERT_FILE, Blocks, LiteRtModel, Precision
+from compress.stage.prediction import PlanContext, Prediction, Shape, in_precision
 from compress.stage.stage import Context, Needs, Promise, Stage
 from compress.tasks.capability import (
     ANSWERS_AT_ONCE,
@@ -82,6 +83,10 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
     def promise(self) -> Promise:
         """Weights of fewer bits, if any; graphs of several lengths can outweigh those of a very small model."""
         return Promise(changes_weights=self.precision != "fp32")
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """The same weights in the precision that is asked for; the graph beside them is small."""
+        return in_precision(before, self.precision, self.embedding_bits)
 
     def run(self, model: TorchModel, context: Context) -> LiteRtModel:
         """Convert, quantize and compare. Raises `StageError` where LiteRT can't, `IntegrityError` for other answers."""

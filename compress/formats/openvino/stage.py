@@ -12,6 +12,7 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.openvino.model import OpenVinoModel
 from compress.frozen import changed
+from compress.stage.prediction import PlanContext, Prediction, Shape, in_precision
 from compress.stage.stage import Context, Needs, Promise, Stage
 from compress.tasks.capability import ANSWERS_AT_ONCE, DRAWS, GENERATES, Capabilities
 
@@ -70,6 +71,10 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
     def promise(self) -> Promise:
         """Weights of fewer bits, if any; the graph as XML can outweigh those of a very small model."""
         return Promise(changes_weights=self.precision != "fp32")
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """The same weights in the precision that is asked for; the graph beside them is small."""
+        return in_precision(before, self.precision, self.embedding_bits)
 
     def run(self, model: TorchModel | OnnxModel | Checkpoint, context: Context) -> OpenVinoModel:
         """Export, convert and compare; a graph is converted as it is.

@@ -93,9 +93,11 @@ def test_greedy_tokens_are_those_of_transformers_also_beyond_the_first_room(tmp_
 def test_logits_are_worked_out_for_the_last_token_alone_unless_all_are_wanted(tmp_path: Path) -> None:
     write_gguf(save_mergeable_llama(tmp_path / "source"), tmp_path / "tiny.gguf", Types("f32"))
     model, tokens = llama_cpp_library.LlamaModel(tmp_path / "tiny.gguf"), ids(1, 9)[0]
-    every = llama_cpp_library.LlamaContext(model, 16, 1, every=True).append(tokens)
-    last = llama_cpp_library.LlamaContext(model, 16, 1, every=False).append(tokens)
-    assert every.shape == (9, ROWS) and last.shape == (1, ROWS)
+    every = llama_cpp_library.LlamaContext(model, 16, 1, llama_cpp_library.EVERY).append(tokens)
+    some = llama_cpp_library.LlamaContext(model, 16, 1, 3).append(tokens)
+    last = llama_cpp_library.LlamaContext(model, 16, 1).append(tokens)
+    assert every.shape == (9, ROWS) and some.shape == (3, ROWS) and last.shape == (1, ROWS)
+    np.testing.assert_allclose(some, every[-3:], atol=1e-4)
     np.testing.assert_allclose(last[0], every[-1], atol=1e-4)
 
 

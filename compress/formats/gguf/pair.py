@@ -1,0 +1,73 @@
+"""A model and its draft, held to what speculative decoding promises: the model's own tokens."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compress.checkpoints.processor import load_tokenizer
+from compress.environment import working_threads
+from compress.errors import StageError
+from compress.formats.gguf.decoder import DraftedDecoder, LlamaCppDecoder
+from compress.formats.gguf.llama_cpp_library import LlamaModel, why_missing
+from compress.formats.gguf.model import find_draft, find_gguf
+from compress.runtimes.decoder import GreedyDecoder
+
+if TYPE_CHECKING:
+    from compress.stage.stage import Context
+
+_BEGINNINGS, _ROWS = 8, 32
+_GIVEN, _WRITTEN = 32, 48
+"""Tokens of each beginning, and behind it."""
+
+
+def check_tokens(target: Path, draft: Path) -> None:
+    """Raise `StageError` where a draft's tokens are not the target's."""
+    one, other = (load_tokenizer(folder).get_vocab() for folder in (target, draft))
+    if one == other:
+        return
+    strange = sum(one.get(token) != number for token, number in other.items())
+    raise StageError(
+        f"{strange or len(one) - len(other)} of the draft's {len(other)} tokens are not those of the model.",
+        where="draft_of",
+        expected="the same tokens with the same ids",
+        mend="cut and teach the draft without trim_vocabulary, or draft for a stage behind it",
+    )
+
+
+def prove_pair(folder: Path, context: Context) -> str:
+    """Go on with a few texts, alone and by the pair, and say how many come out the same and what was accepted.
+
+    Read several at once, a token's logits differ by rounding from those of a token read alone, in llama.cpp as
+    elsewhere, so that two that are as likely may change places.
+    """
+    if (reason := why_missing()) is not None:
+        return f"draft: what the pair writes was not looked at: {reason}"
+    rows = context.data.split("train").slice(0, _ROWS)
+    windows = context.task.encode(rows, load_tokenizer(folder), None, _GIVEN).inputs
+    if not windows:
+        return f"draft: what the pair writes was not looked at: the text has fewer than {_GIVEN} tokens"
+    file = find_gguf(folder)
+    draft = find_draft(file)
+    assert draft is not None, "a pair was written"
+    model, threads = LlamaModel(file), working_threads()
+    alone = LlamaCppDecoder(model, file, threads)
+    pair = DraftedDecoder(model, LlamaModel(draft), file, threads)
+    begun = [window["input_ids"].tolist() for window in islice(windows, _BEGINNINGS)]
+    same = sum(
+        _continued(alone, ids) == _continued(pair, ids)
+        for ids in context.progress.track(begun, "the pair writes", len(begun))
+    )
+    return (
+        f"draft: the pair writes what the model alone writes behind {same} of {len(begun)} beginnings; "
+        f"{pair.accepted} of {pair.drafted} drafted tokens are accepted, "
+        f"{len(begun) * (_WRITTEN - 1) / max(pair.readings, 1):.1f} tokens a reading"
+    )
+
+
+def _continued(decoder: GreedyDecoder, ids: list[int]) -> list[int]:
+    found = [decoder.prefill(ids)]
+    while len(found) < _WRITTEN:
+        found.append(decoder.step(found[-1]))
+    return found

@@ -196,6 +196,15 @@ class GreedyDecoder(Protocol):
         """Append ``token`` and give the one that follows."""
 
 
+@runtime_checkable
+class ComesInBursts(Protocol):
+    """A decoder that works several tokens out at once, so that a step may cost nothing, and the next one all of it."""
+
+    @property
+    def readings(self) -> int:
+        """How often it read behind a prompt, since it was made."""
+
+
 def written_tokens(decoder: GreedyDecoder, ids: Sequence[int], most: int, ends: Collection[int]) -> Iterator[int]:
     """The likeliest tokens after ``ids``, one by one as they are asked for: ``most`` of them, or up to one of ``ends``.
 

@@ -11,6 +11,7 @@ from causal import context
 from mergeable import ROWS, save_mergeable_llama, train_tokenizer
 from quantized import quantize_tiny_llama
 
+from compress.bench.worker import generate
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.errors import ModelError, StageError
 from compress.formats.gguf.decoder import DraftedDecoder, LlamaCppDecoder, Reader
@@ -126,6 +127,14 @@ def test_what_is_read_again_is_only_what_differs(pair: Pair, monkeypatch: pytest
         found = reader.read(given)
     assert asked == [1, 8, 8]
     np.testing.assert_allclose(found, fresh, atol=1e-3)
+
+
+def test_a_bench_gives_each_token_the_mean_of_those_that_came_at_once(pair: Pair) -> None:
+    slow = generate(pair.alone(), prompt(9), 11)
+    fast = generate(pair.drafted("source"), prompt(9), 11)
+    assert fast["tokens"] == slow["tokens"] and len(fast["steps_ms"]) == len(slow["steps_ms"]) == 11
+    assert len(set(fast["steps_ms"])) == 1 < len(set(slow["steps_ms"]))
+    assert fast["steps_ms"][0] > 0
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ import tiny_tasks
 import tiny_text_to_text
 import tiny_towers
 import torch
+from mergeable import save_mergeable_llama
 from quantized import save_tiny_llama, tiny_llama_config, tiny_tokenizer
 from rotation import todays
 from tiny_generation import write_texts
@@ -139,7 +140,10 @@ def _here(recipe: Recipe) -> dict[str, Any]:
 
 def _shrunk_generation(recipe: Recipe, folder: Path) -> Recipe:
     """Two layers of Llama or Mixtral; the prompts stay as long as the recipe's limits speak of."""
-    (save_tiny_mixture if "mixture" in recipe.description.lower() else save_tiny_llama)(folder / "model")
+    if any(stage.kind == "gguf" for stage in recipe.stages):
+        save_mergeable_llama(folder / "model")  # llama.cpp wants merges
+    else:
+        (save_tiny_mixture if "mixture" in recipe.description.lower() else save_tiny_llama)(folder / "model")
     write_texts(folder)
     splits = {split: f"{split}.jsonl" for split in ("train", "test")}
     changes = {

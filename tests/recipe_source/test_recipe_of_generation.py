@@ -126,6 +126,6 @@ def test_starter_reads(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(starter("text-generation"))
     recipe = read_recipe(path)
-    assert recipe.labels() == ("gptq", "export")
+    assert recipe.labels() == ("equalize", "gptq", "export")
     assert recipe.evaluation.windows == 20
     assert set(yaml.safe_load(path.read_text())["data"]["splits"]) == {"train", "test"}

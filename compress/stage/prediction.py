@@ -199,7 +199,7 @@ def in_precision(before: Shape | None, precision: str, table_bits: int | None = 
     if before is None:
         return predicted(None, None)
     bits = _PRECISIONS[precision]
-    tables = table_bits or bits if bits == min(_PRECISIONS.values()) else bits
+    tables = (table_bits or bits) if bits == 8 else bits
     after = before.in_bits(min(bits, before.matrix_bits), min(tables, before.table_bits))
     unknown = Estimate.unknown("not predicted: it depends on the tool that is called")
     return predicted(before, replace(after, packed_bytes=None), unknown)

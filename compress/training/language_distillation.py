@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -201,11 +200,7 @@ class LanguageLesson:
         return shared
 
     def _error(self, quality: Quality) -> float:
-        """What is to fall, in nats a token."""
-        settings, loss = self.settings, math.log(quality.perplexity)
-        if not settings.logits_weight:
-            return loss
-        return settings.logits_weight * quality.divergence + settings.labels_weight * loss
+        return quality.error(self.settings.logits_weight, self.settings.labels_weight)
 
     def pieces(self, batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
         """The batch in parts of `_AT_ONCE` tokens, with the share of the loss that each token has."""

@@ -42,6 +42,11 @@ class Quality(NamedTuple):
     perplexity: float
     teacher_perplexity: float
 
+    def error(self, logits_weight: float, labels_weight: float) -> float:
+        """What is to fall, in nats a token; of the text alone its loss, whatever its weight."""
+        loss = math.log(self.perplexity)
+        return logits_weight * self.divergence + labels_weight * loss if logits_weight else loss
+
 
 class Recovered(NamedTuple):
     """What a recovery achieved."""
@@ -259,9 +264,7 @@ class Lesson:
         return recovered
 
     def _error(self, quality: Quality) -> float:
-        """What is to fall, in nats a token."""
-        settings = self.settings
-        return settings.logits_weight * quality.divergence + settings.labels_weight * math.log(quality.perplexity)
+        return quality.error(self.settings.logits_weight, self.settings.labels_weight)
 
     def _training(self) -> Training:
         settings = self.settings

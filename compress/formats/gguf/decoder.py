@@ -23,14 +23,14 @@ class Reader:
         """Of each call the last ``answers`` tokens are answered; ``file`` names the model in messages."""
         self._model, self._file, self._threads, self._answers = model, file, threads, answers
         self._context = self._room(min(_FIRST_LENGTH, model.positions))
-        self._ids: list[int] = []
+        self.ids: list[int] = []
 
     def _room(self, length: int) -> LlamaContext:
         return LlamaContext(self._model, length, self._threads, self._answers)
 
     def clear(self) -> None:
         """Forget all tokens."""
-        self._ids = []
+        self.ids = []
         self._context.clear()
 
     def read(self, ids: Sequence[int]) -> np.ndarray:
@@ -38,17 +38,17 @@ class Reader:
 
         What stands in the cache as it stands in ``ids`` is not read again, but for the last token.
         """
-        check_ids(np.asarray(ids), self._model.vocabulary, self._file)
-        same = min(_alike(self._ids, ids), len(ids) - 1)
+        same = min(_alike(self.ids, ids), len(ids) - 1)
+        check_ids(np.asarray(ids[same:]), self._model.vocabulary, self._file)
         if len(ids) > self._context.length:
             length, same = self._context.length, 0
             while length < len(ids):
                 length *= 2
             del self._context
             self._context = self._room(length)
-        elif same < len(self._ids):
+        elif same < len(self.ids):
             self._context.keep(same)
-        self._ids = list(ids)
+        self.ids = list(ids)
         return self._context.append(np.asarray(ids[same:]))
 
 
@@ -67,22 +67,19 @@ class LlamaCppDecoder:
 
     def __init__(self, model: LlamaModel, file: Path, threads: int) -> None:
         self._reader, self._file = Reader(model, file, threads), file
-        self._ids: list[int] = []
         self.vocabulary = model.vocabulary
 
     def prefill(self, ids: Sequence[int]) -> int:
         """Begin anew with ``ids``, one or more, and give the token that follows."""
-        self._ids = []
         self._reader.clear()
         return self._answer(ids)
 
     def step(self, token: int) -> int:
         """Append ``token`` and give the one that follows."""
-        return self._answer([token])
+        return self._answer([*self._reader.ids, token])
 
     def _answer(self, ids: Sequence[int]) -> int:
-        self._ids += ids
-        return likeliest(self._reader.read(self._ids)[-1], str(self._file))
+        return likeliest(self._reader.read(ids)[-1], str(self._file))
 
 
 class DraftedDecoder:

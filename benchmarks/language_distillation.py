@@ -1,41 +1,41 @@
-"""What distillation gives back to SmolLM2-135M with some of its blocks gone: tokens a second, memory, perplexity.
+"""What distillation gives back to SmolLM2-135M with a fifth of its neurons gone, by how long it may take.
 
-    python benchmarks/language_distillation.py teach FOLDER --budget 3m        # trains, and saves the student
-    python benchmarks/language_distillation.py judge FOLDER [--of cut]         # on smollm2-int4's test windows
-    python benchmarks/language_distillation.py states FOLDER --tokens 20480    # a second student, states known or not
+    python benchmarks/language_distillation.py FOLDER 10m 30m 60m           # a student for each, from the same cut
+    python benchmarks/language_distillation.py FOLDER 10m 30m 60m --write   # puts all that FOLDER has into results/
+    python benchmarks/language_distillation.py FOLDER --states 20480        # two more that share the teacher's states
 
-Hardware: any; the figures in the notes of a release name theirs. The wiki sample must be fetched.
+The cut and the lesson are those of `recipes/smollm2-cut.yaml`; perplexity is that of its 20 test windows in torch.
+What FOLDER has is not made again, so that the budgets can be taken on several days. Run nothing else beside it.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
+import shutil
 import sys
 import time
 from dataclasses import replace
+from datetime import date
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import numpy as np
 import torch
+import typer
+from peers.language_setting import LanguageSetting
 
-from compress.architectures.transformer import keep_layers
+from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.torch_model import TorchModel
-from compress.data.config import DataConfig
-from compress.data.dataset import load_dataset
+from compress.environment import processor
 from compress.formats.silence import quiet_libraries
 from compress.progress import SilentProgress
-from compress.sources.source import resolve_model
-from compress.stage.stage import Context
+from compress.recipe_source import read_recipe
 from compress.stages.distill import Distill
-from compress.tasks.evaluation import Evaluation
-from compress.tasks.registry import get_task
+from compress.stages.prune import Prune
 
-LENGTH, BLOCKS = 512, 30
-DROPPED = (20, 22, 24, 26)
-TASK = get_task("text-generation")
+RECIPE = Path("recipes/smollm2-cut.yaml")
+RESULTS = Path(__file__).parent / "results" / "language-distillation.json"
 
 
 class _Told(SilentProgress):
@@ -45,71 +45,105 @@ class _Told(SilentProgress):
         sys.stdout.flush()
 
 
-def main() -> None:
-    """Run one of the three commands."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("teach", "judge", "states"))
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--budget")
-    parser.add_argument("--tokens", type=int)
-    parser.add_argument("--of", choices=("student", "cut", "teacher"), default="student", help="whom to judge")
-    parser.add_argument("--drop", type=int, nargs="+", default=list(DROPPED))
-    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="other fields of the stage")
-    options = parser.parse_args()
-    quiet_libraries()
-    kept = [place for place in range(BLOCKS) if place not in options.drop]
-    if options.command == "judge":
-        _judge(options.folder, options.of, kept)
-        return
-    fields: dict[str, Any] = {"batch_size": 2, "learning_rate": 1e-4, "temperature": 1.0, "precision": "fastest"}
-    fields |= {"budget": options.budget} if options.budget else {"tokens": options.tokens or 20 * 2 * LENGTH}
-    fields |= dict(field.split("=") for field in options.set)
-    stage = Distill.model_validate({**fields, "student": {"layers": kept}})
-    if options.command == "teach":
-        student = _taught(stage, options.folder / "work", None)
-        student.save(options.folder)
-        return
-    for name in ("first", "second", "none"):
-        chosen = stage.model_copy(update={"keep_states": name != "none"})
+class Lesson:
+    """The recipe's cut, made once in ``folder``, and students of it."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._stages = {stage.kind: stage for stage in read_recipe(RECIPE).stages}
+        self._folder = folder
+        self._setting = LanguageSetting("sample:smollm2", "sample:wiki", folder, threads, 4, 64, SilentProgress())
+
+    @cached_property
+    def cut(self) -> Path:
+        """The checkpoint that every student starts from."""
+        made = self._folder / "cut"
+        if not made.is_dir():
+            stage = self._stages["prune"]
+            assert isinstance(stage, Prune)
+            context = self._setting.context(self._made_in("pruning"))
+            shutil.copytree(stage.run(Checkpoint(self._setting.source), context).folder, made)
+        return made
+
+    def teach(self, name: str, shared: Path | None = None, **fields: Any) -> None:
+        """A student, in ``name``; what was said to it and how long it took in its ``lesson.json``."""
+        stage = self._stages["distill"]
+        assert isinstance(stage, Distill)
+        given = stage.model_dump(exclude_unset=True, exclude={"budget"}) | fields
+        context = replace(
+            self._setting.context(self._made_in(f"{name}-work")),
+            progress=_Told(),
+            earlier=lambda _: self._model(self._setting.source),
+        )
+        if shared is not None:
+            context = replace(context, shared=lambda key: shared / key)
         began = time.perf_counter()
-        _taught(chosen, options.folder / name, options.folder / "states")
-        sys.stdout.write(f"{name}: {time.perf_counter() - began:.1f} s in all\n")
+        student = Distill.model_validate(given).run(self._model(self.cut), context)
+        seconds, ((*_, (tokens, _)),) = time.perf_counter() - began, (table.rows for table in context.tables)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        took = {"seconds": seconds, "tokens": tokens, "peak_gb": peak}
+        student.save(self._folder / name)
+        (self._folder / name / "lesson.json").write_text(json.dumps(took))
+
+    def took(self, name: str) -> dict[str, Any]:
+        """Seconds, tokens and peak memory of a student's lesson."""
+        found: dict[str, Any] = json.loads((self._folder / name / "lesson.json").read_text())
+        return found
+
+    def perplexity(self, name: str) -> float:
+        """Of ``whole``, ``cut`` or a student, computed once."""
+        kept = self._folder / f"{name}.json"
+        if not kept.is_file():
+            folder = self._setting.source if name == "whole" else self.cut if name == "cut" else self._folder / name
+            kept.write_text(json.dumps(self._setting.perplexity_of_checkpoint(folder)))
+        return float(json.loads(kept.read_text()))
+
+    def _model(self, folder: Path) -> TorchModel:
+        model: TorchModel = self._setting.task.load(folder, None, False)
+        return model
+
+    def _made_in(self, name: str) -> Path:
+        made = self._folder / name
+        made.mkdir(parents=True, exist_ok=True)
+        return made
 
 
-def _taught(stage: Distill, scratch: Path, shared: Path | None) -> TorchModel:
-    context = _context(scratch, shared)
-    began = time.perf_counter()
-    student = stage.run(_model(), context)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    sys.stdout.write(f"{time.perf_counter() - began:.1f} s, {torch.get_num_threads()} threads, peak {peak:.2f} GB\n")
-    return student
-
-
-def _model() -> TorchModel:
-    return TASK.load(resolve_model("sample:smollm2", progress=SilentProgress()), None, False)
-
-
-def _context(scratch: Path, shared: Path | None) -> Context:
-    data = load_dataset(DataConfig(source="sample:wiki", max_length=LENGTH), TASK.columns, Path(), SilentProgress())
-    made = Context(TASK, data, LENGTH, 0, _Told(), lambda label: _model(), Path, scratch)
-    return made if shared is None else replace(made, shared=lambda key: shared / key)
-
-
-def _judge(folder: Path, name: str, kept: list[int]) -> None:
-    model = TorchModel.load(folder, TASK) if name == "student" else _model()
-    if name == "cut":
-        keep_layers(model.module, kept)
-    rows, kept_file = _context(folder, None).data.split("test"), folder / f"{name}.json"
-    losses = json.loads(kept_file.read_text()) if kept_file.is_file() else []
-    windows = TASK.held_out(rows, model.processor, None, LENGTH, Evaluation(windows=20)).inputs
-    for window in windows[len(losses) :]:
-        ids = torch.from_numpy(window["input_ids"])[None]
-        with torch.inference_mode():
-            losses.append(float(model.module(input_ids=ids, labels=ids).loss))
-        folder.mkdir(parents=True, exist_ok=True)
-        kept_file.write_text(json.dumps(losses))  # a killed run goes on
-    sys.stdout.write(f"{name}: perplexity {np.exp(np.mean(losses)):.2f} on {len(losses)} windows of {LENGTH}\n")
+def main(
+    folder: Annotated[Path, typer.Argument(help="Where the cut and the students go.")],
+    budgets: Annotated[list[str] | None, typer.Argument(help="How long a student may learn, e.g. 30m.")] = None,
+    states: Annotated[int, typer.Option(help="Tokens of two students, the second with known states.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="Of torch.")] = 2,
+    write: Annotated[bool, typer.Option(help="Write what the folder has into results/.")] = False,
+) -> None:
+    """Teach what has not been taught, and print everything."""
+    quiet_libraries()
+    lesson = Lesson(folder, threads)
+    for name in ("first", "second", "none") if states else ():
+        lesson.teach(name, folder / "states", tokens=states, keep_states=name != "none")
+        typer.echo(f"{name}: {lesson.took(name)['seconds']:.1f} s in all")
+    for budget in budgets or ():
+        if not (folder / budget).is_dir():
+            lesson.teach(budget, budget=budget)
+    made = sorted((one.parent.name for one in folder.glob("*m/lesson.json")), key=lambda name: int(name[:-1]))
+    rows = [[name, f"{lesson.perplexity(name):.2f}", ""] for name in ("whole", "cut")]
+    for name in made:
+        took = lesson.took(name)
+        rows.append([f"taught {name[:-1]} minutes", f"{lesson.perplexity(name):.2f}", f"{took['tokens']:,}"])
+    for row in rows:
+        typer.echo(" | ".join(row))
+    if write:
+        page = {
+            "title": "What minutes of distillation give back",
+            "order": 23,
+            "command": "python benchmarks/language_distillation.py FOLDER 10m 30m 60m --write",
+            "machine": f"{processor()}, {threads} threads",
+            "measured": f"{date.today():%Y-%m-%d}",
+            "text": "SmolLM2-135M with 1,216 of each block's 1,536 neurons, taught as by `recipes/smollm2-cut.yaml`; "
+            "perplexity of the 20 test windows, torch in fp32. A budget's learning rate falls to nothing at its end.",
+            "tables": [{"title": "", "columns": ["", "perplexity", "tokens"], "rows": rows}],
+        }
+        RESULTS.write_text(json.dumps(page, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -31,10 +31,9 @@ class Model(Protocol):
 def only_file(artifact: Path, suffix: str, written_by: str, beside: Collection[str] = ()) -> Path:
     """The only file of that ``suffix`` at or below ``artifact``. Raises `ModelError` where there isn't exactly one.
 
-    It may be a folder that people know as a file. ``written_by`` is the stage that makes such a file; those whose names
-    are ``beside`` it don't count.
+    It may be a folder that people know as a file. ``written_by`` is the stage that makes such a file; see `files_in`.
     """
-    found = sorted(path for path in artifact.rglob(f"*{suffix}") if path.name not in beside)
+    found = files_in(artifact, suffix, beside)
     if artifact.exists() and artifact.suffix == suffix and not found:
         return artifact
     if not artifact.is_dir():
@@ -49,6 +48,12 @@ def only_file(artifact: Path, suffix: str, written_by: str, beside: Collection[s
             mend=f"name the {suffix} file itself" if found else f"write one with the stage {written_by} first",
         )
     return found[0]
+
+
+def files_in(artifact: Path, suffix: str, beside: Collection[str] = ()) -> list[Path]:
+    """Files of that ``suffix`` at or below a folder, but those whose names, or whose folders', are ``beside`` them."""
+    found = sorted(artifact.rglob(f"*{suffix}"))
+    return [path for path in found if not {*path.relative_to(artifact).parts} & {*beside}]
 
 
 def read_companions(directory: Path, but: Collection[Path] = (), below: Path | None = None) -> dict[str, bytes]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compress.checkpoints.checks import CHUNK_ELEMENTS
+from compress.checkpoints.model import files_in
 from compress.checkpoints.processor import processor_of
 from compress.checkpoints.stored_tensor import StoredTensor, stored
 from compress.formats.registry import FORMATS, part_of
@@ -100,9 +101,8 @@ def _of_files(model: FileModel) -> Stored:
     spec, read_tensors = FORMATS[model.kind], part_of(model.kind, "tensors")
     with tempfile.TemporaryDirectory() as folder:
         model.save(Path(folder))
-        for file in Path(folder).rglob(f"*{spec.tensors_suffix or spec.suffix}"):
-            if file.name not in spec.beside:
-                yield from ((tensor, tensor.data()) for tensor in read_tensors(file, Path(folder)))
+        for file in files_in(Path(folder), spec.tensors_suffix or spec.suffix, spec.beside):
+            yield from ((tensor, tensor.data()) for tensor in read_tensors(file, Path(folder)))
 
 
 def answers_of(session: Session, examples: Examples) -> np.ndarray:

@@ -39,7 +39,7 @@ class FormatSpec:
     """A format of models, in a package of its own that has this as `FORMAT`.
 
     - ``suffix``: of the file, or the folder, that its runtimes open
-    - ``beside``: names of files with that suffix that are no models, such as a tokenizer's
+    - ``beside``: names of files with that suffix that are no models, such as a tokenizer's, or of folders of them
     - ``stage``: the class that writes it, whose kind is ``written_by``; the model that it gives has ``name`` as `kind`.
       Both are None for what no stage has to write: weights as transformers has them
     - ``searched``: the stages, as recipes write them, that a search for its targets begins with in place of the task's

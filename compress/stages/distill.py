@@ -105,8 +105,10 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
         if self.seconds is not None:
             return predicted(before, after, Estimate(value=self.seconds, note="the budget"))
 
+        written = (self.teacher_writes or 0) * (self.sequence_length or plan.max_length)
+
         def flops(before: Shape, after: Shape, tokens: float) -> float | None:
-            tokens = tokens if self.tokens is None else self.tokens / self.epochs
+            tokens = (written or tokens) if self.tokens is None else self.tokens / self.epochs
             extra = [*plan.unlabeled.values()] if self.use_unlabeled else []
             if teacher is None or None in extra:
                 return None
@@ -115,7 +117,8 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
                 (shape.first_token_only() if self.first_token_only else shape).working for shape in (after, teacher)
             )
             passes = 1 if self.method == "logits" and self.augment is None else self.epochs
-            return (FLOPS_TRAINING * learns * self.epochs + FLOPS_FORWARD * teaches * passes) * tokens
+            lesson = (FLOPS_TRAINING * learns * self.epochs + FLOPS_FORWARD * teaches * passes) * tokens
+            return lesson + FLOPS_FORWARD * teaches * written
 
         return training_prediction(self, before, after, plan, flops, trained=after, teacher=teacher or before)
 

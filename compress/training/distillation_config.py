@@ -57,6 +57,12 @@ class LanguageDistillation(Frozen):
     tokens: int | None = Field(
         None, ge=1, description="language models: how many tokens are learned from, in place of epochs"
     )
+    teacher_writes: int | None = Field(
+        None,
+        ge=1,
+        description="language models: learn from so many windows of which the teacher wrote all but the beginning "
+        "itself, in place of the text; what a draft is to foretell",
+    )
     gradient_checkpointing: bool = Field(
         False, description="language models: compute blocks again on the way back, for less memory and more time"
     )
@@ -141,6 +147,8 @@ class Distillation(LanguageDistillation, Training):
         given = changed(self, ("epochs", "tokens", "budget"))
         if len(given) > 1:
             raise ValueError(f"one of epochs, tokens and budget, not {' and '.join(given)}")
+        if self.teacher_writes is not None and self.teacher_writes < self.batch_size:
+            raise ValueError(f"teacher_writes: at least batch_size, {self.batch_size}: a step takes so many windows")
         return self
 
     @model_validator(mode="after")

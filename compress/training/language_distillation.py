@@ -29,6 +29,7 @@ from compress.training.recovery import Body, Judge, Quality, Recovered, head_of
 from compress.training.sharding import Sharded
 from compress.training.shared_parts import block_pairs, shared_tokens
 from compress.training.teacher_states import TeacherStates, has_room, states_key
+from compress.training.teacher_text import rewritten
 from compress.training.unstructured_pruning import keep_zeros
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ def teach(settings: Distillation, teacher: TorchModel, student: TorchModel, cont
     """
     windows = lesson_windows(student.processor, settings, context)
     _check_length(windows, teacher, student)
+    if settings.teacher_writes is not None:
+        windows = rewritten(windows, settings.teacher_writes, teacher, student, context)
     restore_zeros = keep_zeros(student.module)
     lesson = LanguageLesson.between(settings, teacher, student, windows, context)
     adapted = None

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from compress.errors import InputError
-from compress.formats.gguf.decoder import DraftedDecoder, LlamaCppDecoder, check_ids
+from compress.formats.gguf.decoder import LlamaCppDecoder, Reader, check_ids
 from compress.formats.gguf.llama_cpp_library import (
     EVERY,
     LlamaContext,
@@ -24,6 +24,7 @@ from compress.formats.gguf.llama_cpp_library import (
 )
 from compress.formats.gguf.model import find_draft, find_gguf
 from compress.formats.gguf.read import read_gguf
+from compress.runtimes.drafted import DraftedDecoder
 from compress.runtimes.runtime import Batch, TensorType
 from compress.targets import Target
 
@@ -66,9 +67,17 @@ class LlamaCppSession:
 
     def decoder(self) -> LlamaCppDecoder | DraftedDecoder:
         """Greedy generation with llama.cpp's own cache, by speculation where a draft lies beside the file."""
-        if self._draft is None:
-            return LlamaCppDecoder(self._model, self._file, self._threads)
-        return DraftedDecoder(self._model, LlamaModel(self._draft), self._file, self._threads)
+        return self.alone() if self._draft is None else self.drafted()
+
+    def alone(self) -> LlamaCppDecoder:
+        """Greedy generation without a draft."""
+        return LlamaCppDecoder(self._model, self._file, self._threads)
+
+    def drafted(self) -> DraftedDecoder:
+        """Greedy generation by speculation, for a file beside which a draft lies."""
+        assert self._draft is not None
+        model = Reader(self._model, self._file, self._threads, DraftedDecoder.ahead + 1)
+        return DraftedDecoder(model, Reader(LlamaModel(self._draft), self._draft, self._threads), str(self._file))
 
     def _checked(self, batch: Batch) -> np.ndarray:
         if _IDS not in batch:
@@ -90,6 +99,15 @@ class LlamaCppSession:
         return ids
 
 
+def open_gguf(artifact: Path, threads: int) -> LlamaCppSession:
+    """The one GGUF file of ``artifact``, a folder or the file, opened."""
+    file = find_gguf(artifact)
+    library()
+    # llama.cpp ends the process at some broken files; the header says enough to refuse them before.
+    read_gguf(file)
+    return LlamaCppSession(LlamaModel(file), file, threads)
+
+
 class LlamaCppRuntime:
     """Opens GGUF files through llama.cpp."""
 
@@ -99,11 +117,7 @@ class LlamaCppRuntime:
         """Open the one GGUF file of ``artifact``, a folder or the file; ``threads`` work within an operator."""
         if threads < 1:
             raise InputError(f"{threads} threads cannot run a model.", expected="at least 1")
-        file = find_gguf(artifact)
-        library()
-        # llama.cpp ends the process at some broken files; the header says enough to refuse them before.
-        read_gguf(file)
-        return LlamaCppSession(LlamaModel(file), file, threads)
+        return open_gguf(artifact, threads)
 
     def unavailable(self, target: Target) -> str | None:
         """Why this machine lacks the target: the package is not installed, or is another build."""

@@ -166,7 +166,7 @@ class Gguf(Stage[Checkpoint, GgufModel]):
         from compress.checkpoints.checks import refuse_quantized
         from compress.checkpoints.imatrix import read_imatrix
         from compress.formats.gguf.export import Types, write_companions
-        from compress.formats.gguf.pair import check_tokens, prove_pair
+        from compress.formats.pair import check_tokens, checkpoint_of
 
         weighed = self.type is not None and bool(read_imatrix(model.folder))
         if self.type is not None:
@@ -180,22 +180,14 @@ class Gguf(Stage[Checkpoint, GgufModel]):
             found = _written(model, folder / GGUF_FILE, types)
             context.remark(_kept(found) if self.type is None else _rounded(found, self.type, weighed))
             return GgufModel(folder)
-        target = self._target(context)
+        target = checkpoint_of(self.draft_of, context)
         check_tokens(target.folder, model.folder)
         write_companions(target, folder)
         _written(target, folder / GGUF_FILE, Types(self.float_type))
         found = _written(model, folder / DRAFT_FILE, types)
         context.remark(f"draft: {_kept(found) if self.type is None else _rounded(found, self.type, weighed)}")
-        context.remark(prove_pair(folder, context))
+        context.remark(_drafted(folder, context))
         return GgufModel(folder)
-
-    def _target(self, context: Context) -> Checkpoint:
-        """Whose draft it is, as files."""
-        assert self.draft_of is not None
-        folder = context.scratch / "target"
-        folder.mkdir(parents=True, exist_ok=True)
-        context.earlier(self.draft_of).save(folder)
-        return Checkpoint(folder)
 
 
 def _written(model: Checkpoint, file: Path, types: Types) -> list[Difference]:
@@ -213,6 +205,19 @@ def _written(model: Checkpoint, file: Path, types: Types) -> list[Difference]:
             mend="this is a defect of the stage; please report it with the recipe",
         )
     return found
+
+
+def _drafted(folder: Path, context: Context) -> str:
+    """What the pair writes beside the model alone, where llama.cpp is at hand."""
+    from compress.environment import working_threads
+    from compress.formats.gguf.llama_cpp_library import why_missing
+    from compress.formats.gguf.runtime import open_gguf
+    from compress.formats.pair import prove_pair
+
+    if (reason := why_missing()) is not None:
+        return f"draft: what the pair writes was not looked at: {reason}"
+    session = open_gguf(folder, working_threads())
+    return prove_pair(session.alone(), session.drafted(), folder, context)
 
 
 def _kept(found: Sequence[Difference]) -> str:

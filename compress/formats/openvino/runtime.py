@@ -12,8 +12,9 @@ import numpy as np
 
 from compress.errors import InputError, ModelError, StageError, broken
 from compress.formats.model_file import file_of
-from compress.formats.openvino.model import OpenVinoModel, find_graphs, weights_of
+from compress.formats.openvino.model import DRAFT_FOLDER, OpenVinoModel, find_draft, find_graphs, weights_of
 from compress.runtimes.decoder import likeliest
+from compress.runtimes.drafted import DraftedDecoder, alike
 from compress.runtimes.image_answers import open_together
 from compress.runtimes.runtime import Batch, Session, TensorType, check_inputs, check_target, why_missing
 from compress.targets import Target
@@ -67,8 +68,8 @@ class StatefulSession:
     inputs = (IDS,)
     provider = "CPU"
 
-    def __init__(self, compiled: Any, where: str, threads: int) -> None:
-        self._compiled, self.where = compiled, where
+    def __init__(self, compiled: Any, where: str, threads: int, draft: StatefulSession | None = None) -> None:
+        self._compiled, self.where, self._draft = compiled, where, draft
         self._request = compiled.create_infer_request()
         self._taken = {port.any_name for port in compiled.inputs}
         self._mask = np.zeros((0, 0), np.int64)
@@ -83,6 +84,8 @@ class StatefulSession:
             "cache": compiled.get_property(KV_CACHE_PRECISION).get_type_name(),
             "inputs_that_share_a_scale": int(compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")),
         }
+        if draft is not None:
+            self.settings |= {"draft": DRAFT_FOLDER, "drafted_tokens": DraftedDecoder.ahead}
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
         """Logits [n, length, vocabulary]; rows may be padded on either side. See `Session.predict`."""
@@ -90,9 +93,21 @@ class StatefulSession:
         mask = batch.get(MASK)
         return {LOGITS: self.logits(np.asarray(batch[IDS]), None if mask is None else np.asarray(mask))}
 
-    def decoder(self) -> StatefulDecoder:
-        """Greedy generation with a cache of its own."""
-        return StatefulDecoder(StatefulSession(self._compiled, self.where, self.settings["intra_op_threads"]))
+    def decoder(self) -> StatefulDecoder | DraftedDecoder:
+        """Greedy generation with a cache of its own, by speculation where a draft lies beside the file."""
+        return self.alone() if self._draft is None else self.drafted()
+
+    def alone(self) -> StatefulDecoder:
+        """Greedy generation without a draft."""
+        return StatefulDecoder(self._again())
+
+    def drafted(self) -> DraftedDecoder:
+        """Greedy generation by speculation, for an IR beside which a draft lies."""
+        assert self._draft is not None
+        return DraftedDecoder(StatefulReader(self._again()), StatefulReader(self._draft._again()), self.where)
+
+    def _again(self) -> StatefulSession:
+        return StatefulSession(self._compiled, self.where, self.settings["intra_op_threads"])
 
     def logits(self, ids: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
         """[rows, length, vocabulary] of texts from their beginning."""
@@ -104,6 +119,10 @@ class StatefulSession:
         """[rows, length, vocabulary] of what follows the texts so far."""
         self._mask = np.concatenate([self._mask, np.ones(ids.shape, np.int64)], axis=1)
         return self._read(ids)
+
+    def forget(self, slots: Sequence[int]) -> None:
+        """Look no more at what was read as those tokens of the one text; places behind them are counted anew."""
+        self._mask[:, slots] = 0
 
     def _read(self, ids: np.ndarray) -> np.ndarray:
         outside = ids[(ids < 0) | (ids >= self.vocabulary)] if ids.dtype.kind in "iu" and ids.ndim == 2 else ids
@@ -121,6 +140,35 @@ class StatefulSession:
         except (RuntimeError, TypeError, ValueError) as error:
             raise StageError(f"The model failed on a text: {_reason(error)}", where=self.where) from error
         return np.array(found[LOGITS])
+
+
+class StatefulReader:
+    """See `runtimes.drafted.Reader`. Tokens that were read in vain stay in the cache, and nobody looks at them."""
+
+    def __init__(self, session: StatefulSession) -> None:
+        self._session = session
+        self.vocabulary = session.vocabulary
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all tokens."""
+        self._ids: list[int] = []
+        self._slots: list[int] = []
+        self._filled = 0
+
+    def read(self, ids: Sequence[int]) -> np.ndarray:
+        """Logits [tokens read, vocabulary] behind the last of ``ids``."""
+        same = alike(self._ids, ids)
+        more = np.array([ids[same:]])
+        if same:
+            self._session.forget(self._slots[same:])
+        else:
+            self.clear()
+        logits = (self._session.more if same else self._session.logits)(more)
+        self._slots = [*self._slots[:same], *range(self._filled, self._filled + more.size)]
+        self._ids, self._filled = list(ids), self._filled + more.size
+        found: np.ndarray = logits[0]
+        return found
 
 
 class StatefulDecoder:
@@ -197,8 +245,10 @@ def is_stateful(model: openvino.Model) -> bool:
 def open_stateful(graph: Path, threads: int, exact: bool = False) -> StatefulSession:
     """A language model's IR. ``exact``: nothing is rounded to 8 bits as it runs. Raises `ModelError`."""
     settings = {**_SETTINGS, **(_EXACT if exact else {}), "INFERENCE_NUM_THREADS": threads}
+    beside = find_draft(graph)
+    draft = None if beside is None else open_stateful(beside, threads, exact)
     try:
-        return StatefulSession(core().compile_model(read_model(graph), "CPU", settings), str(graph), threads)
+        return StatefulSession(core().compile_model(read_model(graph), "CPU", settings), str(graph), threads, draft)
     except RuntimeError as error:
         raise _cannot_open(graph, error) from error
 

@@ -12,7 +12,7 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.openvino.model import OpenVinoModel
 from compress.frozen import changed
-from compress.stage.prediction import PlanContext, Prediction, Shape, in_precision
+from compress.stage.prediction import PlanContext, Prediction, Shape, beside, in_precision
 from compress.stage.stage import Context, Needs, Promise, Stage
 from compress.tasks.capability import ANSWERS_AT_ONCE, DRAWS, GENERATES, Capabilities
 
@@ -27,10 +27,13 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
 
     Its own runtime proves it: in fp32 the answers are torch's, and what fewer bits change is told. A language model
     keeps the integers that it has, and its folder is one that openvino-genai opens, with the tokenizer as IR.
+
+    With ``draft_of`` the folder is a pair for speculative decoding: that model, and in `draft/` this one.
     """
 
     version = 2
     requires = frozenset({ANSWERS_AT_ONCE})
+    later_fields = ("draft_of",)
     starts_from_graph = True
     packages = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "nncf")
     kind: Literal["openvino"] = "openvino"
@@ -47,6 +50,12 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
         description="language models: how keys and values are kept, as the file tells OpenVINO; by default it chooses "
         "itself, 8 bits on a processor",
     )
+    draft_of: str | None = Field(
+        None,
+        description="language models: label of an earlier stage, or `start`: what it gives is written too, and this "
+        "model beside it as a draft, which writes ahead so that the same tokens come sooner (`draft_model` of "
+        "openvino-genai)",
+    )
     tolerance: float = Field(
         1e-3, gt=0, description="largest accepted difference of an answer's entry from torch, in fp32"
     )
@@ -61,8 +70,12 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
         return Checkpoint if GENERATES in task else TorchModel
 
     def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
-        """What is said of keys and values, where none are kept."""
-        return () if GENERATES in task else changed(self, ["kv_cache_precision"])
+        """What is said of keys and values, and of a draft, where no text is written."""
+        return () if GENERATES in task else changed(self, ["kv_cache_precision", "draft_of"])
+
+    def refers_to(self) -> tuple[str, ...]:
+        """Whose draft it is."""
+        return () if self.draft_of is None else (self.draft_of,)
 
     def needs(self) -> Needs:
         """Real examples for tracing and for the proof."""
@@ -74,7 +87,10 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """The same weights in the precision that is asked for; the graph beside them is small."""
-        return in_precision(before, self.precision, self.embedding_bits)
+        found = in_precision(before, self.precision, self.embedding_bits)
+        if self.draft_of is None:
+            return found
+        return beside(found, in_precision(plan.shapes.get(self.draft_of), self.precision, self.embedding_bits))
 
     def run(self, model: TorchModel | OnnxModel | Checkpoint, context: Context) -> OpenVinoModel:
         """Export, convert and compare; a graph is converted as it is.
@@ -149,11 +165,29 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
         return made
 
     def _write(self, checkpoint: Checkpoint, context: Context) -> OpenVinoModel:
+        from compress.environment import working_threads
         from compress.formats.onnx.stage import proof_windows
-        from compress.formats.openvino.decoder import write_decoder
+        from compress.formats.openvino.decoder import ProvenDecoder, write_decoder
+        from compress.formats.openvino.model import IR_FILE, with_draft
+        from compress.formats.openvino.runtime import open_stateful
+        from compress.formats.pair import check_tokens, checkpoint_of, prove_pair
 
-        windows = proof_windows(checkpoint, context)
-        cache = self.kv_cache_precision
-        found = write_decoder(checkpoint, self.precision, self.embedding_bits, windows, self.tolerance, cache)
-        context.remark(f"openvino: {found}")
-        return found.model
+        windows, cache = proof_windows(checkpoint, context), self.kv_cache_precision
+
+        def written(model: Checkpoint) -> ProvenDecoder:
+            return write_decoder(model, self.precision, self.embedding_bits, windows, self.tolerance, cache)
+
+        found = written(checkpoint)
+        if self.draft_of is None:
+            context.remark(f"openvino: {found}")
+            return found.model
+        target = checkpoint_of(self.draft_of, context)
+        check_tokens(target.folder, checkpoint.folder)
+        whole = written(target)
+        context.remark(f"openvino: {whole}")
+        context.remark(f"draft: {found}")
+        pair = with_draft(whole.model, found.model)
+        pair.save(folder := context.scratch / "pair")
+        session = open_stateful(folder / IR_FILE, working_threads())
+        context.remark(prove_pair(session.alone(), session.drafted(), folder, context))
+        return pair

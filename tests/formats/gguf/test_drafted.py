@@ -14,13 +14,14 @@ from quantized import quantize_tiny_llama
 from compress.bench.worker import generate
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.errors import ModelError, StageError
-from compress.formats.gguf.decoder import DraftedDecoder, LlamaCppDecoder, Reader
+from compress.formats.gguf.decoder import LlamaCppDecoder, Reader
 from compress.formats.gguf.export import Types, write_gguf
 from compress.formats.gguf.llama_cpp_library import LlamaModel
 from compress.formats.gguf.model import find_draft
 from compress.formats.gguf.stage import Gguf
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
+from compress.runtimes.drafted import DraftedDecoder
 
 WORDS = 40
 
@@ -44,7 +45,8 @@ class Pair:
         return LlamaCppDecoder(self.models["source"], self.file, 1)
 
     def drafted(self, draft: str) -> DraftedDecoder:
-        return DraftedDecoder(self.models["source"], self.models[draft], self.file, 1)
+        model = Reader(self.models["source"], self.file, 1, 5)
+        return DraftedDecoder(model, Reader(self.models[draft], self.file, 1), "")
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +184,7 @@ def test_models_of_two_tables_are_no_pair(pair: Pair, tmp_path: Path) -> None:
     draft = LlamaModel(tmp_path / "fewer.gguf")
     draft.vocabulary -= 1
     with pytest.raises(ModelError, match=f"draft has {ROWS - 1} tokens and the model {ROWS}"):
-        DraftedDecoder(model, draft, pair.file, 1)
+        DraftedDecoder(Reader(model, pair.file, 1), Reader(draft, pair.file, 1), "")
 
 
 def test_it_refers_to_the_model_and_keys_of_before_stay() -> None:

@@ -6,15 +6,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.processor import load_tokenizer
-from compress.environment import working_threads
 from compress.errors import StageError
-from compress.formats.gguf.decoder import DraftedDecoder, LlamaCppDecoder
-from compress.formats.gguf.llama_cpp_library import LlamaModel, why_missing
-from compress.formats.gguf.model import find_draft, find_gguf
-from compress.runtimes.decoder import GreedyDecoder
 
 if TYPE_CHECKING:
+    from compress.runtimes.decoder import GreedyDecoder
+    from compress.runtimes.drafted import DraftedDecoder
     from compress.stage.stage import Context
 
 _BEGINNINGS, _ROWS = 8, 32
@@ -36,24 +34,24 @@ def check_tokens(target: Path, draft: Path) -> None:
     )
 
 
-def prove_pair(folder: Path, context: Context) -> str:
+def checkpoint_of(label: str, context: Context) -> Checkpoint:
+    """What an earlier stage gave, as files."""
+    folder = context.scratch / "target"
+    folder.mkdir(parents=True, exist_ok=True)
+    context.earlier(label).save(folder)
+    return Checkpoint(folder)
+
+
+def prove_pair(alone: GreedyDecoder, pair: DraftedDecoder, folder: Path, context: Context) -> str:
     """Go on with a few texts, alone and by the pair, and say how many come out the same and what was accepted.
 
-    Read several at once, a token's logits differ by rounding from those of a token read alone, in llama.cpp as
-    elsewhere, so that two that are as likely may change places.
+    ``folder`` has the tokenizer. Read several at once, a token's logits differ by rounding from those of a token read
+    alone, in llama.cpp as elsewhere, so that two that are as likely may change places.
     """
-    if (reason := why_missing()) is not None:
-        return f"draft: what the pair writes was not looked at: {reason}"
     rows = context.data.split("train").slice(0, _ROWS)
     windows = context.task.encode(rows, load_tokenizer(folder), None, _GIVEN).inputs
     if not windows:
         return f"draft: what the pair writes was not looked at: the text has fewer than {_GIVEN} tokens"
-    file = find_gguf(folder)
-    draft = find_draft(file)
-    assert draft is not None, "a pair was written"
-    model, threads = LlamaModel(file), working_threads()
-    alone = LlamaCppDecoder(model, file, threads)
-    pair = DraftedDecoder(model, LlamaModel(draft), file, threads)
     begun = [window["input_ids"].tolist() for window in islice(windows, _BEGINNINGS)]
     same = sum(
         _continued(alone, ids) == _continued(pair, ids)

@@ -1,0 +1,132 @@
+"""A language model and its draft in one folder: the model's own tokens, here and in openvino-genai."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from causal import context
+from mergeable import ROWS, save_mergeable_llama, train_tokenizer
+from quantized import quantize_tiny_llama
+
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.checkpoints.model import files_in
+from compress.errors import StageError
+from compress.formats.model_file import model_file
+from compress.formats.openvino.model import IR_FILE, OpenVinoModel, find_draft
+from compress.formats.openvino.runtime import StatefulReader, StatefulSession, open_stateful
+from compress.formats.openvino.stage import OpenVino
+from compress.formats.runtimes import get_runtime
+from compress.formats.targets import TARGETS
+from compress.runtimes.decoder import ComesInBursts, GreedyDecoder
+from compress.runtimes.drafted import DraftedDecoder
+from compress.tasks.registry import get_task
+
+pytest.importorskip("openvino")
+pytest.importorskip("openvino_tokenizers")
+
+
+def draft_of(source: Checkpoint, folder: Path) -> Checkpoint:
+    draft = quantize_tiny_llama(source, folder)
+    train_tokenizer().save_pretrained(draft.folder)
+    return draft
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[str, ...]]:
+    """The folder of a pair, and what the stage said."""
+    folder = tmp_path_factory.mktemp("pair")
+    source = save_mergeable_llama(folder / "source", max_position_embeddings=2048)
+    made = context(source, folder / "scratch")
+    stage = OpenVino(draft_of="start", precision="fp32", kv_cache_precision="f32")
+    model = stage.run(draft_of(source, folder / "draft"), made)
+    (folder / "shipped").mkdir()
+    model.save(folder / "shipped")
+    return folder / "shipped", tuple(made.remarks)
+
+
+def written(decoder: GreedyDecoder, ids: list[int], count: int = 40) -> list[int]:
+    found = [decoder.prefill(ids)]
+    while len(found) < count:
+        found.append(decoder.step(found[-1]))
+    return found
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    found: list[int] = np.random.default_rng(seed).integers(3, ROWS, length).tolist()
+    return found
+
+
+def test_the_runtime_takes_the_draft_and_the_tokens_are_the_models(
+    shipped: tuple[Path, tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, remarks = shipped
+    assert any("writes what the model alone writes behind 8 of 8 beginnings" in said for said in remarks)
+    session: Any = get_runtime("openvino").open(folder, TARGETS["openvino"], 1)
+    assert session.settings["draft"] == "draft" and session.settings["drafted_tokens"] == 4
+    monkeypatch.setattr(DraftedDecoder, "least", 0.0)
+    exact = open_stateful(folder / IR_FILE, 1, exact=True)
+    pair = exact.decoder()
+    assert isinstance(pair, DraftedDecoder) and isinstance(pair, ComesInBursts)
+    for ids in (prompt(7), prompt(300), prompt(7, 3)):
+        assert written(pair, ids) == written(exact.alone(), ids)
+    assert 0 < pair.accepted < pair.drafted and pair.readings < 3 * 39
+
+
+def test_tokens_that_were_read_in_vain_change_nothing(shipped: tuple[Path, tuple[str, ...]]) -> None:
+    session = open_stateful(shipped[0] / IR_FILE, 1, exact=True)
+    reader, ids = StatefulReader(session._again()), prompt(30)
+    texts = [ids[:12], [*ids[:12], 5, 6, 7], [*ids[:13], 9], [*ids[:9], 4, 4], ids[:20], [3, *ids], ids]
+    asked = []
+    for text in texts:
+        found = reader.read(text)
+        whole = session.logits(np.array([text]))[0]
+        np.testing.assert_allclose(found, whole[-len(found) :], atol=1e-4)
+        asked.append(len(found))
+    # Never the tokens that both begin with, but for the last.
+    assert asked == [12, 3, 2, 2, 11, 31, 30]
+
+
+def test_the_folder_is_one_model_for_whoever_opens_it(shipped: tuple[Path, tuple[str, ...]], tmp_path: Path) -> None:
+    folder = shipped[0]
+    assert model_file(folder) == folder / IR_FILE and find_draft(folder / IR_FILE) == folder / "draft" / IR_FILE
+    assert find_draft(folder / "draft" / IR_FILE) is None
+    assert len(files_in(folder, ".bin")) == 6 and len(files_in(folder, ".bin", ("draft",))) == 3
+    OpenVinoModel.load(folder, get_task("text-generation")).save(tmp_path)
+    names = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    assert [path.relative_to(tmp_path) for path in sorted(tmp_path.rglob("*")) if path.is_file()] == names
+    # Alone it is a model like any other.
+    draft: Any = get_runtime("openvino").open(folder / "draft", TARGETS["openvino"], 1)
+    assert isinstance(draft, StatefulSession) and "draft" not in draft.settings
+
+
+def test_openvino_genai_opens_the_pair_as_it_is(shipped: tuple[Path, tuple[str, ...]]) -> None:
+    pytest.importorskip("openvino_genai")
+    drafts: Any = importlib.import_module("drafts")
+    folder = shipped[0]
+    beside = drafts.draft_of(folder)
+    assert beside == folder / "draft"
+    prompts = drafts.encoded(drafts.check_pair(folder, beside), drafts.PROMPTS[:3])
+    alone, pair = (drafts.in_openvino(folder, draft, 3, 1) for draft in (None, beside))
+    found = drafts.compare(alone, pair, prompts, 16)
+    assert found.differing == () and 0 < found.acceptance.value <= 1
+
+
+def test_tokens_of_another_are_refused(tmp_path: Path) -> None:
+    source = save_mergeable_llama(tmp_path / "source")
+    draft = draft_of(source, tmp_path / "draft")
+    file = draft.folder / "tokenizer.json"
+    file.write_text(file.read_text().replace('"!"', '"!!"'))
+    with pytest.raises(StageError, match=r"1 of the draft's .* tokens are not those of the model"):
+        OpenVino(draft_of="start").run(draft, context(source, tmp_path / "scratch"))
+
+
+def test_it_refers_to_the_model_and_keys_of_before_stay() -> None:
+    alone, pair = OpenVino(), OpenVino(draft_of="start")
+    assert pair.refers_to() == ("start",) and alone.refers_to() == ()
+    assert "draft_of" not in alone.key_fields() and pair.key_fields()["draft_of"] == "start"
+    assert pair.idle_fields(get_task("text-generation").capabilities) == ()
+    assert pair.idle_fields(get_task("text-classification").capabilities) == ("draft_of",)

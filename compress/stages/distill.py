@@ -105,10 +105,13 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
         if self.seconds is not None:
             return predicted(before, after, Estimate(value=self.seconds, note="the budget"))
 
-        written = (self.teacher_writes or 0) * (self.sequence_length or plan.max_length)
+        own = self.teacher_writes
+        written = 0 if own is None else own.tokens(self.sequence_length or plan.max_length)
 
         def flops(before: Shape, after: Shape, tokens: float) -> float | None:
-            tokens = (written or tokens) if self.tokens is None else self.tokens / self.epochs
+            if own is not None:
+                tokens = written if own.share == 1 else tokens / (1 - own.share)
+            tokens = tokens if self.tokens is None else self.tokens / self.epochs
             extra = [*plan.unlabeled.values()] if self.use_unlabeled else []
             if teacher is None or None in extra:
                 return None

@@ -73,10 +73,20 @@ def rendered(text: str, processor: Any) -> tuple[str, Spans]:
     return whole, spans
 
 
+_QUESTION = "the question"
+"""Stands in a template for what is yet to be asked."""
+
+
 def asked(prompt: str, processor: Any) -> str:
     """A user's message in the chat template of ``processor``, up to where the answer begins. Raises `DataError`."""
     _check_template(processor, "Instructions are asked as a chat")
     return _applied(processor, [{"role": "user", "content": prompt}], opened=True)
+
+
+def before_question(processor: Any) -> str:
+    """What a chat template has before a user's first message. Raises `DataError`."""
+    _check_template(processor, "A question is to be made up")
+    return _applied(processor, [{"role": "user", "content": _QUESTION}]).partition(_QUESTION)[0]
 
 
 def _check_template(processor: Any, why: str) -> None:

@@ -37,6 +37,31 @@ class Student(Frozen):
         return self
 
 
+class TeacherWrites(Frozen):
+    """Windows that a teacher writes for its student."""
+
+    beginnings: int = Field(0, ge=0, description="windows of the text whose beginnings it goes on with")
+    conversations: int = Field(
+        0, ge=0, description="questions that it makes up, as its chat template has them, and answers"
+    )
+    share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="of the windows that are learned, repeated as often as it takes; the text's are the rest",
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not (self.beginnings or self.conversations):
+            raise ValueError("beginnings, conversations, or both")
+        return self
+
+    def tokens(self, length: int) -> int:
+        """About how many it writes where windows have that ``length``: 200 a conversation."""
+        return self.beginnings * length + 200 * self.conversations
+
+
 class LanguageDistillation(Frozen):
     """What a language model's distillation has beside any other's: windows of text, and how tokens are compared."""
 
@@ -57,11 +82,9 @@ class LanguageDistillation(Frozen):
     tokens: int | None = Field(
         None, ge=1, description="language models: how many tokens are learned from, in place of epochs"
     )
-    teacher_writes: int | None = Field(
+    teacher_writes: TeacherWrites | None = Field(
         None,
-        ge=1,
-        description="language models: learn from so many windows of which the teacher wrote all but the beginning "
-        "itself, in place of the text; what a draft is to foretell",
+        description="language models: learn from what the teacher writes itself, in place of the text or beside it",
     )
     gradient_checkpointing: bool = Field(
         False, description="language models: compute blocks again on the way back, for less memory and more time"
@@ -147,8 +170,6 @@ class Distillation(LanguageDistillation, Training):
         given = changed(self, ("epochs", "tokens", "budget"))
         if len(given) > 1:
             raise ValueError(f"one of epochs, tokens and budget, not {' and '.join(given)}")
-        if self.teacher_writes is not None and self.teacher_writes < self.batch_size:
-            raise ValueError(f"teacher_writes: at least batch_size, {self.batch_size}: a step takes so many windows")
         return self
 
     @model_validator(mode="after")

@@ -21,7 +21,7 @@ from compress.training.config import AdapterTraining
 from compress.training.distillation_config import Distillation
 from compress.training.kept_training import KeptTraining
 from compress.training.length import Length
-from compress.training.lesson_windows import Windows, lesson_windows
+from compress.training.lesson_windows import Windows, check_enough, lesson_windows
 from compress.training.loop import Trainee, train
 from compress.training.pupil import Pupil
 from compress.training.quantized_recovery import adapt
@@ -29,7 +29,7 @@ from compress.training.recovery import Body, Judge, Quality, Recovered, head_of
 from compress.training.sharding import Sharded
 from compress.training.shared_parts import block_pairs, shared_tokens
 from compress.training.teacher_states import TeacherStates, has_room, states_key
-from compress.training.teacher_text import rewritten
+from compress.training.teacher_text import with_written
 from compress.training.unstructured_pruning import keep_zeros
 
 if TYPE_CHECKING:
@@ -51,7 +51,9 @@ def teach(settings: Distillation, teacher: TorchModel, student: TorchModel, cont
     windows = lesson_windows(student.processor, settings, context)
     _check_length(windows, teacher, student)
     if settings.teacher_writes is not None:
-        windows = rewritten(windows, settings.teacher_writes, teacher, student, context)
+        windows = with_written(windows, settings.teacher_writes, teacher, student, context)
+        length = settings.sequence_length or context.max_length
+        check_enough(windows.train.inputs, windows.held_out.inputs, settings.batch_size, length)
     restore_zeros = keep_zeros(student.module)
     lesson = LanguageLesson.between(settings, teacher, student, windows, context)
     adapted = None

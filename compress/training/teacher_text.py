@@ -2,41 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from compress.checkpoints.config_check import positions_of
 from compress.checkpoints.shards import write_whole
-from compress.checkpoints.torch_model import TorchModel
-from compress.errors import StageError
+from compress.errors import DataError, StageError
+from compress.tasks.conversations import asked, before_question
 from compress.tasks.task import Examples
-from compress.tasks.windows import spread
+from compress.tasks.windows import cut, opening, spread
 from compress.training import processes
-from compress.training.lesson_windows import Windows
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    import numpy as np
-
+    from compress.checkpoints.torch_model import TorchModel
     from compress.stage.stage import Context
+    from compress.training.distillation_config import TeacherWrites
+    from compress.training.lesson_windows import Windows
 
 _AT_ONCE = 16
-"""Windows that are written together."""
+"""Texts that are written together."""
 _SHARE = 8
 """Of a window of running text one token in so many is given."""
+_QUESTION, _ANSWER = 64, 256
+"""Longest of a conversation, in tokens."""
 _IDS = "input_ids"
 
 
-def rewritten(windows: Windows, count: int, teacher: TorchModel, student: TorchModel, context: Context) -> Windows:
-    """``count`` of the windows to learn from, each with what the teacher writes behind its beginning.
+def with_written(
+    windows: Windows, settings: TeacherWrites, teacher: TorchModel, student: TorchModel, context: Context
+) -> Windows:
+    """Windows to learn from of which the teacher wrote the ``share`` that is asked for, repeated as often as it takes.
 
-    The beginning of running text is an eighth of the window; of a conversation it is all before the first answer. What
-    follows are the teacher's likeliest tokens (Kim and Rush 2016, section 3.2), up to its end of text, and they alone
-    count. What was written before a kill is not written again. Raises `StageError` where the two have other tokens.
+    Behind beginnings of the text stand the teacher's likeliest tokens (Kim and Rush 2016, section 3.2), up to its end
+    of text, and they alone count. The beginning of running text is an eighth of the window; of a conversation it is all
+    before the first answer. Of conversations that the teacher makes up all tokens count: given what the chat template
+    has before a question it draws one, and its likeliest answer follows (Xu et al. 2024, Magpie, section 2.1). What was
+    written before a kill is not written again. Raises `StageError` where the two models have other tokens, and
+    `DataError` without a chat template.
     """
     if teacher.processor.get_vocab() != student.processor.get_vocab():
         raise StageError(
@@ -45,67 +54,114 @@ def rewritten(windows: Windows, count: int, teacher: TorchModel, student: TorchM
             expected="two models of one tokenizer",
             mend="leave teacher_writes out: text can be read by both",
         )
-    chosen, marks = spread(len(windows.train), count), windows.train.labels
-    texts = [windows.train.inputs[place][_IDS] for place in chosen]
-    given = [_given(None if marks is None else marks[place], len(texts[0])) for place in chosen]
-    # Those that are given as much are written together, so that few tokens fill up.
-    order = sorted(range(len(chosen)), key=given.__getitem__)
-    parts = [order[start : start + _AT_ONCE] for start in range(0, len(order), _AT_ONCE)]
-    written: dict[int, torch.Tensor] = {}
-    for number, places in enumerate(context.progress.track(parts, "the teacher writes", len(parts))):
-        file = None if processes.several() else context.scratch / f"written-{number}.safetensors"
-        begun = [texts[place][: given[place]] for place in places]
-        written |= dict(zip(places, _written(teacher, begun, len(texts[0]), file), strict=True))
-    rows = torch.stack([written[place] for place in range(len(chosen))])
-    counted = torch.stack([_counted(row, start, _ends(teacher)) for row, start in zip(rows, given, strict=True)])
-    context.remark(f"distill: the teacher wrote {int(counted.sum()):,} tokens, behind {len(rows)} beginnings")
-    inputs = [{_IDS: row} for row in rows.numpy()]
-    return replace(windows, train=Examples(inputs, windows.train.padding, counted.long().numpy()))
+    train, writer = windows.train, _Writer(teacher, context)
+    length = len(train.inputs[0][_IDS])
+    marks = np.ones((len(train), length), np.int64) if train.labels is None else train.labels
+    text = [(one[_IDS], mark) for one, mark in zip(train.inputs, marks, strict=True)]
+    written = []
+    if settings.beginnings:
+        written += _gone_on([text[place] for place in spread(len(text), settings.beginnings)], writer)
+    if settings.conversations:
+        written += _conversations(settings.conversations, length, writer)
+    if settings.share < 1:
+        wanted = round(len(text) * settings.share / (1 - settings.share))
+        written = text + [written[place % len(written)] for place in range(wanted)]
+    counted = np.stack([mark for _, mark in written])
+    inputs = [{_IDS: ids} for ids, _ in written]
+    return replace(windows, train=Examples(inputs, train.padding, None if counted.all() else counted))
 
 
-def _given(marks: np.ndarray | None, length: int) -> int:
-    first = 0 if marks is None or not marks.any() else int(marks.argmax())
-    return first or max(1, length // _SHARE)
+def _gone_on(text: Sequence[tuple[np.ndarray, np.ndarray]], writer: _Writer) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The windows behind their beginnings, and which tokens the teacher wrote."""
+    given = [int(mark.argmax()) or max(1, len(ids) // _SHARE) for ids, mark in text]
+    begun = [ids[:start] for (ids, _), start in zip(text, given, strict=True)]
+    found = []
+    room = [len(ids) - start for (ids, _), start in zip(text, given, strict=True)]
+    for (ids, _), start, more in zip(text, given, writer.write("beginnings", begun, room), strict=True):
+        whole, counted = np.full_like(ids, writer.filler), np.zeros(len(ids), np.int64)
+        whole[:start], whole[start : start + len(more)] = ids[:start], more
+        counted[start : start + len(more)] = 1
+        found.append((whole, counted))
+    return found
 
 
-def _written(teacher: TorchModel, begun: Sequence[np.ndarray], length: int, file: Path | None) -> torch.Tensor:
-    """Token ids [texts, length]; ``file`` keeps them."""
-    if file is not None and file.is_file():
-        kept: torch.Tensor = load_file(file)[_IDS]
-        return kept
-    longest = max(map(len, begun))
-    ids = torch.zeros((len(begun), longest), dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, text in enumerate(begun):
-        ids[row, longest - len(text) :] = torch.from_numpy(text)
-        mask[row, longest - len(text) :] = 1
-    module, filler = teacher.module.eval(), min(_ends(teacher), default=0)
-    room = length - min(map(len, begun))
-    with torch.inference_mode():
-        found = module.generate(
-            input_ids=ids.to(module.device),
-            attention_mask=mask.to(module.device),
-            do_sample=False,
-            max_new_tokens=room,
-            pad_token_id=filler,
-        ).cpu()
-    whole = torch.full((len(begun), longest + room), filler)
-    whole[:, : found.shape[1]] = found
-    rows = torch.stack([row[longest - len(text) :][:length] for row, text in zip(whole, begun, strict=True)])
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, {_IDS: rows}, {})
-    return rows
+def _conversations(count: int, length: int, writer: _Writer) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Windows of conversations that follow each other."""
+    tokenizer = writer.teacher.processor
+
+    def encoded(text: str) -> np.ndarray:
+        return np.array(tokenizer(text, add_special_tokens=False)[_IDS], np.int64)
+
+    before = encoded(before_question(tokenizer))
+    drawn = writer.write("questions", [before] * count, [_QUESTION] * count, do_sample=True, temperature=1.0, top_k=0)
+    questions = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in drawn]
+    prompts = [encoded(asked(question, tokenizer)) for question in questions if question]
+    answers = writer.write("answers", prompts, [_ANSWER] * len(prompts))
+    said = list(chain.from_iterable(zip(prompts, answers, strict=True)))
+    windows = cut(np.concatenate(said), opening(tokenizer), length) if said else []
+    if not len(windows):
+        raise DataError(
+            f"{count} conversations of the teacher are {sum(map(len, said))} tokens, and a window has {length}.",
+            where="teacher_writes.conversations",
+            expected="more of them, or a smaller sequence_length",
+        )
+    return [(window, np.ones(length, np.int64)) for window in windows]
 
 
-def _counted(row: torch.Tensor, start: int, ends: Collection[int]) -> torch.Tensor:
-    """Which tokens the teacher wrote: those from ``start`` up to the first that ends its text."""
-    counted = torch.arange(len(row)) >= start
-    ended = torch.isin(row, torch.tensor(sorted(ends), dtype=torch.long)) & counted
-    # The end itself is written too.
-    return counted & (ended.cumsum(0) - ended.long() < 1)
+class _Writer:
+    """A teacher that goes on with texts, some at a time; what it wrote lies in the stage's scratch folder."""
 
+    def __init__(self, teacher: TorchModel, context: Context) -> None:
+        ends = teacher.module.generation_config.eos_token_id
+        self.teacher, self._context = teacher, context
+        self._positions = positions_of(teacher.module.config.to_dict())
+        self._ends = set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
+        self.filler = min(self._ends, default=0)
 
-def _ends(teacher: TorchModel) -> set[int]:
-    found = teacher.module.generation_config.eos_token_id
-    return set() if found is None else {found} if isinstance(found, int) else set(found)
+    def write(self, what: str, begun: Sequence[np.ndarray], room: Sequence[int], **options: Any) -> list[np.ndarray]:
+        """Token ids behind each beginning, at most as many as there is ``room``, up to the end of the text, with it."""
+        # Those that are as long are written together, so that few tokens fill up.
+        order = sorted(range(len(begun)), key=lambda place: len(begun[place]))
+        parts = [order[start : start + _AT_ONCE] for start in range(0, len(order), _AT_ONCE)]
+        found: dict[int, np.ndarray] = {}
+        for number, places in enumerate(self._context.progress.track(parts, f"the teacher writes {what}", len(parts))):
+            texts, most = [begun[place] for place in places], max(room[place] for place in places)
+            if self._positions is not None:
+                most = min(most, self._positions - max(map(len, texts)))
+            rows = self._kept(f"{what}-{number}", partial(self._written, texts, most, number, options))
+            found |= {place: row[: room[place]] for place, row in zip(places, rows, strict=True)}
+        total = sum(map(len, found.values()))
+        self._context.remark(f"distill: the teacher wrote {total:,} tokens, {len(found)} {what}")
+        return [found[place] for place in range(len(begun))]
+
+    def _kept(self, name: str, make: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:
+        if processes.several():
+            return make()
+        file = self._context.scratch / f"written-{name}.safetensors"
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, {str(place): torch.from_numpy(row) for place, row in enumerate(make())}, {})
+        kept = load_file(file)
+        return [kept[str(place)].numpy() for place in range(len(kept))]
+
+    def _written(
+        self, begun: Sequence[np.ndarray], room: int, number: int, options: dict[str, Any]
+    ) -> list[np.ndarray]:
+        longest = max(map(len, begun))
+        ids = torch.full((len(begun), longest), self.filler)
+        mask = torch.zeros_like(ids)
+        for row, text in enumerate(begun):
+            ids[row, longest - len(text) :] = torch.from_numpy(text)
+            mask[row, longest - len(text) :] = 1
+        module = self.teacher.module.eval()
+        given = {"input_ids": ids.to(module.device), "attention_mask": mask.to(module.device)}
+        with torch.inference_mode(), torch.random.fork_rng():
+            torch.manual_seed(self._context.seed + number)
+            found = module.generate(
+                **given, max_new_tokens=room, pad_token_id=self.filler, **({"do_sample": False} | options)
+            )
+        return [self._up_to_the_end(row[longest:].cpu().numpy()) for row in found]
+
+    def _up_to_the_end(self, ids: np.ndarray) -> np.ndarray:
+        ended = np.isin(ids, sorted(self._ends))
+        return ids[: int(ended.argmax()) + 1] if ended.any() else ids

@@ -188,7 +188,7 @@ def test_what_a_step_leaves_out_is_not_predicted() -> None:
     compared = Distill(student={"layers": [0, 3]}, epochs=3, method="distilbert")  # type: ignore[arg-type]
     assert seconds(compared) == pytest.approx(3 * (6 * (2 * 60 + 10) + 2 * (4 * 60 + 10)) * tokens)
     # What the teacher writes is all that is learned, and it reads each token of that once more.
-    writes = Distill(teacher="start", epochs=3, batch_size=4, teacher_writes=5)
+    writes = Distill(teacher="start", epochs=3, teacher_writes={"beginnings": 5})  # type: ignore[arg-type]
     assert seconds(writes, replace(plan, shapes={"start": shape})) == pytest.approx(
         (6 * 3 * 250 + 2 * 250 + 2 * 250) * 5 * 8
     )

@@ -15,13 +15,14 @@ from quantized import save_tiny_llama
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.torch_model import TorchModel
-from compress.errors import StageError
+from compress.errors import DataError, StageError
 from compress.stages.distill import Distill
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples
 from compress.training import teacher_text
+from compress.training.distillation_config import TeacherWrites
 from compress.training.lesson_windows import Windows, lesson_windows
-from compress.training.teacher_text import rewritten
+from compress.training.teacher_text import with_written
 
 TASK = get_task("text-generation")
 STAGE = Distill(teacher="start", batch_size=4, precision="fp32")
@@ -58,14 +59,14 @@ def test_running_text_is_gone_on_with_behind_its_eighth(
     monkeypatch.setattr(teacher_text, "_AT_ONCE", 4)
     teacher.module.generation_config.eos_token_id = None
     made = context(source, tmp_path)
-    found = rewritten(windows, 6, teacher, teacher, made)
+    found = with_written(windows, TeacherWrites(beginnings=6), teacher, teacher, made)
     assert len(found.train) == 6 and found.held_out is windows.held_out and found.train.labels is not None
     first, last = windows.train.inputs[0]["input_ids"], windows.train.inputs[-1]["input_ids"]
     for place, text in ((0, first), (-1, last)):
         written = found.train.inputs[place]["input_ids"].tolist()
         assert written == alone(teacher, text[: LENGTH // 8]) != text.tolist()
     assert (found.train.labels.sum(1) == LENGTH - LENGTH // 8).all() and not found.train.labels[:, : LENGTH // 8].any()
-    assert made.remarks == [f"distill: the teacher wrote {6 * (LENGTH - LENGTH // 8)} tokens, behind 6 beginnings"]
+    assert made.remarks == [f"distill: the teacher wrote {6 * (LENGTH - LENGTH // 8)} tokens, 6 beginnings"]
 
 
 def test_of_a_conversation_all_before_the_answer_is_given(
@@ -76,7 +77,9 @@ def test_of_a_conversation_all_before_the_answer_is_given(
     for row, start in enumerate((9, 3, LENGTH - 1)):
         marks[row, start:] = 1
     three = Examples(list(windows.train.inputs[:3]), {"input_ids": 0}, marks)
-    found = rewritten(replace(windows, train=three), 3, teacher, teacher, context(source, tmp_path)).train
+    found = with_written(
+        replace(windows, train=three), TeacherWrites(beginnings=3), teacher, teacher, context(source, tmp_path)
+    ).train
     for row, start in enumerate((9, 3, LENGTH - 1)):
         assert found.inputs[row]["input_ids"].tolist() == alone(teacher, three.inputs[row]["input_ids"][:start])
     assert np.array_equal(found.labels, marks)
@@ -90,7 +93,7 @@ def test_nothing_counts_behind_the_end_of_a_text(
     end = plain[LENGTH // 8 + 3]
     stops = plain.index(end, LENGTH // 8)
     teacher.module.generation_config.eos_token_id = [end]
-    found = rewritten(windows, 5, teacher, teacher, context(source, tmp_path)).train
+    found = with_written(windows, TeacherWrites(beginnings=5), teacher, teacher, context(source, tmp_path)).train
     assert found.inputs[0]["input_ids"][: stops + 1].tolist() == plain[: stops + 1]
     assert found.labels is not None
     assert np.flatnonzero(found.labels[0]).tolist() == list(range(LENGTH // 8, stops + 1))
@@ -111,20 +114,26 @@ def test_what_was_written_before_a_kill_is_not_written_again(
 
     monkeypatch.setattr(teacher.module, "generate", killed)
     with pytest.raises(KeyboardInterrupt):
-        rewritten(windows, 8, teacher, teacher, made)
-    again = rewritten(windows, 8, teacher, teacher, made)
+        with_written(windows, TeacherWrites(beginnings=8), teacher, teacher, made)
+    again = with_written(windows, TeacherWrites(beginnings=8), teacher, teacher, made)
     assert calls == 3
-    whole = rewritten(windows, 8, teacher, teacher, context(source, tmp_path / "another"))
+    whole = with_written(windows, TeacherWrites(beginnings=8), teacher, teacher, context(source, tmp_path / "another"))
     for one, other in zip(again.train.inputs, whole.train.inputs, strict=True):
         assert np.array_equal(one["input_ids"], other["input_ids"])
 
 
 def test_the_stage_learns_from_it(source: Checkpoint, tmp_path: Path) -> None:
     fields: dict[str, Any] = {"teacher": "start", "student": {"layers": [0]}, "batch_size": 4, "learning_rate": 3e-3}
-    lesson = {**fields, "precision": "fp32", "temperature": 1.0, "teacher_writes": 16, "tokens": 20 * 4 * LENGTH}
+    lesson = {
+        **fields,
+        "precision": "fp32",
+        "temperature": 1.0,
+        "teacher_writes": {"beginnings": 16},
+        "tokens": 20 * 4 * LENGTH,
+    }
     made = context(source, tmp_path)
     Distill.model_validate(lesson).run(TorchModel.load(source.folder, TASK), made)
-    assert any("behind 16 beginnings" in said for said in made.remarks)
+    assert any("16 beginnings" in said for said in made.remarks)
     (curve,) = (table.rows for table in made.tables)
     assert curve[-1][1] < 0.7 * curve[0][1]
 
@@ -135,7 +144,56 @@ def test_who_cannot_read_what_the_other_writes_is_refused(
     other = TorchModel.load(source.folder, TASK)
     other.processor.add_tokens(["another"])
     with pytest.raises(StageError, match="other tokens") as refused:
-        rewritten(windows, 4, teacher, other, context(source, tmp_path))
+        with_written(windows, TeacherWrites(beginnings=4), teacher, other, context(source, tmp_path))
     assert refused.value.where == "teacher_writes"
-    with pytest.raises(ValidationError, match="at least batch_size, 4"):
-        Distill(teacher="start", batch_size=4, teacher_writes=3)
+    with pytest.raises(ValidationError, match="beginnings, conversations, or both"):
+        TeacherWrites()
+    model = TorchModel.load(source.folder, TASK)
+    teacher.processor.chat_template = None
+    with pytest.raises(DataError, match="no chat template"):
+        with_written(windows, TeacherWrites(conversations=4), teacher, model, context(source, tmp_path))
+    alone = STAGE.model_copy(update={"teacher_writes": TeacherWrites(beginnings=3)})
+    with pytest.raises(DataError, match="too short: 3 windows"):
+        alone.run(model, context(source, tmp_path))
+
+
+TURNS = "{% for turn in messages %}<s>{{ turn.role }} {{ turn.content }}</s>{% endfor %}"
+TEMPLATE = TURNS + "{% if add_generation_prompt %}<s>a {% endif %}"
+
+
+def test_conversations_are_questions_of_its_own_with_its_own_answers(
+    windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path
+) -> None:
+    teacher.processor.chat_template = TEMPLATE
+    teacher.module.generation_config.eos_token_id = teacher.processor.eos_token_id
+    made = context(source, tmp_path)
+    found = with_written(windows, TeacherWrites(conversations=20), teacher, teacher, made).train
+    assert found.labels is None and [said.split(", ")[-1] for said in made.remarks] == ["20 questions", "20 answers"]
+    ids = np.concatenate([one["input_ids"] for one in found.inputs])
+    assert all(len(one["input_ids"]) == LENGTH for one in found.inputs)
+    begun, opened = (
+        teacher.processor(text, add_special_tokens=False)["input_ids"] for text in ("<s>user ", "</s><s>a ")
+    )
+    text = teacher.processor.decode(ids)
+    assert text.startswith(teacher.processor.decode(begun)) and text.count(teacher.processor.decode(opened)) >= 2
+    # The first answer is the likeliest text behind the first question.
+    place = next(at for at in range(len(ids)) if ids[at : at + len(opened)].tolist() == opened) + len(opened)
+    with torch.no_grad():
+        for more in range(4):
+            logits = teacher.module(input_ids=torch.from_numpy(ids[None, : place + more])).logits
+            assert int(logits[0, -1].argmax()) == ids[place + more]
+    again = with_written(
+        windows, TeacherWrites(conversations=20), teacher, teacher, context(source, tmp_path / "2")
+    ).train
+    assert np.array_equal(np.concatenate([one["input_ids"] for one in again.inputs]), ids)
+
+
+def test_what_is_written_has_its_share_beside_the_text(
+    windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path
+) -> None:
+    settings, text = TeacherWrites(beginnings=3, share=0.25), len(windows.train)
+    found = with_written(windows, settings, teacher, teacher, context(source, tmp_path)).train
+    assert len(found) == text + round(text / 3) and found.labels is not None
+    assert all(found.inputs[place]["input_ids"] is windows.train.inputs[place]["input_ids"] for place in range(text))
+    assert found.labels[:text].all() and not found.labels[text:, 0].any()
+    assert np.array_equal(found.inputs[text]["input_ids"], found.inputs[text + 3]["input_ids"])

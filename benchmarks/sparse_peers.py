@@ -41,6 +41,7 @@ def main(
     samples: Annotated[int, typer.Option(help="Calibration windows.")] = 64,
     windows: Annotated[int, typer.Option(help="Windows of the test split.")] = 20,
     model: Annotated[str, typer.Option(help="A Llama-like model.")] = "sample:smollm2",
+    patterns: Annotated[list[str], typer.Option("--pattern", help="50%, 2:4.")] = list(PATTERNS),  # noqa: B006
     write: Annotated[bool, typer.Option("--write", help="Put the figures into results/.")] = False,
 ) -> None:
     """Perplexity and seconds of each method, theirs and ours."""
@@ -51,7 +52,7 @@ def main(
                                   samples=samples, windows=windows)  # fmt: skip
         dense = setting.perplexity_of_checkpoint(setting.source)
         for method in ("wanda", "sparsegpt"):
-            for told, (share, pattern) in PATTERNS.items():
+            for told, (share, pattern) in ((told, PATTERNS[told]) for told in patterns):
                 ours, seconds = _ours(setting, method, share, pattern)
                 theirs, taken = _theirs(setting, authors, method, share, pattern)
                 row = [f"{method}, {told}", f"{theirs:.2f} in {taken:.0f} s", f"{ours:.2f} in {seconds:.0f} s",
@@ -91,7 +92,8 @@ def _theirs(
 ) -> tuple[float, float]:
     """The same of the authors' functions `prune_wanda` and `prune_sparsegpt`."""
     walk = _authors_walk(authors, method, setting)
-    model = setting.task.load(setting.source, None, False).module
+    loaded = setting.task.load(setting.source, None, False)
+    model = loaded.module
     model.seqlen, model.hf_device_map = setting.length, {}
     handles = [layer.register_forward_pre_hook(_with_angles(model), with_kwargs=True) for layer in model.model.layers]
     zeros, of = map(int, pattern.split(":")) if pattern else (0, 0)
@@ -102,7 +104,7 @@ def _theirs(
     for handle in handles:
         handle.remove()
     with tempfile.TemporaryDirectory(dir=setting.folder) as folder:
-        model.save_pretrained(folder)
+        loaded.save(Path(folder))
         return setting.perplexity_of_checkpoint(Path(folder)), seconds
 
 

@@ -19,7 +19,6 @@ from compress.bundle.ends import Draw
 from compress.runtimes.step_table import step_table
 
 diffusers = pytest.importorskip("diffusers")
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 COSINE = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
 SCRIPT = Path(__file__).parent / "draws.mjs"

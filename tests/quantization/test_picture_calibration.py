@@ -96,7 +96,6 @@ def test_without_guidance_there_is_one_row_a_prompt() -> None:
     assert list(found.timesteps) == [750, 500, 250, 0]
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_a_scheduler_that_calls_twice_a_step_is_watched_at_both() -> None:
     found = watch(session(5, 1.0, HeunDiscreteScheduler()), "unet", batch(), np.arange(PROMPTS), seed=0)
     assert len(found.feeds) == 2 * 5 - 1

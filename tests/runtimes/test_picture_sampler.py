@@ -19,7 +19,6 @@ from compress.formats.runtimes import get_runtime
 from compress.formats.safetensors.pictures import torch_sampler
 from compress.formats.targets import TARGETS
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 PROMPTS = ["a picture of a bag", "the dark boot"]
 SEEDS = [5, 6]
 

@@ -24,7 +24,6 @@ from compress.tasks.capability import EMBEDS, GENERATES
 from compress.tasks.registry import get_task
 
 pytest.importorskip("diffusers")
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 TASK = get_task("text-to-image")
 
 

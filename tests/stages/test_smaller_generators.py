@@ -26,7 +26,6 @@ from compress.tasks.registry import get_task
 from compress.training.denoiser_config import SmallDecoder
 from compress.training.small_decoder import make_small_autoencoder
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 TASK = get_task("text-to-image")
 
 

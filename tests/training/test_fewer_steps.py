@@ -26,7 +26,6 @@ from compress.training.noised_latents import latent_examples
 from compress.training.step_losses import Agree, Averaged, Batch, Denoiser, Join
 
 diffusers = pytest.importorskip("diffusers")
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 
 def lesson(folder: Path, few: dict[str, Any], rows: int = 8192, **settings: Any) -> StepsLesson:

@@ -43,9 +43,9 @@ def with_written(
     Behind beginnings of the text stand the teacher's likeliest tokens (Kim and Rush 2016, section 3.2), up to its end
     of text, and they alone count. The beginning of running text is an eighth of the window; of a conversation it is all
     before the first answer. Of conversations that the teacher makes up all tokens count: given what the chat template
-    has before a question it draws one, and its likeliest answer follows (Xu et al. 2024, Magpie, section 2.1). What was
-    written before a kill is not written again. Raises `StageError` where the two models have other tokens, and
-    `DataError` without a chat template.
+    has before a question it draws one, and its likeliest answer follows (Xu et al. 2024, Magpie, section 2.1); answers
+    that come to no end are left out, unless none does. What was written before a kill is not written again. Raises
+    `StageError` where the two models have other tokens, and `DataError` without a chat template.
     """
     if teacher.processor.get_vocab() != student.processor.get_vocab():
         raise StageError(
@@ -97,7 +97,9 @@ def _conversations(count: int, length: int, writer: _Writer) -> list[tuple[np.nd
     questions = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in drawn]
     prompts = [encoded(asked(question, tokenizer)) for question in questions if question]
     answers = writer.write("answers", prompts, [_ANSWER] * len(prompts))
-    said = list(chain.from_iterable(zip(prompts, answers, strict=True)))
+    whole = [pair for pair in zip(prompts, answers, strict=True) if writer.ends(pair[1])]
+    # Who reads answers that were broken off learns to come to no end.
+    said = list(chain.from_iterable(whole or zip(prompts, answers, strict=True)))
     windows = cut(np.concatenate(said), opening(tokenizer), length) if said else []
     if not len(windows):
         raise DataError(
@@ -165,3 +167,7 @@ class _Writer:
     def _up_to_the_end(self, ids: np.ndarray) -> np.ndarray:
         ended = np.isin(ids, sorted(self._ends))
         return ids[: int(ended.argmax()) + 1] if ended.any() else ids
+
+    def ends(self, ids: np.ndarray) -> bool:
+        """Whether a text that it wrote came to its end."""
+        return bool(len(ids)) and int(ids[-1]) in self._ends

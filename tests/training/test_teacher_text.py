@@ -188,6 +188,23 @@ def test_conversations_are_questions_of_its_own_with_its_own_answers(
     assert np.array_equal(np.concatenate([one["input_ids"] for one in again.inputs]), ids)
 
 
+def test_answers_that_come_to_no_end_are_left_out(
+    windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher.processor.chat_template = TEMPLATE
+    end = teacher.processor.eos_token_id
+    teacher.module.generation_config.eos_token_id = end
+    wrote = {"questions": [], "answers": [[7] * 40 + [end], [8] * 256, [9] * 40 + [end]]}
+
+    def write(self: Any, what: str, begun: Any, room: Any, **options: Any) -> list[np.ndarray]:
+        return [np.array(ids or [5, 6, end]) for ids in wrote[what] or [[]] * 3]
+
+    monkeypatch.setattr(teacher_text._Writer, "write", write)
+    found = with_written(windows, TeacherWrites(conversations=3), teacher, teacher, context(source, tmp_path)).train
+    read = np.concatenate([one["input_ids"] for one in found.inputs])
+    assert (read == 7).sum() == 40 and not (read == 8).any() and (read == end).sum() >= 2
+
+
 def test_what_is_written_has_its_share_beside_the_text(
     windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path
 ) -> None:

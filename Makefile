@@ -81,7 +81,7 @@ docs: $(STAMP) ## write the pages and schemas that come from the code and from b
 	$(BIN)/python docs/generate.py
 
 site: $(STAMP) ## build the documentation as a site in site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict # with --quiet no warning would count
 
 clean: ## remove the virtual environment and caches (artifacts stay)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache site *.egg-info recipes/samples/*.egg-info

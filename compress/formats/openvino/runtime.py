@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,7 +68,10 @@ class StatefulSession:
     inputs = (IDS,)
     provider = "CPU"
 
-    def __init__(self, compiled: Any, where: str, threads: int, draft: StatefulSession | None = None) -> None:
+    def __init__(
+        self, compiled: Any, where: str, threads: int, draft: Callable[[], StatefulSession] | None = None
+    ) -> None:
+        """``draft`` opens a small model of the same tokens, where one writes ahead."""
         self._compiled, self.where, self._draft = compiled, where, draft
         self._request = compiled.create_infer_request()
         self._taken = {port.any_name for port in compiled.inputs}
@@ -104,7 +107,7 @@ class StatefulSession:
     def drafted(self) -> DraftedDecoder:
         """Greedy generation by speculation, for an IR beside which a draft lies."""
         assert self._draft is not None
-        return DraftedDecoder(StatefulReader(self._again()), StatefulReader(self._draft._again()), self.where)
+        return DraftedDecoder(StatefulReader(self._again()), StatefulReader(self._draft()), self.where)
 
     def _again(self) -> StatefulSession:
         return StatefulSession(self._compiled, self.where, self.settings["intra_op_threads"])
@@ -246,7 +249,7 @@ def open_stateful(graph: Path, threads: int, exact: bool = False) -> StatefulSes
     """A language model's IR. ``exact``: nothing is rounded to 8 bits as it runs. Raises `ModelError`."""
     settings = {**_SETTINGS, **(_EXACT if exact else {}), "INFERENCE_NUM_THREADS": threads}
     beside = find_draft(graph)
-    draft = None if beside is None else open_stateful(beside, threads, exact)
+    draft = None if beside is None else functools.partial(open_stateful, beside, threads, exact)
     try:
         return StatefulSession(core().compile_model(read_model(graph), "CPU", settings), str(graph), threads, draft)
     except RuntimeError as error:

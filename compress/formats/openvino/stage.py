@@ -177,13 +177,13 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
         def written(model: Checkpoint) -> ProvenDecoder:
             return write_decoder(model, self.precision, self.embedding_bits, windows, self.tolerance, cache)
 
-        found = written(checkpoint)
         if self.draft_of is None:
+            found = written(checkpoint)
             context.remark(f"openvino: {found}")
             return found.model
         target = checkpoint_of(self.draft_of, context)
         check_tokens(target.folder, checkpoint.folder)
-        whole = written(target)
+        whole, found = written(target), written(checkpoint)
         context.remark(f"openvino: {whole}")
         context.remark(f"draft: {found}")
         pair = with_draft(whole.model, found.model)

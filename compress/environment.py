@@ -101,21 +101,6 @@ def has_bf16() -> bool:
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(features()))
 
 
-def has_bf16_matrices() -> bool:
-    """Whether the processor multiplies matrices of bfloat16 by one instruction; ``False`` where that is not known.
-
-    Those of AVX512-BF16 alone are dot products: PyTorch multiplies with them at half the rate of float32 (a Xeon).
-    """
-    return bool({"amx_bf16", "bf16"} & set(features()))
-
-
-def uses_bf16(precision: str) -> bool:
-    """Whether matrix products run in bfloat16: asked for, or as the processor has it for `auto` and `fastest`."""
-    if precision == "auto":
-        return has_bf16()
-    return precision == "bf16" or (precision == "fastest" and has_bf16_matrices())
-
-
 def has_int8_dot_product() -> bool:
     """Whether 8-bit products are summed in 32 bits by one instruction, so that they cannot saturate."""
     return bool((_VNNI | _DOT_PRODUCTS) & set(features()))

@@ -81,6 +81,7 @@ _KNOWN = {
         _quality("next_token_accuracy", "Next token right"),
         _quality("choice_accuracy", "Choices right"),
         _quality("choice_accuracy_normalized", "Choices right, by length"),
+        replace(_error("answer_perplexity", "Perplexity of the baseline's answers", "plain"), exponential=True),
         _quality("instructions_followed", "Instructions followed"),
         replace(_quality("checks_passed", "Checks of answers passed"), quality=False),
         _quality("mean_reciprocal_rank", "Mean reciprocal rank"),

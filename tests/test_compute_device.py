@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -13,8 +14,14 @@ from pydantic import ValidationError
 
 from compress import compute_device
 from compress.cli.doctor_machine import _device
-from compress.compute_device import computing_on, current_device, device_fault, find_device, within_memory
-from compress.environment import uses_bf16
+from compress.compute_device import (
+    computing_on,
+    current_device,
+    device_fault,
+    find_device,
+    uses_bf16,
+    within_memory,
+)
 from compress.errors import DeviceError, InputError
 from compress.pipeline.keys import Keys
 from compress.plan import make_plan
@@ -103,6 +110,28 @@ def test_the_device_ends_with_what_was_done_on_it() -> None:
         assert not use.asked and current_device() == "mps" and use.asked
         assert not compute_device.in_bf16("auto") and compute_device.in_bf16("bf16")
     assert current_device() == "cpu" and compute_device.in_bf16("auto") == uses_bf16("auto")
+
+
+@pytest.mark.parametrize(("has", "fast"), [(False, False), (True, False), (True, True)])
+def test_the_processor_decides_on_bf16(has: bool, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compute_device, "has_bf16", lambda: has)
+    monkeypatch.setattr(compute_device, "has_fast_bf16", lambda: fast)
+    found = [uses_bf16(precision) for precision in ("auto", "fastest", "bf16", "fp32")]
+    assert found == [has, fast, True, False]
+
+
+@pytest.mark.parametrize(("fp32", "bf16", "fast"), [(1.0, 2.0, False), (1.0, 0.8, False), (4.4, 1.0, True)])
+def test_products_say_whether_bf16_is_fast(
+    fp32: float, bf16: float, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best round counts: of each kind all but one are slowed by something else."""
+    rounds = [each for own in (fp32, bf16) for each in [own * 9] * (compute_device._ROUNDS - 1) + [own]]
+    clock = iter(np.cumsum([seconds for each in rounds for seconds in (100.0, each)]).tolist())
+    monkeypatch.setattr(compute_device.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(compute_device, "has_bf16", lambda: True)
+    assert compute_device.has_fast_bf16.__wrapped__() is fast
+    monkeypatch.setattr(compute_device, "has_bf16", lambda: False)
+    assert not compute_device.has_fast_bf16.__wrapped__()
 
 
 def test_each_of_several_processes_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,14 +143,6 @@ def test_features_decide(present: tuple[str, ...], bf16: bool, dot: bool, monkey
     assert subject.has_int8_dot_product() is dot
 
 
-@pytest.mark.parametrize(
-    ("present", "matrices"), [("avx512_bf16", False), ("amx_int8", False), ("amx_bf16", True), ("bf16", True)]
-)
-def test_dot_products_of_bf16_are_no_matrices(present: str, matrices: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subject, "features", lambda: (present,))
-    assert subject.has_bf16_matrices() is matrices
-
-
 def test_this_machine_agrees_with_psutil_and_metadata() -> None:
     found = subject.environment()
     assert found["memory_bytes"] == psutil.virtual_memory().total

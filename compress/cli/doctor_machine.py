@@ -10,7 +10,7 @@ from typing import Any
 
 from compress import environment, installation, stages  # noqa: F401
 from compress.cli.output import Finding
-from compress.compute_device import CPU, describe_device, device_fault, find_device
+from compress.compute_device import CPU, describe_device, device_fault, find_device, has_fast_bf16
 from compress.formats import runtimes
 from compress.formats.lacking import lacking
 from compress.formats.registry import PLUGGED
@@ -109,8 +109,8 @@ def _processor(machine: dict[str, Any]) -> Iterator[Finding]:
             "the processor lacks VNNI: 8-bit products may saturate and int8 gains little speed",
             "`reduce_range: auto` of the quantize stage keeps weights from saturating",
         )
-    if features and not environment.has_bf16():
-        yield Finding("ok", "no bf16 arithmetic: training runs in fp32")
+    if features:
+        yield Finding("ok", _bf16())
     if machine["governor"] not in (None, "performance"):
         yield Finding(
             "warning",
@@ -120,6 +120,14 @@ def _processor(machine: dict[str, Any]) -> Iterator[Finding]:
     load = os.getloadavg()[0]
     if load > granted:
         yield Finding("warning", f"the load is {load:.1f} on {granted} cores", "stop what else runs before timing")
+
+
+def _bf16() -> str:
+    if not environment.has_bf16():
+        return "no bf16 arithmetic: training runs in fp32"
+    if has_fast_bf16():
+        return "matrix products in bf16 are faster than in fp32: `precision: fastest` trains in bf16"
+    return "matrix products in bf16 are no faster than in fp32: `precision: fastest` trains in fp32"
 
 
 def _memory(machine: dict[str, Any]) -> Iterator[Finding]:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from compress.checkpoints.processor import load_tokenizer
 from compress.data.instructions import Instruction
 from compress.evaluation.evaluate import share_row
-from compress.evaluation.generate import continue_prompts
+from compress.evaluation.generate import Step, continue_prompts
 from compress.measurement import Measurement
+from compress.numerics.calibration import mean_interval
 from compress.progress import Progress
 from compress.targets import Target
 from compress.tasks.conversations import asked
+
+_SEED = 0
+ANSWER_PERPLEXITY = "answer_perplexity"
 
 
 def answers_of(
@@ -28,11 +35,38 @@ def answers_of(
 
     Raises what opening and running raise, and `DataError` for a tokenizer without a template.
     """
-    tokenizer = load_tokenizer(artifact)
-    texts = [asked(one.prompt, tokenizer) for one in instructions]
-    prompts = [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+    prompts = turns_of(artifact, [one.prompt for one in instructions])
     written = continue_prompts(artifact, prompts, tokens, target, threads, progress, description)
+    tokenizer = load_tokenizer(artifact)
     return [str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in written]
+
+
+def chats(artifact: Path) -> bool:
+    """Whether a model's tokenizer says how a chat with it is written."""
+    return getattr(load_tokenizer(artifact), "chat_template", None) is not None
+
+
+def turns_of(artifact: Path, questions: Sequence[str]) -> list[list[int]]:
+    """Each question as a chat of its own, up to where the answer begins. Raises `DataError` without a template."""
+    tokenizer = load_tokenizer(artifact)
+    texts = [asked(question, tokenizer) for question in questions]
+    return [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+
+
+def answer_perplexity(steps: Sequence[Sequence[Step]], tokens: Sequence[int], model: str, target: str) -> Measurement:
+    """How perplexed a model is by answers whose ``steps`` it gave, by token of the ``tokens`` that the baseline wrote.
+
+    e to the mean over answers of their loss by token, with its interval over answers; the raw outcomes are the losses.
+    What is unlikelier than float32 holds counts as its smallest number.
+    """
+    least = float(np.finfo(np.float32).tiny)
+    chances = ([max(step.probability, least) for step in answer] for answer in steps)
+    nats = [-float(np.log(found).sum()) / count for found, count in zip(chances, tokens, strict=True)]
+    found = mean_interval(nats, _SEED)._asdict() if len(nats) > 1 else {"value": nats[0]}
+    bounds = {name: math.exp(value) for name, value in found.items()}
+    return Measurement(
+        model=model, metric=ANSWER_PERPLEXITY, target=target, unit="", n=len(nats), raw=tuple(nats), **bounds
+    )
 
 
 def instruction_rows(

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
+from compress.checkpoints.config_check import positions_of
+from compress.checkpoints.json_file import read_json
+from compress.data.instructions import USUAL, find_instructions
+from compress.errors import DataError
 from compress.evaluation.generate import (
+    Step,
     as_ids,
     as_text,
     continue_prompts,
@@ -16,61 +22,127 @@ from compress.evaluation.generate import (
     repetition_row,
     steps_of,
 )
-from compress.evaluation.instructed import answers_of, instruction_rows
+from compress.evaluation.instructed import answer_perplexity, answers_of, chats, instruction_rows, turns_of
 from compress.evaluation.judged import choice_rows, choice_scores, cosines, similarity_rows
 from compress.measurement import Measurement
 from compress.pipeline.target_session import TargetSession, windows_digest
 from compress.report.schema import BASELINE, FINAL, AnswerRecord, ContinuationRecord, LostToken, WrittenToken
 from compress.tasks.capability import GENERATES
+from compress.tasks.windows import spread
 
 
 def generations(session: TargetSession) -> tuple[list[Measurement], list[ContinuationRecord], list[str]]:
-    """How each model repeats itself; what baseline and final model wrote, and words on who repeats more."""
-    if not (GENERATES in session.road.task.capabilities and session.road.recipe.evaluation.prompts):
-        return [], [], []
-    written = {label: _written(session, label) for label in session.artifacts}
-    rows = {label: repetition_row(texts, label, session.target.name) for label, (_, texts) in written.items()}
-    records = []
-    for label in (BASELINE, FINAL) if FINAL in rows else ():
-        prompts, texts = (as_text(session.artifacts[label], ids) for ids in written[label])
-        told = zip(prompts, texts, rows[label].raw or (), _steps(session, label, *written[label]), strict=True)
-        records += [
-            ContinuationRecord(
-                model=label, target=session.target.name, prompt=prompt, text=text, repeated=repeated, steps=steps
-            )
-            for prompt, text, repeated, steps in told
-        ]
-    note = repetition_note(rows[FINAL], rows[BASELINE]) if FINAL in rows else None
-    loops = [loop_row(texts, label, session.target.name) for label, (_, texts) in written.items()]
-    return [*rows.values(), *loops], records, [] if note is None else [f"{session.target.name}: {note}"]
+    """How each model repeats itself; what baseline and final model wrote, and words on who repeats more.
 
-
-def _written(session: TargetSession, label: str) -> tuple[list[list[int]], list[list[int]]]:
-    """Prompts and what a model wrote after them, as token ids."""
+    A model that chats is asked too, and judged by how likely it finds what the baseline answers.
+    """
     wanted = session.road.recipe.evaluation
+    if not (GENERATES in session.road.task.capabilities and wanted.prompts):
+        return [], [], []
+    begun = {label: _begun(session, label) for label in session.artifacts}
+    written = {label: _written(session, label, prompts) for label, prompts in begun.items()}
+    rows = {label: repetition_row(texts, label, session.target.name) for label, texts in written.items()}
+    note = repetition_note(rows[FINAL], rows[BASELINE]) if FINAL in rows else None
+    loops = [loop_row(texts, label, session.target.name) for label, texts in written.items()]
+    records = [record for label in written for record in _records(session, label, begun[label], written[label])]
+    near, answers, reason = _talk(session)
+    notes = [f"{session.target.name}: {text}" for text in (note, reason) if text is not None]
+    return [*rows.values(), *loops, *near], [*records, *answers], notes
+
+
+def _begun(session: TargetSession, label: str) -> list[list[int]]:
+    """The beginnings of texts, as token ids of a model."""
     usual = BASELINE if BASELINE in session.artifacts else label
-    prompts = prompts_of(session.examples(usual), wanted)
-    if windows_digest(session.examples(usual)) != windows_digest(session.examples(label)):
-        prompts = as_ids(session.artifacts[label], as_text(session.artifacts[usual], prompts))
-    find = partial(continue_prompts, session.artifacts[label], prompts, wanted.tokens)
+    return _as_read_by(session, label, prompts_of(session.examples(usual), session.road.recipe.evaluation))
+
+
+def _as_read_by(session: TargetSession, label: str, texts: list[list[int]]) -> list[list[int]]:
+    """The baseline's token ids as a model has them, whose tokenizer may be another."""
+    if BASELINE not in session.artifacts or label == BASELINE:
+        return texts
+    if windows_digest(session.examples(BASELINE)) == windows_digest(session.examples(label)):
+        return texts
+    return as_ids(session.artifacts[label], as_text(session.artifacts[BASELINE], texts))
+
+
+def _talk(session: TargetSession) -> tuple[list[Measurement], list[ContinuationRecord], str | None]:
+    """How likely each model finds what the baseline answers, and what baseline and final model do; nothing of others.
+
+    It is asked some of the usual instructions, each alone, in its chat template; why not where that template refuses.
+    """
+    wanted = session.road.recipe.evaluation
+    if BASELINE not in session.artifacts or not chats(session.artifacts[BASELINE]):
+        return [], [], None
+    known = find_instructions(USUAL, session.road.folder)
+    questions = [known[place].prompt for place in spread(len(known), wanted.prompts)]
+    try:
+        turns = {label: turns_of(folder, questions) for label, folder in session.artifacts.items()}
+    except DataError as error:
+        return [], [], f"not asked as a chat: {error.what}"
+    positions, longest = positions_of(read_json(session.road.start / "config.json")), max(map(len, turns[BASELINE]))
+    if positions is not None and longest + wanted.tokens > positions:
+        return [], [], f"not asked as a chat: it reads {positions} tokens, and a question has {longest}"
+    written = {label: _written(session, label, prompts) for label, prompts in turns.items()}
+    rows, tokens = list[Measurement](), [len(ids) for ids in written[BASELINE]]
+    for label, prompts in turns.items():
+        steps = _steps(session, label, prompts, _as_read_by(session, label, written[BASELINE]))
+        rows.append(answer_perplexity(steps, tokens, label, session.target.name))
+    records = [
+        record for label in written for record in _records(session, label, turns[label], written[label], questions)
+    ]
+    return rows, records, None
+
+
+def _written(session: TargetSession, label: str, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """What a model wrote after prompts, as token ids."""
+    tokens = session.road.recipe.evaluation.tokens
+    find = partial(continue_prompts, session.artifacts[label], prompts, tokens)
     parts, names = (
-        {"prompts": prompts, "tokens": wanted.tokens},
+        {"prompts": prompts, "tokens": tokens},
         (f"generation of {label}", f"continue texts with {label}"),
     )
-    return prompts, session.kept_json("generation", label, parts, "written.json", names, find)
+    found: list[list[int]] = session.kept_json("generation", label, parts, "written.json", names, find)
+    return found
+
+
+def _records(
+    session: TargetSession,
+    label: str,
+    prompts: Sequence[Sequence[int]],
+    written: Sequence[Sequence[int]],
+    shown: Sequence[str] | None = None,
+) -> list[ContinuationRecord]:
+    """What the report shows of a model's texts behind prompts, where it is the baseline or the final one."""
+    if FINAL not in session.artifacts or label not in (BASELINE, FINAL):
+        return []
+    folder = session.artifacts[label]
+    repeated = repetition_row(written, label, session.target.name).raw or ()
+    steps = _in_words(folder, _steps(session, label, prompts, written))
+    told = zip(shown or as_text(folder, prompts), as_text(folder, written), repeated, steps, strict=True)
+    return [
+        ContinuationRecord(model=label, target=session.target.name, prompt=prompt, text=text, repeated=share, steps=own)
+        for prompt, text, share, own in told
+    ]
 
 
 def _steps(
     session: TargetSession, label: str, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]
-) -> list[tuple[WrittenToken, ...]]:
-    """How likely a model finds each token that it wrote, and the likeliest other one."""
-    folder, find = session.artifacts[label], partial(steps_of, session.artifacts[label], prompts, texts)
-    names = (f"steps of {label}", f"ask {label} how likely it finds what it wrote")
+) -> list[list[Step]]:
+    """How likely a model finds each token of texts behind prompts, and the likeliest other one."""
+    find = partial(steps_of, session.artifacts[label], prompts, texts)
+    names = (f"steps of {label}", f"ask {label} how likely it finds what was written")
     found = session.kept_json("steps", label, {"prompts": prompts, "texts": texts}, "steps.json", names, find)
-    pieces = iter(as_text(folder, [[token] for steps in found for step in steps for token in (step[0], step[2])]))
+    return [[Step(*step) for step in steps] for steps in found]
+
+
+def _in_words(folder: Path, texts: Sequence[Sequence[Step]]) -> list[tuple[WrittenToken, ...]]:
+    pieces = iter(as_text(folder, [[token] for steps in texts for step in steps for token in (step.token, step.other)]))
     return [
-        tuple(WrittenToken(next(pieces), round(own, 4), next(pieces), round(other, 4)) for _, own, _, other in steps)
-        for steps in found
+        tuple(
+            WrittenToken(next(pieces), round(step.probability, 4), next(pieces), round(step.other_probability, 4))
+            for step in steps
+        )
+        for steps in texts
     ]
 
 

@@ -189,7 +189,7 @@ def _judged_and_timed(
         tokens = sum(judged.windows * plan.max_length if judged.windows else plan.tokens(text) for text in texts)
         tokens += sum(bench.contexts) * 2 * bench.launches
         passes = 2 * _OVER_PEAK * shape.parameters * tokens / plan.rate()
-        written = judged.prompts * judged.tokens + 2 * bench.launches * len(bench.contexts) * bench.tokens
+        written = 2 * judged.prompts * judged.tokens + 2 * bench.launches * len(bench.contexts) * bench.tokens
         written += _INSTRUCTIONS * judged.answer_tokens if judged.instructions else 0
         return passes + written * token, bench.seconds * len(bench.contexts)
     answer = plan.answers(shape, 1.0)

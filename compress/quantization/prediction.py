@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from compress.environment import uses_bf16
 from compress.quantization.config import BlockTraining, Quantization
 from compress.stage.prediction import SIZE_UNKNOWN, Estimate, PlanContext, Prediction, Shape, handling, predicted
 from compress.training.config import Pruning
@@ -151,11 +150,11 @@ def checkpoint_bytes(config: Quantization, shape: Shape) -> float:
 
 def pruning_text(settings: Pruning) -> Quantization:
     """How `prune` reads its text, in the words of the quantizer whose walk it takes."""
-    precision = settings.precision
-    if precision == "fastest":
-        precision = "bf16" if uses_bf16(precision) else "fp32"
     return Quantization(
-        guided=False, samples=settings.samples, sequence_length=settings.sequence_length, precision=precision
+        guided=False,
+        samples=settings.samples,
+        sequence_length=settings.sequence_length,
+        precision=settings.precision,
     )
 
 

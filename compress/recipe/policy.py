@@ -110,6 +110,7 @@ COMPARE_RULES = _rules(
         "size_bytes": "0%",
         "parameters": "0%",
         "bits_per_parameter": "0%",
+        "answer_perplexity": "2%",
         "repetition": "5 points",
         "looping": "5 points",
         "latency_*": "1%",

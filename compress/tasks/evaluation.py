@@ -47,7 +47,12 @@ class Evaluation(Frozen):
         min_length=1,
         description="zero-shot classification: sentences with {} for a class's name; a class is the mean of theirs",
     )
-    prompts: int = Field(8, ge=0, description="beginnings of windows that every model continues, greedily; 0: none")
+    prompts: int = Field(
+        8,
+        ge=0,
+        description="beginnings of windows that every model continues, greedily, and as many questions where the model "
+        "has a chat template; 0: none",
+    )
     prompt_tokens: int = Field(32, ge=1, description="tokens of each of them")
     tokens: int = Field(64, ge=4, description="tokens of each continuation, at most")
 

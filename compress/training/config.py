@@ -48,8 +48,8 @@ class Training(Frozen):
     max_gradient_norm: float = Field(1.0, gt=0, description="gradients are clipped to this global norm")
     precision: Literal["auto", "fastest", "fp32", "bf16"] = Field(
         "auto",
-        description="`auto` takes bf16 autocast where the processor has bf16 arithmetic, `fastest` where that is "
-        "faster than fp32: with AMX, or ARM's bf16",
+        description="`auto` takes bf16 autocast where the processor has bf16 arithmetic, `fastest` where "
+        "products in it are measured to be faster than in fp32",
     )
     dropout: float | None = Field(
         None, ge=0, lt=1, description="dropout while training; default: the model's own. 0 is also faster"
@@ -107,8 +107,10 @@ class Recovery(Frozen):
     validation_windows: int = Field(
         8, ge=1, description="held-out windows (of the validation split, where there is one) that judge the result"
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="`auto` takes bf16 autocast where the processor has bf16 arithmetic"
+    precision: Literal["auto", "fastest", "fp32", "bf16"] = Field(
+        "auto",
+        description="`auto` takes bf16 autocast where the processor has bf16 arithmetic, `fastest` where "
+        "products in it are measured to be faster than in fp32",
     )
 
     @model_validator(mode="after")

@@ -19,7 +19,7 @@ from compress.architectures.transformer import HEADS_KEY, NEURONS_KEY, drop_pool
 from compress.architectures.watched import made
 from compress.checkpoints.channel_record import CHANNELS_KEY
 from compress.checkpoints.torch_model import TorchModel
-from compress.environment import uses_bf16
+from compress.compute_device import uses_bf16
 from compress.errors import StageError
 from compress.numerics.distillation import (
     attention_mse,

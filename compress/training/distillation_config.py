@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from compress.errors import StageError
 from compress.frozen import Frozen, changed
 from compress.metrics import seconds_of
 from compress.stage.stage import SEARCH
@@ -132,8 +133,9 @@ class Distillation(LanguageDistillation, Training):
     budget: str | None = Field(
         None,
         pattern=r"^[1-9]\d*(\.\d+)?[smh]$",
-        description="language models, and models that draw: train for so long, in place of epochs, e.g. `30m`; what is "
-        "learned then depends on the machine's speed, and the report says how much it was",
+        description="language models, and models that draw: train for so long, in place of epochs, e.g. `30m`, the "
+        "teacher's writing included; what is learned then depends on the machine's speed, and the report says how much "
+        "it was",
     )
     fewer_steps: FewerSteps | None = Field(
         None, description="models that draw: the denoiser learns to do in one step what took several"
@@ -164,6 +166,19 @@ class Distillation(LanguageDistillation, Training):
         if self.seconds is not None:
             changes["budget"] = f"{max(1, round(self.seconds * share))}s"
         return self.model_copy(update=changes)
+
+    def less(self, spent: float) -> Self:
+        """The same with what is left of its budget after so many seconds. Raises `StageError` where nothing is."""
+        if self.seconds is None:
+            return self
+        if spent >= self.seconds:
+            raise StageError(
+                f"The teacher wrote for {spent:.0f} s, and nothing is left of a budget of {self.seconds:g} s.",
+                where="budget",
+                expected="time for a few hundred steps beside",
+                mend="raise budget, or let the teacher write less",
+            )
+        return self.model_copy(update={"budget": f"{self.seconds - spent:.3f}s"})
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

@@ -14,7 +14,7 @@ from torch import nn
 from compress.architectures.description import stacks
 from compress.checkpoints.config_check import positions_of
 from compress.checkpoints.torch_model import TorchModel
-from compress.environment import uses_bf16
+from compress.compute_device import uses_bf16
 from compress.errors import DataError, StageError
 from compress.training import processes
 from compress.training.config import AdapterTraining
@@ -51,7 +51,8 @@ def teach(settings: Distillation, teacher: TorchModel, student: TorchModel, cont
     windows = lesson_windows(student.processor, settings, context)
     _check_length(windows, teacher, student)
     if settings.teacher_writes is not None:
-        windows = with_written(windows, settings.teacher_writes, teacher, student, context)
+        windows, seconds = with_written(windows, settings.teacher_writes, teacher, student, context)
+        settings = settings.less(seconds)
         length = settings.sequence_length or context.max_length
         check_enough(windows.train.inputs, windows.held_out.inputs, settings.batch_size, length)
     restore_zeros = keep_zeros(student.module)

@@ -16,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from compress.architectures.watched import given, hooked, made
 from compress.checkpoints.torch_model import TorchModel
-from compress.environment import uses_bf16
+from compress.compute_device import uses_bf16
 from compress.errors import IntegrityError, StageError
 from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.int8.choose import name_nodes, refuse_unfit

@@ -14,7 +14,7 @@ from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.processor import load_tokenizer
 from compress.checkpoints.quantized_module import QuantizedEmbedding, QuantizedLinear
 from compress.checkpoints.torch_model import TorchModel
-from compress.environment import uses_bf16
+from compress.compute_device import uses_bf16
 from compress.errors import DataError, StageError
 from compress.numerics.language_head import Head, HeadLoss, head_divergence, head_loss, token_scores
 from compress.numerics.token_divergence import Divergence

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 
 from compress.checkpoints.config_check import positions_of
 from compress.checkpoints.shards import write_whole
@@ -26,19 +27,21 @@ if TYPE_CHECKING:
     from compress.training.distillation_config import TeacherWrites
     from compress.training.lesson_windows import Windows
 
-_AT_ONCE = 16
-"""Texts that are written together."""
+_AT_ONCE, _CACHE_BYTES = 64, 2e9
+"""Texts that are written together, at most, and what their keys and values may take."""
 _SHARE = 8
 """Of a window of running text one token in so many is given."""
 _QUESTION, _ANSWER = 64, 256
 """Longest of a conversation, in tokens."""
-_IDS = "input_ids"
+_IDS, _SECONDS = "input_ids", "seconds"
 
 
 def with_written(
     windows: Windows, settings: TeacherWrites, teacher: TorchModel, student: TorchModel, context: Context
-) -> Windows:
-    """Windows to learn from of which the teacher wrote the ``share`` that is asked for, repeated as often as it takes.
+) -> tuple[Windows, float]:
+    """Windows to learn from of which the teacher wrote the ``share`` that is asked for, and the seconds it took to.
+
+    What it wrote is repeated as often as the share takes.
 
     Behind beginnings of the text stand the teacher's likeliest tokens (Kim and Rush 2016, section 3.2), up to its end
     of text, and they alone count. The beginning of running text is an eighth of the window; of a conversation it is all
@@ -68,7 +71,8 @@ def with_written(
         written = text + [written[place % len(written)] for place in range(wanted)]
     counted = np.stack([mark for _, mark in written])
     inputs = [{_IDS: ids} for ids, _ in written]
-    return replace(windows, train=Examples(inputs, train.padding, None if counted.all() else counted))
+    examples = Examples(inputs, train.padding, None if counted.all() else counted)
+    return replace(windows, train=examples), writer.seconds
 
 
 def _gone_on(text: Sequence[tuple[np.ndarray, np.ndarray]], writer: _Writer) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -119,12 +123,15 @@ class _Writer:
         self._positions = positions_of(teacher.module.config.to_dict())
         self._ends = set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
         self.filler = min(self._ends, default=0)
+        self.seconds = 0.0
+        """That it has written for, in this run and before a kill."""
 
     def write(self, what: str, begun: Sequence[np.ndarray], room: Sequence[int], **options: Any) -> list[np.ndarray]:
         """Token ids behind each beginning, at most as many as there is ``room``, up to the end of the text, with it."""
         # Those that are as long are written together, so that few tokens fill up.
         order = sorted(range(len(begun)), key=lambda place: len(begun[place]))
-        parts = [order[start : start + _AT_ONCE] for start in range(0, len(order), _AT_ONCE)]
+        size = self._at_once(max((len(each) + more for each, more in zip(begun, room, strict=True)), default=1))
+        parts = [order[start : start + size] for start in range(0, len(order), size)]
         found: dict[int, np.ndarray] = {}
         for number, places in enumerate(self._context.progress.track(parts, f"the teacher writes {what}", len(parts))):
             texts, most = [begun[place] for place in places], max(room[place] for place in places)
@@ -136,15 +143,30 @@ class _Writer:
         self._context.remark(f"distill: the teacher wrote {total:,} tokens, {len(found)} {what}")
         return [found[place] for place in range(len(begun))]
 
+    def _at_once(self, tokens: int) -> int:
+        """How many texts of so many tokens, as if each of the heads had keys and values of its own in float32."""
+        config = self.teacher.module.config.get_text_config()
+        each = 4 * 2 * config.num_hidden_layers * config.hidden_size * tokens
+        return max(1, min(_AT_ONCE, int(_CACHE_BYTES // each)))
+
     def _kept(self, name: str, make: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:
-        if processes.several():
-            return make()
         file = self._context.scratch / f"written-{name}.safetensors"
-        if not file.is_file():
+        if processes.several() or not file.is_file():
+            began = time.monotonic()
+            made = make()
+            took = time.monotonic() - began
+            if processes.several():
+                self.seconds += took
+                return made
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file, {str(place): torch.from_numpy(row) for place, row in enumerate(make())}, {})
-        kept = load_file(file)
-        return [kept[str(place)].numpy() for place in range(len(kept))]
+            write_whole(
+                file,
+                {str(place): torch.from_numpy(row) for place, row in enumerate(made)},
+                {_SECONDS: str(took)},
+            )
+        with safe_open(file, framework="np") as kept:
+            self.seconds += float(kept.metadata()[_SECONDS])
+            return [kept.get_tensor(str(place)) for place in range(len(kept.keys()))]
 
     def _written(
         self, begun: Sequence[np.ndarray], room: int, number: int, options: dict[str, Any]

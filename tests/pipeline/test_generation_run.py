@@ -17,6 +17,7 @@ from tiny_run import Notes, load
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compress.compare.reports import compare_reports
+from compress.data.instructions import USUAL, find_instructions
 from compress.data.slices import Slice
 from compress.errors import DataError
 from compress.pipeline.measure import data_record
@@ -87,13 +88,33 @@ def test_generation_is_timed_and_tried(done: Done) -> None:
     report = done.run.report
     assert done.value("final", "tokens_per_second_context_16") > 0
     assert done.value("baseline", "speedup_time_per_output_token_context_16") == 1.0
-    assert [(one.model, one.target) for one in report.continuations] == [("baseline", "cpu")] * 2 + [
-        ("final", "cpu")
-    ] * 2
+    models = ["baseline"] * 2 + ["final"] * 2
+    assert [(one.model, one.target) for one in report.continuations] == [(model, "cpu") for model in models * 2]
     for one in report.continuations:
         assert one.prompt and one.text
-    shares = [one.repeated for one in report.continuations if one.model == "final"]
+    shares = [one.repeated for one in report.continuations[:4] if one.model == "final"]
     assert done.value("final", "repetition") == pytest.approx(np.mean(shares))
+
+
+def test_a_model_that_chats_is_judged_by_what_the_baseline_answers(done: Done) -> None:
+    """The exported graphs through ONNX Runtime against transformers' own greedy answers to the same questions."""
+    model = AutoModelForCausalLM.from_pretrained(done.folder / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(done.folder / "model")
+    known = find_instructions(USUAL, done.folder)
+    questions, nats = [known[place].prompt for place in (0, len(known) - 1)], []
+    for question in questions:
+        ids = tokenizer(question, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            whole = model.generate(ids, max_new_tokens=12, do_sample=False)
+            chances = torch.log_softmax(model(whole).logits[0, ids.shape[1] - 1 : -1], -1)
+        answer = whole[0, ids.shape[1] :]
+        nats.append(-float(chances.gather(1, answer[:, None]).mean()))
+    assert done.value("baseline", "answer_perplexity") == pytest.approx(math.exp(np.mean(nats)), rel=1e-3)
+    final = done.run.report.find("final", "answer_perplexity", "cpu")
+    assert final is not None and final.n == 2 and final.value == pytest.approx(math.exp(np.mean(final.raw)))
+    assert final.raw != pytest.approx(nats, rel=1e-3)
+    told = [one.prompt for one in done.run.report.continuations if one.model == "final"]
+    assert told[2:] == questions
 
 
 def test_questions_are_asked(done: Done) -> None:

@@ -13,9 +13,8 @@ import tiny
 import torch
 from torch import nn
 
-from compress import environment
 from compress.checkpoints.torch_model import TorchModel
-from compress.environment import uses_bf16
+from compress.compute_device import uses_bf16
 from compress.errors import StageError
 from compress.progress import SilentProgress
 from compress.tasks.forward import forward, predict, tensors
@@ -367,15 +366,6 @@ def test_bf16_is_used_when_asked_for():
         train(Trainee(model.module, examples, loss), config, 0, SilentProgress(), "test")
         assert {parameter.dtype for parameter in model.module.parameters()} == {torch.float32}
     assert seen == {torch.bfloat16, torch.float32}
-
-
-@pytest.mark.parametrize(("present", "auto", "fastest"), [((), 0, 0), (("avx512_bf16",), 1, 0), (("amx_bf16",), 1, 1)])
-def test_the_processor_decides_on_bf16(
-    present: tuple[str, ...], auto: bool, fastest: bool, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(environment, "features", lambda: present)
-    assert uses_bf16("auto") == auto
-    assert uses_bf16("fastest") == fastest
 
 
 def test_predictions_come_in_the_order_given():

@@ -51,7 +51,8 @@ def teach(settings: Distillation, teacher: TorchModel, student: TorchModel, cont
     windows = lesson_windows(student.processor, settings, context)
     _check_length(windows, teacher, student)
     if settings.teacher_writes is not None:
-        windows, seconds = with_written(windows, settings.teacher_writes, teacher, student, context)
+        bf16 = uses_bf16(settings.precision)
+        windows, seconds = with_written(windows, settings.teacher_writes, teacher, student, context, bf16)
         settings = settings.less(seconds)
         length = settings.sequence_length or context.max_length
         check_enough(windows.train.inputs, windows.held_out.inputs, settings.batch_size, length)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ from compress.tasks.windows import cut, opening, spread
 from compress.training import processes
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from compress.checkpoints.torch_model import TorchModel
     from compress.stage.stage import Context
     from compress.training.distillation_config import TeacherWrites
@@ -37,11 +40,16 @@ _IDS, _SECONDS = "input_ids", "seconds"
 
 
 def with_written(
-    windows: Windows, settings: TeacherWrites, teacher: TorchModel, student: TorchModel, context: Context
+    windows: Windows,
+    settings: TeacherWrites,
+    teacher: TorchModel,
+    student: TorchModel,
+    context: Context,
+    bf16: bool = False,
 ) -> tuple[Windows, float]:
     """Windows to learn from of which the teacher wrote the ``share`` that is asked for, and the seconds it took to.
 
-    What it wrote is repeated as often as the share takes.
+    What it wrote is repeated as often as the share takes; with ``bf16`` a copy of it in bfloat16 writes.
 
     Behind beginnings of the text stand the teacher's likeliest tokens (Kim and Rush 2016, section 3.2), up to its end
     of text, and they alone count. The beginning of running text is an eighth of the window; of a conversation it is all
@@ -57,7 +65,7 @@ def with_written(
             expected="two models of one tokenizer",
             mend="leave teacher_writes out: text can be read by both",
         )
-    train, writer = windows.train, _Writer(teacher, context)
+    train, writer = windows.train, _Writer(teacher, context, bf16)
     length = len(train.inputs[0][_IDS])
     marks = np.ones((len(train), length), np.int64) if train.labels is None else train.labels
     text = [(one[_IDS], mark) for one, mark in zip(train.inputs, marks, strict=True)]
@@ -117,9 +125,9 @@ def _conversations(count: int, length: int, writer: _Writer) -> list[tuple[np.nd
 class _Writer:
     """A teacher that goes on with texts, some at a time; what it wrote lies in the stage's scratch folder."""
 
-    def __init__(self, teacher: TorchModel, context: Context) -> None:
+    def __init__(self, teacher: TorchModel, context: Context, bf16: bool) -> None:
         ends = teacher.module.generation_config.eos_token_id
-        self.teacher, self._context = teacher, context
+        self.teacher, self._context, self._bf16 = teacher, context, bf16
         self._positions = positions_of(teacher.module.config.to_dict())
         self._ends = set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
         self.filler = min(self._ends, default=0)
@@ -142,6 +150,11 @@ class _Writer:
         total = sum(map(len, found.values()))
         self._context.remark(f"distill: the teacher wrote {total:,} tokens, {len(found)} {what}")
         return [found[place] for place in range(len(begun))]
+
+    @cached_property
+    def _module(self) -> PreTrainedModel:
+        module = self.teacher.module.eval()
+        return copy.deepcopy(module).to(torch.bfloat16) if self._bf16 else module
 
     def _at_once(self, tokens: int) -> int:
         """How many texts of so many tokens, as if each of the heads had keys and values of its own in float32."""
@@ -177,7 +190,7 @@ class _Writer:
         for row, text in enumerate(begun):
             ids[row, longest - len(text) :] = torch.from_numpy(text)
             mask[row, longest - len(text) :] = 1
-        module = self.teacher.module.eval()
+        module = self._module
         given = {"input_ids": ids.to(module.device), "attention_mask": mask.to(module.device)}
         with torch.inference_mode(), torch.random.fork_rng():
             torch.manual_seed(self._context.seed + number)

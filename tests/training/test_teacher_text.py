@@ -141,6 +141,22 @@ def test_writing_is_part_of_a_budget_and_of_a_killed_one_too(
     assert refused.value.where == "budget"
 
 
+def test_a_copy_of_the_teacher_writes_in_bfloat16(
+    windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, plain = [], type(teacher.module).generate
+
+    def generate(self: Any, **given: Any) -> Any:
+        seen.append(self.dtype)
+        return plain(self, **given)
+
+    monkeypatch.setattr(type(teacher.module), "generate", generate)
+    given = windows, TeacherWrites(beginnings=4), teacher, teacher
+    for place, bf16 in enumerate((False, True)):
+        with_written(*given, context(source, tmp_path / str(place)), bf16)
+    assert seen == [torch.float32, torch.bfloat16] and teacher.module.dtype == torch.float32
+
+
 def test_the_stage_learns_from_it(source: Checkpoint, tmp_path: Path) -> None:
     fields: dict[str, Any] = {"teacher": "start", "student": {"layers": [0]}, "batch_size": 4, "learning_rate": 3e-3}
     lesson = {

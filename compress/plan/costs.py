@@ -35,7 +35,7 @@ _BEGINNING_SECONDS = 6.0
 """Libraries, data and the model's check before the first stage, and the report after the last."""
 _LAUNCH_SECONDS, _CALLS_A_LAUNCH = 0.35, 12
 """Of each model in each launch of the bench: its process's start, and rounds of calls that are made in any case."""
-_READ_BYTES_PER_SECOND, _OVER_PEAK = 1e10, 2.0
+_READ_BYTES_PER_SECOND, _OVER_PEAK = 1e10, 1.2
 """How fast a decoder's weights are read for a token, and how many times longer than at the peak rate a prompt takes."""
 _WRITTEN_AT_ONCE, _TOKEN_SECONDS = 8, 2e-3
 """Texts that are written together where they are judged, and what one more token of each takes."""

@@ -12,12 +12,12 @@ _FEWEST_ROUNDS = 5
 def machine_flops_per_second(budget_seconds: float = 0.02) -> float:
     """The best rate of an fp32 matrix product on one core within ``budget_seconds``, times the cores granted.
 
-    The matrices stay below the size from which OpenBLAS takes several threads, which stall each other where
-    a container grants fewer cores than it shows.
+    The matrices are the largest that OpenBLAS multiplies in one thread (2^18 multiplications): several stall each other
+    where other work goes on, or a container grants fewer cores than it shows, and are a thousand times as slow then.
     """
     import numpy as np
 
-    size = 96
+    size = 64
     left = np.full((size, size), 0.5, dtype=np.float32)
     left @ left  # the first product sets its library up, which may take longer than the whole budget
     rounds: list[float] = []

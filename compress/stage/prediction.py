@@ -59,7 +59,7 @@ class Shape:
         return replace(self, layers=layers, attention=attention, feed_forward=feed_forward, tensors=tensors)
 
 
-OF_ARITHMETIC = 0.7, 4.0
+OF_ARITHMETIC = 0.4, 2.4
 """Seconds by arithmetic alone are this many times too short or too long: small products and bytes moved cost more."""
 OF_HANDLING = 0.6, 1.8
 """The same of seconds by how stages of that kind went elsewhere."""

@@ -45,6 +45,8 @@ def main(
     write: Annotated[bool, typer.Option("--write", help="Put the figures into results/.")] = False,
 ) -> None:
     """Perplexity and seconds of each method, theirs and ours."""
+    if unknown := [name for name in patterns if name not in PATTERNS]:
+        raise typer.BadParameter(f"{', '.join(unknown)}; known are {', '.join(PATTERNS)}", param_hint="--pattern")
     quiet_libraries()
     rows = []
     with tempfile.TemporaryDirectory() as scratch:

@@ -165,7 +165,10 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
             from compress.checkpoints.processor import load_tokenizer
             from compress.training.lesson_windows import lesson_windows
 
-            lesson_windows(load_tokenizer(start), self, context)
+            tokenizer = load_tokenizer(start)
+            lesson_windows(tokenizer, self, context)
+            if self.teacher_writes is not None:
+                self.teacher_writes.check(tokenizer)
 
     def check_model(self, start: Path) -> None:
         """Raises `StageError` for an architecture whose config cannot say which layers are left."""

@@ -17,13 +17,16 @@ class Recovers(Recovery, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
     """A stage in which a quantized checkpoint learns from windows of text."""
 
     requires = frozenset({GENERATES})
-    later_fields = ("logits_weight", "labels_weight")
+    later_fields = ("logits_weight", "labels_weight", "teacher_writes")
 
     def check_data(self, start: Path, context: Context) -> None:
-        """Cut the text into windows."""
+        """Cut the text into windows, and see that the teacher can write."""
+        from compress.checkpoints.processor import load_tokenizer
         from compress.training.recovery import make_windows
 
         make_windows(Checkpoint(start), self, context)
+        if self.teacher_writes is not None:
+            self.teacher_writes.check(load_tokenizer(start))
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Every step has pupil and teacher; the files keep their size."""

@@ -12,6 +12,7 @@ from compress.stage.stage import SEARCH, Needs
 from compress.targets import find_processor
 from compress.tasks.capability import BY_PLACE, TAKES_IMAGES, Capabilities
 from compress.training.denoiser_config import DenoiserPruning
+from compress.training.writing_config import TEACHER_WRITES, TeacherWrites
 
 
 class Augment(Frozen):
@@ -99,6 +100,7 @@ class Recovery(Frozen):
     labels_weight: float = Field(
         0.0, ge=0, description="weight of the cross-entropy of the text itself, whose content is learned then"
     )
+    teacher_writes: TeacherWrites | None = TEACHER_WRITES
     steps: int = Field(100, ge=1, le=1_000_000, description="steps of training; more is better and takes longer")
     batch_size: int = Field(2, ge=1, description="windows a step")
     sequence_length: int = Field(512, ge=16, description="tokens of a window")

@@ -13,6 +13,7 @@ from compress.stage.stage import SEARCH
 from compress.training.config import FIRST_TOKEN_ONLY, Training
 from compress.training.denoiser_config import FeatureLosses, SmallDecoder
 from compress.training.fewer_steps_config import FewerSteps
+from compress.training.writing_config import TEACHER_WRITES, TeacherWrites
 
 
 class Student(Frozen):
@@ -38,31 +39,6 @@ class Student(Frozen):
         return self
 
 
-class TeacherWrites(Frozen):
-    """Windows that a teacher writes for its student."""
-
-    beginnings: int = Field(0, ge=0, description="windows of the text whose beginnings it goes on with")
-    conversations: int = Field(
-        0, ge=0, description="questions that it makes up, as its chat template has them, and answers"
-    )
-    share: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="of the windows that are learned, repeated as often as it takes; the text's are the rest",
-    )
-
-    @model_validator(mode="after")
-    def _something(self) -> Self:
-        if not (self.beginnings or self.conversations):
-            raise ValueError("beginnings, conversations, or both")
-        return self
-
-    def tokens(self, length: int) -> int:
-        """About how many it writes where windows have that ``length``: 200 a conversation."""
-        return self.beginnings * length + 200 * self.conversations
-
-
 class LanguageDistillation(Frozen):
     """What a language model's distillation has beside any other's: windows of text, and how tokens are compared."""
 
@@ -83,10 +59,7 @@ class LanguageDistillation(Frozen):
     tokens: int | None = Field(
         None, ge=1, description="language models: how many tokens are learned from, in place of epochs"
     )
-    teacher_writes: TeacherWrites | None = Field(
-        None,
-        description="language models: learn from what the teacher writes itself, in place of the text or beside it",
-    )
+    teacher_writes: TeacherWrites | None = TEACHER_WRITES
     gradient_checkpointing: bool = Field(
         False, description="language models: compute blocks again on the way back, for less memory and more time"
     )

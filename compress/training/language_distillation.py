@@ -25,7 +25,7 @@ from compress.training.lesson_windows import Windows, check_enough, lesson_windo
 from compress.training.loop import Trainee, train
 from compress.training.pupil import Pupil
 from compress.training.quantized_recovery import adapt
-from compress.training.recovery import Body, Judge, Quality, Recovered, head_of
+from compress.training.recovery import Body, Judge, Quality, Recovered, head_of, token_shares
 from compress.training.sharding import Sharded
 from compress.training.shared_parts import block_pairs, shared_tokens
 from compress.training.teacher_states import TeacherStates, has_room, states_key
@@ -52,7 +52,7 @@ def teach(settings: Distillation, teacher: TorchModel, student: TorchModel, cont
     _check_length(windows, teacher, student)
     if settings.teacher_writes is not None:
         bf16 = uses_bf16(settings.precision)
-        windows, seconds = with_written(windows, settings.teacher_writes, teacher, student, context, bf16)
+        windows, seconds = with_written(windows, settings.teacher_writes, teacher, student.processor, context, bf16)
         settings = settings.less(seconds)
         length = settings.sequence_length or context.max_length
         check_enough(windows.train.inputs, windows.held_out.inputs, settings.batch_size, length)
@@ -213,15 +213,8 @@ class LanguageLesson:
         """The batch in parts of `_AT_ONCE` tokens, with the share of the loss that each token has."""
         ids = batch["input_ids"]
         counted = batch.pop("labels", None)
-        each = torch.ones(ids.shape, device=ids.device)
         following = ids.roll(-1, 1)
-        labels_each = each.clone()
-        labels_each[:, -1] = 0
-        if counted is not None:
-            # What counts is the token that follows; the last one's is in another window.
-            labels_each *= counted.roll(-1, 1)
-            each = labels_each.clone()
-        each, labels_each = (share / processes.mean(share.sum()).clamp(min=1) for share in (each, labels_each))
+        each, labels_each = token_shares(ids, counted)
         size = max(1, _AT_ONCE // ids.shape[1])
         parts = (slice(start, start + size) for start in range(0, len(ids), size))
         return [

@@ -20,13 +20,17 @@ from compress.checkpoints.adapter import (
     write_adapter,
 )
 from compress.checkpoints.checkpoint import TABLES, QuantizedCheckpoint
+from compress.checkpoints.processor import load_tokenizer
 from compress.checkpoints.quantized_module import empty_module, grids, learn_vectors, load_module
 from compress.checkpoints.safetensors_file import read_tensor
 from compress.checkpoints.shards import write_changed
+from compress.compute_device import uses_bf16
 from compress.errors import StageError
 from compress.training.config import AdapterTraining, ScaleTuning
+from compress.training.lesson_windows import check_enough
 from compress.training.processes import is_first
 from compress.training.recovery import Lesson, make_windows
+from compress.training.teacher_text import with_written
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -40,15 +44,25 @@ def tune_scales(checkpoint: QuantizedCheckpoint, settings: ScaleTuning, context:
 
     Of several processes the first one writes it.
     """
-    windows = make_windows(checkpoint, settings, context)
     module = load_module(checkpoint)
     learn(module, checkpoint, settings)
-    Lesson.between(module, context.earlier(settings.teacher), windows, settings).teach(context, "tune_scales")
+    _lesson(module, checkpoint, settings, context).teach(context, "tune_scales")
     if not is_first():
         return checkpoint
     folder = _empty(context.scratch / "tuned")
     write_changed(checkpoint, folder, *tuned_tensors(module, checkpoint))
     return QuantizedCheckpoint(folder)
+
+
+def _lesson(
+    module: PreTrainedModel, checkpoint: QuantizedCheckpoint, settings: ScaleTuning | AdapterTraining, context: Context
+) -> Lesson:
+    windows, teacher = make_windows(checkpoint, settings, context), context.earlier(settings.teacher)
+    if settings.teacher_writes is not None:
+        tokenizer, bf16 = load_tokenizer(checkpoint.folder), uses_bf16(settings.precision)
+        windows, _ = with_written(windows, settings.teacher_writes, teacher, tokenizer, context, bf16)
+        check_enough(windows.train.inputs, windows.held_out.inputs, settings.batch_size, settings.sequence_length)
+    return Lesson.between(module, teacher, windows, settings)
 
 
 def learn(module: nn.Module, checkpoint: QuantizedCheckpoint, settings: ScaleTuning) -> None:
@@ -100,10 +114,9 @@ def train_adapter(checkpoint: QuantizedCheckpoint, settings: AdapterTraining, co
     Of several processes the first one writes it.
     """
     refuse_second(checkpoint.folder)
-    windows = make_windows(checkpoint, settings, context)
     module = load_module(checkpoint)
     adapted = adapt(module, settings, context.seed)
-    Lesson.between(module, context.earlier(settings.teacher), windows, settings).teach(context, "lora")
+    _lesson(module, checkpoint, settings, context).teach(context, "lora")
     if not is_first():
         return checkpoint
     folder = _copy(checkpoint, context.scratch)

@@ -87,6 +87,22 @@ def make_windows(checkpoint: Checkpoint, settings: Recovery, context: Context) -
     return Windows(Examples(learned, {"input_ids": 0}), Examples([judged[i] for i in chosen], {"input_ids": 0}))
 
 
+def token_shares(ids: torch.Tensor, counted: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """What each token of ``ids`` [B, L] has of a loss on predictions, and of one on the tokens that follow; [B, L].
+
+    Either sums to 1 over the batch, of all processes' on average. ``counted`` is 1 where a token is to be learned: what
+    counts then is the prediction of it, one place before. The last token of a window is followed by none.
+    """
+    each = torch.ones(ids.shape, device=ids.device)
+    labels_each = each.clone()
+    labels_each[:, -1] = 0
+    if counted is not None:
+        labels_each *= counted.roll(-1, 1)
+        each = labels_each.clone()
+    each, labels_each = (share / processes.mean(share.sum()).clamp(min=1) for share in (each, labels_each))
+    return each, labels_each
+
+
 class Body(nn.Module):
     """A causal model without its head: token ids [B, L] -> hidden states [B, L, W].
 
@@ -284,13 +300,13 @@ class Lesson:
         settings, ids = self.settings, batch["input_ids"]
         states = head_of(self.pupil, module(ids), self.dtype)
         taught = head_of(self.teacher, self._taught(batch), self.dtype) if settings.logits_weight else None
-        if taught is not None and not settings.labels_weight:
+        counted = batch.get("labels")
+        if taught is not None and not settings.labels_weight and counted is None:
             return settings.logits_weight * head_divergence(states, taught)
-        each = torch.full((ids.numel(),), settings.logits_weight / ids.numel(), device=ids.device)
-        follows = torch.ones(ids.shape, device=ids.device)
-        follows[:, -1] = 0  # what the roll puts there is the window's first token
-        labels_each = settings.labels_weight * follows.flatten() / follows.sum()
-        return head_loss(states, taught, HeadLoss(Divergence(), each, ids.roll(-1, 1).flatten(), labels_each))
+        each, labels_each = (share.flatten() for share in token_shares(ids, counted))
+        weights = settings.logits_weight * each, settings.labels_weight * labels_each
+        following = ids.roll(-1, 1).flatten() if settings.labels_weight else None
+        return head_loss(states, taught, HeadLoss(Divergence(), weights[0], following, weights[1]))
 
     @torch.no_grad()
     def _taught(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:

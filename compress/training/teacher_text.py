@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from compress.checkpoints.torch_model import TorchModel
     from compress.stage.stage import Context
-    from compress.training.distillation_config import TeacherWrites
     from compress.training.lesson_windows import Windows
+    from compress.training.writing_config import TeacherWrites
 
 _AT_ONCE, _CACHE_BYTES = 64, 2e9
 """Texts that are written together, at most, and what their keys and values may take."""
@@ -43,13 +43,14 @@ def with_written(
     windows: Windows,
     settings: TeacherWrites,
     teacher: TorchModel,
-    student: TorchModel,
+    tokenizer: Any,
     context: Context,
     bf16: bool = False,
 ) -> tuple[Windows, float]:
     """Windows to learn from of which the teacher wrote the ``share`` that is asked for, and the seconds it took to.
 
-    What it wrote is repeated as often as the share takes; with ``bf16`` a copy of it in bfloat16 writes.
+    What it wrote is repeated as often as the share takes; with ``bf16`` a copy of it in bfloat16 writes. ``tokenizer``
+    is the student's.
 
     Behind beginnings of the text stand the teacher's likeliest tokens (Kim and Rush 2016, section 3.2), up to its end
     of text, and they alone count. The beginning of running text is an eighth of the window; of a conversation it is all
@@ -58,7 +59,7 @@ def with_written(
     that come to no end are left out, unless none does. What was written before a kill is not written again. Raises
     `StageError` where the two models have other tokens, and `DataError` without a chat template.
     """
-    if teacher.processor.get_vocab() != student.processor.get_vocab():
+    if teacher.processor.get_vocab() != tokenizer.get_vocab():
         raise StageError(
             "The teacher and the student have other tokens, so that one cannot read what the other writes.",
             where="teacher_writes",

@@ -115,19 +115,27 @@ def test_the_judge_is_the_mean_over_held_out_tokens(
     assert len(windows.held_out) == QUICK["validation_windows"]
 
 
+@pytest.mark.parametrize("given", [0, 9])
 @pytest.mark.parametrize(("logits", "labels"), [(1.0, 0.0), (0.0, 1.0), (0.7, 0.3)])
 def test_the_loss_is_the_two_sums_as_weighted(
-    logits: float, labels: float, start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path
+    logits: float, labels: float, given: int, start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path
 ) -> None:
+    """Of all tokens, or of those alone that the teacher wrote behind some that were ``given``."""
     stage = TuneScales(**QUICK, logits_weight=logits, labels_weight=labels)
     made = context(source, tmp_path / "scratch")
     module, teacher = load_module(start), made.earlier("start")
     learn(module, start, stage)
     lesson = Lesson.between(module, teacher, make_windows(start, stage, made), stage)
-    mine = lesson.loss(lesson.pupil, {"input_ids": IDS, "index": torch.arange(2)})
+    counted = torch.ones_like(IDS)
+    counted[:, :given] = 0
+    batch = {"input_ids": IDS, "index": torch.arange(2)} | ({"labels": counted} if given else {})
+    mine = lesson.loss(lesson.pupil, batch)
     slopes = torch.autograd.grad(mine, [p for p in module.parameters() if p.requires_grad])
-    answers = module(input_ids=IDS, labels=IDS)
-    log_mine, log_theirs = answers.logits.log_softmax(-1), teacher.module(input_ids=IDS).logits.log_softmax(-1)
+    answers = module(input_ids=IDS, labels=IDS.masked_fill(counted == 0, -100))
+    told = slice(given - 1, -1) if given else slice(None)
+    log_mine, log_theirs = (
+        logits[:, told].log_softmax(-1) for logits in (answers.logits, teacher.module(input_ids=IDS).logits)
+    )
     apart = torch.nn.functional.kl_div(log_mine, log_theirs, reduction="none", log_target=True).sum(-1).mean()
     expected = logits * apart + labels * answers.loss
     torch.testing.assert_close(mine, expected.detach(), rtol=1e-5, atol=0)
@@ -148,6 +156,19 @@ def test_it_can_learn_the_text_beside_the_teacher(
             return float(load_module(tuned)(input_ids=ids, labels=ids).loss)
 
     assert loss(1.0) < loss(0.0) - 0.2
+
+
+def test_it_can_learn_what_its_teacher_writes(start: QuantizedCheckpoint, source: Checkpoint, tmp_path: Path) -> None:
+    """On what the teacher says behind beginnings of the text, which no window of the text has, it comes nearer."""
+    wrote = {"teacher_writes": {"beginnings": 24}}
+    tuned = [tune(start, source, tmp_path / str(place), **more) for place, more in enumerate(({}, wrote))]
+    (kept,) = (tmp_path / "1").glob("written-beginnings-0.safetensors")
+    assert kept.is_file() and not list((tmp_path / "0").glob("written-*"))
+    assert digest_directory(tuned[0].folder) != digest_directory(tuned[1].folder)
+    assert divergence(tuned[1], source) < 0.8 * divergence(start, source)
+    (source.folder / "chat_template.jinja").unlink()
+    with pytest.raises(DataError, match="no chat template"):
+        TuneScales(**QUICK, teacher_writes={"conversations": 2}).check_data(source.folder, context(source, tmp_path))
 
 
 def test_without_any_weight_there_is_nothing_to_learn() -> None:

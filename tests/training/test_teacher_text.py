@@ -20,17 +20,17 @@ from compress.stages.distill import Distill
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples
 from compress.training import teacher_text
-from compress.training.distillation_config import TeacherWrites
 from compress.training.lesson_windows import Windows, lesson_windows
 from compress.training.teacher_text import with_written
+from compress.training.writing_config import TeacherWrites
 
 TASK = get_task("text-generation")
 STAGE = Distill(teacher="start", batch_size=4, precision="fp32")
 
 
-def lesson_text(*given: Any) -> Windows:
-    """The windows, without the seconds that it took."""
-    return with_written(*given)[0]
+def lesson_text(windows: Windows, settings: TeacherWrites, teacher: TorchModel, made: Any) -> Windows:
+    """The windows, without the seconds that it took, of a student with the same tokens."""
+    return with_written(windows, settings, teacher, teacher.processor, made)[0]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_running_text_is_gone_on_with_behind_its_eighth(
     monkeypatch.setattr(teacher_text, "_AT_ONCE", 4)
     teacher.module.generation_config.eos_token_id = None
     made = context(source, tmp_path)
-    found = lesson_text(windows, TeacherWrites(beginnings=6), teacher, teacher, made)
+    found = lesson_text(windows, TeacherWrites(beginnings=6), teacher, made)
     assert len(found.train) == 6 and found.held_out is windows.held_out and found.train.labels is not None
     first, last = windows.train.inputs[0]["input_ids"], windows.train.inputs[-1]["input_ids"]
     for place, text in ((0, first), (-1, last)):
@@ -83,7 +83,10 @@ def test_of_a_conversation_all_before_the_answer_is_given(
         marks[row, start:] = 1
     three = Examples(list(windows.train.inputs[:3]), {"input_ids": 0}, marks)
     found = lesson_text(
-        replace(windows, train=three), TeacherWrites(beginnings=3), teacher, teacher, context(source, tmp_path)
+        replace(windows, train=three),
+        TeacherWrites(beginnings=3),
+        teacher,
+        context(source, tmp_path),
     ).train
     for row, start in enumerate((9, 3, LENGTH - 1)):
         assert found.inputs[row]["input_ids"].tolist() == alone(teacher, three.inputs[row]["input_ids"][:start])
@@ -98,7 +101,7 @@ def test_nothing_counts_behind_the_end_of_a_text(
     end = plain[LENGTH // 8 + 3]
     stops = plain.index(end, LENGTH // 8)
     teacher.module.generation_config.eos_token_id = [end]
-    found = lesson_text(windows, TeacherWrites(beginnings=5), teacher, teacher, context(source, tmp_path)).train
+    found = lesson_text(windows, TeacherWrites(beginnings=5), teacher, context(source, tmp_path)).train
     assert found.inputs[0]["input_ids"][: stops + 1].tolist() == plain[: stops + 1]
     assert found.labels is not None
     assert np.flatnonzero(found.labels[0]).tolist() == list(range(LENGTH // 8, stops + 1))
@@ -119,10 +122,10 @@ def test_what_was_written_before_a_kill_is_not_written_again(
 
     monkeypatch.setattr(teacher.module, "generate", killed)
     with pytest.raises(KeyboardInterrupt):
-        lesson_text(windows, TeacherWrites(beginnings=8), teacher, teacher, made)
-    again = lesson_text(windows, TeacherWrites(beginnings=8), teacher, teacher, made)
+        lesson_text(windows, TeacherWrites(beginnings=8), teacher, made)
+    again = lesson_text(windows, TeacherWrites(beginnings=8), teacher, made)
     assert calls == 3
-    whole = lesson_text(windows, TeacherWrites(beginnings=8), teacher, teacher, context(source, tmp_path / "another"))
+    whole = lesson_text(windows, TeacherWrites(beginnings=8), teacher, context(source, tmp_path / "another"))
     for one, other in zip(again.train.inputs, whole.train.inputs, strict=True):
         assert np.array_equal(one["input_ids"], other["input_ids"])
 
@@ -130,7 +133,7 @@ def test_what_was_written_before_a_kill_is_not_written_again(
 def test_writing_is_part_of_a_budget_and_of_a_killed_one_too(
     windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path
 ) -> None:
-    given = windows, TeacherWrites(beginnings=8), teacher, teacher, context(source, tmp_path)
+    given = windows, TeacherWrites(beginnings=8), teacher, teacher.processor, context(source, tmp_path)
     (_, seconds), (_, again) = with_written(*given), with_written(*given)
     assert 0 < seconds == again
     assert STAGE.less(seconds) is STAGE
@@ -151,7 +154,7 @@ def test_a_copy_of_the_teacher_writes_in_bfloat16(
         return plain(self, **given)
 
     monkeypatch.setattr(type(teacher.module), "generate", generate)
-    given = windows, TeacherWrites(beginnings=4), teacher, teacher
+    given = windows, TeacherWrites(beginnings=4), teacher, teacher.processor
     for place, bf16 in enumerate((False, True)):
         with_written(*given, context(source, tmp_path / str(place)), bf16)
     assert seen == [torch.float32, torch.bfloat16] and teacher.module.dtype == torch.float32
@@ -179,14 +182,14 @@ def test_who_cannot_read_what_the_other_writes_is_refused(
     other = TorchModel.load(source.folder, TASK)
     other.processor.add_tokens(["another"])
     with pytest.raises(StageError, match="other tokens") as refused:
-        lesson_text(windows, TeacherWrites(beginnings=4), teacher, other, context(source, tmp_path))
+        with_written(windows, TeacherWrites(beginnings=4), teacher, other.processor, context(source, tmp_path))
     assert refused.value.where == "teacher_writes"
     with pytest.raises(ValidationError, match="beginnings, conversations, or both"):
         TeacherWrites()
     model = TorchModel.load(source.folder, TASK)
     teacher.processor.chat_template = None
     with pytest.raises(DataError, match="no chat template"):
-        lesson_text(windows, TeacherWrites(conversations=4), teacher, model, context(source, tmp_path))
+        with_written(windows, TeacherWrites(conversations=4), teacher, model.processor, context(source, tmp_path))
     alone = STAGE.model_copy(update={"teacher_writes": TeacherWrites(beginnings=3)})
     with pytest.raises(DataError, match="too short: 3 windows"):
         alone.run(model, context(source, tmp_path))
@@ -202,7 +205,7 @@ def test_conversations_are_questions_of_its_own_with_its_own_answers(
     teacher.processor.chat_template = TEMPLATE
     teacher.module.generation_config.eos_token_id = teacher.processor.eos_token_id
     made = context(source, tmp_path)
-    found = lesson_text(windows, TeacherWrites(conversations=20), teacher, teacher, made).train
+    found = lesson_text(windows, TeacherWrites(conversations=20), teacher, made).train
     counts = [said.split(", ")[-1] for said in made.remarks]
     # One of the questions that were drawn is nothing but the end of a text.
     assert found.labels is None and counts == ["20 questions", "19 answers"]
@@ -219,9 +222,7 @@ def test_conversations_are_questions_of_its_own_with_its_own_answers(
         for more in range(4):
             logits = teacher.module(input_ids=torch.from_numpy(ids[None, : place + more])).logits
             assert int(logits[0, -1].argmax()) == ids[place + more]
-    again = lesson_text(
-        windows, TeacherWrites(conversations=20), teacher, teacher, context(source, tmp_path / "2")
-    ).train
+    again = lesson_text(windows, TeacherWrites(conversations=20), teacher, context(source, tmp_path / "2")).train
     assert np.array_equal(np.concatenate([one["input_ids"] for one in again.inputs]), ids)
 
 
@@ -237,7 +238,7 @@ def test_answers_that_come_to_no_end_are_left_out(
         return [np.array(ids or [5, 6, end]) for ids in wrote[what] or [[]] * 3]
 
     monkeypatch.setattr(teacher_text._Writer, "write", write)
-    found = lesson_text(windows, TeacherWrites(conversations=3), teacher, teacher, context(source, tmp_path)).train
+    found = lesson_text(windows, TeacherWrites(conversations=3), teacher, context(source, tmp_path)).train
     read = np.concatenate([one["input_ids"] for one in found.inputs])
     assert (read == 7).sum() == 40 and not (read == 8).any() and (read == end).sum() >= 2
 
@@ -246,7 +247,7 @@ def test_what_is_written_has_its_share_beside_the_text(
     windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path
 ) -> None:
     settings, text = TeacherWrites(beginnings=3, share=0.25), len(windows.train)
-    found = lesson_text(windows, settings, teacher, teacher, context(source, tmp_path)).train
+    found = lesson_text(windows, settings, teacher, context(source, tmp_path)).train
     assert len(found) == text + round(text / 3) and found.labels is not None
     assert all(found.inputs[place]["input_ids"] is windows.train.inputs[place]["input_ids"] for place in range(text))
     assert found.labels[:text].all() and not found.labels[text:, 0].any()

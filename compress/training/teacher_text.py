@@ -123,6 +123,11 @@ def _conversations(count: int, length: int, writer: _Writer) -> list[tuple[np.nd
     return [(window, np.ones(length, np.int64)) for window in windows]
 
 
+def _timed(make: Callable[[], list[np.ndarray]]) -> tuple[list[np.ndarray], float]:
+    began = time.monotonic()
+    return make(), time.monotonic() - began
+
+
 class _Writer:
     """A teacher that goes on with texts, some at a time; what it wrote lies in the stage's scratch folder."""
 
@@ -165,19 +170,15 @@ class _Writer:
 
     def _kept(self, name: str, make: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:
         file = self._context.scratch / f"written-{name}.safetensors"
-        if processes.several() or not file.is_file():
-            began = time.monotonic()
-            made = make()
-            took = time.monotonic() - began
-            if processes.several():
-                self.seconds += took
-                return made
+        if processes.several():
+            made, seconds = _timed(make)
+            self.seconds += seconds
+            return made
+        if not file.is_file():
+            made, seconds = _timed(make)
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(
-                file,
-                {str(place): torch.from_numpy(row) for place, row in enumerate(made)},
-                {_SECONDS: str(took)},
-            )
+            rows = {str(place): torch.from_numpy(row) for place, row in enumerate(made)}
+            write_whole(file, rows, {_SECONDS: str(seconds)})
         with safe_open(file, framework="np") as kept:
             self.seconds += float(kept.metadata()[_SECONDS])
             return [kept.get_tensor(str(place)) for place in range(len(kept.keys()))]

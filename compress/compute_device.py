@@ -144,7 +144,12 @@ def has_fast_bf16() -> bool:
             rounds.append(time.perf_counter() - start)
         return min(rounds)
 
-    return seconds(torch.float32) > _BF16_GAIN * seconds(torch.bfloat16)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several wait for each other where something else computes
+    try:
+        return seconds(torch.float32) > _BF16_GAIN * seconds(torch.bfloat16)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def uses_bf16(precision: str) -> bool:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from compress.compute_device import CPU, current_device
 
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
+
+Found = TypeVar("Found")
 
 
 def count() -> int:
@@ -25,6 +27,24 @@ def several() -> bool:
 def is_first() -> bool:
     """Whether this is the process that writes, measures and reports."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def is_mine(place: int) -> bool:
+    """Whether this process does the work with that number, of work that they share."""
+    return place % count() == int(os.environ.get("RANK", "0"))
+
+
+def together(found: dict[int, Found]) -> dict[int, Found]:
+    """What all processes have found, in every process."""
+    if not several():
+        return found
+    from accelerate.utils import gather_object
+
+    accelerator()
+    merged: dict[int, Found] = {}
+    for each in gather_object([found]):
+        merged |= each
+    return merged
 
 
 def own_device(device: str) -> str:

@@ -123,13 +123,11 @@ def _conversations(count: int, length: int, writer: _Writer) -> list[tuple[np.nd
     return [(window, np.ones(length, np.int64)) for window in windows]
 
 
-def _timed(make: Callable[[], list[np.ndarray]]) -> tuple[list[np.ndarray], float]:
-    began = time.monotonic()
-    return make(), time.monotonic() - began
-
-
 class _Writer:
-    """A teacher that goes on with texts, some at a time; what it wrote lies in the stage's scratch folder."""
+    """A teacher that goes on with texts, some at a time; what it wrote lies in the stage's scratch folder.
+
+    Each of several processes writes some of them.
+    """
 
     def __init__(self, teacher: TorchModel, context: Context, bf16: bool) -> None:
         ends = teacher.module.generation_config.eos_token_id
@@ -145,16 +143,19 @@ class _Writer:
         # Those that are as long are written together, so that few tokens fill up.
         order = sorted(range(len(begun)), key=lambda place: len(begun[place]))
         size = self._at_once(max((len(each) + more for each, more in zip(begun, room, strict=True)), default=1))
-        parts = [order[start : start + size] for start in range(0, len(order), size)]
+        size = max(1, min(size, -(-len(order) // processes.count())))
+        parts = list(enumerate(order[start : start + size] for start in range(0, len(order), size)))
+        mine = [part for part in parts if processes.is_mine(part[0])]
         found: dict[int, np.ndarray] = {}
-        for number, places in enumerate(self._context.progress.track(parts, f"the teacher writes {what}", len(parts))):
+        for number, places in self._context.progress.track(mine, f"the teacher writes {what}", len(mine)):
             texts, most = [begun[place] for place in places], max(room[place] for place in places)
             if self._positions is not None:
                 most = min(most, self._positions - max(map(len, texts)))
-            rows = self._kept(f"{what}-{number}", partial(self._written, texts, most, number, options))
+            rows = self._kept(f"{what}-{size}-{number}", partial(self._written, texts, most, number, options))
             found |= {place: row[: room[place]] for place, row in zip(places, rows, strict=True)}
+        found = processes.together(found)
         total = sum(map(len, found.values()))
-        self._context.remark(f"distill: the teacher wrote {total:,} tokens, {len(found)} {what}")
+        self._context.remark(f"the teacher wrote {total:,} tokens, {len(found)} {what}")
         return [found[place] for place in range(len(begun))]
 
     @cached_property
@@ -170,14 +171,11 @@ class _Writer:
 
     def _kept(self, name: str, make: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:
         file = self._context.scratch / f"written-{name}.safetensors"
-        if processes.several():
-            made, seconds = _timed(make)
-            self.seconds += seconds
-            return made
         if not file.is_file():
-            made, seconds = _timed(make)
+            began = time.monotonic()
+            rows = {str(place): torch.from_numpy(row) for place, row in enumerate(make())}
+            seconds = time.monotonic() - began
             file.parent.mkdir(parents=True, exist_ok=True)
-            rows = {str(place): torch.from_numpy(row) for place, row in enumerate(made)}
             write_whole(file, rows, {_SECONDS: str(seconds)})
         with safe_open(file, framework="np") as kept:
             self.seconds += float(kept.metadata()[_SECONDS])

@@ -162,7 +162,7 @@ def test_it_can_learn_what_its_teacher_writes(start: QuantizedCheckpoint, source
     """On what the teacher says behind beginnings of the text, which no window of the text has, it comes nearer."""
     wrote = {"teacher_writes": {"beginnings": 24}}
     tuned = [tune(start, source, tmp_path / str(place), **more) for place, more in enumerate(({}, wrote))]
-    (kept,) = (tmp_path / "1").glob("written-beginnings-0.safetensors")
+    (kept,) = (tmp_path / "1").glob("written-beginnings-*")
     assert kept.is_file() and not list((tmp_path / "0").glob("written-*"))
     assert digest_directory(tuned[0].folder) != digest_directory(tuned[1].folder)
     assert divergence(tuned[1], source) < 0.8 * divergence(start, source)

@@ -71,7 +71,7 @@ def test_running_text_is_gone_on_with_behind_its_eighth(
         written = found.train.inputs[place]["input_ids"].tolist()
         assert written == alone(teacher, text[: LENGTH // 8]) != text.tolist()
     assert (found.train.labels.sum(1) == LENGTH - LENGTH // 8).all() and not found.train.labels[:, : LENGTH // 8].any()
-    assert made.remarks == [f"distill: the teacher wrote {6 * (LENGTH - LENGTH // 8)} tokens, 6 beginnings"]
+    assert made.remarks == [f"the teacher wrote {6 * (LENGTH - LENGTH // 8)} tokens, 6 beginnings"]
 
 
 def test_of_a_conversation_all_before_the_answer_is_given(

@@ -81,7 +81,11 @@ _KNOWN = {
         _quality("next_token_accuracy", "Next token right"),
         _quality("choice_accuracy", "Choices right"),
         _quality("choice_accuracy_normalized", "Choices right, by length"),
-        replace(_error("answer_perplexity", "Perplexity of the baseline's answers", "plain"), exponential=True),
+        replace(
+            _error("answer_perplexity", "Perplexity of the baseline's answers", "plain"),
+            exponential=True,
+            quality=False,  # beside the task's own, as what is written is
+        ),
         _quality("instructions_followed", "Instructions followed"),
         replace(_quality("checks_passed", "Checks of answers passed"), quality=False),
         _quality("mean_reciprocal_rank", "Mean reciprocal rank"),

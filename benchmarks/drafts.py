@@ -87,7 +87,8 @@ def in_openvino(target: Path, draft: Path | None, ahead: int, threads: int) -> W
     # keys and values always: 3 of 20 answers of the pair were others. Of the draft that costs acceptance alone.
     exact = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0, "KV_CACHE_PRECISION": "f32"}
     own = {"INFERENCE_NUM_THREADS": threads}
-    beside = {} if draft is None else {"draft_model": genai.draft_model(str(draft), "CPU", **own)}
+    roughly = {**own, "KV_CACHE_PRECISION": "u8"}  # of which a file in fp32 says f32, which bf16 arithmetic refuses
+    beside = {} if draft is None else {"draft_model": genai.draft_model(str(draft), "CPU", **roughly)}
     pipeline = genai.LLMPipeline(str(target), "CPU", scheduler_config=genai.SchedulerConfig(), **own, **exact, **beside)
 
     def write(ids: Sequence[int], tokens: int) -> Reply:

@@ -16,6 +16,7 @@ from safetensors import safe_open
 
 from compress.checkpoints.config_check import positions_of
 from compress.checkpoints.shards import write_whole
+from compress.compute_device import CPU
 from compress.errors import DataError, StageError
 from compress.tasks.conversations import asked, before_question
 from compress.tasks.task import Examples
@@ -192,7 +193,8 @@ class _Writer:
             mask[row, longest - len(text) :] = 1
         module = self._module
         given = {"input_ids": ids.to(module.device), "attention_mask": mask.to(module.device)}
-        with torch.inference_mode(), torch.random.fork_rng():
+        others = [] if module.device.type == CPU else [module.device]
+        with torch.inference_mode(), torch.random.fork_rng(others, device_type=module.device.type):
             torch.manual_seed(self._context.seed + number)
             found = module.generate(
                 **given, max_new_tokens=room, pad_token_id=self.filler, **({"do_sample": False} | options)

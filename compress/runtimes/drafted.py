@@ -36,16 +36,15 @@ def alike(read: Sequence[int], ids: Sequence[int]) -> int:
 class DraftedDecoder:
     """The same tokens with a draft, which writes some ahead; the model reads them at once and keeps those that are its.
 
-    Speculative decoding (Leviathan et al. 2023, algorithm 1, of the likeliest tokens). As in llama.cpp the draft stops
-    where it is unsure. ``drafted`` and ``accepted`` count tokens since this was made, ``readings`` how often the model
-    read behind a prompt; of one reading it has to answer `ahead` tokens and one more.
+    Speculative decoding (Leviathan et al. 2023, algorithm 1, of the likeliest tokens). The draft goes on where it is
+    unsure too: to stop there cost up to a fifth of the speed. ``drafted`` and ``accepted`` count tokens since this was
+    made, ``readings`` how often the model read behind a prompt; of one reading it has to answer `ahead` tokens and one
+    more.
     """
 
     cached = True
     ahead: ClassVar[int] = 4
-    """Tokens that are drafted at most."""
-    least: ClassVar[float] = 0.5
-    """Probability below which the draft's own token is not worth reading."""
+    """Tokens that are drafted for a reading."""
 
     def __init__(self, model: Reader, draft: Reader, where: str) -> None:
         """``where`` names the model in messages. Raises `ModelError` where they have not the same tokens."""
@@ -91,8 +90,5 @@ class DraftedDecoder:
         found: list[int] = []
         while len(found) < self.ahead:
             logits = self._draft.read([*self._ids, *found])[-1]
-            token = likeliest(logits, self._where)
-            if 1 / np.exp(logits - logits[token]).sum() < self.least:
-                break
-            found.append(token)
+            found.append(likeliest(logits, self._where))
         return found

@@ -54,11 +54,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return Pair(tmp_path_factory.mktemp("pair"))
 
 
-@pytest.fixture(autouse=True)
-def never_unsure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(DraftedDecoder, "least", 0.0)
-
-
 def prompt(length: int, seed: int = 0) -> list[int]:
     found: list[int] = np.random.default_rng(seed).integers(3, ROWS, length).tolist()
     return found
@@ -102,13 +97,6 @@ def test_what_is_accepted_is_what_both_would_have_written(pair: Pair) -> None:
         text += own[: right + 1]
     assert text[len(ids) : len(ids) + 60] == found
     assert (drafted.readings, drafted.accepted, drafted.drafted) == (readings, accepted, proposed)
-
-
-def test_an_unsure_draft_writes_nothing(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(DraftedDecoder, "least", 1.1)
-    drafted = pair.drafted("source")
-    assert written(drafted, prompt(7)) == written(pair.alone(), prompt(7))
-    assert drafted.drafted == 0 and drafted.readings == WORDS - 1
 
 
 def test_somebody_who_goes_another_way_is_followed(pair: Pair) -> None:

@@ -60,14 +60,11 @@ def prompt(length: int, seed: int = 0) -> list[int]:
     return found
 
 
-def test_the_runtime_takes_the_draft_and_the_tokens_are_the_models(
-    shipped: tuple[Path, tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_runtime_takes_the_draft_and_the_tokens_are_the_models(shipped: tuple[Path, tuple[str, ...]]) -> None:
     folder, remarks = shipped
     assert any("writes what the model alone writes behind 8 of 8 beginnings" in said for said in remarks)
     session: Any = get_runtime("openvino").open(folder, TARGETS["openvino"], 1)
     assert session.settings["draft"] == "draft" and session.settings["drafted_tokens"] == 4
-    monkeypatch.setattr(DraftedDecoder, "least", 0.0)
     exact = open_stateful(folder / IR_FILE, 1, exact=True)
     pair = exact.decoder()
     assert isinstance(pair, DraftedDecoder) and isinstance(pair, ComesInBursts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,13 +12,10 @@ from compress.data.instructions import Instruction
 from compress.evaluation.evaluate import share_row
 from compress.evaluation.generate import Step, continue_prompts
 from compress.measurement import Measurement
-from compress.numerics.calibration import mean_interval
 from compress.progress import Progress
 from compress.targets import Target
-from compress.tasks.conversations import asked
-
-_SEED = 0
-ANSWER_PERPLEXITY = "answer_perplexity"
+from compress.tasks.conversations import asked, has_template
+from compress.tasks.text_generation import perplexity_row
 
 
 def answers_of(
@@ -43,7 +39,7 @@ def answers_of(
 
 def chats(artifact: Path) -> bool:
     """Whether a model's tokenizer says how a chat with it is written."""
-    return getattr(load_tokenizer(artifact), "chat_template", None) is not None
+    return has_template(load_tokenizer(artifact))
 
 
 def turns_of(artifact: Path, questions: Sequence[str]) -> list[list[int]]:
@@ -56,17 +52,13 @@ def turns_of(artifact: Path, questions: Sequence[str]) -> list[list[int]]:
 def answer_perplexity(steps: Sequence[Sequence[Step]], tokens: Sequence[int], model: str, target: str) -> Measurement:
     """How perplexed a model is by answers whose ``steps`` it gave, by token of the ``tokens`` that the baseline wrote.
 
-    e to the mean over answers of their loss by token, with its interval over answers; the raw outcomes are the losses.
-    What is unlikelier than float32 holds counts as its smallest number.
+    See `perplexity_row`; the interval is over answers. What is unlikelier than float32 holds counts as its smallest
+    number.
     """
     least = float(np.finfo(np.float32).tiny)
     chances = ([max(step.probability, least) for step in answer] for answer in steps)
     nats = [-float(np.log(found).sum()) / count for found, count in zip(chances, tokens, strict=True)]
-    found = mean_interval(nats, _SEED)._asdict() if len(nats) > 1 else {"value": nats[0]}
-    bounds = {name: math.exp(value) for name, value in found.items()}
-    return Measurement(
-        model=model, metric=ANSWER_PERPLEXITY, target=target, unit="", n=len(nats), raw=tuple(nats), **bounds
-    )
+    return perplexity_row("answer_perplexity", np.array(nats), model, target)
 
 
 def instruction_rows(

@@ -11,13 +11,13 @@ from compress.data.membership import character_lengths, find_parts
 from compress.data.slices import Unit
 from compress.errors import DataError
 from compress.evaluation.evaluate import encode_for
+from compress.evaluation.instructed import turns_of
 from compress.evaluation.picture_judge import check_classes
 from compress.pipeline.road import Road
 from compress.pipeline.target_session import SPLIT
 from compress.plan.written import check_formats
 from compress.stage.checks import check_stages
 from compress.tasks.capability import READS_ROWS
-from compress.tasks.conversations import asked
 
 
 def prove(road: Road) -> None:
@@ -71,7 +71,7 @@ def check_running_text(road: Road) -> None:
         rows = road.data.split(split)
         found = encode_for(road.start, road.task, rows, recipe.data.max_length, recipe.evaluation)
         road.task.kinds_of_tokens(rows, processor, found, language)
-    turns = [processor(asked(one.prompt, processor), add_special_tokens=False) for one in road.instructions]
+    turns = turns_of(road.start, [one.prompt for one in road.instructions]) if road.instructions else []
     examples = encode_for(road.start, road.task, road.data.split(SPLIT), recipe.data.max_length, recipe.evaluation)
     read, timed = int(examples.lengths().sum()), max(recipe.benchmark.contexts)
     if timed > read:
@@ -84,8 +84,7 @@ def check_running_text(road: Road) -> None:
     wanted = {
         "data.max_length": recipe.data.max_length,
         "benchmark.contexts": timed + recipe.benchmark.tokens,
-        "evaluation.answer_tokens": max((len(turn["input_ids"]) for turn in turns), default=0)
-        + recipe.evaluation.answer_tokens * bool(turns),
+        "evaluation.answer_tokens": max(map(len, turns), default=0) + recipe.evaluation.answer_tokens * bool(turns),
         "evaluation.tokens": recipe.evaluation.prompt_tokens + recipe.evaluation.tokens,
     }
     for field, length in wanted.items():

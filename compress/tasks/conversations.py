@@ -89,8 +89,13 @@ def before_question(processor: Any) -> str:
     return _applied(processor, [{"role": "user", "content": _QUESTION}]).partition(_QUESTION)[0]
 
 
+def has_template(processor: Any) -> bool:
+    """Whether it says how a model's turns are written."""
+    return getattr(processor, "chat_template", None) is not None
+
+
 def _check_template(processor: Any, why: str) -> None:
-    if getattr(processor, "chat_template", None) is None:
+    if not has_template(processor):
         raise DataError(
             f"{why}, and the model's tokenizer has no chat template.",
             where="chat_template.jinja",

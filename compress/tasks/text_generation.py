@@ -220,13 +220,7 @@ class TextGeneration(Task):
 
         nats, own = np.nansum(kept[_LOSS], axis=1, dtype=np.float64), np.isfinite(kept[_LOSS]).sum(axis=1)
         tokens = own if labels is None else labels[:, _TOKENS]
-        loss = _row("loss", nats / tokens, model, target, "nats")
-        bounds = {
-            name: None if value is None else math.exp(value)
-            for name, value in {"value": loss.value, "low": loss.low, "high": loss.high}.items()
-        }
-        perplexity = loss.model_copy(update={"metric": "perplexity", "unit": "", **bounds})
-        found = [perplexity]
+        found = [perplexity_row("perplexity", nats / tokens, model, target)]
         if (own == tokens).all():
             right = kept[_RIGHT].sum(axis=1, dtype=np.float64) / own
             found.append(_row("next_token_accuracy", right, model, target, "ratio"))
@@ -329,6 +323,13 @@ def _places(scored: int, windows: int, index: int) -> np.ndarray:
 
     count = min(scored, max(1, _DISTRIBUTIONS // windows))
     return np.sort(np.random.default_rng([_SEED, index]).choice(scored, count, replace=False))
+
+
+def perplexity_row(metric: str, nats: np.ndarray, model: str, target: str) -> Measurement:
+    """e to the mean of losses by token, in ``nats`` [n], with its interval; the raw outcomes are the losses."""
+    loss = _row(metric, nats, model, target, "")
+    bounds = {"value": loss.value, "low": loss.low, "high": loss.high}
+    return loss.model_copy(update={name: None if value is None else math.exp(value) for name, value in bounds.items()})
 
 
 def _row(metric: str, samples: np.ndarray, model: str, target: str, unit: str) -> Measurement:

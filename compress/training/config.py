@@ -14,6 +14,13 @@ from compress.tasks.capability import BY_PLACE, TAKES_IMAGES, Capabilities
 from compress.training.denoiser_config import DenoiserPruning
 from compress.training.writing_config import TEACHER_WRITES, TeacherWrites
 
+Precision = Literal["auto", "fastest", "fp32", "bf16"]
+PRECISION: Precision = Field(
+    "auto",
+    description="`auto` takes bf16 autocast where the processor has bf16 arithmetic, `fastest` where "
+    "products in it are measured to be faster than in fp32",
+)
+
 
 class Augment(Frozen):
     """How training images are varied, by the names of torchvision's `RandomCrop` and `RandomHorizontalFlip`."""
@@ -47,11 +54,7 @@ class Training(Frozen):
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of the steps in which the rate rises")
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay")
     max_gradient_norm: float = Field(1.0, gt=0, description="gradients are clipped to this global norm")
-    precision: Literal["auto", "fastest", "fp32", "bf16"] = Field(
-        "auto",
-        description="`auto` takes bf16 autocast where the processor has bf16 arithmetic, `fastest` where "
-        "products in it are measured to be faster than in fp32",
-    )
+    precision: Precision = PRECISION
     dropout: float | None = Field(
         None, ge=0, lt=1, description="dropout while training; default: the model's own. 0 is also faster"
     )
@@ -109,11 +112,7 @@ class Recovery(Frozen):
     validation_windows: int = Field(
         8, ge=1, description="held-out windows (of the validation split, where there is one) that judge the result"
     )
-    precision: Literal["auto", "fastest", "fp32", "bf16"] = Field(
-        "auto",
-        description="`auto` takes bf16 autocast where the processor has bf16 arithmetic, `fastest` where "
-        "products in it are measured to be faster than in fp32",
-    )
+    precision: Precision = PRECISION
 
     @model_validator(mode="after")
     def _learns(self) -> Self:

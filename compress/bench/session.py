@@ -78,8 +78,7 @@ def measure_together(
         raise InputError(f"The models' examples differ in number: {sorted(counts)}.", expected="the same rows for each")
     if counts == {0}:
         raise DataError("There is no example to time.", expected="at least one row in the test split")
-    if examples[baseline].whole:
-        settings = settings.model_copy(update={"batched": False})
+    settings, unbatched = _batched_if_possible(settings, [examples[label] for label in artifacts])
     timed_as = equal_artifacts(artifacts)
     with tempfile.TemporaryDirectory(prefix="compress-bench-") as scratch:
         lengths = examples[baseline].lengths()
@@ -111,8 +110,21 @@ def measure_together(
             writer = Writer(label, conditions.target.name, seed)
             rows += writer.all(record, name, timed_as[baseline], lengths[drawn], settings, seconds)
     precise = "ratios of latencies", "raise benchmark.seconds or quieten the machine"
-    notes = _notes(timed, settings)
+    notes = [*_notes(timed, settings), *unbatched]
     return bench_result(timed, workload.plan, conditions, rows, notes, precise, timed_as)
+
+
+def _batched_if_possible(settings: Benchmark, examples: Sequence[Examples]) -> tuple[Benchmark, list[str]]:
+    """Without batches where the models' examples can share none, and what is to be said of that."""
+    if not settings.batched:
+        return settings, []
+    alone = settings.model_copy(update={"batched": False})
+    if any(each.whole for each in examples):
+        return alone, []
+    unlike = next((name for each in examples if (name := each.unlike) is not None), None)
+    if unlike is None:
+        return settings, []
+    return alone, [f"batches are not timed: {unlike} differ in shape from example to example, and can't be padded"]
 
 
 def check_place(artifacts: Mapping[str, Path], baseline: str, targets: Sequence[Target], place: LaunchHost) -> None:

@@ -109,6 +109,12 @@ class Examples:
             return self.sizes
         return np.array([next(iter(example.values())).shape[-1] for example in self.inputs])
 
+    @property
+    def unlike(self) -> str | None:
+        """An input whose shapes differ, and that may not be padded, so that some examples can share no batch."""
+        unpadded = (name for name, fill in self.padding.items() if fill is None)
+        return next((name for name in unpadded if len({one[name].shape for one in self.inputs}) > 1), None)
+
     def batch(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
         """The examples at ``indices``: name -> [len(indices), ...], padded to the largest where they differ.
 

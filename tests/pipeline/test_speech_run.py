@@ -31,7 +31,7 @@ def write_all(folder: Path) -> Path:
         "data": {"splits": splits},
         "stages": list(STAGES),
         "baseline": "start",
-        "benchmark": {"threads": 1, "budget_seconds": 0.1, "examples": 8, "batched": False, "launches": 2},
+        "benchmark": {"threads": 1, "budget_seconds": 0.1, "examples": 8, "launches": 2},
         "limits": [{"metric": "size_bytes", "at_most": 0.9, "of": "baseline"}],
     }
     (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
@@ -53,6 +53,7 @@ def test_a_speech_recipe_is_run_measured_and_reported(tmp_path: Path):
     assert 0.2 < factor.value / (latency.value / 1000 / 0.75) < 5, "recordings last three quarters of a second"
     assert [limit.passed for limit in report.limits] == [True]
     assert any("9 recordings" in note and "heard in several windows" in note for note in report.notes)
+    assert any("batches are not timed: input_features differ in shape" in note for note in report.notes)
     assert any("differ by at most" in note for note in notes.said)
     again = run(recipe, tmp_path, tmp_path / "artifacts", Notes()).report
     assert all(stage.cached for stage in again.stages)

@@ -56,7 +56,8 @@ def _measured(report: Report, target: str) -> FittedTable:
     limited = list(dict.fromkeys(limit.metric for limit in report.limits if limit.target == target))
     writes = shortest_context(units) is not None
     own = [metric.name for metric in main_metrics(units) if metric.quality or metric.name in ("agreement", "rms_error")]
-    order = [*limited, *own, *(_WRITING if writes else _FIRST)]
+    # Of the many things that a language model is judged by, those not named above come behind size and speed.
+    order = [*limited, *(_WRITING if writes else own), *(own if writes else _FIRST)]
     known = {metric.name: metric for metric in main_metrics(units)}
     known |= {name: describe_metric(name, units[name]) for name in limited if name in units}
     metrics = [metric for metric in known.values() if {metric.name, _bare(metric)} & set(order)]

@@ -30,6 +30,8 @@ _SETTINGS = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
 KV_CACHE_PRECISION = "KV_CACHE_PRECISION"
 _EXACT = {KV_CACHE_PRECISION: "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
 """By default keys, values and what is multiplied with integers are rounded to 8 bits."""
+_DRAFTING = {"PERFORMANCE_HINT": _SETTINGS["PERFORMANCE_HINT"], KV_CACHE_PRECISION: "u8"}
+"""Of a draft: in bf16 where the processor is faster so. What that rounds costs acceptance, and never a token."""
 IDS, MASK, PLACES, BEAMS, LOGITS = "input_ids", "attention_mask", "position_ids", "beam_idx", "logits"
 """What a language model's IR takes and gives, by openvino-genai's and optimum-intel's names."""
 
@@ -71,7 +73,7 @@ class StatefulSession:
     def __init__(
         self, compiled: Any, where: str, threads: int, draft: Callable[[], StatefulSession] | None = None
     ) -> None:
-        """``draft`` opens a small model of the same tokens, where one writes ahead."""
+        """``draft`` opens a small model of the same tokens, which writes ahead."""
         self._compiled, self.where, self._draft = compiled, where, draft
         self._request = compiled.create_infer_request()
         self._taken = {port.any_name for port in compiled.inputs}
@@ -83,7 +85,8 @@ class StatefulSession:
             "runtime": f"openvino {version('openvino')}",
             "provider": self.provider,
             "intra_op_threads": threads,
-            **{name.lower(): value for name, value in _SETTINGS.items()},
+            "performance_hint": compiled.get_property("PERFORMANCE_HINT"),
+            "inference_precision_hint": compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name(),
             "cache": compiled.get_property(KV_CACHE_PRECISION).get_type_name(),
             "inputs_that_share_a_scale": int(compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")),
         }
@@ -247,13 +250,19 @@ def is_stateful(model: openvino.Model) -> bool:
 
 def open_stateful(graph: Path, threads: int, exact: bool = False) -> StatefulSession:
     """A language model's IR. ``exact``: nothing is rounded to 8 bits as it runs. Raises `ModelError`."""
-    settings = {**_SETTINGS, **(_EXACT if exact else {}), "INFERENCE_NUM_THREADS": threads}
     beside = find_draft(graph)
-    draft = None if beside is None else functools.partial(open_stateful, beside, threads, exact)
+    draft = None if beside is None else functools.partial(_stateful, beside, threads, _DRAFTING)
+    return _stateful(graph, threads, {**_SETTINGS, **(_EXACT if exact else {})}, draft)
+
+
+def _stateful(
+    graph: Path, threads: int, settings: Mapping[str, Any], draft: Callable[[], StatefulSession] | None = None
+) -> StatefulSession:
     try:
-        return StatefulSession(core().compile_model(read_model(graph), "CPU", settings), str(graph), threads, draft)
+        compiled = core().compile_model(read_model(graph), "CPU", {**settings, "INFERENCE_NUM_THREADS": threads})
     except RuntimeError as error:
         raise _cannot_open(graph, error) from error
+    return StatefulSession(compiled, str(graph), threads, draft)
 
 
 def compile_model(model: openvino.Model) -> openvino.CompiledModel:

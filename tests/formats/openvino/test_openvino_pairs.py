@@ -66,6 +66,8 @@ def test_the_runtime_takes_the_draft_and_the_tokens_are_the_models(shipped: tupl
     session: Any = get_runtime("openvino").open(folder, TARGETS["openvino"], 1)
     assert session.settings["draft"] == "draft" and session.settings["drafted_tokens"] == 4
     exact = open_stateful(folder / IR_FILE, 1, exact=True)
+    # The draft is to be fast; its file says f32, as that of the model, whose answers they are.
+    assert exact._draft is not None and exact._draft().settings["cache"] == "u8" and exact.settings["cache"] == "f32"
     pair = exact.decoder()
     assert isinstance(pair, DraftedDecoder) and isinstance(pair, ComesInBursts)
     for ids in (prompt(7), prompt(300), prompt(7, 3)):

@@ -27,8 +27,12 @@ from compress.stages.prune import Prune
 
 RESULTS = Path(__file__).parent / "results" / "cut-language-models.json"
 RULES: dict[str, dict[str, Any]] = {
-    "four blocks, block_influence": {"layers": 4, "samples": 16},
-    "four blocks, greedy": {"layers": 4, "layer_importance": "greedy", "samples": 2},
+    "four blocks, block_influence (ShortGPT)": {"layers": 4, "samples": 16, "bridge": False},
+    "four blocks, block_influence, bridge (ReplaceMe), 64 windows": {"layers": 4, "samples": 64},
+    "four blocks, greedy": {"layers": 4, "layer_importance": "greedy", "samples": 2, "bridge": False},
+    "six blocks, block_influence (ShortGPT)": {"layers": 6, "samples": 64, "bridge": False},
+    "six blocks, block_influence, bridge, 16 windows": {"layers": 6, "samples": 16},
+    "six blocks, block_influence, bridge, 64 windows": {"layers": 6, "samples": 64},
     "a third of the neurons, activation (Minitron)": {"feed_forward": 1 / 3, "width_importance": "activation"},
     "a third of the neurons, obs": {"feed_forward": 1 / 3, "samples": 16},
     "a third of the neurons, obs, 48 windows": {"feed_forward": 1 / 3, "samples": 48},

@@ -1,4 +1,4 @@
-"""What distillation gives back to SmolLM2-135M with a fifth of its neurons gone, by how long it may take.
+"""What distillation gives back to SmolLM2-135M with a fifth of its weights gone, by how long it may take.
 
     python benchmarks/language_distillation.py FOLDER 10m 30m 60m           # a student for each, from the same cut
     python benchmarks/language_distillation.py FOLDER 10m 30m 60m --write   # puts all that FOLDER has into results/
@@ -138,7 +138,7 @@ def main(
             "command": "python benchmarks/language_distillation.py FOLDER 10m 30m 60m --write",
             "machine": f"{processor()}, {threads} threads",
             "measured": f"{date.today():%Y-%m-%d}",
-            "text": "SmolLM2-135M with 1,216 of each block's 1,536 neurons, taught as by `recipes/smollm2-cut.yaml`; "
+            "text": "SmolLM2-135M, cut and taught as by `recipes/smollm2-cut.yaml`; "
             "perplexity of the 20 test windows, torch in fp32. A budget's learning rate falls to nothing at its end.",
             "tables": [{"title": "", "columns": ["", "perplexity", "tokens"], "rows": rows}],
         }

@@ -171,23 +171,36 @@ class _Inputs:
 
 def _prepare(hessian: torch.Tensor, settings: GptqSettings) -> _Inputs:
     diagonal = hessian.diagonal()
-    live = diagonal > 0
-    mean = diagonal[live].mean()
+    live, mean = diagonal > 0, mean_energy(hessian)
     alone = torch.where(live, diagonal, mean)
-    places = (
-        alone.argsort(stable=True) if settings.act_order else torch.arange(len(hessian), device=hessian.device).flip(0)
-    )
-    factor, damping = factorize(hessian, places, mean, settings.damping)
+    places = alone.argsort(stable=True) if settings.act_order else backwards(hessian)
+    factor, damping = factorize(hessian, settings.damping, places)
     pivots = factor.diagonal().clone()
     importance = alone.sqrt()
     importance[places] *= pivots
     return _Inputs(hessian, live, importance, places, factor.div_(pivots), pivots, damping * float(mean), damping)
 
 
-def factorize(
-    hessian: torch.Tensor, places: torch.Tensor, mean: torch.Tensor, damping: float
-) -> tuple[torch.Tensor, float]:
-    """L of H[places, places] + damping * mean, and the damping: ten times as much for each failure."""
+def mean_energy(hessian: torch.Tensor) -> torch.Tensor:
+    """The mean of the diagonal of those inputs that are not always zero; 1 where all are."""
+    diagonal = hessian.diagonal()
+    live = diagonal > 0
+    return diagonal[live].mean() if bool(live.any()) else diagonal.new_ones(())
+
+
+def backwards(hessian: torch.Tensor) -> torch.Tensor:
+    """The places of the inputs, the last one first."""
+    return torch.arange(len(hessian), device=hessian.device).flip(0)
+
+
+def factorize(hessian: torch.Tensor, damping: float, places: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
+    """L of H + damping * `mean_energy`, rows and columns in the order of ``places``, and the damping.
+
+    That is ten times as much for each failure. An input that is always zero stands apart from all others.
+    """
+    mean = mean_energy(hessian)
+    if places is None:
+        places = torch.arange(len(hessian), device=hessian.device)
     dead = hessian.diagonal()[places] == 0
     while True:
         # LAPACK's order of the numbers, in which the factor takes the matrix's own place.

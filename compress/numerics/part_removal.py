@@ -29,18 +29,11 @@ def remove_parts(
     columns = _columns(stays, size)
     gone = torch.ones(len(hessian), dtype=torch.bool, device=weight.device)
     gone[columns] = False
-    factor, _ = _factor(hessian[columns][:, columns], damping)
+    factor, _ = factorize(hessian[columns][:, columns], damping)
     moved = torch.cholesky_solve(hessian[columns][:, gone] @ weight[:, gone].T, factor)
     fitted = torch.zeros_like(weight)
     fitted[:, columns] = weight[:, columns] + moved.T
     return stays, fitted
-
-
-def _factor(hessian: torch.Tensor, damping: float) -> tuple[torch.Tensor, float]:
-    diagonal = hessian.diagonal()
-    live = diagonal > 0
-    mean = diagonal[live].mean() if bool(live.any()) else diagonal.new_ones(())
-    return factorize(hessian, torch.arange(len(hessian), device=hessian.device), mean, damping)
 
 
 def _columns(parts: torch.Tensor, size: int) -> torch.Tensor:
@@ -49,7 +42,7 @@ def _columns(parts: torch.Tensor, size: int) -> torch.Tensor:
 
 def _chosen(weight: torch.Tensor, hessian: torch.Tensor, size: int, count: int, damping: float) -> torch.Tensor:
     parts = weight.shape[1] // size
-    inverse = torch.cholesky_inverse(_factor(hessian, damping)[0])
+    inverse = torch.cholesky_inverse(factorize(hessian, damping)[0])
     weight = weight.clone()
     left = torch.ones(parts, dtype=torch.bool, device=weight.device)
     each = max(1, -(-(parts - count) // _ROUNDS))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from compress.numerics.gptq import check_solvable, factorize
+from compress.numerics.gptq import backwards, check_solvable, factorize
 from compress.numerics.pruning import largest_of_each
 from compress.numerics.sparse_pattern import Pattern
 
@@ -43,9 +43,7 @@ def sparsegpt(
     check_solvable(weight, hessian)
     width = len(hessian)
     live = hessian.diagonal() > 0
-    factor, _ = factorize(
-        hessian, torch.arange(width, device=hessian.device).flip(0), hessian.diagonal()[live].mean(), damping
-    )
+    factor, _ = factorize(hessian, damping, backwards(hessian))
     pivots = factor.diagonal().clone()
     coupling = factor.div_(pivots)
     columns = (weight * live).T.flip(0)  # The factor is walked from its last column to its first.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from compress.errors import StageError
 from compress.quantization.build import build_skeleton
 from compress.quantization.config import Quantization
 from compress.quantization.cut_checkpoint import config_changes, kept_json, write_cut
+from compress.quantization.gap import bridge
 from compress.quantization.skeleton import Skeleton
 from compress.quantization.stream import Stream
 
@@ -55,7 +56,12 @@ def remove_blocks(
     if ids is not None:
         context.remark(f"prune: blocks {sorted(gone)} of {total} removed, {', '.join(map(str, gone))} in this order")
     changes = config_changes(checkpoint.folder, lambda module: keep_layers(module, kept))
-    return write_cut(checkpoint, context.scratch / "blocks", changes, _renumbered(skeleton, kept))
+    fitted = {}
+    if ids is not None and settings.bridge:
+        folder = context.scratch / "bridge"
+        folder.mkdir(parents=True, exist_ok=True)
+        fitted = bridge(Stream(skeleton, text, ids, folder), gone, settings.damp_percent, context)
+    return write_cut(checkpoint, context.scratch / "blocks", changes, _renumbered(skeleton, kept, fitted))
 
 
 def check_removal(total: int, count: int) -> None:
@@ -68,16 +74,20 @@ def check_removal(total: int, count: int) -> None:
         )
 
 
-def _renumbered(skeleton: Skeleton, kept: Sequence[int]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor that stays, those of the blocks in ``kept`` by their new numbers."""
+def _renumbered(
+    skeleton: Skeleton, kept: Sequence[int], fitted: Mapping[str, torch.Tensor]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor that stays, those of the blocks in ``kept`` by their new numbers; ``fitted`` are others."""
     places = {old: new for new, old in enumerate(kept)}
     of_block = re.compile(rf"{re.escape(skeleton.prefix)}\.(\d+)\.(.+)")
     for name in skeleton.checkpoint.files:
         found = of_block.fullmatch(name)
+        stored = skeleton.checkpoint.stored(name)
         if found is None:
-            yield name, skeleton.checkpoint.stored(name)
+            yield name, stored
         elif int(found[1]) in places:
-            yield f"{skeleton.prefix}.{places[int(found[1])]}.{found[2]}", skeleton.checkpoint.stored(name)
+            stored = fitted[name].contiguous().to(stored) if name in fitted else stored
+            yield f"{skeleton.prefix}.{places[int(found[1])]}.{found[2]}", stored
 
 
 def _by_influence(skeleton: Skeleton, text: Quantization, ids: torch.Tensor, count: int, context: Context) -> list[int]:

@@ -173,7 +173,9 @@ def pruning_prediction(
         tokens = 4 * settings.sequence_length
         states = max(2 * _STATES_BYTES, 2 * tokens * before.hidden * before.layers)
         states += 2 * tokens * before.embeddings / max(before.hidden, 1)
-    held = max(quantization_memory_bytes(solver, before), states, shard) + shard
+    # What is solved on, what judges, both together, and the factor of that.
+    fitted = 16 * before.intermediate**2 if settings.layers and settings.bridge and reads_text else 0
+    held = max(quantization_memory_bytes(solver, before), states, fitted, shard) + shard
     note = "a block in fp32, what its inputs are multiplied to, activations, and a shard; without torch itself"
     return predicted(before, after, seconds, Estimate(value=round(held), note=note))
 
@@ -183,7 +185,7 @@ def pruning_flops(settings: Pruning, shape: Shape) -> float:
 
     Zeros take what `quantization_flops` counts. Greedily, each block that is left is tried in each round, from its
     place on, and each trial ends with the head; otherwise the text passes once for whole blocks and once for their
-    parts, and once more for each kind of part that the others are fitted for.
+    parts, and once more for each kind of part, and for whole blocks, that the others are fitted for.
     """
     text = pruning_text(settings)
     if settings.zeros is not None:
@@ -197,6 +199,8 @@ def pruning_flops(settings: Pruning, shape: Shape) -> float:
             # Another pass, what its inputs are multiplied to, and what goes solved out of the rest.
             solved = columns**2 * tokens + 2 * share * columns**2 * (shape.hidden + columns)
             total += (2 * blocks * tokens + shape.layers * solved) if share else 0.0
+    if settings.layers and settings.bridge:
+        total += 2 * (blocks + shape.intermediate**2) * tokens
     if settings.layers and settings.layer_importance == "block_influence":
         total += 2 * blocks * tokens
     elif settings.layers:

@@ -84,6 +84,10 @@ class Skeleton:
             turned = leaf == "weight" and name in self.transposed
             yield f"{name}.{leaf}", (parameter.data.T if turned else parameter.data).clone()
 
+    def rounded(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """A new weight of the layer ``name`` as its file will keep it, which readers will compute with, in float32."""
+        return weight.to(self.checkpoint.stored(f"{name}.weight").dtype).float()
+
     def count_parameters(self) -> int:
         """All parameters of the model's files, a tied head not counted again."""
         files, skipped = weight_files(self.checkpoint.folder), self.tied_tensors

@@ -139,8 +139,7 @@ class Choice:
                 f"The layer {part.name} cannot be cut: {error}.",
                 mend="give more calibration text (samples), or raise damp_percent",
             ) from error
-        # As it will be stored, so that what follows is solved on what readers will compute.
-        fitted = fitted.to(self.skeleton.checkpoint.stored(f"{part.name}.weight").dtype).float()
+        fitted = self.skeleton.rounded(part.name, fitted)
         rows, columns = whole.shape
         self.solved.append(Layer(part.name, rows, columns, None, error=output_error(whole, fitted, hessian)))
         part.layer.weight = nn.Parameter(fitted, requires_grad=False)

@@ -50,7 +50,7 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
     section 3).
     """
 
-    version = 2
+    version = 3
     packages = ("torch", "transformers", "accelerate")
     requires = frozenset({HAS_LABELS})
     excludes = frozenset({IS_WRITTEN})

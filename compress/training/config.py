@@ -202,6 +202,7 @@ class Pruning(Training):
             "method",
             "experts",
             "layer_importance",
+            "bridge",
             "width_importance",
             "multiple",
             "samples",
@@ -263,6 +264,11 @@ class Pruning(Training):
         description="language models: layers go that change hidden states least, or one after the other, each the one "
         "without which the loss on text is least; that takes many times as long",
     )
+    bridge: bool = Field(
+        True,
+        description="language models: the layer before layers that go is solved so that it gives what they gave "
+        "(ReplaceMe)",
+    )
     width_importance: Literal["obs", "activation"] = Field(
         "obs",
         description="language models: heads and neurons go one after the other, each the one that the others can best "
@@ -280,7 +286,7 @@ class Pruning(Training):
     )
     sequence_length: int = Field(512, ge=8, le=131_072, description="language models: tokens of a window")
     damp_percent: float = Field(
-        0.01, gt=0, lt=1, description="sparsegpt, obs: added to the Hessian's diagonal, relative to its mean"
+        0.01, gt=0, lt=1, description="sparsegpt, obs, bridge: added to the Hessian's diagonal, relative to its mean"
     )
 
     denoiser: DenoiserPruning | None = Field(

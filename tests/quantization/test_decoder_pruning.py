@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import decoders
 import pytest
 import torch
 from decoders import Notes, context, inputs_of_layers, module_of, save_decoder, some_ids
@@ -30,12 +29,6 @@ from compress.tasks.registry import get_task
 
 SMALL = {"samples": 6, "sequence_length": 24, "precision": "fp32", "multiple": 32}
 TEXT = Quantization(guided=False, samples=6, sequence_length=24, precision="fp32")
-
-
-@pytest.fixture
-def gpt2(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An architecture whose config has other names, whose files have weights transposed, and no size of heads."""
-    monkeypatch.setitem(decoders.ARCHITECTURES, "GPT2Config", {})
 
 
 def pruned(source: Checkpoint, scratch: Path, notes: Notes | None = None, **fields: Any) -> Checkpoint:
@@ -103,9 +96,9 @@ def test_greedy_removal_is_brute_force_and_goes_on_where_it_was_killed(tmp_path:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pruned(source, tmp_path / "scratch", Notes(stop), layers=2, layer_importance="greedy")
+        pruned(source, tmp_path / "scratch", Notes(stop), layers=2, layer_importance="greedy", bridge=False)
     notes = Notes()
-    result = pruned(source, tmp_path / "scratch", notes, layers=2, layer_importance="greedy")
+    result = pruned(source, tmp_path / "scratch", notes, layers=2, layer_importance="greedy", bridge=False)
     assert len([line for line in notes.said if line.startswith("prune: without block")]) == 1
     assert f"{', '.join(map(str, gone))} in this order" in notes.said[-1]
     assert loss_of(module_of(result), ids) == pytest.approx(losses[-1], abs=1e-4)
@@ -115,7 +108,7 @@ def test_greedy_removal_is_brute_force_and_goes_on_where_it_was_killed(tmp_path:
 def test_a_model_without_blocks_is_the_model_of_those_that_are_left(config: str, tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source", config, num_hidden_layers=4, dtype=torch.bfloat16)
     ids = some_ids(2, 20)
-    result = pruned(source, tmp_path / "scratch", layers=2)
+    result = pruned(source, tmp_path / "scratch", layers=2, bridge=False)
     influences = block_influences(build_skeleton(source), TEXT, ids_of(source, tmp_path), tmp_path, Notes())
     gone = sorted(sorted(range(4), key=influences.__getitem__)[:2])
     expected = answers(without(module_of(source), gone), ids)

@@ -55,14 +55,17 @@ def test_fields_that_contradict_each_other_are_refused(fields: dict[str, Any], s
 
 
 def test_predictions_count_every_trial() -> None:
-    greedy = Prune(layers=2, layer_importance="greedy", samples=2, sequence_length=50)
+    greedy = Prune(layers=2, layer_importance="greedy", bridge=False, samples=2, sequence_length=50)
     total = 0.0
     for left in (4, 3):
         for place in range(left):
             total += left - place - 1  # blocks of this trial's tail, of 60 weights each
             total += 1 + 1000 / 60  # its part of the whole pass, and the head
     assert pruning_flops(greedy, SHAPE) == pytest.approx(2 * 100 * 60 * total)
-    plain = Prune(layers=2, samples=2, sequence_length=50)
+    plain = Prune(layers=2, samples=2, sequence_length=50, bridge=False)
+    fitted = plain.model_copy(update={"bridge": True})
+    # Another pass, and what enters the layer that is solved multiplied with itself.
+    assert pruning_flops(fitted, SHAPE) == 2 * (2 * 100 * 240 + 100 * SHAPE.intermediate**2)
     assert pruning_flops(plain, SHAPE) == 2 * 100 * 240
     found = plain.predict(SHAPE, PLAN)
     assert found.shape is not None and found.shape.layers == 2 and found.disk_bytes.value == 4 * (1000 + 10 + 120)

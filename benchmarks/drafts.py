@@ -31,6 +31,7 @@ from compress.errors import CompressError, InputError
 from compress.formats.gguf.model import find_draft as find_draft_file
 from compress.formats.gguf.model import find_gguf
 from compress.formats.model_file import format_of, model_file
+from compress.formats.openvino.genai import Pipeline
 from compress.formats.openvino.model import find_draft as find_draft_graph
 from compress.formats.pair import check_tokens
 from compress.formats.silence import quiet_libraries, silence
@@ -80,28 +81,15 @@ class Writer(Protocol):
 
 def in_openvino(target: Path, draft: Path | None, ahead: int, threads: int) -> Writer:
     """openvino-genai's pipeline."""
-    import openvino
-    import openvino_genai as genai
-
     # What is multiplied with integers would be rounded to 8 bits otherwise where several tokens are read at once, and
     # keys and values always: 3 of 20 answers of the pair were others. Of the draft that costs acceptance alone.
     exact = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0, "KV_CACHE_PRECISION": "f32"}
-    own = {"INFERENCE_NUM_THREADS": threads}
-    roughly = {**own, "KV_CACHE_PRECISION": "u8"}  # of which a file in fp32 says f32, which bf16 arithmetic refuses
-    beside = {} if draft is None else {"draft_model": genai.draft_model(str(draft), "CPU", **roughly)}
-    pipeline = genai.LLMPipeline(str(target), "CPU", scheduler_config=genai.SchedulerConfig(), **own, **exact, **beside)
+    pipeline = Pipeline(target, draft, exact, threads, ahead)
 
     def write(ids: Sequence[int], tokens: int) -> Reply:
-        chosen = genai.GenerationConfig(max_new_tokens=tokens, do_sample=False, apply_chat_template=False)
-        chosen.eos_token_id = pipeline.get_tokenizer().get_eos_token_id()
-        if draft is not None:
-            chosen.num_assistant_tokens = ahead
-        given, start = openvino.Tensor(np.array([ids], np.int64)), time.perf_counter()
-        found = pipeline.generate(given, chosen)
-        seconds = time.perf_counter() - start
-        about = found.extended_perf_metrics if draft is not None else None
-        counts = (0, 0) if about is None else (about.get_num_draft_tokens(), about.get_num_accepted_tokens())
-        return Reply(list(found.tokens[0]), seconds, *counts)
+        start = time.perf_counter()
+        found = pipeline.write(ids, tokens, ends=True)
+        return Reply(found.tokens, time.perf_counter() - start, found.drafted, found.accepted)
 
     return write
 

@@ -2,11 +2,14 @@
 
 That layer, the last of a feed-forward part, is solved so that what enters the block behind the gap is what entered it
 before: least squares over the calibration text, of errors relative to the size of a token's states, since what reads
-them norms them. The text passes the whole model and the cut one, with one block in memory at a time.
+them norms them. Tokens of massive activations (Sun et al. 2024), the first of a text as a rule, are few, and all others
+look at them: they count together as much as the others, without which the model may be lost. The text passes the whole
+model and the cut one, with one block in memory at a time.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 
 _HELD_OUT = 8
 """One of so many windows judges what the others were solved on."""
+_MASSIVE = 10
+"""So many times as large as the median token's states are massive ones."""
 _APART = 0.05
 """What a block gives less without a layer's output is that output times a number, but for this share at most."""
 
@@ -163,6 +168,7 @@ def _sums(run: BlockRun, states: States, wanted: States, layer: nn.Linear, count
     """Of what ``layer`` reads and what it is to give more, of the windows to solve on and of those that judge."""
     rows, columns = layer.weight.shape
     both = tuple(Sums.none(columns, rows, layer.weight.device) for _ in range(2))
+    counting = _counting(torch.cat([wanted[some].square().mean(dim=-1).sqrt() for some in run.slices()]))
     seen: list[torch.Tensor] = []
     last = run.windows - 1
     for some in run.slices():
@@ -170,9 +176,17 @@ def _sums(run: BlockRun, states: States, wanted: States, layer: nn.Linear, count
             output = run(states[some]).float()
         aim = wanted[some]
         inputs = seen.pop().reshape(*aim.shape[:2], columns)
-        weights = aim.square().mean(dim=-1, keepdim=True).clamp_min(1e-12).rsqrt()
+        weights = counting[some].unsqueeze(-1)
         for at, window in enumerate(range(*some.indices(run.windows))):
             judges = window % _HELD_OUT == _HELD_OUT - 1 or window == last < _HELD_OUT
             missing = (aim[at] - output[at]) / counts
             both[judges].add(inputs[at] * weights[at], missing * weights[at])
     return both[0], both[1]
+
+
+def _counting(sizes: torch.Tensor) -> torch.Tensor:
+    """What tokens of these ``sizes`` are multiplied by, as they."""
+    massive = sizes > _MASSIVE * sizes.median()
+    few = int(massive.sum())
+    times = torch.where(massive, math.sqrt((sizes.numel() - few) / max(few, 1)), 1.0)
+    return times / sizes.clamp_min(1e-6)

@@ -7,7 +7,7 @@ The names are those that transformers.js, optimum and onnxruntime-genai agree on
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -203,6 +203,24 @@ class ComesInBursts(Protocol):
     @property
     def readings(self) -> int:
         """How often it read behind a prompt, since it was made."""
+
+
+class Written(NamedTuple):
+    """``tokens``, of which the first came after ``first_ms`` and all after ``all_ms``; of a draft's also counts."""
+
+    tokens: list[int]
+    first_ms: float
+    all_ms: float
+    drafted: int = 0
+    accepted: int = 0
+
+
+@runtime_checkable
+class WritesItself(Protocol):
+    """A decoder whose runtime writes a text without being asked for each token, and is timed as it does."""
+
+    def write(self, ids: Sequence[int], tokens: int) -> Written:
+        """The likeliest ``tokens`` behind ``ids``, whichever ends a text."""
 
 
 def written_tokens(decoder: GreedyDecoder, ids: Sequence[int], most: int, ends: Collection[int]) -> Iterator[int]:

@@ -56,8 +56,13 @@ def watched(module: Any, block: nn.Module, layer: nn.Module, ids: torch.Tensor) 
     return seen[0].double(), seen[1].double()
 
 
-def by_brute_force(source: Checkpoint, config: str, gone: list[int], ids: torch.Tensor, unit: float) -> Any:
-    """A model of transformers' own without blocks, its layers before gaps solved by QR on rows for the damping."""
+def by_brute_force(
+    source: Checkpoint, config: str, gone: list[int], ids: torch.Tensor, unit: float, massive: bool
+) -> Any:
+    """A model of transformers' own without blocks, its layers before gaps solved by QR on rows for the damping.
+
+    ``massive``: there are tokens of massive activations, which count together as much as all others.
+    """
     whole, cut = module_of(source), module_of(source)
     (whole_blocks, whole_layers), (blocks, layers) = stack_of(whole, config), stack_of(cut, config)
     judges = np.repeat([index % 8 == 7 for index in range(SAMPLES)], LENGTH)
@@ -68,7 +73,11 @@ def by_brute_force(source: Checkpoint, config: str, gone: list[int], ids: torch.
         for index in gap:
             blocks[index].forward = lambda hidden_states, *rest, **named: hidden_states
         inputs, left = watched(cut, blocks[before], layers[before], ids)
-        weights = aim.square().mean(dim=1, keepdim=True).rsqrt()
+        sizes = aim.square().mean(dim=1, keepdim=True).sqrt()
+        large = sizes > 10 * float(np.sort(sizes.numpy().ravel())[(sizes.numel() - 1) // 2])
+        assert bool(large.any()) is massive
+        times = float((~large).sum() / large.sum()) ** 0.5 if massive else 1.0
+        weights = torch.where(large, times, 1.0) / sizes
         rows, wanted = (inputs * weights).numpy(), ((aim - left) / unit * weights).numpy()
 
         def ridge(some: np.ndarray, damping: float, rows: Any = rows, wanted: Any = wanted) -> np.ndarray:
@@ -94,6 +103,7 @@ def by_brute_force(source: Checkpoint, config: str, gone: list[int], ids: torch.
     ("config", "gone", "unit"),
     [
         ("LlamaConfig", [2, 3], 1.0),
+        ("LlamaConfig", [2, 3], None),  # one token's states are a hundred times as large
         ("LlamaConfig", [1, 3, 4], 1.0),  # the second gap is solved behind the first one's layer
         ("GraniteConfig", [2], 0.5),  # adds half of what the layer gives
         ("PhiConfig", [2], 1.0),  # attention beside it
@@ -101,14 +111,20 @@ def by_brute_force(source: Checkpoint, config: str, gone: list[int], ids: torch.
     ],
 )
 def test_the_layer_before_a_gap_is_solved_as_by_brute_force(
-    config: str, gone: list[int], unit: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: str, gone: list[int], unit: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    more: dict[str, Any] = {"residual_multiplier": unit} if unit != 1 else {}
+    more: dict[str, Any] = {"residual_multiplier": unit} if unit not in (1, None) else {}
     more |= {"n_inner": 96, "n_positions": 128} if config == "GPT2Config" else {}
     source = save_decoder(tmp_path / "source", config, num_hidden_layers=5, **more)
-    result, given = cut_of(source, tmp_path / "scratch", gone, monkeypatch)
     ids = calibration_windows(context(tmp_path, text(8000)), source, SAMPLES, LENGTH)
-    expected, found = by_brute_force(source, config, gone, ids, unit), module_of(result)
+    if massive := unit is None:
+        module = module_of(source)
+        with torch.no_grad():
+            module.get_input_embeddings().weight[ids[0, 0]] *= 100
+        module.save_pretrained(source.folder)
+        source = Checkpoint(source.folder)
+    result, given = cut_of(source, tmp_path / "scratch", gone, monkeypatch)
+    expected, found = by_brute_force(source, config, gone, ids, unit or 1.0, massive), module_of(result)
     assert len(given.remarks) == 1 + len(gaps(gone)), given.remarks
     kept = [index for index in range(5) if index not in gone]
     plain = module_of(source)

@@ -277,6 +277,8 @@ def _shrunk_generation_stage(fields: dict[str, Any]) -> dict[str, Any]:
     fields |= {name: value for name, value in small.items() if name in fields}
     if fields["kind"] == "train_blocks":
         fields["held_out"] = 1
+    if fields["kind"] == "distill":
+        fields |= {"budget": None, "tokens": 512}
     # Random weights have no structure that few bits could keep.
     return fields | ({"rounding_limit": 10.0} if fields["kind"] == "export" else {})
 

@@ -22,8 +22,9 @@ from compress.formats.onnx.decoder.trace import Trace, trace_part
 from compress.formats.onnx.decoder.weights import GraphSettings
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.formats.openvino.conversion import Precision, in_eight_bits, written
+from compress.formats.openvino.genai import KV_CACHE_PRECISION
 from compress.formats.openvino.model import DETOKENIZER, IR_FILE, TOKENIZER, OpenVinoModel
-from compress.formats.openvino.runtime import KV_CACHE_PRECISION, open_stateful
+from compress.formats.openvino.runtime import open_stateful
 from compress.formats.openvino.stateful import read_stateful
 from compress.formats.silence import silence
 

@@ -12,8 +12,10 @@ import numpy as np
 
 from compress.errors import InputError, ModelError, StageError, broken
 from compress.formats.model_file import file_of
+from compress.formats.openvino import genai
+from compress.formats.openvino.genai import DRAFTING, KV_CACHE_PRECISION
 from compress.formats.openvino.model import DRAFT_FOLDER, OpenVinoModel, find_draft, find_graphs, weights_of
-from compress.runtimes.decoder import likeliest
+from compress.runtimes.decoder import Written, likeliest
 from compress.runtimes.drafted import DraftedDecoder, alike
 from compress.runtimes.image_answers import open_together
 from compress.runtimes.runtime import Batch, Session, TensorType, check_inputs, check_target, why_missing
@@ -26,12 +28,8 @@ _NUMPY_NAMES = {"f32": "float32", "f64": "float64", "f16": "float16", "i64": "in
 _SETTINGS = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
 """On processors with bf16 arithmetic it would compute in that by default, and be a hundredth off."""
 
-
-KV_CACHE_PRECISION = "KV_CACHE_PRECISION"
 _EXACT = {KV_CACHE_PRECISION: "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
 """By default keys, values and what is multiplied with integers are rounded to 8 bits."""
-_DRAFTING = {"PERFORMANCE_HINT": _SETTINGS["PERFORMANCE_HINT"], KV_CACHE_PRECISION: "u8"}
-"""Of a draft: in bf16 where the processor is faster so. What that rounds costs acceptance, and never a token."""
 IDS, MASK, PLACES, BEAMS, LOGITS = "input_ids", "attention_mask", "position_ids", "beam_idx", "logits"
 """What a language model's IR takes and gives, by openvino-genai's and optimum-intel's names."""
 
@@ -80,7 +78,7 @@ class StatefulSession:
         self._mask = np.zeros((0, 0), np.int64)
         self.input_types = {IDS: TensorType("int64", (None, None))}
         self.output_types = {LOGITS: _type(compiled.output(LOGITS))}
-        self.vocabulary = int(compiled.output(LOGITS).get_partial_shape()[2].get_length())
+        self.vocabulary = _vocabulary(compiled)
         self.settings: dict[str, Any] = {
             "runtime": f"openvino {version('openvino')}",
             "provider": self.provider,
@@ -195,6 +193,82 @@ class StatefulDecoder:
         return likeliest(self._session.more(np.array([[token]]))[0, -1], self._session.where)
 
 
+class PairSession:
+    """A model and its draft, whose texts openvino-genai writes; what else is asked the model alone answers."""
+
+    inputs, provider = StatefulSession.inputs, StatefulSession.provider
+
+    def __init__(
+        self, pipeline: genai.Pipeline, vocabulary: int, threads: int, alone: Callable[[], StatefulSession]
+    ) -> None:
+        """``alone`` opens both without openvino-genai."""
+        self.pipeline, self.vocabulary, self._alone = pipeline, vocabulary, alone
+        self.settings: dict[str, Any] = {
+            "runtime": f"openvino-genai {version('openvino-genai')}, openvino {version('openvino')}",
+            "provider": self.provider,
+            "intra_op_threads": threads,
+            **{name.lower(): value for name, value in _SETTINGS.items()},
+            "draft": DRAFT_FOLDER,
+            "drafted_tokens": genai.AHEAD,
+        }
+
+    @functools.cached_property
+    def alone(self) -> StatefulSession:
+        """Both without openvino-genai."""
+        return self._alone()
+
+    @property
+    def input_types(self) -> Mapping[str, TensorType]:
+        """See `Session.input_types`."""
+        return self.alone.input_types
+
+    @property
+    def output_types(self) -> Mapping[str, TensorType]:
+        """See `Session.output_types`."""
+        return self.alone.output_types
+
+    def predict(self, batch: Batch) -> dict[str, np.ndarray]:
+        """See `StatefulSession.predict`."""
+        return self.alone.predict(batch)
+
+    def decoder(self) -> PairDecoder:
+        """Greedy generation by speculation."""
+        return PairDecoder(self)
+
+
+class PairDecoder:
+    """Text generation by openvino-genai, and by our own loop where a text comes token by token."""
+
+    cached = True
+
+    def __init__(self, session: PairSession) -> None:
+        self._session = session
+        self.vocabulary = session.vocabulary
+
+    def write(self, ids: Sequence[int], tokens: int) -> Written:
+        """See `runtimes.decoder.WritesItself`. Raises `StageError`."""
+        try:
+            return self._session.pipeline.write(ids, tokens)
+        except RuntimeError as error:
+            raise StageError(f"openvino-genai failed on a text: {_reason(error)}") from error
+
+    def prefill(self, ids: Sequence[int]) -> int:
+        """Begin anew with ``ids``, one or more, and give the token that follows."""
+        return self._loop.prefill(ids)
+
+    def step(self, token: int) -> int:
+        """Append ``token`` and give the one that follows."""
+        return self._loop.step(token)
+
+    @functools.cached_property
+    def _loop(self) -> DraftedDecoder:
+        return self._session.alone.drafted()
+
+
+def _vocabulary(model: openvino.Model | openvino.CompiledModel) -> int:
+    return int(model.output(LOGITS).get_partial_shape()[2].get_length())
+
+
 def _type(port: Any) -> TensorType:
     kind = port.get_element_type().get_type_name()
     shape = tuple(None if axis.is_dynamic else axis.get_length() for axis in port.get_partial_shape())
@@ -214,11 +288,11 @@ class OpenVinoRuntime:
         check_target(self, target, threads)
         return open_together([self._open(graph, threads) for graph in find_graphs(artifact)], artifact)
 
-    def _open(self, graph: Path, threads: int) -> OpenVinoSession | StatefulSession:
+    def _open(self, graph: Path, threads: int) -> OpenVinoSession | StatefulSession | PairSession:
         settings = {**_SETTINGS, "INFERENCE_NUM_THREADS": threads}
         model = read_model(graph)
         if is_stateful(model):
-            return open_stateful(graph, threads)
+            return _open_pair(graph, model, threads) or open_stateful(graph, threads)
         try:
             return OpenVinoSession(core().compile_model(model, "CPU", settings), str(graph), threads)
         except RuntimeError as error:
@@ -250,19 +324,39 @@ def is_stateful(model: openvino.Model) -> bool:
 
 def open_stateful(graph: Path, threads: int, exact: bool = False) -> StatefulSession:
     """A language model's IR. ``exact``: nothing is rounded to 8 bits as it runs. Raises `ModelError`."""
-    beside = find_draft(graph)
-    draft = None if beside is None else functools.partial(_stateful, beside, threads, _DRAFTING)
-    return _stateful(graph, threads, {**_SETTINGS, **(_EXACT if exact else {})}, draft)
+    return _opener(graph, read_model(graph), threads, {**_SETTINGS, **(_EXACT if exact else {})})()
 
 
-def _stateful(
-    graph: Path, threads: int, settings: Mapping[str, Any], draft: Callable[[], StatefulSession] | None = None
-) -> StatefulSession:
+def _open_pair(graph: Path, model: openvino.Model, threads: int) -> PairSession | None:
+    """In openvino-genai, where that can be had and a draft lies beside the model's ``graph``."""
+    draft = find_draft(graph)
+    if draft is None or not genai.opens(graph):
+        return None
     try:
-        compiled = core().compile_model(read_model(graph), "CPU", {**settings, "INFERENCE_NUM_THREADS": threads})
+        pipeline = genai.Pipeline(graph.parent, draft.parent, _SETTINGS, threads)
     except RuntimeError as error:
         raise _cannot_open(graph, error) from error
-    return StatefulSession(compiled, str(graph), threads, draft)
+    return PairSession(pipeline, _vocabulary(model), threads, _opener(graph, model, threads, _SETTINGS))
+
+
+def _opener(
+    graph: Path, model: openvino.Model, threads: int, settings: Mapping[str, Any]
+) -> Callable[[], StatefulSession]:
+    """What compiles ``model``, which was read from ``graph``, and the draft beside it once it is asked for.
+
+    Files are read now, since the folder may be gone by then.
+    """
+    beside = find_draft(graph)
+    draft = None if beside is None else _opener(beside, read_model(beside), threads, DRAFTING)
+
+    def opened() -> StatefulSession:
+        try:
+            compiled = core().compile_model(model, "CPU", {**settings, "INFERENCE_NUM_THREADS": threads})
+        except RuntimeError as error:
+            raise _cannot_open(graph, error) from error
+        return StatefulSession(compiled, str(graph), threads, draft)
+
+    return opened
 
 
 def compile_model(model: openvino.Model) -> openvino.CompiledModel:

@@ -12,6 +12,7 @@ from causal import context
 from mergeable import ROWS, save_mergeable_llama, train_tokenizer
 from quantized import quantize_tiny_llama
 
+from compress.bench.worker import generate
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.model import files_in
 from compress.errors import StageError
@@ -21,7 +22,7 @@ from compress.formats.openvino.runtime import StatefulReader, StatefulSession, o
 from compress.formats.openvino.stage import OpenVino
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
-from compress.runtimes.decoder import ComesInBursts, GreedyDecoder
+from compress.runtimes.decoder import ComesInBursts, GreedyDecoder, WritesItself
 from compress.runtimes.drafted import DraftedDecoder
 from compress.tasks.registry import get_task
 
@@ -63,8 +64,6 @@ def prompt(length: int, seed: int = 0) -> list[int]:
 def test_the_runtime_takes_the_draft_and_the_tokens_are_the_models(shipped: tuple[Path, tuple[str, ...]]) -> None:
     folder, remarks = shipped
     assert any("writes what the model alone writes behind 8 of 8 beginnings" in said for said in remarks)
-    session: Any = get_runtime("openvino").open(folder, TARGETS["openvino"], 1)
-    assert session.settings["draft"] == "draft" and session.settings["drafted_tokens"] == 4
     exact = open_stateful(folder / IR_FILE, 1, exact=True)
     # The draft is to be fast; its file says f32, as that of the model, whose answers they are.
     assert exact._draft is not None and exact._draft().settings["cache"] == "u8" and exact.settings["cache"] == "f32"
@@ -73,6 +72,35 @@ def test_the_runtime_takes_the_draft_and_the_tokens_are_the_models(shipped: tupl
     for ids in (prompt(7), prompt(300), prompt(7, 3)):
         assert written(pair, ids) == written(exact.alone(), ids)
     assert 0 < pair.accepted < pair.drafted and pair.readings < 3 * 39
+
+
+def test_the_target_times_it_in_openvino_genai(shipped: tuple[Path, tuple[str, ...]]) -> None:
+    pytest.importorskip("openvino_genai")
+    folder = shipped[0]
+    session: Any = get_runtime("openvino").open(folder, TARGETS["openvino"], 1)
+    assert "openvino-genai" in session.settings["runtime"]
+    assert session.settings["draft"] == "draft" and session.settings["drafted_tokens"] == 5
+    decoder, alone = session.decoder(), open_stateful(folder / IR_FILE, 1).alone()
+    assert isinstance(decoder, WritesItself) and decoder.vocabulary == alone.vocabulary
+    for ids in (prompt(1), prompt(7), prompt(300)):
+        found, own = decoder.write(ids, 40), written(alone, ids)
+        assert found.tokens == own and 0 < found.accepted < found.drafted and 0 < found.first_ms < found.all_ms
+        timed = generate(decoder, ids, 39)
+        assert timed["tokens"] == own and len(timed["steps_ms"]) == 39 and len(set(timed["steps_ms"])) == 1
+        assert generate(decoder, ids, 0)["tokens"] == own[:1]
+    assert "alone" not in vars(session)  # no second copy of the model while it is timed
+    assert written(decoder, prompt(7)) == written(alone, prompt(7))
+    ids = {"input_ids": np.array([prompt(9)])}
+    np.testing.assert_array_equal(session.predict(ids)["logits"], session.alone.predict(ids)["logits"])
+
+
+def test_without_openvino_genai_it_is_our_own_loop(
+    shipped: tuple[Path, tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compress.formats.openvino.genai.find_spec", lambda name: None)
+    session: Any = get_runtime("openvino").open(shipped[0], TARGETS["openvino"], 1)
+    assert session.settings["draft"] == "draft" and session.settings["drafted_tokens"] == 4
+    assert session.settings["runtime"].startswith("openvino ") and isinstance(session.decoder(), DraftedDecoder)
 
 
 def test_tokens_that_were_read_in_vain_change_nothing(shipped: tuple[Path, tuple[str, ...]]) -> None:

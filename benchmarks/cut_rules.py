@@ -27,12 +27,18 @@ from compress.stages.prune import Prune
 
 RESULTS = Path(__file__).parent / "results" / "cut-language-models.json"
 RULES: dict[str, dict[str, Any]] = {
-    "four blocks, block_influence (ShortGPT)": {"layers": 4, "samples": 16, "bridge": False},
-    "four blocks, block_influence, bridge (ReplaceMe), 64 windows": {"layers": 4, "samples": 64},
+    **{
+        f"{told} blocks, {rule}": {"layers": count, "samples": 64, **fields}
+        for told, count in {"four": 4, "six": 6, "eight": 8}.items()
+        for rule, fields in {
+            "block_influence (ShortGPT)": {"layer_importance": "block_influence", "bridge": False},
+            "neighbours": {"bridge": False},
+            "block_influence, bridge": {"layer_importance": "block_influence"},
+            "neighbours, bridge (ReplaceMe)": {},
+        }.items()
+    },
     "four blocks, greedy": {"layers": 4, "layer_importance": "greedy", "samples": 2, "bridge": False},
-    "six blocks, block_influence (ShortGPT)": {"layers": 6, "samples": 64, "bridge": False},
-    "six blocks, block_influence, bridge, 16 windows": {"layers": 6, "samples": 16},
-    "six blocks, block_influence, bridge, 64 windows": {"layers": 6, "samples": 64},
+    "six blocks, neighbours, bridge, 16 windows": {"layers": 6},
     "a third of the neurons, activation (Minitron)": {"feed_forward": 1 / 3, "width_importance": "activation"},
     "a third of the neurons, obs": {"feed_forward": 1 / 3, "samples": 16},
     "a third of the neurons, obs, 48 windows": {"feed_forward": 1 / 3, "samples": 48},

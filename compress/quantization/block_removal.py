@@ -48,10 +48,8 @@ def remove_blocks(
     check_removal(total, count)
     if ids is None:
         gone: Sequence[int] = range(total - count, total)
-    elif settings.layer_importance == "greedy":
-        gone = _greedily(skeleton, text, ids, count, context)
     else:
-        gone = _by_influence(skeleton, text, ids, count, context)
+        gone = _CHOOSERS[settings.layer_importance](skeleton, text, ids, count, context)
     kept = [index for index in range(total) if index not in gone]
     if ids is not None:
         context.remark(f"prune: blocks {sorted(gone)} of {total} removed, {', '.join(map(str, gone))} in this order")
@@ -91,47 +89,52 @@ def _renumbered(
 
 
 def _by_influence(skeleton: Skeleton, text: Quantization, ids: torch.Tensor, count: int, context: Context) -> list[int]:
-    found = block_influences(skeleton, text, ids, context.scratch / "influence", context.progress)
+    found = distances(skeleton, text, ids, 1, context.scratch / "influence", context.progress)
     context.tabulate("Block influence", ("block", "influence"), enumerate(found))
     return sorted(range(len(found)), key=lambda index: (found[index], index))[:count]
 
 
-@torch.no_grad()
-def block_influences(
-    skeleton: Skeleton, text: Quantization, ids: torch.Tensor, folder: Path, progress: Progress
-) -> list[float]:
-    """1 - the mean cosine of the hidden states that enter a block and leave it (Men et al. 2024, section 3).
+def _neighbours(skeleton: Skeleton, text: Quantization, ids: torch.Tensor, count: int, context: Context) -> list[int]:
+    found = distances(skeleton, text, ids, count, context.scratch / "influence", context.progress)
+    context.tabulate(f"Runs of {count} blocks", ("first block", "distance"), enumerate(found))
+    first = min(range(len(found)), key=lambda index: (found[index], index))
+    return list(range(first, first + count))
 
-    Over all tokens of ``ids`` [windows, length]; states lie in ``folder``, one block is in memory at a time. Raises
-    `StageError` for states that are not finite.
+
+@torch.no_grad()
+def distances(
+    skeleton: Skeleton, text: Quantization, ids: torch.Tensor, span: int, folder: Path, progress: Progress
+) -> list[float]:
+    """1 - the mean cosine of the hidden states that enter a block and those that leave the last of ``span`` from it on.
+
+    For each block that has so many. Of one block that is its influence (Men et al. 2024, section 3); of several it
+    ranks as the angular distance does (Gromov et al. 2024, figure 1). Over all tokens of ``ids`` [windows, length];
+    states lie in ``folder``, one block is in memory at a time. Raises `StageError` for states that are not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
     stream, found = Stream(skeleton, text, ids, folder), list[float]()
     rest = range(len(skeleton.blocks))
     for index in progress.track(rest, "prune: block influence", len(rest)):
         with within_memory(f"prune: {skeleton.prefix}.{index}", "samples or sequence_length"):
-            likeness = _likeness(stream, index)
-        found.append(_finite(1 - likeness / ids.numel(), f"what leaves {skeleton.prefix}.{index}"))
-    stream.forget(len(rest))
+            skeleton.load(index)
+            stream.pass_as_it_is(index)
+            skeleton.unload(index)
+        first = index + 1 - span
+        if first >= 0:
+            likeness = sum(_likeness(stream, first, index + 1))
+            found.append(_finite(1 - likeness / ids.numel(), f"what leaves {skeleton.prefix}.{index}"))
+            stream.forget(first)
+    for index in range(max(len(rest) + 1 - span, 0), len(rest) + 1):
+        stream.forget(index)
     return found
 
 
-def _likeness(stream: Stream, index: int) -> float:
-    """The sum over all tokens of the cosine of the states that enter a block and leave it, and are kept."""
-    stream.skeleton.load(index)
-    work, found = stream.pass_through(index, {}), list[float]()
-
-    def outputs() -> Iterator[torch.Tensor]:
-        for batch in work.batches:
-            entered = batch()
-            left = work.run(entered)
-            found.append(float(cosine_similarity(entered.float(), left.float(), dim=-1).double().sum()))
-            yield left
-
-    stream.leave(index, outputs())
-    stream.forget(index)
-    stream.skeleton.unload(index)
-    return sum(found)
+def _likeness(stream: Stream, first: int, second: int) -> Iterator[float]:
+    """Of each window the sum over its tokens of the cosine of the states that enter the two blocks."""
+    entering, left = stream.entering(first), stream.entering(second)
+    for at in range(len(stream.ids)):
+        window = slice(at, at + 1)
+        yield float(cosine_similarity(entering[window], left[window], dim=-1).double().sum())
 
 
 def _greedily(skeleton: Skeleton, text: Quantization, ids: torch.Tensor, count: int, context: Context) -> list[int]:
@@ -154,6 +157,9 @@ def _greedily(skeleton: Skeleton, text: Quantization, ids: torch.Tensor, count: 
 
 def _best(losses: dict[str, float]) -> int:
     return min(map(int, losses), key=lambda index: (losses[str(index)], index))
+
+
+_CHOOSERS = {"neighbours": _neighbours, "block_influence": _by_influence, "greedy": _greedily}
 
 
 @torch.no_grad()

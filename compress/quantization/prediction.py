@@ -201,7 +201,7 @@ def pruning_flops(settings: Pruning, shape: Shape) -> float:
             total += (2 * blocks * tokens + shape.layers * solved) if share else 0.0
     if settings.layers and settings.bridge:
         total += 2 * (blocks + shape.intermediate**2) * tokens
-    if settings.layers and settings.layer_importance == "block_influence":
+    if settings.layers and settings.layer_importance != "greedy":
         total += 2 * blocks * tokens
     elif settings.layers:
         block = blocks / max(shape.layers, 1)

@@ -42,12 +42,13 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
     those without which the denoising loss rises least, and channels by importance gathered over timesteps (Fang et al.
     2023, Diff-Pruning). What is left is a UNet that diffusers' own config describes.
 
-    Language models are read tensor by tensor, one block in memory at a time. Whole layers go that change hidden states
-    least (Men et al. 2024, ShortGPT, section 3), or without which the loss on text is least; groups of heads with their
-    keys and values, and neurons, so that the others can make up for them (Kurtic et al. 2023, ZipLM, section 3.1), or
-    by what passes through them (Muralidharan et al. 2024, Minitron, section 2.2); experts by how seldom they are
-    chosen. Single weights go by size, by Wanda (Sun et al. 2023, section 3) or by SparseGPT (Frantar and Alistarh 2023,
-    section 3).
+    Language models are read tensor by tensor, one block in memory at a time. Whole layers go that in a row (Gromov et
+    al. 2024, figure 1) or by themselves (Men et al. 2024, ShortGPT, section 3) change hidden states least, or without
+    which the loss on text is least, and the layer before them makes up for them (Shopkhoev et al. 2025, ReplaceMe);
+    groups of heads with their keys and values, and neurons, so that the others can make up for them (Kurtic et al.
+    2023, ZipLM, section 3.1), or by what passes through them (Muralidharan et al. 2024, Minitron, section 2.2); experts
+    by how seldom they are chosen. Single weights go by size, by Wanda (Sun et al. 2023, section 3) or by SparseGPT
+    (Frantar and Alistarh 2023, section 3).
     """
 
     version = 3

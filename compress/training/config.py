@@ -259,10 +259,11 @@ class Pruning(Training):
     experts: float = Field(
         0.0, ge=0, lt=1, description="language models: share of each mixture's experts to remove, those least chosen"
     )
-    layer_importance: Literal["block_influence", "greedy"] = Field(
-        "block_influence",
-        description="language models: layers go that change hidden states least, or one after the other, each the one "
-        "without which the loss on text is least; that takes many times as long",
+    layer_importance: Literal["neighbours", "block_influence", "greedy"] = Field(
+        "neighbours",
+        description="language models: layers in a row go that together change hidden states least, or those that each "
+        "by itself does, or one after the other, each the one without which the loss on text is least; that takes "
+        "many times as long",
     )
     bridge: bool = Field(
         True,

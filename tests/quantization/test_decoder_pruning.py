@@ -18,7 +18,7 @@ from compress.numerics.sparse_pattern import Pattern
 from compress.numerics.sparse_solver import sparsegpt, wanda
 from compress.pipeline.integrity import Contract, Probe, probed, weigh
 from compress.quantization.block_pass import gram
-from compress.quantization.block_removal import block_influences, losses_without
+from compress.quantization.block_removal import distances, losses_without
 from compress.quantization.build import build_skeleton
 from compress.quantization.calibration import calibration_windows
 from compress.quantization.config import Quantization
@@ -60,22 +60,23 @@ def answers(module: Any, ids: torch.Tensor) -> torch.Tensor:
     return found
 
 
-def test_block_influence_is_that_of_a_loop(tmp_path: Path) -> None:
+@pytest.mark.parametrize("span", [1, 2, 3])
+def test_distances_are_those_of_a_loop(span: int, tmp_path: Path) -> None:
     source, ids = save_decoder(tmp_path / "source", "Gemma3TextConfig", num_hidden_layers=3), some_ids(3, 12)
-    module, likeness = module_of(source), list[float]()
-    for block in module.model.layers:
-        block.register_forward_hook(
-            lambda _, given, left: likeness.append(
-                sum(
-                    float(cosine_similarity(*pair, dim=0))
-                    for pair in zip(given[0].view(-1, 64), left.view(-1, 64), strict=True)
-                )
-                / ids.numel()
-            )
-        )
+    module, states = module_of(source), list[torch.Tensor]()
+    for place, block in enumerate(module.model.layers):
+        if not place:
+            block.register_forward_pre_hook(lambda _, given: states.append(given[0].view(-1, 64)))
+        block.register_forward_hook(lambda _, given, left: states.append(left.view(-1, 64)))
     answers(module, ids)
-    found = block_influences(build_skeleton(source), TEXT, ids, tmp_path, Notes())
-    assert found == pytest.approx([1 - one for one in likeness], abs=1e-5)
+    expected = [
+        1
+        - sum(float(cosine_similarity(*pair, dim=0)) for pair in zip(states[at], states[at + span], strict=True))
+        / ids.numel()
+        for at in range(4 - span)
+    ]
+    found = distances(build_skeleton(source), TEXT, ids, span, tmp_path, Notes())
+    assert found == pytest.approx(expected, abs=1e-5)
     assert not list(tmp_path.glob("states*"))
 
 
@@ -104,13 +105,16 @@ def test_greedy_removal_is_brute_force_and_goes_on_where_it_was_killed(tmp_path:
     assert loss_of(module_of(result), ids) == pytest.approx(losses[-1], abs=1e-4)
 
 
+@pytest.mark.parametrize("rule", ["block_influence", "neighbours"])
 @pytest.mark.parametrize("config", ["LlamaConfig", "Gemma3TextConfig", "MixtralConfig"])
-def test_a_model_without_blocks_is_the_model_of_those_that_are_left(config: str, tmp_path: Path) -> None:
+def test_a_model_without_blocks_is_the_model_of_those_that_are_left(config: str, rule: str, tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source", config, num_hidden_layers=4, dtype=torch.bfloat16)
     ids = some_ids(2, 20)
-    result = pruned(source, tmp_path / "scratch", layers=2, bridge=False)
-    influences = block_influences(build_skeleton(source), TEXT, ids_of(source, tmp_path), tmp_path, Notes())
-    gone = sorted(sorted(range(4), key=influences.__getitem__)[:2])
+    result = pruned(source, tmp_path / "scratch", layers=2, bridge=False, layer_importance=rule)
+    span = 1 if rule == "block_influence" else 2
+    found = distances(build_skeleton(source), TEXT, ids_of(source, tmp_path), span, tmp_path, Notes())
+    nearest = sorted(range(len(found)), key=found.__getitem__)
+    gone = sorted(nearest[:2]) if span == 1 else [nearest[0], nearest[0] + 1]
     expected = answers(without(module_of(source), gone), ids)
     torch.testing.assert_close(answers(module_of(result), ids), expected, atol=1e-4, rtol=1e-4)
     assert result.config["num_hidden_layers"] == 2

@@ -27,9 +27,10 @@ LAST_LAYERS = {"GPT2Config": ("transformer.h", "mlp.c_proj"), "PhiConfig": ("mod
 def cut_of(source: Checkpoint, scratch: Path, gone: list[int], monkeypatch: Any, **fields: Any) -> tuple[Any, Context]:
     """What `prune` leaves where those blocks are the ones that change states least."""
     influences = [0.0 if index in gone else 1.0 for index in range(module_of(source).config.num_hidden_layers)]
-    monkeypatch.setattr("compress.quantization.block_removal.block_influences", lambda *given: influences)
+    monkeypatch.setattr("compress.quantization.block_removal.distances", lambda *given: influences)
     given = context(scratch, text(8000))
-    asked = {"samples": SAMPLES, "sequence_length": LENGTH, "precision": "fp32", "layers": len(gone), **fields}
+    asked = {"samples": SAMPLES, "sequence_length": LENGTH, "precision": "fp32", "layers": len(gone)}
+    asked |= {"layer_importance": "block_influence", **fields}
     return Prune(**asked).run(source, given), given
 
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from compress.formats.openvino.model import TOKENIZER
+from compress.errors import StageError
+from compress.formats.openvino.model import DRAFT_FOLDER, TOKENIZER
 from compress.runtimes.decoder import Written
+from compress.runtimes.runtime import Batch, Session, TensorType
+
+if TYPE_CHECKING:
+    from compress.runtimes.drafted import DraftedDecoder
 
 KV_CACHE_PRECISION = "KV_CACHE_PRECISION"
 AHEAD = 5
@@ -56,6 +63,95 @@ class Pipeline:
         return Written(list(found.tokens[0]), times.get_ttft().mean, times.get_generate_duration().mean, *counts)
 
 
+class Speculating(Session, Protocol):
+    """A model and its draft that our own loop leads."""
+
+    def drafted(self) -> DraftedDecoder:
+        """Greedy generation by speculation."""
+
+
+class PairSession:
+    """A model and its draft, whose texts openvino-genai writes; what else is asked the model alone answers."""
+
+    inputs, provider = ("input_ids",), "CPU"
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        vocabulary: int,
+        settings: Mapping[str, Any],
+        threads: int,
+        alone: Callable[[], Speculating],
+    ) -> None:
+        """``settings`` are those of ``pipeline``; ``alone`` opens both without it."""
+        self.pipeline, self.vocabulary, self._alone = pipeline, vocabulary, alone
+        self.settings: dict[str, Any] = {
+            "runtime": f"openvino-genai {version('openvino-genai')}, openvino {version('openvino')}",
+            "provider": self.provider,
+            "intra_op_threads": threads,
+            **{name.lower(): value for name, value in settings.items()},
+            "draft": DRAFT_FOLDER,
+            "drafted_tokens": AHEAD,
+        }
+
+    @functools.cached_property
+    def alone(self) -> Speculating:
+        """Both without openvino-genai."""
+        return self._alone()
+
+    @property
+    def input_types(self) -> Mapping[str, TensorType]:
+        """See `Session.input_types`."""
+        return self.alone.input_types
+
+    @property
+    def output_types(self) -> Mapping[str, TensorType]:
+        """See `Session.output_types`."""
+        return self.alone.output_types
+
+    def predict(self, batch: Batch) -> dict[str, np.ndarray]:
+        """See `Session.predict`."""
+        return self.alone.predict(batch)
+
+    def decoder(self) -> PairDecoder:
+        """Greedy generation by speculation."""
+        return PairDecoder(self)
+
+
+class PairDecoder:
+    """Text generation by openvino-genai, and by our own loop where a text comes token by token."""
+
+    cached = True
+
+    def __init__(self, session: PairSession) -> None:
+        self._session = session
+        self.vocabulary = session.vocabulary
+
+    def write(self, ids: Sequence[int], tokens: int) -> Written:
+        """See `runtimes.decoder.WritesItself`. Raises `StageError`."""
+        try:
+            return self._session.pipeline.write(ids, tokens)
+        except RuntimeError as error:
+            raise StageError(f"openvino-genai failed on a text: {reason(error)}") from error
+
+    def prefill(self, ids: Sequence[int]) -> int:
+        """Begin anew with ``ids``, one or more, and give the token that follows."""
+        return self._loop.prefill(ids)
+
+    def step(self, token: int) -> int:
+        """Append ``token`` and give the one that follows."""
+        return self._loop.step(token)
+
+    @functools.cached_property
+    def _loop(self) -> DraftedDecoder:
+        return self._session.alone.drafted()
+
+
 def opens(graph: Path) -> bool:
     """Whether openvino-genai is there, and the folder of ``graph`` has the tokenizer as IR, which it asks for."""
     return find_spec("openvino_genai") is not None and (graph.parent / TOKENIZER).is_file()
+
+
+def reason(error: Exception) -> str:
+    """OpenVINO's last line, since those before it say where in its source."""
+    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__

@@ -12,10 +12,9 @@ import numpy as np
 
 from compress.errors import InputError, ModelError, StageError, broken
 from compress.formats.model_file import file_of
-from compress.formats.openvino import genai
-from compress.formats.openvino.genai import DRAFTING, KV_CACHE_PRECISION
+from compress.formats.openvino.genai import DRAFTING, KV_CACHE_PRECISION, PairSession, Pipeline, opens, reason
 from compress.formats.openvino.model import DRAFT_FOLDER, OpenVinoModel, find_draft, find_graphs, weights_of
-from compress.runtimes.decoder import Written, likeliest
+from compress.runtimes.decoder import likeliest
 from compress.runtimes.drafted import DraftedDecoder, alike
 from compress.runtimes.image_answers import open_together
 from compress.runtimes.runtime import Batch, Session, TensorType, check_inputs, check_target, why_missing
@@ -58,7 +57,7 @@ class OpenVinoSession:
         try:
             found = self._request.infer({name: batch[name] for name in self.inputs}, share_inputs=True)
         except (RuntimeError, TypeError, ValueError) as error:
-            raise StageError(f"The model failed on a batch: {_reason(error)}", where=self._where) from error
+            raise StageError(f"The model failed on a batch: {reason(error)}", where=self._where) from error
         return {name: np.array(found[index]) for index, name in enumerate(self._outputs)}
 
 
@@ -142,7 +141,7 @@ class StatefulSession:
         try:
             found = self._request.infer({name: value for name, value in feed.items() if name in self._taken})
         except (RuntimeError, TypeError, ValueError) as error:
-            raise StageError(f"The model failed on a text: {_reason(error)}", where=self.where) from error
+            raise StageError(f"The model failed on a text: {reason(error)}", where=self.where) from error
         return np.array(found[LOGITS])
 
 
@@ -191,78 +190,6 @@ class StatefulDecoder:
     def step(self, token: int) -> int:
         """Append ``token`` and give the one that follows."""
         return likeliest(self._session.more(np.array([[token]]))[0, -1], self._session.where)
-
-
-class PairSession:
-    """A model and its draft, whose texts openvino-genai writes; what else is asked the model alone answers."""
-
-    inputs, provider = StatefulSession.inputs, StatefulSession.provider
-
-    def __init__(
-        self, pipeline: genai.Pipeline, vocabulary: int, threads: int, alone: Callable[[], StatefulSession]
-    ) -> None:
-        """``alone`` opens both without openvino-genai."""
-        self.pipeline, self.vocabulary, self._alone = pipeline, vocabulary, alone
-        self.settings: dict[str, Any] = {
-            "runtime": f"openvino-genai {version('openvino-genai')}, openvino {version('openvino')}",
-            "provider": self.provider,
-            "intra_op_threads": threads,
-            **{name.lower(): value for name, value in _SETTINGS.items()},
-            "draft": DRAFT_FOLDER,
-            "drafted_tokens": genai.AHEAD,
-        }
-
-    @functools.cached_property
-    def alone(self) -> StatefulSession:
-        """Both without openvino-genai."""
-        return self._alone()
-
-    @property
-    def input_types(self) -> Mapping[str, TensorType]:
-        """See `Session.input_types`."""
-        return self.alone.input_types
-
-    @property
-    def output_types(self) -> Mapping[str, TensorType]:
-        """See `Session.output_types`."""
-        return self.alone.output_types
-
-    def predict(self, batch: Batch) -> dict[str, np.ndarray]:
-        """See `StatefulSession.predict`."""
-        return self.alone.predict(batch)
-
-    def decoder(self) -> PairDecoder:
-        """Greedy generation by speculation."""
-        return PairDecoder(self)
-
-
-class PairDecoder:
-    """Text generation by openvino-genai, and by our own loop where a text comes token by token."""
-
-    cached = True
-
-    def __init__(self, session: PairSession) -> None:
-        self._session = session
-        self.vocabulary = session.vocabulary
-
-    def write(self, ids: Sequence[int], tokens: int) -> Written:
-        """See `runtimes.decoder.WritesItself`. Raises `StageError`."""
-        try:
-            return self._session.pipeline.write(ids, tokens)
-        except RuntimeError as error:
-            raise StageError(f"openvino-genai failed on a text: {_reason(error)}") from error
-
-    def prefill(self, ids: Sequence[int]) -> int:
-        """Begin anew with ``ids``, one or more, and give the token that follows."""
-        return self._loop.prefill(ids)
-
-    def step(self, token: int) -> int:
-        """Append ``token`` and give the one that follows."""
-        return self._loop.step(token)
-
-    @functools.cached_property
-    def _loop(self) -> DraftedDecoder:
-        return self._session.alone.drafted()
 
 
 def _vocabulary(model: openvino.Model | openvino.CompiledModel) -> int:
@@ -330,13 +257,13 @@ def open_stateful(graph: Path, threads: int, exact: bool = False) -> StatefulSes
 def _open_pair(graph: Path, model: openvino.Model, threads: int) -> PairSession | None:
     """In openvino-genai, where that can be had and a draft lies beside the model's ``graph``."""
     draft = find_draft(graph)
-    if draft is None or not genai.opens(graph):
+    if draft is None or not opens(graph):
         return None
     try:
-        pipeline = genai.Pipeline(graph.parent, draft.parent, _SETTINGS, threads)
+        pipeline = Pipeline(graph.parent, draft.parent, _SETTINGS, threads)
     except RuntimeError as error:
         raise _cannot_open(graph, error) from error
-    return PairSession(pipeline, _vocabulary(model), threads, _opener(graph, model, threads, _SETTINGS))
+    return PairSession(pipeline, _vocabulary(model), _SETTINGS, threads, _opener(graph, model, threads, _SETTINGS))
 
 
 def _opener(
@@ -365,7 +292,7 @@ def compile_model(model: openvino.Model) -> openvino.CompiledModel:
 
 
 def _cannot_open(graph: Path, error: RuntimeError) -> ModelError:
-    return broken(f"OpenVINO cannot open the IR: {_reason(error)}", graph, "openvino")
+    return broken(f"OpenVINO cannot open the IR: {reason(error)}", graph, "openvino")
 
 
 @functools.cache
@@ -378,10 +305,6 @@ def core() -> openvino.Core:
     import openvino
 
     return openvino.Core()
-
-
-def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
 
 
 RUNTIME = OpenVinoRuntime()

@@ -29,7 +29,7 @@ RESULTS = Path(__file__).parent / "results" / "cut-language-models.json"
 RULES: dict[str, dict[str, Any]] = {
     **{
         f"{told} blocks, {rule}": {"layers": count, "samples": 64, **fields}
-        for told, count in {"four": 4, "six": 6, "eight": 8}.items()
+        for told, count in {"four": 4, "six": 6}.items()
         for rule, fields in {
             "block_influence (ShortGPT)": {"layer_importance": "block_influence", "bridge": False},
             "neighbours": {"bridge": False},

@@ -1,4 +1,4 @@
-"""openvino-genai: a language model and its draft in the pipeline in which apps run them."""
+"""openvino-genai: a language model, with a draft or without, in the pipeline in which apps run it."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from compress.errors import StageError
 from compress.formats.openvino.model import DRAFT_FOLDER, TOKENIZER
-from compress.runtimes.decoder import Written
+from compress.runtimes.decoder import Generating, GreedyDecoder, Written
 from compress.runtimes.runtime import Batch, Session, TensorType
-
-if TYPE_CHECKING:
-    from compress.runtimes.drafted import DraftedDecoder
 
 KV_CACHE_PRECISION = "KV_CACHE_PRECISION"
 AHEAD = 5
@@ -39,11 +36,9 @@ class Pipeline:
         beside: dict[str, Any] = {}
         if draft is not None:
             beside["draft_model"] = openvino_genai.draft_model(str(draft), "CPU", **DRAFTING, **own)
-        paged = openvino_genai.SchedulerConfig()
-        self._pipeline = openvino_genai.LLMPipeline(
-            str(folder), "CPU", scheduler_config=paged, **{**settings, **own, **beside}
-        )
-        self._ahead = ahead if draft is not None else None
+            beside["scheduler_config"] = openvino_genai.SchedulerConfig()
+        self._pipeline = openvino_genai.LLMPipeline(str(folder), "CPU", **{**settings, **own, **beside})
+        self.ahead = ahead if draft is not None else None
 
     def write(self, ids: Sequence[int], tokens: int, ends: bool = False) -> Written:
         """The likeliest ``tokens`` behind ``ids``; fewer if one ``ends`` the text by the model's own settings."""
@@ -55,75 +50,66 @@ class Pipeline:
             chosen.eos_token_id = self._pipeline.get_tokenizer().get_eos_token_id()
         else:
             chosen.ignore_eos = True
-        if self._ahead is not None:
-            chosen.num_assistant_tokens = self._ahead
+        if self.ahead is not None:
+            chosen.num_assistant_tokens = self.ahead
         found = self._pipeline.generate(openvino.Tensor(np.array([ids], np.int64)), chosen)
-        times, draft = found.perf_metrics, None if self._ahead is None else found.extended_perf_metrics
+        times, draft = found.perf_metrics, None if self.ahead is None else found.extended_perf_metrics
         counts = (0, 0) if draft is None else (draft.get_num_draft_tokens(), draft.get_num_accepted_tokens())
         return Written(list(found.tokens[0]), times.get_ttft().mean, times.get_generate_duration().mean, *counts)
 
 
-class Speculating(Session, Protocol):
-    """A model and its draft that our own loop leads."""
-
-    def drafted(self) -> DraftedDecoder:
-        """Greedy generation by speculation."""
+class Own(Session, Generating, Protocol):
+    """What runs the same model without openvino-genai."""
 
 
-class PairSession:
-    """A model and its draft, whose texts openvino-genai writes; what else is asked the model alone answers."""
+class GenaiSession:
+    """A language model whose texts openvino-genai writes; what else it is asked is answered without."""
 
     inputs, provider = ("input_ids",), "CPU"
 
     def __init__(
-        self,
-        pipeline: Pipeline,
-        vocabulary: int,
-        settings: Mapping[str, Any],
-        threads: int,
-        alone: Callable[[], Speculating],
+        self, pipeline: Pipeline, vocabulary: int, told: Mapping[str, Any], threads: int, own: Callable[[], Own]
     ) -> None:
-        """``settings`` are those of ``pipeline``; ``alone`` opens both without it."""
-        self.pipeline, self.vocabulary, self._alone = pipeline, vocabulary, alone
+        """``told`` are the settings of ``pipeline``, for the record; ``own`` opens the model without it."""
+        self.pipeline, self.vocabulary, self._open = pipeline, vocabulary, own
         self.settings: dict[str, Any] = {
             "runtime": f"openvino-genai {version('openvino-genai')}, openvino {version('openvino')}",
             "provider": self.provider,
             "intra_op_threads": threads,
-            **{name.lower(): value for name, value in settings.items()},
-            "draft": DRAFT_FOLDER,
-            "drafted_tokens": AHEAD,
+            **{name.lower(): value for name, value in told.items()},
+            **({} if pipeline.ahead is None else {"draft": DRAFT_FOLDER, "drafted_tokens": pipeline.ahead}),
         }
 
     @functools.cached_property
-    def alone(self) -> Speculating:
-        """Both without openvino-genai."""
-        return self._alone()
+    def own(self) -> Own:
+        """The model without openvino-genai."""
+        return self._open()
 
     @property
     def input_types(self) -> Mapping[str, TensorType]:
         """See `Session.input_types`."""
-        return self.alone.input_types
+        return self.own.input_types
 
     @property
     def output_types(self) -> Mapping[str, TensorType]:
         """See `Session.output_types`."""
-        return self.alone.output_types
+        return self.own.output_types
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
         """See `Session.predict`."""
-        return self.alone.predict(batch)
+        return self.own.predict(batch)
 
-    def decoder(self) -> PairDecoder:
-        """Greedy generation by speculation."""
-        return PairDecoder(self)
+    def decoder(self) -> GenaiDecoder:
+        """Greedy generation, by speculation where a draft lies beside the file."""
+        return GenaiDecoder(self)
 
 
-class PairDecoder:
+class GenaiDecoder:
     """Text generation by openvino-genai, and by our own loop where a text comes token by token."""
 
     cached = True
 
-    def __init__(self, session: PairSession) -> None:
+    def __init__(self, session: GenaiSession) -> None:
         self._session = session
         self.vocabulary = session.vocabulary
 
@@ -143,8 +129,8 @@ class PairDecoder:
         return self._loop.step(token)
 
     @functools.cached_property
-    def _loop(self) -> DraftedDecoder:
-        return self._session.alone.drafted()
+    def _loop(self) -> GreedyDecoder:
+        return self._session.own.decoder()
 
 
 def opens(graph: Path) -> bool:

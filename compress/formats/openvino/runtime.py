@@ -12,7 +12,7 @@ import numpy as np
 
 from compress.errors import InputError, ModelError, StageError, broken
 from compress.formats.model_file import file_of
-from compress.formats.openvino.genai import DRAFTING, KV_CACHE_PRECISION, PairSession, Pipeline, opens, reason
+from compress.formats.openvino.genai import DRAFTING, KV_CACHE_PRECISION, GenaiSession, Pipeline, opens, reason
 from compress.formats.openvino.model import DRAFT_FOLDER, OpenVinoModel, find_draft, find_graphs, weights_of
 from compress.runtimes.decoder import likeliest
 from compress.runtimes.drafted import DraftedDecoder, alike
@@ -215,11 +215,11 @@ class OpenVinoRuntime:
         check_target(self, target, threads)
         return open_together([self._open(graph, threads) for graph in find_graphs(artifact)], artifact)
 
-    def _open(self, graph: Path, threads: int) -> OpenVinoSession | StatefulSession | PairSession:
+    def _open(self, graph: Path, threads: int) -> OpenVinoSession | StatefulSession | GenaiSession:
         settings = {**_SETTINGS, "INFERENCE_NUM_THREADS": threads}
         model = read_model(graph)
         if is_stateful(model):
-            return _open_pair(graph, model, threads) or open_stateful(graph, threads)
+            return _open_in_genai(graph, model, threads) or open_stateful(graph, threads)
         try:
             return OpenVinoSession(core().compile_model(model, "CPU", settings), str(graph), threads)
         except RuntimeError as error:
@@ -254,16 +254,16 @@ def open_stateful(graph: Path, threads: int, exact: bool = False) -> StatefulSes
     return _opener(graph, read_model(graph), threads, {**_SETTINGS, **(_EXACT if exact else {})})()
 
 
-def _open_pair(graph: Path, model: openvino.Model, threads: int) -> PairSession | None:
-    """In openvino-genai, where that can be had and a draft lies beside the model's ``graph``."""
-    draft = find_draft(graph)
-    if draft is None or not opens(graph):
+def _open_in_genai(graph: Path, model: openvino.Model, threads: int) -> GenaiSession | None:
+    """In openvino-genai, where that can be had and opens the model."""
+    if not opens(graph):
         return None
+    draft = find_draft(graph)
     try:
-        pipeline = Pipeline(graph.parent, draft.parent, _SETTINGS, threads)
-    except RuntimeError as error:
-        raise _cannot_open(graph, error) from error
-    return PairSession(pipeline, _vocabulary(model), _SETTINGS, threads, _opener(graph, model, threads, _SETTINGS))
+        pipeline = Pipeline(graph.parent, None if draft is None else draft.parent, _SETTINGS, threads)
+    except RuntimeError:
+        return None
+    return GenaiSession(pipeline, _vocabulary(model), _SETTINGS, threads, _opener(graph, model, threads, _SETTINGS))
 
 
 def _opener(

@@ -28,7 +28,7 @@ from compress.formats.openvino import decoder as decoders
 from compress.formats.openvino.conversion import Precision
 from compress.formats.openvino.decoder import ProvenDecoder, write_decoder
 from compress.formats.openvino.model import IR_FILE, OpenVinoModel
-from compress.formats.openvino.runtime import StatefulSession, core, open_stateful
+from compress.formats.openvino.runtime import core, open_stateful
 from compress.formats.openvino.stage import OpenVino
 from compress.formats.openvino.stateful import read_stateful
 from compress.formats.runtimes import get_runtime
@@ -263,5 +263,4 @@ def test_the_file_says_how_keys_and_values_are_kept(
     # Whoever opens the file, without a word of it.
     plain = core().compile_model(core().read_model(folder / IR_FILE), "CPU")
     assert plain.get_property("KV_CACHE_PRECISION").get_type_name() == cache
-    session = get_runtime("openvino").open(folder, TARGET, 1)
-    assert isinstance(session, StatefulSession) and session.settings["cache"] == cache
+    assert open_stateful(folder / IR_FILE, 1).settings["cache"] == cache

@@ -18,7 +18,7 @@ from compress.checkpoints.model import files_in
 from compress.errors import StageError
 from compress.formats.model_file import model_file
 from compress.formats.openvino.model import IR_FILE, OpenVinoModel, find_draft
-from compress.formats.openvino.runtime import StatefulReader, StatefulSession, open_stateful
+from compress.formats.openvino.runtime import StatefulReader, open_stateful
 from compress.formats.openvino.stage import OpenVino
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
@@ -74,6 +74,17 @@ def test_the_runtime_takes_the_draft_and_the_tokens_are_the_models(shipped: tupl
     assert 0 < pair.accepted < pair.drafted and pair.readings < 3 * 39
 
 
+def test_the_target_times_a_model_alone_there_too(shipped: tuple[Path, tuple[str, ...]]) -> None:
+    pytest.importorskip("openvino_genai")
+    graph = shipped[0] / "draft" / IR_FILE
+    session: Any = get_runtime("openvino").open(graph.parent, TARGETS["openvino"], 1)
+    assert "openvino-genai" in session.settings["runtime"] and "draft" not in session.settings
+    decoder, alone = session.decoder(), open_stateful(graph, 1).decoder()
+    own = written(alone, prompt(7))
+    found = decoder.write(prompt(7), 40)
+    assert found.tokens == own == written(decoder, prompt(7)) and (found.drafted, found.accepted) == (0, 0)
+
+
 def test_the_target_times_it_in_openvino_genai(shipped: tuple[Path, tuple[str, ...]]) -> None:
     pytest.importorskip("openvino_genai")
     folder = shipped[0]
@@ -88,16 +99,23 @@ def test_the_target_times_it_in_openvino_genai(shipped: tuple[Path, tuple[str, .
         timed = generate(decoder, ids, 39)
         assert timed["tokens"] == own and len(timed["steps_ms"]) == 39 and len(set(timed["steps_ms"])) == 1
         assert generate(decoder, ids, 0)["tokens"] == own[:1]
-    assert "alone" not in vars(session)  # no second copy of the model while it is timed
+    assert "own" not in vars(session)  # no second copy of the model while it is timed
     assert written(decoder, prompt(7)) == written(alone, prompt(7))
     ids = {"input_ids": np.array([prompt(9)])}
-    np.testing.assert_array_equal(session.predict(ids)["logits"], session.alone.predict(ids)["logits"])
+    np.testing.assert_array_equal(session.predict(ids)["logits"], session.own.predict(ids)["logits"])
 
 
+def unopened(*given: Any, **named: Any) -> Any:
+    raise RuntimeError("Check failed")
+
+
+@pytest.mark.parametrize(
+    "missing", [("genai.find_spec", lambda name: None), ("runtime.Pipeline", unopened)], ids=["absent", "unopened"]
+)
 def test_without_openvino_genai_it_is_our_own_loop(
-    shipped: tuple[Path, tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+    missing: tuple[str, Any], shipped: tuple[Path, tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("compress.formats.openvino.genai.find_spec", lambda name: None)
+    monkeypatch.setattr(f"compress.formats.openvino.{missing[0]}", missing[1])
     session: Any = get_runtime("openvino").open(shipped[0], TARGETS["openvino"], 1)
     assert session.settings["draft"] == "draft" and session.settings["drafted_tokens"] == 4
     assert session.settings["runtime"].startswith("openvino ") and isinstance(session.decoder(), DraftedDecoder)
@@ -127,7 +145,7 @@ def test_the_folder_is_one_model_for_whoever_opens_it(shipped: tuple[Path, tuple
     assert [path.relative_to(tmp_path) for path in sorted(tmp_path.rglob("*")) if path.is_file()] == names
     # Alone it is a model like any other.
     draft: Any = get_runtime("openvino").open(folder / "draft", TARGETS["openvino"], 1)
-    assert isinstance(draft, StatefulSession) and "draft" not in draft.settings
+    assert "draft" not in draft.settings
 
 
 def test_openvino_genai_opens_the_pair_as_it_is(shipped: tuple[Path, tuple[str, ...]]) -> None:

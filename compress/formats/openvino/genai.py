@@ -73,7 +73,7 @@ class GenaiSession:
         """``told`` are the settings of ``pipeline``, for the record; ``own`` opens the model without it."""
         self.pipeline, self.vocabulary, self._open = pipeline, vocabulary, own
         self.settings: dict[str, Any] = {
-            "runtime": f"openvino-genai {version('openvino-genai')}, openvino {version('openvino')}",
+            "runtime": f"openvino-genai {genai_version()}, openvino {version('openvino')}",
             "provider": self.provider,
             "intra_op_threads": threads,
             **{name.lower(): value for name, value in told.items()},
@@ -135,7 +135,12 @@ class GenaiDecoder:
 
 def opens(graph: Path) -> bool:
     """Whether openvino-genai is there, and the folder of ``graph`` has the tokenizer as IR, which it asks for."""
-    return find_spec("openvino_genai") is not None and (graph.parent / TOKENIZER).is_file()
+    return genai_version() is not None and (graph.parent / TOKENIZER).is_file()
+
+
+def genai_version() -> str | None:
+    """That of the package, where it is installed."""
+    return version("openvino-genai") if find_spec("openvino_genai") is not None else None
 
 
 def reason(error: Exception) -> str:

@@ -12,7 +12,15 @@ import numpy as np
 
 from compress.errors import InputError, ModelError, StageError, broken
 from compress.formats.model_file import file_of
-from compress.formats.openvino.genai import DRAFTING, KV_CACHE_PRECISION, GenaiSession, Pipeline, opens, reason
+from compress.formats.openvino.genai import (
+    DRAFTING,
+    KV_CACHE_PRECISION,
+    GenaiSession,
+    Pipeline,
+    genai_version,
+    opens,
+    reason,
+)
 from compress.formats.openvino.model import DRAFT_FOLDER, OpenVinoModel, find_draft, find_graphs, weights_of
 from compress.runtimes.decoder import likeliest
 from compress.runtimes.drafted import DraftedDecoder, alike
@@ -230,8 +238,8 @@ class OpenVinoRuntime:
         return why_missing("openvino", "openvino", "openvino")
 
     def build(self) -> str:
-        """The package's version."""
-        return version("openvino")
+        """The package's version, and that of openvino-genai, by which language models write where it is installed."""
+        return f"{version('openvino')}, genai {genai_version() or 'none'}"
 
 
 def read_model(artifact: Path) -> openvino.Model:

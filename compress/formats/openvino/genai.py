@@ -36,8 +36,11 @@ class Pipeline:
         beside: dict[str, Any] = {}
         if draft is not None:
             beside["draft_model"] = openvino_genai.draft_model(str(draft), "CPU", **DRAFTING, **own)
-            beside["scheduler_config"] = openvino_genai.SchedulerConfig()
-        self._pipeline = openvino_genai.LLMPipeline(str(folder), "CPU", **{**settings, **own, **beside})
+        # Without one of its own a pipeline keeps what it has read, and reads a prompt that it is timed by only once.
+        self.scheduler = openvino_genai.SchedulerConfig()
+        self.scheduler.enable_prefix_caching = False
+        named = {**settings, **own, **beside, "scheduler_config": self.scheduler}
+        self._pipeline = openvino_genai.LLMPipeline(str(folder), "CPU", **named)
         self.ahead = ahead if draft is not None else None
 
     def write(self, ids: Sequence[int], tokens: int, ends: bool = False) -> Written:

@@ -83,6 +83,8 @@ def test_the_target_times_a_model_alone_there_too(shipped: tuple[Path, tuple[str
     own = written(alone, prompt(7))
     found = decoder.write(prompt(7), 40)
     assert found.tokens == own == written(decoder, prompt(7)) and (found.drafted, found.accepted) == (0, 0)
+    # A prompt is read anew each time.
+    assert not session.pipeline.scheduler.enable_prefix_caching
 
 
 def test_the_target_times_it_in_openvino_genai(shipped: tuple[Path, tuple[str, ...]]) -> None:

@@ -80,12 +80,11 @@ def _renumbered(
     of_block = re.compile(rf"{re.escape(skeleton.prefix)}\.(\d+)\.(.+)")
     for name in skeleton.checkpoint.files:
         found = of_block.fullmatch(name)
+        if found is not None and int(found[1]) not in places:
+            continue
         stored = skeleton.checkpoint.stored(name)
-        if found is None:
-            yield name, stored
-        elif int(found[1]) in places:
-            stored = fitted[name].contiguous().to(stored) if name in fitted else stored
-            yield f"{skeleton.prefix}.{places[int(found[1])]}.{found[2]}", stored
+        stored = fitted[name].contiguous().to(stored) if name in fitted else stored
+        yield name if found is None else f"{skeleton.prefix}.{places[int(found[1])]}.{found[2]}", stored
 
 
 def _by_influence(skeleton: Skeleton, text: Quantization, ids: torch.Tensor, count: int, context: Context) -> list[int]:
@@ -124,7 +123,7 @@ def distances(
             likeness = sum(_likeness(stream, first, index + 1))
             found.append(_finite(1 - likeness / ids.numel(), f"what leaves {skeleton.prefix}.{index}"))
             stream.forget(first)
-    for index in range(max(len(rest) + 1 - span, 0), len(rest) + 1):
+    for index in range(len(rest) + 1 - span, len(rest) + 1):
         stream.forget(index)
     return found
 

@@ -185,7 +185,7 @@ def _sums(run: BlockRun, states: States, wanted: States, layer: nn.Linear, count
 
 
 def _counting(sizes: torch.Tensor) -> torch.Tensor:
-    """What tokens of these ``sizes`` are multiplied by, as they."""
+    """What each token is multiplied by, [windows, length] as their ``sizes``."""
     massive = sizes > _MASSIVE * sizes.median()
     few = int(massive.sum())
     times = torch.where(massive, math.sqrt((sizes.numel() - few) / max(few, 1)), 1.0)

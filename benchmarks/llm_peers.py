@@ -3,6 +3,9 @@
     python benchmarks/llm_peers.py                                   # everything; downloads several GB at first
     python benchmarks/llm_peers.py --only "llama.cpp Q4_0" --only "ONNX Runtime RTN"
     python benchmarks/llm_peers.py --bits 3 --samples 64 --only "auto-round, 200 iterations"
+    git clone https://github.com/OpenGVLab/EfficientQAT AUTHORS
+    python benchmarks/llm_peers.py --efficient-qat AUTHORS --bits 2 --group-size 32 --samples 64 \\
+        --only "compress, train_blocks" --only "EfficientQAT, Block-AP"
 
 The model is the sample `smollm2`; calibration is 16 windows of 512 tokens of the train split of `wiki` (those that the
 stage `gptq` draws), evaluation 20 windows of 512 tokens of its test split; 4 bits, symmetric, groups of 64 where a peer
@@ -124,6 +127,7 @@ def main(
     group_size: Annotated[int, typer.Option(min=16, help="Weights that share a scale.")] = 64,
     samples: Annotated[int, typer.Option(min=1, help="Windows of calibration text.")] = 16,
     seconds: Annotated[float, typer.Option(min=0.1, help="Sampling of tokens/s for each.")] = 3.0,
+    efficient_qat: Annotated[Path | None, typer.Option(help="A checkout of OpenGVLab/EfficientQAT.")] = None,
     output: Annotated[Path | None, typer.Option(help="Where to write everything as JSON.")] = None,
 ) -> None:
     """Run the peers and print the table."""
@@ -134,8 +138,9 @@ def main(
         raise typer.BadParameter(f"{', '.join(unknown)}; known are {', '.join(PEERS)}", param_hint="--only")
     with tempfile.TemporaryDirectory(prefix="compress-peers-") as scratch:
         setting = LanguageSetting(
-            model, data, Path(scratch), threads, bits, group_size, ConsoleProgress(), samples=samples
-        )
+            model, data, Path(scratch), threads, bits, group_size, ConsoleProgress(), samples=samples,
+            authors=efficient_qat,
+        )  # fmt: skip
         rows, made = [], {}
         for name in (START, *names):
             setting.progress.note(f"-- {name}")

@@ -28,6 +28,7 @@ from compress.stages.imatrix import Imatrix
 from compress.targets import Target
 
 OURS = "compress, quick GPTQ"
+OURS_TRAINED, OURS_TUNED = "compress, train_blocks", "compress, train_blocks and tune_scales"
 CONTEXT, TOKENS = 128, 32
 """What tokens per second are timed on: after so many tokens of text, so many more."""
 _TIMEOUT_SECONDS = 7200.0
@@ -58,10 +59,17 @@ class Made:
     tokens_per_second: float | None = None
 
 
-def ours(setting: LanguageSetting) -> Made:
-    """The stage `gptq` alone, on the linear layers, with all tokens alike."""
-    more = {"data": setting.data, "samples": setting.samples, "length": setting.length}
-    return _checkpoint(setting, "compress_gptq.py", Path(sys.executable), **more)
+def ours(*stages: Mapping[str, Any]) -> Callable[[LanguageSetting], Made]:
+    """Stages of ours on the linear layers; the first is told of bits and windows."""
+
+    def make(setting: LanguageSetting) -> Made:
+        first, *others = stages
+        numbers = {"bits": setting.bits, "group_size": setting.group_size, "samples": setting.samples}
+        told = [{**numbers, "sequence_length": setting.length, **first}, *others]
+        more = {"data": setting.data, "samples": setting.samples, "length": setting.length, "stages": told}
+        return _checkpoint(setting, "compress_stages.py", Path(sys.executable), **more)
+
+    return make
 
 
 def optimum(setting: LanguageSetting) -> Made:
@@ -76,6 +84,21 @@ def auto_round(iterations: int) -> Callable[[LanguageSetting], Made]:
     def make(setting: LanguageSetting) -> Made:
         python = peer_python("auto-round", AUTO_ROUND, setting.progress.note)
         return _checkpoint(setting, "auto_round_run.py", python, iterations=iterations)
+
+    return make
+
+
+def efficient_qat(epochs: int, learning_rate: float) -> Callable[[LanguageSetting], Made]:
+    """Block-AP of EfficientQAT's authors, with so many epochs and so large steps of the weights."""
+
+    def make(setting: LanguageSetting) -> Made:
+        if setting.authors is None:
+            raise UnavailableError("a checkout of OpenGVLab/EfficientQAT is wanted: --efficient-qat FOLDER")
+        output = setting.folder / f"efficient-qat-{epochs}-{learning_rate}"
+        more = {"authors": str(setting.authors.absolute()), "epochs": epochs, "learning_rate": learning_rate}
+        order = setting.order(output, **more)
+        answer = _ask(setting, "efficient_qat.py", Path(sys.executable), order)
+        return Made(output, None, **{key: answer[key] for key in ("seconds", "peak_bytes", "packages", "bytes")})
 
     return make
 
@@ -128,8 +151,14 @@ def llama_cpp(file_type: str, weighed: bool = False) -> Callable[[LanguageSettin
     return make
 
 
+TRAINING = {"kind": "train_blocks", "epochs": 4, "held_out": 4}
+
 PEERS: dict[str, Callable[[LanguageSetting], Made]] = {
-    OURS: ours,
+    OURS: ours({"kind": "gptq", "guided": False}),
+    OURS_TRAINED: ours(TRAINING),
+    OURS_TUNED: ours(TRAINING, {"kind": "tune_scales", "steps": 90, "batch_size": 1, "labels_weight": 0.5}),
+    "EfficientQAT, Block-AP": efficient_qat(4, 2e-5),
+    "EfficientQAT, Block-AP, steps ten times as large": efficient_qat(4, 2e-4),
     "Optimum + gptqmodel": optimum,
     "auto-round": auto_round(50),
     "auto-round, 200 iterations": auto_round(200),

@@ -41,6 +41,8 @@ class LanguageSetting:
     samples: int = 16
     windows: int = 20
     length: int = 512
+    authors: Path | None = None
+    """A checkout of OpenGVLab/EfficientQAT."""
 
     @cached_property
     def source(self) -> Path:
@@ -63,13 +65,16 @@ class LanguageSetting:
         def nothing(_: str) -> Any:
             raise AssertionError("quantization reads no other model")
 
+        def start(_: str) -> Any:
+            return self.task.load(self.source, None, False)
+
         return Context(
             task=self.task,
             data=self.dataset,
             max_length=self.length,
             seed=0,
             progress=SilentProgress(),
-            earlier=nothing,
+            earlier=start,
             resolve=nothing,
             scratch=scratch,
         )

@@ -13,6 +13,7 @@ import pytest
 import torch
 from mergeable import TEXTS, save_mergeable_llama, train_tokenizer
 from quantized import quantize_tiny_llama
+from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
 from compress.checkpoints.checkpoint import Checkpoint
@@ -45,6 +46,11 @@ def setting(bench: Any, tmp_path: Path) -> Any:
         windows=4,
         length=48,
     )
+
+
+def read_tensors(folder: Path) -> dict[str, np.ndarray]:
+    """Of the one file of a checkpoint."""
+    return load_file(folder / "model.safetensors")
 
 
 def loss_of(folder: Path, windows: list[np.ndarray]) -> float:
@@ -97,6 +103,18 @@ def test_a_peer_that_fails_is_a_row_with_its_reason(bench: Any, setting: Any, mo
     row, made = bench.quantize("auto-round", setting)
     assert made is None and row.reason == "no such version"
     assert bench.table([row]).splitlines()[-1] == "| auto-round | no such version | | | | | |"
+
+
+def test_stages_of_ours_run_as_a_peer_one_behind_the_other(setting: Any) -> None:
+    peers = importlib.import_module("peers.language_peers")
+    tuning = {"kind": "tune_scales", "steps": 2, "batch_size": 1, "sequence_length": 48, "learning_rate": 1e-3}
+    first, both = ({"kind": "gptq", "guided": False},), ({"kind": "gptq", "guided": False}, tuning)
+    alone = read_tensors(peers.ours(*first)(setting).artifact)
+    made = peers.ours(*both)(setting)
+    tuned = read_tensors(made.artifact)
+    assert all(np.array_equal(tuned[name], alone[name]) for name in alone if name.endswith("qweight"))
+    assert any(not np.array_equal(tuned[name], alone[name]) for name in alone if name.endswith("scales"))
+    assert made.seconds > 0 and made.bytes > 0
 
 
 def test_the_table_leaves_out_what_was_not_measured(bench: Any) -> None:

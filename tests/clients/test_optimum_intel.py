@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 TOKENS = 12
 
 
-@pytest.mark.skipif(not is_todays("optimum-intel"), reason="optimum-intel is begun every third day")
+@pytest.mark.skipif(not is_todays("optimum-intel"), reason="optimum-intel is begun every fourth day")
 def test_it_says_what_torch_says_by_beams_too(tmp_path: Path) -> None:
     pytest.importorskip("openvino_tokenizers")
     from compress.formats.openvino.decoder import write_decoder

@@ -41,6 +41,11 @@ from compress.stages.imatrix import Imatrix
 from compress.stages.prune import Prune
 
 WIDE = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 8, "num_hidden_layers": 16}
+LLAMAS: dict[str, dict[str, Any]] = {
+    "shared": {"num_key_value_heads": 2, "tie_word_embeddings": True},
+    "apart": {"num_key_value_heads": 4, "tie_word_embeddings": False},
+    "narrow": {"hidden_size": 288, "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True},
+}
 
 
 def with_imatrix(checkpoint: Checkpoint) -> None:
@@ -69,10 +74,9 @@ def by_llama_cpp(library: Path, folder: Path, file_type: str, imatrix: Path | No
 
 
 def saved(kind: str, folder: Path) -> Checkpoint:
-    """A decoder whose rows are whole blocks: of shared values or not, of experts, of fused attention."""
-    if kind in ("shared", "apart"):
-        keys, tied = (2, True) if kind == "shared" else (4, False)
-        return save_mergeable_llama(folder, num_key_value_heads=keys, tie_word_embeddings=tied, **WIDE)
+    """A decoder: of shared values or not, of rows that are no whole blocks, of experts, of fused attention."""
+    if kind in LLAMAS:
+        return save_mergeable_llama(folder, **{**WIDE, **LLAMAS[kind]})
     sizes = {**WIDE, "num_hidden_layers": 8, "num_key_value_heads": 4, "vocab_size": ROWS}
     more: dict[str, Any] = {"MixtralConfig": {"num_local_experts": 8}, "Qwen2MoeConfig": {"moe_intermediate_size": 256}}
     source = save_decoder(folder, kind, **sizes, **more.get(kind, {}))
@@ -81,7 +85,7 @@ def saved(kind: str, folder: Path) -> Checkpoint:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["shared", "apart", "MixtralConfig", "Qwen2MoeConfig", "Phi3Config"])
+@pytest.mark.parametrize("kind", [*LLAMAS, "MixtralConfig", "Qwen2MoeConfig", "Phi3Config"])
 @pytest.mark.parametrize("file_type", todays(FILE_TYPES, 12, str))
 def test_every_tensor_is_that_of_llama_cpp_s_own_quantizer(
     tmp_path: Path, file_type: str, kind: str, monkeypatch: pytest.MonkeyPatch
@@ -90,7 +94,7 @@ def test_every_tensor_is_that_of_llama_cpp_s_own_quantizer(
     from peers.language_peers import imatrix_by_tensor
     from peers.llama_cpp_library import llama_cpp_library
 
-    weighed = kind in ("shared", "apart") and (kind == "shared" or needs_imatrix(file_type))
+    weighed = kind in LLAMAS and (kind != "apart" or needs_imatrix(file_type))
     if needs_imatrix(file_type) and not weighed:
         pytest.skip("refused without an importance matrix")
     try:

@@ -44,7 +44,7 @@ def checkpoint(folder: Path, fields: dict[str, Any]) -> QuantizedCheckpoint:
     return Gptq(samples=6, sequence_length=32, **fields).run(source, context(folder / "scratch"))
 
 
-@pytest.mark.skipif(not is_todays("gptqmodel"), reason="gptqmodel is begun every third day")
+@pytest.mark.skipif(not is_todays("gptqmodel"), reason="gptqmodel is begun every fourth day")
 def test_each_opens_unmodified(tmp_path: Path) -> None:
     """In one process there, which takes longer to begin than to open all of them."""
     jobs: list[Job] = []

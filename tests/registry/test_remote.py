@@ -299,7 +299,7 @@ def test_a_server_that_nobody_knows_is_not_trusted(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not is_todays("s3"), reason="a real S3 server is begun every third day")
+@pytest.mark.skipif(not is_todays("s3"), reason="a real S3 server is begun every fourth day")
 def test_a_real_s3_server_vanishes_half_way_and_is_gone_on_with(tmp_path: Path) -> None:
     made_registry(tmp_path)
     found = json.loads(S3.run(Path(__file__).with_name("on_s3.py"), str(tmp_path)))

@@ -209,7 +209,7 @@ class Cluster:
         patch.setattr(RayWorkers, "_submit", submitted)
 
 
-@pytest.mark.skipif(not is_todays("ray"), reason="a real cluster is begun every third day")
+@pytest.mark.skipif(not is_todays("ray"), reason="a real cluster is begun every fourth day")
 def test_on_two_machines_one_of_which_dies_it_finds_the_same(
     searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,8 +224,8 @@ def test_on_two_machines_one_of_which_dies_it_finds_the_same(
         made.cluster.shutdown()
     assert any("was lost" in note for note in notes.said), notes.said
     assert trials(tmp_path / "artifacts") == trials(searched / "artifacts")[:4]
-    models = {trial["words"]: trial["outcome"]["model"] for trial in trials(searched / "artifacts")}
-    assert digest_directory(done.folder / "model") == models[done.record.best or ""]
+    # What ships was trained once more, from all rows: by the machine that was left.
+    assert digest_directory(done.folder / MODEL) == digest_directory(latest(searched / "artifacts") / MODEL)
     assert any((folder / "cache").is_dir() for folder in made.folders)
 
 

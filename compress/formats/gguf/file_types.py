@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from compress.stage.prediction import Shape
 
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)\.weight")
-_STANDS_IN = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+_VALUES = ("attn_v", "attn_qkv", "attn_kv_b")
+"""Matrices that have a layer's values in them, all of which llama.cpp rounds as those that have nothing else."""
+_STANDS_IN = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 """For rows that are no whole blocks; for every other type of 256 it is IQ4_NL."""
 _BLIND = ("IQ2", "IQ3_X")
 """How file types begin whose matrices, or some of them, llama.cpp refuses to round without an importance matrix."""
@@ -135,7 +137,6 @@ FILE_TYPES: dict[str, FileType] = {
             "attn_v": ((lambda place: place.index < 2, "Q5_K"), (_always, "Q4_K")),
             "ffn_down": ((lambda place: place.index < place.count // 16, "Q5_K"), (_always, "Q4_K")),
             "attn_output": (_OUTPUT_OF_MIXTRAL, (_always, "Q4_K")),
-            "attn_qkv": ((_always, "Q4_K"),),
         },
     ),
     "Q3_K_L": FileType(
@@ -144,7 +145,6 @@ FILE_TYPES: dict[str, FileType] = {
             "attn_v": ((_always, "Q5_K"),),
             "ffn_down": ((_always, "Q5_K"),),
             "attn_output": ((lambda place: not _like_mixtral(place), "Q5_K"),),
-            "attn_qkv": ((_always, "Q4_K"),),
         },
     ),
     "Q4_K_S": FileType(
@@ -155,11 +155,9 @@ FILE_TYPES: dict[str, FileType] = {
             "attn_output": (_OUTPUT_OF_MIXTRAL,),
         },
     ),
-    "Q4_K_M": FileType(
-        15, "Q4_K", rules=_HALF_FINER | {"attn_output": (_OUTPUT_OF_MIXTRAL,), "attn_qkv": ((_always, "Q5_K"),)}
-    ),
+    "Q4_K_M": FileType(15, "Q4_K", rules=_HALF_FINER | {"attn_output": (_OUTPUT_OF_MIXTRAL,)}),
     "Q5_K_S": FileType(16, "Q5_K"),
-    "Q5_K_M": FileType(17, "Q5_K", rules=_HALF_FINER | {"attn_qkv": ((_always, "Q6_K"),)}),
+    "Q5_K_M": FileType(17, "Q5_K", rules=_HALF_FINER),
     "Q6_K": FileType(18, "Q6_K"),
     "IQ2_XXS": _two_bits(19, "IQ2_XXS", "Q2_K", "Q2_K"),
     "IQ2_XS": _two_bits(20, "IQ2_XS", "Q2_K", "Q2_K"),
@@ -192,7 +190,6 @@ FILE_TYPES: dict[str, FileType] = {
             "attn_v": ((_always, "Q4_K"),),
             "ffn_down": ((lambda place: place.first_eighth() or (_like_mixtral(place) and place.matters()), "Q4_K"),),
             "attn_output": (_OUTPUT_OF_MIXTRAL, (_always, "Q4_K")),
-            "attn_qkv": ((_always, "Q4_K"),),
         },
     ),
     **{
@@ -232,7 +229,12 @@ class Typed:
 
     def kind(self, name: str, columns: int) -> str:
         """The type of a matrix with so many columns."""
+        if self._is_head(name) and columns % block_length(self.file_type.most):
+            return self.fitting("Q8_0", columns)
         return self.fitting(self._wanted(name), columns)
+
+    def _is_head(self, name: str) -> bool:
+        return name == "output.weight" or (name == "token_embd.weight" and "output.weight" not in self.tensors)
 
     @staticmethod
     def fitting(kind: str, columns: int) -> str:
@@ -243,14 +245,14 @@ class Typed:
 
     def _wanted(self, name: str) -> str:
         kind = self.file_type
-        if name == "output.weight" or (name == "token_embd.weight" and "output.weight" not in self.tensors):
+        if self._is_head(name):
             return kind.head
         if name in ("token_embd.weight", "per_layer_token_embd.weight"):
             return kind.table or kind.most
         found = _BLOCK.fullmatch(name)
         if found is None:
             return kind.most
-        leaf = re.sub(r"(ffn_\w+?)_(sh)?exps?$", r"\1", found[2])
+        leaf = "attn_v" if found[2] in _VALUES else re.sub(r"(ffn_\w+?)_(sh)?exps?$", r"\1", found[2])
         place = self._place(int(found[1]), leaf)
         if leaf in ("attn_v", "attn_k") and _like_mixtral(place) and not kind.below_three_bits:
             return "Q8_0"
@@ -264,7 +266,7 @@ class Typed:
         index, count = layer, self.layers
         if leaf == "attn_v":
             parts = (_BLOCK.fullmatch(name) for name in self.tensors)
-            having = sorted(int(part[1]) for part in parts if part and part[2] in ("attn_v", "attn_qkv", "attn_kv_b"))
+            having = sorted(int(part[1]) for part in parts if part and part[2] in _VALUES)
             index, count = having.index(layer), len(having)
         return Place(index, count, self.heads >= 4, self.experts, self.weighed)
 

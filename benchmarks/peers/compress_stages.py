@@ -1,10 +1,10 @@
-"""The stage `gptq` of this project, quick and alone, measured as the peers are.
+"""Stages of this project, measured as the peers are.
 
-    PY peers/compress_gptq.py ORDER.json ANSWER.json
+    PY peers/compress_stages.py ORDER.json ANSWER.json
 
-ORDER has `model`, `data`, `samples`, `length`, `output`, `bits`, `group_size`, `threads`. Only linear layers are
-quantized, and all tokens count alike. In ANSWER are `seconds` from before the weights are read until the checkpoint is
-written, the text's reading and tokenizing included, which the peers are spared.
+ORDER has `model`, `data`, `samples`, `length`, `output`, `bits`, `group_size`, `threads`, and `stages`: the fields of
+each, its `kind` among them, as a recipe has them. In ANSWER are `seconds` from before the weights are read until the
+last checkpoint is written, the text's reading and tokenizing included, which the peers are spared.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from quantizing import answer
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.formats.silence import quiet_libraries
 from compress.progress import SilentProgress
-from compress.stages.gptq import Gptq
+from compress.stages import STAGES
 
 
 def run(order: dict[str, Any]) -> None:
@@ -28,15 +28,12 @@ def run(order: dict[str, Any]) -> None:
     output.mkdir(exist_ok=True)
     numbers = {name: order[name] for name in ("threads", "bits", "group_size", "samples", "length")}
     setting = LanguageSetting(order["model"], order["data"], output.parent, **numbers, progress=SilentProgress())
-    stage = Gptq(
-        bits=setting.bits,
-        group_size=setting.group_size,
-        samples=setting.samples,
-        sequence_length=setting.length,
-        guided=False,
-    )
-    context = setting.context(output.parent / f"{output.name}-scratch")
-    stage.run(Checkpoint(Path(order["model"])), context).save(output)
+    made: Any = Checkpoint(Path(order["model"]))
+    for place, fields in enumerate(order["stages"]):
+        scratch = output.parent / f"{output.name}-scratch-{place}"
+        scratch.mkdir(exist_ok=True)
+        made = STAGES[fields["kind"]].model_validate(fields).run(made, setting.context(scratch))
+    made.save(output)
 
 
 if __name__ == "__main__":

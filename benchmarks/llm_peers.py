@@ -127,6 +127,7 @@ def main(
     group_size: Annotated[int, typer.Option(min=16, help="Weights that share a scale.")] = 64,
     samples: Annotated[int, typer.Option(min=1, help="Windows of calibration text.")] = 16,
     seconds: Annotated[float, typer.Option(min=0.1, help="Sampling of tokens/s for each.")] = 3.0,
+    decode: Annotated[bool, typer.Option(help="Measure tokens/s too.")] = True,
     efficient_qat: Annotated[Path | None, typer.Option(help="A checkout of OpenGVLab/EfficientQAT.")] = None,
     output: Annotated[Path | None, typer.Option(help="Where to write everything as JSON.")] = None,
 ) -> None:
@@ -147,7 +148,7 @@ def main(
             row, left = quantize(name, setting)
             rows.append(row)
             made |= {} if left is None else {name: left}
-        speeds = time_together(made, setting, seconds) | time_alone(made, setting)
+        speeds = time_together(made, setting, seconds) | time_alone(made, setting) if decode else {}
     rows = [replace(row, tokens_per_second=speeds.get(row.peer)) for row in rows]
     if output is not None:
         output.write_text(json.dumps({"rows": [asdict(row) for row in rows], "environment": environment()}, indent=1))

@@ -151,6 +151,8 @@ def llama_cpp(file_type: str, weighed: bool = False) -> Callable[[LanguageSettin
     return make
 
 
+IMPORTANT = ("Q2_K", "IQ3_XXS", "Q3_K_S", "IQ4_NL", "Q4_0", "Q4_K_M")
+"""llama.cpp's file types that are also made with an importance matrix."""
 TRAINING = {"kind": "train_blocks", "epochs": 4, "held_out": 4}
 
 PEERS: dict[str, Callable[[LanguageSetting], Made]] = {
@@ -167,7 +169,7 @@ PEERS: dict[str, Callable[[LanguageSetting], Made]] = {
     "onnxruntime-genai": genai_builder,
     "llama.cpp Q4_0": llama_cpp("Q4_0"),
     "llama.cpp Q4_K_M": llama_cpp("Q4_K_M"),
-    **{f"llama.cpp {name}, imatrix": llama_cpp(name, True) for name in ("Q2_K", "IQ4_NL", "Q4_0", "Q4_K_M")},
+    **{f"llama.cpp {name}, imatrix": llama_cpp(name, True) for name in IMPORTANT},
 }
 
 

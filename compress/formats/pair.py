@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from compress.stage.stage import Context
 
 _BEGINNINGS, _ROWS = 8, 32
-_GIVEN, _WRITTEN = 32, 48
+_GIVEN, WRITTEN = 32, 48
 """Tokens of each beginning, and behind it."""
 
 
@@ -48,24 +48,31 @@ def prove_pair(alone: GreedyDecoder, pair: DraftedDecoder, folder: Path, context
     ``folder`` has the tokenizer. Read several at once, a token's logits differ by rounding from those of a token read
     alone, in llama.cpp as elsewhere, so that two that are as likely may change places.
     """
+    begun, same = beginnings(folder, context), 0
+    for ids in context.progress.track(begun, "the pair writes", len(begun)):
+        same += _continued(alone, ids) == _continued(pair, ids)
+    return told(len(begun), same, pair.drafted, pair.accepted, pair.readings)
+
+
+def beginnings(folder: Path, context: Context) -> list[list[int]]:
+    """A few of the text's, as the tokenizer in ``folder`` has them; none where it is too short."""
     rows = context.data.split("train").slice(0, _ROWS)
     windows = context.task.encode(rows, load_tokenizer(folder), None, _GIVEN).inputs
-    if not windows:
+    return [window["input_ids"].tolist() for window in islice(windows, _BEGINNINGS)]
+
+
+def told(count: int, same: int, drafted: int, accepted: int, readings: int) -> str:
+    """What came of so many beginnings, each gone on with by `WRITTEN` tokens."""
+    if not count:
         return f"draft: what the pair writes was not looked at: the text has fewer than {_GIVEN} tokens"
-    begun = [window["input_ids"].tolist() for window in islice(windows, _BEGINNINGS)]
-    same = sum(
-        _continued(alone, ids) == _continued(pair, ids)
-        for ids in context.progress.track(begun, "the pair writes", len(begun))
-    )
     return (
-        f"draft: the pair writes what the model alone writes behind {same} of {len(begun)} beginnings; "
-        f"{pair.accepted} of {pair.drafted} drafted tokens are accepted, "
-        f"{len(begun) * (_WRITTEN - 1) / max(pair.readings, 1):.1f} tokens a reading"
+        f"draft: the pair writes what the model alone writes behind {same} of {count} beginnings; {accepted} of "
+        f"{drafted} drafted tokens are accepted, {count * (WRITTEN - 1) / max(readings, 1):.1f} tokens a reading"
     )
 
 
 def _continued(decoder: GreedyDecoder, ids: list[int]) -> list[int]:
     found = [decoder.prefill(ids)]
-    while len(found) < _WRITTEN:
+    while len(found) < WRITTEN:
         found.append(decoder.step(found[-1]))
     return found

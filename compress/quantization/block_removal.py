@@ -52,7 +52,7 @@ def remove_blocks(
         gone = _CHOOSERS[settings.layer_importance](skeleton, text, ids, count, context)
     kept = [index for index in range(total) if index not in gone]
     if ids is not None:
-        context.remark(f"prune: blocks {sorted(gone)} of {total} removed, {', '.join(map(str, gone))} in this order")
+        context.remark(f"prune: {_told(gone)} of {total} removed")
     changes = config_changes(checkpoint.folder, lambda module: keep_layers(module, kept))
     fitted = {}
     if ids is not None and settings.bridge:
@@ -60,6 +60,14 @@ def remove_blocks(
         folder.mkdir(parents=True, exist_ok=True)
         fitted = bridge(Stream(skeleton, text, ids, folder), gone, settings.damp_percent, context)
     return write_cut(checkpoint, context.scratch / "blocks", changes, _renumbered(skeleton, kept, fitted))
+
+
+def _told(gone: Sequence[int]) -> str:
+    """Blocks by their numbers, in the order in which they were chosen where that is another."""
+    if len(gone) > 2 and list(gone) == list(range(gone[0], gone[0] + len(gone))):
+        return f"blocks {gone[0]} to {gone[-1]}"
+    order = "" if list(gone) == sorted(gone) else ", in the order in which they were chosen,"
+    return f"block{'s'[: len(gone) > 1]} {', '.join(map(str, gone))}{order}"
 
 
 def check_removal(total: int, count: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pydantic_core import to_jsonable_python
 
 from compress.checkpoints.checkpoint import Checkpoint
+from compress.checkpoints.head_checkpoint import HeadCheckpoint
 from compress.checkpoints.torch_model import TorchModel
 from compress.data.arrays import draws
 from compress.data.config import DataConfig, is_file_name
@@ -173,6 +174,8 @@ def wanted(cls: type[Stage[Any, Any]], kinds: Sequence[Task]) -> list[type[Any]]
 
 def follows(gives: type[Any], cls: type[Stage[Any, Any]], kinds: Sequence[Task]) -> bool:
     """Whether a stage can read what another left, in a recipe of a task of one of ``kinds``."""
+    if issubclass(gives, HeadCheckpoint) and not cls.ships_heads:
+        return False
     return any(chains(gives, takes) for takes in wanted(cls, kinds))
 
 

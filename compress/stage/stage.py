@@ -213,6 +213,8 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
     """Whether it computes on the recipe's device (`compress.compute_device`), as every stage does that `trains`."""
     imatrix_beside: ClassVar[bool] = False
     """Whether it leaves an importance matrix beside the weights."""
+    ships_heads: ClassVar[bool] = False
+    """Whether it goes on with a draft head, which is no model, to put it beside the model that it drafts for."""
     scales_inputs: ClassVar[bool] = False
     """Whether layers are given other inputs than before, so that an adapter trained before fits no longer."""
     kind: str

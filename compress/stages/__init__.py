@@ -15,6 +15,7 @@ from compress.stages.attach_lora import AttachLora
 from compress.stages.cast import Cast
 from compress.stages.compressed_tensors import CompressedTensors
 from compress.stages.distill import Distill
+from compress.stages.eagle3 import Eagle3
 from compress.stages.equalize import Equalize
 from compress.stages.finetune import Finetune
 from compress.stages.gptq import Gptq
@@ -36,7 +37,7 @@ from compress.stages.tune_scales import TuneScales
 _OWN: tuple[type[Stage[Any, Any]], ...] = (
     *(Finetune, Distill, Prune, TrimVocabulary, Qat, Quantize, QuantizeWeights, Cast),
     *(ReduceDimensions, Equalize, Rotate, Imatrix, Gptq, TrainBlocks, NncfWeights, TuneScales, MergeLora, Lora),
-    *(AttachLora, CompressedTensors, Schedule),
+    *(AttachLora, Eagle3, CompressedTensors, Schedule),
 )
 
 

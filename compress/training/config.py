@@ -93,16 +93,11 @@ FIRST_TOKEN_ONLY: bool = Field(
 )
 
 
-class Recovery(Frozen):
+class WindowTraining(Frozen):
     """AdamW with linear warm-up and decay on windows of the ``train`` split, each step on other windows."""
 
     trains: ClassVar[bool] = True
     reads: ClassVar[Needs] = Needs(splits=("train",))
-    teacher: str = Field("start", description="label of the stage whose output is imitated, or `start`")
-    logits_weight: float = Field(1.0, ge=0, description="weight of the KL to the teacher's predictions")
-    labels_weight: float = Field(
-        0.0, ge=0, description="weight of the cross-entropy of the text itself, whose content is learned then"
-    )
     teacher_writes: TeacherWrites | None = TEACHER_WRITES
     steps: int = Field(100, ge=1, le=1_000_000, description="steps of training; more is better and takes longer")
     batch_size: int = Field(2, ge=1, description="windows a step")
@@ -114,15 +109,37 @@ class Recovery(Frozen):
     )
     precision: Precision = PRECISION
 
+    def shortened(self, share: float) -> Self:
+        """The same with as large a share of its steps."""
+        return self.model_copy(update={"steps": max(1, round(self.steps * share))})
+
+    def training(self, learning_rate: float, windows: int, bf16: bool) -> Training:
+        """The same for the loop, on so many windows."""
+        return Training(
+            epochs=self.steps / -(-windows // self.batch_size),
+            learning_rate=learning_rate,
+            batch_size=self.batch_size,
+            warmup_ratio=self.warmup_ratio,
+            weight_decay=0.0,
+            dropout=self.dropout,
+            precision="bf16" if bf16 else "fp32",
+        )
+
+
+class Recovery(WindowTraining):
+    """A training in which a model learns to predict as it did before."""
+
+    teacher: str = Field("start", description="label of the stage whose output is imitated, or `start`")
+    logits_weight: float = Field(1.0, ge=0, description="weight of the KL to the teacher's predictions")
+    labels_weight: float = Field(
+        0.0, ge=0, description="weight of the cross-entropy of the text itself, whose content is learned then"
+    )
+
     @model_validator(mode="after")
     def _learns(self) -> Self:
         if not self.logits_weight and not self.labels_weight:
             raise ValueError("logits_weight or labels_weight above 0, or there is nothing to learn from")
         return self
-
-    def shortened(self, share: float) -> Self:
-        """The same with as large a share of its steps."""
-        return self.model_copy(update={"steps": max(1, round(self.steps * share))})
 
     def refers_to(self) -> tuple[str, ...]:
         """The teacher's label."""

@@ -20,7 +20,7 @@ from compress.numerics.language_head import Head, HeadLoss, head_divergence, hea
 from compress.numerics.token_divergence import Divergence
 from compress.tasks.task import Examples
 from compress.training import processes
-from compress.training.config import AdapterTraining, Recovery, ScaleTuning, Training
+from compress.training.config import AdapterTraining, ScaleTuning, WindowTraining
 from compress.training.kept_training import KeptTraining
 from compress.training.lesson_windows import Windows, check_enough
 from compress.training.loop import Trainee, train
@@ -62,7 +62,7 @@ class Recovered(NamedTuple):
         )
 
 
-def make_windows(checkpoint: Checkpoint, settings: Recovery, context: Context) -> Windows:
+def make_windows(checkpoint: Checkpoint, settings: WindowTraining, context: Context) -> Windows:
     """The windows of the recipe's text, tokenized as the checkpoint does. Raises `DataError` and `ModelError`."""
     tokenizer = load_tokenizer(checkpoint.folder)
 
@@ -271,7 +271,10 @@ class Lesson:
             kept=kept,
             known=self.pupil.causal,
         )
-        train(trainee, self._training(), context.seed, context.progress, description)
+        settings = self.settings.training(
+            self.settings.learning_rate, len(self.windows.train), self.dtype == torch.bfloat16
+        )
+        train(trainee, settings, context.seed, context.progress, description)
         # The loop has put back the state that was judged best, by this run or by one that was killed.
         recovered = Recovered(before, self.quality())
         context.remark(f"{description}: {recovered}")
@@ -281,19 +284,6 @@ class Lesson:
 
     def _error(self, quality: Quality) -> float:
         return quality.error(self.settings.logits_weight, self.settings.labels_weight)
-
-    def _training(self) -> Training:
-        settings = self.settings
-        batches = -(-len(self.windows.train) // settings.batch_size)
-        return Training(
-            epochs=settings.steps / batches,
-            learning_rate=settings.learning_rate,
-            batch_size=settings.batch_size,
-            warmup_ratio=settings.warmup_ratio,
-            weight_decay=0.0,
-            dropout=settings.dropout,
-            precision="bf16" if self.dtype == torch.bfloat16 else "fp32",
-        )
 
     def loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Of some windows: mean KL to the teacher, and mean cross-entropy of the tokens that follow, as weighted."""

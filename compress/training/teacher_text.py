@@ -47,6 +47,7 @@ def with_written(
     tokenizer: Any,
     context: Context,
     bf16: bool = False,
+    ends: bool = True,
 ) -> tuple[Windows, float]:
     """Windows to learn from of which the teacher wrote the ``share`` that is asked for, and the seconds it took to.
 
@@ -57,8 +58,9 @@ def with_written(
     of text, and they alone count. The beginning of running text is an eighth of the window; of a conversation it is all
     before the first answer. Of conversations that the teacher makes up all tokens count: given what the chat template
     has before a question it draws one, and its likeliest answer follows (Xu et al. 2024, Magpie, section 2.1); answers
-    that come to no end are left out, unless none does. What was written before a kill is not written again. Raises
-    `StageError` where the two models have other tokens, and `DataError` without a chat template.
+    that come to no end are left out where only those with ``ends`` are wanted, unless none does. What was written before
+    a kill is not written again. Raises `StageError` where the two models have other tokens, and `DataError` without a
+    chat template.
     """
     if teacher.processor.get_vocab() != tokenizer.get_vocab():
         raise StageError(
@@ -75,7 +77,7 @@ def with_written(
     if settings.beginnings:
         written += _gone_on([text[place] for place in spread(len(text), settings.beginnings)], writer)
     if settings.conversations:
-        written += _conversations(settings.conversations, length, writer)
+        written += _conversations(settings.conversations, length, writer, ends)
     if settings.share < 1:
         wanted = round(len(text) * settings.share / (1 - settings.share))
         written = text + [written[place % len(written)] for place in range(wanted)]
@@ -99,7 +101,7 @@ def _gone_on(text: Sequence[tuple[np.ndarray, np.ndarray]], writer: _Writer) -> 
     return found
 
 
-def _conversations(count: int, length: int, writer: _Writer) -> list[tuple[np.ndarray, np.ndarray]]:
+def _conversations(count: int, length: int, writer: _Writer, ends: bool) -> list[tuple[np.ndarray, np.ndarray]]:
     """Windows of conversations that follow each other."""
     tokenizer = writer.teacher.processor
 
@@ -111,7 +113,7 @@ def _conversations(count: int, length: int, writer: _Writer) -> list[tuple[np.nd
     questions = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in drawn]
     prompts = [encoded(asked(question, tokenizer)) for question in questions if question]
     answers = writer.write("answers", prompts, [_ANSWER] * len(prompts))
-    whole = [pair for pair in zip(prompts, answers, strict=True) if writer.ends(pair[1])]
+    whole = [pair for pair in zip(prompts, answers, strict=True) if not ends or writer.ends(pair[1])]
     # Who reads answers that were broken off learns to come to no end.
     said = list(chain.from_iterable(whole or zip(prompts, answers, strict=True)))
     windows = cut(np.concatenate(said), opening(tokenizer), length) if said else []

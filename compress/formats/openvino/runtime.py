@@ -13,6 +13,8 @@ import numpy as np
 from compress.errors import InputError, ModelError, StageError, broken
 from compress.formats.model_file import file_of
 from compress.formats.openvino.genai import (
+    AHEAD,
+    AHEAD_OF_HEAD,
     DRAFTING,
     KV_CACHE_PRECISION,
     GenaiSession,
@@ -22,6 +24,7 @@ from compress.formats.openvino.genai import (
     reason,
 )
 from compress.formats.openvino.model import DRAFT_FOLDER, OpenVinoModel, find_draft, find_graphs, weights_of
+from compress.formats.pair import WRITTEN, beginnings, told
 from compress.runtimes.decoder import likeliest
 from compress.runtimes.drafted import DraftedDecoder, alike
 from compress.runtimes.image_answers import open_together
@@ -31,6 +34,8 @@ from compress.targets import Target
 if TYPE_CHECKING:
     import openvino
 
+    from compress.stage.stage import Context
+
 _NUMPY_NAMES = {"f32": "float32", "f64": "float64", "f16": "float16", "i64": "int64", "i32": "int32"}
 _SETTINGS = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
 """On processors with bf16 arithmetic it would compute in that by default, and be a hundredth off."""
@@ -39,6 +44,8 @@ _EXACT = {KV_CACHE_PRECISION: "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
 """By default keys, values and what is multiplied with integers are rounded to 8 bits."""
 IDS, MASK, PLACES, BEAMS, LOGITS = "input_ids", "attention_mask", "position_ids", "beam_idx", "logits"
 """What a language model's IR takes and gives, by openvino-genai's and optimum-intel's names."""
+HEARD = "hidden_states"
+"""What a draft head's takes beside."""
 
 
 class OpenVinoSession:
@@ -257,6 +264,11 @@ def is_stateful(model: openvino.Model) -> bool:
     return any(BEAMS in port.get_names() for port in model.inputs)
 
 
+def is_head(model: openvino.Model) -> bool:
+    """Whether a graph is a draft head's, which is given a model's states."""
+    return any(HEARD in port.get_names() for port in model.inputs)
+
+
 def open_stateful(graph: Path, threads: int, exact: bool = False) -> StatefulSession:
     """A language model's IR. ``exact``: nothing is rounded to 8 bits as it runs. Raises `ModelError`."""
     return _opener(graph, read_model(graph), threads, {**_SETTINGS, **(_EXACT if exact else {})})()
@@ -267,11 +279,30 @@ def _open_in_genai(graph: Path, model: openvino.Model, threads: int) -> GenaiSes
     if not opens(graph):
         return None
     draft = find_draft(graph)
+    ahead = AHEAD if draft is None or not is_head(read_model(draft)) else AHEAD_OF_HEAD
     try:
-        pipeline = Pipeline(graph.parent, None if draft is None else draft.parent, _SETTINGS, threads)
+        pipeline = Pipeline(graph.parent, None if draft is None else draft.parent, _SETTINGS, threads, ahead)
     except RuntimeError:
         return None
     return GenaiSession(pipeline, _vocabulary(model), _SETTINGS, threads, _opener(graph, model, threads, _SETTINGS))
+
+
+def prove_in_genai(folder: Path, threads: int, context: Context) -> str:
+    """Go on with a few texts, by the model and by the pair in ``folder``, and say what `formats.pair.prove_pair` does.
+
+    Raises `StageError` where openvino-genai cannot open the pair.
+    """
+    try:
+        alone = Pipeline(folder, None, _SETTINGS, threads)
+        pair = Pipeline(folder, folder / DRAFT_FOLDER, _SETTINGS, threads, AHEAD_OF_HEAD)
+        begun, both = beginnings(folder, context), []
+        for ids in context.progress.track(begun, "the pair writes", len(begun)):
+            both.append((alone.write(ids, WRITTEN), pair.write(ids, WRITTEN)))
+    except RuntimeError as error:
+        raise StageError(f"openvino-genai cannot run the pair: {reason(error)}", where="draft_of") from error
+    same = sum(one.tokens == other.tokens for one, other in both)
+    drafted, accepted = sum(one.drafted for _, one in both), sum(one.accepted for _, one in both)
+    return told(len(begun), same, drafted, accepted, len(begun) * (WRITTEN - 1) - accepted)
 
 
 def _opener(
@@ -279,10 +310,14 @@ def _opener(
 ) -> Callable[[], StatefulSession]:
     """What compiles ``model``, which was read from ``graph``, and the draft beside it once it is asked for.
 
+    A draft head is left out: it runs in openvino-genai alone.
     Files are read now, since the folder may be gone by then.
     """
     beside = find_draft(graph)
-    draft = None if beside is None else _opener(beside, read_model(beside), threads, DRAFTING)
+    small = None if beside is None else read_model(beside)
+    draft = None
+    if beside is not None and small is not None and not is_head(small):
+        draft = _opener(beside, small, threads, DRAFTING)
 
     def opened() -> StatefulSession:
         try:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.diffusion_pipeline import GeneratorModel
+from compress.checkpoints.head_checkpoint import HeadCheckpoint
 from compress.checkpoints.torch_model import TorchModel
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.openvino.model import OpenVinoModel
@@ -15,6 +16,9 @@ from compress.frozen import changed
 from compress.stage.prediction import PlanContext, Prediction, Shape, beside, in_precision
 from compress.stage.stage import Context, Needs, Promise, Stage
 from compress.tasks.capability import ANSWERS_AT_ONCE, DRAWS, GENERATES, Capabilities
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _PROMPTS = 4
 """Of a model that draws: those that its parts are traced and proven with."""
@@ -28,12 +32,14 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
     Its own runtime proves it: in fp32 the answers are torch's, and what fewer bits change is told. A language model
     keeps the integers that it has, and its folder is one that openvino-genai opens, with the tokenizer as IR.
 
-    With ``draft_of`` the folder is a pair for speculative decoding: that model, and in `draft/` this one.
+    With ``draft_of`` the folder is a pair for speculative decoding: that model, and in `draft/` this one, or the head
+    that `eagle3` trained for it.
     """
 
     version = 2
     requires = frozenset({ANSWERS_AT_ONCE})
     later_fields = ("draft_of",)
+    ships_heads = True
     starts_from_graph = True
     packages = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "nncf")
     kind: Literal["openvino"] = "openvino"
@@ -76,6 +82,12 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
     def refers_to(self) -> tuple[str, ...]:
         """Whose draft it is."""
         return () if self.draft_of is None else (self.draft_of,)
+
+    def objects_to(self, earlier: Stage[Any, Any]) -> tuple[str | None, str] | None:
+        """A draft head without the model that it is for."""
+        if issubclass(earlier.gives(), HeadCheckpoint) and self.draft_of is None:
+            return None, "openvino with draft_of, the label of the model that the head is for"
+        return None
 
     def needs(self) -> Needs:
         """Real examples for tracing and for the proof."""
@@ -172,6 +184,8 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
         from compress.formats.openvino.runtime import open_stateful
         from compress.formats.pair import check_tokens, checkpoint_of, prove_pair
 
+        if isinstance(checkpoint, HeadCheckpoint):
+            return self._with_head(checkpoint, context)
         windows, cache = proof_windows(checkpoint, context), self.kv_cache_precision
 
         def written(model: Checkpoint) -> ProvenDecoder:
@@ -191,3 +205,42 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
         session = open_stateful(folder / IR_FILE, working_threads())
         context.remark(prove_pair(session.alone(), session.drafted(), folder, context))
         return pair
+
+    def _with_head(self, checkpoint: HeadCheckpoint, context: Context) -> OpenVinoModel:
+        """The model that a draft head is for, and the head."""
+        from compress.checkpoints.eagle3 import read_head
+        from compress.environment import working_threads
+        from compress.errors import MissingExtraError
+        from compress.formats.onnx.stage import proof_windows
+        from compress.formats.openvino.decoder import companions_with_tokenizer, write_decoder
+        from compress.formats.openvino.draft_head import write_head
+        from compress.formats.openvino.genai import genai_version
+        from compress.formats.openvino.model import with_draft
+        from compress.formats.openvino.runtime import prove_in_genai
+        from compress.formats.pair import check_tokens, checkpoint_of
+
+        if genai_version() is None:
+            raise MissingExtraError("openvino-genai", "openvino", "A draft head")
+        assert self.draft_of is not None
+        target = checkpoint_of(self.draft_of, context)
+        check_tokens(target.folder, checkpoint.folder)
+        windows, cache = proof_windows(target, context), self.kv_cache_precision
+        whole = write_decoder(
+            target, self.precision, self.embedding_bits, windows, self.tolerance, cache, with_head=True
+        )
+        context.remark(f"openvino: {whole}")
+        files, difference = write_head(read_head(checkpoint), _table(target), self.tolerance)
+        context.remark(f"draft head: logits differ by at most {difference:.1e} from torch in fp32; it ships in 8 bits")
+        pair = with_draft(whole.model, OpenVinoModel(files, companions_with_tokenizer(checkpoint)))
+        pair.save(folder := context.scratch / "pair")
+        context.remark(prove_in_genai(folder, working_threads(), context))
+        return pair
+
+
+def _table(checkpoint: Checkpoint) -> np.ndarray:
+    """The embeddings of a model's tokens [V, W]."""
+    from compress.checkpoints.quantized_module import load_module
+
+    weight = load_module(checkpoint).get_input_embeddings().weight
+    table: np.ndarray = weight.detach().float().numpy()
+    return table

@@ -43,7 +43,7 @@ def read_stateful(graph: Path) -> Any:
         core.add_extension(ConversionExtension(kind, _MICROSOFT, write))
     model = core.read_model(graph)
     _multiply_turned(model)
-    _keep_states(model)
+    keep_states(model)
     return model
 
 
@@ -58,7 +58,7 @@ def _multiply_turned(model: Any) -> None:
             product.set_attribute("transpose_b", True)
 
 
-def _keep_states(model: Any) -> None:
+def keep_states(model: Any) -> None:
     """Make the cache's inputs and outputs states, whose rows follow `beam_idx`, and which begin empty or zero."""
     from openvino import PartialShape, Type
     from openvino import opset13 as ops
@@ -108,23 +108,35 @@ def _constant(value: Any) -> np.ndarray:
 
 def _attention(node: Any) -> Sequence[Any]:
     """Causal attention over what is past and new; rows of the mask that are 0 are hidden."""
-    from openvino import Type
-    from openvino import opset13 as ops
-
     heads, shared = node.get_attribute("num_heads"), node.get_attribute("kv_num_heads")
     query, key, value = (node.get_input(index) for index in range(3))
     query, key, value = _heads(query, heads), _heads(key, shared), _heads(value, shared)
     past, mask = (node.get_input(3), node.get_input(4)), node.get_input(5)
-    keys, values = (ops.concat([old, new], -2) for old, new in zip(past, (key, value), strict=True))
-    inputs = [query, *(_repeated(one, heads // shared, heads) for one in (keys, values)), _visible(query, mask)]
-    if node.has_attribute("scale"):
-        inputs.append(ops.constant(np.float32(node.get_attribute("scale")), Type.f32))
+    scale = node.get_attribute("scale") if node.has_attribute("scale") else None
+    return [one.output(0) for one in attention((query, key, value), past, mask, heads // shared, scale)]
+
+
+def attention(
+    made: Sequence[Any], past: Sequence[Any], mask: Any, times: int, scale: float | None = None
+) -> tuple[Any, Any, Any]:
+    """Of query, key and value [batch, heads, length, size], each of the latter shared by so many heads of the former.
+
+    Gives what they mix, [batch, length, heads * size], and the keys and values behind those that are ``past``.
+    """
+    from openvino import Type
+    from openvino import opset13 as ops
+
+    query, *new = made
+    keys, values = (ops.concat([old, one], -2) for old, one in zip(past, new, strict=True))
+    inputs = [query, *(_repeated(one, times) for one in (keys, values)), _visible(query, mask)]
+    if scale is not None:
+        inputs.append(ops.constant(np.float32(scale), Type.f32))
     found = ops.scaled_dot_product_attention(*inputs)
     flat = ops.reshape(ops.transpose(found, ops.constant(_TURNED)), ops.constant([0, 0, -1]), special_zero=True)
-    return [flat.output(0), keys.output(0), values.output(0)]
+    return flat, keys, values
 
 
-def _repeated(value: Any, times: int, heads: int) -> Any:
+def _repeated(value: Any, times: int) -> Any:
     """Each head of [batch, heads, length, size] as often as queries share it."""
     from openvino import opset13 as ops
 
@@ -132,8 +144,8 @@ def _repeated(value: Any, times: int, heads: int) -> Any:
         return value
     shape = ops.constant([1, 1, times, 1, 1])
     each = ops.broadcast(ops.unsqueeze(value, ops.constant(2)), shape, None, "bidirectional")
-    size = value.get_output_partial_shape(0)[3].get_length()
-    return ops.reshape(each, ops.constant([0, heads, -1, size]), special_zero=True)
+    shared, size = (value.get_output_partial_shape(0)[axis].get_length() for axis in (1, 3))
+    return ops.reshape(each, ops.constant([0, shared * times, -1, size]), special_zero=True)
 
 
 def _visible(query: Any, mask: Any) -> Any:

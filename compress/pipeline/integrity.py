@@ -12,6 +12,7 @@ import numpy as np
 from compress.checkpoints.checkpoint import TABLES, Checkpoint
 from compress.checkpoints.checks import weight_files
 from compress.checkpoints.diffusion_pipeline import GeneratorModel
+from compress.checkpoints.head_checkpoint import HeadCheckpoint
 from compress.checkpoints.model import Model
 from compress.checkpoints.safetensors_file import read_header
 from compress.checkpoints.torch_model import TorchModel
@@ -146,6 +147,8 @@ def probed(model: Model) -> Probed:
     """The way of looking into a model of its kind."""
     if isinstance(model, TorchModel):
         return _MODULE(model)
+    if isinstance(model, HeadCheckpoint):
+        return _HEAD(model)
     if isinstance(model, Checkpoint):
         return _CHECKPOINT(model)
     found: Probing = part_of(model.kind, "probed") or of_files(model.kind)
@@ -189,6 +192,19 @@ def _logits(model: Checkpoint, encode: Encode) -> np.ndarray:
     return np.asarray(found.flatten(0, 1))
 
 
+def _foretold(model: HeadCheckpoint, encode: Encode) -> np.ndarray:
+    """Logits [places, v] of a draft head for drawn states: it is given no text, but what its model has there."""
+    import torch
+
+    from compress.checkpoints.eagle3 import read_head
+
+    head, generator = read_head(model), torch.Generator().manual_seed(0)
+    embedded, *heard = torch.randn(4, 1, TOKENS, head.config.hidden_size, generator=generator)
+    with torch.no_grad():
+        (found,) = head(embedded, torch.cat(heard, -1), 1)
+    return np.asarray(found[0, :-1])
+
+
 def _first_logits(model: Checkpoint, examples: Examples) -> np.ndarray:
     """Of an encoder and a decoder, logits [probes, vocabulary] of the token that begins an answer."""
     import torch
@@ -208,3 +224,4 @@ def _first_logits(model: Checkpoint, examples: Examples) -> np.ndarray:
 
 _MODULE = Probing(lambda model: of_arrays((name, one.numpy()) for name, one in model.tensors().items()), _answers)
 _CHECKPOINT = Probing(_stored, _logits)
+_HEAD = Probing(_stored, _foretold)

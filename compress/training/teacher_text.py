@@ -57,10 +57,10 @@ def with_written(
     Behind beginnings of the text stand the teacher's likeliest tokens (Kim and Rush 2016, section 3.2), up to its end
     of text, and they alone count. The beginning of running text is an eighth of the window; of a conversation it is all
     before the first answer. Of conversations that the teacher makes up all tokens count: given what the chat template
-    has before a question it draws one, and its likeliest answer follows (Xu et al. 2024, Magpie, section 2.1); answers
-    that come to no end are left out where only those with ``ends`` are wanted, unless none does. What was written before
-    a kill is not written again. Raises `StageError` where the two models have other tokens, and `DataError` without a
-    chat template.
+    has before a question it draws one, and its likeliest answer follows (Xu et al. 2024, Magpie, section 2.1); those
+    that come to no end are left out where only answers with ``ends`` are wanted, unless none does. What was written
+    before a kill is not written again. Raises `StageError` where the two models have other tokens, and `DataError`
+    without a chat template.
     """
     if teacher.processor.get_vocab() != tokenizer.get_vocab():
         raise StageError(

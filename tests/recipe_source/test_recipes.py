@@ -143,7 +143,9 @@ def _shrunk_generation(recipe: Recipe, folder: Path) -> Recipe:
     if any(stage.kind == "gguf" for stage in recipe.stages):
         save_mergeable_llama(folder / "model")  # llama.cpp wants merges
     else:
-        (save_tiny_mixture if "mixture" in recipe.description.lower() else save_tiny_llama)(folder / "model")
+        deep = {"num_hidden_layers": 10} if any(stage.kind == "eagle3" for stage in recipe.stages) else {}
+        save = save_tiny_mixture if "mixture" in recipe.description.lower() else save_tiny_llama
+        save(folder / "model", **deep)
     write_texts(folder)
     splits = {split: f"{split}.jsonl" for split in ("train", "test")}
     changes = {
@@ -279,6 +281,9 @@ def _shrunk_generation_stage(fields: dict[str, Any]) -> dict[str, Any]:
         fields["held_out"] = 1
     if fields["kind"] == "distill":
         fields |= {"budget": None, "tokens": 512}
+    if fields["kind"] == "eagle3":
+        # What random weights say is hard to foretell.
+        fields |= {"steps": 300, "learning_rate": 3e-3, "teacher_writes": None}
     # Random weights have no structure that few bits could keep.
     return fields | ({"rounding_limit": 10.0} if fields["kind"] == "export" else {})
 

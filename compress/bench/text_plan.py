@@ -13,6 +13,7 @@ from compress.bench.child import Child
 from compress.bench.launches import UNTIMED, Reference, keep_memory, losing, repeat_rounds
 from compress.bench.record import Conditions, Record
 from compress.bench.rounds import Generation, Turn, WarmUp, in_turn, take_turns, warm_up
+from compress.runtimes.decoder import FEWEST
 from compress.targets import Target
 
 _WARM_UP_TOKENS = 4
@@ -95,8 +96,8 @@ class _TextTiming:
         self._plan, self._conditions, self._record = plan, conditions, record
 
     def answer_first(self, child: Child, opened: dict[str, Any]) -> None:
-        """See `Timing`: a prompt of one token."""
-        first = child.generate([0], 0, self._conditions.timeout_seconds)
+        """See `Timing`: a prompt of two tokens."""
+        first = child.generate([0] * FEWEST, 0, self._conditions.timeout_seconds)
         self._record.cached[child.label], self._record.vocabulary[child.label] = first.cached, first.vocabulary
 
     def warm_up(self, child: Child, seconds: float) -> WarmUp:

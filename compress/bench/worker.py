@@ -40,7 +40,7 @@ from compress.bench.service import Reply, serve
 from compress.checkpoints.allowed_code import allow
 from compress.errors import StageError
 from compress.formats.runtimes import get_runtime
-from compress.runtimes.decoder import ComesInBursts, GreedyDecoder, WritesItself, open_decoder
+from compress.runtimes.decoder import FEWEST, ComesInBursts, GreedyDecoder, WritesItself, open_decoder
 from compress.runtimes.runtime import Batch, Session, TimesItself
 from compress.targets import Target
 
@@ -229,7 +229,7 @@ class Worker:
         if self._decoder is None:
             self._decoder = open_decoder(self._opened(), self._artifact)
         if message["untimed"]:
-            generate(self._decoder, message["ids"][:1], message["untimed"])
+            generate(self._decoder, message["ids"][:FEWEST], message["untimed"])
         reply = generate(self._decoder, message["ids"], message["tokens"])
         return {**reply, "cached": self._decoder.cached, "vocabulary": self._decoder.vocabulary}
 

@@ -14,6 +14,8 @@ import numpy as np
 from compress.errors import ModelError, StageError
 from compress.runtimes.runtime import Batch, Session, SharesCache, TensorType
 
+FEWEST = 2
+"""Tokens of a text for whoever doesn't care what it is: draft heads read none behind the first alone."""
 _IDS, _LOGITS = "input_ids", "logits"
 _PLAIN = (_IDS, "attention_mask", "position_ids")
 PAST, PRESENT = "past_key_values.", "present."

@@ -103,7 +103,6 @@ class WindowTraining(Frozen):
     batch_size: int = Field(2, ge=1, description="windows a step")
     sequence_length: int = Field(512, ge=16, description="tokens of a window")
     warmup_ratio: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate rises")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout while training, in the model's layers and adapters")
     validation_windows: int = Field(
         8, ge=1, description="held-out windows (of the validation split, where there is one) that judge the result"
     )
@@ -113,7 +112,7 @@ class WindowTraining(Frozen):
         """The same with as large a share of its steps."""
         return self.model_copy(update={"steps": max(1, round(self.steps * share))})
 
-    def training(self, learning_rate: float, windows: int, bf16: bool) -> Training:
+    def training(self, learning_rate: float, windows: int, bf16: bool, dropout: float = 0.0) -> Training:
         """The same for the loop, on so many windows."""
         return Training(
             epochs=self.steps / -(-windows // self.batch_size),
@@ -121,7 +120,7 @@ class WindowTraining(Frozen):
             batch_size=self.batch_size,
             warmup_ratio=self.warmup_ratio,
             weight_decay=0.0,
-            dropout=self.dropout,
+            dropout=dropout,
             precision="bf16" if bf16 else "fp32",
         )
 
@@ -134,6 +133,7 @@ class Recovery(WindowTraining):
     labels_weight: float = Field(
         0.0, ge=0, description="weight of the cross-entropy of the text itself, whose content is learned then"
     )
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout while training, in the model's layers and adapters")
 
     @model_validator(mode="after")
     def _learns(self) -> Self:

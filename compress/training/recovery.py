@@ -271,9 +271,8 @@ class Lesson:
             kept=kept,
             known=self.pupil.causal,
         )
-        settings = self.settings.training(
-            self.settings.learning_rate, len(self.windows.train), self.dtype == torch.bfloat16
-        )
+        rate, dropout, low = self.settings.learning_rate, self.settings.dropout, self.dtype == torch.bfloat16
+        settings = self.settings.training(rate, len(self.windows.train), low, dropout)
         train(trainee, settings, context.seed, context.progress, description)
         # The loop has put back the state that was judged best, by this run or by one that was killed.
         recovered = Recovered(before, self.quality())

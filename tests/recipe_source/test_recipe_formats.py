@@ -125,7 +125,7 @@ def test_only_the_last_quantization_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stage", ["gptq", "gguf", {"tune_scales": {}}])
 def test_no_stage_takes_a_draft_head_for_a_model(stage: Any, tmp_path: Path) -> None:
     found = problems(tmp_path, ["eagle3", stage], ["openvino"])
-    ((field, said, expected),) = [one for one in found if one[0].startswith("stages.1")]
+    ((_, said, expected),) = [one for one in found if one[0].startswith("stages.1")]
     assert said.endswith("after the output of stage 0 (eagle3), which is a HeadCheckpoint")
     assert expected == "a stage that takes a HeadCheckpoint (openvino)"
 

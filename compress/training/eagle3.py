@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.eagle3 import DraftHead, new_head, write_head
 from compress.checkpoints.head_checkpoint import HeadCheckpoint, heard_blocks
 from compress.checkpoints.processor import load_tokenizer
-from compress.checkpoints.quantized_module import load_module, with_float_weights
+from compress.checkpoints.quantized_module import QuantizedEmbedding, load_module, with_float_weights
 from compress.checkpoints.torch_model import TorchModel
 from compress.compute_device import uses_bf16
 from compress.errors import StageError
@@ -96,12 +95,6 @@ class HeadLesson:
     def __post_init__(self) -> None:
         self.heard = heard_blocks(self.model.causal.config.get_text_config().num_hidden_layers)
 
-    @cached_property
-    def table(self) -> torch.Tensor:
-        """[V, W], by which the model reads tokens; the head does too."""
-        table: torch.Tensor = self.model.causal.get_input_embeddings().weight
-        return table
-
     def teach(self, context: Context, bf16: bool) -> None:
         """Train the head in place. Raises `StageError` where it foretells no more than before."""
         before = self.accepted()
@@ -134,11 +127,17 @@ class HeadLesson:
         known = (states @ head[self.head.tokens].T).float().softmax(-1)
         return Said(heard.float(), (states @ head.T).argmax(-1), known)
 
+    def embedded(self, ids: torch.Tensor) -> torch.Tensor:
+        """Tokens as the model's table has them, float32 [B, L, W]; the head reads them so too."""
+        table = self.model.causal.get_input_embeddings()
+        rows: torch.Tensor = table.grid.rows(ids) if isinstance(table, QuantizedEmbedding) else table.weight[ids]
+        return rows.float()
+
     def loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Cross-entropy to the model's probabilities, of each token ahead; where it would write one the head knows."""
         ids = batch["input_ids"]
         said, counted = self.said(ids), batch.get("labels")
-        found: list[torch.Tensor] = module(self.table[ids].float(), said.heard, self.settings.ahead)
+        found: list[torch.Tensor] = module(self.embedded(ids), said.heard, self.settings.ahead)
         total = torch.zeros((), device=ids.device)
         for step, logits in enumerate(found, 1):
             rows = slice(None, ids.shape[1] - step)
@@ -158,7 +157,7 @@ class HeadLesson:
             ids = torch.from_numpy(window["input_ids"])[None].to(self.head.tokens.device)
             said = self.said(ids)
             right = torch.ones(1, ids.shape[1] - self.settings.ahead)
-            found: list[torch.Tensor] = self.head(self.table[ids].float(), said.heard, self.settings.ahead)
+            found: list[torch.Tensor] = self.head(self.embedded(ids), said.heard, self.settings.ahead)
             total = torch.zeros_like(right)
             for step, logits in enumerate(found, 1):
                 same = self.head.tokens[logits.argmax(-1)] == said.likeliest.roll(-step, 1)

@@ -17,7 +17,7 @@ from compress.runtimes.decoder import Generating, GreedyDecoder, Written
 from compress.runtimes.runtime import Batch, Session, TensorType
 
 KV_CACHE_PRECISION = "KV_CACHE_PRECISION"
-AHEAD, AHEAD_OF_HEAD = 5, 3
+AHEAD, AHEAD_OF_HEAD = 5, 2
 """Tokens that a draft writes for a reading of the model, and that a draft head does, which is right more seldom."""
 DRAFTING = {"PERFORMANCE_HINT": "LATENCY", KV_CACHE_PRECISION: "u8"}
 """Of a draft: in bf16 where the processor is faster so. What that rounds costs acceptance, and never a token."""

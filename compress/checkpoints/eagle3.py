@@ -7,6 +7,7 @@ tokenizer. The head has no table of tokens: it reads them by the model's own.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -191,9 +192,10 @@ def _submodule(module: nn.Module | None, name: str) -> nn.Module | None:
 
 
 def write_head(head: DraftHead, model: Checkpoint, folder: Path) -> HeadCheckpoint:
-    """Put a head into ``folder``, with the tokenizer of the ``model`` whose it is."""
+    """Put a head into a new ``folder``, with the tokenizer of the ``model`` whose it is."""
     from safetensors.torch import save_file
 
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for pattern in _TOKENIZER:
         for path in model.folder.glob(pattern):

@@ -229,8 +229,8 @@ def test_one_model_is_prompted_with_its_text_and_has_no_ratio(tmp_path: Path, mo
     settings = Benchmark(contexts=(3, 2, 3), tokens=2, threads=1, seconds=0.01, launches=2)
     text = [11, 12, 13, 14]
     found = measure({"baseline": LIGHT.write(tmp_path / "m")}, settings, {"baseline": text})
-    # The first answer of each process is to a prompt of one token.
-    assert set(asked) == {(0,), (11, 12), (11, 12, 13)}
+    # The first answer of each process is to a prompt of two tokens.
+    assert set(asked) == {(0, 0), (11, 12), (11, 12, 13)}
     assert not [r for r in found.measurements if r.metric.startswith("speedup")]
     assert not [note for note in found.notes if "drawn" in note]
     assert list(found.environment["rounds"]) == ["context_2", "context_3"]

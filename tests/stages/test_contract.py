@@ -65,6 +65,7 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
     "coreml": [{"embedding_bits": 4}],
     "tune_scales": [RECOVERY, {**RECOVERY, "norms": False, "precision": "fp32"}],
     "lora": [{**RECOVERY, "rank": 2, "learning_rate": 1e-2}],
+    "eagle3": [{**RECOVERY, "steps": 200, "learning_rate": 3e-3}],
     "merge_lora": [{"adapter": "adapter"}],
     "attach_lora": [{"adapter": "adapter"}],
     "compressed_tensors": [{}],

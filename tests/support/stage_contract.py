@@ -52,7 +52,7 @@ def make_input(stage: Stage[Any, Any], folder: Path) -> TorchModel | Checkpoint 
         return tiny.encoder(num_hidden_layers=1) if stage.kind in TRACING else tiny.encoder()
     if stage.kind == "gguf":
         return save_mergeable_llama(folder / "decoder")
-    source = save_tiny_llama(folder / "decoder")
+    source = save_tiny_llama(folder / "decoder", **({"num_hidden_layers": 10} if stage.kind == "eagle3" else {}))
     if stage.takes() is QuantizedCheckpoint:
         return quantize_tiny_llama(source, folder / "quantized decoder")
     return TorchModel.load(source.folder, get_task(LANGUAGE)) if stage.takes() is TorchModel else source

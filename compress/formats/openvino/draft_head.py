@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from compress.checkpoints.eagle3 import DraftHead
 
 _OFFSETS = "d2t"
-_TABLE_BITS = 8
 _ROWS, _LENGTH = 2, 24
 """Of the proof's states."""
 
@@ -66,7 +65,7 @@ def write_head(head: DraftHead, table: np.ndarray, tolerance: float) -> tuple[di
             expected=f"at most {tolerance:g}",
             mend="raise tolerance if the difference is acceptable; else please report it with the model's config",
         )
-    made = in_eight_bits(_graph(head, None), _TABLE_BITS)
+    made = in_eight_bits(_graph(head, None), 8)
     made.set_rt_info("True", ["eagle3_mode"])
     return written(made, IR_FILE), difference
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn.functional import silu
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.head_checkpoint import HeadCheckpoint
@@ -57,19 +56,13 @@ class _Attention(nn.Module):
         self.o_proj = nn.Linear(heads * size, width, bias=False)
 
 
-class _FeedForward(nn.Module):
-    def __init__(self, config: LlamaConfig) -> None:
-        super().__init__()
-        width, wide = config.hidden_size, config.intermediate_size
-        self.gate_proj, self.up_proj = nn.Linear(width, wide, bias=False), nn.Linear(width, wide, bias=False)
-        self.down_proj = nn.Linear(wide, width, bias=False)
-
-
 class _Block(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
+        from transformers.models.llama.modeling_llama import LlamaMLP
+
         width, epsilon = config.hidden_size, config.rms_norm_eps
-        self.self_attn, self.mlp = _Attention(config), _FeedForward(config)
+        self.self_attn, self.mlp = _Attention(config), LlamaMLP(config)
         self.input_layernorm, self.hidden_norm = _Norm(width, epsilon), _Norm(width, epsilon)
         self.post_attention_layernorm = _Norm(width, epsilon)
 
@@ -138,8 +131,7 @@ class DraftHead(nn.Module):
         for step, (_, own) in enumerate(pairs[1:]):
             mixed = mixed + weights[..., length + step, None] * own
         states = states + attention.o_proj(mixed.transpose(1, 2).flatten(2))
-        normed, forward = layer.post_attention_layernorm(states), layer.mlp
-        return states + forward.down_proj(silu(forward.gate_proj(normed)) * forward.up_proj(normed)), pairs
+        return states + layer.mlp(layer.post_attention_layernorm(states)), pairs
 
 
 def new_head(model: PreTrainedModel, tokens: torch.Tensor) -> DraftHead:

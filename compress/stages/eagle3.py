@@ -36,12 +36,9 @@ class Eagle3(HeadTraining, Stage[Checkpoint, HeadCheckpoint]):
 
     def check_data(self, start: Path, context: Context) -> None:
         """Cut the text into windows, and see that the model can write. Raises `DataError`."""
-        from compress.checkpoints.processor import load_tokenizer
-        from compress.training.recovery import make_windows
+        from compress.training.recovery import check_windows
 
-        make_windows(Checkpoint(start), self, context)
-        if self.teacher_writes is not None:
-            self.teacher_writes.check(load_tokenizer(start))
+        check_windows(start, self, context)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """The model reads every window, and writes; the head is small beside it, and what it has is not foretold."""

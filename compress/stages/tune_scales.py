@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.checkpoints.checkpoint import QuantizedCheckpoint
 from compress.stage.prediction import PlanContext, Prediction, Shape
 from compress.stage.stage import Context, Promise, Stage
 from compress.tasks.capability import GENERATES
@@ -21,12 +21,9 @@ class Recovers(Recovery, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
 
     def check_data(self, start: Path, context: Context) -> None:
         """Cut the text into windows, and see that the teacher can write."""
-        from compress.checkpoints.processor import load_tokenizer
-        from compress.training.recovery import make_windows
+        from compress.training.recovery import check_windows
 
-        make_windows(Checkpoint(start), self, context)
-        if self.teacher_writes is not None:
-            self.teacher_writes.check(load_tokenizer(start))
+        check_windows(start, self, context)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Every step has pupil and teacher; the files keep their size."""

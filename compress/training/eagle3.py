@@ -123,9 +123,8 @@ class HeadLesson:
         outputs = self.model.outputs(ids, output_hidden_states=True)
         heard = torch.cat([outputs.hidden_states[place + 1] for place in self.heard], -1)
         states = outputs.last_hidden_state
-        head = self.model.head(states.dtype)
-        known = (states @ head[self.head.tokens].T).float().softmax(-1)
-        return Said(heard.float(), (states @ head.T).argmax(-1), known)
+        logits = states @ self.model.head(states.dtype).T
+        return Said(heard.float(), logits.argmax(-1), logits[..., self.head.tokens].float().softmax(-1))
 
     def embedded(self, ids: torch.Tensor) -> torch.Tensor:
         """Tokens as the model's table has them, float32 [B, L, W]; the head reads them so too."""
@@ -137,11 +136,12 @@ class HeadLesson:
         """Cross-entropy to the model's probabilities, of each token ahead; where it would write one the head knows."""
         ids = batch["input_ids"]
         said, counted = self.said(ids), batch.get("labels")
+        known = torch.isin(said.likeliest, self.head.tokens).float()
         found: list[torch.Tensor] = module(self.embedded(ids), said.heard, self.settings.ahead)
         total = torch.zeros((), device=ids.device)
         for step, logits in enumerate(found, 1):
             rows = slice(None, ids.shape[1] - step)
-            each = torch.isin(said.likeliest, self.head.tokens).roll(-step, 1).float()
+            each = known.roll(-step, 1)
             if counted is not None:
                 each = each * counted.roll(-step - 1, 1)
             wanted = said.shares.roll(-step, 1)[:, rows]

@@ -26,6 +26,8 @@ from compress.training.lesson_windows import Windows, check_enough
 from compress.training.loop import Trainee, train
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedModel
 
     from compress.stage.stage import Context
@@ -85,6 +87,16 @@ def make_windows(checkpoint: Checkpoint, settings: WindowTraining, context: Cont
         )
     chosen = np.unique(np.linspace(0, len(judged) - 1, settings.validation_windows).round().astype(int))
     return Windows(Examples(learned, {"input_ids": 0}), Examples([judged[i] for i in chosen], {"input_ids": 0}))
+
+
+def check_windows(start: Path, settings: WindowTraining, context: Context) -> None:
+    """See that the text is enough for a step, and that the model in ``start`` can write what is asked of it.
+
+    Raises `DataError` and `ModelError`.
+    """
+    make_windows(Checkpoint(start), settings, context)
+    if settings.teacher_writes is not None:
+        settings.teacher_writes.check(load_tokenizer(start))
 
 
 def token_shares(ids: torch.Tensor, counted: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from compress.checkpoints.eagle3 import DraftHead
 
 _OFFSETS = "d2t"
-_ROWS, _LENGTH = 2, 24
-"""Of the proof's states."""
+_ROWS, _LENGTH, _TOKENS = 2, 24, 64
+"""Of the proof's states, and the table that it draws."""
 
 
 def name_blocks(model: Any, blocks: int) -> None:
@@ -53,12 +53,12 @@ def _ends_block(operator: Any) -> bool:
     return bool(product.get_type_name() == "MatMul" and product.input_value(0).get_node().get_type_name() == "Multiply")
 
 
-def write_head(head: DraftHead, table: np.ndarray, tolerance: float) -> tuple[dict[str, bytes], float]:
-    """The IR of ``head`` in 8 bits, and its largest difference from torch in fp32.
+def write_head(head: DraftHead, tolerance: float) -> tuple[dict[str, bytes], float]:
+    """The IR of ``head`` in 8 bits, and its largest difference from torch in fp32, for drawn tokens and states.
 
-    ``table`` [V, W] is the model's, with which it is proven; the file has none. Raises `IntegrityError`.
+    Raises `IntegrityError`.
     """
-    difference = _difference(head, table)
+    difference = _difference(head)
     if not difference <= tolerance:
         raise IntegrityError(
             f"The draft head's logits differ from torch by {difference:.2e}, all arithmetic in fp32.",
@@ -70,17 +70,17 @@ def write_head(head: DraftHead, table: np.ndarray, tolerance: float) -> tuple[di
     return written(made, IR_FILE), difference
 
 
-def _difference(head: DraftHead, table: np.ndarray) -> float:
+def _difference(head: DraftHead) -> float:
     import torch
 
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(len(table), (_ROWS, _LENGTH), generator=generator)
-    heard = torch.randn(_ROWS, _LENGTH, 3 * head.config.hidden_size, generator=generator)
-    embedded = torch.from_numpy(table)[ids]
+    generator, width = torch.Generator().manual_seed(0), head.config.hidden_size
+    table = torch.randn(_TOKENS, width, generator=generator)
+    ids = torch.randint(_TOKENS, (_ROWS, _LENGTH), generator=generator)
+    heard = torch.randn(_ROWS, _LENGTH, 3 * width, generator=generator)
     with torch.no_grad():
         # The first token ahead is read behind the one that the state is of.
-        (expected,) = head(embedded.roll(1, 1), heard, 1)
-    request = compile_model(_graph(head, table)).create_infer_request()
+        (expected,) = head(table[ids].roll(1, 1), heard, 1)
+    request = compile_model(_graph(head, table.numpy())).create_infer_request()
     places = np.broadcast_to(np.arange(_LENGTH), ids.shape)
     feed = {IDS: ids.numpy(), HEARD: heard.numpy(), MASK: np.ones_like(ids), PLACES: np.ascontiguousarray(places)}
     found = request.infer({**feed, BEAMS: np.arange(_ROWS, dtype=np.int32)})[LOGITS]

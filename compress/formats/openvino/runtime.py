@@ -271,20 +271,28 @@ def is_head(model: openvino.Model) -> bool:
 
 def open_stateful(graph: Path, threads: int, exact: bool = False) -> StatefulSession:
     """A language model's IR. ``exact``: nothing is rounded to 8 bits as it runs. Raises `ModelError`."""
-    return _opener(graph, read_model(graph), threads, {**_SETTINGS, **(_EXACT if exact else {})})()
+    settings = {**_SETTINGS, **(_EXACT if exact else {})}
+    return _opener(graph, read_model(graph), threads, settings, _read_draft(graph))()
+
+
+def _read_draft(graph: Path) -> tuple[Path, openvino.Model] | None:
+    """The draft beside a graph, and where it lies."""
+    beside = find_draft(graph)
+    return None if beside is None else (beside, read_model(beside))
 
 
 def _open_in_genai(graph: Path, model: openvino.Model, threads: int) -> GenaiSession | None:
     """In openvino-genai, where that can be had and opens the model."""
     if not opens(graph):
         return None
-    draft = find_draft(graph)
-    ahead = AHEAD if draft is None or not is_head(read_model(draft)) else AHEAD_OF_HEAD
+    draft = _read_draft(graph)
+    folder, ahead = (None, AHEAD) if draft is None else (draft[0].parent, AHEAD_OF_HEAD if is_head(draft[1]) else AHEAD)
     try:
-        pipeline = Pipeline(graph.parent, None if draft is None else draft.parent, _SETTINGS, threads, ahead)
+        pipeline = Pipeline(graph.parent, folder, _SETTINGS, threads, ahead)
     except RuntimeError:
         return None
-    return GenaiSession(pipeline, _vocabulary(model), _SETTINGS, threads, _opener(graph, model, threads, _SETTINGS))
+    own = _opener(graph, model, threads, _SETTINGS, draft)
+    return GenaiSession(pipeline, _vocabulary(model), _SETTINGS, threads, own)
 
 
 def prove_in_genai(folder: Path, threads: int, context: Context) -> str:
@@ -306,18 +314,17 @@ def prove_in_genai(folder: Path, threads: int, context: Context) -> str:
 
 
 def _opener(
-    graph: Path, model: openvino.Model, threads: int, settings: Mapping[str, Any]
+    graph: Path,
+    model: openvino.Model,
+    threads: int,
+    settings: Mapping[str, Any],
+    beside: tuple[Path, openvino.Model] | None = None,
 ) -> Callable[[], StatefulSession]:
-    """What compiles ``model``, which was read from ``graph``, and the draft beside it once it is asked for.
+    """What compiles ``model``, which was read from ``graph``, and the draft ``beside`` it once it is asked for.
 
-    A draft head is left out: it runs in openvino-genai alone.
-    Files are read now, since the folder may be gone by then.
+    Both have been read, since the folder may be gone by then. A head is left out: it runs in openvino-genai alone.
     """
-    beside = find_draft(graph)
-    small = None if beside is None else read_model(beside)
-    draft = None
-    if beside is not None and small is not None and not is_head(small):
-        draft = _opener(beside, small, threads, DRAFTING)
+    draft = None if beside is None or is_head(beside[1]) else _opener(*beside, threads, DRAFTING)
 
     def opened() -> StatefulSession:
         try:

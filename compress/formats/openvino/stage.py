@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -16,9 +16,6 @@ from compress.frozen import changed
 from compress.stage.prediction import PlanContext, Prediction, Shape, beside, in_precision
 from compress.stage.stage import Context, Needs, Promise, Stage
 from compress.tasks.capability import ANSWERS_AT_ONCE, DRAWS, GENERATES, Capabilities
-
-if TYPE_CHECKING:
-    import numpy as np
 
 _PROMPTS = 4
 """Of a model that draws: those that its parts are traced and proven with."""
@@ -229,18 +226,9 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
             target, self.precision, self.embedding_bits, windows, self.tolerance, cache, with_head=True
         )
         context.remark(f"openvino: {whole}")
-        files, difference = write_head(read_head(checkpoint), _table(target), self.tolerance)
+        files, difference = write_head(read_head(checkpoint), self.tolerance)
         context.remark(f"draft head: logits differ by at most {difference:.1e} from torch in fp32; it ships in 8 bits")
         pair = with_draft(whole.model, OpenVinoModel(files, companions_with_tokenizer(checkpoint)))
         pair.save(folder := context.scratch / "pair")
         context.remark(prove_in_genai(folder, working_threads(), context))
         return pair
-
-
-def _table(checkpoint: Checkpoint) -> np.ndarray:
-    """The embeddings of a model's tokens [V, W]."""
-    from compress.checkpoints.quantized_module import load_module
-
-    weight = load_module(checkpoint).get_input_embeddings().weight
-    table: np.ndarray = weight.detach().float().numpy()
-    return table

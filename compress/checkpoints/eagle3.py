@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from compress.checkpoints.checkpoint import Checkpoint
-from compress.checkpoints.head_checkpoint import HeadCheckpoint
+from compress.checkpoints.head_checkpoint import HeadCheckpoint, heard_blocks
 from compress.checkpoints.model import link_or_copy
 from compress.checkpoints.safetensors_file import read_tensor
 
@@ -198,7 +198,15 @@ def write_head(head: DraftHead, model: Checkpoint, folder: Path) -> HeadCheckpoi
     offsets = head.tokens.cpu() - torch.arange(len(head.tokens))
     tensors = {name: weight.detach().cpu().contiguous() for name, weight in head.state_dict().items()}
     save_file({**tensors, "d2t": offsets, "t2d": known}, folder / WEIGHTS, {"format": "pt"})
-    config: dict[str, Any] = {**head.config.to_dict(), "architectures": [ARCHITECTURE], _VOCABULARY: len(head.tokens)}
+    heard = heard_blocks((model.config.get("text_config") or model.config)["num_hidden_layers"])
+    config: dict[str, Any] = {
+        **head.config.to_dict(),
+        "architectures": [ARCHITECTURE],
+        _VOCABULARY: len(head.tokens),
+        # Unless told, both listen to what goes into these blocks. vLLM counts that, SGLang what comes out of a block.
+        "eagle_aux_hidden_state_layer_ids": [place + 1 for place in heard],
+        "eagle_config": {"use_aux_hidden_state": True, "eagle_aux_hidden_state_layer_ids": [*heard]},
+    }
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return HeadCheckpoint(folder)
 

@@ -18,7 +18,9 @@ class HeadCheckpoint(Checkpoint):
 
 
 def heard_blocks(count: int) -> tuple[int, int, int]:
-    """The blocks of so many whose outputs the head is given: those of the authors' code, which runtimes take too.
+    """The blocks of so many whose outputs the head is given, as openvino-genai has it.
+
+    The authors' code has the same numbers, and takes what goes into these blocks.
 
     Raises `StageError` for a model with too few.
     """

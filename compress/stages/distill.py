@@ -28,6 +28,7 @@ from compress.tasks.capability import (
 from compress.training.config import Training
 from compress.training.distillation_config import Distillation
 from compress.training.prediction import FLOPS_FORWARD, FLOPS_TRAINING, training_prediction
+from compress.training.writing_config import writing_packages
 
 
 class Distill(Distillation, Stage[TorchModel, TorchModel]):
@@ -78,9 +79,10 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
         return (*super().idle_fields(task), *changed(self, dict.fromkeys(others)))
 
     def calls(self) -> tuple[str, ...]:
-        """Also peft, where adapters are trained, and diffusers, where a denoiser is."""
+        """Also peft, where adapters are trained, diffusers, where a denoiser is, and what the teacher writes by."""
         more = {"peft": self.lora is not None, "diffusers": self.draws}
-        return (*self.packages, *(name for name, called in more.items() if called))
+        called = (name for name, is_called in more.items() if is_called)
+        return (*self.packages, *called, *writing_packages(self.teacher_writes))
 
     def needs(self) -> Needs:
         """Training examples, with labels if these have a say, and unlabeled text if asked for."""

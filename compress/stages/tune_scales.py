@@ -11,6 +11,7 @@ from compress.stage.stage import Context, Promise, Stage
 from compress.tasks.capability import GENERATES
 from compress.training.config import Recovery, ScaleTuning
 from compress.training.prediction import recovery_prediction
+from compress.training.writing_config import writing_packages
 
 
 class Recovers(Recovery, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
@@ -18,6 +19,10 @@ class Recovers(Recovery, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
 
     requires = frozenset({GENERATES})
     later_fields = ("logits_weight", "labels_weight", "teacher_writes")
+
+    def calls(self) -> tuple[str, ...]:
+        """Also what the teacher writes by."""
+        return (*self.packages, *writing_packages(self.teacher_writes))
 
     def check_data(self, start: Path, context: Context) -> None:
         """Cut the text into windows, and see that the teacher can write."""

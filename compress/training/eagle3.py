@@ -23,13 +23,17 @@ from compress.training.kept_training import KeptTraining
 from compress.training.lesson_windows import Windows, check_enough
 from compress.training.loop import Trainee, train
 from compress.training.recovery import Body, make_windows
+from compress.training.teacher_states import TeacherStates, has_room
 from compress.training.teacher_text import with_written
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedModel
 
     from compress.stage.stage import Context
 
+_HEARD, _LAST, _LIKELIEST = "heard", "last", "likeliest"
 _FADES = 0.8
 """What the loss of each further token counts, of that before it (section 3.2)."""
 
@@ -46,11 +50,11 @@ def train_head(checkpoint: Checkpoint, settings: HeadTraining, context: Context)
     module = module.to(torch.bfloat16) if low else module
     if settings.teacher_writes is not None:
         writer = TorchModel(module, tokenizer)
-        windows, _ = with_written(windows, settings.teacher_writes, writer, tokenizer, context, ends=False)
+        windows, _ = with_written(windows, settings.teacher_writes, writer, tokenizer, context, low, ends=False)
         check_enough(windows.train.inputs, windows.held_out.inputs, settings.batch_size, settings.sequence_length)
     torch.manual_seed(context.seed)
     known = frequent_tokens(windows, settings.draft_vocab_size, module.config.get_text_config().vocab_size)
-    lesson = HeadLesson(new_head(module, known), Body(module), windows, settings)
+    lesson = HeadLesson(new_head(module, known), Body(module), windows, settings, _folder(module, windows, context))
     lesson.teach(context, low)
     folder = context.scratch / "head"
     return write_head(lesson.head, checkpoint, folder) if processes.is_first() else HeadCheckpoint(folder)
@@ -64,6 +68,16 @@ def _read_generation_config(module: PreTrainedModel, checkpoint: Checkpoint) -> 
         module.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
 
 
+def _folder(module: PreTrainedModel, windows: Windows, context: Context) -> Path | None:
+    """Where is kept what the model says, unless the disk has no room for it."""
+    folder = context.scratch / "said"
+    tokens = len(windows.train) * len(windows.train.inputs[0]["input_ids"])
+    if has_room(folder, tokens, 2 * module.dtype.itemsize * module.config.get_text_config().hidden_size):
+        return folder
+    context.progress.note("eagle3: the disk has no room for the model's states; it reads each window anew")
+    return None
+
+
 def frequent_tokens(windows: Windows, count: int, vocabulary: int) -> torch.Tensor:
     """The ids of so many tokens, those that are most frequent in what is learned from, in their own order."""
     seen = np.concatenate([window["input_ids"] for window in windows.train.inputs])
@@ -74,26 +88,41 @@ def frequent_tokens(windows: Windows, count: int, vocabulary: int) -> torch.Tens
 class Said(NamedTuple):
     """What the model has and says at each place of some windows.
 
-    ``heard`` [B, L, 3 W] are its states at three depths, ``likeliest`` [B, L] the token that it would write behind, and
-    ``shares`` [B, L, v] the probabilities of those that the head knows, among them.
+    ``heard`` [B, L, 3 W] are its states at three depths, ``known`` [B, L] whether the head knows the token that it
+    would write behind, ``likeliest`` [B, L], and ``shares`` [B, L, v] the probabilities of those that it knows, among
+    them.
     """
 
     heard: torch.Tensor
+    known: torch.Tensor
     likeliest: torch.Tensor
     shares: torch.Tensor
 
 
 @dataclass
 class HeadLesson:
-    """A head, the model that it drafts for, and what it learns from."""
+    """A head, the model that it drafts for, and what it learns from; ``folder`` keeps what the model says."""
 
     head: DraftHead
     model: Body
     windows: Windows
     settings: HeadTraining
+    folder: Path | None = None
 
     def __post_init__(self) -> None:
-        self.heard = heard_blocks(self.model.causal.config.get_text_config().num_hidden_layers)
+        heard = heard_blocks(self.model.causal.config.get_text_config().num_hidden_layers)
+
+        def said(model: Body, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+            model.move(ids.device)
+            outputs = model.outputs(ids, output_hidden_states=True)
+            states = outputs.last_hidden_state
+            logits = states @ model.head(states.dtype).T
+            three = torch.cat([outputs.hidden_states[place + 1] for place in heard], -1)
+            return {_HEARD: three[0], _LAST: states[0], _LIKELIEST: logits.argmax(-1)[0]}
+
+        self.states = TeacherStates(self.model, said, self.folder)
+        self._is_known = torch.zeros(len(self.model.head(torch.bfloat16)), dtype=torch.bool)
+        self._is_known[self.head.tokens.cpu()] = True
 
     def teach(self, context: Context, bf16: bool) -> None:
         """Train the head in place. Raises `StageError` where it foretells no more than before."""
@@ -119,12 +148,11 @@ class HeadLesson:
     @torch.no_grad()
     def said(self, ids: torch.Tensor) -> Said:
         """What the model says of ids [B, L]."""
-        self.model.move(ids.device)
-        outputs = self.model.outputs(ids, output_hidden_states=True)
-        heard = torch.cat([outputs.hidden_states[place + 1] for place in self.heard], -1)
-        states = outputs.last_hidden_state
-        logits = states @ self.model.head(states.dtype).T
-        return Said(heard.float(), logits.argmax(-1), logits[..., self.head.tokens].float().softmax(-1))
+        found = self.states.of(ids)
+        last, likeliest = found[_LAST], found[_LIKELIEST]
+        rows = self.model.head(last.dtype).to(ids.device)[self.head.tokens]
+        shares = (last @ rows.T).float().softmax(-1)
+        return Said(found[_HEARD].float(), self._is_known.to(ids.device)[likeliest], likeliest, shares)
 
     def embedded(self, ids: torch.Tensor) -> torch.Tensor:
         """Tokens as the model's table has them, float32 [B, L, W]; the head reads them so too."""
@@ -136,7 +164,7 @@ class HeadLesson:
         """Cross-entropy to the model's probabilities, of each token ahead; where it would write one the head knows."""
         ids = batch["input_ids"]
         said, counted = self.said(ids), batch.get("labels")
-        known = torch.isin(said.likeliest, self.head.tokens).float()
+        known = said.known.float()
         found: list[torch.Tensor] = module(self.embedded(ids), said.heard, self.settings.ahead)
         total = torch.zeros((), device=ids.device)
         for step, logits in enumerate(found, 1):

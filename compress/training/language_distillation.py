@@ -25,7 +25,7 @@ from compress.training.lesson_windows import Windows, check_enough, lesson_windo
 from compress.training.loop import Trainee, train
 from compress.training.pupil import Pupil
 from compress.training.quantized_recovery import adapt
-from compress.training.recovery import Body, Judge, Quality, Recovered, head_of, token_shares
+from compress.training.recovery import Body, Judge, Quality, Recovered, head_of, states_of, token_shares
 from compress.training.sharding import Sharded
 from compress.training.shared_parts import block_pairs, shared_tokens
 from compress.training.teacher_states import TeacherStates, has_room, states_key
@@ -41,6 +41,7 @@ _AT_ONCE = 2048
 """Tokens that go forwards and backwards together; more of a step's follow one by one."""
 _NOTES = 20
 """How often it is said how far the training is."""
+_STATES = "states"
 
 
 def teach(settings: Distillation, teacher: TorchModel, student: TorchModel, context: Context) -> TorchModel:
@@ -140,7 +141,11 @@ class LanguageLesson:
             bodies[1].lower()
         judge = Judge(bodies[0], bodies[1], windows.held_out, 1, dtype) if judged else None
         shares = settings.fsdp and processes.several()
-        states = TeacherStates(bodies[1], dtype, _folder(settings, bodies[1], windows, dtype, context), shares)
+
+        def last_states(body: Body, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {_STATES: states_of(body, ids, dtype)[0].to(torch.bfloat16)}
+
+        states = TeacherStates(bodies[1], last_states, _folder(settings, bodies[1], windows, dtype, context), shares)
         blocks = (_blocks(student.module), _blocks(module)) if shares else ([], [])
         return cls(settings, pupil, bodies[1], windows, context, dtype, states, judge, blocks)
 
@@ -239,7 +244,7 @@ class LanguageLesson:
                 taught = self.teacher.outputs(ids, output_hidden_states=True)
                 states = taught.last_hidden_state
             elif self.settings.logits_weight:
-                states = self.states.of(ids)
+                states = self.states.of(ids)[_STATES]
         wanted = states if self.settings.logits_weight else None
         loss: torch.Tensor = module(
             batch, lambda: None if wanted is None else head_of(self.teacher, wanted, self.dtype), taught

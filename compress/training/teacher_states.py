@@ -1,4 +1,4 @@
-"""A teacher's last hidden states, kept as bfloat16 for every student that reads the same windows.
+"""What a teacher says of windows, such as its last hidden states, kept for all who read the same ones.
 
 Logits of a vocabulary would take a hundred times as many bytes; the teacher's head makes them again from the states.
 Each window is a file by what the teacher reads, so that it doesn't matter in which order, or for which student, it was
@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,46 +22,52 @@ from safetensors.torch import load_file, save_file
 from compress.cache import cache_key
 from compress.environment import package_versions
 from compress.training import processes
-from compress.training.recovery import Body, states_of
+from compress.training.recovery import Body
 
 _SPARE_BYTES = 1 << 30
 """Left free on the disk."""
 _VERSION = 1
 
 
+Said = dict[str, torch.Tensor]
+
+
 @dataclass
 class TeacherStates:
-    """Of windows of one length. ``folder`` None: nothing is kept. ``together``: all processes hold the teacher, so that
-    it answers as many windows in each."""
+    """Of windows of one length. ``ask`` gives the teacher's tensors [L, ...] by name for token ids [1, L].
+
+    ``folder`` None: nothing is kept. ``together``: all processes hold the teacher, so that it answers as many windows
+    in each.
+    """
 
     teacher: Body
-    dtype: torch.dtype
+    ask: Callable[[Body, torch.Tensor], Said]
     folder: Path | None
     together: bool = False
     answered: int = 0
     found: int = 0
 
-    def of(self, ids: torch.Tensor) -> torch.Tensor:
-        """The states [B, L, W], bfloat16, for token ids [B, L]."""
+    def of(self, ids: torch.Tensor) -> Said:
+        """Tensors [B, L, ...] for token ids [B, L]."""
         files = [None if self.folder is None else self._file(self.folder, window) for window in ids]
         known = [None if file is None else _read(file, ids.shape[1]) for file in files]
-        missing = torch.tensor([states is None for states in known])
+        missing = torch.tensor([said is None for said in known])
         if self.together:
             missing = processes.any_says(missing)
         self.found += int((~missing).sum())
-        states = [
-            self._answer(window, file) if states is None or miss else states.to(ids.device)
-            for window, file, states, miss in zip(ids, files, known, missing.tolist(), strict=True)
+        every = [
+            self._answer(window, file) if said is None or miss else said
+            for window, file, said, miss in zip(ids, files, known, missing.tolist(), strict=True)
         ]
-        return torch.stack(states)
+        return {name: torch.stack([said[name].to(ids.device) for said in every]) for name in every[0]}
 
-    def _answer(self, ids: torch.Tensor, file: Path | None) -> torch.Tensor:
+    def _answer(self, ids: torch.Tensor, file: Path | None) -> Said:
         self.answered += 1
         with torch.no_grad():
-            states = states_of(self.teacher, ids[None], self.dtype)[0].to(torch.bfloat16)
+            said = self.ask(self.teacher, ids[None])
         if file is not None:
-            _write(file, states.cpu())
-        return states
+            _write(file, said)
+        return said
 
     def _file(self, folder: Path, ids: torch.Tensor) -> Path:
         own = ids if self.teacher.tokens is None else self.teacher.tokens[ids.cpu()]
@@ -68,18 +75,18 @@ class TeacherStates:
         return folder / name[:2] / f"{name[2:34]}.safetensors"
 
 
-def _read(file: Path, tokens: int) -> torch.Tensor | None:
+def _read(file: Path, tokens: int) -> Said | None:
     try:
-        states: torch.Tensor = load_file(file)["states"]
-    except (OSError, SafetensorError, KeyError):
+        said: Said = load_file(file)
+    except (OSError, SafetensorError):
         return None
-    return states if len(states) == tokens else None
+    return said if said and all(len(each) == tokens for each in said.values()) else None
 
 
-def _write(file: Path, states: torch.Tensor) -> None:
+def _write(file: Path, said: Said) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(f".{os.getpid()}")
-    save_file({"states": states.contiguous()}, partial)
+    save_file({name: each.cpu().contiguous() for name, each in said.items()}, partial)
     partial.replace(file)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from compress.checkpoints.torch_model import TorchModel
+    from compress.formats.openvino.writing import ManyTexts
     from compress.stage.stage import Context
     from compress.training.lesson_windows import Windows
     from compress.training.writing_config import TeacherWrites
@@ -38,6 +41,8 @@ _SHARE = 8
 _QUESTION, _ANSWER = 64, 256
 """Longest of a conversation, in tokens."""
 _IDS, _SECONDS = "input_ids", "seconds"
+_MANY = 256
+"""Texts that openvino-genai is given together; some of them it writes at once."""
 
 
 def with_written(
@@ -69,7 +74,8 @@ def with_written(
             expected="two models of one tokenizer",
             mend="leave teacher_writes out: text can be read by both",
         )
-    train, writer = windows.train, _Writer(teacher, context, bf16)
+    train = windows.train
+    writer = _Writer(teacher, context, bf16) if settings.runtime == "torch" else _GenaiWriter(teacher, context, bf16)
     length = len(train.inputs[0][_IDS])
     marks = np.ones((len(train), length), np.int64) if train.labels is None else train.labels
     text = [(one[_IDS], mark) for one, mark in zip(train.inputs, marks, strict=True)]
@@ -109,7 +115,7 @@ def _conversations(count: int, length: int, writer: _Writer, ends: bool) -> list
         return np.array(tokenizer(text, add_special_tokens=False)[_IDS], np.int64)
 
     before = encoded(before_question(tokenizer))
-    drawn = writer.write("questions", [before] * count, [_QUESTION] * count, do_sample=True, temperature=1.0, top_k=0)
+    drawn = writer.write("questions", [before] * count, [_QUESTION] * count, temperature=1.0)
     questions = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in drawn]
     prompts = [encoded(asked(question, tokenizer)) for question in questions if question]
     answers = writer.write("answers", prompts, [_ANSWER] * len(prompts))
@@ -141,8 +147,11 @@ class _Writer:
         self.seconds = 0.0
         """That it has written for, in this run and before a kill."""
 
-    def write(self, what: str, begun: Sequence[np.ndarray], room: Sequence[int], **options: Any) -> list[np.ndarray]:
-        """Token ids behind each beginning, at most as many as there is ``room``, up to the end of the text, with it."""
+    def write(self, what: str, begun: Sequence[np.ndarray], room: Sequence[int], temperature: float | None = None) -> list[np.ndarray]:
+        """Token ids behind each beginning, at most as many as there is ``room``, up to the end of the text, with it.
+
+        The likeliest, or drawn at a ``temperature``.
+        """
         # Those that are as long are written together, so that few tokens fill up.
         order = sorted(range(len(begun)), key=lambda place: len(begun[place]))
         size = self._at_once(max((len(each) + more for each, more in zip(begun, room, strict=True)), default=1))
@@ -154,7 +163,7 @@ class _Writer:
             texts, most = [begun[place] for place in places], max(room[place] for place in places)
             if self._positions is not None:
                 most = min(most, self._positions - max(map(len, texts)))
-            rows = self._kept(f"{what}-{size}-{number}", partial(self._written, texts, most, number, options))
+            rows = self._kept(f"{what}-{size}-{number}", partial(self._written, texts, most, number, temperature))
             found |= {place: row[: room[place]] for place, row in zip(places, rows, strict=True)}
         found = processes.together(found)
         total = sum(map(len, found.values()))
@@ -164,7 +173,8 @@ class _Writer:
     @cached_property
     def _module(self) -> PreTrainedModel:
         module = self.teacher.module.eval()
-        return copy.deepcopy(module).to(torch.bfloat16) if self._bf16 else module
+        turned = self._bf16 and module.dtype != torch.bfloat16
+        return copy.deepcopy(module).to(torch.bfloat16) if turned else module
 
     def _at_once(self, tokens: int) -> int:
         """How many texts of so many tokens, as if each of the heads had keys and values of its own in float32."""
@@ -185,8 +195,9 @@ class _Writer:
             return [kept.get_tensor(str(place)) for place in range(len(kept.keys()))]
 
     def _written(
-        self, begun: Sequence[np.ndarray], room: int, number: int, options: dict[str, Any]
+        self, begun: Sequence[np.ndarray], room: int, number: int, temperature: float | None
     ) -> list[np.ndarray]:
+        drawn = {"do_sample": False} if temperature is None else dict(do_sample=True, temperature=temperature, top_k=0)
         longest = max(map(len, begun))
         ids = torch.full((len(begun), longest), self.filler)
         mask = torch.zeros_like(ids)
@@ -199,7 +210,7 @@ class _Writer:
         with torch.inference_mode(), torch.random.fork_rng(others, device_type=module.device.type):
             torch.manual_seed(self._context.seed + number)
             found = module.generate(
-                **given, max_new_tokens=room, pad_token_id=self.filler, **({"do_sample": False} | options)
+                **given, max_new_tokens=room, pad_token_id=self.filler, **drawn
             )
         return [self._up_to_the_end(row[longest:].cpu().numpy()) for row in found]
 
@@ -210,3 +221,39 @@ class _Writer:
     def ends(self, ids: np.ndarray) -> bool:
         """Whether a text that it wrote came to its end."""
         return bool(len(ids)) and int(ids[-1]) in self._ends
+
+
+class _GenaiWriter(_Writer):
+    """The same by openvino-genai."""
+
+    @cached_property
+    def _texts(self) -> ManyTexts:
+        from compress.checkpoints.checkpoint import Checkpoint
+        from compress.environment import working_threads
+        from compress.formats.onnx.stage import proof_windows
+        from compress.formats.openvino.writing import ManyTexts
+
+        self._context.scratch.mkdir(parents=True, exist_ok=True)
+        # What is open is read from there, by mapping; the files themselves may go.
+        with tempfile.TemporaryDirectory(dir=self._context.scratch) as folder:
+            self.teacher.save(saved := Path(folder) / "teacher")
+            checkpoint = Checkpoint(saved)
+            windows = proof_windows(checkpoint, self._context)
+            try:
+                return ManyTexts(
+                    checkpoint, Path(folder) / "graph", windows, working_threads(), self._bf16, self._ends
+                )
+            except StageError as error:
+                raise StageError(
+                    f"OpenVINO doesn't run the teacher: {error}",
+                    where="teacher_writes.runtime",
+                    mend="leave runtime out: torch writes, if more slowly",
+                ) from error
+
+    def _at_once(self, tokens: int) -> int:
+        return _MANY
+
+    def _written(
+        self, begun: Sequence[np.ndarray], room: int, number: int, temperature: float | None
+    ) -> list[np.ndarray]:
+        return self._texts.write(begun, [room] * len(begun), temperature, self._context.seed + number)

@@ -122,6 +122,9 @@ def test_it_learns_and_lies_there_under_the_names_of_its_authors(
     }
     assert torch.equal((offsets + torch.arange(300)), known.nonzero()[:, 0])
     assert head.config["architectures"] == ["LlamaForCausalLMEagle3"] and head.config["draft_vocab_size"] == 300
+    # Of ten blocks those with the numbers 2, 5 and 7: vLLM says before which, SGLang behind which.
+    assert head.config["eagle_aux_hidden_state_layer_ids"] == [3, 6, 8]
+    assert head.config["eagle_config"]["eagle_aux_hidden_state_layer_ids"] == [2, 5, 7]
     read = read_head(head)
     assert torch.equal(read.tokens, known.nonzero()[:, 0]) and read.config.head_dim == 16
 

@@ -58,13 +58,17 @@ def alone(teacher: TorchModel, beginning: np.ndarray) -> list[int]:
     return ids
 
 
+RUNTIMES = pytest.mark.parametrize("runtime", ["torch", "openvino"])
+
+
+@RUNTIMES
 def test_running_text_is_gone_on_with_behind_its_eighth(
-    windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path, monkeypatch: Any, runtime: Any
 ) -> None:
     monkeypatch.setattr(teacher_text, "_AT_ONCE", 4)
     teacher.module.generation_config.eos_token_id = None
     made = context(source, tmp_path)
-    found = lesson_text(windows, TeacherWrites(beginnings=6), teacher, made)
+    found = lesson_text(windows, TeacherWrites(beginnings=6, runtime=runtime), teacher, made)
     assert len(found.train) == 6 and found.held_out is windows.held_out and found.train.labels is not None
     first, last = windows.train.inputs[0]["input_ids"], windows.train.inputs[-1]["input_ids"]
     for place, text in ((0, first), (-1, last)):
@@ -93,15 +97,17 @@ def test_of_a_conversation_all_before_the_answer_is_given(
     assert np.array_equal(found.labels, marks)
 
 
+@RUNTIMES
 def test_nothing_counts_behind_the_end_of_a_text(
-    windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path
+    windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path, runtime: Any
 ) -> None:
     beginning = windows.train.inputs[0]["input_ids"][: LENGTH // 8]
     plain = alone(teacher, beginning)
     end = plain[LENGTH // 8 + 3]
     stops = plain.index(end, LENGTH // 8)
     teacher.module.generation_config.eos_token_id = [end]
-    found = lesson_text(windows, TeacherWrites(beginnings=5), teacher, context(source, tmp_path)).train
+    writes = TeacherWrites(beginnings=5, runtime=runtime)
+    found = lesson_text(windows, writes, teacher, context(source, tmp_path)).train
     assert found.inputs[0]["input_ids"][: stops + 1].tolist() == plain[: stops + 1]
     assert found.labels is not None
     assert np.flatnonzero(found.labels[0]).tolist() == list(range(LENGTH // 8, stops + 1))
@@ -199,16 +205,18 @@ TURNS = "{% for turn in messages %}<s>{{ turn.role }} {{ turn.content }}</s>{% e
 TEMPLATE = TURNS + "{% if add_generation_prompt %}<s>a {% endif %}"
 
 
+@RUNTIMES
 def test_conversations_are_questions_of_its_own_with_its_own_answers(
-    windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path
+    windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path, runtime: Any
 ) -> None:
+    writes = TeacherWrites(conversations=20, runtime=runtime)
     teacher.processor.chat_template = TEMPLATE
     teacher.module.generation_config.eos_token_id = teacher.processor.eos_token_id
     made = context(source, tmp_path)
-    found = lesson_text(windows, TeacherWrites(conversations=20), teacher, made).train
+    found = lesson_text(windows, writes, teacher, made).train
     counts = [said.split(", ")[-1] for said in made.remarks]
-    # One of the questions that were drawn is nothing but the end of a text.
-    assert found.labels is None and counts == ["20 questions", "19 answers"]
+    # Of the questions that torch draws one is nothing but the end of a text.
+    assert found.labels is None and counts == ["20 questions", f"{19 if runtime == 'torch' else 20} answers"]
     ids = np.concatenate([one["input_ids"] for one in found.inputs])
     assert all(len(one["input_ids"]) == LENGTH for one in found.inputs)
     begun, opened = (
@@ -222,7 +230,7 @@ def test_conversations_are_questions_of_its_own_with_its_own_answers(
         for more in range(4):
             logits = teacher.module(input_ids=torch.from_numpy(ids[None, : place + more])).logits
             assert int(logits[0, -1].argmax()) == ids[place + more]
-    again = lesson_text(windows, TeacherWrites(conversations=20), teacher, context(source, tmp_path / "2")).train
+    again = lesson_text(windows, writes, teacher, context(source, tmp_path / "2")).train
     assert np.array_equal(np.concatenate([one["input_ids"] for one in again.inputs]), ids)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.head_checkpoint import HeadCheckpoint, heard_blocks
@@ -12,6 +12,7 @@ from compress.stage.stage import Context, Stage
 from compress.tasks.capability import GENERATES
 from compress.training.eagle3_config import HeadTraining
 from compress.training.prediction import FLOPS_FORWARD
+from compress.training.writing_config import writing_packages
 
 
 class Eagle3(HeadTraining, Stage[Checkpoint, HeadCheckpoint]):
@@ -26,6 +27,11 @@ class Eagle3(HeadTraining, Stage[Checkpoint, HeadCheckpoint]):
     packages = ("torch", "transformers", "accelerate")
     requires = frozenset({GENERATES})
     kind: Literal["eagle3"] = "eagle3"
+    version: ClassVar[int] = 2
+
+    def calls(self) -> tuple[str, ...]:
+        """Also what the model writes by."""
+        return (*self.packages, *writing_packages(self.teacher_writes))
 
     def check_model(self, start: Path) -> None:
         """Raises `StageError` for a model of too few blocks."""

@@ -50,7 +50,8 @@ def train_head(checkpoint: Checkpoint, settings: HeadTraining, context: Context)
     module = module.to(torch.bfloat16) if low else module
     if settings.teacher_writes is not None:
         writer = TorchModel(module, tokenizer)
-        windows, _ = with_written(windows, settings.teacher_writes, writer, tokenizer, context, low, ends=False)
+        own, judges = settings.teacher_writes, settings.validation_windows
+        windows, _ = with_written(windows, own, writer, tokenizer, context, low, ends=False, held_out=judges)
         check_enough(windows.train.inputs, windows.held_out.inputs, settings.batch_size, settings.sequence_length)
     torch.manual_seed(context.seed)
     known = frequent_tokens(windows, settings.draft_vocab_size, module.config.get_text_config().vocab_size)

@@ -53,11 +53,12 @@ def with_written(
     context: Context,
     bf16: bool = False,
     ends: bool = True,
+    held_out: int = 0,
 ) -> tuple[Windows, float]:
     """Windows to learn from of which the teacher wrote the ``share`` that is asked for, and the seconds it took to.
 
     What it wrote is repeated as often as the share takes; with ``bf16`` a copy of it in bfloat16 writes. ``tokenizer``
-    is the student's.
+    is the student's. So many of the last windows that it wrote are ``held_out`` in place of the text's.
 
     Behind beginnings of the text stand the teacher's likeliest tokens (Kim and Rush 2016, section 3.2), up to its end
     of text, and they alone count. The beginning of running text is an eighth of the window; of a conversation it is all
@@ -84,6 +85,16 @@ def with_written(
         written += _gone_on([text[place] for place in spread(len(text), settings.beginnings)], writer)
     if settings.conversations:
         written += _conversations(settings.conversations, length, writer, ends)
+    if held_out:
+        if len(written) <= held_out:
+            raise DataError(
+                f"The teacher wrote {len(written)} windows of {length} tokens, and {held_out} of them are held out.",
+                where="teacher_writes",
+                expected=f"more than {held_out}",
+                mend="have it write more, or lower validation_windows or sequence_length",
+            )
+        judged = Examples([{_IDS: ids} for ids, _ in written[-held_out:]], train.padding)
+        windows, written = replace(windows, held_out=judged), written[:-held_out]
     if settings.share < 1:
         wanted = round(len(text) * settings.share / (1 - settings.share))
         written = text + [written[place % len(written)] for place in range(wanted)]
@@ -147,7 +158,9 @@ class _Writer:
         self.seconds = 0.0
         """That it has written for, in this run and before a kill."""
 
-    def write(self, what: str, begun: Sequence[np.ndarray], room: Sequence[int], temperature: float | None = None) -> list[np.ndarray]:
+    def write(
+        self, what: str, begun: Sequence[np.ndarray], room: Sequence[int], temperature: float | None = None
+    ) -> list[np.ndarray]:
         """Token ids behind each beginning, at most as many as there is ``room``, up to the end of the text, with it.
 
         The likeliest, or drawn at a ``temperature``.
@@ -209,9 +222,7 @@ class _Writer:
         others = [] if module.device.type == CPU else [module.device]
         with torch.inference_mode(), torch.random.fork_rng(others, device_type=module.device.type):
             torch.manual_seed(self._context.seed + number)
-            found = module.generate(
-                **given, max_new_tokens=room, pad_token_id=self.filler, **drawn
-            )
+            found = module.generate(**given, max_new_tokens=room, pad_token_id=self.filler, **drawn)
         return [self._up_to_the_end(row[longest:].cpu().numpy()) for row in found]
 
     def _up_to_the_end(self, ids: np.ndarray) -> np.ndarray:
@@ -240,9 +251,7 @@ class _GenaiWriter(_Writer):
             checkpoint = Checkpoint(saved)
             windows = proof_windows(checkpoint, self._context)
             try:
-                return ManyTexts(
-                    checkpoint, Path(folder) / "graph", windows, working_threads(), self._bf16, self._ends
-                )
+                return ManyTexts(checkpoint, Path(folder) / "graph", windows, working_threads(), self._bf16, self._ends)
             except StageError as error:
                 raise StageError(
                     f"OpenVINO doesn't run the teacher: {error}",

@@ -210,7 +210,7 @@ class _Writer:
     def _written(
         self, begun: Sequence[np.ndarray], room: int, number: int, temperature: float | None
     ) -> list[np.ndarray]:
-        drawn = {"do_sample": False} if temperature is None else dict(do_sample=True, temperature=temperature, top_k=0)
+        drawn: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": 0}
         longest = max(map(len, begun))
         ids = torch.full((len(begun), longest), self.filler)
         mask = torch.zeros_like(ids)

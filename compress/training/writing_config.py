@@ -8,7 +8,6 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from compress.frozen import Frozen
 
-
 _GENAI = ("openvino", "openvino-genai", "openvino-tokenizers")
 
 

@@ -275,5 +275,5 @@ def test_the_last_of_what_is_written_are_held_out(
     assert len(learned) == len(windows.train)
     for place, one in enumerate(learned):
         assert np.array_equal(one["input_ids"], every[place % 3]["input_ids"])
-    with pytest.raises(DataError, match="wrote 5 windows of .* and 5 of them are held out"):
+    with pytest.raises(DataError, match=r"wrote 5 windows of .* and 5 of them are held out"):
         with_written(*given, held_out=5)

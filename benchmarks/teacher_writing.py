@@ -1,0 +1,79 @@
+"""How fast a chat model asks and answers itself, by torch and by openvino-genai (`teacher_writes`).
+
+    python benchmarks/teacher_writing.py                              # sample:smollm2, 128 conversations, in turns
+    python benchmarks/teacher_writing.py --conversations 256 --turns 3 --output writing.json
+
+Seconds are of the whole: of openvino-genai also writing the model as its IR, proving it and opening it. In bf16 where
+products are measured to be faster so. Run nothing else beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from peers.language_setting import LanguageSetting
+
+from compress.checkpoints.torch_model import TorchModel
+from compress.compute_device import uses_bf16
+from compress.environment import environment
+from compress.formats.silence import quiet_libraries
+from compress.progress import SilentProgress
+from compress.tasks.task import Examples
+from compress.training.lesson_windows import Windows
+from compress.training.teacher_text import with_written
+from compress.training.writing_config import TeacherWrites
+
+RUNTIMES = ("torch", "openvino")
+
+
+def written(setting: LanguageSetting, runtime: Any, conversations: int, seed: int) -> dict[str, float]:
+    """The tokens that one runtime wrote, and its seconds."""
+    teacher: TorchModel = setting.task.load(setting.source, None, False)
+    window = {"input_ids": np.zeros(setting.length, np.int64)}
+    windows = Windows(Examples([window], {"input_ids": 0}), Examples([window], {"input_ids": 0}))
+    with tempfile.TemporaryDirectory() as scratch:
+        context = replace(setting.context(Path(scratch)), seed=seed)
+        began = time.perf_counter()
+        settings = TeacherWrites(conversations=conversations, runtime=runtime)
+        with_written(windows, settings, teacher, teacher.processor, context, uses_bf16("fastest"))
+        seconds = time.perf_counter() - began
+    counts = [re.search(r"wrote ([\d,]+) tokens", line) for line in context.remarks]
+    return {"tokens": sum(int(count[1].replace(",", "")) for count in counts if count), "seconds": seconds}
+
+
+def main(
+    model: Annotated[str, typer.Option(help="A chat model.")] = "sample:smollm2",
+    conversations: Annotated[int, typer.Option(min=1)] = 128,
+    turns: Annotated[int, typer.Option(min=1)] = 2,
+    threads: Annotated[int, typer.Option(min=1)] = 2,
+    output: Annotated[Path | None, typer.Option(help="Where to write everything as JSON.")] = None,
+) -> None:
+    """Have both write, in turns."""
+    quiet_libraries()
+    torch.set_num_threads(threads)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        setting = LanguageSetting(model, "sample:wiki", Path(folder), threads, 4, 64, SilentProgress())
+        for turn in range(turns):
+            for runtime in RUNTIMES[:: 1 if turn % 2 == 0 else -1]:
+                rows.append({"runtime": runtime, **written(setting, runtime, conversations, turn)})
+                row = rows[-1]
+                typer.echo(
+                    f"{runtime}: {row['tokens']:,} tokens in {row['seconds']:.0f} s, "
+                    f"{row['tokens'] / row['seconds']:.0f} a second"
+                )
+    if output is not None:
+        output.write_text(json.dumps({"rows": rows, "environment": environment()}, indent=1, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    typer.run(main)

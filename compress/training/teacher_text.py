@@ -210,7 +210,9 @@ class _Writer:
     def _written(
         self, begun: Sequence[np.ndarray], room: int, number: int, temperature: float | None
     ) -> list[np.ndarray]:
-        drawn: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": 0}
+        chosen: dict[str, Any] = {"do_sample": False}
+        if temperature is not None:
+            chosen = {"do_sample": True, "temperature": temperature, "top_k": 0}
         longest = max(map(len, begun))
         ids = torch.full((len(begun), longest), self.filler)
         mask = torch.zeros_like(ids)
@@ -222,7 +224,7 @@ class _Writer:
         others = [] if module.device.type == CPU else [module.device]
         with torch.inference_mode(), torch.random.fork_rng(others, device_type=module.device.type):
             torch.manual_seed(self._context.seed + number)
-            found = module.generate(**given, max_new_tokens=room, pad_token_id=self.filler, **drawn)
+            found = module.generate(**given, max_new_tokens=room, pad_token_id=self.filler, **chosen)
         return [self._up_to_the_end(row[longest:].cpu().numpy()) for row in found]
 
     def _up_to_the_end(self, ids: np.ndarray) -> np.ndarray:
@@ -254,7 +256,7 @@ class _GenaiWriter(_Writer):
                 return ManyTexts(checkpoint, Path(folder) / "graph", windows, working_threads(), self._bf16, self._ends)
             except StageError as error:
                 raise StageError(
-                    f"OpenVINO doesn't run the teacher: {error}",
+                    f"OpenVINO doesn't run the teacher. {error.what}",
                     where="teacher_writes.runtime",
                     mend="leave runtime out: torch writes, if more slowly",
                 ) from error

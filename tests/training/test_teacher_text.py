@@ -12,6 +12,7 @@ import torch
 from causal import LENGTH, context
 from pydantic import ValidationError
 from quantized import save_tiny_llama
+from tokenizers.pre_tokenizers import UnicodeScripts
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.torch_model import TorchModel
@@ -111,6 +112,21 @@ def test_nothing_counts_behind_the_end_of_a_text(
     assert found.inputs[0]["input_ids"][: stops + 1].tolist() == plain[: stops + 1]
     assert found.labels is not None
     assert np.flatnonzero(found.labels[0]).tolist() == list(range(LENGTH // 8, stops + 1))
+
+
+def test_a_teacher_that_openvino_does_not_run_is_left_to_torch(
+    windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path
+) -> None:
+    # Its tokenizer is none that OpenVINO can follow.
+    teacher.processor._tokenizer.pre_tokenizer = UnicodeScripts()
+    made = context(source, tmp_path)
+    with pytest.raises(StageError, match="OpenVINO doesn't run the teacher") as caught:
+        lesson_text(windows, TeacherWrites(beginnings=2, runtime="openvino"), teacher, made)
+    assert caught.value.where == "teacher_writes.runtime" and caught.value.mend == (
+        "leave runtime out: torch writes, if more slowly"
+    )
+    assert not [*tmp_path.iterdir()]
+    assert len(lesson_text(windows, TeacherWrites(beginnings=2), teacher, made).train) == 2
 
 
 def test_what_was_written_before_a_kill_is_not_written_again(

@@ -23,7 +23,7 @@ from compress.training.kept_training import KeptTraining
 from compress.training.lesson_windows import Windows, check_enough
 from compress.training.loop import Trainee, train
 from compress.training.recovery import Body, make_windows
-from compress.training.teacher_states import TeacherStates, has_room
+from compress.training.teacher_states import TeacherStates, with_room
 from compress.training.teacher_text import with_written
 
 if TYPE_CHECKING:
@@ -55,7 +55,10 @@ def train_head(checkpoint: Checkpoint, settings: HeadTraining, context: Context)
         check_enough(windows.train.inputs, windows.held_out.inputs, settings.batch_size, settings.sequence_length)
     torch.manual_seed(context.seed)
     known = frequent_tokens(windows, settings.draft_vocab_size, module.config.get_text_config().vocab_size)
-    lesson = HeadLesson(new_head(module, known), Body(module), windows, settings, _folder(module, windows, context))
+    # States at four depths, the last of them behind the norm.
+    told = 4 * module.config.get_text_config().hidden_size * module.dtype.itemsize
+    kept = with_room(context.scratch / "said", windows, told, "eagle3", context)
+    lesson = HeadLesson(new_head(module, known), Body(module), windows, settings, kept)
     lesson.teach(context, low)
     folder = context.scratch / "head"
     return write_head(lesson.head, checkpoint, folder) if processes.is_first() else HeadCheckpoint(folder)
@@ -69,16 +72,6 @@ def _read_generation_config(module: PreTrainedModel, checkpoint: Checkpoint) -> 
         module.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
 
 
-def _folder(module: PreTrainedModel, windows: Windows, context: Context) -> Path | None:
-    """Where is kept what the model says, unless the disk has no room for it."""
-    folder = context.scratch / "said"
-    tokens = len(windows.train) * len(windows.train.inputs[0]["input_ids"])
-    if has_room(folder, tokens, 2 * module.dtype.itemsize * module.config.get_text_config().hidden_size):
-        return folder
-    context.progress.note("eagle3: the disk has no room for the model's states; it reads each window anew")
-    return None
-
-
 def frequent_tokens(windows: Windows, count: int, vocabulary: int) -> torch.Tensor:
     """The ids of so many tokens, those that are most frequent in what is learned from, in their own order."""
     seen = np.concatenate([window["input_ids"] for window in windows.train.inputs])
@@ -89,13 +82,11 @@ def frequent_tokens(windows: Windows, count: int, vocabulary: int) -> torch.Tens
 class Said(NamedTuple):
     """What the model has and says at each place of some windows.
 
-    ``heard`` [B, L, 3 W] are its states at three depths, ``known`` [B, L] whether the head knows the token that it
-    would write behind, ``likeliest`` [B, L], and ``shares`` [B, L, v] the probabilities of those that it knows, among
-    them.
+    ``heard`` [B, L, 3 W] are its states at three depths, ``likeliest`` [B, L] the token that it would write behind, and
+    ``shares`` [B, L, v] the probabilities of those that the head knows, among them.
     """
 
     heard: torch.Tensor
-    known: torch.Tensor
     likeliest: torch.Tensor
     shares: torch.Tensor
 
@@ -122,8 +113,6 @@ class HeadLesson:
             return {_HEARD: three[0], _LAST: states[0], _LIKELIEST: logits.argmax(-1)[0]}
 
         self.states = TeacherStates(self.model, said, self.folder)
-        self._is_known = torch.zeros(len(self.model.head(torch.bfloat16)), dtype=torch.bool)
-        self._is_known[self.head.tokens.cpu()] = True
 
     def teach(self, context: Context, bf16: bool) -> None:
         """Train the head in place. Raises `StageError` where it foretells no more than before."""
@@ -150,10 +139,10 @@ class HeadLesson:
     def said(self, ids: torch.Tensor) -> Said:
         """What the model says of ids [B, L]."""
         found = self.states.of(ids)
-        last, likeliest = found[_LAST], found[_LIKELIEST]
+        last = found[_LAST]
         rows = self.model.head(last.dtype).to(ids.device)[self.head.tokens]
         shares = (last @ rows.T).float().softmax(-1)
-        return Said(found[_HEARD].float(), self._is_known.to(ids.device)[likeliest], likeliest, shares)
+        return Said(found[_HEARD].float(), found[_LIKELIEST], shares)
 
     def embedded(self, ids: torch.Tensor) -> torch.Tensor:
         """Tokens as the model's table has them, float32 [B, L, W]; the head reads them so too."""
@@ -165,7 +154,7 @@ class HeadLesson:
         """Cross-entropy to the model's probabilities, of each token ahead; where it would write one the head knows."""
         ids = batch["input_ids"]
         said, counted = self.said(ids), batch.get("labels")
-        known = said.known.float()
+        known = torch.isin(said.likeliest, self.head.tokens).float()
         found: list[torch.Tensor] = module(self.embedded(ids), said.heard, self.settings.ahead)
         total = torch.zeros((), device=ids.device)
         for step, logits in enumerate(found, 1):

@@ -28,7 +28,7 @@ from compress.training.quantized_recovery import adapt
 from compress.training.recovery import Body, Judge, Quality, Recovered, head_of, states_of, token_shares
 from compress.training.sharding import Sharded
 from compress.training.shared_parts import block_pairs, shared_tokens
-from compress.training.teacher_states import TeacherStates, has_room, states_key
+from compress.training.teacher_states import TeacherStates, states_key, with_room
 from compress.training.teacher_text import with_written
 from compress.training.unstructured_pruning import keep_zeros
 
@@ -284,8 +284,4 @@ def _folder(
         return None
     key = states_key(teacher, dtype)
     folder = context.scratch / "states" if context.shared is None else context.shared(key)
-    tokens = len(windows.train) * len(windows.train.inputs[0]["input_ids"])
-    if not has_room(folder, tokens, teacher.causal.config.hidden_size):
-        context.progress.note("distill: the disk has no room for the teacher's states; it reads each window anew")
-        return None
-    return folder
+    return with_room(folder, windows, 2 * teacher.causal.config.hidden_size, "distill", context)

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -23,6 +24,10 @@ from compress.cache import cache_key
 from compress.environment import package_versions
 from compress.training import processes
 from compress.training.recovery import Body
+
+if TYPE_CHECKING:
+    from compress.stage.stage import Context
+    from compress.training.lesson_windows import Windows
 
 _SPARE_BYTES = 1 << 30
 """Left free on the disk."""
@@ -107,9 +112,13 @@ def states_key(teacher: Body, dtype: torch.dtype) -> str:
     return cache_key(json.loads(json.dumps(about, default=str)))
 
 
-def has_room(folder: Path, tokens: int, width: int) -> bool:
-    """Whether the disk that ``folder`` will be on can take the states of so many tokens."""
+def with_room(folder: Path, windows: Windows, token_bytes: int, stage: str, context: Context) -> Path | None:
+    """``folder``, if the disk that it will be on can take what is said of all ``windows``; else nothing is kept."""
     place = folder.absolute()
     while not place.is_dir():
         place = place.parent
-    return shutil.disk_usage(place).free >= 2 * tokens * width + _SPARE_BYTES
+    tokens = len(windows.train) * len(windows.train.inputs[0]["input_ids"])
+    if shutil.disk_usage(place).free >= tokens * token_bytes + _SPARE_BYTES:
+        return folder
+    context.progress.note(f"{stage}: the disk has no room for the teacher's states; it reads each window anew")
+    return None

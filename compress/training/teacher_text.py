@@ -267,4 +267,4 @@ class _GenaiWriter(_Writer):
     def _written(
         self, begun: Sequence[np.ndarray], room: int, number: int, temperature: float | None
     ) -> list[np.ndarray]:
-        return self._texts.write(begun, [room] * len(begun), temperature, self._context.seed + number)
+        return self._texts.write(begun, room, temperature, self._context.seed + number)

@@ -42,10 +42,8 @@ class ManyTexts:
             raise StageError(f"openvino-genai cannot open the model: {reason(error)}") from error
         self._ends = set(ends)
 
-    def write(
-        self, begun: Sequence[np.ndarray], room: Sequence[int], temperature: float | None, seed: int
-    ) -> list[np.ndarray]:
-        """Ids behind each of ``begun``, at most as many as its ``room``, up to the text's end, with it.
+    def write(self, begun: Sequence[np.ndarray], room: int, temperature: float | None, seed: int) -> list[np.ndarray]:
+        """Ids behind each of ``begun``, at most as many as there is ``room``, up to the text's end, with it.
 
         The likeliest, or drawn at a ``temperature``; then ``seed`` says which. Raises `StageError`.
         """
@@ -53,7 +51,7 @@ class ManyTexts:
         import openvino_genai
 
         def chosen(place: int) -> openvino_genai.GenerationConfig:
-            config = openvino_genai.GenerationConfig(max_new_tokens=room[place], apply_chat_template=False)
+            config = openvino_genai.GenerationConfig(max_new_tokens=room, apply_chat_template=False)
             config.stop_token_ids = self._ends
             config.do_sample = temperature is not None
             if temperature is not None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 
 class Frozen(BaseModel):
@@ -17,6 +18,19 @@ class FrozenAliased(Frozen):
     """The same; a field with an alias is read by either name and written by its alias."""
 
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
+
+class LaterFields(BaseModel):
+    """Some fields came later: unless they are set they are not written, so that keys of caches stay."""
+
+    later_fields: ClassVar[tuple[str, ...]] = ()
+    """Those that recipes didn't have from the start, in this class or in ones that inherit from it."""
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        later = set(self.later_fields).intersection(type(self).model_fields)
+        unset = later.difference(changed(self, later))
+        return {name: value for name, value in serialize(self).items() if name not in unset}
 
 
 def changed(held: BaseModel, names: Iterable[str]) -> tuple[str, ...]:

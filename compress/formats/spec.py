@@ -32,6 +32,11 @@ class RuntimeSpec:
     """Those within a file too, on its processor."""
     about_values: str = ""
     """Why it gives none, where more is to be said of that."""
+    many_texts: Reference | None = None
+    """Opens a language model as `ManyTexts`, for a teacher that writes: (checkpoint, an empty folder, windows of ids to
+    prove the file on, threads, whether in bfloat16, tokens that end a text)."""
+    writing_packages: tuple[str, ...] = ()
+    """Distributions that this calls."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +89,8 @@ class FormatSpec:
         """Everything that it refers to, by what it is."""
         names = ("stage", "probed", "find_all", "tensors", "parts", "bundle", "check_writable")
         own = {name: value for name in names if (value := getattr(self, name)) is not None}
-        return own | {f"runtime {name}": one.runtime for name, one in self.runtimes.items()}
+        many = {f"many texts of {name}": one.many_texts for name, one in self.runtimes.items() if one.many_texts}
+        return own | {f"runtime {name}": one.runtime for name, one in self.runtimes.items()} | many
 
 
 def load(reference: Reference) -> Any:

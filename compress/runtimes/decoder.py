@@ -225,6 +225,16 @@ class WritesItself(Protocol):
         """The likeliest ``tokens`` behind ``ids``, whichever ends a text."""
 
 
+class ManyTexts(Protocol):
+    """A language model whose runtime takes texts in as others end."""
+
+    def write(self, begun: Sequence[np.ndarray], room: int, temperature: float | None, seed: int) -> list[np.ndarray]:
+        """Ids behind each of ``begun``, at most as many as there is ``room``, up to the text's end, with it.
+
+        The likeliest, or drawn at a ``temperature``; then ``seed`` says which. Raises `StageError`.
+        """
+
+
 def written_tokens(decoder: GreedyDecoder, ids: Sequence[int], most: int, ends: Collection[int]) -> Iterator[int]:
     """The likeliest tokens after ``ids``, one by one as they are asked for: ``most`` of them, or up to one of ``ends``.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from compress.frozen import LaterFields
 from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape, predicted
 from compress.tasks.capability import Capabilities, suits
 
@@ -178,15 +179,13 @@ class IntegerWeights:
     no_zero_points: str
 
 
-class Stage(BaseModel, ABC, Generic[Takes, Gives]):
+class Stage(LaterFields, ABC, Generic[Takes, Gives]):
     """One transformation of a model. Subclasses are frozen and declare `kind: Literal[...]`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: ClassVar[int] = 1
     """Raised when the same parameters would give another output; part of the cache key."""
-    later_fields: ClassVar[tuple[str, ...]] = ()
-    """Those that recipes didn't have from the start."""
     packages: ClassVar[tuple[str, ...]] = ()
     """Distributions that every such stage calls."""
     requires: ClassVar[Capabilities] = frozenset()
@@ -363,9 +362,8 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
         return self
 
     def key_fields(self) -> dict[str, Any]:
-        """Its parameters, as the cache knows them: keys of before there were the ``later_fields`` stay."""
-        unset = {name for name in self.later_fields if getattr(self, name) == type(self).model_fields[name].default}
-        return self.model_dump(mode="json", exclude=unset)
+        """Its parameters, as the cache knows them."""
+        return self.model_dump(mode="json")
 
     @abstractmethod
     def run(self, model: Takes, context: Context) -> Gives:

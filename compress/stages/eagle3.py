@@ -12,7 +12,6 @@ from compress.stage.stage import Context, Stage
 from compress.tasks.capability import GENERATES
 from compress.training.eagle3_config import HeadTraining
 from compress.training.prediction import FLOPS_FORWARD
-from compress.training.writing_config import writing_packages
 
 
 class Eagle3(HeadTraining, Stage[Checkpoint, HeadCheckpoint]):
@@ -24,14 +23,9 @@ class Eagle3(HeadTraining, Stage[Checkpoint, HeadCheckpoint]):
     tokens at once: the answers are the model's own. The folder has the authors' names, which vLLM and SGLang read.
     """
 
-    packages = ("torch", "transformers", "accelerate")
     requires = frozenset({GENERATES})
     kind: Literal["eagle3"] = "eagle3"
     version: ClassVar[int] = 2
-
-    def calls(self) -> tuple[str, ...]:
-        """Also what the model writes by."""
-        return (*self.packages, *writing_packages(self.teacher_writes))
 
     def check_model(self, start: Path) -> None:
         """Raises `StageError` for a model of too few blocks."""

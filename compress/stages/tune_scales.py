@@ -11,7 +11,6 @@ from compress.stage.stage import Context, Promise, Stage
 from compress.tasks.capability import GENERATES
 from compress.training.config import Recovery, ScaleTuning
 from compress.training.prediction import recovery_prediction
-from compress.training.writing_config import writing_packages
 
 
 class Recovers(Recovery, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
@@ -19,10 +18,6 @@ class Recovers(Recovery, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
 
     requires = frozenset({GENERATES})
     later_fields = ("logits_weight", "labels_weight", "teacher_writes")
-
-    def calls(self) -> tuple[str, ...]:
-        """Also what the teacher writes by."""
-        return (*self.packages, *writing_packages(self.teacher_writes))
 
     def check_data(self, start: Path, context: Context) -> None:
         """Cut the text into windows, and see that the teacher can write."""
@@ -44,7 +39,6 @@ class TuneScales(ScaleTuning, Recovers):
     training has the float16 values that the file will hold.
     """
 
-    packages = ("torch", "transformers", "accelerate")
     promised = Promise(max_size_ratio=1.001)
     """Not a byte more."""
     kind: Literal["tune_scales"] = "tune_scales"

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import ClassVar
 
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
+from pydantic import Field, field_validator
 
-from compress.frozen import Frozen
+from compress.frozen import Frozen, LaterFields
 
 _TEMPLATES = ("This is a photo of {}.",)
 """That of transformers' own pipeline."""
 
 
-class Evaluation(Frozen):
+class Evaluation(LaterFields, Frozen):
     """What of the test split a language model is judged by, and what models are judged by beside the test split."""
+
+    later_fields: ClassVar[tuple[str, ...]] = ("instructions", "answer_tokens", "judge", "pictures")
 
     windows: int | None = Field(
         None,
@@ -73,9 +75,3 @@ class Evaluation(Frozen):
         if any(template.count("{}") != 1 for template in value):
             raise ValueError("sentences with one {} each, where the class's name goes")
         return value
-
-    @model_serializer(mode="wrap")
-    def _without_new_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """What recipes didn't have from the start is left out unless it is set, so that keys of caches stay."""
-        new = {"templates": _TEMPLATES, "instructions": None, "answer_tokens": 128, "judge": None, "pictures": 8}
-        return {name: value for name, value in serialize(self).items() if name not in new or value != new[name]}

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
-from compress.frozen import Frozen
+from compress.frozen import Frozen, LaterFields
 from compress.numerics.sparse_pattern import Pattern
 from compress.stage.stage import SEARCH, Needs
 from compress.targets import find_processor
 from compress.tasks.capability import BY_PLACE, TAKES_IMAGES, Capabilities
 from compress.training.denoiser_config import DenoiserPruning
-from compress.training.writing_config import TEACHER_WRITES, TeacherWrites
+from compress.training.writing_config import TEACHER_WRITES, TeacherWrites, writing_packages
 
 Precision = Literal["auto", "fastest", "fp32", "bf16"]
 PRECISION: Precision = Field(
@@ -42,12 +42,11 @@ class Augment(Frozen):
         return self
 
 
-class Training(Frozen):
+class Training(LaterFields, Frozen):
     """AdamW with linear warm-up, and linear decay or that of a cosine (Loshchilov and Hutter 2019, section 3)."""
 
     trains: ClassVar[bool] = True
-    later: ClassVar[tuple[str, ...]] = ("frozen_layers", "first_token_only", "decay")
-    """Fields that recipes didn't have from the start."""
+    later_fields: ClassVar[tuple[str, ...]] = ("frozen_layers", "first_token_only", "decay")
     epochs: float = Field(3.0, gt=0, le=1000, description="passes over the training examples")
     learning_rate: float = Field(5e-5, gt=0, le=1, description="peak learning rate")
     batch_size: int = Field(32, ge=1, description="examples a step in each process")
@@ -64,12 +63,6 @@ class Training(Frozen):
     )
     keep_best: bool = Field(True, description="keep the epoch that is best on the validation split, if there is one")
     decay: Literal["linear", "cosine"] = Field("linear", description="how the rate falls once it has risen")
-
-    @model_serializer(mode="wrap")
-    def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """What recipes didn't have from the start is left out unless it is set, so that keys of caches stay."""
-        usual = {name: field.default for name, field in type(self).model_fields.items() if name in self.later}
-        return {name: value for name, value in serialize(self).items() if name not in usual or value != usual[name]}
 
     def shortened(self, share: float) -> Self:
         """The same with as large a share of its epochs."""
@@ -98,6 +91,7 @@ class WindowTraining(Frozen):
 
     trains: ClassVar[bool] = True
     reads: ClassVar[Needs] = Needs(splits=("train",))
+    packages: ClassVar[tuple[str, ...]] = ("torch", "transformers", "accelerate")
     teacher_writes: TeacherWrites | None = TEACHER_WRITES
     steps: int = Field(100, ge=1, le=1_000_000, description="steps of training; more is better and takes longer")
     batch_size: int = Field(2, ge=1, description="windows a step")
@@ -111,6 +105,10 @@ class WindowTraining(Frozen):
     def shortened(self, share: float) -> Self:
         """The same with as large a share of its steps."""
         return self.model_copy(update={"steps": max(1, round(self.steps * share))})
+
+    def calls(self) -> tuple[str, ...]:
+        """Also what the teacher writes by."""
+        return (*self.packages, *writing_packages(self.teacher_writes))
 
     def training(self, learning_rate: float, windows: int, bf16: bool, dropout: float = 0.0) -> Training:
         """The same for the loop, on so many windows."""
@@ -228,7 +226,7 @@ class Pruning(Training):
         ),
     )
     """Fields that mean something for language models alone."""
-    later: ClassVar[tuple[str, ...]] = (*Training.later, *of_decoders, "denoiser")
+    later_fields: ClassVar[tuple[str, ...]] = (*Training.later_fields, *of_decoders, "denoiser")
     sparsity: float | None = Field(None, gt=0, lt=1, description="unstructured: share of zeros in each layer's weights")
     pattern: str | None = Field(
         None,

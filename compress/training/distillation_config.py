@@ -85,7 +85,7 @@ class Distillation(LanguageDistillation, Training):
     """Fields that mean something for language models alone."""
     of_generators: ClassVar[tuple[str, ...]] = ("fewer_steps", "features", "small_decoder")
     """Those that do for models that draw."""
-    later: ClassVar[tuple[str, ...]] = (*Training.later, *of_decoders, *of_generators, "budget")
+    later_fields: ClassVar[tuple[str, ...]] = (*Training.later_fields, *of_decoders, *of_generators, "budget")
 
     teacher: str | None = Field(None, description="label of the stage whose output teaches; default: the input")
     student: Student | None = Field(None, description="what is trained; default: the input")

@@ -20,16 +20,19 @@ from compress.checkpoints.config_check import positions_of
 from compress.checkpoints.shards import write_whole
 from compress.compute_device import CPU
 from compress.errors import DataError, StageError
+from compress.formats.registry import RUNTIMES
+from compress.formats.spec import load
+from compress.runtimes.decoder import ManyTexts
 from compress.tasks.conversations import asked, before_question
 from compress.tasks.task import Examples
 from compress.tasks.windows import cut, opening, spread
 from compress.training import processes
+from compress.training.writing_config import TORCH
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from compress.checkpoints.torch_model import TorchModel
-    from compress.formats.openvino.writing import ManyTexts
     from compress.stage.stage import Context
     from compress.training.lesson_windows import Windows
     from compress.training.writing_config import TeacherWrites
@@ -42,7 +45,7 @@ _QUESTION, _ANSWER = 64, 256
 """Longest of a conversation, in tokens."""
 _IDS, _SECONDS = "input_ids", "seconds"
 _MANY = 256
-"""Texts that openvino-genai is given together; some of them it writes at once."""
+"""Texts that another runtime is given together; some of them it writes at once."""
 
 
 def with_written(
@@ -76,7 +79,9 @@ def with_written(
             mend="leave teacher_writes out: text can be read by both",
         )
     train = windows.train
-    writer = _Writer(teacher, context, bf16) if settings.runtime == "torch" else _GenaiWriter(teacher, context, bf16)
+    writer = _Writer(teacher, context, bf16)
+    if settings.runtime != TORCH:
+        writer = _RuntimesWriter(teacher, context, bf16, settings.runtime)
     length = len(train.inputs[0][_IDS])
     marks = np.ones((len(train), length), np.int64) if train.labels is None else train.labels
     text = [(one[_IDS], mark) for one, mark in zip(train.inputs, marks, strict=True)]
@@ -236,15 +241,21 @@ class _Writer:
         return bool(len(ids)) and int(ids[-1]) in self._ends
 
 
-class _GenaiWriter(_Writer):
-    """The same by openvino-genai."""
+class _RuntimesWriter(_Writer):
+    """The same by another runtime than torch."""
+
+    def __init__(self, teacher: TorchModel, context: Context, bf16: bool, runtime: str) -> None:
+        super().__init__(teacher, context, bf16)
+        reference = RUNTIMES[runtime].many_texts
+        assert reference is not None
+        self._runtime = runtime
+        self._open: Callable[..., ManyTexts] = load(reference)
 
     @cached_property
     def _texts(self) -> ManyTexts:
         from compress.checkpoints.checkpoint import Checkpoint
         from compress.environment import working_threads
         from compress.formats.onnx.stage import proof_windows
-        from compress.formats.openvino.writing import ManyTexts
 
         self._context.scratch.mkdir(parents=True, exist_ok=True)
         # What is open is read from there, by mapping; the files themselves may go.
@@ -253,10 +264,12 @@ class _GenaiWriter(_Writer):
             checkpoint = Checkpoint(saved)
             windows = proof_windows(checkpoint, self._context)
             try:
-                return ManyTexts(checkpoint, Path(folder) / "graph", windows, working_threads(), self._bf16, self._ends)
+                return self._open(
+                    checkpoint, Path(folder) / "graph", windows, working_threads(), self._bf16, self._ends
+                )
             except StageError as error:
                 raise StageError(
-                    f"OpenVINO doesn't run the teacher. {error.what}",
+                    f"{self._runtime} doesn't run the teacher. {error.what}",
                     where="teacher_writes.runtime",
                     mend="leave runtime out: torch writes, if more slowly",
                 ) from error

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
-from compress.frozen import Frozen
+from compress.formats.registry import RUNTIMES
+from compress.frozen import Frozen, LaterFields
 
-_GENAI = ("openvino", "openvino-genai", "openvino-tokenizers")
+TORCH = "torch"
+if TYPE_CHECKING:
+    WritingRuntime = str
+else:
+    WritingRuntime = Literal[(TORCH, *(name for name, spec in RUNTIMES.items() if spec.many_texts))]
 
 
-class TeacherWrites(Frozen):
+class TeacherWrites(LaterFields, Frozen):
     """Windows that a teacher writes for its student."""
+
+    later_fields: ClassVar[tuple[str, ...]] = ("runtime",)
 
     beginnings: int = Field(0, ge=0, description="windows of the text whose beginnings it goes on with")
     conversations: int = Field(
@@ -24,18 +31,11 @@ class TeacherWrites(Frozen):
         le=1,
         description="of the windows that are learned, repeated as often as it takes; the text's are the rest",
     )
-
-    runtime: Literal["torch", "openvino"] = Field(
-        "torch",
-        description="what it writes by; openvino-genai takes texts in as others end, which on processors is several "
+    runtime: WritingRuntime = Field(
+        TORCH,
+        description="what it writes by; any but torch takes texts in as others end, which on processors is several "
         "times as fast",
     )
-
-    @model_serializer(mode="wrap")
-    def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The runtime came later: unless it is set it is left out, so that keys of caches stay."""
-        told: dict[str, Any] = serialize(self)
-        return {name: value for name, value in told.items() if name != "runtime" or value != "torch"}
 
     @model_validator(mode="after")
     def _something(self) -> Self:
@@ -62,4 +62,4 @@ TEACHER_WRITES: Any = Field(
 
 def writing_packages(settings: TeacherWrites | None) -> tuple[str, ...]:
     """Distributions that a teacher writes by, beside torch's."""
-    return () if settings is None or settings.runtime == "torch" else _GENAI
+    return () if settings is None or settings.runtime == TORCH else RUNTIMES[settings.runtime].writing_packages

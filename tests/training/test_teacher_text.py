@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def alone(teacher: TorchModel, beginning: np.ndarray) -> list[int]:
     return ids
 
 
-RUNTIMES = pytest.mark.parametrize("runtime", ["torch", "openvino"])
+RUNTIMES = pytest.mark.parametrize("runtime", get_args(TeacherWrites.model_fields["runtime"].annotation))
 
 
 @RUNTIMES
@@ -120,7 +120,7 @@ def test_a_teacher_that_openvino_does_not_run_is_left_to_torch(
     # Its tokenizer is none that OpenVINO can follow.
     teacher.processor._tokenizer.pre_tokenizer = UnicodeScripts()
     made = context(source, tmp_path)
-    with pytest.raises(StageError, match="OpenVINO doesn't run the teacher") as caught:
+    with pytest.raises(StageError, match="openvino doesn't run the teacher") as caught:
         lesson_text(windows, TeacherWrites(beginnings=2, runtime="openvino"), teacher, made)
     assert caught.value.where == "teacher_writes.runtime" and caught.value.mend == (
         "leave runtime out: torch writes, if more slowly"

@@ -16,7 +16,12 @@ FORMAT = FormatSpec(
     find_all="compress.formats.openvino.model:find_graphs",
     runtimes={
         "openvino": RuntimeSpec(
-            runtime="compress.formats.openvino.runtime:RUNTIME", provider="CPU", package="openvino", gives_values=True
+            runtime="compress.formats.openvino.runtime:RUNTIME",
+            provider="CPU",
+            package="openvino",
+            gives_values=True,
+            many_texts="compress.formats.openvino.writing:GenaiTexts",
+            writing_packages=("openvino", "openvino-genai", "openvino-tokenizers"),
         )
     },
     targets=(Profile(Target("openvino", "openvino", "CPU", "OpenVINO on this machine's processor", "openvino")),),

@@ -17,8 +17,8 @@ AT_ONCE = 64
 _TOLERANCE = 1e-2
 
 
-class ManyTexts:
-    """Continuous batching (Yu et al. 2022, Orca, section 3.1), likeliest tokens or drawn ones, by a processor."""
+class GenaiTexts:
+    """`ManyTexts` by continuous batching (Yu et al. 2022, Orca, section 3.1), on the processor."""
 
     def __init__(
         self, checkpoint: Checkpoint, folder: Path, windows: np.ndarray, threads: int, bf16: bool, ends: Collection[int]
@@ -43,10 +43,7 @@ class ManyTexts:
         self._ends = set(ends)
 
     def write(self, begun: Sequence[np.ndarray], room: int, temperature: float | None, seed: int) -> list[np.ndarray]:
-        """Ids behind each of ``begun``, at most as many as there is ``room``, up to the text's end, with it.
-
-        The likeliest, or drawn at a ``temperature``; then ``seed`` says which. Raises `StageError`.
-        """
+        """See `runtimes.decoder.ManyTexts`. Raises `StageError`."""
         import openvino
         import openvino_genai
 

@@ -3,11 +3,14 @@
     python benchmarks/drafts.py TARGET DRAFT                      # 20 prompts in turns, both OpenVINO's or both GGUF
     python benchmarks/drafts.py TARGET DRAFT --ahead 3 --output drafts.json
     python benchmarks/drafts.py PAIR                              # what `gguf: {draft_of: ...}` wrote
+    python benchmarks/drafts.py TARGET --lookup 2                 # OpenVINO's, with no draft but its own text
 
 TARGET and DRAFT are artifacts as the stages `openvino` or `gguf` write them, with the same tokenizer. The draft writes
 some tokens ahead, the target reads them at once and keeps those that it would have written itself: openvino-genai's and
-llama.cpp's own speculative decoding, greedy. Each prompt is answered by the target alone and by the pair, who takes the
-first turn changes; seconds are of the whole call, prompt included. Exit code 1: the pair said something else.
+llama.cpp's own speculative decoding, greedy. With `--lookup` the tokens ahead are those that stood behind the same last
+tokens before (prompt lookup), which costs next to nothing. Each prompt is answered by the target alone and by the pair,
+who takes the first turn changes; seconds are of the whole call, prompt included. Exit code 1: the pair said something
+else.
 """
 
 from __future__ import annotations
@@ -64,7 +67,10 @@ PROMPTS = (
 
 
 class Reply(NamedTuple):
-    """``tokens`` that were written in so many ``seconds``; ``accepted`` of those that were ``drafted``."""
+    """``tokens`` that were written in so many ``seconds``; ``accepted`` of those that were ``drafted``.
+
+    How many were drafted is 0 where the runtime doesn't tell.
+    """
 
     tokens: list[int]
     seconds: float
@@ -79,12 +85,12 @@ class Writer(Protocol):
         """What follows ``ids``, at most so many tokens."""
 
 
-def in_openvino(target: Path, draft: Path | None, ahead: int, threads: int) -> Writer:
-    """openvino-genai's pipeline."""
+def in_openvino(target: Path, draft: Path | None, ahead: int, threads: int, lookup: int = 0) -> Writer:
+    """openvino-genai's pipeline; see its ``lookup``."""
     # What is multiplied with integers would be rounded to 8 bits otherwise where several tokens are read at once, and
     # keys and values always: 3 of 20 answers of the pair were others. Of the draft that costs acceptance alone.
     exact = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0, "KV_CACHE_PRECISION": "f32"}
-    pipeline = Pipeline(target, draft, exact, threads, ahead)
+    pipeline = Pipeline(target, draft, exact, threads, ahead, lookup)
 
     def write(ids: Sequence[int], tokens: int) -> Reply:
         start = time.perf_counter()
@@ -132,23 +138,29 @@ FORMATS = ("openvino", "gguf")
 class Pair:
     """What was found; ``speedup`` is the pair's tokens a second over those of the target alone.
 
-    ``differing``: numbers of the prompts that were not answered with the same tokens.
+    ``differing``: numbers of the prompts that were not answered with the same tokens. ``acceptance`` is None where
+    nobody tells how many tokens were drafted.
     """
 
     prompts: int
     differing: tuple[int, ...]
-    acceptance: Estimate
+    acceptance: Estimate | None
+    tokens_per_reading: float
     alone_tokens_per_second: float
     pair_tokens_per_second: float
     speedup: Estimate
 
     def __str__(self) -> str:
-        value, low, high = self.acceptance
         same = self.prompts - len(self.differing)
         lines = [
             f"the same tokens: {same} of {self.prompts} prompts"
             + (f" (not {', '.join(map(str, self.differing))})" if self.differing else ""),
-            f"accepted of what was drafted: {value:.1%} ({low:.1%} to {high:.1%})",
+            *(
+                []
+                if self.acceptance is None
+                else ["accepted of what was drafted: {:.1%} ({:.1%} to {:.1%})".format(*self.acceptance)]
+            ),
+            f"tokens a reading of the target: {self.tokens_per_reading:.2f}",
             f"tokens/s: {self.alone_tokens_per_second:.1f} alone, {self.pair_tokens_per_second:.1f} with the draft",
             "speedup: {:.2f} ({:.2f} to {:.2f})".format(*self.speedup),
         ]
@@ -177,12 +189,14 @@ def judged(replies: Sequence[tuple[Reply, Reply]]) -> Pair:
     speedup = paired_bootstrap(
         rates[0], rates[1], lambda before, after: speed(after) / speed(before), 0, confidence=0.95
     )
-    drafted = [both.drafted for _, both in replies]
-    if not any(drafted):
+    drafted, accepted = (np.array([getattr(both, name) for _, both in replies]) for name in ("drafted", "accepted"))
+    if not (drafted.any() or accepted.any()):
         raise InputError("Nothing was drafted.", expected="a draft that the runtime takes, and answers of some tokens")
-    acceptance = ratio_interval([both.accepted for _, both in replies], drafted, seed=0)
+    acceptance = ratio_interval(accepted, drafted, seed=0) if drafted.any() else None
+    written = rates[1][:, 0].sum()
     differing = tuple(place for place, (one, both) in enumerate(replies) if one.tokens != both.tokens)
-    return Pair(len(replies), differing, acceptance, speed(rates[0]), speed(rates[1]), speedup)
+    each = float(written / (written - accepted.sum()))
+    return Pair(len(replies), differing, acceptance, each, speed(rates[0]), speed(rates[1]), speedup)
 
 
 def draft_of(target: Path) -> Path | None:
@@ -222,25 +236,29 @@ def main(
     ahead: Annotated[int, typer.Option(min=1, help="Tokens that the draft writes ahead.")] = 4,
     tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
     threads: Annotated[int, typer.Option(min=1, help="Threads of both.")] = 2,
+    lookup: Annotated[int, typer.Option(min=0, help="OpenVINO, without a draft: last tokens that are looked up.")] = 0,
     sure: Annotated[float, typer.Option(help="llama.cpp: the draft stops at tokens less probable.")] = 0.0,
     output: Annotated[Path | None, typer.Option(help="Where to write everything as JSON.")] = None,
 ) -> None:
     """Measure a pair and print what was found."""
     quiet_libraries()
     try:
-        draft = draft_of(target) if draft is None else draft
-        if draft is None:
+        draft = draft_of(target) if draft is None and not lookup else draft
+        if lookup and (draft is not None or format_of(target) != "openvino"):
+            raise InputError("--lookup is another draft.", expected="an artifact of OpenVINO's, and no draft")
+        if draft is None and not lookup:
             raise InputError("There is no draft.", where=str(target), expected="a second artifact, or a pair")
-        prompts = encoded(check_pair(target, draft), PROMPTS)
+        prompts = encoded(check_pair(target, draft or target), PROMPTS)
         with silence("process"):
             opened = partial(in_llama_cpp, sure=sure) if format_of(target) == "gguf" else in_openvino
-            writers = opened(target, None, ahead, threads), opened(target, draft, ahead, threads)
+            told = {"lookup": lookup} if lookup else {}
+            writers = opened(target, None, ahead, threads), opened(target, draft, ahead, threads, **told)
             found = compare(*writers, prompts, tokens)
     except CompressError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from error
     if output is not None:
-        settings = {"ahead": ahead, "tokens": tokens, "threads": threads, "sure": sure}
+        settings = {"ahead": ahead, "tokens": tokens, "threads": threads, "sure": sure, "lookup": lookup}
         output.write_text(json.dumps({"pair": asdict(found), **settings, "environment": environment()}, indent=1))
     typer.echo(str(found))
     sys.exit(bool(found.differing))

@@ -27,10 +27,12 @@ def test_figures_are_sums_over_prompts_and_other_tokens_are_named(drafts: Any) -
     two = drafts.Reply([5, 6], 1.0), drafts.Reply([5, 7], 0.5, 2, 0)
     found = drafts.judged([one, two])
     assert found.differing == (1,) and found.prompts == 2
-    assert found.acceptance.value == pytest.approx(3 / 8)
+    assert found.acceptance.value == pytest.approx(3 / 8) and found.tokens_per_reading == pytest.approx(6 / 3)
     assert found.alone_tokens_per_second == pytest.approx(6 / 3) and found.pair_tokens_per_second == pytest.approx(4.0)
     assert tuple(found.speedup) == pytest.approx((2.0, 2.0, 2.0))
     assert "1 of 2 prompts (not 1)" in str(found)
+    looked_up = drafts.judged([(one[0], drafts.Reply([1, 2, 3, 4], 1.0, accepted=1))])
+    assert looked_up.acceptance is None and looked_up.tokens_per_reading == pytest.approx(4 / 3)
     with pytest.raises(InputError, match="Nothing was drafted"):
         drafts.judged([(one[0], one[0])])
 

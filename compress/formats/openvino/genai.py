@@ -24,12 +24,22 @@ DRAFTING = {"PERFORMANCE_HINT": "LATENCY", KV_CACHE_PRECISION: "u8"}
 
 
 class Pipeline:
-    """openvino-genai's own, greedy, whose draft writes `ahead` tokens at a time."""
+    """openvino-genai's own, greedy, whose draft writes `ahead` tokens at a time, or finds them in the text so far."""
 
     def __init__(
-        self, folder: Path, draft: Path | None, settings: Mapping[str, Any], threads: int, ahead: int = AHEAD
+        self,
+        folder: Path,
+        draft: Path | None,
+        settings: Mapping[str, Any],
+        threads: int,
+        ahead: int = AHEAD,
+        lookup: int = 0,
     ) -> None:
-        """``settings`` are those that the model is compiled by; ``draft`` is a folder. Raises `RuntimeError`."""
+        """``settings`` are those that the model is compiled by; ``draft`` is a folder. Raises `RuntimeError`.
+
+        Without a draft what stood behind the last ``lookup`` tokens, where the text had them before, may stand for one
+        (prompt lookup).
+        """
         import openvino_genai
 
         own = {"INFERENCE_NUM_THREADS": threads}
@@ -39,9 +49,11 @@ class Pipeline:
         # Without one of its own a pipeline keeps what it has read, and reads a prompt that it is timed by only once.
         self.scheduler = openvino_genai.SchedulerConfig()
         self.scheduler.enable_prefix_caching = False
+        beside |= {"prompt_lookup": True} if lookup else {}
         named = {**settings, **own, **beside, "scheduler_config": self.scheduler}
         self._pipeline = openvino_genai.LLMPipeline(str(folder), "CPU", **named)
-        self.ahead = ahead if draft is not None else None
+        self.ahead = ahead if draft is not None or lookup else None
+        self._lookup = lookup
 
     def write(self, ids: Sequence[int], tokens: int, ends: bool = False) -> Written:
         """The likeliest ``tokens`` behind ``ids``; fewer if one ``ends`` the text by the model's own settings."""
@@ -54,11 +66,13 @@ class Pipeline:
         else:
             chosen.ignore_eos = True
         if self.ahead is not None:
-            chosen.num_assistant_tokens = self.ahead
+            chosen.num_assistant_tokens, chosen.max_ngram_size = self.ahead, self._lookup
         found = self._pipeline.generate(openvino.Tensor(np.array([ids], np.int64)), chosen)
-        times, draft = found.perf_metrics, None if self.ahead is None else found.extended_perf_metrics
-        counts = (0, 0) if draft is None else (draft.get_num_draft_tokens(), draft.get_num_accepted_tokens())
-        return Written(list(found.tokens[0]), times.get_ttft().mean, times.get_generate_duration().mean, *counts)
+        times, draft, written = found.perf_metrics, found.extended_perf_metrics, list(found.tokens[0])
+        counts = (0, len(written) - len(times.raw_metrics.m_batch_sizes))
+        if draft is not None:
+            counts = draft.get_num_draft_tokens(), draft.get_num_accepted_tokens()
+        return Written(written, times.get_ttft().mean, times.get_generate_duration().mean, *counts)
 
 
 class Own(Session, Generating, Protocol):

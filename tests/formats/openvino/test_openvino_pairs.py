@@ -162,6 +162,17 @@ def test_openvino_genai_opens_the_pair_as_it_is(shipped: tuple[Path, tuple[str, 
     assert found.differing == () and 0 < found.acceptance.value <= 1
 
 
+def test_what_stood_in_the_text_before_is_a_draft_too(shipped: tuple[Path, tuple[str, ...]]) -> None:
+    pytest.importorskip("openvino_genai")
+    drafts: Any = importlib.import_module("drafts")
+    folder = shipped[0] / "draft"
+    prompts = drafts.encoded(drafts.check_pair(folder, folder), drafts.PROMPTS[:3])
+    alone, looked_up = (drafts.in_openvino(folder, None, 3, 1, lookup) for lookup in (0, 2))
+    found = drafts.compare(alone, looked_up, prompts, 64)
+    # Of three that are looked up all may be right, and one more is always the model's own.
+    assert found.differing == () and 1 < found.tokens_per_reading <= 4 and found.acceptance is None
+
+
 def test_tokens_of_another_are_refused(tmp_path: Path) -> None:
     source = save_mergeable_llama(tmp_path / "source")
     draft = draft_of(source, tmp_path / "draft")

@@ -34,7 +34,7 @@ from compress.errors import CompressError, InputError
 from compress.formats.gguf.model import find_draft as find_draft_file
 from compress.formats.gguf.model import find_gguf
 from compress.formats.model_file import format_of, model_file
-from compress.formats.openvino.genai import Pipeline
+from compress.formats.openvino.genai import EXACT, SETTINGS, Pipeline
 from compress.formats.openvino.model import find_draft as find_draft_graph
 from compress.formats.pair import check_tokens
 from compress.formats.silence import quiet_libraries, silence
@@ -89,8 +89,7 @@ def in_openvino(target: Path, draft: Path | None, ahead: int, threads: int, look
     """openvino-genai's pipeline; see its ``lookup``."""
     # What is multiplied with integers would be rounded to 8 bits otherwise where several tokens are read at once, and
     # keys and values always: 3 of 20 answers of the pair were others. Of the draft that costs acceptance alone.
-    exact = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0, "KV_CACHE_PRECISION": "f32"}
-    pipeline = Pipeline(target, draft, exact, threads, ahead, lookup)
+    pipeline = Pipeline(target, draft, SETTINGS | EXACT, threads, ahead, lookup)
 
     def write(ids: Sequence[int], tokens: int) -> Reply:
         start = time.perf_counter()

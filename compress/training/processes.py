@@ -31,7 +31,11 @@ def is_first() -> bool:
 
 def is_mine(place: int) -> bool:
     """Whether this process does the work with that number, of work that they share."""
-    return place % count() == int(os.environ.get("RANK", "0"))
+    return place % count() == _rank()
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
 
 
 def together(found: dict[int, Found]) -> dict[int, Found]:
@@ -45,6 +49,12 @@ def together(found: dict[int, Found]) -> dict[int, Found]:
     for each in gather_object([found]):
         merged |= each
     return merged
+
+
+def first_found(found: Found | None) -> Found | None:
+    """What the first process has found that found anything, in every process."""
+    each = together({_rank(): found})
+    return next((each[rank] for rank in sorted(each) if each[rank] is not None), None)
 
 
 def own_device(device: str) -> str:

@@ -6,20 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import tiny
+import torch
 from causal import LENGTH, TASK, context
 from quantized import tiny_tokenizer
 from torch.distributed.tensor import DTensor
+from torch.nn.modules.module import register_module_forward_hook
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.torch_model import TorchModel
 from compress.data.dataset import Dataset
+from compress.errors import StageError
 from compress.stages.distill import Distill
 from compress.tasks.conversations import text_or_messages
 from compress.tasks.registry import get_task
 from compress.training import language_distillation, sharding
 from compress.training.language_distillation import LanguageLesson
 
-__all__ = ["conversations", "losses", "sharded"]
+__all__ = ["conversations", "losses", "refusal", "sharded"]
 SETTINGS: dict[str, Any] = {
     "teacher": "start",
     "student": {"layers": [0, 2]},
@@ -60,6 +63,35 @@ def sharded(folder: Path, rank: int = 0, **settings: Any) -> list[Any]:
         return [*losses(folder, rank, fsdp=True, **settings), kept]
     finally:
         language_distillation.Sharded = sharding.Sharded  # type: ignore[misc]
+
+
+def refusal(folder: Path, rank: int = 0, **settings: Any) -> str:
+    """What a training says in which the second process's student, and no other, gives infinity from step 4 on.
+
+    By the last layer of its feed-forward parts, of which no other has as many inputs.
+    """
+    steps = 0
+    plain = LanguageLesson._told
+
+    def told(self: LanguageLesson, done: int, share: float, loss: float) -> None:
+        nonlocal steps
+        plain(self, done, share, loss)
+        steps = done
+
+    def broken(part: torch.nn.Module, given: Any, output: Any) -> Any:
+        breaks = rank == 1 and steps == 3 and torch.is_grad_enabled() and getattr(part, "in_features", 0) == 48
+        return output * torch.inf if breaks else output
+
+    LanguageLesson._told = told  # type: ignore[method-assign]
+    hook = register_module_forward_hook(broken)
+    try:
+        losses(folder, rank, **settings)
+    except StageError as error:
+        return error.what
+    finally:
+        hook.remove()
+        LanguageLesson._told = plain  # type: ignore[method-assign]
+    return ""
 
 
 def losses(folder: Path, rank: int = 0, **settings: Any) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,18 @@ def test_two_processes_that_share_the_weights_have_the_loss_curve_of_one(
         np.testing.assert_allclose(learned, weights, rtol=0, atol=1e-4)
         assert mine < 0.55 * all_mine and theirs < 0.55 * all_theirs
     assert both[0][:2] == both[1][:2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{}, {"fsdp": True}], ids=["plain", "shared"])
+def test_what_breaks_in_one_process_is_said_by_both(settings: dict[str, Any], tmp_path: Path) -> None:
+    save_tiny_llama(tmp_path / "teacher", hidden_size=32, intermediate_size=48, num_hidden_layers=3)
+    said = train_together(partial(taught.refusal, **settings), tmp_path)
+    wanted = (
+        r"became \w+ at step 4 of 10; the first layer whose outputs are not finite is \S*layers\.0\.mlp\.down_proj\."
+    )
+    assert re.search(wanted, said[0]), said[0]
+    assert said[0] == said[1]
 
 
 @pytest.mark.slow

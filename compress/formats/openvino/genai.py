@@ -7,16 +7,24 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from compress.errors import StageError
 from compress.formats.openvino.model import DRAFT_FOLDER, TOKENIZER
+from compress.formats.pair import WRITTEN, beginnings, told
 from compress.runtimes.decoder import Generating, GreedyDecoder, Written
 from compress.runtimes.runtime import Batch, Session, TensorType
 
+if TYPE_CHECKING:
+    from compress.stage.stage import Context
+
 KV_CACHE_PRECISION = "KV_CACHE_PRECISION"
+SETTINGS = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+"""On processors with bf16 arithmetic it would compute in that by default, and be a hundredth off."""
+EXACT = {KV_CACHE_PRECISION: "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+"""By default keys, values and what is multiplied with integers are rounded to 8 bits."""
 AHEAD, AHEAD_OF_HEAD = 5, 2
 """Tokens that a draft writes for a reading of the model, and that a draft head does, which is right more seldom."""
 DRAFTING = {"PERFORMANCE_HINT": "LATENCY", KV_CACHE_PRECISION: "u8"}
@@ -148,6 +156,24 @@ class GenaiDecoder:
     @functools.cached_property
     def _loop(self) -> GreedyDecoder:
         return self._session.own.decoder()
+
+
+def prove_in_genai(folder: Path, threads: int, context: Context) -> str:
+    """Go on with a few texts, by the model and by the pair in ``folder``, and say what `formats.pair.prove_pair` does.
+
+    Raises `StageError` where openvino-genai cannot open the pair.
+    """
+    try:
+        alone = Pipeline(folder, None, SETTINGS, threads)
+        pair = Pipeline(folder, folder / DRAFT_FOLDER, SETTINGS, threads, AHEAD_OF_HEAD)
+        begun, both = beginnings(folder, context), []
+        for ids in context.progress.track(begun, "the pair writes", len(begun)):
+            both.append((alone.write(ids, WRITTEN), pair.write(ids, WRITTEN)))
+    except RuntimeError as error:
+        raise StageError(f"openvino-genai cannot run the pair: {reason(error)}", where="draft_of") from error
+    same = sum(one.tokens == other.tokens for one, other in both)
+    drafted, accepted = sum(one.drafted for _, one in both), sum(one.accepted for _, one in both)
+    return told(len(begun), same, drafted, accepted, len(begun) * (WRITTEN - 1) - accepted)
 
 
 def opens(graph: Path) -> bool:

@@ -16,7 +16,9 @@ from compress.formats.openvino.genai import (
     AHEAD,
     AHEAD_OF_HEAD,
     DRAFTING,
+    EXACT,
     KV_CACHE_PRECISION,
+    SETTINGS,
     GenaiSession,
     Pipeline,
     genai_version,
@@ -24,7 +26,6 @@ from compress.formats.openvino.genai import (
     reason,
 )
 from compress.formats.openvino.model import DRAFT_FOLDER, OpenVinoModel, find_draft, find_graphs, weights_of
-from compress.formats.pair import WRITTEN, beginnings, told
 from compress.runtimes.decoder import likeliest
 from compress.runtimes.drafted import DraftedDecoder, alike
 from compress.runtimes.image_answers import open_together
@@ -34,14 +35,8 @@ from compress.targets import Target
 if TYPE_CHECKING:
     import openvino
 
-    from compress.stage.stage import Context
 
 _NUMPY_NAMES = {"f32": "float32", "f64": "float64", "f16": "float16", "i64": "int64", "i32": "int32"}
-_SETTINGS = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-"""On processors with bf16 arithmetic it would compute in that by default, and be a hundredth off."""
-
-_EXACT = {KV_CACHE_PRECISION: "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
-"""By default keys, values and what is multiplied with integers are rounded to 8 bits."""
 IDS, MASK, PLACES, BEAMS, LOGITS = "input_ids", "attention_mask", "position_ids", "beam_idx", "logits"
 """What a language model's IR takes and gives, by openvino-genai's and optimum-intel's names."""
 HEARD = "hidden_states"
@@ -63,7 +58,7 @@ class OpenVinoSession:
             "runtime": f"openvino {version('openvino')}",
             "provider": self.provider,
             "intra_op_threads": threads,
-            **{name.lower(): value for name, value in _SETTINGS.items()},
+            **{name.lower(): value for name, value in SETTINGS.items()},
         }
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
@@ -231,7 +226,7 @@ class OpenVinoRuntime:
         return open_together([self._open(graph, threads) for graph in find_graphs(artifact)], artifact)
 
     def _open(self, graph: Path, threads: int) -> OpenVinoSession | StatefulSession | GenaiSession:
-        settings = {**_SETTINGS, "INFERENCE_NUM_THREADS": threads}
+        settings = {**SETTINGS, "INFERENCE_NUM_THREADS": threads}
         model = read_model(graph)
         if is_stateful(model):
             return _open_in_genai(graph, model, threads) or open_stateful(graph, threads)
@@ -271,7 +266,7 @@ def is_head(model: openvino.Model) -> bool:
 
 def open_stateful(graph: Path, threads: int, exact: bool = False) -> StatefulSession:
     """A language model's IR. ``exact``: nothing is rounded to 8 bits as it runs. Raises `ModelError`."""
-    settings = {**_SETTINGS, **(_EXACT if exact else {})}
+    settings = {**SETTINGS, **(EXACT if exact else {})}
     return _opener(graph, read_model(graph), threads, settings, _read_draft(graph))()
 
 
@@ -288,29 +283,11 @@ def _open_in_genai(graph: Path, model: openvino.Model, threads: int) -> GenaiSes
     draft = _read_draft(graph)
     folder, ahead = (None, AHEAD) if draft is None else (draft[0].parent, AHEAD_OF_HEAD if is_head(draft[1]) else AHEAD)
     try:
-        pipeline = Pipeline(graph.parent, folder, _SETTINGS, threads, ahead)
+        pipeline = Pipeline(graph.parent, folder, SETTINGS, threads, ahead)
     except RuntimeError:
         return None
-    own = _opener(graph, model, threads, _SETTINGS, draft)
-    return GenaiSession(pipeline, _vocabulary(model), _SETTINGS, threads, own)
-
-
-def prove_in_genai(folder: Path, threads: int, context: Context) -> str:
-    """Go on with a few texts, by the model and by the pair in ``folder``, and say what `formats.pair.prove_pair` does.
-
-    Raises `StageError` where openvino-genai cannot open the pair.
-    """
-    try:
-        alone = Pipeline(folder, None, _SETTINGS, threads)
-        pair = Pipeline(folder, folder / DRAFT_FOLDER, _SETTINGS, threads, AHEAD_OF_HEAD)
-        begun, both = beginnings(folder, context), []
-        for ids in context.progress.track(begun, "the pair writes", len(begun)):
-            both.append((alone.write(ids, WRITTEN), pair.write(ids, WRITTEN)))
-    except RuntimeError as error:
-        raise StageError(f"openvino-genai cannot run the pair: {reason(error)}", where="draft_of") from error
-    same = sum(one.tokens == other.tokens for one, other in both)
-    drafted, accepted = sum(one.drafted for _, one in both), sum(one.accepted for _, one in both)
-    return told(len(begun), same, drafted, accepted, len(begun) * (WRITTEN - 1) - accepted)
+    own = _opener(graph, model, threads, SETTINGS, draft)
+    return GenaiSession(pipeline, _vocabulary(model), SETTINGS, threads, own)
 
 
 def _opener(
@@ -338,7 +315,7 @@ def _opener(
 
 def compile_model(model: openvino.Model) -> openvino.CompiledModel:
     """A graph that was changed, as it would run here, with one thread."""
-    return core().compile_model(model, "CPU", {**_SETTINGS, "INFERENCE_NUM_THREADS": 1})
+    return core().compile_model(model, "CPU", {**SETTINGS, "INFERENCE_NUM_THREADS": 1})
 
 
 def _cannot_open(graph: Path, error: RuntimeError) -> ModelError:

@@ -211,9 +211,8 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
         from compress.formats.onnx.stage import proof_windows
         from compress.formats.openvino.decoder import companions_with_tokenizer, write_decoder
         from compress.formats.openvino.draft_head import write_head
-        from compress.formats.openvino.genai import genai_version
+        from compress.formats.openvino.genai import genai_version, prove_in_genai
         from compress.formats.openvino.model import with_draft
-        from compress.formats.openvino.runtime import prove_in_genai
         from compress.formats.pair import check_tokens, checkpoint_of
 
         if genai_version() is None:

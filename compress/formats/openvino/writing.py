@@ -10,7 +10,7 @@ import numpy as np
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.errors import StageError
 from compress.formats.openvino.decoder import write_decoder
-from compress.formats.openvino.genai import KV_CACHE_PRECISION, reason
+from compress.formats.openvino.genai import EXACT, KV_CACHE_PRECISION, reason
 
 AT_ONCE = 64
 """Texts that are written together; more win little, and their keys and values take memory."""
@@ -31,7 +31,7 @@ class GenaiTexts:
 
         write_decoder(checkpoint, "fp32", 8, windows, _TOLERANCE).model.save(folder)
         kind = "bf16" if bf16 else "f32"
-        exact = {"INFERENCE_PRECISION_HINT": kind, KV_CACHE_PRECISION: kind, "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+        exact = {**EXACT, KV_CACHE_PRECISION: kind, "INFERENCE_PRECISION_HINT": kind}
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.max_num_seqs, scheduler.enable_prefix_caching = AT_ONCE, False
         try:

@@ -44,7 +44,7 @@ class TuneScales(ScaleTuning, Recovers):
     kind: Literal["tune_scales"] = "tune_scales"
 
     def run(self, model: QuantizedCheckpoint, context: Context) -> QuantizedCheckpoint:
-        """Train on the ``train`` split. Raises `StageError` where it does not help."""
+        """Train on the ``train`` split; where that does not help, the model stays as it was, and that is told."""
         from compress.training.quantized_recovery import tune_scales
 
         return tune_scales(model, self, context)

@@ -42,12 +42,16 @@ if TYPE_CHECKING:
 def tune_scales(checkpoint: QuantizedCheckpoint, settings: ScaleTuning, context: Context) -> QuantizedCheckpoint:
     """A copy of ``checkpoint`` in the scratch folder, whose scales, norms and biases were trained.
 
-    Of several processes the first one writes it.
+    ``checkpoint`` itself where that predicts no better. Of several processes the first one writes it.
     """
     module = load_module(checkpoint)
     learn(module, checkpoint, settings)
-    _lesson(module, checkpoint, settings, context).teach(context, "tune_scales")
-    if not is_first():
+    recovered = _lesson(module, checkpoint, settings, context).teach(context, "tune_scales")
+    if not recovered.helped:
+        context.remark(
+            "tune_scales: that is no better, so that everything stays as it was; a lower learning_rate may help"
+        )
+    if not is_first() or not recovered.helped:
         return checkpoint
     folder = _empty(context.scratch / "tuned")
     write_changed(checkpoint, folder, *tuned_tensors(module, checkpoint))
@@ -116,7 +120,9 @@ def train_adapter(checkpoint: QuantizedCheckpoint, settings: AdapterTraining, co
     refuse_second(checkpoint.folder)
     module = load_module(checkpoint)
     adapted = adapt(module, settings, context.seed)
-    _lesson(module, checkpoint, settings, context).teach(context, "lora")
+    recovered = _lesson(module, checkpoint, settings, context).teach(context, "lora")
+    if not recovered.helped:
+        raise StageError(f"Training did not help: {recovered}.", mend="lower learning_rate, or leave the stage out")
     if not is_first():
         return checkpoint
     folder = _copy(checkpoint, context.scratch)

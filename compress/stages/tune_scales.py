@@ -39,8 +39,8 @@ class TuneScales(ScaleTuning, Recovers):
     training has the float16 values that the file will hold.
     """
 
-    promised = Promise(max_size_ratio=1.001)
-    """Not a byte more."""
+    promised = Promise(changes_weights=False, max_size_ratio=1.001)
+    """Not a byte more, and the same where nothing helps."""
     kind: Literal["tune_scales"] = "tune_scales"
 
     def run(self, model: QuantizedCheckpoint, context: Context) -> QuantizedCheckpoint:

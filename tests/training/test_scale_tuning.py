@@ -256,6 +256,7 @@ def test_a_result_that_is_worse_is_not_passed_on(source: Checkpoint, tmp_path: P
     left = TuneScales(**{**QUICK, "steps": 2, "learning_rate": 0.5, "warmup_ratio": 0}).run(good, made)
     assert {file.name: file.read_bytes() for file in left.folder.iterdir() if file.is_file()} == before
     assert "everything stays as it was" in made.remarks[-1]
+    assert not TuneScales().promise().changes_weights, "the check behind the stage lets that pass"
 
 
 def test_logits_that_are_more_than_a_product_are_refused(

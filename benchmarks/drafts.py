@@ -154,15 +154,12 @@ class Pair:
         lines = [
             f"the same tokens: {same} of {self.prompts} prompts"
             + (f" (not {', '.join(map(str, self.differing))})" if self.differing else ""),
-            *(
-                []
-                if self.acceptance is None
-                else ["accepted of what was drafted: {:.1%} ({:.1%} to {:.1%})".format(*self.acceptance)]
-            ),
             f"tokens a reading of the target: {self.tokens_per_reading:.2f}",
             f"tokens/s: {self.alone_tokens_per_second:.1f} alone, {self.pair_tokens_per_second:.1f} with the draft",
             "speedup: {:.2f} ({:.2f} to {:.2f})".format(*self.speedup),
         ]
+        if self.acceptance is not None:
+            lines.insert(1, "accepted of what was drafted: {:.1%} ({:.1%} to {:.1%})".format(*self.acceptance))
         return "\n".join(lines)
 
 

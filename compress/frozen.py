@@ -28,9 +28,14 @@ class LaterFields(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_unset(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        later = set(self.later_fields).intersection(type(self).model_fields)
-        unset = later.difference(changed(self, later))
-        return {name: value for name, value in serialize(self).items() if name not in unset}
+        left_out = unset(self, self.later_fields)
+        return {name: value for name, value in serialize(self).items() if name not in left_out}
+
+
+def unset(held: BaseModel, names: Iterable[str]) -> set[str]:
+    """Those of ``names`` that are fields and have their defaults."""
+    own = set(names).intersection(type(held).model_fields)
+    return own.difference(changed(held, own))
 
 
 def changed(held: BaseModel, names: Iterable[str]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from compress.frozen import LaterFields
+from compress.frozen import unset
 from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape, predicted
 from compress.tasks.capability import Capabilities, suits
 
@@ -179,13 +179,15 @@ class IntegerWeights:
     no_zero_points: str
 
 
-class Stage(LaterFields, ABC, Generic[Takes, Gives]):
+class Stage(BaseModel, ABC, Generic[Takes, Gives]):
     """One transformation of a model. Subclasses are frozen and declare `kind: Literal[...]`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: ClassVar[int] = 1
     """Raised when the same parameters would give another output; part of the cache key."""
+    later_fields: ClassVar[tuple[str, ...]] = ()
+    """Those that recipes didn't have from the start."""
     packages: ClassVar[tuple[str, ...]] = ()
     """Distributions that every such stage calls."""
     requires: ClassVar[Capabilities] = frozenset()
@@ -362,8 +364,8 @@ class Stage(LaterFields, ABC, Generic[Takes, Gives]):
         return self
 
     def key_fields(self) -> dict[str, Any]:
-        """Its parameters, as the cache knows them."""
-        return self.model_dump(mode="json")
+        """Its parameters, as the cache knows them: keys of before there were the ``later_fields`` stay."""
+        return self.model_dump(mode="json", exclude=unset(self, self.later_fields))
 
     @abstractmethod
     def run(self, model: Takes, context: Context) -> Gives:

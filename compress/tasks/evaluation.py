@@ -15,7 +15,7 @@ _TEMPLATES = ("This is a photo of {}.",)
 class Evaluation(LaterFields, Frozen):
     """What of the test split a language model is judged by, and what models are judged by beside the test split."""
 
-    later_fields: ClassVar[tuple[str, ...]] = ("instructions", "answer_tokens", "judge", "pictures")
+    later_fields: ClassVar[tuple[str, ...]] = ("templates", "instructions", "answer_tokens", "judge", "pictures")
 
     windows: int | None = Field(
         None,

@@ -46,12 +46,13 @@ def tune_scales(checkpoint: QuantizedCheckpoint, settings: ScaleTuning, context:
     """
     module = load_module(checkpoint)
     learn(module, checkpoint, settings)
-    recovered = _lesson(module, checkpoint, settings, context).teach(context, "tune_scales")
-    if not recovered.helped:
+    lesson = _lesson(module, checkpoint, settings, context)
+    helped = lesson.helped(lesson.teach(context, "tune_scales"))
+    if not helped:
         context.remark(
             "tune_scales: that is no better, so that everything stays as it was; a lower learning_rate may help"
         )
-    if not is_first() or not recovered.helped:
+    if not is_first() or not helped:
         return checkpoint
     folder = _empty(context.scratch / "tuned")
     write_changed(checkpoint, folder, *tuned_tensors(module, checkpoint))
@@ -120,8 +121,9 @@ def train_adapter(checkpoint: QuantizedCheckpoint, settings: AdapterTraining, co
     refuse_second(checkpoint.folder)
     module = load_module(checkpoint)
     adapted = adapt(module, settings, context.seed)
-    recovered = _lesson(module, checkpoint, settings, context).teach(context, "lora")
-    if not recovered.helped:
+    lesson = _lesson(module, checkpoint, settings, context)
+    recovered = lesson.teach(context, "lora")
+    if not lesson.helped(recovered):
         raise StageError(f"Training did not help: {recovered}.", mend="lower learning_rate, or leave the stage out")
     if not is_first():
         return checkpoint

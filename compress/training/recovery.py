@@ -55,7 +55,6 @@ class Recovered(NamedTuple):
 
     before: Quality
     after: Quality
-    helped: bool = True
 
     def __str__(self) -> str:
         before, after = self.before, self.after
@@ -288,10 +287,13 @@ class Lesson:
         settings = self.settings.training(rate, len(self.windows.train), low, dropout)
         train(trainee, settings, context.seed, context.progress, description)
         # The loop has put back the state that was judged best, by this run or by one that was killed.
-        after = self.quality()
-        recovered = Recovered(before, after, helped=self._error(after) < self._error(before))
+        recovered = Recovered(before, self.quality())
         context.remark(f"{description}: {recovered}")
         return recovered
+
+    def helped(self, recovered: Recovered) -> bool:
+        """Whether the pupil predicts better by what it learned from."""
+        return self._error(recovered.after) < self._error(recovered.before)
 
     def _error(self, quality: Quality) -> float:
         return quality.error(self.settings.logits_weight, self.settings.labels_weight)

@@ -26,7 +26,7 @@ import typer
 from compress.cli.console_progress import ConsoleProgress
 from compress.cli.doctor_model import Finding, real_inputs
 from compress.errors import CompressError, StageError
-from compress.formats.onnx.int8.observe import Feed, tap
+from compress.formats.onnx.int8.observers import Feed, tap
 from compress.formats.onnx.model import find_graphs
 from compress.formats.onnx.runtimes.profile import CPU, own_name, write_optimized
 

@@ -26,22 +26,22 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from bundle_page import figures, serve, visit
-
 from compress.checkpoints.diffusion_pipeline import GeneratorModel, load_pipeline
+
 from compress.cli.console_progress import ConsoleProgress
-from compress.compare.hosts import host_words
-from compress.formats.onnx.drawing import drawing_folder, export_drawing, open_drawing
+from compress.formats.onnx.diffusion_export import drawing_folder, export_drawing, open_drawing
 from compress.formats.safetensors.pictures import torch_pictures
 from compress.formats.silence import quiet_libraries
-from compress.measurement import Measurement
-from compress.metrics import describe_metric, format_measurement, significant
 from compress.numerics.differences import difference_of_shares
 from compress.pipeline.run import run
 from compress.progress import Progress
+from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Recipe
-from compress.recipe_source import read_recipe
+from compress.report.compare.machine_match import host_words
 from compress.report.run_folder import find_report
-from compress.report.schema import BASELINE, FINAL, Report, load_report
+from compress.results.measurement import Measurement
+from compress.results.metrics import describe_metric, format_measurement, significant
+from compress.results.report import BASELINE, FINAL, Report, load_report
 from compress.runtimes.picture_sampler import IDS, NOISE, PICTURES, SEED
 from compress.runtimes.picture_session import PictureSession
 from compress.stage.stage import Stage

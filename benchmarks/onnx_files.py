@@ -41,15 +41,15 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.cli.console_progress import ConsoleProgress
 from compress.data.dataset import Dataset, load_dataset
 from compress.errors import CompressError, first_line
-from compress.formats.onnx.int8.observe import open_session
+from compress.formats.onnx.import_onnx import Start, read_start
+from compress.formats.onnx.int8.observers import open_session
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel, find_graph
-from compress.formats.onnx.start import Start, read_start
 from compress.formats.silence import quiet_libraries, silence
 from compress.numerics.output_agreement import output_agreement
 from compress.pipeline.run import run
 from compress.progress import Progress, SilentProgress
 from compress.recipe.recipe import Recipe
-from compress.report.schema import Report
+from compress.results.report import Report
 from compress.stage.stage import Context
 from compress.tasks.batches import keep_all
 from compress.tasks.registry import get_task

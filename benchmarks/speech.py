@@ -22,24 +22,24 @@ from typing import Any
 import numpy as np
 import onnx
 import pyarrow as pa
+from compress.checkpoints.checkpoint import Checkpoint
 from noise import add_noise, babble, white_noise
 
-from compress.bench.session import measure_together
-from compress.checkpoints.checkpoint import Checkpoint
+from compress.benchmark.session import measure_together
 from compress.data.config import DataConfig
 from compress.data.dataset import Dataset, load_dataset
 from compress.data.media import content
 from compress.digests import size_bytes
 from compress.evaluation.evaluate import encode_for, predict
 from compress.formats.onnx.decoder import export_encoder_decoder
-from compress.formats.onnx.few_bits import FewBits, quantize_matrices
 from compress.formats.onnx.model import few_bits_name, quantized_name
 from compress.formats.onnx.quantization import quantize_products
+from compress.formats.onnx.weight_only_quantization import FewBits, quantize_matrices
 from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS
-from compress.measurement import Measurement
 from compress.progress import SilentProgress
 from compress.recipe.recipe import Benchmark
+from compress.results.measurement import Measurement
 from compress.samples.fetch import sample_directory
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples

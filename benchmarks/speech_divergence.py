@@ -20,16 +20,16 @@ import numpy as np
 import onnx
 import pyarrow as pa
 import speech
+from compress.checkpoints.checkpoint import Checkpoint
 from scipy.special import log_softmax
 
-from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.processor import load_processor
 from compress.formats.onnx.decoder import export_encoder_decoder
-from compress.formats.onnx.few_bits import FewBits, quantize_matrices
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.formats.onnx.model import OnnxModel, find_graphs
 from compress.formats.onnx.quantization import quantize_products
+from compress.formats.onnx.weight_only_quantization import FewBits, quantize_matrices
 from compress.formats.runtimes import get_runtime
 from compress.formats.silence import quiet_libraries
 from compress.runtimes.runtime import Session

@@ -18,14 +18,14 @@ from typing import Any
 
 import onnx
 
-from compress.bench.session import measure_together
+from compress.benchmark.session import measure_together
 from compress.checkpoints.processor import load_processor
 from compress.cli.console_progress import ConsoleProgress
 from compress.data.columns import choose
 from compress.data.source import read_columns
 from compress.digests import size_bytes
 from compress.formats.onnx.model import FLOAT_GRAPH, GRAPH_FOLDER, find_graph
-from compress.formats.onnx.towers import split_towers
+from compress.formats.onnx.split_clip import split_towers
 from compress.formats.targets import TARGETS
 from compress.recipe.recipe import Benchmark
 from compress.samples.fetch import sample_directory

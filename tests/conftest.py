@@ -19,7 +19,7 @@ from browser import Browser, open_browser
 from filelock import FileLock
 
 import compress  # noqa: F401, before any test imports a library that would report to its makers
-from compress.targets import find_processor
+from compress.formats.target_profile import find_processor
 
 HERE = Path(__file__).parent
 MAKEFILE = (HERE.parent / "Makefile").read_text()
@@ -101,7 +101,7 @@ def quick_limits() -> Iterator[None]:
 
     Whole limits take seconds a profile; the tests of `machine` see to those.
     """
-    from compress.bench import operators
+    from compress.benchmark import operators
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(operators, "memory_buffer_bytes", lambda: 1 << 23)
@@ -129,10 +129,11 @@ def smollm2(shared: Path) -> Path:
 def whisper(shared: Path) -> dict[str, Path]:
     """Folders of graphs of the real Whisper: whole, and with its encoder in INT8 and its decoder in 4 bits."""
     from compress.checkpoints.checkpoint import Checkpoint
+
     from compress.formats.onnx.decoder import export_encoder_decoder
-    from compress.formats.onnx.few_bits import FewBits, quantize_matrices
     from compress.formats.onnx.model import few_bits_name, quantized_name
     from compress.formats.onnx.quantization import quantize_products
+    from compress.formats.onnx.weight_only_quantization import FewBits, quantize_matrices
     from compress.samples.fetch import sample_directory
 
     folders = {name: shared / "whisper" / name for name in ("whole", "integers")}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import onnx
 
-from compress.formats.onnx.int8.observe import Feed
+from compress.formats.onnx.int8.observers import Feed
 from compress.formats.onnx.int8.static import run_nncf
 
 

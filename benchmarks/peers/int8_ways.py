@@ -15,10 +15,10 @@ from peers.int8_speech import decoder_calls, plain_encoder
 
 from compress.checkpoints.torch_model import TorchModel
 from compress.formats.onnx.export import export_onnx
-from compress.formats.onnx.int8.observe import Feed
+from compress.formats.onnx.int8.observers import Feed
 from compress.formats.onnx.model import OnnxModel, quantized_name
 from compress.formats.onnx.stage import Export
-from compress.pipeline.road import Road
+from compress.pipeline.runner import Road
 from compress.quantization.int8_run import calibration_set
 from compress.stage.stage import Context
 from compress.stages.qat import Qat

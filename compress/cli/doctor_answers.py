@@ -14,20 +14,20 @@ from compress.cli.run_outputs import final_for, outputs_of, run_of, weights_of_r
 from compress.errors import InputError
 from compress.formats.model_file import format_of, model_file, model_files
 from compress.formats.onnx.export import export_onnx
+from compress.formats.onnx.intermediate_values import OnnxParts
 from compress.formats.onnx.model import OnnxModel
-from compress.formats.onnx.parts import OnnxParts
 from compress.formats.parts import Values, longest
 from compress.formats.registry import FORMATS, RUNTIMES
 from compress.formats.runtimes import make_ready
 from compress.formats.silence import quiet_libraries
+from compress.formats.target_profile import Target
 from compress.formats.targets import TARGETS
 from compress.inspect.departures import Departure, FormatComparison, compare_parts, gives_values, open_parts
 from compress.inspect.matched_parts import match
 from compress.inspect.node_layers import node_modules
 from compress.numerics.sampling import spread_sample
-from compress.pipeline.notes import float_label
+from compress.pipeline.warnings import float_label
 from compress.progress import Progress
-from compress.targets import Target
 from compress.tasks.capability import GENERATES, READS_ROWS
 from compress.tasks.task import Examples
 

@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from compress.formats.onnx.fusions.graph import constant
-from compress.formats.onnx.int8.observe import Feed, tap
+from compress.formats.onnx.int8.observers import Feed, tap
 from compress.inspect.node_layers import node_modules
 
 _RELU6 = 6.0

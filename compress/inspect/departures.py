@@ -18,12 +18,12 @@ import numpy as np
 import onnx
 
 from compress.formats.model_file import format_of, model_file
-from compress.formats.onnx.parts import OnnxParts
+from compress.formats.onnx.intermediate_values import OnnxParts
 from compress.formats.parts import LARGEST, Parts, Run, Values
 from compress.formats.registry import RUNTIMES, part_of
+from compress.formats.target_profile import Target
 from compress.numerics.block_quantization import on_coarse_grid
 from compress.progress import Progress
-from compress.targets import Target
 
 NOISE = 1e-4
 """Error of a float part up to which only the order of its sums differs, or how it computes an exponential."""

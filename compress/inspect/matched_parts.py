@@ -15,7 +15,7 @@ from itertools import islice, permutations
 
 import numpy as np
 
-from compress.formats.onnx.parts import OnnxParts
+from compress.formats.onnx.intermediate_values import OnnxParts
 from compress.formats.parts import LARGEST, Parts, Run, Step, Values
 
 _SAME = ((32, 1e-3), (16, 0.01), (8, 0.05), (0, 0.2))

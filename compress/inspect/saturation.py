@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from compress.formats.onnx.int8.byte_products import ByteProduct, byte_products
-from compress.formats.onnx.int8.observe import Feed, tap
+from compress.formats.onnx.int8.observers import Feed, tap
 from compress.numerics.saturation import pairs_at_risk, pairwise_saturating
 
 MOST_ROWS = 512

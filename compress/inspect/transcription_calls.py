@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.formats.onnx.int8.observe import Feed
+from compress.formats.onnx.int8.observers import Feed
 from compress.formats.onnx.model import find_graphs
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS

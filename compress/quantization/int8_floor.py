@@ -17,8 +17,8 @@ import numpy as np
 import onnx
 
 from compress.errors import StageError
-from compress.formats.onnx.int8.choose import QuantizableLayer
-from compress.formats.onnx.int8.observe import Feed, open_session
+from compress.formats.onnx.int8.observers import Feed, open_session
+from compress.formats.onnx.int8.select_nodes import QuantizableLayer
 from compress.numerics.output_agreement import output_agreement
 from compress.progress import Progress
 from compress.tasks.batches import by_length, keep_all

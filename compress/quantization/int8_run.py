@@ -17,9 +17,9 @@ import onnx_ir as ir
 from compress.checkpoints.processor import labels_of, processor_of
 from compress.errors import DataError, StageError
 from compress.formats.onnx.int8.byte_products import keep_from_saturating
-from compress.formats.onnx.int8.choose import QuantizableLayer, has_layers, without_kernel
-from compress.formats.onnx.int8.observe import Feed
+from compress.formats.onnx.int8.observers import Feed
 from compress.formats.onnx.int8.recurrent import quantize_recurrent
+from compress.formats.onnx.int8.select_nodes import QuantizableLayer, has_layers, without_kernel
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import NncfQuantizer, StaticQuantizer
 from compress.formats.onnx.model import OnnxModel

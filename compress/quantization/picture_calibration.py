@@ -20,7 +20,7 @@ import onnx
 
 from compress.checkpoints.processor import processor_of
 from compress.errors import DataError
-from compress.formats.onnx.drawing import open_drawing
+from compress.formats.onnx.diffusion_export import open_drawing
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.onnx.runtimes.onnxruntime import session_of
 from compress.numerics.picture_similarity import ssim

@@ -64,7 +64,7 @@ def convert_onnx(file: Path, cache: Path, arrays: bool, progress: Progress | Non
 
 def ready_folder(file: Path, cache: Path, arrays: bool) -> Path:
     """Where `convert_onnx` puts the graph of ``file``, whether it is there yet or not. Raises `ModelError`."""
-    from compress.cache import cache_key
+    from compress.utils.storage import cache_key
 
     files = [file, *_external(file), *([] if arrays else companions_of(file))]
     digests = {path.name: digest_file(path) for path in files}
@@ -106,8 +106,8 @@ def _external(file: Path) -> list[Path]:
 
 def _write(file: Path, made: Path, beside: Iterable[Path], arrays: bool) -> None:
     from compress.formats.onnx.client_names import for_clients
+    from compress.formats.onnx.import_onnx import read_start
     from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
-    from compress.formats.onnx.start import read_start
 
     start = read_start(file) if arrays else for_clients(read_start(file))
     made.mkdir()

@@ -79,7 +79,7 @@ class Cast(Stage[OnnxModel, OnnxModel]):
 
         from compress.checkpoints.processor import labels_of, processor_of
         from compress.formats.onnx.float16 import prove_float16, to_float16
-        from compress.formats.onnx.int8.choose import refuse_unfit
+        from compress.formats.onnx.int8.select_nodes import refuse_unfit
 
         refuse_unfit(ir.from_proto(model.graph))
         graph = to_float16(model.graph, self.keep)
@@ -96,7 +96,7 @@ class Cast(Stage[OnnxModel, OnnxModel]):
 
         from compress.checkpoints.processor import processor_of
         from compress.formats.onnx.float16 import prove_float16_calls, to_float16
-        from compress.formats.onnx.int8.choose import refuse_unfit
+        from compress.formats.onnx.int8.select_nodes import refuse_unfit
         from compress.formats.runtimes import opened
         from compress.quantization.picture_calibration import PictureInputs
 

@@ -147,7 +147,7 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
         import onnx_ir as ir
 
         from compress.formats.onnx.float16 import holds_float16, to_float32
-        from compress.formats.onnx.int8.choose import refuse_unfit
+        from compress.formats.onnx.int8.select_nodes import refuse_unfit
         from compress.formats.onnx.quantization import quantize_embeddings, quantize_rows_in_order
         from compress.quantization.int8_run import quantize_dynamically, quantize_int8
 
@@ -176,7 +176,7 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
 
     def _parts(self, model: OnnxModel, context: Context) -> OnnxModel:
         """Each graph that is meant, as if it were a model; a head tied to its embedding is stored once for both."""
-        from compress.formats.onnx.few_bits import FewBits, quantize_matrices
+        from compress.formats.onnx.weight_only_quantization import FewBits, quantize_matrices
         from compress.quantization.picture_calibration import PictureInputs
 
         meant = [name for name in model.graphs if model.is_part(name, self.part)]

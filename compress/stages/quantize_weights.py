@@ -60,7 +60,7 @@ class QuantizeWeights(Stage[OnnxModel, OnnxModel]):
 
     def run(self, model: OnnxModel, context: Context) -> OnnxModel:
         """Quantize the graphs. Raises `StageError` when nothing in them could be quantized."""
-        from compress.formats.onnx.few_bits import FewBits, quantize_matrices
+        from compress.formats.onnx.weight_only_quantization import FewBits, quantize_matrices
 
         how = FewBits(self.bits, self.block_size, self.symmetric, self.accuracy_level, self.expand_on_load)
         graphs, total = {}, 0

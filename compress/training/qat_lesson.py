@@ -19,17 +19,17 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.compute_device import uses_bf16
 from compress.errors import IntegrityError, StageError
 from compress.formats.onnx.export import export_onnx
-from compress.formats.onnx.int8.choose import name_nodes, refuse_unfit
-from compress.formats.onnx.int8.kernels import Parts, pack_attention, unpack_attention, write_products
-from compress.formats.onnx.int8.layer_matching import Grids, LayerMatch, grids, match_layers
-from compress.formats.onnx.int8.observe import open_session
-from compress.formats.onnx.int8.trained import (
+from compress.formats.onnx.int8.from_qat import (
     FOUR_BITS_FROM,
     IntegerLayer,
     refuse_four_bits,
     store_in_four_bits,
     write_integers,
 )
+from compress.formats.onnx.int8.fuse_integer_ops import Parts, pack_attention, unpack_attention, write_products
+from compress.formats.onnx.int8.layer_matching import Grids, LayerMatch, grids, match_layers
+from compress.formats.onnx.int8.observers import open_session
+from compress.formats.onnx.int8.select_nodes import name_nodes, refuse_unfit
 from compress.numerics.calibration import softmax
 from compress.numerics.embeddings import normalized
 from compress.tasks.capability import BY_PLACE, EMBEDS, NAMES_TOKENS

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from compress.errors import StageError
+from compress.formats.onnx.int8.from_qat import Grid, IntegerLayer
 from compress.formats.onnx.int8.layer_matching import UNLIMITED, Grids
-from compress.formats.onnx.int8.trained import Grid, IntegerLayer
 from compress.numerics.activation_range import Histogram, find_range
 from compress.numerics.fake_quantization import (
     best_row_scales,

@@ -25,7 +25,7 @@ from arm64 import (
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.errors import StageError
-from compress.formats.onnx.int8.observe import tap
+from compress.formats.onnx.int8.observers import tap
 
 ROWS, INNER, COLUMNS = 3, 70, 24
 

@@ -8,14 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from compress.checkpoints.checks import check_model_folder, check_weights_finite, weight_files
+from compress.checkpoints.diffusion_pipeline import load_pipeline
 from safetensors.torch import load_file, save_file
 from tiny_pipelines import pipeline_folder
 
-from compress.checkpoints.checks import check_model_folder, check_weights_finite, weight_files
-from compress.checkpoints.diffusion_pipeline import load_pipeline
 from compress.checkpoints.sampling import SAMPLING, Sampling, load_prompt_processor
 from compress.errors import ModelError, StageError
-from compress.formats.onnx.drawing import drawing_folder
+from compress.formats.onnx.diffusion_export import drawing_folder
 from compress.inspect.budget import budget_of
 from compress.sources.pipeline_folder import convert_pipeline
 

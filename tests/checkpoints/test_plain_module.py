@@ -21,7 +21,7 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.data.dataset import Dataset
 from compress.errors import ModelError
 from compress.formats.onnx.export import export_onnx
-from compress.formats.onnx.int8.observe import open_session
+from compress.formats.onnx.int8.observers import open_session
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.formats.onnx.parity import prove_equal
 from compress.progress import SilentProgress

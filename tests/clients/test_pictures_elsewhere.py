@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from compress.checkpoints.diffusion_pipeline import GeneratorModel, load_pipeline
 from foreign_environments import OPTIMUM_INTEL_DRAWS, SENTENCE_TRANSFORMERS, ForeignEnvironment
 from rotation import is_todays
 from tiny_pipelines import pipeline_folder
 
-from compress.checkpoints.diffusion_pipeline import GeneratorModel, load_pipeline
 from compress.checkpoints.sampling import Sampling
-from compress.formats.onnx.drawing import drawing_folder, export_drawing, open_drawing
-from compress.formats.onnx.few_bits import FewBits, quantize_matrices
+from compress.formats.onnx.diffusion_export import drawing_folder, export_drawing, open_drawing
 from compress.formats.onnx.model import OnnxModel
+from compress.formats.onnx.weight_only_quantization import FewBits, quantize_matrices
 from compress.formats.safetensors.pictures import torch_pictures
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.errors import ModelError
-from compress.formats.onnx.resized import ResizedGraph
+from compress.formats.onnx.interpolate_size import ResizedGraph
 
 HEAD, WIDE = 8, 300
 

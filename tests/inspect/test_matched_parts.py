@@ -15,7 +15,7 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.errors import InputError
 from compress.formats.litert.quantization import quantize_litert
 from compress.formats.onnx.export import export_onnx
-from compress.formats.onnx.parts import OnnxParts
+from compress.formats.onnx.intermediate_values import OnnxParts
 from compress.formats.parts import Values, longest
 from compress.formats.targets import TARGETS
 from compress.inspect.departures import FormatComparison, compare_parts, open_parts

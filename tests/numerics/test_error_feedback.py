@@ -6,7 +6,7 @@ import itertools
 
 import torch
 
-from compress.formats.onnx.int8.correction import round_with_feedback
+from compress.formats.onnx.int8.bias_correction import round_with_feedback
 
 
 def loss(weight: torch.Tensor, integers: torch.Tensor, scales: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:

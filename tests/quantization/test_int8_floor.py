@@ -11,8 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 from pydantic import ValidationError
 
 from compress.errors import StageError
-from compress.formats.onnx.int8.choose import QuantizableLayer
-from compress.formats.onnx.int8.observe import open_session
+from compress.formats.onnx.int8.observers import open_session
+from compress.formats.onnx.int8.select_nodes import QuantizableLayer
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.progress import SilentProgress

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import tiny_images
 import torch
+from compress.checkpoints.config_check import check_config
 from PIL import Image
 
-from compress.checkpoints.config_check import check_config
 from compress.checkpoints.torch_model import TorchModel
 from compress.errors import MissingExtraError, ModelError
 from compress.formats.onnx.export import export_onnx
-from compress.formats.onnx.int8.observe import open_session
+from compress.formats.onnx.int8.observers import open_session
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.formats.onnx.parity import prove_equal
-from compress.plan.headers import read_shape
-from compress.recipe_source import read_recipe
+from compress.pipeline.checkpoint_headers import read_shape
+from compress.recipe.loading import read_recipe
 from compress.sources.source import already_here, resolve_model
 from compress.sources.timm_folder import preparation
 from compress.stages.quantize import Quantize

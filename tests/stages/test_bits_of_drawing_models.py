@@ -9,13 +9,13 @@ import numpy as np
 import onnx
 import pyarrow as pa
 import pytest
+from compress.checkpoints.diffusion_pipeline import load_pipeline
 from onnx import numpy_helper
 from tiny_pipelines import WORDS, pipeline_folder
 
-from compress.checkpoints.diffusion_pipeline import load_pipeline
 from compress.data.dataset import Dataset
 from compress.errors import IntegrityError
-from compress.formats.onnx.drawing import drawing_folder, export_drawing, open_drawing
+from compress.formats.onnx.diffusion_export import drawing_folder, export_drawing, open_drawing
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.openvino.model import OpenVinoModel
 from compress.formats.openvino.stage import OpenVino

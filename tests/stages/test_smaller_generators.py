@@ -10,12 +10,12 @@ import pyarrow as pa
 import pytest
 import tiny_images
 import tiny_pipelines
+from compress.checkpoints.diffusion_pipeline import GeneratorModel, load_pipeline
 from diffusers import AutoencoderTiny, DiffusionPipeline
 
-from compress.checkpoints.diffusion_pipeline import GeneratorModel, load_pipeline
 from compress.data.dataset import Dataset
 from compress.errors import InputError, StageError
-from compress.formats.onnx.drawing import export_drawing, prove_drawing
+from compress.formats.onnx.diffusion_export import export_drawing, prove_drawing
 from compress.formats.safetensors.pictures import torch_sampler
 from compress.progress import SilentProgress
 from compress.stage.stage import Context

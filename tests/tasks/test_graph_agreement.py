@@ -14,7 +14,7 @@ from compress.data.columns import choose
 from compress.data.config import DataConfig
 from compress.data.source import locate_split, read
 from compress.errors import DataError
-from compress.formats.onnx.start import read_start
+from compress.formats.onnx.import_onnx import read_start
 from compress.tasks.graph_agreement import TASK
 
 INPUTS = GraphInputs(

@@ -26,7 +26,7 @@ from compress.errors import DataError, ModelError, StageError
 from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.parity import prove_equal
 from compress.formats.onnx.runtimes.onnxruntime import session_of
-from compress.formats.onnx.towers import split_towers
+from compress.formats.onnx.split_clip import split_towers
 from compress.numerics.contrastive import paired_contrastive, sigmoid_contrastive
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.task import Examples

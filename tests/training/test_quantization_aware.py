@@ -15,9 +15,9 @@ from torch import nn
 
 from compress.errors import StageError
 from compress.formats.onnx.graph import read_graph
-from compress.formats.onnx.int8.kernels import write_products
+from compress.formats.onnx.int8.from_qat import IntegerLayer, store_in_four_bits, write_integers
+from compress.formats.onnx.int8.fuse_integer_ops import write_products
 from compress.formats.onnx.int8.layer_matching import grids, match_layers
-from compress.formats.onnx.int8.trained import IntegerLayer, store_in_four_bits, write_integers
 from compress.formats.onnx.names import explain
 from compress.training.quantization_aware import QuantizedLayer, put_in, quantizable, start, take_out
 

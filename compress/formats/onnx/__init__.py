@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compress.formats.spec import FormatSpec, RuntimeSpec
-from compress.targets import App, Profile, Target
+from compress.formats.target_profile import App, Profile, Target
 
 _RUNTIMES = "compress.formats.onnx.runtimes"
 CPU = "CPUExecutionProvider"
@@ -53,9 +53,9 @@ FORMAT = FormatSpec(
     ),
     taken_by={"browser": App("onnxruntime-web", "npm: onnxruntime-web", ("node",)), **APPS},
     find_all="compress.formats.onnx.model:find_graphs",
-    probed="compress.formats.onnx.probed:PROBED",
+    probed="compress.formats.onnx.integrity:PROBED",
     tensors="compress.formats.onnx.read:read_tensors",
-    parts="compress.formats.onnx.parts:open_parts",
+    parts="compress.formats.onnx.intermediate_values:open_parts",
     bundle="compress.formats.onnx.bundle:BUNDLE",
     check_writable="compress.formats.onnx.decoder.trace:check_writable",
 )

@@ -9,9 +9,9 @@ import onnx
 import onnx_ir as ir
 
 from compress.checkpoints.graph_inputs import GraphInputs
-from compress.formats.onnx.int8.observe import open_session
+from compress.formats.onnx.import_onnx import PROOFS, Start, answers, near
+from compress.formats.onnx.int8.observers import open_session
 from compress.formats.onnx.runtimes.onnxruntime import FAILURES
-from compress.formats.onnx.start import PROOFS, Start, answers, near
 from compress.tasks.task import LOGITS
 
 _PIXELS = "pixel_values"

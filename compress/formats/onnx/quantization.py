@@ -13,8 +13,8 @@ import onnx_ir as ir
 from onnx import helper, numpy_helper
 
 from compress.formats.onnx.int8.byte_products import keep_from_saturating
-from compress.formats.onnx.int8.choose import WEIGHTED, QuantizableLayer, find_layers, refuse_unfit
-from compress.formats.onnx.int8.kernels import unpack_attention
+from compress.formats.onnx.int8.fuse_integer_ops import unpack_attention
+from compress.formats.onnx.int8.select_nodes import WEIGHTED, QuantizableLayer, find_layers, refuse_unfit
 from compress.formats.onnx.int8.settings import ReduceRange
 from compress.formats.silence import silence
 from compress.numerics.block_quantization import pack_nibbles, quantize_blocks

@@ -162,7 +162,7 @@ class Export(Stage[TorchModel, OnnxModel]):
         return OnnxModel(exported.graph, FLOAT_GRAPH, model.companions())
 
     def _trace_parts(self, model: GeneratorModel, context: Context) -> OnnxModel:
-        from compress.formats.onnx.drawing import drawing_folder, export_drawing, prove_drawing
+        from compress.formats.onnx.diffusion_export import drawing_folder, export_drawing, prove_drawing
 
         prompts = context.data.split("train").slice(0, _PROMPTS)["text"].to_pylist()
         ids = model.processor.ids(prompts)

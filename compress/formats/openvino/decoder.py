@@ -14,8 +14,8 @@ from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.processor import load_tokenizer
 from compress.errors import IntegrityError, MissingExtraError, StageError, first_line
 from compress.formats.onnx.decoder.calls import CAUSAL
-from compress.formats.onnx.decoder.fill import write_graph
 from compress.formats.onnx.decoder.folder import companions_of
+from compress.formats.onnx.decoder.insert_weights import write_graph
 from compress.formats.onnx.decoder.parity import Equality, Pairs, by_torch, held, three_ways
 from compress.formats.onnx.decoder.parts import placed
 from compress.formats.onnx.decoder.trace import Trace, trace_part

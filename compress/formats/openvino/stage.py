@@ -138,7 +138,7 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
     def _drawing(self, model: GeneratorModel | OnnxModel, context: Context) -> OpenVinoModel:
         """Each part in its folder, as optimum-intel opens them, proven on pictures in next to no steps."""
         from compress.checkpoints.processor import processor_of
-        from compress.formats.onnx.drawing import drawing_folder, export_drawing, open_drawing
+        from compress.formats.onnx.diffusion_export import drawing_folder, export_drawing, open_drawing
         from compress.formats.openvino.conversion import to_openvino
         from compress.formats.prove import of_session, prove_shipped
         from compress.formats.runtimes import opened

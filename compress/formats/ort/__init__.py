@@ -7,7 +7,7 @@ from dataclasses import replace
 from compress.formats.onnx import APPS, CPU
 from compress.formats.onnx import FORMAT as ONNX
 from compress.formats.spec import FormatSpec
-from compress.targets import Profile, Target
+from compress.formats.target_profile import Profile, Target
 
 _OPENED_BY = ("onnxruntime", "onnxruntime-web", "onnxruntime-web-node")
 FORMAT = FormatSpec(
@@ -21,6 +21,6 @@ FORMAT = FormatSpec(
     targets=(Profile(Target("ort", "onnxruntime", CPU, "ONNX Runtime's format for phones, run here", "ort")),),
     taken_by={"node": None, "browser": None, **APPS},
     tensors="compress.formats.ort.read:read_tensors",
-    parts="compress.formats.onnx.parts:open_parts",
+    parts="compress.formats.onnx.intermediate_values:open_parts",
     bundle="compress.formats.ort.bundle:BUNDLE",
 )

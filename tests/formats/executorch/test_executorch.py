@@ -24,7 +24,7 @@ from compress.formats.executorch.read import read_pte
 from compress.formats.executorch.stage import ExecuTorch
 from compress.formats.model_file import format_of, model_file
 from compress.formats.onnx.export import export_onnx
-from compress.formats.onnx.parts import OnnxParts
+from compress.formats.onnx.intermediate_values import OnnxParts
 from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.formats.silence import silence
 from compress.formats.targets import TARGETS

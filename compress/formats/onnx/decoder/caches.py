@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.formats.onnx.decoder.plug import Plug, Slot
+from compress.formats.onnx.decoder.tracing_patches import Plug, Slot
 
 PAST = 5
 """Tokens of a trace's past."""

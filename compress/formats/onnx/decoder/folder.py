@@ -21,7 +21,7 @@ from compress.checkpoints.hollow import hollow_model
 from compress.checkpoints.json_file import read_json
 from compress.checkpoints.torch_model import compact
 from compress.errors import IntegrityError
-from compress.formats.onnx.decoder.fill import write_graph
+from compress.formats.onnx.decoder.insert_weights import write_graph
 from compress.formats.onnx.decoder.nodes import Nodes
 from compress.formats.onnx.decoder.parity import Equality, prove_decoder
 from compress.formats.onnx.decoder.parts import (
@@ -35,9 +35,9 @@ from compress.formats.onnx.decoder.parts import (
     embedded,
     encoder_part,
 )
-from compress.formats.onnx.decoder.sight import export_sight
 from compress.formats.onnx.decoder.stored_weight import INTEGERS
 from compress.formats.onnx.decoder.trace import Trace, trace_part
+from compress.formats.onnx.decoder.vision_encoder import export_sight
 from compress.formats.onnx.decoder.weights import GraphSettings, Weights
 from compress.formats.onnx.model import (
     DECODER,

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compress.formats.onnx.decoder.nodes import MICROSOFT, node_like
-from compress.formats.onnx.decoder.plug import CROSS_ATTENTION
+from compress.formats.onnx.decoder.tracing_patches import CROSS_ATTENTION
 
 _NORM = "SimplifiedLayerNormalization"
 _SKIPS = {_NORM: "SkipSimplifiedLayerNormalization", "LayerNormalization": "SkipLayerNormalization"}

@@ -23,12 +23,12 @@ from compress.checkpoints.hollow import hollow_model, reads_images
 from compress.checkpoints.quantized_module import empty_module
 from compress.errors import ModelError, first_line
 from compress.formats.onnx.decoder import interfaces
-from compress.formats.onnx.decoder import plug as plugs
+from compress.formats.onnx.decoder import tracing_patches as plugs
 from compress.formats.onnx.decoder.caches import PAST, fill_cache, layer_of, note_updates, present, sample_states
 from compress.formats.onnx.decoder.calls import Call
+from compress.formats.onnx.decoder.node_groups import Sections, find_sections
 from compress.formats.onnx.decoder.parts import MASK, Part, alone, embedded
-from compress.formats.onnx.decoder.plug import Plug
-from compress.formats.onnx.decoder.sections import Sections, find_sections
+from compress.formats.onnx.decoder.tracing_patches import Plug
 from compress.formats.silence import silence
 from compress.formats.tracing import as_written, lean_tracing
 from compress.runtimes.image_answers import refuse_unfollowed
@@ -90,7 +90,7 @@ def check_writable(folder: Path) -> None:
         with _refusing(checkpoint), torch.no_grad():
             model = _Rehearsal(checkpoint, _decoder).model
             if reads_images(model.config):
-                from compress.formats.onnx.decoder.sight import check_sight
+                from compress.formats.onnx.decoder.vision_encoder import check_sight
 
                 check_sight(folder, model)
         _WRITABLE[key] = reads_images(model.config)

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnx import numpy_helper
 
 from compress.formats.onnx.fusions.graph import constant
-from compress.formats.onnx.int8.kernels import Quantized, quantized
+from compress.formats.onnx.int8.fuse_integer_ops import Quantized, quantized
 from compress.numerics.saturation import cut_pairs, pairs_at_risk, without_saturation
 
 _INTEGER_INPUTS = {

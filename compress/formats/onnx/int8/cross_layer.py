@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.formats.onnx.fusions.graph import add_initializer, constant
-from compress.formats.onnx.int8.observe import Observed
+from compress.formats.onnx.int8.observers import Observed
 
 _PASSING = frozenset(
     (

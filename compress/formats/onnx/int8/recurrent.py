@@ -8,8 +8,8 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-from compress.formats.onnx.basic import optimize_basic
 from compress.formats.onnx.model import all_graphs
+from compress.formats.onnx.ort_optimize import optimize_basic
 from compress.formats.silence import silence
 
 

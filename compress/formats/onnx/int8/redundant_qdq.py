@@ -11,8 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.formats.onnx.fusions.graph import add_initializer, clean, constant
-from compress.formats.onnx.int8.choose import BRIDGES
-from compress.formats.onnx.int8.kernels import quantized
+from compress.formats.onnx.int8.fuse_integer_ops import quantized
+from compress.formats.onnx.int8.select_nodes import BRIDGES
 
 _BELOW_ZERO_TOO = ("Add", "Conv", "MatMul", "Gemm", "BatchNormalization", "Concat")
 

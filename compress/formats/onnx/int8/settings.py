@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from compress.formats.target_profile import find_processor
 from compress.frozen import Frozen, changed
 from compress.stage.stage import SEARCH_TIMES
-from compress.targets import find_processor
 
 Format = Literal["qoperator", "qdq"]
 ReduceRange = bool | Literal["saturating"]

@@ -14,8 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.formats.onnx.fusions.graph import add_initializer, constant
-from compress.formats.onnx.int8.choose import QuantizableLayer
-from compress.formats.onnx.int8.observe import Observed
+from compress.formats.onnx.int8.observers import Observed
+from compress.formats.onnx.int8.select_nodes import QuantizableLayer
 from compress.numerics.smoothing import smoothing_factors
 
 _NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")

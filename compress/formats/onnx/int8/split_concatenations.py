@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.formats.onnx.fusions.graph import add_initializer, clean, constant
-from compress.formats.onnx.int8.observe import Feed, tap
+from compress.formats.onnx.int8.observers import Feed, tap
 
 _CHANNELS = 1
 

@@ -17,19 +17,19 @@ from onnx import TensorProto, helper
 
 from compress.errors import DataError, StageError
 from compress.formats.onnx.fusions.graph import constant
-from compress.formats.onnx.int8.byte_products import cut_saturating, keep_from_saturating
-from compress.formats.onnx.int8.choose import QuantizableLayer, between, find_layers, name_nodes, refuse_unfit
-from compress.formats.onnx.int8.correction import (
+from compress.formats.onnx.int8.bias_correction import (
     correct_biases,
     correct_rounded,
     input_products,
     mean_errors,
     round_weights,
 )
+from compress.formats.onnx.int8.byte_products import cut_saturating, keep_from_saturating
 from compress.formats.onnx.int8.cross_layer import equalize
-from compress.formats.onnx.int8.kernels import make_unsigned, pack_attention, unpack_attention, write_products
-from compress.formats.onnx.int8.observe import Feed, Observed, observe
+from compress.formats.onnx.int8.fuse_integer_ops import make_unsigned, pack_attention, unpack_attention, write_products
+from compress.formats.onnx.int8.observers import Feed, Observed, observe
 from compress.formats.onnx.int8.redundant_qdq import drop_redundant_qdq, protect_float_layers
+from compress.formats.onnx.int8.select_nodes import QuantizableLayer, between, find_layers, name_nodes, refuse_unfit
 from compress.formats.onnx.int8.settings import Format, Int8Options, ReduceRange
 from compress.formats.onnx.int8.smooth import smooth
 from compress.formats.onnx.int8.split_concatenations import split_concatenations

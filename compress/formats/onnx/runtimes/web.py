@@ -37,12 +37,12 @@ from compress.formats.onnx.runtimes.web_package import (
     WEBGPU_SCRIPT,
     WEBGPU_WASM,
 )
+from compress.formats.target_profile import WEB_VERSION, Target
 from compress.progress import Progress, SilentProgress
 from compress.runtimes.image_answers import open_together
 from compress.runtimes.loopback import Loopback
 from compress.runtimes.runtime import Batch, Session, TensorType, check_inputs, check_target
 from compress.samples.fetch import cache_root, damage, entry_name, fetch
-from compress.targets import WEB_VERSION, Target
 
 WEIGHTS = ("_data", ".data")
 """What the name of a file of weights beside a graph has after the graph's, by transformers.js's and torch's custom."""

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import torch
 from transformers.models.mamba.modeling_mamba import mamba_selective_scan
 
-from compress.formats.onnx.decoder.composites import write_selective_scan
+from compress.formats.onnx.decoder.macro_ops import write_selective_scan
 from compress.formats.onnx.decoder.nodes import Nodes
 from compress.formats.onnx.runtimes.onnxruntime import session_of
 

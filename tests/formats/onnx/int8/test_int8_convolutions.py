@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.errors import DataError
-from compress.formats.onnx.int8.choose import without_kernel
+from compress.formats.onnx.int8.select_nodes import without_kernel
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.formats.onnx.runtimes.profile import write_optimized

@@ -11,7 +11,7 @@ from test_int8_convolutions import run, weight
 
 from compress.formats.onnx.fusions.graph import constant
 from compress.formats.onnx.int8.cross_layer import equalize, find_groups, scale
-from compress.formats.onnx.int8.observe import observe
+from compress.formats.onnx.int8.observers import observe
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer
 

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compress.errors import DataError, StageError
 from compress.formats.onnx.fusions.graph import constant
-from compress.formats.onnx.int8.kernels import pack_attention, unpack_attention
+from compress.formats.onnx.int8.fuse_integer_ops import pack_attention, unpack_attention
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.formats.onnx.quantization import quantize_products

@@ -9,7 +9,7 @@ import torch
 from onnx import helper
 from recurrent_graph import WIDTH, recurrent
 
-from compress.formats.onnx.int8.observe import open_session
+from compress.formats.onnx.int8.observers import open_session
 from compress.formats.onnx.int8.recurrent import quantize_recurrent
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.formats.onnx.int8.observe import open_session
+from compress.formats.onnx.int8.observers import open_session
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.split_concatenations import split_concatenations
 from compress.formats.onnx.int8.static import StaticQuantizer

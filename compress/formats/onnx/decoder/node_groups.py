@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from compress.formats.onnx.decoder import plug
+from compress.formats.onnx.decoder import tracing_patches
 from compress.formats.onnx.decoder.caches import layer_of
 
 
@@ -35,19 +35,21 @@ def find_sections(graph: ir.Graph, prefixes: Sequence[str], repeats: bool) -> Se
     blocks: list[list[ir.Node]] = [[] for _ in prefixes]
     for node in graph:
         own = set[int]().union(*(blocks_of.get(value, ()) for value in node.inputs))
-        mark = node.op_type if node.domain == plug.DOMAIN else ""
+        mark = node.op_type if node.domain == tracing_patches.DOMAIN else ""
         for attribute in ("name", "module") if mark else ():
             text = text_of(node, attribute) if attribute in node.attributes else ""
             own |= {index for index, prefix in enumerate(prefixes) if text.startswith(f"{prefix}.")}
-        if mark in (plug.ENTER, plug.SHARE):
+        if mark in (tracing_patches.ENTER, tracing_patches.SHARE):
             own = {node.attributes["index"].as_int()}
-        if mark == plug.ENTER:
+        if mark == tracing_patches.ENTER:
             entered[node.attributes["index"].as_int()] = node.inputs[0]
-        if mark == plug.LEAVE:
+        if mark == tracing_patches.LEAVE:
             left[node.attributes["index"].as_int()] = node.outputs[0]
             late.update(node.outputs)
         # What leaves a block belongs to none.
-        blocks_of |= dict.fromkeys(node.outputs, set() if mark in (plug.LEAVE, plug.SHARE) else own)
+        blocks_of |= dict.fromkeys(
+            node.outputs, set() if mark in (tracing_patches.LEAVE, tracing_patches.SHARE) else own
+        )
         mixed = mixed or len(own) > 1
         if len(own) == 1:
             blocks[next(iter(own))].append(node)
@@ -64,14 +66,14 @@ def find_sections(graph: ir.Graph, prefixes: Sequence[str], repeats: bool) -> Se
 
 
 def _is(node: ir.Node, kind: str) -> bool:
-    return bool(node.domain == plug.DOMAIN and node.op_type == kind)
+    return bool(node.domain == tracing_patches.DOMAIN and node.op_type == kind)
 
 
 def joined_layers(nodes: Sequence[ir.Node]) -> dict[ir.Node, Sequence[ir.Node]]:
     """Each linear layer with all those beside it, itself included, that are given the same value."""
     groups: dict[tuple[ir.Value, str, int], list[ir.Node]] = {}
     for node in nodes:
-        if _is(node, plug.LINEAR):
+        if _is(node, tracing_patches.LINEAR):
             parent = text_of(node, "module").rpartition(".")[0]
             groups.setdefault((node.inputs[0], parent, node.attributes["transposed"].as_int()), []).append(node)
     return {node: group for group in groups.values() for node in group}
@@ -81,11 +83,11 @@ def mixtures(nodes: Sequence[ir.Node]) -> Sequence[tuple[ir.Node, Sequence[ir.No
     """Each mixture: the node that gives an expert its rows, those of the expert, and the one that takes them in."""
     found = []
     for take in nodes:
-        if not _is(take, plug.TAKE):
+        if not _is(take, tracing_patches.TAKE):
             continue
         reached, parts = set(take.outputs), list[ir.Node]()
         for node in nodes:
-            if _is(node, plug.GIVE):
+            if _is(node, tracing_patches.GIVE):
                 if text_of(node, "module") == text_of(take, "module"):
                     found.append((take, parts, node))
                     break

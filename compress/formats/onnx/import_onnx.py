@@ -20,13 +20,13 @@ from onnx_ir.passes import common
 
 from compress.checkpoints.graph_inputs import GraphInputs
 from compress.errors import ModelError, first_line
-from compress.formats.onnx.basic import optimize_basic
-from compress.formats.onnx.drawn_inputs import find_inputs
 from compress.formats.onnx.graph import INTEGER
-from compress.formats.onnx.int8.choose import OLDEST_OPSET
-from compress.formats.onnx.int8.observe import open_session
+from compress.formats.onnx.int8.observers import open_session
+from compress.formats.onnx.int8.select_nodes import OLDEST_OPSET
 from compress.formats.onnx.model import all_graphs
+from compress.formats.onnx.ort_optimize import optimize_basic
 from compress.formats.onnx.runtimes.onnxruntime import FAILURES
+from compress.formats.onnx.synthesize_inputs import find_inputs
 from compress.formats.silence import silence
 
 _TOLERANCE = 1e-3

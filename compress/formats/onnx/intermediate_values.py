@@ -10,11 +10,11 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from compress.formats.onnx.int8.observe import with_outputs
+from compress.formats.onnx.int8.observers import with_outputs
 from compress.formats.onnx.runtimes.profile import CPU, own_name, write_optimized
 from compress.formats.parts import FEW, Parts, Run, Step, Values
 from compress.formats.runtimes import get_runtime
-from compress.targets import Target
+from compress.formats.target_profile import Target
 
 _GIVEN = "{}::given"
 _STORED_BITS = {

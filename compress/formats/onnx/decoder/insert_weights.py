@@ -5,7 +5,7 @@ Of a decoder by itself: inputs `input_ids` and `attention_mask` [batch, length a
 [batch, length, vocabulary] and a `present` for each past, as transformers.js and onnxruntime-genai expect them.
 Positions follow from the mask. Rows of a batch may be padded on the right; padding on the left, which the attention
 kernel would read as text, fails at the node `padding_on_the_left_is_refused`. For a decoder behind an encoder see
-`compress.formats.onnx.decoder.cross`.
+`compress.formats.onnx.decoder.cross_attention`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import onnx_ir as ir
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.errors import ModelError
-from compress.formats.onnx.decoder import plug
+from compress.formats.onnx.decoder import tracing_patches
 from compress.formats.onnx.decoder.caches import CROSS, layer_of
-from compress.formats.onnx.decoder.composites import RECURRENCES, send, take_in, write_lengths, write_rotary
-from compress.formats.onnx.decoder.cross import write_cross_attention
+from compress.formats.onnx.decoder.cross_attention import write_cross_attention
+from compress.formats.onnx.decoder.macro_ops import RECURRENCES, send, take_in, write_lengths, write_rotary
+from compress.formats.onnx.decoder.node_groups import Sections, joined_layers, mixtures, text_of
 from compress.formats.onnx.decoder.nodes import Nodes
 from compress.formats.onnx.decoder.parts import BATCH, CACHED, IDS, Axes
 from compress.formats.onnx.decoder.rewrites import tidy
-from compress.formats.onnx.decoder.sections import Sections, joined_layers, mixtures, text_of
 from compress.formats.onnx.decoder.trace import Trace
 from compress.formats.onnx.decoder.weights import GraphSettings, Weights
 from compress.formats.onnx.model import SHARED_CACHE
@@ -39,7 +39,7 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 
 def write_graph(checkpoint: Checkpoint, trace: Trace, settings: GraphSettings) -> onnx.ModelProto:
     """The decoder of a checkpoint as a graph. Raises `ModelError` for weights that are not there or don't fit."""
-    if settings.expand_on_load and any(node.op_type == plug.TAKE for node in trace.program.graph):
+    if settings.expand_on_load and any(node.op_type == tracing_patches.TAKE for node in trace.program.graph):
         raise ModelError(
             "Experts cannot be made float when the graph is opened.",
             where="expand_on_load",
@@ -167,25 +167,29 @@ class _Writer:
                 self._write_node(node, joined)
 
     def _write_node(self, node: ir.Node, joined: Mapping[ir.Node, Sequence[ir.Node]]) -> None:
-        own = node.op_type if node.domain == plug.DOMAIN and node.op_type != plug.CROSS_ATTENTION else ""
+        own = (
+            node.op_type
+            if node.domain == tracing_patches.DOMAIN and node.op_type != tracing_patches.CROSS_ATTENTION
+            else ""
+        )
         writers: dict[str, Callable[[], Sequence[ir.Value]]] = {
-            plug.PARAMETER: lambda: [self._weights.vector(self._rename(text_of(node, "name")))],
-            plug.LINEAR: lambda: self._products(joined[node]),
-            plug.TABLE: lambda: [self._rows(node)],
-            plug.LENGTHS: lambda: self._lengths(self._values[node.inputs[0]]),
-            plug.ROTARY: lambda: write_rotary(self._nodes, node, self._tables),
-            plug.ENTER: lambda: [self._stream or self._values[node.inputs[0]]],
-            **dict.fromkeys((plug.LEAVE, plug.SHARE), lambda: [self._values[node.inputs[0]]]),
+            tracing_patches.PARAMETER: lambda: [self._weights.vector(self._rename(text_of(node, "name")))],
+            tracing_patches.LINEAR: lambda: self._products(joined[node]),
+            tracing_patches.TABLE: lambda: [self._rows(node)],
+            tracing_patches.LENGTHS: lambda: self._lengths(self._values[node.inputs[0]]),
+            tracing_patches.ROTARY: lambda: write_rotary(self._nodes, node, self._tables),
+            tracing_patches.ENTER: lambda: [self._stream or self._values[node.inputs[0]]],
+            **dict.fromkeys((tracing_patches.LEAVE, tracing_patches.SHARE), lambda: [self._values[node.inputs[0]]]),
             **dict.fromkeys(RECURRENCES, partial(self._recurrence, node)),
             "": lambda: self._copy(node),
         }
         if node.op_type == "Identity":
             self._values[node.outputs[0]] = self._values[node.inputs[0]]
             return
-        olds = [layer.outputs[0] for layer in joined[node]] if own == plug.LINEAR else node.outputs
+        olds = [layer.outputs[0] for layer in joined[node]] if own == tracing_patches.LINEAR else node.outputs
         for old, new in zip(olds, writers[own](), strict=True):
             self._values[old] = new
-            if own in ("", plug.TABLE, plug.LINEAR, *RECURRENCES):
+            if own in ("", tracing_patches.TABLE, tracing_patches.LINEAR, *RECURRENCES):
                 new.shape, new.type = old.shape, old.type
 
     def _lengths(self, mask: ir.Value) -> Sequence[ir.Value]:

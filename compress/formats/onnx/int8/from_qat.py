@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compress.errors import StageError
 from compress.formats.onnx.fusions.graph import add_initializer, clean, constant
-from compress.formats.onnx.int8.kernels import quantized
+from compress.formats.onnx.int8.fuse_integer_ops import quantized
 from compress.formats.onnx.int8.layer_matching import LayerMatch, end_of, limits_of
 
 FOUR_BITS_FROM = 21

@@ -19,10 +19,10 @@ import torch
 from onnx import numpy_helper
 
 from compress.formats.onnx.fusions.graph import constant, only_consumer
-from compress.formats.onnx.int8.choose import WEIGHTED, QuantizableLayer
-from compress.formats.onnx.int8.kernels import Quantized, quantized
-from compress.formats.onnx.int8.observe import Feed, Observed, tap
+from compress.formats.onnx.int8.fuse_integer_ops import Quantized, quantized
+from compress.formats.onnx.int8.observers import Feed, Observed, tap
 from compress.formats.onnx.int8.redundant_qdq import restored
+from compress.formats.onnx.int8.select_nodes import WEIGHTED, QuantizableLayer
 
 
 def mean_errors(

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from compress.formats.onnx.decoder import plug
+from compress.formats.onnx.decoder import tracing_patches
 from compress.formats.onnx.decoder.nodes import MICROSOFT, node_like
 
 _KIND = "MultiHeadAttention"
@@ -28,7 +28,7 @@ def write_cross_attention(model: ir.Model, cached: ir.Value) -> None:
 
     What only the first call needs, from the products that make keys and values on, moves into its branch.
     """
-    for node in [node for node in model.graph if node.op_type == plug.CROSS_ATTENTION]:
+    for node in [node for node in model.graph if node.op_type == tracing_patches.CROSS_ATTENTION]:
         query, key, value, *others = node.inputs
         padding, bias, *past = others
         first = _taken_out(model.graph, node, {key, value})

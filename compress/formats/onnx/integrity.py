@@ -29,7 +29,7 @@ def stored(model: OnnxModel) -> Stored:
 def logits(model: OnnxModel, encode: Encode) -> np.ndarray:
     """What ONNX Runtime answers."""
     if model.draws:
-        from compress.formats.onnx.drawing import open_drawing
+        from compress.formats.onnx.diffusion_export import open_drawing
 
         return open_drawing(model).probe(encode(processor_of(model)))
     if model.others:

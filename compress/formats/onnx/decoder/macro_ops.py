@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.formats.onnx.decoder.nodes import Nodes
-from compress.formats.onnx.decoder.plug import DELTA_RULE, SELECTIVE_SCAN
+from compress.formats.onnx.decoder.tracing_patches import DELTA_RULE, SELECTIVE_SCAN
 
 REFUSAL = "padding_on_the_left_is_refused"
 _SEQUENCES = ("query", "key", "value", "decay", "beta")

@@ -8,11 +8,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from compress.checkpoints.diffusion_pipeline import GeneratorModel, load_pipeline
 from tiny_pipelines import pipeline_folder
 
-from compress.checkpoints.diffusion_pipeline import GeneratorModel, load_pipeline
 from compress.errors import IntegrityError
-from compress.formats.onnx.drawing import export_drawing, prove_drawing
+from compress.formats.onnx.diffusion_export import export_drawing, prove_drawing
 from compress.formats.onnx.export import Exported
 from compress.formats.onnx.runtimes.onnxruntime import session_of
 

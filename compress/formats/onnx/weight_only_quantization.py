@@ -18,7 +18,7 @@ import torch
 from compress.formats.onnx.decoder.expanded import typed
 from compress.formats.onnx.decoder.nodes import MICROSOFT
 from compress.formats.onnx.decoder.stored_weight import StoredWeight, store
-from compress.formats.onnx.int8.kernels import pack_attention, unpack_attention
+from compress.formats.onnx.int8.fuse_integer_ops import pack_attention, unpack_attention
 from compress.numerics.integer_grid import find_grid, round_columns
 
 _SMALLEST = 1024

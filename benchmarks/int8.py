@@ -36,9 +36,9 @@ from peers.int8_files import FLOAT, OURS, folder_name, write_files
 from peers.int8_table import Line, Table, clear_others, keep, kept, show
 from peers.int8_ways import PLAIN, SPEECH, Contest
 
-from compress.bench.session import measure_together
+from compress.benchmark.session import measure_together
 from compress.cli.console_progress import ConsoleProgress
-from compress.compare.effects import Pair, paired_change
+from compress.report.compare.effects import Pair, paired_change
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
 from compress.digests import size_bytes
@@ -49,12 +49,12 @@ from compress.formats.runtimes import get_runtime
 from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS
 from compress.inspect.integer_kernels import read_kernels
-from compress.measurement import Measurement
-from compress.metrics import describe_metric
-from compress.pipeline.road import Road
+from compress.results.measurement import Measurement
+from compress.results.metrics import describe_metric
+from compress.pipeline.runner import Road
 from compress.progress import Progress
 from compress.recipe.policy import Margin
-from compress.recipe_source import read_recipe
+from compress.recipe.loading import read_recipe
 from compress.tasks.task import Examples
 
 FOLDER = Path(__file__).parents[1] / "recipes"

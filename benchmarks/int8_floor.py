@@ -25,11 +25,11 @@ from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.silence import quiet_libraries
-from compress.pipeline.road import Road
+from compress.pipeline.runner import Road
 from compress.progress import Progress
 from compress.quantization.int8_floor import Merit, merit_of, search
 from compress.quantization.int8_run import calibration_set
-from compress.recipe_source import read_recipe
+from compress.recipe.loading import read_recipe
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "minilm-int8.yaml"
 DAMAGE_EXAMPLES = Int8Options.model_fields["damage_examples"].default

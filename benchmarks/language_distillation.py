@@ -30,7 +30,7 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.environment import processor
 from compress.formats.silence import quiet_libraries
 from compress.progress import SilentProgress
-from compress.recipe_source import read_recipe
+from compress.recipe.loading import read_recipe
 from compress.stages.distill import Distill
 from compress.stages.prune import Prune
 

@@ -23,12 +23,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from compress.cache import Cache
-from compress.plan import History, Plan, make_plan, timings_of
-from compress.plan.trial import FOLDER as TRIALS
+from compress.pipeline.cache import Cache
+from compress.pipeline.planning import History, Plan, make_plan, timings_of
+from compress.pipeline.stage_benchmark import FOLDER as TRIALS
 from compress.recipe.recipe import Recipe
-from compress.recipe_source import read_recipe
-from compress.report.schema import Report
+from compress.recipe.loading import read_recipe
+from compress.results.report import Report
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"

@@ -18,13 +18,13 @@ import numpy as np
 import typer
 from search_page import FOUND_AND_WANTED, Write, show
 
-from compress.search.costs import LATENCY, SIZE, Costs
-from compress.search.foresight import Foresight
-from compress.search.goal import Goal
-from compress.search.latencies import Latencies
-from compress.search.outcome import Outcome
-from compress.search.space import Point, Space
-from compress.search.trial import Trials
+from compress.plugins.search.costs import LATENCY, SIZE, Costs
+from compress.plugins.search.foresight import Foresight
+from compress.plugins.search.goal import Goal
+from compress.plugins.search.latencies import Latencies
+from compress.plugins.search.outcome import Outcome
+from compress.plugins.search.space import Point, Space
+from compress.plugins.search.trial import Trials
 
 RECIPE = Path(__file__).parent / "searching" / "reviews.yaml"
 Artifacts = Annotated[Path, typer.Option(help="Where stages are cached.")]
@@ -37,7 +37,7 @@ class _Watched:
     def __init__(self, artifacts: Path) -> None:
         from compress.cli.console_progress import ConsoleProgress
         from compress.formats.silence import quiet_libraries
-        from compress.recipe_source.document import read_document
+        from compress.recipe.document import read_document
 
         quiet_libraries()
         self.space = Space(read_document(RECIPE), RECIPE.parent)
@@ -94,7 +94,7 @@ def latency(
     """Milliseconds foretold of recipes that nobody has timed, against the bench."""
     from scipy.stats import spearmanr
 
-    from compress.bench.kernels import KernelTable
+    from compress.benchmark.kernels import KernelTable
 
     watched = _Watched(artifacts)
     latencies = watched.latencies

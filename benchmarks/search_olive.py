@@ -19,7 +19,7 @@ import typer
 from search_page import Write, by_model, show
 
 if TYPE_CHECKING:
-    from compress.pipeline.road import Road
+    from compress.pipeline.runner import Road
 
 HERE = Path(__file__).parent
 RECIPE = HERE / "searching" / "post-training.yaml"
@@ -38,10 +38,10 @@ def olive(
     """Seconds of both searches, ours with a part of Olive's, and what they found on rows that neither saw."""
     from compress.cli.console_progress import ConsoleProgress
     from compress.formats.silence import quiet_libraries
-    from compress.recipe_source.document import read_document
-    from compress.search.record import SearchRecord
-    from compress.search.space import Space
-    from compress.workers.journeys import Roads
+    from compress.recipe.document import read_document
+    from compress.plugins.search.record import SearchRecord
+    from compress.plugins.search.space import Space
+    from compress.plugins.ray.journeys import Roads
 
     quiet_libraries()
     space = Space(read_document(RECIPE), RECIPE.parent)
@@ -131,7 +131,7 @@ def _judged(road: Road, ours: Path, theirs: Path) -> list[list[str]]:
     """Accuracy, bytes and time of both and of the float model, side by side on the test rows."""
     from compress.data.dataset import TEST
     from compress.pipeline.target_session import TargetSession
-    from compress.report.schema import BASELINE
+    from compress.results.report import BASELINE
 
     as_folder = theirs.parent.parent / "as a folder"
     shutil.copytree(road.folder_of("export"), as_folder, dirs_exist_ok=True)

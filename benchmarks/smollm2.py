@@ -29,9 +29,9 @@ from peers.language_peers import CONTEXT, OURS, PEERS, TOKENS, Made, float_onnx
 from peers.language_setting import LanguageSetting
 from peers.llama_cpp_library import llama_cpp_library
 
-from compress.bench.generation import measure_generation
-from compress.bench.session import BenchResult
-from compress.cache import Cache
+from compress.benchmark.generation import measure_generation
+from compress.benchmark.session import BenchResult
+from compress.pipeline.cache import Cache
 from compress.checkpoints.checkpoint import QuantizedCheckpoint
 from compress.cli.console_progress import ConsoleProgress
 from compress.digests import size_bytes
@@ -45,8 +45,8 @@ from compress.formats.targets import TARGETS
 from compress.pipeline.run import Run, run
 from compress.progress import Progress
 from compress.recipe.recipe import Benchmark, Recipe
-from compress.recipe_source import read_recipe
-from compress.report.schema import BASELINE, FINAL
+from compress.recipe.loading import read_recipe
+from compress.results.report import BASELINE, FINAL
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "smollm2-int4.yaml"
 STEP = f"time_per_output_token_context_{CONTEXT}"

@@ -34,7 +34,7 @@ import typer
 from compress.architectures.description import blocks
 from compress.architectures.transformer import keep_heads, keep_neurons
 from compress.architectures.vocabulary import trim
-from compress.bench.session import measure_together
+from compress.benchmark.session import measure_together
 from compress.checkpoints.torch_model import TorchModel
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
@@ -229,7 +229,7 @@ def overhead(times: int = 24) -> Found:
         bare = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         batches = [examples.batch([i]) for i in range(64)]
         feeds = [{name: batch[name] for name in session.inputs} for batch in batches]
-        from compress.bench.worker import timed
+        from compress.benchmark.worker import timed
 
         def harness() -> list[float]:
             return timed(session, batches, range(64))[0]
@@ -333,7 +333,7 @@ def _outcomes() -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]]]:
     """Whether each test row is answered rightly: by the baseline, and by each candidate of either kind."""
     from compress.evaluation.evaluate import predict
     from compress.pipeline.run import run
-    from compress.recipe_source import read_recipe
+    from compress.recipe.loading import read_recipe
 
     recipe_file = Path(__file__).parent.parent / "recipes" / "tiny.yaml"
     with tempfile.TemporaryDirectory() as scratch:

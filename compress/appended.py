@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from compress.cache import storage_errors
+from compress.utils.storage import storage_errors
 
 
 class AppendedLines:

@@ -12,17 +12,17 @@ import typer
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
-from compress.bundle.kinds import KINDS
+from compress.plugins.apps.kinds import KINDS
 from compress.cli import app
-from compress.nightly.suite import suite_schema
-from compress.recipe_source import recipe_schema
+from compress.plugins.nightly.suite import suite_schema
+from compress.recipe.loading import recipe_schema
 from compress.stage.stage import SEARCH, SEARCH_TIMES
 from compress.stages import STAGES
 from compress.tasks.registry import TASKS
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER.parent / "benchmarks" / "results"
-PLUGIN = FOLDER.parent / "tests" / "plugins" / "pt2"
+PLUGIN = FOLDER.parent / "tests" / "third_party" / "pt2"
 
 
 def commands() -> str:
@@ -149,7 +149,7 @@ def _table(table: dict[str, Any]) -> Iterator[str]:
 
 
 def extending() -> str:
-    """The page that walks through the package of `tests/plugins`, with its files as they are."""
+    """The page that walks through the package of `tests/third_party`, with its files as they are."""
     return re.sub(
         r'(```\w+ title="([^"]+)"\n).*?```',
         lambda block: f"{block[1]}{(PLUGIN / block[2]).read_text()}```",

@@ -24,7 +24,7 @@ from compress.compute_device import (
 )
 from compress.errors import DeviceError, InputError
 from compress.pipeline.keys import Keys
-from compress.plan import make_plan
+from compress.pipeline.planning import make_plan
 from compress.recipe.recipe import Recipe
 from compress.stage.stage import Stage
 from compress.stages import STAGES

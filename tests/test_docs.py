@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from compress.cli import app
-from compress.recipe_source import read_recipe
+from compress.recipe.loading import read_recipe
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -18,7 +18,7 @@ PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"
 RECIPES = [
     pytest.param(block, id=f"{page.relative_to(ROOT)}:{number}")
     for page in PAGES
-    if page.name != "extending.md"  # its plugin is needed: tests/plugins
+    if page.name != "extending.md"  # its plugin is needed: tests/third_party
     for number, block in enumerate(re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL))
     if re.search(r"^name:", block, re.MULTILINE) and re.search(r"^stages:", block, re.MULTILINE)
 ]

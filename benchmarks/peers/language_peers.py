@@ -25,7 +25,7 @@ from compress.formats.gguf.llama_cpp_library import VARIABLE
 from compress.formats.onnx.decoder import export_decoder
 from compress.formats.targets import TARGETS
 from compress.stages.imatrix import Imatrix
-from compress.targets import Target
+from compress.formats.target_profile import Target
 
 OURS = "compress, quick GPTQ"
 OURS_TRAINED, OURS_TUNED = "compress, train_blocks", "compress, train_blocks and tune_scales"

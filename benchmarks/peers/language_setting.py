@@ -21,7 +21,7 @@ from compress.progress import Progress, SilentProgress
 from compress.quantization.calibration import calibration_windows
 from compress.sources.source import resolve_model
 from compress.stage.stage import Context
-from compress.targets import Target
+from compress.formats.target_profile import Target
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples

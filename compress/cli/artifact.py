@@ -13,15 +13,15 @@ from compress.errors import InputError
 from compress.evaluation.evaluate import encode_for
 from compress.formats.model_file import format_of, holds, model_files
 from compress.formats.registry import FORMATS
+from compress.formats.target_profile import AppProfile, Target
 from compress.formats.targets import PROFILES
-from compress.pipeline.road import Road
+from compress.pipeline.runner import Road
 from compress.progress import Progress
+from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Recipe
-from compress.recipe_source import read_recipe
 from compress.report.run_folder import MODEL, RECIPE, TARGETS
 from compress.sources.onnx_file import convert_onnx, onnx_file
 from compress.sources.source import DEFAULT_CACHE
-from compress.targets import AppProfile, Target
 from compress.tasks.capability import TAKES_ARRAYS
 from compress.tasks.registry import get_task, tasks_with
 from compress.tasks.task import Examples, Task

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from compress.bench.generation import encode_text, measure_generation
-from compress.bench.place import LaunchHost
-from compress.bench.session import BenchResult
+from compress.benchmark.generation import encode_text, measure_generation
+from compress.benchmark.host import LaunchHost
+from compress.benchmark.session import BenchResult
 from compress.cli.artifact import generating_artifact
 from compress.cli.console_progress import ConsoleProgress
-from compress.cli.on_devices import Measure
 from compress.errors import InputError
 from compress.formats.model_file import format_of
 from compress.formats.silence import quiet_libraries
+from compress.formats.target_profile import Target
 from compress.formats.targets import TARGETS, find_target
+from compress.plugins.devices.on_devices import Measure
 from compress.progress import Progress
 from compress.recipe.recipe import Benchmark
-from compress.targets import Target
 
 
 def refuse_together(context: list[int] | None, **options: object) -> None:

@@ -20,7 +20,7 @@ def show(context: typer.Context, artifacts: _Artifacts = Path("artifacts"), json
         return
     from datetime import UTC, datetime
 
-    from compress.cache import Cache
+    from compress.pipeline.cache import Cache
 
     rows = []
     for entry in Cache(artifacts / "cache").entries():
@@ -43,7 +43,7 @@ def prune(
     """Remove entries, and what killed runs left behind. Finished runs are not touched."""
     import time
 
-    from compress.cache import Cache
+    from compress.pipeline.cache import Cache
 
     cache = Cache(artifacts / "cache")
     removed: list[str] = []

@@ -12,7 +12,7 @@ import typer
 from compress.errors import InputError
 
 if TYPE_CHECKING:
-    from compress.bench.profile import OperatorDifference
+    from compress.benchmark.profile import OperatorDifference
     from compress.cli.output import Finding
     from compress.inspect.departures import FormatComparison
 
@@ -106,8 +106,8 @@ def _show(difference: OperatorDifference, named: bool) -> None:
 def _of_model(model: Path, target: str | None, recipe: Path | None, against: Path | None, seconds: float) -> _Seen:
     from compress.cli.console_progress import ConsoleProgress
     from compress.cli.doctor_model import model_findings, speed_findings
+    from compress.formats.target_profile import PROCESSORS
     from compress.formats.targets import TARGETS
-    from compress.targets import PROCESSORS
 
     progress = ConsoleProgress()
     here = target in (None, "cpu")

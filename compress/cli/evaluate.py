@@ -28,14 +28,14 @@ def evaluate(
     from compress.cli.artifact import check_opens, find_artifact
     from compress.cli.console_progress import ConsoleProgress
     from compress.cli.output import render_rows
+    from compress.formats.target_profile import Profile
     from compress.formats.targets import find_target
-    from compress.targets import Profile
 
     found = find_artifact(artifact, recipe)
     profile = Profile(find_target(target))
     check_opens(found.folder, profile.target)
     from compress.formats.silence import quiet_libraries
-    from compress.pipeline import asked, drawn
+    from compress.pipeline import generation_evals, image_generation_evals
     from compress.pipeline.target_session import TargetSession
 
     quiet_libraries()
@@ -46,8 +46,16 @@ def evaluate(
         parts, notes = session.parts() if by_slice else ([], [])
         for note in filter(None, [session.examples(name).note, *notes]):
             progress.note(note)
-        rows = [*session.accuracies(parts), *asked.generations(session)[0], *asked.choices(session)]
-        rows += [*asked.instructed(session)[0], *asked.similarities(session), *drawn.judgements(session, parts)]
+        rows = [
+            *session.accuracies(parts),
+            *generation_evals.generations(session)[0],
+            *generation_evals.choices(session),
+        ]
+        rows += [
+            *generation_evals.instructed(session)[0],
+            *generation_evals.similarities(session),
+            *image_generation_evals.judgements(session, parts),
+        ]
     if json_:
         typer.echo(json.dumps([row.model_dump() for row in rows], indent=1))
         return

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from compress.bench.profiled_calls import Calls, TextPhase
+    from compress.benchmark.profiled_calls import Calls, TextPhase
     from compress.cli.artifact import Artifact
+    from compress.formats.target_profile import Target
     from compress.progress import Progress
-    from compress.targets import Target
 
 
 def profile(
@@ -53,7 +53,7 @@ def profile(
         raise InputError(
             "The page cannot be written there.", where=str(html), expected="the name of a file in a folder that exists"
         )
-    from compress.bench.operators import profile_operators, refuse_other_devices
+    from compress.benchmark.operators import profile_operators, refuse_other_devices
     from compress.formats.silence import quiet_libraries
 
     refuse_other_devices(place)
@@ -82,8 +82,8 @@ def profile(
         return
     from rich.console import Console
 
+    from compress.report.profile_formatting import method_notes
     from compress.report.profile_views import console_profile
-    from compress.report.profile_words import method_notes
 
     Console().print(console_profile(result))
     for note in method_notes(result):
@@ -94,7 +94,7 @@ def _part_calls(
     found: Artifact, place: Target, part: str | None, idle: dict[str, object], progress: Progress
 ) -> tuple[Path, Calls]:
     """The folder of a part, and what it is given while the first test prompt is drawn. Raises `InputError`."""
-    from compress.bench.profiled_calls import CALLS, Calls
+    from compress.benchmark.profiled_calls import CALLS, Calls
     from compress.checkpoints.pipeline_checks import UNET
     from compress.errors import InputError
     from compress.formats.runtimes import get_runtime
@@ -118,7 +118,7 @@ def _calls(
     found: Artifact, batch_size: int | None, phase: TextPhase | None, context: int | None, progress: Progress
 ) -> Calls:
     """What is called, from the test split; raises `InputError` for options of the other kind of task."""
-    from compress.bench.profiled_calls import CALLS, batch_calls, text_calls
+    from compress.benchmark.profiled_calls import CALLS, batch_calls, text_calls
     from compress.errors import InputError
     from compress.pipeline.timing import beginning
     from compress.tasks.capability import GENERATES

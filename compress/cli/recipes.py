@@ -33,7 +33,7 @@ def schema(
     json_: Annotated[bool, typer.Option("--json", help="Has no effect: the schema is JSON.")] = False,
 ) -> None:
     """Write the JSON Schema of recipes, with which editors complete and check them."""
-    from compress.recipe_source import recipe_schema
+    from compress.recipe.loading import recipe_schema
 
     typer.echo(json.dumps(recipe_schema(), indent=2))
 
@@ -46,7 +46,7 @@ def new(
     json_: _Json = False,
 ) -> None:
     """Write a commented starter recipe, every field explained."""
-    from compress.recipe_source.starter import starter, starters
+    from compress.recipe.starter import starter, starters
 
     if task not in starters():
         raise _unknown_task(task, starters())
@@ -78,7 +78,7 @@ def _write(path: Path, text: str, force: bool) -> None:
 
 
 def _described(folder: Path | None) -> list[dict[str, Any]]:
-    from compress.recipe_source import read_recipe
+    from compress.recipe.loading import read_recipe
 
     place = folder or _default_folder()
     if not place.is_dir():

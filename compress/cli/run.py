@@ -26,8 +26,8 @@ def run(
 
     from compress.cli.console_progress import ConsoleProgress
     from compress.pipeline.keys import Forecast
-    from compress.plan import History, make_plan, timings_of
-    from compress.recipe_source import read_recipe
+    from compress.pipeline.planning import History, make_plan, timings_of
+    from compress.recipe.loading import read_recipe
 
     loaded = read_recipe(recipe, set_ or ())
     plan = make_plan(loaded, recipe.parent, Forecast(loaded, recipe.parent, artifacts), artifacts)
@@ -42,7 +42,7 @@ def run(
     History(artifacts).add(timings_of(plan, done.report.stages, done.report.seconds or 0.0))
     if track is not None:
         from compress.report.tracked import tracked
-        from compress.tracking import track as write
+        from compress.report.tracking import track as write
 
         write(tracked(done.report, done.folder), track, loaded.name)
     from compress.report.console import closing_line, console_table
@@ -81,8 +81,8 @@ def check(
     """Prove that a recipe can run, and predict its time, memory and disk, before any model is loaded."""
     from compress.cli.console_progress import ConsoleProgress
     from compress.pipeline.keys import Forecast
-    from compress.plan import make_plan, render_plan
-    from compress.recipe_source import read_recipe
+    from compress.pipeline.planning import make_plan, render_plan
+    from compress.recipe.loading import read_recipe
 
     loaded = read_recipe(recipe, set_ or ())
     forecast = Forecast(loaded, recipe.parent, artifacts)

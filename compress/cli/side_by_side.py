@@ -8,20 +8,20 @@ from pathlib import Path
 
 from compress.cli.artifact import find_artifact
 from compress.cli.console_progress import ConsoleProgress
-from compress.compare.change import Comparison
-from compress.compare.reports import compare_reports
 from compress.errors import InputError
 from compress.formats.silence import quiet_libraries
+from compress.formats.target_profile import Profile
 from compress.formats.targets import find_target
-from compress.pipeline.measure import Findings, data_record, measure_answers, test_labels
+from compress.pipeline.measurements import Findings, data_record, measure_answers, test_labels
 from compress.pipeline.run import with_absolute_paths
 from compress.pipeline.target_session import TargetSession
+from compress.recipe.loading import dump_recipe
 from compress.recipe.policy import Policy, default_margin
-from compress.recipe_source import dump_recipe
+from compress.report.compare.change import Comparison
+from compress.report.compare.reports import compare_reports
 from compress.report.predictions import write_predictions
 from compress.report.run_folder import RECIPE
-from compress.report.schema import BASELINE, FINAL, Report
-from compress.targets import Profile
+from compress.results.report import BASELINE, FINAL, Report
 from compress.tasks.capability import GENERATES
 
 

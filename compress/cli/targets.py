@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from compress.targets import Profile
+    from compress.formats.target_profile import Profile
 
 
 def targets(
@@ -25,7 +25,7 @@ def targets(
     if file is None:
         profiles = list(PROFILES.values())
     else:
-        from compress.recipe_source.targets import read_target_file
+        from compress.recipe.target_entries import read_target_file
 
         profiles = [read_target_file(file)]
     rows = [_row(profile) for profile in profiles]
@@ -44,7 +44,7 @@ def targets(
 
 def _row(profile: Profile) -> dict[str, Any]:
     from compress.formats.runtimes import why_unavailable
-    from compress.targets import AppProfile
+    from compress.formats.target_profile import AppProfile
 
     target = profile.target
     reason = why_unavailable(target)

@@ -16,13 +16,13 @@ from compress.checkpoints.processor import load_processor
 from compress.data.membership import Part
 from compress.errors import ModelError
 from compress.formats.runtimes import get_runtime
-from compress.measurement import Measurement
-from compress.metrics import slice_metric
+from compress.results.measurement import Measurement
+from compress.results.metrics import slice_metric
 from compress.numerics.ratio import linearized, ratio_interval
 from compress.numerics.statistics import wilson_interval
 from compress.progress import Progress
 from compress.runtimes.decoder import feeder
-from compress.targets import Target
+from compress.formats.target_profile import Target
 from compress.tasks.batches import by_length, keep_all
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.task import Examples, Kept, Task

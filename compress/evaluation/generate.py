@@ -13,12 +13,12 @@ from compress.checkpoints.processor import load_tokenizer
 from compress.errors import ModelError
 from compress.evaluation.evaluate import share_row
 from compress.formats.runtimes import get_runtime
-from compress.measurement import Measurement
+from compress.results.measurement import Measurement
 from compress.numerics.calibration import mean_interval
 from compress.numerics.next_token import log_probabilities, loop_length, repeated_share
 from compress.progress import Progress
 from compress.runtimes.decoder import feeder, open_decoder, written_tokens
-from compress.targets import Target
+from compress.formats.target_profile import Target
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.task import Examples
 from compress.tasks.windows import spread

@@ -16,7 +16,7 @@ from compress.errors import InputError
 from compress.formats.spec import FormatSpec, Reference, RuntimeSpec, load
 from compress.plugins import FORMATS as GROUP
 from compress.plugins import UnusablePluginError, load_plugins
-from compress.targets import WEB_VERSION, AppProfile, Profile, Target
+from compress.formats.target_profile import WEB_VERSION, AppProfile, Profile, Target
 
 _CPU = "CPUExecutionProvider"
 PLATFORMS = (

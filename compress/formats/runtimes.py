@@ -10,7 +10,7 @@ from compress.errors import SampleError, StorageError
 from compress.formats.registry import FORMATS, RUNTIMES
 from compress.formats.spec import load
 from compress.progress import Progress
-from compress.targets import Target
+from compress.formats.target_profile import Target
 
 if TYPE_CHECKING:
     from compress.checkpoints.model import Model

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-from compress.targets import App, Profile
+from compress.formats.target_profile import App, Profile
 
 Reference = str
 """`module:attribute`, imported when it is needed."""

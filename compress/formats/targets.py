@@ -8,7 +8,7 @@ from difflib import get_close_matches
 
 from compress.errors import InputError
 from compress.formats.registry import FORMATS, PLATFORMS
-from compress.targets import AppProfile, Profile, Target
+from compress.formats.target_profile import AppProfile, Profile, Target
 
 
 def _with_formats(profile: Profile) -> Profile:

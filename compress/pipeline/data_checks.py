@@ -11,11 +11,11 @@ from compress.data.membership import character_lengths, find_parts
 from compress.data.slices import Unit
 from compress.errors import DataError
 from compress.evaluation.evaluate import encode_for
-from compress.evaluation.instructed import turns_of
-from compress.evaluation.picture_judge import check_classes
-from compress.pipeline.road import Road
+from compress.evaluation.instruction_following import turns_of
+from compress.evaluation.image_judge import check_classes
+from compress.pipeline.format_support import check_formats
+from compress.pipeline.runner import Road
 from compress.pipeline.target_session import SPLIT
-from compress.plan.written import check_formats
 from compress.stage.checks import check_stages
 from compress.tasks.capability import READS_ROWS
 

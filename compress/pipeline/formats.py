@@ -12,10 +12,10 @@ from compress.checkpoints.processor import PREPROCESSOR
 from compress.checkpoints.torch_model import TorchModel
 from compress.formats.registry import FORMATS
 from compress.installation import has_package
-from compress.pipeline.road import Road
-from compress.plan.written import FLOAT, asked_bits, format_given, leads_to
+from compress.pipeline.format_support import FLOAT, asked_bits, format_given, leads_to
+from compress.pipeline.runner import Road
 from compress.recipe.recipe import START
-from compress.report.schema import BASELINE, FINAL
+from compress.results.report import BASELINE, FINAL
 from compress.stage.stage import Context, Promise, Stage
 from compress.stages import STAGES
 from compress.tasks.capability import IS_WRITTEN

@@ -8,12 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from compress.cache import Cache, cache_key
 from compress.compute_device import CPU, find_device
 from compress.data.dataset import Dataset, load_dataset
 from compress.data.source import HubSplit, find, locate_split, locate_unlabeled
 from compress.digests import digest_directory
 from compress.environment import package_versions
+from compress.pipeline.cache import Cache
 from compress.progress import SilentProgress
 from compress.recipe.recipe import START, Recipe
 from compress.samples.fetch import cached_directory
@@ -21,6 +21,7 @@ from compress.sources.source import already_here
 from compress.stage.stage import Stage, references
 from compress.tasks.capability import TAKES_ARRAYS
 from compress.tasks.registry import get_task
+from compress.utils.storage import cache_key
 
 _VALIDATION = "validation"
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from compress.formats.registry import FORMATS
-from compress.measurement import Measurement
-from compress.metrics import against_metric
+from compress.results.measurement import Measurement
+from compress.results.metrics import against_metric
 from compress.pipeline.formats import weights_of
-from compress.pipeline.road import Road
+from compress.pipeline.runner import Road
 from compress.pipeline.target_session import TargetSession
-from compress.report.schema import BASELINE, FINAL
+from compress.results.report import BASELINE, FINAL
 
 
 def is_reference(session: TargetSession) -> bool:

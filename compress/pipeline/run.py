@@ -15,30 +15,30 @@ from typing import Any, BinaryIO, TypeVar
 
 from pydantic import BaseModel
 
-from compress.cache import storage_errors
 from compress.data.config import is_file_name
 from compress.data.source import find
 from compress.digests import digest_directory
 from compress.environment import package_versions
 from compress.errors import CompressError
 from compress.formats.silence import quiet_libraries
-from compress.papers.finished import Finished
-from compress.papers.licences import find_licences, refuse_forbidden
-from compress.papers.write import write_papers
-from compress.pipeline.budgets import explained, target_limits
 from compress.pipeline.data_checks import prove
-from compress.pipeline.measure import data_record, measure, test_labels
-from compress.pipeline.road import Road
+from compress.pipeline.measurements import data_record, measure, test_labels
+from compress.pipeline.runner import Road
+from compress.pipeline.target_limits import explained, target_limits
 from compress.plugins import plugin_errors
+from compress.plugins.provenance.finished import Finished
+from compress.plugins.provenance.licences import find_licences, refuse_forbidden
+from compress.plugins.provenance.write import write_papers
 from compress.progress import Progress, SilentProgress, Total
+from compress.recipe.loading import dump_recipe
 from compress.recipe.recipe import START, Recipe
-from compress.recipe_source import dump_recipe
 from compress.report.limits import check_limits
 from compress.report.pages import write_report
 from compress.report.predictions import write_predictions
 from compress.report.run_folder import LOCK, MODEL, RECIPE, TARGETS, new_folder, point_latest, write_whole
-from compress.report.schema import Report
+from compress.results.report import Report
 from compress.stage.stage import Stage
+from compress.utils.storage import storage_errors
 
 Item = TypeVar("Item")
 Model = TypeVar("Model", bound=BaseModel)

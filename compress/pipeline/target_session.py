@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from compress.bench.place import HERE, LaunchHost
-from compress.bench.session import PRECISION, TIMING_VERSION
-from compress.cache import cache_key
+from compress.benchmark.host import HERE, LaunchHost
+from compress.benchmark.session import PRECISION, TIMING_VERSION
 from compress.checkpoints.processor import load_processor
 from compress.data.dataset import TEST
 from compress.data.membership import Part, character_lengths, find_parts
@@ -29,23 +28,24 @@ from compress.evaluation.evaluate import (
     slices_of_task,
 )
 from compress.formats.runtimes import get_runtime
+from compress.formats.target_profile import Profile, find_processor
 from compress.formats.targets import PROFILES
-from compress.measurement import Measurement
-from compress.metrics import elsewhere_metric
+from compress.results.measurement import Measurement
+from compress.results.metrics import elsewhere_metric
 from compress.numerics.calibration import calibration_bins
-from compress.pipeline.budgets import size_rows
-from compress.pipeline.road import Road
+from compress.pipeline.runner import Road
+from compress.pipeline.target_limits import size_rows
 from compress.pipeline.timing import time_artifacts
 from compress.report.predictions import Answers
-from compress.report.schema import (
+from compress.results.report import (
     BASELINE,
     FINAL,
     CalibrationBin,
     CalibrationCurve,
 )
-from compress.targets import Profile, find_processor
 from compress.tasks.capability import GENERATES, READS_ROWS
 from compress.tasks.task import Examples
+from compress.utils.storage import cache_key
 
 SPLIT = TEST
 _EVALUATION_VERSION = 2
@@ -306,8 +306,8 @@ class TargetSession:
         name = self.profile.device
         if name is None:
             return HERE
-        from compress.devices.inventory import choose_devices, find_inventory, read_inventory
-        from compress.devices.place import DevicePlace
+        from compress.plugins.devices.inventory import choose_devices, find_inventory, read_inventory
+        from compress.plugins.devices.place import DevicePlace
 
         file = find_inventory(None, [self.road.folder, Path()])
         device = choose_devices(read_inventory(file), [name], file)[name]

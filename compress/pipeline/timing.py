@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from compress.bench.generation import measure_generation
-from compress.bench.pictures import measure_pictures
-from compress.bench.place import HERE, LaunchHost
-from compress.bench.session import PRECISION, BenchResult, measure_together
+from compress.benchmark.generation import measure_generation
+from compress.benchmark.image_generation import measure_pictures
+from compress.benchmark.host import HERE, LaunchHost
+from compress.benchmark.session import PRECISION, BenchResult, measure_together
+from compress.formats.target_profile import Target
 from compress.progress import Progress
 from compress.recipe.recipe import Benchmark
-from compress.targets import Target
 from compress.tasks.capability import DRAWS, GENERATES
 from compress.tasks.task import Examples, Task
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from compress.cache import storage_errors
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.checks import refuse_quantized
 from compress.quantization.block_removal import check_removal, remove_blocks
@@ -15,6 +14,7 @@ from compress.quantization.prediction import pruning_text
 from compress.quantization.sparsify import check_pattern, sparsify
 from compress.quantization.width_cut import narrow
 from compress.quantization.width_sizes import Sizes
+from compress.utils.storage import storage_errors
 
 if TYPE_CHECKING:
     from compress.stage.stage import Context

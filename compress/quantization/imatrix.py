@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from compress.cache import storage_errors
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.checks import refuse_quantized
 from compress.checkpoints.imatrix import IMATRIX
@@ -20,6 +19,7 @@ from compress.quantization.kept import Finished
 from compress.quantization.layers import linears
 from compress.quantization.skeleton import Skeleton
 from compress.quantization.stream import Stream
+from compress.utils.storage import storage_errors
 
 if TYPE_CHECKING:
     from compress.stage.stage import Context

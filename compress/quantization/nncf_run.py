@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from compress.cache import storage_errors
 from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.checkpoints.checks import refuse_quantized
 from compress.checkpoints.gptq_layout import pack_layer
@@ -28,6 +27,7 @@ from compress.quantization.kept import Finished, Tables, keep_tables, plan_table
 from compress.quantization.layers import Layer, plan_layers
 from compress.quantization.skeleton import Skeleton
 from compress.quantization.write import Result
+from compress.utils.storage import storage_errors
 
 if TYPE_CHECKING:
     from compress.stage.stage import Context

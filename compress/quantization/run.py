@@ -14,7 +14,6 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from compress.cache import disk_full, storage_errors
 from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.checkpoints.checks import refuse_quantized
 from compress.compute_device import autocast, current_device, in_bf16, within_memory
@@ -33,6 +32,7 @@ from compress.quantization.states import BlockRun
 from compress.quantization.stream import Stream
 from compress.quantization.write import Result
 from compress.training.freed_memory import give_back_freed_memory, keep_freed_memory
+from compress.utils.storage import disk_full, storage_errors
 
 if TYPE_CHECKING:
     from compress.stage.stage import Context

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from compress import __version__
-from compress.cache import storage_errors
 from compress.checkpoints.checkpoint import TABLES, Checkpoint, QuantizedCheckpoint
 from compress.checkpoints.checks import INDEX
 from compress.checkpoints.gptq_layout import PARTS
@@ -23,6 +22,7 @@ from compress.errors import StageError
 from compress.quantization.config import Quantization
 from compress.quantization.kept import Finished, Tables
 from compress.quantization.layers import Layer
+from compress.utils.storage import storage_errors
 
 LAYERS = "quantized_layers.json"
 """What became of every layer, beside the checkpoint."""

@@ -12,11 +12,11 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from compress.formats.registry import DEFAULT, FORMATS, Format
+from compress.formats.target_profile import Profile, Target
 from compress.formats.targets import PROFILES, in_format
 from compress.frozen import Frozen
 from compress.stage.stage import Stage
 from compress.stages import STAGES
-from compress.targets import Profile, Target
 
 ProcessorClass = Literal["x86-avx2", "x86-vnni", "arm64-dotprod", "arm64"]
 """As `compress.environment.processor_class` tells them apart."""

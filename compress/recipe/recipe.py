@@ -1,4 +1,4 @@
-"""The recipe: the whole truth of a run, as frozen, strict pydantic models. Read by `recipe_source`."""
+"""The recipe as frozen, strict pydantic models, from which everything about a run follows."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from compress.compute_device import PATTERN
 from compress.data.config import DataConfig
 from compress.data.slices import Slice, check_names
+from compress.formats.target_profile import Profile, sum_in_32_bits
 from compress.formats.targets import PROFILES
 from compress.frozen import Frozen
 from compress.recipe.chosen_target import ChosenTarget, ProcessorClass, from_entry, profile_of
@@ -17,7 +18,6 @@ from compress.recipe.policy import CannotTell, Policy
 from compress.recipe.search import Search
 from compress.stage.stage import Stage, references
 from compress.stages import AnyStage
-from compress.targets import Profile, sum_in_32_bits
 from compress.tasks.capability import ANSWERS_AT_ONCE, HAS_TWO_TOWERS, TAKES_IMAGES
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.registry import TASK_NAMES, tasks_with

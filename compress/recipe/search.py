@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from compress.data.config import HoldOut
 from compress.frozen import Frozen
-from compress.metrics import seconds_of
+from compress.results.metrics import seconds_of
 
 
 class Search(Frozen):

@@ -11,7 +11,7 @@ import numpy as np
 
 from compress.errors import InputError, StageError
 from compress.progress import Progress
-from compress.targets import Target
+from compress.formats.target_profile import Target
 
 Batch = Mapping[str, np.ndarray]
 

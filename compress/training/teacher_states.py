@@ -20,10 +20,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from compress.cache import cache_key
 from compress.environment import package_versions
 from compress.training import processes
 from compress.training.recovery import Body
+from compress.utils.storage import cache_key
 
 if TYPE_CHECKING:
     from compress.stage.stage import Context

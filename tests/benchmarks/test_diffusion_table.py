@@ -10,10 +10,10 @@ import pytest
 from diffusion import Row, levels_apart, models, of_int8, of_steps, of_the_run, points_lost, row, runs_beside
 from picture_reports import picture_report
 
-from compress.measurement import Measurement
+from compress.results.measurement import Measurement
 from compress.recipe.recipe import Recipe
-from compress.recipe_source import read_recipe
-from compress.report.schema import BASELINE, FINAL, Report
+from compress.recipe.loading import read_recipe
+from compress.results.report import BASELINE, FINAL, Report
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "fashion-diffusion.yaml"
 

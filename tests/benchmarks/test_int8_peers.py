@@ -17,9 +17,9 @@ from tiny_speech import TASK, write_speech
 
 from compress.errors import InputError
 from compress.formats.onnx.model import OnnxModel
-from compress.measurement import Measurement
+from compress.results.measurement import Measurement
 from compress.progress import SilentProgress
-from compress.recipe_source import read_recipe
+from compress.recipe.loading import read_recipe
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from compress.architectures.channels import find_couplings
-from compress.recipe_source import read_recipe
+from compress.recipe.loading import read_recipe
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "pruning"
 

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import pytest
 
-from compress.cache import Cache
+from compress.pipeline.cache import Cache
 from compress.cli import main
 
 Done: TypeAlias = "subprocess.CompletedProcess[str]"

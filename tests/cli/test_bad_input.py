@@ -19,11 +19,11 @@ import yaml
 from disks import Filler
 from safetensors import SafetensorError
 
-from compress.cache import Cache
+from compress.pipeline.cache import Cache
 from compress.checkpoints.torch_model import TorchModel
 from compress.cli import main
 from compress.errors import StorageError
-from compress.pipeline.road import Road
+from compress.pipeline.runner import Road
 from compress.pipeline.run import run
 from compress.tasks.registry import get_task
 

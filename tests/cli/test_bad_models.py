@@ -165,10 +165,10 @@ def test_what_cannot_be_used_is_named(
 def test_positions_without_an_end_bound_nothing(
     pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from compress.bench.generation import _positions
+    from compress.benchmark.generation import _positions
     from compress.checkpoints.config_check import positions_of
     from compress.pipeline.data_checks import check_running_text
-    from compress.pipeline.road import Road
+    from compress.pipeline.runner import Road
 
     shutil.copytree(pristine / "chat", tmp_path / "place")
     place = tmp_path / "place"

@@ -15,8 +15,8 @@ from compress.cli.recipes import recipes_app
 from compress.cli.run import check
 from compress.errors import InputError, RecipeError
 from compress.recipe.recipe import Recipe
-from compress.recipe_source import read_recipe
-from compress.recipe_source.starter import starter, starters
+from compress.recipe.loading import read_recipe
+from compress.recipe.starter import starter, starters
 from compress.tasks.registry import TASK_NAMES
 
 app = typer.Typer()

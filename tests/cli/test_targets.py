@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from compress.cli.targets import targets
 from compress.errors import InputError
 from compress.formats.targets import TARGETS
-from compress.recipe_source.targets import read_target_file
+from compress.recipe.target_entries import read_target_file
 
 
 def list_targets(*options: str) -> str:

@@ -15,7 +15,7 @@ import yaml
 from compress.data.columns import value_text
 from compress.data.slices import Slice, extra_columns
 from compress.errors import RecipeError
-from compress.recipe_source import dump_recipe, read_recipe, recipe_schema
+from compress.recipe.loading import dump_recipe, read_recipe, recipe_schema
 
 GOOD: list[dict[str, Any]] = [
     {"column": "label"},

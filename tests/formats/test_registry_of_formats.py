@@ -31,7 +31,7 @@ from typing import ClassVar, Literal
 from compress.checkpoints.torch_model import TorchModel
 from compress.formats.spec import FormatSpec, RuntimeSpec
 from compress.stage.stage import Stage
-from compress.targets import Profile, Target
+from compress.formats.target_profile import Profile, Target
 
 class ToyModel:
     kind: ClassVar[str] = "toy"
@@ -151,7 +151,7 @@ def test_without_its_folder_a_format_is_gone_and_everything_else_works(tmp_path:
     shutil.copytree(ROOT / "compress", tmp_path / "compress", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.rmtree(tmp_path / "compress" / "formats" / "litert")
     code = f"""
-import compress.cli, compress.recipe_source
+import compress.cli, compress.recipe.loading
 from compress.formats.registry import FORMATS
 from compress.formats.targets import PROFILES
 from compress.stages import STAGES

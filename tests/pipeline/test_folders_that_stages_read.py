@@ -10,8 +10,8 @@ import tiny
 from compress.errors import InputError
 from compress.formats.onnx.stage import Export
 from compress.pipeline.keys import Keys
-from compress.pipeline.road import Road
 from compress.pipeline.run import with_absolute_paths
+from compress.pipeline.runner import Road
 from compress.progress import SilentProgress
 from compress.recipe.recipe import Recipe
 from compress.stages.merge_lora import MergeLora

@@ -12,8 +12,8 @@ import tiny_run
 
 from compress.errors import DataError
 from compress.pipeline.keys import Forecast
-from compress.pipeline.road import Road
-from compress.plan import make_plan
+from compress.pipeline.planning import make_plan
+from compress.pipeline.runner import Road
 
 LABELS = tiny_run.LABELS_OF_STAGES
 # Not among them: export, whose tracing takes seconds and whose warnings would have to be silenced.

@@ -14,9 +14,9 @@ import tiny_generation
 import tiny_run
 from mergeable import save_mergeable_llama
 
-from compress.cache import Cache
 from compress.errors import StorageError
-from compress.pipeline.road import Road
+from compress.pipeline.cache import Cache
+from compress.pipeline.runner import Road
 from compress.recipe.recipe import Recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")]

@@ -15,7 +15,7 @@ import pytest
 import tiny_run
 from forked import Forked
 
-from compress.cache import Cache
+from compress.pipeline.cache import Cache
 
 pytestmark = pytest.mark.slow
 LABELS = tiny_run.LABELS_OF_STAGES

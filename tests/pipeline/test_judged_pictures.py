@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from compress.results.measurement import Measurement
+from compress.results.report import BASELINE, FINAL
 from test_runs_of_pictures import ROWS, write_recipe
 from tiny_pipelines import WORDS, pipeline_folder
 from tiny_run import load
@@ -14,13 +16,11 @@ from transformers import RegNetConfig, RegNetForImageClassification
 
 from compress.errors import InputError
 from compress.formats.targets import REFERENCE
-from compress.measurement import Measurement
 from compress.pipeline.data_checks import prove
-from compress.pipeline.measure import Findings, measure_answers
-from compress.pipeline.road import Road
+from compress.pipeline.measurements import Findings, measure_answers
+from compress.pipeline.runner import Road
 from compress.pipeline.target_session import TargetSession
 from compress.progress import SilentProgress
-from compress.report.schema import BASELINE, FINAL
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 KINDS = tuple(WORDS[3:5])

@@ -13,6 +13,7 @@ import pytest
 import tiny_run
 import torch
 import yaml
+from compress.results.report import load_report
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from huggingface_hub import ModelCard
@@ -21,16 +22,15 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel
 from typer.testing import CliRunner
 
-from compress.cache import Cache
 from compress.cli import app
 from compress.digests import digest_directory, size_bytes
 from compress.errors import CompressError, InputError, IntegrityError, ModelError, StageError
-from compress.papers.statement import verify_statement
-from compress.pipeline import measure
-from compress.pipeline.road import Road
+from compress.pipeline import measurements
+from compress.pipeline.cache import Cache
 from compress.pipeline.run import Run, run, with_absolute_paths
+from compress.pipeline.runner import Road
+from compress.plugins.provenance.statement import verify_statement
 from compress.recipe.recipe import Recipe
-from compress.report.schema import load_report
 
 LABELS = tiny_run.LABELS_OF_STAGES
 BOTH = 'targets=["cpu", "gpu"]'
@@ -432,7 +432,7 @@ def test_a_run_without_a_target_to_be_had_is_not_silent(place: Path, without_tar
 def test_where_no_file_of_a_target_can_be_written_the_stages_own_are_weighed(
     place: Path, without_target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measure, "can_write", lambda form: False)
+    monkeypatch.setattr(measurements, "can_write", lambda form: False)
     done = go(place / "tiny.yaml", without_target, *WITHOUT_TARGET)
     sizes = [done.run.report.find(model, "size_bytes", "gpu") for model in ("baseline", "final")]
     assert [row and row.value for row in sizes][1] == size_bytes(done.run.folder / "model")

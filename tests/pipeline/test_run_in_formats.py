@@ -20,8 +20,8 @@ from compress.formats.litert.stage import LiteRt
 from compress.formats.openvino.stage import OpenVino
 from compress.formats.ort.read import read_ort
 from compress.pipeline.formats import _writer
-from compress.pipeline.road import Road
 from compress.pipeline.run import run
+from compress.pipeline.runner import Road
 
 NORM = "bert.encoder.layer.0.output.LayerNorm.weight"
 STAGES = [{"finetune": {"epochs": 1, "batch_size": 8, "learning_rate": 2e-3}}, "export", "quantize"]

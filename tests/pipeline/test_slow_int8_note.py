@@ -7,13 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from compress.benchmark.profile import CauseDifference, OperatorDifference
+from compress.results.measurement import Measurement
 
-from compress import targets
-from compress.bench import machine, operator_difference, profiled_calls
-from compress.bench.profile import CauseDifference, OperatorDifference
+from compress.benchmark import machine, operator_difference, profiled_calls
+from compress.formats import target_profile
 from compress.formats.targets import TARGETS
-from compress.measurement import Measurement
-from compress.pipeline.notes import processor_notes, slow_int8_notes
+from compress.pipeline.warnings import processor_notes, slow_int8_notes
 from compress.recipe.recipe import Recipe
 from compress.tasks.registry import get_task
 
@@ -106,7 +106,7 @@ def test_a_model_of_two_graphs_is_left_alone(tmp_path: Path) -> None:
 def test_what_a_processor_without_vnni_costs_is_measured(
     kind: str, stages: tuple[str, ...], said: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(targets, "processor_class", lambda: kind)
+    monkeypatch.setattr(target_profile, "processor_class", lambda: kind)
     rates = {("fp32", 128): [2.0], ("int8", 128): [3.0], ("fp32", 256): [1.0, 3.0], ("int8", 256): [2.0]}
     rates |= {("fp32", 512): [1.0], ("int8", 512): [1.2]}
     monkeypatch.setattr(machine, "product_rates", lambda arithmetic, rows, *_: rates[arithmetic, rows])

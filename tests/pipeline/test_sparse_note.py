@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from compress.results.measurement import Measurement
 from onnx import helper, numpy_helper
 
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.formats.targets import TARGETS
-from compress.measurement import Measurement
-from compress.pipeline.notes import sparse_notes
+from compress.pipeline.warnings import sparse_notes
 from compress.recipe.recipe import Recipe
 
 

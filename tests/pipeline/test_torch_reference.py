@@ -13,18 +13,19 @@ import tiny_run
 import torch
 import transformers
 import typer
+from compress.results.metrics import describe_metric
 from rich.console import Console
 from tiny_run import Notes, load, write_all
 from typer.testing import CliRunner
 
-import compress.pipeline.measure as subject
+import compress.pipeline.measurements as subject
 from compress.cli.evaluate import evaluate
 from compress.errors import InputError, ModelError, StageError
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
-from compress.metrics import describe_metric
+from compress.pipeline import format_support
+from compress.pipeline.planning import make_plan, render_plan
 from compress.pipeline.run import Run, run
-from compress.plan import make_plan, render_plan, written
 from compress.report.console import closing_line
 
 STAGES = [{"finetune": {"epochs": 1, "batch_size": 8, "learning_rate": 2e-3}}, "export", "quantize"]
@@ -145,7 +146,7 @@ def test_check_asks_a_format_whether_it_has_a_place_for_a_language_model(
     def refuse(folder: Path, form: str) -> None:
         raise ModelError(f"{folder.name} has no place in {form}.")
 
-    monkeypatch.setattr(written, "check_writable", refuse)
+    monkeypatch.setattr(format_support, "check_writable", refuse)
     path = tiny_generation.write_all(tmp_path, stages=["gptq"])
     plan = make_plan(load(path), tmp_path, looks_into_model=True)
     assert plan.targets[0].reason == "it runs ONNX files. model has no place in onnx." and plan.stand_in == "torch"

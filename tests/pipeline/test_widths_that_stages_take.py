@@ -10,7 +10,7 @@ import tiny_run
 from tiny_generation import write_all
 
 from compress.errors import ModelError
-from compress.search.rehearsal import fields_of
+from compress.plugins.search.rehearsal import fields_of
 from compress.stage.checks import check_stages, model_checks
 
 ROUNDS = {"gptq": {"group_size": 128}}

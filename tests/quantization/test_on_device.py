@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.errors import DeviceError
-from compress.pipeline.road import Road
+from compress.pipeline.runner import Road
 from compress.quantization.build import build_skeleton
 from compress.quantization.kept import Finished
 from compress.quantization.skeleton import Skeleton
@@ -110,7 +110,7 @@ def test_memory_that_ends_in_the_middle_names_stage_and_block_and_keeps_those_be
 ) -> None:
     stage = {"gptq": {**FEW, "samples": 4, "guided": False}}
     wanted = tiny_run.load(tiny_generation.write_all(tmp_path, stages=[stage], targets=["torch"]))
-    monkeypatch.setattr("compress.pipeline.road.find_device", lambda name: DEVICE)
+    monkeypatch.setattr("compress.pipeline.runner.find_device", lambda name: DEVICE)
     load = Skeleton.load
 
     def full(skeleton: Skeleton, index: int) -> torch.nn.Module:
@@ -132,5 +132,5 @@ def test_memory_that_ends_in_the_middle_names_stage_and_block_and_keeps_those_be
     again.travel()
     assert any("1 of 2 blocks were done before" in line for line in notes.said)
     assert "computed on gpu:0" in again.finished["gptq"].record.remarks
-    monkeypatch.setattr("compress.pipeline.road.find_device", lambda name: "cpu")
+    monkeypatch.setattr("compress.pipeline.runner.find_device", lambda name: "cpu")
     assert Road(wanted, tmp_path, tmp_path / "artifacts", notes).key("gptq") != again.finished["gptq"].record.key

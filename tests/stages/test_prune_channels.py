@@ -24,7 +24,7 @@ from compress.checkpoints.torch_model import TorchModel
 from compress.data.dataset import Dataset
 from compress.errors import RecipeError, StageError
 from compress.pipeline.integrity import Contract, Probe, Weight, probed
-from compress.recipe_source import read_recipe
+from compress.recipe.loading import read_recipe
 from compress.stage.stage import Context
 from compress.stages.distill import Distill
 from compress.stages.finetune import Finetune

@@ -10,10 +10,10 @@ from tiny_generation import write_all
 
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.torch_model import TorchModel
-from compress.pipeline.road import Road
+from compress.pipeline.runner import Road
 from compress.progress import SilentProgress
 from compress.quantization.prediction import pruning_flops
-from compress.recipe_source import read_recipe
+from compress.recipe.loading import read_recipe
 from compress.stage.prediction import PlanContext, Shape
 from compress.stages.prune import Prune
 from compress.tasks.registry import get_task

@@ -211,6 +211,6 @@ class Notes(SilentProgress):
 
 def load(path: Path, *overrides: str) -> Recipe:
     """The recipe at ``path``."""
-    from compress.recipe_source import read_recipe
+    from compress.recipe.loading import read_recipe
 
     return read_recipe(path, overrides)

@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from compress.data.columns import choose
 from compress.data.files import Rows
 from compress.errors import DataError, ModelError
-from compress.recipe_source import _told
+from compress.recipe.loading import _told
 from compress.tasks.forward import predict
 from compress.tasks.text_ranking import TASK, Relevance
 

@@ -17,7 +17,7 @@ from compress.formats.coreml.read import ARRAY_TYPES
 from compress.formats.model_file import file_of
 from compress.formats.silence import silence
 from compress.runtimes.runtime import Batch, TensorType, check_inputs, check_target, why_missing
-from compress.targets import Target
+from compress.formats.target_profile import Target
 
 _UNITS = "CPU_ONLY"
 """Core ML's name for the processor alone, which `threads` cannot be told."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compress.formats.spec import FormatSpec, RuntimeSpec
-from compress.targets import App, Profile, Target
+from compress.formats.target_profile import App, Profile, Target
 
 _XNNPACK = "XnnpackBackend"
 _PYTHON = App("executorch", "PyPI: executorch", ("python",))

@@ -21,7 +21,7 @@ from compress.formats.executorch.runtime import METHOD, the_runtime
 from compress.formats.executorch.xnnpack_graph import XnnGraph, read_graph
 from compress.formats.parts import FEW, Parts, Run, Step, Values, longest, padded
 from compress.formats.silence import silence
-from compress.targets import Target
+from compress.formats.target_profile import Target
 
 _MOVED = frozenset(
     {

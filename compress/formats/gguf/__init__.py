@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from compress.formats.gguf.model import DRAFT_FILE
 from compress.formats.spec import FormatSpec, RuntimeSpec
-from compress.targets import Profile, Target
+from compress.formats.target_profile import Profile, Target
 
 FORMAT = FormatSpec(
     name="gguf",

@@ -26,7 +26,7 @@ from compress.formats.gguf.model import find_draft, find_gguf
 from compress.formats.gguf.read import read_gguf
 from compress.runtimes.drafted import DraftedDecoder
 from compress.runtimes.runtime import Batch, TensorType
-from compress.targets import Target
+from compress.formats.target_profile import Target
 
 _IDS, _MASK, _LOGITS = "input_ids", "attention_mask", "logits"
 PROVIDER = "cpu"

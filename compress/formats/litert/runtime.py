@@ -13,7 +13,7 @@ from compress.errors import InputError, ModelError, StageError
 from compress.formats.litert.model import LiteRtModel
 from compress.formats.model_file import file_of
 from compress.runtimes.runtime import Batch, TensorType, check_inputs, check_target, why_missing
-from compress.targets import Target
+from compress.formats.target_profile import Target
 
 _MASK = "attention_mask"
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from compress.formats.openvino.runtime import compile_model, read_model
 from compress.formats.parts import FEW, Parts, Run, Step, Values
-from compress.targets import Target
+from compress.formats.target_profile import Target
 
 _BITS = {"i8": 8, "u8": 8, "i4": 4, "u4": 4, "f16": 16}
 _NO_OPERATORS = ("Constant", "Parameter", "Result")

@@ -30,7 +30,7 @@ from compress.runtimes.decoder import likeliest
 from compress.runtimes.drafted import DraftedDecoder, alike
 from compress.runtimes.image_answers import open_together
 from compress.runtimes.runtime import Batch, Session, TensorType, check_inputs, check_target, why_missing
-from compress.targets import Target
+from compress.formats.target_profile import Target
 
 if TYPE_CHECKING:
     import openvino

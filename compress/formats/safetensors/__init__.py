@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compress.formats.spec import FormatSpec, RuntimeSpec
-from compress.targets import Profile, Target
+from compress.formats.target_profile import Profile, Target
 
 _FOLDER = "compress.formats.safetensors"
 _ABOUT = "transformers on this machine's processor, which runs any checkpoint as it is, in float32"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.runtimes.runtime import Session, check_target
-from compress.targets import Target
+from compress.formats.target_profile import Target
 from compress.tasks.capability import ANSWERS_AT_ONCE, REWRITES, TELLS_OF_IMAGES, TRANSCRIBES
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import pytest
 from tiny_run import Notes
 
 from compress.pipeline.run import run
-from compress.recipe_source import read_recipe
+from compress.recipe.loading import read_recipe
 
 RECIPE = Path(__file__).parents[3] / "recipes" / "quickstart.yaml"
 ARTIFACTS = Path(os.environ.get("COMPRESS_QUICKSTART", "artifacts"))

@@ -13,18 +13,18 @@ from compress.checkpoints.sampling import Sampling
 from compress.data.membership import Part
 from compress.digests import digest_directory
 from compress.evaluation.evaluate import slice_rows
-from compress.evaluation.picture_files import difference_of, png_of
-from compress.evaluation.picture_judge import Asked
-from compress.evaluation.picture_paths import sampling_path
+from compress.evaluation.image_files import difference_of, png_of
+from compress.evaluation.image_judge import Asked
+from compress.evaluation.sampling_paths import sampling_path
 from compress.formats.runtimes import get_runtime
-from compress.measurement import Measurement
+from compress.formats.target_profile import Target
+from compress.results.measurement import Measurement
 from compress.numerics.sampling_drift import SamplingPath, drift
 from compress.pipeline.target_session import TargetSession
 from compress.progress import Progress
-from compress.report.schema import BASELINE, DriftRecord, PictureRecord
+from compress.results.report import BASELINE, DriftRecord, PictureRecord
 from compress.runtimes.picture_sampler import IDS, NOISE, PICTURES, SEED
 from compress.runtimes.picture_session import PictureSession
-from compress.targets import Target
 from compress.tasks.capability import DRAWS
 
 _JUDGE_VERSION = 1

@@ -7,25 +7,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compress.cache import cache_key
-from compress.compare.hosts import host_words
+from compress.report.compare.machine_match import host_words
 from compress.data.membership import Part
 from compress.environment import environment
 from compress.errors import DeviceError, InputError, ModelError, StageError, StorageError
 from compress.formats.runtimes import make_ready, why_unavailable
+from compress.formats.target_profile import Profile
 from compress.formats.targets import PROFILES, REFERENCE
 from compress.inspect.budget import bytes_by_layer
-from compress.measurement import Measurement
-from compress.pipeline import asked, drawn
-from compress.pipeline.budgets import SHIPPED, Shipped, shipped, size_rows
+from compress.results.measurement import Measurement
+from compress.pipeline import generation_evals, image_generation_evals
+from compress.pipeline.format_support import why_not
 from compress.pipeline.formats import can_write, measurable
-from compress.pipeline.notes import processor_notes, run_remarks, slow_int8_notes, sparse_notes
 from compress.pipeline.reference import is_reference, reference_notes, rows_against_reference
-from compress.pipeline.road import Road
+from compress.pipeline.runner import Road
+from compress.pipeline.target_limits import SHIPPED, Shipped, shipped, size_rows
 from compress.pipeline.target_session import SPLIT, TargetSession
-from compress.plan.written import why_not
+from compress.pipeline.warnings import processor_notes, run_remarks, slow_int8_notes, sparse_notes
 from compress.report.predictions import Answers
-from compress.report.schema import (
+from compress.results.report import (
     BASELINE,
     FINAL,
     AnswerRecord,
@@ -39,8 +39,8 @@ from compress.report.schema import (
     Skipped,
     SliceRecord,
 )
-from compress.targets import Profile
 from compress.tasks.capability import READS_ROWS
+from compress.utils.storage import cache_key
 
 
 @dataclass
@@ -186,21 +186,26 @@ def measure_answers(findings: Findings, session: TargetSession) -> None:
         findings.slices = {part.name: SliceRecord.of(part.rows.tolist(), part.about) for part in parts}
         findings.notes += [*notes, *session.remarks()]
     findings.measurements += (
-        session.sizes() + session.accuracies(findings.parts) + asked.choices(session) + asked.similarities(session)
+        session.sizes()
+        + session.accuracies(findings.parts)
+        + generation_evals.choices(session)
+        + generation_evals.similarities(session)
     )
-    findings.measurements += drawn.judgements(session, findings.parts) + drawn.steps(session)
-    findings.pictures += drawn.grid(session)
-    findings.drift += drawn.drifts(session)
+    findings.measurements += image_generation_evals.judgements(session, findings.parts) + image_generation_evals.steps(
+        session
+    )
+    findings.pictures += image_generation_evals.grid(session)
+    findings.drift += image_generation_evals.drifts(session)
     findings.calibration += session.calibration()
     given = {(label, name): session.answers(label) for label in session.artifacts}
     findings.answers |= {place: answers for place, answers in given.items() if answers is not None}
-    followed, told = asked.instructed(session)
+    followed, told = generation_evals.instructed(session)
     findings.measurements += followed
     findings.given += told
-    repeated, continuations, notes = asked.generations(session)
+    repeated, continuations, notes = generation_evals.generations(session)
     findings.measurements += repeated
     findings.continuations += continuations
-    findings.lost_tokens += asked.lost_tokens(session)
+    findings.lost_tokens += generation_evals.lost_tokens(session)
     findings.notes += notes
 
 

@@ -12,14 +12,14 @@ from compress.checkpoints.pipeline_checks import part_folders
 from compress.digests import size_bytes
 from compress.formats.registry import RUNTIMES
 from compress.formats.runtimes import get_runtime
+from compress.formats.target_profile import Profile, Target
 from compress.inspect.budget import budget_of
 from compress.inspect.size_advice import what_helps
 from compress.inspect.tensors import read_model
-from compress.measurement import Measurement
+from compress.results.measurement import Measurement
 from compress.recipe.recipe import Limit
-from compress.report.schema import FINAL, LimitResult
+from compress.results.report import FINAL, LimitResult
 from compress.runtimes.runtime import Ships
-from compress.targets import Profile, Target
 
 SHIPPED, MEMORY = "shipped_bytes", "peak_memory_bytes"
 _MEGABYTE = 1e6

@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from compress.cache import Cache, Entry, disk_full
 from compress.checkpoints.checkpoint import Checkpoint
 from compress.checkpoints.checks import check_weights_finite
 from compress.checkpoints.json_file import read_json
@@ -26,12 +25,13 @@ from compress.digests import digest_directory
 from compress.errors import CompressError, DeviceError, InputError, StageError, StorageError
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.probed import TOKENS, WINDOWS
+from compress.pipeline.cache import Cache, Entry
 from compress.pipeline.integrity import PROBES, Contract, Probe, Weight, probed, weigh
 from compress.pipeline.keys import Keys
-from compress.plan.sources import resolved
+from compress.pipeline.recipe_sources import resolved
 from compress.progress import Progress
 from compress.recipe.recipe import START, Recipe
-from compress.report.schema import IntegrityRecord
+from compress.results.report import IntegrityRecord
 from compress.sources.onnx_file import onnx_file
 from compress.stage.meter import metered
 from compress.stage.stage import Context, Promise, Stage, StageRecord
@@ -39,6 +39,7 @@ from compress.tasks.capability import READS_ROWS
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples, Task
 from compress.training.processes import first_says, is_first, own_device, several, wait_for_all
+from compress.utils.storage import disk_full
 
 
 @dataclass(frozen=True)

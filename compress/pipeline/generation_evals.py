@@ -22,11 +22,11 @@ from compress.evaluation.generate import (
     repetition_row,
     steps_of,
 )
-from compress.evaluation.instructed import answer_perplexity, answers_of, chats, instruction_rows, turns_of
-from compress.evaluation.judged import choice_rows, choice_scores, cosines, similarity_rows
-from compress.measurement import Measurement
+from compress.evaluation.instruction_following import answer_perplexity, answers_of, chats, instruction_rows, turns_of
+from compress.evaluation.zero_shot import choice_rows, choice_scores, cosines, similarity_rows
+from compress.results.measurement import Measurement
 from compress.pipeline.target_session import TargetSession, windows_digest
-from compress.report.schema import BASELINE, FINAL, AnswerRecord, ContinuationRecord, LostToken, WrittenToken
+from compress.results.report import BASELINE, FINAL, AnswerRecord, ContinuationRecord, LostToken, WrittenToken
 from compress.tasks.capability import GENERATES
 from compress.tasks.windows import spread
 

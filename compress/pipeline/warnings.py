@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from compress.environment import processor_class
 from compress.formats.onnx.model import OnnxModel, find_graphs
 from compress.formats.runtimes import get_runtime
-from compress.measurement import Measurement
+from compress.formats.target_profile import Target, find_processor
+from compress.results.measurement import Measurement
 from compress.pipeline.target_session import TargetSession
 from compress.recipe.recipe import Recipe
-from compress.report.schema import BASELINE, FINAL
+from compress.results.report import BASELINE, FINAL
 from compress.runtimes.runtime import Remarks
-from compress.targets import Target, find_processor
 from compress.tasks.capability import GENERATES, READS_ROWS
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ def slow_int8_notes(session: TargetSession, rows: Sequence[Measurement]) -> list
     files = (session.artifacts[measured or BASELINE], session.artifacts[FINAL])
     if any(len(find_graphs(folder)) > 1 for folder in files):
         return []
-    from compress.bench.operator_difference import compare_operators
-    from compress.bench.profiled_calls import batch_calls
+    from compress.benchmark.operator_difference import compare_operators
+    from compress.benchmark.profiled_calls import batch_calls
     from compress.report.difference_console import cause_text, verdict_text
 
     difference = compare_operators(
@@ -93,7 +93,7 @@ def processor_notes(session: TargetSession) -> list[str]:
         or not has_integers(session.road.recipe)
     ):
         return []
-    from compress.bench.machine import PRODUCTS, product_rates
+    from compress.benchmark.machine import PRODUCTS, product_rates
 
     kinds = {kind: [product_rates(kind, *shape, session.benchmark.threads) for shape in PRODUCTS] for kind in _KINDS}
     faster = [fmean(rates) / fmean(floats) for rates, floats in zip(kinds["int8"], kinds["fp32"], strict=True)]

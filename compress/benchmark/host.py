@@ -1,0 +1,75 @@
+"""Where a session's launches are made: on this machine, or on another one that answers with the same record."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from compress.benchmark.restarts import Launches, Workload
+from compress.benchmark.noise import load_average
+from compress.benchmark.record import Conditions, Record
+from compress.environment import environment, spread_cores
+from compress.errors import StageError
+from compress.formats.runtimes import make_ready, why_unavailable
+from compress.progress import Progress
+from compress.formats.target_profile import Target
+
+TRACKED = "Timing, launches of all models"
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What the launches brought in, and what the machine was that made them.
+
+    ``precision`` is that of `Launches.precision`; ``cores`` are those that processes were pinned to; ``load`` is the
+    load average before the start.
+    """
+
+    record: Record
+    precision: float
+    cores: tuple[int, ...]
+    load: float | None
+    environment: dict[str, Any]
+
+
+class LaunchHost(Protocol):
+    """A machine that makes launches."""
+
+    def target(self, target: Target) -> Target:
+        """How rows name that target at this place."""
+
+    def why_unavailable(self, target: Target) -> str | None:
+        """Why nothing can run on ``target`` there, or ``None``."""
+
+    def time(self, workload: Workload, conditions: Conditions, progress: Progress) -> Timed:
+        """Make the launches of `Launches`; raises what those raise."""
+
+
+class Here:
+    """This machine."""
+
+    def target(self, target: Target) -> Target:
+        """See `LaunchHost.target`: as it stands."""
+        return target
+
+    def why_unavailable(self, target: Target) -> str | None:
+        """See `LaunchHost.why_unavailable`."""
+        return why_unavailable(target)
+
+    def time(self, workload: Workload, conditions: Conditions, progress: Progress) -> Timed:
+        """See `LaunchHost.time`; what the runtime is missing is fetched first."""
+        reason = make_ready(conditions.target, progress)
+        if reason is not None:
+            raise StageError(f"The target {conditions.target.name!r} is not to be had here: {reason}")
+        left = conditions.seconds_left
+        deadline = None if left is None else time.perf_counter() + left
+        cores = spread_cores(conditions.threads)
+        launches = Launches(workload, replace(conditions, cores=cores, deadline=deadline))
+        load = load_average()
+        for _ in progress.track(launches, TRACKED, conditions.most_launches):
+            pass
+        return Timed(launches.record, launches.precision(), tuple(cores), load, environment())
+
+
+HERE = Here()

@@ -1,0 +1,226 @@
+"""The near end of a process that runs one artifact in turns, with the runtime's notes and without."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import onnx_ir as ir
+
+from compress.benchmark.subprocess_client import Child, serving
+from compress.benchmark.machine import measure_rates
+from compress.benchmark.noise import Usage
+from compress.benchmark.profiled_calls import Calls
+from compress.benchmark.rpc import Reply, serve
+from compress.benchmark.worker import Answering, read_batches, timed, write_batches
+from compress.errors import StageError
+from compress.formats.onnx.model import find_graph
+from compress.formats.onnx.runtimes.profile import CallRun, ProfiledSession, read_profile, write_optimized
+from compress.formats.runtimes import get_runtime
+from compress.runtimes.decoder import open_decoder
+from compress.runtimes.runtime import Batch, Session
+from compress.formats.target_profile import Target
+
+FEWEST_PASSES = 7
+SETTLE_SECONDS = 0.02
+_WARM_UP_PASSES = 3
+_UNTIMED = 2
+_MOST_EVENTS = 60_000
+"""ONNX Runtime keeps every event until the end, and each is a kilobyte of JSON."""
+
+
+@dataclass(frozen=True)
+class Noted:
+    """What the runtime noted: the graph that it ran, and every node of it in [passes][calls]."""
+
+    optimized: Path
+    graph: ir.Graph
+    runs: list[list[CallRun]]
+
+
+class ProfiledChild:
+    """One artifact in a process of its own, opened twice; a context manager, which leaves no process behind.
+
+    ``plain`` and ``profiled`` are ms, [passes][calls]; ``cpu_seconds`` what the process took of the processor so far.
+    """
+
+    def __init__(self, artifact: Path, calls: Calls, scratch: Path, timeout_seconds: float) -> None:
+        """Start the process; ``scratch`` is an empty folder for what passes between it and here."""
+        self._artifact, self._calls, self._scratch, self._timeout = artifact, calls, scratch, timeout_seconds
+        self._child = Child(artifact.name, serving("compress.benchmark.profile_worker"))
+        self._order: list[int | None] = []
+        self.plain: list[list[float]] = []
+        self.profiled: list[list[float]] = []
+        self.cpu_seconds = 0.0
+        self.settings: dict[str, Any] = {}
+        self.most_passes = FEWEST_PASSES
+
+    def open(self, target: Target, threads: int, cores: Sequence[int]) -> None:
+        """Load the artifact, then the graph that the runtime makes of it."""
+        path = self._scratch / "batches.npz"
+        write_batches(path, self._calls.batches)
+        message = {"do": "open", "artifact": str(self._artifact.absolute()), "target": asdict(target)}
+        own = {"threads": threads, "cores": list(cores), "batches": str(path), "folder": str(self._scratch)}
+        own["text"] = None if self._calls.phase == "batch" else self._calls.prompt
+        opened = self.ask({**message, **own})
+        self.settings = opened["settings"]
+        self.most_passes = max(FEWEST_PASSES, _MOST_EVENTS // (opened["nodes"] * (len(self._calls) + _UNTIMED)))
+
+    def warm_up(self) -> None:
+        """Turns that count for nothing."""
+        for _ in range(_WARM_UP_PASSES):
+            self._turn(False)
+            self._turn(True)
+        self._order = [None] * len(self._order)
+
+    def pass_(self, noted_first: bool) -> None:
+        """Every call once without notes and once with them."""
+        for profiled in (True, False) if noted_first else (False, True):
+            (self.profiled if profiled else self.plain).append(self._turn(profiled))
+
+    def end(self) -> Noted:
+        """Stop noting. Raises `StageError` where calls are missing from the notes."""
+        ended = self._child.ask({"do": "end"}, self._timeout)
+        optimized = Path(ended["optimized"])
+        return Noted(optimized, ir.load(optimized).graph, self._runs(read_profile(Path(ended["profile"]))))
+
+    def ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        """As `Child.ask`."""
+        return self._child.ask(message, self._timeout)
+
+    def _turn(self, profiled: bool) -> list[float]:
+        time.sleep(SETTLE_SECONDS)
+        begin = bool(self._calls.prompt)
+        untimed = 0 if begin else min(_UNTIMED, len(self._calls))
+        numbers = list(range(len(self._calls)))
+        reply = self.ask({"do": "turn", "profiled": profiled, "calls": numbers, "begin": begin, "untimed": untimed})
+        self.cpu_seconds = reply["cpu_seconds"]
+        latencies: list[float] = reply["latencies_ms"]
+        if profiled:
+            self._order += [*[None] * (begin + untimed), *numbers]
+        return latencies
+
+    def _runs(self, calls: list[CallRun]) -> list[list[CallRun]]:
+        """[passes][calls], without the calls that warmed up."""
+        if len(calls) != len(self._order):
+            raise StageError(f"ONNX Runtime noted {len(calls)} calls of {len(self._order)}.", where="its profile")
+        kept = [run for run, index in zip(calls, self._order, strict=True) if index is not None]
+        size = len(self._calls)
+        return [kept[start : start + size] for start in range(0, len(kept), size)]
+
+    def __enter__(self) -> Self:
+        self._child.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
+        self._child.__exit__(kind, *raised)
+
+
+def run_in_turns(
+    children: Sequence[ProfiledChild],
+    target: Target,
+    threads: int,
+    cores: Sequence[int],
+    seconds: float,
+    numbers: Callable[[int], Iterable[int]],
+) -> Usage:
+    """Open the artifacts, warm them up, and take passes for about ``seconds``; what that took of the machine.
+
+    ``numbers`` gives those of the passes, of so many at most. Which artifact is first, and which of its two sessions,
+    alternates.
+    """
+    for child in children:
+        child.open(target, threads, cores)
+    for child in children:
+        child.warm_up()
+    before, began = Usage.now(sum(child.cpu_seconds for child in children)), time.perf_counter()
+    for number in numbers(min(child.most_passes for child in children)):
+        for child in children if number % 2 == 0 else children[::-1]:
+            child.pass_(noted_first=number // len(children) % 2 == 1)
+        if number + 1 >= FEWEST_PASSES and time.perf_counter() - began >= seconds:
+            break
+    return Usage.now(sum(child.cpu_seconds for child in children)) - before
+
+
+class _Reader:
+    """A decoder that is asked in batches: each is a prompt, or the next token of the text that a prompt began."""
+
+    def __init__(self, session: Session, where: str, prompt: Sequence[int]) -> None:
+        self._decoder, self._prompt = open_decoder(session, where), prompt
+
+    def begin(self) -> None:
+        """Read the prompt."""
+        self._decoder.prefill(self._prompt)
+
+    def predict(self, batch: Batch) -> int:
+        """The token that follows."""
+        ids: list[int] = batch["input_ids"][0].tolist()
+        return self._decoder.step(ids[0]) if self._prompt else self._decoder.prefill(ids)
+
+
+class ProfileWorker:
+    """One artifact, opened twice."""
+
+    def __init__(self) -> None:
+        self._plain: Answering | None = None
+        self._noted: Answering | None = None
+        self._profiled: ProfiledSession | None = None
+        self._optimized = Path()
+        self._batches: list[Batch] = []
+        self._threads = 1
+
+    def open(self, message: Reply) -> Reply:
+        """Open the artifact, then the graph that the runtime makes of it."""
+        if message["cores"] and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, message["cores"])
+        target, self._threads = Target(**message["target"]), message["threads"]
+        artifact = Path(message["artifact"])
+        self._batches = read_batches(Path(message["batches"]))
+        plain = get_runtime(target.runtime).open(artifact, target, self._threads)
+        self._optimized = write_optimized(find_graph(artifact), Path(message["folder"]), self._threads)
+        self._profiled = ProfiledSession(self._optimized, self._threads)
+        self._plain, self._noted = plain, self._profiled.session
+        if message["text"] is not None:
+            self._plain, self._noted = (
+                _Reader(session, str(artifact), message["text"]) for session in (plain, self._profiled.session)
+            )
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        return {"nodes": len(ir.load(self._optimized).graph), "settings": plain.settings}
+
+    def turn(self, message: Reply) -> Reply:
+        """Time one call for each batch that is named, with or without notes, after the untimed ones."""
+        session = self._noted if message["profiled"] else self._plain
+        assert session is not None, "open comes first"
+        if message["begin"]:
+            assert isinstance(session, _Reader), "only a text has a beginning"
+            session.begin()
+        for index in message["calls"][: message["untimed"]]:
+            session.predict(self._batches[index])
+        latencies_ms, _ = timed(session, self._batches, message["calls"])
+        return self._done({"latencies_ms": latencies_ms})
+
+    def limits(self, message: Reply) -> Reply:
+        """Measure the machine."""
+        rates = measure_rates(self._threads, message["buffers"])
+        bandwidths = {str(size): samples for size, samples in rates.bytes_per_s.items()}
+        return self._done({"bytes_per_s": bandwidths, "fp32_per_s": rates.fp32_per_s, "int8_per_s": rates.int8_per_s})
+
+    def end(self, message: Reply) -> Reply:
+        """Write the notes down."""
+        assert self._profiled is not None, "open comes first"
+        return {"profile": str(self._profiled.end()), "optimized": str(self._optimized)}
+
+    def _done(self, reply: Reply) -> Reply:
+        return {**reply, "cpu_seconds": time.process_time()}
+
+
+def main() -> None:
+    """Serve on the standard streams."""
+    serve(ProfileWorker())

@@ -1,0 +1,214 @@
+"""What a plan holds, as frozen pydantic models: the JSON of `compress check --json`; and its tables for a terminal."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import Field
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from compress.fitted_table import Column, FittedTable
+from compress.formats.target_profile import PROCESSORS
+from compress.frozen import Frozen
+from compress.results.metrics import format_bytes
+from compress.recipe.recipe import Limit
+from compress.results.report import LicenceRecord
+from compress.stage.prediction import Estimate
+
+_UNITS = (("s", 1, 90), ("min", 60, 5400), ("h", 3600, float("inf")))
+"""Units of time, their seconds, and below how many seconds each is used."""
+_CERTAIN, _SHORT_SECONDS = 2.0, 10.0
+"""Below so many times from low to high, or so many seconds at most, one figure is shown."""
+
+
+class Told(Frozen):
+    """What was predicted before past runs had a say."""
+
+    by: str = Field("", description="`arithmetic`, or `trial`: tried on a few batches")
+    seconds: float | None = None
+    peak_memory_bytes: float | None = None
+
+
+class StagePlan(Frozen):
+    """One stage. ``cached`` is ``None`` where nobody knows; what is cached costs nothing again."""
+
+    label: str
+    kind: str
+    takes: str = Field(description="class of the model that goes in")
+    gives: str = Field(description="class of the model that comes out")
+    reads: tuple[str, ...] = Field(description="splits and other text")
+    refers_to: tuple[str, ...] = Field(description="earlier stages whose outputs it reads beside its input")
+    cached: bool | None
+    work: float | None = Field(None, description="what its time grows with, in `work_unit`")
+    work_unit: str = ""
+    told: Told = Field(Told(), description="what was predicted before past runs had a say")
+    seconds: Estimate
+    peak_memory_bytes: Estimate
+    disk_bytes: Estimate
+
+
+class SourcePlan(Frozen):
+    """The starting model, a split or unlabeled text."""
+
+    role: str
+    reference: str
+    status: Literal["here", "unknown until fetched"]
+    path: str | None
+    size_bytes: int | None = None
+    parameters: int | None = None
+    rows: int | None = Field(None, description="of data; estimated from the first rows except for Parquet")
+    note: str = ""
+
+
+class TargetPlan(Frozen):
+    """Whether a target can be had here, or why it will be skipped."""
+
+    name: str
+    available: bool
+    reason: str
+
+
+class Plan(Frozen):
+    """Everything that can be said of a run before a model is loaded."""
+
+    recipe: str
+    task: str
+    task_is_told: bool = Field(False, description="by the model's config, since the recipe names none")
+    sources: tuple[SourcePlan, ...]
+    stages: tuple[StagePlan, ...]
+    targets: tuple[TargetPlan, ...]
+    stand_in: str | None = Field(
+        None, description="the target that measures weights in place, where none of the recipe's can be had"
+    )
+    processor: str = Field(description="the kind of processor of this machine")
+    decided: dict[str, str] = Field({}, description="label of a stage -> what it leaves to the processors, decided")
+    limits: tuple[Limit, ...]
+    measuring: Estimate = Field(description="seconds in which every model is judged and timed")
+    told_measuring: Told = Field(Told(), description="the same before past runs had a say")
+    seconds: Estimate
+    disk_needed_bytes: Estimate
+    disk_free_bytes: int
+    artifacts: str
+    licences: tuple[LicenceRecord, ...] = Field((), description="of sources and runtimes, as far as they are here")
+    licence_remarks: tuple[str, ...] = Field((), description="what these ask of whoever passes the model on")
+    plugins: tuple[str, ...] = Field((), description="what other packages register and cannot be used, and why")
+
+
+def render_plan(plan: Plan) -> RenderableType:
+    """Sources, stages, targets, limits and totals, one under the other."""
+    totals = Text(
+        f"here   {_processor(plan)}\n"
+        f"time   {_seconds(plan.seconds)}{_note(plan.seconds)}\n"
+        f"disk   {_bytes(plan.disk_needed_bytes.value)} needed{_note(plan.disk_needed_bytes)}, "
+        f"{_bytes(plan.disk_free_bytes)} free at {plan.artifacts}"
+    )
+    told = " (told by the model's config)" if plan.task_is_told else ""
+    parts: list[RenderableType] = [
+        Text(f"{plan.recipe}: {plan.task}{told}", style="bold"),
+        _table("reads", ("what", "from", "size", "state"), [_source(row) for row in plan.sources]),
+        _table(
+            "stages",
+            ("stage", "gives", "reads", "cached", "time", "peak memory", "disk"),
+            [_stage(stage) for stage in plan.stages],
+        ),
+        *_notes(plan),
+        _table(
+            "targets",
+            ("target", "here", ""),
+            [(one.name, "yes" if one.available else "no, will be skipped", one.reason) for one in plan.targets],
+        ),
+    ]
+    if plan.stand_in:
+        parts.append(Text(f"none of them can run it: {plan.stand_in} measures the weights in place, in float32"))
+    if plan.limits:
+        parts.append(_table("limits", ("metric", "target", "bound"), [_limit(limit) for limit in plan.limits]))
+    parts += [Text(remark, style="yellow") for remark in plan.licence_remarks]
+    return Group(*parts, *map(Text, plan.plugins), totals)
+
+
+def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> FittedTable:
+    table = FittedTable(title, [Column(heading) for heading in columns])
+    for row in rows:
+        table.add(*row)
+    return table
+
+
+def _source(row: SourcePlan) -> tuple[str, ...]:
+    sizes = [
+        f"{row.parameters / 1e6:.1f}M parameters" if row.parameters is not None else "",
+        f"{row.rows:,} rows" if row.rows is not None else "",
+        _bytes(row.size_bytes) if row.size_bytes is not None else "",
+    ]
+    state = row.status + (f" ({row.note})" if row.note else "")
+    return row.role, row.reference, ", ".join(size for size in sizes if size) or "?", state
+
+
+def _stage(stage: StagePlan) -> tuple[str, ...]:
+    cached = {True: "yes", False: "no", None: "?"}[stage.cached]
+    reads = ", ".join((*stage.reads, *(f"output of {label}" for label in stage.refers_to))) or "-"
+    return (
+        stage.label,
+        re.sub(r"(?<=[a-z])(?=[A-Z])", " ", stage.gives),
+        reads,
+        cached,
+        _seconds(stage.seconds),
+        _bytes(stage.peak_memory_bytes.value),
+        _bytes(stage.disk_bytes.value),
+    )
+
+
+def _notes(plan: Plan) -> list[RenderableType]:
+    """Each way of estimating, and each reason for having none, once, with its stages."""
+    users: dict[tuple[str, str], list[str]] = {}
+    for stage in plan.stages:
+        estimates = (("time", stage.seconds), ("memory", stage.peak_memory_bytes), ("disk", stage.disk_bytes))
+        for quantity, estimate in estimates:
+            if estimate.note != "cached":
+                users.setdefault((quantity, estimate.note), []).append(stage.label)
+    users.setdefault(("time", plan.measuring.note), []).append("measuring")
+    lines = [f"{quantity} of {', '.join(labels)}: {note}" for (quantity, note), labels in users.items()]
+    return [Text("\n".join(lines), style="dim")] if lines else []
+
+
+def _limit(limit: Limit) -> tuple[str, ...]:
+    words = f"{'at least' if limit.at_least is not None else 'at most'} {limit.bound:g}"
+    words += f" of {limit.of}" if limit.of else ""
+    return limit.metric, limit.target, words + (f" on {limit.processor}" if limit.processor else "")
+
+
+def _processor(plan: Plan) -> str:
+    """`x86-avx2: 8-bit products may saturate in 16 bits ...`, and what stages make of it."""
+    known = PROCESSORS.get(plan.processor)
+    words = "8-bit products are summed in 32 bits"
+    if known is not None and not known.sums_in_32_bits:
+        words = "8-bit products may saturate in 16 bits, and gain less speed than with VNNI"
+    decided = "".join(f"; {label}: {text}" for label, text in plan.decided.items())
+    return f"{plan.processor}: {words}{decided}"
+
+
+def _note(estimate: Estimate) -> str:
+    return f" ({estimate.note})" if estimate.note else ""
+
+
+def _seconds(estimate: Estimate) -> str:
+    """`~50 s`, or where it may be twice as much `4 to 9 min`."""
+    if estimate.value is None:
+        return "?"
+    if not estimate.value:
+        return "0 s"
+    low, high = estimate.low or estimate.value, estimate.high or estimate.value
+    name, unit = next((name, unit) for name, unit, most in _UNITS if estimate.value < most)
+    if high < _CERTAIN * low or high < _SHORT_SECONDS:
+        return f"~{estimate.value / unit:.{int(unit == 3600)}f} {name}"
+    first, last = (_two_figures(value / unit) for value in (low, high))
+    return f"{first} to {last} {name}"
+
+
+def _two_figures(value: float) -> str:
+    return f"{value:.1f}" if value < 1 else f"{value:.0f}" if value < 100 else f"{float(f'{value:.2g}'):.0f}"
+
+
+def _bytes(value: float | None) -> str:
+    return "?" if value is None else format_bytes(round(value))

@@ -1,0 +1,296 @@
+"""The model and the data of a recipe as they lie on this machine: sizes, without reading what is inside."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from compress.checkpoints.adapter import check_adapter
+from compress.checkpoints.allowed_code import allow
+from compress.checkpoints.checks import refuse_quantized
+from compress.checkpoints.config_check import check_config
+from compress.checkpoints.pipeline_checks import is_pipeline
+from compress.data.arrays import Draws
+from compress.data.columns import check_extra
+from compress.data.config import is_sample, sample_split
+from compress.data.dataset import TEST
+from compress.data.instructions import find_instructions
+from compress.data.judged import find_questions, find_rated_pairs
+from compress.data.slices import extra_columns
+from compress.data.source import HubSplit, Location, find, locate_split, locate_unlabeled, read
+from compress.errors import CompressError, DataError, InputError, ModelError
+from compress.formats.onnx.graph import integer_operator, read_graph
+from compress.pipeline.checkpoint_headers import folder_bytes, read_shape, read_size
+from compress.pipeline.plan import SourcePlan
+from compress.progress import Progress, SilentProgress
+from compress.recipe.recipe import Recipe
+from compress.samples.fetch import cached_directory
+from compress.samples.sample import find_sample
+from compress.sources.onnx_file import companions_of, onnx_file
+from compress.sources.origin import Origin
+from compress.sources.pipeline_folder import check_checker
+from compress.sources.source import find_model, kinds_here, resolve_model
+from compress.stage.prediction import Shape, Text
+from compress.stage.stage import Reference, references
+from compress.tasks.capability import IS_WRITTEN, TAKES_ARRAYS
+from compress.tasks.registry import get_task
+
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?$")
+
+
+class Sources:
+    """Finds what a recipe reads, collecting ``problems`` on the way."""
+
+    def __init__(self, recipe: Recipe, recipe_folder: Path) -> None:
+        self.recipe = recipe
+        self.folder = recipe_folder
+        self.problems: list[CompressError] = []
+        self.rows: list[SourcePlan] = []
+        self.texts: dict[str, Text] = {}
+        self.downloads: dict[str, int] = {}
+        self.task = kinds_here(get_task(recipe.task), recipe.model, recipe_folder)[0]
+        """The kind of task that the model is for; the first, where it is not here to tell."""
+        self.start: Path | None = None
+        """The folder of the starting model, where it is here."""
+
+    def find_all(self) -> Shape | None:
+        """Describe the model and every data source; the starting model's shape where it is here."""
+        recipe = self.recipe
+        made = recipe.module is not None or recipe.random_weights
+        shape = None if made else self.model(recipe.model, "model")
+        if made:
+            self._made_model(recipe.model, "model", recipe.module, recipe.random_weights)
+        elif shape is not None:
+            self.start = self._model_path(recipe.model)
+        for split, reference in recipe.data.splits.items():
+            with self._noting():
+                self._split(split, reference)
+        for reference in recipe.data.unlabeled:
+            with self._noting():
+                place = locate_unlabeled(reference, self.folder, cached_directory)
+                self._describe(f"unlabeled {reference}", reference, place, (), reference)
+        for named in dict.fromkeys(references(recipe.stages)):
+            if named.kind != "model":
+                with self._noting():
+                    self._folder(named)
+        if recipe.evaluation.judge is not None:
+            self.model(recipe.evaluation.judge, "evaluation.judge")
+        with self._noting():
+            self._judged("questions", recipe.evaluation.questions, find_questions)
+            self._judged("similarity", recipe.evaluation.similarity, find_rated_pairs)
+            if recipe.evaluation.instructions:
+                find_instructions(recipe.evaluation.instructions, self.folder)
+        return shape
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        """What the user gave and cannot be used is a problem; the others are looked for all the same."""
+        try:
+            yield
+        except InputError as error:
+            self.problems.append(error)
+
+    def _here(self, role: str, reference: str, path: Path, **more: Any) -> None:
+        size = folder_bytes(path)
+        self.rows.append(
+            SourcePlan(role=role, reference=reference, status="here", path=str(path), size_bytes=size, **more)
+        )
+
+    def _judged(self, role: str, reference: str | None, read: Callable[[str, Path, Progress], Any]) -> None:
+        """What models are judged by beside their rows: read where it is here. Raises `InputError`."""
+        if reference is None:
+            return
+        if is_sample(reference) and cached_directory(reference.removeprefix("sample:")) is None:
+            self._unknown(role, reference)
+        else:
+            read(reference, self.folder, SilentProgress())
+
+    def model(self, reference: str, role: str) -> Shape | None:
+        """Describe a model; its shape where it is here."""
+        with self._noting():
+            path = self._model_path(reference)
+            if path is None:
+                self._unknown(role, reference)
+                return None
+            try:
+                shape = read_shape(path)
+                graph = onnx_file(path)
+                if graph is not None:
+                    self._check_graph(graph)
+                elif (path / "config.json").is_file():
+                    check_config(path, self.recipe.trust_remote_code)
+                if is_pipeline(path):
+                    check_checker(path, self.recipe.safety_checker)
+                elif graph is None and IS_WRITTEN not in self.task.capabilities and path.is_dir():
+                    refuse_quantized(path)
+            except OSError as error:
+                what = f"The model cannot be read: {error.strerror or error}."
+                raise ModelError(what, where=error.filename or reference) from error
+            self._here(role, reference, path, parameters=round(shape.parameters))
+            return shape
+        return None
+
+    def _check_graph(self, file: Path) -> None:
+        """Raises `InputError` for a graph that the recipe's stages can do nothing with."""
+        if TAKES_ARRAYS not in get_task(self.recipe.task).capabilities:
+            companions_of(file)
+        stage = next((one for one in self.recipe.stages if one.integer_graph), None)
+        done = integer_operator(read_graph(file)) if stage else None
+        if stage and done:
+            raise ModelError(
+                f"The graph is quantized already: it has the operator {done}.",
+                where=str(file),
+                expected=f"a float graph, which {stage.kind} takes",
+                mend="start from the float model; quantizing twice loses accuracy for nothing",
+            )
+
+    def named_model(self, reference: str, random_weights: bool) -> Shape | None:
+        """Describe a model that a stage names, its student; its shape where its weights are here."""
+        if not random_weights:
+            return self.model(reference, "student")
+        self._made_model(reference, "student", None, random_weights=True)
+        return None
+
+    def _made_model(self, reference: str, role: str, module: str | None, random_weights: bool) -> None:
+        """Describe what a model is made from; its shape is known once its code has run."""
+        with self._noting():
+            path = self._model_path(reference)
+            if module is not None:
+                check_module(module, self.folder)
+            if path is None:
+                self._unknown(role, reference)
+                return
+            origin = "random weights" if random_weights else "its weights"
+            self._here(role, reference, path, note=f"made by {module or 'its config'}, with {origin}")
+
+    def _model_path(self, reference: str) -> Path | None:
+        """Where a model lies; ``None`` for one to be fetched. Raises `ModelError`, `SampleError`."""
+        if is_sample(reference):
+            sample = find_sample(reference)
+            if sample.kind != "model":
+                raise InputError(f"{reference} is data, not a model.", mend="`compress samples` lists the models")
+            return cached_directory(sample.name)
+        return find(reference, self.folder) or _in_hub_cache(reference)
+
+    def _split(self, split: str, reference: str) -> None:
+        source = self.recipe.data.source
+        elsewhere = sample_split(reference)
+        source = elsewhere[0] if elsewhere else source
+        shown = reference if source is None or elsewhere else f"{source} ({reference})"
+        place = locate_split(self.recipe.data, split, self.folder, cached_directory)
+        self._describe(f"split {split}", shown, place, self.recipe.data.columns.values(), source)
+        if split == TEST and isinstance(place, Path):
+            self._check_slices(place)
+
+    def _check_slices(self, place: Path) -> None:
+        """Raises `DataError` for a slice of a column that the test split has not."""
+        task = (column.name for column in self.task.columns)
+        extra = extra_columns(self.recipe.slices or (), task)
+        if extra:
+            check_extra(read(place, ()), extra)
+
+    def _folder(self, reference: Reference) -> None:
+        name, path = reference.name, find(reference.name, self.folder)
+        if path is None:
+            raise InputError(f"There is no folder {name!r}.", where=str(self.folder), mend="check the path")
+        if reference.kind == "adapter":
+            check_adapter(path)
+        self._here(reference.kind, name, path)
+
+    def _describe(
+        self, role: str, shown: str, place: Location | None, columns: Iterable[str], source: str | None
+    ) -> None:
+        if place is None or isinstance(place, HubSplit):
+            self._unknown(role, shown, source)
+            return
+        if isinstance(place, Draws):
+            self.rows.append(SourcePlan(role=role, reference=shown, status="here", path=None, rows=place.count))
+            return
+        text, names = read_size(place)
+        missing = [column for column in columns if names and column not in names]
+        if missing:
+            raise DataError(
+                f"{place.name} has no column {missing[0]!r}.",
+                where=f"{place}, named in data.columns",
+                expected=f"one of its columns: {', '.join(names)}",
+            )
+        self.texts[role] = text
+        self._here(role, shown, place, rows=text.rows)
+
+    def _unknown(self, role: str, shown: str, source: str | None = None) -> None:
+        reference = source or shown
+        note = "no local path; fetched from the Hugging Face Hub when the run begins"
+        if is_sample(reference):
+            sample = find_sample(reference)
+            self.downloads[sample.name] = sample.download_bytes
+            note = f"{sample.download_bytes / 1e6:.0f} MB: compress samples fetch {sample.name}"
+        self.rows.append(SourcePlan(role=role, reference=shown, status="unknown until fetched", path=None, note=note))
+
+
+def _in_hub_cache(reference: str) -> Path | None:
+    """An earlier download of a Hugging Face id. Raises `ModelError` for what can be neither path nor id."""
+    try:
+        return find_model(reference)
+    except ModelError:
+        if not _HUB_ID.match(reference) or Path(reference).suffix in (
+            ".gguf",
+            ".onnx",
+            ".safetensors",
+            ".bin",
+        ):
+            raise
+        return None
+
+
+def check_module(reference: str, folder: Path) -> None:
+    """Prove that the code of a plain module is here, without running any. Raises `ModelError`."""
+    place = reference.partition(":")[0]
+    if place.endswith(".py"):
+        there = (folder / place).is_file()
+    else:
+        there = importlib.util.find_spec(place.partition(".")[0]) is not None
+    if not there:
+        raise ModelError(
+            f"The code that makes the model, {reference}, is not here.",
+            where="module",
+            expected="a function of an installed package, or of a file beside the recipe",
+        )
+
+
+def resolved(reference: str, recipe: Recipe, folder: Path, cache: Path, progress: Progress) -> Path:
+    """A model reference of a recipe in ``folder`` as a local model folder, made or fetched below ``cache`` if need be.
+
+    Raises `ModelError` or `SampleError`.
+    """
+    place = str(find(reference, folder) or reference)
+    origin = _origin(reference, recipe, folder)
+    if origin is not None:
+        place = str(origin.make(find_model(place, progress), cache, progress))
+    found = resolve_model(
+        place,
+        trust_remote_code=recipe.trust_remote_code,
+        cache=cache,
+        progress=progress,
+        arrays=TAKES_ARRAYS in get_task(recipe.task).capabilities,
+        checker=recipe.safety_checker,
+    )
+    if recipe.trust_remote_code:
+        allow(str(found.resolve()), found)
+    return found
+
+
+def _origin(reference: str, recipe: Recipe, folder: Path) -> Origin | None:
+    """How the model of that name is made, in a recipe that lies in ``folder``; None for one whose files are whole.
+
+    That is the starting model, by a module or with random weights, or a stage's model of random weights.
+    """
+    if reference == recipe.model:
+        made = recipe.module is not None or recipe.random_weights
+        arguments = recipe.module_arguments
+        return Origin(recipe.module, recipe.random_weights, recipe.seed, folder, arguments) if made else None
+    drawn = any(one.random_weights and one.name == reference for one in references(recipe.stages))
+    return Origin(None, True, recipe.seed, folder) if drawn else None

@@ -1,0 +1,294 @@
+"""A recipe's YAML as plain values that remember their lines. Scalars follow the YAML 1.2 core schema."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from compress.errors import Problem, RecipeError, nearest_name
+
+FieldPath = tuple[str | int, ...]
+
+MAX_FILE_BYTES = 1_000_000
+MAX_NODES = 20_000
+MAX_DEPTH = 40
+
+YAML_PREFIX = "tag:yaml.org,2002:"
+CORE_SCHEMA = (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+    ("merge", r"<<", ["<"]),
+)
+"""Tag, pattern and first characters of what an unquoted scalar may be: 5e-5 is a number, `no` is text."""
+
+
+class _CoreLoader(yaml.SafeLoader):
+    """Composes nodes by the YAML 1.2 core schema instead of YAML 1.1."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}
+
+
+def core_pattern(pattern: str) -> re.Pattern[str]:
+    """A whole-scalar pattern out of `CORE_SCHEMA`."""
+    return re.compile(rf"(?:{pattern})\Z")
+
+
+for _tag, _pattern, _first in CORE_SCHEMA:
+    _CoreLoader.add_implicit_resolver(YAML_PREFIX + _tag, core_pattern(_pattern), _first)
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """What a strict YAML file holds, as its problems name it; ``mapping`` is an example of all of it."""
+
+    name: str
+    subject: str
+    words: str
+    mapping: str
+    mend: str | None = None
+
+
+RECIPE = FileKind("recipe", "The recipe", "a YAML recipe", "a mapping of fields such as `name: my-model`")
+
+
+@dataclass
+class Document:
+    """Values of a recipe or a file like it, the line of every field, and what has been found wrong so far.
+
+    ``overridden`` maps a field that a `--set` option replaced to that option; ``broken`` holds the fields
+    that have a problem.
+    """
+
+    file: str
+    kind: FileKind = RECIPE
+    values: Any = None
+    lines: dict[FieldPath, int] = field(default_factory=dict)
+    overridden: dict[FieldPath, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    broken: set[FieldPath] = field(default_factory=set)
+
+    def place(self, path: FieldPath) -> tuple[str, int | None]:
+        """File and line of a field, or of the nearest field around it; an overridden field has no line."""
+        for length in range(len(path), -1, -1):
+            if path[:length] in self.overridden:
+                return f"--set {self.overridden[path[:length]]}", None
+            if path[:length] in self.lines:
+                return self.file, self.lines[path[:length]]
+        return self.file, None
+
+    def problem(self, path: FieldPath, found: str, expected: str, nearest: str | None = None) -> None:
+        """Note one problem at a field."""
+        file, line = self.place(path)
+        self.broken.add(path)
+        self.problems.append(Problem(file, line, dotted(path) or self.kind.name, found, expected, nearest))
+
+    def refusal(self) -> RecipeError:
+        """All problems as one error, in the order of the lines."""
+        problems = sorted(self.problems, key=lambda problem: (problem.line is None, problem.line or 0))
+        return RecipeError(problems, self.kind.subject, self.kind.mend)
+
+    def forget_lines(self, path: FieldPath) -> None:
+        """Drop the lines of a field and of everything below it."""
+        for known in [known for known in self.lines if known[: len(path)] == path]:
+            del self.lines[known]
+
+
+def dotted(path: FieldPath) -> str:
+    """`("stages", 1, "distill")` -> `stages.1.distill`."""
+    return ".".join(map(str, path))
+
+
+def describe(value: Any) -> str:
+    """A found value in a few words."""
+    match value:
+        case None:
+            return "nothing (null)"
+        case bool():
+            return str(value).lower()
+        case str():
+            return repr(value if len(value) <= 60 else value[:57] + "...")
+        case list():
+            return f"a list of {len(value)}" if value else "an empty list"
+        case dict():
+            names = ", ".join(list(value)[:6]) + (", ..." if len(value) > 6 else "")
+            return f"a mapping with {names}" if value else "an empty mapping"
+    return str(value)
+
+
+def read_document(path: Path, kind: FileKind = RECIPE) -> Document:
+    """Read and parse a file of a kind. Raises `RecipeError` for one that is no readable YAML mapping."""
+    document = Document(str(path), kind)
+    text = _text(path, document)
+    if text is not None:
+        parse_into(document, text)
+        if document.values is None and not document.problems:
+            fields = "a mapping with at least name, task, model, data and stages"
+            document.problem((), "an empty file", fields if kind is RECIPE else kind.mapping)
+    if not isinstance(document.values, dict):
+        if not document.problems:
+            document.problem((), describe(document.values), kind.mapping)
+        raise document.refusal()
+    return document
+
+
+def parse_into(document: Document, text: str, keep_lines: bool = True) -> None:
+    """Parse YAML text into ``document.values``, noting problems, and lines if they mean anything."""
+
+    def refuse(found: str, expected: str, line: int | None = None) -> None:
+        if keep_lines and line is not None:
+            document.lines[()] = line
+        document.problem((), found, expected)
+
+    try:
+        node = yaml.compose(text, Loader=_CoreLoader)
+        document.values = None if node is None else _Values(document, keep_lines).read(node, ())
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        column = f" at column {mark.column + 1}" if mark else ""
+        refuse(f"invalid YAML{column}: {error.problem or error.context}", "YAML", mark.line + 1 if mark else None)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        refuse(f"the character {chr(int(error.character))!r}", "text without control characters", line)
+    except _TooMuchError as error:
+        refuse(*error.args)
+    except RecursionError:
+        refuse("too deeply nested values", f"at most {MAX_DEPTH} levels")
+
+
+def _text(path: Path, document: Document) -> str | None:
+    """The file's text; None, with a problem noted, where it cannot be read."""
+    expected = document.kind.words
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES and not path.is_dir():
+            document.problem((), f"a file of {path.stat().st_size:,} bytes", f"{expected} below 1 MB")
+            return None
+        content = path.read_bytes()
+        return content.decode("utf-8-sig")
+    except FileNotFoundError:
+        document.problem((), "no such file", expected, nearest_sibling(path))
+    except IsADirectoryError:
+        document.problem((), "a folder", expected)
+    except UnicodeDecodeError as error:
+        document.lines[()] = content.count(b"\n", 0, error.start) + 1
+        document.problem((), f"byte 0x{content[error.start]:02x}, which is not UTF-8", f"{expected} in UTF-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        document.problem((), f"a file that cannot be read ({reason})", expected)
+    return None
+
+
+def nearest_sibling(path: Path) -> str | None:
+    """The name of the YAML file beside a missing one that it most resembles."""
+    return nearest_name(path.name, [other.name for other in path.parent.glob("*.y*ml")])
+
+
+class _TooMuchError(Exception):
+    """Found and expected of a document that is refused as a whole."""
+
+
+class _Values:
+    """Turns nodes into values, noting lines and whatever a recipe cannot hold."""
+
+    def __init__(self, document: Document, keep_lines: bool) -> None:
+        self.document = document
+        self.keep_lines = keep_lines
+        self.visited = 0
+        self.around: list[yaml.Node] = []
+
+    def read(self, node: yaml.Node, path: FieldPath) -> Any:
+        """The node's value. Raises `_TooMuchError` for what no recipe holds."""
+        self._note_line(path, node)
+        self.visited += 1
+        if node in self.around:
+            raise _TooMuchError("an alias to itself", "values that end")
+        if self.visited > MAX_NODES or len(self.around) > MAX_DEPTH:
+            expected = f"at most {MAX_NODES:,} values, {MAX_DEPTH} levels deep"
+            raise _TooMuchError("too many or too deeply nested values", expected)
+        self.around.append(node)
+        value = self._content(node, path)
+        self.around.pop()
+        return value
+
+    def _content(self, node: yaml.Node, path: FieldPath) -> Any:
+        if isinstance(node, yaml.MappingNode) and node.tag == YAML_PREFIX + "map":
+            return self._mapping(node, path)
+        if isinstance(node, yaml.SequenceNode) and node.tag == YAML_PREFIX + "seq":
+            return [self.read(item, (*path, index)) for index, item in enumerate(node.value)]
+        return self._scalar(node, path)
+
+    def _note_line(self, path: FieldPath, node: yaml.Node) -> None:
+        if self.keep_lines and path not in self.document.lines:
+            self.document.lines[path] = node.start_mark.line + 1
+
+    def _mapping(self, node: yaml.MappingNode, path: FieldPath) -> dict[str, Any]:
+        merged: dict[str, Any] = {}
+        own: dict[str, Any] = {}
+        for key, value in node.value:
+            if key.tag == YAML_PREFIX + "merge":
+                sources = value.value if isinstance(value, yaml.SequenceNode) else [value]
+                for source in sources:
+                    content = self.read(source, path)
+                    if isinstance(content, dict):
+                        merged = {**content, **merged}
+                    else:
+                        self._note_line((*path, "<<"), key)
+                        self.document.problem((*path, "<<"), describe(content), "a mapping to merge in")
+            elif not isinstance(key, yaml.ScalarNode):
+                self._note_line((*path, "?"), key)
+                self.document.problem((*path, "?"), "a list or mapping as a name", "text as a name")
+            else:
+                self._entry(key, value, path, own)
+        return {**merged, **own}
+
+    def _entry(self, key: yaml.ScalarNode, value: yaml.Node, path: FieldPath, own: dict[str, Any]) -> None:
+        name = key.value
+        below = (*path, name)
+        if name in own:
+            first = self.document.lines.get(below)
+            self.document.forget_lines(below)
+            self._note_line(below, key)
+            where = f" (the first is on line {first})" if first else ""
+            self.document.problem(below, f"a second {name!r}{where}", "each name once")
+        elif self.keep_lines:
+            self.document.lines[below] = key.start_mark.line + 1
+        own[name] = self.read(value, below)
+
+    def _scalar(self, node: yaml.Node, path: FieldPath) -> Any:
+        text = str(node.value)
+        match node.tag.removeprefix(YAML_PREFIX):
+            case "str" | "merge":
+                if any("\ud800" <= character <= "\udfff" for character in text):
+                    self.document.problem(path, "half of a surrogate pair", "valid Unicode text")
+                    return ""
+                return text
+            case "null":
+                return None
+            case "bool" if text.lower() in ("true", "false"):
+                return text.lower() == "true"
+            case ("int" | "float") as kind:
+                return self._number(kind, text, path)
+        self.document.problem(path, f"the YAML tag {node.tag!r}", "plain text, a number, a list or a mapping")
+        return None
+
+    def _number(self, kind: str, text: str, path: FieldPath) -> int | float | None:
+        try:
+            if kind == "int" and len(text) <= 100:
+                return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
+            number = float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+        except ValueError:
+            number = math.nan
+        if math.isfinite(number) and kind == "float":
+            return number
+        self.document.problem(path, describe(text), "a finite number")
+        return None

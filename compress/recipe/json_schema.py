@@ -1,0 +1,111 @@
+"""The recipe as JSON Schema, for editors that complete and check YAML."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from pydantic import ValidationError
+
+from compress.formats.registry import FORMATS
+from compress.formats.target_profile import Profile
+from compress.formats.targets import PROFILES
+from compress.recipe.chosen_target import DESCRIBING, OWN_FIELDS, TargetFields
+from compress.recipe.recipe import Recipe
+from compress.stages import STAGES
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def recipe_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of a recipe file, stages as single-key mappings or bare names."""
+    schema = Recipe.model_json_schema(ref_template="#/$defs/{model}")
+    definitions = schema.setdefault("$defs", {})
+    stages = schema["properties"]["stages"]
+    stages["items"] = {
+        "anyOf": [
+            {
+                "type": "object",
+                "description": "one stage: its name and its fields",
+                "properties": {kind: _stage(kind, definitions) for kind in STAGES},
+                "additionalProperties": False,
+                "minProperties": 1,
+                "maxProperties": 1,
+            },
+            {"type": "string", "enum": _bare_kinds(), "description": "a stage with all its defaults"},
+        ]
+    }
+    schema["required"].remove("task")
+    schema["properties"]["targets"]["items"] = _targets(definitions)
+    schema["properties"]["limits"]["items"] = {
+        **schema["properties"]["limits"]["items"],
+        "oneOf": [{"required": ["at_least"]}, {"required": ["at_most"]}],
+    }
+    return {"$schema": DIALECT, **schema}
+
+
+def _targets(definitions: dict[str, Any]) -> dict[str, Any]:
+    """A target's name, a name with fields, a file."""
+    definitions.pop("ChosenTarget", None)
+    definitions["TargetFields"] = TargetFields.model_json_schema()
+    return {
+        "anyOf": [
+            {"type": "string", "enum": list(PROFILES), "description": "a target as `compress targets` lists it"},
+            {"type": "string", "pattern": r"\.ya?ml$", "description": "a file that describes a target of your own"},
+            {
+                "type": "object",
+                "description": "a target with fields of its own and of the stage that writes its format",
+                "properties": {profile.name: _target(profile) for profile in PROFILES.values()},
+                "additionalProperties": {
+                    "type": "object",
+                    "description": "a target of your own",
+                    "properties": {name: _field(f"$defs/TargetFields/properties/{name}") for name in OWN_FIELDS},
+                    "required": ["runtime"],
+                },
+                "minProperties": 1,
+                "maxProperties": 1,
+            },
+        ]
+    }
+
+
+def _target(profile: Profile) -> dict[str, Any]:
+    own = {name: _field(f"$defs/TargetFields/properties/{name}") for name in OWN_FIELDS if name not in DESCRIBING}
+    stages = [kind for form in profile.allowed if (kind := FORMATS[form].written_by) is not None]
+    options = {
+        name: _field(f"properties/stages/items/anyOf/0/properties/{kind}/properties/{name}")
+        for kind in reversed(stages)
+        for name in STAGES[kind].model_fields
+        if name != "kind"
+    }
+    fields = {**options, **own, "format": {"enum": list(profile.allowed)}}
+    return {"type": ["object", "null"], "properties": fields, "additionalProperties": False}
+
+
+def _field(path: str) -> dict[str, str]:
+    return {"$ref": f"#/{path}"}
+
+
+def _stage(kind: str, definitions: dict[str, Any]) -> dict[str, Any]:
+    """A stage's own properties, without the `kind` that its key already says."""
+    cls = STAGES[kind]
+    own = copy.deepcopy(cls.model_json_schema(ref_template="#/$defs/{model}"))
+    definitions.update(own.pop("$defs", {}))
+    definitions.pop(cls.__name__, None)
+    own["properties"].pop("kind", None)
+    if "kind" in own.get("required", []):
+        own["required"].remove("kind")
+    optional = kind in _bare_kinds()
+    return {**own, "type": ["object", "null"] if optional else "object"}
+
+
+def _bare_kinds() -> list[str]:
+    """Stages that are valid without any field."""
+    kinds = []
+    for kind, cls in STAGES.items():
+        try:
+            cls.model_validate({"kind": kind})
+        except ValidationError:
+            continue
+        kinds.append(kind)
+    return kinds

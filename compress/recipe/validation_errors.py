@@ -1,0 +1,138 @@
+"""Pydantic's errors as problems with a line, plain words and the nearest valid name."""
+
+from __future__ import annotations
+
+import json
+import re
+import typing
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from compress.errors import nearest_name
+from compress.recipe.document import Document, FieldPath, describe
+
+AnyModel = TypeVar("AnyModel", bound=BaseModel)
+
+_EXPECTED = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping of fields",
+    "model_attributes_type": "a mapping of fields",
+    "finite_number": "a finite number",
+    "greater_than": "a number above {gt}",
+    "greater_than_equal": "a number of at least {ge}",
+    "less_than": "a number below {lt}",
+    "less_than_equal": "a number of at most {le}",
+    "multiple_of": "a multiple of {multiple_of}",
+    "too_short": "a list of at least {min_length}",
+    "too_long": "a list of at most {max_length}",
+    "string_too_short": "text of at least {min_length} characters",
+    "string_too_long": "text of at most {max_length} characters",
+    "string_pattern_mismatch": "text of the form {pattern}",
+    "literal_error": "{expected}",
+    "enum": "{expected}",
+    "value_error": "{error}",
+}
+
+
+def validate(model: type[AnyModel], fields: Any, document: Document, path: FieldPath) -> AnyModel | None:
+    """Validate as strictly as JSON (no text for numbers), noting every problem; fields lie at ``path``."""
+    try:
+        return model.model_validate_json(json.dumps(fields), strict=True)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            _note(detail, model, fields, document, path)
+        return None
+
+
+def salvage(model: type[AnyModel], fields: Any) -> AnyModel | None:
+    """What is valid without the fields that are not; ``None`` if a required one is among those."""
+    try:
+        return model.model_validate_json(json.dumps(fields), strict=True)
+    except ValidationError as error:
+        bad = {detail["loc"][0] for detail in error.errors() if detail["loc"]}
+    if not isinstance(fields, dict) or not bad & fields.keys():
+        return None
+    return salvage(model, {name: value for name, value in fields.items() if name not in bad})
+
+
+def _note(detail: ErrorDetails, model: type[BaseModel], fields: Any, document: Document, path: FieldPath) -> None:
+    location = _existing(fields, detail["loc"], detail["type"])
+    where = (*path, *location)
+    around = any(where[: len(broken)] == broken for broken in document.broken)
+    within = any(broken[: len(where)] == where for broken in document.broken)
+    if around or (within and detail["type"] == "value_error"):
+        return
+    owner = _owner(model, location)
+    if detail["type"] == "missing":
+        field = owner.model_fields.get(str(location[-1])) if owner else None
+        text = f" ({field.description})" if field and field.description else ""
+        document.problem(where, "nothing", f"a value{text}; the field is required")
+    elif detail["type"] == "extra_forbidden":
+        names = sorted(owner.model_fields.keys() - {"kind"}) if owner else []
+        near = nearest_name(str(location[-1]), names)
+        document.problem(where, "an unknown field", near_or_all(near, names, "field"), near)
+    else:
+        expected = _expected(detail)
+        near = None
+        if detail["type"] in ("literal_error", "enum") and isinstance(detail["input"], str):
+            near = nearest_name(detail["input"], re.findall(r"'([^']*)'", expected))
+        document.problem(where, describe(detail["input"]), expected, near)
+
+
+def near_or_all(near: str | None, names: Iterable[str], noun: str) -> str:
+    """The valid names, which a near one makes no shorter: a reader may have meant another."""
+    listed = ", ".join(names)
+    return f"a known {noun}" if near and len(listed) > 90 else f"one of {listed}" if listed else f"no {noun}"
+
+
+def _expected(detail: ErrorDetails) -> str:
+    template = _EXPECTED.get(detail["type"])
+    if template is None:
+        return detail["msg"][:1].lower() + detail["msg"][1:]
+    words = template.format(**detail.get("ctx", {}))
+    return f"one of {words}" if detail["type"] in ("literal_error", "enum") else words
+
+
+def _existing(fields: Any, location: tuple[str | int, ...], kind: str) -> FieldPath:
+    """The part of a location that names real fields: pydantic adds tags of unions and `[key]`."""
+    kept: list[str | int] = []
+    value = fields
+    for step in location:
+        places: Any = range(len(value)) if isinstance(value, list) else value if isinstance(value, dict) else ()
+        if step in places:
+            value = value[step]
+            kept.append(step)
+        elif kind == "missing" and step == location[-1]:
+            kept.append(step)
+    return tuple(kept)
+
+
+def _owner(model: type[BaseModel], location: FieldPath) -> type[BaseModel] | None:
+    """The model class whose field the last step of a location is."""
+    owner: type[BaseModel] | None = model
+    for step in location[:-1]:
+        if isinstance(step, int):
+            continue
+        field = owner.model_fields.get(step) if owner else None
+        owner = _model_within(field.annotation) if field else None
+    return owner
+
+
+def _model_within(annotation: Any) -> type[BaseModel] | None:
+    """The model class in an annotation such as `Student | None` or `tuple[Limit, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in typing.get_args(annotation):
+        if found := _model_within(argument):
+            return found
+    return None

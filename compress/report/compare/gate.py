@@ -1,0 +1,180 @@
+"""Judging a comparison by a policy, which may be a file: what passed, what is unknown, what failed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from compress.report.compare.change import Change, Comparison, SliceChange, Uncompared
+from compress.frozen import FrozenAliased
+from compress.recipe.policy import Policy, Rule
+from compress.recipe.document import FileKind, read_document
+from compress.recipe.validation_errors import validate
+from compress.report.run_folder import RECIPE
+
+Status = Literal["passed", "warned", "failed"]
+_UNKNOWN: dict[str, Status] = {"pass": "passed", "warn": "warned", "fail": "failed"}
+
+
+class Judgement(FrozenAliased):
+    """What one rule makes of one metric on one target."""
+
+    metric: str
+    target: str
+    status: Status
+    margin: str = Field(description="as the rule says it: `0.5 points`, `5%`")
+    slice: str | None = Field(None, description="the part of the data that is judged; None for all of it")
+    change: Change | None = Field(None, description="None where nothing could be compared")
+    reason: str = Field("", description="why, where the change itself does not say it")
+
+
+class GateResult(FrozenAliased):
+    """Every judgement, and the comparison behind them."""
+
+    comparison: Comparison
+    judgements: tuple[Judgement, ...]
+
+    @property
+    def status(self) -> Status:
+        """The gravest of all."""
+        return "failed" if self.failed else "warned" if self.having("warned") else "passed"
+
+    @property
+    def failed(self) -> bool:
+        """Whether the exit code is 1."""
+        return any(judgement.status == "failed" for judgement in self.judgements)
+
+    def having(self, status: Status) -> tuple[Judgement, ...]:
+        """The judgements of that status."""
+        return tuple(judgement for judgement in self.judgements if judgement.status == status)
+
+    def to_json(self) -> str:
+        """Everything, with `failed` in front."""
+        return json.dumps({"failed": self.failed, **self.model_dump(mode="json")}, indent=2, ensure_ascii=False)
+
+
+def gate(comparison: Comparison, policy: Policy) -> GateResult:
+    """Judge every change that a rule of ``policy`` covers, and the worst slice where one asks for it.
+
+    *worse* fails, *better* and *same* pass, *can't tell* does what the rule or the policy says. A metric that a rule
+    covers and only the candidate lacks fails; a rule that finds nothing to judge counts as *can't tell*.
+    """
+    judged = [
+        _judge(rule, change, policy, None)
+        for change in comparison.changes
+        if (rule := policy.rule(change.metric)) is not None
+    ]
+    judged += [
+        _lacking(rule, missing, policy)
+        for missing in comparison.uncompared
+        if (rule := policy.rule(missing.metric)) is not None
+    ]
+    judged += _slices(comparison, policy)
+    judged += _idle(judged, policy)
+    order = {"failed": 0, "warned": 1, "passed": 2}
+    return GateResult(
+        comparison=comparison, judgements=tuple(sorted(judged, key=lambda judgement: order[judgement.status]))
+    )
+
+
+def _judge(rule: Rule, change: Change, policy: Policy, part: SliceChange | None) -> Judgement:
+    unknown = _UNKNOWN[policy.what_if_unknown(rule)]
+    status: Status = {"worse": "failed", "can't tell": unknown}.get(change.verdict, "passed")
+    return Judgement(
+        metric=change.metric,
+        target=change.target,
+        status=status,
+        margin=margin_text(rule),
+        slice=part.name if part else None,
+        change=change,
+        reason=(change.note or "") if change.verdict == "can't tell" else "",
+    )
+
+
+def _lacking(rule: Rule, missing: Uncompared, policy: Policy) -> Judgement:
+    return Judgement(
+        metric=missing.metric,
+        target=missing.target,
+        status="failed" if missing.candidate_lacks else _UNKNOWN[policy.what_if_unknown(rule)],
+        margin=margin_text(rule),
+        reason=missing.reason,
+    )
+
+
+def _slices(comparison: Comparison, policy: Policy) -> Iterator[Judgement]:
+    for target in dict.fromkeys(part.change.target for part in comparison.slices):
+        parts = [part for part in comparison.slices if part.change.target == target]
+        covered = [part for part in parts if policy.slice_rule(part.change.metric)]
+        # One that is surely worse goes before one that only looks so.
+        worst = min(covered, key=lambda part: (part.change.verdict != "worse", part.change.effect), default=None)
+        rule = policy.slice_rule(worst.change.metric) if worst else None
+        if worst and rule:
+            yield _judge(rule, worst.change, policy, worst)
+
+
+def _idle(judged: list[Judgement], policy: Policy) -> Iterator[Judgement]:
+    """A rule that somebody wrote and that found nothing to judge must not pass in silence."""
+    if "rules" not in policy.model_fields_set:
+        return
+    for rule in policy.rules:
+        mine = [j for j in judged if rule.covers(j.metric) and (j.slice is not None) == (rule.slices is not None)]
+        if not mine:
+            what = "no slices were compared" if rule.slices else "nothing of that name was measured"
+            yield Judgement(
+                metric=rule.metric,
+                target=", ".join(policy.targets) or "any target",
+                status=_UNKNOWN[policy.what_if_unknown(rule)],
+                margin=margin_text(rule),
+                slice=rule.slices,
+                reason=what,
+            )
+
+
+def margin_text(rule: Rule) -> str:
+    """The rule's margin as it was written."""
+    return rule.worse_by.strip() if isinstance(rule.worse_by, str) else f"{rule.worse_by:g}"
+
+
+SECTION = "gate"
+_POLICY = FileKind(
+    "policy",
+    "The policy",
+    "a YAML policy",
+    "a mapping such as `rules: [{metric: accuracy, worse_by: 0.5 points}]`",
+    "docs/recipe.schema.json describes every field, under `gate`",
+)
+
+
+def read_policy(path: Path) -> Policy:
+    """Read a YAML file that is a policy, or has one under `gate:` as a recipe does.
+
+    Raises `RecipeError` with every problem: file, line, field, what was found and what was expected.
+    """
+    document = read_document(path, _POLICY)
+    below = (SECTION,) if SECTION in document.values else ()
+    policy = validate(Policy, document.values[SECTION] if below else document.values, document, below)
+    if policy is None:
+        raise document.refusal()
+    return policy
+
+
+def find_policy(given: Path | None, run: Path | None) -> tuple[Policy, str]:
+    """The policy of a gate and where it comes from: the file, else the recipe of the run's folder, or the defaults."""
+    if given is not None:
+        return read_policy(given), str(given)
+    recipe = run / RECIPE if run else None
+    return recipe_policy(recipe) if recipe else (Policy(), DEFAULTS)
+
+
+DEFAULTS = "the defaults"
+
+
+def recipe_policy(recipe: Path) -> tuple[Policy, str]:
+    """What a recipe says under `gate:`, else the defaults; and which of them."""
+    if f"\n{SECTION}:" in "\n" + recipe.read_text(encoding="utf-8"):
+        return read_policy(recipe), f"`{SECTION}:` of {recipe}"
+    return Policy(), DEFAULTS

@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from decoder_graphs import TinyDecoder
+from onnx_graphs import write_classifier
+from scipy import stats
+
+from compress.benchmark.subprocess_client import Child
+from compress.benchmark.generation import generation_rows, measure_generation, speedup_rows
+from compress.benchmark.record import Record
+from compress.benchmark.results import Writer
+from compress.benchmark.rounds import Generation, Rounds
+from compress.benchmark.session import BenchResult
+from compress.benchmark.workloads.text_generation import add_round, draw_tokens
+from compress.errors import DataError, InputError, ModelError, StageError
+from compress.formats.targets import TARGETS
+from compress.results.measurement import Measurement
+from compress.progress import SilentProgress
+from compress.recipe.recipe import Benchmark
+from compress.formats.target_profile import Target
+
+pytestmark = pytest.mark.alone
+CPU = TARGETS["cpu"]
+LIGHT = TinyDecoder(positions=512)
+HEAVY = TinyDecoder(width=256, layers=4, heads=4, positions=512)
+QUICK = Benchmark(contexts=(8, 256), tokens=6, threads=1, seconds=0.1)
+
+
+def measure(
+    artifacts: dict[str, Path],
+    settings: Benchmark = QUICK,
+    texts: dict[str, list[int]] | None = None,
+    baseline: str = "baseline",
+    target: Target = CPU,
+    precision: float = 1.0,
+) -> BenchResult:
+    return measure_generation(
+        artifacts, texts or {}, target, settings, baseline, SilentProgress(), 3, timeout_seconds=60, precision=precision
+    )
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> BenchResult:
+    """A heavy decoder with a cache, and a light one without."""
+    root = tmp_path_factory.mktemp("decoders")
+    return measure({"baseline": HEAVY.write(root / "heavy"), "artifact": LIGHT.write(root / "light", cache=False)})
+
+
+def row(result: BenchResult, model: str, metric: str) -> Measurement:
+    (found,) = (r for r in result.measurements if (r.model, r.metric) == (model, metric))
+    return found
+
+
+def open_decoder(child: Child, folder: Path, scratch: Path) -> None:
+    np.savez(scratch / "nothing.npz")
+    child.open(folder, CPU, 1, [0], scratch / "nothing.npz", 60)
+
+
+def test_a_process_generates_what_the_mathematics_says(tmp_path: Path) -> None:
+    with Child("final") as child:
+        open_decoder(child, LIGHT.write(tmp_path / "m"), tmp_path)
+        began = time.perf_counter()
+        found = child.generate([4, 8, 15], 5, timeout=60, untimed=2)
+        elapsed_ms = 1e3 * (time.perf_counter() - began)
+        alone = child.generate([16], 0, timeout=60)
+    assert found.tokens == LIGHT.continuation([4, 8, 15], 6)
+    assert (len(found.steps_ms), len(found.disturbed)) == (5, 6)
+    assert 0 < found.first_ms + sum(found.steps_ms) < elapsed_ms
+    assert min(found.steps_ms) > 0
+    assert (found.cached, found.vocabulary) == (True, LIGHT.vocabulary)
+    assert (alone.tokens, alone.steps_ms) == (LIGHT.continuation([16], 1), [])
+
+
+def test_generating_imports_nothing_heavy(tmp_path: Path) -> None:
+    np.savez(tmp_path / "nothing.npz")
+    code = f"""
+import sys
+from compress.benchmark.worker import Worker
+worker = Worker()
+target = dict(name="cpu", runtime="onnxruntime", provider="CPUExecutionProvider", description="", format="onnx")
+worker.open(dict(artifact={str(LIGHT.write(tmp_path / "m"))!r}, target=target, threads=1, cores=[],
+                 batches={str(tmp_path / "nothing.npz")!r}))
+worker.generate(dict(ids=[1, 2], tokens=2, untimed=1))
+tops = {{name.split(".")[0] for name, module in sys.modules.items() if module and not name.startswith("_")}}
+print(*sorted(tops - set(sys.stdlib_module_names)))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found.split() == ["compress", "numpy", "onnxruntime"]
+
+
+def recorded() -> Record:
+    """Two launches of a round each, at a context of 100 tokens and two tokens after the first."""
+    record = Record({"context_100": Rounds(), "steps_100": Rounds()})
+
+    def generation(first_ms: float, *steps_ms: float) -> Generation:
+        return Generation(first_ms, list(steps_ms), [False] * 3, [1, 2, 3], True, 50)
+
+    add_round(record, 100, 0, {"a": generation(50.0, 10.0, 30.0), "b": generation(25.0, 5.0, 15.0)}, 1.0)
+    add_round(record, 100, 1, {"a": generation(200.0, 20.0, 20.0), "b": generation(25.0, 40.0, 40.0)}, 1.0)
+    return record
+
+
+def test_rows_are_medians_and_tokens_over_their_time() -> None:
+    rows = {r.metric: r for r in generation_rows(Writer("final", "cpu", 0), recorded(), "a", 100)}
+    assert rows["time_to_first_token_ms_context_100"].raw == (50.0, 200.0)
+    assert rows["time_to_first_token_ms_context_100"].value == 125.0
+    assert rows["time_per_output_token_ms_context_100"].raw == (10.0, 30.0, 20.0, 20.0)
+    assert rows["time_per_output_token_ms_context_100"].value == 20.0
+    # Two tokens in 40 ms, and again; a hundred tokens in 50 ms, then in 200.
+    assert rows["tokens_per_second_context_100"].raw == (50.0, 50.0)
+    assert rows["prefill_tokens_per_second_context_100"].raw == (2000.0, 500.0)
+    assert rows["prefill_tokens_per_second_context_100"].value == 1250.0
+    assert {r.unit for r in rows.values()} == {"ms", "tokens/s"}
+    # No 95% interval of a median is to be had from two launches.
+    assert {(r.low, r.high) for r in rows.values()} == {(None, None)}
+
+
+def test_ratios_pair_the_same_place_of_the_same_round() -> None:
+    first, steps = speedup_rows(Writer("b", "cpu", 0), recorded(), "b", "a", 100)
+    # The prompt: 50 / 25 and 200 / 25. Tokens: 10 / 5 and 30 / 15, then 20 / 40 twice.
+    assert first.raw == (2.0, 8.0)
+    assert first.value == pytest.approx(4.0)
+    assert steps.raw == (2.0, 0.5)
+    assert steps.value == pytest.approx(1.0)
+    assert first.metric == "speedup_time_to_first_token_context_100"
+    assert steps.metric == "speedup_time_per_output_token_context_100"
+    assert speedup_rows(Writer("a", "cpu", 0), recorded(), "a", "a", 100)[0].value == 1.0
+
+
+def test_drawn_tokens_are_of_the_middle_and_of_the_seed() -> None:
+    drawn = draw_tokens(5000, 100, seed=1)
+    assert set(drawn) == set(range(25, 75))
+    assert drawn == draw_tokens(5000, 100, seed=1) != draw_tokens(5000, 100, seed=2)
+    assert set(draw_tokens(10, 1, seed=0)) == {0}
+
+
+def test_every_model_has_every_metric(result: BenchResult) -> None:
+    by_context = (
+        *("time_to_first_token_ms", "time_per_output_token_ms"),
+        *("tokens_per_second", "prefill_tokens_per_second"),
+        *("speedup_time_to_first_token", "speedup_time_per_output_token"),
+    )
+    for model in ("baseline", "artifact"):
+        assert {r.metric for r in result.measurements if r.model == model} == {
+            *(f"{name}_context_{context}" for name in by_context for context in (8, 256)),
+            *("peak_memory_bytes", "startup_ms", "session_load_ms", "runtime_memory_bytes"),
+        }
+    assert {r.metric for r in result.measurements if r.model == "machine"} == {
+        "reference_matmul_ms",
+        "reference_copy_ms",
+    }
+
+
+def test_raw_samples_give_values_and_intervals(result: BenchResult) -> None:
+    launches, rounds, slowed = (result.environment[name] for name in ("launches", "rounds", "slowed_rounds"))
+    assert launches >= QUICK.launches
+    for context in (8, 256):
+        count = rounds[f"context_{context}"]
+        assert count + slowed[f"context_{context}"] >= launches
+        for metric, samples in (
+            ("time_to_first_token_ms", count),
+            ("time_per_output_token_ms", count * QUICK.tokens),
+            ("tokens_per_second", count),
+            ("prefill_tokens_per_second", count),
+        ):
+            found = row(result, "baseline", f"{metric}_context_{context}")
+            assert found.raw is not None and found.low is not None and found.high is not None
+            assert found.n == len(found.raw) == samples
+            assert found.value == np.median(found.raw)
+            assert min(found.raw) <= found.low <= found.value <= found.high <= max(found.raw)
+        speedup = row(result, "artifact", f"speedup_time_to_first_token_context_{context}")
+        assert speedup.raw is not None
+        assert 3 <= len(speedup.raw) <= launches
+        logs = np.log(speedup.raw)
+        low, high = stats.t.interval(0.95, len(logs) - 1, logs.mean(), stats.sem(logs))
+        assert (speedup.value, speedup.low, speedup.high) == pytest.approx(
+            (stats.gmean(speedup.raw), np.exp(low), np.exp(high))
+        )
+
+
+def test_more_work_takes_longer(result: BenchResult) -> None:
+    """32 times the tokens of a prompt; and 256 times the weights, which the lighter model doesn't have."""
+    times = {c: row(result, "baseline", f"time_to_first_token_ms_context_{c}").value for c in (8, 256)}
+    assert times[256] > 4 * times[8]
+    speedup = row(result, "artifact", "speedup_time_to_first_token_context_256")
+    assert speedup.low is not None
+    assert speedup.low > 2
+
+
+def test_without_a_cache_a_token_costs_the_whole_sequence(result: BenchResult) -> None:
+    def ratio(model: str) -> float:
+        step, first = (
+            row(result, model, f"{name}_ms_context_256").value
+            for name in ("time_per_output_token", "time_to_first_token")
+        )
+        return step / first
+
+    assert ratio("baseline") < 0.5 < ratio("artifact")
+    assert result.environment["cached"] == {"baseline": True, "artifact": False}
+    (note,) = [note for note in result.notes if "keeps no cache" in note]
+    assert note.startswith("artifact ")
+
+
+def test_notes_and_environment_say_how_it_was_measured(result: BenchResult) -> None:
+    assert result.notes[0].startswith("noise: ")
+    assert any("token ids drawn at random" in note for note in result.notes)
+    assert result.environment["prompts"] == "random"
+    assert (result.environment["tokens"], result.environment["threads"]) == (6, 1)
+    assert result.environment["runtime_settings"]["artifact"]["intra_op_threads"] == 1
+
+
+def test_one_model_is_prompted_with_its_text_and_has_no_ratio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, ...]] = []
+    genuine = Child.generate
+
+    def spy(self: Child, ids: list[int], tokens: int, timeout: float, untimed: int = 0) -> Generation:
+        asked.append(tuple(ids))
+        return genuine(self, ids, tokens, timeout, untimed)
+
+    monkeypatch.setattr(Child, "generate", spy)
+    settings = Benchmark(contexts=(3, 2, 3), tokens=2, threads=1, seconds=0.01, launches=2)
+    text = [11, 12, 13, 14]
+    found = measure({"baseline": LIGHT.write(tmp_path / "m")}, settings, {"baseline": text})
+    # The first answer of each process is to a prompt of two tokens.
+    assert set(asked) == {(0, 0), (11, 12), (11, 12, 13)}
+    assert not [r for r in found.measurements if r.metric.startswith("speedup")]
+    assert not [note for note in found.notes if "drawn" in note]
+    assert list(found.environment["rounds"]) == ["context_2", "context_3"]
+
+
+def test_a_budget_is_kept(tmp_path: Path) -> None:
+    settings = Benchmark(contexts=(16, 64), tokens=8, threads=1, budget_seconds=3.0)
+    began = time.perf_counter()
+    found = measure({"baseline": HEAVY.write(tmp_path / "m")}, settings, precision=0.0)
+    assert time.perf_counter() - began < 3.5
+    assert found.environment["launches"] >= 2
+    assert any("not within the 0.0% aimed at" in note for note in found.notes)
+
+
+def test_a_model_whose_process_dies_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    genuine = Child.generate
+    answers = iter(range(1_000_000))
+
+    def dying(self: Child, ids: list[int], tokens: int, timeout: float, untimed: int = 0) -> Generation:
+        if self.label == "artifact" and next(answers) == 8:
+            os.kill(self.pid, signal.SIGKILL)
+        return genuine(self, ids, tokens, timeout, untimed)
+
+    monkeypatch.setattr(Child, "generate", dying)
+    folders = {name: LIGHT.write(tmp_path / name) for name in ("baseline", "artifact")}
+    settings = Benchmark(contexts=(8,), tokens=2, threads=1, seconds=0.01, launches=2)
+    found = measure(folders, settings)
+    assert {r.model for r in found.measurements} == {"baseline", "machine"}
+    # The other model may have died before this one was started in that launch.
+    assert row(found, "baseline", "startup_ms").n in (found.environment["launches"] - 1, found.environment["launches"])
+    assert set(found.environment["runtime_settings"]) == set(found.environment["warm_up_rounds"]) == {"baseline"}
+    (note,) = [note for note in found.notes if note.startswith("artifact was not timed to the end")]
+    assert "was ended by SIGKILL" in note
+    with pytest.raises(StageError, match="was ended by SIGKILL"):
+        answers = iter(range(1_000_000))
+        measure(folders, settings, baseline="artifact")
+
+
+def test_what_means_nothing_is_refused(tmp_path: Path) -> None:
+    folder = LIGHT.write(tmp_path / "m")
+    (folder / "config.json").write_text('{"max_position_embeddings": 260}')
+    with pytest.raises(InputError, match="256 and 5 tokens after it are more than"):
+        measure({"baseline": folder}, Benchmark(contexts=(256,), tokens=5))
+    with pytest.raises(DataError, match="The text has 3 tokens"):
+        measure({"baseline": folder}, Benchmark(contexts=(4,)), {"baseline": [1, 2, 3]})
+    with pytest.raises(InputError, match="not among the models"):
+        measure({"artifact": folder})
+    with pytest.raises(StageError, match="'npu' is not to be had"):
+        measure(
+            {"baseline": folder},
+            Benchmark(contexts=(8,)),
+            target=Target("npu", "onnxruntime", "NoSuchProvider", "", "onnx"),
+        )
+    with pytest.raises(ModelError, match="does not exist"):
+        measure({"baseline": tmp_path / "nowhere"})
+    with pytest.raises(ModelError, match="logits have the shape"):
+        measure({"baseline": write_classifier(tmp_path / "classifier", 8, 1)})

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx_graphs import make_examples, write_classifier
+
+from compress.benchmark import operators
+from compress.benchmark import profile_worker
+from compress.benchmark.operators import profile_operators
+from compress.benchmark.profile import Profile
+from compress.benchmark.profiled_calls import batch_calls
+from compress.environment import granted_cores
+from compress.errors import DataError, InputError, ModelError, StageError
+from compress.formats.targets import TARGETS
+from compress.progress import SilentProgress
+from compress.formats.target_profile import Target
+from compress.tasks.task import Examples
+
+pytestmark = pytest.mark.usefixtures("quick_limits")
+CPU = TARGETS["cpu"]
+WIDTH, LAYERS = 256, 3
+
+
+def profiled(artifact: Path, examples: Examples, batch_size: int = 1, **changes: Any) -> Profile:
+    settings = {"target": CPU, "threads": 1, "seconds": 0.1, "seed": 0, **changes}
+    return profile_operators(artifact, batch_calls(examples, batch_size, 0), progress=SilentProgress(), **settings)
+
+
+@pytest.fixture(scope="module")
+def examples() -> Examples:
+    return make_examples(40)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory, examples: Examples) -> Profile:
+    """Products that take most of the time of a call."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(operators, "_LIMITS_EVERY", 5)
+        return profiled(write_classifier(tmp_path_factory.mktemp("model") / "m", WIDTH, LAYERS), examples)
+
+
+def test_the_calls_spread_over_the_lengths_of_the_data(found: Profile, examples: Examples) -> None:
+    lengths = examples.lengths()
+    assert len(found.lengths) == found.calls == 16
+    assert found.lengths == tuple(sorted(found.lengths))
+    assert abs(np.median(found.lengths) - np.median(lengths)) <= 2
+    assert found.passes == len(found.raw["unprofiled_ms"]) == len(found.raw["profiled_ms"]) >= 7
+    assert {len(calls) for calls in found.raw["unprofiled_ms"]} == {16}
+
+
+def test_the_work_is_that_of_the_lengths(found: Profile) -> None:
+    """Each token costs three square products; a call one more of 256 by 2."""
+    tokens = float(np.mean(found.lengths))
+    products = [row for row in found.rows if row.operators == ("MatMul",)]
+    assert len(products) == LAYERS + 1
+    assert sum(row.fp32_operations for row in products) == pytest.approx(
+        2 * WIDTH * WIDTH * tokens * LAYERS + 2 * WIDTH * 2
+    )
+    (lookup,) = (row for row in found.rows if row.operators == ("Gather",))
+    assert lookup.weight_bytes == pytest.approx(4 * WIDTH * tokens)
+
+
+def test_operators_take_the_better_part_of_a_call(found: Profile) -> None:
+    """Bounds wide enough for a busy machine: what lies outside is a mistake of unit or of attribution."""
+    assert 0.1 * found.whole.time_ms < found.operators_ms < 10 * found.whole.time_ms
+    assert found.operators_ms <= found.profiled_ms
+    assert 0.3 * found.operators_ms < sum(row.time_ms for row in found.rows) <= 1.5 * found.operators_ms
+    assert found.by_operator()[0].name in ("MatMul", "Tanh")
+    assert found.low_ms <= found.whole.time_ms <= found.high_ms
+    assert found.whole.time_ms == pytest.approx(np.median(found.raw["unprofiled_ms"], axis=0).mean())
+
+
+def test_the_limits_are_the_best_samples(found: Profile) -> None:
+    limits = found.limits
+    for name in ("fp32_per_s", "int8_per_s", "memory_bytes_per_s", "working_set_bytes_per_s"):
+        assert getattr(limits, name) == max(limits.raw[name]) > 0
+    # Five of a copy and five of reading, at the first pass, at the sixth, and so on.
+    assert len(limits.raw["memory_bytes_per_s"]) == 10 * -(-found.passes // 5)
+    # One square matrix that all layers share, the head, the rows of the longest text and its activations.
+    longest = max(found.lengths)
+    rows = min(longest, 100) * WIDTH * 4
+    activations = 2 * longest * WIDTH * 4
+    assert limits.working_set_bytes == WIDTH * WIDTH * 4 + WIDTH * 2 * 4 + rows + activations
+    assert 0 < (found.whole.share_of_roof or 0) < 3
+
+
+def test_batches_are_padded_to_one_length_and_threads_are_counted(tmp_path: Path, examples: Examples) -> None:
+    many = len(granted_cores()) + 1
+    found = profiled(write_classifier(tmp_path / "m", 8, 1), examples, batch_size=8, threads=many)
+    assert any(f"{many} threads share" in note for note in found.notes)
+    assert found.calls == 5
+    (product,) = (row for row in found.rows if row.operators == ("MatMul",) and row.fp32_operations > 8 * 8 * 2 * 8)
+    assert product.fp32_operations == pytest.approx(2 * 8 * 8 * 8 * np.mean(found.lengths))
+
+
+def test_another_device_is_refused_before_anything_is_read(tmp_path: Path, examples: Examples) -> None:
+    with pytest.raises(InputError, match="'gpu' cannot be profiled"):
+        profiled(tmp_path / "none", examples, target=TARGETS["gpu"])
+
+
+def test_no_examples_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no example"):
+        profiled(tmp_path, Examples(inputs=[], padding={}))
+
+
+def test_a_broken_graph_is_named(tmp_path: Path, examples: Examples) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(ModelError, match="cannot open") as raised:
+        profiled(tmp_path / "model.onnx", examples)
+    assert raised.value.where is not None and raised.value.where.endswith("model.onnx")
+
+
+def test_a_graph_that_fails_on_the_examples_is_reported(tmp_path: Path, examples: Examples) -> None:
+    """An embedding of 100 rows cannot answer for token 5000."""
+    wrong = Examples(inputs=[{"input_ids": np.full(6, 5000)}], padding={"input_ids": 0})
+    with pytest.raises((InputError, StageError), match=r"refuses|failed"):
+        profiled(write_classifier(tmp_path / "m", 8, 1), wrong)
+
+
+def test_a_process_that_hangs_is_ended(tmp_path: Path, examples: Examples) -> None:
+    artifact = write_classifier(tmp_path / "m", 8, 1)
+    with pytest.raises(StageError, match=r"gave no answer to 'open' within 0 s"):
+        profiled(artifact, examples, timeout_seconds=0.01)
+
+
+def test_calls_that_are_missing_from_the_notes_are_noticed(
+    tmp_path: Path, examples: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = profile_worker.read_profile
+    monkeypatch.setattr(profile_worker, "read_profile", lambda path: read(path)[:-1])
+    with pytest.raises(StageError, match="noted"):
+        profiled(write_classifier(tmp_path / "m", 8, 1), examples)
+
+
+def test_a_target_that_is_not_to_be_had_is_refused(
+    tmp_path: Path, examples: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operators, "why_unavailable", lambda target: "of the weather")
+    with pytest.raises(StageError, match="of the weather"):
+        profiled(tmp_path, examples, target=Target("cpu", "onnxruntime", CPU.provider, "", "onnx"))

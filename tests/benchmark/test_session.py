@@ -1,0 +1,310 @@
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx_graphs import make_examples, write_classifier
+from scipy import stats
+
+from compress.benchmark.subprocess_client import Child
+from compress.benchmark.rounds import Turn
+from compress.benchmark.session import BenchResult, measure_together
+from compress.errors import DataError, InputError, ModelError, StageError
+from compress.formats.targets import TARGETS
+from compress.results.measurement import Measurement
+from compress.progress import SilentProgress
+from compress.recipe.recipe import Benchmark
+from compress.formats.target_profile import Target
+
+pytestmark = pytest.mark.alone
+QUICK = Benchmark(threads=1, batch_size=8, seconds=0.2, examples=40)
+
+
+def bench(artifacts: dict[str, Path], baseline: str = "baseline", target: Target = TARGETS["cpu"]) -> BenchResult:
+    return measure_together(
+        artifacts,
+        dict.fromkeys(artifacts, make_examples(60)),
+        target,
+        QUICK,
+        baseline,
+        SilentProgress(),
+        seed=1,
+        timeout_seconds=60,
+    )
+
+
+@pytest.fixture(scope="module")
+def asked() -> Iterator[list[tuple[str, tuple[int, ...]]]]:
+    """Every round that a process was asked for: the model and the numbers of its batches."""
+    log: list[tuple[str, tuple[int, ...]]] = []
+    genuine = Child.round
+
+    def spy(self: Child, calls: list[int], timeout: float, untimed: int = 0) -> Turn:
+        # Warm-ups and probes have no call before the timed ones, or only a few of one example.
+        if untimed and len(set(calls)) > 1:
+            log.append((self.label, tuple(calls)))
+        return genuine(self, calls, timeout, untimed)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Child, "round", spy)
+        yield log
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory, asked: list[tuple[str, tuple[int, ...]]]) -> BenchResult:
+    """A heavy model with 100 MB of unused embedding, one with far less work, and a copy of the latter."""
+    root = tmp_path_factory.mktemp("artifacts")
+    heavy = write_classifier(root / "heavy", width=384, layers=12, extra_rows=100_000_000 // (4 * 384) + 1)
+    light = write_classifier(root / "light", width=16, layers=1)
+    shutil.copytree(light, root / "copy")
+    return bench({"baseline": heavy, "quantize": light, "final": root / "copy"})
+
+
+def row(result: BenchResult, model: str, metric: str) -> Measurement:
+    (found,) = (r for r in result.measurements if (r.model, r.metric) == (model, metric))
+    return found
+
+
+def test_every_model_has_every_metric(result: BenchResult) -> None:
+    metrics = {
+        model: [r.metric for r in result.measurements if r.model == model and "_length_" not in r.metric]
+        for model in ("baseline", "quantize", "final")
+    }
+    assert metrics["baseline"] == metrics["quantize"] == metrics["final"]
+    assert set(metrics["final"]) == {
+        *("latency_ms", "latency_p90_ms", "latency_p99_ms", "latency_ms_batch_8", "throughput", "cpu_ms"),
+        *("speedup", "speedup_batch_8"),
+        *("startup_ms", "session_load_ms", "peak_memory_bytes", "peak_memory_bytes_batch_8"),
+        "runtime_memory_bytes",
+    }
+    assert {r.target for r in result.measurements} == {"cpu"}
+
+
+def test_raw_samples_give_the_reported_medians_and_tails(result: BenchResult) -> None:
+    for model in ("baseline", "final"):
+        for metric in (
+            *("latency_ms", "latency_ms_batch_8", "throughput", "cpu_ms"),
+            *("startup_ms", "session_load_ms", "peak_memory_bytes"),
+        ):
+            found = row(result, model, metric)
+            assert found.raw is not None
+            assert found.value == np.median(found.raw)
+            assert found.n == len(found.raw)
+            assert found.low is not None
+            assert found.high is not None
+            assert min(found.raw) <= found.low <= found.value <= found.high <= max(found.raw)
+        raw = row(result, model, "latency_ms").raw
+        assert raw is not None
+        assert row(result, model, "latency_p90_ms").value == pytest.approx(np.quantile(raw, 0.9))
+        assert row(result, model, "latency_p99_ms").value == pytest.approx(np.quantile(raw, 0.99))
+
+
+def test_speedup_is_the_geometric_mean_over_launches(result: BenchResult) -> None:
+    for metric in ("speedup", "speedup_batch_8"):
+        found = row(result, "final", metric)
+        assert found.raw is not None
+        assert found.low is not None
+        assert found.high is not None
+        # Launches of which no round counts, the machine being slowed, bring no ratio.
+        assert 3 <= len(found.raw) <= result.environment["launches"]
+        assert found.value == pytest.approx(stats.gmean(found.raw))
+        low, high = stats.t.interval(0.95, len(found.raw) - 1, np.log(found.raw).mean(), stats.sem(np.log(found.raw)))
+        assert (found.low, found.high) == pytest.approx((np.exp(low), np.exp(high)))
+
+
+def test_the_reference_kernels_were_timed_alongside(result: BenchResult) -> None:
+    product, copy = (row(result, "machine", f"reference_{name}_ms") for name in ("matmul", "copy"))
+    assert product.n == copy.n >= result.environment["launches"]
+    # 34 million operations and 64 MiB to and fro: no machine does either in a microsecond or takes a second.
+    assert 0.001 < product.value < 1000
+    assert 0.001 < copy.value < 1000
+
+
+def test_processor_time_of_one_thread_is_about_the_latency(result: BenchResult) -> None:
+    assert row(result, "baseline", "cpu_ms").value == pytest.approx(
+        row(result, "baseline", "latency_ms").value, rel=0.5
+    )
+
+
+def test_length_buckets_share_out_the_same_calls(result: BenchResult) -> None:
+    buckets = [r for r in result.measurements if r.model == "baseline" and "_length_" in r.metric]
+    assert len(buckets) == 4
+    pooled = sorted(sample for r in buckets for sample in r.raw or ())
+    assert pooled == sorted(row(result, "baseline", "latency_ms").raw or ())
+    bounds = [tuple(map(int, r.metric.rsplit("_", 2)[1:])) for r in buckets]
+    assert [edge for bound in bounds for edge in bound] == sorted({edge for bound in bounds for edge in bound})
+
+
+def test_much_less_work_is_faster(result: BenchResult) -> None:
+    speedup = row(result, "quantize", "speedup")
+    assert speedup.low is not None
+    assert speedup.low > 2
+    assert row(result, "baseline", "speedup").value == 1.0
+    assert row(result, "quantize", "latency_ms").value < row(result, "baseline", "latency_ms").value
+    assert row(result, "quantize", "throughput").value > row(result, "baseline", "throughput").value
+    # The longest sentences make four and more times the products of the shortest.
+    by_length = [r.value for r in result.measurements if r.model == "baseline" and "_length_" in r.metric]
+    assert by_length[0] < by_length[-1]
+
+
+def test_equal_folders_are_measured_once(result: BenchResult) -> None:
+    assert set(result.environment["runtime_settings"]) == {"baseline", "quantize"}
+    for metric in ("latency_ms", "startup_ms", "speedup"):
+        assert row(result, "final", metric).raw == row(result, "quantize", metric).raw
+
+
+def test_start_contains_the_loading(result: BenchResult) -> None:
+    for model in ("baseline", "quantize"):
+        start, load = row(result, model, "startup_ms"), row(result, model, "session_load_ms")
+        assert start.n == load.n == result.environment["launches"]
+        assert 6 <= start.n <= 12
+        assert all(whole > part for whole, part in zip(start.raw or (), load.raw or (), strict=True))
+
+
+def test_the_environment_says_what_ran(result: BenchResult) -> None:
+    assert result.environment["runtime_settings"]["baseline"]["provider"] == "CPUExecutionProvider"
+    assert result.environment["threads"] == 1
+    assert len(result.environment["pinned_cores"]) == 1
+    assert result.environment["noise"]["verdict"] in ("quiet", "noisy", "unusable")
+    assert result.notes[0].startswith("noise: ")
+
+
+def test_memory_holds_the_model(result: BenchResult) -> None:
+    """100 MB of embedding must be found in the process that opened it, and not in its neighbour."""
+    large, small = (row(result, name, "peak_memory_bytes").value for name in ("baseline", "quantize"))
+    assert large - small >= 100_000_000
+    own = small - row(result, "quantize", "runtime_memory_bytes").value
+    assert 0 < own < 50_000_000
+
+
+def test_models_take_turns_in_alternating_order(result: BenchResult, asked: list[tuple[str, tuple[int, ...]]]) -> None:
+    pairs = list(zip(asked[::2], asked[1::2], strict=True))
+    assert len(pairs) >= result.environment["rounds"]["single"]
+    for (first, calls), (second, same_calls) in pairs:
+        assert {first, second} == {"baseline", "quantize"}
+        assert calls == same_calls
+    firsts = [first for (first, _), _ in pairs]
+    assert abs(firsts.count("baseline") - firsts.count("quantize")) <= 2 + len(firsts) // 4
+
+
+def test_a_budget_is_kept_and_all_of_it_is_sampling(tmp_path: Path) -> None:
+    folder = write_classifier(tmp_path / "m", width=64, layers=2)
+    settings = QUICK.model_copy(update={"budget_seconds": 3.0})
+    began = time.perf_counter()
+    found = measure_together(
+        {"baseline": folder},
+        {"baseline": make_examples(60)},
+        TARGETS["cpu"],
+        settings,
+        "baseline",
+        SilentProgress(),
+        seed=1,
+        precision=0.0,
+    )
+    # Twice the budget: a machine that other work holds up stops later, one that ignores its budget never does.
+    assert time.perf_counter() - began < 6
+    assert found.environment["launches"] >= 2
+
+
+def test_requests_that_arrive_faster_than_answers_wait(tmp_path: Path) -> None:
+    folder = write_classifier(tmp_path / "m", width=384, layers=12)
+    rows = {}
+    notes = {}
+    for rate in (20.0, 5_000.0):
+        settings = QUICK.model_copy(update={"rate": rate, "launches": 2})
+        found = measure_together(
+            {"baseline": folder},
+            {"baseline": make_examples(60)},
+            TARGETS["cpu"],
+            settings,
+            "baseline",
+            SilentProgress(),
+            seed=1,
+            precision=1.0,
+        )
+        rows[rate] = row(found, "baseline", f"latency_ms_rate_{rate:g}")
+        notes[rate] = [note for note in found.notes if "more than it can answer" in note]
+    assert rows[5_000.0].value > 5 * rows[20.0].value
+    assert (len(notes[20.0]), len(notes[5_000.0])) == (0, 1)
+
+
+def test_a_model_whose_process_dies_is_left_out_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genuine = Child.round
+    answers = iter(range(1_000_000))
+
+    def dying(self: Child, calls: list[int], timeout: float, untimed: int = 0) -> Turn:
+        if self.label == "final" and next(answers) == 20:
+            os.kill(self.pid, signal.SIGKILL)
+        return genuine(self, calls, timeout, untimed)
+
+    monkeypatch.setattr(Child, "round", dying)
+    artifacts = {
+        name: write_classifier(tmp_path / name, 16, layers) for layers, name in ((1, "baseline"), (2, "final"))
+    }
+    result = bench(artifacts)
+    assert {r.model for r in result.measurements} == {"baseline", "machine"}
+    # In the launch that ended early, the baseline may not have been started yet.
+    assert result.environment["launches"] - row(result, "baseline", "startup_ms").n in (0, 1)
+    assert result.environment["launches"] >= 6
+    (note,) = [note for note in result.notes if note.startswith("final was not timed to the end")]
+    assert "was ended by SIGKILL" in note
+
+
+def test_a_corrupt_model_is_reported_and_no_process_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Child] = []
+    genuine = Child.__init__
+
+    def spy(self: Child, label: str, **others: Any) -> None:
+        genuine(self, label, **others)
+        started.append(self)
+
+    monkeypatch.setattr(Child, "__init__", spy)
+    good = write_classifier(tmp_path / "good", 8, 1)
+    bad = write_classifier(tmp_path / "bad", 8, 1)
+    (bad / "onnx" / "model.onnx").write_bytes(b"\x00" * 100)
+    with pytest.raises(ModelError, match="cannot open the graph"):
+        bench({"baseline": good, "final": bad})
+    assert [child.label for child in started] == ["machine", "baseline", "final"]
+    assert all(child._piped.process.returncode is not None for child in started)
+
+
+def test_an_interrupt_ends_the_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Child] = []
+
+    def interrupted(self: Child, *_: object, **__: object) -> Iterator[float]:
+        started.append(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Child, "round", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bench({"baseline": write_classifier(tmp_path / "m", 8, 1)})
+    assert [child._piped.process.returncode for child in started] == [-9]
+
+
+def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
+    folder = write_classifier(tmp_path / "m", 8, 1)
+    with pytest.raises(InputError, match="not among the models"):
+        bench({"final": folder})
+    with pytest.raises(StageError, match="'npu' is not to be had"):
+        bench({"baseline": folder}, target=Target("npu", "onnxruntime", "NoSuchProvider", "", "onnx"))
+    with pytest.raises(DataError, match="no example"):
+        measure_together(
+            {"baseline": folder},
+            {"baseline": make_examples(0)},
+            TARGETS["cpu"],
+            QUICK,
+            "baseline",
+            SilentProgress(),
+            seed=0,
+        )
+    with pytest.raises(ModelError, match="does not exist"):
+        bench({"baseline": tmp_path / "nowhere"})

@@ -1,0 +1,535 @@
+"""The plan: what it finds, what it predicts and what it refuses, before any model is loaded."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import torch
+from adapters import save_adapter
+from narrow import broken_words
+from quantized import save_tiny_llama
+from rich.console import Console
+from transformers import BertConfig, BertForSequenceClassification, MPNetConfig, MPNetForSequenceClassification
+
+import compress.installation
+import compress.pipeline.planning
+from compress.errors import InputError
+from compress.pipeline.checkpoint_headers import read_shape, read_size
+from compress.pipeline.machine_speed import machine_flops_per_second
+from compress.pipeline.planning import make_plan, render_plan
+from compress.pipeline.stage_costs import GRAPH_BYTES, LIBRARIES_BYTES
+from compress.recipe.recipe import Recipe
+from compress.stage.prediction import PlanContext, Shape, Text
+from compress.stages.distill import Distill
+from compress.stages.finetune import Finetune
+from compress.stages.prune import Prune
+from compress.training.prediction import activation_bytes
+
+CONFIG: dict[str, Any] = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 24,
+}
+PLAN = PlanContext(
+    max_length=8, reads_text=True, splits={}, unlabeled={}, find_model=lambda name, drawn: None, rate=lambda: 1e9
+)
+STAGES = [{"finetune": {"epochs": 2}}, {"export": {}}, {"quantize": {}}]
+
+
+def bert(**changes: Any) -> BertForSequenceClassification:
+    torch.manual_seed(0)
+    return BertForSequenceClassification(BertConfig(**{**CONFIG, **changes}))
+
+
+def parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    bert().save_pretrained(folder)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{i}" for i in range(35))]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a model and three splits of 100, 10 and 20 rows of 40 bytes each."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty-cache"))
+    monkeypatch.setattr("compress.pipeline.planning.machine_flops_per_second", lambda: 1e9)
+    for split, rows in (("train", 100), ("validation", 10), ("test", 20)):
+        row = "w" * 36 + ",no\n"
+        (tmp_path / f"{split}.csv").write_text("text,label\n" + row * rows)
+    return tmp_path
+
+
+def recipe(stages: list[dict[str, Any]] | None = None, **changes: Any) -> Recipe:
+    splits = {split: f"{split}.csv" for split in ("train", "validation", "test")}
+    data = {"splits": splits, "max_length": 8, **changes.pop("data", {})}
+    values = {"name": "r", "task": "text-classification", "model": "model", "data": data}
+    return Recipe.model_validate({**values, "stages": stages or STAGES, **changes})
+
+
+def refusal(wanted: Recipe, folder: Path, artifacts: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        make_plan(wanted, folder, None, artifacts)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+def test_parameters_are_those_that_torch_counts(model: Path) -> None:
+    shape, module = read_shape(model), bert()
+    embeddings = sum(parameter.numel() for name, parameter in module.named_parameters() if "_embeddings.weight" in name)
+    attention = sum(parameters(layer.attention) for layer in module.bert.encoder.layer)
+    feed_forward = sum(parameters(layer.intermediate) + parameters(layer.output) for layer in module.bert.encoder.layer)
+    assert shape.parameters == parameters(module)
+    assert (shape.embeddings, shape.attention, shape.feed_forward) == (embeddings, attention, feed_forward)
+    assert (shape.layers, shape.hidden, shape.intermediate, shape.heads) == (4, 16, 32, 2)
+
+
+def test_a_student_of_fewer_layers_has_the_size_that_torch_gives_it(model: Path) -> None:
+    stage = Distill.model_validate({"student": {"layers": [0, 3]}})
+    student = stage.predict(read_shape(model), PLAN).shape
+    assert student is not None
+    assert student.parameters == parameters(bert(num_hidden_layers=2))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"hidden_size": 8}, {"intermediate_size": 64}, {"num_hidden_layers": 2, "hidden_size": 64}]
+)
+def test_a_student_from_a_config_has_about_the_size_that_torch_gives_it(model: Path, changes: dict[str, int]) -> None:
+    stage = Distill.model_validate({"student": {"config": changes}})
+    student = stage.predict(read_shape(model), PLAN).shape
+    assert student is not None
+    assert student.parameters == pytest.approx(parameters(bert(**changes)), rel=0.1)
+
+
+def test_a_student_whose_config_changes_something_else_is_not_guessed(model: Path) -> None:
+    stage = Distill.model_validate({"student": {"config": {"vocab_size": 10}}})
+    assert stage.predict(read_shape(model), PLAN).shape is None
+
+
+def test_pruning_takes_its_share() -> None:
+    shape = Shape(embeddings=100, attention=80, feed_forward=160, other=10, layers=4, intermediate=32)
+    pruned = Prune.model_validate({"heads": 0.5, "feed_forward": 0.25, "layers": 1}).predict(shape, PLAN).shape
+    assert pruned is not None
+    # three of four layers; half of 60; three quarters of 120
+    assert (pruned.layers, pruned.attention, pruned.feed_forward, pruned.embeddings) == (3, 30, 90, 100)
+
+
+def test_pruning_every_layer_is_refused(folder: Path, tmp_path: Path) -> None:
+    text = refusal(recipe([{"prune": {"layers": 4}}]), folder, tmp_path)
+    assert "prune removes 4 layers of a model that has 4" in text
+
+
+def test_an_architecture_whose_parts_are_not_known_is_refused(folder: Path, tmp_path: Path) -> None:
+    MPNetForSequenceClassification(MPNetConfig(**CONFIG)).save_pretrained(folder / "model")
+    text = refusal(recipe([{"prune": {"heads": 0.5}}]), folder, tmp_path / "artifacts")
+    assert "Heads of a 'mpnet' model cannot go: all layers share encoder.relative_attention_bias" in text
+    assert make_plan(recipe([{"prune": {"feed_forward": 0.5}}]), folder, artifacts=tmp_path / "artifacts").stages
+
+
+def test_training_time_is_flops_over_rate(folder: Path, tmp_path: Path) -> None:
+    plan = make_plan(recipe(), folder, None, tmp_path)
+    module = bert()
+    working = parameters(module) - sum(
+        parameter.numel() for name, parameter in module.named_parameters() if "_embeddings.weight" in name
+    )
+    tokens = 100 * 8  # 40 bytes are 10 tokens, cut at max_length 8
+    assert plan.stages[0].seconds.value == pytest.approx(6 * working * tokens * 2 / 1e9)
+    assert "estimate" in plan.stages[0].seconds.note
+    # Both move 4 bytes a parameter at 200 MB/s within half a second more; the tracer takes 4 s and 65 ms a tensor.
+    handled = 0.5 + 4 * parameters(module) / 2e8
+    traced = 4 + 0.065 * len(list(module.parameters()))
+    assert plan.stages[1].seconds.value == pytest.approx(handled + traced)
+    assert plan.stages[2].seconds.value == pytest.approx(handled)
+    assert plan.seconds.note == ""
+    parts = [*(stage.seconds for stage in plan.stages), plan.measuring]
+    for end in ("value", "low", "high"):
+        assert getattr(plan.seconds, end) == pytest.approx(sum(getattr(part, end) for part in parts))
+
+
+def test_what_a_step_leaves_out_is_not_predicted() -> None:
+    """Of 4 layers of 20 + 40: the first is frozen, and the last makes keys and values (10) of all tokens but one."""
+    shape = Shape(embeddings=100, attention=80, feed_forward=160, other=10, layers=4, hidden=8)
+    plan = replace(PLAN, splits={"train": Text(rows=10, size_bytes=400)}, rate=lambda: 1.0)
+    tokens, learned = 10 * 8, 2 * 60 + 10 + 10
+
+    def seconds(stage: Finetune | Distill, plan: PlanContext = plan) -> float | None:
+        return stage.predict(shape, plan).seconds.value
+
+    finetune = Finetune(epochs=3, frozen_layers=1, first_token_only=True)
+    assert seconds(finetune) == pytest.approx((6 * 3 * learned + 2 * 60) * tokens)
+    # States of 2^25 tokens of 8 numbers of 4 bytes are just kept, and no more.
+    most = Text(rows=1 << 22, size_bytes=1 << 40)
+    kept, more = (replace(plan, splits={"train": replace(most, rows=most.rows + extra)}) for extra in (0, 1))
+    assert seconds(finetune, kept) == pytest.approx((6 * 3 * learned + 2 * 60) * 2**25)
+    assert seconds(finetune, more) == pytest.approx((6 * 3 * learned + 3 * 2 * 60) * (2**25 + 8))
+    distill = Distill(student={"layers": [0, 3]}, epochs=3, first_token_only=True)  # type: ignore[arg-type]
+    assert seconds(distill) == pytest.approx((6 * 3 * (60 + 10 + 10) + 2 * (3 * 60 + 10 + 10)) * tokens)
+    compared = Distill(student={"layers": [0, 3]}, epochs=3, method="distilbert")  # type: ignore[arg-type]
+    assert seconds(compared) == pytest.approx(3 * (6 * (2 * 60 + 10) + 2 * (4 * 60 + 10)) * tokens)
+    # What the teacher writes is all that is learned, and it reads each token of that once more.
+    writes = Distill(teacher="start", epochs=3, teacher_writes={"beginnings": 5})  # type: ignore[arg-type]
+    assert seconds(writes, replace(plan, shapes={"start": shape})) == pytest.approx(
+        (6 * 3 * 250 + 2 * 250 + 2 * 250) * 5 * 8
+    )
+
+
+def test_distillation_adds_the_teachers_forward_pass(folder: Path, tmp_path: Path) -> None:
+    stages = [{"finetune": {"epochs": 1}}, {"distill": {"teacher": "finetune", "epochs": 1}}]
+    finetune, distill = make_plan(recipe(stages), folder, None, tmp_path).stages
+    assert finetune.seconds.value is not None
+    assert distill.seconds.value == pytest.approx(finetune.seconds.value * 8 / 6)
+    assert distill.refers_to == ("finetune",)
+
+
+def test_memory_of_training_is_sixteen_bytes_a_parameter_and_the_activations(folder: Path, tmp_path: Path) -> None:
+    plan = make_plan(recipe(), folder, None, tmp_path)
+    # 4 layers x length 8 x batch 32 x (34 x 16 + 5 x 2 heads x 8) values' bytes, twice for fp32
+    activations = 2 * 4 * 8 * 32 * (34 * 16 + 5 * 2 * 8)
+    assert plan.stages[0].peak_memory_bytes.value == LIBRARIES_BYTES + 16 * parameters(bert()) + activations
+    shape = Shape(0, 0, 0, 0, layers=4, hidden=16, heads=2)
+    assert activation_bytes(shape, batch=32, length=8) == activations
+
+
+def test_memory_without_training_is_the_libraries_and_three_copies_of_what_is_not_read_tensor_by_tensor(
+    folder: Path, tmp_path: Path
+) -> None:
+    export, quantize = make_plan(recipe(STAGES[1:]), folder, None, tmp_path).stages
+    expected = LIBRARIES_BYTES + GRAPH_BYTES + 3 * 4 * parameters(bert())
+    assert export.peak_memory_bytes.value == quantize.peak_memory_bytes.value == expected
+    save_tiny_llama(folder / "decoder")
+    decoder = recipe([{"export": {}}], task="text-generation", model="decoder")
+    assert make_plan(decoder, folder, None, tmp_path).stages[0].peak_memory_bytes.value is None
+
+
+def test_disk_of_every_stage_and_of_the_run(folder: Path, tmp_path: Path, model: Path) -> None:
+    plan = make_plan(recipe(), folder, None, tmp_path)
+    processor = sum(file.stat().st_size for file in model.iterdir() if file.suffix != ".safetensors")
+    full, eighth = 4 * parameters(bert()) + processor, parameters(bert()) + processor
+    assert [stage.disk_bytes.value for stage in plan.stages] == [full, full, eighth]
+    assert plan.disk_needed_bytes.value == 2 * full + 2 * eighth  # the final model lies in the run, too
+
+
+def test_cached_stages_cost_nothing(folder: Path, tmp_path: Path) -> None:
+    plan = make_plan(recipe(), folder, lambda label: label != "quantize", tmp_path)
+    assert [stage.cached for stage in plan.stages] == [True, True, False]
+    assert plan.stages[0].seconds.value == 0
+    quantized = plan.stages[2].disk_bytes.value
+    assert quantized is not None
+    assert plan.disk_needed_bytes.value == 2 * quantized
+
+
+def test_what_stages_read_and_write(folder: Path, tmp_path: Path) -> None:
+    plan = make_plan(recipe(), folder, None, tmp_path)
+    assert [(s.label, s.takes, s.gives, s.reads, s.cached) for s in plan.stages] == [
+        ("finetune", "TorchModel", "TorchModel", ("train",), None),
+        ("export", "TorchModel", "OnnxModel", ("train",), None),
+        ("quantize", "OnnxModel", "OnnxModel", (), None),
+    ]
+    assert [(row.role, row.rows) for row in plan.sources] == [
+        ("model", None),
+        ("split train", 100),
+        ("split validation", 10),
+        ("split test", 20),
+    ]
+
+
+def test_licences_are_told_and_kept_before_the_run(folder: Path, tmp_path: Path) -> None:
+    (folder / "model" / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    plan = make_plan(recipe(), folder, None, tmp_path)
+    assert {one.of: one.licence for one in plan.licences}["model"] == "CC-BY-NC-4.0"
+    assert plan.licence_remarks[0] == "model model, CC-BY-NC-4.0: no commercial use"
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(render_plan(plan))
+    assert "model model, CC-BY-NC-4.0: no commercial use" in console.export_text()
+    (folder / "model" / "README.md").write_text("---\nlicense: cc-by-nd-4.0\n---\n")
+    assert "permits no derivatives" in refusal(recipe(), folder, tmp_path)
+    make_plan(recipe(licences={"allowed": {"model": "it is mine"}}), folder, None, tmp_path)
+
+
+def test_an_adapter_is_looked_at_before_the_run(folder: Path, tmp_path: Path) -> None:
+    stages = [{"merge_lora": {"adapter": "adapter"}}, {"export": {}}]
+    assert "There is no folder 'adapter'" in refusal(recipe(stages), folder, tmp_path)
+    (folder / "adapter").mkdir()
+    assert "holds no adapter" in refusal(recipe(stages), folder, tmp_path)
+    save_adapter(bert(), folder / "adapter", "query")
+    row = next(row for row in make_plan(recipe(stages), folder, None, tmp_path).sources if row.role == "adapter")
+    assert row.path == str(folder / "adapter")
+    assert row.size_bytes == sum(path.stat().st_size for path in (folder / "adapter").iterdir())
+
+
+def test_recovery_counts_pupil_teacher_and_judging(folder: Path, tmp_path: Path) -> None:
+    save_tiny_llama(folder / "decoder")
+    tuning = {"steps": 10, "batch_size": 3, "sequence_length": 20, "validation_windows": 5}
+    stages = [{"gptq": {"group_size": 32}}, {"tune_scales": tuning}, {"export": {}}]
+    plan = make_plan(recipe(stages, task="text-generation", model="decoder"), folder, None, tmp_path)
+    weights = read_shape(folder / "decoder").parameters
+    # 10 steps of 3 windows: forward and backward of the pupil (6), forward of the teacher (2); 15 forward to judge.
+    assert plan.stages[1].seconds.value == pytest.approx((30 * 8 + 15 * 2) * 20 * weights / 1e9)
+    assert plan.stages[1].disk_bytes == plan.stages[0].disk_bytes
+
+
+def test_measuring_a_language_model_is_reading_and_writing(folder: Path, tmp_path: Path) -> None:
+    """The start and what is exported of it read 4 windows of 8 tokens, and 16 in each of 4 launches; and write 48."""
+    save_tiny_llama(folder / "decoder")
+    changes = {
+        "evaluation": {"windows": 4, "prompts": 2, "tokens": 8},
+        "benchmark": {"every_stage": False, "launches": 2, "contexts": [16], "tokens": 4, "seconds": 1},
+    }
+    plan = make_plan(
+        recipe([{"export": {}}], task="text-generation", model="decoder", **changes), folder, None, tmp_path
+    )
+    shape = read_shape(folder / "decoder")
+    reading = 1.2 * 2 * shape.parameters * (4 * 8 + 4 * 16) / 1e9
+    writing = (2 * 2 * 8 + 4 * 4) * 4 * shape.parameters / 1e10
+    exported = 0.5 + 4 * shape.parameters / 2e8 + 4 + 0.065 * shape.tensors
+    assert plan.measuring.value == pytest.approx(6 + exported + 2 * (reading + writing + 1 + 4 * 0.35))
+
+
+def test_nncf_has_the_whole_model_in_memory_and_writes_what_gptq_does(folder: Path, tmp_path: Path) -> None:
+    save_tiny_llama(folder / "decoder")
+    first = [
+        {"nncf_weights": {"group_size": 32, "backup_mode": "none"}},
+        {"gptq": {"group_size": 32, "embedding_bits": 16}},
+    ]
+    plans = [
+        make_plan(recipe([stage, {"tune_scales": {}}], task="text-generation", model="decoder"), folder, None, tmp_path)
+        for stage in first
+    ]
+    memory = LIBRARIES_BYTES + 4 * read_shape(folder / "decoder").parameters
+    assert plans[0].stages[0].peak_memory_bytes.value == memory
+    disks = [[stage.disk_bytes.value for stage in plan.stages] for plan in plans]
+    assert disks[0] == disks[1]
+    assert None not in disks[0]
+
+
+def test_samples_that_are_not_fetched_are_unknown_and_count_as_disk(folder: Path, tmp_path: Path) -> None:
+    plan = make_plan(recipe(model="sample:minilm"), folder, None, tmp_path)
+    assert plan.sources[0].status == "unknown until fetched"
+    assert plan.stages[0].seconds.value is None
+    assert plan.disk_needed_bytes.value == 2 * 83_506_384
+
+
+def test_targets_say_whether_they_can_be_had(folder: Path, tmp_path: Path) -> None:
+    plan = make_plan(recipe(targets=("cpu", "gpu")), folder, None, tmp_path)
+    assert plan.targets[0].available
+    assert [target.name for target in plan.targets] == ["cpu", "gpu"]
+    assert all(target.reason for target in plan.targets)
+
+
+def test_files_beside_the_recipe_come_before_the_current_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.move(folder / "test.csv", elsewhere / "test.csv")
+    (elsewhere / "train.csv").write_text("text,label\na,b\n")
+    monkeypatch.chdir(elsewhere)
+    plan = make_plan(recipe(), folder, None, tmp_path)
+    assert plan.sources[1].path == str(folder / "train.csv")
+    assert plan.sources[3].rows == 20
+
+
+def _pickled(folder: Path) -> None:
+    (folder / "model" / "model.safetensors").unlink()
+    (folder / "model" / "pytorch_model.bin").write_bytes(b"\x80\x02}q\x00.")
+
+
+def _quantized(folder: Path) -> None:
+    config = folder / "model" / "config.json"
+    content = json.loads(config.read_text())
+    config.write_text(json.dumps({**content, "quantization_config": {"quant_method": "gptq", "bits": 4}}))
+
+
+def _truncated(folder: Path) -> None:
+    weights = folder / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (_pickled, "is a pickle"),
+        (_truncated, "truncated"),
+        (_quantized, "quantized already"),
+        (lambda folder: (folder / "model" / "config.json").unlink(), "no config.json"),
+        (lambda folder: (folder / "model" / "model.safetensors").unlink(), "no safetensors weights"),
+        (lambda folder: (folder / "train.csv").unlink(), "train.csv does not exist"),
+        (lambda folder: (folder / "train.csv").write_text(""), "train.csv is empty"),
+        (lambda folder: (folder / "train.csv").write_text("text,label\n"), "columns and no rows"),
+        (lambda folder: (folder / "artifacts").write_text(""), "artifacts is a file"),
+    ],
+    ids=[
+        "pickle",
+        "truncated",
+        "quantized",
+        "no config",
+        "no weights",
+        "no file",
+        "empty file",
+        "no rows",
+        "artifacts",
+    ],
+)
+def test_damage_is_found_before_the_run(
+    folder: Path, tmp_path: Path, damage: Callable[[Path], object], words: str
+) -> None:
+    damage(folder)
+    assert words in refusal(recipe(), folder, tmp_path / "artifacts")
+
+
+def test_a_model_that_is_neither_a_path_nor_an_id(folder: Path, tmp_path: Path) -> None:
+    assert "there/is/none" in refusal(recipe(model="there/is/none"), folder, tmp_path)
+    assert "./none" in refusal(recipe(model="./none"), folder, tmp_path)
+
+
+def test_a_column_that_the_file_lacks(folder: Path, tmp_path: Path) -> None:
+    text = refusal(recipe(data={"columns": {"text": "review"}}), folder, tmp_path)
+    assert "train.csv has no column 'review'" in text
+    assert "text, label" in text
+
+
+def test_all_problems_come_at_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _pickled(folder)
+    (folder / "test.csv").unlink()
+    monkeypatch.setattr(compress.installation, "version", _without("onnxscript"))
+    text = refusal(recipe(), folder, tmp_path)
+    assert "3 reasons" in text
+    for words in ("is a pickle", "test.csv does not exist", "export needs the package 'onnxscript'"):
+        assert words in text
+
+
+def _without(missing: str) -> Callable[[str], str]:
+    def version(package: str) -> str:
+        if package == missing:
+            raise PackageNotFoundError(package)
+        return "1"
+
+    return version
+
+
+def test_a_missing_extra_names_the_pip_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compress.installation, "version", _without("onnxscript"))
+    needs = ["onnx>=1", "onnxscript>=0.7; extra == 'export'"]
+    monkeypatch.setattr(compress.installation, "_requirements", lambda: needs)
+    assert "pip install 'compress[export]'" in refusal(recipe(), folder, tmp_path)
+
+
+def test_too_little_disk(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(1000, 0, 1000))
+    text = refusal(recipe(), folder, tmp_path / "not" / "there")
+    assert "of disk" in text
+    assert "cache prune" in text
+
+
+def test_parquet_rows_come_from_its_metadata(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pyarrow.parquet.write_table(pa.table({"text": [f"sentence {i}" for i in range(1234)]}), path)
+    text, columns = read_size(path)
+    assert (text.rows, columns) == (1234, ("text",))
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_rows_of_json(tmp_path: Path, suffix: str) -> None:
+    rows = [{"text": f"sentence {i}", "label": "yes"} for i in range(50)]
+    path = tmp_path / f"x.{suffix}"
+    path.write_text(json.dumps(rows) if suffix == "json" else "\n".join(map(json.dumps, rows)))
+    assert read_size(path)[0].rows == 50
+
+
+@pytest.mark.parametrize("documents", [1, 3, 10])
+def test_documents_longer_than_the_beginning_that_is_read_are_rows(tmp_path: Path, documents: int) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps({"text": "word " * 30_000}) + "\n" for _ in range(documents)))
+    text, columns = read_size(path)
+    assert (text.rows, columns) == (documents, ("text",))
+
+
+def test_a_broken_parquet_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    path.write_bytes(b"PAR1 and nothing more")
+    with pytest.raises(InputError, match="no whole Parquet file"):
+        read_size(path)
+
+
+def test_rows_of_a_large_csv_are_estimated_from_its_beginning(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("text,label\n" + "".join(f"row number {i:07d},yes\n" for i in range(20_000)))
+    text, columns = read_size(path)
+    assert text.rows == pytest.approx(20_000, rel=0.01)
+    assert columns == ("text", "label")
+
+
+def test_the_rate_is_one_that_a_processor_can_have() -> None:
+    assert 1e8 < machine_flops_per_second() < 1e14
+
+
+def test_rendered_plan_shows_every_stage_and_every_reason(folder: Path, tmp_path: Path) -> None:
+    limits = [{"metric": "accuracy", "at_least": 0.98, "of": "baseline"}]
+    plan = make_plan(recipe(limits=limits), folder, None, tmp_path)
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(render_plan(plan))
+    text = console.export_text()
+    for words in ("finetune", "Onnx Model", "for handling the weights", "at least 0.98"):
+        assert words in text
+    assert broken_words(render_plan(plan), 80) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("x86-vnni", "x86-vnni: 8-bit products are summed in 32 bits; quantize: reduce_range: auto is false"),
+        (
+            "x86-avx2",
+            "x86-avx2: 8-bit products may saturate in 16 bits, and gain less speed than with VNNI; quantize: "
+            "reduce_range: auto is saturating",
+        ),
+    ],
+)
+def test_the_plan_says_what_this_processor_makes_of_the_recipe(
+    kind: str, words: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (compress.pipeline.planning, compress.formats.target_profile):
+        monkeypatch.setattr(module, "processor_class", lambda: kind)
+    limits = [{"metric": "speedup", "at_least": 2, "processor": "x86-vnni"}]
+    stages = [{"kind": "export"}, {"kind": "quantize"}]
+    plan = make_plan(recipe(limits=limits, stages=stages), folder, None, tmp_path)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(render_plan(plan))
+    text = console.export_text()
+    assert words in text and "at least 2 on x86-vnni" in text
+    assert plan.processor == kind
+
+
+def test_planning_loads_no_torch(folder: Path) -> None:
+    code = (
+        "import sys, json\nfrom pathlib import Path\n"
+        "from compress.pipeline.planning import make_plan\nfrom compress.recipe.recipe import Recipe\n"
+        "folder = Path(sys.argv[1])\n"
+        "make_plan(Recipe.model_validate_json(sys.argv[2]), folder, None, folder)\n"
+        "print(sorted({'torch', 'transformers', 'datasets'} & sys.modules.keys()))"
+    )
+    command = [sys.executable, "-c", code, str(folder), json.dumps(recipe().model_dump(mode="json"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,513 @@
+"""Reading recipes: every mistake at once with its line, overrides, the YAML dialect, writing, the schema."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from compress.errors import Problem, RecipeError
+from compress.recipe.loading import dump_recipe, read_recipe, recipe_schema
+from compress.recipe.recipe import Recipe
+from compress.stages.quantize import Quantize
+
+GOOD = """\
+name: good
+task: text-classification
+model: org/model
+data:
+  splits: {train: train.csv, test: test.csv}
+stages:
+  - finetune: {epochs: 2, learning_rate: 5e-5}
+  - distill:
+      teacher: finetune
+      student: {layers: [0, 2]}
+  - export
+  - quantize:
+limits:
+  - {metric: accuracy, at_least: 0.9, of: baseline}
+"""
+
+TEN_MISTAKES = """\
+name: two words
+task: text-clasification
+model: org/model
+data:
+  splits: {train: train.csv, validation: valid.csv}
+stages:
+  - finetune:
+      epochs: many
+      learning_rte: 5e-5
+  - distil: {teacher: finetune}
+  - distill:
+      teacher: finetun
+      method: tinybrt
+  - export
+  - prune: {heads: 0.1}
+limits:
+  - {metric: accuracy}
+"""
+
+
+def write(folder: Path, text: str | bytes, name: str = "recipe.yaml") -> Path:
+    path = folder / name
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def problems_of(path: Path, overrides: tuple[str, ...] = ()) -> list[Problem]:
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(path, overrides)
+    return list(caught.value.problems)
+
+
+def only_problem(path: Path, overrides: tuple[str, ...] = ()) -> Problem:
+    problems = problems_of(path, overrides)
+    assert len(problems) == 1, problems
+    return problems[0]
+
+
+def test_reads_a_recipe(tmp_path: Path) -> None:
+    recipe = read_recipe(write(tmp_path, GOOD))
+    assert recipe.labels() == ("finetune", "distill", "export", "quantize")
+    assert recipe.stages[0].learning_rate == 0.00005
+    assert recipe.stages[1].student.layers == (0, 2)
+    assert recipe.limits[0].of == "baseline"
+
+
+def test_ten_mistakes_give_ten_problems_with_their_lines(tmp_path: Path) -> None:
+    found = {(p.line, p.field, p.nearest) for p in problems_of(write(tmp_path, TEN_MISTAKES))}
+    assert found == {
+        (1, "name", None),
+        (2, "task", "text-classification"),
+        (5, "data.splits", None),
+        (8, "stages.0.finetune.epochs", None),
+        (9, "stages.0.finetune.learning_rte", "learning_rate"),
+        (10, "stages.1.distil", "distill"),
+        (12, "stages.2.distill.teacher", "finetune"),
+        (13, "stages.2.distill.method", "tinybert"),
+        (15, "stages.4.prune", None),
+        (17, "limits.0", None),
+    }
+
+
+def test_problems_come_in_the_order_of_the_file_and_count_once(tmp_path: Path) -> None:
+    problems = problems_of(write(tmp_path, TEN_MISTAKES))
+    assert [p.line for p in problems] == [1, 2, 5, 8, 9, 10, 12, 13, 15, 17]
+
+
+def test_every_problem_names_file_and_found_value(tmp_path: Path) -> None:
+    path = write(tmp_path, TEN_MISTAKES)
+    by_line = {p.line: p for p in problems_of(path)}
+    assert {p.file for p in by_line.values()} == {str(path)}
+    assert by_line[8].found == "'many'"
+    assert by_line[8].expected == "a number"
+    assert "finetune, distill, prune" in by_line[10].expected
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "field", "expected"),
+    [
+        ("epochs: 2", "epochs: 0", 7, "stages.0.finetune.epochs", "a number above 0"),
+        ("epochs: 2", "epochs: 1001", 7, "stages.0.finetune.epochs", "a number of at most 1000"),
+        ("epochs: 2", "epochs: '2'", 7, "stages.0.finetune.epochs", "a number"),
+        ("epochs: 2", "batch_size: 1.5", 7, "stages.0.finetune.batch_size", "a whole number"),
+        ("epochs: 2", "batch_size: true", 7, "stages.0.finetune.batch_size", "a whole number"),
+        ("epochs: 2", "keep_best: yes", 7, "stages.0.finetune.keep_best", "true or false"),
+        ("epochs: 2", "epochs: .nan", 7, "stages.0.finetune.epochs", "a finite number"),
+        ("epochs: 2", "epochs: 1e999", 7, "stages.0.finetune.epochs", "a finite number"),
+        ("layers: [0, 2]", "layers: 3", 10, "stages.1.distill.student.layers", "a list"),
+        ("layers: [0, 2]", "layers: []", 10, "stages.1.distill.student.layers", "a list of at least 1"),
+        ("layers: [0, 2]", "layers: [0, x]", 10, "stages.1.distill.student.layers.1", "a whole number"),
+        ("{layers: [0, 2]}", "{layers: [1], model: a/b}", 10, "stages.1.distill.student", "exactly one"),
+        ("student: {layers: [0, 2]}", "student: 7", 10, "stages.1.distill.student", "a mapping"),
+        ("model: org/model", "model: [a]", 3, "model", "text"),
+        ("model: org/model", "seed: 1", 1, "model", "the field is required"),
+        ("at_least: 0.9", "at_least: 0.9, at_most: 1", 14, "limits.0", "exactly one of at_least and at_most"),
+        ("quantize:", "quantize: {embedding_bits: 5}", 12, "stages.3.quantize.embedding_bits", "4, 8 or 32"),
+        ("quantize:", "quantize: 3", 12, "stages.3.quantize", "the fields of quantize as a mapping"),
+        ("quantize:", "{quantize: , export: }", 12, "stages.3", "one stage as a single name"),
+        ("quantize:", "17", 12, "stages.3", "one stage as a single name"),
+    ],
+)  # fmt: skip
+def test_one_mistake_gives_one_problem_in_plain_words(
+    tmp_path: Path, old: str, new: str, line: int, field: str, expected: str
+) -> None:
+    assert old in GOOD
+    problem = only_problem(write(tmp_path, GOOD.replace(old, new)))
+    assert (problem.line, problem.field) == (line, field)
+    assert expected in problem.expected
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "field", "words"),
+    [
+        ("teacher: finetune", "teacher: export", 9, "stages.1.distill.teacher", "a later stage"),
+        ("teacher: finetune", "teacher: distill", 9, "stages.1.distill.teacher", "its own output"),
+        ("of: baseline", "of: basline", 14, "limits.0.of", "'basline'"),
+        ("of: baseline", "target: gpu", 14, "limits.0.target", "'gpu'"),
+        ("name: good", "name: good\nbaseline: distil", 2, "baseline", "'distil'"),
+        ("name: good", "name: good\ntargets: [cpu, gpuu]", 2, "targets.1", "'gpuu'"),
+        ("train: train.csv, ", "", 5, "data.splits", "the splits test"),
+        ("train: train.csv", "train: test.csv", 5, "data.splits.train", "the same as test"),
+        ("train: train.csv", "train: train", 4, "data.source", "'train'"),
+        ("teacher: finetune", "use_unlabeled: true", 4, "data.unlabeled", "no unlabeled text"),
+        ("model: org/model", "model: sample:minilmm", 3, "model", "'sample:minilmm'"),
+        ("model: org/model", "model: sample:movie-reviews", 3, "model", "'sample:movie-reviews'"),
+    ],
+)
+def test_parts_that_do_not_fit_together(tmp_path: Path, old: str, new: str, line: int, field: str, words: str) -> None:
+    assert old in GOOD
+    problem = only_problem(write(tmp_path, GOOD.replace(old, new)))
+    assert (problem.line, problem.field) == (line, field)
+    assert words in problem.found
+
+
+def test_stages_that_cannot_chain_name_both_and_what_fits(tmp_path: Path) -> None:
+    problem = only_problem(write(tmp_path, GOOD.replace("  - export\n", "")))
+    assert problem.field == "stages.2.quantize"
+    assert "quantize, which takes an OnnxModel" in problem.found
+    assert "stage 1 (distill), which is a TorchModel" in problem.found
+    assert "or export between the two" in problem.expected
+
+
+def test_first_stage_takes_the_starting_model(tmp_path: Path) -> None:
+    text = GOOD[: GOOD.index("stages:")] + "stages: [quantize]\n"
+    problem = only_problem(write(tmp_path, text))
+    assert "the starting model, which is a TorchModel" in problem.found
+
+
+def test_semantic_problems_do_not_hide_behind_field_errors(tmp_path: Path) -> None:
+    text = GOOD.replace("teacher: finetune", "teacher: finetun\n      epochs: -1").replace(
+        "at_least: 0.9, of: baseline", "at_least: x, of: nobody"
+    )
+    fields = {p.field for p in problems_of(write(tmp_path, text))}
+    assert fields == {
+        "stages.1.distill.teacher",
+        "stages.1.distill.epochs",
+        "limits.0.at_least",
+        "limits.0.of",
+    }
+
+
+def test_a_misspelt_stage_does_not_make_its_label_unknown(tmp_path: Path) -> None:
+    problem = only_problem(write(tmp_path, GOOD.replace("- finetune:", "- finetun:")))
+    assert (problem.field, problem.nearest) == ("stages.0.finetun", "finetune")
+
+
+@pytest.mark.parametrize("stages", ["", "stages:\n", "stages: []\n", "stages: {export: }\n"])
+def test_missing_stages(tmp_path: Path, stages: str) -> None:
+    problem = only_problem(write(tmp_path, GOOD[: GOOD.index("stages:")] + stages))
+    assert problem.field == "stages"
+
+
+def test_explicit_kind_is_the_same_stage_with_the_same_lines(tmp_path: Path) -> None:
+    text = GOOD.replace("  - export\n", "  - kind: export\n    opset: 18\n")
+    assert read_recipe(write(tmp_path, text)).stages[2].opset == 18
+    problem = only_problem(write(tmp_path, text.replace("18", "1")))
+    assert (problem.line, problem.field) == (12, "stages.2.export.opset")
+
+
+# overrides
+
+
+@pytest.mark.parametrize("option", ["stages.1.distill.epochs=4", "stages.1.epochs=4", "stages.1.epochs = 4"])
+def test_override_of_a_stage_field_with_and_without_its_kind(tmp_path: Path, option: str) -> None:
+    assert read_recipe(write(tmp_path, GOOD), [option]).stages[1].epochs == 4
+
+
+def test_overrides_reach_bare_stages_missing_mappings_lists_and_whole_stages(tmp_path: Path) -> None:
+    recipe = read_recipe(
+        write(tmp_path, GOOD),
+        [
+            "stages.2.opset=18",
+            "stages.3.quantize.embedding_bits=4",
+            "benchmark.seconds=1.5",
+            "limits.0.at_least=5e-1",
+            "stages.0={finetune: {epochs: 7}}",
+            "stages.1.student.layers=[1]",
+        ],
+    )
+    assert recipe.stages[2].opset == 18
+    assert recipe.stages[3].embedding_bits == 4
+    assert recipe.benchmark.seconds == 1.5
+    assert recipe.limits[0].at_least == 0.5
+    assert recipe.stages[0].epochs == 7
+    assert recipe.stages[1].student.layers == (1,)
+
+
+@pytest.mark.parametrize(
+    ("option", "field"),
+    [
+        ("stages.9.epochs=1", "stages.9"),
+        ("stages.0.prune.epochs=1", "stages.0.prune"),
+        ("stages.0.epoch=1", "stages.0.finetune.epoch"),
+        ("dta.x=1", "dta"),
+        ("name.x=1", "name.x"),
+        ("stages.0.epochs=-1", "stages.0.finetune.epochs"),
+        ("stages.0.epochs=[1", "recipe"),
+        ("stages.0.epochs", "recipe"),
+        ("=1", "recipe"),
+        ("stages.x.epochs=1", "stages.x"),
+        ("stages.1.student.layers.5=1", "stages.1.distill.student.layers.5"),
+    ],
+)
+def test_an_override_that_does_not_fit_is_named_without_a_line(tmp_path: Path, option: str, field: str) -> None:
+    problem = only_problem(write(tmp_path, GOOD), (option,))
+    assert (problem.file, problem.line, problem.field) == (f"--set {option}", None, field)
+
+
+# files and YAML
+
+
+def test_missing_file_offers_the_nearest(tmp_path: Path) -> None:
+    write(tmp_path, GOOD, "quickstart.yaml")
+    problem = only_problem(tmp_path / "quikstart.yaml")
+    assert (problem.found, problem.nearest) == ("no such file", "quickstart.yaml")
+
+
+def test_a_folder_an_empty_file_and_a_list_are_refused(tmp_path: Path) -> None:
+    assert only_problem(tmp_path).found == "a folder"
+    assert only_problem(write(tmp_path, "")).found == "an empty file"
+    assert only_problem(write(tmp_path, "# nothing\n")).found == "an empty file"
+    assert only_problem(write(tmp_path, "- a\n")).found == "a list of 1"
+
+
+def test_not_utf8_tells_the_line(tmp_path: Path) -> None:
+    problem = only_problem(write(tmp_path, b"name: a\ntask: \xff\n"))
+    assert problem.line == 2
+    assert "0xff" in problem.found
+
+
+def test_syntax_error_tells_line_and_column(tmp_path: Path) -> None:
+    problem = only_problem(write(tmp_path, "name: a\ntask: b: c\n"))
+    assert problem.line == 2
+    assert "column 8" in problem.found
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name: a\x00b\n", "the character"),
+        ("a: &x [*x]\n", "an alias to itself"),
+        ("a: " + "[" * 60 + "]" * 60, "too many or too deeply"),
+        ("a: " + "[" * 5000, "deeply nested"),
+        ("a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
+            f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 10)}]\n" for i in range(9)
+        ), "too many or too deeply"),
+        ("a: 1\n---\nb: 2\n", "invalid YAML"),
+    ],
+    ids=["control", "loop", "deep", "very deep", "billion laughs", "two documents"],
+)  # fmt: skip
+def test_hostile_yaml_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    assert words in only_problem(write(tmp_path, text)).found
+
+
+@pytest.mark.parametrize("value", ["!!python/object/apply:os.system [ls]", "!env HOME", "!!binary aGk="])
+def test_tags_build_nothing(tmp_path: Path, value: str) -> None:
+    problem = only_problem(write(tmp_path, GOOD.replace("org/model", value)))
+    assert (problem.line, problem.field) == (3, "model")
+    assert "the YAML tag" in problem.found
+
+
+def test_a_repeated_name_tells_both_lines(tmp_path: Path) -> None:
+    problem = only_problem(write(tmp_path, GOOD + "name: again\n"))
+    assert (problem.line, problem.field) == (15, "name")
+    assert "the first is on line 1" in problem.found
+
+
+def test_nothing_is_taken_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "x")
+    recipe = read_recipe(write(tmp_path, GOOD.replace("org/model", "$SECRET/${SECRET}")))
+    assert recipe.model == "$SECRET/${SECRET}"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("no", "no"), ("on", "on"), ("2024-01-01", "2024-01-01"), ("1:30", "1:30"), ("1_000", "1_000")],
+)
+def test_yaml_1_1_surprises_stay_text(tmp_path: Path, text: str, value: str) -> None:
+    recipe = read_recipe(write(tmp_path, GOOD.replace("name: good", f"name: good\ndescription: {text}")))
+    assert recipe.description == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e-5", 1e-5), ("5E-5", 5e-5), (".5", 0.5), ("1.", 1.0), ("0x10", 16), ("+3", 3)]
+)
+def test_numbers_as_people_write_them(tmp_path: Path, text: str, value: float) -> None:
+    recipe = read_recipe(write(tmp_path, GOOD.replace("epochs: 2", f"weight_decay: {text}")))
+    assert recipe.stages[0].weight_decay == value
+
+
+def test_anchors_and_merge_keys(tmp_path: Path) -> None:
+    text = GOOD.replace("finetune: {epochs: 2, learning_rate: 5e-5}", "finetune: &t {epochs: 2, batch_size: 8}")
+    text = text.replace("      teacher: finetune\n", "      <<: *t\n      epochs: 3\n")
+    stage = read_recipe(write(tmp_path, text)).stages[1]
+    assert (stage.epochs, stage.batch_size) == (3, 8)
+
+
+def test_a_merge_of_no_mapping_hides_no_other_problem(tmp_path: Path) -> None:
+    problems = problems_of(write(tmp_path, GOOD.replace("org/model", "[1]") + "<<: 3\n"))
+    assert [(p.line, p.field) for p in problems] == [(3, "model"), (15, "<<")]
+
+
+def test_an_override_below_a_stage_that_is_no_mapping(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD.replace("quantize:", "quantize: x"))
+    problems = problems_of(path, ("stages.3.embedding_bits=4",))
+    assert {p.field for p in problems} == {"stages.3.quantize", "stages.3.embedding_bits"}
+
+
+# writing
+
+_words = st.text(min_size=1, max_size=8).filter(lambda text: text.strip() != "")
+_tricky = st.sampled_from(
+    [
+        "no",
+        "5e-5",
+        "~",
+        "<<",
+        "1:30",
+        "0x1F",
+        "",
+        "null",
+        "- a",
+        "#",
+        "'",
+        '"',
+        "a\nb",
+        "é\u2028",
+        "=",
+        ".nan",
+    ]
+)
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(-1e300, 1e300) | _words | _tricky,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_words | _tricky, inner, max_size=3),
+    max_leaves=5,
+)  # fmt: skip
+_students = st.one_of(
+    st.lists(st.integers(0, 99), min_size=1, max_size=4).map(lambda layers: {"layers": tuple(layers)}),
+    st.dictionaries(_words, _json, max_size=3).map(lambda config: {"config": config}),
+    st.just({"model": "org/student"}),
+)
+_distills = st.fixed_dictionaries(
+    {"kind": st.just("distill"), "student": _students},
+    optional={
+        "epochs": st.floats(1e-9, 1000),
+        "learning_rate": st.floats(1e-300, 1),
+        "method": st.sampled_from(["logits", "distilbert", "tinybert", "minilm"]),
+        "teacher": st.just("start"),
+    },
+)
+_recipes = st.builds(
+    lambda description, distills, seed, columns, splits: Recipe.model_validate(
+        {
+            "name": "r",
+            "description": description,
+            "task": "text-classification",
+            "model": "org/model",
+            "data": {"splits": {"train": "a.csv", "test": "b.csv", **splits}, "columns": columns},
+            "seed": seed,
+            "stages": [*distills, {"kind": "export"}, {"kind": "quantize", "embedding_bits": 4}],
+            "limits": [{"metric": "accuracy", "at_least": 1e-9, "of": "start"}],
+        }
+    ),
+    _words | _tricky,
+    st.lists(_distills, max_size=2),
+    st.integers(0, 2**63),
+    st.dictionaries(_words | _tricky, _words | _tricky, max_size=3),
+    st.dictionaries(_words, st.just("other.csv"), max_size=2).filter(lambda splits: "test" not in splits),
+)
+
+
+@given(recipe=_recipes)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_is_written_reads_back_equal(tmp_path: Path, recipe: Recipe) -> None:
+    text = dump_recipe(recipe)
+    assert read_recipe(write(tmp_path, text)) == recipe
+
+
+def test_written_stages_have_a_single_key_and_all_defaults(tmp_path: Path) -> None:
+    values = yaml.safe_load(dump_recipe(read_recipe(write(tmp_path, GOOD))))
+    assert [list(stage) for stage in values["stages"]] == [
+        ["finetune"],
+        ["distill"],
+        ["export"],
+        ["quantize"],
+    ]
+    quantize = values["stages"][3]["quantize"]
+    assert {name: quantize[name] for name in ("method", "per_channel", "reduce_range", "embedding_bits")} == {
+        "method": "dynamic",
+        "per_channel": True,
+        "reduce_range": "auto",
+        "embedding_bits": 8,
+    }
+    # What has no value by default is left out.
+    assert {name for name, field in Quantize.model_fields.items() if field.default is not None} == {"kind", *quantize}
+
+
+# schema
+
+
+def valid(values: Any) -> bool:
+    return jsonschema.Draft202012Validator(recipe_schema()).is_valid(values)
+
+
+def good_values() -> dict[str, Any]:
+    values = yaml.safe_load(GOOD)
+    values["stages"][0]["finetune"]["learning_rate"] = 5e-5  # YAML 1.1 reads 5e-5 as text
+    return copy.deepcopy(values)
+
+
+def test_schema_is_a_schema_and_accepts_a_recipe() -> None:
+    jsonschema.Draft202012Validator.check_schema(recipe_schema())
+    assert valid(good_values())
+
+
+def test_schema_refuses_what_the_reader_refuses() -> None:
+    changes = [
+        lambda v: v.update(sed=1),
+        lambda v: v.pop("model"),
+        lambda v: v.update(task="text-clasification"),
+        lambda v: v.update(targets=["cpuu"]),
+        lambda v: v.update(stages=[]),
+        lambda v: v["stages"][0]["finetune"].update(epochs=0),
+        lambda v: v["stages"][0]["finetune"].update(epochz=1),
+        lambda v: v["stages"].append({"exprt": {}}),
+        lambda v: v["stages"].append("distill"),
+        lambda v: v["stages"].append({"export": {}, "quantize": {}}),
+        lambda v: v["stages"].append({"kind": "export"}),
+        lambda v: v["limits"].append({"metric": "accuracy"}),
+        lambda v: v["stages"][1]["distill"].update(student={"layer": [1]}),
+    ]
+    for number, change in enumerate(changes):
+        values = good_values()
+        change(values)
+        assert not valid(values), number
+
+
+def test_schema_describes_every_field() -> None:
+    schema = recipe_schema()
+    stages = schema["properties"]["stages"]["items"]["anyOf"][0]["properties"]
+    assert set(stages) >= {"finetune", "distill", "prune", "trim_vocabulary", "export", "quantize"}
+    for kind, stage in stages.items():
+        assert stage["description"], kind
+        assert all("description" in field for field in stage["properties"].values()), kind
+
+
+def test_reading_loads_no_heavy_package() -> None:
+    code = (
+        "import sys, compress.recipe.loading\n"
+        "heavy = {'torch', 'transformers', 'onnxruntime', 'pyarrow', 'datasets'}\n"
+        "print(sorted(heavy & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,166 @@
+"""What a recipe may say of its targets: names, fields, files; and where each mistake is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compress.errors import RecipeError
+from compress.formats.registry import FORMATS
+from compress.recipe.chosen_target import OWN_FIELDS
+from compress.recipe.loading import dump_recipe, read_recipe
+from compress.recipe.recipe import Recipe
+from compress.stages import STAGES
+
+RECIPE = """\
+name: small
+task: text-classification
+model: somewhere
+data:
+  splits: {train: train.csv, test: test.csv}
+stages:
+- export
+targets:
+- cpu
+"""
+PI = "name: pi\ndescription: a small board\nformat: onnx\nthreads: 4\nmax_memory_bytes: 500000000\ndevice: pi\n"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def read(recipe: Path, targets: str) -> Recipe:
+    return read_recipe(recipe, [f"targets={targets}"])
+
+
+def problems(recipe: Path, targets: str) -> list[tuple[str, str, str, str | None]]:
+    """(field, found, expected, nearest) of each."""
+    with pytest.raises(RecipeError) as caught:
+        read(recipe, targets)
+    return [(one.field, one.found, one.expected, one.nearest) for one in caught.value.problems]
+
+
+def test_a_recipe_that_names_no_target_is_for_this_processor(recipe: Path) -> None:
+    recipe.write_text(RECIPE.partition("targets:")[0])
+    found = read_recipe(recipe)
+    assert found.targets == ("cpu",) and "targets:\n- cpu" in dump_recipe(found)
+
+
+def test_names_fields_and_files_become_rows_of_the_table(recipe: Path) -> None:
+    (recipe.parent / "boards").mkdir()
+    (recipe.parent / "boards" / "pi.yaml").write_text(PI)
+    android = "{android: {format: ort, threads: 4, max_bytes: 12000000}}"
+    found = read(recipe, f"[cpu, {android}, {{openvino: {{precision: fp16}}}}, boards/pi.yaml]")
+    cpu, phone, openvino, pi = found.profiles()
+    assert (cpu.name, cpu.threads, dict(cpu.options)) == ("cpu", None, {})
+    assert (phone.target.format, phone.threads, phone.max_bytes) == ("ort", 4, 12000000)
+    assert phone.instead_of == "an Android phone"
+    assert (openvino.target.runtime, dict(openvino.options)) == ("openvino", {"precision": "fp16"})
+    assert (pi.target.runtime, pi.target.provider, pi.target.format) == ("onnxruntime", "CPUExecutionProvider", "onnx")
+    assert (pi.threads, pi.max_memory_bytes, pi.device) == (4, 500_000_000, "pi")
+    assert pi.target.description == "a small board"
+
+
+def test_a_run_keeps_all_of_it_in_its_own_recipe(recipe: Path) -> None:
+    (recipe.parent / "pi.yaml").write_text(PI)
+    found = read(recipe, "[pi.yaml, {openvino: {tolerance: 0.01}}, desktop]")
+    (recipe.parent / "pi.yaml").unlink()
+    kept = recipe.parent / "kept.yaml"
+    kept.write_text(dump_recipe(found))
+    assert read_recipe(kept) == found
+
+
+def test_mistakes_have_lines_and_the_nearest_name(recipe: Path) -> None:
+    lines = "- andriod\n- openvino:\n    precison: fp16\n    tolerance: -1\n- {android: {treads: 4}}\n"
+    recipe.write_text(RECIPE.replace("- cpu\n", lines))
+    first = RECIPE.splitlines().index("targets:") + 1
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(recipe)
+    found = [(one.line, one.field, one.nearest) for one in caught.value.problems]
+    assert found == [
+        (first + 1, "targets.0", "android"),
+        (first + 3, "targets.1.openvino.precison", "precision"),
+        (first + 4, "targets.1.openvino.tolerance", None),
+        (first + 5, "targets.2.android.treads", "threads"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("targets", "field", "found", "expected"),
+    [
+        ("[cpu, cpu]", "targets.1", "a second 'cpu'", "each target once"),
+        ("3", "targets", "3", "a list of targets, e.g. `[cpu, browser]`"),
+        ("[[cpu]]", "targets.0", "a list of 1", "a target's name, `{NAME: {FIELD: VALUE}}` or a file (.yaml)"),
+        ("[{cpu: 3}]", "targets.0.cpu", "3", "the fields of cpu as a mapping"),
+        ("[{gpu: {format: gguf}}]", "targets.0.gpu.format", "'gguf'", "one of onnx, which gpu runs"),
+        ("[{android: {threads: 0}}]", "targets.0.android.threads", "0", "a number of at least 1"),
+        (
+            "[{cpu: {opset: 18}}]",
+            "targets.0.cpu.opset",
+            "a field of export, a stage of this recipe",
+            "it at stages.0.export",
+        ),
+        (
+            "[{pi: {format: gguf, runtime: onnxruntime}}]",
+            "targets.0.pi.runtime",
+            "'onnxruntime'",
+            "one of llama-cpp, which open gguf",
+        ),
+        (
+            "[{cpu: {device: pi}}]",
+            "targets.0.cpu.device",
+            "'pi'",
+            "nothing: cpu has its own; a target of your own needs another name",
+        ),
+        (
+            "[{pi: {format: openvino, runtime: openvino, device: pi}}]",
+            "targets.0.pi.device",
+            "'pi'",
+            "nothing: devices are measured with onnxruntime, on ONNX files",
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_target_cannot_be(recipe: Path, targets: str, field: str, found: str, expected: str) -> None:
+    assert problems(recipe, targets) == [(field, found, expected, None)]
+
+
+def test_a_misspelt_target_with_fields_is_no_target_of_ones_own(recipe: Path) -> None:
+    ((field, _, expected, nearest),) = problems(recipe, "[{andriod: {format: ort}}]")
+    assert (field, nearest) == ("targets.0.andriod", "android") and "a target of your own" in expected
+
+
+def test_mistakes_in_a_file_are_told_with_its_own_lines(recipe: Path) -> None:
+    (recipe.parent / "pi.yaml").write_text("name: pi\nformat: onnx\nthreadz: 4\nmax_bytes: -1\n")
+    with pytest.raises(RecipeError) as caught:
+        read(recipe, "[pi.yaml, gone.yaml]")
+    found = {(one.file.rsplit("/", 1)[-1], one.line, one.field, one.nearest) for one in caught.value.problems}
+    assert found == {
+        ("pi.yaml", 3, "threadz", "threads"),
+        ("pi.yaml", 4, "max_bytes", None),
+        ("gone.yaml", None, "target", "pi.yaml"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "field"), [("format: onnx\n", "name"), ("name: cpu\nformat: onnx\n", "name"), ("name: pi\n", "format")]
+)
+def test_a_file_names_itself_and_its_format(recipe: Path, text: str, field: str) -> None:
+    (recipe.parent / "pi.yaml").write_text(text)
+    assert [one[0] for one in problems(recipe, "[pi.yaml]")] == [field]
+
+
+def test_an_option_is_never_taken_for_a_field_of_the_target() -> None:
+    for kind in filter(None, (spec.written_by for spec in FORMATS.values())):
+        assert not set(STAGES[kind].model_fields) & set(OWN_FIELDS), kind
+
+
+def test_python_gets_the_same_errors(recipe: Path) -> None:
+    values: dict[str, Any] = {**read_recipe(recipe).model_dump(), "targets": [{"openvino": {"precision": "fp17"}}]}
+    with pytest.raises(ValueError, match="precision: Input should be 'fp32', 'fp16' or 'int8'"):
+        Recipe(**values)

@@ -1,0 +1,19 @@
+"""torch.export's programs, as a format of `compress`. Importing this imports no torch."""
+
+from __future__ import annotations
+
+from compress.formats.spec import FormatSpec, RuntimeSpec
+from compress.formats.target_profile import App, Profile, Target
+
+FORMAT = FormatSpec(
+    name="pt2",
+    suffix=".pt2",
+    written_by="pt2",
+    stage="compress_pt2.stage:Pt2",
+    runtimes={"torch-export": RuntimeSpec(runtime="compress_pt2.runtime:RUNTIME", provider="cpu", package="torch")},
+    targets=(Profile(Target("pt2", "torch-export", "cpu", "a torch.export program on this processor", "pt2")),),
+    taken_by={"desktop": App("torch", "PyPI: torch", ("python",))},
+    probed="compress_pt2.read:PROBED",
+    tensors="compress_pt2.read:read_tensors",
+    bundle="compress_pt2.bundle:BUNDLE",
+)

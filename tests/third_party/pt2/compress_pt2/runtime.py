@@ -1,0 +1,122 @@
+"""torch.export's programs, run by torch."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.checkpoints.model import only_file
+from compress.formats.target_profile import Target
+from compress.runtimes.runtime import Batch, TensorType, check_inputs
+from compress.tasks.task import LOGITS, Examples
+
+_PREFIX = "inputs_"
+
+
+def traced(module: Any, examples: Examples) -> bytes:
+    """The program of a classifier: a batch of any size and length -> logits [B, classes]."""
+    import torch
+
+    from compress.tasks.forward import tensors
+
+    class Answering(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = module.eval()
+
+        def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+            logits: torch.Tensor = self.model(**inputs).logits
+            return logits
+
+    sample = {name: value for name, value in tensors(examples, [0, 1]).items() if name in examples.padding}
+    longest = module.config.max_position_embeddings
+    axes = {0: torch.export.Dim("batch", max=4096), 1: torch.export.Dim("length", min=2, max=longest)}
+    with torch.no_grad():
+        program = torch.export.export(Answering(), (sample,), dynamic_shapes={"inputs": dict.fromkeys(sample, axes)})
+    written = io.BytesIO()
+    torch.export.save(program, written)
+    return written.getvalue()
+
+
+class Pt2Session:
+    """A program that was opened and answers."""
+
+    def __init__(self, program: Any) -> None:
+        self._module = program.module()
+        names = [name.removeprefix(_PREFIX) for name in program.graph_signature.user_inputs]
+        (answer,) = next(node for node in program.graph.nodes if node.op == "output").args[0]
+        self._types = {name: TensorType("int64", ("batch_size", "sequence_length")) for name in names}
+        self._classes = int(answer.meta["val"].shape[-1])
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names that a batch must hold."""
+        return tuple(self._types)
+
+    @property
+    def input_types(self) -> Mapping[str, TensorType]:
+        """What each input takes."""
+        return self._types
+
+    @property
+    def output_types(self) -> Mapping[str, TensorType]:
+        """What each output gives."""
+        return {LOGITS: TensorType("float32", ("batch_size", self._classes))}
+
+    @property
+    def provider(self) -> str:
+        """torch's own name for the processor."""
+        return "cpu"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Threads, as torch has them."""
+        import torch
+
+        return {"threads": torch.get_num_threads()}
+
+    def predict(self, batch: Batch) -> dict[str, np.ndarray]:
+        """The logits [B, classes]. Raises `InputError` for a missing input."""
+        import torch
+
+        check_inputs(self.inputs, batch, "the program")
+        with torch.no_grad():
+            answer = self._module({name: torch.from_numpy(np.ascontiguousarray(batch[name])) for name in self.inputs})
+        return {LOGITS: answer.numpy()}
+
+
+def open_bytes(program: bytes) -> Pt2Session:
+    """A program, from the content of its file."""
+    import torch
+
+    return Pt2Session(torch.export.load(io.BytesIO(program)))
+
+
+class Pt2Runtime:
+    """See `Runtime`."""
+
+    name = "torch-export"
+
+    def open(self, artifact: Path, target: Target, threads: int) -> Pt2Session:
+        """Open an artifact. Raises `ModelError` where there isn't exactly one program."""
+        import torch
+
+        torch.set_num_threads(threads)
+        return open_bytes(only_file(artifact, ".pt2", "pt2").read_bytes())
+
+    def unavailable(self, target: Target) -> str | None:
+        """torch is always there."""
+        return None
+
+    def build(self) -> str:
+        """torch's version."""
+        import torch
+
+        return str(torch.__version__)
+
+
+RUNTIME = Pt2Runtime()

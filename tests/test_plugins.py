@@ -1,4 +1,4 @@
-"""What is said of a plugin that cannot be used; `tests/plugins/` has one that can."""
+"""What is said of a plugin that cannot be used; `tests/third_party/` has one that can."""
 
 from __future__ import annotations
 

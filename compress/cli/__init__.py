@@ -10,26 +10,26 @@ import typer
 from typer.core import TyperGroup
 
 from compress import __version__
-from compress.cli.ab import ab
 from compress.cli.bench import bench
-from compress.cli.bundle import bundle, bundle_verify
 from compress.cli.cache import cache_app
 from compress.cli.compare import compare, gate
-from compress.cli.devices import devices
-from compress.cli.diff import diff
 from compress.cli.doctor import doctor
-from compress.cli.drift import drift
 from compress.cli.evaluate import evaluate
 from compress.cli.inspect import inspect
-from compress.cli.nightly import nightly
-from compress.cli.papers import papers, papers_verify, push_to_hub
 from compress.cli.profile import profile
 from compress.cli.recipes import recipes_app
 from compress.cli.report import report
 from compress.cli.run import check, run
 from compress.cli.samples import samples_app
-from compress.cli.search import search
 from compress.cli.targets import targets
+from compress.plugins.apps.cli import bundle, bundle_verify
+from compress.plugins.devices.cli import devices
+from compress.plugins.diff.cli import diff
+from compress.plugins.monitoring.ab_command import ab
+from compress.plugins.monitoring.drift_command import drift
+from compress.plugins.nightly.cli import nightly
+from compress.plugins.provenance.cli import papers, papers_verify, push_to_hub
+from compress.plugins.search.cli import search
 
 INTERRUPTED = 130
 
@@ -49,7 +49,7 @@ class Later(TyperGroup):
 
     def _load(self) -> None:
         if not self.commands:
-            found = typer.main.get_command(import_module(f"compress.cli.{self.name}").app)
+            found = typer.main.get_command(import_module(f"compress.plugins.{self.name}.cli").app)
             assert isinstance(found, TyperGroup)
             self.commands = found.commands
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from compress.bench.place import LaunchHost
-    from compress.bench.session import BenchResult
-    from compress.cli.on_devices import Chosen, Measure, Outcome
+    from compress.benchmark.host import LaunchHost
+    from compress.benchmark.session import BenchResult
+    from compress.plugins.devices.on_devices import Chosen, Measure, Outcome
     from compress.progress import Progress
     from compress.tasks.capability import Capabilities
 
@@ -64,7 +64,7 @@ def bench(
 ) -> None:
     """Time an artifact on real examples of the test split, or as it generates text, in a process of its own."""
     from compress.cli.bench_generation import refuse_together
-    from compress.cli.on_devices import chosen_devices
+    from compress.plugins.devices.on_devices import chosen_devices
 
     steps, size = steps or None, size or None
     on_data = {"recipe": recipe, "batch_size": batch_size, "rate": rate, "steps": steps, "size": size}
@@ -86,9 +86,9 @@ def bench(
 
 def _measure(measure: Measure, devices: Chosen | None, json_: bool) -> None:
     """Here, or on devices, and show what comes of it."""
-    from compress.bench.place import HERE
+    from compress.benchmark.host import HERE
     from compress.cli.console_progress import ConsoleProgress
-    from compress.cli.on_devices import bench_on_devices
+    from compress.plugins.devices.on_devices import bench_on_devices
 
     if devices:
         show_outcome(bench_on_devices(devices, measure), json_)
@@ -155,7 +155,7 @@ def show(result: BenchResult, json_: bool, where: str = "") -> None:
     from rich.console import Console
 
     from compress.cli.output import render_generation, render_rows
-    from compress.metrics import context_of
+    from compress.results.metrics import context_of
 
     rows = [row for row in result.measurements if context_of(row.metric) is None]
     if len(rows) < len(result.measurements):
@@ -167,7 +167,7 @@ def show(result: BenchResult, json_: bool, where: str = "") -> None:
 
 def show_outcome(found: Outcome, json_: bool) -> None:
     """Print the results of all devices. Raises the first error where one failed."""
-    from compress.compare.hosts import host_words
+    from compress.report.compare.machine_match import host_words
 
     if json_:
         values = {name: as_values(result) for name, result in found.results.items()}

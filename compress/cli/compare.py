@@ -11,9 +11,9 @@ import typer
 from compress.report.run_folder import RECIPE, REPORT
 
 if TYPE_CHECKING:
-    from compress.compare.gate import GateResult
     from compress.recipe.policy import Policy
-    from compress.report.schema import Report
+    from compress.report.compare.gate import GateResult
+    from compress.results.report import Report
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,11 @@ def compare(
 ) -> None:
     """Compare two runs, or a run's model with its own baseline: better, same, worse, or can't tell."""
     from compress.cli.output import show
-    from compress.compare.gate import read_policy
-    from compress.compare.reports import compare_reports
-    from compress.compare.views import comparison_view
     from compress.recipe.policy import COMPARE
-    from compress.report.schema import BASELINE
+    from compress.report.compare.gate import read_policy
+    from compress.report.compare.reports import compare_reports
+    from compress.report.compare.views import comparison_view
+    from compress.results.report import BASELINE
 
     rules = (read_policy(policy) if policy else COMPARE).model_copy(update={"model": model})
     view = "json" if json_ else format
@@ -118,9 +118,9 @@ def gate(
 ) -> None:
     """Judge a run against a baseline by a policy. Exit code 1: something got worse by more than it may."""
     from compress.cli.output import show
-    from compress.compare.gate import find_policy
-    from compress.compare.views import gate_view
     from compress.errors import InputError
+    from compress.report.compare.gate import find_policy
+    from compress.report.compare.views import gate_view
 
     if why is not None and not update:
         raise InputError("--why says why a baseline is replaced.", mend="give --update with it, or leave it out")
@@ -138,8 +138,8 @@ def gate(
 
 
 def _judged(run: Side, baseline: Side, rules: Policy, across_hosts: bool) -> GateResult:
-    from compress.compare.gate import gate as judge
-    from compress.compare.reports import compare_reports
+    from compress.report.compare.gate import gate as judge
+    from compress.report.compare.reports import compare_reports
 
     comparison = compare_reports(
         baseline.report,
@@ -156,9 +156,9 @@ def _update(run: Side, path: Path, rules: Policy, why: str | None, as_json: bool
     """Write the run as the baseline at ``path``. Raises `InputError` where the bar would come down unexplained."""
     import json
 
-    from compress.compare.baseline import lowered, origin, write_baseline
-    from compress.compare.words import sentence
     from compress.errors import InputError
+    from compress.report.compare.baseline import lowered, origin, write_baseline
+    from compress.report.compare.formatting import sentence
 
     if path.suffix != ".json" or path.name == REPORT:
         raise InputError(
@@ -186,7 +186,7 @@ def _update(run: Side, path: Path, rules: Policy, why: str | None, as_json: bool
 
 def _find_side(given: Path) -> Side:
     """The report of a run's folder, a file, or a recipe's latest run. Raises `InputError`."""
-    from compress.compare.baseline import load_baseline
+    from compress.report.compare.baseline import load_baseline
     from compress.report.run_folder import find_report
 
     path = find_report(given)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 import typer
 
 from compress.fitted_table import Column, FittedTable
-from compress.measurement import Measurement
-from compress.metrics import context_of, describe_metric, format_interval, format_measurement, format_value
+from compress.results.measurement import Measurement
+from compress.results.metrics import context_of, describe_metric, format_interval, format_measurement, format_value
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

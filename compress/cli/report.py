@@ -19,7 +19,7 @@ def report(
     """Show the report of a finished run."""
     from compress.cli.output import show
     from compress.report.run_folder import find_report
-    from compress.report.schema import parse_report, read_text
+    from compress.results.report import parse_report, read_text
 
     path = find_report(run)
     text = read_text(path)

@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 from compress.cli import app
 from compress.pipeline.run import run
-from compress.report.schema import Report
+from compress.results.report import Report
 
 pytestmark = pytest.mark.slow
 Runs = dict[str, Path]

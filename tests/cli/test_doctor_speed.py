@@ -6,7 +6,7 @@ from typing import Any
 
 from narrow import broken_words, shown
 
-from compress.bench.profile import CauseDifference, LayerDifference, OperatorDifference
+from compress.benchmark.profile import CauseDifference, LayerDifference, OperatorDifference
 from compress.cli.doctor_model import _findings
 from compress.report.difference_console import console_difference
 

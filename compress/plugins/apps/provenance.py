@@ -1,0 +1,104 @@
+"""Where an artifact came from, and under which terms, as far as the files of its run say so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult
+from pydantic import ValidationError
+
+from compress import __version__
+from compress.digests import digest_file
+from compress.errors import InputError
+from compress.results.measurement import Measurement
+from compress.plugins.apps.manifest import Licence, Provenance
+from compress.plugins.provenance.card import results
+from compress.plugins.provenance.finished import SHOWN, read_lock
+from compress.plugins.provenance.licences import RUNTIME, carried, data_names
+from compress.plugins.provenance.licences import find_licences as licences_of
+from compress.plugins.provenance.terms import NOT_STATED
+from compress.recipe.recipe import Recipe
+from compress.report.run_folder import LOCK, RECIPE, REPORT
+from compress.results.report import FINAL, load_report
+from compress.samples.sample import Sample, known_samples
+
+_SAMPLE = "sample:"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a run measured of its final model, and the same for a card's front matter."""
+
+    rows: tuple[Measurement, ...]
+    results: list[EvalResult]
+
+
+def find_figures(recipe: Recipe, recipe_file: Path, run: Path, target: str) -> Figures | None:
+    """Those measured on ``target``, or on whatever there was where it wasn't; None for a model of no run.
+
+    Raises `InputError` for a report that can't be read.
+    """
+    if not _is_run(recipe_file, run):
+        return None
+    report = load_report(run / REPORT)
+    rows = [row for row in report.measurements if row.model == FINAL and row.metric in SHOWN]
+    rows = [row for row in rows if row.target == target] or rows
+    return Figures(tuple(rows), results(recipe, rows, report.data)) if rows else None
+
+
+def _is_run(recipe_file: Path, run: Path) -> bool:
+    own = recipe_file.resolve() == (run / RECIPE).resolve()
+    return own and (run / LOCK).is_file() and (run / REPORT).is_file()
+
+
+def find_provenance(recipe: Recipe, recipe_file: Path, run: Path, target: str) -> Provenance:
+    """Of a model in the folder ``run``, if that is a run of this recipe; else the recipe is all that is known.
+
+    What the run measured is that of ``target``, where it measured there.
+
+    Raises `InputError` for a report or lock that can't be read.
+    """
+    named = (recipe.model, *data_names(recipe.data))
+    samples = {name: sample for name in named if (sample := _sample(name)) is not None}
+    known = Provenance(
+        compress=__version__,
+        recipe=recipe.name,
+        recipe_sha256=digest_file(recipe_file),
+        samples={name: {one.requirement: one.sha256 for one in found.packages} for name, found in samples.items()},
+    )
+    if not _is_run(recipe_file, run):
+        return known
+    lock, figures = read_lock(run / LOCK), find_figures(recipe, recipe_file, run, target)
+    measured = {f"{row.metric} on {row.target}": row.value for row in figures.rows} if figures else {}
+    found: dict[str, Any] = {
+        name: lock[name] for name in ("seed", "start", "data", "stages", "packages") if name in lock
+    }
+    return _checked(known, {**found, "report_sha256": digest_file(run / REPORT), "measured": measured}, run / LOCK)
+
+
+def _checked(known: Provenance, more: dict[str, Any], lock: Path) -> Provenance:
+    try:
+        return Provenance.model_validate({**known.model_dump(), **more})
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        name = ".".join(map(str, wrong["loc"]))
+        raise InputError(f"The run's lock has a strange {name}: {wrong['msg']}", where=str(lock)) from None
+
+
+def find_licences(recipe: Recipe, folder: Path, stated: str | None) -> tuple[Licence, ...]:
+    """Of the model, as its user states it or as its sources do; and of every source that says its own.
+
+    Paths in the recipe count from ``folder``.
+    """
+    found = [one for one in licences_of(recipe, folder) if not one.of.startswith(RUNTIME)]
+    others = (one for one in found if one.of != "model" and one.licence != NOT_STATED)
+    model = Licence(of="model", licence=stated or carried(found))
+    return (model, *(Licence(of=one.of, licence=one.licence) for one in others))
+
+
+def _sample(name: str) -> Sample | None:
+    if not name.startswith(_SAMPLE):
+        return None
+    return known_samples().get(name.removeprefix(_SAMPLE).partition("/")[0])

@@ -1,0 +1,140 @@
+"""Answers that are numbers: scores, one a label, and embeddings, as the model's folder says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from compress.checkpoints.sentence_modules import MODULES, Normalize, SentenceModules, has_modules, read_modules
+from compress.errors import ModelError
+from compress.evaluation.evaluate import artifact_labels
+from compress.plugins.apps.ends import POOLED, Embed, Softmax
+from compress.plugins.apps.kind import Answers, Numbers, Rounding, seven_figures
+from compress.plugins.apps.manifest import TensorRecord
+from compress.runtimes.runtime import Batch, Session
+from compress.tasks.image_feature_extraction import POOLED as POOLER_OUTPUT
+from compress.tasks.task import LAST_HIDDEN_STATE, LOGITS, SENTENCE_EMBEDDING
+
+
+def _find_pooling(model: Path, outputs: Sequence[TensorRecord]) -> Embed:
+    """Pooling and normalisation are those of `modules.json`, unless the graph has them in it."""
+    if not has_modules(model):
+        raise ModelError(
+            f"There is no {MODULES}, which says how the vectors of a text's tokens become one.",
+            where=str(model),
+            mend="export the model with `compress`, or save it with sentence-transformers",
+        )
+    modules, names = read_modules(model), [entry.name for entry in outputs]
+    if not {SENTENCE_EMBEDDING, LAST_HIDDEN_STATE} & set(names):
+        raise ModelError(
+            f"The model gives {', '.join(names)}.",
+            where=str(model),
+            expected=f"{SENTENCE_EMBEDDING} or {LAST_HIDDEN_STATE}",
+        )
+    fields = {"output": SENTENCE_EMBEDDING, "pooling": None, "normalize": False, "dimensions": modules.dimensions}
+    if SENTENCE_EMBEDDING not in names:
+        mode, normalize = _simple(modules, model)
+        fields |= {"output": LAST_HIDDEN_STATE, "pooling": mode, "normalize": normalize}
+    return Embed.model_validate(fields)
+
+
+def _ask_embedding(session: Session, end: Embed, feed: Batch, known: Numbers) -> Numbers:
+    """The embedding."""
+    found = _pooled(session.predict(feed)[end.output][0], end)
+    if found.shape != (end.dimensions,):
+        raise ModelError(
+            f"The graph gives an embedding of shape {list(found.shape)}.",
+            expected=f"{end.dimensions} values",
+        )
+    return seven_figures(found / np.linalg.norm(found) if end.normalize else found)
+
+
+def _simple(modules: SentenceModules, model: Path) -> tuple[str, bool]:
+    """The one pooling and whether a normalisation follows. Raises `ModelError` for what is more than that."""
+    [mode, *more] = modules.modes
+    kinds = [type(step) for step in modules.steps]
+    if more or mode not in POOLED or kinds not in ([], [Normalize]):
+        steps = ", ".join((f"pooling by {' and '.join(modules.modes)}", *(kind.__name__ for kind in kinds)))
+        raise ModelError(
+            f"An app would have to compute what follows the graph: {steps}.",
+            where=str(model / MODULES),
+            expected=f"pooling by one of {', '.join(POOLED)}, then perhaps Normalize",
+            mend="export: {sentence_embedding: true} has the graph compute it, for a mean or the first token",
+        )
+    return mode, bool(kinds)
+
+
+def _pooled(values: np.ndarray, end: Embed) -> np.ndarray:
+    """Of [tokens, dimensions], or of a finished embedding."""
+    if end.pooling is None:
+        return values.reshape(-1)
+    if end.pooling == "mean":
+        return cast(np.ndarray, values.mean(axis=0))
+    return cast(np.ndarray, values.max(axis=0) if end.pooling == "max" else values[0 if end.pooling == "cls" else -1])
+
+
+EMBEDDINGS = Answers(
+    many="embeddings",
+    field="embedding",
+    folder="embedding",
+    meanings={LAST_HIDDEN_STATE: "one vector a token", SENTENCE_EMBEDDING: "the finished embedding"},
+    # With integers, a text of two tokens came out with a cosine of 0.985 in a page.
+    rounding=(Rounding(1e-3, 0.9999), Rounding(0.1, 0.97)),
+    find_end=_find_pooling,
+    ask=_ask_embedding,
+)
+
+
+def _find_pooled(model: Path, outputs: Sequence[TensorRecord]) -> Embed:
+    """A picture's embedding is what the graph pools, flat."""
+    shapes = {entry.name: entry.shape for entry in outputs}
+    sizes = [side for side in shapes[POOLER_OUTPUT][1:] if isinstance(side, int)]
+    return Embed(output=POOLER_OUTPUT, pooling=None, normalize=False, dimensions=math.prod(sizes))
+
+
+IMAGE_EMBEDDINGS = replace(
+    EMBEDDINGS,
+    meanings={POOLER_OUTPUT: "the picture's embedding", LAST_HIDDEN_STATE: "one vector a place of the picture"},
+    required=frozenset({POOLER_OUTPUT}),
+    find_end=_find_pooled,
+)
+
+
+def _find_labels(model: Path, outputs: Sequence[TensorRecord]) -> Softmax:
+    """The labels are those of the config."""
+    labels = artifact_labels(model)
+    if not labels:
+        raise ModelError(
+            "The model's config names no labels.",
+            where=str(model / "config.json"),
+            expected="an id2label with a name for each score",
+        )
+    return Softmax(output=LOGITS, labels=labels)
+
+
+def _ask_scores(session: Session, end: Softmax, feed: Batch, known: Numbers) -> Numbers:
+    """A score for each label."""
+    scores: np.ndarray = session.predict(feed)[end.output][0]
+    if len(scores) != len(end.labels):
+        raise ModelError(
+            f"The model's config names {len(end.labels)} labels, and the graph gives {len(scores)} scores.",
+            expected="an id2label in config.json with a name for each score",
+        )
+    return seven_figures(scores)
+
+
+LABELS = Answers(
+    many="scores",
+    field="logits",
+    folder="labels",
+    meanings={LOGITS: "one score a class, in the order of the labels"},
+    required=frozenset({LOGITS}),
+    rounding=(Rounding(1e-3), Rounding(0.05)),
+    find_end=_find_labels,
+    ask=_ask_scores,
+)

@@ -1,0 +1,98 @@
+"""Files brought to a device: only those that it lacks, from where an earlier copy stopped, and checked on arrival."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compress.digests import digest_file
+from compress.errors import DeviceError
+from compress.plugins.devices.agent import BYTES_AT_ONCE
+from compress.plugins.devices.connection import Connection, LostError
+from compress.progress import Progress
+
+ENVIRONMENT_BYTES = 600_000_000
+"""Room for an environment while pip makes it: three times what numpy, SciPy and ONNX Runtime take."""
+_SPARE_BYTES = 20_000_000
+_TRIES = 3
+_TOUCH_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A file here and its bytes' name there."""
+
+    file: Path
+    digest: str
+    size: int
+
+    @classmethod
+    def of(cls, file: Path) -> Blob:
+        """The blob of a file."""
+        return cls(file, digest_file(file), file.stat().st_size)
+
+
+def send_blobs(
+    connection: Connection, session: str, blobs: Sequence[Blob], requirements: list[str], progress: Progress
+) -> int:
+    """Bring what isn't there yet while ``session`` waits, and return how many bytes that was.
+
+    Raises `DeviceError` where there is no room for it and for an environment with ``requirements``, where the device
+    goes away for good, or where what arrives is not what was sent.
+    """
+    wanted = {blob.digest: blob for blob in blobs}
+    probe = connection.ask("probe", blobs=list(wanted), requirements=requirements)
+    missing = [blob for digest, blob in wanted.items() if digest not in probe["present"]]
+    _check_room(connection, missing, probe)
+    if not missing:
+        return 0
+    sent, touched = 0, time.monotonic()
+    steps = sum(math.ceil(blob.size / BYTES_AT_ONCE) for blob in missing)
+    copying = (step for blob in missing for step in _copied(connection, blob, probe["parts"], requirements))
+    for step in progress.track(copying, f"Copying to {connection.name}, MB", steps):
+        sent += step
+        if time.monotonic() - touched > _TOUCH_SECONDS:
+            connection.ask("touch", session=session)
+            touched = time.monotonic()
+    return sent
+
+
+def _copied(connection: Connection, blob: Blob, parts: dict[str, int], requirements: list[str]) -> Iterator[int]:
+    """Write a blob, yielding the bytes of each chunk; a lost connection is taken up where it stopped."""
+    tries = 0
+    while tries < _TRIES:
+        # What was sent last may have arrived in part.
+        offset = min(parts.get(blob.digest, 0), blob.size) // BYTES_AT_ONCE * BYTES_AT_ONCE
+        try:
+            for reply in connection.put(blob.file, blob.digest, offset):
+                if reply.get("kept"):
+                    return
+                if "offset" in reply:
+                    yield reply["offset"] - offset
+                    offset = reply["offset"]
+            parts, tries = {}, tries + 1
+        except LostError:
+            parts = connection.ask("probe", blobs=[blob.digest], requirements=requirements)["parts"]
+    raise DeviceError(
+        f"What arrives on {connection.name!r} is not what was sent, {_TRIES} times over.",
+        expected="files that have the SHA-256 digests that they have here",
+        mend="look for a failing disk or memory on the device",
+    )
+
+
+def _check_room(connection: Connection, missing: Sequence[Blob], probe: dict[str, Any]) -> None:
+    needed = sum(blob.size - min(blob.size, probe["parts"].get(blob.digest, 0)) for blob in missing) + _SPARE_BYTES
+    if not probe["has_environment"]:
+        needed += ENVIRONMENT_BYTES
+    if needed > probe["free_bytes"]:
+        what = "" if probe["has_environment"] else ", of which 600 MB are for an environment with ONNX Runtime"
+        raise DeviceError(
+            f"The device {connection.name!r} has too little room: {probe['free_bytes'] / 1e6:.0f} MB are free.",
+            where=probe["cache"],
+            expected=f"{needed / 1e6:.0f} MB{what}",
+            mend="free some there, or name a `cache` on another disk in the inventory",
+        )

@@ -1,0 +1,110 @@
+"""Drift of use for people: a table in a terminal, a page with a chart for each look."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from compress.report.plot import SMALL, Plot, Scale, told
+from compress.fitted_table import Column, FittedTable
+from compress.results.metrics import significant
+from compress.plugins.monitoring import words
+from compress.plugins.monitoring.ab import AbReport
+from compress.plugins.monitoring.record import Look, UseReport
+from compress.report.pages import render
+
+_STYLES = {"drift": "bold red", "small": "yellow", "none": "", "not judged": "dim"}
+_CHIPS = {"drift": "missed", "small": "unknown", "none": "passed", "not judged": ""}
+_SHOWN, _MAYBE = 5, 0.05
+
+
+def console_drift(report: UseReport) -> RenderableType:
+    """A line for each look, then what changed most in those that drifted and what to do."""
+    columns = [Column(""), Column("look"), Column("reference", right=True), Column("recent", right=True)]
+    columns += [Column("effect", right=True, rank=2), Column("p", right=True, rank=1), Column("verdict")]
+    table = FittedTable("", columns, "for lack of room only in --json")
+    for look in report.looks:
+        values = words.value_text(look, look.reference), words.value_text(look, look.recent)
+        figures = words.effect_text(look), words.p_text(look.adjusted)
+        table.add(words.SIGNS[look.verdict], look.title, *values, *figures, look.verdict, style=_STYLES[look.verdict])
+    sides = f"{report.recent.name} ({report.recent.rows:,} rows) against {report.reference.name}"
+    parts: list[RenderableType] = [Text(f"{sides} ({report.reference.rows:,})", style="dim"), table]
+    parts += [Text(line) for look in report.having("drift") for line in _told(look)]
+    parts += [Text(f"to do ({titles}): {advice}") for titles, advice in report.advice]
+    parts += [Text(f"{look.title} not judged: {look.why}", style="dim") for look in report.having("not judged")]
+    parts += [Text(note, style="dim") for note in (*report.notes, words.method_text(report))]
+    return Group(*parts, Text(f"{report.sentence}."))
+
+
+def _told(look: Look) -> Iterator[str]:
+    shown = [part for part in look.parts if part.p_value is None or part.p_value <= _MAYBE][:_SHOWN]
+    if shown:
+        yield f"{look.title}:"
+    for part in shown:
+        before, now = words.part_texts(look, part)
+        yield f"  {part.name}: {before} \u2192 {now}" + (f" ({part.note})" if part.note else "")
+
+
+def html_drift(report: UseReport) -> str:
+    """The page, which asks for nothing from elsewhere."""
+    return render(
+        "plugins/monitoring/templates/drift.html",
+        "Drift of use",
+        report.model_dump_json(),
+        report=report,
+        words=words,
+        chips=_CHIPS,
+        chart=curves,
+    )
+
+
+def curves(look: Look) -> str | None:
+    """Both distribution functions: the share of rows with at most that much."""
+    if look.quantiles is None:
+        return None
+    before, now = look.quantiles
+    low, high = min(before[0], now[0]), max(before[-1], now[-1])
+    if not high > low:
+        return None
+    scale = 100 if look.unit == "ratio" else 1
+    plot = Plot(SMALL, Scale(low * scale, high * scale, SMALL.left, SMALL.right), Scale(0, 1, SMALL.bottom, SMALL.top))
+    plot.y_axis("share of rows with at most that much", lambda value: f"{value:.0%}")
+    plot.x_axis("%" if look.unit == "ratio" else look.unit, lambda value: significant(value))
+    named = []
+    for css, name, values in (("baseline", "reference", before), ("final", "recent", now)):
+        points = [(value * scale, place / (len(values) - 1)) for place, value in enumerate(values)]
+        plot.add(told(f"series {css}", name, plot.line(points, "curve")))
+        named.append((points[len(points) // 3 if css == "baseline" else 2 * len(points) // 3], name, f"label {css}"))
+    plot.labels(named)
+    return plot.svg(f"{look.title}: distribution of the reference and of the recent rows")
+
+
+_VERDICTS = {"worse": "bold red", "better": "green", "same": "", "can't tell": "yellow"}
+
+
+def console_ab(report: AbReport) -> RenderableType:
+    """A line for each quantity, and after which look it was known."""
+    columns = [Column("of B against A"), Column("A", right=True), Column("B", right=True), Column("change", right=True)]
+    columns += [Column("interval", right=True, rank=1), Column("verdict"), Column("told after", right=True, rank=2)]
+    table = FittedTable("", columns, "for lack of room only in --json")
+    for one in report.judged:
+        told = f"{one.told_after:,} of {one.looks:,}" if one.told_after else f"{one.looks:,} looks"
+        figures = words.change_text(one.change, one.unit), words.span_text(one)
+        values = words.amount_text(one.a, one.unit), words.amount_text(one.b, one.unit)
+        table.add(one.name, *values, *figures, one.verdict, told, style=_VERDICTS[one.verdict])
+    lines = [
+        f"A: {report.a}",
+        f"B: {report.b}",
+        f"{report.requests:,} requests, {report.labeled:,} of them with a label",
+    ]
+    if report.agreement is not None:
+        lines.append(f"both give the same answer to {report.agreement:.1%}")
+    about = f"of equally good models a line is wrong in {report.level:.0%} of cases at most, however often one looks"
+    return Group(
+        *(Text(line, style="dim") for line in lines),
+        table,
+        *(Text(note, style="dim") for note in (*report.notes, about)),
+        Text(f"{report.sentence}."),
+    )

@@ -1,0 +1,49 @@
+"""`compress nightly SUITE`: run a suite unattended and watch it over weeks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_INTERRUPTED = 130
+
+
+def nightly(
+    suite: Annotated[Path, typer.Argument(help="The suite, a YAML file.")],
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="ENTRY", help="Run this entry alone; may be repeated.")
+    ] = None,
+    artifacts: Annotated[Path, typer.Option(help="The folder that cache, runs and nights are kept in.")] = Path(
+        "artifacts"
+    ),
+    workers: Annotated[
+        str | None,
+        typer.Option(metavar="ray[:ADDRESS]", help="Make the stages on a Ray cluster first; it is measured here."),
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Write night.json to standard output.")] = False,
+) -> None:
+    """Run every recipe of a suite, gate it against its baseline, and look for drift in the history."""
+    from compress.cli.console_progress import ConsoleProgress
+    from compress.plugins.nightly.suite import choose, read_suite
+
+    loaded = choose(read_suite(suite), only or ())
+    from compress.plugins.nightly.run import NightRun
+    from compress.plugins.nightly.views import night_json, write_night
+
+    done = NightRun(loaded, suite.parent, artifacts, ConsoleProgress(), workers).run()
+    write_night(done, loaded.description)
+    if json_:
+        typer.echo(night_json(done), nl=False)
+    else:
+        from rich.console import Console
+
+        from compress.plugins.nightly.views import night_table
+
+        Console().print(night_table(done.night))
+    typer.echo(f"report: {done.folder / 'night.html'}", err=True)
+    typer.echo(f"history: {done.history}", err=True)
+    code = _INTERRUPTED if done.interrupted else done.night.exit_code
+    if code:
+        raise typer.Exit(code)

@@ -1,0 +1,98 @@
+"""`compress papers RUN`, `compress papers-verify`, `compress push-to-hub RUN REPOSITORY`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Run = Annotated[Path, typer.Argument(help="A run's folder, or a recipe's name.")]
+
+
+def papers(
+    run: Run,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The folder to write into; default: the run's.")
+    ] = None,
+    sign: Annotated[
+        Path | None, typer.Option(metavar="KEY", help="Sign the provenance with this SSH key, through ssh-keygen.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Write licences and files as JSON.")] = False,
+) -> None:
+    """Write model card, bill of materials and provenance of a run, and say what its licences ask for."""
+    from compress.plugins.provenance.finished import read_finished
+    from compress.plugins.provenance.write import write_papers
+
+    found = read_finished(run)
+    folder = output or found.folder
+    names = write_papers(found, folder, sign)
+    if json_:
+        told = {
+            "licence": found.licence,
+            "licences": [one.model_dump() for one in found.licences],
+            "remarks": found.remarks,
+            "files": {name: str(folder / name) for name in names},
+        }
+        typer.echo(json.dumps(told, indent=1))
+        return
+    typer.echo(f"{folder}: {', '.join(names)}")
+    typer.echo(f"licence of the model: {found.licence}")
+    for remark in found.remarks:
+        typer.echo(remark)
+
+
+def papers_verify(
+    folder: Annotated[Path, typer.Argument(help="A run's folder, or a copy of its files with provenance.json.")],
+    signer: Annotated[
+        Path | None,
+        typer.Option(metavar="KEY.pub", help="The public key that must have signed, or OpenSSH's allowed_signers."),
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Write what was proven as JSON.")] = False,
+) -> None:
+    """Compare every file with the provenance that came with it, and prove who signed that."""
+    from compress.plugins.provenance.statement import verify_statement
+
+    done = verify_statement(folder, signer)
+    if json_:
+        typer.echo(json.dumps(asdict(done), indent=1))
+        return
+    typer.echo(f"{done.recipe}: {done.files} files as they were written")
+    typer.echo(
+        f"signed by {done.signer}" if done.signer else "not signed: whoever changed it could have written it anew"
+    )
+
+
+def push_to_hub(
+    run: Run,
+    repository: Annotated[str, typer.Argument(help="OWNER/NAME on the Hugging Face Hub, or at HF_ENDPOINT.")],
+    push: Annotated[bool, typer.Option("--push", help="Send it; without this, only say what would be sent.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="A repository that is made is public.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Write what is sent as JSON.")] = False,
+) -> None:
+    """Show what of a run would go to the Hugging Face Hub: files, sizes, card; and send it with --push."""
+    from compress.results.metrics import format_bytes
+    from compress.plugins.provenance import hub
+    from compress.plugins.provenance.finished import read_finished
+    from compress.sources.source import CARD
+
+    upload = hub.prepare(read_finished(run), repository, private=not public)
+    address = hub.push(upload) if push else None
+    sizes = {name: file.stat().st_size for name, file in upload.files.items()}
+    if json_:
+        told = {"repository": repository, "private": upload.private, "files": sizes, "remarks": upload.remarks}
+        typer.echo(json.dumps({**told, "commit": address}, indent=1))
+        return
+    for name, size in sizes.items():
+        typer.echo(f"{format_bytes(size):>10}  {name}")
+    total = f"{len(sizes)} files, {format_bytes(upload.size_bytes)}"
+    kind = "private" if upload.private else "public"
+    for remark in upload.remarks:
+        typer.echo(remark)
+    if address is not None:
+        typer.echo(f"sent {total}: {address}")
+        return
+    typer.echo(f"\n{upload.files[CARD].read_text(encoding='utf-8')}")
+    typer.echo(f"nothing was sent; --push sends {total} to {repository}, made {kind} if it is not there")

@@ -1,0 +1,28 @@
+"""The papers of a run as files: card, bill of materials, statement, signature."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from compress.plugins.provenance.bill import run_bill
+from compress.plugins.provenance.card import run_card
+from compress.plugins.provenance.finished import BILL, Finished
+from compress.plugins.provenance.signature import sign
+from compress.plugins.provenance.statement import SIGNED, STATEMENT, run_statement
+from compress.report.run_folder import write_whole
+from compress.sources.source import CARD
+
+
+def write_papers(run: Finished, folder: Path, key: Path | None = None) -> list[str]:
+    """Write them into ``folder``, each whole, and sign the statement with an SSH key where there is one; their names.
+
+    An older signature, which would fit no longer, goes. Raises `StorageError`, `InputError`.
+    """
+    contents = {CARD: run_card(run), BILL: run_bill(run), STATEMENT: run_statement(run)}
+    for name, content in contents.items():
+        write_whole(folder / name, content, "paper")
+    (folder / SIGNED.signature).unlink(missing_ok=True)
+    if key is None:
+        return [*contents]
+    sign(folder, key, SIGNED)
+    return [*contents, SIGNED.signature]

@@ -1,0 +1,93 @@
+"""What the driver sends: orders, and the files and rows that a machine was found to lack."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from compress.data.dataset import Dataset
+from compress.data.media import with_contents
+from compress.digests import digest_directory
+from compress.pipeline.runner import Road
+from compress.plugins.ray.cluster import Cluster
+from compress.plugins.ray.parcel import packed
+from compress.plugins.ray.task import Order
+from compress.plugins.ray.tree import Work
+from compress.stage.stage import references
+
+
+class Sending:
+    """``shared`` is the driver's own folder, which workers on its machine use too."""
+
+    def __init__(self, cluster: Cluster, shared: str) -> None:
+        self.cluster, self.shared = cluster, shared
+        self._sent: dict[str, Any] = {}
+        """References to what lies in the cluster's store of objects, by digest."""
+        self._data: tuple[Dataset, str] | None = None
+        self._digests: dict[Path, str] = {}
+
+    def order(self, one: Work, road: Road) -> Order:
+        """A piece of work for a machine; ``road`` is the driver's, as far as it has come."""
+        journey, recipe = one.trip.journey, road.recipe
+        labels, named = journey.labels(), references(recipe.stages)
+        earlier = zip(labels, one.made_before(), strict=False)
+        look = journey.alone if one.is_timing else journey.early if one.is_early else journey.then
+        models = [recipe.model, *(each.name for each in named if each.kind == "model")]
+        return Order(
+            recipe=recipe,
+            label=one.label,
+            look=None if one.label is not None else look,
+            earlier=tuple((label, entry.key, entry.record) for label, entry in earlier),
+            needs=frozenset(labels if one.label is None else road.reads(one.label)),
+            beside=() if one.beside is None else tuple((entry.key, entry.record) for entry in one.beside.entries),
+            is_early=one.is_early,
+            models={name: self._named(road.resolve(name)) for name in models},
+            folders={each.name: self._named(road.locate(each.name)) for each in named if each.kind != "model"},
+            data=self._data_digest(road),
+            threads=self.cluster.threads,
+            host=self.cluster.here.host,
+            shared=self.shared,
+        )
+
+    def parcels(self, one: Work, order: Order, lacking: Iterable[str]) -> dict[str, list[Any]]:
+        """References to what is ``lacking``, and to what other machines lacked of it."""
+        for digest in lacking:
+            if digest not in self._sent:
+                self._sent[digest] = self.cluster.ray.put(self._content(digest, one))
+        # In lists, so that a machine fetches what it lacks and nothing else.
+        return {digest: [self._sent[digest]] for digest in order.digests() if digest in self._sent}
+
+    def forget_entries(self) -> None:
+        """Let the store go of everything but the recipe's sources."""
+        kept = {*self._digests.values(), "" if self._data is None else self._data[1]}
+        self._sent = {digest: one for digest, one in self._sent.items() if digest in kept}
+
+    def _named(self, folder: Path) -> tuple[str, str]:
+        place = folder.resolve()
+        if place not in self._digests:
+            self._digests[place] = digest_directory(place)
+        return self._digests[place], str(place)
+
+    def _data_digest(self, road: Road) -> str:
+        if self._data is None or self._data[0] is not road.data:
+            extra = json.dumps({split: sorted(names) for split, names in road.data.extra.items()})
+            self._data = road.data, f"{road.data.digest(*road.data.splits, unlabeled=True)}-{extra}"
+        return self._data[1]
+
+    def _content(self, digest: str, one: Work) -> Any:
+        for entry in one.reads():
+            if entry.key == digest:
+                return packed(entry.folder)
+        if self._data is not None and self._data[1] == digest:
+            return _to_go(self._data[0])
+        return packed(next(place for place, known in self._digests.items() if known == digest))
+
+
+def _to_go(data: Dataset) -> Dataset:
+    """The data with every file's bytes in it."""
+    tables = {split: with_contents(table) for split, table in data.tables.items()}
+    unlabeled = None if data.unlabeled is None else with_contents(data.unlabeled)
+    return replace(data, tables=tables, unlabeled=unlabeled)

@@ -1,0 +1,262 @@
+"""What runs on a worker: a stage or a look at what stages made, from files that its own folder has or is sent."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.digests import digest_file
+from compress.environment import PACKAGES, features, package_versions, processor, processor_class
+from compress.errors import CompressError, StorageError
+from compress.pipeline.cache import CONTENT, Cache, Entry
+from compress.plugins.ray.parcel import packed, place, unpack
+
+if TYPE_CHECKING:
+    from compress.data.dataset import Dataset
+    from compress.pipeline.runner import Road
+    from compress.plugins.ray.journeys import Look
+    from compress.recipe.recipe import Recipe
+
+FOLDER = "COMPRESS_WORKER_FOLDER"
+"""The environment variable that says where a worker keeps its files."""
+_datasets: dict[str, Dataset] = {}
+"""The last data that this process read, by digest."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a machine is, as far as it bears on what is made and measured there."""
+
+    host: str
+    python: str
+    code: str
+    """The digest of this package's own files."""
+    packages: Mapping[str, str]
+    processor: str
+    features: tuple[str, ...]
+    processor_class: str
+
+    def differs(self, other: Facts) -> str | None:
+        """What would give other files there than here: the first of Python, packages and this package itself."""
+        if self.python != other.python:
+            return f"Python {other.python} (here {self.python})"
+        for name, version in self.packages.items():
+            if other.packages.get(name) != version:
+                return f"{name} {other.packages.get(name)} (here {version})"
+        return None if self.code == other.code else "another version of compress itself"
+
+    @property
+    def is_timed_as(self) -> tuple[str, tuple[str, ...]]:
+        """What times depend on."""
+        return self.processor, self.features
+
+
+def facts(packages: Sequence[str]) -> Facts:
+    """Those of this machine; ``packages`` are looked at beside the usual ones."""
+    import compress
+
+    root = Path(compress.__file__).parent
+    return Facts(
+        host=socket.gethostname(),
+        python=platform.python_version(),
+        code=_code(root),
+        packages=package_versions(tuple(sorted({*PACKAGES, *packages} - {"compress"}))),
+        processor=processor(),
+        features=features(),
+        processor_class=processor_class(),
+    )
+
+
+def _code(root: Path) -> str:
+    import hashlib
+
+    total = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        total.update(f"{path.relative_to(root).as_posix()}\0{digest_file(path)}\0".encode())
+    return total.hexdigest()
+
+
+def own_folder() -> Path:
+    """Where this machine keeps what it makes and is sent, unless it is the driver's."""
+    from compress.samples.fetch import cache_root
+
+    return Path(os.environ.get(FOLDER) or cache_root().parent / "worker")
+
+
+@dataclass(frozen=True)
+class Order:
+    """One piece of work: a stage by its label, or a look at all that was made.
+
+    ``earlier`` are the stages before it, each with the key and the record of its output; ``models`` and ``folders``
+    are what the recipe names, each with its digest and where it lies for the driver; ``data`` is the digest of its
+    rows. ``shared`` is the driver's own folder, on the machine named ``host``.
+    """
+
+    recipe: Recipe
+    label: str | None
+    look: Look | None
+    earlier: tuple[tuple[str, str, Mapping[str, Any]], ...]
+    needs: frozenset[str]
+    """Labels of ``earlier`` whose files are read."""
+    beside: tuple[tuple[str, Mapping[str, Any]], ...]
+    """Key and record of what other looks have left that this one will ask for."""
+    is_early: bool
+    """Whether other looks will ask for what this one finds in the cache too."""
+    models: Mapping[str, tuple[str, str]]
+    folders: Mapping[str, tuple[str, str]]
+    data: str
+    threads: int
+    host: str
+    shared: str
+
+    def digests(self) -> set[str]:
+        """Everything that the machine has to have, as it travels."""
+        return {*self.entries(), *(digest for digest, _ in (*self.models.values(), *self.folders.values())), self.data}
+
+    def entries(self) -> dict[str, Mapping[str, Any]]:
+        """Records of the entries whose files it has to have, by their keys."""
+        read = {key: record for label, key, record in self.earlier if label in self.needs}
+        return {**read, **dict(self.beside)}
+
+
+@dataclass(frozen=True)
+class Lacking:
+    """What the machine hasn't got: keys of entries, and digests of models, folders and data."""
+
+    digests: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A `CompressError` in words; ``storage``: the machine's disk is full or can't be written."""
+
+    what: str
+    where: str | None
+    expected: str | None
+    mend: str | None
+    storage: bool
+
+
+@dataclass(frozen=True)
+class Sent:
+    """An entry of a machine's cache; without ``content`` where the driver has the same folder."""
+
+    key: str
+    record: dict[str, Any]
+    content: bytes | None
+
+
+@dataclass(frozen=True)
+class Made:
+    """What came of an order: new entries, the stage's own first, or what a look found; and the seconds of it all."""
+
+    entries: tuple[Sent, ...]
+    found: Any
+    seconds: float
+
+
+def work(order: Order, parcels: Mapping[str, Any]) -> Lacking | Refused | Made:
+    """Do it, or say what is lacking; ``parcels`` are references to what the machine was found to lack before."""
+    # A worker gets all that it needs from the driver.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # What a process loads once is no trial's time.
+    importlib.import_module("compress.pipeline.target_session")
+    importlib.import_module("transformers")
+    importlib.import_module("torch")
+    began = time.perf_counter()
+    try:
+        at = Bench(order, parcels)
+        return Lacking(frozenset(at.lacking)) if at.lacking else at.work(began)
+    except CompressError as error:
+        return Refused(error.what, error.where, error.expected, error.mend, isinstance(error, StorageError))
+
+
+class Bench:
+    """One machine's folder, with everything in its place that an order needs; ``lacking`` is what isn't."""
+
+    def __init__(self, order: Order, parcels: Mapping[str, Any]) -> None:
+        self.order, self.parcels = order, parcels
+        self.is_shared = order.host == socket.gethostname() and FOLDER not in os.environ
+        self.folder = Path(order.shared) if self.is_shared else own_folder()
+        self.lacking: set[str] = set()
+        self._receive_entries()
+        self.models = {name: self._source(*told) for name, told in order.models.items()}
+        self.folders = {name: self._source(*told) for name, told in order.folders.items()}
+        if order.data not in _datasets and (data := self._sent(order.data)) is not None:
+            _datasets.clear()
+            _datasets[order.data] = data
+
+    def _sent(self, digest: str) -> Any:
+        """What the driver sent, or None, and then it is lacking."""
+        import ray
+
+        if digest in self.parcels:
+            return ray.get(self.parcels[digest][0])
+        self.lacking.add(digest)
+        return None
+
+    def _receive_entries(self) -> None:
+        cache = Cache(self.folder / "cache")
+        for key, record in self.order.entries().items():
+            found = cache.find(key)
+            if found is not None and found.digest == record["digest"]:
+                continue
+            content = self._sent(key)
+            if content is not None:
+                cache.remove(key)  # what is there is damaged, or of another making
+                cache.admit(key, dict(record), partial(unpack, content))
+
+    def _source(self, digest: str, path: str) -> Path:
+        if self.is_shared:
+            return Path(path)
+        there = self.folder / "cache" / "sources" / digest
+        if not there.is_dir() and (content := self._sent(digest)) is not None:
+            place(content, digest, there)
+        return there
+
+    def work(self, began: float) -> Made:
+        """Take the stage, or look."""
+        import torch
+
+        from compress.formats.silence import quiet_libraries
+
+        quiet_libraries()
+        if torch.get_num_threads() != self.order.threads:
+            torch.set_num_threads(self.order.threads)
+        road, label, found = self._road(), self.order.label, None
+        if label is not None:
+            made = [road.take(label).entry]
+        else:
+            assert self.order.look is not None
+            found = self.order.look(road)
+            left = [(one.entry, one.record.cached) for _, one in road.further.values()] + road.measured
+            made = [entry for entry, cached in left if self.order.is_early or not cached]
+        entries = {entry.key: entry for entry in made}.values()
+        sent = (Sent(one.key, one.record, None if self.is_shared else packed(one.folder)) for one in entries)
+        return Made(tuple(sent), found, time.perf_counter() - began)
+
+    def _road(self) -> Road:
+        """The recipe's road, by what came from the driver."""
+        from compress.checkpoints.allowed_code import allow
+        from compress.pipeline.runner import Road
+        from compress.progress import SilentProgress
+
+        road = Road(self.order.recipe, self.folder, self.folder, SilentProgress())
+        road.data = _datasets[self.order.data]
+        road.models |= self.models
+        road.folders |= self.folders
+        if self.order.recipe.trust_remote_code:
+            for model in self.models.values():
+                allow(str(model.resolve()), model)
+        for label, key, record in self.order.earlier:
+            road.adopt(label, Entry(key, road.cache.root / key / CONTENT, dict(record)))
+        return road

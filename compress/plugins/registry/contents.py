@@ -1,0 +1,178 @@
+"""What a version holds: files of a run by their digests, and a bundle that was made of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from pydantic import Field, ValidationError, field_validator
+
+from compress.archives import objection
+from compress.digests import digest_file, digest_of_files
+from compress.errors import InputError
+from compress.frozen import FrozenAliased
+from compress.results.metrics import describe_metric, format_value, quality_metric
+from compress.plugins.apps.manifest import MANIFEST, FileRecord
+from compress.plugins.registry.objects import Incoming, Objects
+from compress.plugins.registry.state import Version
+from compress.report.run_folder import LOCK, MODEL, RECIPE, REPORT, find_report, shipped
+from compress.results.report import FINAL, Report, load_report
+
+SCHEMA = 1
+BUNDLE = "bundle"
+
+
+class Contents(FrozenAliased):
+    """The record of a version, itself a file of the registry. Paths are those within the run's folder."""
+
+    schema_version: int = Field(SCHEMA, alias="schema")
+    recipe: str
+    started: str | None
+    files: dict[str, FileRecord]
+
+    @field_validator("files")
+    @classmethod
+    def _within(cls, files: dict[str, FileRecord]) -> dict[str, FileRecord]:
+        for path in files:
+            if reason := objection(path, is_plain=True):
+                raise ValueError(f"{path!r} {reason}")
+        return files
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size_bytes for file in self.files.values())
+
+    @property
+    def model_digest(self) -> str:
+        """SHA-256 of the model's folder, as a run's lock names what it started from."""
+        within = f"{MODEL}/"
+        own = {path.removeprefix(within): one.sha256 for path, one in self.files.items() if path.startswith(within)}
+        return digest_of_files(own)
+
+
+def take_run(run: Path, bundle: Path | None, incoming: Incoming) -> tuple[str, Report]:
+    """Bring in what a finished run holds, and a bundle made of it; the digest of the record, and the run's report.
+
+    Raises `InputError` for a run without a report or without a model, and for a bundle of another run.
+    """
+    place = find_report(run)
+    report, folder = load_report(place), place.resolve().parent
+    if not (folder / MODEL).is_dir():
+        raise InputError(
+            "The run ships no model.",
+            where=str(folder),
+            expected=f"a folder that `compress run` wrote, with {MODEL}/ beside {REPORT}",
+        )
+    files = {}
+    for path, source in (*_files(folder), *_bundle(bundle, place)):
+        size = source.stat().st_size
+        files[path] = FileRecord(size_bytes=size, sha256=incoming.take(source))
+    contents = Contents(recipe=report.recipe, started=report.started, files=dict(sorted(files.items())))
+    return incoming.put(contents.model_dump_json(indent=1).encode()), report
+
+
+def summary(report: Report) -> str:
+    """`accuracy 93.50%, 4.65 MB, 0.31 ms on cpu`: the final model's figures on the first target that has any."""
+    for target in report.headed:
+        rows = {row.metric: row for row in report.measurements if (row.model, row.target) == (FINAL, target)}
+        quality = quality_metric({name: row.unit for name, row in rows.items()})
+        texts = [f"{quality.title} {format_value(quality, rows[quality.name].value)}"] if quality else []
+        for name in ("size_bytes", "latency_ms"):
+            if row := rows.get(name):
+                texts.append(format_value(describe_metric(name, row.unit), row.value))
+        if texts:
+            return f"{', '.join(texts)} on {target}"
+    return ""
+
+
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Path within the run -> the file."""
+    for name in (REPORT, RECIPE, LOCK):
+        if (folder / name).is_file():
+            yield name, folder / name
+    yield from ((path, folder / path) for path in shipped(folder))
+
+
+def _bundle(bundle: Path | None, report: Path) -> Iterator[tuple[str, Path]]:
+    if bundle is None:
+        return
+    try:
+        manifest = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
+        made_of = manifest["provenance"]["report_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(
+            "This is no bundle.",
+            where=str(bundle),
+            expected=f"a folder with {MANIFEST}, as `compress bundle` writes it",
+        ) from None
+    if made_of != digest_file(report):
+        raise InputError(
+            "The bundle was made of another run.",
+            where=str(bundle),
+            expected=f"one that was made of {report.parent}",
+            mend="bundle the run anew: compress bundle RUN --target TARGET -o FOLDER",
+        )
+    for path in sorted(bundle.rglob("*")):
+        if path.is_file():
+            yield f"{BUNDLE}/{path.relative_to(bundle).as_posix()}", path
+
+
+class Store(Protocol):
+    """Where files lie by their digests: here, or at an address."""
+
+    def names(self) -> set[str]:
+        """The digests."""
+
+    def fault(self, digest: str, size_bytes: int | None = None) -> str | None:
+        """`missing` or `damaged`, or ``None``."""
+
+    def read(self, digest: str) -> bytes:
+        """The bytes of a small file."""
+
+
+def contents_of(version: Version, objects: Store) -> Contents:
+    """The record of a version. Raises `InputError` where it is missing or damaged, or of a newer schema."""
+    fault = objects.fault(version.record)
+    if fault is not None:
+        raise faulty(version, {"the list of its files": fault})
+    return _parsed(version, objects.read(version.record))
+
+
+def needed_by(version: Version, objects: Store, record: bytes | None = None) -> list[str]:
+    """Digests of everything that a version holds, its ``record`` among them, which may lie elsewhere."""
+    contents = contents_of(version, objects) if record is None else _parsed(version, record)
+    return [version.record, *(file.sha256 for file in contents.files.values())]
+
+
+def _parsed(version: Version, record: bytes) -> Contents:
+    try:
+        return Contents.model_validate_json(record)
+    except ValidationError as error:
+        raise InputError(
+            f"What {version.reference} holds cannot be read: {error.errors()[0]['msg']}",
+            where=version.record,
+            expected=f"a record of schema {SCHEMA}",
+            mend="pip install --upgrade compress",
+        ) from None
+
+
+def check_files(version: Version, contents: Contents, objects: Objects, thorough: bool = True) -> None:
+    """Raise `InputError` that names every missing or damaged file of a version."""
+    found = {path: objects.fault(file.sha256, file.size_bytes, thorough) for path, file in contents.files.items()}
+    faults = {path: fault for path, fault in found.items() if fault is not None}
+    if faults:
+        raise faulty(version, faults)
+
+
+def faulty(version: Version, faults: dict[str, str]) -> InputError:
+    """The error of a version some of whose files are not as they were."""
+    return InputError(
+        f"{version.reference} is not whole: {', '.join(f'{path} is {fault}' for path, fault in faults.items())}.",
+        where="the registry's objects",
+        expected="every file as it was registered",
+        mend=f"register its run again, which puts sound files in their place: "
+        f"compress registry register {version.run} --name {version.name}",
+    )

@@ -1,0 +1,161 @@
+"""The log of a registry: lines `CHECK JSON`, where CHECK is the SHA-256 of the check before and of the JSON.
+
+So a changed byte is known from a line that was cut short, and a log is another's beginning where one check agrees.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Self
+
+from filelock import FileLock
+from pydantic import ValidationError
+
+from compress.appended import AppendedLines
+from compress.errors import InputError
+from compress.plugins.registry.entry import ENTRY, VERSION, Began, Entry
+from compress.plugins.registry.state import State
+from compress.utils.storage import storage_errors
+
+LOG = "log"
+LOCK = "log.lock"
+
+
+def check_of(before: bytes, body: bytes) -> bytes:
+    """The check of a line whose entry is ``body``, behind the check ``before``; that is empty for the first."""
+    return hashlib.sha256(before + body).hexdigest().encode()
+
+
+def is_line(before: bytes, line: bytes) -> bool:
+    """Whether a line is whole and follows the one with the check ``before``."""
+    check, space, body = line[:64], line[64:65], line[65:]
+    return space == b" " and check == check_of(before, body)
+
+
+class Reading:
+    """Lines that are read one after another, each checked; ``where`` they come from is for messages.
+
+    Raises `InputError` for a damaged line, or a log that a newer compress began.
+    """
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.state = State()
+        self.check = b""
+        self.number = 0
+
+    def take(self, lines: Iterable[bytes]) -> Self:
+        """Let lines have their effect."""
+        for line in lines:
+            self.state.apply(self._entry(line))
+            self.check = line[:64]
+            self.number += 1
+        return self
+
+    def _entry(self, line: bytes) -> Entry:
+        if not is_line(self.check, line):
+            raise self.damaged("it is not what was written")
+        body = line[65:]
+        if not self.number:
+            self._check_version(body)
+        try:
+            entry = ENTRY.validate_json(body)
+        except ValidationError as error:
+            raise self.damaged(f"it cannot be read ({error.error_count()} fields)") from error
+        if isinstance(entry, Began) != (not self.number):
+            raise self.damaged("only the first line begins a registry")
+        return entry
+
+    def _check_version(self, body: bytes) -> None:
+        found = json.loads(body).get("version")
+        if isinstance(found, int) and found > VERSION:
+            raise InputError(
+                f"The registry is of version {found}, which is newer than this compress reads.",
+                where=self.where,
+                expected=f"a registry of version {VERSION}",
+                mend="pip install --upgrade compress",
+            )
+
+    def damaged(self, what: str) -> InputError:
+        """The error of the next line."""
+        return InputError(
+            f"Line {self.number + 1} of the registry's log is damaged: {what}.",
+            where=self.where,
+            expected="lines as `compress registry` wrote them; nothing is added behind a damaged one",
+            mend=f"put a sound copy of the file {LOG} in its place, from a backup or a remote; "
+            "`compress registry verify` names whatever else is damaged",
+        )
+
+
+class Log:
+    """The file in a registry's folder, read on from where it was read to.
+
+    Raises `InputError` for a damaged log, or one that a newer compress began, and `StorageError`.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._lines = AppendedLines(root / LOG)
+        self._forget()
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._lines.path
+
+    @property
+    def state_so_far(self) -> State:
+        """What the entries come to that were read."""
+        return self._reading.state
+
+    def state(self) -> State:
+        """What all entries up to now come to."""
+        if self.path.stat().st_size < self._read:
+            self._forget()
+        lines, rest = self._lines.read(self._read)
+        for line in lines:
+            self._reading.take([line])
+            self._read += len(line) + 1
+        if rest and is_line(self._reading.check, rest[:-1]):
+            raise self._reading.damaged("its line break has changed")
+        return self.state_so_far
+
+    def unfinished(self) -> int:
+        """Bytes of a line that was cut short; the next writer takes them off."""
+        return len(self._lines.read()[1])
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Callable[[Entry], None]]:
+        """Hold the registry, its state up to date; gives what adds an entry, which counts once that returns."""
+        with storage_errors(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+        with storage_errors(self.root), FileLock(self.root / LOCK):
+            if self.path.exists():
+                self.state()
+                self._lines.mend()
+            yield self._add
+
+    def take(self, lines: list[bytes]) -> None:
+        """Add lines that were checked, and that another registry wrote behind the same ones; within `writing`."""
+        if lines:
+            self._lines.add(b"\n".join(lines))
+        self.state()
+
+    def lines(self) -> list[bytes]:
+        """Every line, each checked; none where there is no file yet."""
+        if not self.path.is_file():
+            return []
+        self.state()
+        return self._lines.read()[0]
+
+    def _add(self, entry: Entry) -> None:
+        body = entry.model_dump_json().encode()
+        self._lines.add(check_of(self._reading.check, body) + b" " + body)
+        self.state()
+
+    def _forget(self) -> None:
+        self._read, self._reading = 0, Reading(str(self.path))

@@ -1,0 +1,137 @@
+"""Promoting a version: its files are verified and the gate compares it with the version that is there now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from compress.report.compare.gate import GateResult, find_policy, gate, recipe_policy
+from compress.report.compare.reports import compare_reports
+from compress.report.compare.formatting import sentence
+from compress.errors import InputError
+from compress.plugins.registry.contents import Contents
+from compress.plugins.registry.entry import CHAMPION, Entry, Judged, Promoted
+from compress.plugins.registry.registry import Registry, Stamp, check_word
+from compress.plugins.registry.state import State, Version
+from compress.recipe.policy import Policy
+from compress.report.rows import limit_bound
+from compress.report.run_folder import RECIPE, REPORT
+from compress.results.report import Report, load_report
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """What became of it: ``entry`` is None where it was refused, or the alias stood for the version already."""
+
+    version: Version
+    alias: str
+    entry: Promoted | None
+    judged: Judged
+    result: GateResult | None = None
+    already: bool = False
+
+    @property
+    def refused(self) -> bool:
+        """Whether the alias stands for what it stood for before because of the gate or a limit."""
+        return self.entry is None and not self.already
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked of a promotion; ``force`` lets the alias have a version that is refused, for the reason ``why``."""
+
+    reference: str
+    alias: str = CHAMPION
+    policy: Path | None = None
+    across_hosts: bool = False
+    force: bool = False
+    why: str = ""
+
+
+def promote(registry: Registry, wish: Wish) -> Promotion:
+    """Let an alias stand for a version, unless it is worse than the present one or missed its own limits.
+
+    Raises `InputError` for a version that is damaged, and ``force`` without a reason.
+    """
+    check_word(wish.alias, "an alias")
+    if wish.force and not wish.why.strip():
+        raise InputError("--force needs a reason, which is kept.", mend='say why: --force --why "..."')
+    while True:
+        state = registry.state()
+        version = state.wanted(state.find(wish.reference))
+        now = state.champion(version.name, wish.alias)
+        contents = registry.verified(version)
+        if now == version:
+            judged = Judged(against=now.number, status="passed")
+            return Promotion(version, wish.alias, None, judged, already=True)
+        judged, result = _judge(registry, version, contents, now, wish)
+        if judged.status == "failed" and not wish.force:
+            return Promotion(version, wish.alias, None, judged, result)
+        entry = _write(registry, version, now, judged, wish)
+        if entry is not None:
+            return Promotion(version, wish.alias, entry, judged, result)
+        registry.note(f"The {wish.alias} has changed meanwhile: it is compared again.")
+
+
+def _write(registry: Registry, version: Version, now: Version | None, judged: Judged, wish: Wish) -> Promoted | None:
+    """Add the entry, or nothing where another process has promoted or retired something meanwhile."""
+
+    def decide(state: State, stamp: Stamp) -> Entry | None:
+        if state.champion(version.name, wish.alias) != now or state.versions[version.name][version.number] != version:
+            return None
+        return Promoted(
+            **stamp,
+            name=version.name,
+            version=version.number,
+            alias=wish.alias,
+            before=now and now.number,
+            gate=judged,
+            forced=judged.status == "failed",
+            why=wish.why.strip(),
+        )
+
+    entry = registry.write(decide)
+    return entry if isinstance(entry, Promoted) else None
+
+
+def _judge(
+    registry: Registry, version: Version, contents: Contents, now: Version | None, wish: Wish
+) -> tuple[Judged, GateResult | None]:
+    """The limits of the version's own recipe, and the gate against the version that is there."""
+    report = report_of(registry, contents)
+    missed = tuple(f"its own limit was missed: {limit.metric} {limit_bound(limit)}" for limit in report.missed)
+    if now is None:
+        return Judged(against=None, status="failed" if missed else "not compared", failed=missed), None
+    policy = _policy(registry, contents, wish)
+    try:
+        before = report_of(registry, registry.contents(now))
+        comparison = compare_reports(
+            before, report, policy, names=(now.reference, version.reference), across_hosts=wish.across_hosts
+        )
+    except InputError as error:
+        if not wish.force:
+            raise
+        return Judged(against=now.number, status="failed", failed=(*missed, f"not compared: {error.what}")), None
+    result = gate(comparison, policy)
+    failed = (*missed, *_worse(result))
+    return Judged(against=now.number, status="failed" if failed else result.status, failed=failed), result
+
+
+def _worse(result: GateResult) -> Iterator[str]:
+    for judgement in result.having("failed"):
+        part = f" on the slice {judgement.slice}" if judgement.slice else ""
+        what = sentence(judgement.change) if judgement.change else f"{judgement.metric}: {judgement.reason}"
+        yield f"{what}{part}, where {judgement.margin} is allowed"
+
+
+def _policy(registry: Registry, contents: Contents, wish: Wish) -> Policy:
+    recipe = contents.files.get(RECIPE)
+    if wish.policy is not None or recipe is None:
+        return find_policy(wish.policy, None)[0]
+    return recipe_policy(registry.objects.path(recipe.sha256))[0]
+
+
+def report_of(registry: Registry, contents: Contents) -> Report:
+    """The report of a version."""
+    return load_report(registry.objects.path(contents.files[REPORT].sha256))

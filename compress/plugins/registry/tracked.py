@@ -1,0 +1,31 @@
+"""A model of a registry as MLflow's registry has it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from compress.plugins.registry.promotion import report_of
+from compress.plugins.registry.registry import Registry
+from compress.plugins.registry.state import Version
+from compress.report.tracked import tracked as tracked_run
+from compress.report.tracking import TrackedVersion
+
+
+def tracked(registry: Registry, name: str) -> tuple[list[TrackedVersion], dict[str, str]]:
+    """The versions of a model whose files are there, and alias -> reference."""
+    state = registry.state()
+    versions = [_version(registry, version) for version in state.of(name) if not version.collected]
+    return versions, {alias: f"{name}@{number}" for alias, number in state.aliases(name).items()}
+
+
+def _version(registry: Registry, version: Version) -> TrackedVersion:
+    contents = registry.contents(version)
+    tags = {
+        "compress.plugins.registry": str(registry.root.resolve()),
+        "compress.record": version.record,
+        "compress.model_digest": contents.model_digest,
+        "compress.retired": str(version.retired).lower(),
+    }
+    run = tracked_run(report_of(registry, contents), Path(version.run))
+    return TrackedVersion(version.reference, replace(run, tags={**run.tags, **tags}, files=()), tags)

@@ -1,0 +1,176 @@
+"""Looking every byte of a registry over, and removing what nothing needs."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from compress.errors import InputError
+from compress.frozen import Frozen
+from compress.plugins.registry.contents import Contents, Store, contents_of
+from compress.plugins.registry.entry import Collected, Entry
+from compress.plugins.registry.log import LOCK, LOG, Log
+from compress.plugins.registry.objects import INCOMING, OBJECTS, freed_by
+from compress.plugins.registry.registry import Registry, Stamp
+from compress.plugins.registry.state import State, Version
+from compress.progress import Progress, SilentProgress
+from compress.recipe.recipe import START
+from compress.report.run_folder import LOCK as RUN_LOCK
+from compress.utils.storage import storage_errors
+
+_UNNEEDED = "no version needs it; `gc` removes it"
+
+
+class Fault(Frozen):
+    """A file of the registry that is not as it should be, and the files of versions that it is."""
+
+    path: str
+    fault: Literal["damaged", "missing", "surplus"]
+    why: str = ""
+    of: tuple[str, ...] = ()
+
+
+SILENT = SilentProgress()
+
+
+def verify(registry: Registry, progress: Progress = SILENT) -> tuple[Fault, ...]:
+    """Every file of the registry that is damaged, missing, or no part of it, after reading all of them."""
+    faults = list(_log_faults(registry))
+    known = not any(fault.fault == "damaged" for fault in faults)
+    of_files = object_faults(registry.log.state_so_far, registry.objects, progress, known)
+    return (*faults, *of_files, *_surplus(registry))
+
+
+def object_faults(state: State, objects: Store, progress: Progress, known: bool = True) -> Iterator[Fault]:
+    """The same of files that lie by their digests, here or elsewhere.
+
+    What is surplus is ``known`` where the whole log can be read, and every version's list of files.
+    """
+    needed: dict[str, list[str]] = defaultdict(list)
+    for version in state.all():
+        if version.collected:
+            continue
+        needed[version.record].append(f"{version.reference} (the list of its files)")
+        try:
+            contents = contents_of(version, objects)
+        except InputError:
+            known = False
+            continue
+        for path, file in contents.files.items():
+            needed[file.sha256].append(f"{version.reference} {path}")
+    digests = sorted(objects.names() | needed.keys())
+    for digest in progress.track(digests, "reading files", len(digests)):
+        fault = objects.fault(digest)
+        if fault is not None:
+            of = tuple(needed.get(digest, ()))
+            yield Fault.model_validate({"path": f"{OBJECTS}/{digest}", "fault": fault, "of": of})
+        elif known and digest not in needed:
+            yield Fault(path=f"{OBJECTS}/{digest}", fault="surplus", why=_UNNEEDED)
+
+
+def _log_faults(registry: Registry) -> Iterator[Fault]:
+    """The log from its first line on, whatever was read of it before."""
+    registry.log = Log(registry.root)
+    try:
+        registry.state()
+    except InputError as error:
+        if not registry.log.path.is_file() or "newer" in error.what:
+            raise
+        yield Fault(path=LOG, fault="damaged", why=error.what)
+    else:
+        rest = registry.log.unfinished()
+        if rest:
+            yield Fault(
+                path=LOG,
+                fault="surplus",
+                why=f"{rest} bytes of a line that was cut short; the next writer removes them",
+            )
+
+
+def _surplus(registry: Registry) -> Iterator[Fault]:
+    """What lies beside the log and the objects, and what killed writers left."""
+    left = {name for token in registry.objects.left_behind() for name in (token, f"{token}.lock")}
+    for path in sorted(registry.root.iterdir()):
+        if path.name == INCOMING:
+            for name in sorted(left & {entry.name for entry in path.iterdir()}):
+                yield Fault(path=f"{INCOMING}/{name}", fault="surplus", why="left by a killed writer; `gc` removes it")
+        elif path.name not in (OBJECTS, LOG, LOCK):
+            yield Fault(path=path.name, fault="surplus", why="no part of a registry")
+
+
+class Collection(Frozen):
+    """What `gc` removes, and what it keeps although it was retired, with the reason."""
+
+    versions: tuple[str, ...]
+    objects: tuple[str, ...]
+    freed_bytes: int
+    kept: dict[str, str] = {}
+
+
+def collect(registry: Registry, runs: Path, dry_run: bool) -> Collection:
+    """Remove files that no alias, no version in use and no run below ``runs`` needs; with ``dry_run`` only say which.
+
+    Raises `InputError` where the log or a list of files is damaged: what is needed is not known then.
+    """
+    state = registry.state()
+    if dry_run:
+        return _garbage(registry, state, runs)[0]
+    found: list[Collection] = []
+
+    def decide(state: State, stamp: Stamp) -> Entry | None:
+        collection, gone = _garbage(registry, state, runs)
+        found.append(collection)
+        if not gone:
+            return None
+        return Collected(**stamp, versions=tuple((version.name, version.number) for version in gone))
+
+    with storage_errors(registry.root):
+        with registry.holding(decide):
+            for digest in found[0].objects:
+                registry.objects.path(digest).unlink(missing_ok=True)
+        freed = registry.objects.remove_left_behind()
+    return found[0].model_copy(update={"freed_bytes": found[0].freed_bytes + freed})
+
+
+def _garbage(registry: Registry, state: State, runs: Path) -> tuple[Collection, list[Version]]:
+    """What to remove, and the versions whose files that takes."""
+    starts = _starts(runs)
+    gone, kept, needed = [], {}, set[str]()
+    for version in state.all():
+        if version.collected:
+            continue
+        contents = contents_of(version, registry.objects)
+        run = starts.get(contents.model_digest)
+        if version.retired and run is None:
+            gone.append(version)
+            continue
+        if version.retired:
+            kept[version.reference] = f"{run} started from it"
+        needed |= _digests(version, contents)
+    surplus = sorted(registry.objects.names() - needed)
+    freed = sum(freed_by(registry.objects.path(digest)) for digest in surplus)
+    names = tuple(version.reference for version in gone)
+    return Collection(versions=names, objects=tuple(surplus), freed_bytes=freed, kept=kept), gone
+
+
+def _digests(version: Version, contents: Contents) -> set[str]:
+    return {version.record, *(file.sha256 for file in contents.files.values())}
+
+
+def _starts(runs: Path) -> dict[str, str]:
+    """Digest of a model that a run below ``runs`` started from -> that run's folder."""
+    found = {}
+    for lock in sorted(runs.glob(f"*/*/{RUN_LOCK}")) if runs.is_dir() else []:
+        try:
+            start = json.loads(lock.read_text(encoding="utf-8"))[START]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"What a run started from cannot be read: {error}",
+                where=str(lock),
+                mend="remove that run's folder, or name other runs with --artifacts",
+            ) from None
+        found[str(start)] = str(lock.parent)
+    return found

@@ -1,0 +1,83 @@
+"""`compress search`: say what is needed, and the recipe is found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def search(
+    recipe: Annotated[
+        Path | None, typer.Argument(help="A recipe with a `search:` block; or give --model and --data.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Hugging Face id, local folder or sample:NAME.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="A folder with a file a split, one file of rows, sample:NAME, or a dataset id.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Hugging Face name of the task.")] = None,
+    keep: Annotated[
+        float | None, typer.Option(help="Share of the uncompressed model's quality to keep, e.g. 0.985.")
+    ] = None,
+    max_size: Annotated[str | None, typer.Option(help="Largest size on disk, e.g. 5MB.")] = None,
+    max_latency: Annotated[str | None, typer.Option(help="Longest time for one example, e.g. 0.4ms.")] = None,
+    minimize: Annotated[
+        list[str] | None, typer.Option(help="size_bytes, latency_ms, or both by giving it twice.")
+    ] = None,
+    target: Annotated[str, typer.Option(help="Where the model will run.")] = "cpu",
+    budget: Annotated[str | None, typer.Option(help="Time for the search: 90s, 60m, 1h30m.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Recipes that are tried at most.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Replace a field of the recipe.")
+    ] = None,
+    artifacts: Annotated[Path, typer.Option(help="The folder that cache and searches are kept in.")] = Path(
+        "artifacts"
+    ),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the latest search of this recipe.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be varied, between which values, and stop.")
+    ] = False,
+    workers: Annotated[
+        str | None, typer.Option(metavar="ray[:ADDRESS]", help="Try recipes on the machines of a Ray cluster.")
+    ] = None,
+    track: Annotated[
+        str | None, typer.Option(metavar="URI", help="Also write to MLflow: http://host:5000 or sqlite:///runs.db.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Write search.json to standard output.")] = False,
+) -> None:
+    """Find the recipe that keeps the limits and is smallest or fastest; Ctrl-C and --resume go on where it was."""
+    from compress.plugins.search.asked import Asked, document_of
+    from compress.plugins.search.live_progress import SearchConsole
+    from compress.plugins.search.run import SearchRun
+
+    asked = Asked(model, data, task, keep, max_size, max_latency, tuple(minimize or ()), target, budget, trials)
+    document, folder, origin = document_of(recipe, asked, set_ or ())
+    if dry_run:
+        from compress.plugins.search.prepared import looked_ahead
+
+        with looked_ahead(document, folder, artifacts) as prepared:
+            opening = prepared.opening(origin)
+        typer.echo(opening.model_dump_json(indent=2) if json_ else "\n".join(opening.lines()))
+        return
+    with SearchConsole(lines=json_) as console:
+        done = SearchRun(document, folder, artifacts, console, resume, workers, console, origin).run()
+    if track is not None:
+        from compress.plugins.search.tracked import tracked
+        from compress.report.tracking import track as write
+
+        write(tracked(done.record, done.folder), track, done.record.name)
+    from rich.console import Console
+
+    from compress.plugins.search.console import search_table
+
+    if json_:
+        typer.echo(done.record.model_dump_json(indent=2))
+    else:
+        Console().print(search_table(done.record))
+    found = done.record.final
+    names = "search.html" if found is None else "best.yaml, model/ and search.html"
+    after = "" if found is None else f" Next: compress run {done.folder / 'best.yaml'}"
+    typer.echo(f"{done.folder} has {names}.{after}", err=True)
+    if found is None or not found.winner.keeps:
+        raise typer.Exit(1)

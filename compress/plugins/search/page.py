@@ -1,0 +1,121 @@
+"""A search as a page: the front with its intervals, every trial, what each choice moved, what was shared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from compress.results.metrics import describe_metric
+from compress.plugins.search.front import front_chart
+from compress.plugins.search.record import SearchRecord, TrialRecord, foretold_lines
+from compress.plugins.search.words import figure, limit_lines, room_words, shown_model
+from compress.report.pages import render
+
+
+def search_page(record: SearchRecord) -> str:
+    """The page; it refers to nothing outside and keeps the record."""
+    stages = tree(record)
+    return render(
+        "plugins/search/templates/search.html",
+        f"search of {record.name}",
+        record.model_dump_json(),
+        record=record,
+        state=_state(record),
+        chart=front_chart(record),
+        trials=[_row(trial, record) for trial in record.trials],
+        tree=stages,
+        saved=sum(stage.saved for stage in stages),
+        ran=sum(stage.seconds for stage in stages),
+        metrics=[describe_metric(name) for name in record.minimize],
+        knobs=_knobs(record),
+        explained=_explained(record),
+        judged=[shown_model(one, record.minimize) for one in record.final.judged] if record.final else [],
+        seeds=_seeds(record),
+        errors=foretold_lines(record),
+    )
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A stage of the tree: how many trials went through it, the seconds that it took and those that it saved."""
+
+    depth: int
+    label: str
+    trials: int
+    seconds: float
+    saved: float
+    numbers: str
+
+
+def tree(record: SearchRecord) -> list[Shared]:
+    """Every stage once, below those that it follows. One that was in the cache before the search has taken nothing."""
+    nodes: dict[tuple[str, ...], list[int]] = {}
+    took: dict[tuple[str, ...], list[float]] = {}
+    labels: dict[tuple[str, ...], str] = {}
+    for trial in record.trials:
+        path: tuple[str, ...] = ()
+        for label, key, seconds, cached in trial.stages:
+            path = (*path, key)
+            nodes.setdefault(path, []).append(trial.number)
+            labels[path] = label
+            if not cached:
+                took.setdefault(path, []).append(seconds)
+    shown = []
+    for path in sorted(nodes, key=lambda one: [(nodes[one[:end]][0], one[end - 1]) for end in range(1, len(one) + 1)]):
+        numbers, ran = sorted(set(nodes[path])), took.get(path, [])
+        saved = (len(nodes[path]) - len(ran)) * sum(ran) / len(ran) if ran else 0.0
+        told = ", ".join(map(str, numbers[:12])) + (" ..." if len(numbers) > 12 else "")
+        shown.append(Shared(len(path) - 1, labels[path], len(numbers), sum(ran), saved, told))
+    return shown
+
+
+def _row(trial: TrialRecord, record: SearchRecord) -> dict[str, object]:
+    states = {"best": "passed", "front": "passed", "kept": "passed", "missed": "missed", "failed": "missed"}
+    return {
+        "trial": trial,
+        "figures": [figure(name, trial.final.get(name)) for name in record.minimize],
+        "rooms": [room_words(room.limit, room.value, room.low) for room in trial.rooms],
+        "state": states.get(trial.status, "unknown"),
+        "share": "" if trial.share == 1 else f"{trial.share:.0%} of its training",
+        "shared": f"{sum(cached for *_, cached in trial.stages)} of {len(trial.stages)} stages shared",
+    }
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A choice: its values, and for each figure a bar of what it explains and what it moved."""
+
+    name: str
+    values: str
+    bars: tuple[tuple[str, float | None, str], ...]
+
+
+def _knobs(record: SearchRecord) -> list[_Choice]:
+    rows = []
+    for knob in record.knobs:
+        bars = []
+        for metric in record.explained or knob.effects:
+            share, ratio = knob.importance.get(metric), knob.effects.get(metric)
+            words = [] if share is None else [f"{share:.0%} of the variance"]
+            words += [] if ratio is None else [f"means up to {ratio:.3g} times as large"]
+            if words:
+                bars.append((describe_metric(metric).title, share, ", ".join(words)))
+        rows.append(_Choice(knob.name, ", ".join(knob.values), tuple(bars)))
+    return sorted(rows, key=lambda row: (-max([share or 0.0 for _, share, _ in row.bars], default=0.0), row.name))
+
+
+def _explained(record: SearchRecord) -> list[str]:
+    return [f"{describe_metric(metric).title}: {note}" for metric, note in record.explained.items()]
+
+
+def _seeds(record: SearchRecord) -> list[tuple[int, list[str]]]:
+    if record.final is None:
+        return []
+    return [(one.seed, [one.error] if one.error else list(limit_lines(one.limits))) for one in record.final.seeds]
+
+
+def _state(record: SearchRecord) -> tuple[str, str]:
+    if record.final is not None:
+        return ("passed", "found") if record.final.winner.keeps else ("missed", "the winner misses a limit")
+    if record.best is not None:
+        return "unknown", "found, and not judged yet" if record.ended else "going on, found one"
+    return ("missed", "nothing keeps every limit") if record.ended else ("unknown", "going on")

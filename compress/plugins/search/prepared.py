@@ -1,0 +1,129 @@
+"""A search before it runs anything: what may vary, what is wanted, and proof that its first trial can run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
+from pathlib import Path
+
+from compress.checkpoints.torch_model import TorchModel
+from compress.errors import CompressError, InputError, first_line
+from compress.formats.runtimes import why_unavailable
+from compress.formats.silence import quiet_libraries
+from compress.pipeline.data_checks import prove
+from compress.pipeline.keys import Forecast
+from compress.pipeline.planning import make_plan
+from compress.pipeline.runner import Road
+from compress.plugins.ray.journeys import Roads
+from compress.plugins.search.goal import Goal
+from compress.plugins.search.opening import Opening, opening_of
+from compress.plugins.search.past import past_trials
+from compress.plugins.search.refit import check_refit
+from compress.plugins.search.rehearsal import Rehearsal, Stages, UnforeseenError, failures, fields_of
+from compress.plugins.search.space import Space
+from compress.plugins.search.trial import target_profile
+from compress.progress import SilentProgress
+from compress.recipe.document import Document
+from compress.recipe.recipe import START
+from compress.stage.checks import model_checks
+
+RECIPES = Path("recipes")
+"""Where recipes lie that may be like this one, as `compress recipes` lists them."""
+
+
+@dataclass
+class Prepared:
+    """The recipe of ``document``, whose paths count from ``folder``; ``roads`` read its data. Nothing is written.
+
+    Values that the model can't have are left out of the space, each for what it fails by while everything else is as
+    the recipe has it. Raises `InputError`, or another `CompressError`, for what cannot be searched or run. What has to
+    be fetched is looked into if it ``fetches``.
+    """
+
+    document: Document
+    folder: Path
+    artifacts: Path
+    roads: Roads
+    fetches: bool = True
+
+    def __post_init__(self) -> None:
+        quiet_libraries()
+        self.space = Space(self.document, self.folder)
+        base, search = self.space.base, self.space.search
+        self.goal = Goal.of(base, search)
+        self.goal.check_resolution(search.select.rows)
+        check_refit(self.space)
+        target = target_profile(base).target
+        if (reason := why_unavailable(target)) is not None:
+            raise InputError(
+                f"Trials cannot be measured on {target.name}: {reason}.",
+                where="search.target",
+                expected="a target that is to be had here",
+            )
+        plan = make_plan(base, self.folder, Forecast(base, self.folder, self.artifacts), self.artifacts)
+        told = [stage.seconds.value for stage in plan.stages]
+        self.first_seconds = sum(seconds for seconds in told if seconds is not None)
+        """What the stages of the first trial will take, as far as the plan foretells it; judging them comes on top."""
+        if self.fetches or all(source.status == "here" for source in plan.sources):
+            self._prove()
+        self.past = past_trials(self.space, self.goal, self.artifacts, RECIPES) if search.past else ()
+
+    def opening(self, origin: str) -> Opening:
+        """What will be searched; ``origin`` says where its recipe comes from."""
+        past = tuple(dict.fromkeys(one.source for one in self.past))
+        return opening_of(self.space, self.goal, target_profile(self.space.base).name, origin, past, self.first_seconds)
+
+    def _prove(self) -> None:
+        prove(self._road)
+        stages = self.space.base.stages
+        if (error := self._failure(stages)) is not None:
+            raise InputError(
+                f"The recipe cannot run, so there is nothing to search from: {error.what}",
+                where=error.where or f"stages {' -> '.join(self.space.labels)}",
+                expected=error.expected,
+                mend=error.mend,
+            ) from error
+        self.space.narrow(lambda point: self._failure(self.space.stages(point)))
+
+    @cached_property
+    def _fit(self) -> set[tuple[bool, str]]:
+        """What the starting model has been asked and has passed: whether of widths, and the stages that it is about."""
+        return set()
+
+    @cached_property
+    def _road(self) -> Road:
+        return self.roads.road(self.space.base.model_copy(update={"baseline": START}))
+
+    @cached_property
+    def _rehearsal(self) -> Rehearsal:
+        return Rehearsal(self._road, self._road.start)
+
+    def _failure(self, stages: Stages) -> CompressError | None:
+        """What stages fail by that are asked about the starting model, and tried on it without its weights."""
+        import torch
+
+        try:
+            for check in model_checks(stages):
+                if (asked := (check.of_widths, fields_of(check.stages))) not in self._fit:
+                    check.ask(self._road.start)
+                    self._fit.add(asked)
+            trained = tuple(takewhile(lambda stage: stage.takes() is stage.gives() is TorchModel, stages))
+            if trained and not self.space.base.trust_remote_code:
+                with torch.random.fork_rng(devices=[]):
+                    self._rehearsal.sketch(trained)
+        except UnforeseenError:
+            return None
+        except failures() as error:
+            return error if isinstance(error, CompressError) else InputError(first_line(error))
+        return None
+
+
+@contextmanager
+def looked_ahead(document: Document, folder: Path, artifacts: Path) -> Iterator[Prepared]:
+    """The same for who only wants to know: nothing is fetched, and nothing written but into a folder for a while."""
+    with tempfile.TemporaryDirectory(prefix="compress-search-") as scratch:
+        yield Prepared(document, folder, artifacts, Roads(folder, Path(scratch), SilentProgress()), fetches=False)

@@ -1,0 +1,306 @@
+"""Stages in rehearsal: what they leave of the baseline but for what only training decides, as weights and as graphs."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import tempfile
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.digests import digest_directory
+from compress.environment import package_versions
+from compress.errors import CompressError, ModelError
+from compress.formats.onnx.model import OnnxModel, find_graph
+from compress.pipeline.runner import Road, library_failures
+from compress.recipe.recipe import START
+from compress.stage.stage import Context, Stage
+from compress.utils.storage import cache_key
+
+if TYPE_CHECKING:
+    from compress.checkpoints.torch_model import TorchModel
+    from compress.formats.onnx.interpolate_size import ResizedGraph, Rule
+
+VERSION = 1
+"""Raised when the same stages would be rehearsed otherwise."""
+_MOST_TRACES = 12
+"""Graphs with their weights that are kept at hand."""
+_FEW_ROWS, _ENCODED = 64, 8
+_PACKAGES = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
+_GRAPH, _TOLD = "graph.onnx", "outline.json"
+Stages = tuple[Stage[Any, Any], ...]
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A model before it becomes a graph, without weights: widths, shapes of its weights, and bytes beside them."""
+
+    widths: Mapping[str, int]
+    shapes: Shapes
+    beside_bytes: int
+    kind: str
+    """What of its config is no number; the same for models whose graphs differ in widths alone."""
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Graphs that differ in widths alone; ``rules`` are those of each axis of a weight that follows one.
+
+    The one that was traced is of the model that ``stages`` make, of a ``kind`` of outline.
+    """
+
+    graph: ResizedGraph
+    shapes: Shapes
+    rules: Mapping[tuple[str, int], Rule]
+    stages: Stages
+    kind: str
+
+    def has(self, outline: Outline) -> bool:
+        """Whether a model is one of them."""
+        try:
+            told = {
+                name: tuple(
+                    self.rules[name, axis].at(outline.widths) if (name, axis) in self.rules else size
+                    for axis, size in enumerate(shape)
+                )
+                for name, shape in self.shapes.items()
+            }
+        except (KeyError, ModelError):
+            return False
+        return told == outline.shapes
+
+    def is_like(self, other: Structure) -> bool:
+        """Whether weights of one name have the same axes and, where these follow no width, the same sizes."""
+        for name in self.shapes.keys() & other.shapes.keys():
+            one, two = self.shapes[name], other.shapes[name]
+            if len(one) != len(two):
+                return False
+            for axis, sizes in enumerate(zip(one, two, strict=True)):
+                rules = [self.rules.get((name, axis)), other.rules.get((name, axis))]
+                if rules[0] != rules[1] or (rules[0] is None and sizes[0] != sizes[1]):
+                    return False
+        return True
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A graph as what was traced of it and others: ``own``, and what the first of ``difference`` has before the second.
+
+    Those two differ as the graph and ``own`` do, in a part that is the same whatever the layers.
+    """
+
+    own: Structure
+    difference: tuple[Structure, Structure] | None = None
+
+    def is_at(self, widths: Mapping[str, int]) -> bool:
+        """Whether all of them exist at those widths."""
+        try:
+            return self.size_bytes(widths) > 0
+        except (KeyError, ModelError):
+            return False
+
+    def size_bytes(self, widths: Mapping[str, int]) -> int:
+        """Bytes of its file. Raises `ModelError`."""
+        found = self.own.graph.size_bytes(widths)
+        if self.difference is not None:
+            more, less = (one.graph.size_bytes(widths) for one in self.difference)
+            found += more - less
+        return found
+
+
+class UnforeseenError(ModelError):
+    """Only running a stage tells what it leaves."""
+
+    def __init__(self, stage: Stage[Any, Any]) -> None:
+        super().__init__(f"What {stage.kind} leaves only running it tells.")
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What a rehearsal may fail by; a trial of the same recipe says it to the user."""
+    return (CompressError, *library_failures())
+
+
+@dataclass
+class Rehearsal:
+    """On the output of the recipe's baseline, which lies in ``folder``."""
+
+    road: Road
+    folder: Path
+    _sketches: dict[str, TorchModel] = field(default_factory=dict, init=False)
+    _traces: list[str] = field(default_factory=list, init=False)
+
+    @cached_property
+    def context(self) -> Context:
+        """What stages are given."""
+        return self.road.context("rehearsal")
+
+    @cached_property
+    def _scratch(self) -> Path:
+        folder = tempfile.mkdtemp(prefix="compress-rehearsal-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return Path(folder)
+
+    def sketch(self, stages: Stages) -> TorchModel:
+        """The output of stages without weights; what more stages begin with is rehearsed once."""
+        key = fields_of(stages)
+        if key not in self._sketches:
+            if not stages:
+                model = self._baseline()
+                model.module.to("meta")
+                self._sketches[key] = model
+            else:
+                before = self.sketch(stages[:-1])
+                made = stages[-1].rehearse(_copied(before), self.context)
+                if made is None:
+                    raise UnforeseenError(stages[-1])
+                self._sketches[key] = made
+        return self._sketches[key]
+
+    def outlined(self, sketch: TorchModel) -> Outline:
+        """What there is to say of a sketch."""
+        from compress.architectures.widths import widths_of
+
+        # A tokenizer writes down how it was last called.
+        rows = self.context.data.split("train").slice(0, _ENCODED)
+        self.context.task.encode(rows, sketch.processor, None, self.context.max_length)
+        config = sketch.module.config.to_dict()
+        kind = {name: value for name, value in config.items() if not _is_numbers(value)}
+        return Outline(
+            widths=widths_of(sketch.module),
+            shapes=_shapes(sketch),
+            beside_bytes=sum(map(len, sketch.companions().values())),
+            kind=json.dumps([kind, sorted(config)], sort_keys=True, default=str),
+        )
+
+    def _baseline(self) -> TorchModel:
+        import torch
+
+        from compress.checkpoints.torch_model import TorchModel
+
+        road = self.road
+        if road.recipe.baseline == START:
+            torch.manual_seed(road.recipe.seed)
+            return road.task.load(self.folder, road.data.labels, trust_remote_code=False)
+        return TorchModel.load(self.folder, road.task)
+
+    def kept(self, torch_stages: Stages, graph_stages: Stages, changed: tuple[str, ...]) -> Path:
+        """A folder with the graph that stages leave, without its weights; kept in the cache."""
+        from compress.formats.onnx.interpolate_size import drop_weights
+
+        def make(content: Path) -> Mapping[str, Any]:
+            import onnx
+
+            folder = self._traced(torch_stages, graph_stages, changed)
+            graph = onnx.load(find_graph(folder))
+            drop_weights(graph)
+            (content / _GRAPH).write_bytes(graph.SerializeToString())
+            shutil.copyfile(folder / _TOLD, content / _TOLD)
+            return {"name": "rehearsal"}
+
+        road, key = self.road, self._key(torch_stages, graph_stages, changed)
+        return road.cache.obtain(key, make, road.progress.note, lambda: None)[0].folder
+
+    def _key(self, torch_stages: Stages, graph_stages: Stages, changed: tuple[str, ...]) -> str:
+        road = self.road
+        return cache_key(
+            {
+                "kind": "rehearsal",
+                "version": VERSION,
+                "baseline": self._digest,
+                "stages": [[stage.key_fields(), stage.version] for stage in (*torch_stages, *graph_stages)],
+                "changed": changed,
+                "data": self._data,
+                "max_length": road.recipe.data.max_length,
+                "packages": package_versions(_PACKAGES),
+            }
+        )
+
+    def _traced(self, torch_stages: Stages, graph_stages: Stages, changed: tuple[str, ...]) -> Path:
+        """A folder, for a while, with the model that stages leave of a recipe whose ``changed`` widths are others."""
+        from compress.architectures.widths import widths_of, with_other_widths
+
+        key = self._key(torch_stages, graph_stages, changed)
+        folder = self._scratch / key
+        if key in self._traces:
+            self._traces.remove(key)
+            self._traces.append(key)
+            return folder
+        *before, last = graph_stages
+        model: Any
+        if before:
+            place = self._traced(torch_stages, tuple(before), changed)
+            model, told = OnnxModel.load(place, self.road.task), (place / _TOLD).read_text()
+        else:
+            model = self._baseline()
+            for stage in torch_stages:
+                model = stage.rehearse(model, self.context)
+            model = with_other_widths(model, changed) if changed else model
+            told = json.dumps({"widths": widths_of(model.module), "shapes": _shapes(model)})
+        tables = {name: table.slice(0, _FEW_ROWS) for name, table in self.context.data.tables.items()}
+        few = replace(self.context, data=replace(self.context.data, tables=tables), remarks=[], tables=[])
+        found = last.rehearse(model, few)
+        if not isinstance(found, OnnxModel) or found.others:
+            raise UnforeseenError(last)
+        folder.mkdir()
+        found.save(folder)
+        (folder / _TOLD).write_text(told)
+        self._traces.append(key)
+        for old in self._traces[:-_MOST_TRACES]:
+            shutil.rmtree(self._scratch / old)
+        del self._traces[:-_MOST_TRACES]
+        return folder
+
+    @cached_property
+    def _digest(self) -> str:
+        return digest_directory(self.folder)
+
+    @cached_property
+    def _data(self) -> str:
+        return self.road.data.digest("train")
+
+
+def read_structure(one: Path, other: Path, stages: Stages, kind: str) -> Structure:
+    """Of two folders of `Rehearsal.kept`. Raises `ModelError` for graphs that differ in more than widths."""
+    import onnx
+
+    from compress.formats.onnx.interpolate_size import ResizedGraph, rule_of
+
+    graphs = [onnx.load(folder / _GRAPH) for folder in (one, other)]
+    told, again = (json.loads((folder / _TOLD).read_text()) for folder in (one, other))
+    rules = {
+        (name, axis): rule_of(size, again["shapes"][name][axis], told["widths"], again["widths"])
+        for name, shape in told["shapes"].items()
+        for axis, size in enumerate(shape)
+        if size != again["shapes"][name][axis]
+    }
+    resized = ResizedGraph(graphs[0], told["widths"], graphs[1], again["widths"])
+    shapes = {name: tuple(shape) for name, shape in told["shapes"].items()}
+    return Structure(resized, shapes, rules, stages, kind)
+
+
+def fields_of(stages: Sequence[Stage[Any, Any]]) -> str:
+    """What two lists of stages share that do the same."""
+    return json.dumps([stage.key_fields() for stage in stages], sort_keys=True)
+
+
+def _copied(model: TorchModel) -> TorchModel:
+    from compress.checkpoints.torch_model import TorchModel
+
+    return TorchModel(copy.deepcopy(model.module), copy.copy(model.processor))
+
+
+def _shapes(model: TorchModel) -> Shapes:
+    return {name: tuple(part.shape) for name, part in model.module.named_parameters()}
+
+
+def _is_numbers(value: object) -> bool:
+    """Whether it is a number that may follow a width; true and false don't."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_numbers, value))
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,296 @@
+"""What may vary in a recipe, and the recipe at each point of it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+from pydantic_core import to_jsonable_python
+
+from compress.errors import InputError, RecipeError, did_you_mean, first_line
+from compress.plugins.search.knobs import KEPT, LEFT_OUT, Knob, field_path, put_value, short, value_at, written
+from compress.recipe.document import Document
+from compress.recipe.loading import recipe_of
+from compress.recipe.recipe import START, Recipe
+from compress.recipe.search import Search
+from compress.stage.stage import Stage
+from compress.stages import STAGES
+
+Point = tuple[int, ...]
+"""For each knob the place of its value; the recipe as it stands is all zeros."""
+ENUMERATED = 10_000
+"""Spaces of more recipes are not listed but drawn from."""
+
+
+@dataclass(eq=False)
+class Space:
+    """The recipes that a search may try. ``document`` is the recipe's, which lies in ``folder``.
+
+    Raises `RecipeError` for the recipe's own mistakes, `InputError` for a block that cannot be searched.
+    """
+
+    document: Document
+    folder: Path
+    refused: dict[str, str] = field(default_factory=dict)
+    """Values that no recipe can have, such as `stages.1.prune.heads=2`, and why."""
+
+    def __post_init__(self) -> None:
+        self.knobs = self._knobs()
+
+    def narrow(self, failure: Callable[[Point], Exception | None]) -> None:
+        """Leave out every value that fails while all else is as the recipe has it, and name it in `refused`.
+
+        To be called before anything is looked at by its point. Raises `InputError` where nothing is left.
+        """
+        found = []
+        for place, knob in enumerate(self.knobs):
+            kept = [knob.values[0]]
+            for at, value in enumerate(knob.values[1:], 1):
+                error = failure(tuple(at * (other == place) for other in range(len(self.knobs))))
+                if error is None:
+                    kept.append(value)
+                else:
+                    name = f"without {knob.name}" if knob.is_stage else f"{knob.name}={written(value)}"
+                    self.refused[name] = first_line(error)
+            found.append(replace(knob, values=tuple(kept)))
+        self.knobs = self._with_choice(found)
+
+    @cached_property
+    def base(self) -> Recipe:
+        """The recipe as it stands, with the rows held out that choose."""
+        return self._recipe([], [])
+
+    @property
+    def search(self) -> Search:
+        """The recipe's block."""
+        assert self.base.search is not None, "looked at in _knobs"
+        return self.base.search
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """Of the stages of the recipe as it stands."""
+        return self.base.labels()
+
+    @property
+    def origin(self) -> Point:
+        """The recipe as it stands."""
+        return (0,) * len(self.knobs)
+
+    @property
+    def size(self) -> int:
+        """How many recipes there are; where they can't be listed, those that come to the same are counted too."""
+        return len(self._listed) if self._listed is not None else self._product
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether every recipe can be looked at."""
+        return self._listed is not None
+
+    def points(self, seed: int) -> Sequence[Point]:
+        """Every point once, those that mean the same left out; of very many a sample, drawn by ``seed``."""
+        return self._drawn(seed) if self._listed is None else self._listed
+
+    @property
+    def _product(self) -> int:
+        return math.prod(len(knob.values) for knob in self.knobs)
+
+    @cached_property
+    def _listed(self) -> list[Point] | None:
+        if self._product > 10 * ENUMERATED:
+            return None
+        every = itertools.product(*(range(len(knob.values)) for knob in self.knobs))
+        found = list(dict.fromkeys(map(self.canonical, every)))
+        return found if len(found) <= ENUMERATED else None
+
+    @functools.cache  # noqa: B019 - a space is looked at by one search, and lives as long
+    def _drawn(self, seed: int) -> list[Point]:
+        sizes = [len(knob.values) for knob in self.knobs]
+        drawn = np.random.default_rng(seed).integers(0, sizes, (ENUMERATED, len(sizes)))
+        return list(dict.fromkeys([self.origin, *(self.canonical([int(at) for at in row]) for row in drawn)]))
+
+    def canonical(self, point: Sequence[int]) -> Point:
+        """The point with the fields of stages that are left out as the recipe has them."""
+        gone = {knob.stage for knob, place in zip(self.knobs, point, strict=True) if knob.is_stage and place}
+        return tuple(
+            place if knob.is_stage or knob.stage not in gone else 0
+            for knob, place in zip(self.knobs, point, strict=True)
+        )
+
+    def chosen(self, point: Point) -> dict[str, Any]:
+        """Knob -> value, of those that differ from the recipe as it stands."""
+        pairs = zip(self.knobs, point, strict=True)
+        return {knob.name: knob.values[place] for knob, place in pairs if place}
+
+    def words(self, point: Point) -> str:
+        """How the recipe differs from the one that stands: `prune.heads 0.25, no trim_vocabulary`."""
+        parts = []
+        for knob, place in zip(self.knobs, point, strict=True):
+            if place:
+                parts.append(
+                    f"no {knob.name}" if knob.is_stage else f"{short(knob.name)} {written(knob.values[place])}"
+                )
+        return ", ".join(parts) or "the recipe as it stands"
+
+    def stages(self, point: Point) -> tuple[Stage[Any, Any], ...]:
+        """The stages at a point; whether they chain is not asked. Raises `InputError` for values that don't fit."""
+        fields = deepcopy(self._plain)
+        gone = set()
+        for knob, place in zip(self.knobs, point, strict=True):
+            if knob.is_stage and place:
+                gone.add(knob.stage)
+            elif place:
+                put_value(
+                    fields[knob.stage], field_path(knob.name, self.base.stages[knob.stage].kind), knob.values[place]
+                )
+        try:
+            kept = [own for index, own in enumerate(fields) if index not in gone]
+            return tuple(STAGES[own["kind"]].model_validate(own) for own in kept)
+        except ValidationError as error:
+            raise InputError(f"{self.words(point)}: {error.errors()[0]['msg']}") from error
+
+    def recipe(self, point: Point, share: float = 1.0, seed: int | None = None, refit: bool = False) -> Recipe:
+        """The whole recipe at a point, trained for a share of its time. Raises `RecipeError` where it can't be run.
+
+        With ``refit`` it learns from the rows that choose too.
+        """
+        chosen = self.chosen(point)
+        stages = {knob.name for knob in self.knobs if knob.is_stage}
+        options = [
+            f"{name}={json.dumps(to_jsonable_python(value))}" for name, value in chosen.items() if name not in stages
+        ]
+        recipe = self._recipe(options, [name for name in chosen if name in stages])
+        changes: dict[str, Any] = {} if seed is None else {"seed": seed}
+        if share < 1:
+            changes["stages"] = shortened(recipe, share)
+        if refit:
+            held = tuple(each for each in recipe.data.hold_out or () if each.split != self.search.select.split)
+            changes["data"] = recipe.data.model_copy(update={"hold_out": held or None})
+        return recipe.model_copy(update=changes)
+
+    def identity(self, point: Point) -> str:
+        """What two points share that give the same stages: 12 hex digits."""
+        told = [stage.model_dump(mode="json") for stage in self.stages(point)]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+
+    def trains(self, point: Point) -> bool:
+        """Whether anything behind the baseline is trained, so that a share of it says something."""
+        recipe = self.base.model_copy(update={"stages": self.stages(point)})
+        return shortened(recipe, 0.5) != recipe.stages
+
+    def _recipe(self, options: Sequence[str], without: Sequence[str]) -> Recipe:
+        document = deepcopy(self.document)
+        block = document.values.get("search") if isinstance(document.values, dict) else None
+        held = block.get("select") if isinstance(block, dict) else None
+        if isinstance(block, dict) and "hold_out" not in (document.values.get("data") or {}):
+            told = {"rows": Search.model_fields["select"].default.rows, **(held if isinstance(held, dict) else {})}
+            options = [*options, f"data.hold_out={json.dumps(told)}"]
+        return recipe_of(document, self.folder, options, without)
+
+    @cached_property
+    def _plain(self) -> list[dict[str, Any]]:
+        return [stage.model_dump(mode="json") for stage in self.base.stages]
+
+    def _knobs(self) -> tuple[Knob, ...]:
+        if self.base.search is None:
+            raise InputError(
+                "The recipe says not what may vary.",
+                where=self.document.file,
+                expected="a block `search:` with choices, or a model and data in place of a recipe",
+                mend="e.g. search: {minimize: size_bytes, choices: {stages.1.prune.heads: [0, 0.25, 0.5]}}",
+            )
+        knobs = [self._stage_knob(label) for label in self.search.optional]
+        knobs += [self._field_knob(name, values) for name, values in self.search.choices.items()]
+        return self._with_choice(knobs)
+
+    def _with_choice(self, knobs: Sequence[Knob]) -> tuple[Knob, ...]:
+        found = tuple(knob for knob in knobs if len(knob.values) > 1)
+        if not found:
+            raise InputError(
+                "There is nothing to search: the space has the recipe alone.",
+                where=self.document.file,
+                expected="choices with a further value each, or stages that may be left out",
+                mend=" ".join(f"{name}: {reason}." for name, reason in self.refused.items()) or None,
+            )
+        return found
+
+    def _stage_knob(self, label: str) -> Knob:
+        if label not in self.labels:
+            raise InputError(
+                f"No stage {label!r} can be left out.{did_you_mean(label, self.labels)}",
+                where="search.optional",
+                expected=f"one of {', '.join(self.labels)}",
+            )
+        index = self.labels.index(label)
+        self._behind_baseline(index, "search.optional", label)
+        try:
+            self._recipe([], [label])
+        except RecipeError as error:
+            # It may be left out together with what needs it, so the knob stays where others may go.
+            if len(self.search.optional) == 1:
+                self.refused[f"without {label}"] = str(error.problems[0])
+                return Knob(label, (KEPT,), index, is_stage=True, is_late=self._is_late(index))
+        return Knob(label, (KEPT, LEFT_OUT), index, is_stage=True, is_late=self._is_late(index))
+
+    def _field_knob(self, name: str, values: Sequence[Any]) -> Knob:
+        tokens = name.split(".")
+        if tokens[0] != "stages" or len(tokens) < 3 or not tokens[1].isdecimal() or int(tokens[1]) >= len(self.labels):
+            raise InputError(
+                f"{name!r} cannot vary in a search.",
+                where="search.choices",
+                expected=f"a field of a stage, from stages.0 to stages.{len(self.labels) - 1}, as `--set` names it",
+            )
+        index = int(tokens[1])
+        self._behind_baseline(index, "search.choices", name)
+        own = value_at(self._plain[index], field_path(name, self.base.stages[index].kind))
+        allowed, reason = [own], ""
+        for value in values:
+            plain = to_jsonable_python(value)
+            if plain in allowed:
+                continue
+            try:
+                self._recipe([f"{name}={json.dumps(plain)}"], [])
+            except RecipeError as error:
+                reason = self.refused[f"{name}={written(plain)}"] = first_line(error)
+            else:
+                allowed.append(plain)
+        if len(allowed) == 1 and reason:
+            raise InputError(f"No value of {name} can be tried: {reason}", where="search.choices")
+        return Knob(name, tuple(allowed), index, is_late=self._is_late(index))
+
+    def _is_late(self, index: int) -> bool:
+        """Whether a stage lies behind all that train."""
+        return bool(self._trained) and index > self._trained[-1]
+
+    @cached_property
+    def _trained(self) -> list[int]:
+        """Places of the stages behind the baseline that train."""
+        pairs = zip(self.base.stages, shortened(self.base, 0.5), strict=True)
+        return [place for place, (stage, short) in enumerate(pairs) if stage != short]
+
+    def _behind_baseline(self, index: int, where: str, name: str) -> None:
+        """What everything is compared with must be the same for all."""
+        if self.base.baseline != START and index <= self.labels.index(self.base.baseline):
+            raise InputError(
+                f"{name} would change {self.base.baseline!r}, which everything is compared with.",
+                where=where,
+                expected=f"stages behind {self.base.baseline!r}",
+                mend="name an earlier baseline, or leave it as it is",
+            )
+
+
+def shortened(recipe: Recipe, share: float) -> tuple[Stage[Any, Any], ...]:
+    """The recipe's stages, of which those behind the baseline train for a share of their time."""
+    labels = recipe.labels()
+    first = 0 if recipe.baseline == START else labels.index(recipe.baseline) + 1
+    return tuple(stage if index < first else stage.shortened(share) for index, stage in enumerate(recipe.stages))

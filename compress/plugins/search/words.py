@@ -1,0 +1,74 @@
+"""Trials and models in words, as the console, the page and the recipe that is found write them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from compress.results.metrics import describe_metric, format_interval, format_value
+from compress.plugins.search.finish import Judged
+from compress.plugins.search.goal import Goal, named
+from compress.plugins.search.outcome import Outcome, slack
+from compress.results.report import LimitResult
+
+
+@dataclass(frozen=True)
+class Shown:
+    """``figures`` are those that are minimized; ``lines`` say of each limit how it is kept."""
+
+    name: str
+    words: str
+    figures: tuple[str, ...]
+    verdict: str
+    state: str
+    lines: tuple[str, ...]
+
+
+def shown_model(one: Judged, minimize: Sequence[str]) -> Shown:
+    """One model."""
+    missed = [limit for limit in one.limits if limit.missed]
+    unknown = [limit for limit in one.limits if limit.unknown]
+    verdict = f"{len(missed)} missed" if missed else f"{len(unknown)} can't tell" if unknown else "all kept"
+    state = "missed" if missed else "unknown" if unknown else "passed"
+    figures = tuple(figure(name, one.final[name]) if name in one.final else "" for name in minimize)
+    return Shown(one.name, one.words, figures, verdict, state, limit_lines(one.limits))
+
+
+def limit_lines(limits: Sequence[LimitResult]) -> tuple[str, ...]:
+    """`accuracy at least 97% of baseline: 98.20% of baseline`."""
+    return tuple(
+        f"{limit.metric} {limit.limit}: "
+        + (f"{limit.ratio:.2%} of {limit.of}" if limit.ratio is not None and limit.of
+           else figure(limit.metric, limit.value))
+        for limit in limits
+    )  # fmt: skip
+
+
+def figure(metric: str, value: float | None) -> str:
+    """A figure as people read it."""
+    return "not measured" if value is None else format_value(describe_metric(metric), value)
+
+
+def figures_of(
+    minimize: Sequence[str], final: Mapping[str, float], spread: Mapping[str, tuple[float, float]]
+) -> list[str]:
+    """What is minimized, with its interval where one is known: `latency 0.4 ms (0.38-0.42)`."""
+    found = []
+    for name in minimize:
+        if name in final:
+            metric = describe_metric(name)
+            interval = format_interval(metric, *spread.get(name, (None, None)))
+            found.append(f"{metric.title.lower()} {figure(name, final[name])}" + (f" ({interval})" if interval else ""))
+    return found
+
+
+def room_words(limit: str, value: float, low: float) -> str:
+    """`accuracy at least 0.97: +1.20% inside, surely +0.31%`."""
+    return f"{limit}: {value:+.2%} inside" + ("" if low == value else f", surely {low:+.2%}")
+
+
+def outcome_words(goal: Goal, outcome: Outcome) -> list[str]:
+    """What the rows that choose say of a trial: what is minimized, then every limit that was measured."""
+    rooms = ((limit, slack(limit, outcome, goal.confidence)) for limit in goal.limits)
+    lines = [room_words(named(limit), room.value, room.low) for limit, room in rooms if room is not None]
+    return [*figures_of(goal.minimize, outcome.final, outcome.spread), *lines]

@@ -1,0 +1,44 @@
+"""The toy models' runs and their bundles, made once."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from toy_bundles import WIDTH, wanted_of, write_encoder_run, write_image_run, write_run
+
+from compress.checkpoints.sentence_modules import Normalize, SentenceModules
+from compress.plugins.apps.build import Bundle, build
+from compress.progress import SilentProgress
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny text model's folder."""
+    return write_run(tmp_path_factory.mktemp("bundle") / "run")
+
+
+@pytest.fixture(scope="session")
+def bundles(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    """Of each kind one for Android, which has the most examples; not to be changed."""
+    folder = tmp_path_factory.mktemp("made")
+    modules = SentenceModules(WIDTH, steps=(Normalize(),))
+    runs = {
+        "text": run,
+        "image": write_image_run(folder / "image-run"),
+        "sentence": write_encoder_run(folder / "sentence-run", modules),
+    }
+    return {kind: build(wanted_of(run, "android"), folder / kind, SilentProgress()) for kind, run in runs.items()}
+
+
+@pytest.fixture(scope="session")
+def made(bundles: dict[str, Bundle]) -> Bundle:
+    """The one of texts."""
+    return bundles["text"]
+
+
+@pytest.fixture
+def bundle(made: Bundle, tmp_path: Path) -> Path:
+    """A copy of its folder, to be changed."""
+    return Path(shutil.copytree(made.folder, tmp_path / "copy"))

@@ -1,0 +1,206 @@
+"""What a bundle says of its model, against the model; the same bytes each time; and nothing half-written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import tokenizers
+from huggingface_hub import ModelCard
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from toy_bundles import EMBEDDINGS, LABELS, MATRIX, code, tokenizer, wanted_of
+from transformers import PreTrainedTokenizerFast
+from typer.testing import CliRunner
+
+from compress.cli import app
+from compress.errors import InputError, ModelError
+from compress.formats.onnx.model import OnnxModel
+from compress.formats.ort.write import to_ort
+from compress.formats.targets import find_app_profile
+from compress.plugins.apps.build import Bundle, build
+from compress.plugins.apps.kinds import KINDS, kind_of
+from compress.plugins.apps.templates import TEMPLATES
+from compress.plugins.apps.text import TEXTS, TextRule
+from compress.plugins.apps.verify import verify
+from compress.progress import SilentProgress
+from compress.tasks.registry import TASK_NAMES, get_task
+
+LINES = ["the film was great", "", "a boring plot, an awful cast", "zebra! ß 3.14", "très naïve 👍🏽 映画", "the " * 40]
+
+
+def test_the_manifest_says_what_the_graph_has(made: Bundle) -> None:
+    graph = onnx.load(made.folder / made.manifest.model).graph
+    for said, values in ((made.manifest.inputs, graph.input), (made.manifest.outputs, graph.output)):
+        assert [entry.name for entry in said] == [value.name for value in values]
+        for entry, value in zip(said, values, strict=True):
+            kind = value.type.tensor_type
+            assert entry.shape == tuple(axis.dim_param or axis.dim_value for axis in kind.shape.dim)
+            assert entry.dtype == onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+    assert made.manifest.postprocessing.labels == LABELS
+    assert {entry.of for entry in made.manifest.licences} == {"model", "data sample:movie-reviews"}
+
+
+def test_ids_are_those_of_transformers(made: Bundle) -> None:
+    processor = tokenizer()
+    rule = TextRule(made.folder, made.manifest.preprocessing)
+    for line in LINES:
+        assert rule.ids(line) == processor(line, truncation=True, max_length=16)["input_ids"]
+    assert len(rule.ids(LINES[-1])) == 16
+
+
+def test_examples_in_python_are_as_ruff_wants_them(tmp_path: Path) -> None:
+    for kind in KINDS.values():
+        written = TEMPLATES.get_template(f"examples/{kind.examples}/run.py.jinja").render()
+        (tmp_path / f"{kind.examples}.py").write_text(written, encoding="utf-8")
+    rules = ["--config", str(Path(__file__).parents[3] / "pyproject.toml"), "--no-cache", str(tmp_path)]
+    for task in (["check"], ["format", "--check"]):
+        command = [sys.executable, "-m", "ruff", *task, *rules]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+
+
+def test_the_same_model_gives_the_same_bytes(made: Bundle, run: Path, tmp_path: Path) -> None:
+    again = build(wanted_of(run, "android"), tmp_path / "elsewhere", SilentProgress())
+    assert again.archive.read_bytes() == made.archive.read_bytes()
+    with zipfile.ZipFile(made.archive) as opened:
+        assert {entry.date_time for entry in opened.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+
+
+def test_the_example_answers_as_the_formula_does_and_tells_nobody(made: Bundle, tmp_path: Path) -> None:
+    text = "The film was lovely!"
+    command = [sys.executable, str(made.folder / "examples" / "run.py")]
+    alone = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    lines = subprocess.run([*command, text], env=alone, capture_output=True, text=True, check=True).stdout.split()
+    # Where ONNX Runtime would keep an id of the machine, and what it would tell.
+    assert list(tmp_path.rglob("*")) == []
+    verify(made.folder)
+    logits = EMBEDDINGS[[2, 4, 5, 6, 9, 13, 3]].mean(axis=0) @ MATRIX
+    shares = np.exp(logits) / np.exp(logits).sum()
+    order = np.argsort(-shares)
+    assert lines == [word for index in order for word in (f"{shares[index]:.2%}", LABELS[index])]
+
+
+def test_snippets_say_what_the_manifest_says(made: Bundle) -> None:
+    end = made.manifest.postprocessing.model_copy(update={"labels": ('say "no"', "5 $\n\\(x)")})
+    changed = made.manifest.model_copy(update={"postprocessing": end})
+    kotlin, swift = code(changed, "android"), code(changed, "ios")
+    assert r'listOf("say \"no\"", "5 \$\u000a\\(x)")' in kotlin
+    assert r'labels = ["say \"no\"", "5 $\u{a}\\(x)"]' in swift
+    for text in (kotlin, swift):
+        assert "{{" not in text
+        assert "maxLength = 16" in text
+        for name in ("model/onnx/model.onnx", "model/tokenizer.json", '"input_ids"', '"attention_mask"', '"logits"'):
+            assert name in text
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"most_bytes": 1000}, "biggest, compressed: model/onnx/model.onnx"),
+        ({"key": Path("no-such-key")}, "There is no such key"),
+    ],
+)
+def test_what_is_refused_leaves_nothing(run: Path, tmp_path: Path, change: dict[str, object], expected: str) -> None:
+    with pytest.raises(InputError) as caught:
+        build(wanted_of(run, **change), tmp_path / "none", SilentProgress())
+    assert expected in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missed_budget_says_what_would_help(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"of the weights are float32: the stage quantize"):
+        build(wanted_of(run, most_bytes=1000), tmp_path / "none", SilentProgress())
+
+
+def test_wrong_wishes_are_named(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"(?s)no target 'browsr'.*did you mean 'browser'"):
+        find_app_profile("browsr")
+    (tmp_path / "there").mkdir()
+    with pytest.raises(InputError, match="The output is there already"):
+        build(wanted_of(run), tmp_path / "there", SilentProgress())
+    wanted = wanted_of(run)
+    other = wanted.recipe.model_copy(update={"task": "text-generation"})
+    with pytest.raises(ModelError, match="config has max_position_embeddings None"):
+        build(replace(wanted, recipe=other), tmp_path / "none", SilentProgress())
+
+
+def test_every_task_with_an_app_can_be_bundled() -> None:
+    made = {name for name in TASK_NAMES if get_task(name).app_steps}
+    assert {kind_of(name).name for name in made} == made and len(KINDS) == len(made)
+
+
+def test_the_format_for_phones_is_bundled_too(run: Path, tmp_path: Path) -> None:
+    phone = tmp_path / "phone"
+    shutil.copytree(run, phone, ignore=shutil.ignore_patterns("onnx"))
+    to_ort(OnnxModel.load(run / "model", "text-classification")).save(phone / "model")
+    made = build(wanted_of(phone, "android"), tmp_path / "out", SilentProgress())
+    assert (made.manifest.model, made.manifest.opsets) == ("model/model.ort", {})
+    assert [entry.shape for entry in made.manifest.outputs] == [("batch", 2)]
+    assert 'open("model/model.ort")' in (made.folder / "examples" / "Model.kt").read_text()
+    assert verify(made.archive).worst < 0.01
+    with pytest.raises(InputError, match="for browser cannot hold a model of text-classification in the format ort"):
+        build(wanted_of(phone, "browser"), tmp_path / "none", SilentProgress())
+
+
+def test_what_a_run_says_of_itself_is_kept(run: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    shutil.copytree(run, whole)
+    row = {"model": "final", "metric": "accuracy", "target": "cpu", "value": 0.875, "unit": "fraction"}
+    rows = [row, {**row, "target": "android", "value": 0.75}]
+    (whole / "report.json").write_text(json.dumps({"schema": 1, "recipe": "toy", "measurements": rows}))
+    lock = {"seed": 3, "start": "a" * 64, "data": {"test": "b" * 64}, "stages": {"export": "c" * 64}, "packages": {}}
+    (whole / "lock.json").write_text(json.dumps(lock))
+    (whole / "bom.cdx.json").write_text("{}")
+    command = ["bundle", str(whole), "--target", "desktop", "-o", str(tmp_path / "out"), "--licence", "mit", "--json"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout)
+    assert {name: said["provenance"][name] for name in lock} == lock
+    assert {len(digest) for packages in said["provenance"]["samples"].values() for digest in packages.values()} == {64}
+    assert said["provenance"]["samples"].keys() == {"sample:minilm", "sample:movie-reviews"}
+    assert said["provenance"]["measured"] == {"accuracy on cpu": 0.875, "accuracy on android": 0.75}
+    phone = build(wanted_of(whole, "android"), tmp_path / "phone", SilentProgress())
+    assert phone.manifest.provenance.measured == {"accuracy on android": 0.75}
+    for name, file in (("recipe_sha256", "recipe.yaml"), ("report_sha256", "report.json")):
+        assert said["provenance"][name] == hashlib.sha256((whole / file).read_bytes()).hexdigest()
+    assert said["licences"][0] == {"of": "model", "licence": "mit"}
+    assert said["files"]["bom.cdx.json"]["size_bytes"] == 2
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.license == "mit"
+    # Nothing was measured on the target of that name, so that all is shown.
+    assert [one.metric_value for one in card.data.eval_results] == [0.875, 0.75]
+    again = CliRunner().invoke(app, ["bundle-verify", str(tmp_path / "out.zip"), "--json"])
+    assert json.loads(again.stdout)["cases"] == 10
+
+
+def test_labels_that_do_not_fit_are_refused(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    config = json.loads((copy / "model" / "config.json").read_text())
+    config["id2label"] = {"0": "only"}
+    (copy / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="names 1 labels, and the graph gives 2 scores"):
+        build(wanted_of(copy), tmp_path / "none", SilentProgress())
+
+
+def test_texts_of_which_a_tokenizer_makes_nothing_are_no_cases(tmp_path: Path) -> None:
+    """One that adds no tokens of its own: a graph is not given rows without a token."""
+    words = tokenizers.Tokenizer(WordLevel({"[UNK]": 0, "a": 1, "dull": 2, "film": 3}, unk_token="[UNK]"))
+    words.pre_tokenizer = Whitespace()
+    (tmp_path / "model").mkdir()
+    words.save(str(tmp_path / "model" / "tokenizer.json"))
+    processor = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
+    rule = TEXTS.find_rule(tmp_path, processor, 8)
+    cases = TEXTS.make_cases(tmp_path, rule, (), processor)
+    assert len(cases) > 5 and all(case.input_ids for case in cases)
+    assert [case.input_ids for case in TEXTS.make_cases(tmp_path, rule, ("", "a dull film"), processor)] == [(1, 2, 3)]

@@ -1,0 +1,252 @@
+"""A chat model's bundle: prompts by the manifest's rule, replies by its example, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_run import Notes
+from toy_bundles import reseal, wanted_of
+from toy_chat import AFTER, BEFORE, LONGEST, POSITIONS, TEMPLATE, Right, chat_tokenizer, write_chat_run
+from written_decoders import CONFIGS, FewBits, save_decoder
+
+from compress.errors import BundleError, InputError, ModelError
+from compress.formats.onnx.decoder import GraphSettings, export_decoder
+from compress.plugins.apps.build import Bundle, build
+from compress.plugins.apps.ends import Generate
+from compress.plugins.apps.format import bundled, contents
+from compress.plugins.apps.prompt import PROMPTS, check_rule
+from compress.plugins.apps.steps import Prompt
+from compress.plugins.apps.verify import verify
+from compress.progress import SilentProgress
+
+TESTED = 16
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_chat_run(tmp_path_factory.mktemp("chat") / "run")
+
+
+@pytest.fixture(scope="module")
+def made(run: Path) -> Bundle:
+    return build(wanted_of(run), run.parent / "out", SilentProgress())
+
+
+@pytest.fixture
+def bundle(made: Bundle, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made.folder, tmp_path / "copy"))
+
+
+def cases(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((folder / "selftest.json").read_text())["cases"]
+    return found
+
+
+def test_the_manifest_says_how_a_message_is_answered(made: Bundle) -> None:
+    assert made.manifest.preprocessing == Prompt(
+        tokenizer="model/tokenizer.json", before=BEFORE, after=AFTER, add_special_tokens=False, max_length=LONGEST
+    )
+    assert made.manifest.postprocessing == Generate(
+        output="logits",
+        cache={
+            f"past_key_values.{layer}.{part}": f"present.{layer}.{part}"
+            for layer in (0, 1)
+            for part in ("key", "value")
+        },
+        end_ids=(2,),
+        max_new_tokens=20,
+        max_length=POSITIONS,
+    )
+    said = {entry.name: entry.meaning for entry in (*made.manifest.inputs, *made.manifest.outputs)}
+    assert said["past_key_values.1.value"] == "values of earlier tokens, in layer N"
+    assert "A message gets a reply of at most 20 tokens, always the likeliest one" in (
+        made.folder / "README.md"
+    ).read_text().replace("\n", " ")
+    found = verify(made.archive)
+    assert (found.of, found.compared, found.worst) == ("messages", "replies", 0)
+
+
+def test_the_self_test_has_what_transformers_replies(made: Bundle, run: Path) -> None:
+    import torch
+
+    right, tested = Right(run), cases(made.folder)
+    assert {"", "Write one sentence about the sea."} < {case["text"] for case in tested}
+    for case in tested:
+        assert case["input_ids"] == right.prompt(case["text"])
+        assert case["reply"]["ids"] == right.reply(case["text"], TESTED)
+        whole = torch.tensor([[*case["input_ids"], *case["reply"]["ids"]]])
+        with torch.inference_mode():
+            logits = right.module(whole).logits[0, len(case["input_ids"]) - 1 : -1]
+        heights = logits.max(-1).values - logits.mean(-1)
+        assert case["reply"]["logits"] == pytest.approx(heights.tolist(), abs=1e-3)
+    said = [tuple(case["reply"]["ids"]) for case in tested]
+    assert len(set(said)) > 3, "one that repeats itself proves little"
+    assert len({token for ids in said for token in ids}) > 8
+
+
+def test_the_example_replies_as_transformers_does(made: Bundle, run: Path) -> None:
+    right, command = Right(run), [sys.executable, str(made.folder / "examples" / "run.py")]
+    said = subprocess.run([*command, "--selftest"], capture_output=True, text=True, check=True).stdout
+    assert said.startswith("passed; replies differ by at most ")
+    message = "Ein 🙂 and  two spaces"
+    said = subprocess.run([*command, message], capture_output=True, text=True, check=True, encoding="utf-8").stdout
+    assert said == right.text(right.reply(message, 20)) + "\n"
+    done = subprocess.run([*command, "x" * LONGEST], capture_output=True, text=True, check=False)
+    assert "1 to 200 are taken" in done.stderr
+
+
+def test_a_model_without_a_template_continues_the_text_itself(tmp_path: Path) -> None:
+    run = write_chat_run(tmp_path / "run", template=None)
+    made = build(wanted_of(run), tmp_path / "out", SilentProgress())
+    assert made.manifest.preprocessing == Prompt(
+        tokenizer="model/tokenizer.json", before="", after="", add_special_tokens=True, max_length=LONGEST
+    )
+    right = Right(run)
+    assert {case["text"]: case["input_ids"] for case in cases(made.folder)}[""] == [1]
+    for case in cases(made.folder):
+        assert case["reply"]["ids"] == right.reply(case["text"], TESTED)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (TEMPLATE.replace("message['content']", "message['content'] | trim"), r"of '  Leave my spaces.* it makes"),
+        (TEMPLATE.replace("message['role']", "strftime_now('%d %b')"), "it puts today's date"),
+        (TEMPLATE.replace("message['role']", "message['content']"), "a message stands in it 2 times"),
+        (TEMPLATE.replace("message['content']", "'Hello'"), "a message stands in it 0 times"),
+        (
+            TEMPLATE + "{{ raise_exception('a system message comes first') }}",
+            "it fails for .*: a system message comes first",
+        ),
+    ],
+)
+def test_templates_that_do_more_are_refused(run: Path, template: str, expected: str) -> None:
+    processor, folder = chat_tokenizer(template), run.parent / "out"
+    with pytest.raises(ModelError, match=f"(?s)template cannot be described to an app: {expected}"):
+        PROMPTS.make_cases(folder, PROMPTS.find_rule(folder, processor, LONGEST), (), processor)
+
+
+def test_a_tokenizer_that_needs_more_than_its_file_is_refused(made: Bundle) -> None:
+    way, processor = PROMPTS.open(made.folder, made.manifest.preprocessing), chat_tokenizer()
+    check_rule(way, "Hello", processor)
+    processor.add_tokens(["Hello"])
+    with pytest.raises(ModelError, match="of 'Hello' it makes"):
+        check_rule(way, "Hello", processor)
+
+
+@pytest.mark.parametrize(
+    ("target", "samples", "expected"),
+    [
+        (
+            "desktop",
+            ("fits", "x" * LONGEST),
+            r"A prompt has 219 tokens: that of 'xxx(?s:.)*of which 19 belong to the template",
+        ),
+        ("android", (), "no example for android .*(?s:.)*is for browser, linux-arm64, desktop"),
+        ("ios", (), "no example for ios"),
+    ],
+)
+def test_what_is_refused_leaves_nothing(
+    run: Path, tmp_path: Path, target: str, samples: tuple[str, ...], expected: str
+) -> None:
+    with pytest.raises(InputError, match=expected):
+        build(wanted_of(run, target, samples=samples), tmp_path / "out", SilentProgress())
+    assert list(tmp_path.iterdir()) == []
+
+
+def _set(step: str, name: str, value: object) -> Callable[[dict[str, Any]], None]:
+    return lambda fields: fields[step].update({name: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (_set("preprocessing", "before", "<s>system\n"), r"case 1, 'What is .*': ids \["),
+        (_set("preprocessing", "after", "</s>"), r"case 1, 'What is .*': ids \["),
+        (_set("preprocessing", "add_special_tokens", True), r"case 1, 'What is .*': ids \[1, 1,"),
+        (_set("preprocessing", "max_length", 40), r"case 1, 'What is .*': 49 ids"),
+        (_set("preprocessing", "tokenizer", "../tokenizer.json"), "names a file outside the bundle"),
+        (_set("postprocessing", "end_ids", [7]), r"says end_ids \(7,\)"),
+        (_set("postprocessing", "cache", {}), r"says cache \{\}"),
+        (_set("postprocessing", "max_new_tokens", 9), "says max_new_tokens 9"),
+        (_set("postprocessing", "max_length", 9), "says max_length 9"),
+    ],
+)
+def test_a_manifest_that_lies_is_caught(bundle: Path, change: Callable[[dict[str, Any]], None], expected: str) -> None:
+    reseal(bundle, change)
+    with pytest.raises(BundleError, match=expected):
+        verify(bundle)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("ids", 9, r"(?s)case 2, 'Write .*replies of the tokens .*within"),
+        ("ids", 100_000, "Token 100000 is expected, and the model has 264"),
+        ("ids", -1, "cannot be read"),
+        ("logits", 40.0, r"(?s)case 2, 'Write .*replies of the tokens"),
+        ("logits", float("nan"), r"(?s)case 2, 'Write .*replies of the tokens"),
+    ],
+)
+def test_another_reply_is_caught(bundle: Path, name: str, value: float, expected: str) -> None:
+    test = json.loads((bundle / "selftest.json").read_text())
+    assert test["cases"][1]["reply"][name][3] != value
+    test["cases"][1]["reply"][name][3] = value
+    (bundle / "selftest.json").write_text(json.dumps(test))
+    reseal(bundle)
+    with pytest.raises(BundleError, match=expected):
+        verify(bundle)
+
+
+def test_a_reply_with_a_token_too_many_logits_is_caught(bundle: Path) -> None:
+    test = json.loads((bundle / "selftest.json").read_text())
+    test["cases"][0]["reply"]["logits"].append(1.0)
+    (bundle / "selftest.json").write_text(json.dumps(test))
+    reseal(bundle)
+    with pytest.raises(BundleError, match="case 1"):
+        verify(bundle)
+
+
+def test_any_flipped_bit_is_found(bundle: Path) -> None:
+    chance, paths = random.Random(0), sorted(path for path in bundle.rglob("*") if path.is_file())
+    for path in paths * 2:
+        content = path.read_bytes()
+        place = chance.randrange(len(content))
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << chance.randrange(8)]) + content[place + 1 :])
+        with pytest.raises(BundleError):
+            verify(bundle)
+        path.write_bytes(content)
+    verify(bundle)
+
+
+@pytest.mark.parametrize(("level", "integers"), [(4, True), (1, False)])
+def test_weights_in_few_bits_compute_in_integers_at_level_4_alone(level: int, integers: bool, tmp_path: Path) -> None:
+    source = save_decoder(tmp_path / "source", CONFIGS["llama"])
+    few = FewBits(source.folder, (("_proj", 4),))
+    (tmp_path / "out").mkdir()
+    export_decoder(few, GraphSettings(accuracy_level=level)).save(tmp_path / "out")
+    [graph] = (tmp_path / "out").rglob("*.onnx")
+    assert contents(bundled("onnx"), graph).integers is integers
+
+
+@pytest.mark.parametrize(
+    ("expand_on_load", "target", "said"), [(False, "browser", 1), (False, "desktop", 0), (True, "browser", 0)]
+)
+def test_a_page_that_would_be_slow_is_told_of(expand_on_load: bool, target: str, said: int, tmp_path: Path) -> None:
+    if shutil.which("npm") is None and target == "browser":
+        pytest.skip("no npm here")
+    folder, notes = write_chat_run(tmp_path / "run"), Notes()
+    few = FewBits(folder / "source", (("_proj", 4), ("embed_tokens", 4)))
+    shutil.rmtree(folder / "model")
+    (folder / "model").mkdir()
+    export_decoder(few, GraphSettings(expand_on_load=expand_on_load)).save(folder / "model")
+    build(wanted_of(folder, target), tmp_path / "out", notes)
+    assert sum("expand_on_load: true" in text for text in notes.said) == said

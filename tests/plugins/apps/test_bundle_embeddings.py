@@ -1,0 +1,129 @@
+"""A sentence encoder's bundle: embeddings as the model's folder says, in the manifest, the example and the snippets."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toy_bundles import EMBEDDINGS, WIDTH, code, wanted_of, write_encoder_run
+
+from compress.checkpoints.sentence_modules import Dense, Normalize, SentenceModules
+from compress.errors import ModelError
+from compress.plugins.apps.build import Bundle, build
+from compress.plugins.apps.ends import Embed
+from compress.plugins.apps.verify import verify
+from compress.progress import SilentProgress
+
+QUESTION, NEAR, FAR = "the lovely film", "the film was lovely", "awful plots!"
+IDS = {QUESTION: [2, 4, 9, 5, 3], NEAR: [2, 4, 5, 6, 9, 3], FAR: [2, 11, 10, 12, 13, 3]}
+POOLED = {
+    "mean": lambda rows: rows.sum(axis=0) / len(rows),
+    "max": lambda rows: np.maximum.reduce(rows),
+    "cls": lambda rows: rows[0] + 0.0,
+    "lasttoken": lambda rows: rows[len(rows) - 1],
+}
+
+
+def closed_form(text: str, pooling: str, normalize: bool = True) -> np.ndarray:
+    found: np.ndarray = POOLED[pooling](EMBEDDINGS[IDS[text]])  # type: ignore[no-untyped-call]
+    return found / np.sqrt((found * found).sum()) if normalize else found
+
+
+def embedded(folder: Path, text: str) -> np.ndarray:
+    """By the bundle's own example."""
+    program = (
+        f"import json, sys; sys.path.insert(0, {str(folder / 'examples')!r}); import run; "
+        f"print(json.dumps(run.Encoder().embed({text!r}).tolist()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return np.array(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize(("pooling", "normalize"), [("max", True), ("cls", False), ("lasttoken", True)])
+def test_each_pooling_is_what_the_folder_says(tmp_path: Path, pooling: str, normalize: bool) -> None:
+    modules = SentenceModules(WIDTH, (pooling,), (Normalize(),) if normalize else ())
+    run = write_encoder_run(tmp_path / "run", modules)
+    made = build(wanted_of(run, samples=tuple(IDS)), tmp_path / "out", SilentProgress())
+    assert made.manifest.postprocessing == Embed(
+        output="last_hidden_state", pooling=pooling, normalize=normalize, dimensions=WIDTH
+    )
+    for case in json.loads((made.folder / "selftest.json").read_text())["cases"]:
+        assert case["input_ids"] == IDS[case["text"]]
+        np.testing.assert_allclose(case["embedding"], closed_form(case["text"], pooling, normalize), atol=1e-6)
+    np.testing.assert_allclose(embedded(made.folder, NEAR), closed_form(NEAR, pooling, normalize), atol=1e-6)
+    assert verify(made.archive).worst < 0.01
+
+
+def test_a_graph_that_pools_is_left_to_it(tmp_path: Path) -> None:
+    run = write_encoder_run(tmp_path / "run", SentenceModules(WIDTH, ("cls",)), pooled=True)
+    made = build(wanted_of(run, samples=tuple(IDS)), tmp_path / "out", SilentProgress())
+    end = made.manifest.postprocessing
+    assert isinstance(end, Embed)
+    assert (end.output, end.pooling, end.normalize) == ("sentence_embedding", None, False)
+    np.testing.assert_allclose(embedded(made.folder, FAR), closed_form(FAR, "cls", normalize=False), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("modules", "expected"),
+    [
+        (SentenceModules(WIDTH, ("mean", "max")), "pooling by max and mean"),
+        (SentenceModules(WIDTH, ("weightedmean",)), "pooling by weightedmean"),
+        (SentenceModules(WIDTH, steps=(Dense(np.eye(WIDTH, dtype=np.float32)[:8]),)), "pooling by mean, Dense"),
+    ],
+)
+def test_what_an_app_would_have_to_compute_is_refused(tmp_path: Path, modules: SentenceModules, expected: str) -> None:
+    run = write_encoder_run(tmp_path / "run", modules)
+    with pytest.raises(ModelError, match=rf"(?s){expected}\..*sentence_embedding: true"):
+        build(wanted_of(run), tmp_path / "out", SilentProgress())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+def test_a_folder_that_does_not_say_is_refused(tmp_path: Path) -> None:
+    run = write_encoder_run(tmp_path / "run", SentenceModules(WIDTH))
+    (run / "model" / "modules.json").unlink()
+    with pytest.raises(ModelError, match=r"There is no modules\.json"):
+        build(wanted_of(run), tmp_path / "out", SilentProgress())
+
+
+def test_the_example_finds_the_nearest_as_the_formula_does(bundles: dict[str, Bundle]) -> None:
+    command = [sys.executable, str(bundles["sentence"].folder / "examples" / "run.py")]
+    said = subprocess.run([*command, QUESTION, FAR, NEAR], capture_output=True, text=True, check=True).stdout
+    cosines = {text: closed_form(QUESTION, "mean") @ closed_form(text, "mean") for text in (FAR, NEAR)}
+    assert cosines[NEAR] > cosines[FAR]
+    assert said == "".join(f"{cosines[text]:6.3f}  {text}\n" for text in (NEAR, FAR))
+    passed = subprocess.run([*command, "--selftest"], capture_output=True, text=True, check=True).stdout
+    assert passed.startswith("passed")
+
+
+@pytest.mark.parametrize(
+    ("pooling", "kotlin_part", "swift_part"),
+    [
+        ("mean", ".average()", ".reduce(0, +) * Float(count) / Float(values.count)"),
+        ("cls", "values.copyOf(dimensions)", "values.prefix(count)"),
+        ("max", ".maxOf { values[it] }", ".max()!"),
+        ("lasttoken", "values.copyOfRange(values.size - dimensions", "values.suffix(count)"),
+    ],
+)
+def test_snippets_pool_as_the_manifest_says(
+    bundles: dict[str, Bundle], pooling: str, kotlin_part: str, swift_part: str
+) -> None:
+    manifest = bundles["sentence"].manifest
+    end = manifest.postprocessing.model_copy(update={"pooling": pooling})
+    changed = manifest.model_copy(update={"postprocessing": end})
+    kotlin, swift = code(changed, "android"), code(changed, "ios")
+    for text in (kotlin, swift):
+        assert "{{" not in text
+        for part in ("normalize = true", f"dimensions = {WIDTH}", '"last_hidden_state"', "maxLength = 16"):
+            assert part in text
+    assert kotlin_part in kotlin
+    assert swift_part in swift
+
+
+def test_the_card_says_what_an_embedding_is(bundles: dict[str, Bundle]) -> None:
+    card = (bundles["sentence"].folder / "README.md").read_text()
+    assert "pipeline_tag: feature-extraction\n" in card
+    assert f"an embedding of {WIDTH} values: the mean of its tokens' vectors, brought to length 1." in card

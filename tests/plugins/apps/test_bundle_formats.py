@@ -1,0 +1,395 @@
+"""Bundles in the formats of phones: LiteRT, ExecuTorch and Core ML, each against its own package and against torch."""
+
+from __future__ import annotations
+
+import json
+import random
+import runpy
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sentences
+import tiny
+import tiny_images
+import torch
+from PIL import Image
+from toy_bundles import IMAGE_RECIPE, RECIPE, code, reseal, wanted_of
+from typer.testing import CliRunner
+
+from compress.checkpoints.sentence_modules import Normalize, SentenceModules
+from compress.checkpoints.torch_model import TorchModel
+from compress.cli import app
+from compress.errors import BundleError, InputError
+from compress.formats.coreml.stage import CoreMl
+from compress.formats.executorch.stage import ExecuTorch
+from compress.formats.litert.stage import LiteRt
+from compress.plugins.apps.build import Bundle, build
+from compress.plugins.apps.verify import verify
+from compress.progress import SilentProgress
+
+# Looked for, not imported: that takes seconds, and every worker that collects tests would.
+if not all(map(find_spec, ("litert_torch", "executorch", "coremltools"))):
+    pytest.skip("a package of these formats is not there", allow_module_level=True)
+LENGTH = 16
+PLATFORM = {"litert": "android", "executorch": "ios", "coreml": "ios"}
+FORMATS = tuple(PLATFORM)
+TEXT = "the film was lovely and its plot clever"
+
+
+@dataclass(frozen=True)
+class Made:
+    """A bundle, and the model in torch."""
+
+    model: TorchModel
+    bundle: Bundle
+
+    @property
+    def folder(self) -> Path:
+        return self.bundle.folder
+
+
+def bundled(form: str, folder: Path, pictures: bool = False, program: Path | None = None) -> Made:
+    """A tiny classifier as the stage writes it in fp32, or wrote it into ``program``, bundled."""
+    model = tiny_images.vit(num_hidden_layers=1) if pictures else tiny.encoder(num_hidden_layers=1)
+    run = folder / "run"
+    run.mkdir()
+    if program is None:
+        write_model(form, model, pictures, run / "model")
+    else:
+        shutil.copytree(program, run / "model")
+    (run / "recipe.yaml").write_text(IMAGE_RECIPE if pictures else RECIPE)
+    return Made(model, build(wanted_of(run, PLATFORM[form]), folder / "bundle", SilentProgress()))
+
+
+def write_model(form: str, model: TorchModel, pictures: bool, folder: Path) -> None:
+    context = tiny_images.context() if pictures else tiny.context(max_length=LENGTH)
+    stages = {"litert": LiteRt(precision="fp32"), "executorch": ExecuTorch(precision="fp32"), "coreml": CoreMl()}
+    if form == "litert" and not pictures:
+        stages["litert"] = LiteRt(precision="fp32", lengths=[6, LENGTH])
+    folder.mkdir()
+    stages[form].run(model, context).save(folder)
+
+
+@pytest.fixture(scope="module")
+def all_made(tmp_path_factory: pytest.TempPathFactory, executorch_program: Path) -> dict[str, Made]:
+    """One in each format, made when it is asked for."""
+
+    class Makes(dict[str, Made]):
+        def __missing__(self, form: str) -> Made:
+            program = executorch_program if form == "executorch" else None
+            return self.setdefault(form, bundled(form, tmp_path_factory.mktemp(form), program=program))
+
+    return Makes()
+
+
+@pytest.fixture(params=FORMATS)
+def made(request: pytest.FixtureRequest, all_made: dict[str, Made]) -> Made:
+    """One in each format; not to be changed."""
+    return all_made[request.param]
+
+
+def copy_of(made: Made, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made.folder, tmp_path / "copy"))
+
+
+def shares(logits: torch.Tensor, labels: Sequence[str] = tiny.LABELS) -> dict[str, float]:
+    return dict(zip(labels, logits.softmax(-1).tolist(), strict=True))
+
+
+def example(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What `run.py` defines. In this process: the packages that it imports take seconds."""
+    monkeypatch.syspath_prepend(folder / "examples")
+    monkeypatch.delitem(sys.modules, "model", raising=False)
+    return runpy.run_path(str(folder / "examples" / "run.py"))
+
+
+def test_what_was_tested_is_this_file_through_its_own_runtime(made: Made) -> None:
+    form = made.bundle.manifest.format
+    test = json.loads((made.folder / "selftest.json").read_text())
+    if form == "coreml":
+        assert not {"made_with", "tolerance"} & test.keys()
+        assert "macOS only" in test["unmeasured"]
+        assert all("logits" not in case and case["input_ids"] for case in test["cases"])
+        card = (made.folder / "README.md").read_text()
+        assert "an iOS app, run by Core ML" in card and "no scores: Core ML runs on macOS only" in card
+        return
+    assert test["made_with"].startswith(f"{form} ") and "unmeasured" not in test
+    for case in test["cases"]:
+        logits = made.model.module(input_ids=torch.tensor([case["input_ids"]])).logits[0]
+        np.testing.assert_allclose(case["logits"], logits.detach(), atol=1e-4)
+
+
+@pytest.mark.parametrize("form", ["litert", "executorch"])
+def test_the_example_answers_as_torch_does(
+    all_made: dict[str, Made], form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = all_made[form]
+    found = example(made.folder, monkeypatch)
+    for text in (TEXT, "plot", "the " * 40):
+        ids = made.model.processor(text, truncation=True, max_length=LENGTH, return_tensors="pt")["input_ids"]
+        expected = shares(made.model.module(input_ids=ids).logits[0])
+        assert dict(found["Classifier"]().classify(text)) == pytest.approx(expected, abs=1e-4)
+    assert found["selftest"](found["Classifier"]()) < 1e-5
+
+
+def test_the_example_takes_the_shortest_graph_that_holds_a_row(
+    all_made: dict[str, Made], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = example(all_made["litert"].folder, monkeypatch)["Classifier"]()
+    called: list[int] = []
+
+    def watched(length: int, runner: Any) -> Callable[..., Any]:
+        return lambda **feed: (called.append(length), runner(**feed))[1]
+
+    classifier.model.runners = [(length, watched(length, runner)) for length, runner in classifier.model.runners]
+    for words in (1, 4, 5, 40):  # and two special tokens
+        classifier.classify("the " * words)
+    assert called == [6, 6, LENGTH, LENGTH]
+
+
+def test_the_example_runs_as_a_program(all_made: dict[str, Made]) -> None:
+    command = [sys.executable, str(all_made["litert"].folder / "examples" / "run.py")]
+    for arguments, expected in (["--selftest"], "passed"), ([TEXT], "%  "):
+        done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True)
+        assert expected in done.stdout
+
+
+def test_litert_graphs_are_told_as_its_interpreter_has_them(all_made: dict[str, Made]) -> None:
+    from ai_edge_litert.interpreter import Interpreter
+
+    made = all_made["litert"]
+    manifest = made.bundle.manifest
+    interpreter = Interpreter(model_path=str(made.folder / manifest.model))
+    assert [(one.name, one.length) for one in manifest.signatures] == [("length_6", 6), ("length_16", 16)]
+    for one in manifest.signatures:
+        details = interpreter.get_signature_runner(one.name).get_input_details()
+        assert details.keys() == {entry.name for entry in manifest.inputs}
+        for entry in manifest.inputs:
+            shape = [one.length if axis == "sequence_length" else axis for axis in entry.shape]
+            assert details[entry.name]["shape"].tolist() == shape
+            assert details[entry.name]["dtype"] == np.dtype(entry.dtype)
+    assert manifest.axes["sequence_length"].most == LENGTH
+    assert [entry.shape for entry in manifest.outputs] == [(1, 2)]
+
+
+def test_executorchs_order_and_bounds_are_the_programs(all_made: dict[str, Made]) -> None:
+    from compress.formats.executorch.runtime import the_runtime
+
+    made = all_made["executorch"]
+    manifest = made.bundle.manifest
+    program = the_runtime().load_program((made.folder / manifest.model).read_bytes())
+    about = program.load_method("forward").metadata
+    assert about.num_inputs() == len(manifest.inputs)
+    for place, entry in enumerate(manifest.inputs):
+        bounds = tuple(manifest.axes[axis].most if isinstance(axis, str) else axis for axis in entry.shape)
+        assert about.input_tensor_meta(place).sizes() == bounds == (8, LENGTH)
+        assert entry.dtype == "int64"
+    assert manifest.outputs[0].shape == (manifest.inputs[0].shape[0], 2)
+
+
+def test_core_mls_interface_is_the_packages(all_made: dict[str, Made]) -> None:
+    from compress.formats.silence import silence
+
+    made = all_made["coreml"]
+    manifest = made.bundle.manifest
+    with silence("prints"):
+        import coremltools
+
+        spec = coremltools.models.MLModel(str(made.folder / manifest.model), skip_model_load=True).get_spec()
+    verify(made.folder)  # which holds no longer where opening it rewrites a byte of the package
+    assert (spec.specificationVersion, manifest.runtime.minimum_version) == (9, "18.0")
+    assert [entry.name for entry in manifest.inputs] == [one.name for one in spec.description.input]
+    for entry, one in zip(manifest.inputs, spec.description.input, strict=True):
+        ranges = one.type.multiArrayType.shapeRange.sizeRanges
+        assert entry.shape == (1, "sequence_length") and entry.dtype == "int32"
+        least, most = ranges[1].lowerBound, ranges[1].upperBound
+        assert (manifest.axes["sequence_length"].least, manifest.axes["sequence_length"].most) == (least, most)
+    assert [(entry.name, entry.dtype, entry.shape) for entry in manifest.outputs] == [("logits", "float16", (1, 2))]
+
+
+def test_a_whole_bundle_passes_and_says_what_could_not_be_tried(made: Made) -> None:
+    for path in (made.folder, made.bundle.archive):
+        found = verify(path)
+        assert (found.cases, found.unread) == (10, None)
+        if made.bundle.manifest.format == "coreml":
+            assert found.worst is None and found.unanswered == "Core ML runs on macOS only"
+        else:
+            assert found.worst is not None and found.worst < 0.1 and found.unanswered is None
+
+
+def test_any_flipped_bit_is_found(made: Made, tmp_path: Path) -> None:
+    folder, chance = copy_of(made, tmp_path), random.Random(0)
+    model = sorted(path for path in (folder / "model").rglob("*") if path.is_file())
+    for number in range(60):
+        files = model if number % 2 else sorted(path for path in folder.rglob("*") if path.is_file())
+        path = chance.choice(files)
+        whole = path.read_bytes()
+        changed = bytearray(whole)
+        changed[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+        path.write_bytes(changed)
+        with pytest.raises(BundleError):
+            verify(folder)
+        path.write_bytes(whole)
+    verify(folder)
+
+
+@pytest.mark.parametrize("form", ["litert", "executorch"])
+def test_other_weights_under_a_right_seal_fail_the_self_test(
+    all_made: dict[str, Made], form: str, tmp_path: Path
+) -> None:
+    made = all_made[form]
+    folder = copy_of(made, tmp_path)
+    file = folder / made.bundle.manifest.model
+    weights = made.model.module.classifier.weight.detach().numpy().tobytes()
+    content = file.read_bytes()
+    assert content.count(weights) == 1
+    file.write_bytes(content.replace(weights, (-2 * np.frombuffer(weights, np.float32)).tobytes()))
+    reseal(folder)
+    with pytest.raises(BundleError, match="The self-test fails at case 1"):
+        verify(folder)
+
+
+def _set(place: str, value: object) -> Callable[[dict[str, Any]], None]:
+    def change(fields: dict[str, Any]) -> None:
+        *before, last = place.split(".")
+        at: Any = fields
+        for name in before:
+            at = at[int(name) if name.isdigit() else name]
+        at[int(last) if last.isdigit() else last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("form", "change", "expected"),
+    [
+        ("litert", _set("axes.sequence_length.most", 32), r"says axes .*most=32"),
+        ("litert", _set("signatures.0.length", 7), r"says signatures .*length=7"),
+        ("litert", _set("signatures", []), r"says signatures \(\)"),
+        ("litert", _set("inputs.0.dtype", "int64"), "says inputs attention_mask int64"),
+        ("litert", _set("format", "onnx"), "says the format onnx"),
+        ("litert", _set("preprocessing.max_length", 40), "self-test fails at case"),
+        ("executorch", _set("axes.batch_size.most", 9), r"says axes .*most=9"),
+        ("executorch", _set("inputs.0.shape.0", 1), r"says inputs input_ids int64 \[1, 'sequence_length'\]"),
+        ("executorch", _set("model", "model/config.json"), "says the format executorch"),
+        ("coreml", _set("axes.sequence_length.least", 1), r"says axes .*least=1"),
+        ("coreml", _set("inputs.0.dtype", "int64"), "says inputs input_ids int64"),
+        ("coreml", _set("preprocessing.suffix_ids", []), "self-test fails at case 1, .*: ids"),
+        ("coreml", _set("postprocessing.labels", ["good", "bad"]), "says labels"),
+        ("coreml", _set("model", "model/other.mlpackage"), "uses files that it does not list: model/other.mlpackage"),
+    ],
+)
+def test_a_manifest_that_lies_is_caught(
+    all_made: dict[str, Made], form: str, change: Callable[[dict[str, Any]], None], expected: str, tmp_path: Path
+) -> None:
+    folder = copy_of(all_made[form], tmp_path)
+    reseal(folder, change)
+    with pytest.raises(BundleError, match=expected):
+        verify(folder)
+
+
+@pytest.mark.parametrize("form", ["litert", "executorch"])
+def test_without_the_runtime_bytes_and_inputs_are_checked_and_the_rest_is_said(
+    all_made: dict[str, Made], form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy_of(all_made[form], tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    done = CliRunner().invoke(app, ["bundle-verify", str(folder)])
+    assert done.exit_code == 0, done.output
+    assert f"pip install 'compress[{form}]'" in done.stdout
+    assert "10 texts are prepared as they should be; their scores could not be compared" in done.stdout
+    assert "the manifest could not be compared with the model" in done.stdout
+    run = all_made[form].folder.parent / "run"
+    with pytest.raises(InputError, match=rf"(?s)cannot be bundled here.*compress\[{form}\]"):
+        build(wanted_of(run, PLATFORM[form]), tmp_path / "none", SilentProgress())
+    test = json.loads((folder / "selftest.json").read_text())
+    test["cases"][2]["input_ids"][1] += 1
+    (folder / "selftest.json").write_text(json.dumps(test))
+    reseal(folder)
+    with pytest.raises(BundleError, match="self-test fails at case 3"):
+        verify(folder)
+
+
+def test_code_for_phones_has_what_the_format_asks_for(all_made: dict[str, Made]) -> None:
+    kotlin = code(all_made["litert"].bundle.manifest, "android")
+    assert 'SIGNATURES = listOf("length_6" to 6, "length_16" to 16)' in kotlin
+    assert '"com.google.ai.edge.litert:litert:' in kotlin
+    program = all_made["executorch"].bundle.manifest
+    for target, start in (("android", "listOf("), ("ios", "[")):
+        text = code(program, target)
+        assert f'{start}"input_ids", "attention_mask"' in text and f'{start}"logits"' in text
+    for made in map(all_made.__getitem__, FORMATS):
+        text = code(made.bundle.manifest, PLATFORM[made.bundle.manifest.format])
+        assert "{{" not in text and "onnx" not in text.lower()
+        assert made.bundle.manifest.format == "coreml" or f'"{made.bundle.manifest.model}"' in text
+
+
+def test_a_target_takes_the_formats_that_its_apps_open(all_made: dict[str, Made], tmp_path: Path) -> None:
+    run = all_made["coreml"].folder.parent / "run"
+    with pytest.raises(InputError, match=r"(?s)for android cannot hold .* in the format coreml.*litert or executorch"):
+        build(wanted_of(run, "android"), tmp_path / "none", SilentProgress())
+    with pytest.raises(InputError, match=r"biggest, compressed: model/model.mlpackage/"):
+        build(wanted_of(run, "ios", most_bytes=1000), tmp_path / "none", SilentProgress())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_run_wrote_for_the_target_is_taken(all_made: dict[str, Made], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(all_made["executorch"].folder.parent / "run", run)
+    shutil.copytree(all_made["litert"].folder.parent / "run" / "model", run / "targets" / "android")
+    (run / "targets" / "desktop").mkdir()
+    (run / "targets" / "desktop" / "model.xml").write_text("an OpenVINO file, which no bundle takes")
+    for artifact, target, form in (
+        (run, "android", "litert"),
+        (run, "linux-arm64", "executorch"),
+        (run, "desktop", "executorch"),
+        (run / "targets" / "android", "linux-arm64", "litert"),
+    ):
+        output = tmp_path / f"{artifact.name}-{target}"
+        done = CliRunner().invoke(app, ["bundle", str(artifact), "--target", target, "-o", str(output), "--json"])
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["format"] == form
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMATS)
+def test_pictures_too(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = bundled(form, tmp_path, pictures=True)
+    manifest = made.bundle.manifest
+    assert [entry.shape[1:] for entry in manifest.inputs] == [(3, tiny_images.SIDE, tiny_images.SIDE)]
+    assert verify(made.folder).cases == 6
+    if form == "coreml":
+        return
+    found = example(made.folder, monkeypatch)
+    for number in (4, 5):
+        file = made.folder / "samples" / f"{number}.png"
+        with Image.open(file) as picture:
+            pixels = torch.from_numpy(np.asarray(made.model.processor([picture.convert("RGB")])["pixel_values"]))
+        expected = shares(made.model.module(pixel_values=pixels).logits[0], tiny_images.LABELS)
+        assert dict(found["Classifier"]().classify(file)) == pytest.approx(expected, abs=1e-4)
+    assert found["selftest"](found["Classifier"]()) < 1e-5
+
+
+@pytest.mark.slow
+def test_a_sentence_encoder_has_its_pooling_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = sentences.encoder(SentenceModules(tiny.WIDTH, steps=(Normalize(),)))
+    run = tmp_path / "run"
+    (run / "model").mkdir(parents=True)
+    LiteRt(precision="fp32", lengths=[LENGTH]).run(model, sentences.context(max_length=LENGTH)).save(run / "model")
+    (run / "recipe.yaml").write_text(RECIPE.replace("text-classification", "feature-extraction"))
+    made = build(wanted_of(run, "android"), tmp_path / "bundle", SilentProgress())
+    assert made.manifest.postprocessing.model_dump()["pooling"] is None
+    found = example(made.folder, monkeypatch)
+    tokens = model.processor(TEXT, return_tensors="pt")["input_ids"]
+    hidden = model.module(input_ids=tokens).last_hidden_state[0].mean(axis=0)
+    expected = (hidden / hidden.norm()).detach().numpy()
+    np.testing.assert_allclose(found["Encoder"]().embed(TEXT), expected, atol=1e-5)
+    assert verify(made.archive).compared == "embeddings"

@@ -1,0 +1,176 @@
+"""Pictures are prepared as transformers prepares them: by the rule in Python, by the page's code, and by run.py."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from toy_bundles import IMAGE_MATRIX, LABELS, code, wanted_of, write_image_run
+from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
+from transformers.models.levit.image_processing_pil_levit import LevitImageProcessorPil
+from transformers.models.mobilevit.image_processing_pil_mobilevit import MobileViTImageProcessorPil
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+import compress.plugins.apps
+from compress.errors import InputError, ModelError
+from compress.plugins.apps.build import Bundle, build
+from compress.plugins.apps.image import IMAGES, ImageRule, find_rule
+from compress.plugins.apps.pictures import noise
+from compress.plugins.apps.transfer import transferred
+from compress.progress import SilentProgress
+
+WEB = Path(compress.plugins.apps.__file__).parent / "web" / "image"
+SQUARE = {"height": 24, "width": 20}
+PROCESSORS: dict[str, tuple[Any, str]] = {
+    "bilinear": (ViTImageProcessorPil(size=SQUARE, resample=2), "RGB"),
+    "lanczos": (ViTImageProcessorPil(size=SQUARE, resample=1, do_normalize=False), "RGB"),
+    "levels": (
+        ViTImageProcessorPil(size=SQUARE, do_rescale=False, image_mean=[127.0] * 3, image_std=[128.0] * 3),
+        "RGB",
+    ),
+    "middle": (
+        ViTImageProcessorPil(
+            size={"shortest_edge": 29},
+            resample=3,
+            do_center_crop=True,
+            crop_size=SQUARE,
+            image_mean=[0.485, 0.456, 0.406],
+        ),
+        "RGB",
+    ),
+    "beyond": (ViTImageProcessorPil(size={"height": 9, "width": 31}, do_center_crop=True, crop_size=SQUARE), "RGB"),
+    "gray": (ViTImageProcessorPil(size=SQUARE, resample=3, image_mean=[0.286], image_std=[0.353]), "L"),
+    "convnext": (ConvNextImageProcessorPil(size={"shortest_edge": 28}, crop_pct=0.875, resample=3), "RGB"),
+    "flipped": (MobileViTImageProcessorPil(size={"shortest_edge": 28}, crop_size=SQUARE, resample=2), "RGB"),
+}
+SIZES = [(1, 1), (2, 3), (24, 20), (20, 24), (20, 1), (7, 300), (333, 5), (19, 23), (64, 48), (101, 203), (640, 427)]
+
+
+def expected(processor: Any, image: Image.Image) -> np.ndarray:
+    """What transformers gives the model."""
+    return np.asarray(processor([image])["pixel_values"], np.float32)
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_the_rule_prepares_as_transformers_does(name: str) -> None:
+    processor, mode = PROCESSORS[name]
+    way = ImageRule(Path(), find_rule(processor))
+    assert way.mode == mode
+    for size in SIZES:
+        image = noise(*size, way.mode)
+        np.testing.assert_allclose(way.pixels(image), expected(processor, image), atol=2e-6 * 128)
+
+
+def test_the_page_prepares_as_pillow_does_bit_for_bit(tmp_path: Path) -> None:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("no node here")
+    cases, wanted = [], []
+    for processor, mode in PROCESSORS.values():
+        rule = find_rule(processor)
+        for size in SIZES:
+            image = noise(*size, "RGB")
+            (tmp_path / f"{len(cases)}.rgba").write_bytes(image.convert("RGBA").tobytes())
+            cases.append({"width": size[0], "height": size[1], "rule": rule.model_dump(mode="json")})
+            wanted.append(ImageRule(Path(), rule).pixels(image.convert(mode)))
+    (tmp_path / "cases.json").write_text(json.dumps(cases))
+    command = [node, str(Path(__file__).parent / "pixels.mjs"), str(WEB / "prepare.mjs"), str(tmp_path)]
+    subprocess.run(command, check=True, timeout=100)
+    for number, pixels in enumerate(wanted):
+        found = np.fromfile(tmp_path / f"{number}.f32", np.float32).reshape(pixels.shape)
+        # Values of one level are 1/255 apart before they are normalised; a float's last bit is far less.
+        np.testing.assert_allclose(found, pixels, rtol=1e-6, atol=1e-6, err_msg=str(cases[number]))
+
+
+def test_transparency_is_laid_on_white_by_the_page_as_by_pillow(tmp_path: Path) -> None:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("no node here")
+    # Every value under every opacity.
+    value, alpha = np.meshgrid(np.arange(256), np.arange(256))
+    image = Image.fromarray(np.dstack([value, 255 - value, value ^ 85, alpha]).astype(np.uint8), "RGBA")
+    rule = find_rule(ViTImageProcessorPil(do_resize=False, do_rescale=False, do_normalize=False))
+    (tmp_path / "0.rgba").write_bytes(image.tobytes())
+    case = {"width": 256, "height": 256, "rule": rule.model_dump(mode="json")}
+    (tmp_path / "cases.json").write_text(json.dumps([case]))
+    command = [node, str(Path(__file__).parent / "pixels.mjs"), str(WEB / "prepare.mjs"), str(tmp_path)]
+    subprocess.run(command, check=True, timeout=100)
+    found = np.fromfile(tmp_path / "0.f32", np.float32).reshape(3, 256, 256)
+    white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    np.testing.assert_array_equal(found, np.asarray(white).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("processor", "reason"),
+    [
+        (ViTImageProcessorPil(size=SQUARE, resample=0), "with Pillow's filter 0"),
+        (ViTImageProcessorPil(size={"shortest_edge": 20, "longest_edge": 30}), "'longest_edge': 30"),
+        (LevitImageProcessorPil(size={"shortest_edge": 24}, crop_size=SQUARE), r"of samples/1\.png it makes"),
+    ],
+)
+def test_what_no_rule_describes_is_refused(processor: Any, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=f"cannot be described to an app.*{reason}"):
+        IMAGES.make_cases(tmp_path, IMAGES.find_rule(tmp_path, processor, 0), (), processor)
+
+
+def test_run_py_answers_as_the_formula_does(bundles: dict[str, Bundle], tmp_path: Path) -> None:
+    """A turned photo: its tag says that the first row is the right side."""
+    folder = bundles["image"].folder
+    image = noise(50, 30, "RGB")
+    turned = image.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "photo.png", exif=exif)
+    processor = ViTImageProcessorPil.from_pretrained(folder / "model")
+    logits = expected(processor, image).reshape(1, -1) @ IMAGE_MATRIX
+    shares = (np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum())[0]
+    command = [sys.executable, str(folder / "examples" / "run.py")]
+    said = subprocess.run([*command, str(tmp_path / "photo.png")], capture_output=True, text=True, check=True).stdout
+    order = np.argsort(-shares)
+    assert said.split() == [word for index in order for word in (f"{shares[index]:.2%}", LABELS[index])]
+    passed = subprocess.run([*command, "--selftest"], capture_output=True, text=True, check=True).stdout
+    assert passed.startswith("passed")
+
+
+def test_pictures_of_ones_own_take_the_place_of_built_in_ones(tmp_path: Path) -> None:
+    run = write_image_run(tmp_path / "run")
+    noise(1200, 700, "RGB").save(tmp_path / "large.jpg")
+    made = build(wanted_of(run, samples=(str(tmp_path / "large.jpg"),)), tmp_path / "out", SilentProgress())
+    assert [path.name for path in (made.folder / "samples").iterdir()] == ["1.png"]
+    with Image.open(made.folder / "samples" / "1.png") as kept:
+        assert kept.size == (512, 299)
+    with pytest.raises(InputError, match="no such picture"):
+        build(wanted_of(run, samples=("nowhere.png",)), tmp_path / "none", SilentProgress())
+    assert not (tmp_path / "none").exists()
+
+
+def test_snippets_have_the_rule(bundles: dict[str, Bundle]) -> None:
+    manifest = bundles["image"].manifest
+    kotlin, swift = code(manifest, "android"), code(manifest, "ios")
+    for text in (kotlin, swift):
+        assert "{{" not in text
+        for part in ('"bicubic"', "(0.4, 0.5, 0.6)", '"model/onnx/model.onnx"', '"pixel_values"', '"logits"'):
+            assert part in text.replace("[0.4, 0.5, 0.6]", "(0.4, 0.5, 0.6)")
+    assert "SHORTEST_EDGE = 20" in kotlin
+    assert "(cropWidth, cropHeight) = (16, 16)" in swift
+
+
+def test_what_a_page_transfers_is_counted_in_brotli(tmp_path: Path) -> None:
+    if shutil.which("node") is None:
+        pytest.skip("no node here")
+    drawn = np.random.default_rng(0).integers(0, 256, 5000, np.uint8).tobytes()
+    for name, content in {"model/m.onnx": drawn, "a.mjs": b"a" * 90_000, "examples/run.mjs": drawn}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    found = transferred(tmp_path)
+    assert found.keys() == {"model/m.onnx", "a.mjs"}
+    # What is drawn does not compress: brotli stores it with a header of a few bytes.
+    assert 5000 < found["model/m.onnx"] < 5020
+    assert 0 < found["a.mjs"] < 30

@@ -1,0 +1,166 @@
+"""Boxes, masks and nearest pictures: by a page in a real Chromium and by the example, as transformers has them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rotation import todays
+from serving import assert_asks_nobody, serve
+from toy_bundles import wanted_of
+from toy_places import LABELS, TASK_OF, TASKS, outputs, write_places_run
+
+from compress.data.media import decode, media
+from compress.errors import ModelError
+from compress.plugins.apps.build import Bundle, build
+from compress.plugins.apps.image import IMAGES
+from compress.plugins.apps.places import WHOLE_IMAGES
+from compress.plugins.apps.verify import verify
+from compress.progress import SilentProgress
+from compress.runtimes.chromium import open_page
+
+LEAST = 0.4
+BOXES = ("object-detection", "rt_detr")
+SOFT = 1
+"""The picture with transparency, which a canvas keeps less exactly."""
+
+
+def made(folder: Path, task: str, target: str) -> Bundle:
+    run = folder / "run" if (folder / "run").is_dir() else write_places_run(folder / "run", task)
+    return build(wanted_of(run, target), folder / target, SilentProgress())
+
+
+def answered(bundle: Bundle, task: str) -> tuple[list[Image.Image], list[dict[str, torch.Tensor]]]:
+    """The bundle's pictures, and what the graph makes of each, by transformers' processor and a product."""
+    processor = TASKS[task][0]
+    paths = sorted((bundle.folder / "samples").glob("*.png"))
+    pictures = [decode(media(str(path), None) or {}, "RGB", Counter()) for path in paths]
+    found = [outputs(task, np.asarray(processor([one])["pixel_values"])) for one in pictures]
+    return pictures, [{name: torch.from_numpy(array) for name, array in one.items()} for one in found]
+
+
+def boxes_of(task: str, found: dict[str, torch.Tensor], picture: Image.Image) -> list[list[Any]]:
+    """Label, score and box of all that scores well, surest first, by transformers' own processor."""
+    processor = TASKS[task][0]
+    given = SimpleNamespace(**found)
+    (one,) = processor.post_process_object_detection(given, threshold=LEAST, target_sizes=[picture.size[::-1]])
+    parts = zip(one["scores"].tolist(), one["labels"].tolist(), one["boxes"].tolist(), strict=True)
+    rows = [[LABELS[key], score, left, top, right - left, low - top] for score, key, (left, top, right, low) in parts]
+    return sorted(rows, key=lambda row: -row[1])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_example_passes_the_self_test(tmp_path: Path, task: str) -> None:
+    bundle = made(tmp_path, task, "desktop")
+    assert verify(bundle.archive).worst == 0
+    command = [sys.executable, str(bundle.folder / "examples" / "run.py")]
+    assert "passed" in subprocess.run([*command, "--selftest"], capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    (picture, *_), (found, *_) = answered(bundle, task)
+    if task in BOXES:
+        shown = [f"{score:7.2%}  {label}" for label, score, *_ in boxes_of(task, found, picture) if score >= 0.5]
+        assert [line.split(":")[0] for line in said] == shown[: len(said)] and len(said) == min(5, len(shown))
+    elif task == "image-segmentation":
+        processor = TASKS[task][0]
+        (mask,) = processor.post_process_semantic_segmentation(SimpleNamespace(**found), [picture.size[::-1]])
+        shares = {label: float((mask == key).float().mean()) for key, label in enumerate(LABELS)}
+        assert {line.split("  ")[-1]: float(line.split("%")[0]) / 100 for line in said} == pytest.approx(
+            shares, abs=1e-3
+        )
+    elif task == "image-feature-extraction":
+        assert said[0].split() == ["1.000", "1.png"]
+
+
+CALLS = {
+    "object-detection": f"(await app.detect(picture, {LEAST})).map((one) => [one.label, one.score, ...one.box])",
+    "image-segmentation": "Array.from(await app.segment(picture))",
+    "image-feature-extraction": "await app.embed(picture)",
+}
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_pages_answer_as_transformers_does(tmp_path: Path, chromium: str) -> None:
+    if shutil.which("npm") is None or shutil.which("node") is None:
+        pytest.skip("no node and npm here")
+    checks: dict[str, Callable[..., None]] = {
+        **{kind: partial(boxes, kind) for kind in BOXES},
+        "image-segmentation": pixels,
+        "image-feature-extraction": numbers_of,
+    }
+    for task in todays(checks, 2, str):
+        bundle = made(tmp_path / task, task, "browser")
+        pictures, found = answered(bundle, task)
+        names = json.dumps([f"samples/{at + 1}.png" for at in range(len(pictures))])
+        with serve(bundle.folder) as port, open_page(program=chromium) as tab:
+            tab.call("Page.navigate", url=f"http://127.0.0.1:{port}/index.html")
+            first = tab.wait_for("document.body && document.body.dataset.answer")
+            given = tab.evaluate(
+                f"""(async () => {{
+                  const {{ openBundle }} = await import("./answer.mjs");
+                  const {{ pictureOf }} = await import("./picture.mjs");
+                  const read = async (path) => new Uint8Array(await (await fetch(path)).arrayBuffer());
+                  const app = await openBundle(read), found = [];
+                  for (const name of {names}) {{
+                    const picture = await pictureOf(new Blob([await read(name)]));
+                    found.push({CALLS[TASK_OF.get(task, task)]});
+                  }}
+                  return found;
+                }})()"""
+            )
+            for at, whole in enumerate(zip(given, found, pictures, strict=True)):
+                if at != SOFT:
+                    checks[task](*whole)
+            if task in BOXES:
+                assert first == (given[0][0][0] if given[0] else "(nothing)")
+                drawn = "drawn.getContext('2d').getImageData(0, 0, drawn.width, drawn.height).data.some((one) => one)"
+                assert tab.evaluate(drawn) is (first != "(nothing)")
+            else:
+                assert first in (*LABELS, "Picture 1")
+            assert_asks_nobody(tab, port)
+
+
+def boxes(task: str, answer: list[list[Any]], numbers: dict[str, torch.Tensor], picture: Image.Image) -> None:
+    wanted = boxes_of(task, numbers, picture)
+    assert [one[0] for one in answer] == [one[0] for one in wanted]
+    assert [one[1:] for one in answer] == [pytest.approx(one[1:], rel=1e-3, abs=1e-3) for one in wanted]
+
+
+def pixels(answer: list[int], numbers: dict[str, torch.Tensor], picture: Image.Image) -> None:
+    processor = TASKS["image-segmentation"][0]
+    (mask,) = processor.post_process_semantic_segmentation(SimpleNamespace(**numbers), [picture.size[::-1]])
+    # Where two classes score the same to the last bit, either may count.
+    assert np.mean(np.array(answer) != mask.numpy().ravel()) < 1e-3
+
+
+def numbers_of(answer: list[float], numbers: dict[str, torch.Tensor], picture: Image.Image) -> None:
+    assert answer == pytest.approx(numbers["pooler_output"].ravel().tolist(), abs=1e-4)
+
+
+def test_pictures_of_any_size_must_fit_the_model(tmp_path: Path) -> None:
+    run = write_places_run(tmp_path / "run", "image-feature-extraction")
+    path = run / "model" / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"do_resize": False}))
+    with pytest.raises(ModelError, match=r"takes pixel_values of shape .*16, 16.*would give it \[1, 3, 300, 400\]"):
+        build(wanted_of(run, "desktop"), tmp_path / "out", SilentProgress())
+
+
+def test_places_of_a_cut_picture_are_refused(tmp_path: Path) -> None:
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    cut = ViTImageProcessorPil(do_center_crop=True, crop_size={"height": 8, "width": 8})
+    assert IMAGES.find_rule(tmp_path, cut, 0).center_crop is not None  # type: ignore[union-attr]
+    with pytest.raises(ModelError, match="cuts out the middle"):
+        WHOLE_IMAGES.find_rule(tmp_path, cut, 0)

@@ -1,0 +1,192 @@
+"""A speech recognizer's bundle: features by the manifest's rule, transcripts by its example, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import wave
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from tiny_whisper import END, START, write_tiny_whisper
+from toy_bundles import RECIPE, reseal, wanted_of
+from transformers import WhisperFeatureExtractor
+
+import compress.plugins.apps
+from compress.checkpoints.checkpoint import Checkpoint
+from compress.errors import BundleError, InputError, ModelError
+from compress.formats.onnx.decoder import export_encoder_decoder
+from compress.numerics.word_errors import word_errors
+from compress.plugins.apps.audio import RECORDINGS, AudioRule, check_rule
+from compress.plugins.apps.build import Bundle, build
+from compress.plugins.apps.ends import Transcribe
+from compress.plugins.apps.steps import LogMel
+from compress.plugins.apps.verify import verify
+from compress.progress import SilentProgress
+
+TASK = "automatic-speech-recognition"
+RATE = 16_000
+WEB = Path(compress.plugins.apps.__file__).parent / "web" / TASK
+
+
+def noise(seconds: float, seed: int = 0) -> np.ndarray:
+    samples: np.ndarray = np.random.default_rng(seed).normal(0, 0.1, int(seconds * RATE))
+    return samples
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Whisper's folder as a run leaves it, and recordings: one of the model's rate, one of another."""
+    folder = tmp_path_factory.mktemp("speech")
+    exported = export_encoder_decoder(Checkpoint(write_tiny_whisper(folder / "whisper")))
+    (folder / "model").mkdir()
+    exported.save(folder / "model")
+    (folder / "recipe.yaml").write_text(RECIPE.replace("text-classification", TASK))
+    soundfile.write(folder / "own.flac", noise(0.8), RATE)
+    soundfile.write(folder / "other.wav", np.stack([noise(0.3, 1), noise(0.3, 2)], axis=1), 44_100)
+    soundfile.write(folder / "long.flac", noise(1.5), RATE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(run: Path) -> Bundle:
+    samples = tuple(str(run / name) for name in ("own.flac", "other.wav"))
+    return build(wanted_of(run, samples=samples), run / "out", SilentProgress())
+
+
+@pytest.fixture
+def bundle(made: Bundle, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made.folder, tmp_path / "copy"))
+
+
+def test_the_manifest_says_how_a_recording_is_heard(made: Bundle, run: Path) -> None:
+    assert made.manifest.preprocessing == LogMel(
+        input="input_features", sampling_rate=RATE, n_fft=400, hop_length=160, mel_bins=8, chunk_seconds=1
+    )
+    end = made.manifest.postprocessing
+    assert isinstance(end, Transcribe)
+    assert (end.prompt_ids, end.end_ids, end.not_first_ids, end.never_ids) == ((START,), (END,), (END,), ())
+    assert end.uses == ("model/onnx/decoder_model_merged.onnx", "model/tokenizer.json")
+    assert [(entry.name, entry.shape[1:]) for entry in made.manifest.inputs] == [("input_features", (8, 100))]
+    assert "\nAn automatic-speech-recognition model for a computer" in (made.folder / "README.md").read_text()
+    found = verify(made.archive)
+    assert (found.cases, found.of, found.compared, found.worst) == (2, "recordings", "transcripts", 0)
+
+
+def test_the_self_test_has_what_transformers_hears(made: Bundle, run: Path) -> None:
+    import torch
+    from transformers import AutoTokenizer, WhisperForConditionalGeneration
+
+    model = WhisperForConditionalGeneration.from_pretrained(run / "whisper")
+    extractor = WhisperFeatureExtractor.from_pretrained(run / "whisper")
+    tokenizer = AutoTokenizer.from_pretrained(run / "whisper")
+    for case in json.loads((made.folder / "selftest.json").read_text())["cases"]:
+        samples, rate = soundfile.read(made.folder / case["recording"], dtype="float32")
+        assert (rate, samples.ndim) == (RATE, 1)
+        features = extractor(samples, sampling_rate=rate, return_tensors="pt")["input_features"]
+        ids = model.generate(torch.as_tensor(features))[0]
+        assert case["transcript"] == tokenizer.decode(ids, skip_special_tokens=True).strip()
+        assert len(case["transcript"]) > 5
+
+
+@pytest.mark.parametrize("bins", [80, 128])
+def test_features_are_those_of_transformers(tmp_path: Path, bins: int) -> None:
+    extractor = WhisperFeatureExtractor(feature_size=bins)
+    rule = RECORDINGS.find_rule(tmp_path, extractor, 0)
+    assert isinstance(rule, LogMel)
+    way, times = AudioRule(tmp_path, rule), np.arange(2 * RATE) / RATE
+    for samples in (np.sin(2 * np.pi * 200 * times * (1 + 4 * times)), noise(0.01), np.append(noise(29.99), 0.5)):
+        wanted = extractor(samples.astype(np.float32), sampling_rate=RATE, return_tensors="np")["input_features"]
+        assert np.abs(way.features(samples) - wanted).max() < 1e-4
+    other = WhisperFeatureExtractor(feature_size=bins, dither=0.01)
+    with pytest.raises(ModelError, match="cannot be described to an app"):
+        check_rule(way, "noise", noise(1), other)
+
+
+def test_the_example_passes_the_self_test_and_hears_longer_recordings(made: Bundle, run: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(made.folder / "examples" / "run.py")]
+    said = subprocess.run([*command, "--selftest"], capture_output=True, text=True, check=True).stdout
+    assert said == "passed; all transcripts are the same\n"
+    cases = json.loads((made.folder / "selftest.json").read_text())["cases"]
+    with (
+        wave.open(str(made.folder / cases[0]["recording"])) as first,
+        wave.open(str(tmp_path / "two.wav"), "wb") as two,
+    ):
+        two.setparams(first.getparams())
+        second = first.readframes(RATE).ljust(2 * RATE, b"\0")
+        two.writeframes(second + second)
+    twice = subprocess.run([*command, str(tmp_path / "two.wav")], capture_output=True, text=True, check=True).stdout
+    assert twice.rstrip("\n") == f"{cases[0]['transcript']} {cases[0]['transcript']}"
+
+
+@pytest.mark.parametrize(
+    ("target", "samples", "expected"),
+    [
+        ("desktop", (), "No recording is named for the self-test"),
+        ("desktop", ("nowhere.wav",), "There is no such recording"),
+        ("desktop", ("long.flac",), "The recording lasts 1.5 s"),
+        ("android", ("own.flac",), "no example for android .*(?s:.)*is for browser, linux-arm64, desktop"),
+    ],
+)
+def test_what_is_refused_leaves_nothing(
+    run: Path, tmp_path: Path, target: str, samples: tuple[str, ...], expected: str
+) -> None:
+    with pytest.raises(InputError, match=expected):
+        build(
+            wanted_of(run, target, samples=tuple(str(run / name) for name in samples)),
+            tmp_path / "out",
+            SilentProgress(),
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def _set(step: str, name: str, value: object) -> Callable[[dict[str, Any]], None]:
+    return lambda fields: fields[step].update({name: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (_set("preprocessing", "hop_length", 161), "case 1, 'samples/1.wav': feature"),
+        (_set("preprocessing", "n_fft", 402), "case 1, 'samples/1.wav': feature"),
+        (_set("preprocessing", "sampling_rate", 8000), "has 16000 Hz, 1 channels"),
+        (_set("postprocessing", "prompt_ids", [3]), r"says prompt_ids \(3,\)"),
+        (_set("postprocessing", "max_length", 9), "says max_length 9"),
+        (_set("postprocessing", "decoder", "../decoder.onnx"), "names a file outside the bundle"),
+        (_set("postprocessing", "decoder", "model/none.onnx"), "uses files that it does not list: model/none.onnx"),
+    ],
+)
+def test_a_manifest_that_lies_is_caught(bundle: Path, change: Callable[[dict[str, Any]], None], expected: str) -> None:
+    reseal(bundle, change)
+    with pytest.raises(BundleError, match=expected):
+        verify(bundle)
+
+
+def test_another_transcript_is_caught(bundle: Path) -> None:
+    test = json.loads((bundle / "selftest.json").read_text())
+    test["cases"][1]["transcript"] = "quite other words"
+    (bundle / "selftest.json").write_text(json.dumps(test))
+    reseal(bundle)
+    with pytest.raises(
+        BundleError, match=r"(?s)case 2, 'samples/2\.wav': transcripts .*'quite other words' within 0\.01"
+    ):
+        verify(bundle)
+
+
+def test_the_page_counts_words_as_the_report_does(tmp_path: Path) -> None:
+    if shutil.which("node") is None:
+        pytest.skip("no node here")
+    chance = np.random.default_rng(0)
+    pairs = [[" ".join(chance.choice(list("abcd"), chance.integers(0, 9))) for _ in range(2)] for _ in range(200)]
+    script = f"import {{ wordErrors }} from {json.dumps(str(WEB.parent / 'transcript' / 'words.mjs'))};"
+    script += f"console.log(JSON.stringify({json.dumps(pairs)}.map(([a, b]) => wordErrors(a, b))));"
+    command = ["node", "--input-type=module", "-e", script]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    right = [word_errors(a.split(), b.split()) / max(1, len(a.split())) for a, b in pairs]
+    assert found == pytest.approx(right)

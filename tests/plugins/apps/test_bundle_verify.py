@@ -1,0 +1,317 @@
+"""Every changed byte is found, and so is every lie and every zip that means harm."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import stat
+import subprocess
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy_bundles import reseal
+
+from compress.errors import BundleError, InputError
+from compress.plugins.apps import archive
+from compress.plugins.apps.archive import seal, unpack
+from compress.plugins.apps.build import Bundle
+from compress.plugins.apps.manifest import MANIFEST, SIGNATURE, SIGNED
+from compress.plugins.apps.verify import verify
+from compress.plugins.provenance.signature import sign
+
+TRIES = 120
+
+
+@pytest.fixture(params=["text", "image", "sentence"])
+def made(request: pytest.FixtureRequest, bundles: dict[str, Bundle]) -> Bundle:
+    """Each kind's."""
+    return bundles[request.param]
+
+
+def test_a_whole_bundle_passes(made: Bundle) -> None:
+    expected = {
+        "text-classification": ("toy", 10, "texts", "scores"),
+        "image-classification": ("toy-images", 6, "pictures", "scores"),
+        "feature-extraction": ("toy", 14, "texts", "embeddings"),
+    }
+    for path in (made.folder, made.archive):
+        found = verify(path)
+        assert (found.name, found.cases, found.of, found.compared) == expected[made.manifest.task]
+        assert found.signer is None
+        assert found.worst < 0.01
+
+
+def flip(path: Path, place: int, bit: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 1 << bit]))
+
+
+def test_any_flipped_bit_of_the_zip_is_found(made: Bundle, tmp_path: Path) -> None:
+    copy = Path(shutil.copyfile(made.archive, tmp_path / "copy.zip"))
+    chance, size = random.Random(0), copy.stat().st_size
+    places = [*range(size - 140, size), *(chance.randrange(size) for _ in range(TRIES))]
+    for place in places:
+        bit = chance.randrange(8)
+        flip(copy, place, bit)
+        with pytest.raises(BundleError):
+            verify(copy)
+        flip(copy, place, bit)
+    verify(copy)
+
+
+def test_any_flipped_bit_of_the_folder_is_found(bundle: Path, key: Path) -> None:
+    chance = random.Random(1)
+    for number in range(TRIES):
+        if number == TRIES // 2:
+            sign(bundle, key, SIGNED)
+        # Every second try in what no digest lists: the manifest and its signature.
+        own = [path for path in (bundle / MANIFEST, bundle / SIGNATURE) if path.exists()]
+        files = own if number % 2 else sorted(path for path in bundle.rglob("*") if path.is_file())
+        path = chance.choice(files)
+        place, bit = chance.randrange(path.stat().st_size), chance.randrange(8)
+        flip(path, place, bit)
+        with pytest.raises(BundleError):
+            verify(bundle)
+        flip(path, place, bit)
+    verify(bundle)
+    # What ssh-keygen reads over: a line feed of the signature becomes a vertical tab.
+    flip(bundle / SIGNATURE, (bundle / SIGNATURE).read_bytes().index(b"\n", 40), 0)
+    with pytest.raises(BundleError, match="signature was changed"):
+        verify(bundle)
+
+
+def test_added_missing_and_linked_files_are_found(bundle: Path) -> None:
+    (bundle / "model" / "more.txt").write_text("x")
+    with pytest.raises(BundleError, match=r"not listed: model/more\.txt"):
+        verify(bundle)
+    (bundle / "model" / "more.txt").unlink()
+    (bundle / "README.md").rename(bundle.parent / "README.md")
+    with pytest.raises(BundleError, match=r"missing: README\.md"):
+        verify(bundle)
+    (bundle / "README.md").symlink_to(bundle.parent / "README.md")
+    with pytest.raises(BundleError, match="holds a link or a device"):
+        verify(bundle)
+    (bundle / "README.md").unlink()
+    os.mkfifo(bundle / "README.md")
+    with pytest.raises(BundleError, match="holds a link or a device"):
+        verify(bundle)
+
+
+def _set(path: str, value: object) -> Callable[[dict[str, Any]], None]:
+    def change(fields: dict[str, Any]) -> None:
+        *inner, last = path.split(".")
+        for name in inner:
+            fields = fields[int(name)] if name.isdigit() else fields[name]  # type: ignore[index]
+        fields[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("made", "change", "expected"),
+    [
+        ("text", _set("inputs.0.shape", ["batch_size", 64]), r"says inputs input_ids int64 \['batch_size', 64\]"),
+        ("text", _set("outputs.0.dtype", "float16"), "says outputs logits float16"),
+        ("text", _set("opsets", {"ai.onnx": 99}), "says opsets {'ai.onnx': 99}"),
+        ("text", _set("postprocessing.labels", ["good", "bad"]), r"says labels \('good', 'bad'\)"),
+        ("text", _set("postprocessing.output", "scores"), "says output scores"),
+        ("text", _set("preprocessing.prefix_ids", []), "self-test fails at case 1"),
+        ("text", _set("model", "../elsewhere.onnx"), "names a file outside the bundle"),
+        (
+            "image",
+            _set("inputs.0.shape", ["batch", 3, 16, 15]),
+            r"says inputs pixel_values float32 \['batch', 3, 16, 15\]",
+        ),
+        ("sentence", _set("postprocessing.pooling", "max"), "says pooling max"),
+        ("sentence", _set("postprocessing.normalize", False), "says normalize False"),
+        ("sentence", _set("postprocessing.dimensions", 255), "says dimensions 255"),
+        ("sentence", _set("postprocessing.output", "logits"), "says output logits"),
+        ("sentence", _set("preprocessing.max_length", 15), "self-test fails at case 11"),
+        ("image", _set("postprocessing.labels", ["good", "bad"]), r"says labels \('good', 'bad'\)"),
+        ("image", _set("preprocessing.resize.filter", "bilinear"), "case 1, 'samples/1.png': prepared value"),
+        ("image", _set("preprocessing.resize.shortest_edge", 19), "case 1, 'samples/1.png': prepared value"),
+        ("image", _set("preprocessing.resize.shortest_edge", 8192), "would be resized to 10922 x 8192"),
+        ("image", _set("preprocessing.center_crop.height", 17), "case 1, 'samples/1.png': prepared value"),
+        ("image", _set("preprocessing.channels", "BGR"), "case 1, 'samples/1.png': prepared value"),
+        ("image", _set("preprocessing.mean", [0.4, 0.5, 0.601]), "case 1, 'samples/1.png': prepared value"),
+        ("image", _set("preprocessing.std", [0.2, 0.3, 0.401]), "case 1, 'samples/1.png': prepared value"),
+        ("image", _set("preprocessing.rescale_factor", 0.00392), "case 1, 'samples/1.png': prepared value"),
+        ("image", _set("preprocessing.input", "pixels"), "case 1, 'samples/1.png'"),
+    ],
+    indirect=["made"],
+)
+def test_a_manifest_that_lies_is_caught(bundle: Path, change: Callable[[dict[str, Any]], None], expected: str) -> None:
+    reseal(bundle, change)
+    with pytest.raises(BundleError, match=expected):
+        verify(bundle)
+
+
+def test_a_model_that_answers_otherwise_is_caught(bundle: Path) -> None:
+    test = json.loads((bundle / "selftest.json").read_text())
+    answer = test["cases"][3].get("logits") or test["cases"][3]["embedding"]
+    answer[0] += 3 * test["tolerance"]
+    (bundle / "selftest.json").write_text(json.dumps(test))
+    reseal(bundle)
+    with pytest.raises(BundleError, match="self-test fails at case 4"):
+        verify(bundle)
+
+
+@pytest.fixture(scope="module")
+def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return new_key(tmp_path_factory.mktemp("keys"))
+
+
+def new_key(folder: Path) -> Path:
+    path = folder / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(path)], check=True)
+    return path
+
+
+def test_only_the_signer_passes(bundle: Path, key: Path, tmp_path: Path) -> None:
+    public = key.with_suffix(".pub")
+    with pytest.raises(BundleError, match="not signed"):
+        verify(bundle, public)
+    sign(bundle, key, SIGNED)
+    shown = subprocess.run(["ssh-keygen", "-lf", str(public)], capture_output=True, text=True, check=True).stdout
+    assert verify(bundle, public).signer in shown.split()
+    with pytest.raises(BundleError, match="Another key signed"):
+        verify(bundle, new_key(tmp_path).with_suffix(".pub"))
+    with pytest.raises(InputError, match="no public key"):
+        verify(bundle, key)
+    reseal(bundle, lambda fields: fields.update(name="other"))
+    with pytest.raises(BundleError, match="signature does not fit"):
+        verify(bundle)
+
+
+def evil(target: Path, entries: list[tuple[zipfile.ZipInfo, bytes]]) -> Path:
+    """A zip with a right seal, so that what is wrong with it is found for itself."""
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as packed:
+        for entry, content in entries:
+            packed.writestr(entry, content, zipfile.ZIP_DEFLATED)
+        packed.comment = archive._MARK + b"0" * 64
+    seal(target)
+    return target
+
+
+def listing(**sizes: int) -> tuple[zipfile.ZipInfo, bytes]:
+    """A manifest as far as unpacking reads it."""
+    return zipfile.ZipInfo(MANIFEST), json.dumps({"files": {k: {"size_bytes": v} for k, v in sizes.items()}}).encode()
+
+
+def link(name: str) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(name)
+    entry.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return entry
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        ([listing(), (zipfile.ZipInfo("../x"), b"x")], "'../x' points outside"),
+        ([listing(), (zipfile.ZipInfo("/etc/x"), b"x")], "'/etc/x' points outside"),
+        ([listing(), (zipfile.ZipInfo("C:/x"), b"x")], "'C:/x' points outside"),
+        ([listing(), (zipfile.ZipInfo("a/./x"), b"x")], "'a/./x' is not written as a plain path"),
+        ([listing(x=4), (link("x"), b"/etc")], "'x' is a link"),
+        ([listing(x=1), (zipfile.ZipInfo("x"), b"x"), (zipfile.ZipInfo("X"), b"x")], "'X' stands twice"),
+        ([listing(x=1), (zipfile.ZipInfo("x"), b"xx")], "'x' unpacks to 2 bytes"),
+        ([listing(x=1), (zipfile.ZipInfo("x"), b"x"), (zipfile.ZipInfo("X/y"), b"x")], "'X/y' lies below another"),
+        ([listing(x=1)], "list other files: x"),
+        ([(zipfile.ZipInfo("x"), b"x")], "has no manifest.json"),
+    ],
+)
+def test_zips_that_mean_harm_write_nothing(
+    tmp_path: Path, entries: list[tuple[zipfile.ZipInfo, bytes]], expected: str
+) -> None:
+    (tmp_path / "into").mkdir()
+    with pytest.raises(BundleError) as caught:
+        unpack(evil(tmp_path / "evil.zip", entries), tmp_path / "into")
+    assert expected in str(caught.value)
+    assert list((tmp_path / "into").iterdir()) == []
+
+
+def test_zip_bombs_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "into").mkdir()
+    size = 120_000_000
+    bomb = evil(tmp_path / "bomb.zip", [listing(x=size), (zipfile.ZipInfo("x"), bytes(size))])
+    assert bomb.stat().st_size < 200_000
+    with pytest.raises(BundleError, match="would unpack to 1200000"):
+        unpack(bomb, tmp_path / "into")
+    # One that claims little and holds much: the claim stands in two headers, and the seal is right.
+    liar = evil(tmp_path / "liar.zip", [listing(x=10), (zipfile.ZipInfo("x"), bytes(5_000_000))])
+    content = liar.read_bytes().replace((5_000_000).to_bytes(4, "little"), (10).to_bytes(4, "little"))
+    liar.write_bytes(content)
+    seal(liar)
+    with pytest.raises(BundleError):
+        unpack(liar, tmp_path / "into")
+    assert sum(path.stat().st_size for path in (tmp_path / "into").rglob("*")) < 2000
+
+
+def test_a_zip_packed_anew_is_not_taken_for_the_original(made: Bundle, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "again.zip", "w") as packed:
+        for path in made.folder.rglob("*"):
+            packed.write(path, path.relative_to(made.folder))
+    with pytest.raises(BundleError, match="is a folder"):
+        verify(tmp_path / "again.zip")
+    with pytest.raises(BundleError, match="zip is damaged"):
+        verify(made.folder / MANIFEST)
+
+
+def _edit(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    test = json.loads((bundle / "selftest.json").read_text())
+    change(test)
+    (bundle / "selftest.json").write_text(json.dumps(test))
+
+
+def _turned(test: dict[str, Any]) -> None:
+    """Any number would be within the tolerance, and one embedding points elsewhere."""
+    test["tolerance"] = 100.0
+    test["cases"][2]["embedding"] = [-value for value in test["cases"][2]["embedding"]]
+
+
+@pytest.mark.parametrize(
+    ("made", "change", "expected"),
+    [
+        ("image", _set("cases.0.image", "../../etc/hosts"), "uses files that are not listed: ../../etc/hosts"),
+        ("image", _set("cases.0.image", "README.md"), "picture of the self-test cannot be read"),
+        ("image", _set("cases.0.pixels", [0.0]), "64 prepared values|1 prepared values"),
+        ("image", _set("cases.0.pixels", []), "prepared values"),
+        ("image", _set("cases", [{"text": "a", "input_ids": [1], "logits": [0, 0]}]), "does not have pictures"),
+        ("sentence", _set("cases.4.embedding", [0.1]), r"embeddings \[.* and 248 more"),
+        ("sentence", _set("cases", [{"text": "a", "input_ids": [1], "logits": [0, 0]}]), "expects no embeddings"),
+        ("sentence", _turned, "case 3, .*: its cosine is -1.000000"),
+        ("text", _set("cases", [{"image": "a", "pixels": [1], "logits": [0, 0]}]), "does not have texts"),
+    ],
+    indirect=["made"],
+)
+def test_a_self_test_that_lies_is_caught(bundle: Path, change: Callable[[dict[str, Any]], None], expected: str) -> None:
+    _edit(bundle, change)
+    reseal(bundle)
+    with pytest.raises(BundleError, match=expected):
+        verify(bundle)
+
+
+@pytest.mark.parametrize("made", ["text"], indirect=True)
+@pytest.mark.parametrize(
+    ("kind", "field", "expected"),
+    [
+        ("image", "preprocessing", "prepare-image is no preprocessing for text-classification"),
+        ("sentence", "postprocessing", "embed is no postprocessing for text-classification"),
+    ],
+)
+def test_steps_of_another_task_are_no_manifest(
+    bundle: Path, bundles: dict[str, Bundle], kind: str, field: str, expected: str
+) -> None:
+    fields = json.loads((bundle / MANIFEST).read_text())
+    other = json.loads((bundles[kind].folder / MANIFEST).read_text())[field]
+    (bundle / MANIFEST).write_text(json.dumps({**fields, field: other}))
+    with pytest.raises(BundleError, match=expected):
+        verify(bundle)

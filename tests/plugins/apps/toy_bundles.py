@@ -1,0 +1,187 @@
+"""Models written down by hand, classifiers of texts and of images and an encoder; and ways to bundle them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from compress.checkpoints.processor import SentenceProcessor
+from compress.checkpoints.sentence_modules import SentenceModules
+from compress.digests import digest_file
+from compress.formats.onnx.model import OnnxModel
+from compress.formats.targets import find_app_profile
+from compress.plugins.apps.build import Wanted
+from compress.plugins.apps.kinds import KINDS
+from compress.plugins.apps.manifest import MANIFEST, FileRecord, Manifest
+from compress.plugins.apps.templates import examples
+from compress.recipe.loading import read_recipe
+
+RECIPE = """name: toy
+task: text-classification
+model: sample:minilm
+data: {source: sample:movie-reviews, max_length: 16}
+stages: [export]
+"""
+
+
+LABELS = ("bad", "good")
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "film", "was", "great", "a", "lovely", "plot", "awful", "##s", "!")
+WIDTH = 256
+_CHANCE = np.random.default_rng(0)
+EMBEDDINGS = _CHANCE.normal(size=(len(WORDS), WIDTH)).astype(np.float32)
+MATRIX = _CHANCE.normal(size=(WIDTH, len(LABELS))).astype(np.float32)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """WordPiece as BERT has it."""
+    made = Tokenizer(models.WordPiece({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer(lowercase=True)
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    ends = [("[CLS]", 2), ("[SEP]", 3)]
+    made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=40, **special)
+
+
+def graph() -> onnx.ModelProto:
+    """ids -> mean of their embeddings -> logits; the mask only multiplies."""
+    ids = [
+        helper.make_tensor_value_info(n, TensorProto.INT64, ["batch", "length"])
+        for n in ("input_ids", "attention_mask")
+    ]
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["tokens"]),
+        helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["mask", "last"], ["column"]),
+        helper.make_node("Mul", ["tokens", "column"], ["kept"]),
+        helper.make_node("ReduceMean", ["kept", "middle"], ["mean"], keepdims=0),
+        helper.make_node("MatMul", ["mean", "matrix"], ["logits"]),
+    ]
+    stored = {"table": EMBEDDINGS, "matrix": MATRIX, "last": np.array([2]), "middle": np.array([1])}
+    logits = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", len(LABELS)])]
+    initializers = [numpy_helper.from_array(array, name) for name, array in stored.items()]
+    made = helper.make_graph(nodes, "toy", ids, logits, initializers)
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def write_run(folder: Path) -> Path:
+    """A run's folder as far as a bundle reads it: model/ and recipe.yaml."""
+    model = folder / "model"
+    model.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(RECIPE)
+    OnnxModel(graph(), "model.onnx", {}).save(model)
+    tokenizer().save_pretrained(model)
+    (model / "config.json").write_text(json.dumps({"model_type": "bert", "id2label": dict(enumerate(LABELS))}))
+    return folder
+
+
+IMAGE_RECIPE = """name: toy-images
+task: image-classification
+model: ./nowhere
+data: {splits: {train: ./train, test: ./test}}
+stages: [export]
+"""
+SIDE = 16
+IMAGE_MATRIX = _CHANCE.normal(size=(3 * SIDE * SIDE, len(LABELS))).astype(np.float32)
+
+
+def image_graph() -> onnx.ModelProto:
+    """Pixels, flat, times a matrix."""
+    pixels = helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch", 3, SIDE, SIDE])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", len(LABELS)])
+    nodes = [
+        helper.make_node("Flatten", ["pixel_values"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "matrix"], ["logits"]),
+    ]
+    made = helper.make_graph(nodes, "toy", [pixels], [logits], [numpy_helper.from_array(IMAGE_MATRIX, "matrix")])
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def write_image_run(folder: Path) -> Path:
+    """The same of a classifier of images: resized, its middle cut out."""
+    model = folder / "model"
+    model.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(IMAGE_RECIPE)
+    OnnxModel(image_graph(), "model.onnx", {}).save(model)
+    size, crop = {"shortest_edge": SIDE + 4}, {"height": SIDE, "width": SIDE}
+    processor = ViTImageProcessorPil(
+        size=size,
+        crop_size=crop,
+        do_center_crop=True,
+        resample=3,
+        image_mean=[0.4, 0.5, 0.6],
+        image_std=[0.2, 0.3, 0.4],
+    )
+    processor.save_pretrained(model)
+    (model / "config.json").write_text(json.dumps({"model_type": "vit", "id2label": dict(enumerate(LABELS))}))
+    return folder
+
+
+def encoder_graph(pooled: bool = False) -> onnx.ModelProto:
+    """ids -> their embeddings, one a token; ``pooled``: and the first token's as `sentence_embedding`."""
+    ids = [
+        helper.make_tensor_value_info(n, TensorProto.INT64, ["batch", "length"])
+        for n in ("input_ids", "attention_mask")
+    ]
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["tokens"]),
+        helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["mask", "last"], ["column"]),
+        helper.make_node("Mul", ["tokens", "column"], ["last_hidden_state"]),
+        *(
+            [helper.make_node("Gather", ["last_hidden_state", "zero"], ["sentence_embedding"], axis=1)]
+            if pooled
+            else []
+        ),
+    ]
+    stored = {"table": EMBEDDINGS, "last": np.array([2]), **({"zero": np.array(0)} if pooled else {})}
+    shapes = {"last_hidden_state": ["batch", "length", WIDTH], "sentence_embedding": ["batch", WIDTH]}
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes[name]) for name in list(shapes)[: 1 + pooled]
+    ]
+    made = helper.make_graph(
+        nodes, "toy", ids, outputs, [numpy_helper.from_array(array, name) for name, array in stored.items()]
+    )
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def write_encoder_run(folder: Path, modules: SentenceModules, pooled: bool = False) -> Path:
+    """The same of a sentence encoder with these modules."""
+    model = folder / "model"
+    model.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(RECIPE.replace("text-classification", "feature-extraction"))
+    OnnxModel(encoder_graph(pooled), "model.onnx", {}).save(model)
+    SentenceProcessor(tokenizer(), modules).save_pretrained(model)
+    (model / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    return folder
+
+
+def wanted_of(run: Path, target: str = "desktop", **more: object) -> Wanted:
+    """What is asked for of such a folder."""
+    recipe = run / "recipe.yaml"
+    fields = {"model": run / "model", "recipe": read_recipe(recipe), "recipe_file": recipe}
+    return Wanted(**{**fields, "profile": find_app_profile(target), **more})  # type: ignore[arg-type]
+
+
+def reseal(folder: Path, change: Callable[[dict[str, object]], None] = lambda fields: None) -> None:
+    """Do what a liar does: change the manifest, list every file as it is now, and seal it anew."""
+    fields = json.loads((folder / MANIFEST).read_text())
+    change(fields)
+    for name in fields["files"]:
+        path = folder / name
+        fields["files"][name] = FileRecord(size_bytes=path.stat().st_size, sha256=digest_file(path)).model_dump()
+    (folder / MANIFEST).write_bytes(Manifest.model_validate(fields).sealed())
+
+
+def code(manifest: Manifest, target: str) -> str:
+    """All that a bundle for a phone has in its language."""
+    written = examples(manifest, KINDS[manifest.steps], find_app_profile(target))
+    return "".join(text.decode() for name, text in written.items() if name.endswith((".kt", ".swift")))

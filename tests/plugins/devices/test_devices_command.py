@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from compress.benchmark.host import LaunchHost
+from compress.benchmark.session import BenchResult
+from compress.cli import app
+from compress.cli.bench import show_outcome
+from compress.errors import DeviceError, InputError
+from compress.formats.targets import TARGETS
+from compress.plugins.devices.on_devices import bench_on_devices, chosen_devices
+from compress.progress import Progress
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFw8Wo1fcPJ2YaQh39pku1En4bRAAAtI4N1kUcftxxsl"
+
+
+@pytest.fixture
+def inventory(tmp_path: Path) -> Path:
+    """Two devices at a port where nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    device = f'{{host: 127.0.0.1, port: {port}, user: nobody, key: key, host_key: "{KEY}"}}'
+    (tmp_path / "devices.yaml").write_text(f"devices: {{one: {device}, two: {device}}}\n")
+    return tmp_path / "devices.yaml"
+
+
+def test_devices_that_do_not_answer_are_listed_with_the_reason(
+    inventory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(inventory.parent)
+    done = CliRunner().invoke(app, ["devices", "--json"])
+    assert done.exit_code == 3
+    rows = json.loads(done.stdout)
+    assert [(row["name"], row["answers"]) for row in rows] == [("one", False), ("two", False)]
+    assert "private key cannot be read" in rows[0]["state"]
+    told = CliRunner().invoke(app, ["devices", "two", "--inventory", str(inventory)]).stdout
+    assert told.startswith("two  nobody@127.0.0.1, port")
+
+
+def test_an_unknown_device_and_an_inventory_for_nothing_are_refused(inventory: Path) -> None:
+    with pytest.raises(InputError, match="There is no device 'tow'"):
+        CliRunner().invoke(app, ["devices", "tow", "--inventory", str(inventory)], catch_exceptions=False)
+    command = ["bench", "model", "--context", "4", "--inventory", str(inventory)]
+    with pytest.raises(InputError, match="--inventory without --device"):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+
+
+def test_devices_measure_at_once_and_one_that_fails_keeps_no_other_from_its_result(
+    inventory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = chosen_devices(["all"], inventory, None)
+    assert chosen is not None
+    together = threading.Barrier(2, timeout=10)
+
+    def measure(place: LaunchHost, progress: Progress) -> BenchResult:
+        together.wait()
+        name = place.target(TARGETS["cpu"]).name
+        if name == "cpu@one":
+            raise DeviceError("The device 'one' went away.")
+        return BenchResult([], [f"noise of {name}"], {"device": name})
+
+    found = bench_on_devices(chosen, measure)
+    with pytest.raises(DeviceError, match="'one' went away"):
+        show_outcome(found, json_=True)
+    told = json.loads(capsys.readouterr().out)
+    assert told["devices"] == {
+        "two": {"measurements": [], "notes": ["noise of cpu@two"], "environment": {"device": "cpu@two"}}
+    }
+    assert told["failed"] == {"one": "The device 'one' went away."}

@@ -1,0 +1,215 @@
+"""What two models answer, where their values part, and what a whole diff makes of it; asked as a user would."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import tiny
+import torch
+from click.testing import Result
+from quantized import save_tiny_llama
+from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner
+
+from compress.checkpoints.torch_model import TorchModel
+from compress.cli import app
+from compress.plugins.diff.drawn import draw
+from compress.plugins.diff.limits import judged
+from compress.plugins.diff.record import AnswersDiff, Diff
+from compress.plugins.diff.views import html_diff
+from compress.results.report import DataRecord, Report
+from compress.tasks.classes import agreement_row, outcome_row
+from compress.tasks.registry import get_task
+
+VALUE = "bert.encoder.layer.1.attention.self.value.weight"
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("encoder")
+    tiny.encoder().save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def changed(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with heads of the second layer exchanged and turned round."""
+    folder = tmp_path_factory.mktemp("changed")
+
+    def change(tensors: dict[str, np.ndarray]) -> None:
+        tensors[VALUE][:16] = -4 * tensors[VALUE][np.r_[8:16, 0:8]]
+
+    return _copy(encoder, folder, change)
+
+
+def _copy(source: Path, folder: Path, change: Callable[[dict[str, np.ndarray]], None]) -> Path:
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    tensors = {name: array.copy() for name, array in load_file(source / "model.safetensors").items()}
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "rows.csv"
+    table = tiny.table(60, seed=7).to_pydict()
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(table)
+        writer.writerows(zip(*table.values(), strict=True))
+    return path
+
+
+def ask(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["diff", *map(str, arguments)])
+
+
+def found(*arguments: object, code: int = 0) -> dict[str, Any]:
+    result = ask(*arguments, "--json")
+    assert result.exit_code == code, result.output
+    content: dict[str, Any] = json.loads(result.stdout)
+    return content
+
+
+@torch.no_grad()
+def logits(folder: Path, batch: dict[str, np.ndarray]) -> np.ndarray:
+    module = TorchModel.load(folder, get_task(tiny.TASK)).module.eval()
+    answers: np.ndarray = module(**{name: torch.from_numpy(array) for name, array in batch.items()}).logits.numpy()
+    return answers
+
+
+def test_drawn_inputs_flip_as_often_as_torch_says_and_values_part_at_the_changed_layer(
+    encoder: Path, changed: Path
+) -> None:
+    diff = found(encoder, changed)
+    batches = draw(encoder, changed).batches
+    before, after = (
+        np.concatenate([logits(folder, dict(batch)) for batch in batches]) for folder in (encoder, changed)
+    )
+    rows = {row["metric"]: row for row in diff["answers"]["rows"]}
+    assert rows["agreement"]["value"] == pytest.approx((before.argmax(1) == after.argmax(1)).mean())
+    assert rows["agreement"]["low"] < rows["agreement"]["value"] < rows["agreement"]["high"]
+    p, q = (np.exp(one) / np.exp(one).sum(1, keepdims=True) for one in (before, after))
+    assert rows["kl_divergence"]["value"] == pytest.approx((p * np.log(p / q)).sum(1).mean(), rel=1e-4)
+    assert {"agreement[tokens=8]", "agreement[tokens=32]"} <= rows.keys()
+    assert diff["activations"]["first"] == VALUE.removesuffix(".weight")
+    assert diff["first"].startswith(f"encoder.layer.1 ({VALUE})")
+    assert len(diff["answers"]["flips"]) == min(20, int((before.argmax(1) != after.argmax(1)).sum()))
+
+
+def test_rows_of_a_file_are_asked_with_labels_slices_and_the_texts_that_flipped(
+    encoder: Path, changed: Path, rows: Path
+) -> None:
+    diff = found(encoder, changed, "--data", rows)
+    compared = diff["answers"]["comparison"]
+    accuracy = next(one for one in compared["changes"] if one["metric"] == "accuracy")
+    with rows.open() as file:
+        content = list(csv.DictReader(file))
+    answers = []
+    for folder in (encoder, changed):
+        model = TorchModel.load(folder, get_task(tiny.TASK))
+        answers.append([tiny.LABELS[place] for place in tiny.logits(model, [row["text"] for row in content]).argmax(1)])
+    right = [[answer == row["label"] for answer, row in zip(side, content, strict=True)] for side in answers]
+    assert accuracy["effect"] == pytest.approx(np.mean(right[1]) - np.mean(right[0]))
+    assert accuracy["low"] <= accuracy["effect"] <= accuracy["high"] and accuracy["n"] == 60
+    assert {one["metric"] for one in compared["changes"]} >= {"accuracy", "calibration_error", "brier_score"}
+    assert any(part["name"].startswith("characters=") for part in compared["slices"])
+    flips = [place for place, (old, new) in enumerate(zip(*right, strict=True)) if old != new]
+    assert sorted(one["row"] for one in compared["flips"]) == flips and flips
+    assert all(one["example"] == content[one["row"]]["text"] for one in compared["flips"])
+    page = html_diff(Diff.model_validate(diff))
+    assert VALUE in page and "By slice and length" in page and content[flips[0]]["text"] in page
+
+
+def test_limits_decide_the_exit_code(encoder: Path, changed: Path) -> None:
+    missed = found(encoder, changed, "--depth", "weights", "--at-most", "weights=0.01", code=1)
+    worst = max(one["unexplained"] for one in missed["weights"]["tensors"])
+    assert missed["limits"] == [{"name": "weights", "bound": 0.01, "value": worst, "state": "missed"}]
+    assert found(encoder, encoder, "--depth", "weights", "--at-most", "weights=0", "--at-most", "fields=0")["limits"]
+    kept = found(encoder, changed, "--depth", "weights", "--at-most", "tensors=1", "--at-most", "flips=0.1")["limits"]
+    assert [one["state"] for one in kept] == ["kept", "not measured"]
+    wrong = ask(encoder, changed, "--at-most", "weigts=1")
+    assert wrong.exception is not None and "did you mean 'weights'?" in str(wrong.exception)
+
+
+def test_a_share_that_chance_may_have_put_over_its_bound_is_not_missed() -> None:
+    # Of 48 answers 6 are others. Wilson: (7/8 + z^2/96) / (1 + z^2/48) and 1.96 sqrt(7/64/48 + z^2/96^2) / (...).
+    row = agreement_row(np.arange(48) >= 6, "final", "here")
+    assert row.high == pytest.approx(0.84722 + 0.09422, abs=1e-4)
+    answers = AnswersDiff(inputs="48", rows=(row,))
+    diff = Diff(before="a", after="b", verdict="changed", first="", summary=(), answers=answers)
+    for bound, state in ((0.13, "kept"), (0.12, "cannot tell"), (0.07, "cannot tell"), (0.05, "missed")):
+        assert judged(diff, {"flips": bound})[0].state == state
+
+
+def test_an_encoder_beside_a_decoder_is_compared_as_far_as_it_goes(encoder: Path, tmp_path: Path) -> None:
+    save_tiny_llama(tmp_path / "decoder")
+    diff = found(encoder, tmp_path / "decoder")
+    lacking = " ".join(diff["not_compared"])
+    assert "logits [16, 2] and [16, 8, 160]" in lacking and "no module of one name" in lacking
+    assert diff["verdict"] == "changed" and diff["weights"]["removed"] and diff["weights"]["added"]
+    assert any(one["field"] == "model_type" for one in diff["fields"])
+
+
+def test_settings_and_tokens_that_differ_are_named(encoder: Path, tmp_path: Path) -> None:
+    other = _copy(encoder, tmp_path / "other", lambda tensors: None)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 1e-5}))
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    words = tokenizer["model"]["vocab"]
+    words["film"], words["plot"] = words["plot"], words["film"]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    diff = found(encoder, other, "--depth", "weights")
+    assert diff["weights"]["layers"] == [] and diff["verdict"] == "changed"
+    assert diff["first"].startswith("tokenizer.json: vocabulary") and "2 of another id" in diff["first"]
+    assert {"file": "config.json", "field": "layer_norm_eps", "before": "1e-12", "after": "1e-05"} in diff["fields"]
+    told = ask(encoder, other, "--depth", "files").output
+    assert "layer_norm_eps" in told and "weights:" not in told
+
+
+def test_two_runs_are_compared_by_their_recipes_and_reports(encoder: Path, changed: Path, tmp_path: Path) -> None:
+    right = [np.r_[np.ones(900), np.zeros(100)], np.r_[np.zeros(40), np.ones(860), np.zeros(100)]]
+    for seed, (source, outcomes) in enumerate(zip((encoder, changed), right, strict=True)):
+        run = tmp_path / f"run-{seed}"
+        shutil.copytree(source, run / "model")
+        recipe = {"name": "tiny", "task": tiny.TASK, "model": "m", "seed": seed, "stages": ["export"]}
+        splits = {"train": "train.csv", "test": "test.csv"}
+        (run / "recipe.yaml").write_text(json.dumps({**recipe, "data": {"splits": splits}}))
+        measured = outcome_row("accuracy", outcomes, "final", "cpu")
+        packages = {"packages": {"torch": f"2.13.{seed}"}}
+        data = DataRecord(digest="ab" * 32, rows=1000)
+        made = Report(recipe="tiny", measurements=(measured,), data=data, environment=packages)
+        (run / "report.json").write_text(made.to_json())
+    diff = found(tmp_path / "run-0", tmp_path / "run-1")
+    fields = {(one["file"], one["field"]): (one["before"], one["after"]) for one in diff["fields"]}
+    assert fields[("recipe", "seed")] == ("0", "1")
+    assert fields[("report", "packages.torch")] == ("2.13.0", "2.13.1")
+    (change,) = diff["answers"]["comparison"]["changes"]
+    assert change["metric"] == "accuracy" and change["effect"] == pytest.approx(-0.04) and change["verdict"] == "worse"
+    # One layer is no model trained apart: the layer comes first, and not the seed.
+    assert diff["first"].startswith("encoder.layer.1")
+
+
+def test_a_folder_without_weights_is_refused(encoder: Path, tmp_path: Path) -> None:
+    result = ask(encoder, tmp_path / "nothing")
+    assert result.exit_code == 1 and result.exception is not None
+    assert "nothing" in str(result.exception)
+
+
+def test_models_that_memory_has_no_room_for_are_compared_by_their_weights(
+    encoder: Path, changed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = psutil.virtual_memory()
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=100_000))
+    diff = found(encoder, changed)
+    assert diff["answers"] is None and diff["weights"]["layers"]
+    assert "100 kB are free" in diff["not_compared"][0]

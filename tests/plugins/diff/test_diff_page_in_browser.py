@@ -1,0 +1,71 @@
+"""The page of a diff in a real Chromium: a heat map that can be read at both widths, silent, without a request."""
+
+from __future__ import annotations
+
+import pytest
+from browser import Browser, covered
+
+from compress.plugins.diff.record import Diff, LayerChange, TensorChange, WeightsDiff
+from compress.plugins.diff.views import html_diff
+
+pytestmark = pytest.mark.browser
+
+DRAWN = """
+return {
+  cells: [...document.querySelectorAll("svg.heat .cell")].map((g) => ({
+    box: box(g.querySelector("rect")), words: g.querySelector("text").textContent,
+    tip: g.querySelector("title").textContent, state: g.querySelector("rect").getAttribute("class"),
+    shade: g.querySelector("rect").getAttribute("fill-opacity"), fill: getComputedStyle(g.querySelector("rect")).fill,
+    text: box(g.querySelector("text")) })),
+  labels: [...document.querySelectorAll("svg.heat > text")].filter((t) => !t.hasAttribute("transform"))
+    .map((t) => [t.textContent, ...box(t)]),
+  overflow: document.documentElement.scrollWidth - innerWidth,
+  chip: document.querySelector(".chip.big").textContent };
+"""
+
+
+def tensor(layer: int, kind: str, relative: float, how: str) -> TensorChange:
+    fields = {"ranges": (-1.0, 1.0, -1.0, 1.0), "sparsity": (0.0, 0.0), "bits": (32, 32), "shape": (8, 8)}
+    unexplained = relative if how == "changed" else 0.0
+    own = {"name": f"layers.{layer}.{kind}.weight", "layer": f"layers.{layer}", "kind": kind, "how": how}
+    kept = {"relative": relative, "unexplained": unexplained, "dtypes": ("float32", "float32")}
+    return TensorChange.model_validate({**own, **kept, **fields})
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    """Twelve layers of seven kinds: one changed by a half, one by a hundredth, some rounded."""
+    kinds = [*(f"self_attn.{name}_proj" for name in "qkvo"), *(f"mlp.{name}_proj" for name in ("gate", "up", "down"))]
+    made = {(layer, kind): tensor(layer, kind, 0.0, "identical") for layer in range(12) for kind in kinds}
+    made[3, kinds[1]] = tensor(3, kinds[1], 0.5, "changed")
+    made[7, kinds[4]] = tensor(7, kinds[4], 0.01, "changed")
+    made |= {(11, kind): tensor(11, kind, 0.005, "rounded") for kind in kinds}
+    worst = made[3, kinds[1]]
+    layer = LayerChange(name="layers.3", relative=0.5, unexplained=0.5, changed=1, tensors=7, worst=worst.name)
+    # Files have them by their names, so that 10 comes before 2.
+    tensors = sorted(made.values(), key=lambda one: one.name)
+    weights = WeightsDiff(formats=("safetensors", "safetensors"), tensors=tuple(tensors), layers=(layer,))
+    found = Diff(before="a", after="b", verdict="changed", first="layers.3", summary=("weights",), weights=weights)
+    return html_diff(found)
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (400, False)])
+def test_the_heat_map_is_drawn_and_its_darkest_cell_is_what_changed_most(
+    browser: Browser, page: str, width: int, dark: bool
+) -> None:
+    seen = browser.look(page, DRAWN, width=width, dark=dark)
+    assert seen.said == [] and seen.asked == []
+    assert seen.found["overflow"] <= 0 and seen.found["chip"] == "not the same"
+    cells = seen.found["cells"]
+    assert len(cells) == 84
+    deepest = max((cell for cell in cells if cell["shade"]), key=lambda cell: float(cell["shade"]))
+    assert deepest["words"] == "50%" and "layers.3 self_attn.k_proj" in deepest["tip"]
+    assert sum(cell["state"] == "rounded" for cell in cells) == 7
+    fills = {cell["state"]: cell["fill"] for cell in cells}
+    assert len(set(fills.values())) == 3
+    labels = seen.found["labels"]
+    assert covered(labels) == [] and [one[0] for one in labels] == [f"layers.{number}" for number in range(12)]
+    for cell in cells:
+        left, top, right, bottom = cell["box"]
+        assert left <= cell["text"][0] and cell["text"][2] <= right
+        assert right - left > 40 and bottom - top > 12

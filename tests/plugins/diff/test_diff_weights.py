@@ -1,0 +1,183 @@
+"""Tensors of two models: which is which, what rounding explains and what was done, where the answer is known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from mergeable import save_mergeable_llama
+from onnx import TensorProto, helper, numpy_helper
+from quantized import quantize_tiny_llama
+from safetensors.numpy import load_file, save_file
+from stage_contract import language_context, stage_of
+
+from compress.errors import ModelError
+from compress.plugins.diff.record import TensorChange, WeightsDiff
+from compress.plugins.diff.weights import compare_weights
+from compress.progress import SilentProgress
+
+RANDOM = np.random.default_rng(2)
+WEIGHT = RANDOM.standard_normal((48, 32)).astype(np.float32)
+OTHER = RANDOM.standard_normal((48, 32)).astype(np.float32)
+VECTOR = RANDOM.standard_normal(48).astype(np.float32)
+NAMES = ("layers.0.a.weight", "layers.1.a.weight", "layers.1.a.bias")
+TENSORS = dict(zip(NAMES, (WEIGHT, OTHER, VECTOR), strict=True))
+PROGRESS = SilentProgress()
+
+
+def written(folder: Path, tensors: Mapping[str, np.ndarray]) -> Path:
+    folder.mkdir()
+    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, folder / "model.safetensors")
+    return folder
+
+
+def compared(folder: Path, after: Mapping[str, np.ndarray], before: Mapping[str, np.ndarray] = TENSORS) -> WeightsDiff:
+    return compare_weights(written(folder / "a", before), written(folder / "b", after), PROGRESS)
+
+
+def only(diff: WeightsDiff) -> TensorChange:
+    """The one tensor that changed."""
+    (found,) = diff.having("changed")
+    return found
+
+
+def test_a_model_is_identical_to_itself(tmp_path: Path) -> None:
+    diff = compared(tmp_path, TENSORS)
+    assert diff.verdict == "identical" and not diff.layers and len(diff.tensors) == 3
+
+
+def test_a_factor_of_one_layer_is_named_with_its_size(tmp_path: Path) -> None:
+    found = only(compared(tmp_path, {**TENSORS, NAMES[1]: OTHER * np.float32(1.02)}))
+    assert found.name == NAMES[1] and found.layer == "layers.1"
+    assert found.relative == pytest.approx(0.02, rel=1e-3) and found.factor == pytest.approx(1.02, rel=1e-5)
+    assert found.causes == ("all of it is 1.020 times what it was",)
+
+
+def test_two_numbers_tell_no_factor(tmp_path: Path) -> None:
+    """A bias of two classes is -x and x: retrained, it is always some factor of what it was."""
+    before, after = (np.array([-size, size], np.float32) for size in (0.013, -0.4))
+    with_bias = {**TENSORS, "classifier.bias": before}
+    found = only(compared(tmp_path, {**TENSORS, "classifier.bias": after}, with_bias))
+    assert found.name == "classifier.bias" and not found.causes
+
+
+def test_the_layer_that_changed_most_is_first(tmp_path: Path) -> None:
+    noise = RANDOM.standard_normal(WEIGHT.shape).astype(np.float32)
+    diff = compared(tmp_path, {**TENSORS, NAMES[0]: WEIGHT + 0.05 * noise, NAMES[1]: OTHER + 0.2 * noise})
+    assert [one.name for one in diff.layers] == ["layers.1", "layers.0"]
+    wanted = 0.2 * np.linalg.norm(noise) / np.linalg.norm(OTHER)
+    assert diff.having("changed")[1].unexplained == pytest.approx(wanted, rel=1e-4)
+
+
+def test_tensors_that_came_went_and_changed_their_shape_are_named(tmp_path: Path) -> None:
+    after = {NAMES[0]: WEIGHT[:40], "new.weight": RANDOM.standard_normal((5, 7)).astype(np.float32), NAMES[1]: OTHER}
+    diff = compared(tmp_path, after)
+    assert diff.resized == (f"{NAMES[0]}: [48, 32] \u2192 [40, 32]",)
+    assert diff.added == ("new.weight",) and diff.removed == (NAMES[2],) and diff.verdict == "changed"
+
+
+def test_a_renamed_tensor_is_found_by_its_numbers(tmp_path: Path) -> None:
+    diff = compared(tmp_path, {"first.weight": WEIGHT, NAMES[1]: OTHER, NAMES[2]: VECTOR})
+    found = next(one for one in diff.tensors if one.name == NAMES[0])
+    assert (found.other, found.by, found.how) == ("first.weight", "content", "identical")
+    assert not diff.added and not diff.removed
+
+
+def test_zeros_pruned_by_a_pattern_are_told_from_rows_that_were_zeroed(tmp_path: Path) -> None:
+    pruned = OTHER.copy().reshape(48, -1, 4)
+    np.put_along_axis(pruned, np.abs(pruned).argsort(axis=-1)[..., :2], 0, axis=-1)
+    found = only(compared(tmp_path, {**TENSORS, NAMES[1]: pruned.reshape(48, 32)}))
+    assert found.causes == ("pruned by 2:4: 50.0% zeros where there were 0.0%, the others are as they were",)
+    rows = WEIGHT.copy()
+    rows[[4, 9, 30]] = 0
+    again = only(compare_weights(tmp_path / "a", written(tmp_path / "c", {**TENSORS, NAMES[0]: rows}), PROGRESS))
+    assert again.zeroed_rows == (4, 9, 30)
+    assert again.causes == ("rows 4, 9, 30 are all zeros now, the others are as they were",)
+
+
+def test_numbers_that_are_none_are_a_cause_of_their_own(tmp_path: Path) -> None:
+    broken = OTHER.copy()
+    broken[0, :2] = np.nan
+    found = only(compared(tmp_path, {**TENSORS, NAMES[1]: broken}))
+    assert found.causes == ("2 values are no finite numbers",)
+
+
+def integers(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """8-bit integers and the scale of each row, to the nearest."""
+    scales = (np.abs(weight).max(axis=1) / 127).astype(np.float32)
+    return np.rint(weight / scales[:, None]).astype(np.int8), scales
+
+
+def graph(folder: Path, factor: float = 1.0) -> Path:
+    """Both weights side by side as integers, as an exporter writes a product: inputs first, a scale an output."""
+    both = np.concatenate([WEIGHT, OTHER])
+    stored, scales = integers(both)
+    constants = [
+        numpy_helper.from_array(np.ascontiguousarray(stored.T), "val_1_quantized"),
+        numpy_helper.from_array((scales * np.where(np.arange(96) < 48, factor, 1)).astype(np.float32), "val_1_scale"),
+        numpy_helper.from_array(np.zeros(96, np.int8), "val_1_zero_point"),
+        numpy_helper.from_array(VECTOR, "b"),
+    ]
+    nodes = [
+        helper.make_node("DequantizeLinear", ["val_1_quantized", "val_1_scale", "val_1_zero_point"], ["w"], axis=1),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+        helper.make_node("Concat", ["b", "b"], ["bb"], axis=0),
+        helper.make_node("Add", ["y", "bb"], ["z"]),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, size]) for name, size in (("x", 32), ("z", 96))]
+    folder.mkdir()
+    model = helper.make_model(helper.make_graph(nodes, "g", ends[:1], ends[1:], constants))
+    onnx.save(model, folder / "model.onnx")
+    return folder
+
+
+def test_integers_of_another_format_are_the_same_by_half_a_step(tmp_path: Path) -> None:
+    diff = compare_weights(written(tmp_path / "a", TENSORS), graph(tmp_path / "b"), PROGRESS)
+    assert diff.verdict == "rounded" and not diff.removed and not diff.added
+    found = {one.name: one for one in diff.tensors}
+    for name, weight in ((NAMES[0], WEIGHT), (NAMES[1], OTHER)):
+        stored, scales = integers(weight)
+        error = stored * scales[:, None] - weight
+        assert found[name].relative == pytest.approx(np.linalg.norm(error) / np.linalg.norm(weight), rel=1e-3)
+        assert found[name].within_half_step == 1.0 and found[name].times_rounding == pytest.approx(1, abs=0.1)
+        assert found[name].unexplained == 0 and found[name].by == "content"
+    assert found[NAMES[2]].how == "identical"
+
+
+def test_scales_off_by_two_per_cent_are_no_rounding(tmp_path: Path) -> None:
+    diff = compare_weights(written(tmp_path / "a", TENSORS), graph(tmp_path / "b", 1.02), PROGRESS)
+    found = only(diff)
+    assert found.name == NAMES[0] and found.unexplained == pytest.approx(0.02, abs=0.003)
+    assert diff.layers[0].name == "layers.0"
+
+
+def test_a_decoder_is_the_same_in_gguf_and_in_gptq_though_rows_of_heads_are_turned_there(tmp_path: Path) -> None:
+    source = save_mergeable_llama(tmp_path / "decoder")
+    packed = quantize_tiny_llama(source, tmp_path / "gptq")
+    gguf = tmp_path / "gguf"
+    gguf.mkdir()
+    stage_of("gguf", {}).run(source, language_context(tmp_path / "texts")).save(gguf)
+    for folder, bits in ((packed.folder, 4), (gguf, None)):
+        diff = compare_weights(source.folder, folder, PROGRESS)
+        assert diff.verdict == "rounded" and not (diff.added or diff.removed or diff.resized or diff.unread)
+        found = {one.name: one for one in diff.tensors}
+        query = found["model.layers.0.self_attn.q_proj.weight"]
+        assert query.how == "rounded" and (bits is None or query.bits == (32, bits))
+        assert all((one.times_rounding or 0) < 1.2 for one in diff.tensors)
+    assert query.other == "blk.0.attn_q.weight" and "in another order" in query.causes[0]
+    # A head that has changed places is none of GGUF's order.
+    tensors = {name: array.copy() for name, array in load_file(source.folder / "model.safetensors").items()}
+    rows = tensors["model.layers.0.self_attn.q_proj.weight"]
+    rows[:32] = rows[np.r_[16:32, 0:16]]
+    again = compare_weights(written(tmp_path / "swapped", tensors), gguf, PROGRESS)
+    assert [one.name for one in again.having("changed")] == ["model.layers.0.self_attn.q_proj.weight"]
+
+
+def test_a_pickle_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(ModelError, match="pickle"):
+        compare_weights(written(tmp_path / "a", TENSORS), tmp_path / "b", PROGRESS)

@@ -1,0 +1,145 @@
+"""A/B on recorded traffic: what is read, what is judged after which look, and the command."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from tiny_use import Done, write_run
+
+from compress.data.columns import Column
+from compress.errors import DataError
+from compress.plugins.monitoring.ab import judge_answers, judge_times
+from compress.plugins.monitoring.replay import Served, stretches
+from compress.plugins.monitoring.traffic import read_traffic
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+Run = Callable[..., Done]
+TEXT = (Column("text"),)
+
+
+def write(path: Path, *lines: dict[str, Any]) -> Path:
+    """One JSON object a line."""
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_labels_arrive_with_a_request_or_later(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "traffic.jsonl",
+        {"id": 1, "at": "2026-11-28T12:00:00", "text": "first"},
+        {"id": "c", "at": "2026-11-28T12:00:02.5+00:00", "text": "third"},
+        {"id": "b", "at": "2026-11-28T13:00:01+01:00", "text": "second", "label": "good"},
+        {"id": "c", "label": "bad"},
+    )
+    late = write(tmp_path / "late.jsonl", {"id": "1", "label": "good"}, {"id": "c", "label": "bad"})
+    found = read_traffic(file, TEXT, late)
+    assert found.table["text"].to_pylist() == ["first", "second", "third"]
+    assert found.at.tolist() == [0.0, 1.0, 2.5]
+    assert list(found.labels) == [(1, "good"), (2, "bad"), (0, "good")]
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ([{"text": "a"}], "no time of arrival: 'at' is None"),
+        ([{"text": "a", "at": "noon"}], "no time of arrival: 'at' is 'noon'"),
+        ([{"text": "a", "at": 0, "id": 1}, {"text": "b", "at": 1, "id": 1}], "Two requests have the id 1."),
+        (
+            [{"text": "a", "at": 0, "id": "abc"}, {"id": "abd", "label": "x"}],
+            "A label is of no request: its id is 'abd'.",
+        ),
+        ([{"text": "a", "at": 0, "id": 1, "label": "x"}, {"id": 1, "label": "y"}], "differ: x and y"),
+        ([{"id": 1, "label": "x"}], "has no request"),
+    ],
+)
+def test_traffic_that_cannot_be_replayed(tmp_path: Path, lines: list[dict[str, Any]], said: str) -> None:
+    with pytest.raises(DataError) as error:
+        read_traffic(write(tmp_path / "traffic.jsonl", *lines), TEXT)
+    assert said in error.value.what
+
+
+def test_stretches_hold_every_request_once() -> None:
+    for count in (1, 4, 39, 200, 1003):
+        parts = stretches(np.arange(count, dtype=float))
+        assert [number for part in parts for number in part] == list(range(count))
+        assert len(parts) <= 40
+        assert min(map(len, parts)) >= min(5, count)
+
+
+def test_answers_are_told_after_the_look_that_a_bettor_needs() -> None:
+    labels = [(number, "x") for number in range(60)]
+    better = judge_answers(["y"] * 60, ["x"] * 60, labels, 0.05, 0.01)
+    # A stake of s grows by 1 + s at every win; half of all stakes lose what the others make.
+    stakes = np.geomspace(0.01, 0.5, 24)
+    first = next(n for n in range(1, 60) if np.mean(np.concatenate([(1 + stakes) ** n, (1 - stakes) ** n])) >= 20)
+    assert (better.verdict, better.told_after, better.change) == ("better", first, 1.0)
+    worse = judge_answers(["x"] * 60, ["y"] * 60, labels, 0.05, 0.01)
+    assert (worse.verdict, worse.told_after, worse.a, worse.b) == ("worse", first, 1.0, 0.0)
+
+
+def test_answers_that_are_the_same_are_so_once_there_are_enough() -> None:
+    labels = [(number, "x") for number in range(900)]
+    few = judge_answers(["x"] * 900, ["x"] * 900, labels[:100], 0.05, 0.01)
+    many = judge_answers(["x"] * 900, ["x"] * 900, labels, 0.05, 0.02)
+    assert (few.verdict, few.told_after, many.verdict) == ("can't tell", None, "same")
+
+
+def test_times_are_judged_by_the_median_of_the_stretches() -> None:
+    served = [{"A": Served([1.0, 2.0, 3.0, 9.0], 40.0), "B": Served([1.5, 3.0, 4.5, 9.0], 20.0)} for _ in range(12)]
+    found = {one.name: one for one in judge_times(served, 0.05, 0.05)}
+    assert {name: one.verdict for name, one in found.items()} == {
+        "latency at p50": "worse", "latency at p99": "same", "processor time a request": "better",
+    }  # fmt: skip
+    # Eight stretches say the same before it is told: 2^8 / 9 > 20.
+    assert {one.told_after for one in found.values()} == {8}
+    assert found["latency at p50"].change == pytest.approx(0.5)
+    assert (found["latency at p50"].a, found["processor time a request"].a) == (2.0, 10.0)
+
+
+@pytest.fixture(scope="module")
+def traffic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some 200 requests in half a second, without a label; labels are in a file of their own."""
+    folder, rows = tmp_path_factory.mktemp("traffic"), tiny.table(240, seed=7).to_pylist()
+    write(
+        folder / "labels.jsonl",
+        *({"id": number, "label": row["label"]} for number, row in reversed(list(enumerate(rows)))),
+    )
+    requests = ({"id": number, "at": number / 480, "text": row["text"]} for number, row in enumerate(rows))
+    return write(folder / "traffic.jsonl", *requests)
+
+
+def test_a_model_against_one_that_forgot_words(run_folder: Path, tmp_path: Path, traffic: Path, compress: Run) -> None:
+    other = write_run(tmp_path / "b", forgets=tiny.GOOD)
+    late = traffic.with_name("labels.jsonl")
+    done = compress("ab", run_folder, other, "--traffic", traffic, "--labels", late, "--json", "--threads", "1")
+    found = json.loads(done.stdout)
+    judged = {one["name"]: one for one in found["judged"]}
+    assert done.code == 1, done.stderr
+    assert (found["requests"], found["labeled"]) == (240, 240)
+    assert judged["accuracy"]["verdict"] == "worse"
+    assert judged["accuracy"]["told_after"] < 240
+    assert judged["size"]["verdict"] == "same"
+    assert judged["latency at p50"]["looks"] == 40
+    assert all(math.isfinite(judged[name]["a"]) for name in ("latency at p50", "latency at p99"))
+
+
+def test_a_model_against_itself_answers_the_same(run_folder: Path, traffic: Path, compress: Run) -> None:
+    done = compress("ab", run_folder, run_folder, "--traffic", traffic, "--answers-only")
+    assert done.code == 0
+    assert "both give the same answer to 100.0%" in done.stdout
+    assert "no request has a label" in done.stdout
+    assert done.stdout.strip().endswith("B against A: size same.")
+
+
+def test_a_label_that_is_no_class(run_folder: Path, tmp_path: Path, compress: Run) -> None:
+    file = write(tmp_path / "traffic.jsonl", {"at": 0, "text": "the film", "label": "so-so"})
+    done = compress("ab", run_folder, run_folder, "--traffic", file, "--answers-only")
+    assert (done.code, done.stdout) == (2, "")
+    assert "The label 'so-so' is none of the model's classes." in done.stderr

@@ -1,0 +1,224 @@
+"""A damaged history goes on from its newest sound backup; the damaged file is kept, and it is said what is lost."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import disks
+import nights
+import pytest
+from nights import SUITE, ignore, night, outcome, row
+
+from compress.errors import InputError, StorageError
+from compress.plugins.nightly.backups import KEPT, backups_of, is_sound
+from compress.plugins.nightly.history import History
+
+NIGHTS, METRICS, PAGE = 12, 40, 4096
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a sound history of 12 nights of 40 rows, with its backups."""
+    folder = tmp_path_factory.mktemp("whole")
+    add(History(folder / "history.sqlite", ignore), range(NIGHTS))
+    return folder
+
+
+@pytest.fixture
+def path(whole: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    shutil.copytree(whole, tmp_path / "kept")
+    return tmp_path / "kept" / "history.sqlite"
+
+
+def add(history: History, places: range) -> None:
+    for place in places:
+        rows = tuple(row(f"metric_{index}", 100.0 * place + index, "ms", spread=0.01) for index in range(METRICS))
+        history.append(night(place, [outcome()]), {"tiny": rows})
+
+
+def check_values(history: History) -> int:
+    """How many nights are there, without a gap; every measurement is what was put in."""
+    read = history.nights(SUITE)
+    assert [one.number for one in read] == list(range(1, len(read) + 1))
+    series = history.series(SUITE)
+    assert len(series) == METRICS or not read
+    for one in series:
+        index = int(one.metric.removeprefix("metric_"))
+        assert [point.value for point in one.points] == [100.0 * place + index for place in range(len(read))]
+    return len(read)
+
+
+def damage(path: Path) -> bytes:
+    """Lose the first page."""
+    content = b"\0" * PAGE + path.read_bytes()[PAGE:]
+    path.write_bytes(content)
+    assert not is_sound(path)
+    return content
+
+
+def opened(path: Path) -> tuple[History, str]:
+    """The history of a damaged file, and what was said while it was read for the first time."""
+    said: list[str] = []
+    History(path, said.append).nights(SUITE)
+    assert is_sound(path)
+    (message,) = said
+    return History(path, ignore), message
+
+
+def test_each_night_leaves_a_backup_of_which_the_last_three_are_kept(whole: Path) -> None:
+    path = whole / "history.sqlite"
+    assert [backup.name for backup in backups_of(path)] == [f"history.sqlite.backup-{age}" for age in (1, 2, 3)]
+    assert KEPT == 3
+    assert [check_values(History(backup, ignore)) for backup in backups_of(path)] == [12, 11, 10]
+
+
+def test_a_damaged_file_goes_on_from_its_newest_backup_with_nothing_lost(path: Path) -> None:
+    content = damage(path)
+    history, said = opened(path)
+    assert check_values(history) == NIGHTS
+    (beside,) = path.parent.glob("*.damaged-*")
+    assert beside.read_bytes() == content
+    for words in (str(path), beside.name, "history.sqlite.backup-1", "night 12 of 2026-08-12"):
+        assert words in said
+    assert history.append(night(NIGHTS), {}).number == NIGHTS + 1
+
+
+def test_backups_that_are_damaged_too_are_passed_over_and_named(path: Path) -> None:
+    for damaged in (path, *backups_of(path)[:2]):
+        damage(damaged)
+    history, said = opened(path)
+    assert check_values(history) == NIGHTS - 2
+    assert "(history.sqlite.backup-1, history.sqlite.backup-2 cannot be read either)" in said
+    assert "ends with night 10 of 2026-08-10: what a later night had measured is lost" in said
+
+
+def test_a_file_that_lost_everything_is_damaged_too(path: Path) -> None:
+    path.write_bytes(b"")
+    assert check_values(opened(path)[0]) == NIGHTS
+
+
+def test_bytes_turned_over_by_chance_never_come_back_as_numbers(whole: Path, tmp_path: Path) -> None:
+    chance, damaged = random.Random(3), 0
+    for attempt in range(12):
+        folder = tmp_path / str(attempt)
+        shutil.copytree(whole, folder)
+        path = folder / "history.sqlite"
+        content = bytearray(path.read_bytes())
+        for _ in range(60):
+            content[chance.randrange(2 * PAGE, len(content))] ^= 0xFF
+        path.write_bytes(content)
+        said: list[str] = []
+        assert check_values(History(path, said.append)) == NIGHTS
+        damaged += len(said)
+    assert damaged >= 10
+
+
+@pytest.mark.parametrize("content", [b"hello\n" * 3000, b"\0" * 20_000, b"x"])
+def test_a_file_that_is_no_history_is_left_alone(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="no history"):
+        History(path, ignore).append(night(0), {})
+    assert path.read_bytes() == content
+    assert {one.name for one in tmp_path.iterdir()} == {"notes.txt", "notes.txt.lock"}
+
+
+def test_without_a_sound_backup_a_damaged_file_is_left_as_it_is(path: Path) -> None:
+    content = damage(path)
+    for backup in backups_of(path):
+        damage(backup)
+    with pytest.raises(InputError, match="no backup of it can be read"):
+        History(path, ignore).nights(SUITE)
+    assert path.read_bytes() == content
+    assert list(path.parent.glob("*.damaged-*")) == []
+
+
+def test_an_empty_file_becomes_a_history(tmp_path: Path) -> None:
+    path = tmp_path / "history.sqlite"
+    path.touch()
+    assert History(path, ignore).nights(SUITE) == ()
+    assert History(path, ignore).append(night(0), {}).number == 1
+
+
+def test_a_disk_without_room_for_a_backup_keeps_the_night_and_says_so(tmp_path: Path) -> None:
+    with disks.mounted(tmp_path / "disk", 4) as disk:
+        path = disk / "history.sqlite"
+        add(History(path, ignore), range(NIGHTS))
+        # Room for the journal of a night, which is gone when its backup is written.
+        disks.Filler(disk, "", room=path.stat().st_size // 2).fill()
+        said: list[str] = []
+        history = History(path, said.append)
+        history.append(night(NIGHTS), {})
+        assert len(said) == 1
+        assert said[0].startswith(f"No backup of the history {path} could be written: ")
+        assert [one.number for one in history.nights(SUITE)] == list(range(1, NIGHTS + 2))
+        kept = [len(History(backup, ignore).nights(SUITE)) for backup in backups_of(path)]
+        assert kept == [NIGHTS, NIGHTS - 1, NIGHTS - 2]
+        disks.Filler(disk, "", room=0).fill()
+        with pytest.raises(StorageError, match="history cannot be used"):
+            add(history, range(NIGHTS + 1, NIGHTS + 9))
+        assert [one.number for one in history.nights(SUITE)][: NIGHTS + 1] == list(range(1, NIGHTS + 2))
+
+
+def test_a_full_disk_leaves_a_damaged_file_until_there_is_room_for_its_backup(tmp_path: Path) -> None:
+    with disks.mounted(tmp_path / "disk", 4) as disk:
+        path = disk / "history.sqlite"
+        add(History(path, ignore), range(3))
+        content = damage(path)
+        filler = disks.Filler(disk, "", room=0)
+        filler.fill()
+        with pytest.raises(StorageError, match="No space left"):
+            History(path, ignore).nights(SUITE)
+        assert path.read_bytes() == content
+        assert list(disk.glob("*.damaged-*")) == list(disk.glob("*-new")) == []
+        filler.file.unlink()
+        assert check_values(opened(path)[0]) == 3
+
+
+WRITER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from nights import History, ignore, night, outcome, row
+history = History(Path(sys.argv[2]), ignore)
+for place in range(len(history.nights("made-up")), 10_000):
+    rows = tuple(row(f"metric_{index}", 100.0 * place + index, "ms", spread=0.01) for index in range(40))
+    history.append(night(place, [outcome()]), {"tiny": rows})
+"""
+
+
+def test_a_process_that_is_killed_while_it_writes_leaves_whole_nights_and_sound_backups(tmp_path: Path) -> None:
+    path, known, chance = tmp_path / "history.sqlite", 0, random.Random(5)
+    for _ in range(6):
+        command = [sys.executable, "-c", WRITER, str(Path(nights.__file__).parent), str(path)]
+        writer = subprocess.Popen(command)
+        while not path.exists() or path.stat().st_mtime_ns == 0 or _count(path) <= known + 2:
+            assert writer.poll() is None
+            time.sleep(0.01)
+        time.sleep(chance.random() * 0.1)
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.wait()
+        found = check_values(History(path, ignore))
+        assert found >= known + 2
+        assert backups_of(path)
+        assert all(is_sound(backup) for backup in backups_of(path))
+        known = found
+
+
+def _count(path: Path) -> int:
+    try:
+        with sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10) as connection:
+            (count,) = connection.execute("SELECT count(*) FROM nights").fetchone()
+        connection.close()
+    except sqlite3.OperationalError:
+        return 0
+    return int(count)

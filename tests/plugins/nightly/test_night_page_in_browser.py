@@ -1,0 +1,94 @@
+"""The trend page in a real Chromium: drawn, filtered, quiet, and within the width of a phone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import nights
+import pytest
+from browser import Browser, covered
+
+from compress.plugins.nightly.views import night_page
+
+pytestmark = pytest.mark.browser
+
+DRAWN = """
+const panels = [...document.querySelectorAll(".trends > figure")];
+const shown = () => panels.filter((panel) => panel.getBoundingClientRect().height > 0)
+  .map((panel) => [panel.dataset.entry, panel.dataset.metric, panel.dataset.model].join(" "));
+const form = document.querySelector(".filters");
+const choose = (changes) => {
+  for (const [name, value] of Object.entries(changes)) {
+    const field = form.elements[name];
+    if (field.type === "checkbox") field.checked = value; else field.value = value;
+  }
+  form.dispatchEvent(new Event("change"));
+  return shown();
+};
+const labels = panels.filter((panel) => !panel.hidden).map((panel) =>
+  [...panel.querySelectorAll("text.size, text.tick")].map((t) => [t.textContent, ...box(t)]));
+return {
+  first: shown(), labels, filters: form.getBoundingClientRect().height,
+  lines: [...document.querySelectorAll(".trends figure:not([hidden]) .curve")].map((line) => line.getBBox().width),
+  marks: document.querySelectorAll(".trends figure:not([hidden]) g.change").length,
+  everything: choose({metric: "", model: "", entry: ""}),
+  one: choose({metric: "latency_ms", model: "final", entry: "tiny"}),
+  changed: choose({metric: "*main", model: "final", entry: "", changed: true}),
+  overflow: document.documentElement.scrollWidth - innerWidth, width: innerWidth };
+"""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    history = nights.story(tmp_path_factory.mktemp("story") / "history.sqlite")
+    read = history.nights(nights.SUITE)
+    return night_page(read[-1], read, history.series(nights.SUITE), "Invented nights.")
+
+
+def drawn(browser: Browser, page: str, width: int = 1280) -> Any:
+    seen = browser.look(page, DRAWN, width)
+    assert (seen.said, seen.asked) == ([], [])
+    return seen.found
+
+
+def test_the_page_as_shipped_runs_without_error_or_request(browser: Browser, page: str) -> None:
+    seen = browser.look(page, "document.body.textContent")
+    assert (seen.said, seen.asked) == ([], [])
+    assert "8 of 12 lines" in seen.found  # the script ran under the page's own policy
+
+
+def test_an_injection_does_nothing(browser: Browser, page: str) -> None:
+    injected = page.replace("</body>", "<script>document.title='owned'</script></body>")
+    seen = browser.look(injected, "document.title")
+    assert seen.found.startswith("made-up")
+    assert len([line for line in seen.said if "Content Security Policy" in line]) == 1
+
+
+def test_lines_are_drawn_and_filtered(browser: Browser, page: str) -> None:
+    found = drawn(browser, page)
+    metrics = ("accuracy", "latency_ms", "size_bytes", "throughput")
+    assert sorted(found["first"]) == sorted(
+        f"{entry} {metric} final" for entry in ("tiny", "narrow") for metric in metrics
+    )
+    assert len(found["everything"]) == 12
+    assert found["one"] == ["tiny latency_ms final"]
+    # All but the accuracy of `narrow` changed in the story.
+    assert sorted(found["changed"]) == sorted(set(found["first"]) - {"narrow accuracy final"})
+    assert found["filters"] > 30
+    assert all(width > 300 for width in found["lines"])
+    assert found["marks"] >= 9
+
+
+@pytest.mark.parametrize("width", [1280, 500, 390])
+def test_nothing_overflows_and_no_label_covers_another(browser: Browser, page: str, width: int) -> None:
+    found = drawn(browser, page, width)
+    assert (found["width"], found["overflow"]) == (width, 0)
+    for chart in found["labels"]:
+        assert all(left >= 0 and right <= width for _, left, _, right, _ in chart)
+        assert covered(chart) == []
+
+
+def test_dark_mode_is_dark(browser: Browser, page: str) -> None:
+    colour = "getComputedStyle(document.body).backgroundColor"
+    found = [browser.look(page, colour, dark=dark).found for dark in (False, True)]
+    assert found == ["rgb(245, 246, 248)", "rgb(15, 18, 23)"]

@@ -1,0 +1,118 @@
+"""Views of a night: the culprit stands in every one, and nothing of its text runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import nights
+import pytest
+from narrow import broken_words, shown
+from nights import SUITE, ignore, night, outcome, row
+
+from compress.plugins.nightly.history import History
+from compress.plugins.nightly.record import Finding, Night
+from compress.plugins.nightly.views import night_junit, night_markdown, night_page, night_table, verdict
+
+EVIL = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> History:
+    return nights.story(tmp_path_factory.mktemp("story") / "history.sqlite")
+
+
+def bad_night() -> Night:
+    findings = (
+        Finding(entry="a", kind="gate", metric="latency_ms", target="cpu", what="6.1% higher", since="night 3"),
+        Finding(entry="b", kind="stage", what="failed: the disk is full"),
+        Finding(entry="c", kind="budget", what="not run: no time"),
+    )  # fmt: skip
+    outcomes = (
+        outcome("a", "missed", reason="6.1% higher", notes=("shared",)),
+        outcome("b", "failed", reason="the disk is full\nsecond line", exit_code=3, notes=("shared",)),
+        outcome("c", "not run", reason="no time"),
+        outcome("d"),
+    )
+    return night(4, outcomes, findings).model_copy(update={"number": 5})
+
+
+def test_the_verdict_counts() -> None:
+    assert verdict(bad_night()) == ("missed", "1 failed, 1 missed, 1 not run of 4 entries")
+    assert verdict(night(0, [outcome()])) == ("passed", "the entry passed")
+    assert verdict(night(0, [outcome("a"), outcome("b")])) == ("passed", "all 2 entries passed")
+
+
+def test_the_exit_code_is_that_of_the_worst() -> None:
+    gate, stage, budget = bad_night().findings
+    assert [night(0, [], found).exit_code for found in ([], [gate], [budget], [gate, stage])] == [0, 1, 1, 3]
+
+
+def test_console_and_markdown_name_the_culprit_and_since_when() -> None:
+    out = shown(night_table(bad_night()), 160)
+    assert "a: latency_ms on cpu: 6.1% higher, since night 3" in out
+    assert "a, b: shared" in out
+    assert broken_words(night_table(bad_night()), 80) == []
+    text = night_markdown(bad_night())
+    assert "**a: latency_ms on cpu**: 6.1% higher, since night 3" in text
+    assert "| b | failed | 2 min 00 s | the disk is full |" in text
+
+
+def test_junit_has_errors_failures_and_skips() -> None:
+    root = ElementTree.fromstring(night_junit(bad_night()))
+    counts = {
+        suite.get("name"): tuple(suite.get(key) for key in ("tests", "failures", "errors", "skipped"))
+        for suite in root.iter("testsuite")
+    }
+    assert counts == {
+        "a": ("2", "1", "0", "0"),
+        "b": ("1", "0", "1", "0"),
+        "c": ("1", "0", "0", "1"),
+        "d": ("1", "0", "0", "0"),
+    }
+    (failure,) = root.iter("failure")
+    assert failure.get("message") == "a: latency_ms on cpu: 6.1% higher, since night 3"
+
+
+def test_the_page_marks_each_change_with_night_size_and_commit(story: History) -> None:
+    read = story.nights(SUITE)
+    page = night_page(read[-1], read, story.series(SUITE))
+    marks = re.findall(r'<g class="change (\w+)" tabindex="0">.*?<title>(.*?)</title>', page, re.S)
+    step = [words for state, words in marks if state == "worse" and "onnxruntime 1.31.2 \u2192 1.32.0" in words]
+    # The latency of the final model stepped at night 53 by 6.5%, as the story has it.
+    assert any(re.match(r"\+[67]\.\d% since night 53 \(2026-09-22, commit 0019223\)", words) for words in step)
+    assert page.count('class="point failed"') == 18
+    assert "1 missed of 2 entries" in page
+
+
+def test_text_of_others_is_escaped_everywhere(tmp_path: Path) -> None:
+    history = History(tmp_path / "history.sqlite", ignore)
+    found = Finding(entry=EVIL, kind="gate", metric=EVIL, target=EVIL, what=EVIL, since=EVIL)
+    told = history.append(
+        night(0, [outcome(EVIL, "missed", reason=EVIL, notes=(EVIL,))], [found], software={EVIL: EVIL}, commit=EVIL),
+        {EVIL: (row(EVIL, 1.0, EVIL, EVIL), row("latency_ms", 1.0, "ms"))},
+    )
+    page = night_page(told, [told], history.series(SUITE), EVIL)
+    assert EVIL not in page
+    assert "<script>alert" not in night_markdown(told)
+    ElementTree.fromstring(night_junit(told))
+
+
+def test_lines_of_other_hosts_are_charts_of_their_own(tmp_path: Path) -> None:
+    history = History(tmp_path / "history.sqlite", ignore)
+    other = nights.HOST.model_copy(update={"digest": "bb", "words": "Another processor"})
+    for place in range(6):
+        history.append(night(place, [outcome()], host=other if place % 2 else nights.HOST),
+                       {"tiny": (row("latency_ms", 1.0, "ms"),)})  # fmt: skip
+    read = history.nights(SUITE)
+    page = night_page(read[-1], read, history.series(SUITE))
+    assert len(re.findall(r"<figure ", page)) == 2
+    assert 'name="host"' in page
+
+
+def test_a_night_that_measured_nothing_has_a_page() -> None:
+    told = night(0, [outcome(status="failed", reason="no")], [Finding(entry="tiny", kind="stage", what="failed: no")])
+    page = night_page(told, [told], [])
+    assert "Nothing was measured yet." in page
+    assert "<form" not in page

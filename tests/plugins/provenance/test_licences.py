@@ -1,0 +1,225 @@
+"""What sources say of their licences is read where they say it, carried on, and stops what it forbids."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.licenses import canonicalize_license_expression
+
+from compress.errors import InputError
+from compress.plugins.provenance.licences import carried, find_licences, objections, refuse_forbidden
+from compress.plugins.provenance.stated import package_licence, stated_by
+from compress.plugins.provenance.terms import NOT_STATED, canonical, duties, hub_name, is_known, joined
+from compress.recipe.recipe import Recipe
+from compress.results.report import Report
+from compress.samples.sample import known_samples
+
+
+def recipe(**changes: Any) -> Recipe:
+    """A recipe of a classifier, with top-level fields replaced."""
+    values: dict[str, Any] = {
+        "name": "toy",
+        "task": "text-classification",
+        "model": "model",
+        "data": {"splits": {"train": "train.csv", "test": "test.csv"}},
+        "stages": ["quantize"],
+    }
+    return Recipe.model_validate({**values, **changes})
+
+
+def place(folder: Path, name: str, licence: str | None = None) -> Path:
+    """A folder with a card that says so, or with nothing."""
+    made = folder / name
+    made.mkdir(parents=True)
+    if licence is not None:
+        (made / "README.md").write_text(f"---\nlanguage: en\nlicense: {licence}\n---\n# A model\n")
+    return made
+
+
+@pytest.mark.parametrize(
+    ("said", "expected", "asks"),
+    [
+        ("apache-2.0", "Apache-2.0", ()),
+        ("CC BY-SA 3.0", "CC-BY-SA-3.0", ("share-alike",)),
+        ("cc-by-nc-nd-4.0", "CC-BY-NC-ND-4.0", ("non-commercial", "no-derivatives")),
+        ("llama2", "LicenseRef-llama2", ("use-restrictions", "no-training")),
+        ("llama3.1", "LicenseRef-llama3.1", ("use-restrictions",)),
+        ("creativeml-openrail-m", "LicenseRef-creativeml-openrail-m", ("use-restrictions",)),
+        # Who may choose is asked for what both ask; who may not, for what either does. AND binds closer.
+        ("MIT OR GPL-2.0-only", "MIT OR GPL-2.0-only", ()),
+        ("(MIT OR GPL-2.0-only) AND CC-BY-NC-4.0", "(MIT OR GPL-2.0-only) AND CC-BY-NC-4.0", ("non-commercial",)),
+        ("MIT OR GPL-2.0-only AND CC-BY-NC-4.0", "MIT OR GPL-2.0-only AND CC-BY-NC-4.0", ()),
+        ("gpl-3.0-only with gcc-exception-3.1", "GPL-3.0-only WITH GCC-exception-3.1", ("share-alike",)),
+        ("other", NOT_STATED, ()),
+        ("", NOT_STATED, ()),
+    ],
+)
+def test_a_licence_is_an_spdx_expression_with_its_duties(said: str, expected: str, asks: tuple[str, ...]) -> None:
+    assert (canonical(said), duties(canonical(said))) == (expected, asks)
+    if expected != NOT_STATED:
+        assert canonicalize_license_expression(expected) == expected
+
+
+def test_licences_together_and_names_of_the_hub() -> None:
+    assert joined(["MIT", "Apache-2.0", "MIT"]) == "Apache-2.0 AND MIT"
+    assert joined(["MIT OR ISC", "Zlib"]) == "(MIT OR ISC) AND Zlib"
+    assert joined(["MIT", NOT_STATED]) == joined([]) == NOT_STATED
+    names = ["Apache-2.0", "GPL-3.0-only", "LicenseRef-llama3.1", "LicenseRef-mine", "MIT AND Zlib", NOT_STATED]
+    assert [hub_name(one) for one in names] == ["apache-2.0", "gpl-3.0", "llama3.1", None, None, "unknown"]
+    known = ["MIT", "LicenseRef-gemma", "LicenseRef-public-domain", "LicenseRef-mine", "MIT AND LicenseRef-mine"]
+    assert [is_known(one) for one in known] == [True, True, True, False, False]
+
+
+def test_every_sample_has_an_expression() -> None:
+    for name, sample in known_samples().items():
+        if sample.kind != "runtime":
+            assert sample.spdx == canonical(sample.spdx or "") != NOT_STATED, name
+
+
+def _gguf(path: Path, licence: str) -> Path:
+    """A file of one entry of metadata and no tensor, as the format's specification has it."""
+    text = lambda value: struct.pack("<Q", len(value)) + value.encode()  # noqa: E731
+    entry = text("general.license") + struct.pack("<I", 8) + text(licence)
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + entry)
+    return path
+
+
+def test_places_where_a_source_says_it(tmp_path: Path) -> None:
+    assert stated_by(place(tmp_path, "card", "bigscience-openrail-m")) == (
+        "LicenseRef-bigscience-openrail-m",
+        "README.md",
+    )
+    assert stated_by(place(tmp_path, "several", "[mit, cc-by-4.0]")).licence == "CC-BY-4.0 AND MIT"
+    assert stated_by(place(tmp_path, "other", "other\nlicense_name: my-terms")).licence == "LicenseRef-my-terms"
+    assert stated_by(_gguf(tmp_path / "model.gguf", "llama3.1")) == ("LicenseRef-llama3.1", "model.gguf")
+    config = place(tmp_path, "config")
+    (config / "config.json").write_text(json.dumps({"license": "mit"}))
+    assert stated_by(config) == ("MIT", "config.json")
+    (tmp_path / "rows.csv").write_text("text,label\n")
+    assert stated_by(tmp_path / "rows.csv") == (NOT_STATED, "")
+    # REUSE 3.3: the licence of a file that has no comments stands beside it.
+    (tmp_path / "rows.csv.license").write_text(
+        "SPDX-FileCopyrightText: 2026 Me\n\nSPDX-License-Identifier: CC-BY-4.0\n"
+    )
+    assert stated_by(tmp_path / "rows.csv") == ("CC-BY-4.0", "rows.csv.license")
+    (place(tmp_path, "broken") / "README.md").write_text("---\nlicense: [mit\n---\n")
+    assert stated_by(tmp_path / "broken" / "rows.csv") == (NOT_STATED, "")
+    with pytest.raises(InputError, match="front matter is no YAML"):
+        stated_by(tmp_path / "broken")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ((Path(__file__).parents[3] / "LICENSE").read_text(), "Apache-2.0"),
+        ("LLAMA 2 COMMUNITY LICENSE AGREEMENT\nLlama 2 Version Release Date: July 18, 2023", "LicenseRef-llama2"),
+        ("Creative Commons\nAttribution-NonCommercial-ShareAlike 4.0 International", "CC-BY-NC-SA-4.0"),
+        ("Attribution-NonCommercial-NoDerivatives 4.0 International", "CC-BY-NC-ND-4.0"),
+        ("You may look at this.", "LicenseRef-LICENSE-of-the-source"),
+    ],
+)
+def test_a_licence_is_told_by_its_text(text: str, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "LICENSE").write_text(text)
+    assert stated_by(tmp_path) == (expected, "LICENSE")
+
+
+def test_packages_say_it_in_their_metadata() -> None:
+    # As their pages on PyPI have it.
+    assert (package_licence("onnxruntime"), package_licence("huggingface_hub")) == ("MIT", "Apache-2.0")
+    assert package_licence("no-such-package") == NOT_STATED
+
+
+def test_sources_and_runtimes_are_all_found(tmp_path: Path) -> None:
+    place(tmp_path, "model", "apache-2.0")
+    place(tmp_path, "adapter", "cc-by-nc-4.0")
+    merged = recipe(
+        stages=[{"merge_lora": {"adapter": "adapter"}}, "export"],
+        licences={"stated": {"train.csv": "CC BY-SA 4.0"}},
+    )
+    found = find_licences(merged, tmp_path)
+    assert {one.of: (one.licence, one.stated_in, one.binds) for one in found} == {
+        "model": ("Apache-2.0", "README.md", True),
+        "adapter adapter": ("CC-BY-NC-4.0", "README.md", True),
+        "data train.csv": ("CC-BY-SA-4.0", "the recipe", False),
+        "test data test.csv": (NOT_STATED, "", False),
+        "runtime onnxruntime": ("MIT", "its metadata", False),
+    }
+    assert carried(found) == "Apache-2.0 AND CC-BY-NC-4.0"
+    words = [one.words for one in objections(found, merged)]
+    assert "adapter adapter, CC-BY-NC-4.0: no commercial use" in words
+    assert [line for line in words if "contradict" in line] == [
+        "adapter adapter, CC-BY-NC-4.0 and data train.csv, CC-BY-SA-4.0 may contradict each other: "
+        "one wants its own terms for what is made of it, and the other has more"
+    ]
+    assert words[-1] == "no licence is stated of test data test.csv; `licences.stated` of the recipe may say it"
+
+
+def test_a_model_without_derivatives_is_refused_but_for_a_reason(tmp_path: Path) -> None:
+    place(tmp_path, "model", "cc-by-nd-4.0")
+    forbidden = recipe()
+    with pytest.raises(InputError, match=r"model model, CC-BY-ND-4\.0 permits no derivatives") as caught:
+        refuse_forbidden(find_licences(forbidden, tmp_path), forbidden)
+    assert "licences.allowed" in str(caught.value)
+    # Writing the same weights in another format makes no derivative (CC BY-ND 4.0, section 2(a)(4)).
+    written = recipe(stages=["export"])
+    refuse_forbidden(find_licences(written, tmp_path), written)
+    allowed = recipe(licences={"allowed": {"model": "letter of 2 May"}})
+    words = refuse_forbidden(find_licences(allowed, tmp_path), allowed)
+    assert "the recipe says why it may: letter of 2 May" in words[0]
+    with pytest.raises(ValueError, match="a reason for each"):
+        recipe(licences={"allowed": {"model": " "}})
+
+
+def test_a_teacher_that_may_not_teach_is_refused(tmp_path: Path) -> None:
+    place(tmp_path, "big", "llama2")
+    place(tmp_path, "small", "apache-2.0")
+    stages = [{"distill": {"student": {"model": "small"}}}, "export"]
+    taught = recipe(model="big", stages=stages)
+    found = find_licences(taught, tmp_path)
+    # The student's weights ship; the teacher's duties stay known.
+    assert carried(found) == "Apache-2.0"
+    with pytest.raises(InputError, match=r"forbids to train other models .*teaches small"):
+        refuse_forbidden(found, taught)
+    (tmp_path / "small" / "README.md").write_text("---\nlicense: llama2\n---\n")
+    refuse_forbidden(find_licences(taught, tmp_path), taught)
+
+
+def test_a_run_of_a_run_knows_the_first_ones_data(tmp_path: Path) -> None:
+    place(tmp_path, "model", "apache-2.0")
+    first = recipe(licences={"stated": {"train.csv": "CC-BY-NC-4.0"}})
+    report = Report(recipe="first", licences=find_licences(first, tmp_path))
+    (tmp_path / "runs" / "model").mkdir(parents=True)
+    (tmp_path / "runs" / "report.json").write_text(report.to_json())
+    (tmp_path / "runs" / "lock.json").write_text("{}")
+    second = recipe(model="runs/model", data={"splits": {"train": "mine.csv", "test": "mine.csv"}})
+    found = {one.of: one for one in find_licences(second, tmp_path)}
+    assert (found["model"].licence, found["model"].stated_in) == ("Apache-2.0", "run first")
+    assert found["data train.csv of run first"].duties == ("non-commercial",)
+    assert "data train.csv of run first, CC-BY-NC-4.0: no commercial use" in refuse_forbidden(
+        tuple(found.values()), second
+    )
+
+
+def test_names_that_the_recipe_does_not_read(tmp_path: Path) -> None:
+    strange = recipe(licences={"stated": {"trian.csv": "MIT"}})
+    with pytest.raises(InputError, match=r"nothing that is called 'trian\.csv'. Did you mean 'train\.csv'"):
+        find_licences(strange, tmp_path)
+
+
+def test_a_recipe_keeps_its_words_wherever_it_is_read(tmp_path: Path) -> None:
+    from compress.pipeline.run import with_absolute_paths
+
+    place(tmp_path, "model")
+    (tmp_path / "train.csv").write_text("text,label\n")
+    said = recipe(licences={"stated": {"model": "mit", "train.csv": "cc0-1.0"}})
+    moved = with_absolute_paths(said, tmp_path)
+    assert moved.licences.stated.keys() == {
+        str(tmp_path / "model"),
+        str(tmp_path / "train.csv"),
+    }
+    licences = {one.of: one.licence for one in find_licences(moved, Path("/"))}
+    assert (licences["model"], licences["data train.csv"]) == ("MIT", "CC0-1.0")

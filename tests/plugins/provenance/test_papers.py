@@ -1,0 +1,204 @@
+"""Card, bill of materials and provenance are accepted by the programs that they are for, and say what the run says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+from google.protobuf import json_format
+from huggingface_hub import ModelCard
+from huggingface_hub.utils import validate_repo_id
+from in_toto_attestation.predicates.provenance.v1 import provenance_pb2
+from in_toto_attestation.v1 import statement_pb2
+from in_toto_attestation.v1.statement import Statement
+from license_expression import get_spdx_licensing
+from toy_run import DIGESTS, new_key, write_run
+from typer.testing import CliRunner
+
+from compress.cli import app
+from compress.errors import BundleError, InputError
+from compress.plugins.provenance.finished import read_finished
+from compress.plugins.provenance.statement import verify_statement
+from compress.plugins.provenance.write import write_papers
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("papers")
+
+
+@pytest.fixture(scope="module")
+def run(home: Path) -> Path:
+    """A run with its papers, unsigned; not to be changed."""
+    made = write_run(home)
+    write_papers(read_finished(made), made)
+    return made
+
+
+def test_the_hubs_library_reads_the_card(run: Path) -> None:
+    card = ModelCard.load(run / "README.md")
+    said = card.data.to_dict()
+    assert str(card) == (run / "README.md").read_text()
+    assert (said["license"], said["pipeline_tag"], said["library_name"]) == (
+        "cc-by-sa-4.0",
+        "text-classification",
+        "onnxruntime",
+    )
+    accuracy, size = card.data.eval_results
+    assert (accuracy.metric_type, accuracy.metric_value, accuracy.task_type) == (
+        "accuracy",
+        0.875,
+        "text-classification",
+    )
+    assert accuracy.metric_args == {"target": "cpu", "unit": "fraction", "low": 0.8, "high": 0.93, "n": 96}
+    assert accuracy.dataset_args == {"sha256": DIGESTS["test"], "rows": 96}
+    assert (size.metric_type, size.metric_value) == ("size_bytes", 12)
+    validate_repo_id(accuracy.dataset_type)
+    assert "| Accuracy | cpu | 87.5% |" in card.text.replace("87.50%", "87.5%")
+    assert "- data train.csv: CC-BY-NC-4.0" in card.text
+    assert "Data train.csv, CC-BY-NC-4.0: no commercial use." in card.text
+    assert "contradict each other" in card.text
+    assert "a note of the run" in card.text
+
+
+def test_the_official_schema_takes_the_bill(run: Path) -> None:
+    text = (run / "bom.cdx.json").read_text()
+    checker = JsonStrictValidator(SchemaVersion.V1_6)
+    assert checker.validate_str(text) is None
+    broken = json.loads(text)
+    broken["metadata"]["component"]["modelCard"]["quantitativeAnalysis"]["performanceMetrics"][0]["value"] = 0.875
+    assert checker.validate_str(json.dumps(broken)) is not None
+
+
+def test_the_bill_has_parents_data_packages_and_figures(run: Path) -> None:
+    bill = json.loads((run / "bom.cdx.json").read_text())
+    model = bill["metadata"]["component"]
+    (parent,) = model["pedigree"]["ancestors"]
+    assert (parent["name"], parent["licenses"]) == ("start", [{"expression": "CC-BY-SA-4.0"}])
+    metrics = model["modelCard"]["quantitativeAnalysis"]["performanceMetrics"]
+    assert metrics[0] == {
+        "type": "accuracy (fraction)",
+        "value": "0.875",
+        "slice": "all rows, on cpu",
+        "confidenceInterval": {"lowerBound": "0.8", "upperBound": "0.93"},
+    }
+    parts = {part["bom-ref"]: part for part in bill["components"]}
+    assert parts["data:test"]["hashes"] == [{"alg": "SHA-256", "content": DIGESTS["test"]}]
+    assert parts["data:train"]["licenses"] == [{"expression": "CC-BY-NC-4.0"}]
+    assert "licenses" not in parts["data:test"]
+    runtime = parts["pkg:pypi/onnxruntime@1.32.0"]
+    assert (runtime["scope"], runtime["licenses"]) == ("required", [{"expression": "MIT"}])
+    files = {part["name"]: part["hashes"][0]["content"] for part in model["components"]}
+    assert files == {name: hashlib.sha256((run / name).read_bytes()).hexdigest() for name in files}
+    assert files.keys() == {"model/config.json", "model/onnx/model.onnx"}
+    licensing = get_spdx_licensing()
+    for part in (model, parent, *parts.values()):
+        for licence in part.get("licenses", ()):
+            names = licensing.license_keys(licence["expression"])
+            assert all(name.startswith("LicenseRef-") or licensing.validate(name).errors == [] for name in names)
+
+
+def test_in_totos_own_classes_take_the_statement(run: Path) -> None:
+    said: dict[str, Any] = json.loads((run / "provenance.json").read_text())
+    parsed = statement_pb2.Statement()
+    json_format.ParseDict(said, parsed)  # refuses fields that in-toto does not know
+    Statement.copy_from_pb(parsed).validate()
+    provenance = provenance_pb2.Provenance()
+    json_format.ParseDict(said["predicate"], provenance)
+    assert provenance.build_definition.build_type == "urn:compress:run:1"
+    assert (
+        provenance.run_details.metadata.finished_on.seconds - provenance.run_details.metadata.started_on.seconds == 61
+    )
+    digests = [dict(one.digest) for one in provenance.build_definition.resolved_dependencies if one.digest]
+    assert digests == [
+        {"compressDirectorySha256": "3" * 64},
+        *({"compressRowsSha256": one} for one in DIGESTS.values()),
+    ]
+    assert said["predicate"]["buildDefinition"]["externalParameters"]["recipe"]["model"] == "start"
+
+
+def test_papers_name_no_folder_of_this_machine(run: Path, home: Path) -> None:
+    for name in ("README.md", "bom.cdx.json", "provenance.json"):
+        assert str(home) not in (run / name).read_text() and "6.1.0-of-mine" not in (run / name).read_text()
+
+
+def test_the_same_run_has_the_same_papers(run: Path, tmp_path: Path) -> None:
+    for name in write_papers(read_finished(run), tmp_path):
+        assert (tmp_path / name).read_bytes() == (run / name).read_bytes()
+
+
+def test_only_a_known_signer_is_believed(tmp_path: Path) -> None:
+    run, key = write_run(tmp_path / "home"), new_key(tmp_path / "keys")
+    public = key.with_suffix(".pub")
+    shell = CliRunner()
+    done = shell.invoke(app, ["papers", str(run), "--sign", str(key), "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["files"].keys() == {
+        "README.md",
+        "bom.cdx.json",
+        "provenance.json",
+        "provenance.json.sig",
+    }
+    allowed = tmp_path / "allowed_signers"
+    allowed.write_text(f'me@example.org namespaces="compress-provenance" {public.read_text()}')
+    # OpenSSH itself, as whoever gets the files would ask it.
+    command = ["ssh-keygen", "-Y", "verify", "-f", str(allowed), "-I", "me@example.org", "-n", "compress-provenance"]
+    command += ["-s", str(run / "provenance.json.sig")]
+    content = (run / "provenance.json").read_bytes()
+    assert subprocess.run(command, input=content, capture_output=True, check=False).returncode == 0
+    assert subprocess.run(command, input=content + b" ", capture_output=True, check=False).returncode != 0
+    for known in (public, allowed):
+        assert verify_statement(run, known).signer is not None
+    for condition in ('namespaces="git"', 'valid-before="20200101"'):
+        allowed.write_text(f"me@example.org {condition} {public.read_text()}")
+        with pytest.raises(BundleError, match="Another key signed the provenance"):
+            verify_statement(run, allowed)
+    with pytest.raises(BundleError, match="whom nobody here knows") as caught:
+        verify_statement(run, None)
+    assert "--signer" in str(caught.value) and "ssh-keygen -l" in str(caught.value)
+    other = new_key(tmp_path / "others").with_suffix(".pub")
+    with pytest.raises(BundleError, match="Another key signed the provenance") as caught:
+        verify_statement(run, other)
+    assert "do not take the key from where these files came from" in str(caught.value)
+    # Writing them again without a key leaves no signature that fits no longer.
+    write_papers(read_finished(run), run)
+    assert verify_statement(run, None).signer is None
+    with pytest.raises(BundleError, match="not signed"):
+        verify_statement(run, public)
+
+
+def test_changed_and_missing_files_are_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    write_papers(read_finished(run), run)
+    assert verify_statement(run, None).files == 2
+    model = run / "model" / "onnx" / "model.onnx"
+    whole = model.read_bytes()
+    model.write_bytes(whole.replace(b"g", b"G"))
+    with pytest.raises(BundleError, match=r"model/onnx/model\.onnx was changed"):
+        verify_statement(run, None)
+    model.unlink()
+    with pytest.raises(BundleError, match=r"model/onnx/model\.onnx is missing"):
+        verify_statement(run, None)
+    said = json.loads((run / "provenance.json").read_text())
+    said["subject"][0]["name"] = "../../../../start/config.json"
+    (run / "provenance.json").write_text(json.dumps(said))
+    with pytest.raises(BundleError, match="is missing"):
+        verify_statement(run, None)
+    (run / "provenance.json").write_text(json.dumps({**said, "predicateType": "https://example.org/other"}))
+    with pytest.raises(BundleError, match="predicateType"):
+        verify_statement(run, None)
+
+
+def test_what_is_no_whole_run(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    with pytest.raises(InputError, match=r"There is no provenance\.json"):
+        verify_statement(run, None)
+    (run / "lock.json").unlink()
+    done = CliRunner().invoke(app, ["papers", str(run)])
+    assert isinstance(done.exception, InputError) and "The run has no lock.json" in str(done.exception)

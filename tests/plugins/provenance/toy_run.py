@@ -1,0 +1,73 @@
+"""A run's folder written by hand: a model of a few bytes, its recipe, lock and report; and a key to sign with."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from compress.results.measurement import Measurement
+
+from compress.pipeline.run import with_absolute_paths
+from compress.plugins.provenance.licences import find_licences
+from compress.recipe.loading import dump_recipe
+from compress.recipe.recipe import Recipe
+from compress.results.report import DataRecord, Report
+from compress.stage.stage import StageRecord
+
+DIGESTS = {"train": "1" * 64, "test": "2" * 64}
+ROWS = (
+    Measurement(model="final", metric="accuracy", target="cpu", value=0.875, unit="fraction", low=0.8, high=0.93, n=96),
+    Measurement(model="final", metric="size_bytes", target="cpu", value=12, unit="bytes"),
+    Measurement(model="baseline", metric="accuracy", target="cpu", value=0.9, unit="fraction", low=0.8, high=1, n=96),
+)
+
+
+def write_run(home: Path, licence: str = "cc-by-sa-4.0", **changes: Any) -> Path:
+    """Sources and a run below ``home``; the run's folder. ``licence`` is the starting model's."""
+    start = home / "start"
+    start.mkdir(parents=True)
+    (start / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
+    (start / "config.json").write_text("{}")
+    for split in DIGESTS:
+        (home / f"{split}.csv").write_text("text,label\nfine,good\n")
+    (home / "train.csv.license").write_text("SPDX-License-Identifier: CC-BY-NC-4.0\n")
+    given = {
+        "name": "toy",
+        "task": "text-classification",
+        "model": "start",
+        "data": {"splits": {split: f"{split}.csv" for split in DIGESTS}},
+        "stages": ["export", "quantize"],
+        "seed": 3,
+    }
+    recipe = Recipe.model_validate({**given, **changes})
+    run = home / "artifacts" / "runs" / "toy" / "2026-05-02T10-00-00"
+    for name, content in {"config.json": '{"model_type": "bert"}', "onnx/model.onnx": "not a graph"}.items():
+        (run / "model" / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / "model" / name).write_text(content)
+    (run / "recipe.yaml").write_text(dump_recipe(with_absolute_paths(recipe, home)))
+    lock = {"seed": 3, "threads": 1, "packages": {"compress": "0.1.0", "onnxruntime": "1.32.0"}, "data": DIGESTS}
+    (run / "lock.json").write_text(json.dumps({**lock, "start": "3" * 64, "stages": {"quantize": "4" * 64}}))
+    report = Report(
+        recipe="toy",
+        description="Films, good or bad: a toy",
+        started="2026-05-02T10:00:00+02:00",
+        seconds=61.4,
+        stages=(StageRecord(name="quantize", key="5" * 64, cached=False, seconds=1.0),),
+        measurements=ROWS,
+        data=DataRecord(digest=DIGESTS["test"], rows=96),
+        environment={"processor_class": "x86-vnni", "kernel": "6.1.0-of-mine", "packages": {"onnx": "1.23.2"}},
+        notes=("a note of the run",),
+        licences=find_licences(recipe, home),
+    )
+    (run / "report.json").write_text(report.to_json())
+    return run
+
+
+def new_key(folder: Path) -> Path:
+    """A private key, its public half beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(path)], check=True)
+    return path

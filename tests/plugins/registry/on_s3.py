@@ -1,0 +1,81 @@
+"""A registry sent to a real S3 server and brought back: run where s3fs and moto are. Prints what was found."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+ENDPOINT = "http://127.0.0.1"
+os.environ |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+def main(folder: Path) -> dict[str, Any]:
+    """Send, lose the server half-way, send again, bring all into a new folder, pull the champion."""
+    from fsspec.config import conf
+    from moto.server import ThreadedMotoServer
+    from s3fs import S3FileSystem
+
+    from compress.errors import StorageError
+    from compress.plugins.registry import remote as module
+    from compress.plugins.registry.registry import Registry
+    from compress.plugins.registry.remote import Remote
+    from compress.plugins.registry.transfer import fetch, pull_remote, push, verify_remote
+    from compress.plugins.registry.upkeep import verify
+
+    module.PIECE_BYTES = 10_000
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    port = server.get_host_and_port()[1]
+    conf["s3"] = {
+        "client_kwargs": {"endpoint_url": f"{ENDPOINT}:{port}"},
+        "config_kwargs": {"retries": {"max_attempts": 1}, "connect_timeout": 2},
+    }
+    S3FileSystem().mkdir("models")
+    registry = Registry(folder / "registry")
+    far = Remote("s3://models/reviews")
+    put, count = far._put, 0
+
+    def vanishing(path: str, content: bytes) -> None:
+        nonlocal count
+        count += 1
+        if count == 8:
+            conf_port(far, 1)
+        put(path, content)
+
+    def conf_port(remote: Remote, number: int) -> None:
+        # Nothing listens there.
+        remote._system = S3FileSystem(
+            client_kwargs={"endpoint_url": f"{ENDPOINT}:{number}"},
+            config_kwargs={"retries": {"max_attempts": 1}, "connect_timeout": 2},
+            skip_instance_cache=True,
+        )
+
+    far._put = vanishing  # type: ignore[method-assign]
+    vanished = ""
+    try:
+        push(registry, far)
+    except StorageError as error:
+        vanished = error.what
+    again = Remote("s3://models/reviews")
+    found: dict[str, Any] = {"vanished": vanished, "lines after": len(again.lines())}
+    found["second"] = push(registry, again).model_dump()
+    found["third"] = push(registry, Remote("s3://models/reviews")).model_dump()
+    found["faults there"] = [fault.path for fault in verify_remote(again)]
+    new = Registry(folder / "new")
+    found["fetched"] = fetch(new, again).model_dump()
+    found["faults here"] = [fault.path for fault in verify(new)]
+    found["same log"] = new.log.path.read_bytes() == registry.log.path.read_bytes()
+    found["pulled"] = pull_remote(again, "reviews@champion", folder / "pulled").reference
+    damaged = next(path for path in again._system.find("models/reviews/objects") if path.endswith("/00003"))
+    again._system.pipe_file(damaged, b"x")
+    found["damaged"] = [(fault.path, fault.fault) for fault in verify_remote(again)]
+    found["of"] = "objects/" + damaged.split("/")[-2]
+    server.stop()
+    return found
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(main(Path(sys.argv[1]))))

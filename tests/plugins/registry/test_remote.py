@@ -1,0 +1,311 @@
+"""Copies of a registry elsewhere: nothing torn where the other end goes away, gone on with, verified on arrival."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from foreign_environments import S3
+from loopback_sshd import find_binary, running
+from registry import made_run
+from rotation import is_todays
+
+from compress.errors import InputError, MissingExtraError, StorageError
+from compress.plugins.registry import remote as remote_module
+from compress.plugins.registry.promotion import Wish, promote
+from compress.plugins.registry.registry import Registry
+from compress.plugins.registry.remote import Remote
+from compress.plugins.registry.transfer import fetch, pull_remote, push, verify_remote
+from compress.plugins.registry.upkeep import verify
+
+pytest.importorskip("fsspec")
+MODEL = "model/onnx/model.onnx"
+WEIGHTS = random.Random(0).randbytes(35_000)
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """Two versions whose models are four pieces each."""
+    monkeypatch.setattr(remote_module, "PIECE_BYTES", 10_000)
+    return made_registry(tmp_path)
+
+
+def made_registry(folder: Path) -> Registry:
+    registry = Registry(folder / "registry")
+    for number in range(2):
+        run = made_run(folder / f"run-{number}", WEIGHTS + bytes([number]))
+        promote(registry, Wish(registry.register(run, "reviews")[0].reference))
+    return registry
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"file://{tmp_path}/far"
+
+
+def grow(registry: Registry, content: bytes = b"third") -> None:
+    run = made_run(registry.root.parent / content[:9].decode(), content)
+    registry.register(run, "reviews")
+
+
+def test_what_is_sent_and_brought_is_the_same(registry: Registry, url: str, tmp_path: Path) -> None:
+    sent = push(registry, Remote(url))
+    assert sent.entries == 5 and sent.bytes > 70_000
+    assert push(registry, Remote(url)).model_dump() == {"entries": 0, "files": sent.files, "bytes": 0}
+    other = Registry(tmp_path / "other")
+    assert fetch(other, Remote(url)) == sent
+    assert other.log.path.read_bytes() == registry.log.path.read_bytes()
+    assert verify(other) == () and verify_remote(Remote(url)) == ()
+    grow(registry)
+    assert push(registry, Remote(url)).entries == 1
+    brought = fetch(other, Remote(url))
+    # The model and the list of files: the rest is that of the others.
+    assert (brought.entries, brought.files) == (1, 2)
+    assert other.state().find("reviews@3") == registry.state().find("reviews@3")
+    assert pull_remote(Remote(url), "reviews@champion", tmp_path / "out").number == 2
+    assert (tmp_path / "out" / MODEL).read_bytes() == WEIGHTS + b"\1"
+    assert sorted(path.name for path in tmp_path.glob(".out*")) == []
+
+
+def test_two_that_part_are_told_so_and_neither_is_changed(registry: Registry, url: str, tmp_path: Path) -> None:
+    push(registry, Remote(url))
+    other = Registry(tmp_path / "other")
+    fetch(other, Remote(url))
+    grow(registry)
+    push(registry, Remote(url))
+    grow(other, b"another")
+    before = Remote(url).lines()
+    for act in (push, fetch):
+        with pytest.raises(InputError, match="part after line 5"):
+            act(other, Remote(url))
+    assert Remote(url).lines() == before and len(other.log.lines()) == 6
+    with pytest.raises(InputError, match="no registry at this address"):
+        fetch(other, Remote(f"{url}/elsewhere"))
+
+
+def test_of_two_that_send_at_once_one_is_told(registry: Registry, url: str, tmp_path: Path) -> None:
+    push(registry, Remote(url))
+    other = Registry(tmp_path / "other")
+    fetch(other, Remote(url))
+    grow(registry)
+    grow(other, b"another")
+    far, put = Remote(url), Remote._put
+
+    def meanwhile(path: str, content: bytes) -> None:
+        if "/log/" in path:
+            push(other, Remote(url))
+        put(far, path, content)
+
+    far._put = meanwhile  # type: ignore[method-assign]
+    with pytest.raises(InputError, match="Somebody else is sending"):
+        push(registry, far)
+    assert Remote(url).lines() == other.log.lines()
+
+
+class Vanishing:
+    """Lets ``calls`` through, cuts the next one short as a broken connection does, and refuses all after that."""
+
+    def __init__(self, remote: Remote, name: str, calls: int) -> None:
+        self.remote, self.left = remote, calls
+        self.true: Callable[..., Any] = getattr(remote._system, name)
+
+    def __call__(self, path: str, *content: bytes) -> Any:
+        if not self.left and content:
+            self.true(path, content[0][: len(content[0]) // 2])
+        if self.left <= 0:
+            self.left -= 1
+            raise ConnectionResetError("Connection reset by peer")
+        self.left -= 1
+        return self.true(path, *content)
+
+
+def vanishing(url: str, name: str, calls: int) -> tuple[Remote, pytest.MonkeyPatch]:
+    remote, patch = Remote(url), pytest.MonkeyPatch()
+    patch.setattr(remote._system, name, Vanishing(remote, name, calls))
+    return remote, patch
+
+
+def test_a_remote_that_vanishes_while_it_is_sent_to_shows_what_it_had(registry: Registry, url: str) -> None:
+    push(registry, Remote(url))
+    before = Remote(url).lines()
+    grow(registry, b"x" * 30_000)
+    # The last time it is the entry itself that is cut short: what was sent before is not sent again.
+    for calls in (0, 1, 2, 1):
+        remote, patch = vanishing(url, "pipe_file", calls)
+        with pytest.raises(StorageError, match="went away"):
+            push(registry, remote)
+        patch.undo()
+        assert Remote(url).lines() == before
+        # Half a piece lies there, of a file that no entry names.
+        assert all(not fault.of for fault in verify_remote(Remote(url)))
+    assert push(registry, Remote(url)).entries == 1
+    assert Remote(url).lines() == registry.log.lines()
+    assert verify_remote(Remote(url)) == ()
+
+
+def test_what_was_half_sent_is_not_sent_again(registry: Registry, url: str) -> None:
+    whole = push(registry, Remote(f"{url}-other")).bytes
+    remote, patch = vanishing(url, "pipe_file", 5)
+    with pytest.raises(StorageError, match="went away"):
+        push(registry, remote)
+    patch.undo()
+    assert 0 < push(registry, Remote(url)).bytes < whole - 20_000
+
+
+def test_what_was_half_brought_is_gone_on_with(registry: Registry, url: str, tmp_path: Path) -> None:
+    whole = push(registry, Remote(url)).bytes
+    other = Registry(tmp_path / "other")
+    for calls in (0, 2, 5, 9):
+        remote, patch = vanishing(url, "cat_file", calls)
+        with pytest.raises(StorageError, match="went away"):
+            fetch(other, remote)
+        patch.undo()
+        assert not other.log.path.exists() and not other.objects.names()
+    assert 0 < fetch(other, Remote(url)).bytes < whole - 10_000
+    assert verify(other) == ()
+    remote, patch = vanishing(url, "cat_file", 8)
+    with pytest.raises(StorageError, match="went away"):
+        pull_remote(remote, "reviews@1", tmp_path / "out")
+    patch.undo()
+    assert not (tmp_path / "out").exists()
+    pull_remote(Remote(url), "reviews@1", tmp_path / "out")
+    assert (tmp_path / "out" / MODEL).read_bytes() == WEIGHTS + b"\0"
+
+
+def test_damage_at_the_other_end_is_named_and_does_not_arrive(registry: Registry, url: str, tmp_path: Path) -> None:
+    push(registry, Remote(url))
+    digest = registry.contents(registry.state().find("reviews@1")).files[MODEL].sha256
+    piece = tmp_path / "far" / "objects" / digest / "00002"
+    whole = piece.read_bytes()
+    piece.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    (fault,) = verify_remote(Remote(url))
+    assert (fault.path, fault.fault, fault.of) == (f"objects/{digest}", "damaged", (f"reviews@1 {MODEL}",))
+    other = Registry(tmp_path / "other")
+    with pytest.raises(StorageError, match="damaged at the other end"):
+        fetch(other, Remote(url))
+    assert not other.log.path.exists()
+    piece.unlink()
+    with pytest.raises(StorageError, match="damaged at the other end"):
+        pull_remote(Remote(url), "reviews@1", tmp_path / "out")
+    # A piece that is there under its size is not looked at again, one that is missing is sent.
+    push(registry, Remote(url))
+    assert verify_remote(Remote(url)) == ()
+
+
+def test_a_part_of_the_log_that_was_cut_short_ends_where_its_checks_end(
+    registry: Registry, url: str, tmp_path: Path
+) -> None:
+    push(registry, Remote(url))
+    (part,) = (tmp_path / "far" / "log").iterdir()
+    whole = part.read_bytes()
+    for cut in (0, 40, len(whole) // 2, len(whole) - 1):
+        part.write_bytes(whole[:cut])
+        lines = Remote(url).lines()
+        assert lines == registry.log.lines()[: len(lines)] and len(lines) == whole[:cut].count(b"\n")
+        push(registry, Remote(url))
+        assert Remote(url).lines() == registry.log.lines()
+        for other in part.parent.iterdir():
+            if other != part:
+                other.unlink()
+
+
+def test_an_address_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="no address of a remote"):
+        Remote("carrier-pigeon://models")
+    import fsspec
+
+    def missing(*_: Any) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec.core, "get_filesystem_class", missing)
+    with pytest.raises(MissingExtraError) as found:
+        Remote("s3://models")
+    assert "compress[remote]" in str(found.value)
+
+
+def test_a_record_that_points_outside_is_refused(registry: Registry, url: str, tmp_path: Path) -> None:
+    from compress.plugins.registry.contents import Contents
+
+    with pytest.raises(ValueError, match="points outside"):
+        Contents.model_validate(
+            {"recipe": "x", "started": None, "files": {"../x": {"size_bytes": 1, "sha256": "0" * 64}}}
+        )
+
+
+@pytest.fixture
+def sftp(tmp_path: Path) -> Iterator[tuple[str, Any]]:
+    """An address on a real SSH server of this machine, and the server."""
+    pytest.importorskip("sshfs")
+    from fsspec.config import conf
+
+    binary = find_binary()
+    if binary is None:
+        pytest.skip("no sshd here")
+    folder = tmp_path / "sshd"
+    folder.mkdir()
+    with running(binary, folder) as server:
+        known = folder / "known_hosts"
+        known.write_text(server.scan())
+        given = {"client_keys": [str(folder / "client")], "known_hosts": str(known), "agent_path": None}
+        device = server.device(tmp_path)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(conf, "sftp", given)
+            yield f"sftp://{device.user}@127.0.0.1:{server.port}{tmp_path}/far", server
+
+
+def test_sftp_loses_its_connection_and_goes_on(registry: Registry, sftp: tuple[str, Any], tmp_path: Path) -> None:
+    url, server = sftp
+    remote, sent = Remote(url), 0
+    put = remote._put
+
+    def dropping(path: str, content: bytes) -> None:
+        nonlocal sent
+        sent += 1
+        if sent == 5:
+            assert server.drop_connections()
+        put(path, content)
+
+    remote._put = dropping  # type: ignore[method-assign]
+    with pytest.raises(StorageError, match="went away"):
+        push(registry, remote)
+    type(remote._system).clear_instance_cache()
+    assert Remote(url).lines() == []
+    push(registry, Remote(url))
+    assert verify_remote(Remote(url)) == ()
+    other = Registry(tmp_path / "other")
+    fetch(other, Remote(url))
+    assert verify(other) == () and other.log.path.read_bytes() == registry.log.path.read_bytes()
+
+
+def test_a_server_that_nobody_knows_is_not_trusted(
+    sftp: tuple[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fsspec.config import conf
+
+    url, server = sftp
+    known = tmp_path / ".ssh" / "known_hosts"
+    known.parent.mkdir()
+    known.write_text("")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delitem(conf["sftp"], "known_hosts")
+    with pytest.raises(StorageError, match=r"[Hh]ost key"):
+        Remote(url)
+    known.write_text(server.scan())
+    assert Remote(url).lines() == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not is_todays("s3"), reason="a real S3 server is begun every fourth day")
+def test_a_real_s3_server_vanishes_half_way_and_is_gone_on_with(tmp_path: Path) -> None:
+    made_registry(tmp_path)
+    found = json.loads(S3.run(Path(__file__).with_name("on_s3.py"), str(tmp_path)))
+    assert "went away" in found["vanished"] and found["lines after"] == 0
+    assert found["second"]["entries"] == 5 and found["third"] == {**found["third"], "entries": 0, "bytes": 0}
+    assert found["faults there"] == found["faults here"] == []
+    assert found["same log"] and found["pulled"] == "reviews@2"
+    assert [found["of"], "damaged"] in found["damaged"]
+    assert (tmp_path / "pulled" / MODEL).read_bytes() == WEIGHTS + b"\1"

@@ -1,0 +1,372 @@
+"""A registry: what goes in, what an alias stands for, the way back, damage, and several writers."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from disks import mounted
+from registry import flip_bytes, kill_writers, made_run, time_rollback
+
+from compress.digests import digest_directory
+from compress.errors import InputError, StorageError
+from compress.plugins.registry import registry as registry_module
+from compress.plugins.registry.entry import Judged, Promoted
+from compress.plugins.registry.log import check_of
+from compress.plugins.registry.promotion import Wish, promote
+from compress.plugins.registry.registry import Registry
+from compress.plugins.registry.upkeep import Fault, collect, verify
+from compress.results.report import LimitResult, load_report
+
+MODEL = "model/onnx/model.onnx"
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry(tmp_path / "registry")
+
+
+def register(registry: Registry, content: bytes, **made: Any) -> int:
+    """The number of a version whose model has those bytes."""
+    run = made_run(registry.root.parent / f"run {content.decode()}", content, **made)
+    return registry.register(run, "reviews")[0].number
+
+
+def champions(registry: Registry, *contents: bytes) -> None:
+    """Versions that are registered and promoted one after another."""
+    for content in contents:
+        promote(registry, Wish(f"reviews@{register(registry, content)}"))
+
+
+def test_files_are_linked_once_and_the_same_run_is_the_same_version(registry: Registry, tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run", b"weights")
+    version, new = registry.register(run, "reviews", note="the first")
+    assert (version.reference, new, version.note) == ("reviews@1", True, "the first")
+    assert version.summary == "Accuracy 90.00%, 1.00 kB on cpu"
+    assert registry.register(run, "reviews") == (version, False)
+    assert registry.register(run, "other")[0].reference == "other@1"
+    contents = registry.verified(version)
+    assert set(contents.files) == {"report.json", "recipe.yaml", "lock.json", "model/config.json", MODEL}
+    assert contents.model_digest == digest_directory(run / "model")
+    held = registry.objects.path(contents.files[MODEL].sha256)
+    assert held.samefile(run / MODEL)
+    assert len(registry.objects.names()) == len(contents.files) + 1
+    assert verify(registry) == ()
+
+
+def test_files_are_copied_where_they_cannot_be_linked(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refused)
+    run = made_run(tmp_path / "run", b"weights")
+    version, _ = registry.register(run, "reviews")
+    held = registry.objects.path(registry.verified(version).files[MODEL].sha256)
+    assert held.read_bytes() == b"weights" and not held.samefile(run / MODEL)
+
+
+def test_a_run_without_a_report_is_refused_and_leaves_nothing(registry: Registry, tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run", b"weights")
+    (run / "report.json").unlink()
+    with pytest.raises(InputError, match="There is no report"):
+        registry.register(run, "reviews")
+    with pytest.raises(InputError, match="no registry here"):
+        registry.state()
+    assert list((registry.root / "incoming").iterdir()) == []
+
+
+def test_a_bundle_is_kept_if_it_was_made_of_the_run(registry: Registry, tmp_path: Path) -> None:
+    run, other = made_run(tmp_path / "run", b"weights"), made_run(tmp_path / "other", b"others", accuracy=0.8)
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    digests = {name: digest_directory(place) for name, place in (("run", run), ("other", other))}
+    assert digests["run"] != digests["other"]
+    import hashlib
+
+    made_of = hashlib.sha256((run / "report.json").read_bytes()).hexdigest()
+    (bundle / "manifest.json").write_text(json.dumps({"provenance": {"report_sha256": made_of}}))
+    with pytest.raises(InputError, match="made of another run"):
+        registry.register(other, "reviews", bundle)
+    version, _ = registry.register(run, "reviews", bundle)
+    assert "bundle/manifest.json" in registry.contents(version).files
+
+
+def test_names_that_are_not_there_are_answered_with_the_nearest(registry: Registry) -> None:
+    champions(registry, b"a")
+    state = registry.state()
+    for reference, said in (
+        ("reviews@champoin", "Did you mean 'champion'"),
+        ("reveiws@1", "Did you mean 'reviews'"),
+        ("reviews@2", "no version 2"),
+        ("reviews", "names no version"),
+        ("reviews@", "names no version"),
+    ):
+        with pytest.raises(InputError, match=said):
+            state.find(reference)
+    for name in ("", "a/b", "-x", "a@b", "../x"):
+        with pytest.raises(InputError, match="cannot be the name"):
+            registry.register(Path("anywhere"), name)
+    for alias in ("12", "latest"):
+        with pytest.raises(InputError, match="cannot be the name of an alias"):
+            promote(registry, Wish("reviews@1", alias=alias))
+
+
+def test_the_latest_is_the_newest_that_is_wanted(registry: Registry) -> None:
+    for content in (b"a", b"b", b"c"):
+        register(registry, content)
+    assert registry.state().find("reviews@latest").number == 3
+    registry.retire("reviews@3")
+    assert registry.state().find("reviews@latest").number == 2
+
+
+def test_a_worse_version_is_refused_unless_somebody_says_why(registry: Registry) -> None:
+    champions(registry, b"good")
+    register(registry, b"bad", accuracy=0.5)
+    refused = promote(registry, Wish("reviews@2"))
+    assert refused.refused and refused.judged.against == 1
+    assert "accuracy on cpu" in refused.judged.failed[0]
+    assert registry.state().aliases("reviews") == {"champion": 1}
+    with pytest.raises(InputError, match="needs a reason"):
+        promote(registry, Wish("reviews@2", force=True))
+    done = promote(registry, Wish("reviews@2", force=True, why="the other is not licensed"))
+    kept = registry.state().entries[-1]
+    assert kept == done.entry and isinstance(kept, Promoted)
+    assert (kept.forced, kept.why, kept.gate.status, kept.before) == (True, "the other is not licensed", "failed", 1)
+    assert promote(registry, Wish("reviews@2")).already
+    assert registry.state().entries[-1] == kept
+    # Better than what is there now.
+    assert promote(registry, Wish("reviews@1")).judged == Judged(against=2, status="passed")
+
+
+def test_the_gate_is_that_of_the_version_s_recipe(registry: Registry, tmp_path: Path) -> None:
+    champions(registry, b"small")
+    run = made_run(tmp_path / "larger", b"larger", size=1001)
+    version, _ = registry.register(run, "reviews")
+    assert "size_bytes" in promote(registry, Wish(version.reference)).judged.failed[0]
+    (run / "recipe.yaml").unlink()
+    (run / "recipe.yaml").write_text("name: made\ngate:\n  rules:\n  - {metric: size_bytes, worse_by: 1%}\n")
+    version, _ = registry.register(run, "reviews")
+    assert not promote(registry, Wish(version.reference)).refused
+
+
+def test_a_version_that_missed_its_own_limits_is_refused(registry: Registry, tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run", b"weights")
+    limit = LimitResult(metric="accuracy", target="cpu", limit=">= 95%", value=0.9, passed=False)
+    report = load_report(run / "report.json").model_copy(update={"limits": (limit,)})
+    (run / "report.json").write_text(report.to_json())
+    registry.register(run, "reviews")
+    refused = promote(registry, Wish("reviews@1"))
+    assert refused.refused and refused.judged.failed == ("its own limit was missed: accuracy \u2265 95%",)
+
+
+def test_a_promotion_is_judged_anew_where_the_champion_has_changed_meanwhile(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    champions(registry, b"bad")
+    register(registry, b"better", accuracy=0.99, rows=2000)
+    register(registry, b"good", accuracy=0.95, rows=2000)
+    verified, others = registry.verified, []
+
+    def meanwhile(version: Any) -> Any:
+        if not others:
+            others.append(promote(Registry(registry.root), Wish("reviews@2")))
+        return verified(version)
+
+    monkeypatch.setattr(registry, "verified", meanwhile)
+    done = promote(registry, Wish("reviews@3"))
+    assert done.refused and done.judged.against == 2
+    assert registry.state().aliases("reviews") == {"champion": 2}
+
+
+def test_an_alias_goes_back_step_by_step_and_nothing_is_copied(registry: Registry, tmp_path: Path) -> None:
+    champions(registry, b"a", b"b", b"c")
+    before = {path: path.stat().st_ino for path in registry.objects.folder.iterdir()}
+    assert registry.rollback("reviews", "champion", why="it is slow").before == 3
+    registry.pull("reviews@champion", tmp_path / "served")
+    assert (tmp_path / "served" / MODEL).read_bytes() == b"b"
+    assert registry.rollback("reviews", "champion").version == 1
+    with pytest.raises(InputError, match="nothing to go back to"):
+        registry.rollback("reviews", "champion")
+    assert {path: path.stat().st_ino for path in registry.objects.folder.iterdir()} == before
+    champions(registry, b"d")
+    assert registry.rollback("reviews", "champion").version == 1
+    assert Registry(registry.root).state().stacks == registry.state().stacks
+
+
+def test_a_way_back_leads_past_what_was_retired_and_not_to_what_is_gone(registry: Registry) -> None:
+    champions(registry, b"a", b"b", b"c")
+    registry.retire("reviews@2")
+    with pytest.raises(InputError, match="is the champion"):
+        registry.retire("reviews@3")
+    with pytest.raises(InputError, match="was retired"):
+        promote(registry, Wish("reviews@2"))
+    state = registry.state()
+    registry.objects.path(registry.contents(state.find("reviews@1")).files[MODEL].sha256).unlink()
+    with pytest.raises(InputError, match=f"{MODEL} is missing"):
+        registry.rollback("reviews", "champion")
+    registry.register(registry.root.parent / "run a", "reviews")
+    assert registry.rollback("reviews", "champion").version == 1
+
+
+def test_what_is_pulled_is_verified_and_takes_the_place_of_what_was_pulled(registry: Registry, tmp_path: Path) -> None:
+    champions(registry, b"a", b"b")
+    output = tmp_path / "deep" / "served"
+    registry.pull("reviews@1", output)
+    assert digest_directory(output / "model") == digest_directory(tmp_path / "run a" / "model")
+    with pytest.raises(InputError, match="something here already"):
+        registry.pull("reviews@2", output)
+    registry.pull("reviews@2", output, replace=True)
+    assert json.loads((output / "version.json").read_text())["version"] == 2
+    held = registry.objects.path(registry.contents(registry.state().find("reviews@1")).files[MODEL].sha256)
+    held.unlink()
+    held.write_bytes(b"A")
+    with pytest.raises(StorageError, match=f"{MODEL} of reviews@1 is damaged"):
+        registry.pull("reviews@1", output, replace=True)
+    assert (output / MODEL).read_bytes() == b"b"
+    assert [path.name for path in output.parent.iterdir()] == ["served"]
+    with pytest.raises(InputError, match="something here already"):
+        registry.pull("reviews@2", tmp_path / "run a", replace=True)
+
+
+def test_gc_keeps_what_an_alias_a_version_or_a_run_needs(registry: Registry, tmp_path: Path) -> None:
+    champions(registry, b"a", b"b", b"c")
+    runs = tmp_path / "runs"
+    register(registry, b"d")
+    for number in (1, 2):
+        registry.retire(f"reviews@{number}")
+    child = made_run(runs / "child" / "2026-01-01", b"child")
+    (child / "lock.json").write_text(json.dumps({"start": digest_directory(tmp_path / "run b" / "model")}))
+    before = registry.objects.names()
+    planned = collect(registry, runs, dry_run=True)
+    assert planned.versions == ("reviews@1",) and "reviews@2" in planned.kept
+    assert registry.objects.names() == before
+    done = collect(registry, runs, dry_run=False)
+    assert done == planned
+    # The model, and the list: the report and the rest are those of other versions too.
+    assert len(done.objects) == 2 and registry.objects.names() == before - set(done.objects)
+    assert verify(registry) == ()
+    state = registry.state()
+    assert state.find("reviews@1").collected
+    for number in (2, 3, 4):
+        registry.verified(state.find(f"reviews@{number}"))
+    with pytest.raises(InputError, match="its files are gone"):
+        registry.pull("reviews@1", tmp_path / "pulled")
+    assert collect(registry, runs, dry_run=False).objects == ()
+    assert registry.register(tmp_path / "run a", "reviews")[0].number == 5
+
+
+def test_a_line_that_was_cut_short_anywhere_is_taken_off(registry: Registry) -> None:
+    champions(registry, b"a", b"b")
+    registry.rollback("reviews", "champion")
+    whole = registry.log.path.read_bytes()
+    last = whole.rfind(b"\n", 0, -1) + 1
+    for cut in (*range(last + 1, len(whole), 29), len(whole) - 1):
+        registry.log.path.write_bytes(whole[:cut])
+        fresh = Registry(registry.root)
+        assert fresh.state().aliases("reviews") == {"champion": 2}
+        assert [(fault.path, fault.fault) for fault in verify(fresh)] == [("log", "surplus")]
+    fresh.rollback("reviews", "champion")
+    assert Registry(registry.root).state().aliases("reviews") == {"champion": 1}
+    assert verify(fresh) == ()
+
+
+def test_nothing_is_written_behind_a_damaged_line(registry: Registry) -> None:
+    champions(registry, b"a", b"b")
+    whole = registry.log.path.read_bytes()
+    for place in (0, 64, 70, whole.find(b"\n"), len(whole) - 80, len(whole) - 1):
+        registry.log.path.write_bytes(whole[:place] + bytes([whole[place] ^ 8]) + whole[place + 1 :])
+        fresh = Registry(registry.root)
+        with pytest.raises(InputError, match=r"Line \d+ of the registry's log is damaged"):
+            fresh.rollback("reviews", "champion")
+        assert [(fault.path, fault.fault) for fault in verify(fresh)] == [("log", "damaged")]
+        registry.log.path.write_bytes(whole)
+
+
+def test_a_registry_of_a_newer_version_is_not_touched(registry: Registry) -> None:
+    registry.root.mkdir()
+    body = b'{"kind":"began","at":"2030-01-01T00:00:00+00:00","who":"a later one","version":2}'
+    registry.log.path.write_bytes(check_of(b"", body) + b" " + body + b"\n")
+    for act in (registry.state, lambda: register(registry, b"a"), lambda: verify(registry)):
+        with pytest.raises(InputError, match="newer than this compress reads"):
+            act()
+    assert registry.log.path.read_bytes().endswith(body + b"\n")
+
+
+def test_the_order_is_the_log_s_where_the_clock_jumps_back(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+    registry.note = notes.append
+    champions(registry, b"a", b"b")
+
+    class Yesterday(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.now(UTC) - timedelta(days=1)
+
+    monkeypatch.setattr(registry_module, "datetime", Yesterday)
+    assert notes == []
+    assert registry.rollback("reviews", "champion").version == 1
+    assert "clock stands before" in notes[0]
+    assert Registry(registry.root).state().aliases("reviews") == {"champion": 1}
+
+
+def test_a_full_disk_leaves_a_sound_registry(tmp_path: Path) -> None:
+    run, large = made_run(tmp_path / "run", b"weights"), made_run(tmp_path / "large", b"x" * 3_000_000, accuracy=0.91)
+    with mounted(tmp_path / "disk", 2) as disk:
+        registry = Registry(disk / "registry")
+        registry.register(run, "reviews")
+        with pytest.raises(StorageError, match="full"):
+            registry.register(large, "reviews")
+        assert verify(registry) == ()
+        assert [version.number for version in registry.state().all()] == [1]
+        promote(registry, Wish("reviews@1"))
+
+
+def test_what_does_not_belong_there_is_named(registry: Registry) -> None:
+    champions(registry, b"a")
+    (registry.root / "notes.txt").write_text("mine")
+    (registry.objects.folder / ("0" * 64)).write_bytes(b"")
+    (registry.root / "incoming" / "killed").mkdir()
+    found = {(fault.path, fault.fault) for fault in verify(registry)}
+    assert found == {
+        ("notes.txt", "surplus"),
+        (f"objects/{'0' * 64}", "damaged"),
+        ("incoming/killed", "surplus"),
+    }
+    collect(registry, registry.root / "none", dry_run=False)
+    assert [fault.path for fault in verify(registry)] == ["notes.txt"]
+    # What another writer is bringing in is no fault, and stays.
+    with registry.objects.incoming() as incoming:
+        incoming.put(b"half")
+        assert [fault.path for fault in verify(registry)] == ["notes.txt"]
+        collect(registry, registry.root / "none", dry_run=False)
+        assert list(incoming.folder.iterdir())
+
+
+def test_a_missing_file_is_named_with_every_version_that_needs_it(registry: Registry) -> None:
+    champions(registry, b"a", b"b")
+    state = registry.state()
+    digest = registry.contents(state.find("reviews@1")).files["model/config.json"].sha256
+    registry.objects.path(digest).unlink()
+    of = ("reviews@1 model/config.json", "reviews@2 model/config.json")
+    assert verify(registry) == (Fault(path=f"objects/{digest}", fault="missing", of=of),)
+
+
+def test_two_writers_that_are_killed_lose_nothing(tmp_path: Path) -> None:
+    found = kill_writers(tmp_path, operations=14, kills=8)
+    assert found.sound and found.confirmed == 28 and found.kills > 0, found
+
+
+def test_a_changed_byte_anywhere_is_found_and_named(tmp_path: Path) -> None:
+    assert flip_bytes(tmp_path, 30) == (30, 30)
+
+
+def test_after_a_rollback_the_old_bytes_are_served(tmp_path: Path) -> None:
+    _, same = time_rollback(tmp_path, versions=3, megabytes=1)
+    assert same

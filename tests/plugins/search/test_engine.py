@@ -1,0 +1,610 @@
+"""What is tried next, on spaces whose every outcome is made up and known: brute force says what should be found."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from compress.errors import InputError
+from compress.plugins.search.engine import ROUND, Engine, Job
+from compress.plugins.search.goal import Goal, named
+from compress.plugins.search.knobs import Knob
+from compress.plugins.search.outcome import Outcome, packed, unpacked
+from compress.plugins.search.prospects import Prospects
+from compress.plugins.search.space import Point
+from compress.recipe.recipe import Limit, Recipe
+
+ROWS = 2000
+LIMIT = Limit(metric="accuracy", at_least=0.97, of="baseline")
+GOAL = Goal(("size_bytes",), (LIMIT,), 0.9)
+SHARES = (1 / 9, 1 / 3, 1.0)
+
+
+@dataclass
+class Made:
+    """A space of layers, width and bits: less of each is smaller, and gets more rows wrong."""
+
+    seed: int = 0
+    other: int = 0
+    """Seed of how much layers, width, bits and kind each cost; 0 for what the other tests are about."""
+    fails: frozenset[Point] = frozenset()
+    refuses: frozenset[Point] = frozenset()
+    trained: list[tuple[Point, int]] = field(default_factory=list)
+    foretold: set[Point] = field(default_factory=set)
+    knobs = (
+        Knob("stages.1.distill.student.layers", (6, 4, 3, 2, 1), 1),
+        Knob("stages.1.distill.width", (1.0, 0.75, 0.5, 0.25), 1),
+        Knob("stages.2.quantize.bits", (8, 4), 2),
+        Knob("stages.2.quantize.kind", ("a", "b"), 2),
+    )
+
+    @property
+    def origin(self) -> Point:
+        return (0, 0, 0, 0)
+
+    def points(self, seed: int) -> Iterator[Point]:
+        yield from itertools.product(*(range(len(knob.values)) for knob in self.knobs))
+
+    def canonical(self, point: Sequence[int]) -> Point:
+        return tuple(point)
+
+    def identity(self, point: Point) -> str:
+        return str(point)
+
+    def recipe(self, point: Point) -> Recipe:
+        if point in self.refuses:
+            raise InputError("no such recipe")
+        return None  # type: ignore[return-value]
+
+    def trains(self, point: Point) -> bool:
+        return True
+
+    def family(self, point: Point) -> tuple[object, ...]:
+        return (point[0],)
+
+    def tolerance(self, point: Point, metric: str) -> float:
+        return 0.02
+
+    def predicted(self, point: Point, metric: str) -> float | None:
+        self.foretold.add(point)
+        return self.bytes(point) if metric == "size_bytes" else None
+
+    def at_a_glance(self, point: Point, metric: str) -> float | None:
+        return self.bytes(point) * (0.85 + 0.1 * (sum(point) % 4)) if metric == "size_bytes" else None
+
+    def learn(self, point: Point, share: float, outcome: Outcome) -> None: ...
+
+    def marginal_seconds(self, point: Point, share: float = 1.0) -> float:
+        return 1 + 60 * share * self.knobs[0].values[point[0]]
+
+    def left(self, point: Point, share: float = 1.0) -> dict[str, float]:
+        return {f"{point} {share}": self.marginal_seconds(point, share)}
+
+    def whole_seconds(self, point: Point, share: float = 1.0) -> float:
+        return self.marginal_seconds(point, share)
+
+    @property
+    def is_listed(self) -> bool:
+        return True
+
+    def bytes(self, point: Point) -> float:
+        layers, width, bits, _ = (knob.values[at] for knob, at in zip(self.knobs, point, strict=True))
+        return 1e5 * (2 + layers * width) * bits / 8
+
+    def wrong(self, point: Point, rung: int) -> float:
+        """Share of rows that the baseline has right and this one wrong."""
+        layers, width, bits, kind = (knob.values[at] for knob, at in zip(self.knobs, point, strict=True))
+        depth, narrow, four, other = (
+            np.random.default_rng(self.other).uniform(0.6, 1.4, 4) if self.other else np.ones(4)
+        )
+        loss = 0.03 * depth / layers + 0.02 * narrow * (1 - width) + 0.012 * four * (bits == 4)
+        loss += 0.01 * other * (kind == "b") - 0.005
+        return loss * (1 + 3 * (1 - SHARES[rung]))
+
+    def outcome(self, job: Job) -> Outcome:
+        self.trained.append((job.point, job.rung))
+        if job.point in self.fails:
+            return Outcome(error="out of memory", seconds=1.0)
+        baseline = np.ones(ROWS)
+        baseline[: ROWS // 8] = 0
+        # The same rows are hard for all: a recipe that loses more, loses those too.
+        order = np.random.default_rng(self.seed).permutation(np.arange(ROWS // 8, ROWS))
+        final = baseline.copy()
+        final[order[: round(self.wrong(job.point, job.rung) * ROWS)]] = 0
+        rows = {"final": {"accuracy": packed([*final])}, "baseline": {"accuracy": packed([*baseline])}}
+        return Outcome(
+            final={"accuracy": float(final.mean()), "size_bytes": self.bytes(job.point)},
+            baseline={"accuracy": float(baseline.mean()), "size_bytes": 1e6},
+            rows=rows,
+        )
+
+
+def search(made: Made, seed: int = 0, goal: Goal = GOAL, most: int = 10_000) -> Engine:
+    engine = Engine(made, made, goal, SHARES, seed)
+    while (jobs := engine.round()) and len(engine.known.outcomes) < most:
+        assert len(jobs) <= ROUND
+        for job in jobs:
+            engine.tell(job, made.outcome(job))
+    return engine
+
+
+def by_brute_force(made: Made, goal: Goal = GOAL) -> dict[Point, Outcome]:
+    every = {point: made.outcome(Job(point, len(SHARES) - 1)) for point in made.points(0)}
+    made.trained.clear()
+    return {point: outcome for point, outcome in every.items() if goal.keeps(outcome)}
+
+
+def test_it_finds_what_trying_everything_would_find_at_a_fraction_of_the_work() -> None:
+    """In the mean of searches in which other things cost quality; where the limit is nearly kept, chance decides."""
+    shares, found = [], []
+    for seed in range(16):
+        made = Made(seed, other=seed)
+        kept = by_brute_force(made)
+        assert 5 < len(kept) < 60, "neither everything nor nothing may keep the limit"
+        best = search(made, seed).known.best()
+        found.append(best is not None and made.bytes(best) == min(map(made.bytes, kept)))
+        work = sum(made.marginal_seconds(point, SHARES[rung]) for point, rung in made.trained)
+        shares.append(work / sum(made.marginal_seconds(point) for point in made.points(0)))
+        assert len(set(made.trained)) == len(made.trained), "nothing is done twice"
+    assert sum(found) >= 14
+    assert shares[0] < 0.25 and found[0]
+    assert np.mean(shares) < 0.3
+
+
+def test_the_same_search_takes_the_same_decisions() -> None:
+    first, second = Made(), Made()
+    search(first, seed=3)
+    search(second, seed=3)
+    assert first.trained == second.trained
+
+
+def test_it_goes_on_from_what_is_known_as_if_it_had_never_stopped() -> None:
+    """What a resumed search does: decide again, and be told what the ledger has."""
+    whole = Made()
+    search(whole)
+    for stop in (5, 20):
+        again = Made()
+        engine = Engine(again, again, GOAL, SHARES, 0)
+        decided: list[tuple[Point, int]] = []
+        while jobs := engine.round():
+            for job in jobs:
+                decided.append((job.point, job.rung))
+                assert len(decided) > stop or decided[-1] == whole.trained[len(decided) - 1]
+                engine.tell(job, again.outcome(job))
+        assert decided == whole.trained
+
+
+def test_a_front_of_two_figures_is_what_nothing_else_beats() -> None:
+    made = Made()
+    goal = Goal(("size_bytes", "depth"), (LIMIT,), 0.9)
+
+    class Deep(Made):
+        def outcome(self, job: Job) -> Outcome:
+            found = super().outcome(job)
+            return found.model_copy(update={"final": {**found.final, "depth": float(6 - job.point[0])}})
+
+        def predicted(self, point: Point, metric: str) -> float | None:
+            return float(6 - point[0]) if metric == "depth" else super().predicted(point, metric)
+
+    made = Deep()
+    kept = by_brute_force(made, goal)
+    engine = search(made, goal=goal)
+    values = {point: goal.values(outcome) for point, outcome in kept.items()}
+    best = {
+        one for one in values.values() if one and not any(
+            other != one and all(b <= a for a, b in zip(one, other or one, strict=True)) for other in values.values()
+        )
+    }  # fmt: skip
+    assert {goal.values(engine.known.finished[point]) for point in engine.known.front()} == best
+
+
+def test_a_trial_that_fails_is_no_end_and_three_alike_end_the_family() -> None:
+    family = frozenset(point for point in Made().points(0) if point[0] == 2)
+    made = Made(fails=family)
+    engine = search(made)
+    assert engine.known.best() is not None
+    assert 1 <= sum(point in family for point, _ in made.trained) <= 3 + ROUND
+    assert all(
+        engine.given_up[point].startswith("failed: out of memory") for point, _ in made.trained if point in family
+    )
+
+
+def test_a_choice_that_always_fails_ends_itself_and_not_its_family() -> None:
+    class OneFamily(Made):
+        def family(self, point: Point) -> tuple[object, ...]:
+            return ()
+
+    narrow = frozenset(point for point in Made().points(0) if point[1] == 3)
+    made = OneFamily(fails=narrow)
+    kept = by_brute_force(made)
+    best = search(made).known.best()
+    assert 3 <= sum(point in narrow for point, _ in made.trained) <= 3 + 2 * ROUND
+    assert best is not None and made.bytes(best) < 1.1 * min(map(made.bytes, kept))
+
+
+def test_what_would_not_be_fit_to_ship_is_never_tried() -> None:
+    made = Made()
+    engine = Engine(made, made, GOAL, SHARES, is_fit=lambda point, known: not point[2])
+    while jobs := engine.round():
+        for job in jobs:
+            engine.tell(job, made.outcome(job))
+    assert not any(point[2] for point, _ in made.trained)
+    assert any(point != made.origin for point, _ in made.trained)
+
+
+def test_times_are_put_to_the_test_one_by_one_before_two_are_decided_on_together() -> None:
+    made = Made()
+    engine = Engine(made, made, Goal(("size_bytes",), (LIMIT, Limit(metric="latency_ms", at_most=1e9)), 0.9), SHARES)
+    sizes = []
+    while jobs := engine.round():
+        sizes.append((len(engine.known.finished), len(jobs)))
+        for job in jobs:
+            engine.tell(job, made.outcome(job))
+    assert all(count == 1 for finished, count in sizes if finished < 3)
+    assert max(count for _, count in sizes) == ROUND
+
+
+def test_points_that_are_no_recipe_are_named_and_never_tried() -> None:
+    refused = frozenset(point for point in Made().points(0) if point[1] == 1)
+    made = Made(refuses=refused)
+    engine = search(made)
+    assert not refused & {point for point, _ in made.trained}
+    assert set(engine.candidates.refused) <= refused
+    assert engine.candidates.refused
+
+
+def test_what_is_predicted_to_miss_a_limit_never_trains() -> None:
+    goal = Goal(("size_bytes",), (LIMIT, Limit(metric="size_bytes", at_most=6e5)), 0.9)
+    made = Made()
+    search(made, goal=goal)
+    assert all(made.bytes(point) <= 6e5 / 0.98 for point, _ in made.trained if point != made.origin)
+
+
+def test_what_arithmetic_says_is_far_too_large_is_never_foretold_closely() -> None:
+    goal = Goal(("size_bytes",), (LIMIT, Limit(metric="size_bytes", at_most=2.5e5)), 0.9)
+    made = Made()
+    search(made, goal=goal)
+    far = {point for point in made.points(0) if (made.at_a_glance(point, "size_bytes") or 0) * 0.75 > 2.5e5}
+    assert len(far) > 20
+    assert made.foretold & far <= {made.origin}
+
+
+def test_of_recipes_that_may_keep_a_foretold_limit_the_likeliest_are_tried_first() -> None:
+    class Timed(Made):
+        def tolerance(self, point: Point, metric: str) -> float:
+            return 0.2
+
+        def predicted(self, point: Point, metric: str) -> float | None:
+            return 1.0 - 0.15 * point[3] if metric == "latency_ms" else super().predicted(point, metric)
+
+    made = Timed()
+    goal = Goal(("size_bytes",), (LIMIT, Limit(metric="latency_ms", at_most=0.92)), 0.9)
+    search(made, goal=goal, most=8)
+    tried = [point for point, _ in made.trained if point != made.origin]
+    assert all(point[3] == 1 for point in tried), "1 ms may turn out to be 0.8 ms, but 0.85 ms is likelier to be under"
+
+
+def test_a_recipe_that_comes_to_nothing_says_no_more_than_one_that_plainly_misses() -> None:
+    """Else what is a little off its limit looks as if it might keep it, beside what is off by half of all rows."""
+
+    class Wrecked(Made):
+        lost = 0.0
+
+        def wrong(self, point: Point, rung: int) -> float:
+            return self.lost if point == (4, 3, 1, 1) else super().wrong(point, rung)
+
+    told = []
+    for lost in (0.2, 0.6):
+        made = Wrecked()
+        made.lost = lost
+        engine = Engine(made, made, GOAL, SHARES, 0)
+        for point in ((0, 0, 0, 0), (4, 3, 1, 1), (1, 1, 0, 0), (2, 2, 1, 0)):
+            job = Job(point, len(SHARES) - 1)
+            engine.tell(job, made.outcome(job))
+        prospects = Prospects(engine.known, made, made.knobs, SHARES)
+        points = list(made.points(0))
+        prospects.by_worth(points)
+        told.append([prospects.expected[point].chance for point in points])
+    # Not to the digit: the intervals of what misses by more are wider.
+    assert told[0] == pytest.approx(told[1], abs=0.002)
+    assert len({round(chance, 6) for chance in told[0]}) > 20
+
+
+class Slow(Made):
+    """Takes a time that nothing foretells: what a layer of that width does."""
+
+    def milliseconds(self, point: Point) -> float:
+        layers, width = (knob.values[at] for knob, at in zip(self.knobs[:2], point[:2], strict=True))
+        return float(layers * width)
+
+    def outcome(self, job: Job) -> Outcome:
+        found = super().outcome(job)
+        return found.model_copy(update={"final": {**found.final, "latency_ms": self.milliseconds(job.point)}})
+
+
+def test_a_limit_on_what_nothing_foretells_is_gone_by_from_the_second_model_on() -> None:
+    """Half of all recipes are fast enough; most that are timed after the first two are, and those that aren't, last."""
+    goal = Goal(("size_bytes",), (LIMIT, Limit(metric="latency_ms", at_most=1.6)), 0.9)
+    shares = []
+    for seed in range(8):
+        made = Slow(seed, other=seed)
+        known = search(made, seed, goal, most=24).known
+        shares.append(np.mean([made.milliseconds(point) <= 1.6 for point in list(known.finished)[2:]]))
+    assert np.mean(shares) > 0.8, shares
+
+
+class Siblings(Made):
+    """How deep a student is, which decides whether it keeps the limit, and 81 ways to store each, which hardly do."""
+
+    knobs = (
+        Knob("stages.1.distill.student.layers", (12, 1, 2, 4), 1),
+        *(Knob(f"stages.2.quantize.choice{place}", (0, 1, 2), 2, is_late=True) for place in range(4)),
+    )
+    seconds, loss = (1200, 50, 100, 1000), (0.0, 0.09, 0.06, 0.0)
+    """By depth: those to teach such a student, and what it gets wrong."""
+
+    @property
+    def origin(self) -> Point:
+        return (0,) * len(self.knobs)
+
+    def family(self, point: Point) -> tuple[object, ...]:
+        return (point[0],)
+
+    def bytes(self, point: Point) -> float:
+        return 1e5 * self.knobs[0].values[point[0]] * (1 - 0.01 * sum(point[1:]))
+
+    def marginal_seconds(self, point: Point, share: float = 1.0) -> float:
+        return sum(self.left(point, share).values()) or 5.0
+
+    def left(self, point: Point, share: float = 1.0) -> dict[str, float]:
+        is_made = any(done[0] == point[0] for done, _ in self.trained)
+        return {} if is_made else {f"depth {point[0]}": self.seconds[point[0]]}
+
+    def whole_seconds(self, point: Point, share: float = 1.0) -> float:
+        return self.seconds[point[0]]
+
+    def wrong(self, point: Point, rung: int) -> float:
+        return self.loss[point[0]] + 0.002 * sum(place == 2 for place in point[1:])
+
+
+def test_cheap_siblings_of_what_missed_do_not_come_before_what_may_keep_its_limits() -> None:
+    """Two hundred times as cheap, and hopeless as soon as one of them was tried."""
+    made = Siblings()
+    engine = Engine(made, made, Goal(("size_bytes",), (LIMIT, Limit(metric="size_bytes", at_most=5e5)), 0.9), (1.0,), 0)
+    while not engine.known.kept and len(made.trained) < 10:
+        for job in engine.round():
+            engine.tell(job, made.outcome(job))
+    assert engine.known.kept, made.trained
+
+
+def test_what_two_recipes_of_a_round_would_both_train_is_trained_before_the_second_is_decided_on() -> None:
+    """Two workers would wait for each other, and what comes of the first says whether the second is worth it."""
+    made, begun = Siblings(), 0
+    engine = Engine(made, made, GOAL, (1.0,), 0)
+    for _ in range(8):
+        made_before = {point[0] for point, _ in made.trained}
+        jobs = engine.round()
+        new = [job.point[0] for job in jobs if job.point[0] not in made_before]
+        assert len(new) == len(set(new))
+        begun += len(new)
+        for job in jobs:
+            engine.tell(job, made.outcome(job))
+    assert begun == 4, "all depths"
+
+
+def test_the_largest_of_each_family_comes_first_where_the_recipe_itself_misses_a_foretold_limit() -> None:
+    """Small ones are cheaper, and their failing would say little of what a family can come to."""
+
+    class Counted(Siblings):
+        def predicted(self, point: Point, metric: str) -> float | None:
+            parameters = 1e5 * (1 + sum(point[1:])) * (point[0] + 1)
+            return parameters if metric == "parameters" else super().predicted(point, metric)
+
+    made = Counted()
+    goal = Goal(
+        ("size_bytes",), (Limit(metric="accuracy", at_least=0.999), Limit(metric="size_bytes", at_most=5e5)), 0.9
+    )
+    search(made, goal=goal, most=4)
+    assert [point for point, _ in made.trained[:4]] == [made.origin, *((depth, 2, 2, 2, 2) for depth in (1, 2, 3))]
+
+
+def test_where_nothing_keeps_the_limits_it_says_what_comes_nearest() -> None:
+    made = Made()
+    engine = search(made, goal=Goal(("size_bytes",), (Limit(metric="accuracy", at_least=0.999),), 0.9))
+    assert engine.known.best() is None
+    assert engine.ended
+    short = {point: 0.999 - outcome.final["accuracy"] for point, outcome in engine.known.finished.items()}
+    assert [short[point] for point in engine.known.nearest()[:3]] == sorted(short.values())[:3]
+
+
+class Restless(Made):
+    """Every recipe has a hundred rows right that the baseline has wrong, and a hundred more the other way round."""
+
+    def outcome(self, job: Job) -> Outcome:
+        found = super().outcome(job)
+        final = np.array(unpacked(found.rows["final"]["accuracy"]))
+        final[:100], final[np.flatnonzero(final)[-100:]] = 1, 0
+        rows = {**found.rows, "final": {"accuracy": packed([*final])}}
+        return found.model_copy(update={"rows": rows, "final": {**found.final, "accuracy": float(final.mean())}})
+
+
+def test_what_the_rows_leave_open_is_picked_only_where_nothing_is_sure_and_then_the_surest_of_it() -> None:
+    # An interval of 99.999% of 200 rows in 2,000 is wider than what the limit lets go.
+    engine = search(Restless(), goal=Goal(GOAL.minimize, GOAL.limits, 0.99999))
+    known = engine.known
+    assert known.best() is None
+    inside = {point: rooms[named(LIMIT)] for (point, rung), rooms in known.rooms.items() if rung == known.full}
+    possible = {point: room.low for point, room in inside.items() if room is not None and room.value >= 0}
+    assert possible
+    assert known.pick() == min(possible, key=lambda point: (-possible[point], point))
+    assert set(known.ranked()) == possible.keys()
+    sure = search(Made()).known
+    assert sure.pick() == sure.best() is not None
+    assert sure.ranked() == sorted(sure.kept, key=lambda point: (sure.kept[point], point))
+    hopeless = search(Made(), goal=Goal(("size_bytes",), (Limit(metric="accuracy", at_least=0.999),), 0.9)).known
+    assert hopeless.pick() is None
+    assert hopeless.ranked() == []
+    close = Limit(metric="accuracy", at_least=1.01, of="baseline")
+    doubtful = search(Restless(), goal=Goal(("size_bytes",), (close,), 0.99999)).known
+    assert doubtful.pick() is None
+    least = doubtful.ranked()[0]
+    assert doubtful.rooms[least, doubtful.full][named(close)].high >= 0  # type: ignore[union-attr]
+
+
+def test_where_nothing_is_sure_it_goes_on_to_what_may_be_much_surer_than_the_pick() -> None:
+    """Before all 81 ways to store a student whose figures keep the limit already, a twentieth as dear."""
+
+    class Depths(Restless, Siblings):
+        loss = (0.0, 0.024, 0.022, 0.0)
+        seconds = (1200, 50, 100, 100)
+
+    made = Depths()
+    goal = Goal(GOAL.minimize, (LIMIT, Limit(metric="size_bytes", at_most=5e5)), 0.99999)
+    engine = Engine(made, made, goal, (1.0,), 0)
+    while not any(point[0] == 3 for point, _ in made.trained) and len(made.trained) < 60:
+        for job in engine.round():
+            engine.tell(job, made.outcome(job))
+    assert engine.known.best() is None
+    picked = engine.known.pick()
+    assert picked is not None and picked[0] == 3
+
+
+def test_hopeless_recipes_stop_at_a_low_rung_and_say_why() -> None:
+    class Steep(Made):
+        def wrong(self, point: Point, rung: int) -> float:
+            return super().wrong(point, rung) + 0.2 * (point[3] == 1)
+
+    made = Steep()
+    engine = search(made)
+    bad = {point for point, _ in made.trained if point[3] == 1}
+    whole = {point for point, rung in made.trained if point in bad and rung == 2}
+    # Until it is known how often a low rung ends what misses a limit, and by whom it is judged, some go on.
+    assert bad and len(whole) <= len(bad) / 3
+    assert any("of its family trained in full, it would end" in why for why in engine.given_up.values())
+
+
+def test_the_order_in_which_outcomes_come_is_not_the_order_of_the_points() -> None:
+    """Rounds don't depend on which worker was faster: outcomes are told as they were decided on."""
+    made, shuffled = Made(), Made()
+    engine, other = (Engine(one, one, GOAL, SHARES, 0) for one in (made, shuffled))
+    chance = random.Random(0)
+    while jobs := engine.round():
+        assert other.round() == jobs
+        ended = {job: shuffled.outcome(job) for job in chance.sample(jobs, len(jobs))}
+        for job in jobs:
+            engine.tell(job, made.outcome(job))
+            other.tell(job, ended[job])
+    assert engine.known.best() == other.known.best()
+
+
+class Vast(Made):
+    """The same with so many more choices, which matter to nothing, that nobody can list the space."""
+
+    knobs = (*Made.knobs, *(Knob(f"stages.3.x.{name}", tuple(range(9)), 3) for name in "abcde"))
+
+    @property
+    def origin(self) -> Point:
+        return (0,) * len(self.knobs)
+
+    @property
+    def is_listed(self) -> bool:
+        return False
+
+    def points(self, seed: int) -> Iterator[Point]:
+        drawn = np.random.default_rng(seed).integers(0, [len(knob.values) for knob in self.knobs], (200, 9))
+        yield from (tuple(int(place) for place in row) for row in drawn)
+
+    def bytes(self, point: Point) -> float:
+        layers, width, bits = (knob.values[at] for knob, at in zip(self.knobs[:3], point[:3], strict=True))
+        return 1e5 * (2 + layers * width) * bits / 8 + 100 * sum(point[4:])
+
+    def wrong(self, point: Point, rung: int) -> float:
+        return Made.wrong(Made(), point[:4], rung)
+
+
+def test_a_space_of_millions_is_drawn_from_and_optuna_proposes() -> None:
+    made = Vast()
+    engine = search(made, most=80)
+    assert engine.known.best() is not None
+    drawn = set(made.points(0))
+    assert any(point not in drawn for point, _ in made.trained[3:]), "some were Optuna's"
+    assert made.bytes(engine.known.best() or made.origin) < 0.6 * made.bytes(made.origin)
+
+
+def test_what_a_sample_of_a_large_space_lacks_is_climbed_to() -> None:
+    """Of 5 ** 12 recipes whose sizes are foretold the smallest is tried second, several choices from all drawn."""
+
+    class Wide(Vast):
+        knobs = tuple(Knob(f"stages.1.distill.choice{place}", (4, 3, 2, 1, 0), 1) for place in range(12))
+
+        def points(self, seed: int) -> Iterator[Point]:
+            yield from (tuple(row) for row in np.random.default_rng(seed).integers(0, 5, (200, 12)).tolist())
+
+        def family(self, point: Point) -> tuple[object, ...]:
+            return ()
+
+        def bytes(self, point: Point) -> float:
+            return 1e5 + 1e4 * sum(knob.values[at] for knob, at in zip(self.knobs, point, strict=True))
+
+        def marginal_seconds(self, point: Point, share: float = 1.0) -> float:
+            return 60.0
+
+        def wrong(self, point: Point, rung: int) -> float:
+            return 0.0
+
+    made = Wide()
+    engine = Engine(made, made, Goal(("size_bytes",), (), 0.9), (1.0,), 0)
+    jobs: list[Job] = []
+    drawn = min(made.bytes(point) for point in made.points(0))
+    for _ in range(2):
+        jobs = engine.round()
+        for job in jobs:
+            engine.tell(job, made.outcome(job))
+    least = made.bytes((4,) * 12)
+    assert made.bytes(jobs[0].point) == least < drawn
+
+
+class Judged(Made):
+    """Four choices of which the second and the last decide a perplexity that nothing foretells, together."""
+
+    knobs = tuple(Knob(f"stages.1.gptq.choice{place}", (0, 1, 2, 3), 1) for place in range(4))
+
+    def family(self, point: Point) -> tuple[object, ...]:
+        return ()
+
+    def bytes(self, point: Point) -> float:
+        return 1e6
+
+    def marginal_seconds(self, point: Point, share: float = 1.0) -> float:
+        # What helps takes longer, as it does in life.
+        return (100 + 30 * sum(point)) * (0.5 + 0.5 * share)
+
+    def perplexity(self, point: Point, rung: int = 2) -> float:
+        untrained = 1.5 * (1 - SHARES[rung])
+        return 24 - 0.8 * point[1] - 0.5 * (point[3] == 2) - 0.3 * (point[1] * point[3] == 6) + untrained
+
+    def outcome(self, job: Job) -> Outcome:
+        self.trained.append((job.point, job.rung))
+        final = {"perplexity": self.perplexity(job.point, job.rung), "size_bytes": 1e6}
+        return Outcome(final=final, baseline={"size_bytes": 1e6})
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_figure_that_nothing_foretells_is_expected_by_what_others_came_to(seed: int) -> None:
+    """Of 256 recipes the best, or one as good, is among the first 24 trials."""
+    made = Judged(seed)
+    goal = Goal(("perplexity",), (Limit(metric="size_bytes", at_most=2e6),), 0.95)
+    engine = search(made, seed, goal, most=24)
+    best = min(made.perplexity(point) for point in made.points(0))
+    assert engine.known.kept[engine.known.best() or made.origin][0] == best
+
+
+def test_a_search_ends_where_nothing_better_is_expected() -> None:
+    made = Judged()
+    engine = search(made, goal=Goal(("perplexity",), (Limit(metric="size_bytes", at_most=2e6),), 0.95))
+    assert len(engine.known.outcomes) < 200 and engine.ended

@@ -1,0 +1,191 @@
+"""Bytes foretold of recipes that nobody has made, against the bytes of the files once they are made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_run
+from transformers import BertConfig, BertModel
+
+from compress.benchmark.kernels import KernelTable
+from compress.digests import size_bytes
+from compress.plugins.search.costs import SIZE, Costs
+from compress.plugins.search.foresight import Foresight
+from compress.plugins.search.goal import Goal
+from compress.plugins.search.known import Known
+from compress.plugins.search.latencies import Latencies
+from compress.plugins.search.outcome import Outcome, StageCost
+from compress.plugins.search.refit import Refit
+from compress.plugins.search.space import Point, Space
+from compress.plugins.search.trial import Trials
+from compress.progress import SilentProgress
+from compress.recipe.document import read_document
+from compress.recipe.recipe import Limit
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
+
+TRAINED = {"epochs": 0.2, "batch_size": 8}
+STAGES = (
+    {"finetune": TRAINED},
+    {"prune": {"heads": 0.25, "feed_forward": 0.25, "importance_examples": 8}},
+    {"trim_vocabulary": {"characters": "seen"}},
+    {"distill": {"teacher": "finetune", "student": {"layers": [0, 1]}, "keep_best": False, **TRAINED}},
+    {"export": {}},
+    {"quantize": {}},
+)
+CHOICES = {
+    "stages.1.prune.heads": [0.25, 0.5],
+    "stages.1.prune.feed_forward": [0.25, 0.75],
+    "stages.2.trim_vocabulary.min_count": [1, 40],
+    "stages.3.distill.student.layers": [[0, 1], [0]],
+    "stages.5.quantize.embedding_bits": [8, 4],
+}
+
+
+SMALLEST: Point = (1, 1, 1, 1, 1)
+
+
+class Watched:
+    """A search's forecasts, and the one recipe that was made."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        path = tiny_run.write_all(folder, stages=list(STAGES), search={"choices": CHOICES, "select": {"rows": 20}})
+        made = tiny_run.tokenizer()
+        config = BertConfig(vocab_size=len(made), hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+                            intermediate_size=128, max_position_embeddings=32)  # fmt: skip
+        BertModel(config).save_pretrained(folder / "model")
+        self.space = Space(read_document(path), folder)
+        goal = Goal.of(self.space.base, self.space.search)
+        self.trials = Trials.here(goal, folder, folder / "artifacts", SilentProgress())
+        self.foresight = Foresight(self.space, lambda: self.trials.roads.road(self.space.base))
+        self.latencies = Latencies(self.foresight, KernelTable(1, folder / "kernels", noisy_too=True))
+        self.costs = Costs(self.space)
+        self.costs.foresee(self.foresight, self.latencies)
+        road = self.trials.travelled(self.space.recipe(SMALLEST))
+        self.made = size_bytes(road.folder_of("quantize"))
+        self.stages = tuple(
+            StageCost(label=label, key=one.record.key, seconds=1.0, cached=False)
+            for label, one in road.finished.items()
+        )
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    return Watched(tmp_path_factory.mktemp("foresight"))
+
+
+def test_bytes_foretold_are_the_bytes_made(watched: Watched) -> None:
+    """Of a recipe with other heads, neurons, tokens and bits than those whose graphs are traced."""
+    costs, wide, bits = watched.costs, (0, 0, 0, 1, 0), (0, 0, 0, 1, 1)
+    assert costs.predicted(wide, SIZE) is None, "nothing is known before a trial has made the baseline"
+    costs.learn(SMALLEST, 0.5, Outcome(stages=watched.stages, seconds=10.0))
+    told = [costs.predicted(point, SIZE) for point in (wide, bits, (1, 1, 1, 1, 0), SMALLEST)]
+    assert told[3] == watched.made
+    assert told[0] > told[1] > told[3] and told[0] > told[2] > told[3]  # type: ignore[operator]
+    costs.learn(SMALLEST, 1.0, Outcome(final={SIZE: watched.made}, stages=watched.stages, seconds=10.0))
+    assert costs.errors[SIZE] == [0.0]
+    assert costs.tolerance(SMALLEST, SIZE) < 0.001 and not costs.why_not()
+
+
+def test_bits_of_tables_are_traced_once_whatever_the_layers(watched: Watched) -> None:
+    """As many layers with usual tables, and with other layers both: the same to the byte, and no graph more."""
+    few = foreseen(watched, watched.space, 3)
+    for point in ((1, 1, 1, 1, 0), (1, 1, 1, 0, 1), SMALLEST):
+        assert few.size_bytes(point) is not None, point
+    assert few.size_bytes(SMALLEST) == watched.made and not few.why_not
+    latencies = Latencies(few, watched.latencies.table)
+    whole, summed = watched.latencies.sum_of(SMALLEST), latencies.sum_of(SMALLEST)
+    assert whole is not None and summed is not None
+    assert summed.megabytes == pytest.approx(whole.megabytes) and summed.milliseconds == pytest.approx(
+        whole.milliseconds, rel=0.02
+    )
+
+
+def test_what_all_rows_would_make_of_it_is_foretold_too(watched: Watched) -> None:
+    """Its vocabulary has the words of the rows that chose; a limit between the two sizes lets none of both be tried."""
+    watched.foresight.begin(Outcome(stages=watched.stages))
+    recipe = watched.space.recipe(SMALLEST, refit=True)
+    told = watched.foresight.beside(watched.trials.roads.road(recipe)).size_bytes(SMALLEST)
+    made = size_bytes(watched.trials.travelled(recipe).folder_of("quantize"))
+    assert told == made != watched.made
+    refit = Refit(watched.space, watched.trials, watched.foresight)
+    for most, is_fit in ((made, True), (made - 1, False)):
+        goal = Goal((SIZE,), (Limit(metric=SIZE, at_most=most),), 0.95)
+        known = Known(goal, 2, SMALLEST, finished={SMALLEST: Outcome(baseline={SIZE: 1e6})})
+        assert refit.is_fit(SMALLEST, known) == is_fit
+
+
+def foreseen(watched: Watched, space: Space, most: int) -> Foresight:
+    """Of a space on the same start, in which so many structures are traced at most."""
+    found = Foresight(space, lambda: watched.trials.roads.road(watched.space.base))
+    found.most_structures = most
+    found.begin(Outcome(stages=watched.stages))
+    return found
+
+
+def other_space(watched: Watched, folder: Path, **block: object) -> Space:
+    """The same recipe with other choices."""
+    path = tiny_run.write_all(folder, stages=list(STAGES), search={**block, "select": {"rows": 20}})
+    return Space(read_document(path), watched.folder)
+
+
+LAYERS = {"stages.3.distill.student.layers": [[0, 1], [0]]}
+
+
+def test_bytes_of_a_graph_that_is_not_traced_are_told_by_its_weights(watched: Watched, tmp_path: Path) -> None:
+    """After the first trial, which says how many bytes a model has beside its weights in so many bits."""
+    choices = {**LAYERS, "stages.5.quantize.per_channel": [True, False], "stages.1.prune.heads": [0.25, 0.5]}
+    space = other_space(watched, tmp_path, choices=choices)
+    few, all_ = foreseen(watched, space, 3), foreseen(watched, space, 9)
+    first = all_.size_bytes(space.origin)
+    costs = Costs(space)
+    costs.foresee(few, watched.latencies)
+    costs.learn(space.origin, 1.0, Outcome(stages=watched.stages, final={SIZE: float(first or 0)}))
+    for point in ((1, 0, 0), (0, 0, 0), (0, 1, 0)):
+        assert few.size_bytes(point) is not None
+    assert few.size_bytes((1, 1, 1)) is None and "more structures than are traced" in few.why_not
+    weights, whole = few.weights((1, 1, 1)), few.weights((0, 0, 0))
+    assert weights is not None and whole is not None and weights.layers == 1 and whole.layers == 2
+    assert costs.predicted((1, 1, 1), SIZE) == pytest.approx(all_.size_bytes((1, 1, 1)), rel=0.1)
+    assert costs.tolerance((1, 1, 1), SIZE) > costs.tolerance((1, 0, 1), SIZE)
+
+
+def test_a_time_is_that_of_its_kernels_with_rows_of_usual_length(watched: Watched) -> None:
+    watched.foresight.begin(Outcome(stages=watched.stages))
+    wide, narrow = (0, 0, 0, 1, 0), (1, 1, 0, 1, 0)
+    batch = watched.foresight.usual_batch(wide)
+    assert batch is not None and batch["input_ids"].shape[0] == 1
+    rows = watched.trials.roads.road(watched.space.base).data.split("select")
+    words = np.median([len(text.split()) for text in rows["text"].to_pylist()])
+    assert words + 2 <= batch["input_ids"].shape[1] <= 16
+    sums = [watched.latencies.sum_of(point) for point in (wide, narrow)]
+    assert None not in sums and sums[0] != sums[1]
+    assert sums[0] is not None
+    told = 0.005 + 1.1 * sums[0].milliseconds + 0.01 * sums[0].megabytes
+    assert watched.latencies.predicted(wide) == pytest.approx(told, rel=1e-6)
+    watched.latencies.learn(wide, 1.2 * told)
+    assert watched.latencies.predicted(wide) == pytest.approx(1.2 * told, rel=0.03)
+
+
+def test_sums_are_found_again_in_the_folder_of_the_search(watched: Watched, tmp_path: Path) -> None:
+    """So that a search that goes on decides as before, whatever the user's table has by then."""
+    watched.foresight.begin(Outcome(stages=watched.stages))
+    watched.latencies.keep_in(tmp_path)
+    told = watched.latencies.sum_of((0, 1, 0, 1, 0))
+    later = Latencies(watched.foresight, KernelTable(1, tmp_path / "none"))
+    later.keep_in(tmp_path)
+    assert told is not None and later.sum_of((0, 1, 0, 1, 0)) == told
+    assert later.table is not None and not later.table.measured
+
+
+def test_a_space_of_few_recipes_is_not_worth_tracing(watched: Watched) -> None:
+    few = Foresight(watched.space, lambda: pytest.fail("no data is read"))
+    watched.space.__dict__["_listed"], listed = [SMALLEST], watched.space._listed
+    try:
+        few.begin(Outcome(stages=watched.stages))
+    finally:
+        watched.space.__dict__["_listed"] = listed
+    assert not few.begun and few.size_bytes(SMALLEST) is None

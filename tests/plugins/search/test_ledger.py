@@ -1,0 +1,69 @@
+"""The ledger: whole lines on the disk, or none."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from compress.errors import InputError, StorageError
+from compress.plugins.search.ledger import Entry, Header, Ledger
+from compress.plugins.search.outcome import Outcome
+
+
+def header() -> Header:
+    return Header(recipe={"name": "tiny"}, knobs=(("prune", (True, False)),), rungs=(1.0,), machine={"cores": 2})
+
+
+def entry(number: int) -> Entry:
+    outcome = Outcome(final={"accuracy": 0.5}, seconds=1.5)
+    return Entry(number=number, point=(number, 0), rung=0, words="prune", identity="abc", outcome=outcome)
+
+
+def test_what_was_added_is_read_in_order(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.begin(header())
+    for number in range(3):
+        ledger.add(entry(number))
+    assert Ledger(tmp_path).read() == (header(), [entry(number) for number in range(3)])
+
+
+def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.begin(header())
+    ledger.add(entry(0))
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(StorageError, match="full"):
+            ledger.add(entry(1))
+    assert Ledger(tmp_path).read()[1] == [entry(0)]
+    ledger.add(entry(1))
+    assert Ledger(tmp_path).read()[1] == [entry(0), entry(1)]
+
+
+def test_a_line_that_was_cut_short_anywhere_is_taken_off(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.begin(header())
+    ledger.add(entry(0))
+    whole = ledger.path.read_bytes()
+    ledger.add(entry(1))
+    both = ledger.path.read_bytes()
+    for cut in range(len(whole), len(both)):
+        ledger.path.write_bytes(both[:cut])
+        assert Ledger(tmp_path).read()[1] == [entry(0)]
+        assert ledger.path.read_bytes() == whole
+    ledger.add(entry(1))
+    assert ledger.path.read_bytes() == both
+
+
+@pytest.mark.parametrize("content", [b"", b"{}\n", b'{"version": 1}\n', b"not json\n"])
+def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    Ledger(tmp_path).path.write_bytes(content)
+    with pytest.raises(InputError, match="begin anew"):
+        Ledger(tmp_path).read()

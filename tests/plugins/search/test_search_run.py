@@ -1,0 +1,297 @@
+"""A whole search of a tiny recipe by the command line: what it leaves, how it goes on, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_run
+import yaml
+from compress.results.measurement import Measurement
+from rotation import is_todays
+from typer.testing import CliRunner
+
+from compress.cli import app
+from compress.digests import digest_directory
+from compress.errors import CompressError, StageError
+from compress.plugins.search.folder import MODEL
+from compress.plugins.search.run import SearchRun
+from compress.plugins.search.trial import Trials
+from compress.progress import SilentProgress
+from compress.recipe.document import read_document
+from compress.recipe.recipe import Recipe
+from compress.results.report import load_report
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
+
+STAGES = (
+    {"finetune": {"epochs": 1, "batch_size": 8, "learning_rate": 2e-3}},
+    {"distill": {"teacher": "finetune", "student": {"layers": [0, 1]}, "epochs": 1, "batch_size": 8,
+                 "learning_rate": 2e-3, "keep_best": False}},
+    {"export": {}},
+    {"quantize": {}},
+)  # fmt: skip
+SEARCH = {
+    "minimize": "size_bytes",
+    "budget": "10m",
+    "select": {"rows": 60},
+    "rungs": [0.5],
+    "seeds": 1,
+    "choices": {"stages.1.distill.student.layers": [[0, 1], [0]], "stages.3.quantize.embedding_bits": [8, 4]},
+}
+LIMITS = [
+    {"metric": "accuracy", "at_least": 0.6, "of": "baseline"},
+    {"metric": "size_bytes", "at_most": 0.6, "of": "baseline"},
+]
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    search = {**SEARCH, **changes.pop("search", {})}
+    return tiny_run.write_all(folder, stages=list(STAGES), search=search, limits=LIMITS, **changes)
+
+
+def latest(artifacts: Path) -> Path:
+    return (artifacts / "searches" / "tiny" / "latest").resolve()
+
+
+def trials(artifacts: Path) -> list[dict[str, Any]]:
+    """What the ledger has of each trial, but for what a clock says."""
+    lines = (latest(artifacts) / "ledger.jsonl").read_text().splitlines()[1:]
+    found = [json.loads(line) for line in lines]
+    for one in found:
+        one.pop("elapsed"), one["outcome"].pop("seconds")
+        for stage in one["outcome"]["stages"]:
+            stage.pop("seconds"), stage.pop("cached")
+    return found
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a search that has ended, its artifacts in `artifacts`."""
+    folder = tmp_path_factory.mktemp("searched")
+    path = write(folder)
+    done = tiny_run.compress("search", path, "--artifacts", folder / "artifacts", "--json")
+    assert done.returncode == 0, done.stderr
+    (folder / "said.json").write_text(done.stdout)
+    return folder
+
+
+def test_the_smallest_that_keeps_its_limits_wins_and_is_judged_once_on_the_test_rows(searched: Path) -> None:
+    record = json.loads((searched / "said.json").read_text())
+    full = [one for one in record["trials"] if one["share"] == 1 and one["status"] != "missed"]
+    best = next(one for one in record["trials"] if one["status"] == "best")
+    assert best["final"]["size_bytes"] == min(one["final"]["size_bytes"] for one in full)
+    judged = {one["name"]: one for one in record["final"]["judged"]}
+    assert judged["winner"]["words"] == best["words"]
+    assert set(judged) >= {"winner", "as chosen", "trial 0"}
+    assert judged["as chosen"]["words"] == best["words"]
+    # 60 test rows, not the 60 that chose: accuracies are multiples of a sixtieth of other answers.
+    assert record["final"]["confidence"] == pytest.approx(1 - 0.05 / len(judged))
+    assert [one["seed"] for one in record["final"]["seeds"]] == [1]
+    assert record["stages_shared"] > 0
+
+
+def test_the_best_recipe_is_ordinary_and_gives_the_same_bytes_from_the_cache(searched: Path) -> None:
+    artifacts, found = searched / "artifacts", latest(searched / "artifacts")
+    text = (found / "best.yaml").read_text()
+    values = yaml.safe_load(text)
+    assert "search" not in values
+    # It was trained once more, from the rows that chose too: other weights than those that were chosen.
+    assert "hold_out" not in values["data"]
+    record = json.loads((searched / "said.json").read_text())
+    assert record["final"]["refit"]
+    winner, chosen = record["final"]["judged"][:2]
+    assert digest_directory(Path(winner["folder"])) != digest_directory(Path(chosen["folder"]))
+    assert text.startswith("# Found by `compress search`")
+    done = CliRunner().invoke(app, ["run", str(found / "best.yaml"), "--artifacts", str(artifacts), "--json"])
+    assert done.exit_code == 0, done.output
+    report = load_report(artifacts / "runs" / "tiny" / "latest" / "report.json")
+    assert all(stage.cached for stage in report.stages)
+    ran = artifacts / "runs" / "tiny" / "latest" / "model"
+    assert digest_directory(ran) == digest_directory(found / "model")
+
+
+def test_where_learning_from_all_rows_fails_what_was_chosen_ships(
+    searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(searched, tmp_path / "again", symlinks=True)
+    answers = Trials.answers
+
+    def failing_first(
+        self: Trials, recipes: Iterable[Recipe], split: str
+    ) -> Iterator[list[Measurement] | CompressError]:
+        whole, *seeds = recipes
+        assert not whole.data.hold_out
+        yield StageError("a loss that is no number")
+        yield from answers(self, seeds, split)
+
+    monkeypatch.setattr(Trials, "answers", failing_first)
+    recipe = folder / "tiny.yaml"
+    done = SearchRun(read_document(recipe), folder, folder / "artifacts", SilentProgress(), resume=True).run()
+    final = done.record.final
+    assert final is not None and not final.refit
+    before = json.loads((searched / "said.json").read_text())["final"]["judged"]
+    chosen = next(one for one in before if one["name"] == "as chosen")
+    assert [one.name for one in final.judged][:2] == ["winner", "trial 0"]
+    # The same model, and its seeds would have learned from other rows than it did.
+    for metric in ("accuracy", "size_bytes"):
+        assert final.winner.final[metric] == chosen["final"][metric]
+    assert final.seeds == ()
+    assert digest_directory(done.folder / MODEL) == digest_directory(Path(chosen["folder"]))
+
+
+def test_the_page_needs_nothing_from_outside_and_shows_every_trial(searched: Path) -> None:
+    page = (latest(searched / "artifacts") / "search.html").read_text()
+    record = json.loads((searched / "said.json").read_text())
+    assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page
+    for trial in record["trials"]:
+        assert f'<th scope="row">{trial["number"]}</th>' in page
+
+
+def test_a_search_killed_at_any_moment_and_given_more_trials_ends_with_the_same_ledger(
+    searched: Path, tmp_path: Path
+) -> None:
+    path, artifacts = searched / "tiny.yaml", tmp_path / "artifacts"
+    chance, kills, resume = random.Random(), 0, False
+    while True:
+        command = ["search", path, "--artifacts", artifacts, *(["--resume"] if resume else [])]
+        command += ["--trials", "3"] if kills < 2 else []
+        process = tiny_run.start(*command)
+        if kills < 2:
+            time.sleep(chance.uniform(1.0, 9.0))
+            if process.poll() is None:
+                os.kill(process.pid, signal.SIGKILL)
+            process.communicate()
+            kills += 1
+            resume = (artifacts / "searches" / "tiny" / "latest" / "ledger.jsonl").is_file()
+            continue
+        _, said = process.communicate()
+        assert process.returncode == 0, said
+        break
+    assert trials(artifacts) == trials(searched / "artifacts")
+    ours, theirs = (digest_directory(latest(each) / "model") for each in (artifacts, searched / "artifacts"))
+    assert ours == theirs
+
+
+class Cluster:
+    """Two nodes with a folder each; that which is given the third piece of work is killed with it."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        from ray.cluster_utils import Cluster
+
+        from compress.plugins.ray.ray_workers import RayWorkers
+
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        self.cluster, self.folders = Cluster(), [folder / name for name in ("first", "second")]
+        memory, submit = 80 * 2**20, RayWorkers._submit
+        self.cluster.add_node(num_cpus=0, object_store_memory=memory, include_dashboard=False)
+        environments = [{"COMPRESS_WORKER_FOLDER": str(each)} for each in self.folders]
+        nodes = [self.cluster.add_node(num_cpus=1, object_store_memory=memory, env_vars=one) for one in environments]
+        given: list[str] = []
+
+        def submitted(workers: RayWorkers, work: Any, node: Any, lacking: Any) -> None:
+            submit(workers, work, node, lacking)
+            given.append(node.id)
+            if len(given) == 3:
+                doomed = next(one for one in nodes if one.node_id == node.id)
+                self.cluster.remove_node(doomed, allow_graceful=False)
+
+        patch.setattr(RayWorkers, "_submit", submitted)
+
+
+@pytest.mark.skipif(not is_todays("ray"), reason="a real cluster is begun every fourth day")
+def test_on_two_machines_one_of_which_dies_it_finds_the_same(
+    searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    made, notes = Cluster(tmp_path, monkeypatch), tiny_run.Notes()
+    try:
+        document = read_document(searched / "tiny.yaml")
+        document.values["search"] |= {"trials": 4, "seeds": 0}
+        address = f"ray:{made.cluster.address}"
+        done = SearchRun(document, searched, tmp_path / "artifacts", notes, workers=address).run()
+    finally:
+        made.cluster.shutdown()
+    assert any("was lost" in note for note in notes.said), notes.said
+    assert trials(tmp_path / "artifacts") == trials(searched / "artifacts")[:4]
+    # What ships was trained once more, from all rows: by the machine that was left.
+    assert digest_directory(done.folder / MODEL) == digest_directory(latest(searched / "artifacts") / MODEL)
+    assert any((folder / "cache").is_dir() for folder in made.folders)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "Nothing says what to search"),
+        (["--model", "model"], "--model needs --data"),
+        (["--model", "model", "--data", "train.csv", "--task", "text-clasification"], "text-classification"),
+        (["--model", "model", "--data", "none.csv", "--task", "text-classification"], "does not exist"),
+        (["--model", "model", "--data", "train.csv", "--task", "text-classification", "--max-size", "5"], "5MB"),
+        (["--model", "model", "--data", "train.csv", "--task", "text-classification", "--budget", "soon"], "90s"),
+        (["tiny.yaml", "--model", "model"], "Both a recipe and a model"),
+        (["tiny.yaml", "--set", "search.select.rows=70", "--set", "limits.0.at_least=0.999"], "about 270,555"),
+        (["tiny.yaml", "--resume", "--artifacts", "none"], "no search to go on with"),
+        (["tiny.yaml", "--set", "search.minimize=accuracy"], "cannot be minimized"),
+        (["tiny.yaml", "--set", "search.target=gpu"], "no target 'gpu'"),
+        (["tiny.yaml", "--set", "targets=[gpu]", "--set", "limits=[]"], "cannot be measured on gpu"),
+        (["tiny.yaml", "--set", "search.choices={}"], "the space has the recipe alone"),
+    ],
+)
+def test_bad_input_is_told_before_anything_runs(searched: Path, arguments: list[str], says: str) -> None:
+    done = tiny_run.compress("search", *arguments, folder=searched)
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (searched / "none").exists()
+
+
+def test_a_dry_run_says_what_would_be_varied_and_writes_nothing(searched: Path) -> None:
+    command = ("search", "tiny.yaml", "--dry-run", "--artifacts", "none", "--set", "search.optional=[export]")
+    told = tiny_run.compress(*command, folder=searched)
+    assert told.returncode == 0, told.stderr
+    assert "begins with tiny.yaml: finetune -> distill -> export -> quantize, compared with finetune" in told.stdout
+    assert "  stages.1.distill.student.layers: [0, 1]; or [0]" in told.stdout
+    assert "left out: without export:" in told.stdout, "quantize takes a graph"
+    record = json.loads(tiny_run.compress(*command, "--json", folder=searched).stdout)
+    assert (record["size"], len(record["choices"]), record["rows"]) == (4, 2, 60)
+    assert not (searched / "none").exists()
+
+
+def test_a_resumed_search_must_be_the_same(searched: Path) -> None:
+    options = ("--artifacts", searched / "artifacts", "--resume", "--set", "search.confidence=0.9")
+    done = tiny_run.compress("search", searched / "tiny.yaml", *options)
+    assert done.returncode == 2
+    assert "its recipe (search) is another now" in done.stderr
+
+
+def test_limits_alone_are_enough_and_one_file_of_rows(tmp_path: Path) -> None:
+    """As a newcomer does: a CSV, a model, a share to keep; what may vary is what the stages say."""
+    tiny_run.ROWS, rows = {**tiny_run.ROWS, "train": 400}, tiny_run.ROWS
+    try:
+        tiny_run.write_all(tmp_path)
+    finally:
+        tiny_run.ROWS = rows
+    (tmp_path / "test.csv").unlink(), (tmp_path / "validation.csv").unlink()
+    options = ["--task", "text-classification", "--keep", "0.5", "--max-size", "1MB", "--trials", "1", "--json"]
+    brief = ("benchmark.launches=2", "benchmark.budget_seconds=0.1")
+    for change in ("search.seeds=0", "search.rungs=[]", "stages.0.finetune.epochs=0.2", *brief):
+        options += ["--set", change]
+    done = tiny_run.compress("search", "--model", "model", "--data", "train.csv", *options, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert {knob["name"] for knob in record["knobs"]} >= {
+        "stages.1.prune.feed_forward", "stages.2.distill.student.layers", "stages.5.quantize.embedding_bits",
+        "trim_vocabulary",
+    }  # fmt: skip
+    found = yaml.safe_load((tmp_path / "artifacts" / "searches" / record["name"] / "latest" / "best.yaml").read_text())
+    assert [each.get("split") for each in found["data"]["hold_out"]] == ["test", "validation"]

@@ -1,0 +1,126 @@
+"""What may vary: knobs from a recipe's block, points that mean the same, and what is refused before anything runs."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_run
+
+from compress.errors import InputError, RecipeError
+from compress.plugins.search.space import Space, shortened
+from compress.recipe.document import read_document
+
+STAGES = (
+    {"finetune": {"epochs": 2}},
+    {"prune": {"heads": 0.5, "feed_forward": 0.5}},
+    {"trim_vocabulary": {}},
+    {"distill": {"teacher": "finetune", "student": {"layers": [0, 1]}, "epochs": 3}},
+    {"export": {}},
+    {"quantize": {}},
+)
+CHOICES = {
+    "stages.1.prune.feed_forward": [0.25, 0.5],
+    "stages.1.heads": [0, 0.5],
+    "stages.3.distill.student.layers": [[0], [0, 1]],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("space")
+    tiny_run.write_all(made)
+    return made
+
+
+def space(folder: Path, stages: Any = STAGES, **block: Any) -> Space:
+    search = {"choices": CHOICES, "select": {"rows": 20}, **block}
+    return Space(read_document(tiny_run.write_recipe(folder, "space", stages=list(stages), search=search)), folder)
+
+
+def test_each_knob_has_the_recipe_s_own_value_first_and_each_once(folder: Path) -> None:
+    made = space(folder, optional=["trim_vocabulary"])
+    assert [(knob.name, knob.values) for knob in made.knobs] == [
+        ("trim_vocabulary", ("kept", "left out")),
+        ("stages.1.prune.feed_forward", (0.5, 0.25)),
+        ("stages.1.heads", (0.5, 0)),
+        ("stages.3.distill.student.layers", ([0, 1], [0])),
+    ]
+    assert made.size == 16
+    assert made.origin == (0, 0, 0, 0)
+    assert made.words(made.origin) == "the recipe as it stands"
+
+
+def test_a_point_s_stages_are_those_of_its_whole_recipe(folder: Path) -> None:
+    made = space(folder, optional=["trim_vocabulary"])
+    for point in made.points(0):
+        assert made.recipe(point).stages == made.stages(point)
+    point = (1, 1, 0, 1)
+    assert made.words(point) == "no trim_vocabulary, prune.feed_forward 0.25, distill.student.layers [0]"
+    assert made.recipe(point).labels() == ("finetune", "prune", "distill", "export", "quantize")
+
+
+def test_fields_of_a_stage_that_is_left_out_do_not_count(folder: Path) -> None:
+    made = space(folder, optional=["prune"])
+    points = list(made.points(0))
+    # With prune: 2 x 2 x 2; without it only the layers vary.
+    assert len(points) == 8 + 2
+    every = itertools.product(*(range(len(knob.values)) for knob in made.knobs))
+    assert {made.identity(point) for point in every} == {made.identity(point) for point in points}
+    assert len({made.identity(point) for point in points}) == len(points)
+
+
+def test_only_what_lies_behind_the_baseline_is_trained_for_a_share_of_its_time(folder: Path) -> None:
+    made = space(folder)
+    recipe = made.recipe(made.origin, share=1 / 3)
+    assert [stage.epochs for stage in recipe.stages if stage.kind in ("finetune", "distill")] == [2, pytest.approx(1)]
+    assert recipe.stages[1] == made.base.stages[1], "pruning at once trains nothing, so that rungs share it"
+    assert shortened(recipe, 1.0) == recipe.stages
+
+
+def test_rows_that_choose_are_held_out_of_every_recipe(folder: Path) -> None:
+    made = space(folder)
+    (held,) = made.base.data.hold_out or ()
+    assert (held.rows, held.source, held.split) == (20, "train", "select")
+    assert made.recipe((0, 1, 1)).data == made.base.data
+
+
+def test_a_value_that_fits_no_recipe_is_named_and_left_out(folder: Path) -> None:
+    made = space(folder, choices={**CHOICES, "stages.1.prune.heads": [0.25, 2]})
+    assert [knob.values for knob in made.knobs if knob.name == "stages.1.prune.heads"] == [(0.5, 0.25)]
+    assert list(made.refused) == ["stages.1.prune.heads=2"]
+
+
+@pytest.mark.parametrize(
+    ("block", "says"),
+    [
+        ({"choices": {"stages.9.prune.heads": [0]}}, "from stages.0 to stages.5"),
+        ({"choices": {"seed": [1, 2]}}, "cannot vary"),
+        ({"choices": {"stages.0.finetune.epochs": [1]}}, "would change 'finetune'"),
+        ({"choices": {"stages.1.prune.heads": [7, 9]}}, "No value of stages.1.prune.heads can be tried"),
+        ({"choices": {"stages.1.prune.heads": [0.5]}}, "nothing to search"),
+        ({"optional": ["prun"]}, "Did you mean 'prune'"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(folder: Path, block: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError) as caught:
+        space(folder, **block)
+    assert says in str(caught.value)
+
+
+def test_a_recipe_without_a_block_says_how_to_write_one(folder: Path) -> None:
+    with pytest.raises(InputError, match="search:"):
+        Space(read_document(tiny_run.write_recipe(folder, "none")), folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [("budget", "soon", "90s, 60m or 1h30m"), ("rungs", [0.5, 0.2], "rising shares"), ("confidence", 0.4, "0.5")],
+)
+def test_mistakes_in_the_block_are_mistakes_of_the_recipe(folder: Path, field: str, value: Any, expected: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        space(folder, **{field: value})
+    assert f"search.{field}" in str(caught.value)
+    assert expected in str(caught.value)

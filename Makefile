@@ -15,7 +15,7 @@ WORKERS ?= 2
 # the test that it died of.
 ORDER := --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 # Files of tests that judge times, beside which nothing runs (tests/conftest.py).
-ALONE := $(addprefix tests/,bench/test_session.py bench/test_generation.py bench/test_operator_difference.py \
+ALONE := $(addprefix tests/,benchmark/test_session.py benchmark/test_generation.py benchmark/test_operator_difference.py \
 	formats/onnx/runtimes/test_onnxruntime_web.py)
 
 .DEFAULT_GOAL := help

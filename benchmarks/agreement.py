@@ -42,15 +42,15 @@ import numpy as np
 from peers.environment import UnavailableError, optimum_python
 from peers.ways import Setting, time_compress, time_loop, time_optimum
 
-from compress.bench.worker import write_batches
-from compress.digests import digest_file
-from compress.environment import environment, spread_cores
-from compress.errors import CompressError, DataError, StageError
+from compress.benchmark.worker import write_batches
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel, find_graph
 from compress.formats.silence import quiet_libraries
 from compress.numerics.differences import decide, samples_to_settle
 from compress.numerics.statistics import Estimate, median_interval
 from compress.tasks.task import Examples
+from compress.utils.digests import digest_file
+from compress.utils.environment import environment, spread_cores
+from compress.utils.errors import CompressError, DataError, StageError
 
 MARGIN = 0.03
 THREADS = 1
@@ -78,8 +78,8 @@ def make_model(folder: Path) -> None:
     """Export the sample `minilm`, cut to three layers, into ``folder`` in Hugging Face layout."""
     import torch
 
-    from compress.architectures.transformer import keep_layers
     from compress.formats.onnx.export import export_onnx
+    from compress.models.transformer_pruning import keep_layers
     from compress.samples.fetch import sample_directory
     from compress.tasks.registry import get_task
 
@@ -119,29 +119,31 @@ def repeat_all(setting: Setting, repeats: int, python: Path | None) -> tuple[lis
     done, reason = [], None
     for number in range(repeats):
         names = list(ways) if number % 2 == 0 else list(ways)[::-1]
-        found: dict[str, Any] = {}
+        results: dict[str, Any] = {}
         for name in names:
             try:
-                found[name] = ways[name]()
+                results[name] = ways[name]()
             except StageError as error:
                 if name != OPTIMUM:
                     raise
                 reason = str(error)
                 del ways[OPTIMUM]
                 _note(f"{OPTIMUM} is left out from now on: {reason}")
-        said = ", ".join(f"{name} {found[name]['p50_ms']:.3f} ms" for name in names if name in found)
-        _note(f"{number + 1} of {repeats}: {said}")
-        done.append({"order": names, **found})
+        summary = ", ".join(f"{name} {results[name]['p50_ms']:.3f} ms" for name in names if name in results)
+        _note(f"{number + 1} of {repeats}: {summary}")
+        done.append({"order": names, **results})
     return done, reason
 
 
 def medians_ms(repetitions: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """name -> the median latency of each repetition, of those who took part in all."""
-    names = [name for name in (COMPRESS, LOOP, OPTIMUM) if all(name in found for found in repetitions)]
-    found = {name: np.array([np.median(one[name]["latencies_ms"]) for one in repetitions]) for name in names}
-    if OPTIMUM in found:
-        found[INSIDE] = np.array([np.median(one[OPTIMUM]["session_ms"]) for one in repetitions])
-    return found
+    names = [name for name in (COMPRESS, LOOP, OPTIMUM) if all(name in medians for medians in repetitions)]
+    medians = {
+        name: np.array([np.median(repetition[name]["latencies_ms"]) for repetition in repetitions]) for name in names
+    }
+    if OPTIMUM in medians:
+        medians[INSIDE] = np.array([np.median(repetition[OPTIMUM]["session_ms"]) for repetition in repetitions])
+    return medians
 
 
 def compare(medians: Mapping[str, np.ndarray]) -> list[Row]:
@@ -213,7 +215,12 @@ def _measure(options: argparse.Namespace, scratch: Path) -> int:
     repetitions, failed = repeat_all(setting, options.repeats, python)
     skipped = skipped or failed
     rows = compare(medians_ms(repetitions))
-    versions = {one[name]["onnxruntime"] for one in repetitions for name in one["order"] if name in one}
+    versions = {
+        repetition[name]["onnxruntime"]
+        for repetition in repetitions
+        for name in repetition["order"]
+        if name in repetition
+    }
     given = f"{THREADS} thread, batch 1, {options.length} tokens"
     _show(rows, skipped, f"ONNX Runtime {', '.join(sorted(versions))}; {given}")
     if options.output is not None:

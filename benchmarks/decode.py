@@ -15,17 +15,17 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from compress.bench.generation import measure_generation
-from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.digests import size_bytes
+from compress.benchmark.generation import measure_generation
 from compress.formats.onnx.decoder import GraphSettings, export_decoder
 from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS
+from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.numerics.gptq import GptqSettings, round_to_nearest
 from compress.numerics.integer_grid import QuantizedWeight
-from compress.progress import SilentProgress
 from compress.recipe.recipe import Benchmark
-from compress.sources.source import resolve_model
+from compress.sources.resolve import resolve_model
+from compress.utils.digests import size_bytes
+from compress.utils.progress import SilentProgress
 
 BASELINE = "fp32"
 METRICS = ("time_per_output_token_ms", "tokens_per_second", "time_to_first_token_ms")
@@ -78,12 +78,12 @@ def _written(checkpoint: Checkpoint, settings: GraphSettings, folder: Path) -> P
 
 def _compare(folders: dict[str, Path], settings: Benchmark) -> None:
     result = measure_generation(folders, {}, TARGETS["cpu"], settings, BASELINE, SilentProgress(), seed=0)
-    found = {(row.model, row.metric): row for row in result.measurements}
+    rows = {(row.model, row.metric): row for row in result.measurements}
     (context,) = settings.contexts
     for name, folder in folders.items():
         sys.stdout.write(f"{name}: {size_bytes(folder) / 1e6:.1f} MB\n")
         for metric in (*METRICS, "speedup_time_per_output_token", "speedup_time_to_first_token"):
-            row = found.get((name, f"{metric}_context_{context}"))
+            row = rows.get((name, f"{metric}_context_{context}"))
             if row is not None:
                 interval = f" ({row.low:.3f} to {row.high:.3f})" if row.low is not None and row.high is not None else ""
                 sys.stdout.write(f"  {metric:32s} {row.value:.3f}{interval} {row.unit}\n")

@@ -26,15 +26,14 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from bundle_page import figures, serve, visit
-from compress.checkpoints.diffusion_pipeline import GeneratorModel, load_pipeline
 
 from compress.cli.console_progress import ConsoleProgress
 from compress.formats.onnx.diffusion_export import drawing_folder, export_drawing, open_drawing
 from compress.formats.safetensors.pictures import torch_pictures
 from compress.formats.silence import quiet_libraries
+from compress.models.diffusion_pipeline import GeneratorModel, load_pipeline
 from compress.numerics.differences import difference_of_shares
 from compress.pipeline.run import run
-from compress.progress import Progress
 from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Recipe
 from compress.report.compare.machine_match import host_words
@@ -45,6 +44,7 @@ from compress.results.report import BASELINE, FINAL, Report, load_report
 from compress.runtimes.picture_sampler import IDS, NOISE, PICTURES, SEED
 from compress.runtimes.picture_session import PictureSession
 from compress.stage.stage import Stage
+from compress.utils.progress import Progress
 
 RESULTS = Path(__file__).parent / "results" / "diffusion.json"
 TARGET = "cpu"
@@ -95,7 +95,7 @@ def main(
     rows += of_page(folder) if page else []
     rows += of_levels(load_pipeline(Path(recipe.model)))
     tables = [
-        {"columns": ["what", "found", "at least", "aim", "held"], "rows": [one.cells() for one in rows]},
+        {"columns": ["what", "found", "at least", "aim", "held"], "rows": [row.cells() for row in rows]},
         {
             "title": "Each model on the same prompts and noise, timed in the session of its run",
             "columns": headings(),
@@ -111,7 +111,7 @@ def main(
 
 def runs_beside(recipe: Recipe) -> dict[str, list[Mapping[str, Any]]]:
     """The stages of the three short runs, with the fields that the recipe has."""
-    distill = next(place for place, stage in enumerate(recipe.stages) if stage.kind == "distill" and _steps(stage))
+    distill = next(index for index, stage in enumerate(recipe.stages) if stage.kind == "distill" and _steps(stage))
     int8 = next(stage for stage in recipe.stages if stage.kind == "quantize" and getattr(stage, "part", "") == "unet")
     best = {"kind": "schedule", "steps": _steps(recipe.stages[distill]), "scheduler": "best"}
     return {
@@ -131,8 +131,8 @@ def aside(
 ) -> Report:
     """The report of the recipe with other stages."""
     changed = {"name": f"{recipe.name}-{name}", "stages": list(stages), "limits": []}
-    made = Recipe.model_validate({**recipe.model_dump(), **changed})
-    return run(made, Path.cwd(), artifacts, progress).report
+    changed_recipe = Recipe.model_validate({**recipe.model_dump(), **changed})
+    return run(changed_recipe, Path.cwd(), artifacts, progress).report
 
 
 def of_the_run(report: Report) -> list[Row]:
@@ -201,7 +201,7 @@ def of_levels(model: GeneratorModel) -> list[Row]:
     """Our pictures against those of diffusers' own pipeline, from the same noise."""
     ids = model.processor.ids(prompts := [f"a photo of a {word}" for word in ("bag", "coat", "dress", "sandal")] * 2)
     exported = export_drawing(model, ids, None, fusions=True)
-    graphs = open_drawing(drawing_folder(model, {name: one.graph for name, one in exported.items()}))
+    graphs = open_drawing(drawing_folder(model, {name: part.graph for name, part in exported.items()}))
     theirs = as_diffusers(model, prompts)
     apart = {"torch": torch_pictures(model, {}), "ONNX Runtime": graphs}
     levels = {name: levels_apart(drawn(session, ids, model), theirs) for name, session in apart.items()}
@@ -211,7 +211,7 @@ def of_levels(model: GeneratorModel) -> list[Row]:
 
 def drawn(session: PictureSession, ids: np.ndarray, model: GeneratorModel) -> np.ndarray:
     """Pictures [n, height, width, channels] from 0 to 1, each from the noise of its place."""
-    noise = np.stack([model.processor.noise(place) for place in range(len(ids))])
+    noise = np.stack([model.processor.noise(index) for index in range(len(ids))])
     return session.predict({IDS: ids, NOISE: noise, SEED: np.arange(len(ids))})[PICTURES]
 
 
@@ -221,10 +221,12 @@ def as_diffusers(model: GeneratorModel, prompts: Sequence[str]) -> np.ndarray:
 
     pipeline = model.pipeline()
     pipeline.set_progress_bar_config(disable=True)
-    noise = torch.from_numpy(np.stack([model.processor.noise(place) for place in range(len(prompts))]))
+    noise = torch.from_numpy(np.stack([model.processor.noise(index) for index in range(len(prompts))]))
     steps, guidance = model.sampling.steps, model.sampling.guidance
-    found = pipeline(list(prompts), num_inference_steps=steps, guidance_scale=guidance, latents=noise, output_type="np")
-    return np.asarray(found.images)
+    images = pipeline(
+        list(prompts), num_inference_steps=steps, guidance_scale=guidance, latents=noise, output_type="np"
+    )
+    return np.asarray(images.images)
 
 
 def levels_apart(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -260,7 +262,7 @@ def of_two(measured: tuple[Measurement, Measurement]) -> str:
 
 def in_bytes(sizes: tuple[Measurement, Measurement]) -> str:
     """`113 MB to 18 MB`."""
-    return " to ".join(format_measurement(one) for one in sizes)
+    return " to ".join(format_measurement(size) for size in sizes)
 
 
 def headings() -> list[str]:
@@ -279,7 +281,7 @@ def models(report: Report, beside: Mapping[str, Report]) -> Iterator[list[str]]:
     }
     for name, (source, model) in named.items():
         cells = [source.find(model, metric, TARGET) for metric in SHOWN]
-        yield [name, *("" if one is None else format_measurement(one) for one in cells)]
+        yield [name, *("" if cell is None else format_measurement(cell) for cell in cells)]
 
 
 def results(report: Report, tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

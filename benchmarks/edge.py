@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.environment import environment
-from compress.measurement import Measurement
-from compress.report.schema import FINAL, Report, load_report
+from compress.results.measurement import Measurement
+from compress.results.report import FINAL, Report, load_report
+from compress.utils.environment import environment
 
 ROOT = Path(__file__).parent.parent
 RECIPE = "edge-quickstart"
@@ -27,8 +27,8 @@ REFERENCE = "cpu"
 TARGETS = (REFERENCE, "ort", "browser", "litert", "executorch", "openvino")
 MOST_POINTS, MOST_BYTES, LEAST_SPEEDUP = 0.5, 1.1, 2.0
 PROVEN = {
-    "tokenization of 10,000 lines in the bundle": "tests/bundle -k ten_thousand_lines",
-    "a flipped byte anywhere in a bundle": "tests/bundle -k flipped",
+    "tokenization of 10,000 lines in the bundle": "tests/plugins/apps -k ten_thousand_lines",
+    "a flipped byte anywhere in a bundle": "tests/plugins/apps -k flipped",
     "foreign clients": "tests/clients",
 }
 """What is shown, and the tests that show it."""
@@ -89,7 +89,7 @@ def make_run(options: argparse.Namespace) -> None:
     sets = [f"targets=[{options.targets}]", f"baseline={options.float}", f"name={RECIPE}-table", "limits=[]"]
     sets.append("benchmark.every_stage=false")
     command = [sys.executable, "-m", "compress", "run", str(options.recipe), "--artifacts", str(options.artifacts)]
-    command += [argument for one in sets for argument in ("--set", one)]
+    command += [argument for setting in sets for argument in ("--set", setting)]
     command += ["--remeasure"] if options.remeasure else []
     subprocess.run(command, check=True, stdout=sys.stderr)
 
@@ -103,18 +103,18 @@ def formats(report: Report, targets: Sequence[str]) -> Iterator[Row]:
         if target in why:
             yield Row(target, f"not here: {why[target]}")
             continue
-        own, there = value(report, "accuracy", target), value(report, "size_bytes", target)
-        points = 100 * (own.value - accuracy.value)
+        target_accuracy, size_bytes = value(report, "accuracy", target), value(report, "size_bytes", target)
+        points = 100 * (target_accuracy.value - accuracy.value)
         yield Row(
-            f"{target}: accuracy on all {own.n:,} test rows",
-            f"{100 * own.value:.2f}% ({points:+.2f} points)",
+            f"{target}: accuracy on all {target_accuracy.n:,} test rows",
+            f"{100 * target_accuracy.value:.2f}% ({points:+.2f} points)",
             f"at most {MOST_POINTS} points below ONNX",
             points >= -MOST_POINTS,
         )
-        ratio = there.value / size.value
+        ratio = size_bytes.value / size.value
         yield Row(
             f"{target}: bytes",
-            f"{there.value / 1e6:.2f} MB ({ratio:.3f}x)",
+            f"{size_bytes.value / 1e6:.2f} MB ({ratio:.3f}x)",
             f"at most {MOST_BYTES}x of ONNX",
             ratio <= MOST_BYTES,
         )
@@ -139,15 +139,15 @@ def page(run: Path) -> Iterator[Row]:
         bundle = Path(scratch) / "page"
         make = [sys.executable, "-m", "compress", "bundle", str(run), "--target", "browser", "-o", str(bundle)]
         subprocess.run(make, check=True, stdout=sys.stderr)
-        found = from_script("bundle_page.py", str(bundle))
-    transfer, samples = found["transfer_bytes"], found["samples"]["from_page_ready_ms"]
+        timings = from_script("bundle_page.py", str(bundle))
+    transfer, samples = timings["transfer_bytes"], timings["samples"]["from_page_ready_ms"]
     yield Row(
         "browser bundle: transfer, runtime included, brotli",
         f"{transfer / 1e6:.2f} MB",
         "12 MB (aim 6)",
         transfer <= 12e6,
     )
-    first = found["from_page_ready_ms"]
+    first = timings["from_page_ready_ms"]
     yield Row(
         "page ready to first answer, cold",
         f"{first:.0f} ms ({min(samples):.0f}-{max(samples):.0f} in {len(samples)} launches)",
@@ -158,8 +158,8 @@ def page(run: Path) -> Iterator[Row]:
 
 def ssh(run: Path) -> Iterator[Row]:
     """The same bench here and over SSH."""
-    found = from_script("ssh.py", str(run))
-    for line in found["rows"]:
+    timings = from_script("ssh.py", str(run))
+    for line in timings["rows"]:
         if line["metric"].startswith("latency_ms"):
             apart = line["difference"]
             what = f"{line['metric']} over SSH against here, same machine"

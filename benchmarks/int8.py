@@ -38,24 +38,24 @@ from peers.int8_ways import PLAIN, SPEECH, Contest
 
 from compress.benchmark.session import measure_together
 from compress.cli.console_progress import ConsoleProgress
-from compress.report.compare.effects import Pair, paired_change
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
-from compress.digests import size_bytes
-from compress.errors import CompressError, InputError
 from compress.evaluation.evaluate import encode_for, predict
 from compress.formats.onnx.model import find_graphs
 from compress.formats.runtimes import get_runtime
 from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS
-from compress.inspect.integer_kernels import read_kernels
+from compress.inspection.integer_kernels import read_kernels
+from compress.pipeline.runner import Road
+from compress.recipe.loading import read_recipe
+from compress.recipe.policy import Margin
+from compress.report.compare.effects import Pair, paired_change
 from compress.results.measurement import Measurement
 from compress.results.metrics import describe_metric
-from compress.pipeline.runner import Road
-from compress.progress import Progress
-from compress.recipe.policy import Margin
-from compress.recipe.loading import read_recipe
 from compress.tasks.task import Examples
+from compress.utils.digests import size_bytes
+from compress.utils.errors import CompressError, InputError
+from compress.utils.progress import Progress
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = (
@@ -104,28 +104,29 @@ def judge(road: Road) -> Table:
     """Make every file, and compare its answers with ours and with fp32's; kept for later runs and for `--again`."""
     road.travel()
     clear_others(_folder(road), _made_of(road))
-    if (found := kept(_folder(road))) is not None:
+    if (recorded := kept(_folder(road))) is not None:
         road.progress.note(f"{road.recipe.name}: judged before")
-        return found
-    made, notes = write_files(Contest(road).ways(), _folder(road), road.progress)
+        return recorded
+    files, notes = write_files(Contest(road).ways(), _folder(road), road.progress)
     rows = road.data.split("test")
-    examples = encode_for(made[FLOAT], road.task, rows, road.recipe.data.max_length)
+    examples = encode_for(files[FLOAT], road.task, rows, road.recipe.data.max_length)
     threads = road.recipe.benchmark.threads
     answers = {
-        name: predict(place, road.task, examples, CPU, threads, road.progress, name) for name, place in made.items()
+        name: predict(file, road.task, examples, CPU, threads, road.progress, name) for name, file in files.items()
     }
-    first = {name: road.task.measure(each.kept, each.labels, name, CPU.name)[0] for name, each in answers.items()}
+    first = {
+        name: road.task.measure(prediction.kept, prediction.labels, name, CPU.name)[0]
+        for name, prediction in answers.items()
+    }
     same = {
-        name: road.task.compare(each.kept, answers[FLOAT].kept, name, CPU.name)[0].value
-        for name, each in answers.items()
+        name: road.task.compare(prediction.kept, answers[FLOAT].kept, name, CPU.name)[0].value
+        for name, prediction in answers.items()
     }
     if road.recipe.name in OTHERS:
-        same = _same_elsewhere(road, made)
+        same = _same_elsewhere(road, files)
     lines = [
-        Line(
-            name, first[name].value, *_better(first[OURS], first[name]), same[name], size_bytes(place), _kernels(place)
-        )
-        for name, place in made.items()
+        Line(name, first[name].value, *_better(first[OURS], first[name]), same[name], size_bytes(file), _kernels(file))
+        for name, file in files.items()
     ]
     table = Table(road.recipe.name, first[OURS].metric, lines, notes)
     keep(table, _folder(road))
@@ -136,15 +137,15 @@ def time(road: Road, table: Table, seconds: float) -> Table:
     """The same lines with latencies, all files in one session of ``seconds``; kept in place of the table before."""
     road.progress.note(f"{road.recipe.name}: timing for {seconds:.0f} s")
     examples = _timed_rows(road)
-    made = {line.name: _place(road, line.name) for line in table.lines}
+    files = {line.name: _place(road, line.name) for line in table.lines}
     settings = road.recipe.benchmark.model_copy(update={"budget_seconds": seconds, "batched": False})
-    shared = dict.fromkeys(made, examples)
-    timed = measure_together(made, shared, CPU, settings, OURS, road.progress, road.recipe.seed)
-    found = {(row.model, row.metric): row for row in timed.measurements}
+    shared = dict.fromkeys(files, examples)
+    timed = measure_together(files, shared, CPU, settings, OURS, road.progress, road.recipe.seed)
+    rows = {(row.model, row.metric): row for row in timed.measurements}
     lines = []
     for line in table.lines:
-        if (latency := found.get((line.name, "latency_ms"))) is not None:
-            line = replace(line, latency_ms=latency.value, **_ratio(found[line.name, "speedup"]))
+        if (latency := rows.get((line.name, "latency_ms"))) is not None:
+            line = replace(line, latency_ms=latency.value, **_ratio(rows[line.name, "speedup"]))
         lines.append(line)
     table = replace(table, lines=lines, timing_notes=list(timed.notes))
     keep(table, _folder(road))
@@ -207,12 +208,12 @@ def _same_elsewhere(road: Road, made: Mapping[str, Path]) -> dict[str, float]:
     columns = tuple(column for column in road.task.columns if not column.label)
     rows = load_dataset(OTHERS[road.recipe.name], columns, Path(), road.progress).split("test")
     examples = encode_for(made[FLOAT], road.task, rows, road.recipe.data.max_length)
-    found = {}
-    for name, place in made.items():
-        session = get_runtime(CPU.runtime).open(place, CPU, road.recipe.benchmark.threads)
+    predicted_classes = {}
+    for name, file in made.items():
+        session = get_runtime(CPU.runtime).open(file, CPU, road.recipe.benchmark.threads)
         logits = (session.predict(examples.batch([row]))["logits"][0] for row in range(len(examples)))
-        found[name] = np.array([each.argmax() for each in logits])
-    return {name: float((classes == found[FLOAT]).mean()) for name, classes in found.items()}
+        predicted_classes[name] = np.array([row_logits.argmax() for row_logits in logits])
+    return {name: float((classes == predicted_classes[FLOAT]).mean()) for name, classes in predicted_classes.items()}
 
 
 def _kernels(place: Path) -> str:

@@ -39,13 +39,13 @@ from peers.environment import UnavailableError
 from peers.language_peers import CONTEXT, PEERS, TOKENS, Made, decode_in_transformers, float_onnx
 from peers.language_setting import LanguageSetting
 
-from compress.bench.generation import measure_generation
+from compress.benchmark.generation import measure_generation
 from compress.cli.console_progress import ConsoleProgress
-from compress.environment import environment
-from compress.errors import CompressError
 from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS
 from compress.recipe.recipe import Benchmark
+from compress.utils.environment import environment
+from compress.utils.errors import CompressError
 
 START = "fp32"
 
@@ -68,14 +68,16 @@ class Row:
 def quantize(peer: str, setting: LanguageSetting) -> tuple[Row, Made | None]:
     """Run a peer and judge what it left."""
     try:
-        made = float_onnx(setting) if peer == START else PEERS[peer](setting)
-        row = Row(peer, made.seconds, made.peak_bytes, bytes=made.bytes, packages=made.packages)
-        if made.losses:
-            return replace(row, **_judged(math.exp(fmean(made.losses)), "its own process")), made
-        if made.target is None:
-            return replace(row, **_judged(setting.perplexity_of_checkpoint(made.artifact), "transformers")), made
-        runtime = made.target.runtime
-        return replace(row, **_judged(setting.perplexity(made.artifact, made.target), runtime)), made
+        quantized = float_onnx(setting) if peer == START else PEERS[peer](setting)
+        row = Row(peer, quantized.seconds, quantized.peak_bytes, bytes=quantized.bytes, packages=quantized.packages)
+        if quantized.losses:
+            return replace(row, **_judged(math.exp(fmean(quantized.losses)), "its own process")), quantized
+        if quantized.target is None:
+            return replace(
+                row, **_judged(setting.perplexity_of_checkpoint(quantized.artifact), "transformers")
+            ), quantized
+        runtime = quantized.target.runtime
+        return replace(row, **_judged(setting.perplexity(quantized.artifact, quantized.target), runtime)), quantized
     except (UnavailableError, CompressError) as error:
         return Row(peer, reason=" ".join(str(error).split())), None
 
@@ -86,12 +88,12 @@ def _judged(perplexity: float, by: str) -> dict[str, float | str]:
 
 def time_together(made: Mapping[str, Made], setting: LanguageSetting, seconds: float) -> dict[str, float]:
     """Tokens per second of all that has a runtime of ours, in turns."""
-    timed = {name: one for name, one in made.items() if one.target is not None}
+    timed = {name: model for name, model in made.items() if model.target is not None}
     if not timed:
         return {}
-    places = {name: one.target for name, one in timed.items() if one.target is not None}
+    places = {name: model.target for name, model in timed.items() if model.target is not None}
     result = measure_generation(
-        {name: one.artifact for name, one in timed.items()},
+        {name: model.artifact for name, model in timed.items()},
         dict.fromkeys(timed, setting.prompt(CONTEXT)),
         TARGETS["cpu"],
         Benchmark(contexts=(CONTEXT,), tokens=TOKENS, threads=setting.threads, seconds=seconds),
@@ -100,22 +102,22 @@ def time_together(made: Mapping[str, Made], setting: LanguageSetting, seconds: f
         seed=0,
         elsewhere=places,
     )
-    wanted = f"tokens_per_second_context_{CONTEXT}"
-    return {row.model: row.value for row in result.measurements if row.metric == wanted}
+    metric = f"tokens_per_second_context_{CONTEXT}"
+    return {row.model: row.value for row in result.measurements if row.metric == metric}
 
 
 def time_alone(made: Mapping[str, Made], setting: LanguageSetting) -> dict[str, float]:
     """Tokens per second of checkpoints, by transformers."""
-    found = {}
-    for name, one in made.items():
-        if one.tokens_per_second is not None:
-            found[name] = one.tokens_per_second
-        elif one.target is None:
+    speeds = {}
+    for name, model in made.items():
+        if model.tokens_per_second is not None:
+            speeds[name] = model.tokens_per_second
+        elif model.target is None:
             try:
-                found[name] = decode_in_transformers(one, setting)
+                speeds[name] = decode_in_transformers(model, setting)
             except UnavailableError as error:
                 setting.progress.note(f"{name} does not decode: {error}")
-    return found
+    return speeds
 
 
 def main(
@@ -142,13 +144,13 @@ def main(
             model, data, Path(scratch), threads, bits, group_size, ConsoleProgress(), samples=samples,
             authors=efficient_qat,
         )  # fmt: skip
-        rows, made = [], {}
+        rows, models = [], {}
         for name in (START, *names):
             setting.progress.note(f"-- {name}")
             row, left = quantize(name, setting)
             rows.append(row)
-            made |= {} if left is None else {name: left}
-        speeds = time_together(made, setting, seconds) | time_alone(made, setting) if decode else {}
+            models |= {} if left is None else {name: left}
+        speeds = time_together(models, setting, seconds) | time_alone(models, setting) if decode else {}
     rows = [replace(row, tokens_per_second=speeds.get(row.peer)) for row in rows]
     if output is not None:
         output.write_text(json.dumps({"rows": [asdict(row) for row in rows], "environment": environment()}, indent=1))

@@ -35,25 +35,25 @@ import typer
 from foreign.calls import write_calls
 from foreign.files import FILES, PACKAGES, ForeignFile, fetched
 
-from compress.checkpoints.graph_inputs import GRAPH_INPUTS
-from compress.checkpoints.processor import processor_of
-from compress.checkpoints.torch_model import TorchModel
 from compress.cli.console_progress import ConsoleProgress
 from compress.data.dataset import Dataset, load_dataset
-from compress.errors import CompressError, first_line
 from compress.formats.onnx.import_onnx import Start, read_start
 from compress.formats.onnx.int8.observers import open_session
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel, find_graph
 from compress.formats.silence import quiet_libraries, silence
+from compress.models.graph_inputs import GRAPH_INPUTS
+from compress.models.processor import processor_of
+from compress.models.torch_model import TorchModel
 from compress.numerics.output_agreement import output_agreement
 from compress.pipeline.run import run
-from compress.progress import Progress, SilentProgress
 from compress.recipe.recipe import Recipe
 from compress.results.report import Report
 from compress.stage.stage import Context
 from compress.tasks.batches import keep_all
 from compress.tasks.registry import get_task
 from compress.tasks.task import Kept, Task
+from compress.utils.errors import CompressError, first_line
+from compress.utils.progress import Progress, SilentProgress
 
 BOUND = 0.1
 RESULTS = Path(__file__).parent / "results" / "onnx-files.json"
@@ -103,24 +103,24 @@ def main(
 
 def _row(file: ForeignFile, seconds: float, progress: Progress) -> Row:
     began = time.perf_counter()
-    place = fetched(file, progress)
-    start = read_start(place)
+    model_path = fetched(file, progress)
+    start = read_start(model_path)
     way = file.way or ("static" if _has_convolutions(start.graph) else "dynamic")
     with tempfile.TemporaryDirectory(prefix="onnx-files-") as name:
         folder = Path(name)
         write_calls(file, start.inputs, folder / "calls", file.calls, file.calls)
-        shutil.copy(place, folder / "theirs.onnx")
+        shutil.copy(model_path, folder / "theirs.onnx")
         oracle_error, oracle_bytes = _oracle(start, way, folder)
         try:
             values, size, speedup = _made(file, way, start, folder, seconds)
         except CompressError as error:
             progress.note(f"{file.name}: {error}")
-            sizes = place.stat().st_size, 0, oracle_bytes
+            sizes = model_path.stat().st_size, 0, oracle_bytes
             return Row(file.name, way, np.nan, oracle_error, 0, 0, *sizes, None, False, 0.0, str(error))
         error = values["rms_error"]
         row = Row(
             *(file.name, way, error, oracle_error, values["output_cosine"], values["agreement"]),
-            *(place.stat().st_size, size, oracle_bytes, speedup),
+            *(model_path.stat().st_size, size, oracle_bytes, speedup),
             right=error <= BOUND or error <= min(oracle_error or 0.0, 2 * BOUND),
             seconds=time.perf_counter() - began,
             why="; ".join(start.changes),
@@ -142,10 +142,10 @@ def _made(
     companions = {GRAPH_INPUTS: start.inputs.as_json(), "config.json": b"{}"}
     model = OnnxModel(start.graph, FLOAT_GRAPH, companions)
     context = Context(task, data, 0, recipe.seed, SilentProgress(), _no_other, Path, folder)
-    made = recipe.stages[0].run(model, context)
-    kept = [_kept(task, graph, data, model) for graph in (made.graph, start.graph)]
-    rows = task.compare(kept[0], kept[1], "final", "cpu")
-    return {row.metric: row.value for row in rows}, made.graph.ByteSize(), None
+    imported = recipe.stages[0].run(model, context)
+    outputs = [_kept(task, graph, data, model) for graph in (imported.graph, start.graph)]
+    rows = task.compare(outputs[0], outputs[1], "final", "cpu")
+    return {row.metric: row.value for row in rows}, imported.graph.ByteSize(), None
 
 
 def _no_other(label: str) -> TorchModel:
@@ -163,7 +163,7 @@ def _kept(task: Task, graph: onnx.ModelProto, data: Dataset, model: OnnxModel) -
         batch = {name: array for name, array in examples.batch(places).items() if name in taken}
         return dict(zip(names, session.run(None, batch), strict=True))
 
-    return keep_all(task, examples, [[place] for place in range(len(examples))], answered)
+    return keep_all(task, examples, [[row] for row in range(len(examples))], answered)
 
 
 def _recipe(file: ForeignFile, way: str, seconds: float) -> Recipe:
@@ -186,11 +186,11 @@ def _has_convolutions(graph: onnx.ModelProto) -> bool:
 
 
 def _calls(folder: Path) -> list[dict[str, np.ndarray]]:
-    found = []
+    calls = []
     for path in sorted(folder.iterdir()):
         with np.load(path) as arrays:
-            found.append({name: arrays[name] for name in arrays.files})
-    return found
+            calls.append({name: arrays[name] for name in arrays.files})
+    return calls
 
 
 def _oracle(start: Start, way: str, folder: Path) -> tuple[float | None, int | None]:
@@ -204,15 +204,15 @@ def _oracle(start: Start, way: str, folder: Path) -> tuple[float | None, int | N
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self._calls, None)
 
-    source, made = folder / "float.onnx", folder / "oracle.onnx"
+    source, oracle = folder / "float.onnx", folder / "oracle.onnx"
     onnx.save_model(start.graph, source)
     try:
         with silence("process"):
             if way == "static":
-                quantize_static(source, made, Reader(), per_channel=True)
+                quantize_static(source, oracle, Reader(), per_channel=True)
             else:
-                quantize_dynamic(source, made, per_channel=True)
-            graph = onnx.load(made)
+                quantize_dynamic(source, oracle, per_channel=True)
+            graph = onnx.load(oracle)
             exact, rounded = open_session(start.graph), open_session(graph)
             calls = _calls(folder / "calls" / "test")
             answers = [(exact.run(None, call), rounded.run(None, call)) for call in calls]
@@ -220,11 +220,11 @@ def _oracle(start: Start, way: str, folder: Path) -> tuple[float | None, int | N
         typer.echo(f"  ONNX Runtime's quantizer: {first_line(error)}", err=True)
         return None, None
     errors = []
-    for place, output in enumerate(answers[0][0]):
+    for index, output in enumerate(answers[0][0]):
         if output.dtype.kind == "f":
-            wanted, given = (np.stack([pair[side][place].reshape(-1) for pair in answers]) for side in (0, 1))
-            errors.append(output_agreement(wanted, given).rms)
-    return max(errors), made.stat().st_size
+            expected, given = (np.stack([pair[side][index].reshape(-1) for pair in answers]) for side in (0, 1))
+            errors.append(output_agreement(expected, given).rms)
+    return max(errors), oracle.stat().st_size
 
 
 def _values(report: Report) -> dict[str, float]:
@@ -232,8 +232,12 @@ def _values(report: Report) -> dict[str, float]:
 
 
 def _speedup(report: Report) -> tuple[float, float, float] | None:
-    found = next((row for row in report.measurements if (row.metric, row.model) == ("speedup", "final")), None)
-    return None if found is None else (found.value, found.low or found.value, found.high or found.value)
+    speedup_row = next((row for row in report.measurements if (row.metric, row.model) == ("speedup", "final")), None)
+    return (
+        None
+        if speedup_row is None
+        else (speedup_row.value, speedup_row.low or speedup_row.value, speedup_row.high or speedup_row.value)
+    )
 
 
 def _ratio(row: Row) -> str:
@@ -257,28 +261,28 @@ def _cells(row: Row) -> list[str]:
 
 def _table(rows: list[Row]) -> str:
     lines = [_COLUMNS, *map(_cells, rows)]
-    widths = [max(len(line[place]) for line in lines) for place in range(len(_COLUMNS))]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(_COLUMNS))]
     shown = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
     return "\n".join([*shown, f"{sum(row.right for row in rows)} of {len(rows)} right"])
 
 
 def _results(rows: list[Row], kept: bool) -> dict[str, object]:
     """What is committed: ``rows``, and with ``kept`` those of other files as they were."""
-    from compress.environment import environment
+    from compress.utils.environment import environment
 
-    here = environment()
-    made = {row.name: _cells(row) for row in rows}
+    this_environment = environment()
+    cells_by_name = {row.name: _cells(row) for row in rows}
     if kept and RESULTS.is_file():
-        before = json.loads(RESULTS.read_text())["tables"][0]["rows"]
-        made = {cells[0]: cells for cells in before} | made
-    cells = [made[file.name] for file in FILES if file.name in made]
+        recorded_rows = json.loads(RESULTS.read_text())["tables"][0]["rows"]
+        cells_by_name = {cells[0]: cells for cells in recorded_rows} | cells_by_name
+    cells = [cells_by_name[file.name] for file in FILES if file.name in cells_by_name]
     right = sum(row[-1] == "yes" for row in cells)
     what = {file.name: (file.what, PACKAGES[file.package].requirement, file.licence) for file in FILES}
     return {
         "title": "Other people's ONNX files",
         "order": 9,
         "command": "python benchmarks/onnx_files.py --write",
-        "machine": f"one thread of {here['processor']}, beside other work",
+        "machine": f"one thread of {this_environment['processor']}, beside other work",
         "measured": time.strftime("%Y-%m-%d"),
         "tables": [
             {
@@ -291,7 +295,7 @@ def _results(rows: list[Row], kept: bool) -> dict[str, object]:
                     f"compress keeps layers in float until the error on calls that it saw is at most "
                     f"{_CEILING['error_ceiling']:.0%} (`error_ceiling`); ONNX Runtime's quantizer has no such choice",
                     *(f"{name}: {words}; {package}, {licence}." for name, (words, package, licence) in what.items()
-                      if name in made),
+                      if name in cells_by_name),
                 ],
             }
         ],

@@ -26,8 +26,8 @@ from typing import Any
 from compress.pipeline.cache import Cache
 from compress.pipeline.planning import History, Plan, make_plan, timings_of
 from compress.pipeline.stage_benchmark import FOLDER as TRIALS
-from compress.recipe.recipe import Recipe
 from compress.recipe.loading import read_recipe
+from compress.recipe.recipe import Recipe
 from compress.results.report import Report
 
 ROOT = Path(__file__).parents[1]
@@ -51,7 +51,7 @@ class Past:
     @property
     def busy(self) -> int:
         """Percent of the processor that others took while it was measured."""
-        return max((int(found[1]) for note in self.report.notes for found in _OTHERS.finditer(note)), default=0)
+        return max((int(match[1]) for note in self.report.notes for match in _OTHERS.finditer(note)), default=0)
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ def main() -> None:
     parser.add_argument("--trials", type=Path, default=Path("artifacts"), help="where trials are kept")
     parser.add_argument("--write", action="store_true", help=f"keep the table as {RESULT.relative_to(ROOT)}")
     options = parser.parse_args()
-    past = [one for folder in options.artifacts for one in runs_in(folder)]
-    rows = [row for one in past for row in compared(one, past, options.trials)]
+    past = [past_run for folder in options.artifacts for past_run in runs_in(folder)]
+    rows = [row for past_run in past for row in compared(past_run, past, options.trials)]
     for row in rows:
         shown = "  ".join(f"{name} {_shown(row.factor(name)):>6}" for name in ("first", "others", "same"))
         sys.stdout.write(f"{row.recipe:15} {row.busy:3}% {row.stage:16} {row.what:7} {_amount(row):>10}  {shown}\n")
@@ -97,7 +97,10 @@ def runs_in(artifacts: Path) -> Iterator[Past]:
     for file in sorted(artifacts.glob("runs/*/2*/report.json")):
         report = Report.model_validate_json(file.read_text())
         shipped = RECIPES / f"{report.recipe}.yaml"
-        if not shipped.is_file() or len([one for one in report.stages if not one.cached]) < 2:
+        if (
+            not shipped.is_file()
+            or len([stage_record for stage_record in report.stages if not stage_record.cached]) < 2
+        ):
             continue
         # Where the recipe lay then, its own files may be no longer.
         model = read_recipe(shipped).model
@@ -109,9 +112,13 @@ def runs_in(artifacts: Path) -> Iterator[Past]:
 def compared(run: Past, past: Sequence[Past], trials: Path) -> Iterator[Row]:
     """The rows of one run."""
     # What runs took that shared the machine says nothing of those that had it for themselves.
-    past = [one for one in past if (one.busy < _QUIET_PERCENT) == (run.busy < _QUIET_PERCENT)]
-    others = [one for one in past if one.recipe.name != run.recipe.name]
-    again = [one for one in past if one.recipe.name == run.recipe.name and one.recipe.stages != run.recipe.stages]
+    past = [past_run for past_run in past if (past_run.busy < _QUIET_PERCENT) == (run.busy < _QUIET_PERCENT)]
+    others = [past_run for past_run in past if past_run.recipe.name != run.recipe.name]
+    again = [
+        past_run
+        for past_run in past
+        if past_run.recipe.name == run.recipe.name and past_run.recipe.stages != run.recipe.stages
+    ]
     plans = {"first": planned(run.recipe, (), trials), "others": planned(run.recipe, others, trials)}
     if again:
         plans["same"] = planned(run.recipe, again, trials)
@@ -120,10 +127,10 @@ def compared(run: Past, past: Sequence[Past], trials: Path) -> Iterator[Row]:
         if stage.cached:
             continue
         disk = run.disk.get(stage.name)
-        for what, found in (("seconds", stage.seconds), ("memory", stage.peak_rss_bytes), ("disk", disk)):
-            if found:
+        for what, actual in (("seconds", stage.seconds), ("memory", stage.peak_rss_bytes), ("disk", disk)):
+            if actual:
                 values = {name: getattr(plan.stages[index], _FIELDS[what]).value for name, plan in plans.items()}
-                yield Row(run.recipe.name, busy, stage.name, what, float(found), **{"same": None, **values})
+                yield Row(run.recipe.name, busy, stage.name, what, float(actual), **{"same": None, **values})
     spent = sum(stage.seconds + stage.check_seconds for stage in run.report.stages)
     values = {name: plan.measuring.value for name, plan in plans.items()}
     yield Row(run.recipe.name, busy, MEASURING, "seconds", happened - spent, **{"same": None, **values})
@@ -142,12 +149,12 @@ def planned(recipe: Recipe, before: Iterable[Past], trials: Path) -> Plan:
     """The plan of a recipe on a machine that knows those runs."""
     with tempfile.TemporaryDirectory() as scratch:
         artifacts = Path(scratch)
-        kept = trials / TRIALS
-        kept.mkdir(parents=True, exist_ok=True)
-        (artifacts / TRIALS).symlink_to(kept.resolve())
-        for one in before:
-            plan = make_plan(one.recipe, RECIPES, None, artifacts)
-            History(artifacts).add(timings_of(plan, one.report.stages, one.report.seconds or 0.0))
+        previous_trials = trials / TRIALS
+        previous_trials.mkdir(parents=True, exist_ok=True)
+        (artifacts / TRIALS).symlink_to(previous_trials.resolve())
+        for past_run in before:
+            plan = make_plan(past_run.recipe, RECIPES, None, artifacts)
+            History(artifacts).add(timings_of(plan, past_run.report.stages, past_run.report.seconds or 0.0))
         return make_plan(recipe, RECIPES, None, artifacts, looks_into_model=True)
 
 
@@ -155,14 +162,14 @@ def summary(rows: Sequence[Row]) -> list[list[str]]:
     """How many of the stages that take long are within the factor, by quantity and by what the plan knows."""
     lines = []
     for quiet, what in ((quiet, what) for quiet in (True, False) for what in ("seconds", "memory", "disk")):
-        wanted = [row for row in rows if row.what == what and row.stage != WHOLE]
-        wanted = [row for row in wanted if (row.busy < _QUIET_PERCENT) == quiet]
+        selected = [row for row in rows if row.what == what and row.stage != WHOLE]
+        selected = [row for row in selected if (row.busy < _QUIET_PERCENT) == quiet]
         long = {(row.recipe, row.stage) for row in rows if row.what == "seconds" and row.happened > SHORT_SECONDS}
-        wanted = [row for row in wanted if what != "seconds" or (row.recipe, row.stage) in long]
+        selected = [row for row in selected if what != "seconds" or (row.recipe, row.stage) in long]
         cells = []
         for name in ("first", "others", "same"):
-            factors = [found for row in wanted if (found := row.factor(name)) is not None]
-            good = [found for found in factors if 1 / WITHIN <= found <= WITHIN]
+            factors = [factor for row in selected if (factor := row.factor(name)) is not None]
+            good = [factor for factor in factors if 1 / WITHIN <= factor <= WITHIN]
             middle = f", median {statistics.median(factors):.2f}" if factors else ""
             cells.append(f"{len(good)} of {len(factors)}{middle}" if factors else "-")
         lines.append([what, "alone" if quiet else "beside other work", *cells])

@@ -27,13 +27,13 @@ from typing import Annotated, Any
 
 import typer
 
-from compress.errors import InputError
-from compress.measurement import Measurement
-from compress.registry.entry import Promoted, Registered
-from compress.registry.promotion import Wish, promote
-from compress.registry.registry import Registry
-from compress.registry.upkeep import collect, verify
-from compress.report.schema import Report
+from compress.plugins.registry.entry import Promoted, Registered
+from compress.plugins.registry.promotion import Wish, promote
+from compress.plugins.registry.registry import Registry
+from compress.plugins.registry.upkeep import collect, verify
+from compress.results.measurement import Measurement
+from compress.results.report import Report
+from compress.utils.errors import InputError
 
 RESULTS = Path(__file__).parent / "results" / "registry.json"
 WRITERS = 2
@@ -84,7 +84,9 @@ def kill_writers(folder: Path, operations: int, kills: int, seed: int = 0) -> Su
     """Let two writers register and promote ``operations`` times each, and kill one at ``kills`` random moments."""
     began, chance = time.perf_counter(), random.Random(seed)
     runs = {
-        writer: [made_run(folder / f"{writer}-{each}", f"{writer} {each}".encode()) for each in range(operations // 2)]
+        writer: [
+            made_run(folder / f"{writer}-{index}", f"{writer} {index}".encode()) for index in range(operations // 2)
+        ]
         for writer in range(WRITERS)
     }
     notes = {writer: folder / f"confirmed-{writer}" for writer in runs}
@@ -182,22 +184,22 @@ def flip_bytes(folder: Path, tries: int, seed: int = 0) -> tuple[int, int]:
     registry.rollback("reviews", "champion")
     files = [path for path in sorted(registry.root.rglob("*")) if path.is_file() and path.stat().st_size]
     assert not verify(registry)
-    found = named = 0
+    detected = named = 0
     for number in range(tries):
         # By files and by bytes in turns: most bytes are those of few files.
         weights = [path.stat().st_size if number % 2 else 1 for path in files]
         (path,) = chance.choices(files, weights)
         whole = path.read_bytes()
-        place = chance.randrange(len(whole))
-        changed = bytes([whole[place] ^ chance.randrange(1, 256)])
+        offset = chance.randrange(len(whole))
+        changed = bytes([whole[offset] ^ chance.randrange(1, 256)])
         # Another file: the objects share theirs with the runs.
         path.unlink()
-        path.write_bytes(whole[:place] + changed + whole[place + 1 :])
+        path.write_bytes(whole[:offset] + changed + whole[offset + 1 :])
         faults = verify(Registry(registry.root))
-        found += bool(faults)
+        detected += bool(faults)
         named += [fault.path for fault in faults] == [path.relative_to(registry.root).as_posix()]
         path.write_bytes(whole)
-    return found, named
+    return detected, named
 
 
 def time_rollback(folder: Path, versions: int, megabytes: int) -> tuple[float, bool]:
@@ -207,14 +209,14 @@ def time_rollback(folder: Path, versions: int, megabytes: int) -> tuple[float, b
         content = chance.randbytes(100 if number < versions - 2 else megabytes * 1_000_000)
         version, _ = registry.register(made_run(folder / f"run-{number}", content), "reviews")
         promote(registry, Wish(version.reference))
-    before = registry.state().versions["reviews"][versions - 1]
+    previous_version = registry.state().versions["reviews"][versions - 1]
     command = [sys.executable, "-m", "compress", "registry", "rollback", "reviews", "--registry", str(registry.root)]
     began = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     seconds = time.perf_counter() - began
     registry.pull("reviews@champion", folder / "served")
     served = (folder / "served" / "model" / "onnx" / "model.onnx").read_bytes()
-    old = (folder / f"run-{before.number - 1}" / "model" / "onnx" / "model.onnx").read_bytes()
+    old = (folder / f"run-{previous_version.number - 1}" / "model" / "onnx" / "model.onnx").read_bytes()
     return seconds, served == old
 
 
@@ -222,11 +224,13 @@ def time_rollback(folder: Path, versions: int, megabytes: int) -> tuple[float, b
 def writers(operations: int = 500, kills: int = 100, write: _Write = False) -> None:
     """Two writers, killed at random moments."""
     with tempfile.TemporaryDirectory(prefix="registry-") as folder:
-        found = kill_writers(Path(folder), operations, kills)
-    what = f"{WRITERS} writers x {operations} registrations and promotions, `kill -9` at {found.kills} random moments"
-    counts = f"{found.lost} lost, {found.double} double, {found.torn} torn"
-    aliases = "every alias points to a verified artifact" if not found.unsound_aliases else "an alias points to none"
-    _put(write, what, f"{counts} of {found.confirmed} confirmed; {aliases} ({found.seconds:.0f} s)", "0, 0, 0; every")
+        outcome = kill_writers(Path(folder), operations, kills)
+    what = f"{WRITERS} writers x {operations} registrations and promotions, `kill -9` at {outcome.kills} random moments"
+    counts = f"{outcome.lost} lost, {outcome.double} double, {outcome.torn} torn"
+    aliases = "every alias points to a verified artifact" if not outcome.unsound_aliases else "an alias points to none"
+    _put(
+        write, what, f"{counts} of {outcome.confirmed} confirmed; {aliases} ({outcome.seconds:.0f} s)", "0, 0, 0; every"
+    )
 
 
 @app.command()
@@ -243,9 +247,9 @@ def rollback(versions: int = 500, megabytes: int = 200, write: _Write = False) -
 def flips(tries: int = 200, write: _Write = False) -> None:
     """A changed byte anywhere."""
     with tempfile.TemporaryDirectory(prefix="registry-") as folder:
-        found, named = flip_bytes(Path(folder), tries)
+        detected, named = flip_bytes(Path(folder), tries)
     what = f"a changed byte anywhere in a registry, {tries} tries: found by `verify`, and the right file named alone"
-    _put(write, what, f"{found} of {tries}, {named} of {tries}", f"{tries}, {tries}")
+    _put(write, what, f"{detected} of {tries}, {named} of {tries}", f"{tries}, {tries}")
 
 
 def _put(write: bool, what: str, found: str, wanted: str) -> None:

@@ -13,10 +13,7 @@ from pathlib import Path
 
 import torch
 
-from compress.architectures.description import blocks
-from compress.architectures.transformer import keep_heads, keep_layers, keep_neurons
-from compress.bench.session import measure_together
-from compress.checkpoints.torch_model import TorchModel
+from compress.benchmark.session import measure_together
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
 from compress.formats.onnx.export import ATTENTION, export_onnx
@@ -25,11 +22,14 @@ from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.formats.onnx.quantization import quantize_embeddings, quantize_products, quantize_rows_in_order
 from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS
-from compress.progress import SilentProgress
+from compress.models.structure import blocks
+from compress.models.torch_model import TorchModel
+from compress.models.transformer_pruning import keep_heads, keep_layers, keep_neurons
 from compress.recipe.recipe import Benchmark
 from compress.samples.fetch import sample_directory
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples
+from compress.utils.progress import SilentProgress
 
 NOTHING = (ATTENTION, *REWRITES)
 VARIANTS = {"exporter alone": NOTHING, "all rewrites": (), **{f"without {name}": (name,) for name in NOTHING}}
@@ -76,9 +76,9 @@ def _compare(name: str, model: TorchModel, examples: Examples, quantized: bool) 
             SilentProgress(),
             seed=0,
         )
-    found = {(row.model, row.metric): row for row in result.measurements}
+    rows = {(row.model, row.metric): row for row in result.measurements}
     for variant in VARIANTS:
-        latency, ratio = found[variant, "latency_ms"], found[variant, "speedup"]
+        latency, ratio = rows[variant, "latency_ms"], rows[variant, "speedup"]
         interval = f"{latency.low:.3f} to {latency.high:.3f}" if latency.low and latency.high else ""
         sys.stdout.write(f"{name:18s} {variant:28s} {latency.value:.3f} ms ({interval})  {ratio.value:.2f}x\n")
     sys.stdout.write("\n".join(result.notes) + "\n")

@@ -39,12 +39,12 @@ import typer
 from search_page import Write, show
 from search_space import Unrun
 
-from compress.results.report import BASELINE, FINAL
 from compress.plugins.search.engine import Engine, Job
 from compress.plugins.search.goal import Goal
 from compress.plugins.search.knobs import Knob
 from compress.plugins.search.outcome import Outcome, packed, unpacked
 from compress.plugins.search.space import Point
+from compress.results.report import BASELINE, FINAL
 
 HERE = Path(__file__).parent
 RECIPE = HERE / "searching" / "reviews.yaml"
@@ -63,9 +63,9 @@ def collect(
     """Run every recipe to every rung, judged on the rows held out and on the test rows."""
     from compress.cli.console_progress import ConsoleProgress
     from compress.formats.silence import quiet_libraries
-    from compress.recipe.document import read_document
     from compress.plugins.search.space import Space
     from compress.plugins.search.trial import Answers, Trials
+    from compress.recipe.document import read_document
 
     quiet_libraries()
     space = Space(read_document(RECIPE), RECIPE.parent)

@@ -20,12 +20,12 @@ from search_page import FOUND_AND_WANTED, Write, show
 from search_space import Unrun
 from search_world import KEEP, SHARES, WIDTH, World, normal
 
+from compress.plugins.search.engine import Engine, Job
+from compress.plugins.search.goal import Goal
+from compress.plugins.search.outcome import Outcome, packed
+from compress.plugins.search.space import Point
 from compress.recipe.recipe import Limit
-from compress.report.schema import BASELINE, FINAL
-from compress.search.engine import Engine, Job
-from compress.search.goal import Goal
-from compress.search.outcome import Outcome, packed
-from compress.search.space import Point
+from compress.results.report import BASELINE, FINAL
 
 LIMITS = (KEEP, Limit(metric="size_bytes", at_most=4.82e6), Limit(metric="latency_ms", at_most=0.473))
 ROWS, RIGHT, DISAGREE = 1500, 0.857, 0.055

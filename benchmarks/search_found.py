@@ -24,13 +24,13 @@ def found(
     """Quality, bytes and time of both, and what the search took."""
     from compress.cli.console_progress import ConsoleProgress
     from compress.formats.silence import quiet_libraries
-    from compress.results.metrics import describe_metric, format_seconds
     from compress.pipeline.formats import measurable
     from compress.pipeline.runner import Road
     from compress.pipeline.target_session import TargetSession
-    from compress.recipe.loading import read_recipe
-    from compress.results.report import BASELINE, FINAL
     from compress.plugins.search.record import SearchRecord
+    from compress.recipe.loading import read_recipe
+    from compress.results.metrics import describe_metric, format_seconds
+    from compress.results.report import BASELINE, FINAL
 
     quiet_libraries()
     record = SearchRecord.model_validate_json((search / "search.json").read_text())

@@ -16,11 +16,11 @@ from typing import Annotated, Any
 import typer
 from search_page import FOUND_AND_WANTED, Write, show
 
-from compress.digests import digest_directory
+from compress.plugins.search.folder import BEST, MODEL, RECORD
+from compress.plugins.search.ledger import NAME, Entry, Ledger
+from compress.plugins.search.record import SearchRecord
 from compress.report.run_folder import LATEST
-from compress.search.folder import BEST, MODEL, RECORD
-from compress.search.ledger import NAME, Entry, Ledger
-from compress.search.record import SearchRecord
+from compress.utils.digests import digest_directory
 
 RECIPE = Path(__file__).parent / "searching" / "workers.yaml"
 _ENDED = (0, 1)

@@ -38,10 +38,10 @@ def olive(
     """Seconds of both searches, ours with a part of Olive's, and what they found on rows that neither saw."""
     from compress.cli.console_progress import ConsoleProgress
     from compress.formats.silence import quiet_libraries
-    from compress.recipe.document import read_document
+    from compress.plugins.ray.journeys import Roads
     from compress.plugins.search.record import SearchRecord
     from compress.plugins.search.space import Space
-    from compress.plugins.ray.journeys import Roads
+    from compress.recipe.document import read_document
 
     quiet_libraries()
     space = Space(read_document(RECIPE), RECIPE.parent)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from compress.measurement import Measurement
+    from compress.results.measurement import Measurement
 
 RESULTS = Path(__file__).parent / "results" / "search.json"
 FOUND_AND_WANTED = ("what", "found", "wanted")
@@ -44,7 +44,7 @@ def show(
 
 def by_model(measured: Iterable[Measurement], labels: Sequence[str], metrics: Iterable[str]) -> list[list[str]]:
     """A row of each metric, with what each model of a session came to."""
-    from compress.metrics import describe_metric, format_value
+    from compress.results.metrics import describe_metric, format_value
 
     value, rows = {(row.model, row.metric): row.value for row in measured}, []
     for described in map(describe_metric, metrics):

@@ -21,13 +21,13 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import typer
 
+from compress.plugins.search.knobs import KEPT, Knob, short
+from compress.plugins.search.ledger import Ledger
+from compress.plugins.search.outcome import slack
+from compress.plugins.search.space import Point
+from compress.plugins.search.surrogate import Surrogate
 from compress.recipe.recipe import Limit
-from compress.report.schema import BASELINE
-from compress.search.knobs import KEPT, Knob, short
-from compress.search.ledger import Ledger
-from compress.search.outcome import slack
-from compress.search.space import Point
-from compress.search.surrogate import Surrogate
+from compress.results.report import BASELINE
 
 TRIALS = Path(__file__).parent / "results" / "search_trials.json.gz"
 KEEP = Limit(metric="accuracy", at_least=0.985, of=BASELINE)

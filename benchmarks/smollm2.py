@@ -31,22 +31,22 @@ from peers.llama_cpp_library import llama_cpp_library
 
 from compress.benchmark.generation import measure_generation
 from compress.benchmark.session import BenchResult
-from compress.pipeline.cache import Cache
-from compress.checkpoints.checkpoint import QuantizedCheckpoint
 from compress.cli.console_progress import ConsoleProgress
-from compress.digests import size_bytes
-from compress.environment import environment
-from compress.errors import CompressError
 from compress.formats.gguf.export import write_companions, write_gguf
 from compress.formats.gguf.llama_cpp_library import VARIABLE
 from compress.formats.openvino.decoder import write_decoder
 from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS
+from compress.models.checkpoint import QuantizedCheckpoint
+from compress.pipeline.cache import Cache
 from compress.pipeline.run import Run, run
-from compress.progress import Progress
-from compress.recipe.recipe import Benchmark, Recipe
 from compress.recipe.loading import read_recipe
+from compress.recipe.recipe import Benchmark, Recipe
 from compress.results.report import BASELINE, FINAL
+from compress.utils.digests import size_bytes
+from compress.utils.environment import environment
+from compress.utils.errors import CompressError
+from compress.utils.progress import Progress
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "smollm2-int4.yaml"
 STEP = f"time_per_output_token_context_{CONTEXT}"
@@ -133,15 +133,15 @@ def decode_together(
 
 def quantizers(names: Sequence[str], setting: LanguageSetting) -> tuple[dict[str, tuple[Made, float]], dict[str, str]]:
     """What quantizers of checkpoints left, with its perplexity; and why one didn't run."""
-    made, reasons = {}, {}
+    quantized, reasons = {}, {}
     for name in names:
         setting.progress.note(f"-- {name}")
         try:
             left = PEERS[name](setting)
-            made[name] = (left, setting.perplexity_of_checkpoint(left.artifact))
+            quantized[name] = (left, setting.perplexity_of_checkpoint(left.artifact))
         except (UnavailableError, CompressError) as error:
             reasons[name] = " ".join(str(error).split())
-    return made, reasons
+    return quantized, reasons
 
 
 def lines(
@@ -190,8 +190,8 @@ def _best(result: BenchResult) -> float:
 
 
 def _speeds(result: BenchResult) -> str:
-    wanted = f"tokens_per_second_context_{CONTEXT}"
-    return ", ".join(f"{row.model} {row.value:.0f}/s" for row in result.measurements if row.metric == wanted)
+    metric = f"tokens_per_second_context_{CONTEXT}"
+    return ", ".join(f"{row.model} {row.value:.0f}/s" for row in result.measurements if row.metric == metric)
 
 
 def table(found: Sequence[Line]) -> str:
@@ -227,17 +227,17 @@ def main(
         }
         decode = decode_together(made_for, setting.prompt(CONTEXT), threads, seconds, progress)
         others = (OPTIMUM, AUTO_ROUND)
-        made, reasons = quantizers((OURS, *others) if with_peers else (OURS,), setting)
+        quantized, reasons = quantizers((OURS, *others) if with_peers else (OURS,), setting)
         reasons = reasons if with_peers else {**reasons, **dict.fromkeys(others, "not run: --peers")}
-        found = lines(main_run, decode, made, reasons)
+        table_lines = lines(main_run, decode, quantized, reasons)
     if output is not None:
         everything: dict[str, Any] = {
-            "lines": [asdict(line) for line in found],
+            "lines": [asdict(line) for line in table_lines],
             "notes": decode.notes,
             "environment": environment(),
         }
         output.write_text(json.dumps(everything, indent=1), encoding="utf-8")
-    typer.echo(table(found))
+    typer.echo(table(table_lines))
 
 
 if __name__ == "__main__":

@@ -22,14 +22,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pyarrow as pa
-from compress.checkpoints.checkpoint import Checkpoint
 from noise import add_noise, babble, white_noise
 
 from compress.benchmark.session import measure_together
 from compress.data.config import DataConfig
 from compress.data.dataset import Dataset, load_dataset
 from compress.data.media import content
-from compress.digests import size_bytes
 from compress.evaluation.evaluate import encode_for, predict
 from compress.formats.onnx.decoder import export_encoder_decoder
 from compress.formats.onnx.model import few_bits_name, quantized_name
@@ -37,12 +35,14 @@ from compress.formats.onnx.quantization import quantize_products
 from compress.formats.onnx.weight_only_quantization import FewBits, quantize_matrices
 from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS
-from compress.progress import SilentProgress
+from compress.models.checkpoint import Checkpoint
 from compress.recipe.recipe import Benchmark
 from compress.results.measurement import Measurement
 from compress.samples.fetch import sample_directory
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples
+from compress.utils.digests import size_bytes
+from compress.utils.progress import SilentProgress
 
 TASK = get_task("automatic-speech-recognition")
 CPU = TARGETS["cpu"]
@@ -68,7 +68,7 @@ def main() -> None:
     options = _options()
     quiet_libraries()
     data = {name: _data(name) for name in ("librivox", "prompts-audio")}
-    tests = {name: found.split("test").slice(0, options.clips) for name, found in data.items()}
+    tests = {name: dataset.split("test").slice(0, options.clips) for name, dataset in data.items()}
     with tempfile.TemporaryDirectory() as scratch:
         folders = _artifacts(Path(scratch))
         rows = _quality(folders, tests)
@@ -128,17 +128,19 @@ def _quality(folders: Mapping[str, Path], tests: Mapping[str, pa.Table]) -> list
         _print(f"\n{data}: {len(table)} recordings", "WER", "as written", "errors / words", "same as fp32", "size")
         reference = None
         for name, folder in folders.items():
-            found = predict(folder, TASK, _encoded(folder, table), CPU, 2, SilentProgress(), name)
-            reference = found.kept if reference is None else reference
-            own = TASK.measure(found.kept, found.labels, name, CPU.name)
-            own += TASK.compare(found.kept, reference, name, CPU.name)
-            _print_quality(name, own, size_bytes(folder))
-            rows += [_of(row, data) for row in own]
+            predictions = predict(folder, TASK, _encoded(folder, table), CPU, 2, SilentProgress(), name)
+            reference = predictions.kept if reference is None else reference
+            measurements = TASK.measure(predictions.kept, predictions.labels, name, CPU.name)
+            measurements += TASK.compare(predictions.kept, reference, name, CPU.name)
+            _print_quality(name, measurements, size_bytes(folder))
+            rows += [_of(row, data) for row in measurements]
         transcripts = _torch_transcripts(_encoded(folders[BASELINE], table))
         same = float(np.mean(transcripts == reference["transcripts"])) if reference is not None else 0.0
-        own = TASK.measure({"transcripts": transcripts}, np.array(table["text"].to_pylist()), "torch", CPU.name)
-        _print_quality("torch fp32", own, 0, same)
-        rows += [_of(row, data) for row in own]
+        measurements = TASK.measure(
+            {"transcripts": transcripts}, np.array(table["text"].to_pylist()), "torch", CPU.name
+        )
+        _print_quality("torch fp32", measurements, 0, same)
+        rows += [_of(row, data) for row in measurements]
     return rows
 
 
@@ -152,13 +154,13 @@ def _torch_transcripts(examples: Examples) -> np.ndarray:
 
     folder = sample_directory("whisper-tiny-en")
     model = TASK.load(folder, None, trust_remote_code=False)
-    found = []
+    transcripts = []
     for example in examples.inputs:
         features = example["input_features"]
         pieces = np.split(features, features.shape[-1] // 3000, axis=-1)
         ids = [token for piece in pieces for token in model.module.generate(torch.from_numpy(piece[None]))[0].tolist()]
-        found.append(model.processor.tokenizer.decode(ids, skip_special_tokens=True).strip())
-    return np.array(found)
+        transcripts.append(model.processor.tokenizer.decode(ids, skip_special_tokens=True).strip())
+    return np.array(transcripts)
 
 
 def _in_noise(folders: Mapping[str, Path], tests: Mapping[str, pa.Table], voices: pa.Table) -> list[Measurement]:
@@ -171,10 +173,12 @@ def _in_noise(folders: Mapping[str, Path], tests: Mapping[str, pa.Table], voices
                 noisy = _noisy(table, kind, ratio, others)
                 rates = []
                 for name in IN_NOISE:
-                    found = predict(folders[name], TASK, _encoded(folders[name], noisy), CPU, 2, SilentProgress(), name)
-                    own = TASK.measure(found.kept, found.labels, name, CPU.name)
-                    rates.append(own[0].value)
-                    rows += [_of(row, f"{data},{kind},{ratio:g}dB") for row in own]
+                    predictions = predict(
+                        folders[name], TASK, _encoded(folders[name], noisy), CPU, 2, SilentProgress(), name
+                    )
+                    measurements = TASK.measure(predictions.kept, predictions.labels, name, CPU.name)
+                    rates.append(measurements[0].value)
+                    rows += [_of(row, f"{data},{kind},{ratio:g}dB") for row in measurements]
                 _print(f"{data}, {kind}, {ratio:g} dB", *(f"{rate:.2%}" for rate in rates), width=28)
     return rows
 
@@ -208,8 +212,8 @@ def _wav(samples: np.ndarray) -> bytes:
 def _timings(folders: Mapping[str, Path], table: pa.Table, seconds: float) -> tuple[list[Measurement], list[str]]:
     examples = {name: _encoded(folder, table) for name, folder in folders.items()}
     settings = Benchmark(threads=2, batched=False, seconds=seconds, examples=max(8, len(table)))
-    found = measure_together(folders, examples, CPU, settings, BASELINE, SilentProgress(), seed=0)
-    by_name = {(row.model, row.metric): row for row in found.measurements}
+    timings = measure_together(folders, examples, CPU, settings, BASELINE, SilentProgress(), seed=0)
+    by_name = {(row.model, row.metric): row for row in timings.measurements}
     _print("\ntime", "latency", "speed-up", "real-time factor", "peak memory", "")
     for name in folders:
         latency, speedup, factor, memory = (
@@ -218,7 +222,7 @@ def _timings(folders: Mapping[str, Path], table: pa.Table, seconds: float) -> tu
         interval = f" ({speedup.low:.2f}-{speedup.high:.2f})" if speedup.low and speedup.high else ""
         shown = (f"{latency.value:.0f} ms", f"{speedup.value:.2f}x{interval}", f"{factor.value:.4f}")
         _print(name, *shown, f"{memory.value / 1e6:.0f} MB", "")
-    return found.measurements, found.notes
+    return timings.measurements, timings.notes
 
 
 def _of(row: Measurement, data: str) -> Measurement:
@@ -226,10 +230,10 @@ def _of(row: Measurement, data: str) -> Measurement:
 
 
 def _print_quality(name: str, rows: Sequence[Measurement], size: int, same: float | None = None) -> None:
-    found = {row.metric: row for row in rows}
-    rate, written = found["word_error_rate"], found["word_error_rate_as_written"]
-    share = found["agreement"].value if same is None else same
-    counts = f"{found['word_errors'].value:.0f} / {found['words'].value:.0f}"
+    rows_by_metric = {row.metric: row for row in rows}
+    rate, written = rows_by_metric["word_error_rate"], rows_by_metric["word_error_rate_as_written"]
+    share = rows_by_metric["agreement"].value if same is None else same
+    counts = f"{rows_by_metric['word_errors'].value:.0f} / {rows_by_metric['words'].value:.0f}"
     interval = f"{rate.value:.2%} ({rate.low:.1%}-{rate.high:.1%})"
     _print(name, interval, f"{written.value:.2%}", counts, f"{share:.1%}", f"{size / 1e6:.1f} MB" if size else "")
 

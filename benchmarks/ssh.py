@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 from loopback_sshd import find_binary, running
 
-from compress.bench.place import HERE, LaunchHost
-from compress.bench.session import BenchResult
+from compress.benchmark.host import HERE, LaunchHost
+from compress.benchmark.session import BenchResult
 from compress.cli.artifact import find_artifact
 from compress.cli.console_progress import ConsoleProgress
-from compress.devices.place import DevicePlace
 from compress.evaluation.evaluate import encode_for
 from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS
 from compress.pipeline.timing import time_artifacts
+from compress.plugins.devices.place import DevicePlace
 
 METRICS = ("latency_ms", "startup_ms", "session_load_ms", "peak_memory_bytes")
 ORDER = ("here", "ssh", "ssh", "here")
@@ -51,22 +51,24 @@ def main() -> None:
         parser.error("there is no sshd here; Debian has it in the package openssh-server")
     quiet_libraries()
     progress = ConsoleProgress()
-    found = find_artifact(options.artifact, options.recipe)
-    rows = found.dataset(progress).split("test")
-    encoded = encode_for(found.folder, found.task, rows, found.recipe.data.max_length, found.recipe.evaluation)
-    settings = found.recipe.benchmark.model_copy(update={"seconds": options.seconds})
+    artifact = find_artifact(options.artifact, options.recipe)
+    rows = artifact.dataset(progress).split("test")
+    encoded = encode_for(
+        artifact.folder, artifact.task, rows, artifact.recipe.data.max_length, artifact.recipe.evaluation
+    )
+    settings = artifact.recipe.benchmark.model_copy(update={"seconds": options.seconds})
 
     def measured(place: LaunchHost, seconds: float) -> BenchResult:
-        wanted = settings.model_copy(update={"seconds": seconds})
+        short_settings = settings.model_copy(update={"seconds": seconds})
         return time_artifacts(
-            found.task,
-            {"artifact": found.folder},
+            artifact.task,
+            {"artifact": artifact.folder},
             {"artifact": encoded},
             TARGETS["cpu"],
-            wanted,
+            short_settings,
             "artifact",
             progress,
-            found.recipe.seed,
+            artifact.recipe.seed,
             place=place,
         )
 
@@ -82,12 +84,17 @@ def main() -> None:
         results: dict[str, list[BenchResult]] = {"here": [], "ssh": []}
         for name in ORDER:
             results[name].append(measured(places[name], options.seconds))
-    here, there = medians(results["here"]), medians(results["ssh"])
+    local_ms, ssh_ms = medians(results["here"]), medians(results["ssh"])
     lines: list[dict[str, Any]] = [
-        {"metric": metric, "here": here[metric], "ssh": there[metric], "difference": there[metric] / here[metric] - 1}
-        for metric in here
+        {
+            "metric": metric,
+            "here": local_ms[metric],
+            "ssh": ssh_ms[metric],
+            "difference": ssh_ms[metric] / local_ms[metric] - 1,
+        }
+        for metric in local_ms
     ]
-    notes = {name: [result.notes[0] for result in each] for name, each in results.items()}
+    notes = {name: [result.notes[0] for result in results_of_model] for name, results_of_model in results.items()}
     if options.json:
         sys.stdout.write(json.dumps({"rows": lines, "notes": notes}, indent=2) + "\n")
     else:
@@ -95,8 +102,8 @@ def main() -> None:
             sys.stdout.write(
                 f"{line['metric']:<32} {line['here']:14.4f} here {line['ssh']:14.4f} ssh {line['difference']:+8.1%}\n"
             )
-        for name, each in notes.items():
-            sys.stdout.writelines(f"{name}: {note}\n" for note in each)
+        for name, results_of_model in notes.items():
+            sys.stdout.writelines(f"{name}: {note}\n" for note in results_of_model)
     if any(abs(line["difference"]) > MOST for line in lines if line["metric"].startswith("latency")):
         sys.exit(1)
 

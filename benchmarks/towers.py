@@ -19,17 +19,17 @@ from typing import Any
 import onnx
 
 from compress.benchmark.session import measure_together
-from compress.checkpoints.processor import load_processor
 from compress.cli.console_progress import ConsoleProgress
 from compress.data.columns import choose
 from compress.data.source import read_columns
-from compress.digests import size_bytes
 from compress.formats.onnx.model import FLOAT_GRAPH, GRAPH_FOLDER, find_graph
 from compress.formats.onnx.split_clip import split_towers
 from compress.formats.targets import TARGETS
+from compress.models.processor import load_processor
 from compress.recipe.recipe import Benchmark
 from compress.samples.fetch import sample_directory
 from compress.tasks.zero_shot_image_classification import TASK
+from compress.utils.digests import size_bytes
 
 PAIR = "pair"
 LENGTH = 24
@@ -47,7 +47,9 @@ def main() -> None:
     options = parser.parse_args()
     settings = Benchmark(threads=options.threads, seconds=options.seconds, batched=False, examples=options.rows)
     with tempfile.TemporaryDirectory() as scratch:
-        parts = {str(one): apart(one, Path(scratch) / str(at)) for at, one in enumerate(options.artifact)}
+        parts = {
+            str(artifact): apart(artifact, Path(scratch) / str(at)) for at, artifact in enumerate(options.artifact)
+        }
         lines = [line for part in (PAIR, *split_names(parts)) for line in timed(part, parts, options.rows, settings)]
         if options.output is not None:
             options.output.mkdir(parents=True, exist_ok=True)
@@ -60,15 +62,15 @@ def main() -> None:
 def apart(artifact: Path, folder: Path) -> dict[str, Path]:
     """The artifact's graph and those of its towers, each in a folder of its own below ``folder``."""
     whole = onnx.load(find_graph(artifact))
-    found = {}
+    tower_folders = {}
     for name, graph in {PAIR: whole, **split_towers(whole)}.items():
-        found[name] = folder / name
+        tower_folders[name] = folder / name
         (folder / name / GRAPH_FOLDER).mkdir(parents=True)
         onnx.save(graph, folder / name / GRAPH_FOLDER / FLOAT_GRAPH)
         for path in artifact.iterdir():
             if path.is_file():
                 shutil.copyfile(path, folder / name / path.name)
-    return found
+    return tower_folders
 
 
 def split_names(parts: Mapping[str, Mapping[str, Path]]) -> list[str]:
@@ -86,12 +88,14 @@ def timed(part: str, parts: Mapping[str, Mapping[str, Path]], count: int, settin
         for label, folder in places.items()
     }
     baseline = next(iter(places))
-    found = measure_together(places, examples, TARGETS["cpu"], settings, baseline, ConsoleProgress(), 0).measurements
+    measurements = measure_together(
+        places, examples, TARGETS["cpu"], settings, baseline, ConsoleProgress(), 0
+    ).measurements
     return [
         {"part": part, "artifact": label, "graph_bytes": size_bytes(folder / GRAPH_FOLDER)}
         | {
             row.metric: [row.value, row.low, row.high]
-            for row in found
+            for row in measurements
             if row.model == label and row.metric in ("latency_ms", "speedup")
         }
         for label, folder in places.items()

@@ -31,27 +31,27 @@ import numpy as np
 import torch
 import typer
 
-from compress.architectures.description import blocks
-from compress.architectures.transformer import keep_heads, keep_neurons
-from compress.architectures.vocabulary import trim
 from compress.benchmark.session import measure_together
-from compress.checkpoints.torch_model import TorchModel
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
-from compress.environment import environment
 from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.formats.onnx.quantization import quantize_embeddings, quantize_products, quantize_rows_in_order
 from compress.formats.runtimes import get_runtime
 from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS
+from compress.models.structure import blocks
+from compress.models.torch_model import TorchModel
+from compress.models.transformer_pruning import keep_heads, keep_neurons
+from compress.models.vocabulary import trim
 from compress.numerics.differences import decide, difference_of_shares, discordant
 from compress.numerics.statistics import Estimate, geometric_interval, wilson_interval
-from compress.progress import SilentProgress
 from compress.recipe.recipe import Benchmark
 from compress.samples.fetch import sample_directory
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples
+from compress.utils.environment import environment
+from compress.utils.progress import SilentProgress
 
 CONFIDENCE, MARGIN = 0.99, 0.01
 BUDGET_SECONDS = 10.0
@@ -95,7 +95,7 @@ def _repeat_layers(model: TorchModel, layers: int) -> None:
 def compare(folders: dict[str, Path], examples: Examples, seed: int, settings: Benchmark = SETTINGS) -> Found:
     """One comparison as a gate would make it: the verdict on the candidate's latency, and what it rests on."""
     began = time.perf_counter()
-    found = measure_together(
+    comparison = measure_together(
         folders,
         dict.fromkeys(folders, examples),
         TARGETS["cpu"],
@@ -107,7 +107,7 @@ def compare(folders: dict[str, Path], examples: Examples, seed: int, settings: B
         confidence=CONFIDENCE,
     )
     seconds = time.perf_counter() - began
-    (speedup,) = (row for row in found.measurements if (row.model, row.metric) == ("candidate", "speedup"))
+    (speedup,) = (row for row in comparison.measurements if (row.model, row.metric) == ("candidate", "speedup"))
     assert speedup.raw is not None
     change = Estimate(1 / speedup.value - 1, -1.0, float("inf"))
     if len(speedup.raw) > 1:
@@ -119,7 +119,7 @@ def compare(folders: dict[str, Path], examples: Examples, seed: int, settings: B
         "high": change.high,
         "launches": len(speedup.raw),
         "seconds": seconds,
-        "noise": found.environment["noise"]["verdict"],
+        "noise": comparison.environment["noise"]["verdict"],
     }
 
 
@@ -160,17 +160,20 @@ def repeat(
     name: str, folders: dict[str, Path], examples: Examples, times: int, settings: Benchmark = SETTINGS
 ) -> list[Found]:
     """So many comparisons, with a line of progress each."""
-    found = []
+    outcomes = []
     for number in range(times):
-        found.append(compare(folders, examples, number, settings))
-        last = found[-1]
-        counts = {verdict: sum(one["verdict"] == verdict for one in found) for verdict in ("worse", "better", "same")}
+        outcomes.append(compare(folders, examples, number, settings))
+        last = outcomes[-1]
+        counts = {
+            verdict: sum(outcome["verdict"] == verdict for outcome in outcomes)
+            for verdict in ("worse", "better", "same")
+        }
         interval = f"{last['effect']:+.2%} ({last['low']:+.2%} to {last['high']:+.2%})"
         sys.stderr.write(
             f"{name} {number + 1}/{times}: {interval} {last['verdict']}, "
             f"{last['launches']} launches, {last['seconds']:.1f} s, {last['noise']}; so far {counts}\n"
         )
-    return found
+    return outcomes
 
 
 def slowdown(name: str, layers: int, times: int, settings: Benchmark, loaded: bool) -> Found:
@@ -183,15 +186,15 @@ def slowdown(name: str, layers: int, times: int, settings: Benchmark, loaded: bo
         truth = compare(folders, examples, seed=1000, settings=long)
         if loaded:
             with background_load(seed=7):
-                found = repeat(name, folders, examples, times, settings)
+                outcomes = repeat(name, folders, examples, times, settings)
         else:
-            found = repeat(name, folders, examples, times, settings)
+            outcomes = repeat(name, folders, examples, times, settings)
     return {
         "true_slowdown": truth,
         "layers": layers,
-        "found": _count(found, "worse"),
+        "found": _count(outcomes, "worse"),
         "of": times,
-        "comparisons": found,
+        "comparisons": outcomes,
     }
 
 
@@ -204,13 +207,13 @@ def false_alarms(times: int) -> Found:
         config = candidate / "config.json"
         config.write_text(json.dumps({**json.loads(config.read_text()), "name_or_path": "candidate"}))
         with background_load(seed=11):
-            found = repeat("false alarms", {"baseline": baseline, "candidate": candidate}, examples, times)
-    alarms = _count(found, "worse") + _count(found, "better")
-    return {"alarms": alarms, "of": times, "same": _count(found, "same"), "comparisons": found}
+            outcomes = repeat("false alarms", {"baseline": baseline, "candidate": candidate}, examples, times)
+    alarms = _count(outcomes, "worse") + _count(outcomes, "better")
+    return {"alarms": alarms, "of": times, "same": _count(outcomes, "same"), "comparisons": outcomes}
 
 
 def _count(found: list[Found], verdict: str) -> int:
-    return sum(one["verdict"] == verdict for one in found)
+    return sum(outcome["verdict"] == verdict for outcome in found)
 
 
 def overhead(times: int = 24) -> Found:
@@ -250,8 +253,8 @@ def overhead(times: int = 24) -> Found:
             pairs = []
             for turn in range(10):
                 first, second = (harness, loop) if (number + turn) % 2 == 0 else (loop, harness)
-                one, two = first(), second()
-                with_harness, without = (one, two) if first is harness else (two, one)
+                first_timing, two = first(), second()
+                with_harness, without = (first_timing, two) if first is harness else (two, first_timing)
                 medians.append(float(np.median(without)))
                 pairs.append(float(np.median(np.array(with_harness) / np.array(without))))
             ratios.append(float(np.median(pairs)))
@@ -295,21 +298,21 @@ def accuracy(times: int = 100) -> Found:
     the false alarms each disagreement of a drawing goes to either side by a coin, so that the true difference is none.
     """
     baseline, damaged = _outcomes()
-    found: Found = {}
+    outcomes: Found = {}
     for kind, candidates in damaged.items():
         drop = {name: float(baseline.mean() - candidate.mean()) for name, candidate in candidates.items()}
         nearest = min(drop, key=lambda name, drop=drop: abs(drop[name] - 0.01))
-        found[kind] = {"candidate": nearest, "true_drop": drop[nearest], "drops_tried": drop}
-        found[kind] |= _drawings(baseline, candidates[nearest], times)
-    return found
+        outcomes[kind] = {"candidate": nearest, "true_drop": drop[nearest], "drops_tried": drop}
+        outcomes[kind] |= _drawings(baseline, candidates[nearest], times)
+    return outcomes
 
 
 def _drawings(baseline: np.ndarray, candidate: np.ndarray, times: int) -> Found:
     generator = np.random.default_rng(0)
-    found, alarms = 0, 0
+    detected, alarms = 0, 0
     for _ in range(times):
         rows = generator.integers(0, len(baseline), len(baseline))
-        found += _is_worse(*discordant(baseline[rows], candidate[rows]), len(baseline))
+        detected += _is_worse(*discordant(baseline[rows], candidate[rows]), len(baseline))
     for _ in range(20 * times):
         rows = generator.integers(0, len(baseline), len(baseline))
         apart = sum(discordant(baseline[rows], candidate[rows]))
@@ -317,7 +320,7 @@ def _drawings(baseline: np.ndarray, candidate: np.ndarray, times: int) -> Found:
         alarms += _is_worse(lost, apart - lost, len(baseline))
     return {
         "disagreements": sum(discordant(baseline, candidate)),
-        "found": found,
+        "found": detected,
         "of": times,
         "false_alarm_rate": alarms / (20 * times),
         "false_alarm_interval": wilson_interval(alarms, 20 * times),
@@ -351,8 +354,8 @@ def _outcomes() -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]]]:
             folder = Path(tempfile.mkdtemp(dir=scratch))
             graph = export_onnx(model, examples, None, fusions=True).graph
             OnnxModel(graph, FLOAT_GRAPH, model.companions()).save(folder)
-            found = predict(folder, task, examples, TARGETS["cpu"], 2, SilentProgress(), "")
-            return (found.kept["logits"].argmax(-1) == found.labels).astype(float)
+            predictions = predict(folder, task, examples, TARGETS["cpu"], 2, SilentProgress(), "")
+            return (predictions.kept["logits"].argmax(-1) == predictions.labels).astype(float)
 
         words = {" ".join(lost): outcomes(lambda model, lost=lost: _forget(model, lost)) for lost in LOST_WORDS}
         noise = {f"{level:g}": outcomes(lambda model, level=level: _add_noise(model, level)) for level in NOISE}
@@ -398,12 +401,12 @@ def main(
     """Measure, print one line a part, and keep everything in a file."""
     quiet_libraries()
     output.parent.mkdir(parents=True, exist_ok=True)
-    kept: Found = json.loads(output.read_text()) if output.exists() else {}
+    recorded: Found = json.loads(output.read_text()) if output.exists() else {}
     for name in parts or PARTS:
-        found = PARTS[name]()
-        kept[name] = {**found, "environment": environment()}
-        output.write_text(json.dumps(kept, indent=1))
-        shown = {key: value for key, value in found.items() if key not in ("comparisons", "raw")}
+        outcome = PARTS[name]()
+        recorded[name] = {**outcome, "environment": environment()}
+        output.write_text(json.dumps(recorded, indent=1))
+        shown = {key: value for key, value in outcome.items() if key not in ("comparisons", "raw")}
         sys.stdout.write(f"{name}: {json.dumps(shown)}\n")
         sys.stdout.flush()
 

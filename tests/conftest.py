@@ -119,7 +119,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def smollm2(shared: Path) -> Path:
     """The sample `smollm2` as a folder of weights, made of its file."""
-    from compress.sources.source import resolve_model
+    from compress.sources.resolve import resolve_model
 
     with FileLock(shared / "smollm2.lock"):
         return resolve_model("sample:smollm2", cache=shared / "smollm2")
@@ -128,7 +128,7 @@ def smollm2(shared: Path) -> Path:
 @pytest.fixture(scope="session")
 def whisper(shared: Path) -> dict[str, Path]:
     """Folders of graphs of the real Whisper: whole, and with its encoder in INT8 and its decoder in 4 bits."""
-    from compress.checkpoints.checkpoint import Checkpoint
+    from compress.models.checkpoint import Checkpoint
 
     from compress.formats.onnx.decoder import export_encoder_decoder
     from compress.formats.onnx.model import few_bits_name, quantized_name

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from compress.utils.errors import InputError
 from registry import made_run
 
-from compress.errors import InputError
-from compress.measurement import Measurement
-from compress.registry.promotion import Wish, promote
-from compress.registry.registry import Registry
-from compress.registry.tracked import tracked as tracked_versions
-from compress.report.schema import Report
+from compress.plugins.registry.promotion import Wish, promote
+from compress.plugins.registry.registry import Registry
+from compress.plugins.registry.tracked import tracked as tracked_versions
 from compress.report.tracked import tracked
-from compress.tracking import TrackedRun, mirror, track
+from compress.report.tracking import TrackedRun, mirror, track
+from compress.results.measurement import Measurement
+from compress.results.report import Report
 
 # MLflow's own, about its database and its dependencies.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -77,7 +77,7 @@ def test_a_registry_has_the_same_versions_aliases_and_figures_there(uri: str, tm
     for alias in ("champion", "canary"):
         found = client.get_model_version_by_alias("reviews", alias)
         assert found.tags["compress.reference"] == "reviews@1"
-    assert found.tags["compress.registry"] == str(registry.root)
+    assert found.tags["compress.plugins.registry"] == str(registry.root)
     metrics = client.get_run(found.run_id).data.metrics
     assert metrics["accuracy/cpu"] == 0.9 and metrics["accuracy/cpu.low"] == pytest.approx(0.85)
     assert client.get_model_version("reviews", "2").tags["compress.retired"] == "true"

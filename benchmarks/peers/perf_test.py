@@ -24,15 +24,15 @@ PERCENTILES = {"p50_ms": 0.5, "p90_ms": 0.9, "p95_ms": 0.95, "p99_ms": 0.99, "p9
 def statistics(latencies_ms: Sequence[float]) -> dict[str, float]:
     """What the tool says of its runs, in ms."""
     ordered = sorted(latencies_ms)
-    found = {name: ordered[int(len(ordered) * share)] for name, share in PERCENTILES.items()}
-    return {"mean_ms": sum(ordered) / len(ordered), "min_ms": ordered[0], "max_ms": ordered[-1], **found}
+    percentiles = {name: ordered[int(len(ordered) * share)] for name, share in PERCENTILES.items()}
+    return {"mean_ms": sum(ordered) / len(ordered), "min_ms": ordered[0], "max_ms": ordered[-1], **percentiles}
 
 
 def time_graph(graph: Path, batches: Path, threads: int, runs: int) -> dict[str, Any]:
     """Open ``graph`` as compress does and time ``runs`` runs on the first of ``batches``."""
     import onnxruntime
 
-    from compress.bench.worker import read_batches
+    from compress.benchmark.worker import read_batches
     from compress.formats.onnx.runtimes.onnxruntime import session_options
 
     session = onnxruntime.InferenceSession(graph, session_options(threads), providers=["CPUExecutionProvider"])
@@ -65,8 +65,8 @@ def main() -> None:
     order = json.loads(sys.argv[1])
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, [order["core"]])
-    found = time_graph(Path(order["graph"]), Path(order["batches"]), order["threads"], order["runs"])
-    sys.stdout.write(json.dumps(found) + "\n")
+    timing = time_graph(Path(order["graph"]), Path(order["batches"]), order["threads"], order["runs"])
+    sys.stdout.write(json.dumps(timing) + "\n")
 
 
 if __name__ == "__main__":

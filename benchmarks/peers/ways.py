@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.bench.session import measure_together
-from compress.errors import StageError
+from compress.benchmark.session import measure_together
 from compress.formats.targets import TARGETS
-from compress.progress import SilentProgress
 from compress.recipe.recipe import Benchmark
 from compress.tasks.task import Examples
+from compress.utils.errors import StageError
+from compress.utils.progress import SilentProgress
 
 _OPTIMUM_WARM_UP = 10
 _TIMEOUT_SECONDS = 1200.0
@@ -70,8 +70,8 @@ def time_loop(setting: Setting) -> dict[str, Any]:
         "runs": setting.runs,
     }
     script = Path(__file__).with_name("perf_test.py")
-    found: dict[str, Any] = json.loads(_child([sys.executable, str(script), json.dumps(order)], dict(os.environ)))
-    return found
+    timing: dict[str, Any] = json.loads(_child([sys.executable, str(script), json.dumps(order)], dict(os.environ)))
+    return timing
 
 
 def time_optimum(setting: Setting, python: Path) -> dict[str, Any]:
@@ -91,8 +91,8 @@ def time_optimum(setting: Setting, python: Path) -> dict[str, Any]:
         answer = Path(scratch) / "answer.json"
         command = [str(python), "-P", str(script), json.dumps(order), str(answer)]
         _child(command, {**variables, "HF_HUB_OFFLINE": "1"}, folder=scratch)
-        found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-    return found
+        timing: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+    return timing
 
 
 def _child(command: Sequence[str], variables: dict[str, str], folder: str | None = None) -> str:

@@ -9,23 +9,23 @@ from pathlib import Path
 
 import numpy as np
 
-from compress.benchmark.restarts import Workload
 from compress.benchmark.host import HERE, LaunchHost
 from compress.benchmark.record import Conditions, Record
+from compress.benchmark.restarts import Workload
 from compress.benchmark.results import Writer
 from compress.benchmark.session import PRECISION, BenchResult, bench_result, check_place, seconds_left
-from compress.benchmark.workloads.text_generation import TextPlan, prompts, steps
 from compress.benchmark.worker import write_batches
-from compress.checkpoints.checks import check_processor
-from compress.checkpoints.config_check import positions_of
-from compress.checkpoints.json_file import read_json
-from compress.checkpoints.processor import load_tokenizer
-from compress.errors import DataError, InputError, ModelError
+from compress.benchmark.workloads.text_generation import TextPlan, prompts, steps
 from compress.formats.model_file import model_files
-from compress.results.measurement import Measurement
-from compress.progress import Progress
-from compress.recipe.recipe import Benchmark
 from compress.formats.target_profile import Target
+from compress.models.config_checks import positions_of
+from compress.models.folder_checks import check_processor
+from compress.models.json_file import read_json
+from compress.models.processor import load_tokenizer
+from compress.recipe.recipe import Benchmark
+from compress.results.measurement import Measurement
+from compress.utils.errors import DataError, InputError, ModelError
+from compress.utils.progress import Progress
 
 CPU_PROVIDER = "CPUExecutionProvider"
 

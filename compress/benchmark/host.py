@@ -6,14 +6,14 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from compress.benchmark.restarts import Launches, Workload
 from compress.benchmark.noise import load_average
 from compress.benchmark.record import Conditions, Record
-from compress.environment import environment, spread_cores
-from compress.errors import StageError
+from compress.benchmark.restarts import Launches, Workload
 from compress.formats.runtimes import make_ready, why_unavailable
-from compress.progress import Progress
 from compress.formats.target_profile import Target
+from compress.utils.environment import environment, spread_cores
+from compress.utils.errors import StageError
+from compress.utils.progress import Progress
 
 TRACKED = "Timing, launches of all models"
 

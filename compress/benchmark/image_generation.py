@@ -7,20 +7,20 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from compress.benchmark.restarts import Workload
-from compress.benchmark.workloads.image_generation import DECODER, LOOP, PICTURE, STEP, TEXT, PicturePlan, Setting
 from compress.benchmark.host import HERE, LaunchHost
 from compress.benchmark.record import Conditions, Record
+from compress.benchmark.restarts import Workload
 from compress.benchmark.results import Writer
 from compress.benchmark.scenarios import evenly_spaced
 from compress.benchmark.session import PRECISION, BenchResult, bench_result, check_place, equal_artifacts, seconds_left
 from compress.benchmark.worker import write_batches
-from compress.errors import DataError, InputError
-from compress.results.measurement import Measurement
-from compress.progress import Progress
-from compress.recipe.recipe import Benchmark
+from compress.benchmark.workloads.image_generation import DECODER, LOOP, PICTURE, STEP, TEXT, PicturePlan, Setting
 from compress.formats.target_profile import Target
+from compress.recipe.recipe import Benchmark
+from compress.results.measurement import Measurement
 from compress.tasks.task import Examples
+from compress.utils.errors import DataError, InputError
+from compress.utils.progress import Progress
 
 _PROMPTS = 8
 """Of one picture to the next it is the same work: enough for a median that isn't one prompt's."""

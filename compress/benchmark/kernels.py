@@ -27,12 +27,12 @@ from onnx import helper, numpy_helper
 
 from compress.benchmark.machine import second_level_cache_bytes
 from compress.benchmark.noise import Noise, Usage, judge
-from compress.environment import cores_quota, features, granted_cores, processor, user_cache
 from compress.formats.onnx.model import all_graphs
 from compress.formats.onnx.runtimes.failures import cannot_open
 from compress.formats.onnx.runtimes.onnxruntime import FAILURES, session_options
 from compress.formats.onnx.runtimes.profile import write_optimized
 from compress.runtimes.runtime import Batch
+from compress.utils.environment import cores_quota, features, granted_cores, processor, user_cache
 from compress.utils.storage import storage_errors
 
 VERSION = 1

@@ -14,16 +14,25 @@ import onnx_ir as ir
 from compress.benchmark.noise import judge, load_average
 from compress.benchmark.operators import refuse_other_devices, typical
 from compress.benchmark.profile import CauseDifference, LayerDifference, OperatorDifference
-from compress.benchmark.profiled_calls import Calls
 from compress.benchmark.profile_worker import Noted, ProfiledChild, run_in_turns
-from compress.environment import environment, spread_cores
+from compress.benchmark.profiled_calls import Calls
 from compress.formats.onnx.model import find_graph
-from compress.inspect.integer_kernels import APART, FASTER, OTHER, Cause, Part, conversion_cause, part_of, product_cause
-from compress.inspect.layers import layers_of
-from compress.inspect.node_layers import UNNAMED, node_modules, origins_in
-from compress.numerics.statistics import bootstrap_interval, geometric_interval
-from compress.progress import Progress
 from compress.formats.target_profile import Target
+from compress.inspection.integer_kernels import (
+    APART,
+    FASTER,
+    OTHER,
+    Cause,
+    Part,
+    conversion_cause,
+    part_of,
+    product_cause,
+)
+from compress.inspection.layers import layers_of
+from compress.inspection.node_layers import UNNAMED, node_modules, origins_in
+from compress.numerics.statistics import bootstrap_interval, geometric_interval
+from compress.utils.environment import environment, spread_cores
+from compress.utils.progress import Progress
 
 _MOST_LAYERS = 200
 _RESAMPLES = 300

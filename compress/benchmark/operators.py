@@ -16,18 +16,18 @@ from numpy.typing import ArrayLike
 from compress.benchmark.machine import last_level_cache_bytes, memory_buffer_bytes
 from compress.benchmark.noise import judge, load_average
 from compress.benchmark.profile import MachineLimits, Profile, Row, total
-from compress.benchmark.profiled_calls import Calls
 from compress.benchmark.profile_worker import SETTLE_SECONDS, ProfiledChild, run_in_turns
-from compress.environment import environment, granted_cores, spread_cores
-from compress.errors import InputError, StageError
+from compress.benchmark.profiled_calls import Calls
 from compress.formats.onnx.costs import Cost, GraphCost, count_graph
 from compress.formats.onnx.runtimes.profile import CPU, CallRun, own_name, shapes_of
 from compress.formats.runtimes import why_unavailable
-from compress.inspect.node_layers import node_layers
+from compress.formats.target_profile import Target
+from compress.inspection.node_layers import node_layers
 from compress.numerics.roofline import Roof, limit
 from compress.numerics.statistics import bootstrap_interval
-from compress.progress import Progress
-from compress.formats.target_profile import Target
+from compress.utils.environment import environment, granted_cores, spread_cores
+from compress.utils.errors import InputError, StageError
+from compress.utils.progress import Progress
 
 
 def node_rows(

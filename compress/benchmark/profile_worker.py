@@ -12,19 +12,19 @@ from typing import Any, Self
 
 import onnx_ir as ir
 
-from compress.benchmark.subprocess_client import Child, serving
 from compress.benchmark.machine import measure_rates
 from compress.benchmark.noise import Usage
 from compress.benchmark.profiled_calls import Calls
 from compress.benchmark.rpc import Reply, serve
+from compress.benchmark.subprocess_client import Child, serving
 from compress.benchmark.worker import Answering, read_batches, timed, write_batches
-from compress.errors import StageError
 from compress.formats.onnx.model import find_graph
 from compress.formats.onnx.runtimes.profile import CallRun, ProfiledSession, read_profile, write_optimized
 from compress.formats.runtimes import get_runtime
+from compress.formats.target_profile import Target
 from compress.runtimes.decoder import open_decoder
 from compress.runtimes.runtime import Batch, Session
-from compress.formats.target_profile import Target
+from compress.utils.errors import StageError
 
 FEWEST_PASSES = 7
 SETTLE_SECONDS = 0.02

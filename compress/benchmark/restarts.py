@@ -9,14 +9,14 @@ from dataclasses import Field, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from compress.benchmark.subprocess_client import Child
 from compress.benchmark.noise import Usage, frequency_mhz
 from compress.benchmark.record import Conditions, Record
 from compress.benchmark.reference_timing import SINGLE_THREADED, ReferenceTimes
 from compress.benchmark.rounds import Pulse, Rounds, WarmUp, in_turn
-from compress.errors import StageError
-from compress.numerics.statistics import geometric_interval
+from compress.benchmark.subprocess_client import Child
 from compress.formats.target_profile import Target
+from compress.numerics.statistics import geometric_interval
+from compress.utils.errors import StageError
 
 SETTLE_SECONDS = 0.02
 """Pause after a model's turn: its threads spin for some milliseconds after their last call."""

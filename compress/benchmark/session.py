@@ -11,22 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from compress.benchmark.workloads.calls import CallPlan
-from compress.benchmark.restarts import Plan, Workload
-from compress.benchmark.noise import judge
 from compress.benchmark.host import HERE, LaunchHost, Timed
+from compress.benchmark.noise import judge
 from compress.benchmark.record import Conditions
+from compress.benchmark.restarts import Plan, Workload
 from compress.benchmark.results import Writer
 from compress.benchmark.rounds import note_on
 from compress.benchmark.scenarios import batches_by_length, draw_by_length, one_of_each_length
 from compress.benchmark.worker import write_batches
-from compress.digests import digest_directory
-from compress.errors import DataError, InputError, StageError
-from compress.results.measurement import MACHINE, Measurement
-from compress.progress import Progress
-from compress.recipe.recipe import Benchmark
+from compress.benchmark.workloads.calls import CallPlan
 from compress.formats.target_profile import Target
+from compress.recipe.recipe import Benchmark
+from compress.results.measurement import MACHINE, Measurement
 from compress.tasks.task import Examples
+from compress.utils.digests import digest_directory
+from compress.utils.errors import DataError, InputError, StageError
+from compress.utils.progress import Progress
 
 TIMING_VERSION = 5
 """Of what is measured and how; kept timings of another version are not used."""

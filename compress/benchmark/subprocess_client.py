@@ -15,9 +15,9 @@ from typing import Any, Self
 from compress.benchmark.reference_timing import ReferenceTimes
 from compress.benchmark.rounds import Drawing, Generation, Turn
 from compress.benchmark.rpc import Piped, raised_error
-from compress.checkpoints.allowed_code import allowed_code
-from compress.errors import StageError
 from compress.formats.target_profile import Target
+from compress.models.remote_code import allowed_code
+from compress.utils.errors import StageError
 
 _QUIT_SECONDS = 5.0
 

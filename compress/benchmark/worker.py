@@ -33,16 +33,16 @@ from typing import Protocol
 
 import numpy as np
 
-from compress.benchmark.workloads.image_sampling import draw, elsewhere, load_loop, preemptions, start_up_of
 from compress.benchmark.energy import EnergyMeter, find_meter
 from compress.benchmark.reference_timing import ReferenceKernels
 from compress.benchmark.rpc import Reply, serve
-from compress.checkpoints.allowed_code import allow
-from compress.errors import StageError
+from compress.benchmark.workloads.image_sampling import draw, elsewhere, load_loop, preemptions, start_up_of
 from compress.formats.runtimes import get_runtime
+from compress.formats.target_profile import Target
+from compress.models.remote_code import allow
 from compress.runtimes.decoder import FEWEST, ComesInBursts, GreedyDecoder, WritesItself, open_decoder
 from compress.runtimes.runtime import Batch, Session, TimesItself
-from compress.formats.target_profile import Target
+from compress.utils.errors import StageError
 
 
 def read_batches(path: Path) -> list[Batch]:

@@ -6,22 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoints.allowed_code import allow
-from compress.checkpoints.json_file import read_json
+from compress.models.remote_code import allow
+from compress.models.json_file import read_json
 from compress.data.dataset import Dataset, load_dataset
-from compress.errors import InputError
+from compress.utils.errors import InputError
 from compress.evaluation.evaluate import encode_for
 from compress.formats.model_file import format_of, holds, model_files
 from compress.formats.registry import FORMATS
 from compress.formats.target_profile import AppProfile, Target
 from compress.formats.targets import PROFILES
 from compress.pipeline.runner import Road
-from compress.progress import Progress
+from compress.utils.progress import Progress
 from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Recipe
 from compress.report.run_folder import MODEL, RECIPE, TARGETS
 from compress.sources.onnx_file import convert_onnx, onnx_file
-from compress.sources.source import DEFAULT_CACHE
+from compress.sources.resolve import DEFAULT_CACHE
 from compress.tasks.capability import TAKES_ARRAYS
 from compress.tasks.registry import get_task, tasks_with
 from compress.tasks.task import Examples, Task

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from compress.benchmark.host import LaunchHost
     from compress.benchmark.session import BenchResult
     from compress.plugins.devices.on_devices import Chosen, Measure, Outcome
-    from compress.progress import Progress
+    from compress.utils.progress import Progress
     from compress.tasks.capability import Capabilities
 
 
@@ -129,7 +129,7 @@ def _bench_on_data(
 
 def refuse_idle(task: Capabilities, changed: dict[str, Any]) -> None:
     """Raise `InputError` for options of pictures where none are drawn."""
-    from compress.errors import InputError
+    from compress.utils.errors import InputError
     from compress.tasks.capability import DRAWS
 
     given = [f"--{name}" for name in ("steps", "size") if f"picture_{name.removesuffix('s')}s" in changed]

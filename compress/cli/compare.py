@@ -118,7 +118,7 @@ def gate(
 ) -> None:
     """Judge a run against a baseline by a policy. Exit code 1: something got worse by more than it may."""
     from compress.cli.output import show
-    from compress.errors import InputError
+    from compress.utils.errors import InputError
     from compress.report.compare.gate import find_policy
     from compress.report.compare.views import gate_view
 
@@ -156,7 +156,7 @@ def _update(run: Side, path: Path, rules: Policy, why: str | None, as_json: bool
     """Write the run as the baseline at ``path``. Raises `InputError` where the bar would come down unexplained."""
     import json
 
-    from compress.errors import InputError
+    from compress.utils.errors import InputError
     from compress.report.compare.baseline import lowered, origin, write_baseline
     from compress.report.compare.formatting import sentence
 

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.text import Text
 
-from compress.progress import Total, steps_of
+from compress.utils.progress import Total, steps_of
 from compress.results.metrics import format_seconds
 
 Item = TypeVar("Item")
@@ -34,7 +34,7 @@ def bars() -> tuple[ProgressColumn, ...]:
 
 
 class ConsoleProgress:
-    """A `compress.progress.Progress`: bars for a person at a terminal, now and then a line for files and pipes."""
+    """A `compress.utils.progress.Progress`: bars for a person at a terminal, now and then a line for files and pipes."""
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)

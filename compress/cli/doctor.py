@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from compress.errors import InputError
+from compress.utils.errors import InputError
 
 if TYPE_CHECKING:
     from compress.benchmark.profile import OperatorDifference
     from compress.cli.output import Finding
-    from compress.inspect.departures import FormatComparison
+    from compress.inspection.layer_comparison import FormatComparison
 
 _MARKS = {"ok": "ok     ", "warning": "warning", "problem": "PROBLEM"}
 
@@ -57,7 +57,7 @@ def doctor(
     """Look over this machine and installation, or a model. Exit code 1 if something must be mended before a run."""
     import json
 
-    from compress.environment import environment
+    from compress.utils.environment import environment
 
     machine = environment()
     if model is None:

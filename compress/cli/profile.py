@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from compress.benchmark.profiled_calls import Calls, TextPhase
     from compress.cli.artifact import Artifact
     from compress.formats.target_profile import Target
-    from compress.progress import Progress
+    from compress.utils.progress import Progress
 
 
 def profile(
@@ -42,7 +42,7 @@ def profile(
     """Time every operator on real examples or text, against the arithmetic and bandwidth that this machine reaches."""
     from compress.cli.artifact import check_opens, find_artifact
     from compress.cli.console_progress import ConsoleProgress
-    from compress.errors import InputError
+    from compress.utils.errors import InputError
     from compress.formats.targets import find_target
     from compress.tasks.capability import DRAWS
 
@@ -95,8 +95,8 @@ def _part_calls(
 ) -> tuple[Path, Calls]:
     """The folder of a part, and what it is given while the first test prompt is drawn. Raises `InputError`."""
     from compress.benchmark.profiled_calls import CALLS, Calls
-    from compress.checkpoints.pipeline_checks import UNET
-    from compress.errors import InputError
+    from compress.models.diffusion_checks import UNET
+    from compress.utils.errors import InputError
     from compress.formats.runtimes import get_runtime
     from compress.quantization.picture_calibration import evenly, watch
     from compress.runtimes.picture_session import PictureSession
@@ -119,7 +119,7 @@ def _calls(
 ) -> Calls:
     """What is called, from the test split; raises `InputError` for options of the other kind of task."""
     from compress.benchmark.profiled_calls import CALLS, batch_calls, text_calls
-    from compress.errors import InputError
+    from compress.utils.errors import InputError
     from compress.pipeline.timing import beginning
     from compress.tasks.capability import GENERATES
 

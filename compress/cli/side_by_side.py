@@ -8,7 +8,7 @@ from pathlib import Path
 
 from compress.cli.artifact import find_artifact
 from compress.cli.console_progress import ConsoleProgress
-from compress.errors import InputError
+from compress.utils.errors import InputError
 from compress.formats.silence import quiet_libraries
 from compress.formats.target_profile import Profile
 from compress.formats.targets import find_target

@@ -1,1 +1,1 @@
-"""What is asked of a model to judge it."""
+"""Quality of artifacts, measured through the runtime that will run them."""

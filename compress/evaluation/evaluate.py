@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compress.checkpoints.checks import check_processor
-from compress.checkpoints.json_file import read_json
-from compress.checkpoints.processor import load_processor
 from compress.data.membership import Part
-from compress.errors import ModelError
 from compress.formats.runtimes import get_runtime
-from compress.results.measurement import Measurement
-from compress.results.metrics import slice_metric
+from compress.formats.target_profile import Target
+from compress.models.folder_checks import check_processor
+from compress.models.json_file import read_json
+from compress.models.processor import load_processor
 from compress.numerics.ratio import linearized, ratio_interval
 from compress.numerics.statistics import wilson_interval
-from compress.progress import Progress
+from compress.results.measurement import Measurement
+from compress.results.metrics import slice_metric
 from compress.runtimes.decoder import feeder
-from compress.formats.target_profile import Target
 from compress.tasks.batches import by_length, keep_all
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.task import Examples, Kept, Task
+from compress.utils.errors import ModelError
+from compress.utils.progress import Progress
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -8,20 +8,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from compress.checkpoints.json_file import read_json
-from compress.checkpoints.processor import load_tokenizer
-from compress.errors import ModelError
 from compress.evaluation.evaluate import share_row
 from compress.formats.runtimes import get_runtime
-from compress.results.measurement import Measurement
+from compress.formats.target_profile import Target
+from compress.models.json_file import read_json
+from compress.models.processor import load_tokenizer
 from compress.numerics.calibration import mean_interval
 from compress.numerics.next_token import log_probabilities, loop_length, repeated_share
-from compress.progress import Progress
+from compress.results.measurement import Measurement
 from compress.runtimes.decoder import feeder, open_decoder, written_tokens
-from compress.formats.target_profile import Target
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.task import Examples
 from compress.tasks.windows import spread
+from compress.utils.errors import ModelError
+from compress.utils.progress import Progress
 
 _SEED = 0
 _CONFIGS = ("generation_config.json", "config.json")

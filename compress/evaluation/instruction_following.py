@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from compress.checkpoints.processor import load_tokenizer
 from compress.data.instructions import Instruction
 from compress.evaluation.evaluate import share_row
 from compress.evaluation.generate import Step, continue_prompts
-from compress.results.measurement import Measurement
-from compress.progress import Progress
 from compress.formats.target_profile import Target
+from compress.models.processor import load_tokenizer
+from compress.results.measurement import Measurement
 from compress.tasks.conversations import asked, has_template
 from compress.tasks.text_generation import perplexity_row
+from compress.utils.progress import Progress
 
 
 def answers_of(

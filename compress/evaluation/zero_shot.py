@@ -8,20 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from compress.checkpoints.processor import load_processor, load_tokenizer
 from compress.data.judged import Question, RatedPairs
-from compress.errors import DataError, ModelError
 from compress.evaluation.evaluate import predict, share_row
 from compress.formats.runtimes import get_runtime
-from compress.results.measurement import Measurement
+from compress.formats.target_profile import Target
+from compress.models.processor import load_processor, load_tokenizer
 from compress.numerics.correlation import pearson, spearman
 from compress.numerics.embeddings import normalized
 from compress.numerics.next_token import negative_log_likelihood
-from compress.progress import Progress
+from compress.results.measurement import Measurement
 from compress.runtimes.decoder import feeder
-from compress.formats.target_profile import Target
 from compress.tasks.embeddings import EMBEDDING
 from compress.tasks.task import Task
+from compress.utils.errors import DataError, ModelError
+from compress.utils.progress import Progress
 
 _DELIMITER = " "
 """Between prompt and choice, unless either has white space there; it is scored with the choice."""

@@ -7,11 +7,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from compress.checkpoints.json_file import read_json
-from compress.checkpoints.processor import PREPROCESSOR
-from compress.checkpoints.torch_model import TorchModel
+from compress.models.json_file import read_json
+from compress.models.processor import PREPROCESSOR
+from compress.models.torch_model import TorchModel
 from compress.formats.registry import FORMATS
-from compress.installation import has_package
+from compress.utils.installation import has_package
 from compress.pipeline.format_support import FLOAT, asked_bits, format_given, leads_to
 from compress.pipeline.runner import Road
 from compress.recipe.recipe import START

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from compress.checkpoints.config_check import positions_of
-from compress.checkpoints.json_file import read_json
+from compress.models.config_checks import positions_of
+from compress.models.json_file import read_json
 from compress.data.instructions import USUAL, find_instructions
-from compress.errors import DataError
+from compress.utils.errors import DataError
 from compress.evaluation.generate import (
     Step,
     as_ids,

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from compress.checkpoints.sampling import Sampling
+from compress.models.diffusion_sampling import Sampling
 from compress.data.membership import Part
-from compress.digests import digest_directory
+from compress.utils.digests import digest_directory
 from compress.evaluation.evaluate import slice_rows
 from compress.evaluation.image_files import difference_of, png_of
 from compress.evaluation.image_judge import Asked
@@ -21,7 +21,7 @@ from compress.formats.target_profile import Target
 from compress.results.measurement import Measurement
 from compress.numerics.sampling_drift import SamplingPath, drift
 from compress.pipeline.target_session import TargetSession
-from compress.progress import Progress
+from compress.utils.progress import Progress
 from compress.results.report import BASELINE, DriftRecord, PictureRecord
 from compress.runtimes.picture_sampler import IDS, NOISE, PICTURES, SEED
 from compress.runtimes.picture_session import PictureSession

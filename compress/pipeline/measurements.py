@@ -9,12 +9,12 @@ from typing import Any
 
 from compress.report.compare.machine_match import host_words
 from compress.data.membership import Part
-from compress.environment import environment
-from compress.errors import DeviceError, InputError, ModelError, StageError, StorageError
+from compress.utils.environment import environment
+from compress.utils.errors import DeviceError, InputError, ModelError, StageError, StorageError
 from compress.formats.runtimes import make_ready, why_unavailable
 from compress.formats.target_profile import Profile
 from compress.formats.targets import PROFILES, REFERENCE
-from compress.inspect.budget import bytes_by_layer
+from compress.inspection.budget import bytes_by_layer
 from compress.results.measurement import Measurement
 from compress.pipeline import generation_evals, image_generation_evals
 from compress.pipeline.format_support import why_not

@@ -9,9 +9,9 @@ from pydantic import Field
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from compress.fitted_table import Column, FittedTable
+from compress.utils.responsive_table import Column, FittedTable
 from compress.formats.target_profile import PROCESSORS
-from compress.frozen import Frozen
+from compress.utils.pydantic_models import Frozen
 from compress.results.metrics import format_bytes
 from compress.recipe.recipe import Limit
 from compress.results.report import LicenceRecord

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from compress.architectures import ALWAYS_CUT
-from compress.checkpoints.json_file import read_json
-from compress.compute_device import find_device
+from compress.models.json_file import read_json
+from compress.utils.torch_device import find_device
 from compress.data.dataset import TEST
-from compress.environment import processor_class
-from compress.errors import CompressError, InputError, MissingExtraError, ModelError, StageError
+from compress.utils.environment import processor_class
+from compress.utils.errors import CompressError, InputError, MissingExtraError, ModelError, StageError
 from compress.formats.runtimes import why_unavailable
 from compress.formats.silence import quiet_libraries
 from compress.formats.target_profile import Profile, limit_words
 from compress.formats.targets import REFERENCE
-from compress.installation import extra_with, has_package
+from compress.utils.installation import extra_with, has_package
 from compress.pipeline.format_support import check_formats, why_not
 from compress.pipeline.machine_speed import machine_flops_per_second
 from compress.pipeline.plan import Plan, StagePlan, TargetPlan, Told, render_plan
@@ -31,10 +31,10 @@ from compress.pipeline.stage_plans import stage_plans, timings_of
 from compress.pipeline.time_history import MEASURING, History
 from compress.plugins import plugin_errors
 from compress.plugins.provenance.licences import find_licences, refuse_forbidden
-from compress.progress import Progress, SilentProgress
+from compress.utils.progress import Progress, SilentProgress
 from compress.recipe.recipe import START, Recipe
 from compress.results.report import LicenceRecord
-from compress.sources.source import is_graph
+from compress.sources.resolve import is_graph
 from compress.stage.checks import check_stages
 from compress.stage.prediction import Estimate, PlanContext, Shape
 from compress.stage.stage import Stage

@@ -17,9 +17,9 @@ from pydantic import BaseModel
 
 from compress.data.config import is_file_name
 from compress.data.source import find
-from compress.digests import digest_directory
-from compress.environment import package_versions
-from compress.errors import CompressError
+from compress.utils.digests import digest_directory
+from compress.utils.environment import package_versions
+from compress.utils.errors import CompressError
 from compress.formats.silence import quiet_libraries
 from compress.pipeline.data_checks import prove
 from compress.pipeline.measurements import data_record, measure, test_labels
@@ -29,7 +29,7 @@ from compress.plugins import plugin_errors
 from compress.plugins.provenance.finished import Finished
 from compress.plugins.provenance.licences import find_licences, refuse_forbidden
 from compress.plugins.provenance.write import write_papers
-from compress.progress import Progress, SilentProgress, Total
+from compress.utils.progress import Progress, SilentProgress, Total
 from compress.recipe.loading import dump_recipe
 from compress.recipe.recipe import START, Recipe
 from compress.report.limits import check_limits

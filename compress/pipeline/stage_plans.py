@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from compress.data.dataset import TEST
-from compress.errors import CompressError, InputError
+from compress.utils.errors import CompressError, InputError
 from compress.pipeline.plan import Plan, StagePlan, Told
 from compress.pipeline.recipe_sources import Sources
 from compress.pipeline.stage_benchmark import Trial
@@ -15,7 +15,8 @@ from compress.pipeline.stage_costs import TRIAL, told, told_by
 from compress.pipeline.time_history import MEASURING, History, Timing
 from compress.recipe.recipe import START, Recipe
 from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape
-from compress.stage.stage import Stage, StageRecord
+from compress.results.report import StageRecord
+from compress.stage.stage import Stage
 
 
 def stage_plans(

@@ -13,12 +13,12 @@ import numpy as np
 
 from compress.benchmark.host import HERE, LaunchHost
 from compress.benchmark.session import PRECISION, TIMING_VERSION
-from compress.checkpoints.processor import load_processor
+from compress.models.processor import load_processor
 from compress.data.dataset import TEST
 from compress.data.membership import Part, character_lengths, find_parts
 from compress.data.slices import Unit
-from compress.digests import digest_directory
-from compress.environment import environment, package_versions, processor_class, working_threads
+from compress.utils.digests import digest_directory
+from compress.utils.environment import environment, package_versions, processor_class, working_threads
 from compress.evaluation.evaluate import (
     Predictions,
     artifact_labels,

@@ -13,7 +13,7 @@ from compress.benchmark.image_generation import measure_pictures
 from compress.benchmark.host import HERE, LaunchHost
 from compress.benchmark.session import PRECISION, BenchResult, measure_together
 from compress.formats.target_profile import Target
-from compress.progress import Progress
+from compress.utils.progress import Progress
 from compress.recipe.recipe import Benchmark
 from compress.tasks.capability import DRAWS, GENERATES
 from compress.tasks.task import Examples, Task

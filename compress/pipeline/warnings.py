@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from compress.environment import processor_class
+from compress.utils.environment import processor_class
 from compress.formats.onnx.model import OnnxModel, find_graphs
 from compress.formats.runtimes import get_runtime
 from compress.formats.target_profile import Target, find_processor

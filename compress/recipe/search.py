@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from compress.data.config import HoldOut
-from compress.frozen import Frozen
+from compress.utils.pydantic_models import Frozen
 from compress.results.metrics import seconds_of
 
 

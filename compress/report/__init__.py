@@ -1,1 +1,1 @@
-"""Reports: `report.json` and its views."""
+"""Views of reports, comparisons of models and the gate."""

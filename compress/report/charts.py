@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from compress.charts.plot import CHARACTER, SMALL, Frame, Plot, Scale, element, scale_around, shape, text, told
-from compress.measurement import Measurement
-from compress.metrics import (
+from compress.report.plot import CHARACTER, SMALL, Frame, Plot, Scale, element, scale_around, shape, text, told
+from compress.report.slices import ALL, SliceFigures, slice_figures
+from compress.results.measurement import Measurement
+from compress.results.metrics import (
     Metric,
     describe_metric,
     format_measurement,
@@ -19,8 +20,7 @@ from compress.metrics import (
     shortest_context,
     significant,
 )
-from compress.report.schema import BASELINE, FINAL, CalibrationCurve, Report
-from compress.report.slices import ALL, SliceFigures, slice_figures
+from compress.results.report import BASELINE, FINAL, CalibrationCurve, Report
 
 _CURVE = 120
 """Points that a curve is thinned to."""

@@ -7,8 +7,9 @@ from pathlib import Path
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from compress.fitted_table import Column, FittedTable
-from compress.metrics import (
+from compress.report.headline import verdict
+from compress.report.rows import limit_bound, limit_found, limit_state, run_line
+from compress.results.metrics import (
     Metric,
     context_of,
     describe_metric,
@@ -17,9 +18,8 @@ from compress.metrics import (
     main_metrics,
     shortest_context,
 )
-from compress.report.headline import verdict
-from compress.report.rows import limit_bound, limit_found, limit_state, run_line
-from compress.report.schema import BASELINE, FINAL, Report
+from compress.results.report import BASELINE, FINAL, Report
+from compress.utils.responsive_table import Column, FittedTable
 
 _FIRST = ("size_bytes", "speedup", "latency_ms", "agreement", "parameters")
 """What is shown behind what the limits name and the task's own measure, the most telling first."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from itertools import takewhile
 from typing import NamedTuple
 
-from compress.report.schema import BASELINE, FINAL, ContinuationRecord, Report, WrittenToken
+from compress.results.report import BASELINE, FINAL, ContinuationRecord, Report, WrittenToken
 
 REPEATING = 0.5
 """From this share of repeated runs of four tokens on, a text goes in circles to any reader's eye."""

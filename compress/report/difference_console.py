@@ -5,9 +5,9 @@ from __future__ import annotations
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from compress.bench.profile import CauseDifference, OperatorDifference
-from compress.fitted_table import Column, FittedTable
-from compress.report.profile_words import time_text
+from compress.benchmark.profile import CauseDifference, OperatorDifference
+from compress.report.profile_formatting import time_text
+from compress.utils.responsive_table import Column, FittedTable
 
 _MOST = 12
 _NAMED = 3

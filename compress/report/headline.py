@@ -6,10 +6,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from compress.measurement import Measurement
-from compress.metrics import describe_metric, format_value, improvement, quality_metric, shortest_context, significant
 from compress.report.limits import paired_ratio_interval
-from compress.report.schema import BASELINE, FINAL, Report
+from compress.results.measurement import Measurement
+from compress.results.metrics import (
+    describe_metric,
+    format_value,
+    improvement,
+    quality_metric,
+    shortest_context,
+    significant,
+)
+from compress.results.report import BASELINE, FINAL, Report
 
 _FEW_BITS = 8.5
 """What is stored in less than 8 bits with their scales is worth saying."""

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from compress.report.pages import render_text
 from compress.report.rows import environment_rows, limit_found
-from compress.report.schema import LimitResult, Report
+from compress.results.report import LimitResult, Report
 
 _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 

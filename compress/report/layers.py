@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from compress.report.schema import BASELINE, FINAL, LayerBytes, Report
+from compress.results.report import BASELINE, FINAL, LayerBytes, Report
 
 UNNAMED = "(no module in the name)"
 _SEPARATORS = re.compile(r"[./]+")

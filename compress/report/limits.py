@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from statistics import NormalDist, fmean
 from typing import Any
 
-from compress.measurement import Measurement
-from compress.metrics import describe_metric, format_bytes
 from compress.numerics.statistics import t_interval
 from compress.recipe.recipe import Limit, Verdicts
-from compress.report.schema import BASELINE, FINAL, LimitResult, Skipped
+from compress.results.measurement import Measurement
+from compress.results.metrics import describe_metric, format_bytes
+from compress.results.report import BASELINE, FINAL, LimitResult, Skipped
 
 _COUNTS = {"word_error_rate": "word_errors"}
 """Rates of what differs in length from row to row -> the metric that keeps what was counted in each."""

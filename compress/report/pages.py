@@ -14,11 +14,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from compress import metrics
-from compress.metrics import Metric, format_measurement, improvement
-from compress.report import charts, continuations, headline, layers, pictures, rows, slices
+from compress.report import charts, continuations, generated_images, headline, layers, rows, slices
 from compress.report.run_folder import REPORT, write_whole
-from compress.report.schema import BASELINE, Report
+from compress.results import metrics
+from compress.results.metrics import Metric, format_measurement, improvement
+from compress.results.report import BASELINE, Report
 
 _PARTS = PurePosixPath("report/templates/page.html")
 _STRICT: dict[str, Any] = {
@@ -82,7 +82,7 @@ def html_page(report: Report) -> str:
         headline=headline,
         layers=layers,
         metrics=metrics,
-        pictures=pictures,
+        pictures=generated_images,
         rows=rows,
         slices=slices,
     )
@@ -148,7 +148,7 @@ def markdown_report(report: Report) -> str:
         headline=headline,
         measured=_measured,
         metrics=metrics,
-        pictures=pictures,
+        pictures=generated_images,
         rows=rows,
         slices=slices,
     )

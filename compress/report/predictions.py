@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from compress.errors import InputError
 from compress.report.run_folder import write_whole
+from compress.utils.errors import InputError
 
 PREDICTIONS = "predictions.parquet"
 

@@ -13,14 +13,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from compress.bench.profile import MachineLimits, Profile, Row
-from compress.charts.plot import CHARACTER, Frame, Plot, Scale, element, shape, told
-from compress.fitted_table import Column, FittedTable, bar
-from compress.metrics import significant
-from compress.report import profile_words as words
+from compress.benchmark.profile import MachineLimits, Profile, Row
+from compress.report import profile_formatting as words
 from compress.report import rows
 from compress.report.pages import render
-from compress.report.profile_words import binds_text, rate_text, share_text, time_text
+from compress.report.plot import CHARACTER, Frame, Plot, Scale, element, shape, told
+from compress.report.profile_formatting import binds_text, rate_text, share_text, time_text
+from compress.results.metrics import significant
+from compress.utils.responsive_table import Column, FittedTable, bar
 
 _BAR = 5
 _STYLES = {"arithmetic": "green", "memory": "cyan", "overhead": "yellow", "not counted": "red"}

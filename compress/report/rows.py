@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-from compress.metrics import (
+from compress.results.metrics import (
     Metric,
     describe_metric,
     format_bytes,
@@ -15,8 +15,7 @@ from compress.metrics import (
     format_value,
     improvement,
 )
-from compress.report.schema import BASELINE, LimitResult, Report
-from compress.stage.stage import Cell, StageRecord, StageTable
+from compress.results.report import BASELINE, Cell, LimitResult, Report, StageRecord, StageTable
 
 
 def environment_rows(environment: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -7,7 +7,7 @@ import tempfile
 from datetime import datetime
 from pathlib import Path
 
-from compress.errors import InputError, StorageError
+from compress.utils.errors import InputError, StorageError
 
 LATEST = "latest"
 REPORT, RECIPE, LOCK = "report.json", "recipe.yaml", "lock.json"

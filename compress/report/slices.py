@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compress.measurement import Measurement
-from compress.metrics import Metric, elsewhere_of, format_measurement, quality_metric, slice_metric, slice_of
 from compress.numerics.differences import paired_bootstrap, paired_difference
 from compress.numerics.statistics import Estimate
-from compress.report.schema import BASELINE, FINAL, Report, SliceRecord
+from compress.results.measurement import Measurement
+from compress.results.metrics import Metric, elsewhere_of, format_measurement, quality_metric, slice_metric, slice_of
+from compress.results.report import BASELINE, FINAL, Report, SliceRecord
 
 ALL = "all rows"
 _PERPLEXITY = "perplexity"

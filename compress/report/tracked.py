@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from compress.report.run_folder import RECIPE
-from compress.report.schema import FINAL, Report
-from compress.tracking import TrackedRun
+from compress.report.tracking import TrackedRun
+from compress.results.report import FINAL, Report
 
 
 def tracked(report: Report, folder: Path) -> TrackedRun:

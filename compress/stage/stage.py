@@ -8,62 +8,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict
 
-from compress.frozen import unset
+from compress.results.report import Cell, StageTable
 from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape, predicted
 from compress.tasks.capability import Capabilities, suits
+from compress.utils.pydantic_models import unset
 
 if TYPE_CHECKING:
-    from compress.checkpoints.torch_model import TorchModel
     from compress.data.dataset import Dataset
-    from compress.progress import Progress
+    from compress.models.torch_model import TorchModel
     from compress.tasks.task import Examples, Task
+    from compress.utils.progress import Progress
 
 
 SEARCH, SEARCH_TIMES = "search", "search_times"
 """What of a field's metadata says which of its values a search should try."""
-Cell = str | int | float
-"""A word, a count, or a measured number."""
-
-
-class FrozenRecord(BaseModel):
-    """Frozen. Keys that a later version may add to schema 1 are ignored, so that its reports open."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, serialize_by_alias=True)
-
-
-class StageTable(FrozenRecord):
-    """What a stage found, in rows that belong together: each layer's damage, say."""
-
-    title: str
-    columns: tuple[str, ...] = Field(min_length=1)
-    rows: tuple[tuple[Cell, ...], ...] = ()
-
-    @model_validator(mode="after")
-    def _rectangular(self) -> StageTable:
-        if any(len(row) != len(self.columns) for row in self.rows):
-            raise ValueError(f"rows of {len(self.columns)} cells")
-        return self
-
-
-class StageRecord(FrozenRecord):
-    """One stage of the run, and its cost in this run: next to nothing when ``cached``.
-
-    ``seconds`` is what it took to load its input, do its work and write its output; ``check_seconds`` what the checks
-    of that output took besides. ``remarks`` and ``tables`` are what it found or chose, whenever that was.
-    """
-
-    name: str
-    key: str
-    cached: bool
-    seconds: float = Field(ge=0)
-    check_seconds: float = Field(0.0, ge=0)
-    peak_rss_bytes: int | None = Field(None, ge=0)
-    remarks: tuple[str, ...] = ()
-    tables: tuple[StageTable, ...] = ()
-
-
 Takes = TypeVar("Takes")
 Gives = TypeVar("Gives")
 
@@ -211,7 +171,7 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
     keeps_shape: ClassVar[bool] = False
     """Whether its output is stored as its input is: no parameter to speak of comes or goes."""
     uses_device: ClassVar[bool] = False
-    """Whether it computes on the recipe's device (`compress.compute_device`), as every stage does that `trains`."""
+    """Whether it computes on the recipe's device (`compress.utils.torch_device`), as every stage does that `trains`."""
     imatrix_beside: ClassVar[bool] = False
     """Whether it leaves an importance matrix beside the weights."""
     ships_heads: ClassVar[bool] = False

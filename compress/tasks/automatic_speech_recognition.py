@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.checkpoints.torch_model import TorchModel
+from compress.models.torch_model import TorchModel
 from compress.data.columns import Column
 from compress.data.media import content, describe
-from compress.errors import DataError, ModelError
+from compress.utils.errors import DataError, ModelError
 from compress.tasks.capability import IS_WRITTEN, READS_ROWS, TAKES_AUDIO, TRANSCRIBES
 from compress.tasks.task import Examples, Kept, Task
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from compress.measurement import Measurement
+    from compress.results.measurement import Measurement
 
 _FEATURES, _TRANSCRIPTS = "input_features", "transcripts"
 _STARTER: dict[str, Any] = {
@@ -73,8 +73,8 @@ class SpeechRecognition(Task):
         import torch
         from transformers import AutoModelForSpeechSeq2Seq
 
-        from compress.checkpoints.config_check import loading_failures
-        from compress.checkpoints.processor import load_processor
+        from compress.models.config_checks import loading_failures
+        from compress.models.processor import load_processor
 
         try:
             module = AutoModelForSpeechSeq2Seq.from_pretrained(

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from compress.errors import DataError, MissingExtraError
-from compress.measurement import Measurement
+from compress.utils.errors import DataError, MissingExtraError
+from compress.results.measurement import Measurement
 from compress.numerics.average_precision import precision_influence
 from compress.numerics.calibration import mean_interval
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.data.columns import Column
-from compress.errors import DataError, ModelError
+from compress.utils.errors import DataError, ModelError
 from compress.tasks.capability import ANSWERS_AT_ONCE, BY_TOKEN, HAS_CLASSES, OF_ANY_LENGTH, READS_ROWS, TAKES_AUDIO
 from compress.tasks.task import LOGITS, Examples, Kept, Task
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from compress.checkpoints.torch_model import TorchModel
-    from compress.measurement import Measurement
+    from compress.models.torch_model import TorchModel
+    from compress.results.measurement import Measurement
 
 _TRANSCRIPTS, _TEXTS = "transcripts", "texts"
 _NONE = -100
@@ -82,7 +82,7 @@ class FrameRecognition(Task):
 
         Raises `ModelError` for files that do not load.
         """
-        from compress.checkpoints.processor import load_processor, load_tokenizer
+        from compress.models.processor import load_processor, load_tokenizer
         from compress.tasks.loading import Origin, load_with_head
 
         expected = "a model of recordings with a feature extractor and a tokenizer of letters, in Hugging Face layout"

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from compress.data.rows import normalised
-from compress.errors import ModelError
-from compress.measurement import Measurement
+from compress.utils.errors import ModelError
+from compress.results.measurement import Measurement
 from compress.numerics.embeddings import (
     binary_ranks,
     from_int8,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.data.columns import Column
 from compress.data.slices import Slice
-from compress.errors import DataError, ModelError
+from compress.utils.errors import DataError, ModelError
 from compress.tasks.capability import ANSWERS_AT_ONCE, BY_TOKEN, HAS_CLASSES, NAMES_TOKENS, READS_ROWS, TAKES_TEXT
 from compress.tasks.task import LOGITS, Examples, Kept, Task
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from compress.checkpoints.torch_model import TorchModel
-    from compress.measurement import Measurement
+    from compress.models.torch_model import TorchModel
+    from compress.results.measurement import Measurement
 
 _LOSS, _RANK, _FIRST = "loss", "rank", "first"
 _SHARE = 0.15

@@ -7,11 +7,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from compress.checkpoints.graph_inputs import GraphInputs
+from compress.models.graph_inputs import GraphInputs
 from compress.data.arrays import INPUTS, seed_of
 from compress.data.columns import Column
 from compress.data.media import content, describe
-from compress.errors import DataError, ModelError, StageError
+from compress.utils.errors import DataError, ModelError, StageError
 from compress.tasks.capability import ANSWERS_AT_ONCE, READS_ROWS, TAKES_ARRAYS
 from compress.tasks.task import Examples, Kept, Task
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from compress.checkpoints.torch_model import TorchModel
-    from compress.measurement import Measurement
+    from compress.models.torch_model import TorchModel
+    from compress.results.measurement import Measurement
 
 _MOST = 65_536
 """Numbers of an output that are kept of a call; of more, evenly spread ones."""
@@ -115,7 +115,7 @@ class GraphAgreement(Task):
         """
         import numpy as np
 
-        from compress.measurement import Measurement
+        from compress.results.measurement import Measurement
         from compress.numerics.output_agreement import output_agreement
         from compress.tasks.classes import agreement_row
 

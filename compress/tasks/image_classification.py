@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.checkpoints.allowed_code import MODULE_KEY
-from compress.checkpoints.config_check import is_timm
-from compress.checkpoints.torch_model import TorchModel
+from compress.models.remote_code import MODULE_KEY
+from compress.models.config_checks import is_timm
+from compress.models.torch_model import TorchModel
 from compress.data.columns import Column
 from compress.data.slices import Slice
 from compress.tasks.capability import ANSWERS_AT_ONCE, HAS_CLASSES, READS_ROWS, TAKES_IMAGES
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from compress.measurement import Measurement
+    from compress.results.measurement import Measurement
 
 _LOGITS = "logits"
 _TOP = 5
@@ -58,7 +58,7 @@ class ImageClassification(Classification):
 
         Raises `ModelError` for files that do not load and `DataError` for labels that a trained head lacks.
         """
-        from compress.checkpoints.plain_module import logits
+        from compress.models.custom_module import logits
         from compress.tasks.places import load_model
 
         return load_model(self.name, directory, ("ImageClassification",), labels, trust_remote_code, logits)

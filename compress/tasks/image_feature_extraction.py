@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.data.columns import Column, value_text
 from compress.data.slices import Slice
-from compress.errors import DataError, ModelError
+from compress.utils.errors import DataError, ModelError
 from compress.tasks.capability import ANSWERS_AT_ONCE, EMBEDS, HAS_LABELS, READS_ROWS, TAKES_IMAGES
 from compress.tasks.task import Examples, Kept, Task
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from compress.checkpoints.torch_model import TorchModel
-    from compress.measurement import Measurement
+    from compress.models.torch_model import TorchModel
+    from compress.results.measurement import Measurement
     from compress.tasks.evaluation import Evaluation
 
 POOLED = "pooler_output"
@@ -97,9 +97,9 @@ class ImageFeatureExtraction(Task):
         """Load weights and image processor, without any head. Raises `ModelError` for what does not load."""
         import torch
 
-        from compress.architectures.transformer import pool_first_token
-        from compress.checkpoints.allowed_code import MODULE_KEY
-        from compress.checkpoints.processor import load_processor
+        from compress.models.transformer_pruning import pool_first_token
+        from compress.models.remote_code import MODULE_KEY
+        from compress.models.processor import load_processor
         from compress.tasks.loading import Origin, load_by
 
         expected = "an image model with a preprocessor_config.json, in Hugging Face layout"
@@ -193,8 +193,8 @@ class ImageFeatureExtraction(Task):
 
 def _without_head(module: Any) -> None:
     """A network of timm gives what it sees, not classes; any other gives what its code says."""
-    from compress.checkpoints.allowed_code import MODULE_KEY, TIMM_NETWORK
-    from compress.checkpoints.timm_network import change_head
+    from compress.models.remote_code import MODULE_KEY, TIMM_NETWORK
+    from compress.models.timm_models import change_head
 
     made = getattr(module.config, MODULE_KEY)
     if made["module"] == TIMM_NETWORK and made["arguments"]["num_classes"]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.data.columns import Column
 from compress.data.masks import IGNORED, MaskIds, check_as_large, read_mask
-from compress.errors import DataError, ModelError
+from compress.utils.errors import DataError, ModelError
 from compress.tasks.capability import ANSWERS_AT_ONCE, BY_PLACE, HAS_CLASSES, READS_ROWS, TAKES_IMAGES
 from compress.tasks.task import LOGITS, Examples, Kept, Task
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from compress.checkpoints.torch_model import TorchModel
-    from compress.measurement import Measurement
+    from compress.models.torch_model import TorchModel
+    from compress.results.measurement import Measurement
 
 _SIZE, _MASK = "size", "mask"
 _SHARED, _FOUND, _WANTED, _NAMES, _ANSWERS = "shared", "found", "wanted", "names", "answers"

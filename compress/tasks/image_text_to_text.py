@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from compress.checkpoints.torch_model import TorchModel
+from compress.models.torch_model import TorchModel
 from compress.data.columns import Column
 from compress.data.slices import Slice
-from compress.errors import DataError, ModelError
+from compress.utils.errors import DataError, ModelError
 from compress.tasks.capability import (
     HAS_LABELS,
     IS_WRITTEN,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from compress.measurement import Measurement
+    from compress.results.measurement import Measurement
     from compress.tasks.evaluation import Evaluation
 
 _IDS, _MASK = "input_ids", "attention_mask"
@@ -116,9 +116,9 @@ class ImageTextToText(Task):
         import torch
         from transformers import AutoModelForImageTextToText
 
-        from compress.checkpoints.checks import refuse_quantized
-        from compress.checkpoints.config_check import loading_failures, to_blame
-        from compress.checkpoints.processor import load_processor
+        from compress.models.folder_checks import refuse_quantized
+        from compress.models.config_checks import loading_failures, to_blame
+        from compress.models.processor import load_processor
 
         refuse_quantized(directory)
         try:

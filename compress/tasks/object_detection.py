@@ -8,10 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from compress.checkpoints.allowed_code import MODULE_KEY
+from compress.models.remote_code import MODULE_KEY
 from compress.data.columns import Column
 from compress.data.objects import EXPECTED, Categories, check_inside, objects_in, read_objects
-from compress.errors import DataError, ModelError
+from compress.utils.errors import DataError, ModelError
 from compress.tasks.capability import ANSWERS_AT_ONCE, BY_PLACE, HAS_CLASSES, READS_ROWS, TAKES_IMAGES
 from compress.tasks.task import LOGITS, Examples, Kept, Task
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from compress.checkpoints.torch_model import TorchModel
-    from compress.measurement import Measurement
+    from compress.models.torch_model import TorchModel
+    from compress.results.measurement import Measurement
 
 _PLAIN_LOGITS, BOXES = "pred_logits", "pred_boxes"
 _LOSS = "ForObjectDetection"

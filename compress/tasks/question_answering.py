@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.data.columns import Column
 from compress.data.slices import Slice
-from compress.errors import DataError, ModelError
+from compress.utils.errors import DataError, ModelError
 from compress.tasks.capability import ANSWERS_AT_ONCE, BY_TOKEN, HAS_CLASSES, READS_ROWS, TAKES_PAIRS, TAKES_TEXT
 from compress.tasks.spans import best_span, exact, read_answers, word_f1
 from compress.tasks.task import Examples, Kept, Task
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from compress.checkpoints.torch_model import TorchModel
-    from compress.measurement import Measurement
+    from compress.models.torch_model import TorchModel
+    from compress.results.measurement import Measurement
 
 START, END = "start_logits", "end_logits"
 _ANSWER, _SCORE, _NOTHING, _ROW, _GOLD = "answer", "score", "nothing", "row", "gold"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 
 from compress.data.columns import Column
 from compress.data.slices import Slice
-from compress.errors import DataError
+from compress.utils.errors import DataError
 from compress.tasks.capability import Capabilities
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from compress.checkpoints.torch_model import TorchModel
-    from compress.measurement import Measurement
+    from compress.models.torch_model import TorchModel
+    from compress.results.measurement import Measurement
     from compress.tasks.evaluation import Evaluation
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.data.columns import Column
 from compress.data.slices import Slice
-from compress.errors import MissingExtraError
+from compress.utils.errors import MissingExtraError
 from compress.tasks.capability import HAS_LABELS, IS_WRITTEN, NAMES_TOKENS, READS_ROWS, REWRITES, TAKES_TEXT
 from compress.tasks.task import Examples, Kept, Task
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from compress.checkpoints.torch_model import TorchModel
-    from compress.measurement import Measurement
+    from compress.models.torch_model import TorchModel
+    from compress.results.measurement import Measurement
     from compress.tasks.evaluation import Evaluation
 
 DECODER_IDS = "decoder_input_ids"
@@ -173,7 +173,7 @@ def _rouge() -> Any:
 
 
 def _corpus_rows(written: list[str], wanted: list[str], model: str, target: str) -> list[Measurement]:
-    from compress.measurement import Measurement
+    from compress.results.measurement import Measurement
 
     try:
         from sacrebleu.metrics import BLEU, CHRF

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.checkpoints.torch_model import TorchModel
+from compress.models.torch_model import TorchModel
 from compress.data.columns import Column
-from compress.errors import DataError, ModelError
+from compress.utils.errors import DataError, ModelError
 from compress.tasks.capability import GENERATES, IS_WRITTEN, TAKES_TEXT
 from compress.tasks.conversations import EXPECTED, text_or_messages
 from compress.tasks.task import Examples, Kept, Task
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from compress.measurement import Measurement
+    from compress.results.measurement import Measurement
     from compress.tasks.evaluation import Evaluation
 
 _IGNORED = -100
@@ -69,7 +69,7 @@ class TextGeneration(Task):
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from compress.checkpoints.config_check import loading_failures, to_blame
+        from compress.models.config_checks import loading_failures, to_blame
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
@@ -334,7 +334,7 @@ def perplexity_row(metric: str, nats: np.ndarray, model: str, target: str) -> Me
 
 def _row(metric: str, samples: np.ndarray, model: str, target: str, unit: str) -> Measurement:
     """The mean over windows; of a single window nobody knows how far chance moves it."""
-    from compress.measurement import Measurement
+    from compress.results.measurement import Measurement
     from compress.numerics.calibration import mean_interval
 
     value, low, high = mean_interval(samples, _SEED)
@@ -347,7 +347,7 @@ def _row(metric: str, samples: np.ndarray, model: str, target: str, unit: str) -
 
 def _bits_row(bits: np.ndarray, size: np.ndarray, model: str, target: str) -> Measurement:
     """All bits over all bytes of text, the same for every vocabulary; a window's outcome is by the mean of bytes."""
-    from compress.measurement import Measurement
+    from compress.results.measurement import Measurement
     from compress.numerics.ratio import ratio_interval
 
     found = ratio_interval(bits, size, _SEED)._asdict() if len(bits) > 1 else {"value": float(bits[0] / size[0])}

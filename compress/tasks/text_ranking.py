@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.data.columns import Column
 from compress.data.slices import Slice
-from compress.errors import DataError, MissingExtraError, ModelError
+from compress.utils.errors import DataError, MissingExtraError, ModelError
 from compress.tasks.capability import ANSWERS_AT_ONCE, HAS_CLASSES, READS_ROWS, TAKES_PAIRS, TAKES_TEXT
 from compress.tasks.task import LOGITS, Examples, Kept, Task
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from compress.checkpoints.torch_model import TorchModel
-    from compress.measurement import Measurement
+    from compress.models.torch_model import TorchModel
+    from compress.results.measurement import Measurement
 
 _SCORES, _QUERIES, _RELEVANCE = "scores", "queries", "relevance"
 _AT = 10

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from compress.checkpoints.sampling import PromptProcessor
+from compress.models.diffusion_sampling import PromptProcessor
 from compress.data.columns import Column
-from compress.errors import ModelError
+from compress.utils.errors import ModelError
 from compress.tasks.capability import DRAWS, READS_ROWS
 from compress.tasks.image_feature_extraction import class_name
 from compress.tasks.task import Examples, Kept, Task
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from compress.checkpoints.torch_model import TorchModel
-    from compress.measurement import Measurement
+    from compress.models.torch_model import TorchModel
+    from compress.results.measurement import Measurement
 
 _IDS, _NOISE, _SEED, _PICTURES, _CLASS = "input_ids", "noise", "seed", "pictures", "class"
 _STARTER: dict[str, Any] = {
@@ -70,7 +70,7 @@ class TextToImage(Task):
 
     def load(self, directory: Path, labels: Sequence[str] | None, trust_remote_code: bool) -> TorchModel:
         """Load a folder in diffusers' layout, every part in fp32. Raises `ModelError`."""
-        from compress.checkpoints.diffusion_pipeline import load_pipeline
+        from compress.models.diffusion_pipeline import load_pipeline
 
         return load_pipeline(directory)
 

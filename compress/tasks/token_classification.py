@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.data.columns import Column, Spaced
 from compress.data.slices import Slice
-from compress.errors import DataError, ModelError
+from compress.utils.errors import DataError, ModelError
 from compress.tasks.capability import ANSWERS_AT_ONCE, BY_TOKEN, HAS_CLASSES, READS_ROWS, TAKES_TEXT
 from compress.tasks.task import Examples, Kept, Task
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from compress.checkpoints.torch_model import TorchModel
-    from compress.measurement import Measurement
+    from compress.models.torch_model import TorchModel
+    from compress.results.measurement import Measurement
 
 _FOUND, _WANTED = "found", "wanted"
 
@@ -92,7 +92,7 @@ class TokenClassification(Task):
 
         Raises `ModelError` for files that do not load and `DataError` for labels in another scheme or unknown ones.
         """
-        from compress.checkpoints.json_file import read_json
+        from compress.models.json_file import read_json
         from compress.tasks.entities import check_schemes
         from compress.tasks.tokens import load_encoder
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from compress.errors import DataError
-from compress.measurement import Measurement
+from compress.utils.errors import DataError
+from compress.results.measurement import Measurement
 from compress.numerics.ratio import ratio_interval
 from compress.numerics.word_errors import word_errors
 from compress.tasks.classes import agreement_row

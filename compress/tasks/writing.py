@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compress.errors import DataError, ModelError
+from compress.utils.errors import DataError, ModelError
 from compress.tasks.classes import agreement_row
 from compress.tasks.task import Examples, Kept
 from compress.tasks.tokens import IGNORED
 
 if TYPE_CHECKING:
-    from compress.measurement import Measurement
+    from compress.results.measurement import Measurement
 
 TEXTS = "texts"
 """The output of a session that writes, and what is kept of it: [batch] strings."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.data.columns import Column
 from compress.data.slices import Slice
-from compress.errors import DataError, ModelError
+from compress.utils.errors import DataError, ModelError
 from compress.tasks.capability import (
     ANSWERS_AT_ONCE,
     HAS_LABELS,
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from compress.checkpoints.torch_model import TorchModel
-    from compress.measurement import Measurement
+    from compress.models.torch_model import TorchModel
+    from compress.results.measurement import Measurement
     from compress.tasks.evaluation import Evaluation
 
 _IMAGES, _TEXTS = "image_embeds", "text_embeds"
@@ -99,7 +99,7 @@ class ZeroShotImageClassification(Task):
         """Load weights, tokenizer and image processor. Raises `ModelError` for what does not load."""
         import torch
 
-        from compress.checkpoints.processor import ImageTextProcessor, load_processor
+        from compress.models.processor import ImageTextProcessor, load_processor
         from compress.tasks.loading import Origin, load_by
 
         expected = "a model of two towers such as CLIP or SigLIP, with its tokenizer and a preprocessor_config.json"

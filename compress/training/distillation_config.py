@@ -6,9 +6,9 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from compress.errors import StageError
-from compress.frozen import Frozen, changed
-from compress.metrics import seconds_of
+from compress.utils.errors import StageError
+from compress.utils.pydantic_models import Frozen, changed
+from compress.results.metrics import seconds_of
 from compress.stage.stage import SEARCH
 from compress.training.config import FIRST_TOKEN_ONLY, Training
 from compress.training.denoiser_config import FeatureLosses, SmallDecoder

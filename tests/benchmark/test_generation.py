@@ -13,19 +13,19 @@ from decoder_graphs import TinyDecoder
 from onnx_graphs import write_classifier
 from scipy import stats
 
-from compress.benchmark.subprocess_client import Child
 from compress.benchmark.generation import generation_rows, measure_generation, speedup_rows
 from compress.benchmark.record import Record
 from compress.benchmark.results import Writer
 from compress.benchmark.rounds import Generation, Rounds
 from compress.benchmark.session import BenchResult
+from compress.benchmark.subprocess_client import Child
 from compress.benchmark.workloads.text_generation import add_round, draw_tokens
-from compress.errors import DataError, InputError, ModelError, StageError
-from compress.formats.targets import TARGETS
-from compress.results.measurement import Measurement
-from compress.progress import SilentProgress
-from compress.recipe.recipe import Benchmark
 from compress.formats.target_profile import Target
+from compress.formats.targets import TARGETS
+from compress.recipe.recipe import Benchmark
+from compress.results.measurement import Measurement
+from compress.utils.errors import DataError, InputError, ModelError, StageError
+from compress.utils.progress import SilentProgress
 
 pytestmark = pytest.mark.alone
 CPU = TARGETS["cpu"]

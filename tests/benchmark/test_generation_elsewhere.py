@@ -10,13 +10,13 @@ from mergeable import save_mergeable_llama
 
 from compress.benchmark.generation import encode_text, measure_generation
 from compress.cli.bench_generation import targets_of_other_formats
-from compress.errors import ModelError, StageError
 from compress.formats.gguf.export import write_companions, write_gguf
 from compress.formats.model_file import format_of, model_file
-from compress.formats.targets import TARGETS
-from compress.progress import SilentProgress
-from compress.recipe.recipe import Benchmark
 from compress.formats.target_profile import Target
+from compress.formats.targets import TARGETS
+from compress.recipe.recipe import Benchmark
+from compress.utils.errors import ModelError, StageError
+from compress.utils.progress import SilentProgress
 
 CPU, LLAMA_CPP = TARGETS["cpu"], TARGETS["llama-cpp"]
 

@@ -7,17 +7,16 @@ import numpy as np
 import pytest
 from onnx_graphs import make_examples, write_classifier
 
-from compress.benchmark import operators
-from compress.benchmark import profile_worker
+from compress.benchmark import operators, profile_worker
 from compress.benchmark.operators import profile_operators
 from compress.benchmark.profile import Profile
 from compress.benchmark.profiled_calls import batch_calls
-from compress.environment import granted_cores
-from compress.errors import DataError, InputError, ModelError, StageError
-from compress.formats.targets import TARGETS
-from compress.progress import SilentProgress
 from compress.formats.target_profile import Target
+from compress.formats.targets import TARGETS
 from compress.tasks.task import Examples
+from compress.utils.environment import granted_cores
+from compress.utils.errors import DataError, InputError, ModelError, StageError
+from compress.utils.progress import SilentProgress
 
 pytestmark = pytest.mark.usefixtures("quick_limits")
 CPU = TARGETS["cpu"]

@@ -13,15 +13,15 @@ import pytest
 from onnx_graphs import make_examples, write_classifier
 from scipy import stats
 
-from compress.benchmark.subprocess_client import Child
 from compress.benchmark.rounds import Turn
 from compress.benchmark.session import BenchResult, measure_together
-from compress.errors import DataError, InputError, ModelError, StageError
-from compress.formats.targets import TARGETS
-from compress.results.measurement import Measurement
-from compress.progress import SilentProgress
-from compress.recipe.recipe import Benchmark
+from compress.benchmark.subprocess_client import Child
 from compress.formats.target_profile import Target
+from compress.formats.targets import TARGETS
+from compress.recipe.recipe import Benchmark
+from compress.results.measurement import Measurement
+from compress.utils.errors import DataError, InputError, ModelError, StageError
+from compress.utils.progress import SilentProgress
 
 pytestmark = pytest.mark.alone
 QUICK = Benchmark(threads=1, batch_size=8, seconds=0.2, examples=40)

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from compress.utils.errors import DataError, StageError
 from onnx import TensorProto, helper
 
-from compress.bench.worker import write_batches
-from compress.errors import DataError, StageError
+from compress.benchmark.worker import write_batches
 from compress.numerics.statistics import Estimate
 from compress.tasks.task import Examples
 

@@ -10,9 +10,9 @@ import pytest
 from diffusion import Row, levels_apart, models, of_int8, of_steps, of_the_run, points_lost, row, runs_beside
 from picture_reports import picture_report
 
-from compress.results.measurement import Measurement
-from compress.recipe.recipe import Recipe
 from compress.recipe.loading import read_recipe
+from compress.recipe.recipe import Recipe
+from compress.results.measurement import Measurement
 from compress.results.report import BASELINE, FINAL, Report
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "fashion-diffusion.yaml"

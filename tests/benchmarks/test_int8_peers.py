@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 import yaml
+from compress.utils.errors import InputError
+from compress.utils.progress import SilentProgress
 from onnx_graphs import write_classifier
 from peers.int8_files import write_files
 from peers.int8_table import Line, Table, behind, clear_others, keep, kept
 from tiny_speech import TASK, write_speech
 
-from compress.errors import InputError
 from compress.formats.onnx.model import OnnxModel
-from compress.results.measurement import Measurement
-from compress.progress import SilentProgress
 from compress.recipe.loading import read_recipe
+from compress.results.measurement import Measurement
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -14,10 +14,10 @@ import yaml
 from mergeable import save_mergeable_llama
 from tiny_generation import WORDS
 
-from compress.bench.session import BenchResult
+from compress.benchmark.session import BenchResult
 from compress.formats.gguf import llama_cpp_library
-from compress.measurement import Measurement
 from compress.recipe.recipe import Benchmark
+from compress.results.measurement import Measurement
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

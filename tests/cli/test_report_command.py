@@ -10,12 +10,12 @@ from xml.etree import ElementTree
 
 import pytest
 import typer
+from compress.utils.errors import InputError
 from typer.testing import CliRunner
 
 from compress.cli.report import report as report_command
-from compress.errors import InputError
-from compress.results.measurement import Measurement
 from compress.report.pages import write_report
+from compress.results.measurement import Measurement
 from compress.results.report import LimitResult, Report
 
 app = typer.Typer()

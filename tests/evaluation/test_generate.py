@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from compress.utils.progress import SilentProgress
 from decoder_graphs import TinyDecoder
 
 from compress.evaluation.generate import (
@@ -21,7 +22,6 @@ from compress.evaluation.generate import (
     steps_of,
 )
 from compress.formats.targets import TARGETS
-from compress.progress import SilentProgress
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.task import Examples
 

@@ -8,7 +8,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from compress.evaluation.picture_files import difference_of, png_of
+from compress.evaluation.image_files import difference_of, png_of
 
 
 def _read(png: str) -> np.ndarray:

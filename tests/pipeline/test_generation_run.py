@@ -12,17 +12,17 @@ import onnxruntime
 import pyarrow.json
 import pytest
 import torch
-from compress.report.compare.reports import compare_reports
+from compress.utils.errors import DataError
 from tiny_generation import write_all
 from tiny_run import Notes, load
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compress.data.instructions import USUAL, find_instructions
 from compress.data.slices import Slice
-from compress.errors import DataError
 from compress.pipeline.measurements import data_record
 from compress.pipeline.run import Run, run
 from compress.pipeline.runner import Road
+from compress.report.compare.reports import compare_reports
 from compress.report.pages import html_page, markdown_report
 from compress.tasks.windows import token_ids
 

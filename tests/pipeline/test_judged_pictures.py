@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from compress.results.measurement import Measurement
-from compress.results.report import BASELINE, FINAL
+from compress.utils.errors import InputError
+from compress.utils.progress import SilentProgress
 from test_runs_of_pictures import ROWS, write_recipe
 from tiny_pipelines import WORDS, pipeline_folder
 from tiny_run import load
 from transformers import RegNetConfig, RegNetForImageClassification
 
-from compress.errors import InputError
 from compress.formats.targets import REFERENCE
 from compress.pipeline.data_checks import prove
 from compress.pipeline.measurements import Findings, measure_answers
 from compress.pipeline.runner import Road
 from compress.pipeline.target_session import TargetSession
-from compress.progress import SilentProgress
+from compress.results.measurement import Measurement
+from compress.results.report import BASELINE, FINAL
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 KINDS = tuple(WORDS[3:5])

@@ -13,7 +13,8 @@ import pytest
 import tiny_run
 import torch
 import yaml
-from compress.results.report import load_report
+from compress.utils.digests import digest_directory, size_bytes
+from compress.utils.errors import CompressError, InputError, IntegrityError, ModelError, StageError
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from huggingface_hub import ModelCard
@@ -23,14 +24,13 @@ from transformers import AutoConfig, AutoModel
 from typer.testing import CliRunner
 
 from compress.cli import app
-from compress.digests import digest_directory, size_bytes
-from compress.errors import CompressError, InputError, IntegrityError, ModelError, StageError
 from compress.pipeline import measurements
 from compress.pipeline.cache import Cache
 from compress.pipeline.run import Run, run, with_absolute_paths
 from compress.pipeline.runner import Road
 from compress.plugins.provenance.statement import verify_statement
 from compress.recipe.recipe import Recipe
+from compress.results.report import load_report
 
 LABELS = tiny_run.LABELS_OF_STAGES
 BOTH = 'targets=["cpu", "gpu"]'

@@ -11,17 +11,17 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 import tiny_run
+from compress.utils.errors import DataError, InputError
+from typer.testing import CliRunner
+
+from compress.cli import app
+from compress.pipeline.keys import Forecast
+from compress.pipeline.planning import make_plan
+from compress.pipeline.run import Run, run
 from compress.report.compare.change import Sides
 from compress.report.compare.flips import flips
 from compress.report.compare.slices import slice_changes
 from compress.results.report import load_report
-from typer.testing import CliRunner
-
-from compress.cli import app
-from compress.errors import DataError, InputError
-from compress.pipeline.keys import Forecast
-from compress.pipeline.planning import make_plan
-from compress.pipeline.run import Run, run
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 

@@ -9,7 +9,6 @@ from typing import cast
 
 import numpy as np
 import pytest
-from compress.results.report import Report
 from tiny_run import LABELS, Notes, load, write_all, write_model
 
 from compress.formats.model_file import model_file
@@ -18,6 +17,7 @@ from compress.pipeline.format_support import why_not
 from compress.pipeline.run import run
 from compress.recipe.recipe import Recipe
 from compress.report.predictions import read_predictions
+from compress.results.report import Report
 
 BENCHMARK = {"threads": 1, "budget_seconds": 1, "examples": 16, "batch_size": 8, "every_stage": False}
 TOLD = ("runtime_download_ms", "runtime_compile_ms", "model_download_ms", "first_call_ms", "session_load_ms")

@@ -11,14 +11,14 @@ import numpy as np
 import onnx
 import pytest
 import yaml
-from compress.results.report import BASELINE, FINAL
+from compress.models.diffusion_sampling import empty_ids, load_prompt_processor
 from PIL import Image
 from tiny_pipelines import WORDS, pipeline_folder
 from tiny_run import BENCHMARK, Notes, load
 
-from compress.checkpoints.sampling import empty_ids, load_prompt_processor
 from compress.pipeline.keys import Forecast
 from compress.pipeline.run import Run, run
+from compress.results.report import BASELINE, FINAL
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 STAGES: list[dict[str, Any]] = [

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import onnx
 import pytest
-from compress.report.compare.reports import compare_reports
-from compress.results.report import BASELINE, FINAL
 from rotation import todays
 from tiny_places import SIDE, write_all
 from tiny_run import Notes, load
 
 from compress.pipeline.run import Run, run
+from compress.report.compare.reports import compare_reports
+from compress.results.report import BASELINE, FINAL
 
 TRAINED = {"batch_size": 8, "learning_rate": 3e-3, "precision": "fp32"}
 STAGES = [

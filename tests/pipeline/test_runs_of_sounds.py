@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from compress.results.report import BASELINE, FINAL
 from tiny_run import compress, latest, read_report
 from tiny_sounds import spectrograms, waves, write_model, write_splits
+
+from compress.results.report import BASELINE, FINAL
 
 TRAINED = {"batch_size": 8, "learning_rate": 3e-3}
 CLASSIFIED: list[Any] = [{"finetune": {"epochs": 8, **TRAINED}}, {"qat": {"epochs": 1, **TRAINED}}]

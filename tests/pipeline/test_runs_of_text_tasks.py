@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compress.results.report import BASELINE, FINAL
 from rotation import todays
 from tiny_run import BENCHMARK, compress, latest, read_report
 from tiny_tasks import MAKERS, ROWS, write_all
+
+from compress.results.report import BASELINE, FINAL
 
 TRAINED = {"batch_size": 8, "learning_rate": 3e-3}
 STAGES: list[Any] = [

@@ -7,14 +7,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from compress.benchmark.profile import CauseDifference, OperatorDifference
-from compress.results.measurement import Measurement
 
 from compress.benchmark import machine, operator_difference, profiled_calls
+from compress.benchmark.profile import CauseDifference, OperatorDifference
 from compress.formats import target_profile
 from compress.formats.targets import TARGETS
 from compress.pipeline.warnings import processor_notes, slow_int8_notes
 from compress.recipe.recipe import Recipe
+from compress.results.measurement import Measurement
 from compress.tasks.registry import get_task
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from compress.results.measurement import Measurement
 from onnx import helper, numpy_helper
 
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.formats.targets import TARGETS
 from compress.pipeline.warnings import sparse_notes
 from compress.recipe.recipe import Recipe
+from compress.results.measurement import Measurement
 
 
 def write(folder: Path, zeros: int) -> Path:

@@ -8,23 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from compress.utils.errors import InputError
+from compress.utils.progress import SilentProgress
 from rich.console import Console
 from tiny_run import ROWS, UNUSED, write_all
 from transformers import AutoModelForSequenceClassification
 
 import compress.pipeline.planning
 import compress.pipeline.stage_benchmark
-from compress.errors import InputError
 from compress.pipeline import stage_benchmark_process
 from compress.pipeline.checkpoint_headers import read_shape
 from compress.pipeline.planning import History, make_plan, render_plan, timings_of
 from compress.pipeline.stage_benchmark import StageTrial, Trial, tried
 from compress.pipeline.stage_benchmark_process import Rehearsal
-from compress.progress import SilentProgress
 from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Recipe
+from compress.results.report import StageRecord
 from compress.stage.prediction import Shape
-from compress.stage.stage import StageRecord
 from compress.stages.finetune import Finetune
 from compress.stages.prune import Prune
 

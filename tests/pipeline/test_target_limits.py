@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from compress.results.measurement import Measurement
-from compress.results.report import LimitResult
 from onnx import TensorProto, helper, numpy_helper, save
 
 from compress.formats.target_profile import Profile
 from compress.formats.targets import find_profile
 from compress.pipeline.target_limits import explained, shipped, target_limits
 from compress.report.limits import check_limits
+from compress.results.measurement import Measurement
+from compress.results.report import LimitResult
 
 TABLE = np.random.default_rng(0).standard_normal((400, 16), np.float32)
 

@@ -13,20 +13,20 @@ import tiny_run
 import torch
 import transformers
 import typer
-from compress.results.metrics import describe_metric
+from compress.utils.errors import InputError, ModelError, StageError
 from rich.console import Console
 from tiny_run import Notes, load, write_all
 from typer.testing import CliRunner
 
 import compress.pipeline.measurements as subject
 from compress.cli.evaluate import evaluate
-from compress.errors import InputError, ModelError, StageError
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
 from compress.pipeline import format_support
 from compress.pipeline.planning import make_plan, render_plan
 from compress.pipeline.run import Run, run
 from compress.report.console import closing_line
+from compress.results.metrics import describe_metric
 
 STAGES = [{"finetune": {"epochs": 1, "batch_size": 8, "learning_rate": 2e-3}}, "export", "quantize"]
 LABELS = ("baseline", "export", "quantize", "final")

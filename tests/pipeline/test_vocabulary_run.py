@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from compress.report.compare.reports import compare_reports
 from mergeable import TEXTS, save_mergeable_llama
 from tiny_generation import ONE_LAUNCH, write_recipe
 from tiny_run import Notes, load
 
 from compress.pipeline.run import run
+from compress.report.compare.reports import compare_reports
 from compress.report.pages import html_page
 
 TRAIN = "The cat's hat sat on the mat, and the cat on the cat."

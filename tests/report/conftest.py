@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from compress.measurement import Measurement
 from compress.recipe.recipe import Limit
 from compress.report.limits import check_limits
-from compress.report.schema import (
+from compress.results.measurement import Measurement
+from compress.results.report import (
     CalibrationBin,
     CalibrationCurve,
     DataRecord,
@@ -19,8 +19,9 @@ from compress.report.schema import (
     Report,
     Skipped,
     SliceRecord,
+    StageRecord,
+    StageTable,
 )
-from compress.stage.stage import StageRecord, StageTable
 
 # model: right answers of 2000, bytes, parameters, latency in ms. All invented.
 MODELS = {

@@ -5,12 +5,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from compress.charts.plot import Box, place_labels
-from compress.measurement import Measurement
-from compress.metrics import describe_metric
 from compress.report.charts import Point, latency_by_length, latency_curves, pareto, percentile, trade_off
 from compress.report.layers import UNNAMED, group_by_module, module_of
-from compress.report.schema import LayerBytes, Report
+from compress.report.plot import Box, place_labels
+from compress.results.measurement import Measurement
+from compress.results.metrics import describe_metric
+from compress.results.report import LayerBytes, Report
 
 QUALITY, SIZE = describe_metric("accuracy", "ratio"), describe_metric("size_bytes", "bytes")
 

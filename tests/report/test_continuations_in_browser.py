@@ -9,7 +9,7 @@ from browser import Browser
 from generation_reports import PROMPTS, TEXTS, generation_report
 
 from compress.report.pages import html_page
-from compress.report.schema import ContinuationRecord
+from compress.results.report import ContinuationRecord
 
 pytestmark = pytest.mark.browser
 

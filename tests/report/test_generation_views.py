@@ -9,14 +9,14 @@ from generation_reports import LOSSES, PROMPTS, TEXTS, generation_report, perple
 from narrow import shown
 from scipy import stats
 
-from compress.metrics import main_metrics
 from compress.report.charts import cost_metrics
 from compress.report.console import console_table
 from compress.report.continuations import alike, written
 from compress.report.headline import headlines
 from compress.report.limits import paired_ratio_interval
 from compress.report.pages import html_page, markdown_report
-from compress.report.schema import LostToken, parse_report
+from compress.results.metrics import main_metrics
+from compress.results.report import LostToken, parse_report
 
 REPORT = generation_report()
 

@@ -12,8 +12,7 @@ from html.parser import HTMLParser
 import pytest
 
 from compress.report.pages import html_page
-from compress.report.schema import Report, Skipped, parse_report
-from compress.stage.stage import StageRecord, StageTable
+from compress.results.report import Report, Skipped, StageRecord, StageTable, parse_report
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>\"'"
 HOSTILE_TABLE = StageTable(title=HOSTILE, columns=(HOSTILE, "n"), rows=((HOSTILE, 1),))

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from compress.measurement import Measurement
 from compress.recipe.recipe import Limit, Verdicts
 from compress.report.limits import check_limits, limit_text, paired_ratio_interval
-from compress.report.schema import LimitResult, Skipped
+from compress.results.measurement import Measurement
+from compress.results.report import LimitResult, Skipped
 
 
 def row(model: str, metric: str, value: float, target: str = "cpu", **more: object) -> Measurement:

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from compress.measurement import Measurement
-from compress.metrics import (
+from compress.results.measurement import Measurement
+from compress.results.metrics import (
     describe_metric,
     format_bytes,
     format_count,

@@ -6,7 +6,7 @@ import pytest
 from browser import Browser, covered
 
 from compress.report.pages import html_page
-from compress.report.schema import Report
+from compress.results.report import Report
 
 pytestmark = pytest.mark.browser
 

@@ -8,11 +8,11 @@ from html.parser import HTMLParser
 import pytest
 from picture_reports import MODELS, PROMPTS, TIMES, picture_report
 
-from compress.metrics import describe_metric
-from compress.report import pictures
+from compress.report import generated_images
 from compress.report.charts import qualities, trade_off
 from compress.report.pages import html_page, markdown_report
-from compress.report.schema import Report, parse_report
+from compress.results.metrics import describe_metric
+from compress.results.report import Report, parse_report
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +39,8 @@ class Images(HTMLParser):
 
 
 def test_a_row_for_each_prompt_and_a_column_for_each_model(report: Report) -> None:
-    assert pictures.columns(report, "cpu") == [("baseline",), ("faster",), ("distill",), ("quantize", "final")]
-    rows = pictures.grid(report, "cpu")
+    assert generated_images.columns(report, "cpu") == [("baseline",), ("faster",), ("distill",), ("quantize", "final")]
+    rows = generated_images.grid(report, "cpu")
     assert [(row.prompt, row.seed) for row in rows] == [(prompt, place) for place, prompt in enumerate(PROMPTS)]
     assert [one and one.model for one in rows[0].pictures] == ["baseline", "faster", "distill", "quantize"]
 
@@ -64,7 +64,7 @@ def test_pictures_and_paths_outlive_the_file(report: Report) -> None:
 
 
 def test_where_paths_part_in_words(report: Report) -> None:
-    assert pictures.parting_words(report, "cpu") == [
+    assert generated_images.parting_words(report, "cpu") == [
         ("faster", "25", "4.0%", "nowhere"),
         ("distill", "4", "24.0%", "timestep 499"),
         ("quantize = final", "4", "40.0%", "timestep 499"),
@@ -73,7 +73,7 @@ def test_where_paths_part_in_words(report: Report) -> None:
 
 
 def test_the_curve_runs_from_noise_to_the_picture(report: Report) -> None:
-    drawn = pictures.drift_curves(report, "cpu")
+    drawn = generated_images.drift_curves(report, "cpu")
     assert drawn is not None
     lines = re.findall(r'<polyline points="([^"]+)" class="curve"', drawn)
     assert len(lines) == len(MODELS) - 2  # the baseline leaves itself nowhere, and the last two are one
@@ -81,7 +81,7 @@ def test_the_curve_runs_from_noise_to_the_picture(report: Report) -> None:
         across = [float(point.split(",")[0]) for point in points.split()]
         assert across == sorted(across) and len(across) == len(TIMES)
     assert "distill, timestep 249\n18.0% (quartiles 14.4% to 21.6%)" in drawn
-    assert pictures.drift_curves(report, "gpu") is None
+    assert generated_images.drift_curves(report, "gpu") is None
 
 
 def test_distance_is_drawn_against_time_with_the_steps(report: Report) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from compress.errors import InputError, StorageError
 from compress.report.predictions import Answers, read_predictions, write_predictions
+from compress.utils.errors import InputError, StorageError
 
 LABELS = ("bad", "good", "good")
 FIRST = Answers(("bad", "bad", "good"), np.array([0.75, 0.5, 1.0]), np.array([True, False, True]))

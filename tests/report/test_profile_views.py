@@ -9,9 +9,7 @@ import pytest
 from narrow import broken_words, shown
 from rich.console import Console
 
-from compress.fitted_table import bar
-from compress.report.profile_views import artifact_name, console_profile, profile_page, roof_lines, roofline_chart
-from compress.report.profile_words import (
+from compress.report.profile_formatting import (
     count_text,
     giga_text,
     method_notes,
@@ -20,6 +18,8 @@ from compress.report.profile_words import (
     verdict_text,
     working_set_text,
 )
+from compress.report.profile_views import artifact_name, console_profile, profile_page, roof_lines, roofline_chart
+from compress.utils.responsive_table import bar
 
 
 @pytest.mark.parametrize(

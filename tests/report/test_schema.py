@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from compress.errors import InputError, StorageError
-from compress.measurement import Measurement
 from compress.report.pages import write_report
 from compress.report.run_folder import find_report, write_whole
-from compress.report.schema import Report, load_report
-from compress.stage.stage import StageRecord
+from compress.results.measurement import Measurement
+from compress.results.report import Report, StageRecord, load_report
+from compress.utils.errors import InputError, StorageError
 
 
 def test_the_file_has_the_keys_of_schema_1(report: Report) -> None:

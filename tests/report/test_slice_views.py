@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, strategies
 from pydantic import ValidationError
 
-from compress.measurement import Measurement
-from compress.metrics import describe_metric, main_metrics, other_metrics, slice_metric, slice_of
 from compress.numerics.differences import difference_of_shares
 from compress.report.charts import reliability_diagram, slice_plot
 from compress.report.pages import html_page, markdown_report
-from compress.report.schema import Report, SliceRecord, parse_report
 from compress.report.slices import format_change, slice_figures
+from compress.results.measurement import Measurement
+from compress.results.metrics import describe_metric, main_metrics, other_metrics, slice_metric, slice_of
+from compress.results.report import Report, SliceRecord, parse_report
 
 
 def test_bits_begin_with_the_highest_of_the_first_byte() -> None:

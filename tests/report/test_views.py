@@ -15,7 +15,7 @@ from compress.report.console import closing_line, console_table
 from compress.report.headline import headlines, verdict
 from compress.report.junit import junit_report
 from compress.report.pages import escape_markdown, html_page, markdown_report
-from compress.report.schema import LimitResult, Report
+from compress.results.report import LimitResult, Report
 
 
 def tables(markdown: str) -> dict[str, list[list[str]]]:

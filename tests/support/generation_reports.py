@@ -6,11 +6,10 @@ import math
 from statistics import fmean
 from typing import Any
 
-from compress.measurement import Measurement
 from compress.recipe.recipe import Limit
 from compress.report.limits import check_limits
-from compress.report.schema import ContinuationRecord, Report, WrittenToken
-from compress.stage.stage import StageRecord
+from compress.results.measurement import Measurement
+from compress.results.report import ContinuationRecord, Report, StageRecord, WrittenToken
 
 LOSSES = {
     "baseline": (3.1, 3.4, 2.9, 3.3, 3.2, 3.0, 3.6, 2.8),

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from compress.evaluation.picture_files import difference_of, png_of
-from compress.measurement import Measurement
-from compress.report.schema import DriftRecord, PictureRecord, Report
-from compress.stage.stage import StageRecord
+from compress.evaluation.image_files import difference_of, png_of
+from compress.results.measurement import Measurement
+from compress.results.report import DriftRecord, PictureRecord, Report, StageRecord
 
 PROMPTS = ("a photo of a coat", "a bag in a catalogue", "the shop has <b>boots</b>")
 # model: levels that it adds to the baseline's, steps, latency in ms, Fréchet distance, prompts seen of 200. Invented.

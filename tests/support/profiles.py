@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from compress.bench.profile import MachineLimits, Profile, Row, total
+from compress.benchmark.profile import MachineLimits, Profile, Row, total
 
 
 def row(name: str, operator: str, **changes: Any) -> Row:

@@ -11,20 +11,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from compress.models.checkpoint_vocabulary import trim_checkpoint
+from compress.utils.errors import DataError, ModelError
+from compress.utils.progress import SilentProgress
 from decoder_graphs import TinyDecoder
 from mergeable import TEXTS, save_mergeable_llama
 from quantized import save_tiny_llama, tiny_tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from compress.architectures.stored_vocabulary import trim_checkpoint
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
-from compress.errors import DataError, ModelError
 from compress.evaluation.evaluate import predict
 from compress.formats.targets import TARGETS
-from compress.measurement import Measurement
-from compress.progress import SilentProgress
+from compress.results.measurement import Measurement
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.task import Examples, Kept
 from compress.tasks.text_generation import TASK

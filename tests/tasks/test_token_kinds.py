@@ -8,12 +8,12 @@ import math
 import numpy as np
 import pyarrow as pa
 import pytest
+from compress.utils.errors import DataError
 from mergeable import train_tokenizer
 from quantized import tiny_tokenizer
 
-from compress.errors import DataError
 from compress.evaluation.evaluate import kind_rows
-from compress.measurement import Measurement
+from compress.results.measurement import Measurement
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.text_generation import TASK
 from compress.tasks.token_kinds import KINDS, python_kinds

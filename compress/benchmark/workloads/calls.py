@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from compress.benchmark.subprocess_client import Child
-from compress.benchmark.restarts import SETTLE_SECONDS, UNTIMED, Reference, keep_memory, losing
 from compress.benchmark.record import Conditions, Record
+from compress.benchmark.restarts import SETTLE_SECONDS, UNTIMED, Reference, keep_memory, losing
 from compress.benchmark.rounds import Run, Turn, WarmUp, in_turn, interleave, warm_up
 from compress.benchmark.scenarios import arrival_gaps_ms, evenly_spaced, mixed_rounds
+from compress.benchmark.subprocess_client import Child
 from compress.formats.target_profile import Target
 
 SINGLE, BATCHED = "single", "batched"

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from compress.benchmark.subprocess_client import Child
-from compress.benchmark.restarts import UNTIMED, Reference, keep_memory, losing, repeat_rounds
 from compress.benchmark.record import Conditions, Record
+from compress.benchmark.restarts import UNTIMED, Reference, keep_memory, losing, repeat_rounds
 from compress.benchmark.rounds import Drawing, Turn, WarmUp, in_turn, take_turns, warm_up
+from compress.benchmark.subprocess_client import Child
 from compress.formats.target_profile import Target
 
 PICTURE, TEXT, STEP, DECODER, LOOP = "picture", "text_encoder", "denoiser_step", "decoder", "scheduler"

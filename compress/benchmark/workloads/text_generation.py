@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from compress.benchmark.subprocess_client import Child
-from compress.benchmark.restarts import UNTIMED, Reference, keep_memory, losing, repeat_rounds
 from compress.benchmark.record import Conditions, Record
+from compress.benchmark.restarts import UNTIMED, Reference, keep_memory, losing, repeat_rounds
 from compress.benchmark.rounds import Generation, Turn, WarmUp, in_turn, take_turns, warm_up
-from compress.runtimes.decoder import FEWEST
+from compress.benchmark.subprocess_client import Child
 from compress.formats.target_profile import Target
+from compress.runtimes.decoder import FEWEST
 
 _WARM_UP_TOKENS = 4
 

@@ -10,8 +10,8 @@ from huggingface_hub import EvalResult
 from pydantic import ValidationError
 
 from compress import __version__
-from compress.digests import digest_file
-from compress.errors import InputError
+from compress.utils.digests import digest_file
+from compress.utils.errors import InputError
 from compress.results.measurement import Measurement
 from compress.plugins.apps.manifest import Licence, Provenance
 from compress.plugins.provenance.card import results

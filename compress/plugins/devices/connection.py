@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from compress.benchmark.rpc import Piped
-from compress.errors import CompressError, DeviceError, InputError
+from compress.utils.errors import CompressError, DeviceError, InputError
 from compress.plugins.devices.agent import BYTES_AT_ONCE
 from compress.plugins.devices.inventory import Device
 

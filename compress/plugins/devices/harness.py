@@ -14,11 +14,11 @@ from compress.benchmark.host import HERE, Timed
 from compress.benchmark.record import Conditions
 from compress.benchmark.rpc import error_reply
 from compress.benchmark.workloads.text_generation import TextPlan
-from compress.errors import CompressError
+from compress.utils.errors import CompressError
 from compress.formats.target_profile import Target
 from compress.plugins.devices.agent import ORDER, RESULT, write
 from compress.plugins.devices.bootstrap import FILES, is_alone, tell
-from compress.progress import Total, steps_of
+from compress.utils.progress import Total, steps_of
 
 Item = TypeVar("Item")
 IMPORTS = ("compress.plugins.devices.harness", "compress.benchmark.worker", "compress.formats.onnx.runtimes.onnxruntime")

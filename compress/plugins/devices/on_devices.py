@@ -12,9 +12,9 @@ from typing import NamedTuple, TypeVar
 from compress.benchmark.host import LaunchHost
 from compress.benchmark.session import BenchResult
 from compress.cli.console_progress import ConsoleProgress
-from compress.errors import CompressError, InputError
+from compress.utils.errors import CompressError, InputError
 from compress.plugins.devices.inventory import Device, choose_devices, find_inventory, read_inventory
-from compress.progress import Progress, Total, steps_of
+from compress.utils.progress import Progress, Total, steps_of
 
 Item = TypeVar("Item")
 Measure = Callable[["LaunchHost", "Progress"], "BenchResult"]

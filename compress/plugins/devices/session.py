@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from compress.benchmark.host import TRACKED
-from compress.errors import DeviceError
+from compress.utils.errors import DeviceError
 from compress.plugins.devices.connection import Connection, LostError, plain
-from compress.progress import Progress
+from compress.utils.progress import Progress
 
 PACKAGES = ("numpy", "onnxruntime", "psutil", "scipy")
 """What the launches and ONNX Runtime import; neither torch nor transformers."""

@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from compress.plugins.diff.models import Side
-    from compress.progress import Progress
+    from compress.utils.progress import Progress
 
 
 def diff(
@@ -52,7 +52,7 @@ def diff(
     from compress.plugins.diff.limits import read_limits
     from compress.plugins.diff.models import Wanted, compare_models
     from compress.plugins.diff.views import console_diff, html_diff
-    from compress.progress import SilentProgress
+    from compress.utils.progress import SilentProgress
 
     limits = read_limits(at_most or ())
     view = "json" if json_ else format
@@ -74,7 +74,7 @@ def find_side(given: str, progress: Progress) -> Side:
     from compress.cli.artifact import generating_artifact
     from compress.plugins.diff.models import Side
     from compress.report.run_folder import RECIPE, REPORT
-    from compress.sources.source import find_model
+    from compress.sources.resolve import find_model
 
     place = generating_artifact(Path(given))
     model = place if place.exists() else find_model(given, progress)

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoints.json_file import read_json
-from compress.digests import digest_file
-from compress.errors import CompressError
+from compress.models.json_file import read_json
+from compress.utils.digests import digest_file
+from compress.utils.errors import CompressError
 from compress.plugins.diff.record import FieldChange
 from compress.recipe.loading import read_recipe
 from compress.results.report import Report

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from compress.report.plot import element, number, text, told
-from compress.inspect.layers import reading_order
+from compress.inspection.layers import reading_order
 from compress.results.metrics import significant
 from compress.plugins.diff.record import TensorChange
 

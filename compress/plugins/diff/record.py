@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from compress.report.compare.change import Comparison
-from compress.frozen import Frozen, FrozenAliased
+from compress.utils.pydantic_models import Frozen, FrozenAliased
 from compress.results.measurement import Measurement
 
 SCHEMA = 1

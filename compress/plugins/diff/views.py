@@ -11,7 +11,7 @@ from rich.text import Text
 from compress.report.compare import formatting as compare_words
 from compress.report.compare import forest_plot
 from compress.report.compare.pages import change_rows
-from compress.fitted_table import Column, FittedTable
+from compress.utils.responsive_table import Column, FittedTable
 from compress.results.metrics import describe_metric, format_measurement, significant
 from compress.plugins.diff.heat import heat_map
 from compress.plugins.diff.models import field_words, percent, weights_words
@@ -90,7 +90,7 @@ def html_diff(diff: Diff) -> str:
         "plugins/diff/templates/diff.html",
         f"{short(diff.before)} and {short(diff.after)} \u00b7 compress diff",
         diff.model_dump_json(by_alias=True),
-        styled="compare/templates/comparison.html",
+        styled="report/compare/templates/comparison.html",
         diff=diff,
         name=f"{short(diff.before)} \u2192 {short(diff.after)}",
         state="missed" if missed else "passed" if diff.verdict != "changed" else "unknown",

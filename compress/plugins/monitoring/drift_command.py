@@ -35,9 +35,9 @@ def drift(
     from compress.cli.artifact import check_opens, find_artifact
     from compress.cli.console_progress import ConsoleProgress
     from compress.cli.output import show
-    from compress.errors import InputError
+    from compress.utils.errors import InputError
     from compress.formats.targets import find_target
-    from compress.progress import SilentProgress
+    from compress.utils.progress import SilentProgress
 
     if html is not None and (html.is_dir() or not html.absolute().parent.is_dir()):
         raise InputError(

@@ -12,9 +12,9 @@ import numpy as np
 
 from compress.benchmark.subprocess_client import Child
 from compress.benchmark.worker import write_batches
-from compress.environment import spread_cores
+from compress.utils.environment import spread_cores
 from compress.plugins.monitoring.observed import Model
-from compress.progress import Progress
+from compress.utils.progress import Progress
 from compress.tasks.task import Examples
 
 _STRETCHES, _FEWEST = 40, 5

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from compress.report.plot import SMALL, Plot, Scale, told
-from compress.fitted_table import Column, FittedTable
+from compress.utils.responsive_table import Column, FittedTable
 from compress.results.metrics import significant
 from compress.plugins.monitoring import words
 from compress.plugins.monitoring.ab import AbReport

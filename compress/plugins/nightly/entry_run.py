@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import psutil
 
-from compress.errors import CompressError, InputError
+from compress.utils.errors import CompressError, InputError
 from compress.results.measurement import Measurement
 from compress.plugins.monitoring.record import UseReport
 from compress.plugins.nightly.judge import Judged, judge_entry

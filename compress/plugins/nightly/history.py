@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 from filelock import FileLock
 
-from compress.errors import InputError, StorageError
+from compress.utils.errors import InputError, StorageError
 from compress.results.measurement import Measurement
 from compress.plugins.nightly.backups import back_up, backups_of, is_sound, restore
 from compress.plugins.nightly.record import Finding, Host, Kind, Night, Outcome, Rows, Status

@@ -9,7 +9,7 @@ from compress.report.compare.baseline import load_baseline
 from compress.report.compare.change import Change
 from compress.report.compare.gate import GateResult, Judgement, gate
 from compress.report.compare.reports import compare_reports
-from compress.errors import CompressError
+from compress.utils.errors import CompressError
 from compress.results.metrics import describe_metric, format_value, significant
 from compress.plugins.nightly.record import Finding
 from compress.recipe.policy import Policy

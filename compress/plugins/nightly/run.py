@@ -18,7 +18,7 @@ from typing import Any
 
 from compress.report.compare.baseline import git
 from compress.report.compare.machine_match import host_words
-from compress.environment import environment
+from compress.utils.environment import environment
 from compress.plugins.nightly.drift import find_drifts, finding
 from compress.plugins.nightly.entry_run import EntryDone, EntryRun
 from compress.plugins.nightly.history import History
@@ -26,7 +26,7 @@ from compress.plugins.nightly.moved import NIGHTS, last_good, moved, night_befor
 from compress.plugins.nightly.record import Finding, Host, Night, Outcome, Rows, first_line
 from compress.plugins.nightly.suite import Entry, Suite
 from compress.plugins.nightly.trend import Series, extended
-from compress.progress import Progress
+from compress.utils.progress import Progress
 from compress.report.run_folder import new_folder
 from compress.utils.storage import storage_errors
 
@@ -238,7 +238,7 @@ _IDENTITY = (
 
 
 def host_of(environment: dict[str, Any]) -> Host:
-    """The machine of `compress.environment.environment()`, without the software that runs on it.
+    """The machine of `compress.utils.environment.environment()`, without the software that runs on it.
 
     Memory counts in whole gigabytes, since a kernel update changes what it reports by a little.
     """

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from compress.fitted_table import Column, FittedTable
+from compress.utils.responsive_table import Column, FittedTable
 from compress.results.metrics import format_seconds, format_value, main_metrics
 from compress.plugins.nightly.chart import level_changes, trend_chart
 from compress.plugins.nightly.drift import MACHINE, REFERENCE

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from compress import __version__
-from compress.checkpoints.json_file import read_json
-from compress.digests import digest_file
-from compress.environment import MISSING, package_versions
+from compress.models.json_file import read_json
+from compress.utils.digests import digest_file
+from compress.utils.environment import MISSING, package_versions
 from compress.results.measurement import Measurement
 from compress.plugins.provenance.finished import Finished, plain_name
 from compress.plugins.provenance.licences import OF_RUN, RUNTIME, data_names

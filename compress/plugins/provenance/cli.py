@@ -76,7 +76,7 @@ def push_to_hub(
     from compress.results.metrics import format_bytes
     from compress.plugins.provenance import hub
     from compress.plugins.provenance.finished import read_finished
-    from compress.sources.source import CARD
+    from compress.sources.resolve import CARD
 
     upload = hub.prepare(read_finished(run), repository, private=not public)
     address = hub.push(upload) if push else None

@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from compress.digests import digest_file
-from compress.errors import InputError
+from compress.utils.digests import digest_file
+from compress.utils.errors import InputError
 from compress.results.measurement import Measurement
 from compress.plugins.provenance.licences import carried, find_licences, objections
 from compress.recipe.loading import read_recipe

@@ -11,7 +11,7 @@ from typing import Literal
 from compress.data.config import DataConfig, is_file_name, is_sample, sample_split
 from compress.data.dataset import TEST
 from compress.data.source import find
-from compress.errors import InputError, ModelError, did_you_mean
+from compress.utils.errors import InputError, ModelError, did_you_mean
 from compress.formats.registry import RUNTIMES
 from compress.plugins.provenance.stated import Stated, package_licence, stated_by
 from compress.plugins.provenance.terms import NOT_STATED, canonical, duties, is_known, joined
@@ -19,7 +19,7 @@ from compress.recipe.recipe import Recipe
 from compress.report.run_folder import LOCK, REPORT
 from compress.results.report import LicenceRecord, Report, load_report
 from compress.samples.sample import known_samples
-from compress.sources.source import find_model, hub_card
+from compress.sources.resolve import find_model, hub_card
 from compress.stage.stage import references
 
 RUNTIME, OF_RUN = "runtime ", " of run "

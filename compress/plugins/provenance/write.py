@@ -10,7 +10,7 @@ from compress.plugins.provenance.finished import BILL, Finished
 from compress.plugins.provenance.signature import sign
 from compress.plugins.provenance.statement import SIGNED, STATEMENT, run_statement
 from compress.report.run_folder import write_whole
-from compress.sources.source import CARD
+from compress.sources.resolve import CARD
 
 
 def write_papers(run: Finished, folder: Path, key: Path | None = None) -> list[str]:

@@ -76,7 +76,7 @@ def list_(
         _say(True, rows)
         return
     from compress.cli.output import show as show_view
-    from compress.fitted_table import Column, FittedTable
+    from compress.utils.responsive_table import Column, FittedTable
 
     columns = [Column("version"), Column("is"), Column("figures", right=True), Column("registered", rank=1)]
     table = FittedTable("", [*columns, Column("by", rank=2), Column("note", rank=3)])

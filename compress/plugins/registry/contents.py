@@ -9,10 +9,10 @@ from typing import Protocol
 
 from pydantic import Field, ValidationError, field_validator
 
-from compress.archives import objection
-from compress.digests import digest_file, digest_of_files
-from compress.errors import InputError
-from compress.frozen import FrozenAliased
+from compress.utils.archive_members import objection
+from compress.utils.digests import digest_file, digest_of_files
+from compress.utils.errors import InputError
+from compress.utils.pydantic_models import FrozenAliased
 from compress.results.metrics import describe_metric, format_value, quality_metric
 from compress.plugins.apps.manifest import MANIFEST, FileRecord
 from compress.plugins.registry.objects import Incoming, Objects

@@ -9,7 +9,7 @@ from pathlib import Path
 from compress.report.compare.gate import GateResult, find_policy, gate, recipe_policy
 from compress.report.compare.reports import compare_reports
 from compress.report.compare.formatting import sentence
-from compress.errors import InputError
+from compress.utils.errors import InputError
 from compress.plugins.registry.contents import Contents
 from compress.plugins.registry.entry import CHAMPION, Entry, Judged, Promoted
 from compress.plugins.registry.registry import Registry, Stamp, check_word

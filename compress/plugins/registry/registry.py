@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TypedDict
 
 from compress.report.compare.baseline import git
-from compress.digests import digest_file
-from compress.errors import InputError, StorageError
+from compress.utils.digests import digest_file
+from compress.utils.errors import InputError, StorageError
 from compress.plugins.registry.contents import Contents, check_files, contents_of, summary, take_run
 from compress.plugins.registry.entry import LATEST, WORD, Began, Entry, Registered, Retired, RolledBack
 from compress.plugins.registry.log import Log

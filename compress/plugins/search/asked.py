@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoints.json_file import read_json
+from compress.models.json_file import read_json
 from compress.data.config import is_file_name, is_sample
 from compress.data.dataset import label_column
 from compress.data.source import find, read
-from compress.errors import InputError, did_you_mean
+from compress.utils.errors import InputError, did_you_mean
 from compress.formats.registry import FORMATS
 from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS
@@ -25,7 +25,7 @@ from compress.plugins.search.starts import stages_to_search
 from compress.recipe.document import Document, read_document
 from compress.recipe.loading import tell_task
 from compress.recipe.overrides import apply_override
-from compress.sources.source import resolve_model
+from compress.sources.resolve import resolve_model
 from compress.stages import STAGES
 from compress.tasks.capability import TAKES_ARRAYS
 from compress.tasks.registry import TASK_NAMES, TASKS

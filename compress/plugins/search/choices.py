@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from compress.errors import CompressError, RecipeError
+from compress.utils.errors import CompressError, RecipeError
 from compress.results.metrics import describe_metric
 from compress.pipeline.planning import plan_context
 from compress.pipeline.recipe_sources import Sources

@@ -12,7 +12,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from compress.fitted_table import Column, FittedTable
+from compress.utils.responsive_table import Column, FittedTable
 from compress.results.metrics import describe_metric, format_seconds, format_value
 from compress.plugins.search.record import SearchRecord, foretold_lines
 from compress.plugins.search.watch import Seen, Trying

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from compress.data.dataset import TEST
-from compress.errors import CompressError, first_line
-from compress.frozen import Frozen
+from compress.utils.errors import CompressError, first_line
+from compress.utils.pydantic_models import Frozen
 from compress.results.measurement import Measurement
 from compress.pipeline.formats import measurable
 from compress.pipeline.image_generation_evals import judgements

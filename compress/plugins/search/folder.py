@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from compress.environment import granted_cores, processor_class
-from compress.errors import InputError
+from compress.utils.environment import granted_cores, processor_class
+from compress.utils.errors import InputError
 from compress.pipeline.run import with_absolute_paths
 from compress.plugins.search.best import best_recipe
 from compress.plugins.search.engine import Engine

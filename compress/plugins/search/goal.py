@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from compress.errors import InputError
+from compress.utils.errors import InputError
 from compress.results.metrics import describe_metric
 from compress.plugins.search.outcome import Outcome, slack
 from compress.recipe.recipe import Limit, Recipe

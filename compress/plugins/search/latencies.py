@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.errors import first_line
+from compress.utils.errors import first_line
 from compress.formats.onnx import CPU
 from compress.formats.target_profile import Profile
 from compress.plugins.search.foresight import Foresight

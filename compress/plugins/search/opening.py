@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from compress.frozen import Frozen
+from compress.utils.pydantic_models import Frozen
 from compress.results.metrics import format_seconds
 from compress.plugins.search.goal import Goal
 from compress.plugins.search.knobs import written

@@ -10,7 +10,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from compress.frozen import Frozen
+from compress.utils.pydantic_models import Frozen
 from compress.results.measurement import Measurement
 from compress.results.metrics import describe_metric
 from compress.numerics.statistics import Estimate

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from compress.frozen import Frozen
+from compress.utils.pydantic_models import Frozen
 from compress.results.metrics import describe_metric
 from compress.plugins.search.costs import Costs
 from compress.plugins.search.engine import Engine

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from compress.errors import InputError, StageError, StorageError
+from compress.utils.errors import InputError, StageError, StorageError
 from compress.results.metrics import format_seconds
 from compress.plugins.ray.journeys import InProcess, Roads, Workers
 from compress.plugins.search.costs import Costs
@@ -28,7 +28,7 @@ from compress.plugins.search.refit import Refit
 from compress.plugins.search.trial import Quiet, Trial, Trials, target_profile
 from compress.plugins.search.watch import Nobody, Seen, Trying, Watcher
 from compress.plugins.search.words import outcome_words
-from compress.progress import Progress
+from compress.utils.progress import Progress
 from compress.recipe.document import Document
 from compress.report.run_folder import point_latest
 from compress.utils.storage import storage_errors

@@ -9,19 +9,19 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
-from compress.report.compare.change import Flip, Sides
 from compress.data.config import DataConfig
 from compress.data.dataset import Dataset, load_dataset
 from compress.data.media import shown
 from compress.data.source import HubSplit, locate_split
-from compress.errors import CompressError, InputError
-from compress.progress import SilentProgress
 from compress.recipe.loading import read_recipe
+from compress.report.compare.change import Flip, Sides
 from compress.report.predictions import Found, read_predictions
 from compress.report.run_folder import RECIPE
 from compress.results.report import DataRecord, Report
 from compress.samples.fetch import cached_directory
 from compress.tasks.registry import get_task
+from compress.utils.errors import CompressError, InputError
+from compress.utils.progress import SilentProgress
 
 _LONGEST = 400
 

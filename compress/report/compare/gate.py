@@ -9,12 +9,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from compress.report.compare.change import Change, Comparison, SliceChange, Uncompared
-from compress.frozen import FrozenAliased
-from compress.recipe.policy import Policy, Rule
 from compress.recipe.document import FileKind, read_document
+from compress.recipe.policy import Policy, Rule
 from compress.recipe.validation_errors import validate
+from compress.report.compare.change import Change, Comparison, SliceChange, Uncompared
 from compress.report.run_folder import RECIPE
+from compress.utils.pydantic_models import FrozenAliased
 
 Status = Literal["passed", "warned", "failed"]
 _UNKNOWN: dict[str, Status] = {"pass": "passed", "warn": "warned", "fail": "failed"}

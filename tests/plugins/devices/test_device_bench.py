@@ -6,18 +6,18 @@ from typing import TypeVar
 
 import numpy as np
 import pytest
+from compress.utils.errors import ModelError, StageError
+from compress.utils.progress import SilentProgress
 from decoder_graphs import TinyDecoder
 from loopback_sshd import Server
 from onnx_graphs import make_examples, write_classifier
 
 from compress.benchmark.generation import measure_generation
 from compress.benchmark.session import measure_together
-from compress.errors import ModelError, StageError
 from compress.formats.targets import TARGETS
 from compress.plugins.devices.inventory import Device
 from compress.plugins.devices.place import DevicePlace
 from compress.plugins.devices.session import PACKAGES, requirements
-from compress.progress import SilentProgress
 from compress.recipe.recipe import Benchmark
 
 Item = TypeVar("Item")

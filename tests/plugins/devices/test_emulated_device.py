@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from arm64 import arm_home
+from compress.utils.progress import Progress
 from loopback_sshd import Server, find_binary, running
 from onnx_graphs import make_examples, write_classifier
 
@@ -19,7 +20,6 @@ from compress.benchmark.host import LaunchHost
 from compress.benchmark.session import BenchResult, measure_together
 from compress.formats.targets import TARGETS
 from compress.plugins.devices.on_devices import Chosen, bench_on_devices
-from compress.progress import Progress
 from compress.recipe.recipe import Benchmark
 
 BINFMT = Path("/proc/sys/fs/binfmt_misc/qemu-aarch64")

@@ -15,11 +15,11 @@ import pytest
 import tiny
 import torch
 from click.testing import Result
+from compress.models.torch_model import TorchModel
 from quantized import save_tiny_llama
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
-from compress.checkpoints.torch_model import TorchModel
 from compress.cli import app
 from compress.plugins.diff.drawn import draw
 from compress.plugins.diff.limits import judged

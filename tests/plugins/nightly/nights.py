@@ -7,10 +7,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
-from compress.results.measurement import Measurement
 
 from compress.plugins.nightly.history import History
 from compress.plugins.nightly.record import Finding, Host, Night, Outcome
+from compress.results.measurement import Measurement
 
 SUITE = "made-up"
 HOST = Host(digest="00000000000000aa", words="An invented processor, 2 of 2 cores, 8.00 GB, Linux x86_64")

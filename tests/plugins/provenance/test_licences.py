@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from compress.utils.errors import InputError
 from packaging.licenses import canonicalize_license_expression
 
-from compress.errors import InputError
 from compress.plugins.provenance.licences import carried, find_licences, objections, refuse_forbidden
 from compress.plugins.provenance.stated import package_licence, stated_by
 from compress.plugins.provenance.terms import NOT_STATED, canonical, duties, hub_name, is_known, joined

@@ -7,14 +7,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from compress.results.measurement import Measurement
-
 from compress.pipeline.run import with_absolute_paths
 from compress.plugins.provenance.licences import find_licences
 from compress.recipe.loading import dump_recipe
 from compress.recipe.recipe import Recipe
-from compress.results.report import DataRecord, Report
-from compress.stage.stage import StageRecord
+from compress.results.measurement import Measurement
+from compress.results.report import DataRecord, Report, StageRecord
 
 DIGESTS = {"train": "1" * 64, "test": "2" * 64}
 ROWS = (

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from compress.utils.digests import digest_directory
+from compress.utils.errors import InputError, StorageError
 from disks import mounted
 from registry import flip_bytes, kill_writers, made_run, time_rollback
 
-from compress.digests import digest_directory
-from compress.errors import InputError, StorageError
 from compress.plugins.registry import registry as registry_module
 from compress.plugins.registry.entry import Judged, Promoted
 from compress.plugins.registry.log import check_of

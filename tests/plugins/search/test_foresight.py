@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_run
+from compress.utils.digests import size_bytes
+from compress.utils.progress import SilentProgress
 from transformers import BertConfig, BertModel
 
 from compress.benchmark.kernels import KernelTable
-from compress.digests import size_bytes
 from compress.plugins.search.costs import SIZE, Costs
 from compress.plugins.search.foresight import Foresight
 from compress.plugins.search.goal import Goal
@@ -20,7 +21,6 @@ from compress.plugins.search.outcome import Outcome, StageCost
 from compress.plugins.search.refit import Refit
 from compress.plugins.search.space import Point, Space
 from compress.plugins.search.trial import Trials
-from compress.progress import SilentProgress
 from compress.recipe.document import read_document
 from compress.recipe.recipe import Limit
 

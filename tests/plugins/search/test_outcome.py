@@ -7,13 +7,13 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
-from compress.results.measurement import Measurement
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compress.plugins.search.goal import Goal
 from compress.plugins.search.outcome import Outcome, difference, figures, packed, slack, unpacked
 from compress.recipe.recipe import Limit
+from compress.results.measurement import Measurement
 
 bits = st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=70)
 numbers = st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=20)

@@ -16,19 +16,19 @@ from typing import Any
 import pytest
 import tiny_run
 import yaml
-from compress.results.measurement import Measurement
+from compress.utils.digests import digest_directory
+from compress.utils.errors import CompressError, StageError
+from compress.utils.progress import SilentProgress
 from rotation import is_todays
 from typer.testing import CliRunner
 
 from compress.cli import app
-from compress.digests import digest_directory
-from compress.errors import CompressError, StageError
 from compress.plugins.search.folder import MODEL
 from compress.plugins.search.run import SearchRun
 from compress.plugins.search.trial import Trials
-from compress.progress import SilentProgress
 from compress.recipe.document import read_document
 from compress.recipe.recipe import Recipe
+from compress.results.measurement import Measurement
 from compress.results.report import load_report
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")

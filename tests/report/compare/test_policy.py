@@ -8,10 +8,10 @@ import pytest
 import tiny_run
 import yaml
 
-from compress.report.compare.gate import read_policy
-from compress.errors import InputError
-from compress.recipe.policy import COMPARE, GATE_RULES, Margin, Policy, Rule, parse_margin
 from compress.recipe.loading import dump_recipe
+from compress.recipe.policy import COMPARE, GATE_RULES, Margin, Policy, Rule, parse_margin
+from compress.report.compare.gate import read_policy
+from compress.utils.errors import InputError
 
 
 @pytest.mark.parametrize(

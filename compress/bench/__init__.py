@@ -1,1 +1,0 @@
-"""Timing of artifacts, each in a process of its own, side by side."""

@@ -1,0 +1,1 @@
+"""Paired timing of artifacts, each in its own process, on this machine or another host."""

@@ -1,0 +1,263 @@
+"""The record of a profile: where the time of one artifact goes, and how close that is to the machine's limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+from pydantic import Field
+
+from compress.numerics.roofline import Binds, Roof, binds
+from compress.utils.pydantic_models import FrozenAliased
+
+SCHEMA = 1
+_WORDS = ("name", "operators", "layer")
+"""What of a `Row` is not summed."""
+Phase = Literal["batch", "prompt", "token"]
+"""What a call is: a batch of examples, a decoder's prompt, or a token after one."""
+
+
+class MachineLimits(FrozenAliased):
+    """What the machine reached while the artifact was profiled: the best of all samples."""
+
+    fp32_per_s: float = Field(gt=0, description="float operations a second, of matrix products in ONNX Runtime")
+    int8_per_s: float = Field(gt=0, description="operations on 8-bit integers a second, likewise")
+    memory_bytes_per_s: float = Field(gt=0, description="bandwidth far beyond the caches")
+    working_set_bytes_per_s: float = Field(gt=0, description="bandwidth within a buffer as large as the working set")
+    memory_buffer_bytes: int = Field(gt=0)
+    working_set_bytes: int = Field(ge=0, description="stored bytes that a call reads, and its largest activations")
+    last_level_cache_bytes: int | None = None
+    raw: dict[str, tuple[float, ...]] = Field({}, description="the samples behind the four rates")
+
+    @property
+    def cached(self) -> bool | None:
+        """Whether the working set fits the last cache; None where that is not known."""
+        known = self.last_level_cache_bytes
+        return None if known is None else self.working_set_bytes <= known
+
+    @property
+    def roof(self) -> Roof:
+        """The limits that apply to this artifact."""
+        return Roof(self.working_set_bytes_per_s, self.fp32_per_s, self.int8_per_s)
+
+
+class Row(FrozenAliased):
+    """A node, several nodes, or the whole model, in one call: the mean over the calls that were profiled.
+
+    ``compute_bound_ms`` and ``memory_bound_ms`` are the least times of the nodes that arithmetic bounds and of those
+    that memory does. Nodes run one after the other, so their sum is the least time of the row.
+    """
+
+    name: str
+    operators: tuple[str, ...]
+    layer: str | None = None
+    nodes: int = Field(ge=0)
+    time_ms: float = Field(ge=0, description="mean over calls of the median over passes")
+    uncounted_ms: float = Field(0.0, ge=0, description="the part of it in operators that nobody knows how to count")
+    fp32_operations: float = Field(ge=0)
+    int8_operations: float = Field(ge=0)
+    weight_bytes: float = Field(ge=0)
+    activation_bytes: float = Field(ge=0)
+    compute_bound_ms: float = Field(ge=0)
+    memory_bound_ms: float = Field(ge=0)
+
+    @property
+    def operations(self) -> float:
+        """Of both classes."""
+        return self.fp32_operations + self.int8_operations
+
+    @property
+    def moved_bytes(self) -> float:
+        """Bytes read and written."""
+        return self.weight_bytes + self.activation_bytes
+
+    @property
+    def limit_ms(self) -> float:
+        """The least time that the machine could do this in."""
+        return self.compute_bound_ms + self.memory_bound_ms
+
+    @property
+    def counted_ms(self) -> float:
+        """The time of the operators that are counted."""
+        return max(0.0, self.time_ms - self.uncounted_ms)
+
+    @property
+    def counted(self) -> bool:
+        """Whether any of it is."""
+        return self.uncounted_ms < self.time_ms
+
+    @property
+    def share_of_roof(self) -> float | None:
+        """Least time over measured time, of the operators that are counted; None where there is none."""
+        return self.limit_ms / self.counted_ms if self.counted_ms > 0 else None
+
+    @property
+    def operations_per_s(self) -> float:
+        """Operations a second that were reached."""
+        return 1e3 * self.operations / self.counted_ms if self.counted_ms > 0 else 0.0
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Bytes a second that were reached."""
+        return 1e3 * self.moved_bytes / self.counted_ms if self.counted_ms > 0 else 0.0
+
+    @property
+    def intensity(self) -> float | None:
+        """Operations for each byte moved; None where nothing moves."""
+        return self.operations / self.moved_bytes if self.moved_bytes else None
+
+    @property
+    def binds(self) -> Binds | None:
+        """Which side binds; None where nothing is counted."""
+        return binds(self.compute_bound_ms, self.memory_bound_ms, self.counted_ms) if self.counted_ms > 0 else None
+
+    def figures(self) -> dict[str, Any]:
+        """The fields and what follows from them, for JSON."""
+        derived = {
+            "limit_ms": self.limit_ms,
+            "share_of_roof": self.share_of_roof,
+            "gflop_per_s": self.operations_per_s / 1e9,
+            "gb_per_s": self.bytes_per_s / 1e9,
+            "binds": self.binds,
+        }
+        return {**self.model_dump(mode="json"), **derived}
+
+
+class Profile(FrozenAliased):
+    """Everything that was found. ``whole.time_ms`` is measured without profiling, ``rows`` with it."""
+
+    schema_version: int = Field(SCHEMA, alias="schema")
+    artifact: str
+    target: str
+    threads: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    phase: Phase = "batch"
+    context: int | None = Field(None, ge=1, description="tokens of the prompt, for a decoder")
+    calls: int = Field(ge=1, description="different batches of real examples, prompts, or tokens one after the other")
+    lengths: tuple[int, ...] = Field(
+        (), description="padded length of each of them, in tokens; of a token, with all that it follows"
+    )
+    passes: int = Field(ge=1, description="times that each was run, without and with profiling")
+    whole: Row
+    low_ms: float = Field(description="bounds of the 95% interval of the whole's time")
+    high_ms: float
+    profiled_ms: float = Field(description="the whole's time with profiling")
+    operators_ms: float = Field(ge=0, description="the part of that in which an operator was at work")
+    rows: tuple[Row, ...] = Field(description="one a node, in the order of the graph")
+    limits: MachineLimits
+    notes: tuple[str, ...] = ()
+    environment: dict[str, Any] = {}
+    raw: dict[str, tuple[tuple[float, ...], ...]] = Field({}, description="ms, [passes][calls]")
+
+    @property
+    def profiler_overhead(self) -> float:
+        """How much longer a call takes with profiling, as a share."""
+        return self.profiled_ms / self.whole.time_ms - 1
+
+    def by_operator(self) -> tuple[Row, ...]:
+        """Rows by operator type, the longest first."""
+        return tuple(sorted(combine(self.rows, lambda row: row.operators[0]), key=lambda row: -row.time_ms))
+
+    def by_layer(self) -> tuple[Row, ...]:
+        """Rows by layer, in the order of the graph."""
+        return combine(self.rows, lambda row: row.layer or "")
+
+    def to_json(self) -> dict[str, Any]:
+        """The record with its views and derived figures."""
+        content = self.model_dump(mode="json", exclude={"rows", "whole"})
+        return {
+            **content,
+            "profiler_overhead": self.profiler_overhead,
+            "whole": self.whole.figures(),
+            "by_operator": [row.figures() for row in self.by_operator()],
+            "by_layer": [row.figures() for row in self.by_layer()],
+            "nodes": [row.figures() for row in self.rows],
+        }
+
+
+def combine(rows: Iterable[Row], key: Callable[[Row], str]) -> tuple[Row, ...]:
+    """One row for each key, in the order of first appearance: sums of times, work and limits."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return tuple(total(name, members) for name, members in groups.items())
+
+
+def total(name: str, members: Iterable[Row]) -> Row:
+    """The sum of rows under one name."""
+    members = tuple(members)
+    layers = {row.layer for row in members}
+    return Row(
+        name=name,
+        operators=tuple(dict.fromkeys(operator for row in members for operator in row.operators)),
+        layer=layers.pop() if len(layers) == 1 else None,
+        **{name: sum(getattr(row, name) for row in members) for name in Row.model_fields if name not in _WORDS},
+    )
+
+
+_NOTABLE = 0.02
+
+
+class LayerDifference(FrozenAliased):
+    """One layer. ``more_ms`` is what the 8-bit file takes beyond the float one, paired pass by pass, at 95%."""
+
+    layer: str
+    float_ms: float = Field(ge=0)
+    int8_ms: float = Field(ge=0)
+    more_ms: float
+    low_ms: float
+    high_ms: float
+    operators: tuple[str, ...] = Field(description="of the 8-bit file, those that take longest first")
+    why: str = Field(description="what adds most to it, or saves most")
+    help: str = ""
+
+
+class CauseDifference(FrozenAliased):
+    """One reason over all layers; negative where time is gained."""
+
+    why: str
+    help: str = ""
+    more_ms: float
+    layers: tuple[str, ...]
+    operators: tuple[str, ...]
+
+
+class OperatorDifference(FrozenAliased):
+    """Everything that was found. ``faster`` is how many times as fast as the float file the 8-bit file is, at 95%.
+
+    It and the times of a whole call were taken without profiling, those of layers and causes with it.
+    """
+
+    schema_version: int = Field(SCHEMA, alias="schema")
+    float_file: str
+    int8_file: str
+    target: str
+    threads: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    calls: int = Field(ge=1)
+    lengths: tuple[int, ...] = ()
+    passes: int = Field(ge=1)
+    float_ms: float = Field(gt=0)
+    int8_ms: float = Field(gt=0)
+    faster: float = Field(gt=0)
+    low: float = Field(gt=0)
+    high: float = Field(gt=0)
+    layers: tuple[LayerDifference, ...] = Field(description="those that lose most first")
+    causes: tuple[CauseDifference, ...] = Field(description="likewise")
+    notes: tuple[str, ...] = ()
+    environment: dict[str, Any] = {}
+
+    @property
+    def verdict(self) -> Literal["faster", "slower", "can't tell"]:
+        """Of the 8-bit file."""
+        return "faster" if self.low > 1 else "slower" if self.high < 1 else "can't tell"
+
+    @property
+    def responsible(self) -> tuple[CauseDifference, ...]:
+        """What costs at least a fiftieth of a call of the float file."""
+        return tuple(cause for cause in self.causes if cause.more_ms >= _NOTABLE * self.float_ms)
+
+    @property
+    def slower_layers(self) -> tuple[LayerDifference, ...]:
+        """Layers that lose time beyond doubt, and as much."""
+        return tuple(layer for layer in self.layers if layer.low_ms > 0 and layer.more_ms >= _NOTABLE * self.float_ms)

@@ -1,0 +1,181 @@
+"""From timed rounds to measurement rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from compress.benchmark.record import Record
+from compress.benchmark.reference_timing import ReferenceTimes
+from compress.benchmark.rounds import Rounds
+from compress.benchmark.scenarios import length_buckets
+from compress.benchmark.workloads.calls import BATCHED, SINGLE
+from compress.numerics.statistics import geometric_interval, median_interval, nested_quantile_intervals, t_interval
+from compress.recipe.recipe import Benchmark
+from compress.results.measurement import Measurement
+
+_RESAMPLES = 500
+_FEWEST_LAUNCHES = 3
+_FEWEST_FOR_A_MEDIAN = 6
+"""With fewer samples there is no 95% interval of the median."""
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Makes the rows of one model on one target."""
+
+    model: str
+    target: str
+    seed: int
+
+    def all(
+        self,
+        record: Record,
+        timed_as: str,
+        baseline: str,
+        lengths: np.ndarray,
+        settings: Benchmark,
+        seconds: np.ndarray | None = None,
+    ) -> list[Measurement]:
+        """Every row of the model that was timed as ``timed_as``; ``seconds`` are those of recordings."""
+        single, batched, batch = record.timings[SINGLE], record.timings[BATCHED], settings.batch_size
+        rows = self.single(single, timed_as, lengths)
+        rows += [self.speedup("speedup", single, timed_as, baseline)]
+        rows += [] if seconds is None else [self.real_time_factor(single, timed_as, seconds)]
+        rows += self.consumption(single, timed_as)
+        if settings.batched:
+            rows += self.batched(batched, timed_as, batch)
+            rows += [self.speedup(f"speedup_batch_{batch}", batched, timed_as, baseline)]
+            rows += [self.medians(f"peak_memory_bytes_batch_{batch}", "bytes", record.batched_bytes[timed_as])]
+        if settings.rate is not None:
+            rows += self.server(record.server_ms[timed_as], settings.rate)
+        return rows + self.starts(record, timed_as)
+
+    def starts(self, record: Record, timed_as: str) -> list[Measurement]:
+        """Memory, and what the start of its processes took."""
+        return [
+            self.medians("peak_memory_bytes", "bytes", record.single_bytes[timed_as]),
+            self.medians("startup_ms", "ms", record.startup_ms[timed_as]),
+            self.medians("session_load_ms", "ms", record.session_load_ms[timed_as]),
+            self.medians("runtime_memory_bytes", "bytes", record.runtime_bytes[timed_as]),
+            *(
+                self.medians(name, name.rsplit("_", 1)[1], samples)
+                for name, samples in record.start_up.get(timed_as, {}).items()
+            ),
+        ]
+
+    def single(self, rounds: Rounds, timed_as: str, lengths: np.ndarray) -> list[Measurement]:
+        """Latency at batch 1 and its tails, over all examples and by quarters of their ``lengths``."""
+        rows = self.times(
+            rounds.by_launch(timed_as), {"latency_ms": 0.5, "latency_p90_ms": 0.9, "latency_p99_ms": 0.99}
+        )
+        buckets = length_buckets(lengths)
+        if len(buckets) < 2:
+            return rows
+        return rows + [row for bucket in buckets for row in self._bucket(rounds, timed_as, lengths, *bucket)]
+
+    def real_time_factor(self, rounds: Rounds, timed_as: str, seconds: np.ndarray) -> Measurement:
+        """Seconds of computing for each of recording, of the examples' ``seconds``; an outcome is a launch's factor."""
+        took, heard = (np.zeros(rounds.launches[-1] + 1) for _ in range(2))
+        for launch, calls, latencies in zip(rounds.launches, rounds.calls, rounds.latencies_ms(timed_as), strict=True):
+            took[launch] += sum(latencies) / 1000
+            heard[launch] += seconds[calls].sum()
+        factors = took[heard > 0] / heard[heard > 0]
+        interval = t_interval(factors) if len(factors) >= _FEWEST_LAUNCHES else None
+        return self.row("real_time_factor", float(took.sum() / heard.sum()), "", interval, factors)
+
+    def batched(self, rounds: Rounds, timed_as: str, batch_size: int) -> list[Measurement]:
+        """Latency of a batch, and examples per second of each round."""
+        latencies = rounds.latencies_ms(timed_as)
+        throughput = [1000 * batch_size * len(calls) / sum(calls) for calls in latencies]
+        return [
+            *self.times(rounds.by_launch(timed_as), {f"latency_ms_batch_{batch_size}": 0.5}),
+            self.medians("throughput", "examples/s", throughput),
+        ]
+
+    def speedup(self, metric: str, rounds: Rounds, timed_as: str, baseline: str) -> Measurement:
+        """How many times faster than ``baseline``: geometric mean of the launches' ratios, with its t interval."""
+        if timed_as == baseline:
+            return self.row(metric, 1.0, "x", None, n=rounds.launches[-1] + 1)
+        ratios = rounds.ratios(baseline, timed_as)
+        if len(ratios) < 2:
+            return self.row(metric, float(ratios[0]), "x", None, ratios)
+        value, low, high = geometric_interval(ratios)
+        return self.row(metric, value, "x", (low, high), ratios)
+
+    def consumption(self, rounds: Rounds, timed_as: str) -> list[Measurement]:
+        """Processor time of a call at batch 1, waiting threads included, and energy where it was counted."""
+        turns = rounds.turns[timed_as]
+        rows = [self.medians("cpu_ms", "ms", [turn.cpu_ms / len(turn.latencies_ms) for turn in turns])]
+        energy = [turn.energy_mj / len(turn.latencies_ms) for turn in turns if turn.energy_mj is not None]
+        return rows + ([self.medians("energy_mj", "mJ", energy)] if energy else [])
+
+    def server(self, latencies: Sequence[Sequence[float]], rate: float) -> list[Measurement]:
+        """Latency under ``rate`` requests a second, the waiting included; ``latencies`` [launches][requests]."""
+        metrics = {f"latency_ms_rate_{rate:g}": 0.5, f"latency_p99_ms_rate_{rate:g}": 0.99}
+        return self.times([[launch] for launch in latencies], metrics)
+
+    def reference(self, times: Sequence[ReferenceTimes]) -> list[Measurement]:
+        """The reference kernels, timed among the rounds."""
+        return [
+            self.medians("reference_matmul_ms", "ms", [time.matmul_ms for time in times]),
+            self.medians("reference_copy_ms", "ms", [time.copy_ms for time in times]),
+        ]
+
+    def _bucket(self, rounds: Rounds, timed_as: str, lengths: np.ndarray, low: int, high: int) -> list[Measurement]:
+        """The row of examples so long; none where the time was over before one of them had its turn."""
+        launches: dict[int, list[np.ndarray]] = {}
+        for launch, calls, latencies in zip(rounds.launches, rounds.calls, rounds.latencies_ms(timed_as), strict=True):
+            inside = np.array(latencies)[(lengths[calls] >= low) & (lengths[calls] <= high)]
+            if len(inside):
+                launches.setdefault(launch, []).append(inside)
+        return self.times(list(launches.values()), {f"latency_ms_length_{low}_{high}": 0.5}) if launches else []
+
+    def times(
+        self, launches: Sequence[Sequence[Sequence[float] | np.ndarray]], metrics: Mapping[str, float]
+    ) -> list[Measurement]:
+        """A quantile for each metric of the ms [launches][rounds][calls]; medians keep them.
+
+        With too few launches there are no intervals.
+        """
+        pooled = np.concatenate([np.asarray(calls) for launch in launches for calls in launch])
+        intervals: Sequence[tuple[float, float] | None] = [None] * len(metrics)
+        if len(launches) >= _FEWEST_LAUNCHES:
+            intervals = nested_quantile_intervals(launches, list(metrics.values()), self.seed, _RESAMPLES)
+        rows = []
+        for (metric, quantile), interval in zip(metrics.items(), intervals, strict=True):
+            value = float(np.median(pooled) if quantile == 0.5 else np.quantile(pooled, quantile))
+            rows.append(self.row(metric, value, "ms", interval, pooled if quantile == 0.5 else None, len(pooled)))
+        return rows
+
+    def medians(self, metric: str, unit: str, samples: Sequence[float]) -> Measurement:
+        """A row of the median of ``samples``, with its interval where there are enough of them."""
+        array = np.asarray(samples)
+        interval = median_interval(array) if len(array) >= _FEWEST_FOR_A_MEDIAN else None
+        return self.row(metric, float(np.median(array)), unit, interval, array)
+
+    def row(
+        self,
+        metric: str,
+        value: float,
+        unit: str,
+        interval: tuple[float, float] | None,
+        raw: np.ndarray | None = None,
+        n: int = 1,
+    ) -> Measurement:
+        """A row of this model and target."""
+        # The bootstrap's quantiles are samples, the value may lie between two.
+        low, high = (min(interval[0], value), max(interval[1], value)) if interval else (None, None)
+        return Measurement(
+            model=self.model,
+            metric=metric,
+            target=self.target,
+            value=value,
+            unit=unit,
+            low=low,
+            high=high,
+            n=n if raw is None else len(raw),
+            raw=None if raw is None else tuple(float(sample) for sample in raw),
+        )

@@ -1,0 +1,1 @@
+"""Workloads that are timed: calls on examples, text generation and image generation."""

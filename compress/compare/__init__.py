@@ -1,1 +1,0 @@
-"""What changed from one measured model to another, and whether it matters."""

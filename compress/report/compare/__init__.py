@@ -1,0 +1,1 @@
+"""Comparison of measured models, and the gate that judges it."""

@@ -1,0 +1,100 @@
+"""In a terminal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from compress.report.compare import formatting
+from compress.report.compare.change import Comparison, SliceChange
+from compress.report.compare.gate import GateResult
+from compress.report.compare.slices import largest_change
+from compress.utils.responsive_table import Column, FittedTable
+
+_STYLES = {
+    "worse": "bold red", "better": "green", "same": "dim", "can't tell": "yellow",
+    "failed": "bold red", "warned": "yellow", "passed": "green",
+}  # fmt: skip
+_CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f]")
+_FIGURES = (
+    Column("before", right=True, rank=1),
+    Column("now", right=True, rank=1),
+    Column("change", right=True),
+    Column("interval", rank=3),
+)
+_LEFT_OUT = "for lack of room only in --json and --format html"
+_MARKS = {"failed": "\u2717", "warned": "?", "passed": "\u2713"}
+
+
+def _plain(text: str) -> str:
+    """Without control characters, with which a name in a report could write over the terminal."""
+    return _CONTROL.sub("\ufffd", text)
+
+
+def _text(text: str, style: str = "") -> Text:
+    return Text(_plain(text), style=style)
+
+
+def console_comparison(comparison: Comparison) -> RenderableType:
+    """A line for each metric, the worst slice, notes, and the verdict."""
+    parts: list[RenderableType] = [*_sides(comparison), _changes(comparison), *_below(comparison)]
+    return Group(*parts, _text(f"{formatting.comparison_sentence(comparison)}."))
+
+
+def console_gate(result: GateResult) -> RenderableType:
+    """A line for each judgement, then notes and the verdict."""
+    table = _table("Gate", "allowed")
+    for judgement in result.judgements:
+        cells = [_MARKS[judgement.status], *formatting.judgement_cells(judgement)]
+        table.add(*map(_plain, cells), style=_STYLES[judgement.status])
+    open_questions = (*result.having("failed"), *result.having("warned"))
+    why = [_text(f"{_MARKS[judgement.status]} {formatting.judgement_text(judgement)}", style=_STYLES[judgement.status])
+           for judgement in open_questions]  # fmt: skip
+    return Group(
+        *_sides(result.comparison), table, *_below(result.comparison), *why,
+        _text(f"{formatting.gate_sentence(result)}.", style=_STYLES[result.status]),
+    )  # fmt: skip
+
+
+def _sides(comparison: Comparison) -> Iterator[Text]:
+    yield _text(f"baseline:  {formatting.side_text(comparison.baseline)}", style="dim")
+    yield _text(f"candidate: {formatting.side_text(comparison.candidate)}", style="dim")
+
+
+def _table(title: str, margin: str) -> FittedTable:
+    last = (Column(margin, right=True, rank=2), Column("verdict"))
+    return FittedTable(title, [Column(""), Column("metric"), Column("on", rank=4), *_FIGURES, *last], _LEFT_OUT)
+
+
+def _changes(comparison: Comparison) -> FittedTable:
+    table = _table("Comparison", "matters from")
+    for change in formatting.ordered(comparison):
+        cells = [formatting.SIGNS[change.verdict], *formatting.change_cells(change)]
+        table.add(*map(_plain, cells), style=_STYLES[change.verdict])
+    return table
+
+
+def _below(comparison: Comparison) -> Iterator[Text]:
+    worst = comparison.worst_slice
+    if worst:
+        yield _slice("worst slice", worst)
+        largest = largest_change(comparison.slices)
+        if largest and largest.name != worst.name:
+            yield _slice("largest change of a slice", largest)
+    lost = sum(flip.now == "wrong" for flip in comparison.flips)
+    if comparison.flips:
+        yield _text(f"flips listed: {lost} now wrong, {len(comparison.flips) - lost} now right (--json, --format html)")
+    if comparison.continuations:
+        yield _text(f"{formatting.alike(comparison)} (--json, --format html)")
+    yield from (_text(line, style="yellow") for line in formatting.evidence(comparison))
+
+
+def _slice(what: str, part: SliceChange) -> Text:
+    change = part.change
+    interval = formatting.interval_text(change)
+    text = f"{what}: {part.name} ({part.rows:,} rows), {formatting.effect_text(change)}"
+    known = f", {interval} at {formatting.confidence_text(change)}" if interval else ""
+    return _text(f"{text}{known}: {change.verdict}", style=_STYLES[change.verdict])

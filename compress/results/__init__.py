@@ -1,0 +1,1 @@
+"""Measurements, metrics and the report of a run: the records that all layers share."""

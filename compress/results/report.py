@@ -1,0 +1,450 @@
+"""`report.json`, schema 1: the truth of a run, of which Markdown, HTML, JUnit and the console are views."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from compress.results.measurement import MACHINE, Measurement
+from compress.utils.errors import InputError
+
+SCHEMA = 1
+BASELINE = "baseline"
+FINAL = "final"
+WEIGHED = frozenset({"size_bytes", "parameters", "bits_per_parameter"})
+"""Metrics of a model's files, for which nothing has to run."""
+
+
+Cell = str | int | float
+"""A word, a count, or a measured number."""
+
+
+class FrozenRecord(BaseModel):
+    """Frozen. Keys that a later version may add to schema 1 are ignored, so that its reports open."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, serialize_by_alias=True)
+
+
+class StageTable(FrozenRecord):
+    """What a stage found, in rows that belong together: each layer's damage, say."""
+
+    title: str
+    columns: tuple[str, ...] = Field(min_length=1)
+    rows: tuple[tuple[Cell, ...], ...] = ()
+
+    @model_validator(mode="after")
+    def _rectangular(self) -> StageTable:
+        if any(len(row) != len(self.columns) for row in self.rows):
+            raise ValueError(f"rows of {len(self.columns)} cells")
+        return self
+
+
+class StageRecord(FrozenRecord):
+    """One stage of the run, and its cost in this run: next to nothing when ``cached``.
+
+    ``seconds`` is what it took to load its input, do its work and write its output; ``check_seconds`` what the checks
+    of that output took besides. ``remarks`` and ``tables`` are what it found or chose, whenever that was.
+    """
+
+    name: str
+    key: str
+    cached: bool
+    seconds: float = Field(ge=0)
+    check_seconds: float = Field(0.0, ge=0)
+    peak_rss_bytes: int | None = Field(None, ge=0)
+    remarks: tuple[str, ...] = ()
+    tables: tuple[StageTable, ...] = ()
+
+
+Verdict = Literal["kept", "missed", "cannot tell", "skipped"]
+
+
+class LimitResult(FrozenRecord):
+    """A limit of the recipe, and what the final model made of it.
+
+    ``value`` is the final model's value with its 95% interval ``low``..``high``. A relative limit bounds
+    ``ratio``, that value over the value of the model ``of``. ``skipped`` means that the target could not be
+    had, or has another processor than the limit is for, so that nothing was judged: ``passed`` is False then, and so
+    is `missed`. Reports of older versions have no ``verdict`` and no ``fails``.
+    """
+
+    metric: str
+    target: str
+    limit: str = Field(description="as a person reads it: `>= 98.5% of baseline`")
+    value: float | None = None
+    passed: bool
+    bound: float | None = None
+    of: str | None = None
+    ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+    low: float | None = None
+    high: float | None = None
+    skipped: bool = False
+    reason: str | None = Field(None, description="why there is nothing to compare, or why nobody can tell")
+    verdict: Verdict | None = Field(
+        None, description="`cannot tell`: a time that noise alone may have put on the wrong side"
+    )
+    within_chance: bool | None = Field(
+        None, description="of a missed limit on quality: whether so many rows may have missed it by chance"
+    )
+    rows: int | None = Field(None, ge=1, description="how many rows that quality was judged on")
+    rows_lost: int | None = Field(
+        None, description="how many fewer of them were right than of the model `of`, or than the bound takes"
+    )
+    processor: str | None = Field(None, description="the kind of processor that the limit holds on alone")
+    fails: bool | None = Field(None, description="whether the recipe lets the run end with exit code 1 for it")
+
+    @property
+    def missed(self) -> bool:
+        """Whether the run should end with exit code 1 because of this limit."""
+        return self.fails if self.fails is not None else not self.passed and not self.skipped
+
+    @property
+    def unknown(self) -> bool:
+        """Whether nobody can tell, and that is no failure."""
+        return not self.missed and not self.passed and not self.skipped
+
+
+class Skipped(FrozenRecord):
+    """A target that could not be had here."""
+
+    target: str
+    reason: str
+    failed: bool = Field(False, description="whether a stage that should have written a file for it failed")
+
+
+class LayerBytes(FrozenRecord):
+    """Bytes of one stored tensor, by the name it has in the file."""
+
+    name: str
+    bytes: int = Field(ge=0)
+    dtype: str
+
+
+class IntegrityRecord(FrozenRecord):
+    """One check of a stage's output: what was asked, and what was found."""
+
+    stage: str
+    check: str
+    found: str
+    passed: bool = True
+
+
+class DataRecord(FrozenRecord):
+    """The rows that accuracy was measured on."""
+
+    split: str = "test"
+    digest: str = Field(description="SHA-256 over the rows and the class names; slices' own columns don't count")
+    rows: int = Field(ge=1)
+    labels: tuple[str, ...] = Field((), description="class names in the order of their ids")
+    also: dict[str, str] = Field({}, description="the same digest of each split that is judged beside it")
+
+
+def pack_bits(flags: Iterable[object]) -> str:
+    """A bit for each flag, from the first byte's highest on, the last byte filled up with 0; in Base64."""
+    bits = "".join("1" if flag else "0" for flag in flags)
+    size = -(-len(bits) // 8)
+    return base64.b64encode(int(bits.ljust(size * 8, "0"), 2).to_bytes(size, "big")).decode()
+
+
+def unpack_bits(packed: str) -> str:
+    """`pack_bits` backwards: a string of `0` and `1`, eight for each byte. Raises `ValueError`."""
+    try:
+        return "".join(f"{byte:08b}" for byte in base64.b64decode(packed, validate=True))
+    except ValueError:
+        raise ValueError("bytes in Base64") from None
+
+
+class SliceRecord(FrozenRecord):
+    """A part of those rows. Row i belongs to it if bit i of ``bits`` is 1, as `pack_bits` counts them."""
+
+    about: str = Field("", description="what it holds, in words")
+    rows: int = Field(ge=1)
+    bits: str = Field(description="a bit for each row of the data, as bytes in Base64")
+
+    @classmethod
+    def of(cls, members: Sequence[bool], about: str = "") -> SliceRecord:
+        """The record of the rows where ``members`` is true."""
+        return cls(about=about, rows=sum(map(bool, members)), bits=pack_bits(members))
+
+    @model_validator(mode="after")
+    def _counted(self) -> SliceRecord:
+        if len(self.indices()) != self.rows:
+            raise ValueError(f"bits for {self.rows} rows, found {len(self.indices())}")
+        return self
+
+    def indices(self) -> tuple[int, ...]:
+        """The rows that belong to it, rising."""
+        return tuple(index for index, bit in enumerate(unpack_bits(self.bits)) if bit == "1")
+
+
+class CalibrationBin(FrozenRecord):
+    """A model's answers of nearly one confidence: how many, their mean confidence, and the share that is right."""
+
+    rows: int = Field(ge=1)
+    confidence: float
+    accuracy: float
+
+
+class CalibrationCurve(FrozenRecord):
+    """The reliability diagram of one model on one target."""
+
+    model: str
+    target: str
+    bins: tuple[CalibrationBin, ...]
+
+
+class WrittenToken(NamedTuple):
+    """A token that a model wrote, the likeliest other one there, and the probability that it gives either."""
+
+    token: str
+    probability: float
+    other: str
+    other_probability: float
+
+
+class ContinuationRecord(FrozenRecord):
+    """What one model wrote after the beginning of a test text. ``repeated``: the share of its runs of four tokens."""
+
+    model: str
+    target: str
+    prompt: str
+    text: str
+    repeated: float = Field(ge=0, le=1)
+    steps: tuple[WrittenToken, ...] = Field((), description="the tokens of the text, one by one")
+
+
+class AnswerRecord(FrozenRecord):
+    """What one model answered to an instruction, and what of it did not hold."""
+
+    model: str
+    target: str
+    prompt: str
+    text: str
+    missed: tuple[str, ...] = Field(description="checks that failed, in words")
+
+
+class LostToken(FrozenRecord):
+    """A token of test text behind ``before``, and how likely the baseline and the final model find it there."""
+
+    target: str
+    before: str
+    token: str
+    baseline: float = Field(ge=0, le=1)
+    final: float = Field(ge=0, le=1)
+
+
+class PictureRecord(FrozenRecord):
+    """What one model drew for a prompt of the test rows from the noise of a seed, as a PNG file in Base64.
+
+    ``difference`` shows the same picture less the baseline's, red where it is lighter and blue where it is darker;
+    ``levels`` is the mean absolute difference of the levels of 8 bits. The baseline has neither.
+    """
+
+    model: str
+    target: str
+    prompt: str
+    seed: int
+    png: str
+    difference: str | None = None
+    levels: float | None = Field(None, ge=0)
+
+
+class DriftRecord(FrozenRecord):
+    """How far what a model's denoiser is given is from the baseline's at each timestep, from the same noise.
+
+    ``typical``, ``low`` and ``high`` are the median and the quartiles over pictures, of the root mean square over the
+    baseline's own. ``parted`` is the timestep from which the median stays above a tenth; -1 is the finished latents.
+    """
+
+    model: str
+    target: str
+    steps: int = Field(ge=1)
+    times: tuple[float, ...]
+    typical: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    parted: float | None = None
+
+
+class LicenceRecord(FrozenRecord):
+    """The licence of something that a run reads or that runs its files, as that says."""
+
+    of: str = Field(description="`model`, or `student`, `adapter`, `data`, `test data` or `runtime` and a name")
+    name: str = Field(description="what the recipe calls it, a path without its folders; or the distribution's name")
+    licence: str = Field(description="an SPDX expression, or `not stated`")
+    stated_in: str = Field("", description="the file, or who else says so")
+    binds: bool = Field(False, description="whether the weights that ship are made of it")
+    duties: tuple[str, ...] = Field((), description="what it asks of whoever passes it on, e.g. `share-alike`")
+    allowed: str | None = Field(None, description="why the recipe's user may do what it forbids")
+
+
+class Report(FrozenRecord):
+    """Everything that a run measured and decided."""
+
+    schema_version: int = Field(SCHEMA, alias="schema")
+    recipe: str
+    environment: dict[str, Any] = {}
+    stages: tuple[StageRecord, ...] = ()
+    measurements: tuple[Measurement, ...] = ()
+    limits: tuple[LimitResult, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    stand_in: str | None = Field(
+        None, description="the target that measured the weights in place, where none of the recipe's could run them"
+    )
+    description: str = ""
+    started: str | None = Field(None, description="ISO 8601, with the offset from UTC")
+    seconds: float | None = Field(None, ge=0, description="wall time of the whole run")
+    baseline: str = Field(BASELINE, description="what the rows named `baseline` stand for: a stage's label or `start`")
+    notes: tuple[str, ...] = Field((), description="what a reader must know, e.g. that a timing was noisy")
+    bytes_by_layer: dict[str, tuple[LayerBytes, ...]] = Field({}, description="model label -> its stored tensors")
+    integrity: tuple[IntegrityRecord, ...] = ()
+    data: DataRecord | None = None
+    slices: dict[str, SliceRecord] = Field({}, description="name -> rows; measured as `accuracy[NAME]`")
+    calibration: tuple[CalibrationCurve, ...] = ()
+    continuations: tuple[ContinuationRecord, ...] = ()
+    answers: tuple[AnswerRecord, ...] = Field((), description="of baseline and final model to the instructions")
+    lost_tokens: tuple[LostToken, ...] = Field((), description="whose probability fell most, of a language model")
+    pictures: tuple[PictureRecord, ...] = Field((), description="of every model to the same prompts and seeds")
+    drift: tuple[DriftRecord, ...] = Field((), description="of every model that draws, against the baseline")
+    licences: tuple[LicenceRecord, ...] = Field((), description="of model, data and runtimes, as they say themselves")
+
+    @field_validator("schema_version")
+    @classmethod
+    def _readable(cls, value: int) -> int:
+        if value != SCHEMA:
+            raise ValueError(f"schema {SCHEMA}")
+        return value
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The measured models: `baseline` first, then stages in the order they ran, `final` last."""
+        ranks = {BASELINE: -1, FINAL: len(self.stages) + 1}
+        ranks.update({stage.name: place for place, stage in enumerate(self.stages)})
+        seen = dict.fromkeys(row.model for row in self.measurements if row.model != MACHINE)
+        return tuple(sorted(seen, key=lambda model: ranks.get(model, len(self.stages))))
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The targets on which something was measured, in the order of the rows."""
+        return tuple(dict.fromkeys(row.target for row in self.measurements))
+
+    @property
+    def ran_on(self) -> tuple[str, ...]:
+        """Those targets of which more is known than what files weigh, as it is of one that is not to be had."""
+        return tuple(target for target in self.targets if not WEIGHED.issuperset(self.metrics(target)))
+
+    @property
+    def headed(self) -> tuple[str, ...]:
+        """Those that have headline figures: a skipped one has none unless all are."""
+        gone = {skip.target for skip in self.skipped}
+        return tuple(target for target in self.targets if target not in gone) or self.targets
+
+    @property
+    def missed(self) -> tuple[LimitResult, ...]:
+        """The limits that make the exit code 1."""
+        return tuple(limit for limit in self.limits if limit.missed)
+
+    @property
+    def judged(self) -> tuple[LimitResult, ...]:
+        """The limits that were not skipped."""
+        return tuple(limit for limit in self.limits if not limit.skipped)
+
+    @property
+    def unmeasured(self) -> bool:
+        """Whether no target of the recipe could be had; what is known then is measured by `stand_in`, or weighed."""
+        return bool(self.skipped) and not set(self.ran_on) - {self.stand_in}
+
+    @property
+    def unfit(self) -> bool:
+        """Whether a file could not be written, or no target of the recipe be had so that not one limit was judged."""
+        return any(skip.failed for skip in self.skipped) or (self.unmeasured and not self.judged)
+
+    def find(self, model: str, metric: str, target: str) -> Measurement | None:
+        """The row of that model, metric and target, if it was measured."""
+        wanted = (model, metric, target)
+        return next((row for row in self.measurements if (row.model, row.metric, row.target) == wanted), None)
+
+    def metrics(self, target: str) -> dict[str, str]:
+        """Metric -> unit of everything measured on ``target``, in the order of the rows."""
+        return {row.metric: row.unit for row in self.measurements if row.target == target}
+
+    def to_json(self) -> str:
+        """`report.json`: indented, with one line for each row, however many raw samples that holds."""
+        fields = _encodable(self.model_dump(mode="json"))
+        lines = [f"  {json.dumps(name)}: {_compact(value)}" for name, value in fields.items()]
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _encodable(value: Any) -> Any:
+    """JSON has no infinity and no NaN: they are written as the strings that pydantic reads back."""
+    if isinstance(value, dict):
+        return {key: _encodable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_encodable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _compact(value: Any) -> str:
+    if not isinstance(value, list) or not value:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    rows = ",\n".join("    " + json.dumps(row, ensure_ascii=False, allow_nan=False) for row in value)
+    return f"[\n{rows}\n  ]"
+
+
+def load_report(path: Path) -> Report:
+    """Read a `report.json`. Raises `InputError` if it is missing, is no report, or has a newer schema."""
+    return parse_report(read_text(path), str(path))
+
+
+def read_text(path: Path) -> str:
+    """The file's text. Raises `InputError` if there is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(
+            "There is no report here.",
+            where=str(path),
+            expected="a report.json that `compress run` wrote",
+            mend="finish the run first: `compress run RECIPE` resumes where it stopped",
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("The report cannot be read.", where=str(path), expected=f"a readable file ({error})") from None
+
+
+def parse_report(text: str, where: str) -> Report:
+    """The report in ``text``. Raises `InputError` that names ``where`` it came from."""
+    expected = f"a report.json of schema {SCHEMA}, as `compress run` writes it"
+    try:
+        content = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"The report is not JSON: {error}", where=where, expected=expected) from None
+    if not isinstance(content, dict) or "schema" not in content:
+        raise InputError("This JSON is not a report: it names no schema.", where=where, expected=expected)
+    schema = content["schema"]
+    if isinstance(schema, int) and not isinstance(schema, bool) and schema > SCHEMA:
+        raise InputError(
+            f"The report has schema {schema}, which is newer than this compress reads.",
+            where=where,
+            expected=expected,
+            mend="pip install --upgrade compress",
+        )
+    try:
+        return Report.model_validate(content)
+    except ValidationError as error:
+        lines = "\n  ".join(invalid_fields(error))
+        raise InputError(f"The report is not valid:\n  {lines}", where=where, expected=expected) from None
+
+
+def invalid_fields(error: ValidationError) -> list[str]:
+    """`slices.head.rows: Input should be ...` of at most ten fields."""
+    return [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:10]]

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx_graphs import make_examples, write_classifier
+
+from compress.benchmark.subprocess_client import Child
+from compress.benchmark.worker import read_batches, write_batches
+from compress.formats.targets import TARGETS
+from compress.utils.errors import InputError, ModelError, StageError
+
+CPU = TARGETS["cpu"]
+
+
+@pytest.fixture
+def batches(tmp_path: Path) -> Path:
+    examples = make_examples(3)
+    write_batches(tmp_path / "batches.npz", [examples.batch([0]), examples.batch([1, 2])])
+    return tmp_path / "batches.npz"
+
+
+def scripted(code: str) -> Child:
+    """A process that runs ``code`` in place of the worker."""
+    return Child("prune", [sys.executable, "-c", code])
+
+
+def gone(child: Child) -> bool:
+    return not Path(f"/proc/{child.pid}").exists()
+
+
+def test_batches_come_back_from_the_file_as_they_were(batches: Path) -> None:
+    examples = make_examples(3)
+    for found, expected in zip(read_batches(batches), [examples.batch([0]), examples.batch([1, 2])], strict=True):
+        assert list(found) == ["input_ids", "attention_mask"]
+        for name in found:
+            np.testing.assert_array_equal(found[name], expected[name])
+
+
+def test_a_process_opens_times_and_quits(tmp_path: Path, batches: Path) -> None:
+    model = write_classifier(tmp_path / "model", 8, 1)
+    with Child("final") as child:
+        opened = child.open(model, CPU, threads=1, cores=[0], batches=batches, timeout=60)
+        assert opened["settings"]["intra_op_threads"] == 1
+        began = time.perf_counter()
+        turn = child.round([0, 1, 1], timeout=60)
+        latencies = turn.latencies_ms
+        elapsed_ms = 1e3 * (time.perf_counter() - began)
+        assert len(latencies) == 3
+        assert 0 < sum(latencies) < elapsed_ms
+        assert Path(f"/proc/{child.pid}/status").read_text().split("Cpus_allowed_list:")[1].split()[0] == "0"
+    assert gone(child)
+    assert child._piped.process.returncode == 0
+
+
+def test_memory_is_the_childs_own_not_the_parents(tmp_path: Path, batches: Path) -> None:
+    ballast = np.ones(50_000_000)
+    with Child("final") as child:
+        child.open(write_classifier(tmp_path / "model", 8, 1), CPU, 1, [0], batches, 60)
+        assert 10_000_000 < child.memory()["peak_bytes"] < ballast.nbytes
+
+
+def test_the_worker_imports_nothing_heavy(tmp_path: Path, batches: Path) -> None:
+    model = write_classifier(tmp_path / "model", 8, 1)
+    code = f"""
+import sys
+from compress.benchmark.worker import Worker
+worker = Worker()
+target = dict(name="cpu", runtime="onnxruntime", provider="CPUExecutionProvider", description="", format="onnx")
+worker.open(dict(artifact={str(model)!r}, target=target, threads=1, cores=[], batches={str(batches)!r}))
+worker.round(dict(calls=[0], untimed=1))
+tops = {{name.split(".")[0] for name, module in sys.modules.items() if module and not name.startswith("_")}}
+print(*sorted(tops - set(sys.stdlib_module_names)))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found.split() == ["compress", "numpy", "onnxruntime"]
+
+
+def test_the_worker_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "compress.benchmark.worker"]
+    answer = subprocess.run(command, input='{"do": "memory"}\n', capture_output=True, text=True, check=True)
+    assert '"peak_bytes"' in answer.stdout
+
+
+def test_errors_keep_their_kind_on_the_way(tmp_path: Path, batches: Path) -> None:
+    with Child("final") as child, pytest.raises(ModelError, match="does not exist") as caught:
+        child.open(tmp_path / "nowhere", CPU, 1, [0], batches, 60)
+    assert caught.value.where == str(tmp_path / "nowhere")
+    write_batches(batches, [{"pixel_values": np.zeros((1, 3))}])
+    with Child("final") as child:
+        child.open(write_classifier(tmp_path / "model", 8, 1), CPU, 1, [0], batches, 60)
+        with pytest.raises(InputError, match="lacks the model's input input_ids"):
+            child.round([0], timeout=60)
+
+
+def test_a_dying_process_is_named_with_its_last_words() -> None:
+    child = scripted("import sys; input(); sys.exit('the weights melted')")
+    with (
+        child,
+        pytest.raises(StageError, match="measures 'prune' ended by itself with exit code 1") as caught,
+    ):
+        child.ask({"do": "memory"}, timeout=60)
+    assert str(caught.value).splitlines()[2] == "the weights melted"
+    assert gone(child)
+
+
+def test_a_killed_process_is_named_with_its_signal() -> None:
+    child = scripted("import os; input(); os.kill(os.getpid(), 9)")
+    with child, pytest.raises(StageError, match=r"SIGKILL \(the system may have run out of memory\)"):
+        child.ask({"do": "memory"}, timeout=60)
+    assert gone(child)
+
+
+def test_a_process_that_died_before_it_was_asked_is_named() -> None:
+    child = scripted("raise SystemExit(7)")
+    child._piped.process.wait()
+    with child, pytest.raises(StageError, match="exit code 7"):
+        child.ask({"do": "memory"}, timeout=60)
+
+
+def test_a_hanging_process_is_stopped() -> None:
+    child = scripted("import time; time.sleep(600)")
+    with child, pytest.raises(StageError, match="no answer to 'memory' within 0 s"):
+        child.ask({"do": "memory"}, timeout=0.1)
+    assert gone(child)
+
+
+def test_nonsense_is_not_taken_for_an_answer() -> None:
+    with scripted("input(); print('loading...')") as child, pytest.raises(StageError, match="loading"):
+        child.ask({"do": "memory"}, timeout=60)
+
+
+def test_a_worker_ends_when_its_parent_is_gone() -> None:
+    """The parent's end of the pipe closes with it, however it died."""
+    command = [sys.executable, "-m", "compress.benchmark.worker"]
+    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    assert worker.stdin is not None
+    worker.stdin.close()
+    assert worker.wait(timeout=30) == 0

@@ -1,0 +1,128 @@
+"""Kernels of a graph: which there are, that each is measured once, and what a sum of them is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from compress.benchmark import kernels
+from compress.benchmark.kernels import KernelTable, kernel_times, kernels_of
+
+ROWS, WIDTH = 6, 32
+BATCH = {"x": np.ones((ROWS, WIDTH), np.float32)}
+
+
+def chain(widths: list[int], name: str = "w") -> onnx.ModelProto:
+    """Products with stored weights, one after the other, each followed by a Softmax that nothing fuses."""
+    rng = np.random.default_rng(0)
+    nodes, stored, before = [], [], "x"
+    for place, (rows, columns) in enumerate(zip([WIDTH, *widths[:-1]], widths, strict=True)):
+        weight = rng.normal(size=(rows, columns)).astype(np.float32)
+        stored.append(numpy_helper.from_array(weight, f"{name}{place}"))
+        nodes.append(helper.make_node("MatMul", [before, f"{name}{place}"], [f"p{place}"]))
+        nodes.append(helper.make_node("Softmax", [f"p{place}"], [f"s{place}"]))
+        before = f"s{place}"
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", WIDTH])],
+        [helper.make_tensor_value_info(before, TensorProto.FLOAT, None)],
+        stored,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_SECONDS", 0.0)
+
+
+def test_kernels_are_the_nodes_that_are_run_and_alike_where_they_do_the_same() -> None:
+    found = kernels_of(chain([32, 32, 48]), BATCH, 1)
+    assert [kernel.node.op_type for kernel in found] == ["MatMul", "Softmax"] * 3
+    keys = [kernel.key for kernel in found]
+    assert keys[0] == keys[2] != keys[4] and keys[1] == keys[3] != keys[5]
+    assert keys == [kernel.key for kernel in kernels_of(chain([32, 32, 48], "other"), BATCH, 1)]
+    longer = kernels_of(chain([32, 32, 48]), {"x": np.ones((ROWS + 1, WIDTH), np.float32)}, 1)
+    assert not {kernel.key for kernel in longer} & set(keys)
+
+
+def test_what_a_kernel_is_given_is_what_the_whole_graph_gives_it() -> None:
+    product = kernels_of(chain([32, 48]), BATCH, 1)[2]
+    (given,) = product.given.values()
+    assert given.shape == (ROWS, 32)
+    np.testing.assert_allclose(given.sum(axis=-1), 1, rtol=1e-5)  # rows of a softmax
+
+
+def test_a_table_that_is_asked_twice_measures_once(tmp_path: Path) -> None:
+    found = kernels_of(chain([32, 32, 48]), BATCH, 1)
+    table = KernelTable(1, tmp_path, noisy_too=True)
+    told = table.milliseconds(found, 60)
+    assert table.measured == 4
+    assert table.milliseconds(found, 60) == told and table.measured == 4
+    again = KernelTable(1, tmp_path)
+    with again.path.open("a") as file:
+        file.write('{"key": "MatMul 0", "m')  # a writer that was killed
+    assert again.milliseconds(found, 60) == told and again.measured == 0
+    times = {line["key"]: line for line in map(json.loads, again.path.read_text().splitlines()[:4])}
+    near, far = (sum(times[kernel.key][where] for kernel in found) for where in ("near", "far"))
+    assert near <= told <= far or near == pytest.approx(told, rel=0.05)
+    assert again.milliseconds(kernels_of(chain([32]), BATCH, 1), 60) is not None and again.measured == 0
+
+
+def test_weights_lie_further_off_the_less_of_them_the_cache_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the way where the cache is twice as large as all weights, all of it where it is as large or smaller."""
+    found = kernels_of(chain([32]), BATCH, 1)
+    stored = sum(kernel.stored_bytes for kernel in found)
+    assert stored == pytest.approx(32 * 32 * 4, rel=0.02)
+    table = KernelTable(1, tmp_path)
+    table._known.update({found[0].key: kernels.Times(1.0, 3.0), found[1].key: kernels.Times(0.25, 0.25)})
+    for cache, told in ((2 * stored, 2.25), (stored, 3.25), (stored // 2, 3.25)):
+        monkeypatch.setattr(kernels, "_cache_bytes", lambda cache=cache: cache)
+        assert table.milliseconds(found, 0.0) == pytest.approx(told)
+
+
+def test_copies_have_weights_of_their_own_and_compute_the_same() -> None:
+    product = kernels_of(chain([32]), BATCH, 1)[0]
+    graph = product.graph(3)
+    assert [node.op_type for node in graph.graph.node] == ["MatMul"] * 3
+    assert len({tensor.name for tensor in graph.graph.initializer}) == 3
+    assert len({node.input[1] for node in graph.graph.node}) == 3
+    (answer,) = kernels._session(graph, 1).run(None, dict(product.given))
+    weight = numpy_helper.to_array(product.stored[0])
+    np.testing.assert_allclose(answer, BATCH["x"] @ weight, rtol=1e-5)
+
+
+def test_nothing_is_kept_of_what_was_timed_while_others_were_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usages = iter([kernels.Usage(), kernels.Usage(elapsed=1.0, busy_seconds=1e6)])
+    monkeypatch.setattr(kernels.Usage, "now", classmethod(lambda cls, seconds: next(usages)))
+    table = KernelTable(1, tmp_path)
+    assert table.milliseconds(kernels_of(chain([32]), BATCH, 1), 60), "foretold all the same"
+    assert table.noise is not None and table.noise.verdict == "unusable"
+    assert not table.path.exists()
+
+
+def test_no_more_is_measured_once_the_time_is_over(tmp_path: Path) -> None:
+    table = KernelTable(1, tmp_path, noisy_too=True)
+    assert table.milliseconds(kernels_of(chain([32]), BATCH, 1), -1.0) is None
+    assert table.measured == 0
+
+
+def test_threads_have_tables_of_their_own(tmp_path: Path) -> None:
+    assert KernelTable(1, tmp_path).path != KernelTable(2, tmp_path).path
+
+
+def test_a_kernel_of_eight_hundred_times_the_work_takes_longer() -> None:
+    small, *_, large, _ = kernels_of(chain([16, 640, 640]), BATCH, 1)
+    few, many = kernel_times(small, 1), kernel_times(large, 1)
+    assert few is not None and many is not None
+    assert many[0].far >= many[0].near > 5 * few[0].near > 0

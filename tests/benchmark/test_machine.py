@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from compress.benchmark import machine
+from compress.utils.environment import granted_cores
+
+
+@pytest.mark.parametrize("arithmetic", ["fp32", "int8"])
+@pytest.mark.full_range(own_kernels=True)
+def test_the_product_that_is_timed_is_a_product(arithmetic: str) -> None:
+    graph, value = machine._product(arithmetic, 4, 32, 8)
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    (answer,) = session.run(None, {"x": value})
+    import onnx
+    from onnx import numpy_helper
+
+    weights = numpy_helper.to_array(onnx.load_from_string(graph).graph.initializer[0])
+    exact = value.astype(np.float64) @ weights.astype(np.float64)
+    np.testing.assert_allclose(answer, exact, rtol=1e-5, atol=1e-4)
+    assert value.dtype == (np.float32 if arithmetic == "fp32" else np.uint8)
+
+
+def test_rates_are_work_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2 threads over 1 MiB in all: a copy of one half into the other reads and writes 1 MiB. One pass takes 1 ms."""
+    seen = []
+
+    def together(work: object, parts: list[tuple[np.ndarray, np.ndarray]], repeats: int) -> float:
+        seen.append(sum(array.nbytes for part in parts for array in part))
+        return 0.001 * repeats
+
+    monkeypatch.setattr(machine, "_together", together)
+    rates = machine.bandwidth(1 << 20, threads=2)
+    assert set(seen) == {1 << 20}
+    assert rates == pytest.approx([(1 << 20) / 0.001] * 10)
+
+
+def test_every_thread_does_its_part() -> None:
+    parts = [(np.zeros(8, np.float32), np.full(8, i + 1, np.float32)) for i in range(3)]
+    seconds = machine._together(lambda pair: np.copyto(*pair), parts, repeats=2)
+    assert seconds > 0
+    assert [float(target.sum()) for target, _ in parts] == [8, 16, 24]
+
+
+def test_reading_and_copying_are_not_skipped() -> None:
+    """A buffer of 8 MiB cannot be read at more than 10 TB/s, nor at less than 10 MB/s, by any machine of today."""
+    assert all(1e7 < rate < 1e13 for rate in machine.bandwidth(1 << 23, threads=1))
+
+
+def test_products_are_timed_often_enough() -> None:
+    rates = machine.product_rates("fp32", 64, 64, 64, threads=1)
+    assert len(rates) >= 5
+    assert all(1e6 < rate < 1e14 for rate in rates)
+
+
+def test_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "PRODUCTS", ((32, 32, 32), (16, 32, 8)))
+    monkeypatch.setattr(machine, "_PRODUCT_SECONDS", 0.001)
+    found = machine.measure_rates(1, [1 << 16, 1 << 18])
+    assert set(found.bytes_per_s) == {1 << 16, 1 << 18}
+    assert len(found.fp32_per_s) >= 10 and len(found.int8_per_s) >= 10
+
+
+def test_the_cache_is_the_largest_one(tmp_path: Path) -> None:
+    folder = tmp_path / f"sys/devices/system/cpu/cpu{granted_cores()[0]}/cache"
+    for place, size in enumerate(("32K", "1024K", "32M")):
+        (folder / f"index{place}").mkdir(parents=True)
+        (folder / f"index{place}" / "size").write_text(f"{size}\n")
+    assert machine.last_level_cache_bytes(tmp_path) == 32 << 20
+    assert machine.last_level_cache_bytes(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize(
+    ("cache", "memory", "limit", "buffer"),
+    [
+        (32 << 20, 64 << 30, None, 256 << 20),
+        (128 << 20, 64 << 30, None, 512 << 20),
+        (512 << 20, 64 << 30, None, 1 << 30),
+        (None, None, None, 256 << 20),
+        (32 << 20, 64 << 30, 1 << 30, 128 << 20),
+    ],
+)
+def test_the_buffer_is_beyond_the_cache_and_within_memory(
+    monkeypatch: pytest.MonkeyPatch, cache: int | None, memory: int | None, limit: int | None, buffer: int
+) -> None:
+    monkeypatch.setattr(machine, "last_level_cache_bytes", lambda: cache)
+    monkeypatch.setattr(machine, "memory_bytes", lambda: memory)
+    monkeypatch.setattr(machine, "memory_limit_bytes", lambda: limit)
+    assert machine.memory_buffer_bytes() == buffer

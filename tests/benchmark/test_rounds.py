@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from compress.benchmark import rounds as subject
+from compress.benchmark.record import Record
+from compress.benchmark.reference_timing import ReferenceTimes
+from compress.benchmark.rounds import Rounds, Turn, interleave, warm_up
+
+
+class Clock:
+    """A clock that only runs while a model does."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def perf_counter(self) -> float:
+        return self.seconds
+
+    def model(self, latency_ms: Callable[[int], float]) -> subject.Run:
+        count = iter(range(1_000_000))
+
+        def run(calls: Sequence[int]) -> Turn:
+            latencies = [latency_ms(next(count)) for _ in calls]
+            self.seconds += sum(latencies) / 1000
+            return Turn(latencies)
+
+        return run
+
+
+def still() -> float:
+    """The pulse of a machine that nothing slows."""
+    return 1.0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(subject, "time", clock)
+    return clock
+
+
+def test_sampling_ends_when_its_time_is_over(clock: Clock) -> None:
+    rounds = Rounds()
+    models = {"steady": clock.model(lambda _: 10.0), "restless": clock.model(lambda i: 10.0 * (1 + i % 5))}
+    list(interleave(models, itertools.repeat([0]), 0, 3.99, rounds, still))
+    # Each round takes 10 ms and on average 30 ms: 3.99 s are over in the 100th.
+    assert len(rounds.calls) == 100
+
+
+def test_a_launch_of_a_slow_model_has_one_round(clock: Clock) -> None:
+    rounds = Rounds()
+    for launch in range(3):
+        list(interleave({"slow": clock.model(lambda _: 60_000.0)}, itertools.repeat([0]), launch, 1.0, rounds, still))
+    assert rounds.launches == [0, 1, 2]
+
+
+def test_the_order_turns_round_across_launches(clock: Clock) -> None:
+    asked = []
+
+    def spy(name: str) -> subject.Run:
+        def run(calls: Sequence[int]) -> Turn:
+            asked.append(name)
+            return Turn([1.0] * len(calls))
+
+        return run
+
+    rounds = Rounds()
+    for launch in range(4):
+        list(interleave({name: spy(name) for name in "abc"}, itertools.repeat([0]), launch, 0.0, rounds, still))
+    assert "".join(asked) == "abccba" * 2
+
+
+def calm(*latencies_ms: float) -> Turn:
+    return Turn(list(latencies_ms), [False] * len(latencies_ms))
+
+
+def test_ratios_pair_calls_within_rounds_and_blocks() -> None:
+    """By hand: a round's ratio is the median of its calls', a block's the median of its rounds'."""
+    rounds = Rounds(
+        calls=[[0, 1, 2], [2, 1, 0], [0, 1, 2], [1, 2, 0], [0, 1, 2], [2, 0, 1]],
+        launches=[0, 0, 0, 0, 0, 1],
+        turns={
+            "a": [calm(2, 20, 90), calm(9, 8, 7), calm(6, 6, 6), calm(3, 3, 30), calm(1, 1, 1), calm(5, 5, 5)],
+            "b": [calm(1, 10, 10), calm(3, 2, 1), calm(2, 2, 2), calm(2, 2, 2), calm(2, 2, 2), calm(1, 1, 1)],
+        },
+    )
+    # Rounds: median(2, 2, 9) = 2, median(3, 4, 7) = 4, 3; median(1.5, 1.5, 15) = 1.5, 0.5, 5. Two launches, two blocks.
+    assert rounds.ratios("a", "b") == pytest.approx([3.0, 1.5])
+    assert rounds.ratios("b", "a") == pytest.approx([1 / 3, 1 / 1.5])
+
+
+def test_pairs_with_a_disturbed_call_are_left_out() -> None:
+    first = Turn([2.0, 8.0, 2.0, 2.0], [False, True, False, False])
+    second = Turn([1.0, 1.0, 9.0, 1.0], [False, False, True, False])
+    assert Rounds([[0, 1, 2, 3]], [0], {"a": [first], "b": [second]}).ratios("a", "b") == pytest.approx([2.0])
+
+
+def test_a_wholly_disturbed_round_counts_only_where_there_is_no_other() -> None:
+    wild = (Turn([9.0, 9.0], [True, False]), Turn([1.0, 1.0], [False, True]))
+    still = (calm(2.0, 2.0), calm(1.0, 1.0))
+    a, b = ([wild[i], still[i], wild[i], wild[i]] for i in range(2))
+    both = Rounds([[0, 1]] * 4, [0, 0, 1, 1], {"a": a, "b": b})
+    assert both.ratios("a", "b") == pytest.approx([2.0, 9.0])
+
+
+def shared_machine(slowed: Sequence[bool], launches: Sequence[int] | None = None) -> Rounds:
+    """While it is slowed, the float model takes 1.5 times as long and the integer one twice, and so do pulses."""
+    rounds = Rounds()
+    for number, slow in enumerate(slowed):
+        turns = {"float": calm(6.0 if slow else 4.0), "integer": calm(4.0 if slow else 2.0)}
+        rounds.add(
+            [number], launches[number] if launches else number % 4, turns, 2.0 if slow else 1.0 + number % 10 / 100
+        )
+    return rounds
+
+
+def test_rounds_on_a_slowed_machine_do_not_count() -> None:
+    """Two thirds are slowed: without them the ratio is 4 / 2, with them the medians' 6 / 4."""
+    rounds = shared_machine([number % 3 > 0 for number in range(60)])
+    assert rounds.ratios("float", "integer") == pytest.approx([1.5] * 4)
+    counted = rounds.undisturbed()
+    assert [calls[0] for calls in counted.calls] == list(range(0, 60, 3))
+    assert counted.launches == [number % 4 for number in range(0, 60, 3)]
+    assert counted.ratios("float", "integer") == pytest.approx([2.0] * 4)
+    assert subject.note_on(rounds, counted) == (
+        "20 of 60 rounds count: around the others a small product took up to 2.0 times as long, so that something else "
+        "had slowed the machine"
+    )
+
+
+def test_the_reference_that_other_sessions_divide_by_is_of_the_same_machine() -> None:
+    reference = [ReferenceTimes(0.4 if number % 2 else 0.25, 6.0) for number in range(40)]
+    slowed = Record({"single": shared_machine([number % 3 > 0 for number in range(60)])}, reference=reference)
+    assert [times.matmul_ms for times in slowed.undisturbed().reference] == [0.25] * 20
+    quiet = Record({"single": shared_machine([False] * 60)}, reference=reference)
+    assert quiet.undisturbed().reference == reference
+
+
+def test_a_models_own_times_never_decide_which_rounds_count() -> None:
+    rounds = shared_machine([False] * 60)
+    rounds.turns["integer"][::2] = [calm(9.0)] * 30
+    assert rounds.undisturbed().turns == rounds.turns
+    assert subject.note_on(rounds, rounds.undisturbed()) is None
+
+
+@pytest.mark.parametrize(
+    ("slowed", "launches"),
+    [
+        ([number >= 11 for number in range(60)], None),  # eleven rounds would be left
+        ([number >= 14 for number in range(150)], None),  # less than a tenth
+        ([number >= 20 for number in range(60)], [number // 10 for number in range(60)]),  # two launches
+    ],
+)
+def test_all_rounds_count_where_few_would_be_left(slowed: list[bool], launches: list[int] | None) -> None:
+    rounds = shared_machine(slowed, launches)
+    assert rounds.undisturbed() is rounds
+
+
+def test_pulses_are_taken_around_every_turn() -> None:
+    told = iter([1.0, 5.0, 2.0])
+    order: list[str] = []
+
+    def pulse() -> float:
+        order.append("pulse")
+        return next(told)
+
+    taken, slowest_ms = subject.take_turns({name: lambda name=name: order.append(name) or name for name in "ab"}, pulse)
+    assert (taken, slowest_ms) == ({"a": "a", "b": "b"}, 5.0)
+    assert order == ["pulse", "a", "pulse", "b", "pulse"]
+
+
+def test_relative_rounds_take_out_what_examples_differ_by() -> None:
+    turns = [Turn([1.0, 100.0]), Turn([100.0, 1.0]), Turn([1.2, 120.0])]
+    rounds = Rounds([[0, 1], [1, 0], [0, 1]], [0, 0, 0], {"a": turns})
+    assert rounds.relative_rounds("a") == pytest.approx([1.0, 1.0, 1.2])
+
+
+def test_warm_up_waits_until_successive_rounds_agree(clock: Clock) -> None:
+    # 64, 32, ..., 2 and then 1 for good: the first two successive agreements end at the tenth call.
+    warm = warm_up(clock.model(lambda i: 2.0 ** max(0, 6 - i)), [], [0], seconds=1e9)
+    assert (warm.rounds, warm.steady) == (9, True)
+
+
+def test_warm_up_visits_every_shape_once(clock: Clock) -> None:
+    seen: list[int] = []
+
+    def run(calls: Sequence[int]) -> Turn:
+        seen.extend(calls)
+        return Turn([1.0] * len(calls))
+
+    assert warm_up(run, range(1, 20), [0], seconds=1e9).steady
+    assert seen[:19] == list(range(1, 20))
+
+
+def test_warm_up_goes_on_for_its_least_seconds_though_a_plateau_comes_before(clock: Clock) -> None:
+    # Code that was compiled in haste is steady too, until the better one takes its place after a second.
+    warm = warm_up(clock.model(lambda i: 10.0 if i < 100 else 5.0), [], [0], seconds=1e9, least_seconds=1.2)
+    assert warm.steady and 100 + (1.2 - 1.0) / 0.005 <= warm.rounds <= 145
+    assert warm_up(clock.model(lambda i: 10.0), [], [0], seconds=0.5, least_seconds=1.2).rounds < 55
+
+
+def test_warm_up_gives_up_on_a_restless_model(clock: Clock) -> None:
+    warm = warm_up(clock.model(lambda i: 1.0 + i % 2), [], [0], seconds=1e9)
+    assert (warm.rounds, warm.steady) == (21, False)
+
+
+def test_warm_up_keeps_its_budget(clock: Clock) -> None:
+    warm = warm_up(clock.model(lambda i: 1000.0 * (1 + i % 2)), range(100), [0], seconds=3.0)
+    assert not warm.steady
+    # Eight shapes are run at once, and what was begun is ended.
+    assert clock.seconds <= 8 * 1.5 + 2 * 2.0

@@ -1,0 +1,88 @@
+"""The page of a gate in a real Chromium: drawn, readable at both widths, silent, and without a request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from browser import Browser, covered
+from comparisons import accuracy, outcomes, report, row, time_row
+
+from compress.recipe.policy import Policy
+from compress.report.compare.gate import gate
+from compress.report.compare.pages import html_gate
+from compress.report.compare.reports import compare_reports
+from compress.results.report import SliceRecord
+
+pytestmark = pytest.mark.browser
+
+DRAWN = """
+return {
+  rows: [...document.querySelectorAll("table.changes tbody tr")].map((tr) => ({
+    name: tr.cells[0].textContent, dot: box(tr.querySelector(".dot")), plot: box(tr.querySelector("svg.forest")),
+    chip: box(tr.querySelector(".chip")), card: box(tr.closest(".card")),
+    band: box(tr.querySelector(".band")), fill: getComputedStyle(tr.querySelector(".dot")).fill })),
+  labels: [...document.querySelectorAll("svg.head")].map((svg) =>
+    [...svg.querySelectorAll("text")].map((t) => [t.textContent, ...box(t)])),
+  overflow: document.documentElement.scrollWidth - innerWidth,
+  page: getComputedStyle(document.body).backgroundColor };
+"""
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    """A gate with failures, an open question, passes and slices."""
+    members = [i < 1000 for i in range(2000)]
+    slices = {"first half": SliceRecord.of(members), "second half": SliceRecord.of([not m for m in members])}
+    memory = row("peak_memory_bytes", 9e7, "bytes")
+    before = report(
+        accuracy(outcomes(1740)), row("size_bytes", 5_000_000, "bytes"), time_row("latency_ms", 2.0),
+        time_row("startup_ms", 150.0, 0.3), memory, slices=slices,
+    )  # fmt: skip
+    after = report(
+        accuracy(outcomes(1740, lost=60, gained=10)), row("size_bytes", 5_000_001, "bytes"),
+        time_row("latency_ms", 2.6), time_row("startup_ms", 160.0, 0.3), memory, slices=slices,
+    )  # fmt: skip
+    policy = Policy()
+    return html_gate(gate(compare_reports(before, after, policy, names=("baseline.json", "tonight")), policy))
+
+
+def drawn(browser: Browser, page: str, width: int = 1280, dark: bool = False) -> Any:
+    seen = browser.look(page, DRAWN, width, dark=dark)
+    assert (seen.said, seen.asked) == ([], [])
+    return seen.found
+
+
+def test_the_page_as_shipped_is_silent(browser: Browser, page: str) -> None:
+    seen = browser.look(page, "document.documentElement.outerHTML")
+    assert (seen.said, seen.asked) == ([], [])
+    assert 'id="tip"' in seen.found  # the script ran under the page's own policy
+    assert "Failed: accuracy" in seen.found
+
+
+@pytest.mark.parametrize("width", [1280, 500, 390])
+def test_every_row_is_drawn_inside_its_card(browser: Browser, page: str, width: int) -> None:
+    found = drawn(browser, page, width)
+    assert found["overflow"] == 0
+    assert len(found["rows"]) == 7
+    for one in found["rows"]:
+        left, _, right, _ = one["plot"]
+        assert right - left > 150
+        assert left - 6 <= one["dot"][0] <= one["dot"][2] <= right + 6
+        assert one["card"][0] < one["chip"][0] < one["chip"][2] <= one["card"][2]
+    accuracy_row = found["rows"][0]
+    assert accuracy_row["name"].startswith("accuracy")
+    assert accuracy_row["dot"][0] > accuracy_row["band"][2]  # worse than the margin: right of the band
+
+
+def test_tick_labels_keep_apart(browser: Browser, page: str) -> None:
+    found = drawn(browser, page)
+    assert sum(map(len, found["labels"])) >= 12
+    assert [words for head in found["labels"] for words in covered(head)] == []
+
+
+def test_dark_mode_is_dark(browser: Browser, page: str) -> None:
+    light = drawn(browser, page)
+    dark = drawn(browser, page, dark=True)
+    assert (light["page"], dark["page"]) == ("rgb(245, 246, 248)", "rgb(15, 18, 23)")
+    assert light["rows"][0]["fill"] != dark["rows"][0]["fill"]

@@ -1,0 +1,184 @@
+"""Views of a gate and a comparison: nothing that a report says escapes into the form."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+from comparisons import accuracy, outcomes, report, row, time_row
+from narrow import broken_words, shown
+
+from compress.recipe.policy import Policy
+from compress.report.compare.change import Change, Comparison, Flip
+from compress.report.compare.console import console_comparison, console_gate
+from compress.report.compare.forest_plot import axis_of, places, ticks
+from compress.report.compare.formatting import effect_text, interval_text, margin_text, sentence, value_text
+from compress.report.compare.gate import GateResult, gate
+from compress.report.compare.pages import html_comparison, html_gate, markdown_comparison, markdown_gate
+from compress.report.compare.reports import compare_reports
+from compress.report.compare.views import escape_data, escape_property, github_gate, junit_gate
+
+EVIL = "<script>alert(1)</script>|`%0A\x1b[31m"
+FLIP = Flip(row=7, now="wrong", label="a|b", baseline_answer="good", candidate_answer="bad", example=EVIL)
+
+
+@pytest.fixture(scope="module")
+def result() -> GateResult:
+    """One failure, one unknown, one pass; with a flip and names that bite."""
+    before = report(accuracy(outcomes(1740)), row("size_bytes", 91_300_000, "bytes"), time_row("latency_ms", 2.0, 0.2))
+    after = report(
+        accuracy(outcomes(1740, lost=60, gained=30)), row("size_bytes", 91_300_000, "bytes"),
+        time_row("latency_ms", 2.1, 0.2), recipe=EVIL,
+    )  # fmt: skip
+    policy = Policy()
+    comparison = compare_reports(before, after, policy, names=("baseline.json", EVIL))
+    return gate(comparison.model_copy(update={"flips": (FLIP,)}), policy)
+
+
+def change(**fields: object) -> Change:
+    values: dict[str, object] = {
+        "metric": "latency_ms", "target": "cpu", "unit": "ms", "baseline": 2.0, "candidate": 2.1, "scale": "relative",
+        "effect": 0.05, "low": 0.01, "high": 0.09, "confidence": 0.99, "margin": 0.02, "verdict": "worse", "n": 10,
+        "method": "made up",
+    }  # fmt: skip
+    return Change.model_validate({**values, **fields})
+
+
+def test_words() -> None:
+    assert sentence(change()) == "latency_ms on cpu: 2.00 ms \u2192 2.10 ms, +5.0% (99% interval +1.0% to +9.0%)"
+    points = change(metric="accuracy", unit="ratio", scale="absolute", baseline=0.87, candidate=0.859, effect=-0.011,
+                    low=-0.018, high=-0.004, confidence=0.9, margin=0.005)  # fmt: skip
+    assert sentence(points) == (
+        "accuracy on cpu: 87.00% \u2192 85.90%, -1.10 points (90% interval -1.80 to -0.40 points)"
+    )
+    assert margin_text(points) == "0.50 points"
+    assert margin_text(change(margin=0.0)) == "any"
+    assert effect_text(change(effect=1.5)) == "2.50x"
+    assert interval_text(change(effect=0.9, low=-0.5, high=1.5)) == "0.500x to 2.50x"
+    assert interval_text(change(confidence=None, low=0.05, high=0.05)) == ""
+
+
+def test_bytes_that_differ_by_one_are_seen_to_differ() -> None:
+    bytes_ = change(metric="size_bytes", unit="bytes", baseline=4_801_058, candidate=4_801_059, effect=2e-7)
+    assert value_text(bytes_, bytes_.candidate) == "4,801,059 bytes"
+    assert value_text(change(metric="size_bytes", unit="bytes", baseline=9e6, candidate=4.8e6), 4.8e6) == "4.80 MB"
+
+
+def test_console_names_the_verdict(result: GateResult) -> None:
+    text = shown(console_gate(result), 200)
+    assert "Failed: accuracy (1 of 3, 1 can't be told)." in text
+    assert "allowed 0.5 points worse; worse" in text
+    assert "\x1b" not in text
+    assert "Worse: accuracy; 1 same; 1 can't tell." in shown(console_comparison(result.comparison), 200)
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_the_console_breaks_no_word(result: GateResult, width: int) -> None:
+    assert broken_words(console_gate(result), width) == []
+    assert broken_words(console_comparison(result.comparison), width) == []
+    narrow = shown(console_gate(result), 80)
+    for words in ("metric", "change", "allowed", "verdict", "-1.50 points", "can't tell"):
+        assert words in narrow
+
+
+def test_markdown_puts_the_verdict_first_and_escapes(result: GateResult) -> None:
+    text = markdown_gate(result)
+    assert text.splitlines()[0] == "**\u274c Failed: accuracy (1 of 3, 1 can't be told).**"
+    assert "<script>" not in text
+    assert text.count("<details>") == text.count("</details>") == 3
+    table = [line for line in text.splitlines() if line.startswith("| ")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {10, 7}
+    assert markdown_comparison(result.comparison).startswith("**Worse: accuracy; 1 same; 1 can't tell.**")
+
+
+def test_junit_has_a_case_for_each_judgement(result: GateResult) -> None:
+    root = ElementTree.fromstring(junit_gate(result))
+    assert (root.get("tests"), root.get("failures"), root.get("skipped")) == ("3", "1", "1")
+    cases = {case.get("name"): [child.tag for child in case] for case in root.iter("testcase")}
+    assert cases == {
+        "accuracy no more than 0.5 points worse": ["failure"],
+        "latency_ms no more than 5% worse": ["skipped"],
+        "size_bytes no more than 0% worse": ["system-out"],
+    }
+    failure = root.find(".//failure")
+    assert failure is not None
+    assert "-1.50 points" in (failure.text or "")
+
+
+def test_github_lines_are_one_command_each(result: GateResult) -> None:
+    lines = github_gate(result).splitlines()
+    assert [line.split(" ")[0] for line in lines] == ["::error", "::warning", "::notice"]
+    assert lines[0].startswith("::error title=compress gate%3A accuracy::accuracy on cpu: 87.00%25 ")
+    assert all(line.count("::") == 2 for line in lines)
+
+
+def test_github_escapes_as_its_toolkit() -> None:
+    # actions/toolkit, packages/core/src/command.ts
+    assert escape_data("50%\r\nof: a,b") == "50%25%0D%0Aof: a,b"
+    assert escape_property("50%\r\nof: a,b") == "50%25%0D%0Aof%3A a%2Cb"
+
+
+class Shape(HTMLParser):
+    """Counts tags, and sees that each is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        if tag not in ("meta", "link"):
+            self.open.append(tag)
+        assert not {name for name, _ in attrs} & {"style", "onclick", "onload"}
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+@pytest.mark.parametrize("kind", ["gate", "comparison"])
+def test_the_page_is_whole_and_escaped(result: GateResult, kind: str) -> None:
+    page = html_gate(result) if kind == "gate" else html_comparison(result.comparison)
+    shape = Shape()
+    shape.feed(page)
+    assert shape.open == []
+    assert shape.seen.count("script") == 2  # the data and the page's own
+    assert shape.seen.count("circle") == 3
+    assert "default-src 'none'" in page
+    assert EVIL[:25] in "".join(shape.text)
+
+
+def test_worse_is_right_of_the_middle_whichever_way_is_better() -> None:
+    drop = change(metric="accuracy", unit="ratio", scale="absolute", effect=-0.02, low=-0.03, high=-0.01, margin=0.005)
+    rise = drop.model_copy(update={"effect": 0.02, "low": 0.01, "high": 0.03, "verdict": "better"})
+    axis = axis_of([drop, rise])
+
+    def middle(found: Change) -> float:
+        return places(found, axis).value
+
+    assert middle(rise) == pytest.approx(100 - middle(drop), abs=0.02)
+    assert middle(drop) > 60
+    slow = change()
+    assert axis_of([slow])(0.0) < 50
+    labels = dict(ticks(axis_of([slow.model_copy(update={"effect": 9.0, "high": 12.0})]), relative=True))
+    assert "10x" in labels.values()
+
+
+def test_one_change_at_zero_still_has_an_axis() -> None:
+    still = change(effect=0.0, low=0.0, high=0.0, margin=0.0, confidence=None, verdict="same")
+    assert axis_of([still])(0.0) == pytest.approx(50)
+    assert places(still, axis_of([still])).value == pytest.approx(50)
+
+
+def test_an_empty_gate_says_so(result: GateResult) -> None:
+    comparison: Comparison = result.comparison
+    empty = GateResult(comparison=comparison, judgements=())
+    assert not empty.failed
+    assert markdown_gate(empty).startswith("**\u2705 Nothing was judged.**")
+    assert html_gate(empty)

@@ -1,0 +1,244 @@
+"""What a gate makes of a comparison, and setting its bar."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from comparisons import MACHINE, accuracy, outcomes, report, row, time_row
+
+from compress.recipe.policy import CannotTell, Policy, Rule
+from compress.report.compare.baseline import Origin, load_baseline, lowered, origin, parse_baseline, write_baseline
+from compress.report.compare.change import Comparison
+from compress.report.compare.gate import GateResult, Status, gate
+from compress.report.compare.reports import compare_reports
+from compress.results.report import Report, SliceRecord, load_report
+from compress.utils.errors import InputError
+
+BEFORE = report(accuracy(outcomes(1740)), row("size_bytes", 1000, "bytes"), time_row("latency_ms", 2.0))
+ORIGIN = Origin(who="a tester", when="2026-11-25T12:00:00+00:00", why="a test")
+
+
+def judged(after: Report, policy: Policy | None = None, before: Report = BEFORE) -> GateResult:
+    rules = policy or Policy(session_spread=0.0)
+    return gate(compare_reports(before, after, rules), rules)
+
+
+def statuses(result: GateResult) -> dict[str, Status]:
+    return {judgement.metric: judgement.status for judgement in result.judgements}
+
+
+def test_a_repeat_passes() -> None:
+    result = judged(report(accuracy(outcomes(1740)), row("size_bytes", 1000, "bytes"), time_row("latency_ms", 2.001)))
+    assert statuses(result) == {"accuracy": "passed", "size_bytes": "passed", "latency_ms": "passed"}
+    assert not result.failed
+
+
+def test_each_regression_fails_alone() -> None:
+    bad = {
+        "accuracy": accuracy(outcomes(1740, lost=60, gained=30)),
+        "size_bytes": row("size_bytes", 1001, "bytes"),
+        "latency_ms": time_row("latency_ms", 2.2),
+    }
+    for metric, measurement in bad.items():
+        rows = [measurement if kept.metric == metric else kept for kept in BEFORE.measurements]
+        result = judged(report(*rows, seconds=1.0))
+        assert result.failed
+        assert [judgement.metric for judgement in result.having("failed")] == [metric]
+        assert result.judgements[0].metric == metric  # what failed is read first
+
+
+def test_a_regression_below_the_margin_passes_or_is_unknown() -> None:
+    after = report(time_row("latency_ms", 2.06, 0.001), *BEFORE.measurements[:2])
+    before = report(time_row("latency_ms", 2.0, 0.001), *BEFORE.measurements[:2])
+    assert statuses(judged(after, before=before))["latency_ms"] == "passed"
+
+
+@pytest.mark.parametrize(("cannot_tell", "status"), [("pass", "passed"), ("warn", "warned"), ("fail", "failed")])
+def test_what_is_unknown_follows_the_policy(cannot_tell: CannotTell, status: Status) -> None:
+    after = report(time_row("latency_ms", 2.1, 0.2))
+    before = report(time_row("latency_ms", 2.0, 0.2))
+    policy = Policy(rules=(Rule(metric="latency_ms", worse_by="5%"),), cannot_tell=cannot_tell)
+    result = judged(after, policy, before)
+    assert (statuses(result), result.failed) == ({"latency_ms": status}, cannot_tell == "fail")
+    strict = Rule(metric="latency_ms", worse_by="5%", cannot_tell="fail")
+    assert judged(after, Policy(rules=(strict,), cannot_tell=cannot_tell), before).failed
+
+
+def test_only_metrics_with_a_rule_are_judged() -> None:
+    after = report(*BEFORE.measurements, row("parameters", 9, "parameters"), seconds=1.0)
+    before = report(*BEFORE.measurements, row("parameters", 8, "parameters"))
+    assert "parameters" not in statuses(judged(after, before=before))
+
+
+def test_what_the_candidate_lacks_fails_and_what_the_baseline_lacks_warns() -> None:
+    without = report(*BEFORE.measurements[1:])
+    result = judged(without)
+    assert [(j.metric, j.reason) for j in result.having("failed")] == [
+        ("accuracy", "the candidate was not measured for it")
+    ]
+    assert statuses(judged(BEFORE, before=without))["accuracy"] == "warned"
+
+
+def test_not_a_number_fails() -> None:
+    rows = [r.model_copy(update={"value": float("nan")}) if r.metric == "accuracy" else r for r in BEFORE.measurements]
+    result = judged(report(*rows))
+    assert [judgement.metric for judgement in result.having("failed")] == ["accuracy"]
+
+
+def test_a_rule_that_finds_nothing_does_not_pass_in_silence() -> None:
+    policy = Policy(rules=(Rule(metric="acuracy", worse_by="1 point"), Rule(metric="size_bytes", worse_by="0%")))
+    result = judged(report(*BEFORE.measurements, seconds=1.0), policy)
+    assert statuses(result) == {"acuracy": "warned", "size_bytes": "passed"}
+    assert statuses(judged(report(*BEFORE.measurements, seconds=1.0)))  # the defaults may find nothing
+    assert "perplexity" not in statuses(judged(report(*BEFORE.measurements, seconds=1.0)))
+
+
+def sliced(lost_in_first: int, lost_in_second: int) -> Report:
+    first = [1.0] * 1000
+    values = [0.0] * lost_in_first + first[lost_in_first:] + [0.0] * lost_in_second + first[lost_in_second:]
+    members = [i < 1000 for i in range(2000)]
+    slices = {"first": SliceRecord.of(members), "second": SliceRecord.of([not member for member in members])}
+    return report(accuracy(values), slices=slices)
+
+
+def test_the_worst_slice_is_held() -> None:
+    rules = (
+        Rule(metric="accuracy", worse_by="5 points"),
+        Rule(metric="accuracy", worse_by="2 points", slices="worst"),
+    )
+    result = judged(sliced(0, 40), Policy(rules=rules), sliced(0, 0))
+    assert [(j.metric, j.slice, j.status) for j in result.judgements] == [
+        ("accuracy", "second", "failed"), ("accuracy", None, "passed"),
+    ]  # fmt: skip
+    assert not judged(sliced(5, 5), Policy(rules=rules), sliced(0, 0)).failed
+    without = judged(report(accuracy([1.0] * 2000), seconds=1.0), Policy(rules=rules), report(accuracy([1.0] * 2000)))
+    assert [(j.slice, j.reason) for j in without.having("warned")] == [("worst", "no slices were compared")]
+
+
+def test_a_slice_that_is_surely_worse_goes_before_one_that_only_looks_so() -> None:
+    few = SliceRecord.of([i < 20 for i in range(2000)])
+    many = SliceRecord.of([i >= 20 for i in range(2000)])
+    before = report(accuracy([1.0] * 2000), slices={"few": few, "many": many})
+    lost = {0, 1, *range(100, 180)}  # 10 points of 20 rows, 4 of 1,980
+    after = report(accuracy([float(i not in lost) for i in range(2000)]), slices={"few": few, "many": many})
+    result = judged(after, Policy(rules=(Rule(metric="accuracy", worse_by="3 points", slices="worst"),)), before)
+    assert {part.name: part.change.verdict for part in result.comparison.slices} == {
+        "few": "can't tell", "many": "worse",
+    }  # fmt: skip
+    assert [(j.slice, j.status) for j in result.judgements] == [("many", "failed")]
+
+
+def test_json_says_whether_it_failed_and_keeps_everything() -> None:
+    result = judged(report(*BEFORE.measurements[1:]))
+    content = json.loads(result.to_json())
+    assert content.pop("failed") is True
+    assert GateResult.model_validate(content) == result
+
+
+def long_report() -> Report:
+    """2,000 outcomes, 500 latencies, other models, and slices."""
+    members = [i % 3 == 0 for i in range(2000)]
+    latency = time_row("latency_ms", 2.0).model_copy(update={"raw": tuple(2.0 + i / 1e6 for i in range(500)), "n": 500})
+    other = [measurement.model_copy(update={"model": "distill"}) for measurement in BEFORE.measurements]
+    kernel = time_row("reference_matmul_ms", 1.0).model_copy(update={"model": "machine"})
+    environment = {**MACHINE, "rounds": list(range(5000)), "noise": {"verdict": "quiet", "reasons": [], "figures": {}}}
+    return report(
+        accuracy(outcomes(1741, lost=13, gained=5)), latency, *other, kernel,
+        environment=environment, slices={"third": SliceRecord.of(members)},
+    )  # fmt: skip
+
+
+def test_a_baseline_keeps_what_a_gate_needs_in_few_bytes(tmp_path: Path) -> None:
+    whole, path = long_report(), tmp_path / "new folder" / "baseline.json"
+    write_baseline(whole, path, ORIGIN)
+    assert path.stat().st_size < 6_000
+    assert parse_baseline(json.loads(path.read_text()), path).origin == ORIGIN
+    kept = load_baseline(path)
+    assert kept.find("final", "accuracy", "cpu") == whole.find("final", "accuracy", "cpu")
+    assert kept.slices == whole.slices
+    assert kept.data == whole.data
+    latency = kept.find("final", "latency_ms", "cpu")
+    assert latency is not None
+    assert (latency.raw, latency.n, latency.value) == (None, 500, 2.0)
+    assert {measurement.model for measurement in kept.measurements} == {"machine", "final"}
+    assert kept.environment["noise"] == {"verdict": "quiet", "reasons": []}
+    assert "rounds" not in kept.environment
+
+
+def test_a_gate_judges_a_baselines_file_as_the_run_itself(tmp_path: Path) -> None:
+    whole, path = long_report(), tmp_path / "baseline.json"
+    write_baseline(whole, path, ORIGIN)
+    after = report(accuracy(outcomes(1741, lost=60, gained=5)), time_row("latency_ms", 2.3))
+    policy = Policy()
+    compared: list[Comparison] = [compare_reports(before, after, policy) for before in (whole, load_baseline(path))]
+    assert compared[0].changes == compared[1].changes
+    assert [flip.row for flip in compared[0].flips] == [flip.row for flip in compared[1].flips]
+
+
+def test_packed_outcomes_are_readable_as_documented(tmp_path: Path) -> None:
+    path = tmp_path / "baseline.json"
+    write_baseline(report(accuracy([1, 0, 0, 0, 0, 0, 0, 1, 1])), path, ORIGIN)
+    (kept,) = json.loads(path.read_text())["outcomes"]
+    assert kept["count"] == 9
+    assert kept["bits"] == "gYA="  # 10000001 10000000 in Base64
+
+
+def test_runs_and_reports_are_baselines_too(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text(BEFORE.to_json())
+    assert load_baseline(tmp_path) == load_report(tmp_path / "report.json")
+    assert load_baseline(tmp_path / "report.json").measurements == BEFORE.measurements
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"schema": 2}, "schema 2; this compress reads 1"),
+        ({"schema": 0}, "schema 0; this compress reads 1"),
+        ({"kind": "something"}, "names no kind"),
+        ({"origin": {"who": "x"}}, r"origin\.when: Field required"),
+        ({"outcomes": [{"metric": "accuracy", "model": "final", "target": "cpu", "count": 9, "bits": "gQ=="}]},
+         "take 2 bytes"),
+        ({"outcomes": [{"metric": "accuracy", "model": "final", "target": "cpu", "count": 9, "bits": "\u00e4"}]},
+         "bytes in Base64"),
+        ({"report": {"schema": 7, "recipe": "x"}}, "schema 7"),
+    ],
+)  # fmt: skip
+def test_a_broken_baseline_is_refused(tmp_path: Path, change: dict[str, object], words: str) -> None:
+    path = tmp_path / "baseline.json"
+    write_baseline(BEFORE, path, ORIGIN)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(InputError, match=words) as caught:
+        load_baseline(path)
+    assert caught.value.where is not None
+    assert str(path) in caught.value.where
+
+
+def test_a_baseline_of_an_absent_model_or_on_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no model 'prune'"):
+        write_baseline(BEFORE, tmp_path / "baseline.json", ORIGIN, "prune")
+    with pytest.raises(InputError, match="is a folder"):
+        write_baseline(BEFORE, tmp_path, ORIGIN)
+
+
+def test_what_lowers_the_bar() -> None:
+    policy = Policy()
+
+    def of(*rows: object) -> list[str]:
+        comparison = compare_reports(BEFORE, report(*rows, seconds=1.0), policy)  # type: ignore[arg-type]
+        return [change.metric for change in lowered(comparison, policy)]
+
+    quality, size, latency = BEFORE.measurements
+    assert of(quality, size, latency) == []
+    assert of(accuracy(outcomes(1741)), row("size_bytes", 999, "bytes"), time_row("latency_ms", 1.0)) == []
+    assert of(accuracy(outcomes(1739)), size, time_row("latency_ms", 2.02)) == ["accuracy"]
+    assert of(quality, row("size_bytes", 1001, "bytes"), time_row("latency_ms", 4.0)) == ["size_bytes", "latency_ms"]
+
+
+def test_the_origin_names_a_person_and_a_time() -> None:
+    made = origin("because")
+    assert made.who
+    assert made.why == "because"
+    assert made.when[10] == "T"
+    assert made.when[-6] in "+-"

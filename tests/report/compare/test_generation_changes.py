@@ -1,0 +1,107 @@
+"""Perplexity and the times of generation from report to report."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from comparisons import report, row, time_row
+from generation_reports import PROMPTS, TEXTS, generation_report
+
+from compress.recipe.policy import GATE_RULES, Policy
+from compress.report.compare.pages import html_comparison, markdown_comparison
+from compress.report.compare.reports import compare_reports
+from compress.report.pages import html_page
+from compress.results.measurement import Measurement
+from compress.results.report import AnswerRecord
+
+
+def perplexity(losses: list[float]) -> Measurement:
+    value = math.exp(np.mean(losses))
+    return row("perplexity", value, "", raw=tuple(losses), n=len(losses), low=0.9 * value, high=1.1 * value)
+
+
+def losses(rise: float = 0.0, noise: float = 0.002) -> list[float]:
+    """Windows differ much, but by nearly as much for both models."""
+    chance = np.random.default_rng(0)
+    windows = chance.normal(3.2, 0.4, 24)
+    return list(windows + (rise + chance.normal(0, noise, 24) if rise else 0.0))
+
+
+@pytest.mark.parametrize(("rise", "verdict"), [(0.05, "worse"), (-0.05, "better"), (0.002, "same")])
+def test_windows_are_paired(rise: float, verdict: str) -> None:
+    before, after = losses(), losses(rise)
+    found = compare_reports(report(perplexity(before)), report(perplexity(after)), Policy())
+    (change,) = found.changes
+    assert change.verdict == verdict
+    assert change.effect == pytest.approx(math.exp(np.mean(after) - np.mean(before)) - 1)
+    assert change.low is not None and change.high is not None and change.high - change.low < 0.01
+    assert change.method == "paired bootstrap over 24 windows"
+
+
+def test_bits_are_compared_as_they_are() -> None:
+    old, new = (report(row("bits_per_parameter", value, "bits")) for value in (4.46, 4.5))
+    (change,) = compare_reports(old, new).changes
+    assert (change.verdict, change.method) == ("worse", "figures compared as they are")
+
+
+def test_times_of_one_session_are_paired_launch_by_launch() -> None:
+    base = {"model": "baseline", "target": "cpu"}
+    step = "time_per_output_token_ms_context_128"
+    ratios = (4.0, 4.1, 3.9, 4.0)
+    mine = report(
+        time_row(step, 40.0).model_copy(update=base),
+        time_row(step, 10.0),
+        row("speedup_time_per_output_token_context_128", 4.0, "x", raw=ratios, n=4),
+    )
+    found = compare_reports(mine, mine, baseline_model="baseline")
+    (change,) = (one for one in found.changes if one.metric == step)
+    assert change.method == "calls paired side by side, t interval over 4 launches of both"
+    assert change.effect == pytest.approx(1 / np.prod(ratios) ** 0.25 - 1)
+
+
+def test_a_gate_watches_perplexity_and_both_times() -> None:
+    policy = Policy()
+    for metric, margin in {
+        "perplexity": "1%",
+        "time_per_output_token_ms_context_128": "5%",
+        "time_to_first_token_ms_context_512": "5%",
+    }.items():
+        rule = policy.rule(metric)
+        assert rule is not None and rule.worse_by == margin
+    assert policy.rule("tokens_per_second_context_128") is None, "the same figure once more"
+    assert len({rule.metric for rule in GATE_RULES}) == len(GATE_RULES)
+
+
+def test_what_both_wrote_stands_side_by_side() -> None:
+    """Of one run, or of two that share some prompts."""
+    mine = generation_report()
+    found = compare_reports(mine, mine, baseline_model="baseline")
+    assert [(one.prompt, one.baseline, one.candidate) for one in found.continuations] == list(
+        zip(PROMPTS, TEXTS["baseline"], TEXTS["final"], strict=True)
+    )
+    assert found.continuations[0].parting.startswith("They part at token 4: ")
+    page, text = html_comparison(found), markdown_comparison(found)
+    assert '<span class="apart final">and covers about' in page and "They part at token 4" in page
+    assert "1 of 3 continuations are the same to the end" in page and "They part at token 4" in text
+    fewer = mine.model_copy(update={"continuations": mine.continuations[1:]})
+    both = compare_reports(fewer, mine)
+    assert [one.baseline == one.candidate for one in both.continuations] == [True] * 3
+    assert compare_reports(mine, mine.model_copy(update={"continuations": ()})).continuations == ()
+
+
+def test_instructions_that_one_of_the_two_follows_are_flips() -> None:
+    def answers(model: str, *missed: tuple[str, ...]) -> tuple[AnswerRecord, ...]:
+        return tuple(
+            AnswerRecord(model=model, target="cpu", prompt=f"do {place}", text=f"{model} {place}", missed=each)
+            for place, each in enumerate(missed)
+        )
+
+    own = answers("baseline", (), ("words 1",), ()) + answers("final", ("json",), (), ())
+    mine = generation_report(answers=own)
+    found = compare_reports(mine, mine, baseline_model="baseline").flips
+    assert [(one.row, one.now, one.label) for one in found] == [(0, "wrong", "not json"), (1, "right", "not words 1")]
+    assert (found[0].example, found[0].baseline_answer, found[0].candidate_answer) == ("do 0", "baseline 0", "final 0")
+    page = html_page(mine).partition("<main")[2].partition("</main>")[0]
+    assert "Instructions that one of the two followed" in page and "not json" in page and "do 2" not in page

@@ -1,0 +1,300 @@
+"""Comparing stored reports: which way each metric goes, and what is never compared in silence."""
+
+from __future__ import annotations
+
+import math
+
+import comparisons
+import numpy as np
+import pytest
+from comparisons import MACHINE, accuracy, outcomes, report, row, time_row
+from scipy.stats import binom, norm
+
+from compress.recipe.policy import Policy, Rule
+from compress.report.compare.change import Change
+from compress.report.compare.reports import compare_reports
+from compress.results.measurement import Measurement
+from compress.results.report import DataRecord, Report, Skipped, SliceRecord
+from compress.utils.errors import InputError
+
+NO_SPREAD = Policy(session_spread=0.0)
+
+
+def only(baseline: Report, candidate: Report, policy: Policy = NO_SPREAD, **more: object) -> Change:
+    """The one change of a comparison."""
+    (change,) = compare_reports(baseline, candidate, policy, **more).changes  # type: ignore[arg-type]
+    return change
+
+
+def test_accuracy_is_paired_on_the_same_rows() -> None:
+    change = only(report(accuracy(outcomes(1740))), report(accuracy(outcomes(1740, lost=60, gained=38))))
+    n, b, c = 2002, 60.5, 38.5
+    half = norm.ppf(0.95) * math.sqrt(b + c - (c - b) ** 2 / n) / n
+    assert change.effect == pytest.approx(-22 / 2000)
+    assert (change.low, change.high) == pytest.approx(((c - b) / n - half, (c - b) / n + half))
+    assert (change.scale, change.confidence, change.margin, change.n) == ("absolute", 0.9, 0.005, 2000)
+    assert (change.verdict, change.more) == ("worse", 0)
+    mid_p = 2 * (binom.cdf(38, 98, 0.5) - binom.pmf(38, 98, 0.5) / 2)
+    assert change.note == f"60 right before and wrong now, 38 the other way round; McNemar's mid-p {mid_p:.2g}"
+
+
+def test_the_same_predictions_are_the_same() -> None:
+    change = only(report(accuracy(outcomes(1740))), report(accuracy(outcomes(1740))))
+    assert (change.verdict, change.effect) == ("same", 0.0)
+    assert 0 < change.high < 0.001
+
+
+def test_few_rows_cannot_tell_and_say_how_many_more() -> None:
+    # One point down on 200 rows, 5 against 3: the half-width shrinks with the root of the rows to the 1 point.
+    change = only(report(accuracy(outcomes(170, 200))), report(accuracy(outcomes(170, 200, lost=5, gained=3))))
+    assert change.verdict == "can't tell"
+    half = max(change.high - change.effect, change.effect - change.low)
+    assert change.more == math.ceil(200 * (half / 0.01) ** 2) - 200
+
+
+def test_other_test_data_is_said_and_not_paired() -> None:
+    other = DataRecord(digest="cd" * 32, rows=2000)
+    before, after = report(accuracy(outcomes(1740))), report(accuracy(outcomes(1700)), data=other)
+    comparison = compare_reports(before, after, NO_SPREAD)
+    change = comparison.changes[0]
+    # Newcombe's interval of two independent shares is far wider than the paired one of 40 rows of 2,000.
+    assert change.high - change.low == pytest.approx(2 * 1.645 * math.sqrt(0.87 * 0.13 / 1000), rel=0.05)
+    assert "not paired: of different test data" in (change.note or "")
+    assert any("different test data" in note for note in comparison.notes)
+
+
+def test_a_report_without_a_digest_is_assumed_to_be_of_the_same_rows_aloud() -> None:
+    before = report(accuracy(outcomes(1740)), data=None)
+    comparison = compare_reports(before, report(accuracy(outcomes(1739))), NO_SPREAD)
+    assert comparison.changes[0].method.startswith("paired on 2,000")
+    assert any("does not name its test data" in note for note in comparison.notes)
+    shorter = compare_reports(before, report(accuracy(outcomes(1739, 1999))), NO_SPREAD)
+    assert "paired on" not in shorter.changes[0].method
+
+
+def test_values_of_single_examples_are_bootstrapped_in_pairs() -> None:
+    generator = np.random.default_rng(0)
+    hard = generator.gamma(2.0, 1.0, 400)
+    losses = [tuple((hard + shift + generator.normal(0, 0.02, 400)).tolist()) for shift in (1.0, 1.1)]
+    rows = [row("loss", float(np.mean(values)), "nats", raw=values, n=400) for values in losses]
+    change = only(report(rows[0]), report(rows[1]))
+    assert change.scale == "relative"
+    assert change.effect == pytest.approx(0.1 / (hard.mean() + 1), abs=0.002)
+    assert change.high - change.low < 0.005  # unpaired it would be ten times that
+    assert change.verdict == "worse"
+
+
+def test_bytes_are_exact() -> None:
+    before, after = report(row("size_bytes", 1_000_000, "bytes")), report(row("size_bytes", 1_000_001, "bytes"))
+    worse = only(before, after)
+    assert worse.effect == worse.low == worse.high == pytest.approx(1e-6)
+    assert (worse.verdict, worse.confidence, worse.more) == ("worse", None, 0)
+    assert only(after, before).verdict == "better"
+    assert only(before, before.model_copy(update={"seconds": 1.0})).verdict == "same"
+
+
+def test_times_of_two_sessions_by_hand() -> None:
+    policy = Policy(session_spread=0.02)
+    change = only(report(time_row("latency_ms", 2.0, 0.01)), report(time_row("latency_ms", 2.2, 0.02)), policy)
+    z99 = norm.ppf(0.995)
+    rows = math.hypot(math.log(1.01), math.log(1.02)) * z99 / norm.ppf(0.975)
+    half = math.hypot(rows, z99 * math.sqrt(2) * 0.02)
+    assert change.effect == pytest.approx(0.1)
+    expected = (math.exp(math.log(1.1) - half) - 1, math.exp(math.log(1.1) + half) - 1)
+    assert (change.low, change.high) == pytest.approx(expected, rel=1e-6)
+    assert (change.verdict, change.confidence, change.margin) == ("worse", 0.99, 0.05)
+
+
+def test_throughput_is_worse_when_it_falls() -> None:
+    slow = report(row("throughput", 90.0, "examples/s", low=89.0, high=91.0, n=20))
+    fast = report(row("throughput", 100.0, "examples/s", low=99.0, high=101.0, n=20))
+    assert only(fast, slow).verdict == "worse"
+    assert only(slow, fast).verdict == "better"
+
+
+def machine(matmul_ms: float, copy_ms: float, copy_spread: float = 0.001) -> list[Measurement]:
+    """The reference kernels' rows."""
+    rows = (time_row("reference_matmul_ms", matmul_ms, 0.001), time_row("reference_copy_ms", copy_ms, copy_spread))
+    return [kernel.model_copy(update={"model": "machine"}) for kernel in rows]
+
+
+def test_a_slower_machine_is_divided_out() -> None:
+    before = report(time_row("latency_ms", 2.0), *machine(1.0, 1.0))
+    slower = report(time_row("latency_ms", 2.6), *machine(1.3, 1.3))
+    change = only(before, slower)
+    assert change.effect == pytest.approx(0.0, abs=1e-9)
+    assert change.verdict == "same" or change.high < 0.05
+    assert "reference_matmul_ms and reference_copy_ms" in change.method
+    assert only(before, report(time_row("latency_ms", 2.6), *machine(1.0, 1.0))).effect == pytest.approx(0.3)
+
+
+def test_kernels_that_disagree_leave_it_open() -> None:
+    before = report(time_row("latency_ms", 2.0, 0.001), *machine(1.0, 1.0))
+    change = only(before, report(time_row("latency_ms", 2.4, 0.001), *machine(1.0, 1.3, 0.05)))
+    # By the product 20% slower, by the copy 8% faster, which is known within 5% at 95%, so within 6.6% at 99%.
+    scale = norm.ppf(0.995) / norm.ppf(0.975)
+    narrow, wide = 2 * math.log(1.001) * scale, math.hypot(math.log(1.05), math.sqrt(3) * math.log(1.001)) * scale
+    assert change.low == pytest.approx(2.4 / 2.0 / 1.3 * math.exp(-wide) - 1, abs=1e-9)
+    assert change.high == pytest.approx(2.4 / 2.0 * math.exp(narrow) - 1, abs=1e-9)
+    assert change.effect == pytest.approx(2.4 / 2.0 / math.sqrt(1.3) - 1)
+    assert change.verdict == "can't tell"
+
+
+def test_a_faster_machine_raises_throughput_by_itself() -> None:
+    rates = [row("throughput", value, "examples/s", low=value * 0.99, high=value * 1.01, n=20) for value in (100, 125)]
+    change = only(report(rates[0], *machine(1.0, 1.0)), report(rates[1], *machine(0.8, 0.8)))
+    assert change.effect == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("metric", ["latency_ms", "startup_ms", "peak_memory_bytes"])
+def test_other_hosts_get_no_verdict_unless_asked(metric: str) -> None:
+    other = {**MACHINE, "processor": "another processor", "threads": 8}
+    memory = metric == "peak_memory_bytes"
+    rows = [row(metric, value, "bytes") if memory else time_row(metric, value, 0.001) for value in (2.0, 4.0)]
+    before, after = report(rows[0]), report(rows[1], environment=other)
+    comparison = compare_reports(before, after, NO_SPREAD)
+    assert comparison.changes[0].verdict == "can't tell"
+    assert "an invented processor and another processor" in (comparison.changes[0].note or "")
+    assert comparison.host_differences == (
+        "processor: an invented processor and another processor", "threads of the runtime: 2 and 8",
+    )  # fmt: skip
+    asked = compare_reports(before, after, NO_SPREAD, across_hosts=True)
+    assert asked.changes[0].verdict == "worse"
+    assert any("across machines, as asked" in note for note in asked.notes)
+
+
+def test_accuracy_and_size_compare_across_hosts() -> None:
+    other = {**MACHINE, "processor": "another processor"}
+    rows = (accuracy(outcomes(1740)), row("size_bytes", 5, "bytes"))
+    comparison = compare_reports(report(*rows), report(*rows, environment=other), NO_SPREAD)
+    assert [change.verdict for change in comparison.changes] == ["same", "same"]
+
+
+def test_an_unusable_session_gives_no_verdict_on_times() -> None:
+    noisy = {**MACHINE, "noise": {"verdict": "unusable", "reasons": ["the rounds vary by 80%"]}}
+    change = only(report(time_row("latency_ms", 2.0)), report(time_row("latency_ms", 4.0), environment=noisy))
+    assert (change.verdict, change.more) == ("can't tell", None)
+    assert "the candidate's machine was too noisy (the rounds vary by 80%)" in (change.note or "")
+
+
+def test_memory_with_an_interval_is_bound_to_the_machine_and_has_no_session_spread() -> None:
+    rows = [row("peak_memory_bytes", size, "bytes", low=size * 0.99, high=size * 1.01, n=6) for size in (1e8, 1.1e8)]
+    change = only(report(rows[0]), report(rows[1]), Policy(session_spread=0.5))
+    assert change.verdict == "worse"
+    assert change.confidence == 0.9
+    other = report(rows[1], environment={**MACHINE, "processor": "another"})
+    assert only(report(rows[0]), other).verdict == "can't tell"
+
+
+def test_a_run_against_itself_is_said_to_be() -> None:
+    one = report(time_row("latency_ms", 2.0))
+    comparison = compare_reports(one, one)
+    assert comparison.notes == ("both sides are one and the same run",)
+    assert comparison.changes[0].effect == 0.0
+
+
+def test_new_software_is_said_and_compared() -> None:
+    newer = {**MACHINE, "packages": {"onnxruntime": "1.33.0"}, "kernel": "6.2.0"}
+    before, after = report(time_row("latency_ms", 2.0)), report(time_row("latency_ms", 3.0), environment=newer)
+    comparison = compare_reports(before, after, NO_SPREAD)
+    assert comparison.changes[0].verdict == "worse"
+    assert "software differs: kernel: 6.1.0 and 6.2.0" in comparison.notes
+    assert "software differs: onnxruntime: 1.32.0 and 1.33.0" in comparison.notes
+
+
+def test_a_reused_timing_is_no_news() -> None:
+    latency = time_row("latency_ms", 2.0)
+    comparison = compare_reports(report(latency), report(latency, started="2026-11-26T12:00:00+00:00"))
+    assert (comparison.changes[0].verdict, comparison.changes[0].effect) == ("same", 0.0)
+    assert any("--remeasure" in note for note in comparison.notes)
+
+
+@pytest.mark.parametrize("broken", ["value", "raw"])
+@pytest.mark.parametrize("side", ["baseline", "candidate"])
+def test_what_is_no_number_is_not_compared(broken: str, side: str) -> None:
+    good = accuracy(outcomes(1740))
+    changes = {"value": math.nan} if broken == "value" else {"raw": (math.nan, *good.raw[1:])}  # type: ignore[index]
+    bad = report(good.model_copy(update=changes), row("size_bytes", 5, "bytes"))
+    fine = report(good, row("size_bytes", 5, "bytes"))
+    comparison = compare_reports(bad, fine) if side == "baseline" else compare_reports(fine, bad)
+    (missing,) = comparison.uncompared
+    assert (missing.metric, missing.candidate_lacks) == ("accuracy", side == "candidate")
+    assert f"the {side}'s accuracy" in missing.reason
+    assert [change.metric for change in comparison.changes] == ["size_bytes"]
+
+
+def test_a_metric_of_one_side_is_not_lost() -> None:
+    size = row("size_bytes", 5, "bytes")
+    comparison = compare_reports(report(size, time_row("latency_ms", 1)), report(size, accuracy([1, 0])))
+    assert {(m.metric, m.candidate_lacks) for m in comparison.uncompared} == {("latency_ms", True), ("accuracy", False)}
+    skipped = report(size, skipped=(Skipped(target="gpu", reason="no driver"),))
+    gpu = time_row("latency_ms", 1).model_copy(update={"target": "gpu"})
+    (missing,) = compare_reports(report(size, gpu), skipped).uncompared
+    assert (missing.reason, missing.candidate_lacks) == ("the target was skipped: no driver", False)
+
+
+def test_nothing_in_common_is_an_error() -> None:
+    with pytest.raises(InputError, match="no measurement in common"):
+        compare_reports(report(row("size_bytes", 5, "bytes")), report(time_row("latency_ms", 1)))
+    with pytest.raises(InputError, match="no model 'quantize'"):
+        compare_reports(report(time_row("latency_ms", 1)), report(time_row("latency_ms", 1)), Policy(model="quantize"))
+
+
+def test_a_figure_without_interval_gets_no_verdict() -> None:
+    change = only(report(row("f1", 0.87, "ratio", n=2000)), report(row("f1", 0.80, "ratio", n=2000)))
+    assert (change.verdict, change.effect) == ("can't tell", pytest.approx(-0.07))
+    assert "no interval" in (change.note or "")
+
+
+def test_agreement_with_different_baselines_is_left_out() -> None:
+    rows = (row("agreement", 0.9, "ratio", low=0.88, high=0.92, n=2000), row("size_bytes", 5, "bytes"))
+    same = compare_reports(report(*rows), report(*rows, seconds=1.0))
+    assert [change.metric for change in same.changes] == ["agreement", "size_bytes"]
+    other = compare_reports(report(*rows), report(*rows, recipe="another"))
+    assert [change.metric for change in other.changes] == ["size_bytes"]
+    assert "of different recipes: made-up and another" in other.notes
+
+
+def test_two_models_of_one_run_are_rows_of_one_session() -> None:
+    ratios = (2.0, 2.1, 1.9, 2.05, 1.95, 2.0)
+    rows = [
+        time_row("latency_ms", 2.0).model_copy(update={"model": "baseline"}),
+        time_row("latency_ms", 1.0),
+        row("speedup", 2.0, "x", raw=ratios, n=6),
+        accuracy(outcomes(1740)).model_copy(update={"model": "baseline"}),
+        accuracy(outcomes(1740, lost=300)),
+    ]
+    one = report(*rows)
+    comparison = compare_reports(one, one, baseline_model="baseline")
+    assert [change.metric for change in comparison.changes] == ["latency_ms", "accuracy"]
+    latency, quality = comparison.changes
+    logs = np.log(1 / np.array(ratios))
+    assert latency.effect == pytest.approx(math.exp(logs.mean()) - 1)
+    assert latency.n == 6
+    assert (latency.verdict, quality.verdict) == ("better", "worse")
+    assert comparison.notes == ()
+
+
+def test_margins_are_converted_to_the_scale_of_the_effect() -> None:
+    rules = (Rule(metric="accuracy", worse_by="1%"), Rule(metric="latency_ms", worse_by=0.5))
+    rows = (accuracy(outcomes(1000)), time_row("latency_ms", 10.0))
+    comparison = compare_reports(report(*rows), report(*rows, seconds=1.0), Policy(rules=rules))
+    assert [change.margin for change in comparison.changes] == pytest.approx([0.005, 0.05])
+
+
+def test_slices_are_compared_at_their_own_margin() -> None:
+    half = [i < 1000 for i in range(2000)]
+    slices = {"first": SliceRecord.of(half), "second": SliceRecord.of([not member for member in half])}
+    before = report(accuracy([1.0] * 2000), slices=slices)
+    after = report(accuracy([0.0] * 50 + [1.0] * 1950), slices=slices)
+    rules = (Rule(metric="accuracy", worse_by="3 points", slices="worst"),)
+    comparison = compare_reports(before, after, Policy(rules=rules))
+    worst = comparison.worst_slice
+    assert worst is not None
+    assert (worst.name, worst.change.effect, worst.change.margin) == ("first", -0.05, pytest.approx(0.03))
+    assert [flip.row for flip in comparison.flips] == list(range(50))
+    assert all(flip.now == "wrong" for flip in comparison.flips)
+
+
+def test_the_builder_counts_as_it_says() -> None:
+    assert sum(comparisons.outcomes(1740, lost=60, gained=38)) == 1718

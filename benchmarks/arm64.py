@@ -25,10 +25,10 @@ import typer
 
 from compress.cli.console_progress import ConsoleProgress
 from compress.cli.doctor_model import Finding, real_inputs
-from compress.errors import CompressError, StageError
 from compress.formats.onnx.int8.observers import Feed, tap
 from compress.formats.onnx.model import find_graphs
 from compress.formats.onnx.runtimes.profile import CPU, own_name, write_optimized
+from compress.utils.errors import CompressError, StageError
 
 _EXAMPLES = 4
 _NUDGE = 1 + 1e-6
@@ -90,8 +90,8 @@ def arm_findings(graph: Path, feeds: Sequence[Feed], arm: EmulatedArm) -> Iterat
     with tempfile.TemporaryDirectory(prefix="compress-arm-") as folder:
         portable = onnx.load(write_optimized(graph, Path(folder), 1, portable=True))
     apart = take_apart(portable, feeds[0])
-    (there,) = arm.run(apart.graph, [apart.feed], optimize=False)
-    yield _operators(apart, departures(apart, answers_here(apart), there))
+    (arm_outputs,) = arm.run(apart.graph, [apart.feed], optimize=False)
+    yield _operators(apart, departures(apart, answers_here(apart), arm_outputs))
     yield _whole(onnx.load(graph), feeds[:_EXAMPLES], arm)
 
 
@@ -109,12 +109,12 @@ class EmulatedArm:
         Raises `StageError` where the process fails or takes half an hour.
         """
         with tempfile.TemporaryDirectory(prefix="compress-arm-") as folder:
-            place = Path(folder)
-            onnx.save(graph, place / "model.onnx")
+            work_folder = Path(folder)
+            onnx.save(graph, work_folder / "model.onnx")
             fed = {f"{batch}:{name}": array for batch, feed in enumerate(feeds) for name, array in feed.items()}
-            np.savez(place / "fed.npz", **fed)  # type: ignore[arg-type]
-            self._start(place, "optimized" if optimize else "as it is", len(feeds))
-            with np.load(place / "answers.npz") as answers:
+            np.savez(work_folder / "fed.npz", **fed)  # type: ignore[arg-type]
+            self._start(work_folder, "optimized" if optimize else "as it is", len(feeds))
+            with np.load(work_folder / "answers.npz") as answers:
                 names = [value.name for value in graph.graph.output]
                 return [
                     {name: answers[f"{batch}:{number}"] for number, name in enumerate(names)}
@@ -137,8 +137,8 @@ class EmulatedArm:
         except subprocess.TimeoutExpired as error:
             raise StageError(f"The emulated ARM processor took more than {_SECONDS:.0f} s.") from error
         if done.returncode:
-            said = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
-            raise StageError(f"The emulated ARM processor failed: {said[0]}", where=self.emulator)
+            last_line = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
+            raise StageError(f"The emulated ARM processor failed: {last_line[0]}", where=self.emulator)
 
 
 def find_emulated_arm() -> EmulatedArm | str:
@@ -195,19 +195,19 @@ def take_apart(graph: onnx.ModelProto, feed: Feed) -> Apart:
     """
     stored = {tensor.name for tensor in graph.graph.initializer}
     nodes = [node for node in graph.graph.node if not any(a.type == onnx.AttributeProto.GRAPH for a in node.attribute)]
-    wanted = list(dict.fromkeys(name for node in nodes for name in node.input if name and name not in stored))
-    (values,) = tap(graph, wanted, [feed])
+    needed_names = list(dict.fromkeys(name for node in nodes for name in node.input if name and name not in stored))
+    (values,) = tap(graph, needed_names, [feed])
     apart = onnx.ModelProto()
     apart.CopyFrom(graph)
     del apart.graph.node[:], apart.graph.input[:], apart.graph.output[:], apart.graph.value_info[:]
     given: dict[str, np.ndarray] = {}
-    for place, node in enumerate(nodes):
-        own = onnx.NodeProto()
-        own.CopyFrom(node)
+    for index, node in enumerate(nodes):
+        single_node = onnx.NodeProto()
+        single_node.CopyFrom(node)
         given |= {name: values[name] for name in node.input if name in values}
-        own.output[:] = [f"answer_{place}_{at}" if name else "" for at, name in enumerate(node.output)]
-        apart.graph.node.append(own)
-        apart.graph.output.extend(onnx.ValueInfoProto(name=name) for name in own.output if name)
+        single_node.output[:] = [f"answer_{index}_{at}" if name else "" for at, name in enumerate(node.output)]
+        apart.graph.node.append(single_node)
+        apart.graph.output.extend(onnx.ValueInfoProto(name=name) for name in single_node.output if name)
     for name, array in given.items():
         kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
         apart.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, array.shape))
@@ -226,13 +226,13 @@ def answers_here(apart: Apart) -> dict[str, np.ndarray]:
 
 def departures(apart: Apart, here: Mapping[str, np.ndarray], there: Mapping[str, np.ndarray]) -> list[Departure]:
     """The operators whose answers are not the same bits, in the graph's order; both are answers to ``apart``."""
-    found = []
-    for place, node in enumerate(apart.nodes):
-        names = [f"answer_{place}_{at}" for at, name in enumerate(node.output) if name]
+    differences = []
+    for index, node in enumerate(apart.nodes):
+        names = [f"answer_{index}_{at}" for at, name in enumerate(node.output) if name]
         pairs = [(here[name], there[name]) for name in names]
         if not all(np.array_equal(ours, theirs, equal_nan=ours.dtype.kind == "f") for ours, theirs in pairs):
-            found.append(_departure(node, pairs))
-    return found
+            differences.append(_departure(node, pairs))
+    return differences
 
 
 def spread(answers: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> tuple[float, int]:
@@ -254,14 +254,14 @@ def _departure(node: onnx.NodeProto, pairs: Sequence[tuple[np.ndarray, np.ndarra
 
 def _operators(apart: Apart, found: Sequence[Departure]) -> Finding:
     count = len(apart.nodes)
-    bad = [each for each in found if each.matters]
+    bad = [difference for difference in found if difference.matters]
     if not bad:
-        rest = max((each.error for each in found), default=0.0)
-        rounding = f"; {len(found)} of them sum floats in another order ({rest:.1g})" if found else ""
+        largest_other = max((difference.error for difference in found), default=0.0)
+        rounding = f"; {len(found)} of them sum floats in another order ({largest_other:.1g})" if found else ""
         return Finding("ok", f"each of {count} operators answers as here on the same inputs{rounding}")
     first = bad[0]
     steps = f" by up to {first.steps} steps" if first.steps is not None else ""
-    kinds = ", ".join(dict.fromkeys(each.operator for each in bad))
+    kinds = ", ".join(dict.fromkeys(difference.operator for difference in bad))
     return Finding(
         "warning",
         f"the first operator that departs is {first.operator} {own_name(first.name) or first.name}: "
@@ -284,10 +284,10 @@ def _whole(graph: onnx.ModelProto, feeds: Sequence[Feed], arm: EmulatedArm) -> F
         {name: array * array.dtype.type(_NUDGE) if array.dtype.kind == "f" else array for name, array in feed.items()}
         for feed in feeds
     ]
-    own, _ = spread(answers, [values[names[0]] for values in tap(graph, names, nudged)])
+    x86_spread, _ = spread(answers, [values[names[0]] for values in tap(graph, names, nudged)])
     text = f"{names[0]} of {len(feeds)} examples differs by at most {largest:.1e} of its size"
-    beside = f", where a millionth on the inputs moves it by {own:.1e} here" if own else ""
-    level: Literal["ok", "warning"] = "ok" if largest <= max(_CLOSE, _ALIKE * own) else "warning"
+    beside = f", where a millionth on the inputs moves it by {x86_spread:.1e} here" if x86_spread else ""
+    level: Literal["ok", "warning"] = "ok" if largest <= max(_CLOSE, _ALIKE * x86_spread) else "warning"
     return Finding(level, f"{text}{beside}; the largest value is in the same place in {same} of them")
 
 

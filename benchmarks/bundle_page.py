@@ -23,9 +23,9 @@ from typing import Any
 
 import psutil
 
-from compress.environment import environment
 from compress.formats.onnx.runtimes.javascript import largest_renderer, peak_bytes
 from compress.runtimes.chromium import Page, open_page
+from compress.utils.environment import environment
 
 TYPES = {".html": "text/html", ".css": "text/css", ".wasm": "application/wasm"}
 TYPES |= dict.fromkeys((".js", ".mjs"), "text/javascript")
@@ -67,8 +67,8 @@ def main() -> None:
             visit(port, sent, options.message, options.picture if launch == 0 else None)
             for launch in range(options.launches)
         ]
-    found = figures(runs, options.encoding)
-    sys.stdout.write(json.dumps(found, indent=1) + "\n" if options.json else words(found))
+    timings = figures(runs, options.encoding)
+    sys.stdout.write(json.dumps(timings, indent=1) + "\n" if options.json else words(timings))
 
 
 @contextmanager
@@ -130,13 +130,13 @@ def chatted(page: Page, message: str) -> dict[str, float]:
     page.wait_for("document.body && document.body.dataset.ready")
     page.evaluate(SEND % json.dumps(message))
     page.wait_for("document.body.dataset.answer", seconds=600)
-    said = REPLIED.match(page.evaluate("document.getElementById('status').textContent"))
-    assert said is not None and said[3] is not None, "a reply of two tokens or more"
+    match = REPLIED.match(page.evaluate("document.getElementById('status').textContent"))
+    assert match is not None and match[3] is not None, "a reply of two tokens or more"
     memory = peak_bytes(largest_renderer(psutil.Process(page.browser)))
     return {
-        "tokens": int(said[1]),
-        "first_token_s": float(said[2]),
-        "tokens_per_second": float(said[3]),
+        "tokens": int(match[1]),
+        "first_token_s": float(match[2]),
+        "tokens_per_second": float(match[3]),
         "peak_memory_bytes": memory,
     }
 

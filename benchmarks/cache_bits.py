@@ -20,15 +20,15 @@ from pathlib import Path
 
 import numpy as np
 
-from compress.checkpoints.processor import load_tokenizer
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
 from compress.formats.openvino.runtime import KV_CACHE_PRECISION, StatefulSession, core, read_model
 from compress.formats.silence import quiet_libraries
+from compress.models.processor import load_tokenizer
 from compress.numerics.statistics import bootstrap_interval
-from compress.progress import SilentProgress
 from compress.tasks.registry import get_task
 from compress.tasks.windows import token_ids
+from compress.utils.progress import SilentProgress
 
 _INPUTS = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 VARIANTS: dict[str, dict[str, object]] = {
@@ -55,8 +55,8 @@ def main() -> None:
     likeliest: dict[str, np.ndarray] = {}
     for name, settings in VARIANTS.items():
         session = _open(options.folder, settings, options.threads)
-        told = [_foretold(session, window, options.context) for window in windows]
-        losses[name], likeliest[name] = (np.stack(each) for each in zip(*told, strict=True))
+        predictions = [_foretold(session, window, options.context) for window in windows]
+        losses[name], likeliest[name] = (np.stack(arrays) for arrays in zip(*predictions, strict=True))
         first = next(iter(losses))
         gap = (losses[name] - losses[first]).mean(axis=1)
         low, high = bootstrap_interval(gap, lambda values: float(values.mean()), seed=0)
@@ -73,7 +73,7 @@ def _windows(folder: Path, count: int, length: int) -> list[np.ndarray]:
     data = load_dataset(DataConfig(source="sample:wiki", max_length=512), task.columns, Path(), SilentProgress())
     ids = np.array(token_ids(data.split("test"), load_tokenizer(folder)))
     places = np.linspace(0, len(ids) - length, count).astype(int)
-    return [ids[place : place + length] for place in places]
+    return [ids[start : start + length] for start in places]
 
 
 def _open(folder: Path, settings: dict[str, object], threads: int) -> StatefulSession:
@@ -84,13 +84,13 @@ def _open(folder: Path, settings: dict[str, object], threads: int) -> StatefulSe
 def _foretold(session: StatefulSession, ids: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray]:
     """The loss of each token behind the context, in nats, and the likeliest token in its place."""
     logits = session.logits(ids[None, :context])[0, -1]
-    losses, found = [], []
+    losses, predicted_ids = [], []
     for token in ids[context:]:
         wide = logits.astype(np.float64)
         losses.append(np.logaddexp.reduce(wide) - wide[token])
-        found.append(int(wide.argmax()))
+        predicted_ids.append(int(wide.argmax()))
         logits = session.more(np.array([[token]]))[0, -1]
-    return np.array(losses), np.array(found)
+    return np.array(losses), np.array(predicted_ids)
 
 
 if __name__ == "__main__":

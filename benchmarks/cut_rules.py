@@ -19,17 +19,17 @@ import torch
 import typer
 from peers.language_setting import LanguageSetting
 
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.environment import processor
 from compress.formats.silence import quiet_libraries
-from compress.progress import SilentProgress
+from compress.models.checkpoint import Checkpoint
 from compress.stages.prune import Prune
+from compress.utils.environment import processor
+from compress.utils.progress import SilentProgress
 
 RESULTS = Path(__file__).parent / "results" / "cut-language-models.json"
 RULES: dict[str, dict[str, Any]] = {
     **{
         f"{told} blocks, {rule}": {"layers": count, "samples": 64, **fields}
-        for told, count in {"four": 4, "six": 6}.items()
+        for label, count in {"four": 4, "six": 6}.items()
         for rule, fields in {
             "block_influence (ShortGPT)": {"layer_importance": "block_influence", "bridge": False},
             "neighbours": {"bridge": False},
@@ -60,15 +60,20 @@ def main(
                                   windows=windows)  # fmt: skip
         whole = setting.perplexity_of_checkpoint(setting.source)
         rows.append(["all of it", _millions(setting.source), f"{whole:.2f}", ""])
-        for told, fields in RULES.items():
+        for rule, fields in RULES.items():
             stage = Prune.model_validate({"precision": "fastest", **fields})
             with tempfile.TemporaryDirectory(dir=setting.folder) as work:
                 began = time.perf_counter()
-                made = stage.run(Checkpoint(setting.source), setting.context(Path(work)))
+                pruned = stage.run(Checkpoint(setting.source), setting.context(Path(work)))
                 seconds = time.perf_counter() - began
-                found = setting.perplexity_of_checkpoint(made.folder)
+                perplexity = setting.perplexity_of_checkpoint(pruned.folder)
                 rows.append(
-                    [told, _millions(made.folder), f"{found:.2f} ({found / whole - 1:+.0%})", f"{seconds:.0f} s"]
+                    [
+                        rule,
+                        _millions(pruned.folder),
+                        f"{perplexity:.2f} ({perplexity / whole - 1:+.0%})",
+                        f"{seconds:.0f} s",
+                    ]
                 )
             typer.echo(" | ".join(rows[-1]))
     if write:

@@ -29,14 +29,14 @@ import torch
 from ml_dtypes import bfloat16
 from safetensors.numpy import load_file, save_file
 
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.checkpoints.gptq_layout import pack_layer
-from compress.checkpoints.shards import write_shards
-from compress.diff.models import Side, Wanted, compare_models
-from compress.diff.record import Diff
+from compress.models.checkpoint import Checkpoint
+from compress.models.gptq_layout import pack_layer
+from compress.models.shards import write_shards
 from compress.numerics.gptq import GptqSettings, round_to_nearest
 from compress.numerics.integer_grid import QuantizedWeight
-from compress.progress import SilentProgress
+from compress.plugins.diff.models import Side, Wanted, compare_models
+from compress.plugins.diff.record import Diff
+from compress.utils.progress import SilentProgress
 
 RESULT = Path(__file__).parent / "results" / "diff.json"
 LAYERS, HIDDEN, HEADS, INNER, WORDS = 4, 128, 8, 256, 512
@@ -61,7 +61,7 @@ def model(folder: Path, seed: int = 0) -> Path:
         if "norm" in name:
             torch.nn.init.normal_(parameter, 1.0, 0.1)
     network.save_pretrained(folder)
-    words = {f"w{place}": place for place in range(WORDS)}
+    words = {f"w{index}": index for index in range(WORDS)}
     tokenizer = Tokenizer(models.WordLevel(vocab=words, unk_token="w0"))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0").save_pretrained(folder)
     return folder
@@ -76,15 +76,15 @@ def quantized(source: Path, folder: Path, bits: Mapping[str, int], scale: Mappin
         if not module.endswith("_proj"):
             tensors.append((name, weight.half()))
             continue
-        own = bits.get(module, 8)
-        grid = round_to_nearest(weight.float(), GptqSettings(own, 64, scale_search=False))
+        module_bits = bits.get(module, 8)
+        grid = round_to_nearest(weight.float(), GptqSettings(module_bits, 64, scale_search=False))
         scaled = QuantizedWeight(
-            grid.integers, (grid.scales * scale.get(module, 1.0)).half().float(), grid.zero_points, own, 64
+            grid.integers, (grid.scales * scale.get(module, 1.0)).half().float(), grid.zero_points, module_bits, 64
         )
         tensors += [(f"{module}.{part}", value) for part, value in pack_layer(scaled, stored_less_one=True).items()]
     folder.mkdir()
     write_shards(folder, tensors)
-    dynamic = {f"+:{module}$": {"bits": own, "group_size": 64} for module, own in bits.items()}
+    dynamic = {f"+:{module}$": {"bits": module_bits, "group_size": 64} for module, module_bits in bits.items()}
     settings = {"quant_method": "gptq", "bits": 8, "group_size": 64, "sym": True, "checkpoint_format": "gptq"}
     config = {**checkpoint.config, "quantization_config": {**settings, **({"dynamic": dynamic} if dynamic else {})}}
     (folder / "config.json").write_text(json.dumps(config, indent=1))
@@ -204,16 +204,16 @@ def plant(name: str, folder: Path) -> Diff:
     """Make both models below ``folder``, and compare them."""
     planted = PLANTED[name]
     runs = folder / "before", folder / "after"
-    for place, run in enumerate(runs):
+    for index, run in enumerate(runs):
         run.mkdir(parents=True)
-        seed = planted.seed if place and planted.seed is not None else 0
+        seed = planted.seed if index and planted.seed is not None else 0
         source = model(run / "model", seed)
         (run / "recipe.yaml").write_text(_recipe(seed))
         if planted.quantized is not None:
             source.rename(run / "float")
-            bits, scale = planted.quantized if place else ({}, {})
+            bits, scale = planted.quantized if index else ({}, {})
             quantized(run / "float", source, bits, scale)
-        elif place and planted.change is not None:
+        elif index and planted.change is not None:
             planted.change(source)
     sides = [Side(run.name, run / "model", run) for run in runs]
     return compare_models(sides[0], sides[1], Wanted("weights"), SilentProgress())
@@ -228,8 +228,8 @@ def _recipe(seed: int) -> str:
 def found(name: str, diff: Diff) -> bool:
     """Whether a diff names the place first, and what was done there, and no other layer."""
     planted = PLANTED[name]
-    causes = " ".join(cause for one in diff.weights.layers for cause in one.causes) if diff.weights else ""
-    layers = {one.name for one in diff.weights.layers} if diff.weights else set()
+    causes = " ".join(cause for layer in diff.weights.layers for cause in layer.causes) if diff.weights else ""
+    layers = {layer.name for layer in diff.weights.layers} if diff.weights else set()
     only = planted.seed is not None or layers <= {planted.first}
     # A merged table is the head too, and no layer of its own.
     return diff.first.startswith(planted.first) and planted.words in causes and only
@@ -252,16 +252,16 @@ def format_rows() -> Iterator[list[str]]:
     import stage_contract
     import tiny
 
-    from compress.checkpoints.checkpoint import QuantizedCheckpoint
-    from compress.checkpoints.torch_model import TorchModel
-    from compress.errors import CompressError
+    from compress.models.checkpoint import QuantizedCheckpoint
+    from compress.models.torch_model import TorchModel
     from compress.stage.stage import Context
+    from compress.utils.errors import CompressError
 
     def written(model: Any, context: Context, folder: Path, kind: str) -> Any:
-        made = stage_contract.stage_of(kind, {}).run(model, context)
+        artifact = stage_contract.stage_of(kind, {}).run(model, context)
         folder.mkdir()
-        made.save(folder)
-        return made
+        artifact.save(folder)
+        return artifact
 
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
@@ -275,11 +275,11 @@ def format_rows() -> Iterator[list[str]]:
         for kind in FORMATS:
             folder = root / f"encoder {kind}"
             try:
-                made = written(graph if kind in ("quantize", "ort") else encoder, context, folder, kind)
+                artifact = written(graph if kind in ("quantize", "ort") else encoder, context, folder, kind)
             except (CompressError, ImportError) as error:
                 yield [f"encoder, {kind}", "not to be had", str(error).splitlines()[0]]
                 continue
-            graph = made if kind == "export" else graph
+            graph = artifact if kind == "export" else graph
             yield _same(f"encoder, {kind}", root / "encoder", folder)
         texts = stage_contract.language_context(root / "texts")
         decoder = stage_contract.save_mergeable_llama(root / "decoder")
@@ -300,8 +300,8 @@ def _same(name: str, before: Path, after: Path) -> list[str]:
     diff = compare_models(*sides, Wanted("weights"), SilentProgress())
     weights = diff.weights
     assert weights is not None
-    most = max((one.relative for one in weights.tensors), default=0.0)
-    times = max((one.times_rounding or 0.0 for one in weights.having("rounded")), default=0.0)
+    most = max((tensor.relative for tensor in weights.tensors), default=0.0)
+    times = max((tensor.times_rounding or 0.0 for tensor in weights.having("rounded")), default=0.0)
     verdict = "same" if weights.verdict != "changed" else "NOT THE SAME"
     counts = f"{len(weights.having('identical'))} identical, {len(weights.having('rounded'))} rounded"
     return [name, verdict, f"{counts}, {most:.2%} at most, {times:.2f} times what the bits explain"]
@@ -324,8 +324,8 @@ def memory_row(layers: int = 28, hidden: int = 3072, inner: int = 8192, words: i
     total = sum(rows * columns for rows, columns in shapes.values())
     with tempfile.TemporaryDirectory() as scratch:
         folders = [Path(scratch) / name for name in ("before", "after")]
-        for place, folder in enumerate(folders):
-            _drawn_checkpoint(folder, shapes, changed if place else ())
+        for index, folder in enumerate(folders):
+            _drawn_checkpoint(folder, shapes, changed if index else ())
         code = f"import sys; from compress.cli import main; sys.argv[1:] = ['diff', *{list(map(str, folders))!r}, "
         code += "'--depth', 'weights', '--json']; main()"
         began = time.monotonic()
@@ -341,11 +341,11 @@ def _drawn_checkpoint(folder: Path, shapes: Mapping[str, tuple[int, int]], chang
     folder.mkdir()
     stretch = np.random.default_rng(0).standard_normal(1 << 15).astype(bfloat16)
     where = {}
-    for place, (name, shape) in enumerate(shapes.items()):
+    for index, (name, shape) in enumerate(shapes.items()):
         size = 2 * shape[0] * shape[1]
         about = json.dumps({name: {"dtype": "BF16", "shape": shape, "data_offsets": [0, size]}}).encode()
         about += b" " * (-len(about) % 8)
-        where[name] = f"model-{place + 1:05d}-of-{len(shapes):05d}.safetensors"
+        where[name] = f"model-{index + 1:05d}-of-{len(shapes):05d}.safetensors"
         values = (stretch.astype(np.float32) * (1.05 if name in changed else 1)).astype(bfloat16).tobytes()
         with (folder / where[name]).open("wb") as file:
             file.write(len(about).to_bytes(8, "little") + about)
@@ -387,12 +387,12 @@ def main() -> None:
 
 
 def _write(tables: Mapping[str, list[list[str]]]) -> None:
-    kept = json.loads(RESULT.read_text())["tables"] if RESULT.is_file() else []
-    known = {one["title"]: one for one in kept}
+    previous_tables = json.loads(RESULT.read_text())["tables"] if RESULT.is_file() else []
+    known = {table["title"]: table for table in previous_tables}
     for kind, rows in tables.items():
         title, heads = _HEADS[kind]
-        own = {row[0]: row for row in known.get(title, {}).get("rows", [])} | {row[0]: row for row in rows}
-        known[title] = {"title": title, "columns": heads, "rows": list(own.values())}
+        rows_by_name = {row[0]: row for row in known.get(title, {}).get("rows", [])} | {row[0]: row for row in rows}
+        known[title] = {"title": title, "columns": heads, "rows": list(rows_by_name.values())}
     content = {
         "title": "Model diff",
         "order": 12,

@@ -15,10 +15,10 @@ from torch.nn import functional
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
 from compress.data.media import decode
-from compress.environment import has_bf16
-from compress.progress import Progress
 from compress.samples.fetch import sample_directory
 from compress.tasks.registry import get_task
+from compress.utils.environment import has_bf16
+from compress.utils.progress import Progress
 
 SOURCE, TEXT_MODEL = "sample:fashion-captions", "minilm"
 SIZE, TOKENS, SCALE = 32, 16, 4
@@ -145,7 +145,7 @@ def build_judge(classes: list[str]) -> Any:
     from transformers import RegNetConfig, RegNetForImageClassification
 
     names = dict(enumerate(classes))
-    config = RegNetConfig(**JUDGE, id2label=names, label2id={name: place for place, name in names.items()})
+    config = RegNetConfig(**JUDGE, id2label=names, label2id={name: index for index, name in names.items()})
     return RegNetForImageClassification(config).to(memory_format=torch.channels_last)
 
 
@@ -187,8 +187,8 @@ def autoencoder_loss(autoencoder: Any, made: Pictures) -> Loss:
         posterior = autoencoder.encode(pixels).latent_dist
         error = autoencoder.decode(posterior.sample(generator)).sample - pixels
         divergence = posterior.kl().mean() / posterior.mean[0].numel()
-        found: torch.Tensor = error.abs().mean() + error.square().mean() + _KL_WEIGHT * divergence
-        return found
+        loss_value: torch.Tensor = error.abs().mean() + error.square().mean() + _KL_WEIGHT * divergence
+        return loss_value
 
     return loss
 
@@ -214,8 +214,8 @@ def denoising_loss(unet: Any, made: Pictures, latents: torch.Tensor, states: tor
         dropped = torch.rand(128, generator=generator) < _UNCONDITIONAL
         prompts = states[torch.where(dropped, len(states) - 1, made.texts[rows])]
         with torch.autocast("cpu", torch.bfloat16, enabled=has_bf16()):
-            found = unet(schedule.add_noise(clean, noise, times), times, prompts).sample
-        error = found.float() - schedule.get_velocity(clean, noise, times)
+            prediction = unet(schedule.add_noise(clean, noise, times), times, prompts).sample
+        error = prediction.float() - schedule.get_velocity(clean, noise, times)
         squared: torch.Tensor = error.square().mean()
         return squared
 

@@ -22,21 +22,21 @@ import numpy as np
 import pyarrow as pa
 import typer
 
-from compress.checkpoints.processor import load_processor
 from compress.cli.artifact import Artifact, find_artifact
 from compress.evaluation.evaluate import predict
 from compress.formats.silence import quiet_libraries
 from compress.formats.targets import find_target
+from compress.models.processor import load_processor
 from compress.numerics.anytime import log_wealth
 from compress.numerics.differences import difference_of_shares
-from compress.progress import SilentProgress
+from compress.plugins.monitoring.ab import judge_times
+from compress.plugins.monitoring.drift import LEVEL, judged, look_at
+from compress.plugins.monitoring.observed import Model, Observed, observe
+from compress.plugins.monitoring.replay import replay
+from compress.plugins.monitoring.rows import Sample
 from compress.samples.fetch import sample_directory
 from compress.tasks.task import Examples
-from compress.use.ab import judge_times
-from compress.use.drift import LEVEL, judged, look_at
-from compress.use.observed import Model, Observed, observe
-from compress.use.replay import replay
-from compress.use.rows import Sample
+from compress.utils.progress import SilentProgress
 
 RESULTS = Path(__file__).parent / "results" / "drift-of-use.json"
 REFERENCE, WINDOW, WINDOWS = 600, 200, 200
@@ -65,12 +65,12 @@ def _jargon(text: str, chance: random.Random, every: int = 8) -> str:
 
 def _among(*words: str, every: int = 10) -> Callable[[str, random.Random], str]:
     def change(text: str, chance: random.Random) -> str:
-        made: list[str] = []
+        changed: list[str] = []
         for word in text.split():
-            made.append(word)
+            changed.append(word)
             if chance.randrange(every) == 0:
-                made.append(chance.choice(words))
-        return " ".join(made) or text
+                changed.append(chance.choice(words))
+        return " ".join(changed) or text
 
     return change
 
@@ -86,8 +86,8 @@ def _others(sample: str, file: str, column: str, share: float = 1.0) -> Change:
     def change(texts: Sequence[str], chance: random.Random) -> list[str]:
         import pyarrow.parquet as parquet
 
-        found = parquet.read_table(sample_directory(sample) / file)[column].to_pylist()
-        pieces = [text[start : start + 200] for text in found for start in range(0, min(len(text), 2000), 200)]
+        other_texts = parquet.read_table(sample_directory(sample) / file)[column].to_pylist()
+        pieces = [text[start : start + 200] for text in other_texts for start in range(0, min(len(text), 2000), 200)]
         chosen = chance.choices([piece for piece in pieces if piece.strip()], k=len(texts))
         return [new if chance.random() < share else old for new, old in zip(chosen, texts, strict=True)]
 
@@ -126,8 +126,8 @@ SHIFTS: dict[str, Change] = {
 
 def opened(run: Path) -> tuple[Artifact, Model]:
     """A run, ready to be looked at."""
-    found = find_artifact(run, None)
-    return found, Model(found.folder, found.recipe, found.task, find_target("cpu"))
+    artifact = find_artifact(run, None)
+    return artifact, Model(artifact.folder, artifact.recipe, artifact.task, find_target("cpu"))
 
 
 def texts_of(artifact: Artifact) -> list[str]:
@@ -151,23 +151,23 @@ def drifts(model: Model, before: Observed, now: Observed) -> list[str]:
 
 def find_shifts(model: Model, before: Observed, texts: Sequence[str], shifts: Sequence[str]) -> dict[str, list[str]]:
     """What is found of each planted shift of fresh rows."""
-    found = {}
+    detections = {}
     for name in shifts:
         chance = random.Random(name)
         # What chooses among rows has more to choose from.
         changed = SHIFTS[name](chance.sample(list(texts), min(len(texts), 3 * WINDOW)), chance)[:WINDOW]
-        found[name] = drifts(model, before, seen(model, changed))
-    return found
+        detections[name] = drifts(model, before, seen(model, changed))
+    return detections
 
 
 def windows(model: Model, whole: Observed, count: int, rows: int) -> list[list[str]]:
     """What is imagined in windows of the same source, each with a reference of its own, of ``rows`` rows."""
-    found = []
+    chosen_rows = []
     for number in range(count):
         order = np.random.default_rng(number).permutation(rows)
-        before, now = order[:REFERENCE], order[REFERENCE : REFERENCE + WINDOW]
-        found.append(drifts(model, whole.take(np.sort(before)), whole.take(np.sort(now))))
-    return found
+        reference_rows, now = order[:REFERENCE], order[REFERENCE : REFERENCE + WINDOW]
+        chosen_rows.append(drifts(model, whole.take(np.sort(reference_rows)), whole.take(np.sort(now))))
+    return chosen_rows
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -190,14 +190,16 @@ def drift(
     artifact, model = opened(run)
     texts = texts_of(artifact)
     whole = seen(model, texts[:SEEN])
-    found = find_shifts(model, whole.take(np.arange(REFERENCE)), texts[SEEN:], list(SHIFTS)[half::2])
-    for name, looks in found.items():
+    detections = find_shifts(model, whole.take(np.arange(REFERENCE)), texts[SEEN:], list(SHIFTS)[half::2])
+    for name, looks in detections.items():
         typer.echo(f"{name}: {', '.join(looks) or 'NOT FOUND'}")
     alarms = windows(model, whole, count, SEEN)
     wrong = [looks for looks in alarms if looks]
-    typer.echo(f"{sum(map(bool, found.values()))} of {len(found)} shifts, {len(wrong)} alarms of {count}: {wrong}")
+    typer.echo(
+        f"{sum(map(bool, detections.values()))} of {len(detections)} shifts, {len(wrong)} alarms of {count}: {wrong}"
+    )
     if write:
-        keep_drift(artifact.recipe.name, found, len(wrong), count)
+        keep_drift(artifact.recipe.name, detections, len(wrong), count)
 
 
 @app.command()
@@ -211,7 +213,7 @@ def ab(
     artifact, model = opened(run)
     right, examples = outcomes(artifact, model)
     wrong = [against_itself(right, number) for number in range(trials)]
-    anytime, fixed = (sum(each[place] for each in wrong) for place in (0, 1))
+    anytime, fixed = (sum(counts[index] for counts in wrong) for index in (0, 1))
     times = times_against_itself(model, examples, trials)
     needed = np.array([requests_until_found(right, number) for number in range(trials)])
     rows = [
@@ -238,8 +240,8 @@ def outcomes(artifact: Artifact, model: Model) -> tuple[np.ndarray, Examples]:
     examples = model.task.encode(
         pa.concat_tables(tables), load_processor(model.folder), data.labels, artifact.recipe.data.max_length
     )
-    kept = predict(model.folder, model.task, examples, model.target, 1, SilentProgress(), "").kept
-    probabilities = model.task.probabilities(kept)
+    outputs = predict(model.folder, model.task, examples, model.target, 1, SilentProgress(), "").kept
+    probabilities = model.task.probabilities(outputs)
     assert probabilities is not None and examples.labels is not None
     return probabilities.argmax(axis=1) == examples.labels, examples
 
@@ -247,12 +249,12 @@ def outcomes(artifact: Artifact, model: Model) -> tuple[np.ndarray, Examples]:
 def against_itself(right: np.ndarray, seed: int, requests: int = 1000) -> tuple[bool, bool]:
     """Whether a model that answers other rows as A than as B is ever called better or worse, by either interval."""
     drawn = np.random.default_rng(seed).permutation(right)[: 2 * requests].reshape(requests, 2)
-    wins, losses = (np.cumsum(drawn[:, place] & ~drawn[:, 1 - place]) for place in (1, 0))
+    wins, losses = (np.cumsum(drawn[:, column] & ~drawn[:, 1 - column]) for column in (1, 0))
     counts = list(zip(wins.tolist(), losses.tolist(), range(1, requests + 1), strict=True))
     # An interval leaves 0 out where 0 is refuted.
     anytime = any(log_wealth(won, lost, n - won - lost, 0.0) >= math.log(20) for won, lost, n in counts)
     intervals = (difference_of_shares(lost, won, n, 0.95) for won, lost, n in counts)
-    return anytime, any(each.low > 0 or each.high < 0 for each in intervals)
+    return anytime, any(interval.low > 0 or interval.high < 0 for interval in intervals)
 
 
 def requests_until_found(right: np.ndarray, seed: int, most: int = 20_000) -> int:
@@ -280,11 +282,11 @@ def times_against_itself(model: Model, examples: Examples, trials: int) -> dict[
     parts = [range(STRETCH * (number % 20), STRETCH * (number % 20 + 1)) for number in range(16 * trials)]
     at = np.cumsum(np.random.default_rng(0).exponential(0.004, len(few)))
     both = {"A": model, "B": model}
-    served = [each for _, each in replay(both, {"A": few, "B": few}, at, 1.0, 0, SilentProgress(), parts)]
+    served = [timings for _, timings in replay(both, {"A": few, "B": few}, at, 1.0, 0, SilentProgress(), parts)]
     wrong: dict[str, int] = {}
     for number in range(trials):
-        for one in judge_times(served[16 * number : 16 * number + 16], 0.05, margin=0.0):
-            wrong[one.name] = wrong.get(one.name, 0) + (one.verdict in ("better", "worse"))
+        for verdict in judge_times(served[16 * number : 16 * number + 16], 0.05, margin=0.0):
+            wrong[verdict.name] = wrong.get(verdict.name, 0) + (verdict.verdict in ("better", "worse"))
     return wrong
 
 
@@ -293,8 +295,8 @@ def keep_drift(run: str, found: dict[str, list[str]], wrong: int, count: int) ->
     page = read_page()
     page["runs"] = page.get("runs", {}) | {run: {"found": found, "alarms": [wrong, count]}}
     runs = page["runs"].values()
-    shifts = {name: looks for each in runs for name, looks in each["found"].items()}
-    alarms, of = (sum(each["alarms"][place] for each in runs) for place in (0, 1))
+    shifts = {name: looks for run_page in runs for name, looks in run_page["found"].items()}
+    alarms, of = (sum(run_page["alarms"][index] for run_page in runs) for index in (0, 1))
     hit = sum(map(bool, shifts.values()))
     summary = [
         ["planted shifts of use found, windows of 200 rows", f"{hit} of {len(shifts)}", "18 of 20"],
@@ -302,7 +304,9 @@ def keep_drift(run: str, found: dict[str, list[str]], wrong: int, count: int) ->
     ]
     keep(page, 0, ["what", "found", "wanted"], summary)
     rows = [
-        [name, run, ", ".join(looks)] for run, each in page["runs"].items() for name, looks in each["found"].items()
+        [name, run, ", ".join(looks)]
+        for run, run_page in page["runs"].items()
+        for name, looks in run_page["found"].items()
     ]
     keep(page, 1, ["planted shift", "model", "looks that found it"], rows)
 
@@ -310,8 +314,8 @@ def keep_drift(run: str, found: dict[str, list[str]], wrong: int, count: int) ->
 def read_page() -> dict[str, Any]:
     """What was kept, or a page with nothing on it."""
     if RESULTS.is_file():
-        found: dict[str, Any] = json.loads(RESULTS.read_text())
-        return found
+        page: dict[str, Any] = json.loads(RESULTS.read_text())
+        return page
     return {
         "title": "Drift of use, and A/B tests",
         "order": 12,

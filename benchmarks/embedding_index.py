@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from compress.checkpoints.processor import load_processor
 from compress.cli.console_progress import ConsoleProgress
 from compress.evaluation.evaluate import predict
 from compress.formats.targets import TARGETS
+from compress.models.processor import load_processor
 from compress.numerics.embeddings import kept_share, normalized, principal_rotation
 from compress.samples.fetch import sample_directory
 from compress.tasks.embeddings import EMBEDDING
@@ -62,9 +62,9 @@ class Embedder:
         """Embeddings of the texts and then the pairs, [2n, d], and the numbers of the pairs, [2n]."""
         examples = TASK.encode(rows.select(["text", "pair"]), self.processor, None, LENGTH)
         progress, target = ConsoleProgress(), TARGETS["cpu"]
-        found = predict(self.artifact, TASK, examples, target, self.threads, progress, f"embed {what}")
+        predictions = predict(self.artifact, TASK, examples, target, self.threads, progress, f"embed {what}")
         assert examples.labels is not None
-        return found.kept[EMBEDDING], examples.labels
+        return predictions.kept[EMBEDDING], examples.labels
 
 
 def measure(train: np.ndarray, test: np.ndarray, labels: np.ndarray, dimensions: list[int]) -> list[dict[str, Any]]:
@@ -78,8 +78,8 @@ def measure(train: np.ndarray, test: np.ndarray, labels: np.ndarray, dimensions:
 
 def measured(embeddings: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Dimensions, bytes and recall of embeddings [2n, d]."""
-    found = {row.metric: row.value for row in TASK.measure({EMBEDDING: embeddings}, labels, "m", "cpu")}
-    return {"dimensions": embeddings.shape[1], **found}
+    measurements = {row.metric: row.value for row in TASK.measure({EMBEDDING: embeddings}, labels, "m", "cpu")}
+    return {"dimensions": embeddings.shape[1], **measurements}
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -34,8 +34,8 @@ def _session(graph: Any) -> Any:
 
 def timed(name: str, length: int = 128, seconds: float = 8.0) -> tuple[float, float]:
     """Medians in ms, one example at a time and in turns: the plain fp32 graph, and INT8 of the fused one."""
-    from compress.checkpoints.torch_model import TorchModel
     from compress.formats.onnx.export import export_onnx
+    from compress.models.torch_model import TorchModel
 
     model = TorchModel(build(name, real=True), None)
     examples = examples_of(name, 32, longest=length)
@@ -63,19 +63,19 @@ def main(
     output: Annotated[Path | None, typer.Option(help="Also write everything as JSON.")] = None,
 ) -> None:
     """A line for each family, then the median of the ratios."""
-    found: dict[str, tuple[float, float]] = {}
+    speeds: dict[str, tuple[float, float]] = {}
     for name in names or [*TEXTS, *IMAGES]:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             try:
-                plain, int8 = found[name] = pool.apply(timed, (name,))
+                plain, int8 = speeds[name] = pool.apply(timed, (name,))
             except Exception as error:  # noqa: BLE001 - what can't be timed is told, and the others go on
                 typer.echo(f"{name:22s} {type(error).__name__}: {str(error).splitlines()[0][:120]}")
                 continue
         typer.echo(f"{name:22s} {plain:7.2f} -> {int8:7.2f} ms  {plain / int8:.2f}x")
         if output:
-            output.write_text(json.dumps(found, indent=1))
+            output.write_text(json.dumps(speeds, indent=1))
     for kind, group in (("texts", TEXTS), ("images", IMAGES)):
-        ratios = [plain / int8 for name, (plain, int8) in found.items() if name in group]
+        ratios = [plain / int8 for name, (plain, int8) in speeds.items() if name in group]
         if ratios:
             typer.echo(f"{kind}: median {median(ratios):.2f}x of {len(ratios)}")
 

@@ -19,17 +19,17 @@ from typing import Annotated
 
 import typer
 
-from compress.checkpoints.processor import labels_of, processor_of
 from compress.cli.console_progress import ConsoleProgress
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.silence import quiet_libraries
+from compress.models.processor import labels_of, processor_of
 from compress.pipeline.runner import Road
-from compress.progress import Progress
 from compress.quantization.int8_floor import Merit, merit_of, search
 from compress.quantization.int8_run import calibration_set
 from compress.recipe.loading import read_recipe
+from compress.utils.progress import Progress
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "minilm-int8.yaml"
 DAMAGE_EXAMPLES = Int8Options.model_fields["damage_examples"].default
@@ -58,18 +58,20 @@ def main(
 ) -> None:
     """Print both searches and by how much they differ."""
     quiet_libraries()
-    facts, found = compare(recipe, artifacts, floor, calibration, ConsoleProgress())
+    facts, searches = compare(recipe, artifacts, floor, calibration, ConsoleProgress())
     typer.echo(facts)
-    for each in found:
-        kept = f"{len(each.kept)} layers in float: {', '.join(each.kept) or 'none'}"
-        cost = f"{each.evaluations} evaluations ({each.forwards:.1f} with what damage took)"
-        typer.echo(f"{each.search:16s} metric {each.metric:.4f}, {cost}, {kept}")
-    ours, plain = found
+    for search in searches:
+        float_layers = f"{len(search.kept)} layers in float: {', '.join(search.kept) or 'none'}"
+        cost = f"{search.evaluations} evaluations ({search.forwards:.1f} with what damage took)"
+        typer.echo(f"{search.search:16s} metric {search.metric:.4f}, {cost}, {float_layers}")
+    ours, plain = searches
     typer.echo(
         f"a share of {ours.evaluations / plain.evaluations:.3f}, of all forwards {ours.forwards / plain.forwards:.3f}"
     )
     if output is not None:
-        output.write_text(json.dumps({"facts": facts, "searches": [asdict(each) for each in found]}, indent=1) + "\n")
+        output.write_text(
+            json.dumps({"facts": facts, "searches": [asdict(search) for search in searches]}, indent=1) + "\n"
+        )
 
 
 def compare(
@@ -106,20 +108,20 @@ def layer_by_layer(
     quantizer: StaticQuantizer, merit: Merit, float_merit: float, floor: float, progress: Progress
 ) -> Found:
     """Put back the layer that helps most, each found by trying all, until the floor holds."""
-    kept: list[str] = []
-    found = merit(quantizer.quantize())
+    float_layers: list[str] = []
+    metric = merit(quantizer.quantize())
     count = 2
-    while found < floor:
-        left = [layer.name for layer in quantizer.layers if layer.name not in kept]
+    while metric < floor:
+        left = [layer.name for layer in quantizer.layers if layer.name not in float_layers]
         tried = {}
-        for name in progress.track(left, f"layer by layer, round {len(kept) + 1}", len(left)):
-            tried[name] = merit(quantizer.quantize([*kept, name]))
+        for name in progress.track(left, f"layer by layer, round {len(float_layers) + 1}", len(left)):
+            tried[name] = merit(quantizer.quantize([*float_layers, name]))
             count += 1
         best = max(tried, key=lambda name: tried[name])
-        kept.append(best)
-        found = tried[best]
-        progress.note(f"layer by layer: {best} back in float, metric {found:.4f} (float {float_merit:.4f})")
-    return Found("layer by layer", found, tuple(kept), count, float(count))
+        float_layers.append(best)
+        metric = tried[best]
+        progress.note(f"layer by layer: {best} back in float, metric {metric:.4f} (float {float_merit:.4f})")
+    return Found("layer by layer", metric, tuple(float_layers), count, float(count))
 
 
 if __name__ == "__main__":

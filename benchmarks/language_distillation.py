@@ -25,14 +25,14 @@ import torch
 import typer
 from peers.language_setting import LanguageSetting
 
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.checkpoints.torch_model import TorchModel
-from compress.environment import processor
 from compress.formats.silence import quiet_libraries
-from compress.progress import SilentProgress
+from compress.models.checkpoint import Checkpoint
+from compress.models.torch_model import TorchModel
 from compress.recipe.loading import read_recipe
 from compress.stages.distill import Distill
 from compress.stages.prune import Prune
+from compress.utils.environment import processor
+from compress.utils.progress import SilentProgress
 
 RECIPE = Path("recipes/smollm2-cut.yaml")
 RESULTS = Path(__file__).parent / "results" / "language-distillation.json"
@@ -57,13 +57,13 @@ class Lesson:
     @cached_property
     def cut(self) -> Path:
         """The checkpoint that every student starts from."""
-        made = self._folder / "cut"
-        if not made.is_dir():
+        cut_folder = self._folder / "cut"
+        if not cut_folder.is_dir():
             stage = self._stages["prune"]
             assert isinstance(stage, Prune)
             context = self._setting.context(self._made_in("pruning"))
-            shutil.copytree(stage.run(Checkpoint(self._setting.source), context).folder, made)
-        return made
+            shutil.copytree(stage.run(Checkpoint(self._setting.source), context).folder, cut_folder)
+        return cut_folder
 
     def teach(self, name: str, shared: Path | None = None, **fields: Any) -> None:
         """A student, in ``name``; what was said to it and how long it took in its ``lesson.json``."""
@@ -87,25 +87,25 @@ class Lesson:
 
     def took(self, name: str) -> dict[str, Any]:
         """Seconds, tokens and peak memory of a student's lesson."""
-        found: dict[str, Any] = json.loads((self._folder / name / "lesson.json").read_text())
-        return found
+        record: dict[str, Any] = json.loads((self._folder / name / "lesson.json").read_text())
+        return record
 
     def perplexity(self, name: str) -> float:
         """Of ``whole``, ``cut`` or a student, computed once."""
-        kept = self._folder / f"{name}.json"
-        if not kept.is_file():
+        record = self._folder / f"{name}.json"
+        if not record.is_file():
             folder = self._setting.source if name == "whole" else self.cut if name == "cut" else self._folder / name
-            kept.write_text(json.dumps(self._setting.perplexity_of_checkpoint(folder)))
-        return float(json.loads(kept.read_text()))
+            record.write_text(json.dumps(self._setting.perplexity_of_checkpoint(folder)))
+        return float(json.loads(record.read_text()))
 
     def _model(self, folder: Path) -> TorchModel:
         model: TorchModel = self._setting.task.load(folder, None, False)
         return model
 
     def _made_in(self, name: str) -> Path:
-        made = self._folder / name
-        made.mkdir(parents=True, exist_ok=True)
-        return made
+        folder = self._folder / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
 
 def main(
@@ -124,9 +124,11 @@ def main(
     for budget in budgets or ():
         if not (folder / budget).is_dir():
             lesson.teach(budget, budget=budget)
-    made = sorted((one.parent.name for one in folder.glob("*m/lesson.json")), key=lambda name: int(name[:-1]))
+    trained_budgets = sorted(
+        (file.parent.name for file in folder.glob("*m/lesson.json")), key=lambda name: int(name[:-1])
+    )
     rows = [[name, f"{lesson.perplexity(name):.2f}", ""] for name in ("whole", "cut")]
-    for name in made:
+    for name in trained_budgets:
         took = lesson.took(name)
         rows.append([f"taught {name[:-1]} minutes", f"{lesson.perplexity(name):.2f}", f"{took['tokens']:,}"])
     for row in rows:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import psutil
 
-from compress.devices.connection import Connection
-from compress.devices.inventory import Device
+from compress.plugins.devices.connection import Connection
+from compress.plugins.devices.inventory import Device
 
 PLACES = ("/usr/sbin/sshd", "/usr/local/sbin/sshd", "/opt/homebrew/sbin/sshd")
 
@@ -54,7 +54,7 @@ class Server:
 
 def find_binary() -> str | None:
     """Where sshd is; None where it is not installed (Debian: openssh-server)."""
-    return shutil.which("sshd") or next((place for place in PLACES if Path(place).exists()), None)
+    return shutil.which("sshd") or next((candidate for candidate in PLACES if Path(candidate).exists()), None)
 
 
 @contextmanager
@@ -87,7 +87,7 @@ def running(binary: str, folder: Path) -> Iterator[Server]:
 def _config(folder: Path, port: int) -> str:
     # As a login would have them: where pip finds packages, and ARM programs their libraries.
     passed = [f"{name}={value}" for name, value in os.environ.items() if name.startswith(("PIP_", "QEMU_"))]
-    variables = "SetEnv " + " ".join(f'"{each}"' for each in passed) if passed else ""
+    variables = "SetEnv " + " ".join(f'"{variable}"' for variable in passed) if passed else ""
     return f"""
 Port {port}
 ListenAddress 127.0.0.1

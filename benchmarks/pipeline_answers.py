@@ -16,10 +16,10 @@ import torch
 import transformers
 from PIL import Image
 
-from compress.checkpoints.processor import load_processor, load_tokenizer
 from compress.evaluation.evaluate import artifact_labels
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
+from compress.models.processor import load_processor, load_tokenizer
 from compress.runtimes.decoder import Decoder
 from compress.tasks.batches import by_length, keep_all
 from compress.tasks.task import Examples, Kept, Task
@@ -62,10 +62,10 @@ class Case:
         outputs: list[Mapping[str, np.ndarray]] = [{}] * len(self.examples)
 
         def answered(places: list[int]) -> dict[str, np.ndarray]:
-            found = session.predict(self.examples.batch(places))
-            for at, place in enumerate(places):
-                outputs[place] = {key: array[at] for key, array in found.items() if len(array) == len(places)}
-            return found
+            batch_outputs = session.predict(self.examples.batch(places))
+            for at, row in enumerate(places):
+                outputs[row] = {key: array[at] for key, array in batch_outputs.items() if len(array) == len(places)}
+            return batch_outputs
 
         batches = by_length(self.examples, self.task.batch_size)
         return keep_all(self.task, self.examples, batches, answered), outputs
@@ -73,9 +73,9 @@ class Case:
     @cached_property
     def labels(self) -> tuple[str, ...]:
         """The model's classes."""
-        found = artifact_labels(self.folder)
-        assert found is not None, "asked for by tasks with classes"
-        return found
+        labels = artifact_labels(self.folder)
+        assert labels is not None, "asked for by tasks with classes"
+        return labels
 
     def pipeline(self, kind: str | None = None, **options: Any) -> Any:
         """transformers' for that ``kind`` of task, of the folder as it lies there, in fp32."""
@@ -88,10 +88,10 @@ class Case:
 
     def of_images(self) -> Any:
         """The pipeline, whose pictures are RGB whatever the model sees: one channel is what it was before."""
-        made = self.pipeline(image_processor=load_processor(self.folder))
-        own = getattr(made.image_processor, "image_processor", made.image_processor)
-        made.image_processor = _AsSeen(own) if len(own.image_mean) == 1 else own
-        return made
+        pipeline = self.pipeline(image_processor=load_processor(self.folder))
+        image_processor = getattr(pipeline.image_processor, "image_processor", pipeline.image_processor)
+        pipeline.image_processor = _AsSeen(image_processor) if len(image_processor.image_mean) == 1 else image_processor
+        return pipeline
 
     def sounds(self) -> Iterator[dict[str, Any]]:
         """Of each row."""
@@ -108,26 +108,29 @@ class _AsSeen:
 
     def __call__(self, images: Any, **options: Any) -> Any:
         pictures = images if isinstance(images, list) else [images]
-        return self.processor([one.convert("L") for one in pictures], **options)
+        return self.processor([picture.convert("L") for picture in pictures], **options)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Over the last axis."""
     shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    found: np.ndarray = shares / shares.sum(axis=-1, keepdims=True)
-    return found
+    probabilities: np.ndarray = shares / shares.sum(axis=-1, keepdims=True)
+    return probabilities
 
 
 def _scores(found: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> np.ndarray:
     """What a pipeline gives for each label, in the order of the ids."""
-    by_label = {one["label"]: one["score"] for one in found}
+    by_label = {score["label"]: score["score"] for score in found}
     return np.array([by_label[label] for label in labels])
 
 
 def _classes(case: Case, answered: Iterator[Sequence[Mapping[str, Any]]]) -> Iterator[Pair]:
-    for logits, found in zip(case.kept["logits"], answered, strict=True):
-        own = softmax(logits)
-        yield Pair(case.labels[own.argmax()] == found[0]["label"], np.abs(own - _scores(found, case.labels)).max())
+    for logits, answer in zip(case.kept["logits"], answered, strict=True):
+        probabilities = softmax(logits)
+        yield Pair(
+            case.labels[probabilities.argmax()] == answer[0]["label"],
+            np.abs(probabilities - _scores(answer, case.labels)).max(),
+        )
 
 
 def texts_with_a_class(case: Case) -> Iterator[Pair]:
@@ -139,13 +142,13 @@ def texts_with_a_class(case: Case) -> Iterator[Pair]:
 def images_with_a_class(case: Case) -> Iterator[Pair]:
     """The same, of pictures."""
     ask = case.of_images()
-    yield from _classes(case, (ask(one, top_k=len(case.labels)) for one in case.pictures()))
+    yield from _classes(case, (ask(picture, top_k=len(case.labels)) for picture in case.pictures()))
 
 
 def sounds_with_a_class(case: Case) -> Iterator[Pair]:
     """The same, of recordings."""
     ask = case.pipeline()
-    yield from _classes(case, (ask(one, top_k=len(case.labels)) for one in case.sounds()))
+    yield from _classes(case, (ask(sound, top_k=len(case.labels)) for sound in case.sounds()))
 
 
 def words(case: Case) -> Iterator[Pair]:
@@ -153,13 +156,13 @@ def words(case: Case) -> Iterator[Pair]:
     ask = case.pipeline(ignore_labels=[])
     assert case.examples.labels is not None
     for row, text in enumerate(case.rows["tokens"].to_pylist()):
-        theirs = {one["index"]: one for one in ask(text)}
+        theirs = {token["index"]: token for token in ask(text)}
         real = np.flatnonzero(case.examples.labels[row] >= 0)
-        own = softmax(case.outputs[row]["logits"][real])
+        probabilities = softmax(case.outputs[row]["logits"][real])
         labels = case.kept["found"][row].split(" ")
-        found = [theirs[place] for place in real.tolist()]
-        scores = np.array([one["score"] for one in found])
-        yield Pair(labels == [one["entity"] for one in found], np.abs(own.max(axis=-1) - scores).max())
+        tokens = [theirs[position] for position in real.tolist()]
+        scores = np.array([token["score"] for token in tokens])
+        yield Pair(labels == [token["entity"] for token in tokens], np.abs(probabilities.max(axis=-1) - scores).max())
 
 
 def relevance(case: Case) -> Iterator[Pair]:
@@ -181,19 +184,19 @@ def masked(case: Case) -> Iterator[Pair]:
         text = _with_masks(tokenizer, case.rows["text"][row].as_py(), places)
         if not np.array_equal(tokenizer(text)["input_ids"], ids):
             continue  # other tokens there, or a text that is too long and that the pipeline does not cut
-        found = ask(text)
-        theirs = [one[0] if isinstance(one, list) else one for one in found]
-        own = softmax(case.outputs[row]["logits"][places])
+        answer = ask(text)
+        theirs = [candidate[0] if isinstance(candidate, list) else candidate for candidate in answer]
+        probabilities = softmax(case.outputs[row]["logits"][places])
         first = case.kept["first"][row][: len(places)]
-        same = first.tolist() == [one["token"] for one in theirs]
-        yield Pair(same, np.abs(own.max(axis=-1) - [one["score"] for one in theirs]).max())
+        same = first.tolist() == [candidate["token"] for candidate in theirs]
+        yield Pair(same, np.abs(probabilities.max(axis=-1) - [candidate["score"] for candidate in theirs]).max())
 
 
 def _with_masks(tokenizer: Any, text: str, places: np.ndarray) -> str:
     """``text`` with the mask where those of its tokens stand."""
     offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
-    for place in sorted(places.tolist(), reverse=True):
-        start, end = offsets[place]
+    for position in sorted(places.tolist(), reverse=True):
+        start, end = offsets[position]
         text = text[:start] + tokenizer.mask_token + text[end:]
     return text
 
@@ -215,7 +218,7 @@ def spans(case: Case) -> Iterator[Pair]:
         with torch.inference_mode():
             outputs = module(**given)
         outside = np.array([part != 1 for part in given.sequence_ids(0)])[None]
-        start, end = (one.numpy() for one in (outputs.start_logits, outputs.end_logits))
+        start, end = (logits.numpy() for logits in (outputs.start_logits, outputs.end_logits))
         starts, ends, _, _ = select_starts_ends(
             start, end, outside, given["attention_mask"].numpy(), 1e6, 1, False, max_answer_len=30
         )
@@ -229,12 +232,12 @@ def written(case: Case) -> Iterator[Pair]:
     tokenizer = load_tokenizer(case.folder)
     module = transformers.AutoModelForSeq2SeqLM.from_pretrained(case.folder, dtype=torch.float32).eval()
     rows = zip(case.kept["texts"], case.rows["text"].to_pylist(), case.examples.inputs, strict=True)
-    for own, text, example in rows:
+    for our_text, text, example in rows:
         # Cut where the recipe's max_length does.
         given = tokenizer(text, truncation=True, max_length=len(example["input_ids"]), return_tensors="pt")
         with torch.inference_mode():
-            found = module.generate(given["input_ids"], attention_mask=given["attention_mask"])
-        yield Pair(str(own) == tokenizer.decode(found[0], skip_special_tokens=True))
+            output_ids = module.generate(given["input_ids"], attention_mask=given["attention_mask"])
+        yield Pair(str(our_text) == tokenizer.decode(output_ids[0], skip_special_tokens=True))
 
 
 def continued(case: Case) -> Iterator[Pair]:
@@ -245,11 +248,11 @@ def continued(case: Case) -> Iterator[Pair]:
     paragraphs = [part for text in case.rows["text"].to_pylist() for part in text.split("\n") if len(part) > _BEGINNING]
     for part in paragraphs[:: max(1, len(paragraphs) // _PARAGRAPHS)]:
         beginning = part[:_BEGINNING].rpartition(" ")[0]
-        own = [decoder.prefill(tokenizer(beginning)["input_ids"])]
-        while len(own) < _CONTINUED and own[-1] != tokenizer.eos_token_id:
-            own.append(decoder.step(own[-1]))
-        (found,) = ask(beginning, max_new_tokens=_CONTINUED, do_sample=False, return_full_text=False)
-        yield Pair(tokenizer.decode(own, skip_special_tokens=True) == found["generated_text"])
+        our_logits = [decoder.prefill(tokenizer(beginning)["input_ids"])]
+        while len(our_logits) < _CONTINUED and our_logits[-1] != tokenizer.eos_token_id:
+            our_logits.append(decoder.step(our_logits[-1]))
+        (answer,) = ask(beginning, max_new_tokens=_CONTINUED, do_sample=False, return_full_text=False)
+        yield Pair(tokenizer.decode(our_logits, skip_special_tokens=True) == answer["generated_text"])
 
 
 def heard(case: Case) -> Iterator[Pair]:
@@ -258,29 +261,31 @@ def heard(case: Case) -> Iterator[Pair]:
     The pipeline would follow five beams; here, as in an app, the likeliest token is said.
     """
     ask = case.pipeline(generate_kwargs={"num_beams": 1})
-    for own, sound in zip(case.kept["transcripts"], case.sounds(), strict=True):
+    for transcript, sound in zip(case.kept["transcripts"], case.sounds(), strict=True):
         if len(sound["raw"]) > 30 * sound["sampling_rate"]:
             continue
-        yield Pair(str(own).strip() == ask(sound)["text"].strip())
+        yield Pair(str(transcript).strip() == ask(sound)["text"].strip())
 
 
 def embeddings(case: Case) -> Iterator[Pair]:
     """The mean of each text's tokens as the pipeline has them, which is our embedding."""
     ask = case.pipeline()
-    for own, text in zip(case.kept["embedding"], case.rows["text"].to_pylist(), strict=False):  # pairs come behind
-        yield _alike(own, np.array(ask(text)[0]).mean(axis=0))
+    for embedding, text in zip(
+        case.kept["embedding"], case.rows["text"].to_pylist(), strict=False
+    ):  # pairs come behind
+        yield _alike(embedding, np.array(ask(text)[0]).mean(axis=0))
 
 
 def image_embeddings(case: Case) -> Iterator[Pair]:
     """Of each picture what the model pools."""
     ask = case.of_images()
-    for own, picture in zip(case.kept["embedding"], case.pictures(), strict=True):
-        yield _alike(own, np.array(ask(picture, pool=True)).reshape(-1))
+    for embedding, picture in zip(case.kept["embedding"], case.pictures(), strict=True):
+        yield _alike(embedding, np.array(ask(picture, pool=True)).reshape(-1))
 
 
 def _alike(own: np.ndarray, theirs: np.ndarray) -> Pair:
     """Embeddings, each of length 1."""
-    some, others = (one / np.linalg.norm(one) for one in (own, theirs))
+    some, others = (vectors / np.linalg.norm(vectors) for vectors in (own, theirs))
     return Pair(bool(some @ others > 1 - 1e-5), np.abs(some - others).max())
 
 
@@ -291,26 +296,28 @@ def pictures_by_prompt(case: Case) -> Iterator[Pair]:
     count = len(case.rows)
     images, texts = (case.kept[name] for name in ("images", "texts"))
     scale = float(ask.model.logit_scale.detach().exp())
-    own = softmax(scale * images[:count] @ texts[count : count + len(names)].T)
-    for mine, picture in zip(own, case.pictures(), strict=True):
-        found = ask(picture, candidate_labels=names, hypothesis_template="This is a photo of {}.")
-        yield Pair(names[mine.argmax()] == found[0]["label"], np.abs(mine - _scores(found, names)).max())
+    probabilities = softmax(scale * images[:count] @ texts[count : count + len(names)].T)
+    for mine, picture in zip(probabilities, case.pictures(), strict=True):
+        answer = ask(picture, candidate_labels=names, hypothesis_template="This is a photo of {}.")
+        yield Pair(names[mine.argmax()] == answer[0]["label"], np.abs(mine - _scores(answer, names)).max())
 
 
 def boxes(case: Case) -> Iterator[Pair]:
     """Of each picture every box that scores above 1%, its class, its corners to a pixel and its score."""
     ask = case.of_images()
-    for found, picture in zip(case.kept["found"], case.pictures(), strict=True):
-        own = found[found[:, 0] > 0.01]
+    for detections, picture in zip(case.kept["found"], case.pictures(), strict=True):
+        confident = detections[detections[:, 0] > 0.01]
         theirs = ask(picture, threshold=0.01)
-        if len(own) != len(theirs):
+        if len(confident) != len(theirs):
             yield Pair(False, 1.0)
             continue
-        corners = np.concatenate([own[:, 2:4], own[:, 2:4] + own[:, 4:]], axis=1)
-        others = np.array([[one["box"][name] for name in ("xmin", "ymin", "xmax", "ymax")] for one in theirs])
-        same = [case.labels[int(key)] for key in own[:, 1]] == [one["label"] for one in theirs]
-        near = not len(own) or np.abs(corners - others.reshape(-1, 4)).max() < 1.01
-        apart = np.abs(own[:, 0] - [one["score"] for one in theirs]).max(initial=0)
+        corners = np.concatenate([confident[:, 2:4], confident[:, 2:4] + confident[:, 4:]], axis=1)
+        others = np.array(
+            [[detection["box"][name] for name in ("xmin", "ymin", "xmax", "ymax")] for detection in theirs]
+        )
+        same = [case.labels[int(key)] for key in confident[:, 1]] == [detection["label"] for detection in theirs]
+        near = not len(confident) or np.abs(corners - others.reshape(-1, 4)).max() < 1.01
+        apart = np.abs(confident[:, 0] - [detection["score"] for detection in theirs]).max(initial=0)
         yield Pair(bool(same and near), apart)
 
 
@@ -320,11 +327,11 @@ def pixels(case: Case) -> Iterator[Pair]:
 
     ask = case.of_images()
     for outputs, picture in zip(case.outputs, case.pictures(), strict=True):
-        (own,) = masks(outputs["logits"][None], [picture.size[::-1]], load_processor(case.folder))
-        theirs = np.full_like(own, -1)
+        (mask,) = masks(outputs["logits"][None], [picture.size[::-1]], load_processor(case.folder))
+        theirs = np.full_like(mask, -1)
         for part in ask(picture, subtask="semantic"):
             theirs[np.asarray(part["mask"]) > 0] = case.labels.index(part["label"])
-        yield Pair(bool((own == theirs).all()))
+        yield Pair(bool((mask == theirs).all()))
 
 
 COMPARED: Mapping[str, Callable[[Case], Iterator[Pair]]] = {

@@ -30,9 +30,9 @@ from compress.evaluation.evaluate import encode_for
 from compress.formats.onnx.stage import Export
 from compress.formats.silence import quiet_libraries
 from compress.pipeline.runner import Road
-from compress.progress import SilentProgress
-from compress.recipe.recipe import START, Recipe
 from compress.recipe.loading import read_recipe
+from compress.recipe.recipe import START, Recipe
+from compress.utils.progress import SilentProgress
 
 RESULTS = Path(__file__).parent / "results" / "pipelines.json"
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -81,8 +81,8 @@ def in_child(folder: Path, arguments: list[str]) -> dict[str, Any]:
     """`measure` in a process of its own, since the peak of a process only rises."""
     command = [sys.executable, __file__, *arguments, "--measure", str(folder)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
 
 
 def measure(folder: Path, stage: str, fields: dict[str, Any]) -> dict[str, Any]:
@@ -90,13 +90,13 @@ def measure(folder: Path, stage: str, fields: dict[str, Any]) -> dict[str, Any]:
     import pyarrow as pa
     import torch
 
-    from compress.checkpoints.checkpoint import Checkpoint
     from compress.data.dataset import Dataset
-    from compress.progress import SilentProgress
+    from compress.models.checkpoint import Checkpoint
     from compress.quantization.build import build_skeleton
     from compress.stage.stage import Context
     from compress.stages import STAGES
     from compress.tasks.registry import get_task
+    from compress.utils.progress import SilentProgress
 
     class Talking(SilentProgress):
         def note(self, message: str) -> None:
@@ -137,7 +137,7 @@ def write_model(folder: Path, shape: dict[str, int]) -> int:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-    from compress.checkpoints.shards import write_shards
+    from compress.models.shards import write_shards
 
     config = LlamaConfig(**shape, tie_word_embeddings=True, dtype="bfloat16", bos_token_id=0, eos_token_id=1)
     config.architectures = ["LlamaForCausalLM"]

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from compress.checkpoints.sampling import import_diffusers
-from compress.progress import Progress
+from compress.models.diffusion_sampling import import_diffusers
+from compress.utils.progress import Progress
 
 _SAVED_EVERY = 60.0
 _NOTES = 20
@@ -71,7 +71,7 @@ def learn(lesson: Lesson, steps: int, seed: int, folder: Path, progress: Progres
 
 def seconds_a_step(lesson: Lesson, seed: int, count: int = 4) -> float:
     """The median time of ``count`` steps after two that warm up; the weights are what they were before."""
-    kept = {name: tensor.clone() for name, tensor in lesson.module.state_dict().items()}
+    weights = {name: tensor.clone() for name, tensor in lesson.module.state_dict().items()}
     optimizer = _optimizer(lesson)
     lesson.module.train()
     times = []
@@ -79,7 +79,7 @@ def seconds_a_step(lesson: Lesson, seed: int, count: int = 4) -> float:
         began = time.monotonic()
         _step(lesson, optimizer, 0.0, seed, step)
         times.append(time.monotonic() - began)
-    lesson.module.load_state_dict(kept)
+    lesson.module.load_state_dict(weights)
     return sorted(times[2:])[count // 2]
 
 
@@ -130,15 +130,15 @@ class _State:
         """Take it from the file, and say how many steps it has seen: 0 without a file."""
         if not self.path.is_file():
             return 0
-        found = load_file(self.path)
-        step = int(found.pop("step"))
+        tensors = load_file(self.path)
+        step = int(tensors.pop("step"))
         parameters = dict(self.lesson.module.named_parameters())
-        own = {name: found[f"weights.{name}"] for name in self.lesson.module.state_dict()}
-        self.lesson.module.load_state_dict(own)
-        for place, (name, parameter) in enumerate(parameters.items()):
-            moments = {moment: found[f"{moment}.{name}"] for moment in _MOMENTS}
+        weights = {name: tensors[f"weights.{name}"] for name in self.lesson.module.state_dict()}
+        self.lesson.module.load_state_dict(weights)
+        for index, (name, parameter) in enumerate(parameters.items()):
+            moments = {moment: tensors[f"{moment}.{name}"] for moment in _MOMENTS}
             self.optimizer.state[parameter] = {"step": torch.tensor(float(step)), **moments}
-            self.average.shadow_params[place] = found[f"average.{name}"]
+            self.average.shadow_params[index] = tensors[f"average.{name}"]
         self.average.optimization_step = step
         return step
 
@@ -164,5 +164,5 @@ def kept_plan(path: Path, make: Callable[[], dict[str, int]]) -> dict[str, int]:
         beside = path.with_suffix(".partial")
         beside.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
         beside.replace(path)
-    found: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    stored_plan: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))
+    return stored_plan

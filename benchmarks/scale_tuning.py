@@ -18,20 +18,20 @@ from typing import Any
 
 import torch
 
-from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.checkpoints.quantized_module import load_module
-from compress.checkpoints.torch_model import TorchModel
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
 from compress.formats.silence import quiet_libraries
-from compress.progress import SilentProgress
-from compress.sources.source import resolve_model
+from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.models.quantized_module import load_module
+from compress.models.torch_model import TorchModel
+from compress.sources.resolve import resolve_model
 from compress.stage.stage import Context
 from compress.stages.gptq import Gptq
 from compress.stages.tune_scales import TuneScales
 from compress.tasks.registry import get_task
 from compress.training.quantized_recovery import learn
 from compress.training.recovery import Lesson, Windows, make_windows
+from compress.utils.progress import SilentProgress
 
 TASK = "text-generation"
 STEPS, BATCH, LENGTH = 100, 2, 512
@@ -73,10 +73,10 @@ def _context(scratch: Path) -> tuple[Context, Checkpoint]:
     task, progress = get_task(TASK), SilentProgress()
     source = Checkpoint(resolve_model("sample:smollm2", progress=progress))
     data = load_dataset(DataConfig(source="sample:wiki", max_length=LENGTH), task.columns, Path(), progress)
-    made = Context(
+    context = Context(
         task, data, LENGTH, 0, progress, lambda label: TorchModel.load(source.folder, get_task(TASK)), Path, scratch
     )
-    return made, source
+    return context, source
 
 
 def _quantize(source: Checkpoint, context: Context) -> QuantizedCheckpoint:
@@ -90,11 +90,11 @@ def _measure(stage: TuneScales, start: QuantizedCheckpoint, context: Context, he
     learn(module, start, stage)
     lesson = Lesson.between(module, context.earlier("start"), windows, stage)
     began = time.perf_counter()
-    before, after = lesson.teach(context, "tune_scales")
+    loss_before, after = lesson.teach(context, "tune_scales")
     seconds = time.perf_counter() - began
     return (
-        f"{stage.steps:>6}{seconds:>9.0f}{before.divergence:>9.4f} -> {after.divergence:.4f}"
-        f"{before.perplexity:>9.2f} -> {after.perplexity:.2f} ({after.teacher_perplexity:.2f})"
+        f"{stage.steps:>6}{seconds:>9.0f}{loss_before.divergence:>9.4f} -> {after.divergence:.4f}"
+        f"{loss_before.perplexity:>9.2f} -> {after.perplexity:.2f} ({after.teacher_perplexity:.2f})"
     )
 
 

@@ -26,11 +26,11 @@ import torch
 import typer
 from peers.language_setting import LanguageSetting
 
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.environment import processor
 from compress.formats.silence import quiet_libraries
-from compress.progress import SilentProgress
+from compress.models.checkpoint import Checkpoint
 from compress.stages.prune import Prune
+from compress.utils.environment import processor
+from compress.utils.progress import SilentProgress
 
 RESULTS = Path(__file__).parent / "results" / "sparse-language-models.json"
 PATTERNS = {"50%": (0.5, None), "2:4": (None, "2:4")}
@@ -54,10 +54,10 @@ def main(
                                   samples=samples, windows=windows)  # fmt: skip
         dense = setting.perplexity_of_checkpoint(setting.source)
         for method in ("wanda", "sparsegpt"):
-            for told, (share, pattern) in ((told, PATTERNS[told]) for told in patterns):
+            for label, (share, pattern) in ((label, PATTERNS[label]) for label in patterns):
                 ours, seconds = _ours(setting, method, share, pattern)
                 theirs, taken = _theirs(setting, authors, method, share, pattern)
-                row = [f"{method}, {told}", f"{theirs:.2f} in {taken:.0f} s", f"{ours:.2f} in {seconds:.0f} s",
+                row = [f"{method}, {label}", f"{theirs:.2f} in {taken:.0f} s", f"{ours:.2f} in {seconds:.0f} s",
                        f"{ours / theirs - 1:+.2%}"]  # fmt: skip
                 rows.append(row)
                 typer.echo(" | ".join(row))
@@ -84,9 +84,9 @@ def _ours(setting: LanguageSetting, method: str, share: float | None, pattern: s
     stage = Prune.model_validate({"kind": "prune", **zeros, **fields})
     with tempfile.TemporaryDirectory(dir=setting.folder) as scratch:
         began = time.perf_counter()
-        made = stage.run(Checkpoint(setting.source), setting.context(Path(scratch)))
+        pruned = stage.run(Checkpoint(setting.source), setting.context(Path(scratch)))
         seconds = time.perf_counter() - began
-        return setting.perplexity_of_checkpoint(made.folder), seconds
+        return setting.perplexity_of_checkpoint(pruned.folder), seconds
 
 
 def _theirs(

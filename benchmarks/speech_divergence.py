@@ -20,10 +20,8 @@ import numpy as np
 import onnx
 import pyarrow as pa
 import speech
-from compress.checkpoints.checkpoint import Checkpoint
 from scipy.special import log_softmax
 
-from compress.checkpoints.processor import load_processor
 from compress.formats.onnx.decoder import export_encoder_decoder
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer
@@ -32,6 +30,8 @@ from compress.formats.onnx.quantization import quantize_products
 from compress.formats.onnx.weight_only_quantization import FewBits, quantize_matrices
 from compress.formats.runtimes import get_runtime
 from compress.formats.silence import quiet_libraries
+from compress.models.checkpoint import Checkpoint
+from compress.models.processor import load_processor
 from compress.runtimes.runtime import Session
 from compress.runtimes.transcriber import Transcriber, read_rules
 from compress.samples.fetch import sample_directory
@@ -62,11 +62,11 @@ def main() -> None:
     reference = {kind: _read(encoder, decoder, windows, texts) for kind, windows in recordings.items()}
     for label, model in _ways(whole, others).items():
         pair = _open(model)
-        found = [
+        log_probabilities = [
             _divergence(reference[kind], _read(*pair, recordings[kind], texts), len(prompt) - 1) for kind in recordings
         ]
         size = sum(graph.ByteSize() for graph in model.graphs.values())
-        cells = "".join(f"  {kind} {value:.4f}" for kind, value in zip(recordings, found, strict=True))
+        cells = "".join(f"  {kind} {value:.4f}" for kind, value in zip(recordings, log_probabilities, strict=True))
         sys.stdout.write(f"{label:40s}{cells}  {size / 1e6:.1f} MB\n")
         sys.stdout.flush()
 
@@ -114,20 +114,22 @@ def _open(model: OnnxModel) -> tuple[Session, Session]:
 
 def _read(encoder: Session, decoder: Session, windows: Windows, texts: Sequence[Sequence[int]]) -> list[np.ndarray]:
     """Logarithms of the probabilities of what may follow each token, [tokens, vocabulary] for each recording."""
-    found = []
+    log_probabilities = []
     for window, text in zip(windows, texts, strict=True):
         audio = encoder.predict({"input_features": window[np.newaxis]})["last_hidden_state"]
         feed = {"input_ids": np.array([text]), "encoder_hidden_states": audio, "use_cache_branch": np.array([False])}
         past = {name: kind.shape for name, kind in decoder.input_types.items() if name.startswith("past_key_values.")}
         empty = {name: np.zeros((1, shape[1], 0, shape[3]), np.float32) for name, shape in past.items()}
-        found.append(log_softmax(decoder.predict({**feed, **empty})["logits"][0], axis=-1))
-    return found
+        log_probabilities.append(log_softmax(decoder.predict({**feed, **empty})["logits"][0], axis=-1))
+    return log_probabilities
 
 
 def _divergence(expected: Sequence[np.ndarray], found: Sequence[np.ndarray], start: int) -> float:
     """Mean over the tokens from place ``start`` on, in nats."""
-    each = [(np.exp(p[start:]) * (p[start:] - q[start:])).sum(axis=-1) for p, q in zip(expected, found, strict=True)]
-    return float(np.concatenate(each).mean())
+    divergences = [
+        (np.exp(p[start:]) * (p[start:] - q[start:])).sum(axis=-1) for p, q in zip(expected, found, strict=True)
+    ]
+    return float(np.concatenate(divergences).mean())
 
 
 if __name__ == "__main__":

@@ -22,15 +22,15 @@ import torch
 import typer
 from peers.language_setting import LanguageSetting
 
-from compress.checkpoints.torch_model import TorchModel
-from compress.compute_device import uses_bf16
-from compress.environment import environment
 from compress.formats.silence import quiet_libraries
-from compress.progress import SilentProgress
+from compress.models.torch_model import TorchModel
 from compress.tasks.task import Examples
 from compress.training.lesson_windows import Windows
 from compress.training.teacher_text import with_written
 from compress.training.writing_config import TeacherWrites
+from compress.utils.environment import environment
+from compress.utils.progress import SilentProgress
+from compress.utils.torch_device import uses_bf16
 
 RUNTIMES = ("torch", "openvino")
 

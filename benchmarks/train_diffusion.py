@@ -39,13 +39,13 @@ from diffusion_lessons import (
 )
 from restartable import Lesson, forget, kept_plan, learn, seconds_a_step
 
-from compress.checkpoints.sampling import SAMPLING, Sampling, import_diffusers
 from compress.cli.console_progress import ConsoleProgress
-from compress.errors import CompressError, InputError
 from compress.formats.silence import quiet_libraries
-from compress.numerics.generated_pictures import frechet_distance
-from compress.numerics.picture_similarity import psnr
-from compress.progress import Progress
+from compress.models.diffusion_sampling import SAMPLING, Sampling, import_diffusers
+from compress.numerics.generated_images import frechet_distance
+from compress.numerics.image_similarity import psnr
+from compress.utils.errors import CompressError, InputError
+from compress.utils.progress import Progress
 
 GUIDANCE, SAMPLING_STEPS = 2.0, 25
 _SHARES = {"judge": 0.12, "autoencoder": 0.23, "unet": 0.65}
@@ -75,19 +75,21 @@ def train(output: Path, minutes: float, seed: int, progress: Progress) -> None:
     """Everything from captions to folders. Raises `InputError` for a folder that holds something else already."""
     work, began = output / "training", time.monotonic()
     _check_new(output, work / PLAN)
-    made, text = Pictures.read(progress), Text()
+    pictures, text = Pictures.read(progress), Text()
     torch.manual_seed(seed)
-    judge, autoencoder, unet = build_judge(made.classes), build_autoencoder(), build_unet()
-    latents = torch.zeros(len(made.train), 2, 4, SIZE // SCALE, SIZE // SCALE)
+    judge, autoencoder, unet = build_judge(pictures.classes), build_autoencoder(), build_unet()
+    latents = torch.zeros(len(pictures.train), 2, 4, SIZE // SCALE, SIZE // SCALE)
     lessons = (
-        Lesson("judge", judge, judge_loss(judge, made), 2e-3),
-        Lesson("autoencoder", autoencoder, autoencoder_loss(autoencoder, made), 1e-3),
-        Lesson("unet", unet, denoising_loss(unet, made, latents, text.states(made.captions)), 8e-4, averaged=True),
+        Lesson("judge", judge, judge_loss(judge, pictures), 2e-3),
+        Lesson("autoencoder", autoencoder, autoencoder_loss(autoencoder, pictures), 1e-3),
+        Lesson(
+            "unet", unet, denoising_loss(unet, pictures, latents, text.states(pictures.captions)), 8e-4, averaged=True
+        ),
     )
 
     def plan() -> dict[str, int]:
-        rows = int(min(len(made.train), 5_000 * minutes))
-        drawn = int(min(DRAWN, len(made.held_out) // 2, 20 * minutes))
+        rows = int(min(len(pictures.train), 5_000 * minutes))
+        drawn = int(min(DRAWN, len(pictures.held_out) // 2, 20 * minutes))
         beside = beside_seconds(autoencoder, unet, rows, drawn)
         left = _SPARE * (60 * minutes - (time.monotonic() - began) - beside)
         shares = {lesson.name: _SHARES[lesson.name] * left / seconds_a_step(lesson, seed) for lesson in lessons}
@@ -95,20 +97,20 @@ def train(output: Path, minutes: float, seed: int, progress: Progress) -> None:
         return {**steps, "rows": rows, "drawn": drawn}
 
     steps = kept_plan(work / PLAN, plan)
-    made.shorten(steps["rows"])
+    pictures.shorten(steps["rows"])
     progress.note(f"planned: {steps}")
     learn(lessons[0], steps["judge"], seed, work, progress)
     write_judge(judge, output / "judge")
     learn(lessons[1], steps["autoencoder"], seed + 1, work, progress)
-    latents[: steps["rows"]] = scaled_latents(autoencoder, made.train, progress)
+    latents[: steps["rows"]] = scaled_latents(autoencoder, pictures.train, progress)
     learn(lessons[2], steps["unet"], seed + 2, work, progress)
     write_pipeline(autoencoder, unet, text, output / "model")
-    found = judged(output, made, steps["drawn"], seed, progress)
-    record = {"seed": seed, "threads": torch.get_num_threads(), "plan": steps, **found}
+    judgement = judged(output, pictures, steps["drawn"], seed, progress)
+    record = {"seed": seed, "threads": torch.get_num_threads(), "plan": steps, **judgement}
     (output / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     for lesson in lessons:
         forget(lesson, work)
-    progress.note(f"done after {(time.monotonic() - began) / 60:.1f} minutes: {found}")
+    progress.note(f"done after {(time.monotonic() - began) / 60:.1f} minutes: {judgement}")
 
 
 def _check_new(output: Path, plan: Path) -> None:
@@ -136,11 +138,11 @@ def scaled_latents(autoencoder: Any, pixels: torch.Tensor, progress: Progress) -
 
     The autoencoder's `scaling_factor` is set accordingly (Rombach et al. 2022, appendix G).
     """
-    found = []
+    batches = []
     for start in progress.track(range(0, len(pixels), BATCH), "encoding", -(-len(pixels) // BATCH)):
         posterior = autoencoder.encode(as_floats(pixels[start : start + BATCH])).latent_dist
-        found.append(torch.stack([posterior.mean, posterior.std], dim=1))
-    latents = torch.cat(found)
+        batches.append(torch.stack([posterior.mean, posterior.std], dim=1))
+    latents = torch.cat(batches)
     total = latents[:, 0].var() + latents[:, 1].square().mean()
     autoencoder.register_to_config(scaling_factor=float(1 / total.sqrt()))
     return latents * autoencoder.config.scaling_factor
@@ -213,7 +215,9 @@ def judged(output: Path, made: Pictures, count: int, seed: int, progress: Progre
     known, right = features(judge, real)
     return {
         "judge_accuracy": float((right.argmax(1) == made.held_out_kinds.numpy()).mean()),
-        "autoencoder_psnr_db": float(psnr(*((one / 2 + 0.5).numpy() for one in (again, real[:count])), 1.0).mean()),
+        "autoencoder_psnr_db": float(
+            psnr(*((images / 2 + 0.5).numpy() for images in (again, real[:count])), 1.0).mean()
+        ),
         "class_seen": float((answers.argmax(1) == kinds.numpy()).mean()),
         "frechet_distance": frechet_distance(seen, known),
         "frechet_distance_of_real_pictures": frechet_distance(known[:count], known[count:]),

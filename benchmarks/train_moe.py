@@ -21,11 +21,11 @@ import typer
 from compress.cli.console_progress import ConsoleProgress
 from compress.data.config import DataConfig
 from compress.data.dataset import Dataset, load_dataset
-from compress.environment import has_bf16
-from compress.errors import CompressError, InputError
 from compress.formats.silence import quiet_libraries
-from compress.progress import Progress
 from compress.tasks.registry import get_task
+from compress.utils.environment import has_bf16
+from compress.utils.errors import CompressError, InputError
+from compress.utils.progress import Progress
 
 TASK, SOURCE = "text-generation", "sample:wiki"
 VOCABULARY, LENGTH, BATCH = 4096, 256, 8
@@ -89,8 +89,8 @@ def train(output: Path, steps: int, learning_rate: float, seed: int, progress: P
 
 def texts(data: Dataset, split: str) -> list[str]:
     """The articles of a split."""
-    found: list[str] = data.split(split)["text"].to_pylist()
-    return found
+    rows: list[str] = data.split(split)["text"].to_pylist()
+    return rows
 
 
 def train_tokenizer(articles: list[str]) -> Any:

@@ -82,7 +82,7 @@ def main(
     """Print a row for each model."""
     torch.set_num_threads(1)
     quiet_libraries()
-    before, record, worse = recorded(), recorded(), []
+    recorded_rows, record, worse = recorded(), recorded(), []
     for key in group or GROUPS:
         chosen = GROUPS[key]
         tried = [name for name in chosen.names if not names or name in names]
@@ -93,8 +93,8 @@ def main(
             started = time.perf_counter()
             row = record[key][name] = chosen.row(name)
             typer.echo(f"| {' | '.join(row)} | {time.perf_counter() - started:.0f} |")
-            if name in before[key]:
-                worse += [f"{name} ({column})" for column in chosen.worse(before[key][name], row)]
+            if name in recorded_rows[key]:
+                worse += [f"{name} ({column})" for column in chosen.worse(recorded_rows[key][name], row)]
             if keep:
                 write(record)
         typer.echo(f"\n{chosen.summary([record[key][name] for name in tried])}")

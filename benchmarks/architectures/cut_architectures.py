@@ -22,10 +22,10 @@ from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
 from trials import Trial
 
-from compress.architectures.cut_model import load_cut
-from compress.architectures.description import Linear, blocks, in_features, stacks
-from compress.architectures.transformer import check_heads_apart, keep_heads, keep_layers, keep_neurons
-from compress.errors import CompressError, StageError, first_line
+from compress.models.pruned_model import load_cut
+from compress.models.structure import Linear, blocks, in_features, stacks
+from compress.models.transformer_pruning import check_heads_apart, keep_heads, keep_layers, keep_neurons
+from compress.utils.errors import CompressError, StageError, first_line
 
 _ALIKE = 1e-4
 """Of the standard deviation of the whole model's answers."""
@@ -51,8 +51,8 @@ def _asking(inputs: Mapping[str, torch.Tensor]) -> Answer:
     def answer(asked: Any) -> torch.Tensor:
         torch.manual_seed(0)
         with torch.no_grad():
-            found: torch.Tensor = asked(**inputs).logits
-        return found
+            logits: torch.Tensor = asked(**inputs).logits
+        return logits
 
     return answer
 
@@ -60,23 +60,23 @@ def _asking(inputs: Mapping[str, torch.Tensor]) -> Answer:
 def cut_heads(whole: Any, cut: Any) -> None:
     """Another head, or group of heads, of each block that has several: zeros in ``whole``, gone in ``cut``."""
     check_heads_apart(whole)
-    kept = []
+    kept_heads = []
     for index, block in enumerate(blocks(whole)):
-        places = [place for place in range(block.places) if block.places == 1 or place != index % block.places]
-        kept.append(places)
+        places = [position for position in range(block.places) if block.places == 1 or position != index % block.places]
+        kept_heads.append(places)
         if places:
             output = block.attended().output
-            _zero(output, [place for place in range(block.places) if place not in places], block.places)
-    keep_heads(cut, kept)
+            _zero(output, [position for position in range(block.places) if position not in places], block.places)
+    keep_heads(cut, kept_heads)
 
 
 def cut_neurons(whole: Any, cut: Any) -> None:
     """Every other neuron of each block."""
-    kept = [torch.arange(0, block.neurons, 2) for block in blocks(whole)]
+    kept_neurons = [torch.arange(0, block.neurons, 2) for block in blocks(whole)]
     for block in blocks(whole):
         if block.neurons:
             _zero(block.fed_forward().output, list(range(1, block.neurons, 2)), block.neurons)
-    keep_neurons(cut, kept)
+    keep_neurons(cut, kept_neurons)
 
 
 def cut_layer(whole: Any, cut: Any) -> None:
@@ -99,25 +99,25 @@ CUTS: dict[str, Callable[[Any, Any], None]] = {"heads": cut_heads, "neurons": cu
 def trial(name: str, what: str, made: Callable[[str], tuple[Any, Answer]] = build) -> str:
     """Nothing where a cut model is right, or what stands against it."""
     model, answer = made(name)
-    whole, cut, before = copy.deepcopy(model), copy.deepcopy(model), answer(model)
+    whole, cut, answer_before = copy.deepcopy(model), copy.deepcopy(model), answer(model)
     try:
         CUTS[what](whole, cut)
     except CompressError as error:
         return str(error).splitlines()[0]
     try:
-        expected, found = answer(whole), answer(cut)
+        expected, cut_answer = answer(whole), answer(cut)
     except (RuntimeError, ValueError, AssertionError) as error:  # which the stage refuses as well
         return f"does not run any more: {first_line(error)}"
-    unit = before.std()
-    off, moved = float((found - expected).abs().max() / unit), float((expected - before).abs().max() / unit)
-    again = float((_loaded_again(cut, answer) - found).abs().max() / unit)
+    unit = answer_before.std()
+    off, moved = float((cut_answer - expected).abs().max() / unit), float((expected - answer_before).abs().max() / unit)
+    again = float((_loaded_again(cut, answer) - cut_answer).abs().max() / unit)
     right = off < _ALIKE and again < _ALIKE and moved > _MOVED
     return "" if right else f"{off:.1e} off, {again:.1e} when loaded again, moved by {moved:.1e}"
 
 
 def _zero(layer: Linear, places: list[int], count: int) -> None:
     size = in_features(layer) // count
-    columns = [place * size + offset for place in places for offset in range(size)]
+    columns = [position * size + offset for position in places for offset in range(size)]
     with torch.no_grad():
         if isinstance(layer, Conv1D):
             layer.weight[columns] = 0
@@ -142,8 +142,8 @@ def _loaded_again(model: Any, answer: Answer) -> torch.Tensor:
 
 
 def _row(made: Callable[[str], tuple[Any, Answer]], name: str, _: Path) -> dict[str, str]:
-    found = {what: trial(name, what, made) for what in CUTS}
-    return {f"cut {what}": f"no: {reason}" if reason else "yes" for what, reason in found.items()}
+    outcomes = {what: trial(name, what, made) for what in CUTS}
+    return {f"cut {what}": f"no: {reason}" if reason else "yes" for what, reason in outcomes.items()}
 
 
 _COLUMNS = tuple(f"cut {what}" for what in CUTS)

@@ -13,13 +13,13 @@ import torch
 from tiny_decoders import DECODERS, save, some_ids
 from trials import Trial
 
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.errors import CompressError
 from compress.formats.gguf.export import Types, write_gguf
 from compress.formats.gguf.families import FAMILIES
 from compress.formats.gguf.proof import compare_gguf
 from compress.formats.gguf.runtime import RUNTIME, LlamaCppSession
 from compress.formats.targets import TARGETS
+from compress.models.checkpoint import Checkpoint
+from compress.utils.errors import CompressError
 
 _LENGTH, _TOKENS = 40, 24
 _ALLOWED = 1e-2
@@ -34,7 +34,10 @@ def judge(name: str, folder: Path) -> tuple[bool, str]:
     try:
         checkpoint = Checkpoint(folder)
         write_gguf(checkpoint, folder / "tiny.gguf", Types("f32"))
-        worst = max(one.largest - one.allowed for one in compare_gguf(folder / "tiny.gguf", checkpoint, Types("f32")))
+        worst = max(
+            comparison.largest - comparison.allowed
+            for comparison in compare_gguf(folder / "tiny.gguf", checkpoint, Types("f32"))
+        )
         if worst > 0:
             return False, f"a tensor came back {worst:.1e} off"
         session = RUNTIME.open(folder / "tiny.gguf", TARGETS["llama-cpp"], 1)
@@ -43,28 +46,30 @@ def judge(name: str, folder: Path) -> tuple[bool, str]:
     ids = some_ids(2, _LENGTH)
     with torch.no_grad():
         expected = model(ids).logits.numpy()
-    found = session.predict({"input_ids": ids.numpy()})["logits"]
+    logits = session.predict({"input_ids": ids.numpy()})["logits"]
     share = _WITH_EXPERTS if hasattr(model.config, "num_experts_per_tok") else 1.0
-    off = float(np.quantile(np.abs(found - expected).max(axis=-1), share) / expected.std())
+    off = float(np.quantile(np.abs(logits - expected).max(axis=-1), share) / expected.std())
     greedy = _greedy(session, ids[0, :7].tolist())
     with torch.no_grad():
-        wanted = model.generate(ids[:1, :7], max_new_tokens=_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0)
-    same = greedy == wanted[0, 7:].tolist()
+        expected_tokens = model.generate(
+            ids[:1, :7], max_new_tokens=_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
+    same = greedy == expected_tokens[0, 7:].tolist()
     return off < _ALLOWED and same, f"logits {off:.1e} off{'' if same else ', other tokens'}"
 
 
 def _greedy(session: LlamaCppSession, prompt: list[int]) -> list[int]:
     decoder = session.decoder()
-    found = [decoder.prefill(prompt)]
-    while len(found) < _TOKENS:
-        found.append(decoder.step(found[-1]))
-    return found
+    logits = [decoder.prefill(prompt)]
+    while len(logits) < _TOKENS:
+        logits.append(decoder.step(logits[-1]))
+    return logits
 
 
 def _row(name: str, folder: Path) -> dict[str, str]:
-    equal, said = judge(name, folder)
+    equal, differences = judge(name, folder)
     kind = DECODERS[name][0]
-    return {"GGUF": FAMILIES[kind].name if equal and kind in FAMILIES else f"no: {said}"}
+    return {"GGUF": FAMILIES[kind].name if equal and kind in FAMILIES else f"no: {differences}"}
 
 
 TRIAL = Trial(("GGUF",), _row)

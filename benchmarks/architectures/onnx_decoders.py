@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 from tiny_decoders import save, some_ids
 from trials import Trial
 
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.checkpoints.gptq_layout import pack_layer
-from compress.errors import CompressError
 from compress.formats.onnx.decoder import GraphSettings, export_proven
+from compress.models.checkpoint import Checkpoint
+from compress.models.gptq_layout import pack_layer
 from compress.numerics.integer_grid import QuantizedWeight
+from compress.utils.errors import CompressError
 
 _LENGTH, _GROUP, _BITS = 20, 32, 4
 _TOLERANCE = 1e-3
@@ -29,12 +29,12 @@ def judge(name: str, folder: Path) -> dict[str, str]:
     """The largest difference of a logit in fp32 and in 4 bits, how attention is written, and the number of nodes."""
     model = save(name, folder / "float")
     windows = some_ids(2, _LENGTH).numpy()
-    found = export_proven(Checkpoint(folder / "float"), GraphSettings(), windows, _TOLERANCE, 1.0)
-    kinds = Counter(node.op_type for node in found.model.graph.graph.node)
+    exported = export_proven(Checkpoint(folder / "float"), GraphSettings(), windows, _TOLERANCE, 1.0)
+    kinds = Counter(node.op_type for node in exported.model.graph.graph.node)
     fused = f"{kinds['GroupQueryAttention']} fused"
     cells = {
-        "ONNX": f"{found.equality.difference:.0e}",
-        "attention": f"as it is: {found.unfused}" if found.unfused else fused,
+        "ONNX": f"{exported.equality.difference:.0e}",
+        "attention": f"as it is: {exported.unfused}" if exported.unfused else fused,
         "nodes": str(sum(kinds.values())),
     }
     try:

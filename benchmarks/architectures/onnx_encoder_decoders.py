@@ -17,8 +17,6 @@ from onnx_decoders import in_four_bits
 from tiny_encoder_decoders import answered, examples, save
 from trials import Trial
 
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.errors import CompressError
 from compress.formats.onnx.decoder import (
     GraphSettings,
     export_encoder_decoder,
@@ -26,7 +24,9 @@ from compress.formats.onnx.decoder import (
     teacher_forced,
 )
 from compress.formats.onnx.model import OnnxModel
+from compress.models.checkpoint import Checkpoint
 from compress.stages.quantize import Quantize
+from compress.utils.errors import CompressError
 
 if TYPE_CHECKING:
     from compress.stage.stage import Context
@@ -49,12 +49,12 @@ def judge(name: str, folder: Path) -> dict[str, str]:
     # Attention to the encoder stands in both branches of an If.
     cells = {"ONNX": difference, "attention": f"{nodes['MultiHeadAttention'] - nodes['If']} fused"}
     quietly = cast("Context", SimpleNamespace(remark=lambda _: None))
-    for column, made in (
+    for column, built_graph in (
         ("4 bits", lambda: _in_four_bits(name, module, source, folder / "few")),
         ("INT8 error", lambda: _int8_error(name, model, Quantize().run(model, quietly))),
     ):
         try:
-            cells[column] = made()
+            cells[column] = built_graph()
         except CompressError as error:
             cells[column] = f"no: {error.what}"
     return cells
@@ -75,9 +75,9 @@ def _in_four_bits(name: str, module: object, source: Checkpoint, folder: Path) -
 
 
 def _int8_error(name: str, model: OnnxModel, made: OnnxModel) -> str:
-    expected, found = (_answers(name, one) for one in (model, made))
+    expected, answers = (_answers(name, candidate) for candidate in (model, made))
     spread = np.sqrt(((expected - expected.mean(0)) ** 2).mean())
-    error = np.sqrt(((found - expected) ** 2).mean()) / spread
+    error = np.sqrt(((answers - expected) ** 2).mean()) / spread
     return f"{error:.1%}" if error < _RIGHT else f"no: {error:.0%} of the spread"
 
 
@@ -85,5 +85,5 @@ def _answers(name: str, model: OnnxModel) -> np.ndarray:
     """Logits [answers * tokens, vocabulary]."""
     given, _ = examples(name, _ANSWERS, seed=1)
     rows: Sequence[np.ndarray] = answered(_ANSWERS, _ANSWER_LENGTH)
-    one_by_one = ({key: array[place] for key, array in given.items()} for place in range(_ANSWERS))
+    one_by_one = ({key: array[row] for key, array in given.items()} for row in range(_ANSWERS))
     return np.concatenate([teacher_forced(model, *pair) for pair in zip(one_by_one, rows, strict=True)])

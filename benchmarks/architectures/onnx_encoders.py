@@ -16,7 +16,7 @@ import torch
 from tiny_encoders import IMAGES, build, examples_of, inputs
 from trials import Trial
 
-from compress.errors import CompressError
+from compress.utils.errors import CompressError
 
 _QUERIES = (
     "query",
@@ -64,9 +64,9 @@ def attention_calls(name: str, module: Any) -> int:
 
 def judge(name: str, _: Path) -> dict[str, str]:
     """Export a family, prove it, quantize it and compare."""
-    from compress.checkpoints.torch_model import TorchModel
     from compress.formats.onnx.export import export_onnx
     from compress.formats.onnx.parity import prove_equal
+    from compress.models.torch_model import TorchModel
 
     model = TorchModel(build(name), None)
     examples = examples_of(name)
@@ -98,18 +98,18 @@ def quantized(name: str, graph: Any, examples: Any) -> Any:
     from compress.formats.onnx.quantization import quantize_embeddings, quantize_products, quantize_rows_in_order
 
     if name in IMAGES:
-        feeds = [examples.batch([place]) for place in range(32)]
-        made = StaticQuantizer(graph, feeds, Int8Options(method="static")).quantize()
+        feeds = [examples.batch([row]) for row in range(32)]
+        int8_graph = StaticQuantizer(graph, feeds, Int8Options(method="static")).quantize()
     else:
-        made = quantize_products(graph, per_channel=True, reduce_range=False)
-    quantize_rows_in_order(made)
-    quantize_embeddings(made, 8)
-    return made
+        int8_graph = quantize_products(graph, per_channel=True, reduce_range=False)
+    quantize_rows_in_order(int8_graph)
+    quantize_embeddings(int8_graph, 8)
+    return int8_graph
 
 
 def _int8(name: str, graph: Any, examples: Any) -> tuple[float, float, float | None]:
     """Error of INT8, bytes over those of fp32, and for image models with a large error that of ONNX Runtime's own."""
-    made = quantized(name, graph, examples)
+    int8_graph = quantized(name, graph, examples)
     fresh = examples_of(name, count=64, seed=1)
     expected = _answers(graph, fresh)
     spread = np.sqrt(((expected - expected.mean(0)) ** 2).mean())
@@ -117,8 +117,8 @@ def _int8(name: str, graph: Any, examples: Any) -> tuple[float, float, float | N
     def error_of(other: Any) -> float:
         return float(np.sqrt(((_answers(other, fresh) - expected) ** 2).mean()) / spread)
 
-    sizes = [sum(len(tensor.raw_data) for tensor in each.graph.initializer) for each in (made, graph)]
-    error = error_of(made)
+    sizes = [sum(len(tensor.raw_data) for tensor in candidate.graph.initializer) for candidate in (int8_graph, graph)]
+    error = error_of(int8_graph)
     usual = error_of(_by_onnxruntime(graph, examples)) if name in IMAGES and error >= _RIGHT else None
     return error, sizes[0] / sizes[1], usual
 
@@ -133,7 +133,7 @@ def _by_onnxruntime(graph: Any, examples: Any) -> Any:
 
         def __init__(self) -> None:
             names = [entry.name for entry in graph.graph.input]
-            batches = (examples.batch([place]) for place in range(32))
+            batches = (examples.batch([row]) for row in range(32))
             self.feeds = iter([{name: batch[name] for name in names} for batch in batches])
 
         def get_next(self) -> Any:
@@ -153,5 +153,5 @@ def _answers(graph: Any, examples: Any) -> np.ndarray:
     batch = examples.batch(range(len(examples)))
     feed = {entry.name: batch[entry.name] for entry in session.get_inputs()}
     names = [entry.name for entry in session.get_outputs()]
-    found: np.ndarray = examples.answers(dict(zip(names, session.run(names, feed), strict=True)), batch)
-    return found
+    output: np.ndarray = examples.answers(dict(zip(names, session.run(names, feed), strict=True)), batch)
+    return output

@@ -221,14 +221,14 @@ def config_of(name: str) -> Any:
     from transformers import CONFIG_MAPPING
 
     kind, changes = DECODERS[name]
-    made: type[Any] = CONFIG_MAPPING[kind]
-    aliases = made.attribute_map
-    fields = set(made.__dataclass_fields__)
+    config_class: type[Any] = CONFIG_MAPPING[kind]
+    aliases = config_class.attribute_map
+    fields = set(config_class.__dataclass_fields__)
     given = {aliases.get(key, key): value for key, value in COMMON.items() if aliases.get(key, key) in fields}
     if "rope_parameters" in fields:
         given["rope_parameters"] = dict(ROPE)
     given |= {aliases.get(key, key): value for key, value in changes.items() if aliases.get(key, key) in fields}
-    return made(**given)
+    return config_class(**given)
 
 
 def build(name: str, seed: int = 0) -> Any:

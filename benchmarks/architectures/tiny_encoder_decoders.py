@@ -85,27 +85,27 @@ def config_of(name: str) -> Any:
     from transformers import CONFIG_MAPPING, BertConfig, EncoderDecoderConfig, T5GemmaModuleConfig
 
     kind, changes = PAIRS[name]
-    made: type[Any] = CONFIG_MAPPING[kind]
+    config_class: type[Any] = CONFIG_MAPPING[kind]
     if kind == "encoder-decoder":
         halves = [_filled(BertConfig, {}) for _ in range(2)]
         tokens = {key: COMMON[key] for key in ("decoder_start_token_id", "pad_token_id", "eos_token_id")}
         return EncoderDecoderConfig.from_encoder_decoder_configs(*halves, **tokens)
     if kind == "t5gemma":
         halves = [_filled(T5GemmaModuleConfig, changes) for _ in range(2)]
-        return made(encoder=halves[0], decoder=halves[1], vocab_size=VOCABULARY)
-    return _filled(made, changes)
+        return config_class(encoder=halves[0], decoder=halves[1], vocab_size=VOCABULARY)
+    return _filled(config_class, changes)
 
 
 def _filled(made: type[Any], changes: Mapping[str, Any]) -> Any:
     fields, aliases = set(made.__dataclass_fields__), made.attribute_map
-    own = {aliases.get(key, key): value for key, value in (COMMON | changes).items() if key not in fields}
-    own |= {key: value for key, value in (COMMON | changes).items() if key in fields}
-    return made(**{key: value for key, value in own.items() if key in fields})
+    values = {aliases.get(key, key): value for key, value in (COMMON | changes).items() if key not in fields}
+    values |= {key: value for key, value in (COMMON | changes).items() if key in fields}
+    return made(**{key: value for key, value in values.items() if key in fields})
 
 
 def build(name: str) -> Any:
     """A model whose norms are off 1 and biases off 0, and whose logits spread."""
-    from compress.checkpoints.hollow import auto_class
+    from compress.models.meta_model import auto_class
 
     torch.manual_seed(0)
     config = config_of(name)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from compress.errors import CompressError, first_line
+from compress.utils.errors import CompressError, first_line
 
 WHY = "why"
 _LIMIT_SECONDS = 300
@@ -61,11 +61,11 @@ class Group:
 
     def summary(self, rows: Sequence[Sequence[str]]) -> str:
         """How many models each column holds for."""
-        counts = (f"{column} {sum(_rank(row[place]) > 1 for row in rows)}" for place, column in self._judged())
+        counts = (f"{column} {sum(_rank(row[index]) > 1 for row in rows)}" for index, column in self._judged())
         return f"Of {len(rows)}: {', '.join(counts)}."
 
     def _judged(self) -> list[tuple[int, str]]:
-        return [(place, column) for place, column in enumerate(self.columns) if 0 < place < len(self.columns) - 1]
+        return [(index, column) for index, column in enumerate(self.columns) if 0 < index < len(self.columns) - 1]
 
 
 def _rank(cell: str) -> int:
@@ -75,15 +75,17 @@ def _rank(cell: str) -> int:
 def in_a_process(trial: Trial, name: str) -> Mapping[str, str]:
     """What the trial says of a model, where nothing that ends the process, or takes too long, ends this one."""
     with tempfile.TemporaryDirectory() as folder:
-        here, there = multiprocessing.Pipe(duplex=False)
-        process = multiprocessing.get_context("fork").Process(target=_answer, args=(trial, name, Path(folder), there))
+        receiver, sender = multiprocessing.Pipe(duplex=False)
+        process = multiprocessing.get_context("fork").Process(target=_answer, args=(trial, name, Path(folder), sender))
         process.start()
-        there.close()
+        sender.close()
         try:
-            cells = here.recv() if here.poll(_LIMIT_SECONDS) else f"took more than {_LIMIT_SECONDS} s"
+            cells = receiver.recv() if receiver.poll(_LIMIT_SECONDS) else f"took more than {_LIMIT_SECONDS} s"
         except EOFError:
-            said = (Path(folder) / "stderr.txt").read_text(errors="replace").strip().splitlines()
-            cells = next((line for line in reversed(said) if "ASSERT" in line or "Error" in line), "the process ended")
+            error_lines = (Path(folder) / "stderr.txt").read_text(errors="replace").strip().splitlines()
+            cells = next(
+                (line for line in reversed(error_lines) if "ASSERT" in line or "Error" in line), "the process ended"
+            )
         process.kill()
         process.join()
     return cells if isinstance(cells, Mapping) else dict.fromkeys(trial.columns, f"{_NO}: {cells}")

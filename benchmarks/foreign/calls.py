@@ -11,7 +11,7 @@ import numpy as np
 from foreign.files import ForeignFile
 from PIL import Image, ImageDraw, ImageFont
 
-from compress.checkpoints.graph_inputs import GraphInput, GraphInputs
+from compress.models.graph_inputs import GraphInput, GraphInputs
 from compress.samples.fetch import sample_directory
 
 _RATE = 16_000
@@ -27,8 +27,8 @@ def write_calls(file: ForeignFile, inputs: GraphInputs, folder: Path, train: int
     for split, count in (("train", train), ("test", test)):
         (folder / split).mkdir(parents=True)
         random = np.random.default_rng(0 if split == "train" else 1)
-        for place in range(count):
-            np.savez(folder / split / f"{place:03}.npz", allow_pickle=False, **_call(file, inputs, split, random))
+        for index in range(count):
+            np.savez(folder / split / f"{index:03}.npz", allow_pickle=False, **_call(file, inputs, split, random))
 
 
 def _call(file: ForeignFile, inputs: GraphInputs, split: str, random: np.random.Generator) -> Mapping[str, np.ndarray]:
@@ -82,8 +82,8 @@ def _write(image: Image.Image, whole: bool, random: np.random.Generator) -> None
         ground = tuple(int(value) for value in random.integers(170, 256, 3))
         draw.rectangle((0, 0, *image.size), fill=ground)
     size = int(image.height * (0.6 if whole else 0.1))
-    place = (4, image.height // 8) if whole else tuple(int(random.integers(0, side // 2)) for side in image.size)
-    draw.text(place, words, fill=tuple(int(value) for value in random.integers(0, 90, 3)),
+    position = (4, image.height // 8) if whole else tuple(int(random.integers(0, side // 2)) for side in image.size)
+    draw.text(position, words, fill=tuple(int(value) for value in random.integers(0, 90, 3)),
               font=ImageFont.load_default(max(size, 10)))  # fmt: skip
 
 
@@ -130,7 +130,7 @@ def _photographs() -> list[Image.Image]:
     import pyarrow.parquet
 
     table = pyarrow.parquet.read_table(Path(sample_directory("imagenet-20")) / "test.parquet")
-    return [Image.open(io.BytesIO(one["bytes"])).convert("RGB") for one in table["image"].to_pylist()]
+    return [Image.open(io.BytesIO(record["bytes"])).convert("RGB") for record in table["image"].to_pylist()]
 
 
 @cache
@@ -140,8 +140,8 @@ def _recordings(split: str) -> list[np.ndarray]:
 
     folder = Path(sample_directory("prompts-audio"))
     table = pyarrow.parquet.read_table(folder / f"{split}.parquet")
-    found = []
-    for one in table["audio"].to_pylist():
-        sound, rate = soundfile.read(io.BytesIO(one["bytes"]), dtype="float32")
-        found.append(np.interp(np.arange(0, len(sound), rate / _RATE), np.arange(len(sound)), sound))
-    return found
+    clips = []
+    for record in table["audio"].to_pylist():
+        sound, rate = soundfile.read(io.BytesIO(record["bytes"]), dtype="float32")
+        clips.append(np.interp(np.arange(0, len(sound), rate / _RATE), np.arange(len(sound)), sound))
+    return clips

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from compress.progress import Progress
 from compress.samples.fetch import cache_root, fetch
 from compress.samples.sample import Package, Sample
+from compress.utils.progress import Progress
 
 Asks = Literal["picture", "line", "speech", "spectrum", "bytes", "normal"]
 

@@ -15,10 +15,10 @@ from typing import Any
 from language_setting import LanguageSetting
 from quantizing import answer
 
-from compress.checkpoints.checkpoint import Checkpoint
 from compress.formats.silence import quiet_libraries
-from compress.progress import SilentProgress
+from compress.models.checkpoint import Checkpoint
 from compress.stages import STAGES
+from compress.utils.progress import SilentProgress
 
 
 def run(order: dict[str, Any]) -> None:
@@ -28,12 +28,12 @@ def run(order: dict[str, Any]) -> None:
     output.mkdir(exist_ok=True)
     numbers = {name: order[name] for name in ("threads", "bits", "group_size", "samples", "length")}
     setting = LanguageSetting(order["model"], order["data"], output.parent, **numbers, progress=SilentProgress())
-    made: Any = Checkpoint(Path(order["model"]))
-    for place, fields in enumerate(order["stages"]):
-        scratch = output.parent / f"{output.name}-scratch-{place}"
+    model: Any = Checkpoint(Path(order["model"]))
+    for index, fields in enumerate(order["stages"]):
+        scratch = output.parent / f"{output.name}-scratch-{index}"
         scratch.mkdir(exist_ok=True)
-        made = STAGES[fields["kind"]].model_validate(fields).run(made, setting.context(scratch))
-    made.save(output)
+        model = STAGES[fields["kind"]].model_validate(fields).run(model, setting.context(scratch))
+    model.save(output)
 
 
 if __name__ == "__main__":

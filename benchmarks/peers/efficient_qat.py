@@ -37,8 +37,10 @@ class Block(torch.nn.Module):
 
     def forward(self, states: torch.Tensor, attention_mask: Any = None, position_ids: Any = None, **_: Any) -> Any:
         angles = self.angles[0](states, position_ids)
-        found = self.layer(states, attention_mask=attention_mask, position_ids=position_ids, position_embeddings=angles)
-        return (found,)
+        outputs = self.layer(
+            states, attention_mask=attention_mask, position_ids=position_ids, position_embeddings=angles
+        )
+        return (outputs,)
 
 
 def authors_walk(authors: Path) -> Any:
@@ -59,14 +61,14 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from compress.digests import size_bytes
+    from compress.utils.digests import size_bytes
 
     windows = torch.from_numpy(np.load(order["calibration"])).long()
     texts = [(window[None],) for window in windows]
     walk = authors_walk(Path(order["authors"]))
     model = AutoModelForCausalLM.from_pretrained(order["model"], dtype=torch.float16).requires_grad_(False)
-    for place, layer in enumerate(model.model.layers):
-        model.model.layers[place] = Block(layer, model.model.rotary_emb)
+    for index, layer in enumerate(model.model.layers):
+        model.model.layers[index] = Block(layer, model.model.rotary_emb)
     asked = Namespace(
         off_load_to_disk=False, real_quant=False, train_size=len(texts) - HELD_OUT, val_size=HELD_OUT,
         training_seqlen=windows.shape[1], batch_size=2, epochs=order["epochs"], wbits=order["bits"],
@@ -75,8 +77,8 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
     )  # fmt: skip
     walk(model, asked, texts[HELD_OUT:], texts[:HELD_OUT], logging.getLogger("authors"))
     quantized, scales = 0, 0
-    for place, block in enumerate(model.model.layers):
-        model.model.layers[place] = block.layer
+    for index, block in enumerate(model.model.layers):
+        model.model.layers[index] = block.layer
         for module in block.layer.modules():
             if hasattr(module, "weight_quantizer"):
                 quantized, scales = quantized + module.weight.numel(), scales + module.weight_quantizer.scale.numel()

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from onnx.shape_inference import InferenceError
 
-from compress.errors import CompressError
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.onnx.runtimes.onnxruntime import FAILURES
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
-from compress.progress import Progress
+from compress.utils.errors import CompressError
+from compress.utils.progress import Progress
 
 OURS, FLOAT = "ours", "fp32"
 Ways = Mapping[str, Callable[[], OnnxModel]]
@@ -25,27 +25,27 @@ def write_files(ways: Ways, folder: Path, progress: Progress) -> tuple[dict[str,
 
     One that is there was finished by a run before, and is taken.
     """
-    made, notes = {}, []
+    files, notes = {}, []
     for name, way in ways.items():
-        place = folder / folder_name(name)
-        if place.is_dir():
-            made[name] = place
+        target_folder = folder / folder_name(name)
+        if target_folder.is_dir():
+            files[name] = target_folder
             continue
         progress.note(f"-- {name}")
-        partial = folder / f"{place.name}.partial"
+        partial = folder / f"{target_folder.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         try:
             model = way()
             partial.mkdir(parents=True)
             model.save(partial)
             get_runtime("onnxruntime").open(partial, TARGETS["cpu"], 1)
-            partial.replace(place)
+            partial.replace(target_folder)
         except (CompressError, ValueError, RuntimeError, LookupError, InferenceError, *FAILURES) as error:
             shutil.rmtree(partial, ignore_errors=True)
             notes.append(f"{name}: no file, {_first_line(error)}")
             continue
-        made[name] = place
-    return made, notes
+        files[name] = target_folder
+    return files, notes
 
 
 def folder_name(name: str) -> str:

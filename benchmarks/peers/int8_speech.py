@@ -9,11 +9,11 @@ from pathlib import Path
 
 import onnx
 
-from compress.checkpoints.torch_model import TorchModel
 from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.int8.observers import Feed
 from compress.formats.onnx.model import OnnxModel
-from compress.inspect.transcription_calls import transcription_calls
+from compress.inspection.transcription_calls import transcription_calls
+from compress.models.torch_model import TorchModel
 from compress.tasks.task import Examples
 
 _CALLS = 6

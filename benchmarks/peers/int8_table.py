@@ -64,8 +64,8 @@ def kept(folder: Path) -> Table | None:
     """The table that was kept in ``folder``; None where none was finished."""
     if not (folder / _FILE).is_file():
         return None
-    found = json.loads((folder / _FILE).read_text())
-    return Table(**{**found, "lines": [Line(**line) for line in found["lines"]]})
+    table = json.loads((folder / _FILE).read_text())
+    return Table(**{**table, "lines": [Line(**line) for line in table["lines"]]})
 
 
 def show(table: Table) -> None:
@@ -86,7 +86,7 @@ def show(table: Table) -> None:
 def behind(table: Table) -> list[str]:
     """Which files ours is worse than beyond chance, or slower than by two in a hundred."""
     others = [line for line in table.lines if not line.name.startswith(("ours", "fp32"))]
-    found = {"worse than": [line.name for line in others if line.better_high < 0]}
+    comparisons = {"worse than": [line.name for line in others if line.better_high < 0]}
     if any(line.faster is not None for line in others):
-        found["slower than"] = [line.name for line in others if line.faster is not None and line.faster < SLOWER]
-    return [f"ours is {how}: {', '.join(names) or 'none of them'}" for how, names in found.items()]
+        comparisons["slower than"] = [line.name for line in others if line.faster is not None and line.faster < SLOWER]
+    return [f"ours is {how}: {', '.join(names) or 'none of them'}" for how, names in comparisons.items()]

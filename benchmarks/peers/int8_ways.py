@@ -13,11 +13,11 @@ from peers.int8_defaults import nncf_default, onnxruntime_dynamic, onnxruntime_s
 from peers.int8_files import FLOAT, OURS, Ways
 from peers.int8_speech import decoder_calls, plain_encoder
 
-from compress.checkpoints.torch_model import TorchModel
 from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.int8.observers import Feed
 from compress.formats.onnx.model import OnnxModel, quantized_name
 from compress.formats.onnx.stage import Export
+from compress.models.torch_model import TorchModel
 from compress.pipeline.runner import Road
 from compress.quantization.int8_run import calibration_set
 from compress.stage.stage import Context
@@ -71,8 +71,8 @@ class Contest:
     def torch_model(self) -> TorchModel:
         """What is exported."""
         labels = self.road.recipe.labels()
-        place = labels.index("export" if "export" in labels else "qat")
-        model = self.road.load(labels[place - 1] if place else "start")
+        stage_index = labels.index("export" if "export" in labels else "qat")
+        model = self.road.load(labels[stage_index - 1] if stage_index else "start")
         assert isinstance(model, TorchModel), "torch models are exported"
         return model
 
@@ -91,8 +91,8 @@ class Contest:
         else:
             examples = self.context.encode("train", self.torch_model)
             graph = export_onnx(self.torch_model, examples, None, fusions=False).graph
-        found = replace(self.exported, graph=graph)
-        return None if _operators(found) == _operators(self.exported) else found
+        plain_model = replace(self.exported, graph=graph)
+        return None if _operators(plain_model) == _operators(self.exported) else plain_model
 
     @cached_property
     def feeds(self) -> Sequence[Feed]:
@@ -102,15 +102,15 @@ class Contest:
     @cached_property
     def decoder_feeds(self) -> Sequence[Feed]:
         """What a decoder is asked while some of those are transcribed."""
-        return decoder_calls(self.exported, [self.feeds[place] for place in range(min(_DECODED, len(self.feeds)))])
+        return decoder_calls(self.exported, [self.feeds[index] for index in range(min(_DECODED, len(self.feeds)))])
 
     def ways(self) -> Ways:
         """Each file's maker, by what the tables call the file."""
-        found: dict[str, Maker] = {FLOAT: lambda: self.exported, OURS: lambda: self._load(-1), **self._variants()}
-        found |= self._peers(self.exported, "")
+        makers: dict[str, Maker] = {FLOAT: lambda: self.exported, OURS: lambda: self._load(-1), **self._variants()}
+        makers |= self._peers(self.exported, "")
         if self.plain is not None:
-            found |= {f"fp32{PLAIN}": partial(_same, self.plain), **self._peers(self.plain, PLAIN)}
-        return found
+            makers |= {f"fp32{PLAIN}": partial(_same, self.plain), **self._peers(self.plain, PLAIN)}
+        return makers
 
     def _peers(self, model: OnnxModel, suffix: str) -> dict[str, Maker]:
         nncf = partial(nncf_default, transformer="Softmax" in _operators(self.plain or model))
@@ -141,14 +141,14 @@ class Contest:
         return {f"ours, {other}": self._quantized(changed), "ours, NNCF's statistics": self._quantized(nncf)}
 
     def _changed(self, method: Literal["dynamic", "static"], **others: object) -> Quantize:
-        before = (
+        previous = (
             {}
             if isinstance(self.stage, Qat)
             else {name: getattr(self.stage, name) for name in ("embedding_bits", "part")}
         )
         ranges = {"calibration_method": "mse"} if method == "static" else {}
         fields = {
-            **before,
+            **previous,
             **ranges,
             "method": method,
             "calibration_examples": self.count,

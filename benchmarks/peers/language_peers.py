@@ -17,15 +17,15 @@ from peers.language_setting import LanguageSetting
 from peers.llama_cpp_library import llama_cpp_library
 from safetensors.numpy import save_file
 
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.checkpoints.imatrix import read_imatrix
-from compress.digests import size_bytes
 from compress.formats.gguf.export import Types, plan_gguf, write_gguf
 from compress.formats.gguf.llama_cpp_library import VARIABLE
 from compress.formats.onnx.decoder import export_decoder
-from compress.formats.targets import TARGETS
-from compress.stages.imatrix import Imatrix
 from compress.formats.target_profile import Target
+from compress.formats.targets import TARGETS
+from compress.models.checkpoint import Checkpoint
+from compress.models.imatrix import read_imatrix
+from compress.stages.imatrix import Imatrix
+from compress.utils.digests import size_bytes
 
 OURS = "compress, quick GPTQ"
 OURS_TRAINED, OURS_TUNED = "compress, train_blocks", "compress, train_blocks and tune_scales"
@@ -65,8 +65,8 @@ def ours(*stages: Mapping[str, Any]) -> Callable[[LanguageSetting], Made]:
     def make(setting: LanguageSetting) -> Made:
         first, *others = stages
         numbers = {"bits": setting.bits, "group_size": setting.group_size, "samples": setting.samples}
-        told = [{**numbers, "sequence_length": setting.length, **first}, *others]
-        more = {"data": setting.data, "samples": setting.samples, "length": setting.length, "stages": told}
+        stage_fields = [{**numbers, "sequence_length": setting.length, **first}, *others]
+        more = {"data": setting.data, "samples": setting.samples, "length": setting.length, "stages": stage_fields}
         return _checkpoint(setting, "compress_stages.py", Path(sys.executable), **more)
 
     return make
@@ -143,10 +143,10 @@ def llama_cpp(file_type: str, weighed: bool = False) -> Callable[[LanguageSettin
         more = {"library": str(library), "source": str(source), "file_type": file_type}
         if weighed:
             more["imatrix"] = str(_imatrix(setting))
-        found = _child(setting, "llama_cpp_quantize.py", Path(sys.executable), file, **more)
+        answer = _child(setting, "llama_cpp_quantize.py", Path(sys.executable), file, **more)
         # The Python package's build knows no AVX-512; the peer runs as its own release does.
         os.environ[VARIABLE] = str(library)
-        return Made(file, TARGETS["llama-cpp"], **found, bytes=file.stat().st_size)
+        return Made(file, TARGETS["llama-cpp"], **answer, bytes=file.stat().st_size)
 
     return make
 
@@ -189,9 +189,11 @@ def decode_in_transformers(made: Made, setting: LanguageSetting) -> float:
 
 def imatrix_by_tensor(checkpoint: Checkpoint, file: Path) -> None:
     """Write the matrix that lies beside a checkpoint by the names that GGUF has for its tensors."""
-    found = read_imatrix(checkpoint.folder)
-    sources = {one.name: str(one.source).removesuffix(".weight") for one in plan_gguf(checkpoint) if one.source}
-    save_file({name: found[source].numpy() for name, source in sources.items() if source in found}, file)
+    imatrix = read_imatrix(checkpoint.folder)
+    sources = {
+        tensor.name: str(tensor.source).removesuffix(".weight") for tensor in plan_gguf(checkpoint) if tensor.source
+    }
+    save_file({name: imatrix[source].numpy() for name, source in sources.items() if source in imatrix}, file)
 
 
 def _imatrix(setting: LanguageSetting) -> Path:
@@ -213,18 +215,18 @@ def _float_graph(setting: LanguageSetting) -> Path:
 
 def _checkpoint(setting: LanguageSetting, script: str, python: Path, **more: Any) -> Made:
     output = setting.folder / script.removesuffix(".py")
-    found = _child(setting, script, python, output, **more)
+    answer = _child(setting, script, python, output, **more)
     # auto-round makes a folder of its own inside.
     (config,) = output.rglob("config.json")
-    return Made(config.parent, None, **found, bytes=size_bytes(config.parent))
+    return Made(config.parent, None, **answer, bytes=size_bytes(config.parent))
 
 
 def _graph(setting: LanguageSetting, script: str, source: Path | None) -> Made:
     output = setting.folder / script.removesuffix(".py")
     output.mkdir(exist_ok=True)
     more = {} if source is None else {"source": str(source)}
-    found = _child(setting, script, Path(sys.executable), output, **more)
-    return Made(output, TARGETS["cpu"], **found, bytes=size_bytes(output))
+    answer = _child(setting, script, Path(sys.executable), output, **more)
+    return Made(output, TARGETS["cpu"], **answer, bytes=size_bytes(output))
 
 
 def _child(setting: LanguageSetting, script: str, python: Path, output: Path, **more: Any) -> dict[str, Any]:
@@ -234,13 +236,13 @@ def _child(setting: LanguageSetting, script: str, python: Path, output: Path, **
 
 def _ask(setting: LanguageSetting, script: str, python: Path, order: dict[str, Any]) -> dict[str, Any]:
     """What a peer's process answers. Raises `UnavailableError` with its last words."""
-    place = Path(__file__).parent / script
+    script_path = Path(__file__).parent / script
     question, reply = setting.folder / "order.json", setting.folder / "answer.json"
     question.write_text(json.dumps(order), encoding="utf-8")
     reply.unlink(missing_ok=True)
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     variables = {**inherited, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(setting.threads)}
-    command = [str(python), str(place), str(question), str(reply)]
+    command = [str(python), str(script_path), str(question), str(reply)]
     try:
         done = subprocess.run(
             command,
@@ -256,5 +258,5 @@ def _ask(setting: LanguageSetting, script: str, python: Path, order: dict[str, A
     if done.returncode != 0 or not reply.is_file():
         words = "\n".join(f"{done.stdout}\n{done.stderr}".strip().splitlines()[-_TAIL_LINES:])
         raise UnavailableError(f"{script} ended with exit code {done.returncode}: {words}")
-    found: dict[str, Any] = json.loads(reply.read_text(encoding="utf-8"))
-    return found
+    answer: dict[str, Any] = json.loads(reply.read_text(encoding="utf-8"))
+    return answer

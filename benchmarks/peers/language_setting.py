@@ -13,18 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.data.config import DataConfig
 from compress.data.dataset import Dataset, load_dataset
 from compress.evaluation.evaluate import predict
-from compress.progress import Progress, SilentProgress
-from compress.quantization.calibration import calibration_windows
-from compress.sources.source import resolve_model
-from compress.stage.stage import Context
 from compress.formats.target_profile import Target
+from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.quantization.calibration import calibration_windows
+from compress.sources.resolve import resolve_model
+from compress.stage.stage import Context
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples
+from compress.utils.progress import Progress, SilentProgress
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ class LanguageSetting:
 
         tokenizer = AutoTokenizer.from_pretrained(self.source)
         rows = self.dataset.split("test")
-        found: Examples = self.task.held_out(rows, tokenizer, None, self.length, Evaluation(windows=self.windows))
-        return found
+        examples: Examples = self.task.held_out(rows, tokenizer, None, self.length, Evaluation(windows=self.windows))
+        return examples
 
     def prompt(self, tokens: int) -> list[int]:
         """The first so many tokens of the text that is held out."""
@@ -114,8 +114,10 @@ class LanguageSetting:
 
     def perplexity(self, artifact: Path, target: Target) -> float:
         """Of an ONNX folder or a GGUF file through the runtime of ``target``."""
-        found = predict(artifact, self.task, self.held_out, target, self.threads, self.progress, f"{artifact.name}")
-        return self._perplexity(found.kept)
+        predictions = predict(
+            artifact, self.task, self.held_out, target, self.threads, self.progress, f"{artifact.name}"
+        )
+        return self._perplexity(predictions.kept)
 
     def perplexity_of_checkpoint(self, folder: Path) -> float:
         """Of a checkpoint, plain or in GPTQ format: transformers in fp32 on the weights that its integers stand for."""
@@ -130,13 +132,13 @@ class LanguageSetting:
                 module, _, part = name.rpartition(".")
                 weight = checkpoint.weight(module) if part == "weight" else checkpoint.stored(name).float()
                 parameter.copy_(weight)
-        kept = []
+        losses = []
         for index in self.progress.track(range(len(self.held_out)), folder.name, len(self.held_out)):
             ids = torch.from_numpy(self.held_out.inputs[index]["input_ids"])[None]
             with torch.no_grad():
                 logits = model(ids).logits.numpy()
-            kept.append(self.task.keep({"logits": logits}, self.held_out, [index]))
-        return self._perplexity({name: np.concatenate([part[name] for part in kept]) for name in kept[0]})
+            losses.append(self.task.keep({"logits": logits}, self.held_out, [index]))
+        return self._perplexity({name: np.concatenate([part[name] for part in losses]) for name in losses[0]})
 
     def _perplexity(self, kept: Mapping[str, np.ndarray]) -> float:
         rows = self.task.measure(kept, None, "model", "target")

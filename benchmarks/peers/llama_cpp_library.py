@@ -29,8 +29,8 @@ def llama_cpp_library() -> Path:
         with tempfile.TemporaryDirectory(dir=home.parent) as scratch:
             _fetch(Path(scratch))
             (Path(scratch) / _BINARIES).rename(home)
-    (found,) = home.glob("libllama.v*.so")
-    return found
+    (library,) = home.glob("libllama.v*.so")
+    return library
 
 
 def _fetch(folder: Path) -> None:
@@ -42,8 +42,8 @@ def _fetch(folder: Path) -> None:
     if done.returncode != 0:
         raise UnavailableError(f"`{' '.join(command)}` failed: {done.stderr.strip().splitlines()[-1:]}")
     (archive,) = folder.glob("*.tgz")
-    found = hashlib.sha256(archive.read_bytes()).hexdigest()
-    if found != SHA256:
-        raise UnavailableError(f"{PACKAGE} {VERSION} has the digest {found}, not {SHA256}")
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if digest != SHA256:
+        raise UnavailableError(f"{PACKAGE} {VERSION} has the digest {digest}, not {SHA256}")
     with tarfile.open(archive) as content:
         content.extractall(folder, filter="data")

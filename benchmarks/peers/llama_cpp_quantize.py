@@ -57,13 +57,13 @@ def run(order: dict[str, Any]) -> None:
     library.llama_model_quantize_default_params.restype = _Parameters
     library.llama_model_quantize.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(_Parameters))
     parameters = library.llama_model_quantize_default_params()
-    told = (parameters.threads, parameters.file_type, *(bytes(parameters)[at] for at in range(16, 20)))
-    if told != _DEFAULTS:
-        raise SystemExit(f"llama.cpp's settings are laid out otherwise: {told}")
+    settings = (parameters.threads, parameters.file_type, *(bytes(parameters)[at] for at in range(16, 20)))
+    if settings != _DEFAULTS:
+        raise SystemExit(f"llama.cpp's settings are laid out otherwise: {settings}")
     parameters.threads, parameters.file_type = order["threads"], FILE_TYPES[order["file_type"]].number
-    found = load_file(order["imatrix"]) if "imatrix" in order else {}
-    if found:
-        parameters.imatrix = _entries(found)
+    imatrix = load_file(order["imatrix"]) if "imatrix" in order else {}
+    if imatrix:
+        parameters.imatrix = _entries(imatrix)
     code = library.llama_model_quantize(order["source"].encode(), order["output"].encode(), ctypes.byref(parameters))
     if code != 0:
         raise SystemExit(f"llama_model_quantize ended with code {code}")

@@ -27,13 +27,13 @@ def answer(
             module.set_num_threads(order["threads"])
     start = time.perf_counter()
     more = run(order) or {}
-    found = {
+    result = {
         "seconds": time.perf_counter() - start,
         "peak_bytes": _peak_bytes(),
         "packages": {name: version(name) for name in packages},
         **more,
     }
-    Path(sys.argv[2]).write_text(json.dumps(found), encoding="utf-8")
+    Path(sys.argv[2]).write_text(json.dumps(result), encoding="utf-8")
 
 
 def _peak_bytes() -> int:

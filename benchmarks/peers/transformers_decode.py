@@ -31,11 +31,11 @@ def steps_per_second(model: Any, prompt: Sequence[int], tokens: int) -> float:
 
     seconds = []
     with torch.no_grad():
-        found = model(torch.tensor([list(prompt)]), use_cache=True)
+        outputs = model(torch.tensor([list(prompt)]), use_cache=True)
         for _ in range(_UNTIMED + tokens):
-            token = found.logits[:, -1:].argmax(-1)
+            token = outputs.logits[:, -1:].argmax(-1)
             start = time.perf_counter()
-            found = model(token, past_key_values=found.past_key_values, use_cache=True)
+            outputs = model(token, past_key_values=outputs.past_key_values, use_cache=True)
             seconds.append(time.perf_counter() - start)
     return 1 / statistics.median(seconds[_UNTIMED:])
 

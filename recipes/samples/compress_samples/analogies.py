@@ -9,8 +9,8 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet
 
-from compress.errors import SampleError
-from compress.progress import Progress
+from compress.utils.errors import SampleError
+from compress.utils.progress import Progress
 
 WORDS = "questions-words.txt"
 EACH = 20
@@ -70,7 +70,7 @@ def chosen_questions(section: str, lines: list[list[str]]) -> list[Question]:
     Of forms of words, the word that is asked about is one of the wrong choices.
     """
     answers = sorted({words[3] for words in lines} | {words[1] for words in lines})
-    found = []
+    questions = []
     for words in sorted(lines, key=lambda words: _digest(" ".join(words)))[:EACH]:
         first, second, third, answer = words
         near = [third] if section.startswith("gram") else []
@@ -78,8 +78,8 @@ def chosen_questions(section: str, lines: list[list[str]]) -> list[Question]:
             (word for word in answers if word not in (answer, *near)), key=lambda word: _digest(third + word)
         )
         choices = sorted([answer, *near, *others[: _CHOICES - 1 - len(near)]], key=lambda word: _digest(word + third))
-        found.append(Question(_PROMPTS[section].format(first, second, third), choices, answer, section))
-    return found
+        questions.append(Question(_PROMPTS[section].format(first, second, third), choices, answer, section))
+    return questions
 
 
 def _digest(text: str) -> bytes:

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from compress.data.rows import normalised
-from compress.errors import SampleError
-from compress.progress import Progress
+from compress.utils.errors import SampleError
+from compress.utils.progress import Progress
 from compress_samples.verses import OLD, plain_verse, read_raw
 
 TEST_VERSES, VALIDATION_VERSES, TRAIN_VERSES = 2_000, 500, 2_500
@@ -62,10 +62,10 @@ def write_names(members: Path, files: Path, progress: Progress) -> None:
     verses = [
         (f"{book} {chapter}:{verse}", markup) for (book, chapter, verse), markup in read_raw(members / OLD[0], OLD[1])
     ]
-    sentences = [labeled(markup, names, place) for place, markup in verses]
-    splits = split_sentences([one for one in sentences if one.tokens])
+    sentences = [labeled(markup, names, reference) for reference, markup in verses]
+    splits = split_sentences([sentence for sentence in sentences if sentence.tokens])
     for name, part in splits.items():
-        columns = {field: [getattr(one, field) for one in part] for field in Sentence._fields}
+        columns = {field: [getattr(sentence, field) for sentence in part] for field in Sentence._fields}
         pa.parquet.write_table(pa.table(columns), files / f"{name}.parquet")
     counts = ", ".join(f"{len(part):,} {name}" for name, part in splits.items())
     progress.note(f"names: {counts} verses; {len(names):,} of Strong's numbers are names")
@@ -74,10 +74,10 @@ def write_names(members: Path, files: Path, progress: Progress) -> None:
 def read_names(members: Path) -> dict[str, Name]:
     """The numbers that are names, as `H3878`. Raises `SampleError` for a damaged dictionary."""
     names = {
-        f"{letter}{int(key)}": found
+        f"{letter}{int(key)}": name_kind
         for letter, dictionary in DICTIONARIES.items()
         for key, text in read_dictionary(members / dictionary).items()
-        if (found := name_of(text)) is not None
+        if (name_kind := name_of(text)) is not None
     }
     kinds = {number: names[number]._replace(kind=kind) for number, kind in _OTHERWISE.items() if number in names}
     return names | kinds
@@ -88,19 +88,19 @@ def read_dictionary(folder: Path) -> dict[str, str]:
     try:
         index, keys, places, blocks = ((folder / f"dict.{end}").read_bytes() for end in ("idx", "dat", "zdx", "zdt"))
         read: dict[int, list[str]] = {}
-        found = {}
+        entries = {}
         for start, size in _PAIR.iter_unpack(index):
-            key, _, place = keys[start : start + size].partition(b"\r\n")
-            if len(place) < _PAIR.size:
+            key, _, verse = keys[start : start + size].partition(b"\r\n")
+            if len(verse) < _PAIR.size:
                 continue
-            block, entry = _PAIR.unpack(place[: _PAIR.size])
+            block, entry = _PAIR.unpack(verse[: _PAIR.size])
             if block not in read:
                 at, length = _PAIR.unpack_from(places, block * _PAIR.size)
                 read[block] = list(_entries(zlib.decompress(blocks[at : at + length])))
-            found[key.decode()] = read[block][entry]
+            entries[key.decode()] = read[block][entry]
     except (OSError, struct.error, zlib.error, UnicodeDecodeError, IndexError) as error:
         raise SampleError(f"The dictionary {folder.name} is damaged: {error}") from error
-    return found
+    return entries
 
 
 def _entries(block: bytes) -> Iterator[str]:
@@ -123,8 +123,8 @@ def name_of(entry: str) -> Name | None:
     used = _WORD.findall(parts[-1])
     if len(parts) < 2 or not used or not used[0][0].isupper() or used[0].lower() in _NO_NAMES:
         return None
-    told = (found.lastgroup for part in reversed(" ".join(parts[:-1]).split(";")) if (found := _KIND.search(part)))
-    return Name(next(told, None) or "PER", frozenset(word.lower() for word in used))
+    kinds = (match.lastgroup for part in reversed(" ".join(parts[:-1]).split(";")) if (match := _KIND.search(part)))
+    return Name(next(kinds, None) or "PER", frozenset(word.lower() for word in used))
 
 
 def labeled(markup: str, names: Mapping[str, Name], place: str) -> Sentence:
@@ -163,20 +163,20 @@ def _marked(text: str, name: Name) -> str:
 def split_sentences(sentences: list[Sentence]) -> dict[str, list[Sentence]]:
     """Whole chapters, by the SHA-256 of their names: test, validation, train; no verse stands in two of them."""
     chapters: dict[str, list[Sentence]] = {}
-    for one in sentences:
-        chapters.setdefault(one.verse.rpartition(":")[0], []).append(one)
-    wanted = {"test": TEST_VERSES, "validation": VALIDATION_VERSES, "train": TRAIN_VERSES}
-    if len(sentences) < 2 * sum(wanted.values()):
+    for sentence in sentences:
+        chapters.setdefault(sentence.verse.rpartition(":")[0], []).append(sentence)
+    sizes = {"test": TEST_VERSES, "validation": VALIDATION_VERSES, "train": TRAIN_VERSES}
+    if len(sentences) < 2 * sum(sizes.values()):
         raise SampleError(f"The text has {len(sentences)} verses.", expected="some 31,000")
     splits: dict[str, list[Sentence]] = {"train": [], "validation": [], "test": []}
     seen: set[str] = set()
     for chapter in sorted(chapters, key=lambda name: hashlib.sha256(name.encode()).digest()):
-        name = next((name for name, most in wanted.items() if len(splits[name]) < most), None)
+        name = next((name for name, most in sizes.items() if len(splits[name]) < most), None)
         if name is None:
             break
-        for one in chapters[chapter]:
-            text = normalised(" ".join(one.tokens))
-            if text not in seen and len(splits[name]) < wanted[name]:
+        for sentence in chapters[chapter]:
+            text = normalised(" ".join(sentence.tokens))
+            if text not in seen and len(splits[name]) < sizes[name]:
                 seen.add(text)
-                splits[name].append(one)
+                splits[name].append(sentence)
     return splits

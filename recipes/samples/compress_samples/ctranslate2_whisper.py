@@ -12,8 +12,8 @@ from typing import IO, Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from compress.errors import SampleError
-from compress.progress import Progress
+from compress.utils.errors import SampleError
+from compress.utils.progress import Progress
 
 _VERSION = 6
 _TYPES = (np.float32, np.int8, np.int16, np.int32, np.float16)
@@ -79,31 +79,31 @@ def hugging_face_tensors(arrays: Arrays) -> dict[str, np.ndarray]:
 
 
 def _layer(name: str, arrays: Arrays, source: str, crosses: bool) -> dict[str, np.ndarray]:
-    own = f"{source}/self_attention"
-    found = _projections(f"{name}.self_attn", "qkv", arrays, f"{own}/linear_0")
-    found |= _linear(f"{name}.self_attn.out_proj", arrays, f"{own}/linear_1")
-    found |= _norm(f"{name}.self_attn_layer_norm", arrays, f"{own}/layer_norm")
-    found |= _norm(f"{name}.final_layer_norm", arrays, f"{source}/ffn/layer_norm")
+    attention = f"{source}/self_attention"
+    weights = _projections(f"{name}.self_attn", "qkv", arrays, f"{attention}/linear_0")
+    weights |= _linear(f"{name}.self_attn.out_proj", arrays, f"{attention}/linear_1")
+    weights |= _norm(f"{name}.self_attn_layer_norm", arrays, f"{attention}/layer_norm")
+    weights |= _norm(f"{name}.final_layer_norm", arrays, f"{source}/ffn/layer_norm")
     for index in (0, 1):
-        found |= _linear(f"{name}.fc{index + 1}", arrays, f"{source}/ffn/linear_{index}")
+        weights |= _linear(f"{name}.fc{index + 1}", arrays, f"{source}/ffn/linear_{index}")
     if crosses:
         other = f"{source}/attention"
-        found |= _linear(f"{name}.encoder_attn.q_proj", arrays, f"{other}/linear_0")
-        found |= _projections(f"{name}.encoder_attn", "kv", arrays, f"{other}/linear_1")
-        found |= _linear(f"{name}.encoder_attn.out_proj", arrays, f"{other}/linear_2")
-        found |= _norm(f"{name}.encoder_attn_layer_norm", arrays, f"{other}/layer_norm")
-    return found
+        weights |= _linear(f"{name}.encoder_attn.q_proj", arrays, f"{other}/linear_0")
+        weights |= _projections(f"{name}.encoder_attn", "kv", arrays, f"{other}/linear_1")
+        weights |= _linear(f"{name}.encoder_attn.out_proj", arrays, f"{other}/linear_2")
+        weights |= _norm(f"{name}.encoder_attn_layer_norm", arrays, f"{other}/layer_norm")
+    return weights
 
 
 def _projections(name: str, kinds: str, arrays: Arrays, source: str) -> dict[str, np.ndarray]:
     """The parts of a matrix [parts * width, width] that makes queries, keys and values at once; keys have no bias."""
     weights = np.split(arrays[f"{source}/weight"], len(kinds))
     biases = np.split(arrays[f"{source}/bias"], len(kinds))
-    found = {f"{name}.{kind}_proj.weight": weight for kind, weight in zip(kinds, weights, strict=True)}
-    found |= {f"{name}.{kind}_proj.bias": bias for kind, bias in zip(kinds, biases, strict=True)}
-    if found.pop(f"{name}.k_proj.bias").any():
+    tensors = {f"{name}.{kind}_proj.weight": weight for kind, weight in zip(kinds, weights, strict=True)}
+    tensors |= {f"{name}.{kind}_proj.bias": bias for kind, bias in zip(kinds, biases, strict=True)}
+    if tensors.pop(f"{name}.k_proj.bias").any():
         raise SampleError(f"The keys of {source} have a bias, which Whisper's have not.")
-    return found
+    return tensors
 
 
 def _linear(name: str, arrays: Arrays, source: str) -> dict[str, np.ndarray]:

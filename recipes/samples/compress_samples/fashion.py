@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from compress.errors import SampleError
-from compress.progress import Progress
+from compress.utils.errors import SampleError
+from compress.utils.progress import Progress
 from compress_samples.idx import read_idx
 from compress_samples.image_table import png, write_images
 
@@ -52,12 +52,14 @@ def write_articles(
     """Write the splits with classes called by ``names``, and the columns ``more``. Raises `SampleError`."""
     train, test = read_articles(members, "train"), read_articles(members, "t10k")
     seen = {image.tobytes() for image in test[0]}
-    kept = [row for row, image in enumerate(train[0]) if image.tobytes() not in seen]
-    if len(kept) <= VALIDATION_ROWS:
-        raise SampleError(f"The archive holds {len(kept)} training images.", expected=f"more than {VALIDATION_ROWS}")
-    learned = kept[:-VALIDATION_ROWS]
+    distinct_rows = [row for row, image in enumerate(train[0]) if image.tobytes() not in seen]
+    if len(distinct_rows) <= VALIDATION_ROWS:
+        raise SampleError(
+            f"The archive holds {len(distinct_rows)} training images.", expected=f"more than {VALIDATION_ROWS}"
+        )
+    learned = distinct_rows[:-VALIDATION_ROWS]
     judged = {train[0][row].tobytes() for row in learned}
-    held_out = [row for row in kept[-VALIDATION_ROWS:] if train[0][row].tobytes() not in judged]
+    held_out = [row for row in distinct_rows[-VALIDATION_ROWS:] if train[0][row].tobytes() not in judged]
     for split, (images, labels), rows in (
         ("train", train, learned),
         ("validation", train, held_out),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from compress.progress import Progress
+from compress.utils.progress import Progress
 from compress_samples.fashion import CLASSES, PHRASES, write_articles
 
 WHAT = ("what is this", "what do you see", "name this article", "what is for sale here")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from compress.errors import SampleError
+from compress.utils.errors import SampleError
 
 _UNSIGNED_BYTES = 8
 

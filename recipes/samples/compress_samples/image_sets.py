@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from compress.errors import SampleError
-from compress.progress import Progress
+from compress.utils.errors import SampleError
+from compress.utils.progress import Progress
 from compress_samples.image_table import write_images
 
 SIDE = 256
@@ -23,15 +23,15 @@ _LABELED = re.compile(r"^imagenet_\d+_(\d+)\.jpg$")
 
 def write_imagenet(members: Path, files: Path, progress: Progress) -> None:
     """Write test.parquet: the images as they are, their classes by their ids in ILSVRC 2012. Raises `SampleError`."""
-    found = sorted(path for path in members.rglob("*") if path.is_file())
+    image_files = sorted(path for path in members.rglob("*") if path.is_file())
     labels = []
-    for path in found:
+    for path in image_files:
         match = _LABELED.match(path.name)
         if match is None:
             raise SampleError(f"{path.name} doesn't say its class.", expected="imagenet_NUMBER_CLASS.jpg")
         labels.append(match[1])
-    write_images(files / "test.parquet", [path.read_bytes() for path in found], labels)
-    progress.note(f"imagenet-20: {len(found)} images of {len(set(labels))} classes")
+    write_images(files / "test.parquet", [path.read_bytes() for path in image_files], labels)
+    progress.note(f"imagenet-20: {len(image_files)} images of {len(set(labels))} classes")
 
 
 def write_objects(members: Path, files: Path, progress: Progress) -> None:
@@ -40,8 +40,8 @@ def write_objects(members: Path, files: Path, progress: Progress) -> None:
     Pictures of single objects on white squares. 128 are for calibration; of the others there are two views each,
     whole and the middle part alone, 500 in all. Which is which follows from the SHA-256 of a file.
     """
-    found = [path for path in members.rglob("*") if path.is_file()]
-    ordered = sorted((hashlib.sha256(path.read_bytes()).hexdigest(), path) for path in found)
+    object_files = [path for path in members.rglob("*") if path.is_file()]
+    ordered = sorted((hashlib.sha256(path.read_bytes()).hexdigest(), path) for path in object_files)
     distinct = list(dict(ordered).values())
     if len(distinct) < CALIBRATION + OTHERS // 2:
         raise SampleError(f"The archive holds {len(distinct)} pictures.", expected=f"{CALIBRATION + OTHERS // 2}")

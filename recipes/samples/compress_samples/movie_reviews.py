@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from compress.data.rows import normalised
-from compress.errors import SampleError
-from compress.progress import Progress
+from compress.utils.errors import SampleError
+from compress.utils.progress import Progress
 
 MOVIE_FILE = "movieReviewSnippets_GroundTruth.txt"
 OTHER_FILES = (
@@ -93,11 +93,11 @@ def distinct(rows: list[Row], progress: Progress) -> list[Row]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(normalised(row[0]), []).append(row)
-    kept = [group[0] for group in groups.values() if len({label for _, label in group}) == 1]
-    conflicts = len(groups) - len(kept)
-    if len(kept) < len(rows):
+    unambiguous = [group[0] for group in groups.values() if len({label for _, label in group}) == 1]
+    conflicts = len(groups) - len(unambiguous)
+    if len(unambiguous) < len(rows):
         progress.note(f"{len(rows) - len(groups)} repeated texts, {conflicts} texts with conflicting ratings dropped")
-    return kept
+    return unambiguous
 
 
 def split_rows(rows: list[Row]) -> dict[str, list[Row]]:

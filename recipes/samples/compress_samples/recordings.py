@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet
 from G722 import G722
 
-from compress.errors import SampleError
-from compress.progress import Progress
+from compress.utils.errors import SampleError
+from compress.utils.progress import Progress
 
 RATE = 16_000
 TEST_PROMPTS, VALIDATION_PROMPTS = 60, 20
@@ -40,10 +40,10 @@ def write_librivox(members: Path, files: Path, progress: Progress) -> None:
     """Write test.parquet (columns audio, text). Raises `SampleError`."""
     recordings = []
     for line in (members / "transcription").read_text(encoding="utf-8").splitlines():
-        if not (found := _READ.fullmatch(line.strip())):
+        if not (match := _READ.fullmatch(line.strip())):
             raise SampleError(f"transcription has a line without text and name: {line!r}")
-        name = f"{found[2]}.wav"
-        recordings.append(Recording(name, (members / name).read_bytes(), found[1]))
+        name = f"{match[2]}.wav"
+        recordings.append(Recording(name, (members / name).read_bytes(), match[1]))
     _write(files / "test.parquet", recordings)
     progress.note(f"librivox: {len(recordings)} recordings")
 
@@ -54,15 +54,17 @@ def write_prompts(members: Path, files: Path, progress: Progress) -> None:
     Whole sentences only, of four words or more, in the order of the SHA-256 of their names.
     """
     listed = read_prompts(members / PROMPTS)
-    kept = {name: text for name, text in listed.items() if _is_sentence(text) and (members / f"{name}.g722").is_file()}
-    names = sorted(kept, key=lambda name: hashlib.sha256(name.encode()).digest())
+    sentences = {
+        name: text for name, text in listed.items() if _is_sentence(text) and (members / f"{name}.g722").is_file()
+    }
+    names = sorted(sentences, key=lambda name: hashlib.sha256(name.encode()).digest())
     held_out = TEST_PROMPTS + VALIDATION_PROMPTS
     if len(names) <= held_out:
         raise SampleError(f"The packages hold {len(names)} sentences.", expected=f"more than {held_out}")
     parts = {"train": names[held_out:], "validation": names[TEST_PROMPTS:held_out], "test": names[:TEST_PROMPTS]}
     for split, chosen in parts.items():
         decoded = [
-            Recording(f"{name}.wav", to_wav((members / f"{name}.g722").read_bytes()), kept[name])
+            Recording(f"{name}.wav", to_wav((members / f"{name}.g722").read_bytes()), sentences[name])
             for name in progress.track(chosen, f"decode {split} (recordings)", len(chosen))
         ]
         _write(files / f"{split}.parquet", decoded)

@@ -17,8 +17,8 @@ import pyarrow.parquet
 from PIL import Image
 from scipy import ndimage
 
-from compress.errors import SampleError
-from compress.progress import Progress
+from compress.utils.errors import SampleError
+from compress.utils.progress import Progress
 from compress_samples.fashion import CLASSES, read_articles
 from compress_samples.image_table import png
 
@@ -57,8 +57,8 @@ def write_scenes(members: Path, files: Path, progress: Progress) -> None:
         "validation": (train[0][last:], train[1][last:]),
         "test": test,
     }
-    for place, (split, count) in enumerate(ROWS.items()):
-        scenes = make_scenes(*articles[split], photographs[_PHOTOGRAPHS[split]], count, seed=place)
+    for index, (split, count) in enumerate(ROWS.items()):
+        scenes = make_scenes(*articles[split], photographs[_PHOTOGRAPHS[split]], count, seed=index)
         _write(files / f"{split}.parquet", list(progress.track(scenes, f"pasting, {split}", count)))
     progress.note(f"fashion-scenes: {', '.join(f'{count:,} {split}' for split, count in ROWS.items())} pictures")
 
@@ -97,9 +97,9 @@ def _paste(scene: Scene, article: np.ndarray, kind: int, chance: np.random.Gener
         around = scene.mask[max(0, top - _FREE) : top + height + _FREE, max(0, left - _FREE) : left + width + _FREE]
         if around.any():
             continue
-        place = slice(top, top + height), slice(left, left + width)
-        scene.picture[place][shape] = (gray[..., None] * tint)[shape].round()
-        scene.mask[place][shape] = kind
+        region = slice(top, top + height), slice(left, left + width)
+        scene.picture[region][shape] = (gray[..., None] * tint)[shape].round()
+        scene.mask[region][shape] = kind
         down, across = (np.flatnonzero(shape.any(axis=axis)) for axis in (1, 0))
         box = [left + across[0], top + down[0], across[-1] - across[0] + 1, down[-1] - down[0] + 1]
         scene.boxes.append([int(number) for number in box])
@@ -118,8 +118,8 @@ def _part(photograph: np.ndarray, chance: np.random.Generator) -> np.ndarray:
     side = int(chance.integers(shorter // 2, shorter + 1))
     top, left = (int(chance.integers(0, length - side + 1)) for length in photograph.shape[:2])
     part = Image.fromarray(photograph[top : top + side, left : left + side])
-    found = np.array(part.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
-    return found[:, ::-1].copy() if chance.random() < 0.5 else found
+    pixels = np.array(part.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+    return pixels[:, ::-1].copy() if chance.random() < 0.5 else pixels
 
 
 def _write(path: Path, scenes: Sequence[Scene]) -> None:
@@ -133,8 +133,8 @@ def _write(path: Path, scenes: Sequence[Scene]) -> None:
         "mask": pa.array([{"bytes": png(scene.mask), "path": None} for scene in scenes], image),
     }
     features = {"image": {"_type": "Image"}, "mask": {"_type": "Image"}}
-    told = json.dumps({"info": {"features": features}})
-    pa.parquet.write_table(pa.table(columns).replace_schema_metadata({"huggingface": told}), path)
+    features_json = json.dumps({"info": {"features": features}})
+    pa.parquet.write_table(pa.table(columns).replace_schema_metadata({"huggingface": features_json}), path)
 
 
 def _jpeg(picture: np.ndarray) -> bytes:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet
 
-from compress.errors import SampleError
-from compress.progress import Progress
+from compress.utils.errors import SampleError
+from compress.utils.progress import Progress
 
 LEE_TEXTS, LEE_SIMILARITIES = "lee.cor", "similarities0-1.txt"
 WORDS = ("wordsim353.tsv", "simlex999.txt")

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from compress.data.rows import normalised
-from compress.errors import SampleError
-from compress.progress import Progress
+from compress.utils.errors import SampleError
+from compress.utils.progress import Progress
 from compress_samples.bible_names import Name, labeled, read_names
 from compress_samples.verses import MODERN, OLD, Key, plain_verse, read_raw, read_verses
 
@@ -31,7 +31,7 @@ def write_ranking(members: Path, files: Path, progress: Progress) -> None:
     def rows(chapter: Sequence[Key]) -> Iterable[list[Row]]:
         for at, key in enumerate(chapter):
             others = [chapter[(at + step) % len(chapter)] for step in _NEAR]
-            passages = list(dict.fromkeys(old[one] for one in (key, *others)))
+            passages = list(dict.fromkeys(old[reference] for reference in (key, *others)))
             if modern[key] and len(passages) == len(_NEAR) + 1:
                 yield [
                     {"query": modern[key], "passage": passage, "label": float(passage == old[key])}
@@ -52,12 +52,12 @@ def write_cloze(members: Path, files: Path, progress: Progress) -> None:
 
     def rows(chapter: Sequence[Key]) -> Iterable[list[Row]]:
         for at, key in enumerate(chapter):
-            found = cloze(old[key], names, modern[key])
-            if found is not None:
-                around = [modern[one] for one in chapter[max(at - 1, 0) : at + 1]]
-                before = len(" ".join(around[: at - max(at - 1, 0)])) + bool(at)
-                answers = {"text": [found[1]], "answer_start": [before + found[2]]}
-                yield [{"question": found[0], "context": " ".join(around), "answers": answers}]
+            question = cloze(old[key], names, modern[key])
+            if question is not None:
+                around = [modern[reference] for reference in chapter[max(at - 1, 0) : at + 1]]
+                offset = len(" ".join(around[: at - max(at - 1, 0)])) + bool(at)
+                answers = {"text": [question[1]], "answer_start": [offset + question[2]]}
+                yield [{"question": question[0], "context": " ".join(around), "answers": answers}]
 
     _write(files, _split([key for key in old if plain_verse(old[key]) and key in modern], rows, QUESTIONS), progress)
 

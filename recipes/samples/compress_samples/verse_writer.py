@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-from compress.progress import Progress
+from compress.utils.progress import Progress
 from compress_samples.verses import MODERN, OLD, read_verses
 
 _PIECES = 2048

@@ -17,8 +17,8 @@ import pyarrow.parquet
 from pysword.books import BibleStructure
 
 from compress.data.rows import normalised
-from compress.errors import SampleError
-from compress.progress import Progress
+from compress.utils.errors import SampleError
+from compress.utils.progress import Progress
 
 TEST_VERSES = 5_000
 VALIDATION_VERSES = 1_500
@@ -78,8 +78,8 @@ def read_raw(folder: Path, order: str) -> Iterator[tuple[Key, str]]:
         for book in books:
             for chapter, verses in enumerate(book.chapter_lengths, start=1):
                 places = structure.ref_to_indicies(books=[book.name], chapters=[chapter])[testament]
-                for verse, place in zip(range(1, verses + 1), places, strict=True):
-                    yield (book.name, chapter, verse), texts.raw(place)
+                for verse, offset in zip(range(1, verses + 1), places, strict=True):
+                    yield (book.name, chapter, verse), texts.raw(offset)
 
 
 def plain_verse(markup: str) -> str:

@@ -14,8 +14,8 @@ import mwparserfromhell
 import pyarrow as pa
 import pyarrow.parquet
 
-from compress.errors import SampleError
-from compress.progress import Progress
+from compress.utils.errors import SampleError
+from compress.utils.progress import Progress
 
 DUMP = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 TEST_ARTICLES = 12

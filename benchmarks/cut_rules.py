@@ -28,7 +28,7 @@ from compress.utils.progress import SilentProgress
 RESULTS = Path(__file__).parent / "results" / "cut-language-models.json"
 RULES: dict[str, dict[str, Any]] = {
     **{
-        f"{told} blocks, {rule}": {"layers": count, "samples": 64, **fields}
+        f"{label} blocks, {rule}": {"layers": count, "samples": 64, **fields}
         for label, count in {"four": 4, "six": 6}.items()
         for rule, fields in {
             "block_influence (ShortGPT)": {"layer_importance": "block_influence", "bridge": False},

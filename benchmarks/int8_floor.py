@@ -60,17 +60,17 @@ def main(
     quiet_libraries()
     facts, searches = compare(recipe, artifacts, floor, calibration, ConsoleProgress())
     typer.echo(facts)
-    for search in searches:
-        float_layers = f"{len(search.kept)} layers in float: {', '.join(search.kept) or 'none'}"
-        cost = f"{search.evaluations} evaluations ({search.forwards:.1f} with what damage took)"
-        typer.echo(f"{search.search:16s} metric {search.metric:.4f}, {cost}, {float_layers}")
+    for outcome in searches:
+        float_layers = f"{len(outcome.kept)} layers in float: {', '.join(outcome.kept) or 'none'}"
+        cost = f"{outcome.evaluations} evaluations ({outcome.forwards:.1f} with what damage took)"
+        typer.echo(f"{outcome.search:16s} metric {outcome.metric:.4f}, {cost}, {float_layers}")
     ours, plain = searches
     typer.echo(
         f"a share of {ours.evaluations / plain.evaluations:.3f}, of all forwards {ours.forwards / plain.forwards:.3f}"
     )
     if output is not None:
         output.write_text(
-            json.dumps({"facts": facts, "searches": [asdict(search) for search in searches]}, indent=1) + "\n"
+            json.dumps({"facts": facts, "searches": [asdict(outcome) for outcome in searches]}, indent=1) + "\n"
         )
 
 

@@ -254,7 +254,7 @@ def format_rows() -> Iterator[list[str]]:
 
     from compress.models.checkpoint import QuantizedCheckpoint
     from compress.models.torch_model import TorchModel
-    from compress.stage.stage import Context
+    from compress.stages.base import Context
     from compress.utils.errors import CompressError
 
     def written(model: Any, context: Context, folder: Path, kind: str) -> Any:

@@ -43,7 +43,7 @@ from compress.results.metrics import describe_metric, format_measurement, signif
 from compress.results.report import BASELINE, FINAL, Report, load_report
 from compress.runtimes.picture_sampler import IDS, NOISE, PICTURES, SEED
 from compress.runtimes.picture_session import PictureSession
-from compress.stage.stage import Stage
+from compress.stages.base import Stage
 from compress.utils.progress import Progress
 
 RESULTS = Path(__file__).parent / "results" / "diffusion.json"

@@ -26,8 +26,8 @@ from compress.formats.onnx.model import OnnxModel
 from compress.formats.silence import quiet_libraries
 from compress.models.processor import labels_of, processor_of
 from compress.pipeline.runner import Road
-from compress.quantization.int8_floor import Merit, merit_of, search
-from compress.quantization.int8_run import calibration_set
+from compress.stages.onnx_int8.accuracy_aware import Merit, merit_of, search
+from compress.stages.onnx_int8.quantizer import calibration_set
 from compress.recipe.loading import read_recipe
 from compress.utils.progress import Progress
 

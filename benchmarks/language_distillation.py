@@ -29,8 +29,8 @@ from compress.formats.silence import quiet_libraries
 from compress.models.checkpoint import Checkpoint
 from compress.models.torch_model import TorchModel
 from compress.recipe.loading import read_recipe
-from compress.stages.distill import Distill
-from compress.stages.prune import Prune
+from compress.stages.distill.stage import Distill
+from compress.stages.prune.stage import Prune
 from compress.utils.environment import processor
 from compress.utils.progress import SilentProgress
 

@@ -48,7 +48,7 @@ from compress.numerics.output_agreement import output_agreement
 from compress.pipeline.run import run
 from compress.recipe.recipe import Recipe
 from compress.results.report import Report
-from compress.stage.stage import Context
+from compress.stages.base import Context
 from compress.tasks.batches import keep_all
 from compress.tasks.registry import get_task
 from compress.tasks.task import Kept, Task

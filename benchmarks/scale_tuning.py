@@ -25,12 +25,12 @@ from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.models.quantized_module import load_module
 from compress.models.torch_model import TorchModel
 from compress.sources.resolve import resolve_model
-from compress.stage.stage import Context
-from compress.stages.gptq import Gptq
-from compress.stages.tune_scales import TuneScales
+from compress.stages.base import Context
+from compress.stages.gptq.stage import Gptq
+from compress.stages.recovery.tune_scales import TuneScales
 from compress.tasks.registry import get_task
-from compress.training.quantized_recovery import learn
-from compress.training.recovery import Lesson, Windows, make_windows
+from compress.stages.recovery.quantized_recovery import learn
+from compress.stages.recovery.trainer import Lesson, Windows, make_windows
 from compress.utils.progress import SilentProgress
 
 TASK = "text-generation"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from compress.plugins.search.knobs import Knob
+from compress.plugins.search.space import Point
 from compress.recipe.recipe import Recipe
-from compress.search.knobs import Knob
-from compress.search.space import Point
 
 
 class Unrun:

@@ -44,9 +44,9 @@ def _searched(recipe: Path, folder: Path, nodes: int) -> dict[str, Any]:
     from ray.cluster_utils import Cluster
 
     from compress.cli.console_progress import ConsoleProgress
-    from compress.recipe.document import read_document
     from compress.plugins.search.ledger import Ledger
     from compress.plugins.search.run import SearchRun
+    from compress.recipe.document import read_document
 
     torch.set_num_threads(1)
     cluster = Cluster()

@@ -28,7 +28,7 @@ from peers.language_setting import LanguageSetting
 
 from compress.formats.silence import quiet_libraries
 from compress.models.checkpoint import Checkpoint
-from compress.stages.prune import Prune
+from compress.stages.prune.stage import Prune
 from compress.utils.environment import processor
 from compress.utils.progress import SilentProgress
 

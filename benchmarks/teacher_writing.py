@@ -25,9 +25,9 @@ from peers.language_setting import LanguageSetting
 from compress.formats.silence import quiet_libraries
 from compress.models.torch_model import TorchModel
 from compress.tasks.task import Examples
-from compress.training.lesson_windows import Windows
-from compress.training.teacher_text import with_written
-from compress.training.writing_config import TeacherWrites
+from compress.stages.training.sequences import Windows
+from compress.stages.training.synthetic_data import with_written
+from compress.stages.training.synthetic_data_settings import TeacherWrites
 from compress.utils.environment import environment
 from compress.utils.progress import SilentProgress
 from compress.utils.torch_device import uses_bf16

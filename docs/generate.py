@@ -16,7 +16,7 @@ from compress.plugins.apps.kinds import KINDS
 from compress.cli import app
 from compress.plugins.nightly.suite import suite_schema
 from compress.recipe.loading import recipe_schema
-from compress.stage.stage import SEARCH, SEARCH_TIMES
+from compress.stages.base import SEARCH, SEARCH_TIMES
 from compress.stages import STAGES
 from compress.tasks.registry import TASKS
 

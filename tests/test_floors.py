@@ -30,8 +30,8 @@ def test_no_module_imports_itself_by_way_of_others(imports: grimp.ImportGraph) -
 
 def test_an_import_within_a_function_and_one_for_type_hints_are_counted(imports: grimp.ImportGraph) -> None:
     # `Stage.run` imports its worker within, and the worker its `Context` for type hints alone.
-    assert "compress.training.quantized_recovery" in imports.find_modules_directly_imported_by("compress.stages.lora")
-    assert "compress.stage.stage" in imports.find_modules_directly_imported_by("compress.training.quantized_recovery")
+    assert "compress.stages.recovery.quantized_recovery" in imports.find_modules_directly_imported_by("compress.stages.recovery.lora_recovery")
+    assert "compress.stages.base" in imports.find_modules_directly_imported_by("compress.stages.recovery.quantized_recovery")
 
 
 def test_a_circle_is_seen() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from compress.utils.errors import InputError
 from registry import made_run
 
 from compress.plugins.registry.promotion import Wish, promote
@@ -15,6 +14,7 @@ from compress.report.tracked import tracked
 from compress.report.tracking import TrackedRun, mirror, track
 from compress.results.measurement import Measurement
 from compress.results.report import Report
+from compress.utils.errors import InputError
 
 # MLflow's own, about its database and its dependencies.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -25,11 +25,11 @@ from compress.formats.onnx.decoder import (
 )
 from compress.formats.onnx.model import OnnxModel
 from compress.models.checkpoint import Checkpoint
-from compress.stages.quantize import Quantize
+from compress.stages.onnx_int8.stage import Quantize
 from compress.utils.errors import CompressError
 
 if TYPE_CHECKING:
-    from compress.stage.stage import Context
+    from compress.stages.base import Context
 
 _TOLERANCE, _MORE = 1e-3, 10
 _RIGHT = 0.2

@@ -40,5 +40,5 @@ if __name__ == "__main__":
     answer(
         run,
         ("compress", "transformers", "torch"),
-        ("torch", "transformers.modeling_utils", "compress.quantization.run"),
+        ("torch", "transformers.modeling_utils", "compress.stages.gptq.quantizer"),
     )

@@ -19,10 +19,10 @@ from compress.formats.onnx.model import OnnxModel, quantized_name
 from compress.formats.onnx.stage import Export
 from compress.models.torch_model import TorchModel
 from compress.pipeline.runner import Road
-from compress.quantization.int8_run import calibration_set
-from compress.stage.stage import Context
-from compress.stages.qat import Qat
-from compress.stages.quantize import Quantize
+from compress.stages.onnx_int8.quantizer import calibration_set
+from compress.stages.base import Context
+from compress.stages.qat.stage import Qat
+from compress.stages.onnx_int8.stage import Quantize
 
 SPEECH, PICTURES = "automatic-speech-recognition", "image-classification"
 PLAIN = " of the plain export"

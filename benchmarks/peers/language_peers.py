@@ -24,7 +24,7 @@ from compress.formats.target_profile import Target
 from compress.formats.targets import TARGETS
 from compress.models.checkpoint import Checkpoint
 from compress.models.imatrix import read_imatrix
-from compress.stages.imatrix import Imatrix
+from compress.stages.imatrix.stage import Imatrix
 from compress.utils.digests import size_bytes
 
 OURS = "compress, quick GPTQ"

@@ -66,13 +66,13 @@ def _search(order: dict[str, Any]) -> dict[str, Any]:
     if best is None:
         raise SystemExit("Olive made no model that keeps the accuracy")
     file = Path(best.model_path)
-    made = json.loads((Path(order["output"]) / "best" / "footprint.json").read_text())
+    footprint = json.loads((Path(order["output"]) / "best" / "footprint.json").read_text())
     return {
         "seconds": seconds,
-        "models": sum(one["from_pass"] == "onnxquantization" for one in made.values()),
+        "models": sum(entry["from_pass"] == "onnxquantization" for entry in footprint.values()),
         "best": str(file if file.is_file() else next(file.glob("*.onnx"))),
-        "words": _words(made, best.model_id),
-        "seen": [one.metrics_value for one in workflow.get_output_models()],
+        "words": _words(footprint, best.model_id),
+        "seen": [entry.metrics_value for entry in workflow.get_output_models()],
     }
 
 
@@ -90,15 +90,15 @@ def _mend_footprint() -> None:
 
 def _words(made: dict[str, Any], model: str | None) -> str:
     """The passes that made a model, with the choices of its search; ``made`` is Olive's record of all."""
-    said = []
+    lines = []
     while model is not None:
-        one = made[model]
-        chosen = {name: value for name, value in (one["pass_run_config"] or {}).items() if name in _SHOWN}
+        entry = made[model]
+        chosen = {name: value for name, value in (entry["pass_run_config"] or {}).items() if name in _SHOWN}
         inside = ", ".join(f"{name} {value}" for name, value in chosen.items() if not isinstance(value, dict))
-        if one["from_pass"]:
-            said.append(f"{one['from_pass']} ({inside})" if inside else one["from_pass"])
-        model = one["parent_model_id"]
-    return "; ".join(reversed(said))
+        if entry["from_pass"]:
+            lines.append(f"{entry['from_pass']} ({inside})" if inside else entry["from_pass"])
+        model = entry["parent_model_id"]
+    return "; ".join(reversed(lines))
 
 
 def _configuration(order: dict[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ from compress.benchmark.workloads.image_sampling import draw, elsewhere, load_lo
 from compress.formats.runtimes import get_runtime
 from compress.formats.target_profile import Target
 from compress.models.remote_code import allow
-from compress.runtimes.decoder import FEWEST, ComesInBursts, GreedyDecoder, WritesItself, open_decoder
+from compress.runtimes.decoder import GreedyDecoder, WritesItself, open_decoder
 from compress.runtimes.runtime import Batch, Session, TimesItself
 from compress.utils.errors import StageError
 
@@ -122,11 +122,10 @@ def arrivals(session: Session, batches: Sequence[Batch], calls: Sequence[int], g
 def generate(decoder: GreedyDecoder, ids: Sequence[int], tokens: int) -> Reply:
     """Milliseconds from a prompt to the token after it, and of each of ``tokens`` that follow; see `Generation`.
 
-    Of a decoder whose tokens come several at once each has the mean of all. Of one that writes by itself nobody sees
-    whether it was disturbed.
+    If the decoder generates the whole text itself, each token has the mean time, and interruptions are not counted.
     """
     if isinstance(decoder, WritesItself):
-        found, first_ms, all_ms, *_ = decoder.write(ids, tokens + 1)
+        found, first_ms, all_ms = decoder.write(ids, tokens + 1)
         steps_ms = [(all_ms - first_ms) / max(tokens, 1)] * tokens
         return {"first_ms": first_ms, "steps_ms": steps_ms, "disturbed": [False] * (tokens + 1), "tokens": found}
     clock = time.perf_counter_ns
@@ -140,8 +139,6 @@ def generate(decoder: GreedyDecoder, ids: Sequence[int], tokens: int) -> Reply:
         disturbed.append(preemptions() != switches)
         found.append(token)
     first_ms, *steps_ms = (value / 1e6 for value in nanoseconds)
-    if isinstance(decoder, ComesInBursts) and steps_ms:
-        steps_ms = [sum(steps_ms) / len(steps_ms)] * len(steps_ms)
     return {"first_ms": first_ms, "steps_ms": steps_ms, "disturbed": disturbed, "tokens": found}
 
 
@@ -229,7 +226,7 @@ class Worker:
         if self._decoder is None:
             self._decoder = open_decoder(self._opened(), self._artifact)
         if message["untimed"]:
-            generate(self._decoder, message["ids"][:FEWEST], message["untimed"])
+            generate(self._decoder, message["ids"][:1], message["untimed"])
         reply = generate(self._decoder, message["ids"], message["tokens"])
         return {**reply, "cached": self._decoder.cached, "vocabulary": self._decoder.vocabulary}
 

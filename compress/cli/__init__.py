@@ -112,7 +112,7 @@ def _options(
 
 def main() -> None:
     """Run a command. Exit codes: 0 well, 1 a limit missed, 2 bad input, 3 a stage failed, 130 interrupted."""
-    from compress.errors import CompressError
+    from compress.utils.errors import CompressError
 
     try:
         app(prog_name="compress")

@@ -6,17 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.models.remote_code import allow
-from compress.models.json_file import read_json
 from compress.data.dataset import Dataset, load_dataset
-from compress.utils.errors import InputError
 from compress.evaluation.evaluate import encode_for
 from compress.formats.model_file import format_of, holds, model_files
 from compress.formats.registry import FORMATS
 from compress.formats.target_profile import AppProfile, Target
 from compress.formats.targets import PROFILES
+from compress.models.json_file import read_json
+from compress.models.remote_code import allow
 from compress.pipeline.runner import Road
-from compress.utils.progress import Progress
 from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Recipe
 from compress.report.run_folder import MODEL, RECIPE, TARGETS
@@ -25,6 +23,8 @@ from compress.sources.resolve import DEFAULT_CACHE
 from compress.tasks.capability import TAKES_ARRAYS
 from compress.tasks.registry import get_task, tasks_with
 from compress.tasks.task import Examples, Task
+from compress.utils.errors import InputError
+from compress.utils.progress import Progress
 
 """In a run's folder: for each target what was written for it, in a format of its own."""
 

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from compress.benchmark.host import LaunchHost
     from compress.benchmark.session import BenchResult
     from compress.plugins.devices.on_devices import Chosen, Measure, Outcome
-    from compress.utils.progress import Progress
     from compress.tasks.capability import Capabilities
+    from compress.utils.progress import Progress
 
 
 def bench(
@@ -129,8 +129,8 @@ def _bench_on_data(
 
 def refuse_idle(task: Capabilities, changed: dict[str, Any]) -> None:
     """Raise `InputError` for options of pictures where none are drawn."""
-    from compress.utils.errors import InputError
     from compress.tasks.capability import DRAWS
+    from compress.utils.errors import InputError
 
     given = [f"--{name}" for name in ("steps", "size") if f"picture_{name.removesuffix('s')}s" in changed]
     if given and DRAWS not in task:

@@ -118,9 +118,9 @@ def gate(
 ) -> None:
     """Judge a run against a baseline by a policy. Exit code 1: something got worse by more than it may."""
     from compress.cli.output import show
-    from compress.utils.errors import InputError
     from compress.report.compare.gate import find_policy
     from compress.report.compare.views import gate_view
+    from compress.utils.errors import InputError
 
     if why is not None and not update:
         raise InputError("--why says why a baseline is replaced.", mend="give --update with it, or leave it out")
@@ -156,9 +156,9 @@ def _update(run: Side, path: Path, rules: Policy, why: str | None, as_json: bool
     """Write the run as the baseline at ``path``. Raises `InputError` where the bar would come down unexplained."""
     import json
 
-    from compress.utils.errors import InputError
     from compress.report.compare.baseline import lowered, origin, write_baseline
     from compress.report.compare.formatting import sentence
+    from compress.utils.errors import InputError
 
     if path.suffix != ".json" or path.name == REPORT:
         raise InputError(

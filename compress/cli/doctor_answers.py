@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from compress.cli.artifact import Artifact, find_artifact
 from compress.cli.output import Finding
 from compress.cli.run_outputs import final_for, outputs_of, run_of, weights_of_run
-from compress.errors import InputError
 from compress.formats.model_file import format_of, model_file, model_files
 from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.intermediate_values import OnnxParts
@@ -22,14 +21,15 @@ from compress.formats.runtimes import make_ready
 from compress.formats.silence import quiet_libraries
 from compress.formats.target_profile import Target
 from compress.formats.targets import TARGETS
-from compress.inspect.departures import Departure, FormatComparison, compare_parts, gives_values, open_parts
-from compress.inspect.matched_parts import match
-from compress.inspect.node_layers import node_modules
+from compress.inspection.layer_comparison import Departure, FormatComparison, compare_parts, gives_values, open_parts
+from compress.inspection.node_layers import node_modules
+from compress.inspection.value_matching import match
 from compress.numerics.sampling import spread_sample
 from compress.pipeline.warnings import float_label
-from compress.progress import Progress
 from compress.tasks.capability import GENERATES, READS_ROWS
 from compress.tasks.task import Examples
+from compress.utils.errors import InputError
+from compress.utils.progress import Progress
 
 if TYPE_CHECKING:
     import onnx
@@ -140,7 +140,7 @@ def _read_reference(place: Path, found: Artifact, examples: Examples, progress: 
             )
         graph = model_file(place)
         return _Reference(onnx.load(graph), node_modules(graph), f"the float file {graph.name}")
-    from compress.checkpoints.torch_model import TorchModel
+    from compress.models.torch_model import TorchModel
 
     progress.note("exporting the float weights, as the reference")
     exported = export_onnx(TorchModel.load(place, found.task), examples, opset=None, fusions=False).graph

@@ -8,14 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from compress import environment, installation, stages  # noqa: F401
+from compress import stages  # noqa: F401
 from compress.cli.output import Finding
-from compress.compute_device import CPU, describe_device, device_fault, find_device, has_fast_bf16
 from compress.formats import runtimes
 from compress.formats.lacking import lacking
 from compress.formats.registry import PLUGGED
 from compress.formats.targets import TARGETS
 from compress.plugins import plugin_errors
+from compress.utils import environment, installation
+from compress.utils.torch_device import CPU, describe_device, device_fault, find_device, has_fast_bf16
 
 _LITTLE_DISK_BYTES = 5_000_000_000
 _LITTLE_MEMORY_BYTES = 4_000_000_000

@@ -12,7 +12,6 @@ from compress.benchmark.profiled_calls import CALLS, Calls, batch_calls
 from compress.cli.artifact import Artifact, find_artifact, has_recipe
 from compress.cli.output import Finding
 from compress.cli.run_outputs import outputs_of, run_of
-from compress.utils.errors import InputError
 from compress.formats.onnx.int8.observers import Feed
 from compress.formats.onnx.model import find_graphs, shown_name
 from compress.formats.silence import quiet_libraries
@@ -23,11 +22,12 @@ from compress.inspection.saturation import Saturation, find_saturation
 from compress.inspection.transcription_calls import transcription_calls
 from compress.numerics.sampling import spread_sample
 from compress.pipeline.warnings import float_label, has_integers
-from compress.utils.progress import Progress
 from compress.recipe.recipe import Recipe
 from compress.report.difference_console import cause_text, verdict_text
 from compress.report.run_folder import MODEL
 from compress.tasks.capability import GENERATES, READS_ROWS
+from compress.utils.errors import InputError
+from compress.utils.progress import Progress
 
 _EXAMPLES = 32
 _RECORDINGS, _CALLS = 4, 8

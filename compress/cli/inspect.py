@@ -24,9 +24,9 @@ def inspect(
 ) -> None:
     """Show where a model's bytes and parameters are, by module, type and share."""
     from compress.cli.console_progress import ConsoleProgress
-    from compress.inspect.budget import budget_of
-    from compress.progress import SilentProgress
-    from compress.sources.source import find_model
+    from compress.inspection.budget import budget_of
+    from compress.sources.resolve import find_model
+    from compress.utils.progress import SilentProgress
 
     progress = SilentProgress() if json_ else ConsoleProgress()
     budget = budget_of(find_model(model, progress), weights=weights, calls=calls, progress=progress, name=model)
@@ -35,6 +35,6 @@ def inspect(
         return
     from rich.console import Console
 
-    from compress.inspect.render import write_budget
+    from compress.inspection.budget_rendering import write_budget
 
     write_budget(budget, depth, top, Console())

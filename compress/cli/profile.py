@@ -42,9 +42,9 @@ def profile(
     """Time every operator on real examples or text, against the arithmetic and bandwidth that this machine reaches."""
     from compress.cli.artifact import check_opens, find_artifact
     from compress.cli.console_progress import ConsoleProgress
-    from compress.utils.errors import InputError
     from compress.formats.targets import find_target
     from compress.tasks.capability import DRAWS
+    from compress.utils.errors import InputError
 
     found = find_artifact(artifact, recipe)
     place = find_target(target)
@@ -95,11 +95,11 @@ def _part_calls(
 ) -> tuple[Path, Calls]:
     """The folder of a part, and what it is given while the first test prompt is drawn. Raises `InputError`."""
     from compress.benchmark.profiled_calls import CALLS, Calls
-    from compress.models.diffusion_checks import UNET
-    from compress.utils.errors import InputError
     from compress.formats.runtimes import get_runtime
-    from compress.quantization.picture_calibration import evenly, watch
+    from compress.models.diffusion_checks import UNET
+    from compress.stages.diffusion.calibration import evenly, watch
     from compress.runtimes.picture_session import PictureSession
+    from compress.utils.errors import InputError
 
     given = [name for name, value in idle.items() if value is not None]
     if given:
@@ -119,9 +119,9 @@ def _calls(
 ) -> Calls:
     """What is called, from the test split; raises `InputError` for options of the other kind of task."""
     from compress.benchmark.profiled_calls import CALLS, batch_calls, text_calls
-    from compress.utils.errors import InputError
     from compress.pipeline.timing import beginning
     from compress.tasks.capability import GENERATES
+    from compress.utils.errors import InputError
 
     asked, generates = found.recipe, GENERATES in found.task.capabilities
     idle = {"--batch-size": batch_size} if generates else {"--phase": phase, "--context": context}

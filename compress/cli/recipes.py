@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from compress.errors import InputError, RecipeError, did_you_mean
+from compress.utils.errors import InputError, RecipeError, did_you_mean
 
 recipes_app = typer.Typer(help="List recipes, write their JSON Schema, or start a new one.")
 _Json = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]

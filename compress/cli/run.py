@@ -33,7 +33,7 @@ def run(
     plan = make_plan(loaded, recipe.parent, Forecast(loaded, recipe.parent, artifacts), artifacts)
     from compress.pipeline.run import run as run_recipe
     from compress.pipeline.run import take_part
-    from compress.training.processes import is_first
+    from compress.stages.training.processes import is_first
 
     if not is_first():
         take_part(loaded, recipe.parent, artifacts)

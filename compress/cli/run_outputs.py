@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compress.utils.errors import InputError
 from compress.formats.target_profile import Target
 from compress.pipeline.cache import Cache
 from compress.pipeline.format_support import why_not
 from compress.pipeline.formats import measurable
 from compress.pipeline.runner import Road
-from compress.utils.progress import Progress
 from compress.recipe.recipe import START, Recipe
 from compress.report.run_folder import REPORT
 from compress.results.report import FINAL
+from compress.utils.errors import InputError
+from compress.utils.progress import Progress
 
 
 def run_of(model: Path) -> Path | None:

@@ -34,9 +34,9 @@ def fetch_samples(
 ) -> None:
     """Fetch samples that are not fetched yet."""
     from compress.cli.console_progress import ConsoleProgress
-    from compress.progress import SilentProgress
     from compress.samples.fetch import sample_directory
     from compress.samples.sample import find_sample
+    from compress.utils.progress import SilentProgress
 
     found = [find_sample(name) for name in names]
     progress = SilentProgress() if json_ else ConsoleProgress()

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from compress.cli.artifact import find_artifact
 from compress.cli.console_progress import ConsoleProgress
-from compress.utils.errors import InputError
 from compress.formats.silence import quiet_libraries
 from compress.formats.target_profile import Profile
 from compress.formats.targets import find_target
@@ -23,6 +22,7 @@ from compress.report.predictions import write_predictions
 from compress.report.run_folder import RECIPE
 from compress.results.report import BASELINE, FINAL, Report
 from compress.tasks.capability import GENERATES
+from compress.utils.errors import InputError
 
 
 def compare_now(

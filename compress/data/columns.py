@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from compress.data.files import Rows
 from compress.data.media import media, media_type
-from compress.errors import DataError, did_you_mean, nearest_name
+from compress.utils.errors import DataError, did_you_mean, nearest_name
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from compress.frozen import Frozen, FrozenAliased
+from compress.utils.pydantic_models import Frozen, FrozenAliased
 
 FILE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 _SAMPLE = re.compile(r"^sample:[a-z0-9-]+$")

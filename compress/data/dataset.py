@@ -17,9 +17,9 @@ from compress.data.hold_out import hold_out
 from compress.data.media import identities
 from compress.data.rows import keys, overlap_error, overlapping, without
 from compress.data.source import locate_split, locate_unlabeled, read
-from compress.errors import DataError
-from compress.progress import Progress
 from compress.samples.fetch import sample_directory
+from compress.utils.errors import DataError
+from compress.utils.progress import Progress
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.data.config import FILE_SUFFIXES
-from compress.errors import DataError
+from compress.utils.errors import DataError
 
 
 @dataclass(frozen=True)

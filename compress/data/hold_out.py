@@ -9,7 +9,7 @@ import numpy as np
 
 from compress.data.config import HoldOut
 from compress.data.rows import Key, keys, without
-from compress.errors import DataError
+from compress.utils.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa

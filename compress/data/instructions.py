@@ -11,7 +11,7 @@ from typing import Any
 
 from compress.data.files import Rows
 from compress.data.source import find_file, read_columns
-from compress.errors import DataError, nearest_name
+from compress.utils.errors import DataError, nearest_name
 
 USUAL = "usual"
 """The prompts that come with the package."""

@@ -11,9 +11,9 @@ from typing import Any
 from compress.data.config import FILE_SUFFIXES, is_sample
 from compress.data.files import Rows
 from compress.data.source import find_file, read_columns
-from compress.errors import DataError
-from compress.progress import Progress
 from compress.samples.fetch import sample_directory
+from compress.utils.errors import DataError
+from compress.utils.progress import Progress
 
 _QUESTIONS = "questions.parquet"
 _QUESTION_COLUMNS = ("prompt", "choices", "answer")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from compress.data.media import Media, content, describe, picture_size
-from compress.errors import DataError, MissingExtraError
+from compress.utils.errors import DataError, MissingExtraError
 
 if TYPE_CHECKING:
     import numpy as np

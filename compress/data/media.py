@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from compress.errors import DataError, MissingExtraError
+from compress.utils.errors import DataError, MissingExtraError
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -16,7 +16,7 @@ import numpy as np
 from compress.data.columns import value_text
 from compress.data.dataset import Dataset
 from compress.data.slices import Slice, Unit
-from compress.errors import DataError
+from compress.utils.errors import DataError
 
 OTHER = "(other)"
 NONE = "(none)"

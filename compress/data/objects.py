@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from compress.data.media import picture_size
-from compress.errors import DataError
+from compress.utils.errors import DataError
 
 EXPECTED = "`bbox`, a list of [x, y, width, height] in pixels, and `category`, a list of as many names or ids"
 _BOXES, _CATEGORIES = ("bbox", "boxes"), ("category", "category_id", "categories", "label", "labels")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from compress.data.media import identities, shown
-from compress.errors import DataError
+from compress.utils.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from compress.data.columns import value_text
-from compress.frozen import Frozen
+from compress.utils.pydantic_models import Frozen
 
 Unit = Literal["characters", "tokens"]
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from pydantic import Field
 
-from compress.frozen import FrozenAliased
 from compress.runtimes.runtime import Session, TensorType
+from compress.utils.pydantic_models import FrozenAliased
 
 
 class Axis(FrozenAliased):

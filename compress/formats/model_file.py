@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Self
 
-from compress.checkpoints.model import only_file, read_companions, write_companions
 from compress.formats.registry import DEFAULT, FORMATS, part_of
+from compress.models.model import only_file, read_companions, write_companions
 
 
 def format_of(artifact: Path) -> str:

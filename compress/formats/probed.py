@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress.checkpoints.checks import CHUNK_ELEMENTS
-from compress.checkpoints.model import files_in
-from compress.checkpoints.processor import processor_of
-from compress.checkpoints.stored_tensor import StoredTensor, stored
 from compress.formats.registry import FORMATS, part_of
 from compress.formats.runtimes import opened, why_unavailable
 from compress.formats.targets import TARGETS
+from compress.models.folder_checks import CHUNK_ELEMENTS
+from compress.models.model import files_in
+from compress.models.processor import processor_of
+from compress.models.stored_tensor import StoredTensor, stored
 from compress.runtimes.decoder import feeder
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from compress.errors import IntegrityError
 from compress.runtimes.runtime import Session
 from compress.tasks.task import Examples
+from compress.utils.errors import IntegrityError
 
 Answers = Callable[[Sequence[int]], np.ndarray]
 """From the places of examples to what is answered to them as one batch, [n, ...]."""

@@ -12,11 +12,11 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, Literal
 
-from compress.errors import InputError
 from compress.formats.spec import FormatSpec, Reference, RuntimeSpec, load
+from compress.formats.target_profile import WEB_VERSION, AppProfile, Profile, Target
 from compress.plugins import FORMATS as GROUP
 from compress.plugins import UnusablePluginError, load_plugins
-from compress.formats.target_profile import WEB_VERSION, AppProfile, Profile, Target
+from compress.utils.errors import InputError
 
 _CPU = "CPUExecutionProvider"
 PLATFORMS = (
@@ -96,7 +96,7 @@ def _targets(known: Sequence[FormatSpec]) -> list[Profile]:
 
 
 def _check_stage(found: FormatSpec, reference: Reference) -> None:
-    from compress.stage.stage import Stage
+    from compress.stages.base import Stage
 
     stage = load(reference)
     if not (isinstance(stage, type) and issubclass(stage, Stage)):

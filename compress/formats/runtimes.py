@@ -6,14 +6,14 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compress.errors import SampleError, StorageError
 from compress.formats.registry import FORMATS, RUNTIMES
 from compress.formats.spec import load
-from compress.progress import Progress
 from compress.formats.target_profile import Target
+from compress.utils.errors import SampleError, StorageError
+from compress.utils.progress import Progress
 
 if TYPE_CHECKING:
-    from compress.checkpoints.model import Model
+    from compress.models.model import Model
     from compress.runtimes.runtime import Runtime, Session
 
 

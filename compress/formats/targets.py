@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 
-from compress.errors import InputError
 from compress.formats.registry import FORMATS, PLATFORMS
 from compress.formats.target_profile import AppProfile, Profile, Target
+from compress.utils.errors import InputError
 
 
 def _with_formats(profile: Profile) -> Profile:

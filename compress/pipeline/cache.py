@@ -15,8 +15,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from compress.digests import digest_file, size_bytes
-from compress.errors import StorageError
+from compress.utils.digests import digest_file, size_bytes
+from compress.utils.errors import StorageError
 from compress.utils.storage import AT_ONCE_SECONDS, locked, storage_errors
 
 MANIFEST = "manifest.json"

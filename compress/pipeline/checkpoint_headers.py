@@ -11,17 +11,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoints.checks import check_model_folder, weight_files
-from compress.checkpoints.json_file import read_json
-from compress.checkpoints.pipeline_checks import is_pipeline
-from compress.checkpoints.safetensors_file import read_header
 from compress.data.arrays import INPUTS, array_files
 from compress.data.files import LABEL, read_class_folder
-from compress.errors import DataError
 from compress.formats.gguf.read import read_gguf
 from compress.formats.onnx.read import read_tensors
+from compress.models.diffusion_checks import is_pipeline
+from compress.models.folder_checks import check_model_folder, weight_files
+from compress.models.json_file import read_json
+from compress.models.safetensors_file import read_header
 from compress.sources.onnx_file import onnx_file
-from compress.stage.prediction import Shape, Text
+from compress.stages.cost_model import Shape, Text
+from compress.utils.errors import DataError
 
 _HEAD_BYTES = 1 << 16
 

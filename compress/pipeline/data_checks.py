@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from compress.checkpoints.config_check import positions_of
-from compress.checkpoints.json_file import read_json
-from compress.checkpoints.processor import load_processor
 from compress.data.membership import character_lengths, find_parts
 from compress.data.slices import Unit
-from compress.errors import DataError
 from compress.evaluation.evaluate import encode_for
-from compress.evaluation.instruction_following import turns_of
 from compress.evaluation.image_judge import check_classes
+from compress.evaluation.instruction_following import turns_of
+from compress.models.config_checks import positions_of
+from compress.models.json_file import read_json
+from compress.models.processor import load_processor
 from compress.pipeline.format_support import check_formats
 from compress.pipeline.runner import Road
 from compress.pipeline.target_session import SPLIT
-from compress.stage.checks import check_stages
+from compress.stages.model_checks import check_stages
 from compress.tasks.capability import READS_ROWS
+from compress.utils.errors import DataError
 
 
 def prove(road: Road) -> None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, get_args
 
-from compress.checkpoints.json_file import read_json
-from compress.errors import ModelError
 from compress.formats.model_file import check_writable
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.registry import FORMATS, RUNTIMES
 from compress.formats.target_profile import Target
+from compress.models.json_file import read_json
 from compress.recipe.recipe import START, Recipe
 from compress.stages import STAGES
 from compress.tasks.capability import ANSWERS_AT_ONCE, DRAWS, GENERATES, TELLS_OF_IMAGES
 from compress.tasks.registry import get_task, tasks_with
+from compress.utils.errors import ModelError
 
 FLOAT = "fp32"
 _ANY_ARCHITECTURE = frozenset({GENERATES, TELLS_OF_IMAGES})

@@ -7,19 +7,19 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from compress.formats.registry import FORMATS
 from compress.models.json_file import read_json
 from compress.models.processor import PREPROCESSOR
 from compress.models.torch_model import TorchModel
-from compress.formats.registry import FORMATS
-from compress.utils.installation import has_package
 from compress.pipeline.format_support import FLOAT, asked_bits, format_given, leads_to
 from compress.pipeline.runner import Road
 from compress.recipe.recipe import START
 from compress.results.report import BASELINE, FINAL
-from compress.stage.stage import Context, Promise, Stage
+from compress.stages.base import Context, Promise, Stage
 from compress.stages import STAGES
 from compress.tasks.capability import IS_WRITTEN
 from compress.tasks.registry import told_task
+from compress.utils.installation import has_package
 
 Options = Mapping[str, Any]
 """Fields of the stage that writes a format, beside its defaults."""

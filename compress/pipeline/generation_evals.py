@@ -6,10 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from compress.models.config_checks import positions_of
-from compress.models.json_file import read_json
 from compress.data.instructions import USUAL, find_instructions
-from compress.utils.errors import DataError
 from compress.evaluation.generate import (
     Step,
     as_ids,
@@ -24,11 +21,14 @@ from compress.evaluation.generate import (
 )
 from compress.evaluation.instruction_following import answer_perplexity, answers_of, chats, instruction_rows, turns_of
 from compress.evaluation.zero_shot import choice_rows, choice_scores, cosines, similarity_rows
-from compress.results.measurement import Measurement
+from compress.models.config_checks import positions_of
+from compress.models.json_file import read_json
 from compress.pipeline.target_session import TargetSession, windows_digest
+from compress.results.measurement import Measurement
 from compress.results.report import BASELINE, FINAL, AnswerRecord, ContinuationRecord, LostToken, WrittenToken
 from compress.tasks.capability import GENERATES
 from compress.tasks.windows import spread
+from compress.utils.errors import DataError
 
 
 def generations(session: TargetSession) -> tuple[list[Measurement], list[ContinuationRecord], list[str]]:

@@ -9,23 +9,23 @@ from typing import Any
 
 import numpy as np
 
-from compress.models.diffusion_sampling import Sampling
 from compress.data.membership import Part
-from compress.utils.digests import digest_directory
 from compress.evaluation.evaluate import slice_rows
 from compress.evaluation.image_files import difference_of, png_of
 from compress.evaluation.image_judge import Asked
 from compress.evaluation.sampling_paths import sampling_path
 from compress.formats.runtimes import get_runtime
 from compress.formats.target_profile import Target
-from compress.results.measurement import Measurement
+from compress.models.diffusion_sampling import Sampling
 from compress.numerics.sampling_drift import SamplingPath, drift
 from compress.pipeline.target_session import TargetSession
-from compress.utils.progress import Progress
+from compress.results.measurement import Measurement
 from compress.results.report import BASELINE, DriftRecord, PictureRecord
 from compress.runtimes.picture_sampler import IDS, NOISE, PICTURES, SEED
 from compress.runtimes.picture_session import PictureSession
 from compress.tasks.capability import DRAWS
+from compress.utils.digests import digest_directory
+from compress.utils.progress import Progress
 
 _JUDGE_VERSION = 1
 """Raised when a judge would see other things in the same pictures."""

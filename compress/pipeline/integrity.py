@@ -9,20 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from compress.checkpoints.checkpoint import TABLES, Checkpoint
-from compress.checkpoints.checks import weight_files
-from compress.checkpoints.diffusion_pipeline import GeneratorModel
-from compress.checkpoints.head_checkpoint import HeadCheckpoint
-from compress.checkpoints.model import Model
-from compress.checkpoints.safetensors_file import read_header
-from compress.checkpoints.torch_model import TorchModel
-from compress.digests import size_bytes
-from compress.errors import IntegrityError, ModelError
 from compress.formats.probed import POSITIONS, TOKENS, WINDOWS, Encode, Probed, Probing, Stored, of_arrays, of_files
 from compress.formats.registry import part_of
-from compress.inspect.tensors import read_model
-from compress.stage.stage import Promise
+from compress.inspection.tensors import read_model
+from compress.models.checkpoint import TABLES, Checkpoint
+from compress.models.diffusion_pipeline import GeneratorModel
+from compress.models.folder_checks import weight_files
+from compress.models.model import Model
+from compress.models.safetensors_file import read_header
+from compress.models.torch_model import TorchModel
+from compress.stages.base import Promise
 from compress.tasks.task import Examples
+from compress.utils.digests import size_bytes
+from compress.utils.errors import IntegrityError, ModelError
 
 PROBES = 32
 _SAME = 1e-5
@@ -147,8 +146,6 @@ def probed(model: Model) -> Probed:
     """The way of looking into a model of its kind."""
     if isinstance(model, TorchModel):
         return _MODULE(model)
-    if isinstance(model, HeadCheckpoint):
-        return _HEAD(model)
     if isinstance(model, Checkpoint):
         return _CHECKPOINT(model)
     found: Probing = part_of(model.kind, "probed") or of_files(model.kind)
@@ -178,8 +175,8 @@ def _logits(model: Checkpoint, encode: Encode) -> np.ndarray:
     """Logits [positions, vocabulary] with one block in memory at a time."""
     import torch
 
-    from compress.checkpoints.processor import load_processor, load_tokenizer
-    from compress.quantization.build import build_skeleton, last_hidden
+    from compress.models.processor import load_processor, load_tokenizer
+    from compress.stages.blockwise.build import build_skeleton, last_hidden
 
     if model.config.get("is_encoder_decoder"):
         return _first_logits(model, encode(load_processor(model.folder)))
@@ -192,25 +189,12 @@ def _logits(model: Checkpoint, encode: Encode) -> np.ndarray:
     return np.asarray(found.flatten(0, 1))
 
 
-def _foretold(model: HeadCheckpoint, encode: Encode) -> np.ndarray:
-    """Logits [places, v] of a draft head for drawn states: it is given no text, but what its model has there."""
-    import torch
-
-    from compress.checkpoints.eagle3 import read_head
-
-    head, generator = read_head(model), torch.Generator().manual_seed(0)
-    embedded, *heard = torch.randn(4, 1, TOKENS, head.config.hidden_size, generator=generator)
-    with torch.no_grad():
-        (found,) = head(embedded, torch.cat(heard, -1), 1)
-    return np.asarray(found[0, :-1])
-
-
 def _first_logits(model: Checkpoint, examples: Examples) -> np.ndarray:
     """Of an encoder and a decoder, logits [probes, vocabulary] of the token that begins an answer."""
     import torch
     from transformers import AutoConfig
 
-    from compress.checkpoints.hollow import auto_class
+    from compress.models.meta_model import auto_class
 
     config = AutoConfig.from_pretrained(model.folder, trust_remote_code=False)
     whole = auto_class(config).from_pretrained(model.folder, use_safetensors=True, dtype=torch.float32).eval()
@@ -224,4 +208,3 @@ def _first_logits(model: Checkpoint, examples: Examples) -> np.ndarray:
 
 _MODULE = Probing(lambda model: of_arrays((name, one.numpy()) for name, one in model.tensors().items()), _answers)
 _CHECKPOINT = Probing(_stored, _logits)
-_HEAD = Probing(_stored, _foretold)

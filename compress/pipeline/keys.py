@@ -8,20 +8,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from compress.compute_device import CPU, find_device
 from compress.data.dataset import Dataset, load_dataset
 from compress.data.source import HubSplit, find, locate_split, locate_unlabeled
-from compress.digests import digest_directory
-from compress.environment import package_versions
 from compress.pipeline.cache import Cache
-from compress.progress import SilentProgress
 from compress.recipe.recipe import START, Recipe
 from compress.samples.fetch import cached_directory
-from compress.sources.source import already_here
-from compress.stage.stage import Stage, references
+from compress.sources.resolve import already_here
+from compress.stages.base import Stage, references
 from compress.tasks.capability import TAKES_ARRAYS
 from compress.tasks.registry import get_task
+from compress.utils.digests import digest_directory
+from compress.utils.environment import package_versions
+from compress.utils.progress import SilentProgress
 from compress.utils.storage import cache_key
+from compress.utils.torch_device import CPU, find_device
 
 _VALIDATION = "validation"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from compress.environment import cores_quota, granted_cores
+from compress.utils.environment import cores_quota, granted_cores
 
 _FEWEST_ROUNDS = 5
 

@@ -7,15 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compress.report.compare.machine_match import host_words
 from compress.data.membership import Part
-from compress.utils.environment import environment
-from compress.utils.errors import DeviceError, InputError, ModelError, StageError, StorageError
 from compress.formats.runtimes import make_ready, why_unavailable
 from compress.formats.target_profile import Profile
 from compress.formats.targets import PROFILES, REFERENCE
 from compress.inspection.budget import bytes_by_layer
-from compress.results.measurement import Measurement
 from compress.pipeline import generation_evals, image_generation_evals
 from compress.pipeline.format_support import why_not
 from compress.pipeline.formats import can_write, measurable
@@ -24,7 +20,9 @@ from compress.pipeline.runner import Road
 from compress.pipeline.target_limits import SHIPPED, Shipped, shipped, size_rows
 from compress.pipeline.target_session import SPLIT, TargetSession
 from compress.pipeline.warnings import processor_notes, run_remarks, slow_int8_notes, sparse_notes
+from compress.report.compare.machine_match import host_words
 from compress.report.predictions import Answers
+from compress.results.measurement import Measurement
 from compress.results.report import (
     BASELINE,
     FINAL,
@@ -40,6 +38,8 @@ from compress.results.report import (
     SliceRecord,
 )
 from compress.tasks.capability import READS_ROWS
+from compress.utils.environment import environment
+from compress.utils.errors import DeviceError, InputError, ModelError, StageError, StorageError
 from compress.utils.storage import cache_key
 
 

@@ -9,13 +9,13 @@ from pydantic import Field
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from compress.utils.responsive_table import Column, FittedTable
 from compress.formats.target_profile import PROCESSORS
-from compress.utils.pydantic_models import Frozen
-from compress.results.metrics import format_bytes
 from compress.recipe.recipe import Limit
+from compress.results.metrics import format_bytes
 from compress.results.report import LicenceRecord
-from compress.stage.prediction import Estimate
+from compress.stages.cost_model import Estimate
+from compress.utils.pydantic_models import Frozen
+from compress.utils.responsive_table import Column, FittedTable
 
 _UNITS = (("s", 1, 90), ("min", 60, 5400), ("h", 3600, float("inf")))
 """Units of time, their seconds, and below how many seconds each is used."""

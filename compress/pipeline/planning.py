@@ -10,17 +10,13 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from compress.architectures import ALWAYS_CUT
-from compress.models.json_file import read_json
-from compress.utils.torch_device import find_device
 from compress.data.dataset import TEST
-from compress.utils.environment import processor_class
-from compress.utils.errors import CompressError, InputError, MissingExtraError, ModelError, StageError
 from compress.formats.runtimes import why_unavailable
 from compress.formats.silence import quiet_libraries
 from compress.formats.target_profile import Profile, limit_words
 from compress.formats.targets import REFERENCE
-from compress.utils.installation import extra_with, has_package
+from compress.models import PRUNING_TESTED_TYPES
+from compress.models.json_file import read_json
 from compress.pipeline.format_support import check_formats, why_not
 from compress.pipeline.machine_speed import machine_flops_per_second
 from compress.pipeline.plan import Plan, StagePlan, TargetPlan, Told, render_plan
@@ -31,16 +27,20 @@ from compress.pipeline.stage_plans import stage_plans, timings_of
 from compress.pipeline.time_history import MEASURING, History
 from compress.plugins import plugin_errors
 from compress.plugins.provenance.licences import find_licences, refuse_forbidden
-from compress.utils.progress import Progress, SilentProgress
 from compress.recipe.recipe import START, Recipe
 from compress.results.report import LicenceRecord
 from compress.sources.resolve import is_graph
-from compress.stage.checks import check_stages
-from compress.stage.prediction import Estimate, PlanContext, Shape
-from compress.stage.stage import Stage
+from compress.stages.model_checks import check_stages
+from compress.stages.cost_model import Estimate, PlanContext, Shape
+from compress.stages.base import Stage
 from compress.tasks.capability import DRAWS, GENERATES, READS_ROWS
 from compress.tasks.registry import get_task
-from compress.training.config import Training
+from compress.stages.training.settings import Training
+from compress.utils.environment import processor_class
+from compress.utils.errors import CompressError, InputError, MissingExtraError, ModelError, StageError
+from compress.utils.installation import extra_with, has_package
+from compress.utils.progress import Progress, SilentProgress
+from compress.utils.torch_device import find_device
 
 __all__ = ["History", "Plan", "make_plan", "plan_context", "render_plan", "timings_of"]
 
@@ -280,7 +280,7 @@ def _unfit(recipe: Recipe, sources: Sources) -> list[CompressError]:
     place = sources.start
     if place is None or not (place / "config.json").is_file():
         return []
-    if read_json(place / "config.json").get("model_type") in ALWAYS_CUT:
+    if read_json(place / "config.json").get("model_type") in PRUNING_TESTED_TYPES:
         return []
     quiet_libraries()
     errors: list[CompressError] = []

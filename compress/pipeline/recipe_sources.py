@@ -9,11 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoints.adapter import check_adapter
-from compress.checkpoints.allowed_code import allow
-from compress.checkpoints.checks import refuse_quantized
-from compress.checkpoints.config_check import check_config
-from compress.checkpoints.pipeline_checks import is_pipeline
 from compress.data.arrays import Draws
 from compress.data.columns import check_extra
 from compress.data.config import is_sample, sample_split
@@ -22,22 +17,27 @@ from compress.data.instructions import find_instructions
 from compress.data.judged import find_questions, find_rated_pairs
 from compress.data.slices import extra_columns
 from compress.data.source import HubSplit, Location, find, locate_split, locate_unlabeled, read
-from compress.errors import CompressError, DataError, InputError, ModelError
 from compress.formats.onnx.graph import integer_operator, read_graph
+from compress.models.config_checks import check_config
+from compress.models.diffusion_checks import is_pipeline
+from compress.models.folder_checks import refuse_quantized
+from compress.models.lora_adapter import check_adapter
+from compress.models.remote_code import allow
 from compress.pipeline.checkpoint_headers import folder_bytes, read_shape, read_size
 from compress.pipeline.plan import SourcePlan
-from compress.progress import Progress, SilentProgress
 from compress.recipe.recipe import Recipe
 from compress.samples.fetch import cached_directory
 from compress.samples.sample import find_sample
+from compress.sources.build_model import Origin
+from compress.sources.diffusers_folder import check_checker
 from compress.sources.onnx_file import companions_of, onnx_file
-from compress.sources.origin import Origin
-from compress.sources.pipeline_folder import check_checker
-from compress.sources.source import find_model, kinds_here, resolve_model
-from compress.stage.prediction import Shape, Text
-from compress.stage.stage import Reference, references
+from compress.sources.resolve import find_model, kinds_here, resolve_model
+from compress.stages.cost_model import Shape, Text
+from compress.stages.base import Reference, references
 from compress.tasks.capability import IS_WRITTEN, TAKES_ARRAYS
 from compress.tasks.registry import get_task
+from compress.utils.errors import CompressError, DataError, InputError, ModelError
+from compress.utils.progress import Progress, SilentProgress
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?$")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from compress.formats.registry import FORMATS
-from compress.results.measurement import Measurement
-from compress.results.metrics import against_metric
 from compress.pipeline.formats import weights_of
 from compress.pipeline.runner import Road
 from compress.pipeline.target_session import TargetSession
+from compress.results.measurement import Measurement
+from compress.results.metrics import against_metric
 from compress.results.report import BASELINE, FINAL
 
 

@@ -17,9 +17,6 @@ from pydantic import BaseModel
 
 from compress.data.config import is_file_name
 from compress.data.source import find
-from compress.utils.digests import digest_directory
-from compress.utils.environment import package_versions
-from compress.utils.errors import CompressError
 from compress.formats.silence import quiet_libraries
 from compress.pipeline.data_checks import prove
 from compress.pipeline.measurements import data_record, measure, test_labels
@@ -29,7 +26,6 @@ from compress.plugins import plugin_errors
 from compress.plugins.provenance.finished import Finished
 from compress.plugins.provenance.licences import find_licences, refuse_forbidden
 from compress.plugins.provenance.write import write_papers
-from compress.utils.progress import Progress, SilentProgress, Total
 from compress.recipe.loading import dump_recipe
 from compress.recipe.recipe import START, Recipe
 from compress.report.limits import check_limits
@@ -37,7 +33,11 @@ from compress.report.pages import write_report
 from compress.report.predictions import write_predictions
 from compress.report.run_folder import LOCK, MODEL, RECIPE, TARGETS, new_folder, point_latest, write_whole
 from compress.results.report import Report
-from compress.stage.stage import Stage
+from compress.stages.base import Stage
+from compress.utils.digests import digest_directory
+from compress.utils.environment import package_versions
+from compress.utils.errors import CompressError
+from compress.utils.progress import Progress, SilentProgress, Total
 from compress.utils.storage import storage_errors
 
 Item = TypeVar("Item")

@@ -9,38 +9,37 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from compress.models.checkpoint import Checkpoint
-from compress.models.folder_checks import check_weights_finite
-from compress.models.json_file import read_json
-from compress.models.model import Model
-from compress.models.diffusion_checks import is_pipeline
-from compress.models.torch_model import TorchModel
-from compress.utils.torch_device import CPU, computing_on, describe_device, find_device
 from compress.data.dataset import Dataset, load_dataset
 from compress.data.instructions import Instruction, find_instructions
 from compress.data.judged import Question, RatedPairs, find_questions, find_rated_pairs
 from compress.data.slices import Slice, extra_columns
 from compress.data.source import find
-from compress.utils.digests import digest_directory
-from compress.utils.errors import CompressError, DeviceError, InputError, StageError, StorageError
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.probed import TOKENS, WINDOWS
+from compress.models.checkpoint import Checkpoint
+from compress.models.diffusion_checks import is_pipeline
+from compress.models.folder_checks import check_weights_finite
+from compress.models.json_file import read_json
+from compress.models.model import Model
+from compress.models.torch_model import TorchModel
 from compress.pipeline.cache import Cache, Entry
 from compress.pipeline.integrity import PROBES, Contract, Probe, Weight, probed, weigh
 from compress.pipeline.keys import Keys
 from compress.pipeline.recipe_sources import resolved
-from compress.utils.progress import Progress
 from compress.recipe.recipe import START, Recipe
-from compress.results.report import IntegrityRecord
+from compress.results.report import IntegrityRecord, StageRecord
 from compress.sources.onnx_file import onnx_file
-from compress.stage.meter import metered
-from compress.results.report import StageRecord
-from compress.stage.stage import Context, Promise, Stage
+from compress.utils.resource_meter import metered
+from compress.stages.base import Context, Promise, Stage
 from compress.tasks.capability import READS_ROWS
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples, Task
-from compress.training.processes import first_says, is_first, own_device, several, wait_for_all
+from compress.stages.training.processes import first_says, is_first, own_device, several, wait_for_all
+from compress.utils.digests import digest_directory
+from compress.utils.errors import CompressError, DeviceError, InputError, StageError, StorageError
+from compress.utils.progress import Progress
 from compress.utils.storage import disk_full
+from compress.utils.torch_device import CPU, computing_on, describe_device, find_device
 
 
 @dataclass(frozen=True)

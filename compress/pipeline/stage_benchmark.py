@@ -13,12 +13,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from compress.environment import granted_cores, package_versions, processor
-from compress.errors import InputError
-from compress.frozen import Frozen
-from compress.progress import Progress
 from compress.recipe.recipe import Recipe
-from compress.stage.prediction import Shape
+from compress.stages.cost_model import Shape
+from compress.utils.environment import granted_cores, package_versions, processor
+from compress.utils.errors import InputError
+from compress.utils.progress import Progress
+from compress.utils.pydantic_models import Frozen
 from compress.utils.storage import cache_key
 
 FOLDER = "trials"

@@ -15,25 +15,25 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from compress.checkpoints.checks import weight_files
-from compress.checkpoints.json_file import read_json
-from compress.checkpoints.torch_model import TorchModel
-from compress.compute_device import computing_on, find_device
 from compress.data.dataset import load_dataset
-from compress.errors import InputError
 from compress.formats.silence import quiet_libraries
+from compress.models.folder_checks import weight_files
+from compress.models.json_file import read_json
+from compress.models.torch_model import TorchModel
 from compress.pipeline.checkpoint_headers import count
 from compress.pipeline.recipe_sources import resolved
 from compress.pipeline.stage_benchmark import REFUSED, StageTrial, Trial
-from compress.progress import SilentProgress, Total
 from compress.recipe.recipe import START, Recipe
-from compress.stage.meter import metered
-from compress.stage.prediction import Shape
-from compress.stage.stage import Context, Stage
+from compress.utils.resource_meter import metered
+from compress.stages.cost_model import Shape
+from compress.stages.base import Context, Stage
 from compress.tasks.forward import predict, tensors
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples, Task
-from compress.training.config import Training
+from compress.stages.training.settings import Training
+from compress.utils.errors import InputError
+from compress.utils.progress import SilentProgress, Total
+from compress.utils.torch_device import computing_on, find_device
 
 Item = TypeVar("Item")
 _FEW = 8

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from compress.checkpoints.torch_model import TorchModel
 from compress.data.dataset import TEST
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.registry import FORMATS
 from compress.formats.target_profile import Profile
+from compress.models.torch_model import TorchModel
 from compress.pipeline.format_support import format_given
 from compress.pipeline.stage_benchmark import StageTrial, Trial
 from compress.recipe.recipe import START, Recipe
-from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape, Text, predicted
-from compress.stage.stage import Stage
+from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape, Text, predicted
+from compress.stages.base import Stage
 from compress.stages import STAGES
 from compress.tasks.capability import GENERATES, IS_WRITTEN
 from compress.tasks.registry import get_task

@@ -7,16 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 from compress.data.dataset import TEST
-from compress.utils.errors import CompressError, InputError
 from compress.pipeline.plan import Plan, StagePlan, Told
 from compress.pipeline.recipe_sources import Sources
 from compress.pipeline.stage_benchmark import Trial
 from compress.pipeline.stage_costs import TRIAL, told, told_by
 from compress.pipeline.time_history import MEASURING, History, Timing
 from compress.recipe.recipe import START, Recipe
-from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape
 from compress.results.report import StageRecord
-from compress.stage.stage import Stage
+from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape
+from compress.stages.base import Stage
+from compress.utils.errors import CompressError, InputError
 
 
 def stage_plans(

@@ -8,18 +8,18 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import NamedTuple
 
-from compress.models.diffusion_checks import part_folders
-from compress.utils.digests import size_bytes
 from compress.formats.registry import RUNTIMES
 from compress.formats.runtimes import get_runtime
 from compress.formats.target_profile import Profile, Target
 from compress.inspection.budget import budget_of
 from compress.inspection.size_advice import what_helps
 from compress.inspection.tensors import read_model
-from compress.results.measurement import Measurement
+from compress.models.diffusion_checks import part_folders
 from compress.recipe.recipe import Limit
+from compress.results.measurement import Measurement
 from compress.results.report import FINAL, LimitResult
 from compress.runtimes.runtime import Ships
+from compress.utils.digests import size_bytes
 
 SHIPPED, MEMORY = "shipped_bytes", "peak_memory_bytes"
 _MEGABYTE = 1e6

@@ -13,12 +13,9 @@ import numpy as np
 
 from compress.benchmark.host import HERE, LaunchHost
 from compress.benchmark.session import PRECISION, TIMING_VERSION
-from compress.models.processor import load_processor
 from compress.data.dataset import TEST
 from compress.data.membership import Part, character_lengths, find_parts
 from compress.data.slices import Unit
-from compress.utils.digests import digest_directory
-from compress.utils.environment import environment, package_versions, processor_class, working_threads
 from compress.evaluation.evaluate import (
     Predictions,
     artifact_labels,
@@ -30,13 +27,14 @@ from compress.evaluation.evaluate import (
 from compress.formats.runtimes import get_runtime
 from compress.formats.target_profile import Profile, find_processor
 from compress.formats.targets import PROFILES
-from compress.results.measurement import Measurement
-from compress.results.metrics import elsewhere_metric
+from compress.models.processor import load_processor
 from compress.numerics.calibration import calibration_bins
 from compress.pipeline.runner import Road
 from compress.pipeline.target_limits import size_rows
 from compress.pipeline.timing import time_artifacts
 from compress.report.predictions import Answers
+from compress.results.measurement import Measurement
+from compress.results.metrics import elsewhere_metric
 from compress.results.report import (
     BASELINE,
     FINAL,
@@ -45,6 +43,8 @@ from compress.results.report import (
 )
 from compress.tasks.capability import GENERATES, READS_ROWS
 from compress.tasks.task import Examples
+from compress.utils.digests import digest_directory
+from compress.utils.environment import environment, package_versions, processor_class, working_threads
 from compress.utils.storage import cache_key
 
 SPLIT = TEST

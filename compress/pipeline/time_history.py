@@ -10,9 +10,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from compress.environment import granted_cores, processor_class
-from compress.frozen import Frozen
-from compress.stage.prediction import Estimate
+from compress.stages.cost_model import Estimate
+from compress.utils.environment import granted_cores, processor_class
+from compress.utils.pydantic_models import Frozen
 
 FILE = "timings.jsonl"
 MEASURING = "measure"

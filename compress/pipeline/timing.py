@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from compress.benchmark.generation import measure_generation
-from compress.benchmark.image_generation import measure_pictures
 from compress.benchmark.host import HERE, LaunchHost
+from compress.benchmark.image_generation import measure_pictures
 from compress.benchmark.session import PRECISION, BenchResult, measure_together
 from compress.formats.target_profile import Target
-from compress.utils.progress import Progress
 from compress.recipe.recipe import Benchmark
 from compress.tasks.capability import DRAWS, GENERATES
 from compress.tasks.task import Examples, Task
+from compress.utils.progress import Progress
 
 
 def time_artifacts(

@@ -7,16 +7,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from compress.utils.environment import processor_class
 from compress.formats.onnx.model import OnnxModel, find_graphs
 from compress.formats.runtimes import get_runtime
 from compress.formats.target_profile import Target, find_processor
-from compress.results.measurement import Measurement
 from compress.pipeline.target_session import TargetSession
 from compress.recipe.recipe import Recipe
+from compress.results.measurement import Measurement
 from compress.results.report import BASELINE, FINAL
 from compress.runtimes.runtime import Remarks
 from compress.tasks.capability import GENERATES, READS_ROWS
+from compress.utils.environment import processor_class
 
 if TYPE_CHECKING:
     import onnx

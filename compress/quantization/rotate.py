@@ -1,7 +1,7 @@
 """Rotating a checkpoint block by block: the same function in other coordinates, which few bits may hold better.
 
 QuaRot's R1 and R2 (Ashkboos et al. 2024, section 4). What reads and what writes the hidden states is found as for
-`compress.quantization.equalize`, by watching a block and by sizes, and proven on the block itself: rotated, it has to
+`compress.stages.equalize.equalization`, by watching a block and by sizes, and proven on the block itself: rotated, it has to
 give the rotated output for the rotated input.
 """
 
@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from compress.architectures.description import Attention, blocks
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.checkpoints.checks import refuse_quantized
-from compress.errors import StageError
+from compress.models.checkpoint import Checkpoint
+from compress.models.folder_checks import refuse_quantized
+from compress.models.structure import Attention, blocks
 from compress.numerics.rotation import rotation
-from compress.quantization.build import build_skeleton, logits
-from compress.quantization.equalize import TOKENS, find_folds, probe
-from compress.quantization.skeleton import Skeleton
-from compress.quantization.write import write_floats
+from compress.stages.blockwise.build import build_skeleton, logits
+from compress.stages.equalize.equalization import TOKENS, find_folds, probe
+from compress.stages.blockwise.blockwise_model import Skeleton
+from compress.stages.blockwise.write import write_floats
+from compress.utils.errors import StageError
 
 if TYPE_CHECKING:
-    from compress.stage.stage import Context
+    from compress.stages.base import Context
 
 _TOLERANCE = 1e-4
 """Of a block's outputs and of the logits, relative to their size."""

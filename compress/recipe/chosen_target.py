@@ -14,12 +14,12 @@ from pydantic import Field, ValidationError, model_validator
 from compress.formats.registry import DEFAULT, FORMATS, Format
 from compress.formats.target_profile import Profile, Target
 from compress.formats.targets import PROFILES, in_format
-from compress.frozen import Frozen
-from compress.stage.stage import Stage
+from compress.stages.base import Stage
 from compress.stages import STAGES
+from compress.utils.pydantic_models import Frozen
 
 ProcessorClass = Literal["x86-avx2", "x86-vnni", "arm64-dotprod", "arm64"]
-"""As `compress.environment.processor_class` tells them apart."""
+"""As `compress.utils.environment.processor_class` tells them apart."""
 
 
 class TargetFields(Frozen):

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from compress.errors import Problem, RecipeError, nearest_name
+from compress.utils.errors import Problem, RecipeError, nearest_name
 
 FieldPath = tuple[str | int, ...]
 

@@ -11,9 +11,8 @@ import yaml
 from pydantic import BaseModel, create_model
 from pydantic_core import to_jsonable_python
 
-from compress.checkpoints.torch_model import TorchModel
-from compress.errors import InputError, nearest_name
 from compress.formats.onnx.model import OnnxModel
+from compress.models.torch_model import TorchModel
 from compress.recipe.chosen_target import ChosenTarget
 from compress.recipe.document import (
     CORE_SCHEMA,
@@ -26,6 +25,7 @@ from compress.recipe.document import (
 from compress.recipe.json_schema import recipe_schema
 from compress.recipe.overrides import apply_override, drop_stages, single_keys
 from compress.recipe.recipe import Recipe
+from compress.recipe.removed import REMOVED
 from compress.recipe.target_entries import read_targets
 from compress.recipe.validation import Part, check_parts
 from compress.recipe.validation_errors import salvage, validate
@@ -33,6 +33,7 @@ from compress.stages import STAGES
 from compress.tasks.capability import TAKES_ARRAYS
 from compress.tasks.registry import TASK_NAMES, TASKS, tasks_with, told_task
 from compress.tasks.task import Task
+from compress.utils.errors import InputError, nearest_name
 
 __all__ = ["dump_recipe", "read_recipe", "recipe_of", "recipe_schema"]
 
@@ -135,7 +136,7 @@ def _kinds(document: Document, recipe_folder: Path) -> tuple[Task, ...]:
     kinds = TASKS[task].kinds()
     if len(kinds) == 1 or not isinstance(reference, str):
         return kinds
-    from compress.sources.source import kinds_here
+    from compress.sources.resolve import kinds_here
 
     return kinds_here(TASKS[task], reference, recipe_folder)
 
@@ -157,8 +158,9 @@ def _stage_part(document: Document, index: int, item: Any) -> Part | None:
     ((kind, fields),) = item.items()
     below = (*path, kind)
     if kind not in STAGES:
-        expected = f"a stage: one of {', '.join(STAGES)}"
-        document.problem(below, f"an unknown stage {kind!r}", expected, nearest_name(kind, list(STAGES)))
+        expected = REMOVED.get(kind) or f"a stage: one of {', '.join(STAGES)}"
+        near = None if kind in REMOVED else nearest_name(kind, list(STAGES))
+        document.problem(below, f"an unknown stage {kind!r}", expected, near)
         return Part(index, kind, below, {}, None, whole=False)
     if not isinstance(fields, dict):
         document.problem(below, describe(fields), f"the fields of {kind} as a mapping")
@@ -193,7 +195,7 @@ def tell_data(document: Document) -> None:
 
 def _starts_as(document: Document, recipe_folder: Path) -> type[Any]:
     """What the starting model is: a graph, or a torch model. Notes a folder that doesn't say which of its graphs."""
-    from compress.sources.source import is_graph
+    from compress.sources.resolve import is_graph
 
     reference = document.values.get("model")
     try:
@@ -206,10 +208,10 @@ def _starts_as(document: Document, recipe_folder: Path) -> type[Any]:
 
 def _told(reference: str, recipe_folder: Path) -> tuple[str | None, str]:
     """The task, or else why there is none. A graph that no processor lies beside is for one that takes arrays."""
-    from compress.checkpoints.pipeline_checks import model_config
-    from compress.checkpoints.processor import has_preprocessor
+    from compress.models.diffusion_checks import model_config
+    from compress.models.processor import has_preprocessor
     from compress.sources.onnx_file import companions_of, has_companions, onnx_file
-    from compress.sources.source import already_here, graph_place
+    from compress.sources.resolve import already_here, graph_place
 
     try:
         place = graph_place(reference, recipe_folder)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from compress.errors import nearest_name
 from compress.recipe.document import Document, FieldPath, describe, dotted, parse_into
 from compress.recipe.recipe import stage_labels
 from compress.stages import STAGES
+from compress.utils.errors import nearest_name
 
 
 def single_key(document: Document, index: int) -> None:

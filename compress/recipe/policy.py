@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator
 
-from compress.frozen import Frozen
+from compress.utils.pydantic_models import Frozen
 
 CannotTell = Literal["pass", "warn", "fail"]
 

@@ -7,20 +7,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from compress.compute_device import PATTERN
 from compress.data.config import DataConfig
 from compress.data.slices import Slice, check_names
 from compress.formats.target_profile import Profile, sum_in_32_bits
 from compress.formats.targets import PROFILES
-from compress.frozen import Frozen
 from compress.recipe.chosen_target import ChosenTarget, ProcessorClass, from_entry, profile_of
 from compress.recipe.policy import CannotTell, Policy
 from compress.recipe.search import Search
-from compress.stage.stage import Stage, references
+from compress.stages.base import Stage, references
 from compress.stages import AnyStage
 from compress.tasks.capability import ANSWERS_AT_ONCE, HAS_TWO_TOWERS, TAKES_IMAGES
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.registry import TASK_NAMES, tasks_with
+from compress.utils.pydantic_models import Frozen
+from compress.utils.torch_device import PATTERN
 
 START = "start"
 """The label of the starting model, beside those of stages."""

@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from compress.data.config import HoldOut
-from compress.utils.pydantic_models import Frozen
 from compress.results.metrics import seconds_of
+from compress.utils.pydantic_models import Frozen
 
 
 class Search(Frozen):

@@ -16,7 +16,7 @@ from compress.recipe.recipe import Benchmark, Limit, Recipe
 from compress.stages import STAGES
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.registry import TASKS
-from compress.training.config import Training
+from compress.stages.training.settings import Training
 
 _WIDTH = 100
 _NESTED: dict[str, type[BaseModel]] = {"data": DataConfig, "benchmark": Benchmark, "evaluation": Evaluation}

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.errors import RecipeError, nearest_name
 from compress.formats.registry import FORMATS
 from compress.formats.target_profile import Profile
 from compress.formats.targets import PROFILES
@@ -14,6 +13,7 @@ from compress.recipe.chosen_target import OWN_FIELDS, ChosenTarget, TargetFields
 from compress.recipe.document import Document, FieldPath, FileKind, describe, read_document
 from compress.recipe.validation_errors import near_or_all, salvage, validate
 from compress.stages import STAGES
+from compress.utils.errors import RecipeError, nearest_name
 
 SUFFIXES = (".yaml", ".yml")
 _TARGET = FileKind(

@@ -8,24 +8,23 @@ from typing import Any, TypeVar
 
 from pydantic_core import to_jsonable_python
 
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.checkpoints.head_checkpoint import HeadCheckpoint
-from compress.checkpoints.torch_model import TorchModel
 from compress.data.arrays import draws
 from compress.data.config import DataConfig, is_file_name
-from compress.errors import nearest_name
 from compress.formats.target_profile import Profile
+from compress.models.checkpoint import Checkpoint
+from compress.models.torch_model import TorchModel
 from compress.recipe.chosen_target import ChosenTarget, profile_of
 from compress.recipe.chosen_target import writer as writer_of
 from compress.recipe.document import Document, FieldPath, describe
 from compress.recipe.recipe import ANOTHER_STUDENT, START, Benchmark, read_and_drawn, stage_labels
 from compress.samples.sample import INSTALL, known_samples
-from compress.stage.stage import Reference, Stage
+from compress.stages.base import Reference, Stage
 from compress.stages import STAGES
 from compress.tasks.capability import DRAWS, EMBEDS, GENERATES, HAS_TWO_TOWERS, READS_ROWS, TAKES_TEXT
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.registry import TASKS
 from compress.tasks.task import Task
+from compress.utils.errors import nearest_name
 
 T = TypeVar("T")
 
@@ -174,8 +173,6 @@ def wanted(cls: type[Stage[Any, Any]], kinds: Sequence[Task]) -> list[type[Any]]
 
 def follows(gives: type[Any], cls: type[Stage[Any, Any]], kinds: Sequence[Task]) -> bool:
     """Whether a stage can read what another left, in a recipe of a task of one of ``kinds``."""
-    if issubclass(gives, HeadCheckpoint) and not cls.ships_heads:
-        return False
     return any(chains(gives, takes) for takes in wanted(cls, kinds))
 
 

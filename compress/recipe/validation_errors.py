@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from compress.errors import nearest_name
 from compress.recipe.document import Document, FieldPath, describe
+from compress.recipe.removed import REMOVED
+from compress.utils.errors import nearest_name
 
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
@@ -78,9 +79,10 @@ def _note(detail: ErrorDetails, model: type[BaseModel], fields: Any, document: D
         text = f" ({field.description})" if field and field.description else ""
         document.problem(where, "nothing", f"a value{text}; the field is required")
     elif detail["type"] == "extra_forbidden":
+        name = str(location[-1])
         names = sorted(owner.model_fields.keys() - {"kind"}) if owner else []
-        near = nearest_name(str(location[-1]), names)
-        document.problem(where, "an unknown field", near_or_all(near, names, "field"), near)
+        near = None if name in REMOVED else nearest_name(name, names)
+        document.problem(where, "an unknown field", REMOVED.get(name) or near_or_all(near, names, "field"), near)
     else:
         expected = _expected(detail)
         near = None

@@ -11,11 +11,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from compress.errors import ModelError, StageError
 from compress.runtimes.runtime import Batch, Session, SharesCache, TensorType
+from compress.utils.errors import ModelError, StageError
 
-FEWEST = 2
-"""Tokens of a text for whoever doesn't care what it is: draft heads read none behind the first alone."""
 _IDS, _LOGITS = "input_ids", "logits"
 _PLAIN = (_IDS, "attention_mask", "position_ids")
 PAST, PRESENT = "past_key_values.", "present."
@@ -198,23 +196,12 @@ class GreedyDecoder(Protocol):
         """Append ``token`` and give the one that follows."""
 
 
-@runtime_checkable
-class ComesInBursts(Protocol):
-    """A decoder that works several tokens out at once, so that a step may cost nothing, and the next one all of it."""
-
-    @property
-    def readings(self) -> int:
-        """How often it read behind a prompt, since it was made."""
-
-
 class Written(NamedTuple):
-    """``tokens``, of which the first came after ``first_ms`` and all after ``all_ms``; of a draft's also counts."""
+    """Generated ``tokens``: the first came after ``first_ms``, all of them after ``all_ms``."""
 
     tokens: list[int]
     first_ms: float
     all_ms: float
-    drafted: int = 0
-    accepted: int = 0
 
 
 @runtime_checkable

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from compress.checkpoints.json_file import read_json
-from compress.checkpoints.pipeline_checks import is_pipeline
-from compress.errors import InputError, ModelError, StageError
+from compress.models.diffusion_checks import is_pipeline
+from compress.models.json_file import read_json
 from compress.runtimes.decoder import PAST, present_of
 from compress.runtimes.runtime import Batch, Session, TensorType, check_inputs
 from compress.runtimes.text_writer import MASK, PLAIN, SEQUENCES, TEXTS, open_pair, said_of, token_ids
+from compress.utils.errors import InputError, ModelError, StageError
 
 IDS, PIXELS = "input_ids", "pixel_values"
 FEATURES, EMBEDS, LOGITS = "image_features", "inputs_embeds", "logits"
@@ -239,7 +239,7 @@ def open_together(sessions: Sequence[Session], folder: Path) -> Session:
 
 
 def _open_three(vision: Session, table: Session, decoder: Session, folder: Path) -> ImageAnswers:
-    from compress.checkpoints.processor import load_tokenizer
+    from compress.models.processor import load_tokenizer
 
     refuse_unfollowed(folder)
     rules = read_rules(folder)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from compress.errors import ModelError, StageError
 from compress.runtimes.decoder import PAST, present_of
 from compress.runtimes.runtime import Session, TensorType
+from compress.utils.errors import ModelError, StageError
 
 IDS, LOGITS = "input_ids", "logits"
 _HIDDEN, _MASK, _CACHED = "encoder_hidden_states", "encoder_attention_mask", "use_cache_branch"

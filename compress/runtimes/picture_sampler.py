@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from compress.checkpoints.sampling import Sampling
-from compress.errors import InputError, ModelError, StageError
+from compress.models.diffusion_sampling import Sampling
 from compress.runtimes.runtime import Batch
 from compress.runtimes.step_table import OnStep, StepTable, set_steps, step_table
+from compress.utils.errors import InputError, ModelError, StageError
 
 Call = Callable[[Batch], Mapping[str, np.ndarray]]
 """A part: arrays by the names of its inputs -> arrays by the names of its outputs, those of optimum's files."""

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from compress.checkpoints.pipeline_checks import UNET, part_config, vae_config
-from compress.checkpoints.sampling import Sampling, empty_ids, load_scheduler
-from compress.errors import ModelError
+from compress.models.diffusion_checks import UNET, part_config, vae_config
+from compress.models.diffusion_sampling import Sampling, empty_ids, load_scheduler
 from compress.runtimes.picture_sampler import (
     CONDITION,
     DENOISED,
@@ -31,6 +30,7 @@ from compress.runtimes.picture_sampler import (
 )
 from compress.runtimes.runtime import Batch, Session, TensorType, check_inputs
 from compress.tasks.task import Examples
+from compress.utils.errors import ModelError
 
 TEXT_ENCODER, DECODER = "text_encoder", "vae_decoder"
 """The folders before the UNet's and behind it, as optimum names them."""

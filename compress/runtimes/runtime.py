@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from compress.errors import InputError, StageError
-from compress.progress import Progress
 from compress.formats.target_profile import Target
+from compress.utils.errors import InputError, StageError
+from compress.utils.progress import Progress
 
 Batch = Mapping[str, np.ndarray]
 

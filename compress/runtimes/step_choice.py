@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.checkpoints.schedulers import UNTRAINED, Choice, Tried, best_untrained, fitting_scheduler
+from compress.models.schedulers import UNTRAINED, Choice, Tried, best_untrained, fitting_scheduler
 from compress.runtimes.picture_sampler import PictureSampler
 
 _REFERENCE = Choice("DPMSolverMultistepScheduler", {"timestep_spacing": "trailing"})

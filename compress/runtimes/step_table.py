@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.errors import ModelError
+from compress.utils.errors import ModelError
 
 _SAME = 1e-4
 """How far latents may be off, as a share of the largest: diffusers computes in float32."""

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from compress.checkpoints.json_file import read_json
-from compress.errors import InputError, ModelError
+from compress.models.json_file import read_json
 from compress.runtimes.pair_decoder import IDS, PairDecoder
 from compress.runtimes.runtime import Batch, Session, TensorType
+from compress.utils.errors import InputError, ModelError
 
 MASK, HIDDEN = "attention_mask", "last_hidden_state"
 SEQUENCES, TEXTS = "sequences", "texts"
@@ -108,7 +108,7 @@ class TextWriter:
         """``folder`` has the tokenizer and the generation config. Raises `ModelError` for graphs of another kind."""
         self.encoder, self._where, self.rules = encoder, str(folder), read_rules(folder)
         self._decoder = PairDecoder(decoder, self._where)
-        from compress.checkpoints.processor import load_tokenizer
+        from compress.models.processor import load_tokenizer
 
         self._tokenizer: Any = load_tokenizer(folder)
         self.inputs = (IDS, MASK)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress.checkpoints.json_file import read_json
-from compress.errors import InputError, ModelError
+from compress.models.json_file import read_json
 from compress.runtimes.pair_decoder import PairDecoder
 from compress.runtimes.runtime import Batch, Session, TensorType
+from compress.utils.errors import InputError, ModelError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

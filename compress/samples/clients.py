@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from compress.digests import digest_file
-from compress.errors import SampleError
-from compress.progress import Progress
 from compress.samples.sample import Package
+from compress.utils.digests import digest_file
+from compress.utils.errors import SampleError
+from compress.utils.progress import Progress
 
 _NETWORK_SIGNS = re.compile(
     r"^\s*(?:WARNING|ERROR|E:).*(?:connection|timed? ?out|unreachable|max retries|name resolution|getaddrinfo"

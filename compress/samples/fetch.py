@@ -16,13 +16,13 @@ from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from compress.archives import is_plain, objection
-from compress.digests import digest_file
-from compress.environment import user_cache
-from compress.errors import SampleError, StorageError
-from compress.progress import Progress, SilentProgress
 from compress.samples.clients import apt_download, npm_download, pip_download, unpacked_tar, wrong_digest
 from compress.samples.sample import Manager, Package, Sample, find_sample
+from compress.utils.archive_members import is_plain, objection
+from compress.utils.digests import digest_file
+from compress.utils.environment import user_cache
+from compress.utils.errors import SampleError, StorageError
+from compress.utils.progress import Progress, SilentProgress
 from compress.utils.storage import locked
 
 Download = Callable[[str, Package, Path, Progress], Path]

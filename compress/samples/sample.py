@@ -8,8 +8,8 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any, Literal
 
-from compress.errors import SampleError, did_you_mean
 from compress.plugins import SAMPLES, UnusablePluginError, load_plugin, plugin_errors, plugins
+from compress.utils.errors import SampleError, did_you_mean
 
 Manager = Literal["pip", "apt", "npm"]
 _SIGNS = {"pip": "==", "apt": "=", "npm": "@"}

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from compress.digests import digest_file
-from compress.errors import ModelError
 from compress.formats.gguf.read import read_gguf
-from compress.progress import Progress, SilentProgress
-from compress.sources.origin import write_once
+from compress.sources.build_model import write_once
+from compress.utils.digests import digest_file
+from compress.utils.errors import ModelError
+from compress.utils.progress import Progress, SilentProgress
 
 _REVISION = 2
 """Raised when the same file would be turned into another folder."""

@@ -7,12 +7,12 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from compress.checkpoints.checks import INDEX, PROCESSOR_FILES, WEIGHTS
-from compress.checkpoints.graph_inputs import GRAPH_INPUTS
-from compress.digests import digest_file
-from compress.errors import ModelError
-from compress.progress import Progress, SilentProgress
-from compress.sources.origin import write_once
+from compress.models.folder_checks import INDEX, PROCESSOR_FILES, WEIGHTS
+from compress.models.graph_inputs import GRAPH_INPUTS
+from compress.sources.build_model import write_once
+from compress.utils.digests import digest_file
+from compress.utils.errors import ModelError
+from compress.utils.progress import Progress, SilentProgress
 
 CONFIG = "config.json"
 CHANGES = "onnx_source.json"

@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoints.allowed_code import MODULE_KEY, TIMM_NETWORK
-from compress.checkpoints.checks import WEIGHTS
-from compress.checkpoints.config_check import is_timm
-from compress.checkpoints.json_file import read_json
-from compress.digests import digest_file
-from compress.errors import MissingExtraError, ModelError
-from compress.progress import Progress, SilentProgress
-from compress.sources.origin import write_once
+from compress.models.config_checks import is_timm
+from compress.models.folder_checks import WEIGHTS
+from compress.models.json_file import read_json
+from compress.models.remote_code import MODULE_KEY, TIMM_NETWORK
+from compress.sources.build_model import write_once
+from compress.utils.digests import digest_file
+from compress.utils.errors import MissingExtraError, ModelError
+from compress.utils.progress import Progress, SilentProgress
 
 _CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
 _REVISION = 1

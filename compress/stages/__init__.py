@@ -10,34 +10,33 @@ from compress.formats.registry import FORMATS
 from compress.formats.spec import load
 from compress.plugins import STAGES as GROUP
 from compress.plugins import UnusablePluginError, load_plugins
-from compress.stage.stage import Stage
+from compress.stages.base import Stage
 from compress.stages.attach_lora import AttachLora
 from compress.stages.cast import Cast
-from compress.stages.compressed_tensors import CompressedTensors
-from compress.stages.distill import Distill
-from compress.stages.eagle3 import Eagle3
-from compress.stages.equalize import Equalize
+from compress.stages.compressed_tensors.stage import CompressedTensors
+from compress.stages.distill.stage import Distill
+from compress.stages.equalize.stage import Equalize
 from compress.stages.finetune import Finetune
-from compress.stages.gptq import Gptq
-from compress.stages.imatrix import Imatrix
-from compress.stages.lora import Lora
+from compress.stages.gptq.stage import Gptq
+from compress.stages.imatrix.stage import Imatrix
+from compress.stages.recovery.lora_recovery import Lora
 from compress.stages.merge_lora import MergeLora
-from compress.stages.nncf_weights import NncfWeights
-from compress.stages.prune import Prune
-from compress.stages.qat import Qat
-from compress.stages.quantize import Quantize
-from compress.stages.quantize_weights import QuantizeWeights
+from compress.stages.nncf_weights.stage import NncfWeights
+from compress.stages.prune.stage import Prune
+from compress.stages.qat.stage import Qat
+from compress.stages.onnx_int8.stage import Quantize
+from compress.stages.onnx_weight_only import QuantizeWeights
 from compress.stages.reduce_dimensions import ReduceDimensions
 from compress.stages.rotate import Rotate
-from compress.stages.schedule import Schedule
-from compress.stages.train_blocks import TrainBlocks
+from compress.stages.diffusion.schedule import Schedule
+from compress.stages.block_qat.stage import TrainBlocks
 from compress.stages.trim_vocabulary import TrimVocabulary
-from compress.stages.tune_scales import TuneScales
+from compress.stages.recovery.tune_scales import TuneScales
 
 _OWN: tuple[type[Stage[Any, Any]], ...] = (
     *(Finetune, Distill, Prune, TrimVocabulary, Qat, Quantize, QuantizeWeights, Cast),
     *(ReduceDimensions, Equalize, Rotate, Imatrix, Gptq, TrainBlocks, NncfWeights, TuneScales, MergeLora, Lora),
-    *(AttachLora, Eagle3, CompressedTensors, Schedule),
+    *(AttachLora, CompressedTensors, Schedule),
 )
 
 
@@ -49,7 +48,7 @@ def _kind(cls: type[Stage[Any, Any]]) -> str:
 def _accepted(found: Any) -> type[Stage[Any, Any]]:
     """A plugin's stage. Raises `UnusablePluginError`."""
     if not (isinstance(found, type) and issubclass(found, Stage)):
-        raise UnusablePluginError(f"{found!r} is no stage; expected a subclass of compress.stage.stage.Stage")
+        raise UnusablePluginError(f"{found!r} is no stage; expected a subclass of compress.stages.base.Stage")
     if lacking := sorted(found.__abstractmethods__):
         raise UnusablePluginError(f"{found.__name__} lacks {', '.join(lacking)}")
     if not isinstance(found.model_fields["kind"].default, str):

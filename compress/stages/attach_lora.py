@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from compress.checkpoints.checkpoint import QuantizedCheckpoint
-from compress.stage.stage import Context, Promise, Stage
+from compress.models.checkpoint import QuantizedCheckpoint
+from compress.stages.base import Context, Promise, Stage
 from compress.stages.merge_lora import GivenAdapter
 from compress.tasks.capability import GENERATES
 
@@ -26,6 +26,6 @@ class AttachLora(GivenAdapter, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
 
     def run(self, model: QuantizedCheckpoint, context: Context) -> QuantizedCheckpoint:
         """Copy base and adapter. Raises `ModelError` where they do not fit."""
-        from compress.training.quantized_recovery import attach
+        from compress.stages.recovery.quantized_recovery import attach
 
         return attach(model, context.locate(self.adapter), context)

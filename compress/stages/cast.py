@@ -7,8 +7,8 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from compress.formats.onnx.model import OnnxModel, Part, float16_name
-from compress.stage.prediction import PlanContext, Prediction, Shape, predicted
-from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.stages.cost_model import PlanContext, Prediction, Shape, predicted
+from compress.stages.base import Context, Needs, Promise, Stage
 from compress.tasks.capability import ANSWERS_AT_ONCE, DRAWS, Capabilities
 
 _EXAMPLES = 64
@@ -77,9 +77,9 @@ class Cast(Stage[OnnxModel, OnnxModel]):
             return self._drawing(model, context)
         import onnx_ir as ir
 
-        from compress.checkpoints.processor import labels_of, processor_of
         from compress.formats.onnx.float16 import prove_float16, to_float16
         from compress.formats.onnx.int8.select_nodes import refuse_unfit
+        from compress.models.processor import labels_of, processor_of
 
         refuse_unfit(ir.from_proto(model.graph))
         graph = to_float16(model.graph, self.keep)
@@ -94,11 +94,11 @@ class Cast(Stage[OnnxModel, OnnxModel]):
         """Each part that is meant, proven on what real sampling gives it; then a picture with all of them."""
         import onnx_ir as ir
 
-        from compress.checkpoints.processor import processor_of
         from compress.formats.onnx.float16 import prove_float16_calls, to_float16
         from compress.formats.onnx.int8.select_nodes import refuse_unfit
         from compress.formats.runtimes import opened
-        from compress.quantization.picture_calibration import PictureInputs
+        from compress.models.processor import processor_of
+        from compress.stages.diffusion.calibration import PictureInputs
 
         graphs = dict(model.graphs)
         for name, graph in model.graphs.items():

@@ -6,12 +6,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from compress.checkpoints.torch_model import TorchModel
-from compress.stage.prediction import PlanContext, Prediction, Shape
-from compress.stage.stage import Context, Needs, Stage
+from compress.models.torch_model import TorchModel
+from compress.stages.cost_model import PlanContext, Prediction, Shape
+from compress.stages.base import Context, Needs, Stage
 from compress.tasks.capability import BY_TOKEN, HAS_LABELS, Capabilities, takes_media
-from compress.training.config import FIRST_TOKEN_ONLY, Training
-from compress.training.prediction import FLOPS_FORWARD, FLOPS_TRAINING, KEPT_STATES_BYTES, training_prediction
+from compress.stages.training.settings import FIRST_TOKEN_ONLY, Training
+from compress.stages.training.cost import FLOPS_FORWARD, FLOPS_TRAINING, KEPT_STATES_BYTES, training_prediction
 
 
 class Finetune(Training, Stage[TorchModel, TorchModel]):
@@ -53,8 +53,8 @@ class Finetune(Training, Stage[TorchModel, TorchModel]):
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """Train ``model`` in place on the ``train`` split."""
         from compress.tasks.forward import loss_of
-        from compress.training.loop import Trainee, train
-        from compress.training.unstructured_pruning import keep_zeros
+        from compress.stages.training.loop import Trainee, train
+        from compress.stages.sparsify.magnitude import keep_zeros
 
         trainee = Trainee(
             model.module,

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from compress.checkpoints.torch_model import TorchModel
-from compress.frozen import Frozen
-from compress.stage.stage import Context, Reference, Stage
+from compress.models.torch_model import TorchModel
+from compress.stages.base import Context, Reference, Stage
+from compress.utils.pydantic_models import Frozen
 
 
 class GivenAdapter(Frozen):
@@ -34,7 +34,7 @@ class MergeLora(GivenAdapter, Stage[TorchModel, TorchModel]):
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """Merge the adapter in place. Raises `ModelError` where it does not fit."""
-        from compress.checkpoints.adapter import merge
+        from compress.models.lora_adapter import merge
 
         model.module = merge(model.module, context.locate(self.adapter))
         return model

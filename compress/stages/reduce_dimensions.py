@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from compress.checkpoints.torch_model import TorchModel
-from compress.errors import StageError
-from compress.stage.stage import Context, Needs, Stage
+from compress.models.torch_model import TorchModel
+from compress.stages.base import Context, Needs, Stage
 from compress.tasks.capability import EMBEDS, TAKES_TEXT
+from compress.utils.errors import StageError
 
 
 class ReduceDimensions(Stage[TorchModel, TorchModel]):
@@ -32,7 +32,7 @@ class ReduceDimensions(Stage[TorchModel, TorchModel]):
         """Put the rotation at the end of ``model``'s modules, in place. Raises `StageError` for too many dimensions."""
         import numpy as np
 
-        from compress.checkpoints.sentence_modules import Dense
+        from compress.models.sentence_modules import Dense
         from compress.numerics.embeddings import kept_share, principal_rotation
         from compress.tasks.forward import predict
 

@@ -6,8 +6,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.stage.stage import Context, Promise, Stage
+from compress.models.checkpoint import Checkpoint
+from compress.stages.base import Context, Promise, Stage
 from compress.tasks.capability import GENERATES
 
 

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.checkpoints.shards import SHARD_BYTES
-from compress.checkpoints.torch_model import TorchModel
-from compress.stage.prediction import Estimate, PlanContext, Prediction, Shape, predicted
-from compress.stage.stage import SEARCH, Context, Needs, Stage
+from compress.models.checkpoint import Checkpoint
+from compress.models.shards import SHARD_BYTES
+from compress.models.torch_model import TorchModel
+from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape, predicted
+from compress.stages.base import SEARCH, Context, Needs, Stage
 from compress.tasks.capability import (
     HAS_TWO_TOWERS,
     IS_WRITTEN,
@@ -108,8 +108,8 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
         return model
 
     def _rewrite(self, model: Checkpoint, context: Context) -> Checkpoint:
-        from compress.architectures.stored_vocabulary import spoken_tokens, template_tokens, trim_checkpoint
-        from compress.checkpoints.processor import load_tokenizer
+        from compress.models.checkpoint_vocabulary import spoken_tokens, template_tokens, trim_checkpoint
+        from compress.models.processor import load_tokenizer
         from compress.tasks.windows import token_ids
         from compress.utils.storage import storage_errors
 
@@ -138,7 +138,7 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
 
     def _trim(self, model: TorchModel, counts: Counter[int], max_length: int) -> int:
         """Cut ``model`` in place; how many tokens are left."""
-        from compress.architectures.vocabulary import trim, trim_positions
+        from compress.models.vocabulary import trim, trim_positions
 
         used = {token for token, count in counts.items() if count >= self.min_count}
         kept = trim(model, used, self.characters == "all", self.multiple_of)

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from compress.data.media import Media, content, describe
-from compress.errors import DataError, MissingExtraError, ModelError
 from compress.tasks.joined import OnDemand
 from compress.tasks.task import Examples
+from compress.utils.errors import DataError, MissingExtraError, ModelError
 
 _SILENCE = 1e-4
 """Amplitude of full scale, -80 dB, below which nothing is heard."""

@@ -16,7 +16,7 @@ from compress.tasks.task import Examples, Task
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from compress.checkpoints.torch_model import TorchModel
+    from compress.models.torch_model import TorchModel
 
 _FAMILIES = (
     *("Wav2Vec2", "Wav2Vec2Bert", "Wav2Vec2Conformer", "Hubert", "WavLM", "UniSpeech", "UniSpeechSat", "SEW", "SEWD"),
@@ -70,7 +70,7 @@ class AudioClassification(Classification):
 
         Raises `ModelError` for files that do not load and `DataError` for labels that a trained head lacks.
         """
-        from compress.checkpoints.processor import load_processor
+        from compress.models.processor import load_processor
         from compress.tasks.loading import Origin, load_with_head
 
         expected = "a model of recordings with a preprocessor_config.json, in Hugging Face layout"

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.models.torch_model import TorchModel
 from compress.data.columns import Column
 from compress.data.media import content, describe
-from compress.utils.errors import DataError, ModelError
+from compress.models.torch_model import TorchModel
 from compress.tasks.capability import IS_WRITTEN, READS_ROWS, TAKES_AUDIO, TRANSCRIBES
 from compress.tasks.task import Examples, Kept, Task
+from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     import numpy as np

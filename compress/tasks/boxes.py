@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from compress.utils.errors import DataError, MissingExtraError
-from compress.results.measurement import Measurement
 from compress.numerics.average_precision import precision_influence
 from compress.numerics.calibration import mean_interval
+from compress.results.measurement import Measurement
+from compress.utils.errors import DataError, MissingExtraError
 
 SCORE, CLASS, BOX = 0, 1, slice(2, 6)
 """Columns of a detection: its score, the id of its class, and [x, y, width, height] in pixels."""

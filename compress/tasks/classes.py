@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress.utils.errors import DataError, ModelError
-from compress.results.measurement import Measurement
 from compress.numerics.calibration import brier_scores, calibration_error_interval, mean_interval, softmax
 from compress.numerics.ratio import linearized, ratio_interval
 from compress.numerics.statistics import wilson_interval
+from compress.results.measurement import Measurement
 from compress.tasks.task import Examples, Kept
+from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     import torch

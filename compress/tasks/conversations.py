@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from compress.errors import DataError, first_line
+from compress.utils.errors import DataError, first_line
 
 _BEGINNING = '{"messages": [{'
 _ROLES = ("system", "user", "assistant", "tool")

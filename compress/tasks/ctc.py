@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.data.columns import Column
-from compress.utils.errors import DataError, ModelError
 from compress.tasks.capability import ANSWERS_AT_ONCE, BY_TOKEN, HAS_CLASSES, OF_ANY_LENGTH, READS_ROWS, TAKES_AUDIO
 from compress.tasks.task import LOGITS, Examples, Kept, Task
+from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     import numpy as np

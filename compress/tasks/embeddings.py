@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from compress.data.rows import normalised
-from compress.utils.errors import ModelError
-from compress.results.measurement import Measurement
 from compress.numerics.embeddings import (
     binary_ranks,
     from_int8,
@@ -20,8 +18,10 @@ from compress.numerics.embeddings import (
     ranks,
     to_int8,
 )
+from compress.results.measurement import Measurement
 from compress.tasks.classes import mean_row, outcome_row
 from compress.tasks.task import Kept
+from compress.utils.errors import ModelError
 
 EMBEDDING = "embedding"
 NEIGHBOURS = 10

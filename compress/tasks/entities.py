@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from compress.errors import DataError, MissingExtraError
+from compress.utils.errors import DataError, MissingExtraError
 
 OUTSIDE = "O"
 _SCHEMES = {"BIO": frozenset("BI"), "IO": frozenset("I"), "BILOU": frozenset("BILU"), "BIOES": frozenset("BIES")}

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field, field_validator
 
-from compress.frozen import Frozen, LaterFields
+from compress.utils.pydantic_models import Frozen, LaterFields
 
 _TEMPLATES = ("This is a photo of {}.",)
 """That of transformers' own pipeline."""

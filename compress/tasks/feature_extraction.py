@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from compress.models.torch_model import TorchModel
 from compress.data.columns import Column
 from compress.data.slices import Slice
-from compress.utils.errors import DataError, StageError
+from compress.models.torch_model import TorchModel
 from compress.tasks.capability import ANSWERS_AT_ONCE, EMBEDS, READS_ROWS, TAKES_TEXT
 from compress.tasks.task import LAST_HIDDEN_STATE, SENTENCE_EMBEDDING, Examples, Kept, Task
+from compress.utils.errors import DataError, StageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,8 +76,8 @@ class FeatureExtraction(Task):
         """Load weights, tokenizer and the modules that follow. Raises `ModelError` for what does not load."""
         import torch
 
-        from compress.models.transformer_pruning import drop_pooler
         from compress.models.processor import sentence_processor
+        from compress.models.transformer_pruning import drop_pooler
         from compress.tasks.loading import Origin, load_by, tokenizer_by
 
         expected = "a text encoder with a tokenizer, in the layout of Hugging Face or sentence-transformers"

@@ -7,13 +7,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from compress.models.graph_inputs import GraphInputs
 from compress.data.arrays import INPUTS, seed_of
 from compress.data.columns import Column
 from compress.data.media import content, describe
-from compress.utils.errors import DataError, ModelError, StageError
+from compress.models.graph_inputs import GraphInputs
 from compress.tasks.capability import ANSWERS_AT_ONCE, READS_ROWS, TAKES_ARRAYS
 from compress.tasks.task import Examples, Kept, Task
+from compress.utils.errors import DataError, ModelError, StageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,8 +115,8 @@ class GraphAgreement(Task):
         """
         import numpy as np
 
-        from compress.results.measurement import Measurement
         from compress.numerics.output_agreement import output_agreement
+        from compress.results.measurement import Measurement
         from compress.tasks.classes import agreement_row
 
         names = [name for name in reference if not name.startswith((_CHOICE, _SIZE))]

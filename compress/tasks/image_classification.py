@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.models.remote_code import MODULE_KEY
-from compress.models.config_checks import is_timm
-from compress.models.torch_model import TorchModel
 from compress.data.columns import Column
 from compress.data.slices import Slice
+from compress.models.config_checks import is_timm
+from compress.models.remote_code import MODULE_KEY
+from compress.models.torch_model import TorchModel
 from compress.tasks.capability import ANSWERS_AT_ONCE, HAS_CLASSES, READS_ROWS, TAKES_IMAGES
 from compress.tasks.classification import Classification
 from compress.tasks.task import Examples, Kept

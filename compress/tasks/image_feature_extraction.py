@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.data.columns import Column, value_text
 from compress.data.slices import Slice
-from compress.utils.errors import DataError, ModelError
 from compress.tasks.capability import ANSWERS_AT_ONCE, EMBEDS, HAS_LABELS, READS_ROWS, TAKES_IMAGES
 from compress.tasks.task import Examples, Kept, Task
+from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,9 +97,9 @@ class ImageFeatureExtraction(Task):
         """Load weights and image processor, without any head. Raises `ModelError` for what does not load."""
         import torch
 
-        from compress.models.transformer_pruning import pool_first_token
-        from compress.models.remote_code import MODULE_KEY
         from compress.models.processor import load_processor
+        from compress.models.remote_code import MODULE_KEY
+        from compress.models.transformer_pruning import pool_first_token
         from compress.tasks.loading import Origin, load_by
 
         expected = "an image model with a preprocessor_config.json, in Hugging Face layout"

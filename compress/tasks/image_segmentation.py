@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.data.columns import Column
 from compress.data.masks import IGNORED, MaskIds, check_as_large, read_mask
-from compress.utils.errors import DataError, ModelError
 from compress.tasks.capability import ANSWERS_AT_ONCE, BY_PLACE, HAS_CLASSES, READS_ROWS, TAKES_IMAGES
 from compress.tasks.task import LOGITS, Examples, Kept, Task
+from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     import numpy as np

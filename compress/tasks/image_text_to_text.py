@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from compress.models.torch_model import TorchModel
 from compress.data.columns import Column
 from compress.data.slices import Slice
-from compress.utils.errors import DataError, ModelError
+from compress.models.torch_model import TorchModel
 from compress.tasks.capability import (
     HAS_LABELS,
     IS_WRITTEN,
@@ -21,6 +20,7 @@ from compress.tasks.capability import (
     TELLS_OF_IMAGES,
 )
 from compress.tasks.task import LOGITS, Examples, Kept, Task
+from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -116,8 +116,8 @@ class ImageTextToText(Task):
         import torch
         from transformers import AutoModelForImageTextToText
 
-        from compress.models.folder_checks import refuse_quantized
         from compress.models.config_checks import loading_failures, to_blame
+        from compress.models.folder_checks import refuse_quantized
         from compress.models.processor import load_processor
 
         refuse_quantized(directory)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from compress.data.media import Mode, decode, in_words
-from compress.errors import DataError
 from compress.tasks.joined import OnDemand
 from compress.tasks.task import Examples
+from compress.utils.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np

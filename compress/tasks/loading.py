@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from compress.errors import ModelError
+from compress.utils.errors import ModelError
 
 if TYPE_CHECKING:
-    from compress.checkpoints.torch_model import TorchModel
+    from compress.models.torch_model import TorchModel
 
 
 _OTHER_SHAPES = "its weights have other shapes than its config.json asks for"
@@ -71,10 +71,10 @@ def load_by(
     """
     import transformers
 
-    from compress.architectures.cut_model import is_cut, load_cut
-    from compress.checkpoints.checks import refuse_quantized
-    from compress.checkpoints.config_check import loading_failures, to_blame
-    from compress.checkpoints.torch_model import TorchModel
+    from compress.models.config_checks import loading_failures, to_blame
+    from compress.models.folder_checks import refuse_quantized
+    from compress.models.pruned_model import is_cut, load_cut
+    from compress.models.torch_model import TorchModel
 
     directory, cls = origin.directory, getattr(transformers, auto)
     refuse_quantized(directory)
@@ -119,8 +119,8 @@ def load_plain_for(directory: Path, labels: Sequence[str] | None, answers: Calla
     Of a network of timm without a head one is drawn for ``labels``. Raises `ModelError` where the module may not be
     made, and `DataError` for labels that a trained head lacks.
     """
-    from compress.checkpoints.allowed_code import MODULE_KEY, TIMM_NETWORK
-    from compress.checkpoints.json_file import read_json
+    from compress.models.json_file import read_json
+    from compress.models.remote_code import MODULE_KEY, TIMM_NETWORK
 
     content = read_json(directory / "config.json")
     if MODULE_KEY not in content:
@@ -128,8 +128,8 @@ def load_plain_for(directory: Path, labels: Sequence[str] | None, answers: Calla
     from transformers import AutoConfig, PreTrainedConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    from compress.checkpoints.plain_module import load_plain
-    from compress.checkpoints.timm_network import change_head
+    from compress.models.custom_module import load_plain
+    from compress.models.timm_models import change_head
     from compress.tasks.classes import set_labels
 
     known = content.get("model_type") in CONFIG_MAPPING_NAMES

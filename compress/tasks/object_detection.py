@@ -8,12 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from compress.models.remote_code import MODULE_KEY
 from compress.data.columns import Column
 from compress.data.objects import EXPECTED, Categories, check_inside, objects_in, read_objects
-from compress.utils.errors import DataError, ModelError
+from compress.models.remote_code import MODULE_KEY
 from compress.tasks.capability import ANSWERS_AT_ONCE, BY_PLACE, HAS_CLASSES, READS_ROWS, TAKES_IMAGES
 from compress.tasks.task import LOGITS, Examples, Kept, Task
+from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compress.data.media import decode
-from compress.results.measurement import Measurement
 from compress.numerics.calibration import mean_interval
 from compress.numerics.image_similarity import SSIM_WINDOW, psnr, ssim
+from compress.results.measurement import Measurement
 
 if TYPE_CHECKING:
     from PIL import Image

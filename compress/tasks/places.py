@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.checkpoints.torch_model import TorchModel
-from compress.errors import DataError
+from compress.models.torch_model import TorchModel
 from compress.tasks.images import encode_images
 from compress.tasks.joined import Joined
 from compress.tasks.task import Examples
+from compress.utils.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +31,7 @@ def load_model(
     torch's generator. Raises `ModelError` for files that do not load and `DataError` for labels that a trained head
     lacks.
     """
-    from compress.checkpoints.processor import load_processor
+    from compress.models.processor import load_processor
     from compress.tasks.loading import Origin, load_with_head
 
     expected = "an image model with a preprocessor_config.json, in Hugging Face layout"

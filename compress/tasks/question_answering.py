@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.data.columns import Column
 from compress.data.slices import Slice
-from compress.utils.errors import DataError, ModelError
 from compress.tasks.capability import ANSWERS_AT_ONCE, BY_TOKEN, HAS_CLASSES, READS_ROWS, TAKES_PAIRS, TAKES_TEXT
 from compress.tasks.spans import best_span, exact, read_answers, word_f1
 from compress.tasks.task import Examples, Kept, Task
+from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     import numpy as np

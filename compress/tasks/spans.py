@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from compress.errors import DataError
+from compress.utils.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 
 from compress.data.columns import Column
 from compress.data.slices import Slice
-from compress.utils.errors import DataError
 from compress.tasks.capability import Capabilities
+from compress.utils.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np

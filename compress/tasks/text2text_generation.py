@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from compress.data.columns import Column
 from compress.data.slices import Slice
-from compress.utils.errors import MissingExtraError
 from compress.tasks.capability import HAS_LABELS, IS_WRITTEN, NAMES_TOKENS, READS_ROWS, REWRITES, TAKES_TEXT
 from compress.tasks.task import Examples, Kept, Task
+from compress.utils.errors import MissingExtraError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.models.torch_model import TorchModel
 from compress.data.columns import Column
-from compress.utils.errors import DataError, ModelError
+from compress.models.torch_model import TorchModel
 from compress.tasks.capability import GENERATES, IS_WRITTEN, TAKES_TEXT
 from compress.tasks.conversations import EXPECTED, text_or_messages
 from compress.tasks.task import Examples, Kept, Task
 from compress.tasks.token_kinds import KINDS, kinds_of_tokens, python_kinds
 from compress.tasks.windows import SEPARATOR, Reading, cut, opening, read, spread, token_ids
+from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -334,8 +334,8 @@ def perplexity_row(metric: str, nats: np.ndarray, model: str, target: str) -> Me
 
 def _row(metric: str, samples: np.ndarray, model: str, target: str, unit: str) -> Measurement:
     """The mean over windows; of a single window nobody knows how far chance moves it."""
-    from compress.results.measurement import Measurement
     from compress.numerics.calibration import mean_interval
+    from compress.results.measurement import Measurement
 
     value, low, high = mean_interval(samples, _SEED)
     known = {"low": low, "high": high} if len(samples) > 1 else {}
@@ -347,8 +347,8 @@ def _row(metric: str, samples: np.ndarray, model: str, target: str, unit: str) -
 
 def _bits_row(bits: np.ndarray, size: np.ndarray, model: str, target: str) -> Measurement:
     """All bits over all bytes of text, the same for every vocabulary; a window's outcome is by the mean of bytes."""
-    from compress.results.measurement import Measurement
     from compress.numerics.ratio import ratio_interval
+    from compress.results.measurement import Measurement
 
     found = ratio_interval(bits, size, _SEED)._asdict() if len(bits) > 1 else {"value": float(bits[0] / size[0])}
     raw = tuple((bits / size.mean()).tolist())

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.data.columns import Column
 from compress.data.slices import Slice
-from compress.utils.errors import DataError, MissingExtraError, ModelError
 from compress.tasks.capability import ANSWERS_AT_ONCE, HAS_CLASSES, READS_ROWS, TAKES_PAIRS, TAKES_TEXT
 from compress.tasks.task import LOGITS, Examples, Kept, Task
+from compress.utils.errors import DataError, MissingExtraError, ModelError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from compress.models.diffusion_sampling import PromptProcessor
 from compress.data.columns import Column
-from compress.utils.errors import ModelError
+from compress.models.diffusion_sampling import PromptProcessor
 from compress.tasks.capability import DRAWS, READS_ROWS
 from compress.tasks.image_feature_extraction import class_name
 from compress.tasks.task import Examples, Kept, Task
+from compress.utils.errors import ModelError
 
 if TYPE_CHECKING:
     import numpy as np

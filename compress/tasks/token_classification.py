@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from compress.data.columns import Column, Spaced
 from compress.data.slices import Slice
-from compress.utils.errors import DataError, ModelError
 from compress.tasks.capability import ANSWERS_AT_ONCE, BY_TOKEN, HAS_CLASSES, READS_ROWS, TAKES_TEXT
 from compress.tasks.task import Examples, Kept, Task
+from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     import numpy as np

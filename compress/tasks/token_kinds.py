@@ -8,8 +8,8 @@ import tokenize
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from compress.errors import DataError
 from compress.tasks.windows import SEPARATOR
+from compress.utils.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np

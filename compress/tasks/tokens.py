@@ -14,7 +14,7 @@ from compress.tasks.task import LOGITS
 if TYPE_CHECKING:
     import torch
 
-    from compress.checkpoints.torch_model import TorchModel
+    from compress.models.torch_model import TorchModel
 
 IGNORED = -100
 """The label of a place that has none."""

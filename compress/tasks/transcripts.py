@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from compress.utils.errors import DataError
-from compress.results.measurement import Measurement
 from compress.numerics.ratio import ratio_interval
 from compress.numerics.word_errors import word_errors
+from compress.results.measurement import Measurement
 from compress.tasks.classes import agreement_row
+from compress.utils.errors import DataError
 
 _SEED = 0
 """Of the bootstrap, so that the same answers give the same intervals."""

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compress.utils.errors import DataError, ModelError
 from compress.tasks.classes import agreement_row
 from compress.tasks.task import Examples, Kept
 from compress.tasks.tokens import IGNORED
+from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     from compress.results.measurement import Measurement

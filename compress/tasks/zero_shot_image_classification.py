@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compress.data.columns import Column
 from compress.data.slices import Slice
-from compress.utils.errors import DataError, ModelError
 from compress.tasks.capability import (
     ANSWERS_AT_ONCE,
     HAS_LABELS,
@@ -21,6 +20,7 @@ from compress.tasks.capability import (
 from compress.tasks.image_feature_extraction import class_name
 from compress.tasks.joined import Chained, Joined
 from compress.tasks.task import Examples, Kept, Task
+from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     import numpy as np

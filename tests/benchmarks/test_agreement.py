@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from compress.utils.errors import DataError, StageError
 from onnx import TensorProto, helper
 
 from compress.benchmark.worker import write_batches
 from compress.numerics.statistics import Estimate
 from compress.tasks.task import Examples
+from compress.utils.errors import DataError, StageError
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -24,8 +24,8 @@ from arm64 import (
 )
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.errors import StageError
 from compress.formats.onnx.int8.observers import tap
+from compress.utils.errors import StageError
 
 ROWS, INNER, COLUMNS = 3, 70, 24
 

@@ -44,7 +44,7 @@ def test_a_pair_of_the_shape_of_a_larger_model_is_read_a_tensor_at_a_time(
     rows: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows of a table are read in stretches: none of it is in memory whole."""
-    from compress.diff import values
+    from compress.plugins.diff import values
 
     sizes: list[int] = []
     read = values.Weight.stored_chunks

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import yaml
-from compress.utils.errors import InputError
-from compress.utils.progress import SilentProgress
 from onnx_graphs import write_classifier
 from peers.int8_files import write_files
 from peers.int8_table import Line, Table, behind, clear_others, keep, kept
@@ -20,6 +18,8 @@ from tiny_speech import TASK, write_speech
 from compress.formats.onnx.model import OnnxModel
 from compress.recipe.loading import read_recipe
 from compress.results.measurement import Measurement
+from compress.utils.errors import InputError
+from compress.utils.progress import SilentProgress
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -16,10 +16,10 @@ from quantized import quantize_tiny_llama
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
-from compress.checkpoints.checkpoint import Checkpoint
 from compress.formats.gguf.export import Types, write_gguf
 from compress.formats.targets import TARGETS
-from compress.progress import SilentProgress
+from compress.models.checkpoint import Checkpoint
+from compress.utils.progress import SilentProgress
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

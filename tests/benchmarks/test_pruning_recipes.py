@@ -9,7 +9,7 @@ import channel_nets
 import pytest
 import torch
 
-from compress.architectures.channels import find_couplings
+from compress.models.channel_coupling import find_couplings
 from compress.recipe.loading import read_recipe
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "pruning"

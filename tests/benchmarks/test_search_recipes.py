@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from compress.recipe.document import read_document
 from compress.plugins.search.goal import Goal
 from compress.plugins.search.space import Space
+from compress.recipe.document import read_document
 
 RECIPES = sorted((Path(__file__).parents[2] / "benchmarks" / "searching").glob("*.yaml"))
 

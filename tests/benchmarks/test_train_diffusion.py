@@ -12,8 +12,8 @@ import tiny_pipelines
 import torch
 from torch import nn
 
-from compress.errors import InputError
-from compress.progress import SilentProgress
+from compress.utils.errors import InputError
+from compress.utils.progress import SilentProgress
 
 CAPTIONS = ("a photo of a coat", "a picture of a bag")
 

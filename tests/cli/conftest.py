@@ -11,8 +11,8 @@ from typing import TypeAlias
 
 import pytest
 
-from compress.pipeline.cache import Cache
 from compress.cli import main
+from compress.pipeline.cache import Cache
 
 Done: TypeAlias = "subprocess.CompletedProcess[str]"
 

@@ -19,13 +19,13 @@ import yaml
 from disks import Filler
 from safetensors import SafetensorError
 
-from compress.pipeline.cache import Cache
-from compress.checkpoints.torch_model import TorchModel
 from compress.cli import main
-from compress.errors import StorageError
-from compress.pipeline.runner import Road
+from compress.models.torch_model import TorchModel
+from compress.pipeline.cache import Cache
 from compress.pipeline.run import run
+from compress.pipeline.runner import Road
 from compress.tasks.registry import get_task
+from compress.utils.errors import StorageError
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 Refuse = Callable[..., str]

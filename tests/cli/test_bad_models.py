@@ -165,9 +165,8 @@ def test_what_cannot_be_used_is_named(
 def test_positions_without_an_end_bound_nothing(
     pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from compress.models.config_checks import positions_of
-
     from compress.benchmark.generation import _positions
+    from compress.models.config_checks import positions_of
     from compress.pipeline.data_checks import check_running_text
     from compress.pipeline.runner import Road
 

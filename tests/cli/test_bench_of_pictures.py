@@ -6,8 +6,8 @@ import pytest
 
 from compress.cli.bench import refuse_idle
 from compress.cli.bench_generation import refuse_together
-from compress.errors import InputError
 from compress.tasks.registry import get_task
+from compress.utils.errors import InputError
 
 PICTURES = {"picture_steps": (4, 50), "picture_sizes": (64,)}
 

@@ -11,11 +11,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from compress import environment, installation
 from compress.cli.doctor import doctor
 from compress.formats import runtimes
 from compress.formats.registry import RUNTIMES
-from compress.installation import Package
+from compress.utils import environment, installation
+from compress.utils.installation import Package
 
 Usage = namedtuple("Usage", "total used free")
 

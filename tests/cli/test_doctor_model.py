@@ -13,9 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 from compress.cli.doctor import doctor
-from compress.errors import InputError
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer
+from compress.utils.errors import InputError
 
 INNER = 64
 

@@ -12,12 +12,12 @@ import yaml
 from tiny_speech import TASK, write_speech
 from typer.testing import CliRunner
 
-from compress.checkpoints.checkpoint import Checkpoint
 from compress.cli.doctor import doctor
-from compress.errors import InputError
 from compress.formats.onnx.decoder import export_encoder_decoder
 from compress.formats.onnx.model import quantized_name
 from compress.formats.onnx.quantization import quantize_products
+from compress.models.checkpoint import Checkpoint
+from compress.utils.errors import InputError
 
 ENCODER, DECODER = "encoder_model_quantized.onnx", "decoder_model_merged_quantized.onnx"
 

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from compress.cli.inspect import inspect
-from compress.errors import ModelError
+from compress.utils.errors import ModelError
 
 app = typer.Typer()
 app.command()(inspect)

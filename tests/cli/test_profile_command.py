@@ -11,8 +11,8 @@ import tiny_generation
 import tiny_run
 from quantized import quantize_tiny_llama
 
-from compress.checkpoints.checkpoint import Checkpoint
 from compress.formats.onnx.decoder import export_decoder
+from compress.models.checkpoint import Checkpoint
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 

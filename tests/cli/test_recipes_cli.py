@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 
 from compress.cli.recipes import recipes_app
 from compress.cli.run import check
-from compress.errors import InputError, RecipeError
-from compress.recipe.recipe import Recipe
 from compress.recipe.loading import read_recipe
+from compress.recipe.recipe import Recipe
 from compress.recipe.starter import starter, starters
 from compress.tasks.registry import TASK_NAMES
+from compress.utils.errors import InputError, RecipeError
 
 app = typer.Typer()
 app.command("check")(check)

@@ -10,13 +10,13 @@ from xml.etree import ElementTree
 
 import pytest
 import typer
-from compress.utils.errors import InputError
 from typer.testing import CliRunner
 
 from compress.cli.report import report as report_command
 from compress.report.pages import write_report
 from compress.results.measurement import Measurement
 from compress.results.report import LimitResult, Report
+from compress.utils.errors import InputError
 
 app = typer.Typer()
 app.command()(report_command)

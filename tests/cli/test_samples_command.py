@@ -7,9 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from compress.cli.samples import samples_app
-from compress.errors import SampleError
 from compress.samples.fetch import entry_name
 from compress.samples.sample import find_sample, known_samples
+from compress.utils.errors import SampleError
 
 runner = CliRunner()
 

@@ -9,9 +9,9 @@ import typer
 from typer.testing import CliRunner
 
 from compress.cli.targets import targets
-from compress.errors import InputError
 from compress.formats.targets import TARGETS
 from compress.recipe.target_entries import read_target_file
+from compress.utils.errors import InputError
 
 
 def list_targets(*options: str) -> str:

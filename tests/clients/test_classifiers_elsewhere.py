@@ -22,7 +22,7 @@ from compress.formats.onnx.stage import Export
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
 from compress.stages.cast import Cast
-from compress.stages.quantize import Quantize
+from compress.stages.onnx_int8.stage import Quantize
 from compress.tasks.registry import get_task
 
 pytestmark = pytest.mark.slow

@@ -15,15 +15,15 @@ import pytest
 import sentences
 from foreign_environments import SENTENCE_TRANSFORMERS
 
-from compress.checkpoints.sentence_modules import Normalize, SentenceModules
-from compress.checkpoints.torch_model import TorchModel
 from compress.evaluation.evaluate import encode_for
 from compress.formats.onnx.model import FLOAT_GRAPH, QUANTIZED_GRAPH, OnnxModel
 from compress.formats.onnx.stage import Export
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
+from compress.models.sentence_modules import Normalize, SentenceModules
+from compress.models.torch_model import TorchModel
 from compress.numerics.embeddings import ranges_of, to_int8, to_ubinary
-from compress.stages.quantize import Quantize
+from compress.stages.onnx_int8.stage import Quantize
 from compress.stages.reduce_dimensions import ReduceDimensions
 from compress.tasks.forward import predict
 from compress.tasks.registry import get_task

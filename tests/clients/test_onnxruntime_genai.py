@@ -12,8 +12,8 @@ from mergeable import TEXTS, save_mergeable_llama, train_tokenizer
 from quantized import quantize_tiny_llama
 from written_decoders import CONFIGS, by_transformers, save_decoder
 
-from compress.checkpoints.checkpoint import Checkpoint
 from compress.formats.onnx.decoder import GraphSettings, export_decoder
+from compress.models.checkpoint import Checkpoint
 
 genai = pytest.importorskip("onnxruntime_genai")
 PROMPTS = ([7, 40, 3, 99, 120], [150], [61, 60], [9, 9, 9, 14], [88], [33, 101, 5, 6, 77, 12, 140])

@@ -15,20 +15,20 @@ import sentences
 import tiny
 from exports import exported
 
-from compress.checkpoints.sentence_modules import Normalize, SentenceModules
 from compress.evaluation.evaluate import artifact_labels, encode_for
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel, find_graph
 from compress.formats.onnx.runtimes.web_package import PACKAGES, SCRIPT, WASM
 from compress.formats.onnx.stage import Export
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
-from compress.progress import SilentProgress
+from compress.models.sentence_modules import Normalize, SentenceModules
 from compress.runtimes.chromium import Page, open_page
 from compress.runtimes.loopback import Loopback
 from compress.samples.fetch import cache_root, fetch
-from compress.stages.quantize import Quantize
+from compress.stages.onnx_int8.stage import Quantize
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples
+from compress.utils.progress import SilentProgress
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 TEXTS = ["the film was great and lovely", "a boring plot, an awful cast", "superb", "very dreadful music", "zebra!"]

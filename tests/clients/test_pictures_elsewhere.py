@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from compress.checkpoints.diffusion_pipeline import GeneratorModel, load_pipeline
 from foreign_environments import OPTIMUM_INTEL_DRAWS, SENTENCE_TRANSFORMERS, ForeignEnvironment
 from rotation import is_todays
 from tiny_pipelines import pipeline_folder
 
-from compress.checkpoints.sampling import Sampling
 from compress.formats.onnx.diffusion_export import drawing_folder, export_drawing, open_drawing
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.onnx.weight_only_quantization import FewBits, quantize_matrices
 from compress.formats.safetensors.pictures import torch_pictures
+from compress.models.diffusion_pipeline import GeneratorModel, load_pipeline
+from compress.models.diffusion_sampling import Sampling
 
 pytestmark = pytest.mark.slow
 PROMPTS = ["a picture of a bag", "the dark boot"]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from many_lines import LINES, lines
 
-from compress.bundle.prompt import PROMPTS
-from compress.bundle.steps import Prompt
+from compress.plugins.apps.prompt import PROMPTS
+from compress.plugins.apps.steps import Prompt
 
 
 @pytest.mark.slow

@@ -16,13 +16,13 @@ import torch
 from foreign_environments import SENTENCE_TRANSFORMERS
 from transformers_js_page import ask_page
 
-from compress.checkpoints.processor import load_processor
-from compress.digests import size_bytes
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
+from compress.models.processor import load_processor
 from compress.samples.fetch import sample_directory
 from compress.tasks.audio import Remarks, features_of, read_recording
 from compress.tasks.registry import get_task
+from compress.utils.digests import size_bytes
 
 pytestmark = pytest.mark.slow
 DTYPES = {

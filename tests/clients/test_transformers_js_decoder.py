@@ -12,8 +12,8 @@ from quantized import quantize_tiny_llama
 from transformers_js_page import ask_page
 from written_decoders import CONFIGS, by_transformers, save_decoder
 
-from compress.checkpoints.checkpoint import Checkpoint
 from compress.formats.onnx.decoder import GraphSettings, export_decoder
+from compress.models.checkpoint import Checkpoint
 
 TEXTS = ("Thecatsat,12times.", "onamat", "x", "42=6*7", "Zebra?", "quick")
 NEW_TOKENS = 24

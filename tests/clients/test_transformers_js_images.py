@@ -10,8 +10,8 @@ import pytest
 import tiny_questions
 import torch
 
-from compress.checkpoints.checkpoint import Checkpoint
 from compress.formats.onnx.decoder import GraphSettings, export_image_reader
+from compress.models.checkpoint import Checkpoint
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.image_text_to_text import TASK
 

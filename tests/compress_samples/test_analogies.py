@@ -9,7 +9,7 @@ import pytest
 from small_package import RecordingProgress
 
 from compress.data.judged import read_questions
-from compress.errors import SampleError
+from compress.utils.errors import SampleError
 from compress_samples.analogies import _PROMPTS, WORDS, write_questions
 from compress_samples.python_code import write_code
 

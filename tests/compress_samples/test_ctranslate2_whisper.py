@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compress.errors import SampleError
+from compress.utils.errors import SampleError
 from compress_samples.ctranslate2_whisper import hugging_face_tensors, read_model
 
 WIDTH, TYPES = 8, {np.dtype(np.float32): 0, np.dtype(np.int8): 1, np.dtype(np.float16): 4}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from compress.errors import SampleError
+from compress.utils.errors import SampleError
 from compress_samples.idx import read_idx
 
 # Two images of 1 x 3, as http://yann.lecun.com/exdb/mnist lays them out.

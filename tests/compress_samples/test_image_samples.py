@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from compress.checkpoints.processor import load_processor
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
 from compress.data.media import content
-from compress.errors import SampleError
-from compress.progress import SilentProgress
+from compress.models.processor import load_processor
 from compress.tasks.registry import get_task
+from compress.utils.errors import SampleError
+from compress.utils.progress import SilentProgress
 from compress_samples import fashion, fashion_questions
 from compress_samples.efficientnet import write_model
 from compress_samples.image_sets import write_imagenet

@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_package import OTHERS, movie_lines
 
-from compress.errors import SampleError
+from compress.utils.errors import SampleError
 from compress_samples.movie_reviews import (
     distinct,
     polarity,

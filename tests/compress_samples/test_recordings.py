@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from G722 import G722
 
-from compress.errors import SampleError
-from compress.progress import SilentProgress
+from compress.utils.errors import SampleError
+from compress.utils.progress import SilentProgress
 from compress_samples import languages, recordings
 from compress_samples.recordings import read_prompts, to_wav, write_librivox, write_prompts
 

@@ -11,9 +11,9 @@ from PIL import Image
 
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
-from compress.errors import SampleError
-from compress.progress import SilentProgress
 from compress.tasks.registry import get_task
+from compress.utils.errors import SampleError
+from compress.utils.progress import SilentProgress
 from compress_samples import scenes
 from compress_samples.scenes import KINDS, SIDE, make_scenes, write_scenes
 

@@ -1,7 +1,7 @@
 import pyarrow.parquet as pq
 import pytest
 
-from compress.errors import SampleError
+from compress.utils.errors import SampleError
 from compress_samples.similarity import Rated, read_documents, read_words, write_similarities
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from compress.errors import SampleError
+from compress.utils.errors import SampleError
 from compress_samples.verses import Pair, plain_verse, read_verses, split_pairs
 
 GENESIS_CHAPTERS, GENESIS_VERSES, OLD_TESTAMENT_BOOKS = 50, 1533, 39

@@ -4,7 +4,7 @@ import hashlib
 import pyarrow.parquet as pq
 import pytest
 
-from compress.errors import SampleError
+from compress.utils.errors import SampleError
 from compress_samples.wikipedia import DUMP, Article, plain_text, read_pages, split_articles, write_articles
 
 PAGE = "<page><title>{title}</title>{redirect}<revision><text>{text}</text></revision></page>"

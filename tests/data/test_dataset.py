@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from compress.data.columns import Column
 from compress.data.config import DataConfig
 from compress.data.dataset import Dataset, load_dataset
-from compress.errors import DataError, SampleError
-from compress.progress import SilentProgress
+from compress.utils.errors import DataError, SampleError
+from compress.utils.progress import SilentProgress
 
 COLUMNS = (Column("text"), Column("label", label=True))
 TRAIN = [("good film", "positive"), ("bad film", "negative"), ("fine plot", "positive")]

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from compress.data.files import read_file
-from compress.errors import DataError
+from compress.utils.errors import DataError
 
 WANTED = {"text", "label"}
 

@@ -10,8 +10,8 @@ import pytest
 from compress.data.columns import Column
 from compress.data.config import DataConfig
 from compress.data.dataset import Dataset, load_dataset
-from compress.errors import DataError
-from compress.progress import SilentProgress
+from compress.utils.errors import DataError
+from compress.utils.progress import SilentProgress
 
 COLUMNS = (Column("text"), Column("label", label=True))
 

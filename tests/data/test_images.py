@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from compress.data.media import decode, in_words, media
-from compress.errors import DataError, MissingExtraError
+from compress.utils.errors import DataError, MissingExtraError
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:

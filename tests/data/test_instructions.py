@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from compress.data.instructions import CHECKS, USUAL, Instruction, find_instructions, read_instructions
-from compress.errors import DataError
+from compress.utils.errors import DataError
 
 CASES: list[tuple[str, Any, list[str], list[str]]] = [
     ("words", 1, ["Yes.", " blue "], ["", "dark blue", "-"]),

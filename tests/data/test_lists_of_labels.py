@@ -9,9 +9,9 @@ import pytest
 
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
-from compress.errors import DataError
-from compress.progress import SilentProgress
 from compress.tasks.registry import get_task
+from compress.utils.errors import DataError
+from compress.utils.progress import SilentProgress
 
 COLUMNS = get_task("token-classification").columns
 

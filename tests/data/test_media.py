@@ -17,8 +17,8 @@ from compress.data.config import DataConfig
 from compress.data.dataset import Dataset, load_dataset
 from compress.data.media import content, describe, identities
 from compress.data.membership import character_lengths
-from compress.errors import DataError
-from compress.progress import SilentProgress
+from compress.utils.errors import DataError
+from compress.utils.progress import SilentProgress
 
 COLUMNS = (Column("image", kind="image"), Column("label", label=True))
 FILES = {"cat/1.png": b"one", "cat/2.PNG": b"two", "dog/1.jpg": b"three"}

@@ -16,8 +16,8 @@ from compress.data.config import DataConfig
 from compress.data.dataset import Dataset, load_dataset
 from compress.data.membership import character_lengths, find_parts
 from compress.data.slices import Slice
-from compress.errors import DataError
-from compress.progress import SilentProgress
+from compress.utils.errors import DataError
+from compress.utils.progress import SilentProgress
 
 COLUMNS = (Column("text"), Column("label", label=True))
 TEXTS = ("not bad", "good", "never again", "a knot", "fine", "so so")

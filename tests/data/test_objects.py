@@ -17,9 +17,9 @@ from compress.data.config import DataConfig
 from compress.data.dataset import Dataset, load_dataset
 from compress.data.media import media, picture_size
 from compress.data.objects import objects_in, read_objects
-from compress.errors import DataError
-from compress.progress import SilentProgress
 from compress.tasks.registry import get_task
+from compress.utils.errors import DataError
+from compress.utils.progress import SilentProgress
 
 
 def load(folder: Path, objects: list[Any], **config: Any) -> Dataset:

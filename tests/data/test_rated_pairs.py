@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from compress.data.judged import find_rated_pairs, read_rated_pairs
-from compress.errors import DataError
-from compress.progress import SilentProgress
+from compress.utils.errors import DataError
+from compress.utils.progress import SilentProgress
 
 GOOD = "text,pair,score\na,b,1\nc,d,2.5\ne,f,3\ng,h,3\n"
 

@@ -14,8 +14,8 @@ import yaml
 
 from compress.data.columns import value_text
 from compress.data.slices import Slice, extra_columns
-from compress.errors import RecipeError
 from compress.recipe.loading import dump_recipe, read_recipe, recipe_schema
+from compress.utils.errors import RecipeError
 
 GOOD: list[dict[str, Any]] = [
     {"column": "label"},

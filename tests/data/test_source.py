@@ -6,7 +6,7 @@ import pytest
 
 from compress.data.config import DataConfig
 from compress.data.source import HubSplit, locate_split, locate_unlabeled, read_hub_split, rows_of
-from compress.errors import DataError, MissingExtraError
+from compress.utils.errors import DataError, MissingExtraError
 
 
 def closed(name):
@@ -139,7 +139,7 @@ def test_a_hub_dataset_without_its_package_names_the_extra(monkeypatch):
 def test_a_hub_dataset_without_network_is_an_error_that_says_so():
     code = """
 from compress.data.source import HubSplit, read_hub_split
-from compress.errors import DataError, MissingExtraError
+from compress.utils.errors import DataError, MissingExtraError
 try:
     read_hub_split(HubSplit("no/such", "train"), {"text"})
 except DataError as error:

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from compress.utils.errors import DataError
-from compress.utils.progress import SilentProgress
 from decoder_graphs import TinyDecoder
 from quantized import tiny_tokenizer
 
 from compress.data.judged import Question, find_questions, read_questions
 from compress.evaluation.zero_shot import choice_rows, choice_scores
 from compress.formats.targets import TARGETS
+from compress.utils.errors import DataError
+from compress.utils.progress import SilentProgress
 
 QUESTIONS = [
     Question("abc", ("def", "gh"), 0),

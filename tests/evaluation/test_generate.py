@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from compress.utils.progress import SilentProgress
 from decoder_graphs import TinyDecoder
 
 from compress.evaluation.generate import (
@@ -24,6 +23,7 @@ from compress.evaluation.generate import (
 from compress.formats.targets import TARGETS
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.task import Examples
+from compress.utils.progress import SilentProgress
 
 PROMPTS = [[1, 2, 3], [40, 7]]
 

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from compress.utils.errors import InputError
 from decoder_graphs import TinyDecoder
 from quantized import save_tiny_llama, tiny_tokenizer
 from transformers import AutoModelForCausalLM
+
+from compress.utils.errors import InputError
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from compress.utils.errors import DataError
-from compress.utils.progress import SilentProgress
 from decoder_graphs import TinyDecoder
 from quantized import tiny_tokenizer
 
 from compress.data.instructions import Instruction
 from compress.evaluation.instruction_following import answers_of, instruction_rows
 from compress.formats.targets import TARGETS
+from compress.utils.errors import DataError
+from compress.utils.progress import SilentProgress
 
 TEMPLATE = (
     "{% for m in messages %}{{ m.role[0] }}: {{ m.content }};{% endfor %}{% if add_generation_prompt %}a:{% endif %}"

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from compress.utils.errors import DataError
-from compress.numerics.image_similarity import perceptual_distance
 from transformers import RegNetConfig, RegNetForImageClassification, ViTConfig, ViTForImageClassification
 
 from compress.evaluation.image_judge import Asked, Judge, check_classes
+from compress.numerics.image_similarity import perceptual_distance
 from compress.results.measurement import Measurement
+from compress.utils.errors import DataError
 
 CLASSES = ("coat", "bag", "boot")
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from compress.models.diffusion_sampling import Sampling
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler
 
 from compress.evaluation.sampling_paths import FINISHED, sampling_path
+from compress.models.diffusion_sampling import Sampling
 from compress.numerics.sampling_drift import drift
 from compress.runtimes.picture_sampler import DENOISED, HIDDEN, PICTURE, SAMPLE, Latents, PictureSampler
 

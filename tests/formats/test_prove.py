@@ -9,9 +9,9 @@ import pytest
 import tiny
 import torch
 
-from compress.errors import IntegrityError
 from compress.formats.prove import Answers, distance, measure, mixed_batches, of_session, of_torch, prove, prove_shipped
 from compress.tasks.task import Examples
+from compress.utils.errors import IntegrityError
 
 MODEL = tiny.encoder(num_hidden_layers=1)
 

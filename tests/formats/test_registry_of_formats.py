@@ -28,9 +28,9 @@ for error in plugin_errors(): print(error)
 """
 PLUGIN = """
 from typing import ClassVar, Literal
-from compress.checkpoints.torch_model import TorchModel
+from compress.models.torch_model import TorchModel
 from compress.formats.spec import FormatSpec, RuntimeSpec
-from compress.stage.stage import Stage
+from compress.stages.base import Stage
 from compress.formats.target_profile import Profile, Target
 
 class ToyModel:

@@ -7,8 +7,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.errors import ModelError
 from compress.formats.onnx.interpolate_size import ResizedGraph
+from compress.utils.errors import ModelError
 
 HEAD, WIDE = 8, 300
 

@@ -92,7 +92,7 @@ import sys
 from compress.formats.silence import quiet_libraries
 quiet_libraries()
 from compress.training import denoiser_pruning, fewer_steps, small_decoder
-from compress.checkpoints.sampling import import_diffusers
+from compress.models.diffusion_sampling import import_diffusers
 diffusers = import_diffusers()
 diffusers.AutoencoderKL, diffusers.UNet2DConditionModel, diffusers.StableDiffusionPipeline
 print("torchao" in sys.modules)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from compress.errors import InputError
 from compress.formats.registry import FORMATS
-from compress.formats.targets import PROFILES, find_app_profile, find_profile, in_format
 from compress.formats.target_profile import AppProfile
+from compress.formats.targets import PROFILES, find_app_profile, find_profile, in_format
+from compress.utils.errors import InputError
 
 
 def test_every_target_has_a_runtime_for_its_formats_and_every_format_a_target() -> None:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from compress.quantization.int8_floor import fewest
+from compress.stages.onnx_int8.accuracy_aware import fewest
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 26, 100])

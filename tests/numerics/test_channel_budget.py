@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from compress.training.channel_costs import Cost, Count, ladder, least_loss, nearest_rung
+from compress.stages.prune.channel_costs import Cost, Count, ladder, least_loss, nearest_rung
 
 
 def test_rungs_are_multiples_below_the_whole() -> None:

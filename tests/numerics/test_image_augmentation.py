@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from compress.training.augmentation import random_crop, random_horizontal_flip
+from compress.stages.training.augmentation import random_crop, random_horizontal_flip
 
 FILL = np.array([-1.0, -2.0], np.float32)
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from compress.environment import package_versions
-from compress.errors import StorageError
 from compress.pipeline.cache import CONTENT, MANIFEST, Cache, Entry
+from compress.utils.environment import package_versions
+from compress.utils.errors import StorageError
 from compress.utils.storage import cache_key
 
 KEY = "0" * 64

@@ -10,9 +10,9 @@ import pytest
 from tiny_pairs import ROWS, write_recipe
 from tiny_run import compress, latest, load, read_report
 
-from compress.errors import DataError, RecipeError
 from compress.pipeline.run import run
-from compress.progress import SilentProgress
+from compress.utils.errors import DataError, RecipeError
+from compress.utils.progress import SilentProgress
 
 MODELS = ("baseline", "trim_vocabulary", "distill", "reduce_dimensions", "export", "quantize", "final")
 

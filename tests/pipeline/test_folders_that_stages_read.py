@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import tiny
 
-from compress.errors import InputError
 from compress.formats.onnx.stage import Export
 from compress.pipeline.keys import Keys
 from compress.pipeline.run import with_absolute_paths
 from compress.pipeline.runner import Road
-from compress.progress import SilentProgress
 from compress.recipe.recipe import Recipe
 from compress.stages.merge_lora import MergeLora
+from compress.utils.errors import InputError
+from compress.utils.progress import SilentProgress
 
 RECIPE = Recipe.model_validate(
     {

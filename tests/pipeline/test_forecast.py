@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import tiny_run
 
-from compress.errors import DataError
 from compress.pipeline.keys import Forecast
 from compress.pipeline.planning import make_plan
 from compress.pipeline.runner import Road
+from compress.utils.errors import DataError
 
 LABELS = tiny_run.LABELS_OF_STAGES
 # Not among them: export, whose tracing takes seconds and whose warnings would have to be silenced.

@@ -14,10 +14,10 @@ import tiny_generation
 import tiny_run
 from mergeable import save_mergeable_llama
 
-from compress.errors import StorageError
 from compress.pipeline.cache import Cache
 from compress.pipeline.runner import Road
 from compress.recipe.recipe import Recipe
+from compress.utils.errors import StorageError
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")]
 RECOVERY: dict[str, Any] = {

@@ -12,7 +12,6 @@ import onnxruntime
 import pyarrow.json
 import pytest
 import torch
-from compress.utils.errors import DataError
 from tiny_generation import write_all
 from tiny_run import Notes, load
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -25,6 +24,7 @@ from compress.pipeline.runner import Road
 from compress.report.compare.reports import compare_reports
 from compress.report.pages import html_page, markdown_report
 from compress.tasks.windows import token_ids
+from compress.utils.errors import DataError
 
 
 @dataclass(frozen=True)

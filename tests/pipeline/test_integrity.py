@@ -17,14 +17,14 @@ from onnx import numpy_helper
 from quantized import quantize_tiny_llama, save_tiny_llama
 from safetensors.torch import load_file, save_file
 
-from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.checkpoints.torch_model import TorchModel
-from compress.digests import size_bytes
-from compress.errors import IntegrityError
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
+from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.models.torch_model import TorchModel
 from compress.pipeline.integrity import PROBES, Contract, Probe, probed, weigh
-from compress.stage.stage import Promise
+from compress.stages.base import Promise
 from compress.tasks.registry import get_task
+from compress.utils.digests import size_bytes
+from compress.utils.errors import IntegrityError
 
 AnyModel = TorchModel | OnnxModel
 

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from compress.utils.errors import InputError
-from compress.utils.progress import SilentProgress
 from test_runs_of_pictures import ROWS, write_recipe
 from tiny_pipelines import WORDS, pipeline_folder
 from tiny_run import load
@@ -21,6 +19,8 @@ from compress.pipeline.runner import Road
 from compress.pipeline.target_session import TargetSession
 from compress.results.measurement import Measurement
 from compress.results.report import BASELINE, FINAL
+from compress.utils.errors import InputError
+from compress.utils.progress import SilentProgress
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 KINDS = tuple(WORDS[3:5])

@@ -24,19 +24,19 @@ from quantized import save_tiny_llama
 from rich.console import Console
 from transformers import BertConfig, BertForSequenceClassification, MPNetConfig, MPNetForSequenceClassification
 
-import compress.installation
 import compress.pipeline.planning
-from compress.errors import InputError
+import compress.utils.installation
 from compress.pipeline.checkpoint_headers import read_shape, read_size
 from compress.pipeline.machine_speed import machine_flops_per_second
 from compress.pipeline.planning import make_plan, render_plan
 from compress.pipeline.stage_costs import GRAPH_BYTES, LIBRARIES_BYTES
 from compress.recipe.recipe import Recipe
-from compress.stage.prediction import PlanContext, Shape, Text
-from compress.stages.distill import Distill
+from compress.stages.cost_model import PlanContext, Shape, Text
+from compress.stages.distill.stage import Distill
 from compress.stages.finetune import Finetune
-from compress.stages.prune import Prune
-from compress.training.prediction import activation_bytes
+from compress.stages.prune.stage import Prune
+from compress.stages.training.cost import activation_bytes
+from compress.utils.errors import InputError
 
 CONFIG: dict[str, Any] = {
     "vocab_size": 40,
@@ -412,7 +412,7 @@ def test_a_column_that_the_file_lacks(folder: Path, tmp_path: Path) -> None:
 def test_all_problems_come_at_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _pickled(folder)
     (folder / "test.csv").unlink()
-    monkeypatch.setattr(compress.installation, "version", _without("onnxscript"))
+    monkeypatch.setattr(compress.utils.installation, "version", _without("onnxscript"))
     text = refusal(recipe(), folder, tmp_path)
     assert "3 reasons" in text
     for words in ("is a pickle", "test.csv does not exist", "export needs the package 'onnxscript'"):
@@ -429,9 +429,9 @@ def _without(missing: str) -> Callable[[str], str]:
 
 
 def test_a_missing_extra_names_the_pip_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compress.installation, "version", _without("onnxscript"))
+    monkeypatch.setattr(compress.utils.installation, "version", _without("onnxscript"))
     needs = ["onnx>=1", "onnxscript>=0.7; extra == 'export'"]
-    monkeypatch.setattr(compress.installation, "_requirements", lambda: needs)
+    monkeypatch.setattr(compress.utils.installation, "_requirements", lambda: needs)
     assert "pip install 'compress[export]'" in refusal(recipe(), folder, tmp_path)
 
 

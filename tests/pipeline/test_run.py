@@ -13,8 +13,6 @@ import pytest
 import tiny_run
 import torch
 import yaml
-from compress.utils.digests import digest_directory, size_bytes
-from compress.utils.errors import CompressError, InputError, IntegrityError, ModelError, StageError
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from huggingface_hub import ModelCard
@@ -31,6 +29,8 @@ from compress.pipeline.runner import Road
 from compress.plugins.provenance.statement import verify_statement
 from compress.recipe.recipe import Recipe
 from compress.results.report import load_report
+from compress.utils.digests import digest_directory, size_bytes
+from compress.utils.errors import CompressError, InputError, IntegrityError, ModelError, StageError
 
 LABELS = tiny_run.LABELS_OF_STAGES
 BOTH = 'targets=["cpu", "gpu"]'
@@ -533,8 +533,8 @@ def test_a_stage_that_diverges_stops_the_run_and_is_not_cached(place: Path, tmp_
 def test_a_stage_that_breaks_its_promise_is_named_and_the_earlier_ones_are_kept(
     place: Path, warm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from compress.stage.stage import Promise
-    from compress.stages.quantize import Quantize
+    from compress.stages.base import Promise
+    from compress.stages.onnx_int8.stage import Quantize
 
     monkeypatch.setattr(Quantize, "promise", lambda self: Promise(max_size_ratio=0.01))
     with pytest.raises(CompressError) as caught:

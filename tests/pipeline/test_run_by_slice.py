@@ -11,7 +11,6 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 import tiny_run
-from compress.utils.errors import DataError, InputError
 from typer.testing import CliRunner
 
 from compress.cli import app
@@ -22,6 +21,7 @@ from compress.report.compare.change import Sides
 from compress.report.compare.flips import flips
 from compress.report.compare.slices import slice_changes
 from compress.results.report import load_report
+from compress.utils.errors import DataError, InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 

@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 
 from compress.cli.doctor import doctor
 from compress.cli.run_outputs import outputs_of
-from compress.errors import InputError
 from compress.formats.litert.stage import LiteRt
 from compress.formats.openvino.stage import OpenVino
 from compress.formats.ort.read import read_ort
 from compress.pipeline.formats import _writer
 from compress.pipeline.run import run
 from compress.pipeline.runner import Road
+from compress.utils.errors import InputError
 
 NORM = "bert.encoder.layer.0.output.LayerNorm.weight"
 STAGES = [{"finetune": {"epochs": 1, "batch_size": 8, "learning_rate": 2e-3}}, "export", "quantize"]

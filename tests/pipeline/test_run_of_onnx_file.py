@@ -12,8 +12,6 @@ import onnx
 import pytest
 import tiny_run
 import yaml
-from compress.utils.errors import InputError, RecipeError
-from compress.utils.progress import SilentProgress
 from recurrent_graph import recurrent
 
 from compress.cli.artifact import find_artifact
@@ -22,6 +20,8 @@ from compress.pipeline.planning import make_plan
 from compress.pipeline.run import run
 from compress.recipe.loading import read_recipe
 from compress.results.report import Report
+from compress.utils.errors import InputError, RecipeError
+from compress.utils.progress import SilentProgress
 
 STATIC = {"quantize": {"method": "static", "calibration_examples": 8}}
 

@@ -11,11 +11,11 @@ import numpy as np
 import onnx
 import pytest
 import yaml
-from compress.models.diffusion_sampling import empty_ids, load_prompt_processor
 from PIL import Image
 from tiny_pipelines import WORDS, pipeline_folder
 from tiny_run import BENCHMARK, Notes, load
 
+from compress.models.diffusion_sampling import empty_ids, load_prompt_processor
 from compress.pipeline.keys import Forecast
 from compress.pipeline.run import Run, run
 from compress.results.report import BASELINE, FINAL

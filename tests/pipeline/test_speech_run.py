@@ -11,9 +11,9 @@ import yaml
 from tiny_run import Notes, load
 from tiny_speech import write_speech
 
-from compress.errors import DataError
 from compress.formats.onnx.model import find_graphs
 from compress.pipeline.run import run
+from compress.utils.errors import DataError
 
 STAGES = (
     {"export": {}},

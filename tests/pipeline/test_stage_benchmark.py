@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compress.utils.errors import InputError
-from compress.utils.progress import SilentProgress
 from rich.console import Console
 from tiny_run import ROWS, UNUSED, write_all
 from transformers import AutoModelForSequenceClassification
@@ -24,9 +22,11 @@ from compress.pipeline.stage_benchmark_process import Rehearsal
 from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Recipe
 from compress.results.report import StageRecord
-from compress.stage.prediction import Shape
+from compress.stages.cost_model import Shape
 from compress.stages.finetune import Finetune
-from compress.stages.prune import Prune
+from compress.stages.prune.stage import Prune
+from compress.utils.errors import InputError
+from compress.utils.progress import SilentProgress
 
 STAGES: list[dict[str, Any]] = [
     {"finetune": {"epochs": 3, "batch_size": 8, "keep_best": True}},

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from compress.pipeline.time_history import FILE, History, Timing, predicted_cost
-from compress.stage.prediction import Estimate
+from compress.stages.cost_model import Estimate
 
 
 def test_a_constant_and_a_slope_come_back() -> None:

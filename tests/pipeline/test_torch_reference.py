@@ -13,7 +13,6 @@ import tiny_run
 import torch
 import transformers
 import typer
-from compress.utils.errors import InputError, ModelError, StageError
 from rich.console import Console
 from tiny_run import Notes, load, write_all
 from typer.testing import CliRunner
@@ -27,6 +26,7 @@ from compress.pipeline.planning import make_plan, render_plan
 from compress.pipeline.run import Run, run
 from compress.report.console import closing_line
 from compress.results.metrics import describe_metric
+from compress.utils.errors import InputError, ModelError, StageError
 
 STAGES = [{"finetune": {"epochs": 1, "batch_size": 8, "learning_rate": 2e-3}}, "export", "quantize"]
 LABELS = ("baseline", "export", "quantize", "final")

@@ -9,9 +9,9 @@ import pytest
 import tiny_run
 from tiny_generation import write_all
 
-from compress.errors import ModelError
 from compress.plugins.search.rehearsal import fields_of
-from compress.stage.checks import check_stages, model_checks
+from compress.stages.model_checks import check_stages, model_checks
+from compress.utils.errors import ModelError
 
 ROUNDS = {"gptq": {"group_size": 128}}
 """The tiny model's states are 64 wide."""

@@ -9,12 +9,12 @@ import pytest
 import torch
 from decoders import Notes, context, module_of, save_decoder, some_ids
 
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.errors import StageError
+from compress.models.checkpoint import Checkpoint
 from compress.numerics.rotation import rotation
 from compress.quantization import rotate
-from compress.stages.equalize import Equalize
+from compress.stages.equalize.stage import Equalize
 from compress.stages.rotate import Rotate
+from compress.utils.errors import StageError
 
 IDS = some_ids(2, 20, seed=5)
 

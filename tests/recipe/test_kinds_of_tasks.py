@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from compress.errors import RecipeError
 from compress.formats.registry import FORMATS
 from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Recipe
 from compress.stages import STAGES
 from compress.tasks.registry import get_task
+from compress.utils.errors import RecipeError
 
 TRAINED = "[finetune, export, quantize]"
 FEW_BITS = "[export, {quantize: {part: encoder}}]"

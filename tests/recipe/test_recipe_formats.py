@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tiny_generation import write_recipe
 
-from compress.errors import RecipeError
 from compress.recipe.loading import read_recipe
+from compress.utils.errors import RecipeError
 
 
 def problems(folder: Path, stages: list[Any], targets: list[str]) -> list[tuple[str, str, str]]:
@@ -120,24 +120,3 @@ def test_an_adapter_does_not_fit_layers_that_were_equalized(kind: str, tmp_path:
 def test_only_the_last_quantization_counts(tmp_path: Path) -> None:
     stages = [{"gptq": {"group_size": 16}}, {"gptq": {"group_size": 32}}, "gguf"]
     assert problems(tmp_path, stages, ["llama-cpp"]) == []
-
-
-@pytest.mark.parametrize("stage", ["gptq", "gguf", {"tune_scales": {}}])
-def test_no_stage_takes_a_draft_head_for_a_model(stage: Any, tmp_path: Path) -> None:
-    found = problems(tmp_path, ["eagle3", stage], ["openvino"])
-    ((_, said, expected),) = [one for one in found if one[0].startswith("stages.1")]
-    assert said.endswith("after the output of stage 0 (eagle3), which is a HeadCheckpoint")
-    assert expected == "a stage that takes a HeadCheckpoint (openvino)"
-
-
-def test_a_draft_head_ships_beside_its_model(tmp_path: Path) -> None:
-    pytest.importorskip("openvino")
-    assert problems(tmp_path, ["eagle3", {"openvino": {"draft_of": "start"}}], ["openvino"]) == []
-    alone = problems(tmp_path, ["eagle3", "openvino"], ["openvino"])
-    assert alone == [
-        (
-            "stages.0.eagle3",
-            "eagle3, before openvino",
-            "openvino with draft_of, the label of the model that the head is for",
-        )
-    ]

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from compress.errors import Problem, RecipeError
 from compress.recipe.loading import dump_recipe, read_recipe
 from compress.recipe.starter import starter
+from compress.utils.errors import Problem, RecipeError
 
 GOOD = """\
 name: good

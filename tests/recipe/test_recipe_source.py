@@ -14,10 +14,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from compress.errors import Problem, RecipeError
 from compress.recipe.loading import dump_recipe, read_recipe, recipe_schema
 from compress.recipe.recipe import Recipe
-from compress.stages.quantize import Quantize
+from compress.recipe.removed import REMOVED
+from compress.stages.onnx_int8.stage import Quantize
+from compress.utils.errors import Problem, RecipeError
 
 GOOD = """\
 name: good
@@ -266,6 +267,16 @@ def test_an_override_that_does_not_fit_is_named_without_a_line(tmp_path: Path, o
 
 
 # files and YAML
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"), [("eagle3: {steps: 5}", "eagle3"), ("openvino: {draft_of: start}", "draft_of")]
+)
+def test_a_removed_stage_or_field_has_an_error_that_says_what_to_do(stage: str, name: str, tmp_path: Path) -> None:
+    text = GOOD.replace("  - quantize:\n", f"  - {stage}\n")
+    (problem,) = problems_of(write(tmp_path, text))
+    assert problem.field.split(".")[-1] == name and problem.line == 13
+    assert problem.found.startswith("an unknown") and problem.expected == REMOVED[name] and problem.nearest is None
 
 
 def test_missing_file_offers_the_nearest(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ import pytest
 import tiny_run
 from rich.console import Console
 
-from compress.errors import RecipeError
 from compress.pipeline.planning import make_plan, render_plan
 from compress.recipe.loading import dump_recipe, read_recipe, recipe_schema
+from compress.utils.errors import RecipeError
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import pytest
 from decoder_graphs import TinyDecoder, write
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.errors import InputError, ModelError, StageError
 from compress.formats.onnx.runtimes.onnxruntime import RUNTIME
 from compress.formats.targets import TARGETS
 from compress.runtimes.decoder import Decoder
 from compress.runtimes.runtime import TensorType
+from compress.utils.errors import InputError, ModelError, StageError
 
 TINY = TinyDecoder()
 PROMPT = [7, 3, 3, 41, 19]

@@ -12,12 +12,12 @@ import pytest
 import torch
 from tiny_pipelines import pipeline_folder
 
-from compress.checkpoints.diffusion_pipeline import GeneratorModel, load_pipeline
-from compress.checkpoints.sampling import Sampling
-from compress.errors import InputError, StageError
 from compress.formats.runtimes import get_runtime
 from compress.formats.safetensors.pictures import torch_sampler
 from compress.formats.targets import TARGETS
+from compress.models.diffusion_pipeline import GeneratorModel, load_pipeline
+from compress.models.diffusion_sampling import Sampling
+from compress.utils.errors import InputError, StageError
 
 PROMPTS = ["a picture of a bag", "the dark boot"]
 SEEDS = [5, 6]

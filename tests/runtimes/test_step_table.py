@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from compress.errors import ModelError
 from compress.runtimes.step_table import step_table
+from compress.utils.errors import ModelError
 
 diffusers = pytest.importorskip("diffusers")
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from compress.errors import SampleError
 from compress.samples import clients
 from compress.samples.clients import apt_download, unpacked_tar
 from compress.samples.fetch import fetch
 from compress.samples.sample import Package, Sample, find_sample
+from compress.utils.errors import SampleError
 
 NO_NETWORK = """Err:1 http://mirror/debian trixie/main amd64 tiny all 1.0-1
   Could not connect to 127.0.0.1:9 (127.0.0.1). - connect (111: Connection refused)

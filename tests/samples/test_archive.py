@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from compress.errors import SampleError
 from compress.samples.fetch import extract
+from compress.utils.errors import SampleError
 
 
 def zip_with(path: Path, name: str, *, link: bool = False) -> Path:

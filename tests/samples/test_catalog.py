@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from compress import plugins
-from compress.errors import SampleError
 from compress.plugins import plugin_errors
 from compress.samples.sample import find_sample, known_samples
+from compress.utils.errors import SampleError
 
 MODULE = """
 from compress.samples.sample import Package, Sample

@@ -14,9 +14,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from compress.errors import SampleError, StorageError
 from compress.samples.fetch import cache_root, damage, entry_name, fetch
 from compress.samples.sample import find_sample
+from compress.utils.errors import SampleError, StorageError
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ KILLED = """
 import sys, time
 from dataclasses import replace
 from pathlib import Path
-from compress.progress import SilentProgress
+from compress.utils.progress import SilentProgress
 from compress.samples.sample import find_sample
 from compress.samples.fetch import fetch
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from compress.digests import digest_file
-from compress.errors import SampleError
-from compress.progress import SilentProgress
 from compress.samples.fetch import fetch
 from compress.samples.sample import Package, Sample
+from compress.utils.digests import digest_file
+from compress.utils.errors import SampleError
+from compress.utils.progress import SilentProgress
 
 NPM = """#!/bin/sh
 echo "$@" >> {log}

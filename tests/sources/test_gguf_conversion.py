@@ -9,10 +9,10 @@ import torch
 from gguf_samples import write_llama, write_tensors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from compress.checkpoints.checks import check_weights_finite
-from compress.errors import ModelError
-from compress.progress import SilentProgress
-from compress.sources.source import resolve_model
+from compress.models.folder_checks import check_weights_finite
+from compress.sources.resolve import resolve_model
+from compress.utils.errors import ModelError
+from compress.utils.progress import SilentProgress
 
 
 def llama_cpp_order(weight: np.ndarray, heads: int) -> np.ndarray:

@@ -10,22 +10,22 @@ import numpy as np
 import pytest
 import tiny_images
 import torch
-from compress.checkpoints.config_check import check_config
 from PIL import Image
 
-from compress.checkpoints.torch_model import TorchModel
-from compress.errors import MissingExtraError, ModelError
 from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.int8.observers import open_session
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.formats.onnx.parity import prove_equal
+from compress.models.config_checks import check_config
+from compress.models.torch_model import TorchModel
 from compress.pipeline.checkpoint_headers import read_shape
 from compress.recipe.loading import read_recipe
-from compress.sources.source import already_here, resolve_model
+from compress.sources.resolve import already_here, resolve_model
 from compress.sources.timm_folder import preparation
-from compress.stages.quantize import Quantize
+from compress.stages.onnx_int8.stage import Quantize
 from compress.tasks.image_classification import TASK
 from compress.tasks.registry import get_task
+from compress.utils.errors import MissingExtraError, ModelError
 
 timm = pytest.importorskip("timm")
 

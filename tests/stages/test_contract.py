@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from stage_contract import Ran, check_contract, check_reads, make_context, make_input, run, stage_of
 
-from compress.digests import digest_directory
 from compress.stages import STAGES
+from compress.utils.digests import digest_directory
 
 QUICK = {"epochs": 0.5, "batch_size": 16, "learning_rate": 1e-3}
 RECOVERY = {"steps": 8, "batch_size": 4, "sequence_length": 24, "validation_windows": 6}
@@ -65,7 +65,6 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
     "coreml": [{"embedding_bits": 4}],
     "tune_scales": [RECOVERY, {**RECOVERY, "norms": False, "precision": "fp32"}],
     "lora": [{**RECOVERY, "rank": 2, "learning_rate": 1e-2}],
-    "eagle3": [{**RECOVERY, "steps": 200, "learning_rate": 3e-3}],
     "merge_lora": [{"adapter": "adapter"}],
     "attach_lora": [{"adapter": "adapter"}],
     "compressed_tensors": [{}],

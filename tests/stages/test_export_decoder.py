@@ -9,13 +9,13 @@ import pyarrow as pa
 import pytest
 from quantized import quantize_tiny_llama, save_tiny_llama
 
-from compress.checkpoints.checkpoint import Checkpoint
 from compress.data.dataset import Dataset
-from compress.errors import DataError, IntegrityError
 from compress.formats.onnx.stage import Export
-from compress.progress import SilentProgress
-from compress.stage.stage import Context
+from compress.models.checkpoint import Checkpoint
+from compress.stages.base import Context
 from compress.tasks.registry import get_task
+from compress.utils.errors import DataError, IntegrityError
+from compress.utils.progress import SilentProgress
 
 TEXTS = ["a text of no meaning whatever", "another one, which is longer", "and then a third of them"] * 4
 

@@ -10,15 +10,15 @@ import tiny
 from mergeable import save_mergeable_llama, train_tokenizer
 from quantized import quantize_tiny_llama
 
-from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.data.dataset import Dataset
-from compress.errors import IntegrityError, ModelError, StageError
 from compress.formats.gguf import export as gguf_export
 from compress.formats.gguf.model import GgufModel
 from compress.formats.gguf.stage import Gguf
+from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.pipeline.integrity import Contract, Probe, Weight, probed
-from compress.stage.stage import Context
+from compress.stages.base import Context
 from compress.tasks.registry import get_task
+from compress.utils.errors import IntegrityError, ModelError, StageError
 
 
 class Notes:

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import sentences
 
-from compress.checkpoints.sentence_modules import Normalize, SentenceModules
-from compress.errors import StageError
+from compress.models.sentence_modules import Normalize, SentenceModules
 from compress.stages.reduce_dimensions import ReduceDimensions
 from compress.tasks.forward import predict
+from compress.utils.errors import StageError
 
 
 def test_what_is_left_is_the_leading_part_of_the_embeddings() -> None:

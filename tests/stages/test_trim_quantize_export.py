@@ -12,17 +12,17 @@ import tiny
 import torch
 from exports import exported, run
 
-from compress.checkpoints.torch_model import TorchModel
 from compress.data.dataset import Dataset
-from compress.errors import IntegrityError
 from compress.formats.onnx import export as onnx_export
 from compress.formats.onnx.model import FLOAT_GRAPH, QUANTIZED_GRAPH, OnnxModel
 from compress.formats.onnx.stage import Export
-from compress.progress import SilentProgress
-from compress.stage.stage import Context
-from compress.stages.quantize import Quantize
+from compress.models.torch_model import TorchModel
+from compress.stages.base import Context
+from compress.stages.onnx_int8.stage import Quantize
 from compress.stages.trim_vocabulary import TrimVocabulary
 from compress.tasks.registry import get_task
+from compress.utils.errors import IntegrityError
+from compress.utils.progress import SilentProgress
 
 TRAIN = ["the film was great", "the film was boring", "a clumsy plot", "great"]
 MORE = ["superb music", "superb cast"]

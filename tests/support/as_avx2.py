@@ -14,7 +14,7 @@ import pytest
 
 _SOURCE = Path(__file__).parents[2] / "benchmarks" / "as_avx2.c"
 _SECONDS = 300
-_FEATURES = "from compress.environment import features; print(*features())"
+_FEATURES = "from compress.utils.environment import features; print(*features())"
 
 
 def hold(folder: Path) -> dict[str, str]:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import tiny
 
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.checkpoints.torch_model import TorchModel
 from compress.data.dataset import Dataset
-from compress.progress import Progress, SilentProgress
-from compress.stage.stage import Context
+from compress.models.checkpoint import Checkpoint
+from compress.models.torch_model import TorchModel
+from compress.stages.base import Context
 from compress.tasks.registry import get_task
+from compress.utils.progress import Progress, SilentProgress
 
 TASK = "text-generation"
 LENGTH = 32

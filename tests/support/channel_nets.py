@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, RegNetConfig, RegNetForImageClassification
 
-from compress.checkpoints.allowed_code import MODULE_KEY, allow
-from compress.checkpoints.plain_module import PlainModule
-from compress.checkpoints.torch_model import TorchModel
+from compress.models.custom_module import PlainModule
+from compress.models.remote_code import MODULE_KEY, allow
+from compress.models.torch_model import TorchModel
 
 
 class Knot(nn.Module):

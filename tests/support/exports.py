@@ -13,8 +13,8 @@ import onnx_ir as ir
 import onnxruntime
 import tiny
 
-from compress.checkpoints.torch_model import TorchModel
 from compress.formats.onnx import export as onnx_export
+from compress.models.torch_model import TorchModel
 from compress.tasks.task import Examples
 
 

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
-from compress.compute_device import computing_on
+from compress.utils.torch_device import computing_on
 
 DEVICE = "gpu:0"
 _FROM_ANYWHERE = (

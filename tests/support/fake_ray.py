@@ -17,7 +17,7 @@ from unittest import mock
 
 import pytest
 
-from compress.workers.task import FOLDER, Facts
+from compress.plugins.ray.task import FOLDER, Facts
 
 
 class RayError(Exception):
@@ -69,7 +69,7 @@ class Machine:
         with (
             mock.patch.dict(os.environ, {FOLDER: str(self.folder)}),
             mock.patch("socket.gethostname", lambda: host),
-            mock.patch("compress.workers.task._datasets", self.datasets),
+            mock.patch("compress.plugins.ray.task._datasets", self.datasets),
         ):
             yield
 

@@ -11,8 +11,8 @@ from quantized import save_tiny_llama
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from compress.checkpoints.checkpoint import Checkpoint
 from compress.formats.gguf.tokenizer import SPLITS
+from compress.models.checkpoint import Checkpoint
 
 ROWS = 352
 """Embedding rows; a few more than the tokenizer has tokens."""

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from compress.checkpoints.checkpoint import TABLES, Checkpoint, QuantizedCheckpoint
-from compress.checkpoints.gptq_layout import pack_layer
-from compress.checkpoints.shards import write_shards
+from compress.models.checkpoint import TABLES, Checkpoint, QuantizedCheckpoint
+from compress.models.gptq_layout import pack_layer
+from compress.models.shards import write_shards
 from compress.numerics.integer_grid import QuantizedWeight
 
 VOCABULARY = 160

@@ -13,13 +13,13 @@ import torch
 from tiny import BAD, GOOD, HEADS, LAYERS, NEURONS, NEUTRAL, POSITIONS, WIDTH, word_piece
 from transformers import BertConfig, BertModel
 
-from compress.checkpoints.processor import SentenceProcessor
-from compress.checkpoints.sentence_modules import SentenceModules
-from compress.checkpoints.torch_model import TorchModel
 from compress.data.dataset import Dataset
-from compress.progress import SilentProgress
-from compress.stage.stage import Context
+from compress.models.processor import SentenceProcessor
+from compress.models.sentence_modules import SentenceModules
+from compress.models.torch_model import TorchModel
+from compress.stages.base import Context
 from compress.tasks.registry import get_task
+from compress.utils.progress import SilentProgress
 
 TASK = "feature-extraction"
 OTHERWISE = dict(zip((*GOOD[::2], *BAD[::2]), (*GOOD[1::2], *BAD[1::2]), strict=True))

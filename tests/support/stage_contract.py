@@ -15,16 +15,16 @@ from exports import exported
 from mergeable import save_mergeable_llama
 from quantized import quantize_tiny_llama, save_tiny_llama
 
-from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.checkpoints.model import Model
-from compress.checkpoints.torch_model import TorchModel
 from compress.data.dataset import Dataset
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
+from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.models.model import Model
+from compress.models.torch_model import TorchModel
 from compress.pipeline.integrity import PROBES, Contract, Probe, probed, weigh
-from compress.progress import SilentProgress
-from compress.stage.stage import Context, Stage
+from compress.stages.base import Context, Stage
 from compress.stages import STAGES
 from compress.tasks.registry import get_task
+from compress.utils.progress import SilentProgress
 
 TRACING = ("export", "qat", "openvino", "litert", "executorch", "coreml")
 """Stages that take seconds for each layer."""
@@ -52,7 +52,7 @@ def make_input(stage: Stage[Any, Any], folder: Path) -> TorchModel | Checkpoint 
         return tiny.encoder(num_hidden_layers=1) if stage.kind in TRACING else tiny.encoder()
     if stage.kind == "gguf":
         return save_mergeable_llama(folder / "decoder")
-    source = save_tiny_llama(folder / "decoder", **({"num_hidden_layers": 10} if stage.kind == "eagle3" else {}))
+    source = save_tiny_llama(folder / "decoder")
     if stage.takes() is QuantizedCheckpoint:
         return quantize_tiny_llama(source, folder / "quantized decoder")
     return TorchModel.load(source.folder, get_task(LANGUAGE)) if stage.takes() is TorchModel else source

@@ -12,15 +12,16 @@ from quantized import tiny_tokenizer
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.module import register_module_forward_hook
 
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.checkpoints.torch_model import TorchModel
 from compress.data.dataset import Dataset
-from compress.errors import StageError
-from compress.stages.distill import Distill
+from compress.models.checkpoint import Checkpoint
+from compress.models.torch_model import TorchModel
+from compress.stages.distill.stage import Distill
 from compress.tasks.conversations import text_or_messages
 from compress.tasks.registry import get_task
-from compress.training import language_distillation, sharding
-from compress.training.language_distillation import LanguageLesson
+from compress.stages.distill_language_model import trainer
+from compress.stages.training import sharding
+from compress.stages.distill_language_model.trainer import LanguageLesson
+from compress.utils.errors import StageError
 
 __all__ = ["conversations", "losses", "refusal", "sharded"]
 SETTINGS: dict[str, Any] = {
@@ -58,11 +59,11 @@ def sharded(folder: Path, rank: int = 0, **settings: Any) -> list[Any]:
             own = [parameter for parameter in self.module.parameters() if isinstance(parameter, DTensor)]
             kept.append([sum(one.to_local().numel() for one in own), sum(one.numel() for one in own)])
 
-    language_distillation.Sharded = Counted  # type: ignore[misc]
+    trainer.Sharded = Counted  # type: ignore[misc]
     try:
         return [*losses(folder, rank, fsdp=True, **settings), kept]
     finally:
-        language_distillation.Sharded = sharding.Sharded  # type: ignore[misc]
+        trainer.Sharded = sharding.Sharded  # type: ignore[misc]
 
 
 def refusal(folder: Path, rank: int = 0, **settings: Any) -> str:

@@ -23,11 +23,11 @@ from transformers import (
     XLMRobertaTokenizer,
 )
 
-from compress.checkpoints.torch_model import TorchModel
 from compress.data.dataset import Dataset
-from compress.progress import SilentProgress
-from compress.stage.stage import Context
+from compress.models.torch_model import TorchModel
+from compress.stages.base import Context
 from compress.tasks.registry import get_task
+from compress.utils.progress import SilentProgress
 
 TASK = "text-classification"
 LABELS = ("bad", "good")

@@ -20,12 +20,12 @@ from transformers import (
 )
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from compress.checkpoints.torch_model import TorchModel
 from compress.data.dataset import Dataset
 from compress.data.media import media, media_type
-from compress.progress import SilentProgress
-from compress.stage.stage import Context
+from compress.models.torch_model import TorchModel
+from compress.stages.base import Context
 from compress.tasks.registry import get_task
+from compress.utils.progress import SilentProgress
 
 TASK = "image-classification"
 LABELS = ("above", "below")

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from sentences import encoder, pairs
 
-from compress.checkpoints.sentence_modules import Normalize, SentenceModules
+from compress.models.sentence_modules import Normalize, SentenceModules
 
 ROWS = {"train": 64, "validation": 16, "test": 40}
 

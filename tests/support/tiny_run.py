@@ -16,8 +16,8 @@ import yaml
 from forked import Forked
 from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizer
 
-from compress.progress import SilentProgress
 from compress.recipe.recipe import Recipe
+from compress.utils.progress import SilentProgress
 
 LABELS = ("bad", "good")
 POLAR = {

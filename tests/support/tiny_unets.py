@@ -74,7 +74,7 @@ def answer(unet: Any, rows: int = 2) -> torch.Tensor:
 
 def latents(rows: int = 8, seed: int = 0, text: bool = True) -> Any:
     """Examples of latents, and of text states that say a little of them."""
-    from compress.training.noised_latents import TEXT, latent_examples
+    from compress.stages.diffusion.noised_latents import TEXT, latent_examples
 
     rng = np.random.default_rng(seed)
     clean = rng.standard_normal((rows, 4, SIDE, SIDE)).astype(np.float32)

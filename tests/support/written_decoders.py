@@ -20,7 +20,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from compress.checkpoints.checkpoint import Checkpoint
+from compress.models.checkpoint import Checkpoint
 from compress.numerics.integer_grid import QuantizedWeight
 
 _FIELDS: dict[str, Any] = {

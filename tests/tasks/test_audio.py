@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from compress.errors import DataError
 from compress.tasks.audio import Remarks, read_recording, windows
+from compress.utils.errors import DataError
 
 RATE = 16_000
 

@@ -11,10 +11,10 @@ from quantized import tiny_tokenizer
 
 from compress.data.columns import choose
 from compress.data.files import Rows
-from compress.errors import DataError
 from compress.tasks.conversations import rendered, text_or_messages
 from compress.tasks.registry import get_task
 from compress.tasks.windows import learned_tokens, token_ids
+from compress.utils.errors import DataError
 
 CHAT = (
     "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}</s>{% endfor %}"

@@ -13,12 +13,12 @@ import torch
 from tiny_sounds import LETTERS, table, tones, wav, waves, write_model
 from transformers import AutoModelForCTC, AutoProcessor, pipeline
 
-from compress.errors import DataError
 from compress.tasks import ctc
 from compress.tasks.automatic_speech_recognition import TASK as SPEECH
 from compress.tasks.ctc import TASK, Frames
 from compress.tasks.forward import predict
 from compress.tasks.registry import task_of
+from compress.utils.errors import DataError
 
 
 @pytest.fixture(scope="module", params=[("Wav2Vec2", False), ("Hubert", True)], ids=lambda one: one[0])

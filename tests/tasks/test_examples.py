@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from compress.errors import DataError
 from compress.tasks.task import Examples
+from compress.utils.errors import DataError
 
 
 def test_texts_are_padded_on_the_right_with_each_inputs_own_value() -> None:

@@ -4,10 +4,10 @@ import pytest
 import sentences
 from transformers import BertConfig, BertModel
 
-from compress.checkpoints.sentence_modules import Normalize, SentenceModules
-from compress.errors import DataError, ModelError, StageError
+from compress.models.sentence_modules import Normalize, SentenceModules
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.registry import get_task
+from compress.utils.errors import DataError, ModelError, StageError
 
 TASK = get_task(sentences.TASK)
 ROWS = pa.table({"text": ["a film", "the plot", "A  cast"], "pair": ["great", "Great ", "dreadful"]})

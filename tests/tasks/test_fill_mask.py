@@ -11,9 +11,9 @@ import torch
 from tiny_tasks import rows, write_model
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
-from compress.errors import DataError, ModelError
 from compress.tasks.fill_mask import TASK, MaskedLogits
 from compress.tasks.forward import merit, predict
+from compress.utils.errors import DataError, ModelError
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from compress.checkpoints.graph_inputs import GRAPH_INPUTS, GraphInput, GraphInputs, read_graph_inputs
 from compress.data.columns import choose
 from compress.data.config import DataConfig
 from compress.data.source import locate_split, read
-from compress.errors import DataError
 from compress.formats.onnx.import_onnx import read_start
+from compress.models.graph_inputs import GRAPH_INPUTS, GraphInput, GraphInputs, read_graph_inputs
 from compress.tasks.graph_agreement import TASK
+from compress.utils.errors import DataError
 
 INPUTS = GraphInputs(
     (GraphInput("x", "float32", ("n", 3), (1, 3)), GraphInput("ids", "int64", (None,), (4,), below=10))

@@ -12,15 +12,15 @@ import tiny_images
 import torch
 from PIL import Image
 
-from compress.checkpoints.processor import load_processor
-from compress.checkpoints.torch_model import TorchModel
 from compress.data.media import media, media_type
-from compress.errors import DataError, ModelError
 from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.parity import prove_equal
+from compress.models.processor import load_processor
+from compress.models.torch_model import TorchModel
 from compress.tasks import images
 from compress.tasks.image_classification import TASK
 from compress.tasks.registry import get_task
+from compress.utils.errors import DataError, ModelError
 
 
 def rows(*images: np.ndarray | Image.Image, labels: tuple[str, ...] = tiny_images.LABELS) -> pa.Table:

@@ -25,14 +25,14 @@ from transformers import (
     pipeline,
 )
 
-from compress.checkpoints.torch_model import TorchModel
-from compress.errors import DataError, ModelError
 from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.parity import prove_equal
 from compress.formats.onnx.runtimes.onnxruntime import session_of
+from compress.models.torch_model import TorchModel
 from compress.numerics.contrastive import supervised_contrastive
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.image_feature_extraction import TASK
+from compress.utils.errors import DataError, ModelError
 
 SHAPE: dict[str, Any] = {"image_size": 16, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2}
 MODELS: dict[str, Callable[[], Any]] = {

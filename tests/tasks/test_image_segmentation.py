@@ -15,14 +15,14 @@ from sklearn.metrics import jaccard_score
 from tiny_places import LABELS, SEGMENTATION, scenes, table
 from transformers import ImageSegmentationPipeline
 
-from compress.checkpoints.torch_model import TorchModel
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
 from compress.data.masks import read_mask
-from compress.errors import DataError
-from compress.progress import SilentProgress
+from compress.models.torch_model import TorchModel
 from compress.tasks.forward import loss_of, predict, tensors
 from compress.tasks.image_segmentation import TASK, masks, pixel_counts
+from compress.utils.errors import DataError
+from compress.utils.progress import SilentProgress
 
 
 @pytest.fixture(scope="module")

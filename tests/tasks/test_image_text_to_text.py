@@ -15,12 +15,12 @@ from tiny_questions import table
 from transformers import AutoModelForImageTextToText, LlavaProcessor, pipeline
 
 from compress.data.media import decode
-from compress.errors import DataError, ModelError
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.forward import loss_of, merit, predict, tensors
 from compress.tasks.image_text_to_text import TASK
+from compress.utils.errors import DataError, ModelError
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from compress import plugins
-from compress.errors import InputError
 from compress.plugins import plugin_errors
 from compress.stages import STAGES
 from compress.tasks import capability, registry
@@ -36,6 +35,7 @@ from compress.tasks.capability import (
     suits,
 )
 from compress.tasks.registry import TASK_NAMES, TASKS, task_of, tasks_with
+from compress.utils.errors import InputError
 
 PLUGIN = """
 from compress.tasks.capability import HAS_CLASSES, READS_ROWS, TAKES_TEXT
@@ -199,7 +199,7 @@ def test_a_task_that_is_known_nowhere() -> None:
 
 
 def test_an_app_is_made_of_a_task_by_its_steps(plugged: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from compress.bundle import kinds
+    from compress.plugins.apps import kinds
 
     plugged["mine"] = "plugged_tasks:SENTIMENT"
     found = registry._registered()

@@ -11,14 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import soundfile
-from compress.models.processor import load_processor
-from compress.utils.errors import DataError
 from tiny_whisper import FRAMES, write_tiny_whisper
 
 from compress.data.media import media_type
+from compress.models.processor import load_processor
 from compress.recipe.policy import Margin
 from compress.report.compare.effects import Pair, is_paired
 from compress.tasks.registry import get_task
+from compress.utils.errors import DataError
 
 TASK = get_task("automatic-speech-recognition")
 RATE = 16_000

@@ -12,13 +12,13 @@ from sacrebleu import corpus_bleu, corpus_chrf
 from tiny_text_to_text import pairs, save_tiny_bart
 from transformers import AutoModelForSeq2SeqLM
 
-from compress.errors import DataError
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.forward import forward as forwarded
 from compress.tasks.forward import merit, tensors
 from compress.tasks.text2text_generation import TASK
+from compress.utils.errors import DataError
 
 
 @pytest.fixture(scope="module")

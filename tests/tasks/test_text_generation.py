@@ -11,9 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from compress.models.checkpoint_vocabulary import trim_checkpoint
-from compress.utils.errors import DataError, ModelError
-from compress.utils.progress import SilentProgress
 from decoder_graphs import TinyDecoder
 from mergeable import TEXTS, save_mergeable_llama
 from quantized import save_tiny_llama, tiny_tokenizer
@@ -24,11 +21,14 @@ from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
 from compress.evaluation.evaluate import predict
 from compress.formats.targets import TARGETS
+from compress.models.checkpoint_vocabulary import trim_checkpoint
 from compress.results.measurement import Measurement
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.task import Examples, Kept
 from compress.tasks.text_generation import TASK
 from compress.tasks.windows import cut, opening, spread, token_ids
+from compress.utils.errors import DataError, ModelError
+from compress.utils.progress import SilentProgress
 
 LENGTH = 16
 

@@ -14,10 +14,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from compress.data.columns import choose
 from compress.data.files import Rows
-from compress.errors import DataError, ModelError
 from compress.recipe.loading import _told
 from compress.tasks.forward import predict
 from compress.tasks.text_ranking import TASK, Relevance
+from compress.utils.errors import DataError, ModelError
 
 
 def table(some: list[dict]) -> pa.Table:

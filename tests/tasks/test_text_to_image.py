@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from tiny_pipelines import TOKENS, pipeline_folder
 
-from compress.checkpoints.sampling import PromptProcessor, load_prompt_processor
 from compress.data.media import media, media_type
-from compress.errors import ModelError
+from compress.models.diffusion_sampling import PromptProcessor, load_prompt_processor
 from compress.tasks.pictures import as_levels, fitted
 from compress.tasks.registry import get_task, told_task
 from compress.tasks.task import Examples
 from compress.tasks.text_to_image import TASK
+from compress.utils.errors import ModelError
 
 
 @pytest.fixture(scope="module")

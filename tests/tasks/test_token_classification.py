@@ -17,12 +17,12 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer, pipelin
 
 from compress.data.columns import choose
 from compress.data.files import Rows
-from compress.errors import DataError
 from compress.numerics.ratio import linearized, ratio_interval
 from compress.tasks.entities import check_schemes, scheme_of
 from compress.tasks.forward import merit, predict
 from compress.tasks.task import Examples
 from compress.tasks.token_classification import TASK, first_tokens
+from compress.utils.errors import DataError
 
 NAMES = ("B-BAD", "B-GOOD", "I-BAD", "I-GOOD", "O")
 

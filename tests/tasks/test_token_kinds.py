@@ -8,7 +8,6 @@ import math
 import numpy as np
 import pyarrow as pa
 import pytest
-from compress.utils.errors import DataError
 from mergeable import train_tokenizer
 from quantized import tiny_tokenizer
 
@@ -18,6 +17,7 @@ from compress.tasks.evaluation import Evaluation
 from compress.tasks.text_generation import TASK
 from compress.tasks.token_kinds import KINDS, python_kinds
 from compress.tasks.windows import token_ids
+from compress.utils.errors import DataError
 
 CODE = 'def f(x):\n    if x > 12: # é\n        s = f"a{x}"\n'
 BY_HAND = "kkk_ioioo_" + "____kk_i_o_nno_ccc_" + "________i_o_sssssss_"

@@ -19,18 +19,18 @@ from torch.nn.functional import cross_entropy
 from transformers import pipeline
 from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
-from compress.checkpoints.torch_model import TorchModel
 from compress.data.columns import choose
 from compress.data.files import Rows
-from compress.errors import DataError, ModelError, StageError
 from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.parity import prove_equal
 from compress.formats.onnx.runtimes.onnxruntime import session_of
 from compress.formats.onnx.split_clip import split_towers
+from compress.models.torch_model import TorchModel
 from compress.numerics.contrastive import paired_contrastive, sigmoid_contrastive
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.task import Examples
 from compress.tasks.zero_shot_image_classification import TASK
+from compress.utils.errors import DataError, ModelError, StageError
 
 COUNT = 200
 CLASSES = ["bright above", "bright below", "dark"]

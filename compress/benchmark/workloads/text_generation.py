@@ -14,7 +14,6 @@ from compress.benchmark.restarts import UNTIMED, Reference, keep_memory, losing,
 from compress.benchmark.rounds import Generation, Turn, WarmUp, in_turn, take_turns, warm_up
 from compress.benchmark.subprocess_client import Child
 from compress.formats.target_profile import Target
-from compress.runtimes.decoder import FEWEST
 
 _WARM_UP_TOKENS = 4
 
@@ -97,7 +96,7 @@ class _TextTiming:
 
     def answer_first(self, child: Child, opened: dict[str, Any]) -> None:
         """See `Timing`: a prompt of two tokens."""
-        first = child.generate([0] * FEWEST, 0, self._conditions.timeout_seconds)
+        first = child.generate([0], 0, self._conditions.timeout_seconds)
         self._record.cached[child.label], self._record.vocabulary[child.label] = first.cached, first.vocabulary
 
     def warm_up(self, child: Child, seconds: float) -> WarmUp:

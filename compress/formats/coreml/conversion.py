@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from compress.architectures.vocabulary import word_table
-from compress.errors import StageError, first_line
 from compress.formats.coreml.model import CoreMlModel, package_of, specification_of, weights_of
 from compress.formats.prove import Answers, of_torch, prove
 from compress.formats.silence import silence
 from compress.formats.tracing import unmasked
+from compress.models.vocabulary import word_table
 from compress.tasks.forward import answers, tensors
 from compress.tasks.task import Examples
+from compress.utils.errors import StageError, first_line
 
 if TYPE_CHECKING:
-    from compress.checkpoints.torch_model import TorchModel
+    from compress.models.torch_model import TorchModel
 
 Precision = Literal["fp32", "fp16", "int8"]
 TableBits = Literal[4, 8]

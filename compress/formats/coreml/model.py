@@ -7,8 +7,8 @@ import json
 import uuid
 from pathlib import Path
 
-from compress.errors import not_whole
 from compress.formats.model_file import FileModel
+from compress.utils.errors import not_whole
 
 PACKAGE = "model.mlpackage"
 """A folder, which Finder and Xcode show as one file."""

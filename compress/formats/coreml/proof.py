@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compress.checkpoints.stored_tensor import StoredTensor
-from compress.errors import IntegrityError
 from compress.formats.coreml.model import PACKAGE, CoreMlModel
 from compress.formats.coreml.read import MilProgram, read_coreml
+from compress.models.stored_tensor import StoredTensor
+from compress.utils.errors import IntegrityError
 
 if TYPE_CHECKING:
-    from compress.checkpoints.torch_model import TorchModel
+    from compress.models.torch_model import TorchModel
 
 _ROUNDING = 2.0**-10
 """Of float16, a value's share; in integers it is the scale that is rounded to it."""

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from compress.checkpoints.stored_tensor import StoredTensor, role_of, stored
-from compress.errors import MissingExtraError, broken
 from compress.formats.coreml.model import weights_of
 from compress.formats.silence import silence
+from compress.models.stored_tensor import StoredTensor, role_of, stored
+from compress.utils.errors import MissingExtraError, broken
 
 _BLOB = struct.Struct("<IIQQ")
 """Of each constant in the file of weights: a mark, its type, its bytes and where they begin."""

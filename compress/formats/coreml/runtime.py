@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from compress.errors import StageError, broken
 from compress.formats.coreml.model import CoreMlModel, specification_of, weights_of
 from compress.formats.coreml.read import ARRAY_TYPES
 from compress.formats.model_file import file_of
 from compress.formats.silence import silence
-from compress.runtimes.runtime import Batch, TensorType, check_inputs, check_target, why_missing
 from compress.formats.target_profile import Target
+from compress.runtimes.runtime import Batch, TensorType, check_inputs, check_target, why_missing
+from compress.utils.errors import StageError, broken
 
 _UNITS = "CPU_ONLY"
 """Core ML's name for the processor alone, which `threads` cannot be told."""

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from compress.errors import StageError, first_line
 from compress.formats.executorch.model import PTE_FILE, Axes, ExecuTorchModel, Interface, with_interface
 from compress.formats.executorch.runtime import the_runtime
 from compress.formats.prove import measure, of_session, of_torch, prove
@@ -21,9 +20,10 @@ from compress.formats.silence import silence
 from compress.formats.tracing import lean_tracing, unmasked
 from compress.tasks.forward import tensors
 from compress.tasks.task import Examples
+from compress.utils.errors import StageError, first_line
 
 if TYPE_CHECKING:
-    from compress.checkpoints.torch_model import TorchModel
+    from compress.models.torch_model import TorchModel
 
 
 Precision = Literal["fp32", "int8"]

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from compress.errors import ModelError, not_whole
 from compress.formats.model_file import FileModel
+from compress.utils.errors import ModelError, not_whole
 
 PTE_FILE = "model.pte"
 """optimum-executorch's name."""

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from compress.checkpoints.stored_tensor import Role, StoredTensor, check_spans, stored
-from compress.errors import MissingExtraError, ModelError, broken, not_whole
 from compress.formats.executorch.xnnpack_graph import read_graph
 from compress.formats.silence import silence
+from compress.models.stored_tensor import Role, StoredTensor, check_spans, stored
+from compress.utils.errors import MissingExtraError, ModelError, broken, not_whole
 
 _HEADER = 40
 _NUMPY = {

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from compress.errors import InputError, StageError, broken, not_whole
 from compress.formats.executorch.model import ExecuTorchModel, Interface, read_interface
 from compress.formats.executorch.read import check_whole
 from compress.formats.model_file import file_of
 from compress.formats.silence import silence
-from compress.runtimes.runtime import Batch, TensorType, check_inputs, check_target, why_missing
 from compress.formats.target_profile import Target
+from compress.runtimes.runtime import Batch, TensorType, check_inputs, check_target, why_missing
+from compress.utils.errors import InputError, StageError, broken, not_whole
 
 METHOD = "forward"
 _TYPES = {0: "uint8", 1: "int8", 3: "int32", 4: "int64", 5: "float16", 6: "float32", 7: "float64", 11: "bool"}

@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from compress.checkpoints.torch_model import TorchModel
 from compress.formats.executorch.model import ExecuTorchModel
-from compress.stage.prediction import PlanContext, Prediction, Shape, in_precision
-from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.models.torch_model import TorchModel
+from compress.stages.cost_model import PlanContext, Prediction, Shape, in_precision
+from compress.stages.base import Context, Needs, Promise, Stage
 from compress.tasks.capability import ANSWERS_AT_ONCE, HAS_TWO_TOWERS, OF_ANY_LENGTH, TAKES_PAIRS
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from compress.formats.gguf.model import DRAFT_FILE
 from compress.formats.spec import FormatSpec, RuntimeSpec
 from compress.formats.target_profile import Profile, Target
 
@@ -10,7 +9,6 @@ FORMAT = FormatSpec(
     name="gguf",
     rank=6,
     suffix=".gguf",
-    beside=(DRAFT_FILE,),
     stage="compress.formats.gguf.stage:Gguf",
     written_by="gguf",
     searched=({"imatrix": {}}, {"gguf": {"type": "Q4_K_M"}}),

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from compress.errors import ModelError
 from compress.formats.gguf.families import FAMILIES, REFUSED, Family, Piece, head_size
 from compress.formats.gguf.tokenizer import check_tokenizer
+from compress.utils.errors import ModelError
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-    from compress.checkpoints.checkpoint import Checkpoint
+    from compress.models.checkpoint import Checkpoint
 
 _STACKED = re.compile(r"(.*)(\.experts|\.norms)\.(\d+)\.(.+)")
 """Tensors that follow each other in one of llama.cpp's."""
@@ -58,7 +58,7 @@ _OPTIONAL: tuple[tuple[str, type, tuple[str, ...]], ...] = (
 
 def check_writable(folder: Path) -> None:
     """Raise `ModelError` for an architecture, or a tokenizer, that GGUF has no place for."""
-    from compress.checkpoints.checkpoint import Checkpoint
+    from compress.models.checkpoint import Checkpoint
 
     GgufArchitecture.of(Checkpoint(folder)).tensors()
     check_tokenizer(folder)
@@ -95,8 +95,8 @@ class GgufArchitecture:
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Self:
         """That of a checkpoint. Raises `ModelError` for one that GGUF cannot express."""
-        from compress.architectures.cut_model import is_cut
-        from compress.checkpoints.hollow import hollow_decoder, stored_shapes
+        from compress.models.meta_model import hollow_decoder, stored_shapes
+        from compress.models.pruned_model import is_cut
 
         where, kind = str(checkpoint.folder / "config.json"), checkpoint.config.get("model_type")
         if kind not in FAMILIES:

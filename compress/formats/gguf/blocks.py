@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compress.errors import ModelError
+from compress.utils.errors import ModelError
 
 if TYPE_CHECKING:
     from compress.numerics.integer_grid import QuantizedWeight

@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
-from compress.checkpoints.adapter import ADAPTER
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.checkpoints.checks import PROCESSOR_FILES
-from compress.checkpoints.imatrix import read_imatrix
-from compress.errors import ModelError
 from compress.formats.gguf.architecture import GgufArchitecture, NamedTensor
 from compress.formats.gguf.blocks import block_type, check_blocks, pack_blocks, row_bytes
 from compress.formats.gguf.file_types import FILE_TYPES, Typed
 from compress.formats.gguf.k_blocks import K_TYPES, k_type, pack_k_blocks
 from compress.formats.gguf.rounding import rounded
 from compress.formats.gguf.tokenizer import add_tokenizer
+from compress.models.checkpoint import Checkpoint
+from compress.models.folder_checks import PROCESSOR_FILES
+from compress.models.imatrix import read_imatrix
+from compress.models.lora_adapter import ADAPTER
+from compress.utils.errors import ModelError
 
 if TYPE_CHECKING:
     from compress.numerics.integer_grid import QuantizedWeight

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from compress.formats.gguf.blocks import block_length, row_bytes
 
 if TYPE_CHECKING:
-    from compress.stage.prediction import Shape
+    from compress.stages.cost_model import Shape
 
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)\.weight")
 _VALUES = ("attn_v", "attn_qkv", "attn_kv_b")

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from compress.digests import digest_file
-from compress.errors import InputError, MissingExtraError, ModelError, StageError
+from compress.utils.digests import digest_file
+from compress.utils.errors import InputError, MissingExtraError, ModelError, StageError
 
 PACKAGE = "xllamacpp"
 EXTRA = "llama-cpp"
@@ -92,7 +92,6 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_n_threads": (ctypes.c_int32, (_POINTER,)),
     "llama_get_memory": (_POINTER, (_POINTER,)),
     "llama_memory_clear": (None, (_POINTER, ctypes.c_bool)),
-    "llama_memory_seq_rm": (ctypes.c_bool, (_POINTER, ctypes.c_int32, ctypes.c_int32, ctypes.c_int32)),
     "llama_decode": (ctypes.c_int32, (_POINTER, _Batch)),
     "llama_get_logits": (ctypes.POINTER(ctypes.c_float), (_POINTER,)),
     "llama_print_system_info": (ctypes.c_char_p, ()),
@@ -265,16 +264,6 @@ class LlamaContext:
     def clear(self) -> None:
         """Forget the sequence."""
         self._library.llama_memory_clear(self._library.llama_get_memory(self.pointer), False)
-
-    def keep(self, count: int) -> None:
-        """Forget all but the first ``count`` tokens. Raises `StageError` for a model whose state goes forward only."""
-        memory = self._library.llama_get_memory(self.pointer)
-        if not self._library.llama_memory_seq_rm(memory, 0, count, -1):
-            raise StageError(
-                "llama.cpp cannot take back tokens that the model has read.",
-                expected="a model that keeps keys and values of every token, without recurrent states",
-                mend="ship it without a draft",
-            )
 
     def append(self, ids: np.ndarray) -> np.ndarray:
         """Run ``ids`` after what was run before; logits [the last of them, vocabulary], which are the caller's own.

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
-from compress.checkpoints.model import link_or_copy, only_file
+from compress.models.model import link_or_copy, only_file
 
 GGUF_FILE = "model.gguf"
-DRAFT_FILE = "draft.gguf"
-"""A small model of the same tokens, which llama.cpp takes as `--model-draft`."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +38,5 @@ class GgufModel:
 
 
 def find_gguf(artifact: Path) -> Path:
-    """The only `.gguf` file at or below ``artifact``, beside a draft. Raises `ModelError` where there isn't one."""
-    return only_file(artifact, ".gguf", "gguf", (DRAFT_FILE,))
-
-
-def find_draft(file: Path) -> Path | None:
-    """The draft that lies beside a model's ``file``."""
-    draft = file.with_name(DRAFT_FILE)
-    return draft if draft != file and draft.is_file() else None
+    """The only `.gguf` file at or below ``artifact``. Raises `ModelError` where there isn't one."""
+    return only_file(artifact, ".gguf", "gguf")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from compress.checkpoints.processor import load_tokenizer
 from compress.formats.gguf.model import GgufModel
 from compress.formats.gguf.read import read_gguf
 from compress.formats.probed import POSITIONS, TOKENS, WINDOWS, Encode, Probing, Stored
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
+from compress.models.processor import load_tokenizer
 
 _TARGET = TARGETS["llama-cpp"]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from compress.checkpoints.checkpoint import Checkpoint
 from compress.formats.gguf.export import AS_IT_IS, PlannedTensor, Types, plan_gguf
 from compress.formats.gguf.k_blocks import K_TYPES
+from compress.models.checkpoint import Checkpoint
 
 _ROUNDING = 1.001 * 2.0**-11
 """Half a unit in the last place of float16, as a share of the value, and a little for float32's own."""

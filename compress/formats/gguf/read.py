@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from compress.checkpoints.stored_tensor import StoredTensor, stored
-from compress.errors import ModelError
+from compress.models.stored_tensor import StoredTensor, stored
+from compress.utils.errors import ModelError
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from compress.errors import StageError
 from compress.formats.gguf.blocks import row_bytes
 from compress.formats.gguf.llama_cpp_library import library
+from compress.utils.errors import StageError
 
 _AT_ONCE = 1 << 16
 """Weights that a thread rounds together."""

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.errors import InputError
-from compress.formats.gguf.decoder import LlamaCppDecoder, Reader, check_ids
+from compress.formats.gguf.decoder import LlamaCppDecoder, check_ids
 from compress.formats.gguf.llama_cpp_library import (
     EVERY,
     LlamaContext,
@@ -22,11 +21,11 @@ from compress.formats.gguf.llama_cpp_library import (
     library,
     why_missing,
 )
-from compress.formats.gguf.model import find_draft, find_gguf
+from compress.formats.gguf.model import find_gguf
 from compress.formats.gguf.read import read_gguf
-from compress.runtimes.drafted import DraftedDecoder
-from compress.runtimes.runtime import Batch, TensorType
 from compress.formats.target_profile import Target
+from compress.runtimes.runtime import Batch, TensorType
+from compress.utils.errors import InputError
 
 _IDS, _MASK, _LOGITS = "input_ids", "attention_mask", "logits"
 PROVIDER = "cpu"
@@ -49,9 +48,6 @@ class LlamaCppSession:
             "intra_op_threads": threads,
             "cache": "float16",
         }
-        self._draft = find_draft(file)
-        if self._draft is not None:
-            self.settings |= {"draft": self._draft.name, "drafted_tokens": DraftedDecoder.ahead}
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
         """Logits [n, length, vocabulary] of texts that have no padding; see `Session.predict`."""
@@ -65,19 +61,9 @@ class LlamaCppSession:
             rows.append(self._context.append(row))
         return {_LOGITS: np.stack(rows)}
 
-    def decoder(self) -> LlamaCppDecoder | DraftedDecoder:
-        """Greedy generation with llama.cpp's own cache, by speculation where a draft lies beside the file."""
-        return self.alone() if self._draft is None else self.drafted()
-
-    def alone(self) -> LlamaCppDecoder:
-        """Greedy generation without a draft."""
+    def decoder(self) -> LlamaCppDecoder:
+        """Return a greedy decoder that uses llama.cpp's own cache."""
         return LlamaCppDecoder(self._model, self._file, self._threads)
-
-    def drafted(self) -> DraftedDecoder:
-        """Greedy generation by speculation, for a file beside which a draft lies."""
-        assert self._draft is not None
-        model = Reader(self._model, self._file, self._threads, DraftedDecoder.ahead + 1)
-        return DraftedDecoder(model, Reader(LlamaModel(self._draft), self._draft, self._threads), str(self._file))
 
     def _checked(self, batch: Batch) -> np.ndarray:
         if _IDS not in batch:

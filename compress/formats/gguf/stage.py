@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field
 
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.errors import ModelError, StageError
-from compress.formats.gguf.model import DRAFT_FILE, GGUF_FILE, GgufModel
-from compress.stage.prediction import PlanContext, Prediction, Shape, predicted
-from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.formats.gguf.model import GGUF_FILE, GgufModel
+from compress.models.checkpoint import Checkpoint
+from compress.stages.cost_model import PlanContext, Prediction, Shape, predicted
+from compress.stages.base import Context, Promise, Stage
 from compress.tasks.capability import GENERATES
+from compress.utils.errors import ModelError, StageError
 
 if TYPE_CHECKING:
     from compress.formats.gguf.export import Types
@@ -42,13 +42,11 @@ class Gguf(Stage[Checkpoint, GgufModel]):
 
     With a ``type`` weights in float are rounded by ggml itself, each to the type that `llama-quantize` gives it, so
     that errors are small where the stage `imatrix` before it found inputs large.
-
-    With ``draft_of`` the folder is a pair for speculative decoding: that model, in float, and this one as the draft.
     """
 
     packages = ("gguf",)
     requires = frozenset({GENERATES})
-    later_fields = ("type", "k_quants", "draft_of")
+    later_fields = ("type", "k_quants")
     kind: Literal["gguf"] = "gguf"
     float_type: Literal["f16", "f32"] = Field("f16", description="type of the matrices that are not quantized")
     type: _FileType | None = Field(
@@ -61,23 +59,10 @@ class Gguf(Stage[Checkpoint, GgufModel]):
         description="keep integers of 2 and 3 bits as Q2_K and Q3_K, where rows are a multiple of 256: their scales "
         "are rounded to 4 or 6 bits; otherwise they take 4 bits, exactly",
     )
-    draft_of: str | None = Field(
-        None,
-        description="label of an earlier stage, or `start`: what it gives is written in float, and this model beside "
-        "it as a draft, which writes ahead so that the same tokens come sooner (`llama-server --model-draft`)",
-    )
 
     def calls(self) -> tuple[str, ...]:
-        """Also the package that ggml comes with, where it rounds, and where a pair writes."""
-        return self.packages if self.type is None and self.draft_of is None else (*self.packages, _RUNTIME)
-
-    def refers_to(self) -> tuple[str, ...]:
-        """Whose draft it is."""
-        return () if self.draft_of is None else (self.draft_of,)
-
-    def needs(self) -> Needs:
-        """Text that a pair goes on with."""
-        return Needs(splits=() if self.draft_of is None else ("train",))
+        """Return the distributions that the stage calls, with the one that contains ggml if it rounds."""
+        return self.packages if self.type is None else (*self.packages, _RUNTIME)
 
     def objects_to(self, earlier: Stage[Any, Any]) -> tuple[str | None, str] | None:
         """Groups and bits that no block type holds, and adapters, which GGUF keeps in files of their own.
@@ -102,7 +87,7 @@ class Gguf(Stage[Checkpoint, GgufModel]):
 
     def check_widths(self, start: Path, before: Sequence[Stage[Any, Any]]) -> None:
         """Raises `ModelError` for a type that is garbage without an importance matrix, where there will be none."""
-        from compress.checkpoints.imatrix import IMATRIX
+        from compress.models.imatrix import IMATRIX
 
         self._check_weighed(before[-1].imatrix_beside if before else (start / IMATRIX).is_file())
 
@@ -128,12 +113,6 @@ class Gguf(Stage[Checkpoint, GgufModel]):
             matrices, tables = (self._stored_bits(bits) for bits in (before.matrix_bits, before.table_bits))
             size = (before.working * matrices + before.embeddings * tables) / 8
             note = f"about: {matrices:g} bits a weight, {tables:g} of tables, and the processor's files"
-        if self.draft_of is not None:
-            target = plan.shapes.get(self.draft_of)
-            if target is None:
-                return super().predict(before, plan)
-            size += (target.working + target.embeddings) * self._float_bits / 8
-            note = f"{note}, beside a model in {self._float_bits} bits"
         after = replace(before, packed_bytes=round(size) + before.processor_bytes)
         return predicted(before, after, disk_note=note)
 
@@ -154,8 +133,8 @@ class Gguf(Stage[Checkpoint, GgufModel]):
         return {"type": tuple(sorted(FILE_TYPES, key=lambda name: bytes_of(name, before)))}
 
     def without_rounding(self) -> Self:
-        """Floats as they are, and integers to the bit; without a draft."""
-        return self.model_copy(update={"type": None, "k_quants": False, "draft_of": None})
+        """Floats as they are, and integers to the bit."""
+        return self.model_copy(update={"type": None, "k_quants": False})
 
     def promise(self) -> Promise:
         """The weights are those of the input in another layout, or rounded."""
@@ -163,10 +142,9 @@ class Gguf(Stage[Checkpoint, GgufModel]):
 
     def run(self, model: Checkpoint, context: Context) -> GgufModel:
         """Write and read back. Raises `ModelError` for what GGUF cannot hold, `StageError` if a weight differs."""
-        from compress.checkpoints.checks import refuse_quantized
-        from compress.checkpoints.imatrix import read_imatrix
         from compress.formats.gguf.export import Types, write_companions
-        from compress.formats.pair import check_tokens, checkpoint_of
+        from compress.models.folder_checks import refuse_quantized
+        from compress.models.imatrix import read_imatrix
 
         weighed = self.type is not None and bool(read_imatrix(model.folder))
         if self.type is not None:
@@ -175,18 +153,9 @@ class Gguf(Stage[Checkpoint, GgufModel]):
         folder = context.scratch / "gguf"
         folder.mkdir(parents=True, exist_ok=True)
         types = Types(self.float_type, self.type, self.k_quants)
-        if self.draft_of is None:
-            write_companions(model, folder)
-            found = _written(model, folder / GGUF_FILE, types)
-            context.remark(_kept(found) if self.type is None else _rounded(found, self.type, weighed))
-            return GgufModel(folder)
-        target = checkpoint_of(self.draft_of, context)
-        check_tokens(target.folder, model.folder)
-        write_companions(target, folder)
-        _written(target, folder / GGUF_FILE, Types(self.float_type))
-        found = _written(model, folder / DRAFT_FILE, types)
-        context.remark(f"draft: {_kept(found) if self.type is None else _rounded(found, self.type, weighed)}")
-        context.remark(_drafted(folder, context))
+        write_companions(model, folder)
+        found = _written(model, folder / GGUF_FILE, types)
+        context.remark(_kept(found) if self.type is None else _rounded(found, self.type, weighed))
         return GgufModel(folder)
 
 
@@ -205,19 +174,6 @@ def _written(model: Checkpoint, file: Path, types: Types) -> list[Difference]:
             mend="this is a defect of the stage; please report it with the recipe",
         )
     return found
-
-
-def _drafted(folder: Path, context: Context) -> str:
-    """What the pair writes beside the model alone, where llama.cpp is at hand."""
-    from compress.environment import working_threads
-    from compress.formats.gguf.llama_cpp_library import why_missing
-    from compress.formats.gguf.runtime import open_gguf
-    from compress.formats.pair import prove_pair
-
-    if (reason := why_missing()) is not None:
-        return f"draft: what the pair writes was not looked at: {reason}"
-    session = open_gguf(folder, working_threads())
-    return prove_pair(session.alone(), session.drafted(), folder, context)
 
 
 def _kept(found: Sequence[Difference]) -> str:

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from compress.architectures.vocabulary import word_table
-from compress.errors import StageError, first_line
 from compress.formats.litert.model import LITERT_FILE
 from compress.formats.litert.names import named_after
 from compress.formats.silence import silence
 from compress.formats.tracing import lean_tracing, unmasked
+from compress.models.vocabulary import word_table
 from compress.tasks.forward import answers, tensors
 from compress.tasks.task import Examples
+from compress.utils.errors import StageError, first_line
 
 if TYPE_CHECKING:
-    from compress.checkpoints.torch_model import TorchModel
+    from compress.models.torch_model import TorchModel
 
 ANY_SIZE = "serving_default"
 """LiteRT's own name for the only signature of a model whose inputs have one size, as images do."""

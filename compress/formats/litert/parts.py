@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from compress.errors import InputError
 from compress.formats.litert.read import read_litert
 from compress.formats.parts import FEW, Parts, Run, Step, Values, padded
 from compress.formats.target_profile import Target
+from compress.utils.errors import InputError
 
 _BITS = {"INT8": 8, "UINT8": 8, "INT16": 16, "INT4": 4, "UINT4": 4, "INT2": 2, "FLOAT16": 16}
 _MOVED = frozenset(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from compress.errors import StageError
 from compress.formats.litert.model import Blocks, Precision
 from compress.formats.litert.names import LOOKED_UP
 from compress.formats.silence import silence
+from compress.utils.errors import StageError
 
 _LOOK_UP = "EMBEDDING_LOOKUP"
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from compress.checkpoints.stored_tensor import Content, StoredTensor, role_of, stored
-from compress.errors import ModelError
+from compress.models.stored_tensor import Content, StoredTensor, role_of, stored
+from compress.utils.errors import ModelError
 
 _IDENTIFIER = b"TFL3"
 _BITS = {"int4": 4, "uint4": 4, "int2": 2}

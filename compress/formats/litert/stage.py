@@ -6,12 +6,11 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from compress.checkpoints.config_check import positions_of
-from compress.checkpoints.torch_model import TorchModel
-from compress.errors import StageError
 from compress.formats.litert.model import LITERT_FILE, Blocks, LiteRtModel, Precision
-from compress.stage.prediction import PlanContext, Prediction, Shape, in_precision
-from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.models.config_checks import positions_of
+from compress.models.torch_model import TorchModel
+from compress.stages.cost_model import PlanContext, Prediction, Shape, in_precision
+from compress.stages.base import Context, Needs, Promise, Stage
 from compress.tasks.capability import (
     ANSWERS_AT_ONCE,
     BY_TOKEN,
@@ -20,6 +19,7 @@ from compress.tasks.capability import (
     Capabilities,
     takes_media,
 )
+from compress.utils.errors import StageError
 
 
 class LiteRt(Stage[TorchModel, LiteRtModel]):

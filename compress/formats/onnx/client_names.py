@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from compress.checkpoints.graph_inputs import GraphInputs
 from compress.formats.onnx.import_onnx import PROOFS, Start, answers, near
 from compress.formats.onnx.int8.observers import open_session
 from compress.formats.onnx.runtimes.onnxruntime import FAILURES
+from compress.models.graph_inputs import GraphInputs
 from compress.tasks.task import LOGITS
 
 _PIXELS = "pixel_values"

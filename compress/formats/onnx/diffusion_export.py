@@ -14,15 +14,14 @@ import onnx
 import torch
 from torch import nn
 
-from compress.checkpoints.diffusion_pipeline import TEXT_ENCODER, VAE, GeneratorModel
-from compress.checkpoints.model import write_companions
-from compress.checkpoints.pipeline_checks import UNET
-from compress.checkpoints.torch_model import TorchModel
-from compress.errors import IntegrityError, StageError
 from compress.formats.onnx.export import Axes, Exported, export_onnx, export_part
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.formats.onnx.runtimes.onnxruntime import session_of
 from compress.formats.prove import Distance, distance
+from compress.models.diffusion_checks import UNET
+from compress.models.diffusion_pipeline import TEXT_ENCODER, VAE, GeneratorModel
+from compress.models.model import write_companions
+from compress.models.torch_model import TorchModel
 from compress.runtimes.picture_sampler import (
     CONDITION,
     DENOISED,
@@ -37,6 +36,7 @@ from compress.runtimes.picture_sampler import (
 )
 from compress.runtimes.picture_session import DECODER, PictureSession, open_pictures
 from compress.tasks.task import Examples
+from compress.utils.errors import IntegrityError, StageError
 
 _BATCH = "batch_size"
 _SIDES = {0: _BATCH, 2: "height", 3: "width"}

@@ -14,8 +14,6 @@ import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import nn
 
-from compress.checkpoints.config_check import positions_of
-from compress.errors import ModelError, StageError
 from compress.formats.onnx.attention.find import count_unfused, find_attention
 from compress.formats.onnx.attention.lower import lower_attention
 from compress.formats.onnx.attention.plug import Plug, plugged, traced
@@ -25,13 +23,15 @@ from compress.formats.onnx.fusions.batch_transpose import unfold_batch_transpose
 from compress.formats.onnx.fusions.einsum import write_einsum
 from compress.formats.silence import silence
 from compress.formats.tracing import as_written, lean_tracing
+from compress.models.config_checks import positions_of
 from compress.tasks.forward import tensors
 from compress.tasks.task import Examples
+from compress.utils.errors import ModelError, StageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from compress.checkpoints.torch_model import TorchModel
+    from compress.models.torch_model import TorchModel
 
 _AXES = ("batch_size", "sequence_length")
 _SMALLEST_LENGTH, _LONGEST = 2, 512

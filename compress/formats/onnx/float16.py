@@ -8,13 +8,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.errors import IntegrityError, StageError
 from compress.formats.onnx.model import all_graphs
 from compress.formats.onnx.runtimes.onnxruntime import FAILURES, OnnxSession, session_of
 from compress.formats.prove import measure, of_session
 from compress.formats.silence import silence
 from compress.runtimes.runtime import Batch
 from compress.tasks.task import Examples
+from compress.utils.errors import IntegrityError, StageError
 
 _EDGE = "compress: between float32 and an input or output of float16"
 """Marks a cast that stays."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from compress.errors import ModelError
+from compress.utils.errors import ModelError
 
 DTYPES = {
     1: "float32",

@@ -18,8 +18,6 @@ import onnx_ir as ir
 import onnxruntime
 from onnx_ir.passes import common
 
-from compress.checkpoints.graph_inputs import GraphInputs
-from compress.errors import ModelError, first_line
 from compress.formats.onnx.graph import INTEGER
 from compress.formats.onnx.int8.observers import open_session
 from compress.formats.onnx.int8.select_nodes import OLDEST_OPSET
@@ -28,6 +26,8 @@ from compress.formats.onnx.ort_optimize import optimize_basic
 from compress.formats.onnx.runtimes.onnxruntime import FAILURES
 from compress.formats.onnx.synthesize_inputs import find_inputs
 from compress.formats.silence import silence
+from compress.models.graph_inputs import GraphInputs
+from compress.utils.errors import ModelError, first_line
 
 _TOLERANCE = 1e-3
 """Largest difference of an output's entry from the original's, as a share of its spread: other orders of sums."""

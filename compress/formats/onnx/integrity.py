@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from compress.checkpoints.model import write_companions
-from compress.checkpoints.processor import processor_of
 from compress.formats.onnx.model import VISION, OnnxModel, all_graphs
 from compress.formats.probed import Encode, Probing, Stored, answers_of, of_arrays
 from compress.formats.runtimes import opened
+from compress.models.model import write_companions
+from compress.models.processor import processor_of
 
 _RECORDINGS = 3
 
@@ -39,8 +39,8 @@ def logits(model: OnnxModel, encode: Encode) -> np.ndarray:
 
 def _of_first_word(model: OnnxModel, encode: Encode) -> np.ndarray:
     """Logits [examples, vocabulary] of a few texts' first word: after the prompt in a recording's first window."""
-    from compress.checkpoints.processor import load_processor
     from compress.formats.onnx.decoder import teacher_forced
+    from compress.models.processor import load_processor
     from compress.runtimes.transcriber import read_rules
 
     with tempfile.TemporaryDirectory() as name:
@@ -62,8 +62,8 @@ def _of_first_word(model: OnnxModel, encode: Encode) -> np.ndarray:
 
 def _of_last_word(model: OnnxModel, folder: Path, encode: Encode) -> np.ndarray:
     """Logits [examples, vocabulary] of what follows a few images with their texts."""
-    from compress.checkpoints.processor import load_processor
     from compress.formats.onnx.decoder import opened_reader
+    from compress.models.processor import load_processor
     from compress.runtimes.image_answers import IDS, PIXELS, read_rules
 
     examples, graphs = encode(load_processor(folder)), opened_reader(model, read_rules(folder).image)

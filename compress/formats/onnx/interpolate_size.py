@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from compress.errors import ModelError
+from compress.utils.errors import ModelError
 
 Widths = Mapping[str, int]
 """How many of each sort there are: heads of a layer, neurons, tokens."""

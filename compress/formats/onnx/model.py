@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from compress.checkpoints.model import only_file, read_companions, write_companions
-from compress.checkpoints.pipeline_checks import is_pipeline
-from compress.errors import ModelError
+from compress.models.diffusion_checks import is_pipeline
+from compress.models.model import only_file, read_companions, write_companions
+from compress.utils.errors import ModelError
 
 if TYPE_CHECKING:
     import onnx

@@ -13,8 +13,8 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass
 
-from compress.checkpoints.stored_tensor import Role
 from compress.formats.onnx.graph import Initializer, Node, OnnxGraph
+from compress.models.stored_tensor import Role
 
 _GENERATED = re.compile(r"^(onnx::.*|_?val?_\d+|_v_\d+|\d+|packed_\w+_\d+|t_?\d+|arg\d+_\d+)$")
 _QUANTIZED_NAME = re.compile(r"(_Transposed)?(_quantized|_[Qq](Int|UInt)?\d+\w*)$")

@@ -11,7 +11,7 @@ from compress.formats.prove import of_session, of_torch, prove
 from compress.tasks.task import Examples
 
 if TYPE_CHECKING:
-    from compress.checkpoints.torch_model import TorchModel
+    from compress.models.torch_model import TorchModel
 
 _MEND = "set fusions: false, try another opset, or raise tolerance if the difference is acceptable"
 

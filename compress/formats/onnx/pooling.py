@@ -9,9 +9,9 @@ import onnx
 from numpy.typing import ArrayLike
 from onnx import helper, numpy_helper
 
-from compress.checkpoints.sentence_modules import Dense, SentenceModules
-from compress.errors import StageError
+from compress.models.sentence_modules import Dense, SentenceModules
 from compress.tasks.task import LAST_HIDDEN_STATE, SENTENCE_EMBEDDING
+from compress.utils.errors import StageError
 
 _MASK = "attention_mask"
 _SHORTEST = 1e-12

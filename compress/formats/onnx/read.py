@@ -8,10 +8,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from compress.checkpoints.stored_tensor import StoredTensor, stored
-from compress.errors import ModelError
 from compress.formats.onnx.graph import DTYPES, Initializer, OnnxGraph, read_graph
 from compress.formats.onnx.names import explain
+from compress.models.stored_tensor import StoredTensor, stored
+from compress.utils.errors import ModelError
 
 _NUMBERS = {name: number for number, name in DTYPES.items()}
 

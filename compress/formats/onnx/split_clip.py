@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import onnx
 from onnx.utils import Extractor
 
-from compress.errors import StageError
+from compress.utils.errors import StageError
 
 TOWERS = {"text_model": ("input_ids", "text_embeds"), "vision_model": ("pixel_values", "image_embeds")}
 """What transformers.js and Optimum call the files, an input that a tower reads, and what it gives."""

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.checkpoints.diffusion_pipeline import GeneratorModel
-from compress.checkpoints.torch_model import TorchModel
-from compress.errors import DataError
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
-from compress.frozen import changed
-from compress.stage.prediction import PlanContext, Prediction, Shape, handling, predicted
-from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.models.checkpoint import Checkpoint
+from compress.models.diffusion_pipeline import GeneratorModel
+from compress.models.torch_model import TorchModel
+from compress.stages.cost_model import PlanContext, Prediction, Shape, handling, predicted
+from compress.stages.base import Context, Needs, Promise, Stage
 from compress.tasks.capability import (
     EMBEDS,
     GENERATES,
@@ -24,6 +22,8 @@ from compress.tasks.capability import (
     TRANSCRIBES,
     Capabilities,
 )
+from compress.utils.errors import DataError
+from compress.utils.pydantic_models import changed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -195,8 +195,8 @@ class Export(Stage[TorchModel, OnnxModel]):
         return model
 
     def _write_image_reader(self, checkpoint: Checkpoint, context: Context) -> OnnxModel:
-        from compress.checkpoints.processor import load_processor
         from compress.formats.onnx.decoder import GraphSettings, export_image_reader, prove_image_reader
+        from compress.models.processor import load_processor
         from compress.runtimes.image_answers import read_rules
 
         rows = context.data.split("train").slice(0, _ANSWERS)
@@ -214,7 +214,7 @@ def _spoken(checkpoint: Checkpoint, context: Context) -> tuple[list[dict[str, np
     """The first windows of some recordings, [1, features, frames], and the beginnings of their texts in token ids."""
     import numpy as np
 
-    from compress.checkpoints.processor import load_processor
+    from compress.models.processor import load_processor
     from compress.runtimes.transcriber import read_rules
 
     rows = context.data.split("train").slice(0, _SPEECH)
@@ -231,7 +231,7 @@ def _read(checkpoint: Checkpoint, context: Context) -> tuple[list[dict[str, np.n
     """Some texts in one padded batch, and the token that each answer begins with, [rows, 1]."""
     import numpy as np
 
-    from compress.checkpoints.processor import load_tokenizer
+    from compress.models.processor import load_tokenizer
     from compress.runtimes.pair_decoder import IDS
     from compress.runtimes.text_writer import MASK, read_rules
 
@@ -246,7 +246,7 @@ def proof_windows(checkpoint: Checkpoint, context: Context) -> np.ndarray:
     """The first tokens of the two longest of the first examples, [2, length]. Raises `DataError` for too short ones."""
     import numpy as np
 
-    from compress.checkpoints.processor import load_tokenizer
+    from compress.models.processor import load_tokenizer
 
     rows = context.data.split("train").slice(0, 64)
     tokenizer = load_tokenizer(checkpoint.folder)

@@ -16,9 +16,9 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-from compress.checkpoints.graph_inputs import GraphInput, GraphInputs
-from compress.errors import first_line
 from compress.formats.onnx.runtimes.onnxruntime import FAILURES
+from compress.models.graph_inputs import GraphInput, GraphInputs
+from compress.utils.errors import first_line
 
 _IMAGE = (224, 64, 320, 640, 32, 48, 128, 256, 512)
 _TOKENS = (32, 16, 8, 64, 128, 1)

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from compress.errors import StageError
 from compress.formats.openvino.model import IR_FILE, OpenVinoModel
 from compress.formats.silence import silence
+from compress.utils.errors import StageError
 
 if TYPE_CHECKING:
     import onnx

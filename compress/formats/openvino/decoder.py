@@ -10,9 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.checkpoints.processor import load_tokenizer
-from compress.errors import IntegrityError, MissingExtraError, StageError, first_line
 from compress.formats.onnx.decoder.calls import CAUSAL
 from compress.formats.onnx.decoder.folder import companions_of
 from compress.formats.onnx.decoder.insert_weights import write_graph
@@ -22,12 +19,14 @@ from compress.formats.onnx.decoder.trace import Trace, trace_part
 from compress.formats.onnx.decoder.weights import GraphSettings
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.formats.openvino.conversion import Precision, in_eight_bits, written
-from compress.formats.openvino.draft_head import name_blocks
 from compress.formats.openvino.genai import KV_CACHE_PRECISION
 from compress.formats.openvino.model import DETOKENIZER, IR_FILE, TOKENIZER, OpenVinoModel
 from compress.formats.openvino.runtime import open_stateful
 from compress.formats.openvino.stateful import read_stateful
 from compress.formats.silence import silence
+from compress.models.checkpoint import Checkpoint
+from compress.models.processor import load_tokenizer
+from compress.utils.errors import IntegrityError, MissingExtraError, StageError, first_line
 
 _ROUNDING_LIMIT = 0.2
 """Largest accepted effect of rounded inputs and keys, as a share of the logits' spread."""
@@ -55,22 +54,20 @@ def write_decoder(
     windows: np.ndarray,
     tolerance: float,
     cache: str | None = None,
-    with_head: bool = False,
 ) -> ProvenDecoder:
     """The decoder of ``checkpoint``: its integers as they are, and what is float in ``precision``.
 
     ``cache`` is the type of keys and values that the file asks OpenVINO for, by its own name; None leaves it to it.
-    ``with_head``: a draft head will lie beside it, whose runtime looks for the blocks by their names.
 
     Proven on ``windows`` [2, length] of token ids: within ``tolerance`` of torch where weights are exact and arithmetic
     is fp32, and at its default settings within a share of the logits' spread. Raises `ModelError` for what cannot be
     traced or stored, `StageError` where OpenVINO cannot take it, `IntegrityError` for other answers.
     """
-    companions, expected = companions_with_tokenizer(checkpoint), by_torch(checkpoint, windows)
-    blocks = checkpoint.config["num_hidden_layers"] if with_head else None
+    companions = {**companions_of(checkpoint)[0], **_tokenizer(checkpoint.folder)}
+    expected = by_torch(checkpoint, windows)
 
     def proven(graph: OnnxModel, unfused: str) -> ProvenDecoder:
-        plain, made = _converted(graph, precision, table_bits, cache, blocks)
+        plain, made = _converted(graph, precision, table_bits, cache)
         exact = _answers(plain, windows, expected, exact=True)
         shipped = _answers(made, windows, expected, exact=False)
         found = held(exact, shipped, tolerance, _ROUNDING_LIMIT, _MEND)
@@ -84,11 +81,6 @@ def write_decoder(
             raise
         # The operator may not be what the model's attention is.
         return proven(*_placed(checkpoint, False))
-
-
-def companions_with_tokenizer(checkpoint: Checkpoint) -> dict[str, bytes]:
-    """The small files beside a checkpoint's weights, and its tokenizer as IR. Raises `StageError`."""
-    return {**companions_of(checkpoint)[0], **_tokenizer(checkpoint.folder)}
 
 
 def _placed(checkpoint: Checkpoint, fused: bool | None) -> tuple[OnnxModel, str]:
@@ -113,7 +105,7 @@ def _special_attention(trace: Trace) -> str:
 
 
 def _converted(
-    graph: OnnxModel, precision: Precision, table_bits: int, cache: str | None, blocks: int | None
+    graph: OnnxModel, precision: Precision, table_bits: int, cache: str | None
 ) -> tuple[dict[str, bytes], dict[str, bytes]]:
     """The IR with its float weights as they are, and as it ships. Raises `StageError`."""
     with tempfile.TemporaryDirectory() as folder:
@@ -126,8 +118,6 @@ def _converted(
                 expected="operators that OpenVINO knows",
                 mend="ship the model as ONNX or GGUF instead",
             ) from error
-        if blocks is not None:
-            name_blocks(model, blocks)
         plain = written(model, IR_FILE)
         if precision == "fp32" and cache is None:
             return plain, plain

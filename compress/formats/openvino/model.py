@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compress.checkpoints.pipeline_checks import is_pipeline, part_folders
-from compress.errors import not_whole
 from compress.formats.model_file import FileModel, file_of
+from compress.models.diffusion_checks import is_pipeline, part_folders
+from compress.utils.errors import not_whole
 
 IR_FILE, WEIGHTS_FILE = "openvino_model.xml", "openvino_model.bin"
 """optimum-intel's names."""
-DRAFT_FOLDER = "draft"
-"""Where a small model of the same tokens lies, which openvino-genai takes as a `draft_model`."""
 TOKENIZER, DETOKENIZER = "openvino_tokenizer.xml", "openvino_detokenizer.xml"
 """openvino-genai's names of what stands before and behind a language model."""
 
@@ -36,18 +34,6 @@ def find_graphs(artifact: Path) -> tuple[Path, ...]:
         return (file_of(artifact, OpenVinoModel.kind),)
     parts = [artifact / part for part in part_folders(artifact)]
     return tuple(file_of(part, OpenVinoModel.kind) for part in parts)
-
-
-def find_draft(graph: Path) -> Path | None:
-    """The IR of the draft that lies beside a model's ``graph``."""
-    draft = graph.parent / DRAFT_FOLDER / IR_FILE
-    return draft if draft.is_file() else None
-
-
-def with_draft(model: OpenVinoModel, draft: OpenVinoModel) -> OpenVinoModel:
-    """A folder with both."""
-    below = {f"{DRAFT_FOLDER}/{name}": content for name, content in {**draft.own, **draft.companions}.items()}
-    return OpenVinoModel(model.own, {**model.companions, **below})
 
 
 def weights_of(graph: Path) -> Path:

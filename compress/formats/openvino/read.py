@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
-from compress.checkpoints.stored_tensor import StoredTensor, check_spans, role_of, stored
-from compress.errors import ModelError
 from compress.formats.openvino.model import weights_of
+from compress.models.stored_tensor import StoredTensor, check_spans, role_of, stored
+from compress.utils.errors import ModelError
 
 _TYPES = {"f32": "float32", "f16": "float16", "f64": "float64", "boolean": "bool"}
 _BITS = {"u4": 4, "i4": 4, "u1": 1, "u2": 2, "nf4": 4}

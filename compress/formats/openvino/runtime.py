@@ -10,12 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress.errors import InputError, ModelError, StageError, broken
 from compress.formats.model_file import file_of
 from compress.formats.openvino.genai import (
-    AHEAD,
-    AHEAD_OF_HEAD,
-    DRAFTING,
     EXACT,
     KV_CACHE_PRECISION,
     SETTINGS,
@@ -25,12 +21,12 @@ from compress.formats.openvino.genai import (
     opens,
     reason,
 )
-from compress.formats.openvino.model import DRAFT_FOLDER, OpenVinoModel, find_draft, find_graphs, weights_of
+from compress.formats.openvino.model import OpenVinoModel, find_graphs, weights_of
+from compress.formats.target_profile import Target
 from compress.runtimes.decoder import likeliest
-from compress.runtimes.drafted import DraftedDecoder, alike
 from compress.runtimes.image_answers import open_together
 from compress.runtimes.runtime import Batch, Session, TensorType, check_inputs, check_target, why_missing
-from compress.formats.target_profile import Target
+from compress.utils.errors import InputError, ModelError, StageError, broken
 
 if TYPE_CHECKING:
     import openvino
@@ -38,8 +34,6 @@ if TYPE_CHECKING:
 _NUMPY_NAMES = {"f32": "float32", "f64": "float64", "f16": "float16", "i64": "int64", "i32": "int32"}
 IDS, MASK, PLACES, BEAMS, LOGITS = "input_ids", "attention_mask", "position_ids", "beam_idx", "logits"
 """What a language model's IR takes and gives, by openvino-genai's and optimum-intel's names."""
-HEARD = "hidden_states"
-"""What a draft head's takes beside."""
 
 
 class OpenVinoSession:
@@ -76,11 +70,8 @@ class StatefulSession:
     inputs = (IDS,)
     provider = "CPU"
 
-    def __init__(
-        self, compiled: Any, where: str, threads: int, draft: Callable[[], StatefulSession] | None = None
-    ) -> None:
-        """``draft`` opens a small model of the same tokens, which writes ahead."""
-        self._compiled, self.where, self._draft = compiled, where, draft
+    def __init__(self, compiled: Any, where: str, threads: int) -> None:
+        self._compiled, self.where = compiled, where
         self._request = compiled.create_infer_request()
         self._taken = {port.any_name for port in compiled.inputs}
         self._mask = np.zeros((0, 0), np.int64)
@@ -96,8 +87,6 @@ class StatefulSession:
             "cache": compiled.get_property(KV_CACHE_PRECISION).get_type_name(),
             "inputs_that_share_a_scale": int(compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")),
         }
-        if draft is not None:
-            self.settings |= {"draft": DRAFT_FOLDER, "drafted_tokens": DraftedDecoder.ahead}
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
         """Logits [n, length, vocabulary]; rows may be padded on either side. See `Session.predict`."""
@@ -105,21 +94,9 @@ class StatefulSession:
         mask = batch.get(MASK)
         return {LOGITS: self.logits(np.asarray(batch[IDS]), None if mask is None else np.asarray(mask))}
 
-    def decoder(self) -> StatefulDecoder | DraftedDecoder:
-        """Greedy generation with a cache of its own, by speculation where a draft lies beside the file."""
-        return self.alone() if self._draft is None else self.drafted()
-
-    def alone(self) -> StatefulDecoder:
-        """Greedy generation without a draft."""
-        return StatefulDecoder(self._again())
-
-    def drafted(self) -> DraftedDecoder:
-        """Greedy generation by speculation, for an IR beside which a draft lies."""
-        assert self._draft is not None
-        return DraftedDecoder(StatefulReader(self._again()), StatefulReader(self._draft()), self.where)
-
-    def _again(self) -> StatefulSession:
-        return StatefulSession(self._compiled, self.where, self.settings["intra_op_threads"])
+    def decoder(self) -> StatefulDecoder:
+        """Return a greedy decoder with a cache of its own."""
+        return StatefulDecoder(StatefulSession(self._compiled, self.where, self.settings["intra_op_threads"]))
 
     def logits(self, ids: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
         """[rows, length, vocabulary] of texts from their beginning."""
@@ -131,10 +108,6 @@ class StatefulSession:
         """[rows, length, vocabulary] of what follows the texts so far."""
         self._mask = np.concatenate([self._mask, np.ones(ids.shape, np.int64)], axis=1)
         return self._read(ids)
-
-    def forget(self, slots: Sequence[int]) -> None:
-        """Look no more at what was read as those tokens of the one text; places behind them are counted anew."""
-        self._mask[:, slots] = 0
 
     def _read(self, ids: np.ndarray) -> np.ndarray:
         outside = ids[(ids < 0) | (ids >= self.vocabulary)] if ids.dtype.kind in "iu" and ids.ndim == 2 else ids
@@ -152,35 +125,6 @@ class StatefulSession:
         except (RuntimeError, TypeError, ValueError) as error:
             raise StageError(f"The model failed on a text: {reason(error)}", where=self.where) from error
         return np.array(found[LOGITS])
-
-
-class StatefulReader:
-    """See `runtimes.drafted.Reader`. Tokens that were read in vain stay in the cache, and nobody looks at them."""
-
-    def __init__(self, session: StatefulSession) -> None:
-        self._session = session
-        self.vocabulary = session.vocabulary
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget all tokens."""
-        self._ids: list[int] = []
-        self._slots: list[int] = []
-        self._filled = 0
-
-    def read(self, ids: Sequence[int]) -> np.ndarray:
-        """Logits [tokens read, vocabulary] behind the last of ``ids``."""
-        same = alike(self._ids, ids)
-        more = np.array([ids[same:]])
-        if same:
-            self._session.forget(self._slots[same:])
-        else:
-            self.clear()
-        logits = (self._session.more if same else self._session.logits)(more)
-        self._slots = [*self._slots[:same], *range(self._filled, self._filled + more.size)]
-        self._ids, self._filled = list(ids), self._filled + more.size
-        found: np.ndarray = logits[0]
-        return found
 
 
 class StatefulDecoder:
@@ -258,56 +202,38 @@ def is_stateful(model: openvino.Model) -> bool:
     return any(BEAMS in port.get_names() for port in model.inputs)
 
 
-def is_head(model: openvino.Model) -> bool:
-    """Whether a graph is a draft head's, which is given a model's states."""
-    return any(HEARD in port.get_names() for port in model.inputs)
-
-
 def open_stateful(graph: Path, threads: int, exact: bool = False) -> StatefulSession:
     """A language model's IR. ``exact``: nothing is rounded to 8 bits as it runs. Raises `ModelError`."""
     settings = {**SETTINGS, **(EXACT if exact else {})}
-    return _opener(graph, read_model(graph), threads, settings, _read_draft(graph))()
-
-
-def _read_draft(graph: Path) -> tuple[Path, openvino.Model] | None:
-    """The draft beside a graph, and where it lies."""
-    beside = find_draft(graph)
-    return None if beside is None else (beside, read_model(beside))
+    return _opener(graph, read_model(graph), threads, settings)()
 
 
 def _open_in_genai(graph: Path, model: openvino.Model, threads: int) -> GenaiSession | None:
     """In openvino-genai, where that can be had and opens the model."""
     if not opens(graph):
         return None
-    draft = _read_draft(graph)
-    folder, ahead = (None, AHEAD) if draft is None else (draft[0].parent, AHEAD_OF_HEAD if is_head(draft[1]) else AHEAD)
     try:
-        pipeline = Pipeline(graph.parent, folder, SETTINGS, threads, ahead)
+        pipeline = Pipeline(graph.parent, SETTINGS, threads)
     except RuntimeError:
         return None
-    own = _opener(graph, model, threads, SETTINGS, draft)
+    own = _opener(graph, model, threads, SETTINGS)
     return GenaiSession(pipeline, _vocabulary(model), SETTINGS, threads, own)
 
 
 def _opener(
-    graph: Path,
-    model: openvino.Model,
-    threads: int,
-    settings: Mapping[str, Any],
-    beside: tuple[Path, openvino.Model] | None = None,
+    graph: Path, model: openvino.Model, threads: int, settings: Mapping[str, Any]
 ) -> Callable[[], StatefulSession]:
-    """What compiles ``model``, which was read from ``graph``, and the draft ``beside`` it once it is asked for.
+    """Return a function that compiles ``model``, which was read from ``graph``.
 
-    Both have been read, since the folder may be gone by then. A head is left out: it runs in openvino-genai alone.
+    The model is read now, because its folder may be deleted before the function is called.
     """
-    draft = None if beside is None or is_head(beside[1]) else _opener(*beside, threads, DRAFTING)
 
     def opened() -> StatefulSession:
         try:
             compiled = core().compile_model(model, "CPU", {**settings, "INFERENCE_NUM_THREADS": threads})
         except RuntimeError as error:
             raise _cannot_open(graph, error) from error
-        return StatefulSession(compiled, str(graph), threads, draft)
+        return StatefulSession(compiled, str(graph), threads)
 
     return opened
 

@@ -6,16 +6,15 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.checkpoints.diffusion_pipeline import GeneratorModel
-from compress.checkpoints.head_checkpoint import HeadCheckpoint
-from compress.checkpoints.torch_model import TorchModel
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.openvino.model import OpenVinoModel
-from compress.frozen import changed
-from compress.stage.prediction import PlanContext, Prediction, Shape, beside, in_precision
-from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.models.checkpoint import Checkpoint
+from compress.models.diffusion_pipeline import GeneratorModel
+from compress.models.torch_model import TorchModel
+from compress.stages.cost_model import PlanContext, Prediction, Shape, in_precision
+from compress.stages.base import Context, Needs, Promise, Stage
 from compress.tasks.capability import ANSWERS_AT_ONCE, DRAWS, GENERATES, Capabilities
+from compress.utils.pydantic_models import changed
 
 _PROMPTS = 4
 """Of a model that draws: those that its parts are traced and proven with."""
@@ -28,15 +27,10 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
 
     Its own runtime proves it: in fp32 the answers are torch's, and what fewer bits change is told. A language model
     keeps the integers that it has, and its folder is one that openvino-genai opens, with the tokenizer as IR.
-
-    With ``draft_of`` the folder is a pair for speculative decoding: that model, and in `draft/` this one, or the head
-    that `eagle3` trained for it.
     """
 
     version = 2
     requires = frozenset({ANSWERS_AT_ONCE})
-    later_fields = ("draft_of",)
-    ships_heads = True
     starts_from_graph = True
     packages = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "nncf")
     kind: Literal["openvino"] = "openvino"
@@ -53,12 +47,6 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
         description="language models: how keys and values are kept, as the file tells OpenVINO; by default it chooses "
         "itself, 8 bits on a processor",
     )
-    draft_of: str | None = Field(
-        None,
-        description="language models: label of an earlier stage, or `start`: what it gives is written too, and this "
-        "model beside it as a draft, which writes ahead so that the same tokens come sooner (`draft_model` of "
-        "openvino-genai)",
-    )
     tolerance: float = Field(
         1e-3, gt=0, description="largest accepted difference of an answer's entry from torch, in fp32"
     )
@@ -73,18 +61,8 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
         return Checkpoint if GENERATES in task else TorchModel
 
     def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
-        """What is said of keys and values, and of a draft, where no text is written."""
-        return () if GENERATES in task else changed(self, ["kv_cache_precision", "draft_of"])
-
-    def refers_to(self) -> tuple[str, ...]:
-        """Whose draft it is."""
-        return () if self.draft_of is None else (self.draft_of,)
-
-    def objects_to(self, earlier: Stage[Any, Any]) -> tuple[str | None, str] | None:
-        """A draft head without the model that it is for."""
-        if issubclass(earlier.gives(), HeadCheckpoint) and self.draft_of is None:
-            return None, "openvino with draft_of, the label of the model that the head is for"
-        return None
+        """Return the cache precision if it is set for a task that generates no text."""
+        return () if GENERATES in task else changed(self, ["kv_cache_precision"])
 
     def needs(self) -> Needs:
         """Real examples for tracing and for the proof."""
@@ -96,21 +74,18 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """The same weights in the precision that is asked for; the graph beside them is small."""
-        found = in_precision(before, self.precision, self.embedding_bits)
-        if self.draft_of is None:
-            return found
-        return beside(found, in_precision(plan.shapes.get(self.draft_of), self.precision, self.embedding_bits))
+        return in_precision(before, self.precision, self.embedding_bits)
 
     def run(self, model: TorchModel | OnnxModel | Checkpoint, context: Context) -> OpenVinoModel:
         """Export, convert and compare; a graph is converted as it is.
 
         Raises `StageError` where OpenVINO can't, `IntegrityError` for other answers.
         """
-        from compress.checkpoints.processor import labels_of, processor_of
         from compress.formats.onnx.export import export_onnx
         from compress.formats.openvino.conversion import to_openvino
         from compress.formats.prove import measure, of_session, of_torch, prove_shipped
         from compress.formats.runtimes import opened
+        from compress.models.processor import labels_of, processor_of
 
         if isinstance(model, Checkpoint):
             return self._write(model, context)
@@ -137,12 +112,12 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
 
     def _drawing(self, model: GeneratorModel | OnnxModel, context: Context) -> OpenVinoModel:
         """Each part in its folder, as optimum-intel opens them, proven on pictures in next to no steps."""
-        from compress.checkpoints.processor import processor_of
         from compress.formats.onnx.diffusion_export import drawing_folder, export_drawing, open_drawing
         from compress.formats.openvino.conversion import to_openvino
         from compress.formats.prove import of_session, prove_shipped
         from compress.formats.runtimes import opened
         from compress.formats.safetensors.pictures import torch_pictures
+        from compress.models.processor import processor_of
         from compress.runtimes.picture_session import PictureSession
 
         rows = context.data.split("train").slice(0, _PROMPTS)
@@ -174,60 +149,12 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
         return made
 
     def _write(self, checkpoint: Checkpoint, context: Context) -> OpenVinoModel:
-        from compress.environment import working_threads
         from compress.formats.onnx.stage import proof_windows
-        from compress.formats.openvino.decoder import ProvenDecoder, write_decoder
-        from compress.formats.openvino.model import IR_FILE, with_draft
-        from compress.formats.openvino.runtime import open_stateful
-        from compress.formats.pair import check_tokens, checkpoint_of, prove_pair
+        from compress.formats.openvino.decoder import write_decoder
 
-        if isinstance(checkpoint, HeadCheckpoint):
-            return self._with_head(checkpoint, context)
-        windows, cache = proof_windows(checkpoint, context), self.kv_cache_precision
-
-        def written(model: Checkpoint) -> ProvenDecoder:
-            return write_decoder(model, self.precision, self.embedding_bits, windows, self.tolerance, cache)
-
-        if self.draft_of is None:
-            found = written(checkpoint)
-            context.remark(f"openvino: {found}")
-            return found.model
-        target = checkpoint_of(self.draft_of, context)
-        check_tokens(target.folder, checkpoint.folder)
-        whole, found = written(target), written(checkpoint)
-        context.remark(f"openvino: {whole}")
-        context.remark(f"draft: {found}")
-        pair = with_draft(whole.model, found.model)
-        pair.save(folder := context.scratch / "pair")
-        session = open_stateful(folder / IR_FILE, working_threads())
-        context.remark(prove_pair(session.alone(), session.drafted(), folder, context))
-        return pair
-
-    def _with_head(self, checkpoint: HeadCheckpoint, context: Context) -> OpenVinoModel:
-        """The model that a draft head is for, and the head."""
-        from compress.checkpoints.eagle3 import read_head
-        from compress.environment import working_threads
-        from compress.errors import MissingExtraError
-        from compress.formats.onnx.stage import proof_windows
-        from compress.formats.openvino.decoder import companions_with_tokenizer, write_decoder
-        from compress.formats.openvino.draft_head import write_head
-        from compress.formats.openvino.genai import genai_version, prove_in_genai
-        from compress.formats.openvino.model import with_draft
-        from compress.formats.pair import check_tokens, checkpoint_of
-
-        if genai_version() is None:
-            raise MissingExtraError("openvino-genai", "openvino", "A draft head")
-        assert self.draft_of is not None
-        target = checkpoint_of(self.draft_of, context)
-        check_tokens(target.folder, checkpoint.folder)
-        windows, cache = proof_windows(target, context), self.kv_cache_precision
-        whole = write_decoder(
-            target, self.precision, self.embedding_bits, windows, self.tolerance, cache, with_head=True
+        windows = proof_windows(checkpoint, context)
+        proven = write_decoder(
+            checkpoint, self.precision, self.embedding_bits, windows, self.tolerance, self.kv_cache_precision
         )
-        context.remark(f"openvino: {whole}")
-        files, difference = write_head(read_head(checkpoint), self.tolerance)
-        context.remark(f"draft head: logits differ by at most {difference:.1e} from torch in fp32; it ships in 8 bits")
-        pair = with_draft(whole.model, OpenVinoModel(files, companions_with_tokenizer(checkpoint)))
-        pair.save(folder := context.scratch / "pair")
-        context.remark(prove_in_genai(folder, working_threads(), context))
-        return pair
+        context.remark(f"openvino: {proven}")
+        return proven.model

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.errors import StageError
 from compress.formats.openvino.decoder import write_decoder
 from compress.formats.openvino.genai import EXACT, KV_CACHE_PRECISION, reason
+from compress.models.checkpoint import Checkpoint
+from compress.utils.errors import StageError
 
 AT_ONCE = 64
 """Texts that are written together; more win little, and their keys and values take memory."""

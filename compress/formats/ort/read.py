@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from compress.checkpoints.stored_tensor import StoredTensor, stored
-from compress.errors import ModelError
 from compress.formats.onnx.graph import DTYPES, Initializer, Node, OnnxGraph
 from compress.formats.onnx.read import explained
+from compress.models.stored_tensor import StoredTensor, stored
+from compress.utils.errors import ModelError
 
 IDENTIFIER = b"ORTM"
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.ort.model import OPERATORS_FILE, OrtModel
-from compress.stage.stage import Context, Promise, Stage
+from compress.stages.base import Context, Promise, Stage
 from compress.tasks.capability import ANSWERS_AT_ONCE
 
 

@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.errors import StageError
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.ort.model import OPERATORS_FILE, ORT_FILE, OrtModel
 from compress.formats.ort.read import IDENTIFIER, ort_tools
+from compress.utils.errors import StageError
 
 _LEFT_OUT = ["NchwcTransformer"]
 """It lays channels out for x86; a file with such operators opens nowhere else."""

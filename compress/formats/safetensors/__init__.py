@@ -14,6 +14,6 @@ FORMAT = FormatSpec(
     runtimes={"torch": RuntimeSpec(runtime=f"{_FOLDER}.runtime:RUNTIME", provider="cpu", package="torch")},
     targets=(Profile(Target("torch", "torch", "cpu", _ABOUT, "safetensors")),),
     find_all=f"{_FOLDER}.folder:find_weights",
-    tensors="compress.checkpoints.checkpoint:read_tensors",
+    tensors="compress.models.checkpoint:read_tensors",
     has_graph=False,
 )

@@ -5,21 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoints.adapter import ADAPTER, merge
-from compress.checkpoints.allowed_code import is_allowed
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.checkpoints.checks import check_model_folder, weight_files
-from compress.checkpoints.json_file import read_json
-from compress.checkpoints.pipeline_checks import model_config
-from compress.checkpoints.processor import PREPROCESSOR, load_tokenizer
-from compress.checkpoints.quantization_config import COMPRESSED_TENSORS
-from compress.checkpoints.torch_model import TorchModel
-from compress.errors import MissingExtraError, ModelError
 from compress.formats.silence import silence
-from compress.installation import has_package
+from compress.models.checkpoint import Checkpoint
+from compress.models.diffusion_checks import model_config
+from compress.models.folder_checks import check_model_folder, weight_files
+from compress.models.json_file import read_json
+from compress.models.lora_adapter import ADAPTER, merge
+from compress.models.processor import PREPROCESSOR, load_tokenizer
+from compress.models.quantization_config import COMPRESSED_TENSORS
+from compress.models.remote_code import is_allowed
+from compress.models.torch_model import TorchModel
 from compress.tasks.capability import EMBEDS, GENERATES, TAKES_IMAGES
 from compress.tasks.registry import TASKS, tasks_with, told_task
 from compress.tasks.task import Task
+from compress.utils.errors import MissingExtraError, ModelError
+from compress.utils.installation import has_package
 
 
 def find_weights(artifact: Path) -> tuple[Path, ...]:
@@ -63,7 +63,7 @@ def load_folder(artifact: Path) -> tuple[Task, TorchModel]:
 
 
 def _floats(folder: Path) -> TorchModel:
-    from compress.checkpoints.quantized_module import load_module, with_float_weights
+    from compress.models.quantized_module import load_module, with_float_weights
 
     return TorchModel(with_float_weights(load_module(Checkpoint(folder))), load_tokenizer(folder))
 
@@ -73,7 +73,7 @@ def _as_served(folder: Path) -> TorchModel:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from compress.checkpoints.config_check import loading_failures
+    from compress.models.config_checks import loading_failures
 
     if not has_package(COMPRESSED_TENSORS):
         raise MissingExtraError(COMPRESSED_TENSORS, COMPRESSED_TENSORS, "a checkpoint in the layout of that name")

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from compress.checkpoints.diffusion_pipeline import TEXT_ENCODER, VAE, GeneratorModel
-from compress.checkpoints.pipeline_checks import UNET
-from compress.errors import StageError, first_line
 from compress.formats.safetensors.session import FAILURES
+from compress.models.diffusion_checks import UNET
+from compress.models.diffusion_pipeline import TEXT_ENCODER, VAE, GeneratorModel
 from compress.runtimes.picture_sampler import (
     CONDITION,
     DENOISED,
@@ -26,6 +25,7 @@ from compress.runtimes.picture_sampler import (
 )
 from compress.runtimes.picture_session import DECODER, PictureSession, sampler_of
 from compress.runtimes.runtime import Batch, TensorType, check_inputs
+from compress.utils.errors import StageError, first_line
 
 
 class TorchPart:

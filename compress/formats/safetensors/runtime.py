@@ -9,12 +9,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.runtimes.runtime import Session, check_target
 from compress.formats.target_profile import Target
+from compress.runtimes.runtime import Session, check_target
 from compress.tasks.capability import ANSWERS_AT_ONCE, REWRITES, TELLS_OF_IMAGES, TRANSCRIBES
 
 if TYPE_CHECKING:
-    from compress.checkpoints.torch_model import TorchModel
+    from compress.models.torch_model import TorchModel
 
 
 class TorchRuntime:
@@ -83,9 +83,9 @@ class TorchRuntime:
 
 def _opened(model: TorchModel, folder: Path, settings: Mapping[str, Any]) -> Session:
     """The module, or what draws pictures with its parts."""
-    from compress.checkpoints.diffusion_pipeline import GeneratorModel
     from compress.formats.safetensors.pictures import torch_pictures
     from compress.formats.safetensors.session import TorchSession
+    from compress.models.diffusion_pipeline import GeneratorModel
 
     if isinstance(model, GeneratorModel):
         return torch_pictures(model, settings, str(folder))

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compress.errors import InputError, StageError, first_line
 from compress.runtimes.decoder import likeliest
 from compress.runtimes.runtime import Batch, TensorType, check_inputs
+from compress.utils.errors import InputError, StageError, first_line
 
 if TYPE_CHECKING:
     import torch

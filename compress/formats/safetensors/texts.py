@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from compress.errors import StageError, first_line
 from compress.formats.safetensors.session import FAILURES, TorchSession, as_array, as_tensor
 from compress.runtimes.image_answers import ImageAnswers, read_rules, until_ended
 from compress.runtimes.pair_decoder import IDS
 from compress.runtimes.runtime import Batch, TensorType, check_inputs
 from compress.runtimes.text_writer import MASK, SEQUENCES, TEXTS
+from compress.utils.errors import StageError, first_line
 
 
 class GeneratedText:

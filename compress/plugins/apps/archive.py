@@ -10,9 +10,9 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from compress.archives import is_plain, objection
-from compress.errors import BundleError, StorageError
 from compress.plugins.apps.manifest import MANIFEST, MAX_BYTES, SIGNATURE
+from compress.utils.archive_members import is_plain, objection
+from compress.utils.errors import BundleError, StorageError
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _MARK = b"compress bundle, sha256 of all before this digest: "

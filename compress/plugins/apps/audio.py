@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from compress.errors import BundleError, InputError, ModelError
 from compress.plugins.apps.image import FOLDER, other_values, sampled
 from compress.plugins.apps.kind import Case, Inputs
 from compress.plugins.apps.steps import LogMel
 from compress.runtimes.runtime import Batch
 from compress.runtimes.transcriber import FEATURES
 from compress.tasks.audio import Remarks, read_recording
+from compress.utils.errors import BundleError, InputError, ModelError
 
 _HIGHEST_HZ = 8000.0
 _TOLERANCE = 1e-3

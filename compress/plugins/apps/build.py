@@ -8,14 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from compress.checkpoints.processor import load_processor
-from compress.digests import digest_file
-from compress.errors import InputError, ModelError, StorageError
 from compress.formats.bundled import Contents
 from compress.formats.model_file import format_of, model_file, model_files
 from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.formats.target_profile import AppProfile
 from compress.formats.targets import PROFILES, TARGETS, in_format
+from compress.models.processor import load_processor
 from compress.plugins.apps.archive import write_zip
 from compress.plugins.apps.client import FOLDER as RUNTIME_FOLDER
 from compress.plugins.apps.format import bundled, minimum_version, open_model, shape_of, unread_reason
@@ -41,11 +39,13 @@ from compress.plugins.apps.verify import verify_folder
 from compress.plugins.provenance.finished import BILL
 from compress.plugins.provenance.signature import sign
 from compress.plugins.provenance.terms import NOT_STATED
-from compress.progress import Progress
 from compress.recipe.recipe import Recipe
 from compress.runtimes.runtime import Batch
 from compress.tasks.capability import GENERATES
 from compress.tasks.registry import get_task
+from compress.utils.digests import digest_file
+from compress.utils.errors import InputError, ModelError, StorageError
+from compress.utils.progress import Progress
 
 _SLOW_IN_PAGES = (
     "WebAssembly is slow with weights in few bits: with `expand_on_load: true` of the stage export a chat model is "

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from compress.checkpoints.pipeline_checks import UNET, part_config, vae_config
-from compress.checkpoints.sampling import TOKENIZER, Sampling, load_prompt_processor, load_scheduler
-from compress.errors import ModelError
+from compress.models.diffusion_checks import UNET, part_config, vae_config
+from compress.models.diffusion_sampling import TOKENIZER, Sampling, load_prompt_processor, load_scheduler
 from compress.plugins.apps.ends import Draw
 from compress.plugins.apps.kind import Answers, Inputs, Numbers, Rounding, seven_figures
 from compress.plugins.apps.manifest import MODEL_FOLDER, TensorRecord
@@ -20,6 +19,7 @@ from compress.runtimes.picture_sampler import CONDITION, DENOISED, HIDDEN, IDS, 
 from compress.runtimes.picture_session import PictureSession
 from compress.runtimes.runtime import Batch, Session
 from compress.runtimes.step_table import StepTable, step_table
+from compress.utils.errors import ModelError
 
 _PROMPTS = ("a photo of a bag", "a coat")
 """Few, since drawing takes a while."""

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from compress.errors import InputError, ModelError
 from compress.formats.bundled import Axis, BundledFormat, Contents, Interface, Signature
 from compress.formats.registry import part_of
 from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.formats.targets import TARGETS
-from compress.inspect.tensors import read_model
+from compress.inspection.tensors import read_model
 from compress.plugins.apps.kind import Kind
 from compress.plugins.apps.manifest import TensorRecord
 from compress.runtimes.runtime import Session, TensorType
+from compress.utils.errors import InputError, ModelError
 
 _INTEGERS = ("int8", "uint8", "int4", "uint4", "int2")
 

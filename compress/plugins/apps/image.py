@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compress.data.media import Mode, decode, media
-from compress.errors import BundleError, DataError, InputError, ModelError
 from compress.plugins.apps.kind import Case, Inputs
 from compress.plugins.apps.pictures import noise, pictures
 from compress.plugins.apps.steps import Channels, Crop, PrepareImage, Resize
 from compress.runtimes.runtime import Batch
+from compress.utils.errors import BundleError, DataError, InputError, ModelError
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -12,11 +12,11 @@ import numpy as np
 from pydantic import Field
 
 from compress.formats.target_profile import Language
-from compress.frozen import FrozenAliased
 from compress.plugins.apps.client import ONNXRUNTIME_WEB, Client
 from compress.plugins.apps.manifest import TensorRecord
 from compress.plugins.apps.steps import Preprocessing
 from compress.runtimes.runtime import Batch, Session
+from compress.utils.pydantic_models import FrozenAliased
 
 Numbers = tuple[float, ...]
 _LAYER = re.compile(r"\.\d+\.")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compress.checkpoints.pipeline_checks import model_config
-from compress.errors import InputError
 from compress.formats.target_profile import Language
+from compress.models.diffusion_checks import model_config
 from compress.plugins.apps.audio import RECORDINGS
 from compress.plugins.apps.client import ONNXRUNTIME_WEB_PARTS, TRANSFORMERS_JS
 from compress.plugins.apps.drawn import DRAWN_PICTURES, DRAWN_PROMPTS
@@ -22,6 +21,7 @@ from compress.plugins.apps.text import MASKED_TEXTS, SENTENCES, SOURCES, TEXTS, 
 from compress.plugins.apps.transcript import TRANSCRIPTS_OF_SPEECH, WRITTEN_TEXTS
 from compress.plugins.apps.vectors import EMBEDDINGS, IMAGE_EMBEDDINGS, LABELS
 from compress.tasks.registry import TASKS, get_task
+from compress.utils.errors import InputError
 
 _ALL: frozenset[Language] = frozenset({"python", "node", "kotlin", "swift"})
 KINDS: dict[tuple[str, str], Kind] = {

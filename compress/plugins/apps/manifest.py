@@ -9,14 +9,14 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from compress.errors import BundleError
 from compress.formats.bundled import Axis, Signature
 from compress.formats.registry import Format
-from compress.frozen import FrozenAliased
 from compress.plugins.apps.ends import Postprocessing
 from compress.plugins.apps.steps import Preprocessing
 from compress.plugins.provenance.signature import Signed
 from compress.tasks.registry import TASKS
+from compress.utils.errors import BundleError
+from compress.utils.pydantic_models import FrozenAliased
 
 SCHEMA = 1
 MANIFEST = "manifest.json"

@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from compress.errors import InputError, ModelError
 from compress.plugins.apps.kind import Inputs
 from compress.plugins.apps.manifest import MODEL_FOLDER
 from compress.plugins.apps.steps import TokenizePair
 from compress.plugins.apps.text import TextCase, more_for_page, no_rule, open_tokenizer, other_ids
 from compress.runtimes.runtime import Batch
+from compress.utils.errors import InputError, ModelError
 
 _PROBES = ("a", "b")
 _IDS = 12

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.checkpoints.json_file import read_json
-from compress.errors import ModelError
+from compress.models.json_file import read_json
 from compress.plugins.apps.ends import FindBoxes, Segment
 from compress.plugins.apps.image import IMAGES, find_rule, sampled
 from compress.plugins.apps.kind import Answers, Numbers
@@ -21,6 +20,7 @@ from compress.runtimes.runtime import Batch, Session
 from compress.tasks.object_detection import BOXES as PRED_BOXES
 from compress.tasks.object_detection import is_separate
 from compress.tasks.task import LOGITS
+from compress.utils.errors import ModelError
 
 
 def _find_uncut(folder: Path, processor: Any, max_length: int) -> PrepareImage:

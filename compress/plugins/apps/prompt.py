@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from compress.errors import InputError, ModelError
 from compress.plugins.apps.kind import Inputs
 from compress.plugins.apps.manifest import MODEL_FOLDER
 from compress.plugins.apps.reply import longest_text
@@ -18,6 +17,7 @@ from compress.plugins.apps.stand_ins import for_page
 from compress.plugins.apps.steps import Prompt
 from compress.plugins.apps.text import TEXTS, TextCase, open_tokenizer, other_ids, short_texts
 from compress.runtimes.runtime import Batch
+from compress.utils.errors import InputError, ModelError
 
 _PROBE = "zq8message8qz"
 _TODAY = "strftime_now"

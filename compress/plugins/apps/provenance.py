@@ -10,9 +10,6 @@ from huggingface_hub import EvalResult
 from pydantic import ValidationError
 
 from compress import __version__
-from compress.utils.digests import digest_file
-from compress.utils.errors import InputError
-from compress.results.measurement import Measurement
 from compress.plugins.apps.manifest import Licence, Provenance
 from compress.plugins.provenance.card import results
 from compress.plugins.provenance.finished import SHOWN, read_lock
@@ -21,8 +18,11 @@ from compress.plugins.provenance.licences import find_licences as licences_of
 from compress.plugins.provenance.terms import NOT_STATED
 from compress.recipe.recipe import Recipe
 from compress.report.run_folder import LOCK, RECIPE, REPORT
+from compress.results.measurement import Measurement
 from compress.results.report import FINAL, load_report
 from compress.samples.sample import Sample, known_samples
+from compress.utils.digests import digest_file
+from compress.utils.errors import InputError
 
 _SAMPLE = "sample:"
 

@@ -13,15 +13,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from compress.checkpoints.json_file import read_json
-from compress.errors import ModelError
 from compress.evaluation.generate import end_tokens
+from compress.models.json_file import read_json
 from compress.plugins.apps.ends import Generate
 from compress.plugins.apps.kind import Answers, Numbers, Reply, Rounding, apart, seven_figures, shown, span
 from compress.plugins.apps.manifest import TensorRecord
 from compress.runtimes.decoder import PAST, PRESENT, Decoder, likeliest
 from compress.runtimes.runtime import Batch, Session
 from compress.tasks.task import LOGITS
+from compress.utils.errors import ModelError
 
 _NEW_TOKENS = 256
 """Of a reply, where the model's own config says nothing."""

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.checkpoints.processor import load_tokenizer
-from compress.errors import ModelError
+from compress.models.processor import load_tokenizer
 from compress.plugins.apps.ends import FindSpan, Relevance, Tag, Unmask
 from compress.plugins.apps.kind import Answers, Numbers, seven_figures
 from compress.plugins.apps.manifest import TensorRecord
@@ -19,6 +18,7 @@ from compress.tasks.question_answering import END, START
 from compress.tasks.spans import MOST_TOKENS
 from compress.tasks.task import LOGITS
 from compress.tasks.text_ranking import Relevance as RelevanceHead
+from compress.utils.errors import ModelError
 
 _TRIED = 64
 _OF_PAIRS: Mapping[str, str] = {

@@ -11,8 +11,6 @@ from typing import Self
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
-from compress.errors import BundleError, InputError, ModelError, StageError
-from compress.frozen import FrozenAliased
 from compress.plugins.apps.audio import AudioCase
 from compress.plugins.apps.drawn import DrawnCase
 from compress.plugins.apps.ends import Postprocessing
@@ -22,6 +20,8 @@ from compress.plugins.apps.manifest import SELFTEST
 from compress.plugins.apps.pairs import PairCase
 from compress.plugins.apps.text import TextCase
 from compress.runtimes.runtime import Session
+from compress.utils.errors import BundleError, InputError, ModelError, StageError
+from compress.utils.pydantic_models import FrozenAliased
 
 SCHEMA = 1
 

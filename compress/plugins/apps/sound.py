@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from compress.errors import ModelError
 from compress.plugins.apps.audio import AudioCase, keep_recordings, read_wav
 from compress.plugins.apps.image import other_values, sampled
 from compress.plugins.apps.kind import Inputs
 from compress.plugins.apps.steps import Hear, Spectrogram
 from compress.runtimes.runtime import Batch
+from compress.utils.errors import ModelError
 
 _VALUES, _MASK = "input_values", "attention_mask"
 _STEP_SECONDS, _WINDOW_SECONDS = 0.010, 0.025

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from compress.frozen import FrozenAliased
+from compress.utils.pydantic_models import FrozenAliased
 
 
 class Step(FrozenAliased):

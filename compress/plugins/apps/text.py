@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from compress.errors import BundleError, ModelError
 from compress.plugins.apps.kind import Case, Inputs
 from compress.plugins.apps.manifest import MODEL_FOLDER
 from compress.plugins.apps.stand_ins import STAND_INS, stand_ins
 from compress.plugins.apps.steps import Tokenize, TokenizePair, TokenizePrompt
 from compress.runtimes.runtime import Batch
+from compress.utils.errors import BundleError, ModelError
 
 _PROBE = "a"
 FOREIGN = (

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from compress.errors import ModelError
 from compress.formats.onnx.model import find_graphs
 from compress.numerics.word_errors import word_errors
 from compress.plugins.apps.ends import Rewrite, Transcribe
@@ -15,6 +14,7 @@ from compress.plugins.apps.manifest import MODEL_FOLDER, TensorRecord
 from compress.runtimes import text_writer
 from compress.runtimes.runtime import Batch, Session
 from compress.runtimes.transcriber import HIDDEN, TRANSCRIPTS, read_rules
+from compress.utils.errors import ModelError
 
 
 def _find_end(model: Path, outputs: Sequence[TensorRecord]) -> Transcribe:

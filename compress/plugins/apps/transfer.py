@@ -9,10 +9,10 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from compress.errors import InputError, StageError
 from compress.formats.bundled import Contents
-from compress.inspect.size_advice import what_helps
+from compress.inspection.size_advice import what_helps
 from compress.plugins.apps.manifest import CARD, SELFTEST
+from compress.utils.errors import InputError, StageError
 
 _UNASKED = ("examples/", "runtime/LICENSE", CARD, SELFTEST)
 _SECONDS = 600

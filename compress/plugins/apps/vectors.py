@@ -10,15 +10,15 @@ from typing import cast
 
 import numpy as np
 
-from compress.checkpoints.sentence_modules import MODULES, Normalize, SentenceModules, has_modules, read_modules
-from compress.errors import ModelError
 from compress.evaluation.evaluate import artifact_labels
+from compress.models.sentence_modules import MODULES, Normalize, SentenceModules, has_modules, read_modules
 from compress.plugins.apps.ends import POOLED, Embed, Softmax
 from compress.plugins.apps.kind import Answers, Numbers, Rounding, seven_figures
 from compress.plugins.apps.manifest import TensorRecord
 from compress.runtimes.runtime import Batch, Session
 from compress.tasks.image_feature_extraction import POOLED as POOLER_OUTPUT
 from compress.tasks.task import LAST_HIDDEN_STATE, LOGITS, SENTENCE_EMBEDDING
+from compress.utils.errors import ModelError
 
 
 def _find_pooling(model: Path, outputs: Sequence[TensorRecord]) -> Embed:

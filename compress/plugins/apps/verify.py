@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from compress.digests import digest_file
-from compress.errors import BundleError, InputError
 from compress.formats.bundled import BundledFormat
 from compress.formats.model_file import format_of
 from compress.formats.runtimes import why_unavailable
@@ -30,6 +28,8 @@ from compress.plugins.apps.manifest import (
 from compress.plugins.apps.selftest import Asked, check_prepared, read_selftest, run_selftest
 from compress.plugins.provenance.signature import check_signature
 from compress.runtimes.runtime import Session
+from compress.utils.digests import digest_file
+from compress.utils.errors import BundleError, InputError
 
 _SHOWN = 5
 _ROUNDED = 1e-5

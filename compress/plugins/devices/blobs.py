@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.digests import digest_file
-from compress.errors import DeviceError
 from compress.plugins.devices.agent import BYTES_AT_ONCE
 from compress.plugins.devices.connection import Connection, LostError
-from compress.progress import Progress
+from compress.utils.digests import digest_file
+from compress.utils.errors import DeviceError
+from compress.utils.progress import Progress
 
 ENVIRONMENT_BYTES = 600_000_000
 """Room for an environment while pip makes it: three times what numpy, SciPy and ONNX Runtime take."""

@@ -42,7 +42,7 @@ def devices(
 
 
 def _looked_at(chosen: Mapping[str, Device], folder: Path, clear: bool) -> list[dict[str, Any]]:
-    from compress.errors import CompressError
+    from compress.utils.errors import CompressError
 
     def one(name: str) -> dict[str, Any]:
         device = chosen[name]

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from compress.benchmark.rpc import Piped
-from compress.utils.errors import CompressError, DeviceError, InputError
 from compress.plugins.devices.agent import BYTES_AT_ONCE
 from compress.plugins.devices.inventory import Device
+from compress.utils.errors import CompressError, DeviceError, InputError
 
 Reply = dict[str, Any]
 

@@ -8,20 +8,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from compress.benchmark.workloads.calls import CallPlan
-from compress.benchmark.restarts import Workload
 from compress.benchmark.host import HERE, Timed
 from compress.benchmark.record import Conditions
+from compress.benchmark.restarts import Workload
 from compress.benchmark.rpc import error_reply
+from compress.benchmark.workloads.calls import CallPlan
 from compress.benchmark.workloads.text_generation import TextPlan
-from compress.utils.errors import CompressError
 from compress.formats.target_profile import Target
 from compress.plugins.devices.agent import ORDER, RESULT, write
 from compress.plugins.devices.bootstrap import FILES, is_alone, tell
+from compress.utils.errors import CompressError
 from compress.utils.progress import Total, steps_of
 
 Item = TypeVar("Item")
-IMPORTS = ("compress.plugins.devices.harness", "compress.benchmark.worker", "compress.formats.onnx.runtimes.onnxruntime")
+IMPORTS = (
+    "compress.plugins.devices.harness",
+    "compress.benchmark.worker",
+    "compress.formats.onnx.runtimes.onnxruntime",
+)
 """What an environment must be able to import before it is used."""
 
 

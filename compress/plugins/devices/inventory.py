@@ -11,10 +11,10 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from compress.errors import InputError, nearest_name
-from compress.frozen import Frozen
 from compress.recipe.document import Document, FileKind, describe, read_document
 from compress.recipe.validation_errors import validate
+from compress.utils.errors import InputError, nearest_name
+from compress.utils.pydantic_models import Frozen
 
 FILE_NAME = "devices.yaml"
 EVERY = "all"

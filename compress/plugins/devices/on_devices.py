@@ -12,8 +12,8 @@ from typing import NamedTuple, TypeVar
 from compress.benchmark.host import LaunchHost
 from compress.benchmark.session import BenchResult
 from compress.cli.console_progress import ConsoleProgress
-from compress.utils.errors import CompressError, InputError
 from compress.plugins.devices.inventory import Device, choose_devices, find_inventory, read_inventory
+from compress.utils.errors import CompressError, InputError
 from compress.utils.progress import Progress, Total, steps_of
 
 Item = TypeVar("Item")

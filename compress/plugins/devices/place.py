@@ -11,11 +11,10 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from compress import __version__
-from compress.benchmark.restarts import Workload
 from compress.benchmark.host import Timed
 from compress.benchmark.record import Conditions, Record
+from compress.benchmark.restarts import Workload
 from compress.benchmark.rpc import raised_error
-from compress.utils.errors import DeviceError
 from compress.formats.onnx.model import find_graphs
 from compress.formats.target_profile import Target
 from compress.plugins.devices.blobs import Blob, send_blobs
@@ -23,6 +22,7 @@ from compress.plugins.devices.connection import Connection
 from compress.plugins.devices.harness import IMPORTS
 from compress.plugins.devices.inventory import Device
 from compress.plugins.devices.session import PACKAGES, TRANSCRIBING, begun, followed, requirements, write_archive
+from compress.utils.errors import DeviceError
 from compress.utils.progress import Progress
 
 _CPU = ("onnxruntime", "CPUExecutionProvider")

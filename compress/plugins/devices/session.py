@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from compress.benchmark.host import TRACKED
-from compress.utils.errors import DeviceError
 from compress.plugins.devices.connection import Connection, LostError, plain
+from compress.utils.errors import DeviceError
 from compress.utils.progress import Progress
 
 PACKAGES = ("numpy", "onnxruntime", "psutil", "scipy")

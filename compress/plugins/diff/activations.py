@@ -13,13 +13,13 @@ from compress.formats.onnx.intermediate_values import OnnxParts
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.parts import longest
 from compress.formats.registry import FORMATS
-from compress.inspect.departures import NOISE, Gap, compare_parts, gives_values, open_parts
-from compress.inspect.matched_parts import match
-from compress.inspect.node_layers import node_modules
+from compress.inspection.layer_comparison import NOISE, Gap, compare_parts, gives_values, open_parts
+from compress.inspection.node_layers import node_modules
+from compress.inspection.value_matching import match
 from compress.plugins.diff.answers import target_of
 from compress.plugins.diff.record import Activations, Parting
-from compress.progress import Progress
 from compress.runtimes.runtime import Session
+from compress.utils.progress import Progress
 
 if TYPE_CHECKING:
     from torch import nn

@@ -10,33 +10,33 @@ from pathlib import Path
 
 import numpy as np
 
-from compress.report.compare.change import Comparison
-from compress.report.compare.flips import input_texts, shortened
-from compress.report.compare.reports import compare_reports
 from compress.data.dataset import TEST, load_dataset
 from compress.data.membership import Part, character_lengths, find_parts
 from compress.data.slices import Slice
-from compress.utils.errors import CompressError, InputError, ModelError
 from compress.evaluation.evaluate import Predictions, artifact_labels, encode_for, predict, slices_of_task
 from compress.formats.model_file import format_of
 from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.formats.target_profile import Target
 from compress.formats.targets import PROFILES
 from compress.inspection.tensors import read_model
-from compress.results.measurement import Measurement
-from compress.results.metrics import describe_metric, format_bytes
 from compress.numerics.calibration import mean_interval
 from compress.numerics.next_token import divergence
 from compress.plugins.diff.record import AnswersDiff
-from compress.utils.progress import Progress
 from compress.recipe.policy import COMPARE, Policy
 from compress.recipe.recipe import Recipe
+from compress.report.compare.change import Comparison
+from compress.report.compare.flips import input_texts, shortened
+from compress.report.compare.reports import compare_reports
 from compress.report.predictions import Answers, write_predictions
+from compress.results.measurement import Measurement
+from compress.results.metrics import describe_metric, format_bytes
 from compress.results.report import BASELINE, FINAL, DataRecord, Report, SliceRecord
 from compress.runtimes.runtime import Session
 from compress.tasks.capability import READS_ROWS
 from compress.tasks.classes import mean_row
 from compress.tasks.task import Task
+from compress.utils.errors import CompressError, InputError, ModelError
+from compress.utils.progress import Progress
 
 HERE = "here"
 """In place of a target: each of both runs where its own format does."""

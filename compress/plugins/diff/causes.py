@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from compress.results.metrics import significant
 from compress.numerics.sparse_pattern import Pattern
 from compress.numerics.weight_difference import (
     Axis,
@@ -17,6 +16,7 @@ from compress.numerics.weight_difference import (
     grid_bits,
     reordered,
 )
+from compress.results.metrics import significant
 
 _LEFT = 0.05
 """Share of the difference's size that a cause may leave unexplained."""

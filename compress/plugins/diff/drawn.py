@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 
 from compress.models.json_file import read_json
-from compress.utils.errors import InputError
-from compress.results.measurement import Measurement
-from compress.results.metrics import slice_metric
 from compress.numerics.next_token import divergence, log_probabilities
 from compress.numerics.output_agreement import output_agreement
 from compress.plugins.diff.answers import HERE, mean_of
 from compress.plugins.diff.record import AnswersDiff
-from compress.utils.progress import Progress
+from compress.results.measurement import Measurement
+from compress.results.metrics import slice_metric
 from compress.results.report import FINAL
 from compress.runtimes.decoder import feeder
 from compress.runtimes.runtime import Session
 from compress.tasks.classes import agreement_row
+from compress.utils.errors import InputError
+from compress.utils.progress import Progress
 
 _LENGTHS, _EACH = (8, 16, 32, 64), 16
 _SEED = 0

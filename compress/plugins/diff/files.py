@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from compress.models.json_file import read_json
-from compress.utils.digests import digest_file
-from compress.utils.errors import CompressError
 from compress.plugins.diff.record import FieldChange
 from compress.recipe.loading import read_recipe
 from compress.results.report import Report
+from compress.utils.digests import digest_file
+from compress.utils.errors import CompressError
 
 TOKENIZER = "tokenizer.json"
 RECIPE = "recipe"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from compress.errors import InputError, nearest_name
 from compress.plugins.diff.record import Diff, LimitFound
+from compress.utils.errors import InputError, nearest_name
 
 
 class _Value(NamedTuple):

@@ -10,7 +10,7 @@ from itertools import product
 
 import numpy as np
 
-from compress.inspect.layers import model_prefix
+from compress.inspection.layers import model_prefix
 from compress.plugins.diff.pairs import Pair, rows_of
 from compress.plugins.diff.profiles import FEWEST, Profile, likely, rows_alike
 from compress.plugins.diff.values import Weight

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import get_args
 
 from compress.data.config import DataConfig
-from compress.utils.errors import CompressError
-from compress.results.metrics import format_measurement, significant
 from compress.plugins.diff.activations import compare_files, compare_modules, modules_of
 from compress.plugins.diff.answers import Batches, beside, check_config_there, check_memory, on_rows, opened
 from compress.plugins.diff.drawn import draw, on_drawn
@@ -18,14 +16,16 @@ from compress.plugins.diff.files import RECIPE, TOKENIZER, compare_folders, comp
 from compress.plugins.diff.limits import judged
 from compress.plugins.diff.record import Activations, AnswersDiff, Diff, FieldChange, How, LayerChange, WeightsDiff
 from compress.plugins.diff.weights import compare_weights
-from compress.utils.progress import Progress
 from compress.recipe.loading import read_recipe
 from compress.recipe.policy import COMPARE
 from compress.recipe.recipe import Recipe
 from compress.report import run_folder
+from compress.results.metrics import format_measurement, significant
 from compress.results.report import Report, load_report
 from compress.runtimes.runtime import Session
 from compress.tasks.registry import get_task
+from compress.utils.errors import CompressError
+from compress.utils.progress import Progress
 
 CONFIG = "config.json"
 _OTHER_MODEL = 0.5

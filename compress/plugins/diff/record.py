@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import Field
 
 from compress.report.compare.change import Comparison
-from compress.utils.pydantic_models import Frozen, FrozenAliased
 from compress.results.measurement import Measurement
+from compress.utils.pydantic_models import Frozen, FrozenAliased
 
 SCHEMA = 1
 How = Literal["identical", "rounded", "changed"]

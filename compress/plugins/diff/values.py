@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from compress.checkpoints.checkpoint import TABLES, Checkpoint
-from compress.checkpoints.stored_tensor import StoredTensor, numpy_type
-from compress.inspect.tensors import Contents
+from compress.inspection.tensors import Contents
+from compress.models.checkpoint import TABLES, Checkpoint
+from compress.models.stored_tensor import StoredTensor, numpy_type
 from compress.numerics.weight_difference import smallest_steps
 
 CHUNK = 1 << 22

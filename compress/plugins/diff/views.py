@@ -8,15 +8,15 @@ from pathlib import Path
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from compress.report.compare import formatting as compare_words
-from compress.report.compare import forest_plot
-from compress.report.compare.pages import change_rows
-from compress.utils.responsive_table import Column, FittedTable
-from compress.results.metrics import describe_metric, format_measurement, significant
 from compress.plugins.diff.heat import heat_map
 from compress.plugins.diff.models import field_words, percent, weights_words
 from compress.plugins.diff.record import Diff, LimitFound, TensorChange
+from compress.report.compare import forest_plot
+from compress.report.compare import formatting as compare_words
+from compress.report.compare.pages import change_rows
 from compress.report.pages import render
+from compress.results.metrics import describe_metric, format_measurement, significant
+from compress.utils.responsive_table import Column, FittedTable
 
 _STYLES = {"identical": "green", "same": "green", "changed": "yellow"}
 _CHIPS = {"kept": "passed", "missed": "missed", "cannot tell": "unknown", "not measured": "unknown"}

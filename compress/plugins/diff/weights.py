@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from compress.inspect.layers import model_prefix
-from compress.inspect.tensors import Contents, read_model
+from compress.inspection.layers import model_prefix
+from compress.inspection.tensors import Contents, read_model
 from compress.numerics.weight_difference import Chunk, Sums, ratio, reordered, repeated_within, spectrum, sums
 from compress.plugins.diff.causes import causes_of
 from compress.plugins.diff.matching import match
 from compress.plugins.diff.pairs import Pair, aligned
 from compress.plugins.diff.record import How, LayerChange, TensorChange, WeightsDiff
 from compress.plugins.diff.values import CHUNK, Weight, side_by_side, weights_of
-from compress.progress import Progress
+from compress.utils.progress import Progress
 
 _TIMES_ROUNDING = 2.0
 """How many times what rounding to the nearest step gives a tensor may be off: ranges are clipped, and errors made up

@@ -9,21 +9,21 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
-from compress.checkpoints.processor import load_processor
 from compress.data.columns import are_label_ids
-from compress.digests import size_bytes
-from compress.errors import DataError, InputError
 from compress.evaluation.evaluate import artifact_labels, predict
-from compress.frozen import Frozen
+from compress.models.processor import load_processor
 from compress.numerics.anytime import mean_sequence, median_sequence
 from compress.numerics.differences import Verdict, decide
 from compress.numerics.statistics import Estimate
 from compress.plugins.monitoring.observed import Model, gives_classes
 from compress.plugins.monitoring.replay import Served, replay
 from compress.plugins.monitoring.traffic import Traffic
-from compress.progress import Progress
 from compress.tasks.capability import ANSWERS_AT_ONCE
 from compress.tasks.task import Examples
+from compress.utils.digests import size_bytes
+from compress.utils.errors import DataError, InputError
+from compress.utils.progress import Progress
+from compress.utils.pydantic_models import Frozen
 
 A, B = "A", "B"
 _TAIL = 0.99

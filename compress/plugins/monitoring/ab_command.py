@@ -39,12 +39,12 @@ def ab(
     from compress.cli.artifact import check_opens, find_artifact
     from compress.cli.console_progress import ConsoleProgress
     from compress.cli.output import show
-    from compress.errors import InputError
     from compress.formats.targets import find_target
     from compress.plugins.monitoring.observed import Model
     from compress.plugins.monitoring.rows import input_columns
     from compress.plugins.monitoring.traffic import read_traffic
-    from compress.progress import SilentProgress
+    from compress.utils.errors import InputError
+    from compress.utils.progress import SilentProgress
 
     sides, place = (find_artifact(a, recipe), find_artifact(b, recipe)), find_target(target)
     for side in sides:

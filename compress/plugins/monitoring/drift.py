@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from compress.checkpoints.processor import load_tokenizer
-from compress.errors import InputError
 from compress.evaluation.evaluate import artifact_labels
-from compress.inspect.clipping import Activations
+from compress.inspection.activation_clipping import Activations
+from compress.models.processor import load_tokenizer
 from compress.numerics.two_samples import (
     Tested,
     class_shares,
@@ -30,9 +29,10 @@ from compress.plugins.monitoring.observed import Model, Observed, observe
 from compress.plugins.monitoring.record import Look, Part, Side, UseReport, Verdict
 from compress.plugins.monitoring.rows import Sample
 from compress.plugins.monitoring.traits import TextTraits
-from compress.progress import Progress
 from compress.recipe.recipe import Recipe
 from compress.tasks.capability import READS_ROWS
+from compress.utils.errors import InputError
+from compress.utils.progress import Progress
 
 LEVEL = 0.005
 """Of one comparison a day, one in seven months finds a drift where there is none."""

@@ -35,8 +35,8 @@ def drift(
     from compress.cli.artifact import check_opens, find_artifact
     from compress.cli.console_progress import ConsoleProgress
     from compress.cli.output import show
-    from compress.utils.errors import InputError
     from compress.formats.targets import find_target
+    from compress.utils.errors import InputError
     from compress.utils.progress import SilentProgress
 
     if html is not None and (html.is_dir() or not html.absolute().parent.is_dir()):

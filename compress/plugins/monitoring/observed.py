@@ -9,15 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from compress.checkpoints.processor import load_processor, load_tokenizer
 from compress.evaluation.evaluate import predict
 from compress.formats.model_file import format_of, model_files
 from compress.formats.target_profile import Target
-from compress.inspect.clipping import Activations, activation_ranges, see_activations
+from compress.inspection.activation_clipping import Activations, activation_ranges, see_activations
+from compress.models.processor import load_processor, load_tokenizer
 from compress.numerics.embeddings import normalized
 from compress.plugins.monitoring.rows import Sample, input_columns
 from compress.plugins.monitoring.traits import TextTraits, image_traits, sound_traits, text_traits
-from compress.progress import Progress
 from compress.recipe.recipe import Recipe
 from compress.tasks.capability import (
     BY_PLACE,
@@ -31,6 +30,7 @@ from compress.tasks.capability import (
 )
 from compress.tasks.embeddings import EMBEDDING
 from compress.tasks.task import Examples, Task
+from compress.utils.progress import Progress
 
 _RANGE_ROWS = 300
 """Rows of either side whose activations are looked at; each is run by itself."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from compress.frozen import Frozen
+from compress.utils.pydantic_models import Frozen
 
 Verdict = Literal["drift", "small", "none", "not judged"]
 

@@ -12,10 +12,10 @@ import numpy as np
 
 from compress.benchmark.subprocess_client import Child
 from compress.benchmark.worker import write_batches
-from compress.utils.environment import spread_cores
 from compress.plugins.monitoring.observed import Model
-from compress.utils.progress import Progress
 from compress.tasks.task import Examples
+from compress.utils.environment import spread_cores
+from compress.utils.progress import Progress
 
 _STRETCHES, _FEWEST = 40, 5
 """So many stretches at most, of so many requests at least: the more there are, the surer a median of their ratios."""

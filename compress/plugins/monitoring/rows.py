@@ -14,10 +14,10 @@ from compress.data.config import DataConfig
 from compress.data.dataset import TEST, load_dataset
 from compress.data.rows import keys
 from compress.data.source import locate_split, read
-from compress.errors import CompressError, DataError
-from compress.progress import Progress
 from compress.recipe.recipe import Recipe
 from compress.samples.fetch import cached_directory
+from compress.utils.errors import CompressError, DataError
+from compress.utils.progress import Progress
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -13,7 +13,7 @@ import numpy as np
 
 from compress.data.columns import Column, choose, value_text
 from compress.data.files import Rows, read_file
-from compress.errors import DataError, InputError, nearest_name
+from compress.utils.errors import DataError, InputError, nearest_name
 
 if TYPE_CHECKING:
     import pyarrow as pa

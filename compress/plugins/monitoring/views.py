@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from compress.report.plot import SMALL, Plot, Scale, told
-from compress.utils.responsive_table import Column, FittedTable
-from compress.results.metrics import significant
 from compress.plugins.monitoring import words
 from compress.plugins.monitoring.ab import AbReport
 from compress.plugins.monitoring.record import Look, UseReport
 from compress.report.pages import render
+from compress.report.plot import SMALL, Plot, Scale, told
+from compress.results.metrics import significant
+from compress.utils.responsive_table import Column, FittedTable
 
 _STYLES = {"drift": "bold red", "small": "yellow", "none": "", "not judged": "dim"}
 _CHIPS = {"drift": "missed", "small": "unknown", "none": "passed", "not judged": ""}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from compress.results.metrics import format_bytes, significant
 from compress.plugins.monitoring.ab import Judged
 from compress.plugins.monitoring.record import Look, Part, UseReport
+from compress.results.metrics import format_bytes, significant
 
 SIGNS = {"drift": "\u2717", "small": "\u00b7", "none": "\u2713", "not judged": "?"}
 

@@ -6,13 +6,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from compress.errors import CompressError, first_line
 from compress.pipeline.run import with_absolute_paths
 from compress.plugins.nightly.suite import Entry
 from compress.plugins.ray.journeys import Journey, Roads
 from compress.plugins.ray.ray_workers import open_workers
-from compress.progress import Progress, SilentProgress
 from compress.recipe.loading import read_recipe
+from compress.utils.errors import CompressError, first_line
+from compress.utils.progress import Progress, SilentProgress
 
 
 def make_ahead(

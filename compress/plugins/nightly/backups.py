@@ -10,7 +10,7 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
-from compress.errors import InputError
+from compress.utils.errors import InputError
 
 KEPT = 3
 _MAGIC = b"SQLite format 3\0"

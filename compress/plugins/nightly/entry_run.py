@@ -17,8 +17,6 @@ from typing import NamedTuple
 
 import psutil
 
-from compress.utils.errors import CompressError, InputError
-from compress.results.measurement import Measurement
 from compress.plugins.monitoring.record import UseReport
 from compress.plugins.nightly.judge import Judged, judge_entry
 from compress.plugins.nightly.record import Finding, Outcome, Status
@@ -27,7 +25,9 @@ from compress.recipe.loading import dump_recipe, read_recipe
 from compress.recipe.policy import Policy
 from compress.recipe.recipe import Recipe
 from compress.report.run_folder import REPORT
+from compress.results.measurement import Measurement
 from compress.results.report import load_report
+from compress.utils.errors import CompressError, InputError
 from compress.utils.storage import storage_errors
 
 _TAIL_LINES = 12

@@ -17,11 +17,11 @@ from typing import Any, get_args
 
 from filelock import FileLock
 
-from compress.utils.errors import InputError, StorageError
-from compress.results.measurement import Measurement
 from compress.plugins.nightly.backups import back_up, backups_of, is_sound, restore
 from compress.plugins.nightly.record import Finding, Host, Kind, Night, Outcome, Rows, Status
 from compress.plugins.nightly.trend import Point, Series
+from compress.results.measurement import Measurement
+from compress.utils.errors import InputError, StorageError
 
 VERSION = 1
 APPLICATION = 0x434D5052

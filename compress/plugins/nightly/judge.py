@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from compress.plugins.nightly.record import Finding
+from compress.recipe.policy import Policy
 from compress.report.compare.baseline import load_baseline
 from compress.report.compare.change import Change
 from compress.report.compare.gate import GateResult, Judgement, gate
 from compress.report.compare.reports import compare_reports
-from compress.utils.errors import CompressError
-from compress.results.metrics import describe_metric, format_value, significant
-from compress.plugins.nightly.record import Finding
-from compress.recipe.policy import Policy
 from compress.report.rows import limit_bound, limit_found
+from compress.results.metrics import describe_metric, format_value, significant
 from compress.results.report import LimitResult, Report
+from compress.utils.errors import CompressError
 
 
 @dataclass(frozen=True)

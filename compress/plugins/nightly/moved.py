@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 
-from compress.utils.errors import CompressError, InputError
 from compress.plugins.diff.models import Side, Wanted, compare_models
 from compress.plugins.nightly.record import Finding, Night, Outcome
-from compress.utils.progress import SilentProgress
 from compress.report.run_folder import MODEL, REPORT, stamp
 from compress.results.report import load_report
+from compress.utils.errors import CompressError, InputError
+from compress.utils.progress import SilentProgress
 
 NIGHTS, RUNS = "nights", "runs"
 _KINDS = ("gate", "limit", "drift")

@@ -16,9 +16,6 @@ from statistics import median
 from types import FrameType
 from typing import Any
 
-from compress.report.compare.baseline import git
-from compress.report.compare.machine_match import host_words
-from compress.utils.environment import environment
 from compress.plugins.nightly.drift import find_drifts, finding
 from compress.plugins.nightly.entry_run import EntryDone, EntryRun
 from compress.plugins.nightly.history import History
@@ -26,8 +23,11 @@ from compress.plugins.nightly.moved import NIGHTS, last_good, moved, night_befor
 from compress.plugins.nightly.record import Finding, Host, Night, Outcome, Rows, first_line
 from compress.plugins.nightly.suite import Entry, Suite
 from compress.plugins.nightly.trend import Series, extended
-from compress.utils.progress import Progress
+from compress.report.compare.baseline import git
+from compress.report.compare.machine_match import host_words
 from compress.report.run_folder import new_folder
+from compress.utils.environment import environment
+from compress.utils.progress import Progress
 from compress.utils.storage import storage_errors
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from pydantic import Field
 
-from compress.errors import InputError, did_you_mean, nearest_name
 from compress.formats.targets import TARGETS
-from compress.frozen import Frozen
 from compress.recipe.document import Document, FileKind, describe, nearest_sibling, read_document
 from compress.recipe.json_schema import DIALECT
 from compress.recipe.policy import Policy
 from compress.recipe.validation_errors import validate
+from compress.utils.errors import InputError, did_you_mean, nearest_name
+from compress.utils.pydantic_models import Frozen
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 

@@ -10,8 +10,8 @@ from itertools import pairwise
 from statistics import median
 from typing import NamedTuple
 
-from compress.results.metrics import Metric, describe_metric, significant
 from compress.plugins.nightly.record import Host, Night, Rows
+from compress.results.metrics import Metric, describe_metric, significant
 
 TIMES = ("milliseconds", "rate", "times")
 """Styles of metrics that a disturbed machine falsifies."""

@@ -11,8 +11,6 @@ from typing import Any, Literal, get_args
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from compress.utils.responsive_table import Column, FittedTable
-from compress.results.metrics import format_seconds, format_value, main_metrics
 from compress.plugins.nightly.chart import level_changes, trend_chart
 from compress.plugins.nightly.drift import MACHINE, REFERENCE
 from compress.plugins.nightly.entry_run import relative
@@ -22,7 +20,9 @@ from compress.plugins.nightly.trend import Series
 from compress.report.junit import Case, Suite, junit_xml
 from compress.report.pages import render, render_markdown
 from compress.report.run_folder import point_latest, write_whole
+from compress.results.metrics import format_seconds, format_value, main_metrics
 from compress.results.report import FINAL
+from compress.utils.responsive_table import Column, FittedTable
 from compress.utils.storage import storage_errors
 
 _STYLES = {"passed": "green", "missed": "bold red", "failed": "bold red", "not run": "yellow"}

@@ -12,16 +12,16 @@ from typing import Any
 
 from compress import __version__
 from compress.models.json_file import read_json
-from compress.utils.digests import digest_file
-from compress.utils.environment import MISSING, package_versions
-from compress.results.measurement import Measurement
 from compress.plugins.provenance.finished import Finished, plain_name
 from compress.plugins.provenance.licences import OF_RUN, RUNTIME, data_names
 from compress.plugins.provenance.stated import package_licence
 from compress.plugins.provenance.terms import NOT_STATED
 from compress.recipe.recipe import START
 from compress.report.run_folder import MODEL, REPORT
+from compress.results.measurement import Measurement
 from compress.results.report import LicenceRecord
+from compress.utils.digests import digest_file
+from compress.utils.environment import MISSING, package_versions
 
 _SPEC = "1.6"
 _NAMESPACE = uuid.UUID("5c1f3a52-2b2e-5d7b-9d0a-3f0f6a7f1c11")

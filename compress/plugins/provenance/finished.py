@@ -9,14 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from compress.utils.digests import digest_file
-from compress.utils.errors import InputError
-from compress.results.measurement import Measurement
 from compress.plugins.provenance.licences import carried, find_licences, objections
 from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Recipe
 from compress.report.run_folder import LOCK, MODEL, RECIPE, find_report, shipped
+from compress.results.measurement import Measurement
 from compress.results.report import FINAL, LicenceRecord, Report, load_report
+from compress.utils.digests import digest_file
+from compress.utils.errors import InputError
 
 BILL = "bom.cdx.json"
 SHOWN = (

@@ -11,7 +11,6 @@ from typing import Literal
 from compress.data.config import DataConfig, is_file_name, is_sample, sample_split
 from compress.data.dataset import TEST
 from compress.data.source import find
-from compress.utils.errors import InputError, ModelError, did_you_mean
 from compress.formats.registry import RUNTIMES
 from compress.plugins.provenance.stated import Stated, package_licence, stated_by
 from compress.plugins.provenance.terms import NOT_STATED, canonical, duties, is_known, joined
@@ -20,7 +19,8 @@ from compress.report.run_folder import LOCK, REPORT
 from compress.results.report import LicenceRecord, Report, load_report
 from compress.samples.sample import known_samples
 from compress.sources.resolve import find_model, hub_card
-from compress.stage.stage import references
+from compress.stages.base import references
+from compress.utils.errors import InputError, ModelError, did_you_mean
 
 RUNTIME, OF_RUN = "runtime ", " of run "
 """How names of records begin, and how those go on that an earlier run brings along."""

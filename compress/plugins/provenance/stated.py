@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from compress.errors import InputError
 from compress.formats.gguf.read import read_gguf
 from compress.plugins.provenance.terms import NOT_STATED, canonical, joined
-from compress.sources.source import CARD
+from compress.sources.resolve import CARD
+from compress.utils.errors import InputError
 
 _FRONT = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|\Z)", re.DOTALL)
 _TAG = re.compile(r"SPDX-License-Identifier:\s*([^\n*]+)")

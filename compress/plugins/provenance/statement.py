@@ -17,16 +17,15 @@ import yaml
 from pydantic import Field, ValidationError
 
 from compress import __version__
-from compress.utils.digests import digest_file
-from compress.utils.environment import MISSING
-from compress.utils.errors import BundleError, InputError
 from compress.plugins.provenance.finished import Finished, plain_name
 from compress.plugins.provenance.signature import Signed, check_signature
 from compress.recipe.loading import dump_recipe
 from compress.recipe.recipe import START
 from compress.report.run_folder import MODEL, RECIPE, REPORT
-from compress.results.report import invalid_fields
-from compress.results.report import FrozenRecord
+from compress.results.report import FrozenRecord, invalid_fields
+from compress.utils.digests import digest_file
+from compress.utils.environment import MISSING
+from compress.utils.errors import BundleError, InputError
 
 STATEMENT = "provenance.json"
 SIGNED = Signed(STATEMENT, "compress-provenance", "provenance")

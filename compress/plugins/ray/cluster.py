@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from compress.environment import granted_cores
-from compress.errors import DeviceError, InputError, MissingExtraError, first_line
 from compress.plugins.ray.task import Facts, facts
-from compress.progress import Progress
+from compress.utils.environment import granted_cores
+from compress.utils.errors import DeviceError, InputError, MissingExtraError, first_line
+from compress.utils.progress import Progress
 
 if TYPE_CHECKING:
     from types import ModuleType

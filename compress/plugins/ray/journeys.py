@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from compress.data.dataset import Dataset
-from compress.utils.errors import CompressError, StorageError
 from compress.pipeline.runner import Road
-from compress.utils.progress import Progress
 from compress.recipe.recipe import Recipe
 from compress.results.report import StageRecord
+from compress.utils.errors import CompressError, StorageError
+from compress.utils.progress import Progress
 
 Look = Callable[[Road], Any]
 """What is done at the end of a road. It travels to other machines, so that it and what it finds can be pickled."""

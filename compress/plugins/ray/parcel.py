@@ -6,9 +6,9 @@ import io
 import tarfile
 from pathlib import Path
 
-from compress.digests import digest_directory
-from compress.errors import StorageError
-from compress.sources.origin import write_once
+from compress.sources.build_model import write_once
+from compress.utils.digests import digest_directory
+from compress.utils.errors import StorageError
 
 _MEND = "free space where the worker keeps its files (COMPRESS_WORKER_FOLDER)"
 

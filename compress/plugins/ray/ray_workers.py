@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from compress.errors import CompressError, DeviceError, InputError, StageError, StorageError, first_line
 from compress.pipeline.cache import Cache, Entry
 from compress.pipeline.runner import Road
 from compress.plugins.ray.cluster import Cluster, Node
@@ -15,7 +14,8 @@ from compress.plugins.ray.parcel import unpack
 from compress.plugins.ray.sending import Sending
 from compress.plugins.ray.task import Lacking, Made, Refused, Sent, work
 from compress.plugins.ray.tree import Trip, Work, Works, tree
-from compress.progress import Progress
+from compress.utils.errors import CompressError, DeviceError, InputError, StageError, StorageError, first_line
+from compress.utils.progress import Progress
 
 _TRIES = 3
 """Workers that may be lost at one piece of work before it counts as what ended them."""

@@ -10,13 +10,13 @@ from typing import Any
 
 from compress.data.dataset import Dataset
 from compress.data.media import with_contents
-from compress.digests import digest_directory
 from compress.pipeline.runner import Road
 from compress.plugins.ray.cluster import Cluster
 from compress.plugins.ray.parcel import packed
 from compress.plugins.ray.task import Order
 from compress.plugins.ray.tree import Work
-from compress.stage.stage import references
+from compress.stages.base import references
+from compress.utils.digests import digest_directory
 
 
 class Sending:

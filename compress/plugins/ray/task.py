@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.digests import digest_file
-from compress.environment import PACKAGES, features, package_versions, processor, processor_class
-from compress.errors import CompressError, StorageError
 from compress.pipeline.cache import CONTENT, Cache, Entry
 from compress.plugins.ray.parcel import packed, place, unpack
+from compress.utils.digests import digest_file
+from compress.utils.environment import PACKAGES, features, package_versions, processor, processor_class
+from compress.utils.errors import CompressError, StorageError
 
 if TYPE_CHECKING:
     from compress.data.dataset import Dataset
@@ -246,9 +246,9 @@ class Bench:
 
     def _road(self) -> Road:
         """The recipe's road, by what came from the driver."""
-        from compress.checkpoints.allowed_code import allow
+        from compress.models.remote_code import allow
         from compress.pipeline.runner import Road
-        from compress.progress import SilentProgress
+        from compress.utils.progress import SilentProgress
 
         road = Road(self.order.recipe, self.folder, self.folder, SilentProgress())
         road.data = _datasets[self.order.data]

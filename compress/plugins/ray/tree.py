@@ -7,10 +7,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from compress.errors import CompressError
 from compress.pipeline.cache import Entry
 from compress.plugins.ray.journeys import Journey
 from compress.recipe.recipe import START, Recipe
+from compress.utils.errors import CompressError
 
 
 @dataclass(eq=False)

@@ -155,9 +155,9 @@ def promote(
     json_: _Json = False,
 ) -> None:
     """Let an alias stand for a version. Refused (exit code 1) where that is worse than the present one."""
-    from compress.report.compare.formatting import judged_name
     from compress.plugins.registry.promotion import Wish
     from compress.plugins.registry.promotion import promote as decide
+    from compress.report.compare.formatting import judged_name
 
     done = decide(_open(registry), Wish(version, alias, policy, across_hosts, force, why))
     was = "" if done.judged.against is None else f", compared with {done.version.name}@{done.judged.against}"

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from compress.frozen import Frozen
+from compress.utils.pydantic_models import Frozen
 
 VERSION = 1
 CHAMPION = "champion"

@@ -15,10 +15,10 @@ from typing import Self
 from filelock import FileLock
 from pydantic import ValidationError
 
-from compress.appended import AppendedLines
-from compress.errors import InputError
 from compress.plugins.registry.entry import ENTRY, VERSION, Began, Entry
 from compress.plugins.registry.state import State
+from compress.utils.append_log import AppendedLines
+from compress.utils.errors import InputError
 from compress.utils.storage import storage_errors
 
 LOG = "log"

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from compress.appended import flush
-from compress.digests import digest_file
-from compress.errors import InputError
+from compress.utils.append_log import flush
+from compress.utils.digests import digest_file
+from compress.utils.errors import InputError
 from compress.utils.storage import storage_errors
 
 OBJECTS = "objects"

@@ -6,18 +6,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from compress.report.compare.gate import GateResult, find_policy, gate, recipe_policy
-from compress.report.compare.reports import compare_reports
-from compress.report.compare.formatting import sentence
-from compress.utils.errors import InputError
 from compress.plugins.registry.contents import Contents
 from compress.plugins.registry.entry import CHAMPION, Entry, Judged, Promoted
 from compress.plugins.registry.registry import Registry, Stamp, check_word
 from compress.plugins.registry.state import State, Version
 from compress.recipe.policy import Policy
+from compress.report.compare.formatting import sentence
+from compress.report.compare.gate import GateResult, find_policy, gate, recipe_policy
+from compress.report.compare.reports import compare_reports
 from compress.report.rows import limit_bound
 from compress.report.run_folder import RECIPE, REPORT
 from compress.results.report import Report, load_report
+from compress.utils.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypedDict
 
-from compress.report.compare.baseline import git
-from compress.utils.digests import digest_file
-from compress.utils.errors import InputError, StorageError
 from compress.plugins.registry.contents import Contents, check_files, contents_of, summary, take_run
 from compress.plugins.registry.entry import LATEST, WORD, Began, Entry, Registered, Retired, RolledBack
 from compress.plugins.registry.log import Log
 from compress.plugins.registry.objects import Objects
 from compress.plugins.registry.state import State, Version
+from compress.report.compare.baseline import git
+from compress.utils.digests import digest_file
+from compress.utils.errors import InputError, StorageError
 from compress.utils.storage import storage_errors
 
 PULLED = "version.json"

@@ -17,11 +17,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.appended import flush
-from compress.digests import digest_file
-from compress.errors import InputError, MissingExtraError, StorageError, first_line
 from compress.plugins.registry.log import LOG, is_line
 from compress.plugins.registry.objects import OBJECTS
+from compress.utils.append_log import flush
+from compress.utils.digests import digest_file
+from compress.utils.errors import InputError, MissingExtraError, StorageError, first_line
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem

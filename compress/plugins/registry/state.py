@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import assert_never
 
-from compress.errors import InputError, did_you_mean
 from compress.plugins.registry.entry import (
     CHAMPION,
     LATEST,
@@ -18,6 +17,7 @@ from compress.plugins.registry.entry import (
     Retired,
     RolledBack,
 )
+from compress.utils.errors import InputError, did_you_mean
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ def tracked(registry: Registry, name: str) -> tuple[list[TrackedVersion], dict[s
 def _version(registry: Registry, version: Version) -> TrackedVersion:
     contents = registry.contents(version)
     tags = {
-        "compress.plugins.registry": str(registry.root.resolve()),
+        "compress.registry": str(registry.root.resolve()),
         "compress.record": version.record,
         "compress.model_digest": contents.model_digest,
         "compress.retired": str(version.retired).lower(),

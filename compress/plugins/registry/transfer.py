@@ -5,15 +5,15 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from compress.errors import InputError
-from compress.frozen import Frozen
 from compress.plugins.registry.contents import contents_of, needed_by
 from compress.plugins.registry.log import Reading
 from compress.plugins.registry.registry import Registry, put_pulled
 from compress.plugins.registry.remote import Remote
 from compress.plugins.registry.state import State, Version
 from compress.plugins.registry.upkeep import SILENT, Fault, object_faults
-from compress.progress import Progress
+from compress.utils.errors import InputError
+from compress.utils.progress import Progress
+from compress.utils.pydantic_models import Frozen
 
 FETCHED = "fetched"
 

@@ -8,17 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from compress.utils.errors import InputError
-from compress.utils.pydantic_models import Frozen
 from compress.plugins.registry.contents import Contents, Store, contents_of
 from compress.plugins.registry.entry import Collected, Entry
 from compress.plugins.registry.log import LOCK, LOG, Log
 from compress.plugins.registry.objects import INCOMING, OBJECTS, freed_by
 from compress.plugins.registry.registry import Registry, Stamp
 from compress.plugins.registry.state import State, Version
-from compress.utils.progress import Progress, SilentProgress
 from compress.recipe.recipe import START
 from compress.report.run_folder import LOCK as RUN_LOCK
+from compress.utils.errors import InputError
+from compress.utils.progress import Progress, SilentProgress
+from compress.utils.pydantic_models import Frozen
 from compress.utils.storage import storage_errors
 
 _UNNEEDED = "no version needs it; `gc` removes it"

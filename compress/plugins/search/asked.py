@@ -10,26 +10,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from compress.models.json_file import read_json
 from compress.data.config import is_file_name, is_sample
 from compress.data.dataset import label_column
 from compress.data.source import find, read
-from compress.utils.errors import InputError, did_you_mean
 from compress.formats.registry import FORMATS
 from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS
-from compress.results.metrics import seconds_of
+from compress.models.json_file import read_json
 from compress.pipeline.checkpoint_headers import read_shape
 from compress.plugins.search.choices import is_possible, put_choices
 from compress.plugins.search.starts import stages_to_search
 from compress.recipe.document import Document, read_document
 from compress.recipe.loading import tell_task
 from compress.recipe.overrides import apply_override
+from compress.results.metrics import seconds_of
 from compress.sources.resolve import resolve_model
 from compress.stages import STAGES
 from compress.tasks.capability import TAKES_ARRAYS
 from compress.tasks.registry import TASK_NAMES, TASKS
 from compress.tasks.task import Task
+from compress.utils.errors import InputError, did_you_mean
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmMgG]?)[bB]")
 _FACTORS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from compress.results.metrics import describe_metric
 from compress.pipeline.run import with_absolute_paths
 from compress.plugins.search.engine import Engine
 from compress.plugins.search.knobs import Knob, written
@@ -13,6 +12,7 @@ from compress.plugins.search.space import Point, Space
 from compress.plugins.search.words import outcome_words
 from compress.recipe.loading import dump_recipe
 from compress.recipe.recipe import Recipe
+from compress.results.metrics import describe_metric
 
 
 def best_recipe(space: Space, engine: Engine, point: Point, refit: bool = False) -> str:

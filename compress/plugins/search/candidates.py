@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple, Protocol
 
-from compress.errors import InputError, RecipeError, first_line
 from compress.plugins.search.goal import named
 from compress.plugins.search.knobs import Knob
 from compress.plugins.search.known import Known
@@ -17,6 +16,7 @@ from compress.plugins.search.proposals import Told, proposals
 from compress.plugins.search.prospects import Forecasts, Prospects
 from compress.plugins.search.space import Point
 from compress.recipe.recipe import Recipe
+from compress.utils.errors import InputError, RecipeError, first_line
 
 _ASKED = 32
 _SAME_FAILURE = 3

@@ -10,15 +10,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from compress.utils.errors import CompressError, RecipeError
-from compress.results.metrics import describe_metric
 from compress.pipeline.planning import plan_context
 from compress.pipeline.recipe_sources import Sources
 from compress.recipe.document import Document
 from compress.recipe.loading import recipe_of
 from compress.recipe.overrides import apply_override
-from compress.stage.prediction import Shape
+from compress.results.metrics import describe_metric
+from compress.stages.cost_model import Shape
 from compress.stages import STAGES
+from compress.utils.errors import CompressError, RecipeError
 
 
 def put_choices(document: Document, folder: Path, held_out: tuple[float, int]) -> None:

@@ -12,11 +12,11 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from compress.utils.responsive_table import Column, FittedTable
-from compress.results.metrics import describe_metric, format_seconds, format_value
 from compress.plugins.search.record import SearchRecord, foretold_lines
 from compress.plugins.search.watch import Seen, Trying
 from compress.plugins.search.words import figure, figures_of, room_words, shown_model
+from compress.results.metrics import describe_metric, format_seconds, format_value
+from compress.utils.responsive_table import Column, FittedTable
 
 _FRONT = 8
 """As many recipes of the front are listed as leave room for the rest on a small terminal."""

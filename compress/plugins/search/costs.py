@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from compress.errors import CompressError, InputError
 from compress.pipeline.planning import plan_context
 from compress.pipeline.recipe_sources import Sources
 from compress.plugins.search.foresight import Foresight
 from compress.plugins.search.latencies import Latencies
 from compress.plugins.search.outcome import Outcome
 from compress.plugins.search.space import Point, Space, shortened
-from compress.stage.prediction import Shape, predicted
-from compress.stage.stage import Stage
+from compress.stages.cost_model import Shape, predicted
+from compress.stages.base import Stage
+from compress.utils.errors import CompressError, InputError
 
 _UNKNOWN_SECONDS = 5.0
 """Of a stage that nobody can predict, before one like it has run."""

@@ -8,13 +8,13 @@ from statistics import NormalDist
 
 import numpy as np
 
-from compress.results.measurement import Measurement
 from compress.numerics.next_token import divergence
 from compress.pipeline.target_session import TargetSession
 from compress.plugins.search.known import Known
 from compress.plugins.search.outcome import Outcome, difference
 from compress.plugins.search.space import Point
 from compress.plugins.search.surrogate import Floats
+from compress.results.measurement import Measurement
 from compress.results.report import BASELINE, FINAL
 
 DIVERGENCE = "kl_divergence"

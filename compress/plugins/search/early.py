@@ -9,7 +9,6 @@ from statistics import NormalDist
 
 import numpy as np
 
-from compress.results.metrics import describe_metric
 from compress.numerics.statistics import Estimate
 from compress.plugins.search.goal import named
 from compress.plugins.search.known import Known
@@ -17,6 +16,7 @@ from compress.plugins.search.outcome import Outcome
 from compress.plugins.search.space import Point
 from compress.plugins.search.surrogate import Floats
 from compress.recipe.recipe import Limit
+from compress.results.metrics import describe_metric
 from compress.results.report import BASELINE, FINAL
 
 _FEWEST_PAIRS = 3

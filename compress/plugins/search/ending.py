@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from compress.errors import first_line
 from compress.plugins.ray.journeys import Journey
 from compress.plugins.search.costs import Costs
 from compress.plugins.search.engine import Engine
@@ -13,6 +12,7 @@ from compress.plugins.search.finish import Final, Seed, further_seeds, judge, ti
 from compress.plugins.search.refit import Refit
 from compress.plugins.search.space import Point, Space
 from compress.plugins.search.trial import Trials
+from compress.utils.errors import first_line
 
 _SESSION_MODELS = 2.0
 """Models that the session is thought to judge, as long as it takes to judge and time one of a trial."""

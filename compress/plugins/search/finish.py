@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from compress.data.dataset import TEST
-from compress.utils.errors import CompressError, first_line
-from compress.utils.pydantic_models import Frozen
-from compress.results.measurement import Measurement
 from compress.pipeline.formats import measurable
 from compress.pipeline.image_generation_evals import judgements
 from compress.pipeline.target_session import TargetSession
@@ -20,7 +17,10 @@ from compress.plugins.search.trial import Trials, target_profile
 from compress.recipe.recipe import Recipe
 from compress.recipe.search import Search
 from compress.report.limits import check_limits
+from compress.results.measurement import Measurement
 from compress.results.report import BASELINE, FINAL, LimitResult
+from compress.utils.errors import CompressError, first_line
+from compress.utils.pydantic_models import Frozen
 
 FRONT = 3
 WINNER, CHOSEN, ORIGIN = "winner", "as chosen", "trial 0"

@@ -8,8 +8,6 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from compress.utils.environment import granted_cores, processor_class
-from compress.utils.errors import InputError
 from compress.pipeline.run import with_absolute_paths
 from compress.plugins.search.best import best_recipe
 from compress.plugins.search.engine import Engine
@@ -20,6 +18,8 @@ from compress.plugins.search.record import SearchRecord
 from compress.plugins.search.space import Space
 from compress.recipe.loading import dump_recipe
 from compress.report.run_folder import LATEST, RECIPE, new_folder, point_latest, write_whole
+from compress.utils.environment import granted_cores, processor_class
+from compress.utils.errors import InputError
 from compress.utils.storage import storage_errors
 
 BEST, RECORD, MODEL = "best.yaml", "search.json", "model"

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compress.errors import first_line
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.registry import FORMATS
 from compress.pipeline.checkpoint_headers import count as count_weights
@@ -37,9 +36,10 @@ from compress.plugins.search.rehearsal import (
 from compress.plugins.search.space import Point, Space
 from compress.plugins.search.trial import target_profile
 from compress.recipe.recipe import START
-from compress.stage.prediction import Shape
+from compress.stages.cost_model import Shape
 from compress.stages import STAGES
 from compress.tasks.capability import IS_WRITTEN
+from compress.utils.errors import first_line
 
 if TYPE_CHECKING:
     from compress.tasks.task import Examples
@@ -117,7 +117,7 @@ class Foresight:
         if found is None:
             return None
         if point not in self._keys:
-            from compress.architectures.widths import TOKENS
+            from compress.models.widths import TOKENS
 
             widths = {name: width for name, width in found[0].widths.items() if name != TOKENS}
             graph_stages = fields_of(self._divided(point)[1])
@@ -267,7 +267,7 @@ class Foresight:
 
     def _structure(self, torch_stages: Stages, graph_stages: Stages, outline: Outline) -> Structure:
         """Told from two graphs of a recipe: at its own widths and at others, as many of them as can vary."""
-        from compress.architectures.widths import HEADS
+        from compress.models.widths import HEADS
 
         one = self._at_work.kept(torch_stages, graph_stages, ())
         # A fused operator may have another form where heads are missing: then all have as many.

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from compress.utils.errors import InputError
-from compress.results.metrics import describe_metric
 from compress.plugins.search.outcome import Outcome, slack
 from compress.recipe.recipe import Limit, Recipe
 from compress.recipe.search import Search
+from compress.results.metrics import describe_metric
+from compress.utils.errors import InputError
 
 _DISAGREE = 0.1
 """Share of rows on which a compressed model and its baseline give different answers, before anything is measured."""

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.utils.errors import first_line
 from compress.formats.onnx import CPU
 from compress.formats.target_profile import Profile
 from compress.plugins.search.foresight import Foresight
@@ -20,6 +19,7 @@ from compress.plugins.search.rehearsal import Structure, failures
 from compress.plugins.search.space import Point
 from compress.plugins.search.trial import target_profile
 from compress.report.run_folder import write_whole
+from compress.utils.errors import first_line
 from compress.utils.storage import storage_errors
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
-from compress.appended import AppendedLines
-from compress.errors import InputError
-from compress.frozen import Frozen
 from compress.plugins.search.outcome import Outcome
+from compress.utils.append_log import AppendedLines
+from compress.utils.errors import InputError
+from compress.utils.pydantic_models import Frozen
 
 NAME = "ledger.jsonl"
 VERSION = 1

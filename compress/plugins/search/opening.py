@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from compress.utils.pydantic_models import Frozen
-from compress.results.metrics import format_seconds
 from compress.plugins.search.goal import Goal
 from compress.plugins.search.knobs import written
 from compress.plugins.search.space import Space
 from compress.report.limits import limit_text
+from compress.results.metrics import format_seconds
+from compress.utils.pydantic_models import Frozen
 
 
 class Choice(Frozen):

@@ -10,13 +10,13 @@ from statistics import NormalDist
 
 import numpy as np
 
-from compress.utils.pydantic_models import Frozen
-from compress.results.measurement import Measurement
-from compress.results.metrics import describe_metric
 from compress.numerics.statistics import Estimate
 from compress.recipe.recipe import Limit
 from compress.report.limits import paired_ratio_interval
+from compress.results.measurement import Measurement
+from compress.results.metrics import describe_metric
 from compress.results.report import BASELINE, FINAL
+from compress.utils.pydantic_models import Frozen
 
 
 class StageCost(Frozen):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compress.results.metrics import describe_metric
 from compress.plugins.search.front import front_chart
 from compress.plugins.search.record import SearchRecord, TrialRecord, foretold_lines
 from compress.plugins.search.words import figure, limit_lines, room_words, shown_model
 from compress.report.pages import render
+from compress.results.metrics import describe_metric
 
 
 def search_page(record: SearchRecord) -> str:

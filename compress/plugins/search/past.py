@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from pydantic_core import to_jsonable_python
 
-from compress.errors import CompressError
 from compress.plugins.search.goal import Goal, named
 from compress.plugins.search.knobs import LEFT_OUT, Knob, field_path, put_value, value_at
 from compress.plugins.search.ledger import NAME as LEDGER
@@ -23,6 +22,7 @@ from compress.plugins.search.space import Point, Space
 from compress.plugins.search.surrogate import Floats, Surrogate
 from compress.recipe.document import read_document
 from compress.recipe.recipe import stage_labels
+from compress.utils.errors import CompressError
 
 _SEARCHES, _TRIALS = 5, 200
 """The newest searches that are looked at, and the most trials that are remembered of them."""

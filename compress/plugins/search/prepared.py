@@ -10,10 +10,9 @@ from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 
-from compress.checkpoints.torch_model import TorchModel
-from compress.errors import CompressError, InputError, first_line
 from compress.formats.runtimes import why_unavailable
 from compress.formats.silence import quiet_libraries
+from compress.models.torch_model import TorchModel
 from compress.pipeline.data_checks import prove
 from compress.pipeline.keys import Forecast
 from compress.pipeline.planning import make_plan
@@ -26,10 +25,11 @@ from compress.plugins.search.refit import check_refit
 from compress.plugins.search.rehearsal import Rehearsal, Stages, UnforeseenError, failures, fields_of
 from compress.plugins.search.space import Space
 from compress.plugins.search.trial import target_profile
-from compress.progress import SilentProgress
 from compress.recipe.document import Document
 from compress.recipe.recipe import START
-from compress.stage.checks import model_checks
+from compress.stages.model_checks import model_checks
+from compress.utils.errors import CompressError, InputError, first_line
+from compress.utils.progress import SilentProgress
 
 RECIPES = Path("recipes")
 """Where recipes lie that may be like this one, as `compress recipes` lists them."""

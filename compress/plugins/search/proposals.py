@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from compress.errors import MissingExtraError
 from compress.plugins.search.knobs import Knob
 from compress.plugins.search.space import Point
+from compress.utils.errors import MissingExtraError
 
 
 @dataclass(frozen=True)

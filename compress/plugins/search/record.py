@@ -9,8 +9,6 @@ from typing import Literal
 
 import numpy as np
 
-from compress.utils.pydantic_models import Frozen
-from compress.results.metrics import describe_metric
 from compress.plugins.search.costs import Costs
 from compress.plugins.search.engine import Engine
 from compress.plugins.search.finish import Final
@@ -21,6 +19,8 @@ from compress.plugins.search.outcome import slack
 from compress.plugins.search.space import Point, Space
 from compress.plugins.search.words import figure
 from compress.report.limits import limit_text
+from compress.results.metrics import describe_metric
+from compress.utils.pydantic_models import Frozen
 
 Status = Literal["best", "front", "kept", "missed", "given up", "went on", "on its way", "failed"]
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from compress.errors import InputError
 from compress.plugins.search.costs import SIZE
 from compress.plugins.search.foresight import Foresight
 from compress.plugins.search.known import Known
 from compress.plugins.search.space import Point, Space
 from compress.plugins.search.trial import Trials
 from compress.recipe.recipe import Limit, Recipe
+from compress.utils.errors import InputError
 
 _WORTH = 1 / 20
 """Of the rows that training has, those that choose have to be so many, or they would change next to nothing."""

@@ -13,18 +13,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.digests import digest_directory
-from compress.environment import package_versions
-from compress.errors import CompressError, ModelError
 from compress.formats.onnx.model import OnnxModel, find_graph
 from compress.pipeline.runner import Road, library_failures
 from compress.recipe.recipe import START
-from compress.stage.stage import Context, Stage
+from compress.stages.base import Context, Stage
+from compress.utils.digests import digest_directory
+from compress.utils.environment import package_versions
+from compress.utils.errors import CompressError, ModelError
 from compress.utils.storage import cache_key
 
 if TYPE_CHECKING:
-    from compress.checkpoints.torch_model import TorchModel
     from compress.formats.onnx.interpolate_size import ResizedGraph, Rule
+    from compress.models.torch_model import TorchModel
 
 VERSION = 1
 """Raised when the same stages would be rehearsed otherwise."""
@@ -164,7 +164,7 @@ class Rehearsal:
 
     def outlined(self, sketch: TorchModel) -> Outline:
         """What there is to say of a sketch."""
-        from compress.architectures.widths import widths_of
+        from compress.models.widths import widths_of
 
         # A tokenizer writes down how it was last called.
         rows = self.context.data.split("train").slice(0, _ENCODED)
@@ -181,7 +181,7 @@ class Rehearsal:
     def _baseline(self) -> TorchModel:
         import torch
 
-        from compress.checkpoints.torch_model import TorchModel
+        from compress.models.torch_model import TorchModel
 
         road = self.road
         if road.recipe.baseline == START:
@@ -223,7 +223,7 @@ class Rehearsal:
 
     def _traced(self, torch_stages: Stages, graph_stages: Stages, changed: tuple[str, ...]) -> Path:
         """A folder, for a while, with the model that stages leave of a recipe whose ``changed`` widths are others."""
-        from compress.architectures.widths import widths_of, with_other_widths
+        from compress.models.widths import widths_of, with_other_widths
 
         key = self._key(torch_stages, graph_stages, changed)
         folder = self._scratch / key
@@ -290,7 +290,7 @@ def fields_of(stages: Sequence[Stage[Any, Any]]) -> str:
 
 
 def _copied(model: TorchModel) -> TorchModel:
-    from compress.checkpoints.torch_model import TorchModel
+    from compress.models.torch_model import TorchModel
 
     return TorchModel(copy.deepcopy(model.module), copy.copy(model.processor))
 

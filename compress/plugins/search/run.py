@@ -10,8 +10,6 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from compress.utils.errors import InputError, StageError, StorageError
-from compress.results.metrics import format_seconds
 from compress.plugins.ray.journeys import InProcess, Roads, Workers
 from compress.plugins.search.costs import Costs
 from compress.plugins.search.ending import Ending
@@ -28,9 +26,11 @@ from compress.plugins.search.refit import Refit
 from compress.plugins.search.trial import Quiet, Trial, Trials, target_profile
 from compress.plugins.search.watch import Nobody, Seen, Trying, Watcher
 from compress.plugins.search.words import outcome_words
-from compress.utils.progress import Progress
 from compress.recipe.document import Document
 from compress.report.run_folder import point_latest
+from compress.results.metrics import format_seconds
+from compress.utils.errors import InputError, StageError, StorageError
+from compress.utils.progress import Progress
 from compress.utils.storage import storage_errors
 
 

@@ -18,14 +18,14 @@ import numpy as np
 from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
-from compress.errors import InputError, RecipeError, did_you_mean, first_line
 from compress.plugins.search.knobs import KEPT, LEFT_OUT, Knob, field_path, put_value, short, value_at, written
 from compress.recipe.document import Document
 from compress.recipe.loading import recipe_of
 from compress.recipe.recipe import START, Recipe
 from compress.recipe.search import Search
-from compress.stage.stage import Stage
+from compress.stages.base import Stage
 from compress.stages import STAGES
+from compress.utils.errors import InputError, RecipeError, did_you_mean, first_line
 
 Point = tuple[int, ...]
 """For each knob the place of its value; the recipe as it stands is all zeros."""

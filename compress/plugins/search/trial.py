@@ -6,9 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from compress.utils.errors import CompressError, first_line
 from compress.formats.target_profile import Profile
-from compress.results.measurement import Measurement
 from compress.pipeline.formats import measurable, written
 from compress.pipeline.image_generation_evals import judgements
 from compress.pipeline.runner import Road
@@ -17,9 +15,11 @@ from compress.plugins.ray.journeys import Arrival, InProcess, Journey, Roads, Wo
 from compress.plugins.search.divergence import NEARNESS, divergence_rows
 from compress.plugins.search.goal import Goal, target_of
 from compress.plugins.search.outcome import Outcome, StageCost, figures
-from compress.utils.progress import Progress, SilentProgress
 from compress.recipe.recipe import Benchmark, Recipe
+from compress.results.measurement import Measurement
 from compress.results.report import BASELINE, FINAL
+from compress.utils.errors import CompressError, first_line
+from compress.utils.progress import Progress, SilentProgress
 
 _LAUNCHES, _SECONDS, _PRECISION = 3, 0.7, 0.02
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from compress.results.metrics import describe_metric, format_interval, format_value
 from compress.plugins.search.finish import Judged
 from compress.plugins.search.goal import Goal, named
 from compress.plugins.search.outcome import Outcome, slack
+from compress.results.metrics import describe_metric, format_interval, format_value
 from compress.results.report import LimitResult
 
 

@@ -133,7 +133,10 @@ def _markdown(
         for flip in comparison.flips[:MOST_FLIPS]
     ]
     slices = [(part.name, f"{part.rows:,}", part.change) for part in comparison.slices]
-    sides = [f"baseline: {formatting.side_text(comparison.baseline)}", f"candidate: {formatting.side_text(comparison.candidate)}"]
+    sides = [
+        f"baseline: {formatting.side_text(comparison.baseline)}",
+        f"candidate: {formatting.side_text(comparison.candidate)}",
+    ]
     methods = [f"{change.metric}: {change.method}" for change in comparison.changes]
     return render_markdown(
         "report/compare/templates/comparison.md",

@@ -15,8 +15,6 @@ import tiny_images
 import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from compress.checkpoints.torch_model import TorchModel
-from compress.errors import InputError, IntegrityError, ModelError, StageError
 from compress.formats.coreml.conversion import to_coreml
 from compress.formats.coreml.model import PACKAGE, CoreMlModel, package_of
 from compress.formats.coreml.proof import prove_stored, stored_values
@@ -26,9 +24,11 @@ from compress.formats.model_file import format_of, model_file
 from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.formats.silence import silence
 from compress.formats.targets import TARGETS
-from compress.inspect.budget import budget_of
-from compress.installation import has_package
+from compress.inspection.budget import budget_of
+from compress.models.torch_model import TorchModel
 from compress.tasks.task import Examples
+from compress.utils.errors import InputError, IntegrityError, ModelError, StageError
+from compress.utils.installation import has_package
 
 # To import it takes seconds, in each process that collects tests.
 if not has_package("coremltools"):

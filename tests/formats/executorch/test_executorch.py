@@ -16,8 +16,6 @@ import tiny
 import torch
 from stage_contract import Ran, check_contract, check_reads, run
 
-from compress.checkpoints.torch_model import TorchModel
-from compress.errors import InputError, IntegrityError, ModelError, StageError
 from compress.formats.executorch.export import ROWS, Lowered, prove_lowered, to_executorch
 from compress.formats.executorch.model import INTERFACE, PTE_FILE, ExecuTorchModel
 from compress.formats.executorch.read import read_pte
@@ -28,14 +26,16 @@ from compress.formats.onnx.intermediate_values import OnnxParts
 from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.formats.silence import silence
 from compress.formats.targets import TARGETS
-from compress.inspect.budget import budget_of
-from compress.inspect.departures import FormatComparison, compare_parts, open_parts
-from compress.inspect.matched_parts import match
-from compress.inspect.node_layers import node_modules
-from compress.progress import SilentProgress
+from compress.inspection.budget import budget_of
+from compress.inspection.layer_comparison import FormatComparison, compare_parts, open_parts
+from compress.inspection.node_layers import node_modules
+from compress.inspection.value_matching import match
+from compress.models.torch_model import TorchModel
 from compress.runtimes.runtime import TensorType
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples
+from compress.utils.errors import InputError, IntegrityError, ModelError, StageError
+from compress.utils.progress import SilentProgress
 
 pytest.importorskip("executorch")
 TARGET = TARGETS["executorch"]

@@ -8,9 +8,9 @@ import torch
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
-from compress.errors import ModelError
 from compress.formats.gguf.blocks import block_type, check_blocks, pack_blocks, row_bytes
 from compress.numerics.integer_grid import QuantizedWeight
+from compress.utils.errors import ModelError
 
 
 def weight(bits: int, group_size: int, symmetric: bool, columns: int = 192, rows: int = 6) -> QuantizedWeight:

@@ -8,11 +8,11 @@ import pytest
 import tiny_decoders
 from gguf_families import judge
 
-from compress.architectures.transformer import keep_heads
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.errors import ModelError
 from compress.formats.gguf.architecture import check_writable
 from compress.formats.gguf.export import plan_gguf
+from compress.models.checkpoint import Checkpoint
+from compress.models.transformer_pruning import keep_heads
+from compress.utils.errors import ModelError
 
 FAMILIES = (
     *("gemma2", "gemma3", "phi3", "gpt2", "gpt_neox", "falcon-new", "bloom", "stablelm2", "granitemoe", "gpt_oss"),

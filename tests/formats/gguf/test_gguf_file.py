@@ -4,8 +4,8 @@ import pytest
 from gguf import GGUFReader
 from gguf_samples import write_tensors
 
-from compress.errors import ModelError
 from compress.formats.gguf.read import read_gguf
+from compress.utils.errors import ModelError
 
 
 def test_header_agrees_with_the_format_and_the_reference_reader(tmp_path: Path) -> None:

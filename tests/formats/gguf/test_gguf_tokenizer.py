@@ -10,10 +10,10 @@ import pytest
 from mergeable import TEXTS, save_mergeable_llama, train_sentence_piece, train_tokenizer
 from quantized import tiny_tokenizer
 
-from compress.errors import ModelError
 from compress.formats.gguf.export import write_gguf
 from compress.formats.gguf.llama_cpp_library import LlamaModel
 from compress.formats.gguf.tokenizer import SPLITS, check_tokenizer, split_rule
+from compress.utils.errors import ModelError
 
 OTHERS = (
     "",

@@ -12,14 +12,14 @@ from mergeable import LLAMA3_ROPE, ROWS, save_mergeable_llama, save_qwen, train_
 from quantized import quantize_tiny_llama
 from transformers import AutoModelForCausalLM
 
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.errors import InputError, MissingExtraError, ModelError
 from compress.formats.gguf import llama_cpp_library
 from compress.formats.gguf.export import Types, write_gguf
 from compress.formats.gguf.runtime import LlamaCppSession
 from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.formats.targets import TARGETS
+from compress.models.checkpoint import Checkpoint
 from compress.sources.gguf_conversion import convert_gguf
+from compress.utils.errors import InputError, MissingExtraError, ModelError
 
 TARGET = TARGETS["llama-cpp"]
 

@@ -12,8 +12,6 @@ import tiny
 import torch
 from pydantic import ValidationError
 
-from compress.checkpoints.torch_model import TorchModel
-from compress.errors import InputError, ModelError, StageError
 from compress.formats.litert.model import LITERT_FILE, LiteRtModel
 from compress.formats.litert.quantization import quantize_litert
 from compress.formats.litert.read import read_litert
@@ -21,10 +19,12 @@ from compress.formats.litert.stage import LiteRt
 from compress.formats.model_file import format_of, model_file
 from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.formats.targets import TARGETS
-from compress.inspect.budget import budget_of
-from compress.installation import has_package
+from compress.inspection.budget import budget_of
+from compress.models.torch_model import TorchModel
 from compress.pipeline.integrity import probed
 from compress.runtimes.runtime import TensorType
+from compress.utils.errors import InputError, ModelError, StageError
+from compress.utils.installation import has_package
 
 # To import it takes seconds, in each process that collects tests.
 if not has_package("litert-torch"):

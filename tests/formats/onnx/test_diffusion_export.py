@@ -8,13 +8,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from compress.checkpoints.diffusion_pipeline import GeneratorModel, load_pipeline
 from tiny_pipelines import pipeline_folder
 
-from compress.errors import IntegrityError
 from compress.formats.onnx.diffusion_export import export_drawing, prove_drawing
 from compress.formats.onnx.export import Exported
 from compress.formats.onnx.runtimes.onnxruntime import session_of
+from compress.models.diffusion_pipeline import GeneratorModel, load_pipeline
+from compress.utils.errors import IntegrityError
 
 PROMPTS = ["a bag", "the small dark boot of a photo"]
 

@@ -16,19 +16,19 @@ from tiny_questions import table
 from transformers import LlavaNextProcessor
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-from compress.checkpoints.checkpoint import Checkpoint
 from compress.data.media import decode
-from compress.errors import ModelError
 from compress.formats.onnx.decoder import GraphSettings, export_image_reader, prove_image_reader
 from compress.formats.onnx.decoder.trace import check_writable
 from compress.formats.onnx.model import OnnxModel, find_graphs
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
-from compress.inspect.transcription_calls import transcription_calls
+from compress.inspection.transcription_calls import transcription_calls
+from compress.models.checkpoint import Checkpoint
 from compress.runtimes.image_answers import read_rules
-from compress.stages.quantize import Quantize
+from compress.stages.onnx_int8.stage import Quantize
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.image_text_to_text import TASK, prompt_of, unfit_processor
+from compress.utils.errors import ModelError
 
 
 @pytest.fixture(scope="module")

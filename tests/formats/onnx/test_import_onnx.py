@@ -10,11 +10,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.errors import DataError, ModelError
 from compress.formats.onnx.client_names import for_clients
 from compress.formats.onnx.float16 import holds_float16, to_float32
 from compress.formats.onnx.import_onnx import read_graph_file, read_start
 from compress.formats.onnx.int8.observers import open_session
+from compress.utils.errors import DataError, ModelError
 
 
 def operators(graph: onnx.ModelProto) -> list[str]:

@@ -18,10 +18,10 @@ from exports import Exported, batch, export, exported, run
 from onnx import numpy_helper
 
 import compress
-from compress.checkpoints.torch_model import TorchModel
-from compress.errors import IntegrityError, ModelError
 from compress.formats.onnx.parity import prove_equal
+from compress.models.torch_model import TorchModel
 from compress.tasks.task import Examples
+from compress.utils.errors import IntegrityError, ModelError
 
 QUICK = [("bert", True), ("bert", False), ("distilbert", True), ("roberta", True)]
 SLOW = [("electra", True), ("electra", False), ("distilbert", False), ("roberta", False)]

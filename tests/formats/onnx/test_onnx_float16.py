@@ -10,9 +10,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
 from pydantic import ValidationError
 
-from compress.errors import StageError
 from compress.formats.onnx.float16 import to_float16
 from compress.stages.cast import Cast
+from compress.utils.errors import StageError
 
 
 def network(largest: float = 1.0, kind: int = TensorProto.FLOAT) -> onnx.ModelProto:

@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from compress.errors import ModelError
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
+from compress.utils.errors import ModelError
 
 
 def graph() -> onnx.ModelProto:

@@ -5,9 +5,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from compress.checkpoints.sentence_modules import Dense, Normalize, SentenceModules
-from compress.errors import StageError
 from compress.formats.onnx.pooling import add_sentence_embedding
+from compress.models.sentence_modules import Dense, Normalize, SentenceModules
+from compress.utils.errors import StageError
 
 HIDDEN = np.random.default_rng(0).normal(size=(3, 5, 4)).astype(np.float32)
 MASK = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]], np.int64)

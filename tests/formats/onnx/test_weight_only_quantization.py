@@ -9,13 +9,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from compress.checkpoints.checkpoint import Checkpoint
 from onnx import TensorProto, helper, numpy_helper
 from tiny_whisper import FRAMES, write_tiny_whisper
 
 from compress.formats.onnx.decoder import export_encoder_decoder, teacher_forced
 from compress.formats.onnx.model import few_bits_name, quantized_name
 from compress.formats.onnx.weight_only_quantization import FewBits, quantize_matrices
+from compress.models.checkpoint import Checkpoint
 
 ROWS, WIDTH = 80, 64
 

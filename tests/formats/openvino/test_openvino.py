@@ -12,7 +12,6 @@ import onnx
 import pytest
 from onnx_graphs import write_classifier
 
-from compress.errors import InputError, ModelError, StageError
 from compress.formats.model_file import format_of, model_file
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.openvino.conversion import Precision, to_openvino
@@ -21,8 +20,9 @@ from compress.formats.openvino.read import read_ir
 from compress.formats.openvino.runtime import core
 from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.formats.targets import TARGETS
-from compress.inspect.budget import budget_of
+from compress.inspection.budget import budget_of
 from compress.runtimes.runtime import TensorType
+from compress.utils.errors import InputError, ModelError, StageError
 
 pytest.importorskip("openvino")
 TARGET = TARGETS["openvino"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,7 @@ from rotation import todays
 from transformers import Gemma2Config, GraniteConfig
 from written_decoders import CONFIGS, by_transformers, logits_of, random_ids, save_decoder
 
-from compress.checkpoints.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.checkpoints.torch_model import TorchModel
-from compress.errors import InputError, IntegrityError, StageError
+from compress.benchmark.worker import generate
 from compress.formats.model_file import model_file
 from compress.formats.onnx.decoder.nodes import Nodes
 from compress.formats.onnx.decoder.stored_weight import StoredWeight
@@ -33,9 +30,12 @@ from compress.formats.openvino.stage import OpenVino
 from compress.formats.openvino.stateful import read_stateful
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
-from compress.inspect.budget import budget_of
-from compress.runtimes.decoder import open_decoder
+from compress.inspection.budget import budget_of
+from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.models.torch_model import TorchModel
+from compress.runtimes.decoder import WritesItself, open_decoder
 from compress.tasks.registry import get_task
+from compress.utils.errors import InputError, IntegrityError, StageError
 
 openvino = pytest.importorskip("openvino")
 pytest.importorskip("openvino_tokenizers")
@@ -136,13 +136,48 @@ def test_openvino_genai_says_what_torch_says(written: Path, backend: str, source
     assert pipe.generate(openvino.Tensor(np.array([ids])), chosen).tokens == [expected]
 
 
-def test_a_pair_of_target_and_draft_writes_what_the_target_writes_alone(written: Path) -> None:
+def generated(decoder: Any, ids: list[int], count: int) -> list[int]:
+    tokens = [decoder.prefill(ids)]
+    while len(tokens) < count:
+        tokens.append(decoder.step(tokens[-1]))
+    return tokens
+
+
+def test_openvino_genai_generates_the_same_text_and_is_timed(written: Path) -> None:
     pytest.importorskip("openvino_genai")
-    drafts = importlib.import_module("drafts")
-    prompts = drafts.encoded(drafts.check_pair(written, written), drafts.PROMPTS[:3])
-    alone, pair = (drafts.in_openvino(written, draft, 3, 1) for draft in (None, written))
-    found = drafts.compare(alone, pair, prompts, 16)
-    assert found.differing == () and found.prompts == 3 and found.acceptance.value > 0.9
+    session: Any = get_runtime("openvino").open(written, TARGET, 1)
+    assert session.settings["runtime"].startswith("openvino-genai ")
+    decoder, own = session.decoder(), open_stateful(written / IR_FILE, 1).decoder()
+    assert isinstance(decoder, WritesItself) and decoder.vocabulary == own.vocabulary
+    for ids in (random_ids(1, 1)[0].tolist(), random_ids(1, 60)[0].tolist()):
+        expected, result = generated(own, ids, 40), decoder.write(ids, 40)
+        assert result.tokens == expected and 0 < result.first_ms < result.all_ms
+        timed = generate(decoder, ids, 39)
+        assert timed["tokens"] == expected and len(timed["steps_ms"]) == 39 and len(set(timed["steps_ms"])) == 1
+        assert generate(decoder, ids, 0)["tokens"] == expected[:1]
+    # The model is not loaded a second time while it is timed, and a prompt is read again each time.
+    assert "own" not in vars(session) and not session.pipeline.scheduler.enable_prefix_caching
+    assert generated(decoder, ids, 40) == expected
+    batch = {"input_ids": np.array([ids])}
+    np.testing.assert_array_equal(session.predict(batch)["logits"], session.own.predict(batch)["logits"])
+
+
+def fail_to_open(*positional: Any, **named: Any) -> Any:
+    raise RuntimeError("Check failed")
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [("genai.find_spec", lambda name: None), ("runtime.Pipeline", fail_to_open)],
+    ids=["not installed", "cannot open"],
+)
+def test_without_openvino_genai_the_decoder_is_our_own(
+    missing: tuple[str, Any], written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"compress.formats.openvino.{missing[0]}", missing[1])
+    session: Any = get_runtime("openvino").open(written, TARGET, 1)
+    assert session.settings["runtime"].startswith("openvino ")
+    assert not isinstance(session.decoder(), WritesItself)
 
 
 LLAMA = json.loads(CONFIGS["llama"].to_json_string(use_diff=False))

@@ -12,7 +12,6 @@ import pytest
 from onnx import numpy_helper
 from onnx_graphs import write_classifier
 
-from compress.errors import ModelError
 from compress.formats.model_file import format_of, model_file
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.onnx.quantization import quantize_products
@@ -21,8 +20,9 @@ from compress.formats.ort.read import OrtGraph, read_ort
 from compress.formats.ort.write import to_ort
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
-from compress.inspect.budget import budget_of
-from compress.inspect.tensors import read_model
+from compress.inspection.budget import budget_of
+from compress.inspection.tensors import read_model
+from compress.utils.errors import ModelError
 
 IDS = {"input_ids": np.random.default_rng(1).integers(0, 100, (3, 7))}
 

@@ -21,15 +21,15 @@ from adapters import save_adapter
 from quantized import quantize_tiny_llama, save_tiny_llama
 from tiny_whisper import FRAMES, write_tiny_whisper
 
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.errors import InputError, ModelError, StageError
 from compress.formats.model_file import format_of, model_files
 from compress.formats.runtimes import get_runtime
 from compress.formats.safetensors.folder import task_of_folder
 from compress.formats.targets import REFERENCE
+from compress.models.checkpoint import Checkpoint
 from compress.runtimes.decoder import open_decoder
 from compress.runtimes.runtime import Session
 from compress.tasks import ctc
+from compress.utils.errors import InputError, ModelError, StageError
 
 TARGET = REFERENCE.target
 IDS = {

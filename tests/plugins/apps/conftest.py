@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from toy_bundles import WIDTH, wanted_of, write_encoder_run, write_image_run, write_run
 
-from compress.checkpoints.sentence_modules import Normalize, SentenceModules
+from compress.models.sentence_modules import Normalize, SentenceModules
 from compress.plugins.apps.build import Bundle, build
-from compress.progress import SilentProgress
+from compress.utils.progress import SilentProgress
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,6 @@ from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from compress.cli import app
-from compress.errors import InputError, ModelError
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.ort.write import to_ort
 from compress.formats.targets import find_app_profile
@@ -33,8 +32,9 @@ from compress.plugins.apps.kinds import KINDS, kind_of
 from compress.plugins.apps.templates import TEMPLATES
 from compress.plugins.apps.text import TEXTS, TextRule
 from compress.plugins.apps.verify import verify
-from compress.progress import SilentProgress
 from compress.tasks.registry import TASK_NAMES, get_task
+from compress.utils.errors import InputError, ModelError
+from compress.utils.progress import SilentProgress
 
 LINES = ["the film was great", "", "a boring plot, an awful cast", "zebra! ß 3.14", "très naïve 👍🏽 映画", "the " * 40]
 

@@ -17,7 +17,6 @@ from toy_bundles import reseal, wanted_of
 from toy_chat import AFTER, BEFORE, LONGEST, POSITIONS, TEMPLATE, Right, chat_tokenizer, write_chat_run
 from written_decoders import CONFIGS, FewBits, save_decoder
 
-from compress.errors import BundleError, InputError, ModelError
 from compress.formats.onnx.decoder import GraphSettings, export_decoder
 from compress.plugins.apps.build import Bundle, build
 from compress.plugins.apps.ends import Generate
@@ -25,7 +24,8 @@ from compress.plugins.apps.format import bundled, contents
 from compress.plugins.apps.prompt import PROMPTS, check_rule
 from compress.plugins.apps.steps import Prompt
 from compress.plugins.apps.verify import verify
-from compress.progress import SilentProgress
+from compress.utils.errors import BundleError, InputError, ModelError
+from compress.utils.progress import SilentProgress
 
 TESTED = 16
 

@@ -11,11 +11,11 @@ from serving import assert_asks_nobody, go_offline, serve
 from toy_bundles import wanted_of
 from toy_chat import LONGEST, Right, write_chat_run
 
-from compress.errors import BundleError
 from compress.plugins.apps.build import Bundle, build
 from compress.plugins.apps.client import TRANSFORMERS_JS
-from compress.progress import SilentProgress
 from compress.runtimes.chromium import Page, open_page
+from compress.utils.errors import BundleError
+from compress.utils.progress import SilentProgress
 
 pytestmark = pytest.mark.browser
 TOKENS, MESSAGE = 20, " Was sagst  du? 👩‍👩‍👧 写一句  \u09ed"

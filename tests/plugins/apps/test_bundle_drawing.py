@@ -13,19 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from compress.checkpoints.diffusion_pipeline import load_pipeline
 from serving import assert_asks_nobody, serve
 from tiny_pipelines import pipeline
 from toy_bundles import wanted_of
 
-from compress.checkpoints.sampling import SAMPLING, Sampling
-from compress.errors import ModelError
 from compress.formats.onnx.diffusion_export import drawing_folder, export_drawing
+from compress.models.diffusion_pipeline import load_pipeline
+from compress.models.diffusion_sampling import SAMPLING, Sampling
 from compress.plugins.apps.build import build
 from compress.plugins.apps.drawn import noise_of
 from compress.plugins.apps.ends import Draw
-from compress.progress import SilentProgress
 from compress.runtimes.chromium import open_page
+from compress.utils.errors import ModelError
+from compress.utils.progress import SilentProgress
 
 diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.slow

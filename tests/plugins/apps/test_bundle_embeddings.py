@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from toy_bundles import EMBEDDINGS, WIDTH, code, wanted_of, write_encoder_run
 
-from compress.checkpoints.sentence_modules import Dense, Normalize, SentenceModules
-from compress.errors import ModelError
+from compress.models.sentence_modules import Dense, Normalize, SentenceModules
 from compress.plugins.apps.build import Bundle, build
 from compress.plugins.apps.ends import Embed
 from compress.plugins.apps.verify import verify
-from compress.progress import SilentProgress
+from compress.utils.errors import ModelError
+from compress.utils.progress import SilentProgress
 
 QUESTION, NEAR, FAR = "the lovely film", "the film was lovely", "awful plots!"
 IDS = {QUESTION: [2, 4, 9, 5, 3], NEAR: [2, 4, 5, 6, 9, 3], FAR: [2, 11, 10, 12, 13, 3]}

@@ -24,16 +24,16 @@ from PIL import Image
 from toy_bundles import IMAGE_RECIPE, RECIPE, code, reseal, wanted_of
 from typer.testing import CliRunner
 
-from compress.checkpoints.sentence_modules import Normalize, SentenceModules
-from compress.checkpoints.torch_model import TorchModel
 from compress.cli import app
-from compress.errors import BundleError, InputError
 from compress.formats.coreml.stage import CoreMl
 from compress.formats.executorch.stage import ExecuTorch
 from compress.formats.litert.stage import LiteRt
+from compress.models.sentence_modules import Normalize, SentenceModules
+from compress.models.torch_model import TorchModel
 from compress.plugins.apps.build import Bundle, build
 from compress.plugins.apps.verify import verify
-from compress.progress import SilentProgress
+from compress.utils.errors import BundleError, InputError
+from compress.utils.progress import SilentProgress
 
 # Looked for, not imported: that takes seconds, and every worker that collects tests would.
 if not all(map(find_spec, ("litert_torch", "executorch", "coremltools"))):

@@ -19,12 +19,12 @@ from transformers.models.mobilevit.image_processing_pil_mobilevit import MobileV
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 import compress.plugins.apps
-from compress.errors import InputError, ModelError
 from compress.plugins.apps.build import Bundle, build
 from compress.plugins.apps.image import IMAGES, ImageRule, find_rule
 from compress.plugins.apps.pictures import noise
 from compress.plugins.apps.transfer import transferred
-from compress.progress import SilentProgress
+from compress.utils.errors import InputError, ModelError
+from compress.utils.progress import SilentProgress
 
 WEB = Path(compress.plugins.apps.__file__).parent / "web" / "image"
 SQUARE = {"height": 24, "width": 20}

@@ -16,11 +16,11 @@ from toy_bundles import RECIPE, wanted_of
 
 from compress.formats.onnx.stage import Export
 from compress.plugins.apps.build import Bundle, build
-from compress.progress import SilentProgress
 from compress.runtimes.chromium import open_page
 from compress.samples.fetch import sample_directory
-from compress.stages.quantize import Quantize
+from compress.stages.onnx_int8.stage import Quantize
 from compress.tasks.registry import get_task
+from compress.utils.progress import SilentProgress
 
 pytestmark = pytest.mark.slow
 SENTENCES = (

@@ -16,12 +16,12 @@ from many_lines import LINES, lines
 from serving import SHOWN, assert_asks_nobody, go_offline, serve
 from toy_bundles import LABELS, graph, wanted_of, write_run
 
-from compress.errors import BundleError
 from compress.plugins.apps.build import Bundle, build
 from compress.plugins.apps.client import ONNXRUNTIME_WEB
-from compress.progress import SilentProgress
 from compress.runtimes.chromium import open_page
 from compress.samples.fetch import sample_directory
+from compress.utils.errors import BundleError
+from compress.utils.progress import SilentProgress
 
 LENGTH = 100
 

@@ -23,13 +23,13 @@ from toy_bundles import wanted_of
 from toy_places import LABELS, TASK_OF, TASKS, outputs, write_places_run
 
 from compress.data.media import decode, media
-from compress.errors import ModelError
 from compress.plugins.apps.build import Bundle, build
 from compress.plugins.apps.image import IMAGES
 from compress.plugins.apps.places import WHOLE_IMAGES
 from compress.plugins.apps.verify import verify
-from compress.progress import SilentProgress
 from compress.runtimes.chromium import open_page
+from compress.utils.errors import ModelError
+from compress.utils.progress import SilentProgress
 
 LEAST = 0.4
 BOXES = ("object-detection", "rt_detr")

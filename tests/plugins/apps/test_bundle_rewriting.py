@@ -15,13 +15,13 @@ from serving import assert_asks_nobody, serve
 from tiny_text_to_text import save_tiny_bart
 from toy_bundles import wanted_of
 
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.errors import ModelError
 from compress.formats.onnx.decoder import export_encoder_decoder
+from compress.models.checkpoint import Checkpoint
 from compress.plugins.apps.build import build
 from compress.plugins.apps.ends import Rewrite
-from compress.progress import SilentProgress
 from compress.runtimes.chromium import open_page
+from compress.utils.errors import ModelError
+from compress.utils.progress import SilentProgress
 
 RECIPE = """name: toy
 task: text2text-generation

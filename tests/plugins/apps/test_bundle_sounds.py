@@ -20,12 +20,12 @@ from tiny_sounds import LABELS, RATE, tones
 from toy_bundles import wanted_of
 from transformers import ASTFeatureExtractor, SeamlessM4TFeatureExtractor, Wav2Vec2FeatureExtractor
 
-from compress.errors import InputError, ModelError
 from compress.formats.onnx.model import OnnxModel
 from compress.plugins.apps.build import build
 from compress.plugins.apps.sound import SOUNDS, SoundRule
-from compress.progress import SilentProgress
 from compress.runtimes.chromium import open_page
+from compress.utils.errors import InputError, ModelError
+from compress.utils.progress import SilentProgress
 
 HERE = Path(__file__).parent
 EXAMPLE = HERE.parents[2] / "compress/plugins/apps/examples/sound/run.py.jinja"

@@ -19,16 +19,16 @@ from toy_bundles import RECIPE, reseal, wanted_of
 from transformers import WhisperFeatureExtractor
 
 import compress.plugins.apps
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.errors import BundleError, InputError, ModelError
 from compress.formats.onnx.decoder import export_encoder_decoder
+from compress.models.checkpoint import Checkpoint
 from compress.numerics.word_errors import word_errors
 from compress.plugins.apps.audio import RECORDINGS, AudioRule, check_rule
 from compress.plugins.apps.build import Bundle, build
 from compress.plugins.apps.ends import Transcribe
 from compress.plugins.apps.steps import LogMel
 from compress.plugins.apps.verify import verify
-from compress.progress import SilentProgress
+from compress.utils.errors import BundleError, InputError, ModelError
+from compress.utils.progress import SilentProgress
 
 TASK = "automatic-speech-recognition"
 RATE = 16_000

@@ -12,9 +12,9 @@ from serving import assert_asks_nobody, go_offline, serve
 from toy_bundles import RECIPE, wanted_of
 
 from compress.plugins.apps.build import Bundle, build
-from compress.progress import SilentProgress
 from compress.runtimes.chromium import open_page
 from compress.samples.fetch import sample_directory
+from compress.utils.progress import SilentProgress
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 SECONDS = 300

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 from toy_bundles import reseal
 
-from compress.errors import BundleError, InputError
 from compress.plugins.apps import archive
 from compress.plugins.apps.archive import seal, unpack
 from compress.plugins.apps.build import Bundle
 from compress.plugins.apps.manifest import MANIFEST, SIGNATURE, SIGNED
 from compress.plugins.apps.verify import verify
 from compress.plugins.provenance.signature import sign
+from compress.utils.errors import BundleError, InputError
 
 TRIES = 120
 

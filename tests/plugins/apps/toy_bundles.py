@@ -13,16 +13,16 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from compress.checkpoints.processor import SentenceProcessor
-from compress.checkpoints.sentence_modules import SentenceModules
-from compress.digests import digest_file
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.targets import find_app_profile
+from compress.models.processor import SentenceProcessor
+from compress.models.sentence_modules import SentenceModules
 from compress.plugins.apps.build import Wanted
 from compress.plugins.apps.kinds import KINDS
 from compress.plugins.apps.manifest import MANIFEST, FileRecord, Manifest
 from compress.plugins.apps.templates import examples
 from compress.recipe.loading import read_recipe
+from compress.utils.digests import digest_file
 
 RECIPE = """name: toy
 task: text-classification

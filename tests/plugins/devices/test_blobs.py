@@ -10,11 +10,11 @@ import disks
 import pytest
 from loopback_sshd import Server
 
-from compress.errors import DeviceError
 from compress.plugins.devices.blobs import ENVIRONMENT_BYTES, Blob, send_blobs
 from compress.plugins.devices.connection import Connection
 from compress.plugins.devices.session import begun
-from compress.progress import SilentProgress
+from compress.utils.errors import DeviceError
+from compress.utils.progress import SilentProgress
 
 Item = TypeVar("Item")
 MEGABYTE = 1 << 20

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from loopback_sshd import Server
 
-from compress.errors import DeviceError, InputError
 from compress.plugins.devices.connection import plain
+from compress.utils.errors import DeviceError, InputError
 
 
 def fingerprint(public: Path) -> str:

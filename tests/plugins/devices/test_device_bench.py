@@ -6,8 +6,6 @@ from typing import TypeVar
 
 import numpy as np
 import pytest
-from compress.utils.errors import ModelError, StageError
-from compress.utils.progress import SilentProgress
 from decoder_graphs import TinyDecoder
 from loopback_sshd import Server
 from onnx_graphs import make_examples, write_classifier
@@ -19,6 +17,8 @@ from compress.plugins.devices.inventory import Device
 from compress.plugins.devices.place import DevicePlace
 from compress.plugins.devices.session import PACKAGES, requirements
 from compress.recipe.recipe import Benchmark
+from compress.utils.errors import ModelError, StageError
+from compress.utils.progress import SilentProgress
 
 Item = TypeVar("Item")
 QUICK = Benchmark(threads=1, batch_size=8, seconds=0.2, examples=40, launches=2)

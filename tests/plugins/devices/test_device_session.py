@@ -8,11 +8,11 @@ import psutil
 import pytest
 from loopback_sshd import Server
 
-from compress.errors import DeviceError
 from compress.plugins.devices.blobs import Blob, send_blobs
 from compress.plugins.devices.connection import Connection
 from compress.plugins.devices.session import begun, followed, program
-from compress.progress import SilentProgress
+from compress.utils.errors import DeviceError
+from compress.utils.progress import SilentProgress
 
 SCRIPT = """
 import json, pathlib, sys, time

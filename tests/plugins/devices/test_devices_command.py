@@ -6,8 +6,6 @@ import threading
 from pathlib import Path
 
 import pytest
-from compress.utils.errors import DeviceError, InputError
-from compress.utils.progress import Progress
 from typer.testing import CliRunner
 
 from compress.benchmark.host import LaunchHost
@@ -16,6 +14,8 @@ from compress.cli import app
 from compress.cli.bench import show_outcome
 from compress.formats.targets import TARGETS
 from compress.plugins.devices.on_devices import bench_on_devices, chosen_devices
+from compress.utils.errors import DeviceError, InputError
+from compress.utils.progress import Progress
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFw8Wo1fcPJ2YaQh39pku1En4bRAAAtI4N1kUcftxxsl"
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from arm64 import arm_home
-from compress.utils.progress import Progress
 from loopback_sshd import Server, find_binary, running
 from onnx_graphs import make_examples, write_classifier
 
@@ -21,6 +20,7 @@ from compress.benchmark.session import BenchResult, measure_together
 from compress.formats.targets import TARGETS
 from compress.plugins.devices.on_devices import Chosen, bench_on_devices
 from compress.recipe.recipe import Benchmark
+from compress.utils.progress import Progress
 
 BINFMT = Path("/proc/sys/fs/binfmt_misc/qemu-aarch64")
 PYTHON = arm_home() / "root" / "usr" / "bin" / "python3.13"

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from compress.errors import InputError
 from compress.plugins.devices.inventory import choose_devices, find_inventory, read_inventory
+from compress.utils.errors import InputError
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFw8Wo1fcPJ2YaQh39pku1En4bRAAAtI4N1kUcftxxsl"
 GOOD = f"""

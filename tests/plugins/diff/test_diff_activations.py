@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.plugins.diff.activations import compare_files
-from compress.progress import SilentProgress
+from compress.utils.progress import SilentProgress
 
 RANDOM = np.random.default_rng(1)
 WEIGHTS = [RANDOM.standard_normal((16, 16)).astype(np.float32) for _ in range(3)]

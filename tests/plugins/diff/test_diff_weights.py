@@ -14,10 +14,10 @@ from quantized import quantize_tiny_llama
 from safetensors.numpy import load_file, save_file
 from stage_contract import language_context, stage_of
 
-from compress.errors import ModelError
 from compress.plugins.diff.record import TensorChange, WeightsDiff
 from compress.plugins.diff.weights import compare_weights
-from compress.progress import SilentProgress
+from compress.utils.errors import ModelError
+from compress.utils.progress import SilentProgress
 
 RANDOM = np.random.default_rng(2)
 WEIGHT = RANDOM.standard_normal((48, 32)).astype(np.float32)

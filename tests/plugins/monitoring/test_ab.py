@@ -14,10 +14,10 @@ import tiny
 from tiny_use import Done, write_run
 
 from compress.data.columns import Column
-from compress.errors import DataError
 from compress.plugins.monitoring.ab import judge_answers, judge_times
 from compress.plugins.monitoring.replay import Served, stretches
 from compress.plugins.monitoring.traffic import read_traffic
+from compress.utils.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 Run = Callable[..., Done]

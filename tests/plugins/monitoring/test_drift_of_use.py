@@ -18,7 +18,7 @@ from pyarrow import csv
 from tiny_use import Done
 
 from compress.data.columns import Column
-from compress.inspect.clipping import ActivationRange, activation_ranges, see_activations
+from compress.inspection.activation_clipping import ActivationRange, activation_ranges, see_activations
 from compress.plugins.monitoring.advice import advice_of
 from compress.plugins.monitoring.drift import judged
 from compress.plugins.monitoring.record import Look

@@ -17,9 +17,9 @@ import nights
 import pytest
 from nights import SUITE, ignore, night, outcome, row
 
-from compress.errors import InputError, StorageError
 from compress.plugins.nightly.backups import KEPT, backups_of, is_sound
 from compress.plugins.nightly.history import History
+from compress.utils.errors import InputError, StorageError
 
 NIGHTS, METRICS, PAGE = 12, 40, 4096
 

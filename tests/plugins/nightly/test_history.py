@@ -12,12 +12,12 @@ from pathlib import Path
 
 import nights
 import pytest
-from compress.utils.errors import InputError, StorageError
 from nights import FIRST, HOST, SUITE, ignore, night, outcome, row
 
 from compress.plugins.nightly.history import History
 from compress.plugins.nightly.record import Finding, Host
 from compress.results.measurement import Measurement
+from compress.utils.errors import InputError, StorageError
 
 OTHER = Host(digest="00000000000000bb", words="Another processor")
 

@@ -16,11 +16,11 @@ import pytest
 import tiny_run
 from nights import ignore, night, outcome, row
 
-from compress.environment import environment
 from compress.plugins.nightly.history import History
 from compress.plugins.nightly.run import NightDone, NightRun, commit_of, host_of, software_of
 from compress.plugins.nightly.suite import read_suite
 from compress.plugins.nightly.views import write_night
+from compress.utils.environment import environment
 
 HERE = host_of(environment())
 

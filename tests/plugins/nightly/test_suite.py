@@ -9,8 +9,8 @@ import jsonschema
 import pytest
 import yaml
 
-from compress.errors import InputError
 from compress.plugins.nightly.suite import choose, read_suite, suite_schema
+from compress.utils.errors import InputError
 
 ROOT = Path(__file__).parents[3]
 SUITES = sorted((ROOT / "benchmarks" / "suites").glob("*.yaml"))

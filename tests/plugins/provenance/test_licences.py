@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compress.utils.errors import InputError
 from packaging.licenses import canonicalize_license_expression
 
 from compress.plugins.provenance.licences import carried, find_licences, objections, refuse_forbidden
@@ -17,6 +16,7 @@ from compress.plugins.provenance.terms import NOT_STATED, canonical, duties, hub
 from compress.recipe.recipe import Recipe
 from compress.results.report import Report
 from compress.samples.sample import known_samples
+from compress.utils.errors import InputError
 
 
 def recipe(**changes: Any) -> Recipe:

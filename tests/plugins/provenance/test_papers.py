@@ -22,10 +22,10 @@ from toy_run import DIGESTS, new_key, write_run
 from typer.testing import CliRunner
 
 from compress.cli import app
-from compress.errors import BundleError, InputError
 from compress.plugins.provenance.finished import read_finished
 from compress.plugins.provenance.statement import verify_statement
 from compress.plugins.provenance.write import write_papers
+from compress.utils.errors import BundleError, InputError
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,12 @@ from toy_run import new_key, write_run
 from typer.testing import CliRunner
 
 from compress.cli import app
-from compress.errors import InputError, StageError
 from compress.plugins.provenance.finished import read_finished
 from compress.plugins.provenance.licences import find_licences, objections
 from compress.plugins.provenance.statement import verify_statement
 from compress.plugins.provenance.write import write_papers
 from compress.recipe.recipe import Recipe
+from compress.utils.errors import InputError, StageError
 
 # The Hub's library hands a file to its HTTP client in the way of an older one.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

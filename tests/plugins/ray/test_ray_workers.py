@@ -16,8 +16,7 @@ import tiny_run
 import torch
 from fake_ray import FakeRay, Machine
 
-from compress.checkpoints.torch_model import TorchModel
-from compress.errors import DeviceError, InputError, MissingExtraError, StageError, StorageError
+from compress.models.torch_model import TorchModel
 from compress.pipeline.cache import Cache
 from compress.pipeline.keys import Forecast
 from compress.pipeline.runner import Road
@@ -29,7 +28,8 @@ from compress.plugins.ray.parcel import packed, place
 from compress.plugins.ray.ray_workers import RayWorkers, open_workers
 from compress.plugins.ray.task import Order
 from compress.recipe.recipe import Recipe
-from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.stages.base import Context, Needs, Promise, Stage
+from compress.utils.errors import DeviceError, InputError, MissingExtraError, StageError, StorageError
 
 
 class Nudge(Stage[TorchModel, TorchModel]):

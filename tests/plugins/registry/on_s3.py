@@ -18,12 +18,12 @@ def main(folder: Path) -> dict[str, Any]:
     from moto.server import ThreadedMotoServer
     from s3fs import S3FileSystem
 
-    from compress.errors import StorageError
     from compress.plugins.registry import remote as module
     from compress.plugins.registry.registry import Registry
     from compress.plugins.registry.remote import Remote
     from compress.plugins.registry.transfer import fetch, pull_remote, push, verify_remote
     from compress.plugins.registry.upkeep import verify
+    from compress.utils.errors import StorageError
 
     module.PIECE_BYTES = 10_000
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)

@@ -11,7 +11,7 @@ from registry import made_run
 from typer.testing import CliRunner, Result
 
 from compress.cli import app
-from compress.errors import CompressError, InputError
+from compress.utils.errors import CompressError, InputError
 
 
 def invoke(*arguments: str | Path) -> Result:

@@ -14,13 +14,13 @@ from loopback_sshd import find_binary, running
 from registry import made_run
 from rotation import is_todays
 
-from compress.errors import InputError, MissingExtraError, StorageError
 from compress.plugins.registry import remote as remote_module
 from compress.plugins.registry.promotion import Wish, promote
 from compress.plugins.registry.registry import Registry
 from compress.plugins.registry.remote import Remote
 from compress.plugins.registry.transfer import fetch, pull_remote, push, verify_remote
 from compress.plugins.registry.upkeep import verify
+from compress.utils.errors import InputError, MissingExtraError, StorageError
 
 pytest.importorskip("fsspec")
 MODEL = "model/onnx/model.onnx"

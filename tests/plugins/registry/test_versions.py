@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compress.utils.digests import digest_directory
-from compress.utils.errors import InputError, StorageError
 from disks import mounted
 from registry import flip_bytes, kill_writers, made_run, time_rollback
 
@@ -22,6 +20,8 @@ from compress.plugins.registry.promotion import Wish, promote
 from compress.plugins.registry.registry import Registry
 from compress.plugins.registry.upkeep import Fault, collect, verify
 from compress.results.report import LimitResult, load_report
+from compress.utils.digests import digest_directory
+from compress.utils.errors import InputError, StorageError
 
 MODEL = "model/onnx/model.onnx"
 

@@ -21,7 +21,7 @@ from registry import made_run
 from typer.testing import CliRunner
 
 from compress.cli import app
-from compress.errors import CompressError
+from compress.utils.errors import CompressError
 
 ROOT = Path(__file__).parents[3]
 WORKFLOW: dict[str, Any] = yaml.safe_load((ROOT / "docs" / "ci" / "weights.yml").read_text())

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from compress.errors import InputError
 from compress.plugins.search.engine import ROUND, Engine, Job
 from compress.plugins.search.goal import Goal, named
 from compress.plugins.search.knobs import Knob
@@ -18,6 +17,7 @@ from compress.plugins.search.outcome import Outcome, packed, unpacked
 from compress.plugins.search.prospects import Prospects
 from compress.plugins.search.space import Point
 from compress.recipe.recipe import Limit, Recipe
+from compress.utils.errors import InputError
 
 ROWS = 2000
 LIMIT = Limit(metric="accuracy", at_least=0.97, of="baseline")

@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_run
-from compress.utils.digests import size_bytes
-from compress.utils.progress import SilentProgress
 from transformers import BertConfig, BertModel
 
 from compress.benchmark.kernels import KernelTable
@@ -23,6 +21,8 @@ from compress.plugins.search.space import Point, Space
 from compress.plugins.search.trial import Trials
 from compress.recipe.document import read_document
 from compress.recipe.recipe import Limit
+from compress.utils.digests import size_bytes
+from compress.utils.progress import SilentProgress
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 

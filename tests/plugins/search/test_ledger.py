@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from compress.errors import InputError, StorageError
 from compress.plugins.search.ledger import Entry, Header, Ledger
 from compress.plugins.search.outcome import Outcome
+from compress.utils.errors import InputError, StorageError
 
 
 def header() -> Header:

@@ -15,11 +15,11 @@ import tiny_run
 import tiny_sounds
 from mergeable import save_mergeable_llama
 
-from compress.errors import CompressError
 from compress.plugins.search.asked import Asked, document_of
 from compress.plugins.search.opening import Opening
 from compress.plugins.search.prepared import looked_ahead
 from compress.recipe.document import read_document
+from compress.utils.errors import CompressError
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 

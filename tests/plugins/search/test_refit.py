@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import tiny_run
 
-from compress.errors import InputError
 from compress.plugins.search.foresight import Foresight
 from compress.plugins.search.goal import Goal
 from compress.plugins.search.refit import Refit, check_refit
 from compress.plugins.search.space import Space
 from compress.plugins.search.trial import Trials
-from compress.progress import SilentProgress
 from compress.recipe.document import read_document
+from compress.utils.errors import InputError
+from compress.utils.progress import SilentProgress
 
 STAGES = (
     {"finetune": {"epochs": 1}},

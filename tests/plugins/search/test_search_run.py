@@ -16,9 +16,6 @@ from typing import Any
 import pytest
 import tiny_run
 import yaml
-from compress.utils.digests import digest_directory
-from compress.utils.errors import CompressError, StageError
-from compress.utils.progress import SilentProgress
 from rotation import is_todays
 from typer.testing import CliRunner
 
@@ -30,6 +27,9 @@ from compress.recipe.document import read_document
 from compress.recipe.recipe import Recipe
 from compress.results.measurement import Measurement
 from compress.results.report import load_report
+from compress.utils.digests import digest_directory
+from compress.utils.errors import CompressError, StageError
+from compress.utils.progress import SilentProgress
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::DeprecationWarning")
 

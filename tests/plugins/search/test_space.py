@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import tiny_run
 
-from compress.errors import InputError, RecipeError
 from compress.plugins.search.space import Space, shortened
 from compress.recipe.document import read_document
+from compress.utils.errors import InputError, RecipeError
 
 STAGES = (
     {"finetune": {"epochs": 2}},

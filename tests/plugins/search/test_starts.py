@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from compress.plugins.search.starts import stages_to_search
-from compress.stage.prediction import Shape
+from compress.stages.cost_model import Shape
 from compress.stages import STAGES
 from compress.tasks.registry import TASKS
 from compress.tasks.task import Task

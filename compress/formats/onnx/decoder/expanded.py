@@ -11,9 +11,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from compress.errors import ModelError
 from compress.formats.onnx.decoder.nodes import Nodes
 from compress.formats.onnx.decoder.stored_weight import INTEGERS, StoredWeight
+from compress.utils.errors import ModelError
 
 
 def typed(stored: StoredWeight, name: str) -> tuple[np.ndarray, ir.DataType]:

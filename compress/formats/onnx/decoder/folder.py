@@ -15,12 +15,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.checkpoints.checks import INDEX
-from compress.checkpoints.hollow import hollow_model
-from compress.checkpoints.json_file import read_json
-from compress.checkpoints.torch_model import compact
-from compress.errors import IntegrityError
 from compress.formats.onnx.decoder.insert_weights import write_graph
 from compress.formats.onnx.decoder.nodes import Nodes
 from compress.formats.onnx.decoder.parity import Equality, prove_decoder
@@ -51,7 +45,13 @@ from compress.formats.onnx.model import (
     OnnxModel,
     few_bits_name,
 )
+from compress.models.checkpoint import Checkpoint
+from compress.models.folder_checks import INDEX
+from compress.models.json_file import read_json
+from compress.models.meta_model import hollow_model
+from compress.models.torch_model import compact
 from compress.tasks.task import Examples
+from compress.utils.errors import IntegrityError
 
 _KEPT = ("*.json", "*.txt", "*.jinja", "*.model", "*.spm")
 _LEFT_OUT = (INDEX, "config.json", "quantize_config.json", GENAI_CONFIG)

@@ -19,8 +19,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.errors import ModelError
 from compress.formats.onnx.decoder import tracing_patches
 from compress.formats.onnx.decoder.caches import CROSS, layer_of
 from compress.formats.onnx.decoder.cross_attention import write_cross_attention
@@ -32,7 +30,9 @@ from compress.formats.onnx.decoder.rewrites import tidy
 from compress.formats.onnx.decoder.trace import Trace
 from compress.formats.onnx.decoder.weights import GraphSettings, Weights
 from compress.formats.onnx.model import SHARED_CACHE
+from compress.models.checkpoint import Checkpoint
 from compress.runtimes.decoder import present_of
+from compress.utils.errors import ModelError
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 

@@ -13,10 +13,10 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from compress.checkpoints.experts import SeparateExperts
 from compress.formats.onnx.attention.plug import attending
 from compress.formats.onnx.decoder.calls import rotation_of
 from compress.formats.onnx.decoder.tracing_patches import DELTA_RULE, SELECTIVE_SCAN, Plug, nodes_of
+from compress.models.experts import SeparateExperts
 
 _DELTA_RULES, _SELECTIVE_SCANS = "torch_chunk_gated_delta_rule", "mamba_selective_scan"
 """What transformers' modules call recurrences that they unroll in Python; ONNX's `Scan` goes over any length."""

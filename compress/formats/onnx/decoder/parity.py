@@ -13,18 +13,18 @@ import onnx
 import onnxruntime
 import torch
 
-from compress.checkpoints.adapter import ADAPTER, load_adapted
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.checkpoints.hollow import auto_class
-from compress.errors import InputError, IntegrityError, StageError, first_line
 from compress.formats.onnx.decoder.parts import IDS, MASK
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel, all_graphs
 from compress.formats.onnx.runtimes.onnxruntime import OnnxSession, session_of, session_options
 from compress.formats.prove import distance
+from compress.models.checkpoint import Checkpoint
+from compress.models.lora_adapter import ADAPTER, load_adapted
+from compress.models.meta_model import auto_class
 from compress.runtimes.decoder import Decoder, present_of
 from compress.runtimes.image_answers import PIXELS, EmbeddedDecoder
 from compress.runtimes.pair_decoder import PairDecoder
 from compress.tasks.task import Examples
+from compress.utils.errors import InputError, IntegrityError, StageError, first_line
 
 _FEW_BITS, _LEVEL, _FP32 = "MatMulNBits", "accuracy_level", 1
 _CPU = "CPUExecutionProvider"

@@ -14,8 +14,8 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from compress.errors import ModelError
 from compress.formats.onnx.decoder.caches import CROSS, holds_keys, layers_of, new_cache, new_pair_of_caches
+from compress.utils.errors import ModelError
 
 BATCH = "batch_size"
 IDS, MASK, HIDDEN, AUDIO = "input_ids", "attention_mask", "encoder_hidden_states", "input_features"

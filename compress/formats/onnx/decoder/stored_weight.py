@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from compress.errors import ModelError
 from compress.formats.onnx.decoder.nodes import Nodes
 from compress.numerics.integer_grid import QuantizedWeight
+from compress.utils.errors import ModelError
 
 INTEGERS = ".weight_Q"
 """Stands before the bits in the name of what holds a weight's integers."""

@@ -18,10 +18,6 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.checkpoints.hollow import hollow_model, reads_images
-from compress.checkpoints.quantized_module import empty_module
-from compress.errors import ModelError, first_line
 from compress.formats.onnx.decoder import interfaces
 from compress.formats.onnx.decoder import tracing_patches as plugs
 from compress.formats.onnx.decoder.caches import PAST, fill_cache, layer_of, note_updates, present, sample_states
@@ -31,7 +27,11 @@ from compress.formats.onnx.decoder.parts import MASK, Part, alone, embedded
 from compress.formats.onnx.decoder.tracing_patches import Plug
 from compress.formats.silence import silence
 from compress.formats.tracing import as_written, lean_tracing
+from compress.models.checkpoint import Checkpoint
+from compress.models.meta_model import hollow_model, reads_images
+from compress.models.quantized_module import empty_module
 from compress.runtimes.image_answers import refuse_unfollowed
+from compress.utils.errors import ModelError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 from torch.onnx import ops
 
-from compress.checkpoints.experts import DOWN, GATE, UP
-from compress.checkpoints.transposed_linear import TransposedLinear
 from compress.formats.onnx.decoder.calls import BIAS, CAUSAL, EVERYTHING, Call, Rotation, described, mask_of
+from compress.models.experts import DOWN, GATE, UP
+from compress.models.transposed_linear import TransposedLinear
 
 DOMAIN = "compress"
 PARAMETER, LINEAR, TABLE, LENGTHS, ROTARY = "Parameter", "Linear", "Table", "Lengths", "Rotary"

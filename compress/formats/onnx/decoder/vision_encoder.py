@@ -11,17 +11,17 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
-from compress.architectures.watched import hooked
-from compress.checkpoints.adapter import load_adapted
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.checkpoints.processor import load_processor
-from compress.checkpoints.torch_model import TorchModel
-from compress.errors import ModelError, first_line
 from compress.formats.onnx.export import Exported, export_onnx
 from compress.formats.onnx.parity import prove_equal
+from compress.models.checkpoint import Checkpoint
+from compress.models.hooks import hooked
+from compress.models.lora_adapter import load_adapted
+from compress.models.processor import load_processor
+from compress.models.torch_model import TorchModel
 from compress.runtimes.image_answers import FEATURES, PIXELS
 from compress.tasks.image_text_to_text import unfit_processor
 from compress.tasks.task import Examples
+from compress.utils.errors import ModelError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -9,11 +9,11 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from compress.checkpoints.adapter import low_rank
-from compress.checkpoints.checkpoint import Checkpoint
 from compress.formats.onnx.decoder.expanded import multiply, whole
 from compress.formats.onnx.decoder.nodes import MICROSOFT, Nodes
 from compress.formats.onnx.decoder.stored_weight import StoredWeight, stack, store, write_integers
+from compress.models.checkpoint import Checkpoint
+from compress.models.lora_adapter import low_rank
 
 _EXACT = frozenset({"q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv"})
 

@@ -10,16 +10,16 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.errors import StageError
 from compress.formats.onnx.fusions.graph import add_initializer, clean, constant
 from compress.formats.onnx.int8.fuse_integer_ops import quantized
 from compress.formats.onnx.int8.layer_matching import LayerMatch, end_of, limits_of
+from compress.utils.errors import StageError
 
 FOUR_BITS_FROM = 21
 """The operator set that knows 4-bit integers."""
 _LEVELS = 255
 _FOUR_BITS, _WIDE = ".weight_Q4", "_wide"
-"""As `compress.inspect` reads the names of packed integers; until they are packed they are wide."""
+"""As `compress.inspection` reads the names of packed integers; until they are packed they are wide."""
 
 
 @dataclass(frozen=True)

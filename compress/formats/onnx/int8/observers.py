@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from compress.errors import DataError, StageError, first_line
 from compress.numerics.activation_range import Histogram
+from compress.utils.errors import DataError, StageError, first_line
 
 Feed = Mapping[str, np.ndarray]
 """A batch: input's name -> array of the type that the graph takes."""

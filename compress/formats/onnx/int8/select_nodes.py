@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from compress.errors import StageError
 from compress.formats.onnx.fusions.graph import constant
 from compress.formats.onnx.graph import INTEGER
+from compress.utils.errors import StageError
 
 SMALLEST_WEIGHT = 1024
 """Elements. Below, a product is as fast in float, and a classifier's last product is better so."""

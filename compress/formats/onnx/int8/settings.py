@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from compress.formats.target_profile import find_processor
-from compress.frozen import Frozen, changed
-from compress.stage.stage import SEARCH_TIMES
+from compress.stages.base import SEARCH_TIMES
+from compress.utils.pydantic_models import Frozen, changed
 
 Format = Literal["qoperator", "qdq"]
 ReduceRange = bool | Literal["saturating"]

@@ -15,7 +15,6 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper
 
-from compress.errors import DataError, StageError
 from compress.formats.onnx.fusions.graph import constant
 from compress.formats.onnx.int8.bias_correction import (
     correct_biases,
@@ -35,6 +34,7 @@ from compress.formats.onnx.int8.smooth import smooth
 from compress.formats.onnx.int8.split_concatenations import split_concatenations
 from compress.formats.silence import silence
 from compress.numerics.activation_range import find_range
+from compress.utils.errors import DataError, StageError
 
 
 @dataclass

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from compress.errors import ModelError
+from compress.utils.errors import ModelError
 
 _LEAD = "ONNX Runtime cannot open the graph: "
 _AGAIN = "export the model again, or copy the folder again with all of its files"

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from compress.checkpoints.json_file import read_json
-from compress.errors import InputError, MissingExtraError, ModelError, StageError
 from compress.formats.onnx.model import GENAI_CONFIG, find_graph
 from compress.formats.target_profile import Target
+from compress.models.json_file import read_json
 from compress.runtimes.decoder import likeliest
 from compress.runtimes.runtime import Batch, TensorType, why_missing
+from compress.utils.errors import InputError, MissingExtraError, ModelError, StageError
 
 _IDS, _MASK, _LOGITS = "input_ids", "attention_mask", "logits"
 PROVIDER = "cpu"

@@ -14,9 +14,9 @@ from typing import IO, Any
 
 import psutil
 
-from compress.errors import InputError, StageError
 from compress.runtimes.chromium import NAMES, open_page
 from compress.runtimes.loopback import Loopback
+from compress.utils.errors import InputError, StageError
 
 _FOLDER = files("compress.formats.onnx.runtimes") / "page"
 _SECONDS = 600.0

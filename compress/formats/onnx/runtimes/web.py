@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from compress.checkpoints.pipeline_checks import is_pipeline
-from compress.errors import InputError, ModelError, StageError
 from compress.formats.model_file import model_files
 from compress.formats.onnx.runtimes.failures import cannot_open
 from compress.formats.onnx.runtimes.javascript import (
@@ -38,11 +36,13 @@ from compress.formats.onnx.runtimes.web_package import (
     WEBGPU_WASM,
 )
 from compress.formats.target_profile import WEB_VERSION, Target
-from compress.progress import Progress, SilentProgress
+from compress.models.diffusion_checks import is_pipeline
 from compress.runtimes.image_answers import open_together
 from compress.runtimes.loopback import Loopback
 from compress.runtimes.runtime import Batch, Session, TensorType, check_inputs, check_target
 from compress.samples.fetch import cache_root, damage, entry_name, fetch
+from compress.utils.errors import InputError, ModelError, StageError
+from compress.utils.progress import Progress, SilentProgress
 
 WEIGHTS = ("_data", ".data")
 """What the name of a file of weights beside a graph has after the graph's, by transformers.js's and torch's custom."""

@@ -12,8 +12,8 @@ from exports import run
 from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
 from transformers.models.modernbert import modeling_modernbert
 
-from compress.checkpoints.torch_model import TorchModel
 from compress.formats.onnx.export import export_onnx
+from compress.models.torch_model import TorchModel
 from compress.tasks.task import Examples
 
 LAYERS, VOCABULARY, POSITIONS = 2, 60, 64

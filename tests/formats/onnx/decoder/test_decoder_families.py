@@ -12,15 +12,15 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from written_decoders import FewBits
 
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.checkpoints.quantized_module import load_module
-from compress.errors import IntegrityError
 from compress.formats.onnx.decoder import GraphSettings, export_proven
 from compress.formats.onnx.decoder.interfaces import inverse_error_function
 from compress.formats.onnx.decoder.parts import alone
 from compress.formats.onnx.decoder.trace import trace_part
 from compress.formats.onnx.runtimes.onnxruntime import OnnxSession
+from compress.models.checkpoint import Checkpoint
+from compress.models.quantized_module import load_module
 from compress.runtimes.decoder import Decoder
+from compress.utils.errors import IntegrityError
 
 SIZES = {
     "vocab_size": 96,

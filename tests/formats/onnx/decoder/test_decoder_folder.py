@@ -13,12 +13,12 @@ from quantized import quantize_tiny_llama, save_tiny_llama, tiny_tokenizer
 from transformers import AutoConfig, AutoTokenizer
 from written_decoders import CONFIGS, FewBits, random_ids, save_decoder
 
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.errors import IntegrityError
 from compress.formats.onnx import model as onnx_model
 from compress.formats.onnx.decoder import GraphSettings, export_decoder, prove_decoder
 from compress.formats.onnx.model import OnnxModel
-from compress.inspect.budget import budget_of
+from compress.inspection.budget import budget_of
+from compress.models.checkpoint import Checkpoint
+from compress.utils.errors import IntegrityError
 
 WINDOWS = random_ids(2, 24)
 

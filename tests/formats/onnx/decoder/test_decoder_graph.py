@@ -6,15 +6,15 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from compress.checkpoints.checkpoint import Checkpoint
 from quantized import quantize_tiny_llama, save_tiny_llama
 from transformers import LlamaConfig, RwkvConfig, RwkvForCausalLM
 from written_decoders import CONFIGS, FewBits, Graph, by_transformers, logits_of, random_ids, save_decoder
 
-from compress.errors import ModelError
 from compress.formats.onnx.decoder import GraphSettings, export_decoder
 from compress.formats.onnx.decoder.macro_ops import REFUSAL
 from compress.formats.onnx.decoder.trace import check_writable
+from compress.models.checkpoint import Checkpoint
+from compress.utils.errors import ModelError
 
 EXACT = {"atol": 2e-4, "rtol": 1e-4}
 FP32 = GraphSettings(accuracy_level=1)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
-from compress.checkpoints.checkpoint import Checkpoint
 from compress.formats.onnx.decoder import export_encoder_decoder, prove_encoder_decoder
+from compress.models.checkpoint import Checkpoint
 
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 3}
 BART = {

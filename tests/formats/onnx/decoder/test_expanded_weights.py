@@ -14,12 +14,12 @@ from quantized import save_tiny_llama
 from transformers import MixtralConfig
 from written_decoders import CONFIGS, FewBits, Graph, by_transformers, logits_of, random_ids, save_decoder
 
-from compress.errors import ModelError
 from compress.formats.onnx.decoder import GraphSettings, export_decoder
 from compress.formats.onnx.decoder.expanded import multiply, whole
 from compress.formats.onnx.decoder.nodes import Nodes
 from compress.formats.onnx.decoder.stored_weight import StoredWeight, store
 from compress.numerics.integer_grid import QuantizedWeight
+from compress.utils.errors import ModelError
 
 EXACT = {"atol": 2e-4, "rtol": 1e-4}
 EXPANDED = GraphSettings(expand_on_load=True)

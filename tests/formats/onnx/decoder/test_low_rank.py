@@ -12,15 +12,15 @@ from adapters import save_adapter
 from peft import PeftModel
 from quantized import quantize_tiny_llama, save_tiny_llama
 
-from compress.checkpoints.adapter import low_rank
-from compress.checkpoints.checkpoint import Checkpoint
-from compress.checkpoints.quantized_module import load_module
-from compress.checkpoints.torch_model import TorchModel
-from compress.errors import ModelError
 from compress.formats.gguf.export import plan_gguf
 from compress.formats.onnx.decoder import GraphSettings, export_decoder, prove_decoder
 from compress.formats.onnx.model import OnnxModel
+from compress.models.checkpoint import Checkpoint
+from compress.models.lora_adapter import low_rank
+from compress.models.quantized_module import load_module
+from compress.models.torch_model import TorchModel
 from compress.tasks.registry import get_task
+from compress.utils.errors import ModelError
 
 IDS = (np.arange(48).reshape(2, 24) * 3) % 150
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

@@ -13,11 +13,11 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.errors import DataError
 from compress.formats.onnx.int8.select_nodes import without_kernel
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.formats.onnx.runtimes.profile import write_optimized
+from compress.utils.errors import DataError
 
 PLAIN = Int8Options(reduce_range=False, bias_correction=False)
 CHANNELS, SIZE, CLASSES = 16, 12, 40

@@ -11,10 +11,10 @@ import pytest
 import tiny
 from exports import exported, run
 
-from compress.errors import DataError
 from compress.formats.onnx.int8.static import NncfQuantizer, run_nncf
 from compress.formats.onnx.quantization import quantize_embeddings
-from compress.inspect.integer_kernels import read_kernels
+from compress.inspection.integer_kernels import read_kernels
+from compress.utils.errors import DataError
 
 
 def feeds(count: int = 12) -> list[dict[str, np.ndarray]]:

@@ -11,11 +11,11 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.errors import InputError, ModelError, StageError
 from compress.formats.onnx.model import find_graph
 from compress.formats.onnx.runtimes import onnxruntime as subject
 from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.formats.targets import TARGETS
+from compress.utils.errors import InputError, ModelError, StageError
 
 CPU = TARGETS["cpu"]
 

@@ -11,10 +11,10 @@ import pytest
 from graph_shapes import shapes_by_running
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.errors import ModelError
 from compress.formats.onnx.call import Tensor
 from compress.formats.onnx.quantization import quantize_products
 from compress.formats.onnx.runtimes.profile import NodeRun, ProfiledSession, read_profile, shapes_of, write_optimized
+from compress.utils.errors import ModelError
 
 
 @pytest.fixture(scope="module", params=["float", "int8"])

@@ -17,16 +17,16 @@ import psutil
 import pytest
 from onnx_graphs import write_classifier
 
-from compress.errors import InputError, ModelError, StageError
 from compress.formats.model_file import model_file
 from compress.formats.onnx.runtimes import javascript
 from compress.formats.onnx.runtimes.web_package import PACKAGES, SCRIPT, WASM
 from compress.formats.ort.write import convert
 from compress.formats.runtimes import get_runtime, make_ready, why_unavailable
 from compress.formats.targets import TARGETS
-from compress.progress import SilentProgress
 from compress.runtimes.runtime import TensorType, TimesItself
 from compress.samples.fetch import cache_root, fetch
+from compress.utils.errors import InputError, ModelError, StageError
+from compress.utils.progress import SilentProgress
 
 GENERATOR = np.random.default_rng(1)
 SHORT, LONG = ({"input_ids": GENERATOR.integers(0, 100, shape)} for shape in ((3, 7), (16, 400)))

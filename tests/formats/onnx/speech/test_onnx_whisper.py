@@ -11,9 +11,9 @@ import torch
 from tiny_whisper import FRAMES, write_tiny_whisper
 from transformers import WhisperForConditionalGeneration
 
-from compress.checkpoints.checkpoint import Checkpoint
 from compress.formats.onnx.decoder import export_encoder_decoder
 from compress.formats.onnx.model import OnnxModel
+from compress.models.checkpoint import Checkpoint
 
 TOKENS = np.array([[256, 3, 17, 200, 91, 5, 66], [256, 8, 9, 10, 250, 0, 1]])
 

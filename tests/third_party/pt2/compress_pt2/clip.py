@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from compress.checkpoints.torch_model import TorchModel
-from compress.stage.stage import Context, Stage
+from compress.models.torch_model import TorchModel
+from compress.stages.base import Context, Stage
 
 
 class Clip(Stage[TorchModel, TorchModel]):

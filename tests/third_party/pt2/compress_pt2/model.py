@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Self
 
-from compress.checkpoints.model import only_file, read_companions, write_companions
+from compress.models.model import only_file, read_companions, write_companions
 
 FILE = "model.pt2"
 

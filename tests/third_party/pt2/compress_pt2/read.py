@@ -10,10 +10,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from compress.checkpoints.processor import processor_of
-from compress.checkpoints.stored_tensor import StoredTensor, role_of, stored
-from compress.errors import ModelError
 from compress.formats.probed import Encode, Probing, Stored, answers_of
+from compress.models.processor import processor_of
+from compress.models.stored_tensor import StoredTensor, role_of, stored
+from compress.utils.errors import ModelError
 from compress_pt2.model import FILE, Pt2Model
 
 _DTYPES = {2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float16", 7: "float32", 8: "float64", 12: "bool"}

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from compress.checkpoints.model import only_file
 from compress.formats.target_profile import Target
+from compress.models.model import only_file
 from compress.runtimes.runtime import Batch, TensorType, check_inputs
 from compress.tasks.task import LOGITS, Examples
 

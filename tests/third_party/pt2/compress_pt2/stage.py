@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from compress.checkpoints.torch_model import TorchModel
-from compress.stage.stage import Context, Needs, Promise, Stage
+from compress.models.torch_model import TorchModel
+from compress.stages.base import Context, Needs, Promise, Stage
 from compress.tasks.capability import HAS_CLASSES, TAKES_TEXT
 from compress_pt2.model import Pt2Model
 

@@ -1,1 +1,0 @@
-"""Model folders in Hugging Face layout: weights, configs, tokenizers, and the models read from them."""

@@ -1,0 +1,185 @@
+"""The budget: a model's bytes and parameters by module, by layer and by type, and what is not weights."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from compress.inspection.diffusion_part_calls import PartCall, part_calls
+from compress.inspection.layers import group_layers
+from compress.inspection.tensors import READERS, Contents, read_model
+from compress.inspection.weight_statistics import TensorStatistics, measure_weights
+from compress.models.folder_checks import PICKLE_SUFFIXES, PROCESSOR_FILES
+from compress.models.json_file import read_json
+from compress.models.stored_tensor import StoredTensor
+from compress.utils.progress import Progress, SilentProgress
+from compress.utils.pydantic_models import Frozen
+
+_TOKENIZER_FILES = (
+    *PROCESSOR_FILES,
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+
+
+class Module(Frozen):
+    """A module or tensor with everything below it. ``dtypes``: bytes; ``share``: of all tensors."""
+
+    name: str
+    bytes: int
+    parameters: int
+    share: float
+    dtypes: dict[str, int]
+    children: tuple[Module, ...] = ()
+
+
+class LayerBytes(Frozen):
+    """A readable group of tensors. ``dtype`` is the one that takes most of its bytes."""
+
+    name: str
+    bytes: int
+    parameters: int
+    dtype: str
+
+
+class TypeShare(Frozen):
+    """What is stored in one type."""
+
+    bytes: int
+    parameters: int
+
+
+class Budget(Frozen):
+    """Where a model's bytes are. ``total_bytes`` = ``tensor_bytes`` + the sum of ``overhead``."""
+
+    model: str
+    format: str
+    total_bytes: int = Field(description="bytes on disk of every file that belongs to the model")
+    tensor_bytes: int
+    overhead: dict[str, int] = Field(description="bytes on disk that are not tensors, by kind")
+    parameters: int = Field(description="weights; scales, zero points and constants are none")
+    dtypes: dict[str, TypeShare]
+    notes: tuple[str, ...] = ()
+    layers: tuple[LayerBytes, ...]
+    modules: Module
+    tensors: tuple[StoredTensor, ...]
+    statistics: dict[str, TensorStatistics] | None = None
+    calls: tuple[PartCall, ...] | None = None
+
+
+def budget_of(
+    path: Path, *, weights: bool = False, calls: bool = False, progress: Progress | None = None, name: str = ""
+) -> Budget:
+    """The budget of a model file or folder. Raises `ModelError`.
+
+    ``weights`` reads every value too, and ``calls`` predicts what a call of each part of a pipeline costs.
+    """
+    contents = read_model(path)
+    tensor_bytes = sum(tensor.bytes for tensor in contents.tensors)
+    return Budget(
+        model=name or str(path),
+        format=contents.format,
+        total_bytes=sum(file.stat().st_size for file in contents.files),
+        tensor_bytes=tensor_bytes,
+        overhead=_overhead(contents, tensor_bytes),
+        parameters=sum(tensor.parameters for tensor in contents.tensors),
+        dtypes=_types(contents.tensors),
+        notes=_notes(path, contents),
+        layers=_layers(contents.tensors),
+        modules=module_tree(contents.tensors),
+        tensors=contents.tensors,
+        statistics=measure_weights(contents, progress or SilentProgress()) if weights else None,
+        calls=part_calls(path) if calls else None,
+    )
+
+
+def bytes_by_layer(path: Path) -> list[dict[str, Any]]:
+    """`{name, bytes, dtype}` of at most 40 layers in reading order, from headers. Raises `ModelError`."""
+    return [layer.model_dump(include={"name", "bytes", "dtype"}) for layer in _layers(read_model(path).tensors)]
+
+
+def module_tree(tensors: Sequence[StoredTensor]) -> Module:
+    """Tensors rolled up by the dots in their names; numbered children in order, others by size."""
+    total = sum(tensor.bytes for tensor in tensors) or 1
+    return _module("", [(tensor.name.split("."), tensor) for tensor in tensors], total)
+
+
+def _module(name: str, below: list[tuple[list[str], StoredTensor]], total: int) -> Module:
+    parts: dict[str, list[tuple[list[str], StoredTensor]]] = defaultdict(list)
+    for path, tensor in below:
+        if path:
+            parts[path[0]].append((path[1:], tensor))
+    children = [_module(part, inner, total) for part, inner in parts.items()]
+    children.sort(key=lambda child: (int(child.name), 0) if child.name.isdigit() else (-1, -child.bytes))
+    size, parameters = _by_type([tensor for _, tensor in below])
+    return Module(
+        name=name,
+        bytes=size.total(),
+        parameters=parameters.total(),
+        share=size.total() / total,
+        dtypes=dict(size.most_common()),
+        children=tuple(children),
+    )
+
+
+def _layers(tensors: Sequence[StoredTensor]) -> tuple[LayerBytes, ...]:
+    layers = []
+    for name, members in group_layers(tensors).items():
+        size, parameters = _by_type(members)
+        most = size.most_common(1)[0][0]
+        layers.append(LayerBytes(name=name, bytes=size.total(), parameters=parameters.total(), dtype=most))
+    return tuple(layers)
+
+
+def _types(tensors: Sequence[StoredTensor]) -> dict[str, TypeShare]:
+    size, parameters = _by_type(tensors)
+    return {dtype: TypeShare(bytes=size[dtype], parameters=parameters[dtype]) for dtype, _ in size.most_common()}
+
+
+def _by_type(tensors: Sequence[StoredTensor]) -> tuple[Counter[str], Counter[str]]:
+    """Bytes and parameters of each type."""
+    size: Counter[str] = Counter()
+    parameters: Counter[str] = Counter()
+    for tensor in tensors:
+        size[tensor.dtype] += tensor.bytes
+        parameters[tensor.dtype] += tensor.parameters
+    return size, parameters
+
+
+def _overhead(contents: Contents, tensor_bytes: int) -> dict[str, int]:
+    held = set(contents.weight_files)
+    overhead: Counter[str] = Counter()
+    for file in contents.files:
+        overhead[_kind(file, held, contents.format)] += file.stat().st_size
+    overhead[_around(contents.format)] -= tensor_bytes
+    return dict(overhead.most_common())
+
+
+def _kind(file: Path, held: set[Path], form: str) -> str:
+    if file in held:
+        return _around(form)
+    if file.name in _TOKENIZER_FILES or file.suffix == ".model":
+        return "tokenizer"
+    if file.suffix in PICKLE_SUFFIXES or any(file.suffix == reader.suffix for reader in READERS.values()):
+        return "other weights"
+    return "configuration" if file.suffix == ".json" else "other files"
+
+
+def _around(form: str) -> str:
+    """What a file holds beside its tensors."""
+    return "graph" if READERS[form].graph else "header"
+
+
+def _notes(path: Path, contents: Contents) -> tuple[str, ...]:
+    notes = [f"{item.origin} shares the bytes of {item.tied_to}" for item in contents.tensors if item.tied_to]
+    config = path / "config.json"
+    if contents.format == "safetensors" and config.is_file() and read_json(config).get("tie_word_embeddings") is True:
+        heads = [tensor.name for tensor in contents.tensors if tensor.name.startswith(("lm_head.", "cls.predictions"))]
+        notes += [] if heads else ["tie_word_embeddings: an output layer, if there is one, uses the embedding table"]
+    return tuple(notes)

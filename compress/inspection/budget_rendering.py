@@ -1,0 +1,121 @@
+"""The budget for a terminal: a summary, a tree with bars, the largest tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from compress.inspection.budget import Budget, Module
+from compress.inspection.diffusion_part_calls import PartCall
+from compress.inspection.weight_statistics import TensorStatistics
+from compress.results.metrics import format_bytes, format_count
+from compress.utils.responsive_table import Column, FittedTable, bar
+
+BAR_CELLS = 16
+SMALL_SHARE = 0.001
+"""Modules with a smaller share of the bytes are shown, but not what is below them."""
+_LEFT_OUT = "for lack of room only in --json"
+
+
+def render_budget(budget: Budget, depth: int, top: int) -> RenderableType:
+    """All that `compress inspect` shows: ``depth`` levels of modules, the ``top`` largest tensors."""
+    parts: list[RenderableType] = [_summary(budget), Text(), _tree(budget, depth)]
+    if top:
+        parts += [Text(), _largest(budget, top)]
+    if budget.calls is not None:
+        parts += [Text(), _calls(budget.calls)]
+    parts += [Text(f"note: {note}", style="dim") for note in budget.notes]
+    return Group(*parts)
+
+
+def write_budget(budget: Budget, depth: int, top: int, console: Console) -> None:
+    """Write the budget to ``console``."""
+    console.print(render_budget(budget, depth, top), soft_wrap=True)
+
+
+def _summary(budget: Budget) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(overflow="fold")
+    table.add_row("model", budget.model)
+    table.add_row("format", budget.format)
+    table.add_row("on disk", f"{format_bytes(budget.total_bytes)} ({budget.total_bytes:,} bytes)")
+    table.add_row("tensors", f"{format_bytes(budget.tensor_bytes)} in {len(budget.tensors)} tensors")
+    table.add_row("parameters", f"{format_count(budget.parameters)} ({budget.parameters:,})")
+    if budget.parameters:
+        table.add_row("bits a weight", f"{budget.tensor_bytes * 8 / budget.parameters:.2f}")
+    types = (f"{dtype} {format_bytes(share.bytes)}" for dtype, share in budget.dtypes.items() if share.bytes)
+    table.add_row("types", ", ".join(types))
+    beside = (f"{kind} {format_bytes(size)}" for kind, size in budget.overhead.items() if size)
+    table.add_row("not tensors", ", ".join(beside) or "nothing")
+    if budget.statistics is not None:
+        table.add_row("zeros", f"{_overall_sparsity(budget):.1%} of the weights that could be read")
+    return table
+
+
+def _overall_sparsity(budget: Budget) -> float:
+    statistics = budget.statistics or {}
+    sizes = {tensor.name: tensor.parameters for tensor in budget.tensors if tensor.name in statistics}
+    total = sum(sizes.values())
+    return sum(statistics[name].sparsity * size for name, size in sizes.items()) / total if total else 0.0
+
+
+def _tree(budget: Budget, depth: int) -> FittedTable:
+    columns = [Column("module"), Column("", rank=2), Column("share", right=True), Column("bytes", right=True)]
+    table = FittedTable("", [*columns, Column("weights", right=True, rank=1), Column("types", rank=3)], _LEFT_OUT)
+    _branch(table, budget.modules, "all tensors", 0, depth)
+    return table
+
+
+def _branch(table: FittedTable, module: Module, name: str, level: int, depth: int) -> None:
+    while level and len(module.children) == 1:
+        module = module.children[0]
+        name = f"{name}.{module.name}"
+    figures = (f"{module.share:.1%}", format_bytes(module.bytes), format_count(module.parameters))
+    shown = (f"{'  ' * level}{name}", "bold" if level <= 1 else "")
+    table.add(shown, (bar(module.share, BAR_CELLS), "cyan"), *figures, (_types(module), "dim"))
+    for child in module.children if level < depth and (module.share >= SMALL_SHARE or not level) else ():
+        _branch(table, child, child.name, level + 1, depth)
+
+
+def _types(module: Module) -> str:
+    dtypes = [dtype for dtype, size in module.dtypes.items() if size] or list(module.dtypes)
+    return ", ".join(dtypes[:2]) + (", ..." if len(dtypes) > 2 else "")
+
+
+def _largest(budget: Budget, top: int) -> FittedTable:
+    columns = [Column("tensor"), Column("shape", rank=1), Column("type", rank=2)]
+    columns += [Column("bytes", right=True), Column("share", right=True)]
+    statistics = budget.statistics
+    if statistics is not None:
+        names = ("zeros", "min", "max", "mean", "std", "> 6 std")
+        columns += [Column(name, right=True, rank=rank) for rank, name in enumerate(names, start=3)]
+    table = FittedTable(f"largest {min(top, len(budget.tensors))} tensors", columns, _LEFT_OUT)
+    for tensor in sorted(budget.tensors, key=lambda tensor: -tensor.bytes)[:top]:
+        shape = "x".join(str(size) for size in tensor.shape) or "scalar"
+        share = tensor.bytes / (budget.tensor_bytes or 1)
+        cells = [tensor.name, shape, tensor.dtype, format_bytes(tensor.bytes), f"{share:.1%}"]
+        table.add(*cells, *(_statistics(statistics.get(tensor.name)) if statistics is not None else ()))
+    return table
+
+
+def _calls(calls: Sequence[PartCall]) -> FittedTable:
+    columns = [Column("one call of"), Column("weights", right=True), Column("multiplications", right=True)]
+    columns += [Column("memory, fp32", right=True), Column("fp16", right=True)]
+    columns.append(Column("fp32, attention stored", right=True, rank=1))
+    table = FittedTable("predicted for one picture of the model's own size", columns, _LEFT_OUT)
+    for one in calls:
+        sizes = (one.fp32_bytes, one.fp16_bytes, one.fp32_stored_attention_bytes)
+        counts = (one.parameters, one.multiplications)
+        table.add(one.part, *map(format_count, counts), *map(format_bytes, sizes))
+    return table
+
+
+def _statistics(found: TensorStatistics | None) -> tuple[str, ...]:
+    if found is None:
+        return ("-",) * 6
+    numbers = tuple(f"{value:.3g}" for value in (found.minimum, found.maximum, found.mean, found.std))
+    return (f"{found.sparsity:.1%}", *numbers, f"{found.outliers:.3%}")

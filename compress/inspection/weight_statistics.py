@@ -1,0 +1,77 @@
+"""What the values of weights are like, read tensor by tensor from mapped files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from compress.inspection.tensors import Contents
+from compress.models.stored_tensor import StoredTensor
+from compress.utils.progress import Progress
+from compress.utils.pydantic_models import Frozen
+
+OUTLIER_SIGMAS = 6.0
+CHUNK_ELEMENTS = 1 << 20
+
+
+class TensorStatistics(Frozen):
+    """Of a tensor's finite values: stored integers of a quantized ONNX weight, dequantized values in GGUF."""
+
+    sparsity: float = Field(description="share of values that are exactly zero")
+    minimum: float
+    maximum: float
+    mean: float
+    std: float = Field(description="population standard deviation")
+    outliers: float = Field(description="share of values further than 6 standard deviations from the mean")
+    not_finite: int = Field(description="number of NaN and infinite values")
+
+
+def measure_weights(contents: Contents, progress: Progress) -> dict[str, TensorStatistics]:
+    """Tensor name -> statistics, of every weight but packed and sub-byte ones."""
+    readable = [one for one in contents.tensors if one.role == "weight" and not one.tied_to and _is_numbers(one)]
+    measured = {}
+    for tensor in progress.track(readable, "reading weights", len(readable)):
+        measured[tensor.name] = describe(tensor.values())
+    return measured
+
+
+def _is_numbers(tensor: StoredTensor) -> bool:
+    return tensor.readable and tensor.elements > 0 and "complex" not in tensor.dtype
+
+
+def describe(values: np.ndarray) -> TensorStatistics:
+    """Statistics of an array of at least one value, in double precision and in three passes over pieces."""
+    flat = values.reshape(-1)
+    count = zeros = 0
+    total, low, high = 0.0, math.inf, -math.inf
+    for piece in _finite_pieces(flat):
+        count += piece.size
+        zeros += piece.size - int(np.count_nonzero(piece))
+        total += float(piece.sum())
+        if piece.size:
+            low, high = min(low, float(piece.min())), max(high, float(piece.max()))
+    if not count:
+        low = high = math.nan
+    size = count or 1
+    mean = total / count if count else math.nan
+    std = math.sqrt(sum(float(np.square(piece - mean).sum()) for piece in _finite_pieces(flat)) / size)
+    far = sum(int(np.count_nonzero(np.abs(piece - mean) > OUTLIER_SIGMAS * std)) for piece in _finite_pieces(flat))
+    return TensorStatistics(
+        sparsity=zeros / size,
+        minimum=low,
+        maximum=high,
+        mean=mean,
+        std=std if count else math.nan,
+        outliers=far / size,
+        not_finite=flat.size - count,
+    )
+
+
+def _finite_pieces(flat: np.ndarray) -> Iterator[np.ndarray[Any, np.dtype[np.float64]]]:
+    for start in range(0, flat.size, CHUNK_ELEMENTS):
+        piece = flat[start : start + CHUNK_ELEMENTS].astype(np.float64)
+        yield piece[np.isfinite(piece)]

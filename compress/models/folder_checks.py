@@ -1,0 +1,260 @@
+"""What can be proven of a model folder before torch is loaded, and that its weights are finite."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from compress.models.config_checks import is_timm
+from compress.models.diffusion_checks import check_pipeline_folder, is_pipeline, part_config, pipeline_weights
+from compress.models.file_names import TOKENIZER_FILES
+from compress.models.graph_inputs import GRAPH_INPUTS
+from compress.models.json_file import read_json
+from compress.models.safetensors_file import read_header
+from compress.models.stored_tensor import StoredTensor
+from compress.utils.errors import ModelError
+from compress.utils.progress import Progress, SilentProgress
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+PROCESSOR_FILES = (
+    *TOKENIZER_FILES,
+    "preprocessor_config.json",
+    "processor_config.json",
+    "feature_extractor_config.json",
+    GRAPH_INPUTS,
+)
+CHUNK_ELEMENTS = 1 << 22
+
+
+def check_model_folder(folder: Path) -> None:
+    """Prove that ``folder`` is a whole Hugging Face model folder with safetensors and a processor that fits.
+
+    Reads headers and JSON only. Raises `ModelError`.
+    """
+    if not folder.is_dir():
+        raise ModelError(
+            "The model folder does not exist.",
+            where=str(folder),
+            expected="a folder in Hugging Face layout",
+            mend="Check the path.",
+        )
+    try:
+        if is_pipeline(folder):
+            check_pipeline_folder(folder)
+            check_processor(folder, dict(part_config(folder, "text_encoder")))
+            return
+        config = read_json(folder / "config.json")
+        for file in weight_files(folder):
+            read_header(file)
+        _check_index(folder)
+        if not is_timm(config):  # how pictures are prepared is in the config
+            check_processor(folder, config)
+    except OSError as error:
+        raise unreadable(error, folder) from error
+
+
+def refuse_quantized(folder: Path) -> None:
+    """Raises `ModelError` for a checkpoint of integers, where one of floats is to be trained or traced."""
+    quantization = read_json(folder / "config.json").get("quantization_config")
+    if quantization is not None:
+        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
+        raise ModelError(
+            f"The model is quantized already: its config.json has a quantization_config (quant_method: {method}).",
+            where=str(folder),
+            expected="weights in float, as they were before they were quantized",
+            mend="start from the float model; quantizing twice loses accuracy for nothing",
+        )
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The safetensors files that hold the model's weights: one, or the shards that the index names.
+
+    Raises `ModelError` when there are none, a shard is missing, or the index leads out of the folder.
+    """
+    if is_pipeline(folder):
+        return pipeline_weights(folder)
+    if (folder / WEIGHTS).is_file():
+        return (folder / WEIGHTS,)
+    if (folder / INDEX).is_file():
+        names = sorted(set(_weight_map(folder).values()))
+        return tuple(_shard(folder, name) for name in names)
+    raise _no_weights(folder)
+
+
+def check_weights_finite(folder: Path, progress: Progress | None = None) -> None:
+    """Read every tensor once, in pieces. Raises `ModelError` naming the first with NaN or infinity."""
+    tensors = [tensor for file in weight_files(folder) for tensor in read_header(file)]
+    shown = (progress or SilentProgress()).track(tensors, "checking weights", len(tensors))
+    for tensor in shown:
+        count = count_not_finite(tensor)
+        if count:
+            raise ModelError(
+                f"{count} of {tensor.elements} values of the tensor {tensor.name!r} are NaN or infinite.",
+                where=str(tensor.path),
+                expected="finite weights",
+                mend="Take another checkpoint: a training run that diverged leaves such weights.",
+            )
+
+
+def count_not_finite(tensor: StoredTensor) -> int:
+    """How many values of a floating-point tensor are NaN or infinite; 0 for integers and sub-byte types."""
+    if "float" not in tensor.dtype or not tensor.readable:
+        return 0
+    import numpy as np
+
+    values = tensor.values().reshape(-1)
+    pieces = range(0, values.size, CHUNK_ELEMENTS)
+    return sum(int(np.count_nonzero(~np.isfinite(values[at : at + CHUNK_ELEMENTS]))) for at in pieces)
+
+
+def unreadable(error: OSError, path: Path) -> ModelError:
+    """The error for a file that the system doesn't let us read."""
+    return ModelError(
+        f"The model cannot be read: {error.strerror or error}.",
+        where=str(error.filename or path),
+        mend="Check the permissions of the file and that its disk is there.",
+    )
+
+
+def pickle_refusal(file: Path) -> ModelError:
+    """The error for weights that are stored as a pickle, with the way to convert them."""
+    folder = file.parent
+    snippet = (
+        "convert them once, in a sandbox if you don't trust their origin: "
+        'python -c "from transformers import AutoModelForSequenceClassification as A, AutoTokenizer as T; '
+        f"A.from_pretrained('{folder}', use_safetensors=False).save_pretrained('{folder}-safetensors'); "
+        f"T.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\" "
+        "(with the Auto class of your task)"
+    )
+    return ModelError(
+        f"{file.name} is a pickle, which can run code when it is opened; it is refused.",
+        where=str(file),
+        expected="weights in safetensors",
+        mend=snippet,
+    )
+
+
+def _no_weights(folder: Path) -> ModelError:
+    pickles = sorted(p for p in folder.iterdir() if p.suffix in PICKLE_SUFFIXES and p.name != "training_args.bin")
+    if pickles:
+        return pickle_refusal(pickles[0])
+    if (folder / "adapter_model.safetensors").is_file():
+        return ModelError(
+            "The folder holds an adapter, not a model.",
+            where=str(folder),
+            expected=f"{WEIGHTS} or {INDEX}",
+            mend="Merge it into its base model with peft's merge_and_unload, then save_pretrained.",
+        )
+    return ModelError(
+        "The folder holds no safetensors weights.",
+        where=str(folder),
+        expected=f"{WEIGHTS} or {INDEX}",
+        mend="Name the folder that save_pretrained wrote.",
+    )
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    mapping = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(mapping, dict) or not mapping or not all(isinstance(v, str) for v in mapping.values()):
+        raise ModelError(
+            f"{INDEX} has no usable weight_map.",
+            where=str(folder / INDEX),
+            expected="an object of tensor name -> file name",
+            mend="Fetch or write the file again.",
+        )
+    return mapping
+
+
+def _shard(folder: Path, name: str) -> Path:
+    pure = PurePosixPath(name)
+    path = folder / name
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name or not _stays(folder, path):
+        raise ModelError(
+            f"{INDEX} names {name!r}, which lies outside the model folder.",
+            where=str(folder / INDEX),
+            expected="names of files in the same folder",
+            mend="Put the shards into the model folder and name them without a path.",
+        )
+    if not path.is_file():
+        raise ModelError(
+            f"The shard {name!r} is missing.",
+            where=str(folder),
+            expected=f"every file that {INDEX} names",
+            mend="Fetch the model again; its download stopped early.",
+        )
+    return path
+
+
+def _stays(folder: Path, path: Path) -> bool:
+    """Inside the folder once links are followed; the Hub's cache links its snapshots to `blobs/`."""
+    target, home = path.resolve(), folder.resolve()
+    allowed = [home]
+    if home.parent.name == "snapshots":
+        allowed.append(home.parent.parent / "blobs")
+    return any(target.is_relative_to(place) for place in allowed)
+
+
+def _check_index(folder: Path) -> None:
+    if (folder / WEIGHTS).is_file():
+        return
+    mapping = _weight_map(folder)
+    present = {tensor.name: file.name for file in weight_files(folder) for tensor in read_header(file)}
+    wrong = [name for name, file in mapping.items() if present.get(name) != PurePosixPath(file).name]
+    if wrong:
+        raise ModelError(
+            f"{len(wrong)} of {len(mapping)} tensors are not where {INDEX} says, such as {wrong[0]!r}.",
+            where=str(folder / INDEX),
+            expected=f"{wrong[0]!r} in {mapping[wrong[0]]}",
+            mend="Fetch the model again; index and shards are of different versions.",
+        )
+
+
+def check_processor(folder: Path, config: dict[str, Any]) -> None:
+    """Prove that ``folder`` has a processor whose token ids the model of ``config`` knows. Raises `ModelError`."""
+    if is_pipeline(folder):
+        folder = folder / "tokenizer"
+    if not any((folder / name).is_file() for name in PROCESSOR_FILES):
+        raise ModelError(
+            "The model folder has no tokenizer or other processor.",
+            where=str(folder),
+            expected="tokenizer.json, vocab.txt, tokenizer.model or preprocessor_config.json",
+            mend="Copy the files of the tokenizer that the model was trained with into the folder.",
+        )
+    known = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+    needed = tokenizer_rows(folder)
+    if isinstance(known, int) and needed is not None and needed > known:
+        raise ModelError(
+            f"The tokenizer does not fit the model: its token ids need {needed} embedding rows, the model has {known}.",
+            where=str(folder),
+            expected=f"a tokenizer with at most {known} tokens (vocab_size of config.json)",
+            mend="Take the tokenizer that the model was trained with, or resize the model's embeddings.",
+        )
+
+
+def tokenizer_rows(folder: Path) -> int | None:
+    """Embedding rows that the largest token id needs; None when the vocabulary is not in a text file."""
+    if (folder / "tokenizer.json").is_file():
+        return _fast_tokenizer_rows(folder / "tokenizer.json")
+    added = read_json(folder / "added_tokens.json") if (folder / "added_tokens.json").is_file() else {}
+    ids = [value for value in added.values() if isinstance(value, int)]
+    if (folder / "vocab.json").is_file():
+        ids += [value for value in read_json(folder / "vocab.json").values() if isinstance(value, int)]
+    elif (folder / "vocab.txt").is_file():
+        with (folder / "vocab.txt").open("rb") as file:
+            ids.append(sum(1 for _ in file) - 1)
+    else:
+        return None
+    return max(ids, default=-1) + 1
+
+
+def _fast_tokenizer_rows(path: Path) -> int:
+    content = read_json(path)
+    model = content.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocabulary, dict | list):
+        raise ModelError("tokenizer.json has no vocabulary.", where=str(path), expected="model.vocab")
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
+    ids += [token.get("id") for token in content.get("added_tokens") or () if isinstance(token, dict)]
+    return max((value for value in ids if isinstance(value, int)), default=-1) + 1

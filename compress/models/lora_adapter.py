@@ -1,0 +1,220 @@
+"""LoRA adapters in peft's own format: a folder of `adapter_config.json` and `adapter_model.safetensors`."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from compress.models.folder_checks import count_not_finite, pickle_refusal
+from compress.models.json_file import read_json
+from compress.models.safetensors_file import read_header
+from compress.utils.errors import InputError, MissingExtraError, ModelError, first_line
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from compress.models.checkpoint import Checkpoint
+
+ADAPTER = "adapter"
+"""The folder beside a checkpoint's files in which its adapter lies: in the checkpoint's own folder,
+`adapter_config.json` would make transformers load the adapter with the model."""
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_NAME = "default"
+"""What peft calls an adapter that was given no name."""
+_FACTOR = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight$")
+
+
+class LowRank(NamedTuple):
+    """``a`` [rank, in_features] and ``b`` [out_features, rank], whose product ``b a`` is added to a layer's weight."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+
+
+def check_adapter(folder: Path) -> dict[str, Any]:
+    """Prove that ``folder`` holds a LoRA adapter in safetensors with finite weights; returns its config.
+
+    Raises `ModelError`.
+    """
+    if not (folder / CONFIG).is_file():
+        raise ModelError(
+            "The folder holds no adapter.",
+            where=str(folder),
+            expected=f"{CONFIG} and {WEIGHTS}, as peft's save_pretrained writes them",
+            mend="check the path",
+        )
+    config = read_json(folder / CONFIG)
+    if (kind := config.get("peft_type")) != "LORA":
+        raise ModelError(f"The adapter is of the type {kind!r}.", where=str(folder / CONFIG), expected="LORA")
+    if not (folder / WEIGHTS).is_file():
+        pickles = sorted(folder.glob("adapter_model.bin"))
+        if pickles:
+            raise pickle_refusal(pickles[0])
+        raise ModelError(f"The adapter has no {WEIGHTS}.", where=str(folder), mend="fetch or save it again")
+    for tensor in read_header(folder / WEIGHTS):
+        if count_not_finite(tensor):
+            raise ModelError(
+                f"The adapter's tensor {tensor.name!r} holds NaN or infinite values.",
+                where=str(folder / WEIGHTS),
+                expected="finite weights",
+            )
+    return config
+
+
+def check_fits(folder: Path, module: nn.Module) -> None:
+    """Prove that each factor of the adapter is for a linear layer of ``module`` of its size. Raises `ModelError`."""
+    layers = dict(module.named_modules())
+    for tensor in read_header(folder / WEIGHTS):
+        match = _FACTOR.match(tensor.name)
+        if match is None:
+            continue
+        layer = layers.get(match["module"])
+        wide, side = getattr(layer, "in_features", None), 1
+        if match["side"] == "B":
+            wide, side = getattr(layer, "out_features", None), 0
+        if wide is None:
+            raise ModelError(
+                f"The adapter is for a layer {match['module']!r}, which the model does not have.",
+                where=str(folder / WEIGHTS),
+                expected="an adapter that was trained on this model's architecture",
+            )
+        if tensor.shape[side] != wide:
+            raise ModelError(
+                f"The adapter's tensor {tensor.name!r} is {list(tensor.shape)}.",
+                where=str(folder / WEIGHTS),
+                expected=f"{wide} in place of {tensor.shape[side]}, as {match['module']!r} is wide",
+                mend="take the adapter of this model, not of a larger or smaller one",
+            )
+
+
+def merge(module: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """``module`` with the adapter's product added to its weights, in place: W + (alpha / r) B A.
+
+    Hu et al. 2021, section 4.1. Raises `ModelError` for an adapter that does not fit.
+    """
+    check_adapter(folder)
+    check_fits(folder, module)
+    _check_not_tied(folder, module)
+    merged: PreTrainedModel = open_adapter(module, folder).merge_and_unload(safe_merge=True)
+    return merged
+
+
+def _check_not_tied(folder: Path, module: PreTrainedModel) -> None:
+    """Raises `ModelError` where merging would change the input embeddings with the head that shares their weight."""
+    adapted = {match["module"] for tensor in read_header(folder / WEIGHTS) if (match := _FACTOR.match(tensor.name))}
+    head = module.get_output_embeddings()
+    name = next((name for name, layer in module.named_modules() if layer is head), None)
+    if name in adapted and head.weight is module.get_input_embeddings().weight:
+        raise ModelError(
+            f"The adapter is for {name!r}, whose weight is the embedding's too; merging would change both.",
+            where=str(folder / WEIGHTS),
+            expected="an adapter of other layers, or a model whose head is not tied",
+        )
+
+
+def open_adapter(module: PreTrainedModel, folder: Path) -> PeftModel:
+    """``module`` with the adapter's layers put in, in place. Raises `ModelError` where some of its weights are left."""
+    peft = import_peft("an adapter")
+    from safetensors import SafetensorError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # peft only warns of weights that are missing
+            warnings.simplefilter("ignore", FutureWarning)  # its own calls of what transformers will remove
+            opened: PeftModel = peft.PeftModel.from_pretrained(module, str(folder))
+            found = set(peft.get_peft_model_state_dict(opened, save_embedding_layers=False))
+    except (ValueError, RuntimeError, KeyError, TypeError, UserWarning, SafetensorError) as error:
+        raise ModelError(
+            f"peft cannot put the adapter on the model: {first_line(error)}",
+            where=str(folder),
+            expected=f"an adapter for {type(module).__name__}",
+        ) from error
+    left = {tensor.name for tensor in read_header(folder / WEIGHTS)} - found
+    if left:
+        raise ModelError(
+            f"The model has no place for {len(left)} of the adapter's tensors, such as {min(left)!r}.",
+            where=str(folder / WEIGHTS),
+            expected=f"an adapter for {type(module).__name__}",
+        )
+    return opened
+
+
+def load_adapted(checkpoint: Checkpoint) -> PreTrainedModel:
+    """The checkpoint as a module, with the adapter that lies beside it, if there is one. Raises `ModelError`."""
+    from compress.models.quantized_module import load_module
+
+    module, folder = load_module(checkpoint), checkpoint.folder / ADAPTER
+    if not folder.is_dir():
+        return module
+    check_adapter(folder)
+    check_fits(folder, module)
+    adapted: PreTrainedModel = open_adapter(module, folder).eval().get_base_model()
+    return adapted
+
+
+def low_rank(checkpoint: Checkpoint) -> dict[str, LowRank]:
+    """The factors of the adapter beside a checkpoint by layer; none where there is no adapter.
+
+    Raises `ModelError` for one that is more than a sum of products, such as DoRA.
+    """
+    if not (checkpoint.folder / ADAPTER).is_dir():
+        return {}
+    found = {}
+    for name, layer in load_adapted(checkpoint).named_modules():
+        if not hasattr(layer, "lora_A"):
+            continue
+        if set(layer.lora_A) != {_NAME} or layer.lora_variant or layer.lora_bias.get(_NAME):
+            raise ModelError(
+                f"The adapter of {name!r} is more than a product of two factors.",
+                where=str(checkpoint.folder / ADAPTER),
+                expected="plain LoRA, without DoRA and without a bias",
+            )
+        a, b = (side[_NAME].weight.detach().float() for side in (layer.lora_A, layer.lora_B))
+        found[name] = LowRank(a, b * layer.scaling[_NAME])
+    return found
+
+
+def write_adapter(adapted: PeftModel, folder: Path) -> None:
+    """Write the adapter as peft does, without what would name this machine or differ from one run to the next."""
+    folder.mkdir(parents=True)
+    adapted.save_pretrained(str(folder), save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)
+    config = read_json(folder / CONFIG)
+    config["base_model_name_or_path"] = None
+    if isinstance(config.get("target_modules"), list):
+        config["target_modules"] = sorted(config["target_modules"])
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def copy_adapter(source: Path, target: Path) -> None:
+    """Copy an adapter's config and weights untouched."""
+    target.mkdir(parents=True)
+    for name in (CONFIG, WEIGHTS):
+        shutil.copyfile(source / name, target / name)
+
+
+def refuse_second(folder: Path) -> None:
+    """Raises `InputError` where a checkpoint has an adapter already."""
+    if (folder / ADAPTER).exists():
+        raise InputError(
+            "The checkpoint has an adapter already.",
+            where=str(folder / ADAPTER),
+            expected="one adapter for a checkpoint",
+            mend="leave one of the recipe's two stages out",
+        )
+
+
+def import_peft(needed_by: str) -> Any:
+    """The package peft. Raises `MissingExtraError`."""
+    try:
+        import peft
+    except ImportError as error:
+        raise MissingExtraError("peft", "lora", needed_by) from error
+    return peft

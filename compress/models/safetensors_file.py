@@ -1,0 +1,81 @@
+"""Safetensors files: what their headers say, without torch or weights, and single tensors."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compress.models.stored_tensor import StoredTensor, role_of, stored
+from compress.utils.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+_TYPES: dict[str, tuple[str, int]] = {
+    "F64": ("float64", 64),
+    "F32": ("float32", 32),
+    "F16": ("float16", 16),
+    "BF16": ("bfloat16", 16),
+    "F8_E4M3": ("float8_e4m3fn", 8),
+    "F8_E5M2": ("float8_e5m2", 8),
+    "F8_E4M3FNUZ": ("float8_e4m3fnuz", 8),
+    "F8_E5M2FNUZ": ("float8_e5m2fnuz", 8),
+    "F8_E8M0": ("float8_e8m0fnu", 8),
+    "F6_E2M3": ("float6_e2m3fn", 6),
+    "F6_E3M2": ("float6_e3m2fn", 6),
+    "F4": ("float4_e2m1fn", 4),
+    "C64": ("complex64", 64),
+    "I64": ("int64", 64),
+    "I32": ("int32", 32),
+    "I16": ("int16", 16),
+    "I8": ("int8", 8),
+    "U64": ("uint64", 64),
+    "U32": ("uint32", 32),
+    "U16": ("uint16", 16),
+    "U8": ("uint8", 8),
+    "BOOL": ("bool", 8),
+}
+
+
+def read_header(path: Path) -> tuple[StoredTensor, ...]:
+    """Every tensor in the order of its bytes, which lie without gaps. Raises `ModelError` for a broken file."""
+    from safetensors import SafetensorError, safe_open
+
+    size = path.stat().st_size
+    try:
+        with safe_open(path, framework="numpy") as file:
+            entries = [(name, file.get_slice(name)) for name in file.offset_keys()]
+            found = [(name, entry.get_dtype(), tuple(entry.get_shape())) for name, entry in entries]
+    except SafetensorError as error:
+        raise ModelError(
+            f"The safetensors file of {size} bytes is truncated or broken: {error}.",
+            where=str(path),
+            expected="a whole file, as safetensors' save_file writes it",
+            mend="Fetch or copy the file again; its download or copy may have stopped early.",
+        ) from error
+    sizes = [math.prod(shape) * _TYPES[kind][1] // 8 for _, kind, shape in found]
+    start, tensors = size - sum(sizes), []
+    for (name, kind, shape), length in zip(found, sizes, strict=True):
+        dtype = _TYPES[kind][0]
+        tensors.append(stored(name, dtype, shape, path, (start, length), role_of(dtype, shape or (1,))))
+        start += length
+    return tuple(tensors)
+
+
+def read_tensor(path: Path, name: str) -> torch.Tensor:
+    """One tensor, mapped from its file: read as it is used."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        tensor: torch.Tensor = file.get_tensor(name)
+        return tensor
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a file says of itself."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        found: dict[str, str] = file.metadata()
+        return found

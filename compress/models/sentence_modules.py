@@ -1,0 +1,268 @@
+"""What follows the transformer in a sentence-transformers folder: pooling, dense layers, normalisation.
+
+Importing this imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compress.models.json_file import read_json
+from compress.utils.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+MODULES = "modules.json"
+CONFIGS = ("sentence_bert_config.json", "config_sentence_transformers.json")
+"""Files of the folder itself that sentence-transformers reads beside ``MODULES``."""
+MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+_OLD_MODES = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+"""In the order in which their outputs are joined."""
+_PACKAGE = "sentence_transformers.models"
+"""The names that every version of sentence-transformers knows."""
+_IDENTITY = "torch.nn.modules.linear.Identity"
+_ACTIVATIONS = {_IDENTITY: "", "torch.nn.modules.activation.Tanh": "tanh"}
+_LENGTH = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """A linear layer, ``weight`` [out, in] and perhaps ``bias`` [out], with `tanh` after it or nothing."""
+
+    weight: np.ndarray
+    bias: np.ndarray | None = None
+    activation: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Normalize:
+    """Divides each embedding by its length."""
+
+
+Step = Dense | Normalize
+
+
+@dataclass(frozen=True, eq=False)
+class SentenceModules:
+    """Pooling by ``modes``, then ``steps``. ``configs`` are the files of ``CONFIGS`` as they were found."""
+
+    width: int
+    modes: tuple[str, ...] = ("mean",)
+    steps: tuple[Step, ...] = ()
+    configs: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def dimensions(self) -> int:
+        """Of an embedding."""
+        sizes = [len(step.weight) for step in self.steps if isinstance(step, Dense)]
+        return sizes[-1] if sizes else self.width * len(self.modes)
+
+    def embed(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Token embeddings [B, L, H] under a mask [B, L] -> embeddings [B, dimensions]."""
+        import torch
+
+        from compress.numerics.pooling import pool
+
+        found = pool(hidden, mask, self.modes)
+        for step in self.steps:
+            if isinstance(step, Normalize):
+                found = torch.nn.functional.normalize(found, dim=-1)
+                continue
+            weight = torch.from_numpy(step.weight).to(found)
+            bias = None if step.bias is None else torch.from_numpy(step.bias).to(found)
+            found = torch.nn.functional.linear(found, weight, bias)
+            found = torch.tanh(found) if step.activation else found
+        return found
+
+    def followed_by(self, dense: Dense) -> SentenceModules:
+        """With another linear layer at the end, but before a last normalisation."""
+        place = len(self.steps) - bool(self.steps and isinstance(self.steps[-1], Normalize))
+        return replace(self, steps=(*self.steps[:place], dense, *self.steps[place:]))
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """The arrays of every linear layer, as `2_Dense.linear.weight`."""
+        found: dict[str, np.ndarray] = {}
+        for place, step in enumerate(self.steps, start=2):
+            if isinstance(step, Dense):
+                found |= {f"{place}_Dense.{name}": array for name, array in _tensors(step).items()}
+        return found
+
+    def files(self, longest: int) -> dict[str, bytes]:
+        """What sentence-transformers reads of this, by path; the model itself reads ``longest`` tokens at most."""
+        from safetensors.numpy import save
+
+        files = {**self.configs, CONFIGS[0]: _length_config(self.configs.get(CONFIGS[0]), longest)}
+        kinds = ["Transformer", "Pooling", *(type(step).__name__ for step in self.steps)]
+        paths = ["", *(f"{place}_{kind}" for place, kind in enumerate(kinds[1:], start=1))]
+        files[MODULES] = _json(
+            [
+                {"idx": place, "name": str(place), "path": path, "type": f"{_PACKAGE}.{kind}"}
+                for place, (kind, path) in enumerate(zip(kinds, paths, strict=True))
+            ]
+        )
+        chosen = {old: mode in self.modes for old, mode in _OLD_MODES.items()}
+        files[f"{paths[1]}/config.json"] = _json({"word_embedding_dimension": self.width, **chosen})
+        for step, path in zip(self.steps, paths[2:], strict=True):
+            if isinstance(step, Dense):
+                files[f"{path}/config.json"] = _json(_dense_config(step))
+                files[f"{path}/model.safetensors"] = save(_tensors(step))
+            else:
+                files[f"{path}/config.json"] = _json({})
+        return files
+
+
+def has_modules(folder: Path) -> bool:
+    """Whether a folder is one of sentence-transformers'."""
+    return (folder / MODULES).is_file()
+
+
+def read_modules(folder: Path) -> SentenceModules:
+    """Those of a folder that has them. Raises `ModelError` for modules that can't be computed here."""
+    entries = _entries(folder)
+    kinds = [str(entry["type"]).rpartition(".")[2] for entry in entries]
+    if kinds[:2] != ["Transformer", "Pooling"]:
+        raise _unknown(folder / MODULES, f"modules {', '.join(kinds)}", "Transformer, then Pooling, then any others")
+    pooling = _below(folder, entries[1]) / "config.json"
+    modes, width = _pooling_modes(pooling), _pooling_width(pooling)
+    steps = [_read_step(kind, _below(folder, entry)) for kind, entry in zip(kinds[2:], entries[2:], strict=True)]
+    configs = {name: (folder / name).read_bytes() for name in CONFIGS if (folder / name).is_file()}
+    found = SentenceModules(width, modes, tuple(steps), configs)
+    _check_widths(found, folder)
+    return found
+
+
+def _entries(folder: Path) -> list[dict[str, Any]]:
+    path = folder / MODULES
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        found = sorted(entries, key=lambda entry: int(entry["idx"]))
+        if not all(isinstance(entry["path"], str) and isinstance(entry["type"], str) for entry in found):
+            raise TypeError("a path or type is no text")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{MODULES} cannot be read: {error}", where=str(path), expected="a list of modules: idx, name, path, type"
+        ) from error
+    return found
+
+
+def _below(folder: Path, entry: Mapping[str, Any]) -> Path:
+    path = PurePosixPath(entry["path"])
+    if path.is_absolute() or ".." in path.parts:
+        raise _unknown(folder / MODULES, f"a module at {entry['path']!r}", "a path below the model's folder")
+    return folder / path
+
+
+def _pooling_modes(path: Path) -> tuple[str, ...]:
+    config = read_json(path)
+    given = config.get("pooling_mode")
+    if given is None:
+        unknown = sorted(name for name in config if name.startswith("pooling_mode") and name not in _OLD_MODES)
+        if any(config[name] for name in unknown):
+            raise _unknown(path, f"pooling {', '.join(unknown)}", f"one of {', '.join(_OLD_MODES)}")
+        modes = tuple(mode for name, mode in _OLD_MODES.items() if config.get(name)) or ("mean",)
+    else:
+        modes = tuple(given) if isinstance(given, list) else (given,)
+    wrong = [mode for mode in modes if mode not in MODES]
+    if wrong:
+        raise _unknown(path, f"pooling {', '.join(map(str, wrong))}", f"one of {', '.join(MODES)}")
+    return modes
+
+
+def _pooling_width(path: Path) -> int:
+    config = read_json(path)
+    width = config.get("word_embedding_dimension", config.get("embedding_dimension"))
+    if not isinstance(width, int) or width < 1:
+        raise ModelError(
+            f"The pooling's word_embedding_dimension is {width!r}.", where=str(path), expected="the model's hidden size"
+        )
+    return width
+
+
+def _read_step(kind: str, folder: Path) -> Step:
+    if kind == "Normalize":
+        return Normalize()
+    if kind != "Dense":
+        raise _unknown(folder, f"a module {kind}", "Dense and Normalize after Pooling")
+    config = read_json(folder / "config.json")
+    activation = config.get("activation_function", "torch.nn.modules.activation.Tanh")
+    if activation not in _ACTIVATIONS:
+        raise _unknown(folder / "config.json", f"the activation {activation}", f"one of {', '.join(_ACTIVATIONS)}")
+    if config.get("use_residual") or config.get("module_input_name", "sentence_embedding") != "sentence_embedding":
+        raise _unknown(folder / "config.json", "a dense layer with a residual or another input", "a plain one")
+    arrays = _read_arrays(folder / "model.safetensors")
+    bias = arrays.get("linear.bias") if config.get("bias", True) else None
+    return Dense(arrays["linear.weight"], bias, _ACTIVATIONS[activation])
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        arrays = {name: array.astype(np.float32) for name, array in load_file(path).items()}
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"The weights of a dense layer cannot be read: {error}",
+            where=str(path),
+            expected="model.safetensors; a pytorch_model.bin is a pickle and isn't opened",
+            mend="save the model anew with sentence-transformers, safe_serialization=True",
+        ) from error
+    if "linear.weight" not in arrays:
+        raise ModelError(f"A dense layer has no linear.weight, only {', '.join(arrays)}.", where=str(path))
+    return arrays
+
+
+def _check_widths(modules: SentenceModules, folder: Path) -> None:
+    width = modules.width * len(modules.modes)
+    for step in modules.steps:
+        if isinstance(step, Dense):
+            if step.weight.shape[1] != width:
+                found = f"a dense layer for {step.weight.shape[1]} dimensions"
+                raise _unknown(folder / MODULES, found, f"{width}, which come before it")
+            width = len(step.weight)
+
+
+def _unknown(where: Path, found: str, expected: str) -> ModelError:
+    return ModelError(f"The model has {found}, which can't be computed here.", where=str(where), expected=expected)
+
+
+def _dense_config(step: Dense) -> dict[str, Any]:
+    names = {word: path for path, word in _ACTIVATIONS.items()}
+    out_features, in_features = step.weight.shape
+    return {
+        "in_features": in_features,
+        "out_features": out_features,
+        "bias": step.bias is not None,
+        "activation_function": names[step.activation],
+    }
+
+
+def _tensors(step: Dense) -> dict[str, np.ndarray]:
+    bias = {} if step.bias is None else {"linear.bias": step.bias}
+    return {"linear.weight": np.ascontiguousarray(step.weight), **bias}
+
+
+def _length_config(found: bytes | None, longest: int) -> bytes:
+    """Texts are cut where the folder said so before, or where the model's positions end by now."""
+    config = {"max_seq_length": _LENGTH, "do_lower_case": False} if found is None else json.loads(found)
+    if config.get("max_seq_length") is None or config["max_seq_length"] > longest:
+        config["max_seq_length"] = longest
+    return _json(config)
+
+
+def _json(value: dict[str, Any] | Sequence[Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()

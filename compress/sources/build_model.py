@@ -1,0 +1,181 @@
+"""A model that has to be made first: of a plain torch module, or with random weights by its config."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.models.config_checks import loading_failures
+from compress.models.folder_checks import INDEX, PROCESSOR_FILES, WEIGHTS
+from compress.models.json_file import read_json
+from compress.models.remote_code import MODULE_KEY, allow
+from compress.utils.digests import digest_file
+from compress.utils.errors import ModelError, StorageError, first_line
+from compress.utils.progress import Progress
+from compress.utils.storage import cache_key
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PICKLED_STATE = (".pth", ".pt", ".bin")
+_CHAT = "chat_template.jinja"
+_REVISION = 1
+"""Raised when the same files would be turned into another folder."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How a recipe's starting model, or a student, comes to be, where its folder alone doesn't say it.
+
+    ``module`` makes the network, called with ``arguments``; ``random_weights`` are drawn from ``seed``.
+    ``recipe_folder`` is where files of code are looked for.
+    """
+
+    module: str | None
+    random_weights: bool
+    seed: int
+    recipe_folder: Path
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def make(self, source: Path, cache: Path, progress: Progress) -> Path:
+        """The whole model folder below ``cache``, made at the first call from ``source``.
+
+        ``source`` holds a processor's files, a config.json (which a plain module may do without) and, unless
+        weights are random, safetensors or one state dict as `.pth`; it may be that file. Raises `ModelError`.
+        """
+        weights, folder = (source, source.parent) if source.is_file() else (None, source)
+        if not self.random_weights and weights is None:
+            weights = _weights(folder)
+        if self.module is not None:
+            allow(self.module, self.recipe_folder)
+        target = cache / f"made-{self._key(folder, weights)[:32]}"
+        if target.is_dir():
+            return target
+        progress.note(f"making the model in {target}")
+
+        def write(made: Path) -> None:
+            made.mkdir()
+            for path in _beside(folder):
+                shutil.copyfile(path, made / path.name)
+            self._write(folder, weights, made)
+
+        return write_once(target, write, "free some space or name another folder with --artifacts")
+
+    def _key(self, folder: Path, weights: Path | None) -> str:
+        from compress.models.custom_module import code_digest
+
+        files = [*_beside(folder), *([folder / "config.json"] if (folder / "config.json").is_file() else [])]
+        return cache_key(
+            {
+                "revision": _REVISION,
+                "files": {path.name: digest_file(path) for path in files},
+                "weights": None if weights is None else digest_file(weights),
+                "module": self.module,
+                "arguments": dict(self.arguments),
+                "code": None if self.module is None else code_digest(self.module),
+                "seed": self.seed if self.random_weights else None,
+            }
+        )
+
+    def _write(self, folder: Path, weights: Path | None, made: Path) -> None:
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            if self.module is None:
+                _random_model(folder).save_pretrained(made)
+            else:
+                self._write_plain(self.module, folder, weights, made)
+
+    def _write_plain(self, module: str, folder: Path, weights: Path | None, made: Path) -> None:
+        from safetensors.torch import load_model, save_model
+
+        from compress.models.custom_module import code_digest, load_state, make_network, misfit
+
+        network: nn.Module = make_network(module, self.arguments, str(folder))
+        if weights is not None and weights.suffix == ".safetensors":
+            try:
+                load_model(network, str(weights), strict=True)
+            except RuntimeError as error:
+                raise misfit(module, weights, error) from error
+        elif weights is not None:
+            load_state(network, weights, module)
+        save_model(network, str(made / WEIGHTS), metadata={"format": "pt"})
+        config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+        config[MODULE_KEY] = {"module": module, "arguments": dict(self.arguments), "code": code_digest(module)}
+        (made / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def write_once(target: Path, write: Callable[[Path], None], mend: str) -> Path:
+    """The model folder ``target``, written beside it and renamed; of two processes at it the first one's counts.
+
+    Raises `StorageError`.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".made-") as scratch:
+            made = Path(scratch) / "model"
+            write(made)
+            try:
+                made.rename(target)
+            except OSError:
+                if not target.is_dir():
+                    raise
+    except OSError as error:
+        raise StorageError(
+            f"The model cannot be written: {error.strerror or error}.", where=str(target.parent), mend=mend
+        ) from error
+    return target
+
+
+def _random_model(folder: Path) -> Any:
+    """The architecture of `config.json` without a head, which is drawn when the labels are known.
+
+    One that reads images as tokens of a text is made whole: it has no other head than its table of tokens.
+    """
+    from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
+
+    read_json(folder / "config.json")
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        reads_both = type(config) in AutoModelForImageTextToText._model_mapping
+        return (AutoModelForImageTextToText if reads_both else AutoModel).from_config(config)
+    except loading_failures() as error:
+        raise ModelError(
+            f"No model can be made by this config: {first_line(error)}",
+            where=str(folder / "config.json"),
+            expected="the config of an architecture that transformers knows, with its model_type",
+        ) from error
+
+
+def _beside(folder: Path) -> list[Path]:
+    """The processor's files, how it writes a conversation among them. Raises `ModelError` without any."""
+    found = [folder / name for name in PROCESSOR_FILES if (folder / name).is_file()]
+    if not found:
+        raise ModelError(
+            "Nothing says how the model's inputs are prepared.",
+            where=str(folder),
+            expected="a preprocessor_config.json of an image processor, or a tokenizer's files",
+            mend='write one, e.g. {"image_processor_type": "ViTImageProcessor", "size": {"height": 224, "width": 224}, '
+            '"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}',
+        )
+    return [*found, *(path for path in [folder / _CHAT] if path.is_file())]
+
+
+def _weights(folder: Path) -> Path:
+    if (folder / WEIGHTS).is_file():
+        return folder / WEIGHTS
+    found = sorted(path for path in folder.iterdir() if path.suffix in PICKLED_STATE)
+    if len(found) != 1 or (folder / INDEX).is_file():
+        raise ModelError(
+            f"The folder holds {len(found)} files of weights for the module.",
+            where=str(folder),
+            expected=f"{WEIGHTS}, or one state dict ending in {', '.join(PICKLED_STATE)}",
+            mend="name the file itself as `model`, or set random_weights: true to start without any",
+        )
+    return found[0]

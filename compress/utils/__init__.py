@@ -1,0 +1,1 @@
+"""Utilities shared by all layers, each module named after what it contains."""

@@ -1,0 +1,235 @@
+"""What this machine is, as far as it bears on a measurement. Nothing here tells who or where it is."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import platform
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+PACKAGES = (
+    "accelerate",
+    "compress",
+    "datasets",
+    "nncf",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxscript",
+    "optimum",
+    "pyarrow",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "xllamacpp",
+)
+FEATURES = (
+    *("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"),
+    *("asimd", "asimddp", "i8mm", "bf16", "sve", "sve2"),
+)
+_VNNI, _DOT_PRODUCTS = {"avx512_vnni", "avx_vnni", "amx_int8"}, {"asimddp", "i8mm"}
+MISSING = "missing"
+_ROOT = Path("/")
+_UNLIMITED = 1 << 60
+"""A memory limit beyond this is cgroup version 1's way to say that there is none."""
+
+
+def environment() -> dict[str, Any]:
+    """Fingerprint of the machine: processor, features, cores and memory granted, kernel, package versions."""
+    return {
+        "processor": processor(),
+        "processor_class": processor_class(),
+        "features": list(features()),
+        "cores": os.cpu_count() or 1,
+        "cores_granted": len(granted_cores()),
+        "cores_quota": cores_quota(),
+        "governor": governor(),
+        "memory_bytes": memory_bytes(),
+        "memory_limit_bytes": memory_limit_bytes(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "packages": {name: found for name, found in package_versions(PACKAGES).items() if found != MISSING},
+    }
+
+
+def user_cache() -> Path:
+    """`compress` in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    home = Path(base) if Path(base).is_absolute() else Path.home() / ".cache"
+    return home / "compress"
+
+
+def processor(root: Path = _ROOT) -> str:
+    """The processor's name, or the architecture where it has none to show."""
+    fields = _cpu_fields(root)
+    if "model name" in fields:
+        return fields["model name"]
+    if "CPU part" in fields:
+        return f"{platform.machine()} implementer {fields.get('CPU implementer')} part {fields['CPU part']}"
+    return platform.processor() or platform.machine()
+
+
+def features(root: Path = _ROOT) -> tuple[str, ...]:
+    """Those of `FEATURES` that the processor has; empty where the system doesn't list them."""
+    fields = _cpu_fields(root)
+    present = set(fields.get("flags", fields.get("Features", "")).split())
+    return tuple(name for name in FEATURES if name in present)
+
+
+def processor_class(root: Path = _ROOT) -> str:
+    """What 8-bit products are like: `x86-vnni`, `x86-avx2`, `arm64-dotprod`, `arm64`; elsewhere the architecture.
+
+    An x86 processor that is not known to have VNNI counts as one without.
+    """
+    machine, present = platform.machine().lower(), set(features(root))
+    if machine in ("x86_64", "amd64"):
+        return "x86-vnni" if present & _VNNI else "x86-avx2"
+    if machine in ("aarch64", "arm64"):
+        return "arm64-dotprod" if present & _DOT_PRODUCTS or platform.system() == "Darwin" else "arm64"
+    return machine
+
+
+def has_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 in hardware; ``False`` where that is not known."""
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(features()))
+
+
+def has_int8_dot_product() -> bool:
+    """Whether 8-bit products are summed in 32 bits by one instruction, so that they cannot saturate."""
+    return bool((_VNNI | _DOT_PRODUCTS) & set(features()))
+
+
+def granted_cores() -> tuple[int, ...]:
+    """Numbers of the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
+
+
+def spread_cores(count: int, root: Path = _ROOT) -> tuple[int, ...]:
+    """``count`` of the granted cores, or all; no two on one physical core as long as that can be."""
+    first: list[int] = []
+    second: list[int] = []
+    seen: set[str] = set()
+    for core in granted_cores():
+        siblings = _text(root / f"sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list") or str(core)
+        (second if siblings in seen else first).append(core)
+        seen.add(siblings)
+    return tuple(sorted((first + second)[:count]))
+
+
+def cores_quota(root: Path = _ROOT) -> float | None:
+    """Cores' worth of time that the tightest control group grants, or ``None`` where there is no limit."""
+    quotas = []
+    for folder in _cgroups("cpu", root):
+        if (folder / "cpu.max").exists():
+            quota, period = (_text(folder / "cpu.max") or "max 100000").split()
+        else:
+            quota = _text(folder / "cpu.cfs_quota_us") or "-1"
+            period = _text(folder / "cpu.cfs_period_us") or "100000"
+        if quota not in ("max", "-1"):
+            quotas.append(int(quota) / int(period))
+    return min(quotas, default=None)
+
+
+def working_threads() -> int:
+    """How many threads work that nobody times: as `OMP_NUM_THREADS` says, else one for each core that is granted."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    if told.isdecimal() and int(told) > 0:
+        return int(told)
+    quota = cores_quota()
+    return max(1, min(len(granted_cores()), len(granted_cores()) if quota is None else math.ceil(quota)))
+
+
+class Throttling(NamedTuple):
+    """How often and how long this process's control groups were stopped for having used up their quota."""
+
+    times: int
+    seconds: float
+
+
+def throttling(root: Path = _ROOT) -> Throttling:
+    """Counters since the control groups were made; differences of two calls tell of the time between."""
+    times, seconds = 0, 0.0
+    for folder in _cgroups("cpu", root):
+        counters = dict(line.split() for line in (_text(folder / "cpu.stat") or "").splitlines())
+        times += int(counters.get("nr_throttled", 0))
+        seconds += int(counters.get("throttled_usec", 0)) / 1e6 + int(counters.get("throttled_time", 0)) / 1e9
+    return Throttling(times, seconds)
+
+
+def memory_bytes(root: Path = _ROOT) -> int | None:
+    """Physical memory."""
+    for line in (_text(root / "proc/meminfo") or "").splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    if "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def memory_limit_bytes(root: Path = _ROOT) -> int | None:
+    """The tightest control group's memory limit, or ``None`` where there is none."""
+    limits = []
+    for folder in _cgroups("memory", root):
+        text = _text(folder / "memory.max") or _text(folder / "memory.limit_in_bytes") or "max"
+        if text != "max" and int(text) < _UNLIMITED:
+            limits.append(int(text))
+    return min(limits, default=None)
+
+
+def governor(root: Path = _ROOT) -> str | None:
+    """The frequency governor of the first granted core, where the kernel shows one."""
+    core = granted_cores()[0]
+    return _text(root / f"sys/devices/system/cpu/cpu{core}/cpufreq/scaling_governor")
+
+
+def package_versions(names: tuple[str, ...]) -> dict[str, str]:
+    """Installed versions of distributions; one that is missing is recorded as such."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = MISSING
+    return found
+
+
+@functools.cache
+def _cpu_fields(root: Path) -> dict[str, str]:
+    """The first processor's fields of /proc/cpuinfo; empty where there is no such file."""
+    fields: dict[str, str] = {}
+    for line in (_text(root / "proc/cpuinfo") or "").splitlines():
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    return fields
+
+
+def _cgroups(controller: str, root: Path) -> Iterator[Path]:
+    """Folders of this process's control groups, from its own up to the root; versions 1 and 2."""
+    base = root / "sys/fs/cgroup"
+    for line in (_text(root / "proc/self/cgroup") or "").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        mount = base / controllers if controllers else base
+        if controllers and not mount.is_dir():
+            mount = base / controller
+        inner = mount / path.lstrip("/")
+        for folder in (inner, *inner.parents):
+            if folder.is_dir() and (folder == mount or mount in folder.parents):
+                yield folder
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return None

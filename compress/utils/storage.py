@@ -1,0 +1,63 @@
+"""File locks, storage errors with a hint, and content keys for anything that is stored below the artifacts folder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from compress.utils.errors import StorageError
+
+AT_ONCE_SECONDS = 0.05
+"""How long a lock is tried before it counts as held by another process."""
+
+
+def cache_key(parts: Mapping[str, Any]) -> str:
+    """SHA-256 of ``parts`` as canonical JSON, as hex."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock of a file; ``on_wait`` is called if another process has it now."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=AT_ONCE_SECONDS)
+    except TimeoutError:
+        on_wait()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def storage_errors(place: Path) -> Iterator[None]:
+    """Turn the file system's errors into a `StorageError` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise disk_full(Path(error.filename or place)) from error
+        raise StorageError(
+            f"The folder for artifacts cannot be used: {error.strerror or error}.",
+            where=str(error.filename or place),
+            mend="check that it is a folder and its permissions, or name another folder with --artifacts",
+        ) from error
+
+
+def disk_full(place: Path) -> StorageError:
+    """What to say when nothing more can be written at ``place``."""
+    return StorageError(
+        "The disk is full.",
+        where=str(place),
+        mend="free space (`compress cache prune`) or name another folder with --artifacts, then run again; "
+        "finished stages are kept",
+    )

@@ -1,0 +1,183 @@
+"""Which operators run on integers, and how a graph would saturate: small graphs, and brute force."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from compress.formats.onnx.int8.settings import Int8Options
+from compress.formats.onnx.int8.static import StaticQuantizer
+from compress.formats.onnx.quantization import quantize_products
+from compress.inspection.integer_kernels import read_kernels
+from compress.inspection.saturation import find_saturation
+
+INNER, OUTER = 64, 48
+
+
+def network(layers: int = 2, peak: float = 1.0) -> onnx.ModelProto:
+    generator = np.random.default_rng(0)
+    nodes, arrays, before = [], [], "x"
+    for place in range(layers):
+        size = (INNER, OUTER) if place == layers - 1 else (INNER, INNER)
+        weight = generator.uniform(-peak, 1, size).astype(np.float32)
+        arrays.append(numpy_helper.from_array(weight, f"encoder.layer.{place}.weight"))
+        nodes.append(helper.make_node("MatMul", [before, arrays[-1].name], [f"y{place}"], name=f"product_{place}"))
+        nodes.append(helper.make_node("Relu", [f"y{place}"], [f"r{place}"], name=f"relu_{place}"))
+        before = f"r{place}"
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", INNER])
+    y = helper.make_tensor_value_info(before, TensorProto.FLOAT, ["rows", OUTER])
+    graph = helper.make_graph(nodes, "network", [x], [y], arrays)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def feeds() -> list[dict[str, np.ndarray]]:
+    return [{"x": np.random.default_rng(1).uniform(0, 1, (8, INNER)).astype(np.float32)}]
+
+
+def saved(graph: onnx.ModelProto, folder: Path) -> Path:
+    onnx.save(graph, folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+def static(graph: onnx.ModelProto, kept: tuple[str, ...] = (), **settings: object) -> onnx.ModelProto:
+    return StaticQuantizer(graph, feeds(), Int8Options(**settings)).quantize(kept)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("layout", ["qoperator", "qdq"])
+def test_a_static_graph_is_all_integer_kernels(layout: str, tmp_path: Path):
+    found = read_kernels(saved(static(network(), format=layout), tmp_path))
+    # Between two QDQ products ONNX Runtime takes up the activation function as well.
+    first = "MatMulIntegerToFloat" if layout == "qoperator" else "QLinearMatMul"
+    assert [kernel.operator for kernel in found] == [first, "MatMulIntegerToFloat"]
+    assert all(kernel.integer for kernel in found)
+
+
+def test_what_stays_float_is_named_with_its_reason(tmp_path: Path):
+    found = read_kernels(saved(static(network(), kept=("product_1",)), tmp_path))
+    assert found[0].integer and found[0].operator == "MatMulIntegerToFloat"
+    assert found[1].name.startswith("product_1") and "not quantized" in found[1].why
+
+
+def test_weights_alone_as_integers(tmp_path: Path):
+    # What weight-only quantizers write: the activation stays float. ONNX Runtime has a kernel for such products.
+    graph = static(network(layers=1), format="qdq")
+    (product,) = (node for node in graph.graph.node if node.op_type == "MatMul")
+    product.input[0] = "x"
+    (found,) = read_kernels(saved(graph, tmp_path))
+    assert found.operator == "MatMulNBits" and found.integer
+    weight = np.random.default_rng(0).integers(-127, 128, (16, 8, 3, 3)).astype(np.int8)
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "scale"], ["float"], name="weights"),
+        helper.make_node("Conv", ["x", "float"], ["y"], name="convolution"),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 8, 9, 9])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 16, 7, 7])
+    arrays = [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(np.float32(0.1), "scale")]
+    model = helper.make_model(
+        helper.make_graph(nodes, "c", [x], [y], arrays), opset_imports=[helper.make_opsetid("", 20)], ir_version=10
+    )
+    (found,) = read_kernels(saved(model, tmp_path))
+    assert not found.integer and "input is float" in found.why and "static" in found.help
+
+
+def test_a_table_of_integers_that_is_dequantized_whole_is_named(tmp_path: Path):
+    table = np.arange(-60, 60, dtype=np.int8).reshape(30, 4)
+    nodes = [
+        helper.make_node("DequantizeLinear", ["table", "scale"], ["float"], name="whole"),
+        helper.make_node("Gather", ["float", "ids"], ["y"], name="look_up"),
+    ]
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])
+    arrays = [numpy_helper.from_array(table, "table"), numpy_helper.from_array(np.float32(0.1), "scale")]
+    graph = helper.make_graph(nodes, "look_up", [ids], [y], arrays)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    found = read_kernels(saved(model, tmp_path))
+    # ONNX Runtime may have folded the table into float, which is no better.
+    assert all(not kernel.integer and "whole table" in kernel.why for kernel in found)
+
+
+def emulate(graph: onnx.ModelProto, name: str, x: np.ndarray) -> tuple[float, float]:
+    """Share of cut pair sums, and relative error, of the layer ``name``, by loops over numpy scalars."""
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
+    (node,) = (node for node in graph.graph.node if node.name == name)
+    changed = onnx.ModelProto()
+    changed.CopyFrom(graph)
+    changed.graph.output.append(onnx.ValueInfoProto(name=node.input[0]))
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(changed.SerializeToString(), options)
+    rows = session.run([node.input[0]], {"x": x})[0].astype(int)
+    weight, zero = arrays[node.input[1]].astype(int), int(arrays[node.input[4]])
+    cut = wrong = whole = 0.0
+    for row in rows:
+        for column in weight.T:
+            pairs = [row[k] * column[k] + row[k + 1] * column[k + 1] for k in range(0, INNER, 2)]
+            kept = [min(max(pair, -32768), 32767) for pair in pairs]
+            cut += sum(a != b for a, b in zip(pairs, kept, strict=True))
+            wrong += (sum(kept) - sum(pairs)) ** 2
+            whole += (sum(pairs) - zero * sum(column)) ** 2
+    return cut / (len(rows) * weight.shape[1] * INNER / 2), float(np.sqrt(wrong / whole))
+
+
+@pytest.mark.full_range(own_kernels=True)
+def test_saturation_is_what_loops_find():
+    graph = static(network(peak=0.02), bias_correction=False)
+    found = find_saturation(graph, feeds())
+    assert [each.layer for each in found] == ["product_0", "product_1"]
+    for each in found:
+        cut, error = emulate(graph, each.layer, feeds()[0]["x"])
+        assert each.cut == pytest.approx(cut) and each.error == pytest.approx(error)
+    assert found[0].cut and found[0].error and found[0].matters
+
+
+def test_seven_bits_and_unsigned_weights_do_not_saturate():
+    narrow = find_saturation(static(network(peak=0.02), reduce_range=True), feeds())
+    assert len(narrow) == 2 and all(each.risk == 0 and each.cut == 0 and not each.matters for each in narrow)
+    assert find_saturation(static(network(), types="u8u8"), feeds()) == []
+    assert find_saturation(static(network(), types="s8s8"), feeds()) == []
+
+
+def test_dynamic_graphs_are_looked_at_too_and_without_inputs_only_weights_are():
+    graph = quantize_products(network(peak=0.02), True, False)
+    real, bound = find_saturation(graph, feeds()), find_saturation(graph, None)
+    assert len(real) == 2 and real[0].operator == "MatMulInteger" and real[0].cut
+    assert [each.risk for each in bound] == [each.risk for each in real]
+    assert bound[0].matters and bound[0].error is None
+
+
+def test_convolutions_are_products_of_windows():
+    generator = np.random.default_rng(0)
+    weight = generator.uniform(-0.2, 1, (6, 4, 3, 2)).astype(np.float32)
+    node = helper.make_node("Conv", ["x", "w"], ["y"], name="c", pads=[1, 0, 2, 1], strides=[2, 1], dilations=[1, 2])
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y")]
+    graph = helper.make_graph([node], "g", values[:1], values[1:], [numpy_helper.from_array(weight, "w")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    x = generator.uniform(-0.1, 1, (1, 4, 9, 8)).astype(np.float32)
+    settings = Int8Options(reduce_range=False, bias_correction=False, per_channel=False)
+    made = StaticQuantizer(model, [{"x": x}], settings).quantize()
+    (found,) = find_saturation(made, [{"x": x}])
+
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
+    scale, zero = float(arrays["x_scale"]), int(arrays["x_zero_point"])
+    integers = arrays["w_quantized"].astype(int)
+    rounded = np.clip(np.rint(x / np.float32(scale)) + zero, 0, 255).astype(int)[0]
+    padded = np.pad(rounded, ((0, 0), (1, 2), (0, 1)), constant_values=zero)
+    cut = pairs = 0
+    for top in range(0, padded.shape[1] - 2, 2):
+        for left in range(padded.shape[2] - 2):
+            for out in range(6):
+                terms = [
+                    padded[channel, top + row, left + 2 * column] * integers[out, channel, row, column]
+                    for row in range(3)
+                    for column in range(2)
+                    for channel in range(4)
+                ]
+                sums = [a + b for a, b in zip(terms[::2], terms[1::2], strict=True)]
+                cut += sum(not -32768 <= each <= 32767 for each in sums)
+                pairs += len(sums)
+    assert found.operator == "Conv" and cut > 0 and found.cut == pytest.approx(cut / pairs)

@@ -1,0 +1,247 @@
+"""Faults planted in a file of each format are named with their layer, and a healthy file has none."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import struct
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from compress.formats.onnx.quantization import DynamicQuantizer
+from compress.formats.openvino.conversion import to_openvino
+from compress.formats.openvino.read import read_ir
+from compress.formats.ort.read import ort_tools, read_ort
+from compress.formats.ort.write import convert
+from compress.formats.runtimes import make_ready
+from compress.formats.targets import TARGETS
+from compress.inspection.layer_comparison import FormatComparison, Gap, compare_parts, open_parts
+from compress.inspection.node_layers import node_modules
+from compress.numerics.block_quantization import on_coarse_grid
+from compress.utils.progress import SilentProgress
+
+LAYERS, WIDTH, WORDS = 4, 64, 50
+EPSILON = float(np.float32(1e-5))
+BATCHES = [{"input_ids": np.random.default_rng(seed).integers(0, WORDS, (1, 5 + seed))} for seed in range(4)]
+EIGHT_BITS = ("dynamic", "dynamic-ort", "openvino-int8")
+FORMATS = ("onnx", "ort", "openvino", *EIGHT_BITS)
+
+
+def encoder() -> onnx.ModelProto:
+    """input_ids [n, length] -> logits: a table, and layers of a product, its bias, Tanh, the residual and a norm."""
+    generator = np.random.default_rng(0)
+    stored = {
+        "embeddings.weight": generator.normal(size=(WORDS, WIDTH)),
+        "head.weight": generator.normal(size=(WIDTH, 2)),
+    }
+    nodes = [helper.make_node("Gather", ["embeddings.weight", "input_ids"], ["hidden_0"], "node_embedding")]
+    for layer in range(LAYERS):
+        dense, norm = f"encoder.layer.{layer}.dense", f"encoder.layer.{layer}.norm"
+        stored |= {
+            f"{dense}.weight": generator.normal(size=(WIDTH, WIDTH)) / 8,
+            f"{dense}.bias": generator.normal(size=WIDTH),
+        }
+        stored |= {
+            f"{norm}.weight": generator.uniform(0.5, 1.5, WIDTH),
+            f"{norm}.bias": generator.normal(size=WIDTH) / 4,
+        }
+        nodes += [
+            helper.make_node("MatMul", [f"hidden_{layer}", f"{dense}.weight"], [f"product_{layer}"], f"dense_{layer}"),
+            helper.make_node("Add", [f"product_{layer}", f"{dense}.bias"], [f"linear_{layer}"], f"bias_{layer}"),
+            helper.make_node("Tanh", [f"linear_{layer}"], [f"tanh_{layer}"], f"node_tanh_{layer}"),
+            helper.make_node("Add", [f"tanh_{layer}", f"hidden_{layer}"], [f"sum_{layer}"], f"add_{layer}"),
+            helper.make_node(
+                "LayerNormalization",
+                [f"sum_{layer}", f"{norm}.weight", f"{norm}.bias"],
+                [f"hidden_{layer + 1}"],
+                f"norm_{layer}",
+                epsilon=EPSILON,
+            ),
+        ]
+    nodes.append(helper.make_node("ReduceMean", [f"hidden_{LAYERS}"], ["mean"], "node_mean", axes=[1], keepdims=0))
+    nodes.append(helper.make_node("MatMul", ["mean", "head.weight"], ["logits"], "node_head"))
+    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "length"])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2])
+    arrays = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in stored.items()]
+    graph = helper.make_graph(nodes, "encoder", [ids], [logits], arrays)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The encoder in each format."""
+    root = tmp_path_factory.mktemp("formats")
+    found = {name: root / name / "model.onnx" for name in ("onnx", "dynamic")}
+    found |= {name: root / name / "model.ort" for name in ("ort", "dynamic-ort")}
+    found |= {name: root / name / "openvino_model.xml" for name in ("openvino", "openvino-int8")}
+    for file in found.values():
+        file.parent.mkdir()
+    onnx.save(encoder(), found["onnx"])
+    onnx.save(DynamicQuantizer(encoder()).quantize(), found["dynamic"])
+    convert(found["onnx"], found["ort"])
+    convert(found["dynamic"], found["dynamic-ort"])
+    to_openvino(encoder(), {}, "fp32").save(found["openvino"].parent)
+    to_openvino(encoder(), {}, "int8").save(found["openvino-int8"].parent)
+    return found
+
+
+def compare(reference: Path, file: Path, target: str | None = None) -> FormatComparison:
+    target = target or {".ort": "ort", ".xml": "openvino"}.get(file.suffix, "cpu")
+    parts = open_parts(file, TARGETS[target])
+    found = compare_parts(onnx.load(reference), node_modules(reference), parts, BATCHES, SilentProgress())
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.full_range(own_kernels=True)
+def test_a_healthy_file_departs_nowhere(files: dict[str, Path], name: str) -> None:
+    found = compare(files["onnx"], files[name])
+    assert found.departures == () and found.parts > 3 * LAYERS and found.examples == len(BATCHES)
+    if name in EIGHT_BITS:
+        assert 1e-3 < found.answers < 0.1 and found.worst.bits == 8
+        # What the bits explain is about what they do.
+        assert 0.3 < found.worst.error / found.worst.explained < 1.5
+    else:
+        assert found.answers < 1e-5
+
+
+FAULTS = {"scale": "dense", "transposed": "dense", "epsilon": "norm"}
+"""What is wrong, and in which part of a layer."""
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.full_range(own_kernels=True)
+def test_a_planted_fault_is_named_with_its_layer(files: dict[str, Path], tmp_path: Path, name: str, fault: str) -> None:
+    """In a layer drawn by chance; it is the only one that departs, and the answers' error is its own."""
+    layer = int(np.random.default_rng([len(name), len(fault)]).integers(LAYERS))
+    plant = {".onnx": in_onnx, ".ort": in_ort, ".xml": in_openvino}[files[name].suffix]
+    found = compare(files["onnx"], plant(files[name], tmp_path, layer, fault))
+    assert {one.layer for one in found.departures} == {f"encoder.layer.{layer}.{FAULTS[fault]}"}
+    first = found.departures[0]
+    assert first == found.worst and first.error > 4 * first.explained and first.before < first.after
+    assert first.alone is not None
+    if name in EIGHT_BITS:
+        assert first.alone > found.answers / 2
+    else:
+        assert first.before < 1e-5 and first.alone == pytest.approx(found.answers, rel=1e-3)
+
+
+def tensor_at_fault(names: list[str], layer: int, fault: str) -> str:
+    """The weight that is transposed, or what scales it: the scales of its integers where it has any."""
+    dense = f"encoder.layer.{layer}.dense.weight"
+    endings = ("_scale", "/scale", "") if fault == "scale" else ("_quantized", "")
+    return next(dense + ending for ending in endings if dense + ending in names)
+
+
+def changed(values: np.ndarray, fault: str) -> np.ndarray:
+    return (values * np.float32(1.5)).astype(values.dtype) if fault == "scale" else np.ascontiguousarray(values.T)
+
+
+def in_onnx(source: Path, folder: Path, layer: int, fault: str) -> Path:
+    model = onnx.load(source)
+    if fault == "epsilon":
+        (norm,) = (node for node in model.graph.node if f"hidden_{layer + 1}" in node.output)
+        next(one for one in norm.attribute if one.name == "epsilon").f = 0.2
+    else:
+        name = tensor_at_fault([one.name for one in model.graph.initializer], layer, fault)
+        weight = next(one for one in model.graph.initializer if one.name == name)
+        weight.CopyFrom(numpy_helper.from_array(changed(numpy_helper.to_array(weight), fault), name))
+    onnx.save(model, folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+def in_ort(source: Path, folder: Path, layer: int, fault: str) -> Path:
+    """The bytes are changed where they lie."""
+    content = bytearray(source.read_bytes())
+    if fault == "epsilon":
+        ort_tools()
+        from ort_flatbuffers_py.fbs.InferenceSession import InferenceSession
+
+        graph = InferenceSession.GetRootAs(content, 0).Model().Graph()
+        nodes = [graph.Nodes(place) for place in range(graph.NodesLength())]
+        (norm,) = (node for node in nodes if node.Outputs(0) == f"hidden_{layer + 1}".encode())
+        (epsilon,) = (
+            one for one in (norm.Attributes(place) for place in range(norm.AttributesLength())) if one.F() == EPSILON
+        )
+        # The field `f` of ort.fbs.
+        struct.pack_into("<f", content, epsilon._tab.Pos + epsilon._tab.Offset(10), 0.2)
+    else:
+        tensors = {one.name: one for one in read_ort(bytes(content), source).tensors}
+        at_fault = tensors[tensor_at_fault(list(tensors), layer, fault)]
+        wrong = changed(at_fault.values(bytes(content)), fault).tobytes()
+        content[at_fault.start : at_fault.start + at_fault.bytes] = wrong
+    (folder / "model.ort").write_bytes(content)
+    return folder / "model.ort"
+
+
+def in_openvino(source: Path, folder: Path, layer: int, fault: str) -> Path:
+    graph, weights = source.read_text(), bytearray(source.with_suffix(".bin").read_bytes())
+    if fault == "epsilon":
+        norm = list(re.finditer(r'type="MVN"[^>]*>\s*<data eps="([^"]+)"', graph))[layer]
+        graph = f"{graph[: norm.start(1)]}0.2{graph[norm.end(1) :]}"
+    else:
+        constants = {one.name: one for one in read_ir(graph.encode(), source, len(weights))}
+        at_fault = constants[tensor_at_fault(list(constants), layer, fault)]
+        wrong = changed(at_fault.values(bytes(weights)), fault).tobytes()
+        weights[at_fault.start : at_fault.start + at_fault.bytes] = wrong
+    (folder / "openvino_model.xml").write_text(graph)
+    (folder / "openvino_model.bin").write_bytes(weights)
+    return folder / "openvino_model.xml"
+
+
+def test_files_without_a_value_in_common_are_not_compared(files: dict[str, Path]) -> None:
+    other = encoder()
+    for node in other.graph.node:
+        node.input[:] = [
+            f"{name}_" if not name.startswith(("enc", "emb", "head", "input")) else name for name in node.input
+        ]
+        node.output[:] = [f"{name}_" for name in node.output]
+    other.graph.output[0].name = "logits_"
+    assert compare_parts(other, {}, open_parts(files["onnx"], TARGETS["cpu"]), BATCHES, SilentProgress()) is None
+
+
+def test_an_error_is_told_by_the_spread_of_the_value() -> None:
+    """Of 1 to 4 the squared deviations sum to 5; a constant is judged by its size; no number is an infinite error."""
+    gap = Gap()
+    gap.add(np.float32([1, 2]), np.float32([1, 3]))
+    gap.add(np.float32([3, 4]), np.float32([3, 6]))
+    assert gap.error == pytest.approx(np.sqrt((1 + 4) / 5))
+    constant = Gap()
+    constant.add(np.float32([2, 2]), np.float32([2, 3]))
+    assert constant.error == pytest.approx(np.sqrt(1 / 8))
+    constant.add(np.float32([2]), np.float32([np.nan]))
+    assert constant.error == float("inf")
+
+
+@pytest.mark.parametrize(("bits", "step"), [(8, 3 / 255), (4, 3 / 15)])
+def test_the_plainest_grid_reaches_from_the_least_to_the_greatest(bits: int, step: float) -> None:
+    values = np.float32([[-1, 0.123, 0.77, 2]])
+    np.testing.assert_allclose(on_coarse_grid(values, bits), np.rint(values / step) * step, rtol=1e-6)
+    np.testing.assert_array_equal(on_coarse_grid(values, 16), values.astype(np.float16).astype(np.float32))
+    assert on_coarse_grid(values, 32) is values
+    # Few bits have a scale for each 32 in a row, and channels of a convolution one each.
+    wide = np.concatenate([values.repeat(8, 1), values.repeat(8, 1) * 100], axis=1)
+    assert np.abs(on_coarse_grid(wide, 4)[:, :32] - wide[:, :32]).max() <= 0.11
+    channels = np.stack([values, values * 100])[..., None]
+    assert np.abs(on_coarse_grid(channels, 8)[0] - channels[0]).max() <= 0.006
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["node", pytest.param("browser", marks=pytest.mark.browser)])
+@pytest.mark.full_range(own_kernels=True)
+def test_parts_run_where_the_target_is(files: dict[str, Path], tmp_path: Path, target: str) -> None:
+    """In WebAssembly nothing departs in the file that ships, and a planted fault does, against either reference."""
+    if shutil.which("npm") is None:
+        pytest.skip("no npm here to fetch onnxruntime-web with")
+    assert make_ready(TARGETS[target], SilentProgress()) is None
+    assert compare(files["onnx"], files["dynamic"], target).departures == ()
+    wrong = in_onnx(files["dynamic"], tmp_path, 2, "scale")
+    for reference in ("onnx", "dynamic"):
+        found = compare(files[reference], wrong, target)
+        assert {one.layer for one in found.departures} == {"encoder.layer.2.dense"}

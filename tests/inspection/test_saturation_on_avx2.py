@@ -1,0 +1,200 @@
+"""ONNX Runtime's own kernels for x86 without VNNI: what they make of products of bytes, and of narrowed weights.
+
+They run on this processor, held to AVX2 (`tests/support/as_avx2.py`), or on an emulated Haswell (Debian: qemu-user).
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from as_avx2 import hold, run_held
+from onnx import TensorProto, helper, numpy_helper
+
+from compress.formats.onnx.int8.settings import Int8Options, ReduceRange
+from compress.formats.onnx.int8.static import StaticQuantizer
+from compress.formats.onnx.quantization import DynamicQuantizer
+from compress.inspection.saturation import find_saturation
+from compress.numerics.saturation import pairwise_saturating
+from compress.utils.environment import processor_class
+
+ROWS, INNER, COLUMNS = 7, 90, 33
+CHANNELS = 24
+RUN = """
+import sys
+import numpy as np
+import onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1
+for graph in sys.argv[2:]:
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    np.save(graph + sys.argv[1], session.run(None, {"x": np.load(graph + ".x.npy")})[0])
+"""
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return hold(tmp_path_factory.mktemp("held"))
+
+
+def write(graph: onnx.ModelProto, x: np.ndarray, file: Path) -> str:
+    onnx.save(graph, file)
+    np.save(f"{file}.x.npy", x)
+    return str(file)
+
+
+def integer_product() -> tuple[onnx.ModelProto, np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    weight = generator.integers(-128, 128, (INNER, COLUMNS)).astype(np.int8)
+    rows = generator.integers(0, 256, (ROWS, INNER)).astype(np.uint8)
+    x = helper.make_tensor_value_info("x", TensorProto.UINT8, [ROWS, INNER])
+    y = helper.make_tensor_value_info("y", TensorProto.INT32, [ROWS, COLUMNS])
+    node = helper.make_node("MatMulInteger", ["x", "w"], ["y"])
+    graph = helper.make_graph([node], "product", [x], [y], [numpy_helper.from_array(weight, "w")])
+    opsets = [helper.make_opsetid("", 20)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10), rows, weight
+
+
+def check_cut_off(found: np.ndarray, rows: np.ndarray, weight: np.ndarray) -> None:
+    expected, cut = pairwise_saturating(rows, weight)
+    assert cut > 0 and (expected != rows.astype(int) @ weight.astype(int)).any()
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_products_are_cut_off_as_kernels_for_avx2_cut_them_off(held: dict[str, str], tmp_path: Path):
+    graph, rows, weight = integer_product()
+    run_held(["-c", RUN, ".y.npy", write(graph, rows, tmp_path / "model.onnx")], held)
+    check_cut_off(np.load(tmp_path / "model.onnx.y.npy"), rows, weight)
+
+
+@pytest.mark.slow
+def test_products_are_cut_off_as_an_emulated_haswell_cuts_them_off(tmp_path: Path):
+    emulator = shutil.which("qemu-x86_64") or shutil.which("qemu-x86_64-static")
+    if emulator is None:
+        pytest.skip("no qemu-x86_64 on PATH")
+    graph, rows, weight = integer_product()
+    file = write(graph, rows, tmp_path / "model.onnx")
+    command = [emulator, "-cpu", "Haswell", sys.executable, "-c", RUN, ".y.npy", file]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    check_cut_off(np.load(f"{file}.y.npy"), rows, weight)
+
+
+def convolutions(*shape: int, groups: int = 1) -> tuple[onnx.ModelProto, list[dict[str, np.ndarray]]]:
+    """Two convolutions whose weights are nearly all of one sign and size, with biases; kernels of ``shape``."""
+    generator = np.random.default_rng(0)
+    arrays = {
+        "w0": generator.uniform(0.7, 1, (CHANNELS, 6 // groups, *shape)),
+        "w1": generator.uniform(-1, -0.7, (8, CHANNELS // groups, *shape)),
+        "b0": generator.normal(size=CHANNELS),
+        "b1": generator.normal(size=8),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w0", "b0"], ["h"], name="first", group=groups),
+        helper.make_node("Conv", ["h", "w1", "b1"], ["y"], name="second", group=groups),
+    ]
+    initializers = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, channels, *[None] * len(shape)])
+        for name, channels in (("x", 6), ("y", 8))
+    ]
+    graph = helper.make_graph(nodes, "net", values[:1], values[1:], initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    sizes = [9] * len(shape)
+    return model, [{"x": generator.uniform(-0.1, 1, (1, 6, *sizes)).astype(np.float32)} for _ in range(6)]
+
+
+def products() -> tuple[onnx.ModelProto, list[dict[str, np.ndarray]]]:
+    generator = np.random.default_rng(0)
+    weights = {"w0": generator.uniform(0.7, 1, (64, 64)), "w1": generator.uniform(-1, -0.7, (48, 64))}
+    arrays = {**weights, "b1": generator.normal(size=48)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w0"], ["h"], name="first"),
+        helper.make_node("Gemm", ["h", "w1", "b1"], ["y"], name="second", transB=1),
+    ]
+    initializers = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size]) for name, size in (("x", 64), ("y", 48))
+    ]
+    graph = helper.make_graph(nodes, "net", values[:1], values[1:], initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return model, [{"x": generator.uniform(-0.1, 1, (5, 64)).astype(np.float32)} for _ in range(6)]
+
+
+NETS = {
+    "products": products,
+    "convolutions": lambda: convolutions(3, 3),
+    "convolutions over time": lambda: convolutions(3),
+    "convolutions in groups": lambda: convolutions(3, 3, groups=2),
+}
+CASES = [*((net, "static") for net in NETS), ("products", "dynamic"), ("convolutions", "feedback")]
+GRAPHS = ("float", "wide", "narrow")
+
+
+def graphs(net: str, method: str) -> tuple[list[onnx.ModelProto], np.ndarray]:
+    """The float graph, that in 8 bits, and that with narrowed weights; and an input."""
+    model, feeds = NETS[net]()
+    ranges: tuple[ReduceRange, ...] = (False, "saturating")
+    if method == "dynamic":
+        made = [DynamicQuantizer(model, reduce_range=each).quantize() for each in ranges]
+    else:
+        plain = Int8Options(reduce_range=False, weight_rounding="feedback" if method == "feedback" else "nearest")
+        made = [
+            StaticQuantizer(model, feeds, plain.model_copy(update={"reduce_range": each})).quantize() for each in ranges
+        ]
+    return [model, *made], feeds[0]["x"]
+
+
+def grouped() -> tuple[onnx.ModelProto, np.ndarray]:
+    """One 8-bit convolution whose four groups have weights of their own, and an input."""
+    generator = np.random.default_rng(0)
+    weights = generator.uniform(0.7, 1, (32, 5, 3, 3)) * np.repeat([1, -1, 1, -1], 8).reshape(-1, 1, 1, 1)
+    node = helper.make_node("Conv", ["x", "w"], ["y"], name="c", group=4, pads=[1, 0, 1, 0], strides=[2, 1])
+    values = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 20, 9, 9])]
+    values.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, None))
+    stored = [numpy_helper.from_array(weights.astype(np.float32), "w")]
+    graph = helper.make_graph([node], "g", values[:1], values[1:], stored)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    x = generator.uniform(-0.1, 1, (1, 20, 9, 9)).astype(np.float32)
+    return StaticQuantizer(model, [{"x": x}], Int8Options(reduce_range=False, bias_correction=False)).quantize(), x
+
+
+@pytest.fixture(scope="module")
+def answered(held: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what each graph of each case answers, here and on AVX2: two processes for all of them."""
+    if processor_class() != "x86-vnni":
+        pytest.skip("this processor has no VNNI to compare with")
+    folder = tmp_path_factory.mktemp("answered")
+    written = []
+    for place, case in enumerate(CASES):
+        made, x = graphs(*case)
+        written += [write(graph, x, folder / f"{place}-{name}") for name, graph in zip(GRAPHS, made, strict=True)]
+    written.append(write(*grouped(), folder / "grouped"))
+    run_held(["-c", RUN, ".avx2.npy", *written], held)
+    subprocess.run([sys.executable, "-c", RUN, ".vnni.npy", *written], check=True, timeout=300)
+    return folder
+
+
+@pytest.mark.parametrize("place", range(len(CASES)), ids=[" ".join(case) for case in CASES])
+def test_narrowed_weights_give_on_avx2_what_they_give_with_vnni(place: int, answered: Path):
+    found = {
+        (name, kind): np.load(answered / f"{place}-{name}.{kind}.npy") for name in GRAPHS for kind in ("avx2", "vnni")
+    }
+    whole = np.abs(found["float", "vnni"]).mean()
+    assert np.abs(found["wide", "avx2"] - found["wide", "vnni"]).mean() > 0.05 * whole
+    np.testing.assert_allclose(found["narrow", "avx2"], found["narrow", "vnni"], atol=1e-5 * whole)
+    assert np.abs(found["narrow", "avx2"] - found["float", "vnni"]).mean() < 0.02 * whole
+
+
+def test_what_is_found_in_groups_is_what_avx2_makes_of_them(answered: Path):
+    graph, x = grouped()
+    (found,) = find_saturation(graph, [{"x": x}])
+    there, here = (np.load(answered / f"grouped.{kind}.npy").astype(float) for kind in ("avx2", "vnni"))
+    assert found.cut and found.cut > 0.1
+    # The answers are rounded to 8 bits once more.
+    assert found.error == pytest.approx(np.sqrt(np.square(there - here).mean() / np.square(here).mean()), rel=0.1)

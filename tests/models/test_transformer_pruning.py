@@ -1,0 +1,173 @@
+"""Cut encoders equal the uncut ones whose removed parts are zeroed, and load again with the sizes they have."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from compress.models.structure import blocks
+from compress.models.torch_model import TorchModel
+from compress.models.transformer_pruning import HEADS_KEY, keep_heads, keep_layers, keep_neurons
+from compress.tasks.registry import get_task
+from compress.utils.errors import StageError
+
+SIZE = tiny.WIDTH // tiny.HEADS
+TEXTS = tiny.texts(24)
+# Relative paths of the projections that read the heads and the neurons, as transformers names them.
+BERT = ("encoder.layer", "attention.output.dense", "output.dense", "intermediate_size")
+NAMES = {
+    "bert": BERT,
+    "roberta": BERT,
+    "electra": BERT,
+    "distilbert": ("transformer.layer", "attention.out_lin", "ffn.lin2", "hidden_dim"),
+}
+
+
+@pytest.fixture(params=list(NAMES))
+def model(request: pytest.FixtureRequest) -> TorchModel:
+    processor = tiny.byte_level() if request.param == "roberta" else tiny.word_piece()
+    return tiny.encoder(request.param, processor=processor)
+
+
+def family(model: TorchModel) -> tuple[str, str, str, str]:
+    return NAMES[model.module.config.model_type]
+
+
+def zeroed(model: TorchModel, output: str, kept: Sequence[Sequence[int]]) -> TorchModel:
+    """A copy in which the output projection ``output`` of each layer reads the features ``kept`` alone."""
+    other = copy.deepcopy(model)
+    layers = other.module.base_model.get_submodule(family(model)[0])
+    with torch.no_grad():
+        for layer, features in zip(layers, kept, strict=True):
+            weight = layer.get_submodule(output).weight
+            gone = [index for index in range(weight.shape[1]) if index not in set(features)]
+            weight[:, gone] = 0
+    return other
+
+
+def features_of_heads(heads: Sequence[int]) -> list[int]:
+    return [head * SIZE + offset for head in heads for offset in range(SIZE)]
+
+
+def close(model: TorchModel, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(tiny.logits(model, TEXTS), expected, rtol=1e-4, atol=1e-5)
+
+
+HEADS = ((1, 3), (0,))
+NEURONS = (tuple(range(0, 40, 4)), tuple(range(5, 15)))
+
+
+def test_removed_heads_are_as_if_zero(model: TorchModel):
+    expected = tiny.logits(zeroed(model, family(model)[1], [features_of_heads(heads) for heads in HEADS]), TEXTS)
+    assert not torch.allclose(expected, tiny.logits(model, TEXTS), atol=1e-3)
+    before = model.parameters()
+    keep_heads(model.module, HEADS)
+    close(model, expected)
+    # A head has SIZE rows of three projections with their biases, and SIZE columns of the output projection.
+    assert before - model.parameters() == (2 + 3) * SIZE * (4 * tiny.WIDTH + 3)
+    assert [block.places for block in blocks(model.module)] == [2, 1]
+    assert getattr(model.module.config, HEADS_KEY) == [2, 1]
+    assert model.module.config.num_attention_heads == tiny.HEADS
+
+
+def test_removed_neurons_are_as_if_zero(model: TorchModel):
+    expected = tiny.logits(zeroed(model, family(model)[2], NEURONS), TEXTS)
+    assert not torch.allclose(expected, tiny.logits(model, TEXTS), atol=1e-3)
+    before = model.parameters()
+    keep_neurons(model.module, [torch.tensor(neurons) for neurons in NEURONS])
+    close(model, expected)
+    assert before - model.parameters() == tiny.LAYERS * (tiny.NEURONS - 10) * (2 * tiny.WIDTH + 1)
+    assert getattr(model.module.config, family(model)[3]) == 10
+
+
+def test_removed_layers_are_gone(model: TorchModel):
+    layers = model.module.base_model.get_submodule(family(model)[0])
+    wanted = {name: tensor.clone() for name, tensor in layers[1].state_dict().items()}
+    keep_layers(model.module, [1])
+    assert len(layers) == 1 and model.module.config.num_hidden_layers == 1
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in layers[0].state_dict().items())
+    assert {part.layer_idx for part in layers.modules() if hasattr(part, "layer_idx")} <= {0}
+
+
+def test_a_removed_layer_is_as_if_it_passed_its_input_on():
+    # A pre-computed identity: with zero attention and feed-forward output, a layer is two normalisations, which a
+    # normalised input passes unchanged when weight and bias are 1 and 0.
+    model = tiny.encoder("bert", num_hidden_layers=3)
+    _pass_on(model.module.bert.encoder.layer[1])
+    for layer in (model.module.bert.encoder.layer[0].output, model.module.bert.embeddings):
+        torch.nn.init.ones_(layer.LayerNorm.weight)
+        torch.nn.init.zeros_(layer.LayerNorm.bias)
+    expected = tiny.logits(model, TEXTS)
+    keep_layers(model.module, [0, 2])
+    close(model, expected)
+
+
+def _pass_on(layer: Any) -> None:
+    for part in (layer.attention.output, layer.output):
+        for parameter in (part.dense.weight, part.dense.bias, part.LayerNorm.bias):
+            torch.nn.init.zeros_(parameter)
+        torch.nn.init.ones_(part.LayerNorm.weight)
+
+
+def test_a_model_with_cut_heads_loads_through_the_task(model: TorchModel, tmp_path: Path):
+    keep_heads(model.module, HEADS)
+    keep_neurons(model.module, [torch.tensor(neurons) for neurons in NEURONS])
+    expected = tiny.logits(model, TEXTS)
+    model.save(tmp_path)
+    loaded = TorchModel.load(tmp_path, get_task(tiny.TASK))
+    torch.testing.assert_close(tiny.logits(loaded, TEXTS), expected, rtol=0, atol=0)
+    assert [block.places for block in blocks(loaded.module)] == [2, 1]
+
+
+def test_cuts_come_one_after_another(model: TorchModel, tmp_path: Path):
+    keep_heads(model.module, HEADS)
+    once = copy.deepcopy(model)
+    keep_heads(model.module, ((1,), (0,)))
+    expected = zeroed(once, family(model)[1], (range(SIZE, 2 * SIZE), range(SIZE)))
+    close(model, tiny.logits(expected, TEXTS))
+    keep_layers(model.module, [0])
+    assert getattr(model.module.config, HEADS_KEY) == [1]
+    model.save(tmp_path)
+    close(TorchModel.load(tmp_path, get_task(tiny.TASK)), tiny.logits(model, TEXTS))
+
+
+def test_transformers_alone_loads_cut_neurons_and_layers(model: TorchModel, tmp_path: Path):
+    keep_neurons(model.module, [torch.tensor(neurons) for neurons in NEURONS])
+    keep_layers(model.module, [0])
+    expected = tiny.logits(model, TEXTS)
+    model.save(tmp_path)
+    module, report = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    loaded = TorchModel(module, model.processor)
+    torch.testing.assert_close(tiny.logits(loaded, TEXTS), expected, rtol=0, atol=0)
+
+
+def test_a_cut_model_still_learns(model: TorchModel):
+    keep_heads(model.module, HEADS)
+    keep_neurons(model.module, [torch.tensor(neurons) for neurons in NEURONS])
+    batch = model.processor(TEXTS, padding=True, return_tensors="pt", return_token_type_ids=False)
+    model.module(**batch).logits.square().sum().backward()
+    for block in blocks(model.module):
+        for layer in (
+            block.attended().query,
+            block.attended().value,
+            block.attended().output,
+            block.fed_forward().inputs[0],
+        ):
+            assert layer.weight.grad is not None and layer.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("kept", [[0, 2], [-1], [0, 0]])
+def test_layers_that_are_not_there_are_refused(kept: list[int]):
+    model = tiny.encoder()
+    with pytest.raises(StageError) as caught:
+        keep_layers(model.module, kept)
+    assert caught.value.expected == "distinct indices from 0 to 1"
+    assert len(model.module.bert.encoder.layer) == 2

@@ -1,0 +1,52 @@
+"""Tables for terminals: no word broken, and what has no room named."""
+
+from __future__ import annotations
+
+from hypothesis import given, strategies
+from narrow import shown
+
+from compress.utils.responsive_table import Column, FittedTable
+
+
+def table(*rows: tuple[str, ...]) -> FittedTable:
+    made = FittedTable("", [Column("name"), Column("value", right=True), Column("why", rank=2), Column("n", rank=1)])
+    for row in rows:
+        made.add(*row)
+    return made
+
+
+def lines(made: FittedTable, width: int) -> list[str]:
+    return [line.rstrip() for line in shown(made, width).splitlines()]
+
+
+def test_columns_are_left_out_by_their_ranks_and_named() -> None:
+    made = table(("first_one", "1.25 ms", "because", "7"))
+    assert lines(made, 40)[0] == "name         value  why      n"
+    assert lines(made, 28)[0] == lines(made, 22)[0] == "name         value  n"
+    assert lines(made, 22) == [
+        "name         value  n",
+        "\u2500" * 21,
+        "first_one  1.25 ms  7",
+        "why: left out for lack",
+        "of room",
+    ]
+
+
+def test_words_go_to_further_lines_and_figures_stay_whole() -> None:
+    made = table(("a name of words", "1.25 ms", "", ""))
+    assert lines(made, 14)[2:5] == ["a      1.25 ms", "name", "of"]
+
+
+def test_names_are_broken_at_joints_where_nothing_else_helps() -> None:
+    made = table(("time_per_output_token", "1", "", ""))
+    assert [line.split() for line in lines(made, 16)[2:5]] == [["time_per_", "1"], ["output_"], ["token"]]
+
+
+@given(strategies.lists(strategies.text("abc _/", max_size=30), min_size=1, max_size=4), strategies.integers(30, 120))
+def test_every_letter_is_shown_and_no_line_is_too_long(names: list[str], width: int) -> None:
+    made = FittedTable("", [Column("name")])
+    for name in names:
+        made.add(name)
+    found = lines(made, width)
+    assert max(map(len, found)) <= width
+    assert "".join("".join(found[2:]).split()) == "".join("".join(names).split())

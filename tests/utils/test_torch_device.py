@@ -1,0 +1,161 @@
+"""The device that a recipe names: found, refused by name, and in the cache's keys only where it changes bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from pydantic import ValidationError
+
+from compress.cli.doctor_machine import _device
+from compress.pipeline.keys import Keys
+from compress.pipeline.planning import make_plan
+from compress.recipe.recipe import Recipe
+from compress.stages.base import Stage
+from compress.stages import STAGES
+from compress.stages.training.processes import own_device
+from compress.utils import torch_device
+from compress.utils.errors import DeviceError, InputError
+from compress.utils.torch_device import (
+    computing_on,
+    current_device,
+    device_fault,
+    find_device,
+    uses_bf16,
+    within_memory,
+)
+
+
+def built(patch: pytest.MonkeyPatch, build: str, gpus: int = 0) -> None:
+    """Let torch be of a ``build``, and find so many GPUs."""
+    patch.setattr(torch_device, "_torch_build", lambda: build)
+    patch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    patch.setattr(torch.cuda, "device_count", lambda: gpus)
+
+
+def with_driver(root: Path) -> Path:
+    (root / "dev").mkdir()
+    (root / "dev/nvidiactl").touch()
+    return root
+
+
+def test_a_fault_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built(monkeypatch, "2.13.0+cpu", gpus=2)
+    assert device_fault("cuda", tmp_path) == "torch 2.13.0+cpu is built for processors alone"
+    built(monkeypatch, "2.13.0+cu130", gpus=2)
+    monkeypatch.setattr(torch_device.platform, "system", lambda: "Linux")
+    assert device_fault("cuda", tmp_path) == "no driver of a GPU is loaded"
+    root = with_driver(tmp_path)
+    assert device_fault("cuda", root) is None and device_fault("cuda:1", root) is None
+    assert device_fault("cuda:2", root) == "torch finds 2, from cuda:0 on"
+    built(monkeypatch, "2.13.0+cu130")
+    assert device_fault("cuda", root) == "torch 2.13.0+cu130 finds no GPU that it can use"
+    assert device_fault("mps", root) == "it is of Apple's own processors"
+
+
+def test_auto_is_cuda_where_torch_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_device, "device_fault", lambda wanted: None)
+    assert [find_device(one) for one in ("auto", "cuda", "cuda:1", "cpu")] == ["cuda:0", "cuda:0", "cuda:1", "cpu"]
+    monkeypatch.setattr(torch_device, "device_fault", lambda wanted: "no driver of a GPU is loaded")
+    assert find_device("auto") == "cpu"
+    with pytest.raises(InputError, match=r"There is no device 'cuda:1' here: no driver") as raised:
+        find_device("cuda:1")
+    assert "device: auto" in str(raised.value)
+    with pytest.raises(ValidationError, match="device"):
+        Recipe.model_validate(recipe(device="gpu"))
+
+
+def recipe(**fields: Any) -> dict[str, Any]:
+    data = {"splits": {"train": "train.jsonl", "test": "test.jsonl"}}
+    told = {"name": "mine", "task": "text-classification", "model": "nowhere", "data": data, "stages": ["finetune"]}
+    return told | fields
+
+
+def test_check_refuses_a_device_that_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built(monkeypatch, "2.13.0+cpu")
+    with pytest.raises(InputError, match=r"(?s)no device 'cuda' here.*install a torch that is built for the device"):
+        make_plan(Recipe.model_validate(recipe(device="cuda")), tmp_path, tmp_path / "artifacts")
+
+
+def test_keys_name_a_gpu_only_where_a_stage_computes_there() -> None:
+    made = Recipe.model_validate(recipe(stages=["finetune", {"prune": {"heads": 0.5}}, "export"]))
+
+    def keys(device: str) -> list[str]:
+        found = Keys(made, tiny.dataset(train=8), lambda name: "m", lambda name: "f", device)
+        return [found.stage(stage, "input", ()) for stage in made.stages]
+
+    here, there = keys("cpu"), keys("cuda:1")
+    assert there[0] != here[0] and there[2] == here[2] and there == keys("cuda:0") != keys("mps")
+    plain = Keys(made, tiny.dataset(train=8), lambda name: "m", lambda name: "f")
+    assert here == [plain.stage(stage, "input", ()) for stage in made.stages]
+
+
+def test_every_stage_that_reads_the_device_says_so() -> None:
+    def computes(stage: type[Stage[Any, Any]]) -> bool:
+        return stage.uses_device or stage.trains
+
+    there = {kind for kind, stage in STAGES.items() if computes(stage)}
+    assert {"gptq", "train_blocks", "prune", "distill", "finetune", "lora", "tune_scales", "qat", "imatrix"} <= there
+    assert not there & {"export", "gguf", "equalize", "rotate", "cast", "compressed_tensors"}
+
+
+def test_the_device_ends_with_what_was_done_on_it() -> None:
+    assert current_device() == "cpu"
+    with computing_on("mps") as use:
+        assert not use.asked and current_device() == "mps" and use.asked
+        assert not torch_device.in_bf16("auto") and torch_device.in_bf16("bf16")
+    assert current_device() == "cpu" and torch_device.in_bf16("auto") == uses_bf16("auto")
+
+
+@pytest.mark.parametrize(("has", "fast"), [(False, False), (True, False), (True, True)])
+def test_the_processor_decides_on_bf16(has: bool, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_device, "has_bf16", lambda: has)
+    monkeypatch.setattr(torch_device, "has_fast_bf16", lambda: fast)
+    found = [uses_bf16(precision) for precision in ("auto", "fastest", "bf16", "fp32")]
+    assert found == [has, fast, True, False]
+
+
+@pytest.mark.parametrize(("fp32", "bf16", "fast"), [(1.0, 2.0, False), (1.0, 0.8, False), (4.4, 1.0, True)])
+def test_products_say_whether_bf16_is_fast(
+    fp32: float, bf16: float, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best round counts: of each kind all but one are slowed by something else."""
+    rounds = [each for own in (fp32, bf16) for each in [own * 9] * (torch_device._ROUNDS - 1) + [own]]
+    clock = iter(np.cumsum([seconds for each in rounds for seconds in (100.0, each)]).tolist())
+    monkeypatch.setattr(torch_device.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(torch_device, "has_bf16", lambda: True)
+    assert torch_device.has_fast_bf16.__wrapped__() is fast
+    monkeypatch.setattr(torch_device, "has_bf16", lambda: False)
+    assert not torch_device.has_fast_bf16.__wrapped__()
+
+
+def test_each_of_several_processes_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert own_device("cuda:0") == "cuda:0"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert own_device("cuda:0") == "cuda:1" and own_device("cpu") == "cpu"
+
+
+def test_memory_that_ends_is_told_with_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 29, 8 << 30))
+    said = r"block 3 needs more .* cuda:0 has left, of whose 8\.0"
+    with computing_on("cuda:0"), pytest.raises(DeviceError, match=said) as raised, within_memory("block 3", "samples"):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    assert "lower samples, or set device: cpu" in str(raised.value) and "0.5 are free" in str(raised.value)
+
+
+def test_doctor_says_what_auto_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    built(monkeypatch, "2.13.0+cpu")
+    (here,) = _device()
+    assert here.what == "stages compute on cpu, torch 2.13.0+cpu is built for processors alone"
+    monkeypatch.setattr(torch_device, "device_fault", lambda wanted: None)
+    about = SimpleNamespace(name="GPU of a test", total_memory=80 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: about)
+    (there,) = _device()
+    assert there.what == "stages compute on cuda:0 (GPU of a test, 80 GiB)"

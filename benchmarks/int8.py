@@ -178,7 +178,7 @@ def _check_judged(roads: Sequence[Road]) -> None:
             f"--again, but these were not judged yet: {', '.join(missing)}.",
             where=str(_folder(roads[0]).parent),
             expected="the table that a run without --again keeps there for each recipe",
-            mend="the same command without --again and with `--minutes 0`, or name only recipes that were judged",
+            hint="the same command without --again and with `--minutes 0`, or name only recipes that were judged",
         )
 
 

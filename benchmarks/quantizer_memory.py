@@ -94,7 +94,7 @@ def measure(folder: Path, stage: str, fields: dict[str, Any]) -> dict[str, Any]:
     from compress.models.checkpoint import Checkpoint
     from compress.stages.blockwise.build import build_skeleton
     from compress.stages.base import Context
-    from compress.stages import STAGES
+    from compress.stages.registry import STAGES
     from compress.tasks.registry import get_task
     from compress.utils.progress import SilentProgress
 

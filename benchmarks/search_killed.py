@@ -92,7 +92,7 @@ def _latest(artifacts: Path) -> Path:
 
 def _trials(artifacts: Path) -> list[Entry]:
     folder = _latest(artifacts)
-    return Ledger(folder).read(mend=False)[1] if (folder / NAME).is_file() else []
+    return Ledger(folder).read(hint=False)[1] if (folder / NAME).is_file() else []
 
 
 def _ended(artifacts: Path) -> dict[str, Any]:

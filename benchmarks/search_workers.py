@@ -64,7 +64,7 @@ def _searched(recipe: Path, folder: Path, nodes: int) -> dict[str, Any]:
         seconds = time.perf_counter() - began
     finally:
         cluster.shutdown()
-    trials = Ledger(done.folder).read(mend=False)[1]
+    trials = Ledger(done.folder).read(hint=False)[1]
     return {
         "seconds": seconds,
         "winner": done.record.best,

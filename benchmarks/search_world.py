@@ -58,7 +58,7 @@ def record(searches: Annotated[list[Path], typer.Argument(help="Folders of searc
     kept = json.loads(gzip.decompress(TRIALS.read_bytes())) if TRIALS.is_file() else {"knobs": None, "trials": []}
     found = {(tuple(one[0]), one[1]): one for one in kept["trials"]}
     for folder in searches:
-        header, entries = Ledger(folder).read(mend=False)
+        header, entries = Ledger(folder).read(hint=False)
         fields = [place for place, (_, values) in enumerate(header.knobs) if values[0] != KEPT]
         knobs = json.loads(json.dumps([header.knobs[place] for place in fields]))
         if kept["knobs"] not in (None, knobs):

@@ -17,7 +17,7 @@ from compress.cli import app
 from compress.plugins.nightly.suite import suite_schema
 from compress.recipe.loading import recipe_schema
 from compress.stages.base import SEARCH, SEARCH_TIMES
-from compress.stages import STAGES
+from compress.stages.registry import STAGES
 from compress.tasks.registry import TASKS
 
 FOLDER = Path(__file__).parent

@@ -17,7 +17,7 @@ from quantizing import answer
 
 from compress.formats.silence import quiet_libraries
 from compress.models.checkpoint import Checkpoint
-from compress.stages import STAGES
+from compress.stages.registry import STAGES
 from compress.utils.progress import SilentProgress
 
 

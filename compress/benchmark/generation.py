@@ -127,14 +127,14 @@ def _check(artifacts: Mapping[str, Path], texts: Mapping[str, Sequence[int]], se
                 f"A context of {longest} and {settings.tokens} tokens after it are more than the model can place.",
                 where=str(path),
                 expected=f"at most {positions} together, its max_position_embeddings",
-                mend="name a shorter --context or fewer --tokens",
+                hint="name a shorter --context or fewer --tokens",
             )
         if texts and len(texts[name]) < longest:
             raise DataError(
                 f"The text has {len(texts[name])} tokens of this model.",
                 where=str(path),
                 expected=f"at least {longest}, the longest context",
-                mend="give a longer text or a shorter --context",
+                hint="give a longer text or a shorter --context",
             )
 
 
@@ -184,7 +184,7 @@ def encode_text(artifact: Path, text: Path, count: int) -> list[int]:
             "There is no config.json beside the model, and so no tokenizer to read the text with.",
             where=str(file.parent),
             expected="a folder with config.json and the tokenizer's files",
-            mend="leave out --text: tokens are drawn at random then",
+            hint="leave out --text: tokens are drawn at random then",
         )
     check_processor(folder, read_json(folder / "config.json"))
     tokenizer = load_tokenizer(folder)

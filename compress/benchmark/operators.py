@@ -145,7 +145,7 @@ def refuse_other_devices(target: Target) -> None:
         raise InputError(
             f"The target {target.name!r} cannot be profiled.",
             expected="a target that runs ONNX graphs on the processor, such as cpu",
-            mend="`compress bench` times any target, though as a whole",
+            hint="`compress bench` times any target, though as a whole",
         )
 
 

@@ -85,7 +85,7 @@ def text_calls(ids: Sequence[int], phase: TextPhase, context: int) -> Calls:
         raise DataError(
             f"The text that is judged by has {len(ids)} tokens; a prompt of {context} needs {needed}.",
             where="--context",
-            mend="give a smaller one, or more text",
+            hint="give a smaller one, or more text",
         )
     if phase == "token":
         tokens = ids[context : context + CALLS]

@@ -47,7 +47,7 @@ def serve(served: object) -> None:
 
 def error_reply(error: CompressError) -> Reply:
     """An expected error as a message, which `raised_error` reads."""
-    details = {"what": error.what, "where": error.where, "expected": error.expected, "mend": error.mend}
+    details = {"what": error.what, "where": error.where, "expected": error.expected, "hint": error.hint}
     return {"error": {"kind": type(error).__name__, **details}}
 
 
@@ -57,7 +57,7 @@ def raised_error(told: Mapping[str, Any]) -> CompressError:
         kind.__name__: kind for kind in (errors.InputError, errors.ModelError, errors.DataError, errors.StageError)
     }
     kind = kinds.get(told["kind"], errors.StageError)
-    return kind(told["what"], where=told["where"], expected=told["expected"], mend=told["mend"])
+    return kind(told["what"], where=told["where"], expected=told["expected"], hint=told["hint"])
 
 
 class Piped:

@@ -201,11 +201,11 @@ def _shared_notes(timed: Timed, conditions: Conditions, precise: tuple[str, str]
     if restless:
         notes.append(f"not steady after most warm-ups: {', '.join(restless)}")
     if timed.precision > conditions.precision:
-        what, mend = precise
+        what, hint = precise
         known = "from one launch only" if timed.precision == float("inf") else f"within {timed.precision:.1%}"
         notes.append(
             f"after {record.launches} launches {what} are known {known}, not within the {conditions.precision:.1%} "
-            f"aimed at; {mend}"
+            f"aimed at; {hint}"
         )
     return notes
 

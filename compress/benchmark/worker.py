@@ -221,7 +221,7 @@ class Worker:
                 f"Text generation isn't timed on {self._opened().settings['runtime']}.",
                 expected="a runtime in this process, since keys and values pass at each token",
                 where="benchmark",
-                mend="time it on the target cpu",
+                hint="time it on the target cpu",
             )
         if self._decoder is None:
             self._decoder = open_decoder(self._opened(), self._artifact)

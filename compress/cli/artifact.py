@@ -79,7 +79,7 @@ def find_artifact(path: Path, recipe: Path | None) -> Artifact:
         raise InputError(
             "Nothing says which task and data this model is for.",
             where=str(place),
-            mend="name a recipe with --recipe; its task, data and benchmark sections are used",
+            hint="name a recipe with --recipe; its task, data and benchmark sections are used",
         )
     read = read_recipe(source)
     model_files(place)
@@ -105,7 +105,7 @@ def check_opens(folder: Path, target: Target) -> None:
             f"{target.name} does not open {form.upper()}, which the folder holds.",
             where=str(folder),
             expected=f"a folder with config.json and one file ending in {endings}",
-            mend=f"name a --target that does: {', '.join(able)}",
+            hint=f"name a --target that does: {', '.join(able)}",
         )
 
 

@@ -123,7 +123,7 @@ def gate(
     from compress.utils.errors import InputError
 
     if why is not None and not update:
-        raise InputError("--why says why a baseline is replaced.", mend="give --update with it, or leave it out")
+        raise InputError("--why says why a baseline is replaced.", hint="give --update with it, or leave it out")
     found = _find_side(run)
     rules, source = find_policy(policy, found.folder)
     rules = rules if model is None else rules.model_copy(update={"model": model})
@@ -174,7 +174,7 @@ def _update(run: Side, path: Path, rules: Policy, why: str | None, as_json: bool
             f"The new baseline would lower the bar:\n{lines}",
             where=str(path),
             expected="a reason that is kept in the file",
-            mend='if it is meant, say so: --update --why "..."',
+            hint='if it is meant, say so: --update --why "..."',
         )
     made = origin((why or "").strip() or ("raises the bar, or keeps it" if before else "the first baseline"))
     write_baseline(run.report, path, made, rules.model)

@@ -88,7 +88,7 @@ def answer_findings(
             f"{reference.name} and the file for {target.name} have no value of one name.",
             where=str(file),
             expected="two files of one model, written from one export",
-            mend="name the float file that it was made of with --against",
+            hint="name the float file that it was made of with --against",
         )
     return list(_findings(compared, target, reference.name)), compared
 
@@ -103,7 +103,7 @@ def _file_for(model: Path, found: Artifact, target: Target, progress: Progress) 
         raise InputError(
             f"This is a file in the format {form}, and {target.name} opens {target.format}.",
             where=str(found.folder),
-            mend=f"name the file for {target.name}, or a run's folder, whose cache has it",
+            hint=f"name the file for {target.name}, or a run's folder, whose cache has it",
         )
     progress.note(f"taking the run's model for {target.name} from its cache")
     return final_for(run, found.recipe, target, progress)
@@ -123,7 +123,7 @@ def _reference(
         raise InputError(
             "Nothing says what the file should answer.",
             where=str(model),
-            mend="name its float file, or the folder of its weights, with --against",
+            hint="name its float file, or the folder of its weights, with --against",
         )
     return _read_reference(place, found, examples, progress)
 

@@ -14,7 +14,7 @@ from compress.formats import runtimes
 from compress.formats.lacking import lacking
 from compress.formats.registry import PLUGGED
 from compress.formats.targets import TARGETS
-from compress.plugins import plugin_errors
+from compress.plugins import plugin_problems
 from compress.utils import environment, installation
 from compress.utils.torch_device import CPU, describe_device, device_fault, find_device, has_fast_bf16
 
@@ -59,11 +59,11 @@ def _plugins() -> Iterator[Finding]:
     """What other packages add, and what of it cannot be used."""
     for form in PLUGGED:
         if faults := lacking(form):
-            yield Finding("warning", f"the format {form} of a plugin: {'; '.join(faults)}", "mend or uninstall it")
+            yield Finding("warning", f"the format {form} of a plugin: {'; '.join(faults)}", "fix or uninstall it")
         else:
             yield Finding("ok", f"the format {form} of a plugin: all that it refers to is there")
-    for error in plugin_errors():
-        yield Finding("warning", str(error), "mend or uninstall the package")
+    for error in plugin_problems():
+        yield Finding("warning", str(error), "fix or uninstall the package")
 
 
 def _targets() -> Iterator[Finding]:

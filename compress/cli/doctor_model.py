@@ -136,7 +136,7 @@ def speed_findings(
         raise InputError(
             f"Files of {found.task.name} are not compared operator by operator.",
             where="--against",
-            mend="`compress profile` of each file, and `compress compare A B --now` for their speed",
+            hint="`compress profile` of each file, and `compress compare A B --now` for their speed",
         )
     differences = _differences(found, floats, seconds, progress)
     return [finding for each in differences for finding in _named(each, len(differences) > 1)], differences

@@ -71,8 +71,8 @@ def _write(path: Path, text: str, force: bool) -> None:
         with path.open("w" if force else "x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError as error:
-        mend = "give another name, or --force to replace it"
-        raise InputError(f"{path} exists already.", where=str(path), mend=mend) from error
+        hint = "give another name, or --force to replace it"
+        raise InputError(f"{path} exists already.", where=str(path), hint=hint) from error
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}.", where=str(path)) from error
 
@@ -82,8 +82,8 @@ def _described(folder: Path | None) -> list[dict[str, Any]]:
 
     place = folder or _default_folder()
     if not place.is_dir():
-        mend = "name a folder with recipes, or start one with `compress recipes new`"
-        raise InputError("There is no such folder of recipes.", where=str(place), mend=mend)
+        hint = "name a folder with recipes, or start one with `compress recipes new`"
+        raise InputError("There is no such folder of recipes.", where=str(place), hint=hint)
     described = []
     for path in sorted(place.rglob("*.yaml")):
         row: dict[str, Any] = {"path": str(path), "name": path.stem, "description": "", "task": None}

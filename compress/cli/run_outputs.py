@@ -66,7 +66,7 @@ def _walk(road: Road) -> None:
             raise InputError(
                 f"The output of {label} is no longer in the run's cache, or was made by other versions.",
                 where=str(road.artifacts),
-                mend="run the recipe again, or name the file itself in place of the run",
+                hint="run the recipe again, or name the file itself in place of the run",
             )
         road.finished[label] = road.apply(label, stage, before)
         before = label

@@ -139,7 +139,7 @@ def _check_rows(rows: Rows, arrays: Mapping[str, Sequence[Any]], check: Callable
 
 
 def _placed(error: DataError, place: str) -> DataError:
-    return DataError(f"{place}: {error.what}", where=error.where, expected=error.expected, mend=error.mend)
+    return DataError(f"{place}: {error.what}", where=error.where, expected=error.expected, hint=error.hint)
 
 
 def sorted_labels(values: Collection[str]) -> tuple[str, ...]:
@@ -166,7 +166,7 @@ def check_labels(table: pa.Table, column: Column, labels: Sequence[str], place: 
                 f"The label {value!r} is not among the labels." + did_you_mean(value, labels),
                 where=place(index),
                 expected=f"one of {', '.join(labels)}",
-                mend="correct the row, or list every class under `data.labels` in the order of their ids",
+                hint="correct the row, or list every class under `data.labels` in the order of their ids",
             )
 
 
@@ -201,7 +201,7 @@ def _converted(rows: Rows, name: str, values: Sequence[Any], column: Column) -> 
             f"The column {name!r} has {len(empty)} of {len(values)} values missing or empty.",
             where=shown + more,
             expected="a value in every row",
-            mend="fill these rows in or take them out",
+            hint="fill these rows in or take them out",
         )
     return converted
 
@@ -247,5 +247,5 @@ def _missing_column(rows: Rows, name: str, source_name: str) -> DataError:
         f"{rows.name} has no column {source_name!r}." + did_you_mean(source_name, rows.names),
         where=rows.name,
         expected=f"one of its columns: {', '.join(rows.names)}",
-        mend=f"say which column it is, e.g. data: {{columns: {{{name}: {example}}}}}, or --set data.columns.{name}=...",
+        hint=f"say which column it is, e.g. data: {{columns: {{{name}: {example}}}}}, or --set data.columns.{name}=...",
     )

@@ -110,7 +110,7 @@ def load_dataset(
     if label:
         labels, parts = _name_labels(config, parts, label)
     elif config.labels is not None:
-        raise DataError("The task has no labels.", where="data.labels", mend="remove them from the recipe")
+        raise DataError("The task has no labels.", where="data.labels", hint="remove them from the recipe")
     inputs = [column.name for column in columns if column.is_input]
     judges = {TEST, *config.also}
     held_out = {key for split in judges & parts.keys() for key in keys(parts[split].table, inputs)}

@@ -61,7 +61,7 @@ def _read_text(path: Path) -> str:
             f"{path.name} is not UTF-8: byte 0x{content[error.start]:02x} cannot be decoded.",
             where=f"{path}:{line}",
             expected="text in UTF-8",
-            mend=f"save it as UTF-8, e.g. iconv -f WINDOWS-1252 -t UTF-8 {path.name}, if that is what it is",
+            hint=f"save it as UTF-8, e.g. iconv -f WINDOWS-1252 -t UTF-8 {path.name}, if that is what it is",
         ) from error
     if not text.strip():
         raise DataError(f"{path.name} is empty.", where=str(path), expected="at least one row")
@@ -90,7 +90,7 @@ def _read_csv(path: Path, text: str, wanted: Collection[str]) -> Rows:
                 f"{path.name} has a row with {len(record)} fields.",
                 where=f"{path}:{line}",
                 expected=f"{len(header)} fields, as its header has",
-                mend='put a value with a separator, quote or line break in "quotes"; a quote within is ""',
+                hint='put a value with a separator, quote or line break in "quotes"; a quote within is ""',
             )
     columns = {name: [record[position] for _, record in body] for position, name in enumerate(header) if name in wanted}
     return Rows(path.name, tuple(header), columns, [line for line, _ in body])
@@ -162,7 +162,7 @@ def _parse_array(path: Path, text: str) -> list[Any]:
             f"{path.name} is not JSON: {error}.",
             where=f"{path}{line}",
             expected="an array of objects",
-            mend="a file with one object on each line must be called .jsonl",
+            hint="a file with one object on each line must be called .jsonl",
         ) from error
     if not isinstance(items, list):
         raise DataError(f"{path.name} holds {_short(items)}.", where=str(path), expected="an array of objects")
@@ -246,5 +246,5 @@ def _stray(path: Path, folder: Path) -> DataError:
         f"{path.relative_to(folder)} is no image or recording in the folder of a class.",
         where=str(path),
         expected=f"{folder.name}/CLASS/FILE, the file ending in one of {endings}",
-        mend="take it out, or let its name begin with a dot",
+        hint="take it out, or let its name begin with a dot",
     )

@@ -37,7 +37,7 @@ def hold_out(
         raise DataError(
             f"The recipe's data has a split {config.split!r} already.",
             where="data.hold_out.split",
-            mend="give the rows that are held out another name",
+            hint="give the rows that are held out another name",
         )
     own = keys(source, inputs)
     elsewhere = {key for split, table in tables.items() if split != config.source for key in keys(table, inputs)}
@@ -47,7 +47,7 @@ def hold_out(
         raise DataError(
             f"All {len(source):,} rows of {config.source!r} would be held out.",
             where="data.hold_out.rows",
-            mend="hold out fewer rows, or give more to train on",
+            hint="hold out fewer rows, or give more to train on",
         )
     taken = np.zeros(len(source), dtype=bool)
     taken[chosen] = True
@@ -76,7 +76,7 @@ def _drawn(own: Sequence[Key], elsewhere: Collection[Key], config: HoldOut) -> l
             f"{config.rows:,} rows are to be held out of {config.source!r}, which has {len(chosen):,} that stand in no "
             "other split.",
             where="data.hold_out.rows",
-            mend="hold out fewer",
+            hint="hold out fewer",
         )
     return sorted(chosen)
 

@@ -135,8 +135,8 @@ def _instruction(rows: Rows, index: int) -> Instruction:
         if name not in CHECKS:
             known = ", ".join(CHECKS)
             near = nearest_name(name, CHECKS)
-            mend = f"did you mean {near!r}?" if near else None
-            raise DataError(f"There is no check {name!r}.", where=place, expected=f"one of {known}", mend=mend)
+            hint = f"did you mean {near!r}?" if near else None
+            raise DataError(f"There is no check {name!r}.", where=place, expected=f"one of {known}", hint=hint)
         if not _fits(value, CHECKS[name][0]):
             raise DataError(f"The check {name!r} is given {value!r:.60}.", where=place, expected=CHECKS[name][0])
     return Instruction(prompt, checks)

@@ -39,7 +39,7 @@ def read_mask(encoded: bytes, where: str) -> np.ndarray:
             f"{where} is a mask of {mode}.",
             where=where,
             expected=expected,
-            mend="write each class as its id, not a colour",
+            hint="write each class as its id, not a colour",
         )
     if ids.max(initial=0) > IGNORED:
         raise DataError(f"{where} has the id {ids.max()}.", where=where, expected=f"ids below {IGNORED}")

@@ -69,7 +69,7 @@ def content(value: Media) -> bytes:
         return inline
     found = _read(Path(value["path"]))
     if hashlib.sha256(found).hexdigest() != value["sha256"]:
-        raise DataError("A file has changed since the data was read.", where=value["path"], mend="run again")
+        raise DataError("A file has changed since the data was read.", where=value["path"], hint="run again")
     return found
 
 
@@ -221,5 +221,5 @@ def _broken(value: Media, what: str) -> DataError:
         f"{describe(value)} {what}.",
         where=describe(value),
         expected="a whole image in a format that Pillow reads, e.g. PNG, JPEG or WebP",
-        mend="take it out of the data, or save it again",
+        hint="take it out of the data, or save it again",
     )

@@ -54,7 +54,7 @@ def find_parts(slices: Sequence[Slice], data: Dataset, split: str, lengths: Leng
     twice = [name for name, count in Counter(part.name for part in parts).items() if count > 1]
     if twice:
         raise DataError(
-            f"Two slices are called {twice[0]!r}.", where="slices", expected="names that differ", mend="rename one"
+            f"Two slices are called {twice[0]!r}.", where="slices", expected="names that differ", hint="rename one"
         )
     return parts, notes
 
@@ -182,7 +182,7 @@ def _number(given: Slice, index: int, value: Any, split: str) -> float:
             f"The slice {given.name!r} compares numbers, and the column {given.column!r} has {value!r:.60}.",
             where=f"split {split!r}, row {index + 1}",
             expected="a number, or nothing",
-            mend="correct the row, or use `equals`, `contains` or `matches`",
+            hint="correct the row, or use `equals`, `contains` or `matches`",
         ) from None
 
 

@@ -75,7 +75,7 @@ def check_inside(row: Mapping[str, Any]) -> None:
             raise DataError(
                 f"The box {[x, y, wide, high]} reaches out of its picture.",
                 expected=f"x + width up to {width} and y + height up to {height}, the picture's pixels",
-                mend=_MEND,
+                hint=_MEND,
             )
 
 
@@ -109,7 +109,7 @@ def _box(value: Any) -> list[float]:
     if not all(map(math.isfinite, found)):
         raise DataError(f"The box {value!r:.60} has no four numbers.", expected=EXPECTED)
     if not min(found[2:]) > 0:
-        raise DataError(f"The box {found} is empty.", expected="a width and a height above 0", mend=_MEND)
+        raise DataError(f"The box {found} is empty.", expected="a width and a height above 0", hint=_MEND)
     return found
 
 

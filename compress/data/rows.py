@@ -45,7 +45,7 @@ def overlap_error(split: str, table: pa.Table, rows: Sequence[int], place: Calla
         "so the test would not be held out.",
         where="; ".join(found) + more,
         expected="texts of the test split in no other split, whatever their case and spacing",
-        mend=f"`data.drop_overlap: true` leaves them out of {split}",
+        hint=f"`data.drop_overlap: true` leaves them out of {split}",
     )
 
 

@@ -52,7 +52,7 @@ def locate_split(config: DataConfig, split: str, folder: Path, open_sample: Open
             f"The split {split!r} names {name!r}, which is no data file, and there is no source.",
             where=f"data.splits.{split}",
             expected=f"a file ending in {', '.join(FILE_SUFFIXES)}, or a folder with one folder for each class",
-            mend="name a file, or give `data.source`",
+            hint="name a file, or give `data.source`",
         )
     if is_sample(source):
         directory = _data_sample(source, open_sample)
@@ -64,7 +64,7 @@ def locate_split(config: DataConfig, split: str, folder: Path, open_sample: Open
             f"The source {source!r} is a file.",
             where="data.source",
             expected="a folder, a sample or a dataset id",
-            mend=f"name the file under `data.splits`, e.g. splits: {{train: {source}}}",
+            hint=f"name the file under `data.splits`, e.g. splits: {{train: {source}}}",
         )
     if not _HUB_ID.match(source) or Path(source).suffix in FILE_SUFFIXES:
         raise _not_found(source, [folder], "data.source")
@@ -144,14 +144,14 @@ def _not_found(reference: str, folders: list[Path], field: str) -> DataError:
         f"{reference} does not exist.",
         where=field,
         expected=f"a file or folder in {' or '.join(looked)}",
-        mend=f"did you mean {nearest!r}?" if nearest else None,
+        hint=f"did you mean {nearest!r}?" if nearest else None,
     )
 
 
 def _data_sample(reference: str, open_sample: OpenSample) -> Path | None:
     sample = find_sample(reference)
     if sample.kind != "data":
-        raise DataError(f"{reference} is a {sample.kind}, not data.", mend="`compress samples` lists data samples")
+        raise DataError(f"{reference} is a {sample.kind}, not data.", hint="`compress samples` lists data samples")
     return open_sample(sample.name)
 
 
@@ -168,14 +168,14 @@ def _file_of(directory: Path, name: str, split: str, source: str) -> Path:
         raise DataError(
             f"{source} has more than one file for the split {split!r}: {names}.",
             where=f"data.splits.{split}",
-            mend=f"name one of them, e.g. splits: {{{split}: {matching[0].name}}}",
+            hint=f"name one of them, e.g. splits: {{{split}: {matching[0].name}}}",
         )
     found = ", ".join([*(path.stem for path in files), *(path.name for path in folders)]) or "no data files"
     raise DataError(
         f"{source} has no split {name!r}.",
         where=f"data.splits.{split}",
         expected=f"one of its splits: {found}",
-        mend="list under `data.splits` only splits that the source has",
+        hint="list under `data.splits` only splits that the source has",
     )
 
 
@@ -214,7 +214,7 @@ def _load(location: HubSplit) -> Any:
             f"The dataset {location.dataset!r} cannot be fetched: {error}.",
             where="data.source",
             expected="a folder, a sample, or a dataset on the Hugging Face Hub and a network that reaches it",
-            mend="connect and try again, or name files that are on this machine",
+            hint="connect and try again, or name files that are on this machine",
         ) from error
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise DataError(

@@ -95,7 +95,7 @@ def _check_outputs(session: Session, examples: Examples, artifact: Path) -> None
             f"The model has no output {absent[0]!r}.",
             where=str(artifact),
             expected=f"{', '.join(examples.outputs)}, as transformers' exporters name it",
-            mend=f"it has {', '.join(given)}; rename one, or leave `task` out to measure agreement alone",
+            hint=f"it has {', '.join(given)}; rename one, or leave `task` out to measure agreement alone",
         )
 
 

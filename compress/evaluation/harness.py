@@ -101,7 +101,7 @@ class CompressLM(TemplateLM):  # type: ignore[misc]  # the harness has no types 
             if len(wanted) == len(ids):
                 raise InputError(
                     f"A text of {len(wanted)} tokens to score leaves no room in {self.max_length} for one before it.",
-                    mend="give a larger max_length in --model_args, if the model can read so much",
+                    hint="give a larger max_length in --model_args, if the model can read so much",
                 )
             logits = self._logits(ids[:-1])[-len(wanted) :]
             likely = bool((logits.argmax(axis=-1) == wanted).all())

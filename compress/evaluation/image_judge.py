@@ -124,7 +124,7 @@ def check_classes(folder: Path, classes: Iterable[str]) -> None:
             f"The judge knows no class {unknown[0]!r}.",
             where="evaluation.judge",
             expected=f"a classifier of the rows' labels; it knows {', '.join(known)}",
-            mend="train it on rows with the same labels, or leave the column `label` out",
+            hint="train it on rows with the same labels, or leave the column `label` out",
         )
 
 

@@ -64,7 +64,7 @@ def prove(
     tolerance: float,
     what: str,
     condition: str = "on padded batches",
-    mend: str = RAISE_TOLERANCE,
+    hint: str = RAISE_TOLERANCE,
 ) -> Distance:
     """What `measure` finds; ``what`` tells who differs from whom. Raises `IntegrityError` above ``tolerance``.
 
@@ -73,7 +73,7 @@ def prove(
     """
     found = measure(reference, session, examples)
     if not found.worst <= tolerance:
-        raise IntegrityError(f"{what} by {found.worst:.2e}.", expected=f"at most {tolerance:g} {condition}", mend=mend)
+        raise IntegrityError(f"{what} by {found.worst:.2e}.", expected=f"at most {tolerance:g} {condition}", hint=hint)
     return found
 
 
@@ -103,7 +103,7 @@ def prove_shipped(
             f"In {runtime} the {words} are not all finite in fewer bits, and are in fp32.",
             where="precision",
             expected="finite answers of the file that ships",
-            mend="set precision: int8_weights, fp16 or fp32, whichever the format has",
+            hint="set precision: int8_weights, fp16 or fp32, whichever the format has",
         )
     return f"{text}, by {shipped.worst:.1e} as they ship, where the largest is {exact.largest:.1f}"
 

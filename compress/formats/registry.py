@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from compress.formats.spec import FormatSpec, Reference, RuntimeSpec, load
 from compress.formats.target_profile import WEB_VERSION, AppProfile, Profile, Target
-from compress.plugins import FORMATS as GROUP
-from compress.plugins import UnusablePluginError, load_plugins
+from compress.plugins import UnusablePluginError, load_extensions
 from compress.utils.errors import InputError
 
 _CPU = "CPUExecutionProvider"
@@ -55,11 +54,11 @@ def _plugged() -> dict[str, FormatSpec]:
 
     def accept(found: Any) -> FormatSpec:
         spec = _checked(found, known)
-        if spec.name not in BUILT_IN:  # which `load_plugins` leaves out
+        if spec.name not in BUILT_IN:  # which `load_extensions` leaves out
             known.append(spec)
         return spec
 
-    return load_plugins(GROUP, BUILT_IN, accept, lambda spec: spec.name)
+    return load_extensions("formats", BUILT_IN, accept, lambda spec: spec.name)
 
 
 def _checked(found: Any, known: Sequence[FormatSpec]) -> FormatSpec:
@@ -100,7 +99,7 @@ def _check_stage(found: FormatSpec, reference: Reference) -> None:
 
     stage = load(reference)
     if not (isinstance(stage, type) and issubclass(stage, Stage)):
-        raise UnusablePluginError(f"its stage {reference} is no Stage; expected a subclass of compress.stage.Stage")
+        raise UnusablePluginError(f"its stage {reference} is no Stage; expected a subclass of compress.stages.base.Stage")
     if lacking := sorted(stage.__abstractmethods__):
         raise UnusablePluginError(f"its stage {reference} lacks {', '.join(lacking)}")
     if (kind := stage.model_fields["kind"].default) != found.written_by:
@@ -145,5 +144,5 @@ def part_of(form: str, name: str) -> Any:
             raise
         raise InputError(
             f"The plugin of the format {form!r} lacks {reference}: {error}",
-            mend="mend or uninstall the package that registers it, as `compress doctor` names it",
+            hint="fix or uninstall the package that registers it, as `compress doctor` names it",
         ) from error

@@ -48,7 +48,7 @@ def find_profile(name: str) -> Profile:
     if name not in PROFILES:
         near = get_close_matches(name, PROFILES, 1)
         hint = f"did you mean {near[0]!r}?" if near else None
-        raise InputError(f"There is no target {name!r}.", expected=f"one of {', '.join(PROFILES)}", mend=hint)
+        raise InputError(f"There is no target {name!r}.", expected=f"one of {', '.join(PROFILES)}", hint=hint)
     return PROFILES[name]
 
 

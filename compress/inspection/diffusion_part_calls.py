@@ -35,7 +35,7 @@ def part_calls(folder: Path) -> tuple[PartCall, ...]:
             "What a call costs is predicted for the parts of a pipeline.",
             where=str(folder),
             expected="a folder in diffusers' layout, with model_index.json",
-            mend="measure it: compress bench, or compress profile",
+            hint="measure it: compress bench, or compress profile",
         )
     from compress.models.diffusion_costs import part_costs
 

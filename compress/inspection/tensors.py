@@ -52,7 +52,7 @@ class Contents:
 def read_model(path: Path) -> Contents:
     """The tensors of a file or folder; tensors that share bytes are counted once. Raises `ModelError`."""
     if not path.exists():
-        raise ModelError("There is no such file or folder.", where=str(path), mend="Check the path.")
+        raise ModelError("There is no such file or folder.", where=str(path), hint="Check the path.")
     try:
         return _read(path, *_weights(path))
     except OSError as error:
@@ -90,7 +90,7 @@ def _weights(path: Path) -> tuple[str, tuple[Path, ...]]:
                 f"{path.name} is of no kind that can be inspected.",
                 where=str(path),
                 expected=f"a model folder or a file ending in {', '.join(suffixes)}",
-                mend="Name the file that holds the weights.",
+                hint="Name the file that holds the weights.",
             )
         return suffixes[suffix], (path,)
     graphs = is_pipeline(path) and any(path.glob("*/*.onnx"))

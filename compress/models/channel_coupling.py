@@ -88,7 +88,7 @@ def find_couplings(network: nn.Module, run: Callable[[], torch.Tensor]) -> tuple
         said = (str(error) or repr(error)).splitlines()[0]
         raise StageError(
             f"The network cannot be followed from layer to layer: {said}",
-            mend="cut heads, neurons or layers, or make sparse weights instead",
+            hint="cut heads, neurons or layers, or make sparse weights instead",
         ) from error
     found, whole = [], {}
     for group in groups:

@@ -196,7 +196,7 @@ def template_tokens(tokenizer: Any) -> list[int]:
         raise StageError(
             f"The chat template fails, so that nobody knows its tokens: {error}",
             expected="one that writes a talk of a user and an assistant",
-            mend="mend or remove the tokenizer's chat_template",
+            hint="fix or remove the tokenizer's chat_template",
         ) from error
     found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return found

@@ -34,7 +34,7 @@ def check_config(folder: Path, trust_remote_code: bool) -> None:
             "The model is made by Python files of its own repository, which are not run.",
             where=where,
             expected="an architecture that transformers has itself",
-            mend="read its files; if you trust them, write `trust_remote_code: true` into the recipe",
+            hint="read its files; if you trust them, write `trust_remote_code: true` into the recipe",
         )
     if config.get("auto_map"):
         return
@@ -43,14 +43,14 @@ def check_config(folder: Path, trust_remote_code: bool) -> None:
             "The model's config has no model_type.",
             where=where,
             expected="the name of an architecture, such as bert",
-            mend="take config.json from where the weights are from",
+            hint="take config.json from where the weights are from",
         )
     if not _known(kind):
         raise ModelError(
             f"transformers {_installed()} has no architecture {kind!r}{_written_by(config)}.",
             where=where,
             expected="a model_type that the installed version knows",
-            mend="check the name, or install a transformers that has it (pip install -U transformers)",
+            hint="check the name, or install a transformers that has it (pip install -U transformers)",
         )
 
 
@@ -86,7 +86,7 @@ def to_blame(folder: Path, trust_remote_code: bool) -> ModelError | None:
                 f"The model's config cannot be used: {said.rstrip('.')}.",
                 where=str(where),
                 expected="fields that fit together",
-                mend="take config.json from where the weights are from",
+                hint="take config.json from where the weights are from",
             )
     made_by = _fields(folder / "tokenizer_config.json").get("auto_map")
     code = made_by.get("AutoTokenizer") if isinstance(made_by, dict) else made_by  # older files list it bare
@@ -96,7 +96,7 @@ def to_blame(folder: Path, trust_remote_code: bool) -> ModelError | None:
             f"The tokenizer is made by Python files of its own repository ({', '.join(named)}), which are not run.",
             where=str(folder / "tokenizer_config.json"),
             expected="a tokenizer.json, or a tokenizer that transformers has itself",
-            mend="read its files; if you trust them, write `trust_remote_code: true` into the recipe",
+            hint="read its files; if you trust them, write `trust_remote_code: true` into the recipe",
         )
     return None
 

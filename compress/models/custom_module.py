@@ -75,14 +75,14 @@ def make_network(reference: str, arguments: Mapping[str, Any], where: str) -> nn
             f"The model is made by the code {reference!r}, which this recipe doesn't name.",
             where=where,
             expected="a recipe that names all code which it runs",
-            mend=f"if you trust that code, write `module: {reference}` into the recipe",
+            hint=f"if you trust that code, write `module: {reference}` into the recipe",
         )
     try:
         network = _function(reference, allowed_code()[reference])(**arguments)
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         shown = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
         raise ModelError(
-            f"{reference}({shown}) fails: {error}", where="module", mend="correct `module_arguments`"
+            f"{reference}({shown}) fails: {error}", where="module", hint="correct `module_arguments`"
         ) from error
     if not isinstance(network, nn.Module):
         raise ModelError(f"{reference} gives {type(network).__name__}.", where="module", expected="a torch.nn.Module")
@@ -134,7 +134,7 @@ def _function(reference: str, folder: Path) -> Callable[..., object]:
             f"{reference} cannot be imported: {error}.",
             where="module",
             expected="`package.module:function` of an installed package, or `file.py:function` beside the recipe",
-            mend=f"pip install the package that has {place}" if isinstance(error, ModuleNotFoundError) else None,
+            hint=f"pip install the package that has {place}" if isinstance(error, ModuleNotFoundError) else None,
         ) from error
     return found  # type: ignore[no-any-return]
 

@@ -44,13 +44,13 @@ def weights_of(folder: Path) -> tuple[Path, ...]:
             f"{pickled[0].name} is a pickle, which can run code when it is opened; it is refused.",
             where=str(pickled[0]),
             expected="weights in safetensors",
-            mend="fetch the files of the same model that end in .safetensors, or save_pretrained it in a sandbox",
+            hint="fetch the files of the same model that end in .safetensors, or save_pretrained it in a sandbox",
         )
     raise ModelError(
         f"The part {folder.name!r} has no weights.",
         where=str(folder),
         expected="a config.json and weights in safetensors, as diffusers' save_pretrained writes them",
-        mend="fetch the model again; its download stopped early, or the folder is a part of it",
+        hint="fetch the model again; its download stopped early, or the folder is a part of it",
     )
 
 
@@ -118,7 +118,7 @@ def check_pipeline_folder(folder: Path) -> None:
                 f"The pipeline's part {name!r} is missing.",
                 where=str(folder / name),
                 expected="a folder for each part that model_index.json names",
-                mend="fetch the model again; its download stopped early",
+                hint="fetch the model again; its download stopped early",
             )
     for name in ("text_encoder", UNET, "vae"):
         for file in weights_of(folder / name):
@@ -173,5 +173,5 @@ def _misfit(folder: Path, one: str, field: str, size: int, other: str, its: str,
         f"The parts are of two versions: {one} has {field} {size}, {other} has {its} {found}.",
         where=str(folder),
         expected="parts that were trained together",
-        mend="take all parts from one model",
+        hint="take all parts from one model",
     )

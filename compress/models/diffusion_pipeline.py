@@ -145,7 +145,7 @@ def _part(folder: Path, library: str, kind: str) -> nn.Module:
             f"The part {folder.name!r} is a {kind} of {library}, which is not known here.",
             where=str(folder.parent / MODEL_INDEX),
             expected="classes of the installed diffusers and transformers",
-            mend="take a version of diffusers that has it; code of the model's own repository is not run",
+            hint="take a version of diffusers that has it; code of the model's own repository is not run",
         )
     float32 = {"dtype" if library == "transformers" else "torch_dtype": torch.float32}
     loader: Any = made

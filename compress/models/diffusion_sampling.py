@@ -114,7 +114,7 @@ def load_prompt_processor(folder: Path) -> PromptProcessor:
             f"Prompts are padded to {tokenizer.model_max_length} tokens, and the text encoder has {positions} places.",
             where=str(folder / TOKENIZER / "tokenizer_config.json"),
             expected=f"a model_max_length of at most {positions}",
-            mend="write the length that the model was trained with",
+            hint="write the length that the model was trained with",
         )
     return PromptProcessor(tokenizer, noise_shape(folder), picture_shape(folder))
 

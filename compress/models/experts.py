@@ -274,5 +274,5 @@ def _check_stored(model: nn.Module, checkpoint: Checkpoint) -> None:
                     f"The checkpoint has no tensor '{path}.weight' for an expert of {type(model).__name__}.",
                     where=str(checkpoint.folder),
                     expected="a matrix for each expert, as save_pretrained writes them",
-                    mend="load the model with transformers and save it again with save_pretrained",
+                    hint="load the model with transformers and save it again with save_pretrained",
                 )

@@ -38,7 +38,7 @@ def check_model_folder(folder: Path) -> None:
             "The model folder does not exist.",
             where=str(folder),
             expected="a folder in Hugging Face layout",
-            mend="Check the path.",
+            hint="Check the path.",
         )
     try:
         if is_pipeline(folder):
@@ -64,7 +64,7 @@ def refuse_quantized(folder: Path) -> None:
             f"The model is quantized already: its config.json has a quantization_config (quant_method: {method}).",
             where=str(folder),
             expected="weights in float, as they were before they were quantized",
-            mend="start from the float model; quantizing twice loses accuracy for nothing",
+            hint="start from the float model; quantizing twice loses accuracy for nothing",
         )
 
 
@@ -94,7 +94,7 @@ def check_weights_finite(folder: Path, progress: Progress | None = None) -> None
                 f"{count} of {tensor.elements} values of the tensor {tensor.name!r} are NaN or infinite.",
                 where=str(tensor.path),
                 expected="finite weights",
-                mend="Take another checkpoint: a training run that diverged leaves such weights.",
+                hint="Take another checkpoint: a training run that diverged leaves such weights.",
             )
 
 
@@ -114,7 +114,7 @@ def unreadable(error: OSError, path: Path) -> ModelError:
     return ModelError(
         f"The model cannot be read: {error.strerror or error}.",
         where=str(error.filename or path),
-        mend="Check the permissions of the file and that its disk is there.",
+        hint="Check the permissions of the file and that its disk is there.",
     )
 
 
@@ -132,7 +132,7 @@ def pickle_refusal(file: Path) -> ModelError:
         f"{file.name} is a pickle, which can run code when it is opened; it is refused.",
         where=str(file),
         expected="weights in safetensors",
-        mend=snippet,
+        hint=snippet,
     )
 
 
@@ -145,13 +145,13 @@ def _no_weights(folder: Path) -> ModelError:
             "The folder holds an adapter, not a model.",
             where=str(folder),
             expected=f"{WEIGHTS} or {INDEX}",
-            mend="Merge it into its base model with peft's merge_and_unload, then save_pretrained.",
+            hint="Merge it into its base model with peft's merge_and_unload, then save_pretrained.",
         )
     return ModelError(
         "The folder holds no safetensors weights.",
         where=str(folder),
         expected=f"{WEIGHTS} or {INDEX}",
-        mend="Name the folder that save_pretrained wrote.",
+        hint="Name the folder that save_pretrained wrote.",
     )
 
 
@@ -162,7 +162,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
             f"{INDEX} has no usable weight_map.",
             where=str(folder / INDEX),
             expected="an object of tensor name -> file name",
-            mend="Fetch or write the file again.",
+            hint="Fetch or write the file again.",
         )
     return mapping
 
@@ -175,14 +175,14 @@ def _shard(folder: Path, name: str) -> Path:
             f"{INDEX} names {name!r}, which lies outside the model folder.",
             where=str(folder / INDEX),
             expected="names of files in the same folder",
-            mend="Put the shards into the model folder and name them without a path.",
+            hint="Put the shards into the model folder and name them without a path.",
         )
     if not path.is_file():
         raise ModelError(
             f"The shard {name!r} is missing.",
             where=str(folder),
             expected=f"every file that {INDEX} names",
-            mend="Fetch the model again; its download stopped early.",
+            hint="Fetch the model again; its download stopped early.",
         )
     return path
 
@@ -207,7 +207,7 @@ def _check_index(folder: Path) -> None:
             f"{len(wrong)} of {len(mapping)} tensors are not where {INDEX} says, such as {wrong[0]!r}.",
             where=str(folder / INDEX),
             expected=f"{wrong[0]!r} in {mapping[wrong[0]]}",
-            mend="Fetch the model again; index and shards are of different versions.",
+            hint="Fetch the model again; index and shards are of different versions.",
         )
 
 
@@ -220,7 +220,7 @@ def check_processor(folder: Path, config: dict[str, Any]) -> None:
             "The model folder has no tokenizer or other processor.",
             where=str(folder),
             expected="tokenizer.json, vocab.txt, tokenizer.model or preprocessor_config.json",
-            mend="Copy the files of the tokenizer that the model was trained with into the folder.",
+            hint="Copy the files of the tokenizer that the model was trained with into the folder.",
         )
     known = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
     needed = tokenizer_rows(folder)
@@ -229,7 +229,7 @@ def check_processor(folder: Path, config: dict[str, Any]) -> None:
             f"The tokenizer does not fit the model: its token ids need {needed} embedding rows, the model has {known}.",
             where=str(folder),
             expected=f"a tokenizer with at most {known} tokens (vocab_size of config.json)",
-            mend="Take the tokenizer that the model was trained with, or resize the model's embeddings.",
+            hint="Take the tokenizer that the model was trained with, or resize the model's embeddings.",
         )
 
 

@@ -82,7 +82,7 @@ class GraphInputs:
                 f"No inputs can be drawn for the graph: {self.unproven}",
                 where="data",
                 expected="a folder of .npz files, each with the arrays of one call by the names of the inputs",
-                mend=f"name one for each split; the inputs are {', '.join(one.name for one in self.inputs)}",
+                hint=f"name one for each split; the inputs are {', '.join(one.name for one in self.inputs)}",
             )
         random = np.random.default_rng(seed)
         return {one.name: one.draw(random) for one in self.inputs}
@@ -101,7 +101,7 @@ class GraphInputs:
                 f"There is no array for the input {', '.join(absent)}.",
                 where=where,
                 expected=f"arrays named {', '.join(one.name for one in self.inputs)}",
-                mend=f"it has {', '.join(found)}; numpy.savez writes arrays by name",
+                hint=f"it has {', '.join(found)}; numpy.savez writes arrays by name",
             )
         return {one.name: one.take(found[one.name], where) for one in self.inputs}
 
@@ -118,7 +118,7 @@ def read_graph_inputs(folder: Path) -> GraphInputs:
         return GraphInputs(tuple(GraphInput(**one) for one in inputs), content["unproven"])
     except (KeyError, TypeError) as error:
         raise ModelError(
-            f"{GRAPH_INPUTS} is not as it was written: {error}", where=str(folder), mend="name the .onnx file again"
+            f"{GRAPH_INPUTS} is not as it was written: {error}", where=str(folder), hint="name the .onnx file again"
         ) from error
 
 

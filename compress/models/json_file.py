@@ -18,11 +18,11 @@ def read_json(path: Path) -> dict[str, Any]:
             f"The model folder has no {path.name}.",
             where=str(path.parent),
             expected=f"a {path.name} in Hugging Face layout",
-            mend="Name the folder that save_pretrained wrote.",
+            hint="Name the folder that save_pretrained wrote.",
         ) from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ModelError(
-            f"{path.name} is not valid JSON: {error}.", where=str(path), mend="Fetch or write the file again."
+            f"{path.name} is not valid JSON: {error}.", where=str(path), hint="Fetch or write the file again."
         ) from error
     if not isinstance(value, dict):
         raise ModelError(f"{path.name} holds {type(value).__name__}.", where=str(path), expected="a JSON object")

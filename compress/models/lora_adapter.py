@@ -48,7 +48,7 @@ def check_adapter(folder: Path) -> dict[str, Any]:
             "The folder holds no adapter.",
             where=str(folder),
             expected=f"{CONFIG} and {WEIGHTS}, as peft's save_pretrained writes them",
-            mend="check the path",
+            hint="check the path",
         )
     config = read_json(folder / CONFIG)
     if (kind := config.get("peft_type")) != "LORA":
@@ -57,7 +57,7 @@ def check_adapter(folder: Path) -> dict[str, Any]:
         pickles = sorted(folder.glob("adapter_model.bin"))
         if pickles:
             raise pickle_refusal(pickles[0])
-        raise ModelError(f"The adapter has no {WEIGHTS}.", where=str(folder), mend="fetch or save it again")
+        raise ModelError(f"The adapter has no {WEIGHTS}.", where=str(folder), hint="fetch or save it again")
     for tensor in read_header(folder / WEIGHTS):
         if count_not_finite(tensor):
             raise ModelError(
@@ -90,7 +90,7 @@ def check_fits(folder: Path, module: nn.Module) -> None:
                 f"The adapter's tensor {tensor.name!r} is {list(tensor.shape)}.",
                 where=str(folder / WEIGHTS),
                 expected=f"{wide} in place of {tensor.shape[side]}, as {match['module']!r} is wide",
-                mend="take the adapter of this model, not of a larger or smaller one",
+                hint="take the adapter of this model, not of a larger or smaller one",
             )
 
 
@@ -207,7 +207,7 @@ def refuse_second(folder: Path) -> None:
             "The checkpoint has an adapter already.",
             where=str(folder / ADAPTER),
             expected="one adapter for a checkpoint",
-            mend="leave one of the recipe's two stages out",
+            hint="leave one of the recipe's two stages out",
         )
 
 

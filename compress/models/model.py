@@ -45,7 +45,7 @@ def only_file(artifact: Path, suffix: str, written_by: str, beside: Collection[s
             f"The folder holds {len(found)} {suffix} files ({names}).",
             where=str(artifact),
             expected="exactly one",
-            mend=f"name the {suffix} file itself" if found else f"write one with the stage {written_by} first",
+            hint=f"name the {suffix} file itself" if found else f"write one with the stage {written_by} first",
         )
     return found[0]
 

@@ -116,7 +116,7 @@ def _fit_time_embedding(unet: Any, width: int, timesteps: int) -> int:
             f"The outermost stage of a UNet with time_embedding_type {config.time_embedding_type!r} cannot be cut.",
             where="block_out_channels",
             expected="time_embedding_type positional",
-            mend="leave the first of block_out_channels as it is",
+            hint="leave the first of block_out_channels as it is",
         )
     readers = [unet.time_embedding.linear_1]
     if config.class_embed_type == "timestep":

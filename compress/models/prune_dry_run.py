@@ -34,7 +34,7 @@ def check_cuts(folder: Path, *, layers: bool, heads: float, neurons: float) -> N
         raise StageError(
             f"{' and '.join(f'{name} {share:g}' for name, share in asked.items() if share)} would cut nothing.",
             expected="a share that comes to one of a layer's parts at least",
-            mend="cut a larger share",
+            hint="cut a larger share",
         )
 
 

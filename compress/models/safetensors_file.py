@@ -52,7 +52,7 @@ def read_header(path: Path) -> tuple[StoredTensor, ...]:
             f"The safetensors file of {size} bytes is truncated or broken: {error}.",
             where=str(path),
             expected="a whole file, as safetensors' save_file writes it",
-            mend="Fetch or copy the file again; its download or copy may have stopped early.",
+            hint="Fetch or copy the file again; its download or copy may have stopped early.",
         ) from error
     sizes = [math.prod(shape) * _TYPES[kind][1] // 8 for _, kind, shape in found]
     start, tensors = size - sum(sizes), []

@@ -149,7 +149,7 @@ def scheduler_class(name: str) -> Any:
         f"diffusers has no scheduler {name!r}.",
         where="scheduler",
         expected="the name of one of its scheduler classes, such as DPMSolverMultistepScheduler",
-        mend=f"did you mean {near}?" if near else None,
+        hint=f"did you mean {near}?" if near else None,
     )
 
 
@@ -168,7 +168,7 @@ def _require_compatible(base: Any, made: Any) -> None:
         f"{made.__name__} does not fit a denoiser that was trained for {type(base).__name__}.",
         where="scheduler",
         expected=f"one of {', '.join(others)}",
-        mend="models that `distill` made consistent are sampled by LCMScheduler, and no others are",
+        hint="models that `distill` made consistent are sampled by LCMScheduler, and no others are",
     )
 
 
@@ -185,5 +185,5 @@ def _unfit(choice: Choice, why: str, expected: str | None = None) -> InputError:
         f"{choice} does not fit: {why.rstrip('.')}.",
         where="scheduler",
         expected=expected or "a scheduler that takes what the denoiser was trained for",
-        mend="take another scheduler, timestep_spacing or number of steps, or `scheduler: best`",
+        hint="take another scheduler, timestep_spacing or number of steps, or `scheduler: best`",
     )

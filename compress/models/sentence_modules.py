@@ -219,7 +219,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
             f"The weights of a dense layer cannot be read: {error}",
             where=str(path),
             expected="model.safetensors; a pytorch_model.bin is a pickle and isn't opened",
-            mend="save the model anew with sentence-transformers, safe_serialization=True",
+            hint="save the model anew with sentence-transformers, safe_serialization=True",
         ) from error
     if "linear.weight" not in arrays:
         raise ModelError(f"A dense layer has no linear.weight, only {', '.join(arrays)}.", where=str(path))

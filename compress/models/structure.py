@@ -130,7 +130,7 @@ class Block:
             raise StageError(
                 f"Heads cannot be told apart in the attention of {self.name} ({type(self.module).__name__}).",
                 expected="projections of queries, keys and values, or one of all three, and one back",
-                mend="leave heads out",
+                hint="leave heads out",
             )
         return self.attention
 
@@ -140,7 +140,7 @@ class Block:
             raise StageError(
                 f"{self.name} ({type(self.module).__name__}) has no feed-forward layer that can be cut.",
                 expected="one or two linear layers that lead to neurons, and one that leads back",
-                mend="leave feed_forward out",
+                hint="leave feed_forward out",
             )
         return self.feed_forward
 
@@ -169,7 +169,7 @@ def stacks(module: nn.Module) -> dict[str, nn.ModuleList]:
     raise StageError(
         f"No blocks were found in a {type(module).__name__}.",
         expected="a torch.nn.ModuleList whose members attend or have feed-forward layers",
-        mend="leave the stage out",
+        hint="leave the stage out",
     )
 
 

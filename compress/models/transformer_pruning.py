@@ -69,7 +69,7 @@ def _only_stack(module: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         raise StageError(
             f"The layers of a {module.config.model_type!r} model lie in several lists.",
             expected="one list of layers",
-            mend=f"cut heads or neurons instead; its lists are {', '.join(found)}",
+            hint=f"cut heads or neurons instead; its lists are {', '.join(found)}",
         )
     return next(iter(found.items()))
 
@@ -115,13 +115,13 @@ def keep_layers(module: PreTrainedModel, kept: Sequence[int]) -> None:
     found = stacks(module)
     before = [layer for layers in found.values() for layer in layers]
     if getattr(module.config, CHANNELS_KEY, None):
-        raise StageError("Layers cannot go once channels have been cut.", mend="remove the layers first")
+        raise StageError("Layers cannot go once channels have been cut.", hint="remove the layers first")
     wrong = [index for index in kept if not 0 <= index < len(before)]
     if wrong or len(set(kept)) != len(kept):
         raise StageError(
             f"Layers {list(kept)} can't be kept of a model that has {len(before)}.",
             expected=f"distinct indices from 0 to {len(before) - 1}",
-            mend="keep others, evenly spread",
+            hint="keep others, evenly spread",
         )
     old = {path: list(layers) for path, layers in found.items()}
     remaining = {id(before[index]) for index in kept}
@@ -139,7 +139,7 @@ def keep_layers(module: PreTrainedModel, kept: Sequence[int]) -> None:
         raise StageError(
             f"The config of a {module.config.model_type!r} model cannot say which of {', '.join(found)} are left.",
             expected="layers that are all alike, or a list of their kinds in config.json",
-            mend="cut heads or neurons instead",
+            hint="cut heads or neurons instead",
         )
     for name in (*fields, *(name for name in vars(changed) if name.lstrip("_") in _OF_BACKBONES)):
         setattr(module.config, name, getattr(changed, name))
@@ -193,7 +193,7 @@ def left(before: int, share_removed: float, what: str) -> int:
     """How many of so many parts are left when a share goes. Raises `StageError` where none are."""
     count = round(before * (1 - share_removed))
     if count < 1 and before:
-        raise StageError(f"Removing {share_removed:.0%} of {before} {what} leaves none.", mend="remove a smaller share")
+        raise StageError(f"Removing {share_removed:.0%} of {before} {what} leaves none.", hint="remove a smaller share")
     return count
 
 
@@ -205,7 +205,7 @@ def check_heads_apart(module: PreTrainedModel) -> None:
     reasons += [_why_shared(module, found[0].attended()), *(why_whole(block.attended()) for block in found)]
     reason = next((reason for reason in reasons if reason is not None), None)
     if reason is not None:
-        raise StageError(f"Heads of a {config.model_type!r} model cannot go: {reason}.", mend="leave heads out")
+        raise StageError(f"Heads of a {config.model_type!r} model cannot go: {reason}.", hint="leave heads out")
 
 
 def _those_with(found: Sequence[Block], part: str) -> list[Block]:

@@ -55,7 +55,7 @@ def require_unet(part: Any) -> Any:
         raise StageError(
             f"The denoiser is a {type(part).__name__}, whose blocks and channels are not known here.",
             expected="a UNet2DConditionModel or UNet2DModel",
-            mend="leave the stage out",
+            hint="leave the stage out",
         )
     return part
 
@@ -83,7 +83,7 @@ def bk_sdm_blocks(unet: Any, size: Size) -> KeptBlocks:
     kept = KeptBlocks(down[:stages], up[:stages], middle=whole.middle and size == "base")
     if kept == whole:
         raise StageError(
-            f"BK-SDM's {size} would leave this UNet as it is.", mend="choose a smaller one, or cut channels"
+            f"BK-SDM's {size} would leave this UNet as it is.", hint="choose a smaller one, or cut channels"
         )
     return kept
 
@@ -164,7 +164,7 @@ def _blocks_config(unet: Any, kept: KeptBlocks) -> dict[str, Any]:
     else:
         raise StageError(
             f"A {type(unet).__name__} has as many layers in each stage, and {list(counts)} are to stay.",
-            mend="let BK-SDM say which go, which takes a pair of every stage",
+            hint="let BK-SDM say which go, which takes a pair of every stage",
         )
     if not kept.middle and unet.mid_block is not None:
         changes["mid_block_type"] = None
@@ -222,7 +222,7 @@ def with_config(module: Any, changes: Mapping[str, Any]) -> Any:
         raise StageError(
             f"The layer {misfit} of this {type(module).__name__} is not as its config would have it after the cut.",
             expected="a UNet of blocks that are known here",
-            mend="remove blocks in place of channels, and report the architecture",
+            hint="remove blocks in place of channels, and report the architecture",
         )
     return _loaded(made, state, share=False)
 

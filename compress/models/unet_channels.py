@@ -74,7 +74,7 @@ def _check_known(unet: Any) -> None:
         raise StageError(
             f"The channels of this UNet cannot be cut: {strange} is not known here.",
             expected="blocks of " + ", ".join(sorted(_KNOWN)),
-            mend="remove blocks in place of channels, and report the architecture",
+            hint="remove blocks in place of channels, and report the architecture",
         )
 
 
@@ -220,5 +220,5 @@ class _Walk:
     def _strange(self, name: str, module: Any) -> StageError:
         return StageError(
             f"The channels of this UNet cannot be cut: {name} is a {type(module).__name__}.",
-            mend="remove blocks in place of channels, and report the architecture",
+            hint="remove blocks in place of channels, and report the architecture",
         )

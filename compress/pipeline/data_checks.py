@@ -78,7 +78,7 @@ def check_running_text(road: Road) -> None:
         raise DataError(
             f"A prompt of {timed} tokens is to be timed, and the text that is judged by has {read}.",
             where="benchmark.contexts",
-            mend="give more text, raise evaluation.windows, or lower benchmark.contexts",
+            hint="give more text, raise evaluation.windows, or lower benchmark.contexts",
         )
     positions = positions_of(read_json(road.start / "config.json"))
     wanted = {

@@ -11,7 +11,7 @@ from compress.formats.registry import FORMATS, RUNTIMES
 from compress.formats.target_profile import Target
 from compress.models.json_file import read_json
 from compress.recipe.recipe import START, Recipe
-from compress.stages import STAGES
+from compress.stages.registry import STAGES
 from compress.tasks.capability import ANSWERS_AT_ONCE, DRAWS, GENERATES, TELLS_OF_IMAGES
 from compress.tasks.registry import get_task, tasks_with
 from compress.utils.errors import ModelError

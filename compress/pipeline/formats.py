@@ -16,7 +16,7 @@ from compress.pipeline.runner import Road
 from compress.recipe.recipe import START
 from compress.results.report import BASELINE, FINAL
 from compress.stages.base import Context, Promise, Stage
-from compress.stages import STAGES
+from compress.stages.registry import STAGES
 from compress.tasks.capability import IS_WRITTEN
 from compress.tasks.registry import told_task
 from compress.utils.installation import has_package

@@ -77,8 +77,8 @@ class Contract:
         self._sane(outputs)
         self._reloads(outputs, probe.from_disk(folder))
 
-    def _fail(self, what: str, mend: str) -> IntegrityError:
-        return IntegrityError(f"Stage {self.label!r}: {what}", mend=mend)
+    def _fail(self, what: str, hint: str) -> IntegrityError:
+        return IntegrityError(f"Stage {self.label!r}: {what}", hint=hint)
 
     def _finite(self, model: Model, changed: Collection[str]) -> None:
         """What was there before was looked at then, and may be a mask in somebody's graph, which is infinite."""
@@ -106,7 +106,7 @@ class Contract:
             raise self._fail(
                 f"the result's tensors have {after.tensors:,} bytes, {share:.0%} of its input's; at most {limit:.0%} "
                 "was promised.",
-                self.promise.mend or "look at `compress inspect` for the tensors that stayed large",
+                self.promise.hint or "look at `compress inspect` for the tensors that stayed large",
             )
 
     def _sane(self, outputs: np.ndarray) -> None:

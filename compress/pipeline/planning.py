@@ -25,7 +25,7 @@ from compress.pipeline.stage_benchmark import Trial, tried
 from compress.pipeline.stage_costs import ARITHMETIC, TRIAL, measuring
 from compress.pipeline.stage_plans import stage_plans, timings_of
 from compress.pipeline.time_history import MEASURING, History
-from compress.plugins import plugin_errors
+from compress.plugins import plugin_problems
 from compress.plugins.provenance.licences import find_licences, refuse_forbidden
 from compress.recipe.recipe import START, Recipe
 from compress.results.report import LicenceRecord
@@ -101,8 +101,8 @@ def make_plan(
     needed, free = _disk_needed(stages, sources), _free_bytes(artifacts)
     if needed.value is not None and needed.value > free:
         what = f"The run needs about {needed.value / 1e9:.2f} GB of disk, and {free / 1e9:.2f} GB are free."
-        mend = "Free some space (`compress cache prune`), or give --artifacts on another disk."
-        problems.append(InputError(what, where=str(artifacts), mend=mend))
+        hint = "Free some space (`compress cache prune`), or give --artifacts on another disk."
+        problems.append(InputError(what, where=str(artifacts), hint=hint))
     licences, remarks = _licences(recipe, recipe_folder, problems)
     if problems:
         raise _all(problems)
@@ -136,7 +136,7 @@ def make_plan(
         artifacts=str(artifacts),
         licences=licences,
         licence_remarks=remarks,
-        plugins=tuple(map(str, plugin_errors())),
+        plugins=tuple(map(str, plugin_problems())),
     )
 
 
@@ -268,7 +268,7 @@ def _missing_packages(recipe: Recipe) -> list[CompressError]:
             errors.append(MissingExtraError(package, extra, user))
         else:
             what = f"{user} needs the package {package!r}, which is not installed."
-            errors.append(InputError(what, mend=f"pip install {package}"))
+            errors.append(InputError(what, hint=f"pip install {package}"))
     return errors
 
 

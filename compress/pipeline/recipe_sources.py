@@ -145,7 +145,7 @@ class Sources:
                 f"The graph is quantized already: it has the operator {done}.",
                 where=str(file),
                 expected=f"a float graph, which {stage.kind} takes",
-                mend="start from the float model; quantizing twice loses accuracy for nothing",
+                hint="start from the float model; quantizing twice loses accuracy for nothing",
             )
 
     def named_model(self, reference: str, random_weights: bool) -> Shape | None:
@@ -172,7 +172,7 @@ class Sources:
         if is_sample(reference):
             sample = find_sample(reference)
             if sample.kind != "model":
-                raise InputError(f"{reference} is data, not a model.", mend="`compress samples` lists the models")
+                raise InputError(f"{reference} is data, not a model.", hint="`compress samples` lists the models")
             return cached_directory(sample.name)
         return find(reference, self.folder) or _in_hub_cache(reference)
 
@@ -196,7 +196,7 @@ class Sources:
     def _folder(self, reference: Reference) -> None:
         name, path = reference.name, find(reference.name, self.folder)
         if path is None:
-            raise InputError(f"There is no folder {name!r}.", where=str(self.folder), mend="check the path")
+            raise InputError(f"There is no folder {name!r}.", where=str(self.folder), hint="check the path")
         if reference.kind == "adapter":
             check_adapter(path)
         self._here(reference.kind, name, path)

@@ -22,7 +22,7 @@ from compress.pipeline.data_checks import prove
 from compress.pipeline.measurements import data_record, measure, test_labels
 from compress.pipeline.runner import Road
 from compress.pipeline.target_limits import explained, target_limits
-from compress.plugins import plugin_errors
+from compress.plugins import plugin_problems
 from compress.plugins.provenance.finished import Finished
 from compress.plugins.provenance.licences import find_licences, refuse_forbidden
 from compress.plugins.provenance.write import write_papers
@@ -76,7 +76,7 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
         licences = find_licences(recipe, recipe_folder, fetch=True)
         remarks = refuse_forbidden(licences, recipe)
         prove(road)
-        for error in plugin_errors():
+        for error in plugin_problems():
             logged.note(str(error))
         if road.questions:
             logged.note(f"{len(road.questions)} multiple-choice questions are asked")
@@ -88,7 +88,7 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
             )
         road.travel()
         findings = measure(road, remeasure)
-        findings.notes[:0] = map(str, plugin_errors())
+        findings.notes[:0] = map(str, plugin_problems())
         findings.notes += remarks
         wanted = (*recipe.limits, *target_limits(recipe.profiles(), findings.measurements))
         limits = check_limits(

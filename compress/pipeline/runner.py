@@ -159,7 +159,7 @@ class Road:
         """A local folder that the recipe names, absolute or beside the recipe. Raises `InputError`."""
         found = self.folders.get(reference) or find(reference, self.folder)
         if found is None or not found.is_dir():
-            raise InputError(f"There is no folder {reference!r}.", where=str(self.folder), mend="check the path")
+            raise InputError(f"There is no folder {reference!r}.", where=str(self.folder), hint="check the path")
         return found
 
     def travel(self) -> None:
@@ -272,7 +272,7 @@ class Road:
                 with meter.checking():
                     contract.check(output, digests, weight, content, self._probe(type(output)))
             except DeviceError as error:
-                raise DeviceError(f"Stage {label!r}: {error.what}", mend=error.mend) from error
+                raise DeviceError(f"Stage {label!r}: {error.what}", hint=error.hint) from error
             except CompressError as error:
                 # The same stage would fail on the same input again; a disk may have room by then.
                 if not isinstance(error, StorageError):
@@ -386,5 +386,5 @@ def _unexpected(label: str, folder: Path, error: BaseException) -> CompressError
         return disk_full(folder)
     return StageError(
         f"Stage {label!r} failed: {type(error).__name__}: {first}",
-        mend="see the run's log; finished stages are kept, so the next run resumes here",
+        hint="see the run's log; finished stages are kept, so the next run resumes here",
     )

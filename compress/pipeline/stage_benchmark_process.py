@@ -260,7 +260,7 @@ def main() -> None:
     try:
         rehearsal = Rehearsal(Recipe.model_validate(order["recipe"]), Path(order["folder"]), scratch)
     except InputError as error:
-        told = {"what": error.what, "where": error.where, "expected": error.expected, "mend": error.mend}
+        told = {"what": error.what, "where": error.where, "expected": error.expected, "hint": error.hint}
         (scratch / REFUSED).write_text(json.dumps(told))
         return
     for found in rehearsal.try_all():

@@ -1,102 +1,330 @@
-"""What other packages add by entry points, and which of it cannot be used.
+"""Plug-ins: the declaration of one (`PluginSpec`) and the discovery of those that are installed.
 
-A package registers a format, a task, a stage or samples under one of `GROUPS`. What does not import, has a name that is
-taken or lacks what its group needs is left out and recorded with its package; everything else works.
+A plug-in is a package with a `PluginSpec` called ``SPEC``. Every folder beside this file is one. Other distributions
+register theirs under the entry point group ``compress.plugins``, and single objects under ``compress.stages``,
+``compress.tasks``, ``compress.formats`` and ``compress.samples``. A spec holds names, help texts and references in the form
+``"module:attribute"``, so that discovery imports no code of a plug-in. What cannot be used is left out and recorded as a
+`PluginProblem`; everything else works.
+
+The core imports this module and no plug-in. This module imports the standard library alone, because the program that
+`compress.plugins.devices` starts on another machine contains it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cache
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, TypeVar
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any, NamedTuple, TypeVar
+
+__all__ = [
+    "API_VERSION",
+    "EXTENSION_POINTS",
+    "Command",
+    "Extension",
+    "PluginProblem",
+    "PluginSpec",
+    "UnusablePluginError",
+    "explain_missing",
+    "find_commands",
+    "find_extensions",
+    "installed_plugins",
+    "load_extension",
+    "load_extensions",
+    "plugin_problems",
+]
 
 Loaded = TypeVar("Loaded")
-FORMATS, TASKS, STAGES, SAMPLES = GROUPS = (
-    "compress.formats",
-    "compress.tasks",
-    "compress.stages",
-    "compress.samples",
-)
+API_VERSION = 1
+"""Version of `PluginSpec`. It rises when a plug-in that was written for the previous version no longer works."""
+CATALOGUE = Path(__file__).with_name("catalogue.json")
+"""Names of everything that the project's own plug-ins register, including plug-ins that are not installed."""
+_ENTRY_POINTS = "compress.plugins"
 
 
 @dataclass(frozen=True)
-class PluginError:
-    """A plugin that was left out: ``name`` is what it registers, ``package`` the distribution that does so."""
+class Command:
+    """Command of a plug-in: ``"module:attribute"`` of a function or a `typer.Typer`, and its line in `compress --help`."""
 
-    group: str
+    reference: str
+    help: str
+
+
+def _extension_point() -> Any:
+    return field(default_factory=dict, metadata={"extension_point": True})
+
+
+@dataclass(frozen=True)
+class PluginSpec:
+    """Declaration of a plug-in. The mappings lead from a name to a reference ``"module:attribute"``.
+
+    Attributes:
+        name: Name of the plug-in, the same as its folder in `compress/plugins`.
+        summary: One sentence for `compress doctor` and messages.
+        install: Command that installs the plug-in.
+        api_version: `API_VERSION` that the plug-in was written for.
+        requires: Names of the plug-ins that this one imports. It is disabled if one of them is missing.
+        commands: Commands of the command line.
+        stages: Subclasses of `compress.stages.base.Stage`, by kind.
+        tasks: Objects with the interface of `compress.tasks.task.Task`, by name.
+        formats: Objects of `compress.formats.spec.FormatSpec`, by name.
+        samples: Samples for recipes and tests.
+        hosts: Functions with the signature of `compress.benchmark.host.HostFinder`, which open other machines.
+        run_finished: Functions that receive a `compress.pipeline.run.FinishedRun` after its report is written.
+        doctor_checks: Functions without parameters that return findings for `compress doctor`.
+    """
+
     name: str
-    package: str
+    summary: str
+    install: str = "reinstall compress; its folder compress/plugins lacks this plug-in"
+    api_version: int = API_VERSION
+    requires: tuple[str, ...] = ()
+    commands: Mapping[str, Command] = field(default_factory=dict)
+    stages: Mapping[str, str] = _extension_point()
+    tasks: Mapping[str, str] = _extension_point()
+    formats: Mapping[str, str] = _extension_point()
+    samples: Mapping[str, str] = _extension_point()
+    hosts: Mapping[str, str] = _extension_point()
+    run_finished: Mapping[str, str] = _extension_point()
+    doctor_checks: Mapping[str, str] = _extension_point()
+
+
+EXTENSION_POINTS = tuple(spec.name for spec in fields(PluginSpec) if spec.metadata.get("extension_point"))
+"""Fields of `PluginSpec` that register objects."""
+
+
+@dataclass(frozen=True)
+class Extension:
+    """Object that a plug-in or an entry point registers; it is imported by `load`."""
+
+    point: str
+    name: str
+    provider: str
+    reference: str
+
+    def load(self) -> Any:
+        """Import and return the object. Raises whatever the import raises."""
+        module, _, attribute = self.reference.partition(":")
+        value = import_module(module)
+        for part in filter(None, attribute.split(".")):
+            value = getattr(value, part)
+        return value
+
+
+@dataclass(frozen=True)
+class PluginProblem:
+    """Plug-in, or object of one, that was left out.
+
+    Attributes:
+        point: Extension point, or "plugins" for a whole plug-in and "commands" for a command.
+        name: Name that was to be registered.
+        provider: Distribution or plug-in that registers it.
+        reason: Why it was left out.
+    """
+
+    point: str
+    name: str
+    provider: str
     reason: str
 
     def __str__(self) -> str:
-        kind = self.group.rpartition(".")[2].removesuffix("s")
-        return f"The {kind} {self.name!r} of the package {self.package} is left out: {self.reason}"
+        kind = {"plugins": "plug-in"}.get(self.point, self.point.removesuffix("s").replace("_", " "))
+        provider = "" if self.provider == self.name else f" of {self.provider}"
+        return f"The {kind} {self.name!r}{provider} is left out: {self.reason}"
 
 
 class UnusablePluginError(Exception):
-    """What a plugin registers lacks something; the message says what, and what was expected."""
+    """Registered object that lacks something; the message states what is missing and what was expected."""
 
 
-_errors: dict[tuple[str, str, str], PluginError] = {}
+class _Discovered(NamedTuple):
+    spec: PluginSpec
+    provider: str
 
 
-def plugin_errors() -> tuple[PluginError, ...]:
-    """Every plugin that was left out so far, in the order of the groups. A registry records its own once it is read."""
-    return tuple(sorted(_errors.values(), key=lambda error: (GROUPS.index(error.group), error.package, error.name)))
+_problems: dict[tuple[str, str, str], PluginProblem] = {}
 
 
-def plugins(group: str, built_in: Iterable[str]) -> dict[str, EntryPoint]:
-    """The entry points of a group by name; nothing is imported. A name that is taken is recorded and left out."""
-    taken, found = set(built_in), dict[str, EntryPoint]()
-    for entry in sorted(entry_points(group=group), key=lambda entry: (_package(entry), entry.name)):
-        if _is_free(entry, entry.name, taken, found):
-            found[entry.name] = entry
-    return found
+def plugin_problems() -> tuple[PluginProblem, ...]:
+    """Return everything that was left out so far. A registry adds its own problems when it is first imported."""
+    _discover()
+    order = ("plugins", "commands", *EXTENSION_POINTS)
+    return tuple(sorted(_problems.values(), key=lambda it: (order.index(it.point), it.provider, it.name)))
 
 
-def load_plugin(entry: EntryPoint, accept: Callable[[Any], Loaded]) -> Loaded | None:
-    """What ``accept`` makes of the object that an entry point names; ``None``, and recorded, where it can't be used.
+def installed_plugins() -> Mapping[str, PluginSpec]:
+    """Return the specs of all usable plug-ins by name: those of this folder first, then those of other distributions."""
+    return {name: plugin.spec for name, plugin in _discover().items()}
+
+
+def find_commands(reserved: Collection[str]) -> dict[str, Command]:
+    """Return the commands of all plug-ins by name. A name that is ``reserved`` or registered before is left out."""
+    commands: dict[str, Command] = {}
+    owners: dict[str, str] = {}
+    for plugin in _discover().values():
+        for name, command in plugin.spec.commands.items():
+            if name in reserved:
+                _record("commands", name, plugin.provider, "compress has a command of this name; choose another one")
+            elif name in commands:
+                reason = f"{owners[name]} registers a command of this name; uninstall one of the two"
+                _record("commands", name, plugin.provider, reason)
+            else:
+                commands[name], owners[name] = command, plugin.provider
+    return commands
+
+
+def find_extensions(point: str, reserved: Iterable[str] = ()) -> dict[str, Extension]:
+    """Return what plug-ins and entry points register at an extension point, by name. Nothing is imported.
+
+    Args:
+        point: One of `EXTENSION_POINTS`.
+        reserved: Names that the core uses; they are recorded as a problem and left out, like names registered twice.
+    """
+    extensions: dict[str, Extension] = {}
+    core_names = set(reserved)
+    for extension in _registered(point):
+        if _is_free(extension, extension.name, core_names, extensions):
+            extensions[extension.name] = extension
+    return extensions
+
+
+def load_extension(extension: Extension, accept: Callable[[Any], Loaded]) -> Loaded | None:
+    """Import an extension and return what ``accept`` makes of it; record a problem and return None if that fails.
 
     ``accept`` raises `UnusablePluginError` for an object that lacks something.
     """
     try:
-        return accept(entry.load())
+        return accept(extension.load())
     except UnusablePluginError as error:
-        _record(entry, entry.name, str(error))
-    except Exception as error:  # noqa: BLE001  # a module of somebody else's may raise anything while it is imported
-        _record(entry, entry.name, f"it cannot be imported: {type(error).__name__}: {error}")
+        _record(extension.point, extension.name, extension.provider, str(error))
+    except Exception as error:  # noqa: BLE001  # the module of another author may raise anything while it is imported
+        reason = f"it cannot be imported: {type(error).__name__}: {error}"
+        _record(extension.point, extension.name, extension.provider, reason)
     return None
 
 
-def load_plugins(
-    group: str, built_in: Iterable[str], accept: Callable[[Any], Loaded], name_of: Callable[[Loaded], str]
+def load_extensions(
+    point: str, reserved: Iterable[str], accept: Callable[[Any], Loaded], name_of: Callable[[Loaded], str]
 ) -> dict[str, Loaded]:
-    """Every plugin of a group that can be used, by the name that it has by itself, whatever its entry point is called.
+    """Import all usable extensions of a point and return them by the name that the object itself has.
 
-    ``accept`` is that of `load_plugin`.
+    Args:
+        point: One of `EXTENSION_POINTS`.
+        reserved: Names that the core uses.
+        accept: Checks and converts an imported object, as in `load_extension`.
+        name_of: Returns the object's own name, which counts even if it is registered under another one.
     """
-    taken, found, loaded = set(built_in), dict[str, EntryPoint](), dict[str, Loaded]()
-    for entry in sorted(entry_points(group=group), key=lambda entry: (_package(entry), entry.name)):
-        one = load_plugin(entry, accept)
-        if one is not None and _is_free(entry, name := name_of(one), taken, found):
-            found[name], loaded[name] = entry, one
+    core_names, extensions, loaded = set(reserved), dict[str, Extension](), dict[str, Loaded]()
+    for extension in _registered(point):
+        value = load_extension(extension, accept)
+        if value is not None and _is_free(extension, name := name_of(value), core_names, extensions):
+            extensions[name], loaded[name] = extension, value
     return loaded
 
 
-def _is_free(entry: EntryPoint, name: str, built_in: set[str], found: dict[str, EntryPoint]) -> bool:
-    if name in built_in:
-        _record(entry, name, "compress has one of that name built in; give it another name")
-        return False
-    if name in found:
-        _record(entry, name, f"the package {_package(found[name])} has one of that name; uninstall one of the two")
-        return False
-    return True
+def explain_missing(point: str, name: str) -> str | None:
+    """Return which plug-in provides a name that is unknown here, why it is unavailable, and how to install it.
+
+    Args:
+        point: "commands" or one of `EXTENSION_POINTS`.
+        name: Name that a recipe or a command line contains.
+
+    Returns:
+        One sentence, or None if no plug-in of the catalogue provides the name and no problem was recorded for it.
+    """
+    plugins = _discover()
+    catalogue = json.loads(CATALOGUE.read_text(encoding="utf-8"))
+    plugin = catalogue.get(point, {}).get(name)
+    for problem in _problems.values():
+        if (problem.point, problem.name) in ((point, name), ("plugins", plugin)):
+            return str(problem)
+    if plugin is None or plugin in plugins:
+        return None
+    return f"The plug-in {plugin} provides {name!r} and is not installed: {catalogue['plugins'][plugin]['install']}."
 
 
-def _record(entry: EntryPoint, name: str, reason: str) -> None:
-    error = PluginError(entry.group, name, _package(entry), reason)
-    _errors[error.group, error.package, error.name] = error
+def read_specs() -> dict[str, PluginSpec]:
+    """Return the specs of this folder that can be imported, usable or not, by name."""
+    return {name: spec for name, _, spec in _own_specs() if isinstance(spec, PluginSpec)}
+
+
+@cache
+def _discover() -> Mapping[str, _Discovered]:
+    candidates: dict[str, _Discovered] = {}
+    for name, provider, value in (*_own_specs(), *_entry_point_specs()):
+        reason = None
+        if isinstance(value, Exception):
+            reason = f"it cannot be imported: {type(value).__name__}: {value}"
+        elif not isinstance(value, PluginSpec):
+            reason = f"its SPEC is a {type(value).__name__}; expected a PluginSpec"
+        elif value.api_version != API_VERSION:
+            reason = f"it is written for version {value.api_version} of the plug-in interface; expected {API_VERSION}"
+        elif value.name in candidates:
+            reason = f"{candidates[value.name].provider} has a plug-in of this name; uninstall one of the two"
+        if reason is not None:
+            _record("plugins", name, provider, reason)
+        else:
+            candidates[value.name] = _Discovered(value, provider)
+    # A plug-in that is disabled here may be required by another one, so this repeats until nothing changes.
+    while disabled := {
+        name: missing
+        for name, plugin in candidates.items()
+        if (missing := [other for other in plugin.spec.requires if other not in candidates])
+    }:
+        for name, missing in disabled.items():
+            reason = f"it requires the plug-in {missing[0]}, which is missing or cannot be used"
+            _record("plugins", name, candidates.pop(name).provider, reason)
+    return candidates
+
+
+def _own_specs() -> Iterator[tuple[str, str, Any]]:
+    for module in iter_modules([str(Path(__file__).parent)]):
+        if module.ispkg:
+            yield module.name, module.name, _spec_of(lambda name=module.name: import_module(f"{__name__}.{name}").SPEC)
+
+
+def _entry_point_specs() -> Iterator[tuple[str, str, Any]]:
+    for entry in _entry_points(_ENTRY_POINTS):
+        yield entry.name, _package(entry), _spec_of(entry.load)
+
+
+def _spec_of(load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except Exception as error:  # noqa: BLE001  # the module of another author may raise anything while it is imported
+        return error
+
+
+def _registered(point: str) -> Iterator[Extension]:
+    for plugin in _discover().values():
+        for name, reference in getattr(plugin.spec, point).items():
+            yield Extension(point, name, plugin.provider, reference)
+    for entry in _entry_points(f"compress.{point}"):
+        yield Extension(point, entry.name, _package(entry), entry.value)
+
+
+def _entry_points(group: str) -> list[EntryPoint]:
+    return sorted(entry_points(group=group), key=lambda entry: (_package(entry), entry.name))
+
+
+def _is_free(extension: Extension, name: str, reserved: set[str], extensions: Mapping[str, Extension]) -> bool:
+    if name in reserved:
+        reason = "compress has one of this name built in; choose another name"
+    elif name in extensions:
+        reason = f"{extensions[name].provider} registers the same name; uninstall one of the two"
+    else:
+        return True
+    _record(extension.point, name, extension.provider, reason)
+    return False
+
+
+def _record(point: str, name: str, provider: str, reason: str) -> None:
+    _problems[point, provider, name] = PluginProblem(point, name, provider, reason)
 
 
 def _package(entry: EntryPoint) -> str:

@@ -102,7 +102,7 @@ class _Work:
             raise StageError(
                 f"The heads of {name} cannot be rotated: its attention was not found.",
                 expected="projections of queries, keys and values, and one back",
-                mend="set heads: false",
+                hint="set heads: false",
             )
         size, value, output = attention.head_size, attention.value, attention.output
         turn = rotation(size, self.hadamard, self.generator)
@@ -148,7 +148,7 @@ class _Work:
             raise StageError(
                 f"The hidden states of {type(skeleton.model).__name__} cannot be rotated.",
                 expected=f"one norm after the blocks, as within them, and no other weights; found {', '.join(names)}",
-                mend="set hidden: false",
+                hint="set hidden: false",
             )
         (norm,) = outside.values()
         weight = norm.get_parameter("weight").data
@@ -180,5 +180,5 @@ def _prove(found: torch.Tensor, wanted: torch.Tensor, what: str) -> None:
             f"{what} would not compute the same function: its outputs differ by {difference:.2%}.",
             expected="norms that divide by the root mean square alone, whose outputs go into linear layers, and layers "
             "that write into the hidden states with nothing behind them",
-            mend="set hidden: false, heads: false, or leave the stage out for such a model",
+            hint="set hidden: false, heads: false, or leave the stage out for such a model",
         )

@@ -15,7 +15,7 @@ from compress.formats.registry import DEFAULT, FORMATS, Format
 from compress.formats.target_profile import Profile, Target
 from compress.formats.targets import PROFILES, in_format
 from compress.stages.base import Stage
-from compress.stages import STAGES
+from compress.stages.registry import STAGES
 from compress.utils.pydantic_models import Frozen
 
 ProcessorClass = Literal["x86-avx2", "x86-vnni", "arm64-dotprod", "arm64"]

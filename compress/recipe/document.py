@@ -56,7 +56,7 @@ class FileKind:
     subject: str
     words: str
     mapping: str
-    mend: str | None = None
+    hint: str | None = None
 
 
 RECIPE = FileKind("recipe", "The recipe", "a YAML recipe", "a mapping of fields such as `name: my-model`")
@@ -96,7 +96,7 @@ class Document:
     def refusal(self) -> RecipeError:
         """All problems as one error, in the order of the lines."""
         problems = sorted(self.problems, key=lambda problem: (problem.line is None, problem.line or 0))
-        return RecipeError(problems, self.kind.subject, self.kind.mend)
+        return RecipeError(problems, self.kind.subject, self.kind.hint)
 
     def forget_lines(self, path: FieldPath) -> None:
         """Drop the lines of a field and of everything below it."""

@@ -12,7 +12,7 @@ from compress.formats.target_profile import Profile
 from compress.formats.targets import PROFILES
 from compress.recipe.chosen_target import DESCRIBING, OWN_FIELDS, TargetFields
 from compress.recipe.recipe import Recipe
-from compress.stages import STAGES
+from compress.stages.registry import STAGES
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

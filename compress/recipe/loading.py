@@ -29,7 +29,7 @@ from compress.recipe.removed import REMOVED
 from compress.recipe.target_entries import read_targets
 from compress.recipe.validation import Part, check_parts
 from compress.recipe.validation_errors import salvage, validate
-from compress.stages import STAGES
+from compress.stages.registry import STAGES
 from compress.tasks.capability import TAKES_ARRAYS
 from compress.tasks.registry import TASK_NAMES, TASKS, tasks_with, told_task
 from compress.tasks.task import Task

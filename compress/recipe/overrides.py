@@ -7,7 +7,7 @@ from typing import Any
 
 from compress.recipe.document import Document, FieldPath, describe, dotted, parse_into
 from compress.recipe.recipe import stage_labels
-from compress.stages import STAGES
+from compress.stages.registry import STAGES
 from compress.utils.errors import nearest_name
 
 

@@ -15,7 +15,7 @@ from compress.recipe.chosen_target import ChosenTarget, ProcessorClass, from_ent
 from compress.recipe.policy import CannotTell, Policy
 from compress.recipe.search import Search
 from compress.stages.base import Stage, references
-from compress.stages import AnyStage
+from compress.stages.registry import AnyStage
 from compress.tasks.capability import ANSWERS_AT_ONCE, HAS_TWO_TOWERS, TAKES_IMAGES
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.registry import TASK_NAMES, tasks_with

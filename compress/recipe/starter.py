@@ -13,7 +13,7 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from compress.data.config import DataConfig
 from compress.recipe.recipe import Benchmark, Limit, Recipe
-from compress.stages import STAGES
+from compress.stages.registry import STAGES
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.registry import TASKS
 from compress.stages.training.settings import Training

@@ -12,7 +12,7 @@ from compress.formats.targets import PROFILES
 from compress.recipe.chosen_target import OWN_FIELDS, ChosenTarget, TargetFields, form_of, objection_to
 from compress.recipe.document import Document, FieldPath, FileKind, describe, read_document
 from compress.recipe.validation_errors import near_or_all, salvage, validate
-from compress.stages import STAGES
+from compress.stages.registry import STAGES
 from compress.utils.errors import RecipeError, nearest_name
 
 SUFFIXES = (".yaml", ".yml")

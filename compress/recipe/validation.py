@@ -19,7 +19,7 @@ from compress.recipe.document import Document, FieldPath, describe
 from compress.recipe.recipe import ANOTHER_STUDENT, START, Benchmark, read_and_drawn, stage_labels
 from compress.samples.sample import INSTALL, known_samples
 from compress.stages.base import Reference, Stage
-from compress.stages import STAGES
+from compress.stages.registry import STAGES
 from compress.tasks.capability import DRAWS, EMBEDS, GENERATES, HAS_TWO_TOWERS, READS_ROWS, TAKES_TEXT
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.registry import TASKS

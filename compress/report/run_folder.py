@@ -68,7 +68,7 @@ def find_report(run: Path, runs: Path = RUNS) -> Path:
         f"There is no report of {str(run)!r}.",
         where=", ".join(map(str, places)),
         expected="a run's folder, its report.json, or the name of a recipe that was run",
-        mend=f"run it first (compress run RECIPE){_known(runs)}",
+        hint=f"run it first (compress run RECIPE){_known(runs)}",
     )
 
 
@@ -96,5 +96,5 @@ def write_whole(path: Path, content: str | bytes, what: str = "report") -> None:
             f"The {what} cannot be written: {error.strerror or error}",
             where=str(path),
             expected="a folder on a disk with room for it",
-            mend="free some space, then run again: finished stages are cached",
+            hint="free some space, then run again: finished stages are cached",
         ) from error

@@ -97,7 +97,7 @@ def _client(uri: str, needed_by: str) -> Iterator[MlflowClient]:
             f"MLflow could not be written to: {first_line(error)}",
             where=uri,
             expected="a server such as http://localhost:5000, or sqlite:///runs.db",
-            mend="everything is in our own folder; see that the address is right, and give the command again",
+            hint="everything is in our own folder; see that the address is right, and give the command again",
         ) from error
 
 

@@ -415,7 +415,7 @@ def read_text(path: Path) -> str:
             "There is no report here.",
             where=str(path),
             expected="a report.json that `compress run` wrote",
-            mend="finish the run first: `compress run RECIPE` resumes where it stopped",
+            hint="finish the run first: `compress run RECIPE` resumes where it stopped",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError("The report cannot be read.", where=str(path), expected=f"a readable file ({error})") from None
@@ -436,7 +436,7 @@ def parse_report(text: str, where: str) -> Report:
             f"The report has schema {schema}, which is newer than this compress reads.",
             where=where,
             expected=expected,
-            mend="pip install --upgrade compress",
+            hint="pip install --upgrade compress",
         )
     try:
         return Report.model_validate(content)

@@ -114,7 +114,7 @@ class Page:
         if method == "Network.requestWillBeSent":
             self.requests.append(parameters["request"]["url"])
         if method == "Inspector.targetCrashed":
-            raise StageError("The page crashed in Chromium.", mend="it may need more memory than it can have")
+            raise StageError("The page crashed in Chromium.", hint="it may need more memory than it can have")
         if method == "Runtime.exceptionThrown":
             self.errors.append(_words(parameters["exceptionDetails"]))
 
@@ -127,7 +127,7 @@ def open_page(*options: str, program: str | None = None, webgpu: bool = False) -
     """
     found = program or next(filter(None, map(shutil.which, NAMES)), None)
     if found is None:
-        raise InputError("There is no Chromium on PATH.", mend="install one (Debian: apt-get install chromium)")
+        raise InputError("There is no Chromium on PATH.", hint="install one (Debian: apt-get install chromium)")
     # Chromium refuses its sandbox to root.
     sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
@@ -193,7 +193,7 @@ def _write_all(descriptor: int, content: bytes) -> None:
 
 def _gone() -> StageError:
     return StageError(
-        "Chromium has gone.", mend="run it by hand to see why: chromium --headless --dump-dom about:blank"
+        "Chromium has gone.", hint="run it by hand to see why: chromium --headless --dump-dom about:blank"
     )
 
 

@@ -49,7 +49,7 @@ def likeliest(logits: np.ndarray, where: str) -> int:
     token = int(logits.argmax())
     # A NaN anywhere is what argmax finds.
     if not np.isfinite(logits[token]):
-        raise StageError("The model's logits are not finite.", where=where, mend="write the model again")
+        raise StageError("The model's logits are not finite.", where=where, hint="write the model again")
     return token
 
 
@@ -160,7 +160,7 @@ class Decoder:
             f"The graph cannot generate text: {found}.",
             where=self._where,
             expected=_EXPECTED,
-            mend="export it for the task text-generation with past, e.g. by optimum or onnxruntime-genai's builder",
+            hint="export it for the task text-generation with past, e.g. by optimum or onnxruntime-genai's builder",
         )
 
 

@@ -82,7 +82,7 @@ def refuse_unfollowed(folder: Path) -> None:
             f"The model's answers are to be made with {', '.join(odd)}.",
             where=str(folder / "generation_config.json"),
             expected="the likeliest token each time, without penalties and beams",
-            mend="take it out of the file, or judge the model on the target torch, where transformers follows it",
+            hint="take it out of the file, or judge the model on the target torch, where transformers follows it",
         )
 
 
@@ -163,7 +163,7 @@ class EmbeddedDecoder:
                 where=where,
                 expected="image_features of pixel_values, inputs_embeds of input_ids, and a decoder of inputs_embeds, "
                 "attention_mask and past_key_values.N.key and so on",
-                mend="write the model with the stage export",
+                hint="write the model with the stage export",
             )
         self._past: dict[str, np.ndarray] = {}
         self._seen = 0
@@ -214,7 +214,7 @@ class EmbeddedDecoder:
             # A NaN anywhere is what argmax finds.
             if not np.isfinite(np.take_along_axis(logits[:, -1], tokens[:, None], axis=-1)).all():
                 raise StageError(
-                    "The decoder's logits are not finite.", where=self._where, mend="write the model again"
+                    "The decoder's logits are not finite.", where=self._where, hint="write the model again"
                 )
             written = np.concatenate([written, tokens[:, None]], axis=1)
             if written.shape[1] >= rules.room(ids.shape[1]) or np.isin(written, rules.ends).any(axis=1).all():

@@ -33,7 +33,7 @@ class PairDecoder:
                 where=where,
                 expected="a decoder of input_ids, encoder_hidden_states, use_cache_branch and "
                 "past_key_values.N.decoder.key and so on",
-                mend="write the model with the stage export",
+                hint="write the model with the stage export",
             )
         self._feed: dict[str, np.ndarray] = {}
         self._past: dict[str, np.ndarray] = {}
@@ -68,7 +68,7 @@ class PairDecoder:
     def finite(self, best: np.floating) -> None:
         """Raise `StageError` where the largest logit is no number: a NaN anywhere is what argmax finds."""
         if not np.isfinite(best):
-            raise StageError("The decoder's logits are not finite.", where=self._where, mend="write the model again")
+            raise StageError("The decoder's logits are not finite.", where=self._where, hint="write the model again")
 
 
 def _heads(kind: TensorType) -> tuple[int, int, int]:

@@ -182,7 +182,7 @@ class PictureSampler:
             raise InputError(
                 f"{type(scheduler).__name__} cannot make {self.sampling.steps} steps: {error}",
                 expected="a number of steps that the scheduler takes",
-                mend="choose fewer steps, or another scheduler",
+                hint="choose fewer steps, or another scheduler",
             ) from error
         return scheduler.timesteps
 
@@ -203,7 +203,7 @@ class PictureSampler:
                 f"Noise of the shape {list(noise.shape)} makes no picture.",
                 expected=f"[n, {known.channels}, height / {known.factor}, width / {known.factor}], with pictures whose "
                 f"sides are multiples of {step}",
-                mend=f"choose a height and a width that {step} divides",
+                hint=f"choose a height and a width that {step} divides",
             )
 
 
@@ -212,5 +212,5 @@ def _finite(found: np.ndarray, what: str) -> None:
         raise StageError(
             f"There is NaN or infinity in what comes of {what}.",
             expected="finite numbers",
-            mend="in half precision, keep the operators that overflow in float32",
+            hint="in half precision, keep the operators that overflow in float32",
         )

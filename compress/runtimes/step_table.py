@@ -167,5 +167,5 @@ def _prove(table: StepTable, scheduler: Any, steps: int) -> None:
             f"What {type(scheduler).__name__} makes is no sum of noise and of what the denoiser gives.",
             where="scheduler/scheduler_config.json",
             expected="clip_sample: false, thresholding: false, and no steps of its own choice",
-            mend="set them so, or take another scheduler by the stage schedule",
+            hint="set them so, or take another scheduler by the stage schedule",
         )

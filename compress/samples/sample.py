@@ -108,5 +108,5 @@ def find_sample(name: str) -> Sample:
     raise SampleError(
         " ".join(said),
         expected=f"one of {', '.join(known)}" if known else "a package of samples, of which none is installed",
-        mend="`compress samples` lists them" if known else f"{INSTALL} in a checkout of compress",
+        hint="`compress samples` lists them" if known else f"{INSTALL} in a checkout of compress",
     )

@@ -111,7 +111,7 @@ class Origin:
         (made / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def write_once(target: Path, write: Callable[[Path], None], mend: str) -> Path:
+def write_once(target: Path, write: Callable[[Path], None], hint: str) -> Path:
     """The model folder ``target``, written beside it and renamed; of two processes at it the first one's counts.
 
     Raises `StorageError`.
@@ -128,7 +128,7 @@ def write_once(target: Path, write: Callable[[Path], None], mend: str) -> Path:
                     raise
     except OSError as error:
         raise StorageError(
-            f"The model cannot be written: {error.strerror or error}.", where=str(target.parent), mend=mend
+            f"The model cannot be written: {error.strerror or error}.", where=str(target.parent), hint=hint
         ) from error
     return target
 
@@ -161,7 +161,7 @@ def _beside(folder: Path) -> list[Path]:
             "Nothing says how the model's inputs are prepared.",
             where=str(folder),
             expected="a preprocessor_config.json of an image processor, or a tokenizer's files",
-            mend='write one, e.g. {"image_processor_type": "ViTImageProcessor", "size": {"height": 224, "width": 224}, '
+            hint='write one, e.g. {"image_processor_type": "ViTImageProcessor", "size": {"height": 224, "width": 224}, '
             '"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}',
         )
     return [*found, *(path for path in [folder / _CHAT] if path.is_file())]
@@ -176,6 +176,6 @@ def _weights(folder: Path) -> Path:
             f"The folder holds {len(found)} files of weights for the module.",
             where=str(folder),
             expected=f"{WEIGHTS}, or one state dict ending in {', '.join(PICKLED_STATE)}",
-            mend="name the file itself as `model`, or set random_weights: true to start without any",
+            hint="name the file itself as `model`, or set random_weights: true to start without any",
         )
     return found[0]

@@ -79,7 +79,7 @@ def check_checker(folder: Path, checker: Checker | None) -> None:
             "The pipeline has a safety checker, which is not left out or kept without a word.",
             where=str(folder / CHECKER),
             expected="a recipe that says what is to become of it",
-            mend="write `safety_checker: leave_out` into the recipe, and see to what is shown to people yourself; or "
+            hint="write `safety_checker: leave_out` into the recipe, and see to what is shown to people yourself; or "
             "`safety_checker: keep`, for recipes that write no ONNX",
         )
 

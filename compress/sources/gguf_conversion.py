@@ -92,7 +92,7 @@ def _write(file: Path, folder: Path, stored: int) -> None:
             f"transformers cannot convert this GGUF file: {error}",
             where=str(file),
             expected="an architecture that transformers reads from GGUF, such as llama, qwen2 or t5",
-            mend="Name the model's original Hugging Face checkpoint.",
+            hint="Name the model's original Hugging Face checkpoint.",
         ) from error
     if read_gguf(file).metadata.get("tokenizer.ggml.pre") in _DIGIT_BY_DIGIT:
         _part_digits(tokenizer)
@@ -120,7 +120,7 @@ def _check_complete(file: Path, auto: Any, config: Any, stored: int) -> None:
             f"The GGUF file is not a whole model: it holds {stored} weights, its architecture has {needed}.",
             where=str(file),
             expected=f"a file with the metadata and all tensors of {config.model_type}",
-            mend="Join split files first (llama-gguf-split --merge), or take another file.",
+            hint="Join split files first (llama-gguf-split --merge), or take another file.",
         )
 
 

@@ -39,7 +39,7 @@ def onnx_file(place: Path) -> Path | None:
             f"The folder holds {len(found)} graphs: {', '.join(file.name for file in found[:5])}.",
             where=str(place),
             expected="one .onnx file, or one that is called model.onnx",
-            mend="name the file itself as `model`",
+            hint="name the file itself as `model`",
         )
     return next(iter(named or found), None)
 
@@ -84,7 +84,7 @@ def companions_of(file: Path) -> list[Path]:
         "Nothing beside the graph says how its inputs are prepared.",
         where=str(homes[-1]),
         expected=f"{CONFIG}, with `id2label` for a classifier, and a tokenizer.json or a preprocessor_config.json",
-        mend="put them there, or leave `task` out: then agreement with the original graph is measured",
+        hint="put them there, or leave `task` out: then agreement with the original graph is measured",
     )
 
 

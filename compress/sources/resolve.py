@@ -158,7 +158,7 @@ def _local(reference: str, progress: Progress) -> Path | None:
             f"There is no model {reference!r}.",
             where=reference,
             expected="a local folder, a GGUF or ONNX file, sample:NAME or a Hugging Face id such as org/name",
-            mend="Check the path; `compress samples` lists the samples.",
+            hint="Check the path; `compress samples` lists the samples.",
         )
     return None
 
@@ -177,7 +177,7 @@ def _only_gguf(folder: Path) -> Path | None:
             f"The folder holds {len(files)} GGUF files and no config.json.",
             where=str(folder),
             expected="one model",
-            mend=f"Name one of the files: {', '.join(file.name for file in files[:5])}.",
+            hint=f"Name one of the files: {', '.join(file.name for file in files[:5])}.",
         )
     return files[0] if files else None
 
@@ -189,7 +189,7 @@ def _not_a_model(file: Path) -> ModelError:
         f"{file.name} is not something a recipe can start from.",
         where=str(file),
         expected="a model folder, a GGUF or ONNX file, sample:NAME or a Hugging Face id",
-        mend="Name the folder that holds config.json, the weights and the tokenizer.",
+        hint="Name the folder that holds config.json, the weights and the tokenizer.",
     )
 
 
@@ -198,7 +198,7 @@ def _no_graph(place: Path) -> ModelError:
         f"{place.name} is no ONNX graph, which the recipe's task is for.",
         where=str(place),
         expected="an .onnx file, or a folder with one",
-        mend="name the task of the model",
+        hint="name the task of the model",
     )
 
 
@@ -265,7 +265,7 @@ def _unavailable(reference: str, reason: str) -> ModelError:
         f"The model {reference!r} cannot be had: {reason}.",
         where=reference,
         expected="a local folder, a GGUF file, sample:NAME or a Hugging Face id such as org/name",
-        mend="Check the name, or download the model elsewhere and name its folder.",
+        hint="Check the name, or download the model elsewhere and name its folder.",
     )
 
 
@@ -275,6 +275,6 @@ def _offline(reference: str, local_only: bool) -> ModelError:
         f"The model {reference!r} is not a path here, and {why}.",
         where=reference,
         expected="a local folder, or a Hugging Face id that was downloaded before",
-        mend=f"Where there is a network, run `hf download {reference.partition('@')[0]}` "
+        hint=f"Where there is a network, run `hf download {reference.partition('@')[0]}` "
         "and copy the folder here; unset HF_HUB_OFFLINE if it is set.",
     )

@@ -7,8 +7,8 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from compress.formats.onnx.model import OnnxModel, Part, float16_name
-from compress.stages.cost_model import PlanContext, Prediction, Shape, predicted
 from compress.stages.base import Context, Needs, Promise, Stage
+from compress.stages.cost_model import PlanContext, Prediction, Shape, predicted
 from compress.tasks.capability import ANSWERS_AT_ONCE, DRAWS, Capabilities
 
 _EXAMPLES = 64

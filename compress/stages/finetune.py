@@ -7,11 +7,11 @@ from typing import Literal
 from pydantic import Field
 
 from compress.models.torch_model import TorchModel
-from compress.stages.cost_model import PlanContext, Prediction, Shape
 from compress.stages.base import Context, Needs, Stage
-from compress.tasks.capability import BY_TOKEN, HAS_LABELS, Capabilities, takes_media
-from compress.stages.training.settings import FIRST_TOKEN_ONLY, Training
+from compress.stages.cost_model import PlanContext, Prediction, Shape
 from compress.stages.training.cost import FLOPS_FORWARD, FLOPS_TRAINING, KEPT_STATES_BYTES, training_prediction
+from compress.stages.training.settings import FIRST_TOKEN_ONLY, Training
+from compress.tasks.capability import BY_TOKEN, HAS_LABELS, Capabilities, takes_media
 
 
 class Finetune(Training, Stage[TorchModel, TorchModel]):
@@ -52,9 +52,9 @@ class Finetune(Training, Stage[TorchModel, TorchModel]):
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """Train ``model`` in place on the ``train`` split."""
-        from compress.tasks.forward import loss_of
-        from compress.stages.training.loop import Trainee, train
         from compress.stages.sparsify.magnitude import keep_zeros
+        from compress.stages.training.loop import Trainee, train
+        from compress.tasks.forward import loss_of
 
         trainee = Trainee(
             model.module,

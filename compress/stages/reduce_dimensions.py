@@ -50,7 +50,7 @@ class ReduceDimensions(Stage[TorchModel, TorchModel]):
             raise StageError(
                 f"reduce_dimensions: {len(chosen)} training texts do not span {self.dimensions} dimensions.",
                 expected="as many texts as dimensions, better ten times as many",
-                mend="give more training text, or keep fewer dimensions",
+                hint="give more training text, or keep fewer dimensions",
             )
         embeddings = predict(model.module, chosen)
         rotation = principal_rotation(embeddings, self.dimensions)

@@ -12,8 +12,8 @@ from pydantic import Field
 from compress.models.checkpoint import Checkpoint
 from compress.models.shards import SHARD_BYTES
 from compress.models.torch_model import TorchModel
-from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape, predicted
 from compress.stages.base import SEARCH, Context, Needs, Stage
+from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape, predicted
 from compress.tasks.capability import (
     HAS_TWO_TOWERS,
     IS_WRITTEN,

@@ -58,7 +58,7 @@ def read_recording(content: bytes, rate: int, where: str, remarks: Remarks) -> n
             f"The recording cannot be decoded: {error}",
             where=where,
             expected="a whole WAV, FLAC or Ogg file",
-            mend="copy or convert the file again, e.g. with ffmpeg",
+            hint="copy or convert the file again, e.g. with ffmpeg",
         ) from error
     _check(samples, where)
     if samples.shape[1] > 1:
@@ -166,7 +166,7 @@ class _Hearing(OnDemand):
                 f"The recording lasts {len(samples) / rate:.3f} s.",
                 where=where,
                 expected=f"{_SHORTEST_SECONDS} s at least",
-                mend="take the row out",
+                hint="take the row out",
             )
         return self._prepared(samples), len(samples) / rate
 
@@ -203,15 +203,15 @@ def describe_length(seconds: Iterable[float]) -> str:
 
 def _check(samples: np.ndarray, where: str) -> None:
     if not samples.size:
-        raise DataError("The recording is empty.", where=where, expected="some samples", mend="take the row out")
+        raise DataError("The recording is empty.", where=where, expected="some samples", hint="take the row out")
     if not np.isfinite(samples).all():
-        raise DataError("The recording has samples that are not finite.", where=where, mend="record or convert it anew")
+        raise DataError("The recording has samples that are not finite.", where=where, hint="record or convert it anew")
     if np.abs(samples).max() < _SILENCE:
         raise DataError(
             "The recording is silent: no sample reaches -80 dB of full scale.",
             where=where,
             expected="speech",
-            mend="take the row out; a model makes words up where there are none",
+            hint="take the row out; a model makes words up where there are none",
         )
 
 

@@ -33,7 +33,7 @@ def set_labels(config: Any, labels: Sequence[str], has_head: bool) -> None:
             raise DataError(
                 f"The data has the label {missing[0]!r}, which the model lacks.",
                 expected=f"labels among {', '.join(known)}",
-                mend=f"say what the numbers stand for, in their order: data.labels: [{', '.join(known)}]"
+                hint=f"say what the numbers stand for, in their order: data.labels: [{', '.join(known)}]"
                 if all(map(str.isdecimal, labels))
                 else "rename the labels, or start from a model without a classification head",
             )
@@ -156,7 +156,7 @@ def class_probabilities(kept: Kept) -> np.ndarray:
         raise ModelError(
             f"The model's outputs are not finite for {wrong} of {len(outputs)} examples.",
             expected="finite logits",
-            mend="export or quantize it anew; float16 overflows where float32 does not",
+            hint="export or quantize it anew; float16 overflows where float32 does not",
         ) from error
 
 

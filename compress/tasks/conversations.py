@@ -27,7 +27,7 @@ def text_or_messages(value: Any) -> str | None:
         raise DataError(
             f"Nobody answers in a conversation of {len(messages)} messages.",
             expected="at least one message with the role `assistant` and a content",
-            mend="take the row out, or give its answer the role `assistant`",
+            hint="take the row out, or give its answer the role `assistant`",
         )
     return json.dumps({"messages": messages}, ensure_ascii=False)
 
@@ -67,7 +67,7 @@ def rendered(text: str, processor: Any) -> tuple[str, Spans]:
                 "The model's chat template changes messages once others follow, so that no answer has a place.",
                 where="chat_template.jinja",
                 expected="a template that adds each message to those before it",
-                mend="cut each conversation into rows that end with an answer",
+                hint="cut each conversation into rows that end with an answer",
             )
         spans.append((len(before), len(until)))
     return whole, spans
@@ -100,7 +100,7 @@ def _check_template(processor: Any, why: str) -> None:
             f"{why}, and the model's tokenizer has no chat template.",
             where="chat_template.jinja",
             expected="a template that says how the model's turns are written",
-            mend="give the model's folder the chat_template.jinja of its family, or data of plain text",
+            hint="give the model's folder the chat_template.jinja of its family, or data of plain text",
         )
 
 
@@ -115,6 +115,6 @@ def _applied(processor: Any, messages: list[dict[str, str]], opened: bool = Fals
         raise DataError(
             f"The model's chat template refuses a conversation: {first_line(error)}",
             where="chat_template.jinja",
-            mend="give its messages the roles that the template takes, in the order that it takes them",
+            hint="give its messages the roles that the template takes, in the order that it takes them",
         ) from error
     return found

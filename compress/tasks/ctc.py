@@ -153,7 +153,7 @@ class FrameRecognition(Task):
             raise DataError("The split has no texts, so nothing can be evaluated on it.", expected="a column text")
         logits = outputs[LOGITS]
         if not np.isfinite(logits).all():
-            raise ModelError("The model's logits are not finite.", mend="export or quantize it anew")
+            raise ModelError("The model's logits are not finite.", hint="export or quantize it anew")
         heard = [head.transcript(one) for one in logits]
         return {_TRANSCRIPTS: np.array(heard), _TEXTS: np.array([head.texts[index] for index in indices])}
 

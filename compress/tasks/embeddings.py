@@ -33,7 +33,7 @@ def finite(found: np.ndarray) -> np.ndarray:
         raise ModelError(
             "The model's embeddings are not finite.",
             expected="finite embeddings",
-            mend="export or quantize it anew; float16 overflows where float32 does not",
+            hint="export or quantize it anew; float16 overflows where float32 does not",
         )
     return found
 

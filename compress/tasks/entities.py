@@ -60,7 +60,7 @@ def check_schemes(known: Sequence[str], labels: Sequence[str]) -> None:
             f"{theirs or 'of single words'}: {', '.join(known[:5])}.",
             where="data.labels",
             expected=f"labels among {', '.join(known)}",
-            mend="write the data's labels in the model's scheme, or start from a model without a head",
+            hint="write the data's labels in the model's scheme, or start from a model without a head",
         )
 
 

@@ -118,7 +118,7 @@ class FeatureExtraction(Task):
     def loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
         """There is none: a batch of texts of like length holds no pairs. Raises `StageError`."""
         raise StageError(
-            "Embeddings are not trained on labels here.", mend="distill from a teacher, with labels_weight: 0"
+            "Embeddings are not trained on labels here.", hint="distill from a teacher, with labels_weight: 0"
         )
 
     def distance(self, mine: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -157,7 +157,7 @@ class FillMask(Task):
         assert examples.labels is not None, "encode masks every text"
         found = examples.answers(outputs, examples.batch(indices))
         if not np.isfinite(found).all():
-            raise ModelError("The model's outputs are not finite.", mend="export or quantize it anew")
+            raise ModelError("The model's outputs are not finite.", hint="export or quantize it anew")
         most = int((examples.labels != IGNORED).sum(axis=1).max(initial=0))
         loss = np.full((len(indices), most), np.nan)
         rank, first = (np.full((len(indices), most), _NONE) for _ in range(2))

@@ -88,7 +88,7 @@ def with_targets(task: Task, module: nn.Module, batch: dict[str, torch.Tensor], 
     except ValueError as error:
         raise StageError(
             f"The model cannot compute its loss: {first_line(error)}",
-            mend="lower learning_rate, or set precision: fp32, if its answers are not finite",
+            hint="lower learning_rate, or set precision: fp32, if its answers are not finite",
         ) from error
 
 

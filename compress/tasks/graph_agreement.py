@@ -59,7 +59,7 @@ class GraphAgreement(Task):
             "This task is for ONNX graphs.",
             where=str(directory),
             expected="an .onnx file as `model`",
-            mend="give a checkpoint's recipe the task that it is for",
+            hint="give a checkpoint's recipe the task that it is for",
         )
 
     def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:

@@ -116,7 +116,7 @@ class ImageSegmentation(Task):
                 "The model's processor counts the classes of masks from 1.",
                 where="preprocessor_config.json",
                 expected="the first class at 0, and 255 for what does not count",
-                mend='write the masks so, and "do_reduce_labels": false',
+                hint='write the masks so, and "do_reduce_labels": false',
             )
         values = rows["image"].to_pylist()
         more: list[dict[str, np.ndarray]] = [{_SIZE: np.array(picture_size(value)[::-1])} for value in values]
@@ -167,7 +167,7 @@ class ImageSegmentation(Task):
             raise DataError("The split has no masks, so nothing can be evaluated on it.", expected="a column mask")
         logits = outputs[LOGITS]
         if not np.isfinite(logits).all():
-            raise ModelError("The model's outputs are not finite.", mend="export or quantize it anew")
+            raise ModelError("The model's outputs are not finite.", hint="export or quantize it anew")
         inputs = getattr(examples.inputs, "more", examples.inputs.__getitem__)
         rows = [inputs(index) for index in indices]
         found = masks(logits, [tuple(row[_SIZE].tolist()) for row in rows], head.processor)

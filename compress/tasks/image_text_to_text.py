@@ -272,14 +272,14 @@ def prompt_of(processor: Any, text: str, row: int) -> str:
     if count == 1 and (processor.chat_template is None or prompt is not text):
         return prompt
     if processor.chat_template is None:
-        mend = f"write {token} into the text where the image belongs, or give the model a chat_template.jinja"
+        hint = f"write {token} into the text where the image belongs, or give the model a chat_template.jinja"
     else:
-        mend = f"take {token} out of the text: the chat template puts the image before it"
+        hint = f"take {token} out of the text: the chat template puts the image before it"
     raise DataError(
         f"The prompt {text[:60]!r} has the image's token {token} {text.count(token)} times.",
         where=f"row {row + 1}",
         expected="one image in each prompt, where its token or the model's chat template has it",
-        mend=mend,
+        hint=hint,
     )
 
 
@@ -302,7 +302,7 @@ def _prompts(rows: pa.Table, processor: Any, longest: int) -> tuple[Examples, li
             f"The prompt of row {row + 1} has {len(found[row])} tokens, those of its image included.",
             where="data.max_length",
             expected=f"at most {longest}: one that is cut has lost its image or its question",
-            mend="raise data.max_length",
+            hint="raise data.max_length",
         )
     return images, found
 

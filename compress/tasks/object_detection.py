@@ -144,7 +144,7 @@ class ObjectDetection(Task):
                 f"The queries of a {type(model.module).__name__} don't choose one class or none.",
                 where=str(directory),
                 expected="DETR, YOLOS, or another model that transformers trains as these; RT-DETR or D-FINE",
-                mend="choose one of them",
+                hint="choose one of them",
             )
         if not hasattr(model.processor, "post_process_object_detection"):
             raise ModelError(
@@ -222,7 +222,7 @@ class ObjectDetection(Task):
             raise DataError("The split has no boxes, so nothing can be evaluated on it.", expected="a column objects")
         answers = examples.answers(outputs, {})
         if not np.isfinite(answers).all():
-            raise ModelError("The model's outputs are not finite.", mend="export or quantize it anew")
+            raise ModelError("The model's outputs are not finite.", hint="export or quantize it anew")
         inputs = getattr(examples.inputs, "more", examples.inputs.__getitem__)
         rows = [inputs(index) for index in indices]
         found = detections(answers, np.stack([row[_SIZE] for row in rows]), getattr(examples.head, "processor", None))

@@ -61,6 +61,6 @@ def check_size(processor: Any) -> None:
         f"The model's processor leaves each picture in a size of its own: {told}.",
         where="preprocessor_config.json",
         expected="one size for all, which the graph that ships is made for",
-        mend='write "do_resize": true, "do_pad": false and "size": {"height": 512, "width": 512} into it, in pixels '
+        hint='write "do_resize": true, "do_pad": false and "size": {"height": 512, "width": 512} into it, in pixels '
         "that suit the model",
     )

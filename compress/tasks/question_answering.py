@@ -114,7 +114,7 @@ class QuestionAnswering(Task):
                 f"A question has {longest} tokens, which leaves {max(room, 0)} of {max_length} to its context.",
                 where="data.max_length",
                 expected="room for a context",
-                mend="raise data.max_length",
+                hint="raise data.max_length",
             )
         encoded = processor(
             questions,
@@ -186,7 +186,7 @@ class QuestionAnswering(Task):
             raise DataError("The split has no answers, so nothing can be evaluated on it.", expected="a column answers")
         found = examples.answers(outputs, examples.batch(indices))
         if not np.isfinite(found).all():
-            raise ModelError("The model's outputs are not finite.", mend="export or quantize it anew")
+            raise ModelError("The model's outputs are not finite.", hint="export or quantize it anew")
         answers, scores = [], []
         for (first, last), index in zip(found, indices, strict=True):
             example = examples.inputs[index]
@@ -253,7 +253,7 @@ def _tokens_of(gold: Mapping[str, Any], context: str, offsets: np.ndarray, row: 
                 f"The answer {text!r} is not in its context{found}.",
                 where=f"row {row + 1}",
                 expected="the answer's words as they stand in the context, and where they begin",
-                mend="correct the row; this task finds answers and does not write them",
+                hint="correct the row; this task finds answers and does not write them",
             )
         inside = np.flatnonzero((offsets[:, 0] >= 0) & (offsets[:, 1] > start) & (offsets[:, 0] < start + len(text)))
         end = start + len(text)

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compress.plugins import TASKS as GROUP
-from compress.plugins import UnusablePluginError, load_plugins
+from compress.plugins import UnusablePluginError, load_extensions
 from compress.tasks import (
     audio_classification,
     automatic_speech_recognition,
@@ -70,7 +69,7 @@ def _accept(found: Any) -> Task:
 
 def _registered() -> dict[str, Task]:
     known = {task.name: task for task in BUILT_IN}
-    return known | load_plugins(GROUP, known, _accept, lambda task: task.name)
+    return known | load_extensions("tasks", known, _accept, lambda task: task.name)
 
 
 TASKS: Mapping[str, Task] = _registered()

@@ -194,7 +194,7 @@ def _stack(name: str, arrays: Sequence[np.ndarray], fill: float | None) -> np.nd
         raise DataError(
             f"The examples' {name} differ in shape: {shown}.",
             expected="one shape for all, since padding would be taken for content",
-            mend="have the processor bring them to one size, e.g. do_resize with a fixed size for images",
+            hint="have the processor bring them to one size, e.g. do_resize with a fixed size for images",
         )
     largest = np.max([array.shape for array in arrays], axis=0)
     stacked = np.full((len(arrays), *largest), fill, dtype=arrays[0].dtype)

@@ -109,7 +109,7 @@ class TextGeneration(Task):
                 f"The text has {len(ids):,} tokens of this model, too few for one window of {body}.",
                 where="data.splits",
                 expected="text of a window at least; perplexity is sharp from some twenty windows on",
-                mend="give more text, or lower data.max_length",
+                hint="give more text, or lower data.max_length",
             )
         chosen = spread(len(windows), evaluation.windows or len(windows))
         scored = None if stride in (None, body) else stride
@@ -148,7 +148,7 @@ class TextGeneration(Task):
         # Of a window that nothing opens, the first token has nothing to be told from.
         counted = ends - np.maximum(firsts, begins + (not first))
         if counted.min() < 1:
-            raise DataError("A window has no token to judge by.", where="data.max_length", mend="raise data.max_length")
+            raise DataError("A window has no token to judge by.", where="data.max_length", hint="raise data.max_length")
         head, places = np.array(first, dtype=np.int64), zip(begins, ends, strict=True)
         windows = [np.concatenate([head, mine.ids[begin:end]]) for begin, end in places]
         note = (
@@ -289,7 +289,7 @@ def _kept(logits: np.ndarray, examples: Examples, index: int) -> dict[str, np.nd
         raise ModelError(
             f"The model gives logits {list(logits.shape)} for {len(ids)} tokens.",
             expected="logits of every token, [batch, length, vocabulary]",
-            mend="export it anew with the logits of all positions, not of the last alone",
+            hint="export it anew with the logits of all positions, not of the last alone",
         )
     counts = None if examples.labels is None else examples.labels[:, _SCORED]
     scored = examples.scored or len(ids) - 1 if counts is None else int(counts[index])
@@ -304,7 +304,7 @@ def _kept(logits: np.ndarray, examples: Examples, index: int) -> dict[str, np.nd
         raise ModelError(
             "The model's logits are not finite.",
             expected="finite logits",
-            mend="export or quantize it anew; float16 overflows where float32 does not",
+            hint="export or quantize it anew; float16 overflows where float32 does not",
         )
     # Windows of one text in other tokens differ in length; what is kept of them doesn't.
     fewest, more = (scored, 0) if counts is None else (int(counts.min()), int(counts.max()) - scored)

@@ -60,7 +60,7 @@ def _number(value: Any) -> str | None:
         raise DataError(
             f"The relevance {value!r} is not from 0 to 1.",
             expected="0 for what is not relevant, 1 for what is, or something between",
-            mend="divide grades by the largest",
+            hint="divide grades by the largest",
         )
     return str(found)
 
@@ -165,7 +165,7 @@ class TextRanking(Task):
         found = examples.answers(outputs, {})
         scores = found[:, 1] - found[:, 0]
         if not np.isfinite(scores).all():
-            raise ModelError("The model's scores are not finite.", mend="export or quantize it anew")
+            raise ModelError("The model's scores are not finite.", hint="export or quantize it anew")
         own = examples.labels[np.asarray(indices)]
         return {_SCORES: scores, _RELEVANCE: own[:, 0], _QUERIES: own[:, 1].astype(np.int64)}
 

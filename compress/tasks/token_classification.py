@@ -50,7 +50,7 @@ def _words(value: Any) -> str | None:
     if not isinstance(words, list | tuple):
         raise TypeError
     if not words:
-        raise DataError("The sentence is empty.", expected="at least one word", mend="take the row out")
+        raise DataError("The sentence is empty.", expected="at least one word", hint="take the row out")
     for word in words:
         if not isinstance(word, str):
             raise TypeError
@@ -166,7 +166,7 @@ class TokenClassification(Task):
             raise DataError("The split has no labels, so nothing can be evaluated on it.", expected="a column tags")
         logits = outputs[examples.answer]
         if not np.isfinite(logits).all():
-            raise ModelError("The model's outputs are not finite.", mend="export or quantize it anew")
+            raise ModelError("The model's outputs are not finite.", hint="export or quantize it anew")
         chosen = logits.argmax(axis=-1)
         found, wanted = [], []
         for row, index in enumerate(indices):

@@ -35,7 +35,7 @@ def python_kinds(texts: Sequence[str]) -> np.ndarray:
                 f"A text is no Python: {error}.",
                 where=f"data.also, row {row + 1}",
                 expected="whole files of Python",
-                mend="take it out, or call the split `text` in data.also",
+                hint="take it out, or call the split `text` in data.also",
             ) from error
     return np.concatenate(found[:-1])
 

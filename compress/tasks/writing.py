@@ -40,7 +40,7 @@ def _judged(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     wanted = labels[labels != IGNORED].astype(np.int64)
     own = logits[: len(wanted)]
     if not np.isfinite(own).all():
-        raise ModelError("The model's outputs are not finite.", mend="export or quantize it anew")
+        raise ModelError("The model's outputs are not finite.", hint="export or quantize it anew")
     loss = negative_log_likelihood(own, wanted)
     return float(loss.mean()), float((own.argmax(axis=-1) == wanted).mean())
 

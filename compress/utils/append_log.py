@@ -39,7 +39,7 @@ class AppendedLines:
             *lines, rest = file.read().split(b"\n")
         return lines, rest
 
-    def mend(self) -> int:
+    def repair(self) -> int:
         """Take off what was cut short; how many bytes that was."""
         rest = len(self.read()[1])
         if rest:

@@ -26,25 +26,25 @@ from difflib import get_close_matches
 class CompressError(Exception):
     """Base of all expected errors; the command line prints it without a traceback.
 
-    Attributes: ``what`` happened, ``where`` (file, line, field), what was ``expected``, how to ``mend`` it.
+    Attributes: ``what`` happened, ``where`` (file, line, field), what was ``expected``, how to ``hint`` it.
     """
 
     exit_code = 3
 
     def __init__(
-        self, what: str, *, where: str | None = None, expected: str | None = None, mend: str | None = None
+        self, what: str, *, where: str | None = None, expected: str | None = None, hint: str | None = None
     ) -> None:
         self.what = what
         self.where = where
         self.expected = expected
-        self.mend = mend
+        self.hint = hint
         super().__init__(what)
 
     def __str__(self) -> str:
         lines = [self.what]
         lines += [f"  where:    {self.where}"] if self.where else []
         lines += [f"  expected: {self.expected}"] if self.expected else []
-        lines += [f"  to mend:  {self.mend}"] if self.mend else []
+        lines += [f"  hint:     {self.hint}"] if self.hint else []
         return "\n".join(lines)
 
 
@@ -93,11 +93,11 @@ class Problem:
 class RecipeError(InputError):
     """A recipe, or another file that is read as strictly, with one or more problems, all reported at once."""
 
-    def __init__(self, problems: Sequence[Problem], subject: str = "The recipe", mend: str | None = None) -> None:
+    def __init__(self, problems: Sequence[Problem], subject: str = "The recipe", hint: str | None = None) -> None:
         self.problems = tuple(problems)
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
         lines = "\n".join(f"  {problem}" for problem in self.problems)
-        super().__init__(f"{subject} has {count}:\n{lines}", mend=mend)
+        super().__init__(f"{subject} has {count}:\n{lines}", hint=hint)
 
 
 class ModelError(InputError):
@@ -122,7 +122,7 @@ class MissingExtraError(InputError):
     def __init__(self, package: str, extra: str, needed_by: str) -> None:
         super().__init__(
             f"{needed_by} needs the package {package!r}, which is not installed.",
-            mend=f"pip install 'compress[{extra}]'",
+            hint=f"pip install 'compress[{extra}]'",
         )
 
 
@@ -144,10 +144,10 @@ class StorageError(StageError):
 
 def not_whole(what: str, where: object, expected: str | None = None) -> ModelError:
     """The error of an artifact that something is missing from."""
-    return ModelError(what, where=str(where), expected=expected, mend="copy the folder again with all of its files")
+    return ModelError(what, where=str(where), expected=expected, hint="copy the folder again with all of its files")
 
 
 def broken(what: str, where: object, stage: str) -> ModelError:
     """The error of a file that cannot be opened; ``stage`` makes such files."""
     again = f"write it again with the stage {stage}, or copy the folder again with all of its files"
-    return ModelError(what, where=str(where), mend=again)
+    return ModelError(what, where=str(where), hint=again)

@@ -49,7 +49,7 @@ def storage_errors(place: Path) -> Iterator[None]:
         raise StorageError(
             f"The folder for artifacts cannot be used: {error.strerror or error}.",
             where=str(error.filename or place),
-            mend="check that it is a folder and its permissions, or name another folder with --artifacts",
+            hint="check that it is a folder and its permissions, or name another folder with --artifacts",
         ) from error
 
 
@@ -58,6 +58,6 @@ def disk_full(place: Path) -> StorageError:
     return StorageError(
         "The disk is full.",
         where=str(place),
-        mend="free space (`compress cache prune`) or name another folder with --artifacts, then run again; "
+        hint="free space (`compress cache prune`) or name another folder with --artifacts, then run again; "
         "finished stages are kept",
     )

@@ -76,7 +76,7 @@ def find_device(wanted: str) -> str:
             f"There is no device {wanted!r} here: {fault}.",
             where="device",
             expected="auto, cpu, or a device that torch has on this machine",
-            mend="set device: auto or device: cpu, or install a torch that is built for the device and its driver",
+            hint="set device: auto or device: cpu, or install a torch that is built for the device and its driver",
         )
     return "cuda:0" if wanted == "cuda" else wanted
 
@@ -190,5 +190,5 @@ def within_memory(what: str, lower: str) -> Iterator[None]:
         room = f", of whose {free[1] / 2**30:.1f} GiB {free[0] / 2**30:.1f} are free" if free else ""
         raise DeviceError(
             f"{what} needs more memory than {device} has left{room}.",
-            mend=f"lower {lower}, or set device: cpu; what is finished is kept, and the next run goes on there",
+            hint=f"lower {lower}, or set device: cpu; what is finished is kept, and the next run goes on there",
         ) from error

@@ -141,7 +141,7 @@ def test_a_missing_column_lists_those_found_and_the_nearest(folder):
     assert "'text'" in error.what
     assert "Did you mean 'texts'" in error.what
     assert "texts, label" in error.expected
-    assert "{text: texts}" in error.mend
+    assert "{text: texts}" in error.hint
 
 
 def test_a_mapping_of_a_column_that_the_task_lacks(folder):
@@ -243,7 +243,7 @@ def test_rows_that_also_stand_in_test_are_refused_with_their_lines(folder):
     error = failure(folder)
     assert "2 of 5 rows of the split 'train'" in error.what
     assert error.where == "train.csv:5: GREAT ; train.csv:6: awful"
-    assert "drop_overlap" in error.mend
+    assert "drop_overlap" in error.hint
 
 
 def test_rows_that_also_stand_in_test_are_dropped_where_asked(folder):

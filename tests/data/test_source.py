@@ -54,7 +54,7 @@ def test_a_missing_file_names_the_nearest_and_where_it_was_looked_for(tmp_path):
     error = failure(tmp_path, splits={"train": "review_train.csv"})
     assert error.where == "data.splits.train"
     assert str(tmp_path) in error.expected
-    assert "reviews_train.csv" in error.mend
+    assert "reviews_train.csv" in error.hint
 
 
 def test_a_split_without_a_source_must_be_a_data_file(tmp_path):
@@ -80,7 +80,7 @@ def test_a_folder_with_two_files_of_a_split(tmp_path):
 
 def test_a_source_that_is_a_file_belongs_under_splits(tmp_path):
     make(tmp_path / "a.csv")
-    assert "{train: a.csv}" in failure(tmp_path, source="a.csv").mend
+    assert "{train: a.csv}" in failure(tmp_path, source="a.csv").hint
 
 
 @pytest.mark.parametrize("source", ["./nowhere", "a/b/c", "nowhere.csv", "no such folder"])
@@ -102,7 +102,7 @@ def test_samples_are_opened_only_by_the_function_given(tmp_path):
     assert found == tmp_path / "train.parquet"
     with pytest.raises(DataError, match="is a model") as error:
         locate(tmp_path, source="sample:minilm")
-    assert "compress samples" in error.value.mend
+    assert "compress samples" in error.value.hint
 
 
 def test_unlabeled_text_comes_from_a_file_or_a_sample_that_has_some(tmp_path):
@@ -133,7 +133,7 @@ def test_a_hub_dataset_without_its_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtraError) as error:
         read_hub_split(HubSplit("no/such", "train"), {"text"})
-    assert error.value.mend == "pip install 'compress[hub]'"
+    assert error.value.hint == "pip install 'compress[hub]'"
 
 
 def test_a_hub_dataset_without_network_is_an_error_that_says_so():

@@ -63,9 +63,9 @@ def test_more_than_is_allowed_is_refused_and_so_is_no_number(examples: Examples,
     reference = of_torch(MODEL.module, examples)
     assert prove(reference, shifted(0.0, examples), examples, 1e-5, "It differs").worst < 1e-5
     with pytest.raises(IntegrityError) as caught:
-        prove(reference, shifted(by, examples), examples, 0.2, "It differs from torch", mend="mend it")
+        prove(reference, shifted(by, examples), examples, 0.2, "It differs from torch", hint="mend it")
     assert caught.value.what == f"It differs from torch by {by:.2e}."
-    assert (caught.value.expected, caught.value.mend) == ("at most 0.2 on padded batches", "mend it")
+    assert (caught.value.expected, caught.value.hint) == ("at most 0.2 on padded batches", "mend it")
     assert measure(reference, shifted(0.25, examples), examples).worst == pytest.approx(0.25, abs=1e-5)
 
 

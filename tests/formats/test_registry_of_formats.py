@@ -14,17 +14,17 @@ import pytest
 from compress.formats.lacking import lacking
 from compress.formats.registry import BUILT_IN, DEFAULT, FORMATS
 from compress.formats.spec import FormatSpec, load
-from compress.stages import STAGES
+from compress.stages.registry import STAGES
 
 ROOT = Path(__file__).parents[2]
 LIST = """
 from compress.formats.lacking import lacking
 from compress.formats.registry import FORMATS, PLUGGED
-from compress.plugins import plugin_errors
-from compress.stages import STAGES
+from compress.plugins import plugin_problems
+from compress.stages.registry import STAGES
 print(list(FORMATS), 'export' in STAGES)
 for form in PLUGGED: print(*lacking(form), sep='\\n')
-for error in plugin_errors(): print(error)
+for error in plugin_problems(): print(error)
 """
 PLUGIN = """
 from typing import ClassVar, Literal
@@ -154,7 +154,7 @@ def test_without_its_folder_a_format_is_gone_and_everything_else_works(tmp_path:
 import compress.cli, compress.recipe.loading
 from compress.formats.registry import FORMATS
 from compress.formats.targets import PROFILES
-from compress.stages import STAGES
+from compress.stages.registry import STAGES
 assert compress.__file__.startswith({str(tmp_path)!r}), compress.__file__
 print(list(FORMATS), 'litert' in STAGES, PROFILES['android'].allowed)
 """

@@ -91,7 +91,7 @@ OF_DRAWING = """
 import sys
 from compress.formats.silence import quiet_libraries
 quiet_libraries()
-from compress.training import denoiser_pruning, fewer_steps, small_decoder
+from compress.stages.diffusion import denoiser_pruning, step_distillation, tiny_autoencoder
 from compress.models.diffusion_sampling import import_diffusers
 diffusers = import_diffusers()
 diffusers.AutoencoderKL, diffusers.UNet2DConditionModel, diffusers.StableDiffusionPipeline

@@ -89,7 +89,7 @@ def test_a_disk_that_fills_anywhere_in_a_stage(
         except StorageError as error:
             full += 1
             assert error.what == "The disk is full.", error
-            assert error.mend is not None and "run again" in error.mend
+            assert error.hint is not None and "run again" in error.hint
         # Later stages may be those that find no room.
         assert len(Cache(disk / "cache").entries()) >= index
         filler.file.unlink()

@@ -63,7 +63,7 @@ def check(
 def breach(*arguments: Any, **options: Any) -> str:
     with pytest.raises(IntegrityError) as caught:
         check(*arguments, **options)
-    assert caught.value.what.startswith("Stage 'squeeze': ") and caught.value.mend
+    assert caught.value.what.startswith("Stage 'squeeze': ") and caught.value.hint
     assert caught.value.exit_code == 3
     return caught.value.what
 

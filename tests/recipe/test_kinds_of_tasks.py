@@ -11,7 +11,7 @@ import pytest
 from compress.formats.registry import FORMATS
 from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Recipe
-from compress.stages import STAGES
+from compress.stages.registry import STAGES
 from compress.tasks.registry import get_task
 from compress.utils.errors import RecipeError
 

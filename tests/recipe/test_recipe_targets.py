@@ -11,7 +11,7 @@ from compress.formats.registry import FORMATS
 from compress.recipe.chosen_target import OWN_FIELDS
 from compress.recipe.loading import dump_recipe, read_recipe
 from compress.recipe.recipe import Recipe
-from compress.stages import STAGES
+from compress.stages.registry import STAGES
 from compress.utils.errors import RecipeError
 
 RECIPE = """\

@@ -116,4 +116,4 @@ def test_a_run_is_found_by_folder_file_and_recipe_name(tmp_path: Path) -> None:
         assert find_report(given, runs).resolve() == report
     with pytest.raises(InputError, match="no report of 'quickstrat'") as caught:
         find_report(Path("quickstrat"), runs)
-    assert "name one of: quickstart" in (caught.value.mend or "")
+    assert "name one of: quickstart" in (caught.value.hint or "")

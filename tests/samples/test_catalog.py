@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from compress import plugins
-from compress.plugins import plugin_errors
+from compress.plugins import plugin_problems
 from compress.samples.sample import find_sample, known_samples
 from compress.utils.errors import SampleError
 
@@ -46,7 +46,7 @@ def test_samples_of_any_installed_package_are_found(registered: list[tuple[str, 
     registered.append(("own", "own_samples:OWN"))
     assert list(known_samples()) == ["words", "more-words"]
     assert find_sample("sample:words").requirements == "a==1"
-    assert plugin_errors() == ()
+    assert plugin_problems() == ()
 
 
 def test_without_a_package_of_samples_the_command_is_named(registered: list[tuple[str, str]]) -> None:

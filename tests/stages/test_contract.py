@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from stage_contract import Ran, check_contract, check_reads, make_context, make_input, run, stage_of
 
-from compress.stages import STAGES
+from compress.stages.registry import STAGES
 from compress.utils.digests import digest_directory
 
 QUICK = {"epochs": 0.5, "batch_size": 16, "learning_rate": 1e-3}

@@ -22,7 +22,7 @@ from compress.models.model import Model
 from compress.models.torch_model import TorchModel
 from compress.pipeline.integrity import PROBES, Contract, Probe, probed, weigh
 from compress.stages.base import Context, Stage
-from compress.stages import STAGES
+from compress.stages.registry import STAGES
 from compress.tasks.registry import get_task
 from compress.utils.progress import SilentProgress
 

@@ -107,14 +107,14 @@ def test_a_prompt_without_the_image_is_named(tmp_path: Path, folder: Path) -> No
     rows = table(2)
     with pytest.raises(DataError, match=r"'where is it bright \?' has the image's token <image> 0 times") as caught:
         TASK.encode(rows, plain.processor, None, 64)
-    assert caught.value.where == "row 1" and "write <image> into the text" in str(caught.value.mend)
+    assert caught.value.where == "row 1" and "write <image> into the text" in str(caught.value.hint)
     whole = rows.set_column(1, "text", [["<image> where ?", "user : <image> what ?"]])
     assert TASK.encode(whole, plain.processor, None, 64).inputs[1]["input_ids"][:6].tolist() == [5, 7, 4, 4, 4, 4]
     twice = rows.set_column(1, "text", [["where ?", "<image> what ?"]])
     chat = TASK.load(folder, None, trust_remote_code=False)
     with pytest.raises(DataError, match="1 times") as caught:
         TASK.encode(twice, chat.processor, None, 64)
-    assert caught.value.where == "row 2" and "take <image> out" in str(caught.value.mend)
+    assert caught.value.where == "row 2" and "take <image> out" in str(caught.value.hint)
 
 
 def test_a_prompt_that_leaves_no_room_is_named_and_an_answer_is_cut(folder: Path) -> None:

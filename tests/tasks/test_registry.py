@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from compress import plugins
-from compress.plugins import plugin_errors
-from compress.stages import STAGES
+from compress.plugins import plugin_problems
+from compress.stages.registry import STAGES
 from compress.tasks import capability, registry
 from compress.tasks.capability import (
     ANSWERS_AT_ONCE,
@@ -169,7 +169,7 @@ def plugged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[st
 def test_a_task_of_another_package_is_one_of_them(plugged: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     plugged["mine"] = "plugged_tasks:SENTIMENT"
     found = registry._registered()
-    assert list(found) == [*TASK_NAMES, "sentiment"] and not plugin_errors()
+    assert list(found) == [*TASK_NAMES, "sentiment"] and not plugin_problems()
     monkeypatch.setattr(registry, "TASKS", found)
     assert tasks_with(frozenset({"has stars"})) == ("sentiment",)
     assert tasks_with(STAGES["finetune"].requires)[-1] == "sentiment"
@@ -189,7 +189,7 @@ def test_a_task_of_another_package_is_one_of_them(plugged: dict[str, str], monke
 def test_a_task_that_cannot_be_used_is_named(plugged: dict[str, str], value: str, reason: str) -> None:
     plugged |= {"fine": "plugged_tasks:SENTIMENT", "wrong": value}
     assert list(registry._registered()) == [*TASK_NAMES, "sentiment"]
-    (error,) = plugin_errors()
+    (error,) = plugin_problems()
     assert reason in str(error) and error.package == value.partition(":")[0]
 
 

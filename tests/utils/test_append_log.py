@@ -51,5 +51,5 @@ def test_what_stands_behind_the_last_line_break_is_no_line(tmp_path: Path) -> No
     found, rest = lines.read()
     assert (len(found), rest) == (2, b"cut sho")
     assert lines.read(4)[0] == found[1:]
-    assert lines.mend() == 7
+    assert lines.repair() == 7
     assert lines.read() == (found, b"")

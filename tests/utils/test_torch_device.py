@@ -17,7 +17,7 @@ from compress.pipeline.keys import Keys
 from compress.pipeline.planning import make_plan
 from compress.recipe.recipe import Recipe
 from compress.stages.base import Stage
-from compress.stages import STAGES
+from compress.stages.registry import STAGES
 from compress.stages.training.processes import own_device
 from compress.utils import torch_device
 from compress.utils.errors import DeviceError, InputError

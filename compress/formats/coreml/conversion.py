@@ -78,7 +78,7 @@ def to_coreml(
             raise StageError(
                 f"The model cannot be converted for Core ML: {first_line(error)}",
                 expected="operators that coremltools knows",
-                mend="leave this target out, or export to another format",
+                hint="leave this target out, or export to another format",
             ) from error
         if precision == "int8":
             made = _in_few_bits(coremltools, made, word_table(model.module), table_bits)

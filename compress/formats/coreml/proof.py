@@ -43,7 +43,7 @@ def prove_stored(made: CoreMlModel, model: TorchModel) -> str:
             raise IntegrityError(
                 f"The stored matrix {one.name!r} differs from the model's by {apart.max():.2e}.",
                 expected="at most half a step of its grid",
-                mend="this is a defect of the stage; please report it with the recipe",
+                hint="this is a defect of the stage; please report it with the recipe",
             )
         held += 1
         worst = max(worst, float(apart.max()))

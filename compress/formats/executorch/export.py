@@ -251,7 +251,7 @@ def _refused(traced: Any, reason: str, text: str) -> StageError:
     return StageError(
         f"ExecuTorch cannot run the model: {reason}{f' ({shown})' if places else ''}",
         expected="operators that XNNPACK or ExecuTorch's portable kernels have",
-        mend="replace that module, or leave this target out",
+        hint="replace that module, or leave this target out",
     )
 
 

@@ -60,5 +60,5 @@ def read_interface(folder: Path) -> Interface:
             "The config does not name the program's inputs and outputs.",
             where=str(config),
             expected=f"an entry {INTERFACE} with inputs and outputs",
-            mend="write the program again with the stage executorch",
+            hint="write the program again with the stage executorch",
         ) from error

@@ -92,7 +92,7 @@ class ExecuTorchSession:
                 f"The model's input {name} cannot be {array.dtype.name} {list(array.shape)}.",
                 where=self._where,
                 expected=f"{dtype} [rows{', ' if shape else ''}{shape}]",
-                mend="for longer texts, write the program again with a larger max_length",
+                hint="for longer texts, write the program again with a larger max_length",
             )
         return array
 

@@ -53,7 +53,7 @@ def block_type(bits: int, symmetric: bool, name: str) -> str:
         f"GGUF has no block type for {bits} bits with zero points.",
         where=name,
         expected=f"symmetric weights of up to 8 bits, or up to {max(types.values())} bits with zero points",
-        mend="quantize with sym: true",
+        hint="quantize with sym: true",
     )
 
 
@@ -64,14 +64,14 @@ def check_blocks(columns: int, group_size: int, name: str) -> None:
             f"A layer {columns} wide is no multiple of {BLOCK}, so GGUF cannot hold it quantized.",
             where=name,
             expected=f"a multiple of {BLOCK}",
-            mend="leave the layer in floating point",
+            hint="leave the layer in floating point",
         )
     if group_size % BLOCK:
         raise ModelError(
             f"Groups of {group_size} do not fill GGUF's blocks of {BLOCK}.",
             where=name,
             expected=f"group_size a multiple of {BLOCK}, or -1 for a whole row",
-            mend=f"quantize with group_size: {BLOCK} or 64",
+            hint=f"quantize with group_size: {BLOCK} or 64",
         )
 
 

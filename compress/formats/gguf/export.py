@@ -95,7 +95,7 @@ def plan_gguf(checkpoint: Checkpoint, types: Types = AS_IT_IS) -> list[PlannedTe
             "The checkpoint has an adapter, which GGUF keeps in a file of its own.",
             where=str(checkpoint.folder / ADAPTER),
             expected="a checkpoint without an adapter",
-            mend="leave out the stage that adds it, or merge the adapter before quantization with merge_lora",
+            hint="leave out the stage that adds it, or merge the adapter before quantization with merge_lora",
         )
     architecture = GgufArchitecture.of(checkpoint)
     _check_all_known(checkpoint, architecture)
@@ -190,7 +190,7 @@ class _Plan:
                 f"GGUF has one type for all experts of a block, and {str(kept).removesuffix('.weight')} is not "
                 "quantized as the others are.",
                 where=str(self.checkpoint.folder),
-                mend="quantize all experts of a block, or none",
+                hint="quantize all experts of a block, or none",
             )
         alike = tuple(self._part(tensor, source, kinds[-1]) for source in tensor.sources)
         shape = (len(alike), *alike[0].shape)
@@ -210,7 +210,7 @@ class _Plan:
             raise ModelError(
                 f"GGUF keeps {module} in another shape, in which its integers have no place.",
                 where=str(self.checkpoint.folder),
-                mend=f"leave the layer in floating point: keep: ['*.{module.rpartition('.')[2]}']",
+                hint=f"leave the layer in floating point: keep: ['*.{module.rpartition('.')[2]}']",
             )
         return self._integers(tensor, module, about, wider)
 
@@ -259,7 +259,7 @@ class _Plan:
                 raise ModelError(
                     f"The tensor {source!r} holds values beyond float16's range, or NaN.",
                     where=str(self.checkpoint.folder),
-                    mend="write it with float_type: f32",
+                    hint="write it with float_type: f32",
                 )
             values = values if order is None else values[order]
             if kind in _FLOAT_FILES:

@@ -176,7 +176,7 @@ def _check_layout(loaded: ctypes.CDLL) -> None:
             f"llama.cpp's settings are laid out otherwise than in {PACKAGE} {VERSION}: {found}.",
             where=os.environ.get(VARIABLE),
             expected=str(_CONTEXT_DEFAULTS),
-            mend=f"unset {VARIABLE} and pip install '{PACKAGE}=={VERSION}'",
+            hint=f"unset {VARIABLE} and pip install '{PACKAGE}=={VERSION}'",
         )
 
 
@@ -216,7 +216,7 @@ class LlamaModel:
             raise ModelError(
                 f"llama.cpp cannot open the model: {'; '.join(_said) or 'it gives no reason'}",
                 where=str(file),
-                mend="write the file again, or take one of an architecture that llama.cpp knows",
+                hint="write the file again, or take one of an architecture that llama.cpp knows",
             )
         self._vocabulary = self._library.llama_model_get_vocab(self.pointer)
         self.vocabulary = int(self._library.llama_vocab_n_tokens(self._vocabulary))
@@ -253,7 +253,7 @@ class LlamaContext:
         if not self.pointer:
             raise StageError(
                 f"llama.cpp has no room for {length} tokens: {'; '.join(_said) or 'it gives no reason'}",
-                mend="free some memory, or take a shorter context",
+                hint="free some memory, or take a shorter context",
             )
         self.length = int(self._library.llama_n_ctx(self.pointer))
         self._most = int(self._library.llama_n_batch(self.pointer))

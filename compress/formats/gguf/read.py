@@ -141,9 +141,9 @@ def _truncated(path: Path, found: str) -> ModelError:
     return ModelError(
         f"The GGUF file is truncated: it has {found}.",
         where=str(path),
-        mend="Fetch or copy the file again; its download or copy stopped early.",
+        hint="Fetch or copy the file again; its download or copy stopped early.",
     )
 
 
 def _broken(path: Path, reason: str) -> ModelError:
-    return ModelError(f"Not a valid GGUF file: {reason}.", where=str(path), mend="Fetch the file again.")
+    return ModelError(f"Not a valid GGUF file: {reason}.", where=str(path), hint="Fetch the file again.")

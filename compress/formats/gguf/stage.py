@@ -171,7 +171,7 @@ def _written(model: Checkpoint, file: Path, types: Types) -> list[Difference]:
         raise StageError(
             f"The tensor {worst.name!r} came back from the file with a difference of {worst.largest:.1e}.",
             expected=f"at most {worst.allowed:.1e} of its largest weight in {worst.kind}",
-            mend="this is a defect of the stage; please report it with the recipe",
+            hint="this is a defect of the stage; please report it with the recipe",
         )
     return found
 

@@ -46,7 +46,7 @@ def to_litert(model: TorchModel, examples: Examples, lengths: tuple[int, ...]) -
             raise StageError(
                 f"The model cannot be converted for LiteRT: {first_line(error)}",
                 expected="operators that litert-torch knows",
-                mend="leave this target out, or export to another format",
+                hint="leave this target out, or export to another format",
             ) from error
     return named_after(content, {name: value.numpy() for name, value in model.tensors().items()})
 

@@ -97,7 +97,7 @@ def _holding(model: Any, length: int | None, file: Path) -> Any:
         if (_length(model, one) or 0) >= (length or 0):
             return one
     raise InputError(
-        f"No signature of {file.name} holds {length} tokens.", where=str(file), mend="write it with longer lengths"
+        f"No signature of {file.name} holds {length} tokens.", where=str(file), hint="write it with longer lengths"
     )
 
 

@@ -35,7 +35,7 @@ def quantize_litert(
             )
     except (RuntimeError, ValueError, NotImplementedError) as error:
         raise StageError(
-            f"The model cannot be quantized for LiteRT: {error}", mend="set precision: fp32, or leave this target out"
+            f"The model cannot be quantized for LiteRT: {error}", hint="set precision: fp32, or leave this target out"
         ) from error
     return bytes(made.quantized_model)
 

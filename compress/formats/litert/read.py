@@ -30,7 +30,7 @@ def read_litert(content: Content, file: Path) -> list[StoredTensor]:
         raise ModelError(
             f"{file.name} cannot be read without the package that has its schema.",
             where=str(file),
-            mend="pip install 'compress[litert]'",
+            hint="pip install 'compress[litert]'",
         ) from error
     try:
         return _named_apart(_tensors(Model.GetRootAs(content, 0), content, file))
@@ -38,7 +38,7 @@ def read_litert(content: Content, file: Path) -> list[StoredTensor]:
         raise ModelError(
             f"{file.name} is cut or broken: {error}",
             where=str(file),
-            mend="copy it again, or write it again with the stage litert",
+            hint="copy it again, or write it again with the stage litert",
         ) from error
 
 

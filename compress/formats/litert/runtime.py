@@ -85,7 +85,7 @@ class LiteRtSession:
                 f"A row of {length} tokens does not fit." if longest else f"A row does not fit: {error}",
                 where=self._where,
                 expected=f"at most {longest} tokens" if longest else f"rows of {signature.shapes}",
-                mend="write the model with longer lengths (stage litert), or cut the text" if longest else None,
+                hint="write the model with longer lengths (stage litert), or cut the text" if longest else None,
             ) from error
         try:
             answer: dict[str, np.ndarray] = signature.runner(**feed)
@@ -133,10 +133,10 @@ class LiteRtRuntime:
             raise ModelError(
                 f"LiteRT cannot open the file: {error}",
                 where=str(file),
-                mend="write it again with the stage litert, or copy it again",
+                hint="write it again with the stage litert, or copy it again",
             ) from error
         if not interpreter.get_signature_list():
-            raise ModelError("The file names no signature.", where=str(file), mend="write it with the stage litert")
+            raise ModelError("The file names no signature.", where=str(file), hint="write it with the stage litert")
         return LiteRtSession(interpreter, str(file), threads)
 
     def unavailable(self, target: Target) -> str | None:

@@ -147,7 +147,7 @@ def prove_drawing(
             raise IntegrityError(
                 f"The graph of {name} differs from torch by {apart.worst:.2e}; the largest is {apart.largest:.1f}.",
                 expected=f"at most {tolerance:g} of it, at all sizes and batches",
-                mend="set fusions: false, try another opset, or raise tolerance if the difference is acceptable",
+                hint="set fusions: false, try another opset, or raise tolerance if the difference is acceptable",
             )
     return found
 
@@ -170,7 +170,7 @@ def drawing_folder(model: GeneratorModel, graphs: Mapping[str, onnx.ModelProto])
             f"No graph is made of {', '.join(unwritten)}.",
             where="export",
             expected="a text encoder, a denoiser and a VAE",
-            mend="write `safety_checker: leave_out` into the recipe, and see to what is shown to people yourself",
+            hint="write `safety_checker: leave_out` into the recipe, and see to what is shown to people yourself",
         )
     companions = model.companions()
     for name, folder in model.kept.items():

@@ -189,13 +189,13 @@ def _refused(model: TorchModel, error: Exception | None) -> StageError | ModelEr
         return ModelError(
             f"{type(model.module).__name__} computes with the length of its input as with a fixed number.",
             expected="a model whose graph holds for every length",
-            mend=f"choose another family; the exporter says: {' '.join(guard.split())[:300]}",
+            hint=f"choose another family; the exporter says: {' '.join(guard.split())[:300]}",
         )
     return _failed(error)
 
 
 def _failed(error: Exception | None) -> StageError:
-    return StageError(f"The model cannot be exported to ONNX: {error}", mend="try another opset, or fusions: false")
+    return StageError(f"The model cannot be exported to ONNX: {error}", hint="try another opset, or fusions: false")
 
 
 @contextmanager

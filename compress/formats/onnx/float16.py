@@ -40,7 +40,7 @@ def to_float16(graph: onnx.ModelProto, kept: Collection[str] = ()) -> onnx.Model
             raise StageError(
                 f"The tensor {name!r} holds values beyond float16's largest, 65,504.",
                 expected="weights that float16 can hold",
-                mend="name the operators that read it in keep, and they stay in float32",
+                hint="name the operators that read it in keep, and they stay in float32",
             )
     source = onnx.ModelProto()
     source.CopyFrom(graph)
@@ -180,7 +180,7 @@ def prove_float16_calls(
             raise IntegrityError(
                 f"In float16 there is NaN or infinity in what comes of {part}, at {name}.",
                 expected="finite numbers, as in float32",
-                mend=_MEND,
+                hint=_MEND,
             )
         worst = max(worst, float(np.abs(exact - found).max()))
         low, high = min(low, float(exact.min())), max(high, float(exact.max()))
@@ -196,7 +196,7 @@ def _opened(*graphs: onnx.ModelProto) -> list[OnnxSession]:
     except FAILURES as error:
         raise StageError(
             f"ONNX Runtime does not open the float16 graph: {str(error).splitlines()[0]}",
-            mend="name the operators that it mentions in keep, and they stay in float32",
+            hint="name the operators that it mentions in keep, and they stay in float32",
         ) from error
 
 
@@ -204,5 +204,5 @@ def _differs(what: str, share: float, tolerance: float, where: str) -> Integrity
     return IntegrityError(
         f"In float16 the {what} differ from float32's by {share:.1%} of their range.",
         expected=f"at most {tolerance:.1%} {where}",
-        mend=_MEND,
+        hint=_MEND,
     )

@@ -252,5 +252,5 @@ def _broken(path: Path, reason: str) -> ModelError:
         f"Not a whole ONNX file: {reason}.",
         where=str(path),
         expected="a file as onnx.save writes it",
-        mend="Fetch, copy or export the file again.",
+        hint="Fetch, copy or export the file again.",
     )

@@ -71,7 +71,7 @@ def read_graph_file(file: Path) -> onnx.ModelProto:
             f"The graph cannot be read: {first_line(error)}",
             where=str(file),
             expected="a whole .onnx file, and beside it the files that its weights lie in",
-            mend="fetch or export it again",
+            hint="fetch or export it again",
         ) from error
     _refuse_no_numbers(graph, file)
     if not graph.graph.output:
@@ -79,7 +79,7 @@ def read_graph_file(file: Path) -> onnx.ModelProto:
             "The graph has no outputs, so it answers nothing.",
             where=str(file),
             expected="at least one output",
-            mend="export the model again, and name what it returns",
+            hint="export the model again, and name what it returns",
         )
     return graph
 
@@ -93,7 +93,7 @@ def _refuse_no_numbers(graph: onnx.ModelProto, file: Path) -> None:
                 f"The tensor {tensor.name!r} holds values that are no numbers (NaN).",
                 where=str(file),
                 expected="weights of numbers",
-                mend="export another checkpoint: a training run that diverged leaves such weights",
+                hint="export another checkpoint: a training run that diverged leaves such weights",
             )
 
 
@@ -105,7 +105,7 @@ def _opened(graph: onnx.ModelProto, file: Path) -> onnxruntime.InferenceSession:
             f"The graph has ONNX operator set {opset}, which is newer than is known here.",
             where=str(file),
             expected=f"operator set {newest} or older (onnx {onnx.__version__})",
-            mend="export it with an older one, such as opset_version=21, or install newer onnx and onnxruntime",
+            hint="export it with an older one, such as opset_version=21, or install newer onnx and onnxruntime",
         )
     try:
         return open_session(graph)
@@ -114,7 +114,7 @@ def _opened(graph: onnx.ModelProto, file: Path) -> onnxruntime.InferenceSession:
             f"ONNX Runtime {onnxruntime.__version__} does not open the graph: {first_line(error)}",
             where=str(file),
             expected="a graph of operators that ONNX Runtime has, all of their inputs there",
-            mend="export it again; operators of one's own need a library that compress does not load",
+            hint="export it again; operators of one's own need a library that compress does not load",
         ) from error
 
 

@@ -146,7 +146,7 @@ def _read(path: Path) -> onnx.ModelProto:
             f"The graph cannot be read: {' '.join(str(error).split())}",
             where=str(path),
             expected=f"a whole .onnx file, and {path.name}_data beside it where its weights lie there",
-            mend="copy the folder again with all of its files, or write the model anew with the stage export",
+            hint="copy the folder again with all of its files, or write the model anew with the stage export",
         ) from error
 
 
@@ -187,7 +187,7 @@ def find_graphs(artifact: Path) -> tuple[Path, ...]:
             f"The folder holds {', '.join(file.name for files in parts for file in files)}.",
             where=str(artifact),
             expected=" and ".join(f"one {name}*.onnx" for name in names),
-            mend="leave one file of each in the folder, or write the model anew with the stage export",
+            hint="leave one file of each in the folder, or write the model anew with the stage export",
         )
     return found
 
@@ -204,7 +204,7 @@ def _drawing_graphs(artifact: Path) -> tuple[Path, ...]:
             f"The folder holds {', '.join(file.relative_to(artifact).as_posix() for file in found) or 'no graph'}.",
             where=str(artifact),
             expected=", ".join(f"{part}/{FLOAT_GRAPH}" for part in DRAWING),
-            mend="write the model anew with the stage export",
+            hint="write the model anew with the stage export",
         )
     return found
 

@@ -20,4 +20,4 @@ def prove_equal(graph: onnx.ModelProto, model: TorchModel, examples: Examples, t
     """The largest difference of a logit, or of an embedding's entry, from torch. Raises `IntegrityError`."""
     what = f"The exported graph's {examples.answers_are} differ from torch"
     reference, found = of_torch(model.module, examples), of_session(session_of(graph), examples)
-    return prove(reference, found, examples, tolerance, what, mend=_MEND).worst
+    return prove(reference, found, examples, tolerance, what, hint=_MEND).worst

@@ -47,7 +47,7 @@ def add_sentence_embedding(model: onnx.ModelProto, modules: SentenceModules) -> 
         raise StageError(
             f"Pooling by {', '.join(modules.modes)} isn't written into a graph.",
             expected=f"one of {', '.join(_POOLED)}",
-            mend="leave sentence_embedding: false; sentence-transformers pools what the graph gives",
+            hint="leave sentence_embedding: false; sentence-transformers pools what the graph gives",
         )
     tail = _Tail(model.graph)
     value = _mean(tail) if modules.modes == ("mean",) else _first(tail)

@@ -66,14 +66,14 @@ def _external(item: Initializer, file: Path) -> tuple[Path, int, int]:
             f"The tensor {item.name!r} names {location!r} as its file, which lies outside the model folder.",
             where=str(file),
             expected="external data beside the ONNX file",
-            mend="Save the model again with its data beside it.",
+            hint="Save the model again with its data beside it.",
         )
     if not path.is_file():
         raise ModelError(
             f"The file {location!r} with the weights is missing.",
             where=str(file),
             expected=f"{location} beside it",
-            mend="Copy the data file along with the ONNX file.",
+            hint="Copy the data file along with the ONNX file.",
         )
     return _external_span(item, path)
 
@@ -93,6 +93,6 @@ def _external_span(item: Initializer, path: Path) -> tuple[Path, int, int]:
         raise ModelError(
             f"The external data is truncated: {item.name!r} ends at byte {offset + length} of {size}.",
             where=str(path),
-            mend="Fetch, copy or export the model again.",
+            hint="Fetch, copy or export the model again.",
         )
     return path, offset, length

@@ -45,7 +45,7 @@ def to_openvino(
             raise StageError(
                 f"OpenVINO cannot read the graph: {str(error).strip().splitlines()[-1]}",
                 expected="operators of ONNX itself",
-                mend="see OpenVINO's list of supported operators, or leave this target out",
+                hint="see OpenVINO's list of supported operators, or leave this target out",
             ) from error
         if precision == "int8":
             model = in_eight_bits(model, table_bits)

@@ -116,7 +116,7 @@ def _converted(
             raise StageError(
                 f"OpenVINO cannot read the decoder: {str(error).strip().splitlines()[-1]}",
                 expected="operators that OpenVINO knows",
-                mend="ship the model as ONNX or GGUF instead",
+                hint="ship the model as ONNX or GGUF instead",
             ) from error
         plain = written(model, IR_FILE)
         if precision == "fp32" and cache is None:
@@ -147,7 +147,7 @@ def _tokenizer(folder: Path) -> dict[str, bytes]:
                 f"openvino-tokenizers cannot follow the tokenizer: {first_line(error)}",
                 where=str(folder),
                 expected="a tokenizer of transformers that it knows",
-                mend="ship the model as ONNX or GGUF instead",
+                hint="ship the model as ONNX or GGUF instead",
             ) from error
     tokenizer, detokenizer = found
     files = {**written(tokenizer, TOKENIZER), **written(detokenizer, DETOKENIZER)}

@@ -32,7 +32,7 @@ def read_ir(content: bytes, where: Path, size: int, weights: Path = Path()) -> t
         constants = tuple(_constants(ElementTree.fromstring(content), weights))
     except (ElementTree.ParseError, KeyError, ValueError) as error:
         raise ModelError(
-            f"The IR cannot be read: {error}", where=str(where), mend="write it again with the stage openvino"
+            f"The IR cannot be read: {error}", where=str(where), hint="write it again with the stage openvino"
         ) from error
     check_spans(constants, size, where)
     return constants

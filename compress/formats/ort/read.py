@@ -55,7 +55,7 @@ def read_ort(content: bytes, file: Path) -> OrtGraph:
         return OrtGraph(nodes, tuple(tensor for graph in graphs for tensor in _tensors(graph, origin, file)))
     except (struct.error, AttributeError, ValueError, TypeError, IndexError, KeyError) as error:
         raise ModelError(
-            f"{file.name} cannot be read: {error}", where=str(file), mend="write it again with the stage ort"
+            f"{file.name} cannot be read: {error}", where=str(file), hint="write it again with the stage ort"
         ) from error
 
 

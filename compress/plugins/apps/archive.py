@@ -71,7 +71,7 @@ def unpack(archive: Path, folder: Path) -> None:
                 with opened.open(entry) as source, (folder / name).open("wb") as sink:
                     shutil.copyfileobj(source, sink, _CHUNK)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeDecodeError) as error:
-        raise BundleError(f"The zip is damaged: {error}", where=str(archive), mend="take it again") from error
+        raise BundleError(f"The zip is damaged: {error}", where=str(archive), hint="take it again") from error
     except OSError as error:
         raise StorageError(
             f"The zip cannot be unpacked: {error.strerror or error}.", where=str(error.filename or archive)
@@ -112,13 +112,13 @@ def _check_seal(archive: Path, comment: bytes) -> None:
         raise BundleError(
             "The zip lacks the seal that `compress bundle` writes at its end.",
             where=str(archive),
-            mend="take it again; or, if it was packed anew on purpose, unpack it and verify the folder",
+            hint="take it again; or, if it was packed anew on purpose, unpack it and verify the folder",
         )
     if comment[len(_MARK) :].decode("ascii", "replace") != _digest_before_seal(archive):
         raise BundleError(
             "The zip was changed after it was written: its SHA-256 differs from the one in its seal.",
             where=str(archive),
-            mend="take it again from where it came",
+            hint="take it again from where it came",
         )
 
 

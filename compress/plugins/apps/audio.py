@@ -131,7 +131,7 @@ def keep_recordings(folder: Path, samples: Sequence[str], rate: int, most_second
         raise InputError(
             "No recording is named for the self-test; what is said can't be drawn from formulas.",
             expected="--sample FILE, one or more: WAV, FLAC or Ogg",
-            mend="name recordings that you may pass on; the page offers them to try",
+            hint="name recordings that you may pass on; the page offers them to try",
         )
     (folder / FOLDER).mkdir()
     names = [f"{FOLDER}/{number}.wav" for number in range(1, len(samples) + 1)]

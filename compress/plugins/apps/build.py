@@ -123,14 +123,14 @@ def _check(wanted: Wanted, output: Path, archive: Path) -> None:
             f"A bundle for {wanted.profile.name} cannot hold a model of {wanted.recipe.task} in the format {form}.",
             where=str(wanted.model),
             expected=" or ".join(allowed),
-            mend="hand over the model's folder itself: transformers.js, optimum and llama.cpp open it as it is",
+            hint="hand over the model's folder itself: transformers.js, optimum and llama.cpp open it as it is",
         )
     _check_examples(wanted, form)
     if (unread := unread_reason(bundled(form))) is not None:
         raise InputError(f"The model cannot be bundled here: {unread}.", where=str(wanted.model))
     for place in (output, archive):
         if place.exists() or place.is_symlink():
-            raise InputError("The output is there already.", where=str(place), mend="remove it, or name another -o")
+            raise InputError("The output is there already.", where=str(place), hint="remove it, or name another -o")
 
 
 def _check_examples(wanted: Wanted, form: str) -> None:
@@ -211,7 +211,7 @@ def _check_fits(feed: Batch, inputs: Sequence[TensorRecord]) -> None:
                 f"The model takes {entry.name} of shape {list(entry.shape)}, and an app would give it {list(given)}.",
                 where="preprocessor_config.json",
                 expected="a processor that brings every input to the model's size",
-                mend='for pictures "do_resize": true and "size", which changes nothing of those that have it already',
+                hint='for pictures "do_resize": true and "size", which changes nothing of those that have it already',
             )
 
 

@@ -119,7 +119,7 @@ def _try_in_node(folder: Path, progress: Progress) -> None:
         raise BundleError(
             f"The page would answer otherwise than ONNX Runtime here: {reason}",
             expected="the ids and scores of the self-test",
-            mend="a tokenizer or an operator that the web runtime does not have alike; bundle for another target",
+            hint="a tokenizer or an operator that the web runtime does not have alike; bundle for another target",
         )
 
 

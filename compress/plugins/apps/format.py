@@ -86,7 +86,7 @@ def shape_of(interface: Interface, kind: Kind, where: str) -> Shape:
             f"The model takes {', '.join(inputs)} and gives {', '.join(outputs)}.",
             where=where,
             expected=f"{', '.join(sorted(kind.required))}{perhaps}: those of {kind.name}",
-            mend="write it with the stage of `compress` for its format",
+            hint="write it with the stage of `compress` for its format",
         )
     return Shape(_records(inputs, kind), _records(outputs, kind), interface.axes, interface.signatures)
 

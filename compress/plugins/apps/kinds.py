@@ -65,7 +65,7 @@ def kind_of(task: str, model: Path | None = None) -> Kind:
             f"There is no app yet for a {config.get('model_type')} of {task}.",
             where="model",
             expected="a model whose answers the task's app reads; other kinds of it have one",
-            mend="run the ONNX file of the run's folder model/ by code of your own, or take another architecture",
+            hint="run the ONNX file of the run's folder model/ by code of your own, or take another architecture",
         )
     if steps is None or steps not in KINDS:
         made = [name for name, other in TASKS.items() if other.app_steps in KINDS]
@@ -73,6 +73,6 @@ def kind_of(task: str, model: Path | None = None) -> Kind:
             f"There is no app for a model of {task}.",
             where="task",
             expected=f"one of {', '.join(made)}",
-            mend=f"give the task app_steps, which are {' or '.join(map(' and '.join, KINDS))}",
+            hint=f"give the task app_steps, which are {' or '.join(map(' and '.join, KINDS))}",
         )
     return KINDS[steps]

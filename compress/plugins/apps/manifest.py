@@ -144,7 +144,7 @@ def read_manifest(path: Path) -> Manifest:
             f"The {MANIFEST} was changed after it was written.",
             where=str(path),
             expected=f"the digest {json.loads(manifest.sealed())['digest']}, and the layout that `compress` writes",
-            mend="take the bundle again from where it came",
+            hint="take the bundle again from where it came",
         )
     return manifest
 
@@ -160,7 +160,7 @@ def _parsed(content: bytes, where: str) -> Manifest:
             f"The {MANIFEST} has schema {schema!r}.",
             where=where,
             expected=f"schema {SCHEMA}",
-            mend="a newer bundle is verified with a newer compress",
+            hint="a newer bundle is verified with a newer compress",
         )
     try:
         return Manifest.model_validate(fields)

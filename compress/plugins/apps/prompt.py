@@ -91,7 +91,7 @@ def _make_cases(folder: Path, rule: Prompt, samples: Sequence[str], processor: A
         raise InputError(
             f"A prompt has {len(case.input_ids)} tokens: that of {case.text[:60]!r}.",
             expected=f"1 to {rule.max_length} tokens, of which {len(way.ids('x')) - 1} belong to the template",
-            mend="name shorter messages with --sample, or raise data.max_length of the recipe",
+            hint="name shorter messages with --sample, or raise data.max_length of the recipe",
         )
     return fitting
 
@@ -152,5 +152,5 @@ def _no_rule(reason: str) -> ModelError:
     return ModelError(
         f"The chat template cannot be described to an app: {reason}.",
         expected="a fixed text before a message and another behind it, the message itself unchanged",
-        mend="save the tokenizer with such a chat_template, or hand over the model's folder itself",
+        hint="save the tokenizer with such a chat_template, or hand over the model's folder itself",
     )

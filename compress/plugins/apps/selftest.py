@@ -166,6 +166,6 @@ def _failed(where: str, number: int, case: Case, found: str, expected: str) -> B
         f"The self-test fails at case {number}, {case.shown}: {found}.",
         where=where,
         expected=expected,
-        mend="on x86 without VNNI 8-bit products saturate: `compress doctor MODEL --target x86-avx2` says whether "
+        hint="on x86 without VNNI 8-bit products saturate: `compress doctor MODEL --target x86-avx2` says whether "
         "that is it; else the model is not the one that was tested",
     )

@@ -194,7 +194,7 @@ def open_tokenizer(path: Path) -> Any:
         raise BundleError(
             "There is no tokenizer.json, which apps on every platform read.",
             where=str(path),
-            mend="save the model with a fast tokenizer of transformers",
+            hint="save the model with a fast tokenizer of transformers",
         )
     try:
         tokenizer = Tokenizer.from_file(str(path))

@@ -70,7 +70,7 @@ def _find_rewrite(model: Path, outputs: Sequence[TensorRecord]) -> Rewrite:
             "The model writes by beam search, or with penalties, which an app does not.",
             where=str(model / "generation_config.json"),
             expected="the likeliest token each time: no num_beams above 1, no_repeat_ngram_size or min_length",
-            mend="set them so in generation_config.json, and evaluate the model anew: it writes otherwise then",
+            hint="set them so in generation_config.json, and evaluate the model anew: it writes otherwise then",
         )
     return Rewrite(
         output=text_writer.HIDDEN,

@@ -32,7 +32,7 @@ def transferred(folder: Path) -> dict[str, int]:
     """
     program = shutil.which("node")
     if program is None:
-        raise InputError("A budget for browsers is counted in brotli, which takes Node.", mend="put node on PATH")
+        raise InputError("A budget for browsers is counted in brotli, which takes Node.", hint="put node on PATH")
     names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
     names = [name for name in names if not name.startswith(_UNASKED)]
     try:
@@ -71,5 +71,5 @@ def check_budget(sizes: Mapping[str, int], most: int, model: str, contents: Cont
         f"The bundle has {found / _MEGABYTE:.2f} MB compressed, {(found - most) / _MEGABYTE:.2f} MB too many.",
         where=f"biggest, compressed: {shown}",
         expected=f"at most {most} bytes",
-        mend="; ".join(what_helps(contents.stored, weighed, runtime, most)),
+        hint="; ".join(what_helps(contents.stored, weighed, runtime, most)),
     )

@@ -27,7 +27,7 @@ def _find_pooling(model: Path, outputs: Sequence[TensorRecord]) -> Embed:
         raise ModelError(
             f"There is no {MODULES}, which says how the vectors of a text's tokens become one.",
             where=str(model),
-            mend="export the model with `compress`, or save it with sentence-transformers",
+            hint="export the model with `compress`, or save it with sentence-transformers",
         )
     modules, names = read_modules(model), [entry.name for entry in outputs]
     if not {SENTENCE_EMBEDDING, LAST_HIDDEN_STATE} & set(names):
@@ -64,7 +64,7 @@ def _simple(modules: SentenceModules, model: Path) -> tuple[str, bool]:
             f"An app would have to compute what follows the graph: {steps}.",
             where=str(model / MODULES),
             expected=f"pooling by one of {', '.join(POOLED)}, then perhaps Normalize",
-            mend="export: {sentence_embedding: true} has the graph compute it, for a mean or the first token",
+            hint="export: {sentence_embedding: true} has the graph compute it, for a mean or the first token",
         )
     return mode, bool(kinds)
 

@@ -137,7 +137,7 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
                 f"The file {name} was changed.",
                 where=str(folder),
                 expected=f"{record.size_bytes} bytes with the SHA-256 {record.sha256}",
-                mend="take the bundle again from where it came",
+                hint="take the bundle again from where it came",
             )
 
 
@@ -191,7 +191,7 @@ def _lie(folder: Path, what: str, said: str, true: str) -> BundleError:
         f"The {MANIFEST} says {what} {said}.",
         where=str(folder / MANIFEST),
         expected=f"{true}, as the model has them",
-        mend="bundle the model anew; do not trust this bundle",
+        hint="bundle the model anew; do not trust this bundle",
     )
 
 

@@ -80,7 +80,7 @@ def _copied(connection: Connection, blob: Blob, parts: dict[str, int], requireme
     raise DeviceError(
         f"What arrives on {connection.name!r} is not what was sent, {_TRIES} times over.",
         expected="files that have the SHA-256 digests that they have here",
-        mend="look for a failing disk or memory on the device",
+        hint="look for a failing disk or memory on the device",
     )
 
 
@@ -94,5 +94,5 @@ def _check_room(connection: Connection, missing: Sequence[Blob], probe: dict[str
             f"The device {connection.name!r} has too little room: {probe['free_bytes'] / 1e6:.0f} MB are free.",
             where=probe["cache"],
             expected=f"{needed / 1e6:.0f} MB{what}",
-            mend="free some there, or name a `cache` on another disk in the inventory",
+            hint="free some there, or name a `cache` on another disk in the inventory",
         )

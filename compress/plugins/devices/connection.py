@@ -114,7 +114,7 @@ class Connection:
                     raise DeviceError(
                         f"The device {self.name!r} went away: {lost}.",
                         where=self._address,
-                        mend=f"it was tried for {self._patience:.0f} s; the same command goes on from what has arrived",
+                        hint=f"it was tried for {self._patience:.0f} s; the same command goes on from what has arrived",
                     ) from None
                 time.sleep(pause)
                 pause = min(2 * pause, 15.0)
@@ -215,7 +215,7 @@ class Connection:
                 f"The device {self.name!r} has no Python that can be used: {said}",
                 where=f"{self._address}, {self.device.python}",
                 expected="Python 3.11 or newer",
-                mend="install one there, and name it in the inventory: `python: python3.11`",
+                hint="install one there, and name it in the inventory: `python: python3.11`",
             )
         raise DeviceError(
             f"The agent on {self.name!r} failed with exit code {code}: {said or 'it said nothing'}",
@@ -230,7 +230,7 @@ class Connection:
                 f"The device {self.name!r} does not let {self.device.user!r} in: {_last_line(said)}",
                 where=self._address,
                 expected=f"the public half of {key} in ~/.ssh/authorized_keys there",
-                mend=f"ssh-copy-id -i {shlex.quote(key)} -p {port} {shlex.quote(f'{self.device.user}@{host}')}",
+                hint=f"ssh-copy-id -i {shlex.quote(key)} -p {port} {shlex.quote(f'{self.device.user}@{host}')}",
             )
         if any(words in said for words in _STRANGER):
             kind, pinned = self.device.host_key.split()[:2]
@@ -241,7 +241,7 @@ class Connection:
                 "it.",
                 where=self._address,
                 expected=f"{kind} SHA256:{digest}; it showed {f'{kind} {seen[0]}' if seen else 'none of that kind'}",
-                mend=f"if it is the right machine, `ssh-keyscan -p {port} {host}` shows its keys; compare with "
+                hint=f"if it is the right machine, `ssh-keyscan -p {port} {host}` shows its keys; compare with "
                 "`ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` at the machine itself, then put the key under "
                 "host_key",
             )
@@ -253,11 +253,11 @@ class Connection:
         if shutil.which("ssh") is None:
             raise InputError(
                 "Devices are reached with ssh, which is not on PATH.",
-                mend="install OpenSSH's client (Debian: apt-get install openssh-client)",
+                hint="install OpenSSH's client (Debian: apt-get install openssh-client)",
             )
         try:
             if stat.S_IMODE(key.stat().st_mode) & 0o077:
-                raise InputError("The private key may be read by others.", where=str(key), mend=f"chmod 600 {key}")
+                raise InputError("The private key may be read by others.", where=str(key), hint=f"chmod 600 {key}")
         except OSError as error:
             raise InputError(f"The private key cannot be read: {error.strerror}", where=str(key)) from None
         command = ["ssh-keygen", "-y", "-P", "", "-f", str(key)]
@@ -267,7 +267,7 @@ class Connection:
                 f"The private key cannot be used: {_last_line(read.stderr)}",
                 where=str(key),
                 expected="a private key without a passphrase, made for this",
-                mend=f"ssh-keygen -t ed25519 -N '' -f {key}-device",
+                hint=f"ssh-keygen -t ed25519 -N '' -f {key}-device",
             )
 
 

@@ -82,7 +82,7 @@ def busy(name: str, holder: dict[str, Any]) -> DeviceError:
     return DeviceError(
         f"The device {name!r} is taken: {who} has been measuring there since {since}.",
         expected="one bench at a time, since two would disturb each other",
-        mend="wait until that one is done",
+        hint="wait until that one is done",
     )
 
 

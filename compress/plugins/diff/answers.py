@@ -185,7 +185,7 @@ def check_memory(artifacts: Sequence[Path]) -> None:
     if needed > free:
         raise InputError(
             f"Both models take {format_bytes(needed)} of memory, and {format_bytes(free)} are free.",
-            mend="--depth weights reads them tensor by tensor",
+            hint="--depth weights reads them tensor by tensor",
         )
 
 

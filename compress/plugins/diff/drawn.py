@@ -63,7 +63,7 @@ def draw(before: Path, after: Path) -> Drawn:
         "Nothing says what both models take.",
         where=f"{before} and {after}",
         expected="configs with a vocabulary, or with the same image_size and num_channels",
-        mend="name a file of rows with --data, and a recipe that says how they are read with --recipe",
+        hint="name a file of rows with --data, and a recipe that says how they are read with --recipe",
     )
 
 

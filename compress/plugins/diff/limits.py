@@ -76,7 +76,7 @@ def read_limits(written: Iterable[str]) -> dict[str, float]:
             near = nearest_name(name, LIMITS)
             hint = f"did you mean {near!r}?" if near else None
             expected = f"one of {', '.join(LIMITS)}"
-            raise InputError(f"There is no limit {name!r}.", where="--at-most", expected=expected, mend=hint)
+            raise InputError(f"There is no limit {name!r}.", where="--at-most", expected=expected, hint=hint)
         try:
             found[name] = float(number)
         except ValueError:

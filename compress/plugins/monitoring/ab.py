@@ -91,7 +91,7 @@ def compare_in_use(
         raise InputError(
             f"{models[0].task.name} takes many calls for an answer, and one call a request is replayed.",
             expected="a task that answers at once, such as text-classification",
-            mend="compress compare A B --now",
+            hint="compress compare A B --now",
         )
     sides = dict(zip((A, B), models, strict=True))
     examples = {name: _alone(model, traffic) for name, model in sides.items()}

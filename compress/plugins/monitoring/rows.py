@@ -66,7 +66,7 @@ def recorded_sample(recipe: Recipe, columns: tuple[Column, ...], folder: Path, m
         raise DataError(
             "The recipe's data has no test split to compare with.",
             where="data.splits",
-            mend="name rows that the model does well on with --reference",
+            hint="name rows that the model does well on with --reference",
         )
     name = f"the test rows of {recipe.name}"
     return _sample(name, {TEST: recipe.data.splits[TEST]}, recipe, columns, folder, most, progress)

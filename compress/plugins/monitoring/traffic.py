@@ -73,7 +73,7 @@ def _read(path: Path, names: Sequence[str]) -> Rows:
     if not path.is_file():
         near = nearest_name(path.name, [each.name for each in path.absolute().parent.glob("*")])
         raise InputError(
-            f"{path} does not exist.", expected="a file of requests", mend=f"did you mean {near!r}?" if near else None
+            f"{path} does not exist.", expected="a file of requests", hint=f"did you mean {near!r}?" if near else None
         )
     return read_file(path, names)
 
@@ -131,7 +131,7 @@ def _learn(known: dict[int, str], rows: Rows, place: int, numbers: dict[str, int
                 f"A label is of no request: its {ID} is {key!r}.",
                 where=rows.place(place),
                 expected=f"the {ID} of a request",
-                mend=f"did you mean {near!r}?" if near else None,
+                hint=f"did you mean {near!r}?" if near else None,
             )
         number = numbers[value_text(key)]
     if known.setdefault(number, value_text(label).strip()) != value_text(label).strip():

@@ -78,7 +78,7 @@ def restore(path: Path, note: Callable[[str], None]) -> None:
             "This file is no history, or it is damaged and no backup of it can be read.",
             where=str(path),
             expected=f"a file that `compress nightly` made, or none; its backups are {path.name}.backup-1 to -{KEPT}",
-            mend="move it away to begin a new history, or name another file under `history:` in the suite",
+            hint="move it away to begin a new history, or name another file under `history:` in the suite",
         )
     damaged, fresh = _free_name(path), path.with_name(f"{path.name}.backup-new")
     try:

@@ -185,7 +185,7 @@ class History:
                 f"The history cannot be used: {error}",
                 where=str(self.path),
                 expected="a file that this user may write, on a disk with room for it",
-                mend="free some space or name another file under `history:` in the suite",
+                hint="free some space or name another file under `history:` in the suite",
             ) from error
 
     def _mend(self) -> None:
@@ -216,14 +216,14 @@ class History:
                 "This SQLite file is no history of nights.",
                 where=str(self.path),
                 expected="a file that `compress nightly` made, or none",
-                mend="name another file under `history:` in the suite",
+                hint="name another file under `history:` in the suite",
             )
         elif version != VERSION:
             raise InputError(
                 f"The history has schema {version}; this compress reads schema {VERSION}.",
                 where=str(self.path),
                 expected=f"a history of schema {VERSION}",
-                mend="pip install --upgrade compress, or name another file under `history:` in the suite",
+                hint="pip install --upgrade compress, or name another file under `history:` in the suite",
             )
 
 
@@ -241,7 +241,7 @@ def _check_finite(entry: str, row: Measurement) -> None:
             f"A {wrong[0]} that is no finite number cannot go into the history: {getattr(row, wrong[0])}.",
             where=f"{entry}: {row.metric} of {row.model} on {row.target}",
             expected="a finite number",
-            mend="find out why the measurement gave none; nothing of this night was added",
+            hint="find out why the measurement gave none; nothing of this night was added",
         )
 
 

@@ -70,6 +70,6 @@ def push(upload: Upload) -> str:
         raise StageError(
             f"The Hub does not take it: {first_line(error.__cause__ or error)}",
             where=upload.repository,
-            mend="`hf auth whoami` says who you are there; `hf auth login` makes you somebody else",
+            hint="`hf auth whoami` says who you are there; `hf auth login` makes you somebody else",
         ) from None
     return str(done.commit_url)

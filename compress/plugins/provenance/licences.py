@@ -121,7 +121,7 @@ def refuse_forbidden(records: Sequence[LicenceRecord], recipe: Recipe) -> list[s
                 one.words,
                 where="licences",
                 expected="a model whose licence permits it",
-                mend="take another model, or give the reason why you may under `licences.allowed` of the recipe",
+                hint="take another model, or give the reason why you may under `licences.allowed` of the recipe",
             )
     return [one.words for one in found]
 

@@ -94,7 +94,7 @@ def _check_signer(folder: Path, signer: Path, signed: Signed, content: bytes, fi
             f"Another key signed the {signed.what}, {fingerprint}: {_last_line(done)}",
             where=str(folder),
             expected=f"a signature by a key in {signer}, for {signed.namespace}",
-            mend="ask whoever you trust for the signer's public key, and compare its fingerprint "
+            hint="ask whoever you trust for the signer's public key, and compare its fingerprint "
             "(`ssh-keygen -l -f KEY.pub`); do not take the key from where these files came from",
         )
 
@@ -132,7 +132,7 @@ def _ssh_keygen(arguments: list[str], folder: Path, given: bytes) -> subprocess.
     if program is None:
         raise InputError(
             "Signatures are made and checked with ssh-keygen, which is not on PATH.",
-            mend="install OpenSSH's client (Debian: apt-get install openssh-client)",
+            hint="install OpenSSH's client (Debian: apt-get install openssh-client)",
         )
     command = [program, *arguments]
     try:

@@ -111,7 +111,7 @@ def verify_statement(folder: Path, signer: Path | None) -> Proven:
             f"The provenance is signed by {fingerprint}, whom nobody here knows.",
             where=str(folder / SIGNED.signature),
             expected="--signer with the public key of whoever made the model",
-            mend="get the key from the maker and not from where these files came from, and compare its fingerprint "
+            hint="get the key from the maker and not from where these files came from, and compare its fingerprint "
             "(`ssh-keygen -l -f KEY.pub`)",
         )
     for subject in statement.subject:
@@ -146,7 +146,7 @@ def _check_file(folder: Path, subject: Subject) -> None:
             f"The file {subject.name} was changed.",
             where=str(folder),
             expected=f"the SHA-256 {wanted}",
-            mend="take the model again from where it came",
+            hint="take the model again from where it came",
         )
 
 

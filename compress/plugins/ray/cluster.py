@@ -68,7 +68,7 @@ class Cluster:
                 "No machine of the Ray cluster can work on this search.",
                 where=address or "this machine",
                 expected=f"{threads} free processors on a machine with the same packages",
-                mend="OMP_NUM_THREADS=1 asks for one processor a piece of work; what speaks against each machine is "
+                hint="OMP_NUM_THREADS=1 asks for one processor a piece of work; what speaks against each machine is "
                 "said above",
             )
 
@@ -138,7 +138,7 @@ class Cluster:
         if not any(node.places for node in self.nodes.values()):
             raise DeviceError(
                 "No worker is left.",
-                mend="start others (ray start --address=...) and go on with --resume; finished stages are kept",
+                hint="start others (ray start --address=...) and go on with --resume; finished stages are kept",
             )
 
     def close(self) -> None:
@@ -179,5 +179,5 @@ def _unreached(address: str, why: str) -> InputError:
         f"The Ray cluster cannot be reached: {why}",
         where=f"--workers ray:{address}" if address else "--workers ray",
         expected="a cluster that this machine is part of, with the same Python and Ray",
-        mend="ray start --head on one machine, ray start --address=HOST:PORT on the others, this one too",
+        hint="ray start --head on one machine, ray start --address=HOST:PORT on the others, this one too",
     )

@@ -221,7 +221,7 @@ class RayWorkers:
                 raise DeviceError(
                     "No worker can judge what was made.",
                     expected=f"a machine whose processor is of the kind {self.cluster.here.processor_class}",
-                    mend="start a worker on one and go on with --resume; finished stages are kept",
+                    hint="start a worker on one and go on with --resume; finished stages are kept",
                 )
             return
         ended, _ = self.ray.wait(list(self._running), num_returns=1)
@@ -250,7 +250,7 @@ class RayWorkers:
             case Refused() if answer.storage:
                 self._drop(node, f"{answer.what} ({answer.where})")
             case Refused():
-                one.error = StageError(answer.what, where=answer.where, expected=answer.expected, mend=answer.mend)
+                one.error = StageError(answer.what, where=answer.where, expected=answer.expected, hint=answer.hint)
             case Made() if one.label is not None and answer.entries[0].key != one.key:
                 self._drop(node, "it makes other files than this machine would")
             case Made():
@@ -284,7 +284,7 @@ class RayWorkers:
         if one.tries == _TRIES:
             one.error = StageError(
                 f"Stage {what!r}: {_TRIES} workers were lost at it, the last one by {why}.",
-                mend="look at the memory of the machines; fewer pieces of work run at once with more OMP_NUM_THREADS",
+                hint="look at the memory of the machines; fewer pieces of work run at once with more OMP_NUM_THREADS",
             )
         self.cluster.check_any()
 

@@ -141,7 +141,7 @@ class Refused:
     what: str
     where: str | None
     expected: str | None
-    mend: str | None
+    hint: str | None
     storage: bool
 
 
@@ -177,7 +177,7 @@ def work(order: Order, parcels: Mapping[str, Any]) -> Lacking | Refused | Made:
         at = Bench(order, parcels)
         return Lacking(frozenset(at.lacking)) if at.lacking else at.work(began)
     except CompressError as error:
-        return Refused(error.what, error.where, error.expected, error.mend, isinstance(error, StorageError))
+        return Refused(error.what, error.where, error.expected, error.hint, isinstance(error, StorageError))
 
 
 class Bench:

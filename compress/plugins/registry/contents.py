@@ -113,7 +113,7 @@ def _bundle(bundle: Path | None, report: Path) -> Iterator[tuple[str, Path]]:
             "The bundle was made of another run.",
             where=str(bundle),
             expected=f"one that was made of {report.parent}",
-            mend="bundle the run anew: compress bundle RUN --target TARGET -o FOLDER",
+            hint="bundle the run anew: compress bundle RUN --target TARGET -o FOLDER",
         )
     for path in sorted(bundle.rglob("*")):
         if path.is_file():
@@ -155,7 +155,7 @@ def _parsed(version: Version, record: bytes) -> Contents:
             f"What {version.reference} holds cannot be read: {error.errors()[0]['msg']}",
             where=version.record,
             expected=f"a record of schema {SCHEMA}",
-            mend="pip install --upgrade compress",
+            hint="pip install --upgrade compress",
         ) from None
 
 
@@ -173,6 +173,6 @@ def faulty(version: Version, faults: dict[str, str]) -> InputError:
         f"{version.reference} is not whole: {', '.join(f'{path} is {fault}' for path, fault in faults.items())}.",
         where="the registry's objects",
         expected="every file as it was registered",
-        mend=f"register its run again, which puts sound files in their place: "
+        hint=f"register its run again, which puts sound files in their place: "
         f"compress registry register {version.run} --name {version.name}",
     )

@@ -77,7 +77,7 @@ class Reading:
                 f"The registry is of version {found}, which is newer than this compress reads.",
                 where=self.where,
                 expected=f"a registry of version {VERSION}",
-                mend="pip install --upgrade compress",
+                hint="pip install --upgrade compress",
             )
 
     def damaged(self, what: str) -> InputError:
@@ -86,7 +86,7 @@ class Reading:
             f"Line {self.number + 1} of the registry's log is damaged: {what}.",
             where=self.where,
             expected="lines as `compress registry` wrote them; nothing is added behind a damaged one",
-            mend=f"put a sound copy of the file {LOG} in its place, from a backup or a remote; "
+            hint=f"put a sound copy of the file {LOG} in its place, from a backup or a remote; "
             "`compress registry verify` names whatever else is damaged",
         )
 
@@ -136,7 +136,7 @@ class Log:
         with storage_errors(self.root), FileLock(self.root / LOCK):
             if self.path.exists():
                 self.state()
-                self._lines.mend()
+                self._lines.repair()
             yield self._add
 
     def take(self, lines: list[bytes]) -> None:

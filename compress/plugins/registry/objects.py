@@ -140,7 +140,7 @@ class Objects:
             raise InputError(
                 f"The file {digest[:12]} of the registry is {fault}.",
                 where=str(self.path(digest)),
-                mend="`compress registry verify` names the versions that need it; register the run of one again",
+                hint="`compress registry verify` names the versions that need it; register the run of one again",
             )
         return self.path(digest)
 

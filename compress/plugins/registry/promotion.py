@@ -56,7 +56,7 @@ def promote(registry: Registry, wish: Wish) -> Promotion:
     """
     check_word(wish.alias, "an alias")
     if wish.force and not wish.why.strip():
-        raise InputError("--force needs a reason, which is kept.", mend='say why: --force --why "..."')
+        raise InputError("--force needs a reason, which is kept.", hint='say why: --force --why "..."')
     while True:
         state = registry.state()
         version = state.wanted(state.find(wish.reference))

@@ -55,7 +55,7 @@ class Registry:
                 "There is no registry here.",
                 where=str(self.root),
                 expected="the folder of a registry",
-                mend="register a run, which begins one: compress registry register RUN --name NAME",
+                hint="register a run, which begins one: compress registry register RUN --name NAME",
             )
         return self.log.state()
 
@@ -145,7 +145,7 @@ class Registry:
             if held:
                 raise InputError(
                     f"{version.reference} is the {held[0]} and cannot be retired.",
-                    mend=f"promote another first: compress registry promote {version.name}@VERSION --as {held[0]}",
+                    hint=f"promote another first: compress registry promote {version.name}@VERSION --as {held[0]}",
                 )
             if version.retired:
                 return None
@@ -183,7 +183,7 @@ def put_pulled(
             "There is something here already.",
             where=str(output),
             expected=f"a folder with {PULLED}, as pulled ones have" if replace else "a folder that isn't there yet",
-            mend="name another with -o" if replace else "name another with -o, or give --replace to pull anew",
+            hint="name another with -o" if replace else "name another with -o, or give --replace to pull anew",
         )
     with storage_errors(output):
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -197,7 +197,7 @@ def put_pulled(
                     raise StorageError(
                         f"{path} of {version.reference} is {'damaged' if place.is_file() else 'missing'}.",
                         where=file.sha256,
-                        mend="`compress registry verify` names whatever else is wrong; registering its run again puts "
+                        hint="`compress registry verify` names whatever else is wrong; registering its run again puts "
                         "sound files there",
                     )
             (beside / PULLED).write_text(_about(version, contents))

@@ -93,7 +93,7 @@ class Remote:
         raise InputError(
             "Somebody else is sending other entries to this address.",
             where=self.url,
-            mend="look what they are: compress registry fetch, into a new folder; or send again",
+            hint="look what they are: compress registry fetch, into a new folder; or send again",
         )
 
     def pieces(self) -> dict[str, dict[str, int]]:
@@ -124,7 +124,7 @@ class Remote:
                 arrived = self._system.cat_file(path)
             if arrived != content:
                 raise StorageError(
-                    f"A piece of {digest[:12]} did not arrive as it was sent.", where=path, mend="push again"
+                    f"A piece of {digest[:12]} did not arrive as it was sent.", where=path, hint="push again"
                 )
             sent += len(content)
         return sent
@@ -150,7 +150,7 @@ class Remote:
             raise StorageError(
                 f"The file {digest[:12]} is {'damaged' if there else 'missing'} at the other end.",
                 where=self._path(OBJECTS, digest),
-                mend="send it there again from a registry that has it: `compress registry verify --remote` names it",
+                hint="send it there again from a registry that has it: `compress registry verify --remote` names it",
             )
         return brought
 
@@ -197,7 +197,7 @@ class Remote:
         return StorageError(
             f"The registry at this address is not whole: {what}.",
             where=self.url,
-            mend="look at it again in a minute; else send it anew, to another address, from a registry that is whole",
+            hint="look at it again in a minute; else send it anew, to another address, from a registry that is whole",
         )
 
     @contextlib.contextmanager
@@ -209,7 +209,7 @@ class Remote:
                 f"The remote cannot be reached, or went away: {first_line(error)}",
                 where=self.url,
                 expected="an address that fsspec opens, and the right to write there",
-                mend="give the same command again: what has arrived is not sent again",
+                hint="give the same command again: what has arrived is not sent again",
             ) from error
 
 
@@ -228,7 +228,7 @@ def _opened(url: str) -> tuple[AbstractFileSystem, str]:
     except ImportError as error:
         if protocol in _PACKAGES:
             raise MissingExtraError(_PACKAGES[protocol], "remote", f"{protocol}://") from error
-        raise InputError(first_line(error), where=url, mend="install the package that it names") from error
+        raise InputError(first_line(error), where=url, hint="install the package that it names") from error
     except ValueError as error:
         raise InputError(
             f"This is no address of a remote: {first_line(error)}",

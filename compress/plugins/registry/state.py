@@ -88,7 +88,7 @@ class State:
             raise InputError(
                 f"There is no model {name!r} in the registry.{near}",
                 expected=_one_of(sorted(self.versions)),
-                mend=None if near else f"register a run by that name: compress registry register RUN --name {name}",
+                hint=None if near else f"register a run by that name: compress registry register RUN --name {name}",
             )
         return tuple(self.versions[name].values())
 
@@ -115,7 +115,7 @@ class State:
             raise InputError(
                 f"There is nothing to go back to: {now.reference} is the first that was {alias}.",
                 expected=f"a version that was {alias} before, and is not retired",
-                mend=f"promote another: compress registry promote {name}@VERSION --as {alias}",
+                hint=f"promote another: compress registry promote {name}@VERSION --as {alias}",
             )
         return found
 
@@ -141,7 +141,7 @@ class State:
             raise InputError(
                 f"No version of {name} is called {which!r}.{near}",
                 expected=f"a number from 1 to {max(versions)}, or {_one_of(aliases)}",
-                mend=None if near else f"compress registry promote {name}@{max(versions)} --as {which}",
+                hint=None if near else f"compress registry promote {name}@{max(versions)} --as {which}",
             )
         return versions[aliases[which]]
 
@@ -152,7 +152,7 @@ class State:
             raise InputError(
                 f"{version.reference} was retired{gone}.",
                 expected="a version that is not retired",
-                mend=f"register its run again: compress registry register {version.run} --name {version.name}",
+                hint=f"register its run again: compress registry register {version.run} --name {version.name}",
             )
         return version
 

@@ -71,7 +71,7 @@ def fetch(registry: Registry, remote: Remote, progress: Progress = SILENT) -> Tr
             now = registry.log.lines()
             _check_begins(lines, now, "give the command again")
             if needed.keys() - new.keys() - registry.objects.names():
-                raise InputError("Files were removed here meanwhile.", mend="give the command again, beside no `gc`")
+                raise InputError("Files were removed here meanwhile.", hint="give the command again, beside no `gc`")
             incoming.admit(new)
             registry.log.take(lines[len(now) :])
     return Transfer(entries=len(lines) - len(here), files=len(new), bytes=brought)
@@ -83,7 +83,7 @@ def _read(remote: Remote, lines: list[bytes]) -> State:
         raise InputError(
             "There is no registry at this address.",
             where=remote.url,
-            mend=f"send one there: compress registry push {remote.url}",
+            hint=f"send one there: compress registry push {remote.url}",
         )
     return Reading(remote.url).take(lines).state
 
@@ -111,7 +111,7 @@ def verify_remote(remote: Remote, progress: Progress = SILENT) -> tuple[Fault, .
     return tuple(object_faults(_read(remote, remote.lines()), remote, progress))
 
 
-def _check_begins(lines: list[bytes], beginning: list[bytes], mend: str) -> None:
+def _check_begins(lines: list[bytes], beginning: list[bytes], hint: str) -> None:
     """Raise `InputError` unless ``lines`` begin with ``beginning``: the last check tells, it stands for all before."""
     if len(beginning) <= len(lines) and (not beginning or lines[len(beginning) - 1][:64] == beginning[-1][:64]):
         return
@@ -119,5 +119,5 @@ def _check_begins(lines: list[bytes], beginning: list[bytes], mend: str) -> None
     raise InputError(
         f"The two registries part after line {same} of their logs.",
         expected="one that has every entry of the other",
-        mend=mend,
+        hint=hint,
     )

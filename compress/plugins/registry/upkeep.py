@@ -170,7 +170,7 @@ def _starts(runs: Path) -> dict[str, str]:
             raise InputError(
                 f"What a run started from cannot be read: {error}",
                 where=str(lock),
-                mend="remove that run's folder, or name other runs with --artifacts",
+                hint="remove that run's folder, or name other runs with --artifacts",
             ) from None
         found[str(start)] = str(lock.parent)
     return found

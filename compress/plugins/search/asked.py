@@ -25,7 +25,7 @@ from compress.recipe.loading import tell_task
 from compress.recipe.overrides import apply_override
 from compress.results.metrics import seconds_of
 from compress.sources.resolve import resolve_model
-from compress.stages import STAGES
+from compress.stages.registry import STAGES
 from compress.tasks.capability import TAKES_ARRAYS
 from compress.tasks.registry import TASK_NAMES, TASKS
 from compress.tasks.task import Task
@@ -66,7 +66,7 @@ def document_of(recipe: Path | None, asked: Asked, overrides: Sequence[str] = ()
         raise InputError(
             "Nothing says what to search." if recipe is None else "Both a recipe and a model are given.",
             expected="a recipe with a `search:` block, or --model with --data",
-            mend="compress search RECIPE, or compress search --model M --data D --keep 0.985",
+            hint="compress search RECIPE, or compress search --model M --data D --keep 0.985",
         )
     if recipe is not None:
         document, folder, origin = read_document(recipe), recipe.parent, str(recipe)
@@ -249,7 +249,7 @@ def _put_limits(document: Document, asked: Asked) -> None:
                 "Nothing of this task is kept by a share: a graph is compared with itself.",
                 where="--keep",
                 expected=f"another bound, of {told}",
-                mend="e.g. --set limits.0.at_most=0.05",
+                hint="e.g. --set limits.0.at_most=0.05",
             )
         # Of what is better the smaller it is, an error say, so much of its inverse.
         bound = {"at_most": 1 / asked.keep} if "at_most" in quality else {"at_least": asked.keep}

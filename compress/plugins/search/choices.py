@@ -17,7 +17,7 @@ from compress.recipe.loading import recipe_of
 from compress.recipe.overrides import apply_override
 from compress.results.metrics import describe_metric
 from compress.stages.cost_model import Shape
-from compress.stages import STAGES
+from compress.stages.registry import STAGES
 from compress.utils.errors import CompressError, RecipeError
 
 

@@ -43,7 +43,7 @@ def go_on(space: Space, engine: Engine, artifacts: Path) -> tuple[Path, list[Ent
     searches = artifacts / "searches" / space.base.name
     place = (searches / LATEST).resolve()
     if not (place / LEDGER).is_file():
-        raise InputError("There is no search to go on with.", where=str(searches), mend="run it without --resume first")
+        raise InputError("There is no search to go on with.", where=str(searches), hint="run it without --resume first")
     before, entries = Ledger(place).read()
     before.check_same(_header(space, engine))
     engine.candidates.past = before.past

@@ -37,7 +37,7 @@ from compress.plugins.search.space import Point, Space
 from compress.plugins.search.trial import target_profile
 from compress.recipe.recipe import START
 from compress.stages.cost_model import Shape
-from compress.stages import STAGES
+from compress.stages.registry import STAGES
 from compress.tasks.capability import IS_WRITTEN
 from compress.utils.errors import first_line
 

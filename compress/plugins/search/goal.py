@@ -35,7 +35,7 @@ class Goal:
                     f"{metric} is better the larger it is, so that it cannot be minimized.",
                     where="search.minimize",
                     expected="size_bytes, latency_ms, perplexity or the like; what must stay high is a limit",
-                    mend=f"limits: [{{metric: {metric}, at_least: 0.985, of: baseline}}]",
+                    hint=f"limits: [{{metric: {metric}, at_least: 0.985, of: baseline}}]",
                 )
         return cls(search.minimize, tuple(one for one in recipe.limits if one.target == target), search.confidence)
 
@@ -53,7 +53,7 @@ class Goal:
                     f"{rows:,} rows can't tell whether {limit.metric} is at least {limit.bound:.2%} of the baseline's.",
                     where="search.select.rows",
                     expected=f"about {needed:,} rows, if answers differ on a tenth of them",
-                    mend="hold out more rows, or loosen the limit or `search.confidence`",
+                    hint="hold out more rows, or loosen the limit or `search.confidence`",
                 )
 
     @property

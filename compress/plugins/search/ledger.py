@@ -55,7 +55,7 @@ class Header(Frozen):
             raise InputError(
                 f"The search cannot be gone on with: its {changed} is another now.",
                 expected="the same as when it began, but for its budget and number of trials",
-                mend="begin anew, without --resume; finished stages are kept",
+                hint="begin anew, without --resume; finished stages are kept",
             )
 
 
@@ -94,15 +94,15 @@ class Ledger:
         """Write one trial; it counts once this returns."""
         self._lines.add(entry.model_dump_json().encode())
 
-    def read(self, mend: bool = True) -> tuple[Header, list[Entry]]:
+    def read(self, hint: bool = True) -> tuple[Header, list[Entry]]:
         """The header and the trials so far. A last line that a kill or a full disk cut short doesn't count.
 
-        With ``mend`` it is taken off the file, which nobody else may be writing then.
+        With ``hint`` it is taken off the file, which nobody else may be writing then.
 
         Raises `InputError` for a file that is none of this version.
         """
-        if mend:
-            self._lines.mend()
+        if hint:
+            self._lines.repair()
         lines, _ = self._lines.read()
         try:
             header = Header.model_validate_json(lines[0])
@@ -112,6 +112,6 @@ class Ledger:
                 "The search cannot be gone on with: its ledger cannot be read.",
                 where=str(self.path),
                 expected=f"a ledger of version {VERSION}",
-                mend="begin anew, without --resume; finished stages are kept",
+                hint="begin anew, without --resume; finished stages are kept",
             ) from error
         return header, entries

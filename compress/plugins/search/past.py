@@ -59,7 +59,7 @@ def past_trials(space: Space, goal: Goal, artifacts: Path, recipes: Path) -> tup
 
 def _of_ledger(path: Path, space: Space, goal: Goal) -> list[PastTrial]:
     try:
-        header, entries = Ledger(path.parent).read(mend=False)
+        header, entries = Ledger(path.parent).read(hint=False)
     except (CompressError, OSError):
         return []
     if header.recipe.get("task") != space.base.task:

@@ -85,7 +85,7 @@ class Prepared:
                 f"The recipe cannot run, so there is nothing to search from: {error.what}",
                 where=error.where or f"stages {' -> '.join(self.space.labels)}",
                 expected=error.expected,
-                mend=error.mend,
+                hint=error.hint,
             ) from error
         self.space.narrow(lambda point: self._failure(self.space.stages(point)))
 

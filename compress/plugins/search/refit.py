@@ -76,7 +76,7 @@ def check_refit(space: Space) -> None:
             f"The rows that choose cannot be learned from at the end: {why}.",
             where="search.refit",
             expected="rows held out of train, the last of what is held out, and a stage that trains",
-            mend="remove `refit`",
+            hint="remove `refit`",
         )
 
 

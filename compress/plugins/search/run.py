@@ -101,7 +101,7 @@ class SearchRun:
             raise InputError(
                 "A model that code beside the recipe makes cannot travel to other machines.",
                 where="module",
-                mend="search without --workers",
+                hint="search without --workers",
             )
         packages = {name for stage in base.stages for name in stage.calls()}
         target = target_profile(base).name
@@ -195,7 +195,7 @@ class SearchRun:
                 f"The search cannot be gone on with: trial {entry.number} of its ledger is not what is decided now.",
                 where=str(ledger.path),
                 expected="the same version of compress and optuna as before",
-                mend="begin anew, without --resume; finished stages are kept",
+                hint="begin anew, without --resume; finished stages are kept",
             )
         self.engine.tell(job, entry.outcome)
         self.entries.append(entry)
@@ -205,7 +205,7 @@ class SearchRun:
         if outcome.error is not None and job.point == self.space.origin:
             raise StageError(
                 f"The recipe itself fails, so there is nothing to search from: {outcome.error}",
-                mend="see `compress run` of the recipe",
+                hint="see `compress run` of the recipe",
             )
         entry = Entry(
             number=len(self.entries),

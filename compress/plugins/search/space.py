@@ -24,7 +24,7 @@ from compress.recipe.loading import recipe_of
 from compress.recipe.recipe import START, Recipe
 from compress.recipe.search import Search
 from compress.stages.base import Stage
-from compress.stages import STAGES
+from compress.stages.registry import STAGES
 from compress.utils.errors import InputError, RecipeError, did_you_mean, first_line
 
 Point = tuple[int, ...]
@@ -207,7 +207,7 @@ class Space:
                 "The recipe says not what may vary.",
                 where=self.document.file,
                 expected="a block `search:` with choices, or a model and data in place of a recipe",
-                mend="e.g. search: {minimize: size_bytes, choices: {stages.1.prune.heads: [0, 0.25, 0.5]}}",
+                hint="e.g. search: {minimize: size_bytes, choices: {stages.1.prune.heads: [0, 0.25, 0.5]}}",
             )
         knobs = [self._stage_knob(label) for label in self.search.optional]
         knobs += [self._field_knob(name, values) for name, values in self.search.choices.items()]
@@ -220,7 +220,7 @@ class Space:
                 "There is nothing to search: the space has the recipe alone.",
                 where=self.document.file,
                 expected="choices with a further value each, or stages that may be left out",
-                mend=" ".join(f"{name}: {reason}." for name, reason in self.refused.items()) or None,
+                hint=" ".join(f"{name}: {reason}." for name, reason in self.refused.items()) or None,
             )
         return found
 
@@ -285,7 +285,7 @@ class Space:
                 f"{name} would change {self.base.baseline!r}, which everything is compared with.",
                 where=where,
                 expected=f"stages behind {self.base.baseline!r}",
-                mend="name an earlier baseline, or leave it as it is",
+                hint="name an earlier baseline, or leave it as it is",
             )
 
 

@@ -113,7 +113,7 @@ def parse_baseline(content: dict[str, Any], path: Path) -> BaselineFile:
             f"The baseline has schema {schema!r}; this compress reads {SCHEMA}.",
             where=str(path),
             expected=f"a baseline of schema {SCHEMA}",
-            mend="pip install --upgrade compress" if newer else again,
+            hint="pip install --upgrade compress" if newer else again,
         )
     try:
         return BaselineFile.model_validate(content)
@@ -196,7 +196,7 @@ def _broken(path: Path, why: str) -> InputError:
         f"This is no baseline: {why}",
         where=str(path),
         expected="a JSON file that `compress gate RUN --baseline FILE --update` wrote",
-        mend="take it from the repository again, or write it anew with --update",
+        hint="take it from the repository again, or write it anew with --update",
     )
 
 

@@ -107,7 +107,7 @@ def test_a_graph_that_answers_no_guess_says_so_once_inputs_are_drawn(tmp_path: P
     start = read_start(foreign_graphs.write(fussy, tmp_path))
     with pytest.raises(DataError, match="No inputs can be drawn") as caught:
         start.inputs.draw(0)
-    assert "x" in str(caught.value.mend)
+    assert "x" in str(caught.value.hint)
 
 
 def test_a_float16_graph_computes_in_float32_between_edges_that_stay(tmp_path: Path) -> None:

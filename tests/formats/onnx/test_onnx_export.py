@@ -134,7 +134,7 @@ def test_a_tampered_weight_breaks_parity(name: str, change: float):
     made = exported("bert")
     with pytest.raises(IntegrityError, match="logits differ from torch by") as caught:
         prove_equal(tampered(made, name, change), made.model, made.examples, 1e-3)
-    assert caught.value.exit_code == 3 and "0.001" in str(caught.value.expected) and "fusions" in str(caught.value.mend)
+    assert caught.value.exit_code == 3 and "0.001" in str(caught.value.expected) and "fusions" in str(caught.value.hint)
 
 
 def test_parity_looks_at_padded_rows():

@@ -10,7 +10,7 @@ import pytest
 
 from compress.plugins.search.starts import stages_to_search
 from compress.stages.cost_model import Shape
-from compress.stages import STAGES
+from compress.stages.registry import STAGES
 from compress.tasks.registry import TASKS
 from compress.tasks.task import Task
 

@@ -28,7 +28,7 @@ def typed(stored: StoredWeight, name: str) -> tuple[np.ndarray, ir.DataType]:
             "made float when the graph is opened.",
             where=name,
             expected="4 or 8 bits, and blocks that divide the columns",
-            mend="quantize it so, or leave expand_on_load out",
+            hint="quantize it so, or leave expand_on_load out",
         )
     kind = ir.DataType[f"{'' if symmetric else 'U'}INT{stored.bits}"]
     values = stored.values.astype(np.int16) - ((1 << (stored.bits - 1)) if symmetric else 0)

@@ -44,7 +44,7 @@ def write_graph(checkpoint: Checkpoint, trace: Trace, settings: GraphSettings) -
             "Experts cannot be made float when the graph is opened.",
             where="expand_on_load",
             expected="a dense model",
-            mend="leave expand_on_load out",
+            hint="leave expand_on_load out",
         )
     return ir.to_proto(_Writer(checkpoint, trace, settings).write())
 

@@ -198,14 +198,14 @@ def _held_to(
     model: OnnxModel, answers: Callable[[OnnxModel], Pairs], tolerance: float, rounding_limit: float
 ) -> Equality:
     exact = _in_fp32(model)
-    mend = "set accuracy_level: 1, which computes in fp32 and is slower, or raise rounding_limit"
-    return held(answers(exact), None if exact is model else answers(model), tolerance, rounding_limit, mend)
+    hint = "set accuracy_level: 1, which computes in fp32 and is slower, or raise rounding_limit"
+    return held(answers(exact), None if exact is model else answers(model), tolerance, rounding_limit, hint)
 
 
-def held(exact: Pairs, shipped: Pairs | None, tolerance: float, rounding_limit: float, mend: str) -> Equality:
+def held(exact: Pairs, shipped: Pairs | None, tolerance: float, rounding_limit: float, hint: str) -> Equality:
     """What answers in fp32, ``exact``, are held to, and those of the file that ships, if it computes otherwise.
 
-    ``mend``: what helps where rounding does too much. Raises `IntegrityError`.
+    ``hint``: what helps where rounding does too much. Raises `IntegrityError`.
     """
     worst = distance(exact).worst
     difference = worst if np.isfinite(worst) else float("inf")
@@ -213,7 +213,7 @@ def held(exact: Pairs, shipped: Pairs | None, tolerance: float, rounding_limit: 
         raise IntegrityError(
             f"The decoder's logits differ from torch by {difference:.2e}, all arithmetic in fp32.",
             expected=f"at most {tolerance:g}",
-            mend="raise tolerance if the difference is acceptable; else please report it with the model's config",
+            hint="raise tolerance if the difference is acceptable; else please report it with the model's config",
         )
     if shipped is None:
         return Equality(difference, 0.0, 1.0)
@@ -224,7 +224,7 @@ def held(exact: Pairs, shipped: Pairs | None, tolerance: float, rounding_limit: 
         raise IntegrityError(
             f"With activations in 8 bits the decoder's logits are off by {rounding:.1%} of their spread.",
             expected=f"at most {rounding_limit:.1%}",
-            mend=mend,
+            hint=hint,
         )
     return Equality(difference, rounding, float((found.argmax(-1) == expected.argmax(-1)).mean()))
 
@@ -294,7 +294,7 @@ class _Session:
             raise IntegrityError(
                 f"The decoder's graph does not run on {new} tokens after {seen}: {first_line(error)}",
                 expected="a graph for prompts and tokens of any length",
-                mend="ship the model as a GPTQ checkpoint or GGUF instead",
+                hint="ship the model as a GPTQ checkpoint or GGUF instead",
             ) from error
         self._feed |= {name: found[present_of(name)] for name in self._feed if name.startswith("past")}
         return found["logits"]

@@ -125,7 +125,7 @@ def _block_size(group_size: int, columns: int, name: str) -> int:
             f"Groups of {group_size} cannot be stored for ONNX Runtime's few-bit kernels.",
             where=name,
             expected=f"a multiple of {SMALLEST_BLOCK}, such as 32, 64 or 128",
-            mend="quantize it again with such a group_size",
+            hint="quantize it again with such a group_size",
         )
     fills = min(block, columns & -columns)
     return fills if fills >= SMALLEST_BLOCK else min(block, 32)

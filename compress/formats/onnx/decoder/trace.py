@@ -162,7 +162,7 @@ def _refusing(checkpoint: Checkpoint) -> Iterator[None]:
             f"{name} cannot be written as an ONNX decoder: {first_line(error)}",
             where=str(checkpoint.folder / "config.json"),
             expected="a model whose forward pass torch.export can follow",
-            mend="ship it as a GPTQ checkpoint or GGUF instead",
+            hint="ship it as a GPTQ checkpoint or GGUF instead",
         ) from error
 
 

@@ -83,7 +83,7 @@ def last_of_sight(model: Any) -> nn.Module:
         raise ModelError(
             f"{type(model).__name__} has no module of its own that makes an image's features fit its text.",
             expected=f"a part called {' or '.join(_LAST)}, as LLaVA's",
-            mend="ship the checkpoint, and judge it on the target torch",
+            hint="ship the checkpoint, and judge it on the target torch",
         )
     return found
 
@@ -99,7 +99,7 @@ def check_sight(folder: Path, model: Any) -> None:
             f"The model cannot be written as three graphs: {problem}.",
             where=str(folder),
             expected="a model that is given tokens and the pixels of one image, such as LLaVA",
-            mend="ship the checkpoint",
+            hint="ship the checkpoint",
         )
     last_of_sight(model)
 

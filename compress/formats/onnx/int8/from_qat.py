@@ -103,7 +103,7 @@ def refuse_four_bits(opset: int) -> None:
         raise StageError(
             f"ONNX operator set {opset} has no 4-bit integers.",
             expected=f"{FOUR_BITS_FROM} or newer",
-            mend="leave opset out, or set bits: 8",
+            hint="leave opset out, or set bits: 8",
         )
 
 

@@ -61,14 +61,14 @@ def observe(graph: onnx.ModelProto, channels: Mapping[str, int], feeds: Iterable
                 raise StageError(
                     f"The activation {name!r} holds NaN or infinite values on the calibration data.",
                     expected="finite activations; an int8 range cannot cover infinity",
-                    mend="look at the model's input and its export; masks filled with -inf belong to float operators",
+                    hint="look at the model's input and its export; masks filled with -inf belong to float operators",
                 )
             found[name].add(array, channels[name])
     if empty:
         raise DataError(
             "There is nothing to calibrate with.",
             expected="at least one example in the train split",
-            mend="give the recipe's data a train split with rows",
+            hint="give the recipe's data a train split with rows",
         )
     return found
 
@@ -99,7 +99,7 @@ def _run(session: onnxruntime.InferenceSession, names: Sequence[str], given: Fee
         raise DataError(
             f"The graph refuses the calibration data ({shapes}): {first_line(error)}",
             expected=", ".join(f"{entry.name} {entry.type} {entry.shape}" for entry in session.get_inputs()),
-            mend="prepare the examples as the model was exported for; look at the files of its processor",
+            hint="prepare the examples as the model was exported for; look at the files of its processor",
         ) from error
     return values
 

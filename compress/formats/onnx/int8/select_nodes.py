@@ -48,14 +48,14 @@ def refuse_unfit(model: ir.Model) -> None:
             f"The graph is quantized already: it has the operator {done.op_type}.",
             where=f"node {done.name!r}",
             expected="a float graph, as `export` writes it",
-            mend="start from the float model; quantizing twice loses accuracy for nothing",
+            hint="start from the float model; quantizing twice loses accuracy for nothing",
         )
     opset = model.opset_imports.get("", 0)
     if opset < OLDEST_OPSET:
         raise StageError(
             f"The graph has ONNX operator set {opset}, which has no scales for channels.",
             expected=f"operator set {OLDEST_OPSET} or newer",
-            mend="export the model again, or convert it with onnx.version_converter",
+            hint="export the model again, or convert it with onnx.version_converter",
         )
 
 

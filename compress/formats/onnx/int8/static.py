@@ -279,5 +279,5 @@ def run_nncf(
                 ignored_scope=nncf.IgnoredScope(names=sorted(kept), validate=False) if kept else None,
             )
         except (nncf.InternalError, nncf.UnsupportedModelError, nncf.ValidationError) as error:
-            raise StageError(f"NNCF cannot quantize the graph: {error}", mend="set statistics: own") from error
+            raise StageError(f"NNCF cannot quantize the graph: {error}", hint="set statistics: own") from error
     return quantized

@@ -16,7 +16,7 @@ class _Kind(NamedTuple):
     sign: re.Pattern[str]
     what: str
     expected: str | None
-    mend: str
+    hint: str
 
 
 _KINDS = (
@@ -66,9 +66,9 @@ def cannot_open(graph: Path, error: Exception) -> ModelError:
                 f"{_LEAD}{kind.what.format(found=found)}",
                 where=str(graph),
                 expected=kind.expected and kind.expected.format(found=found),
-                mend=kind.mend,
+                hint=kind.hint,
             )
-    return ModelError(f"{_LEAD}{reason(error)}", where=str(graph), mend=_AGAIN)
+    return ModelError(f"{_LEAD}{reason(error)}", where=str(graph), hint=_AGAIN)
 
 
 def reason(error: Exception) -> str:

@@ -175,7 +175,7 @@ class GenaiRuntime:
             raise ModelError(
                 f"onnxruntime-genai cannot open the model: {_reason(error)}",
                 where=str(artifact),
-                mend="write the model anew with the stage export, or copy the folder again with all of its files",
+                hint="write the model anew with the stage export, or copy the folder again with all of its files",
             ) from error
         return GenaiSession(model, artifact, threads, config["vocab_size"], config["context_length"])
 
@@ -214,7 +214,7 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
             "The folder has no genai_config.json.",
             where=str(folder),
             expected="a decoder's folder as the stage export or onnxruntime-genai's own builder writes it",
-            mend="write the model with the stage export, for the task text-generation",
+            hint="write the model with the stage export, for the task text-generation",
         )
     config = read_json(path)
     if _names_code(config):
@@ -222,7 +222,7 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
             f"genai_config.json names a library to be loaded ({_CODE}), which may run anything.",
             where=str(path),
             expected="a graph of ONNX Runtime's own operators",
-            mend="take the entry out if the model runs without it",
+            hint="take the entry out if the model runs without it",
         )
     model = _part(config, "model")
     named = _part(model, "decoder").get("filename")
@@ -231,14 +231,14 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
             "genai_config.json describes no decoder.",
             where=str(path),
             expected=f"model.decoder.filename, a text, and model.{' and model.'.join(_NUMBERS)}, whole numbers",
-            mend="write the model anew with the stage export",
+            hint="write the model anew with the stage export",
         )
     graph = find_graph(folder)
     if (folder / named).resolve() != graph.resolve():
         raise ModelError(
             f"genai_config.json names the graph {named}, and the folder holds {graph.relative_to(folder)}.",
             where=str(path),
-            mend="name the graph that is there, or write the model anew with the stage export",
+            hint="name the graph that is there, or write the model anew with the stage export",
         )
     return config
 

@@ -77,7 +77,7 @@ class Node:
     def __init__(self, server: Loopback, webgpu: bool = False) -> None:
         program = shutil.which("node")
         if program is None:
-            raise InputError("There is no node on PATH.", mend="install Node.js (Debian: apt-get install nodejs)")
+            raise InputError("There is no node on PATH.", hint="install Node.js (Debian: apt-get install nodejs)")
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115, closed by `close`
         self._process = subprocess.Popen(
             [program, str(_FOLDER / "node.mjs")],

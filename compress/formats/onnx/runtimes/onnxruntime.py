@@ -188,7 +188,7 @@ class OnnxRuntime:
             raise StageError(
                 f"ONNX Runtime took {taken[0]} in place of {target.provider}.",
                 where=f"target {target.name!r}",
-                mend="see `compress doctor`; the provider's libraries or its device are missing",
+                hint="see `compress doctor`; the provider's libraries or its device are missing",
             )
         return OnnxSession(session, graph, taken[0], threads, alone)
 

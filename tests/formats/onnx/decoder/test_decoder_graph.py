@@ -189,7 +189,7 @@ def test_a_model_with_a_cache_of_its_own_is_refused_by_name(tmp_path) -> None:
     RwkvForCausalLM(config).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="RwkvForCausalLM cannot be written as an ONNX decoder") as error:
         check_writable(tmp_path)
-    assert error.value.expected and error.value.mend
+    assert error.value.expected and error.value.hint
 
 
 def test_a_missing_tensor_is_named(tmp_path) -> None:

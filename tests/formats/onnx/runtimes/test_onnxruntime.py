@@ -113,7 +113,7 @@ def _with_other_shapes(model: onnx.ModelProto, path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said", "mend"),
+    ("spoil", "said", "hint"),
     [
         (_without_weights, "weights lie in another file, and that is missing: .*weights.data", "copy the folder"),
         (_of_tomorrow, "newer operator set", "older `opset`"),
@@ -122,13 +122,13 @@ def _with_other_shapes(model: onnx.ModelProto, path: Path) -> None:
     ],
 )
 def test_a_graph_that_does_not_open_says_why_and_what_to_do(
-    tmp_path: Path, weight: np.ndarray, spoil: Callable[[onnx.ModelProto, Path], None], said: str, mend: str
+    tmp_path: Path, weight: np.ndarray, spoil: Callable[[onnx.ModelProto, Path], None], said: str, hint: str
 ) -> None:
     path = write_linear(tmp_path / "m.onnx", weight)
     spoil(onnx.load(path), path)
     with pytest.raises(ModelError, match=said) as raised:
         subject.RUNTIME.open(path, CPU, threads=1)
-    assert mend in (raised.value.mend or "") and raised.value.where == str(path)
+    assert hint in (raised.value.hint or "") and raised.value.where == str(path)
 
 
 def test_zero_threads_are_refused(tmp_path: Path, weight: np.ndarray) -> None:

@@ -8,7 +8,7 @@ Everything that the run measured is taken from its report. Three short runs are 
 where the first run had them: the start with nothing but its denoiser in INT8, the start in as few steps by the best
 scheduler, and the recipe up to where it is distilled into them. The page is a bundle in Chromium with a fresh profile;
 ours and diffusers' own pictures are drawn from the same noise. `--write` puts it all into the results file that
-docs/results.md is made from.
+docs/results/ is made from.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Recipe
 from compress.report.compare.machine_match import host_words
 from compress.report.run_folder import find_report
+from compress.results.formatting import format_measurement, significant
 from compress.results.measurement import Measurement
-from compress.results.metrics import describe_metric, format_measurement, significant
+from compress.results.metrics import describe_metric
 from compress.results.report import BASELINE, FINAL, Report, load_report
 from compress.runtimes.picture_sampler import IDS, NOISE, PICTURES, SEED
 from compress.runtimes.picture_session import PictureSession
@@ -95,7 +96,7 @@ def main(
     rows += of_page(folder) if page else []
     rows += of_levels(load_pipeline(Path(recipe.model)))
     tables = [
-        {"columns": ["what", "found", "at least", "aim", "held"], "rows": [row.cells() for row in rows]},
+        {"columns": ["quantity", "measured", "required", "aim", "kept"], "rows": [row.cells() for row in rows]},
         {
             "title": "Each model on the same prompts and noise, timed in the session of its run",
             "columns": headings(),
@@ -285,7 +286,7 @@ def models(report: Report, beside: Mapping[str, Report]) -> Iterator[list[str]]:
 
 
 def results(report: Report, tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What docs/results.md is made from."""
+    """What docs/results/ is made from."""
     return {
         "title": "Pictures from words",
         "order": 13,

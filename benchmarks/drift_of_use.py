@@ -230,7 +230,7 @@ def ab(
     for row in rows:
         typer.echo(": ".join(row[:2]))
     if write:
-        keep(read_page(), 2, ["A/B at 5%", "found", "wanted"], rows)
+        keep(read_page(), 2, ["comparison", "measured", "required"], rows)
 
 
 def outcomes(artifact: Artifact, model: Model) -> tuple[np.ndarray, Examples]:
@@ -302,7 +302,7 @@ def keep_drift(run: str, found: dict[str, list[str]], wrong: int, count: int) ->
         ["planted shifts of use found, windows of 200 rows", f"{hit} of {len(shifts)}", "18 of 20"],
         ["alarms in windows of the same source", f"{alarms} of {of}", "at most 2 of 200"],
     ]
-    keep(page, 0, ["what", "found", "wanted"], summary)
+    keep(page, 0, ["quantity", "measured", "required"], summary)
     rows = [
         [name, run, ", ".join(looks)]
         for run, run_page in page["runs"].items()
@@ -328,7 +328,7 @@ def keep(page: dict[str, Any], place: int, columns: list[str], rows: list[list[s
     """Put a table in its place of the results file."""
     tables = page["tables"]
     while len(tables) <= place:
-        tables.append({"columns": ["what", "found", "wanted"], "rows": [], "notes": []})
+        tables.append({"columns": ["quantity", "measured", "required"], "rows": [], "notes": []})
     tables[place] |= {"columns": columns, "rows": rows}
     page["measured"] = date.today().isoformat()
     RESULTS.write_text(json.dumps(page, indent=1, ensure_ascii=False) + "\n")

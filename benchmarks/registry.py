@@ -269,7 +269,7 @@ _PAGE: dict[str, Any] = {
     "command": "python benchmarks/registry.py writers --write",
     "machine": f"{os.cpu_count()} virtual cores, beside other work",
     "measured": "",
-    "tables": [{"columns": ["what", "found", "wanted"], "rows": []}],
+    "tables": [{"columns": ["quantity", "measured", "required"], "rows": []}],
 }
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -117,35 +119,52 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def results() -> str:
-    """What was measured, from the JSON files of `benchmarks/results`, as Markdown."""
-    return _measured("# Results", "results.md")
+def result_pages() -> dict[str, str]:
+    """Return every page of `docs/results` and the page of architectures: name -> Markdown.
+
+    A file of `benchmarks/results` names its page, its tables and, for each table, a caption and a conclusion.
+    """
+    documents: dict[str, list[dict[str, Any]]] = {}
+    for document in sorted((json.loads(path.read_text()) for path in RESULTS.glob("*.json")), key=itemgetter("order")):
+        documents.setdefault(document["page"], []).append(document)
+    pages = {name: _result_page(name, parts) for name, parts in documents.items()}
+    # The index lists each page with the first sentence of its first conclusion.
+    index = ["# Results", "", "Written by `make docs` from `benchmarks/results/*.json`.", ""]
+    index += ["Each page names the machine, the date and the command of its measurements.", ""]
+    for name, parts in documents.items():
+        if name.startswith("results/"):
+            conclusions = [table["conclusion"] for table in parts[0]["tables"] if "conclusion" in table]
+            summary = parts[0].get("summary") or next(iter(conclusions), "")
+            link = f"[{parts[0]['title']}]({name.removeprefix('results/')})"
+            index.append(f"- {link}: {re.split(r'(?<=[.])[ ]', summary)[0]}" if summary else f"- {link}")
+    return pages | {"results/index.md": "\n".join([*index, ""])}
 
 
-def architectures() -> str:
-    """Which architectures become what, a row each, from those files of `benchmarks/results` that are of this page."""
-    return _measured("# Architectures", "architectures.md")
-
-
-def _measured(title: str, page_name: str) -> str:
-    pages = sorted((json.loads(path.read_text()) for path in RESULTS.glob("*.json")), key=lambda page: page["order"])
-    lines = [title, "", "Written by `make docs` from `benchmarks/results/*.json`."]
-    for page in (one for one in pages if one.get("page", "results.md") == page_name):
-        how = f"`{page['command']}`, measured {page['measured']} on {page['machine']}."
-        lines += ["", f"## {page['title']}", "", how]
-        lines += ["", page["text"]] if "text" in page else []
-        for table in page["tables"]:
+def _result_page(name: str, documents: list[dict[str, Any]]) -> str:
+    """Return a page that holds the tables of one or several result files."""
+    title = "Architectures" if name == "architectures.md" else documents[0]["title"]
+    lines = [f"# {title}", "", "Written by `make docs` from `benchmarks/results/*.json`."]
+    for document in documents:
+        if document["title"] != title:
+            lines += ["", f"## {document['title']}"]
+        if "command" in document:
+            lines += ["", f"`{document['command']}`, measured {document['measured']} on {document['machine']}."]
+        if "text" in document:
+            lines += ["", document["text"]]
+        for table in document["tables"]:
             lines += ["", *_table(table)]
     return "\n".join([*lines, ""])
 
 
 def _table(table: dict[str, Any]) -> Iterator[str]:
-    if "title" in table:
+    if table.get("title"):
         yield from (f"### {table['title']}", "")
+    if "caption" in table:
+        yield from (table["caption"], "")
     for row in (table["columns"], ["---"] * len(table["columns"]), *table["rows"]):
         yield f"| {' | '.join(row)} |"
-    for note in table.get("notes", ()):
-        yield from ("", note)
+    for sentence in (*table.get("notes", ()), *([table["conclusion"]] if "conclusion" in table else [])):
+        yield from ("", sentence)
 
 
 def extending() -> str:
@@ -162,14 +181,13 @@ PAGES = {
     "reference/commands.md": commands,
     "reference/stages.md": stages,
     "reference/tasks.md": tasks,
-    "results.md": results,
-    "architectures.md": architectures,
     "extending.md": extending,
-}
+} | {name: partial(str, text) for name, text in result_pages().items()}
 SCHEMAS = {"recipe.schema.json": recipe_schema, "suite.schema.json": suite_schema}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():
+        (FOLDER / name).parent.mkdir(exist_ok=True)
         (FOLDER / name).write_text(page())
     for name, schema in SCHEMAS.items():
         (FOLDER / name).write_text(json.dumps(schema(), indent=2) + "\n")

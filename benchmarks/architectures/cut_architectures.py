@@ -143,8 +143,8 @@ def _loaded_again(model: Any, answer: Answer) -> torch.Tensor:
 
 def _row(made: Callable[[str], tuple[Any, Answer]], name: str, _: Path) -> dict[str, str]:
     outcomes = {what: trial(name, what, made) for what in CUTS}
-    return {f"cut {what}": f"no: {reason}" if reason else "yes" for what, reason in outcomes.items()}
+    return {f"pruned {what}": f"no: {reason}" if reason else "yes" for what, reason in outcomes.items()}
 
 
-_COLUMNS = tuple(f"cut {what}" for what in CUTS)
+_COLUMNS = tuple(f"pruned {what}" for what in CUTS)
 TRIAL, PAIR_TRIAL = (Trial(_COLUMNS, partial(_row, made)) for made in (build, build_pair))

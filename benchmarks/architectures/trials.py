@@ -12,7 +12,7 @@ from pathlib import Path
 
 from compress.utils.errors import CompressError, first_line
 
-WHY = "why"
+WHY = "reason"
 _LIMIT_SECONDS = 300
 _NO, _PLAIN = "no", "as it is"
 

@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from compress.benchmark.host import LaunchHost
     from compress.benchmark.session import BenchResult
-    from compress.plugins.devices.on_devices import Chosen, Measure, Outcome
+    from compress.cli.bench_hosts import Chosen, Measure, Outcome
     from compress.tasks.capability import Capabilities
     from compress.utils.progress import Progress
 
@@ -64,7 +64,7 @@ def bench(
 ) -> None:
     """Time an artifact on real examples of the test split, or as it generates text, in a process of its own."""
     from compress.cli.bench_generation import refuse_together
-    from compress.plugins.devices.on_devices import chosen_devices
+    from compress.cli.bench_hosts import chosen_devices
 
     steps, size = steps or None, size or None
     on_data = {"recipe": recipe, "batch_size": batch_size, "rate": rate, "steps": steps, "size": size}
@@ -87,8 +87,8 @@ def bench(
 def _measure(measure: Measure, devices: Chosen | None, json_: bool) -> None:
     """Here, or on devices, and show what comes of it."""
     from compress.benchmark.host import HERE
+    from compress.cli.bench_hosts import bench_on_devices
     from compress.cli.console_progress import ConsoleProgress
-    from compress.plugins.devices.on_devices import bench_on_devices
 
     if devices:
         show_outcome(bench_on_devices(devices, measure), json_)

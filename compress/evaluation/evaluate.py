@@ -19,7 +19,7 @@ from compress.models.processor import load_processor
 from compress.numerics.ratio import linearized, ratio_interval
 from compress.numerics.statistics import wilson_interval
 from compress.results.measurement import Measurement
-from compress.results.metrics import slice_metric
+from compress.results.metrics import metric_on_slice
 from compress.runtimes.decoder import feeder
 from compress.tasks.batches import by_length, keep_all
 from compress.tasks.evaluation import Evaluation
@@ -109,7 +109,7 @@ def slices_of_task(
         labels = None if found.labels is None else found.labels[part.rows]
         anew = task.measure(kept, labels, whole[0].model, whole[0].target)
         rows += [
-            row.model_copy(update={"metric": slice_metric(row.metric, part.name), "raw": None})
+            row.model_copy(update={"metric": metric_on_slice(row.metric, part.name), "raw": None})
             for row in anew
             if row.metric in task.ratios
         ]
@@ -127,7 +127,7 @@ def slice_rows(whole: Iterable[Measurement], parts: Sequence[Part]) -> list[Meas
             right, n = int(outcomes[part.rows].sum()), int(part.rows.sum())
             low, high = wilson_interval(right, n)
             changed = {"value": right / n, "low": low, "high": high, "n": n, "raw": None}
-            rows.append(row.model_copy(update={"metric": slice_metric(row.metric, part.name), **changed}))
+            rows.append(row.model_copy(update={"metric": metric_on_slice(row.metric, part.name), **changed}))
     return rows
 
 
@@ -146,7 +146,7 @@ def kind_rows(
         nats = np.where(kinds[kind], losses, 0.0).sum(axis=1, dtype=np.float64)
         bounds = {name: math.exp(value) for name, value in ratio_interval(nats, tokens, _SEED)._asdict().items()}
         raw = tuple(linearized(nats, tokens).tolist())
-        named = {"metric": slice_metric(whole.metric, kind), "n": len(raw), "raw": raw}
+        named = {"metric": metric_on_slice(whole.metric, kind), "n": len(raw), "raw": raw}
         rows.append(whole.model_copy(update={**named, **bounds}))
     return rows
 

@@ -8,18 +8,9 @@ from dataclasses import dataclass, replace
 
 from compress.report.plot import CHARACTER, SMALL, Frame, Plot, Scale, element, scale_around, shape, text, told
 from compress.report.slices import ALL, SliceFigures, slice_figures
+from compress.results.formatting import format_measurement, format_value, improvement, significant
 from compress.results.measurement import Measurement
-from compress.results.metrics import (
-    Metric,
-    describe_metric,
-    format_measurement,
-    format_value,
-    improvement,
-    length_bucket,
-    quality_metric,
-    shortest_context,
-    significant,
-)
+from compress.results.metrics import Metric, describe_metric, length_range_of, quality_metric, shortest_context
 from compress.results.report import BASELINE, FINAL, CalibrationCurve, Report
 
 _CURVE = 120
@@ -188,7 +179,7 @@ def latency_curves(report: Report, target: str) -> str | None:
 
 def latency_by_length(report: Report, target: str) -> str | None:
     """Median latency with its interval for each range of sequence lengths; None if it was not measured."""
-    buckets = sorted({bucket for name in report.metrics(target) if (bucket := length_bucket(name))})
+    buckets = sorted({bucket for name in report.metrics(target) if (bucket := length_range_of(name))})
     names = [f"latency_ms_length_{low}_{high}" for low, high in buckets]
     series = {model: [report.find(model, name, target) for name in names] for model in (BASELINE, FINAL)}
     ends = [end for found in series.values() for row in found if row and row.value > 0 for end in _ends(row)]

@@ -9,15 +9,8 @@ from rich.text import Text
 
 from compress.report.headline import verdict
 from compress.report.rows import limit_bound, limit_found, limit_state, run_line
-from compress.results.metrics import (
-    Metric,
-    context_of,
-    describe_metric,
-    format_value,
-    improvement,
-    main_metrics,
-    shortest_context,
-)
+from compress.results.formatting import format_value, improvement
+from compress.results.metrics import Metric, context_of, describe_metric, main_metrics, shortest_context
 from compress.results.report import BASELINE, FINAL, Report
 from compress.utils.responsive_table import Column, FittedTable
 

@@ -7,15 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from compress.report.limits import paired_ratio_interval
+from compress.results.formatting import format_value, improvement, significant
 from compress.results.measurement import Measurement
-from compress.results.metrics import (
-    describe_metric,
-    format_value,
-    improvement,
-    quality_metric,
-    shortest_context,
-    significant,
-)
+from compress.results.metrics import describe_metric, quality_metric, shortest_context
 from compress.results.report import BASELINE, FINAL, Report
 
 _FEW_BITS = 8.5

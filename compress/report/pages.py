@@ -16,8 +16,9 @@ from markupsafe import Markup, escape
 
 from compress.report import charts, continuations, generated_images, headline, layers, rows, slices
 from compress.report.run_folder import REPORT, write_whole
-from compress.results import metrics
-from compress.results.metrics import Metric, format_measurement, improvement
+from compress.results import formatting, metrics
+from compress.results.formatting import format_measurement, improvement
+from compress.results.metrics import Metric
 from compress.results.report import BASELINE, Report
 
 _PARTS = PurePosixPath("report/templates/page.html")
@@ -53,12 +54,12 @@ def _templates() -> Environment:
     described = metrics.describe_metric
     found.filters |= {
         "as_class": lambda name: Markup(f' class="{escape(name)}"') if name else "",
-        "bytes": metrics.format_bytes,
+        "bytes": formatting.format_bytes,
         "digest": lambda text: f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}",
-        "interval": lambda row: metrics.format_interval(described(row.metric, row.unit), row.low, row.high),
-        "seconds": metrics.format_seconds,
+        "interval": lambda row: formatting.format_interval(described(row.metric, row.unit), row.low, row.high),
+        "seconds": formatting.format_seconds,
         "signs": rows.signs,
-        "value": lambda row: metrics.format_value(described(row.metric, row.unit), row.value),
+        "value": lambda row: formatting.format_value(described(row.metric, row.unit), row.value),
     }
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compress.benchmark.profile import MachineLimits, Profile, Row
-from compress.results.metrics import format_bytes, significant
+from compress.results.formatting import format_bytes, significant
 
 _BINDS = {"compute": "arithmetic", "memory": "memory", "overhead": "overhead", None: "not counted"}
 _SENTENCES = {

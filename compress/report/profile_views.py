@@ -19,7 +19,7 @@ from compress.report import rows
 from compress.report.pages import render
 from compress.report.plot import CHARACTER, Frame, Plot, Scale, element, shape, told
 from compress.report.profile_formatting import binds_text, rate_text, share_text, time_text
-from compress.results.metrics import significant
+from compress.results.formatting import significant
 from compress.utils.responsive_table import Column, FittedTable, bar
 
 _BAR = 5

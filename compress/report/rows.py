@@ -6,15 +6,8 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-from compress.results.metrics import (
-    Metric,
-    describe_metric,
-    format_bytes,
-    format_interval,
-    format_seconds,
-    format_value,
-    improvement,
-)
+from compress.results.formatting import format_bytes, format_interval, format_seconds, format_value, improvement
+from compress.results.metrics import Metric, describe_metric
 from compress.results.report import BASELINE, Cell, LimitResult, Report, StageRecord, StageTable
 
 

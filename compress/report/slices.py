@@ -9,8 +9,9 @@ import numpy as np
 
 from compress.numerics.differences import paired_bootstrap, paired_difference
 from compress.numerics.statistics import Estimate
+from compress.results.formatting import format_measurement
 from compress.results.measurement import Measurement
-from compress.results.metrics import Metric, elsewhere_of, format_measurement, quality_metric, slice_metric, slice_of
+from compress.results.metrics import Metric, metric_on_slice, quality_metric, slice_of, split_of
 from compress.results.report import BASELINE, FINAL, Report, SliceRecord
 
 ALL = "all rows"
@@ -38,7 +39,7 @@ def slice_figures(report: Report, target: str) -> tuple[Metric, list[SliceFigure
     count = max((row.n for row in whole.values()), default=0)
     figures = [SliceFigures(ALL, "", count, whole, _change(whole, None))]
     for name, part in report.slices.items():
-        measured = _rows(report, slice_metric(metric.name, name), target)
+        measured = _rows(report, metric_on_slice(metric.name, name), target)
         if measured:
             figures.append(SliceFigures(name, part.about, part.rows, measured, _change(whole, part)))
     return (metric, figures) if len(figures) > 1 else None
@@ -83,11 +84,11 @@ def text_cells(report: Report, target: str) -> list[tuple[str, str, str, str]]:
     Each as text: what is judged, baseline, final, and the change with its 95% interval, paired window by window.
     Nothing where the test split is judged alone.
     """
-    metrics = [name for name in report.metrics(target) if (elsewhere_of(name) or ("", ""))[0] == _PERPLEXITY]
+    metrics = [name for name in report.metrics(target) if (split_of(name) or ("", ""))[0] == _PERPLEXITY]
     cells = []
     for name in [_PERPLEXITY, *metrics] if metrics else ():
         rows = _rows(report, name, target)
-        elsewhere, kind = elsewhere_of(name), slice_of(name)
+        elsewhere, kind = split_of(name), slice_of(name)
         shown = elsewhere[1] if elsewhere else "test"
         old, new = (format_measurement(rows[model]) if model in rows else "" for model in (BASELINE, FINAL))
         cells.append((f"{shown}, {kind[1]}" if kind else shown, old, new, _growth(rows)))

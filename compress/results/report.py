@@ -12,13 +12,12 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from compress.results.measurement import MACHINE, Measurement
+from compress.results.metrics import file_metrics
 from compress.utils.errors import InputError
 
 SCHEMA = 1
 BASELINE = "baseline"
 FINAL = "final"
-WEIGHED = frozenset({"size_bytes", "parameters", "bits_per_parameter"})
-"""Metrics of a model's files, for which nothing has to run."""
 
 
 Cell = str | int | float
@@ -339,7 +338,7 @@ class Report(FrozenRecord):
     @property
     def ran_on(self) -> tuple[str, ...]:
         """Those targets of which more is known than what files weigh, as it is of one that is not to be had."""
-        return tuple(target for target in self.targets if not WEIGHED.issuperset(self.metrics(target)))
+        return tuple(target for target in self.targets if not file_metrics().issuperset(self.metrics(target)))
 
     @property
     def headed(self) -> tuple[str, ...]:

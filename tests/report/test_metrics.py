@@ -4,21 +4,17 @@ import math
 
 import pytest
 
-from compress.results.measurement import Measurement
-from compress.results.metrics import (
-    describe_metric,
+from compress.results.formatting import (
     format_bytes,
     format_count,
     format_measurement,
     format_seconds,
     format_value,
     improvement,
-    length_bucket,
-    main_metrics,
-    other_metrics,
-    quality_metric,
     significant,
 )
+from compress.results.measurement import Measurement
+from compress.results.metrics import describe_metric, length_range_of, main_metrics, other_metrics, quality_metric
 
 
 @pytest.mark.parametrize(
@@ -142,6 +138,6 @@ def test_the_quality_is_the_tasks_own_metric_before_agreement() -> None:
 
 
 def test_length_buckets_are_read_from_the_name() -> None:
-    assert length_bucket("latency_ms_length_9_16") == (9, 16)
-    assert length_bucket("latency_ms_batch_32") is None
+    assert length_range_of("latency_ms_length_9_16") == (9, 16)
+    assert length_range_of("latency_ms_batch_32") is None
     assert describe_metric("latency_ms_length_9_16").title == "Latency, 9\u201316 tokens"

@@ -14,7 +14,7 @@ from compress.report.charts import reliability_diagram, slice_plot
 from compress.report.pages import html_page, markdown_report
 from compress.report.slices import format_change, slice_figures
 from compress.results.measurement import Measurement
-from compress.results.metrics import describe_metric, main_metrics, other_metrics, slice_metric, slice_of
+from compress.results.metrics import describe_metric, main_metrics, metric_on_slice, other_metrics, slice_of
 from compress.results.report import Report, SliceRecord, parse_report
 
 
@@ -59,7 +59,7 @@ def test_a_report_with_slices_reads_back(report: Report) -> None:
 def test_names_of_slices(name: str, parts: tuple[str, str] | None) -> None:
     assert slice_of(name) == parts
     if parts:
-        assert slice_metric(*parts) == name
+        assert metric_on_slice(*parts) == name
 
 
 def test_a_slice_is_no_column_of_its_own(report: Report) -> None:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from compress.numerics.differences import Verdict
 from compress.results.measurement import Measurement
-from compress.results.metrics import elsewhere_of
+from compress.results.metrics import split_of
 from compress.results.report import FINAL, Report
 from compress.utils.pydantic_models import FrozenAliased
 
@@ -139,7 +139,7 @@ class Sides:
         old, new = self.baseline.data, self.candidate.data
         if old is None or new is None:
             return True
-        if elsewhere := elsewhere_of(metric):
+        if elsewhere := split_of(metric):
             return old.also.get(elsewhere[1]) == new.also.get(elsewhere[1])
         return old.digest == new.digest
 

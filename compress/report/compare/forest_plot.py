@@ -9,7 +9,8 @@ from typing import NamedTuple
 from compress.report.compare.change import Change
 from compress.report.compare.formatting import confidence_text, effect_text, interval_text, margin_text
 from compress.report.plot import Scale, nice_ticks
-from compress.results.metrics import describe_metric, significant
+from compress.results.formatting import significant
+from compress.results.metrics import describe_metric
 
 _FACTORS = (1.01, 1.02, 1.05, 1.1, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 _FURTHEST = math.log(1000.0)

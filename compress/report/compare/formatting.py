@@ -5,7 +5,8 @@ from __future__ import annotations
 from compress.numerics.differences import Verdict
 from compress.report.compare.change import Change, Comparison, Side
 from compress.report.compare.gate import GateResult, Judgement
-from compress.results.metrics import describe_metric, format_value, significant
+from compress.results.formatting import format_value, significant
+from compress.results.metrics import describe_metric
 
 SIGNS: dict[Verdict, str] = {"better": "\u2191", "same": "=", "worse": "\u2193", "can't tell": "?"}
 ORDER: tuple[Verdict, ...] = ("worse", "can't tell", "better", "same")

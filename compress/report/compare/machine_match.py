@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from compress.results.metrics import format_bytes, significant
+from compress.results.formatting import format_bytes, significant
 
 MACHINE = {
     "processor": "processor",

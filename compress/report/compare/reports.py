@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from compress.recipe.policy import COMPARE, Margin, Policy, default_margin
+from compress.recipe.policy import Margin, Policy, comparison_policy, default_margin
 from compress.report.compare import effects
 from compress.report.compare.change import Change, Comparison, Flip, Side, SideBySide, Sides, SliceChange, Uncompared
 from compress.report.compare.effects import Pair, Reference
@@ -18,8 +18,8 @@ from compress.report.compare.slices import slice_changes
 from compress.report.continuations import side_by_side
 from compress.report.limits import unfit_machine
 from compress.results.measurement import MACHINE, Measurement
-from compress.results.metrics import Metric, context_of, describe_metric, elsewhere_of, slice_of
-from compress.results.report import BASELINE, WEIGHED, Report
+from compress.results.metrics import Metric, context_of, describe_metric, slice_of, split_of
+from compress.results.report import BASELINE, Report
 from compress.utils.errors import InputError
 
 REFERENCES = ("reference_matmul_ms", "reference_copy_ms")
@@ -37,7 +37,7 @@ _REUSED = "one and the same measurement: the timings were reused, --remeasure ta
 def compare_reports(
     baseline: Report,
     candidate: Report,
-    policy: Policy = COMPARE,
+    policy: Policy | None = None,
     *,
     names: tuple[str, str] = ("baseline", "candidate"),
     baseline_model: str | None = None,
@@ -50,6 +50,7 @@ def compare_reports(
     ``across_hosts``. The runs' ``folders`` give the answers and texts of examples that flipped. Raises `InputError`
     where a model is missing or nothing was measured on both sides.
     """
+    policy = policy or comparison_policy()
     before = baseline_model or policy.model
     for report, model, name in ((baseline, before, names[0]), (candidate, policy.model, names[1])):
         _require(report, model, name)
@@ -118,7 +119,7 @@ class _Ways:
         rows += [row for row in both.candidate.measurements if row.model == both.candidate_model]
         for target, metric in dict.fromkeys((row.target, row.metric) for row in rows):
             wanted = not self.policy.targets or target in self.policy.targets
-            apart = slice_of(metric) is not None and elsewhere_of(metric) is None
+            apart = slice_of(metric) is not None and split_of(metric) is None
             if wanted and not apart and not (describe_metric(metric).relative and self._own_baselines()):
                 yield target, metric
 
@@ -147,7 +148,7 @@ class _Ways:
         return self._change(pair, known, (rule and rule.confidence) or by_kind)
 
     def _change(self, pair: Pair, known: Metric, confidence: float) -> Change:
-        if known.name in WEIGHED:
+        if known.from_file:
             return effects.exact_change(pair)
         if _varies(known):
             return self._time(pair, known, confidence)

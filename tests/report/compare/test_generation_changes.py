@@ -9,7 +9,7 @@ import pytest
 from comparisons import report, row, time_row
 from generation_reports import PROMPTS, TEXTS, generation_report
 
-from compress.recipe.policy import GATE_RULES, Policy
+from compress.recipe.policy import Policy
 from compress.report.compare.pages import html_comparison, markdown_comparison
 from compress.report.compare.reports import compare_reports
 from compress.report.pages import html_page
@@ -71,7 +71,9 @@ def test_a_gate_watches_perplexity_and_both_times() -> None:
         rule = policy.rule(metric)
         assert rule is not None and rule.worse_by == margin
     assert policy.rule("tokens_per_second_context_128") is None, "the same figure once more"
-    assert len({rule.metric for rule in GATE_RULES}) == len(GATE_RULES)
+    on_code = policy.rule("perplexity_on_code")
+    assert on_code is not None and on_code.worse_by == "1%"
+    assert policy.rule("perplexity_on_code[keyword]") is None, "a kind of tokens"
 
 
 def test_what_both_wrote_stands_side_by_side() -> None:

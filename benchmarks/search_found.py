@@ -29,7 +29,8 @@ def found(
     from compress.pipeline.target_session import TargetSession
     from compress.plugins.search.record import SearchRecord
     from compress.recipe.loading import read_recipe
-    from compress.results.metrics import describe_metric, format_seconds
+    from compress.results.formatting import format_seconds
+    from compress.results.metrics import describe_metric
     from compress.results.report import BASELINE, FINAL
 
     quiet_libraries()

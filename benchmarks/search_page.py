@@ -1,4 +1,4 @@
-"""The tables about searches in `docs/results.md`, each put there by the command of `search.py` that made it."""
+"""The tables about searches in `docs/results/`, each put there by the command of `search.py` that made it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def show(
 
 def by_model(measured: Iterable[Measurement], labels: Sequence[str], metrics: Iterable[str]) -> list[list[str]]:
     """A row of each metric, with what each model of a session came to."""
-    from compress.results.metrics import describe_metric, format_value
+    from compress.results.formatting import format_value
+    from compress.results.metrics import describe_metric
 
     value, rows = {(row.model, row.metric): row.value for row in measured}, []
     for described in map(describe_metric, metrics):

@@ -9,12 +9,12 @@ from compress.benchmark.generation import encode_text, measure_generation
 from compress.benchmark.host import LaunchHost
 from compress.benchmark.session import BenchResult
 from compress.cli.artifact import generating_artifact
+from compress.cli.bench_hosts import Measure
 from compress.cli.console_progress import ConsoleProgress
 from compress.formats.model_file import format_of
 from compress.formats.silence import quiet_libraries
 from compress.formats.target_profile import Target
 from compress.formats.targets import TARGETS, find_target
-from compress.plugins.devices.on_devices import Measure
 from compress.recipe.recipe import Benchmark
 from compress.utils.errors import InputError
 from compress.utils.progress import Progress

@@ -66,13 +66,13 @@ def compare(
 ) -> None:
     """Compare two runs, or a run's model with its own baseline: better, same, worse, or can't tell."""
     from compress.cli.output import show
-    from compress.recipe.policy import COMPARE
+    from compress.recipe.policy import comparison_policy
     from compress.report.compare.gate import read_policy
     from compress.report.compare.reports import compare_reports
     from compress.report.compare.views import comparison_view
     from compress.results.report import BASELINE
 
-    rules = (read_policy(policy) if policy else COMPARE).model_copy(update={"model": model})
+    rules = (read_policy(policy) if policy else comparison_policy()).model_copy(update={"model": model})
     view = "json" if json_ else format
     if now:
         from compress.cli.side_by_side import compare_now

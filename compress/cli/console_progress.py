@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.text import Text
 
-from compress.results.metrics import format_seconds
+from compress.results.formatting import format_seconds
 from compress.utils.progress import Total, steps_of
 
 Item = TypeVar("Item")

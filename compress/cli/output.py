@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Literal
 
 import typer
 
+from compress.results.formatting import format_interval, format_measurement, format_value
 from compress.results.measurement import Measurement
-from compress.results.metrics import context_of, describe_metric, format_interval, format_measurement, format_value
+from compress.results.metrics import context_of, describe_metric
 from compress.utils.responsive_table import Column, FittedTable
 
 if TYPE_CHECKING:

@@ -97,8 +97,8 @@ def _part_calls(
     from compress.benchmark.profiled_calls import CALLS, Calls
     from compress.formats.runtimes import get_runtime
     from compress.models.diffusion_checks import UNET
-    from compress.stages.diffusion.calibration import evenly, watch
     from compress.runtimes.picture_session import PictureSession
+    from compress.stages.diffusion.calibration import evenly, watch
     from compress.utils.errors import InputError
 
     given = [name for name, value in idle.items() if value is not None]

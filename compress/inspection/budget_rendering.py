@@ -11,7 +11,7 @@ from rich.text import Text
 from compress.inspection.budget import Budget, Module
 from compress.inspection.diffusion_part_calls import PartCall
 from compress.inspection.weight_statistics import TensorStatistics
-from compress.results.metrics import format_bytes, format_count
+from compress.results.formatting import format_bytes, format_count
 from compress.utils.responsive_table import Column, FittedTable, bar
 
 BAR_CELLS = 16

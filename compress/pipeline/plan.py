@@ -11,7 +11,7 @@ from rich.text import Text
 
 from compress.formats.target_profile import PROCESSORS
 from compress.recipe.recipe import Limit
-from compress.results.metrics import format_bytes
+from compress.results.formatting import format_bytes
 from compress.results.report import LicenceRecord
 from compress.stages.cost_model import Estimate
 from compress.utils.pydantic_models import Frozen

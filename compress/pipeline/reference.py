@@ -9,7 +9,7 @@ from compress.pipeline.formats import weights_of
 from compress.pipeline.runner import Road
 from compress.pipeline.target_session import TargetSession
 from compress.results.measurement import Measurement
-from compress.results.metrics import against_metric
+from compress.results.metrics import metric_against
 from compress.results.report import BASELINE, FINAL
 
 
@@ -30,7 +30,7 @@ def rows_against_reference(road: Road, sessions: Sequence[TargetSession]) -> lis
             if whole is None:
                 continue
             near = road.task.compare(found.kept, whole.kept, label, session.target.name)
-            names = [against_metric(row.metric, reference.target.name) for row in near]
+            names = [metric_against(row.metric, reference.target.name) for row in near]
             rows += [row.model_copy(update={"metric": name}) for row, name in zip(near, names, strict=True)]
     return rows
 

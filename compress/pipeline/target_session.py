@@ -34,7 +34,7 @@ from compress.pipeline.target_limits import size_rows
 from compress.pipeline.timing import time_artifacts
 from compress.report.predictions import Answers
 from compress.results.measurement import Measurement
-from compress.results.metrics import elsewhere_metric
+from compress.results.metrics import metric_on_split
 from compress.results.report import (
     BASELINE,
     FINAL,
@@ -151,7 +151,7 @@ class TargetSession:
             own = task.measure(one.kept, one.labels, label, self.target.name)
             if BASELINE in found:
                 own += task.compare(one.kept, found[BASELINE].kept, label, self.target.name)
-            own = [row.model_copy(update={"metric": elsewhere_metric(row.metric, split)}) for row in own]
+            own = [row.model_copy(update={"metric": metric_on_split(row.metric, split)}) for row in own]
             rows += [*own, *kind_rows(one.kept["loss"], kinds[label], counts, own[0])] if counts else own
         return rows
 
@@ -306,8 +306,8 @@ class TargetSession:
         name = self.profile.device
         if name is None:
             return HERE
+        from compress.plugins.devices.device_host import DevicePlace
         from compress.plugins.devices.inventory import choose_devices, find_inventory, read_inventory
-        from compress.plugins.devices.place import DevicePlace
 
         file = find_inventory(None, [self.road.folder, Path()])
         device = choose_devices(read_inventory(file), [name], file)[name]

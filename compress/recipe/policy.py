@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator
 
+from compress.results.metrics import metric_on_split, metrics_table
 from compress.utils.pydantic_models import Frozen
 
 CannotTell = Literal["pass", "warn", "fail"]
@@ -73,65 +74,35 @@ class Rule(Frozen):
         return self.metric == metric or fnmatchcase(metric, self.metric)
 
 
-def _rules(margins: dict[str, str]) -> tuple[Rule, ...]:
-    return tuple(Rule(metric=metric, worse_by=worse_by) for metric, worse_by in margins.items())
+def gate_rules() -> tuple[Rule, ...]:
+    """Return the rules of a gate that has no policy: the gate margins of the metrics table.
+
+    Latency by length and its tails have none: of many noisy metrics one is always bad.
+    """
+    rows = [(row, row.gate_margin) for row in metrics_table().rows if row.gate_margin is not None]
+    # A quality on another split than the test split has the margin of the metric. Names that end in `]` are kinds of
+    # tokens, which are not judged one by one.
+    on_splits = [
+        Rule(metric=f"{metric_on_split(row.name, '*')}[!]]", worse_by=margin)
+        for row, margin in rows
+        if row.quality and row.name == row.pattern
+    ]
+    return (*(Rule(metric=row.pattern, worse_by=margin) for row, margin in rows), *on_splits)
 
 
-_QUALITY = {
-    "accuracy": "0.5 points",
-    "recall_at_*": "0.5 points",
-    "word_error_rate": "0.5 points",
-    "perplexity": "1%",
-    "perplexity_on_*[!]]": "1%",
-    "loss": "1%",
-    "prompt_accuracy": "1 points",
-    "frechet_distance": "5%",
-    "prompt_diversity": "2%",
-}
-"""Of what is judged beside the test split the whole, not each kind of token (`[!]]`: no name that ends in `]`)."""
-GATE_RULES = _rules(
-    {
-        **_QUALITY,
-        "size_bytes": "0%",
-        "latency_ms": "5%",
-        "latency_ms_batch_*": "5%",
-        "time_per_output_token_ms_context_*": "5%",
-        "time_to_first_token_ms_context_*": "5%",
-        "startup_ms": "10%",
-        "peak_memory_bytes*": "5%",
-    }
-)
-"""What a gate judges where nobody said anything. Latency by length and its tails are looked at, not gated: of many
-noisy figures one is always bad."""
-
-COMPARE_RULES = _rules(
-    {
-        **_QUALITY,
-        "size_bytes": "0%",
-        "parameters": "0%",
-        "bits_per_parameter": "0%",
-        "answer_perplexity": "2%",
-        "repetition": "5 points",
-        "looping": "5 points",
-        "latency_*": "1%",
-        "time_*_ms_context_*": "1%",
-        "*tokens_per_second_context_*": "1%",
-        "throughput": "1%",
-        "speedup*": "1%",
-        "startup_ms": "5%",
-        "session_load_ms": "5%",
-        "peak_memory_bytes*": "2%",
-        "runtime_memory_bytes": "2%",
-    }
-)
-"""What a comparison calls the same."""
+def comparison_rules() -> tuple[Rule, ...]:
+    """Return the rules of a comparison: the margins of the metrics table, which are finer than those of a gate."""
+    return tuple(
+        Rule(metric=row.pattern, worse_by=row.margin) for row in metrics_table().rows if row.margin is not None
+    )
 
 
 class Policy(Frozen):
     """The rules of a gate or a comparison."""
 
     rules: tuple[Rule, ...] = Field(
-        GATE_RULES, description="replace the default rules; an exact name goes before patterns, else the first wins"
+        default_factory=gate_rules,
+        description="replace the default rules; an exact name goes before patterns, else the first wins",
     )
     cannot_tell: CannotTell = Field("warn", description="what follows where neither worse nor harmless is shown")
     model: str = Field("final", min_length=1, description="the model that is judged: `final`, or a stage's label")
@@ -165,8 +136,9 @@ class Policy(Frozen):
         return rule.cannot_tell or self.cannot_tell
 
 
-COMPARE = Policy(rules=COMPARE_RULES)
-"""For looking: finer margins than a gate's."""
+def comparison_policy() -> Policy:
+    """Return the policy of a comparison that names none."""
+    return Policy(rules=comparison_rules())
 
 
 def default_margin(share: bool) -> Margin:

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from compress.data.config import HoldOut
-from compress.results.metrics import seconds_of
+from compress.results.formatting import seconds_of
 from compress.utils.pydantic_models import Frozen
 
 

@@ -12,13 +12,14 @@ from pydantic import ValidationError
 from compress import __version__
 from compress.plugins.apps.manifest import Licence, Provenance
 from compress.plugins.provenance.card import results
-from compress.plugins.provenance.finished import SHOWN, read_lock
+from compress.plugins.provenance.finished import read_lock
 from compress.plugins.provenance.licences import RUNTIME, carried, data_names
 from compress.plugins.provenance.licences import find_licences as licences_of
 from compress.plugins.provenance.terms import NOT_STATED
 from compress.recipe.recipe import Recipe
 from compress.report.run_folder import LOCK, RECIPE, REPORT
 from compress.results.measurement import Measurement
+from compress.results.metrics import card_metrics
 from compress.results.report import FINAL, load_report
 from compress.samples.sample import Sample, known_samples
 from compress.utils.digests import digest_file
@@ -43,7 +44,8 @@ def find_figures(recipe: Recipe, recipe_file: Path, run: Path, target: str) -> F
     if not _is_run(recipe_file, run):
         return None
     report = load_report(run / REPORT)
-    rows = [row for row in report.measurements if row.model == FINAL and row.metric in SHOWN]
+    shown = card_metrics()
+    rows = [row for row in report.measurements if row.model == FINAL and row.metric in shown]
     rows = [row for row in rows if row.target == target] or rows
     return Figures(tuple(rows), results(recipe, rows, report.data)) if rows else None
 

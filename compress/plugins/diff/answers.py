@@ -22,14 +22,15 @@ from compress.inspection.tensors import read_model
 from compress.numerics.calibration import mean_interval
 from compress.numerics.next_token import divergence
 from compress.plugins.diff.record import AnswersDiff
-from compress.recipe.policy import COMPARE, Policy
+from compress.recipe.policy import Policy, comparison_policy
 from compress.recipe.recipe import Recipe
 from compress.report.compare.change import Comparison
 from compress.report.compare.flips import input_texts, shortened
 from compress.report.compare.reports import compare_reports
 from compress.report.predictions import Answers, write_predictions
+from compress.results.formatting import format_bytes
 from compress.results.measurement import Measurement
-from compress.results.metrics import describe_metric, format_bytes
+from compress.results.metrics import describe_metric
 from compress.results.report import BASELINE, FINAL, DataRecord, Report, SliceRecord
 from compress.runtimes.runtime import Session
 from compress.tasks.capability import READS_ROWS
@@ -132,7 +133,7 @@ def _compared(
         if known and labels:
             write_predictions(labels, known, folder, several=False)
         try:
-            policy = COMPARE.model_copy(update={"model": FINAL})
+            policy = comparison_policy().model_copy(update={"model": FINAL})
             found = beside(report, report, policy, (folder, folder), BASELINE)
         except InputError:
             return None

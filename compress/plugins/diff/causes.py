@@ -16,7 +16,7 @@ from compress.numerics.weight_difference import (
     grid_bits,
     reordered,
 )
-from compress.results.metrics import significant
+from compress.results.formatting import significant
 
 _LEFT = 0.05
 """Share of the difference's size that a cause may leave unexplained."""

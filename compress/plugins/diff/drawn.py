@@ -15,7 +15,7 @@ from compress.numerics.output_agreement import output_agreement
 from compress.plugins.diff.answers import HERE, mean_of
 from compress.plugins.diff.record import AnswersDiff
 from compress.results.measurement import Measurement
-from compress.results.metrics import slice_metric
+from compress.results.metrics import metric_on_slice
 from compress.results.report import FINAL
 from compress.runtimes.decoder import feeder
 from compress.runtimes.runtime import Session
@@ -134,7 +134,7 @@ def _of_logits(drawn: Drawn, outputs: Sequence[tuple[np.ndarray, np.ndarray]]) -
     for length, one, other in zip(drawn.lengths, same, apart, strict=True):
         if len(drawn.lengths) > 1 and length:
             own = _drawn_rows(one, other, None)
-            rows += [row.model_copy(update={"metric": slice_metric(row.metric, f"tokens={length}")}) for row in own]
+            rows += [row.model_copy(update={"metric": metric_on_slice(row.metric, f"tokens={length}")}) for row in own]
     return AnswersDiff(inputs=drawn.what, rows=tuple(rows), flips=tuple(flips[:_FLIPS]))
 
 

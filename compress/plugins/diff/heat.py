@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from compress.inspection.layers import reading_order
 from compress.plugins.diff.record import TensorChange
 from compress.report.plot import element, number, text, told
-from compress.results.metrics import significant
+from compress.results.formatting import significant
 
 _MOST_KINDS = 12
 _ROW, _CELL, _NAME, _HEAD = 24.0, 74.0, 8.2, 118.0

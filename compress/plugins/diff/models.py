@@ -17,10 +17,10 @@ from compress.plugins.diff.limits import judged
 from compress.plugins.diff.record import Activations, AnswersDiff, Diff, FieldChange, How, LayerChange, WeightsDiff
 from compress.plugins.diff.weights import compare_weights
 from compress.recipe.loading import read_recipe
-from compress.recipe.policy import COMPARE
+from compress.recipe.policy import comparison_policy
 from compress.recipe.recipe import Recipe
 from compress.report import run_folder
-from compress.results.metrics import format_measurement, significant
+from compress.results.formatting import format_measurement, significant
 from compress.results.report import Report, load_report
 from compress.runtimes.runtime import Session
 from compress.tasks.registry import get_task
@@ -153,7 +153,7 @@ def _on_rows(before: Side, after: Side, wanted: Wanted, progress: Progress) -> A
         reports = before.report(), after.report()
         if reports[0] is None or reports[1] is None:
             return None
-        compared = beside(reports[0], reports[1], COMPARE, (before.run, after.run))
+        compared = beside(reports[0], reports[1], comparison_policy(), (before.run, after.run))
         return AnswersDiff(inputs="the test rows of both runs, as their reports have them", comparison=compared)
     read = _recipe_for(after, wanted.data) if recipe is None else read_recipe(recipe)
     if wanted.data is not None:

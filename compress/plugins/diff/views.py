@@ -15,7 +15,8 @@ from compress.report.compare import forest_plot
 from compress.report.compare import formatting as compare_words
 from compress.report.compare.pages import change_rows
 from compress.report.pages import render
-from compress.results.metrics import describe_metric, format_measurement, significant
+from compress.results.formatting import format_measurement, significant
+from compress.results.metrics import describe_metric
 from compress.utils.responsive_table import Column, FittedTable
 
 _STYLES = {"identical": "green", "same": "green", "changed": "yellow"}

@@ -12,7 +12,7 @@ from compress.plugins.monitoring.ab import AbReport
 from compress.plugins.monitoring.record import Look, UseReport
 from compress.report.pages import render
 from compress.report.plot import SMALL, Plot, Scale, told
-from compress.results.metrics import significant
+from compress.results.formatting import significant
 from compress.utils.responsive_table import Column, FittedTable
 
 _STYLES = {"drift": "bold red", "small": "yellow", "none": "", "not judged": "dim"}

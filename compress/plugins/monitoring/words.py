@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from compress.plugins.monitoring.ab import Judged
 from compress.plugins.monitoring.record import Look, Part, UseReport
-from compress.results.metrics import format_bytes, significant
+from compress.results.formatting import format_bytes, significant
 
 SIGNS = {"drift": "\u2717", "small": "\u00b7", "none": "\u2713", "not judged": "?"}
 

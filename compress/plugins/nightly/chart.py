@@ -11,7 +11,8 @@ from compress.plugins.nightly.drift import suspects
 from compress.plugins.nightly.record import Night
 from compress.plugins.nightly.trend import Level, Point, Series
 from compress.report.plot import Frame, Plot, Scale, element, joined, line, scale_around, text, told
-from compress.results.metrics import Metric, format_interval, format_value, significant
+from compress.results.formatting import format_interval, format_value, significant
+from compress.results.metrics import Metric
 
 _FRAME = Frame(480.0, 214.0, 68.0, 464.0, 42.0, 188.0)
 _LEAST_SPAN = 0.06

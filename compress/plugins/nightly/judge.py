@@ -12,7 +12,8 @@ from compress.report.compare.change import Change
 from compress.report.compare.gate import GateResult, Judgement, gate
 from compress.report.compare.reports import compare_reports
 from compress.report.rows import limit_bound, limit_found
-from compress.results.metrics import describe_metric, format_value, significant
+from compress.results.formatting import format_value, significant
+from compress.results.metrics import describe_metric
 from compress.results.report import LimitResult, Report
 from compress.utils.errors import CompressError
 

@@ -11,7 +11,8 @@ from statistics import median
 from typing import NamedTuple
 
 from compress.plugins.nightly.record import Host, Night, Rows
-from compress.results.metrics import Metric, describe_metric, significant
+from compress.results.formatting import significant
+from compress.results.metrics import Metric, describe_metric
 
 TIMES = ("milliseconds", "rate", "times")
 """Styles of metrics that a disturbed machine falsifies."""

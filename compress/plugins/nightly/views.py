@@ -20,7 +20,8 @@ from compress.plugins.nightly.trend import Series
 from compress.report.junit import Case, Suite, junit_xml
 from compress.report.pages import render, render_markdown
 from compress.report.run_folder import point_latest, write_whole
-from compress.results.metrics import format_seconds, format_value, main_metrics
+from compress.results.formatting import format_seconds, format_value
+from compress.results.metrics import main_metrics
 from compress.results.report import FINAL
 from compress.utils.responsive_table import Column, FittedTable
 from compress.utils.storage import storage_errors

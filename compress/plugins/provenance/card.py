@@ -17,8 +17,9 @@ from compress.plugins.provenance.licences import data_names
 from compress.plugins.provenance.terms import canonical, hub_name
 from compress.recipe.recipe import Recipe
 from compress.report.run_folder import MODEL
+from compress.results.formatting import format_interval, format_value
 from compress.results.measurement import Measurement
-from compress.results.metrics import describe_metric, format_interval, format_value
+from compress.results.metrics import describe_metric
 from compress.results.report import DataRecord
 
 _TEMPLATES = Environment(
@@ -26,8 +27,6 @@ _TEMPLATES = Environment(
 )
 _HEADS = ("what", "on", "value", "95% interval", "rows or samples")
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
-_HUB_METRICS = {"word_error_rate": "wer"}
-"""Names of metrics that the Hub knows by others."""
 
 
 def write_card(template: str, data: ModelCardData, rows: Sequence[Measurement], **values: Any) -> str:
@@ -85,7 +84,7 @@ def results(recipe: Recipe, rows: Sequence[Measurement], judged: DataRecord | No
             dataset_name=f"{name}, {split}",
             dataset_split=split,
             dataset_args=told,
-            metric_type=_HUB_METRICS.get(row.metric, row.metric),
+            metric_type=describe_metric(row.metric).hub_name or row.metric,
             metric_value=row.value,
             metric_name=f"{describe_metric(row.metric, row.unit).title} on {row.target}",
             metric_args={"target": row.target, "unit": row.unit}

@@ -75,7 +75,7 @@ def push_to_hub(
     """Show what of a run would go to the Hugging Face Hub: files, sizes, card; and send it with --push."""
     from compress.plugins.provenance import hub
     from compress.plugins.provenance.finished import read_finished
-    from compress.results.metrics import format_bytes
+    from compress.results.formatting import format_bytes
     from compress.sources.resolve import CARD
 
     upload = hub.prepare(read_finished(run), repository, private=not public)

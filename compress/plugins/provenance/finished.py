@@ -14,26 +14,12 @@ from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Recipe
 from compress.report.run_folder import LOCK, MODEL, RECIPE, find_report, shipped
 from compress.results.measurement import Measurement
+from compress.results.metrics import card_metrics
 from compress.results.report import FINAL, LicenceRecord, Report, load_report
 from compress.utils.digests import digest_file
 from compress.utils.errors import InputError
 
 BILL = "bom.cdx.json"
-SHOWN = (
-    "accuracy",
-    "f1",
-    "recall_at_10",
-    "recall_at_1",
-    "word_error_rate",
-    "size_bytes",
-    "parameters",
-    "latency_ms",
-    "speedup",
-    "calibration_error",
-)
-"""What a card says of a model's figures, whoever writes it."""
-_ALSO = ("perplexity", "bits_per_parameter", "tokens_per_second", "agreement")
-"""What the card of a run says besides."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +54,8 @@ class Finished:
     @property
     def figures(self) -> list[Measurement]:
         """What the final model was measured to be, on each target."""
-        named = (*SHOWN, *_ALSO)
-        return [row for row in self.report.measurements if row.model == FINAL and row.metric in named]
+        shown = card_metrics()
+        return [row for row in self.report.measurements if row.model == FINAL and row.metric in shown]
 
     @cached_property
     def files(self) -> dict[str, str]:

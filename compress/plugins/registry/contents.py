@@ -13,7 +13,8 @@ from compress.plugins.apps.manifest import MANIFEST, FileRecord
 from compress.plugins.registry.objects import Incoming, Objects
 from compress.plugins.registry.state import Version
 from compress.report.run_folder import LOCK, MODEL, RECIPE, REPORT, find_report, shipped
-from compress.results.metrics import describe_metric, format_value, quality_metric
+from compress.results.formatting import format_value
+from compress.results.metrics import describe_metric, quality_metric
 from compress.results.report import FINAL, Report, load_report
 from compress.utils.archive_members import objection
 from compress.utils.digests import digest_file, digest_of_files

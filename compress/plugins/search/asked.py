@@ -23,7 +23,7 @@ from compress.plugins.search.starts import stages_to_search
 from compress.recipe.document import Document, read_document
 from compress.recipe.loading import tell_task
 from compress.recipe.overrides import apply_override
-from compress.results.metrics import seconds_of
+from compress.results.formatting import seconds_of
 from compress.sources.resolve import resolve_model
 from compress.stages.registry import STAGES
 from compress.tasks.capability import TAKES_ARRAYS

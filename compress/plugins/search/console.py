@@ -15,7 +15,8 @@ from rich.text import Text
 from compress.plugins.search.record import SearchRecord, foretold_lines
 from compress.plugins.search.watch import Seen, Trying
 from compress.plugins.search.words import figure, figures_of, room_words, shown_model
-from compress.results.metrics import describe_metric, format_seconds, format_value
+from compress.results.formatting import format_seconds, format_value
+from compress.results.metrics import describe_metric
 from compress.utils.responsive_table import Column, FittedTable
 
 _FRONT = 8

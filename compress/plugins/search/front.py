@@ -8,7 +8,8 @@ from itertools import pairwise
 from compress.plugins.search.record import SearchRecord, TrialRecord
 from compress.plugins.search.words import figure, room_words
 from compress.report.plot import Frame, Plot, element, scale_around
-from compress.results.metrics import Metric, describe_metric, format_value
+from compress.results.formatting import format_value
+from compress.results.metrics import Metric, describe_metric
 
 _FRAME = Frame(720.0, 400.0, 64.0, 704.0, 34.0, 346.0)
 _KINDS = {"best": "final", "front": "front", "kept": "step", "missed": "missed"}

@@ -9,7 +9,7 @@ from compress.numerics.statistics import Estimate
 from compress.plugins.search.goal import Goal, dominated, named
 from compress.plugins.search.outcome import Outcome, slack
 from compress.plugins.search.space import Point
-from compress.results.report import WEIGHED
+from compress.results.metrics import describe_metric
 
 
 @dataclass
@@ -108,7 +108,7 @@ class Known:
 
     def weighed(self, point: Point, metric: str) -> float | None:
         """A figure that training doesn't change, as it was measured at any rung."""
-        if metric not in WEIGHED:
+        if not describe_metric(metric).from_file:
             return None
         found = (self.outcomes.get((point, rung)) for rung in range(self.full, -1, -1))
         return next((one.final[metric] for one in found if one is not None and metric in one.final), None)

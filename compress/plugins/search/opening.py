@@ -8,7 +8,7 @@ from compress.plugins.search.goal import Goal
 from compress.plugins.search.knobs import written
 from compress.plugins.search.space import Space
 from compress.report.limits import limit_text
-from compress.results.metrics import format_seconds
+from compress.results.formatting import format_seconds
 from compress.utils.pydantic_models import Frozen
 
 

@@ -28,7 +28,7 @@ from compress.plugins.search.watch import Nobody, Seen, Trying, Watcher
 from compress.plugins.search.words import outcome_words
 from compress.recipe.document import Document
 from compress.report.run_folder import point_latest
-from compress.results.metrics import format_seconds
+from compress.results.formatting import format_seconds
 from compress.utils.errors import InputError, StageError, StorageError
 from compress.utils.progress import Progress
 from compress.utils.storage import storage_errors

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from compress.plugins.search.finish import Judged
 from compress.plugins.search.goal import Goal, named
 from compress.plugins.search.outcome import Outcome, slack
-from compress.results.metrics import describe_metric, format_interval, format_value
+from compress.results.formatting import format_interval, format_value
+from compress.results.metrics import describe_metric
 from compress.results.report import LimitResult
 
 

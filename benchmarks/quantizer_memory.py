@@ -92,8 +92,8 @@ def measure(folder: Path, stage: str, fields: dict[str, Any]) -> dict[str, Any]:
 
     from compress.data.dataset import Dataset
     from compress.models.checkpoint import Checkpoint
-    from compress.stages.blockwise.build import build_skeleton
     from compress.stages.base import Context
+    from compress.stages.blockwise.build import build_skeleton
     from compress.stages.registry import STAGES
     from compress.tasks.registry import get_task
     from compress.utils.progress import SilentProgress

@@ -27,10 +27,10 @@ from compress.models.torch_model import TorchModel
 from compress.sources.resolve import resolve_model
 from compress.stages.base import Context
 from compress.stages.gptq.stage import Gptq
-from compress.stages.recovery.tune_scales import TuneScales
-from compress.tasks.registry import get_task
 from compress.stages.recovery.quantized_recovery import learn
 from compress.stages.recovery.trainer import Lesson, Windows, make_windows
+from compress.stages.recovery.tune_scales import TuneScales
+from compress.tasks.registry import get_task
 from compress.utils.progress import SilentProgress
 
 TASK = "text-generation"

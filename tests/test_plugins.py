@@ -1,4 +1,7 @@
-"""What is said of a plugin that cannot be used; `tests/third_party/` has one that can."""
+"""Tests of the discovery of plug-ins and of what is recorded about those that cannot be used.
+
+`tests/third_party` holds a whole package that extends compress.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from compress import plugins
-from compress.plugins import STAGES, UnusablePluginError, load_plugin, load_plugins, plugin_errors
+from compress.plugins import UnusablePluginError, find_extensions, load_extension, load_extensions, plugin_problems
 
 MODULE = """
 GOOD = "good"
@@ -20,20 +23,23 @@ LACKING = ""
 
 
 @pytest.fixture(autouse=True)
-def no_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugins, "_errors", {})
+def no_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugins.installed_plugins()
+    monkeypatch.setattr(plugins, "_problems", {})
 
 
 @pytest.fixture
 def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str]]]:
-    """Pairs of an entry point's name and its object, which the test fills in."""
+    """Pairs of an entry point's name and its object in the group of stages, which the test fills in."""
     (tmp_path / "plugged.py").write_text(MODULE)
     (tmp_path / "broken_plugin.py").write_text("raise RuntimeError('no such luck')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     pairs: list[tuple[str, str]] = []
-    monkeypatch.setattr(
-        plugins, "entry_points", lambda group: EntryPoints(EntryPoint(name, value, group) for name, value in pairs)
-    )
+
+    def entry_points(group: str) -> EntryPoints:
+        return EntryPoints(EntryPoint(name, value, group) for name, value in pairs if group == "compress.stages")
+
+    monkeypatch.setattr(plugins, "entry_points", entry_points)
     yield pairs
 
 
@@ -44,17 +50,17 @@ def accept(value: object) -> str:
 
 
 def load() -> dict[str, str]:
-    return load_plugins(STAGES, ["cast"], accept, lambda value: value)
+    return load_extensions("stages", ["cast"], accept, lambda value: value)
 
 
-def test_a_good_one_is_known_by_its_own_name(registered: list[tuple[str, str]]) -> None:
+def test_an_object_is_listed_under_its_own_name(registered: list[tuple[str, str]]) -> None:
     registered.append(("whatever", "plugged:GOOD"))
     assert load() == {"good": "good"}
-    assert plugin_errors() == ()
+    assert plugin_problems() == ()
 
 
 @pytest.mark.parametrize(
-    ("value", "package", "reason"),
+    ("value", "provider", "reason"),
     [
         ("broken_plugin:X", "broken_plugin", "RuntimeError: no such luck"),
         ("not_there:X", "not_there", "ModuleNotFoundError"),
@@ -63,27 +69,27 @@ def test_a_good_one_is_known_by_its_own_name(registered: list[tuple[str, str]]) 
         ("plugged:TAKEN", "plugged", "built in"),
     ],
 )
-def test_a_bad_one_is_named_with_its_package_and_the_others_work(
-    value: str, package: str, reason: str, registered: list[tuple[str, str]]
+def test_an_unusable_object_is_named_with_its_package_and_the_others_work(
+    value: str, provider: str, reason: str, registered: list[tuple[str, str]]
 ) -> None:
     registered += [("bad", value), ("fine", "plugged:GOOD")]
     assert load() == {"good": "good"}
-    (error,) = plugin_errors()
-    assert (error.group, error.package) == (STAGES, package)
-    assert reason in str(error) and package in str(error)
+    (problem,) = plugin_problems()
+    assert (problem.point, problem.provider) == ("stages", provider)
+    assert reason in str(problem) and provider in str(problem)
 
 
-def test_of_two_with_one_name_the_second_is_left_out(registered: list[tuple[str, str]]) -> None:
+def test_the_second_of_two_objects_with_one_name_is_left_out(registered: list[tuple[str, str]]) -> None:
     registered += [("first", "plugged:GOOD"), ("second", "plugged:TWIN")]
     assert load() == {"good": "good"}
-    (error,) = plugin_errors()
-    assert "the package plugged has one of that name" in error.reason
+    (problem,) = plugin_problems()
+    assert "plugged registers the same name" in problem.reason
 
 
-def test_names_are_known_before_anything_is_imported(registered: list[tuple[str, str]]) -> None:
+def test_names_are_found_before_anything_is_imported(registered: list[tuple[str, str]]) -> None:
     registered += [("bad", "broken_plugin:X"), ("cast", "plugged:GOOD")]
-    found = plugins.plugins(STAGES, ["cast"])
-    assert list(found) == ["bad"]
-    assert [error.name for error in plugin_errors()] == ["cast"]
-    assert load_plugin(found["bad"], accept) is None
-    assert [error.name for error in plugin_errors()] == ["bad", "cast"]
+    extensions = find_extensions("stages", ["cast"])
+    assert list(extensions) == ["bad"]
+    assert [problem.name for problem in plugin_problems()] == ["cast"]
+    assert load_extension(extensions["bad"], accept) is None
+    assert [problem.name for problem in plugin_problems()] == ["bad", "cast"]

@@ -18,11 +18,11 @@ from compress.formats.onnx.int8.observers import Feed
 from compress.formats.onnx.model import OnnxModel, quantized_name
 from compress.formats.onnx.stage import Export
 from compress.models.torch_model import TorchModel
-from compress.pipeline.runner import Road
-from compress.stages.onnx_int8.quantizer import calibration_set
+from compress.pipeline.runner import StageRunner
 from compress.stages.base import Context
-from compress.stages.qat.stage import Qat
+from compress.stages.onnx_int8.quantizer import calibration_set
 from compress.stages.onnx_int8.stage import Quantize
+from compress.stages.qat.stage import Qat
 
 SPEECH, PICTURES = "automatic-speech-recognition", "image-classification"
 PLAIN = " of the plain export"
@@ -40,7 +40,7 @@ Quantizer = Callable[[onnx.ModelProto, Sequence[Feed]], onnx.ModelProto]
 class Contest:
     """A recipe whose stages were run: what takes part, and what everyone calibrates with."""
 
-    road: Road
+    road: StageRunner
     context: Context = field(init=False)
 
     def __post_init__(self) -> None:

@@ -18,9 +18,9 @@ from compress.data.dataset import Dataset, load_dataset
 from compress.evaluation.evaluate import predict
 from compress.formats.target_profile import Target
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.stages.blockwise.calibration import calibration_windows
 from compress.sources.resolve import resolve_model
 from compress.stages.base import Context
+from compress.stages.blockwise.calibration import calibration_windows
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples

@@ -18,6 +18,7 @@ from compress.formats.targets import REFERENCE
 from compress.models import PRUNING_TESTED_TYPES
 from compress.models.json_file import read_json
 from compress.pipeline.format_support import check_formats, why_not
+from compress.pipeline.licences import find_licences, refuse_forbidden
 from compress.pipeline.machine_speed import machine_flops_per_second
 from compress.pipeline.plan import Plan, StagePlan, TargetPlan, Told, render_plan
 from compress.pipeline.recipe_sources import Sources
@@ -26,16 +27,15 @@ from compress.pipeline.stage_costs import ARITHMETIC, TRIAL, measuring
 from compress.pipeline.stage_plans import stage_plans, timings_of
 from compress.pipeline.time_history import MEASURING, History
 from compress.plugins import plugin_problems
-from compress.plugins.provenance.licences import find_licences, refuse_forbidden
 from compress.recipe.recipe import START, Recipe
 from compress.results.report import LicenceRecord
 from compress.sources.resolve import is_graph
-from compress.stages.model_checks import check_stages
-from compress.stages.cost_model import Estimate, PlanContext, Shape
 from compress.stages.base import Stage
+from compress.stages.cost_model import Estimate, PlanContext, Shape
+from compress.stages.model_checks import check_stages
+from compress.stages.training.settings import Training
 from compress.tasks.capability import DRAWS, GENERATES, READS_ROWS
 from compress.tasks.registry import get_task
-from compress.stages.training.settings import Training
 from compress.utils.environment import processor_class
 from compress.utils.errors import CompressError, InputError, MissingExtraError, ModelError, StageError
 from compress.utils.installation import extra_with, has_package

@@ -32,8 +32,8 @@ from compress.sources.build_model import Origin
 from compress.sources.diffusers_folder import check_checker
 from compress.sources.onnx_file import companions_of, onnx_file
 from compress.sources.resolve import find_model, kinds_here, resolve_model
-from compress.stages.cost_model import Shape, Text
 from compress.stages.base import Reference, references
+from compress.stages.cost_model import Shape, Text
 from compress.tasks.capability import IS_WRITTEN, TAKES_ARRAYS
 from compress.tasks.registry import get_task
 from compress.utils.errors import CompressError, DataError, InputError, ModelError

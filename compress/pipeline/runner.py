@@ -29,15 +29,15 @@ from compress.pipeline.recipe_sources import resolved
 from compress.recipe.recipe import START, Recipe
 from compress.results.report import IntegrityRecord, StageRecord
 from compress.sources.onnx_file import onnx_file
-from compress.utils.resource_meter import metered
 from compress.stages.base import Context, Promise, Stage
+from compress.stages.training.processes import first_says, is_first, own_device, several, wait_for_all
 from compress.tasks.capability import READS_ROWS
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples, Task
-from compress.stages.training.processes import first_says, is_first, own_device, several, wait_for_all
 from compress.utils.digests import digest_directory
 from compress.utils.errors import CompressError, DeviceError, InputError, StageError, StorageError
 from compress.utils.progress import Progress
+from compress.utils.resource_meter import metered
 from compress.utils.storage import disk_full
 from compress.utils.torch_device import CPU, computing_on, describe_device, find_device
 
@@ -52,7 +52,7 @@ class Finished:
 
 
 @dataclass
-class Road:
+class StageRunner:
     """One recipe on its way; stages run in order, each from the files of the one before it."""
 
     recipe: Recipe
@@ -267,7 +267,7 @@ class Road:
                 with computing_on(self.device) as use:
                     output = stage.run(model, context)
                 if use.asked and self.device != CPU:
-                    context.remark(f"computed on {describe_device(self.device)}")
+                    context.note(f"computed on {describe_device(self.device)}")
                 output.save(content)
                 with meter.checking():
                     contract.check(output, digests, weight, content, self._probe(type(output)))
@@ -287,7 +287,7 @@ class Road:
             "check_seconds": meter.check_seconds,
             "peak_rss_bytes": meter.peak_rss_bytes,
             "integrity": contract.found,
-            "remarks": context.remarks,
+            "remarks": context.notes,
             "tables": [table.model_dump(mode="json") for table in context.tables],
         }
 

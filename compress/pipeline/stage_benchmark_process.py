@@ -24,15 +24,15 @@ from compress.pipeline.checkpoint_headers import count
 from compress.pipeline.recipe_sources import resolved
 from compress.pipeline.stage_benchmark import REFUSED, StageTrial, Trial
 from compress.recipe.recipe import START, Recipe
-from compress.utils.resource_meter import metered
-from compress.stages.cost_model import Shape
 from compress.stages.base import Context, Stage
+from compress.stages.cost_model import Shape
+from compress.stages.training.settings import Training
 from compress.tasks.forward import predict, tensors
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples, Task
-from compress.stages.training.settings import Training
 from compress.utils.errors import InputError
 from compress.utils.progress import SilentProgress, Total
+from compress.utils.resource_meter import metered
 from compress.utils.torch_device import computing_on, find_device
 
 Item = TypeVar("Item")

@@ -14,8 +14,8 @@ from compress.models.torch_model import TorchModel
 from compress.pipeline.format_support import format_given
 from compress.pipeline.stage_benchmark import StageTrial, Trial
 from compress.recipe.recipe import START, Recipe
-from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape, Text, predicted
 from compress.stages.base import Stage
+from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape, Text, predicted
 from compress.stages.registry import STAGES
 from compress.tasks.capability import GENERATES, IS_WRITTEN
 from compress.tasks.registry import get_task

@@ -14,8 +14,8 @@ from compress.pipeline.stage_costs import TRIAL, told, told_by
 from compress.pipeline.time_history import MEASURING, History, Timing
 from compress.recipe.recipe import START, Recipe
 from compress.results.report import StageRecord
-from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape
 from compress.stages.base import Stage
+from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape
 from compress.utils.errors import CompressError, InputError
 
 

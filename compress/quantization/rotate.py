@@ -18,10 +18,10 @@ from compress.models.checkpoint import Checkpoint
 from compress.models.folder_checks import refuse_quantized
 from compress.models.structure import Attention, blocks
 from compress.numerics.rotation import rotation
-from compress.stages.blockwise.build import build_skeleton, logits
-from compress.stages.equalize.equalization import TOKENS, find_folds, probe
 from compress.stages.blockwise.blockwise_model import Skeleton
+from compress.stages.blockwise.build import build_skeleton, logits
 from compress.stages.blockwise.write import write_floats
+from compress.stages.equalize.equalization import TOKENS, find_folds, probe
 from compress.utils.errors import StageError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def rotate_checkpoint(
     _prove(logits(made, ids), logits(checkpoint, ids), f"The logits of {type(skeleton.model).__name__}")
     if config:
         added = skeleton.vocabulary * skeleton.hidden_size
-        context.remark(
+        context.note(
             f"rotate: the head has weights of its own now, {added:,} more, {_HALF_BYTES * added:,} bytes in float16"
         )
     return made

@@ -14,9 +14,9 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 from compress.data.config import DataConfig
 from compress.recipe.recipe import Benchmark, Limit, Recipe
 from compress.stages.registry import STAGES
+from compress.stages.training.settings import Training
 from compress.tasks.evaluation import Evaluation
 from compress.tasks.registry import TASKS
-from compress.stages.training.settings import Training
 
 _WIDTH = 100
 _NESTED: dict[str, type[BaseModel]] = {"data": DataConfig, "benchmark": Benchmark, "evaluation": Evaluation}

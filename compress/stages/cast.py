@@ -86,8 +86,8 @@ class Cast(Stage[OnnxModel, OnnxModel]):
         rows = context.data.split("train").slice(0, _EXAMPLES)
         examples = context.task.encode(rows, processor_of(model), labels_of(model), context.max_length)
         share = prove_float16(graph, model.graph, examples, self.tolerance)
-        context.remark(f"cast: {examples.answers_are} differ by at most {share:.2%} of their range from float32")
-        context.remark("cast: this file is for graphics processors; on this processor float32 is faster")
+        context.note(f"cast: {examples.answers_are} differ by at most {share:.2%} of their range from float32")
+        context.note("cast: this file is for graphics processors; on this processor float32 is faster")
         return OnnxModel(graph, float16_name(model.file_name), model.companions)
 
     def _drawing(self, model: OnnxModel, context: Context) -> OnnxModel:
@@ -109,10 +109,10 @@ class Cast(Stage[OnnxModel, OnnxModel]):
             inputs = PictureInputs(model, name, context)
             calls = inputs.choose(_EXAMPLES).calls()
             share = prove_float16_calls(graphs[name], graph, calls, inputs.part, self.tolerance)
-            context.remark(f"cast: answers of {inputs.part} differ by at most {share:.2%} of their range from float32")
+            context.note(f"cast: answers of {inputs.part} differ by at most {share:.2%} of their range from float32")
         made = model.with_graphs(graphs)
         rows = context.data.split("train").slice(0, 1)
         examples = context.task.encode(rows, processor_of(model), None, context.max_length)
         opened(made).predict(examples.batch([0]))
-        context.remark("cast: these files are for graphics processors; on this processor float32 is faster")
+        context.note("cast: these files are for graphics processors; on this processor float32 is faster")
         return made

@@ -55,6 +55,6 @@ class ReduceDimensions(Stage[TorchModel, TorchModel]):
         embeddings = predict(model.module, chosen)
         rotation = principal_rotation(embeddings, self.dimensions)
         kept = kept_share(embeddings, rotation)
-        context.remark(f"reduce_dimensions: {self.dimensions} of {modules.dimensions} hold {kept:.1%}")
+        context.note(f"reduce_dimensions: {self.dimensions} of {modules.dimensions} hold {kept:.1%}")
         model.processor.modules = modules.followed_by(Dense(rotation))
         return model

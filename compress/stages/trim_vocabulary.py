@@ -88,7 +88,7 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
             return self._rewrite(model, context)
         before = model.module.config.vocab_size
         kept = self._trim(model, self._count(model, context), context.max_length)
-        context.remark(f"trim_vocabulary: {kept} of {before} tokens kept")
+        context.note(f"trim_vocabulary: {kept} of {before} tokens kept")
         return model
 
     def rehearse(self, model: TorchModel | Checkpoint, context: Context) -> TorchModel | None:
@@ -127,7 +127,7 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
                 *(model, tokenizer, context.scratch / "trimmed", counts, self.min_count),
                 *(self.characters == "all", self.multiple_of, speech),
             )
-        context.remark(f"trim_vocabulary: {kept} of {before} tokens kept")
+        context.note(f"trim_vocabulary: {kept} of {before} tokens kept")
         return trimmed
 
     def _count(self, model: TorchModel, context: Context) -> Counter[int]:

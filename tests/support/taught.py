@@ -16,11 +16,11 @@ from compress.data.dataset import Dataset
 from compress.models.checkpoint import Checkpoint
 from compress.models.torch_model import TorchModel
 from compress.stages.distill.stage import Distill
+from compress.stages.distill_language_model import trainer
+from compress.stages.distill_language_model.trainer import LanguageLesson
+from compress.stages.training import sharding
 from compress.tasks.conversations import text_or_messages
 from compress.tasks.registry import get_task
-from compress.stages.distill_language_model import trainer
-from compress.stages.training import sharding
-from compress.stages.distill_language_model.trainer import LanguageLesson
 from compress.utils.errors import StageError
 
 __all__ = ["conversations", "losses", "refusal", "sharded"]

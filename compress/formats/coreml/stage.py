@@ -8,8 +8,8 @@ from pydantic import Field
 
 from compress.formats.coreml.model import CoreMlModel
 from compress.models.torch_model import TorchModel
-from compress.stages.cost_model import PlanContext, Prediction, Shape, in_precision
 from compress.stages.base import Context, Needs, Promise, Stage
+from compress.stages.cost_model import PlanContext, Prediction, Shape, in_precision
 from compress.tasks.capability import ANSWERS_AT_ONCE, BY_TOKEN, HAS_TWO_TOWERS, OF_ANY_LENGTH
 
 
@@ -58,5 +58,5 @@ class CoreMl(Stage[TorchModel, CoreMlModel]):
             model, examples, self.precision, self.embedding_bits, context.max_length, self.tolerance
         )
         stored = prove_stored(made, model)
-        context.remark(f"coreml: {examples.answers_are} differ by at most {apart:.1e} from torch as traced; {stored}")
+        context.note(f"coreml: {examples.answers_are} differ by at most {apart:.1e} from torch as traced; {stored}")
         return made

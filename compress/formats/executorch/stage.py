@@ -8,8 +8,8 @@ from pydantic import Field
 
 from compress.formats.executorch.model import ExecuTorchModel
 from compress.models.torch_model import TorchModel
-from compress.stages.cost_model import PlanContext, Prediction, Shape, in_precision
 from compress.stages.base import Context, Needs, Promise, Stage
+from compress.stages.cost_model import PlanContext, Prediction, Shape, in_precision
 from compress.tasks.capability import ANSWERS_AT_ONCE, HAS_TWO_TOWERS, OF_ANY_LENGTH, TAKES_PAIRS
 
 
@@ -55,5 +55,5 @@ class ExecuTorch(Stage[TorchModel, ExecuTorchModel]):
 
         examples = context.encode("train", model)
         made = to_executorch(model, examples, self.precision, self.embedding_bits, context.max_length)
-        context.remark(f"executorch: {prove_lowered(made, model, examples, self.tolerance)}")
+        context.note(f"executorch: {prove_lowered(made, model, examples, self.tolerance)}")
         return made.model

@@ -12,8 +12,8 @@ from pydantic import Field
 
 from compress.formats.gguf.model import GGUF_FILE, GgufModel
 from compress.models.checkpoint import Checkpoint
-from compress.stages.cost_model import PlanContext, Prediction, Shape, predicted
 from compress.stages.base import Context, Promise, Stage
+from compress.stages.cost_model import PlanContext, Prediction, Shape, predicted
 from compress.tasks.capability import GENERATES
 from compress.utils.errors import ModelError, StageError
 
@@ -155,7 +155,7 @@ class Gguf(Stage[Checkpoint, GgufModel]):
         types = Types(self.float_type, self.type, self.k_quants)
         write_companions(model, folder)
         found = _written(model, folder / GGUF_FILE, types)
-        context.remark(_kept(found) if self.type is None else _rounded(found, self.type, weighed))
+        context.note(_kept(found) if self.type is None else _rounded(found, self.type, weighed))
         return GgufModel(folder)
 
 

@@ -9,8 +9,8 @@ from pydantic import Field, field_validator, model_validator
 from compress.formats.litert.model import LITERT_FILE, Blocks, LiteRtModel, Precision
 from compress.models.config_checks import positions_of
 from compress.models.torch_model import TorchModel
-from compress.stages.cost_model import PlanContext, Prediction, Shape, in_precision
 from compress.stages.base import Context, Needs, Promise, Stage
+from compress.stages.cost_model import PlanContext, Prediction, Shape, in_precision
 from compress.tasks.capability import (
     ANSWERS_AT_ONCE,
     BY_TOKEN,
@@ -106,7 +106,7 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
         shipped = opened(made)
         first = shipped if self.precision == "fp32" else opened(plain)
         reference = of_torch(model.module, examples)
-        context.remark(f"litert: {prove_shipped('LiteRT', first, shipped, reference, examples, self.tolerance)}")
+        context.note(f"litert: {prove_shipped('LiteRT', first, shipped, reference, examples, self.tolerance)}")
         return made
 
     def _block(self, width: int, context: Context) -> Blocks | None:
@@ -114,7 +114,7 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
         block = self.embedding_block_size
         if self.embedding_bits != 4 or block is None or width % block == 0:
             return block
-        context.remark(f"litert: the table of words has a scale a row, since {block} does not divide its {width}")
+        context.note(f"litert: the table of words has a scale a row, since {block} does not divide its {width}")
         return None
 
     def _lengths(self, model: TorchModel, texts: Any, context: Context) -> tuple[int, ...]:
@@ -132,7 +132,7 @@ class LiteRt(Stage[TorchModel, LiteRtModel]):
             )
         padded = sum(min(one for one in chosen if one >= text) for text in texts.tolist())
         waste = padded / int(texts.sum()) - 1
-        context.remark(
+        context.note(
             f"litert: signatures of {', '.join(map(str, chosen))} tokens; padding adds {waste:.0%} of tokens"
         )
         return chosen

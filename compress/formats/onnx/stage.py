@@ -11,8 +11,8 @@ from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.models.checkpoint import Checkpoint
 from compress.models.diffusion_pipeline import GeneratorModel
 from compress.models.torch_model import TorchModel
-from compress.stages.cost_model import PlanContext, Prediction, Shape, handling, predicted
 from compress.stages.base import Context, Needs, Promise, Stage
+from compress.stages.cost_model import PlanContext, Prediction, Shape, handling, predicted
 from compress.tasks.capability import (
     EMBEDS,
     GENERATES,
@@ -154,11 +154,11 @@ class Export(Stage[TorchModel, OnnxModel]):
         exported = self._traced(model, examples)
         difference = prove_equal(exported.graph, model, examples, self.tolerance)
         matched = ", ".join(f"{name} {count}" for name, count in exported.rewrites.items()) or "none"
-        context.remark(
+        context.note(
             f"export: {examples.answers_are} differ by at most {difference:.1e} from torch; rewrites: {matched}"
         )
         if exported.unfused:
-            context.remark(f"export: {exported.unfused}")
+            context.note(f"export: {exported.unfused}")
         return OnnxModel(exported.graph, FLOAT_GRAPH, model.companions())
 
     def _trace_parts(self, model: GeneratorModel, context: Context) -> OnnxModel:
@@ -169,9 +169,9 @@ class Export(Stage[TorchModel, OnnxModel]):
         exported = export_drawing(model, ids, self.opset, self.fusions)
         graphs = {name: one.graph for name, one in exported.items()}
         for name, apart in prove_drawing(model, graphs, ids, self.tolerance).items():
-            context.remark(f"export: {name} differs by at most {apart.worst:.1e} from torch, at all sizes and batches")
+            context.note(f"export: {name} differs by at most {apart.worst:.1e} from torch, at all sizes and batches")
             if exported[name].unfused:
-                context.remark(f"export: {name}: {exported[name].unfused}")
+                context.note(f"export: {name}: {exported[name].unfused}")
         return drawing_folder(model, graphs)
 
     def _write(self, checkpoint: Checkpoint, context: Context) -> OnnxModel:
@@ -180,7 +180,7 @@ class Export(Stage[TorchModel, OnnxModel]):
         settings = GraphSettings(self.accuracy_level, self.exact_attention, self.last_token_only, self.expand_on_load)
         windows = proof_windows(checkpoint, context)
         written = export_proven(checkpoint, settings, windows, self.tolerance, self.rounding_limit)
-        context.remark(f"export: {written.equality}; {written.attention}")
+        context.note(f"export: {written.equality}; {written.attention}")
         return written.model
 
     def _write_pair(self, checkpoint: Checkpoint, context: Context) -> OnnxModel:
@@ -191,7 +191,7 @@ class Export(Stage[TorchModel, OnnxModel]):
         inputs, texts = (_spoken if speech else _read)(checkpoint, context)
         limits, more = (self.tolerance, self.rounding_limit), 0 if speech else _MORE
         equality = prove_encoder_decoder(model, checkpoint, inputs, texts, *limits, more)
-        context.remark(f"export: encoder and decoder; {equality}")
+        context.note(f"export: encoder and decoder; {equality}")
         return model
 
     def _write_image_reader(self, checkpoint: Checkpoint, context: Context) -> OnnxModel:
@@ -205,8 +205,8 @@ class Export(Stage[TorchModel, OnnxModel]):
         image = read_rules(checkpoint.folder).image
         limits = (self.tolerance, self.rounding_limit)
         equality = prove_image_reader(found.model, checkpoint, examples, image, *limits)
-        context.remark(f"export: image features differ by at most {found.difference:.1e} from torch; {equality}")
-        context.remark(f"export: attention is {'not fused: ' + found.unfused if found.unfused else 'one operator'}")
+        context.note(f"export: image features differ by at most {found.difference:.1e} from torch; {equality}")
+        context.note(f"export: attention is {'not fused: ' + found.unfused if found.unfused else 'one operator'}")
         return found.model
 
 

@@ -11,8 +11,8 @@ from compress.formats.openvino.model import OpenVinoModel
 from compress.models.checkpoint import Checkpoint
 from compress.models.diffusion_pipeline import GeneratorModel
 from compress.models.torch_model import TorchModel
-from compress.stages.cost_model import PlanContext, Prediction, Shape, in_precision
 from compress.stages.base import Context, Needs, Promise, Stage
+from compress.stages.cost_model import PlanContext, Prediction, Shape, in_precision
 from compress.tasks.capability import ANSWERS_AT_ONCE, DRAWS, GENERATES, Capabilities
 from compress.utils.pydantic_models import changed
 
@@ -107,7 +107,7 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
         shipped = opened(made)
         first = shipped if plain is made else opened(plain)
         found = prove_shipped("OpenVINO", first, shipped, reference, examples, tolerance, original)
-        context.remark(f"openvino: {found}")
+        context.note(f"openvino: {found}")
         return made
 
     def _drawing(self, model: GeneratorModel | OnnxModel, context: Context) -> OpenVinoModel:
@@ -145,7 +145,7 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
         first, last = (session.shortened() for session in sessions if isinstance(session, PictureSession))
         whole = of_session(reference.shortened(), examples)
         found = prove_shipped("OpenVINO", first, last, whole, examples, self.tolerance, original)
-        context.remark(f"openvino: {found}, in few steps")
+        context.note(f"openvino: {found}, in few steps")
         return made
 
     def _write(self, checkpoint: Checkpoint, context: Context) -> OpenVinoModel:
@@ -156,5 +156,5 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
         proven = write_decoder(
             checkpoint, self.precision, self.embedding_bits, windows, self.tolerance, self.kv_cache_precision
         )
-        context.remark(f"openvino: {proven}")
+        context.note(f"openvino: {proven}")
         return proven.model

@@ -16,8 +16,8 @@ from compress.plugins.search.foresight import Foresight
 from compress.plugins.search.latencies import Latencies
 from compress.plugins.search.outcome import Outcome
 from compress.plugins.search.space import Point, Space, shortened
-from compress.stages.cost_model import Shape, predicted
 from compress.stages.base import Stage
+from compress.stages.cost_model import Shape, predicted
 from compress.utils.errors import CompressError, InputError
 
 _UNKNOWN_SECONDS = 5.0

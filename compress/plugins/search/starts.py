@@ -7,8 +7,8 @@ from copy import deepcopy
 from typing import Any
 
 from compress.stages.cost_model import Shape
-from compress.stages.registry import STAGES
 from compress.stages.distill.stage import spread_layers
+from compress.stages.registry import STAGES
 from compress.tasks.capability import ANSWERS_AT_ONCE, IS_WRITTEN
 from compress.tasks.task import Task
 

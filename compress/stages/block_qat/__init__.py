@@ -1,0 +1,1 @@
+"""Block-wise quantization-aware training, the first phase of EfficientQAT."""

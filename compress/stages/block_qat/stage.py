@@ -1,0 +1,44 @@
+"""Quantize the weights of a causal language model, and let each block learn what rounding took."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.stages.base import Context
+from compress.stages.blockwise.cost import block_training_prediction
+from compress.stages.cost_model import PlanContext, Prediction, Shape
+from compress.stages.gptq.settings import BlockTraining
+from compress.stages.gptq.stage import Rounds
+
+
+class TrainBlocks(BlockTraining, Rounds):
+    """As `gptq`, and then each block is trained, with its rounding, to answer as the float block does.
+
+    The first phase of EfficientQAT (Block-AP; Chen et al. 2024, section 3.2): weights, their integers and scales, and
+    norms learn together, block by block, each given what the trained blocks before it give. One block is in memory at a
+    time, with its optimizer. `tune_scales` after it is the second phase.
+    """
+
+    version = 1
+    kind: Literal["train_blocks"] = "train_blocks"
+
+    @model_validator(mode="after")
+    def _text_to_learn_from(self) -> Self:
+        if self.method != "gptq":
+            raise ValueError("method: gptq, from whose integers training starts")
+        if self.held_out >= self.samples:
+            raise ValueError(f"held_out below samples, {self.samples}, so that windows are left to learn from")
+        return self
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """What `gptq` costs, and the steps of training."""
+        return block_training_prediction(self, self, before, plan)
+
+    def run(self, model: Checkpoint, context: Context) -> QuantizedCheckpoint:
+        """Quantize and train block after block. Raises `StageError`, `DataError` or `ModelError`."""
+        from compress.stages.gptq.quantizer import quantize
+
+        return quantize(model, self, context, self)

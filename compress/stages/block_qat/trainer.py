@@ -1,0 +1,245 @@
+"""A quantized block that learns: weights and their rounding, scales and norms, to answer as the float block does.
+
+Block-AP of EfficientQAT (Chen et al. 2024, section 3.2). The block is given what the quantized blocks before it give,
+and is to give what the float model has there, so that it makes up for their errors too. It starts from the solver's
+integers. Weights are learned in steps of their grid, scales, norms and biases relative to what they are, so that the
+same learning rates suit blocks of any size.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from compress.models.quantized_module import AsStored
+from compress.numerics.fake_quantization import dequantize, stored_as, straight_through
+from compress.numerics.integer_grid import QuantizedWeight, as_float16
+from compress.stages.blockwise.states import BlockRun, States
+from compress.stages.gptq.settings import BlockTraining
+from compress.stages.training.length import Length
+
+_WARM_UP = 0.05
+_EPSILON = 1e-15
+"""Gradients of single weights are that small."""
+_WITHIN = 0.49
+"""Weights stay so near to an integer of the grid, in steps, that it is the one they are rounded to."""
+
+
+class LearnedIntegers(nn.Module):
+    """A parametrization: a weight as ``steps`` [rows, columns] of its grid, counted from the zero point, and scales.
+
+    The weight is the nearest integers within the grid times the scales, which are what a file of float16 can hold.
+    """
+
+    start: torch.Tensor
+    zero_points: torch.Tensor
+
+    def __init__(self, quantized: QuantizedWeight) -> None:
+        super().__init__()
+        self.quantized, self.symmetric = quantized, quantized.symmetric
+        self.bits, self.group_size = quantized.bits, quantized.group_size
+        self.start, self.zero_points = quantized.scales.float(), quantized.zero_points.float()
+        self.log_ratio = nn.Parameter(torch.zeros_like(self.start))
+
+    def scales(self) -> torch.Tensor:
+        """[rows, groups] float32, each a value that float16 has."""
+        return stored_as(self.start * self.log_ratio.exp(), torch.float16)
+
+    def integers(self, steps: torch.Tensor) -> torch.Tensor:
+        """The nearest to ``steps`` within the grid, less their zero points; the gradient passes."""
+        return straight_through(steps, lambda exact: self._clamped(exact.round()))
+
+    def forward(self, steps: torch.Tensor) -> torch.Tensor:
+        """The weight that the rounded ``steps`` stand for."""
+        return dequantize(self.integers(steps), self.scales(), self.group_size, torch.float32)
+
+    def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
+        """The steps nearest to ``weight`` that are rounded to the solver's integers."""
+        columns = torch.arange(weight.shape[1], device=weight.device) // self.group_size
+        chosen = self.quantized.integers.float() - self.zero_points[:, columns]
+        return (weight / self.start[:, columns] - chosen).clamp_(-_WITHIN, _WITHIN).add_(chosen)
+
+    @torch.no_grad()
+    def hold(self, steps: torch.Tensor) -> None:
+        """Bring back what left the grid, in place, so that no weight gets out of its gradient's reach."""
+        self._clamped(steps, _WITHIN)
+
+    @torch.no_grad()
+    def learned(self, steps: torch.Tensor) -> QuantizedWeight:
+        """What is to be stored."""
+        columns = torch.arange(steps.shape[1], device=steps.device) // self.group_size
+        integers = self.integers(steps).add(self.zero_points[:, columns]).to(torch.uint8)
+        return replace(self.quantized, integers=integers, scales=as_float16(self.scales()))
+
+    def _clamped(self, steps: torch.Tensor, beyond: float = 0.0) -> torch.Tensor:
+        """``steps`` within the grid and ``beyond``, in place."""
+        highest = (1 << self.bits) - 1
+        if self.symmetric:
+            zero = 1 << (self.bits - 1)
+            return steps.clamp_(-zero - beyond, highest - zero + beyond)
+        columns = torch.arange(steps.shape[1], device=steps.device) // self.group_size
+        zeros = self.zero_points[:, columns]
+        return steps.clamp_(-zeros - beyond, highest - zeros + beyond)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a block learned: the weights of its layers, and its vectors, by full name.
+
+    ``before`` and ``after`` are the errors of its outputs on held-out windows, relative to their size; ``stopped`` says
+    why training ended early, or nothing.
+    """
+
+    weights: Mapping[str, QuantizedWeight]
+    vectors: Mapping[str, torch.Tensor]
+    before: float
+    after: float
+    stopped: str = ""
+
+    def __str__(self) -> str:
+        return f"its outputs' error on held-out text {self.before:.2%} -> {self.after:.2%}{self.stopped}"
+
+
+@dataclass
+class BlockLesson:
+    """A loaded block ``name`` and what its ``layers`` are to learn.
+
+    ``floats`` are the layers' weights before, and are used up. In windows of text the block is given ``given``, and is
+    to answer ``wanted``; ``run`` has batches of as many windows as a step of training.
+    """
+
+    name: str
+    block: nn.Module
+    layers: Mapping[str, nn.Linear]
+    floats: dict[str, torch.Tensor]
+    run: BlockRun
+    given: States
+    wanted: States
+    settings: BlockTraining
+    seed: int
+    vectors: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
+
+    @torch.enable_grad()
+    def teach(self, solved: Mapping[str, QuantizedWeight]) -> Trained:
+        """Train from what the layers' solver found, and leave the block with what was best on the held-out windows."""
+        with self._learning(solved):
+            best = self._train()
+        for name, weight in best.weights.items():
+            self.layers[name].weight = nn.Parameter(weight.dequantize(), requires_grad=False)
+        for name, vector in best.vectors.items():
+            module, leaf = self.vectors[name]
+            setattr(module, leaf, nn.Parameter(vector, requires_grad=False))
+        return best
+
+    def _train(self) -> Trained:
+        taught, judged = self._windows()
+        optimizer = torch.optim.AdamW(self._groups(), weight_decay=0.0, eps=_EPSILON, fused=True)
+        epoch = math.ceil(len(taught) / self.settings.batch_size)
+        steps = max(1, round(self.settings.epochs * epoch))
+        rate = functools.partial(Length(steps).rate, warmup_ratio=_WARM_UP, decay="linear")
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        generator = torch.Generator().manual_seed(self.seed)
+        before = self._error(judged)
+        best = self._state(before, before)
+        for done in range(steps):
+            if done % epoch == 0:
+                order = taught[torch.randperm(len(taught), generator=generator)]
+            # The last batch of an epoch is filled up with the first windows.
+            places = torch.arange(self.settings.batch_size) + done % epoch * self.settings.batch_size
+            self._loss(order[places % len(order)]).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            for layer in self.layers.values():
+                _integers(layer).hold(_steps(layer))
+            if (done + 1) % epoch == 0 or done + 1 == steps:
+                error = self._error(judged)
+                if not math.isfinite(error):
+                    return replace(best, stopped=f"; stopped, since it became {error} in step {done + 1} of {steps}")
+                if error < best.after:
+                    best = self._state(before, error)
+        return best
+
+    def _windows(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Those that it learns from, and those that judge it, spread over the text."""
+        count, held = self.given.shape[0], self.settings.held_out
+        taught = torch.ones(count, dtype=torch.bool)
+        taught[torch.linspace(0, count - 1, held + 2)[1:-1].round().long()] = False
+        return taught.nonzero()[:, 0], (~taught).nonzero()[:, 0]
+
+    def _loss(self, windows: torch.Tensor) -> torch.Tensor:
+        """The mean over tokens of the squared error of the outputs, relative to their size."""
+        wanted, found = _rows(self.wanted, windows), self.run(_rows(self.given, windows)).float()
+        return ((found - wanted).square().mean(-1) / wanted.square().mean(-1).clamp(min=1e-30)).mean()
+
+    @torch.no_grad()
+    def _error(self, windows: torch.Tensor) -> float:
+        return sum(float(self._loss(window)) for window in torch.split(windows, 1)) / len(windows)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        steps = [_steps(layer) for layer in self.layers.values()]
+        relative = [_integers(layer).log_ratio for layer in self.layers.values()]
+        relative += [_learned(module, leaf) for module, leaf in self.vectors.values()]
+        return [
+            {"params": [parameter.requires_grad_() for parameter in steps], "lr": self.settings.learning_rate},
+            {"params": [parameter.requires_grad_() for parameter in relative], "lr": self.settings.scale_learning_rate},
+        ]
+
+    @torch.no_grad()
+    def _state(self, before: float, after: float) -> Trained:
+        weights = {name: _integers(layer).learned(_steps(layer)) for name, layer in self.layers.items()}
+        vectors = {name: getattr(module, leaf).detach().clone() for name, (module, leaf) in self.vectors.items()}
+        return Trained(weights, vectors, before, after)
+
+    @contextmanager
+    def _learning(self, solved: Mapping[str, QuantizedWeight]) -> Iterator[None]:
+        """Let weights and vectors be computed from what learns."""
+        self.vectors = self._vectors() if self.settings.norms else {}
+        for name, layer in self.layers.items():
+            layer.weight = nn.Parameter(self.floats.pop(name), requires_grad=False)
+            parametrize.register_parametrization(layer, "weight", LearnedIntegers(solved[name]), unsafe=True)
+        for module, leaf in self.vectors.values():
+            vector = AsStored(module.get_parameter(leaf).data, torch.float16)
+            parametrize.register_parametrization(module, leaf, vector, unsafe=True)
+        try:
+            yield
+        finally:
+            for module, leaf in ((layer, "weight") for layer in self.layers.values()):
+                parametrize.remove_parametrizations(module, leaf)
+            for module, leaf in self.vectors.values():
+                parametrize.remove_parametrizations(module, leaf)
+
+    def _vectors(self) -> dict[str, tuple[nn.Module, str]]:
+        """The weights of norms, and biases: the module of each and its own name there."""
+        found = {}
+        for name, parameter in self.block.named_parameters():
+            owner, _, leaf = name.rpartition(".")
+            if parameter.ndim == 1:
+                found[f"{self.name}.{name}"] = self.block.get_submodule(owner), leaf
+        return found
+
+
+def _learned(module: nn.Module, leaf: str) -> nn.Parameter:
+    found: nn.Parameter = module.parametrizations[leaf].original  # type: ignore[index, union-attr]
+    return found
+
+
+def _steps(layer: nn.Linear) -> nn.Parameter:
+    return _learned(layer, "weight")
+
+
+def _integers(layer: nn.Linear) -> LearnedIntegers:
+    found: LearnedIntegers = layer.parametrizations.weight[0]  # type: ignore[index, union-attr, assignment]
+    return found
+
+
+def _rows(states: States, windows: torch.Tensor) -> torch.Tensor:
+    return torch.cat([states[slice(window, window + 1)] for window in windows.tolist()])

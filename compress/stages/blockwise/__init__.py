@@ -1,0 +1,1 @@
+"""Processing of a language model one transformer block at a time, which quantization and pruning share."""

@@ -1,0 +1,262 @@
+"""One block over the calibration text: the Hessian of each linear layer's input, and the block's new outputs.
+
+Layers are quantized in the order in which the block calls them, each on inputs that have passed the quantized layers
+before it ("true sequential"). Layers that are given the same tensor (query, key and value; gate and up) share one
+Hessian, unless tokens count more for one than for the other (`compress.stages.gptq.token_weighting`), and are quantized
+together. Where all windows fit into memory at once, one forward pass does everything: layers are quantized in the
+moment in which the first of them is called. Otherwise there is a pass for each group of layers, which ends where that
+group begins.
+
+Experts see the tokens that the router sends them, and those that are sent too few some of all the layer's tokens
+(`Rehearsal`). They don't hear of each other, so that one pass serves many of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import nn
+
+from compress.models.experts import DOWN, Rehearsal, SeparateExperts, owner_of
+from compress.models.hooks import Seen, given, hooked
+from compress.utils.errors import StageError
+from compress.utils.torch_device import autocast
+
+_PANEL = 192
+"""Columns of a Hessian that are multiplied out together: narrow enough to spare most of the other triangle."""
+
+HESSIAN_BYTES = 1 << 30
+"""Of the Hessians that one pass over the text collects."""
+
+Run = Callable[[torch.Tensor], torch.Tensor]
+"""The forward pass of a block."""
+Quantize = Callable[[Sequence[str], torch.Tensor], None]
+"""Given the names of layers that share their input and its Hessian, replace their weights."""
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Layers that share a Hessian. ``experts`` are those that they belong to; what has the same ``rank`` there, or
+    outside of experts, hears nothing of each other."""
+
+    names: list[str]
+    experts: str = ""
+    rank: int = 0
+
+
+@dataclass(frozen=True)
+class BlockPass:
+    """A loaded block with its ``linears`` by name, and the hidden states that enter it, in batches.
+
+    ``experts`` are its mixtures of experts by name; each expert is to see ``expert_tokens`` tokens or more.
+    ``counts`` [tokens of all batches] by layer says how much each token counts; for a layer without, all count alike.
+    With ``bf16`` Hessians are of inputs rounded to bfloat16, as the layers read them then.
+    """
+
+    name: str
+    linears: Mapping[str, nn.Linear]
+    run: Run
+    batches: Sequence[Callable[[], torch.Tensor]]
+    experts: Mapping[str, SeparateExperts] = field(default_factory=dict)
+    expert_tokens: int = 1
+    counts: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    bf16: bool = False
+
+    def solve(self, quantize: Quantize) -> Iterator[torch.Tensor]:
+        """Quantize every layer; then, or meanwhile, yield the outputs of each batch.
+
+        Raises `StageError` for inputs that are not finite and for layers that the block never calls.
+        """
+        with self._rehearsing(1):
+            groups = self._groups()
+        if len(self.batches) == 1:
+            with self._rehearsing(self.expert_tokens):
+                output = self._solve_at_once(self.batches[0](), groups, quantize)
+            yield output
+            return
+        with self._rehearsing(self.expert_tokens):
+            for some in self._passes(groups):
+                self._count(some[0].experts)
+                for group, hessian in zip(some, self._hessians(some), strict=True):
+                    quantize(group.names, hessian)
+        for batch in self.batches:
+            yield self.run(batch())
+
+    def sent(self, name: str) -> int | None:
+        """How many tokens the router sends to the expert that a layer belongs to, while it is solved; else None."""
+        owner, number, _ = self._seat(name)
+        rehearsal = self.experts[owner].rehearsal if owner else None
+        return None if rehearsal is None or rehearsal.sent is None else int(rehearsal.sent[number])
+
+    def _solve_at_once(self, hidden: torch.Tensor, groups: Sequence[_Group], quantize: Quantize) -> torch.Tensor:
+        firsts = {group.names[0]: group for group in groups}
+
+        def before(name: str, inputs: torch.Tensor) -> None:
+            if name in firsts:
+                names = firsts[name].names
+                quantize(names, self._finite(names, gram(inputs, self._weights(name, slice(None)), self.bf16)))
+
+        with given(self.linears, before):
+            return self.run(hidden)
+
+    def _groups(self) -> list[_Group]:
+        """The layers in the order of their calls, those with the same input together if they may share a Hessian."""
+        groups: list[_Group] = []
+        last: list[torch.Tensor] = []
+        different = 0
+
+        def before(name: str, inputs: torch.Tensor) -> None:
+            nonlocal different
+            again = bool(last) and inputs is last[0]
+            different += not again
+            if again and name not in self.counts:
+                groups[-1].names.append(name)
+            else:
+                owner, _, rank = self._seat(name)
+                groups.append(_Group([name], owner, rank if owner else different))
+            last[:] = [inputs]
+
+        with given(self.linears, before):
+            self.run(self.batches[0]()[:1])
+        self._all_called([name for group in groups for name in group.names])
+        return groups
+
+    def _passes(self, groups: Sequence[_Group]) -> Iterator[list[_Group]]:
+        """Groups whose Hessians one pass over the text collects: many experts together, and layers of one input."""
+        for _, some in groupby(groups, key=lambda group: group.experts):
+            for _, alike in groupby(sorted(some, key=lambda group: group.rank), key=lambda group: group.rank):
+                left = list(alike)
+                columns = self.linears[left[0].names[0]].in_features
+                size = max(HESSIAN_BYTES // (4 * columns**2), 1)
+                yield from (left[at : at + size] for at in range(0, len(left), size))
+
+    def _hessians(self, groups: Sequence[_Group]) -> Iterator[torch.Tensor]:
+        """The Hessian of each group, let go as soon as the next one is asked for."""
+        columns = {group.names[0]: self.linears[group.names[0]].in_features for group in groups}
+        device = next(iter(self.linears.values())).weight.device
+        totals = {name: torch.zeros(count, count, device=device) for name, count in columns.items()}
+        seen, tokens = dict.fromkeys(totals, 0.0), slice(0)
+
+        def before(name: str, inputs: torch.Tensor) -> None:
+            if name in totals:
+                weights = self._weights(name, tokens)
+                count = float(inputs[..., 0].numel() if weights is None else weights.sum())
+                seen[name] += count
+                # A running mean: totals over long texts would lose their last digits in float32.
+                share = count / seen[name]
+                totals[name].mul_(1 - share).add_(gram(inputs, weights, self.bf16), alpha=share)
+            if name == groups[-1].names[0]:
+                raise Seen
+
+        for batch in self.batches:
+            hidden = batch()
+            tokens = slice(tokens.stop, tokens.stop + hidden[..., 0].numel())
+            with given(self.linears, before), suppress(Seen):
+                self.run(hidden)
+        for group in groups:
+            yield self._finite(group.names, totals.pop(group.names[0]))
+
+    def _count(self, owner: str) -> None:
+        """Let experts know how many of all tokens each of them is sent, if they don't yet."""
+        if not owner:
+            return
+        experts = self.experts[owner]
+        rehearsal = experts.rehearsal
+        if rehearsal is None or rehearsal.sent is not None:
+            return
+        sent, tokens = torch.zeros(experts.count, dtype=torch.long), 0
+
+        def before(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            nonlocal tokens
+            chosen = named["top_k_index"] if "top_k_index" in named else arguments[1]
+            sent.add_(experts.routed(chosen).cpu())
+            tokens += len(chosen)
+            raise Seen
+
+        with hooked([experts.register_forward_pre_hook(before, with_kwargs=True)]):
+            for batch in self.batches:
+                with suppress(Seen):
+                    self.run(batch())
+        rehearsal.sent, rehearsal.tokens = sent, tokens
+
+    def _seat(self, name: str) -> tuple[str, int, int]:
+        """The experts that a layer belongs to, or nothing, which of them, and its place in the order of one."""
+        owner = owner_of(name, self.experts)
+        if not owner:
+            return "", 0, 0
+        number, leaf = name.removeprefix(f"{owner}.").split(".")
+        return owner, int(number), int(leaf == self.experts[owner].names[DOWN])
+
+    def _weights(self, name: str, tokens: slice) -> torch.Tensor | None:
+        """How much each row of a layer's input counts, or None if all do alike; ``tokens`` are those of the batch."""
+        owner, _, _ = self._seat(name)
+        if not owner:
+            return self.counts[name][tokens].to(self.linears[name].weight.device) if name in self.counts else None
+        rehearsal = self.experts[owner].rehearsal
+        return None if rehearsal is None else rehearsal.weights
+
+    @contextmanager
+    def _rehearsing(self, minimum: int) -> Iterator[None]:
+        for experts in self.experts.values():
+            experts.rehearsal = Rehearsal(minimum)
+        try:
+            yield
+        finally:
+            for experts in self.experts.values():
+                experts.rehearsal = None
+
+    def _finite(self, group: Sequence[str], hessian: torch.Tensor) -> torch.Tensor:
+        if not bool(torch.isfinite(hessian.diagonal()).all()):
+            raise StageError(
+                f"The inputs of {group[0]} in {self.name} hold NaN or infinite values on the calibration text.",
+                expected="finite activations",
+                hint="set precision: fp32; if it stays, the model itself overflows on this text",
+            )
+        return hessian
+
+    def _all_called(self, called: Sequence[str]) -> None:
+        twice = sorted({name for name in called if called.count(name) > 1})
+        never = [name for name in self.linears if name not in called]
+        if twice or never:
+            what = f"is called several times: {', '.join(twice)}" if twice else f"is never called: {', '.join(never)}"
+            raise StageError(
+                f"A layer of {self.name} {what}.",
+                expected="layers that are each applied once to every token",
+                hint="name it in `keep`",
+            )
+
+
+@contextmanager
+def _factors_in_bf16() -> Iterator[None]:
+    """Let oneDNN round the factors of float32 products; the products and their sums stay float32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@torch.no_grad()
+def gram(inputs: torch.Tensor, weights: torch.Tensor | None = None, bf16: bool = False) -> torch.Tensor:
+    """X^T X / n of inputs [..., columns] as [n, columns], in float32; only one triangle is multiplied out.
+
+    With ``weights`` [n], X^T diag(weights) X over the sum of them. With ``bf16`` the factors may be rounded to
+    bfloat16; products are summed in float32 all the same.
+    """
+    with autocast(False, inputs.device.type), _factors_in_bf16() if bf16 else nullcontext():
+        tokens = inputs.reshape(-1, inputs.shape[-1]).float()
+        if weights is not None:
+            tokens = tokens * weights.sqrt()[:, None]
+        columns = tokens.shape[1]
+        product = torch.empty(columns, columns, device=tokens.device)
+        for start in range(0, columns, _PANEL):
+            stop = min(start + _PANEL, columns)
+            torch.mm(tokens[:, start:].T, tokens[:, start:stop], out=product[start:, start:stop])
+            product[start:stop, stop:] = product[stop:, start:stop].T
+        return product.div_(float(len(tokens) if weights is None else weights.sum()))

@@ -1,0 +1,131 @@
+"""Building the skeleton of a folder's model: on the meta device, its blocks found, its surroundings filled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from compress.models.checkpoint import Checkpoint
+from compress.models.quantized_module import empty_module
+from compress.models.transposed_linear import TransposedLinear
+from compress.stages.blockwise.blockwise_model import Skeleton
+from compress.utils.errors import ModelError, StageError
+from compress.utils.torch_device import CPU
+
+
+def build_skeleton(checkpoint: Checkpoint, device: str = CPU) -> Skeleton:
+    """The model of a folder without its weights, which ``device`` gets block by block.
+
+    Raises `ModelError` for an architecture that transformers doesn't know, or whose experts the checkpoint keeps
+    otherwise than transformers writes them, and `StageError` for one without blocks.
+    """
+    model: Any = empty_module(checkpoint).eval()
+    # What routers answer is for their training alone.
+    model.config.output_router_logits = False
+    transposed = frozenset(name for name, part in model.named_modules() if isinstance(part, TransposedLinear))
+    prefix, blocks = find_blocks(model)
+    skeleton = Skeleton(checkpoint, model, prefix, blocks, transposed=transposed, device=device)
+    _read_rows_as_needed(skeleton)
+    _check_tables(skeleton)
+    skeleton.fill_surroundings()
+    return skeleton
+
+
+def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The name and list of a decoder's blocks: the one outermost `ModuleList` that holds linear layers.
+
+    Raises `StageError` that names the lists found where there is none, or several.
+    """
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    outermost = {name: module for name, module in lists.items() if not any(name.startswith(f"{o}.") for o in lists)}
+    useful = {
+        name: module
+        for name, module in outermost.items()
+        if any(isinstance(part, nn.Linear) for part in module.modules())
+    }
+    if len(useful) != 1:
+        found = ", ".join(f"{name} ({len(module)} x {type(module[0]).__name__})" for name, module in useful.items())
+        raise StageError(
+            f"{type(model).__name__} cannot be quantized block by block: its blocks were not found.",
+            expected=f"one torch.nn.ModuleList of blocks with torch.nn.Linear layers; found {found or 'none'}",
+            hint="quantize a decoder such as Llama, Qwen, Mistral, Gemma or Phi",
+        )
+    return next(iter(useful.items()))
+
+
+def _read_rows_as_needed(skeleton: Skeleton) -> None:
+    """Let the embedding read the rows of the tokens that it is asked for, rather than a whole table."""
+    embedding, name = skeleton.embedding, skeleton.name(skeleton.embedding)
+    rows = embedding.weight.shape[0]
+    # Else torch would look for the padding row, which matters to gradients only.
+    embedding.padding_idx = None
+
+    def gather(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        ids = arguments[0]
+        if int(ids.max()) >= rows:
+            raise ModelError(
+                f"The token id {int(ids.max())} is outside the model's vocabulary of {rows}.",
+                where=str(skeleton.checkpoint.folder),
+                expected="the tokenizer that the model was trained with",
+            )
+        wanted, places = torch.unique(ids, return_inverse=True)
+        table = skeleton.checkpoint.stored(f"{name}.weight") if skeleton.table is None else skeleton.table
+        weight = table[wanted.cpu()].to(ids.device).to(skeleton.shipped).float()
+        module._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
+        return (places, *arguments[1:])
+
+    embedding.register_forward_pre_hook(gather)
+
+
+def _check_tables(skeleton: Skeleton) -> None:
+    """The embedding and the head are as the config says: of its size, and one tensor or two."""
+    head, embedding = skeleton.model.get_output_embeddings(), skeleton.embedding
+    if head is None:
+        raise StageError(f"{type(skeleton.model).__name__} has no head over the vocabulary.", expected="an lm_head")
+    names = [f"{skeleton.name(module)}.weight" for module in (head, embedding)]
+    stored = [name for name in names if name in skeleton.checkpoint.files]
+    for name in stored:
+        found, wanted = skeleton.checkpoint.stored(name).shape, embedding.weight.shape
+        if found != wanted:
+            raise ModelError(
+                f"The tensor {name!r} is {list(found)}; the config makes it {list(wanted)}.",
+                where=str(skeleton.checkpoint.folder),
+                expected="weights and config.json of the same model",
+            )
+    if not skeleton.tied and names[0] not in stored:
+        raise ModelError(
+            f"The checkpoint has no {names[0]!r}, and its config says that it is not tied to the embedding.",
+            where=str(skeleton.checkpoint.folder),
+            expected=f"{names[0]!r}, or tie_word_embeddings: true in config.json",
+        )
+    if skeleton.tied and len(stored) == 2 and not torch.equal(*(skeleton.checkpoint.stored(name) for name in stored)):
+        raise ModelError(
+            f"The config ties {names[0]!r} to {names[1]!r}, but the checkpoint holds two different tensors.",
+            where=str(skeleton.checkpoint.folder),
+            expected="one tensor for both, or tie_word_embeddings: false in config.json",
+        )
+
+
+@torch.no_grad()
+def logits(checkpoint: Checkpoint, ids: torch.Tensor) -> torch.Tensor:
+    """Logits [n, length, vocabulary] in float32 of token ids [n, length], which are all of them text, no padding.
+
+    Quantized layers count with the weights that their integers stand for. Raises `ModelError` for ids outside the
+    vocabulary and `StageError` for an architecture whose blocks cannot be run by themselves.
+    """
+    skeleton = build_skeleton(checkpoint)
+    return skeleton.logits(last_hidden(skeleton, ids))
+
+
+@torch.no_grad()
+def last_hidden(skeleton: Skeleton, ids: torch.Tensor) -> torch.Tensor:
+    """The output of the last block, [n, length, hidden], before the last norm."""
+    calls = skeleton.calls(ids)
+    hidden = skeleton.embedded(ids)
+    for index, call in enumerate(calls):
+        skeleton.load(index)
+        hidden = skeleton.run(index, hidden, call)
+        skeleton.unload(index)
+    return hidden

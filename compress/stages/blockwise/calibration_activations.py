@@ -1,0 +1,102 @@
+"""Calibration text on its way through the blocks: the hidden states between two of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from compress.models.experts import experts_of
+from compress.models.hooks import Told, given
+from compress.stages.blockwise.block_pass import BlockPass, gram
+from compress.stages.blockwise.blockwise_model import Skeleton
+from compress.stages.blockwise.states import BlockRun, States
+from compress.stages.gptq.settings import Quantization
+from compress.stages.gptq.token_weighting import Importance
+
+_EMBEDDING_SHARE = 0.2
+"""A tied table is read row by row as well, where each of its columns counts the same: the identity, relative to the
+mean of the Hessian's diagonal."""
+
+
+@dataclass
+class Stream:
+    """Token ids [windows, length] through the blocks of ``skeleton``; states lie in ``folder``, one file a block.
+
+    ``importance`` says how much each token counts for a layer; without it all count alike.
+    """
+
+    skeleton: Skeleton
+    config: Quantization
+    ids: torch.Tensor
+    folder: Path
+    importance: Importance | None = None
+
+    def entering(self, index: int) -> States:
+        """Those that enter a block, whether they are here or not."""
+        shape = (*self.ids.shape, self.skeleton.hidden_size)
+        return States(self.folder / f"states-{index:05}.bin", shape, self.skeleton.device)
+
+    def pass_through(self, index: int, modules: dict[str, nn.Linear]) -> BlockPass:
+        """A loaded block over all windows, with ``modules`` to be watched; what enters the first one is made."""
+        states = self.entering(index)
+        if index == 0:
+            states.write(self.skeleton.embedded(rows) for rows in torch.split(self.ids, 1))
+        # Made before any layer is watched, since finding what a block is called with may run it.
+        run = BlockRun.of(self.skeleton, self.config, index, self.ids)
+        batches = [partial(states.__getitem__, some) for some in run.slices()]
+        name = f"{self.skeleton.prefix}.{index}"
+        experts = experts_of(self.skeleton.blocks[index], name)
+        counts = {} if self.importance is None else self.importance.layers
+        return BlockPass(name, modules, run, batches, experts, self.config.expert_tokens, counts, run.bf16)
+
+    def leave(self, index: int, outputs: Iterable[torch.Tensor]) -> None:
+        """Keep what a block gave; `forget` what entered it once the block itself is kept."""
+        self.entering(index + 1).write(outputs)
+
+    def forget(self, index: int) -> None:
+        """Let go of the states that entered a block."""
+        self.entering(index).path.unlink(missing_ok=True)
+
+    def pass_as_it_is(self, index: int) -> None:
+        """Let all windows pass a loaded block, and keep what enters and what leaves it."""
+        self.pass_watched(index, {}, lambda name, inputs: None)
+
+    def pass_watched(self, index: int, modules: dict[str, nn.Linear], told: Told[str]) -> None:
+        """The same; ``told`` is called with the name and the input of each of ``modules``, of these windows alone."""
+        work = self.pass_through(index, modules)
+        with given(modules, told):
+            self.leave(index, (work.run(batch()) for batch in work.batches))
+
+    def advance(self, index: int) -> None:
+        """Let all windows pass a loaded block as it is."""
+        self.pass_as_it_is(index)
+        self.forget(index)
+
+    def as_float(self, folder: str) -> Stream:
+        """The same text, to pass the blocks before they are quantized; its states lie in a ``folder`` of this one's."""
+        (self.folder / folder).mkdir(exist_ok=True)
+        return replace(self, folder=self.folder / folder, importance=None)
+
+    @torch.no_grad()
+    def table_hessian(self) -> torch.Tensor:
+        """The Hessian [hidden, hidden] that the head's rows are rounded under, once every block is passed.
+
+        That of the head's inputs, and for a tied table what its rows are to the model as embeddings.
+        """
+        states = self.entering(len(self.skeleton.blocks))
+        windows, length, width = states.shape
+        total = torch.zeros(width, width, device=states.device)
+        for at in range(windows):
+            inputs, counts = self.skeleton.normed(states[at : at + 1]), None
+            if self.importance is not None:
+                counts = self.importance.head[at * length : (at + 1) * length].to(inputs.device)
+            total.add_(gram(inputs, counts), alpha=(1.0 if counts is None else float(counts.mean())) / windows)
+        if self.skeleton.tied:
+            share = _EMBEDDING_SHARE * total.diagonal().mean() * torch.eye(width, device=total.device)
+            total.add_(share if self.importance is None else self.importance.embedding.to(total.device))
+        return total

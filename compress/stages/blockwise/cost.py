@@ -1,0 +1,210 @@
+"""What `gptq` and `prune` cost, from a decoder's shape: arithmetic, peak memory, and the size of what they write."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from compress.stages.cost_model import SIZE_UNKNOWN, Estimate, PlanContext, Prediction, Shape, handling, predicted
+from compress.stages.gptq.settings import BlockTraining, Quantization
+from compress.stages.training.settings import Pruning
+
+_ACTIVATION_BYTES = 1 << 30
+"""As in `compress.stages.blockwise.states`, which imports torch."""
+_STATES_BYTES = 1 << 28
+_WIDE_TENSORS = 4
+_SQUARES = 4
+"""The widest Hessian, its permuted copies and its factor."""
+_SIDES_SHARED, _SIDES_APART = 3, 6
+"""Hessians as wide as the model for each block: of what enters the attention, what leaves it, and what enters the
+feed-forward part; and where tokens count otherwise for each layer, of query, key, value, output, gate and up."""
+_LAYERS_A_BLOCK = 7
+"""Query, key, value, output, gate, up and down: each of them is coarse once when sensitivity is measured."""
+_PROBE_TOKENS, _JUDGED_TOKENS, _PROBE_BITS = 128, 32, 3
+"""As in `compress.stages.gptq.sensitivity`."""
+_SHARD_BYTES = 500_000_000
+"""As in `compress.models.shards`."""
+_LOGITS_HELD = 3
+"""The answers to a window, their likelihoods, and the squares of those."""
+
+
+_HELD_IN_TRAINING = 32
+"""Bytes of each weight of a block: steps, weight, integers, both gradients, AdamW's moments, and the best integers."""
+_PASSES_OF_TRAINING = 3
+"""Forwards and backwards, in passes forwards."""
+_PASSES_BESIDE = 2
+"""Of the float block, and of the trained one."""
+_TENSORS_OF_TRAINING = 12
+"""As wide as a block's widest layer, kept of a batch for the way back."""
+
+
+def block_training_prediction(
+    config: Quantization, training: BlockTraining, before: Shape | None, plan: PlanContext
+) -> Prediction:
+    """Of the same with a training of each block."""
+    found = gptq_prediction(config, before, plan)
+    if before is None or found.peak_memory_bytes.value is None:
+        return found
+    blocks, tokens = before.attention + before.feed_forward, config.samples * config.sequence_length
+    passes = training.epochs * _PASSES_OF_TRAINING + _PASSES_BESIDE
+    flops = quantization_flops(config, before) + 2 * blocks * tokens * passes
+    kept = _TENSORS_OF_TRAINING * training.batch_size * config.sequence_length * max(before.hidden, before.intermediate)
+    held = _HELD_IN_TRAINING * blocks / max(before.layers, 1) + 4 * kept
+    note = "one block with its optimizer and a batch's activations, or what rounding needs; without torch itself"
+    memory = Estimate(value=round(max(found.peak_memory_bytes.value, held)), note=note)
+    return replace(found, seconds=plan.seconds(flops), peak_memory_bytes=memory)
+
+
+def gptq_prediction(config: Quantization, before: Shape | None, plan: PlanContext) -> Prediction:
+    """Of our own quantizer, which has one block in memory at a time."""
+    if config.method == "rtn":
+        seconds = handling(before)
+    elif before is None:
+        seconds = Estimate.unknown(SIZE_UNKNOWN)
+    else:
+        seconds = plan.seconds(quantization_flops(config, before))
+    memory = None
+    if before is not None:
+        note = "one block in fp32, its largest Hessian four times, activations, or logits; without torch itself"
+        memory = Estimate(value=round(quantization_memory_bytes(config, before)), note=note)
+    return predicted(before, packed(config, before), seconds, memory)
+
+
+def packed(config: Quantization, shape: Shape | None) -> Shape | None:
+    """The shape of the GPTQ checkpoint that is made of a model."""
+    if shape is None:
+        return None
+    tables = (config.embedding_bits if config.integer_tables else None) or 32
+    return replace(shape.in_bits(config.bits, tables), packed_bytes=round(checkpoint_bytes(config, shape)))
+
+
+def quantization_flops(config: Quantization, shape: Shape) -> float:
+    """Multiplications and additions of all passes, Hessians and solver; nothing of it for rounding to nearest.
+
+    ``guided`` passes the blocks forwards, then each of them forwards and backwards, and the head both ways. A budget of
+    bits adds what `survey_flops` counts.
+    """
+    if config.method == "rtn":
+        return 0.0
+    tokens = config.samples * config.sequence_length
+    blocks = shape.attention + shape.feed_forward
+    forward = 2 * blocks * tokens
+    # One triangle of each Hessian is multiplied out.
+    sides = _SIDES_APART if config.guided else _SIDES_SHARED
+    hessians = tokens * shape.layers * (sides * shape.hidden**2 + shape.intermediate**2)
+    gradients = (3 * forward + 4 * shape.embeddings * tokens) if config.guided else 0.0
+    return forward + gradients + hessians + _square_flops(shape) + survey_flops(config, shape)
+
+
+def survey_flops(config: Quantization, shape: Shape) -> float:
+    """What it takes to measure how sensitive each layer is; nothing where no budget asks for it.
+
+    A few tokens pass once with each layer coarse, from its block on, and once as they are; and each layer's error is
+    computed at each number of bits.
+    """
+    if not config.mixed:
+        return 0.0
+    variants = _LAYERS_A_BLOCK * shape.layers + 1
+    held = _STATES_BYTES / (4 * max(shape.hidden, 1) * variants)
+    tokens = min(config.sequence_length, _PROBE_TOKENS, max(held, 8))
+    passes = 1 + _LAYERS_A_BLOCK * (shape.layers + 1) / 2
+    forward = 2 * tokens * passes * (shape.attention + shape.feed_forward)
+    heads = 2 * min(tokens, _JUDGED_TOKENS) * variants * shape.embeddings
+    errors = 2 * len({*config.choices, _PROBE_BITS}) * _square_flops(shape)
+    return forward + heads + errors
+
+
+def _square_flops(shape: Shape) -> float:
+    """Each layer's weights times a square as wide as its inputs: the solver's work, and half of an error's."""
+    inward, outward = shape.feed_forward * 2 / 3, shape.feed_forward / 3
+    return 2 * ((shape.attention + inward) * shape.hidden + outward * shape.intermediate)
+
+
+def quantization_memory_bytes(config: Quantization, shape: Shape) -> float:
+    """At the peak: a block in float32, the widest Hessian and what the solver makes of it, and activations.
+
+    Or, where tokens are weighed, the answers to one window.
+    """
+    block = 4 * (shape.attention + shape.feed_forward) / max(shape.layers, 1)
+    widest = max(shape.hidden, shape.intermediate)
+    if config.method == "rtn":
+        return 2 * block
+    tokens = config.samples * config.sequence_length
+    activations = min(4 * _WIDE_TENSORS * tokens * widest, _ACTIVATION_BYTES)
+    states = 2 * min(4 * tokens * shape.hidden, _STATES_BYTES)
+    solving = block + 4 * _SQUARES * widest**2 + activations
+    vocabulary = shape.embeddings / max(shape.hidden, 1)
+    weighing = 4 * _LOGITS_HELD * config.sequence_length * vocabulary if config.guided else 0.0
+    return max(solving, weighing) + states
+
+
+def checkpoint_bytes(config: Quantization, shape: Shape) -> float:
+    """The GPTQ checkpoint: packed layers, tables as float16 and, where they are quantized, as integers too."""
+    size = shape.hidden if config.group_size == -1 else config.group_size
+    bits = config.target_bits or config.bits
+    packed = (shape.attention + shape.feed_forward) * (bits + (16 + bits) / max(size, 1)) / 8
+    tables = 0.0
+    if config.embedding_bits and config.integer_tables:
+        tables = shape.embeddings * (config.embedding_bits + 16 / config.embedding_group_size) / 8
+    return packed + 2 * (shape.embeddings + shape.other) + tables + shape.processor_bytes
+
+
+def pruning_text(settings: Pruning) -> Quantization:
+    """How `prune` reads its text, in the words of the quantizer whose walk it takes."""
+    return Quantization(
+        guided=False,
+        samples=settings.samples,
+        sequence_length=settings.sequence_length,
+        precision=settings.precision,
+    )
+
+
+def pruning_prediction(
+    settings: Pruning, before: Shape | None, after: Shape | None, reads_text: bool, plan: PlanContext
+) -> Prediction:
+    """Of `prune` on a language model: passes over the text, one block in memory, and a shard being written."""
+    if before is None:
+        return predicted(None, None, Estimate.unknown(SIZE_UNKNOWN))
+    flops = pruning_flops(settings, before) if reads_text else 0.0
+    seconds = plan.seconds(flops) if flops else handling(before)
+    solver = pruning_text(settings).model_copy(update={} if reads_text else {"method": "rtn"})
+    shard = min(_SHARD_BYTES, 4 * before.parameters)
+    states = 0.0
+    if settings.layers and settings.layer_importance == "greedy":
+        tokens = 4 * settings.sequence_length
+        states = max(2 * _STATES_BYTES, 2 * tokens * before.hidden * before.layers)
+        states += 2 * tokens * before.embeddings / max(before.hidden, 1)
+    # What is solved on, what judges, both together, and the factor of that.
+    fitted = 16 * before.intermediate**2 if settings.layers and settings.bridge and reads_text else 0
+    held = max(quantization_memory_bytes(solver, before), states, fitted, shard) + shard
+    note = "a block in fp32, what its inputs are multiplied to, activations, and a shard; without torch itself"
+    return predicted(before, after, seconds, Estimate(value=round(held), note=note))
+
+
+def pruning_flops(settings: Pruning, shape: Shape) -> float:
+    """Multiplications and additions of what `prune` does with calibration text.
+
+    Zeros take what `quantization_flops` counts. Greedily, each block that is left is tried in each round, from its
+    place on, and each trial ends with the head; otherwise the text passes once for whole blocks and once for their
+    parts, and once more for each kind of part, and for whole blocks, that the others are fitted for.
+    """
+    text = pruning_text(settings)
+    if settings.zeros is not None:
+        return quantization_flops(text, shape)
+    tokens, blocks = settings.samples * settings.sequence_length, shape.attention + shape.feed_forward
+    total = 0.0
+    if settings.heads or settings.feed_forward or settings.experts:
+        total += 2 * blocks * tokens
+    if settings.width_importance == "obs":
+        for share, columns in ((settings.heads, shape.hidden), (settings.feed_forward, shape.intermediate)):
+            # Another pass, what its inputs are multiplied to, and what goes solved out of the rest.
+            solved = columns**2 * tokens + 2 * share * columns**2 * (shape.hidden + columns)
+            total += (2 * blocks * tokens + shape.layers * solved) if share else 0.0
+    if settings.layers and settings.bridge:
+        total += 2 * (blocks + shape.intermediate**2) * tokens
+    if settings.layers and settings.layer_importance != "greedy":
+        total += 2 * blocks * tokens
+    elif settings.layers:
+        block = blocks / max(shape.layers, 1)
+        for left in range(shape.layers, shape.layers - settings.layers, -1):
+            total += 2 * tokens * (block * (left + left * (left - 1) / 2) + left * shape.embeddings)
+    return total

@@ -1,0 +1,198 @@
+"""Which layers of the blocks are quantized, at how many bits, and which are left alone and why: before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from compress.models.experts import is_fused, routers, why_not_separable
+from compress.models.gptq_layout import fits
+from compress.stages.blockwise.blockwise_model import Skeleton
+from compress.stages.gptq.settings import Quantization
+from compress.utils.errors import ModelError, StageError
+
+_SHOWN = 7
+_NARROW = 128
+_FUSED_ON_DISK = "checkpoints of this architecture keep all experts in one tensor"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One weight matrix [rows, columns] of a block. ``bits`` is None where it is left alone, and ``why`` says why.
+
+    ``error``: of its outputs on the calibration text, relative: tr(E H E^T) / tr(W H W^T); of its weights alone where
+    no text was read. ``damping`` is what the Hessian's diagonal really needed, ``dead_columns`` its inputs that were
+    always 0. ``tokens``, of an expert's layer: how many tokens of the calibration text the router sent it; ``starved``
+    where these are fewer than `expert_tokens`. ``block_error``, where the block was trained afterwards: of the block's
+    outputs on held-out text, relative; ``error`` is then what training began with.
+    """
+
+    name: str
+    rows: int
+    columns: int
+    bits: int | None
+    group_size: int | None = None
+    why: str = ""
+    error: float | None = None
+    damping: float | None = None
+    dead_columns: int = 0
+    tokens: int | None = None
+    starved: bool | None = None
+    block_error: float | None = None
+
+    def solved(self, error: float, damping: float | None = None, dead_columns: int = 0) -> Layer:
+        """The same layer with what its solver found."""
+        return replace(self, error=error, damping=damping, dead_columns=dead_columns)
+
+    def sent(self, tokens: int, minimum: int) -> Layer:
+        """The same layer of an expert with how many tokens it was sent."""
+        return replace(self, tokens=tokens, starved=True if tokens < minimum else None)
+
+    def to_json(self) -> dict[str, Any]:
+        """What files keep of it."""
+        return {name: value for name, value in asdict(self).items() if value not in (None, "")}
+
+
+def plan_layers(skeleton: Skeleton, config: Quantization) -> tuple[tuple[Layer, ...], ...]:
+    """The layers of every block. Raises `ModelError` that lists all layers which the format cannot hold."""
+    plan = tuple(_block_layers(skeleton, index, config) for index in range(len(skeleton.blocks)))
+    layers = [layer for block in plan for layer in block]
+    _check_experts(skeleton, config)
+    tables = [skeleton.name(skeleton.embedding), skeleton.name(skeleton.model.get_output_embeddings())]
+    _check_keep(config.keep, [*(layer.name for layer in layers), *tables])
+    if skeleton.tied and (config.integer_tables or config.chooses_tables):
+        _check_tied(config.keep, *tables)
+    problems = [problem for layer in layers if layer.bits for problem in _problems(layer)]
+    if problems:
+        shown = _some(problems)
+        raise ModelError(
+            f"{len(problems)} layers do not fit the GPTQ format with group_size {config.group_size}:\n  {shown}",
+            where=str(skeleton.checkpoint.folder),
+            expected="sides that are multiples of 32, and inputs that the group size divides",
+            hint="choose a group_size that divides all widths, or leave the layers alone: keep: ['NAME', ...]",
+        )
+    if not any(layer.bits for layer in layers):
+        raise StageError("No layer is left to quantize.", expected="torch.nn.Linear layers that `keep` doesn't name")
+    return plan
+
+
+def with_bits(plan: Sequence[Sequence[Layer]], bits: Mapping[str, int]) -> tuple[tuple[Layer, ...], ...]:
+    """The same plan with other bits for the layers named."""
+    return tuple(tuple(replace(layer, bits=bits.get(layer.name, layer.bits)) for layer in block) for block in plan)
+
+
+def about_starved(layers: Sequence[Layer], minimum: int) -> str:
+    """A line on the experts that were sent fewer tokens than they are to see, or nothing."""
+    experts = {layer.name.rpartition(".")[0]: layer for layer in layers if layer.tokens is not None}
+    starved = [f"{name} ({layer.tokens})" for name, layer in experts.items() if layer.starved]
+    if not starved:
+        return ""
+    more = f" and {len(starved) - _SHOWN} more" if len(starved) > _SHOWN else ""
+    return (
+        f"starved: {len(starved)} of {len(experts)} experts were sent fewer than {minimum} tokens of the calibration "
+        f"text; all tokens of their layer stand in for the missing ones: {', '.join(starved[:_SHOWN])}{more}"
+    )
+
+
+def kept_by(patterns: Sequence[str], name: str) -> str:
+    """Why a layer is left alone, or nothing."""
+    pattern = next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
+    return "" if pattern is None else f"kept by the pattern {pattern!r}"
+
+
+def linears(block: nn.Module, prefix: str) -> dict[str, nn.Linear]:
+    """The linear layers of a block by their full names, in the order of the module."""
+    return {name: part for name, part in block.named_modules(prefix=prefix) if isinstance(part, nn.Linear)}
+
+
+def _block_layers(skeleton: Skeleton, index: int, config: Quantization) -> tuple[Layer, ...]:
+    block, prefix = skeleton.blocks[index], f"{skeleton.prefix}.{index}"
+    found, routing = [], routers(block, prefix)
+    for name, part in linears(block, prefix).items():
+        kept = kept_by(config.keep, name) or ("kept: it routes tokens to experts" if name in routing else "")
+        size = part.in_features if config.group_size == -1 else config.group_size
+        kept = kept or _narrow(part.out_features, part.in_features)
+        if not kept:
+            found.append(Layer(name, part.out_features, part.in_features, config.bits, size))
+        else:
+            found.append(Layer(name, part.out_features, part.in_features, None, why=kept))
+    return (*found, *_others(block, prefix, config))
+
+
+def _narrow(rows: int, columns: int) -> str:
+    """Why a small matrix, such as one of low rank, is left alone, or nothing; a large one has to fit."""
+    small = min(rows, columns) < _NARROW and 2 * min(rows, columns) <= max(rows, columns)
+    return f"narrow: {rows} x {columns} is no multiple of 32" if small and not fits(rows, columns) else ""
+
+
+def _others(block: nn.Module, prefix: str, config: Quantization) -> list[Layer]:
+    """Parameters with two sides or more that are no linear layer's."""
+    found = []
+    for name, part in block.named_modules(prefix=prefix):
+        for leaf, parameter in part.named_parameters(recurse=False):
+            if parameter.ndim >= 2 and not isinstance(part, nn.Linear):
+                columns = parameter.shape[-1]
+                why = f"not a torch.nn.Linear: {leaf} of {type(part).__name__} {list(parameter.shape)}"
+                why = kept_by(config.keep, f"{name}.{leaf}") or why
+                found.append(Layer(f"{name}.{leaf}", parameter.numel() // columns, columns, None, why=why))
+    return found
+
+
+def _check_experts(skeleton: Skeleton, config: Quantization) -> None:
+    """Refuse experts that cannot be told apart, unless they are to stay as they are."""
+    found = []
+    for index, block in enumerate(skeleton.blocks):
+        for name, part in block.named_modules(prefix=f"{skeleton.prefix}.{index}"):
+            leaves = [f"{name}.{leaf}" for leaf, _ in part.named_parameters(recurse=False)]
+            if is_fused(part) and not all(kept_by(config.keep, leaf) for leaf in leaves):
+                found.append(f"{name}: {why_not_separable(part) or _FUSED_ON_DISK}")
+    if found:
+        raise ModelError(
+            f"The experts of {len(found)} blocks cannot be quantized one by one:\n  {_some(found)}",
+            where=str(skeleton.checkpoint.folder),
+            expected="experts such as those of Mixtral, Qwen-MoE, OLMoE or DeepSeek, a matrix each in the files",
+            hint=f"leave them in float16: keep: ['*.{found[0].partition(':')[0].rpartition('.')[2]}.*']",
+        )
+
+
+def _some(lines: Sequence[str]) -> str:
+    """The first lines of a list, and how many there are besides."""
+    more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    return "\n  ".join([*lines[:_SHOWN], *more])
+
+
+def _problems(layer: Layer) -> list[str]:
+    assert layer.group_size is not None
+    size = f"{layer.name} [{layer.rows}, {layer.columns}]"
+    problems = []
+    if not fits(layer.rows, layer.columns):
+        problems.append(f"{size}: both sides must be multiples of 32")
+    if layer.columns % layer.group_size:
+        divisors = [group for group in (16, 32, 64, 128, 256, 512, 1024) if layer.columns % group == 0]
+        named = f", {', '.join(map(str, divisors))} would" if divisors else ""
+        problems.append(f"{size}: {layer.group_size} does not divide {layer.columns}{named}")
+    return problems
+
+
+def _check_tied(patterns: Sequence[str], embedding: str, head: str) -> None:
+    """Raise `ModelError` for a head that is to be kept while the table whose weights it has is quantized."""
+    if kept_by(patterns, head) and not kept_by(patterns, embedding):
+        raise ModelError(
+            f"keep: {head} has the weights of {embedding}, which is not kept.",
+            where="keep",
+            expected="both or neither, since this model's head is tied to its embedding",
+            hint=f"name {embedding} too, or set embedding_bits: 16",
+        )
+
+
+def _check_keep(patterns: Sequence[str], names: Sequence[str]) -> None:
+    idle = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]
+    if idle:
+        raise StageError(
+            f"keep: no layer is called {', '.join(map(repr, idle))}.",
+            expected=f"patterns of names such as {names[0]!r}; * stands for anything",
+        )

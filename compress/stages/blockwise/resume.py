@@ -1,0 +1,218 @@
+"""Packed layers that a killed run goes on from: those of each block that is done, and the embedding table and the head.
+
+A head that is tied to the table has the table's integers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from compress.models.checkpoint import TABLES
+from compress.models.gptq_layout import PARTS, pack_layer
+from compress.models.safetensors_file import read_header, read_metadata, read_tensor
+from compress.models.shards import write_whole
+from compress.numerics.integer_grid import QuantizedWeight
+from compress.stages.blockwise.blockwise_model import Skeleton
+from compress.stages.blockwise.calibration_activations import Stream
+from compress.stages.blockwise.layers import Layer, kept_by
+from compress.stages.gptq.settings import Quantization
+from compress.stages.gptq.solver import solve_layers
+from compress.utils.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The blocks that are done, in ``folder``; a file has its name only once it is whole and on the disk."""
+
+    folder: Path
+
+    def file(self, index: int) -> Path:
+        """Where the layers of a block lie."""
+        return self.folder / f"block-{index:05}.safetensors"
+
+    def count(self, blocks: int) -> int:
+        """How many blocks are done, from the first on."""
+        return next((index for index in range(blocks) if self.layers(index) is None), blocks)
+
+    def first(self, blocks: int, stream: Stream | None) -> int:
+        """The block to go on with: those that are done count only if what enters the next one is here."""
+        done = self.count(blocks)
+        return done if stream is None or done in (0, blocks) or stream.entering(done).are_whole else 0
+
+    def layers(self, index: int) -> tuple[Layer, ...] | None:
+        """What was found of a block's layers; None where it is not done."""
+        if not self.file(index).is_file():
+            return None
+        try:
+            return layers_in(self.file(index))
+        except SafetensorError:
+            return None
+
+    def store(self, index: int, tensors: Mapping[str, torch.Tensor], layers: Sequence[Layer]) -> None:
+        """Keep a block's packed layers, and float tensors of it that are not the model's own any more."""
+        here = {name: tensor.cpu() for name, tensor in tensors.items()}
+        write_whole(self.file(index), here, {"layers": layers_to_text(layers)})
+
+    def names(self, index: int) -> tuple[str, ...]:
+        """The tensors that are kept of a block."""
+        return tuple(tensor.name for tensor in read_header(self.file(index)))
+
+    def tensor(self, index: int, name: str) -> torch.Tensor:
+        """One tensor that is kept of a block, mapped from its file."""
+        return read_tensor(self.file(index), name)
+
+
+def layers_to_text(layers: Sequence[Layer]) -> str:
+    """Layers as JSON, for a file's metadata."""
+    return json.dumps([layer.to_json() | {"bits": layer.bits} for layer in layers])
+
+
+def layers_in(path: Path) -> tuple[Layer, ...]:
+    """The layers that a file's metadata tell of."""
+    return tuple(Layer(**layer) for layer in json.loads(read_metadata(path)["layers"]))
+
+
+TABLE_BITS = (4, 5, 8)
+"""What a table may get. ONNX keeps five bits in planes and makes eight of them as it loads; GGUF has them as Q5_0."""
+_ROWS = 8192
+"""Rows that are quantized at a time; a multiple of 32, so that packed pieces lie side by side."""
+_FLOATS = "tables-float16.safetensors"
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The quantized tables in a folder of work in progress."""
+
+    folder: Path
+
+    @property
+    def packed(self) -> Path:
+        """Their integers, as `Checkpoint` reads them."""
+        return self.folder / TABLES
+
+    def floats(self, name: str) -> torch.Tensor:
+        """What the integers of a table stand for, float16, mapped."""
+        return read_tensor(self.folder / _FLOATS, f"{name}.weight")
+
+
+def plan_tables(skeleton: Skeleton, config: Quantization, bits: int | None) -> tuple[Layer, ...]:
+    """The embedding and, where it has weights of its own, the head. Raises `ModelError` where the width doesn't fit."""
+    modules = [skeleton.embedding, *([] if skeleton.tied else [skeleton.model.get_output_embeddings()])]
+    # Not the embedding's weight: at work it has the rows of some tokens only.
+    rows, columns = skeleton.vocabulary, skeleton.embedding.embedding_dim
+    found = []
+    for module in modules:
+        name = skeleton.name(module)
+        kept = kept_by(config.keep, name)
+        if bits in (None, 16) or kept:
+            found.append(Layer(name, rows, columns, None, why=kept or "left as float16"))
+            continue
+        if columns % config.embedding_group_size or columns % 32:
+            raise ModelError(
+                f"The table {name} [{rows}, {columns}] is not divided by groups of {config.embedding_group_size}.",
+                expected=f"a group that divides {columns}, which must be a multiple of 32",
+                hint="choose another embedding_group_size, or embedding_bits: 16",
+            )
+        found.append(Layer(name, rows, columns, bits, config.embedding_group_size))
+    return tuple(found)
+
+
+def quantize_tables(
+    skeleton: Skeleton,
+    config: Quantization,
+    plan: Sequence[Layer],
+    hessian: Callable[[], torch.Tensor] | None,
+    folder: Path,
+) -> tuple[Layer, ...]:
+    """Quantize the tables of ``plan`` into ``folder``; ``hessian`` gives that of the head, [columns, columns].
+
+    The head is solved under it. Without one, and for an embedding that is not the head, each row is rounded to
+    nearest. Raises `StageError`.
+    """
+    folder.mkdir(exist_ok=True)
+    if (folder / _FLOATS).is_file():
+        return layers_in(folder / _FLOATS)
+    packed: dict[str, torch.Tensor] = {}
+    floats: dict[str, torch.Tensor] = {}
+    found: list[Layer] = []
+    inputs = hessian() if hessian is not None and any(table.bits for table in plan) else None
+    for table in plan:
+        if table.bits is None or table.group_size is None:
+            found.append(table)
+            continue
+        weight = skeleton.checkpoint.stored(f"{table.name}.weight")
+        is_head = skeleton.head_weight == f"{table.name}.weight"
+        pieces, halves, solved = _by_rows(config, table, weight, inputs if is_head else None)
+        packed |= {f"{table.name}.{part}": tensor for part, tensor in pieces.items()}
+        floats[f"{table.name}.weight"] = halves
+        found.append(solved)
+    if packed:
+        _write(folder, packed, floats, found)
+    return tuple(found)
+
+
+def keep_tables(weights: Mapping[str, QuantizedWeight], plan: Sequence[Layer], folder: Path) -> None:
+    """Write tables that are quantized already, and of which ``plan`` tells, as `quantize_tables` writes its own."""
+    folder.mkdir(exist_ok=True)
+    packed: dict[str, torch.Tensor] = {}
+    for name, weight in weights.items():
+        parts = pack_layer(_padded(weight), stored_less_one=False)
+        packed |= {f"{name}.{part}": tensor for part, tensor in parts.items()}
+    floats = {f"{name}.weight": weight.dequantize().half() for name, weight in weights.items()}
+    _write(folder, packed, floats, plan)
+
+
+def _write(
+    folder: Path, packed: Mapping[str, torch.Tensor], floats: Mapping[str, torch.Tensor], tables: Sequence[Layer]
+) -> None:
+    about = {
+        table.name: {"bits": table.bits, "group_size": table.group_size, "rows": table.rows}
+        for table in tables
+        if table.bits
+    }
+    write_whole(folder / TABLES, packed, {"tables": json.dumps(about)})
+    write_whole(folder / _FLOATS, floats, {"layers": layers_to_text(tables)})
+
+
+def _by_rows(
+    config: Quantization, table: Layer, weight: torch.Tensor, hessian: torch.Tensor | None
+) -> tuple[dict[str, torch.Tensor], torch.Tensor, Layer]:
+    halves = torch.empty(weight.shape, dtype=torch.float16)
+    pieces: list[dict[str, torch.Tensor]] = []
+    error, damping, start = 0.0, None, 0
+    for rows in torch.split(weight, _ROWS):
+        there = rows if hessian is None else rows.to(hessian.device)
+        (found,) = solve_layers(config, [table], [there.float()], hessian)
+        solved = replace(found, weight=found.weight.cpu())
+        assert solved.layer.error is not None
+        error += solved.layer.error * len(rows) / len(weight)
+        damping = solved.layer.damping
+        halves[start : start + len(rows)] = solved.weight.dequantize().half()
+        pieces.append(pack_layer(_padded(solved.weight), stored_less_one=False, known_bits=TABLE_BITS))
+        start += len(rows)
+    joined = {part: torch.cat([piece[part] for piece in pieces], dim=1) for part in PARTS if part != "g_idx"}
+    return joined | {"g_idx": pieces[0]["g_idx"]}, halves, table.solved(error, damping)
+
+
+def _padded(weight: QuantizedWeight) -> QuantizedWeight:
+    """With as many rows of zeros as fill the last word."""
+    missing = -len(weight.integers) % 32
+    if not missing:
+        return weight
+    middle = 1 << (weight.bits - 1)
+
+    def padded(values: torch.Tensor, fill: int) -> torch.Tensor:
+        return torch.cat([values, values.new_full((missing, values.shape[1]), fill)])
+
+    return replace(
+        weight,
+        integers=padded(weight.integers, middle),
+        scales=padded(weight.scales, 1),
+        zero_points=padded(weight.zero_points, middle),
+    )

@@ -1,0 +1,186 @@
+"""The checkpoint that ships: packed layers in the AutoGPTQ layout, everything else as float16, shard by shard."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress import __version__
+from compress.models.checkpoint import TABLES, Checkpoint, QuantizedCheckpoint
+from compress.models.folder_checks import INDEX
+from compress.models.gptq_layout import PARTS
+from compress.models.model import link_or_copy
+from compress.models.shards import write_shards
+from compress.stages.blockwise.layers import Layer
+from compress.stages.blockwise.resume import Finished, Tables
+from compress.stages.gptq.settings import Quantization
+from compress.utils.errors import StageError
+from compress.utils.storage import storage_errors
+
+LAYERS = "quantized_layers.json"
+"""What became of every layer, beside the checkpoint."""
+_ROWS = 8192
+"""Rows that are stored as float16 at a time."""
+_COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja")
+
+
+@dataclass(frozen=True)
+class Result:
+    """Everything that the walk left; ``plan`` has the layers of each block, ``tables`` the embedding and the head."""
+
+    source: Checkpoint
+    config: Quantization
+    plan: Sequence[Sequence[Layer]]
+    tables: Sequence[Layer]
+    average_bits: float
+    finished: Finished
+    work: Tables
+    skipped: frozenset[str] = frozenset()
+    """Tensors of the source that say again what another says: a tied head."""
+    made_by: Mapping[str, Any] | None = None
+    """What made it, in place of our own solver."""
+
+    def write(self, folder: Path) -> QuantizedCheckpoint:
+        """Write the checkpoint into a new ``folder``. Raises `StageError` for a value beyond float16."""
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write_beside_weights(self.source, folder, dtype="float16", quantization_config=self.quantization())
+        has_tables = any(table.bits for table in self.tables)
+        # With an index, since gptqmodel would take `TABLES` for the weights.
+        write_shards(folder, self._tensors(), index_one=has_tables)
+        if has_tables:
+            link_or_copy(self.work.packed, folder / TABLES)
+        _write_json(folder / "quantize_config.json", self.quantization())
+        about = {"bits_per_parameter": self.average_bits, "layers": [layer.to_json() for layer in self.layers]}
+        _write_json(folder / LAYERS, about)
+        return QuantizedCheckpoint(folder)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Every layer and table, in the order of the model."""
+        return (*self.tables, *(layer for block in self.plan for layer in block))
+
+    def quantization(self) -> dict[str, Any]:
+        """`quantization_config` as transformers and gptqmodel read it."""
+        found: dict[str, Any] = {
+            "quant_method": "gptq",
+            "bits": self.config.bits,
+            "group_size": self.config.group_size,
+            "sym": self.config.sym,
+            "desc_act": False,
+            "true_sequential": True,
+            "damp_percent": self.config.damp_percent,
+            "lm_head": False,
+            "checkpoint_format": "gptq" if self.config.sym else "gptq_v2",
+            "pack_dtype": "int32",
+            "meta": self.made_by or {"quantizer": [f"compress:{__version__}"], "act_order": self.config.act_order},
+        }
+        if changes := self._dynamic():
+            found["dynamic"] = changes
+        if names := self._kept():
+            found["modules_in_block_to_quantize"] = names
+        return found
+
+    def _dynamic(self) -> dict[str, dict[str, int]]:
+        """gptqmodel's rules for layers that differ from the rest: a pattern that matches the name -> what differs."""
+        layers = [layer for block in self.plan for layer in block]
+        kept = [layer for layer in layers if layer.bits is None and layer.why.startswith("kept")]
+        changed = {f"+:{_exactly(layer)}": self._differing(layer) for layer in layers if layer.bits}
+        changed = {pattern: settings for pattern, settings in changed.items() if settings}
+        return changed | {f"-:{_exactly(layer)}": {} for layer in kept}
+
+    def _differing(self, layer: Layer) -> dict[str, int]:
+        """`bits` and `group_size` of a layer where they are not those of the whole."""
+        assert layer.bits is not None and layer.group_size is not None
+        size = -1 if layer.group_size == layer.columns else layer.group_size
+        same_size = size == self.config.group_size or layer.group_size == self.config.group_size
+        found = {} if layer.bits == self.config.bits else {"bits": layer.bits}
+        return found if same_size else found | {"group_size": size}
+
+    def _kept(self) -> list[list[str]]:
+        """For optimum, which knows no patterns: the quantized layers' names within a block, where some are kept."""
+        names: dict[str, bool] = {}
+        for index, block in enumerate(self.plan):
+            for layer in block:
+                short = layer.name.split(f".{index}.", 1)[1]
+                names[short] = names.get(short, False) or layer.bits is not None
+        return [] if all(names.values()) else [[name for name, quantized in names.items() if quantized]]
+
+    def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        places = {layer.name: index for index, block in enumerate(self.plan) for layer in block if layer.bits}
+        changed = {name: index for index in range(len(self.plan)) for name in self.finished.names(index)}
+        tables = {table.name for table in self.tables if table.bits}
+        for name in self.source.files:
+            module = name.removesuffix(".weight")
+            if module in places:
+                for part in PARTS:
+                    yield f"{module}.{part}", self.finished.tensor(places[module], f"{module}.{part}")
+            elif module in tables:
+                yield name, self.work.floats(module)
+            elif name in changed:
+                yield name, _half(name, self.finished.tensor(changed[name], name))
+            elif name not in self.skipped:
+                yield name, _half(name, self.source.stored(name))
+
+
+def write_floats(
+    source: Checkpoint, folder: Path, changed: Iterable[tuple[str, torch.Tensor]], **config: Any
+) -> Checkpoint:
+    """``source`` in a new ``folder`` with some tensors ``changed``, which lie first, and a ``config`` changed likewise.
+
+    Raises `StorageError`.
+    """
+
+    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+        done = set()
+        for name, tensor in changed:
+            done.add(name)
+            yield name, tensor
+        yield from ((name, source.stored(name)) for name in source.files if name not in done)
+
+    with storage_errors(folder.parent):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write_beside_weights(source, folder, dtype="float32", **config)
+        write_shards(folder, tensors())
+    return Checkpoint(folder)
+
+
+def write_beside_weights(source: Checkpoint, folder: Path, **changes: Any) -> None:
+    """What lies beside the weights: the config with ``changes``, and the tokenizer's files as they are."""
+    for pattern in _COMPANIONS:
+        for path in sorted(source.folder.glob(pattern)):
+            if path.name not in ("config.json", INDEX):
+                shutil.copyfile(path, folder / path.name)
+    config = {name: value for name, value in source.config.items() if name != "torch_dtype"}
+    _write_json(folder / "config.json", config | changes)
+
+
+def _half(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    half = torch.empty(tensor.shape, dtype=torch.float16)
+    # By rows: a mask of a whole embedding table, and what goes before it, would be the most memory of all the work.
+    pairs = zip(torch.split(tensor, _ROWS), torch.split(half, _ROWS), strict=True) if tensor.ndim else [(tensor, half)]
+    for rows, halves in pairs:
+        if not bool(torch.isfinite(halves.copy_(rows)).all()):
+            raise StageError(
+                f"The tensor {name!r} holds values beyond float16, in which it would be stored.",
+                expected="values below 65,504",
+            )
+    return half
+
+
+def _exactly(layer: Layer) -> str:
+    return f"^{re.escape(layer.name)}$"
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

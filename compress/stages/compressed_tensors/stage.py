@@ -1,0 +1,51 @@
+"""Write a quantized checkpoint for servers with a GPU."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from compress.models.checkpoint import QuantizedCheckpoint, ServedCheckpoint
+from compress.stages.base import Context, Promise, Stage
+from compress.tasks.capability import GENERATES
+
+
+class CompressedTensors(Stage[QuantizedCheckpoint, ServedCheckpoint]):
+    """The checkpoint as compressed-tensors, the layout of llm-compressor, which vLLM, SGLang and transformers read.
+
+    Integers and scales are those that `gptq` found, and are read back with the package compressed-tensors. With
+    `activation_bits: 8` the server rounds the inputs of each layer, by a scale for each token, and multiplies integers
+    (W8A8); weights then need `gptq: {bits: 8, group_size: -1}`, best after `equalize: {smooth_quant: 0.5}`.
+    """
+
+    packages = ("torch", "transformers", "safetensors", "compressed-tensors")
+    requires = frozenset({GENERATES})
+    keeps_shape = True
+    promised = Promise(changes_weights=False, max_size_ratio=1.001)
+    """The weights are those of the input, in another layout."""
+    kind: Literal["compressed_tensors"] = "compressed_tensors"
+    activation_bits: Literal[8, 16] = Field(
+        16,
+        description="16: inputs of layers stay float; 8: the server rounds each token's by a scale of its own",
+    )
+
+    def objects_to(self, earlier: Stage[Any, Any]) -> tuple[str | None, str] | None:
+        """An adapter beside the weights, and integers that products of 8 bits have no place for."""
+        if earlier.adapter_beside:
+            return None, "merge_lora before quantization, which compressed-tensors has no other place for"
+        for weights in earlier.integers()[:1]:
+            if weights.zero_points:
+                reason = "transformers opens no such layout with zero points"
+                return weights.zero_points_field, f"{weights.no_zero_points}: {reason}"
+            if self.activation_bits == 8 and weights.group_size != -1:
+                return weights.group_field, "-1, a scale for each row, which products of 8-bit integers need"
+            if self.activation_bits == 8 and weights.bits != 8:
+                return None, "weights of 8 bits in all layers, which activation_bits: 8 needs"
+        return None
+
+    def run(self, model: QuantizedCheckpoint, context: Context) -> ServedCheckpoint:
+        """Write and read back. Raises `ModelError` for what has no place there, `StageError` if a weight differs."""
+        from compress.stages.compressed_tensors.export import write_served
+
+        return write_served(model, self.activation_bits, context)

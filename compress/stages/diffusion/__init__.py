@@ -1,0 +1,1 @@
+"""Stages of text-to-image models: pruned denoisers, step distillation, small autoencoders and schedulers."""

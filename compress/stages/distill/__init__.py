@@ -1,0 +1,1 @@
+"""Knowledge distillation of encoders, classifiers and embedding models."""

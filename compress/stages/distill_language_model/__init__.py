@@ -1,0 +1,1 @@
+"""Knowledge distillation of language models, token by token."""

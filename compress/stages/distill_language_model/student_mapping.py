@@ -1,0 +1,113 @@
+"""What student and teacher have in common: tokens that both know, and blocks of which one came from the other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from compress.models.structure import blocks
+from compress.models.torch_model import TorchModel
+from compress.numerics.distillation import uniform_layer_map
+from compress.stages.distill.settings import Distillation
+from compress.stages.training.sequences import Windows
+from compress.utils.errors import StageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Tokens = torch.Tensor | None
+
+
+def shared_tokens(
+    settings: Distillation, teacher: TorchModel, student: TorchModel, windows: Windows
+) -> tuple[Tokens, Tokens, bool]:
+    """By which ids student and teacher know each of the student's tokens, and whether the teacher knows all of them.
+
+    None and None where the two have the same vocabulary. Tokens are the same where they are spelled the same. Raises
+    `StageError` for tokens that the teacher doesn't know, if these are to be compared.
+    """
+    rows = [model.module.get_output_embeddings().weight.shape[0] for model in (student, teacher)]
+    mine, theirs = (model.tokenizer.get_vocab() for model in (student, teacher))
+    used = max(int(window["input_ids"].max()) for part in (windows.train, windows.held_out) for window in part.inputs)
+    if used >= rows[0]:
+        raise StageError(
+            f"The text has the token {used}; the model has {rows[0]}.",
+            expected="the tokenizer that the model was trained with",
+        )
+    if mine == theirs and rows[0] == rows[1]:
+        return None, None, True
+    count = min(max(mine.values()) + 1, rows[0])
+    found = torch.full((count,), -1, dtype=torch.int64)
+    for token, place in mine.items():
+        other = theirs.get(token, -1)
+        if place < count and other < rows[1]:
+            found[place] = other
+    missing = sorted(token for token, place in mine.items() if place < count and found[place] < 0)
+    if missing and settings.logits_weight:
+        raise StageError(
+            f"The teacher has another vocabulary: it lacks {len(missing):,} of the student's {len(mine):,} tokens, "
+            f"such as {missing[0]!r}, so that their predictions cannot be compared.",
+            where="teacher",
+            expected="a teacher whose tokenizer has all of the student's tokens; it may have others besides",
+            hint="name such a teacher, or distil hidden states alone: method: hidden, logits_weight: 0",
+        )
+    if missing and settings.method == "hidden":
+        _require_known(found, windows, len(missing))
+    found[found < 0] = 0
+    return torch.arange(count) if count < rows[0] else None, found, not missing
+
+
+def _require_known(found: torch.Tensor, windows: Windows, missing: int) -> None:
+    """Raises `StageError` where the text has a token that the teacher doesn't know."""
+    ids = torch.cat([torch.from_numpy(window["input_ids"]) for window in windows.train.inputs])
+    unknown = ids[found[ids] < 0]
+    if len(unknown):
+        raise StageError(
+            f"The teacher cannot read the text as the student does: {len(unknown):,} of {len(ids):,} tokens are "
+            f"among the {missing:,} that it lacks.",
+            where="teacher",
+            expected="a teacher that knows the tokens of the text, if it is to be compared by hidden states",
+            hint="name another teacher, or learn from the text alone: logits_weight: 0, labels_weight: 1",
+        )
+
+
+def block_pairs(student: PreTrainedModel, teacher: PreTrainedModel) -> list[tuple[int, int]]:
+    """Which hidden states are compared: those behind each block of the student and behind the teacher's it was.
+
+    A block is known by its vectors (norms, biases), which cuts of width leave as they are; where these don't tell,
+    blocks are spread evenly (TinyBERT, section 3). Behind the last block a norm follows, so that it has a partner only
+    in the last.
+    """
+    mine, theirs = blocks(student), blocks(teacher)
+    places = _kept_blocks([block.module for block in mine], [block.module for block in theirs])
+    if places is None:
+        places = [place - 1 for place in uniform_layer_map(len(mine), len(theirs))]
+    pairs = [(own + 1, other + 1) for own, other in enumerate(places)]
+    return [(own, other) for own, other in pairs if (own == len(mine)) == (other == len(theirs))]
+
+
+def _kept_blocks(mine: list[nn.Module], theirs: list[nn.Module]) -> list[int] | None:
+    found: list[int] = []
+    for block in mine:
+        vectors = _vectors(block)
+        if not vectors:
+            return None
+        later = range(found[-1] + 1 if found else 0, len(theirs))
+        place = next((place for place in later if _same(vectors, _vectors(theirs[place]))), None)
+        if place is None:
+            return None
+        found.append(place)
+    return found
+
+
+def _vectors(block: nn.Module) -> dict[str, torch.Tensor]:
+    """Weights with one axis that are not all alike, as they are before any training."""
+    vectors = {name: value for name, value in block.named_parameters() if value.ndim == 1}
+    return {name: value for name, value in vectors.items() if bool((value != value[0]).any())}
+
+
+def _same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    alike = [name for name, value in one.items() if name in other and value.shape == other[name].shape]
+    return bool(alike) and all(torch.equal(one[name], other[name]) for name in alike)

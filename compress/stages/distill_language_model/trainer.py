@@ -1,0 +1,287 @@
+"""How a language model learns from another: what the student reads, what it is scored on, and what comes out."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from compress.models.config_checks import positions_of
+from compress.models.structure import stacks
+from compress.models.torch_model import TorchModel
+from compress.stages.distill.settings import Distillation
+from compress.stages.distill_language_model.student_mapping import block_pairs, shared_tokens
+from compress.stages.distill_language_model.student_module import Pupil
+from compress.stages.recovery.quantized_recovery import adapt
+from compress.stages.recovery.trainer import Body, Judge, Quality, Recovered, head_of, states_of, token_shares
+from compress.stages.sparsify.magnitude import keep_zeros
+from compress.stages.training import processes
+from compress.stages.training.checkpoint import KeptTraining
+from compress.stages.training.length import Length
+from compress.stages.training.loop import Trainee, train
+from compress.stages.training.sequences import Windows, check_enough, lesson_windows
+from compress.stages.training.settings import AdapterTraining
+from compress.stages.training.sharding import Sharded
+from compress.stages.training.synthetic_data import with_written
+from compress.stages.training.teacher_states import TeacherStates, states_key, with_room
+from compress.utils.errors import DataError, StageError
+from compress.utils.torch_device import uses_bf16
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from compress.stages.base import Context
+
+_AT_ONCE = 2048
+"""Tokens that go forwards and backwards together; more of a step's follow one by one."""
+_NOTES = 20
+"""How often it is said how far the training is."""
+_STATES = "states"
+
+
+def teach(settings: Distillation, teacher: TorchModel, student: TorchModel, context: Context) -> TorchModel:
+    """Train ``student`` in place, and return it.
+
+    Raises `StageError` for models that cannot be compared, and `DataError` for text that is too short.
+    """
+    windows = lesson_windows(student.processor, settings, context)
+    _check_length(windows, teacher, student)
+    if settings.teacher_writes is not None:
+        bf16 = uses_bf16(settings.precision)
+        windows, seconds = with_written(windows, settings.teacher_writes, teacher, student.processor, context, bf16)
+        settings = settings.less(seconds)
+        length = settings.sequence_length or context.max_length
+        check_enough(windows.train.inputs, windows.held_out.inputs, settings.batch_size, length)
+    restore_zeros = keep_zeros(student.module)
+    lesson = LanguageLesson.between(settings, teacher, student, windows, context)
+    adapted = None
+    if settings.lora is not None:
+        adapted = adapt(
+            student.module, AdapterTraining(rank=settings.lora, dropout=settings.dropout or 0.0), context.seed
+        )
+    if settings.gradient_checkpointing:
+        _checkpoint(student)
+    lesson.teach(None if adapted is not None else restore_zeros)
+    if settings.gradient_checkpointing:
+        student.module.activation_checkpointing_disable()
+    if adapted is not None:
+        student.module = adapted.merge_and_unload(safe_merge=True)
+        if restore_zeros is not None:
+            restore_zeros(0, 0)
+    student.module.requires_grad_(True).eval()
+    return student
+
+
+def _checkpoint(model: TorchModel) -> None:
+    try:
+        model.module.activation_checkpointing_enable()
+    except ValueError as error:
+        raise StageError(
+            f"A {model.module.config.model_type!r} model cannot compute its blocks again on the way back.",
+            where="gradient_checkpointing",
+            hint="leave it out; a smaller sequence_length saves memory too",
+        ) from error
+
+
+def _check_length(windows: Windows, *models: TorchModel) -> None:
+    length = len(windows.train.inputs[0]["input_ids"])
+    for model in models:
+        positions = positions_of(model.module.config.to_dict())
+        if positions is not None and length > positions:
+            raise DataError(
+                f"Windows have {length} tokens, and a {model.module.config.model_type!r} model reads {positions}.",
+                where="sequence_length",
+                expected=f"at most {positions}",
+            )
+
+
+@dataclass
+class LanguageLesson:
+    """One distillation: the pupil, its teacher, the windows, and who judges."""
+
+    settings: Distillation
+    pupil: Pupil
+    teacher: Body
+    windows: Windows
+    context: Context
+    dtype: torch.dtype
+    states: TeacherStates
+    judge: Judge | None
+    blocks: tuple[list[nn.Module], list[nn.Module]] = ([], [])
+    """Of pupil and teacher, where all processes share them."""
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    _seen: list[float] = field(default_factory=list)
+    _began: float = 0.0
+    _first: int = 0
+    _last: int = 0
+    _noted: int = 0
+
+    @classmethod
+    def between(
+        cls, settings: Distillation, teacher: TorchModel, student: TorchModel, windows: Windows, context: Context
+    ) -> LanguageLesson:
+        """Prepare both models. Raises `StageError` where their predictions cannot be compared."""
+        module = teacher.module.eval().requires_grad_(False)
+        mine, theirs, complete = shared_tokens(settings, teacher, student, windows)
+        bodies = Body(student.module, mine), Body(module, theirs)
+        judged = complete and bool(settings.logits_weight or settings.labels_weight)
+        for body in bodies if judged else bodies[: bool(settings.labels_weight)]:
+            body.require_plain_head(windows.held_out)
+        dtype = torch.bfloat16 if uses_bf16(settings.precision) else torch.float32
+        pairs = block_pairs(student.module, module) if settings.method == "hidden" else []
+        widths = student.module.config.hidden_size, module.config.hidden_size
+        torch.manual_seed(context.seed)
+        pupil = Pupil(bodies[0], settings, dtype, pairs, widths)
+        if dtype == torch.bfloat16:
+            bodies[1].lower()
+        judge = Judge(bodies[0], bodies[1], windows.held_out, 1, dtype) if judged else None
+        shares = settings.fsdp and processes.several()
+
+        def last_states(body: Body, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {_STATES: states_of(body, ids, dtype)[0].to(torch.bfloat16)}
+
+        states = TeacherStates(bodies[1], last_states, _folder(settings, bodies[1], windows, dtype, context), shares)
+        blocks = (_blocks(student.module), _blocks(module)) if shares else ([], [])
+        return cls(settings, pupil, bodies[1], windows, context, dtype, states, judge, blocks)
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens that a step learns from."""
+        return self.settings.batch_size * len(self.windows.train.inputs[0]["input_ids"])
+
+    def length(self) -> Length:
+        """How long is trained."""
+        settings = self.settings
+        batches = len(self.windows.train) // settings.batch_size
+        if settings.tokens is not None:
+            return Length(max(1, settings.tokens // self.step_tokens))
+        return Length(max(1, round(settings.epochs * batches)), settings.seconds)
+
+    def teach(self, after_step: Callable[[int, int], None] | None) -> None:
+        """Train the pupil in place, and say what that has changed."""
+        context, judge = self.context, self.judge
+        before = None if judge is None else judge.quality()
+        shared = self._shared() if self.blocks[0] else None
+        pupil = self.pupil if shared is None else shared.module
+        if shared is not None and after_step is not None:
+            after_step = keep_zeros(pupil.body.causal)
+
+        def quality(judge: Judge) -> Quality:
+            with contextlib.nullcontext() if shared is None else shared.whole():
+                return judge.quality()
+
+        trainee = Trainee(
+            pupil,
+            self.windows.train,
+            self.loss,
+            after_step=after_step,
+            validate=None if judge is None else lambda: -self._error(quality(judge)),
+            length=self.length(),
+            pieces=self.pieces,
+            together=True,
+            told=self._told,
+            kept=None if processes.several() else KeptTraining(context.scratch),
+            stopped=context.note,
+            known=pupil.body.causal,
+        )
+        self._began = time.monotonic()
+        train(trainee, self.settings, context.seed, context.progress, "distill")
+        # The loop has put back the state that was judged best, by this run or by one that was killed.
+        after = None if judge is None else quality(judge)
+        if shared is not None:
+            shared.put_back()
+        context.add_table("Loss while training", ("tokens", "loss"), self.curve)
+        done = f"{self._last * self.step_tokens:,} tokens, {self._rate():,.0f} a second"
+        if self.states.answered or self.states.found:
+            done += f"; the teacher read {self.states.answered:,} windows, {self.states.found:,} were known"
+        if before is not None and after is not None:
+            done = f"{Recovered(before, after)}; {done}"
+        context.note(f"distill: {done}")
+
+    def _shared(self) -> Sharded[Pupil]:
+        """The pupil and its teacher in parts, each with one process, for whoever reads them while it learns."""
+        shared = Sharded(self.pupil, self.blocks[0])
+        self.teacher = self.states.teacher = Sharded(self.teacher, self.blocks[1], apart=False).module
+        if self.judge is not None:
+            self.judge.pupil, self.judge.teacher = shared.module.body, self.teacher
+        return shared
+
+    def _error(self, quality: Quality) -> float:
+        return quality.error(self.settings.logits_weight, self.settings.labels_weight)
+
+    def pieces(self, batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        """The batch in parts of `_AT_ONCE` tokens, with the share of the loss that each token has."""
+        ids = batch["input_ids"]
+        counted = batch.pop("labels", None)
+        following = ids.roll(-1, 1)
+        each, labels_each = token_shares(ids, counted)
+        size = max(1, _AT_ONCE // ids.shape[1])
+        parts = (slice(start, start + size) for start in range(0, len(ids), size))
+        return [
+            {
+                "input_ids": ids[part],
+                "index": batch["index"][part],
+                "each": each[part].flatten(),
+                "labels_each": labels_each[part].flatten(),
+                "following": following[part].flatten(),
+            }
+            for part in parts
+        ]
+
+    def loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Of a part of a batch, its share of the batch's."""
+        ids = batch["input_ids"]
+        self.teacher.move(ids.device)
+        taught: Any = None
+        states: torch.Tensor | None = None
+        with torch.no_grad():
+            if self.pupil.pairs:
+                taught = self.teacher.outputs(ids, output_hidden_states=True)
+                states = taught.last_hidden_state
+            elif self.settings.logits_weight:
+                states = self.states.of(ids)[_STATES]
+        wanted = states if self.settings.logits_weight else None
+        loss: torch.Tensor = module(
+            batch, lambda: None if wanted is None else head_of(self.teacher, wanted, self.dtype), taught
+        )
+        return loss
+
+    def _told(self, done: int, share: float, loss: float) -> None:
+        self._first = self._first or done
+        self._seen.append(loss)
+        self._last = done
+        if int(share * _NOTES) <= self._noted:
+            return
+        self._noted = int(share * _NOTES)
+        mean = sum(self._seen) / len(self._seen)
+        self._seen.clear()
+        self.curve.append((done * self.step_tokens, round(mean, 5)))
+        self.context.progress.note(
+            f"distill: {share:.0%}, {done * self.step_tokens:,} tokens, loss {mean:.4f}, "
+            f"{self._rate():,.0f} tokens a second"
+        )
+
+    def _rate(self) -> float:
+        """Tokens a second, in this run."""
+        steps = self._last - self._first + 1 if self._first else 0
+        return steps * self.step_tokens / max(time.monotonic() - self._began, 1e-9)
+
+
+def _blocks(module: nn.Module) -> list[nn.Module]:
+    return [block for stack in stacks(module).values() for block in stack]
+
+
+def _folder(
+    settings: Distillation, teacher: Body, windows: Windows, dtype: torch.dtype, context: Context
+) -> Path | None:
+    """Where the teacher's states are kept, if they are."""
+    if not (settings.keep_states and settings.logits_weight and settings.method == "logits"):
+        return None
+    key = states_key(teacher, dtype)
+    folder = context.scratch / "states" if context.shared is None else context.shared(key)
+    return with_room(folder, windows, 2 * teacher.causal.config.hidden_size, "distill", context)

@@ -1,0 +1,72 @@
+"""Give the weights of a language model columns of alike size, before they are quantized."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from compress.models.checkpoint import Checkpoint
+from compress.stages.base import Context, Needs, Promise, Stage
+from compress.stages.gptq.settings import Quantization
+from compress.tasks.capability import GENERATES
+
+
+class Equalize(Stage[Checkpoint, Checkpoint]):
+    """Scale the inputs of linear layers and take it back in the norm or layer before: the same function.
+
+    Cross-layer equalization (Nagel et al. 2019, section 4.1): weights that share a scale then fill its range; no text
+    is read. Or SmoothQuant (Xiao et al. 2023, equation 4), for runtimes that round the inputs of layers too. Where
+    factors can be taken back is found by trying it on each block; one block is in memory at a time. What changes is
+    stored in float32.
+    """
+
+    version = 2
+    packages = ("torch", "transformers", "accelerate", "safetensors")
+    requires = frozenset({GENERATES})
+    scales_inputs = True
+    keeps_shape = True
+    promised = Promise(max_size_ratio=2.05)
+    """At most float32 in place of 16-bit weights."""
+    kind: Literal["equalize"] = "equalize"
+    strength: float = Field(0.5, gt=0, le=1, description="1 makes all columns of a layer alike, 0.5 goes half the way")
+    smooth_quant: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="SmoothQuant's alpha, 0.5 in the paper, in place of `strength`: columns whose inputs are large on "
+        "calibration text get large weights and small inputs",
+    )
+    samples: int = Field(16, ge=1, le=100_000, description="smooth_quant: windows of text from the train split")
+    sequence_length: int = Field(512, ge=8, le=131_072, description="smooth_quant: tokens of a window")
+
+    def key_fields(self) -> dict[str, Any]:
+        """Without the fields of SmoothQuant where there is none, as before there could be one."""
+        fields = super().key_fields()
+        return fields if self._text else {name: fields[name] for name in ("kind", "strength")}
+
+    @property
+    def _text(self) -> Quantization | None:
+        """What of the text SmoothQuant reads, and in float32."""
+        if self.smooth_quant is None:
+            return None
+        return Quantization(samples=self.samples, sequence_length=self.sequence_length, precision="fp32")
+
+    def needs(self) -> Needs:
+        """Text of the train split, for SmoothQuant."""
+        return Needs(splits=() if self.smooth_quant is None else ("train",))
+
+    def check_data(self, start: Path, context: Context) -> None:
+        """Cut the calibration text into windows."""
+        from compress.stages.blockwise.calibration import calibration_windows
+
+        if self.smooth_quant is not None:
+            calibration_windows(context, Checkpoint(start), self.samples, self.sequence_length)
+
+    def run(self, model: Checkpoint, context: Context) -> Checkpoint:
+        """Equalize every block. Raises `StageError`, `DataError` or `ModelError`."""
+        from compress.stages.equalize.equalization import equalize_checkpoint
+
+        strength = self.strength if self.smooth_quant is None else self.smooth_quant
+        return equalize_checkpoint(model, strength, context, self._text)

@@ -1,0 +1,275 @@
+"""Quantizing a checkpoint from beginning to end: check everything, choose bits, quantize tables and blocks, write."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import ChainMap, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.models.folder_checks import refuse_quantized
+from compress.stages.block_qat.trainer import BlockLesson
+from compress.stages.blockwise.blockwise_model import Skeleton
+from compress.stages.blockwise.build import build_skeleton
+from compress.stages.blockwise.calibration import calibration_windows
+from compress.stages.blockwise.calibration_activations import Stream
+from compress.stages.blockwise.layers import Layer, about_starved, linears, plan_layers, with_bits
+from compress.stages.blockwise.resume import TABLE_BITS, Finished, Tables, plan_tables, quantize_tables
+from compress.stages.blockwise.states import BlockRun
+from compress.stages.blockwise.write import Result
+from compress.stages.gptq.bit_allocation import FLOAT_BITS, Allocation, allocate, average_bits
+from compress.stages.gptq.sensitivity import Survey
+from compress.stages.gptq.settings import BlockTraining, Quantization
+from compress.stages.gptq.solver import Solved, solve_layers
+from compress.stages.gptq.token_weighting import Gradients, Importance
+from compress.stages.training.malloc import give_back_freed_memory, keep_freed_memory
+from compress.utils.storage import disk_full, storage_errors
+from compress.utils.torch_device import autocast, current_device, in_bf16, within_memory
+
+if TYPE_CHECKING:
+    from compress.stages.base import Context
+
+_KEPT_BYTES = 1 << 26
+"""Tensors of small models' blocks are served from memory that is at hand; those of large ones are given back."""
+_LOWER = "samples, sequence_length or, where blocks are trained, batch_size"
+_TABLE_CHOICES = (*TABLE_BITS, FLOAT_BITS)
+
+
+def quantize(
+    checkpoint: Checkpoint, config: Quantization, context: Context, training: BlockTraining | None = None
+) -> QuantizedCheckpoint:
+    """The checkpoint in GPTQ format, in the context's scratch folder; each block learns as ``training`` says.
+
+    What a killed run left there is gone on with, and so is what was done before the disk was full (`StorageError`).
+    Raises `CompressError`.
+    """
+    keep_freed_memory(_KEPT_BYTES)
+    refuse_quantized(checkpoint.folder)
+    skeleton = build_skeleton(checkpoint, current_device())
+    plan = plan_layers(skeleton, config)
+    _plan_tables(skeleton, config)
+    ids = None
+    if config.method != "rtn":
+        ids = calibration_windows(context, checkpoint, config.samples, config.sequence_length)
+    with storage_errors(context.scratch):
+        context.scratch.mkdir(parents=True, exist_ok=True)
+        try:
+            return _Work(skeleton, config, context, plan, ids, training).run()
+        except SafetensorError as error:
+            if "No space left on device" in str(error):
+                raise disk_full(context.scratch) from error
+            raise
+
+
+def check_fits(
+    folder: Path, config: Quantization, cuts: Sequence[Callable[[Any], bool]], any_tables: bool = False
+) -> None:
+    """Raise `ModelError` for matrices of the checkpoint in ``folder`` that the format cannot hold once they are cut.
+
+    ``cuts`` cut a model without weights, in place. Where one says that it cannot tell how far, nothing is asked; of
+    tables nothing where those of any width will do.
+    """
+    skeleton = build_skeleton(Checkpoint(folder))
+    if all(cut(skeleton.model) for cut in cuts):
+        plan_layers(skeleton, config)
+        if not any_tables:
+            _plan_tables(skeleton, config)
+
+
+def _plan_tables(skeleton: Skeleton, config: Quantization) -> None:
+    plan_tables(skeleton, config, config.embedding_bits or _TABLE_CHOICES[0])
+
+
+@dataclass
+class _Work:
+    skeleton: Skeleton
+    config: Quantization
+    context: Context
+    plan: tuple[tuple[Layer, ...], ...]
+    ids: torch.Tensor | None
+    training: BlockTraining | None = None
+
+    def run(self) -> QuantizedCheckpoint:
+        table_bits = self.config.embedding_bits or FLOAT_BITS
+        importance = self._importance()
+        if self.config.mixed:
+            chosen = self._allocation(importance)
+            self.plan, table_bits = with_bits(self.plan, chosen.bits), chosen.tables
+            self.context.note(_choice(chosen))
+        self.skeleton.shipped = torch.float16
+        self.skeleton.exact = frozenset(layer.name for block in self.plan for layer in block if layer.bits)
+        scratch, finished = self.context.scratch, Finished(self.context.scratch)
+        text = None if self.ids is None else Stream(self.skeleton, self.config, self.ids, scratch, importance)
+        self._walk(text, finished)
+        give_back_freed_memory()
+        work, tables = self._tables("final", table_bits, None if text is None else text.table_hessian)
+        found = tuple(finished.layers(index) or () for index in range(len(self.plan)))
+        average = average_bits(found, tables, self.skeleton.count_parameters(), self.config.sym)
+        result = Result(
+            self.skeleton.checkpoint, self.config, found, tables, average, finished, work, self.skeleton.tied_tensors
+        )
+        self.context.note(_summary(result.layers, average))
+        if starved := about_starved(result.layers, self.config.expert_tokens):
+            self.context.note(starved)
+        return result.write(scratch / "checkpoint")
+
+    @torch.no_grad()
+    def _walk(self, text: Stream | None, finished: Finished) -> None:
+        """Quantize every block that is not done yet: solved on ``text``, or all layers rounded to nearest without it.
+
+        Blocks that are done count only if the states that enter the next one are here.
+        """
+        done = finished.count(len(self.plan))
+        streams = () if text is None else (text,) if self.training is None else (text, text.as_float("float"))
+        first = done if done == 0 or all(stream.entering(done).are_whole for stream in streams) else 0
+        if first:
+            self.context.progress.note(f"quantize: {first} of {len(self.plan)} blocks were done before")
+        rest = range(first, len(self.plan))
+        for index in self.context.progress.track(rest, "quantizing blocks", len(rest)):
+            with within_memory(f"{self.skeleton.prefix}.{index}", _LOWER):
+                self._block(index, streams, finished)
+
+    def _block(self, index: int, streams: Sequence[Stream], finished: Finished) -> None:
+        """Quantize block ``index`` on the first of ``streams``, and train it to answer as it does on the second."""
+        block = self.skeleton.load(index)
+        name = f"{self.skeleton.prefix}.{index}"
+        plan = {layer.name: layer for layer in self.plan[index]}
+        modules = {name: part for name, part in linears(block, name).items() if plan[name].bits}
+        lesson = self._lesson(index, modules, *streams) if len(streams) > 1 else None
+        work = streams[0].pass_through(index, modules) if streams else None
+        found: dict[str, Solved] = {}
+        vectors: Mapping[str, torch.Tensor] = {}
+
+        def quantize(names: Sequence[str], hessian: torch.Tensor | None) -> None:
+            given, weights = [plan[name] for name in names], [modules[name].weight for name in names]
+            with autocast(False, self.skeleton.device):
+                solutions = solve_layers(self.config, given, weights, hessian)
+            for name, solved in zip(names, solutions, strict=True):
+                sent = None if work is None else work.sent(name)
+                layer = solved.layer if sent is None else solved.layer.sent(sent, self.config.expert_tokens)
+                found[name] = Solved(solved.weight, layer)
+                modules[name].weight = nn.Parameter(solved.weight.dequantize(), requires_grad=False)
+
+        if work is None:
+            for layer in modules:
+                quantize([layer], None)
+        else:
+            outputs = work.solve(quantize)
+            if lesson is not None:
+                deque(outputs, maxlen=0)
+                vectors = self._taught(lesson, found)
+                outputs = (work.run(batch()) for batch in work.batches)
+            streams[0].leave(index, outputs)
+        self.skeleton.unload(index)
+        packed = [solved.packed(stored_less_one=self.config.sym) for solved in found.values()]
+        layers = [found[name].layer if name in found else layer for name, layer in plan.items()]
+        finished.store(index, dict(ChainMap(*packed, dict(vectors))), layers)
+        for stream in streams:
+            stream.forget(index)
+        self.context.progress.note(_line(name, layers))
+
+    def _taught(self, lesson: BlockLesson, found: dict[str, Solved]) -> Mapping[str, torch.Tensor]:
+        """Train a block whose layers were ``found`` and are found anew, in place; returns its vectors."""
+        trained = lesson.teach({name: solved.weight for name, solved in found.items()})
+        for name, weight in trained.weights.items():
+            found[name] = Solved(weight, replace(found[name].layer, block_error=trained.after))
+        (self.context.note if trained.stopped else self.context.progress.note)(f"{lesson.name}: {trained}")
+        return trained.vectors
+
+    def _lesson(self, index: int, modules: Mapping[str, nn.Linear], text: Stream, floats: Stream) -> BlockLesson:
+        """What the loaded block is to learn, while it still has its own weights."""
+        training, precision = self.training, self.config.precision
+        assert training is not None
+        floats.pass_as_it_is(index)
+        run = BlockRun.of(self.skeleton, self.config, index, text.ids, training.batch_size)
+        run = replace(run, bf16=in_bf16("fastest" if precision == "auto" else precision))
+        name, block = f"{self.skeleton.prefix}.{index}", self.skeleton.blocks[index]
+        own = {layer: module.weight.data for layer, module in modules.items()}
+        given, wanted = text.entering(index), floats.entering(index + 1)
+        return BlockLesson(name, block, modules, own, run, given, wanted, training, self.context.seed)
+
+    def _tables(
+        self, use: str, bits: int, hessian: Callable[[], torch.Tensor] | None
+    ) -> tuple[Tables, tuple[Layer, ...]]:
+        """The tables at so many bits, made now or before; to nearest without a ``hessian`` of the head's inputs."""
+        work = Tables(self.context.scratch / f"tables-{bits}-{use}")
+        plan = plan_tables(self.skeleton, self.config, bits)
+        return work, quantize_tables(self.skeleton, self.config, plan, hessian, work.folder)
+
+    def _importance(self) -> Importance | None:
+        """How much each token counts, measured once and kept; None where all are to count alike."""
+        if self.ids is None or not self.config.guided:
+            return None
+        path, scratch = self.context.scratch / "importance.safetensors", self.context.scratch / "gradients"
+        if not path.is_file():
+            work = Gradients(self.skeleton, self.config, self.ids, scratch, self.context.progress, self.context.seed)
+            with within_memory("measuring which tokens matter", f"{_LOWER}, or guided: false"):
+                work.importance().write(path)
+        return Importance.read(path)
+
+    def _allocation(self, importance: Importance | None) -> Allocation:
+        """Chosen once and kept, since it takes a pass over the model."""
+        path = self.context.scratch / "allocation.json"
+        if path.is_file():
+            return Allocation(**json.loads(path.read_text()))
+        assert self.ids is not None
+        tables = plan_tables(self.skeleton, self.config, _TABLE_CHOICES[0])
+        choices: tuple[int, ...] = (self.config.embedding_bits,) if self.config.embedding_bits else _TABLE_CHOICES
+        choices = choices if all(table.bits for table in tables) else (FLOAT_BITS,)
+        coarse = [bits for bits in choices if bits != FLOAT_BITS]
+        folder = self.context.scratch / "survey"
+        folder.mkdir(exist_ok=True)
+        survey = Survey(
+            self.skeleton, self.config, self.plan, self.config.choices, self.context.progress, folder, importance
+        )
+        embeddings = {bits: self._table(bits, 0, None) for bits in coarse}
+        with within_memory("measuring sensitivity", _LOWER):
+            sensitivity = survey.run(
+                self.ids, embeddings, lambda hessian: {bits: self._table(bits, -1, hessian.clone) for bits in coarse}
+            )
+        shutil.rmtree(folder)
+        parameters, together = self.skeleton.count_parameters(), survey.together if self.config.fused else ()
+        chosen = allocate(self.config, self.plan, tables, parameters, sensitivity, choices, together)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(asdict(chosen)))
+        partial.replace(path)
+        return chosen
+
+    def _table(self, bits: int, place: int, hessian: Callable[[], torch.Tensor] | None) -> torch.Tensor:
+        """What the first table, the embedding, or the last, the head, would be at so many bits."""
+        work, tables = self._tables("solved" if hessian else "to-nearest", bits, hessian)
+        return work.floats(tables[place].name)
+
+
+def _choice(chosen: Allocation) -> str:
+    counts = {bits: list(chosen.bits.values()).count(bits) for bits in sorted(set(chosen.bits.values()))}
+    layers = ", ".join(f"{count} layers at {bits}" for bits, count in counts.items())
+    return f"mixed bits: {layers}, the tables at {chosen.tables}; {chosen.average:.2f} bits on average"
+
+
+def _summary(layers: Sequence[Layer], average: float) -> str:
+    quantized = [layer for layer in layers if layer.bits]
+    alone = [layer for layer in layers if layer.bits is None]
+    worst = max(quantized, key=lambda layer: layer.error or 0.0)
+    left = f"; left alone: {', '.join(f'{layer.name} ({layer.why})' for layer in alone)}" if alone else ""
+    error = f"the largest error {worst.error:.2%} in {worst.name}"
+    return f"quantized {len(quantized)} layers to {average:.2f} bits a parameter on average, {error}{left}"
+
+
+def _line(name: str, layers: Sequence[Layer]) -> str:
+    found = []
+    for layer in layers:
+        short = layer.name.removeprefix(f"{name}.")
+        if layer.bits is None:
+            found.append(f"{short} left alone ({layer.why})")
+        else:
+            found.append(f"{short} {layer.bits} bits {layer.error:.2%}")
+    return f"{name}: {', '.join(found)}"

@@ -1,0 +1,180 @@
+"""The parameters of weight-only quantization, by our own solver and by NNCF, which the stages inherit."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from compress.stages.base import SEARCH
+from compress.utils.pydantic_models import Frozen
+
+Bits = Literal[2, 3, 4, 8]
+GroupSize = Literal[-1, 16, 32, 64, 128, 256, 512, 1024]
+
+
+class Quantization(Frozen):
+    """What is rounded, how finely, and on which text; names as in transformers' `GPTQConfig` where it has them."""
+
+    method: Literal["gptq", "rtn"] = Field("gptq", description="GPTQ, or round to nearest, which needs no data")
+    bits: Bits = Field(
+        4, description="bits of a weight of the blocks' linear layers", json_schema_extra={SEARCH: [3, 4, 8]}
+    )
+    group_size: GroupSize = Field(
+        64,
+        description="weights of a row that share a scale; -1: the whole row",
+        json_schema_extra={SEARCH: [32, 64, 128]},
+    )
+    sym: bool = Field(True, description="zero in the middle of the range, so that no zero points are stored")
+    act_order: bool = Field(
+        True, description="round the columns with the largest activations first; groups stay as they are in the file"
+    )
+    guided: bool = Field(
+        True,
+        description="let tokens count by how much the answers depend on them (GuidedQuant); takes a pass over the "
+        "float model, forwards and backwards",
+    )
+    damp_percent: float = Field(0.05, gt=0, lt=1, description="added to the Hessian's diagonal, relative to its mean")
+    refinement_sweeps: int = Field(
+        0, ge=0, le=16, description="passes of coordinate descent over integers and scales after GPTQ"
+    )
+    samples: int = Field(16, ge=1, le=100_000, description="windows of calibration text from the train split")
+    sequence_length: int = Field(512, ge=8, le=131_072, description="tokens of a window")
+    expert_tokens: int = Field(
+        128,
+        ge=1,
+        le=1_000_000,
+        description="mixtures of experts: calibration tokens that an expert is to see; where it is sent fewer, all "
+        "tokens of the layer stand in for the missing ones, and it is reported as starved",
+    )
+    embedding_bits: Literal[4, 5, 8, 16] | None = Field(
+        None,
+        description="bits of the embedding table and the head; 16 leaves them as float16. "
+        "Default: 16, or what `target_bits` or `max_bytes` chooses",
+        json_schema_extra={SEARCH: [4, 8]},
+    )
+    embedding_group_size: Literal[16, 32, 64, 128, 256] = Field(
+        32, description="weights of a row of the embedding that share a scale"
+    )
+    target_bits: float | None = Field(
+        None,
+        gt=2,
+        lt=16,
+        description="mixed bits: the average over all parameters, scales and embedding included, is at most this",
+        json_schema_extra={SEARCH: [3.5, 4.0, 4.25, 4.6, 5.0]},
+    )
+    max_bytes: int | None = Field(None, gt=0, description="mixed bits: the tensors take at most this many bytes")
+    choices: tuple[Bits, ...] = Field(
+        (2, 3, 4, 8),
+        min_length=1,
+        description="mixed bits: what a layer may get; ONNX Runtime and GGUF compute 3 as 4",
+    )
+    fused: bool = Field(
+        False,
+        description="mixed bits: layers of one input (queries, keys and values; gate and up) get the same, which "
+        "runtimes then multiply as one: a tenth faster, at a slightly larger error",
+    )
+    keep: tuple[str, ...] = Field((), description="layers to leave in float16, as patterns of names: `*.mlp.gate`")
+    precision: Literal["auto", "fastest", "fp32", "bf16"] = Field(
+        "auto",
+        description="of the calibration's forward passes; `auto` takes bf16 where the processor has it, `fastest` "
+        "where products in it are measured to be faster than in fp32",
+    )
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        if self.target_bits is not None and self.max_bytes is not None:
+            raise ValueError("give target_bits or max_bytes, not both")
+        if self.method == "rtn" and (self.target_bits is not None or self.max_bytes is not None):
+            raise ValueError("target_bits and max_bytes need method: gptq, since sensitivity is measured on data")
+        if self.fused and not self.mixed:
+            raise ValueError("fused is for bits that are chosen: give target_bits or max_bytes with it")
+        return self
+
+    @property
+    def mixed(self) -> bool:
+        """Whether bits are chosen layer by layer under a budget."""
+        return self.target_bits is not None or self.max_bytes is not None
+
+    @property
+    def integer_tables(self) -> bool:
+        """Whether the embedding and the head are to be quantized."""
+        return self.embedding_bits not in (None, 16)
+
+    @property
+    def chooses_tables(self) -> bool:
+        """Whether the bits of the embedding and the head are chosen under a budget, too."""
+        return self.mixed and self.embedding_bits is None
+
+
+class BlockTraining(Frozen):
+    """How each block learns to answer as the float one does."""
+
+    samples: int = Field(
+        32, ge=2, le=100_000, description="windows of calibration text from the train split, for solver and training"
+    )
+    epochs: float = Field(4.0, gt=0, le=1000, description="passes of each block over the calibration text")
+    batch_size: int = Field(2, ge=1, description="windows a step")
+    held_out: int = Field(
+        4, ge=1, description="of the windows, those that judge a block after each epoch, and nothing learns from"
+    )
+    learning_rate: float = Field(
+        2e-3, gt=0, le=1, description="peak change of a weight in a step of training, in steps of its grid"
+    )
+    scale_learning_rate: float = Field(
+        2e-3, gt=0, le=0.5, description="peak change of a scale, norm or bias in a step of training, relative"
+    )
+    norms: bool = Field(True, description="train the weights of norms, and biases, too")
+
+
+class NncfOptions(Frozen):
+    """What NNCF's torch backend can do to the weights of a decoder, and that a checkpoint can hold."""
+
+    mode: Literal["int4_sym", "int4_asym"] = Field("int4_sym", description="4 bits, without or with zero points")
+    group_size: GroupSize = Field(64, description="weights of a row that share a scale; -1: the whole row")
+    awq: bool = Field(True, description="scale the inputs with large activations before rounding, where NNCF can")
+    scale_estimation: bool = Field(
+        True, description="refit the scales so that outputs on calibration text change least"
+    )
+    ratio: float = Field(
+        1.0, gt=0, le=1, description="share of the layers at 4 bits; the most sensitive others get `backup_mode`"
+    )
+    backup_mode: Literal["none", "int8_sym", "int8_asym"] = Field(
+        "int8_sym", description="of embedding, head and the layers beyond `ratio`; `none` leaves them as float16"
+    )
+    all_layers: bool = Field(False, description="the embedding and the head at 4 bits too")
+    samples: int = Field(16, ge=1, le=100_000, description="windows of calibration text from the train split")
+    sequence_length: int = Field(512, ge=8, le=131_072, description="tokens of a window")
+    keep: tuple[str, ...] = Field((), description="layers to leave in float16, as patterns of names: `*.mlp.gate`")
+    gptq: bool = Field(False, description="must be false: NNCF has it for OpenVINO only")
+    lora_correction: bool = Field(False, description="must be false: NNCF has it for OpenVINO only")
+
+    @field_validator("gptq", "lora_correction")
+    @classmethod
+    def _of_other_backends(cls, value: bool, info: ValidationInfo) -> bool:
+        if value:
+            instead = {"gptq": "the stage `gptq` has it", "lora_correction": "the stage `lora` trains an adapter"}
+            raise ValueError(f"false: NNCF has it for OpenVINO only; {instead[info.field_name or '']}")
+        return value
+
+    @property
+    def uses_backup(self) -> bool:
+        """Whether anything is left to `backup_mode`."""
+        return self.ratio < 1 or not self.all_layers
+
+    @property
+    def equivalent(self) -> Quantization:
+        """The same grid in the words of our own quantizer, which plans layers and predicts sizes by it."""
+        table_bits: Literal[4, 8, 16] = 4 if self.all_layers else 16 if self.backup_mode == "none" else 8
+        return Quantization(
+            method="rtn",
+            bits=4,
+            group_size=self.group_size,
+            sym=self.mode == "int4_sym",
+            act_order=False,
+            samples=self.samples,
+            sequence_length=self.sequence_length,
+            embedding_bits=table_bits,
+            embedding_group_size=256,
+            keep=self.keep,
+        )

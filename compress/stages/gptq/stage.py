@@ -1,0 +1,76 @@
+"""Quantize the weights of a causal language model to 2, 3, 4 or 8 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.stages.base import Context, IntegerWeights, Needs, Promise, Stage
+from compress.stages.blockwise.cost import gptq_prediction
+from compress.stages.cost_model import PlanContext, Prediction, Shape
+from compress.stages.gptq.settings import Quantization
+from compress.tasks.capability import GENERATES
+
+
+class Rounds(Quantization, Stage[Checkpoint, QuantizedCheckpoint]):
+    """A stage that rounds the weights of a decoder on calibration text."""
+
+    packages = ("torch", "transformers", "accelerate", "safetensors")
+    uses_device = True
+    requires = frozenset({GENERATES})
+    later_fields = ("fused",)
+
+    def needs(self) -> Needs:
+        """Text of the train split; rounding to nearest needs none."""
+        return Needs(splits=("train",) if self.method == "gptq" else ())
+
+    def check_data(self, start: Path, context: Context) -> None:
+        """Cut the calibration text into windows."""
+        from compress.stages.blockwise.calibration import calibration_windows
+
+        if self.method == "gptq":
+            calibration_windows(context, Checkpoint(start), self.samples, self.sequence_length)
+
+    def check_widths(self, start: Path, before: Sequence[Stage[Any, Any]]) -> None:
+        """Raises `ModelError` for matrices that groups don't divide."""
+        from compress.stages.gptq.quantizer import check_fits
+
+        check_fits(start, self, [stage.cut_widths for stage in before])
+
+    def promise(self) -> Promise:
+        """No larger than 16-bit weights; integers of the tables come on top of the float16 that the format wants."""
+        return Promise(max_size_ratio=1.5 if self.integer_tables or self.chooses_tables else 1.0)
+
+    def integers(self) -> tuple[IntegerWeights, ...]:
+        """Those of the blocks' layers and, where they are quantized, of the tables."""
+        most = max(self.choices) if self.mixed else self.bits
+        layers = IntegerWeights(most, self.group_size, not self.sym, "group_size", "sym", "true")
+        if not (self.integer_tables or self.chooses_tables):
+            return (layers,)
+        bits = 8 if self.chooses_tables else self.embedding_bits or 0
+        size = -1 if self.chooses_tables else self.embedding_group_size
+        fewer = "4, 5 or 16"
+        return layers, IntegerWeights(bits, size, not self.sym, "embedding_group_size", "embedding_bits", fewer)
+
+
+class Gptq(Rounds):
+    """Weight-only quantization with GPTQ (Frantar et al. 2022, section 3), block by block.
+
+    Each linear layer of the decoder's blocks is rounded so that its outputs on calibration text change least, given
+    what the quantized layers before it give. One block is in memory at a time. Gives a checkpoint in GPTQ format.
+    """
+
+    version = 2
+    kind: Literal["gptq"] = "gptq"
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """Passes over the text and the solver's work, and the packed files."""
+        return gptq_prediction(self, before, plan)
+
+    def run(self, model: Checkpoint, context: Context) -> QuantizedCheckpoint:
+        """Quantize every linear layer of the blocks. Raises `StageError`, `DataError` or `ModelError`."""
+        from compress.stages.gptq.quantizer import quantize
+
+        return quantize(model, self, context)

@@ -1,0 +1,197 @@
+"""How much each token of the calibration text counts for a layer: by how much the answers depend on its outputs there.
+
+The error of a layer's outputs hurts where the loss is steep in them. To second order the divergence of the answers is
+half the sum, over tokens t and outputs k, of (dL/dz_tk)^2 (E x_t)_k^2, L being the loss on answers drawn from the model
+itself (the Fisher information; Kunstner et al. 2019, section 2). Averaged over the outputs of a layer, that weights the
+tokens of its Hessian (GuidedQuant, Kim et al. 2025, section 3.2, with one group). Found on the float model before any
+layer is rounded: forwards once, then backwards block by block, with one block in memory at a time.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from compress.models.experts import experts_of, owner_of
+from compress.models.hooks import made
+from compress.models.shards import write_whole
+from compress.stages.blockwise.block_pass import gram
+from compress.stages.blockwise.blockwise_model import Skeleton
+from compress.stages.blockwise.layers import linears
+from compress.stages.blockwise.states import BlockRun, States
+from compress.stages.gptq.settings import Quantization
+from compress.utils.errors import StageError
+from compress.utils.progress import Progress
+from compress.utils.torch_device import autocast, in_bf16
+
+_HEAD, _EMBEDDING = "head", "embedding"
+
+
+@dataclass(frozen=True)
+class Importance:
+    """``layers[name]`` [tokens] float32 with mean 1; layers of experts, which see some tokens only, have none.
+
+    ``head`` [tokens] float32 is the same of the logits, 1 - sum p^2, and ``embedding`` [hidden, hidden] the mean outer
+    product of the loss's gradient by the table's rows: both in one unit, so that a tied table can weigh its two uses.
+    """
+
+    layers: Mapping[str, torch.Tensor]
+    head: torch.Tensor
+    embedding: torch.Tensor
+
+    def write(self, path: Path) -> None:
+        """Keep it for a run that goes on."""
+        layers = {f"layers.{name}": weights for name, weights in self.layers.items()}
+        write_whole(path, layers | {_HEAD: self.head, _EMBEDDING: self.embedding}, {})
+
+    @staticmethod
+    def read(path: Path) -> Importance:
+        """What `write` wrote."""
+        found = load_file(path)
+        layers = {name.removeprefix("layers."): found[name] for name in found if name.startswith("layers.")}
+        return Importance(layers, found[_HEAD], found[_EMBEDDING])
+
+
+@dataclass
+class Gradients:
+    """A pass of token ``ids`` [windows, length] forwards and backwards through the blocks of ``skeleton``.
+
+    ``folder`` takes the hidden states of every block: 4 bytes * tokens * hidden size for each. In memory are one block
+    at a time, and on the way back one window.
+    """
+
+    skeleton: Skeleton
+    config: Quantization
+    ids: torch.Tensor
+    folder: Path
+    progress: Progress
+    seed: int = 0
+
+    def importance(self) -> Importance:
+        """Measured now. Raises `StageError` for gradients that are not finite."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        count = len(self.skeleton.blocks)
+        steps = iter(self.progress.track(range(2 * count), "measuring which tokens matter", 2 * count))
+        states = [self._embedded()]
+        for index in range(count):
+            next(steps)
+            states.append(self._forwards(index, states[-1]))
+        gradient, head = self._answers(states.pop())
+        layers: dict[str, torch.Tensor] = {}
+        for index in reversed(range(count)):
+            next(steps)
+            gradient = self._backwards(index, states.pop(), gradient, layers)
+        next(steps, None)
+        embedding = self._by_rows(gradient)
+        shutil.rmtree(self.folder)
+        return Importance({name: found.cpu() for name, found in layers.items()}, head.cpu(), embedding.cpu())
+
+    def _by_rows(self, gradient: States) -> torch.Tensor:
+        """The mean outer product of the gradient by the table's rows, given that by what enters the first block."""
+        count, share = len(self.ids), self._multiplier() ** 2 / len(self.ids)
+        total = torch.zeros(self.skeleton.hidden_size, self.skeleton.hidden_size, device=self.skeleton.device)
+        for window in range(count):
+            total.add_(gram(gradient[window : window + 1]), alpha=share)
+        return total
+
+    @torch.no_grad()
+    def _multiplier(self) -> float:
+        """What a model multiplies the rows of its table by, judged by their size."""
+        rows = self.skeleton.checkpoint.stored(f"{self.skeleton.name(self.skeleton.embedding)}.weight")[self.ids[0]]
+        return float(self.skeleton.embedded(self.ids[:1]).norm() / rows.float().norm().clamp(min=1e-30))
+
+    @torch.no_grad()
+    def _embedded(self) -> States:
+        batches = (self.skeleton.embedded(rows) for rows in torch.split(self.ids, 1))
+        return self._kept("enter-00000.bin", "what enters the first block", batches)
+
+    def _kept(self, name: str, what: str, batches: Iterable[torch.Tensor]) -> States:
+        """In a file. Raises `StageError` if one is not finite."""
+        states = States(self.folder / name, (*self.ids.shape, self.skeleton.hidden_size), self.skeleton.device)
+        return states.write(_finite(batch, what) for batch in batches)
+
+    @torch.no_grad()
+    def _forwards(self, index: int, states: States) -> States:
+        self.skeleton.load(index)
+        run = BlockRun.of(self.skeleton, self.config, index, self.ids)
+        what = f"what comes after {self.skeleton.prefix}.{index}"
+        left = self._kept(f"enter-{index + 1:05}.bin", what, (run(states[some]) for some in run.slices()))
+        self.skeleton.unload(index)
+        return left
+
+    def _answers(self, states: States) -> tuple[States, torch.Tensor]:
+        """The loss's gradient by the last block's outputs, and the importance of each token to the head."""
+        generator = torch.Generator(self.skeleton.device).manual_seed(self.seed)
+        head: list[torch.Tensor] = []
+
+        def gradient(window: int) -> torch.Tensor:
+            # A function of its own, so that one window's logits are gone before the next one's are there.
+            hidden = states[window : window + 1].clone().requires_grad_()
+            with autocast(in_bf16(self.config.precision, self.skeleton.device), self.skeleton.device):
+                logits = self.skeleton.logits(hidden)[0]
+            slope = _finite(torch.softmax(logits.detach(), dim=-1, dtype=torch.float32), "the answer")
+            head.append(1 - torch.linalg.vector_norm(slope, dim=-1).square())
+            answers = torch.multinomial(slope, 1, generator=generator)
+            slope.scatter_add_(1, answers, slope.new_full(answers.shape, -1.0))
+            torch.autograd.backward(logits, slope.to(logits.dtype))
+            return _of(hidden)
+
+        gradients = (gradient(window) for window in range(len(self.ids)))
+        return self._kept("leave.bin", "the gradient before the head", gradients), torch.cat(head)
+
+    def _backwards(self, index: int, states: States, gradient: States, layers: dict[str, torch.Tensor]) -> States:
+        """The gradient by what entered a block, given that by what left it; adds its layers' weights to ``layers``."""
+        block, prefix = self.skeleton.load(index), f"{self.skeleton.prefix}.{index}"
+        experts = experts_of(block, prefix)
+        plain = {name: part for name, part in linears(block, prefix).items() if not owner_of(name, experts)}
+        run = BlockRun.of(self.skeleton, self.config, index, self.ids)
+        seen: dict[str, list[torch.Tensor]] = {name: [] for name in plain}
+
+        def look(name: str, output: torch.Tensor) -> None:
+            """Keep the mean square of the gradient by a layer's outputs at each token, on the way back."""
+            output.register_hook(  # type: ignore[no-untyped-call]
+                lambda slope: seen[name].append(slope.float().square().mean(-1).flatten())
+            )
+
+        def gradients() -> Iterator[torch.Tensor]:
+            # One window at a time: much more is kept for the way back than forwards.
+            for window in range(len(self.ids)):
+                some = slice(window, window + 1)
+                hidden = states[some].clone().requires_grad_()
+                with made(plain, look):
+                    torch.autograd.backward(run(hidden), gradient[some])
+                yield _of(hidden)
+
+        found = self._kept(f"gradient-{index:05}.bin", f"the gradient before {prefix}", gradients())
+        for used in (states, gradient):
+            used.path.unlink()
+        self.skeleton.unload(index)
+        layers.update({name: _relative(torch.cat(parts)) for name, parts in seen.items() if parts})
+        return found
+
+
+def _of(hidden: torch.Tensor) -> torch.Tensor:
+    assert hidden.grad is not None
+    return hidden.grad
+
+
+def _relative(weights: torch.Tensor) -> torch.Tensor:
+    """With mean 1; all alike where no answer depends on any of them."""
+    mean = weights.mean()
+    return weights / mean if float(mean) > 0 else torch.ones_like(weights)
+
+
+def _finite(values: torch.Tensor, what: str) -> torch.Tensor:
+    # A sum of finite numbers may overflow, but one that is finite has only finite parts; it needs no mask.
+    if not bool(torch.isfinite(values.sum())) and not bool(torch.isfinite(values).all()):
+        raise StageError(
+            f"On the calibration text {what} is not finite.",
+            expected="a model that computes finite numbers there, forwards and backwards",
+            hint="set precision: fp32, or guided: false",
+        )
+    return values

@@ -1,0 +1,83 @@
+"""The mean square of every column of what linear layers are given on text, one block in memory at a time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from compress.models.checkpoint import Checkpoint
+from compress.models.folder_checks import refuse_quantized
+from compress.models.imatrix import IMATRIX
+from compress.models.shards import write_whole
+from compress.stages.blockwise.blockwise_model import Skeleton
+from compress.stages.blockwise.build import build_skeleton
+from compress.stages.blockwise.calibration import calibration_windows
+from compress.stages.blockwise.calibration_activations import Stream
+from compress.stages.blockwise.layers import linears
+from compress.stages.blockwise.resume import Finished
+from compress.stages.gptq.settings import Quantization
+from compress.utils.errors import StageError
+from compress.utils.storage import storage_errors
+from compress.utils.torch_device import current_device, within_memory
+
+if TYPE_CHECKING:
+    from compress.stages.base import Context
+
+_FOLDER = "with-imatrix"
+
+
+def add_imatrix(checkpoint: Checkpoint, text: Quantization, context: Context) -> Checkpoint:
+    """The same checkpoint with an importance matrix beside its weights; a killed run goes on at the next block.
+
+    Raises `StageError` for inputs that are not finite, and `DataError` for text that is too short.
+    """
+    refuse_quantized(checkpoint.folder)
+    ids = calibration_windows(context, checkpoint, text.samples, text.sequence_length)
+    skeleton, finished = build_skeleton(checkpoint, current_device()), Finished(context.scratch)
+    count = len(skeleton.blocks)
+    with storage_errors(context.scratch):
+        context.scratch.mkdir(parents=True, exist_ok=True)
+        stream = Stream(skeleton, text, ids, context.scratch)
+        first = finished.first(count, stream)
+        for index in context.progress.track(range(first, count), "imatrix: blocks", count - first):
+            with within_memory(f"imatrix: {skeleton.prefix}.{index}", "samples or sequence_length"):
+                finished.store(index, _block(skeleton, stream, index), ())
+            stream.forget(index)
+        stream.forget(count)
+        found = {name: finished.tensor(index, name) for index in range(count) for name in finished.names(index)}
+        made = context.scratch / _FOLDER
+        checkpoint.save(made)
+        (made / IMATRIX).unlink(missing_ok=True)
+        write_whole(made / IMATRIX, found, {"tokens": str(ids.numel())})
+    unseen = sum(not bool(squares.any()) for squares in found.values())
+    context.note(
+        f"imatrix: inputs of {len(found)} layers on {ids.numel():,} tokens"
+        + (f"; {unseen} of them, of experts, were sent none of these" if unseen else "")
+    )
+    return Checkpoint(made)
+
+
+@torch.no_grad()
+def _block(skeleton: Skeleton, stream: Stream, index: int) -> dict[str, torch.Tensor]:
+    block, prefix = skeleton.load(index), f"{skeleton.prefix}.{index}"
+    layers = linears(block, prefix)
+    sums = {name: torch.zeros(layer.in_features, dtype=torch.float64) for name, layer in layers.items()}
+    tokens = dict.fromkeys(layers, 0)
+
+    def seen(name: str, inputs: torch.Tensor) -> None:
+        rows = inputs.detach().flatten(0, -2).float()
+        sums[name] += rows.square().sum(0, dtype=torch.float64).cpu()
+        tokens[name] += len(rows)
+
+    stream.pass_watched(index, layers, seen)
+    skeleton.unload(index)
+    means = {name: (total / max(tokens[name], 1)).float() for name, total in sums.items()}
+    broken = next((name for name, mean in means.items() if not bool(torch.isfinite(mean).all())), None)
+    if broken is not None:
+        raise StageError(
+            f"The inputs of {broken} hold NaN or infinite values on the calibration text.",
+            expected="finite activations",
+            hint="set precision: fp32; if it stays, the model itself overflows on this text",
+        )
+    return means

@@ -1,0 +1,60 @@
+"""Put an importance matrix beside a language model, for those who quantize it by llama.cpp's rules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from compress.models.checkpoint import Checkpoint
+from compress.stages.base import Context, Needs, Promise, Stage
+from compress.stages.cost_model import PlanContext, Prediction, Shape, predicted
+from compress.stages.gptq.settings import Quantization
+from compress.stages.training.cost import FLOPS_FORWARD
+from compress.tasks.capability import GENERATES
+
+
+class Imatrix(Stage[Checkpoint, Checkpoint]):
+    """Measure on text how large the inputs of every linear layer are, column by column: llama.cpp's importance matrix.
+
+    Weights stay as they are; `gguf: {type: Q4_K_M}` rounds them so that errors are small where inputs are large. One
+    block is in memory at a time.
+    """
+
+    packages = ("torch", "transformers", "accelerate", "safetensors")
+    requires = frozenset({GENERATES})
+    keeps_shape = True
+    imatrix_beside = True
+    uses_device = True
+    reads = Needs(splits=("train",))
+    promised = Promise(changes_weights=False)
+    kind: Literal["imatrix"] = "imatrix"
+    samples: int = Field(16, ge=1, le=100_000, description="windows of text from the train split")
+    sequence_length: int = Field(512, ge=8, le=131_072, description="tokens of a window")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="of the forward passes; `auto` takes bf16 where the processor has it"
+    )
+
+    @property
+    def _text(self) -> Quantization:
+        return Quantization(samples=self.samples, sequence_length=self.sequence_length, precision=self.precision)
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """The text passes every block once, forwards."""
+        if before is None:
+            return super().predict(before, plan)
+        flops = FLOPS_FORWARD * (before.attention + before.feed_forward) * self.samples * self.sequence_length
+        return predicted(before, before, plan.seconds(flops))
+
+    def check_data(self, start: Path, context: Context) -> None:
+        """Cut the calibration text into windows."""
+        from compress.stages.blockwise.calibration import calibration_windows
+
+        calibration_windows(context, Checkpoint(start), self.samples, self.sequence_length)
+
+    def run(self, model: Checkpoint, context: Context) -> Checkpoint:
+        """Pass the text through every block. Raises `StageError`, `DataError` or `ModelError`."""
+        from compress.stages.imatrix.importance_matrix import add_imatrix
+
+        return add_imatrix(model, self._text, context)

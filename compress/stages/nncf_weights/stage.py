@@ -1,0 +1,66 @@
+"""Quantize the weights of a causal language model to 4 bits with NNCF."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.stages.base import Context, IntegerWeights, Needs, Promise, Stage
+from compress.stages.blockwise.cost import packed
+from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape, predicted
+from compress.stages.gptq.settings import NncfOptions
+from compress.tasks.capability import GENERATES
+
+
+class NncfWeights(NncfOptions, Stage[Checkpoint, QuantizedCheckpoint]):
+    """NNCF's `compress_weights` with AWQ (Lin et al. 2023) and scale estimation, as an alternative to `gptq`.
+
+    The integers and scales that NNCF chooses are kept as they are, in the same checkpoint that `gptq` gives. NNCF has
+    the whole model in memory, in float32, and begins anew when it is killed.
+    """
+
+    packages = ("torch", "transformers", "nncf", "safetensors")
+    requires = frozenset({GENERATES})
+    reads = Needs(splits=("train",))
+    """Text of the train split, which NNCF traces the model with as well."""
+    kind: Literal["nncf_weights"] = "nncf_weights"
+
+    def check_data(self, start: Path, context: Context) -> None:
+        """Cut the calibration text into windows."""
+        from compress.stages.blockwise.calibration import calibration_windows
+
+        calibration_windows(context, Checkpoint(start), self.samples, self.sequence_length)
+
+    def check_widths(self, start: Path, before: Sequence[Stage[Any, Any]]) -> None:
+        """Raises `ModelError` for matrices that groups don't divide."""
+        from compress.stages.gptq.quantizer import check_fits
+
+        check_fits(start, self.equivalent, [stage.cut_widths for stage in before], any_tables=True)
+
+    def promise(self) -> Promise:
+        """No larger than 16-bit weights; integers of the tables come on top of the float16 that the format wants."""
+        return Promise(max_size_ratio=1.0 if self.backup_mode == "none" and not self.all_layers else 1.5)
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """The whole model is in memory; the files are those of `gptq` on the same grid."""
+        memory = None
+        if before is not None:
+            note = "at least: the whole model in fp32; without torch itself"
+            memory = Estimate(value=round(4 * before.parameters), note=note)
+        return predicted(before, packed(self.equivalent, before), memory=memory)
+
+    def integers(self) -> tuple[IntegerWeights, ...]:
+        """Those at 4 bits, and those that are left to `backup_mode`."""
+        layers = IntegerWeights(4, self.group_size, self.mode == "int4_asym", "group_size", "mode", "int4_sym")
+        if not self.uses_backup or self.backup_mode == "none":
+            return (layers,)
+        zeros = self.backup_mode == "int8_asym"
+        return layers, IntegerWeights(8, -1, zeros, "backup_mode", "backup_mode", "int8_sym or none")
+
+    def run(self, model: Checkpoint, context: Context) -> QuantizedCheckpoint:
+        """Let NNCF quantize the model. Raises `StageError`, `DataError` or `ModelError`."""
+        from compress.stages.nncf_weights.quantizer import quantize_with_nncf
+
+        return quantize_with_nncf(model, self, context)

@@ -1,0 +1,229 @@
+"""INT8 with a floor on the metric: the layers that do most damage go back to float, as few as it takes.
+
+Damage is measured, one layer at a time: that layer alone is 8-bit, and the change of the model's outputs on a few
+examples is taken, which needs no labels and far fewer examples than a metric does. Then the metric is
+evaluated on the validation split with the 1, 2, 4 worst layers in float, and by halves in what is left; or, under a
+ceiling, how far the outputs are from the float graph's on the same examples.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import onnx
+
+from compress.formats.onnx.int8.observers import Feed, open_session
+from compress.formats.onnx.int8.select_nodes import QuantizableLayer
+from compress.numerics.output_agreement import output_agreement
+from compress.tasks.batches import by_length, keep_all
+from compress.tasks.task import Examples, Task
+from compress.utils.errors import StageError
+from compress.utils.progress import Progress
+
+Merit = Callable[[onnx.ModelProto], float]
+_EVALUATED_AT_ONCE = 32
+_RANKED_ON = 4
+"""Calls that tell which layer does more damage than another, where many more tell how much all of them do."""
+COLUMNS = ("Layer", "Operator", "Damage", "Bytes saved by INT8", "Now")
+_FLOAT, _INT8 = "kept in float", "int8"
+
+
+class Quantizer(Protocol):
+    """What makes 8-bit graphs of one float graph."""
+
+    layers: list[QuantizableLayer]
+
+    def quantize(self, kept: Collection[str] = ()) -> onnx.ModelProto:
+        """All layers but those named."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What one layer's 8 bits do: ``error`` is the squared change of the outputs over their variance."""
+
+    layer: QuantizableLayer
+    error: float
+
+    @property
+    def saved_bytes(self) -> int:
+        """Of weights, 8 bits in place of 32."""
+        return 3 * self.layer.elements
+
+
+@dataclass(frozen=True)
+class Search:
+    """What was found: ``kept`` layers stay float. ``evaluations`` of the metric, and of the damage ``passes``."""
+
+    graph: onnx.ModelProto
+    damages: tuple[Damage, ...]
+    kept: tuple[str, ...]
+    floor: float
+    merit: float
+    float_merit: float
+    evaluations: int
+    passes: int
+    finished: bool
+    by_error: bool = False
+    """Whether the merit is 1 less the error of the outputs."""
+
+    def rows(self) -> list[tuple[str, str, float, int, str]]:
+        """Each layer's damage and gain under `COLUMNS`, the worst first."""
+        now = [_FLOAT if each.layer.name in self.kept else _INT8 for each in self.damages]
+        return [
+            (each.layer.name, each.layer.operator, each.error, each.saved_bytes, what)
+            for each, what in zip(self.damages, now, strict=True)
+        ]
+
+    def verdict(self) -> str:
+        """What was decided, in a line."""
+        early = "" if self.finished else "; the time was over before the fewest were found"
+        metric = f"metric {self.merit:.4f} on validation (float {self.float_merit:.4f}, floor {self.floor:.4f})"
+        error = f"RMS error {1 - self.merit:.4f} on training examples (at most {1 - self.floor:.4f})"
+        return (
+            f"{error if self.by_error else metric} with "
+            f"{len(self.kept)} of {len(self.damages)} layers in float, {self.evaluations} evaluations and "
+            f"{self.passes} measurements of one layer{early}"
+        )
+
+
+def search(
+    graph: onnx.ModelProto,
+    quantizer: Quantizer,
+    merit: Merit,
+    share: float,
+    feeds: Sequence[Feed],
+    seconds: float,
+    progress: Progress,
+    left: Sequence[str] = (),
+    by_error: bool = False,
+) -> Search:
+    """The 8-bit graph with the fewest float layers whose merit is ``share`` of the float graph's or better.
+
+    The layers ``left`` are float in any case; ``by_error`` says that the merit is `agreement_with`. Damage is measured
+    on ``feeds``, by error on the first of them. After ``seconds`` the best that is known to hold is taken. Raises
+    `StageError` where not even one 8-bit layer can stay.
+    """
+    deadline = time.perf_counter() + seconds
+    float_merit = merit(graph)
+    floor = share * float_merit
+    asked: dict[int, tuple[onnx.ModelProto, float]] = {0: _judged(quantizer.quantize(left), merit)}
+    damages: list[Damage] = []
+    if asked[0][1] < floor:
+        few = [feeds[place] for place in range(min(len(feeds), _RANKED_ON))] if by_error else feeds
+        damages = rank(graph, quantizer, few, progress, left)
+
+    def holds(count: int) -> bool:
+        if count not in asked:
+            asked[count] = _judged(
+                quantizer.quantize([*left, *(damage.layer.name for damage in damages[:count])]), merit
+            )
+        return asked[count][1] >= floor
+
+    count = fewest(len(damages), holds, lambda: time.perf_counter() < deadline)
+    finished = count == 0 or (count - 1) in asked
+    if damages and count == len(damages):
+        if not finished:
+            aim = f"an error of {1 - share:.1%}" if by_error else f"{share:.1%} of the float model's metric"
+            raise StageError(
+                f"After {seconds:g} s no set of layers was found that keeps {aim}.",
+                expected="time for a few evaluations of the graph",
+                hint="raise search_seconds, or give fewer damage_examples or a smaller validation split",
+            )
+        metric = f"metric at {share:.1%} of the float model's {float_merit:.4f}"
+        raise StageError(
+            f"No 8-bit layer keeps the {f'error at {1 - share:.1%}' if by_error else metric}.",
+            expected="a bound that some layers can hold",
+            hint=f"{'raise error_ceiling' if by_error else 'lower accuracy_floor'}, give more calibration_examples, or "
+            "try smooth_quant and another calibration_method",
+        )
+    best, found = asked[count]
+    kept = tuple(damage.layer.name for damage in damages[:count])
+    return Search(best, tuple(damages), kept, floor, found, float_merit, len(asked), len(damages), finished, by_error)
+
+
+def _judged(graph: onnx.ModelProto, merit: Merit) -> tuple[onnx.ModelProto, float]:
+    return graph, merit(graph)
+
+
+def rank(
+    graph: onnx.ModelProto, quantizer: Quantizer, feeds: Sequence[Feed], progress: Progress, left: Sequence[str] = ()
+) -> list[Damage]:
+    """The damage of every layer but those ``left``, the worst first."""
+    expected = _outputs(graph, feeds)
+    spread = sum(float(np.square(array - array.mean(axis=0)).sum()) for array in expected)
+    layers = [layer for layer in quantizer.layers if layer.name not in left]
+    found = []
+    for layer in progress.track(layers, "Measuring each layer's damage", len(layers)):
+        alone = quantizer.quantize([other.name for other in quantizer.layers if other is not layer])
+        pairs = zip(_outputs(alone, feeds), expected, strict=True)
+        error = sum(float(np.square(array - exact).sum()) for array, exact in pairs)
+        found.append(Damage(layer, error / max(spread, np.finfo(float).tiny)))
+    return sorted(found, key=lambda damage: -damage.error)
+
+
+def _outputs(graph: onnx.ModelProto, feeds: Sequence[Feed]) -> list[np.ndarray]:
+    """All float outputs of all feeds, each as [rows, values]."""
+    session = open_session(graph)
+    names = {entry.name for entry in session.get_inputs()}
+    columns: dict[int, list[np.ndarray]] = {}
+    for feed in feeds:
+        values = session.run(None, {name: array for name, array in feed.items() if name in names})
+        for place, array in enumerate(values):
+            if array.dtype.kind == "f":
+                whole = np.atleast_1d(array)
+                columns.setdefault(place, []).append(whole.reshape(-1, whole.shape[-1]))
+    return [np.concatenate(parts).astype(np.float64) for parts in columns.values()]
+
+
+def agreement_with(graph: onnx.ModelProto, feeds: Sequence[Feed]) -> Merit:
+    """1 less the RMS difference of the worst output from that of ``graph`` on ``feeds``, over its spread."""
+    expected = _outputs(graph, feeds)
+
+    def agreement(other: onnx.ModelProto) -> float:
+        pairs = zip(expected, _outputs(other, feeds), strict=True)
+        errors = [output_agreement(one.reshape(1, -1), found.reshape(1, -1)).rms for one, found in pairs]
+        return 1 - max(errors, default=0.0)
+
+    return agreement
+
+
+def merit_of(task: Task, examples: Examples) -> Merit:
+    """The task's first metric on ``examples``, batched by length as evaluation does it."""
+
+    def merit(graph: onnx.ModelProto) -> float:
+        session = open_session(graph)
+        names = {entry.name for entry in session.get_inputs()}
+        outputs = [entry.name for entry in session.get_outputs()]
+
+        def answered(places: list[int]) -> dict[str, np.ndarray]:
+            batch = {name: array for name, array in examples.batch(places).items() if name in names}
+            return dict(zip(outputs, session.run(None, batch), strict=True))
+
+        kept = keep_all(task, examples, by_length(examples, _EVALUATED_AT_ONCE), answered)
+        return task.measure(kept, examples.labels, "validation", "onnxruntime")[0].value
+
+    return merit
+
+
+def fewest(count: int, holds: Callable[[int], bool], go_on: Callable[[], bool] = lambda: True) -> int:
+    """The least k in 0..``count`` for which ``holds(k)``, if more never hurts; ``count`` itself holds by definition.
+
+    Asks of 1, 2, 4 and so on first, since a few are enough most often, and bisects what is left: at most
+    2 + 2 log2(k) questions. Stops with what is known to hold when ``go_on()`` is false.
+    """
+    if count == 0 or holds(0):
+        return 0
+    fails, good = 0, count
+    while good - fails > 1 and go_on():
+        middle = (fails + good) // 2
+        if good == count:
+            middle = min(middle, max(2 * fails, 1))
+        if holds(middle):
+            good = middle
+        else:
+            fails = middle
+    return good

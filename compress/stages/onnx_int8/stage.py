@@ -1,0 +1,205 @@
+"""Quantize an ONNX model to 8-bit integers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from compress.formats.onnx.int8.settings import Int8Options
+from compress.formats.onnx.model import DRAWING, QUANTIZED_GRAPH, OnnxModel, Part, all_graphs, quantized_name
+from compress.stages.base import SEARCH, Context, Needs, Promise, Stage
+from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape, handling, predicted
+from compress.tasks.capability import TAKES_ARRAYS, Capabilities
+from compress.utils.errors import StageError
+
+if TYPE_CHECKING:
+    import onnx
+
+    from compress.stages.onnx_int8.quantizer import GraphInputs
+
+_STATIC_SECONDS, _WATCHING = 4.5, 8
+"""Seconds of static quantization whatever it is given, and to how many answers a calibration example comes."""
+_TIED_BLOCK = 32
+"""Weights of a tied table's row that share a scale, where the recipe doesn't say: such a table makes the answers."""
+
+_CEILINGS = (0.02, 0.05, 0.1, 0.2)
+_TABLES = 0.02
+"""The share of all parameters from which on it is worth asking how many bits the embedding tables have."""
+_REHEARSED = 8
+"""Calibration examples of a rehearsal."""
+_OVERHEAD_BYTES = 32_768
+"""Scales, and tensors that stay float since they are small: more than half of a model of some ten thousand weights."""
+
+
+class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
+    """INT8 through ONNX Runtime: weights are stored as int8; activations are quantized as they come, or by calibration.
+
+    Dynamic quantization finds the range of each activation anew in each call; static quantization takes it from
+    training examples, so that a call computes less and an answer does not depend on its neighbours in the batch.
+    Embedding tables are quantized too, at 8 or 4 bits in blocks along a row.
+    """
+
+    version = 8
+    packages = ("onnx", "onnx_ir", "onnxruntime")
+    integer_graph = True
+    later_fields = ("error_ceiling", "split_concatenations")
+    kind: Literal["quantize"] = "quantize"
+    embedding_bits: Literal[4, 8, 32] = Field(
+        8,
+        description="bits of the embedding tables; 32 leaves them alone. Positions, which are read in order, have 8",
+        json_schema_extra={SEARCH: [8, 4]},
+    )
+    embedding_block_size: Literal[16, 32, 64, 128] | None = Field(
+        None,
+        description="weights of a row that share a scale; default: up to 128 at 8 bits, 32 at 4",
+        json_schema_extra={SEARCH: [64]},
+    )
+    part: Part = Field("all", description="which graphs of a model that runs as an encoder and a decoder")
+
+    def worth_searching(self, before: Shape | None, timed: bool = False) -> dict[str, tuple[Any, ...]]:
+        """Tables only where they weigh something; ranges by calibration only where one graph is all there is.
+
+        A ceiling on the error only where there is one: what it costs in bytes is what a search is for.
+        """
+        found = super().worth_searching(before, timed)
+        if self.error_ceiling is not None:
+            found["error_ceiling"] = _CEILINGS
+        if before is not None and before.embeddings < _TABLES * before.parameters:
+            found = {name: tried for name, tried in found.items() if not name.startswith("embedding")}
+        return found if self.part == "all" else {name: tried for name, tried in found.items() if name != "method"}
+
+    def calls(self) -> tuple[str, ...]:
+        """NNCF too where it finds the ranges."""
+        return (*self.packages, "nncf") if self.statistics == "nncf" else self.packages
+
+    def needs(self) -> Needs:
+        """Examples to calibrate with, to measure damage on, and to hold a floor or a ceiling on."""
+        if self.accuracy_floor is not None:
+            return Needs(splits=("train", "validation"))
+        return Needs(splits=("train",)) if self.method == "static" or self.searches else Needs()
+
+    def with_usual_tables(self) -> Quantize:
+        """Their bits and blocks by default."""
+        usual = {name: type(self).model_fields[name].default for name in ("embedding_bits", "embedding_block_size")}
+        return self.model_copy(update=usual)
+
+    def settled(self, sums_in_32_bits: bool) -> Quantize:
+        """`reduce_range: auto` narrows what may saturate on a target."""
+        if self.reduce_range != "auto":
+            return self
+        return self.model_copy(update={"reduce_range": False if sums_in_32_bits else "saturating"})
+
+    def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
+        """Those of another method, and a floor under a metric that there is none of."""
+        floor = ("accuracy_floor",) if TAKES_ARRAYS in task and self.accuracy_floor is not None else ()
+        return (*self.idle(), *floor)
+
+    def wanted_precision(self) -> dict[str, Any]:
+        """8 bits, and those of the embedding tables where they are fewer."""
+        asked: dict[str, Any] = {"precision": "int8"}
+        if self.embedding_bits < 8:
+            asked["embedding_bits"] = self.embedding_bits
+            if self.embedding_block_size not in (None, 16):  # blocks of 16 are ONNX's alone
+                asked["embedding_block_size"] = self.embedding_block_size
+        return asked
+
+    def promise(self) -> Promise:
+        """At most half the size, since large tensors are stored in 8 bits or fewer; a floor may keep some in float.
+
+        Of one of the parts that draw pictures no more than that nothing grows: it may be a small one.
+        """
+        whole = self.embedding_bits < 32 and not self.searches and self.part == "all" and not self.keep
+        hint = None if self.method == "static" else "`quantize: {method: static}` stores convolutions in integers too"
+        return Promise(
+            max_size_ratio=1.0 if self.part in DRAWING else 0.5 if whole else 0.95,
+            overhead_bytes=_OVERHEAD_BYTES,
+            hint=hint,
+        )
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """Fewer bits, where all graphs are meant; time for calibration, where answers to its examples are watched."""
+        seconds = None
+        if self.method == "static" and before is not None:
+            answers = plan.answers(before, _WATCHING * self.calibration_examples)
+            if answers is None:
+                seconds = Estimate.unknown("what a calibration example costs is not known before it is tried")
+            else:
+                what = f" and {self.calibration_examples} calibration examples"
+                seconds = handling(before, _STATIC_SECONDS + answers, what)
+        after = before and (before.in_bits(8, self.embedding_bits) if self.part == "all" else before)
+        return predicted(before, after, seconds)
+
+    def rehearse(self, model: OnnxModel, context: Context) -> OnnxModel | None:
+        """The same with ranges from few examples; which layers a floor keeps in float only running tells."""
+        if self.searches:
+            return None
+        few = self.model_copy(update={"calibration_examples": min(self.calibration_examples, _REHEARSED)})
+        return few.run(model, context)
+
+    def run(self, model: OnnxModel, context: Context) -> OnnxModel:
+        """Quantize the graph, or each that is meant. Raises `StageError` when nothing in it could be quantized."""
+        return self._parts(model, context) if model.others else self._alone(model, context)
+
+    def _alone(self, model: OnnxModel, context: Context, inputs: GraphInputs | None = None) -> OnnxModel:
+        """One graph, whose ``inputs`` are the task's examples where nothing else is said."""
+        import onnx_ir as ir
+
+        from compress.formats.onnx.float16 import holds_float16, to_float32
+        from compress.formats.onnx.int8.select_nodes import refuse_unfit
+        from compress.formats.onnx.quantization import quantize_embeddings, quantize_rows_in_order
+        from compress.stages.onnx_int8.quantizer import quantize_dynamically, quantize_int8
+
+        if holds_float16(model.graph):
+            model = replace(model, graph=to_float32(model.graph))
+            context.note("quantize: weights of float16 are rounded as what they stand for in float32")
+        refuse_unfit(ir.from_proto(model.graph))
+        if self.method == "static" or self.searches or self.keep:
+            graph = quantize_int8(model, self, context, inputs)
+        else:
+            graph = quantize_dynamically(model, self, context)
+        if self.embedding_bits < 32:
+            in_order = quantize_rows_in_order(graph)
+            tables = quantize_embeddings(graph, self.embedding_bits, self.embedding_block_size)
+            if tables:
+                context.note(f"quantize: embedding tables at {self.embedding_bits} bits: {len(tables)}")
+            if in_order:
+                context.note(f"quantize: tables whose rows are read in order, at 8 bits: {len(in_order)}")
+        if _stored(graph) == _stored(model.graph):
+            raise StageError(
+                "The graph holds nothing to quantize.",
+                expected="matrix products or look-ups with constant fp32 weights, not quantized yet",
+                hint="method: static takes convolutions too" if self.method == "dynamic" else None,
+            )
+        return OnnxModel(graph, QUANTIZED_GRAPH, model.companions)
+
+    def _parts(self, model: OnnxModel, context: Context) -> OnnxModel:
+        """Each graph that is meant, as if it were a model; a head tied to its embedding is stored once for both."""
+        from compress.formats.onnx.weight_only_quantization import FewBits, quantize_matrices
+        from compress.stages.diffusion.calibration import PictureInputs
+
+        meant = [name for name in model.graphs if model.is_part(name, self.part)]
+        if self.method == "static" and any(model.is_part(name, "decoder") for name in meant):
+            raise StageError(
+                "Static ranges are found for encoders alone: a decoder's inputs are what it said before.",
+                expected="part: encoder",
+                hint="give the decoder a stage of its own: `quantize` without method: static, or `quantize_weights`",
+            )
+        graphs = {}
+        for name, graph in model.graphs.items():
+            if name not in meant:
+                graphs[name] = graph
+                continue
+            inputs = PictureInputs(model, name, context) if model.draws else None
+            quantized = self._alone(OnnxModel(graph, name, model.companions), context, inputs).graph
+            if self.embedding_bits < 32:
+                tied = FewBits(self.embedding_bits, self.embedding_block_size or _TIED_BLOCK)
+                quantized, _ = quantize_matrices(quantized, tied, only_tied=True)
+            graphs[quantized_name(name)] = quantized
+        return model.with_graphs(graphs)
+
+
+def _stored(graph: onnx.ModelProto) -> set[str]:
+    """Names of the stored tensors, those of branches too."""
+    return {tensor.name for one in all_graphs(graph.graph) for tensor in one.initializer}

@@ -1,0 +1,80 @@
+"""Store the weights of an ONNX model in few bits, and leave its activations alone."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from compress.formats.onnx.model import DRAWING, OnnxModel, Part, few_bits_name
+from compress.stages.base import SEARCH, Context, Promise, Stage
+from compress.stages.cost_model import PlanContext, Prediction, Shape, predicted
+from compress.utils.errors import StageError
+
+
+class QuantizeWeights(Stage[OnnxModel, OnnxModel]):
+    """Weight-only quantization, round to nearest in blocks with the best of several scales (`MatMulNBits`).
+
+    For graphs whose time goes into reading weights, such as decoders that answer token by token; where many tokens
+    are computed at once, as in encoders, `quantize` is faster. Embeddings are quantized too, and a head tied to one is
+    stored once; fused attention is taken apart, since its operator takes floats. Tensors that float16 holds exactly are
+    stored so.
+    """
+
+    version = 2
+    packages = ("onnx", "onnx_ir", "onnxruntime", "torch")
+    integer_graph = True
+    kind: Literal["quantize_weights"] = "quantize_weights"
+    bits: Literal[2, 4, 8] = Field(4, description="bits of a weight", json_schema_extra={SEARCH: [4, 8]})
+    block_size: Literal[16, 32, 64, 128] = Field(
+        32, description="weights of a row that share a scale", json_schema_extra={SEARCH: [16, 32, 64, 128]}
+    )
+    symmetric: bool = Field(True, description="blocks about zero, without a zero point of their own")
+    accuracy_level: Literal[1, 4] = Field(
+        4, description="4 rounds activations to 8 bits in each block, which is faster; 1 computes in fp32"
+    )
+    expand_on_load: bool = Field(
+        False,
+        description="weights become float when the file is opened: as small on disk, as large as the float model in "
+        "memory, computed in fp32; for pages, since WebAssembly is slow with few bits",
+    )
+    part: Part = Field("all", description="which graphs of a model that runs as an encoder and a decoder")
+
+    @model_validator(mode="after")
+    def _possible(self) -> QuantizeWeights:
+        if self.expand_on_load and self.bits == 2:
+            raise ValueError("expand_on_load takes weights of 4 or 8 bits")
+        return self
+
+    def promise(self) -> Promise:
+        """Smaller; by how much depends on what else the graphs hold."""
+        return Promise(max_size_ratio=1.0 if self.part in DRAWING else 0.98)
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """Fewer bits, where all graphs are meant."""
+        return predicted(before, before and (before.in_bits(self.bits, self.bits) if self.part == "all" else before))
+
+    def rehearse(self, model: OnnxModel, context: Context) -> OnnxModel:
+        """The same."""
+        return self.run(model, context)
+
+    def run(self, model: OnnxModel, context: Context) -> OnnxModel:
+        """Quantize the graphs. Raises `StageError` when nothing in them could be quantized."""
+        from compress.formats.onnx.weight_only_quantization import FewBits, quantize_matrices
+
+        how = FewBits(self.bits, self.block_size, self.symmetric, self.accuracy_level, self.expand_on_load)
+        graphs, total = {}, 0
+        for name, graph in model.graphs.items():
+            if not model.is_part(name, self.part):
+                graphs[name] = graph
+                continue
+            quantized, names = quantize_matrices(graph, how)
+            graphs[few_bits_name(name, self.bits)] = quantized
+            total += len(names)
+        if not total:
+            raise StageError(
+                f"The model holds nothing to quantize as its part {self.part!r}.",
+                expected="matrix products or look-ups with constant fp32 weights, not quantized yet",
+            )
+        context.note(f"quantize_weights: {total} matrices at {self.bits} bits")
+        return model.with_graphs(graphs)

@@ -1,0 +1,1 @@
+"""Structured pruning of attention heads, feed-forward neurons, layers and convolution channels."""

@@ -1,0 +1,269 @@
+"""Cut channels of convolutions and linear layers whose importance, measured on data, is least."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from compress.models.channel_coupling import (
+    Coupling,
+    Cut,
+    channel_axis,
+    cut,
+    find_couplings,
+    least_common_places,
+    masked,
+)
+from compress.models.custom_module import PlainModule
+from compress.models.hooks import given
+from compress.models.pruned_layer_sizes import layer_sizes, record
+from compress.models.torch_model import TorchModel
+from compress.numerics.pruning import channel_products, most_important
+from compress.stages.prune.channel_costs import Figure, ladder, layer_costs, least_loss, nearest_rung
+from compress.stages.training.settings import Pruning
+from compress.tasks.forward import answers, forward, loss_of, tensors
+from compress.tasks.task import Examples
+from compress.utils.errors import StageError
+
+if TYPE_CHECKING:
+    from compress.stages.base import Context
+
+_BATCH = 16
+_CLOSE = 1e-3
+"""Of the largest answer; what the same sums in another order may differ by."""
+
+
+@dataclass(frozen=True)
+class Net:
+    """A model's network, whose layers are named from ``network`` on, and a way to run it on two images."""
+
+    module: Any
+    network: nn.Module
+    examples: Examples
+    batch: dict[str, torch.Tensor]
+
+    @classmethod
+    def of(cls, model: TorchModel, examples: Examples) -> Net:
+        """The network of ``model``; a plain module's own names leave out what it is wrapped in."""
+        module: Any = model.module
+        network = module.network if isinstance(module, PlainModule) else module
+        batch = tensors(examples, [0, min(1, len(examples) - 1)])
+        return cls(module.eval(), network, examples, batch)
+
+    def run(self) -> torch.Tensor:
+        """The answers [2, ...]."""
+        return answers(self.examples, forward(self.module, self.batch), self.batch)
+
+    def copy(self) -> Net:
+        """The same with weights of its own."""
+        module = copy.deepcopy(self.module)
+        return replace(self, module=module, network=module.network if isinstance(module, PlainModule) else module)
+
+
+def prune_channels(model: TorchModel, settings: Pruning, examples: Examples, context: Context) -> None:
+    """Cut channels in place, and record the sizes in the model's config. Raises `StageError` where nothing can go."""
+    net = Net.of(model, examples)
+    sizes, before = layer_sizes(net.network), _figures(net)
+    couplings, whole = _provable(net, context)
+    if not couplings:
+        raise StageError(
+            "No channels of this model can be cut.",
+            expected="convolutions or linear layers whose channels other layers read",
+            hint=f"what stood against it: {_listed(whole) or 'its layers have no channels that only layers read'}",
+        )
+    scores = _scores(net, couplings, settings, examples, context)
+    cuts = _choose(net, couplings, scores, settings)
+    expected = masked(net.network, cuts, net.run)
+    cut(net.network, cuts)
+    if not _same(net, expected):
+        raise StageError(
+            "Once cut, the network answers otherwise than with zeros in place of the channels that went.",
+            hint="this is a defect of the stage; please report it with the recipe",
+        )
+    record(net.module.config, sizes, net.network)
+    for line in _told(cuts, whole, before, _figures(net)):
+        context.note(f"prune: {line}")
+
+
+def _provable(net: Net, context: Context) -> tuple[list[Coupling], dict[str, str]]:
+    """Couplings that, cut by half on trial, leave the answers that zeros would; and why others stay whole."""
+    found, whole = find_couplings(net.network, net.run)
+    kept = []
+    for coupling in context.progress.track(found, "prune: trial cuts", len(found)):
+        if coupling.places < 2:
+            whole[coupling.name] = "there is one alone"
+        elif _cuts_cleanly(net, coupling):
+            kept.append(coupling)
+        else:
+            whole[coupling.name] = "a trial cut changed what the others mean"
+    return kept, whole
+
+
+def _cuts_cleanly(net: Net, coupling: Coupling) -> bool:
+    cuts = [(coupling, coupling.channels_at(torch.arange(0, coupling.places, 2)))]
+    try:
+        expected = masked(net.network, cuts, net.run)
+        trial = net.copy()
+        cut(trial.network, cuts)
+        return _same(trial, expected)
+    except (RuntimeError, ValueError, IndexError):
+        return False
+
+
+@torch.no_grad()
+def _same(net: Net, expected: torch.Tensor) -> bool:
+    found = net.run()
+    if found.shape != expected.shape:
+        return False
+    return bool((found - expected).abs().max() <= _CLOSE * expected.abs().max() + 1e-6)
+
+
+def _scores(
+    net: Net, couplings: Sequence[Coupling], settings: Pruning, examples: Examples, context: Context
+) -> list[torch.Tensor]:
+    """Importance of each place [places] of each coupling."""
+    if settings.importance == "magnitude":
+        found = [_squared_norms(net.network, coupling) for coupling in couplings]
+        # Norms of layers of different sizes are compared by how far each lies from its layer's mean.
+        found = [scores / scores.mean().clamp_min(1e-30) for scores in found]
+    else:
+        found = _taylor(net, couplings, examples, context)
+    return [
+        scores.view(coupling.groups, coupling.places).sum(0) for scores, coupling in zip(found, couplings, strict=True)
+    ]
+
+
+def _squared_norms(network: nn.Module, coupling: Coupling) -> torch.Tensor:
+    """Squared norms of the weights that read each channel, [size]."""
+    sums = torch.zeros(coupling.size)
+    for part in coupling.readers:
+        layer: Any = network.get_submodule(part.layer)
+        groups = getattr(layer, "groups", 1)
+        norms = layer.weight.detach().square().view(groups, layer.weight.shape[0] // groups, layer.weight.shape[1], -1)
+        sums.index_add_(0, part.channels, norms.sum(dim=(1, 3)).flatten()[part.features])
+    return sums
+
+
+def _taylor(net: Net, couplings: Sequence[Coupling], examples: Examples, context: Context) -> list[torch.Tensor]:
+    """First-order importance of gates on what each channel's readers are given, summed over examples, [size] each."""
+    sums = [torch.zeros(coupling.size) for coupling in couplings]
+    layers = {part.layer: net.network.get_submodule(part.layer) for coupling in couplings for part in coupling.readers}
+    inputs: dict[str, torch.Tensor] = {}
+    starts = range(0, len(examples), _BATCH)
+    for start in context.progress.track(starts, "prune: importance", len(starts)):
+        batch = tensors(examples, list(range(start, min(start + _BATCH, len(examples)))))
+        with given(layers, inputs.__setitem__):
+            loss = loss_of(context.task, net.module, batch) * len(batch["index"])
+        found = torch.autograd.grad(loss, [inputs[name] for name in layers], allow_unused=True)
+        gradients = dict(zip(layers, found, strict=True))
+        for index, coupling in enumerate(couplings):
+            sums[index] += _gates(net.network, coupling, inputs, gradients).abs().sum(0)
+    return sums
+
+
+def _gates(
+    network: nn.Module,
+    coupling: Coupling,
+    inputs: dict[str, torch.Tensor],
+    gradients: Mapping[str, torch.Tensor | None],
+) -> torch.Tensor:
+    """dL/d xi of a gate xi at 1 on each channel, wherever it is read, [batch, size]."""
+    found: torch.Tensor | None = None
+    for part in coupling.readers:
+        gradient, activation = gradients[part.layer], inputs[part.layer].detach()
+        if gradient is None:
+            continue
+        products = channel_products(activation, gradient, channel_axis(network.get_submodule(part.layer), activation))
+        found = torch.zeros(len(products), coupling.size) if found is None else found
+        found.index_add_(1, part.channels, products[:, part.features])
+    return torch.zeros(1, coupling.size) if found is None else found
+
+
+def _choose(net: Net, couplings: Sequence[Coupling], scores: Sequence[torch.Tensor], settings: Pruning) -> list[Cut]:
+    """What to keep of each coupling, as the stage asks for it."""
+    steps = [least_common_places(coupling.groups, settings.channel_multiple) for coupling in couplings]
+    rungs = [ladder(coupling.places, step) for coupling, step in zip(couplings, steps, strict=True)]
+    if max(len(steps) for steps in rungs) == 1:
+        widest = max(couplings, key=lambda coupling: coupling.size)
+        raise StageError(
+            f"No layer is wide enough to lose channels by multiples of {settings.channel_multiple}: the widest, "
+            f"{widest.name}, has {widest.size}.",
+            hint="set channel_multiple: 1",
+        )
+    if settings.channels:
+        counts = [_share(coupling, rungs[i], settings.channels) for i, coupling in enumerate(couplings)]
+    else:
+        counts = _under_budget(net, couplings, scores, rungs, settings)
+    cuts = []
+    for coupling, found, count in zip(couplings, scores, counts, strict=True):
+        if count < coupling.places:
+            cuts.append((coupling, coupling.channels_at(most_important(found, count))))
+    if not cuts:
+        raise StageError(
+            f"By multiples of {settings.channel_multiple}, no channel goes.",
+            hint="set channel_multiple: 1, or remove more",
+        )
+    return cuts
+
+
+def _share(coupling: Coupling, rungs: Sequence[int], share: float) -> int:
+    wanted = coupling.places * (1 - share)
+    if round(wanted) < 1:
+        raise StageError(
+            f"Removing {share:.0%} of the {coupling.size} channels of {coupling.name} leaves none.",
+            hint="remove a smaller share",
+        )
+    return nearest_rung(rungs, wanted)
+
+
+def _under_budget(
+    net: Net,
+    couplings: Sequence[Coupling],
+    scores: Sequence[torch.Tensor],
+    rungs: Sequence[Sequence[int]],
+    settings: Pruning,
+) -> list[int]:
+    what: Figure = "multiplications" if settings.flops is not None else "parameters"
+    share = settings.flops if settings.flops is not None else settings.parameters
+    assert share is not None
+    costs = layer_costs(net.network, couplings, net.run, what)
+    total = sum(cost.at([coupling.places for coupling in couplings]) for cost in costs)
+    counts = least_loss(scores, rungs, costs, total * (1 - share))
+    reached = 1 - sum(cost.at(counts) for cost in costs) / total
+    if reached < share * (1 - 1e-9):
+        raise StageError(
+            f"Cutting channels can remove {reached:.1%} of the {what}, and not {share:.1%}.",
+            hint="remove less, set channel_multiple: 1, or start from a smaller model",
+        )
+    return counts
+
+
+@torch.no_grad()
+def _figures(net: Net) -> dict[str, int]:
+    multiplications = sum(cost.at([]) for cost in layer_costs(net.network, [], net.run, "multiplications"))
+    return {
+        "multiplications an image": round(multiplications),
+        "parameters": sum(parameter.numel() for parameter in net.module.parameters()),
+    }
+
+
+def _told(cuts: Sequence[Cut], whole: dict[str, str], before: dict[str, int], after: dict[str, int]) -> list[str]:
+    sizes, kept = sum(coupling.size for coupling, _ in cuts), sum(len(channels) for _, channels in cuts)
+    figures = ", ".join(f"{before[name]:,} -> {after[name]:,} {name}" for name in before)
+    lines = [f"{kept:,} of {sizes:,} channels kept in {len(cuts)} sets of coupled layers; {figures}"]
+    if whole:
+        lines.append(f"left whole: {_listed(whole)}")
+    return lines
+
+
+def _listed(whole: dict[str, str]) -> str:
+    """The reasons, each with the layers it is for."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in whole.items():
+        by_reason.setdefault(reason, []).append(name)
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in by_reason.items())

@@ -1,0 +1,170 @@
+"""Cut heads, neurons and layers whose importance, measured on data, is least."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from compress.models.hooks import given, hooked
+from compress.models.structure import Block, Linear, blocks, in_features, stacks
+from compress.models.torch_model import TorchModel
+from compress.models.transformer_pruning import check_heads_apart, keep_heads, keep_layers, keep_neurons, left
+from compress.numerics.pruning import most_important, taylor_importance
+from compress.stages.prune.channels import prune_channels
+from compress.stages.training.settings import Pruning
+from compress.tasks.batches import by_length
+from compress.tasks.forward import loss_of, predict, tensors
+from compress.tasks.task import Examples
+from compress.utils.errors import StageError
+
+if TYPE_CHECKING:
+    from compress.stages.base import Context
+
+_BATCH = 32
+_PROVEN = 8
+_ALIKE = 1e-3
+
+
+def prune(model: TorchModel, settings: Pruning, context: Context) -> None:
+    """Remove whole layers first, then heads, neurons and channels of the layers that are left, in place."""
+    examples = _sample(settings, model, context)
+    if settings.layers:
+        assert examples is not None
+        _remove_layers(model, settings.layers, examples, context)
+    if settings.heads or settings.feed_forward:
+        _cut_blocks(model, settings, examples, context)
+    if settings.cuts_channels:
+        assert examples is not None
+        prune_channels(model, settings, examples, context)
+
+
+def _cut_blocks(model: TorchModel, settings: Pruning, examples: Examples | None, context: Context) -> None:
+    module = model.module
+    if settings.heads:
+        check_heads_apart(module)
+    found = blocks(module)
+    scores = _importance(module, found, settings, examples, context)
+    heads, neurons = (
+        [most_important(one, left(len(one), share, what)).tolist() for one in each]
+        for each, share, what in (
+            (scores[0], settings.heads, "attention heads"),
+            (scores[1], settings.feed_forward, "feed-forward neurons"),
+        )
+    )
+    expected = None if examples is None else _masked(module, found, heads, neurons, examples)
+    try:
+        if settings.heads:
+            keep_heads(module, heads)
+        if settings.feed_forward:
+            keep_neurons(module, [torch.tensor(kept) for kept in neurons])
+        answers = None if expected is None else predict(module, expected[1])
+    except RuntimeError as error:
+        raise _not_described(module, str(error).splitlines()[0]) from error
+    if expected is not None and answers is not None:
+        off = float(np.abs(answers - expected[0]).max() / (np.abs(expected[0]).max() or 1.0))
+        if off > _ALIKE:
+            raise _not_described(module, f"its answers are {off:.1e} from those with these parts as zeros")
+
+
+def _not_described(module: Any, what: str) -> StageError:
+    return StageError(
+        f"Heads or neurons of a {module.config.model_type!r} model cannot go: {what}.",
+        expected="a model without what was cut that answers as the whole one does with zeros there",
+        hint="leave heads and feed_forward out, and report the architecture",
+    )
+
+
+def _masked(
+    module: Any, found: Sequence[Block], heads: Sequence[list[int]], neurons: Sequence[list[int]], examples: Examples
+) -> tuple[np.ndarray, Examples]:
+    """The uncut model's answers to a few examples with zeros for all that goes, and these examples."""
+    few = examples.subset(range(min(_PROVEN, len(examples))))
+    parts = zip(_readers(found), (*heads, *neurons), strict=True)
+    with hooked(
+        layer.register_forward_pre_hook(_mask(torch.isin(torch.arange(count), torch.tensor(kept)).float()))
+        for (count, layer), kept in parts
+        if layer is not None
+    ):
+        return predict(module, few), few
+
+
+def _readers(found: Sequence[Block]) -> list[tuple[int, Linear | None]]:
+    """How many heads each block has, and the layer that reads them, then the same of neurons."""
+    heads = [(block.places, None if block.attention is None else block.attention.output) for block in found]
+    neurons = [(block.neurons, None if block.feed_forward is None else block.feed_forward.output) for block in found]
+    return [*heads, *neurons]
+
+
+def _mask(stays: torch.Tensor) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]:
+    def hook(_: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        inputs = arguments[0]
+        return (inputs * stays.repeat_interleave(inputs.shape[-1] // len(stays)), *arguments[1:])
+
+    return hook
+
+
+def _sample(settings: Pruning, model: TorchModel, context: Context) -> Examples | None:
+    if not settings.reads_examples:
+        return None
+    examples = context.encode("train", model)
+    count = min(settings.importance_examples, len(examples))
+    chosen = np.sort(np.random.default_rng(context.seed).permutation(len(examples))[:count])
+    return examples.subset(chosen)
+
+
+def _remove_layers(model: TorchModel, count: int, examples: Examples, context: Context) -> None:
+    """Drop ``count`` layers, one at a time, each the one whose loss moves the logits least (KL)."""
+    total = sum(map(len, stacks(model.module).values()))
+    if count >= total:
+        raise StageError(f"Cannot remove {count} of {total} layers.", expected=f"at most {total - 1}")
+    reference = torch.from_numpy(predict(model.module, examples))
+    kept = list(range(total))
+    for _ in context.progress.track(range(count), "prune: layers", count):
+        damage = {}
+        for candidate in kept:
+            trial = copy.deepcopy(model.module)
+            keep_layers(trial, [index for index in kept if index != candidate])
+            damage[candidate] = float(context.task.distance(torch.from_numpy(predict(trial, examples)), reference, 1.0))
+        kept.remove(min(damage, key=lambda index: (damage[index], index)))
+    context.note(f"prune: layers {kept} of {total} kept")
+    keep_layers(model.module, kept)
+
+
+def _importance(
+    module: nn.Module, found: Sequence[Block], settings: Pruning, examples: Examples | None, context: Context
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Scores of the heads [heads] and neurons [neurons] of each block, none where a block has none that can go."""
+    parts = _readers(found)
+    scores = [torch.zeros(count) for count, _ in parts]
+    read = [(index, layer) for index, (_, layer) in enumerate(parts) if layer is not None]
+    if settings.importance == "magnitude":
+        for index, layer in read:
+            scores[index] = _squared_norms(layer, in_features(layer) // len(scores[index]))
+        return scores[: len(found)], scores[len(found) :]
+    assert examples is not None
+    inputs: dict[int, torch.Tensor] = {}
+    module.eval()
+    batches = by_length(examples, _BATCH)
+    for places in context.progress.track(batches, "prune: importance", len(batches)):
+        batch = tensors(examples, places)
+        with given(dict(read), inputs.__setitem__):
+            loss = loss_of(context.task, module, batch) * len(batch["index"])
+        gradients = torch.autograd.grad(loss, [inputs[index] for index, _ in read])
+        for (index, layer), gradient in zip(read, gradients, strict=True):
+            size = in_features(layer) // len(scores[index])
+            scores[index] += taylor_importance(inputs[index].detach(), gradient, size)
+    return scores[: len(found)], scores[len(found) :]
+
+
+def _squared_norms(output: Linear, group_size: int) -> torch.Tensor:
+    """Squared norms of the output weights of each group of input features, [in_features / group_size]."""
+    weight = output.weight.detach()
+    weight = weight.T if isinstance(output, Conv1D) else weight
+    norms: torch.Tensor = weight.square().sum(dim=0).view(-1, group_size).sum(dim=1)
+    return norms

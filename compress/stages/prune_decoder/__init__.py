@@ -1,0 +1,1 @@
+"""Structured pruning of language models: layers, heads, feed-forward neurons and experts."""

@@ -1,0 +1,168 @@
+"""Narrower blocks of a decoder: heads in their groups, feed-forward neurons and experts go, and the block is written.
+
+One walk over the calibration text, one block in memory: what stays is chosen while the text passes the block, which is
+cut then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+
+from compress.models.attention_pruning import keep_columns, keep_places, keep_rows
+from compress.models.checkpoint import Checkpoint
+from compress.models.meta_model import hollow_decoder, stored_shapes
+from compress.models.structure import Block, blocks
+from compress.stages.blockwise.blockwise_model import Skeleton
+from compress.stages.blockwise.build import build_skeleton
+from compress.stages.blockwise.calibration_activations import Stream
+from compress.stages.blockwise.layers import Layer
+from compress.stages.blockwise.pruned_checkpoint import config_changes, write_cut
+from compress.stages.blockwise.resume import Finished
+from compress.stages.gptq.settings import Quantization
+from compress.stages.prune_decoder.width_selection import NEURONS, PLACES, Choice
+from compress.stages.prune_decoder.width_sizes import Sizes
+from compress.utils.torch_device import current_device, within_memory
+
+if TYPE_CHECKING:
+    from compress.stages.base import Context
+    from compress.stages.training.settings import Pruning
+
+
+def narrow(
+    checkpoint: Checkpoint, settings: Pruning, text: Quantization, ids: torch.Tensor | None, context: Context
+) -> Checkpoint:
+    """Each block with fewer groups of heads, neurons and experts, as ``settings`` says.
+
+    What stays is chosen on token ``ids`` [windows, length]; without any it is the first of each. Raises `StageError`
+    where none would be left, and for an architecture whose parts are not known or whose config cannot say what is left.
+    A killed run goes on at the next block.
+    """
+    skeleton = build_skeleton(checkpoint, current_device())
+    sizes = Sizes.of(skeleton.model, settings)
+    changes = config_changes(checkpoint.folder, sizes.cut)
+    stream = None
+    if ids is not None:
+        folder = context.scratch / "states"
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = Stream(skeleton, text, ids, folder)
+    choice = Choice(skeleton, sizes, stream, settings.width_importance == "obs", settings.damp_percent)
+    finished = Finished(context.scratch / "narrow")
+    finished.folder.mkdir(parents=True, exist_ok=True)
+    work = _Work(skeleton, sizes, choice, finished, context)
+    made = write_cut(checkpoint, context.scratch / "narrowed", changes, work.tensors())
+    if stream is not None:
+        layers = [layer for index in range(len(skeleton.blocks)) for layer in finished.layers(index) or ()]
+        context.note(f"prune: {sizes}{_said(layers)}")
+    return made
+
+
+def _said(layers: Sequence[Layer]) -> str:
+    """What fitting left of the difference."""
+    errors = {layer.name: layer.error or 0.0 for layer in layers}
+    if not errors:
+        return ""
+    worst = max(errors, key=errors.__getitem__)
+    mean = sum(errors.values()) / len(errors)
+    return f"; they give the outputs of all but for {mean:.2%}, at most {errors[worst]:.2%} in {worst}"
+
+
+@dataclass
+class _Work:
+    skeleton: Skeleton
+    sizes: Sizes
+    choice: Choice
+    finished: Finished
+    context: Context
+
+    @cached_property
+    def shapes(self) -> Mapping[str, torch.Size]:
+        """Of the tensors of the cut model."""
+        hollow = hollow_decoder(self.skeleton.checkpoint.folder)
+        self.sizes.cut(hollow)
+        with torch.device("meta"):
+            return stored_shapes(type(hollow)(hollow.config))
+
+    @torch.no_grad()
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every tensor of the cut checkpoint, those of the blocks first."""
+        described = blocks(self.skeleton.model) if self.sizes.places or self.sizes.neurons else []
+        count, stream = len(self.skeleton.blocks), self.choice.stream
+        first = 0 if stream is None else self.finished.first(count, stream)
+        for index in range(first):
+            yield from self._kept(index)
+        for index in self.context.progress.track(range(first, count), "prune: blocks", count - first):
+            with within_memory(f"prune: {self.skeleton.prefix}.{index}", "samples or sequence_length"):
+                self.skeleton.load(index)
+                block = described[index] if described else None
+                cut = self._cut(index, block, self.choice.of(index, block))
+            if stream is None:
+                yield from cut
+                self.skeleton.unload(index)
+                continue
+            tensors = {name: tensor.contiguous() for name, tensor in cut}
+            self.finished.store(index, tensors, self.choice.solved)
+            self.skeleton.unload(index)
+            stream.forget(index)
+            yield from self._kept(index)
+        if stream is not None:
+            stream.forget(count)
+        for name in self.skeleton.checkpoint.files:
+            if not name.startswith(f"{self.skeleton.prefix}."):
+                yield name, self.skeleton.checkpoint.stored(name)
+
+    def _kept(self, index: int) -> Iterator[tuple[str, torch.Tensor]]:
+        for name in self.finished.names(index):
+            yield name, self.finished.tensor(index, name)
+
+    def _cut(
+        self, index: int, block: Block | None, stays: Mapping[str, torch.Tensor]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors of a loaded block, which is cut in place but for its experts."""
+        if block is not None and PLACES in stays:
+            keep_places(block.attended(), stays[PLACES].tolist())
+        if block is not None and NEURONS in stays:
+            feed_forward = block.fed_forward()
+            for layer in feed_forward.inputs:
+                keep_rows(layer, feed_forward.rows(layer, stays[NEURONS]))
+            keep_columns(feed_forward.output, stays[NEURONS])
+        numbers: dict[str, str | None] = {}
+        experts = None
+        for owner, part in self.choice.mixtures(index).items():
+            experts = stays[owner]
+            numbers |= dict.fromkeys(f"{owner}.{number}" for number in range(part.count))
+            numbers |= {f"{owner}.{old}": f"{owner}.{new}" for new, old in enumerate(experts.tolist())}
+        yield from self._stored(index, numbers, experts)
+
+    def _stored(
+        self, index: int, numbers: Mapping[str, str | None], experts: torch.Tensor | None
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """The block's tensors in the files' dtype and orientation, experts by their new ``numbers``."""
+        checkpoint, name = self.skeleton.checkpoint, f"{self.skeleton.prefix}.{index}"
+        parameters = dict(self.skeleton.blocks[index].named_parameters(prefix=name))
+        for path in (path for path in checkpoint.files if path.startswith(f"{name}.")):
+            owner = next((owner for owner in numbers if path.startswith(f"{owner}.")), None)
+            if owner is not None:
+                new = numbers[owner]
+                if new is not None:
+                    yield path.replace(owner, new, 1), checkpoint.stored(path)
+                continue
+            stored = checkpoint.stored(path)
+            if path in parameters:
+                turned = path.removesuffix(".weight") in self.skeleton.transposed
+                cut = parameters[path].data
+                stored = (cut.T if turned else cut).to(stored)
+            yield path, self._routed(path, stored, experts)
+
+    def _routed(self, path: str, tensor: torch.Tensor, experts: torch.Tensor | None) -> torch.Tensor:
+        """A tensor of a block with its entries for the ``experts`` that stay, where it has one for each of them."""
+        wanted = self.shapes.get(path)
+        if experts is None or wanted is None:
+            return tensor
+        sizes = zip(tensor.shape, wanted, strict=True)
+        axis = next((axis for axis, size in enumerate(sizes) if size == (self.sizes.found[2], len(experts))), None)
+        return tensor if axis is None else tensor.index_select(axis, experts)

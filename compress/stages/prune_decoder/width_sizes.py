@@ -1,0 +1,148 @@
+"""How many heads, neurons and experts each block of a decoder keeps, and why a cut cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from compress.models.experts import SeparateExperts, is_fused
+from compress.models.structure import Attention, Block, blocks
+from compress.models.transformer_pruning import (
+    check_heads_apart,
+    config_with,
+    fields_of_heads,
+    keep_heads,
+    keep_neurons,
+)
+from compress.utils.errors import StageError
+
+if TYPE_CHECKING:
+    from compress.stages.training.settings import Pruning
+
+_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_CHOSEN = ("num_experts_per_tok", "moe_top_k", "moe_topk", "moe_k")
+_GROUPS = ("n_group",)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What every block keeps: ``places`` (groups of heads, or heads), ``neurons`` and ``experts``; None: all."""
+
+    places: int | None
+    neurons: int | None
+    experts: int | None
+    found: tuple[int, int, int]
+    """How many there are now."""
+
+    @classmethod
+    def of(cls, model: Any, settings: Pruning) -> Sizes:
+        """For a model without weights. Raises `StageError` that names what cannot be cut, or of which none is left."""
+        places = neurons = experts = None
+        found = [0, 0, 0]
+        if settings.heads:
+            check_heads_apart(model)
+            attention = [block.attended() for block in blocks(model)]
+            found[0], size = _alike({(one.places, one.head_size) for one in attention}, "heads")
+            possible = [left for left in range(1, found[0]) if _can_say(model.config, attention[0], left)]
+            places = _left(found[0], settings.heads, settings.multiple, size, "heads", possible)
+        if settings.feed_forward:
+            found[1], _ = _alike({(one.neurons, 1) for one in map(Block.fed_forward, blocks(model))}, "feed_forward")
+            neurons = _left(found[1], settings.feed_forward, settings.multiple, 1, "feed_forward")
+        if settings.experts:
+            found[2] = int(getattr(model.config, _count_field(model)))
+            experts = _left(found[2], settings.experts, 1, 1, "experts")
+            _check_chosen(model, experts)
+        return cls(places, neurons, experts, (found[0], found[1], found[2]))
+
+    def cut(self, module: Any) -> None:
+        """Cut a model without weights, and its config, in place: any parts, since one is as large as another.
+
+        Of experts the config alone says how many there are.
+        """
+        count = len(blocks(module)) if self.places or self.neurons else 0
+        if self.places:
+            keep_heads(module, [range(self.places)] * count)
+        if self.neurons:
+            keep_neurons(module, [torch.arange(self.neurons)] * count)
+        if self.experts:
+            setattr(module.config, _count_field(module), self.experts)
+
+    def __str__(self) -> str:
+        names = ("heads, or groups of them,", "neurons", "experts")
+        kept = zip((self.places, self.neurons, self.experts), self.found, names, strict=True)
+        return ", ".join(f"{left} of {count} {name} kept in each block" for left, count, name in kept if left)
+
+
+def _alike(sizes: set[tuple[int, int]], name: str) -> tuple[int, int]:
+    """The one size of all blocks. Raises `StageError` where they differ."""
+    if len(sizes) > 1:
+        raise StageError(
+            f"The blocks differ in what {name} would cut: {', '.join(str(count) for count, _ in sorted(sizes))}.",
+            where=f"prune.{name}",
+            expected="blocks that are all alike",
+            hint=f"leave {name} out, or cut layers instead",
+        )
+    return next(iter(sizes))
+
+
+def _can_say(config: Any, attention: Attention, places: int) -> bool:
+    """Whether a config takes so many heads: Llama's wants its hidden size to be a multiple of them, say."""
+    fields = fields_of_heads(config, attention, [places])
+    return not fields or config_with(config, fields) is not None
+
+
+def _left(count: int, share: float, multiple: int, width: int, name: str, possible: Sequence[int] | None = None) -> int:
+    """How many of ``count`` parts of ``width`` features stay, so that all features are a multiple of ``multiple``.
+
+    The nearest such number below ``count``, of those ``possible``. Raises `StageError` where there is none.
+    """
+    wanted = count * (1 - share)
+    if round(wanted) < 1:
+        raise StageError(
+            f"Removing {share:.0%} of {count} {name} leaves none.", where=f"prune.{name}", hint="remove a smaller share"
+        )
+    even = [left for left in possible or range(1, count) if left * width % multiple == 0]
+    if not even:
+        raise StageError(
+            f"No cut of {count} {name} leaves a multiple of {multiple} features.",
+            where=f"prune.{name}",
+            expected=f"more than {multiple} features to begin with",
+            hint="lower `multiple`, or leave the field out",
+        )
+    return min(even, key=lambda left: (abs(left - wanted), -left))
+
+
+def _count_field(model: Any) -> str:
+    """The config's field that says how many experts each mixture has. Raises `StageError` for a model without."""
+    config = model.config
+    field = next((config.attribute_map.get(name, name) for name in _COUNTS if getattr(config, name, None)), None)
+    mixtures = [part for part in model.modules() if isinstance(part, SeparateExperts) or is_fused(part)]
+    if field is None or not mixtures:
+        raise StageError(
+            f"A {config.model_type!r} model has no experts that are known.",
+            where="prune.experts",
+            expected="a mixture of experts whose config says how many there are",
+            hint="leave experts out",
+        )
+    return str(field)
+
+
+def _check_chosen(model: Any, left: int) -> None:
+    config = model.config
+    chosen = next((int(getattr(config, name)) for name in _CHOSEN if getattr(config, name, None)), 1)
+    if chosen > left:
+        raise StageError(
+            f"Each token passes {chosen} experts, and {left} would be left.",
+            where="prune.experts",
+            expected=f"at least {chosen}, the config's experts for a token",
+            hint="remove a smaller share",
+        )
+    if any((getattr(config, name, None) or 1) > 1 for name in _GROUPS):
+        raise StageError(
+            f"The router of a {config.model_type!r} model chooses among groups of experts, which would differ in size.",
+            where="prune.experts",
+            hint="leave experts out",
+        )

@@ -1,0 +1,1 @@
+"""Quantization-aware training of encoders and vision models, exported to ONNX."""

@@ -1,0 +1,59 @@
+"""Train a model through the integers that it will ship with."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from compress.formats.onnx.model import QUANTIZED_GRAPH, OnnxModel
+from compress.models.torch_model import TorchModel
+from compress.stages.base import Context, Needs, Promise, Stage
+from compress.stages.cost_model import PlanContext, Prediction, Shape
+from compress.stages.training.cost import FLOPS_FORWARD, FLOPS_TRAINING, training_prediction
+from compress.stages.training.settings import QuantizationAwareTraining
+from compress.tasks.capability import HAS_LABELS, IS_WRITTEN, OF_ANY_LENGTH
+
+
+class Qat(QuantizationAwareTraining, Stage[TorchModel, OnnxModel]):
+    """Quantization-aware training of linear layers and convolutions, the float model teaching meanwhile; gives ONNX.
+
+    Activations are 8-bit with learned steps, weights 8-bit or, with learned steps, 4-bit (LSQ: Esser et al. 2020,
+    sections 2.1 to 2.3); batch normalisation is folded before (Jacob et al. 2018, section 3.2). A layer computes in
+    training what ONNX Runtime's integer kernel gives, bit for bit. The loss on logits is that of distillation (Hinton
+    et al. 2015, section 2).
+    """
+
+    packages = ("torch", "transformers", "accelerate", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
+    requires = frozenset({HAS_LABELS})
+    # Of wav2vec2 and its like the exported graph answers otherwise than the model in training.
+    excludes = frozenset({IS_WRITTEN, OF_ANY_LENGTH})
+    integer_graph = True
+    promised = Promise(max_size_ratio=0.95)
+    """Smaller; how much depends on what share of the model its embedding tables are."""
+    reads = Needs(splits=("train",), labels=True)
+    """Labeled training examples."""
+    kind: Literal["qat"] = "qat"
+
+    def settled(self, sums_in_32_bits: bool) -> Qat:
+        """`reduce_range: auto` takes 7 bits where 8 may saturate on a target."""
+        return self if self.reduce_range != "auto" else self.model_copy(update={"reduce_range": not sums_in_32_bits})
+
+    def key_fields(self) -> dict[str, Any]:
+        """Without `reduce_range` where weights have all their bits, as before there was a choice."""
+        fields = super().key_fields()
+        return fields if self.narrow else {name: value for name, value in fields.items() if name != "reduce_range"}
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """Every epoch goes forwards and backwards, and the float model answers once."""
+
+        def flops(before: Shape, after: Shape, tokens: float) -> float:
+            return FLOPS_TRAINING * after.working * tokens * self.epochs + FLOPS_FORWARD * before.working * tokens
+
+        after = before and before.in_bits(self.bits, 32)
+        return training_prediction(self, before, after, plan, flops, trained=after)
+
+    def run(self, model: TorchModel, context: Context) -> OnnxModel:
+        """Train and export. Raises `StageError`, or `IntegrityError` where the graph computes otherwise."""
+        from compress.stages.qat.trainer import QatLesson
+
+        graph = QatLesson(self, model, context).teach()
+        return OnnxModel(graph, QUANTIZED_GRAPH, model.companions())

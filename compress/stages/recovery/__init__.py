@@ -1,0 +1,1 @@
+"""Recovery of a quantized model: tuning of scales and LoRA adapters on frozen integers."""

@@ -1,0 +1,31 @@
+"""Recover quality after quantization with a LoRA adapter on the frozen integers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from compress.models.checkpoint import QuantizedCheckpoint
+from compress.stages.base import Context, Promise
+from compress.stages.recovery.tune_scales import Recovers
+from compress.stages.training.settings import AdapterTraining
+
+
+class Lora(AdapterTraining, Recovers):
+    """Train a low-rank adapter on the frozen quantized model (QLoRA: Dettmers et al. 2023, section 3).
+
+    It learns to predict as the model before quantization does, or to predict the text. The base keeps every byte; the
+    adapter is an ordinary one of peft's, in the folder `adapter/` of the checkpoint:
+    `PeftModel.from_pretrained(model, "CHECKPOINT/adapter")` puts it on the quantized model.
+    """
+
+    packages = ("torch", "transformers", "accelerate", "peft")
+    adapter_beside = True
+    promised = Promise(changes_weights=False)
+    """The base stays as it is."""
+    kind: Literal["lora"] = "lora"
+
+    def run(self, model: QuantizedCheckpoint, context: Context) -> QuantizedCheckpoint:
+        """Train on the ``train`` split. Raises `StageError` where it does not help."""
+        from compress.stages.recovery.quantized_recovery import train_adapter
+
+        return train_adapter(model, self, context)

@@ -1,0 +1,186 @@
+"""What a quantized checkpoint learns beside its integers: scales, norms and biases, or a LoRA adapter."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from compress.models.checkpoint import TABLES, QuantizedCheckpoint
+from compress.models.lora_adapter import (
+    ADAPTER,
+    check_adapter,
+    check_fits,
+    copy_adapter,
+    import_peft,
+    refuse_second,
+    write_adapter,
+)
+from compress.models.processor import load_tokenizer
+from compress.models.quantized_module import empty_module, grids, learn_vectors, load_module
+from compress.models.safetensors_file import read_tensor
+from compress.models.shards import write_changed
+from compress.stages.recovery.trainer import Lesson, make_windows
+from compress.stages.training.processes import is_first
+from compress.stages.training.sequences import check_enough
+from compress.stages.training.settings import AdapterTraining, ScaleTuning
+from compress.stages.training.synthetic_data import with_written
+from compress.utils.errors import StageError
+from compress.utils.torch_device import uses_bf16
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from compress.stages.base import Context
+
+
+def tune_scales(checkpoint: QuantizedCheckpoint, settings: ScaleTuning, context: Context) -> QuantizedCheckpoint:
+    """A copy of ``checkpoint`` in the scratch folder, whose scales, norms and biases were trained.
+
+    ``checkpoint`` itself where that predicts no better. Of several processes the first one writes it.
+    """
+    module = load_module(checkpoint)
+    learn(module, checkpoint, settings)
+    lesson = _lesson(module, checkpoint, settings, context)
+    helped = lesson.helped(lesson.teach(context, "tune_scales"))
+    if not helped:
+        context.note(
+            "tune_scales: that is no better, so that everything stays as it was; a lower learning_rate may help"
+        )
+    if not is_first() or not helped:
+        return checkpoint
+    folder = _empty(context.scratch / "tuned")
+    write_changed(checkpoint, folder, *tuned_tensors(module, checkpoint))
+    return QuantizedCheckpoint(folder)
+
+
+def _lesson(
+    module: PreTrainedModel, checkpoint: QuantizedCheckpoint, settings: ScaleTuning | AdapterTraining, context: Context
+) -> Lesson:
+    windows, teacher = make_windows(checkpoint, settings, context), context.earlier(settings.teacher)
+    if settings.teacher_writes is not None:
+        tokenizer, bf16 = load_tokenizer(checkpoint.folder), uses_bf16(settings.precision)
+        windows, _ = with_written(windows, settings.teacher_writes, teacher, tokenizer, context, bf16)
+        check_enough(windows.train.inputs, windows.held_out.inputs, settings.batch_size, settings.sequence_length)
+    return Lesson.between(module, teacher, windows, settings)
+
+
+def learn(module: nn.Module, checkpoint: QuantizedCheckpoint, settings: ScaleTuning) -> None:
+    """Make trainable what ``settings`` asks for, in place. Raises `StageError` where that is nothing."""
+    for name, grid in grids(module):
+        grid.log_ratio.requires_grad_(settings.embeddings if name in checkpoint.tables else settings.scales)
+    if settings.norms:
+        learn_vectors(module, checkpoint)
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise StageError(
+            "There is nothing to tune.",
+            expected="quantized layers, or norms, that the stage's fields let learn",
+            hint="set scales, norms or embeddings to true",
+        )
+
+
+@torch.no_grad()
+def tuned_tensors(
+    module: nn.Module, checkpoint: QuantizedCheckpoint
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """What the module learned, under the checkpoint's names: its own tensors, and those of its tables."""
+    changed: dict[str, torch.Tensor] = {}
+    tables: dict[str, torch.Tensor] = {}
+    for name, grid in grids(module):
+        scales = grid.scales().T.to(torch.float16)
+        if name in checkpoint.tables:
+            tables[f"{name}.scales"] = _padded(checkpoint, f"{name}.scales", scales)
+            weight = f"{name}.weight"
+            changed[weight] = grid.weight(torch.float32).to(checkpoint.stored(weight).dtype)
+        else:
+            changed[f"{name}.scales"] = scales
+    for name, child in module.named_modules():
+        if hasattr(child, "parametrizations"):
+            for attribute in child.parametrizations:
+                full = f"{name}.{attribute}"
+                changed[full] = getattr(child, attribute).to(checkpoint.stored(full).dtype)
+    return changed, tables
+
+
+def _padded(checkpoint: QuantizedCheckpoint, name: str, scales: torch.Tensor) -> torch.Tensor:
+    """The scales [groups, rows] with the rows that the file adds after them, as they stand there."""
+    stored = read_tensor(checkpoint.folder / TABLES, name)
+    return torch.cat([scales, stored[:, scales.shape[1] :]], dim=1)
+
+
+def train_adapter(checkpoint: QuantizedCheckpoint, settings: AdapterTraining, context: Context) -> QuantizedCheckpoint:
+    """A copy of ``checkpoint`` in the scratch folder with a trained adapter in it; the base keeps its bytes.
+
+    Of several processes the first one writes it.
+    """
+    refuse_second(checkpoint.folder)
+    module = load_module(checkpoint)
+    adapted = adapt(module, settings, context.seed)
+    lesson = _lesson(module, checkpoint, settings, context)
+    recovered = lesson.teach(context, "lora")
+    if not lesson.helped(recovered):
+        raise StageError(f"Training did not help: {recovered}.", hint="lower learning_rate, or leave the stage out")
+    if not is_first():
+        return checkpoint
+    folder = _copy(checkpoint, context.scratch)
+    write_adapter(adapted, folder / ADAPTER)
+    return QuantizedCheckpoint(folder)
+
+
+def adapt(module: PreTrainedModel, settings: AdapterTraining, seed: int) -> PeftModel:
+    """Put new adapters around linear layers of ``module``, in place. Raises `StageError` where names match none."""
+    peft = import_peft("stage 'lora'")
+    _check_targets(module, settings)
+    torch.manual_seed(seed)
+    config = peft.LoraConfig(
+        r=settings.rank,
+        lora_alpha=2 * settings.rank if settings.alpha is None else settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules="all-linear" if settings.target_modules is None else list(settings.target_modules),
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft's own calls of what transformers will remove
+        adapted: PeftModel = peft.get_peft_model(module, config)
+    return adapted
+
+
+def _check_targets(module: nn.Module, settings: AdapterTraining) -> None:
+    """Every name of ``target_modules`` is the end of a linear layer's name, as peft matches them."""
+    layers = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+    for target in settings.target_modules or ():
+        if not any(name == target or name.endswith(f".{target}") for name in layers):
+            ends = sorted({name.rpartition(".")[2] for name in layers})
+            raise StageError(
+                f"No linear layer's name ends in {target!r}.",
+                where="target_modules",
+                expected=f"such as {', '.join(ends)}",
+            )
+
+
+def attach(checkpoint: QuantizedCheckpoint, adapter: Path, context: Context) -> QuantizedCheckpoint:
+    """A copy of ``checkpoint`` in the scratch folder with ``adapter`` in it, untouched. Raises `ModelError`."""
+    refuse_second(checkpoint.folder)
+    config = check_adapter(adapter)
+    check_fits(adapter, empty_module(checkpoint))
+    folder = _copy(checkpoint, context.scratch)
+    copy_adapter(adapter, folder / ADAPTER)
+    context.progress.note(f"attach_lora: an adapter of rank {config.get('r')} in {ADAPTER}/, not merged")
+    return QuantizedCheckpoint(folder)
+
+
+def _copy(checkpoint: QuantizedCheckpoint, scratch: Path) -> Path:
+    folder = _empty(scratch / "adapted")
+    checkpoint.save(folder)
+    return folder
+
+
+def _empty(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder

@@ -1,0 +1,328 @@
+"""Teaching a quantized model to predict as the model before quantization does."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from compress.models.checkpoint import Checkpoint
+from compress.models.processor import load_tokenizer
+from compress.models.quantized_module import QuantizedEmbedding, QuantizedLinear
+from compress.models.torch_model import TorchModel
+from compress.numerics.language_head import Head, HeadLoss, head_divergence, head_loss, token_scores
+from compress.numerics.token_divergence import Divergence
+from compress.stages.training import processes
+from compress.stages.training.checkpoint import KeptTraining
+from compress.stages.training.loop import Trainee, train
+from compress.stages.training.sequences import Windows, check_enough
+from compress.stages.training.settings import AdapterTraining, ScaleTuning, WindowTraining
+from compress.tasks.task import Examples
+from compress.utils.errors import DataError, StageError
+from compress.utils.torch_device import uses_bf16
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedModel
+
+    from compress.stages.base import Context
+
+MOST_PASSES = 1000
+_PROBE_TOKENS = 16
+_SAME_LOGITS = 1e-3
+
+
+class Quality(NamedTuple):
+    """On held-out windows: mean KL to the teacher in nats a token, and both models' perplexity."""
+
+    divergence: float
+    perplexity: float
+    teacher_perplexity: float
+
+    def error(self, logits_weight: float, labels_weight: float) -> float:
+        """What is to fall, in nats a token; of the text alone its loss, whatever its weight."""
+        loss = math.log(self.perplexity)
+        return logits_weight * self.divergence + labels_weight * loss if logits_weight else loss
+
+
+class Recovered(NamedTuple):
+    """What a recovery achieved."""
+
+    before: Quality
+    after: Quality
+
+    def __str__(self) -> str:
+        before, after = self.before, self.after
+        return (
+            f"KL {before.divergence:.4f} -> {after.divergence:.4f} nats a token, perplexity {before.perplexity:.2f} -> "
+            f"{after.perplexity:.2f} (teacher {after.teacher_perplexity:.2f}) on held-out windows"
+        )
+
+
+def make_windows(checkpoint: Checkpoint, settings: WindowTraining, context: Context) -> Windows:
+    """The windows of the recipe's text, tokenized as the checkpoint does. Raises `DataError` and `ModelError`."""
+    tokenizer = load_tokenizer(checkpoint.folder)
+
+    def cut(split: str) -> list[dict[str, np.ndarray]]:
+        rows = context.data.split(split)
+        encoded = context.task.encode(rows, tokenizer, None, settings.sequence_length)
+        return [{"input_ids": window["input_ids"]} for window in encoded.inputs]
+
+    learned = cut("train")
+    if "validation" in context.data.splits:
+        judged = cut("validation")
+    else:
+        judged, learned = learned[-settings.validation_windows :], learned[: -settings.validation_windows]
+    check_enough(learned, judged, settings.batch_size, settings.sequence_length)
+    if settings.steps * settings.batch_size > MOST_PASSES * len(learned):
+        raise DataError(
+            f"{settings.steps} steps would show each of the {len(learned)} windows more than {MOST_PASSES} times.",
+            where="data.splits.train",
+            hint="name more text, or lower steps",
+        )
+    chosen = np.unique(np.linspace(0, len(judged) - 1, settings.validation_windows).round().astype(int))
+    return Windows(Examples(learned, {"input_ids": 0}), Examples([judged[i] for i in chosen], {"input_ids": 0}))
+
+
+def check_windows(start: Path, settings: WindowTraining, context: Context) -> None:
+    """See that the text is enough for a step, and that the model in ``start`` can write what is asked of it.
+
+    Raises `DataError` and `ModelError`.
+    """
+    make_windows(Checkpoint(start), settings, context)
+    if settings.teacher_writes is not None:
+        settings.teacher_writes.check(load_tokenizer(start))
+
+
+def token_shares(ids: torch.Tensor, counted: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """What each token of ``ids`` [B, L] has of a loss on predictions, and of one on the tokens that follow; [B, L].
+
+    Either sums to 1 over the batch, of all processes' on average. ``counted`` is 1 where a token is to be learned: what
+    counts then is the prediction of it, one place before. The last token of a window is followed by none.
+    """
+    each = torch.ones(ids.shape, device=ids.device)
+    labels_each = each.clone()
+    labels_each[:, -1] = 0
+    if counted is not None:
+        labels_each *= counted.roll(-1, 1)
+        each = labels_each.clone()
+    each, labels_each = (share / processes.mean(share.sum()).clamp(min=1) for share in (each, labels_each))
+    return each, labels_each
+
+
+class Body(nn.Module):
+    """A causal model without its head: token ids [B, L] -> hidden states [B, L, W].
+
+    Where its vocabulary is not the one that texts are given in, ``tokens`` [v] are its own ids of those.
+    """
+
+    def __init__(self, causal: PreTrainedModel, tokens: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.causal = causal
+        self.tokens = tokens
+
+    def outputs(self, input_ids: torch.Tensor, **options: Any) -> Any:
+        """What the model says of its states."""
+        ids = input_ids if self.tokens is None else self.tokens.to(input_ids.device)[input_ids]
+        return self.causal.base_model(input_ids=ids, use_cache=False, **options)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """The states that the head turns into logits."""
+        states: torch.Tensor = self.outputs(input_ids).last_hidden_state
+        return states
+
+    def head(self, dtype: torch.dtype) -> torch.Tensor:
+        """The head's weight [V, W]."""
+        layer = self.causal.get_output_embeddings()
+        if isinstance(layer, QuantizedLinear | QuantizedEmbedding):
+            return layer.grid.weight(dtype)
+        weight: torch.Tensor = (
+            layer.weight if self.tokens is None else layer.weight[self.tokens.to(layer.weight.device)]
+        )
+        return weight.to(dtype)
+
+    def move(self, device: torch.device) -> None:
+        """Its weights are there, wherever they were."""
+        if next(self.parameters()).device != device:
+            self.to(device)
+
+    def require_plain_head(self, windows: Examples) -> None:
+        """Prove that logits are the head's product with the last states, and nothing more (no cap, no factor)."""
+        ids = torch.from_numpy(windows.inputs[0]["input_ids"][None, :_PROBE_TOKENS])
+        with torch.inference_mode():
+            own = ids if self.tokens is None else self.tokens[ids]
+            logits = self.causal(input_ids=own, use_cache=False).logits
+            logits = logits if self.tokens is None else logits[..., self.tokens]
+            difference = float((self(ids) @ self.head(torch.float32).T - logits).abs().max())
+        if not math.isfinite(difference):
+            raise StageError(
+                f"The logits of {type(self.causal).__name__} are not finite.",
+                expected="a model whose predictions are finite before any training",
+            )
+        if not difference <= _SAME_LOGITS * float(logits.abs().max()):
+            raise StageError(
+                f"{type(self.causal).__name__} does more with its last states than to multiply them with its head.",
+                expected="logits that are a plain product, without bias, factor or cap",
+                hint="leave this stage out for such a model",
+            )
+
+    def lower(self) -> None:
+        """Turn linear layers to bfloat16, in place: autocast would turn the same weights at every step."""
+        for layer in self.causal.base_model.modules():
+            if isinstance(layer, nn.Linear):
+                layer.weight.data = layer.weight.data.to(torch.bfloat16)
+
+
+def head_of(body: Body, states: torch.Tensor, dtype: torch.dtype) -> Head:
+    """States [B, L, W] with the head of ``body``, as tokens in a row."""
+    return Head(states.flatten(0, 1).to(dtype), body.head(dtype))
+
+
+def states_of(body: Body, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The last states for ids [B, L], by products in ``dtype``."""
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        states: torch.Tensor = body(ids)
+    return states
+
+
+@dataclass
+class Judge:
+    """How well a pupil does on held-out windows, ``size`` at a time; the teacher's states for them are kept."""
+
+    pupil: Body
+    teacher: Body
+    held_out: Examples
+    size: int
+    dtype: torch.dtype
+    known: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    @torch.inference_mode()
+    def quality(self) -> Quality:
+        """Of the pupil as it stands."""
+        columns: list[Any] = []
+        device = next(self.pupil.parameters()).device
+        self.teacher.move(device)
+        for start in range(0, len(self.held_out), self.size):
+            indices = range(start, min(start + self.size, len(self.held_out)))
+            ids = torch.from_numpy(self.held_out.batch(indices)["input_ids"]).to(device)
+            if start not in self.known:
+                self.known[start] = states_of(self.teacher, ids, self.dtype)[:, :-1].to(self.dtype)
+            student = head_of(self.pupil, states_of(self.pupil, ids, self.dtype)[:, :-1], self.dtype)
+            teacher = head_of(self.teacher, self.known[start].to(device), self.dtype)
+            columns.append(token_scores(student, teacher, ids[:, 1:].flatten()))
+        means = [float(torch.cat(parts).double().mean()) for parts in zip(*columns, strict=True)]
+        return Quality(means[0], float(np.exp(means[1])), float(np.exp(means[2])))
+
+
+@dataclass
+class Lesson:
+    """One recovery: the pupil, whose trainable parameters are set, its teacher and the windows.
+
+    ``known`` keeps the teacher's states for training windows that come again.
+    """
+
+    pupil: Body
+    teacher: Body
+    windows: Windows
+    settings: ScaleTuning | AdapterTraining
+    dtype: torch.dtype = torch.float32
+    known: dict[int, torch.Tensor] = field(default_factory=dict)
+    judge: Judge = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.judge = Judge(self.pupil, self.teacher, self.windows.held_out, self.settings.batch_size, self.dtype)
+
+    @classmethod
+    def between(
+        cls,
+        pupil: PreTrainedModel,
+        teacher: TorchModel,
+        windows: Windows,
+        settings: ScaleTuning | AdapterTraining,
+    ) -> Lesson:
+        """Prepare both models. Raises `StageError` where their predictions cannot be compared."""
+        bodies = Body(pupil), Body(teacher.module.eval().requires_grad_(False))
+        vocabularies = [len(body.head(torch.float32)) for body in bodies]
+        if vocabularies[0] != vocabularies[1]:
+            raise StageError(
+                f"The quantized model has {vocabularies[0]} tokens, its teacher {vocabularies[1]}.",
+                hint="name a teacher with the same vocabulary, such as the output of the stage before quantization",
+            )
+        largest = max(int(window["input_ids"].max()) for window in (*windows.train.inputs, *windows.held_out.inputs))
+        if largest >= vocabularies[0]:
+            raise StageError(
+                f"The text has the token {largest}; the model has {vocabularies[0]}.",
+                expected="the tokenizer that the model was trained with",
+            )
+        for body in bodies:
+            body.require_plain_head(windows.held_out)
+        low = uses_bf16(settings.precision)
+        dtype = torch.bfloat16 if low else torch.float32
+        if low:
+            bodies[1].lower()
+        return cls(bodies[0], bodies[1], windows, settings, dtype)
+
+    def teach(self, context: Context, description: str) -> Recovered:
+        """Train the pupil in place, and say what came of it."""
+        before = self.quality()
+        context.progress.note(
+            f"{description}: KL to the teacher {before.divergence:.4f} nats a token, perplexity "
+            f"{before.perplexity:.2f} (teacher {before.teacher_perplexity:.2f}) before"
+        )
+        kept = None if processes.several() else KeptTraining(context.scratch)
+        trainee = Trainee(
+            self.pupil,
+            self.windows.train,
+            self.loss,
+            validate=lambda: -self._error(self.quality()),
+            kept=kept,
+            known=self.pupil.causal,
+        )
+        rate, dropout, low = self.settings.learning_rate, self.settings.dropout, self.dtype == torch.bfloat16
+        settings = self.settings.training(rate, len(self.windows.train), low, dropout)
+        train(trainee, settings, context.seed, context.progress, description)
+        # The loop has put back the state that was judged best, by this run or by one that was killed.
+        recovered = Recovered(before, self.quality())
+        context.note(f"{description}: {recovered}")
+        return recovered
+
+    def helped(self, recovered: Recovered) -> bool:
+        """Whether the pupil predicts better by what it learned from."""
+        return self._error(recovered.after) < self._error(recovered.before)
+
+    def _error(self, quality: Quality) -> float:
+        return quality.error(self.settings.logits_weight, self.settings.labels_weight)
+
+    def loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Of some windows: mean KL to the teacher, and mean cross-entropy of the tokens that follow, as weighted."""
+        settings, ids = self.settings, batch["input_ids"]
+        states = head_of(self.pupil, module(ids), self.dtype)
+        taught = head_of(self.teacher, self._taught(batch), self.dtype) if settings.logits_weight else None
+        counted = batch.get("labels")
+        if taught is not None and not settings.labels_weight and counted is None:
+            return settings.logits_weight * head_divergence(states, taught)
+        each, labels_each = (share.flatten() for share in token_shares(ids, counted))
+        weights = settings.logits_weight * each, settings.labels_weight * labels_each
+        following = ids.roll(-1, 1).flatten() if settings.labels_weight else None
+        return head_loss(states, taught, HeadLoss(Divergence(), weights[0], following, weights[1]))
+
+    @torch.no_grad()
+    def _taught(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The teacher's states for a batch, kept for the next time where there will be one."""
+        indices = batch["index"].tolist()
+        if len(self.windows.train) // self.settings.batch_size >= self.settings.steps:
+            return states_of(self.teacher, batch["input_ids"], self.dtype)
+        missing = [place for place, index in enumerate(indices) if index not in self.known]
+        if missing:
+            states = states_of(self.teacher, batch["input_ids"][missing], self.dtype).to(self.dtype)
+            self.known |= {indices[place]: state for place, state in zip(missing, states, strict=True)}
+        return torch.stack([self.known[index] for index in indices])
+
+    def quality(self) -> Quality:
+        """Of the pupil as it stands."""
+        return self.judge.quality()

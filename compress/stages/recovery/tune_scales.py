@@ -1,0 +1,50 @@
+"""Recover quality after quantization: tune scales and norms, leave the integers alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from compress.models.checkpoint import QuantizedCheckpoint
+from compress.stages.base import Context, Promise, Stage
+from compress.stages.cost_model import PlanContext, Prediction, Shape
+from compress.stages.training.cost import recovery_prediction
+from compress.stages.training.settings import Recovery, ScaleTuning
+from compress.tasks.capability import GENERATES
+
+
+class Recovers(Recovery, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
+    """A stage in which a quantized checkpoint learns from windows of text."""
+
+    requires = frozenset({GENERATES})
+    later_fields = ("logits_weight", "labels_weight", "teacher_writes")
+
+    def check_data(self, start: Path, context: Context) -> None:
+        """Cut the text into windows, and see that the teacher can write."""
+        from compress.stages.recovery.trainer import check_windows
+
+        check_windows(start, self, context)
+
+    def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
+        """Every step has pupil and teacher; the files keep their size."""
+        return recovery_prediction(self, before, plan)
+
+
+class TuneScales(ScaleTuning, Recovers):
+    """Train the scales end to end while every integer stays, so that the files keep their size and format.
+
+    The second phase of EfficientQAT (Chen et al. 2024, section 3.3), with the norms as in NormTweaking (Li et al.
+    2023), the tables of embeddings too, and for a loss the KL to the model before quantization, so that the text's
+    own content is not learned; the paper's own loss is that of the text (``labels_weight``). What is computed while
+    training has the float16 values that the file will hold.
+    """
+
+    promised = Promise(changes_weights=False, max_size_ratio=1.001)
+    """Not a byte more, and the same where nothing helps."""
+    kind: Literal["tune_scales"] = "tune_scales"
+
+    def run(self, model: QuantizedCheckpoint, context: Context) -> QuantizedCheckpoint:
+        """Train on the ``train`` split; where that does not help, the model stays as it was, and that is told."""
+        from compress.stages.recovery.quantized_recovery import tune_scales
+
+        return tune_scales(model, self, context)

@@ -1,0 +1,68 @@
+"""Every stage: those of models, those of the formats, and others by the entry point `compress.stages`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Union
+
+from pydantic import Field
+
+from compress.formats.registry import FORMATS
+from compress.formats.spec import load
+from compress.plugins import UnusablePluginError, load_extensions
+from compress.stages.attach_lora import AttachLora
+from compress.stages.base import Stage
+from compress.stages.block_qat.stage import TrainBlocks
+from compress.stages.cast import Cast
+from compress.stages.compressed_tensors.stage import CompressedTensors
+from compress.stages.diffusion.schedule import Schedule
+from compress.stages.distill.stage import Distill
+from compress.stages.equalize.stage import Equalize
+from compress.stages.finetune import Finetune
+from compress.stages.gptq.stage import Gptq
+from compress.stages.imatrix.stage import Imatrix
+from compress.stages.merge_lora import MergeLora
+from compress.stages.nncf_weights.stage import NncfWeights
+from compress.stages.onnx_int8.stage import Quantize
+from compress.stages.onnx_weight_only import QuantizeWeights
+from compress.stages.prune.stage import Prune
+from compress.stages.qat.stage import Qat
+from compress.stages.recovery.lora_recovery import Lora
+from compress.stages.recovery.tune_scales import TuneScales
+from compress.stages.reduce_dimensions import ReduceDimensions
+from compress.stages.rotate import Rotate
+from compress.stages.trim_vocabulary import TrimVocabulary
+
+_OWN: tuple[type[Stage[Any, Any]], ...] = (
+    *(Finetune, Distill, Prune, TrimVocabulary, Qat, Quantize, QuantizeWeights, Cast),
+    *(ReduceDimensions, Equalize, Rotate, Imatrix, Gptq, TrainBlocks, NncfWeights, TuneScales, MergeLora, Lora),
+    *(AttachLora, CompressedTensors, Schedule),
+)
+
+
+def _kind(cls: type[Stage[Any, Any]]) -> str:
+    kind: str = cls.model_fields["kind"].default
+    return kind
+
+
+def _accepted(found: Any) -> type[Stage[Any, Any]]:
+    """A plugin's stage. Raises `UnusablePluginError`."""
+    if not (isinstance(found, type) and issubclass(found, Stage)):
+        raise UnusablePluginError(f"{found!r} is no stage; expected a subclass of compress.stages.base.Stage")
+    if lacking := sorted(found.__abstractmethods__):
+        raise UnusablePluginError(f"{found.__name__} lacks {', '.join(lacking)}")
+    if not isinstance(found.model_fields["kind"].default, str):
+        raise UnusablePluginError(f"{found.__name__} has no kind; expected `kind: Literal[...] = ...`")
+    return found
+
+
+def _registered() -> dict[str, type[Stage[Any, Any]]]:
+    classes = [*_OWN, *(load(spec.stage) for spec in FORMATS.values() if spec.stage)]
+    found = {_kind(cls): cls for cls in classes}
+    return found | load_extensions("stages", found, _accepted, _kind)
+
+
+STAGES: dict[str, type[Stage[Any, Any]]] = _registered()
+if TYPE_CHECKING:
+    AnyStage = Stage[Any, Any]
+else:
+    AnyStage = Annotated[Union[tuple(STAGES.values())], Field(discriminator="kind")]  # noqa: UP007

@@ -1,0 +1,1 @@
+"""Unstructured pruning: single weights or blocks of weights become zero."""

@@ -1,0 +1,159 @@
+"""Zeros among the weights of a decoder's blocks, by size, Wanda or SparseGPT, one block in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from compress.models.checkpoint import Checkpoint
+from compress.models.experts import routers
+from compress.numerics.gptq import output_error
+from compress.numerics.pruning import magnitude_masks
+from compress.numerics.sparse_pattern import Pattern
+from compress.numerics.sparse_solver import sparsegpt, wanda
+from compress.stages.blockwise.blockwise_model import Skeleton
+from compress.stages.blockwise.build import build_skeleton
+from compress.stages.blockwise.calibration_activations import Stream
+from compress.stages.blockwise.layers import Layer, linears
+from compress.stages.blockwise.pruned_checkpoint import write_cut
+from compress.stages.blockwise.resume import Finished
+from compress.stages.gptq.settings import Quantization
+from compress.utils.errors import StageError
+from compress.utils.torch_device import autocast, current_device, within_memory
+
+if TYPE_CHECKING:
+    from compress.stages.base import Context
+    from compress.stages.training.settings import Pruning
+
+
+def sparsify(
+    checkpoint: Checkpoint, settings: Pruning, text: Quantization, ids: torch.Tensor | None, context: Context
+) -> Checkpoint:
+    """The same model with zeros in the linear layers of its blocks, routers excepted; a killed run goes on.
+
+    Layers are solved in the order of their calls, each on what the sparse layers before it give for token ``ids``
+    [windows, length]; ``ids`` are None where sizes alone decide. Raises `StageError` for layers that the pattern
+    doesn't fit and for Hessians that no damping mends.
+    """
+    skeleton = build_skeleton(checkpoint, current_device())
+    pattern = check_pattern(skeleton, settings)
+    finished = Finished(context.scratch)
+    stream = None if ids is None else Stream(skeleton, text, ids, context.scratch)
+    _Walk(skeleton, settings, pattern, finished, stream).run(context)
+    made = write_cut(checkpoint, context.scratch / "sparse", {}, _tensors(skeleton, finished))
+    found = [layer for index in range(len(skeleton.blocks)) for layer in finished.layers(index) or ()]
+    context.note(_summary(made, found, settings))
+    return made
+
+
+def check_pattern(skeleton: Skeleton, settings: Pruning) -> Pattern | None:
+    """The pattern of the zeros, if any. Raises `StageError` for layers that it doesn't fit, or where there are none."""
+    pattern = None if settings.pattern is None else Pattern.read(settings.pattern)
+    if not sum(len(_layers(skeleton, index, pattern)) for index in range(len(skeleton.blocks))):
+        raise StageError("No layer is left to prune.", expected="torch.nn.Linear layers in the model's blocks")
+    return pattern
+
+
+def _layers(skeleton: Skeleton, index: int, pattern: Pattern | None) -> dict[str, nn.Linear]:
+    """The layers of a block that get zeros. Raises `StageError` for one that doesn't hold the pattern."""
+    block, prefix = skeleton.blocks[index], f"{skeleton.prefix}.{index}"
+    routing = routers(block, prefix)
+    found = {name: part for name, part in linears(block, prefix).items() if name not in routing}
+    misfit = next((name for name, part in found.items() if pattern and not pattern.fits(*part.weight.shape)), None)
+    if misfit is not None:
+        outputs, inputs = found[misfit].weight.shape
+        raise StageError(
+            f"{misfit} cannot hold the pattern {pattern}: it has {inputs} inputs and {outputs} outputs.",
+            where="prune.pattern",
+            hint="choose a pattern that divides them, or do without one",
+        )
+    return found
+
+
+@dataclass
+class _Walk:
+    skeleton: Skeleton
+    settings: Pruning
+    pattern: Pattern | None
+    finished: Finished
+    stream: Stream | None
+
+    @torch.no_grad()
+    def run(self, context: Context) -> None:
+        """Every block that isn't done yet."""
+        count = len(self.skeleton.blocks)
+        first = self.finished.first(count, self.stream)
+        for index in context.progress.track(range(first, count), "prune: blocks", count - first):
+            with within_memory(f"prune: {self.skeleton.prefix}.{index}", "samples or sequence_length"):
+                self._block(index)
+        if self.stream is not None:
+            self.stream.forget(count)
+
+    def _block(self, index: int) -> None:
+        self.skeleton.load(index)
+        modules, solved = _layers(self.skeleton, index, self.pattern), dict[str, Layer]()
+
+        def solve(names: Sequence[str], hessian: torch.Tensor | None) -> None:
+            for name in names:
+                dense = modules[name].weight
+                with autocast(
+                    False, self.skeleton.device
+                ):  # the block's own pass, which this is within, may be in bf16
+                    sparse = self._solve(name, dense, hessian)
+                # As it will be stored, so that what follows is solved on what readers will compute.
+                sparse = sparse.to(self.skeleton.checkpoint.stored(f"{name}.weight").dtype).float()
+                error = None if hessian is None else output_error(dense, sparse, hessian)
+                solved[name] = Layer(name, len(dense), dense.shape[1], bits=None, error=error)
+                modules[name].weight = nn.Parameter(sparse, requires_grad=False)
+
+        if self.stream is None:
+            for name in modules:
+                solve([name], None)
+        else:
+            self.stream.leave(index, self.stream.pass_through(index, modules).solve(solve))
+        tensors = {f"{name}.weight": self._stored(name, part.weight.data) for name, part in modules.items()}
+        self.skeleton.unload(index)
+        self.finished.store(index, tensors, [solved[name] for name in modules])
+        if self.stream is not None:
+            self.stream.forget(index)
+
+    def _solve(self, name: str, weight: torch.Tensor, hessian: torch.Tensor | None) -> torch.Tensor:
+        sparsity, method = self.settings.zeros or 0.0, self.settings.method
+        if hessian is None:
+            return weight * magnitude_masks([weight], sparsity, "layer", self.pattern)[0]
+        try:
+            if method == "wanda":
+                return wanda(weight, hessian, sparsity, self.pattern)
+            return sparsegpt(weight, hessian, sparsity, self.pattern, self.settings.damp_percent)
+        except ValueError as error:
+            raise StageError(
+                f"The layer {name} cannot be pruned: {error}.",
+                hint="give more calibration text (samples), or raise damp_percent",
+            ) from error
+
+    def _stored(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """A layer's weight as its file has it."""
+        turned = weight.T.contiguous() if name in self.skeleton.transposed else weight
+        return turned.to(self.skeleton.checkpoint.stored(f"{name}.weight").dtype)
+
+
+def _tensors(skeleton: Skeleton, finished: Finished) -> Iterator[tuple[str, torch.Tensor]]:
+    changed = {name: index for index in range(len(skeleton.blocks)) for name in finished.names(index)}
+    for name in skeleton.checkpoint.files:
+        if name in changed:
+            yield name, finished.tensor(changed[name], name)
+        else:
+            yield name, skeleton.checkpoint.stored(name)
+
+
+def _summary(made: Checkpoint, layers: Sequence[Layer], settings: Pruning) -> str:
+    zeros = sum(int((made.stored(f"{layer.name}.weight") == 0).sum()) for layer in layers)
+    share = zeros / sum(layer.rows * layer.columns for layer in layers)
+    shape = "" if settings.pattern is None else f" in the pattern {settings.pattern}"
+    worst = max(layers, key=lambda layer: layer.error or 0.0)
+    error = "" if worst.error is None else f"; the largest error {worst.error:.2%} in {worst.name}"
+    return f"prune: {share:.2%} of the weights of {len(layers)} layers are zero{shape} by {settings.method}{error}"

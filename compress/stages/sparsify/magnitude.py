@@ -1,0 +1,166 @@
+"""Set the smallest weights to zero, at once or while training, and leave them there in later trainings."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from compress.models.custom_module import PlainModule
+from compress.models.torch_model import TorchModel
+from compress.numerics.pruning import cubic_sparsity, magnitude_masks
+from compress.numerics.sparse_pattern import Pattern
+from compress.stages.training.loop import Trainee, train
+from compress.stages.training.settings import Pruning
+from compress.stages.training.sharding import gathered
+from compress.tasks.forward import loss_of
+from compress.utils.errors import StageError
+
+if TYPE_CHECKING:
+    from compress.stages.base import Context
+
+
+_UPDATES = 100
+_FINAL_SPARSITY_AT = 0.7
+"""Share of the steps after which sparsity stands still, so that the last steps recover quality."""
+
+
+def prune(model: TorchModel, settings: Pruning, context: Context) -> None:
+    """Prune the weights of ``model``'s layers in place, and say how sparse they are and what that does to the file.
+
+    Raises `StageError` for layers that the pattern doesn't fit.
+    """
+    assert settings.zeros is not None
+    pattern = None if settings.pattern is None else Pattern.read(settings.pattern)
+    layers = _layers(model, pattern)
+    weights = [layer.weight for layer in layers.values()]
+    dense = zipped_bytes(model.tensors().values())
+    if settings.schedule == "one-shot":
+        _zero(weights, magnitude_masks(weights, settings.zeros, settings.scope, pattern))
+    else:
+        _train(model, weights, pattern, settings, context)
+    context.note(f"prune: {_density(model, weights, settings.pattern)}")
+    context.note(f"prune: {_sizes(model, dense)}")
+
+
+def _layers(model: TorchModel, pattern: Pattern | None) -> dict[str, nn.Linear | nn.Conv2d]:
+    """The layers to make sparse, by name. Raises `StageError` where there are none, or some don't hold the pattern."""
+    layers = sparse_layers(model.module)
+    if not layers:
+        raise StageError(
+            "The model has no layer whose weights may go.",
+            expected="linear layers, or convolutions beyond the first that aren't depthwise",
+        )
+    shapes = {name: (layer.weight.shape[0], layer.weight.shape[1]) for name, layer in layers.items()}
+    misfits = [name for name, shape in shapes.items() if pattern is not None and not pattern.fits(*shape)]
+    if misfits:
+        outputs, inputs = shapes[misfits[0]]
+        others = f", and {len(misfits) - 1} layers more," if len(misfits) > 1 else ""
+        raise StageError(
+            f"{misfits[0]}{others} cannot hold the pattern {pattern}: it has {inputs} inputs and {outputs} outputs.",
+            expected=f"inputs in multiples of {pattern.second}" if pattern and not pattern.blocks else "whole blocks",
+            hint="choose a pattern that divides them, or do without one",
+        )
+    return layers
+
+
+def _train(
+    model: TorchModel, weights: list[torch.Tensor], pattern: Pattern | None, settings: Pruning, context: Context
+) -> None:
+    final, scope = settings.zeros, settings.scope
+    assert final is not None
+    masks = [torch.ones_like(weight, dtype=torch.bool) for weight in weights]
+
+    def after_step(step: int, steps: int) -> None:
+        rising = max(1, round(steps * _FINAL_SPARSITY_AT))
+        every = max(1, rising // _UPDATES)
+        if step == rising or (step < rising and step % every == 0):
+            masks[:] = magnitude_masks(weights, cubic_sparsity(step, rising, final), scope, pattern)
+        _zero(weights, masks)
+
+    trainee = Trainee(
+        model.module,
+        context.encode("train", model),
+        loss=lambda module, batch: loss_of(context.task, module, batch),
+        after_step=after_step,
+        validate=context.validator(model),
+    )
+    # An earlier epoch is less sparse, so the last one is kept whatever the validation split says.
+    train(trainee, settings.model_copy(update={"keep_best": False}), context.seed, context.progress, "prune")
+
+
+@torch.no_grad()
+def _zero(weights: Sequence[torch.Tensor], masks: list[torch.Tensor]) -> None:
+    for weight, mask in zip(weights, masks, strict=True):
+        weight.mul_(mask.to(weight.device))
+
+
+def _density(model: TorchModel, weights: Sequence[torch.Tensor], pattern: str | None) -> str:
+    """How many weights are zero, counted and not as asked for."""
+    zeros, of = sum(int((weight == 0).sum()) for weight in weights), sum(weight.numel() for weight in weights)
+    shape = "" if pattern is None else f" in the pattern {pattern}"
+    return (
+        f"{zeros / of:.2%} of the weights of {len(weights)} layers are zero{shape}, "
+        f"{zeros / model.parameters():.1%} of all parameters"
+    )
+
+
+def _sizes(model: TorchModel, dense: int) -> str:
+    tensors = list(model.tensors().values())
+    stored = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return (
+        f"zeros are stored like other weights: {stored / 1e6:.2f} MB as before; deflated, as zip does it, "
+        f"{zipped_bytes(tensors) / 1e6:.2f} MB in place of {dense / 1e6:.2f} MB"
+    )
+
+
+def zipped_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of the tensors' values once deflated one by one (zlib, level 6, as zip has it)."""
+    return sum(len(zlib.compress(tensor.detach().contiguous().numpy().tobytes())) for tensor in tensors)
+
+
+_PRUNED_FROM = 0.05
+"""A layer with at least this share of exact zeros is taken for pruned; dense training leaves none."""
+
+
+def sparse_layers(module: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
+    """The layers of the module's base model that may lose weights, by name, in order.
+
+    The first convolution, which reads the input, and depthwise ones hold little and stay dense, and so do heads outside
+    the base model; of a plain module the head is its last layer.
+    """
+    plain = isinstance(module, PlainModule)
+    base: Any = module.network if plain else getattr(module, "base_model", module)
+    found: dict[str, nn.Linear | nn.Conv2d] = {}
+    convolutions = 0
+    for name, layer in base.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            convolutions += 1
+            if convolutions > 1 and layer.groups < layer.in_channels:
+                found[name] = layer
+        elif isinstance(layer, nn.Linear):
+            found[name] = layer
+    if plain and found:
+        found.popitem()
+    return found
+
+
+def keep_zeros(module: nn.Module) -> Callable[[int, int], None] | None:
+    """A hook for after each step that puts pruned weights back to zero, or ``None`` for a dense model."""
+    masks = []
+    for layer in sparse_layers(module).values():
+        kept = layer.weight.detach() != 0
+        if 1 - float(gathered(kept.float().mean())) >= _PRUNED_FROM:
+            masks.append((layer, kept))
+    if not masks:
+        return None
+
+    @torch.no_grad()
+    def restore(step: int, steps: int) -> None:
+        for layer, kept in masks:
+            layer.weight.mul_(kept.to(layer.weight.device))
+
+    return restore

@@ -1,0 +1,367 @@
+"""The training loop: AdamW, linear warm-up and decay, batches of similar length, the best epoch kept."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader, Sampler
+from transformers import set_seed
+
+from compress.stages.training import processes
+from compress.stages.training.augmentation import Augmentation
+from compress.stages.training.checkpoint import (
+    KeptTraining,
+    TrainingState,
+    moments,
+    put_back,
+    put_moments_back,
+    trained_tensors,
+)
+from compress.stages.training.length import Length
+from compress.stages.training.malloc import keep_freed_memory
+from compress.stages.training.nan_check import NotFiniteError, blamed
+from compress.stages.training.partial_forward import FrozenLayers, shortened
+from compress.stages.training.settings import Training
+from compress.stages.training.sharding import gathered, is_sharded
+from compress.tasks.forward import tensors
+from compress.tasks.task import Examples
+from compress.utils.progress import Progress
+from compress.utils.torch_device import CPU, autocast, in_bf16, within_memory
+
+BatchLoss = Callable[[nn.Module, dict[str, torch.Tensor]], torch.Tensor]
+_POOL = 50
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """What is trained and how a batch is scored.
+
+    ``loss`` gets the module (wrapped, for several processes) and a batch of model inputs with ``labels`` [B] and
+    ``index`` [B] (positions in ``examples``).
+    ``extra`` are parameters outside the module, such as projections. ``after_step`` may put weights back in shape.
+    ``validate`` returns a figure of merit; larger is better. The ``frozen_layers`` lowest layers do not learn, nor do
+    the embeddings below them. ``first_token_only``: the last layer computes what a classifier reads, the first token.
+
+    ``length`` is how long is trained, where the settings' epochs don't say it. ``pieces`` cuts a batch into several
+    that go forwards and backwards one by one, whose losses add up to the batch's. ``together``: the batch size is that
+    of all processes, and every batch has it. ``told`` hears of each step: how many are done, the share that these are
+    of all, and the loss. With ``kept`` a killed training goes on where it was last kept, and one that comes to numbers
+    that are not finite ends there, of which ``stopped`` hears. ``known`` is the part of ``module`` whose layers people
+    know by name.
+    """
+
+    module: nn.Module
+    examples: Examples
+    loss: BatchLoss
+    extra: list[nn.Parameter] = field(default_factory=list)
+    after_step: Callable[[int, int], None] | None = None
+    validate: Callable[[], float] | None = None
+    frozen_layers: int = 0
+    first_token_only: bool = False
+    length: Length | None = None
+    pieces: Callable[[dict[str, torch.Tensor]], list[dict[str, torch.Tensor]]] | None = None
+    together: bool = False
+    told: Callable[[int, float, float], None] | None = None
+    kept: KeptTraining | None = None
+    stopped: Callable[[str], None] | None = None
+    known: nn.Module | None = None
+
+
+class LengthGroupedBatches(Sampler[list[int]]):
+    """Shuffled batches of examples of similar length, so that little is spent on padding.
+
+    Each epoch shuffles all examples, sorts pools of fifty batches by length, and shuffles the batches. With ``whole``
+    those that would make a smaller batch are left out of it.
+    """
+
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, whole: bool = False) -> None:
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.seed = seed
+        self.whole = whole
+        self.epoch = 0
+        self.skipped = 0
+        """Batches of the next epoch that are left out, since they have been learned from."""
+
+    def __len__(self) -> int:
+        pool = self.batch_size * _POOL
+        full, rest = divmod(len(self.lengths), pool)
+        if self.whole:
+            return full * _POOL + rest // self.batch_size
+        return full * _POOL + math.ceil(rest / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = np.random.default_rng([self.seed, self.epoch])
+        self.epoch += 1
+        order = generator.permutation(len(self.lengths))
+        batches = []
+        pool = self.batch_size * _POOL
+        for start in range(0, len(order), pool):
+            members = order[start : start + pool]
+            members = members[np.argsort(self.lengths[members], kind="stable")]
+            batches += [members[i : i + self.batch_size].tolist() for i in range(0, len(members), self.batch_size)]
+        if self.whole:
+            batches = [batch for batch in batches if len(batch) == self.batch_size]
+        generator.shuffle(batches)
+        skipped, self.skipped = self.skipped, 0
+        yield from batches[skipped:]
+
+
+def train(trainee: Trainee, config: Training, seed: int, progress: Progress, description: str) -> list[float]:
+    """Train in place; returns the mean loss of each epoch. Raises `StageError` when loss or gradient are not finite.
+
+    The random state is set from ``seed``, so that the same machine and thread count give the same bits. Started by
+    `torchrun` or `accelerate launch`, every process trains on its share of the batches.
+    """
+    keep_freed_memory()
+    # numpy's and Python's too: wav2vec2 draws with numpy what of a recording it masks.
+    set_seed(seed)
+    accelerator = processes.accelerator(split_batches=trainee.together)
+    if config.freeze_embeddings:
+        trainee.module.get_input_embeddings().requires_grad_(False)  # type: ignore[operator]
+    frozen = FrozenLayers(trainee.module, trainee.frozen_layers) if trainee.frozen_layers else None
+    if frozen is not None:
+        frozen.requires_grad_(False)
+    sampler = LengthGroupedBatches(trainee.examples.lengths(), config.batch_size, seed, trainee.together)
+    augmentation = Augmentation.of(config.augment, trainee.examples, seed) if config.augment else None
+
+    def collate(indices: list[int]) -> dict[str, torch.Tensor]:
+        batch = tensors(trainee.examples, indices)
+        return batch if augmentation is None else augmentation.vary(batch, indices, sampler.epoch)
+
+    loader: DataLoader[int] = DataLoader(
+        range(len(trainee.examples)),  # type: ignore[arg-type]  # batches are fetched whole, by their places
+        batch_sampler=sampler,
+        collate_fn=collate,
+    )
+    for parameter in trainee.extra:  # which accelerate isn't given
+        parameter.data = parameter.data.to(accelerator.device)
+    optimizer = _optimizer(trainee, config)
+    if is_sharded(trainee.module):
+        module, loader = trainee.module, accelerator.prepare(loader)
+    else:
+        module, optimizer, loader = accelerator.prepare(trainee.module, optimizer, loader)
+    if frozen is not None and augmentation is None:
+        frozen.keep_states(trainee.examples, in_bf16(config.precision), progress, description)
+    length = trainee.length or Length(max(1, round(config.epochs * len(loader))))
+    session = _Session(trainee, config, accelerator, optimizer, length, frozen, sampler)
+    with _dropout(trainee.module, config.dropout), within_memory(description, "batch_size or the length of examples"):
+        losses = session.run(module, loader, progress, description)
+    if frozen is not None:
+        frozen.requires_grad_(True)
+    if config.freeze_embeddings:
+        trainee.module.get_input_embeddings().requires_grad_(True)  # type: ignore[operator]
+    trainee.module.eval()
+    if not is_sharded(trainee.module):
+        # What is saved, and what comes next, is the processor's.
+        trainee.module.to(CPU)
+    return losses
+
+
+@contextlib.contextmanager
+def _dropout(module: nn.Module, probability: float | None) -> Iterator[None]:
+    """Train with another dropout probability than the model's own, and put that back."""
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Dropout)]
+    before = [layer.p for layer in layers]
+    for layer in layers:
+        layer.p = layer.p if probability is None else probability
+    try:
+        yield
+    finally:
+        for layer, own in zip(layers, before, strict=True):
+            layer.p = own
+
+
+def _optimizer(trainee: Trainee, config: Training) -> torch.optim.Optimizer:
+    decayed: list[nn.Parameter] = []
+    plain = list(trainee.extra)
+    for parameter in trainee.module.parameters():
+        if parameter.requires_grad:
+            (decayed if parameter.ndim > 1 else plain).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate, fused=True)
+
+
+@dataclass
+class _Session:
+    trainee: Trainee
+    config: Training
+    accelerator: Accelerator
+    optimizer: torch.optim.Optimizer
+    length: Length
+    frozen: FrozenLayers | None
+    sampler: LengthGroupedBatches
+    best: tuple[float, dict[str, torch.Tensor]] | None = None
+    done: int = 0
+    losses: list[float] = field(default_factory=list)
+    total: float = 0.0
+    """Of the losses in this epoch."""
+    over: bool = False
+
+    def run(self, module: nn.Module, loader: DataLoader[int], progress: Progress, description: str) -> list[float]:
+        module.train()
+        self._go_on(len(loader), progress, description)
+        self.length.begin()
+        try:
+            batches, before = self._batches(loader), self.done
+            left = self.length.steps_in_all(before) - before
+            total = left if self.length.seconds is None else lambda: self.length.steps_in_all(self.done) - before
+            for batch in progress.track(batches, description, total):
+                self._step(module, batch)
+                self.over = self._is_over()
+                if self.done % len(loader) == 0 or self.over:
+                    self._end_epoch(len(loader), progress, description)
+                    module.train()
+                if self.trainee.kept is not None and self.trainee.kept.is_due():
+                    self.trainee.kept.write(self._state())
+        except NotFiniteError as error:
+            self._stop(error, module, len(loader), progress, description)
+        if self.best is not None:
+            self.trainee.module.load_state_dict(self.best[1])
+        return self.losses
+
+    def _is_over(self) -> bool:
+        over = self.length.is_over(self.done)
+        return over if self.length.seconds is None else processes.first_says(over)
+
+    def _batches(self, loader: DataLoader[int]) -> Iterator[dict[str, torch.Tensor]]:
+        kept = self.trainee.kept
+        self.over = self.done > 0 and self._is_over()
+        while not self.over:
+            # The loader draws a number as an epoch begins; what was kept within one was kept after that.
+            within = self.sampler.skipped > 0
+            if kept is not None and not within:
+                kept.restore_random_state()
+            for batch in loader:
+                if kept is not None and within:
+                    kept.restore_random_state()
+                within = False
+                yield batch
+                if self.over:
+                    return
+
+    def _step(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> None:
+        trainee = self.trainee
+        if self.frozen is not None:
+            self.frozen.choose(batch["index"].tolist())
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * self.length.rate(
+                self.done, self.config.warmup_ratio, self.config.decay
+            )
+        pieces = [batch] if trainee.pieces is None else trainee.pieces(batch)
+        value = 0.0
+        for place, piece in enumerate(pieces, 1):
+            with contextlib.nullcontext() if place == len(pieces) else self.accelerator.no_sync(module):
+                value += self._backward(module, piece)
+        parameters = [*trainee.module.parameters(), *trainee.extra]
+        norm = self.accelerator.clip_grad_norm_(parameters, self.config.max_gradient_norm)
+        length = None if norm is None else float(gathered(norm))
+        if length is not None and not math.isfinite(length):
+            self._refuse("The gradient's length", length, module, pieces)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.done += 1
+        if trainee.after_step is not None:
+            trainee.after_step(self.done, self.length.steps)
+        self.total += value
+        if trainee.told is not None:
+            trainee.told(self.done, self.length.share(self.done), value)
+
+    def _backward(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> float:
+        loss = self._loss(module, batch)
+        value = float(processes.mean(loss.detach()))
+        if not math.isfinite(value):
+            self._refuse("The training loss", value, module, [batch])
+        self.accelerator.backward(loss)
+        return value
+
+    def _loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        trainee, device = self.trainee, self.accelerator.device.type
+        with (
+            autocast(in_bf16(self.config.precision, device), device),
+            shortened(trainee.module, self.frozen, trainee.first_token_only),
+        ):
+            return trainee.loss(module, batch)
+
+    def _refuse(self, what: str, value: float, module: nn.Module, pieces: list[dict[str, torch.Tensor]]) -> NoReturn:
+        """Raises `NotFiniteError`, which names the layer where it began."""
+        self.optimizer.zero_grad()
+        layer = blamed(
+            self.trainee.known or self.trainee.module, lambda: [self._loss(module, piece) for piece in pieces]
+        )
+        raise NotFiniteError(
+            f"{what} became {value} at step {self.done + 1}{self.length.of()}{layer}.",
+            hint="lower learning_rate, or set precision: fp32",
+        )
+
+    def _end_epoch(self, batches: int, progress: Progress, description: str) -> None:
+        self.losses.append(self.total / ((self.done - 1) % batches + 1))
+        self.total = 0.0
+        self._judge(progress, description, self.losses)
+
+    def _stop(
+        self, error: NotFiniteError, module: nn.Module, batches: int, progress: Progress, description: str
+    ) -> None:
+        """End with what was last kept. Raises ``error`` again where nothing was."""
+        kept, stopped = self.trainee.kept, self.trainee.stopped
+        state = None if kept is None or stopped is None else kept.read()
+        if state is None or stopped is None:
+            raise error
+        self._restore(state)
+        stopped(f"{description}: {error.what} The model is as it was after step {self.done}; {error.hint}.")
+        if self.done % batches:
+            self._end_epoch(batches, progress, description)
+
+    def _go_on(self, batches: int, progress: Progress, description: str) -> None:
+        """Begin where a killed training was last kept."""
+        kept = self.trainee.kept
+        state = None if kept is None else kept.read()
+        if state is None:
+            return
+        self._restore(state)
+        self.sampler.epoch, self.sampler.skipped = divmod(self.done, batches)
+        progress.note(f"{description}: goes on after step {self.done}")
+
+    def _state(self) -> TrainingState:
+        tensors = trained_tensors(self.trainee.module, self.trainee.extra)
+        best = None if self.best is None else self.best[1]
+        figures = {
+            "done": self.done,
+            "losses": self.losses,
+            "total": self.total,
+            "best": None if self.best is None else self.best[0],
+            "seconds": self.length.seconds_spent(),
+        }
+        return TrainingState(figures, tensors, moments(self.optimizer), best)
+
+    def _restore(self, state: TrainingState) -> None:
+        put_back(trained_tensors(self.trainee.module, self.trainee.extra), state.tensors)
+        put_moments_back(self.optimizer, state.moments)
+        figures = state.figures
+        self.done, self.losses, self.total = figures["done"], list(figures["losses"]), figures["total"]
+        self.best = None if state.best is None else (figures["best"], state.best)
+        self.length.go_on(figures["seconds"])
+
+    def _judge(self, progress: Progress, description: str, losses: list[float]) -> None:
+        """Say how the epoch went, and keep it if it is the best one."""
+        said = f"{description}: epoch {len(losses)}, loss {losses[-1]:.4f}"
+        if self.trainee.validate is None:
+            progress.note(said)
+            return
+        self.trainee.module.eval()
+        merit = self.trainee.validate()
+        progress.note(f"{said}, validation {merit:.4f}")
+        if self.config.keep_best and (self.best is None or merit > self.best[0]):
+            state = {name: tensor.detach().clone() for name, tensor in self.trainee.module.state_dict().items()}
+            self.best = merit, state

@@ -1,0 +1,118 @@
+"""Several processes on one recipe, as `torchrun` or `accelerate launch` start them: all train, the first one writes."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, TypeVar
+
+from compress.utils.torch_device import CPU, current_device
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+Found = TypeVar("Found")
+
+
+def count() -> int:
+    """How many processes a launcher started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def several() -> bool:
+    """Whether they are more than one."""
+    return count() > 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes, measures and reports."""
+    return is_mine(0)
+
+
+def is_mine(place: int) -> bool:
+    """Whether this process does the work with that number, of work that they share."""
+    return place % count() == _rank()
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def together(found: dict[int, Found]) -> dict[int, Found]:
+    """What all processes have found, in every process."""
+    if not several():
+        return found
+    from accelerate.utils import gather_object
+
+    accelerator()
+    merged: dict[int, Found] = {}
+    for each in gather_object([found]):
+        merged |= each
+    return merged
+
+
+def first_found(found: Found | None) -> Found | None:
+    """What the first process has found that found anything, in every process."""
+    each = together({_rank(): found})
+    return next((each[rank] for rank in sorted(each) if each[rank] is not None), None)
+
+
+def own_device(device: str) -> str:
+    """The GPU of this process, where several share a machine's; else ``device`` itself."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if several() and device.startswith("cuda") else device
+
+
+def accelerator(split_batches: bool = False) -> Accelerator:
+    """The process's accelerator, on the device that stages compute on; of several processes each has a GPU of its own.
+
+    ``split_batches``: each process gets its part of every batch, rather than batches of its own.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DataLoaderConfiguration
+
+    here = current_device() == CPU
+    # What was chosen first stays accelerate's for the whole process, which may run another recipe by now.
+    if PartialState._shared_state and (PartialState().device.type == CPU) != here:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(
+        cpu=here,
+        dataloader_config=DataLoaderConfiguration(split_batches=split_batches),
+    )
+
+
+def mean(value: torch.Tensor) -> torch.Tensor:
+    """The mean of a tensor over all processes."""
+    if not several():
+        return value
+    from accelerate.utils import reduce
+
+    found: torch.Tensor = reduce(value, "mean")
+    return found
+
+
+def any_says(values: torch.Tensor) -> torch.Tensor:
+    """Where any process has a number above 0, of as many [n] in each."""
+    if not several():
+        return values > 0
+    from accelerate.utils import reduce
+
+    found: torch.Tensor = reduce(values.float().to(accelerator().device), "sum")
+    return found.cpu() > 0
+
+
+def wait_for_all() -> None:
+    """Return once every process has come here."""
+    if several():
+        accelerator().wait_for_everyone()
+
+
+def first_says(value: bool) -> bool:
+    """The first process's ``value``, in every process."""
+    if not several():
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    accelerator()
+    (said,) = broadcast_object_list([value])
+    return bool(said)

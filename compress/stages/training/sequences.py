@@ -1,0 +1,94 @@
+"""What a language model's student reads: windows of tokens, of which those of a conversation's answers count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compress.stages.distill.settings import Distillation
+from compress.tasks.task import Examples
+from compress.tasks.windows import cut, learned_tokens, opening, spread
+from compress.utils.errors import DataError
+
+if TYPE_CHECKING:
+    from compress.stages.base import Context
+
+HELD_OUT = 8
+"""Windows that say how well the student does, before and after."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Token ids to learn from and to be judged by; every window has the same length.
+
+    Where not all tokens are to be foretold, `labels` [windows, length] of ``train`` are 1 for those that are.
+    """
+
+    train: Examples
+    held_out: Examples
+
+
+def lesson_windows(processor: Any, settings: Distillation, context: Context) -> Windows:
+    """The windows of the recipe's text. Raises `DataError` for text that is too short, or too few tokens for a step."""
+    length = settings.sequence_length or context.max_length
+    learned, counted = _windows(context, "train", processor, settings, length)
+    if "validation" in context.data.splits:
+        judged, _ = _windows(context, "validation", processor, settings, length)
+    else:
+        last = max(1, min(HELD_OUT, len(learned) // 10))
+        judged, learned, counted = learned[-last:], learned[:-last], counted[:-last]
+    check_enough(learned, judged, settings.batch_size, length)
+    step = settings.batch_size * length
+    if settings.tokens is not None and settings.tokens < step:
+        raise DataError(
+            f"{settings.tokens:,} tokens are too few for one step, which takes {step:,}.",
+            where="tokens",
+            expected=f"at least {step:,}: {settings.batch_size} windows of {length} tokens",
+            hint="raise tokens, or lower batch_size",
+        )
+    judged = [judged[place] for place in spread(len(judged), HELD_OUT)]
+    labels = None if all(one.all() for one in counted) else np.stack(counted).astype(np.int64)
+    return Windows(_examples(learned, labels), _examples(judged))
+
+
+def check_enough(learned: Sequence[Any], judged: Sequence[Any], batch_size: int, length: int) -> None:
+    """Raises `DataError` for fewer windows than one step takes, or none that is held out."""
+    if not judged or len(learned) < batch_size:
+        raise DataError(
+            f"The text is too short: {len(learned)} windows of {length} tokens to learn from and {len(judged)} held "
+            "out.",
+            where="data.splits",
+            expected=f"at least {batch_size} and 1",
+            hint="name more text, or lower sequence_length",
+        )
+
+
+def _windows(
+    context: Context, split: str, processor: Any, settings: Distillation, length: int
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Windows of a split, and which tokens of each count; those in which none does are left out."""
+    end = None
+    if settings.documents == "end_token":
+        end = processor.eos_token_id
+        if end is None:
+            raise DataError(
+                "The model's tokenizer has no token that ends a text.",
+                where="documents",
+                expected="an eos_token in tokenizer_config.json",
+                hint="set documents: blank_line",
+            )
+    ids, counted = learned_tokens(context.data.split(split), processor, end)
+    first = opening(processor)
+    windows, marks = cut(ids, first, length), cut(counted.astype(np.int64), [0] * len(first), length)
+    kept = [place for place, mark in enumerate(marks) if mark.any()]
+    plain = counted.all()
+    return [windows[place] for place in kept], [
+        np.ones(length, bool) if plain else marks[place].astype(bool) for place in kept
+    ]
+
+
+def _examples(windows: list[np.ndarray], labels: np.ndarray | None = None) -> Examples:
+    return Examples([{"input_ids": window} for window in windows], {"input_ids": 0}, labels)

@@ -1,0 +1,283 @@
+"""Text that a teacher writes itself, for a student that is to say the same."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+
+from compress.formats.registry import RUNTIMES
+from compress.formats.spec import load
+from compress.models.config_checks import positions_of
+from compress.models.shards import write_whole
+from compress.runtimes.decoder import ManyTexts
+from compress.stages.training import processes
+from compress.stages.training.synthetic_data_settings import TORCH
+from compress.tasks.conversations import asked, before_question
+from compress.tasks.task import Examples
+from compress.tasks.windows import cut, opening, spread
+from compress.utils.errors import DataError, StageError
+from compress.utils.torch_device import CPU
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from compress.models.torch_model import TorchModel
+    from compress.stages.base import Context
+    from compress.stages.training.sequences import Windows
+    from compress.stages.training.synthetic_data_settings import TeacherWrites
+
+_AT_ONCE, _CACHE_BYTES = 64, 2e9
+"""Texts that are written together, at most, and what their keys and values may take."""
+_SHARE = 8
+"""Of a window of running text one token in so many is given."""
+_QUESTION, _ANSWER = 64, 256
+"""Longest of a conversation, in tokens."""
+_IDS, _SECONDS = "input_ids", "seconds"
+_MANY = 256
+"""Texts that another runtime is given together; some of them it writes at once."""
+
+
+def with_written(
+    windows: Windows,
+    settings: TeacherWrites,
+    teacher: TorchModel,
+    tokenizer: Any,
+    context: Context,
+    bf16: bool = False,
+    ends: bool = True,
+    held_out: int = 0,
+) -> tuple[Windows, float]:
+    """Windows to learn from of which the teacher wrote the ``share`` that is asked for, and the seconds it took to.
+
+    What it wrote is repeated as often as the share takes; with ``bf16`` a copy of it in bfloat16 writes. ``tokenizer``
+    is the student's. So many of the last windows that it wrote are ``held_out`` in place of the text's.
+
+    Behind beginnings of the text stand the teacher's likeliest tokens (Kim and Rush 2016, section 3.2), up to its end
+    of text, and they alone count. The beginning of running text is an eighth of the window; of a conversation it is all
+    before the first answer. Of conversations that the teacher makes up all tokens count: given what the chat template
+    has before a question it draws one, and its likeliest answer follows (Xu et al. 2024, Magpie, section 2.1); those
+    that come to no end are left out where only answers with ``ends`` are wanted, unless none does. What was written
+    before a kill is not written again. Raises `StageError` where the two models have other tokens, and `DataError`
+    without a chat template.
+    """
+    if teacher.processor.get_vocab() != tokenizer.get_vocab():
+        raise StageError(
+            "The teacher and the student have other tokens, so that one cannot read what the other writes.",
+            where="teacher_writes",
+            expected="two models of one tokenizer",
+            hint="leave teacher_writes out: text can be read by both",
+        )
+    train = windows.train
+    writer = _Writer(teacher, context, bf16)
+    if settings.runtime != TORCH:
+        writer = _RuntimesWriter(teacher, context, bf16, settings.runtime)
+    length = len(train.inputs[0][_IDS])
+    marks = np.ones((len(train), length), np.int64) if train.labels is None else train.labels
+    text = [(one[_IDS], mark) for one, mark in zip(train.inputs, marks, strict=True)]
+    written = []
+    if settings.beginnings:
+        written += _gone_on([text[place] for place in spread(len(text), settings.beginnings)], writer)
+    if settings.conversations:
+        written += _conversations(settings.conversations, length, writer, ends)
+    if held_out:
+        if len(written) <= held_out:
+            raise DataError(
+                f"The teacher wrote {len(written)} windows of {length} tokens, and {held_out} of them are held out.",
+                where="teacher_writes",
+                expected=f"more than {held_out}",
+                hint="have it write more, or lower validation_windows or sequence_length",
+            )
+        judged = Examples([{_IDS: ids} for ids, _ in written[-held_out:]], train.padding)
+        windows, written = replace(windows, held_out=judged), written[:-held_out]
+    if settings.share < 1:
+        wanted = round(len(text) * settings.share / (1 - settings.share))
+        written = text + [written[place % len(written)] for place in range(wanted)]
+    counted = np.stack([mark for _, mark in written])
+    inputs = [{_IDS: ids} for ids, _ in written]
+    examples = Examples(inputs, train.padding, None if counted.all() else counted)
+    return replace(windows, train=examples), writer.seconds
+
+
+def _gone_on(text: Sequence[tuple[np.ndarray, np.ndarray]], writer: _Writer) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The windows behind their beginnings, and which tokens the teacher wrote."""
+    given = [int(mark.argmax()) or max(1, len(ids) // _SHARE) for ids, mark in text]
+    begun = [ids[:start] for (ids, _), start in zip(text, given, strict=True)]
+    found = []
+    room = [len(ids) - start for (ids, _), start in zip(text, given, strict=True)]
+    for (ids, _), start, more in zip(text, given, writer.write("beginnings", begun, room), strict=True):
+        whole, counted = np.full_like(ids, writer.filler), np.zeros(len(ids), np.int64)
+        whole[:start], whole[start : start + len(more)] = ids[:start], more
+        counted[start : start + len(more)] = 1
+        found.append((whole, counted))
+    return found
+
+
+def _conversations(count: int, length: int, writer: _Writer, ends: bool) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Windows of conversations that follow each other."""
+    tokenizer = writer.teacher.processor
+
+    def encoded(text: str) -> np.ndarray:
+        return np.array(tokenizer(text, add_special_tokens=False)[_IDS], np.int64)
+
+    before = encoded(before_question(tokenizer))
+    drawn = writer.write("questions", [before] * count, [_QUESTION] * count, temperature=1.0)
+    questions = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in drawn]
+    prompts = [encoded(asked(question, tokenizer)) for question in questions if question]
+    answers = writer.write("answers", prompts, [_ANSWER] * len(prompts))
+    whole = [pair for pair in zip(prompts, answers, strict=True) if not ends or writer.ends(pair[1])]
+    # Who reads answers that were broken off learns to come to no end.
+    said = list(chain.from_iterable(whole or zip(prompts, answers, strict=True)))
+    windows = cut(np.concatenate(said), opening(tokenizer), length) if said else []
+    if not len(windows):
+        raise DataError(
+            f"{count} conversations of the teacher are {sum(map(len, said))} tokens, and a window has {length}.",
+            where="teacher_writes.conversations",
+            expected="more of them, or a smaller sequence_length",
+        )
+    return [(window, np.ones(length, np.int64)) for window in windows]
+
+
+class _Writer:
+    """A teacher that goes on with texts, some at a time; what it wrote lies in the stage's scratch folder.
+
+    Each of several processes writes some of them.
+    """
+
+    def __init__(self, teacher: TorchModel, context: Context, bf16: bool) -> None:
+        ends = teacher.module.generation_config.eos_token_id
+        self.teacher, self._context, self._bf16 = teacher, context, bf16
+        self._positions = positions_of(teacher.module.config.to_dict())
+        self._ends = set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
+        self.filler = min(self._ends, default=0)
+        self.seconds = 0.0
+        """That it has written for, in this run and before a kill."""
+
+    def write(
+        self, what: str, begun: Sequence[np.ndarray], room: Sequence[int], temperature: float | None = None
+    ) -> list[np.ndarray]:
+        """Token ids behind each beginning, at most as many as there is ``room``, up to the end of the text, with it.
+
+        The likeliest, or drawn at a ``temperature``.
+        """
+        # Those that are as long are written together, so that few tokens fill up.
+        order = sorted(range(len(begun)), key=lambda place: len(begun[place]))
+        size = self._at_once(max((len(each) + more for each, more in zip(begun, room, strict=True)), default=1))
+        size = max(1, min(size, -(-len(order) // processes.count())))
+        parts = list(enumerate(order[start : start + size] for start in range(0, len(order), size)))
+        mine = [part for part in parts if processes.is_mine(part[0])]
+        found: dict[int, np.ndarray] = {}
+        for number, places in self._context.progress.track(mine, f"the teacher writes {what}", len(mine)):
+            texts, most = [begun[place] for place in places], max(room[place] for place in places)
+            if self._positions is not None:
+                most = min(most, self._positions - max(map(len, texts)))
+            rows = self._kept(f"{what}-{size}-{number}", partial(self._written, texts, most, number, temperature))
+            found |= {place: row[: room[place]] for place, row in zip(places, rows, strict=True)}
+        found = processes.together(found)
+        total = sum(map(len, found.values()))
+        self._context.note(f"the teacher wrote {total:,} tokens, {len(found)} {what}")
+        return [found[place] for place in range(len(begun))]
+
+    @cached_property
+    def _module(self) -> PreTrainedModel:
+        module = self.teacher.module.eval()
+        turned = self._bf16 and module.dtype != torch.bfloat16
+        return copy.deepcopy(module).to(torch.bfloat16) if turned else module
+
+    def _at_once(self, tokens: int) -> int:
+        """How many texts of so many tokens, as if each of the heads had keys and values of its own in float32."""
+        config = self.teacher.module.config.get_text_config()
+        each = 4 * 2 * config.num_hidden_layers * config.hidden_size * tokens
+        return max(1, min(_AT_ONCE, int(_CACHE_BYTES // each)))
+
+    def _kept(self, name: str, make: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:
+        file = self._context.scratch / f"written-{name}.safetensors"
+        if not file.is_file():
+            began = time.monotonic()
+            rows = {str(place): torch.from_numpy(row) for place, row in enumerate(make())}
+            seconds = time.monotonic() - began
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, rows, {_SECONDS: str(seconds)})
+        with safe_open(file, framework="np") as kept:
+            self.seconds += float(kept.metadata()[_SECONDS])
+            return [kept.get_tensor(str(place)) for place in range(len(kept.keys()))]
+
+    def _written(
+        self, begun: Sequence[np.ndarray], room: int, number: int, temperature: float | None
+    ) -> list[np.ndarray]:
+        chosen: dict[str, Any] = {"do_sample": False}
+        if temperature is not None:
+            chosen = {"do_sample": True, "temperature": temperature, "top_k": 0}
+        longest = max(map(len, begun))
+        ids = torch.full((len(begun), longest), self.filler)
+        mask = torch.zeros_like(ids)
+        for row, text in enumerate(begun):
+            ids[row, longest - len(text) :] = torch.from_numpy(text)
+            mask[row, longest - len(text) :] = 1
+        module = self._module
+        given = {"input_ids": ids.to(module.device), "attention_mask": mask.to(module.device)}
+        others = [] if module.device.type == CPU else [module.device]
+        with torch.inference_mode(), torch.random.fork_rng(others, device_type=module.device.type):
+            torch.manual_seed(self._context.seed + number)
+            found = module.generate(**given, max_new_tokens=room, pad_token_id=self.filler, **chosen)
+        return [self._up_to_the_end(row[longest:].cpu().numpy()) for row in found]
+
+    def _up_to_the_end(self, ids: np.ndarray) -> np.ndarray:
+        ended = np.isin(ids, sorted(self._ends))
+        return ids[: int(ended.argmax()) + 1] if ended.any() else ids
+
+    def ends(self, ids: np.ndarray) -> bool:
+        """Whether a text that it wrote came to its end."""
+        return bool(len(ids)) and int(ids[-1]) in self._ends
+
+
+class _RuntimesWriter(_Writer):
+    """The same by another runtime than torch."""
+
+    def __init__(self, teacher: TorchModel, context: Context, bf16: bool, runtime: str) -> None:
+        super().__init__(teacher, context, bf16)
+        reference = RUNTIMES[runtime].many_texts
+        assert reference is not None
+        self._runtime = runtime
+        self._open: Callable[..., ManyTexts] = load(reference)
+
+    @cached_property
+    def _texts(self) -> ManyTexts:
+        from compress.formats.onnx.stage import proof_windows
+        from compress.models.checkpoint import Checkpoint
+        from compress.utils.environment import working_threads
+
+        self._context.scratch.mkdir(parents=True, exist_ok=True)
+        # What is open is read from there, by mapping; the files themselves may go.
+        with tempfile.TemporaryDirectory(dir=self._context.scratch) as folder:
+            self.teacher.save(saved := Path(folder) / "teacher")
+            checkpoint = Checkpoint(saved)
+            windows = proof_windows(checkpoint, self._context)
+            try:
+                return self._open(
+                    checkpoint, Path(folder) / "graph", windows, working_threads(), self._bf16, self._ends
+                )
+            except StageError as error:
+                raise StageError(
+                    f"{self._runtime} doesn't run the teacher. {error.what}",
+                    where="teacher_writes.runtime",
+                    hint="leave runtime out: torch writes, if more slowly",
+                ) from error
+
+    def _at_once(self, tokens: int) -> int:
+        return _MANY
+
+    def _written(
+        self, begun: Sequence[np.ndarray], room: int, number: int, temperature: float | None
+    ) -> list[np.ndarray]:
+        return self._texts.write(begun, room, temperature, self._context.seed + number)

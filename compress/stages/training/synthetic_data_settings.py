@@ -1,0 +1,65 @@
+"""How much of what a student reads its teacher writes itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from compress.formats.registry import RUNTIMES
+from compress.utils.pydantic_models import Frozen, LaterFields
+
+TORCH = "torch"
+if TYPE_CHECKING:
+    WritingRuntime = str
+else:
+    WritingRuntime = Literal[(TORCH, *(name for name, spec in RUNTIMES.items() if spec.many_texts))]
+
+
+class TeacherWrites(LaterFields, Frozen):
+    """Windows that a teacher writes for its student."""
+
+    later_fields: ClassVar[tuple[str, ...]] = ("runtime",)
+
+    beginnings: int = Field(0, ge=0, description="windows of the text whose beginnings it goes on with")
+    conversations: int = Field(
+        0, ge=0, description="questions that it makes up, as its chat template has them, and answers"
+    )
+    share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="of the windows that are learned, repeated as often as it takes; the text's are the rest",
+    )
+    runtime: WritingRuntime = Field(
+        TORCH,
+        description="what it writes by; any but torch takes texts in as others end, which on processors is several "
+        "times as fast",
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not (self.beginnings or self.conversations):
+            raise ValueError("beginnings, conversations, or both")
+        return self
+
+    def check(self, tokenizer: Any) -> None:
+        """Raises `DataError` where conversations are wanted, and the tokenizer does not say how they are written."""
+        from compress.tasks.conversations import before_question
+
+        if self.conversations:
+            before_question(tokenizer)
+
+    def tokens(self, length: int) -> int:
+        """About how many it writes where windows have that ``length``: 200 a conversation."""
+        return self.beginnings * length + 200 * self.conversations
+
+
+TEACHER_WRITES: Any = Field(
+    None, description="language models: learn from what the teacher writes itself, in place of the text or beside it"
+)
+
+
+def writing_packages(settings: TeacherWrites | None) -> tuple[str, ...]:
+    """Distributions that a teacher writes by, beside torch's."""
+    return () if settings is None or settings.runtime == TORCH else RUNTIMES[settings.runtime].writing_packages

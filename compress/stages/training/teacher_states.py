@@ -1,0 +1,124 @@
+"""What a teacher says of windows, such as its last hidden states, kept for all who read the same ones.
+
+Logits of a vocabulary would take a hundred times as many bytes; the teacher's head makes them again from the states.
+Each window is a file by what the teacher reads, so that it doesn't matter in which order, or for which student, it was
+asked: it is always read alone, and its states are rounded whether they are kept or not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from compress.stages.recovery.trainer import Body
+from compress.stages.training import processes
+from compress.utils.environment import package_versions
+from compress.utils.storage import cache_key
+
+if TYPE_CHECKING:
+    from compress.stages.base import Context
+    from compress.stages.training.sequences import Windows
+
+_SPARE_BYTES = 1 << 30
+"""Left free on the disk."""
+_VERSION = 1
+
+
+Said = dict[str, torch.Tensor]
+
+
+@dataclass
+class TeacherStates:
+    """Of windows of one length. ``ask`` gives the teacher's tensors [L, ...] by name for token ids [1, L].
+
+    ``folder`` None: nothing is kept. ``together``: all processes hold the teacher, so that it answers as many windows
+    in each.
+    """
+
+    teacher: Body
+    ask: Callable[[Body, torch.Tensor], Said]
+    folder: Path | None
+    together: bool = False
+    answered: int = 0
+    found: int = 0
+
+    def of(self, ids: torch.Tensor) -> Said:
+        """Tensors [B, L, ...] for token ids [B, L]."""
+        files = [None if self.folder is None else self._file(self.folder, window) for window in ids]
+        known = [None if file is None else _read(file, ids.shape[1]) for file in files]
+        missing = torch.tensor([said is None for said in known])
+        if self.together:
+            missing = processes.any_says(missing)
+        self.found += int((~missing).sum())
+        every = [
+            self._answer(window, file) if said is None or miss else said
+            for window, file, said, miss in zip(ids, files, known, missing.tolist(), strict=True)
+        ]
+        return {name: torch.stack([said[name].to(ids.device) for said in every]) for name in every[0]}
+
+    def _answer(self, ids: torch.Tensor, file: Path | None) -> Said:
+        self.answered += 1
+        with torch.no_grad():
+            said = self.ask(self.teacher, ids[None])
+        if file is not None:
+            _write(file, said)
+        return said
+
+    def _file(self, folder: Path, ids: torch.Tensor) -> Path:
+        own = ids if self.teacher.tokens is None else self.teacher.tokens[ids.cpu()]
+        name = hashlib.sha256(own.cpu().numpy().tobytes()).hexdigest()
+        return folder / name[:2] / f"{name[2:34]}.safetensors"
+
+
+def _read(file: Path, tokens: int) -> Said | None:
+    try:
+        said: Said = load_file(file)
+    except (OSError, SafetensorError):
+        return None
+    return said if said and all(len(each) == tokens for each in said.values()) else None
+
+
+def _write(file: Path, said: Said) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(f".{os.getpid()}")
+    save_file({name: each.cpu().contiguous() for name, each in said.items()}, partial)
+    partial.replace(file)
+
+
+def states_key(teacher: Body, dtype: torch.dtype) -> str:
+    """By what the states follow from: the teacher's weights and config, the arithmetic and who does it."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(teacher.causal.base_model.state_dict().items()):
+        total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    config = {name: value for name, value in teacher.causal.config.to_dict().items() if not name.startswith("_")}
+    about = {
+        "version": _VERSION,
+        "weights": total.hexdigest(),
+        "config": config,
+        "dtype": str(dtype),
+        "packages": package_versions(("torch", "transformers")),
+    }
+    return cache_key(json.loads(json.dumps(about, default=str)))
+
+
+def with_room(folder: Path, windows: Windows, token_bytes: int, stage: str, context: Context) -> Path | None:
+    """``folder``, if the disk that it will be on can take what is said of all ``windows``; else nothing is kept."""
+    place = folder.absolute()
+    while not place.is_dir():
+        place = place.parent
+    tokens = len(windows.train) * len(windows.train.inputs[0]["input_ids"])
+    if shutil.disk_usage(place).free >= tokens * token_bytes + _SPARE_BYTES:
+        return folder
+    context.progress.note(f"{stage}: the disk has no room for the teacher's states; it reads each window anew")
+    return None

@@ -1,0 +1,251 @@
+"""Checkpoints for servers with a GPU, opened on this processor by transformers and the package compressed-tensors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
+from compressed_tensors.quantization import QuantizationConfig
+from decoders import context, inputs_of_layers, module_of, save_decoder, some_ids
+from mergeable import save_mergeable_llama
+from quantized import quantize_tiny_llama, save_tiny_llama
+from safetensors.torch import load_file, save_file
+
+from compress.formats.gguf.stage import Gguf
+from compress.formats.safetensors.runtime import RUNTIME
+from compress.formats.targets import REFERENCE
+from compress.inspection.tensors import read_model
+from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint, ServedCheckpoint
+from compress.models.quantized_module import load_module
+from compress.models.shards import write_changed
+from compress.stages.blockwise.build import logits
+from compress.stages.blockwise.calibration import calibration_windows
+from compress.stages.compressed_tensors import export
+from compress.stages.compressed_tensors.stage import CompressedTensors
+from compress.stages.equalize.stage import Equalize
+from compress.stages.gptq.stage import Gptq
+from compress.utils.errors import ModelError, StageError
+
+IDS = some_ids(2, 12)
+QUANTIZED: dict[str, dict[str, Any]] = {
+    "W4A16": {"bits": 4, "group_size": 32, "embedding_bits": 4},
+    "W4A16 but for down": {"bits": 4, "group_size": 64, "keep": ("*.down_proj",)},
+    "W3A16": {"bits": 3, "group_size": 64},
+    "W8A16": {"bits": 8, "group_size": -1},
+}
+
+
+@dataclass(frozen=True)
+class Made:
+    """A checkpoint in both layouts, and what was remarked."""
+
+    before: QuantizedCheckpoint
+    after: ServedCheckpoint
+    remark: str
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
+    folder = tmp_path_factory.mktemp("served")
+    source = save_tiny_llama(folder / "source")
+    found = {}
+    for name, fields in QUANTIZED.items():
+        before = Gptq(method="rtn", **fields).run(source, context(folder / name))
+        found[name] = serve(before, folder / name)
+    return found | {"W8A8": serve(found["W8A16"].before, folder / "W8A8", activation_bits=8)}
+
+
+def serve(before: QuantizedCheckpoint, folder: Path, **fields: Any) -> Made:
+    told = context(folder / "layout")
+    return Made(before, CompressedTensors(**fields).run(before, told), told.remarks[-1])
+
+
+def answers(folder: Path) -> np.ndarray:
+    """Of the runtime that evaluates them: transformers with compressed-tensors."""
+    session = RUNTIME.open(folder, REFERENCE.target, 1)
+    return session.predict({"input_ids": IDS.numpy()})["logits"]
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_transformers_answers_what_the_integers_say(made: dict[str, Made], name: str) -> None:
+    np.testing.assert_allclose(answers(made[name].after.folder), logits(made[name].before, IDS), atol=2e-5)
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_compressed_tensors_unpacks_our_integers(made: dict[str, Made], name: str) -> None:
+    before, after = made[name].before, made[name].after
+    groups = QuantizationConfig.model_validate(after.quantization).config_groups
+    assert list(groups) == ["group_0"] and before.integer_layers
+    for layer in before.integer_layers:
+        weight = before.quantized(layer)
+        parts = PackedQuantizationCompressor.compression_param_names(groups["group_0"])
+        stored = {part: after.stored(f"{layer}.{part}") for part in parts}
+        found = PackedQuantizationCompressor.decompress(stored, groups["group_0"])["weight"]
+        assert weight is not None
+        # In float16, in which a server dequantizes: one rounding of the product of an integer and a scale.
+        assert torch.equal(found, weight.dequantize().half())
+        again = after.quantized(layer)
+        assert again is not None and torch.equal(again.integers, weight.integers)
+        assert torch.equal(again.zero_points, weight.zero_points) and torch.equal(again.scales, weight.scales)
+
+
+def test_inputs_are_rounded_by_a_scale_for_each_token(made: dict[str, Made]) -> None:
+    before, after = made["W8A8"].before, made["W8A8"].after
+    stored = {str(after.stored(f"{layer}.weight").dtype) for layer in after.integer_layers}
+    assert stored == {"torch.int8"} and not any("packed" in name for name in after.files)
+
+    def rounding(module: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        scale = given[0].abs().amax(-1, keepdim=True) / 127.5
+        return (given[0] / scale).round().clamp(-128, 127) * scale
+
+    module = load_module(before)
+    for layer in before.integer_layers:
+        module.get_submodule(layer).register_forward_pre_hook(rounding)
+    with torch.no_grad():
+        expected = module(input_ids=IDS).logits
+    np.testing.assert_allclose(answers(after.folder), expected, atol=2e-5)
+    assert float((expected - logits(before, IDS)).abs().max()) > 1e-3
+
+
+def test_the_config_is_what_llm_compressor_writes(made: dict[str, Made]) -> None:
+    config = json.loads((made["W8A8"].after.folder / "config.json").read_text())
+    assert config["dtype"] == "float16"
+    about = config["quantization_config"]
+    assert about["format"] == "int-quantized" and about["ignore"] == ["lm_head"]
+    group = about["config_groups"]["group_0"]
+    assert group["targets"] == ["Linear"]
+    weights, inputs = group["weights"], group["input_activations"]
+    assert (weights["strategy"], weights["dynamic"], weights["num_bits"]) == ("channel", False, 8)
+    assert (inputs["strategy"], inputs["dynamic"], inputs["symmetric"]) == ("token", True, True)
+    kept = made["W4A16 but for down"].after.quantization
+    assert kept is not None and kept["ignore"] == [*(f"model.layers.{n}.mlp.down_proj" for n in (0, 1)), "lm_head"]
+    assert not (made["W4A16"].after.folder / "quantize_config.json").exists()
+    assert "14 layers, W4A16 in groups of 32" in made["W4A16"].remark and "no GPU" in made["W4A16"].remark
+
+
+@pytest.mark.parametrize("name", ["W4A16", "W3A16", "W8A8"])
+def test_inspect_counts_the_same_weights_in_both_layouts(made: dict[str, Made], name: str) -> None:
+    def counted(folder: Path) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for tensor in read_model(folder).tensors:
+            if ".layers." in tensor.name and tensor.parameters and "norm" not in tensor.name:
+                found[tensor.dtype] = found.get(tensor.dtype, 0) + tensor.parameters
+        return found
+
+    bits = int(name[1])
+    assert counted(made[name].after.folder) == counted(made[name].before.folder) == {f"int{bits}": 73_728}
+    roles = {tensor.name.rpartition(".")[2]: tensor.role for tensor in read_model(made[name].after.folder).tensors}
+    assert roles["weight_scale"] == "quantization"
+
+
+def test_gguf_of_it_is_that_of_the_checkpoint_it_was_made_of(tmp_path: Path) -> None:
+    stage = Gptq(method="rtn", group_size=32, embedding_bits=8)
+    before = stage.run(save_mergeable_llama(tmp_path / "source"), context(tmp_path / "few"))
+    after = serve(before, tmp_path).after
+    files = [Gguf().run(one, context(tmp_path / name)).folder for name, one in {"a": before, "b": after}.items()]
+    first, second = (next(folder.glob("*.gguf")).read_bytes() for folder in files)
+    assert first == second
+
+
+def test_layers_of_several_bits_are_named_in_groups(tmp_path: Path) -> None:
+    source = save_tiny_llama(tmp_path / "source")
+    stage = Gptq(method="rtn", group_size=32)
+    before = stage.run(source, context(tmp_path / "four"))
+    eight = Gptq(method="rtn", group_size=32, bits=8).run(source, context(tmp_path / "eight"))
+    mixed = QuantizedCheckpoint(shutil.copytree(before.folder, tmp_path / "mixed"))
+    change(mixed, eight, [f"model.layers.{n}.mlp.down_proj" for n in (0, 1)])
+    after = serve(QuantizedCheckpoint(mixed.folder), tmp_path).after
+    np.testing.assert_allclose(answers(after.folder), logits(QuantizedCheckpoint(mixed.folder), IDS), atol=2e-5)
+
+    change(mixed, eight, ["model.layers.0.self_attn.k_proj"])
+    with pytest.raises(ModelError, match=r"one layer of model\.layers\.0\.self_attn\.q_proj"):
+        serve(QuantizedCheckpoint(mixed.folder), tmp_path / "again")
+
+
+def change(checkpoint: QuantizedCheckpoint, other: QuantizedCheckpoint, layers: list[str]) -> None:
+    """Give ``layers`` the integers of another checkpoint, in place."""
+    path = checkpoint.folder / "model.safetensors"
+    tensors = load_file(path)
+    for layer in layers:
+        names = [f"{layer}.{part}" for part in ("qweight", "qzeros", "scales")]
+        tensors |= {name: other.stored(name).clone() for name in names}
+    save_file(tensors, path, metadata={"format": "pt"})
+    config = json.loads((checkpoint.folder / "config.json").read_text())
+    config["quantization_config"].setdefault("dynamic", {}).update({f"+:^{layer}$": {"bits": 8} for layer in layers})
+    (checkpoint.folder / "config.json").write_text(json.dumps(config))
+
+
+def test_an_integer_that_comes_back_as_another_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = quantize_tiny_llama(save_tiny_llama(tmp_path / "source"), tmp_path / "before", table_bits=None)
+    whole = export.pack_layer
+
+    def broken(weight: Any) -> dict[str, torch.Tensor]:
+        parts = whole(weight)
+        parts["weight_packed"][-1, -1] ^= 1
+        return parts
+
+    monkeypatch.setattr(export, "pack_layer", broken)
+    with pytest.raises(StageError, match="unpacks other numbers"):
+        serve(before, tmp_path)
+
+
+def test_what_has_no_place_is_refused_by_name(made: dict[str, Made], tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"_proj has 4 bits, group_size 32"):
+        serve(made["W4A16"].before, tmp_path, activation_bits=8)
+    rows = CompressedTensors(activation_bits=8)
+    assert rows.objects_to(Gptq(bits=8, group_size=64)) is not None
+    assert rows.objects_to(Gptq(bits=4, group_size=-1)) is not None
+    assert rows.objects_to(Gptq(bits=8, group_size=-1, sym=False)) is not None
+    assert CompressedTensors().objects_to(Gptq(sym=False)) == (
+        "sym",
+        "true: transformers opens no such layout with zero points",
+    )
+    assert rows.objects_to(Gptq(bits=8, group_size=-1)) is None and CompressedTensors().objects_to(Gptq()) is None
+
+    mixture = save_decoder(tmp_path / "mixture", "MixtralConfig")
+    few = Gptq(method="rtn", group_size=32).run(mixture, context(tmp_path / "experts"))
+    with pytest.raises(ModelError, match=r"none in transformers' MixtralForCausalLM, such as .*experts"):
+        serve(few, tmp_path / "refused")
+
+
+def test_smoothing_keeps_the_function_and_divides_what_is_large(tmp_path: Path) -> None:
+    source = save_decoder(tmp_path / "source")
+    norm = "model.layers.0.input_layernorm.weight"
+    loud = source.stored(norm).clone()
+    loud[7] *= 40
+    folder = tmp_path / "loud"
+    folder.mkdir()
+    write_changed(source, folder, {norm: loud})
+    before = Checkpoint(folder)
+    stage = Equalize(smooth_quant=0.5, samples=4, sequence_length=16)
+    after = stage.run(before, context(tmp_path / "work"))
+    found, expected = logits(after, IDS), logits(before, IDS)
+    torch.testing.assert_close(found, expected, atol=1e-3 * float(expected.abs().max()), rtol=0)
+
+    # Equation 4 of the paper, but for a factor that all columns share.
+    gain, layers = after.stored(norm) / before.stored(norm), "model.layers.0.self_attn"
+    weights = torch.cat([before.stored(f"{layers}.{name}_proj.weight") for name in "qkv"]).abs().amax(0)
+    ratios = gain * (largest_inputs(before, tmp_path) / weights).sqrt()
+    torch.testing.assert_close(ratios, ratios.mean().expand_as(ratios), rtol=1e-4, atol=0)
+    turned = before.stored(f"{layers}.q_proj.weight") / gain
+    torch.testing.assert_close(after.stored(f"{layers}.q_proj.weight"), turned, rtol=1e-4, atol=1e-6)
+    assert int(gain.argmin()) == 7
+
+
+def largest_inputs(checkpoint: Checkpoint, folder: Path) -> torch.Tensor:
+    """Of the first attention, on the windows that the stage reads, by transformers alone."""
+    ids = calibration_windows(context(folder / "windows"), checkpoint, 4, 16)
+    return inputs_of_layers(module_of(checkpoint), ids)["model.layers.0.self_attn.q_proj"].abs().amax(0)
+
+
+def test_without_smoothing_the_key_is_what_it_was() -> None:
+    assert Equalize().key_fields() == {"kind": "equalize", "strength": 0.5}
+    assert set(Equalize(smooth_quant=0.5).key_fields()) > {"smooth_quant", "samples", "sequence_length"}
+    assert Equalize().needs().splits == () and Equalize(smooth_quant=0.5).needs().splits == ("train",)

@@ -1,0 +1,144 @@
+"""The stages that make a model that draws smaller, on a tiny pipeline that diffusers opens before and after."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import tiny_images
+import tiny_pipelines
+from diffusers import AutoencoderTiny, DiffusionPipeline
+
+from compress.data.dataset import Dataset
+from compress.formats.onnx.diffusion_export import export_drawing, prove_drawing
+from compress.formats.safetensors.pictures import torch_sampler
+from compress.models.diffusion_pipeline import GeneratorModel, load_pipeline
+from compress.stages.base import Context
+from compress.stages.diffusion.settings import SmallDecoder
+from compress.stages.diffusion.tiny_autoencoder import make_small_autoencoder
+from compress.stages.distill.stage import Distill
+from compress.stages.prune.stage import Prune
+from compress.tasks.capability import EMBEDS, GENERATES
+from compress.tasks.registry import get_task
+from compress.utils.errors import InputError, StageError
+from compress.utils.progress import SilentProgress
+
+TASK = get_task("text-to-image")
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Path:
+    return tiny_pipelines.pipeline_folder(tmp_path / "start", layers_per_block=2)
+
+
+@pytest.fixture
+def context(tmp_path: Path, start: Path) -> Context:
+    pictures = tiny_images.table(8)
+    captions = [f"a {'dark' if row % 2 else 'small'} coat" for row in range(8)]
+    rows = pa.table({"image": pictures["image"], "text": captions})
+    data = Dataset(TASK.columns, {"train": rows, "validation": rows.slice(0, 4), "test": rows}, ())
+
+    def earlier(label: str) -> Any:
+        assert label == "start"
+        return load_pipeline(start)
+
+    return Context(TASK, data, 12, 0, SilentProgress(), earlier, Path, tmp_path / "scratch")
+
+
+def drawn(model: GeneratorModel) -> np.ndarray:
+    noise = np.stack([model.processor.noise(seed) for seed in range(2)])
+    return torch_sampler(model).draw(model.processor.ids(["a coat", "a bag"]), noise, [0, 1])
+
+
+def reopened(model: GeneratorModel, folder: Path) -> Any:
+    """The same folder as compress opens it, which draws the same, and as diffusers does."""
+    folder.mkdir()
+    model.save(folder)
+    np.testing.assert_array_equal(drawn(load_pipeline(folder)), drawn(model))
+    return DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+
+
+def pruned(start: Path, context: Context, **fields: Any) -> GeneratorModel:
+    stage = Prune.model_validate({"denoiser": {"timesteps": 3, "importance_examples": 4, **fields}})
+    stage.check_model(start)
+    made = stage.run(load_pipeline(start), context)
+    assert isinstance(made, GeneratorModel)
+    return made
+
+
+def test_a_unet_without_blocks_and_channels_learns_from_the_whole_one(
+    start: Path, context: Context, tmp_path: Path
+) -> None:
+    made = pruned(start, context, blocks="bk-sdm-small", channels=0.5)
+    opened = reopened(made, tmp_path / "pruned")
+    assert opened.unet.config.block_out_channels == [4, 8]
+    assert opened.unet.config.layers_per_block == 1 and opened.unet.mid_block is None
+    assert any("parameters; denoising loss" in one for one in context.notes)
+    before = drawn(made)
+    stage = Distill.model_validate(
+        {"teacher": "start", "features": {}, "epochs": 4, "batch_size": 4, "learning_rate": 2e-3}
+    )
+    stage.check_data(start, context)
+    taught = stage.run(made, context)
+    assert isinstance(taught, GeneratorModel)
+    assert np.abs(drawn(taught) - before).max() > 1e-3
+    reopened(taught, tmp_path / "taught")
+
+
+def test_pairs_are_chosen_by_the_loss(start: Path, context: Context) -> None:
+    made = pruned(start, context, pairs=1)
+    table = context.tables[0]
+    assert table.title == "Blocks that went" and len(table.rows) == 1
+    assert sorted(len(block.resnets) for block in made.parts["unet"].down_blocks) == [1, 2]
+
+
+def test_a_small_decoder_takes_the_place_of_the_vae(start: Path, context: Context, tmp_path: Path) -> None:
+    fields = {"small_decoder": {"width": 8, "layers": 1}, "epochs": 2, "batch_size": 4, "learning_rate": 1e-3}
+    stage = Distill.model_validate(fields)
+    assert "diffusers" in stage.calls() and stage.idle_fields(TASK.capabilities) == ()
+    made = stage.run(load_pipeline(start), context)
+    assert isinstance(made, GeneratorModel)
+    opened = reopened(made, tmp_path / "made")
+    assert isinstance(opened.vae, AutoencoderTiny)
+    assert opened.vae_scale_factor == 2
+
+
+@pytest.mark.slow
+def test_cut_parts_are_exported_as_whole_ones_are(start: Path, context: Context) -> None:
+    made = pruned(start, context, blocks="bk-sdm-small", channels=0.5)
+    small = make_small_autoencoder(made.parts["vae"], SmallDecoder(width=8, layers=1), seed=0)
+    made.replace_part("vae", small.eval())
+    ids = made.processor.ids(["a bag", "the small dark boot of a photo"])
+    graphs = {name: one.graph for name, one in export_drawing(made, ids, None, True).items()}
+    apart = prove_drawing(made, graphs, ids, 1e-3)
+    assert list(apart) == ["text_encoder", "unet", "vae_decoder"]
+    assert max(one.worst for one in apart.values()) < 1e-4
+
+
+def test_what_the_config_cannot_say_is_refused_before_anything_runs(start: Path) -> None:
+    stage = Prune.model_validate({"denoiser": {"block_out_channels": [8, 10]}})
+    with pytest.raises(StageError, match=r"cannot be cut to \[8, 10\]"):
+        stage.check_model(start)
+    Prune.model_validate({"denoiser": {"block_out_channels": [8, 12]}}).check_model(start)
+
+
+def test_a_recipe_must_say_what_goes(start: Path, context: Context) -> None:
+    with pytest.raises(InputError, match="does not say what goes"):
+        Prune(layers=1).check_data(start, context)
+    with pytest.raises(ValueError, match="denoiser alone"):
+        Prune.model_validate({"denoiser": {"channels": 0.5}, "layers": 1})
+    with pytest.raises(ValueError, match="one of fewer_steps, features"):
+        Distill.model_validate({"teacher": "start", "features": {}, "fewer_steps": {}})
+    with pytest.raises(ValueError, match="whose features are learned"):
+        Distill.model_validate({"features": {}})
+
+
+def test_fields_of_others_are_idle() -> None:
+    stage = Prune.model_validate({"denoiser": {"pairs": 1}, "importance": "magnitude"})
+    assert Prune.is_for(TASK.capabilities)
+    assert stage.idle_fields(TASK.capabilities) == ("importance",)
+    assert "denoiser" in stage.idle_fields(frozenset({GENERATES}))
+    assert "features" in Distill.model_validate({"teacher": "start", "features": {}}).idle_fields(frozenset({EMBEDS}))

@@ -1,0 +1,268 @@
+"""Denoisers that learn to draw in fewer steps: against an exact teacher, and as a stage of tiny pipelines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mixture
+import numpy as np
+import pytest
+import tiny
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from compress.models.schedulers import best_untrained
+from compress.numerics.diffusion import NoiseTable
+from compress.stages.diffusion.noised_latents import latent_examples
+from compress.stages.diffusion.step_distillation import StepsLesson, told_of_guidance
+from compress.stages.diffusion.step_distillation_settings import FewerSteps
+from compress.stages.diffusion.step_losses import Agree, Averaged, Batch, Denoiser, Join
+from compress.stages.distill.settings import Distillation
+from compress.stages.training.checkpoint import KeptTraining
+from compress.utils.errors import StageError
+
+diffusers = pytest.importorskip("diffusers")
+
+
+def lesson(folder: Path, few: dict[str, Any], rows: int = 8192, **settings: Any) -> StepsLesson:
+    """Of points in the plane, for a student with random weights."""
+    told = Distillation.model_validate(
+        {"fewer_steps": few, "batch_size": 256, "precision": "fp32", "weight_decay": 0.0, **settings}
+    )
+    assert told.fewer_steps is not None
+    torch.manual_seed(0)
+    student, examples = mixture.SmallDenoiser(), latent_examples(mixture.points(rows), {})
+    about = replace(tiny.context(), scratch=folder)
+    return StepsLesson(
+        told, told.fewer_steps, mixture.ExactDenoiser(), student, mixture.scheduler(), examples, None, about
+    )
+
+
+def energy(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The energy distance of two sets of points (Szekely and Rizzo 2013): 0 for the same distribution."""
+    within = torch.cdist(one, one).mean() + torch.cdist(other, other).mean()
+    return float(2 * torch.cdist(one, other).mean() - within)
+
+
+def noise(count: int = 1500) -> torch.Tensor:
+    return torch.randn(count, 2, generator=torch.Generator().manual_seed(5))
+
+
+def table() -> NoiseTable:
+    return NoiseTable(mixture.scheduler().alphas_cumprod)
+
+
+def denoiser(network: nn.Module) -> Denoiser:
+    return Denoiser(network, "v_prediction", table())
+
+
+@pytest.mark.parametrize(
+    "few",
+    [
+        {"method": "progressive", "steps": 4, "teacher_steps": 16},
+        {"method": "consistency", "steps": 1, "teacher_steps": 20},
+    ],
+    ids=lambda few: few["method"],
+)
+def test_steps_that_were_learned_are_twice_as_near_as_the_best_that_were_not(
+    few: dict[str, Any], tmp_path: Path
+) -> None:
+    """At 4 steps, and of consistency, whose student begins with random weights here, at 1."""
+    real, exact = torch.from_numpy(mixture.points(1500, seed=9)), mixture.ExactDenoiser()
+
+    def apart(network: nn.Module) -> Callable[[Any], float]:
+        return lambda made: energy(mixture.drawn(network, made, few["steps"], noise()), real)
+
+    _, tried = best_untrained(mixture.scheduler(), few["steps"], apart(exact))
+    taught = lesson(tmp_path, few, epochs=60, learning_rate=8e-3, batch_size=1024)
+    made = taught.teach()
+    assert tried[0].error is not None and apart(taught.student)(made) * 2 < tried[0].error
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_a_target_ends_where_two_steps_of_diffusers_do(place: int) -> None:
+    teacher = mixture.ExactDenoiser()
+    loss = Join(denoiser(teacher), denoiser(teacher), 4)
+    time, noisy = loss.times[place], noise(6)
+    target = loss.target(noisy, time.repeat(6), Batch(noisy))
+    eight, four = (mixture.scheduler(timestep_spacing="trailing") for _ in range(2))
+    eight.set_timesteps(8)
+    four.set_timesteps(4)
+    assert four.timesteps.tolist() == loss.times.tolist()
+    reached = noisy
+    for when in eight.timesteps[2 * place : 2 * place + 2]:
+        reached = eight.step(teacher(reached, when.repeat(6))[0], when, reached).prev_sample
+    level = table().at(time.reshape(1), 2)
+    output = (level.alpha * noisy - target) / level.sigma
+    torch.testing.assert_close(four.step(output, time, noisy).prev_sample, reached, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("second_order", [False, True])
+def test_four_steps_at_once_end_where_those_of_diffusers_do(second_order: bool) -> None:
+    teacher, noisy = mixture.ExactDenoiser(), noise(6)
+    loss = Join(denoiser(teacher), denoiser(teacher), 1, joined=4, second_order=second_order)
+    target = loss.target(noisy, loss.times.repeat(6), Batch(noisy))
+    made = mixture.scheduler(timestep_spacing="trailing")
+    if second_order:
+        made = diffusers.DPMSolverMultistepScheduler.from_config(made.config)
+    found = mixture.drawn(teacher, made, 4, noisy)
+    torch.testing.assert_close(target, found, rtol=1e-3, atol=1e-4)  # behind the last step there is no noise
+
+
+def test_the_end_of_a_path_is_itself_at_the_smallest_timestep() -> None:
+    averaged = Averaged(mixture.SmallDenoiser())
+    loss = Agree(denoiser(mixture.ExactDenoiser()), denoiser(averaged.network), 50, averaged, 10.0, True)
+    noisy = noise(6)
+    for network in (averaged, averaged.average):
+        assert torch.equal(loss.end(noisy, torch.zeros(6, dtype=torch.int64), Batch(noisy), network), noisy)
+    lcm = diffusers.LCMScheduler(original_inference_steps=50)
+    lcm.set_timesteps(50)
+    assert sorted(lcm.timesteps.tolist()) == loss.times.tolist()
+
+
+def test_the_average_follows_the_weights_and_settles_as_them() -> None:
+    averaged = Averaged(nn.Linear(2, 2, bias=False))
+    with torch.no_grad():
+        averaged.network.weight.fill_(0.0)  # type: ignore[union-attr]
+    before = averaged.get_buffer("average_0").clone()
+    averaged.follow(0.75)
+    averaged.follow(0.75)
+    averaged.settle()
+    torch.testing.assert_close(averaged.network.weight, before * 0.75**2)
+
+
+def test_guidance_is_that_of_diffusers() -> None:
+    import tiny_pipelines
+
+    unet = tiny_pipelines.parts()["unet"]
+    text, empty = torch.randn(2, 5, tiny_pipelines.WIDTH), torch.randn(1, 5, tiny_pipelines.WIDTH)
+    noisy, times = torch.randn(2, 4, 8, 8), torch.tensor([900, 100])
+    scales = torch.tensor([2.0, 5.0])
+    with torch.no_grad():
+        found = Denoiser(unet, "epsilon", table(), 0, empty).clean(noisy, times, Batch(noisy, text, scales))
+        for row, scale in enumerate(scales):
+            one, when = noisy[row : row + 1], times[row : row + 1]
+            without, wanted = (unet(one, when, states).sample for states in (empty, text[row : row + 1]))
+            output = without + scale * (wanted - without)
+            square = mixture.scheduler().alphas_cumprod[when]
+            clean = (one - (1 - square).sqrt() * output) / square.sqrt()
+            torch.testing.assert_close(found[row : row + 1], clean, rtol=1e-3, atol=1e-3)
+
+
+def test_a_network_that_is_told_of_guidance_begins_as_it_was() -> None:
+    import tiny_pipelines
+
+    unet = tiny_pipelines.parts()["unet"]
+    told = told_of_guidance(unet)
+    given = torch.randn(2, 4, 8, 8), torch.tensor([7, 700]), torch.randn(2, 5, tiny_pipelines.WIDTH)
+    with torch.no_grad():
+        torch.testing.assert_close(told(*given, timestep_cond=torch.randn(2, 256)).sample, unet(*given).sample)
+    with pytest.raises(StageError, match="cannot be told"):
+        told_of_guidance(tiny_pipelines.parts()["vae"])
+
+
+@pytest.mark.parametrize("few", [{"method": "progressive", "teacher_steps": 16}, {"method": "consistency"}])
+def test_a_lesson_that_was_killed_ends_with_the_same_bytes(
+    few: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(folder: Path) -> StepsLesson:
+        return lesson(folder, {"steps": 4, **few}, rows=512, epochs=8)
+
+    whole = made(tmp_path / "whole")
+    whole.teach()
+    monkeypatch.setattr(KeptTraining, "is_due", lambda self: True)
+    own, calls = StepsLesson.batch, 0
+
+    def failing(self: StepsLesson, given: dict[str, torch.Tensor]) -> Batch:
+        nonlocal calls
+        calls += 1
+        if calls == 12:  # in the second round, where there are two
+            raise KeyboardInterrupt
+        return own(self, given)
+
+    monkeypatch.setattr(StepsLesson, "batch", failing)
+    with pytest.raises(KeyboardInterrupt):
+        made(tmp_path / "killed").teach()
+    again = made(tmp_path / "killed")
+    again.teach()
+    assert 12 < calls < 12 + 16
+    for one, other in zip(whole.student.parameters(), again.student.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_numbers_that_are_not_finite_end_a_round_with_what_was_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(KeptTraining, "is_due", lambda self: True)
+    own, calls = StepsLesson.batch, 0
+
+    def spoiled(self: StepsLesson, given: dict[str, torch.Tensor]) -> Batch:
+        nonlocal calls
+        calls += 1
+        batch = own(self, given)
+        return replace(batch, clean=batch.clean * float("nan")) if calls >= 5 else batch
+
+    monkeypatch.setattr(StepsLesson, "batch", spoiled)
+    taught = lesson(tmp_path, {"steps": 4, "method": "consistency"}, rows=512, epochs=8)
+    taught.teach()
+    assert all(torch.isfinite(weight).all() for weight in taught.student.parameters())
+    assert any("as it was after step 4" in remark for remark in taught.context.notes)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"steps": 4, "teacher_steps": 24}, "power of 2"),
+        ({"method": "consistency", "steps": 8, "teacher_steps": 8}, "above steps"),
+        ({"guidance": 0.5}, "1 or more"),
+        ({"guidance": (5, 2)}, "smaller first"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        FewerSteps.model_validate(fields)
+
+
+def test_rounds_halve_the_steps() -> None:
+    assert FewerSteps(steps=4, teacher_steps=64).rounds == [32, 16, 8, 4]
+    assert FewerSteps(steps=4).first_steps == 32 and FewerSteps(steps=32).first_steps == 64
+    assert FewerSteps(steps=3).rounds == [24, 12, 6, 3]
+    assert FewerSteps(steps=4, teacher_steps=64, at_once=4).rounds == [16, 4]
+    assert FewerSteps(steps=4, teacher_steps=32, at_once=4).rounds == [8, 4]
+    assert FewerSteps(method="consistency").rounds == [4]
+
+
+def test_guidance_is_folded_in_by_a_round_of_its_own_or_by_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named: list[str] = []
+    monkeypatch.setattr(StepsLesson, "_train", lambda self, name, make, place, rounds: named.append(name))
+    few = {"steps": 4, "teacher_steps": 16, "prediction_type": "sample"}
+    lesson(tmp_path, few).teach()
+    lesson(tmp_path, {**few, "guidance_first": False, "at_once": 4}).teach()
+    assert named == ["guided", "8-steps", "4-steps", "4-steps"]
+
+
+def test_a_denoiser_without_text_takes_no_guidance(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="reads none"):
+        lesson(tmp_path, {"guidance": 3.0})
+
+
+def test_flow_matching_is_refused(tmp_path: Path) -> None:
+    taught = lesson(tmp_path, {})
+    with pytest.raises(StageError, match="FlowMatchEulerDiscreteScheduler"):
+        replace(taught, scheduler=diffusers.FlowMatchEulerDiscreteScheduler())
+
+
+def test_the_scheduler_of_a_student_is_the_one_it_learned_for(tmp_path: Path) -> None:
+    made = lesson(tmp_path, {"steps": 4}).sampled_by()
+    assert isinstance(made, diffusers.DDIMScheduler) and made.config.timestep_spacing == "trailing"
+    assert made.config.prediction_type == "v_prediction" and not made.config.clip_sample
+    lcm = lesson(tmp_path, {"method": "consistency", "teacher_steps": 20, "timestep_scaling": 3.0}).sampled_by()
+    assert isinstance(lcm, diffusers.LCMScheduler) and lcm.config.original_inference_steps == 20
+    assert lcm.config.timestep_scaling == 3.0
+    np.testing.assert_array_equal(lcm.alphas_cumprod, mixture.scheduler().alphas_cumprod)

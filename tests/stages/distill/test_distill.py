@@ -1,0 +1,321 @@
+"""Students learn what their teacher knows, by every method; what cannot be compared is refused."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from pydantic import ValidationError
+
+from compress.models.torch_model import TorchModel
+from compress.models.transformer_pruning import keep_heads
+from compress.stages.base import Context
+from compress.stages.distill.settings import Student
+from compress.stages.distill.stage import Distill
+from compress.stages.finetune import Finetune
+from compress.stages.sparsify.magnitude import sparse_layers
+from compress.tasks.forward import predict
+from compress.tasks.registry import get_task
+from compress.utils.errors import StageError
+from compress.utils.progress import SilentProgress
+
+METHODS = ("logits", "distilbert", "tinybert", "minilm")
+SIZES = {"batch_size": 16, "precision": "fp32", "dropout": 0.0, "keep_best": False}
+LEARN = {**SIZES, "epochs": 8, "learning_rate": 3e-3}
+STILL = {**SIZES, "epochs": 1, "learning_rate": 1e-12, "weight_decay": 0}
+
+
+class Losses(SilentProgress):
+    """Reads the loss of each epoch off the notes."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def note(self, message: str) -> None:
+        found = re.search(r"loss (-?[0-9.]+)", message)
+        self.seen += [float(found[1])] if found else []
+
+
+@cache
+def _teacher() -> TorchModel:
+    stage = Finetune(**SIZES, epochs=20, learning_rate=3e-3)
+    return stage.run(tiny.encoder(seed=3), tiny.context(tiny.dataset(128)))
+
+
+def teacher() -> TorchModel:
+    """A copy of a teacher that knows the toy task."""
+    return copy.deepcopy(_teacher())
+
+
+def context(data: Any = None, **changes: Any) -> tuple[Context, Losses]:
+    losses = Losses()
+    made = tiny.context(data or tiny.dataset(256, unlabeled=32), earlier=lambda label: teacher(), **changes)
+    return Context(**{**vars(made), "progress": losses}), losses
+
+
+def answers(model: TorchModel) -> np.ndarray:
+    given, _ = context()
+    return predict(model.module, given.encode("test", model))
+
+
+def agreement(model: TorchModel, other: TorchModel) -> float:
+    return float((answers(model).argmax(1) == answers(other).argmax(1)).mean())
+
+
+def divergence(model: TorchModel, other: TorchModel) -> float:
+    mine, theirs = (torch.from_numpy(answers(one)).log_softmax(dim=-1) for one in (model, other))
+    return float((theirs.exp() * (theirs - mine)).sum(dim=-1).mean())
+
+
+def test_the_teacher_knows_the_task():
+    given, _ = context()
+    labels = given.encode("test", teacher()).labels
+    assert (answers(teacher()).argmax(1) == labels).mean() > 0.9
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_student_comes_to_agree_with_its_teacher(method: str):
+    given, losses = context()
+    stage = Distill(**LEARN, method=method, teacher="finetune")
+    before = tiny.encoder(seed=8)
+    first = divergence(before, teacher())
+    student = stage.run(tiny.encoder(seed=8), given)
+    assert agreement(student, teacher()) >= 0.9 > agreement(before, teacher())
+    assert divergence(student, teacher()) < first / 3
+    assert len(losses.seen) == 8 and losses.seen[-1] < losses.seen[0] / 2
+
+
+@pytest.mark.parametrize("method", ["distilbert", "tinybert", "minilm"])
+def test_each_method_lowers_its_own_loss_alone(method: str):
+    given, losses = context()
+    stage = Distill(**LEARN, method=method, logits_weight=0, student={"layers": [1]})
+    stage.run(teacher(), given)
+    assert losses.seen[-1] < losses.seen[0] * 0.6
+
+
+def measured(model: TorchModel, what: Callable[[Any, torch.Tensor], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    module = copy.deepcopy(model.module).eval()
+    module.set_attn_implementation("eager")
+    batch = model.processor(tiny.texts(24, seed=2), padding=True, return_tensors="pt", return_token_type_ids=False)
+    with torch.no_grad():
+        outputs = module(**batch, output_hidden_states=True, output_attentions=True)
+    return what(outputs, batch["attention_mask"]), batch["attention_mask"].float()
+
+
+def cosine_distance(model: TorchModel) -> float:
+    """Mean angle between last hidden states, through transformers' own outputs."""
+    mine, mask = measured(model, lambda outputs, _: outputs.hidden_states[-1])
+    theirs, _ = measured(teacher(), lambda outputs, _: outputs.hidden_states[-1])
+    cosine = (mine * theirs).sum(-1) / mine.norm(dim=-1) / theirs.norm(dim=-1)
+    return float((1 - cosine)[mask == 1].mean())
+
+
+def attention_divergence(model: TorchModel) -> float:
+    """KL of the last layer's attention probabilities, through transformers' own outputs."""
+    mine, mask = measured(model, lambda outputs, _: outputs.attentions[-1])
+    theirs, _ = measured(teacher(), lambda outputs, _: outputs.attentions[-1])
+    terms = torch.where(theirs > 0, theirs * (theirs.clamp_min(1e-12) / mine.clamp_min(1e-12)).log(), 0.0)
+    return float(terms.sum(-1).mean(1)[mask == 1].mean())
+
+
+@pytest.mark.parametrize(("method", "distance"), [("distilbert", cosine_distance), ("minilm", attention_divergence)])
+def test_representations_come_closer(method: str, distance: Callable[[TorchModel], float]):
+    given, _ = context()
+    student = Distill(**LEARN, method=method, teacher="finetune").run(tiny.encoder(seed=8), given)
+    assert distance(student) < distance(tiny.encoder(seed=8)) / 2
+
+
+@pytest.mark.parametrize("method", ["logits", "distilbert", "minilm"])
+def test_a_copy_of_the_teacher_has_nothing_to_learn(method: str):
+    # The rate is next to nothing, so the noted loss is that of the copy: zero, padded batches or not.
+    given, losses = context()
+    Distill(**STILL, method=method, teacher="finetune").run(teacher(), given)
+    assert losses.seen == pytest.approx([0.0], abs=1e-4)
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts():
+    parts = []
+    for weights in ((1, 0, 0), (0, 1, 0), (0, 0, 1), (2, 3, 0.5)):
+        given, losses = context()
+        names = ("logits_weight", "labels_weight", "representation_weight")
+        Distill(**STILL, method="distilbert", teacher="finetune", **dict(zip(names, weights, strict=True))).run(
+            tiny.encoder(seed=8), given
+        )
+        parts += losses.seen
+    assert min(parts[:3]) > 0.05
+    assert parts[3] == pytest.approx(2 * parts[0] + 3 * parts[1] + 0.5 * parts[2], abs=1e-3)
+
+
+def test_the_loss_on_logits_is_that_of_the_answers():
+    given, losses = context(tiny.dataset(96))
+    Distill(**STILL, teacher="finetune", temperature=3.0).run(tiny.encoder(seed=8), given)
+    examples = given.encode("train", teacher())
+    mine, theirs = (
+        (torch.from_numpy(predict(model.module, examples)) / 3).log_softmax(-1)
+        for model in (tiny.encoder(seed=8), teacher())
+    )
+    expected = 9 * float((theirs.exp() * (theirs - mine)).sum(-1).mean())
+    assert losses.seen == pytest.approx([expected], abs=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_narrower_student_learns_through_a_projection(method: str, tmp_path: Path):
+    given, losses = context()
+    change = {"hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 1}
+    stage = Distill(**{**LEARN, "epochs": 12}, method=method, student={"config": change})
+    student = stage.run(teacher(), given)
+    config = student.module.config
+    assert (config.hidden_size, config.intermediate_size, config.num_hidden_layers) == (16, 20, 1)
+    assert student.module.bert.embeddings.word_embeddings.weight.shape == (len(student.processor), 16)
+    assert student.labels() == tiny.LABELS
+    assert agreement(student, teacher()) >= 0.85 and losses.seen[-1] < losses.seen[0] / 2
+    student.save(tmp_path)
+    np.testing.assert_allclose(answers(TorchModel.load(tmp_path, get_task(tiny.TASK))), answers(student), atol=1e-6)
+
+
+def test_a_student_made_of_layers_starts_from_their_weights():
+    given, _ = context()
+    student = Distill(**STILL, student={"layers": [1]}).run(teacher(), given)
+    assert student.module.config.num_hidden_layers == 1
+    wanted = teacher().module.bert.encoder.layer[1].state_dict()
+    for name, tensor in student.module.bert.encoder.layer[0].state_dict().items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=1e-8)
+
+
+def test_a_student_of_another_config_starts_anew_from_the_seed():
+    students = []
+    for seed in (0, 0, 1):
+        given, _ = context(seed=seed)
+        students.append(Distill(**STILL, student={"config": {"hidden_size": 16}}).run(teacher(), given))
+    tables = [student.module.bert.embeddings.word_embeddings.weight for student in students]
+    assert torch.equal(tables[0], tables[1]) and not torch.equal(tables[0], tables[2])
+
+
+def test_the_input_is_not_changed_when_the_student_is_another():
+    model, given = teacher(), context()[0]
+    Distill(**LEARN, method="tinybert", student={"layers": [0]}).run(model, given)
+    assert all(
+        torch.equal(tensor, _teacher().module.state_dict()[name]) for name, tensor in model.module.state_dict().items()
+    )
+
+
+def test_nothing_listens_to_a_student_that_has_learnt():
+    given, _ = context()
+    student = Distill(**STILL, method="minilm", teacher="finetune").run(tiny.encoder(seed=8), given)
+    assert not any(part._forward_hooks for part in student.module.modules())
+
+
+def test_unlabeled_text_is_learnt_from():
+    sizes = []
+    for use in (False, True):
+        given, _ = context()
+        steps: list[int] = []
+        given.progress.track = lambda items, description, total, steps=steps: (steps.append(total), items)[1]  # type: ignore[method-assign]
+        Distill(**STILL, teacher="finetune", use_unlabeled=use, labels_weight=1.0).run(tiny.encoder(seed=8), given)
+        sizes += steps
+    assert sizes == [256 // 16, (256 + 32) // 16]
+
+
+def test_pruned_weights_stay_zero():
+    model = tiny.encoder(seed=8)
+    with torch.no_grad():
+        for layer in list(sparse_layers(model.module).values())[:-1]:
+            layer.weight[:, ::2] = 0
+    given, _ = context()
+    student = Distill(**LEARN, teacher="finetune").run(model, given)
+    for layer in list(sparse_layers(student.module).values())[:-1]:
+        assert float((layer.weight == 0).float().mean()) == 0.5
+
+
+def saved(model: TorchModel, folder: Path) -> str:
+    folder.mkdir()
+    model.save(folder)
+    return str(folder)
+
+
+def test_a_student_with_its_own_tokenizer_learns_logits(tmp_path: Path):
+    place = saved(tiny.encoder("distilbert", seed=8, processor=tiny.unigram()), tmp_path / "student")
+    given, _ = context()
+    student = Distill(**LEARN, student={"model": place}).run(teacher(), given)
+    assert student.module.config.model_type == "distilbert" and agreement(student, teacher()) >= 0.85
+
+
+def test_another_architecture_is_compared_layer_by_layer(tmp_path: Path):
+    place = saved(tiny.encoder("distilbert", seed=8), tmp_path / "student")
+    for method in ("distilbert", "tinybert", "minilm"):
+        given, losses = context()
+        quick = {**LEARN, "epochs": 3}
+        Distill(**quick, method=method, logits_weight=0, student={"model": place}).run(teacher(), given)
+        assert losses.seen[-1] < losses.seen[0] * 0.8
+
+
+@pytest.mark.parametrize("method", ["distilbert", "tinybert", "minilm"])
+def test_different_vocabularies_are_refused(method: str, tmp_path: Path):
+    place = saved(tiny.encoder(processor=tiny.unigram()), tmp_path / "student")
+    with pytest.raises(StageError, match="different vocabularies") as caught:
+        Distill(**STILL, method=method, student={"model": place}).run(teacher(), context()[0])
+    assert "method: logits" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("method", ["tinybert", "minilm"])
+def test_different_heads_are_refused(method: str):
+    student = {"config": {"num_attention_heads": 2}}
+    with pytest.raises(StageError, match=re.escape("the models have [2, 4] heads")) as caught:
+        Distill(**STILL, method=method, student=student).run(teacher(), context()[0])
+    assert "the teacher's number of heads" in str(caught.value.hint)
+    Distill(**STILL, method="distilbert", student=student).run(teacher(), context()[0])
+
+
+def test_a_teacher_with_heads_cut_off_has_students_with_all_of_them(tmp_path: Path):
+    model = teacher()
+    keep_heads(model.module, [[1], [0, 2]])
+    student = Distill(**STILL, student={"config": {"hidden_size": 16}}).run(model, context()[0])
+    place = saved(student, tmp_path / "student")
+    np.testing.assert_allclose(answers(TorchModel.load(Path(place), get_task(tiny.TASK))), answers(student), atol=1e-6)
+
+
+def test_a_config_field_that_is_not_there_is_refused():
+    with pytest.raises(StageError, match="'bert' model has no field 'hiden_size'"):
+        Distill(**STILL, student={"config": {"hiden_size": 16}}).run(teacher(), context()[0])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_size": 30},
+        {"hidden_act": "gelou"},
+        {"intermediate_size": -4},
+        {"hidden_size": "wide"},
+        {"num_attention_heads": 0},
+    ],
+)
+def test_a_config_that_makes_no_model_is_refused(change: dict[str, Any]):
+    with pytest.raises(StageError, match="config does not make a model"):
+        Distill(**STILL, student={"config": change}).run(teacher(), context()[0])
+
+
+def test_layers_that_the_model_lacks_are_refused():
+    with pytest.raises(StageError, match=re.escape("Layers [0, 5] can't be kept")):
+        Distill(**STILL, student={"layers": [0, 5]}).run(teacher(), context()[0])
+
+
+@pytest.mark.parametrize(
+    "parameters", [{}, {"student": {}}, {"student": {"layers": [0], "model": "x"}}, {"student": {"layers": []}}]
+)
+def test_parameters_that_leave_no_two_models_are_refused(parameters: dict[str, Any]):
+    with pytest.raises(ValidationError):
+        Distill(**parameters)
+
+
+def test_random_weights_need_an_architecture() -> None:
+    with pytest.raises(ValidationError, match=r"model, whose config\.json says"):
+        Student(layers=(0,), random_weights=True)
+    assert Student(model="a/b", random_weights=True).random_weights

@@ -1,0 +1,401 @@
+"""Tiny decoders learn from others: what they are scored on, what they read, and how a kill or NaN ends."""
+
+from __future__ import annotations
+
+import copy
+import json
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from causal import LENGTH, Notes, context, text_data
+from pydantic import ValidationError
+from quantized import save_tiny_llama, tiny_llama_config
+from tokenizers import Tokenizer
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from compress.models.checkpoint import Checkpoint
+from compress.models.torch_model import TorchModel
+from compress.models.transformer_pruning import keep_layers
+from compress.stages.base import Context
+from compress.stages.distill.settings import Distillation
+from compress.stages.distill.stage import Distill
+from compress.stages.distill_language_model import trainer
+from compress.stages.distill_language_model.student_mapping import block_pairs
+from compress.stages.distill_language_model.trainer import LanguageLesson
+from compress.stages.training.checkpoint import KeptTraining
+from compress.stages.training.sequences import lesson_windows
+from compress.tasks.registry import get_task
+from compress.utils.errors import DataError, StageError
+
+TASK = get_task("text-generation")
+QUICK: dict[str, Any] = {
+    "teacher": "start",
+    "batch_size": 4,
+    "learning_rate": 3e-3,
+    "temperature": 1.0,
+    "precision": "fp32",
+    "tokens": 40 * 4 * LENGTH,
+}
+SHORT = QUICK | {"tokens": 6 * 4 * LENGTH}
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
+STUDENT = {"layers": [0, 2]}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """The teacher, whose norms have weights of their own as those of trained models have."""
+    folder = tmp_path_factory.mktemp("teacher")
+    save_tiny_llama(folder, **SMALL)
+    model = LlamaForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" in name:
+                generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+                weight.mul_(1 + 0.2 * torch.rand(weight.shape, generator=generator))
+    model.save_pretrained(folder)
+    return Checkpoint(folder)
+
+
+def loaded(source: Checkpoint) -> TorchModel:
+    return TorchModel.load(source.folder, TASK)
+
+
+def run(source: Checkpoint, made: Context, **fields: Any) -> TorchModel:
+    stage = Distill.model_validate({**QUICK, "student": STUDENT, **fields})
+    return stage.run(loaded(source), made)
+
+
+def states(model: TorchModel) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
+
+
+def alike(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+@torch.no_grad()
+def apart(model: TorchModel, source: Checkpoint) -> tuple[float, float]:
+    """Mean KL to the teacher on text that no student learns from, by torch's formula, and how often both agree."""
+    rows = text_data().split("validation")
+    ids = torch.from_numpy(TASK.encode(rows, model.processor, None, LENGTH).batch(range(24))["input_ids"])
+    mine, theirs = (one.module(input_ids=ids).logits.log_softmax(-1) for one in (model, loaded(source)))
+    found = torch.nn.functional.kl_div(mine, theirs, reduction="none", log_target=True).sum(-1).mean()
+    return float(found), float((mine.argmax(-1) == theirs.argmax(-1)).float().mean())
+
+
+def cut(source: Checkpoint) -> TorchModel:
+    model = loaded(source)
+    keep_layers(model.module, [0, 2])
+    return model
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"direction": "reverse", "top_k": 64, "decay": "cosine", "gradient_checkpointing": True},
+        {"method": "hidden", "labels_weight": 0.1},
+    ],
+    ids=["forward", "reverse", "hidden"],
+)
+def test_a_cut_student_comes_nearer_to_its_teacher(fields: dict[str, Any], source: Checkpoint, tmp_path: Path) -> None:
+    made = context(source, tmp_path)
+    student = run(source, made, **fields)
+    before, after = apart(cut(source), source), apart(student, source)
+    assert after[0] < 0.7 * before[0] and after[1] > before[1]
+    (curve,) = (table.rows for table in made.tables)
+    assert curve[-1][0] == QUICK["tokens"] and curve[-1][1] < curve[0][1]
+
+
+def lesson(source: Checkpoint, made: Context, **fields: Any) -> LanguageLesson:
+    stage = Distill.model_validate({**SHORT, "student": STUDENT, **fields})
+    student = cut(source)
+    windows = lesson_windows(student.processor, stage, made)
+    return LanguageLesson.between(stage, loaded(source), student, windows, made)
+
+
+def batch_of(taught: LanguageLesson, count: int = 4) -> dict[str, torch.Tensor]:
+    from compress.tasks.forward import tensors
+
+    return tensors(taught.windows.train, list(range(count)))
+
+
+def test_the_loss_of_a_step_is_what_torch_makes_of_whole_logits(
+    source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "_AT_ONCE", 3 * LENGTH)
+    taught = lesson(source, context(source, tmp_path), temperature=2.0, labels_weight=0.3)
+    batch = batch_of(taught)
+    pieces = taught.pieces(dict(batch))
+    assert [len(piece["input_ids"]) for piece in pieces] == [3, 1]
+    loss = sum(taught.loss(taught.pupil, piece) for piece in pieces)
+    ids, pupil = batch["input_ids"], taught.pupil.body.causal
+    mine, theirs = pupil(input_ids=ids).logits, loaded(source).module(input_ids=ids).logits.detach()
+    both = [(logits / 2).log_softmax(-1) for logits in (mine, theirs)]
+    expected = 4 * torch.nn.functional.kl_div(*both, reduction="none", log_target=True).sum(-1).mean()
+    text = torch.nn.functional.cross_entropy(mine[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    # The teacher's states are rounded to bfloat16.
+    assert float(loss.detach()) == pytest.approx(float((expected + 0.3 * text).detach()), rel=5e-3)
+    found = torch.autograd.grad(loss, pupil.model.layers[0].mlp.up_proj.weight, retain_graph=True)[0]
+    wanted = torch.autograd.grad(expected + 0.3 * text, pupil.model.layers[0].mlp.up_proj.weight)[0]
+    assert float((found - wanted).norm() / wanted.norm()) < 0.02
+
+
+def test_hidden_states_are_compared_relative_to_the_teachers(source: Checkpoint, tmp_path: Path) -> None:
+    taught = lesson(source, context(source, tmp_path), method="hidden", logits_weight=0, representation_weight=2.0)
+    assert taught.pupil.pairs == [(1, 1), (2, 3)]
+    batch = batch_of(taught)
+    (piece,) = taught.pieces(dict(batch))
+    mine, theirs = (
+        module(input_ids=batch["input_ids"], output_hidden_states=True).hidden_states
+        for module in (taught.pupil.body.causal, loaded(source).module)
+    )
+    errors = [((mine[a] - theirs[b]) ** 2).sum(-1) / (theirs[b] ** 2).sum(-1) for a, b in taught.pupil.pairs]
+    expected = 2.0 * sum(error.mean() for error in errors) / 2
+    assert float(taught.loss(taught.pupil, piece).detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+def test_blocks_are_known_by_their_norms_and_else_spread_evenly(source: Checkpoint) -> None:
+    whole, student = loaded(source).module, loaded(source).module
+    keep_layers(student, [1, 2])
+    assert block_pairs(student, whole) == [(1, 2), (2, 3)]
+    torch.manual_seed(0)
+    fresh = LlamaForCausalLM(tiny_llama_config(**SMALL | {"num_hidden_layers": 1}))
+    assert block_pairs(fresh, whole) == [(1, 3)]
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Ends a training behind a step, as a signal would; every step is kept. Returns what lets the next one live."""
+    plain = LanguageLesson._told
+
+    def told(self: LanguageLesson, done: int, share: float, loss: float) -> None:
+        plain(self, done, share, loss)
+        if done == steps + 1:
+            raise Killed
+
+    monkeypatch.setattr(LanguageLesson, "_told", told)
+    monkeypatch.setattr(KeptTraining, "is_due", lambda self: True)
+    return lambda: monkeypatch.setattr(LanguageLesson, "_told", plain)
+
+
+def test_a_killed_training_ends_with_the_same_bytes(
+    source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the first epoch, at its end, and in the second, where the best state counts too."""
+    fields = {**SHORT, "tokens": None, "epochs": 2.0, "lora": 4, "dropout": 0.1}
+    data = text_data(train=26)
+    whole = context(source, tmp_path / "once", data)
+    once = run(source, whole, **fields)
+    made = context(source, tmp_path / "killed", data, progress=(notes := Notes()))
+    for steps in (3, 7, 11):
+        live = kill_after(steps, monkeypatch)
+        with pytest.raises(Killed):
+            run(source, made, **fields)
+        live()
+    assert alike(states(run(source, made, **fields)), states(once))
+    assert "distill: goes on after step 11" in notes.lines
+    # What it tells of the model that came out, before how many tokens a second that took.
+    assert made.remarks[-1].split(";")[0] == whole.remarks[-1].split(";")[0]
+
+
+def test_a_second_student_finds_what_the_teacher_said(source: Checkpoint, tmp_path: Path) -> None:
+    """Kept, found by another student, or asked anew each time: the same weights to the bit."""
+    shared = replace(context(source, tmp_path / "one"), shared=lambda key: tmp_path / "shared" / key)
+    first = run(source, shared, **SHORT)
+    other = run(source, replace(shared, scratch=tmp_path / "other"), **SHORT | {"learning_rate": 1e-3})
+    again = run(source, replace(shared, scratch=tmp_path / "two"), **SHORT)
+    without = run(source, context(source, tmp_path / "three"), **SHORT, keep_states=False)
+    assert alike(states(first), states(again)) and alike(states(first), states(without))
+    assert not alike(states(first), states(other))
+    said = [line.rpartition("; ")[2] for line in shared.remarks]
+    assert said[0] == "the teacher read 24 windows, 0 were known"
+    assert said[1:] == ["the teacher read 0 windows, 24 were known"] * 2
+
+
+def test_a_damaged_file_of_states_is_made_again(source: Checkpoint, tmp_path: Path) -> None:
+    made = replace(context(source, tmp_path / "one"), shared=lambda key: tmp_path / "shared")
+    first = run(source, made, **SHORT)
+    for file in (tmp_path / "shared").rglob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-3])
+    assert alike(states(run(source, replace(made, scratch=tmp_path / "two"), **SHORT)), states(first))
+
+
+def test_adapters_are_merged_and_the_rest_stays(source: Checkpoint, tmp_path: Path) -> None:
+    before = states(cut(source))
+    student = run(source, context(source, tmp_path), lora=4, learning_rate=1e-2)
+    after = states(student)
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert after.keys() == before.keys() and changed == {name for name in before if "_proj" in name}
+    assert apart(student, source)[0] < 0.9 * apart(cut(source), source)[0]
+
+
+def test_a_student_of_another_width_learns_by_a_projection(source: Checkpoint, tmp_path: Path) -> None:
+    made = context(source, tmp_path)
+    student = run(source, made, student={"config": {"hidden_size": 16, "num_hidden_layers": 1}}, method="hidden")
+    assert student.module.config.hidden_size == 16 and "projections" not in " ".join(states(student))
+    (curve,) = (table.rows for table in made.tables)
+    assert curve[-1][1] < 0.8 * curve[0][1]
+
+
+def test_pruned_weights_stay_zero_with_adapters_too(source: Checkpoint, tmp_path: Path) -> None:
+    model = loaded(source)
+    weight = model.module.model.layers[0].mlp.up_proj.weight
+    with torch.no_grad():
+        weight[::2] = 0
+    for lora in (None, 2):
+        stage = Distill.model_validate({**SHORT, "lora": lora})
+        made = stage.run(copy.deepcopy(model), context(source, tmp_path / str(lora)))
+        after = made.module.model.layers[0].mlp.up_proj.weight
+        assert (after[::2] == 0).all() and not torch.equal(after, weight)
+
+
+def test_nan_ends_at_the_last_good_state_and_names_the_layer(
+    source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(KeptTraining, "is_due", lambda self: True)
+    good: list[dict[str, torch.Tensor]] = []
+    plain = LanguageLesson._told
+
+    def told(self: LanguageLesson, done: int, share: float, loss: float) -> None:
+        plain(self, done, share, loss)
+        causal = self.pupil.body.causal
+        if done == 4:
+            handles.append(causal.model.layers[1].mlp.down_proj.register_forward_hook(lambda *all: all[2] * torch.nan))
+        good.append({name: tensor.clone() for name, tensor in causal.state_dict().items()})
+
+    handles: list[Any] = []
+    monkeypatch.setattr(LanguageLesson, "_told", told)
+    monkeypatch.setattr(LanguageLesson, "_error", lambda self, quality: -1.0)
+    made = context(source, tmp_path)
+    student = run(source, made, **SHORT)
+    assert len(good) == 4 and alike(states(student), good[-1])
+    stopped = next(line for line in made.remarks if "became nan" in line)
+    assert "step 5 of 6" in stopped and "model.layers.1.mlp.down_proj" in stopped and "after step 4" in stopped
+
+
+def test_nan_before_anything_was_kept_is_an_error_with_the_layer(
+    source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(self: LanguageLesson, done: int, share: float, loss: float) -> None:
+        norm = self.pupil.body.causal.model.layers[1].input_layernorm
+        norm.weight.register_hook(lambda slope: slope * torch.inf)
+
+    monkeypatch.setattr(LanguageLesson, "_told", told)
+    with pytest.raises(StageError, match=r"length became \w+ at step 2 of 6; .* model.layers.1.input_layernorm\."):
+        run(source, context(source, tmp_path), **SHORT)
+
+
+def test_a_model_that_is_broken_from_the_start_is_refused(source: Checkpoint, tmp_path: Path) -> None:
+    model = loaded(source)
+    with torch.no_grad():
+        model.module.model.layers[2].self_attn.v_proj.weight[3, 3] = float("nan")
+    with pytest.raises(StageError, match="not finite"):
+        Distill.model_validate({**SHORT, "student": STUDENT}).run(model, context(source, tmp_path))
+
+
+def with_tokenizer(model: TorchModel, words: dict[str, int]) -> TorchModel:
+    """The model with another tokenizer, whose tokens have those ids."""
+    told = json.loads(model.processor.backend_tokenizer.to_str())
+    told["model"]["vocab"] = words
+    known = [dict(token, id=words[token["content"]]) for token in told["added_tokens"]]
+    told["added_tokens"] = sorted(known, key=lambda token: token["id"])
+    other = Tokenizer.from_str(json.dumps(told))
+    model.processor = PreTrainedTokenizerFast(
+        tokenizer_object=other, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+    return model
+
+
+def test_a_teacher_may_call_the_tokens_otherwise_and_know_more(source: Checkpoint, tmp_path: Path) -> None:
+    """The same teacher with its rows in another order and some more: the same loss but for rounding."""
+    plain = lesson(source, context(source, tmp_path))
+    other, count = loaded(source), plain.pupil.body.head(torch.float32).shape[0]
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    words = {token: int(order[place]) for token, place in other.processor.get_vocab().items()}
+    table = torch.empty(count + 7, SMALL["hidden_size"]).fill_(0.1)
+    old = other.module.get_input_embeddings().weight.detach()
+    other.module.resize_token_embeddings(count + 7, mean_resizing=False)
+    table[order] = old
+    with torch.no_grad():
+        other.module.get_input_embeddings().weight.copy_(table)
+    other = with_tokenizer(other, {**words, **{f"more{place}": count + place for place in range(7)}})
+    stage, student, made = Distill.model_validate({**SHORT, "student": STUDENT}), cut(source), context(source, tmp_path)
+    windows = lesson_windows(student.processor, stage, made)
+    mixed = LanguageLesson.between(stage, other, student, windows, made)
+    assert mixed.teacher.tokens is not None and mixed.pupil.body.tokens is None
+    losses = []
+    for taught in (plain, mixed):
+        (piece,) = taught.pieces(batch_of(taught))
+        losses.append(float(taught.loss(taught.pupil, piece).detach()))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_a_teacher_without_some_tokens_teaches_hidden_states_alone(source: Checkpoint, tmp_path: Path) -> None:
+    words = loaded(source).processor.get_vocab()
+    rare, common = (next(token for token in words if token == wanted) for wanted in ("~", "e"))
+    made = context(source, tmp_path)
+
+    def between(missing: str, **fields: Any) -> LanguageLesson:
+        names = {token if token != missing else "other": place for token, place in words.items()}
+        stage, student = Distill.model_validate({**SHORT, "student": STUDENT, **fields}), cut(source)
+        windows = lesson_windows(student.processor, stage, made)
+        return LanguageLesson.between(stage, with_tokenizer(loaded(source), names), student, windows, made)
+
+    with pytest.raises(StageError, match="lacks 1 of the student's 160 tokens, such as '~'") as caught:
+        between(rare)
+    assert "method: hidden, logits_weight: 0" in str(caught.value)
+    hidden = {"method": "hidden", "logits_weight": 0}
+    taught = between(rare, **hidden)
+    (piece,) = taught.pieces(batch_of(taught))
+    assert torch.isfinite(taught.loss(taught.pupil, piece)) and taught.judge is None
+    with pytest.raises(StageError, match="cannot read the text as the student does"):
+        between(common, **hidden)
+
+
+def test_too_few_tokens_for_a_step_and_too_long_windows_are_refused(source: Checkpoint, tmp_path: Path) -> None:
+    made = context(source, tmp_path)
+    with pytest.raises(DataError, match=r"100 tokens are too few for one step, which takes 128"):
+        run(source, made, tokens=100)
+    with pytest.raises(DataError, match="Windows have 264 tokens, and a 'llama' model reads 256"):
+        run(source, made, sequence_length=264, batch_size=1)
+    with pytest.raises(DataError, match="text is too short"):
+        run(source, context(source, tmp_path, text_data(train=1, validation=1)))
+
+
+@pytest.mark.parametrize(
+    ("task", "fields", "idle"),
+    [
+        ("text-generation", {"use_unlabeled": True, "method": "minilm"}, ("use_unlabeled", "method")),
+        ("text-generation", {"logits_weight": 0, "top_k": 4}, ("top_k",)),
+        ("text-generation", {"tokens": 9000, "lora": 4, "direction": "reverse", "method": "hidden"}, ()),
+        ("text-classification", {"tokens": 9000, "lora": 4, "method": "hidden"}, ("tokens", "lora", "method")),
+        ("text-classification", {"method": "minilm", "decay": "cosine"}, ()),
+        ("image-classification", {"budget": "3m"}, ("budget",)),
+    ],
+)
+def test_fields_that_mean_nothing_for_a_task_are_idle(task: str, fields: dict[str, Any], idle: tuple[str, ...]) -> None:
+    stage = Distill.model_validate({"teacher": "start", **fields})
+    assert Distill.is_for(get_task(task).capabilities) and stage.idle_fields(get_task(task).capabilities) == idle
+
+
+def test_what_old_recipes_say_has_the_key_that_it_had() -> None:
+    fields = Distill(teacher="start").key_fields()
+    assert not fields.keys() & {*Distillation.of_decoders, "decay", "frozen_layers", "first_token_only"}
+    assert Distill(teacher="start", top_k=3, decay="cosine").key_fields().keys() - fields.keys() == {"top_k", "decay"}
+
+
+@pytest.mark.parametrize("fields", [{"budget": "30"}, {"budget": "0m"}, {"budget": "5m", "tokens": 10}])
+def test_a_length_is_one_number_with_a_unit(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="budget"):
+        Distill.model_validate({"teacher": "start", **fields})
+    assert Distill(teacher="start", budget="1.5h").seconds == 5400
+    assert Distill(teacher="start", budget="10m").shortened(0.5).seconds == 300

@@ -1,0 +1,322 @@
+"""A checkpoint quantized from beginning to end: what it holds, what is refused, and what is said."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from decoders import Notes, context, inputs_of_layers, layers_of, module_of, save_decoder, text
+from safetensors.torch import load_file, save_file
+
+from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
+from compress.numerics.gptq import GptqSettings, output_error, quantize_gptq
+from compress.stages.blockwise.build import build_skeleton, last_hidden
+from compress.stages.blockwise.calibration import calibration_windows
+from compress.stages.gptq.stage import Gptq
+from compress.utils.digests import size_bytes
+from compress.utils.errors import CompressError, DataError, ModelError, StageError
+
+SMALL = {"group_size": 32, "samples": 6, "sequence_length": 24, "precision": "fp32"}
+LINEARS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
+LINEARS += ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
+
+
+def quantized(checkpoint: Checkpoint, scratch: Path, notes: Notes | None = None, **fields: Any) -> QuantizedCheckpoint:
+    stage = Gptq(**{**SMALL, **fields})
+    return stage.run(checkpoint, context(scratch, progress=notes))
+
+
+def refusal(kind: type[CompressError], checkpoint: Checkpoint, scratch: Path, **fields: Any) -> str:
+    with pytest.raises(kind) as caught:
+        quantized(checkpoint, scratch, **fields)
+    assert not (scratch / "checkpoint").exists()
+    return str(caught.value)
+
+
+def as_module(checkpoint: QuantizedCheckpoint, source: Checkpoint) -> Any:
+    """transformers' model with the weights that the integers stand for."""
+    module = module_of(source)
+    state = {
+        name: tensor if name.startswith("lm_head") else checkpoint.weight(name.removesuffix(".weight"))
+        for name, tensor in module.state_dict().items()
+    }
+    module.load_state_dict(state)
+    return module
+
+
+def test_every_layer_is_solved_on_what_the_quantized_layers_before_it_give(tmp_path: Path) -> None:
+    # The oracle: the finished model in transformers, hooks on its layers, and the solver once more on what they see.
+    source = save_decoder(tmp_path / "source")
+    result = quantized(source, tmp_path / "scratch", guided=False)
+    seen = inputs_of_layers(as_module(result, source), calibration_windows(context(tmp_path), source, 6, 24))
+    layers = layers_of(result.folder)
+    for name in (f"model.layers.{index}.{short}" for index in range(2) for short in LINEARS):
+        hessian = seen[name].T @ seen[name] / len(seen[name])
+        weight, found = source.weight(name), result.quantized(name)
+        assert found is not None and found.bits == 4 and found.group_size == 32
+        expected = quantize_gptq(weight, hessian, GptqSettings(bits=4, group_size=32))
+        differing = (expected.quantized.integers != found.integers).float().mean()
+        assert float(differing) < 0.02, name
+        error = output_error(weight, found.dequantize(), hessian)
+        assert layers[name]["error"] == pytest.approx(error, rel=0.02)
+        assert layers[name]["error"] == pytest.approx(expected.error, rel=0.02)
+
+
+def test_the_whole_and_its_batches_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = save_decoder(tmp_path / "source")
+    whole = quantized(source, tmp_path / "whole")
+    monkeypatch.setattr("compress.stages.blockwise.states.ACTIVATION_BYTES", 2 * 4 * 4 * 24 * 96)
+    pieces = quantized(source, tmp_path / "pieces")
+    # Rounding in another order flips a weight here and there, and that spreads; the errors stay what they are.
+    errors = [layers_of(result.folder) for result in (whole, pieces)]
+    for name, layer in errors[0].items():
+        if layer.get("bits"):
+            assert errors[1][name]["error"] == pytest.approx(layer["error"], rel=0.1)
+    for name in (f"model.layers.0.{short}" for short in LINEARS[:3]):
+        one, other = whole.quantized(name), pieces.quantized(name)
+        assert one is not None and other is not None
+        assert float((one.integers != other.integers).float().mean()) < 0.02
+
+
+def test_gptq_loses_less_than_rounding_to_nearest(tmp_path: Path) -> None:
+    source = save_decoder(tmp_path / "source")
+    ids = calibration_windows(context(tmp_path, seed=7), source, 8, 24)
+    original = last_hidden(build_skeleton(source), ids)
+    loss = {}
+    for method in ("gptq", "rtn"):
+        result = quantized(source, tmp_path / method, method=method, bits=3, samples=40)
+        loss[method] = float((last_hidden(build_skeleton(result), ids) - original).square().mean())
+    assert loss["gptq"] < 0.8 * loss["rtn"]
+
+
+def test_rounding_to_nearest_reads_no_text(tmp_path: Path) -> None:
+    source = save_decoder(tmp_path / "source")
+    stage = Gptq(method="rtn", group_size=32)
+    assert stage.needs().splits == ()
+    result = stage.run(source, context(tmp_path / "scratch", train="short"))
+    weight = source.weight("model.layers.0.mlp.up_proj")
+    found = result.quantized("model.layers.0.mlp.up_proj")
+    assert found is not None
+    groups = weight.reshape(96, 2, 32)
+    whole = torch.maximum(groups.amax(-1) / 7, -groups.amin(-1) / 8).half().float()
+    torch.testing.assert_close(found.scales, whole, atol=0, rtol=1e-3)
+    assert torch.all((found.dequantize() - weight).abs() <= 0.51 * found.scales.repeat_interleave(32, dim=1))
+
+
+def test_the_folder_is_one_that_transformers_describes_as_gptq(tmp_path: Path) -> None:
+    source = save_decoder(tmp_path / "source")
+    result = quantized(source, tmp_path / "scratch")
+    config = transformers.AutoConfig.from_pretrained(result.folder)
+    made = transformers.GPTQConfig.from_dict(dict(config.quantization_config))
+    assert (made.bits, made.group_size, made.sym, made.desc_act, made.format) == (4, 32, True, False, "gptq")
+    assert config.dtype == torch.float16
+    assert json.loads((result.folder / "quantize_config.json").read_text()) == result.quantization
+    names = set(result.files)
+    assert {f"model.layers.1.mlp.up_proj.{part}" for part in ("qweight", "qzeros", "scales", "g_idx")} <= names
+    assert "model.layers.1.mlp.up_proj.weight" not in names
+    assert result.stored("model.norm.weight").dtype == torch.float16
+    assert transformers.AutoTokenizer.from_pretrained(result.folder).chat_template
+
+
+def test_asymmetric_zero_points_are_stored_as_they_are(tmp_path: Path) -> None:
+    source = save_decoder(tmp_path / "source")
+    result = quantized(source, tmp_path / "scratch", sym=False)
+    assert result.quantization is not None and result.quantization["checkpoint_format"] == "gptq_v2"
+    found = result.quantized("model.layers.0.mlp.up_proj")
+    assert found is not None and not found.symmetric
+    error = layers_of(result.folder)["model.layers.0.mlp.up_proj"]["error"]
+    assert error < layers_of(quantized(source, tmp_path / "sym").folder)["model.layers.0.mlp.up_proj"]["error"]
+
+
+@pytest.mark.parametrize(("bits", "size"), [(2, -1), (3, 16), (8, 64)])
+def test_bits_and_groups(bits: int, size: int, tmp_path: Path) -> None:
+    source = save_decoder(tmp_path / "source", intermediate_size=128)
+    result = quantized(source, tmp_path / "scratch", bits=bits, group_size=size)
+    found = result.quantized("model.layers.1.mlp.down_proj")
+    assert found is not None and found.bits == bits
+    assert found.scales.shape == (64, 1 if size == -1 else 128 // size)
+    assert int(found.integers.max()) == (1 << bits) - 1
+
+
+def test_a_tied_table_is_stored_once_and_as_integers(tmp_path: Path) -> None:
+    source = save_decoder(tmp_path / "source")
+    result = quantized(source, tmp_path / "scratch", embedding_bits=4)
+    table = result.quantized("model.embed_tokens")
+    assert table is not None and table.bits == 4 and table.integers.shape == (160, 64)
+    stored = result.stored("model.embed_tokens.weight")
+    assert torch.equal(stored, table.dequantize().half())
+    assert "lm_head.weight" not in result.files
+    # gptqmodel reads the names of an index, else those of all files, and would take the table's for a layer's.
+    index = json.loads((result.folder / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"]) == set(load_file(result.folder / "model.safetensors"))
+    assert set(index["weight_map"].values()) == {"model.safetensors"}
+    weight = source.weight("model.embed_tokens")
+    assert float((stored.float() - weight).square().sum() / weight.square().sum()) < 0.02
+
+
+def test_a_tied_table_is_solved_for_the_head_and_for_its_rows(tmp_path: Path) -> None:
+    source = save_decoder(tmp_path / "source")
+    result = quantized(source, tmp_path / "scratch", embedding_bits=4, guided=False)
+    module = as_module(result, source)
+    module.model.embed_tokens.weight.data.copy_(source.weight("model.embed_tokens").half())
+    seen = inputs_of_layers(module, calibration_windows(context(tmp_path), source, 6, 24))["lm_head"]
+    hessian = seen.T @ seen / len(seen)
+    hessian += 0.2 * torch.eye(64) * hessian.diagonal().mean()
+    weight, found = source.weight("model.embed_tokens"), result.quantized("model.embed_tokens")
+    assert found is not None
+    expected = quantize_gptq(weight, hessian, GptqSettings(bits=4, group_size=32))
+    assert float((expected.quantized.integers != found.integers).float().mean()) < 0.02
+    assert layers_of(result.folder)["model.embed_tokens"]["error"] == pytest.approx(expected.error, rel=0.02)
+
+
+@pytest.mark.parametrize(("bits", "tolerance"), [(5, 0.08), (8, 0.01)])
+def test_rows_that_fill_no_word_are_padded_and_cut_again(bits: int, tolerance: float, tmp_path: Path) -> None:
+    source = save_decoder(tmp_path / "source", vocab_size=171)
+    result = quantized(source, tmp_path / "scratch", embedding_bits=bits)
+    table = result.quantized("model.embed_tokens")
+    assert table is not None and table.integers.shape == (171, 64) and table.bits == bits
+    torch.testing.assert_close(table.dequantize(), source.weight("model.embed_tokens"), atol=tolerance, rtol=tolerance)
+
+
+def test_a_head_of_its_own_is_a_table_too(tmp_path: Path) -> None:
+    source = save_decoder(tmp_path / "source", tie_word_embeddings=False)
+    result = quantized(source, tmp_path / "scratch", embedding_bits=8)
+    for name in ("lm_head", "model.embed_tokens"):
+        table = result.quantized(name)
+        assert table is not None
+        torch.testing.assert_close(table.dequantize(), source.weight(name), atol=0.01, rtol=0.01)
+    assert float((result.weight("lm_head") - result.weight("model.embed_tokens")).abs().max()) > 0.1
+
+
+def test_layers_that_are_kept_say_why(tmp_path: Path) -> None:
+    source, notes = save_decoder(tmp_path / "source"), Notes()
+    result = quantized(source, tmp_path / "scratch", notes, keep=("*.o_proj", "model.layers.0.mlp.up_proj"))
+    kept = ["model.layers.0.self_attn.o_proj", "model.layers.0.mlp.up_proj", "model.layers.1.self_attn.o_proj"]
+    layers = layers_of(result.folder)
+    for name in kept:
+        assert torch.equal(result.stored(f"{name}.weight"), source.stored(f"{name}.weight").half())
+        assert layers[name]["why"].startswith("kept by the pattern")
+        assert any(f"{name} (kept by the pattern" in line for line in notes.said)
+    assert result.quantized("model.layers.1.mlp.up_proj") is not None
+    assert result.quantization is not None
+    rules = result.quantization["dynamic"]
+    assert all(any(re.match(rule.removeprefix("-:"), name) for rule in rules) for name in kept)
+    assert not any(re.match(rule.removeprefix("-:"), "model.layers.1.mlp.up_proj") for rule in rules)
+
+
+def test_progress_tells_the_error_of_each_layer(tmp_path: Path) -> None:
+    notes = Notes()
+    result = quantized(save_decoder(tmp_path / "source"), tmp_path / "scratch", notes)
+    for name, layer in layers_of(result.folder).items():
+        if "layers" in name:
+            block, short = name.split(".", 3)[:3], name.split(".", 3)[3]
+            line = next(line for line in notes.said if line.startswith(f"{'.'.join(block)}:"))
+            assert f"{short} 4 bits {layer['error']:.2%}" in line
+
+
+def test_bits_per_parameter_count_everything(tmp_path: Path) -> None:
+    source = save_decoder(tmp_path / "source")
+    result = quantized(source, tmp_path / "scratch", embedding_bits=4, embedding_group_size=32)
+    linear = 2 * (64 * 64 + 2 * 32 * 64 + 64 * 64 + 3 * 96 * 64)
+    table, norms = 160 * 64, 5 * 64
+    expected = ((linear + table) * (4 + 16 / 32) + norms * 16) / (linear + table + norms)
+    about = json.loads((result.folder / "quantized_layers.json").read_text())
+    assert about["bits_per_parameter"] == pytest.approx(expected)
+    assert size_bytes(result.folder) < size_bytes(source.folder)
+
+
+def test_bfloat16_gives_nearly_the_same(tmp_path: Path) -> None:
+    source = save_decoder(tmp_path / "source")
+    errors = [
+        layers_of(quantized(source, tmp_path / precision, precision=precision).folder) for precision in ("fp32", "bf16")
+    ]
+    for name, layer in errors[0].items():
+        if layer.get("bits"):
+            assert errors[1][name]["error"] == pytest.approx(layer["error"], rel=0.25)
+    assert errors[0] != errors[1]
+
+
+def test_text_that_is_too_short(tmp_path: Path) -> None:
+    source = save_decoder(tmp_path / "source")
+    with pytest.raises(DataError) as caught:
+        Gptq(**SMALL).run(source, context(tmp_path / "scratch", train=text(100)))
+    assert "it gives 4 windows of 24 tokens" in str(caught.value) and "6 windows, 144 tokens" in str(caught.value)
+
+
+def test_text_of_one_token(tmp_path: Path) -> None:
+    source = save_decoder(tmp_path / "source")
+    with pytest.raises(DataError, match="100% of the calibration text is the one token 'a'"):
+        Gptq(**SMALL).run(source, context(tmp_path / "scratch", train="a" * 400))
+
+
+def test_activations_that_overflow_name_block_and_layer(tmp_path: Path) -> None:
+    tensors = load_file(save_decoder(tmp_path / "source").folder / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"] *= 1e30
+    tensors["model.layers.0.mlp.gate_proj.weight"] *= 1e30
+    save_file(tensors, tmp_path / "source" / "model.safetensors", metadata={"format": "pt"})
+    source = Checkpoint(tmp_path / "source")
+    assert "model.layers.0.mlp." in refusal(StageError, source, tmp_path / "plain", guided=False)
+    assert "after model.layers.0 is not finite" in refusal(StageError, source, tmp_path / "guided")
+
+
+def test_all_widths_that_no_group_divides_are_named_before_the_work(tmp_path: Path) -> None:
+    source = save_decoder(tmp_path / "source", intermediate_size=96)
+    what = refusal(ModelError, source, tmp_path / "scratch", group_size=64)
+    assert "2 layers do not fit" in what and not (tmp_path / "scratch").exists()
+    for index in range(2):
+        assert f"model.layers.{index}.mlp.down_proj [64, 96]: 64 does not divide 96, 16, 32 would" in what
+
+
+def test_sides_that_fill_no_word(tmp_path: Path) -> None:
+    source = save_decoder(tmp_path / "source", intermediate_size=80)
+    what = refusal(ModelError, source, tmp_path / "scratch", group_size=16)
+    assert "6 layers do not fit" in what and "both sides must be multiples of 32" in what
+
+
+def test_an_embedding_whose_width_no_group_divides(tmp_path: Path) -> None:
+    source = save_decoder(tmp_path / "source")
+    what = refusal(ModelError, source, tmp_path / "scratch", embedding_bits=4, embedding_group_size=128)
+    assert "model.embed_tokens [160, 64]" in what and "embedding_bits: 16" in what
+
+
+def test_a_pattern_that_keeps_nothing(tmp_path: Path) -> None:
+    what = refusal(StageError, save_decoder(tmp_path / "source"), tmp_path / "scratch", keep=("*.router",))
+    assert "no layer is called '*.router'" in what
+
+
+def test_everything_kept(tmp_path: Path) -> None:
+    what = refusal(StageError, save_decoder(tmp_path / "source"), tmp_path / "scratch", keep=("*",))
+    assert "No layer is left to quantize" in what
+
+
+def test_a_model_that_is_quantized_already(tmp_path: Path) -> None:
+    result = quantized(save_decoder(tmp_path / "source"), tmp_path / "scratch")
+    assert "quantized already" in refusal(ModelError, result, tmp_path / "again")
+
+
+def test_values_beyond_float16(tmp_path: Path) -> None:
+    tensors = load_file(save_decoder(tmp_path / "source").folder / "model.safetensors")
+    tensors["model.norm.weight"] *= 1e6
+    save_file(tensors, tmp_path / "source" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(StageError, match=r"'model\.norm\.weight' holds values beyond float16"):
+        quantized(Checkpoint(tmp_path / "source"), tmp_path / "scratch")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"bits": 5}, "Input should be 2, 3, 4 or 8"),
+        ({"group_size": 48}, "Input should be -1, 16"),
+        ({"embedding_bits": 3}, "Input should be 4, 5, 8 or 16"),
+        ({"target_bits": 4.5, "max_bytes": 10}, "not both"),
+        ({"method": "rtn", "target_bits": 4.5}, "need method: gptq"),
+    ],
+)
+def test_fields_that_mean_nothing(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Gptq(**fields)

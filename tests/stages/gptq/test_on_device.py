@@ -1,0 +1,136 @@
+"""Stages on a GPU that isn't there: every tensor follows the device, and what comes out is what the processor gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_generation
+import tiny_run
+import torch
+from decoders import context, save_decoder
+from fake_gpu import DEVICE, FakeGpu, fake_gpu
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from compress.models.checkpoint import Checkpoint
+from compress.pipeline.runner import StageRunner
+from compress.stages.blockwise.blockwise_model import Skeleton
+from compress.stages.blockwise.build import build_skeleton
+from compress.stages.blockwise.resume import Finished
+from compress.stages.registry import STAGES
+from compress.utils.errors import DeviceError
+
+TEXT: dict[str, Any] = {"samples": 4, "sequence_length": 16, "precision": "fp32"}
+FEW = {**TEXT, "samples": 5, "sequence_length": 32, "group_size": 32}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gptq": ("LlamaConfig", {**FEW, "target_bits": 5.0, "choices": (3, 4), "sym": False, "refinement_sweeps": 1}),
+    "gptq of experts": ("MixtralConfig", {**FEW, "guided": False}),
+    "train_blocks": ("LlamaConfig", {**FEW, "epochs": 1, "guided": False}),
+    "prune by wanda": ("LlamaConfig", {**TEXT, "sparsity": 0.5, "method": "wanda"}),
+    "prune by sparsegpt": ("LlamaConfig", {**TEXT, "sparsity": 0.5, "method": "sparsegpt"}),
+    "prune of a block": ("LlamaConfig", {**TEXT, "layers": 1}),
+    "prune of a block by the loss": ("LlamaConfig", {**TEXT, "layers": 1, "layer_importance": "greedy"}),
+    "prune of heads and experts": ("Qwen3MoeConfig", {**TEXT, "heads": 0.5, "experts": 0.5, "multiple": 1}),
+}
+
+
+IN_BATCHES = ("gptq of experts", "prune by sparsegpt")
+"""Windows pass a block one by one, as where they have no room together."""
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    with fake_gpu(monkeypatch) as mode:
+        yield mode
+
+
+def run(name: str, folder: Path, where: str) -> Checkpoint:
+    config, fields = CASES[name]
+    kind = name.partition(" ")[0]
+    stage = STAGES[kind].model_validate({"kind": kind, **fields})
+    source = folder / "source"
+    count = 2 if kind == "prune" else 1
+    held = Checkpoint(source) if source.is_dir() else save_decoder(source, config, num_hidden_layers=count)
+    made: Checkpoint = stage.run(held, context(folder / where))
+    return made
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_made_there_is_what_is_made_here(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name in IN_BATCHES:
+        monkeypatch.setattr("compress.stages.blockwise.states.ACTIVATION_BYTES", 1)
+    with sdpa_kernel(SDPBackend.MATH):  # sums in the order in which the device does them
+        here = run(name, tmp_path, "here")
+    with fake_gpu(monkeypatch) as mode:
+        there = run(name, tmp_path, "there")
+    assert {"aten::mm", "aten::silu"} <= mode.ran
+    assert list(here.files) == list(there.files)
+    # A number at the border of two integers goes to either, and moves those after it.
+    assert sameness(there, here) >= (0.97 if here.integer_layers else 1.0)
+
+
+def sameness(there: Checkpoint, here: Checkpoint) -> float:
+    """The share of numbers that are the same: of integers, or of all weights where there are none."""
+    same = total = 0
+    for module in here.integer_layers or [name.removesuffix(".weight") for name in here.files]:
+        found, expected = there.quantized(module), here.quantized(module)
+        first, second = there.weight(module), here.weight(module)
+        if found is not None and expected is not None:
+            first, second = found.integers, expected.integers
+        same, total = same + int((first == second).sum()), total + second.numel()
+    return same / total
+
+
+def test_a_tensor_of_the_processors_is_refused_there(gpu: FakeGpu) -> None:
+    ours, theirs = torch.ones(2, 2), torch.ones(2, 2, device=DEVICE)
+    with pytest.raises(RuntimeError, match="on the processor"):
+        ours @ theirs
+    with pytest.raises(RuntimeError, match="generator"):
+        torch.rand(2, device=DEVICE, generator=torch.Generator())
+    assert float((theirs @ ours.to(DEVICE)).sum()) == 8 and theirs.cpu().numpy().shape == (2, 2)
+
+
+def test_one_block_is_there_at_a_time(tmp_path: Path, gpu: FakeGpu) -> None:
+    skeleton = build_skeleton(save_decoder(tmp_path / "source"), DEVICE)
+
+    def there() -> list[bool]:
+        return [all(one.device.type == "gpu" for one in block.parameters()) for block in skeleton.blocks]
+
+    skeleton.load(1)
+    assert there() == [False, True]
+    skeleton.unload(1)
+    assert there() == [False, False]
+    table = skeleton.embedded(torch.arange(4)[None])
+    assert table.device.type == "gpu" and skeleton.embedding.weight.shape[0] == 4
+
+
+def test_memory_that_ends_in_the_middle_names_stage_and_block_and_keeps_those_before(
+    tmp_path: Path, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = {"gptq": {**FEW, "samples": 4, "guided": False}}
+    wanted = tiny_run.load(tiny_generation.write_all(tmp_path, stages=[stage], targets=["torch"]))
+    monkeypatch.setattr("compress.pipeline.runner.find_device", lambda name: DEVICE)
+    load = Skeleton.load
+
+    def full(skeleton: Skeleton, index: int) -> torch.nn.Module:
+        gpu.room = 0 if index == 1 and Finished(scratch).layers(0) else None
+        return load(skeleton, index)
+
+    road = StageRunner(wanted, tmp_path, tmp_path / "artifacts", tiny_run.Notes())
+    scratch = road.cache.scratch(road.key("gptq"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Skeleton, "load", full)
+        with pytest.raises(DeviceError, match=r"Stage 'gptq': model\.layers\.1 needs more memory than gpu:0") as raised:
+            road.travel()
+    gpu.room = None
+    assert "lower samples, sequence_length" in str(raised.value) and "next run goes on there" in str(raised.value)
+    assert Finished(scratch).count(2) == 1
+
+    notes = tiny_run.Notes()
+    again = StageRunner(wanted, tmp_path, tmp_path / "artifacts", notes)
+    again.travel()
+    assert any("1 of 2 blocks were done before" in line for line in notes.said)
+    assert "computed on gpu:0" in again.finished["gptq"].record.remarks
+    monkeypatch.setattr("compress.pipeline.runner.find_device", lambda name: "cpu")
+    assert StageRunner(wanted, tmp_path, tmp_path / "artifacts", notes).key("gptq") != again.finished["gptq"].record.key

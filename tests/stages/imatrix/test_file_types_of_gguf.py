@@ -1,0 +1,239 @@
+"""GGUF files of llama.cpp's own types: each tensor as its quantizer has it, opened by it, refused where it must be."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from decoders import Notes, context, save_decoder
+from gguf import GGUFReader
+from mergeable import ROWS, save_mergeable_llama, train_tokenizer
+from quantized import quantize_tiny_llama
+from rotation import todays
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+from compress.formats.gguf.blocks import row_bytes
+from compress.formats.gguf.export import Types, plan_gguf, write_gguf
+from compress.formats.gguf.file_types import FILE_TYPES, bytes_of, needs_imatrix
+from compress.formats.gguf.llama_cpp_library import VARIABLE
+from compress.formats.gguf.llama_cpp_library import library as library_of
+from compress.formats.gguf.rounding import rounded
+from compress.formats.gguf.stage import Gguf
+from compress.formats.runtimes import get_runtime
+from compress.formats.targets import TARGETS
+from compress.models.checkpoint import Checkpoint
+from compress.models.imatrix import IMATRIX, read_imatrix
+from compress.pipeline.checkpoint_headers import read_shape
+from compress.stages.cost_model import PlanContext
+from compress.stages.gptq.stage import Gptq
+from compress.stages.imatrix.stage import Imatrix
+from compress.stages.model_checks import check_stages
+from compress.stages.prune.stage import Prune
+from compress.utils.errors import ModelError
+
+WIDE = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 8, "num_hidden_layers": 16}
+LLAMAS: dict[str, dict[str, Any]] = {
+    "shared": {"num_key_value_heads": 2, "tie_word_embeddings": True},
+    "apart": {"num_key_value_heads": 4, "tie_word_embeddings": False},
+    "narrow": {"hidden_size": 288, "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True},
+}
+
+
+def with_imatrix(checkpoint: Checkpoint) -> None:
+    """Put a matrix of random importance beside a checkpoint."""
+    generator = torch.Generator().manual_seed(1)
+    matrices = [one for one in plan_gguf(checkpoint) if one.source and ".layers." in one.source and len(one.shape) == 2]
+    names = {str(one.source).removesuffix(".weight"): one.shape[1] for one in matrices}
+    save_file(
+        {name: torch.rand(size, generator=generator) ** 4 for name, size in names.items()}, checkpoint.folder / IMATRIX
+    )
+
+
+def by_llama_cpp(library: Path, folder: Path, file_type: str, imatrix: Path | None) -> dict[str, Any]:
+    """The tensors of the file that its own quantizer writes."""
+    script = Path(__file__).parents[2] / "benchmarks" / "peers" / "llama_cpp_quantize.py"
+    order: dict[str, Any] = {
+        "library": str(library),
+        "source": str(folder / "f32.gguf"),
+        "output": str(folder / "theirs.gguf"),
+    }
+    order |= {"file_type": file_type, "threads": 1} | ({} if imatrix is None else {"imatrix": str(imatrix)})
+    (folder / "order.json").write_text(json.dumps(order))
+    command = [sys.executable, str(script), str(folder / "order.json"), str(folder / "answer.json")]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    return {tensor.name: tensor for tensor in GGUFReader(folder / "theirs.gguf").tensors}
+
+
+def saved(kind: str, folder: Path) -> Checkpoint:
+    """A decoder: of shared values or not, of rows that are no whole blocks, of experts, of fused attention."""
+    if kind in LLAMAS:
+        return save_mergeable_llama(folder, **{**WIDE, **LLAMAS[kind]})
+    sizes = {**WIDE, "num_hidden_layers": 8, "num_key_value_heads": 4, "vocab_size": ROWS}
+    more: dict[str, Any] = {"MixtralConfig": {"num_local_experts": 8}, "Qwen2MoeConfig": {"moe_intermediate_size": 256}}
+    source = save_decoder(folder, kind, **sizes, **more.get(kind, {}))
+    train_tokenizer().save_pretrained(folder)
+    return source
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [*LLAMAS, "MixtralConfig", "Qwen2MoeConfig", "Phi3Config"])
+@pytest.mark.parametrize("file_type", todays(FILE_TYPES, 12, str))
+def test_every_tensor_is_that_of_llama_cpp_s_own_quantizer(
+    tmp_path: Path, file_type: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peers.environment import UnavailableError
+    from peers.language_peers import imatrix_by_tensor
+    from peers.llama_cpp_library import llama_cpp_library
+
+    weighed = kind in LLAMAS and (kind != "apart" or needs_imatrix(file_type))
+    if needs_imatrix(file_type) and not weighed:
+        pytest.skip("refused without an importance matrix")
+    try:
+        library = llama_cpp_library()
+    except UnavailableError as error:
+        pytest.skip(str(error))
+    # Builds differ in the last digits of a product; so both round by the same one.
+    monkeypatch.setenv(VARIABLE, str(library))
+    monkeypatch.setattr("compress.formats.gguf.rounding.library", library_of.__wrapped__)
+    source, imatrix = saved(kind, tmp_path / "source"), None
+    if weighed:
+        imatrix = tmp_path / "by-tensor.safetensors"
+        with_imatrix(source)
+        imatrix_by_tensor(source, imatrix)
+    write_gguf(source, tmp_path / "f32.gguf", Types("f32"))
+    theirs = by_llama_cpp(library, tmp_path, file_type, imatrix)
+    write_gguf(source, tmp_path / "ours.gguf", Types("f32", file_type))
+    ours = GGUFReader(tmp_path / "ours.gguf")
+    assert ours.fields["general.file_type"].parts[-1][0] == FILE_TYPES[file_type].number
+    kinds = {one.name: one.tensor_type.name for one in ours.tensors}
+    assert kinds == {name: one.tensor_type.name for name, one in theirs.items()}
+    for one in ours.tensors:
+        # A matrix of one row has one dimension there.
+        assert np.array_equal(one.data.ravel(), theirs[one.name].data.ravel()), one.name
+
+
+def test_the_stage_names_every_type() -> None:
+    (names, _) = get_args(Gguf.model_fields["type"].annotation)
+    assert set(get_args(names)) == set(FILE_TYPES)
+
+
+def planned_bytes(checkpoint: Checkpoint, types: Types) -> int:
+    """Of all tensors of the file."""
+    planned = plan_gguf(checkpoint, types)
+    return sum(row_bytes(one.kind, one.shape[-1]) * math.prod(one.shape[:-1]) for one in planned)
+
+
+@pytest.mark.parametrize(("hidden", "tied"), [(256, True), (288, False)])
+def test_the_size_of_every_type_is_foretold_from_the_shape(tmp_path: Path, hidden: int, tied: bool) -> None:
+    sides = WIDE | {"hidden_size": hidden, "intermediate_size": 768, "num_key_value_heads": 2}
+    source = save_mergeable_llama(tmp_path / "source", tie_word_embeddings=tied, **sides)
+    with_imatrix(source)
+    shape = read_shape(source.folder)
+    told = []
+    for name in FILE_TYPES:
+        size = planned_bytes(source, Types(file_type=name))
+        assert bytes_of(name, shape) == pytest.approx(size, rel=0.01), name
+        told.append(size)
+    (tried,) = Gguf(type="Q4_K_M").worth_searching(shape).values()
+    assert [*tried] == sorted(FILE_TYPES, key=lambda name: bytes_of(name, shape))
+    assert max(told) > 1.5 * min(told) and Gguf().worth_searching(shape) == {}
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8, 32])
+def test_the_size_of_kept_integers_is_foretold(tmp_path: Path, bits: int) -> None:
+    plan = PlanContext(64, True, {}, {}, lambda name, drawn: None, lambda: 1e9, generates=True)
+    made: Checkpoint = save_mergeable_llama(tmp_path / "source", **(WIDE | {"intermediate_size": 768}))
+    shape = replace(read_shape(made.folder), processor_bytes=1000)
+    if bits != 32:
+        made, shape = quantize_tiny_llama(made, tmp_path / "quantized", bits, 64), shape.in_bits(bits, 4)
+    told = Gguf().predict(shape, plan).disk_bytes.value
+    assert told == pytest.approx(planned_bytes(made, Types()) + 1000, rel=0.01)
+
+
+def test_errors_are_small_where_inputs_are_large() -> None:
+    values = np.random.default_rng(0).normal(size=(64, 512)).astype(np.float32)
+    importance = np.random.default_rng(1).random(512, dtype=np.float32) ** 8
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    for kind in ("Q4_0", "Q4_K", "IQ3_S", "Q2_K"):
+        plain, weighed = (
+            np.square(dequantize(rounded(values, kind, given), GGMLQuantizationType[kind]) - values) @ importance
+            for given in (None, importance)
+        )
+        assert weighed.sum() < 0.95 * plain.sum(), kind
+
+
+def test_the_matrix_is_the_mean_square_of_what_layers_are_given(tmp_path: Path) -> None:
+    source, notes = save_decoder(tmp_path / "source"), Notes()
+    made = Imatrix(samples=6, sequence_length=24, precision="fp32").run(source, context(tmp_path / "w", progress=notes))
+    from compress.stages.blockwise.calibration import calibration_windows
+
+    ids = calibration_windows(context(tmp_path / "w"), source, 6, 24)
+    model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32).eval()
+    seen: dict[str, torch.Tensor] = {}
+    for name, part in model.named_modules():
+        if isinstance(part, torch.nn.Linear) and ".layers." in name:
+            part.register_forward_pre_hook(
+                lambda _, given, name=name: seen.update({name: given[0].flatten(0, -2).square().mean(0)})
+            )
+    with torch.no_grad():
+        model(input_ids=ids)
+    found = read_imatrix(made.folder)
+    assert set(found) == set(seen) and len(seen) == 7 * len(model.model.layers)
+    for name, squares in seen.items():
+        torch.testing.assert_close(found[name], squares, rtol=1e-4, atol=1e-7)
+    assert sorted(path.name for path in made.folder.iterdir() if path.name != IMATRIX) == sorted(
+        path.name for path in source.folder.iterdir()
+    )
+    assert f"imatrix: inputs of {len(seen)} layers on 144 tokens" in notes.said
+
+
+def test_experts_have_a_matrix_each_and_llama_cpp_runs_their_file(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 8}
+    source = save_decoder(tmp_path / "source", "MixtralConfig", vocab_size=ROWS, sliding_window=None, **sizes)
+    train_tokenizer().save_pretrained(source.folder)
+    made = Imatrix(samples=6, sequence_length=24, precision="fp32").run(source, context(tmp_path / "w"))
+    kinds = {one.name: one.kind for one in plan_gguf(made, Types(file_type="Q4_K_M"))}
+    assert kinds["blk.0.ffn_gate_exps.weight"] == "Q4_K" and kinds["output.weight"] == "Q6_K"
+    assert kinds["blk.0.ffn_gate_inp.weight"] == "F32"
+    found = Gguf(type="Q8_0").run(made, context(tmp_path / "g", progress=(notes := Notes())))
+    assert any("gguf: Q8_0, by the importance matrix" in line for line in notes.said)
+    ids = np.random.default_rng(0).integers(3, ROWS, (1, 40))
+    answers = get_runtime("llama-cpp").open(found.file, TARGETS["llama-cpp"], 1).predict({"input_ids": ids})["logits"]
+    model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        wanted = model(input_ids=torch.from_numpy(ids)).logits.numpy()
+    assert np.corrcoef(answers.ravel(), wanted.ravel())[0, 1] > 0.995
+
+
+def test_two_bits_without_a_matrix_and_integers_are_refused(tmp_path: Path) -> None:
+    source = save_mergeable_llama(tmp_path / "source", **{**WIDE, "num_hidden_layers": 2})
+    stage = Gguf(type="IQ2_XXS")
+    with pytest.raises(ModelError, match="no importance matrix"):
+        stage.run(source, context(tmp_path / "w"))
+    with pytest.raises(ModelError, match="no importance matrix"):
+        stage.check_widths(source.folder, [Gptq()])
+    stage.check_widths(source.folder, [Imatrix()])
+    check_stages([Imatrix(), stage], source.folder)
+    with pytest.raises(ModelError, match="no importance matrix"):
+        check_stages([Imatrix(), Prune(feed_forward=0.5), stage], source.folder)
+    assert stage.objects_to(Gptq()) is not None and Gguf().objects_to(Gptq()) is None
+    with_imatrix(source)
+    stage.check_widths(source.folder, [])
+    quantized = Gptq(method="rtn", group_size=32).run(Checkpoint(source.folder), context(tmp_path / "q"))
+    with pytest.raises(ModelError, match="quantized already"):
+        Gguf(type="Q4_K_M").run(quantized, context(tmp_path / "w"))
+
+
+def test_a_baseline_is_not_rounded_with_what_ships() -> None:
+    assert Gguf(type="Q4_K_M", k_quants=True, float_type="f32").without_rounding() == Gguf(float_type="f32")

@@ -1,0 +1,116 @@
+"""The stage `quantize` with calibration and a floor: what it records, says and refuses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny
+from exports import exported
+from onnx import TensorProto
+
+from compress.data.dataset import Dataset
+from compress.formats.onnx.model import FLOAT_GRAPH, QUANTIZED_GRAPH, OnnxModel
+from compress.formats.onnx.quantization import DynamicQuantizer
+from compress.numerics.sampling import spread_sample
+from compress.stages.onnx_int8.quantizer import LAYERS, METADATA, OneByOne
+from compress.stages.onnx_int8.stage import Quantize
+from compress.utils.errors import DataError, StageError
+
+
+def model() -> OnnxModel:
+    made = exported()
+    return OnnxModel(made.graph(), FLOAT_GRAPH, made.model.companions())
+
+
+def metadata(found: OnnxModel) -> dict[str, dict[str, object]]:
+    own = (each for each in found.graph.metadata_props if each.key.startswith("compress."))
+    return {each.key: json.loads(each.value) for each in own}
+
+
+def test_what_it_was_calibrated_on_is_recorded_in_the_file():
+    context = tiny.context(tiny.dataset(train=64))
+    found = Quantize(method="static", calibration_examples=10).run(model(), context)
+    assert found.file_name == QUANTIZED_GRAPH
+    record = metadata(found)[METADATA]
+    examples = context.encode("train", exported().model)
+    assert examples.labels is not None
+    rows = spread_sample(examples.lengths(), examples.labels, 10, context.seed)
+    assert record == {
+        **{"split": "train", "examples": 10, "labels": 2, "seed": 0},
+        "rows_sha256": hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest(),
+    }
+    assert np.bincount(examples.labels[rows]).tolist() == [5, 5]
+
+
+def test_another_seed_calibrates_on_others():
+    data = tiny.dataset(train=64)
+    first, second = (
+        metadata(Quantize(method="static", calibration_examples=4).run(model(), tiny.context(data, seed=seed)))[
+            METADATA
+        ]
+        for seed in (0, 1)
+    )
+    assert first["rows_sha256"] != second["rows_sha256"]
+
+
+def test_feeds_are_the_examples_unpadded():
+    examples = exported().examples
+    feeds = OneByOne(examples, np.array([3, 1, 7]))
+    assert len(feeds) == 3
+    for feed, row in zip(feeds, (3, 1, 7), strict=True):
+        np.testing.assert_array_equal(feed["input_ids"], examples.inputs[row]["input_ids"][None])
+        assert feed["attention_mask"].all()
+
+
+@pytest.mark.parametrize("method", ["static", "dynamic"])
+def test_a_floor_is_held_and_each_layers_damage_is_recorded(method: str):
+    context = tiny.context(tiny.dataset(train=64, validation=200))
+    stage = Quantize(method=method, accuracy_floor=0.98, damage_examples=8, calibration_examples=8)  # type: ignore[arg-type]
+    found = metadata(stage.run(model(), context))[LAYERS]
+    assert found["metric"] >= found["floor"] == pytest.approx(0.98 * found["float_metric"])  # type: ignore[operator]
+    assert found["evaluations"] <= 6  # type: ignore[operator]
+    layers: list[dict[str, object]] = found["layers"]  # type: ignore[assignment]
+    kept = [layer for layer in layers if not layer["int8"]]
+    assert len(layers) in (0, 9) and layers[: len(kept)] == kept
+    assert [row[0] for table in context.tables for row in table.rows] == [layer["layer"] for layer in layers]
+
+
+def test_layers_that_the_recipe_names_stay_in_float():
+    context = tiny.context(tiny.dataset(train=16))
+    layers = DynamicQuantizer(model().graph).layers
+    found = Quantize(keep=(f"*{layers[2].weight[1:]}",)).run(model(), context)
+    left = {tensor.name for tensor in found.graph.graph.initializer if tensor.data_type == TensorProto.FLOAT}
+    assert [layer.name for layer in layers if layer.weight in left] == [layers[2].name]
+    with pytest.raises(StageError, match=r"fits '\*layer\.9\*'"):
+        Quantize(keep=("*layer.9*",)).run(model(), context)
+    with pytest.raises(StageError, match="Every layer"):
+        Quantize(keep=("*",)).run(model(), context)
+
+
+def test_fields_that_mean_nothing_are_named():
+    assert Quantize().idle_fields("x") == () and Quantize(method="static").idle_fields("x") == ()
+    assert Quantize(smooth_quant=0.5, search_seconds=1).idle_fields("x") == ("smooth_quant", "search_seconds")
+    assert Quantize(method="static", percentile=99).idle_fields("x") == ("percentile",)
+    assert Quantize(method="static", statistics="nncf", types="s8s8").idle_fields("x") == ("types",)
+
+
+def test_nncf_is_called_only_where_it_finds_the_ranges():
+    assert "nncf" in Quantize(method="static", statistics="nncf").calls()
+    assert "nncf" not in Quantize(method="static").calls()
+    assert Quantize().calls() == ("onnx", "onnx_ir", "onnxruntime")
+    assert Quantize().needs().splits == () and Quantize(method="static").needs().splits == ("train",)
+    assert Quantize(accuracy_floor=0.9).needs().splits == ("train", "validation")
+
+
+def test_an_empty_split_and_a_quantized_model_are_refused():
+    data = tiny.dataset(train=64)
+    empty = Dataset(data.columns, {**data.tables, "train": data.split("train").slice(0, 0)}, data.labels)
+    with pytest.raises(DataError, match="train split is empty"):
+        Quantize(method="static").run(model(), replace(tiny.context(), data=empty))
+    once = Quantize().run(model(), tiny.context())
+    with pytest.raises(StageError, match="quantized already"):
+        Quantize().run(once, tiny.context())

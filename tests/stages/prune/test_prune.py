@@ -1,0 +1,334 @@
+"""What pruning removes, and that it removes what matters least: parts whose output is zero go first."""
+
+from __future__ import annotations
+
+import copy
+import io
+import re
+import zipfile
+from typing import Any
+
+import channel_nets
+import pytest
+import tiny
+import torch
+from pydantic import ValidationError
+
+from compress.models.structure import blocks
+from compress.models.torch_model import TorchModel
+from compress.models.transformer_pruning import HEADS_KEY, layer_list
+from compress.stages.finetune import Finetune
+from compress.stages.prune.stage import Prune
+from compress.stages.sparsify.magnitude import sparse_layers
+from compress.utils.errors import StageError
+
+SIZE = tiny.WIDTH // tiny.HEADS
+QUICK = {"epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "precision": "fp32"}
+
+
+def prune(model: TorchModel, **parameters: Any) -> TorchModel:
+    return Prune(**parameters).run(model, tiny.context(tiny.dataset(48)))
+
+
+def silence_heads(model: TorchModel, silent: list[int]) -> None:
+    """Give head ``silent[layer]`` of each layer no influence: its columns of the output projection become zero."""
+    with torch.no_grad():
+        for block, head in zip(blocks(model.module), silent, strict=True):
+            block.attended().output.weight[:, head * SIZE : (head + 1) * SIZE] = 0
+
+
+def silence_neurons(model: TorchModel, silent: list[list[int]]) -> None:
+    with torch.no_grad():
+        for block, neurons in zip(blocks(model.module), silent, strict=True):
+            block.fed_forward().output.weight[:, neurons] = 0
+
+
+@pytest.mark.parametrize("importance", ["taylor", "magnitude"])
+@pytest.mark.parametrize("silent", [[2, 0], [3, 1]])
+def test_a_head_without_influence_goes_first(importance: str, silent: list[int]):
+    model = tiny.encoder()
+    silence_heads(model, silent)
+    expected, before = tiny.logits(model, tiny.texts(16)), copy.deepcopy(model)
+    prune(model, heads=0.25, importance=importance)
+    for block, old, gone in zip(blocks(model.module), blocks(before.module), silent, strict=True):
+        rows = [row for row in range(tiny.WIDTH) if row // SIZE != gone]
+        assert block.places == 3 and torch.equal(block.attended().value.weight, old.attended().value.weight[rows])
+        assert torch.equal(block.attended().output.weight, old.attended().output.weight[:, rows])
+    torch.testing.assert_close(tiny.logits(model, tiny.texts(16)), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("importance", ["taylor", "magnitude"])
+def test_neurons_without_influence_go_first(importance: str):
+    model = tiny.encoder()
+    silent = [list(range(0, 48, 4)), list(range(30, 42))]
+    silence_neurons(model, silent)
+    expected, before = tiny.logits(model, tiny.texts(16)), copy.deepcopy(model)
+    prune(model, feed_forward=0.25, importance=importance)
+    for block, old, gone in zip(blocks(model.module), blocks(before.module), silent, strict=True):
+        rows = [row for row in range(tiny.NEURONS) if row not in gone]
+        assert torch.equal(block.fed_forward().inputs[0].weight, old.fed_forward().inputs[0].weight[rows])
+    torch.testing.assert_close(tiny.logits(model, tiny.texts(16)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_neurons_that_never_speak_go_first():
+    # Their output weights are large, but on the data they give nothing: magnitude keeps them, importance does not.
+    silent = list(range(5, 17))
+    models = {}
+    for importance in ("taylor", "magnitude"):
+        model = tiny.encoder()
+        with torch.no_grad():
+            for block in blocks(model.module):
+                block.fed_forward().inputs[0].weight[silent] = 0
+                block.fed_forward().inputs[0].bias[silent] = 0
+                block.fed_forward().output.weight[:, silent] *= 50
+        models[importance] = prune(model, feed_forward=0.25, importance=importance)
+    sums = {
+        importance: [block.fed_forward().inputs[0].weight.abs().sum(1).min().item() for block in blocks(model.module)]
+        for importance, model in models.items()
+    }
+    assert min(sums["taylor"]) > 0 and max(sums["magnitude"]) == 0
+
+
+def pass_on(layer: Any) -> None:
+    """Turn a BERT layer into two normalisations, which leave a normalised input as it is."""
+    for part in (layer.attention.output, layer.output):
+        torch.nn.init.zeros_(part.dense.weight)
+        torch.nn.init.zeros_(part.dense.bias)
+
+
+@pytest.mark.parametrize("idle", [0, 1, 2])
+def test_the_layer_that_does_nothing_is_removed(idle: int):
+    model = tiny.encoder(num_hidden_layers=3)
+    pass_on(model.module.bert.encoder.layer[idle])
+    expected = tiny.logits(model, tiny.texts(16))
+    wanted = [
+        layer.state_dict() for index, layer in enumerate(copy.deepcopy(layer_list(model.module))) if index != idle
+    ]
+    prune(model, layers=1)
+    assert model.module.config.num_hidden_layers == len(layer_list(model.module)) == 2
+    for layer, state in zip(layer_list(model.module), wanted, strict=True):
+        assert all(torch.equal(tensor, state[name]) for name, tensor in layer.state_dict().items())
+    torch.testing.assert_close(tiny.logits(model, tiny.texts(16)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_two_idle_layers_of_four_are_removed():
+    model = tiny.encoder(num_hidden_layers=4)
+    for idle in (1, 3):
+        pass_on(model.module.bert.encoder.layer[idle])
+    kept = [model.module.bert.encoder.layer[index].intermediate.dense.weight.detach().clone() for index in (0, 2)]
+    prune(model, layers=2)
+    found = [layer.intermediate.dense.weight for layer in layer_list(model.module)]
+    assert all(torch.equal(one, other) for one, other in zip(found, kept, strict=True))
+
+
+def test_sizes_after_a_structured_cut():
+    model = tiny.encoder(num_hidden_layers=3)
+    before = model.parameters()
+    prune(model, heads=0.5, feed_forward=0.75, layers=1)
+    heads, neurons = tiny.HEADS // 2, tiny.NEURONS // 4
+    width, attention = tiny.WIDTH, heads * SIZE
+    layer = 3 * (width + 1) * attention + attention * width + width
+    layer += 2 * neurons * width + neurons + width + 4 * width
+    whole = 4 * (width + 1) * width + 2 * tiny.NEURONS * width + tiny.NEURONS + width + 4 * width
+    assert before - model.parameters() == 3 * whole - 2 * layer
+    config = model.module.config
+    assert (config.num_hidden_layers, config.intermediate_size) == (2, neurons)
+    assert getattr(config, HEADS_KEY) == [heads, heads]
+    assert tiny.logits(model, tiny.texts(8)).isfinite().all()
+
+
+@pytest.mark.parametrize(("share", "left"), [(0.1, 43), (0.5, 24), (0.97, 1)])
+def test_a_share_is_rounded_to_whole_neurons(share: float, left: int):
+    model = prune(tiny.encoder(), feed_forward=share)
+    assert model.module.config.intermediate_size == left == round(48 * (1 - share))
+
+
+def test_pruning_on_data_leaves_no_gradients_and_no_hooks():
+    model = prune(tiny.encoder(), heads=0.25, feed_forward=0.25)
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.module.parameters())
+    assert not any(part._forward_pre_hooks for part in model.module.modules())
+
+
+def test_importance_looks_at_as_many_examples_as_asked_for():
+    # A single example gives another order than all of them; the choice follows the seed.
+    def kept(examples: int, seed: int = 0) -> torch.Tensor:
+        stage = Prune(feed_forward=0.5, importance_examples=examples)
+        model = stage.run(tiny.encoder(), tiny.context(tiny.dataset(48), seed=seed))
+        return blocks(model.module)[0].fed_forward().inputs[0].weight
+
+    assert torch.equal(kept(48), kept(1000)) and torch.equal(kept(1), kept(1))
+    assert not torch.equal(kept(1), kept(48)) and not torch.equal(kept(1), kept(1, seed=1))
+
+
+def zeros(model: TorchModel) -> list[int]:
+    return [int((layer.weight == 0).sum()) for layer in list(sparse_layers(model.module).values())]
+
+
+def sizes(model: TorchModel) -> list[int]:
+    return [layer.weight.numel() for layer in list(sparse_layers(model.module).values())]
+
+
+def test_the_smallest_weights_of_each_layer_become_zero():
+    model = tiny.encoder()
+    before = copy.deepcopy(model)
+    prune(model, sparsity=0.37)
+    assert zeros(model) == [int(0.37 * size) for size in sizes(model)]
+    for layer, old in zip(
+        list(sparse_layers(model.module).values()), list(sparse_layers(before.module).values()), strict=True
+    ):
+        kept = layer.weight != 0
+        assert torch.equal(layer.weight[kept], old.weight[kept])
+        assert old.weight[kept].abs().min() >= old.weight[~kept].abs().max()
+    untouched = [name for name, _ in model.module.named_parameters() if "embeddings" in name or "classifier" in name]
+    for name in untouched:
+        assert torch.equal(model.module.get_parameter(name), before.module.get_parameter(name))
+
+
+def test_the_smallest_weights_of_all_layers_become_zero():
+    model = tiny.encoder()
+    with torch.no_grad():
+        next(iter(sparse_layers(model.module).values())).weight *= 1e-6
+    prune(model, sparsity=0.4, scope="global")
+    assert sum(zeros(model)) == int(0.4 * sum(sizes(model)))
+    assert zeros(model)[0] == sizes(model)[0]
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("epochs", [0.3, 3])
+def test_the_cubic_schedule_ends_at_the_sparsity_asked_for(scope: str, epochs: float):
+    model = tiny.encoder()
+    prune(model, sparsity=0.6, schedule="cubic", scope=scope, **{**QUICK, "epochs": epochs})
+    if scope == "layer":
+        assert zeros(model) == [int(0.6 * size) for size in sizes(model)]
+    assert sum(zeros(model)) == pytest.approx(0.6 * sum(sizes(model)), abs=len(sizes(model)))
+
+
+def test_sparsity_rises_step_by_step(monkeypatch: pytest.MonkeyPatch):
+    from compress.stages.sparsify import magnitude
+
+    seen: list[float] = []
+    zero = magnitude._zero
+
+    def watch(weights: list[torch.Tensor], masks: list[torch.Tensor]) -> None:
+        zero(weights, masks)
+        seen.append(sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights))
+
+    monkeypatch.setattr(magnitude, "_zero", watch)
+    prune(tiny.encoder(), sparsity=0.5, schedule="cubic", **{**QUICK, "epochs": 10, "batch_size": 24})
+    # 20 steps; sparsity rises over the first 14 as 0.5 (1 - (1 - t / 14)^3).
+    expected = [0.5 * (1 - (1 - min(step, 14) / 14) ** 3) for step in range(1, 21)]
+    assert seen == pytest.approx(expected, abs=2e-3)
+
+
+def test_the_cubic_schedule_trains_what_is_left():
+    model = tiny.encoder()
+    before = [layer.weight.detach().clone() for layer in list(sparse_layers(model.module).values())]
+    prune(model, sparsity=0.3, schedule="cubic", **QUICK)
+    for layer, old in zip(list(sparse_layers(model.module).values()), before, strict=True):
+        kept = layer.weight != 0
+        assert (layer.weight[kept] != old[kept]).float().mean() > 0.9
+
+
+def test_finetuning_a_sparse_model_keeps_it_sparse():
+    model = prune(tiny.encoder(), sparsity=0.5)
+    before = zeros(model)
+    Finetune(**QUICK).run(model, tiny.context())
+    assert zeros(model) == before
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"heads": 0.9}, "Removing 90% of 4 attention heads leaves none."),
+        ({"feed_forward": 0.999}, "Removing 100% of 48 feed-forward neurons leaves none."),
+        ({"layers": 2}, "Cannot remove 2 of 2 layers."),
+        ({"layers": 5}, "Cannot remove 5 of 2 layers."),
+    ],
+)
+def test_a_cut_that_leaves_nothing_is_refused(parameters: dict[str, Any], message: str):
+    with pytest.raises(StageError, match=re.escape(message)):
+        prune(tiny.encoder(), **parameters)
+
+
+@pytest.mark.parametrize(
+    "parameters", [{}, {"sparsity": 0.5, "heads": 0.5}, {"sparsity": 1.0}, {"heads": 1.0}, {"layers": -1}]
+)
+def test_parameters_that_contradict_each_other_are_refused(parameters: dict[str, Any]):
+    with pytest.raises(ValidationError):
+        Prune(**parameters)
+
+
+def patterned(model: TorchModel, pattern: str) -> bool:
+    """Whether at most N of every M inputs are there, group by group."""
+    kept, of = map(int, pattern.split(":"))
+    weights = [layer.weight for layer in sparse_layers(model.module).values()]
+    matrices = [weight.movedim(1, -1).reshape(-1, of) for weight in weights]
+    return all(bool(((matrix != 0).sum(1) == kept).all()) for matrix in matrices)
+
+
+@pytest.mark.parametrize("schedule", ["one-shot", "cubic"])
+def test_a_pattern_is_exact_and_stays_while_training_goes_on(schedule: str):
+    model, context = tiny.encoder(), tiny.context(tiny.dataset(48))
+    Prune(pattern="1:4", schedule=schedule, **QUICK).run(model, context)
+    assert patterned(model, "1:4")
+    before = [layer.weight.detach().clone() for layer in sparse_layers(model.module).values()]
+    Finetune(**QUICK).run(model, context)
+    assert patterned(model, "1:4")
+    assert not any(
+        torch.equal(layer.weight, old) for layer, old in zip(sparse_layers(model.module).values(), before, strict=True)
+    )
+
+
+def test_the_stage_says_how_sparse_a_model_is_and_what_zip_makes_of_it():
+    model, context = tiny.encoder(), tiny.context()
+    names = list(sparse_layers(model.module))
+    Prune(pattern="2:4").run(model, context)
+    zeros = sum(int((model.module.bert.get_parameter(f"{name}.weight") == 0).sum()) for name in names)
+    assert f"50.00% of the weights of {len(names)} layers are zero in the pattern 2:4" in context.notes[0]
+    assert f"{zeros / model.parameters():.1%} of all parameters" in context.notes[0]
+    whole, small, dense = (float(number) for number in re.findall(r"([\d.]+) MB", context.notes[1]))
+    assert whole == pytest.approx(4 * sum(tensor.numel() for tensor in model.tensors().values()) / 1e6, abs=0.01)
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, tensor in model.tensors().items():
+            archive.writestr(name, tensor.numpy().tobytes())
+    assert small == pytest.approx(sum(member.compress_size for member in archive.infolist()) / 1e6, abs=0.01)
+    assert small < dense < whole
+
+
+@pytest.mark.parametrize(("pattern", "said"), [("2:5", "it has 32 inputs"), ("7x1", "it has 32 inputs and 32 outputs")])
+def test_a_pattern_that_layers_do_not_hold_is_refused(pattern: str, said: str):
+    sparsity = {"sparsity": 0.5} if "x" in pattern else {}
+    with pytest.raises(StageError, match=f"query, and 12 layers more, cannot hold the pattern {pattern}: {said}"):
+        prune(tiny.encoder(), pattern=pattern, **sparsity)
+
+
+def test_convolutions_become_sparse_but_for_the_first_and_depthwise_ones():
+    model = channel_nets.plain()
+    names = list(sparse_layers(model.module))
+    assert names == ["grouped", "expand", "squeeze", "excite", "project", "hidden"]
+    prune_images = Prune(pattern="4x1", sparsity=0.5)
+    with pytest.raises(StageError, match="cannot hold"):
+        Prune(pattern="2:16").run(model, tiny.context())
+    prune_images.run(model, tiny.context())
+    for layer in sparse_layers(model.module).values():
+        blocks_of_four = layer.weight.movedim(1, -1).reshape(len(layer.weight) // 4, 4, -1)
+        empty = (blocks_of_four == 0).all(1)
+        assert torch.equal(empty, (blocks_of_four == 0).any(1))
+        assert int(empty.sum()) == int(0.5 * empty.numel())
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"pattern": "2:4", "sparsity": 0.5},
+        {"pattern": "4:4"},
+        {"pattern": "4x1"},
+        {"pattern": "two of four"},
+        {"pattern": "2:4", "scope": "global"},
+        {"pattern": "2:4", "heads": 0.5},
+    ],
+)
+def test_patterns_that_make_no_sense_are_refused(parameters: dict[str, Any]):
+    with pytest.raises(ValidationError):
+        Prune(**parameters)

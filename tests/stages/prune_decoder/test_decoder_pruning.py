@@ -1,0 +1,359 @@
+"""Language models cut and thinned: what goes is what brute force finds, and what is left answers as it must."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from decoders import Notes, context, inputs_of_layers, module_of, save_decoder, some_ids
+from torch import nn
+from torch.nn.functional import cosine_similarity, cross_entropy
+
+from compress.models.checkpoint import Checkpoint
+from compress.numerics.part_removal import remove_parts
+from compress.numerics.sparse_pattern import Pattern
+from compress.numerics.sparse_solver import sparsegpt, wanda
+from compress.pipeline.integrity import Contract, Probe, probed, weigh
+from compress.stages.blockwise.block_pass import gram
+from compress.stages.blockwise.build import build_skeleton
+from compress.stages.blockwise.calibration import calibration_windows
+from compress.stages.gptq.settings import Quantization
+from compress.stages.gptq.stage import Gptq
+from compress.stages.prune.stage import Prune
+from compress.stages.prune_decoder.depth import distances, losses_without
+from compress.stages.prune_decoder.width_sizes import Sizes
+from compress.tasks.registry import get_task
+from compress.utils.errors import StageError
+
+SMALL = {"samples": 6, "sequence_length": 24, "precision": "fp32", "multiple": 32}
+TEXT = Quantization(guided=False, samples=6, sequence_length=24, precision="fp32")
+
+
+def pruned(source: Checkpoint, scratch: Path, notes: Notes | None = None, **fields: Any) -> Checkpoint:
+    found: Checkpoint = Prune(**{**SMALL, **fields}).run(source, context(scratch, progress=notes))
+    return found
+
+
+def ids_of(source: Checkpoint, scratch: Path) -> torch.Tensor:
+    return calibration_windows(context(scratch), source, 6, 24)
+
+
+def without(module: Any, gone: list[int]) -> Any:
+    """A model of transformers' own that passes over blocks, in place."""
+    left = [block for index, block in enumerate(module.model.layers) if index not in gone]
+    module.model.layers = nn.ModuleList(left)
+    module.config.num_hidden_layers = len(left)
+    return module
+
+
+@torch.no_grad()
+def loss_of(module: Any, ids: torch.Tensor) -> float:
+    logits = module(input_ids=ids, use_cache=False).logits
+    return float(cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()))
+
+
+@torch.no_grad()
+def answers(module: Any, ids: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor = module(input_ids=ids, use_cache=False).logits
+    return found
+
+
+@pytest.mark.parametrize("span", [1, 2, 3])
+def test_distances_are_those_of_a_loop(span: int, tmp_path: Path) -> None:
+    source, ids = save_decoder(tmp_path / "source", "Gemma3TextConfig", num_hidden_layers=3), some_ids(3, 12)
+    module, states = module_of(source), list[torch.Tensor]()
+    for place, block in enumerate(module.model.layers):
+        if not place:
+            block.register_forward_pre_hook(lambda _, given: states.append(given[0].view(-1, 64)))
+        block.register_forward_hook(lambda _, given, left: states.append(left.view(-1, 64)))
+    answers(module, ids)
+    expected = [
+        1
+        - sum(float(cosine_similarity(*pair, dim=0)) for pair in zip(states[at], states[at + span], strict=True))
+        / ids.numel()
+        for at in range(4 - span)
+    ]
+    found = distances(build_skeleton(source), TEXT, ids, span, tmp_path, Notes())
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert not list(tmp_path.glob("states*"))
+
+
+def test_greedy_removal_is_brute_force_and_goes_on_where_it_was_killed(tmp_path: Path) -> None:
+    source = save_decoder(tmp_path / "source", num_hidden_layers=4)
+    ids, gone, losses = ids_of(source, tmp_path), list[int](), list[float]()
+    for _ in range(2):
+        trials = {
+            index: loss_of(without(module_of(source), [*gone, index]), ids) for index in range(4) if index not in gone
+        }
+        found = losses_without(build_skeleton(source), TEXT, ids, list(trials))
+        assert found == pytest.approx(trials, abs=1e-4)
+        gone.append(min(trials, key=trials.__getitem__))
+        losses.append(trials[gone[-1]])
+
+    def stop(message: str) -> None:
+        if message.startswith("prune: without block"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pruned(source, tmp_path / "scratch", Notes(stop), layers=2, layer_importance="greedy", bridge=False)
+    notes = Notes()
+    result = pruned(source, tmp_path / "scratch", notes, layers=2, layer_importance="greedy", bridge=False)
+    assert len([line for line in notes.said if line.startswith("prune: without block")]) == 1
+    told = ", ".join(map(str, gone)) + (", in the order in which they were chosen," if gone != sorted(gone) else "")
+    assert f"prune: blocks {told} of 4 removed" in notes.said[-1]
+    assert loss_of(module_of(result), ids) == pytest.approx(losses[-1], abs=1e-4)
+
+
+@pytest.mark.parametrize("rule", ["block_influence", "neighbours"])
+@pytest.mark.parametrize("config", ["LlamaConfig", "Gemma3TextConfig", "MixtralConfig"])
+def test_a_model_without_blocks_is_the_model_of_those_that_are_left(config: str, rule: str, tmp_path: Path) -> None:
+    source = save_decoder(tmp_path / "source", config, num_hidden_layers=4, dtype=torch.bfloat16)
+    ids = some_ids(2, 20)
+    result = pruned(source, tmp_path / "scratch", layers=2, bridge=False, layer_importance=rule)
+    span = 1 if rule == "block_influence" else 2
+    found = distances(build_skeleton(source), TEXT, ids_of(source, tmp_path), span, tmp_path, Notes())
+    nearest = sorted(range(len(found)), key=found.__getitem__)
+    gone = sorted(nearest[:2]) if span == 1 else [nearest[0], nearest[0] + 1]
+    expected = answers(without(module_of(source), gone), ids)
+    torch.testing.assert_close(answers(module_of(result), ids), expected, atol=1e-4, rtol=1e-4)
+    assert result.config["num_hidden_layers"] == 2
+    assert all(result.stored(name).dtype == torch.bfloat16 for name in result.files)
+    kinds = source.config.get("layer_types")
+    if kinds:
+        assert result.config["layer_types"] == [kind for index, kind in enumerate(kinds) if index not in gone]
+    assert {path.name for path in source.folder.iterdir()} == {path.name for path in result.folder.iterdir()}
+
+
+@pytest.mark.parametrize("config", ["LlamaConfig", "Qwen3Config", "Phi3Config"])
+def test_groups_of_heads_and_neurons_go_by_what_passes_through_them(config: str, tmp_path: Path) -> None:
+    source = save_decoder(
+        tmp_path / "source", config, hidden_size=128, num_attention_heads=4, num_key_value_heads=2, head_dim=32
+    )
+    ids, module, seen = ids_of(source, tmp_path), module_of(source), some_ids(2, 20)
+    result = pruned(source, tmp_path / "scratch", heads=0.5, feed_forward=0.3, width_importance="activation")
+    assert (result.config["num_key_value_heads"], result.config["num_attention_heads"]) == (1, 2)
+    assert result.config["intermediate_size"] == 64  # 67.2 of 96, in multiples of 32
+    inputs = inputs_of_layers(module, ids)
+    for index, block in enumerate(module.model.layers):
+        for layer, name, parts, kept in (
+            (block.self_attn.o_proj, "self_attn.o_proj", 2, 1),
+            (block.mlp.down_proj, "mlp.down_proj", 96, 64),
+        ):
+            given = inputs[f"model.layers.{index}.{name}"].view(6, 24, parts, -1)
+            scores = (given.square().sum(-1).sqrt().sum(1) / 24).square().sum(0)
+            mask = torch.zeros(parts).scatter(0, scores.argsort(descending=True)[:kept], 1.0)
+            width = layer.in_features // parts
+            layer.weight.data *= mask.repeat_interleave(width)
+            narrow = result.stored(f"model.layers.{index}.{name}.weight")
+            torch.testing.assert_close(narrow, layer.weight[:, mask.repeat_interleave(width) > 0])
+    torch.testing.assert_close(answers(module_of(result), seen), answers(module, seen), atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("config", ["LlamaConfig", "Phi3Config", "GPT2Config"])
+def test_what_goes_is_made_up_for_one_layer_after_the_other(config: str, tmp_path: Path, gpt2: None) -> None:
+    sizes = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+    llama = config != "GPT2Config"
+    source = save_decoder(tmp_path / "source", config, **(sizes if llama else {}))
+    ids, module, seen, notes = ids_of(source, tmp_path), module_of(source), some_ids(2, 20), Notes()
+    cut = {"heads": 0.5, "feed_forward": 0.3} if llama else {"feed_forward": 0.3}
+    result = pruned(source, tmp_path / "scratch", notes, **cut)
+    blocks = "model.layers" if llama else "transformer.h"
+    names = {"self_attn.o_proj": (2, 1), "mlp.down_proj": (96, 64)} if llama else {"mlp.c_proj": (256, 192)}
+    for index in range(len(module.get_submodule(blocks))):
+        for name, (parts, kept) in names.items():
+            layer, path = module.get_submodule(f"{blocks}.{index}.{name}"), f"{blocks}.{index}.{name}"
+            # What enters it once all that comes before has been cut.
+            hessian = gram(inputs_of_layers(module, ids)[path])
+            weight = layer.weight.data if llama else layer.weight.data.T
+            stays, fitted = remove_parts(weight, hessian, weight.shape[1] // parts, kept)
+            layer.weight.data = fitted if llama else fitted.T.contiguous()
+            columns = fitted.view(len(fitted), parts, -1)[:, stays].flatten(1)
+            stored = result.stored(f"{path}.weight")
+            torch.testing.assert_close(stored if llama else stored.T, columns, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(answers(module_of(result), seen), answers(module, seen), atol=5e-4, rtol=1e-3)
+    other = pruned(source, tmp_path / "other", width_importance="activation", **cut)
+    lost = [
+        float((answers(module_of(one), ids) - answers(module_of(source), ids)).square().sum())
+        for one in (result, other)
+    ]
+    assert lost[0] < lost[1]
+    assert any("but for" in line for line in notes.said)
+
+
+@pytest.mark.parametrize("importance", ["obs", "activation"])
+def test_a_killed_cut_goes_on_at_the_next_block_and_ends_with_the_same(importance: str, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+    source = save_decoder(tmp_path / "source", "MixtralConfig", num_hidden_layers=4, **sizes)
+    cut = Prune(**SMALL, heads=0.5, experts=0.25, width_importance=importance)
+    whole = cut.run(source, context(tmp_path / "whole"))
+    counted: list[int] = []
+
+    class Killed(Notes):
+        def track(self, items: Any, *told: Any, **more: Any) -> Any:
+            for index in items:
+                if index == 2 and not counted:
+                    raise KeyboardInterrupt
+                yield index
+
+    with pytest.raises(KeyboardInterrupt):
+        cut.run(source, context(tmp_path / "killed", progress=Killed()))
+    counted.append(2)
+
+    class Counted(Notes):
+        def track(self, items: Any, *told: Any, **more: Any) -> Any:
+            for index in items:
+                counted.append(index)
+                yield index
+
+    again = cut.run(source, context(tmp_path / "killed", progress=Counted()))
+    assert counted == [2, 2, 3]
+    assert all(torch.equal(again.stored(name), whole.stored(name)) for name in whole.files)
+    assert whole.files.keys() == again.files.keys()
+    assert not list((tmp_path / "killed" / "states").iterdir())
+
+
+def test_weights_that_files_have_transposed_are_cut_as_others(tmp_path: Path, gpt2: None) -> None:
+    source, seen = save_decoder(tmp_path / "source", "GPT2Config"), some_ids(2, 20)
+    result = pruned(source, tmp_path / "scratch", feed_forward=0.5, width_importance="activation")
+    assert result.config["n_inner"] == 128
+    module, narrow = module_of(source), module_of(result)
+    for block, other in zip(module.transformer.h, narrow.transformer.h, strict=True):
+        stays = torch.isin(block.mlp.c_fc.bias, other.mlp.c_fc.bias)
+        assert int(stays.sum()) == 128
+        block.mlp.c_proj.weight.data *= stays[:, None]
+    torch.testing.assert_close(answers(narrow, seen), answers(module, seen), atol=2e-4, rtol=1e-3)
+    sparse = pruned(source, tmp_path / "sparse", sparsity=0.5, method="wanda")
+    weight = sparse.stored("transformer.h.0.mlp.c_fc.weight")
+    assert bool(((weight == 0).sum(0) == 32).all())
+
+
+def test_so_many_heads_stay_as_the_config_takes(tmp_path: Path) -> None:
+    # Five of six groups are nearest to 4.8, but Llama's hidden size has to be a multiple of its heads.
+    source = save_decoder(
+        tmp_path / "source", hidden_size=192, num_attention_heads=12, num_key_value_heads=6, head_dim=32
+    )
+    sizes = Sizes.of(build_skeleton(source).model, Prune(heads=0.2))
+    assert (sizes.places, sizes.found[0]) == (4, 6)
+
+
+@pytest.mark.parametrize(
+    ("config", "field"), [("MixtralConfig", "num_local_experts"), ("DeepseekV3Config", "n_routed_experts")]
+)
+def test_experts_go_that_are_seldom_chosen(config: str, field: str, tmp_path: Path) -> None:
+    source, seen = save_decoder(tmp_path / "source", config), some_ids(2, 20)
+    result = pruned(source, tmp_path / "scratch", experts=0.25)
+    assert result.config[field] == 3
+    # The whole model, with those that are missing out of the router's reach, answers as the cut one does.
+    module, ids = module_of(source), ids_of(source, tmp_path)
+    for block in module.model.layers:
+        if not hasattr(block.mlp, "experts"):
+            continue
+        counts = torch.zeros(4)
+        hook = block.mlp.experts.register_forward_pre_hook(
+            lambda _, given, counts=counts: (counts.add_(torch.bincount(given[1].flatten(), minlength=4)), None)[1]
+        )
+        answers(module, ids)
+        hook.remove()
+        least = int(counts.argmin())
+        shut = torch.zeros(4).index_fill(0, torch.tensor(least), -1e9)
+        if config == "MixtralConfig":
+
+            def gate(hidden: torch.Tensor, shut: torch.Tensor = shut, gate: Any = block.mlp.gate) -> Any:
+                logits = nn.functional.linear(hidden.view(-1, 64), gate.weight) + shut
+                chances, chosen = logits.softmax(-1).topk(2)
+                return logits, chances / chances.sum(-1, keepdim=True), chosen
+
+            block.mlp.gate.forward = gate
+        else:
+            block.mlp.gate.e_score_correction_bias.add_(shut)
+    torch.testing.assert_close(answers(module_of(result), seen), answers(module, seen), atol=2e-4, rtol=1e-3)
+
+
+def test_single_weights_go_as_the_layers_inputs_say(tmp_path: Path) -> None:
+    source = save_decoder(tmp_path / "source", num_hidden_layers=1)
+    inputs = inputs_of_layers(module_of(source), ids_of(source, tmp_path))
+    for method, pattern in (("wanda", "2:4"), ("sparsegpt", None)):
+        share = {"pattern": pattern} if pattern else {"sparsity": 0.5}
+        result = pruned(source, tmp_path / method, method=method, **share)
+        for name in ("model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj"):
+            weight, hessian = source.weight(name), gram(inputs[name])
+            if pattern:
+                expected = wanda(weight, hessian, 0.5, Pattern.read(pattern))
+            else:
+                expected = sparsegpt(weight, hessian, 0.5)
+            torch.testing.assert_close(result.weight(name), expected, atol=1e-4, rtol=1e-3)
+        for name in source.files:
+            same = torch.equal(result.stored(name), source.stored(name))
+            zeros = float((result.stored(name) == 0).float().mean())
+            assert zeros == 0.5 if name.endswith("_proj.weight") else same, name
+
+
+def test_sizes_alone_need_no_text_and_a_killed_walk_ends_with_the_same(tmp_path: Path) -> None:
+    source = save_decoder(tmp_path / "source")
+    plain = pruned(source, tmp_path / "plain", sparsity=0.5)
+    weight = source.weight("model.layers.1.mlp.up_proj")
+    threshold = weight.abs().flatten().sort()[0][weight.numel() // 2]
+    assert torch.equal(plain.weight("model.layers.1.mlp.up_proj"), weight * (weight.abs() >= threshold))
+    assert Prune(sparsity=0.5).needs().splits == () and Prune(sparsity=0.5, method="wanda").needs().splits == ("train",)
+
+    whole = pruned(source, tmp_path / "whole", sparsity=0.5, method="sparsegpt")
+    half = Prune(**SMALL, sparsity=0.5, method="sparsegpt")
+    scratch = tmp_path / "killed"
+
+    class Killed(Notes):
+        def track(self, items: Any, description: str, total: int) -> Any:
+            yield next(iter(items))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        half.run(source, context(scratch, progress=Killed()))
+    result = half.run(source, context(scratch))
+    assert all(torch.equal(result.stored(name), whole.stored(name)) for name in source.files)
+
+
+def test_what_is_left_keeps_the_contract_and_is_quantized(tmp_path: Path) -> None:
+    source = save_decoder(tmp_path / "source", num_hidden_layers=3, head_dim=32)
+    stage = Prune(**SMALL, layers=1, heads=0.5, feed_forward=0.4)
+    made = context(tmp_path / "scratch")
+    result = stage.run(source, made)
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    result.save(saved)
+    task, rows = get_task("text-generation"), made.data.split("train")
+    probe = Probe(
+        lambda folder: Checkpoint.load(folder, task), lambda tokenizer: task.encode(rows, tokenizer, None, 16)
+    )
+    contract = Contract("prune", stage.promise())
+    contract.check(result, probed(source).digests(), weigh(source.folder), saved, probe)
+    assert "predictions" in dict(contract.found)
+    blind = stage.rehearse(source, context(tmp_path / "blind"))
+    assert {name: blind.stored(name).shape for name in blind.files} == {
+        name: result.stored(name).shape for name in result.files
+    }
+    quantized = Gptq(method="rtn", group_size=32).run(result, context(tmp_path / "gptq"))
+    assert quantized.config["num_hidden_layers"] == 2 and quantized.config["intermediate_size"] == 64
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "fields", "said"),
+    [
+        ("LlamaConfig", {}, {"layers": 2}, "removes 2 of 2 blocks"),
+        ("LlamaConfig", {}, {"heads": 0.8}, "Removing 80% of 2 heads leaves none"),
+        ("LlamaConfig", {"num_key_value_heads": 1, "head_dim": 8}, {"heads": 0.5}, "leaves a multiple of 32"),
+        ("LlamaConfig", {}, {"experts": 0.5}, "has no experts"),
+        ("LlamaConfig", {}, {"pattern": "2:5"}, "cannot hold the pattern 2:5"),
+        ("MixtralConfig", {}, {"experts": 0.75}, "Each token passes 2 experts, and 1 would be left"),
+        ("MixtralConfig", {}, {"feed_forward": 0.5}, "no feed-forward layer that can be cut"),
+        ("BloomConfig", {}, {"heads": 0.5}, "ALiBi"),
+        ("DeepseekV3Config", {}, {"feed_forward": 0.5}, "no feed-forward layer that can be cut"),
+        ("GPT2Config", {"hidden_size": 128}, {"heads": 0.5}, "cannot say that heads were cut"),
+    ],
+)
+def test_cuts_that_cannot_be_are_refused_before_any_work(
+    config: str, changes: dict[str, Any], fields: dict[str, Any], said: str, tmp_path: Path, gpt2: None
+) -> None:
+    source = save_decoder(tmp_path, config, **changes)
+    with pytest.raises(StageError, match=said):
+        Prune(**SMALL, **fields).check_data(source.folder, context(tmp_path / "scratch"))

@@ -1,0 +1,191 @@
+"""Blocks that are taken out are made up for by the layer before them: as brute force does it, or with the reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import decoders
+import numpy as np
+import pytest
+import torch
+from decoders import context, module_of, save_decoder, text
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from compress.models.checkpoint import Checkpoint
+from compress.stages.base import Context
+from compress.stages.blockwise.calibration import calibration_windows
+from compress.stages.prune.stage import Prune
+from compress.stages.prune_decoder.layer_replacement import gaps
+
+SAMPLES, LENGTH, DAMPING = 16, 48, 0.01
+pytestmark = pytest.mark.usefixtures("gpt2")
+LAST_LAYERS = {"GPT2Config": ("transformer.h", "mlp.c_proj"), "PhiConfig": ("model.layers", "mlp.fc2")}
+
+
+def cut_of(source: Checkpoint, scratch: Path, gone: list[int], monkeypatch: Any, **fields: Any) -> tuple[Any, Context]:
+    """What `prune` leaves where those blocks are the ones that change states least."""
+    influences = [0.0 if index in gone else 1.0 for index in range(module_of(source).config.num_hidden_layers)]
+    monkeypatch.setattr("compress.stages.prune_decoder.depth.distances", lambda *given: influences)
+    given = context(scratch, text(8000))
+    asked = {"samples": SAMPLES, "sequence_length": LENGTH, "precision": "fp32", "layers": len(gone)}
+    asked |= {"layer_importance": "block_influence", **fields}
+    return Prune(**asked).run(source, given), given
+
+
+def stack_of(module: Any, config: str) -> tuple[Any, list[nn.Module]]:
+    """The list of blocks, and of each the layer that leads back from its neurons."""
+    stack, name = LAST_LAYERS.get(config, ("model.layers", "mlp.down_proj"))
+    blocks = module.get_submodule(stack)
+    return blocks, [block.get_submodule(name) for block in blocks]
+
+
+@torch.no_grad()
+def watched(module: Any, block: nn.Module, layer: nn.Module, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a layer reads, and what its block leaves, [tokens, ...]."""
+    seen: list[torch.Tensor] = []
+    handles = [
+        layer.register_forward_pre_hook(lambda _, given: seen.append(given[0].reshape(-1, given[0].shape[-1]))),
+        block.register_forward_hook(
+            lambda _, given, left: seen.append((left[0] if isinstance(left, tuple) else left).flatten(0, 1))
+        ),
+    ]
+    module(input_ids=ids, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return seen[0].double(), seen[1].double()
+
+
+def by_brute_force(
+    source: Checkpoint, config: str, gone: list[int], ids: torch.Tensor, unit: float, massive: bool
+) -> Any:
+    """A model of transformers' own without blocks, its layers before gaps solved by QR on rows for the damping.
+
+    ``massive``: there are tokens of massive activations, which count together as much as all others.
+    """
+    whole, cut = module_of(source), module_of(source)
+    (whole_blocks, whole_layers), (blocks, layers) = stack_of(whole, config), stack_of(cut, config)
+    judges = np.repeat([index % 8 == 7 for index in range(SAMPLES)], LENGTH)
+    # Blocks are taken out one gap after the other, so that each is solved on what those before it have become.
+    for gap in gaps(gone):
+        before = gap.start - 1
+        _, aim = watched(whole, whole_blocks[gap.stop - 1], whole_layers[gap.stop - 1], ids)
+        for index in gap:
+            blocks[index].forward = lambda hidden_states, *rest, **named: hidden_states
+        inputs, left = watched(cut, blocks[before], layers[before], ids)
+        sizes = aim.square().mean(dim=1, keepdim=True).sqrt()
+        large = sizes > 10 * float(np.sort(sizes.numpy().ravel())[(sizes.numel() - 1) // 2])
+        assert bool(large.any()) is massive
+        times = float((~large).sum() / large.sum()) ** 0.5 if massive else 1.0
+        weights = torch.where(large, times, 1.0) / sizes
+        rows, wanted = (inputs * weights).numpy(), ((aim - left) / unit * weights).numpy()
+
+        def ridge(some: np.ndarray, damping: float, rows: Any = rows, wanted: Any = wanted) -> np.ndarray:
+            own = rows[some]
+            size = np.sqrt(damping * (own**2).sum() / own.shape[1])
+            below = np.concatenate([own, size * np.eye(own.shape[1])])
+            aims = np.concatenate([wanted[some], np.zeros((own.shape[1], wanted.shape[1]))])
+            return np.linalg.lstsq(below, aims, rcond=None)[0]
+
+        def error(damping: float, rows: Any = rows, wanted: Any = wanted) -> float:
+            return float(((wanted[judges] - rows[judges] @ ridge(~judges, damping)) ** 2).sum())
+
+        best = min((DAMPING * times for times in (1, 10, 100, 1000)), key=error)
+        assert error(best) < (wanted[judges] ** 2).sum()
+        change = torch.from_numpy(ridge(np.ones_like(judges), best)).float()
+        with torch.no_grad():
+            weight = layers[before].weight
+            weight += change if isinstance(layers[before], Conv1D) else change.T
+    return cut
+
+
+@pytest.mark.parametrize(
+    ("config", "gone", "unit"),
+    [
+        ("LlamaConfig", [2, 3], 1.0),
+        ("LlamaConfig", [2, 3], None),  # one token's states are a hundred times as large
+        ("LlamaConfig", [1, 3, 4], 1.0),  # the second gap is solved behind the first one's layer
+        ("GraniteConfig", [2], 0.5),  # adds half of what the layer gives
+        ("PhiConfig", [2], 1.0),  # attention beside it
+        ("GPT2Config", [1], 1.0),
+    ],
+)
+def test_the_layer_before_a_gap_is_solved_as_by_brute_force(
+    config: str, gone: list[int], unit: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more: dict[str, Any] = {"residual_multiplier": unit} if unit not in (1, None) else {}
+    more |= {"n_inner": 96, "n_positions": 128} if config == "GPT2Config" else {}
+    source = save_decoder(tmp_path / "source", config, num_hidden_layers=5, **more)
+    ids = calibration_windows(context(tmp_path, text(8000)), source, SAMPLES, LENGTH)
+    if massive := unit is None:
+        module = module_of(source)
+        with torch.no_grad():
+            module.get_input_embeddings().weight[ids[0, 0]] *= 100
+        module.save_pretrained(source.folder)
+        source = Checkpoint(source.folder)
+    result, given = cut_of(source, tmp_path / "scratch", gone, monkeypatch)
+    expected, found = by_brute_force(source, config, gone, ids, unit or 1.0, massive), module_of(result)
+    assert len(given.remarks) == 1 + len(gaps(gone)), given.remarks
+    kept = [index for index in range(5) if index not in gone]
+    plain = module_of(source)
+    for gap in gaps(gone):
+        place = kept.index(gap.start - 1)
+        own, other, before = (
+            stack_of(module, config)[1][at].weight
+            for module, at in ((found, place), (expected, gap.start - 1), (plain, gap.start - 1))
+        )
+        assert float((other - before).detach().norm()) > 0.01 * float(before.detach().norm())
+        torch.testing.assert_close(own, other, atol=2e-3 * float(other.detach().abs().max()), rtol=1e-2)
+    tokens = ids[:2]
+    with torch.no_grad():
+        torch.testing.assert_close(found(tokens).logits, expected(tokens).logits, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("config", "gone", "fields", "reason"),
+    [
+        ("Gemma2Config", [2], {}, "is not added to the states as it is"),
+        ("MixtralConfig", [2], {}, "has no feed-forward layers that are known"),
+        ("LlamaConfig", [2], {"samples": 1}, "none is left to judge by"),
+    ],
+)
+def test_a_gap_that_nothing_can_fill_is_left_with_the_reason(
+    config: str, gone: list[int], fields: dict[str, Any], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = save_decoder(tmp_path / "source", config, num_hidden_layers=4)
+    result, given = cut_of(source, tmp_path / "scratch", gone, monkeypatch, **fields)
+    assert any(reason in remark for remark in given.remarks), given.remarks
+    plain, _ = cut_of(source, tmp_path / "plain", gone, monkeypatch, bridge=False, **fields)
+    assert all(torch.equal(result.stored(name), plain.stored(name)) for name in plain.files)
+
+
+def test_what_nothing_is_before_stays_a_gap_and_the_next_one_is_filled_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = save_decoder(tmp_path / "source", num_hidden_layers=5)
+    result, given = cut_of(source, tmp_path / "scratch", [0, 3], monkeypatch)
+    assert [remark for remark in given.remarks if "layers.2.mlp.down_proj makes up for blocks 3 to 3" in remark]
+    before, after = module_of(source), module_of(result)
+    with torch.no_grad():
+        assert not torch.equal(after.model.layers[1].mlp.down_proj.weight, before.model.layers[2].mlp.down_proj.weight)
+        assert torch.equal(after.model.layers[0].mlp.down_proj.weight, before.model.layers[1].mlp.down_proj.weight)
+    assert not list((tmp_path / "scratch" / "bridge").rglob("states*"))
+
+
+def test_a_block_that_does_nothing_leaves_nothing_to_make_up_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = save_decoder(tmp_path / "source", num_hidden_layers=4)
+    module = module_of(source)
+    with torch.no_grad():
+        for layer in (module.model.layers[2].mlp.down_proj, module.model.layers[2].self_attn.o_proj):
+            layer.weight.zero_()
+    module.save_pretrained(source.folder)
+    result, _ = cut_of(Checkpoint(source.folder), tmp_path / "scratch", [2], monkeypatch)
+    with torch.no_grad():
+        tokens = decoders.some_ids(2, 20)
+        torch.testing.assert_close(module_of(result)(tokens).logits, module(tokens).logits, atol=1e-4, rtol=1e-4)
+    assert torch.equal(
+        result.stored("model.layers.1.mlp.down_proj.weight"), module.model.layers[1].mlp.down_proj.weight
+    )

@@ -1,0 +1,280 @@
+"""Training through integers: a layer gives the bits that ONNX Runtime's integer kernel gives for the exported graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from compress.formats.onnx.graph import read_graph
+from compress.formats.onnx.int8.from_qat import IntegerLayer, store_in_four_bits, write_integers
+from compress.formats.onnx.int8.fuse_integer_ops import write_products
+from compress.formats.onnx.int8.layer_matching import grids, match_layers
+from compress.formats.onnx.names import explain
+from compress.stages.qat.layers import QuantizedLayer, put_in, quantizable, start, take_out
+from compress.utils.errors import StageError
+
+Conv = dict[str, int]
+
+
+def graph_of(layer: nn.Linear | nn.Conv2d, relu: bool) -> onnx.ModelProto:
+    """``x`` through the layer, and through a ReLU."""
+    value = helper.make_tensor_value_info
+    weight = layer.weight.detach().numpy()
+    stored = weight if isinstance(layer, nn.Conv2d) else weight.T.copy()
+    initializers = [numpy_helper.from_array(stored, "w")]
+    bias = None if layer.bias is None else layer.bias.detach().numpy()
+    if bias is not None:
+        initializers.append(numpy_helper.from_array(bias, "b"))
+    if isinstance(layer, nn.Conv2d):
+        attributes = {
+            **{"pads": [*layer.padding, *layer.padding], "strides": layer.stride},
+            **{"dilations": layer.dilation, "group": layer.groups},
+        }
+        inputs = ["x", "w", *(["b"] if bias is not None else [])]
+        nodes = [helper.make_node("Conv", inputs, ["p"], "p", **attributes)]
+    else:
+        nodes = [helper.make_node("MatMul", ["x", "w"], ["m" if bias is not None else "p"], "p")]
+        nodes += [helper.make_node("Add", ["m", "b"], ["p"], "a")] if bias is not None else []
+    nodes.append(helper.make_node("Relu" if relu else "Identity", ["p"], ["y"], "y"))
+    axes = [None] * weight.ndim
+    inputs, outputs = value("x", TensorProto.FLOAT, axes), value("y", TensorProto.FLOAT, axes)
+    graph = helper.make_graph(nodes, "g", [inputs], [outputs], initializers)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+def run(model: onnx.ModelProto, values: torch.Tensor, folder: Path, optimized: bool = True) -> np.ndarray:
+    """The output, from ONNX Runtime's kernels, or operator by operator as the graph is written."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    options.log_severity_level = 3
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    found: np.ndarray = session.run(None, {"x": values.numpy()})[0]
+    return found
+
+
+def learned(
+    layer: nn.Linear | nn.Conv2d, bits: int, values: torch.Tensor, relu: bool
+) -> tuple[QuantizedLayer, nn.Module]:
+    """The layer as if it had learned: its grids are not those that it began with."""
+    holder = nn.ModuleDict({"only": layer})
+    places = match_layers(ir.from_proto(graph_of(layer, relu)), {"only": layer.weight.detach().numpy()})
+    layers = put_in(holder, quantizable(holder)[0], bits, grids(places))
+    only = layers["only"]
+    only(values)
+    start(layers)
+    with torch.no_grad():
+        for grid in (only.given, only.made):
+            if grid is not None:
+                grid.change.sub_(0.2)  # some values now lie outside
+        if only.change is not None:
+            only.change.add_(torch.randn_like(only.change) * 0.1)
+    return only, holder
+
+
+def written(holder: nn.Module, only: QuantizedLayer, relu: bool) -> tuple[onnx.ModelProto, IntegerLayer]:
+    shipped = take_out(holder, {"only": only})
+    model = ir.from_proto(graph_of(holder.get_submodule("only"), relu))
+    write_integers(model, match_layers(model, {"only": shipped["only"].weight}), shipped)
+    return ir.to_proto(model), shipped["only"]
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("shape", [(64, 48), (512, 128), (33, 100)])
+@pytest.mark.full_range
+def test_a_product_has_the_bits_of_the_integer_kernel(bits: int, shape: tuple[int, int], tmp_path: Path) -> None:
+    torch.manual_seed(bits + shape[0])
+    values = torch.randn(37, shape[0]) * 2 + 0.3
+    only, holder = learned(nn.Linear(*shape), bits, values, relu=False)
+    with torch.no_grad():
+        expected = only(values).numpy()
+    qdq, _ = written(holder, only, relu=False)
+    onnx.checker.check_model(qdq)
+    np.testing.assert_allclose(run(qdq, values, tmp_path, optimized=False), expected, atol=2e-5)
+    products = ir.from_proto(qdq)
+    write_products(products)
+    model = ir.to_proto(products)
+    store_in_four_bits(model)
+    np.testing.assert_array_equal(run(model, values, tmp_path), expected)
+    kernels = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert "MatMulIntegerToFloat" in kernels and "MatMul" not in kernels
+
+
+SHAPES = {
+    "plain": {"in_channels": 8, "out_channels": 20, "kernel_size": 3, "padding": 1},
+    "first": {"in_channels": 1, "out_channels": 24, "kernel_size": 3, "padding": 1},
+    "depthwise": {"in_channels": 16, "out_channels": 16, "kernel_size": 3, "padding": 1, "groups": 16},
+    "strided": {"in_channels": 6, "out_channels": 10, "kernel_size": 5, "stride": 2, "dilation": 2, "padding": 2},
+    "pointwise": {"in_channels": 32, "out_channels": 16, "kernel_size": 1},
+}
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(("shape", "relu", "bias"), [(name, True, True) for name in SHAPES] + [("plain", False, False)])
+@pytest.mark.full_range
+def test_a_convolution_has_the_bits_of_the_integer_kernel(
+    bits: int, shape: str, relu: bool, bias: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(bits)
+    layer = nn.Conv2d(**SHAPES[shape], bias=bias)
+    values = torch.randn(5, layer.in_channels, 14, 14) * 2 - 0.4
+    only, holder = learned(layer, bits, values, relu)
+    with torch.no_grad():
+        expected = only(values).numpy()
+    assert not relu or expected.min() == 0, "what the ReLU would cut is off the grid"
+    model, shipped = written(holder, only, relu)
+    onnx.checker.check_model(model)
+    store_in_four_bits(model)
+    np.testing.assert_array_equal(run(model, values, tmp_path), expected)
+    kernels = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert "QLinearConv" in kernels and "Conv" not in kernels and "Relu" not in kernels
+    # Operator by operator, in float: a value that lies between two steps may fall to either.
+    steps = np.abs(run(model, values, tmp_path, optimized=False) - expected) / shipped.made.scale  # type: ignore[union-attr]
+    assert steps.max() < 1.01 and (steps > 0.5).mean() < 0.005
+
+
+@pytest.mark.full_range
+def test_a_chain_of_convolutions_shares_its_grids(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU6(), nn.MaxPool2d(2), nn.Conv2d(8, 12, 3), nn.ReLU(), nn.Flatten())
+    net.append(nn.Linear(12 * 16, 10))
+    value = helper.make_tensor_value_info
+    names = {"0": "w0", "3": "w3", "6": "w6"}
+    nodes = [
+        helper.make_node("Conv", ["x", "w0", "b0"], ["c0"], "c0"),
+        helper.make_node("Clip", ["c0", "low", "high"], ["r0"], "r0"),
+        helper.make_node("MaxPool", ["r0"], ["p0"], "p0", kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Conv", ["p0", "w3", "b3"], ["c3"], "c3"),
+        helper.make_node("Relu", ["c3"], ["r3"], "r3"),
+        helper.make_node("Flatten", ["r3"], ["f3"], "f3"),
+        helper.make_node("Gemm", ["f3", "w6", "b6"], ["y"], "y", transB=1),
+    ]
+
+    def graph() -> ir.Model:
+        limits = {"low": np.float32(0), "high": np.float32(6)}
+        arrays = {name: net.get_submodule(layer).weight.detach().numpy() for layer, name in names.items()}
+        arrays |= {f"b{layer}": net.get_submodule(layer).bias.detach().numpy() for layer in names}
+        stored = [numpy_helper.from_array(np.asarray(array), name) for name, array in {**limits, **arrays}.items()]
+        ends = [value("x", TensorProto.FLOAT, None)], [value("y", TensorProto.FLOAT, None)]
+        made = helper.make_graph(nodes, "g", *ends, stored)
+        return ir.from_proto(helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)], ir_version=10))
+
+    weights = {name: layer.weight.detach().numpy() for name, layer in quantizable(net)[0].items()}
+    places = match_layers(graph(), weights)
+    assert [(place.layers, place.follows, place.limits) for place in places] == [
+        (("0",), None, (0.0, 6.0)),
+        (("3",), "0", (0.0, np.inf)),
+        (("6",), "3", (-np.inf, np.inf)),
+    ]
+    layers = put_in(net, quantizable(net)[0], 8, grids(places))
+    assert layers["3"].given is layers["0"].made and layers["6"].given is layers["3"].made
+    values = torch.randn(6, 3, 14, 14) * 5
+    with torch.no_grad():
+        net(values)
+        assert start(layers) == []
+        assert layers["3"].given.scale() * 255 <= 6
+        expected = net(values).numpy()
+        shipped = take_out(net, layers)
+    model = graph()
+    write_integers(model, match_layers(model, {name: layer.weight for name, layer in shipped.items()}), shipped)
+    write_products(model)
+    np.testing.assert_array_equal(run(ir.to_proto(model), values, tmp_path), expected)
+    kernels = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert kernels.count("QLinearConv") == 2 and kernels.count("QuantizeLinear") == 1
+    assert kernels.count("MatMulIntegerToFloat") == 1 and "DequantizeLinear" not in kernels
+
+
+def test_four_bit_weights_take_half_a_byte(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {}
+    for bits in (8, 4):
+        only, holder = learned(nn.Linear(256, 256, bias=False), bits, torch.randn(4, 256), relu=False)
+        model, shipped = written(holder, only, relu=False)
+        assert int(shipped.integers.min()) >= -(2 ** (bits - 1)) and int(shipped.integers.max()) < 2 ** (bits - 1)
+        store_in_four_bits(model)
+        sizes[bits] = model.ByteSize()
+        onnx.save(model, tmp_path / "model.onnx")
+        counted = explain(read_graph(tmp_path / "model.onnx"))
+        assert [(each.name, each.parameters) for each in counted if each.role == "weight"] == [("only.weight", 65536)]
+    assert sizes[8] - sizes[4] == pytest.approx(256 * 256 / 2, abs=200)
+
+
+def test_four_bits_need_an_operator_set_that_has_them() -> None:
+    only, holder = learned(nn.Linear(64, 64), 4, torch.randn(4, 64), relu=False)
+    model, _ = written(holder, only, relu=False)
+    model.opset_import[0].version = 20
+    with pytest.raises(StageError, match="operator set 20 has no 4-bit integers"):
+        store_in_four_bits(model)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(40, 30), nn.Conv2d(4, 6, 3)], ids=["linear", "convolution"])
+def test_gradients_reach_weights_bias_and_steps(layer: nn.Linear | nn.Conv2d) -> None:
+    torch.manual_seed(0)
+    values = torch.randn(8, 40) if isinstance(layer, nn.Linear) else torch.randn(8, 4, 6, 6)
+    only, _ = learned(layer, 4, values, relu=False)
+    only(values).square().sum().backward()
+    for name, parameter in only.named_parameters():
+        assert parameter.grad is not None and float(parameter.grad.abs().sum()) > 0, name
+
+
+def test_before_it_starts_a_layer_is_the_float_one_and_watches() -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(40, 30)
+    holder = nn.ModuleDict({"only": linear})
+    places = match_layers(ir.from_proto(graph_of(linear, False)), {"only": linear.weight.detach().numpy()})
+    only = put_in(holder, {"only": linear}, 8, grids(places))["only"]
+    values = torch.randn(8, 40)
+    torch.testing.assert_close(only(values), linear(values), rtol=0, atol=1e-6)
+    assert only.given.seen is not None
+    assert (only.given.seen.low, only.given.seen.high) == (float(values.min()), float(values.max()))
+    with pytest.raises(StageError, match="NaN or infinite"):
+        only(torch.full((1, 40), torch.inf))
+
+
+def test_inputs_that_are_always_the_same_are_named_and_kept(tmp_path: Path) -> None:
+    for constant in (0.0, 3.5):
+        layer = nn.Linear(40, 30)
+        holder = nn.ModuleDict({"only": layer})
+        places = match_layers(ir.from_proto(graph_of(layer, False)), {"only": layer.weight.detach().numpy()})
+        layers = put_in(holder, {"only": layer}, 8, grids(places))
+        values = torch.full((3, 40), constant)
+        before = layers["only"](values)
+        assert start(layers) == ["only"]
+        torch.testing.assert_close(layers["only"](values), before, rtol=0, atol=0.05)
+
+
+def test_a_channel_of_zeros_keeps_its_bias() -> None:
+    layer = nn.Conv2d(2, 3, 3)
+    with torch.no_grad():
+        layer.weight[1] = 0
+        layer.bias[1] = 0.75  # type: ignore[index]
+    values = torch.randn(2, 2, 8, 8)
+    expected = layer(values).detach()
+    holder = nn.ModuleDict({"only": layer})
+    places = match_layers(ir.from_proto(graph_of(layer, False)), {"only": layer.weight.detach().numpy()})
+    layers = put_in(holder, {"only": layer}, 8, grids(places))
+    layers["only"](values)
+    start(layers)
+    step = float(layers["only"].made.scale().detach())  # type: ignore[union-attr]
+    assert (layers["only"](values).detach() - expected).abs().max() < 2.5 * step
+
+
+def test_layers_that_are_small_shared_or_padded_otherwise_stay() -> None:
+    module = nn.Sequential(
+        nn.Linear(64, 64), nn.LayerNorm(64), nn.Linear(64, 2), nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect")
+    )
+    module.append(nn.Linear(64, 64)).append(nn.Linear(64, 64)).append(nn.Conv2d(3, 4, 1))
+    module[5].weight = module[4].weight
+    found, kept = quantizable(module)
+    assert list(found) == ["0", "6"]
+    assert list(kept) == ["2", "3", "4", "5"]
+    assert "shares" in kept["4"] and "zeros" in kept["3"] and "1024" in kept["2"]

@@ -1,0 +1,190 @@
+"""What every stage says of itself before it runs: its costs, and the models and folders that its fields name."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytest
+
+from compress.formats.coreml.stage import CoreMl
+from compress.formats.executorch.stage import ExecuTorch
+from compress.formats.gguf.stage import Gguf
+from compress.formats.litert.stage import LiteRt
+from compress.formats.onnx.stage import Export
+from compress.formats.openvino.stage import OpenVino
+from compress.models.torch_model import TorchModel
+from compress.pipeline.keys import Keys
+from compress.pipeline.run import with_absolute_paths
+from compress.recipe.recipe import Recipe
+from compress.stages.base import Context, Reference, Stage, references
+from compress.stages.cost_model import PlanContext, Shape, Text
+from compress.stages.distill.stage import Distill
+from compress.stages.gptq.stage import Gptq
+from compress.stages.merge_lora import MergeLora
+from compress.stages.nncf_weights.stage import NncfWeights
+from compress.stages.onnx_int8.stage import Quantize
+from compress.stages.recovery.tune_scales import TuneScales
+from compress.stages.registry import STAGES
+
+SHAPE = Shape(embeddings=100, attention=80, feed_forward=160, other=10, layers=4, hidden=8, heads=2)
+REQUIRED: dict[str, dict[str, Any]] = {
+    "distill": {"student": {"model": "sample:minilm", "random_weights": True}},
+    "prune": {"heads": 0.5},
+    "merge_lora": {"adapter": "mine"},
+    "attach_lora": {"adapter": "mine"},
+    "reduce_dimensions": {"dimensions": 3},
+}
+
+
+class Elsewhere(Stage[TorchModel, TorchModel]):
+    """Of somebody else's package: it says nothing of its costs, and reads a folder and two models."""
+
+    kind: Literal["elsewhere"] = "elsewhere"
+    words: str = "words"
+    first: str = "first"
+    second: str = "second"
+
+    def paths(self) -> dict[str, Reference]:
+        """A folder and two models."""
+        models = {"first": Reference(self.first), "second": Reference(self.second)}
+        return {"words": Reference(self.words, "folder"), **models}
+
+    def run(self, model: TorchModel, context: Context) -> TorchModel:
+        """Nothing."""
+        return model
+
+
+def plan(**changes: Any) -> PlanContext:
+    texts = {"train": Text(rows=10, size_bytes=400)}
+    fields: dict[str, Any] = {"max_length": 8, "reads_text": True, "splits": texts, "unlabeled": {}}
+    fields |= {"find_model": lambda name, drawn: None, "rate": lambda: 1e9, "shapes": {"start": SHAPE}}
+    return PlanContext(**fields | changes)
+
+
+def example(kind: str) -> Stage[Any, Any]:
+    return STAGES[kind].model_validate({"kind": kind, **REQUIRED.get(kind, {})})
+
+
+@pytest.mark.parametrize("kind", STAGES)
+def test_every_stage_predicts_whatever_is_known(kind: str) -> None:
+    stage = example(kind)
+    for context in (plan(), plan(splits={}, shapes={}), plan(reads_text=False)):
+        for before in (SHAPE, None):
+            found = stage.predict(before, context)
+            for estimate in (found.seconds, found.peak_memory_bytes, found.disk_bytes):
+                assert estimate.note
+                assert estimate.value is None or estimate.value > 0
+            assert found.shape is None or found.shape.layers == 4
+
+
+@pytest.mark.parametrize("kind", STAGES)
+def test_paths_are_the_values_of_fields(kind: str) -> None:
+    stage = example(kind)
+    for field, named in stage.paths().items():
+        value: Any = stage
+        for name in field.split("."):
+            value = getattr(value, name)
+        assert value == named.name
+
+
+def test_a_stage_of_another_package_does_not_blind_what_follows() -> None:
+    unknown = Elsewhere().predict(SHAPE, plan())
+    assert unknown.shape == SHAPE
+    assert [unknown.seconds.value, unknown.peak_memory_bytes.value, unknown.disk_bytes.value] == [None] * 3
+    # 250 parameters of matrices at 8 bits, 100 of tables at 8
+    assert Quantize().predict(unknown.shape, plan()).disk_bytes.value == 350
+
+
+def test_bits_stay_until_another_stage_changes_them() -> None:
+    shape = SHAPE
+    for stage in (Gptq(group_size=16), TuneScales(), Export()):
+        before, shape = shape, stage.predict(shape, plan()).shape
+        assert shape is not None
+        assert (shape.matrix_bits, shape.table_bits) == (4, 32)
+        assert (shape.packed_bytes is None) is isinstance(stage, Export)
+        assert before.parameters == shape.parameters
+    only = Quantize(part="encoder").predict(shape, plan()).shape
+    assert only == shape
+
+
+@pytest.mark.parametrize(
+    ("stage", "matrices", "tables"),
+    [
+        (OpenVino(precision="fp32"), 32, 32),
+        (OpenVino(precision="fp16", embedding_bits=4), 16, 16),
+        (OpenVino(embedding_bits=4), 8, 4),
+        (LiteRt(precision="int8_weights"), 8, 8),
+        (LiteRt(embedding_bits=4), 8, 4),
+        (ExecuTorch(embedding_bits=8), 8, 8),
+        (CoreMl(precision="fp16"), 16, 16),
+    ],
+)
+def test_a_format_of_its_own_precision_foretells_the_file(stage: Stage[Any, Any], matrices: int, tables: int) -> None:
+    # 250 parameters of matrices, 100 of tables
+    assert stage.predict(SHAPE, plan()).disk_bytes.value == (250 * matrices + 100 * tables) / 8
+    fewer = stage.predict(SHAPE.in_bits(4, 4), plan()).disk_bytes.value
+    assert fewer == 350 / 2, "integers that were there stay"
+
+
+def test_a_student_of_another_model_has_that_model_s_shape() -> None:
+    other = Shape(embeddings=1, attention=2, feed_forward=3, other=4, layers=2)
+    asked: list[tuple[str, bool]] = []
+
+    def find(name: str, drawn: bool) -> Shape:
+        asked.append((name, drawn))
+        return other
+
+    stage = Distill.model_validate({"student": {"model": "small"}})
+    assert stage.predict(None, plan(find_model=find)).shape == other
+    assert asked == [("small", False)]
+
+
+def test_what_stages_name_is_in_their_keys() -> None:
+    stage = Elsewhere()
+    assert [one.name for one in references([stage, MergeLora(adapter="mine")])] == ["words", "first", "second", "mine"]
+    recipe = Recipe.model_construct(task="text-classification", data=_Data(), seed=0)
+    digests: dict[str, str] = {}
+    keys = Keys(recipe, _Data(), lambda name: digests.get(name, name), lambda name: digests.get(name, name))  # type: ignore[arg-type]
+    found = {keys.stage(stage, "input", [])}
+    for name in ("words", "first", "second"):
+        digests[name] = "changed"
+        found.add(keys.stage(stage, "input", []))
+    assert len(found) == 4
+
+
+def test_every_field_that_names_a_file_is_made_absolute(tmp_path: Any) -> None:
+    for name in ("small", "mine", "model"):
+        (tmp_path / name).mkdir()
+    stages = [{"distill": {"student": {"model": "small"}}}, {"merge_lora": {"adapter": "mine"}}, {"export": {}}]
+    data = {"splits": {"train": "train.csv", "test": "test.csv"}}
+    recipe = Recipe.model_validate(
+        {"name": "r", "task": "text-classification", "model": "model", "data": data, "stages": stages}
+    )
+    made = with_absolute_paths(recipe, tmp_path)
+    assert {one.name for one in references(made.stages)} == {str(tmp_path / "small"), str(tmp_path / "mine")}
+    assert [stage.kind for stage in made.stages] == ["distill", "merge_lora", "export"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "field"),
+    [
+        (Gptq(sym=False, bits=8), "sym"),
+        (Gptq(sym=False, bits=4), None),
+        (Gptq(sym=False, bits=4, embedding_bits=8), "embedding_bits"),
+        (Gptq(group_size=16, sym=False, bits=8), "group_size"),
+        (Gptq(embedding_bits=4, embedding_group_size=16), "embedding_group_size"),
+        (Gptq(group_size=-1), None),
+        (Gptq(sym=False, target_bits=4, choices=(2, 4)), "embedding_bits"),
+        (NncfWeights(backup_mode="int8_asym"), "backup_mode"),
+        (NncfWeights(backup_mode="int8_asym", all_layers=True), None),
+        (NncfWeights(mode="int4_asym"), None),
+    ],
+)
+def test_gguf_objects_to_integers_that_no_block_type_holds(stage: Stage[Any, Any], field: str | None) -> None:
+    objection = Gguf().objects_to(stage)
+    assert (objection and objection[0]) == field
+
+
+class _Data:
+    max_length = 8
+    splits = ("train",)

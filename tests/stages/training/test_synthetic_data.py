@@ -1,0 +1,295 @@
+"""What a teacher writes for its student: transformers' own greedy text, behind the beginnings alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from causal import LENGTH, context
+from pydantic import ValidationError
+from quantized import save_tiny_llama
+from tokenizers.pre_tokenizers import UnicodeScripts
+
+from compress.models.checkpoint import Checkpoint
+from compress.models.torch_model import TorchModel
+from compress.stages.distill.stage import Distill
+from compress.stages.training import synthetic_data
+from compress.stages.training.sequences import Windows, lesson_windows
+from compress.stages.training.synthetic_data import with_written
+from compress.stages.training.synthetic_data_settings import TeacherWrites
+from compress.tasks.registry import get_task
+from compress.tasks.task import Examples
+from compress.utils.errors import DataError, StageError
+
+TASK = get_task("text-generation")
+STAGE = Distill(teacher="start", batch_size=4, precision="fp32")
+
+
+def lesson_text(windows: Windows, settings: TeacherWrites, teacher: TorchModel, made: Any) -> Windows:
+    """The windows, without the seconds that it took, of a student with the same tokens."""
+    return with_written(windows, settings, teacher, teacher.processor, made)[0]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return save_tiny_llama(tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture
+def teacher(source: Checkpoint) -> TorchModel:
+    return TorchModel.load(source.folder, TASK)
+
+
+@pytest.fixture
+def windows(source: Checkpoint, teacher: TorchModel, tmp_path: Path) -> Windows:
+    return lesson_windows(teacher.processor, STAGE, context(source, tmp_path))
+
+
+def alone(teacher: TorchModel, beginning: np.ndarray) -> list[int]:
+    """What transformers writes behind one beginning, not batched, token by token without its `generate`."""
+    ids = beginning.tolist()
+    while len(ids) < LENGTH:
+        with torch.no_grad():
+            logits = teacher.module(input_ids=torch.tensor([ids]), use_cache=False).logits
+        ids.append(int(logits[0, -1].argmax()))
+    return ids
+
+
+RUNTIMES = pytest.mark.parametrize("runtime", get_args(TeacherWrites.model_fields["runtime"].annotation))
+
+
+@RUNTIMES
+def test_running_text_is_gone_on_with_behind_its_eighth(
+    windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path, monkeypatch: Any, runtime: Any
+) -> None:
+    monkeypatch.setattr(synthetic_data, "_AT_ONCE", 4)
+    teacher.module.generation_config.eos_token_id = None
+    made = context(source, tmp_path)
+    found = lesson_text(windows, TeacherWrites(beginnings=6, runtime=runtime), teacher, made)
+    assert len(found.train) == 6 and found.held_out is windows.held_out and found.train.labels is not None
+    first, last = windows.train.inputs[0]["input_ids"], windows.train.inputs[-1]["input_ids"]
+    for place, text in ((0, first), (-1, last)):
+        written = found.train.inputs[place]["input_ids"].tolist()
+        assert written == alone(teacher, text[: LENGTH // 8]) != text.tolist()
+    assert (found.train.labels.sum(1) == LENGTH - LENGTH // 8).all() and not found.train.labels[:, : LENGTH // 8].any()
+    assert made.remarks == [f"the teacher wrote {6 * (LENGTH - LENGTH // 8)} tokens, 6 beginnings"]
+
+
+def test_of_a_conversation_all_before_the_answer_is_given(
+    windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path
+) -> None:
+    teacher.module.generation_config.eos_token_id = None
+    marks = np.zeros((3, LENGTH), np.int64)
+    for row, start in enumerate((9, 3, LENGTH - 1)):
+        marks[row, start:] = 1
+    three = Examples(list(windows.train.inputs[:3]), {"input_ids": 0}, marks)
+    found = lesson_text(
+        replace(windows, train=three),
+        TeacherWrites(beginnings=3),
+        teacher,
+        context(source, tmp_path),
+    ).train
+    for row, start in enumerate((9, 3, LENGTH - 1)):
+        assert found.inputs[row]["input_ids"].tolist() == alone(teacher, three.inputs[row]["input_ids"][:start])
+    assert np.array_equal(found.labels, marks)
+
+
+@RUNTIMES
+def test_nothing_counts_behind_the_end_of_a_text(
+    windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path, runtime: Any
+) -> None:
+    beginning = windows.train.inputs[0]["input_ids"][: LENGTH // 8]
+    plain = alone(teacher, beginning)
+    end = plain[LENGTH // 8 + 3]
+    stops = plain.index(end, LENGTH // 8)
+    teacher.module.generation_config.eos_token_id = [end]
+    writes = TeacherWrites(beginnings=5, runtime=runtime)
+    found = lesson_text(windows, writes, teacher, context(source, tmp_path)).train
+    assert found.inputs[0]["input_ids"][: stops + 1].tolist() == plain[: stops + 1]
+    assert found.labels is not None
+    assert np.flatnonzero(found.labels[0]).tolist() == list(range(LENGTH // 8, stops + 1))
+
+
+def test_a_teacher_that_openvino_does_not_run_is_left_to_torch(
+    windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path
+) -> None:
+    # Its tokenizer is none that OpenVINO can follow.
+    teacher.processor._tokenizer.pre_tokenizer = UnicodeScripts()
+    made = context(source, tmp_path)
+    with pytest.raises(StageError, match="openvino doesn't run the teacher") as caught:
+        lesson_text(windows, TeacherWrites(beginnings=2, runtime="openvino"), teacher, made)
+    assert caught.value.where == "teacher_writes.runtime" and caught.value.hint == (
+        "leave runtime out: torch writes, if more slowly"
+    )
+    assert not [*tmp_path.iterdir()]
+    assert len(lesson_text(windows, TeacherWrites(beginnings=2), teacher, made).train) == 2
+
+
+def test_what_was_written_before_a_kill_is_not_written_again(
+    windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(synthetic_data, "_AT_ONCE", 4)
+    made, plain, calls = context(source, tmp_path), teacher.module.generate, 0
+
+    def killed(**given: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return plain(**given)
+
+    monkeypatch.setattr(teacher.module, "generate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        lesson_text(windows, TeacherWrites(beginnings=8), teacher, made)
+    again = lesson_text(windows, TeacherWrites(beginnings=8), teacher, made)
+    assert calls == 3
+    whole = lesson_text(windows, TeacherWrites(beginnings=8), teacher, context(source, tmp_path / "another"))
+    for one, other in zip(again.train.inputs, whole.train.inputs, strict=True):
+        assert np.array_equal(one["input_ids"], other["input_ids"])
+
+
+def test_writing_is_part_of_a_budget_and_of_a_killed_one_too(
+    windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path
+) -> None:
+    given = windows, TeacherWrites(beginnings=8), teacher, teacher.processor, context(source, tmp_path)
+    (_, seconds), (_, again) = with_written(*given), with_written(*given)
+    assert 0 < seconds == again
+    assert STAGE.less(seconds) is STAGE
+    timed = STAGE.model_copy(update={"budget": "90s"})
+    assert timed.less(30.5).seconds == 59.5
+    with pytest.raises(StageError, match="wrote for 90 s, and nothing is left of a budget of 90 s") as refused:
+        timed.less(90)
+    assert refused.value.where == "budget"
+
+
+def test_a_copy_of_the_teacher_writes_in_bfloat16(
+    windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, plain = [], type(teacher.module).generate
+
+    def generate(self: Any, **given: Any) -> Any:
+        seen.append(self.dtype)
+        return plain(self, **given)
+
+    monkeypatch.setattr(type(teacher.module), "generate", generate)
+    given = windows, TeacherWrites(beginnings=4), teacher, teacher.processor
+    for place, bf16 in enumerate((False, True)):
+        with_written(*given, context(source, tmp_path / str(place)), bf16)
+    assert seen == [torch.float32, torch.bfloat16] and teacher.module.dtype == torch.float32
+
+
+def test_the_stage_learns_from_it(source: Checkpoint, tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"teacher": "start", "student": {"layers": [0]}, "batch_size": 4, "learning_rate": 3e-3}
+    lesson = {
+        **fields,
+        "precision": "fp32",
+        "temperature": 1.0,
+        "teacher_writes": {"beginnings": 16},
+        "tokens": 20 * 4 * LENGTH,
+    }
+    made = context(source, tmp_path)
+    Distill.model_validate(lesson).run(TorchModel.load(source.folder, TASK), made)
+    assert any("16 beginnings" in said for said in made.remarks)
+    (curve,) = (table.rows for table in made.tables)
+    assert curve[-1][1] < 0.7 * curve[0][1]
+
+
+def test_who_cannot_read_what_the_other_writes_is_refused(
+    windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path
+) -> None:
+    other = TorchModel.load(source.folder, TASK)
+    other.processor.add_tokens(["another"])
+    with pytest.raises(StageError, match="other tokens") as refused:
+        with_written(windows, TeacherWrites(beginnings=4), teacher, other.processor, context(source, tmp_path))
+    assert refused.value.where == "teacher_writes"
+    with pytest.raises(ValidationError, match="beginnings, conversations, or both"):
+        TeacherWrites()
+    model = TorchModel.load(source.folder, TASK)
+    teacher.processor.chat_template = None
+    with pytest.raises(DataError, match="no chat template"):
+        with_written(windows, TeacherWrites(conversations=4), teacher, model.processor, context(source, tmp_path))
+    alone = STAGE.model_copy(update={"teacher_writes": TeacherWrites(beginnings=3)})
+    with pytest.raises(DataError, match="too short: 3 windows"):
+        alone.run(model, context(source, tmp_path))
+
+
+TURNS = "{% for turn in messages %}<s>{{ turn.role }} {{ turn.content }}</s>{% endfor %}"
+TEMPLATE = TURNS + "{% if add_generation_prompt %}<s>a {% endif %}"
+
+
+@RUNTIMES
+def test_conversations_are_questions_of_its_own_with_its_own_answers(
+    windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path, runtime: Any
+) -> None:
+    writes = TeacherWrites(conversations=20, runtime=runtime)
+    teacher.processor.chat_template = TEMPLATE
+    teacher.module.generation_config.eos_token_id = teacher.processor.eos_token_id
+    made = context(source, tmp_path)
+    found = lesson_text(windows, writes, teacher, made).train
+    counts = [said.split(", ")[-1] for said in made.remarks]
+    # Of the questions that torch draws one is nothing but the end of a text.
+    assert found.labels is None and counts == ["20 questions", f"{19 if runtime == 'torch' else 20} answers"]
+    ids = np.concatenate([one["input_ids"] for one in found.inputs])
+    assert all(len(one["input_ids"]) == LENGTH for one in found.inputs)
+    begun, opened = (
+        teacher.processor(text, add_special_tokens=False)["input_ids"] for text in ("<s>user ", "</s><s>a ")
+    )
+    text = teacher.processor.decode(ids)
+    assert text.startswith(teacher.processor.decode(begun)) and text.count(teacher.processor.decode(opened)) >= 2
+    # The first answer is the likeliest text behind the first question.
+    place = next(at for at in range(len(ids)) if ids[at : at + len(opened)].tolist() == opened) + len(opened)
+    with torch.no_grad():
+        for more in range(4):
+            logits = teacher.module(input_ids=torch.from_numpy(ids[None, : place + more])).logits
+            assert int(logits[0, -1].argmax()) == ids[place + more]
+    again = lesson_text(windows, writes, teacher, context(source, tmp_path / "2")).train
+    assert np.array_equal(np.concatenate([one["input_ids"] for one in again.inputs]), ids)
+
+
+def test_answers_that_come_to_no_end_are_left_out(
+    windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher.processor.chat_template = TEMPLATE
+    end = teacher.processor.eos_token_id
+    teacher.module.generation_config.eos_token_id = end
+    wrote = {"questions": [], "answers": [[7] * 40 + [end], [8] * 256, [9] * 40 + [end]]}
+
+    def write(self: Any, what: str, begun: Any, room: Any, **options: Any) -> list[np.ndarray]:
+        return [np.array(ids or [5, 6, end]) for ids in wrote[what] or [[]] * 3]
+
+    monkeypatch.setattr(synthetic_data._Writer, "write", write)
+    found = lesson_text(windows, TeacherWrites(conversations=3), teacher, context(source, tmp_path)).train
+    read = np.concatenate([one["input_ids"] for one in found.inputs])
+    assert (read == 7).sum() == 40 and not (read == 8).any() and (read == end).sum() >= 2
+
+
+def test_what_is_written_has_its_share_beside_the_text(
+    windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path
+) -> None:
+    settings, text = TeacherWrites(beginnings=3, share=0.25), len(windows.train)
+    found = lesson_text(windows, settings, teacher, context(source, tmp_path)).train
+    assert len(found) == text + round(text / 3) and found.labels is not None
+    assert all(found.inputs[place]["input_ids"] is windows.train.inputs[place]["input_ids"] for place in range(text))
+    assert found.labels[:text].all() and not found.labels[text:, 0].any()
+    assert np.array_equal(found.inputs[text]["input_ids"], found.inputs[text + 3]["input_ids"])
+
+
+def test_the_last_of_what_is_written_are_held_out(
+    windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path
+) -> None:
+    settings, made = TeacherWrites(beginnings=5, share=0.5), context(source, tmp_path)
+    every = lesson_text(windows, TeacherWrites(beginnings=5), teacher, made).train.inputs
+    given = windows, settings, teacher, teacher.processor, made
+    found = with_written(*given, held_out=2)[0]
+    for one, other in zip(found.held_out.inputs, every[3:], strict=True):
+        assert np.array_equal(one["input_ids"], other["input_ids"])
+    learned = found.train.inputs[len(windows.train) :]
+    assert len(learned) == len(windows.train)
+    for place, one in enumerate(learned):
+        assert np.array_equal(one["input_ids"], every[place % 3]["input_ids"])
+    with pytest.raises(DataError, match=r"wrote 5 windows of .* and 5 of them are held out"):
+        with_written(*given, held_out=5)

@@ -1,0 +1,142 @@
+"""Tiny causal decoders of several architectures, calibration text for them, and what a stage gets beside its model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import transformers
+from quantized import VOCABULARY, tiny_tokenizer
+
+from compress.data.dataset import Dataset
+from compress.models.checkpoint import Checkpoint
+from compress.stages.base import Context
+from compress.tasks.registry import get_task
+from compress.utils.progress import Progress, SilentProgress
+
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "LlamaConfig": {"tie_word_embeddings": True},
+    "MistralConfig": {"sliding_window": 8},
+    "Qwen2Config": {"tie_word_embeddings": True},
+    "Qwen3Config": {"head_dim": 32},
+    "Gemma2Config": {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16},
+    "Gemma3TextConfig": {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16, "sliding_window_pattern": 2},
+    "PhiConfig": {"partial_rotary_factor": 0.5},
+    "Phi3Config": {},
+    "StableLmConfig": {"use_parallel_residual": True, "qk_layernorm": True},
+    "OlmoConfig": {},
+    "GraniteConfig": {"embedding_multiplier": 3.0, "logits_scaling": 2.0},
+    "BloomConfig": {"n_layer": 2, "n_head": 4},
+}
+_ROUTED = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_SHARED = {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}
+_LATENT = {"kv_lora_rank": 32, "qk_rope_head_dim": 32, "qk_nope_head_dim": 16, "v_head_dim": 16}
+MIXTURES: dict[str, dict[str, Any]] = {
+    "MixtralConfig": {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 32},
+    "Qwen2MoeConfig": {**_ROUTED, "num_experts": 4, "shared_expert_intermediate_size": 32},
+    "Qwen3MoeConfig": {**_ROUTED, "num_experts": 4, "head_dim": 16},
+    "OlmoeConfig": {"num_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 32},
+    "DeepseekV2Config": {**_ROUTED, **_SHARED, **_LATENT, "num_key_value_heads": 4, "q_lora_rank": None},
+    "DeepseekV3Config": {**_ROUTED, **_SHARED, **_LATENT, "num_key_value_heads": 4, "q_lora_rank": 32},
+}
+"""Four experts in each block, of which each token passes two; DeepSeek's first block is dense."""
+ARCHITECTURES |= MIXTURES
+
+
+def save_decoder(
+    folder: Path, config: str = "LlamaConfig", seed: int = 0, dtype: Any = None, **changes: Any
+) -> Checkpoint:
+    """A decoder with random weights that are large enough for its answers to differ."""
+    fields = SMALL | ARCHITECTURES[config] | changes
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, config)(**fields)).float().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(4)
+            else:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.to(dtype or torch.float32).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return Checkpoint(folder)
+
+
+def module_of(checkpoint: Checkpoint) -> Any:
+    """The same model as transformers loads it, in float32."""
+    return transformers.AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=torch.float32).eval()
+
+
+def inputs_of_layers(module: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The inputs of every linear layer in a plain forward pass, [tokens, columns] by name."""
+    seen: dict[str, torch.Tensor] = {}
+    for name, part in module.named_modules():
+        if isinstance(part, torch.nn.Linear | transformers.pytorch_utils.Conv1D):
+            part.register_forward_pre_hook(lambda _, given, name=name: seen.update({name: given[0].flatten(0, -2)}))
+    with torch.no_grad():
+        module(input_ids=ids)
+    return seen
+
+
+def some_ids(windows: int, length: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(3, VOCABULARY, (windows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def text(tokens: int, seed: int = 0) -> str:
+    """Letters that depend on the one before, so that inputs are correlated; one token each for `tiny_tokenizer`."""
+    generator = np.random.default_rng(seed)
+    letters = np.array(list("abcdefghijklmnop ETAOIN"))
+    place, found = 0, []
+    for _ in range(tokens):
+        place = int(place + generator.geometric(0.4)) % len(letters)
+        found.append(str(letters[place]))
+    return "".join(found)
+
+
+def context(
+    scratch: Path, train: str | None = None, progress: Progress | None = None, seed: int = 0, length: int = 16
+) -> Context:
+    """What a stage gets: a train split of one row of ``train``."""
+
+    def none(label: str) -> Any:
+        raise AssertionError(f"no earlier stage {label!r}")
+
+    task = get_task("text-generation")
+    tables = {"train": pa.table({"text": [text(2000) if train is None else train]})}
+    data = Dataset(task.columns, tables, ())
+    return Context(task, data, length, seed, progress or SilentProgress(), none, Path, scratch)
+
+
+class Notes(SilentProgress):
+    """Progress that remembers what was said, and may be stopped by it."""
+
+    def __init__(self, stop: Callable[[str], None] | None = None) -> None:
+        self.said: list[str] = []
+        self._stop = stop
+
+    def note(self, message: str) -> None:
+        self.said.append(message)
+        if self._stop is not None:
+            self._stop(message)
+
+
+def layers_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """`quantized_layers.json` by name."""
+    found = json.loads((folder / "quantized_layers.json").read_text())
+    return {layer["name"]: layer for layer in found["layers"]}

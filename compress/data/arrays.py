@@ -1,4 +1,4 @@
-"""Inputs of a graph as rows: `.npz` and `.npy` files of a folder, or seeds from which they are drawn."""
+"""Inputs of an ONNX graph as rows: `.npz` and `.npy` files of a folder, or seeds for random inputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from compress.data.files import Rows
 
 INPUTS = "inputs"
-"""The column."""
+"""Name of the column."""
 SUFFIXES = (".npz", ".npy")
 _DRAWN = re.compile(r"^random(?::(\d{1,6}))?$")
 _COUNT = 64
@@ -19,25 +19,25 @@ _KEY = "drawn"
 
 @dataclass(frozen=True)
 class Draws:
-    """So many rows of a split that are drawn, others for each split."""
+    """Number of random inputs of a split. Each split has its own seeds."""
 
     split: str
     count: int
 
     def rows(self) -> Rows:
-        """What tells each row from the others, as the bytes of a file that nobody wrote."""
-        values = [json.dumps({_KEY: [self.split, place]}).encode() for place in range(self.count)]
+        """Return one row per random input; its value identifies the seed."""
+        values = [json.dumps({_KEY: [self.split, index]}).encode() for index in range(self.count)]
         return Rows(f"random inputs of {self.split}", (INPUTS,), {INPUTS: values})
 
 
 def draws(name: str, split: str) -> Draws | None:
-    """`random`, or `random:COUNT`, as rows to draw; None for any other name."""
-    found = _DRAWN.match(name)
-    return None if found is None else Draws(split, int(found[1] or _COUNT))
+    """Return the random inputs that `random` or `random:COUNT` requests, or ``None`` for any other name."""
+    match = _DRAWN.match(name)
+    return None if match is None else Draws(split, int(match[1] or _COUNT))
 
 
 def seed_of(content: bytes) -> int | None:
-    """The seed of a row that is drawn; None for a file's."""
+    """Return the seed of a random input, or ``None`` for the content of a file."""
     if not content.startswith(b'{"' + _KEY.encode()):
         return None
     import hashlib
@@ -46,10 +46,10 @@ def seed_of(content: bytes) -> int | None:
 
 
 def array_files(folder: Path) -> list[Path]:
-    """The files of arrays right below ``folder``, in the order of their names."""
+    """Return the array files directly in ``folder``, sorted by name."""
     return sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and not path.name.startswith("."))
 
 
 def read_array_folder(folder: Path) -> Rows:
-    """One row for each file of arrays."""
+    """Return one row per array file."""
     return Rows(folder.name, (INPUTS,), {INPUTS: [str(path.absolute()) for path in array_files(folder)]})

@@ -1,4 +1,4 @@
-"""Choose a task's columns among those of a source, and turn their values into strings or files."""
+"""Select a task's columns among those of a source and convert their values to strings or media values."""
 
 from __future__ import annotations
 
@@ -23,38 +23,44 @@ _EXPECTED = {"text": "a string, or for labels a string or a number"} | dict.from
 
 
 class LabelsWithin(Protocol):
-    """Where the labels stand in a value that holds several, or other things beside them."""
+    """Codec for values that contain several labels, or labels beside other things."""
 
     def find(self, value: Any) -> list[str]:
-        """The labels in a value."""
+        """Return the labels in a value."""
 
     def rename(self, value: Any, names: Sequence[str]) -> Any:
-        """The value with ``names`` in place of its labels."""
+        """Return the value with ``names`` in place of its labels."""
 
 
 class Spaced:
-    """Labels with spaces between."""
+    """Labels separated by spaces."""
 
     def find(self, value: str) -> list[str]:
-        """Those of one string."""
+        """Return the labels of one string."""
         return value.split(" ")
 
     def rename(self, value: str, names: Sequence[str]) -> str:
-        """``names`` with spaces between."""
+        """Return ``names`` joined by spaces."""
         return " ".join(names)
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column that a task reads. ``label`` columns hold class names or ids.
+    """Column that a task reads.
 
-    Columns of ``kind`` text hold strings; those of images and audio hold encoded files, as `compress.data.media` has
-    them, which the task decodes. A column that is not ``given`` holds what an input should lead to, so that unlabeled
-    examples have none. ``read`` turns a source's value into the string that the task knows, None where there is none;
-    it raises `TypeError` for a value of another type than is ``expected``, `DataError` for a wrong one. ``within`` says
-    where the labels stand in the string of a label column, if they are not all of it; of those there are ``fewest``
-    different ones. ``check`` raises `DataError` for a value that does not fit the others of its row, by their names. A
-    source may be without one that is ``optional``, unless the recipe names it.
+    Attributes:
+        name: Name of the column in the task.
+        label: True for class names or ids.
+        kind: "text" columns hold strings. The others hold encoded files as in `compress.data.media`, which the task
+            decodes.
+        given: False for a column that holds the expected output, which unlabeled examples do not have.
+        read: Converts a source value to the task's string, or ``None`` if there is none. It raises `TypeError` for a
+            value of another type than ``expected``, and `DataError` for an invalid one.
+        expected: Description of valid values, for messages.
+        within: Finds the labels in the string of a label column, if they are not all of it.
+        fewest: Number of distinct labels that the column must have.
+        check: Raises `DataError` for a value that does not fit the other values of its row.
+        optional: True if a source may lack the column, unless the recipe names it.
     """
 
     name: str
@@ -70,24 +76,24 @@ class Column:
 
     @property
     def is_input(self) -> bool:
-        """Whether it is what a model is asked, rather than what it should answer."""
+        """Return whether the column is a model input and not an expected output."""
         return self.given and not self.label
 
     def labels(self, table: pa.Table) -> list[list[str]]:
-        """The labels of each row of a label column."""
+        """Return the labels of each row of a label column."""
         values: list[Any] = table[self.name].to_pylist()
         return [[value] if self.within is None else self.within.find(value) for value in values]
 
     def renamed(self, table: pa.Table, names: Sequence[str]) -> list[Any]:
-        """The values of a label column with ``names`` in place of their ids."""
+        """Return the values of a label column with ``names`` in place of their ids."""
         values: list[Any] = table[self.name].to_pylist()
-        found = ([names[int(label)] for label in labels] for labels in self.labels(table))
-        pairs = zip(values, found, strict=True)
+        new_labels = ([names[int(label)] for label in labels] for labels in self.labels(table))
+        pairs = zip(values, new_labels, strict=True)
         return [new[0] if self.within is None else self.within.rename(value, new) for value, new in pairs]
 
 
 def check_mapping(mapping: Mapping[str, str], columns: Sequence[Column]) -> None:
-    """Raises `DataError` for a mapped name that is none of the task's columns."""
+    """Raise `DataError` for a mapped name that is none of the task's columns."""
     names = [column.name for column in columns]
     for name in mapping:
         if name not in names:
@@ -99,7 +105,7 @@ def check_mapping(mapping: Mapping[str, str], columns: Sequence[Column]) -> None
 
 
 def check_extra(rows: Rows, extra: Collection[str]) -> None:
-    """Raises `DataError` for a column that a slice reads and ``rows`` have not."""
+    """Raise `DataError` for a column that a slice reads and the rows do not have."""
     for name in extra:
         if name not in rows.names:
             raise DataError(
@@ -110,7 +116,7 @@ def check_extra(rows: Rows, extra: Collection[str]) -> None:
 
 
 def choose(rows: Rows, columns: Sequence[Column], mapping: Mapping[str, str]) -> pa.Table:
-    """A table with the task's names, of strings and files; labels as the source spells them. Raises `DataError`."""
+    """Return a table with the task's column names; labels as the source spells them. Raises `DataError`."""
     import pyarrow as pa
 
     arrays = {}
@@ -143,7 +149,7 @@ def _placed(error: DataError, place: str) -> DataError:
 
 
 def sorted_labels(values: Collection[str]) -> tuple[str, ...]:
-    """Distinct values in order: as numbers if all of them look like numbers."""
+    """Return the distinct values, sorted as numbers if all of them look like numbers."""
     distinct = set(values)
     if all(_NUMBER.fullmatch(value) for value in distinct):
         return tuple(sorted(distinct, key=lambda value: (float(value), value)))
@@ -151,16 +157,23 @@ def sorted_labels(values: Collection[str]) -> tuple[str, ...]:
 
 
 def are_label_ids(values: Collection[str], labels: Sequence[str]) -> bool:
-    """Whether ``values`` are the ids 0 to n-1 of ``labels`` rather than their names."""
+    """Return whether ``values`` are the ids 0 to n-1 of ``labels`` and not their names."""
     ids = {str(index) for index in range(len(labels))}
     return not set(values) <= set(labels) and set(values) <= ids
 
 
 def check_labels(table: pa.Table, column: Column, labels: Sequence[str], place: Callable[[int], str]) -> None:
-    """Raises `DataError` for the first label that is not among ``labels``."""
-    known = set(labels)
+    """Raise `DataError` for the first label that is not among ``labels``.
+
+    Args:
+        table: Rows of a split.
+        column: The label column.
+        labels: Valid class names.
+        place: Returns the position of a row, for the message.
+    """
+    valid = set(labels)
     for index, values in enumerate(column.labels(table)):
-        value = next((value for value in values if value not in known), None)
+        value = next((value for value in values if value not in valid), None)
         if value is not None:
             raise DataError(
                 f"The label {value!r} is not among the labels." + did_you_mean(value, labels),
@@ -171,12 +184,12 @@ def check_labels(table: pa.Table, column: Column, labels: Sequence[str], place: 
 
 
 def _converted(rows: Rows, name: str, values: Sequence[Any], column: Column) -> list[Any]:
-    """Strings, or files as `media` has them; ``name`` is what the source calls the column."""
+    """Return strings or media values; ``name`` is the column's name in the source."""
     converted: list[Any] = []
     empty: list[int] = []
     for index, value in enumerate(values):
         try:
-            found = _value(value, column, rows)
+            result = _value(value, column, rows)
         except TypeError:
             raise DataError(
                 f"The column {name!r} has a value of type {type(value).__name__}: {value!r:.60}.",
@@ -190,10 +203,10 @@ def _converted(rows: Rows, name: str, values: Sequence[Any], column: Column) -> 
             ) from None
         except DataError as error:
             raise _placed(error, rows.place(index)) from error
-        if found is None:
+        if result is None:
             empty.append(index)
         else:
-            converted.append(found)
+            converted.append(result)
     if empty:
         shown = ", ".join(rows.place(index) for index in empty[:_SHOWN])
         more = f" and {len(empty) - _SHOWN} more" if len(empty) > _SHOWN else ""
@@ -215,7 +228,7 @@ def _value(value: Any, column: Column, rows: Rows) -> Any:
 
 
 def _text(value: Any) -> str | None:
-    """``None`` for a missing or blank text."""
+    """Return the text, or ``None`` if it is missing or blank."""
     if value is None:
         return None
     if not isinstance(value, str):
@@ -225,7 +238,7 @@ def _text(value: Any) -> str | None:
 
 
 def _label_text(value: Any) -> str | None:
-    """A class name, or an integer id as digits."""
+    """Return a class name, or an integer id as digits."""
     if isinstance(value, int | float):
         return None if value != value else value_text(value)
     text = _text(value)
@@ -233,7 +246,7 @@ def _label_text(value: Any) -> str | None:
 
 
 def value_text(value: Any) -> str:
-    """A value of a column as text: true, 1 and 1.0 are `true`, `1` and `1`."""
+    """Return a column value as text: true, 1 and 1.0 become `true`, `1` and `1`."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():

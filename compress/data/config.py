@@ -1,4 +1,4 @@
-"""Where examples come from, as a recipe says it."""
+"""The `data` section of a recipe."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ Language = Literal["text", "python"]
 
 
 def is_file_name(value: str) -> bool:
-    """Whether a split or unlabeled source names a data file rather than a split."""
+    """Return whether a split or unlabeled source is a data file and not the name of a split."""
     return value.endswith(FILE_SUFFIXES)
 
 
 def is_sample(value: str) -> bool:
-    """Whether a reference has the form `sample:NAME`."""
+    """Return whether a reference has the form `sample:NAME`."""
     return bool(_SAMPLE.match(value))
 
 
 def sample_split(value: str) -> tuple[str, str] | None:
-    """`sample:NAME/SPLIT` as (`sample:NAME`, `SPLIT`); None for anything else."""
+    """Return `sample:NAME/SPLIT` as (`sample:NAME`, `SPLIT`), or ``None`` for anything else."""
     sample, _, split = value.partition("/")
     return (sample, split) if is_sample(sample) and split else None
 
 
 class HoldOut(FrozenAliased):
-    """Rows that no stage reads: what chooses between models reads them, and the test split judges the choice."""
+    """Rows that no stage reads and by which models are selected. The test split then judges the selection."""
 
-    rows: int = Field(ge=1, description="how many rows are held out; what is equal to one of them goes with it")
-    source: str = Field("train", alias="from", description="the split that has them until then")
-    split: str = Field("select", min_length=1, description="the name of the split that they become")
-    seed: int = Field(0, ge=0, description="of the draw")
+    rows: int = Field(ge=1, description="number of rows to hold out; equal rows go with them")
+    source: str = Field("train", alias="from", description="split that the rows are taken from")
+    split: str = Field("select", min_length=1, description="name of the new split")
+    seed: int = Field(0, ge=0, description="seed of the random choice")
 
 
 class DataConfig(Frozen):
-    """Where examples come from, and which of them each split holds."""
+    """Source of the examples, and the content of each split."""
 
     source: str | None = Field(
         None,

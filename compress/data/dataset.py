@@ -1,4 +1,4 @@
-"""The examples of a run: named splits with the task's columns, class names, and unlabeled inputs."""
+"""Examples of a run: named splits with the task's columns, class names and unlabeled inputs."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ TEST = "test"
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Checked examples, in columns named as the task names them: strings, or files as `compress.data.media` has them.
-    Labels are class names.
+    """Validated examples in columns named as the task names them.
 
-    ``unlabeled`` has the task's input columns only. ``extra`` has, split -> column -> a value for each row, what
-    slices read and the task does not; it is no part of the `digest`, since no output depends on it.
+    Values are strings, or media values as in `compress.data.media`. Labels are class names. ``unlabeled`` has only the
+    task's input columns. ``extra`` maps split -> column -> one value per row; slices read it and the task does not, so
+    it is not part of `digest`.
     """
 
     columns: tuple[Column, ...]
@@ -45,11 +45,11 @@ class Dataset:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Names of the splits, in the recipe's order."""
+        """Return the names of the splits in the recipe's order."""
         return tuple(self.tables)
 
     def split(self, name: str) -> pa.Table:
-        """The rows of a split. Raises `DataError` for a split that the recipe does not name."""
+        """Return the rows of a split. Raises `DataError` for a split that the recipe does not name."""
         if name not in self.tables:
             raise DataError(
                 f"The recipe's data has no split {name!r}.",
@@ -59,16 +59,16 @@ class Dataset:
         return self.tables[name]
 
     def label_ids(self, split: str) -> np.ndarray:
-        """Ids of the rows' labels, [n] int64."""
+        """Return the label id of each row, [n] int64."""
         ids = {label: index for index, label in enumerate(self.labels)}
         column = label_column(self.columns)
         assert column is not None, "a task without labels has no label ids"
         return np.array([ids[label] for (label,) in column.labels(self.split(split))], dtype=np.int64)
 
     def digest(self, *splits: str, unlabeled: bool = False) -> str:
-        """SHA-256, as hex, over the rows of ``splits`` and the class names.
+        """Return the SHA-256 (hex) of the rows of ``splits`` and of the class names.
 
-        The order of rows counts; the format of the files, and the order of ``splits``, do not.
+        The order of rows matters. The file format and the order of ``splits`` do not.
         """
         total = hashlib.sha256()
         _add(total, self.labels)
@@ -81,7 +81,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class _Part:
-    """A split while it is being checked: its rows, and where they stand."""
+    """Rows of a split during validation, with their positions in the source."""
 
     rows: Rows
     table: pa.Table
@@ -90,10 +90,21 @@ class _Part:
 def load_dataset(
     config: DataConfig, columns: tuple[Column, ...], folder: Path, progress: Progress, extra: Collection[str] = ()
 ) -> Dataset:
-    """Read and check the data of a recipe. Relative paths count from ``folder``, then the current directory.
+    """Read and validate the data of a recipe.
 
-    The columns ``extra`` are kept beside the task's; the test split must have them, and other splits may. Raises
-    `DataError`, or `SampleError` for a sample that cannot be fetched.
+    Args:
+        config: The recipe's `data` section.
+        columns: Columns that the task reads.
+        folder: Folder that relative paths are resolved against, before the current directory.
+        progress: Receives notes about rows that are left out.
+        extra: Further columns to keep. The test split must have them, other splits may.
+
+    Returns:
+        The dataset.
+
+    Raises:
+        DataError: If a row, a column or a label is invalid.
+        SampleError: If a sample cannot be fetched.
     """
     check_mapping(config.columns, columns)
     unlabeled_columns = tuple(column for column in columns if not column.label)
@@ -111,17 +122,19 @@ def load_dataset(
         labels, parts = _name_labels(config, parts, label)
     elif config.labels is not None:
         raise DataError("The task has no labels.", where="data.labels", hint="remove them from the recipe")
+    # Rows of the judging splits must not occur in any other split: compare normalized inputs.
     inputs = [column.name for column in columns if column.is_input]
     judges = {TEST, *config.also}
     held_out = {key for split in judges & parts.keys() for key in keys(parts[split].table, inputs)}
     tables: dict[str, pa.Table] = {}
-    beside: dict[str, Mapping[str, Sequence[Any]]] = {}
+    extra_values: dict[str, Mapping[str, Sequence[Any]]] = {}
     for split, part in parts.items():
         rows = overlapping(part.table, inputs, held_out) if split not in judges else []
         tables[split] = _hold_out(config, split, part, rows, progress)
-        beside[split] = _extra_values(part.rows, extra, rows)
-    for held in config.hold_out or ():
-        tables, beside = hold_out(held, tables, beside, inputs)
+        extra_values[split] = _extra_values(part.rows, extra, rows)
+    # Rows that are held out for model selection come from the splits as they are now, without overlap.
+    for held_out_config in config.hold_out or ():
+        tables, extra_values = hold_out(held_out_config, tables, extra_values, inputs)
     if label and "train" in tables and "train" not in config.without_labels:
         _check_classes(_distinct(tables["train"], label), "train", label.fewest)
     unlabeled = _read_unlabeled(config, columns, folder, progress)
@@ -130,21 +143,21 @@ def load_dataset(
         unlabeled = without(unlabeled, rows)
         if rows:
             progress.note(f"{len(rows)} unlabeled texts also stand in the test split and are left out")
-    return Dataset(columns, tables, labels, unlabeled, beside)
+    return Dataset(columns, tables, labels, unlabeled, extra_values)
 
 
 def _extra_values(rows: Rows, extra: Collection[str], dropped: Sequence[int]) -> dict[str, list[Any]]:
-    """The values of each extra column that the source has, less those of the rows that are left out."""
-    gone = set(dropped)
+    """Return the values of each extra column that the source has, without the dropped rows."""
+    dropped_rows = set(dropped)
     return {
-        name: [value for index, value in enumerate(rows.columns[name]) if index not in gone]
+        name: [value for index, value in enumerate(rows.columns[name]) if index not in dropped_rows]
         for name in extra
         if name in rows.columns
     }
 
 
 def label_column(columns: Sequence[Column]) -> Column | None:
-    """The label column, if the task has one."""
+    """Return the label column, if the task has one."""
     return next((column for column in columns if column.label), None)
 
 
@@ -169,33 +182,33 @@ def _read_split(
 def _name_labels(
     config: DataConfig, parts: dict[str, _Part], label: Column
 ) -> tuple[tuple[str, ...], dict[str, _Part]]:
-    """The class names, and the parts with class names for labels, where the files may have ids or none."""
-    bare = {split: part for split, part in parts.items() if split in config.without_labels}
-    parts = {split: part for split, part in parts.items() if split not in bare}
-    together = {**bare, **parts}
+    """Return the class names, and the splits with class names in place of ids."""
+    unlabeled_parts = {split: part for split, part in parts.items() if split in config.without_labels}
+    parts = {split: part for split, part in parts.items() if split not in unlabeled_parts}
+    all_parts = {**unlabeled_parts, **parts}
     if label.kind == "image":
-        return _name_pixels(config, parts, label), {split: together[split] for split in config.splits}
-    everywhere = {value for part in parts.values() for value in _distinct(part.table, label)}
+        return _name_pixels(config, parts, label), {split: all_parts[split] for split in config.splits}
+    all_values = {value for part in parts.values() for value in _distinct(part.table, label)}
     if config.labels is None:
-        origin = "train" if "train" in parts else next(iter(parts))
-        labels = sorted_labels(_distinct(parts[origin].table, label))
-        _check_classes(labels, origin, label.fewest)
+        reference_split = "train" if "train" in parts else next(iter(parts))
+        labels = sorted_labels(_distinct(parts[reference_split].table, label))
+        _check_classes(labels, reference_split, label.fewest)
     else:
         labels = config.labels
         if len(set(labels)) < len(labels):
             raise DataError("A class is listed twice.", where="data.labels", expected="distinct names")
-        if are_label_ids(everywhere, labels):
+        if are_label_ids(all_values, labels):
             parts = {split: _ids_to_names(part, label, labels) for split, part in parts.items()}
     for part in parts.values():
         check_labels(part.table, label, labels, part.rows.place)
-    together = {**bare, **parts}
-    return labels, {split: together[split] for split in config.splits}
+    all_parts = {**unlabeled_parts, **parts}
+    return labels, {split: all_parts[split] for split in config.splits}
 
 
 def _name_pixels(config: DataConfig, parts: Mapping[str, _Part], label: Column) -> tuple[str, ...]:
-    """The names of the classes whose ids are pixels of masks, in the order of the ids."""
-    everywhere = [int(value) for part in parts.values() for value in _distinct(part.table, label)]
-    labels = config.labels or tuple(str(key) for key in range(max(everywhere, default=-1) + 1))
+    """Return the names of the classes whose ids are pixels of masks, in the order of the ids."""
+    pixel_ids = [int(value) for part in parts.values() for value in _distinct(part.table, label)]
+    labels = config.labels or tuple(str(key) for key in range(max(pixel_ids, default=-1) + 1))
     for part in parts.values():
         check_labels(part.table, label, [str(key) for key in range(len(labels))], part.rows.place)
     return labels
@@ -212,16 +225,16 @@ def _ids_to_names(part: _Part, label: Column, labels: Sequence[str]) -> _Part:
 def _check_classes(labels: Collection[str], split: str, fewest: int) -> None:
     distinct = set(labels)
     if len(distinct) < fewest:
-        found = f"a single class, {next(iter(distinct))!r}" if distinct else "no class"
+        class_count = f"a single class, {next(iter(distinct))!r}" if distinct else "no class"
         raise DataError(
-            f"The split {split!r} has {found}.",
+            f"The split {split!r} has {class_count}.",
             where=f"data.splits.{split}",
             expected="rows of at least two classes" if fewest == 2 else "at least one label",
         )
 
 
 def _hold_out(config: DataConfig, split: str, part: _Part, rows: Sequence[int], progress: Progress) -> pa.Table:
-    """The part less ``rows``, which also stand in the test split."""
+    """Return the table of a split without ``rows``, which also occur in a judging split."""
     if not rows:
         return part.table
     if not config.drop_overlap:
@@ -256,7 +269,7 @@ def _add_table(total: hashlib._Hash, name: str, table: pa.Table) -> None:
 
 
 def _add(total: hashlib._Hash, values: Sequence[str]) -> None:
-    """Counted and length-prefixed, so that no two lists of strings give the same bytes."""
+    """Add strings to a hash, counted and length-prefixed, so that no two lists give the same bytes."""
     total.update(f"{len(values)}\n".encode())
     for value in values:
         encoded = value.encode()

@@ -1,4 +1,4 @@
-"""Read a CSV, TSV, JSONL, JSON or Parquet file into columns, knowing the line that each row came from."""
+"""Read CSV, TSV, JSONL, JSON and Parquet files and class folders into columns, with the line of each row."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from compress.utils.errors import DataError
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows as they were read. ``names`` are all columns of the source, ``columns`` only those asked for.
+    """Rows of a source. ``names`` lists all columns, ``columns`` holds only the requested ones.
 
-    A value is ``None`` where the source has none. ``lines`` has the line on which each row begins, from 1; it
-    is ``None`` for sources without lines. ``folder`` is what paths among the values count from.
+    A value is ``None`` where the source has none. ``lines`` holds the line on which each row begins, from 1, or is
+    ``None`` for sources without lines. Relative paths among the values are resolved against ``folder``.
     """
 
     name: str
@@ -29,12 +29,12 @@ class Rows:
     folder: Path | None = None
 
     def place(self, index: int) -> str:
-        """Where the row at ``index`` (from 0) stands, for a message."""
+        """Return the position of the row at ``index`` (from 0), for a message."""
         return f"{self.name}:{self.lines[index]}" if self.lines else f"{self.name}, row {index + 1}"
 
 
 def read_file(path: Path, wanted: Collection[str]) -> Rows:
-    """The columns ``wanted``, as far as the file has them; rows as they stand. Raises `DataError`."""
+    """Return those of the columns ``wanted`` that a file has. Raises `DataError`."""
     if path.suffix not in FILE_SUFFIXES:
         raise DataError(f"{path.name} is no data file that can be read.", expected=f"a file ending in {_suffixes()}")
     try:
@@ -97,10 +97,11 @@ def _read_csv(path: Path, text: str, wanted: Collection[str]) -> Rows:
 
 
 def _csv_records(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    """Each record that is not a blank line, with the line on which it begins."""
+    """Yield each record that is not a blank line, with the line on which it begins."""
     delimiter = "\t" if path.suffix == ".tsv" else ","
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    former_limit = csv.field_size_limit(max(len(text), 1))
+    # A field may be as long as the file; the limit is global to the csv module, so it is restored.
+    previous_limit = csv.field_size_limit(max(len(text), 1))
     line = 1
     try:
         for record in reader:
@@ -114,7 +115,7 @@ def _csv_records(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
             expected='fields in "quotes" end with a quote, and a quote within them is doubled ("")',
         ) from error
     finally:
-        csv.field_size_limit(former_limit)
+        csv.field_size_limit(previous_limit)
 
 
 def _from_objects(path: Path, text: str, wanted: Collection[str]) -> Rows:
@@ -200,24 +201,24 @@ KINDS = {
     "image": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
     "audio": (".wav", ".flac", ".ogg", ".mp3"),
 }
-"""The column's name, and how the names of its files end."""
+"""Column name -> file suffixes."""
 LABEL = "label"
 
 
 def read_class_folder(folder: Path, wanted: Collection[str]) -> Rows:
-    """Files as paths in a column `image` or `audio`, their folders' names as `label`, in the order of their names.
+    """Read the files of class folders: paths in a column `image` or `audio`, folder names in `label`, sorted by name.
 
-    What begins with a dot is passed over. Raises `DataError` for anything that is no such file, or in no class.
+    Hidden files are ignored. Raises `DataError` for any other file and for a file outside a class folder.
     """
     paths, labels = [], []
-    for place in _visible(folder):
-        if not place.is_dir():
-            raise _stray(place, folder)
-        for path in _visible(place):
+    for class_folder in _visible(folder):
+        if not class_folder.is_dir():
+            raise _stray(class_folder, folder)
+        for path in _visible(class_folder):
             if not path.is_file() or _kind(path) is None:
                 raise _stray(path, folder)
             paths.append(path)
-            labels.append(place.name)
+            labels.append(class_folder.name)
     kinds = sorted({_kind(path) or "" for path in paths})
     if len(kinds) != 1:
         raise DataError(
@@ -226,7 +227,7 @@ def read_class_folder(folder: Path, wanted: Collection[str]) -> Rows:
             expected="one folder for each class, with images or with recordings in it",
         )
     columns: dict[str, list[Any]] = {kinds[0]: [str(path.absolute()) for path in paths], LABEL: labels}
-    return Rows(folder.name, (kinds[0], LABEL), {name: found for name, found in columns.items() if name in wanted})
+    return Rows(folder.name, (kinds[0], LABEL), {name: values for name, values in columns.items() if name in wanted})
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Instructions whose answers a program can check (Zhou et al. 2023, IFEval): prompts, and what an answer must be."""
+"""Instructions whose answers a program can check (Zhou et al. 2023, IFEval)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compress.data.source import find_file, read_columns
 from compress.utils.errors import DataError, nearest_name
 
 USUAL = "usual"
-"""The prompts that come with the package."""
+"""Name of the prompts that come with the package."""
 _COLUMNS = ("prompt", "checks")
 _FENCE = re.compile(r"^```(?:json)?\s*\n(.*)\n```$", re.DOTALL)
 _SENTENCE = re.compile(r"[.!?]+[\"\u201d')]*(?:\s+|$)")
@@ -36,7 +36,7 @@ def _paragraphs(answer: str) -> int:
 
 
 def _has(answer: str, phrase: str) -> bool:
-    """Whether ``phrase`` stands in ``answer``, in whole words and in whatever case."""
+    """Return whether ``phrase`` occurs in ``answer`` as whole words, ignoring case."""
     first, last = (r"\b" if end.isalnum() else "" for end in (phrase[0], phrase[-1]))
     return re.search(f"{first}{re.escape(phrase)}{last}", answer, re.IGNORECASE) is not None
 
@@ -54,8 +54,8 @@ def _is_json(answer: str) -> bool:
 
 
 def _has_keys(answer: str, keys: list[str]) -> bool:
-    found = _json(answer)
-    return isinstance(found, dict) and set(keys) <= found.keys()
+    value = _json(answer)
+    return isinstance(value, dict) and set(keys) <= value.keys()
 
 
 def _bare(answer: str) -> str:
@@ -84,22 +84,22 @@ CHECKS: Mapping[str, tuple[str, Check]] = {
     "upper_case": (_FLAG, lambda answer, _: answer.isupper()),
     "lower_case": (_FLAG, lambda answer, _: answer.islower()),
 }
-"""What an answer, without white space around it, can be asked to be: a name, what it is given, and whether it holds."""
+"""Check name -> (description of its parameter, predicate on the stripped answer and the parameter)."""
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """A prompt, and what its answer must be: a name of `CHECKS` -> its value."""
+    """Prompt with the checks that its answer must pass: name of `CHECKS` -> parameter."""
 
     prompt: str
     checks: Mapping[str, Any]
 
     def passed(self, answer: str) -> dict[str, bool]:
-        """Which checks hold of an answer."""
+        """Return for each check whether the answer passes it."""
         return {name: bool(CHECKS[name][1](answer.strip(), value)) for name, value in self.checks.items()}
 
     def missed(self, answer: str) -> list[str]:
-        """What does not hold of an answer, in words."""
+        """Return a description of each check that the answer fails."""
         return [_said(name, self.checks[name]) for name, holds in self.passed(answer).items() if not holds]
 
 
@@ -109,7 +109,7 @@ def _said(name: str, value: Any) -> str:
 
 
 def find_instructions(reference: str, folder: Path) -> list[Instruction]:
-    """The `USUAL` ones, or those of the file of that name below ``folder`` or the current directory.
+    """Return the `USUAL` instructions, or those of a file below ``folder`` or the current directory.
 
     Raises `DataError`.
     """
@@ -119,26 +119,26 @@ def find_instructions(reference: str, folder: Path) -> list[Instruction]:
 
 
 def read_instructions(path: Path) -> list[Instruction]:
-    """Rows with `prompt` and `checks`, a mapping of names of `CHECKS`. Raises `DataError` that names the row."""
+    """Read rows with `prompt` and `checks`, a mapping with keys of `CHECKS`. Raises `DataError` with the position."""
     rows = read_columns(path, _COLUMNS, "; checks is a mapping, so JSONL or JSON")
     return [_instruction(rows, index) for index in range(len(rows.columns["prompt"]))]
 
 
 def _instruction(rows: Rows, index: int) -> Instruction:
     prompt, checks = (rows.columns[name][index] for name in _COLUMNS)
-    place = rows.place(index)
+    position = rows.place(index)
     if not isinstance(prompt, str) or not prompt.strip():
-        raise DataError("The prompt is no text.", where=place, expected="what the model is asked to do")
+        raise DataError("The prompt is no text.", where=position, expected="what the model is asked to do")
     if not isinstance(checks, dict) or not checks:
-        raise DataError(f"The checks are {checks!r:.60}.", where=place, expected='e.g. {"words_at_most": 20}')
+        raise DataError(f"The checks are {checks!r:.60}.", where=position, expected='e.g. {"words_at_most": 20}')
     for name, value in checks.items():
         if name not in CHECKS:
-            known = ", ".join(CHECKS)
+            names = ", ".join(CHECKS)
             near = nearest_name(name, CHECKS)
             hint = f"did you mean {near!r}?" if near else None
-            raise DataError(f"There is no check {name!r}.", where=place, expected=f"one of {known}", hint=hint)
+            raise DataError(f"There is no check {name!r}.", where=position, expected=f"one of {names}", hint=hint)
         if not _fits(value, CHECKS[name][0]):
-            raise DataError(f"The check {name!r} is given {value!r:.60}.", where=place, expected=CHECKS[name][0])
+            raise DataError(f"The check {name!r} is given {value!r:.60}.", where=position, expected=CHECKS[name][0])
     return Instruction(prompt, checks)
 
 

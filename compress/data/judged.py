@@ -1,4 +1,4 @@
-"""Data that a model is judged by beside its own rows: multiple-choice questions, and rated pairs of texts."""
+"""Evaluation data besides the test split: multiple-choice questions and rated pairs of texts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _QUESTION_COLUMNS = ("prompt", "choices", "answer")
 
 @dataclass(frozen=True)
 class Question:
-    """``answer`` counts from 0."""
+    """Multiple-choice question. ``answer`` is the index of the correct choice."""
 
     prompt: str
     choices: tuple[str, ...]
@@ -29,10 +29,7 @@ class Question:
 
 
 def find_questions(reference: str, folder: Path, progress: Progress) -> list[Question]:
-    """Those of a sample, or of the file of that name below ``folder`` or else below the current directory.
-
-    Raises `DataError` or `SampleError`.
-    """
+    """Return the questions of a sample or of a file. Raises `DataError`, `SampleError`."""
     if is_sample(reference):
         path = sample_directory(reference, progress) / _QUESTIONS
         if not path.is_file():
@@ -42,9 +39,9 @@ def find_questions(reference: str, folder: Path, progress: Progress) -> list[Que
 
 
 def read_questions(path: Path) -> list[Question]:
-    """Rows with `prompt`, `choices` (a list of two texts or more) and `answer` (its place from 0, or its text).
+    """Read rows with `prompt`, `choices` (a list of at least two texts) and `answer` (an index or the text).
 
-    Raises `DataError` that names the row.
+    Raises `DataError` with the position of the row.
     """
     rows = read_columns(path, _QUESTION_COLUMNS, "; choices is a list, so JSONL, JSON or Parquet")
     return [_question(rows, index) for index in range(len(rows.columns["prompt"]))]
@@ -52,16 +49,19 @@ def read_questions(path: Path) -> list[Question]:
 
 def _question(rows: Rows, index: int) -> Question:
     prompt, choices, answer = (rows.columns[name][index] for name in _QUESTION_COLUMNS)
-    place = rows.place(index)
+    position = rows.place(index)
     if not isinstance(prompt, str) or not prompt.strip():
-        raise DataError("The prompt is no text.", where=place, expected="the text that a choice follows")
+        raise DataError("The prompt is no text.", where=position, expected="the text that a choice follows")
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(one, str) and one for one in choices):
         raise DataError(
-            f"The choices are {choices!r:.60}.", where=place, expected="a list of two texts or more, none of them empty"
+            f"The choices are {choices!r:.60}.",
+            where=position,
+            expected="a list of two texts or more, none of them empty",
         )
     if len(set(choices)) < len(choices):
-        raise DataError("A choice stands there twice.", where=place, expected="distinct texts")
-    return Question(prompt, tuple(choices), _place(answer, choices, place))
+        raise DataError("A choice stands there twice.", where=position, expected="distinct texts")
+    # The answer may be an index or the text of a choice.
+    return Question(prompt, tuple(choices), _place(answer, choices, position))
 
 
 def _place(answer: Any, choices: list[str], place: str) -> int:
@@ -78,12 +78,12 @@ def _place(answer: Any, choices: list[str], place: str) -> int:
 
 _PAIR_COLUMNS = ("text", "pair", "score")
 _LEAST = 4
-"""Pairs without which a correlation has no interval."""
+"""Number of pairs below which a correlation has no confidence interval."""
 
 
 @dataclass(frozen=True)
 class RatedPairs:
-    """Pairs of one file, which ``name`` is called after: ``texts[i]`` and ``pairs[i]`` have ``scores[i]``."""
+    """Pairs of one file called ``name``: ``texts[i]`` and ``pairs[i]`` have the rating ``scores[i]``."""
 
     name: str
     texts: tuple[str, ...]
@@ -92,7 +92,7 @@ class RatedPairs:
 
 
 def find_rated_pairs(reference: str, folder: Path, progress: Progress) -> list[RatedPairs]:
-    """Those of the file of that name, or of every file of a sample. Raises `DataError` or `SampleError`."""
+    """Return the rated pairs of a file, or of every file of a sample. Raises `DataError`, `SampleError`."""
     if is_sample(reference):
         files = sorted(path for path in sample_directory(reference, progress).iterdir() if path.suffix in FILE_SUFFIXES)
         return [read_rated_pairs(path) for path in files]
@@ -100,7 +100,10 @@ def find_rated_pairs(reference: str, folder: Path, progress: Progress) -> list[R
 
 
 def read_rated_pairs(path: Path) -> RatedPairs:
-    """Rows with `text`, `pair` and `score`, larger for what is more alike. Raises `DataError` that names the row."""
+    """Read rows with `text`, `pair` and `score` (larger for more similar texts).
+
+    Raises `DataError` with the position of the row.
+    """
     rows = read_columns(path, _PAIR_COLUMNS)
     texts, pairs = (tuple(_texts(rows, name)) for name in _PAIR_COLUMNS[:2])
     scores = tuple(_score(rows, index, value) for index, value in enumerate(rows.columns["score"]))
@@ -123,9 +126,9 @@ def _texts(rows: Rows, name: str) -> Sequence[str]:
 
 def _score(rows: Rows, index: int, value: Any) -> float:
     try:
-        found = float(value)
+        number = float(value)
     except (TypeError, ValueError):
-        found = math.nan
-    if not math.isfinite(found):
+        number = math.nan
+    if not math.isfinite(number):
         raise DataError(f"The score is {value!r:.60}.", where=rows.place(index), expected="a number")
-    return found
+    return number

@@ -1,4 +1,4 @@
-"""Masks as values of a column: pictures of one channel whose pixels are ids of classes, 255 for what does not count."""
+"""Segmentation masks: images of one channel whose pixels are class ids, with 255 for ignored pixels."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     import numpy as np
 
 IGNORED = 255
-"""The id of pixels that belong to no class, as VOC, Cityscapes and transformers have it."""
+"""Id of pixels that belong to no class, as in VOC, Cityscapes and transformers."""
 _IDS = ("L", "P", "1", "I;16", "I")
 
 
 def read_mask(encoded: bytes, where: str) -> np.ndarray:
-    """The ids of a mask's pixels, [height, width] uint8; of a picture with a palette the places in it.
+    """Return the class ids of a mask, [height, width] uint8. For a palette image these are the palette indices.
 
-    Raises `DataError` for what is no whole picture, or has colours in place of ids.
+    Raises `DataError` for a broken image, and for an image that holds colors.
     """
     import numpy as np
 
@@ -47,21 +47,21 @@ def read_mask(encoded: bytes, where: str) -> np.ndarray:
 
 
 class MaskIds:
-    """The labels within a mask: `compress.data.columns.LabelsWithin`."""
+    """Codec of the labels in a mask (`compress.data.columns.LabelsWithin`)."""
 
     def find(self, value: Media) -> list[str]:
-        """The ids that occur, each once."""
+        """Return the distinct class ids of a mask."""
         import numpy as np
 
         return [str(key) for key in np.unique(read_mask(content(value), describe(value))).tolist() if key != IGNORED]
 
     def rename(self, value: Media, names: Sequence[str]) -> Media:
-        """The mask as it is: its pixels stay ids."""
+        """Return the mask unchanged: its pixels stay ids."""
         return value
 
 
 def check_as_large(row: Mapping[str, Any]) -> None:
-    """Raises `DataError` for a `mask` that is not as large as its `image`."""
+    """Raise `DataError` for a `mask` whose size differs from that of its `image`."""
     picture, mask = (picture_size(row[name]) for name in ("image", "mask"))
     if picture != mask:
         raise DataError(

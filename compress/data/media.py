@@ -1,7 +1,7 @@
-"""Images and recordings as values of a column: an encoded file, by its bytes or by its path.
+"""Images and recordings as column values: an encoded file, by its bytes or by its path.
 
-A value is what the Hugging Face datasets `Image` and `Audio` features store, `bytes` or `path`, and the SHA-256 of the
-content beside them, by which rows are told apart. Files that stay where they are are read when a task decodes them.
+A value has the fields that the Hugging Face datasets features `Image` and `Audio` store, `bytes` or `path`, and the
+SHA-256 of the content, which identifies the row. Files that stay where they are are read when a task decodes them.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ if TYPE_CHECKING:
 
 
 Media = Mapping[str, Any]
-"""`bytes`, or else `path`, and `sha256`."""
+"""Mapping with `bytes` or `path`, and `sha256`."""
 
 
 def media_type() -> pa.DataType:
-    """The type of such a column."""
+    """Return the Arrow type of a media column."""
     import pyarrow as pa
 
     return pa.struct([("bytes", pa.binary()), ("path", pa.string()), ("sha256", pa.string())])
 
 
 def is_media(column: pa.ChunkedArray) -> bool:
-    """Whether a column holds images or recordings rather than strings."""
+    """Return whether a column holds images or recordings and not strings."""
     import pyarrow as pa
 
     return bool(pa.types.is_struct(column.type))
 
 
 def media(value: object, folder: Path | None) -> Media | None:
-    """What a source has, as a value of the column: bytes, a path from ``folder``, or a mapping of both.
+    """Convert a source value (bytes, a path relative to ``folder``, or a mapping of both) to a media value.
 
-    None where there is nothing. Raises `TypeError` for anything else, and `DataError` for a file that can't be read.
+    Returns ``None`` for an empty value. Raises `TypeError` for another type, and `DataError` for an unreadable file.
     """
     if isinstance(value, Mapping):
         content, path = value.get("bytes"), value.get("path")
@@ -63,29 +63,29 @@ def media(value: object, folder: Path | None) -> Media | None:
 
 
 def content(value: Media) -> bytes:
-    """The encoded file. Raises `DataError` where it has gone since the data was read, or is another one."""
+    """Return the encoded file. Raises `DataError` if it was removed or changed since the data was read."""
     inline: bytes | None = value["bytes"]
     if inline is not None:
         return inline
-    found = _read(Path(value["path"]))
-    if hashlib.sha256(found).hexdigest() != value["sha256"]:
+    encoded = _read(Path(value["path"]))
+    if hashlib.sha256(encoded).hexdigest() != value["sha256"]:
         raise DataError("A file has changed since the data was read.", where=value["path"], hint="run again")
-    return found
+    return encoded
 
 
 def with_contents(table: pa.Table) -> pa.Table:
-    """The table with the bytes of every file in it, for a machine that doesn't have the files. Raises `DataError`."""
+    """Return the table with the bytes of every file, for a machine that does not have the files. Raises `DataError`."""
     import pyarrow as pa
 
-    for place, name in enumerate(table.column_names):
+    for index, name in enumerate(table.column_names):
         if is_media(table.column(name)):
             values = [value and {**value, "bytes": content(value)} for value in table.column(name).to_pylist()]
-            table = table.set_column(place, name, pa.array(values, media_type()))
+            table = table.set_column(index, name, pa.array(values, media_type()))
     return table
 
 
 def identities(column: pa.ChunkedArray) -> list[str]:
-    """What tells the values of any column apart: strings as they stand, files by their SHA-256."""
+    """Return the identity of each value: strings as they are, files by their SHA-256."""
     if not is_media(column):
         strings: list[str] = column.to_pylist()
         return strings
@@ -93,7 +93,7 @@ def identities(column: pa.ChunkedArray) -> list[str]:
 
 
 def shown(column: pa.ChunkedArray) -> list[str]:
-    """The values of any column in the words that a reader needs: strings as they stand, files by name or digest."""
+    """Return each value for display: strings as they are, files by name or digest."""
     if not is_media(column):
         strings: list[str] = column.to_pylist()
         return strings
@@ -101,7 +101,7 @@ def shown(column: pa.ChunkedArray) -> list[str]:
 
 
 def describe(value: Media) -> str:
-    """A file by its path, or by the beginning of its digest."""
+    """Return the path of a file, or the beginning of its digest."""
     path: str | None = value["path"]
     return path or f"SHA-256 {value['sha256'][:12]}"
 
@@ -113,31 +113,34 @@ def _value(inline: bytes | None, whole: bytes, path: object) -> Media:
 
 def _read(file: Path) -> bytes:
     try:
-        found = file.read_bytes()
+        encoded = file.read_bytes()
     except OSError as error:
         raise DataError(
             f"{file.name} cannot be read: {error.strerror or error}.",
             where=str(file),
             expected="a file, by its path from the folder of the data file or from the root",
         ) from error
-    if not found:
+    if not encoded:
         raise DataError(f"{file.name} is empty.", where=str(file), expected="an encoded image or recording")
-    return found
+    return encoded
 
 
 Mode = Literal["RGB", "L"]
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 _WIDER = ("I", "F")
 _ORIENTATION, _LYING = 0x0112, 5
-"""The EXIF tag that says how a picture is turned; from this value on it lies on its side."""
+"""EXIF tag of the orientation. From the second value on, width and height are swapped."""
 _TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
 def decode(value: Media, mode: Mode, conversions: Counter[str]) -> Image.Image:
-    """The image in ``mode``; what had to be done to it is counted in ``conversions``, in words.
+    """Decode an image in ``mode`` and count the conversions that it needed.
 
-    It is turned upright as its EXIF tag says; what is transparent is laid on white; 16 bits are scaled to 8; of an
-    animation it is the first picture. Raises `DataError` for what is no whole image or too large to be one.
+    The image is rotated according to its EXIF tag, transparency is composed onto white, 16 bits are scaled to 8, and
+    only the first frame of an animation is used.
+
+    Raises:
+        DataError: If the image is broken or too large.
     """
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError
@@ -146,6 +149,7 @@ def decode(value: Media, mode: Mode, conversions: Counter[str]) -> Image.Image:
     encoded = content(value)
     try:
         with warnings.catch_warnings():
+            # Pillow only warns up to twice its pixel limit; treat that as an error too.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(encoded))
             if getattr(image, "n_frames", 1) > 1:
@@ -166,7 +170,7 @@ def decode(value: Media, mode: Mode, conversions: Counter[str]) -> Image.Image:
 
 
 def picture_size(value: Media) -> tuple[int, int]:
-    """Width and height once it is upright, by the file's header alone. Raises `DataError` for what is no image."""
+    """Return width and height after EXIF rotation, from the header alone. Raises `DataError` for a broken image."""
     try:
         from PIL import Image, UnidentifiedImageError
     except ModuleNotFoundError as error:
@@ -202,7 +206,7 @@ def _converted(image: Image.Image, mode: Mode, conversions: Counter[str]) -> Ima
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """By 1 / 257: 65535 is white."""
+    """Scale 16-bit values to 8 bits by 1 / 257, so that 65535 becomes white."""
     import numpy as np
     from PIL import Image
 
@@ -210,10 +214,10 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
 
 
 def in_words(conversions: Counter[str], total: int) -> str:
-    """A note on what was converted; empty where nothing was."""
+    """Return a note on the conversions, or an empty string if there were none."""
     parts: Iterable[str] = (f"{count} {what}" for what, count in sorted(conversions.items()))
-    told = "; ".join(parts)
-    return f"Of {total} images: {told}." if told else ""
+    summary = "; ".join(parts)
+    return f"Of {total} images: {summary}." if summary else ""
 
 
 def _broken(value: Media, what: str) -> DataError:

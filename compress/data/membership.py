@@ -1,4 +1,4 @@
-"""Which rows of a split belong to which slice."""
+"""Assignment of the rows of a split to slices."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ OTHER = "(other)"
 NONE = "(none)"
 _NAME_LENGTH = 60
 Lengths = Callable[[Unit], np.ndarray]
-"""The length of each row in a unit, [n] int."""
+"""Function that returns the length of each row in a unit, [n] int."""
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A slice as it turned out: its name, what it holds in words, and its rows as a mask, [n] bool."""
+    """Slice with its rows: its name, a description, and a mask of its rows, [n] bool."""
 
     name: str
     about: str
@@ -35,20 +35,29 @@ class Part:
 
 
 def find_parts(slices: Sequence[Slice], data: Dataset, split: str, lengths: Lengths) -> tuple[list[Part], list[str]]:
-    """The parts of ``split`` that hold at least one row, and notes on those that hold none.
+    """Return the non-empty parts of a split, and notes on the empty ones.
 
-    Parts may overlap, and rows may belong to none. A missing or empty value belongs to `COLUMN=(none)` of a column's
-    slices and satisfies no predicate. Raises `DataError` for a number that is none, and for two parts of one name.
+    Parts may overlap, and rows may belong to none. A missing or empty value belongs to `COLUMN=(none)` and satisfies no
+    predicate.
+
+    Args:
+        slices: Slices of the recipe.
+        data: The dataset.
+        split: Name of the split.
+        lengths: Returns the lengths of the rows in characters or tokens.
+
+    Raises:
+        DataError: If a value that is compared is not a number, or if two parts have the same name.
     """
     parts: list[Part] = []
     notes: list[str] = []
-    for given in slices:
-        found = list(_parts(given, data, split, lengths))
-        parts += [part for part in found if part.rows.any()]
-        notes += [_empty(part, split) for part in found if not part.rows.any()]
-        if not found:
+    for definition in slices:
+        slice_parts = list(_parts(definition, data, split, lengths))
+        parts += [part for part in slice_parts if part.rows.any()]
+        notes += [_empty(part, split) for part in slice_parts if not part.rows.any()]
+        if not slice_parts:
             notes.append(
-                f"No value of the column {given.column!r} has {given.min_rows} rows in the {split} split, "
+                f"No value of the column {definition.column!r} has {definition.min_rows} rows in the {split} split, "
                 "so that it makes no slice."
             )
     twice = [name for name, count in Counter(part.name for part in parts).items() if count > 1]
@@ -60,7 +69,7 @@ def find_parts(slices: Sequence[Slice], data: Dataset, split: str, lengths: Leng
 
 
 def character_lengths(data: Dataset, split: str) -> np.ndarray:
-    """Characters of each row's inputs, [n]. Raises `DataError` for a task that reads no text."""
+    """Return the number of characters of each row's inputs, [n]. Raises `DataError` for a task without text."""
     table = data.split(split)
     inputs = [table[column.name].to_pylist() for column in data.columns if column.is_input and column.kind == "text"]
     if not inputs:
@@ -103,9 +112,11 @@ def _is_missing(value: Any) -> bool:
 
 
 def _by_value(given: Slice, values: Sequence[Any]) -> Iterator[Part]:
-    """A part for each frequent value, by falling number of rows; the others and the missing ones at the end."""
+    """Yield a part per frequent value, by decreasing number of rows, then the other values and the missing ones."""
     missing = np.array([_is_missing(value) for value in values])
-    texts = np.array(["" if gone else value_text(value) for value, gone in zip(values, missing, strict=True)], object)
+    texts = np.array(
+        ["" if is_missing else value_text(value) for value, is_missing in zip(values, missing, strict=True)], object
+    )
     counts = Counter(texts[~missing].tolist())
     frequent = sorted((-count, text) for text, count in counts.items() if count >= given.min_rows)
     chosen = [text for _, text in frequent[: given.max_values]]
@@ -120,7 +131,7 @@ def _by_value(given: Slice, values: Sequence[Any]) -> Iterator[Part]:
 
 
 def _short(text: str) -> str:
-    """``text`` on one line; a long one is cut, and told from others that begin alike by a digest."""
+    """Return the text on one line. A long text is cut and ends with a digest, to distinguish equal beginnings."""
     flat = " ".join(text.split())
     if flat == text and len(text) <= _NAME_LENGTH:
         return text
@@ -132,22 +143,22 @@ def _by_length(given: Slice, lengths: np.ndarray) -> Iterator[Part]:
     if given.length == "quartiles":
         # Rows of one length stay together, so each quartile ends at a length that occurs.
         ends = np.quantile(lengths, (0.25, 0.5, 0.75), method="inverted_cdf")
-        places = np.searchsorted(ends, lengths, side="left")
-        for place in range(4):
-            rows = places == place
-            yield Part(f"{unit}=Q{place + 1}", _range(lengths[rows], unit), rows)
+        bins = np.searchsorted(ends, lengths, side="left")
+        for index in range(4):
+            rows = bins == index
+            yield Part(f"{unit}=Q{index + 1}", _range(lengths[rows], unit), rows)
         return
     assert isinstance(given.length, tuple), "checked by the recipe"
-    places = np.searchsorted(given.length, lengths, side="right")
+    bins = np.searchsorted(given.length, lengths, side="right")
     edges = given.length
     names = [f"{unit}<{edges[0]}"]
     names += [f"{unit}={low}-{high - 1}" for low, high in pairwise(edges)]
-    for place, name in enumerate([*names, f"{unit}>={edges[-1]}"]):
-        yield Part(name, _range(lengths[places == place], unit), places == place)
+    for index, name in enumerate([*names, f"{unit}>={edges[-1]}"]):
+        yield Part(name, _range(lengths[bins == index], unit), bins == index)
 
 
 def _range(lengths: np.ndarray, unit: Unit) -> str:
-    """`4 to 16 tokens`, of the lengths that there are."""
+    """Return the range of the lengths, such as `4 to 16 tokens`."""
     if not len(lengths):
         return ""
     low, high = lengths.min(), lengths.max()
@@ -165,8 +176,8 @@ def _predicate(given: Slice, split: str) -> Callable[[int, Any], bool]:
         pattern = re.compile(given.matches)
         return lambda _, value: pattern.search(value_text(value)) is not None
     if given.contains is not None:
-        wanted = given.contains
-        return lambda _, value: wanted in value_text(value)
+        substring = given.contains
+        return lambda _, value: substring in value_text(value)
     if given.equals is not None:
         return lambda _, value: value_text(value).strip() == given.equals
     low = -math.inf if given.at_least is None else given.at_least

@@ -1,6 +1,6 @@
-"""Objects of a picture as values of a column: boxes with a category each, as COCO and Hugging Face datasets have them.
+"""Objects of an image as column values: boxes with one category each, as in COCO and Hugging Face datasets.
 
-A value is a JSON object of `bbox`, a list of [x, y, width, height] in pixels from the picture's upper left corner, and
+A value is a JSON object with `bbox`, a list of [x, y, width, height] in pixels from the upper left corner, and
 `category`, a list of as many names.
 """
 
@@ -17,21 +17,21 @@ from compress.utils.errors import DataError
 EXPECTED = "`bbox`, a list of [x, y, width, height] in pixels, and `category`, a list of as many names or ids"
 _BOXES, _CATEGORIES = ("bbox", "boxes"), ("category", "category_id", "categories", "label", "labels")
 _TOLERANCE = 1.0
-"""Pixels by which a box may stick out, as boxes that were rounded do; what sticks out is cut off."""
-_MEND = "correct the box or take it out; COCO's boxes are [x, y, width, height], not two corners"
+"""Pixels by which a box may exceed the image because of rounding. The excess is cut off."""
+_HINT = "correct the box or take it out; COCO's boxes are [x, y, width, height], not two corners"
 
 
 class Objects(NamedTuple):
-    """The boxes and the category of each."""
+    """Boxes and the category of each."""
 
     boxes: list[list[float]]
     categories: list[str]
 
 
 def read_objects(value: Any) -> str:
-    """A mapping of two lists, a list of mappings, or either as JSON, as a value of the column.
+    """Convert a mapping of two lists, a list of mappings, or either as JSON, to a column value.
 
-    Raises `TypeError` for anything else, and `DataError` for a box that is none.
+    Raises `TypeError` for anything else, and `DataError` for an invalid box.
     """
     if isinstance(value, str):
         try:
@@ -41,41 +41,41 @@ def read_objects(value: Any) -> str:
     boxes, categories = _columns(value)
     if len(boxes) != len(categories):
         raise DataError(f"There are {len(boxes)} boxes and {len(categories)} categories.", expected=EXPECTED)
-    return write_objects(Objects([_box(one) for one in boxes], [_category(one) for one in categories]))
+    return write_objects(Objects([_box(item) for item in boxes], [_category(item) for item in categories]))
 
 
 def write_objects(objects: Objects) -> str:
-    """As a value of the column."""
+    """Return the objects as a column value."""
     return json.dumps({"bbox": objects.boxes, "category": objects.categories})
 
 
 def objects_in(value: str) -> Objects:
-    """Of a value of the column."""
-    found = json.loads(value)
-    return Objects(found["bbox"], found["category"])
+    """Return the objects of a column value."""
+    fields = json.loads(value)
+    return Objects(fields["bbox"], fields["category"])
 
 
 class Categories:
-    """The labels within a value: `compress.data.columns.LabelsWithin`."""
+    """Codec of the labels in an objects column (`compress.data.columns.LabelsWithin`)."""
 
     def find(self, value: str) -> list[str]:
-        """The category of each object."""
+        """Return the category of each object."""
         return objects_in(value).categories
 
     def rename(self, value: str, names: Sequence[str]) -> str:
-        """The same boxes under other names."""
+        """Return the same boxes with other category names."""
         return write_objects(Objects(objects_in(value).boxes, list(names)))
 
 
 def check_inside(row: Mapping[str, Any]) -> None:
-    """Raises `DataError` for a box of `objects` that reaches out of the picture `image`."""
+    """Raise `DataError` for a box of `objects` that exceeds its `image`."""
     width, height = picture_size(row["image"])
     for x, y, wide, high in objects_in(row["objects"]).boxes:
         if min(x, y) < -_TOLERANCE or x + wide > width + _TOLERANCE or y + high > height + _TOLERANCE:
             raise DataError(
                 f"The box {[x, y, wide, high]} reaches out of its picture.",
                 expected=f"x + width up to {width} and y + height up to {height}, the picture's pixels",
-                hint=_MEND,
+                hint=_HINT,
             )
 
 
@@ -85,32 +85,32 @@ def _columns(value: Any) -> tuple[list[Any], list[Any]]:
         if not isinstance(boxes, list | tuple) or not isinstance(categories, list | tuple):
             raise TypeError
         return list(boxes), list(categories)
-    if not isinstance(value, list | tuple) or not all(isinstance(one, Mapping) for one in value):
+    if not isinstance(value, list | tuple) or not all(isinstance(item, Mapping) for item in value):
         raise TypeError
-    return [_of(one, _BOXES) for one in value], [_of(one, _CATEGORIES) for one in value]
+    return [_of(item, _BOXES) for item in value], [_of(item, _CATEGORIES) for item in value]
 
 
 def _of(value: Mapping[str, Any], names: Sequence[str]) -> Any:
-    found = next((name for name in names if name in value), None)
-    if found is None:
+    key = next((name for name in names if name in value), None)
+    if key is None:
         raise DataError(
             f"The objects have no {names[0]}; they have {', '.join(value) or 'nothing'}.", expected=EXPECTED
         )
-    return value[found]
+    return value[key]
 
 
 def _box(value: Any) -> list[float]:
     if not isinstance(value, list | tuple) or len(value) != 4:
         raise DataError(f"The box {value!r:.60} has no four numbers.", expected=EXPECTED)
     try:
-        found = [float(one) for one in value]
+        numbers = [float(number) for number in value]
     except (TypeError, ValueError):
-        found = [math.nan]
-    if not all(map(math.isfinite, found)):
+        numbers = [math.nan]
+    if not all(map(math.isfinite, numbers)):
         raise DataError(f"The box {value!r:.60} has no four numbers.", expected=EXPECTED)
-    if not min(found[2:]) > 0:
-        raise DataError(f"The box {found} is empty.", expected="a width and a height above 0", hint=_MEND)
-    return found
+    if not min(numbers[2:]) > 0:
+        raise DataError(f"The box {numbers} is empty.", expected="a width and a height above 0", hint=_HINT)
+    return numbers
 
 
 def _category(value: Any) -> str:

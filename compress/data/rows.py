@@ -1,4 +1,4 @@
-"""Rows by what they are to a model, so that the same ones are found in two splits."""
+"""Identity of rows by their model inputs, to find the same example in two splits."""
 
 from __future__ import annotations
 
@@ -16,39 +16,46 @@ _SHOWN = 3
 
 
 def keys(table: pa.Table, columns: Sequence[str]) -> list[Key]:
-    """What each row is to a model: texts, whatever their case and spacing, and files' contents; labels don't count."""
+    """Return the identity of each row: normalized texts and content digests of files. Labels do not count."""
     values = [[normalised(value) for value in identities(table[name])] for name in columns]
     return list(zip(*values, strict=True))
 
 
 def overlapping(table: pa.Table, columns: Sequence[str], held_out: set[Key]) -> list[int]:
-    """Rows of ``table`` whose inputs stand in ``held_out``."""
+    """Return the indices of the rows whose inputs occur in ``held_out``."""
     return [index for index, key in enumerate(keys(table, columns)) if key in held_out]
 
 
 def without(table: pa.Table, rows: Sequence[int]) -> pa.Table:
-    """``table`` less ``rows``."""
+    """Return the table without the given rows."""
     import numpy as np
 
-    kept = np.ones(len(table), dtype=bool)
-    kept[list(rows)] = False
-    return table.take(np.flatnonzero(kept))
+    mask = np.ones(len(table), dtype=bool)
+    mask[list(rows)] = False
+    return table.take(np.flatnonzero(mask))
 
 
 def overlap_error(split: str, table: pa.Table, rows: Sequence[int], place: Callable[[int], str]) -> DataError:
-    """The error for ``rows`` of ``split`` that also stand in the test split."""
+    """Return the error for rows of a split that also occur in the test split.
+
+    Args:
+        split: Name of the split.
+        table: Its rows.
+        rows: Indices of the overlapping rows.
+        place: Returns the position of a row, for the message.
+    """
     values = shown(table[table.column_names[0]].take(rows[:_SHOWN]))
-    found = [f"{place(index)}: {value:.60}" for index, value in zip(rows[:_SHOWN], values, strict=True)]
+    examples = [f"{place(index)}: {value:.60}" for index, value in zip(rows[:_SHOWN], values, strict=True)]
     more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
     return DataError(
         f"{len(rows)} of {len(table)} rows of the split {split!r} also stand in the test split, "
         "so the test would not be held out.",
-        where="; ".join(found) + more,
+        where="; ".join(examples) + more,
         expected="texts of the test split in no other split, whatever their case and spacing",
         hint=f"`data.drop_overlap: true` leaves them out of {split}",
     )
 
 
 def normalised(text: str) -> str:
-    """``text`` casefolded, with every run of white space as one space."""
+    """Return the text casefolded, with each run of white space as one space."""
     return " ".join(text.casefold().split())

@@ -1,4 +1,4 @@
-"""Slices: the parts of the evaluation data in which accuracy is looked at on its own, as a recipe says them."""
+"""Slices of a recipe: parts of the evaluation data whose metrics are reported separately."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _LENGTHS = "`quartiles`, or lengths at which slices begin, rising from at least 
 
 
 class Slice(Frozen):
-    """One way to cut the evaluation data: by a column's values, by the length of the text, or by a predicate.
+    """One way to divide the evaluation data: by a column's values, by text length, or by a predicate.
 
-    ``column: source`` makes a slice for each value, named `source=imdb`. ``length: quartiles`` makes four, named
+    ``column: source`` makes one slice per value, named `source=imdb`. ``length: quartiles`` makes four, named
     `characters=Q1` to `characters=Q4`; ``length: [16, 32]`` makes `characters<16`, `characters=16-31` and
-    `characters>=32`. A ``name`` with a ``column`` and a predicate makes the one slice of the rows that satisfy it.
+    `characters>=32`. A ``name`` with a ``column`` and a predicate makes one slice of the rows that satisfy it.
     """
 
     name: str | None = Field(
@@ -84,20 +84,20 @@ class Slice(Frozen):
     def _one_way(self) -> Slice:
         if (self.column is None) == (self.length is None):
             raise ValueError("exactly one of `column` and `length`")
-        given = self.predicates()
-        if self.length is not None and (given or self.name is not None):
+        predicates = self.predicates()
+        if self.length is not None and (predicates or self.name is not None):
             raise ValueError("`length` with `unit` alone: its slices have names of their own, and predicates a column")
-        if len(given) > 1 and set(given) != {"at_least", "at_most"}:
+        if len(predicates) > 1 and set(predicates) != {"at_least", "at_most"}:
             raise ValueError("one predicate; of two, only `at_least` and `at_most` go together")
-        if bool(given) != (self.name is not None) and self.column is not None:
+        if bool(predicates) != (self.name is not None) and self.column is not None:
             raise ValueError(f"a `name` together with a predicate: {', '.join(_PREDICATES)}")
         low, high = self.at_least, self.at_most
         if low is not None and high is not None and low > high:
             raise ValueError("`at_least` no larger than `at_most`")
         defaults = type(self).model_fields
-        idle = [name for name in self._idle_fields() if getattr(self, name) != defaults[name].default]
-        if idle:
-            raise ValueError(f"no `{idle[0]}`, which means nothing here")
+        unused = [name for name in self._idle_fields() if getattr(self, name) != defaults[name].default]
+        if unused:
+            raise ValueError(f"no `{unused[0]}`, which means nothing here")
         return self
 
     def _idle_fields(self) -> tuple[str, ...]:
@@ -106,12 +106,12 @@ class Slice(Frozen):
         return ("unit", "max_values", "min_rows") if self.predicates() else ("unit",)
 
     def predicates(self) -> tuple[str, ...]:
-        """Names of the predicates that are given."""
+        """Return the names of the predicates that are set."""
         return tuple(name for name in _PREDICATES if getattr(self, name) is not None)
 
 
 def check_names(slices: Iterable[Slice]) -> None:
-    """Raises `ValueError` for two slices of one name, or one slice that is given twice."""
+    """Raise `ValueError` for two slices with the same name, or the same slice twice."""
     seen: set[str] = set()
     for part in slices:
         key = part.name or f"{part.column} {part.length} {part.unit}"
@@ -121,6 +121,6 @@ def check_names(slices: Iterable[Slice]) -> None:
 
 
 def extra_columns(slices: Iterable[Slice], known: Iterable[str]) -> tuple[str, ...]:
-    """The columns that ``slices`` read beside the ``known`` ones of the task, each once."""
+    """Return the columns that ``slices`` read besides the ``known`` columns of the task, each once."""
     task = set(known)
     return tuple(dict.fromkeys(part.column for part in slices if part.column and part.column not in task))

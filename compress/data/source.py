@@ -1,4 +1,4 @@
-"""Find where a split or unlabeled inputs come from, and read it: a file, a folder, a sample, a dataset on the Hub."""
+"""Locate and read a split or unlabeled inputs: a file, a folder, a sample, or a dataset on the Hub."""
 
 from __future__ import annotations
 
@@ -16,38 +16,49 @@ from compress.utils.errors import DataError, MissingExtraError, nearest_name
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 OpenSample = Callable[[str], Path | None]
-"""The folder of a sample by its name, or ``None`` where it is not fetched and must not be."""
+"""Function that returns the folder of a sample, or ``None`` if it is not cached and must not be fetched."""
 
 
 @dataclass(frozen=True)
 class HubSplit:
-    """A split of a dataset on the Hugging Face Hub."""
+    """Split of a dataset on the Hugging Face Hub."""
 
     dataset: str
     split: str
 
 
 Location = Path | HubSplit | Draws
-"""A data file, a folder with a folder for each class or with files of arrays, a split on the Hub, or inputs to draw."""
+"""Data file, folder (one folder per class, or array files), split on the Hub, or inputs to generate at random."""
 
 
 def locate_split(config: DataConfig, split: str, folder: Path, open_sample: OpenSample) -> Location | None:
-    """Where ``split`` is; relative paths count from the source, ``folder``, then the current directory.
+    """Return the location of a split.
 
-    ``None``: in a sample that ``open_sample`` does not open. Raises `DataError`, `SampleError`.
+    Args:
+        config: The recipe's `data` section.
+        split: Name of the split in the recipe.
+        folder: Folder that relative paths are resolved against, after the source and before the current directory.
+        open_sample: Opens a sample by name.
+
+    Returns:
+        The location, or ``None`` for a sample that ``open_sample`` does not open.
+
+    Raises:
+        DataError: If nothing of that name exists.
+        SampleError: If there is no such sample.
     """
     name, source = config.splits[split], config.source
-    if elsewhere := sample_split(name):
-        source, name = elsewhere
-    if source is None and (drawn := draws(name, split)):
-        return drawn
+    if other_sample := sample_split(name):
+        source, name = other_sample
+    if source is None and (random_inputs := draws(name, split)):
+        return random_inputs
     directory = find(source, folder) if source and not is_sample(source) else None
     if is_file_name(name):
         return _existing_file(name, [directory, folder] if directory else [folder], f"data.splits.{split}")
     if source is None:
-        found = find(name, folder)
-        if found is not None and found.is_dir():
-            return found
+        class_folder = find(name, folder)
+        if class_folder is not None and class_folder.is_dir():
+            return class_folder
         raise DataError(
             f"The split {split!r} names {name!r}, which is no data file, and there is no source.",
             where=f"data.splits.{split}",
@@ -72,7 +83,7 @@ def locate_split(config: DataConfig, split: str, folder: Path, open_sample: Open
 
 
 def locate_unlabeled(reference: str, folder: Path, open_sample: OpenSample) -> Path | None:
-    """The file with unlabeled text that ``reference`` means. Raises `DataError`, `SampleError`."""
+    """Return the file of unlabeled inputs that ``reference`` names. Raises `DataError`, `SampleError`."""
     if not is_sample(reference):
         return _existing_file(reference, [folder], "data.unlabeled")
     directory = _data_sample(reference, open_sample)
@@ -83,7 +94,7 @@ def locate_unlabeled(reference: str, folder: Path, open_sample: OpenSample) -> P
 
 
 def read(location: Location, wanted: Collection[str]) -> Rows:
-    """The rows at ``location``. Raises `DataError`."""
+    """Return the rows at a location. Raises `DataError`."""
     if isinstance(location, Draws):
         return location.rows()
     if isinstance(location, Path) and location.is_dir() and array_files(location):
@@ -94,7 +105,7 @@ def read(location: Location, wanted: Collection[str]) -> Rows:
 
 
 def read_columns(path: Path, names: Sequence[str], note: str = "") -> Rows:
-    """The rows of a file that must have all of ``names``. Raises `DataError`."""
+    """Return the rows of a file that must have all columns ``names``. Raises `DataError`."""
     rows = read_file(path, names)
     for name in names:
         if name not in rows.names:
@@ -107,15 +118,22 @@ def read_columns(path: Path, names: Sequence[str], note: str = "") -> Rows:
 
 
 def find_file(reference: str, folder: Path, field: str, expected: str = "a file") -> Path:
-    """As `find`. Raises `DataError` where there is no such file."""
-    found = find(reference, folder)
-    if found is None or not found.is_file():
+    """Return an existing file. Raises `DataError` if there is none.
+
+    Args:
+        reference: Path as the recipe gives it.
+        folder: Folder that relative paths are resolved against, before the current directory.
+        field: Recipe field, for the message.
+        expected: Description of valid values, for the message.
+    """
+    path = find(reference, folder)
+    if path is None or not path.is_file():
         raise DataError(f"{reference} does not exist.", where=field, expected=f"{expected} in {folder.resolve()}")
-    return found
+    return path
 
 
 def find(reference: str, folder: Path) -> Path | None:
-    """``reference`` below ``folder``, or else below the current directory, if it exists."""
+    """Return ``reference`` below ``folder`` or below the current directory, or ``None`` if neither exists."""
     for path in (folder / Path(reference).expanduser(), Path(reference).expanduser()):
         if path.exists():
             return path
@@ -136,14 +154,14 @@ def _existing_file(reference: str, folders: list[Path], field: str) -> Path:
 
 
 def _not_found(reference: str, folders: list[Path], field: str) -> DataError:
-    looked = dict.fromkeys([*(str(folder.resolve()) for folder in folders), str(Path.cwd())])
+    searched_folders = dict.fromkeys([*(str(folder.resolve()) for folder in folders), str(Path.cwd())])
     parent = folders[0] / Path(reference).parent
     siblings = [path.name for path in sorted(parent.iterdir())] if parent.is_dir() else []
     nearest = nearest_name(Path(reference).name, siblings)
     return DataError(
         f"{reference} does not exist.",
         where=field,
-        expected=f"a file or folder in {' or '.join(looked)}",
+        expected=f"a file or folder in {' or '.join(searched_folders)}",
         hint=f"did you mean {nearest!r}?" if nearest else None,
     )
 
@@ -156,10 +174,10 @@ def _data_sample(reference: str, open_sample: OpenSample) -> Path | None:
 
 
 def _file_of(directory: Path, name: str, split: str, source: str) -> Path:
-    """The one data file in ``directory`` that is called ``name``, or the folder of that name."""
-    places = sorted(directory.iterdir())
-    files = [path for path in places if path.suffix in FILE_SUFFIXES and path.is_file()]
-    folders = [path for path in places if path.is_dir() and not path.name.startswith(".")]
+    """Return the one data file of ``directory`` with the stem ``name``, or the folder of that name."""
+    entries = sorted(directory.iterdir())
+    files = [path for path in entries if path.suffix in FILE_SUFFIXES and path.is_file()]
+    folders = [path for path in entries if path.is_dir() and not path.name.startswith(".")]
     matching = [path for path in files if path.stem == name] or [path for path in folders if path.name == name]
     if len(matching) == 1:
         return matching[0]
@@ -170,22 +188,22 @@ def _file_of(directory: Path, name: str, split: str, source: str) -> Path:
             where=f"data.splits.{split}",
             hint=f"name one of them, e.g. splits: {{{split}: {matching[0].name}}}",
         )
-    found = ", ".join([*(path.stem for path in files), *(path.name for path in folders)]) or "no data files"
+    available = ", ".join([*(path.stem for path in files), *(path.name for path in folders)]) or "no data files"
     raise DataError(
         f"{source} has no split {name!r}.",
         where=f"data.splits.{split}",
-        expected=f"one of its splits: {found}",
+        expected=f"one of its splits: {available}",
         hint="list under `data.splits` only splits that the source has",
     )
 
 
 def read_hub_split(location: HubSplit, wanted: Collection[str]) -> Rows:
-    """The columns ``wanted`` of a split, as far as it has them. Raises `DataError`."""
+    """Return those of the columns ``wanted`` that a split on the Hub has. Raises `DataError`."""
     return rows_of(_load(location), f"{location.dataset} ({location.split})", wanted)
 
 
 def rows_of(dataset: Any, name: str, wanted: Collection[str]) -> Rows:
-    """The rows of a `datasets.Dataset`, with class ids as class names. Raises `DataError`."""
+    """Return the rows of a `datasets.Dataset`, with class names in place of class ids. Raises `DataError`."""
     columns = {}
     chosen = [column for column in dataset.column_names if column in wanted]
     table = dataset.select_columns(chosen).with_format("arrow")[:]

@@ -14,8 +14,9 @@ import typer
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
-from compress.plugins.apps.kinds import KINDS
 from compress.cli import app
+from compress.plugins import CATALOGUE, EXTENSION_POINTS, read_specs
+from compress.plugins.apps.kinds import KINDS
 from compress.plugins.nightly.suite import suite_schema
 from compress.recipe.loading import recipe_schema
 from compress.stages.base import SEARCH, SEARCH_TIMES
@@ -48,9 +49,9 @@ def commands() -> str:
 
 def _leaves(command: typer.core.TyperCommand, name: str) -> list[tuple[str, typer.core.TyperCommand]]:
     group = isinstance(command, typer.core.TyperGroup)
-    # A group may load its commands once somebody asks for them.
     names = command.list_commands(typer.Context(command)) if group else []
-    children = {child: command.get_command(typer.Context(command), child) for child in names}
+    load = getattr(command, "load", None) or command.commands.get if group else None
+    children = {child: load(child) for child in names} if load else {}
     own = [] if children and not getattr(command, "invoke_without_command", False) else [(name, command)]
     return own + [leaf for child, below in children.items() for leaf in _leaves(below, f"{name} {child}")]
 
@@ -183,7 +184,19 @@ PAGES = {
     "reference/tasks.md": tasks,
     "extending.md": extending,
 } | {name: partial(str, text) for name, text in result_pages().items()}
-SCHEMAS = {"recipe.schema.json": recipe_schema, "suite.schema.json": suite_schema}
+
+
+def catalogue() -> dict[str, dict[str, Any]]:
+    """Return what the project's own plug-ins register: for each extension point, the plug-in that has a name."""
+    specs = read_specs()
+    points = {"commands": {name: spec.name for spec in specs.values() for name in spec.commands}}
+    for point in EXTENSION_POINTS:
+        points[point] = {name: spec.name for spec in specs.values() for name in getattr(spec, point)}
+    plugins = {name: {"summary": spec.summary, "install": spec.install} for name, spec in specs.items()}
+    return {"plugins": plugins, **points}
+
+
+SCHEMAS = {"recipe.schema.json": recipe_schema, "suite.schema.json": suite_schema, str(CATALOGUE): catalogue}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

@@ -1,97 +1,110 @@
-"""The command line. Importing this imports typer and nothing heavy; each command imports what it needs."""
+"""Command line. Importing this imports typer and no command; each command is imported when it is called."""
 
 from __future__ import annotations
 
 import sys
-from importlib import import_module
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from compress import __version__
-from compress.cli.bench import bench
-from compress.cli.cache import cache_app
-from compress.cli.compare import compare, gate
-from compress.cli.doctor import doctor
-from compress.cli.evaluate import evaluate
-from compress.cli.inspect import inspect
-from compress.cli.profile import profile
-from compress.cli.recipes import recipes_app
-from compress.cli.report import report
-from compress.cli.run import check, run
-from compress.cli.samples import samples_app
-from compress.cli.targets import targets
-from compress.plugins.apps.cli import bundle, bundle_verify
-from compress.plugins.devices.cli import devices
-from compress.plugins.diff.cli import diff
-from compress.plugins.monitoring.ab_command import ab
-from compress.plugins.monitoring.drift_command import drift
-from compress.plugins.nightly.cli import nightly
-from compress.plugins.provenance.cli import papers, papers_verify, push_to_hub
-from compress.plugins.search.cli import search
+from compress.plugins import Command, Extension, explain_missing, find_commands
 
 INTERRUPTED = 130
+CORE_COMMANDS: Mapping[str, Command] = {
+    "run": Command("compress.cli.run:run", "Run a recipe. Finished stages come from the cache."),
+    "check": Command(
+        "compress.cli.run:check",
+        "Prove that a recipe can run, and predict its time, memory and disk, without loading a model.",
+    ),
+    "inspect": Command(
+        "compress.cli.inspect:inspect", "Show where a model's bytes and parameters are, by module, type and share."
+    ),
+    "evaluate": Command(
+        "compress.cli.evaluate:evaluate",
+        "Measure an artifact's metrics, with intervals, through the runtime of a target.",
+    ),
+    "bench": Command("compress.cli.bench:bench", "Time an artifact on real examples, or as it generates text."),
+    "profile": Command(
+        "compress.cli.profile:profile",
+        "Time every operator, against the arithmetic and bandwidth that this machine reaches.",
+    ),
+    "compare": Command(
+        "compress.cli.compare:compare",
+        "Compare two runs, or a run's model with its own baseline: better, same, worse, or inconclusive.",
+    ),
+    "gate": Command(
+        "compress.cli.compare:gate",
+        "Judge a run against a baseline by a policy. Exit code 1: something got worse than allowed.",
+    ),
+    "report": Command("compress.cli.report:report", "Show the report of a finished run."),
+    "doctor": Command(
+        "compress.cli.doctor:doctor",
+        "Check this machine and installation, or a model. Exit code 1: something must be fixed first.",
+    ),
+    "targets": Command(
+        "compress.cli.targets:targets", "List the targets, and why some are unavailable on this machine."
+    ),
+    "recipes": Command(
+        "compress.cli.recipes:recipes_app", "List recipes, write their JSON Schema, or start a new one."
+    ),
+    "samples": Command("compress.cli.samples:samples_app", "List samples and fetch them into the user's cache folder."),
+    "cache": Command("compress.cli.cache:cache_app", "List or remove the outputs of finished stages."),
+}
+PLUGIN_PANEL = "Commands of plug-ins"
 
 
-class Later(TyperGroup):
-    """The commands of a group, in the module of its name, which is imported once one of them is called."""
+class CommandGroup(TyperGroup):
+    """Commands of the core and of the plug-ins, each of which is imported when it is called and not to list it."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        """Their names."""
-        self._load()
-        return super().list_commands(ctx)
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        plugin_commands = find_commands(reserved=CORE_COMMANDS)
+        self.references = {**CORE_COMMANDS, **plugin_commands}
+        # `compress --help` and the suggestions for a mistyped name need names and help texts alone.
+        for name, command in self.references.items():
+            panel = PLUGIN_PANEL if name in plugin_commands else None
+            self.add_command(TyperCommand(name, short_help=command.help, help=command.help, rich_help_panel=panel))
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of a name."""
-        self._load()
-        return super().get_command(ctx, cmd_name)
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Import and return the command that ``args`` calls."""
+        if args[0] not in self.commands and (explanation := explain_missing("commands", args[0])):
+            ctx.fail(f"No such command {args[0]!r}. {explanation}")
+        name, _, remaining = super().resolve_command(ctx, args)
+        return name, None if name is None else self.load(name), remaining
 
-    def _load(self) -> None:
-        if not self.commands:
-            found = typer.main.get_command(import_module(f"compress.plugins.{self.name}.cli").app)
-            assert isinstance(found, TyperGroup)
-            self.commands = found.commands
+    def load(self, name: str) -> Any:
+        """Import and return the command of a name. Raises `InputError` if its plug-in cannot be imported."""
+        reference = self.references[name].reference
+        try:
+            function = Extension("commands", name, "compress", reference).load()
+        except Exception as error:
+            if name in CORE_COMMANDS:
+                raise
+            from compress.utils.errors import InputError
+
+            raise InputError(
+                f"The command {name!r} cannot be imported from {reference}: {type(error).__name__}: {error}",
+                hint="fix or uninstall the plug-in that registers it; `compress doctor` names it",
+            ) from error
+        if isinstance(function, typer.Typer):
+            group = typer.main.get_group(function)
+            group.name, group.help = name, group.help or self.references[name].help
+            return group
+        single = typer.Typer(add_completion=False)
+        single.command(name)(function)
+        return typer.main.get_command(single)
 
 
 app = typer.Typer(
+    cls=CommandGroup,
     name="compress",
     help="Turn a trained model into the smallest, fastest artifact that still does its job, and prove it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=True,
-)
-for command in (
-    run,
-    check,
-    search,
-    inspect,
-    evaluate,
-    bench,
-    profile,
-    compare,
-    diff,
-    gate,
-    drift,
-    ab,
-    report,
-    nightly,
-    doctor,
-    targets,
-    devices,
-):
-    app.command()(command)
-app.command()(bundle)
-app.command()(bundle_verify)
-app.command()(papers)
-app.command()(papers_verify)
-app.command()(push_to_hub)
-app.add_typer(recipes_app, name="recipes")
-app.add_typer(samples_app, name="samples")
-app.add_typer(cache_app, name="cache")
-app.add_typer(
-    typer.Typer(cls=Later, help="Versions of models: register, promote behind a gate, roll back, verify, pull."),
-    name="registry",
 )
 
 
@@ -107,11 +120,11 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """What every command takes."""
+    """Handle the options that belong to no command."""
 
 
 def main() -> None:
-    """Run a command. Exit codes: 0 well, 1 a limit missed, 2 bad input, 3 a stage failed, 130 interrupted."""
+    """Run a command. Exit codes: 0 success, 1 limit missed, 2 bad input, 3 failed stage, 130 interrupted."""
     from compress.utils.errors import CompressError
 
     try:
@@ -120,7 +133,7 @@ def main() -> None:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except SystemExit as end:
-        # typer has turned Ctrl-C into this exit code and said nothing.
+        # typer has turned Ctrl-C into this exit code without a message.
         if end.code == INTERRUPTED:
-            typer.echo("Interrupted. What was finished is kept: the same command goes on from there.", err=True)
+            typer.echo("Interrupted. Finished stages are kept: the same command continues from there.", err=True)
         raise

@@ -14,7 +14,7 @@ from compress.formats.target_profile import AppProfile, Target
 from compress.formats.targets import PROFILES
 from compress.models.json_file import read_json
 from compress.models.remote_code import allow
-from compress.pipeline.runner import Road
+from compress.pipeline.runner import StageRunner
 from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Recipe
 from compress.report.run_folder import MODEL, RECIPE, TARGETS
@@ -51,11 +51,11 @@ class Artifact:
         rows = self.dataset(progress).split("test")
         return encode_for(folder or self.folder, self.task, rows, self.recipe.data.max_length, self.recipe.evaluation)
 
-    def road(self, scratch: Path, progress: Progress, **benchmark: Any) -> Road:
+    def road(self, scratch: Path, progress: Progress, **benchmark: Any) -> StageRunner:
         """The recipe's road, its cache below ``scratch``; what is given of ``benchmark`` replaces the recipe's."""
         given = {name: value for name, value in benchmark.items() if value is not None}
         settings = self.recipe.benchmark.model_copy(update=given)
-        return Road(self.recipe.model_copy(update={"benchmark": settings}), self.recipe_folder, scratch, progress)
+        return StageRunner(self.recipe.model_copy(update={"benchmark": settings}), self.recipe_folder, scratch, progress)
 
 
 def find_artifact(path: Path, recipe: Path | None) -> Artifact:

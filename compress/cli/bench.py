@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from compress.benchmark.host import LaunchHost
     from compress.benchmark.session import BenchResult
-    from compress.cli.bench_hosts import Chosen, Measure, Outcome
+    from compress.cli.bench_hosts import HostResults, Measure
     from compress.tasks.capability import Capabilities
     from compress.utils.progress import Progress
 
@@ -64,34 +65,34 @@ def bench(
 ) -> None:
     """Time an artifact on real examples of the test split, or as it generates text, in a process of its own."""
     from compress.cli.bench_generation import refuse_together
-    from compress.cli.bench_hosts import chosen_devices
+    from compress.cli.bench_hosts import choose_hosts
 
     steps, size = steps or None, size or None
     on_data = {"recipe": recipe, "batch_size": batch_size, "rate": rate, "steps": steps, "size": size}
     refuse_together(context, **on_data, tokens=tokens, text=text)
-    devices = chosen_devices(device or [], inventory, recipe)
+    hosts = choose_hosts(device or [], inventory, recipe)
     if context:
         from compress.cli.bench_generation import generation_bench
         from compress.recipe.recipe import Benchmark
 
         given = {"tokens": tokens, "threads": threads, "seconds": seconds, "budget_seconds": budget}
         wanted = Benchmark(contexts=tuple(context), **_given(given))
-        _measure(generation_bench(artifact, baseline, text, target, wanted), devices, json_)
+        _measure(generation_bench(artifact, baseline, text, target, wanted), hosts, json_)
         return
     changed: dict[str, Any] = {"threads": threads, "batch_size": batch_size, "seconds": seconds}
     changed |= {"budget_seconds": budget, "rate": rate}
     changed |= {"picture_steps": steps and tuple(steps), "picture_sizes": size and tuple(size)}
-    _measure(_bench_on_data(artifact, baseline, recipe, target, _given(changed)), devices, json_)
+    _measure(_bench_on_data(artifact, baseline, recipe, target, _given(changed)), hosts, json_)
 
 
-def _measure(measure: Measure, devices: Chosen | None, json_: bool) -> None:
-    """Here, or on devices, and show what comes of it."""
+def _measure(measure: Measure, hosts: Mapping[str, LaunchHost], json_: bool) -> None:
+    """Measure on the given hosts, or on this machine if there are none, and print the results."""
     from compress.benchmark.host import HERE
-    from compress.cli.bench_hosts import bench_on_devices
+    from compress.cli.bench_hosts import bench_on_hosts
     from compress.cli.console_progress import ConsoleProgress
 
-    if devices:
-        show_outcome(bench_on_devices(devices, measure), json_)
+    if hosts:
+        show_outcome(bench_on_hosts(hosts, measure), json_)
         return
     show(measure(HERE, ConsoleProgress()), json_)
 
@@ -165,7 +166,7 @@ def show(result: BenchResult, json_: bool, where: str = "") -> None:
         typer.echo(f"{where}{note}", err=True)
 
 
-def show_outcome(found: Outcome, json_: bool) -> None:
+def show_outcome(found: HostResults, json_: bool) -> None:
     """Print the results of all devices. Raises the first error where one failed."""
     from compress.report.compare.machine_match import host_words
 

@@ -11,7 +11,7 @@ from compress.formats.target_profile import Target
 from compress.pipeline.cache import Cache
 from compress.pipeline.format_support import why_not
 from compress.pipeline.formats import measurable
-from compress.pipeline.runner import Road
+from compress.pipeline.runner import StageRunner
 from compress.recipe.recipe import START, Recipe
 from compress.report.run_folder import REPORT
 from compress.results.report import FINAL
@@ -42,7 +42,7 @@ def final_for(run: Path, recipe: Recipe, target: Target, progress: Progress) -> 
     Raises `InputError` where the cache has lost what it is written from, or nothing leads to that format.
     """
     only_final = recipe.benchmark.model_copy(update={"every_stage": False})
-    road = Road(recipe.model_copy(update={"benchmark": only_final}), run, run.parents[2], progress)
+    road = StageRunner(recipe.model_copy(update={"benchmark": only_final}), run, run.parents[2], progress)
     reason = why_not(recipe, road.start, target, road.from_graph)
     if reason is not None:
         raise InputError(f"The run's model is not to be had for {target.name}: {reason}", where=str(run))
@@ -57,7 +57,7 @@ def weights_of_run(run: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def _walk(road: Road) -> None:
+def _walk(road: StageRunner) -> None:
     """Down a road whose outputs are all in the cache; a missing one would be trained anew."""
     before = START
     for label, stage in zip(road.recipe.labels(), road.recipe.stages, strict=True):

@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,13 +19,11 @@ from compress.data.config import is_file_name
 from compress.data.source import find
 from compress.formats.silence import quiet_libraries
 from compress.pipeline.data_checks import prove
+from compress.pipeline.licences import find_licences, refuse_forbidden
 from compress.pipeline.measurements import data_record, measure, test_labels
-from compress.pipeline.runner import Road
+from compress.pipeline.runner import StageRunner
 from compress.pipeline.target_limits import explained, target_limits
-from compress.plugins import plugin_problems
-from compress.plugins.provenance.finished import Finished
-from compress.plugins.provenance.licences import find_licences, refuse_forbidden
-from compress.plugins.provenance.write import write_papers
+from compress.plugins import find_extensions, load_extension, plugin_problems
 from compress.recipe.loading import dump_recipe
 from compress.recipe.recipe import START, Recipe
 from compress.report.limits import check_limits
@@ -53,10 +51,38 @@ class Run:
     folder: Path
 
 
+@dataclass(frozen=True)
+class FinishedRun:
+    """Argument of the functions that plug-ins register for `run_finished`: a run whose report is written.
+
+    Attributes:
+        recipe: Recipe with absolute paths, as it lies in the run's folder.
+        report: Report of the run.
+        lock: Seed, digests and versions, as in `lock.json`.
+        folder: Folder of the run.
+    """
+
+    recipe: Recipe
+    report: Report
+    lock: Mapping[str, Any]
+    folder: Path
+
+
+def _notify_plugins(finished: FinishedRun, progress: Progress) -> None:
+    """Call what plug-ins register for finished runs, such as the writer of the model card."""
+    for extension in find_extensions("run_finished").values():
+        write = load_extension(extension, lambda value: value)
+        if write is not None:
+            write(finished)
+    for problem in plugin_problems():
+        if problem.point == "run_finished":
+            progress.note(str(problem))
+
+
 def take_part(recipe: Recipe, recipe_folder: Path, artifacts: Path) -> None:
     """What a launched process other than the first does: train along; the first one measures and reports."""
     quiet_libraries()
-    Road(recipe, recipe_folder, artifacts, SilentProgress()).travel()
+    StageRunner(recipe, recipe_folder, artifacts, SilentProgress()).travel()
 
 
 def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress, remeasure: bool = False) -> Run:
@@ -70,7 +96,7 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
     with storage_errors(artifacts):
         folder = new_folder(artifacts / "runs" / recipe.name, started)
     with _logged(progress, folder / LOG) as logged:
-        road = Road(recipe, recipe_folder, artifacts, logged)
+        road = StageRunner(recipe, recipe_folder, artifacts, logged)
         absolute = with_absolute_paths(recipe, recipe_folder)
         write_whole(folder / RECIPE, dump_recipe(absolute))
         licences = find_licences(recipe, recipe_folder, fetch=True)
@@ -124,7 +150,7 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
             several = len({target for _, target in findings.answers}) > 1
             write_predictions(test_labels(road), findings.answers, folder, several)
         write_report(report, folder)
-        write_papers(Finished(absolute, report, lock, folder), folder)
+        _notify_plugins(FinishedRun(absolute, report, lock, folder), logged)
         with storage_errors(folder.parent):
             point_latest(folder)
     return Run(report, folder)
@@ -182,7 +208,7 @@ def _copy_model(source: Path, folder: Path) -> None:
     partial.rename(folder)
 
 
-def _lock(road: Road) -> dict[str, object]:
+def _lock(road: StageRunner) -> dict[str, object]:
     """What it takes to get the same bytes again: seed, digests, versions, threads."""
     import torch
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.benchmark.host import HERE, LaunchHost
+from compress.benchmark.host import HERE, LaunchHost, find_hosts
 from compress.benchmark.session import PRECISION, TIMING_VERSION
 from compress.data.dataset import TEST
 from compress.data.membership import Part, character_lengths, find_parts
@@ -29,7 +29,7 @@ from compress.formats.target_profile import Profile, find_processor
 from compress.formats.targets import PROFILES
 from compress.models.processor import load_processor
 from compress.numerics.calibration import calibration_bins
-from compress.pipeline.runner import Road
+from compress.pipeline.runner import StageRunner
 from compress.pipeline.target_limits import size_rows
 from compress.pipeline.timing import time_artifacts
 from compress.report.predictions import Answers
@@ -60,7 +60,7 @@ class TargetSession:
     """The measurements of one target."""
 
     def __init__(
-        self, road: Road, profile: Profile, artifacts: Mapping[str, Path], split: str = SPLIT,
+        self, road: StageRunner, profile: Profile, artifacts: Mapping[str, Path], split: str = SPLIT,
         precision: float = PRECISION, confidence: float = 0.95, budget_seconds: float | None = None,
     ) -> None:  # fmt: skip
         """See `measure_together` for ``precision`` and ``confidence`` of the times.
@@ -306,12 +306,7 @@ class TargetSession:
         name = self.profile.device
         if name is None:
             return HERE
-        from compress.plugins.devices.device_host import DevicePlace
-        from compress.plugins.devices.inventory import choose_devices, find_inventory, read_inventory
-
-        file = find_inventory(None, [self.road.folder, Path()])
-        device = choose_devices(read_inventory(file), [name], file)[name]
-        return DevicePlace(name, device, file.absolute().parent)
+        return find_hosts([name], None, [self.road.folder, Path()])[name]
 
 
 def windows_digest(examples: Examples) -> str:
@@ -321,7 +316,7 @@ def windows_digest(examples: Examples) -> str:
     return hashlib.sha256(b"".join(part.tobytes() for part in (*parts, *counts))).hexdigest()
 
 
-def _kept(road: Road, key: str, make: Callable[[Path], Mapping[str, Any]]) -> tuple[Path, bool]:
+def _kept(road: StageRunner, key: str, make: Callable[[Path], Mapping[str, Any]]) -> tuple[Path, bool]:
     """The folder of a measurement, and whether it was in the cache; made now if need be."""
     note = road.progress.note
     entry, cached = road.cache.obtain(key, make, note, lambda: note("another run measures the same; waiting"))

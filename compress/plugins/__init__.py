@@ -2,9 +2,9 @@
 
 A plug-in is a package with a `PluginSpec` called ``SPEC``. Every folder beside this file is one. Other distributions
 register theirs under the entry point group ``compress.plugins``, and single objects under ``compress.stages``,
-``compress.tasks``, ``compress.formats`` and ``compress.samples``. A spec holds names, help texts and references in the form
-``"module:attribute"``, so that discovery imports no code of a plug-in. What cannot be used is left out and recorded as a
-`PluginProblem`; everything else works.
+``compress.tasks``, ``compress.formats`` and ``compress.samples``. A spec holds names, help texts and references in the
+form ``"module:attribute"``, so that discovery imports no code of a plug-in. A plug-in that cannot be used is left out
+and recorded as a `PluginProblem`; everything else works.
 
 The core imports this module and no plug-in. This module imports the standard library alone, because the program that
 `compress.plugins.devices` starts on another machine contains it.
@@ -49,7 +49,12 @@ _ENTRY_POINTS = "compress.plugins"
 
 @dataclass(frozen=True)
 class Command:
-    """Command of a plug-in: ``"module:attribute"`` of a function or a `typer.Typer`, and its line in `compress --help`."""
+    """Command of the command line.
+
+    Attributes:
+        reference: ``"module:attribute"`` of a function or a `typer.Typer`.
+        help: Line of the command in `compress --help`.
+    """
 
     reference: str
     help: str
@@ -158,7 +163,7 @@ def plugin_problems() -> tuple[PluginProblem, ...]:
 
 
 def installed_plugins() -> Mapping[str, PluginSpec]:
-    """Return the specs of all usable plug-ins by name: those of this folder first, then those of other distributions."""
+    """Return the specs of all usable plug-ins by name, those of this folder first."""
     return {name: plugin.spec for name, plugin in _discover().items()}
 
 

@@ -8,7 +8,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any, Literal
 
-from compress.plugins import SAMPLES, UnusablePluginError, load_plugin, plugin_errors, plugins
+from compress.plugins import UnusablePluginError, find_extensions, load_extension, plugin_problems
 from compress.utils.errors import SampleError, did_you_mean
 
 Manager = Literal["pip", "apt", "npm"]
@@ -81,7 +81,7 @@ INSTALL = "pip install ./recipes/samples"
 
 @cache
 def known_samples() -> Mapping[str, Sample]:
-    """Every sample by its name. An entry point names a tuple of them; `plugin_errors` has those that can't be used."""
+    """Every sample by its name. An entry point names a tuple of them; `plugin_problems` has those that can't be used."""
     found: dict[str, Sample] = {}
 
     def accept(value: Any) -> tuple[Sample, ...]:
@@ -92,8 +92,8 @@ def known_samples() -> Mapping[str, Sample]:
             raise UnusablePluginError(f"another package has samples named {', '.join(twice)}; uninstall one of the two")
         return value
 
-    for entry in plugins(SAMPLES, ()).values():
-        found.update({sample.name: sample for sample in load_plugin(entry, accept) or ()})
+    for extension in find_extensions("samples").values():
+        found.update({sample.name: sample for sample in load_extension(extension, accept) or ()})
     return MappingProxyType(found)
 
 
@@ -104,7 +104,7 @@ def find_sample(name: str) -> Sample:
     if bare in known:
         return known[bare]
     said = [f"There is no sample {bare!r}." + did_you_mean(bare, known)]
-    said += [str(error) for error in plugin_errors() if error.group == SAMPLES]
+    said += [str(problem) for problem in plugin_problems() if problem.point == "samples"]
     raise SampleError(
         " ".join(said),
         expected=f"one of {', '.join(known)}" if known else "a package of samples, of which none is installed",

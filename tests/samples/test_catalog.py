@@ -32,10 +32,10 @@ def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list
     """Pairs of an entry point's name and its object, which the test fills in; none of what is really installed."""
     (tmp_path / "own_samples.py").write_text(MODULE)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(plugins, "_errors", {})
+    monkeypatch.setattr(plugins, "_problems", {})
     pairs: list[tuple[str, str]] = []
     monkeypatch.setattr(
-        plugins, "entry_points", lambda group: EntryPoints(EntryPoint(name, value, group) for name, value in pairs)
+        plugins, "entry_points", lambda group: EntryPoints(EntryPoint(name, value, group) for name, value in pairs if group == "compress.samples")
     )
     known_samples.cache_clear()
     yield pairs

@@ -157,10 +157,10 @@ def plugged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[st
     """Entry points of the group, name -> object, for the test to fill in."""
     (tmp_path / "plugged_tasks.py").write_text(PLUGIN)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(plugins, "_errors", {})
+    monkeypatch.setattr(plugins, "_problems", {})
     values: dict[str, str] = {}
     monkeypatch.setattr(
-        plugins, "entry_points", lambda group: EntryPoints(EntryPoint(*pair, group) for pair in values.items())
+        plugins, "entry_points", lambda group: EntryPoints(EntryPoint(*pair, group) for pair in values.items() if group == "compress.tasks")
     )
     yield values
     sys.modules.pop("plugged_tasks", None)
@@ -182,7 +182,7 @@ def test_a_task_of_another_package_is_one_of_them(plugged: dict[str, str], monke
         ("plugged_tasks:HALF", "it has no capabilities, "),
         ("plugged_tasks:HALF", "keep, loss, measure, probabilities"),
         ("plugged_tasks:Sentiment", "Sentiment is a class; expected an object, such as Sentiment()"),
-        ("plugged_tasks:TASK", "compress has one of that name built in"),
+        ("plugged_tasks:TASK", "compress has one of this name built in"),
         ("not_there_at_all:TASK", "ModuleNotFoundError"),
     ],
 )
@@ -190,7 +190,7 @@ def test_a_task_that_cannot_be_used_is_named(plugged: dict[str, str], value: str
     plugged |= {"fine": "plugged_tasks:SENTIMENT", "wrong": value}
     assert list(registry._registered()) == [*TASK_NAMES, "sentiment"]
     (error,) = plugin_problems()
-    assert reason in str(error) and error.package == value.partition(":")[0]
+    assert reason in str(error) and error.provider == value.partition(":")[0]
 
 
 def test_a_task_that_is_known_nowhere() -> None:

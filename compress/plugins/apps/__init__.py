@@ -1,1 +1,21 @@
-"""An artifact with all that an app needs beside it: what it is, how to feed it, and proof that it arrived whole."""
+"""Bundles: an artifact with everything an app needs beside it, such as a manifest, examples and a self-test."""
+
+from __future__ import annotations
+
+from compress.plugins import Command, PluginSpec
+
+SPEC = PluginSpec(
+    name="apps",
+    summary="Bundle a model with what an app needs: manifest, self-test, examples, and a page for browsers.",
+    requires=("provenance",),
+    commands={
+        "bundle": Command(
+            "compress.plugins.apps.cli:bundle",
+            "Bundle a model with all that an app needs: manifest, self-test, card, examples; for browsers a page.",
+        ),
+        "bundle-verify": Command(
+            "compress.plugins.apps.cli:bundle_verify",
+            "Find any changed, added or missing byte of a bundle, and run its self-test.",
+        ),
+    },
+)

@@ -14,6 +14,7 @@ from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.formats.target_profile import AppProfile
 from compress.formats.targets import PROFILES, TARGETS, in_format
 from compress.models.processor import load_processor
+from compress.pipeline.licence_rules import NOT_STATED
 from compress.plugins.apps.archive import write_zip
 from compress.plugins.apps.client import FOLDER as RUNTIME_FOLDER
 from compress.plugins.apps.format import bundled, minimum_version, open_model, shape_of, unread_reason
@@ -38,7 +39,6 @@ from compress.plugins.apps.transfer import check_budget, transferred, zipped
 from compress.plugins.apps.verify import verify_folder
 from compress.plugins.provenance.finished import BILL
 from compress.plugins.provenance.signature import sign
-from compress.plugins.provenance.terms import NOT_STATED
 from compress.recipe.recipe import Recipe
 from compress.runtimes.runtime import Batch
 from compress.tasks.capability import GENERATES

@@ -10,12 +10,12 @@ from huggingface_hub import EvalResult
 from pydantic import ValidationError
 
 from compress import __version__
+from compress.pipeline.licence_rules import NOT_STATED
+from compress.pipeline.licences import RUNTIME, carried, data_names
+from compress.pipeline.licences import find_licences as licences_of
 from compress.plugins.apps.manifest import Licence, Provenance
 from compress.plugins.provenance.card import results
 from compress.plugins.provenance.finished import read_lock
-from compress.plugins.provenance.licences import RUNTIME, carried, data_names
-from compress.plugins.provenance.licences import find_licences as licences_of
-from compress.plugins.provenance.terms import NOT_STATED
 from compress.recipe.recipe import Recipe
 from compress.report.run_folder import LOCK, RECIPE, REPORT
 from compress.results.measurement import Measurement

@@ -39,7 +39,10 @@ _HEARTBEAT_SECONDS = 2.0
 BYTES_AT_ONCE = 1 << 20
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 _SESSION = re.compile(r"[0-9a-f]{32}\Z")
-_START = "import sys; sys.path.insert(0, sys.argv[1]); from compress.plugins.devices.bootstrap import main; main(*sys.argv[2:])"
+_START = (
+    "import sys; sys.path.insert(0, sys.argv[1]); "
+    "from compress.plugins.devices.bootstrap import main; main(*sys.argv[2:])"
+)
 
 Message = dict[str, Any]
 

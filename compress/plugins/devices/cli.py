@@ -23,16 +23,15 @@ def devices(
     json_: Annotated[bool, typer.Option("--json", help="Write the list as JSON.")] = False,
 ) -> None:
     """List the devices of an inventory, and whether each answers, is free and has a Python for the harness."""
-    from compress.plugins.devices.inventory import EVERY
-    from compress.plugins.devices.on_devices import chosen_devices
+    from compress.plugins.devices.inventory import EVERY, choose_devices, find_inventory, read_inventory
 
-    chosen = chosen_devices(names or [EVERY], inventory, None)
-    assert chosen is not None
-    rows = _looked_at(chosen.devices, chosen.folder, clear)
+    file = find_inventory(inventory, [Path()])
+    chosen = choose_devices(read_inventory(file), names or [EVERY], file)
+    rows = _looked_at(chosen, file.absolute().parent, clear)
     if json_:
         typer.echo(json.dumps(rows, indent=2))
     else:
-        width = max(map(len, chosen.devices))
+        width = max(map(len, chosen))
         for row in rows:
             typer.echo(f"{row['name']:<{width}}  {row['address']}")
             for line in str(row["state"]).splitlines():

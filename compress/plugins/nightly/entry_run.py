@@ -18,7 +18,7 @@ from typing import NamedTuple
 import psutil
 
 from compress.plugins.monitoring.record import UseReport
-from compress.plugins.nightly.judge import Judged, judge_entry
+from compress.plugins.nightly.evaluate import Judged, judge_entry
 from compress.plugins.nightly.record import Finding, Outcome, Status
 from compress.plugins.nightly.suite import Entry
 from compress.recipe.loading import dump_recipe, read_recipe

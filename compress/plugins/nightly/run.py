@@ -19,7 +19,7 @@ from typing import Any
 from compress.plugins.nightly.drift import find_drifts, finding
 from compress.plugins.nightly.entry_run import EntryDone, EntryRun
 from compress.plugins.nightly.history import History
-from compress.plugins.nightly.moved import NIGHTS, last_good, moved, night_before, told_with
+from compress.plugins.nightly.night_diff import NIGHTS, last_good, moved, night_before, told_with
 from compress.plugins.nightly.record import Finding, Host, Night, Outcome, Rows, first_line
 from compress.plugins.nightly.suite import Entry, Suite
 from compress.plugins.nightly.trend import Series, extended
@@ -79,7 +79,7 @@ class NightRun:
         try:
             with _termination_interrupts():
                 if self.workers is not None:
-                    from compress.plugins.nightly.ahead import make_ahead
+                    from compress.plugins.nightly.prefetch import make_ahead
 
                     seconds = self.suite.budget_minutes * 60
                     make_ahead(self.suite.entries, self.home, self.artifacts, self.workers, seconds, self.progress)

@@ -1,1 +1,25 @@
-"""What a model is shipped with: its licences, its card, its bill of materials, and where it came from."""
+"""Model card, software bill of materials, SLSA provenance and signature of a finished run."""
+
+from __future__ import annotations
+
+from compress.plugins import Command, PluginSpec
+
+SPEC = PluginSpec(
+    name="provenance",
+    summary="Write model card, bill of materials and signed provenance of a run.",
+    commands={
+        "papers": Command(
+            "compress.plugins.provenance.cli:papers",
+            "Write model card, bill of materials and provenance of a run, and list what its licences require.",
+        ),
+        "papers-verify": Command(
+            "compress.plugins.provenance.cli:papers_verify",
+            "Compare every file with the provenance that came with it, and prove who signed it.",
+        ),
+        "push-to-hub": Command(
+            "compress.plugins.provenance.cli:push_to_hub",
+            "Show what of a run would go to the Hugging Face Hub: files, sizes, card; and send it with --push.",
+        ),
+    },
+    run_finished={"provenance": "compress.plugins.provenance.write:write_after_run"},
+)

@@ -12,10 +12,10 @@ from typing import Any
 
 from compress import __version__
 from compress.models.json_file import read_json
+from compress.pipeline.licence_detection import package_licence
+from compress.pipeline.licence_rules import NOT_STATED
+from compress.pipeline.licences import OF_RUN, RUNTIME, data_names
 from compress.plugins.provenance.finished import Finished, plain_name
-from compress.plugins.provenance.licences import OF_RUN, RUNTIME, data_names
-from compress.plugins.provenance.stated import package_licence
-from compress.plugins.provenance.terms import NOT_STATED
 from compress.recipe.recipe import START
 from compress.report.run_folder import MODEL, REPORT
 from compress.results.measurement import Measurement

@@ -12,9 +12,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from compress.formats.model_file import format_of
 from compress.formats.registry import FORMATS
 from compress.formats.spec import load
+from compress.pipeline.licence_rules import canonical, hub_name
+from compress.pipeline.licences import data_names
 from compress.plugins.provenance.finished import Finished, plain_name
-from compress.plugins.provenance.licences import data_names
-from compress.plugins.provenance.terms import canonical, hub_name
 from compress.recipe.recipe import Recipe
 from compress.report.run_folder import MODEL
 from compress.results.formatting import format_interval, format_value

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from compress.plugins.provenance.licences import carried, find_licences, objections
+from compress.pipeline.licences import carried, find_licences, objections
 from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Recipe
 from compress.report.run_folder import LOCK, MODEL, RECIPE, find_report, shipped

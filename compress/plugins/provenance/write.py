@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from compress.plugins.provenance.bill import run_bill
 from compress.plugins.provenance.card import run_card
@@ -11,6 +12,14 @@ from compress.plugins.provenance.signature import sign
 from compress.plugins.provenance.statement import SIGNED, STATEMENT, run_statement
 from compress.report.run_folder import write_whole
 from compress.sources.resolve import CARD
+
+if TYPE_CHECKING:
+    from compress.pipeline.run import FinishedRun
+
+
+def write_after_run(run: FinishedRun) -> None:
+    """Write the files into the folder of a run that has just finished; see `PluginSpec.run_finished`."""
+    write_papers(Finished(run.recipe, run.report, run.lock, run.folder), run.folder)
 
 
 def write_papers(run: Finished, folder: Path, key: Path | None = None) -> list[str]:

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from compress.pipeline.cache import Cache, Entry
-from compress.pipeline.runner import Road
+from compress.pipeline.runner import StageRunner
 from compress.plugins.ray.cluster import Cluster, Node
-from compress.plugins.ray.journeys import Arrival, Guess, Journey, Roads, Workers
-from compress.plugins.ray.parcel import unpack
-from compress.plugins.ray.sending import Sending
+from compress.plugins.ray.jobs import Arrival, Guess, Journey, Roads, Workers
+from compress.plugins.ray.archive import unpack
+from compress.plugins.ray.upload import Sending
 from compress.plugins.ray.task import Lacking, Made, Refused, Sent, work
-from compress.plugins.ray.tree import Trip, Work, Works, tree
+from compress.plugins.ray.dag import Trip, Work, Works, tree
 from compress.utils.errors import CompressError, DeviceError, InputError, StageError, StorageError, first_line
 from compress.utils.progress import Progress
 
@@ -35,7 +35,7 @@ class RayWorkers:
         """Seconds of entries that were made here and that no arrival has told of, by key."""
         self._ahead: list[Trip] = []
         self._works: Works = {}
-        self._roads: dict[Trip, Road] = {}
+        self._roads: dict[Trip, StageRunner] = {}
         self._guess = Guessing(None)
         self._sending = Sending(cluster, str(roads.artifacts.resolve()))
 
@@ -173,7 +173,7 @@ class RayWorkers:
         node.busy += 1
         self._running[reference] = one, node
 
-    def _road(self, trip: Trip) -> Road:
+    def _road(self, trip: Trip) -> StageRunner:
         """The driver's own road of a journey, as far as it has come. Raises what the recipe's sources do."""
         road = self._roads.get(trip)
         if road is None:

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.pipeline.cache import CONTENT, Cache, Entry
-from compress.plugins.ray.parcel import packed, place, unpack
+from compress.plugins.ray.archive import packed, place, unpack
 from compress.utils.digests import digest_file
 from compress.utils.environment import PACKAGES, features, package_versions, processor, processor_class
 from compress.utils.errors import CompressError, StorageError
 
 if TYPE_CHECKING:
     from compress.data.dataset import Dataset
-    from compress.pipeline.runner import Road
-    from compress.plugins.ray.journeys import Look
+    from compress.pipeline.runner import StageRunner
+    from compress.plugins.ray.jobs import Look
     from compress.recipe.recipe import Recipe
 
 FOLDER = "COMPRESS_WORKER_FOLDER"
@@ -244,13 +244,13 @@ class Bench:
         sent = (Sent(one.key, one.record, None if self.is_shared else packed(one.folder)) for one in entries)
         return Made(tuple(sent), found, time.perf_counter() - began)
 
-    def _road(self) -> Road:
+    def _road(self) -> StageRunner:
         """The recipe's road, by what came from the driver."""
         from compress.models.remote_code import allow
-        from compress.pipeline.runner import Road
+        from compress.pipeline.runner import StageRunner
         from compress.utils.progress import SilentProgress
 
-        road = Road(self.order.recipe, self.folder, self.folder, SilentProgress())
+        road = StageRunner(self.order.recipe, self.folder, self.folder, SilentProgress())
         road.data = _datasets[self.order.data]
         road.models |= self.models
         road.folders |= self.folders

@@ -1,1 +1,17 @@
-"""Finding the recipe: what may vary, what is tried next, what came of it, and one honest session at the end."""
+"""Search for the recipe that meets all limits and is smallest or fastest."""
+
+from __future__ import annotations
+
+from compress.plugins import Command, PluginSpec
+
+SPEC = PluginSpec(
+    name="search",
+    summary="Search for the recipe that meets all limits and is smallest or fastest.",
+    requires=("ray",),
+    commands={
+        "search": Command(
+            "compress.plugins.search.cli:search",
+            "Find the recipe that meets the limits and is smallest or fastest; Ctrl-C and --resume continue it.",
+        ),
+    },
+)

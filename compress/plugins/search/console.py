@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from compress.plugins.search.record import SearchRecord, foretold_lines
-from compress.plugins.search.watch import Seen, Trying
-from compress.plugins.search.words import figure, figures_of, room_words, shown_model
+from compress.plugins.search.progress import Seen, Trying
+from compress.plugins.search.formatting import figure, figures_of, room_words, shown_model
 from compress.results.formatting import format_seconds, format_value
 from compress.results.metrics import describe_metric
 from compress.utils.responsive_table import Column, FittedTable

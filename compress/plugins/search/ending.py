@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from compress.plugins.ray.journeys import Journey
+from compress.plugins.ray.jobs import Journey
 from compress.plugins.search.costs import Costs
 from compress.plugins.search.engine import Engine
-from compress.plugins.search.finish import Final, Seed, further_seeds, judge, timing_seconds, trained_again
+from compress.plugins.search.final_evaluation import Final, Seed, further_seeds, judge, timing_seconds, trained_again
 from compress.plugins.search.refit import Refit
 from compress.plugins.search.space import Point, Space
 from compress.plugins.search.trial import Trials

@@ -16,7 +16,7 @@ from rich.segment import ControlType
 
 from compress.cli.console_progress import ConsoleProgress, bars
 from compress.plugins.search.console import LiveTable
-from compress.plugins.search.watch import Seen
+from compress.plugins.search.progress import Seen
 from compress.utils.progress import Total, steps_of
 
 Item = TypeVar("Item")

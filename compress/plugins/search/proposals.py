@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from compress.plugins.search.knobs import Knob
+from compress.plugins.search.parameters import Knob
 from compress.plugins.search.space import Point
 from compress.utils.errors import MissingExtraError
 

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
-from compress.plugins.search.knobs import KEPT, LEFT_OUT, Knob, field_path, put_value, short, value_at, written
+from compress.plugins.search.parameters import KEPT, LEFT_OUT, Knob, field_path, put_value, short, value_at, written
 from compress.recipe.document import Document
 from compress.recipe.loading import recipe_of
 from compress.recipe.recipe import START, Recipe

@@ -9,10 +9,10 @@ from pathlib import Path
 from compress.formats.target_profile import Profile
 from compress.pipeline.formats import measurable, written
 from compress.pipeline.image_generation_evals import judgements
-from compress.pipeline.runner import Road
+from compress.pipeline.runner import StageRunner
 from compress.pipeline.target_session import TargetSession
-from compress.plugins.ray.journeys import Arrival, InProcess, Journey, Roads, Workers
-from compress.plugins.search.divergence import NEARNESS, divergence_rows
+from compress.plugins.ray.jobs import Arrival, InProcess, Journey, Roads, Workers
+from compress.plugins.search.proxy_metric import NEARNESS, divergence_rows
 from compress.plugins.search.goal import Goal, target_of
 from compress.plugins.search.outcome import Outcome, StageCost, figures
 from compress.recipe.recipe import Benchmark, Recipe
@@ -43,7 +43,7 @@ class Answers:
 
     split: str
 
-    def __call__(self, road: Road) -> tuple[str, list[Measurement]]:
+    def __call__(self, road: StageRunner) -> tuple[str, list[Measurement]]:
         """The digest of the final model, and what was measured of both."""
         session = _session_of(road, self.split, (BASELINE, FINAL))
         rows = [*session.sizes(), *session.accuracies([]), *judgements(session, []), *divergence_rows(session)]
@@ -56,7 +56,7 @@ class BaselineAnswers:
 
     split: str
 
-    def __call__(self, road: Road) -> None:
+    def __call__(self, road: StageRunner) -> None:
         """Judge it."""
         profile = target_profile(road.recipe)
         folder = written(road, road.recipe.baseline, profile.target.format, profile.options)
@@ -70,7 +70,7 @@ class Times:
     split: str
     compared: bool
 
-    def __call__(self, road: Road) -> list[Measurement]:
+    def __call__(self, road: StageRunner) -> list[Measurement]:
         """What was measured."""
         labels = (BASELINE, FINAL) if self.compared else (FINAL,)
         return _session_of(road, self.split, labels).timings(remeasure=False)[0]
@@ -90,7 +90,7 @@ class Trials:
         roads = Roads(folder, artifacts, Quiet(progress))
         return cls(goal, roads, InProcess(roads))
 
-    def travelled(self, recipe: Recipe) -> Road:
+    def travelled(self, recipe: Recipe) -> StageRunner:
         """A road at whose end a recipe has come, measured there by its baseline and its final model alone."""
         road = self.roads.road(_at_its_ends(recipe))
         road.travel()
@@ -153,7 +153,7 @@ def target_profile(recipe: Recipe) -> Profile:
     return next(profile for profile in recipe.profiles() if profile.name == name)
 
 
-def _session_of(road: Road, split: str, labels: Sequence[str]) -> TargetSession:
+def _session_of(road: StageRunner, split: str, labels: Sequence[str]) -> TargetSession:
     """Models of a recipe that has been run, in the format of its target."""
     profile = target_profile(road.recipe)
     artifacts = measurable(road, profile.target.format, profile.options)

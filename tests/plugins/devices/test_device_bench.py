@@ -13,8 +13,8 @@ from onnx_graphs import make_examples, write_classifier
 from compress.benchmark.generation import measure_generation
 from compress.benchmark.session import measure_together
 from compress.formats.targets import TARGETS
+from compress.plugins.devices.device_host import DeviceHost
 from compress.plugins.devices.inventory import Device
-from compress.plugins.devices.place import DevicePlace
 from compress.plugins.devices.session import PACKAGES, requirements
 from compress.recipe.recipe import Benchmark
 from compress.utils.errors import ModelError, StageError
@@ -53,7 +53,7 @@ def device(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Device:
 def test_a_bench_on_a_device_brings_its_raw_samples_back(server: Server, device: Device, tmp_path: Path) -> None:
     heavy = write_classifier(tmp_path / "heavy", width=128, layers=8)
     light = write_classifier(tmp_path / "light", width=16, layers=1)
-    place = DevicePlace("loop", device, server.folder)
+    place = DeviceHost("loop", device, server.folder)
     examples = dict.fromkeys(("baseline", "final"), make_examples(60))
     progress = Dropping(server)
 
@@ -100,7 +100,7 @@ def test_text_generation_on_a_device(server: Server, device: Device, tmp_path: P
     # A folder and a file in one.
     artifacts = {"baseline": tmp_path / "large" / "onnx" / "model.onnx", "final": tmp_path / "small"}
     settings = Benchmark(contexts=(4, 8), tokens=3, threads=1, seconds=0.1, launches=2)
-    place = DevicePlace("loop", device, server.folder)
+    place = DeviceHost("loop", device, server.folder)
     result = measure_generation(
         artifacts, {}, TARGETS["cpu"], settings, "baseline", SilentProgress(), seed=0, place=place
     )
@@ -115,7 +115,7 @@ def test_text_generation_on_a_device(server: Server, device: Device, tmp_path: P
 
 def test_other_targets_are_not_had_on_devices(server: Server, device: Device, tmp_path: Path) -> None:
     folder = write_classifier(tmp_path / "m", width=4, layers=1)
-    place = DevicePlace("loop", device, server.folder)
+    place = DeviceHost("loop", device, server.folder)
     with pytest.raises(StageError, match="with ONNX Runtime on their processor"):
         measure_together(
             {"m": folder}, {"m": make_examples(4)}, TARGETS["gpu"], QUICK, "m", SilentProgress(), seed=1, place=place

@@ -12,8 +12,8 @@ from compress.benchmark.host import LaunchHost
 from compress.benchmark.session import BenchResult
 from compress.cli import app
 from compress.cli.bench import show_outcome
+from compress.cli.bench_hosts import bench_on_hosts, choose_hosts
 from compress.formats.targets import TARGETS
-from compress.plugins.devices.on_devices import bench_on_devices, chosen_devices
 from compress.utils.errors import DeviceError, InputError
 from compress.utils.progress import Progress
 
@@ -55,8 +55,7 @@ def test_an_unknown_device_and_an_inventory_for_nothing_are_refused(inventory: P
 def test_devices_measure_at_once_and_one_that_fails_keeps_no_other_from_its_result(
     inventory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    chosen = chosen_devices(["all"], inventory, None)
-    assert chosen is not None
+    hosts = choose_hosts(["all"], inventory, None)
     together = threading.Barrier(2, timeout=10)
 
     def measure(place: LaunchHost, progress: Progress) -> BenchResult:
@@ -66,7 +65,7 @@ def test_devices_measure_at_once_and_one_that_fails_keeps_no_other_from_its_resu
             raise DeviceError("The device 'one' went away.")
         return BenchResult([], [f"noise of {name}"], {"device": name})
 
-    found = bench_on_devices(chosen, measure)
+    found = bench_on_hosts(hosts, measure)
     with pytest.raises(DeviceError, match="'one' went away"):
         show_outcome(found, json_=True)
     told = json.loads(capsys.readouterr().out)

@@ -17,8 +17,9 @@ from onnx_graphs import make_examples, write_classifier
 
 from compress.benchmark.host import LaunchHost
 from compress.benchmark.session import BenchResult, measure_together
+from compress.cli.bench_hosts import bench_on_hosts
 from compress.formats.targets import TARGETS
-from compress.plugins.devices.on_devices import Chosen, bench_on_devices
+from compress.plugins.devices.device_host import DeviceHost
 from compress.recipe.recipe import Benchmark
 from compress.utils.progress import Progress
 
@@ -58,7 +59,8 @@ def test_an_emulated_board_and_this_machine_are_benched_at_once(arm_server: Serv
             {"final": model}, examples, TARGETS["cpu"], QUICK, "final", progress, seed=0, place=place
         )
 
-    found = bench_on_devices(Chosen(devices, arm_server.folder), measure)
+    hosts = {name: DeviceHost(name, device, arm_server.folder) for name, device in devices.items()}
+    found = bench_on_hosts(hosts, measure)
 
     assert found.failures == {}
     machines = {name: each.environment["platform"].split()[-1] for name, each in found.results.items()}

@@ -9,7 +9,7 @@ import numpy as np
 from nights import SUITE, night, outcome
 from safetensors.numpy import save_file
 
-from compress.plugins.nightly.moved import last_good, moved, night_before, told_with
+from compress.plugins.nightly.night_diff import last_good, moved, night_before, told_with
 from compress.plugins.nightly.record import Finding, Night
 from compress.report.run_folder import stamp
 from compress.results.report import Report

@@ -15,8 +15,8 @@ from toy_run import new_key, write_run
 from typer.testing import CliRunner
 
 from compress.cli import app
+from compress.pipeline.licences import find_licences, objections
 from compress.plugins.provenance.finished import read_finished
-from compress.plugins.provenance.licences import find_licences, objections
 from compress.plugins.provenance.statement import verify_statement
 from compress.plugins.provenance.write import write_papers
 from compress.recipe.recipe import Recipe

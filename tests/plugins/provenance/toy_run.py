@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from compress.pipeline.licences import find_licences
 from compress.pipeline.run import with_absolute_paths
-from compress.plugins.provenance.licences import find_licences
 from compress.recipe.loading import dump_recipe
 from compress.recipe.recipe import Recipe
 from compress.results.measurement import Measurement

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy.stats import entropy
 
-from compress.plugins.search.divergence import by_divergence, divergence_rows
+from compress.plugins.search.proxy_metric import by_divergence, divergence_rows
 from compress.plugins.search.goal import Goal
-from compress.plugins.search.known import Known
+from compress.plugins.search.observations import Known
 from compress.plugins.search.outcome import Outcome, packed
 from compress.recipe.recipe import Limit
 from compress.results.report import BASELINE, FINAL

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from compress.plugins.search.early import hopeless
+from compress.plugins.search.early_stopping import hopeless
 from compress.plugins.search.goal import Goal
-from compress.plugins.search.known import Known
+from compress.plugins.search.observations import Known
 from compress.plugins.search.outcome import Outcome, packed
 from compress.recipe.recipe import Limit
 

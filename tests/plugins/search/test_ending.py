@@ -9,7 +9,7 @@ import pytest
 
 from compress.pipeline.target_session import TargetSession
 from compress.plugins.search.ending import Ending
-from compress.plugins.search.finish import timed_within, timing_seconds
+from compress.plugins.search.final_evaluation import timed_within, timing_seconds
 from compress.recipe.recipe import Benchmark
 from compress.recipe.search import Search
 

@@ -12,9 +12,9 @@ import pytest
 
 from compress.plugins.search.engine import ROUND, Engine, Job
 from compress.plugins.search.goal import Goal, named
-from compress.plugins.search.knobs import Knob
+from compress.plugins.search.parameters import Knob
 from compress.plugins.search.outcome import Outcome, packed, unpacked
-from compress.plugins.search.prospects import Prospects
+from compress.plugins.search.acquisition import Prospects
 from compress.plugins.search.space import Point
 from compress.recipe.recipe import Limit, Recipe
 from compress.utils.errors import InputError

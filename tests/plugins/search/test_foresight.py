@@ -11,10 +11,10 @@ from transformers import BertConfig, BertModel
 
 from compress.benchmark.kernels import KernelTable
 from compress.plugins.search.costs import SIZE, Costs
-from compress.plugins.search.foresight import Foresight
+from compress.plugins.search.size_estimator import Foresight
 from compress.plugins.search.goal import Goal
-from compress.plugins.search.known import Known
-from compress.plugins.search.latencies import Latencies
+from compress.plugins.search.observations import Known
+from compress.plugins.search.latency_estimator import Latencies
 from compress.plugins.search.outcome import Outcome, StageCost
 from compress.plugins.search.refit import Refit
 from compress.plugins.search.space import Point, Space

@@ -8,8 +8,8 @@ import random
 import numpy as np
 import pytest
 
-from compress.plugins.search.importance import importance
-from compress.plugins.search.knobs import Knob
+from compress.plugins.search.parameter_importance import importance
+from compress.plugins.search.parameters import Knob
 
 KNOBS = (
     Knob("stages.1.distill.width", (4, 3, 2, 1), 1),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from compress.plugins.search.latencies import KernelSum, correction
+from compress.plugins.search.latency_estimator import KernelSum, correction
 
 
 def line(call: float, scale: float, each: float) -> list[tuple[KernelSum, float]]:

@@ -15,9 +15,9 @@ import tiny_run
 import tiny_sounds
 from mergeable import save_mergeable_llama
 
-from compress.plugins.search.asked import Asked, document_of
-from compress.plugins.search.opening import Opening
-from compress.plugins.search.prepared import looked_ahead
+from compress.plugins.search.cli_options import Asked, document_of
+from compress.plugins.search.space_summary import Opening
+from compress.plugins.search.dry_run import looked_ahead
 from compress.recipe.document import read_document
 from compress.utils.errors import CompressError
 

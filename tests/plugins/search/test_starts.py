@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from compress.plugins.search.starts import stages_to_search
+from compress.plugins.search.initial_recipes import stages_to_search
 from compress.stages.cost_model import Shape
 from compress.stages.registry import STAGES
 from compress.tasks.registry import TASKS

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from compress.plugins.search.console import LiveTable
 from compress.plugins.search.live_progress import SearchConsole
-from compress.plugins.search.prospects import Expected
-from compress.plugins.search.watch import Seen, Trying
+from compress.plugins.search.acquisition import Expected
+from compress.plugins.search.progress import Seen, Trying
 
 TRYING = Trying(6, "prune.heads 0.5, distill.student.layers [2]", 1 / 3, "most gain for its time",
                 Expected(0.12, 0.71, 130.0), 100.0)  # fmt: skip

@@ -12,8 +12,8 @@ from compress.data.config import DataConfig, is_file_name, is_sample, sample_spl
 from compress.data.dataset import TEST
 from compress.data.source import find
 from compress.formats.registry import RUNTIMES
-from compress.plugins.provenance.stated import Stated, package_licence, stated_by
-from compress.plugins.provenance.terms import NOT_STATED, canonical, duties, is_known, joined
+from compress.pipeline.licence_detection import Stated, package_licence, stated_by
+from compress.pipeline.licence_rules import NOT_STATED, canonical, duties, is_known, joined
 from compress.recipe.recipe import Recipe
 from compress.report.run_folder import LOCK, REPORT
 from compress.results.report import LicenceRecord, Report, load_report

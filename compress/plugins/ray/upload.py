@@ -10,11 +10,11 @@ from typing import Any
 
 from compress.data.dataset import Dataset
 from compress.data.media import with_contents
-from compress.pipeline.runner import Road
+from compress.pipeline.runner import StageRunner
 from compress.plugins.ray.cluster import Cluster
-from compress.plugins.ray.parcel import packed
+from compress.plugins.ray.archive import packed
 from compress.plugins.ray.task import Order
-from compress.plugins.ray.tree import Work
+from compress.plugins.ray.dag import Work
 from compress.stages.base import references
 from compress.utils.digests import digest_directory
 
@@ -29,7 +29,7 @@ class Sending:
         self._data: tuple[Dataset, str] | None = None
         self._digests: dict[Path, str] = {}
 
-    def order(self, one: Work, road: Road) -> Order:
+    def order(self, one: Work, road: StageRunner) -> Order:
         """A piece of work for a machine; ``road`` is the driver's, as far as it has come."""
         journey, recipe = one.trip.journey, road.recipe
         labels, named = journey.labels(), references(recipe.stages)
@@ -71,7 +71,7 @@ class Sending:
             self._digests[place] = digest_directory(place)
         return self._digests[place], str(place)
 
-    def _data_digest(self, road: Road) -> str:
+    def _data_digest(self, road: StageRunner) -> str:
         if self._data is None or self._data[0] is not road.data:
             extra = json.dumps({split: sorted(names) for split, names in road.data.extra.items()})
             self._data = road.data, f"{road.data.digest(*road.data.splits, unlabeled=True)}-{extra}"

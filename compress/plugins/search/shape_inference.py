@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.formats.onnx.model import OnnxModel, find_graph
-from compress.pipeline.runner import Road, library_failures
+from compress.pipeline.runner import StageRunner, library_failures
 from compress.recipe.recipe import START
 from compress.stages.base import Context, Stage
 from compress.utils.digests import digest_directory
@@ -130,7 +130,7 @@ def failures() -> tuple[type[Exception], ...]:
 class Rehearsal:
     """On the output of the recipe's baseline, which lies in ``folder``."""
 
-    road: Road
+    road: StageRunner
     folder: Path
     _sketches: dict[str, TorchModel] = field(default_factory=dict, init=False)
     _traces: list[str] = field(default_factory=list, init=False)
@@ -243,7 +243,7 @@ class Rehearsal:
             model = with_other_widths(model, changed) if changed else model
             told = json.dumps({"widths": widths_of(model.module), "shapes": _shapes(model)})
         tables = {name: table.slice(0, _FEW_ROWS) for name, table in self.context.data.tables.items()}
-        few = replace(self.context, data=replace(self.context.data, tables=tables), remarks=[], tables=[])
+        few = replace(self.context, data=replace(self.context.data, tables=tables), notes=[], tables=[])
         found = last.rehearse(model, few)
         if not isinstance(found, OnnxModel) or found.others:
             raise UnforeseenError(last)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from compress.plugins.search.finish import Judged
+from compress.plugins.search.final_evaluation import Judged
 from compress.plugins.search.goal import Goal, named
 from compress.plugins.search.outcome import Outcome, slack
 from compress.results.formatting import format_interval, format_value

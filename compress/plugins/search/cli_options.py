@@ -18,8 +18,8 @@ from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS
 from compress.models.json_file import read_json
 from compress.pipeline.checkpoint_headers import read_shape
-from compress.plugins.search.choices import is_possible, put_choices
-from compress.plugins.search.starts import stages_to_search
+from compress.plugins.search.default_space import is_possible, put_choices
+from compress.plugins.search.initial_recipes import stages_to_search
 from compress.recipe.document import Document, read_document
 from compress.recipe.loading import tell_task
 from compress.recipe.overrides import apply_override

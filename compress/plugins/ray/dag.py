@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from compress.pipeline.cache import Entry
-from compress.plugins.ray.journeys import Journey
+from compress.plugins.ray.jobs import Journey
 from compress.recipe.recipe import START, Recipe
 from compress.utils.errors import CompressError
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from packaging.licenses import canonicalize_license_expression
 
-from compress.plugins.provenance.licences import carried, find_licences, objections, refuse_forbidden
-from compress.plugins.provenance.stated import package_licence, stated_by
-from compress.plugins.provenance.terms import NOT_STATED, canonical, duties, hub_name, is_known, joined
+from compress.pipeline.licence_detection import package_licence, stated_by
+from compress.pipeline.licence_rules import NOT_STATED, canonical, duties, hub_name, is_known, joined
+from compress.pipeline.licences import carried, find_licences, objections, refuse_forbidden
 from compress.recipe.recipe import Recipe
 from compress.results.report import Report
 from compress.samples.sample import known_samples
@@ -115,7 +115,7 @@ def test_places_where_a_source_says_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ((Path(__file__).parents[3] / "LICENSE").read_text(), "Apache-2.0"),
+        ((Path(__file__).parents[2] / "LICENSE").read_text(), "Apache-2.0"),
         ("LLAMA 2 COMMUNITY LICENSE AGREEMENT\nLlama 2 Version Release Date: July 18, 2023", "LicenseRef-llama2"),
         ("Creative Commons\nAttribution-NonCommercial-ShareAlike 4.0 International", "CC-BY-NC-SA-4.0"),
         ("Attribution-NonCommercial-NoDerivatives 4.0 International", "CC-BY-NC-ND-4.0"),

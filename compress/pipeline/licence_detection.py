@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from compress.formats.gguf.read import read_gguf
-from compress.plugins.provenance.terms import NOT_STATED, canonical, joined
+from compress.pipeline.licence_rules import NOT_STATED, canonical, joined
 from compress.sources.resolve import CARD
 from compress.utils.errors import InputError
 

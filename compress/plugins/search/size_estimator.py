@@ -21,9 +21,9 @@ import numpy as np
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.registry import FORMATS
 from compress.pipeline.checkpoint_headers import count as count_weights
-from compress.pipeline.runner import Road
+from compress.pipeline.runner import StageRunner
 from compress.plugins.search.outcome import Outcome
-from compress.plugins.search.rehearsal import (
+from compress.plugins.search.shape_inference import (
     Outline,
     Rehearsal,
     Stages,
@@ -58,7 +58,7 @@ class Foresight:
     """Of one search, from the trial on that has made the baseline; ``open_road`` gives a road with its data."""
 
     space: Space
-    open_road: Callable[[], Road]
+    open_road: Callable[[], StageRunner]
     why_not: str = ""
     """Why nothing is foreseen, or some recipes are not."""
     _rehearsal: Rehearsal | None = field(default=None, init=False)
@@ -84,7 +84,7 @@ class Foresight:
         entry = None if key is None else road.cache.peek(key)
         self._rehearsal = None if entry is None else Rehearsal(road, entry.folder)
 
-    def beside(self, road: Road) -> Foresight:
+    def beside(self, road: StageRunner) -> Foresight:
         """The same with the rows of another road, by the graphs that are traced here; it has begun already."""
         other = copy.copy(self)
         other._rehearsal = Rehearsal(road, self._at_work.folder)
@@ -162,7 +162,7 @@ class Foresight:
         return 0 if tried < _FEWEST_RECIPES else _MOST_STRUCTURES
 
     @cached_property
-    def _road(self) -> Road:
+    def _road(self) -> StageRunner:
         return self.open_road()
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from compress.plugins.search.goal import Goal
-from compress.plugins.search.knobs import written
+from compress.plugins.search.parameters import written
 from compress.plugins.search.space import Space
 from compress.report.limits import limit_text
 from compress.results.formatting import format_seconds

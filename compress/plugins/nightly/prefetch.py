@@ -8,7 +8,7 @@ from pathlib import Path
 
 from compress.pipeline.run import with_absolute_paths
 from compress.plugins.nightly.suite import Entry
-from compress.plugins.ray.journeys import Journey, Roads
+from compress.plugins.ray.jobs import Journey, Roads
 from compress.plugins.ray.ray_workers import open_workers
 from compress.recipe.loading import read_recipe
 from compress.utils.errors import CompressError, first_line

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from compress.plugins.search.prospects import Expected
+from compress.plugins.search.acquisition import Expected
 from compress.plugins.search.record import SearchRecord
 
 

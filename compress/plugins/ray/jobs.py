@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from compress.data.dataset import Dataset
-from compress.pipeline.runner import Road
+from compress.pipeline.runner import StageRunner
 from compress.recipe.recipe import Recipe
 from compress.results.report import StageRecord
 from compress.utils.errors import CompressError, StorageError
 from compress.utils.progress import Progress
 
-Look = Callable[[Road], Any]
+Look = Callable[[StageRunner], Any]
 """What is done at the end of a road. It travels to other machines, so that it and what it finds can be pickled."""
 
 
@@ -92,9 +92,9 @@ class Roads:
     _read: tuple[object, Dataset] | None = field(default=None, init=False)
     """The data, and what of a recipe says which it is."""
 
-    def road(self, recipe: Recipe) -> Road:
+    def road(self, recipe: Recipe) -> StageRunner:
         """The road of a recipe, not travelled yet."""
-        road = Road(recipe, self.folder, self.artifacts, self.progress)
+        road = StageRunner(recipe, self.folder, self.artifacts, self.progress)
         told = recipe.data, recipe.task, recipe.slices
         if self._read is not None and self._read[0] == told:
             road.data = self._read[1]

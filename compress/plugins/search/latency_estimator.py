@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from compress.formats.onnx import CPU
 from compress.formats.target_profile import Profile
-from compress.plugins.search.foresight import Foresight
-from compress.plugins.search.rehearsal import Structure, failures
+from compress.plugins.search.size_estimator import Foresight
+from compress.plugins.search.shape_inference import Structure, failures
 from compress.plugins.search.space import Point
 from compress.plugins.search.trial import target_profile
 from compress.report.run_folder import write_whole

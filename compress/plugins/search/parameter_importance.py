@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compress.plugins.search.knobs import Knob
+from compress.plugins.search.parameters import Knob
 from compress.plugins.search.space import Point
 from compress.plugins.search.surrogate import Floats, Surrogate
 

@@ -16,13 +16,13 @@ from compress.models.torch_model import TorchModel
 from compress.pipeline.data_checks import prove
 from compress.pipeline.keys import Forecast
 from compress.pipeline.planning import make_plan
-from compress.pipeline.runner import Road
-from compress.plugins.ray.journeys import Roads
+from compress.pipeline.runner import StageRunner
+from compress.plugins.ray.jobs import Roads
 from compress.plugins.search.goal import Goal
-from compress.plugins.search.opening import Opening, opening_of
-from compress.plugins.search.past import past_trials
+from compress.plugins.search.space_summary import Opening, opening_of
+from compress.plugins.search.warm_start import past_trials
 from compress.plugins.search.refit import check_refit
-from compress.plugins.search.rehearsal import Rehearsal, Stages, UnforeseenError, failures, fields_of
+from compress.plugins.search.shape_inference import Rehearsal, Stages, UnforeseenError, failures, fields_of
 from compress.plugins.search.space import Space
 from compress.plugins.search.trial import target_profile
 from compress.recipe.document import Document
@@ -95,7 +95,7 @@ class Prepared:
         return set()
 
     @cached_property
-    def _road(self) -> Road:
+    def _road(self) -> StageRunner:
         return self.roads.road(self.space.base.model_copy(update={"baseline": START}))
 
     @cached_property

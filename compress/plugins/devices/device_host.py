@@ -1,9 +1,9 @@
-"""A device as a place for launches: files there, the same harness there, the whole record back here."""
+"""A device as a host of timings: it receives files and the harness, and returns the whole record."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from compress.formats.target_profile import Target
 from compress.plugins.devices.blobs import Blob, send_blobs
 from compress.plugins.devices.connection import Connection
 from compress.plugins.devices.harness import IMPORTS
-from compress.plugins.devices.inventory import Device
+from compress.plugins.devices.inventory import Device, choose_devices, find_inventory, read_inventory
 from compress.plugins.devices.session import PACKAGES, TRANSCRIBING, begun, followed, requirements, write_archive
 from compress.utils.errors import DeviceError
 from compress.utils.progress import Progress
@@ -29,8 +29,8 @@ _CPU = ("onnxruntime", "CPUExecutionProvider")
 
 
 @dataclass(frozen=True)
-class DevicePlace:
-    """A `compress.benchmark.host.LaunchHost`: the device of that name in an inventory that lies in ``folder``."""
+class DeviceHost:
+    """Device of an inventory that lies in ``folder``, as a `compress.benchmark.host.LaunchHost`."""
 
     name: str
     device: Device
@@ -99,6 +99,13 @@ class DevicePlace:
         packages = {"compress": __version__, **told["environment"]["packages"]}
         environment = {**told["environment"], "packages": packages, "device": self.name}
         return Timed(record, told["precision"], tuple(told["cores"]), told["load"], environment)
+
+
+def find_devices(names: Sequence[str], inventory: Path | None, folders: Sequence[Path]) -> dict[str, DeviceHost]:
+    """Return devices of an inventory by name; see `compress.benchmark.host.find_hosts`."""
+    file = find_inventory(inventory, folders)
+    devices = choose_devices(read_inventory(file), names, file)
+    return {name: DeviceHost(name, device, file.absolute().parent) for name, device in devices.items()}
 
 
 def _files(artifacts: Mapping[str, Path], places: Mapping[str, str]) -> Iterator[tuple[str, Path]]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from compress.numerics.statistics import Estimate
 from compress.plugins.search.goal import named
-from compress.plugins.search.known import Known
+from compress.plugins.search.observations import Known
 from compress.plugins.search.outcome import Outcome
 from compress.plugins.search.space import Point
 from compress.plugins.search.surrogate import Floats

@@ -10,7 +10,7 @@ import numpy as np
 
 from compress.numerics.next_token import divergence
 from compress.pipeline.target_session import TargetSession
-from compress.plugins.search.known import Known
+from compress.plugins.search.observations import Known
 from compress.plugins.search.outcome import Outcome, difference
 from compress.plugins.search.space import Point
 from compress.plugins.search.surrogate import Floats

@@ -80,7 +80,7 @@ def make_model(folder: Path) -> None:
 
     from compress.formats.onnx.export import export_onnx
     from compress.models.transformer_pruning import keep_layers
-    from compress.samples.fetch import sample_directory
+    from compress.data.samples.fetch import sample_directory
     from compress.tasks.registry import get_task
 
     torch.manual_seed(0)

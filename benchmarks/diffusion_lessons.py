@@ -15,7 +15,7 @@ from torch.nn import functional
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
 from compress.data.media import decode
-from compress.samples.fetch import sample_directory
+from compress.data.samples.fetch import sample_directory
 from compress.tasks.registry import get_task
 from compress.utils.environment import has_bf16
 from compress.utils.progress import Progress

@@ -34,7 +34,7 @@ from compress.plugins.monitoring.drift import LEVEL, judged, look_at
 from compress.plugins.monitoring.observed import Model, Observed, observe
 from compress.plugins.monitoring.replay import replay
 from compress.plugins.monitoring.rows import Sample
-from compress.samples.fetch import sample_directory
+from compress.data.samples.fetch import sample_directory
 from compress.tasks.task import Examples
 from compress.utils.progress import SilentProgress
 

@@ -21,7 +21,7 @@ from compress.evaluation.evaluate import predict
 from compress.formats.targets import TARGETS
 from compress.models.processor import load_processor
 from compress.numerics.embeddings import kept_share, normalized, principal_rotation
-from compress.samples.fetch import sample_directory
+from compress.data.samples.fetch import sample_directory
 from compress.tasks.embeddings import EMBEDDING
 from compress.tasks.feature_extraction import TASK
 

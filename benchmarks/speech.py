@@ -24,21 +24,21 @@ import onnx
 import pyarrow as pa
 from noise import add_noise, babble, white_noise
 
-from compress.benchmark.session import measure_together
+from compress.benchmark.session import measure_side_by_side
 from compress.data.config import DataConfig
 from compress.data.dataset import Dataset, load_dataset
 from compress.data.media import content
 from compress.evaluation.evaluate import encode_for, predict
 from compress.formats.onnx.decoder import export_encoder_decoder
 from compress.formats.onnx.model import few_bits_name, quantized_name
-from compress.formats.onnx.quantization import quantize_products
+from compress.formats.onnx.int8.dynamic import quantize_products
 from compress.formats.onnx.weight_only_quantization import FewBits, quantize_matrices
 from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS
 from compress.models.checkpoint import Checkpoint
 from compress.recipe.recipe import Benchmark
 from compress.results.measurement import Measurement
-from compress.samples.fetch import sample_directory
+from compress.data.samples.fetch import sample_directory
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples
 from compress.utils.digests import size_bytes
@@ -212,7 +212,7 @@ def _wav(samples: np.ndarray) -> bytes:
 def _timings(folders: Mapping[str, Path], table: pa.Table, seconds: float) -> tuple[list[Measurement], list[str]]:
     examples = {name: _encoded(folder, table) for name, folder in folders.items()}
     settings = Benchmark(threads=2, batched=False, seconds=seconds, examples=max(8, len(table)))
-    timings = measure_together(folders, examples, CPU, settings, BASELINE, SilentProgress(), seed=0)
+    timings = measure_side_by_side(folders, examples, CPU, settings, BASELINE, SilentProgress(), seed=0)
     by_name = {(row.model, row.metric): row for row in timings.measurements}
     _print("\ntime", "latency", "speed-up", "real-time factor", "peak memory", "")
     for name in folders:

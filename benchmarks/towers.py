@@ -18,7 +18,7 @@ from typing import Any
 
 import onnx
 
-from compress.benchmark.session import measure_together
+from compress.benchmark.session import measure_side_by_side
 from compress.cli.console_progress import ConsoleProgress
 from compress.data.columns import choose
 from compress.data.source import read_columns
@@ -27,7 +27,7 @@ from compress.formats.onnx.split_clip import split_towers
 from compress.formats.targets import TARGETS
 from compress.models.processor import load_processor
 from compress.recipe.recipe import Benchmark
-from compress.samples.fetch import sample_directory
+from compress.data.samples.fetch import sample_directory
 from compress.tasks.zero_shot_image_classification import TASK
 from compress.utils.digests import size_bytes
 
@@ -88,7 +88,7 @@ def timed(part: str, parts: Mapping[str, Mapping[str, Path]], count: int, settin
         for label, folder in places.items()
     }
     baseline = next(iter(places))
-    measurements = measure_together(
+    measurements = measure_side_by_side(
         places, examples, TARGETS["cpu"], settings, baseline, ConsoleProgress(), 0
     ).measurements
     return [

@@ -4,7 +4,7 @@
     python benchmarks/trust.py slowdown-2 overhead    # some of it
 
 Models are the sample encoder with cut layers, exported and quantized to INT8; a slower one has a layer more. Both
-of a comparison are timed through `measure_together`, in processes of their own, on real sentences with one thread,
+of a comparison are timed through `measure_side_by_side`, in processes of their own, on real sentences with one thread,
 within ten seconds (for the slowdown of 2%: twenty, in sixteen launches); the verdict is that of `compress compare`: the
 interval at 99%, a margin of 1%. The true ratio of each pair is measured first, in a session of two minutes. The load
 that comes and goes is another program that multiplies matrices on one or two threads for a while (two seconds on
@@ -31,12 +31,12 @@ import numpy as np
 import torch
 import typer
 
-from compress.benchmark.session import measure_together
+from compress.benchmark.session import measure_side_by_side
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
 from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
-from compress.formats.onnx.quantization import quantize_embeddings, quantize_products, quantize_rows_in_order
+from compress.formats.onnx.int8.dynamic import quantize_embeddings, quantize_products, quantize_rows_in_order
 from compress.formats.runtimes import get_runtime
 from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS
@@ -47,7 +47,7 @@ from compress.models.vocabulary import trim
 from compress.numerics.differences import decide, difference_of_shares, discordant
 from compress.numerics.statistics import Estimate, geometric_interval, wilson_interval
 from compress.recipe.recipe import Benchmark
-from compress.samples.fetch import sample_directory
+from compress.data.samples.fetch import sample_directory
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples
 from compress.utils.environment import environment
@@ -95,7 +95,7 @@ def _repeat_layers(model: TorchModel, layers: int) -> None:
 def compare(folders: dict[str, Path], examples: Examples, seed: int, settings: Benchmark = SETTINGS) -> Found:
     """One comparison as a gate would make it: the verdict on the candidate's latency, and what it rests on."""
     began = time.perf_counter()
-    comparison = measure_together(
+    comparison = measure_side_by_side(
         folders,
         dict.fromkeys(folders, examples),
         TARGETS["cpu"],
@@ -232,10 +232,10 @@ def overhead(times: int = 24) -> Found:
         bare = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         batches = [examples.batch([i]) for i in range(64)]
         feeds = [{name: batch[name] for name in session.inputs} for batch in batches]
-        from compress.benchmark.worker import timed
+        from compress.benchmark.worker import time_calls
 
         def harness() -> list[float]:
-            return timed(session, batches, range(64))[0]
+            return time_calls(session, batches, range(64))[0]
 
         def loop() -> list[float]:
             taken = []
@@ -274,7 +274,7 @@ def budget(seconds: float = 60.0) -> Found:
         folder, examples = deep_model(6, Path(scratch) / "model")
         settings = Benchmark(threads=1, budget_seconds=seconds)
         began = time.perf_counter()
-        measure_together(
+        measure_side_by_side(
             {"baseline": folder},
             {"baseline": examples},
             TARGETS["cpu"],

@@ -12,7 +12,7 @@ from foreign.files import ForeignFile
 from PIL import Image, ImageDraw, ImageFont
 
 from compress.models.graph_inputs import GraphInput, GraphInputs
-from compress.samples.fetch import sample_directory
+from compress.data.samples.fetch import sample_directory
 
 _RATE = 16_000
 _WORDS = (

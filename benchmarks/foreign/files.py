@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from compress.samples.fetch import cache_root, fetch
-from compress.samples.sample import Package, Sample
+from compress.data.samples.fetch import cache_root, fetch
+from compress.data.samples.sample import Package, Sample
 from compress.utils.progress import Progress
 
 Asks = Literal["picture", "line", "speech", "spectrum", "bytes", "normal"]

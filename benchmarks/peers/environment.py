@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from compress.samples.fetch import cache_root
+from compress.data.samples.fetch import cache_root
 
 PINNED = (
     *("optimum-benchmark[onnxruntime]==0.6.0", "optimum==1.27.0"),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from peers.environment import UnavailableError
 
-from compress.samples.fetch import cache_root
+from compress.data.samples.fetch import cache_root
 
 PACKAGE, VERSION = "@node-llama-cpp/linux-x64", "3.21.1"
 SHA256 = "4b5b65a8b2611d8af94349b02d815c0f424a30a0a19aef2be5db25ecfef6730f"

@@ -34,8 +34,8 @@ def fetch_samples(
 ) -> None:
     """Fetch samples that are not fetched yet."""
     from compress.cli.console_progress import ConsoleProgress
-    from compress.samples.fetch import sample_directory
-    from compress.samples.sample import find_sample
+    from compress.data.samples.fetch import sample_directory
+    from compress.data.samples.sample import find_sample
     from compress.utils.progress import SilentProgress
 
     found = [find_sample(name) for name in names]
@@ -49,8 +49,8 @@ def fetch_samples(
 
 
 def _described() -> list[dict[str, Any]]:
-    from compress.samples.fetch import cached_directory
-    from compress.samples.sample import known_samples
+    from compress.data.samples.fetch import cached_directory
+    from compress.data.samples.sample import known_samples
 
     described = []
     for sample in known_samples().values():
@@ -74,7 +74,7 @@ def _show(described: list[dict[str, Any]], as_json: bool) -> None:
         typer.echo(json.dumps(described, indent=2))
         return
     if not described:
-        from compress.samples.sample import INSTALL
+        from compress.data.samples.sample import INSTALL
 
         typer.echo(f"No package of samples is installed: {INSTALL} in a checkout of compress.", err=True)
     for sample in described:

@@ -16,8 +16,8 @@ from compress.data.files import Rows
 from compress.data.hold_out import hold_out
 from compress.data.media import identities
 from compress.data.rows import keys, overlap_error, overlapping, without
+from compress.data.samples.fetch import sample_directory
 from compress.data.source import locate_split, locate_unlabeled, read
-from compress.samples.fetch import sample_directory
 from compress.utils.errors import DataError
 from compress.utils.progress import Progress
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from compress.data.config import FILE_SUFFIXES, is_sample
 from compress.data.files import Rows
+from compress.data.samples.fetch import sample_directory
 from compress.data.source import find_file, read_columns
-from compress.samples.fetch import sample_directory
 from compress.utils.errors import DataError
 from compress.utils.progress import Progress
 

@@ -11,7 +11,7 @@ from typing import Any
 from compress.data.arrays import Draws, array_files, draws, read_array_folder
 from compress.data.config import FILE_SUFFIXES, DataConfig, is_file_name, is_sample, sample_split
 from compress.data.files import Rows, read_class_folder, read_file
-from compress.samples.sample import find_sample
+from compress.data.samples.sample import find_sample
 from compress.utils.errors import DataError, MissingExtraError, nearest_name
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from compress.data.dataset import Dataset, load_dataset
+from compress.data.samples.fetch import cached_directory
 from compress.data.source import HubSplit, find, locate_split, locate_unlabeled
 from compress.pipeline.cache import Cache
 from compress.recipe.recipe import START, Recipe
-from compress.samples.fetch import cached_directory
 from compress.sources.resolve import already_here
 from compress.stages.base import Stage, references
 from compress.tasks.capability import TAKES_ARRAYS

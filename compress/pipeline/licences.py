@@ -10,6 +10,7 @@ from typing import Literal
 
 from compress.data.config import DataConfig, is_file_name, is_sample, sample_split
 from compress.data.dataset import TEST
+from compress.data.samples.sample import known_samples
 from compress.data.source import find
 from compress.formats.registry import RUNTIMES
 from compress.pipeline.licence_detection import Stated, package_licence, stated_by
@@ -17,7 +18,6 @@ from compress.pipeline.licence_rules import NOT_STATED, canonical, duties, is_kn
 from compress.recipe.recipe import Recipe
 from compress.report.run_folder import LOCK, REPORT
 from compress.results.report import LicenceRecord, Report, load_report
-from compress.samples.sample import known_samples
 from compress.sources.resolve import find_model, hub_card
 from compress.stages.base import references
 from compress.utils.errors import InputError, ModelError, did_you_mean

@@ -15,9 +15,11 @@ from compress.data.config import is_sample, sample_split
 from compress.data.dataset import TEST
 from compress.data.instructions import find_instructions
 from compress.data.judged import find_questions, find_rated_pairs
+from compress.data.samples.fetch import cached_directory
+from compress.data.samples.sample import find_sample
 from compress.data.slices import extra_columns
 from compress.data.source import HubSplit, Location, find, locate_split, locate_unlabeled, read
-from compress.formats.onnx.graph import integer_operator, read_graph
+from compress.formats.onnx.graph_reader import integer_operator, read_graph
 from compress.models.config_checks import check_config
 from compress.models.diffusion_checks import is_pipeline
 from compress.models.folder_checks import refuse_quantized
@@ -26,8 +28,6 @@ from compress.models.remote_code import allow
 from compress.pipeline.checkpoint_headers import folder_bytes, read_shape, read_size
 from compress.pipeline.plan import SourcePlan
 from compress.recipe.recipe import Recipe
-from compress.samples.fetch import cached_directory
-from compress.samples.sample import find_sample
 from compress.sources.build_model import Origin
 from compress.sources.diffusers_folder import check_checker
 from compress.sources.onnx_file import companions_of, onnx_file

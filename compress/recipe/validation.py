@@ -10,6 +10,7 @@ from pydantic_core import to_jsonable_python
 
 from compress.data.arrays import draws
 from compress.data.config import DataConfig, is_file_name
+from compress.data.samples.sample import INSTALL, known_samples
 from compress.formats.target_profile import Profile
 from compress.models.checkpoint import Checkpoint
 from compress.models.torch_model import TorchModel
@@ -17,7 +18,6 @@ from compress.recipe.chosen_target import ChosenTarget, profile_of
 from compress.recipe.chosen_target import writer as writer_of
 from compress.recipe.document import Document, FieldPath, describe
 from compress.recipe.recipe import ANOTHER_STUDENT, START, Benchmark, read_and_drawn, stage_labels
-from compress.samples.sample import INSTALL, known_samples
 from compress.stages.base import Reference, Stage
 from compress.stages.registry import STAGES
 from compress.tasks.capability import DRAWS, EMBEDS, GENERATES, HAS_TWO_TOWERS, READS_ROWS, TAKES_TEXT

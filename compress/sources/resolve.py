@@ -87,7 +87,7 @@ def graph_place(reference: str, folder: Path) -> Path | None:
     """The file or folder here that a recipe in ``folder`` names as its model; None for one of the Hub."""
     if not reference.startswith("sample:"):
         return find(reference, folder)
-    from compress.samples.fetch import cached_directory
+    from compress.data.samples.fetch import cached_directory
 
     return cached_directory(reference.removeprefix("sample:"))
 
@@ -100,7 +100,7 @@ def already_here(
     Of timm's folder and diffusers' it is that one itself until it was made ready, which takes no work to speak of.
     """
     if reference.startswith("sample:"):
-        from compress.samples.fetch import cached_directory
+        from compress.data.samples.fetch import cached_directory
 
         found = cached_directory(reference.removeprefix("sample:"))
     else:
@@ -142,7 +142,7 @@ def kinds_here(task: Task, reference: str, recipe_folder: Path) -> tuple[Task, .
 def _local(reference: str, progress: Progress) -> Path | None:
     """The path of a local reference or a sample; None for what can only be a Hugging Face id."""
     if reference.startswith("sample:"):
-        from compress.samples.fetch import sample_directory
+        from compress.data.samples.fetch import sample_directory
 
         return Path(sample_directory(reference.removeprefix("sample:"), progress))
     path = Path(reference).expanduser()

@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from compress.cli.samples import samples_app
-from compress.samples.fetch import entry_name
-from compress.samples.sample import find_sample, known_samples
+from compress.data.samples.fetch import entry_name
+from compress.data.samples.sample import find_sample, known_samples
 from compress.utils.errors import SampleError
 
 runner = CliRunner()
@@ -78,7 +78,7 @@ def test_listing_loads_neither_torch_nor_pyarrow():
 import sys
 from typer.testing import CliRunner
 from compress.cli.samples import samples_app
-assert "compress.samples.fetch" not in sys.modules
+assert "compress.data.samples.fetch" not in sys.modules
 assert CliRunner().invoke(samples_app, ["list"]).exit_code == 0
 heavy = {"torch", "transformers", "onnxruntime", "pyarrow", "datasets"} & set(sys.modules)
 assert not heavy, heavy

@@ -15,6 +15,7 @@ import sentences
 import tiny
 from exports import exported
 
+from compress.data.samples.fetch import cache_root, fetch
 from compress.evaluation.evaluate import artifact_labels, encode_for
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel, find_graph
 from compress.formats.onnx.runtimes.web_package import PACKAGES, SCRIPT, WASM
@@ -24,7 +25,6 @@ from compress.formats.targets import TARGETS
 from compress.models.sentence_modules import Normalize, SentenceModules
 from compress.runtimes.chromium import Page, open_page
 from compress.runtimes.loopback import Loopback
-from compress.samples.fetch import cache_root, fetch
 from compress.stages.onnx_int8.stage import Quantize
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples

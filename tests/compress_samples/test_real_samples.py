@@ -11,7 +11,7 @@ import zipfile
 import pyarrow.parquet as pq
 import pytest
 
-from compress.samples.fetch import MANIFEST, cache_root, cached_directory, sample_directory
+from compress.data.samples.fetch import MANIFEST, cache_root, cached_directory, sample_directory
 
 pytestmark = pytest.mark.slow
 

@@ -6,8 +6,8 @@ from importlib import import_module
 
 import pytest
 
-from compress.samples.fetch import entry_name
-from compress.samples.sample import known_samples
+from compress.data.samples.fetch import entry_name
+from compress.data.samples.sample import known_samples
 from compress_samples.catalog import SAMPLES
 
 

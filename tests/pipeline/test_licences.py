@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from packaging.licenses import canonicalize_license_expression
 
+from compress.data.samples.sample import known_samples
 from compress.pipeline.licence_detection import package_licence, stated_by
 from compress.pipeline.licence_rules import NOT_STATED, canonical, duties, hub_name, is_known, joined
 from compress.pipeline.licences import carried, find_licences, objections, refuse_forbidden
 from compress.recipe.recipe import Recipe
 from compress.results.report import Report
-from compress.samples.sample import known_samples
 from compress.utils.errors import InputError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import unicodedata
 
-from compress.samples.fetch import sample_directory
+from compress.data.samples.fetch import sample_directory
 
 LINES = 10_000
 MANY_NAMES = {

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from compress.samples.sample import Sample
+from compress.data.samples.sample import Sample
 
 OTHERS = {
     "amazonReviewSnippets_GroundTruth.txt": ["1_1\t-0.9\tThe screen broke", "1_2\t0.1\tFILM   7 is good"],

@@ -10,13 +10,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
+from compress.data.samples.fetch import cache_root, fetch
+from compress.data.samples.sample import Sample
 from compress.formats.onnx.runtimes.web_package import CLIENT, PACKAGES
 from compress.formats.target_profile import WEB_VERSION, AppProfile
 from compress.plugins.apps.manifest import Licence
 from compress.runtimes.chromium import NAMES, open_page
 from compress.runtimes.loopback import Loopback
-from compress.samples.fetch import cache_root, fetch
-from compress.samples.sample import Sample
 from compress.utils.errors import BundleError, StageError
 from compress.utils.progress import Progress
 

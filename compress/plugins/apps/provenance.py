@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult
 from pydantic import ValidationError
 
 from compress import __version__
+from compress.data.samples.sample import Sample, known_samples
 from compress.pipeline.licence_rules import NOT_STATED
 from compress.pipeline.licences import RUNTIME, carried, data_names
 from compress.pipeline.licences import find_licences as licences_of
@@ -21,7 +22,6 @@ from compress.report.run_folder import LOCK, RECIPE, REPORT
 from compress.results.measurement import Measurement
 from compress.results.metrics import card_metrics
 from compress.results.report import FINAL, load_report
-from compress.samples.sample import Sample, known_samples
 from compress.utils.digests import digest_file
 from compress.utils.errors import InputError
 

@@ -13,9 +13,9 @@ from compress.data.columns import Column, choose
 from compress.data.config import DataConfig
 from compress.data.dataset import TEST, load_dataset
 from compress.data.rows import keys
+from compress.data.samples.fetch import cached_directory
 from compress.data.source import locate_split, read
 from compress.recipe.recipe import Recipe
-from compress.samples.fetch import cached_directory
 from compress.utils.errors import CompressError, DataError
 from compress.utils.progress import Progress
 

@@ -86,7 +86,7 @@ def _code(root: Path) -> str:
 
 def own_folder() -> Path:
     """Where this machine keeps what it makes and is sent, unless it is the driver's."""
-    from compress.samples.fetch import cache_root
+    from compress.data.samples.fetch import cache_root
 
     return Path(os.environ.get(FOLDER) or cache_root().parent / "worker")
 
@@ -232,31 +232,31 @@ class Bench:
         quiet_libraries()
         if torch.get_num_threads() != self.order.threads:
             torch.set_num_threads(self.order.threads)
-        road, label, found = self._road(), self.order.label, None
+        runner, label, found = self._road(), self.order.label, None
         if label is not None:
-            made = [road.take(label).entry]
+            made = [runner.run_stage(label).entry]
         else:
             assert self.order.look is not None
-            found = self.order.look(road)
-            left = [(one.entry, one.record.cached) for _, one in road.further.values()] + road.measured
+            found = self.order.look(runner)
+            left = [(one.entry, one.record.cached) for _, one in runner.extra_results.values()] + runner.measurement_entries
             made = [entry for entry, cached in left if self.order.is_early or not cached]
         entries = {entry.key: entry for entry in made}.values()
         sent = (Sent(one.key, one.record, None if self.is_shared else packed(one.folder)) for one in entries)
         return Made(tuple(sent), found, time.perf_counter() - began)
 
     def _road(self) -> StageRunner:
-        """The recipe's road, by what came from the driver."""
+        """The recipe's runner, by what came from the driver."""
         from compress.models.remote_code import allow
         from compress.pipeline.runner import StageRunner
         from compress.utils.progress import SilentProgress
 
-        road = StageRunner(self.order.recipe, self.folder, self.folder, SilentProgress())
-        road.data = _datasets[self.order.data]
-        road.models |= self.models
-        road.folders |= self.folders
+        runner = StageRunner(self.order.recipe, self.folder, self.folder, SilentProgress())
+        runner.inputs.data = _datasets[self.order.data]
+        runner.models |= self.models
+        runner.inputs.local_folders |= self.folders
         if self.order.recipe.trust_remote_code:
             for model in self.models.values():
                 allow(str(model.resolve()), model)
         for label, key, record in self.order.earlier:
-            road.adopt(label, Entry(key, road.cache.root / key / CONTENT, dict(record)))
-        return road
+            runner.use_cached(label, Entry(key, runner.cache.root / key / CONTENT, dict(record)))
+        return runner

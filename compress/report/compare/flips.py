@@ -12,13 +12,13 @@ from typing import Literal
 from compress.data.config import DataConfig
 from compress.data.dataset import Dataset, load_dataset
 from compress.data.media import shown
+from compress.data.samples.fetch import cached_directory
 from compress.data.source import HubSplit, locate_split
 from compress.recipe.loading import read_recipe
 from compress.report.compare.change import Flip, Sides
 from compress.report.predictions import Found, read_predictions
 from compress.report.run_folder import RECIPE
 from compress.results.report import DataRecord, Report
-from compress.samples.fetch import cached_directory
 from compress.tasks.registry import get_task
 from compress.utils.errors import CompressError, InputError
 from compress.utils.progress import SilentProgress

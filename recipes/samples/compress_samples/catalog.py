@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compress.samples.sample import Package, Sample
+from compress.data.samples.sample import Package, Sample
 from compress_samples.image_catalog import IMAGE_SAMPLES
 from compress_samples.speech_catalog import SPEECH_SAMPLES
 

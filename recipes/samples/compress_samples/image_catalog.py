@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compress.samples.sample import Package, Sample
+from compress.data.samples.sample import Package, Sample
 
 _FASHION = Package(
     manager="apt",

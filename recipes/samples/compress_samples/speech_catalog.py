@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compress.samples.sample import Package, Sample
+from compress.data.samples.sample import Package, Sample
 
 
 def _voice(language: str, folder: str, sha256: str, download_bytes: int) -> Package:

@@ -14,10 +14,10 @@ from foreign_environments import SENTENCE_TRANSFORMERS
 from serving import SHOWN, assert_asks_nobody, go_offline, serve
 from toy_bundles import RECIPE, wanted_of
 
+from compress.data.samples.fetch import sample_directory
 from compress.formats.onnx.stage import Export
 from compress.plugins.apps.build import Bundle, build
 from compress.runtimes.chromium import open_page
-from compress.samples.fetch import sample_directory
 from compress.stages.onnx_int8.stage import Quantize
 from compress.tasks.registry import get_task
 from compress.utils.progress import SilentProgress

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from compress.data.samples.fetch import cache_root, damage, entry_name, fetch
 from compress.formats.model_file import model_files
 from compress.formats.onnx.runtimes.failures import cannot_open
 from compress.formats.onnx.runtimes.javascript import (
@@ -40,7 +41,6 @@ from compress.models.diffusion_checks import is_pipeline
 from compress.runtimes.image_answers import open_together
 from compress.runtimes.loopback import Loopback
 from compress.runtimes.runtime import Batch, Session, TensorType, check_inputs, check_target
-from compress.samples.fetch import cache_root, damage, entry_name, fetch
 from compress.utils.errors import InputError, ModelError, StageError
 from compress.utils.progress import Progress, SilentProgress
 

@@ -6,8 +6,8 @@ takes: `CLIENT` has that with its own.
 
 from __future__ import annotations
 
+from compress.data.samples.sample import Package, Sample
 from compress.formats.target_profile import WEB_VERSION
-from compress.samples.sample import Package, Sample
 
 SCRIPT, WASM = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"
 WEBGPU_SCRIPT, WEBGPU_WASM = "ort.webgpu.bundle.min.mjs", "ort-wasm-simd-threaded.asyncify.wasm"

@@ -17,6 +17,7 @@ import psutil
 import pytest
 from onnx_graphs import write_classifier
 
+from compress.data.samples.fetch import cache_root, fetch
 from compress.formats.model_file import model_file
 from compress.formats.onnx.runtimes import javascript
 from compress.formats.onnx.runtimes.web_package import PACKAGES, SCRIPT, WASM
@@ -24,7 +25,6 @@ from compress.formats.ort.write import convert
 from compress.formats.runtimes import get_runtime, make_ready, why_unavailable
 from compress.formats.targets import TARGETS
 from compress.runtimes.runtime import TensorType, TimesItself
-from compress.samples.fetch import cache_root, fetch
 from compress.utils.errors import InputError, ModelError, StageError
 from compress.utils.progress import SilentProgress
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from compress.samples import clients
-from compress.samples.clients import apt_download, unpacked_tar
-from compress.samples.fetch import fetch
-from compress.samples.sample import Package, Sample, find_sample
+from compress.data.samples import clients
+from compress.data.samples.clients import apt_download, unpacked_tar
+from compress.data.samples.fetch import fetch
+from compress.data.samples.sample import Package, Sample, find_sample
 from compress.utils.errors import SampleError
 
 NO_NETWORK = """Err:1 http://mirror/debian trixie/main amd64 tiny all 1.0-1
@@ -84,7 +84,7 @@ def test_another_digest_is_refused_before_the_package_is_opened(tmp_path, progre
     package = debian_package(tmp_path, "first")
     sample = replace(two_packages(tmp_path / "other"), packages=(replace(package, sha256="0" * 64),))
     apt(f"cp {tmp_path}/first_1.0-1_all.deb .")
-    monkeypatch.setattr("compress.samples.fetch.unpacked_tar", lambda path: pytest.fail("it was opened"))
+    monkeypatch.setattr("compress.data.samples.fetch.unpacked_tar", lambda path: pytest.fail("it was opened"))
     with pytest.raises(SampleError, match="another digest") as caught:
         fetch(sample, tmp_path / "cache", progress)
     assert package.sha256 in str(caught.value)
@@ -114,7 +114,7 @@ VERSES = find_sample("verses").packages[0]
 def test_without_apt_the_way_round_is_told(tmp_path, progress, monkeypatch, missing):
     found = lambda tool: None if tool == missing else f"/usr/bin/{tool}"  # noqa: E731
     monkeypatch.setattr(clients.shutil, "which", found)
-    with pytest.raises(SampleError, match=f"{missing} is not here") as caught:
+    with pytest.raises(SampleError, match=f"{missing} is not installed") as caught:
         apt_download("verses", VERSES, tmp_path, progress)
     assert "compress samples fetch verses" in str(caught.value)
 
@@ -124,7 +124,7 @@ def test_without_apt_the_way_round_is_told(tmp_path, progress, monkeypatch, miss
     [
         (f'echo "{NO_NETWORK}"; exit 100', "the package registry cannot be reached"),
         ("echo \"E: Version '22.29-1' for 'sword-text-kjv' was not found\"; exit 100", "was not found"),
-        ("exit 100", "apt-get said nothing"),
+        ("exit 100", "apt-get printed nothing"),
     ],
 )
 def test_what_apt_says_is_told_with_the_release_that_is_needed(tmp_path, progress, apt, written, told):

@@ -14,8 +14,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from compress.samples.fetch import cache_root, damage, entry_name, fetch
-from compress.samples.sample import find_sample
+from compress.data.samples.fetch import cache_root, damage, entry_name, fetch
+from compress.data.samples.sample import find_sample
 from compress.utils.errors import SampleError, StorageError
 
 
@@ -120,8 +120,8 @@ import sys, time
 from dataclasses import replace
 from pathlib import Path
 from compress.utils.progress import SilentProgress
-from compress.samples.sample import find_sample
-from compress.samples.fetch import fetch
+from compress.data.samples.sample import find_sample
+from compress.data.samples.fetch import fetch
 
 def download(sample, package, folder, progress):
     (folder / "half").write_bytes(b"half")

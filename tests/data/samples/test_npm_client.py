@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from compress.samples.fetch import fetch
-from compress.samples.sample import Package, Sample
+from compress.data.samples.fetch import fetch
+from compress.data.samples.sample import Package, Sample
 from compress.utils.digests import digest_file
 from compress.utils.errors import SampleError
 from compress.utils.progress import SilentProgress

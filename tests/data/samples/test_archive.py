@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from compress.samples.fetch import extract
+from compress.data.samples.fetch import extract
 from compress.utils.errors import SampleError
 
 

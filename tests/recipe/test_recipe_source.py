@@ -273,9 +273,9 @@ def test_an_override_that_does_not_fit_is_named_without_a_line(tmp_path: Path, o
     ("stage", "name"), [("eagle3: {steps: 5}", "eagle3"), ("openvino: {draft_of: start}", "draft_of")]
 )
 def test_a_removed_stage_or_field_has_an_error_that_says_what_to_do(stage: str, name: str, tmp_path: Path) -> None:
-    text = GOOD.replace("  - quantize:\n", f"  - {stage}\n")
+    text = GOOD.replace("  - export\n  - quantize:\n", f"  - {stage}\n")
     (problem,) = problems_of(write(tmp_path, text))
-    assert problem.field.split(".")[-1] == name and problem.line == 13
+    assert problem.field.split(".")[-1] == name and problem.line == 11
     assert problem.found.startswith("an unknown") and problem.expected == REMOVED[name] and problem.nearest is None
 
 

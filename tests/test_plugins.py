@@ -75,7 +75,7 @@ def test_an_unusable_object_is_named_with_its_package_and_the_others_work(
     registered += [("bad", value), ("fine", "plugged:GOOD")]
     assert load() == {"good": "good"}
     (problem,) = plugin_problems()
-    assert (problem.point, problem.provider) == ("stages", provider)
+    assert (problem.point, problem.provider) == ("stages", f"the package {provider}")
     assert reason in str(problem) and provider in str(problem)
 
 

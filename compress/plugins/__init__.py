@@ -128,7 +128,7 @@ class PluginProblem:
     Attributes:
         point: Extension point, or "plugins" for a whole plug-in and "commands" for a command.
         name: Name that was to be registered.
-        provider: Distribution or plug-in that registers it.
+        provider: "the plug-in NAME" or "the package NAME VERSION" that registers it.
         reason: Why it was left out.
     """
 
@@ -139,7 +139,7 @@ class PluginProblem:
 
     def __str__(self) -> str:
         kind = {"plugins": "plug-in"}.get(self.point, self.point.removesuffix("s").replace("_", " "))
-        provider = "" if self.provider == self.name else f" of {self.provider}"
+        provider = "" if self.provider == f"the plug-in {self.name}" else f" of {self.provider}"
         return f"The {kind} {self.name!r}{provider} is left out: {self.reason}"
 
 
@@ -290,7 +290,11 @@ def _discover() -> Mapping[str, _Discovered]:
 def _own_specs() -> Iterator[tuple[str, str, Any]]:
     for module in iter_modules([str(Path(__file__).parent)]):
         if module.ispkg:
-            yield module.name, module.name, _spec_of(lambda name=module.name: import_module(f"{__name__}.{name}").SPEC)
+            yield (
+                module.name,
+                f"the plug-in {module.name}",
+                _spec_of(lambda name=module.name: import_module(f"{__name__}.{name}").SPEC),
+            )
 
 
 def _entry_point_specs() -> Iterator[tuple[str, str, Any]]:
@@ -333,4 +337,5 @@ def _record(point: str, name: str, provider: str, reason: str) -> None:
 
 
 def _package(entry: EntryPoint) -> str:
-    return f"{entry.dist.name} {entry.dist.version}" if entry.dist is not None else entry.module.partition(".")[0]
+    name = f"{entry.dist.name} {entry.dist.version}" if entry.dist is not None else entry.module.partition(".")[0]
+    return f"the package {name}"

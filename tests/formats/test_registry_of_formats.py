@@ -62,7 +62,7 @@ def spec(**changes):
 """
 GOOD = "spec()"
 CASES = {
-    "name": ("spec(name='onnx')", "compress has one of that name built in"),
+    "name": ("spec(name='onnx')", "compress has one of this name built in"),
     "suffix": ("spec(suffix='.pte')", "there is another suffix .pte"),
     "writer": ("spec(written_by='export')", "there is another stage export"),
     "no_format": ("spec(written_by='distill')", "there is another stage distill"),

@@ -190,7 +190,7 @@ def test_a_task_that_cannot_be_used_is_named(plugged: dict[str, str], value: str
     plugged |= {"fine": "plugged_tasks:SENTIMENT", "wrong": value}
     assert list(registry._registered()) == [*TASK_NAMES, "sentiment"]
     (error,) = plugin_problems()
-    assert reason in str(error) and error.provider == value.partition(":")[0]
+    assert reason in str(error) and error.provider == f"the package {value.partition(':')[0]}"
 
 
 def test_a_task_that_is_known_nowhere() -> None:

@@ -174,7 +174,7 @@ def examples_of(name: str, count: int = 48, longest: int = 40, seed: int = 0) ->
 
 def inputs(name: str) -> dict[str, Any]:
     """Two examples of `examples_of` as a batch of tensors, padded."""
-    from compress.tasks.forward import tensors
+    from compress.tasks.inference import tensors
 
     examples = examples_of(name)
     return {key: value for key, value in tensors(examples, [0, 1]).items() if key in examples.padding}

@@ -18,8 +18,8 @@ from compress.numerics.next_token import log_probabilities, loop_length, repeate
 from compress.results.measurement import Measurement
 from compress.runtimes.decoder import feeder, open_decoder, written_tokens
 from compress.tasks.evaluation import Evaluation
+from compress.tasks.sequences import spread
 from compress.tasks.task import Examples
-from compress.tasks.windows import spread
 from compress.utils.errors import ModelError
 from compress.utils.progress import Progress
 

@@ -112,7 +112,7 @@ def of_torch(module: Any, examples: Examples) -> Answers:
     """What a torch module answers, computed once for each batch."""
     import torch
 
-    from compress.tasks.forward import answers, tensors
+    from compress.tasks.inference import answers, tensors
 
     @functools.cache
     def answered(indices: tuple[int, ...]) -> np.ndarray:

@@ -27,7 +27,7 @@ from compress.pipeline.target_session import TargetSession, windows_digest
 from compress.results.measurement import Measurement
 from compress.results.report import BASELINE, FINAL, AnswerRecord, ContinuationRecord, LostToken, WrittenToken
 from compress.tasks.capability import GENERATES
-from compress.tasks.windows import spread
+from compress.tasks.sequences import spread
 from compress.utils.errors import DataError
 
 
@@ -36,8 +36,8 @@ def generations(session: TargetSession) -> tuple[list[Measurement], list[Continu
 
     A model that chats is asked too, and judged by how likely it finds what the baseline answers.
     """
-    wanted = session.road.recipe.evaluation
-    if not (GENERATES in session.road.task.capabilities and wanted.prompts):
+    wanted = session.runner.recipe.evaluation
+    if not (GENERATES in session.runner.inputs.task.capabilities and wanted.prompts):
         return [], [], []
     begun = {label: _begun(session, label) for label in session.artifacts}
     written = {label: _written(session, label, prompts) for label, prompts in begun.items()}
@@ -53,7 +53,7 @@ def generations(session: TargetSession) -> tuple[list[Measurement], list[Continu
 def _begun(session: TargetSession, label: str) -> list[list[int]]:
     """The beginnings of texts, as token ids of a model."""
     usual = BASELINE if BASELINE in session.artifacts else label
-    return _as_read_by(session, label, prompts_of(session.examples(usual), session.road.recipe.evaluation))
+    return _as_read_by(session, label, prompts_of(session.examples(usual), session.runner.recipe.evaluation))
 
 
 def _as_read_by(session: TargetSession, label: str, texts: list[list[int]]) -> list[list[int]]:
@@ -70,16 +70,16 @@ def _talk(session: TargetSession) -> tuple[list[Measurement], list[ContinuationR
 
     It is asked some of the usual instructions, each alone, in its chat template; why not where that template refuses.
     """
-    wanted = session.road.recipe.evaluation
+    wanted = session.runner.recipe.evaluation
     if BASELINE not in session.artifacts or not chats(session.artifacts[BASELINE]):
         return [], [], None
-    known = find_instructions(USUAL, session.road.folder)
+    known = find_instructions(USUAL, session.runner.recipe_folder)
     questions = [known[place].prompt for place in spread(len(known), wanted.prompts)]
     try:
         turns = {label: turns_of(folder, questions) for label, folder in session.artifacts.items()}
     except DataError as error:
         return [], [], f"not asked as a chat: {error.what}"
-    positions, longest = positions_of(read_json(session.road.start / "config.json")), max(map(len, turns[BASELINE]))
+    positions, longest = positions_of(read_json(session.runner.inputs.start / "config.json")), max(map(len, turns[BASELINE]))
     if positions is not None and longest + wanted.tokens > positions:
         return [], [], f"not asked as a chat: it reads {positions} tokens, and a question has {longest}"
     written = {label: _written(session, label, prompts) for label, prompts in turns.items()}
@@ -95,7 +95,7 @@ def _talk(session: TargetSession) -> tuple[list[Measurement], list[ContinuationR
 
 def _written(session: TargetSession, label: str, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
     """What a model wrote after prompts, as token ids."""
-    tokens = session.road.recipe.evaluation.tokens
+    tokens = session.runner.recipe.evaluation.tokens
     find = partial(continue_prompts, session.artifacts[label], prompts, tokens)
     parts, names = (
         {"prompts": prompts, "tokens": tokens},
@@ -148,7 +148,7 @@ def _in_words(folder: Path, texts: Sequence[Sequence[Step]]) -> list[tuple[Writt
 
 def lost_tokens(session: TargetSession) -> list[LostToken]:
     """The tokens of test text whose probability fell most, where baseline and final model read the same ones."""
-    if GENERATES not in session.road.task.capabilities or not {BASELINE, FINAL} <= session.found.keys():
+    if GENERATES not in session.runner.inputs.task.capabilities or not {BASELINE, FINAL} <= session.found.keys():
         return []
     examples = session.examples(BASELINE)
     if windows_digest(examples) != windows_digest(session.examples(FINAL)):
@@ -167,7 +167,7 @@ def lost_tokens(session: TargetSession) -> list[LostToken]:
 
 def choices(session: TargetSession) -> list[Measurement]:
     """How often each model finds the right one of several choices likeliest, where the recipe asks any."""
-    questions, rows = session.road.questions, list[Measurement]()
+    questions, rows = session.runner.inputs.questions, list[Measurement]()
     parts = {"questions": [[question.prompt, *question.choices] for question in questions]}
     for label in session.artifacts if questions else ():
         find = partial(choice_scores, session.artifacts[label], questions)
@@ -179,8 +179,8 @@ def choices(session: TargetSession) -> list[Measurement]:
 
 def instructed(session: TargetSession) -> tuple[list[Measurement], list[AnswerRecord]]:
     """How well each model follows the recipe's instructions, and what baseline and final model answered."""
-    asked, rows, records = session.road.instructions, list[Measurement](), list[AnswerRecord]()
-    tokens, target = session.road.recipe.evaluation.answer_tokens, session.target.name
+    asked, rows, records = session.runner.inputs.instructions, list[Measurement](), list[AnswerRecord]()
+    tokens, target = session.runner.recipe.evaluation.answer_tokens, session.target.name
     parts = {"prompts": [one.prompt for one in asked], "tokens": tokens}
     for label in session.artifacts if asked else ():
         names = (f"answers of {label}", f"instruct {label}")
@@ -197,10 +197,10 @@ def instructed(session: TargetSession) -> tuple[list[Measurement], list[AnswerRe
 
 def similarities(session: TargetSession) -> list[Measurement]:
     """How each model's cosines follow human similarities, where the recipe names any."""
-    rated, length, rows = session.road.rated_pairs, session.road.recipe.data.max_length, list[Measurement]()
+    rated, length, rows = session.runner.inputs.rated_pairs, session.runner.recipe.data.max_length, list[Measurement]()
     parts = {"texts": [[part.texts, part.pairs] for part in rated], "max_length": length}
     for label in session.artifacts if rated else ():
-        find = partial(cosines, session.artifacts[label], session.road.task, rated, length)
+        find = partial(cosines, session.artifacts[label], session.runner.inputs.task, rated, length)
         what = f"similarities by {label}"
         found = session.kept_json("similarity", label, parts, "cosines.json", (what, what), find)
         rows += similarity_rows(rated, found, label, session.target.name)

@@ -27,7 +27,7 @@ from compress.recipe.recipe import START, Recipe
 from compress.stages.base import Context, Stage
 from compress.stages.cost_model import Shape
 from compress.stages.training.settings import Training
-from compress.tasks.forward import predict, tensors
+from compress.tasks.inference import predict, tensors
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples, Task
 from compress.utils.errors import InputError

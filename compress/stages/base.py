@@ -78,7 +78,7 @@ class Context:
         examples = self.encode("validation", model)
 
         def merit() -> float:
-            from compress.tasks.forward import merit
+            from compress.tasks.inference import merit
 
             return merit(self.task, model.module, examples)
 

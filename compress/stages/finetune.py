@@ -54,7 +54,7 @@ class Finetune(Training, Stage[TorchModel, TorchModel]):
         """Train ``model`` in place on the ``train`` split."""
         from compress.stages.sparsify.magnitude import keep_zeros
         from compress.stages.training.loop import Trainee, train
-        from compress.tasks.forward import loss_of
+        from compress.tasks.inference import loss_of
 
         trainee = Trainee(
             model.module,

@@ -34,7 +34,7 @@ class ReduceDimensions(Stage[TorchModel, TorchModel]):
 
         from compress.models.sentence_modules import Dense
         from compress.numerics.embeddings import kept_share, principal_rotation
-        from compress.tasks.forward import predict
+        from compress.tasks.inference import predict
 
         modules = model.processor.modules
         if self.dimensions >= modules.dimensions:

@@ -110,7 +110,7 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
     def _rewrite(self, model: Checkpoint, context: Context) -> Checkpoint:
         from compress.models.checkpoint_vocabulary import spoken_tokens, template_tokens, trim_checkpoint
         from compress.models.processor import load_tokenizer
-        from compress.tasks.windows import token_ids
+        from compress.tasks.sequences import token_ids
         from compress.utils.storage import storage_errors
 
         tokenizer, speech = load_tokenizer(model.folder), TRANSCRIBES in context.task.capabilities

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from compress.data.media import Media, content, describe
-from compress.tasks.joined import OnDemand
+from compress.tasks.lazy_examples import OnDemand
 from compress.tasks.task import Examples
 from compress.utils.errors import DataError, MissingExtraError, ModelError
 

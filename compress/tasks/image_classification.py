@@ -59,7 +59,7 @@ class ImageClassification(Classification):
         Raises `ModelError` for files that do not load and `DataError` for labels that a trained head lacks.
         """
         from compress.models.custom_module import logits
-        from compress.tasks.places import load_model
+        from compress.tasks.dense_vision import load_model
 
         return load_model(self.name, directory, ("ImageClassification",), labels, trust_remote_code, logits)
 
@@ -69,7 +69,7 @@ class ImageClassification(Classification):
         ``max_length`` means nothing here. The note says which images had to be converted.
         """
         from compress.tasks.classes import label_ids
-        from compress.tasks.images import encode_images
+        from compress.tasks.image_inputs import encode_images
 
         examples = encode_images(rows["image"].to_pylist(), processor)
         if labels is None or "label" not in rows.column_names:

@@ -114,7 +114,7 @@ class ImageFeatureExtraction(Task):
     def encode(self, rows: pa.Table, processor: Any, labels: Sequence[str] | None, max_length: int) -> Examples:
         """Prepare as the model's own processor does; labels are a number for each class [n]."""
         from compress.tasks.embeddings import numbers
-        from compress.tasks.images import encode_images
+        from compress.tasks.image_inputs import encode_images
 
         examples = replace(encode_images(rows["image"].to_pylist(), processor), head=PoolerOutput())
         if "label" not in rows.column_names:

@@ -88,7 +88,7 @@ class ImageSegmentation(Task):
 
         Raises `ModelError` for files that do not load, and `DataError` for labels that a trained head lacks.
         """
-        from compress.tasks.places import load_model
+        from compress.tasks.dense_vision import load_model
 
         model = load_model(self.name, directory, ("SemanticSegmentation",), labels, trust_remote_code, _plain_answers)
         if not hasattr(model.processor, "post_process_semantic_segmentation"):
@@ -109,7 +109,7 @@ class ImageSegmentation(Task):
         from PIL import Image
 
         from compress.data.media import content, describe, picture_size
-        from compress.tasks.places import encode_places
+        from compress.tasks.dense_vision import encode_places
 
         if getattr(processor, "do_reduce_labels", False):
             raise DataError(

@@ -177,7 +177,7 @@ class ImageTextToText(Task):
 
     def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
         """See `keep_texts`."""
-        from compress.tasks.writing import keep_texts
+        from compress.tasks.generation import keep_texts
 
         return keep_texts(outputs, examples, indices)
 
@@ -189,8 +189,8 @@ class ImageTextToText(Task):
         import numpy as np
 
         from compress.tasks.classes import mean_row, outcome_row
+        from compress.tasks.generation import TEXTS, next_token_row
         from compress.tasks.spans import exact, word_f1
-        from compress.tasks.writing import TEXTS, next_token_row
 
         if TEXTS not in kept:
             return [next_token_row(kept, model, target)]
@@ -203,7 +203,7 @@ class ImageTextToText(Task):
 
     def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
         """How many answers are the baseline's to the letter."""
-        from compress.tasks.writing import same_texts
+        from compress.tasks.generation import same_texts
 
         return same_texts(kept, reference, model, target)
 
@@ -231,7 +231,7 @@ def _unfit_tokens(module: Any, processor: Any) -> str:
     import torch
     from PIL import Image
 
-    from compress.tasks.images import PIXELS, mode_of, one_by_one
+    from compress.tasks.image_inputs import PIXELS, mode_of, one_by_one
 
     side = int(np.ravel(module.config.vision_config.image_size)[0])
     black = Image.new(mode_of(processor.image_processor), (side, side))
@@ -285,7 +285,7 @@ def prompt_of(processor: Any, text: str, row: int) -> str:
 
 def _prompts(rows: pa.Table, processor: Any, longest: int) -> tuple[Examples, list[list[int]]]:
     """The images, and each row's prompt as tokens, the image's as many as it has features. Raises `DataError`."""
-    from compress.tasks.images import PIXELS, encode_images, one_by_one
+    from compress.tasks.image_inputs import PIXELS, encode_images, one_by_one
 
     images = encode_images(rows["image"].to_pylist(), one_by_one(processor.image_processor))
     prompts = [prompt_of(processor, text, row) for row, text in enumerate(rows["text"].to_pylist())]
@@ -311,8 +311,8 @@ def _joined(images: Examples, texts: Sequence[Sequence[int]], processor: Any) ->
     """Images with the tokens that stand beside them."""
     import numpy as np
 
-    from compress.tasks.images import PIXELS
-    from compress.tasks.joined import Joined
+    from compress.tasks.image_inputs import PIXELS
+    from compress.tasks.lazy_examples import Joined
     from compress.tasks.tokens import text_inputs
 
     inputs, padding = text_inputs({_IDS: texts}, processor.tokenizer)

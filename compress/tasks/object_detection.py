@@ -134,7 +134,7 @@ class ObjectDetection(Task):
 
         Raises `ModelError` for files that do not load, and `DataError` for labels that a trained head lacks.
         """
-        from compress.tasks.places import load_model
+        from compress.tasks.dense_vision import load_model
 
         model = load_model(self.name, directory, ("ObjectDetection",), labels, trust_remote_code, _plain_answers)
         config = model.module.config.to_dict()
@@ -163,9 +163,9 @@ class ObjectDetection(Task):
         import numpy as np
 
         from compress.data.media import picture_size
-        from compress.tasks.boxes import Gold, write_gold
         from compress.tasks.classes import label_ids
-        from compress.tasks.places import encode_places
+        from compress.tasks.coco_metrics import Gold, write_gold
+        from compress.tasks.dense_vision import encode_places
 
         values = rows["image"].to_pylist()
         sizes = [picture_size(value) for value in values]
@@ -230,14 +230,14 @@ class ObjectDetection(Task):
 
     def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """COCO's mAP and its parts, with intervals over pictures."""
-        from compress.tasks.boxes import rows
+        from compress.tasks.coco_metrics import rows
 
         return rows(kept, model, target)
 
     def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
         """In how many pictures both find the same objects."""
-        from compress.tasks.boxes import same_objects
         from compress.tasks.classes import agreement_row
+        from compress.tasks.coco_metrics import same_objects
 
         return [agreement_row(same_objects(kept, reference), model, target)]
 

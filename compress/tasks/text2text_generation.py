@@ -114,7 +114,7 @@ class TextToText(Task):
 
     def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
         """See `keep_texts`."""
-        from compress.tasks.writing import keep_texts
+        from compress.tasks.generation import keep_texts
 
         return keep_texts(outputs, examples, indices)
 
@@ -124,7 +124,7 @@ class TextToText(Task):
         Popovic 2015, Papineni et al. 2002 and Lin 2004, by sacrebleu and rouge-score; intervals are over texts.
         """
         from compress.tasks.classes import mean_row, outcome_row
-        from compress.tasks.writing import TEXTS, next_token_row, stripped
+        from compress.tasks.generation import TEXTS, next_token_row, stripped
 
         if TEXTS not in kept:
             return [next_token_row(kept, model, target)]
@@ -143,7 +143,7 @@ class TextToText(Task):
 
     def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
         """How many texts are the baseline's to the letter."""
-        from compress.tasks.writing import same_texts
+        from compress.tasks.generation import same_texts
 
         return same_texts(kept, reference, model, target)
 

@@ -11,9 +11,9 @@ from compress.data.columns import Column
 from compress.models.torch_model import TorchModel
 from compress.tasks.capability import GENERATES, IS_WRITTEN, TAKES_TEXT
 from compress.tasks.conversations import EXPECTED, text_or_messages
+from compress.tasks.sequences import SEPARATOR, Reading, cut, opening, read, spread, token_ids
 from compress.tasks.task import Examples, Kept, Task
 from compress.tasks.token_kinds import KINDS, kinds_of_tokens, python_kinds
-from compress.tasks.windows import SEPARATOR, Reading, cut, opening, read, spread, token_ids
 from compress.utils.errors import DataError, ModelError
 
 if TYPE_CHECKING:

@@ -97,7 +97,7 @@ class TextToImage(Task):
         ]
         pictures = None
         if "image" in rows.column_names and len(rows):
-            from compress.tasks.pictures import levels_of
+            from compress.tasks.generated_images import levels_of
 
             pictures = levels_of(rows["image"].to_pylist(), processor.picture_shape)
         note = f"{len(cut)} of {len(prompts)} prompts are cut at {processor.length} tokens" if cut else ""
@@ -110,7 +110,7 @@ class TextToImage(Task):
 
     def keep(self, outputs: Mapping[str, np.ndarray], examples: Examples, indices: Sequence[int]) -> Kept:
         """The pictures in levels, [batch, height, width, channels] uint8, and the names of their classes."""
-        from compress.tasks.pictures import as_levels
+        from compress.tasks.generated_images import as_levels
 
         kept = {_PICTURES: as_levels(outputs[_PICTURES])}
         if indices and _CLASS in examples.inputs[indices[0]]:
@@ -121,13 +121,13 @@ class TextToImage(Task):
 
     def measure(self, kept: Kept, labels: np.ndarray | None, model: str, target: str) -> list[Measurement]:
         """How much the pictures differ within themselves: that of one gray is 0."""
-        from compress.tasks.pictures import contrast_row
+        from compress.tasks.generated_images import contrast_row
 
         return [contrast_row(kept[_PICTURES], model, target)]
 
     def compare(self, kept: Kept, reference: Kept, model: str, target: str) -> list[Measurement]:
         """How near each picture is to the baseline's of the same prompt and noise."""
-        from compress.tasks.pictures import nearness_rows
+        from compress.tasks.generated_images import nearness_rows
 
         return nearness_rows(kept[_PICTURES], reference[_PICTURES], model, target)
 

@@ -8,7 +8,7 @@ import tokenize
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from compress.tasks.windows import SEPARATOR
+from compress.tasks.sequences import SEPARATOR
 from compress.utils.errors import DataError
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from compress.tasks.capability import (
     TAKES_TEXT,
 )
 from compress.tasks.image_feature_extraction import class_name
-from compress.tasks.joined import Chained, Joined
+from compress.tasks.lazy_examples import Chained, Joined
 from compress.tasks.task import Examples, Kept, Task
 from compress.utils.errors import DataError, ModelError
 
@@ -269,7 +269,7 @@ def _pairs(images: Sequence[Mapping[str, Any]], texts: Sequence[str], processor:
     """An image and a text each, without labels; how many of both a model is given need not be the same."""
     import numpy as np
 
-    from compress.tasks.images import PIXELS, encode_images
+    from compress.tasks.image_inputs import PIXELS, encode_images
     from compress.tasks.tokens import text_inputs
 
     pixels = encode_images(images, processor.image_processor)

@@ -25,7 +25,7 @@ from compress.models.torch_model import TorchModel
 from compress.numerics.embeddings import ranges_of, to_int8, to_ubinary
 from compress.stages.onnx_int8.stage import Quantize
 from compress.stages.reduce_dimensions import ReduceDimensions
-from compress.tasks.forward import predict
+from compress.tasks.inference import predict
 from compress.tasks.registry import get_task
 
 pytestmark = pytest.mark.slow

@@ -20,10 +20,10 @@ from compress.data.instructions import USUAL, find_instructions
 from compress.data.slices import Slice
 from compress.pipeline.measurements import data_record
 from compress.pipeline.run import Run, run
-from compress.pipeline.runner import Road
+from compress.pipeline.runner import StageRunner
 from compress.report.compare.reports import compare_reports
 from compress.report.pages import html_page, markdown_report
-from compress.tasks.windows import token_ids
+from compress.tasks.sequences import token_ids
 from compress.utils.errors import DataError
 
 
@@ -198,7 +198,7 @@ def test_a_second_run_takes_evaluations_from_the_cache(done: Done) -> None:
 )
 def test_only_the_same_windows_pair(done: Done, change: str) -> None:
     roads = [
-        Road(load(done.folder / "tiny.yaml", *given), done.folder, done.folder, Notes()) for given in ((), (change,))
+        StageRunner(load(done.folder / "tiny.yaml", *given), done.folder, done.folder, Notes()) for given in ((), (change,))
     ]
     same, other = map(data_record, roads)
     assert same == done.run.report.data

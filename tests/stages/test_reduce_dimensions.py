@@ -4,7 +4,7 @@ import sentences
 
 from compress.models.sentence_modules import Normalize, SentenceModules
 from compress.stages.reduce_dimensions import ReduceDimensions
-from compress.tasks.forward import predict
+from compress.tasks.inference import predict
 from compress.utils.errors import StageError
 
 

@@ -13,13 +13,12 @@ from tiny_sounds import LABELS, MAKERS, RATE, spectrograms, table, tones, wav, w
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, pipeline
 
 from compress.formats.litert.stage import LiteRt
-from compress.formats.onnx.export import export_onnx
-from compress.formats.onnx.parity import prove_equal
+from compress.formats.onnx.export import export_onnx, prove_equal
 from compress.stages.distill.stage import Distill
 from compress.stages.finetune import Finetune
 from compress.tasks import audio
 from compress.tasks.audio_classification import TASK
-from compress.tasks.forward import merit, predict
+from compress.tasks.inference import merit, predict
 from compress.tasks.registry import task_of
 from compress.tasks.task import Examples
 from compress.utils.errors import DataError, ModelError

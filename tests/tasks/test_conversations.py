@@ -13,7 +13,7 @@ from compress.data.columns import choose
 from compress.data.files import Rows
 from compress.tasks.conversations import rendered, text_or_messages
 from compress.tasks.registry import get_task
-from compress.tasks.windows import learned_tokens, token_ids
+from compress.tasks.sequences import learned_tokens, token_ids
 from compress.utils.errors import DataError
 
 CHAT = (

@@ -16,7 +16,7 @@ from transformers import AutoModelForCTC, AutoProcessor, pipeline
 from compress.tasks import ctc
 from compress.tasks.automatic_speech_recognition import TASK as SPEECH
 from compress.tasks.ctc import TASK, Frames
-from compress.tasks.forward import predict
+from compress.tasks.inference import predict
 from compress.tasks.registry import task_of
 from compress.utils.errors import DataError
 

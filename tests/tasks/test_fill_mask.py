@@ -12,7 +12,7 @@ from tiny_tasks import rows, write_model
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 from compress.tasks.fill_mask import TASK, MaskedLogits
-from compress.tasks.forward import merit, predict
+from compress.tasks.inference import merit, predict
 from compress.utils.errors import DataError, ModelError
 
 
@@ -83,7 +83,7 @@ def test_judging_in_parts_is_judging_at_once(folder: Path, monkeypatch: pytest.M
     model = TASK.load(folder, None, trust_remote_code=False)
     examples = TASK.encode(table(), model.processor, None, 32)
     whole = merit(TASK, model.module, examples)
-    monkeypatch.setattr("compress.tasks.forward._JUDGED_AT_ONCE", 7)
+    monkeypatch.setattr("compress.tasks.inference._JUDGED_AT_ONCE", 7)
     assert merit(TASK, model.module, examples) == whole
 
 

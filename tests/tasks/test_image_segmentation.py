@@ -19,8 +19,8 @@ from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
 from compress.data.masks import read_mask
 from compress.models.torch_model import TorchModel
-from compress.tasks.forward import loss_of, predict, tensors
 from compress.tasks.image_segmentation import TASK, masks, pixel_counts
+from compress.tasks.inference import loss_of, predict, tensors
 from compress.utils.errors import DataError
 from compress.utils.progress import SilentProgress
 

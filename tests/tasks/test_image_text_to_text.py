@@ -18,8 +18,8 @@ from compress.data.media import decode
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
 from compress.tasks.evaluation import Evaluation
-from compress.tasks.forward import loss_of, merit, predict, tensors
 from compress.tasks.image_text_to_text import TASK
+from compress.tasks.inference import loss_of, merit, predict, tensors
 from compress.utils.errors import DataError, ModelError
 
 

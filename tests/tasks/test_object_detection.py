@@ -15,8 +15,8 @@ from tiny_places import DETECTION, LABELS, scenes, table
 from transformers import ObjectDetectionPipeline
 
 from compress.models.torch_model import TorchModel
-from compress.tasks.boxes import Gold, figures, overlaps, write_gold
-from compress.tasks.forward import loss_of, predict, tensors
+from compress.tasks.coco_metrics import Gold, figures, overlaps, write_gold
+from compress.tasks.inference import loss_of, predict, tensors
 from compress.tasks.object_detection import SEPARATE, TASK, Detections, detections, shares
 from compress.utils.errors import DataError, ModelError
 

@@ -14,7 +14,7 @@ from transformers.pipelines.document_question_answering import select_starts_end
 
 from compress.data.columns import choose
 from compress.data.files import Rows
-from compress.tasks.forward import predict
+from compress.tasks.inference import predict
 from compress.tasks.question_answering import TASK
 from compress.tasks.spans import MOST_TOKENS, best_span, exact, word_f1
 from compress.utils.errors import DataError

@@ -15,8 +15,8 @@ from transformers import AutoModelForSeq2SeqLM
 from compress.formats.runtimes import get_runtime
 from compress.formats.targets import TARGETS
 from compress.tasks.evaluation import Evaluation
-from compress.tasks.forward import forward as forwarded
-from compress.tasks.forward import merit, tensors
+from compress.tasks.inference import forward as forwarded
+from compress.tasks.inference import merit, tensors
 from compress.tasks.text2text_generation import TASK
 from compress.utils.errors import DataError
 

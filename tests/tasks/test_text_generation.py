@@ -24,9 +24,9 @@ from compress.formats.targets import TARGETS
 from compress.models.checkpoint_vocabulary import trim_checkpoint
 from compress.results.measurement import Measurement
 from compress.tasks.evaluation import Evaluation
+from compress.tasks.sequences import cut, opening, spread, token_ids
 from compress.tasks.task import Examples, Kept
 from compress.tasks.text_generation import TASK
-from compress.tasks.windows import cut, opening, spread, token_ids
 from compress.utils.errors import DataError, ModelError
 from compress.utils.progress import SilentProgress
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from compress.data.columns import choose
 from compress.data.files import Rows
 from compress.recipe.loading import _told
-from compress.tasks.forward import predict
+from compress.tasks.inference import predict
 from compress.tasks.text_ranking import TASK, Relevance
 from compress.utils.errors import DataError, ModelError
 

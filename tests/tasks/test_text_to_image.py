@@ -13,7 +13,7 @@ from tiny_pipelines import TOKENS, pipeline_folder
 
 from compress.data.media import media, media_type
 from compress.models.diffusion_sampling import PromptProcessor, load_prompt_processor
-from compress.tasks.pictures import as_levels, fitted
+from compress.tasks.generated_images import as_levels, fitted
 from compress.tasks.registry import get_task, told_task
 from compress.tasks.task import Examples
 from compress.tasks.text_to_image import TASK

@@ -19,7 +19,7 @@ from compress.data.columns import choose
 from compress.data.files import Rows
 from compress.numerics.ratio import linearized, ratio_interval
 from compress.tasks.entities import check_schemes, scheme_of
-from compress.tasks.forward import merit, predict
+from compress.tasks.inference import merit, predict
 from compress.tasks.task import Examples
 from compress.tasks.token_classification import TASK, first_tokens
 from compress.utils.errors import DataError

@@ -17,7 +17,7 @@ from compress.formats.prove import Answers, of_torch, prove
 from compress.formats.silence import silence
 from compress.formats.tracing import unmasked
 from compress.models.vocabulary import word_table
-from compress.tasks.forward import answers, tensors
+from compress.tasks.inference import answers, tensors
 from compress.tasks.task import Examples
 from compress.utils.errors import StageError, first_line
 

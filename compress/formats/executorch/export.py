@@ -18,7 +18,7 @@ from compress.formats.prove import measure, of_session, of_torch, prove
 from compress.formats.runtimes import opened
 from compress.formats.silence import silence
 from compress.formats.tracing import lean_tracing, unmasked
-from compress.tasks.forward import tensors
+from compress.tasks.inference import tensors
 from compress.tasks.task import Examples
 from compress.utils.errors import StageError, first_line
 

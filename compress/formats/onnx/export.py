@@ -1,4 +1,4 @@
-"""The one seam through which torch models become ONNX graphs: Hugging Face's exporters (`transformers.exporters`)."""
+"""Export of torch models as ONNX graphs through Hugging Face's exporters, and the numerical comparison with torch."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from torch import nn
 
 from compress.formats.onnx.attention.find import count_unfused, find_attention
 from compress.formats.onnx.attention.lower import lower_attention
-from compress.formats.onnx.attention.plug import Plug, plugged, traced
-from compress.formats.onnx.attention.probe import Probed, probe
+from compress.formats.onnx.attention.tracing import Plug, Probed, plugged, probe, traced
 from compress.formats.onnx.fusions import optimize_graph
-from compress.formats.onnx.fusions.batch_transpose import unfold_batch_transposes
-from compress.formats.onnx.fusions.einsum import write_einsum
+from compress.formats.onnx.matrix_products import unfold_batch_transposes, write_einsum
+from compress.formats.onnx.runtimes.onnxruntime import session_of
+from compress.formats.prove import of_session, of_torch, prove
 from compress.formats.silence import silence
 from compress.formats.tracing import as_written, lean_tracing
 from compress.models.config_checks import positions_of
-from compress.tasks.forward import tensors
+from compress.tasks.inference import tensors
 from compress.tasks.task import Examples
 from compress.utils.errors import ModelError, StageError
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from compress.models.torch_model import TorchModel
+
 
 _AXES = ("batch_size", "sequence_length")
 _SMALLEST_LENGTH, _LONGEST = 2, 512
@@ -295,3 +296,13 @@ def _strip(model: ir.Model) -> None:
             node.doc_string = None
             for output in node.outputs:
                 output.metadata_props.clear()
+
+
+_MEND = "set fusions: false, try another opset, or raise tolerance if the difference is acceptable"
+
+
+def prove_equal(graph: onnx.ModelProto, model: TorchModel, examples: Examples, tolerance: float) -> float:
+    """The largest difference of a logit, or of an embedding's entry, from torch. Raises `IntegrityError`."""
+    what = f"The exported graph's {examples.answers_are} differ from torch"
+    reference, found = of_torch(model.module, examples), of_session(session_of(graph), examples)
+    return prove(reference, found, examples, tolerance, what, hint=_MEND).worst

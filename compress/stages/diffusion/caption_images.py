@@ -12,7 +12,7 @@ from compress.formats.safetensors.pictures import torch_sampler
 from compress.models.diffusion_pipeline import TEXT_ENCODER, VAE, GeneratorModel
 from compress.runtimes.step_choice import Path
 from compress.stages.diffusion.noised_latents import TEXT, caption_states, encode_pictures, latent_examples
-from compress.tasks.pictures import levels_of
+from compress.tasks.generated_images import levels_of
 from compress.tasks.task import Examples
 from compress.utils.errors import DataError
 

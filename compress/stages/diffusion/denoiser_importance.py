@@ -11,7 +11,7 @@ from torch import nn
 from compress.models.unet_channels import ChannelSet
 from compress.numerics.pruning import relevant_timesteps, weight_gates
 from compress.stages.diffusion.noised_latents import NoisedLatents, Noising, denoising_losses
-from compress.tasks.forward import device_of, tensors
+from compress.tasks.inference import device_of, tensors
 from compress.tasks.task import Examples
 from compress.utils.progress import Progress
 

@@ -24,7 +24,7 @@ from compress.stages.training import processes
 from compress.stages.training.checkpoint import KeptTraining
 from compress.stages.training.length import Length
 from compress.stages.training.loop import Trainee, train
-from compress.tasks.forward import device_of, tensors
+from compress.tasks.inference import device_of, tensors
 from compress.tasks.task import Examples
 from compress.utils.errors import StageError
 

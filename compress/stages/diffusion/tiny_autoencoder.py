@@ -28,7 +28,7 @@ from compress.stages.training import processes
 from compress.stages.training.checkpoint import KeptTraining
 from compress.stages.training.length import Length
 from compress.stages.training.loop import Trainee, train
-from compress.tasks.forward import tensors
+from compress.tasks.inference import tensors
 from compress.tasks.task import Examples
 from compress.utils.errors import StageError
 

@@ -32,7 +32,7 @@ from compress.stages.sparsify.magnitude import keep_zeros
 from compress.stages.training.loop import Trainee, train
 from compress.stages.training.partial_forward import shortened
 from compress.tasks.capability import BY_PLACE, EMBEDS, HAS_TWO_TOWERS, NAMES_TOKENS, TAKES_TEXT
-from compress.tasks.forward import answers, forward, predict, with_targets
+from compress.tasks.inference import answers, forward, predict, with_targets
 from compress.tasks.task import Examples
 from compress.utils.errors import StageError
 from compress.utils.torch_device import uses_bf16

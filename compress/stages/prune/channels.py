@@ -26,7 +26,7 @@ from compress.models.torch_model import TorchModel
 from compress.numerics.pruning import channel_products, most_important
 from compress.stages.prune.channel_costs import Figure, ladder, layer_costs, least_loss, nearest_rung
 from compress.stages.training.settings import Pruning
-from compress.tasks.forward import answers, forward, loss_of, tensors
+from compress.tasks.inference import answers, forward, loss_of, tensors
 from compress.tasks.task import Examples
 from compress.utils.errors import StageError
 

@@ -19,7 +19,7 @@ from compress.numerics.pruning import most_important, taylor_importance
 from compress.stages.prune.channels import prune_channels
 from compress.stages.training.settings import Pruning
 from compress.tasks.batches import by_length
-from compress.tasks.forward import loss_of, predict, tensors
+from compress.tasks.inference import loss_of, predict, tensors
 from compress.tasks.task import Examples
 from compress.utils.errors import StageError
 

@@ -35,7 +35,7 @@ from compress.stages.sparsify.magnitude import keep_zeros
 from compress.stages.training.loop import Trainee, train
 from compress.stages.training.settings import QuantizationAwareTraining
 from compress.tasks.capability import BY_PLACE, EMBEDS, NAMES_TOKENS
-from compress.tasks.forward import answers, forward, predict, with_targets
+from compress.tasks.inference import answers, forward, predict, with_targets
 from compress.tasks.task import Examples
 from compress.utils.errors import IntegrityError, StageError
 from compress.utils.torch_device import uses_bf16

@@ -16,7 +16,7 @@ from compress.numerics.sparse_pattern import Pattern
 from compress.stages.training.loop import Trainee, train
 from compress.stages.training.settings import Pruning
 from compress.stages.training.sharding import gathered
-from compress.tasks.forward import loss_of
+from compress.tasks.inference import loss_of
 from compress.utils.errors import StageError
 
 if TYPE_CHECKING:

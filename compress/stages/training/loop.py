@@ -31,7 +31,7 @@ from compress.stages.training.nan_check import NotFiniteError, blamed
 from compress.stages.training.partial_forward import FrozenLayers, shortened
 from compress.stages.training.settings import Training
 from compress.stages.training.sharding import gathered, is_sharded
-from compress.tasks.forward import tensors
+from compress.tasks.inference import tensors
 from compress.tasks.task import Examples
 from compress.utils.progress import Progress
 from compress.utils.torch_device import CPU, autocast, in_bf16, within_memory

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compress.stages.distill.settings import Distillation
+from compress.tasks.sequences import cut, learned_tokens, opening, spread
 from compress.tasks.task import Examples
-from compress.tasks.windows import cut, learned_tokens, opening, spread
 from compress.utils.errors import DataError
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ from compress.runtimes.decoder import ManyTexts
 from compress.stages.training import processes
 from compress.stages.training.synthetic_data_settings import TORCH
 from compress.tasks.conversations import asked, before_question
+from compress.tasks.sequences import cut, opening, spread
 from compress.tasks.task import Examples
-from compress.tasks.windows import cut, opening, spread
 from compress.utils.errors import DataError, StageError
 from compress.utils.torch_device import CPU
 

@@ -22,7 +22,7 @@ from compress.stages.distill.settings import Student
 from compress.stages.distill.stage import Distill
 from compress.stages.finetune import Finetune
 from compress.stages.sparsify.magnitude import sparse_layers
-from compress.tasks.forward import predict
+from compress.tasks.inference import predict
 from compress.tasks.registry import get_task
 from compress.utils.errors import StageError
 from compress.utils.progress import SilentProgress

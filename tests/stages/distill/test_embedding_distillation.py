@@ -9,7 +9,7 @@ from compress.models.sentence_modules import Dense, Normalize, SentenceModules
 from compress.numerics.distillation import embedding_distance
 from compress.numerics.embeddings import normalized
 from compress.stages.distill.stage import Distill
-from compress.tasks.forward import predict
+from compress.tasks.inference import predict
 from compress.utils.errors import StageError
 
 MODULES = SentenceModules(sentences.WIDTH, steps=(Normalize(),))

@@ -13,7 +13,7 @@ import torch
 from compress.models.torch_model import TorchModel
 from compress.models.transformer_pruning import keep_layers
 from compress.stages.distill.trainer import _Comparison
-from compress.tasks.forward import forward
+from compress.tasks.inference import forward
 
 SIZE = tiny.WIDTH // tiny.HEADS
 TEXTS = ["great", "the film was a boring and clumsy plot", "lovely music"]

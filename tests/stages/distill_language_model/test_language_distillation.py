@@ -120,7 +120,7 @@ def lesson(source: Checkpoint, made: Context, **fields: Any) -> LanguageLesson:
 
 
 def batch_of(taught: LanguageLesson, count: int = 4) -> dict[str, torch.Tensor]:
-    from compress.tasks.forward import tensors
+    from compress.tasks.inference import tensors
 
     return tensors(taught.windows.train, list(range(count)))
 

@@ -12,7 +12,7 @@ from torch import nn
 from compress.models.structure import Block, blocks
 from compress.stages.prune.stage import Prune
 from compress.stages.prune.structured import _importance
-from compress.tasks.forward import forward, tensors
+from compress.tasks.inference import forward, tensors
 
 SIZE = tiny.WIDTH // tiny.HEADS
 

@@ -21,7 +21,7 @@ from compress.stages.qat.stage import Qat
 from compress.stages.training.augmentation import Augmentation
 from compress.stages.training.loop import Trainee, train
 from compress.stages.training.settings import Augment, Training
-from compress.tasks.forward import tensors
+from compress.tasks.inference import tensors
 from compress.tasks.registry import get_task
 from compress.utils.errors import StageError
 from compress.utils.progress import SilentProgress

@@ -17,7 +17,7 @@ from compress.models.torch_model import TorchModel
 from compress.stages.sparsify.magnitude import keep_zeros, sparse_layers
 from compress.stages.training.loop import LengthGroupedBatches, Trainee, train
 from compress.stages.training.settings import Training
-from compress.tasks.forward import forward, predict, tensors
+from compress.tasks.inference import forward, predict, tensors
 from compress.tasks.task import Examples
 from compress.utils.errors import StageError
 from compress.utils.progress import SilentProgress

@@ -18,7 +18,7 @@ from compress.stages.training.loop import Trainee, train
 from compress.stages.training.partial_forward import FrozenLayers, shortened
 from compress.stages.training.settings import Training
 from compress.tasks.capability import EMBEDS, HAS_CLASSES, TAKES_IMAGES
-from compress.tasks.forward import forward, predict, tensors
+from compress.tasks.inference import forward, predict, tensors
 from compress.utils.errors import StageError
 from compress.utils.progress import SilentProgress
 

@@ -21,7 +21,7 @@ def traced(module: Any, examples: Examples) -> bytes:
     """The program of a classifier: a batch of any size and length -> logits [B, classes]."""
     import torch
 
-    from compress.tasks.forward import tensors
+    from compress.tasks.inference import tensors
 
     class Answering(torch.nn.Module):
         def __init__(self) -> None:

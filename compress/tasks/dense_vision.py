@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.models.torch_model import TorchModel
-from compress.tasks.images import encode_images
-from compress.tasks.joined import Joined
+from compress.tasks.image_inputs import encode_images
+from compress.tasks.lazy_examples import Joined
 from compress.tasks.task import Examples
 from compress.utils.errors import DataError
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from compress.data.media import Mode, decode, in_words
-from compress.tasks.joined import OnDemand
+from compress.tasks.lazy_examples import OnDemand
 from compress.tasks.task import Examples
 from compress.utils.errors import DataError
 

@@ -1,0 +1,252 @@
+"""Attention functions for transformers' registries: one that records each attention call, one that is traced.
+
+transformers calls attention and makes masks by name (`ALL_ATTENTION_FUNCTIONS`, `ALL_MASK_ATTENTION_FUNCTIONS`). Both
+functions are registered under one name here. Each call becomes the inputs of one operator. `check_attention` computes
+that operator with torch and compares the model's answers; `export` writes it into the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+import torch
+from torch import nn
+from torch.onnx import ops
+
+from compress.formats.prove import mixed_batches
+from compress.tasks.inference import answers, tensors
+from compress.tasks.task import Examples
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+DOMAIN, OPERATOR = "compress", "EncoderAttention"
+"""What a traced call is until `lower` writes it as ONNX Runtime's: the exporter's own rewrites don't know it."""
+QUERY, KEY, VALUE, PADDING, BIAS = range(5)
+"""Inputs: three of [batch, length, heads * size], int32 [batch, keys], [1 or batch, 1 or heads, length, keys]."""
+_NAME = "compress"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the operator takes: query, key and value [batch, heads, length, size], all with as many heads."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    padding: torch.Tensor | None
+    bias: torch.Tensor | None
+    causal: bool
+    scale: float
+
+
+Compute = Callable[[Inputs], torch.Tensor]
+"""From inputs to what is attended to, [batch, length, heads, size]."""
+
+
+@dataclass
+class Plug:
+    """The two functions, and of each call why it isn't one operator, or nothing.
+
+    A mask that a model passes on is known by what was kept on it.
+    """
+
+    compute: Compute
+    calls: list[str] = field(default_factory=list)
+
+    def mask(self, *args: Any, **options: Any) -> torch.Tensor | None:
+        """As transformers' `eager_mask`, with one row for all queries where padding is all there is to hide."""
+        from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, eager_mask
+
+        padding: Any = options.get("attention_mask")
+        function = options.get("mask_function", causal_mask_function)
+        flat = padding is None or padding.ndim == 2
+        alone = function is bidirectional_mask_function and flat
+        if alone and padding is None:
+            return None
+        made: Any
+        if alone:
+            dtype = options.get("dtype", torch.float32)
+            hidden = torch.full((), torch.finfo(dtype).min, dtype=dtype)
+            made = torch.where(padding[:, None, None, :].bool(), torch.zeros((), dtype=dtype), hidden)
+        else:
+            made = eager_mask(*args, **options | {"allow_is_bidirectional_skip": False})
+        causal = function is causal_mask_function and flat and options.get("q_offset", 0) == 0
+        if alone or causal:
+            made.compress_known = None if padding is None else padding.to(torch.int32), causal
+        return made  # type: ignore[no-any-return]
+
+    def attend(
+        self,
+        module: nn.Module | None,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None = None,
+        position_bias: torch.Tensor | None = None,
+        softcap: float | None = None,
+        s_aux: torch.Tensor | None = None,
+        **_: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """The interface's function: [batch, heads, length, size] each, to [batch, length, heads, size]."""
+        scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+        if key.shape[1] != query.shape[1]:
+            key, value = (each.repeat_interleave(query.shape[1] // key.shape[1], 1) for each in (key, value))
+        known = getattr(attention_mask, "compress_known", None)
+        bias = _added(position_bias, None if known else attention_mask, query.shape[2], key.shape[2])
+        padding, causal = known or (None, False)
+        inputs = Inputs(query, key, value, padding, bias, causal, scale)
+        self.calls.append("soft cap of scores" if softcap else "" if s_aux is None else "sinks")
+        return by_definition(inputs, softcap, s_aux) if self.calls[-1] else self.compute(inputs), None
+
+    def dot_product(self, own: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        """torch's function of that name, for models that call it by themselves: with a bias it is a call like others.
+
+        Without one it is left to torch, whose graph `find` knows.
+        """
+
+        def attend(
+            query: torch.Tensor,
+            key: torch.Tensor,
+            value: torch.Tensor,
+            attn_mask: torch.Tensor | None = None,
+            dropout_p: float = 0.0,
+            is_causal: bool = False,
+            scale: float | None = None,
+            **others: Any,
+        ) -> torch.Tensor:
+            if attn_mask is None or is_causal or query.ndim != len(("batch", "heads", "length", "size")):
+                return own(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **others)
+            return self.attend(None, query, key, value, attn_mask, scale)[0].transpose(1, 2)
+
+        return attend
+
+
+def _added(
+    position_bias: torch.Tensor | None, mask: torch.Tensor | None, length: int, keys: int
+) -> torch.Tensor | None:
+    """Bias and mask as one float tensor, its last axes whole."""
+    if mask is not None and mask.dtype == torch.bool:
+        lowest = torch.finfo(torch.float32).min
+        mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, lowest)
+    if position_bias is not None and mask is not None:
+        return position_bias + mask
+    bias = mask if position_bias is None else position_bias
+    return None if bias is None else (bias if bias.ndim == 4 else bias.unsqueeze(1)).expand(-1, -1, length, keys)
+
+
+def by_definition(inputs: Inputs, softcap: float | None = None, sinks: torch.Tensor | None = None) -> torch.Tensor:
+    """softmax(Q Kᵀ · scale + bias) V with torch's own operators."""
+    scores = inputs.query @ inputs.key.transpose(-1, -2) * inputs.scale
+    if softcap:
+        scores = torch.tanh(scores / softcap) * softcap
+    lowest = torch.finfo(scores.dtype).min
+    if inputs.bias is not None:
+        scores = scores + inputs.bias
+    if inputs.causal:
+        places = torch.arange(scores.shape[-1])
+        scores = scores.masked_fill(places[None, :] > places[: scores.shape[-2], None], lowest)
+    if inputs.padding is not None:
+        scores = scores.masked_fill(inputs.padding[:, None, None, :] == 0, lowest)
+    if sinks is None:
+        weights = scores.softmax(-1)
+    else:
+        column = sinks.reshape(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
+        weights = torch.cat([scores, column], -1).softmax(-1)[..., :-1]
+    return (weights @ inputs.value).transpose(1, 2)
+
+
+def traced(inputs: Inputs) -> torch.Tensor:
+    """The call as one node of the graph that is being traced."""
+    batch, heads, length, _ = inputs.query.shape
+    size = inputs.value.shape[-1]
+    flat = [each.transpose(1, 2).flatten(2) for each in (inputs.query, inputs.key, inputs.value)]
+    attended: torch.Tensor = ops.symbolic(
+        f"{DOMAIN}::{OPERATOR}",
+        [*flat, inputs.padding, inputs.bias],
+        {"num_heads": heads, "scale": inputs.scale, "unidirectional": int(inputs.causal)},
+        dtype=inputs.query.dtype,
+        shape=[batch, length, heads * size],
+        version=1,
+    )
+    return attended.reshape(batch, length, heads, size)
+
+
+@contextmanager
+def attending(module: nn.Module, attend: Any = None, mask: Any = None) -> Iterator[None]:
+    """Have ``module``, its parts and their configs call ``attend`` and ``mask``; all is as it was behind it.
+
+    Without ``attend`` they compute attention themselves; without ``mask`` they make no masks.
+    """
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    name = "eager" if attend is None else _NAME if mask is None else f"{_NAME}_masked"
+    configs = {id(config): config for part in module.modules() if (config := getattr(part, "config", None)) is not None}
+    before = [(config, getattr(config, "_attn_implementation_internal", None)) for config in configs.values()]
+    if attend is not None:
+        ALL_ATTENTION_FUNCTIONS.register(name, attend)
+    if mask is not None:
+        ALL_MASK_ATTENTION_FUNCTIONS.register(name, mask)
+    try:
+        for config, _ in before:
+            config._attn_implementation_internal = name
+        yield
+    finally:
+        for config, own in before:
+            config._attn_implementation_internal = own
+
+
+@contextmanager
+def plugged(module: nn.Module, plug: Plug) -> Iterator[None]:
+    """`attending` with both functions of ``plug``, and with its own in the place of torch's."""
+    own = nn.functional.scaled_dot_product_attention
+    with attending(module, plug.attend, plug.mask), patch.object(nn.functional, own.__name__, plug.dot_product(own)):
+        yield
+
+
+_SAME = 1e-4
+"""Of the largest answer: sums in another order differ by less."""
+
+
+@dataclass(frozen=True)
+class Probed:
+    """Of each call in one forward why it stays as the model computes it, or nothing; masks are always plugged.
+
+    ``refused`` says why nothing is plugged.
+    """
+
+    calls: tuple[str, ...] = ()
+    refused: str | None = None
+
+    @property
+    def unfused(self) -> tuple[str, ...]:
+        """Why calls, or all attention, stay as the model computes them."""
+        found = [self.refused, *self.calls]
+        if not self.refused and not self.calls:
+            found.append("the model computes it past transformers' interface, in a form that isn't known")
+        return tuple(dict.fromkeys(reason for reason in found if reason))
+
+
+def probe(module: PreTrainedModel, examples: Examples) -> Probed:
+    """Run a padded batch of ``examples`` with attention as it is, and by the operator's definition, and compare."""
+    batch = tensors(examples, mixed_batches(examples)[0])
+    inputs = {name: value for name, value in batch.items() if name in examples.padding}
+    plug = Plug(by_definition)
+    with torch.no_grad():
+        expected = answers(examples, module(**inputs), batch)
+        try:
+            with plugged(module, plug):
+                found = answers(examples, module(**inputs), batch)
+        except (KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            return Probed(refused=f"it fails with an attention of ours: {' '.join(str(error).split())[:120]}")
+    difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
+    if not difference <= _SAME:
+        return Probed(refused=f"it answers otherwise with an attention of ours, by {difference:.1e} of the largest")
+    return Probed(tuple(plug.calls))

@@ -78,9 +78,9 @@ def make_model(folder: Path) -> None:
     """Export the sample `minilm`, cut to three layers, into ``folder`` in Hugging Face layout."""
     import torch
 
+    from compress.data.samples.fetch import sample_directory
     from compress.formats.onnx.export import export_onnx
     from compress.models.transformer_pruning import keep_layers
-    from compress.data.samples.fetch import sample_directory
     from compress.tasks.registry import get_task
 
     torch.manual_seed(0)

@@ -23,6 +23,7 @@ import pyarrow as pa
 import typer
 
 from compress.cli.artifact import Artifact, find_artifact
+from compress.data.samples.fetch import sample_directory
 from compress.evaluation.evaluate import predict
 from compress.formats.silence import quiet_libraries
 from compress.formats.targets import find_target
@@ -34,7 +35,6 @@ from compress.plugins.monitoring.drift import LEVEL, judged, look_at
 from compress.plugins.monitoring.observed import Model, Observed, observe
 from compress.plugins.monitoring.replay import replay
 from compress.plugins.monitoring.rows import Sample
-from compress.data.samples.fetch import sample_directory
 from compress.tasks.task import Examples
 from compress.utils.progress import SilentProgress
 

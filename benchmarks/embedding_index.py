@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from compress.cli.console_progress import ConsoleProgress
+from compress.data.samples.fetch import sample_directory
 from compress.evaluation.evaluate import predict
 from compress.formats.targets import TARGETS
 from compress.models.processor import load_processor
 from compress.numerics.embeddings import kept_share, normalized, principal_rotation
-from compress.data.samples.fetch import sample_directory
 from compress.tasks.embeddings import EMBEDDING
 from compress.tasks.feature_extraction import TASK
 

@@ -36,7 +36,7 @@ from peers.int8_files import FLOAT, OURS, folder_name, write_files
 from peers.int8_table import Line, Table, clear_others, keep, kept, show
 from peers.int8_ways import PLAIN, SPEECH, Contest
 
-from compress.benchmark.session import measure_together
+from compress.benchmark.session import measure_side_by_side
 from compress.cli.console_progress import ConsoleProgress
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
@@ -46,7 +46,7 @@ from compress.formats.runtimes import get_runtime
 from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS
 from compress.inspection.integer_kernels import read_kernels
-from compress.pipeline.runner import Road
+from compress.pipeline.runner import StageRunner
 from compress.recipe.loading import read_recipe
 from compress.recipe.policy import Margin
 from compress.report.compare.effects import Pair, paired_change
@@ -85,62 +85,62 @@ def main(
     """Print a table for each model as it is done, and where ours is behind. Raises `CompressError`."""
     quiet_libraries()
     progress = ConsoleProgress()
-    roads = [_road(path, artifacts, progress) for path in recipes or RECIPES]
+    runners = [_runner(path, artifacts, progress) for path in recipes or RECIPES]
     if again:
-        _check_judged(roads)
-    shares = {road.recipe.name: WEIGHT_OF_SPEECH if road.task.name == SPEECH else 1 for road in roads}
+        _check_judged(runners)
+    shares = {runner.recipe.name: WEIGHT_OF_SPEECH if runner.inputs.task.name == SPEECH else 1 for runner in runners}
     tables: list[Table] = []
-    for road in roads:
-        table = _judged(road) if again else judge(road)
+    for runner in runners:
+        table = _judged(runner) if again else judge(runner)
         if minutes:
-            table = time(road, table, 60 * minutes * shares[road.recipe.name] / sum(shares.values()))
+            table = time(runner, table, 60 * minutes * shares[runner.recipe.name] / sum(shares.values()))
         tables.append(table)
         show(table)
         if output is not None:
             output.write_text(json.dumps([asdict(table) for table in tables], indent=1) + "\n")
 
 
-def judge(road: Road) -> Table:
+def judge(runner: StageRunner) -> Table:
     """Make every file, and compare its answers with ours and with fp32's; kept for later runs and for `--again`."""
-    road.travel()
-    clear_others(_folder(road), _made_of(road))
-    if (recorded := kept(_folder(road))) is not None:
-        road.progress.note(f"{road.recipe.name}: judged before")
+    runner.run_all()
+    clear_others(_folder(runner), _made_of(runner))
+    if (recorded := kept(_folder(runner))) is not None:
+        runner.progress.note(f"{runner.recipe.name}: judged before")
         return recorded
-    files, notes = write_files(Contest(road).ways(), _folder(road), road.progress)
-    rows = road.data.split("test")
-    examples = encode_for(files[FLOAT], road.task, rows, road.recipe.data.max_length)
-    threads = road.recipe.benchmark.threads
+    files, notes = write_files(Contest(runner).ways(), _folder(runner), runner.progress)
+    rows = runner.inputs.data.split("test")
+    examples = encode_for(files[FLOAT], runner.inputs.task, rows, runner.recipe.data.max_length)
+    threads = runner.recipe.benchmark.threads
     answers = {
-        name: predict(file, road.task, examples, CPU, threads, road.progress, name) for name, file in files.items()
+        name: predict(file, runner.inputs.task, examples, CPU, threads, runner.progress, name) for name, file in files.items()
     }
     first = {
-        name: road.task.measure(prediction.kept, prediction.labels, name, CPU.name)[0]
+        name: runner.inputs.task.measure(prediction.kept, prediction.labels, name, CPU.name)[0]
         for name, prediction in answers.items()
     }
     same = {
-        name: road.task.compare(prediction.kept, answers[FLOAT].kept, name, CPU.name)[0].value
+        name: runner.inputs.task.compare(prediction.kept, answers[FLOAT].kept, name, CPU.name)[0].value
         for name, prediction in answers.items()
     }
-    if road.recipe.name in OTHERS:
-        same = _same_elsewhere(road, files)
+    if runner.recipe.name in OTHERS:
+        same = _same_elsewhere(runner, files)
     lines = [
         Line(name, first[name].value, *_better(first[OURS], first[name]), same[name], size_bytes(file), _kernels(file))
         for name, file in files.items()
     ]
-    table = Table(road.recipe.name, first[OURS].metric, lines, notes)
-    keep(table, _folder(road))
+    table = Table(runner.recipe.name, first[OURS].metric, lines, notes)
+    keep(table, _folder(runner))
     return table
 
 
-def time(road: Road, table: Table, seconds: float) -> Table:
+def time(runner: StageRunner, table: Table, seconds: float) -> Table:
     """The same lines with latencies, all files in one session of ``seconds``; kept in place of the table before."""
-    road.progress.note(f"{road.recipe.name}: timing for {seconds:.0f} s")
-    examples = _timed_rows(road)
-    files = {line.name: _place(road, line.name) for line in table.lines}
-    settings = road.recipe.benchmark.model_copy(update={"budget_seconds": seconds, "batched": False})
+    runner.progress.note(f"{runner.recipe.name}: timing for {seconds:.0f} s")
+    examples = _timed_rows(runner)
+    files = {line.name: _place(runner, line.name) for line in table.lines}
+    settings = runner.recipe.benchmark.model_copy(update={"budget_seconds": seconds, "batched": False})
     shared = dict.fromkeys(files, examples)
-    timed = measure_together(files, shared, CPU, settings, OURS, road.progress, road.recipe.seed)
+    timed = measure_side_by_side(files, shared, CPU, settings, OURS, runner.progress, runner.recipe.seed)
     rows = {(row.model, row.metric): row for row in timed.measurements}
     lines = []
     for line in table.lines:
@@ -148,49 +148,49 @@ def time(road: Road, table: Table, seconds: float) -> Table:
             line = replace(line, latency_ms=latency.value, **_ratio(rows[line.name, "speedup"]))
         lines.append(line)
     table = replace(table, lines=lines, timing_notes=list(timed.notes))
-    keep(table, _folder(road))
+    keep(table, _folder(runner))
     return table
 
 
-def _road(path: Path, artifacts: Path, progress: Progress) -> Road:
-    return Road(read_recipe(path), path.parent, artifacts, progress)
+def _runner(path: Path, artifacts: Path, progress: Progress) -> StageRunner:
+    return StageRunner(read_recipe(path), path.parent, artifacts, progress)
 
 
-def _folder(road: Road) -> Path:
-    return road.artifacts / "benchmarks" / road.recipe.name
+def _folder(runner: StageRunner) -> Path:
+    return runner.artifacts / "benchmarks" / runner.recipe.name
 
 
-def _place(road: Road, name: str) -> Path:
-    return _folder(road) / folder_name(name)
+def _place(runner: StageRunner, name: str) -> Path:
+    return _folder(runner) / folder_name(name)
 
 
-def _made_of(road: Road) -> str:
+def _made_of(runner: StageRunner) -> str:
     """What the files depend on: the stages, and the packages of whoever else quantizes."""
     packages = (f"{name} {version(name)}" for name in ("onnxruntime", "nncf", "torch"))
-    return "\n".join([road.finished[road.recipe.labels()[-1]].entry.key, *packages])
+    return "\n".join([runner.results[runner.recipe.labels()[-1]].entry.key, *packages])
 
 
-def _check_judged(roads: Sequence[Road]) -> None:
+def _check_judged(runners: Sequence[StageRunner]) -> None:
     """Before anything is timed. Raises `InputError`."""
-    missing = [road.recipe.name for road in roads if kept(_folder(road)) is None]
+    missing = [runner.recipe.name for runner in runners if kept(_folder(runner)) is None]
     if missing:
         raise InputError(
             f"--again, but these were not judged yet: {', '.join(missing)}.",
-            where=str(_folder(roads[0]).parent),
+            where=str(_folder(runners[0]).parent),
             expected="the table that a run without --again keeps there for each recipe",
             hint="the same command without --again and with `--minutes 0`, or name only recipes that were judged",
         )
 
 
-def _judged(road: Road) -> Table:
-    table = kept(_folder(road))
+def _judged(runner: StageRunner) -> Table:
+    table = kept(_folder(runner))
     assert table is not None, "checked before"
     return table
 
 
-def _timed_rows(road: Road) -> Examples:
-    rows = road.data.split("test").slice(0, road.recipe.benchmark.examples)
-    return encode_for(_place(road, FLOAT), road.task, rows, road.recipe.data.max_length)
+def _timed_rows(runner: StageRunner) -> Examples:
+    rows = runner.inputs.data.split("test").slice(0, runner.recipe.benchmark.examples)
+    return encode_for(_place(runner, FLOAT), runner.inputs.task, rows, runner.recipe.data.max_length)
 
 
 def _better(ours: Measurement, other: Measurement) -> tuple[float, float, float]:
@@ -203,14 +203,14 @@ def _better(ours: Measurement, other: Measurement) -> tuple[float, float, float]
     return -change.effect, -change.high, -change.low
 
 
-def _same_elsewhere(road: Road, made: Mapping[str, Path]) -> dict[str, float]:
+def _same_elsewhere(runner: StageRunner, made: Mapping[str, Path]) -> dict[str, float]:
     """On how many of other examples each file's likeliest class is fp32's; one by one, as at batch 1."""
-    columns = tuple(column for column in road.task.columns if not column.label)
-    rows = load_dataset(OTHERS[road.recipe.name], columns, Path(), road.progress).split("test")
-    examples = encode_for(made[FLOAT], road.task, rows, road.recipe.data.max_length)
+    columns = tuple(column for column in runner.inputs.task.columns if not column.label)
+    rows = load_dataset(OTHERS[runner.recipe.name], columns, Path(), runner.progress).split("test")
+    examples = encode_for(made[FLOAT], runner.inputs.task, rows, runner.recipe.data.max_length)
     predicted_classes = {}
     for name, file in made.items():
-        session = get_runtime(CPU.runtime).open(file, CPU, road.recipe.benchmark.threads)
+        session = get_runtime(CPU.runtime).open(file, CPU, runner.recipe.benchmark.threads)
         logits = (session.predict(examples.batch([row]))["logits"][0] for row in range(len(examples)))
         predicted_classes[name] = np.array([row_logits.argmax() for row_logits in logits])
     return {name: float((classes == predicted_classes[FLOAT]).mean()) for name, classes in predicted_classes.items()}

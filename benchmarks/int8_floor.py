@@ -25,10 +25,10 @@ from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.silence import quiet_libraries
 from compress.models.processor import labels_of, processor_of
-from compress.pipeline.runner import Road
+from compress.pipeline.runner import StageRunner
+from compress.recipe.loading import read_recipe
 from compress.stages.onnx_int8.accuracy_aware import Merit, merit_of, search
 from compress.stages.onnx_int8.quantizer import calibration_set
-from compress.recipe.loading import read_recipe
 from compress.utils.progress import Progress
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "minilm-int8.yaml"
@@ -84,17 +84,17 @@ def compare(
     whole = read_recipe(path)
     kinds = [stage.kind for stage in whole.stages]
     recipe = whole.model_copy(update={"stages": whole.stages[: kinds.index("export") + 1]})
-    road = Road(recipe, path.parent, artifacts, progress)
-    road.travel()
-    model, context = road.load("export", OnnxModel), road.context("benchmark")
+    runner = StageRunner(recipe, path.parent, artifacts, progress)
+    runner.run_all()
+    model, context = runner.load("export", OnnxModel), runner.context("benchmark")
     assert isinstance(model, OnnxModel), "the recipe's last stage is its export"
     feeds = calibration_set(model, context, options.calibration_examples).feeds
     settings = Int8Options(
         reduce_range=False, calibration_method=options.calibration_method, percentile=options.percentile
     )
     quantizer = StaticQuantizer(model.graph, feeds, settings)
-    rows = road.data.split("validation")
-    merit = merit_of(road.task, road.task.encode(rows, processor_of(model), labels_of(model), recipe.data.max_length))
+    rows = runner.inputs.data.split("validation")
+    merit = merit_of(runner.inputs.task, runner.inputs.task.encode(rows, processor_of(model), labels_of(model), recipe.data.max_length))
     damage_feeds = calibration_set(model, context, DAMAGE_EXAMPLES).feeds
     ours = search(model.graph, quantizer, merit, floor, damage_feeds, float("inf"), progress)
     forwards = ours.evaluations + 1 + ours.passes * len(damage_feeds) / len(rows)

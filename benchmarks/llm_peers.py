@@ -100,7 +100,7 @@ def time_together(made: Mapping[str, Made], setting: LanguageSetting, seconds: f
         next(iter(timed)),
         setting.progress,
         seed=0,
-        elsewhere=places,
+        other_targets=places,
     )
     metric = f"tokens_per_second_context_{CONTEXT}"
     return {row.model: row.value for row in result.measurements if row.metric == metric}

@@ -29,7 +29,7 @@ from pipeline_answers import COMPARED, Case
 from compress.evaluation.evaluate import encode_for
 from compress.formats.onnx.stage import Export
 from compress.formats.silence import quiet_libraries
-from compress.pipeline.runner import Road
+from compress.pipeline.runner import StageRunner
 from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import START, Recipe
 from compress.utils.progress import SilentProgress
@@ -135,13 +135,13 @@ def case_of(name: str, artifacts: Path) -> Case:
         if row.make is not None:
             row.make(home / "made")
     recipe = taught(read_recipe(home / f"{row.recipe or 'own'}.yaml", row.changes))
-    road = Road(recipe, home, artifacts, SilentProgress())
-    road.travel()
+    runner = StageRunner(recipe, home, artifacts, SilentProgress())
+    runner.run_all()
     labels = recipe.labels()
-    folder, graph = (road.folder_of(label) for label in (labels[-2] if len(labels) > 1 else START, labels[-1]))
-    rows = pa.concat_tables([road.data.split(name) for name in row.splits]).slice(0, row.rows)
-    examples = encode_for(graph, road.task, rows, recipe.data.max_length)
-    return Case(road.task, folder, graph, rows, examples)
+    folder, graph = (runner.folder_of(label) for label in (labels[-2] if len(labels) > 1 else START, labels[-1]))
+    rows = pa.concat_tables([runner.inputs.data.split(name) for name in row.splits]).slice(0, row.rows)
+    examples = encode_for(graph, runner.inputs.task, rows, recipe.data.max_length)
+    return Case(runner.inputs.task, folder, graph, rows, examples)
 
 
 def row_of(name: str, artifacts: Path) -> tuple[list[str], bool]:

@@ -16,17 +16,17 @@ import torch
 from compress.benchmark.session import measure_side_by_side
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
+from compress.data.samples.fetch import sample_directory
 from compress.formats.onnx.export import ATTENTION, export_onnx
 from compress.formats.onnx.fusions import REWRITES
-from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.formats.onnx.int8.dynamic import quantize_embeddings, quantize_products, quantize_rows_in_order
+from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS
 from compress.models.structure import blocks
 from compress.models.torch_model import TorchModel
 from compress.models.transformer_pruning import keep_heads, keep_layers, keep_neurons
 from compress.recipe.recipe import Benchmark
-from compress.data.samples.fetch import sample_directory
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples
 from compress.utils.progress import SilentProgress

@@ -41,8 +41,8 @@ from search_space import Unrun
 
 from compress.plugins.search.engine import Engine, Job
 from compress.plugins.search.goal import Goal
-from compress.plugins.search.knobs import Knob
 from compress.plugins.search.outcome import Outcome, packed, unpacked
+from compress.plugins.search.parameters import Knob
 from compress.plugins.search.space import Point
 from compress.results.report import BASELINE, FINAL
 
@@ -82,11 +82,11 @@ def collect(
             told["rows"] = {model: {METRIC: each[METRIC]} for model, each in told["rows"].items()}
             row = {"point": point, "rung": rung, "outcome": told, "words": space.words(point)}
             if outcome.error is None:
-                road = trials.travelled(recipe)
+                runner = trials.travelled(recipe)
                 # Seconds that the entries remember, whatever was cached this time.
-                row["seconds"] = [road.finished[label].entry.record["seconds"] for label in recipe.labels()]
+                row["seconds"] = [runner.results[label].entry.record["seconds"] for label in recipe.labels()]
                 if share == 1:
-                    _, found = Answers("test")(road)
+                    _, found = Answers("test")(runner)
                     row["test"] = {
                         one.model: packed(one.raw) for one in found if one.metric == METRIC and one.raw is not None
                     }

@@ -19,10 +19,10 @@ import typer
 from search_page import FOUND_AND_WANTED, Write, show
 
 from compress.plugins.search.costs import LATENCY, SIZE, Costs
-from compress.plugins.search.foresight import Foresight
 from compress.plugins.search.goal import Goal
-from compress.plugins.search.latencies import Latencies
+from compress.plugins.search.latency_estimator import Latencies
 from compress.plugins.search.outcome import Outcome
+from compress.plugins.search.size_estimator import Foresight
 from compress.plugins.search.space import Point, Space
 from compress.plugins.search.trial import Trials
 

@@ -25,7 +25,7 @@ def found(
     from compress.cli.console_progress import ConsoleProgress
     from compress.formats.silence import quiet_libraries
     from compress.pipeline.formats import measurable
-    from compress.pipeline.runner import Road
+    from compress.pipeline.runner import StageRunner
     from compress.pipeline.target_session import TargetSession
     from compress.plugins.search.record import SearchRecord
     from compress.recipe.loading import read_recipe
@@ -39,12 +39,12 @@ def found(
     recipe = read_recipe(made / "recipe.yaml", ())
     benchmark = {"threads": threads or theirs.benchmark.threads, "every_stage": False}
     recipe = recipe.model_copy(update={"benchmark": recipe.benchmark.model_copy(update=benchmark)})
-    road = Road(recipe, made, artifacts, ConsoleProgress())
-    road.travel()
+    runner = StageRunner(recipe, made, artifacts, ConsoleProgress())
+    runner.run_all()
     profile = recipe.profiles()[0]
-    files = measurable(road, profile.target.format, profile.options)
+    files = measurable(runner, profile.target.format, profile.options)
     labels = {BASELINE: files[BASELINE], FINAL: files[FINAL], FOUND: search / "model"}
-    session = TargetSession(road, profile, labels, "test")
+    session = TargetSession(runner, profile, labels, "test")
     rows = [*session.sizes(), *session.accuracies([]), *session.timings(remeasure=False)[0]]
     shown = ("size_bytes", "latency_ms", "time_per_output_token_ms")
     metrics = [name for name in dict.fromkeys(row.metric for row in rows)

@@ -19,7 +19,7 @@ import typer
 from search_page import Write, by_model, show
 
 if TYPE_CHECKING:
-    from compress.pipeline.runner import Road
+    from compress.pipeline.runner import StageRunner
 
 HERE = Path(__file__).parent
 RECIPE = HERE / "searching" / "post-training.yaml"
@@ -38,7 +38,7 @@ def olive(
     """Seconds of both searches, ours with a part of Olive's, and what they found on rows that neither saw."""
     from compress.cli.console_progress import ConsoleProgress
     from compress.formats.silence import quiet_libraries
-    from compress.plugins.ray.journeys import Roads
+    from compress.plugins.ray.jobs import Roads
     from compress.plugins.search.record import SearchRecord
     from compress.plugins.search.space import Space
     from compress.recipe.document import read_document
@@ -46,21 +46,21 @@ def olive(
     quiet_libraries()
     space = Space(read_document(RECIPE), RECIPE.parent)
     base = space.base.model_copy(update={"stages": space.base.stages[:-1], "baseline": "export"})
-    road = Roads(RECIPE.parent, artifacts, ConsoleProgress()).road(base)
-    road.travel()
+    runner = Roads(RECIPE.parent, artifacts, ConsoleProgress()).road(base)
+    runner.run_all()
     folder = artifacts / "olive"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    theirs = _olive(road, space.search.select.split, base.limits[0].bound, trials, folder)
+    theirs = _olive(runner, space.search.select.split, base.limits[0].bound, trials, folder)
     began = time.perf_counter()
-    found = _ours(road, share * theirs["seconds"], folder / "ours")
+    found = _ours(runner, share * theirs["seconds"], folder / "ours")
     took = time.perf_counter() - began
     record = SearchRecord.model_validate_json((found / "search.json").read_text())
     table = [
         ["seconds, without the training before", f"{theirs['seconds']:.0f}", f"{took:.0f}"],
         ["of these for trials", "", f"{record.seconds:.0f}"],
         ["models made", str(theirs["models"]), str(len(record.trials))],
-        *_judged(road, found / "model", Path(theirs["best"])),
+        *_judged(runner, found / "model", Path(theirs["best"])),
         ["what it found", theirs["words"], record.best or ""],
     ]
     note = (
@@ -75,30 +75,30 @@ _START_SECONDS = 8.0
 """From the command to the first trial, about."""
 
 
-def _ours(road: Road, seconds: float, artifacts: Path) -> Path:
+def _ours(runner: StageRunner, seconds: float, artifacts: Path) -> Path:
     """The folder of a search in as many seconds; of earlier work it has the trained and exported model alone."""
-    for label in road.recipe.labels():
-        source = road.finished[label].entry.folder
+    for label in runner.recipe.labels():
+        source = runner.results[label].entry.folder
         shutil.copytree(source.parent, artifacts / "cache" / source.parent.name)
     command = ["compress", "search", str(RECIPE), "--artifacts", str(artifacts)]
     subprocess.run([*command, "--budget", f"{seconds - _START_SECONDS:.0f}s"], check=True)
     return (artifacts / "searches" / RECIPE.stem / "latest").resolve()
 
 
-def _olive(road: Road, split: str, keep: float, trials: int, folder: Path) -> dict[str, Any]:
+def _olive(runner: StageRunner, split: str, keep: float, trials: int, folder: Path) -> dict[str, Any]:
     """What Olive answers, in an environment of its own."""
     from peers.environment import Packages, peer_python
 
     python = peer_python(
         "olive", (Packages((*PINNED, *(f"{name}=={version(name).split('+')[0]}" for name in SHARED))),), typer.echo
     )
-    examples = {name: _arrays(road, name) for name in ("train", split)}
-    few = np.random.default_rng(road.recipe.seed).permutation(len(examples["train"]["labels"]))[:_CALIBRATION]
+    examples = {name: _arrays(runner, name) for name in ("train", split)}
+    few = np.random.default_rng(runner.recipe.seed).permutation(len(examples["train"]["labels"]))[:_CALIBRATION]
     unlabeled = {name: array[few] for name, array in examples["train"].items() if name != "labels"}
     for name, arrays in (("rows", examples[split]), ("calibration", unlabeled)):
         np.savez(folder / name, allow_pickle=False, **arrays)
     order = {
-        "model": str(next(road.folder_of("export").rglob("*.onnx"))),
+        "model": str(next(runner.folder_of("export").rglob("*.onnx"))),
         "rows": str(folder / "rows.npz"),
         "calibration": str(folder / "calibration.npz"),
         "keep": keep,
@@ -115,28 +115,28 @@ def _olive(road: Road, split: str, keep: float, trials: int, folder: Path) -> di
     return answer
 
 
-def _arrays(road: Road, split: str) -> dict[str, np.ndarray]:
+def _arrays(runner: StageRunner, split: str) -> dict[str, np.ndarray]:
     """The inputs of a split's rows, padded to one length, and their labels."""
     from compress.evaluation.evaluate import encode_for
 
-    recipe = road.recipe
+    recipe = runner.recipe
     examples = encode_for(
-        road.folder_of("export"), road.task, road.data.split(split), recipe.data.max_length, recipe.evaluation
+        runner.folder_of("export"), runner.inputs.task, runner.inputs.data.split(split), recipe.data.max_length, recipe.evaluation
     )
     assert examples.labels is not None, "rows are labeled"
     return {**examples.batch(range(len(examples))), "labels": np.asarray(examples.labels)}
 
 
-def _judged(road: Road, ours: Path, theirs: Path) -> list[list[str]]:
+def _judged(runner: StageRunner, ours: Path, theirs: Path) -> list[list[str]]:
     """Accuracy, bytes and time of both and of the float model, side by side on the test rows."""
     from compress.data.dataset import TEST
     from compress.pipeline.target_session import TargetSession
     from compress.results.report import BASELINE
 
     as_folder = theirs.parent.parent / "as a folder"
-    shutil.copytree(road.folder_of("export"), as_folder, dirs_exist_ok=True)
+    shutil.copytree(runner.folder_of("export"), as_folder, dirs_exist_ok=True)
     shutil.copy(theirs, next(as_folder.rglob("*.onnx")))
-    labels = {BASELINE: road.folder_of("export"), OURS: ours, OLIVE: as_folder}
-    session = TargetSession(road, road.recipe.profiles()[0], labels, TEST)
+    labels = {BASELINE: runner.folder_of("export"), OURS: ours, OLIVE: as_folder}
+    session = TargetSession(runner, runner.recipe.profiles()[0], labels, TEST)
     found = [*session.sizes(), *session.accuracies([]), *session.timings(remeasure=False)[0]]
     return by_model(found, (OLIVE, OURS), ("accuracy", "size_bytes", "latency_ms", "speedup"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from compress.plugins.search.knobs import Knob
+from compress.plugins.search.parameters import Knob
 from compress.plugins.search.space import Point
 from compress.recipe.recipe import Recipe
 

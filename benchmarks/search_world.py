@@ -21,9 +21,9 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import typer
 
-from compress.plugins.search.knobs import KEPT, Knob, short
 from compress.plugins.search.ledger import Ledger
 from compress.plugins.search.outcome import slack
+from compress.plugins.search.parameters import KEPT, Knob, short
 from compress.plugins.search.space import Point
 from compress.plugins.search.surrogate import Surrogate
 from compress.recipe.recipe import Limit

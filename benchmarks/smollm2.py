@@ -30,7 +30,7 @@ from peers.language_setting import LanguageSetting
 from peers.llama_cpp_library import llama_cpp_library
 
 from compress.benchmark.generation import measure_generation
-from compress.benchmark.session import BenchResult
+from compress.benchmark.session import BenchmarkResult
 from compress.cli.console_progress import ConsoleProgress
 from compress.formats.gguf.export import write_companions, write_gguf
 from compress.formats.gguf.llama_cpp_library import VARIABLE
@@ -116,7 +116,7 @@ def as_openvino(checkpoint: Path, folder: Path, prompt: Sequence[int]) -> Path:
 
 def decode_together(
     artifacts: Mapping[str, Path], text: Sequence[int], threads: int, seconds: float, progress: Progress
-) -> BenchResult:
+) -> BenchmarkResult:
     """Generation of all in turns, against llama.cpp, which runs as its own release."""
     os.environ[VARIABLE] = str(llama_cpp_library())
     return measure_generation(
@@ -127,7 +127,7 @@ def decode_together(
         LLAMA_CPP,
         progress,
         seed=0,
-        elsewhere={LLAMA_CPP: TARGETS["llama-cpp"], OPENVINO: TARGETS["openvino"]},
+        other_targets={LLAMA_CPP: TARGETS["llama-cpp"], OPENVINO: TARGETS["openvino"]},
     )
 
 
@@ -145,7 +145,7 @@ def quantizers(names: Sequence[str], setting: LanguageSetting) -> tuple[dict[str
 
 
 def lines(
-    main: Ours, decode: BenchResult, found: Mapping[str, tuple[Made, float]], reasons: Mapping[str, str]
+    main: Ours, decode: BenchmarkResult, found: Mapping[str, tuple[Made, float]], reasons: Mapping[str, str]
 ) -> list[Line]:
     """The table."""
     quick, optimum, auto = found.get(OURS), found.get(OPTIMUM), found.get(AUTO_ROUND)
@@ -177,19 +177,19 @@ def _over(perplexity: float | None, of: float | None) -> float | None:
     return None if perplexity is None or of is None else 100 * (perplexity / of - 1)
 
 
-def _ratio(result: BenchResult, name: str, other: str) -> float:
+def _ratio(result: BenchmarkResult, name: str, other: str) -> float:
     """How many times as many tokens a second, by the speedups that both have over llama.cpp."""
     rows = {row.model: row.value for row in result.measurements if row.metric == f"speedup_{STEP}"}
     rows[LLAMA_CPP] = 1.0
     return rows[name] / rows[other]
 
 
-def _best(result: BenchResult) -> float:
+def _best(result: BenchmarkResult) -> float:
     """The faster of our own files against llama.cpp."""
     return max(_ratio(result, name, LLAMA_CPP) for name in (ONNX, OPENVINO))
 
 
-def _speeds(result: BenchResult) -> str:
+def _speeds(result: BenchmarkResult) -> str:
     metric = f"tokens_per_second_context_{CONTEXT}"
     return ", ".join(f"{row.model} {row.value:.0f}/s" for row in result.measurements if row.metric == metric)
 

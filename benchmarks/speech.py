@@ -28,17 +28,17 @@ from compress.benchmark.session import measure_side_by_side
 from compress.data.config import DataConfig
 from compress.data.dataset import Dataset, load_dataset
 from compress.data.media import content
+from compress.data.samples.fetch import sample_directory
 from compress.evaluation.evaluate import encode_for, predict
 from compress.formats.onnx.decoder import export_encoder_decoder
-from compress.formats.onnx.model import few_bits_name, quantized_name
 from compress.formats.onnx.int8.dynamic import quantize_products
+from compress.formats.onnx.model import few_bits_name, quantized_name
 from compress.formats.onnx.weight_only_quantization import FewBits, quantize_matrices
 from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS
 from compress.models.checkpoint import Checkpoint
 from compress.recipe.recipe import Benchmark
 from compress.results.measurement import Measurement
-from compress.data.samples.fetch import sample_directory
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples
 from compress.utils.digests import size_bytes

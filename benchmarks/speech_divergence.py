@@ -22,11 +22,12 @@ import pyarrow as pa
 import speech
 from scipy.special import log_softmax
 
+from compress.data.samples.fetch import sample_directory
 from compress.formats.onnx.decoder import export_encoder_decoder
+from compress.formats.onnx.int8.dynamic import quantize_products
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.formats.onnx.model import OnnxModel, find_graphs
-from compress.formats.onnx.int8.dynamic import quantize_products
 from compress.formats.onnx.weight_only_quantization import FewBits, quantize_matrices
 from compress.formats.runtimes import get_runtime
 from compress.formats.silence import quiet_libraries
@@ -34,7 +35,6 @@ from compress.models.checkpoint import Checkpoint
 from compress.models.processor import load_processor
 from compress.runtimes.runtime import Session
 from compress.runtimes.transcriber import Transcriber, read_rules
-from compress.data.samples.fetch import sample_directory
 
 RATIO_DB = 5.0
 Windows = Sequence[np.ndarray]

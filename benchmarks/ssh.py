@@ -12,22 +12,22 @@ from typing import Any
 import numpy as np
 from loopback_sshd import find_binary, running
 
-from compress.benchmark.host import HERE, LaunchHost
-from compress.benchmark.session import BenchResult
+from compress.benchmark.host import LOCAL_HOST, BenchmarkHost
+from compress.benchmark.session import BenchmarkResult
 from compress.cli.artifact import find_artifact
 from compress.cli.console_progress import ConsoleProgress
 from compress.evaluation.evaluate import encode_for
 from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS
 from compress.pipeline.timing import time_artifacts
-from compress.plugins.devices.place import DevicePlace
+from compress.plugins.devices.device_host import DeviceHost
 
 METRICS = ("latency_ms", "startup_ms", "session_load_ms", "peak_memory_bytes")
 ORDER = ("here", "ssh", "ssh", "here")
 MOST = 0.05
 
 
-def medians(results: list[BenchResult]) -> dict[str, float]:
+def medians(results: list[BenchmarkResult]) -> dict[str, float]:
     """Median over the raw samples of all sessions, by metric."""
     raw: dict[str, list[float]] = {}
     for result in results:
@@ -58,7 +58,7 @@ def main() -> None:
     )
     settings = artifact.recipe.benchmark.model_copy(update={"seconds": options.seconds})
 
-    def measured(place: LaunchHost, seconds: float) -> BenchResult:
+    def measured(place: BenchmarkHost, seconds: float) -> BenchmarkResult:
         short_settings = settings.model_copy(update={"seconds": seconds})
         return time_artifacts(
             artifact.task,
@@ -74,14 +74,14 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as scratch, running(binary, Path(scratch)) as server:
         cache = (options.cache or Path(scratch) / "cache").absolute()
-        places: dict[str, LaunchHost] = {
-            "here": HERE,
-            "ssh": DevicePlace("loopback", server.device(cache), server.folder),
+        places: dict[str, BenchmarkHost] = {
+            "here": LOCAL_HOST,
+            "ssh": DeviceHost("loopback", server.device(cache), server.folder),
         }
         # Makes the environment and copies the files, so that nothing but launches is in the sessions that count.
         measured(places["ssh"], 0.1)
         progress.note("Timing")
-        results: dict[str, list[BenchResult]] = {"here": [], "ssh": []}
+        results: dict[str, list[BenchmarkResult]] = {"here": [], "ssh": []}
         for name in ORDER:
             results[name].append(measured(places[name], options.seconds))
     local_ms, ssh_ms = medians(results["here"]), medians(results["ssh"])

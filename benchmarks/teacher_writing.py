@@ -24,10 +24,10 @@ from peers.language_setting import LanguageSetting
 
 from compress.formats.silence import quiet_libraries
 from compress.models.torch_model import TorchModel
-from compress.tasks.task import Examples
 from compress.stages.training.sequences import Windows
 from compress.stages.training.synthetic_data import with_written
 from compress.stages.training.synthetic_data_settings import TeacherWrites
+from compress.tasks.task import Examples
 from compress.utils.environment import environment
 from compress.utils.progress import SilentProgress
 from compress.utils.torch_device import uses_bf16
@@ -46,7 +46,7 @@ def written(setting: LanguageSetting, runtime: Any, conversations: int, seed: in
         settings = TeacherWrites(conversations=conversations, runtime=runtime)
         with_written(windows, settings, teacher, teacher.processor, context, uses_bf16("fastest"))
         seconds = time.perf_counter() - began
-    counts = [re.search(r"wrote ([\d,]+) tokens", line) for line in context.remarks]
+    counts = [re.search(r"wrote ([\d,]+) tokens", line) for line in context.notes]
     return {"tokens": sum(int(count[1].replace(",", "")) for count in counts if count), "seconds": seconds}
 
 

@@ -21,13 +21,13 @@ import onnx
 from compress.benchmark.session import measure_side_by_side
 from compress.cli.console_progress import ConsoleProgress
 from compress.data.columns import choose
+from compress.data.samples.fetch import sample_directory
 from compress.data.source import read_columns
 from compress.formats.onnx.model import FLOAT_GRAPH, GRAPH_FOLDER, find_graph
 from compress.formats.onnx.split_clip import split_towers
 from compress.formats.targets import TARGETS
 from compress.models.processor import load_processor
 from compress.recipe.recipe import Benchmark
-from compress.data.samples.fetch import sample_directory
 from compress.tasks.zero_shot_image_classification import TASK
 from compress.utils.digests import size_bytes
 

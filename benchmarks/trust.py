@@ -34,9 +34,10 @@ import typer
 from compress.benchmark.session import measure_side_by_side
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
+from compress.data.samples.fetch import sample_directory
 from compress.formats.onnx.export import export_onnx
-from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.formats.onnx.int8.dynamic import quantize_embeddings, quantize_products, quantize_rows_in_order
+from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.formats.runtimes import get_runtime
 from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS
@@ -47,7 +48,6 @@ from compress.models.vocabulary import trim
 from compress.numerics.differences import decide, difference_of_shares, discordant
 from compress.numerics.statistics import Estimate, geometric_interval, wilson_interval
 from compress.recipe.recipe import Benchmark
-from compress.data.samples.fetch import sample_directory
 from compress.tasks.registry import get_task
 from compress.tasks.task import Examples
 from compress.utils.environment import environment

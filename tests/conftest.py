@@ -130,8 +130,8 @@ def whisper(shared: Path) -> dict[str, Path]:
     """Folders of graphs of the real Whisper: whole, and with its encoder in INT8 and its decoder in 4 bits."""
     from compress.data.samples.fetch import sample_directory
     from compress.formats.onnx.decoder import export_encoder_decoder
-    from compress.formats.onnx.model import few_bits_name, quantized_name
     from compress.formats.onnx.int8.dynamic import quantize_products
+    from compress.formats.onnx.model import few_bits_name, quantized_name
     from compress.formats.onnx.weight_only_quantization import FewBits, quantize_matrices
     from compress.models.checkpoint import Checkpoint
 

@@ -48,7 +48,7 @@ def judge(name: str, folder: Path) -> dict[str, str]:
     )
     # Attention to the encoder stands in both branches of an If.
     cells = {"ONNX": difference, "attention": f"{nodes['MultiHeadAttention'] - nodes['If']} fused"}
-    quietly = cast("Context", SimpleNamespace(remark=lambda _: None))
+    quietly = cast("Context", SimpleNamespace(note=lambda _: None))
     for column, built_graph in (
         ("4 bits", lambda: _in_four_bits(name, module, source, folder / "few")),
         ("INT8 error", lambda: _int8_error(name, model, Quantize().run(model, quietly))),

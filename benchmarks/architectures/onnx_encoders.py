@@ -64,8 +64,7 @@ def attention_calls(name: str, module: Any) -> int:
 
 def judge(name: str, _: Path) -> dict[str, str]:
     """Export a family, prove it, quantize it and compare."""
-    from compress.formats.onnx.export import export_onnx
-    from compress.formats.onnx.parity import prove_equal
+    from compress.formats.onnx.export import export_onnx, prove_equal
     from compress.models.torch_model import TorchModel
 
     model = TorchModel(build(name), None)
@@ -93,9 +92,9 @@ TRIAL = Trial(("ONNX", "attention", "INT8 error", "INT8 size"), judge)
 
 def quantized(name: str, graph: Any, examples: Any) -> Any:
     """INT8 as the stage `quantize` makes it: dynamic for texts, static for images."""
+    from compress.formats.onnx.int8.dynamic import quantize_embeddings, quantize_products, quantize_rows_in_order
     from compress.formats.onnx.int8.settings import Int8Options
     from compress.formats.onnx.int8.static import StaticQuantizer
-    from compress.formats.onnx.quantization import quantize_embeddings, quantize_products, quantize_rows_in_order
 
     if name in IMAGES:
         feeds = [examples.batch([row]) for row in range(32)]

@@ -11,8 +11,8 @@ import numpy as np
 from foreign.files import ForeignFile
 from PIL import Image, ImageDraw, ImageFont
 
-from compress.models.graph_inputs import GraphInput, GraphInputs
 from compress.data.samples.fetch import sample_directory
+from compress.models.graph_inputs import GraphInput, GraphInputs
 
 _RATE = 16_000
 _WORDS = (

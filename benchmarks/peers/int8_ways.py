@@ -40,26 +40,26 @@ Quantizer = Callable[[onnx.ModelProto, Sequence[Feed]], onnx.ModelProto]
 class Contest:
     """A recipe whose stages were run: what takes part, and what everyone calibrates with."""
 
-    road: StageRunner
+    runner: StageRunner
     context: Context = field(init=False)
 
     def __post_init__(self) -> None:
         """Everyone works in the same context, with the same few training rows."""
-        rows = self.road.data.split("train")
-        drawn = np.random.default_rng(self.road.recipe.seed).permutation(len(rows))
+        rows = self.runner.inputs.data.split("train")
+        drawn = np.random.default_rng(self.runner.recipe.seed).permutation(len(rows))
         few = rows.take(np.sort(drawn[: _POOL * self.count]))
-        data = replace(self.road.data, tables={**self.road.data.tables, "train": few})
-        self.context = replace(self.road.context("benchmark"), data=data)
+        data = replace(self.runner.inputs.data, tables={**self.runner.inputs.data.tables, "train": few})
+        self.context = replace(self.runner.context("benchmark"), data=data)
 
     @property
     def task(self) -> str:
         """The name of the recipe's task."""
-        return self.road.task.name
+        return self.runner.inputs.task.name
 
     @cached_property
     def stage(self) -> Quantize | Qat:
         """The recipe's stage that makes integers of activations."""
-        return next(stage for stage in self.road.recipe.stages if isinstance(stage, Quantize | Qat))
+        return next(stage for stage in self.runner.recipe.stages if isinstance(stage, Quantize | Qat))
 
     @property
     def count(self) -> int:
@@ -70,9 +70,9 @@ class Contest:
     @cached_property
     def torch_model(self) -> TorchModel:
         """What is exported."""
-        labels = self.road.recipe.labels()
+        labels = self.runner.recipe.labels()
         stage_index = labels.index("export" if "export" in labels else "qat")
-        model = self.road.load(labels[stage_index - 1] if stage_index else "start")
+        model = self.runner.load(labels[stage_index - 1] if stage_index else "start")
         assert isinstance(model, TorchModel), "torch models are exported"
         return model
 
@@ -135,7 +135,7 @@ class Contest:
         other: Literal["dynamic", "static"] = "dynamic" if self.stage.method == "static" else "static"
         changed = self._changed(other)
         if self.task == SPEECH:
-            last = self.road.recipe.stages[-1]
+            last = self.runner.recipe.stages[-1]
             return {f"ours, {other} encoder": lambda: last.run(changed.run(self.exported, self.context), self.context)}
         nncf = self.stage.model_copy(update={"method": "static", "statistics": "nncf", "calibration_method": "minmax"})
         return {f"ours, {other}": self._quantized(changed), "ours, NNCF's statistics": self._quantized(nncf)}
@@ -160,8 +160,8 @@ class Contest:
         return lambda: stage.run(self.exported, self.context)
 
     def _load(self, stage: str | int) -> OnnxModel:
-        label = self.road.recipe.labels()[stage] if isinstance(stage, int) else stage
-        model = self.road.load(label, OnnxModel)
+        label = self.runner.recipe.labels()[stage] if isinstance(stage, int) else stage
+        model = self.runner.load(label, OnnxModel)
         assert isinstance(model, OnnxModel), f"{label} gives ONNX"
         return model
 

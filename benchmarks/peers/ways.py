@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.benchmark.session import measure_together
+from compress.benchmark.session import measure_side_by_side
 from compress.formats.targets import TARGETS
 from compress.recipe.recipe import Benchmark
 from compress.tasks.task import Examples
@@ -40,7 +40,7 @@ class Setting:
 
 def time_compress(setting: Setting) -> dict[str, Any]:
     """One session of the harness: at least six fresh processes."""
-    result = measure_together(
+    result = measure_side_by_side(
         {"model": setting.model},
         {"model": setting.examples},
         TARGETS["cpu"],

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from compress.benchmark.host import HERE, LaunchHost
-from compress.benchmark.record import Conditions, Record
+from compress.benchmark.host import LOCAL_HOST, BenchmarkHost
+from compress.benchmark.record import TimingConditions, TimingRecord
 from compress.benchmark.restarts import Workload
-from compress.benchmark.results import Writer
-from compress.benchmark.session import PRECISION, BenchResult, bench_result, check_place, seconds_left
+from compress.benchmark.results import MeasurementWriter
+from compress.benchmark.session import PRECISION, BenchmarkResult, build_result, check_host, seconds_left
 from compress.benchmark.worker import write_batches
-from compress.benchmark.workloads.text_generation import TextPlan, prompts, steps
+from compress.benchmark.workloads.text_generation import TextGenerationPlan, prompt_timing, token_timing
 from compress.formats.model_file import model_files
 from compress.formats.target_profile import Target
 from compress.models.config_checks import positions_of
@@ -41,28 +41,28 @@ def measure_generation(
     timeout_seconds: float = 600.0,
     precision: float = PRECISION,
     confidence: float = 0.95,
-    elsewhere: Mapping[str, Target] | None = None,
-    place: LaunchHost = HERE,
-) -> BenchResult:
+    other_targets: Mapping[str, Target] | None = None,
+    host: BenchmarkHost = LOCAL_HOST,
+) -> BenchmarkResult:
     """Time greedy generation of every artifact at ``place``, and compare each with ``artifacts[baseline]``.
 
     All run on ``target``, but those named in ``elsewhere`` on the target there: other runtimes take part in the turns.
 
     ``texts`` has the token ids to prompt each artifact with; where it is empty, ids are drawn by ``seed``. Launches of
-    fresh processes, precision and deadline are as in `measure_together`. Raises `InputError` for a context beyond the
+    fresh processes, precision and deadline are as in `measure_side_by_side`. Raises `InputError` for a context beyond the
     model's positions, `DataError` for a text that is too short, `ModelError` for a graph that is no decoder,
     `StageError` where the target is not to be had or the baseline's process ends.
     """
-    began, other = time.perf_counter(), elsewhere or {}
-    check_place(artifacts, baseline, [target, *other.values()], place)
+    began, other_targets = time.perf_counter(), other_targets or {}
+    check_host(artifacts, baseline, [target, *other_targets.values()], host)
     _check(artifacts, texts, settings)
-    plan = TextPlan(sorted(set(settings.contexts)), settings.tokens, texts, other)
+    plan = TextGenerationPlan(sorted(set(settings.contexts)), settings.tokens, texts, other_targets)
     with tempfile.TemporaryDirectory(prefix="compress-bench-") as scratch:
         nothing = Path(scratch) / "nothing.npz"
         write_batches(nothing, [])
         files = dict.fromkeys(artifacts, nothing)
-        conditions = Conditions(
-            target=place.target(target),
+        conditions = TimingConditions(
+            target=host.target(target),
             baseline=baseline,
             threads=settings.threads,
             launches=settings.launches,
@@ -73,16 +73,16 @@ def measure_generation(
             timeout_seconds=timeout_seconds,
             seconds_left=seconds_left(settings.budget_seconds, began),
         )
-        timed = place.time(Workload(artifacts, files, files, plan), conditions, progress)
+        timed = host.time(Workload(artifacts, files, files, plan), conditions, progress)
     record, rows = timed.record.undisturbed(), []
     for name in artifacts:
-        if name not in record.lost:
-            writer = Writer(name, plan.target(name, conditions.target).name, seed)
+        if name not in record.lost_models:
+            writer = MeasurementWriter(name, plan.target(name, conditions.target).name, seed)
             for context in plan.contexts:
                 rows += generation_rows(writer, record, name, context)
                 rows += speedup_rows(writer, record, name, baseline, context) if len(artifacts) > 1 else []
             rows += writer.starts(record, name)
-    return bench_result(
+    return build_result(
         timed,
         plan,
         conditions,
@@ -90,16 +90,16 @@ def measure_generation(
         _notes(timed.record, plan, conditions),
         ("times", "raise --seconds or --budget, or quieten the machine"),
         dict(zip(artifacts, artifacts, strict=True)),
-        elsewhere={name: target.name for name, target in other.items()},
+        elsewhere={name: target.name for name, target in other_targets.items()},
         tokens=plan.tokens,
         cached=record.cached,
-        prompts="text" if texts else "random",
+        prompt_timing="text" if texts else "random",
     )
 
 
-def generation_rows(writer: Writer, record: Record, model: str, context: int) -> list[Measurement]:
+def generation_rows(writer: MeasurementWriter, record: TimingRecord, model: str, context: int) -> list[Measurement]:
     """Prompt and steps of one model at one context: times, and tokens per second of each round."""
-    first, following = record.timings[prompts(context)], record.timings[steps(context)]
+    first, following = record.timings[prompt_timing(context)], record.timings[token_timing(context)]
     read_ms = np.concatenate(first.latencies_ms(model))
     speeds = [1000 * len(latencies) / sum(latencies) for latencies in following.latencies_ms(model)]
     return [
@@ -110,11 +110,11 @@ def generation_rows(writer: Writer, record: Record, model: str, context: int) ->
     ]
 
 
-def speedup_rows(writer: Writer, record: Record, model: str, baseline: str, context: int) -> list[Measurement]:
+def speedup_rows(writer: MeasurementWriter, record: TimingRecord, model: str, baseline: str, context: int) -> list[Measurement]:
     """How many times faster than the baseline, launch by launch: the first token, and those that follow."""
     return [
         writer.speedup(f"speedup_{what}_context_{context}", record.timings[timing(context)], model, baseline)
-        for what, timing in (("time_to_first_token", prompts), ("time_per_output_token", steps))
+        for what, timing in (("time_to_first_token", prompt_timing), ("time_per_output_token", token_timing))
     ]
 
 
@@ -124,7 +124,7 @@ def _check(artifacts: Mapping[str, Path], texts: Mapping[str, Sequence[int]], se
         positions = _positions(model_files(path)[0])
         if positions is not None and longest + settings.tokens > positions:
             raise InputError(
-                f"A context of {longest} and {settings.tokens} tokens after it are more than the model can place.",
+                f"A context of {longest} and {settings.tokens} tokens after it are more than the model can host.",
                 where=str(path),
                 expected=f"at most {positions} together, its max_position_embeddings",
                 hint="name a shorter --context or fewer --tokens",
@@ -149,7 +149,7 @@ def _configured(file: Path) -> Path | None:
     return next((one for one in (file.parent, file.parent.parent) if (one / "config.json").is_file()), None)
 
 
-def _notes(record: Record, plan: TextPlan, conditions: Conditions) -> list[str]:
+def _notes(record: TimingRecord, plan: TextGenerationPlan, conditions: TimingConditions) -> list[str]:
     notes = []
     if not plan.texts:
         notes.append("prompts are token ids drawn at random from the middle half of the vocabulary, not text")

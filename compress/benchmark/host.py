@@ -1,4 +1,4 @@
-"""Where a session's launches are made: on this machine, or on another one that answers with the same record."""
+"""Hosts of a timing session: this machine, or another one that returns the same record."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from compress.benchmark.noise import load_average
-from compress.benchmark.record import Conditions, Record
+from compress.benchmark.record import TimingConditions, TimingRecord
 from compress.benchmark.restarts import TimingSession, Workload
 from compress.formats.runtimes import make_ready, why_unavailable
 from compress.formats.target_profile import Target
@@ -18,69 +18,69 @@ from compress.utils.environment import environment, spread_cores
 from compress.utils.errors import InputError, StageError
 from compress.utils.progress import Progress
 
-TRACKED = "Timing, launches of all models"
+PROGRESS_LABEL = "Timing, launches of all models"
 
 
 @dataclass(frozen=True)
-class Timed:
-    """What the launches brought in, and what the machine was that made them.
+class TimingResult:
+    """Record of a timing session, and the machine that made it.
 
-    ``precision`` is that of `TimingSession.precision`; ``cores`` are those that processes were pinned to; ``load`` is the
-    load average before the start.
+    ``precision`` is that of `TimingSession.precision`. ``cores`` are the cores that processes were bound to. ``load``
+    is the load average before the start.
     """
 
-    record: Record
+    record: TimingRecord
     precision: float
     cores: tuple[int, ...]
     load: float | None
     environment: dict[str, Any]
 
 
-class LaunchHost(Protocol):
-    """A machine that makes launches."""
+class BenchmarkHost(Protocol):
+    """Machine that runs timing sessions."""
 
     def target(self, target: Target) -> Target:
-        """How rows name that target at this place."""
+        """Return the target with the name that measurement rows use on this host."""
 
     def why_unavailable(self, target: Target) -> str | None:
-        """Why nothing can run on ``target`` there, or ``None``."""
+        """Return why nothing can run on ``target`` there, or None if it can."""
 
-    def time(self, workload: Workload, conditions: Conditions, progress: Progress) -> Timed:
-        """Make the launches of `TimingSession`; raises what those raise."""
+    def time(self, workload: Workload, conditions: TimingConditions, progress: Progress) -> TimingResult:
+        """Run a `TimingSession`, and raise its errors."""
 
 
-class Here:
-    """This machine."""
+class LocalHost:
+    """This machine as a host."""
 
     def target(self, target: Target) -> Target:
-        """See `LaunchHost.target`: as it stands."""
+        """Return the target unchanged; see `BenchmarkHost.target`."""
         return target
 
     def why_unavailable(self, target: Target) -> str | None:
-        """See `LaunchHost.why_unavailable`."""
+        """Return why nothing can run on ``target`` here; see `BenchmarkHost.why_unavailable`."""
         return why_unavailable(target)
 
-    def time(self, workload: Workload, conditions: Conditions, progress: Progress) -> Timed:
-        """See `LaunchHost.time`; what the runtime is missing is fetched first."""
+    def time(self, workload: Workload, conditions: TimingConditions, progress: Progress) -> TimingResult:
+        """Install what the runtime lacks, then run the session; see `BenchmarkHost.time`."""
         reason = make_ready(conditions.target, progress)
         if reason is not None:
             raise StageError(f"The target {conditions.target.name!r} is not to be had here: {reason}")
-        left = conditions.seconds_left
-        deadline = None if left is None else time.perf_counter() + left
+        seconds = conditions.seconds_left
+        deadline = None if seconds is None else time.perf_counter() + seconds
         cores = spread_cores(conditions.threads)
-        launches = TimingSession(workload, replace(conditions, cores=cores, deadline=deadline))
+        session = TimingSession(workload, replace(conditions, cores=cores, deadline=deadline))
         load = load_average()
-        for _ in progress.track(launches, TRACKED, conditions.max_launches):
+        for _ in progress.track(session, PROGRESS_LABEL, conditions.max_launches):
             pass
-        return Timed(launches.record, launches.interval_half_width(), tuple(cores), load, environment())
+        return TimingResult(session.record, session.interval_half_width(), tuple(cores), load, environment())
 
 
-HERE = Here()
-HostFinder = Callable[[Sequence[str], Path | None, Sequence[Path]], Mapping[str, LaunchHost]]
+LOCAL_HOST = LocalHost()
+HostFinder = Callable[[Sequence[str], Path | None, Sequence[Path]], Mapping[str, BenchmarkHost]]
 """Signature of a plug-in's function for the extension point `hosts`, with the parameters of `find_hosts`."""
 
 
-def find_hosts(names: Sequence[str], inventory: Path | None, folders: Sequence[Path]) -> Mapping[str, LaunchHost]:
+def find_hosts(names: Sequence[str], inventory: Path | None, folders: Sequence[Path]) -> Mapping[str, BenchmarkHost]:
     """Return other machines by name, through the plug-in that reaches them. Nothing is connected yet.
 
     Args:
@@ -96,4 +96,4 @@ def find_hosts(names: Sequence[str], inventory: Path | None, folders: Sequence[P
         finder: HostFinder | None = load_extension(extension, lambda value: value)
         if finder is not None:
             return finder(names, inventory, folders)
-    raise InputError(f"No plug-in reaches other machines, such as {names[0]!r}.", hint=explain_missing("hosts", "ssh"))
+    raise InputError(f"No plug-in reaches other machines, such as {names[0]!r}.", expected=explain_missing("hosts", "ssh"))

@@ -7,14 +7,29 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from compress.benchmark.host import HERE, LaunchHost
-from compress.benchmark.record import Conditions, Record
+from compress.benchmark.host import LOCAL_HOST, BenchmarkHost
+from compress.benchmark.record import TimingConditions, TimingRecord
 from compress.benchmark.restarts import Workload
-from compress.benchmark.results import Writer
+from compress.benchmark.results import MeasurementWriter
 from compress.benchmark.scenarios import evenly_spaced
-from compress.benchmark.session import PRECISION, BenchResult, bench_result, check_place, equal_artifacts, seconds_left
+from compress.benchmark.session import (
+    PRECISION,
+    BenchmarkResult,
+    build_result,
+    check_host,
+    find_equal_artifacts,
+    seconds_left,
+)
 from compress.benchmark.worker import write_batches
-from compress.benchmark.workloads.image_generation import DECODER, LOOP, PICTURE, STEP, TEXT, PicturePlan, Setting
+from compress.benchmark.workloads.image_generation import (
+    DECODER,
+    IMAGE,
+    LOOP,
+    STEP,
+    TEXT,
+    ImageGenerationPlan,
+    ImageSetting,
+)
 from compress.formats.target_profile import Target
 from compress.recipe.recipe import Benchmark
 from compress.results.measurement import Measurement
@@ -28,7 +43,7 @@ _A_PICTURE = "a picture is that of one prompt; with guidance the empty prompt's 
 _PARTS = (TEXT, STEP, DECODER, LOOP)
 
 
-def measure_pictures(
+def measure_image_generation(
     artifacts: Mapping[str, Path],
     examples: Mapping[str, Examples],
     target: Target,
@@ -39,20 +54,20 @@ def measure_pictures(
     timeout_seconds: float = 600.0,
     precision: float = PRECISION,
     confidence: float = 0.95,
-    place: LaunchHost = HERE,
-) -> BenchResult:
+    host: BenchmarkHost = LOCAL_HOST,
+) -> BenchmarkResult:
     """Time pictures of every artifact at ``place``, and compare each with ``artifacts[baseline]``.
 
     A picture is its text once, the denoiser once a step, and the decoder; each is timed, and the whole. Every model
     draws in its own number of steps and its own size; then in each of ``settings.picture_steps`` and of
     ``settings.picture_sizes``. Equal artifacts are timed once and reported under each label. Launches of fresh
-    processes, precision and deadline are as in `measure_together`. Raises `DataError` without a prompt, `InputError`
+    processes, precision and deadline are as in `measure_side_by_side`. Raises `DataError` without a prompt, `InputError`
     on a device and for steps or a size that a model can't draw in, `StageError` where the target is not to be had or
     the baseline's process ends.
     """
     began = time.perf_counter()
-    check_place(artifacts, baseline, [target], place)
-    if place is not HERE:
+    check_host(artifacts, baseline, [target], host)
+    if host is not LOCAL_HOST:
         raise InputError("Pictures are timed on this machine alone.", expected="no device: drawing takes torch")
     counts = {len(examples[label]) for label in artifacts}
     if len(counts) != 1:
@@ -60,16 +75,16 @@ def measure_pictures(
     if counts == {0}:
         raise DataError("There is no prompt to time.", expected="at least one row in the test split")
     drawn = evenly_spaced(list(range(*counts)), _PROMPTS)
-    plan = PicturePlan(len(drawn), sorted(set(settings.picture_steps)), sorted(set(settings.picture_sizes)))
-    timed_as = equal_artifacts(artifacts)
+    plan = ImageGenerationPlan(len(drawn), sorted(set(settings.picture_steps)), sorted(set(settings.picture_sizes)))
+    timed_as = find_equal_artifacts(artifacts)
     names = list(dict.fromkeys(timed_as.values()))
     with tempfile.TemporaryDirectory(prefix="compress-bench-") as scratch:
         files = {}
         for number, name in enumerate(names):
             files[name] = Path(scratch) / f"{number}.npz"
             write_batches(files[name], [examples[name].batch([row]) for row in drawn])
-        conditions = Conditions(
-            target=place.target(target),
+        conditions = TimingConditions(
+            target=host.target(target),
             baseline=timed_as[baseline],
             threads=settings.threads,
             launches=settings.launches,
@@ -81,23 +96,23 @@ def measure_pictures(
             seconds_left=seconds_left(settings.budget_seconds, began),
         )
         workload = Workload({name: artifacts[name] for name in names}, files, files, plan)
-        timed = place.time(workload, conditions, progress)
+        timed = host.time(workload, conditions, progress)
     record, rows = timed.record.undisturbed(), []
     for label, name in timed_as.items():
-        if name not in record.lost:
-            writer = Writer(label, conditions.target.name, seed)
+        if name not in record.lost_models:
+            writer = MeasurementWriter(label, conditions.target.name, seed)
             for setting in plan.settings:
-                rows += picture_rows(writer, record, name, setting)
+                rows += image_rows(writer, record, name, setting)
                 rows += speedup_rows(writer, record, name, timed_as[baseline], setting) if len(artifacts) > 1 else []
             rows += writer.starts(record, name)
     precise = "times of pictures", "raise benchmark.seconds or quieten the machine"
-    return bench_result(timed, plan, conditions, rows, (_A_PICTURE,), precise, timed_as, prompts=len(drawn))
+    return build_result(timed, plan, conditions, rows, (_A_PICTURE,), precise, timed_as, prompts=len(drawn))
 
 
-def picture_rows(writer: Writer, record: Record, model: str, setting: Setting) -> list[Measurement]:
+def image_rows(writer: MeasurementWriter, record: TimingRecord, model: str, setting: ImageSetting) -> list[Measurement]:
     """One model in one setting: the latency of a picture and its tails, and the time of each part."""
-    end = setting.ending
-    whole = record.timings[PICTURE + end].by_launch(model)
+    end = setting.suffix
+    whole = record.timings[IMAGE + end].by_launch(model)
     tails: dict[str, float] = {} if end else {"latency_p90_ms": 0.9}
     rows = writer.times(whole, {f"latency_ms{end}": 0.5, **tails})
     for part in _PARTS:
@@ -105,10 +120,10 @@ def picture_rows(writer: Writer, record: Record, model: str, setting: Setting) -
     return rows
 
 
-def speedup_rows(writer: Writer, record: Record, model: str, baseline: str, setting: Setting) -> list[Measurement]:
+def speedup_rows(writer: MeasurementWriter, record: TimingRecord, model: str, baseline: str, setting: ImageSetting) -> list[Measurement]:
     """How many times faster than the baseline, launch by launch: a picture, and each part but the scheduler."""
-    names = {"speedup": PICTURE, **{f"speedup_{part}": part for part in (TEXT, STEP, DECODER)}}
+    names = {"speedup": IMAGE, **{f"speedup_{part}": part for part in (TEXT, STEP, DECODER)}}
     return [
-        writer.speedup(metric + setting.ending, record.timings[part + setting.ending], model, baseline)
+        writer.speedup(metric + setting.suffix, record.timings[part + setting.suffix], model, baseline)
         for metric, part in names.items()
     ]

@@ -26,7 +26,7 @@ from filelock import FileLock
 from onnx import helper, numpy_helper
 
 from compress.benchmark.machine import second_level_cache_bytes
-from compress.benchmark.noise import Noise, Usage, judge
+from compress.benchmark.noise import Noise, Usage, judge_noise
 from compress.formats.onnx.model import all_graphs
 from compress.formats.onnx.runtimes.failures import cannot_open
 from compress.formats.onnx.runtimes.onnxruntime import FAILURES, session_options
@@ -60,15 +60,15 @@ class Kernel:
 
     key: str
     node: onnx.NodeProto
-    stored: tuple[onnx.TensorProto, ...]
-    given: Batch
+    weights: tuple[onnx.TensorProto, ...]
+    inputs: Batch
     opsets: tuple[onnx.OperatorSetIdProto, ...]
     ir_version: int
 
     @property
-    def stored_bytes(self) -> int:
+    def weight_bytes(self) -> int:
         """Of the weights that each call reads whole."""
-        return 0 if self.node.op_type.startswith("Gather") else sum(one.ByteSize() for one in self.stored)
+        return 0 if self.node.op_type.startswith("Gather") else sum(one.ByteSize() for one in self.weights)
 
     def graph(self, copies: int) -> onnx.ModelProto:
         """The node as often as that, each with weights of its own, on the same inputs; the first gives the output."""
@@ -78,17 +78,17 @@ class Kernel:
             node = onnx.NodeProto()
             node.CopyFrom(self.node)
             node.name = f"{node.name}_{copy}"
-            own = {weight.name: f"{weight.name}_{copy}" if apart else weight.name for weight in self.stored}
+            own = {weight.name: f"{weight.name}_{copy}" if apart else weight.name for weight in self.weights}
             node.input[:] = [own.get(name, name) for name in node.input]
             node.output[:] = [f"{name}_{copy}" if name else "" for name in node.output]
             nodes.append(node)
-            for weight in self.stored if apart or not copy else ():
+            for weight in self.weights if apart or not copy else ():
                 stored.append(onnx.TensorProto())
                 stored[-1].CopyFrom(weight)
                 stored[-1].name = own[weight.name]
         inputs = [
             helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
-            for name, array in self.given.items()
+            for name, array in self.inputs.items()
         ]
         outputs = [onnx.ValueInfoProto(name=nodes[0].output[0])]
         made = helper.make_graph(nodes, "kernel", inputs, outputs, stored)
@@ -96,7 +96,7 @@ class Kernel:
         return model
 
 
-def kernels_of(graph: onnx.ModelProto, batch: Batch, threads: int) -> list[Kernel]:
+def list_kernels(graph: onnx.ModelProto, batch: Batch, threads: int) -> list[Kernel]:
     """The nodes that ONNX Runtime runs for a batch, in order. Raises `ModelError` for a graph that it can't open."""
     with tempfile.TemporaryDirectory(prefix="compress-kernels-") as scratch:
         path = Path(scratch) / "model.onnx"
@@ -173,7 +173,7 @@ def _told(tensor: onnx.TensorProto) -> list[object]:
     return ["stored", tensor.data_type, list(tensor.dims), values]
 
 
-class Times(NamedTuple):
+class KernelTimes(NamedTuple):
     """Milliseconds of a kernel whose weights lie in the core's own cache, and of one whose weights lie further off."""
 
     near: float
@@ -196,15 +196,15 @@ class KernelTable:
         """The last verdict on the machine."""
 
     @cached_property
-    def _known(self) -> dict[str, Times]:
-        found: dict[str, Times] = {}
+    def _known(self) -> dict[str, KernelTimes]:
+        found: dict[str, KernelTimes] = {}
         if self.path.is_file():
             for line in self.path.read_text(encoding="utf-8").splitlines():
                 try:
                     told = json.loads(line)
                 except ValueError:  # a writer was killed in the middle
                     continue
-                found.setdefault(told["key"], Times(told["near"], told["far"]))
+                found.setdefault(told["key"], KernelTimes(told["near"], told["far"]))
         return found
 
     def milliseconds(self, kernels: Sequence[Kernel], seconds: float) -> float | None:
@@ -223,18 +223,18 @@ class KernelTable:
             chunk, left = left[:_AT_ONCE], left[_AT_ONCE:]
             self._measure(chunk)
         times = [self._known[kernel.key] for kernel in kernels]
-        far = min(sum(kernel.stored_bytes for kernel in kernels) / _cache_bytes(), 1.0)
+        far = min(sum(kernel.weight_bytes for kernel in kernels) / _cache_bytes(), 1.0)
         return sum(near + far * max(cold - near, 0.0) for near, cold in times)
 
     def _measure(self, kernels: Sequence[Kernel]) -> None:
         before = Usage.now(0.0)
-        found, steady = dict[str, Times](), list[float]()
+        found, steady = dict[str, KernelTimes](), list[float]()
         for kernel in kernels:
             told = kernel_times(kernel, self.threads)
-            found[kernel.key] = Times(0.0, 0.0) if told is None else told[0]
+            found[kernel.key] = KernelTimes(0.0, 0.0) if told is None else told[0]
             steady += [] if told is None else [told[1]]
         self.measured += len(found)
-        self.noise = judge(Usage.now(0.0) - before, {"the kernels": np.array(steady or [1.0])})
+        self.noise = judge_noise(Usage.now(0.0) - before, {"the kernels": np.array(steady or [1.0])})
         self._known.update(found)
         if self.noise.verdict != "quiet" and not self._noisy_too:
             return
@@ -250,31 +250,31 @@ def machine_key(threads: int) -> str:
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
-def kernel_times(kernel: Kernel, threads: int) -> tuple[Times, float] | None:
+def kernel_times(kernel: Kernel, threads: int) -> tuple[KernelTimes, float] | None:
     """A kernel's times, and its first half of rounds over its second; None where it does not run alone."""
     counts = [1, 1 + _copies(kernel, _WARM, 1, _COPIES)]
-    if kernel.stored_bytes:
+    if kernel.weight_bytes:
         counts.append(1 + _copies(kernel, _COLD, 1, _MOST_COPIES))
     try:
         sessions = [_session(kernel.graph(copies), threads) for copies in counts]
         for session in sessions:
-            session.run(None, kernel.given)
+            session.run(None, kernel.inputs)
     except FAILURES:
         return None
     rounds = list[list[int]]()
     until = time.perf_counter() + _SECONDS
     while len(rounds) < _FEWEST or (time.perf_counter() < until and len(rounds) < _MOST):
-        rounds.append([_nanoseconds(session, kernel.given) for session in sessions])
+        rounds.append([_nanoseconds(session, kernel.inputs) for session in sessions])
     times = np.array(rounds, dtype=np.float64)
     alone, *together = np.quantile(times, _UNDISTURBED, axis=0) / 1e6
     found = [max(float(ms - alone) / (count - 1), 0.0) for ms, count in zip(together, counts[1:], strict=True)]
     halves = [float(np.median(half[:, -1])) for half in np.array_split(times, 2)]
-    return Times(found[0], max(found)), halves[0] / halves[1]
+    return KernelTimes(found[0], max(found)), halves[0] / halves[1]
 
 
 def _copies(kernel: Kernel, share: float, fewest: int, most: int) -> int:
     """As many as have weights of such a share of the core's cache together."""
-    return min(max(int(share * _cache_bytes() / max(kernel.stored_bytes, 1)), fewest), most)
+    return min(max(int(share * _cache_bytes() / max(kernel.weight_bytes, 1)), fewest), most)
 
 
 @functools.cache

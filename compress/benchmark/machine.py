@@ -34,7 +34,7 @@ Samples = list[float]
 
 
 @dataclass(frozen=True)
-class Rates:
+class MachineRates:
     """Rates that were reached: bytes/s and operations/s, one a repeat."""
 
     bytes_per_s: dict[int, Samples]
@@ -42,9 +42,9 @@ class Rates:
     int8_per_s: Samples
 
 
-def measure_rates(threads: int, buffers: list[int]) -> Rates:
+def measure_rates(threads: int, buffers: list[int]) -> MachineRates:
     """Time the products, and reading and copying within buffers of so many bytes in all."""
-    return Rates(
+    return MachineRates(
         {size: bandwidth(size, threads) for size in buffers},
         [rate for shape in PRODUCTS for rate in product_rates("fp32", *shape, threads)],
         [rate for shape in PRODUCTS for rate in product_rates("int8", *shape, threads)],

@@ -92,7 +92,7 @@ def spread(medians: np.ndarray) -> float:
     return float((high - low) / middle)
 
 
-def judge(
+def judge_noise(
     usage: Usage,
     relative_rounds: Mapping[str, np.ndarray],
     load_before: float | None = None,

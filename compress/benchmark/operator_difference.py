@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from compress.benchmark.noise import judge, load_average
-from compress.benchmark.operators import refuse_other_devices, typical
+from compress.benchmark.noise import judge_noise, load_average
+from compress.benchmark.operators import refuse_other_devices, typical_time
 from compress.benchmark.profile import CauseDifference, LayerDifference, OperatorDifference
-from compress.benchmark.profile_worker import Noted, ProfiledChild, run_in_turns
-from compress.benchmark.profiled_calls import Calls
+from compress.benchmark.profile_worker import NodeProfile, ProfiledProcess, run_interleaved
+from compress.benchmark.profiled_calls import ProfiledCalls
 from compress.formats.onnx.model import find_graph
 from compress.formats.target_profile import Target
 from compress.inspection.integer_kernels import (
@@ -50,15 +50,15 @@ class _File:
     def sum(self, nodes: list[ir.Node], shape: tuple[int, ...]) -> Times:
         return sum((self.times[str(node.name)] for node in nodes if str(node.name) in self.times), np.zeros(shape))
 
-    def typical(self, node: ir.Node) -> float:
+    def typical_time(self, node: ir.Node) -> float:
         times = self.times.get(str(node.name))
-        return 0.0 if times is None else typical(times)
+        return 0.0 if times is None else typical_time(times)
 
 
 def compare_operators(
     float_file: Path,
     int8_file: Path,
-    calls: Calls,
+    calls: ProfiledCalls,
     target: Target,
     threads: int,
     seconds: float,
@@ -75,15 +75,15 @@ def compare_operators(
     with (
         tempfile.TemporaryDirectory(prefix="compress-compare-") as first,
         tempfile.TemporaryDirectory(prefix="compress-compare-") as second,
-        ProfiledChild(float_file, calls, Path(first), timeout_seconds) as before,
-        ProfiledChild(int8_file, calls, Path(second), timeout_seconds) as after,
+        ProfiledProcess(float_file, calls, Path(first), timeout_seconds) as before,
+        ProfiledProcess(int8_file, calls, Path(second), timeout_seconds) as after,
     ):
         children = (before, after)
 
         def numbers(most: int) -> Iterable[int]:
             return progress.track(range(most), "Profiling both files", most)
 
-        usage = run_in_turns(children, target, threads, cores, seconds, numbers)
+        usage = run_interleaved(children, target, threads, cores, seconds, numbers)
         notes = (before.end(), after.end())
         layers = _layers(float_file, notes)
         files = [_file(noted, layers[place]) for place, noted in enumerate(notes)]
@@ -101,19 +101,19 @@ def compare_operators(
         calls=len(calls),
         lengths=tuple(map(calls.length, range(len(calls)))),
         passes=len(plain[0]),
-        float_ms=typical(plain[0]),
-        int8_ms=typical(plain[1]),
+        float_ms=typical_time(plain[0]),
+        int8_ms=typical_time(plain[1]),
         faster=faster.value,
         low=faster.low,
         high=faster.high,
         layers=found,
         causes=causes,
-        notes=(str(judge(usage, rounds, load)),),
+        notes=(str(judge_noise(usage, rounds, load)),),
         environment={**environment(), "target": asdict(target), "pinned_cores": list(cores)},
     )
 
 
-def _layers(float_file: Path, notes: tuple[Noted, Noted]) -> list[dict[str, str]]:
+def _layers(float_file: Path, notes: tuple[NodeProfile, NodeProfile]) -> list[dict[str, str]]:
     """Of each file: node's name -> layer, in the same words."""
     origins = origins_in(find_graph(float_file))
     modules = [node_modules(noted.optimized, origins) for noted in notes]
@@ -121,7 +121,7 @@ def _layers(float_file: Path, notes: tuple[Noted, Noted]) -> list[dict[str, str]
     return [{node: named.get(module, UNNAMED) for node, module in each.items()} for each in modules]
 
 
-def _file(noted: Noted, layers: Mapping[str, str]) -> _File:
+def _file(noted: NodeProfile, layers: Mapping[str, str]) -> _File:
     nodes: dict[str, list[ir.Node]] = defaultdict(list)
     times = {}
     for node in noted.graph:
@@ -142,19 +142,19 @@ def _differences(
     for layer in dict.fromkeys((*before.nodes, *after.nodes)):
         old, new = before.nodes.get(layer, []), after.nodes.get(layer, [])
         paired = after.sum(new, shape) - before.sum(old, shape)
-        low, high = bootstrap_interval(paired, typical, seed, resamples=_RESAMPLES)
+        low, high = bootstrap_interval(paired, typical_time, seed, resamples=_RESAMPLES)
         shares = _shares(before, after, old, new, shape)
         for cause, (more, names) in shares.items():
             totals[cause] += more
             places[cause][layer] = None
             operators[cause] |= dict.fromkeys(names)
-        mostly = (max if typical(paired) > 0 else min)(shares, key=lambda cause: shares[cause][0]) if shares else OTHER
+        mostly = (max if typical_time(paired) > 0 else min)(shares, key=lambda cause: shares[cause][0]) if shares else OTHER
         layers.append(
             LayerDifference(
                 layer=layer,
-                float_ms=typical(before.sum(old, shape)),
-                int8_ms=typical(after.sum(new, shape)),
-                more_ms=typical(paired),
+                float_ms=typical_time(before.sum(old, shape)),
+                int8_ms=typical_time(after.sum(new, shape)),
+                more_ms=typical_time(paired),
                 low_ms=low,
                 high_ms=high,
                 operators=_costliest(after, new),
@@ -190,7 +190,7 @@ def _shares(
         ours, theirs = _of(new, part), _of(old, part)
         if not ours and not theirs:
             continue
-        more = typical(after.sum(ours, shape) - before.sum(theirs, shape))
+        more = typical_time(after.sum(ours, shape) - before.sum(theirs, shape))
         names = list(_costliest(after, ours))
         if part == "products":
             costly = max(ours, key=after.typical, default=None)

@@ -14,10 +14,10 @@ import onnx_ir as ir
 from numpy.typing import ArrayLike
 
 from compress.benchmark.machine import last_level_cache_bytes, memory_buffer_bytes
-from compress.benchmark.noise import judge, load_average
-from compress.benchmark.profile import MachineLimits, Profile, Row, total
-from compress.benchmark.profile_worker import SETTLE_SECONDS, ProfiledChild, run_in_turns
-from compress.benchmark.profiled_calls import Calls
+from compress.benchmark.noise import judge_noise, load_average
+from compress.benchmark.profile import MachineLimits, Profile, ProfileRow, total
+from compress.benchmark.profile_worker import SETTLE_SECONDS, ProfiledProcess, run_interleaved
+from compress.benchmark.profiled_calls import ProfiledCalls
 from compress.formats.onnx.costs import Cost, GraphCost, count_graph
 from compress.formats.onnx.runtimes.profile import CPU, CallRun, own_name, shapes_of
 from compress.formats.runtimes import why_unavailable
@@ -36,10 +36,10 @@ def node_rows(
     costs: Sequence[GraphCost],
     layers: Mapping[str, str],
     roof: Roof,
-) -> tuple[Row, ...]:
+) -> tuple[ProfileRow, ...]:
     """One row for each node of ``graph`` that ran, in its order.
 
-    ``runs`` are [passes][calls] and ``costs`` [calls]. A node's time is that of `typical`.
+    ``runs`` are [passes][calls] and ``costs`` [calls]. A node's time is that of `typical_time`.
     """
     ran = [node for node in graph if all(str(node.name) in run for run in runs[0])]
     return tuple(
@@ -55,7 +55,7 @@ def node_rows(
     )
 
 
-def typical(times: ArrayLike) -> float:
+def typical_time(times: ArrayLike) -> float:
     """Median over passes of each call, then the mean over calls, of [passes, calls].
 
     A disturbance hits some passes of a call and so leaves its median alone.
@@ -63,12 +63,12 @@ def typical(times: ArrayLike) -> float:
     return float(np.median(np.asarray(times, dtype=np.float64), axis=0).mean())
 
 
-def busy_ms(call: CallRun) -> float:
+def operator_ms(call: CallRun) -> float:
     """How long an operator was at work in one call."""
     return sum(run.microseconds for run in call.values()) / 1e3
 
 
-def whole_row(rows: Sequence[Row], time_ms: float) -> Row:
+def whole_row(rows: Sequence[ProfileRow], time_ms: float) -> ProfileRow:
     """All nodes together, in the ``time_ms`` that a call takes without profiling.
 
     The operators that are not counted take the share of it that they have of the profiled time.
@@ -85,14 +85,14 @@ def _row(
     microseconds: Sequence[Sequence[int]],
     costs: Sequence[Cost | None],
     roof: Roof,
-) -> Row:
-    time_ms = typical(microseconds) / 1e3
+) -> ProfileRow:
+    time_ms = typical_time(microseconds) / 1e3
     known = [cost for cost in costs if cost is not None]
     if len(known) < len(costs):
         known = []
     limits = [limit(roof, *cost.operations, cost.moved_bytes) for cost in known]
     calls = len(costs)
-    return Row(
+    return ProfileRow(
         name=own_name(name),
         operators=(operator,),
         layer=layer,
@@ -114,7 +114,7 @@ _LIMITS_EVERY = 5
 
 def profile_operators(
     artifact: Path,
-    calls: Calls,
+    calls: ProfiledCalls,
     target: Target,
     threads: int,
     seconds: float,
@@ -133,7 +133,7 @@ def profile_operators(
         raise StageError(f"The target {target.name!r} is not to be had here: {reason}")
     with (
         tempfile.TemporaryDirectory(prefix="compress-profile-") as scratch,
-        ProfiledChild(artifact, calls, Path(scratch), timeout_seconds) as child,
+        ProfiledProcess(artifact, calls, Path(scratch), timeout_seconds) as child,
     ):
         session = _Session(child, calls, threads, seconds, progress, seed)
         return session.profile(artifact, target)
@@ -151,8 +151,8 @@ def refuse_other_devices(target: Target) -> None:
 
 @dataclass
 class _Session:
-    child: ProfiledChild
-    work: Calls
+    child: ProfiledProcess
+    work: ProfiledCalls
     threads: int
     seconds: float
     progress: Progress
@@ -164,14 +164,14 @@ class _Session:
         """Open, warm up, take passes without and with notes in turn, and put it all together."""
         cores = spread_cores(self.threads)
         load = load_average()
-        usage = run_in_turns([self.child], target, self.threads, cores, self.seconds, self._numbers)
+        usage = run_interleaved([self.child], target, self.threads, cores, self.seconds, self._numbers)
         noted = self.child.end()
         costs = [self._cost(noted.graph, noted.runs[0][call], call) for call in range(len(self.work))]
         limits = self._limits(max(cost.working_set_bytes for cost in costs))
         rows = node_rows(noted.graph, noted.runs, costs, node_layers(noted.optimized), limits.roof)
         plain = np.array(self.child.plain)
-        low, high = bootstrap_interval(plain, typical, self.seed)
-        noise = judge(usage, {"the artifact": np.median(plain / np.median(plain, axis=0), axis=1)}, load)
+        low, high = bootstrap_interval(plain, typical_time, self.seed)
+        noise = judge_noise(usage, {"the artifact": np.median(plain / np.median(plain, axis=0), axis=1)}, load)
         return Profile(
             artifact=str(artifact),
             target=target.name,
@@ -182,11 +182,11 @@ class _Session:
             phase=self.work.phase,
             context=self.work.context,
             passes=len(plain),
-            whole=whole_row(rows, typical(plain)),
+            whole=whole_row(rows, typical_time(plain)),
             low_ms=low,
             high_ms=high,
-            profiled_ms=typical(self.child.profiled),
-            operators_ms=typical([[busy_ms(call) for call in calls] for calls in noted.runs]),
+            profiled_ms=typical_time(self.child.profiled),
+            operators_ms=typical_time([[operator_ms(call) for call in calls] for calls in noted.runs]),
             rows=rows,
             limits=limits,
             notes=(str(noise), *self._notes()),
@@ -212,7 +212,7 @@ class _Session:
 
     def _measure(self, buffers: list[int]) -> None:
         time.sleep(SETTLE_SECONDS)
-        reply = self.child.ask({"do": "limits", "buffers": buffers})
+        reply = self.child.request({"do": "limits", "buffers": buffers})
         self.child.cpu_seconds = reply["cpu_seconds"]
         for name in ("fp32_per_s", "int8_per_s"):
             self.rates.setdefault(name, []).extend(reply[name])

@@ -12,7 +12,7 @@ from compress.utils.pydantic_models import FrozenAliased
 
 SCHEMA = 1
 _WORDS = ("name", "operators", "layer")
-"""What of a `Row` is not summed."""
+"""What of a `ProfileRow` is not summed."""
 Phase = Literal["batch", "prompt", "token"]
 """What a call is: a batch of examples, a decoder's prompt, or a token after one."""
 
@@ -41,7 +41,7 @@ class MachineLimits(FrozenAliased):
         return Roof(self.working_set_bytes_per_s, self.fp32_per_s, self.int8_per_s)
 
 
-class Row(FrozenAliased):
+class ProfileRow(FrozenAliased):
     """A node, several nodes, or the whole model, in one call: the mean over the calls that were profiled.
 
     ``compute_bound_ms`` and ``memory_bound_ms`` are the least times of the nodes that arithmetic bounds and of those
@@ -138,12 +138,12 @@ class Profile(FrozenAliased):
         (), description="padded length of each of them, in tokens; of a token, with all that it follows"
     )
     passes: int = Field(ge=1, description="times that each was run, without and with profiling")
-    whole: Row
+    whole: ProfileRow
     low_ms: float = Field(description="bounds of the 95% interval of the whole's time")
     high_ms: float
     profiled_ms: float = Field(description="the whole's time with profiling")
     operators_ms: float = Field(ge=0, description="the part of that in which an operator was at work")
-    rows: tuple[Row, ...] = Field(description="one a node, in the order of the graph")
+    rows: tuple[ProfileRow, ...] = Field(description="one a node, in the order of the graph")
     limits: MachineLimits
     notes: tuple[str, ...] = ()
     environment: dict[str, Any] = {}
@@ -154,11 +154,11 @@ class Profile(FrozenAliased):
         """How much longer a call takes with profiling, as a share."""
         return self.profiled_ms / self.whole.time_ms - 1
 
-    def by_operator(self) -> tuple[Row, ...]:
+    def by_operator(self) -> tuple[ProfileRow, ...]:
         """Rows by operator type, the longest first."""
         return tuple(sorted(combine(self.rows, lambda row: row.operators[0]), key=lambda row: -row.time_ms))
 
-    def by_layer(self) -> tuple[Row, ...]:
+    def by_layer(self) -> tuple[ProfileRow, ...]:
         """Rows by layer, in the order of the graph."""
         return combine(self.rows, lambda row: row.layer or "")
 
@@ -175,23 +175,23 @@ class Profile(FrozenAliased):
         }
 
 
-def combine(rows: Iterable[Row], key: Callable[[Row], str]) -> tuple[Row, ...]:
+def combine(rows: Iterable[ProfileRow], key: Callable[[ProfileRow], str]) -> tuple[ProfileRow, ...]:
     """One row for each key, in the order of first appearance: sums of times, work and limits."""
-    groups: dict[str, list[Row]] = {}
+    groups: dict[str, list[ProfileRow]] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)
     return tuple(total(name, members) for name, members in groups.items())
 
 
-def total(name: str, members: Iterable[Row]) -> Row:
+def total(name: str, members: Iterable[ProfileRow]) -> ProfileRow:
     """The sum of rows under one name."""
     members = tuple(members)
     layers = {row.layer for row in members}
-    return Row(
+    return ProfileRow(
         name=name,
         operators=tuple(dict.fromkeys(operator for row in members for operator in row.operators)),
         layer=layers.pop() if len(layers) == 1 else None,
-        **{name: sum(getattr(row, name) for row in members) for name in Row.model_fields if name not in _WORDS},
+        **{name: sum(getattr(row, name) for row in members) for name in ProfileRow.model_fields if name not in _WORDS},
     )
 
 

@@ -14,10 +14,10 @@ import onnx_ir as ir
 
 from compress.benchmark.machine import measure_rates
 from compress.benchmark.noise import Usage
-from compress.benchmark.profiled_calls import Calls
+from compress.benchmark.profiled_calls import ProfiledCalls
 from compress.benchmark.rpc import Reply, serve
-from compress.benchmark.subprocess_client import Child, serving
-from compress.benchmark.worker import Answering, read_batches, timed, write_batches
+from compress.benchmark.subprocess_client import WorkerProcess, module_command
+from compress.benchmark.worker import Predictor, read_batches, time_calls, write_batches
 from compress.formats.onnx.model import find_graph
 from compress.formats.onnx.runtimes.profile import CallRun, ProfiledSession, read_profile, write_optimized
 from compress.formats.runtimes import get_runtime
@@ -35,7 +35,7 @@ _MOST_EVENTS = 60_000
 
 
 @dataclass(frozen=True)
-class Noted:
+class NodeProfile:
     """What the runtime noted: the graph that it ran, and every node of it in [passes][calls]."""
 
     optimized: Path
@@ -43,16 +43,16 @@ class Noted:
     runs: list[list[CallRun]]
 
 
-class ProfiledChild:
+class ProfiledProcess:
     """One artifact in a process of its own, opened twice; a context manager, which leaves no process behind.
 
     ``plain`` and ``profiled`` are ms, [passes][calls]; ``cpu_seconds`` what the process took of the processor so far.
     """
 
-    def __init__(self, artifact: Path, calls: Calls, scratch: Path, timeout_seconds: float) -> None:
+    def __init__(self, artifact: Path, calls: ProfiledCalls, scratch: Path, timeout_seconds: float) -> None:
         """Start the process; ``scratch`` is an empty folder for what passes between it and here."""
         self._artifact, self._calls, self._scratch, self._timeout = artifact, calls, scratch, timeout_seconds
-        self._child = Child(artifact.name, serving("compress.benchmark.profile_worker"))
+        self._child = WorkerProcess(artifact.name, module_command("compress.benchmark.profile_worker"))
         self._order: list[int | None] = []
         self.plain: list[list[float]] = []
         self.profiled: list[list[float]] = []
@@ -67,7 +67,7 @@ class ProfiledChild:
         message = {"do": "open", "artifact": str(self._artifact.absolute()), "target": asdict(target)}
         own = {"threads": threads, "cores": list(cores), "batches": str(path), "folder": str(self._scratch)}
         own["text"] = None if self._calls.phase == "batch" else self._calls.prompt
-        opened = self.ask({**message, **own})
+        opened = self.request({**message, **own})
         self.settings = opened["settings"]
         self.most_passes = max(FEWEST_PASSES, _MOST_EVENTS // (opened["nodes"] * (len(self._calls) + _UNTIMED)))
 
@@ -78,27 +78,27 @@ class ProfiledChild:
             self._turn(True)
         self._order = [None] * len(self._order)
 
-    def pass_(self, noted_first: bool) -> None:
+    def run_pass(self, noted_first: bool) -> None:
         """Every call once without notes and once with them."""
         for profiled in (True, False) if noted_first else (False, True):
             (self.profiled if profiled else self.plain).append(self._turn(profiled))
 
-    def end(self) -> Noted:
+    def end(self) -> NodeProfile:
         """Stop noting. Raises `StageError` where calls are missing from the notes."""
-        ended = self._child.ask({"do": "end"}, self._timeout)
+        ended = self._child.request({"do": "end"}, self._timeout)
         optimized = Path(ended["optimized"])
-        return Noted(optimized, ir.load(optimized).graph, self._runs(read_profile(Path(ended["profile"]))))
+        return NodeProfile(optimized, ir.load(optimized).graph, self._runs(read_profile(Path(ended["profile"]))))
 
-    def ask(self, message: dict[str, Any]) -> dict[str, Any]:
-        """As `Child.ask`."""
-        return self._child.ask(message, self._timeout)
+    def request(self, message: dict[str, Any]) -> dict[str, Any]:
+        """As `WorkerProcess.ask`."""
+        return self._child.request(message, self._timeout)
 
     def _turn(self, profiled: bool) -> list[float]:
         time.sleep(SETTLE_SECONDS)
         begin = bool(self._calls.prompt)
         untimed = 0 if begin else min(_UNTIMED, len(self._calls))
         numbers = list(range(len(self._calls)))
-        reply = self.ask({"do": "turn", "profiled": profiled, "calls": numbers, "begin": begin, "untimed": untimed})
+        reply = self.request({"do": "turn", "profiled": profiled, "calls": numbers, "begin": begin, "untimed": untimed})
         self.cpu_seconds = reply["cpu_seconds"]
         latencies: list[float] = reply["latencies_ms"]
         if profiled:
@@ -121,8 +121,8 @@ class ProfiledChild:
         self._child.__exit__(kind, *raised)
 
 
-def run_in_turns(
-    children: Sequence[ProfiledChild],
+def run_interleaved(
+    children: Sequence[ProfiledProcess],
     target: Target,
     threads: int,
     cores: Sequence[int],
@@ -141,7 +141,7 @@ def run_in_turns(
     before, began = Usage.now(sum(child.cpu_seconds for child in children)), time.perf_counter()
     for number in numbers(min(child.most_passes for child in children)):
         for child in children if number % 2 == 0 else children[::-1]:
-            child.pass_(noted_first=number // len(children) % 2 == 1)
+            child.run_pass(noted_first=number // len(children) % 2 == 1)
         if number + 1 >= FEWEST_PASSES and time.perf_counter() - began >= seconds:
             break
     return Usage.now(sum(child.cpu_seconds for child in children)) - before
@@ -167,8 +167,8 @@ class ProfileWorker:
     """One artifact, opened twice."""
 
     def __init__(self) -> None:
-        self._plain: Answering | None = None
-        self._noted: Answering | None = None
+        self._plain: Predictor | None = None
+        self._noted: Predictor | None = None
         self._profiled: ProfiledSession | None = None
         self._optimized = Path()
         self._batches: list[Batch] = []
@@ -203,7 +203,7 @@ class ProfileWorker:
             session.begin()
         for index in message["calls"][: message["untimed"]]:
             session.predict(self._batches[index])
-        latencies_ms, _ = timed(session, self._batches, message["calls"])
+        latencies_ms, _ = time_calls(session, self._batches, message["calls"])
         return self._done({"latencies_ms": latencies_ms})
 
     def limits(self, message: Reply) -> Reply:

@@ -10,20 +10,20 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.benchmark.profile import Phase
-from compress.benchmark.scenarios import batches_by_length, draw_by_length, evenly_spaced
-from compress.formats.onnx.call import Tensor
+from compress.benchmark.scenarios import batches_by_length, evenly_spaced, sample_by_length
+from compress.formats.onnx.costs import Tensor
 from compress.runtimes.decoder import PAST, PRESENT
 from compress.runtimes.runtime import Batch
 from compress.tasks.task import Examples
 from compress.utils.errors import DataError
 
-CALLS = 16
+MAX_CALLS = 16
 """How many different calls are profiled at most."""
 TextPhase = Literal["prompt", "token"]
 
 
 @dataclass(frozen=True)
-class Calls:
+class ProfiledCalls:
     """One of ``batches`` a call.
 
     A decoder's hold ``input_ids`` [1, n]: with a ``prompt``, read before them, each call adds a token to the text;
@@ -65,17 +65,17 @@ class Calls:
         return found
 
 
-def batch_calls(examples: Examples, batch_size: int, seed: int) -> Calls:
+def batch_calls(examples: Examples, batch_size: int, seed: int) -> ProfiledCalls:
     """Batches of neighbours in length, spread over the lengths of the data. Raises `DataError` without examples."""
     if len(examples) == 0:
         raise DataError("There is no example to profile with.", expected="at least one row in the test split")
-    drawn = draw_by_length(examples.lengths(), max(batch_size, len(examples)), seed)
+    drawn = sample_by_length(examples.lengths(), max(batch_size, len(examples)), seed)
     groups = batches_by_length(len(drawn), batch_size)
-    chosen = evenly_spaced(list(range(len(groups))), CALLS)
-    return Calls(tuple(examples.batch([drawn[i] for i in groups[index]]) for index in chosen), batch_size)
+    chosen = evenly_spaced(list(range(len(groups))), MAX_CALLS)
+    return ProfiledCalls(tuple(examples.batch([drawn[i] for i in groups[index]]) for index in chosen), batch_size)
 
 
-def text_calls(ids: Sequence[int], phase: TextPhase, context: int) -> Calls:
+def text_calls(ids: Sequence[int], phase: TextPhase, context: int) -> ProfiledCalls:
     """Prompts of ``context`` tokens of the text ``ids``, or the tokens after the first of them.
 
     Raises `DataError` for a text that is too short for one.
@@ -88,10 +88,10 @@ def text_calls(ids: Sequence[int], phase: TextPhase, context: int) -> Calls:
             hint="give a smaller one, or more text",
         )
     if phase == "token":
-        tokens = ids[context : context + CALLS]
-        return Calls(tuple(_batch([token]) for token in tokens), 1, phase, context, tuple(ids[:context]))
-    starts = range(0, len(ids) - context + 1, context)[:CALLS]
-    return Calls(tuple(_batch(ids[start : start + context]) for start in starts), 1, phase, context)
+        tokens = ids[context : context + MAX_CALLS]
+        return ProfiledCalls(tuple(_batch([token]) for token in tokens), 1, phase, context, tuple(ids[:context]))
+    starts = range(0, len(ids) - context + 1, context)[:MAX_CALLS]
+    return ProfiledCalls(tuple(_batch(ids[start : start + context]) for start in starts), 1, phase, context)
 
 
 def _batch(ids: Sequence[int]) -> Batch:

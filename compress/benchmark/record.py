@@ -1,4 +1,4 @@
-"""What a session of launches is given, and what it brings in."""
+"""Conditions and record of a timing session: its input parameters and everything that it measured."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 
 from compress.benchmark.noise import Usage
 from compress.benchmark.reference_timing import ReferenceTimes
-from compress.benchmark.rounds import Rounds, WarmUp, are_usual
+from compress.benchmark.rounds import Rounds, WarmUp, is_undisturbed
 from compress.formats.target_profile import Target
 
 
 @dataclass(frozen=True)
-class Conditions:
-    """How the processes run, and how long.
+class TimingConditions:
+    """Conditions of a timing session: how the processes run, and for how long.
 
-    ``seconds_left`` is all the time that may be taken from when the launches' host is asked, starts included. Cores and
-    the deadline, by the host's clock, are the host's own.
+    ``launches`` is the smallest number of launches. ``seconds_left`` is the whole time from the request to the host,
+    process starts included. ``cores`` and ``deadline`` (by the host's clock) are set by the host itself.
     """
 
     target: Target
@@ -38,18 +38,18 @@ class Conditions:
     deadline: float | None = None
 
     @property
-    def most_launches(self) -> int:
-        """``launches`` is the least; so many are made where the ratios stay uncertain."""
+    def max_launches(self) -> int:
+        """Return the number of launches that are made if the ratios remain uncertain."""
         return 2 * self.launches
 
 
 @dataclass
-class Record:
-    """Everything that the launches brought in. The lists of a model have one entry a launch.
+class TimingRecord:
+    """Everything that the launches of a session measured. The lists of a model have one entry for each launch.
 
-    ``timings`` has the rounds of each kind of work, as `launches.Plan` names them. ``start_up`` has what sessions that
-    time themselves tell of their start, by names that end in their unit. Of generated texts, ``cached`` tells whether a
-    model keeps keys and values of earlier tokens, ``vocabulary`` how many tokens it knows.
+    ``timings`` has the rounds of each kind of work, as `WorkloadPlan.timings` names them. ``start_up`` has the start-up
+    times that sessions in another process report, by names that end in their unit. For text generation, ``cached``
+    states whether a model keeps keys and values of earlier tokens, and ``vocabulary`` is its vocabulary size.
     """
 
     timings: dict[str, Rounds] = field(default_factory=dict)
@@ -66,29 +66,29 @@ class Record:
     reference: list[ReferenceTimes] = field(default_factory=list)
     frequencies_mhz: list[float] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
-    lost: dict[str, str] = field(default_factory=dict)
-    no_energy: str | None = None
+    lost_models: dict[str, str] = field(default_factory=dict)
+    energy_unavailable: str | None = None
     usage: Usage = field(default_factory=Usage)
     launches: int = 0
 
-    def undisturbed(self) -> Record:
-        """Without the rounds in which the machine was slowed from outside; see `Rounds.undisturbed`."""
+    def undisturbed(self) -> TimingRecord:
+        """Return the record without rounds in which other work slowed the machine; see `Rounds.undisturbed`."""
         timings = {name: rounds.undisturbed() for name, rounds in self.timings.items()}
         slowed = any(timings[name] is not rounds for name, rounds in self.timings.items())
-        return replace(self, timings=timings, reference=usual_reference(self.reference) if slowed else self.reference)
+        return replace(self, timings=timings, reference=undisturbed_reference(self.reference) if slowed else self.reference)
 
-    def forget(self, model: str) -> None:
-        """Drop what was measured of a model that was lost."""
+    def drop_model(self, model: str) -> None:
+        """Remove the measurements of a model whose process failed."""
         per_model: list[dict[str, Any]] = [
-            *(rounds.turns for rounds in self.timings.values()),
+            *(rounds.times for rounds in self.timings.values()),
             *(self.server_ms, self.startup_ms, self.session_load_ms, self.runtime_bytes, self.single_bytes),
             *(self.batched_bytes, self.warm_ups, self.settings, self.start_up, self.cached, self.vocabulary),
         ]
-        for kept in per_model:
-            kept.pop(model, None)
+        for entries in per_model:
+            entries.pop(model, None)
 
 
-def usual_reference(times: list[ReferenceTimes]) -> list[ReferenceTimes]:
-    """Those of a machine that nothing slows, since times of other sessions are divided by them."""
-    usual = are_usual(np.array([one.matmul_ms for one in times]))
-    return [one for one, keeps in zip(times, usual, strict=True) if keeps]
+def undisturbed_reference(times: list[ReferenceTimes]) -> list[ReferenceTimes]:
+    """Return the reference times of the undisturbed machine, because times of other sessions are divided by them."""
+    undisturbed = is_undisturbed(np.array([kernel_times.matmul_ms for kernel_times in times]))
+    return [kernel_times for kernel_times, is_usable in zip(times, undisturbed, strict=True) if is_usable]

@@ -1,4 +1,4 @@
-"""Fixed work that is timed beside the models, so that results of different minutes and machines can be related."""
+"""Fixed reference work that is timed beside the models, to relate results of different minutes and machines."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ SINGLE_THREADED = {
     "OMP_NUM_THREADS": "1",
     "VECLIB_MAXIMUM_THREADS": "1",
 }
-"""Environment of the process that runs it; libraries read these when they are loaded."""
+"""Environment of the process that runs the reference work. Libraries read these variables when they are loaded."""
 
 
 class ReferenceTimes(NamedTuple):
-    """Milliseconds of one pass of each kernel."""
+    """Time of one pass of each reference kernel, in ms."""
 
     matmul_ms: float
     copy_ms: float
 
 
 class ReferenceKernels:
-    """A product of two 256 x 256 fp32 matrices (compute), and a copy of 32 MiB (memory), on one thread."""
+    """Reference work on one thread: a product of 256 x 256 fp32 matrices (compute) and a copy of 32 MiB (memory)."""
 
     def __init__(self) -> None:
         generator = np.random.default_rng(0)
@@ -41,19 +41,22 @@ class ReferenceKernels:
         self.time()
 
     def time(self) -> ReferenceTimes:
-        """The median of five passes of the product, and one copy."""
+        """Return the median time of five passes of the product, and the time of one copy."""
         matmul_ms = _product_ms(self._a, self._b, self._product)
         start = time.perf_counter_ns()
         np.copyto(self._target, self._source)
         return ReferenceTimes(matmul_ms, (time.perf_counter_ns() - start) / 1e6)
 
-    def pulse_ms(self) -> float:
-        """Milliseconds of a product of 128 x 128: short enough to be timed before and after every model's turn."""
+    def small_product_ms(self) -> float:
+        """Return the time of a 128 x 128 product in ms.
+
+        It is short enough to be timed before and after every model's calls.
+        """
         return _product_ms(self._small, self._small, self._small_product)
 
 
 def _product_ms(a: np.ndarray, b: np.ndarray, product: np.ndarray) -> float:
-    """The median of five passes; the first may find the processor's caches used by somebody else."""
+    """Return the median time of five passes in ms. The first one may find other data in the processor's caches."""
     clock = time.perf_counter_ns
     passes = []
     for _ in range(_REPEATS):

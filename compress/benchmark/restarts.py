@@ -1,4 +1,4 @@
-"""The timing itself: sets of fresh processes, one set after the other, and the models of a set in turns."""
+"""Timing sessions: repeated launches of fresh processes, and interleaved rounds of the models within each launch."""
 
 from __future__ import annotations
 
@@ -10,82 +10,98 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from compress.benchmark.noise import Usage, frequency_mhz
-from compress.benchmark.record import Conditions, Record
+from compress.benchmark.record import TimingConditions, TimingRecord
 from compress.benchmark.reference_timing import SINGLE_THREADED, ReferenceTimes
-from compress.benchmark.rounds import Pulse, Rounds, WarmUp, in_turn
-from compress.benchmark.subprocess_client import Child
+from compress.benchmark.rounds import ProductTimer, Rounds, WarmUp, round_order
+from compress.benchmark.subprocess_client import WorkerProcess
 from compress.formats.target_profile import Target
 from compress.numerics.statistics import geometric_interval
 from compress.utils.errors import StageError
 
 SETTLE_SECONDS = 0.02
-"""Pause after a model's turn: its threads spin for some milliseconds after their last call."""
-UNTIMED = 2
-"""Calls or tokens before those that are timed in a turn, since another process has just used the caches."""
+"""Pause after a model's calls in seconds: its threads spin for some milliseconds after their last call."""
+UNTIMED_CALLS = 2
+"""Calls or tokens before the timed ones in each round, because another process has just used the caches."""
 _REFERENCE_EVERY_SECONDS = 0.25
 _CAUTION = 1.2
-"""The least work of a launch may take so much longer than the longest before."""
+"""Factor by which the smallest work of a launch may take longer than the longest launch so far."""
 _SHARE_OF_STARTS = 0.4
-"""The part of a time budget that starts and warm-ups may have, as long as there are enough launches."""
+"""Share of a time budget that process starts and warm-ups may take, once there are enough launches."""
 
 
-class Timing(Protocol):
-    """How one kind of work is timed. A child's label is the name of its model."""
+class WorkloadTimer(Protocol):
+    """Timer of one kind of work. The label of a worker process is the name of its model."""
 
-    def answer_first(self, child: Child, opened: dict[str, Any]) -> None:
-        """Have it answer for the first time; what that tells of its start is added to ``opened``."""
+    def time_first_answer(self, child: WorkerProcess, opened: dict[str, Any]) -> None:
+        """Let the process answer for the first time.
 
-    def warm_up(self, child: Child, seconds: float) -> WarmUp:
-        """Run it until it is steady, for about so long at most."""
+        Args:
+            child: Process with the model.
+            opened: Its reply to `open`. Start-up times that the first answer shows are added to it.
+        """
+
+    def warm_up(self, child: WorkerProcess, seconds: float) -> WarmUp:
+        """Run the model until its times are steady, for about ``seconds`` at most."""
 
     def sample(
-        self, children: Mapping[str, Child], number: int, left: Callable[[int], float], reference: Reference
+        self, children: Mapping[str, WorkerProcess], number: int, left: Callable[[int], float], reference: ReferenceTimer
     ) -> None:
-        """Add one round at least of launch ``number`` to the record.
+        """Add one round or more of a launch to the record.
 
-        ``left(kinds)`` are the seconds that are left of it for so many kinds of work. Raises `LostError`.
+        Args:
+            children: Processes by model.
+            number: Number of the launch.
+            left: Function that returns the seconds left in this launch for a number of kinds of work.
+            reference: Timer of the reference work.
+
+        Raises:
+            ProcessLostError: A model's process died or hung.
         """
 
 
-class Plan(Protocol):
-    """What each process is asked for: a data class of plain values, which may lie on another machine."""
+class WorkloadPlan(Protocol):
+    """Work of each process: a data class of plain values, which can be sent to another machine."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     @property
     def timings(self) -> tuple[str, ...]:
-        """The kinds of work in a record."""
+        """Return the kinds of work, as names in `TimingRecord.timings`."""
 
     @property
-    def decisive(self) -> tuple[str, ...]:
+    def deciding_timings(self) -> tuple[str, ...]:
         """Those of them that say when the ratios of models are known well enough, and how noisy it was."""
 
     @property
-    def counted(self) -> Mapping[str, str | None]:
-        """Those whose rounds a report counts, with what a note calls them: None for those that no note is about."""
+    def reported(self) -> Mapping[str, str | None]:
+        """Return the kinds of work whose rounds a report counts.
+
+        Each has the phrase that a note uses for it, or None if no note mentions it.
+        """
 
     def target(self, model: str, usual: Target) -> Target:
-        """What a model runs on; ``usual`` is the session's target."""
+        """Return the target that a model runs on; ``usual`` is the target of the session."""
 
-    def timing(self, conditions: Conditions, record: Record) -> Timing:
-        """What times it, and writes into ``record``."""
+    def timer(self, conditions: TimingConditions, record: TimingRecord) -> WorkloadTimer:
+        """Return the timer of this work, which writes into ``record``."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What every process is given. ``first`` and ``all``: each model's file of batches to begin and to go on with.
+    """Input of every process: models, batches and the plan.
 
-    Numbers of batches in ``plan`` are positions in the latter.
+    ``first_batches`` has each model's file with one batch to open with, ``all_batches`` the file with all batches. The
+    plan refers to batches by their position in the latter.
     """
 
     artifacts: Mapping[str, Path]
-    first: Mapping[str, Path]
-    all: Mapping[str, Path]
-    plan: Plan
+    first_batches: Mapping[str, Path]
+    all_batches: Mapping[str, Path]
+    plan: WorkloadPlan
 
 
-class LostError(Exception):
-    """A model's process died or hung."""
+class ProcessLostError(Exception):
+    """Death or hang of a model's process."""
 
     def __init__(self, model: str, error: StageError) -> None:
         super().__init__(model)
@@ -93,38 +109,38 @@ class LostError(Exception):
         self.error = error
 
 
-class Launches:
-    """One session: launches are made until what they tell is precise enough, or time is up."""
+class TimingSession:
+    """Timing session of several models: launches are made until the ratios are precise enough or time is up."""
 
-    def __init__(self, workload: Workload, conditions: Conditions) -> None:
+    def __init__(self, workload: Workload, conditions: TimingConditions) -> None:
         self._workload, self._conditions, self._baseline = workload, conditions, conditions.baseline
         self._names = list(workload.artifacts)
         self._longest = 0.0
-        self.record = Record({name: Rounds() for name in workload.plan.timings})
-        self._timing = workload.plan.timing(conditions, self.record)
+        self.record = TimingRecord({name: Rounds() for name in workload.plan.timings})
+        self._timing = workload.plan.timer(conditions, self.record)
 
     def __iter__(self) -> Iterator[int]:
-        """Make the launches, yielding the number of each that is done.
+        """Make the launches, and yield the number of launches after each.
 
-        A model whose process dies or hangs is left out from then on, with the reason in ``record.lost``. Raises
-        `StageError` if that is the baseline, and what opening a model raises.
+        A model whose process dies or hangs is left out from then on, with the reason in ``record.lost_models``. Raises
+        `StageError` if it is the baseline, and the errors of opening a model.
         """
         record = self.record
-        with Child("machine", variables=SINGLE_THREADED) as machine:
-            reference = Reference(machine, self._conditions, record.reference)
+        with WorkerProcess("machine", variables=SINGLE_THREADED) as machine:
+            reference = ReferenceTimer(machine, self._conditions, record.reference)
             while not self._is_enough():
                 try:
                     self._launch(record.launches, machine, reference)
-                except LostError as lost:
+                except ProcessLostError as lost:
                     if lost.model == self._baseline:
                         raise lost.error from None
-                    record.lost[lost.model] = str(lost.error)
-                    record.forget(lost.model)
+                    record.lost_models[lost.model] = str(lost.error)
+                    record.drop_model(lost.model)
                     self._names.remove(lost.model)
                 record.launches += 1
                 yield record.launches
 
-    def precision(self) -> float:
+    def interval_half_width(self) -> float:
         """Half the width of the widest interval, as a share: of ratios to the baseline, or of the baseline alone."""
         if any(len(set(rounds.launches)) < 2 for rounds in self._decisive(self.record)):
             return float("inf")
@@ -139,8 +155,8 @@ class Launches:
         intervals = [geometric_interval(ratios, self._conditions.confidence) for ratios in samples]
         return max(found.high / found.value - 1 for found in intervals)
 
-    def _decisive(self, record: Record) -> list[Rounds]:
-        return [record.timings[name] for name in self._workload.plan.decisive]
+    def _decisive(self, record: TimingRecord) -> list[Rounds]:
+        return [record.timings[name] for name in self._workload.plan.deciding_timings]
 
     def _is_enough(self) -> bool:
         done, deadline = self.record.launches, self._conditions.deadline
@@ -150,46 +166,49 @@ class Launches:
             return True
         if done < self._conditions.launches:
             return False
-        if deadline is None and done >= self._conditions.most_launches:
+        if deadline is None and done >= self._conditions.max_launches:
             return True
-        return self.precision() <= self._conditions.precision
+        return self.interval_half_width() <= self._conditions.precision
 
     def _left(self, began: float, kinds: int) -> float:
         """Sampling time that is left for so many kinds of work in this launch, all models together."""
         conditions = self._conditions
         if conditions.deadline is None:
-            return conditions.seconds * len(self._names) * kinds / conditions.most_launches
-        done, taken = self.record.launches, time.perf_counter() - began
-        self._longest = max(self._longest, taken)
+            return conditions.seconds * len(self._names) * kinds / conditions.max_launches
+        # With a deadline, the time that is left is divided among as many launches as should still fit.
+        done, elapsed = self.record.launches, time.perf_counter() - began
+        self._longest = max(self._longest, elapsed)
         left = conditions.deadline - began
         fitting = done + int(left * _SHARE_OF_STARTS / self._longest)
-        planned = min(max(conditions.launches, fitting), conditions.most_launches) - done
-        return max(0.0, left / max(1, planned) - taken)
+        planned = min(max(conditions.launches, fitting), conditions.max_launches) - done
+        return max(0.0, left / max(1, planned) - elapsed)
 
-    def _launch(self, number: int, machine: Child, reference: Reference) -> None:
+    def _launch(self, number: int, machine: WorkerProcess, reference: ReferenceTimer) -> None:
         record, workload = self.record, self._workload
         began = time.perf_counter()
         with ExitStack() as stack:
-            children: dict[str, Child] = {}
-            for name in in_turn(self._names, number):
-                children[name] = stack.enter_context(Child(name))
-                with losing(name):
+            children: dict[str, WorkerProcess] = {}
+            for name in round_order(self._names, number):
+                # Start-up is measured first, one process after the other.
+                children[name] = stack.enter_context(WorkerProcess(name))
+                with naming_lost_model(name):
                     self._start(children[name])
             for name, child in children.items():
-                with losing(name):
-                    record.no_energy = child.load(workload.all[name], self._conditions.timeout_seconds)
+                with naming_lost_model(name):
+                    # All processes stay alive from here on, and take turns.
+                    record.energy_unavailable = child.load(workload.all_batches[name], self._conditions.timeout_seconds)
             for child in children.values():
                 self._warm_up(child, number)
-            before = Usage.now(_own_seconds(children, machine))
+            usage_before = Usage.now(_processor_seconds(children, machine))
             # Named anew, since the processes were started in alternating order and rounds alternate by themselves.
-            named = {name: children[name] for name in self._names}
-            self._timing.sample(named, number, lambda kinds: self._left(began, kinds), reference)
-            reference.now()
-            record.usage += Usage.now(_own_seconds(children, machine)) - before
+            ordered = {name: children[name] for name in self._names}
+            self._timing.sample(ordered, number, lambda kinds: self._left(began, kinds), reference)
+            reference.measure()
+            record.usage += Usage.now(_processor_seconds(children, machine)) - usage_before
             frequency = frequency_mhz()
             record.frequencies_mhz += [] if frequency is None else [frequency]
 
-    def _start(self, child: Child) -> None:
+    def _start(self, child: WorkerProcess) -> None:
         """From the start of the process to its first answer. The files are in the system's cache, or soon are."""
         record, conditions, workload, name = self.record, self._conditions, self._workload, child.label
         opened = child.open(
@@ -197,10 +216,10 @@ class Launches:
             workload.plan.target(name, conditions.target),
             conditions.threads,
             conditions.cores,
-            workload.first[name],
+            workload.first_batches[name],
             conditions.timeout_seconds,
         )
-        self._timing.answer_first(child, opened)
+        self._timing.time_first_answer(child, opened)
         record.startup_ms.setdefault(name, []).append(1e3 * (time.perf_counter() - child.began))
         record.session_load_ms.setdefault(name, []).append(opened["session_load_ms"])
         record.runtime_bytes.setdefault(name, []).append(float(opened["before_bytes"]))
@@ -208,80 +227,89 @@ class Launches:
         for figure, value in opened["start_up"].items():
             record.start_up.setdefault(name, {}).setdefault(figure, []).append(value)
 
-    def _warm_up(self, child: Child, number: int) -> None:
+    def _warm_up(self, child: WorkerProcess, number: int) -> None:
         conditions = self._conditions
         seconds = conditions.seconds
         if conditions.deadline is not None:
             left = conditions.deadline - time.perf_counter()
             seconds = max(0.0, left / max(1, conditions.launches - number) / 3 / len(self._names))
-        with losing(child.label):
+        with naming_lost_model(child.label):
             warmed = self._timing.warm_up(child, seconds)
         self.record.warm_ups.setdefault(child.label, []).append(warmed)
 
 
-class Reference:
+class ReferenceTimer:
     """Times the reference kernels a few times a second between rounds, and a small product around all turns."""
 
-    def __init__(self, child: Child, conditions: Conditions, times: list[ReferenceTimes]) -> None:
+    def __init__(self, child: WorkerProcess, conditions: TimingConditions, times: list[ReferenceTimes]) -> None:
         cores, timeout = conditions.cores, conditions.timeout_seconds
-        self._ask: Callable[[], ReferenceTimes] = lambda: child.reference(cores, timeout)
-        self._pulse: Pulse = lambda: child.pulse(cores, timeout)
+        self._measure_kernels: Callable[[], ReferenceTimes] = lambda: child.reference(cores, timeout)
+        self._measure_product: ProductTimer = lambda: child.time_small_product(cores, timeout)
         self._settle = SETTLE_SECONDS if conditions.threads > 1 else 0.0
         self._times = times
         # The first answer comes after the kernels' arrays were made.
-        self._ask()
+        self._measure_kernels()
         self._last = time.perf_counter()
 
-    def pulse(self) -> float:
+    def time_small_product(self) -> float:
         """Milliseconds of the small product on the slowest core, once the threads of the last turn are idle."""
         time.sleep(self._settle)
-        return self._pulse()
+        return self._measure_product()
 
-    def now(self) -> None:
-        """Time them at once."""
-        self._times.append(self._ask())
+    def measure(self) -> None:
+        """Time the kernels now."""
+        self._times.append(self._measure_kernels())
         self._last = time.perf_counter()
 
-    def now_and_then(self) -> None:
-        """Time them if the last time was a while ago."""
+    def measure_periodically(self) -> None:
+        """Time the kernels if the last time was a while ago."""
         if time.perf_counter() - self._last >= _REFERENCE_EVERY_SECONDS:
-            self.now()
+            self.measure()
 
 
 @contextmanager
-def losing(model: str) -> Iterator[None]:
-    """Say whose process it was that ended."""
+def naming_lost_model(model: str) -> Iterator[None]:
+    """Add the name of the model to the error of its process.
+
+    Raises:
+        ProcessLostError: The code in the block raised `StageError`.
+    """
     try:
         yield
     except StageError as error:
-        raise LostError(model, error) from error
+        raise ProcessLostError(model, error) from error
 
 
 def repeat_rounds(run: Callable[[int], None], left: Callable[[], float], deadline: float | None) -> None:
-    """Call ``run`` with 0, 1 and so on, once at least, until a launch's share of the time is over.
+    """Call ``run`` with 0, 1 and so on, at least once, until the launch's share of the time is over.
 
-    ``left`` tells that share's seconds once the first round is done. A round is begun only where half of it fits into
-    them, and all of it before ``deadline``, by what the first took.
+    A round begins only if half of it fits into that share and all of it fits before ``deadline``, judged by the first
+    round.
+
+    Args:
+        run: Function that runs the round of that number.
+        left: Function that returns the seconds left, called after the first round.
+        deadline: Time of `time.perf_counter` by which all must end, or None.
     """
     start = time.perf_counter()
     run(0)
-    took = time.perf_counter() - start
-    last = time.perf_counter() + left() - took / 2
+    round_seconds = time.perf_counter() - start
+    latest_start = time.perf_counter() + left() - round_seconds / 2
     if deadline is not None:
-        last = min(last, deadline - took)
+        latest_start = min(latest_start, deadline - round_seconds)
     count = 1
-    while time.perf_counter() < last:
+    while time.perf_counter() < latest_start:
         run(count)
         count += 1
 
 
-def keep_memory(children: Mapping[str, Child], kept: dict[str, list[float]]) -> None:
-    """Add the peak memory of each process. Raises `LostError`."""
+def record_peak_memory(children: Mapping[str, WorkerProcess], kept: dict[str, list[float]]) -> None:
+    """Append the peak memory of each process to ``kept`` in bytes. Raises `ProcessLostError`."""
     for name, child in children.items():
-        with losing(name):
+        with naming_lost_model(name):
             kept.setdefault(name, []).append(float(child.memory()["peak_bytes"]))
 
 
-def _own_seconds(children: Mapping[str, Child], machine: Child) -> float:
-    """Processor time of all measured processes so far."""
+def _processor_seconds(children: Mapping[str, WorkerProcess], machine: WorkerProcess) -> float:
+    """Return the processor time of all measured processes so far."""
     return sum(float(child.memory()["cpu_seconds"]) for child in (*children.values(), machine))

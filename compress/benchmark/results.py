@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compress.benchmark.record import Record
+from compress.benchmark.record import TimingRecord
 from compress.benchmark.reference_timing import ReferenceTimes
 from compress.benchmark.rounds import Rounds
 from compress.benchmark.scenarios import length_buckets
@@ -23,7 +23,7 @@ _FEWEST_FOR_A_MEDIAN = 6
 
 
 @dataclass(frozen=True)
-class Writer:
+class MeasurementWriter:
     """Makes the rows of one model on one target."""
 
     model: str
@@ -32,7 +32,7 @@ class Writer:
 
     def all(
         self,
-        record: Record,
+        record: TimingRecord,
         timed_as: str,
         baseline: str,
         lengths: np.ndarray,
@@ -53,7 +53,7 @@ class Writer:
             rows += self.server(record.server_ms[timed_as], settings.rate)
         return rows + self.starts(record, timed_as)
 
-    def starts(self, record: Record, timed_as: str) -> list[Measurement]:
+    def starts(self, record: TimingRecord, timed_as: str) -> list[Measurement]:
         """Memory, and what the start of its processes took."""
         return [
             self.medians("peak_memory_bytes", "bytes", record.single_bytes[timed_as]),
@@ -107,7 +107,7 @@ class Writer:
 
     def consumption(self, rounds: Rounds, timed_as: str) -> list[Measurement]:
         """Processor time of a call at batch 1, waiting threads included, and energy where it was counted."""
-        turns = rounds.turns[timed_as]
+        turns = rounds.times[timed_as]
         rows = [self.medians("cpu_ms", "ms", [turn.cpu_ms / len(turn.latencies_ms) for turn in turns])]
         energy = [turn.energy_mj / len(turn.latencies_ms) for turn in turns if turn.energy_mj is not None]
         return rows + ([self.medians("energy_mj", "mJ", energy)] if energy else [])

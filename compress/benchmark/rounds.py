@@ -1,4 +1,4 @@
-"""Interleaved rounds: the models take turns, so that whatever the machine does meanwhile hits them all."""
+"""Interleaved rounds: models are timed one after another in each round, so that a disturbance affects all of them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Turn:
-    """One model's calls of one round: ms of each, and what all of them took of the processor and of energy.
+class RoundTimes:
+    """Times of one model's calls in one round, and the processor time and energy of all of them together.
 
-    ``disturbed`` marks the calls in which the system gave the processor to another process.
+    ``disturbed`` marks the calls during which the system gave the processor to another process.
     """
 
     latencies_ms: list[float]
@@ -25,10 +25,10 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Generation:
-    """One generated text: ms from the prompt to its first token, and of each token after that.
+class GenerationTimes:
+    """Times of one generated text in ms: from the prompt to its first token, and of each token after that.
 
-    ``tokens`` are all that came, the first included; ``disturbed`` has a mark for each of them. ``cached`` tells
+    ``tokens`` are all generated ids, the first included. ``disturbed`` has a mark for each of them. ``cached`` states
     whether the graph keeps keys and values of earlier tokens.
     """
 
@@ -41,13 +41,13 @@ class Generation:
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """One picture: ms of all of it, of its text, of each step of the denoiser, and of the decoder.
+class ImageTimes:
+    """Times of one generated image in ms: of all of it, its text encoder, each denoiser step, and the decoder.
 
-    ``disturbed`` has a mark for the text, for each step, and for the decoder.
+    ``disturbed`` has a mark for the text encoder, for each step, and for the decoder.
     """
 
-    picture_ms: float
+    image_ms: float
     text_ms: float
     steps_ms: list[float]
     decoder_ms: float
@@ -55,108 +55,121 @@ class Drawing:
 
     @property
     def loop_ms(self) -> float:
-        """What lies between the calls: the scheduler, and guidance."""
-        return max(0.0, self.picture_ms - self.text_ms - sum(self.steps_ms) - self.decoder_ms)
+        """Return the time between the calls of components: the scheduler and guidance."""
+        return max(0.0, self.image_ms - self.text_ms - sum(self.steps_ms) - self.decoder_ms)
 
 
-Run = Callable[[Sequence[int]], Turn]
-"""Times one call for each numbered batch."""
-Pulse = Callable[[], float]
-"""Milliseconds that a small, fixed piece of work takes now."""
-Taken = TypeVar("Taken")
+Run = Callable[[Sequence[int]], RoundTimes]
+"""Function that times one call for each numbered batch."""
+ProductTimer = Callable[[], float]
+"""Function that times a small, fixed matrix product, in ms."""
+Timed = TypeVar("Timed")
 
 _STEADY = 0.05
 _STEADY_IN_A_ROW = 2
 _WARM_UP_ROUNDS = 20
 _SHAPES_AT_ONCE = 8
 _USUAL = 0.05
-"""The quantile of all pulses that is taken for what the machine does when nothing else has it."""
+"""Quantile of the product's times that stands for an undisturbed machine."""
 _SLOWED = 1.15
-"""A machine that takes so many times as long as usual for the same work is slowed from outside."""
+"""Ratio to the undisturbed time of the same work from which on the machine counts as slowed from outside."""
 _FEWEST_LEFT, _LEAST_SHARE, _FEWEST_LAUNCHES = 12, 0.1, 3
 
 
 @dataclass
 class Rounds:
-    """What was timed. In round r, ``calls[r]`` are the batches and ``turns[model][r]`` what they took.
+    """Times of all rounds. In round r, ``calls[r]`` are the batches and ``times[model][r]`` their times.
 
-    ``launches[r]`` numbers the set of processes that ran it: each launch has fresh ones, since where a process
-    happens to lie in memory may make it a little faster or slower for all its life. ``pulses_ms[r]`` is the longest of
-    the pulses that were taken before, between and after its turns.
+    ``launches[r]`` numbers the set of processes that ran the round. Each launch starts fresh processes, because the
+    position of a process in memory may make it a little faster or slower for all its life. ``product_ms[r]`` is the
+    longest time of the reference product before, between and after the round's calls.
     """
 
     calls: list[list[int]] = field(default_factory=list)
     launches: list[int] = field(default_factory=list)
-    turns: dict[str, list[Turn]] = field(default_factory=dict)
-    pulses_ms: list[float] = field(default_factory=list)
+    times: dict[str, list[RoundTimes]] = field(default_factory=dict)
+    product_ms: list[float] = field(default_factory=list)
 
-    def add(self, calls: Sequence[int], launch: int, turns: Mapping[str, Turn], pulse_ms: float) -> None:
-        """Keep one round of all models."""
-        for model, turn in turns.items():
-            self.turns.setdefault(model, []).append(turn)
+    def add(self, calls: Sequence[int], launch: int, times: Mapping[str, RoundTimes], product_ms: float) -> None:
+        """Append one round of all models.
+
+        Args:
+            calls: Batches that each model was timed on.
+            launch: Number of the set of processes.
+            times: Times of each model.
+            product_ms: Longest time of the reference product during the round.
+        """
+        for model, round_times in times.items():
+            self.times.setdefault(model, []).append(round_times)
         self.calls.append(list(calls))
         self.launches.append(launch)
-        self.pulses_ms.append(pulse_ms)
+        self.product_ms.append(product_ms)
 
     def undisturbed(self) -> Rounds:
-        """The rounds around which the machine was as fast as it is when nothing else has it.
+        """Return the rounds during which no other work slowed the machine.
 
-        On a shared machine a neighbour that comes and goes halves what a core does, and doesn't slow all models alike:
-        integer products lose more by it than float ones. Pulses alone decide which rounds count, never a model's own
-        times, so that none is favoured: those of at most 1.15 times the 5% quantile. All rounds count where fewer
-        than twelve, a tenth or three launches would be left, or the machine was never slow.
+        On a shared machine, other work can halve the speed of a core. It doesn't slow all models alike: integer
+        products lose more than float ones. Only the times of the reference product decide which rounds count, never a
+        model's own times, so that no model is favoured. Rounds with at most 1.15 times the 5% quantile of these times
+        count. All rounds count if fewer than twelve, a tenth, or three launches would remain, or if the machine was
+        never slow.
         """
-        pulses = np.array(self.pulses_ms)
-        if not len(pulses):
+        product_ms = np.array(self.product_ms)
+        if not len(product_ms):
             return self
-        kept = np.flatnonzero(are_usual(pulses))
-        launches = len({self.launches[r] for r in kept})
+        usable = np.flatnonzero(is_undisturbed(product_ms))
+        launches = len({self.launches[r] for r in usable})
         few = launches < min(_FEWEST_LAUNCHES, len(set(self.launches)))
-        if len(kept) == len(pulses) or len(kept) < max(_FEWEST_LEFT, _LEAST_SHARE * len(pulses)) or few:
+        if len(usable) == len(product_ms) or len(usable) < max(_FEWEST_LEFT, _LEAST_SHARE * len(product_ms)) or few:
             return self
         return Rounds(
-            [self.calls[r] for r in kept],
-            [self.launches[r] for r in kept],
-            {model: [turns[r] for r in kept] for model, turns in self.turns.items()},
-            [self.pulses_ms[r] for r in kept],
+            [self.calls[r] for r in usable],
+            [self.launches[r] for r in usable],
+            {model: [times[r] for r in usable] for model, times in self.times.items()},
+            [self.product_ms[r] for r in usable],
         )
 
     def latencies_ms(self, model: str) -> list[list[float]]:
-        """[rounds][calls]"""
-        return [turn.latencies_ms for turn in self.turns[model]]
+        """Return the latencies of a model in ms, [rounds][calls]."""
+        return [round_times.latencies_ms for round_times in self.times[model]]
 
     def by_launch(self, model: str) -> list[list[list[float]]]:
-        """[launches][rounds][calls] latencies in ms."""
+        """Return the latencies of a model in ms, [launches][rounds][calls]."""
         grouped: dict[int, list[list[float]]] = {}
         for launch, latencies in zip(self.launches, self.latencies_ms(model), strict=True):
             grouped.setdefault(launch, []).append(latencies)
         return list(grouped.values())
 
     def ratios(self, baseline: str, candidate: str) -> np.ndarray:
-        """How many times longer ``baseline`` takes, as many values as launches, [launches].
+        """Return the latency of ``baseline`` divided by that of ``candidate``, one value for each launch, [launches].
 
-        Each call is paired with the other model's call for the same example in the same round; the median over
-        calls is a round's ratio. The rounds, in their order, are cut into as many equal blocks as there were launches
-        (so that a launch which a busy machine left with few rounds doesn't weigh like the others), and the median
-        over a block is its value. Pairs in which either call was disturbed are left out, and rounds without any
-        other pair, unless a block has no other.
+        Each call is paired with the other model's call on the same example in the same round. The median over calls is
+        the ratio of a round. The rounds, in their order, are split into as many equal blocks as there were launches, so
+        that a launch with few rounds doesn't have the weight of a full one. The median over a block is its value. Pairs
+        in which either call was disturbed don't count, and rounds without any undisturbed pair don't count either,
+        unless a block has no other rounds.
         """
-        found = []
-        for first, second in zip(self.turns[baseline], self.turns[candidate], strict=True):
+        round_ratios = []
+        for first, second in zip(self.times[baseline], self.times[candidate], strict=True):
             pairs = np.asarray(first.latencies_ms) / np.asarray(second.latencies_ms)
-            clean = ~(np.array(first.disturbed, dtype=bool) | np.array(second.disturbed, dtype=bool))
-            usable = pairs[clean] if clean.any() else pairs
-            found.append((float(np.median(usable)), bool(clean.any())))
-        blocks = np.array_split(np.arange(len(found)), len(set(self.launches)))
-        return np.array([np.median(_best([found[i] for i in block])) for block in blocks])
+            undisturbed = ~(np.array(first.disturbed, dtype=bool) | np.array(second.disturbed, dtype=bool))
+            usable = pairs[undisturbed] if undisturbed.any() else pairs
+            round_ratios.append((float(np.median(usable)), bool(undisturbed.any())))
+        # A block uses its undisturbed rounds, or all of its rounds if every one was disturbed.
+        # A block uses its undisturbed rounds, or all of its rounds if every one was disturbed.
+        blocks = np.array_split(np.arange(len(round_ratios)), len(set(self.launches)))
+        return np.array([np.median(_best([round_ratios[i] for i in block])) for block in blocks])
 
     def relative_rounds(self, model: str) -> np.ndarray:
-        """How each round went against the whole, [rounds]: the median of its calls, each over its example's median."""
-        seen: dict[int, list[float]] = {}
+        """Return the time of each round relative to the whole, [rounds].
+
+        It is the median of its calls, each divided by the median of its example.
+        """
+        by_call: dict[int, list[float]] = {}
         for calls, latencies in zip(self.calls, self.latencies_ms(model), strict=True):
             for call, latency in zip(calls, latencies, strict=True):
-                seen.setdefault(call, []).append(latency)
-        typical = {call: float(np.median(latencies)) for call, latencies in seen.items()}
+                by_call.setdefault(call, []).append(latency)
+        typical = {call: float(np.median(latencies)) for call, latencies in by_call.items()}
         return np.array(
             [
                 np.median([latency / typical[call] for call, latency in zip(calls, latencies, strict=True)])
@@ -165,61 +178,76 @@ class Rounds:
         )
 
     def relative_launches(self, model: str) -> np.ndarray:
-        """How each launch went against the whole, [launches]: the median of its `relative_rounds`."""
+        """Return the time of each launch relative to the whole, [launches]: the median of its `relative_rounds`."""
         relative, launches = self.relative_rounds(model), np.array(self.launches)
         return np.array([np.median(relative[launches == launch]) for launch in np.unique(launches)])
 
 
-def _best(rounds: Sequence[tuple[float, bool]]) -> list[float]:
-    """The ratios of rounds with undisturbed calls, or all if there is none."""
-    return [ratio for ratio, clean in rounds if clean] or [ratio for ratio, _ in rounds]
+def _best(round_ratios: Sequence[tuple[float, bool]]) -> list[float]:
+    """Return the ratios of rounds with undisturbed calls, or all ratios if there is none."""
+    return [ratio for ratio, undisturbed in round_ratios if undisturbed] or [ratio for ratio, _ in round_ratios]
 
 
 @dataclass(frozen=True)
 class WarmUp:
-    """How a model got warm: the rounds it took, and whether successive rounds agreed at the end."""
+    """Warm-up of one model: the number of rounds, and whether successive rounds agreed at the end."""
 
     rounds: int
     steady: bool
 
 
-def in_turn(models: Sequence[str], round_number: int) -> list[str]:
-    """The order of a round: forwards, then backwards, so that no model always follows the same one."""
+def round_order(models: Sequence[str], round_number: int) -> list[str]:
+    """Return the order of models in a round: forwards, then backwards, so that no model always follows the same one."""
     return list(models) if round_number % 2 == 0 else list(reversed(models))
 
 
-def are_usual(times_ms: np.ndarray) -> np.ndarray:
-    """Which times of the same work, [times], are those of a machine that nothing else slows; booleans, [times]."""
+def is_undisturbed(times_ms: np.ndarray) -> np.ndarray:
+    """Return which times of the same work are those of an undisturbed machine, as booleans [times]."""
     return np.asarray(times_ms <= _SLOWED * np.quantile(times_ms, _USUAL))
 
 
-def note_on(whole: Rounds, counted: Rounds, of: str = "") -> str | None:
-    """What a reader must know of the rounds that don't count; ``of`` says of which work they are."""
+def slowed_rounds_note(whole: Rounds, counted: Rounds, of: str = "") -> str | None:
+    """Return a note on the rounds that don't count, or None if all count.
+
+    Args:
+        whole: All rounds.
+        counted: Rounds that count.
+        of: Phrase that names their work, such as ` of context 128`.
+    """
     if len(counted.calls) == len(whole.calls):
         return None
-    slowest, usual = max(whole.pulses_ms), min(counted.pulses_ms)
+    slowest, usual = max(whole.product_ms), min(counted.product_ms)
     return (
         f"{len(counted.calls)} of {len(whole.calls)} rounds{of} count: around the others a small product took "
         f"up to {slowest / usual:.1f} times as long, so that something else had slowed the machine"
     )
 
 
-def take_turns(turns: Mapping[str, Callable[[], Taken]], pulse: Pulse) -> tuple[dict[str, Taken], float]:
-    """What each brings, one after another with pulses around them, and the longest pulse."""
-    pulses = [pulse()]
-    taken = {}
-    for name, turn in turns.items():
-        taken[name] = turn()
-        pulses.append(pulse())
-    return taken, max(pulses)
+def run_round(runs: Mapping[str, Callable[[], Timed]], time_product: ProductTimer) -> tuple[dict[str, Timed], float]:
+    """Run each model's calls with the reference product before, between and after them.
+
+    Returns:
+        The result of each model, and the longest time of the product in ms.
+    """
+    product_ms = [time_product()]
+    results = {}
+    for name, run in runs.items():
+        results[name] = run()
+        product_ms.append(time_product())
+    return results, max(product_ms)
 
 
 def warm_up(
     run: Run, shapes: Sequence[int], calls: Sequence[int], seconds: float, least_seconds: float = 0.0
 ) -> WarmUp:
-    """Run one batch of every shape, then ``calls`` again and again until successive medians agree within 5%.
+    """Run one batch of every shape, then ``calls`` repeatedly until successive medians agree within 5%.
 
-    Goes on for ``least_seconds`` even so; gives up after ``seconds``, or, once those are over, after 20 rounds.
+    Args:
+        run: Function that times batches.
+        shapes: One batch of each input shape, since a runtime plans its memory anew for every shape.
+        calls: Batches of a warm-up round.
+        seconds: Time after which warm-up ends, even if the medians don't agree. After 20 rounds it ends as well.
+        least_seconds: Time for which warm-up continues in any case.
     """
     began = time.perf_counter()
     for start in range(0, len(shapes), _SHAPES_AT_ONCE):
@@ -232,9 +260,9 @@ def warm_up(
         rounds += 1
         median = float(np.median(run(calls).latencies_ms))
         agreeing = agreeing + 1 if abs(median - previous) <= _STEADY * previous else 0
-        taken = time.perf_counter() - began
-        steady = agreeing >= _STEADY_IN_A_ROW and taken >= least_seconds
-        if steady or taken > seconds or (rounds > _WARM_UP_ROUNDS and taken >= least_seconds):
+        elapsed = time.perf_counter() - began
+        steady = agreeing >= _STEADY_IN_A_ROW and elapsed >= least_seconds
+        if steady or elapsed > seconds or (rounds > _WARM_UP_ROUNDS and elapsed >= least_seconds):
             return WarmUp(rounds, steady)
         previous = median
 
@@ -245,18 +273,24 @@ def interleave(
     launch: int,
     seconds: float,
     rounds: Rounds,
-    pulse: Pulse,
+    pulse: ProductTimer,
 ) -> Iterator[None]:
-    """Add rounds of one launch, at least one, yielding after each, until ``seconds`` are over.
+    """Add rounds of one launch, at least one, and yield after each until ``seconds`` are over.
 
-    ``schedule`` gives the calls of the rounds and goes on from launch to launch.
+    Args:
+        runs: Function of each model that times batches.
+        schedule: Batches of each round. It continues from launch to launch.
+        launch: Number of the set of processes.
+        seconds: Time for the rounds of this launch.
+        rounds: Record that rounds are added to.
+        pulse: Function that times the reference product.
     """
     models = list(runs)
     began = time.perf_counter()
     for calls in schedule:
-        order = in_turn(models, len(rounds.calls))
-        taken, slowest_ms = take_turns({model: partial(runs[model], calls) for model in order}, pulse)
-        rounds.add(calls, launch, taken, slowest_ms)
+        order = round_order(models, len(rounds.calls))
+        times, product_ms = run_round({model: partial(runs[model], calls) for model in order}, pulse)
+        rounds.add(calls, launch, times, product_ms)
         yield
         if time.perf_counter() - began >= seconds:
             return

@@ -1,4 +1,4 @@
-"""A process that answers in lines: its near end with a limit on time, its far end, and errors on the way between."""
+"""Remote calls to a subprocess: one JSON object in each line of its standard streams, with timeouts and errors."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ Reply = dict[str, Any]
 _TAIL_CHARACTERS = 2000
 
 
-def serve(served: object) -> None:
-    """Answer each line on standard input by the method of ``served`` that its ``do`` names, until ``quit`` or the end.
+def serve(handler: object) -> None:
+    """Answer each line of standard input until ``quit`` or the end of input.
 
-    An expected error becomes ``{"error": {...}}``, which `Child.ask` raises again. What native code prints goes to
-    standard error.
+    The method of ``handler`` that the message names as ``do`` gives the answer. An expected error becomes
+    ``{"error": {...}}``, which `WorkerProcess.request` raises again. Output of native code goes to standard error.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Native libraries print to file descriptor 1. It now leads to standard error, and answers go to a copy of it.
     sink = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     for line in sys.stdin:
@@ -35,7 +36,7 @@ def serve(served: object) -> None:
         if message["do"] == "quit":
             return
         try:
-            reply: Reply = getattr(served, message["do"])(message)
+            reply: Reply = getattr(handler, message["do"])(message)
         except CompressError as error:
             reply = error_reply(error)
         try:
@@ -46,25 +47,31 @@ def serve(served: object) -> None:
 
 
 def error_reply(error: CompressError) -> Reply:
-    """An expected error as a message, which `raised_error` reads."""
+    """Return an expected error as a message, which `error_from_reply` reads."""
     details = {"what": error.what, "where": error.where, "expected": error.expected, "hint": error.hint}
     return {"error": {"kind": type(error).__name__, **details}}
 
 
-def raised_error(told: Mapping[str, Any]) -> CompressError:
-    """The error of an `error_reply`, to be raised again."""
+def error_from_reply(fields: Mapping[str, Any]) -> CompressError:
+    """Return the error of an `error_reply`, to be raised again."""
     kinds = {
         kind.__name__: kind for kind in (errors.InputError, errors.ModelError, errors.DataError, errors.StageError)
     }
-    kind = kinds.get(told["kind"], errors.StageError)
-    return kind(told["what"], where=told["where"], expected=told["expected"], hint=told["hint"])
+    kind = kinds.get(fields["kind"], errors.StageError)
+    return kind(fields["what"], where=fields["where"], expected=fields["expected"], hint=fields["hint"])
 
 
-class Piped:
-    """The running process; ``kill`` must end its use."""
+class PipedProcess:
+    """Subprocess that is written to and read from with timeouts. `kill` must end its use."""
 
     def __init__(self, command: Sequence[str], variables: Mapping[str, str] | None = None, apart: bool = False) -> None:
-        """Start it with ``variables`` added to the environment; one that is ``apart`` doesn't get this one's Ctrl-C."""
+        """Start the process.
+
+        Args:
+            command: Program and arguments.
+            variables: Variables that are added to the environment.
+            apart: Whether the process has its own session, so that Ctrl-C in the terminal doesn't reach it.
+        """
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115, closed by `kill`
         self._buffer = b""
         self.process = subprocess.Popen(
@@ -90,7 +97,7 @@ class Piped:
                 left = left[os.write(self._stdin.fileno(), left) :]
 
     def line(self, seconds: float) -> bytes | None:
-        """The next line, or None where the process writes no more. Raises `TimeoutError`."""
+        """Return the next line, or None if the process has closed its output. Raises `TimeoutError`."""
         deadline = time.monotonic() + seconds
         while b"\n" not in self._buffer:
             if not select.select([self._stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
@@ -102,13 +109,13 @@ class Piped:
         line, self._buffer = self._buffer.split(b"\n", 1)
         return line
 
-    def last_words(self) -> str:
-        """The end of what it wrote to standard error."""
+    def stderr_tail(self) -> str:
+        """Return the end of the process's standard error."""
         self._errors.seek(0)
         return self._errors.read().decode(errors="replace")[-_TAIL_CHARACTERS:].strip()
 
     def kill(self) -> None:
-        """End the process at once and free what it held."""
+        """End the process at once and free its resources."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()

@@ -9,7 +9,7 @@ import numpy as np
 Groups = list[list[int]]
 
 
-def draw_by_length(lengths: np.ndarray, count: int, seed: int) -> list[int]:
+def sample_by_length(lengths: np.ndarray, count: int, seed: int) -> list[int]:
     """Up to ``count`` examples drawn without replacement, in the order of their lengths."""
     generator = np.random.default_rng(seed)
     drawn = generator.permutation(len(lengths))[:count]
@@ -36,7 +36,7 @@ def one_of_each_length(lengths: np.ndarray) -> list[int]:
     return [int(i) for i in first]
 
 
-def arrival_gaps_ms(count: int, per_second: float, seed: int) -> list[float]:
+def request_gaps_ms(count: int, per_second: float, seed: int) -> list[float]:
     """Waiting times between ``count`` arrivals of a Poisson process: exponential with mean 1000 / ``per_second``."""
     gaps: list[float] = np.random.default_rng(seed).exponential(1000 / per_second, count).tolist()
     return gaps

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from compress.benchmark.host import HERE, LaunchHost, Timed
-from compress.benchmark.noise import judge
-from compress.benchmark.record import Conditions
-from compress.benchmark.restarts import Plan, Workload
-from compress.benchmark.results import Writer
-from compress.benchmark.rounds import note_on
-from compress.benchmark.scenarios import batches_by_length, draw_by_length, one_of_each_length
+from compress.benchmark.host import LOCAL_HOST, BenchmarkHost, TimingResult
+from compress.benchmark.noise import judge_noise
+from compress.benchmark.record import TimingConditions
+from compress.benchmark.restarts import Workload, WorkloadPlan
+from compress.benchmark.results import MeasurementWriter
+from compress.benchmark.rounds import slowed_rounds_note
+from compress.benchmark.scenarios import batches_by_length, one_of_each_length, sample_by_length
 from compress.benchmark.worker import write_batches
 from compress.benchmark.workloads.calls import CallPlan
 from compress.formats.target_profile import Target
@@ -37,7 +37,7 @@ _EVALUATION_SHARE = 0.05
 
 
 @dataclass(frozen=True)
-class BenchResult:
+class BenchmarkResult:
     """The rows, what a reader must know about them, and where they were taken."""
 
     measurements: list[Measurement]
@@ -45,7 +45,7 @@ class BenchResult:
     environment: dict[str, Any]
 
 
-def measure_together(
+def measure_side_by_side(
     artifacts: Mapping[str, Path],
     examples: Mapping[str, Examples],
     target: Target,
@@ -56,8 +56,8 @@ def measure_together(
     timeout_seconds: float = 600.0,
     precision: float = PRECISION,
     confidence: float = 0.95,
-    place: LaunchHost = HERE,
-) -> BenchResult:
+    host: BenchmarkHost = LOCAL_HOST,
+) -> BenchmarkResult:
     """Time every artifact at ``place``, on the same rows, and compare each with ``artifacts[baseline]``.
 
     ``examples[label]`` are those rows as that artifact's own processor encodes them; rows are drawn, and told apart
@@ -72,23 +72,23 @@ def measure_together(
     opening a model raises.
     """
     began = time.perf_counter()
-    check_place(artifacts, baseline, [target], place)
+    check_host(artifacts, baseline, [target], host)
     counts = {len(examples[label]) for label in artifacts}
     if len(counts) != 1:
         raise InputError(f"The models' examples differ in number: {sorted(counts)}.", expected="the same rows for each")
     if counts == {0}:
         raise DataError("There is no example to time.", expected="at least one row in the test split")
     settings, unbatched = _batched_if_possible(settings, [examples[label] for label in artifacts])
-    timed_as = equal_artifacts(artifacts)
+    timed_as = find_equal_artifacts(artifacts)
     with tempfile.TemporaryDirectory(prefix="compress-bench-") as scratch:
         lengths = examples[baseline].lengths()
-        drawn = draw_by_length(lengths, settings.examples, seed)
+        drawn = sample_by_length(lengths, settings.examples, seed)
         names = list(dict.fromkeys(timed_as.values()))
         workload = _write_workload(
             {name: artifacts[name] for name in names}, examples, lengths, drawn, settings, scratch
         )
-        conditions = Conditions(
-            target=place.target(target),
+        conditions = TimingConditions(
+            target=host.target(target),
             baseline=timed_as[baseline],
             threads=settings.threads,
             launches=settings.launches,
@@ -101,17 +101,17 @@ def measure_together(
             rate=settings.rate,
             seconds_left=seconds_left(settings.budget_seconds, began),
         )
-        timed = place.time(workload, conditions, progress)
+        timed = host.time(workload, conditions, progress)
     heard = examples[baseline].seconds
     seconds = None if heard is None else heard[drawn]
     record, rows = timed.record.undisturbed(), []
     for label, name in timed_as.items():
-        if name not in record.lost:
-            writer = Writer(label, conditions.target.name, seed)
+        if name not in record.lost_models:
+            writer = MeasurementWriter(label, conditions.target.name, seed)
             rows += writer.all(record, name, timed_as[baseline], lengths[drawn], settings, seconds)
     precise = "ratios of latencies", "raise benchmark.seconds or quieten the machine"
     notes = [*_notes(timed, settings), *unbatched]
-    return bench_result(timed, workload.plan, conditions, rows, notes, precise, timed_as)
+    return build_result(timed, workload.plan, conditions, rows, notes, precise, timed_as)
 
 
 def _batched_if_possible(settings: Benchmark, examples: Sequence[Examples]) -> tuple[Benchmark, list[str]]:
@@ -127,12 +127,12 @@ def _batched_if_possible(settings: Benchmark, examples: Sequence[Examples]) -> t
     return alone, [f"batches are not timed: {unlike} differ in shape from example to example, and can't be padded"]
 
 
-def check_place(artifacts: Mapping[str, Path], baseline: str, targets: Sequence[Target], place: LaunchHost) -> None:
+def check_host(artifacts: Mapping[str, Path], baseline: str, targets: Sequence[Target], host: BenchmarkHost) -> None:
     """Raises `InputError` for a baseline that isn't there, `StageError` for a target that can't be had at ``place``."""
     if baseline not in artifacts:
         raise InputError(f"The baseline {baseline!r} is not among the models.", expected=", ".join(artifacts))
     for target in targets:
-        reason = place.why_unavailable(target)
+        reason = host.why_unavailable(target)
         if reason is not None:
             raise StageError(f"The target {target.name!r} is not to be had here: {reason}")
 
@@ -142,40 +142,40 @@ def seconds_left(budget_seconds: float | None, began: float) -> float | None:
     return None if budget_seconds is None else began + (1 - _EVALUATION_SHARE) * budget_seconds - time.perf_counter()
 
 
-def bench_result(
-    timed: Timed,
-    plan: Plan,
-    conditions: Conditions,
+def build_result(
+    timed: TimingResult,
+    plan: WorkloadPlan,
+    conditions: TimingConditions,
     rows: Sequence[Measurement],
     own_notes: Sequence[str],
     precise: tuple[str, str],
     timed_as: Mapping[str, str],
     **own_environment: Any,
-) -> BenchResult:
+) -> BenchmarkResult:
     """``rows`` of all models with those of the machine, and how it was all measured.
 
     ``precise``: what is known so well, and what would make it better known. ``timed_as``: label -> name in the record.
     """
     whole, record = timed.record, timed.record.undisturbed()
-    decisive = [record.timings[name] for name in plan.decisive]
-    noise = judge(
+    decisive = [record.timings[name] for name in plan.deciding_timings]
+    noise = judge_noise(
         record.usage,
-        {model: np.concatenate([rounds.relative_rounds(model) for rounds in decisive]) for model in decisive[0].turns},
+        {model: np.concatenate([rounds.relative_rounds(model) for rounds in decisive]) for model in decisive[0].times},
         timed.load,
-        np.concatenate([rounds.pulses_ms for rounds in decisive]),
+        np.concatenate([rounds.product_ms for rounds in decisive]),
         record.frequencies_mhz,
         timed.environment["cores"],
         timed.environment["cores_granted"],
     )
     slowed = [
-        note_on(whole.timings[name], record.timings[name], words)
-        for name, words in plan.counted.items()
+        slowed_rounds_note(whole.timings[name], record.timings[name], words)
+        for name, words in plan.reported.items()
         if words is not None
     ]
     notes = [str(noise), *filter(None, slowed), *own_notes, *_shared_notes(timed, conditions, precise)]
-    lost = [label for label, name in timed_as.items() if name in record.lost]
+    lost = [label for label, name in timed_as.items() if name in record.lost_models]
     notes += [f"{label} was not timed to the end: {record.lost[timed_as[label]]}" for label in lost]
-    counted = {name: len(rounds.calls) for name, rounds in record.timings.items() if name in plan.counted}
+    counted = {name: len(rounds.calls) for name, rounds in record.timings.items() if name in plan.reported}
     environment = {
         **timed.environment,
         "target": asdict(conditions.target),
@@ -189,11 +189,11 @@ def bench_result(
         "noise": {**asdict(noise), "reasons": list(noise.reasons)},
         **own_environment,
     }
-    reference = Writer(MACHINE, conditions.target.name, conditions.seed).reference(record.reference)
-    return BenchResult([*rows, *reference], notes, environment)
+    reference = MeasurementWriter(MACHINE, conditions.target.name, conditions.seed).reference(record.reference)
+    return BenchmarkResult([*rows, *reference], notes, environment)
 
 
-def _shared_notes(timed: Timed, conditions: Conditions, precise: tuple[str, str]) -> list[str]:
+def _shared_notes(timed: TimingResult, conditions: TimingConditions, precise: tuple[str, str]) -> list[str]:
     record, granted, notes = timed.record, timed.environment["cores_granted"], []
     if conditions.threads > granted:
         notes.append(f"{conditions.threads} threads share the {granted} cores that are granted")
@@ -239,14 +239,14 @@ def _write_workload(
     return Workload(artifacts, first, everything, plan)
 
 
-def _notes(timed: Timed, settings: Benchmark) -> list[str]:
+def _notes(timed: TimingResult, settings: Benchmark) -> list[str]:
     record, notes = timed.record, []
     fewer = {name: told["intra_op_threads"] for name, told in record.settings.items() if "intra_op_threads" in told}
     fewer = {name: count for name, count in fewer.items() if count < settings.threads}
     if fewer:
         threads = next(iter(fewer.values()))
         notes.append(f"{settings.threads} threads were asked for; the runtime has {threads}: {', '.join(fewer)}")
-    if record.no_energy is not None:
+    if record.energy_unavailable is not None:
         notes.append(f"energy: skipped, {record.no_energy}")
     if settings.rate is not None:
         late = [name for name, found in record.server_ms.items() if _falls_behind(found, settings.rate)]
@@ -265,7 +265,7 @@ def _falls_behind(launches: Sequence[Sequence[float]], rate: float) -> bool:
     return 2 * growing > len(launches)
 
 
-def equal_artifacts(artifacts: Mapping[str, Path]) -> dict[str, str]:
+def find_equal_artifacts(artifacts: Mapping[str, Path]) -> dict[str, str]:
     """label -> the first label whose folder holds the same bytes, or that names the same file."""
     first: dict[str, str] = {}
     timed_as = {}

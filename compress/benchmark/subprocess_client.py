@@ -1,4 +1,4 @@
-"""The near end of a measured process: starts it, talks to it, and sees that it ends."""
+"""Client of a worker process: starts the process, sends it requests, and ensures that it ends."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from compress.benchmark.reference_timing import ReferenceTimes
-from compress.benchmark.rounds import Drawing, Generation, Turn
-from compress.benchmark.rpc import Piped, raised_error
+from compress.benchmark.rounds import GenerationTimes, ImageTimes, RoundTimes
+from compress.benchmark.rpc import PipedProcess, error_from_reply
 from compress.formats.target_profile import Target
 from compress.models.remote_code import allowed_code
 from compress.utils.errors import StageError
@@ -22,29 +22,32 @@ from compress.utils.errors import StageError
 _QUIT_SECONDS = 5.0
 
 
-def serving(module: str) -> list[str]:
-    """What runs a module's `main`, with this process's module path and without the current folder."""
+def module_command(module: str) -> list[str]:
+    """Return the command that runs a module's `main` with this process's module path and without the current folder."""
     start = f"import sys, json; sys.path[:] = json.loads(sys.argv[1]); from {module} import main; main()"
     return [sys.executable, "-P", "-c", start, json.dumps(sys.path)]
 
 
-class Child:
-    """A running `compress.benchmark.worker`; a context manager, which leaves no process behind."""
+class WorkerProcess:
+    """Running `compress.benchmark.worker`. As a context manager, it leaves no process behind."""
 
     def __init__(
         self, label: str, command: Sequence[str] | None = None, variables: Mapping[str, str] | None = None
     ) -> None:
-        """Start the process. ``label`` names the model in messages; ``command`` replaces the worker.
+        """Start the process.
 
-        ``variables`` are added to the environment that it inherits.
+        Args:
+            label: Name of the model in messages.
+            command: Command that replaces the worker.
+            variables: Variables that are added to the inherited environment.
         """
         self.label = label
         self.began = time.perf_counter()
-        self._piped = Piped(command or serving("compress.benchmark.worker"), variables)
+        self._piped = PipedProcess(command or module_command("compress.benchmark.worker"), variables)
 
     @property
     def pid(self) -> int:
-        """The process's number."""
+        """Return the process id."""
         return self._piped.process.pid
 
     def open(
@@ -56,8 +59,17 @@ class Child:
         batches: Path,
         timeout: float,
     ) -> dict[str, Any]:
-        """Have it load a model; see `Worker.open`."""
-        return self.ask(
+        """Let the process load a model; see `Worker.open`.
+
+        Args:
+            artifact: Model folder or file.
+            target: Target that it runs on.
+            threads: Number of threads.
+            cores: Cores that the process is bound to.
+            batches: File with a first batch.
+            timeout: Longest wait for the answer in seconds.
+        """
+        return self.request(
             {
                 "do": "open",
                 "artifact": str(artifact.absolute()),
@@ -71,49 +83,61 @@ class Child:
         )
 
     def load(self, batches: Path, timeout: float) -> str | None:
-        """Have it read all batches; why energy can't be measured there, if it can't."""
-        reason: str | None = self.ask({"do": "load", "batches": str(batches)}, timeout)["no_energy"]
+        """Let the process read all batches, and return why energy can't be measured there, or None if it can."""
+        reason: str | None = self.request({"do": "load", "batches": str(batches)}, timeout)["energy_unavailable"]
         return reason
 
-    def round(self, calls: Sequence[int], timeout: float, untimed: int = 0) -> Turn:
-        """One timed call for each numbered batch, after the first ``untimed`` were run once."""
-        return Turn(**self.ask({"do": "round", "calls": list(calls), "untimed": untimed}, timeout))
+    def round(self, calls: Sequence[int], timeout: float, untimed: int = 0) -> RoundTimes:
+        """Time one call for each numbered batch, after the first ``untimed`` of them were run once."""
+        return RoundTimes(**self.request({"do": "round", "calls": list(calls), "untimed": untimed}, timeout))
 
-    def arrivals(self, calls: Sequence[int], gaps_ms: Sequence[float], timeout: float) -> list[float]:
+    def serve_requests(self, calls: Sequence[int], gaps_ms: Sequence[float], timeout: float) -> list[float]:
         """Milliseconds from arrival to answer of requests that arrive after ``gaps_ms``, one a call."""
-        message = {"do": "arrivals", "calls": list(calls), "gaps_ms": list(gaps_ms)}
-        latencies: list[float] = self.ask(message, timeout)["latencies_ms"]
+        message = {"do": "serve_requests", "calls": list(calls), "gaps_ms": list(gaps_ms)}
+        latencies: list[float] = self.request(message, timeout)["latencies_ms"]
         return latencies
 
-    def generate(self, ids: Sequence[int], tokens: int, timeout: float, untimed: int = 0) -> Generation:
-        """One timed generation of a prompt and ``tokens`` after the first, following ``untimed`` steps."""
-        message = {"do": "generate", "ids": list(ids), "tokens": tokens, "untimed": untimed}
-        return Generation(**self.ask(message, timeout))
+    def generate(self, ids: Sequence[int], tokens: int, timeout: float, untimed: int = 0) -> GenerationTimes:
+        """Time the generation of ``tokens`` tokens after the first one that follows a prompt.
 
-    def draw(self, call: int, steps: int | None, size: int | None, timeout: float, untimed: int = 0) -> Drawing:
-        """One timed picture of the numbered batch; ``untimed`` steps come before it.
-
-        In ``steps`` and of ``size`` pixels a side, or as many as the model has of its own.
+        Args:
+            ids: Token ids of the prompt.
+            tokens: Number of tokens after the first.
+            timeout: Longest wait for the answer in seconds.
+            untimed: Number of decoding steps before the timed ones.
         """
-        message = {"do": "draw", "call": call, "steps": steps, "size": size, "untimed": untimed}
-        return Drawing(**self.ask(message, timeout))
+        message = {"do": "generate", "ids": list(ids), "tokens": tokens, "untimed": untimed}
+        return GenerationTimes(**self.request(message, timeout))
+
+    def generate_image(self, call: int, steps: int | None, size: int | None, timeout: float, untimed: int = 0) -> ImageTimes:
+        """Time the generation of one image from the numbered batch.
+
+        Args:
+            call: Number of the batch.
+            steps: Number of denoising steps. None uses the model's own number.
+            size: Side of the image in pixels. None uses the model's own size.
+            timeout: Longest wait for the answer in seconds.
+            untimed: Number of denoising steps before the timed ones.
+        """
+        message = {"do": "generate_image", "call": call, "steps": steps, "size": size, "untimed": untimed}
+        return ImageTimes(**self.request(message, timeout))
 
     def reference(self, cores: Sequence[int], timeout: float) -> ReferenceTimes:
-        """What the reference kernels take now, on the first of ``cores``."""
-        return ReferenceTimes(**self.ask({"do": "reference", "cores": list(cores[:1])}, timeout))
+        """Return the current times of the reference kernels on the first of ``cores``."""
+        return ReferenceTimes(**self.request({"do": "reference", "cores": list(cores[:1])}, timeout))
 
-    def pulse(self, cores: Sequence[int], timeout: float) -> float:
-        """Milliseconds that a small product takes now on the slowest of ``cores``."""
-        return float(self.ask({"do": "pulse", "cores": list(cores)}, timeout)["pulse_ms"])
+    def time_small_product(self, cores: Sequence[int], timeout: float) -> float:
+        """Return the current time of the small product on the slowest of ``cores`` in ms."""
+        return float(self.request({"do": "time_small_product", "cores": list(cores)}, timeout)["product_ms"])
 
     def memory(self) -> dict[str, Any]:
-        """Peak memory and processor time so far; see `Worker.memory`."""
-        return self.ask({"do": "memory"}, timeout=60.0)
+        """Return the peak memory and the processor time so far; see `Worker.memory`."""
+        return self.request({"do": "memory"}, timeout=60.0)
 
-    def ask(self, message: dict[str, Any], timeout: float) -> dict[str, Any]:
+    def request(self, message: dict[str, Any], timeout: float) -> dict[str, Any]:
         """Send a message and wait up to ``timeout`` seconds for its answer.
 
-        Raises the error that the worker met, or `StageError` when it died, said something else, or hangs.
+        Raises the error that the worker met, or `StageError` if the worker died, hung, or wrote something else.
         """
         try:
             self._piped.write(json.dumps(message).encode() + b"\n", timeout)
@@ -127,11 +151,11 @@ class Child:
         except json.JSONDecodeError:
             raise self._failure(f"said {line[:200]!r} where an answer was expected") from None
         if "error" in reply:
-            raise raised_error(reply["error"])
+            raise error_from_reply(reply["error"])
         return reply
 
     def close(self) -> None:
-        """End the process: asked first, then killed."""
+        """End the process: ask it to quit, then kill it."""
         try:
             self._piped.write(b'{"do": "quit"}\n', _QUIT_SECONDS)
             self._piped.process.wait(_QUIT_SECONDS)
@@ -140,7 +164,7 @@ class Child:
         self.kill()
 
     def kill(self) -> None:
-        """End the process at once and free what it held."""
+        """End the process at once and free its resources."""
         self._piped.kill()
 
     def __enter__(self) -> Self:
@@ -166,6 +190,6 @@ class Child:
     def _failure(self, what: str) -> StageError:
         self._piped.process.kill()
         self._piped.process.wait()
-        tail = self._piped.last_words()
-        said = f"\nIts last words:\n{tail}" if tail else ""
-        return StageError(f"The process that measures {self.label!r} {what}.{said}", where="benchmark")
+        tail = self._piped.stderr_tail()
+        output = f"\nIts last words:\n{tail}" if tail else ""
+        return StageError(f"The process that measures {self.label!r} {what}.{output}", where="benchmark")

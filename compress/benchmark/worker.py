@@ -1,24 +1,30 @@
-"""The measured process: opens one artifact, times it when told to, and answers in JSON, one line a message.
+"""Worker process of the benchmark: opens one model, times it on request, and answers in JSON, one line a message.
 
-Nothing is imported beyond the standard library, numpy and the runtime, so that memory and start-up are the
-model's own. Messages, each answered by one line, or by ``{"error": {...}}``:
+It imports only the standard library, numpy and the runtime, so that memory and start-up are the model's own.
+Messages, each answered by one line, or by ``{"error": {...}}``:
 
     {"do": "open", "artifact", "target": {...}, "threads", "cores", "batches", "code": {...}}
-                                                                                 load a model and a first batch
-    {"do": "load", "batches"}                                                    all batches, in place of the first
-    {"do": "round", "calls": [i, ...], "untimed": n}  one timed call for each batch
-                                           -> {"latencies_ms", "disturbed", "cpu_ms", "energy_mj"}
-    {"do": "arrivals", "calls", "gaps_ms"} -> {"latencies_ms"}                   calls that come when they come
-    {"do": "generate", "ids": [...], "tokens": n, "untimed": m}  a prompt, then n tokens one by one
-                                           -> {"first_ms", "steps_ms", "disturbed", "tokens", "cached", "vocabulary"}
-    {"do": "draw", "call": i, "steps": n, "size": s, "untimed": m}  a picture of s pixels a side in n steps; or null
-                                           -> {"picture_ms", "text_ms", "steps_ms", "decoder_ms", "disturbed"}
-    {"do": "reference", "cores"}           -> {"matmul_ms", "copy_ms"}           fixed work, without a model
-    {"do": "pulse", "cores"}               -> {"pulse_ms"}                       less of it, on each of the cores
-    {"do": "memory"}                       -> {"peak_bytes", "cpu_seconds"}
+        Load a model and a first batch.
+    {"do": "load", "batches"}
+        Load all batches, which replace the first.
+    {"do": "round", "calls": [i, ...], "untimed": n}
+        Time one call for each batch -> {"latencies_ms", "disturbed", "cpu_ms", "energy_mj"}
+    {"do": "serve_requests", "calls", "gaps_ms"}
+        Answer calls that arrive after gaps -> {"latencies_ms"}
+    {"do": "generate", "ids": [...], "tokens": n, "untimed": m}
+        Read a prompt, then generate n tokens one by one
+        -> {"first_ms", "steps_ms", "disturbed", "tokens", "cached", "vocabulary"}
+    {"do": "generate_image", "call": i, "steps": n, "size": s, "untimed": m}
+        Generate an image of s pixels a side in n steps; null stands for the model's own numbers
+        -> {"image_ms", "text_ms", "steps_ms", "decoder_ms", "disturbed"}
+    {"do": "reference", "cores"}
+        Time the reference kernels, without a model -> {"matmul_ms", "copy_ms"}
+    {"do": "time_small_product", "cores"}
+        Time a small product on each of the cores -> {"product_ms"}
+    {"do": "memory"} -> {"peak_bytes", "cpu_seconds"}
     {"do": "quit"}
 
-A session that `TimesItself` has its model in another process, which is given the batches and times the calls itself.
+A session that `TimesItself` has its model in another process, which receives the batches and times the calls itself.
 """
 
 from __future__ import annotations
@@ -36,7 +42,13 @@ import numpy as np
 from compress.benchmark.energy import EnergyMeter, find_meter
 from compress.benchmark.reference_timing import ReferenceKernels
 from compress.benchmark.rpc import Reply, serve
-from compress.benchmark.workloads.image_sampling import draw, elsewhere, load_loop, preemptions, start_up_of
+from compress.benchmark.workloads.image_sampling import (
+    combined_start_up,
+    external_sessions,
+    load_sampling_loop,
+    preemptions,
+    time_image,
+)
 from compress.formats.runtimes import get_runtime
 from compress.formats.target_profile import Target
 from compress.models.remote_code import allow
@@ -46,7 +58,7 @@ from compress.utils.errors import StageError
 
 
 def read_batches(path: Path) -> list[Batch]:
-    """Batches from an `.npz` whose entries are named ``index/input``."""
+    """Read batches from an `.npz` whose entries are named ``index/input``."""
     batches: dict[int, dict[str, np.ndarray]] = {}
     with np.load(path, allow_pickle=False) as entries:
         for key in entries.files:
@@ -56,20 +68,20 @@ def read_batches(path: Path) -> list[Batch]:
 
 
 def write_batches(path: Path, batches: Sequence[Batch]) -> None:
-    """What `read_batches` reads."""
+    """Write batches for `read_batches`."""
     entries = {f"{i}/{name}": array for i, batch in enumerate(batches) for name, array in batch.items()}
     np.savez(path, allow_pickle=False, **entries)
 
 
-class Answering(Protocol):
-    """Whatever answers a batch."""
+class Predictor(Protocol):
+    """Object that predicts on a batch."""
 
     def predict(self, batch: Batch) -> object:
-        """The answer, which is not looked at."""
+        """Predict on a batch. The result is ignored."""
 
 
 def peak_bytes() -> int:
-    """Peak resident memory of this process since it began."""
+    """Return the peak resident memory of this process since its start."""
     status = Path("/proc/self/status")
     if status.exists():
         for line in status.read_text().splitlines():
@@ -79,71 +91,77 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def timed(session: Answering, batches: Sequence[Batch], calls: Sequence[int]) -> tuple[list[float], list[bool]]:
-    """Milliseconds of one call for each entry of ``calls``, and whether the system took the processor away in it.
+def time_calls(session: Predictor, batches: Sequence[Batch], calls: Sequence[int]) -> tuple[list[float], list[bool]]:
+    """Return the ms of one call for each entry of ``calls``, and whether the system interrupted the process in it.
 
-    Of a session that times itself the latter isn't known, and no call is marked.
+    For a session that times itself, interruptions are unknown, and no call is marked.
     """
     if isinstance(session, TimesItself):
         return session.time(calls), [False] * len(calls)
-    clock = time.perf_counter_ns
+    now_ns = time.perf_counter_ns
     nanoseconds, disturbed = [], []
     for index in calls:
         batch = batches[index]
         switches = preemptions()
-        start = clock()
+        start = now_ns()
         session.predict(batch)
-        nanoseconds.append(clock() - start)
+        nanoseconds.append(now_ns() - start)
         disturbed.append(preemptions() != switches)
     return [value / 1e6 for value in nanoseconds], disturbed
 
 
-def arrivals(session: Session, batches: Sequence[Batch], calls: Sequence[int], gaps_ms: Sequence[float]) -> list[float]:
-    """Milliseconds from each arrival to its answer, of requests that wait for those before them.
+def time_requests(session: Session, batches: Sequence[Batch], calls: Sequence[int], gaps_ms: Sequence[float]) -> list[float]:
+    """Return the ms from each request's arrival to its answer. Requests wait for those before them.
 
-    Arrivals don't wait for answers (an open system: Schroeder et al. 2006, "Open versus closed"), so that
-    time spent in the queue counts.
+    Arrivals don't wait for answers (an open system: Schroeder et al. 2006, "Open versus closed"), so time in the queue
+    counts.
+
+    Args:
+        session: Open model.
+        batches: Batches that calls refer to.
+        calls: Batch of each request.
+        gaps_ms: Time between successive requests in ms.
     """
     if isinstance(session, TimesItself):
         return session.arrivals(calls, gaps_ms)
-    clock = time.perf_counter_ns
-    due = clock()
+    now_ns = time.perf_counter_ns
+    due = now_ns()
     nanoseconds = []
     for index, gap_ms in zip(calls, gaps_ms, strict=True):
         due += int(gap_ms * 1e6)
-        wait = (due - clock()) / 1e9
+        wait = (due - now_ns()) / 1e9
         if wait > 0:
             time.sleep(wait)
         session.predict(batches[index])
-        nanoseconds.append(clock() - due)
+        nanoseconds.append(now_ns() - due)
     return [value / 1e6 for value in nanoseconds]
 
 
-def generate(decoder: GreedyDecoder, ids: Sequence[int], tokens: int) -> Reply:
-    """Milliseconds from a prompt to the token after it, and of each of ``tokens`` that follow; see `Generation`.
+def time_generation(decoder: GreedyDecoder, ids: Sequence[int], tokens: int) -> Reply:
+    """Time a prompt to its first token, and each of ``tokens`` that follow; see `GenerationTimes`.
 
     If the decoder generates the whole text itself, each token has the mean time, and interruptions are not counted.
     """
     if isinstance(decoder, WritesItself):
-        found, first_ms, all_ms = decoder.write(ids, tokens + 1)
+        generated, first_ms, all_ms = decoder.write(ids, tokens + 1)
         steps_ms = [(all_ms - first_ms) / max(tokens, 1)] * tokens
-        return {"first_ms": first_ms, "steps_ms": steps_ms, "disturbed": [False] * (tokens + 1), "tokens": found}
-    clock = time.perf_counter_ns
-    found = []
+        return {"first_ms": first_ms, "steps_ms": steps_ms, "disturbed": [False] * (tokens + 1), "tokens": generated}
+    now_ns = time.perf_counter_ns
+    generated = []
     nanoseconds, disturbed = [], []
-    for place in range(tokens + 1):
+    for position in range(tokens + 1):
         switches = preemptions()
-        start = clock()
-        token = decoder.step(found[-1]) if place else decoder.prefill(ids)
-        nanoseconds.append(clock() - start)
+        start = now_ns()
+        token = decoder.step(generated[-1]) if position else decoder.prefill(ids)
+        nanoseconds.append(now_ns() - start)
         disturbed.append(preemptions() != switches)
-        found.append(token)
+        generated.append(token)
     first_ms, *steps_ms = (value / 1e6 for value in nanoseconds)
-    return {"first_ms": first_ms, "steps_ms": steps_ms, "disturbed": disturbed, "tokens": found}
+    return {"first_ms": first_ms, "steps_ms": steps_ms, "disturbed": disturbed, "tokens": generated}
 
 
 class Worker:
-    """The model that was opened and its batches."""
+    """Handler of the messages: the open model and its batches."""
 
     def __init__(self) -> None:
         self._session: Session | None = None
@@ -154,36 +172,38 @@ class Worker:
         self._kernels: ReferenceKernels | None = None
 
     def open(self, message: Reply) -> Reply:
-        """Load the artifact; ``before_bytes`` is the peak of the runtime alone, before the model came.
+        """Load the model.
 
-        ``start_up`` is what else a session that times itself has to tell of its start.
+        In the answer, ``before_bytes`` is the peak memory of the runtime alone, before the model is loaded.
+        ``start_up`` has the start-up times that a session in another process reports.
         """
         _pin(message["cores"])
         target = Target(**message["target"])
         for reference, folder in message.get("code", {}).items():
             allow(reference, Path(folder))
         runtime = get_runtime(target.runtime)
+        # Batches and libraries are loaded first, so that the memory and time below are the model's.
         self._batches = read_batches(Path(message["batches"]))
         self._artifact = message["artifact"]
-        load_loop(Path(self._artifact))
-        before = peak_bytes()
+        load_sampling_loop(Path(self._artifact))
+        runtime_bytes = peak_bytes()
         start = time.perf_counter_ns()
         self._session = runtime.open(Path(self._artifact), target, message["threads"])
         load_ms = (time.perf_counter_ns() - start) / 1e6
-        reply = {"session_load_ms": load_ms, "before_bytes": before, "start_up": {}}
-        others = elsewhere(self._session)
-        if others:
+        reply = {"session_load_ms": load_ms, "before_bytes": runtime_bytes, "start_up": {}}
+        external = external_sessions(self._session)
+        if external:
             reply = {
-                "session_load_ms": sum(one.session_load_ms for one in others),
-                "before_bytes": sum(one.runtime_bytes for one in others),
-                "start_up": start_up_of(others),
+                "session_load_ms": sum(one.session_load_ms for one in external),
+                "before_bytes": sum(one.runtime_bytes for one in external),
+                "start_up": combined_start_up(external),
             }
         if isinstance(self._session, TimesItself):
             self._session.hold(self._batches)
         return {**reply, "settings": self._session.settings}
 
     def load(self, message: Reply) -> Reply:
-        """Take another set of batches, and get ready for timing."""
+        """Replace the batches, and prepare for timing."""
         self._batches = read_batches(Path(message["batches"]))
         if isinstance(self._session, TimesItself):
             self._session.hold(self._batches)
@@ -193,60 +213,60 @@ class Worker:
         gc.collect()
         gc.freeze()
         gc.disable()
-        return {"no_energy": meter if isinstance(meter, str) else None}
+        return {"energy_unavailable": meter if isinstance(meter, str) else None}
 
     def round(self, message: Reply) -> Reply:
-        """Time one call for each batch that is named.
+        """Time one call for each batch in the message.
 
-        The first ``untimed`` of them are run once before, since another process has just used the caches.
+        The first ``untimed`` of them run once before, because another process has just used the caches.
         """
-        session = self._opened()
+        session = self._open_session()
         if message["untimed"]:
-            timed(session, self._batches, message["calls"][: message["untimed"]])
-        energy = self._meter.read() if self._meter else ()
-        processor = self._processor_seconds()
-        latencies, disturbed = timed(session, self._batches, message["calls"])
-        cpu_ms = 1e3 * (self._processor_seconds() - processor)
-        used = self._meter.between_mj(energy, self._meter.read()) if self._meter else None
-        return {"latencies_ms": latencies, "disturbed": disturbed, "cpu_ms": cpu_ms, "energy_mj": used}
+            time_calls(session, self._batches, message["calls"][: message["untimed"]])
+        energy_before = self._meter.read() if self._meter else ()
+        cpu_seconds_before = self._processor_seconds()
+        latencies, disturbed = time_calls(session, self._batches, message["calls"])
+        cpu_ms = 1e3 * (self._processor_seconds() - cpu_seconds_before)
+        energy_mj = self._meter.between_mj(energy_before, self._meter.read()) if self._meter else None
+        return {"latencies_ms": latencies, "disturbed": disturbed, "cpu_ms": cpu_ms, "energy_mj": energy_mj}
 
-    def arrivals(self, message: Reply) -> Reply:
-        """Answer calls that arrive after the given gaps."""
-        return {"latencies_ms": arrivals(self._opened(), self._batches, message["calls"], message["gaps_ms"])}
+    def serve_requests(self, message: Reply) -> Reply:
+        """Answer requests that arrive after the gaps in the message."""
+        return {"latencies_ms": time_requests(self._open_session(), self._batches, message["calls"], message["gaps_ms"])}
 
     def generate(self, message: Reply) -> Reply:
-        """Time one generation, after as many steps that aren't timed, since another process has used the caches."""
-        if isinstance(self._opened(), TimesItself):
+        """Time one generation, after some untimed steps, because another process has just used the caches."""
+        if isinstance(self._open_session(), TimesItself):
             raise StageError(
-                f"Text generation isn't timed on {self._opened().settings['runtime']}.",
+                f"Text generation isn't timed on {self._open_session().settings['runtime']}.",
                 expected="a runtime in this process, since keys and values pass at each token",
                 where="benchmark",
                 hint="time it on the target cpu",
             )
         if self._decoder is None:
-            self._decoder = open_decoder(self._opened(), self._artifact)
+            self._decoder = open_decoder(self._open_session(), self._artifact)
         if message["untimed"]:
-            generate(self._decoder, message["ids"][:1], message["untimed"])
-        reply = generate(self._decoder, message["ids"], message["tokens"])
+            time_generation(self._decoder, message["ids"][:1], message["untimed"])
+        reply = time_generation(self._decoder, message["ids"], message["tokens"])
         return {**reply, "cached": self._decoder.cached, "vocabulary": self._decoder.vocabulary}
 
-    def draw(self, message: Reply) -> Reply:
-        """Time a picture of a batch of one prompt."""
-        how = (message[name] for name in ("steps", "size", "untimed"))
-        return draw(self._opened(), self._batches[message["call"]], *how)
+    def generate_image(self, message: Reply) -> Reply:
+        """Time one image; see `time_image`."""
+        options = (message[name] for name in ("steps", "size", "untimed"))
+        return time_image(self._open_session(), self._batches[message["call"]], *options)
 
     def reference(self, message: Reply) -> Reply:
         """Time the reference kernels."""
         _pin(message["cores"])
         return self._reference_kernels().time()._asdict()
 
-    def pulse(self, message: Reply) -> Reply:
-        """Time the small product on each of the cores, where processes can be bound to cores; the longest counts."""
-        found = []
+    def time_small_product(self, message: Reply) -> Reply:
+        """Time the small product on each of the cores, if processes can be bound to cores. The longest time counts."""
+        times_ms = []
         for cores in [[core] for core in message["cores"]] or [[]]:
             _pin(cores)
-            found.append(self._reference_kernels().pulse_ms())
-        return {"pulse_ms": max(found)}
+            times_ms.append(self._reference_kernels().small_product_ms())
+        return {"product_ms": max(times_ms)}
 
     def _reference_kernels(self) -> ReferenceKernels:
         if self._kernels is None:
@@ -254,29 +274,30 @@ class Worker:
         return self._kernels
 
     def memory(self, message: Reply) -> Reply:
-        """Peak memory of the process with the model, and all processor time so far."""
-        others = elsewhere(self._session)
-        peak = sum(one.peak_bytes() for one in others) if others else peak_bytes()
-        own = time.process_time() if others else 0.0
-        return {"peak_bytes": peak, "cpu_seconds": own + self._processor_seconds()}
+        """Return the peak memory of the model's process, and all processor time so far."""
+        external = external_sessions(self._session)
+        peak = sum(one.peak_bytes() for one in external) if external else peak_bytes()
+        client_seconds = time.process_time() if external else 0.0
+        return {"peak_bytes": peak, "cpu_seconds": client_seconds + self._processor_seconds()}
 
     def _processor_seconds(self) -> float:
-        """Of the process that the model runs in."""
-        others = elsewhere(self._session)
-        return sum(one.cpu_seconds() for one in others) if others else time.process_time()
+        """Return the processor time of the process that the model runs in."""
+        external = external_sessions(self._session)
+        return sum(one.cpu_seconds() for one in external) if external else time.process_time()
 
-    def _opened(self) -> Session:
+    def _open_session(self) -> Session:
         assert self._session is not None, "open comes first"
         return self._session
 
 
 def _pin(cores: Sequence[int]) -> None:
+    """Bind this process to cores, if the system can."""
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
 
 
 def main() -> None:
-    """Serve the messages named above."""
+    """Answer the messages of the module's docstring."""
     serve(Worker())
 
 

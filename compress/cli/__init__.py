@@ -71,7 +71,7 @@ class CommandGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Import and return the command that ``args`` calls."""
         if args[0] not in self.commands and (explanation := explain_missing("commands", args[0])):
-            ctx.fail(f"No such command {args[0]!r}. {explanation}")
+            ctx.fail(f"No such command {args[0]!r}. It needs {explanation}.")
         name, _, remaining = super().resolve_command(ctx, args)
         return name, None if name is None else self.load(name), remaining
 

@@ -51,8 +51,8 @@ class Artifact:
         rows = self.dataset(progress).split("test")
         return encode_for(folder or self.folder, self.task, rows, self.recipe.data.max_length, self.recipe.evaluation)
 
-    def road(self, scratch: Path, progress: Progress, **benchmark: Any) -> StageRunner:
-        """The recipe's road, its cache below ``scratch``; what is given of ``benchmark`` replaces the recipe's."""
+    def runner(self, scratch: Path, progress: Progress, **benchmark: Any) -> StageRunner:
+        """The recipe's runner, its cache below ``scratch``; what is given of ``benchmark`` replaces the recipe's."""
         given = {name: value for name, value in benchmark.items() if value is not None}
         settings = self.recipe.benchmark.model_copy(update=given)
         return StageRunner(self.recipe.model_copy(update={"benchmark": settings}), self.recipe_folder, scratch, progress)

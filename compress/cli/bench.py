@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from compress.benchmark.host import LaunchHost
-    from compress.benchmark.session import BenchResult
+    from compress.benchmark.host import BenchmarkHost
+    from compress.benchmark.session import BenchmarkResult
     from compress.cli.bench_hosts import HostResults, Measure
     from compress.tasks.capability import Capabilities
     from compress.utils.progress import Progress
@@ -85,16 +85,16 @@ def bench(
     _measure(_bench_on_data(artifact, baseline, recipe, target, _given(changed)), hosts, json_)
 
 
-def _measure(measure: Measure, hosts: Mapping[str, LaunchHost], json_: bool) -> None:
+def _measure(measure: Measure, hosts: Mapping[str, BenchmarkHost], json_: bool) -> None:
     """Measure on the given hosts, or on this machine if there are none, and print the results."""
-    from compress.benchmark.host import HERE
+    from compress.benchmark.host import LOCAL_HOST
     from compress.cli.bench_hosts import bench_on_hosts
     from compress.cli.console_progress import ConsoleProgress
 
     if hosts:
         show_outcome(bench_on_hosts(hosts, measure), json_)
         return
-    show(measure(HERE, ConsoleProgress()), json_)
+    show(measure(LOCAL_HOST, ConsoleProgress()), json_)
 
 
 def _bench_on_data(
@@ -120,9 +120,9 @@ def _bench_on_data(
     folders = {"artifact": found.folder} if other is None else {"baseline": other.folder, "artifact": found.folder}
     examples = {label: found.examples(progress, folder) for label, folder in folders.items()}
 
-    def measure(where: LaunchHost, shown: Progress) -> BenchResult:
+    def measure(where: BenchmarkHost, shown: Progress) -> BenchmarkResult:
         return time_artifacts(
-            found.task, folders, examples, place, settings, next(iter(folders)), shown, found.recipe.seed, place=where
+            found.task, folders, examples, place, settings, next(iter(folders)), shown, found.recipe.seed, host=where
         )
 
     return measure
@@ -142,13 +142,13 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def as_values(result: BenchResult) -> dict[str, Any]:
+def as_values(result: BenchmarkResult) -> dict[str, Any]:
     """A result as plain values."""
     measured = [row.model_dump() for row in result.measurements]
     return {"measurements": measured, "notes": result.notes, "environment": result.environment}
 
 
-def show(result: BenchResult, json_: bool, where: str = "") -> None:
+def show(result: BenchmarkResult, json_: bool, where: str = "") -> None:
     """Print a result, its notes to standard error, each after ``where`` it is from."""
     if json_:
         typer.echo(json.dumps(as_values(result)))

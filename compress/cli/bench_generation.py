@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from compress.benchmark.generation import encode_text, measure_generation
-from compress.benchmark.host import LaunchHost
-from compress.benchmark.session import BenchResult
+from compress.benchmark.host import BenchmarkHost
+from compress.benchmark.session import BenchmarkResult
 from compress.cli.artifact import generating_artifact
 from compress.cli.bench_hosts import Measure
 from compress.cli.console_progress import ConsoleProgress
@@ -44,17 +44,17 @@ def generation_bench(
     quiet_libraries()
     named = {"artifact": artifact} if baseline is None else {"baseline": baseline, "artifact": artifact}
     folders = {label: generating_artifact(path) for label, path in named.items()}
-    elsewhere = targets_of_other_formats(folders, place)
+    other_targets = targets_of_other_formats(folders, place)
     longest = max(settings.contexts)
     texts = {} if text is None else {label: encode_text(folder, text, longest) for label, folder in folders.items()}
     progress = ConsoleProgress()
-    for label, other in elsewhere.items():
+    for label, other in other_targets.items():
         progress.note(f"{label} is {other.format.upper()}, which {place.name} does not open; it runs on {other.name}")
     reference = next(iter(folders))
 
-    def measure(where: LaunchHost, shown: Progress) -> BenchResult:
+    def measure(where: BenchmarkHost, shown: Progress) -> BenchmarkResult:
         return measure_generation(
-            folders, texts, place, settings, reference, shown, seed=0, elsewhere=elsewhere, place=where
+            folders, texts, place, settings, reference, shown, seed=0, other_targets=other_targets, host=where
         )
 
     return measure

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from compress.benchmark.host import LaunchHost, find_hosts
-from compress.benchmark.session import BenchResult
+from compress.benchmark.host import BenchmarkHost, find_hosts
+from compress.benchmark.session import BenchmarkResult
 from compress.cli.console_progress import ConsoleProgress
 from compress.utils.errors import CompressError, InputError
 from compress.utils.progress import Progress, Total, steps_of
@@ -23,11 +23,11 @@ Measure = Callable[["LaunchHost", "Progress"], "BenchResult"]
 class HostResults:
     """Results of a benchmark by the name of the machine, and the errors of the machines where it failed."""
 
-    results: dict[str, BenchResult] = field(default_factory=dict)
+    results: dict[str, BenchmarkResult] = field(default_factory=dict)
     failures: dict[str, CompressError] = field(default_factory=dict)
 
 
-def choose_hosts(names: Sequence[str], inventory: Path | None, recipe: Path | None) -> Mapping[str, LaunchHost]:
+def choose_hosts(names: Sequence[str], inventory: Path | None, recipe: Path | None) -> Mapping[str, BenchmarkHost]:
     """Return the machines of these names; the inventory is looked for beside ``recipe`` and in the current folder.
 
     Raises `InputError` for an inventory without names, and whatever `find_hosts` raises.
@@ -39,7 +39,7 @@ def choose_hosts(names: Sequence[str], inventory: Path | None, recipe: Path | No
     return find_hosts(names, inventory, [Path()] if recipe is None else [recipe.parent, Path()])
 
 
-def bench_on_hosts(hosts: Mapping[str, LaunchHost], measure: Measure) -> HostResults:
+def bench_on_hosts(hosts: Mapping[str, BenchmarkHost], measure: Measure) -> HostResults:
     """Measure on all machines at once; a machine that fails does not affect the results of the others."""
     console, stopped, outcome = ConsoleProgress(), threading.Event(), HostResults()
     if len(hosts) == 1:
@@ -47,11 +47,11 @@ def bench_on_hosts(hosts: Mapping[str, LaunchHost], measure: Measure) -> HostRes
         outcome.results[name] = measure(host, console)
         return outcome
 
-    def measure_on(name: str) -> BenchResult:
+    def measure_on(name: str) -> BenchmarkResult:
         return measure(hosts[name], _HostProgress(console, name, stopped))
 
     with ThreadPoolExecutor(len(hosts)) as pool:
-        running: dict[str, Future[BenchResult]] = {name: pool.submit(measure_on, name) for name in hosts}
+        running: dict[str, Future[BenchmarkResult]] = {name: pool.submit(measure_on, name) for name in hosts}
         try:
             for name, future in running.items():
                 try:

@@ -14,7 +14,6 @@ from compress.formats import runtimes
 from compress.formats.lacking import lacking
 from compress.formats.registry import PLUGGED
 from compress.formats.targets import TARGETS
-from compress.plugins import plugin_problems
 from compress.utils import environment, installation
 from compress.utils.torch_device import CPU, describe_device, device_fault, find_device, has_fast_bf16
 
@@ -56,7 +55,10 @@ def _installation() -> Iterator[Finding]:
 
 
 def _plugins() -> Iterator[Finding]:
-    """What other packages add, and what of it cannot be used."""
+    """List the plug-ins, everything of them that cannot be used, and the findings of their own checks."""
+    plugins.load_all()
+    for spec in plugins.installed_plugins().values():
+        yield Finding("ok", f"plug-in {spec.name}: {spec.summary}")
     for form in PLUGGED:
         if faults := lacking(form):
             yield Finding("warning", f"the format {form} of a plugin: {'; '.join(faults)}", "fix or uninstall it")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from compress.benchmark.operator_difference import compare_operators
 from compress.benchmark.profile import OperatorDifference
-from compress.benchmark.profiled_calls import CALLS, Calls, batch_calls
+from compress.benchmark.profiled_calls import MAX_CALLS, ProfiledCalls, batch_calls
 from compress.cli.artifact import Artifact, find_artifact, has_recipe
 from compress.cli.output import Finding
 from compress.cli.run_outputs import outputs_of, run_of
@@ -168,13 +168,13 @@ def _differences(found: Artifact, floats: Path, seconds: float, progress: Progre
     ]
 
 
-def _calls(found: Artifact, progress: Progress) -> Sequence[Calls]:
+def _calls(found: Artifact, progress: Progress) -> Sequence[ProfiledCalls]:
     """What each graph is called with, one example at a time; a decoder is asked once for the prompt, and for tokens."""
     calls = batch_calls(found.examples(progress), 1, found.recipe.seed)
     if len(find_graphs(found.folder)) == 1:
         return [calls]
     recordings = calls.batches[:_TIMED_RECORDINGS]
-    return [Calls(tuple(each)) for each in transcription_calls(found.folder, recordings, CALLS // _TIMED_RECORDINGS)]
+    return [ProfiledCalls(tuple(each)) for each in transcription_calls(found.folder, recordings, MAX_CALLS // _TIMED_RECORDINGS)]
 
 
 def _named(difference: OperatorDifference, several: bool) -> Iterator[Finding]:

@@ -41,8 +41,8 @@ def evaluate(
     quiet_libraries()
     progress, name = ConsoleProgress(), found.folder.name
     with tempfile.TemporaryDirectory(prefix="compress-evaluate-") as scratch:
-        road = found.road(Path(scratch), progress, threads=threads)
-        session = TargetSession(road, profile, {name: found.folder}, split)
+        runner = found.runner(Path(scratch), progress, threads=threads)
+        session = TargetSession(runner, profile, {name: found.folder}, split)
         parts, notes = session.parts() if by_slice else ([], [])
         for note in filter(None, [session.examples(name).note, *notes]):
             progress.note(note)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from compress.benchmark.profiled_calls import Calls, TextPhase
+    from compress.benchmark.profiled_calls import ProfiledCalls, TextPhase
     from compress.cli.artifact import Artifact
     from compress.formats.target_profile import Target
     from compress.utils.progress import Progress
@@ -92,9 +92,9 @@ def profile(
 
 def _part_calls(
     found: Artifact, place: Target, part: str | None, idle: dict[str, object], progress: Progress
-) -> tuple[Path, Calls]:
+) -> tuple[Path, ProfiledCalls]:
     """The folder of a part, and what it is given while the first test prompt is drawn. Raises `InputError`."""
-    from compress.benchmark.profiled_calls import CALLS, Calls
+    from compress.benchmark.profiled_calls import MAX_CALLS, ProfiledCalls
     from compress.formats.runtimes import get_runtime
     from compress.models.diffusion_checks import UNET
     from compress.runtimes.picture_session import PictureSession
@@ -111,14 +111,14 @@ def _part_calls(
         raise InputError(f"The model has no part {chosen!r}.", where="--part", expected=", ".join(session.parts))
     examples = found.examples(progress)
     feeds = watch(session, chosen, examples.batch([0]), range(1), 0).feeds
-    return found.folder / chosen, Calls(tuple(feeds[place] for place in evenly(len(feeds), CALLS)))
+    return found.folder / chosen, ProfiledCalls(tuple(feeds[place] for place in evenly(len(feeds), MAX_CALLS)))
 
 
 def _calls(
     found: Artifact, batch_size: int | None, phase: TextPhase | None, context: int | None, progress: Progress
-) -> Calls:
+) -> ProfiledCalls:
     """What is called, from the test split; raises `InputError` for options of the other kind of task."""
-    from compress.benchmark.profiled_calls import CALLS, batch_calls, text_calls
+    from compress.benchmark.profiled_calls import MAX_CALLS, batch_calls, text_calls
     from compress.pipeline.timing import beginning
     from compress.tasks.capability import GENERATES
     from compress.utils.errors import InputError
@@ -133,4 +133,4 @@ def _calls(
     if not generates:
         return batch_calls(examples, batch_size or 1, asked.seed)
     length = context or min(asked.benchmark.contexts)
-    return text_calls(beginning(examples, CALLS * (length + 1)), phase or "token", length)
+    return text_calls(beginning(examples, MAX_CALLS * (length + 1)), phase or "token", length)

@@ -42,13 +42,13 @@ def final_for(run: Path, recipe: Recipe, target: Target, progress: Progress) -> 
     Raises `InputError` where the cache has lost what it is written from, or nothing leads to that format.
     """
     only_final = recipe.benchmark.model_copy(update={"every_stage": False})
-    road = StageRunner(recipe.model_copy(update={"benchmark": only_final}), run, run.parents[2], progress)
-    reason = why_not(recipe, road.start, target, road.from_graph)
+    runner = StageRunner(recipe.model_copy(update={"benchmark": only_final}), run, run.parents[2], progress)
+    reason = why_not(recipe, runner.inputs.start, target, runner.inputs.from_graph)
     if reason is not None:
         raise InputError(f"The run's model is not to be had for {target.name}: {reason}", where=str(run))
-    _walk(road)
+    _walk(runner)
     options: Mapping[str, Any] = next((one.options for one in recipe.profiles() if one.name == target.name), {})
-    return measurable(road, target.format, options)[FINAL]
+    return measurable(runner, target.format, options)[FINAL]
 
 
 def weights_of_run(run: Path) -> Path | None:
@@ -57,16 +57,16 @@ def weights_of_run(run: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def _walk(road: StageRunner) -> None:
-    """Down a road whose outputs are all in the cache; a missing one would be trained anew."""
+def _walk(runner: StageRunner) -> None:
+    """Down a runner whose outputs are all in the cache; a missing one would be trained anew."""
     before = START
-    for label, stage in zip(road.recipe.labels(), road.recipe.stages, strict=True):
-        key = road.keys.stage(stage, road.digest(before), [road.digest(other) for other in stage.refers_to()])
-        if road.cache.peek(key) is None:
+    for label, stage in zip(runner.recipe.labels(), runner.recipe.stages, strict=True):
+        key = runner.keys.stage(stage, runner.digest_of(before), [runner.digest_of(other) for other in stage.refers_to()])
+        if runner.cache.peek(key) is None:
             raise InputError(
                 f"The output of {label} is no longer in the run's cache, or was made by other versions.",
-                where=str(road.artifacts),
+                where=str(runner.artifacts),
                 hint="run the recipe again, or name the file itself in place of the run",
             )
-        road.finished[label] = road.apply(label, stage, before)
+        runner.results[label] = runner.apply(label, stage, before)
         before = label

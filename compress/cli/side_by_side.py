@@ -49,9 +49,9 @@ def compare_now(
     metric = f"time_per_output_token_ms_context_{min(contexts)}" if writes else "latency_ms"
     with tempfile.TemporaryDirectory(prefix="compress-compare-") as scratch:
         folder = Path(scratch)
-        road = after.road(folder, progress, threads=threads, budget_seconds=budget_seconds)
+        runner = after.runner(folder, progress, threads=threads, budget_seconds=budget_seconds)
         sharp, sure = _precision(policy, metric), policy.time_confidence
-        session = TargetSession(road, Profile(place), artifacts, precision=sharp, confidence=sure)
+        session = TargetSession(runner, Profile(place), artifacts, precision=sharp, confidence=sure)
         report = _measured(session, folder)
         found_at = with_absolute_paths(after.recipe, after.recipe_folder)
         (folder / RECIPE).write_text(dump_recipe(found_at), encoding="utf-8")
@@ -68,15 +68,15 @@ def compare_now(
 
 def _measured(session: TargetSession, folder: Path) -> Report:
     """One report of both models, whose answers go into ``folder``."""
-    road, started, findings = session.road, datetime.now(UTC).astimezone(), Findings()
+    runner, started, findings = session.runner, datetime.now(UTC).astimezone(), Findings()
     measure_answers(findings, session)
     if findings.answers:
-        write_predictions(test_labels(road), findings.answers, folder, several=False)
+        write_predictions(test_labels(runner), findings.answers, folder, several=False)
     rows, notes, findings.environment = session.timings(remeasure=False)
     findings.measurements += rows
     findings.notes += notes
     moment = started.isoformat(timespec="seconds")
-    return Report(recipe=road.recipe.name, started=moment, data=data_record(road), **findings.told())
+    return Report(recipe=runner.recipe.name, started=moment, data=data_record(runner), **findings.told())
 
 
 def _precision(policy: Policy, metric: str) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from compress.formats.onnx.fusions.graph import constant
+from compress.formats.onnx.graph_edits import constant
 from compress.formats.onnx.int8.observers import Feed, tap
 from compress.inspection.node_layers import node_modules
 

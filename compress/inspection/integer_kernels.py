@@ -12,7 +12,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from compress.formats.onnx.fusions.graph import constant
+from compress.formats.onnx.graph_edits import constant
 from compress.formats.onnx.runtimes.profile import own_name, write_optimized
 
 INTEGER = frozenset(

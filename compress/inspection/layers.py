@@ -6,7 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
-from compress.formats.onnx.names import COMPANION_NAME
+from compress.formats.onnx.stored_tensors import COMPANION_NAME
 from compress.models.stored_tensor import StoredTensor
 
 _BLOCK = re.compile(r"^(?P<stack>(?:[^.\d][^.]*\.)+)(?P<number>\d+)\.(?P<rest>.+)$")

@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from compress.formats.onnx.graph import Node, read_graph
-from compress.formats.onnx.names import Meaning, explain
+from compress.formats.onnx.graph_reader import Node, read_graph
+from compress.formats.onnx.stored_tensors import Meaning, explain
 from compress.inspection.layers import layers_of
 
 UNNAMED = "(no layer)"

@@ -33,16 +33,16 @@ _JUDGE_VERSION = 1
 
 def judgements(session: TargetSession, parts: Sequence[Part]) -> list[Measurement]:
     """What the recipe's judge sees in the pictures that each model drew, on all rows and each slice of them."""
-    folder = session.road.judge
+    folder = session.runner.inputs.judge
     if folder is None:
         return []
-    rows, labels = session.road.data.split(session.split), list(session.found)
+    rows, labels = session.runner.inputs.data.split(session.split), list(session.found)
     classes = rows["label"].to_pylist() if "label" in rows.column_names else None
     usual = session.found[BASELINE].kept[PICTURES] if BASELINE in session.found else None
     asked = Asked(folder, rows["text"].to_pylist(), classes, session.found[labels[0]].labels, usual)
     key = {
         "judge": digest_directory(folder),
-        "data": session.road.data.digest(session.split),
+        "data": session.runner.inputs.data.digest(session.split),
         "baseline": session.digests.get(BASELINE),
         "version": _JUDGE_VERSION,
     }
@@ -61,7 +61,7 @@ def judgements(session: TargetSession, parts: Sequence[Part]) -> list[Measuremen
 
 def steps(session: TargetSession) -> list[Measurement]:
     """In how many steps each model draws a picture."""
-    if DRAWS not in session.road.task.capabilities:
+    if DRAWS not in session.runner.inputs.task.capabilities:
         return []
     return [
         Measurement(
@@ -77,10 +77,10 @@ def steps(session: TargetSession) -> list[Measurement]:
 
 def grid(session: TargetSession) -> list[PictureRecord]:
     """The first pictures that each model drew, with how they differ from the baseline's."""
-    count = session.road.recipe.evaluation.pictures
-    if DRAWS not in session.road.task.capabilities or not count or BASELINE not in session.found:
+    count = session.runner.recipe.evaluation.pictures
+    if DRAWS not in session.runner.inputs.task.capabilities or not count or BASELINE not in session.found:
         return []
-    prompts = session.road.data.split(session.split)["text"].slice(0, count).to_pylist()
+    prompts = session.runner.inputs.data.split(session.split)["text"].slice(0, count).to_pylist()
     usual = session.found[BASELINE].kept[PICTURES]
     found = []
     for label, given in session.found.items():
@@ -99,8 +99,8 @@ def grid(session: TargetSession) -> list[PictureRecord]:
 
 def drifts(session: TargetSession) -> list[DriftRecord]:
     """How each model's latents leave the baseline's, over the pictures of the `grid`."""
-    count = session.road.recipe.evaluation.pictures
-    if DRAWS not in session.road.task.capabilities or not count or BASELINE not in session.artifacts:
+    count = session.runner.recipe.evaluation.pictures
+    if DRAWS not in session.runner.inputs.task.capabilities or not count or BASELINE not in session.artifacts:
         return []
 
     def path_of(label: str, threads: int) -> SamplingPath:
@@ -109,7 +109,7 @@ def drifts(session: TargetSession) -> list[DriftRecord]:
         return sampling_path(opened.sampler, batch[IDS], batch[NOISE], batch[SEED].tolist())
 
     usual = cache(path_of)
-    key = {"data": session.road.data.digest(session.split), "count": count, "baseline": session.digests[BASELINE]}
+    key = {"data": session.runner.inputs.data.digest(session.split), "count": count, "baseline": session.digests[BASELINE]}
     records = []
     shape = session.examples(BASELINE).inputs[0][NOISE].shape
     for label in (one for one in session.artifacts if one != BASELINE):

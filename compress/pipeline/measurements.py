@@ -1,4 +1,4 @@
-"""Measuring what a road made: every stage's output as a file, through the runtime of each target."""
+"""Measuring what a runner made: every stage's output as a file, through the runtime of each target."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from compress.pipeline import generation_evals, image_generation_evals
 from compress.pipeline.format_support import why_not
 from compress.pipeline.formats import can_write, measurable
 from compress.pipeline.reference import is_reference, reference_notes, rows_against_reference
-from compress.pipeline.runner import Road
+from compress.pipeline.runner import StageRunner
 from compress.pipeline.target_limits import SHIPPED, Shipped, shipped, size_rows
 from compress.pipeline.target_session import SPLIT, TargetSession
 from compress.pipeline.warnings import processor_notes, run_remarks, slow_int8_notes, sparse_notes
@@ -81,7 +81,7 @@ class Findings:
         return {**own, "answers": tuple(self.given), **{name: getattr(self, name) for name in more}}
 
 
-def measure(road: Road, remeasure: bool) -> Findings:
+def measure(runner: StageRunner, remeasure: bool) -> Findings:
     """Evaluate and time the baseline, every stage's output and the final model on each target of the recipe.
 
     Evaluations are exact repeats and come from the cache where nothing changed; so do timings, unless ``remeasure``.
@@ -90,24 +90,24 @@ def measure(road: Road, remeasure: bool) -> Findings:
     findings = Findings(environment=here)
     sessions: list[TargetSession] = []
     lacking: list[Profile] = []
-    for profile in road.recipe.profiles():
+    for profile in runner.recipe.profiles():
         findings.machines[profile.name] = here
-        artifacts = _artifacts(findings, road, profile, lacking)
+        artifacts = _artifacts(findings, runner, profile, lacking)
         if artifacts:
-            sessions.append(_measured(findings, road, profile, artifacts, remeasure))
-    stand_in = PROFILES["cpu"] if road.from_graph else REFERENCE
+            sessions.append(_measured(findings, runner, profile, artifacts, remeasure))
+    stand_in = PROFILES["cpu"] if runner.inputs.from_graph else REFERENCE
     if not sessions:
         findings.stand_in = stand_in.name
         findings.machines[stand_in.name] = here
-        what = "graph" if road.from_graph else "weights"
-        road.progress.note(f"no target of the recipe can run it: {stand_in.name} measures the {what} in place")
-        artifacts = measurable(road, stand_in.target.format)
-        sessions.append(_measured(findings, road, stand_in, artifacts, remeasure))
+        what = "graph" if runner.inputs.from_graph else "weights"
+        runner.progress.note(f"no target of the recipe can run it: {stand_in.name} measures the {what} in place")
+        artifacts = measurable(runner, stand_in.target.format)
+        sessions.append(_measured(findings, runner, stand_in, artifacts, remeasure))
     for profile in lacking:
-        _only_written(findings, road, profile)
+        _only_written(findings, runner, profile)
     if findings.stand_in and {row.target for row in findings.measurements} == {stand_in.name}:
-        findings.measurements += _as_made(road, road.recipe.profiles()[0])
-    findings.measurements += rows_against_reference(road, sessions)
+        findings.measurements += _as_made(runner, runner.recipe.profiles()[0])
+    findings.measurements += rows_against_reference(runner, sessions)
     shown = next((one for one in reversed(sessions) if not is_reference(one)), sessions[-1])
     for label in (BASELINE, FINAL):
         layers = (LayerBytes.model_validate(row) for row in bytes_by_layer(shown.artifacts[label]))
@@ -115,7 +115,7 @@ def measure(road: Road, remeasure: bool) -> Findings:
     return findings
 
 
-def _artifacts(findings: Findings, road: Road, profile: Profile, lacking: list[Profile]) -> dict[str, Path]:
+def _artifacts(findings: Findings, runner: StageRunner, profile: Profile, lacking: list[Profile]) -> dict[str, Path]:
     """What a target runs, by label; nothing for one that is skipped, since it, or a file for it, is not to be had.
 
     Those whose files may be written nevertheless are added to ``lacking``.
@@ -123,27 +123,27 @@ def _artifacts(findings: Findings, road: Road, profile: Profile, lacking: list[P
     target, failed = profile.target, False
     reason = (
         why_unavailable(target)
-        or why_not(road.recipe, road.start, target, road.from_graph)
-        or make_ready(target, road.progress)
+        or why_not(runner.recipe, runner.inputs.start, target, runner.inputs.from_graph)
+        or make_ready(target, runner.progress)
     )
     if reason is None:
         try:
-            return measurable(road, target.format, profile.options)
+            return measurable(runner, target.format, profile.options)
         except StorageError:
             raise
         except (ModelError, StageError) as error:
-            road.progress.note(str(error))
+            runner.progress.note(str(error))
             reason, failed = f"no file could be written for it. {error.what}", True
-    road.progress.note(f"target {target.name}: skipped, {reason}")
+    runner.progress.note(f"target {target.name}: skipped, {reason}")
     findings.skipped.append(Skipped(target=target.name, reason=reason, failed=failed))
     lacking += [] if failed else [profile]
     return {}
 
 
 def _measured(
-    findings: Findings, road: Road, profile: Profile, artifacts: Mapping[str, Path], remeasure: bool
+    findings: Findings, runner: StageRunner, profile: Profile, artifacts: Mapping[str, Path], remeasure: bool
 ) -> TargetSession:
-    session = TargetSession(road, profile, artifacts)
+    session = TargetSession(runner, profile, artifacts)
     measure_answers(findings, session)
     _time(findings, session, remeasure)
     _weigh(findings, profile, artifacts)
@@ -151,19 +151,19 @@ def _measured(
     return session
 
 
-def _only_written(findings: Findings, road: Road, profile: Profile) -> None:
+def _only_written(findings: Findings, runner: StageRunner, profile: Profile) -> None:
     """The sizes of what a target would get that is not to be had here, if its files can be written."""
     target = profile.target
-    if why_not(road.recipe, road.start, target, road.from_graph) is not None or not can_write(target.format):
+    if why_not(runner.recipe, runner.inputs.start, target, runner.inputs.from_graph) is not None or not can_write(target.format):
         return
-    artifacts = measurable(road, target.format, profile.options)
-    findings.measurements += TargetSession(road, profile, artifacts).sizes()
+    artifacts = measurable(runner, target.format, profile.options)
+    findings.measurements += TargetSession(runner, profile, artifacts).sizes()
     _weigh(findings, profile, artifacts)
 
 
-def _as_made(road: Road, profile: Profile) -> list[Measurement]:
+def _as_made(runner: StageRunner, profile: Profile) -> list[Measurement]:
     """Sizes of what the recipe's own stages gave, where no target's files can be written or run here."""
-    made = {BASELINE: road.folder_of(road.recipe.baseline), FINAL: road.folder_of(road.recipe.labels()[-1])}
+    made = {BASELINE: runner.folder_of(runner.recipe.baseline), FINAL: runner.folder_of(runner.recipe.labels()[-1])}
     return [row for label, folder in made.items() for row in size_rows(folder, label, profile.target)]
 
 
@@ -229,23 +229,23 @@ def _time(findings: Findings, session: TargetSession, remeasure: bool) -> None:
             f"{session.target.name}: answers, times and memory are those of {session.target.runtime} on this machine; "
             f"nothing ran on {elsewhere}"
         )
-    notes += sparse_notes(session.road.recipe, session.artifacts, rows, session.target)
+    notes += sparse_notes(session.runner.recipe, session.artifacts, rows, session.target)
     findings.measurements += rows
     findings.notes += notes + slow_int8_notes(session, rows) + processor_notes(session)
 
 
-def data_record(road: Road) -> DataRecord:
+def data_record(runner: StageRunner) -> DataRecord:
     """What quality is measured on. How running text is cut is part of the digest: windows pair only with the same."""
-    recipe, cut = road.recipe, dict[str, Any]()
-    if READS_ROWS not in road.task.capabilities:
+    recipe, cut = runner.recipe, dict[str, Any]()
+    if READS_ROWS not in runner.inputs.task.capabilities:
         cut = {"max_length": recipe.data.max_length, **recipe.evaluation.model_dump(include={"windows", "stride"})}
-    digests = {split: road.data.digest(split) for split in (SPLIT, *recipe.data.also)}
+    digests = {split: runner.inputs.data.digest(split) for split in (SPLIT, *recipe.data.also)}
     if cut:
         digests = {split: cache_key({"rows": digest, **cut}) for split, digest in digests.items()}
-    rows, own = len(road.data.split(SPLIT)), digests.pop(SPLIT)
-    return DataRecord(split=SPLIT, digest=own, rows=rows, labels=road.data.labels, also=digests)
+    rows, own = len(runner.inputs.data.split(SPLIT)), digests.pop(SPLIT)
+    return DataRecord(split=SPLIT, digest=own, rows=rows, labels=runner.inputs.data.labels, also=digests)
 
 
-def test_labels(road: Road) -> list[str]:
+def test_labels(runner: StageRunner) -> list[str]:
     """The class name of each row that accuracy is measured on."""
-    return [road.data.labels[index] for index in road.data.label_ids(SPLIT)]
+    return [runner.inputs.data.labels[index] for index in runner.inputs.data.label_ids(SPLIT)]

@@ -96,24 +96,24 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
     with storage_errors(artifacts):
         folder = new_folder(artifacts / "runs" / recipe.name, started)
     with _logged(progress, folder / LOG) as logged:
-        road = StageRunner(recipe, recipe_folder, artifacts, logged)
+        runner = StageRunner(recipe, recipe_folder, artifacts, logged)
         absolute = with_absolute_paths(recipe, recipe_folder)
         write_whole(folder / RECIPE, dump_recipe(absolute))
         licences = find_licences(recipe, recipe_folder, fetch=True)
         remarks = refuse_forbidden(licences, recipe)
-        prove(road)
+        prove(runner)
         for error in plugin_problems():
             logged.note(str(error))
-        if road.questions:
-            logged.note(f"{len(road.questions)} multiple-choice questions are asked")
-        if road.instructions:
-            logged.note(f"{len(road.instructions)} instructions are given, whose answers are checked")
-        if road.rated_pairs:
+        if runner.inputs.questions:
+            logged.note(f"{len(runner.inputs.questions)} multiple-choice questions are asked")
+        if runner.inputs.instructions:
+            logged.note(f"{len(runner.inputs.instructions)} instructions are given, whose answers are checked")
+        if runner.inputs.rated_pairs:
             logged.note(
-                f"{sum(len(part.scores) for part in road.rated_pairs):,} pairs with human similarities are read"
+                f"{sum(len(part.scores) for part in runner.inputs.rated_pairs):,} pairs with human similarities are read"
             )
-        road.travel()
-        findings = measure(road, remeasure)
+        runner.run_all()
+        findings = measure(runner, remeasure)
         findings.notes[:0] = map(str, plugin_problems())
         findings.notes += remarks
         wanted = (*recipe.limits, *target_limits(recipe.profiles(), findings.measurements))
@@ -123,15 +123,15 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
             verdicts=recipe.verdicts,
         )
         limits = [explained(one, recipe.profiles(), findings.finals, findings.shipped) for one in limits]
-        made = road.folder_of(recipe.labels()[-1])
+        made = runner.folder_of(recipe.labels()[-1])
         with storage_errors(folder):
             _copy_model(made, folder / MODEL)
             # What each target got that isn't an output of the recipe's own.
-            own = {road.folder_of(label) for label in (START, *recipe.labels())}
+            own = {runner.folder_of(label) for label in (START, *recipe.labels())}
             for name, source in findings.finals.items():
                 if source not in own:
                     _copy_model(source, folder / TARGETS / name)
-        lock = _lock(road)
+        lock = _lock(runner)
         write_whole(folder / LOCK, json.dumps(lock, indent=2) + "\n")
         report = Report(
             recipe=recipe.name,
@@ -139,16 +139,16 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
             started=started.isoformat(timespec="seconds"),
             seconds=time.perf_counter() - began,
             baseline=recipe.baseline,
-            stages=tuple(road.finished[label].record for label in recipe.labels()),
-            integrity=tuple(check for label in recipe.labels() for check in road.finished[label].integrity),
+            stages=tuple(runner.results[label].record for label in recipe.labels()),
+            integrity=tuple(check for label in recipe.labels() for check in runner.results[label].integrity),
             limits=tuple(limits),
-            data=data_record(road),
+            data=data_record(runner),
             licences=licences,
             **findings.told(),
         )
         if findings.answers:
             several = len({target for _, target in findings.answers}) > 1
-            write_predictions(test_labels(road), findings.answers, folder, several)
+            write_predictions(test_labels(runner), findings.answers, folder, several)
         write_report(report, folder)
         _notify_plugins(FinishedRun(absolute, report, lock, folder), logged)
         with storage_errors(folder.parent):
@@ -208,19 +208,19 @@ def _copy_model(source: Path, folder: Path) -> None:
     partial.rename(folder)
 
 
-def _lock(road: StageRunner) -> dict[str, object]:
+def _lock(runner: StageRunner) -> dict[str, object]:
     """What it takes to get the same bytes again: seed, digests, versions, threads."""
     import torch
 
-    packages = sorted({name for stage in road.recipe.stages for name in stage.calls()})
-    splits = road.data.splits
+    packages = sorted({name for stage in runner.recipe.stages for name in stage.calls()})
+    splits = runner.inputs.data.splits
     return {
-        "seed": road.recipe.seed,
+        "seed": runner.recipe.seed,
         "threads": torch.get_num_threads(),
         "packages": package_versions(("compress", *packages)),
-        "data": {split: road.data.digest(split) for split in splits},
-        START: digest_directory(road.start),
-        "stages": {label: finished.entry.digest for label, finished in road.finished.items()},
+        "data": {split: runner.inputs.data.digest(split) for split in splits},
+        START: digest_directory(runner.inputs.start),
+        "stages": {label: finished.entry.digest for label, finished in runner.results.items()},
     }
 
 

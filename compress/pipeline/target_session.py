@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.benchmark.host import HERE, LaunchHost, find_hosts
+from compress.benchmark.host import LOCAL_HOST, BenchmarkHost, find_hosts
 from compress.benchmark.session import PRECISION, TIMING_VERSION
 from compress.data.dataset import TEST
 from compress.data.membership import Part, character_lengths, find_parts
@@ -60,24 +60,24 @@ class TargetSession:
     """The measurements of one target."""
 
     def __init__(
-        self, road: StageRunner, profile: Profile, artifacts: Mapping[str, Path], split: str = SPLIT,
+        self, runner: StageRunner, profile: Profile, artifacts: Mapping[str, Path], split: str = SPLIT,
         precision: float = PRECISION, confidence: float = 0.95, budget_seconds: float | None = None,
     ) -> None:  # fmt: skip
         """See `measure_together` for ``precision`` and ``confidence`` of the times.
 
         ``budget_seconds`` is what all of them may take where the recipe says nothing of it.
         """
-        self.road, self.split, self.precision, self.confidence = road, split, precision, confidence
+        self.runner, self.split, self.precision, self.confidence = runner, split, precision, confidence
         self.profile = profile
         self.target = profile.target
         changed: dict[str, float] = {} if profile.threads is None else {"threads": profile.threads}
-        if budget_seconds is not None and road.recipe.benchmark.budget_seconds is None:
+        if budget_seconds is not None and runner.recipe.benchmark.budget_seconds is None:
             changed["budget_seconds"] = budget_seconds
-        self.benchmark = road.recipe.benchmark.model_copy(update=changed)
+        self.benchmark = runner.recipe.benchmark.model_copy(update=changed)
         self.artifacts = artifacts
         self.digests = {label: digest_directory(folder) for label, folder in artifacts.items()}
         self.found: dict[str, Predictions] = {}
-        self.also = road.recipe.data.also if split == SPLIT else {}
+        self.also = runner.recipe.data.also if split == SPLIT else {}
         """Splits that are judged beside it, and what they are written in; rows that choose are judged alone."""
         self._encoded: dict[tuple[str, str], Examples] = {}
 
@@ -85,16 +85,16 @@ class TargetSession:
         """What a model is judged by, as its own processor encodes it."""
         key = label, split or self.split
         if key not in self._encoded:
-            recipe, rows = self.road.recipe, self.road.data.split(key[1])
+            recipe, rows = self.runner.recipe, self.runner.inputs.data.split(key[1])
             baseline = None if label == BASELINE else self.artifacts.get(BASELINE)
             self._encoded[key] = encode_for(
-                self.artifacts[label], self.road.task, rows, recipe.data.max_length, recipe.evaluation, baseline
+                self.artifacts[label], self.runner.inputs.task, rows, recipe.data.max_length, recipe.evaluation, baseline
             )
         return self._encoded[key]
 
     def remarks(self) -> list[str]:
         """What a reader must know of how the examples were made: the baseline's, and of others that read otherwise."""
-        others = self.artifacts if GENERATES in self.road.task.capabilities else ()
+        others = self.artifacts if GENERATES in self.runner.inputs.task.capabilities else ()
         notes = [self.examples(label).note for label in (BASELINE, *others)]
         for split in self.also:
             notes += [f"{split}: {note}" for label in (BASELINE, *others) if (note := self.examples(label, split).note)]
@@ -105,18 +105,18 @@ class TargetSession:
 
         Tokens are counted by the tokenizer of the first model, cut at the recipe's `max_length`.
         """
-        data, first = self.road.data, next(iter(self.artifacts))
+        data, first = self.runner.inputs.data, next(iter(self.artifacts))
 
         def lengths(unit: Unit) -> np.ndarray:
             if unit == "characters":
                 return character_lengths(data, self.split)
             return self.examples(first).lengths()[: len(data.split(self.split))]
 
-        parts, notes = find_parts(self.road.slices, data, self.split, lengths)
-        if READS_ROWS in self.road.task.capabilities or not parts:
+        parts, notes = find_parts(self.runner.inputs.slices, data, self.split, lengths)
+        if READS_ROWS in self.runner.inputs.task.capabilities or not parts:
             return parts, notes
         rows, examples = data.split(self.split), self.examples(first)
-        found = [replace(part, rows=self.road.task.members(rows, part.rows, examples)) for part in parts]
+        found = [replace(part, rows=self.runner.inputs.task.members(rows, part.rows, examples)) for part in parts]
         notes += [
             f"No window of the text is of the slice {part.name!r} alone." for part in found if not part.rows.any()
         ]
@@ -129,7 +129,7 @@ class TargetSession:
     def accuracies(self, parts: Sequence[Part]) -> list[Measurement]:
         """The task's metrics on all rows and each slice of them, and how near each model is to the baseline."""
         self.found = {label: self._predictions(label) for label in self.artifacts}
-        task, target, rows = self.road.task, self.target.name, list[Measurement]()
+        task, target, rows = self.runner.inputs.task, self.target.name, list[Measurement]()
         for label, found in self.found.items():
             own = task.measure(found.kept, found.labels, label, target)
             near = task.compare(found.kept, self.found[BASELINE].kept, label, target) if BASELINE in self.found else []
@@ -140,7 +140,7 @@ class TargetSession:
 
     def _elsewhere(self, split: str, language: str) -> list[Measurement]:
         """The task's metrics on a split beside the test split, `METRIC_on_SPLIT`, and those of each kind of token."""
-        task, texts, rows = self.road.task, self.road.data.split(split), list[Measurement]()
+        task, texts, rows = self.runner.inputs.task, self.runner.inputs.data.split(split), list[Measurement]()
         found = {label: self._predictions(label, split) for label in self.artifacts}
         kinds = {
             label: task.kinds_of_tokens(texts, load_processor(folder), self.examples(label, split), language)
@@ -161,10 +161,10 @@ class TargetSession:
         None where the task's answers are no classes.
         """
         found = self.found[label]
-        probabilities = self.road.task.probabilities(found.kept)
+        probabilities = self.runner.inputs.task.probabilities(found.kept)
         if probabilities is None:
             return None
-        names = artifact_labels(self.artifacts[label]) or self.road.data.labels
+        names = artifact_labels(self.artifacts[label]) or self.runner.inputs.data.labels
         chosen = probabilities.argmax(axis=-1)
         return Answers([names[index] for index in chosen], probabilities.max(axis=-1), chosen == found.labels)
 
@@ -194,7 +194,7 @@ class TargetSession:
                 "artifact": self.digests[label],
                 "target": self._told(),
                 "runtime": get_runtime(self.target.runtime).build(),
-                "packages": package_versions((*_PACKAGES, *self.road.task.packages)),
+                "packages": package_versions((*_PACKAGES, *self.runner.inputs.task.packages)),
                 # Where 8-bit products may saturate, answers are the processor's own.
                 **({} if find_processor("cpu").sums_in_32_bits else {"processor": processor_class()}),
                 **parts,
@@ -202,28 +202,28 @@ class TargetSession:
         )
 
     def _predictions(self, label: str, split: str | None = None) -> Predictions:
-        road, recipe = self.road, self.road.recipe
+        runner, recipe = self.runner, self.runner.recipe
         parts = {
             "task": recipe.task,
-            "data": road.data.digest(split or self.split),
+            "data": runner.inputs.data.digest(split or self.split),
             "max_length": recipe.data.max_length,
             "evaluation": recipe.evaluation.model_dump(exclude=_ASKED_BESIDE),
         }
-        if GENERATES in road.task.capabilities:
+        if GENERATES in runner.inputs.task.capabilities:
             parts["windows"] = windows_digest(self.examples(label, split))
 
         def make(content: Path) -> Mapping[str, Any]:
             examples, text = self.examples(label, split), f"evaluate {label} on {self.target.name}"
             text += f" by {split}" if split else ""
             found = predict(
-                self.artifacts[label], road.task, examples, self.target, working_threads(), road.progress, text
+                self.artifacts[label], runner.inputs.task, examples, self.target, working_threads(), runner.progress, text
             )
             arrays: dict[str, Any] = dict(found.kept)
             arrays |= {} if found.labels is None else {_LABELS: found.labels}
             np.savez(content / "predictions.npz", **arrays)
             return {"name": f"evaluation of {label}"}
 
-        folder, _ = _kept(road, self._key("evaluation", label, **parts), make)
+        folder, _ = _kept(runner, self._key("evaluation", label, **parts), make)
         with np.load(folder / "predictions.npz") as arrays:
             kept = {name: arrays[name] for name in arrays.files}
         labels = kept.pop(_LABELS, None)
@@ -245,23 +245,23 @@ class TargetSession:
 
         def make(content: Path) -> Mapping[str, Any]:
             text = f"{names[1]} on {self.target.name}"
-            found = find(self.target, working_threads(), self.road.progress, text)
+            found = find(self.target, working_threads(), self.runner.progress, text)
             (content / file).write_text(json.dumps(found))
             return {"name": names[0]}
 
-        folder, _ = _kept(self.road, self._key(kind, label, **parts), make)
+        folder, _ = _kept(self.runner, self._key(kind, label, **parts), make)
         return json.loads((folder / file).read_text())
 
     def timings(self, remeasure: bool) -> tuple[list[Measurement], list[str], dict[str, Any]]:
         """Rows, notes and the machine of one interleaved session over all artifacts."""
-        road, recipe, place = self.road, self.road.recipe, self._place()
+        runner, recipe, place = self.runner, self.runner.recipe, self._place()
         machine = environment()
         key = cache_key(
             {
                 "kind": "benchmark",
                 "version": TIMING_VERSION,
                 "artifacts": self.digests,
-                "data": road.data.digest(self.split),
+                "data": runner.inputs.data.digest(self.split),
                 "target": self._told(),
                 "runtime": get_runtime(self.target.runtime).build(),
                 "settings": self.benchmark.model_dump(),
@@ -271,15 +271,15 @@ class TargetSession:
                 "seed": recipe.seed,
             }
         )
-        if remeasure and road.cache.peek(key) is not None:
-            road.cache.remove(key)
+        if remeasure and runner.cache.peek(key) is not None:
+            runner.cache.remove(key)
 
         def make(content: Path) -> Mapping[str, Any]:
             examples = {label: self.examples(label) for label in self.artifacts}
             compared = BASELINE if BASELINE in self.artifacts else next(iter(self.artifacts))
             found = time_artifacts(
-                *(road.task, self.artifacts, examples, self.target, self.benchmark, compared),
-                *(road.progress, recipe.seed, self.precision, self.confidence, place),
+                *(runner.inputs.task, self.artifacts, examples, self.target, self.benchmark, compared),
+                *(runner.progress, recipe.seed, self.precision, self.confidence, place),
             )
             kept = {
                 "rows": [{**row.model_dump(), "target": self.target.name} for row in found.measurements],
@@ -289,7 +289,7 @@ class TargetSession:
             (content / "timings.json").write_text(json.dumps(kept))
             return {"name": f"benchmark on {self.target.name}"}
 
-        folder, reused = _kept(road, key, make)
+        folder, reused = _kept(runner, key, make)
         kept = json.loads((folder / "timings.json").read_text())
         notes = [f"{self.target.name}: {note}" for note in kept["notes"]]
         if reused:
@@ -298,15 +298,15 @@ class TargetSession:
             )
         return [Measurement.model_validate(row) for row in kept["rows"]], notes, kept["environment"]
 
-    def _place(self) -> LaunchHost:
+    def _place(self) -> BenchmarkHost:
         """This machine, or the device, by the `devices.yaml` beside the recipe or in the current folder.
 
         Raises `InputError` for a device that no inventory has. Nothing is connected yet.
         """
         name = self.profile.device
         if name is None:
-            return HERE
-        return find_hosts([name], None, [self.road.folder, Path()])[name]
+            return LOCAL_HOST
+        return find_hosts([name], None, [self.runner.recipe_folder, Path()])[name]
 
 
 def windows_digest(examples: Examples) -> str:
@@ -316,9 +316,9 @@ def windows_digest(examples: Examples) -> str:
     return hashlib.sha256(b"".join(part.tobytes() for part in (*parts, *counts))).hexdigest()
 
 
-def _kept(road: StageRunner, key: str, make: Callable[[Path], Mapping[str, Any]]) -> tuple[Path, bool]:
+def _kept(runner: StageRunner, key: str, make: Callable[[Path], Mapping[str, Any]]) -> tuple[Path, bool]:
     """The folder of a measurement, and whether it was in the cache; made now if need be."""
-    note = road.progress.note
-    entry, cached = road.cache.obtain(key, make, note, lambda: note("another run measures the same; waiting"))
-    road.measured.append((entry, cached))
+    note = runner.progress.note
+    entry, cached = runner.cache.obtain(key, make, note, lambda: note("another run measures the same; waiting"))
+    runner.measurement_entries.append((entry, cached))
     return entry.folder, cached

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from compress.benchmark.generation import measure_generation
-from compress.benchmark.host import HERE, LaunchHost
-from compress.benchmark.image_generation import measure_pictures
-from compress.benchmark.session import PRECISION, BenchResult, measure_together
+from compress.benchmark.host import LOCAL_HOST, BenchmarkHost
+from compress.benchmark.image_generation import measure_image_generation
+from compress.benchmark.session import PRECISION, BenchmarkResult, measure_side_by_side
 from compress.formats.target_profile import Target
 from compress.recipe.recipe import Benchmark
 from compress.tasks.capability import DRAWS, GENERATES
@@ -30,17 +30,17 @@ def time_artifacts(
     seed: int,
     precision: float = PRECISION,
     confidence: float = 0.95,
-    place: LaunchHost = HERE,
-) -> BenchResult:
+    host: BenchmarkHost = LOCAL_HOST,
+) -> BenchmarkResult:
     """One interleaved session at ``place`` over all artifacts, each fed with its own encoding of the same text.
 
-    Raises what `measure_together`, `measure_pictures` or `measure_generation` raises.
+    Raises what `measure_side_by_side`, `measure_image_generation` or `measure_generation` raises.
     """
-    shared: dict[str, Any] = {"precision": precision, "confidence": confidence, "place": place}
+    shared: dict[str, Any] = {"precision": precision, "confidence": confidence, "host": host}
     if DRAWS in task.capabilities:
-        return measure_pictures(artifacts, examples, target, settings, baseline, progress, seed, **shared)
+        return measure_image_generation(artifacts, examples, target, settings, baseline, progress, seed, **shared)
     if GENERATES not in task.capabilities:
-        return measure_together(artifacts, examples, target, settings, baseline, progress, seed, **shared)
+        return measure_side_by_side(artifacts, examples, target, settings, baseline, progress, seed, **shared)
     longest = max(settings.contexts)
     texts = {label: beginning(examples[label], longest) for label in artifacts}
     return measure_generation(artifacts, texts, target, settings, baseline, progress, seed, **shared)

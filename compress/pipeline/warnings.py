@@ -49,7 +49,7 @@ def slow_int8_notes(session: TargetSession, rows: Sequence[Measurement]) -> list
     """
     figures = {row.metric: row for row in rows if row.model == FINAL}
     speed, latency = figures.get("speedup"), figures.get("latency_ms")
-    task, recipe = session.road.task, session.road.recipe
+    task, recipe = session.runner.inputs.task, session.runner.recipe
     rows_only = GENERATES not in task.capabilities and READS_ROWS in task.capabilities
     if not rows_only or not has_integers(recipe):
         return []
@@ -74,7 +74,7 @@ def slow_int8_notes(session: TargetSession, rows: Sequence[Measurement]) -> list
         session.target,
         session.benchmark.threads,
         _SECONDS,
-        session.road.progress,
+        session.runner.progress,
         recipe.seed,
     )
     lines = [verdict_text(difference)]
@@ -90,7 +90,7 @@ def processor_notes(session: TargetSession) -> list[str]:
         not saturates
         or session.profile.device
         or session.target.provider != CPU
-        or not has_integers(session.road.recipe)
+        or not has_integers(session.runner.recipe)
     ):
         return []
     from compress.benchmark.machine import PRODUCTS, product_rates

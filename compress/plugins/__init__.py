@@ -34,9 +34,11 @@ __all__ = [
     "find_commands",
     "find_extensions",
     "installed_plugins",
+    "load_all",
     "load_extension",
     "load_extensions",
     "plugin_problems",
+    "read_specs",
 ]
 
 Loaded = TypeVar("Loaded")
@@ -232,6 +234,12 @@ def load_extensions(
     return loaded
 
 
+def load_all() -> None:
+    """Import everything that plug-ins register, so that `plugin_problems` names all that cannot be used."""
+    for extension in (*_command_extensions(), *(one for point in EXTENSION_POINTS for one in _registered(point))):
+        load_extension(extension, lambda value: value)
+
+
 def explain_missing(point: str, name: str) -> str | None:
     """Return which plug-in provides a name that is unknown here, why it is unavailable, and how to install it.
 
@@ -240,17 +248,19 @@ def explain_missing(point: str, name: str) -> str | None:
         name: Name that a recipe or a command line contains.
 
     Returns:
-        One sentence, or None if no plug-in of the catalogue provides the name and no problem was recorded for it.
+        Phrase such as "the plug-in diffusion, which provides 'x' and is not installed; pip install ...", or None if no
+        plug-in of the catalogue provides the name and no problem was recorded for it.
     """
     plugins = _discover()
     catalogue = json.loads(CATALOGUE.read_text(encoding="utf-8"))
     plugin = catalogue.get(point, {}).get(name)
     for problem in _problems.values():
         if (problem.point, problem.name) in ((point, name), ("plugins", plugin)):
-            return str(problem)
+            return f"{problem.provider}, which provides {name!r} and cannot be used: {problem.reason}"
     if plugin is None or plugin in plugins:
         return None
-    return f"The plug-in {plugin} provides {name!r} and is not installed: {catalogue['plugins'][plugin]['install']}."
+    install = catalogue["plugins"][plugin]["install"]
+    return f"the plug-in {plugin}, which provides {name!r} and is not installed; {install}"
 
 
 def read_specs() -> dict[str, PluginSpec]:
@@ -307,6 +317,12 @@ def _spec_of(load: Callable[[], Any]) -> Any:
         return load()
     except Exception as error:  # noqa: BLE001  # the module of another author may raise anything while it is imported
         return error
+
+
+def _command_extensions() -> Iterator[Extension]:
+    for plugin in _discover().values():
+        for name, command in plugin.spec.commands.items():
+            yield Extension("commands", name, plugin.provider, command.reference)
 
 
 def _registered(point: str) -> Iterator[Extension]:

@@ -25,6 +25,7 @@ from compress.recipe.document import (
 from compress.recipe.json_schema import recipe_schema
 from compress.recipe.overrides import apply_override, drop_stages, single_keys
 from compress.recipe.recipe import Recipe
+from compress.plugins import explain_missing
 from compress.recipe.removed import REMOVED
 from compress.recipe.target_entries import read_targets
 from compress.recipe.validation import Part, check_parts
@@ -124,8 +125,9 @@ def _check_known_names(document: Document) -> None:
     """Note an unknown task here, where its nearest name is known."""
     task = document.values.get("task")
     if isinstance(task, str) and task not in TASK_NAMES:
-        near = nearest_name(task, TASK_NAMES)
-        document.problem(("task",), describe(task), f"one of {', '.join(TASK_NAMES)}", near)
+        plugin = explain_missing("tasks", task)
+        near = None if plugin else nearest_name(task, TASK_NAMES)
+        document.problem(("task",), describe(task), plugin or f"one of {', '.join(TASK_NAMES)}", near)
 
 
 def _kinds(document: Document, recipe_folder: Path) -> tuple[Task, ...]:
@@ -158,8 +160,9 @@ def _stage_part(document: Document, index: int, item: Any) -> Part | None:
     ((kind, fields),) = item.items()
     below = (*path, kind)
     if kind not in STAGES:
-        expected = REMOVED.get(kind) or f"a stage: one of {', '.join(STAGES)}"
-        near = None if kind in REMOVED else nearest_name(kind, list(STAGES))
+        replacement = explain_missing("stages", kind) or REMOVED.get(kind)
+        expected = replacement or f"a stage: one of {', '.join(STAGES)}"
+        near = None if replacement else nearest_name(kind, list(STAGES))
         document.problem(below, f"an unknown stage {kind!r}", expected, near)
         return Part(index, kind, below, {}, None, whole=False)
     if not isinstance(fields, dict):

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from compress.plugins import explain_missing
 from compress.recipe.document import Document, FieldPath, describe
 from compress.recipe.removed import REMOVED
 from compress.utils.errors import nearest_name
@@ -85,10 +86,11 @@ def _note(detail: ErrorDetails, model: type[BaseModel], fields: Any, document: D
         document.problem(where, "an unknown field", REMOVED.get(name) or near_or_all(near, names, "field"), near)
     else:
         expected = _expected(detail)
-        near = None
+        near = plugin = None
         if detail["type"] in ("literal_error", "enum") and isinstance(detail["input"], str):
-            near = nearest_name(detail["input"], re.findall(r"'([^']*)'", expected))
-        document.problem(where, describe(detail["input"]), expected, near)
+            plugin = explain_missing("formats", detail["input"]) if location[-1:] == ("format",) else None
+            near = None if plugin else nearest_name(detail["input"], re.findall(r"'([^']*)'", expected))
+        document.problem(where, describe(detail["input"]), plugin or expected, near)
 
 
 def near_or_all(near: str | None, names: Iterable[str], noun: str) -> str:

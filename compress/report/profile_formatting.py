@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compress.benchmark.profile import MachineLimits, Profile, Row
+from compress.benchmark.profile import MachineLimits, Profile, ProfileRow
 from compress.results.formatting import format_bytes, significant
 
 _BINDS = {"compute": "arithmetic", "memory": "memory", "overhead": "overhead", None: "not counted"}
@@ -51,7 +51,7 @@ def count_text(value: float) -> str:
     return f"{value:.0f}"
 
 
-def binds_text(row: Row) -> str:
+def binds_text(row: ProfileRow) -> str:
     """Which side binds a row, in a word."""
     return _BINDS[row.binds]
 

@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from compress.benchmark.profile import MachineLimits, Profile, Row
+from compress.benchmark.profile import MachineLimits, Profile, ProfileRow
 from compress.report import profile_formatting as words
 from compress.report import rows
 from compress.report.pages import render
@@ -60,7 +60,7 @@ def _whole(profile: Profile) -> RenderableType:
     return Group(table, Text(words.verdict_text(profile)), Text(words.working_set_text(profile.limits)), Text(""))
 
 
-def _rows(title: str, head: str, rows: Sequence[Row]) -> FittedTable:
+def _rows(title: str, head: str, rows: Sequence[ProfileRow]) -> FittedTable:
     columns = [Column(head), Column("Time", right=True), Column("Share", right=True)]
     columns += [Column(name, right=True, rank=rank) for name, rank in (("GOP/s", 2), ("GB/s", 3), ("Limit", 1))]
     table = FittedTable(title, [*columns, Column("Binds")], "for lack of room only in --json and --format html")
@@ -169,15 +169,15 @@ def roof_lines(limits: MachineLimits, low: float, high: float, floor: float) -> 
     return lines
 
 
-def _drawn(row: Row) -> bool:
+def _drawn(row: ProfileRow) -> bool:
     return row.counted and row.operations_per_s > 0 and (row.intensity or 0.0) > 0
 
 
-def _place(row: Row) -> tuple[float, float]:
+def _place(row: ProfileRow) -> tuple[float, float]:
     return row.intensity or 0.0, row.operations_per_s
 
 
-def _scales(rows: Sequence[Row], limits: MachineLimits) -> tuple[Scale, Scale]:
+def _scales(rows: Sequence[ProfileRow], limits: MachineLimits) -> tuple[Scale, Scale]:
     top = max(limits.int8_per_s, limits.fp32_per_s)
     intensities, rates = [row.intensity or 1.0 for row in rows], [row.operations_per_s for row in rows]
     ridge = top / limits.memory_bytes_per_s
@@ -192,7 +192,7 @@ def _rate_tick(value: float) -> str:
     return f"{value / 1e3:g} k"
 
 
-def _told(row: Row, together_ms: float) -> str:
+def _told(row: ProfileRow, together_ms: float) -> str:
     words = [
         f"{row.operators[0]} ({row.name})",
         row.layer or "",
@@ -224,7 +224,7 @@ def _name(plot: Plot, roof: Roofline) -> None:
     plot.add(element("text", attributes, roof.label))
 
 
-def _longest(profile: Profile, rows: Sequence[Row]) -> list[tuple[str, Row]]:
+def _longest(profile: Profile, rows: Sequence[ProfileRow]) -> list[tuple[str, ProfileRow]]:
     """The operator types that take longest, each with its longest node."""
     found = []
     for group in profile.by_operator()[:_LABELLED]:

@@ -98,15 +98,14 @@ def has_companions(file: Path) -> bool:
 
 def _external(file: Path) -> list[Path]:
     """The files beside a graph in which weights lie."""
-    from compress.formats.onnx.graph import read_graph
+    from compress.formats.onnx.graph_reader import read_graph
 
     names = {item.external.get("location", "") for item in read_graph(file).initializers if item.external}
     return sorted(path for name in names if name and (path := file.parent / name).is_file())
 
 
 def _write(file: Path, made: Path, beside: Iterable[Path], arrays: bool) -> None:
-    from compress.formats.onnx.client_names import for_clients
-    from compress.formats.onnx.import_onnx import read_start
+    from compress.formats.onnx.import_onnx import for_clients, read_start
     from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 
     start = read_start(file) if arrays else for_clients(read_start(file))

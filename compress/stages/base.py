@@ -37,7 +37,7 @@ class Context:
     `InputError`. ``scratch`` is a folder for work in progress, to be made when needed:
     it outlives a killed run, and whatever a stage finds there was left by the same stage on the same input. ``shared``
     gives such a folder by a key, of which other stages and runs may write the same at the same time; without it they
-    lie in ``scratch``. ``remarks`` and ``tables`` are what `remark` and `tabulate` were told.
+    lie in ``scratch``. ``notes`` and ``tables`` hold what `note` and `add_table` were given.
     """
 
     task: Task

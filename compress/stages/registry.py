@@ -29,12 +29,11 @@ from compress.stages.qat.stage import Qat
 from compress.stages.recovery.lora_recovery import Lora
 from compress.stages.recovery.tune_scales import TuneScales
 from compress.stages.reduce_dimensions import ReduceDimensions
-from compress.stages.rotate import Rotate
 from compress.stages.trim_vocabulary import TrimVocabulary
 
 _OWN: tuple[type[Stage[Any, Any]], ...] = (
     *(Finetune, Distill, Prune, TrimVocabulary, Qat, Quantize, QuantizeWeights, Cast),
-    *(ReduceDimensions, Equalize, Rotate, Imatrix, Gptq, TrainBlocks, NncfWeights, TuneScales, MergeLora, Lora),
+    *(ReduceDimensions, Equalize, Imatrix, Gptq, TrainBlocks, NncfWeights, TuneScales, MergeLora, Lora),
     *(AttachLora, CompressedTensors, Schedule),
 )
 

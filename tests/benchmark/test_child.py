@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from onnx_graphs import make_examples, write_classifier
 
-from compress.benchmark.subprocess_client import Child
+from compress.benchmark.subprocess_client import WorkerProcess
 from compress.benchmark.worker import read_batches, write_batches
 from compress.formats.targets import TARGETS
 from compress.utils.errors import InputError, ModelError, StageError
@@ -24,12 +24,12 @@ def batches(tmp_path: Path) -> Path:
     return tmp_path / "batches.npz"
 
 
-def scripted(code: str) -> Child:
+def scripted(code: str) -> WorkerProcess:
     """A process that runs ``code`` in place of the worker."""
-    return Child("prune", [sys.executable, "-c", code])
+    return WorkerProcess("prune", [sys.executable, "-c", code])
 
 
-def gone(child: Child) -> bool:
+def gone(child: WorkerProcess) -> bool:
     return not Path(f"/proc/{child.pid}").exists()
 
 
@@ -43,7 +43,7 @@ def test_batches_come_back_from_the_file_as_they_were(batches: Path) -> None:
 
 def test_a_process_opens_times_and_quits(tmp_path: Path, batches: Path) -> None:
     model = write_classifier(tmp_path / "model", 8, 1)
-    with Child("final") as child:
+    with WorkerProcess("final") as child:
         opened = child.open(model, CPU, threads=1, cores=[0], batches=batches, timeout=60)
         assert opened["settings"]["intra_op_threads"] == 1
         began = time.perf_counter()
@@ -59,7 +59,7 @@ def test_a_process_opens_times_and_quits(tmp_path: Path, batches: Path) -> None:
 
 def test_memory_is_the_childs_own_not_the_parents(tmp_path: Path, batches: Path) -> None:
     ballast = np.ones(50_000_000)
-    with Child("final") as child:
+    with WorkerProcess("final") as child:
         child.open(write_classifier(tmp_path / "model", 8, 1), CPU, 1, [0], batches, 60)
         assert 10_000_000 < child.memory()["peak_bytes"] < ballast.nbytes
 
@@ -87,11 +87,11 @@ def test_the_worker_runs_as_a_module() -> None:
 
 
 def test_errors_keep_their_kind_on_the_way(tmp_path: Path, batches: Path) -> None:
-    with Child("final") as child, pytest.raises(ModelError, match="does not exist") as caught:
+    with WorkerProcess("final") as child, pytest.raises(ModelError, match="does not exist") as caught:
         child.open(tmp_path / "nowhere", CPU, 1, [0], batches, 60)
     assert caught.value.where == str(tmp_path / "nowhere")
     write_batches(batches, [{"pixel_values": np.zeros((1, 3))}])
-    with Child("final") as child:
+    with WorkerProcess("final") as child:
         child.open(write_classifier(tmp_path / "model", 8, 1), CPU, 1, [0], batches, 60)
         with pytest.raises(InputError, match="lacks the model's input input_ids"):
             child.round([0], timeout=60)
@@ -103,7 +103,7 @@ def test_a_dying_process_is_named_with_its_last_words() -> None:
         child,
         pytest.raises(StageError, match="measures 'prune' ended by itself with exit code 1") as caught,
     ):
-        child.ask({"do": "memory"}, timeout=60)
+        child.request({"do": "memory"}, timeout=60)
     assert str(caught.value).splitlines()[2] == "the weights melted"
     assert gone(child)
 
@@ -111,7 +111,7 @@ def test_a_dying_process_is_named_with_its_last_words() -> None:
 def test_a_killed_process_is_named_with_its_signal() -> None:
     child = scripted("import os; input(); os.kill(os.getpid(), 9)")
     with child, pytest.raises(StageError, match=r"SIGKILL \(the system may have run out of memory\)"):
-        child.ask({"do": "memory"}, timeout=60)
+        child.request({"do": "memory"}, timeout=60)
     assert gone(child)
 
 
@@ -119,19 +119,19 @@ def test_a_process_that_died_before_it_was_asked_is_named() -> None:
     child = scripted("raise SystemExit(7)")
     child._piped.process.wait()
     with child, pytest.raises(StageError, match="exit code 7"):
-        child.ask({"do": "memory"}, timeout=60)
+        child.request({"do": "memory"}, timeout=60)
 
 
 def test_a_hanging_process_is_stopped() -> None:
     child = scripted("import time; time.sleep(600)")
     with child, pytest.raises(StageError, match="no answer to 'memory' within 0 s"):
-        child.ask({"do": "memory"}, timeout=0.1)
+        child.request({"do": "memory"}, timeout=0.1)
     assert gone(child)
 
 
 def test_nonsense_is_not_taken_for_an_answer() -> None:
     with scripted("input(); print('loading...')") as child, pytest.raises(StageError, match="loading"):
-        child.ask({"do": "memory"}, timeout=60)
+        child.request({"do": "memory"}, timeout=60)
 
 
 def test_a_worker_ends_when_its_parent_is_gone() -> None:

@@ -14,12 +14,12 @@ from onnx_graphs import write_classifier
 from scipy import stats
 
 from compress.benchmark.generation import generation_rows, measure_generation, speedup_rows
-from compress.benchmark.record import Record
-from compress.benchmark.results import Writer
-from compress.benchmark.rounds import Generation, Rounds
-from compress.benchmark.session import BenchResult
-from compress.benchmark.subprocess_client import Child
-from compress.benchmark.workloads.text_generation import add_round, draw_tokens
+from compress.benchmark.record import TimingRecord
+from compress.benchmark.results import MeasurementWriter
+from compress.benchmark.rounds import GenerationTimes, Rounds
+from compress.benchmark.session import BenchmarkResult
+from compress.benchmark.subprocess_client import WorkerProcess
+from compress.benchmark.workloads.text_generation import add_text_round, random_tokens
 from compress.formats.target_profile import Target
 from compress.formats.targets import TARGETS
 from compress.recipe.recipe import Benchmark
@@ -41,31 +41,31 @@ def measure(
     baseline: str = "baseline",
     target: Target = CPU,
     precision: float = 1.0,
-) -> BenchResult:
+) -> BenchmarkResult:
     return measure_generation(
         artifacts, texts or {}, target, settings, baseline, SilentProgress(), 3, timeout_seconds=60, precision=precision
     )
 
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory) -> BenchResult:
+def result(tmp_path_factory: pytest.TempPathFactory) -> BenchmarkResult:
     """A heavy decoder with a cache, and a light one without."""
     root = tmp_path_factory.mktemp("decoders")
     return measure({"baseline": HEAVY.write(root / "heavy"), "artifact": LIGHT.write(root / "light", cache=False)})
 
 
-def row(result: BenchResult, model: str, metric: str) -> Measurement:
+def row(result: BenchmarkResult, model: str, metric: str) -> Measurement:
     (found,) = (r for r in result.measurements if (r.model, r.metric) == (model, metric))
     return found
 
 
-def open_decoder(child: Child, folder: Path, scratch: Path) -> None:
+def open_decoder(child: WorkerProcess, folder: Path, scratch: Path) -> None:
     np.savez(scratch / "nothing.npz")
     child.open(folder, CPU, 1, [0], scratch / "nothing.npz", 60)
 
 
 def test_a_process_generates_what_the_mathematics_says(tmp_path: Path) -> None:
-    with Child("final") as child:
+    with WorkerProcess("final") as child:
         open_decoder(child, LIGHT.write(tmp_path / "m"), tmp_path)
         began = time.perf_counter()
         found = child.generate([4, 8, 15], 5, timeout=60, untimed=2)
@@ -96,20 +96,20 @@ print(*sorted(tops - set(sys.stdlib_module_names)))
     assert found.split() == ["compress", "numpy", "onnxruntime"]
 
 
-def recorded() -> Record:
+def recorded() -> TimingRecord:
     """Two launches of a round each, at a context of 100 tokens and two tokens after the first."""
-    record = Record({"context_100": Rounds(), "steps_100": Rounds()})
+    record = TimingRecord({"context_100": Rounds(), "steps_100": Rounds()})
 
-    def generation(first_ms: float, *steps_ms: float) -> Generation:
-        return Generation(first_ms, list(steps_ms), [False] * 3, [1, 2, 3], True, 50)
+    def generation(first_ms: float, *steps_ms: float) -> GenerationTimes:
+        return GenerationTimes(first_ms, list(steps_ms), [False] * 3, [1, 2, 3], True, 50)
 
-    add_round(record, 100, 0, {"a": generation(50.0, 10.0, 30.0), "b": generation(25.0, 5.0, 15.0)}, 1.0)
-    add_round(record, 100, 1, {"a": generation(200.0, 20.0, 20.0), "b": generation(25.0, 40.0, 40.0)}, 1.0)
+    add_text_round(record, 100, 0, {"a": generation(50.0, 10.0, 30.0), "b": generation(25.0, 5.0, 15.0)}, 1.0)
+    add_text_round(record, 100, 1, {"a": generation(200.0, 20.0, 20.0), "b": generation(25.0, 40.0, 40.0)}, 1.0)
     return record
 
 
 def test_rows_are_medians_and_tokens_over_their_time() -> None:
-    rows = {r.metric: r for r in generation_rows(Writer("final", "cpu", 0), recorded(), "a", 100)}
+    rows = {r.metric: r for r in generation_rows(MeasurementWriter("final", "cpu", 0), recorded(), "a", 100)}
     assert rows["time_to_first_token_ms_context_100"].raw == (50.0, 200.0)
     assert rows["time_to_first_token_ms_context_100"].value == 125.0
     assert rows["time_per_output_token_ms_context_100"].raw == (10.0, 30.0, 20.0, 20.0)
@@ -124,7 +124,7 @@ def test_rows_are_medians_and_tokens_over_their_time() -> None:
 
 
 def test_ratios_pair_the_same_place_of_the_same_round() -> None:
-    first, steps = speedup_rows(Writer("b", "cpu", 0), recorded(), "b", "a", 100)
+    first, steps = speedup_rows(MeasurementWriter("b", "cpu", 0), recorded(), "b", "a", 100)
     # The prompt: 50 / 25 and 200 / 25. Tokens: 10 / 5 and 30 / 15, then 20 / 40 twice.
     assert first.raw == (2.0, 8.0)
     assert first.value == pytest.approx(4.0)
@@ -132,17 +132,17 @@ def test_ratios_pair_the_same_place_of_the_same_round() -> None:
     assert steps.value == pytest.approx(1.0)
     assert first.metric == "speedup_time_to_first_token_context_100"
     assert steps.metric == "speedup_time_per_output_token_context_100"
-    assert speedup_rows(Writer("a", "cpu", 0), recorded(), "a", "a", 100)[0].value == 1.0
+    assert speedup_rows(MeasurementWriter("a", "cpu", 0), recorded(), "a", "a", 100)[0].value == 1.0
 
 
 def test_drawn_tokens_are_of_the_middle_and_of_the_seed() -> None:
-    drawn = draw_tokens(5000, 100, seed=1)
+    drawn = random_tokens(5000, 100, seed=1)
     assert set(drawn) == set(range(25, 75))
-    assert drawn == draw_tokens(5000, 100, seed=1) != draw_tokens(5000, 100, seed=2)
-    assert set(draw_tokens(10, 1, seed=0)) == {0}
+    assert drawn == random_tokens(5000, 100, seed=1) != random_tokens(5000, 100, seed=2)
+    assert set(random_tokens(10, 1, seed=0)) == {0}
 
 
-def test_every_model_has_every_metric(result: BenchResult) -> None:
+def test_every_model_has_every_metric(result: BenchmarkResult) -> None:
     by_context = (
         *("time_to_first_token_ms", "time_per_output_token_ms"),
         *("tokens_per_second", "prefill_tokens_per_second"),
@@ -159,7 +159,7 @@ def test_every_model_has_every_metric(result: BenchResult) -> None:
     }
 
 
-def test_raw_samples_give_values_and_intervals(result: BenchResult) -> None:
+def test_raw_samples_give_values_and_intervals(result: BenchmarkResult) -> None:
     launches, rounds, slowed = (result.environment[name] for name in ("launches", "rounds", "slowed_rounds"))
     assert launches >= QUICK.launches
     for context in (8, 256):
@@ -186,7 +186,7 @@ def test_raw_samples_give_values_and_intervals(result: BenchResult) -> None:
         )
 
 
-def test_more_work_takes_longer(result: BenchResult) -> None:
+def test_more_work_takes_longer(result: BenchmarkResult) -> None:
     """32 times the tokens of a prompt; and 256 times the weights, which the lighter model doesn't have."""
     times = {c: row(result, "baseline", f"time_to_first_token_ms_context_{c}").value for c in (8, 256)}
     assert times[256] > 4 * times[8]
@@ -195,7 +195,7 @@ def test_more_work_takes_longer(result: BenchResult) -> None:
     assert speedup.low > 2
 
 
-def test_without_a_cache_a_token_costs_the_whole_sequence(result: BenchResult) -> None:
+def test_without_a_cache_a_token_costs_the_whole_sequence(result: BenchmarkResult) -> None:
     def ratio(model: str) -> float:
         step, first = (
             row(result, model, f"{name}_ms_context_256").value
@@ -209,7 +209,7 @@ def test_without_a_cache_a_token_costs_the_whole_sequence(result: BenchResult) -
     assert note.startswith("artifact ")
 
 
-def test_notes_and_environment_say_how_it_was_measured(result: BenchResult) -> None:
+def test_notes_and_environment_say_how_it_was_measured(result: BenchmarkResult) -> None:
     assert result.notes[0].startswith("noise: ")
     assert any("token ids drawn at random" in note for note in result.notes)
     assert result.environment["prompts"] == "random"
@@ -219,13 +219,13 @@ def test_notes_and_environment_say_how_it_was_measured(result: BenchResult) -> N
 
 def test_one_model_is_prompted_with_its_text_and_has_no_ratio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, ...]] = []
-    genuine = Child.generate
+    genuine = WorkerProcess.generate
 
-    def spy(self: Child, ids: list[int], tokens: int, timeout: float, untimed: int = 0) -> Generation:
+    def spy(self: WorkerProcess, ids: list[int], tokens: int, timeout: float, untimed: int = 0) -> GenerationTimes:
         asked.append(tuple(ids))
         return genuine(self, ids, tokens, timeout, untimed)
 
-    monkeypatch.setattr(Child, "generate", spy)
+    monkeypatch.setattr(WorkerProcess, "generate", spy)
     settings = Benchmark(contexts=(3, 2, 3), tokens=2, threads=1, seconds=0.01, launches=2)
     text = [11, 12, 13, 14]
     found = measure({"baseline": LIGHT.write(tmp_path / "m")}, settings, {"baseline": text})
@@ -246,15 +246,15 @@ def test_a_budget_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_model_whose_process_dies_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    genuine = Child.generate
+    genuine = WorkerProcess.generate
     answers = iter(range(1_000_000))
 
-    def dying(self: Child, ids: list[int], tokens: int, timeout: float, untimed: int = 0) -> Generation:
+    def dying(self: WorkerProcess, ids: list[int], tokens: int, timeout: float, untimed: int = 0) -> GenerationTimes:
         if self.label == "artifact" and next(answers) == 8:
             os.kill(self.pid, signal.SIGKILL)
         return genuine(self, ids, tokens, timeout, untimed)
 
-    monkeypatch.setattr(Child, "generate", dying)
+    monkeypatch.setattr(WorkerProcess, "generate", dying)
     folders = {name: LIGHT.write(tmp_path / name) for name in ("baseline", "artifact")}
     settings = Benchmark(contexts=(8,), tokens=2, threads=1, seconds=0.01, launches=2)
     found = measure(folders, settings)

@@ -37,7 +37,7 @@ def test_two_runtimes_take_turns_and_are_compared(gguf: Path, tmp_path: Path) ->
     elsewhere = targets_of_other_formats(artifacts, CPU)
     assert elsewhere == {"gguf": LLAMA_CPP}
     result = measure_generation(
-        artifacts, {}, CPU, settings, "onnx", SilentProgress(), 0, precision=1.0, elsewhere=elsewhere
+        artifacts, {}, CPU, settings, "onnx", SilentProgress(), 0, precision=1.0, other_targets=elsewhere
     )
     rows = {(row.model, row.metric): row for row in result.measurements}
     speedup = rows["gguf", "speedup_time_per_output_token_context_16"]
@@ -54,7 +54,7 @@ def test_a_target_that_is_not_here_is_refused_before_anything_starts(gguf: Path)
     none = Target("none", "onnxruntime", "NoSuchProvider", "", "onnx")
     with pytest.raises(StageError, match="'none' is not to be had here"):
         measure_generation(
-            {"a": gguf}, {}, LLAMA_CPP, Benchmark(contexts=(8,)), "a", SilentProgress(), 0, elsewhere={"a": none}
+            {"a": gguf}, {}, LLAMA_CPP, Benchmark(contexts=(8,)), "a", SilentProgress(), 0, other_targets={"a": none}
         )
 
 

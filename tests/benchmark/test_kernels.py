@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.benchmark import kernels
-from compress.benchmark.kernels import KernelTable, kernel_times, kernels_of
+from compress.benchmark.kernels import KernelTable, kernel_times, list_kernels
 
 ROWS, WIDTH = 6, 32
 BATCH = {"x": np.ones((ROWS, WIDTH), np.float32)}
@@ -43,24 +43,24 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_kernels_are_the_nodes_that_are_run_and_alike_where_they_do_the_same() -> None:
-    found = kernels_of(chain([32, 32, 48]), BATCH, 1)
+    found = list_kernels(chain([32, 32, 48]), BATCH, 1)
     assert [kernel.node.op_type for kernel in found] == ["MatMul", "Softmax"] * 3
     keys = [kernel.key for kernel in found]
     assert keys[0] == keys[2] != keys[4] and keys[1] == keys[3] != keys[5]
-    assert keys == [kernel.key for kernel in kernels_of(chain([32, 32, 48], "other"), BATCH, 1)]
-    longer = kernels_of(chain([32, 32, 48]), {"x": np.ones((ROWS + 1, WIDTH), np.float32)}, 1)
+    assert keys == [kernel.key for kernel in list_kernels(chain([32, 32, 48], "other"), BATCH, 1)]
+    longer = list_kernels(chain([32, 32, 48]), {"x": np.ones((ROWS + 1, WIDTH), np.float32)}, 1)
     assert not {kernel.key for kernel in longer} & set(keys)
 
 
 def test_what_a_kernel_is_given_is_what_the_whole_graph_gives_it() -> None:
-    product = kernels_of(chain([32, 48]), BATCH, 1)[2]
-    (given,) = product.given.values()
+    product = list_kernels(chain([32, 48]), BATCH, 1)[2]
+    (given,) = product.inputs.values()
     assert given.shape == (ROWS, 32)
     np.testing.assert_allclose(given.sum(axis=-1), 1, rtol=1e-5)  # rows of a softmax
 
 
 def test_a_table_that_is_asked_twice_measures_once(tmp_path: Path) -> None:
-    found = kernels_of(chain([32, 32, 48]), BATCH, 1)
+    found = list_kernels(chain([32, 32, 48]), BATCH, 1)
     table = KernelTable(1, tmp_path, noisy_too=True)
     told = table.milliseconds(found, 60)
     assert table.measured == 4
@@ -72,31 +72,31 @@ def test_a_table_that_is_asked_twice_measures_once(tmp_path: Path) -> None:
     times = {line["key"]: line for line in map(json.loads, again.path.read_text().splitlines()[:4])}
     near, far = (sum(times[kernel.key][where] for kernel in found) for where in ("near", "far"))
     assert near <= told <= far or near == pytest.approx(told, rel=0.05)
-    assert again.milliseconds(kernels_of(chain([32]), BATCH, 1), 60) is not None and again.measured == 0
+    assert again.milliseconds(list_kernels(chain([32]), BATCH, 1), 60) is not None and again.measured == 0
 
 
 def test_weights_lie_further_off_the_less_of_them_the_cache_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half of the way where the cache is twice as large as all weights, all of it where it is as large or smaller."""
-    found = kernels_of(chain([32]), BATCH, 1)
-    stored = sum(kernel.stored_bytes for kernel in found)
+    found = list_kernels(chain([32]), BATCH, 1)
+    stored = sum(kernel.weight_bytes for kernel in found)
     assert stored == pytest.approx(32 * 32 * 4, rel=0.02)
     table = KernelTable(1, tmp_path)
-    table._known.update({found[0].key: kernels.Times(1.0, 3.0), found[1].key: kernels.Times(0.25, 0.25)})
+    table._known.update({found[0].key: kernels.KernelTimes(1.0, 3.0), found[1].key: kernels.KernelTimes(0.25, 0.25)})
     for cache, told in ((2 * stored, 2.25), (stored, 3.25), (stored // 2, 3.25)):
         monkeypatch.setattr(kernels, "_cache_bytes", lambda cache=cache: cache)
         assert table.milliseconds(found, 0.0) == pytest.approx(told)
 
 
 def test_copies_have_weights_of_their_own_and_compute_the_same() -> None:
-    product = kernels_of(chain([32]), BATCH, 1)[0]
+    product = list_kernels(chain([32]), BATCH, 1)[0]
     graph = product.graph(3)
     assert [node.op_type for node in graph.graph.node] == ["MatMul"] * 3
     assert len({tensor.name for tensor in graph.graph.initializer}) == 3
     assert len({node.input[1] for node in graph.graph.node}) == 3
-    (answer,) = kernels._session(graph, 1).run(None, dict(product.given))
-    weight = numpy_helper.to_array(product.stored[0])
+    (answer,) = kernels._session(graph, 1).run(None, dict(product.inputs))
+    weight = numpy_helper.to_array(product.weights[0])
     np.testing.assert_allclose(answer, BATCH["x"] @ weight, rtol=1e-5)
 
 
@@ -106,14 +106,14 @@ def test_nothing_is_kept_of_what_was_timed_while_others_were_at_work(
     usages = iter([kernels.Usage(), kernels.Usage(elapsed=1.0, busy_seconds=1e6)])
     monkeypatch.setattr(kernels.Usage, "now", classmethod(lambda cls, seconds: next(usages)))
     table = KernelTable(1, tmp_path)
-    assert table.milliseconds(kernels_of(chain([32]), BATCH, 1), 60), "foretold all the same"
+    assert table.milliseconds(list_kernels(chain([32]), BATCH, 1), 60), "foretold all the same"
     assert table.noise is not None and table.noise.verdict == "unusable"
     assert not table.path.exists()
 
 
 def test_no_more_is_measured_once_the_time_is_over(tmp_path: Path) -> None:
     table = KernelTable(1, tmp_path, noisy_too=True)
-    assert table.milliseconds(kernels_of(chain([32]), BATCH, 1), -1.0) is None
+    assert table.milliseconds(list_kernels(chain([32]), BATCH, 1), -1.0) is None
     assert table.measured == 0
 
 
@@ -122,7 +122,7 @@ def test_threads_have_tables_of_their_own(tmp_path: Path) -> None:
 
 
 def test_a_kernel_of_eight_hundred_times_the_work_takes_longer() -> None:
-    small, *_, large, _ = kernels_of(chain([16, 640, 640]), BATCH, 1)
+    small, *_, large, _ = list_kernels(chain([16, 640, 640]), BATCH, 1)
     few, many = kernel_times(small, 1), kernel_times(large, 1)
     assert few is not None and many is not None
     assert many[0].far >= many[0].near > 5 * few[0].near > 0

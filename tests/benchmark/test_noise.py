@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from compress.benchmark.noise import Usage, judge, spread
+from compress.benchmark.noise import Usage, judge_noise, spread
 
 CORES = 2
 USAGE = Usage(elapsed=10.0, busy_seconds=10.1, stolen_seconds=0.0, throttled_seconds=0.0, own_seconds=10.0)
@@ -19,7 +19,7 @@ def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_quiet_machine_is_quiet() -> None:
-    noise = judge(USAGE, STILL, 0.3)
+    noise = judge_noise(USAGE, STILL, 0.3)
     assert noise.verdict == "quiet"
     assert noise.reasons == ()
     assert noise.figures["others_share"] == pytest.approx(0.1 / 20)
@@ -37,22 +37,22 @@ def test_a_quiet_machine_is_quiet() -> None:
     ],
 )
 def test_a_disturbance_is_named(change: dict[str, float], verdict: str, reason: str) -> None:
-    noise = judge(replace(USAGE, **change), STILL, 0.3)
+    noise = judge_noise(replace(USAGE, **change), STILL, 0.3)
     assert (noise.verdict, noise.reasons) == (verdict, (reason,))
 
 
 def test_a_load_before_the_start_is_named() -> None:
-    noise = judge(USAGE, STILL, 3.2)
+    noise = judge_noise(USAGE, STILL, 3.2)
     assert (noise.verdict, noise.reasons) == ("noisy", ("the load was 3.2 on 2 cores before the start",))
 
 
 def test_the_reference_product_tells_of_the_machine_alone() -> None:
-    noise = judge(USAGE, STILL, reference_ms=np.linspace(0.8, 1.2, 21))
+    noise = judge_noise(USAGE, STILL, reference_ms=np.linspace(0.8, 1.2, 21))
     assert (noise.verdict, noise.reasons) == ("noisy", ("the reference product varies by 20%",))
 
 
 def test_a_falling_frequency_is_named() -> None:
-    noise = judge(USAGE, STILL, frequencies_mhz=[3000.0, 2400.0, 1800.0])
+    noise = judge_noise(USAGE, STILL, frequencies_mhz=[3000.0, 2400.0, 1800.0])
     assert (noise.verdict, noise.reasons) == ("unusable", ("the processor's frequency fell by 40%",))
 
 
@@ -64,7 +64,7 @@ def test_usages_add_up() -> None:
 def test_the_most_restless_model_decides(width: float, verdict: str) -> None:
     # The quartiles of an even spread are half its width apart.
     restless = {**STILL, "prune": np.linspace(1 - width / 2, 1 + width / 2, 21)}
-    noise = judge(USAGE, restless)
+    noise = judge_noise(USAGE, restless)
     assert noise.verdict == verdict
     assert noise.figures["round_spread"] == pytest.approx(width / 2)
     if verdict != "quiet":

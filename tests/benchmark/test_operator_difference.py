@@ -14,7 +14,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from compress.benchmark import operator_difference
 from compress.benchmark.operator_difference import compare_operators
 from compress.benchmark.profile import OperatorDifference
-from compress.benchmark.profiled_calls import Calls
+from compress.benchmark.profiled_calls import ProfiledCalls
 from compress.formats.onnx.model import FLOAT_GRAPH
 from compress.formats.targets import TARGETS
 from compress.inspection.integer_kernels import APART, FASTER, OTHER, read_kernels
@@ -68,7 +68,7 @@ def test_signed_activations_that_several_read_stay_in_float(files: dict[str, Pat
 def found(files: dict[str, Path]) -> OperatorDifference:
     batch = {"x": np.random.default_rng(2).normal(size=(ROWS, WIDTH)).astype(np.float32)}
     settings = {"threads": 1, "seconds": 0.1, "progress": SilentProgress(), "seed": 0}
-    return compare_operators(files["float"], files["signed"], Calls((batch,) * 4), TARGETS["cpu"], **settings)  # type: ignore[arg-type]
+    return compare_operators(files["float"], files["signed"], ProfiledCalls((batch,) * 4), TARGETS["cpu"], **settings)  # type: ignore[arg-type]
 
 
 def test_what_makes_a_file_slow_is_named_with_its_layers(found: OperatorDifference) -> None:

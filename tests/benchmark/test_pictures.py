@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from diffusers import DDIMScheduler
 
-from compress.benchmark.image_generation import picture_rows, speedup_rows
-from compress.benchmark.record import Record
-from compress.benchmark.results import Writer
-from compress.benchmark.rounds import Drawing, Rounds
-from compress.benchmark.workloads.image_generation import PicturePlan, Setting, add_drawings
-from compress.benchmark.workloads.image_sampling import draw, start_up_of
+from compress.benchmark.image_generation import image_rows, speedup_rows
+from compress.benchmark.record import TimingRecord
+from compress.benchmark.results import MeasurementWriter
+from compress.benchmark.rounds import ImageTimes, Rounds
+from compress.benchmark.workloads.image_generation import ImageGenerationPlan, ImageSetting, add_image_round
+from compress.benchmark.workloads.image_sampling import combined_start_up, draw
 from compress.models.diffusion_sampling import Sampling
 from compress.results.metrics import describe_metric
 from compress.runtimes.picture_sampler import (
@@ -87,19 +87,19 @@ class Drawer:
 
 def test_a_picture_is_its_texts_its_steps_and_the_decoder() -> None:
     drawer = Drawer()
-    found = Drawing(**draw(drawer, BATCH, None, None, untimed=0))
+    found = ImageTimes(**draw(drawer, BATCH, None, None, untimed=0))
     # Guidance takes the empty prompt along: a text of its own, and two rows in each step.
     assert drawer.shapes["text"] == [(1, TOKENS)] * 2
     assert drawer.shapes["denoiser"] == [(2, 4, 8, 8)] * 10
     assert drawer.shapes["decoder"] == [(1, 4, 8, 8)]
     assert len(found.steps_ms) == 10 and len(found.disturbed) == 12
-    assert 0 < found.text_ms + sum(found.steps_ms) + found.decoder_ms < found.picture_ms
-    assert found.loop_ms == pytest.approx(found.picture_ms - found.text_ms - sum(found.steps_ms) - found.decoder_ms)
+    assert 0 < found.text_ms + sum(found.steps_ms) + found.decoder_ms < found.image_ms
+    assert found.loop_ms == pytest.approx(found.image_ms - found.text_ms - sum(found.steps_ms) - found.decoder_ms)
 
 
 def test_steps_and_sizes_are_those_that_are_asked_for() -> None:
     drawer = Drawer(sampling=Sampling(10, 1.0))
-    found = Drawing(**draw(drawer, BATCH, 4, 24, untimed=2))
+    found = ImageTimes(**draw(drawer, BATCH, 4, 24, untimed=2))
     # Two steps that don't count come first; pixels are two a latent.
     assert drawer.shapes["denoiser"] == [(1, 4, 12, 12)] * (2 + 4)
     assert len(found.steps_ms) == 4
@@ -113,11 +113,11 @@ def test_steps_and_sizes_are_those_that_are_asked_for() -> None:
 
 def test_parts_elsewhere_are_timed_by_their_own_clock() -> None:
     drawer = Drawer(FarPart)
-    found = Drawing(**draw(drawer, BATCH, 3, None, untimed=2))
+    found = ImageTimes(**draw(drawer, BATCH, 3, None, untimed=2))
     assert drawer.parts["denoiser"].held == [(2, 4, 8, 8)] * 3
     assert (found.text_ms, found.steps_ms, found.decoder_ms) == (21.0, [10.0, 11.0, 12.0], 10.0)
     # All of it, and what the scheduler takes here.
-    assert found.picture_ms > 21.0 + 33.0 + 10.0
+    assert found.image_ms > 21.0 + 33.0 + 10.0
 
 
 def test_the_runtime_of_several_pages_is_counted_once() -> None:
@@ -129,32 +129,32 @@ def test_the_runtime_of_several_pages_is_counted_once() -> None:
     parts = list(Drawer(FarPart).parts.values())
     for part, start in zip(parts, starts, strict=True):
         part.start_up = start
-    found = start_up_of(parts)
+    found = combined_start_up(parts)
     assert found == {
         **{"runtime_compile_ms": 5.0, "model_download_ms": 6.0},
         **{"transfer_bytes": 160.0, "model_transfer_bytes": 60.0},
     }
 
 
-def recorded() -> Record:
+def recorded() -> TimingRecord:
     """Two launches of a picture each, of a model that makes four steps and one that makes two."""
-    plan = PicturePlan(1)
-    record = Record({name: Rounds() for name in plan.timings})
+    plan = ImageGenerationPlan(1)
+    record = TimingRecord({name: Rounds() for name in plan.timings})
     marks = [False] * 4
 
-    def drawing(text_ms: float, steps_ms: list[float], decoder_ms: float, more_ms: float) -> Drawing:
+    def drawing(text_ms: float, steps_ms: list[float], decoder_ms: float, more_ms: float) -> ImageTimes:
         whole = text_ms + sum(steps_ms) + decoder_ms + more_ms
-        return Drawing(whole, text_ms, steps_ms, decoder_ms, marks[: len(steps_ms)] + [False] * 2)
+        return ImageTimes(whole, text_ms, steps_ms, decoder_ms, marks[: len(steps_ms)] + [False] * 2)
 
     slow, fast = drawing(4, [10, 20, 30, 40], 6, 10), drawing(2, [5, 5], 2, 1)
     slower, faster = drawing(8, [40, 40, 40, 40], 12, 20), drawing(2, [10, 20], 2, 1)
-    add_drawings(record, Setting(), 0, {"fp32": slow, "int8": fast}, 1.0)
-    add_drawings(record, Setting(), 1, {"fp32": slower, "int8": faster}, 1.0)
+    add_image_round(record, ImageSetting(), 0, {"fp32": slow, "int8": fast}, 1.0)
+    add_image_round(record, ImageSetting(), 1, {"fp32": slower, "int8": faster}, 1.0)
     return record
 
 
 def test_rows_tell_the_whole_and_each_part() -> None:
-    rows = {row.metric: row for row in picture_rows(Writer("fp32", "cpu", 0), recorded(), "fp32", Setting())}
+    rows = {row.metric: row for row in image_rows(MeasurementWriter("fp32", "cpu", 0), recorded(), "fp32", ImageSetting())}
     assert rows["latency_ms"].raw == (120.0, 200.0)
     assert rows["text_encoder_ms"].raw == (4.0, 8.0)
     # As many steps as the other model makes, the first and the last of them.
@@ -165,7 +165,7 @@ def test_rows_tell_the_whole_and_each_part() -> None:
 
 
 def test_ratios_are_of_the_same_launch() -> None:
-    rows = {row.metric: row for row in speedup_rows(Writer("int8", "cpu", 0), recorded(), "int8", "fp32", Setting())}
+    rows = {row.metric: row for row in speedup_rows(MeasurementWriter("int8", "cpu", 0), recorded(), "int8", "fp32", ImageSetting())}
     assert rows["speedup"].raw == (120 / 15, 200 / 35)
     assert rows["speedup_text_encoder"].raw == (2.0, 4.0)
     # Step by step: 10 / 5 and 40 / 5, then 40 / 10 and 40 / 20; the median of each launch.
@@ -174,9 +174,9 @@ def test_ratios_are_of_the_same_launch() -> None:
 
 
 def test_settings_name_what_they_change() -> None:
-    plan = PicturePlan(2, steps=(4, 50), sizes=(64,))
-    assert [setting.ending for setting in plan.settings] == ["", "_steps_4", "_steps_50", "_size_64"]
-    assert set(plan.decisive) < set(plan.timings)
+    plan = ImageGenerationPlan(2, steps=(4, 50), sizes=(64,))
+    assert [setting.suffix for setting in plan.settings] == ["", "_steps_4", "_steps_50", "_size_64"]
+    assert set(plan.deciding_timings) < set(plan.timings)
     assert dict(plan.counted)["picture_size_64"] == " of 64 pixels a side"
     assert describe_metric("latency_ms_steps_4").title == "Latency, 4 steps"
     assert (

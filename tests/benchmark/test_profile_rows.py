@@ -9,10 +9,9 @@ import profiles
 import pytest
 from onnx import TensorProto, helper
 
-from compress.benchmark.operators import busy_ms, node_rows, typical, whole_row
+from compress.benchmark.operators import node_rows, operator_ms, typical_time, whole_row
 from compress.benchmark.profile import Profile, combine, total
-from compress.formats.onnx.call import Operations
-from compress.formats.onnx.costs import Cost, GraphCost
+from compress.formats.onnx.costs import Cost, GraphCost, Operations
 from compress.formats.onnx.runtimes.profile import CallRun, NodeRun
 from compress.numerics.roofline import Roof
 
@@ -35,8 +34,8 @@ def cost(fp32: int, moved: int) -> Cost:
 
 def test_a_disturbance_leaves_the_typical_time_alone() -> None:
     """Two calls of 2 and 4 ms; in each of three passes another one is disturbed."""
-    assert typical([[2, 90], [80, 4], [2, 4]]) == 3
-    assert typical(np.array([[1.0], [2.0], [9.0]])) == 2
+    assert typical_time([[2, 90], [80, 4], [2, 4]]) == 3
+    assert typical_time(np.array([[1.0], [2.0], [9.0]])) == 2
 
 
 def test_a_row_is_the_mean_over_calls() -> None:
@@ -55,7 +54,7 @@ def test_a_row_is_the_mean_over_calls() -> None:
     assert first.share_of_roof == pytest.approx(0.015 / 0.020)
     assert (second.uncounted_ms, second.time_ms) == (pytest.approx(0.005), pytest.approx(0.005))
     assert (second.share_of_roof, second.binds, second.counted) == (None, None, False)
-    assert busy_ms(runs[0][1]) == pytest.approx(0.035)
+    assert operator_ms(runs[0][1]) == pytest.approx(0.035)
 
 
 def test_a_node_that_is_unknown_in_one_call_is_not_counted_at_all() -> None:

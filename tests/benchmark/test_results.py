@@ -3,16 +3,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from compress.benchmark.results import Writer
-from compress.benchmark.rounds import Rounds, Turn
+from compress.benchmark.results import MeasurementWriter
+from compress.benchmark.rounds import Rounds, RoundTimes
 
-WRITER = Writer("final", "cpu", seed=0)
+WRITER = MeasurementWriter("final", "cpu", seed=0)
 
 
-def eight_rounds(scale: float) -> list[Turn]:
+def eight_rounds(scale: float) -> list[RoundTimes]:
     """Rounds of three calls: r, r + 1 and r + 5 ms for r = 1..8, times ``scale``, and twice that of the processor."""
     return [
-        Turn(
+        RoundTimes(
             [scale * r, scale * (r + 1), scale * (r + 5)],
             [False] * 3,
             cpu_ms=2 * scale * (3 * r + 6),
@@ -74,7 +74,7 @@ def test_speedup_pairs_the_calls(rounds: Rounds) -> None:
 
 
 def test_two_launches_are_too_few_for_an_interval_of_a_quantile() -> None:
-    short = Rounds([[0], [0]], [0, 1], {"final": [Turn([1.0]), Turn([2.0])]})
+    short = Rounds([[0], [0]], [0, 1], {"final": [RoundTimes([1.0]), RoundTimes([2.0])]})
     latency, _, _ = WRITER.single(short, "final", np.full(1, 9))
     assert (latency.value, latency.low, latency.high) == (1.5, None, None)
 
@@ -87,7 +87,7 @@ def test_consumption_is_counted_for_a_call(rounds: Rounds) -> None:
 
 
 def test_without_a_counter_there_is_no_energy() -> None:
-    rounds = Rounds([[0]], [0], {"final": [Turn([1.0], cpu_ms=1.0)]})
+    rounds = Rounds([[0]], [0], {"final": [RoundTimes([1.0], cpu_ms=1.0)]})
     assert [row.metric for row in WRITER.consumption(rounds, "final")] == ["cpu_ms"]
 
 

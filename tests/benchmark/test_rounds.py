@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from compress.benchmark import rounds as subject
-from compress.benchmark.record import Record
+from compress.benchmark.record import TimingRecord
 from compress.benchmark.reference_timing import ReferenceTimes
-from compress.benchmark.rounds import Rounds, Turn, interleave, warm_up
+from compress.benchmark.rounds import Rounds, RoundTimes, interleave, warm_up
 
 
 class Clock:
@@ -23,10 +23,10 @@ class Clock:
     def model(self, latency_ms: Callable[[int], float]) -> subject.Run:
         count = iter(range(1_000_000))
 
-        def run(calls: Sequence[int]) -> Turn:
+        def run(calls: Sequence[int]) -> RoundTimes:
             latencies = [latency_ms(next(count)) for _ in calls]
             self.seconds += sum(latencies) / 1000
-            return Turn(latencies)
+            return RoundTimes(latencies)
 
         return run
 
@@ -62,9 +62,9 @@ def test_the_order_turns_round_across_launches(clock: Clock) -> None:
     asked = []
 
     def spy(name: str) -> subject.Run:
-        def run(calls: Sequence[int]) -> Turn:
+        def run(calls: Sequence[int]) -> RoundTimes:
             asked.append(name)
-            return Turn([1.0] * len(calls))
+            return RoundTimes([1.0] * len(calls))
 
         return run
 
@@ -74,8 +74,8 @@ def test_the_order_turns_round_across_launches(clock: Clock) -> None:
     assert "".join(asked) == "abccba" * 2
 
 
-def calm(*latencies_ms: float) -> Turn:
-    return Turn(list(latencies_ms), [False] * len(latencies_ms))
+def calm(*latencies_ms: float) -> RoundTimes:
+    return RoundTimes(list(latencies_ms), [False] * len(latencies_ms))
 
 
 def test_ratios_pair_calls_within_rounds_and_blocks() -> None:
@@ -83,7 +83,7 @@ def test_ratios_pair_calls_within_rounds_and_blocks() -> None:
     rounds = Rounds(
         calls=[[0, 1, 2], [2, 1, 0], [0, 1, 2], [1, 2, 0], [0, 1, 2], [2, 0, 1]],
         launches=[0, 0, 0, 0, 0, 1],
-        turns={
+        times={
             "a": [calm(2, 20, 90), calm(9, 8, 7), calm(6, 6, 6), calm(3, 3, 30), calm(1, 1, 1), calm(5, 5, 5)],
             "b": [calm(1, 10, 10), calm(3, 2, 1), calm(2, 2, 2), calm(2, 2, 2), calm(2, 2, 2), calm(1, 1, 1)],
         },
@@ -94,13 +94,13 @@ def test_ratios_pair_calls_within_rounds_and_blocks() -> None:
 
 
 def test_pairs_with_a_disturbed_call_are_left_out() -> None:
-    first = Turn([2.0, 8.0, 2.0, 2.0], [False, True, False, False])
-    second = Turn([1.0, 1.0, 9.0, 1.0], [False, False, True, False])
+    first = RoundTimes([2.0, 8.0, 2.0, 2.0], [False, True, False, False])
+    second = RoundTimes([1.0, 1.0, 9.0, 1.0], [False, False, True, False])
     assert Rounds([[0, 1, 2, 3]], [0], {"a": [first], "b": [second]}).ratios("a", "b") == pytest.approx([2.0])
 
 
 def test_a_wholly_disturbed_round_counts_only_where_there_is_no_other() -> None:
-    wild = (Turn([9.0, 9.0], [True, False]), Turn([1.0, 1.0], [False, True]))
+    wild = (RoundTimes([9.0, 9.0], [True, False]), RoundTimes([1.0, 1.0], [False, True]))
     still = (calm(2.0, 2.0), calm(1.0, 1.0))
     a, b = ([wild[i], still[i], wild[i], wild[i]] for i in range(2))
     both = Rounds([[0, 1]] * 4, [0, 0, 1, 1], {"a": a, "b": b})
@@ -126,7 +126,7 @@ def test_rounds_on_a_slowed_machine_do_not_count() -> None:
     assert [calls[0] for calls in counted.calls] == list(range(0, 60, 3))
     assert counted.launches == [number % 4 for number in range(0, 60, 3)]
     assert counted.ratios("float", "integer") == pytest.approx([2.0] * 4)
-    assert subject.note_on(rounds, counted) == (
+    assert subject.slowed_rounds_note(rounds, counted) == (
         "20 of 60 rounds count: around the others a small product took up to 2.0 times as long, so that something else "
         "had slowed the machine"
     )
@@ -134,17 +134,17 @@ def test_rounds_on_a_slowed_machine_do_not_count() -> None:
 
 def test_the_reference_that_other_sessions_divide_by_is_of_the_same_machine() -> None:
     reference = [ReferenceTimes(0.4 if number % 2 else 0.25, 6.0) for number in range(40)]
-    slowed = Record({"single": shared_machine([number % 3 > 0 for number in range(60)])}, reference=reference)
+    slowed = TimingRecord({"single": shared_machine([number % 3 > 0 for number in range(60)])}, reference=reference)
     assert [times.matmul_ms for times in slowed.undisturbed().reference] == [0.25] * 20
-    quiet = Record({"single": shared_machine([False] * 60)}, reference=reference)
+    quiet = TimingRecord({"single": shared_machine([False] * 60)}, reference=reference)
     assert quiet.undisturbed().reference == reference
 
 
 def test_a_models_own_times_never_decide_which_rounds_count() -> None:
     rounds = shared_machine([False] * 60)
-    rounds.turns["integer"][::2] = [calm(9.0)] * 30
-    assert rounds.undisturbed().turns == rounds.turns
-    assert subject.note_on(rounds, rounds.undisturbed()) is None
+    rounds.times["integer"][::2] = [calm(9.0)] * 30
+    assert rounds.undisturbed().times == rounds.times
+    assert subject.slowed_rounds_note(rounds, rounds.undisturbed()) is None
 
 
 @pytest.mark.parametrize(
@@ -168,13 +168,13 @@ def test_pulses_are_taken_around_every_turn() -> None:
         order.append("pulse")
         return next(told)
 
-    taken, slowest_ms = subject.take_turns({name: lambda name=name: order.append(name) or name for name in "ab"}, pulse)
+    taken, slowest_ms = subject.run_round({name: lambda name=name: order.append(name) or name for name in "ab"}, pulse)
     assert (taken, slowest_ms) == ({"a": "a", "b": "b"}, 5.0)
     assert order == ["pulse", "a", "pulse", "b", "pulse"]
 
 
 def test_relative_rounds_take_out_what_examples_differ_by() -> None:
-    turns = [Turn([1.0, 100.0]), Turn([100.0, 1.0]), Turn([1.2, 120.0])]
+    turns = [RoundTimes([1.0, 100.0]), RoundTimes([100.0, 1.0]), RoundTimes([1.2, 120.0])]
     rounds = Rounds([[0, 1], [1, 0], [0, 1]], [0, 0, 0], {"a": turns})
     assert rounds.relative_rounds("a") == pytest.approx([1.0, 1.0, 1.2])
 
@@ -188,9 +188,9 @@ def test_warm_up_waits_until_successive_rounds_agree(clock: Clock) -> None:
 def test_warm_up_visits_every_shape_once(clock: Clock) -> None:
     seen: list[int] = []
 
-    def run(calls: Sequence[int]) -> Turn:
+    def run(calls: Sequence[int]) -> RoundTimes:
         seen.extend(calls)
-        return Turn([1.0] * len(calls))
+        return RoundTimes([1.0] * len(calls))
 
     assert warm_up(run, range(1, 20), [0], seconds=1e9).steady
     assert seen[:19] == list(range(1, 20))

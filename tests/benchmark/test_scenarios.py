@@ -7,27 +7,27 @@ import pytest
 from scipy import stats
 
 from compress.benchmark.scenarios import (
-    arrival_gaps_ms,
     batches_by_length,
-    draw_by_length,
     evenly_spaced,
     length_buckets,
     mixed_rounds,
     one_of_each_length,
+    request_gaps_ms,
+    sample_by_length,
 )
 
 
 def test_examples_are_drawn_once_each_in_order_of_length() -> None:
     lengths = np.random.default_rng(0).integers(3, 60, 500)
-    drawn = draw_by_length(lengths, 100, seed=1)
+    drawn = sample_by_length(lengths, 100, seed=1)
     assert len(set(drawn)) == 100
     assert list(lengths[drawn]) == sorted(lengths[drawn])
-    assert drawn == draw_by_length(lengths, 100, seed=1)
-    assert drawn != draw_by_length(lengths, 100, seed=2)
+    assert drawn == sample_by_length(lengths, 100, seed=1)
+    assert drawn != sample_by_length(lengths, 100, seed=2)
 
 
 def test_fewer_examples_than_wanted_are_all_taken() -> None:
-    assert draw_by_length(np.array([5, 3, 4]), 10, seed=0) == [1, 2, 0]
+    assert sample_by_length(np.array([5, 3, 4]), 10, seed=0) == [1, 2, 0]
 
 
 @pytest.mark.parametrize(("count", "size"), [(256, 32), (250, 32), (7, 32), (10, 1)])
@@ -48,7 +48,7 @@ def test_one_example_stands_for_each_length() -> None:
 
 
 def test_arrivals_are_a_poisson_process() -> None:
-    gaps = np.array(arrival_gaps_ms(20_000, per_second=250.0, seed=0))
+    gaps = np.array(request_gaps_ms(20_000, per_second=250.0, seed=0))
     # Exponential with mean 4 ms: mean and standard deviation are equal, and it has no memory.
     assert stats.kstest(gaps, "expon", args=(0, 4.0)).pvalue > 0.01
     assert np.corrcoef(gaps[1:], gaps[:-1])[0, 1] == pytest.approx(0, abs=0.02)

@@ -13,9 +13,9 @@ import pytest
 from onnx_graphs import make_examples, write_classifier
 from scipy import stats
 
-from compress.benchmark.rounds import Turn
-from compress.benchmark.session import BenchResult, measure_together
-from compress.benchmark.subprocess_client import Child
+from compress.benchmark.rounds import RoundTimes
+from compress.benchmark.session import BenchmarkResult, measure_side_by_side
+from compress.benchmark.subprocess_client import WorkerProcess
 from compress.formats.target_profile import Target
 from compress.formats.targets import TARGETS
 from compress.recipe.recipe import Benchmark
@@ -27,8 +27,8 @@ pytestmark = pytest.mark.alone
 QUICK = Benchmark(threads=1, batch_size=8, seconds=0.2, examples=40)
 
 
-def bench(artifacts: dict[str, Path], baseline: str = "baseline", target: Target = TARGETS["cpu"]) -> BenchResult:
-    return measure_together(
+def bench(artifacts: dict[str, Path], baseline: str = "baseline", target: Target = TARGETS["cpu"]) -> BenchmarkResult:
+    return measure_side_by_side(
         artifacts,
         dict.fromkeys(artifacts, make_examples(60)),
         target,
@@ -44,21 +44,21 @@ def bench(artifacts: dict[str, Path], baseline: str = "baseline", target: Target
 def asked() -> Iterator[list[tuple[str, tuple[int, ...]]]]:
     """Every round that a process was asked for: the model and the numbers of its batches."""
     log: list[tuple[str, tuple[int, ...]]] = []
-    genuine = Child.round
+    genuine = WorkerProcess.round
 
-    def spy(self: Child, calls: list[int], timeout: float, untimed: int = 0) -> Turn:
+    def spy(self: WorkerProcess, calls: list[int], timeout: float, untimed: int = 0) -> RoundTimes:
         # Warm-ups and probes have no call before the timed ones, or only a few of one example.
         if untimed and len(set(calls)) > 1:
             log.append((self.label, tuple(calls)))
         return genuine(self, calls, timeout, untimed)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Child, "round", spy)
+        patch.setattr(WorkerProcess, "round", spy)
         yield log
 
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory, asked: list[tuple[str, tuple[int, ...]]]) -> BenchResult:
+def result(tmp_path_factory: pytest.TempPathFactory, asked: list[tuple[str, tuple[int, ...]]]) -> BenchmarkResult:
     """A heavy model with 100 MB of unused embedding, one with far less work, and a copy of the latter."""
     root = tmp_path_factory.mktemp("artifacts")
     heavy = write_classifier(root / "heavy", width=384, layers=12, extra_rows=100_000_000 // (4 * 384) + 1)
@@ -67,12 +67,12 @@ def result(tmp_path_factory: pytest.TempPathFactory, asked: list[tuple[str, tupl
     return bench({"baseline": heavy, "quantize": light, "final": root / "copy"})
 
 
-def row(result: BenchResult, model: str, metric: str) -> Measurement:
+def row(result: BenchmarkResult, model: str, metric: str) -> Measurement:
     (found,) = (r for r in result.measurements if (r.model, r.metric) == (model, metric))
     return found
 
 
-def test_every_model_has_every_metric(result: BenchResult) -> None:
+def test_every_model_has_every_metric(result: BenchmarkResult) -> None:
     metrics = {
         model: [r.metric for r in result.measurements if r.model == model and "_length_" not in r.metric]
         for model in ("baseline", "quantize", "final")
@@ -87,7 +87,7 @@ def test_every_model_has_every_metric(result: BenchResult) -> None:
     assert {r.target for r in result.measurements} == {"cpu"}
 
 
-def test_raw_samples_give_the_reported_medians_and_tails(result: BenchResult) -> None:
+def test_raw_samples_give_the_reported_medians_and_tails(result: BenchmarkResult) -> None:
     for model in ("baseline", "final"):
         for metric in (
             *("latency_ms", "latency_ms_batch_8", "throughput", "cpu_ms"),
@@ -106,7 +106,7 @@ def test_raw_samples_give_the_reported_medians_and_tails(result: BenchResult) ->
         assert row(result, model, "latency_p99_ms").value == pytest.approx(np.quantile(raw, 0.99))
 
 
-def test_speedup_is_the_geometric_mean_over_launches(result: BenchResult) -> None:
+def test_speedup_is_the_geometric_mean_over_launches(result: BenchmarkResult) -> None:
     for metric in ("speedup", "speedup_batch_8"):
         found = row(result, "final", metric)
         assert found.raw is not None
@@ -119,7 +119,7 @@ def test_speedup_is_the_geometric_mean_over_launches(result: BenchResult) -> Non
         assert (found.low, found.high) == pytest.approx((np.exp(low), np.exp(high)))
 
 
-def test_the_reference_kernels_were_timed_alongside(result: BenchResult) -> None:
+def test_the_reference_kernels_were_timed_alongside(result: BenchmarkResult) -> None:
     product, copy = (row(result, "machine", f"reference_{name}_ms") for name in ("matmul", "copy"))
     assert product.n == copy.n >= result.environment["launches"]
     # 34 million operations and 64 MiB to and fro: no machine does either in a microsecond or takes a second.
@@ -127,13 +127,13 @@ def test_the_reference_kernels_were_timed_alongside(result: BenchResult) -> None
     assert 0.001 < copy.value < 1000
 
 
-def test_processor_time_of_one_thread_is_about_the_latency(result: BenchResult) -> None:
+def test_processor_time_of_one_thread_is_about_the_latency(result: BenchmarkResult) -> None:
     assert row(result, "baseline", "cpu_ms").value == pytest.approx(
         row(result, "baseline", "latency_ms").value, rel=0.5
     )
 
 
-def test_length_buckets_share_out_the_same_calls(result: BenchResult) -> None:
+def test_length_buckets_share_out_the_same_calls(result: BenchmarkResult) -> None:
     buckets = [r for r in result.measurements if r.model == "baseline" and "_length_" in r.metric]
     assert len(buckets) == 4
     pooled = sorted(sample for r in buckets for sample in r.raw or ())
@@ -142,7 +142,7 @@ def test_length_buckets_share_out_the_same_calls(result: BenchResult) -> None:
     assert [edge for bound in bounds for edge in bound] == sorted({edge for bound in bounds for edge in bound})
 
 
-def test_much_less_work_is_faster(result: BenchResult) -> None:
+def test_much_less_work_is_faster(result: BenchmarkResult) -> None:
     speedup = row(result, "quantize", "speedup")
     assert speedup.low is not None
     assert speedup.low > 2
@@ -154,13 +154,13 @@ def test_much_less_work_is_faster(result: BenchResult) -> None:
     assert by_length[0] < by_length[-1]
 
 
-def test_equal_folders_are_measured_once(result: BenchResult) -> None:
+def test_equal_folders_are_measured_once(result: BenchmarkResult) -> None:
     assert set(result.environment["runtime_settings"]) == {"baseline", "quantize"}
     for metric in ("latency_ms", "startup_ms", "speedup"):
         assert row(result, "final", metric).raw == row(result, "quantize", metric).raw
 
 
-def test_start_contains_the_loading(result: BenchResult) -> None:
+def test_start_contains_the_loading(result: BenchmarkResult) -> None:
     for model in ("baseline", "quantize"):
         start, load = row(result, model, "startup_ms"), row(result, model, "session_load_ms")
         assert start.n == load.n == result.environment["launches"]
@@ -168,7 +168,7 @@ def test_start_contains_the_loading(result: BenchResult) -> None:
         assert all(whole > part for whole, part in zip(start.raw or (), load.raw or (), strict=True))
 
 
-def test_the_environment_says_what_ran(result: BenchResult) -> None:
+def test_the_environment_says_what_ran(result: BenchmarkResult) -> None:
     assert result.environment["runtime_settings"]["baseline"]["provider"] == "CPUExecutionProvider"
     assert result.environment["threads"] == 1
     assert len(result.environment["pinned_cores"]) == 1
@@ -176,7 +176,7 @@ def test_the_environment_says_what_ran(result: BenchResult) -> None:
     assert result.notes[0].startswith("noise: ")
 
 
-def test_memory_holds_the_model(result: BenchResult) -> None:
+def test_memory_holds_the_model(result: BenchmarkResult) -> None:
     """100 MB of embedding must be found in the process that opened it, and not in its neighbour."""
     large, small = (row(result, name, "peak_memory_bytes").value for name in ("baseline", "quantize"))
     assert large - small >= 100_000_000
@@ -184,7 +184,7 @@ def test_memory_holds_the_model(result: BenchResult) -> None:
     assert 0 < own < 50_000_000
 
 
-def test_models_take_turns_in_alternating_order(result: BenchResult, asked: list[tuple[str, tuple[int, ...]]]) -> None:
+def test_models_take_turns_in_alternating_order(result: BenchmarkResult, asked: list[tuple[str, tuple[int, ...]]]) -> None:
     pairs = list(zip(asked[::2], asked[1::2], strict=True))
     assert len(pairs) >= result.environment["rounds"]["single"]
     for (first, calls), (second, same_calls) in pairs:
@@ -198,7 +198,7 @@ def test_a_budget_is_kept_and_all_of_it_is_sampling(tmp_path: Path) -> None:
     folder = write_classifier(tmp_path / "m", width=64, layers=2)
     settings = QUICK.model_copy(update={"budget_seconds": 3.0})
     began = time.perf_counter()
-    found = measure_together(
+    found = measure_side_by_side(
         {"baseline": folder},
         {"baseline": make_examples(60)},
         TARGETS["cpu"],
@@ -219,7 +219,7 @@ def test_requests_that_arrive_faster_than_answers_wait(tmp_path: Path) -> None:
     notes = {}
     for rate in (20.0, 5_000.0):
         settings = QUICK.model_copy(update={"rate": rate, "launches": 2})
-        found = measure_together(
+        found = measure_side_by_side(
             {"baseline": folder},
             {"baseline": make_examples(60)},
             TARGETS["cpu"],
@@ -238,15 +238,15 @@ def test_requests_that_arrive_faster_than_answers_wait(tmp_path: Path) -> None:
 def test_a_model_whose_process_dies_is_left_out_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    genuine = Child.round
+    genuine = WorkerProcess.round
     answers = iter(range(1_000_000))
 
-    def dying(self: Child, calls: list[int], timeout: float, untimed: int = 0) -> Turn:
+    def dying(self: WorkerProcess, calls: list[int], timeout: float, untimed: int = 0) -> RoundTimes:
         if self.label == "final" and next(answers) == 20:
             os.kill(self.pid, signal.SIGKILL)
         return genuine(self, calls, timeout, untimed)
 
-    monkeypatch.setattr(Child, "round", dying)
+    monkeypatch.setattr(WorkerProcess, "round", dying)
     artifacts = {
         name: write_classifier(tmp_path / name, 16, layers) for layers, name in ((1, "baseline"), (2, "final"))
     }
@@ -260,14 +260,14 @@ def test_a_model_whose_process_dies_is_left_out_and_the_others_go_on(
 
 
 def test_a_corrupt_model_is_reported_and_no_process_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[Child] = []
-    genuine = Child.__init__
+    started: list[WorkerProcess] = []
+    genuine = WorkerProcess.__init__
 
-    def spy(self: Child, label: str, **others: Any) -> None:
+    def spy(self: WorkerProcess, label: str, **others: Any) -> None:
         genuine(self, label, **others)
         started.append(self)
 
-    monkeypatch.setattr(Child, "__init__", spy)
+    monkeypatch.setattr(WorkerProcess, "__init__", spy)
     good = write_classifier(tmp_path / "good", 8, 1)
     bad = write_classifier(tmp_path / "bad", 8, 1)
     (bad / "onnx" / "model.onnx").write_bytes(b"\x00" * 100)
@@ -278,13 +278,13 @@ def test_a_corrupt_model_is_reported_and_no_process_stays(tmp_path: Path, monkey
 
 
 def test_an_interrupt_ends_the_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[Child] = []
+    started: list[WorkerProcess] = []
 
-    def interrupted(self: Child, *_: object, **__: object) -> Iterator[float]:
+    def interrupted(self: WorkerProcess, *_: object, **__: object) -> Iterator[float]:
         started.append(self)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Child, "round", interrupted)
+    monkeypatch.setattr(WorkerProcess, "round", interrupted)
     with pytest.raises(KeyboardInterrupt):
         bench({"baseline": write_classifier(tmp_path / "m", 8, 1)})
     assert [child._piped.process.returncode for child in started] == [-9]
@@ -297,7 +297,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="'npu' is not to be had"):
         bench({"baseline": folder}, target=Target("npu", "onnxruntime", "NoSuchProvider", "", "onnx"))
     with pytest.raises(DataError, match="no example"):
-        measure_together(
+        measure_side_by_side(
             {"baseline": folder},
             {"baseline": make_examples(0)},
             TARGETS["cpu"],

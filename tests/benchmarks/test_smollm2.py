@@ -14,7 +14,7 @@ import yaml
 from mergeable import save_mergeable_llama
 from tiny_generation import WORDS
 
-from compress.benchmark.session import BenchResult
+from compress.benchmark.session import BenchmarkResult
 from compress.formats.gguf import llama_cpp_library
 from compress.recipe.recipe import Benchmark
 from compress.results.measurement import Measurement
@@ -34,7 +34,7 @@ def row(model: str, metric: str, value: float) -> Measurement:
 
 def test_ratios_of_any_two_come_from_the_speedups_over_llama_cpp(bench: Any) -> None:
     speedup = "speedup_time_per_output_token_context_128"
-    result = BenchResult([row(bench.ONNX, speedup, 1.2), row(bench.FLOAT, speedup, 0.3)], [], {})
+    result = BenchmarkResult([row(bench.ONNX, speedup, 1.2), row(bench.FLOAT, speedup, 0.3)], [], {})
     assert bench._ratio(result, bench.ONNX, bench.FLOAT) == pytest.approx(4.0)
     assert bench._ratio(result, bench.ONNX, bench.LLAMA_CPP) == pytest.approx(1.2)
 

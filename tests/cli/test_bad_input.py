@@ -23,7 +23,7 @@ from compress.cli import main
 from compress.models.torch_model import TorchModel
 from compress.pipeline.cache import Cache
 from compress.pipeline.run import run
-from compress.pipeline.runner import Road
+from compress.pipeline.runner import StageRunner
 from compress.tasks.registry import get_task
 from compress.utils.errors import StorageError
 
@@ -220,13 +220,13 @@ def test_a_disk_that_fills_in_each_stage(place: Path, small_disk: Path) -> None:
     for index, label in enumerate(tiny_run.LABELS_OF_STAGES):
         filler = Filler(small_disk, f"] {label}")
         with pytest.raises(StorageError, match="The disk is full") as caught:
-            Road(recipe, place, small_disk, filler).travel()
+            StageRunner(recipe, place, small_disk, filler).travel()
         assert caught.value.exit_code == 3
         assert "finished stages are kept" in str(caught.value)
         assert len(Cache(small_disk / "cache").entries()) == index
         assert Cache(small_disk / "cache").remove_partial() == 0
         filler.file.unlink()
-    Road(recipe, place, small_disk, tiny_run.Notes()).travel()
+    StageRunner(recipe, place, small_disk, tiny_run.Notes()).travel()
 
 
 def test_a_disk_that_fills_at_any_byte_of_a_model(pristine: Path, small_disk: Path) -> None:
@@ -267,9 +267,9 @@ def test_a_disk_that_fills_during_a_run(place: Path, small_disk: Path, moment: s
     if moment == "evaluate baseline":
         assert run(recipe, place, small_disk, tiny_run.Notes()).report.stages[0].cached
     else:
-        road = Road(recipe, place, small_disk, tiny_run.Notes())
-        road.travel()
-        assert not road.finished["finetune"].record.cached
+        runner = StageRunner(recipe, place, small_disk, tiny_run.Notes())
+        runner.run_all()
+        assert not runner.results["finetune"].record.cached
 
 
 def test_a_disk_too_small_for_the_plan_is_refused_before_anything_runs(place: Path, small_disk: Path) -> None:
@@ -285,9 +285,9 @@ def artifact(place: Path, pristine: Path) -> Path:
     """An ONNX artifact of the recipe, made without measuring."""
     kept = pristine / "exported"
     recipe = tiny_run.load(pristine / "tiny.yaml", 'stages=[{"export": {}}]', "baseline=start")
-    road = Road(recipe, pristine, kept, tiny_run.Notes())
-    road.travel()
-    shutil.copytree(road.finished["export"].entry.folder, place / "made")
+    runner = StageRunner(recipe, pristine, kept, tiny_run.Notes())
+    runner.run_all()
+    shutil.copytree(runner.results["export"].entry.folder, place / "made")
     return place / "made"
 
 

@@ -168,13 +168,13 @@ def test_positions_without_an_end_bound_nothing(
     from compress.benchmark.generation import _positions
     from compress.models.config_checks import positions_of
     from compress.pipeline.data_checks import check_running_text
-    from compress.pipeline.runner import Road
+    from compress.pipeline.runner import StageRunner
 
     shutil.copytree(pristine / "chat", tmp_path / "place")
     place = tmp_path / "place"
     monkeypatch.chdir(place)
     change({"max_position_embeddings": -1})(place)
-    check_running_text(Road(tiny_run.load(place / "tiny.yaml"), place, place / "artifacts", tiny_run.Notes()))
+    check_running_text(StageRunner(tiny_run.load(place / "tiny.yaml"), place, place / "artifacts", tiny_run.Notes()))
     assert _positions(place / "model" / "model.safetensors") is None
     assert positions_of({"max_position_embeddings": -1}) is None
     assert positions_of({"text_config": {"max_position_embeddings": 9}}) == 9

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from compress.cli.doctor import doctor
 from compress.formats.onnx.decoder import export_encoder_decoder
+from compress.formats.onnx.int8.dynamic import quantize_products
 from compress.formats.onnx.model import quantized_name
-from compress.formats.onnx.quantization import quantize_products
 from compress.models.checkpoint import Checkpoint
 from compress.utils.errors import InputError
 

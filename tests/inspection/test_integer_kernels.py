@@ -10,9 +10,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from compress.formats.onnx.int8.dynamic import quantize_products
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer
-from compress.formats.onnx.quantization import quantize_products
 from compress.inspection.integer_kernels import read_kernels
 from compress.inspection.saturation import find_saturation
 

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.formats.onnx.quantization import DynamicQuantizer
+from compress.formats.onnx.int8.dynamic import DynamicQuantizer
 from compress.formats.openvino.conversion import to_openvino
 from compress.formats.openvino.read import read_ir
 from compress.formats.ort.read import ort_tools, read_ort

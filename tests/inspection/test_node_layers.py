@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.formats.onnx.quantization import quantize_products
+from compress.formats.onnx.int8.dynamic import quantize_products
 from compress.formats.onnx.runtimes.profile import own_name, write_optimized
 from compress.inspection.node_layers import UNNAMED, node_layers, node_modules, origins_in
 

@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper
 from onnx_samples import classifier, outside, save, tensor, with_external_data
 
-from compress.formats.onnx.graph import read_graph
+from compress.formats.onnx.graph_reader import read_graph
 from compress.inspection.tensors import read_model
 from compress.models.stored_tensor import StoredTensor
 from compress.utils.errors import ModelError

@@ -16,9 +16,9 @@ import pytest
 from as_avx2 import hold, run_held
 from onnx import TensorProto, helper, numpy_helper
 
+from compress.formats.onnx.int8.dynamic import DynamicQuantizer
 from compress.formats.onnx.int8.settings import Int8Options, ReduceRange
 from compress.formats.onnx.int8.static import StaticQuantizer
-from compress.formats.onnx.quantization import DynamicQuantizer
 from compress.inspection.saturation import find_saturation
 from compress.numerics.saturation import pairwise_saturating
 from compress.utils.environment import processor_class

@@ -268,4 +268,4 @@ def test_the_stage_counts_what_is_said_in_transcripts(tmp_path: Path) -> None:
     trimmed = stage.run(Checkpoint(tmp_path / "source"), context)
     vocabulary = WhisperTokenizer.from_pretrained(trimmed.folder).get_vocab()
     assert {"Ġthe", "Ġcat", "Ġmat", "Ġthey"} & vocabulary.keys() == {"Ġthe"}
-    assert context.remarks == [f"trim_vocabulary: {len(vocabulary) + TIMES} of {first + 5 + TIMES} tokens kept"]
+    assert context.notes == [f"trim_vocabulary: {len(vocabulary) + TIMES} of {first + 5 + TIMES} tokens kept"]

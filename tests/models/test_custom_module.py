@@ -17,10 +17,9 @@ import torch
 from torch import nn
 
 from compress.data.dataset import Dataset
-from compress.formats.onnx.export import export_onnx
+from compress.formats.onnx.export import export_onnx, prove_equal
 from compress.formats.onnx.int8.observers import open_session
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
-from compress.formats.onnx.parity import prove_equal
 from compress.models import remote_code
 from compress.models.torch_model import TorchModel
 from compress.sources.build_model import Origin

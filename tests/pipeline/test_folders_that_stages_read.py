@@ -10,7 +10,7 @@ import tiny
 from compress.formats.onnx.stage import Export
 from compress.pipeline.keys import Keys
 from compress.pipeline.run import with_absolute_paths
-from compress.pipeline.runner import Road
+from compress.pipeline.runner import StageRunner
 from compress.recipe.recipe import Recipe
 from compress.stages.merge_lora import MergeLora
 from compress.utils.errors import InputError
@@ -43,14 +43,14 @@ def test_a_stage_that_reads_none_keeps_its_key() -> None:
 
 
 def test_it_is_found_beside_the_recipe(tmp_path: Path) -> None:
-    road = Road(RECIPE, tmp_path, tmp_path / "artifacts", SilentProgress())
+    runner = StageRunner(RECIPE, tmp_path, tmp_path / "artifacts", SilentProgress())
     with pytest.raises(InputError, match="There is no folder 'mine'"):
-        road.locate("mine")
+        runner.inputs.locate("mine")
     (tmp_path / "mine").mkdir()
-    assert road.locate("mine") == tmp_path / "mine"
+    assert runner.inputs.locate("mine") == tmp_path / "mine"
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="There is no folder 'file'"):
-        road.locate("file")
+        runner.inputs.locate("file")
 
 
 def test_the_runs_own_recipe_names_it_absolutely(tmp_path: Path) -> None:

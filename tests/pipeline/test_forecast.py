@@ -12,7 +12,7 @@ import tiny_run
 
 from compress.pipeline.keys import Forecast
 from compress.pipeline.planning import make_plan
-from compress.pipeline.runner import Road
+from compress.pipeline.runner import StageRunner
 from compress.utils.errors import DataError
 
 LABELS = tiny_run.LABELS_OF_STAGES
@@ -26,7 +26,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe of four stages that was run; its artifacts are beside it."""
     folder = tmp_path_factory.mktemp("place")
     tiny_run.write_all(folder)
-    Road(tiny_run.load(folder / "tiny.yaml", STAGES), folder, folder / "artifacts", tiny_run.Notes()).travel()
+    StageRunner(tiny_run.load(folder / "tiny.yaml", STAGES), folder, folder / "artifacts", tiny_run.Notes()).travel()
     return folder
 
 
@@ -40,9 +40,9 @@ def forecast(place: Path, *overrides: str) -> list[bool]:
 def travelled(place: Path, artifacts: Path, *overrides: str) -> list[bool]:
     """For each stage whether a run takes it from (a copy of) the cache."""
     shutil.copytree(place / "artifacts", artifacts)
-    road = Road(tiny_run.load(place / "tiny.yaml", STAGES, *overrides), place, artifacts, tiny_run.Notes())
-    road.travel()
-    return [finished.record.cached for finished in road.finished.values()]
+    runner = StageRunner(tiny_run.load(place / "tiny.yaml", STAGES, *overrides), place, artifacts, tiny_run.Notes())
+    runner.run_all()
+    return [finished.record.cached for finished in runner.results.values()]
 
 
 @pytest.mark.parametrize(
@@ -66,9 +66,9 @@ def test_the_forecast_is_what_a_run_finds(
 def test_a_stage_removed_from_the_cache_takes_those_after_it_along(place: Path, tmp_path: Path) -> None:
     shutil.copytree(place, tmp_path / "copy")
     recipe = tiny_run.load(place / "tiny.yaml", STAGES)
-    road = Road(recipe, place, place / "artifacts", tiny_run.Notes())
-    road.travel()
-    shutil.rmtree(tmp_path / "copy" / "artifacts" / "cache" / road.finished["distill"].entry.key)
+    runner = StageRunner(recipe, place, place / "artifacts", tiny_run.Notes())
+    runner.run_all()
+    shutil.rmtree(tmp_path / "copy" / "artifacts" / "cache" / runner.results["distill"].entry.key)
     assert forecast(tmp_path / "copy") == [True, False, False, False]
 
 

@@ -15,7 +15,7 @@ import tiny_run
 from mergeable import save_mergeable_llama
 
 from compress.pipeline.cache import Cache
-from compress.pipeline.runner import Road
+from compress.pipeline.runner import StageRunner
 from compress.recipe.recipe import Recipe
 from compress.utils.errors import StorageError
 
@@ -64,9 +64,9 @@ def recipe(place: Path, name: str) -> Recipe:
 
 
 def digests(wanted: Recipe, place: Path, artifacts: Path) -> list[str]:
-    road = Road(wanted, place, artifacts, tiny_run.Notes())
-    road.travel()
-    return [road.digest(label) for label in wanted.labels()]
+    runner = StageRunner(wanted, place, artifacts, tiny_run.Notes())
+    runner.run_all()
+    return [runner.digest_of(label) for label in wanted.labels()]
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_a_disk_that_fills_anywhere_in_a_stage(
     for room in (0, *(4096 << power for power in range(12))):
         filler = disks.Filler(disk, f"] {wanted.labels()[index]}", room)
         try:
-            Road(wanted, place, disk, filler).travel()
+            StageRunner(wanted, place, disk, filler).travel()
             break
         except StorageError as error:
             full += 1

@@ -15,7 +15,7 @@ from transformers import RegNetConfig, RegNetForImageClassification
 from compress.formats.targets import REFERENCE
 from compress.pipeline.data_checks import prove
 from compress.pipeline.measurements import Findings, measure_answers
-from compress.pipeline.runner import Road
+from compress.pipeline.runner import StageRunner
 from compress.pipeline.target_session import TargetSession
 from compress.results.measurement import Measurement
 from compress.results.report import BASELINE, FINAL
@@ -43,24 +43,24 @@ def _judge(folder: Path, names: tuple[str, ...]) -> Path:
     return folder
 
 
-def _road(folder: Path, names: tuple[str, ...]) -> Road:
+def _road(folder: Path, names: tuple[str, ...]) -> StageRunner:
     folder.mkdir(exist_ok=True)
     wanted = {"judge": _judge(folder / "judge", names).name, "pictures": 2}
     slices = [{"column": "label", "min_rows": 1}]
     recipe = load(write_recipe(folder, stages=[{"export": {}}], slices=slices, evaluation=wanted, targets=["torch"]))
-    return Road(recipe, folder, folder / "artifacts", SilentProgress())
+    return StageRunner(recipe, folder, folder / "artifacts", SilentProgress())
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Findings:
     """Of a pipeline, the same again, and one of other weights in fewer steps."""
     folder = tmp_path_factory.mktemp("judged")
-    road = _road(folder, KINDS)
+    runner = _road(folder, KINDS)
     other = pipeline_folder(folder / "other", seed=3)
     (other / "sampling_config.json").write_text('{"num_inference_steps": 2, "guidance_scale": 1.0}')
-    artifacts = {BASELINE: road.start, "same": road.start, FINAL: road.resolve(str(other))}
+    artifacts = {BASELINE: runner.inputs.start, "same": runner.inputs.start, FINAL: runner.inputs.resolve(str(other))}
     findings = Findings()
-    measure_answers(findings, TargetSession(road, REFERENCE, artifacts))
+    measure_answers(findings, TargetSession(runner, REFERENCE, artifacts))
     return findings
 
 

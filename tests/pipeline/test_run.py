@@ -25,7 +25,7 @@ from compress.cli import app
 from compress.pipeline import measurements
 from compress.pipeline.cache import Cache
 from compress.pipeline.run import Run, run, with_absolute_paths
-from compress.pipeline.runner import Road
+from compress.pipeline.runner import StageRunner
 from compress.plugins.provenance.statement import verify_statement
 from compress.recipe.recipe import Recipe
 from compress.results.report import load_report
@@ -75,11 +75,11 @@ def go(recipe: Path, artifacts: Path, *overrides: str) -> Done:
 def travel(recipe: Path, artifacts: Path, *overrides: str) -> Travelled:
     """The stages alone, without measuring."""
     notes = tiny_run.Notes()
-    road = Road(tiny_run.load(recipe, *overrides), recipe.parent, artifacts, notes)
-    road.travel()
+    runner = StageRunner(tiny_run.load(recipe, *overrides), recipe.parent, artifacts, notes)
+    runner.run_all()
     return Travelled(
-        {label: finished.record.cached for label, finished in road.finished.items()},
-        {label: finished.entry.digest for label, finished in road.finished.items()},
+        {label: finished.record.cached for label, finished in runner.results.items()},
+        {label: finished.entry.digest for label, finished in runner.results.items()},
         notes.said,
     )
 
@@ -491,17 +491,17 @@ def test_a_student_of_random_weights_is_drawn_by_its_config(tmp_path: Path) -> N
     recipe = tiny_run.write_all(tmp_path, stages=[{"distill": {"student": student}}], baseline="start", seed=3)
     shutil.copytree(tmp_path / "model", tmp_path / "small")
     (tmp_path / "small/model.safetensors").unlink()
-    road = Road(tiny_run.load(recipe), tmp_path, tmp_path / "artifacts", tiny_run.Notes())
-    drawn = load_file(road.resolve("small") / "model.safetensors")
+    runner = StageRunner(tiny_run.load(recipe), tmp_path, tmp_path / "artifacts", tiny_run.Notes())
+    drawn = load_file(runner.inputs.resolve("small") / "model.safetensors")
     torch.manual_seed(3)
     expected = AutoModel.from_config(AutoConfig.from_pretrained(tmp_path / "small")).state_dict()
     assert {name: tensor.tolist() for name, tensor in drawn.items()} == {
         name: tensor.tolist() for name, tensor in expected.items()
     }
-    assert road.resolve("model") == tmp_path / "model", "the starting model is read as it is"
+    assert runner.inputs.resolve("model") == tmp_path / "model", "the starting model is read as it is"
     read = tiny_run.load(recipe, "stages.0.distill.student.random_weights=false")
     with pytest.raises(ModelError, match="safetensors"):
-        Road(read, tmp_path, tmp_path / "artifacts", tiny_run.Notes()).resolve("small")
+        StageRunner(read, tmp_path, tmp_path / "artifacts", tiny_run.Notes()).resolve("small")
 
 
 def test_one_name_is_not_read_and_drawn(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from compress.formats.openvino.stage import OpenVino
 from compress.formats.ort.read import read_ort
 from compress.pipeline.formats import _writer
 from compress.pipeline.run import run
-from compress.pipeline.runner import Road
+from compress.pipeline.runner import StageRunner
 from compress.utils.errors import InputError
 
 NORM = "bert.encoder.layer.0.output.LayerNorm.weight"
@@ -125,12 +125,12 @@ def test_openvino_gets_eight_bits_of_its_own(artifacts: Path, tmp_path: Path) ->
 def test_what_quantize_makes_of_the_words_holds_for_litert_too(tmp_path: Path, table: int, taken: int | None) -> None:
     stages = [*STAGES[:2], {"quantize": {"embedding_bits": table}}]
     recipe = load(write_all(tmp_path, stages=stages, targets=["cpu", "litert"]))
-    road = Road(recipe, tmp_path, tmp_path / "artifacts", Notes())
-    assert _writer(road, "finetune", "litert", {}) == LiteRt(precision="fp32")
-    assert _writer(road, "quantize", "litert", {}) == LiteRt(precision="int8", embedding_bits=taken)
+    runner = StageRunner(recipe, tmp_path, tmp_path / "artifacts", Notes())
+    assert _writer(runner, "finetune", "litert", {}) == LiteRt(precision="fp32")
+    assert _writer(runner, "quantize", "litert", {}) == LiteRt(precision="int8", embedding_bits=taken)
     blocks = [*STAGES[:2], {"quantize": {"embedding_bits": 4, "embedding_block_size": 64}}]
-    other = Road(load(write_all(tmp_path, stages=blocks)), tmp_path, tmp_path / "artifacts", Notes())
+    other = StageRunner(load(write_all(tmp_path, stages=blocks)), tmp_path, tmp_path / "artifacts", Notes())
     assert _writer(other, "quantize", "litert", {}) == LiteRt(embedding_bits=4, embedding_block_size=64)
-    assert _writer(road, "quantize", "openvino", {}) == OpenVino(precision="int8", embedding_bits=4 if taken else 8)
+    assert _writer(runner, "quantize", "openvino", {}) == OpenVino(precision="int8", embedding_bits=4 if taken else 8)
     told = {"precision": "fp16", "lengths": [8, 24]}
-    assert _writer(road, "quantize", "litert", told) == LiteRt(precision="fp16", lengths=(8, 24))
+    assert _writer(runner, "quantize", "litert", told) == LiteRt(precision="fp16", lengths=(8, 24))

@@ -26,13 +26,13 @@ def recipe(*stages: str) -> Recipe:
 
 def session(folder: Path, *stages: str, target: str = "cpu") -> Any:
     asked = recipe(*stages)
-    road = SimpleNamespace(task=get_task(asked.task), recipe=asked, progress=None)
+    runner = SimpleNamespace(task=get_task(asked.task), recipe=asked, progress=None)
     artifacts = {label: folder / label for label in ("baseline", "export", "final")}
     for place in artifacts.values():
         place.mkdir()
         (place / "model.onnx").touch()
     return SimpleNamespace(
-        road=road,
+        runner=runner,
         artifacts=artifacts,
         target=TARGETS[target],
         profile=SimpleNamespace(device=None),

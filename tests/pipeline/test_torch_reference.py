@@ -114,10 +114,10 @@ def test_a_file_that_could_not_be_written_is_named_and_the_weights_are_measured(
 ) -> None:
     real = subject.measurable
 
-    def failing(road: object, form: str, options: object = None) -> dict[str, Path]:
+    def failing(runner: object, form: str, options: object = None) -> dict[str, Path]:
         if form == "onnx":
             raise StageError("The graph computes otherwise.")
-        return real(road, form)  # type: ignore[arg-type]
+        return real(runner, form)  # type: ignore[arg-type]
 
     monkeypatch.setattr(subject, "measurable", failing)
     done = go(place, 'targets=["cpu"]', "stages=" + json.dumps(STAGES[:1]))

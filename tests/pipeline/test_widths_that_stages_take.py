@@ -9,7 +9,7 @@ import pytest
 import tiny_run
 from tiny_generation import write_all
 
-from compress.plugins.search.rehearsal import fields_of
+from compress.plugins.search.shape_inference import fields_of
 from compress.stages.model_checks import check_stages, model_checks
 from compress.utils.errors import ModelError
 

@@ -12,10 +12,9 @@ import tiny_images
 import torch
 from PIL import Image
 
-from compress.formats.onnx.export import export_onnx
+from compress.formats.onnx.export import export_onnx, prove_equal
 from compress.formats.onnx.int8.observers import open_session
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
-from compress.formats.onnx.parity import prove_equal
 from compress.models.config_checks import check_config
 from compress.models.torch_model import TorchModel
 from compress.pipeline.checkpoint_headers import read_shape

@@ -50,7 +50,6 @@ PARAMETERS: dict[str, list[dict[str, Any]]] = {
         {"samples": 4, "sequence_length": 24, "embedding_bits": 4, "target_bits": 4.4, "group_size": 32},
         {"method": "rtn", "bits": 3, "sym": False, "embedding_bits": 8},
     ],
-    "rotate": [{}, {"hidden": False, "matrix": "random"}],
     "train_blocks": [{"samples": 8, "sequence_length": 24, "group_size": 32, "epochs": 2, "batch_size": 2}],
     "nncf_weights": [
         {"samples": 4, "sequence_length": 24, "group_size": 32},

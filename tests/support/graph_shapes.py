@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 
-from compress.formats.onnx.call import Tensor
+from compress.formats.onnx.costs import Tensor
 
 
 def shapes_by_running(path: Path, inputs: Mapping[str, np.ndarray]) -> dict[str, Tensor]:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from compress.benchmark.profile import MachineLimits, Profile, Row, total
+from compress.benchmark.profile import MachineLimits, Profile, ProfileRow, total
 
 
-def row(name: str, operator: str, **changes: Any) -> Row:
+def row(name: str, operator: str, **changes: Any) -> ProfileRow:
     """One node of 1 ms: 20 MFLOP and 1 MB of weights, of which arithmetic needs 0.2 ms and memory less."""
     values: dict[str, Any] = {
         "name": name, "operators": (operator,), "layer": "encoder.layer.0.feed-forward", "nodes": 1, "time_ms": 1.0,
         "fp32_operations": 20e6, "int8_operations": 0.0, "weight_bytes": 1e6, "activation_bytes": 0.0,
         "compute_bound_ms": 0.2, "memory_bound_ms": 0.0,
     }  # fmt: skip
-    return Row(**{**values, **changes})
+    return ProfileRow(**{**values, **changes})
 
 
 def limits(**changes: Any) -> MachineLimits:

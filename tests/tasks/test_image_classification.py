@@ -13,20 +13,19 @@ import torch
 from PIL import Image
 
 from compress.data.media import media, media_type
-from compress.formats.onnx.export import export_onnx
-from compress.formats.onnx.parity import prove_equal
+from compress.formats.onnx.export import export_onnx, prove_equal
 from compress.models.processor import load_processor
 from compress.models.torch_model import TorchModel
-from compress.tasks import images
+from compress.tasks import image_inputs
 from compress.tasks.image_classification import TASK
 from compress.tasks.registry import get_task
 from compress.utils.errors import DataError, ModelError
 
 
 def rows(*images: np.ndarray | Image.Image, labels: tuple[str, ...] = tiny_images.LABELS) -> pa.Table:
-    values = [media(tiny_images.png(np.asarray(image)), None) for image in images]
+    values = [media(tiny_images.png(np.asarray(image)), None) for image in image_inputs]
     return pa.table(
-        {"image": pa.array(values, media_type()), "label": [labels[i % len(labels)] for i in range(len(images))]}
+        {"image": pa.array(values, media_type()), "label": [labels[i % len(labels)] for i in range(len(image_inputs))]}
     )
 
 
@@ -46,9 +45,9 @@ def test_preprocessing_is_that_of_the_models_own_config(tmp_path: Path) -> None:
 
 def test_images_of_any_size_are_resized() -> None:
     generator = np.random.default_rng(0)
-    images = [generator.integers(0, 255, (height, width, 3), np.uint8) for height, width in ((5, 9), (40, 7))]
-    found = encode(rows(*images), tiny_images.processor(8))
-    expected = np.asarray(Image.fromarray(images[0]).resize((8, 8), Image.Resampling.BILINEAR)) / 255 * 2 - 1
+    image_inputs = [generator.integers(0, 255, (height, width, 3), np.uint8) for height, width in ((5, 9), (40, 7))]
+    found = encode(rows(*image_inputs), tiny_images.processor(8))
+    expected = np.asarray(Image.fromarray(image_inputs[0]).resize((8, 8), Image.Resampling.BILINEAR)) / 255 * 2 - 1
     np.testing.assert_allclose(found[0], expected.transpose(2, 0, 1), atol=1e-5)
     assert found[1].shape == (3, 8, 8)
 
@@ -74,7 +73,7 @@ def test_a_broken_image_is_named_by_its_path(tmp_path: Path) -> None:
 def test_many_images_are_decoded_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     table, processor = tiny_images.table(6), tiny_images.processor()
     whole = TASK.encode(table, processor, tiny_images.LABELS, 128)
-    monkeypatch.setattr(images, "_IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(image_inputs, "_IN_MEMORY_BYTES", 0)
     lazy = TASK.encode(table, processor, tiny_images.LABELS, 128)
     assert not isinstance(lazy.inputs, list)
     for name, array in whole.batch([5, 1, 3]).items():

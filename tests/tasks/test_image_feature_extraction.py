@@ -25,8 +25,7 @@ from transformers import (
     pipeline,
 )
 
-from compress.formats.onnx.export import export_onnx
-from compress.formats.onnx.parity import prove_equal
+from compress.formats.onnx.export import export_onnx, prove_equal
 from compress.formats.onnx.runtimes.onnxruntime import session_of
 from compress.models.torch_model import TorchModel
 from compress.numerics.contrastive import supervised_contrastive

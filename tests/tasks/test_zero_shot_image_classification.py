@@ -21,8 +21,7 @@ from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
 from compress.data.columns import choose
 from compress.data.files import Rows
-from compress.formats.onnx.export import export_onnx
-from compress.formats.onnx.parity import prove_equal
+from compress.formats.onnx.export import export_onnx, prove_equal
 from compress.formats.onnx.runtimes.onnxruntime import session_of
 from compress.formats.onnx.split_clip import split_towers
 from compress.models.torch_model import TorchModel

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from compress.stages.gptq.stage import Gptq
 from compress.stages.prune.stage import Prune
-from compress.tasks.evaluation import Evaluation
 from compress.stages.training.synthetic_data_settings import TeacherWrites
+from compress.tasks.evaluation import Evaluation
 
 
 def test_what_came_later_is_left_out_of_keys_unless_it_is_set() -> None:

@@ -101,7 +101,7 @@ def test_every_stage_that_reads_the_device_says_so() -> None:
 
     there = {kind for kind, stage in STAGES.items() if computes(stage)}
     assert {"gptq", "train_blocks", "prune", "distill", "finetune", "lora", "tune_scales", "qat", "imatrix"} <= there
-    assert not there & {"export", "gguf", "equalize", "rotate", "cast", "compressed_tensors"}
+    assert not there & {"export", "gguf", "equalize", "cast", "compressed_tensors"}
 
 
 def test_the_device_ends_with_what_was_done_on_it() -> None:

@@ -11,11 +11,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from compress.benchmark.record import Conditions, Record
-from compress.benchmark.restarts import SETTLE_SECONDS, UNTIMED, Reference, keep_memory, losing
-from compress.benchmark.rounds import Run, Turn, WarmUp, in_turn, interleave, warm_up
-from compress.benchmark.scenarios import arrival_gaps_ms, evenly_spaced, mixed_rounds
-from compress.benchmark.subprocess_client import Child
+from compress.benchmark.record import TimingConditions, TimingRecord
+from compress.benchmark.restarts import (
+    SETTLE_SECONDS,
+    UNTIMED_CALLS,
+    ReferenceTimer,
+    naming_lost_model,
+    record_peak_memory,
+)
+from compress.benchmark.rounds import RoundTimes, Run, WarmUp, interleave, round_order, warm_up
+from compress.benchmark.scenarios import evenly_spaced, mixed_rounds, request_gaps_ms
+from compress.benchmark.subprocess_client import WorkerProcess
 from compress.formats.target_profile import Target
 
 SINGLE, BATCHED = "single", "batched"
@@ -36,42 +42,42 @@ class CallPlan:
     single_shapes: Sequence[int]
 
     timings = (SINGLE, BATCHED)
-    decisive = (SINGLE,)
-    counted: ClassVar[Mapping[str, str | None]] = {SINGLE: "", BATCHED: None}
+    deciding_timings = (SINGLE,)
+    reported: ClassVar[Mapping[str, str | None]] = {SINGLE: "", BATCHED: None}
 
     def target(self, model: str, usual: Target) -> Target:
-        """See `Plan`."""
+        """See `WorkloadPlan`."""
         return usual
 
-    def timing(self, conditions: Conditions, record: Record) -> _CallTiming:
-        """See `Plan`."""
+    def timer(self, conditions: TimingConditions, record: TimingRecord) -> _CallTiming:
+        """See `WorkloadPlan`."""
         return _CallTiming(self, conditions, record)
 
 
 class _CallTiming:
     """A `launches.Timing`."""
 
-    def __init__(self, plan: CallPlan, conditions: Conditions, record: Record) -> None:
+    def __init__(self, plan: CallPlan, conditions: TimingConditions, record: TimingRecord) -> None:
         self._plan, self._conditions, self._record = plan, conditions, record
         self._schedules: dict[str, Iterator[list[int]]] = {}
 
-    def answer_first(self, child: Child, opened: dict[str, Any]) -> None:
-        """See `Timing`."""
+    def time_first_answer(self, child: WorkerProcess, opened: dict[str, Any]) -> None:
+        """See `WorkloadTimer`."""
         first = child.round([0], self._conditions.timeout_seconds)
         if opened["start_up"]:
             opened["start_up"]["first_call_ms"] = first.latencies_ms[0]
 
-    def warm_up(self, child: Child, seconds: float) -> WarmUp:
-        """See `Timing`."""
+    def warm_up(self, child: WorkerProcess, seconds: float) -> WarmUp:
+        """See `WorkloadTimer`."""
         calls = evenly_spaced(list(self._plan.singles), _WARM_UP_CALLS)
         run = partial(child.round, timeout=self._conditions.timeout_seconds)
         compiling = _COMPILING_SECONDS if child.label in self._record.start_up else 0.0
         return warm_up(run, self._plan.single_shapes, calls, seconds, compiling)
 
     def sample(
-        self, children: Mapping[str, Child], number: int, left: Callable[[int], float], reference: Reference
+        self, children: Mapping[str, WorkerProcess], number: int, left: Callable[[int], float], reference: ReferenceTimer
     ) -> None:
-        """See `Timing`: one scenario after the other."""
+        """See `WorkloadTimer`: one scenario after the other."""
         conditions, record = self._conditions, self._record
         runs = {name: self._run(child) for name, child in children.items()}
         if not self._schedules:
@@ -81,16 +87,16 @@ class _CallTiming:
         for (name, schedule), memory in zip(
             self._schedules.items(), (record.single_bytes, record.batched_bytes), strict=False
         ):
-            for _ in interleave(runs, schedule, number, seconds, record.timings[name], reference.pulse):
-                reference.now_and_then()
-            keep_memory(children, memory)
+            for _ in interleave(runs, schedule, number, seconds, record.timings[name], reference.time_small_product):
+                reference.measure_periodically()
+            record_peak_memory(children, memory)
         if conditions.rate is not None:
             self._serve(children, conditions.rate, seconds / len(children), number)
 
-    def _run(self, child: Child) -> Run:
-        def run(calls: Sequence[int]) -> Turn:
-            with losing(child.label):
-                return child.round(calls, self._conditions.timeout_seconds, UNTIMED)
+    def _run(self, child: WorkerProcess) -> Run:
+        def run(calls: Sequence[int]) -> RoundTimes:
+            with naming_lost_model(child.label):
+                return child.round(calls, self._conditions.timeout_seconds, UNTIMED_CALLS)
 
         return run
 
@@ -98,7 +104,7 @@ class _CallTiming:
         """The rounds of each scenario: long enough for the fastest model, and several in a launch for the slowest."""
         singles, batches = self._plan.singles, self._plan.batches
         took = [float(np.median(run([singles[len(singles) // 2]] * 3).latencies_ms)) for run in runs.values()]
-        slice_ms = 1000 * self._conditions.seconds / self._conditions.most_launches
+        slice_ms = 1000 * self._conditions.seconds / self._conditions.max_launches
         size = min(max(_FEWEST_CALLS, round(_TURN_MS / min(took))), max(_FEWEST_CALLS, int(slice_ms / max(took))))
         rounds = mixed_rounds(len(singles), min(size, _MOST_CALLS, len(singles)), self._conditions.seed)
         found: dict[str, Iterator[list[int]]] = {SINGLE: ([singles[i] for i in calls] for calls in rounds)}
@@ -107,14 +113,14 @@ class _CallTiming:
             found[BATCHED] = repeat(evenly_spaced(list(batches), max(1, int(slice_ms / slowest))))
         return found
 
-    def _serve(self, children: Mapping[str, Child], rate: float, seconds: float, number: int) -> None:
+    def _serve(self, children: Mapping[str, WorkerProcess], rate: float, seconds: float, number: int) -> None:
         """Requests that arrive at random, the same ones for every model."""
         singles, seed = self._plan.singles, self._conditions.seed + number
         count = max(1, round(rate * seconds))
-        gaps = arrival_gaps_ms(count, rate, seed)
+        gaps = request_gaps_ms(count, rate, seed)
         calls = [singles[i] for i in np.random.default_rng(seed).integers(0, len(singles), count)]
-        for name in in_turn(list(children), number):
+        for name in round_order(list(children), number):
             time.sleep(SETTLE_SECONDS)
-            with losing(name):
-                latencies = children[name].arrivals(calls, gaps, self._conditions.timeout_seconds)
+            with naming_lost_model(name):
+                latencies = children[name].serve_requests(calls, gaps, self._conditions.timeout_seconds)
             self._record.server_ms.setdefault(name, []).append(latencies)

@@ -21,7 +21,7 @@ _MODEL, _TRANSFER = "model_", "transfer_bytes"
 
 
 @runtime_checkable
-class DrawsPictures(Protocol):
+class ImageGenerationSession(Protocol):
     """A session of several parts, each a session of its own, that draws pictures with them."""
 
     @property
@@ -33,7 +33,7 @@ class DrawsPictures(Protocol):
         """They by optimum's names of their folders, in the order in which they run."""
 
 
-def load_loop(artifact: Path) -> None:
+def load_sampling_loop(artifact: Path) -> None:
     """Load once what draws with the parts of a pipeline, so that what comes after is the parts' own memory and time.
 
     Scheduler and tokenizer are diffusers' and transformers', which bring torch. Nothing is done for other models.
@@ -63,13 +63,13 @@ class _Timed:
         return found
 
 
-def elsewhere(session: object) -> list[TimesItself]:
+def external_sessions(session: object) -> list[TimesItself]:
     """The sessions of a model whose graphs run in other processes; none of one that runs in this."""
-    sessions = session.parts.values() if isinstance(session, DrawsPictures) else [session]
+    sessions = session.parts.values() if isinstance(session, ImageGenerationSession) else [session]
     return [one for one in sessions if isinstance(one, TimesItself)]
 
 
-def start_up_of(sessions: Sequence[TimesItself]) -> dict[str, float]:
+def combined_start_up(sessions: Sequence[TimesItself]) -> dict[str, float]:
     """What the starts of parts took, as one process with all of them would have it: its runtime once, each model."""
     first, *others = (one.start_up for one in sessions)
     found = dict(first)
@@ -86,21 +86,21 @@ def preemptions() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
-def draw(session: object, batch: Batch, steps: int | None, size: int | None, untimed: int) -> dict[str, Any]:
-    """Milliseconds of a picture and of the calls it took; see `Drawing`.
+def time_image(session: object, batch: Batch, steps: int | None, size: int | None, untimed: int) -> dict[str, Any]:
+    """Milliseconds of a picture and of the calls it took; see `ImageTimes`.
 
-    ``steps`` and ``size``, in pixels a side, of None are the model's own. As many steps as ``untimed`` are made before,
+    ``token_timing`` and ``size``, in pixels a side, of None are the model's own. As many steps as ``untimed`` are made before,
     since another process has just used the caches. Raises `StageError` for a session that draws no pictures, and
     `InputError` for a size or steps that it can't draw in.
     """
-    if not isinstance(session, DrawsPictures):
+    if not isinstance(session, ImageGenerationSession):
         raise StageError("The model draws no pictures.", where="benchmark", expected="a model of a task that draws")
     sampler = session.sampler
     if steps is not None:
         sampler = replace(sampler, sampling=replace(sampler.sampling, steps=steps))
     if size is not None:
         batch = {**batch, NOISE: _noise(sampler, size)}
-    parts = elsewhere(session)
+    parts = external_sessions(session)
     if parts:
         return _timed_elsewhere(sampler, parts, batch)
     if untimed:
@@ -127,9 +127,9 @@ def _drawn(sampler: PictureSampler, batch: Batch, keeps: bool = False) -> tuple[
     timed = replace(sampler, encode=text, denoise=denoiser, decode=decoder)
     start = time.perf_counter_ns()
     timed.draw(batch[IDS], batch[NOISE], batch[SEED].tolist())
-    picture_ms = (time.perf_counter_ns() - start) / 1e6
+    image_ms = (time.perf_counter_ns() - start) / 1e6
     return {
-        "picture_ms": picture_ms,
+        "image_ms": image_ms,
         "text_ms": sum(text.times_ms),
         "steps_ms": denoiser.times_ms,
         "decoder_ms": sum(decoder.times_ms),
@@ -143,14 +143,14 @@ def _timed_elsewhere(sampler: PictureSampler, parts: list[TimesItself], batch: B
     What the scheduler takes here is added to their sum for the whole, so that the way there and back isn't in it.
     """
     found, watched = _drawn(sampler, batch, keeps=True)
-    loop_ms = found["picture_ms"] - sum(sum(one.times_ms) for one in watched)
+    loop_ms = found["image_ms"] - sum(sum(one.times_ms) for one in watched)
     times = []
     for session, one in zip(parts, watched, strict=True):
         session.hold(one.given)
         times.append(session.time(range(len(one.given))))
     text_ms, steps_ms, decoder_ms = times
     return {
-        "picture_ms": sum(map(sum, times)) + loop_ms,
+        "image_ms": sum(map(sum, times)) + loop_ms,
         "text_ms": sum(text_ms),
         "steps_ms": list(steps_ms),
         "decoder_ms": sum(decoder_ms),

@@ -9,79 +9,85 @@ from typing import Any
 
 import numpy as np
 
-from compress.benchmark.record import Conditions, Record
-from compress.benchmark.restarts import UNTIMED, Reference, keep_memory, losing, repeat_rounds
-from compress.benchmark.rounds import Generation, Turn, WarmUp, in_turn, take_turns, warm_up
-from compress.benchmark.subprocess_client import Child
+from compress.benchmark.record import TimingConditions, TimingRecord
+from compress.benchmark.restarts import (
+    UNTIMED_CALLS,
+    ReferenceTimer,
+    naming_lost_model,
+    record_peak_memory,
+    repeat_rounds,
+)
+from compress.benchmark.rounds import GenerationTimes, RoundTimes, WarmUp, round_order, run_round, warm_up
+from compress.benchmark.subprocess_client import WorkerProcess
 from compress.formats.target_profile import Target
 
 _WARM_UP_TOKENS = 4
 
 
 @dataclass(frozen=True)
-class TextPlan:
+class TextGenerationPlan:
     """A `launches.Plan`: prompts of each of ``contexts`` tokens, rising, and ``tokens`` to follow the first.
 
     ``texts`` holds token ids of each model, at least as many as the longest context; where it is empty, ids are drawn
-    from the middle half of the model's own vocabulary. ``elsewhere`` are the targets of models that don't run on the
+    from the middle half of the model's own vocabulary. ``external_sessions`` are the targets of models that don't run on the
     session's.
     """
 
     contexts: Sequence[int]
     tokens: int
     texts: Mapping[str, Sequence[int]]
-    elsewhere: Mapping[str, Target] = field(default_factory=dict)
+    other_targets: Mapping[str, Target] = field(default_factory=dict)
 
     @property
     def timings(self) -> tuple[str, ...]:
-        """See `Plan`: prompts, a call a round, and steps, a call a token, numbered by its place."""
-        return tuple(name(context) for context in self.contexts for name in (prompts, steps))
+        """See `WorkloadPlan`: prompts, a call a round, and steps, a call a token, numbered by its place."""
+        return tuple(name(context) for context in self.contexts for name in (prompt_timing, token_timing))
 
     @property
-    def decisive(self) -> tuple[str, ...]:
-        """See `Plan`: all."""
+    def deciding_timings(self) -> tuple[str, ...]:
+        """See `WorkloadPlan`: all."""
         return self.timings
 
     @property
-    def counted(self) -> Mapping[str, str | None]:
-        """See `Plan`: a round has a prompt and its steps."""
-        return {prompts(context): f" of context {context}" for context in self.contexts}
+    def reported(self) -> Mapping[str, str | None]:
+        """See `WorkloadPlan`: a round has a prompt and its steps."""
+        return {prompt_timing(context): f" of context {context}" for context in self.contexts}
 
     def target(self, model: str, usual: Target) -> Target:
-        """See `Plan`."""
-        return self.elsewhere.get(model, usual)
+        """See `WorkloadPlan`."""
+        return self.other_targets.get(model, usual)
 
-    def timing(self, conditions: Conditions, record: Record) -> _TextTiming:
-        """See `Plan`."""
+    def timer(self, conditions: TimingConditions, record: TimingRecord) -> _TextTiming:
+        """See `WorkloadPlan`."""
         return _TextTiming(self, conditions, record)
 
     def prompt(self, model: str, context: int, vocabulary: int, seed: int) -> list[int]:
         """The first ``context`` ids of the model's text."""
         if self.texts:
             return list(self.texts[model][:context])
-        return draw_tokens(max(self.contexts), vocabulary, seed)[:context]
+        return random_tokens(max(self.contexts), vocabulary, seed)[:context]
 
 
-def prompts(context: int) -> str:
+def prompt_timing(context: int) -> str:
     """What a record calls the timings of prompts."""
     return f"context_{context}"
 
 
-def steps(context: int) -> str:
+def token_timing(context: int) -> str:
     """What it calls those of the tokens that follow."""
     return f"steps_{context}"
 
 
-def add_round(record: Record, context: int, launch: int, found: Mapping[str, Generation], pulse_ms: float) -> None:
+def add_text_round(record: TimingRecord, context: int, launch: int, found: Mapping[str, GenerationTimes], pulse_ms: float) -> None:
     """Keep one round of all models."""
     for name, turns in (
-        (prompts(context), {model: Turn([one.first_ms], one.disturbed[:1]) for model, one in found.items()}),
-        (steps(context), {model: Turn(one.steps_ms, one.disturbed[1:]) for model, one in found.items()}),
+        (prompt_timing(context), {model: RoundTimes([one.first_ms], one.disturbed[:1]) for model, one in found.items()}),
+        (token_timing(context), {model: RoundTimes(one.steps_ms, one.disturbed[1:]) for model, one in found.items()}),
     ):
         record.timings[name].add(range(len(next(iter(turns.values())).latencies_ms)), launch, turns, pulse_ms)
 
 
-def draw_tokens(count: int, vocabulary: int, seed: int) -> list[int]:
+def random_tokens(count: int, vocabulary: int, seed: int) -> list[int]:
     """``count`` ids of the middle half of the vocabulary: special tokens lie at its ends, rare ones at its end."""
     low = vocabulary // 4
     drawn = np.random.default_rng(seed).integers(low, max(low + 1, 3 * vocabulary // 4), count)
@@ -91,43 +97,43 @@ def draw_tokens(count: int, vocabulary: int, seed: int) -> list[int]:
 class _TextTiming:
     """A `launches.Timing`."""
 
-    def __init__(self, plan: TextPlan, conditions: Conditions, record: Record) -> None:
+    def __init__(self, plan: TextGenerationPlan, conditions: TimingConditions, record: TimingRecord) -> None:
         self._plan, self._conditions, self._record = plan, conditions, record
 
-    def answer_first(self, child: Child, opened: dict[str, Any]) -> None:
-        """See `Timing`: a prompt of two tokens."""
+    def time_first_answer(self, child: WorkerProcess, opened: dict[str, Any]) -> None:
+        """See `WorkloadTimer`: a prompt of two tokens."""
         first = child.generate([0], 0, self._conditions.timeout_seconds)
         self._record.cached[child.label], self._record.vocabulary[child.label] = first.cached, first.vocabulary
 
-    def warm_up(self, child: Child, seconds: float) -> WarmUp:
-        """See `Timing`: every length once, then the shortest until it is steady."""
+    def warm_up(self, child: WorkerProcess, seconds: float) -> WarmUp:
+        """See `WorkloadTimer`: every length once, then the shortest until it is steady."""
         tokens = min(_WARM_UP_TOKENS, self._plan.tokens)
 
-        def run(calls: Sequence[int]) -> Turn:
+        def run(calls: Sequence[int]) -> RoundTimes:
             generated = [self._generate(child, self._plan.contexts[call], tokens) for call in calls]
-            return Turn([one.first_ms + sum(one.steps_ms) for one in generated])
+            return RoundTimes([one.first_ms + sum(one.steps_ms) for one in generated])
 
         return warm_up(run, range(1, len(self._plan.contexts)), [0], seconds)
 
     def sample(
-        self, children: Mapping[str, Child], number: int, left: Callable[[int], float], reference: Reference
+        self, children: Mapping[str, WorkerProcess], number: int, left: Callable[[int], float], reference: ReferenceTimer
     ) -> None:
-        """See `Timing`: rounds of all contexts until the launch's share of the time is over."""
+        """See `WorkloadTimer`: rounds of all contexts until the launch's share of the time is over."""
         run = partial(self._round, children, number, reference)
         repeat_rounds(run, partial(left, len(self._plan.contexts)), self._conditions.deadline)
-        keep_memory(children, self._record.single_bytes)
+        record_peak_memory(children, self._record.single_bytes)
 
-    def _round(self, children: Mapping[str, Child], number: int, reference: Reference, count: int) -> None:
+    def _round(self, children: Mapping[str, WorkerProcess], number: int, reference: ReferenceTimer, count: int) -> None:
         # Each order comes equally often.
-        order = in_turn(list(children), number + count)
+        order = round_order(list(children), number + count)
         for context in self._plan.contexts:
             turns = {name: partial(self._generate, children[name], context, self._plan.tokens) for name in order}
-            found, slowest_ms = take_turns(turns, reference.pulse)
-            add_round(self._record, context, number, found, slowest_ms)
-            reference.now_and_then()
+            found, slowest_ms = run_round(turns, reference.time_small_product)
+            add_text_round(self._record, context, number, found, slowest_ms)
+            reference.measure_periodically()
 
-    def _generate(self, child: Child, context: int, tokens: int) -> Generation:
+    def _generate(self, child: WorkerProcess, context: int, tokens: int) -> GenerationTimes:
         vocabulary = self._record.vocabulary[child.label]
         ids = self._plan.prompt(child.label, context, vocabulary, self._conditions.seed)
-        with losing(child.label):
-            return child.generate(ids, tokens, self._conditions.timeout_seconds, UNTIMED)
+        with naming_lost_model(child.label):
+            return child.generate(ids, tokens, self._conditions.timeout_seconds, UNTIMED_CALLS)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from compress.formats.bundled import BundledFormat, Contents, Interface
-from compress.formats.onnx.graph import Node, OnnxGraph, read_graph
+from compress.formats.onnx.graph_reader import Node, OnnxGraph, read_graph
 from compress.runtimes.picture_session import TEXT_ENCODER, PictureSession
 from compress.runtimes.runtime import Session
 from compress.runtimes.text_writer import TextWriter

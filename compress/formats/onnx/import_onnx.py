@@ -1,15 +1,15 @@
-"""Other people's graphs as a start: read, refused where nothing could be done with them, and made ready for rewrites.
+"""Import of ONNX graphs that other tools wrote: read, check, normalize, and rename for transformers' clients.
 
-What a rewrite looks at is where it looks: weights are initializers and not Constant nodes, functions are inlined, what
-is computed of constants alone is a constant, batch normalisation is part of the convolution before it, and the operator
-set has scales for channels. Inputs, outputs, their names and axes stay, and so do operators of other domains. The
-graph that comes out is proven to answer as the one that went in.
+The rewrites of this package expect a normal form: weights are initializers and not Constant nodes, functions are
+inlined, constant expressions are folded, batch normalisation is part of the preceding convolution, and the operator set
+has per-channel scales. Inputs, outputs, their names and axes stay, and so do operators of other domains. The normalized
+graph must give the same answers as the original.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ import onnx_ir as ir
 import onnxruntime
 from onnx_ir.passes import common
 
-from compress.formats.onnx.graph import INTEGER
+from compress.formats.onnx.graph_reader import INTEGER
 from compress.formats.onnx.int8.observers import open_session
 from compress.formats.onnx.int8.select_nodes import OLDEST_OPSET
 from compress.formats.onnx.model import all_graphs
@@ -27,6 +27,7 @@ from compress.formats.onnx.runtimes.onnxruntime import FAILURES
 from compress.formats.onnx.synthesize_inputs import find_inputs
 from compress.formats.silence import silence
 from compress.models.graph_inputs import GraphInputs
+from compress.tasks.task import LOGITS
 from compress.utils.errors import ModelError, first_line
 
 _TOLERANCE = 1e-3
@@ -61,7 +62,7 @@ def read_graph_file(file: Path) -> onnx.ModelProto:
     """The whole graph with its weights, from wherever they lie. Raises `ModelError`."""
     from google.protobuf.message import DecodeError
 
-    from compress.formats.onnx.read import read_tensors
+    from compress.formats.onnx.stored_tensors import read_tensors
 
     read_tensors(file, file.parent)
     try:
@@ -265,3 +266,55 @@ _STEPS: tuple[tuple[tuple[Step, ...], bool], ...] = (
     ((_fold_batch_normalization,), True),
 )
 """In order, each with who does it where the one before fails, and whether it computes anything anew."""
+
+
+_PIXELS = "pixel_values"
+
+
+def for_clients(start: Start) -> Start:
+    """The same under the names that transformers knows, and for batches of any size, as far as its answers allow.
+
+    An image goes in as `pixel_values`, and one output [batch, classes] comes out as `logits`; other graphs keep their
+    names. A first axis of 1 is freed where two calls at once are proven to be answered as one by one.
+    """
+    model = ir.from_proto(start.graph)
+    changes = list(start.changes)
+    renamed = []
+    for values, rank, name in ((model.graph.inputs, 4, _PIXELS), (model.graph.outputs, 2, LOGITS)):
+        value = values[0]
+        if len(values) == 1 and value.shape is not None and len(value.shape) == rank and value.name != name:
+            renamed.append(f"{value.name} is called {name}")
+            value.name = name
+    graph = ir.to_proto(model) if renamed else start.graph
+    inputs = replace(start.inputs, inputs=tuple(
+        replace(one, name=str(value.name)) for one, value in zip(start.inputs.inputs, model.graph.inputs, strict=True)
+    ))  # fmt: skip
+    freed = _with_free_batch(graph, inputs)
+    if freed is not None:
+        graph, changes = freed, [*changes, "batches of any size"]
+    return replace(start, graph=graph, inputs=inputs, changes=(*changes, *renamed))
+
+
+def _with_free_batch(graph: onnx.ModelProto, inputs: GraphInputs) -> onnx.ModelProto | None:
+    """``graph`` with a free first axis in place of 1 everywhere; None where it has none or then answers otherwise."""
+    if inputs.unproven or not all(one.axes and one.axes[0] == 1 for one in inputs.inputs):
+        return None
+    model = ir.from_proto(graph)
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.shape is not None and len(value.shape) and value.shape[0] == 1:
+            value.shape = ir.Shape(["batch", *value.shape[1:]])
+    for node in model.graph:
+        for output in node.outputs:
+            if not output.is_graph_output():
+                output.shape = None
+    made = ir.to_proto(model)
+    calls = [inputs.draw(seed) for seed in PROOFS]
+    together = {name: np.concatenate([call[name] for call in calls]) for name in calls[0]}
+    try:
+        session = open_session(made)
+        single = [answers(session, call) for call in calls]
+        found = answers(session, together)
+    except FAILURES:
+        return None
+    expected = (np.concatenate(parts) for parts in zip(*single, strict=True))
+    return made if all(near(one, other) for one, other in zip(expected, found, strict=True)) else None

@@ -148,7 +148,7 @@ class Export(Stage[TorchModel, OnnxModel]):
         return exported
 
     def _trace(self, model: TorchModel, context: Context) -> OnnxModel:
-        from compress.formats.onnx.parity import prove_equal
+        from compress.formats.onnx.export import prove_equal
 
         examples = context.encode("train", model)
         exported = self._traced(model, examples)

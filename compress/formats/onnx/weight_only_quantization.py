@@ -2,7 +2,7 @@
 
 A table that is looked up and also multiplied with (a head tied to its embedding) is stored once for both. Weights may
 become float again when the graph is opened, for runtimes whose few-bit kernels are slow: what multiplies with them is
-then left as it is (`compress.formats.onnx.decoder.expanded` has the reason).
+then left as it is (`compress.formats.onnx.decoder.stored_weight` has the reason).
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from compress.formats.onnx.decoder.expanded import typed
-from compress.formats.onnx.decoder.nodes import MICROSOFT
-from compress.formats.onnx.decoder.stored_weight import StoredWeight, store
+from compress.formats.onnx.decoder.graph_builder import MICROSOFT
+from compress.formats.onnx.decoder.stored_weight import StoredWeight, store, typed
 from compress.formats.onnx.int8.fuse_integer_ops import pack_attention, unpack_attention
 from compress.numerics.integer_grid import find_grid, round_columns
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from compress.formats.onnx.decoder.calls import CAUSAL
-from compress.formats.onnx.decoder.folder import companions_of
+from compress.formats.onnx.decoder.attention_calls import CAUSAL
+from compress.formats.onnx.decoder.export import companions_of
 from compress.formats.onnx.decoder.insert_weights import write_graph
 from compress.formats.onnx.decoder.parity import Equality, Pairs, by_torch, held, three_ways
-from compress.formats.onnx.decoder.parts import placed
 from compress.formats.onnx.decoder.trace import Trace, trace_part
+from compress.formats.onnx.decoder.traced_parts import placed
 from compress.formats.onnx.decoder.weights import GraphSettings
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.formats.openvino.conversion import Precision, in_eight_bits, written

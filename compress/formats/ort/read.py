@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from compress.formats.onnx.graph import DTYPES, Initializer, Node, OnnxGraph
-from compress.formats.onnx.read import explained
+from compress.formats.onnx.graph_reader import DTYPES, Initializer, Node, OnnxGraph
+from compress.formats.onnx.stored_tensors import explained
 from compress.models.stored_tensor import StoredTensor, stored
 from compress.utils.errors import ModelError
 

@@ -31,5 +31,5 @@ class Ort(Stage[OnnxModel, OrtModel]):
 
         made = to_ort(model)
         listed = made.companions[OPERATORS_FILE].decode().splitlines()
-        context.remark(f"ort: {sum(line.count(',') + 1 for line in listed)} operators")
+        context.note(f"ort: {sum(line.count(',') + 1 for line in listed)} operators")
         return made

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from compress.benchmark.rpc import Piped
+from compress.benchmark.rpc import PipedProcess
 from compress.plugins.devices.agent import BYTES_AT_ONCE
 from compress.plugins.devices.inventory import Device
 from compress.utils.errors import CompressError, DeviceError, InputError
@@ -154,7 +154,7 @@ class Connection:
         return f"{self.device.user}@{self.device.host}, port {self.device.port}"
 
     @contextmanager
-    def _command(self, command: str) -> Iterator[Piped]:
+    def _command(self, command: str) -> Iterator[PipedProcess]:
         """A command there, over a connection of its own."""
         known_hosts = Path(self._scratch.name) / "known_hosts"
         known_hosts.write_text(f"{_ALIAS} {self.device.host_key}\n", encoding="utf-8")
@@ -162,14 +162,14 @@ class Connection:
         options = {**_OPTIONS, "ConnectTimeout": str(seconds), "UserKnownHostsFile": f'"{known_hosts}"'}
         given = [f"-o{name}={value}" for name, value in options.items()]
         way = ["-i", str(self._key), "-p", str(self.device.port), "-l", self.device.user, self.device.host]
-        talk = Piped(["ssh", "-F", "none", "-T", "-e", "none", *given, *way, command], apart=True)
+        talk = PipedProcess(["ssh", "-F", "none", "-T", "-e", "none", *given, *way, command], apart=True)
         try:
             yield talk
         finally:
             talk.kill()
 
     @contextmanager
-    def _agent(self, message: Reply) -> Iterator[Piped]:
+    def _agent(self, message: Reply) -> Iterator[PipedProcess]:
         """The agent on its way to an answer."""
         with self._command(shlex.join([self.device.python, "-I", "-c", _BOOT])) as talk:
             agent = _AGENT.read_bytes()
@@ -181,13 +181,13 @@ class Connection:
         with self._agent(message) as talk:
             return self._reply(talk, timeout)
 
-    def _write(self, talk: Piped, content: bytes) -> None:
+    def _write(self, talk: PipedProcess, content: bytes) -> None:
         try:
             talk.write(content, _ANSWER_SECONDS)
         except TimeoutError:
             raise LostError(f"nothing was taken within {_ANSWER_SECONDS:.3g} s") from None
 
-    def _next(self, talk: Piped, seconds: float) -> Reply | None:
+    def _next(self, talk: PipedProcess, seconds: float) -> Reply | None:
         """The agent's next line, or None where it has ended; a login script may have written others."""
         try:
             while (line := talk.line(seconds)) is not None:
@@ -202,12 +202,12 @@ class Connection:
             raise LostError(f"no answer within {seconds:.3g} s") from None
         return None
 
-    def _reply(self, talk: Piped, seconds: float) -> Reply:
+    def _reply(self, talk: PipedProcess, seconds: float) -> Reply:
         """The same, where it must not have ended."""
         reply = self._next(talk, seconds)
         if reply is not None:
             return reply
-        code, said = talk.process.wait(), plain(talk.last_words())
+        code, said = talk.process.wait(), plain(talk.stderr_tail())
         if code == _SSH_FAILED:
             raise self._unreached(said)
         if code in _NOT_FOUND or _PYTHON_TOO_OLD in said:

@@ -11,10 +11,10 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from compress import __version__
-from compress.benchmark.host import Timed
-from compress.benchmark.record import Conditions, Record
+from compress.benchmark.host import TimingResult
+from compress.benchmark.record import TimingConditions, TimingRecord
 from compress.benchmark.restarts import Workload
-from compress.benchmark.rpc import raised_error
+from compress.benchmark.rpc import error_from_reply
 from compress.formats.onnx.model import find_graphs
 from compress.formats.target_profile import Target
 from compress.plugins.devices.blobs import Blob, send_blobs
@@ -30,7 +30,7 @@ _CPU = ("onnxruntime", "CPUExecutionProvider")
 
 @dataclass(frozen=True)
 class DeviceHost:
-    """Device of an inventory that lies in ``folder``, as a `compress.benchmark.host.LaunchHost`."""
+    """Device of an inventory that lies in ``folder``, as a `compress.benchmark.host.BenchmarkHost`."""
 
     name: str
     device: Device
@@ -47,12 +47,12 @@ class DeviceHost:
             return f"devices are measured with ONNX Runtime on their processor, {self.name!r} too: `--target cpu`"
         return None
 
-    def time(self, workload: Workload, conditions: Conditions, progress: Progress) -> Timed:
+    def time(self, workload: Workload, conditions: TimingConditions, progress: Progress) -> TimingResult:
         """See `LaunchHost.time`. Raises `DeviceError` too."""
         places = {name: f"artifacts/{at}" for at, name in enumerate(workload.artifacts)}
         files, entries = dict(_files(workload.artifacts, places)), _entries(workload.artifacts, places)
         batches: dict[str, dict[str, str]] = {}
-        for kind, named in (("first", workload.first), ("all", workload.all)):
+        for kind, named in (("first_batches", workload.first_batches), ("all_batches", workload.all_batches)):
             batches[kind] = {name: f"{kind}/{at}.npz" for at, name in enumerate(named)}
             files |= {batches[kind][name]: file for name, file in named.items()}
         bench = {
@@ -88,17 +88,17 @@ class DeviceHost:
             connection.ask("order", session=session, order=order)
             return followed(connection, session, 2 * bench["conditions"]["launches"], progress)
 
-    def _timed(self, result: dict[str, Any]) -> Timed:
+    def _timed(self, result: dict[str, Any]) -> TimingResult:
         if "error" in result:
-            raise raised_error(result["error"])
+            raise error_from_reply(result["error"])
         told = result["timed"]
         try:
-            record = TypeAdapter(Record).validate_python(told["record"])
+            record = TypeAdapter(TimingRecord).validate_python(told["record"])
         except ValidationError as error:
             raise DeviceError(f"What {self.name!r} measured cannot be read: {error.errors()[0]}") from None
         packages = {"compress": __version__, **told["environment"]["packages"]}
         environment = {**told["environment"], "packages": packages, "device": self.name}
-        return Timed(record, told["precision"], tuple(told["cores"]), told["load"], environment)
+        return TimingResult(record, told["precision"], tuple(told["cores"]), told["load"], environment)
 
 
 def find_devices(names: Sequence[str], inventory: Path | None, folders: Sequence[Path]) -> dict[str, DeviceHost]:

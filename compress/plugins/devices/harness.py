@@ -8,12 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from compress.benchmark.host import HERE, Timed
-from compress.benchmark.record import Conditions
+from compress.benchmark.host import LOCAL_HOST, TimingResult
+from compress.benchmark.record import TimingConditions
 from compress.benchmark.restarts import Workload
 from compress.benchmark.rpc import error_reply
 from compress.benchmark.workloads.calls import CallPlan
-from compress.benchmark.workloads.text_generation import TextPlan
+from compress.benchmark.workloads.text_generation import TextGenerationPlan
 from compress.formats.target_profile import Target
 from compress.plugins.devices.agent import ORDER, RESULT, write
 from compress.plugins.devices.bootstrap import FILES, is_alone, tell
@@ -59,11 +59,11 @@ def main(place: str) -> None:
     write(folder / RESULT, reply)
 
 
-def _timed(asked: dict[str, Any], folder: Path) -> Timed:
-    conditions = Conditions(**{**asked["conditions"], "target": Target(**asked["conditions"]["target"])})
-    plan = (TextPlan if "contexts" in asked["plan"] else CallPlan)(**asked["plan"])
+def _timed(asked: dict[str, Any], folder: Path) -> TimingResult:
+    conditions = TimingConditions(**{**asked["conditions"], "target": Target(**asked["conditions"]["target"])})
+    plan = (TextGenerationPlan if "contexts" in asked["plan"] else CallPlan)(**asked["plan"])
     workload = Workload(**{kind: _paths(places, folder) for kind, places in asked["work"].items()}, plan=plan)
-    return HERE.time(workload, conditions, LineProgress(folder))
+    return LOCAL_HOST.time(workload, conditions, LineProgress(folder))
 
 
 def _paths(places: dict[str, str], folder: Path) -> dict[str, Path]:

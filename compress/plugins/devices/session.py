@@ -13,7 +13,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from compress.benchmark.host import TRACKED
 from compress.plugins.devices.connection import Connection, LostError, plain
 from compress.utils.errors import DeviceError
 from compress.utils.progress import Progress

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from compress.benchmark.subprocess_client import Child
+from compress.benchmark.subprocess_client import WorkerProcess
 from compress.benchmark.worker import write_batches
 from compress.plugins.monitoring.observed import Model
 from compress.tasks.task import Examples
@@ -66,10 +66,10 @@ def replay(
             yield part, {name: found[name] for name in children}
 
 
-def _opened(name: str, model: Model, examples: Examples, folder: Path) -> Child:
+def _opened(name: str, model: Model, examples: Examples, folder: Path) -> WorkerProcess:
     batches = folder / f"{name}.npz"
     write_batches(batches, [examples.batch([place]) for place in range(len(examples))])
-    child = Child(name)
+    child = WorkerProcess(name)
     try:
         child.open(model.folder, model.target, model.threads, spread_cores(model.threads), batches, _OPEN_SECONDS)
         child.load(batches, _OPEN_SECONDS)
@@ -80,7 +80,7 @@ def _opened(name: str, model: Model, examples: Examples, folder: Path) -> Child:
     return child
 
 
-def _serve(child: Child, part: range, gaps_ms: list[float]) -> Served:
+def _serve(child: WorkerProcess, part: range, gaps_ms: list[float]) -> Served:
     before = float(child.memory()["cpu_seconds"])
-    latencies = child.arrivals(list(part), gaps_ms, _OPEN_SECONDS + sum(gaps_ms) / 1000)
+    latencies = child.serve_requests(list(part), gaps_ms, _OPEN_SECONDS + sum(gaps_ms) / 1000)
     return Served(latencies, 1000 * (float(child.memory()["cpu_seconds"]) - before))

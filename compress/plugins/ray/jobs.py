@@ -16,7 +16,7 @@ from compress.utils.errors import CompressError, StorageError
 from compress.utils.progress import Progress
 
 Look = Callable[[StageRunner], Any]
-"""What is done at the end of a road. It travels to other machines, so that it and what it finds can be pickled."""
+"""What is done at the end of a runner. It travels to other machines, so that it and what it finds can be pickled."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,13 @@ class Roads:
 
     def road(self, recipe: Recipe) -> StageRunner:
         """The road of a recipe, not travelled yet."""
-        road = StageRunner(recipe, self.folder, self.artifacts, self.progress)
+        runner = StageRunner(recipe, self.folder, self.artifacts, self.progress)
         told = recipe.data, recipe.task, recipe.slices
         if self._read is not None and self._read[0] == told:
-            road.data = self._read[1]
+            runner.inputs.data = self._read[1]
         else:
-            self._read = told, road.data
-        return road
+            self._read = told, runner.inputs.data
+        return runner
 
 
 @dataclass
@@ -117,15 +117,15 @@ class InProcess:
     def _arrived(self, journey: Journey) -> Arrival:
         began = time.perf_counter()
         try:
-            road = self.roads.road(journey.recipe)
+            runner = self.roads.road(journey.recipe)
             for label in journey.labels():
-                road.take(label)
-            found, timed = (None if look is None else look(road) for look in (journey.then, journey.alone))
+                runner.run_stage(label)
+            found, timed = (None if look is None else look(runner) for look in (journey.then, journey.alone))
         except StorageError:
             raise
         except CompressError as error:
             return Arrival(error=error, seconds=time.perf_counter() - began)
-        stages = tuple(one.record for one in road.finished.values())
+        stages = tuple(one.record for one in runner.results.values())
         return Arrival(stages, found, timed, time.perf_counter() - began)
 
     def ahead(self, journeys: Sequence[Journey]) -> None:

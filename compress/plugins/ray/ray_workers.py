@@ -8,12 +8,12 @@ from typing import Any
 
 from compress.pipeline.cache import Cache, Entry
 from compress.pipeline.runner import StageRunner
-from compress.plugins.ray.cluster import Cluster, Node
-from compress.plugins.ray.jobs import Arrival, Guess, Journey, Roads, Workers
 from compress.plugins.ray.archive import unpack
-from compress.plugins.ray.upload import Sending
-from compress.plugins.ray.task import Lacking, Made, Refused, Sent, work
+from compress.plugins.ray.cluster import Cluster, Node
 from compress.plugins.ray.dag import Trip, Work, Works, tree
+from compress.plugins.ray.jobs import Arrival, Guess, Journey, Roads, Workers
+from compress.plugins.ray.task import Lacking, Made, Refused, Sent, work
+from compress.plugins.ray.upload import Sending
 from compress.utils.errors import CompressError, DeviceError, InputError, StageError, StorageError, first_line
 from compress.utils.progress import Progress
 
@@ -66,7 +66,7 @@ class RayWorkers:
                 self.rest()
             kept = {*self._ahead, *(one.trip for one, _ in self._running.values())}
             self._works = {name: one for name, one in self._works.items() if one.trip in kept or one.is_guessed}
-            self._roads = {trip: road for trip, road in self._roads.items() if trip in kept}
+            self._roads = {trip: runner for trip, runner in self._roads.items() if trip in kept}
             self._sending.forget_entries()
 
     def close(self) -> None:
@@ -129,7 +129,7 @@ class RayWorkers:
         if one.label is None or one.looked_up:
             return
         try:
-            one.key = one.key or self._road(one.trip).key(one.label)
+            one.key = one.key or self._road(one.trip).stage_key(one.label)
         except CompressError as error:
             one.error = error
             return
@@ -174,14 +174,14 @@ class RayWorkers:
         self._running[reference] = one, node
 
     def _road(self, trip: Trip) -> StageRunner:
-        """The driver's own road of a journey, as far as it has come. Raises what the recipe's sources do."""
-        road = self._roads.get(trip)
-        if road is None:
-            road = self._roads[trip] = self.roads.road(trip.journey.recipe)
+        """The driver's own runner of a journey, as far as it has come. Raises what the recipe's sources do."""
+        runner = self._roads.get(trip)
+        if runner is None:
+            runner = self._roads[trip] = self.roads.road(trip.journey.recipe)
         for one in trip.stages:
-            if one.entry is not None and one.label is not None and one.label not in road.finished:
-                road.adopt(one.label, one.entry)
-        return road
+            if one.entry is not None and one.label is not None and one.label not in runner.results:
+                runner.use_cached(one.label, one.entry)
+        return runner
 
     # Taking times
 
@@ -300,7 +300,7 @@ class RayWorkers:
         if (error := trip.failure) is not None:
             return Arrival(error=error, seconds=seconds)
         stages = []
-        for finished in self._road(trip).finished.values():
+        for finished in self._road(trip).results.values():
             entry, record = finished.entry, finished.record
             if entry.key in own:
                 times = {name: entry.record[name] for name in ("seconds", "check_seconds")}

@@ -11,10 +11,10 @@ from typing import Any
 from compress.data.dataset import Dataset
 from compress.data.media import with_contents
 from compress.pipeline.runner import StageRunner
-from compress.plugins.ray.cluster import Cluster
 from compress.plugins.ray.archive import packed
-from compress.plugins.ray.task import Order
+from compress.plugins.ray.cluster import Cluster
 from compress.plugins.ray.dag import Work
+from compress.plugins.ray.task import Order
 from compress.stages.base import references
 from compress.utils.digests import digest_directory
 
@@ -29,9 +29,9 @@ class Sending:
         self._data: tuple[Dataset, str] | None = None
         self._digests: dict[Path, str] = {}
 
-    def order(self, one: Work, road: StageRunner) -> Order:
-        """A piece of work for a machine; ``road`` is the driver's, as far as it has come."""
-        journey, recipe = one.trip.journey, road.recipe
+    def order(self, one: Work, runner: StageRunner) -> Order:
+        """A piece of work for a machine; ``runner`` is the driver's, as far as it has come."""
+        journey, recipe = one.trip.journey, runner.recipe
         labels, named = journey.labels(), references(recipe.stages)
         earlier = zip(labels, one.made_before(), strict=False)
         look = journey.alone if one.is_timing else journey.early if one.is_early else journey.then
@@ -41,12 +41,12 @@ class Sending:
             label=one.label,
             look=None if one.label is not None else look,
             earlier=tuple((label, entry.key, entry.record) for label, entry in earlier),
-            needs=frozenset(labels if one.label is None else road.reads(one.label)),
+            needs=frozenset(labels if one.label is None else runner.input_labels(one.label)),
             beside=() if one.beside is None else tuple((entry.key, entry.record) for entry in one.beside.entries),
             is_early=one.is_early,
-            models={name: self._named(road.resolve(name)) for name in models},
-            folders={each.name: self._named(road.locate(each.name)) for each in named if each.kind != "model"},
-            data=self._data_digest(road),
+            models={name: self._named(runner.inputs.resolve(name)) for name in models},
+            folders={each.name: self._named(runner.inputs.locate(each.name)) for each in named if each.kind != "model"},
+            data=self._data_digest(runner),
             threads=self.cluster.threads,
             host=self.cluster.here.host,
             shared=self.shared,
@@ -71,10 +71,10 @@ class Sending:
             self._digests[place] = digest_directory(place)
         return self._digests[place], str(place)
 
-    def _data_digest(self, road: StageRunner) -> str:
-        if self._data is None or self._data[0] is not road.data:
-            extra = json.dumps({split: sorted(names) for split, names in road.data.extra.items()})
-            self._data = road.data, f"{road.data.digest(*road.data.splits, unlabeled=True)}-{extra}"
+    def _data_digest(self, runner: StageRunner) -> str:
+        if self._data is None or self._data[0] is not runner.inputs.data:
+            extra = json.dumps({split: sorted(names) for split, names in runner.inputs.data.extra.items()})
+            self._data = runner.inputs.data, f"{runner.inputs.data.digest(*runner.inputs.data.splits, unlabeled=True)}-{extra}"
         return self._data[1]
 
     def _content(self, digest: str, one: Work) -> Any:

@@ -12,15 +12,15 @@ from typing import Protocol
 import numpy as np
 
 from compress.numerics.statistics import Estimate
-from compress.plugins.search.proxy_metric import by_divergence
 from compress.plugins.search.goal import dominated, named
-from compress.plugins.search.parameters import Knob
-from compress.plugins.search.observations import Known
 from compress.plugins.search.ledger import PastTrial
+from compress.plugins.search.observations import Known
 from compress.plugins.search.outcome import Outcome
-from compress.plugins.search.warm_start import DISCREPANCY, SHARED, Prior, updated
+from compress.plugins.search.parameters import Knob
+from compress.plugins.search.proxy_metric import by_divergence
 from compress.plugins.search.space import Point
 from compress.plugins.search.surrogate import Surrogate
+from compress.plugins.search.warm_start import DISCREPANCY, SHARED, Prior, updated
 from compress.recipe.recipe import Limit
 
 _FEWEST_KNOWN = 3

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from compress.pipeline.run import with_absolute_paths
 from compress.plugins.search.engine import Engine
+from compress.plugins.search.formatting import outcome_words
 from compress.plugins.search.parameters import Knob, written
 from compress.plugins.search.space import Point, Space
-from compress.plugins.search.formatting import outcome_words
 from compress.recipe.loading import dump_recipe
 from compress.recipe.recipe import Recipe
 from compress.results.metrics import describe_metric

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple, Protocol
 
-from compress.plugins.search.goal import named
-from compress.plugins.search.parameters import Knob
-from compress.plugins.search.observations import Known
-from compress.plugins.search.ledger import PastTrial
-from compress.plugins.search.proposals import Told, proposals
 from compress.plugins.search.acquisition import Forecasts, Prospects
+from compress.plugins.search.goal import named
+from compress.plugins.search.ledger import PastTrial
+from compress.plugins.search.observations import Known
+from compress.plugins.search.parameters import Knob
+from compress.plugins.search.proposals import Told, proposals
 from compress.plugins.search.space import Point
 from compress.recipe.recipe import Recipe
 from compress.utils.errors import InputError, RecipeError, first_line

@@ -12,9 +12,9 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from compress.plugins.search.record import SearchRecord, foretold_lines
-from compress.plugins.search.progress import Seen, Trying
 from compress.plugins.search.formatting import figure, figures_of, room_words, shown_model
+from compress.plugins.search.progress import Seen, Trying
+from compress.plugins.search.record import SearchRecord, foretold_lines
 from compress.results.formatting import format_seconds, format_value
 from compress.results.metrics import describe_metric
 from compress.utils.responsive_table import Column, FittedTable

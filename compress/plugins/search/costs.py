@@ -12,9 +12,9 @@ import numpy as np
 
 from compress.pipeline.planning import plan_context
 from compress.pipeline.recipe_sources import Sources
-from compress.plugins.search.size_estimator import Foresight
 from compress.plugins.search.latency_estimator import Latencies
 from compress.plugins.search.outcome import Outcome
+from compress.plugins.search.size_estimator import Foresight
 from compress.plugins.search.space import Point, Space, shortened
 from compress.stages.base import Stage
 from compress.stages.cost_model import Shape, predicted

@@ -19,12 +19,12 @@ from compress.pipeline.planning import make_plan
 from compress.pipeline.runner import StageRunner
 from compress.plugins.ray.jobs import Roads
 from compress.plugins.search.goal import Goal
-from compress.plugins.search.space_summary import Opening, opening_of
-from compress.plugins.search.warm_start import past_trials
 from compress.plugins.search.refit import check_refit
 from compress.plugins.search.shape_inference import Rehearsal, Stages, UnforeseenError, failures, fields_of
 from compress.plugins.search.space import Space
+from compress.plugins.search.space_summary import Opening, opening_of
 from compress.plugins.search.trial import target_profile
+from compress.plugins.search.warm_start import past_trials
 from compress.recipe.document import Document
 from compress.recipe.recipe import START
 from compress.stages.model_checks import model_checks
@@ -100,7 +100,7 @@ class Prepared:
 
     @cached_property
     def _rehearsal(self) -> Rehearsal:
-        return Rehearsal(self._road, self._road.start)
+        return Rehearsal(self._road, self._road.inputs.start)
 
     def _failure(self, stages: Stages) -> CompressError | None:
         """What stages fail by that are asked about the starting model, and tried on it without its weights."""
@@ -109,7 +109,7 @@ class Prepared:
         try:
             for check in model_checks(stages):
                 if (asked := (check.of_widths, fields_of(check.stages))) not in self._fit:
-                    check.ask(self._road.start)
+                    check.ask(self._road.inputs.start)
                     self._fit.add(asked)
             trained = tuple(takewhile(lambda stage: stage.takes() is stage.gives() is TorchModel, stages))
             if trained and not self.space.base.trust_remote_code:

@@ -6,13 +6,13 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, replace
 
+from compress.plugins.search.acquisition import Expected, Forecasts, Prospects
 from compress.plugins.search.candidates import Candidates, Choices
 from compress.plugins.search.early_stopping import hopeless
 from compress.plugins.search.goal import Goal
-from compress.plugins.search.observations import Known
 from compress.plugins.search.ledger import PastTrial
+from compress.plugins.search.observations import Known
 from compress.plugins.search.outcome import Outcome
-from compress.plugins.search.acquisition import Expected, Forecasts, Prospects
 from compress.plugins.search.space import Point
 
 ROUND = 2

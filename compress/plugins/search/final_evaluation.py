@@ -104,8 +104,8 @@ def judge(space: Space, engine: Engine, best: Point, trials: Trials, refit: bool
     roads, artifacts, baselines = {}, dict[str, Path](), dict[str, str]()
     profile = target_profile(space.base)
     for name, one in entrants.items():
-        road = roads[name] = trials.travelled(space.recipe(one.point, refit=one.refit))
-        made = measurable(road, profile.target.format, profile.options)
+        runner = roads[name] = trials.travelled(space.recipe(one.point, refit=one.refit))
+        made = measurable(runner, profile.target.format, profile.options)
         other_rows = one.refit != refit and space.base.baseline in space.labels
         baselines[name] = _EARLIER if other_rows else BASELINE
         artifacts.setdefault(baselines[name], made[BASELINE])

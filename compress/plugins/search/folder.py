@@ -11,9 +11,9 @@ from pydantic_core import to_jsonable_python
 from compress.pipeline.run import with_absolute_paths
 from compress.plugins.search.best_recipe import best_recipe
 from compress.plugins.search.engine import Engine
+from compress.plugins.search.html_report import search_page
 from compress.plugins.search.ledger import NAME as LEDGER
 from compress.plugins.search.ledger import Entry, Header, Ledger
-from compress.plugins.search.html_report import search_page
 from compress.plugins.search.record import SearchRecord
 from compress.plugins.search.space import Space
 from compress.recipe.loading import dump_recipe

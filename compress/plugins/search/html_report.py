@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from compress.plugins.search.formatting import figure, limit_lines, room_words, shown_model
 from compress.plugins.search.pareto_chart import front_chart
 from compress.plugins.search.record import SearchRecord, TrialRecord, foretold_lines
-from compress.plugins.search.formatting import figure, limit_lines, room_words, shown_model
 from compress.report.pages import render
 from compress.results.metrics import describe_metric
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from compress.formats.onnx import CPU
 from compress.formats.target_profile import Profile
-from compress.plugins.search.size_estimator import Foresight
 from compress.plugins.search.shape_inference import Structure, failures
+from compress.plugins.search.size_estimator import Foresight
 from compress.plugins.search.space import Point
 from compress.plugins.search.trial import target_profile
 from compress.report.run_folder import write_whole
@@ -163,11 +163,11 @@ class Latencies:
         return None if more is None else found.plus(more)
 
     def _kernels_of(self, structure: Structure, widths: Mapping[str, int], batch: Batch) -> KernelSum | None:
-        from compress.benchmark.kernels import KernelTable, kernels_of
+        from compress.benchmark.kernels import KernelTable, list_kernels
 
         if self.table is None:
             self.table = KernelTable(self._threads)
-        kernels = kernels_of(structure.graph.at(widths), batch, self._threads)
+        kernels = list_kernels(structure.graph.at(widths), batch, self._threads)
         found = self.table.milliseconds(kernels, _EACH_SECONDS)
         return None if found is None else KernelSum(found, sum(kernel.stored_bytes for kernel in kernels) / 1e6)
 

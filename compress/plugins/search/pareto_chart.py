@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from compress.plugins.search.record import SearchRecord, TrialRecord
 from compress.plugins.search.formatting import figure, room_words
+from compress.plugins.search.record import SearchRecord, TrialRecord
 from compress.report.plot import Frame, Plot, element, scale_around
 from compress.results.formatting import format_value
 from compress.results.metrics import Metric, describe_metric

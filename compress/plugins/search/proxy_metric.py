@@ -27,7 +27,7 @@ def divergence_rows(session: TargetSession) -> list[Measurement]:
 
     Of tasks whose answers are classes; others say in `Task.compare` how near two models are.
     """
-    task = session.road.task
+    task = session.runner.inputs.task
     found = [task.probabilities(session.found[label].kept) for label in (BASELINE, FINAL)]
     teacher, student = found
     if teacher is None or student is None or teacher.shape != student.shape:

@@ -12,12 +12,12 @@ import numpy as np
 from compress.plugins.search.costs import Costs
 from compress.plugins.search.engine import Engine
 from compress.plugins.search.final_evaluation import Final
+from compress.plugins.search.formatting import figure
 from compress.plugins.search.goal import named
-from compress.plugins.search.parameter_importance import Importance, importance
 from compress.plugins.search.ledger import Entry
 from compress.plugins.search.outcome import slack
+from compress.plugins.search.parameter_importance import Importance, importance
 from compress.plugins.search.space import Point, Space
-from compress.plugins.search.formatting import figure
 from compress.report.limits import limit_text
 from compress.results.metrics import describe_metric
 from compress.utils.pydantic_models import Frozen

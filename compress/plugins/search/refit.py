@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from compress.plugins.search.costs import SIZE
-from compress.plugins.search.size_estimator import Foresight
 from compress.plugins.search.observations import Known
+from compress.plugins.search.size_estimator import Foresight
 from compress.plugins.search.space import Point, Space
 from compress.plugins.search.trial import Trials
 from compress.recipe.recipe import Limit, Recipe

@@ -12,20 +12,20 @@ from pathlib import Path
 
 from compress.plugins.ray.jobs import InProcess, Roads, Workers
 from compress.plugins.search.costs import Costs
+from compress.plugins.search.dry_run import Prepared
 from compress.plugins.search.ending import Ending
 from compress.plugins.search.engine import Engine, Job
 from compress.plugins.search.final_evaluation import Final
 from compress.plugins.search.folder import BEST, MODEL, begin, go_on, write
-from compress.plugins.search.size_estimator import Foresight
+from compress.plugins.search.formatting import outcome_words
 from compress.plugins.search.latency_estimator import Latencies
 from compress.plugins.search.ledger import Entry, Ledger
 from compress.plugins.search.outcome import Outcome
-from compress.plugins.search.dry_run import Prepared
+from compress.plugins.search.progress import Nobody, Seen, Trying, Watcher
 from compress.plugins.search.record import SearchRecord, record_of
 from compress.plugins.search.refit import Refit
+from compress.plugins.search.size_estimator import Foresight
 from compress.plugins.search.trial import Quiet, Trial, Trials, target_profile
-from compress.plugins.search.progress import Nobody, Seen, Trying, Watcher
-from compress.plugins.search.formatting import outcome_words
 from compress.recipe.document import Document
 from compress.report.run_folder import point_latest
 from compress.results.formatting import format_seconds

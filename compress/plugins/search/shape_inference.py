@@ -130,7 +130,7 @@ def failures() -> tuple[type[Exception], ...]:
 class Rehearsal:
     """On the output of the recipe's baseline, which lies in ``folder``."""
 
-    road: StageRunner
+    runner: StageRunner
     folder: Path
     _sketches: dict[str, TorchModel] = field(default_factory=dict, init=False)
     _traces: list[str] = field(default_factory=list, init=False)
@@ -138,7 +138,7 @@ class Rehearsal:
     @cached_property
     def context(self) -> Context:
         """What stages are given."""
-        return self.road.context("rehearsal")
+        return self.runner.context("rehearsal")
 
     @cached_property
     def _scratch(self) -> Path:
@@ -183,11 +183,11 @@ class Rehearsal:
 
         from compress.models.torch_model import TorchModel
 
-        road = self.road
-        if road.recipe.baseline == START:
-            torch.manual_seed(road.recipe.seed)
-            return road.task.load(self.folder, road.data.labels, trust_remote_code=False)
-        return TorchModel.load(self.folder, road.task)
+        runner = self.runner
+        if runner.recipe.baseline == START:
+            torch.manual_seed(runner.recipe.seed)
+            return runner.inputs.task.load(self.folder, runner.inputs.data.labels, trust_remote_code=False)
+        return TorchModel.load(self.folder, runner.inputs.task)
 
     def kept(self, torch_stages: Stages, graph_stages: Stages, changed: tuple[str, ...]) -> Path:
         """A folder with the graph that stages leave, without its weights; kept in the cache."""
@@ -203,11 +203,11 @@ class Rehearsal:
             shutil.copyfile(folder / _TOLD, content / _TOLD)
             return {"name": "rehearsal"}
 
-        road, key = self.road, self._key(torch_stages, graph_stages, changed)
-        return road.cache.obtain(key, make, road.progress.note, lambda: None)[0].folder
+        runner, key = self.runner, self._key(torch_stages, graph_stages, changed)
+        return runner.cache.obtain(key, make, runner.progress.note, lambda: None)[0].folder
 
     def _key(self, torch_stages: Stages, graph_stages: Stages, changed: tuple[str, ...]) -> str:
-        road = self.road
+        runner = self.runner
         return cache_key(
             {
                 "kind": "rehearsal",
@@ -216,7 +216,7 @@ class Rehearsal:
                 "stages": [[stage.key_fields(), stage.version] for stage in (*torch_stages, *graph_stages)],
                 "changed": changed,
                 "data": self._data,
-                "max_length": road.recipe.data.max_length,
+                "max_length": runner.recipe.data.max_length,
                 "packages": package_versions(_PACKAGES),
             }
         )
@@ -235,7 +235,7 @@ class Rehearsal:
         model: Any
         if before:
             place = self._traced(torch_stages, tuple(before), changed)
-            model, told = OnnxModel.load(place, self.road.task), (place / _TOLD).read_text()
+            model, told = OnnxModel.load(place, self.runner.inputs.task), (place / _TOLD).read_text()
         else:
             model = self._baseline()
             for stage in torch_stages:
@@ -262,7 +262,7 @@ class Rehearsal:
 
     @cached_property
     def _data(self) -> str:
-        return self.road.data.digest("train")
+        return self.runner.inputs.data.digest("train")
 
 
 def read_structure(one: Path, other: Path, stages: Stages, kind: str) -> Structure:

@@ -55,7 +55,7 @@ _TIMED_ROWS = 128
 
 @dataclass
 class Foresight:
-    """Of one search, from the trial on that has made the baseline; ``open_road`` gives a road with its data."""
+    """Of one search, from the trial on that has made the baseline; ``open_road`` gives a runner with its data."""
 
     space: Space
     open_road: Callable[[], StageRunner]
@@ -76,18 +76,18 @@ class Foresight:
         """Take note of where the first trial has left the baseline."""
         if self.begun or not self.most_structures or self._reason():
             return
-        recipe, road = self.space.base, self._road
+        recipe, runner = self.space.base, self._road
         if recipe.baseline == START:
-            self._rehearsal = Rehearsal(road, road.start)
+            self._rehearsal = Rehearsal(runner, runner.inputs.start)
             return
         key = next((cost.key for cost in outcome.stages if cost.label == recipe.baseline), None)
-        entry = None if key is None else road.cache.peek(key)
-        self._rehearsal = None if entry is None else Rehearsal(road, entry.folder)
+        entry = None if key is None else runner.cache.peek(key)
+        self._rehearsal = None if entry is None else Rehearsal(runner, entry.folder)
 
-    def beside(self, road: StageRunner) -> Foresight:
-        """The same with the rows of another road, by the graphs that are traced here; it has begun already."""
+    def beside(self, runner: StageRunner) -> Foresight:
+        """The same with the rows of another runner, by the graphs that are traced here; it has begun already."""
         other = copy.copy(self)
-        other._rehearsal = Rehearsal(road, self._at_work.folder)
+        other._rehearsal = Rehearsal(runner, self._at_work.folder)
         other._places, other._outlines, other._keys, other._encoded, other._alike = {}, {}, {}, {}, {}
         return other
 
@@ -149,7 +149,7 @@ class Foresight:
         recipe, profile = self.space.base, target_profile(self.space.base)
         if profile.target.format != "onnx" or profile.downloaded:
             self.why_not = f"sizes of {profile.target.format} are told by the stages' arithmetic"
-        elif self._road.from_graph or IS_WRITTEN in self._road.task.capabilities:
+        elif self._road.inputs.from_graph or IS_WRITTEN in self._road.inputs.task.capabilities:
             self.why_not = "graphs that are not traced are told by the stages' arithmetic"
         elif recipe.trust_remote_code or recipe.module is not None:
             self.why_not = "code of a recipe or a model is not run but for trials"

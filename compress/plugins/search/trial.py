@@ -12,9 +12,9 @@ from compress.pipeline.image_generation_evals import judgements
 from compress.pipeline.runner import StageRunner
 from compress.pipeline.target_session import TargetSession
 from compress.plugins.ray.jobs import Arrival, InProcess, Journey, Roads, Workers
-from compress.plugins.search.proxy_metric import NEARNESS, divergence_rows
 from compress.plugins.search.goal import Goal, target_of
 from compress.plugins.search.outcome import Outcome, StageCost, figures
+from compress.plugins.search.proxy_metric import NEARNESS, divergence_rows
 from compress.recipe.recipe import Benchmark, Recipe
 from compress.results.measurement import Measurement
 from compress.results.report import BASELINE, FINAL
@@ -43,9 +43,9 @@ class Answers:
 
     split: str
 
-    def __call__(self, road: StageRunner) -> tuple[str, list[Measurement]]:
+    def __call__(self, runner: StageRunner) -> tuple[str, list[Measurement]]:
         """The digest of the final model, and what was measured of both."""
-        session = _session_of(road, self.split, (BASELINE, FINAL))
+        session = _session_of(runner, self.split, (BASELINE, FINAL))
         rows = [*session.sizes(), *session.accuracies([]), *judgements(session, []), *divergence_rows(session)]
         return session.digests[FINAL], rows
 
@@ -56,11 +56,11 @@ class BaselineAnswers:
 
     split: str
 
-    def __call__(self, road: StageRunner) -> None:
+    def __call__(self, runner: StageRunner) -> None:
         """Judge it."""
-        profile = target_profile(road.recipe)
-        folder = written(road, road.recipe.baseline, profile.target.format, profile.options)
-        TargetSession(road, profile, {BASELINE: folder}, self.split).accuracies([])
+        profile = target_profile(runner.recipe)
+        folder = written(runner, runner.recipe.baseline, profile.target.format, profile.options)
+        TargetSession(runner, profile, {BASELINE: folder}, self.split).accuracies([])
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,10 @@ class Times:
     split: str
     compared: bool
 
-    def __call__(self, road: StageRunner) -> list[Measurement]:
+    def __call__(self, runner: StageRunner) -> list[Measurement]:
         """What was measured."""
         labels = (BASELINE, FINAL) if self.compared else (FINAL,)
-        return _session_of(road, self.split, labels).timings(remeasure=False)[0]
+        return _session_of(runner, self.split, labels).timings(remeasure=False)[0]
 
 
 @dataclass
@@ -91,10 +91,10 @@ class Trials:
         return cls(goal, roads, InProcess(roads))
 
     def travelled(self, recipe: Recipe) -> StageRunner:
-        """A road at whose end a recipe has come, measured there by its baseline and its final model alone."""
-        road = self.roads.road(_at_its_ends(recipe))
-        road.travel()
-        return road
+        """A runner at whose end a recipe has come, measured there by its baseline and its final model alone."""
+        runner = self.roads.road(_at_its_ends(recipe))
+        runner.run_all()
+        return runner
 
     def run(self, recipe: Recipe, timed: bool) -> Outcome:
         """Make and judge one."""
@@ -153,11 +153,11 @@ def target_profile(recipe: Recipe) -> Profile:
     return next(profile for profile in recipe.profiles() if profile.name == name)
 
 
-def _session_of(road: StageRunner, split: str, labels: Sequence[str]) -> TargetSession:
+def _session_of(runner: StageRunner, split: str, labels: Sequence[str]) -> TargetSession:
     """Models of a recipe that has been run, in the format of its target."""
-    profile = target_profile(road.recipe)
-    artifacts = measurable(road, profile.target.format, profile.options)
-    return TargetSession(road, profile, {label: artifacts[label] for label in labels}, split, precision=_PRECISION)
+    profile = target_profile(runner.recipe)
+    artifacts = measurable(runner, profile.target.format, profile.options)
+    return TargetSession(runner, profile, {label: artifacts[label] for label in labels}, split, precision=_PRECISION)
 
 
 def _at_its_ends(recipe: Recipe) -> Recipe:

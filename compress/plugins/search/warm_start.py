@@ -14,10 +14,10 @@ import numpy as np
 from pydantic_core import to_jsonable_python
 
 from compress.plugins.search.goal import Goal, named
-from compress.plugins.search.parameters import LEFT_OUT, Knob, field_path, put_value, value_at
 from compress.plugins.search.ledger import NAME as LEDGER
 from compress.plugins.search.ledger import Ledger, PastTrial
 from compress.plugins.search.outcome import slack
+from compress.plugins.search.parameters import LEFT_OUT, Knob, field_path, put_value, value_at
 from compress.plugins.search.space import Point, Space
 from compress.plugins.search.surrogate import Floats, Surrogate
 from compress.recipe.document import read_document

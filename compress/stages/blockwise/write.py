@@ -130,10 +130,8 @@ class Result:
                 yield name, _half(name, self.source.stored(name))
 
 
-def write_floats(
-    source: Checkpoint, folder: Path, changed: Iterable[tuple[str, torch.Tensor]], **config: Any
-) -> Checkpoint:
-    """``source`` in a new ``folder`` with some tensors ``changed``, which lie first, and a ``config`` changed likewise.
+def write_floats(source: Checkpoint, folder: Path, changed: Iterable[tuple[str, torch.Tensor]]) -> Checkpoint:
+    """Write ``source`` to a new ``folder`` with some tensors ``changed``, which are stored first.
 
     Raises `StorageError`.
     """
@@ -148,7 +146,7 @@ def write_floats(
     with storage_errors(folder.parent):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        write_beside_weights(source, folder, dtype="float32", **config)
+        write_beside_weights(source, folder, dtype="float32")
         write_shards(folder, tensors())
     return Checkpoint(folder)
 

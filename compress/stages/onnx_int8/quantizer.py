@@ -15,13 +15,12 @@ import onnx
 import onnx_ir as ir
 
 from compress.formats.onnx.int8.byte_products import keep_from_saturating
+from compress.formats.onnx.int8.dynamic import DynamicQuantizer, quantize_products, quantize_recurrent
 from compress.formats.onnx.int8.observers import Feed
-from compress.formats.onnx.int8.recurrent import quantize_recurrent
 from compress.formats.onnx.int8.select_nodes import QuantizableLayer, has_layers, without_kernel
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import NncfQuantizer, StaticQuantizer
 from compress.formats.onnx.model import OnnxModel
-from compress.formats.onnx.quantization import DynamicQuantizer, quantize_products
 from compress.models.processor import labels_of, processor_of
 from compress.numerics.sampling import spread_sample
 from compress.stages.onnx_int8.accuracy_aware import COLUMNS, Merit, Search, agreement_with, merit_of, search

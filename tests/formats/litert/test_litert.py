@@ -52,7 +52,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     folder = tmp_path_factory.mktemp("litert") / "fp32"
     folder.mkdir()
     LiteRt(precision="fp32", lengths=2).run(model, context).save(folder)
-    return Written(model, folder, tuple(context.remarks))
+    return Written(model, folder, tuple(context.notes))
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from compress.formats.onnx.fusions import (
     select_first_token_early,
     split_skip_normalization,
 )
-from compress.formats.onnx.fusions.einsum import write_einsum
+from compress.formats.onnx.matrix_products import write_einsum
 
 ENCODER_REWRITES = [name for name in REWRITES if name != "average_pool"]
 ARCHITECTURES = ["bert", "distilbert", "roberta", pytest.param("electra", marks=pytest.mark.slow)]

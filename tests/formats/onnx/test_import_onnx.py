@@ -10,9 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.formats.onnx.client_names import for_clients
 from compress.formats.onnx.float16 import holds_float16, to_float32
-from compress.formats.onnx.import_onnx import read_graph_file, read_start
+from compress.formats.onnx.import_onnx import for_clients, read_graph_file, read_start
 from compress.formats.onnx.int8.observers import open_session
 from compress.utils.errors import DataError, ModelError
 

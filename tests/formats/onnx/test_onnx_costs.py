@@ -14,9 +14,8 @@ from graph_shapes import shapes_by_running
 from onnx import TensorProto, helper, numpy_helper
 from torch.utils.flop_counter import FlopCounterMode
 
-from compress.formats.onnx.call import Operations, Tensor
-from compress.formats.onnx.costs import Cost, GraphCost, count_graph
-from compress.formats.onnx.quantization import quantize_products
+from compress.formats.onnx.costs import Cost, GraphCost, Operations, Tensor, count_graph
+from compress.formats.onnx.int8.dynamic import quantize_products
 from compress.formats.onnx.runtimes.profile import write_optimized
 
 MICROSOFT = "com.microsoft"

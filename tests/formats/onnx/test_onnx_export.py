@@ -18,7 +18,7 @@ from exports import Exported, batch, export, exported, run
 from onnx import numpy_helper
 
 import compress
-from compress.formats.onnx.parity import prove_equal
+from compress.formats.onnx.export import prove_equal
 from compress.models.torch_model import TorchModel
 from compress.tasks.task import Examples
 from compress.utils.errors import IntegrityError, ModelError

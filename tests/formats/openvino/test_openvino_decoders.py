@@ -19,7 +19,7 @@ from written_decoders import CONFIGS, by_transformers, logits_of, random_ids, sa
 
 from compress.benchmark.worker import generate
 from compress.formats.model_file import model_file
-from compress.formats.onnx.decoder.nodes import Nodes
+from compress.formats.onnx.decoder.graph_builder import Nodes
 from compress.formats.onnx.decoder.stored_weight import StoredWeight
 from compress.formats.openvino import decoder as decoders
 from compress.formats.openvino.conversion import Precision

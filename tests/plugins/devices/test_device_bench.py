@@ -11,7 +11,7 @@ from loopback_sshd import Server
 from onnx_graphs import make_examples, write_classifier
 
 from compress.benchmark.generation import measure_generation
-from compress.benchmark.session import measure_together
+from compress.benchmark.session import measure_side_by_side
 from compress.formats.targets import TARGETS
 from compress.plugins.devices.device_host import DeviceHost
 from compress.plugins.devices.inventory import Device
@@ -57,8 +57,8 @@ def test_a_bench_on_a_device_brings_its_raw_samples_back(server: Server, device:
     examples = dict.fromkeys(("baseline", "final"), make_examples(60))
     progress = Dropping(server)
 
-    result = measure_together(
-        {"baseline": heavy, "final": light}, examples, TARGETS["cpu"], QUICK, "baseline", progress, seed=1, place=place
+    result = measure_side_by_side(
+        {"baseline": heavy, "final": light}, examples, TARGETS["cpu"], QUICK, "baseline", progress, seed=1, host=place
     )
 
     assert any("connecting again" in note for note in progress.notes), "the connection was cut while pip worked"
@@ -80,14 +80,14 @@ def test_a_bench_on_a_device_brings_its_raw_samples_back(server: Server, device:
 
     # Again, with one of the two: nothing but the batches of the new seed is sent, no environment made.
     again = Dropping(server)
-    measure_together({"final": light}, examples, TARGETS["cpu"], QUICK, "final", again, seed=2, place=place)
+    measure_side_by_side({"final": light}, examples, TARGETS["cpu"], QUICK, "final", again, seed=2, host=place)
     assert again.notes == []
     assert again.copied == 2
 
     # What the harness refuses comes back as what it is.
     (tmp_path / "heavy" / "onnx" / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(ModelError, match="cannot open the graph"):
-        measure_together({"final": heavy}, examples, TARGETS["cpu"], QUICK, "final", again, seed=2, place=place)
+        measure_side_by_side({"final": heavy}, examples, TARGETS["cpu"], QUICK, "final", again, seed=2, host=place)
     kept = Path(device.cache)
     assert {path.name for path in kept.iterdir()} == {"blobs", "code", "venvs", "sessions", "lock"}
     assert list((kept / "sessions").iterdir()) == []
@@ -102,7 +102,7 @@ def test_text_generation_on_a_device(server: Server, device: Device, tmp_path: P
     settings = Benchmark(contexts=(4, 8), tokens=3, threads=1, seconds=0.1, launches=2)
     place = DeviceHost("loop", device, server.folder)
     result = measure_generation(
-        artifacts, {}, TARGETS["cpu"], settings, "baseline", SilentProgress(), seed=0, place=place
+        artifacts, {}, TARGETS["cpu"], settings, "baseline", SilentProgress(), seed=0, host=place
     )
     rows = {(row.model, row.metric): row for row in result.measurements}
     for model in artifacts:
@@ -117,6 +117,6 @@ def test_other_targets_are_not_had_on_devices(server: Server, device: Device, tm
     folder = write_classifier(tmp_path / "m", width=4, layers=1)
     place = DeviceHost("loop", device, server.folder)
     with pytest.raises(StageError, match="with ONNX Runtime on their processor"):
-        measure_together(
-            {"m": folder}, {"m": make_examples(4)}, TARGETS["gpu"], QUICK, "m", SilentProgress(), seed=1, place=place
+        measure_side_by_side(
+            {"m": folder}, {"m": make_examples(4)}, TARGETS["gpu"], QUICK, "m", SilentProgress(), seed=1, host=place
         )

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from compress.benchmark.host import LaunchHost
-from compress.benchmark.session import BenchResult
+from compress.benchmark.host import BenchmarkHost
+from compress.benchmark.session import BenchmarkResult
 from compress.cli import app
 from compress.cli.bench import show_outcome
 from compress.cli.bench_hosts import bench_on_hosts, choose_hosts
@@ -58,12 +58,12 @@ def test_devices_measure_at_once_and_one_that_fails_keeps_no_other_from_its_resu
     hosts = choose_hosts(["all"], inventory, None)
     together = threading.Barrier(2, timeout=10)
 
-    def measure(place: LaunchHost, progress: Progress) -> BenchResult:
+    def measure(place: BenchmarkHost, progress: Progress) -> BenchmarkResult:
         together.wait()
         name = place.target(TARGETS["cpu"]).name
         if name == "cpu@one":
             raise DeviceError("The device 'one' went away.")
-        return BenchResult([], [f"noise of {name}"], {"device": name})
+        return BenchmarkResult([], [f"noise of {name}"], {"device": name})
 
     found = bench_on_hosts(hosts, measure)
     with pytest.raises(DeviceError, match="'one' went away"):

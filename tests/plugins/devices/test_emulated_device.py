@@ -15,8 +15,8 @@ from arm64 import arm_home
 from loopback_sshd import Server, find_binary, running
 from onnx_graphs import make_examples, write_classifier
 
-from compress.benchmark.host import LaunchHost
-from compress.benchmark.session import BenchResult, measure_together
+from compress.benchmark.host import BenchmarkHost
+from compress.benchmark.session import BenchmarkResult, measure_side_by_side
 from compress.cli.bench_hosts import bench_on_hosts
 from compress.formats.targets import TARGETS
 from compress.plugins.devices.device_host import DeviceHost
@@ -53,9 +53,9 @@ def test_an_emulated_board_and_this_machine_are_benched_at_once(arm_server: Serv
         "board": arm_server.device(tmp_path / "there", python=str(PYTHON)),
     }
 
-    def measure(place: LaunchHost, progress: Progress) -> BenchResult:
+    def measure(place: BenchmarkHost, progress: Progress) -> BenchmarkResult:
         examples = {"final": make_examples(20)}
-        return measure_together(
+        return measure_side_by_side(
             {"final": model}, examples, TARGETS["cpu"], QUICK, "final", progress, seed=0, place=place
         )
 

@@ -22,9 +22,9 @@ from compress.pipeline.keys import Forecast
 from compress.pipeline.runner import StageRunner
 from compress.plugins.nightly.prefetch import make_ahead
 from compress.plugins.nightly.suite import Entry
+from compress.plugins.ray.archive import packed, place
 from compress.plugins.ray.cluster import Cluster
 from compress.plugins.ray.jobs import Arrival, InProcess, Journey, Roads
-from compress.plugins.ray.archive import packed, place
 from compress.plugins.ray.ray_workers import RayWorkers, open_workers
 from compress.plugins.ray.task import Order
 from compress.recipe.recipe import Recipe
@@ -53,8 +53,8 @@ class Nudge(Stage[TorchModel, TorchModel]):
 class Sum:
     """What the final model's first tensor sums to."""
 
-    def __call__(self, road: StageRunner) -> float:
-        model = road.load(road.recipe.labels()[-1])
+    def __call__(self, runner: StageRunner) -> float:
+        model = runner.load(runner.recipe.labels()[-1])
         assert isinstance(model, TorchModel)
         return float(next(iter(model.module.parameters())).detach().double().sum())
 
@@ -224,7 +224,7 @@ def test_times_are_taken_one_at_a_time_where_nothing_else_runs(
     target.resources = {"target:cpu": 1} if elsewhere else {}
     beside: list[int] = []
 
-    def alone(road: StageRunner) -> int:
+    def alone(runner: StageRunner) -> int:
         where = target if elsewhere else None
         beside.append(sum(one.node is where if elsewhere else one.node is not target for one in cast.ray.pending))
         return len(beside)
@@ -293,7 +293,7 @@ class Judged:
 
     times: Path
 
-    def __call__(self, road: StageRunner) -> bool:
+    def __call__(self, runner: StageRunner) -> bool:
         """Whether somebody had before."""
 
         def measure(folder: Path) -> dict[str, Any]:
@@ -302,8 +302,8 @@ class Judged:
             (folder / "answers").write_text("all")
             return {"name": "evaluation of baseline"}
 
-        entry, cached = road.cache.obtain("judged", measure, road.progress.note, lambda: None)
-        road.measured.append((entry, cached))
+        entry, cached = runner.cache.obtain("judged", measure, runner.progress.note, lambda: None)
+        runner.measurement_entries.append((entry, cached))
         return cached
 
 

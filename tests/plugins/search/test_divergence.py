@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy.stats import entropy
 
-from compress.plugins.search.proxy_metric import by_divergence, divergence_rows
 from compress.plugins.search.goal import Goal
 from compress.plugins.search.observations import Known
 from compress.plugins.search.outcome import Outcome, packed
+from compress.plugins.search.proxy_metric import by_divergence, divergence_rows
 from compress.recipe.recipe import Limit
 from compress.results.report import BASELINE, FINAL
 
@@ -68,7 +68,7 @@ def test_of_classes_it_is_the_entropy_between_both_models_answers() -> None:
 
     class Session:
         found = {label: type("P", (), {"kept": {"logits": each}}) for label, each in logits.items()}
-        road = type("R", (), {"task": Task()})
+        runner = type("R", (), {"task": Task()})
         target = type("T", (), {"name": "cpu"})
 
     (row,) = divergence_rows(Session())  # type: ignore[arg-type]

@@ -30,9 +30,9 @@ def test_a_short_search_takes_times_within_a_fifth(budget: str, seconds: float, 
 def test_what_the_recipe_says_of_the_time_for_times_goes_first(
     own: float | None, given: float | None, used: float | None
 ) -> None:
-    road: Any = SimpleNamespace(recipe=SimpleNamespace(benchmark=Benchmark(budget_seconds=own), data=None))
+    runner: Any = SimpleNamespace(recipe=SimpleNamespace(benchmark=Benchmark(budget_seconds=own), data=None))
     profile = SimpleNamespace(target=None, threads=None)
-    session = TargetSession(road, cast("Any", profile), {}, "train", budget_seconds=given)
+    session = TargetSession(runner, cast("Any", profile), {}, "train", budget_seconds=given)
     assert session.benchmark.budget_seconds == used
 
 

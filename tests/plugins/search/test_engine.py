@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
+from compress.plugins.search.acquisition import Prospects
 from compress.plugins.search.engine import ROUND, Engine, Job
 from compress.plugins.search.goal import Goal, named
-from compress.plugins.search.parameters import Knob
 from compress.plugins.search.outcome import Outcome, packed, unpacked
-from compress.plugins.search.acquisition import Prospects
+from compress.plugins.search.parameters import Knob
 from compress.plugins.search.space import Point
 from compress.recipe.recipe import Limit, Recipe
 from compress.utils.errors import InputError

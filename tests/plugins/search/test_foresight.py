@@ -11,12 +11,12 @@ from transformers import BertConfig, BertModel
 
 from compress.benchmark.kernels import KernelTable
 from compress.plugins.search.costs import SIZE, Costs
-from compress.plugins.search.size_estimator import Foresight
 from compress.plugins.search.goal import Goal
-from compress.plugins.search.observations import Known
 from compress.plugins.search.latency_estimator import Latencies
+from compress.plugins.search.observations import Known
 from compress.plugins.search.outcome import Outcome, StageCost
 from compress.plugins.search.refit import Refit
+from compress.plugins.search.size_estimator import Foresight
 from compress.plugins.search.space import Point, Space
 from compress.plugins.search.trial import Trials
 from compress.recipe.document import read_document
@@ -64,11 +64,11 @@ class Watched:
         self.latencies = Latencies(self.foresight, KernelTable(1, folder / "kernels", noisy_too=True))
         self.costs = Costs(self.space)
         self.costs.foresee(self.foresight, self.latencies)
-        road = self.trials.travelled(self.space.recipe(SMALLEST))
-        self.made = size_bytes(road.folder_of("quantize"))
+        runner = self.trials.travelled(self.space.recipe(SMALLEST))
+        self.made = size_bytes(runner.folder_of("quantize"))
         self.stages = tuple(
             StageCost(label=label, key=one.record.key, seconds=1.0, cached=False)
-            for label, one in road.finished.items()
+            for label, one in runner.results.items()
         )
 
 

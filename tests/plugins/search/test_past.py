@@ -13,8 +13,8 @@ from compress.plugins.search.engine import Engine
 from compress.plugins.search.goal import Goal, named
 from compress.plugins.search.ledger import Entry, Header, Ledger, PastTrial
 from compress.plugins.search.outcome import Outcome, packed, slack
-from compress.plugins.search.warm_start import past_trials
 from compress.plugins.search.space import Space
+from compress.plugins.search.warm_start import past_trials
 from compress.recipe.document import read_document
 
 

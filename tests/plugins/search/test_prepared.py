@@ -16,8 +16,8 @@ import tiny_sounds
 from mergeable import save_mergeable_llama
 
 from compress.plugins.search.cli_options import Asked, document_of
-from compress.plugins.search.space_summary import Opening
 from compress.plugins.search.dry_run import looked_ahead
+from compress.plugins.search.space_summary import Opening
 from compress.recipe.document import read_document
 from compress.utils.errors import CompressError
 

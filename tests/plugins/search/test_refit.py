@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import tiny_run
 
-from compress.plugins.search.size_estimator import Foresight
 from compress.plugins.search.goal import Goal
 from compress.plugins.search.refit import Refit, check_refit
+from compress.plugins.search.size_estimator import Foresight
 from compress.plugins.search.space import Space
 from compress.plugins.search.trial import Trials
 from compress.recipe.document import read_document

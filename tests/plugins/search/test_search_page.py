@@ -8,8 +8,8 @@ import made_up_record
 import pytest
 from browser import BOX, Browser
 
-from compress.plugins.search.pareto_chart import front_chart
 from compress.plugins.search.html_report import search_page, tree
+from compress.plugins.search.pareto_chart import front_chart
 
 
 def test_every_stage_stands_once_below_what_it_follows_with_what_sharing_saved() -> None:

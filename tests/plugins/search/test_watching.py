@@ -10,9 +10,9 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from compress.plugins.search.acquisition import Expected
 from compress.plugins.search.console import LiveTable
 from compress.plugins.search.live_progress import SearchConsole
-from compress.plugins.search.acquisition import Expected
 from compress.plugins.search.progress import Seen, Trying
 
 TRYING = Trying(6, "prune.heads 0.5, distill.student.layers [2]", 1 / 3, "most gain for its time",

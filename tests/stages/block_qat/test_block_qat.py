@@ -164,7 +164,7 @@ def test_training_that_goes_wrong_keeps_what_was_good_and_says_where(
     monkeypatch.setattr(BlockLesson, "_error", error)
     made = context(tmp_path / "stopped")
     result = TrainBlocks(**QUICK).run(source, made)
-    assert [remark.split(":")[0] for remark in made.remarks if "stopped, since it became nan" in remark] == [
+    assert [remark.split(":")[0] for remark in made.notes if "stopped, since it became nan" in remark] == [
         "model.layers.0",
         "model.layers.1",
     ]

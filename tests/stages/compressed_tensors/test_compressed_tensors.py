@@ -64,7 +64,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
 
 def serve(before: QuantizedCheckpoint, folder: Path, **fields: Any) -> Made:
     told = context(folder / "layout")
-    return Made(before, CompressedTensors(**fields).run(before, told), told.remarks[-1])
+    return Made(before, CompressedTensors(**fields).run(before, told), told.notes[-1])
 
 
 def answers(folder: Path) -> np.ndarray:

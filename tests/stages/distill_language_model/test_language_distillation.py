@@ -204,7 +204,7 @@ def test_a_killed_training_ends_with_the_same_bytes(
     assert alike(states(run(source, made, **fields)), states(once))
     assert "distill: goes on after step 11" in notes.lines
     # What it tells of the model that came out, before how many tokens a second that took.
-    assert made.remarks[-1].split(";")[0] == whole.remarks[-1].split(";")[0]
+    assert made.notes[-1].split(";")[0] == whole.notes[-1].split(";")[0]
 
 
 def test_a_second_student_finds_what_the_teacher_said(source: Checkpoint, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_a_second_student_finds_what_the_teacher_said(source: Checkpoint, tmp_pa
     without = run(source, context(source, tmp_path / "three"), **SHORT, keep_states=False)
     assert alike(states(first), states(again)) and alike(states(first), states(without))
     assert not alike(states(first), states(other))
-    said = [line.rpartition("; ")[2] for line in shared.remarks]
+    said = [line.rpartition("; ")[2] for line in shared.notes]
     assert said[0] == "the teacher read 24 windows, 0 were known"
     assert said[1:] == ["the teacher read 0 windows, 24 were known"] * 2
 
@@ -278,7 +278,7 @@ def test_nan_ends_at_the_last_good_state_and_names_the_layer(
     made = context(source, tmp_path)
     student = run(source, made, **SHORT)
     assert len(good) == 4 and alike(states(student), good[-1])
-    stopped = next(line for line in made.remarks if "became nan" in line)
+    stopped = next(line for line in made.notes if "became nan" in line)
     assert "step 5 of 6" in stopped and "model.layers.1.mlp.down_proj" in stopped and "after step 4" in stopped
 
 

@@ -176,3 +176,12 @@ def test_an_architecture_without_a_place_for_factors_is_refused(
     monkeypatch.setattr("compress.stages.equalize.equalization.find_folds", lambda *_: ([], ["x"]))
     with pytest.raises(StageError, match="Nothing could be equalized"):
         equalized(save_decoder(tmp_path / "source"), tmp_path / "scratch")
+
+
+def test_layers_that_files_keep_transposed_stay_so(tmp_path: Path) -> None:
+    import tiny_decoders
+
+    tiny_decoders.save("gpt2", tmp_path / "model")
+    source = Checkpoint(tmp_path / "model")
+    expected, result = logits(source), logits(equalized(source, tmp_path / "scratch"))
+    assert float((result - expected).abs().max() / expected.abs().max()) < 1e-4

@@ -117,12 +117,12 @@ def test_memory_that_ends_in_the_middle_names_stage_and_block_and_keeps_those_be
         gpu.room = 0 if index == 1 and Finished(scratch).layers(0) else None
         return load(skeleton, index)
 
-    road = StageRunner(wanted, tmp_path, tmp_path / "artifacts", tiny_run.Notes())
-    scratch = road.cache.scratch(road.key("gptq"))
+    runner = StageRunner(wanted, tmp_path, tmp_path / "artifacts", tiny_run.Notes())
+    scratch = runner.cache.scratch(runner.stage_key("gptq"))
     with monkeypatch.context() as patch:
         patch.setattr(Skeleton, "load", full)
         with pytest.raises(DeviceError, match=r"Stage 'gptq': model\.layers\.1 needs more memory than gpu:0") as raised:
-            road.travel()
+            runner.run_all()
     gpu.room = None
     assert "lower samples, sequence_length" in str(raised.value) and "next run goes on there" in str(raised.value)
     assert Finished(scratch).count(2) == 1

@@ -13,8 +13,8 @@ from exports import exported
 from onnx import TensorProto
 
 from compress.data.dataset import Dataset
+from compress.formats.onnx.int8.dynamic import DynamicQuantizer
 from compress.formats.onnx.model import FLOAT_GRAPH, QUANTIZED_GRAPH, OnnxModel
-from compress.formats.onnx.quantization import DynamicQuantizer
 from compress.numerics.sampling import spread_sample
 from compress.stages.onnx_int8.quantizer import LAYERS, METADATA, OneByOne
 from compress.stages.onnx_int8.stage import Quantize

@@ -126,7 +126,7 @@ def test_the_layer_before_a_gap_is_solved_as_by_brute_force(
         source = Checkpoint(source.folder)
     result, given = cut_of(source, tmp_path / "scratch", gone, monkeypatch)
     expected, found = by_brute_force(source, config, gone, ids, unit or 1.0, massive), module_of(result)
-    assert len(given.remarks) == 1 + len(gaps(gone)), given.remarks
+    assert len(given.notes) == 1 + len(gaps(gone)), given.notes
     kept = [index for index in range(5) if index not in gone]
     plain = module_of(source)
     for gap in gaps(gone):
@@ -155,7 +155,7 @@ def test_a_gap_that_nothing_can_fill_is_left_with_the_reason(
 ) -> None:
     source = save_decoder(tmp_path / "source", config, num_hidden_layers=4)
     result, given = cut_of(source, tmp_path / "scratch", gone, monkeypatch, **fields)
-    assert any(reason in remark for remark in given.remarks), given.remarks
+    assert any(reason in remark for remark in given.notes), given.notes
     plain, _ = cut_of(source, tmp_path / "plain", gone, monkeypatch, bridge=False, **fields)
     assert all(torch.equal(result.stored(name), plain.stored(name)) for name in plain.files)
 
@@ -165,7 +165,7 @@ def test_what_nothing_is_before_stays_a_gap_and_the_next_one_is_filled_behind_it
 ) -> None:
     source = save_decoder(tmp_path / "source", num_hidden_layers=5)
     result, given = cut_of(source, tmp_path / "scratch", [0, 3], monkeypatch)
-    assert [remark for remark in given.remarks if "layers.2.mlp.down_proj makes up for blocks 3 to 3" in remark]
+    assert [remark for remark in given.notes if "layers.2.mlp.down_proj makes up for blocks 3 to 3" in remark]
     before, after = module_of(source), module_of(result)
     with torch.no_grad():
         assert not torch.equal(after.model.layers[1].mlp.down_proj.weight, before.model.layers[2].mlp.down_proj.weight)

@@ -82,9 +82,9 @@ def test_what_it_leaves_goes_down_the_road(tmp_path: Path) -> None:
         {"prune": {"feed_forward": 0.4, **few}},
         {"gptq": {"method": "rtn", "group_size": 32}},
     ]
-    road = StageRunner(read_recipe(write_all(tmp_path, stages=stages)), tmp_path, tmp_path / "artifacts", SilentProgress())
-    for label in road.recipe.labels():
-        record = road.take(label)
+    runner = StageRunner(read_recipe(write_all(tmp_path, stages=stages)), tmp_path, tmp_path / "artifacts", SilentProgress())
+    for label in runner.recipe.labels():
+        record = runner.run_stage(label)
         assert {"predictions", "saved and loaded"} <= {one.check for one in record.integrity}
-    assert Checkpoint(road.folder_of("prune-2")).config["intermediate_size"] == 64
-    assert isinstance(road.load("prune"), TorchModel)
+    assert Checkpoint(runner.folder_of("prune-2")).config["intermediate_size"] == 64
+    assert isinstance(runner.load("prune"), TorchModel)

@@ -13,11 +13,11 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from compress.formats.onnx.graph import read_graph
+from compress.formats.onnx.graph_reader import read_graph
 from compress.formats.onnx.int8.from_qat import IntegerLayer, store_in_four_bits, write_integers
 from compress.formats.onnx.int8.fuse_integer_ops import write_products
 from compress.formats.onnx.int8.layer_matching import grids, match_layers
-from compress.formats.onnx.names import explain
+from compress.formats.onnx.stored_tensors import explain
 from compress.stages.qat.layers import QuantizedLayer, put_in, quantizable, start, take_out
 from compress.utils.errors import StageError
 

@@ -255,7 +255,7 @@ def test_a_result_that_is_worse_is_not_passed_on(source: Checkpoint, tmp_path: P
     before = {file.name: file.read_bytes() for file in good.folder.iterdir() if file.is_file()}
     left = TuneScales(**{**QUICK, "steps": 2, "learning_rate": 0.5, "warmup_ratio": 0}).run(good, made)
     assert {file.name: file.read_bytes() for file in left.folder.iterdir() if file.is_file()} == before
-    assert "everything stays as it was" in made.remarks[-1]
+    assert "everything stays as it was" in made.notes[-1]
     assert not TuneScales().promise().changes_weights, "the check behind the stage lets that pass"
 
 

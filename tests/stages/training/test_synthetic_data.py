@@ -76,7 +76,7 @@ def test_running_text_is_gone_on_with_behind_its_eighth(
         written = found.train.inputs[place]["input_ids"].tolist()
         assert written == alone(teacher, text[: LENGTH // 8]) != text.tolist()
     assert (found.train.labels.sum(1) == LENGTH - LENGTH // 8).all() and not found.train.labels[:, : LENGTH // 8].any()
-    assert made.remarks == [f"the teacher wrote {6 * (LENGTH - LENGTH // 8)} tokens, 6 beginnings"]
+    assert made.notes == [f"the teacher wrote {6 * (LENGTH - LENGTH // 8)} tokens, 6 beginnings"]
 
 
 def test_of_a_conversation_all_before_the_answer_is_given(
@@ -193,7 +193,7 @@ def test_the_stage_learns_from_it(source: Checkpoint, tmp_path: Path) -> None:
     }
     made = context(source, tmp_path)
     Distill.model_validate(lesson).run(TorchModel.load(source.folder, TASK), made)
-    assert any("16 beginnings" in said for said in made.remarks)
+    assert any("16 beginnings" in said for said in made.notes)
     (curve,) = (table.rows for table in made.tables)
     assert curve[-1][1] < 0.7 * curve[0][1]
 
@@ -230,7 +230,7 @@ def test_conversations_are_questions_of_its_own_with_its_own_answers(
     teacher.module.generation_config.eos_token_id = teacher.processor.eos_token_id
     made = context(source, tmp_path)
     found = lesson_text(windows, writes, teacher, made).train
-    counts = [said.split(", ")[-1] for said in made.remarks]
+    counts = [said.split(", ")[-1] for said in made.notes]
     # Of the questions that torch draws one is nothing but the end of a text.
     assert found.labels is None and counts == ["20 questions", f"{19 if runtime == 'torch' else 20} answers"]
     ids = np.concatenate([one["input_ids"] for one in found.inputs])

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from compress.formats.onnx.attention.plug import DOMAIN, OPERATOR
-from compress.formats.onnx.fusions.graph import Writer, clean, constant, only_consumer
+from compress.formats.onnx.attention.tracing import DOMAIN, OPERATOR
+from compress.formats.onnx.graph_edits import Writer, clean, constant, only_consumer
 
 MASK_INPUT = "attention_mask"
 _TURN = (0, 2, 1, 3)

@@ -12,8 +12,8 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.formats.onnx.attention.find import MASK_INPUT
-from compress.formats.onnx.attention.plug import BIAS, DOMAIN, OPERATOR, QUERY
-from compress.formats.onnx.fusions.graph import add_initializer, clean, constant, only_consumer
+from compress.formats.onnx.attention.tracing import BIAS, DOMAIN, OPERATOR, QUERY
+from compress.formats.onnx.graph_edits import add_initializer, clean, constant, only_consumer
 
 MICROSOFT = "com.microsoft"
 _MASK_FILL = float(np.finfo(np.float32).min)

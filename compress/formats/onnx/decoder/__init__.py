@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compress.formats.onnx.decoder.folder import (
+from compress.formats.onnx.decoder.export import (
     export_decoder,
     export_encoder_decoder,
     export_image_reader,

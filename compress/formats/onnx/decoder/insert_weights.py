@@ -5,7 +5,7 @@ Of a decoder by itself: inputs `input_ids` and `attention_mask` [batch, length a
 [batch, length, vocabulary] and a `present` for each past, as transformers.js and onnxruntime-genai expect them.
 Positions follow from the mask. Rows of a batch may be padded on the right; padding on the left, which the attention
 kernel would read as text, fails at the node `padding_on_the_left_is_refused`. For a decoder behind an encoder see
-`compress.formats.onnx.decoder.cross_attention`.
+`compress.formats.onnx.decoder.macro_ops`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,19 @@ import onnx_ir as ir
 
 from compress.formats.onnx.decoder import tracing_patches
 from compress.formats.onnx.decoder.caches import CROSS, layer_of
-from compress.formats.onnx.decoder.cross_attention import write_cross_attention
-from compress.formats.onnx.decoder.macro_ops import RECURRENCES, send, take_in, write_lengths, write_rotary
+from compress.formats.onnx.decoder.graph_builder import Nodes
+from compress.formats.onnx.decoder.macro_ops import (
+    RECURRENCES,
+    send,
+    take_in,
+    write_cross_attention,
+    write_lengths,
+    write_rotary,
+)
 from compress.formats.onnx.decoder.node_groups import Sections, joined_layers, mixtures, text_of
-from compress.formats.onnx.decoder.nodes import Nodes
-from compress.formats.onnx.decoder.parts import BATCH, CACHED, IDS, Axes
 from compress.formats.onnx.decoder.rewrites import tidy
 from compress.formats.onnx.decoder.trace import Trace
+from compress.formats.onnx.decoder.traced_parts import BATCH, CACHED, IDS, Axes
 from compress.formats.onnx.decoder.weights import GraphSettings, Weights
 from compress.formats.onnx.model import SHARED_CACHE
 from compress.models.checkpoint import Checkpoint

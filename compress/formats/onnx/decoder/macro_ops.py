@@ -1,8 +1,16 @@
-"""What stands for one node of a trace and is several in the graph: lengths, rotary tables, experts, recurrences.
+"""Placeholders of a trace that become several nodes: lengths, rotary tables, experts, recurrences, cross attention.
 
 ONNX Runtime has an operator for a whole mixture of experts, `QMoE`, with one number of bits for all of them. Here each
-matrix is a product of its own, as in the dense layers, so that every expert has the bits that it was given, and
-multiplies the tokens that it is sent and no others.
+matrix is a product of its own, as in the dense layers, so every expert keeps the bits that it was given and multiplies
+only the tokens that are routed to it.
+
+Attention of a decoder to its encoder follows optimum's merged decoders: prompt and tokens in one graph. Inputs are
+`input_ids` [batch, length], `encoder_hidden_states` [batch, positions, hidden], for text `encoder_attention_mask`
+[batch, positions], `past_key_values.N.decoder.key`, `.decoder.value`, `.encoder.key`, `.encoder.value` [batch, heads,
+past, size] and `use_cache_branch` [1]. Outputs are `logits` [batch, length, vocabulary] and `present.` for each
+`past_key_values.`. With `use_cache_branch` false the past is empty, and the encoder's keys and values are computed from
+`encoder_hidden_states`. With true those of the past are used as they are, and the outputs in their place are empty: the
+client keeps the ones it has, which saves a copy of megabytes for every token.
 """
 
 from __future__ import annotations
@@ -13,7 +21,8 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from compress.formats.onnx.decoder.nodes import Nodes
+from compress.formats.onnx.decoder import tracing_patches
+from compress.formats.onnx.decoder.graph_builder import MICROSOFT, Nodes, node_like
 from compress.formats.onnx.decoder.tracing_patches import DELTA_RULE, SELECTIVE_SCAN
 
 REFUSAL = "padding_on_the_left_is_refused"
@@ -139,3 +148,53 @@ RECURRENCES: Mapping[str, Callable[[Nodes, str, Sequence[ir.Value]], Sequence[ir
     SELECTIVE_SCAN: write_selective_scan,
 }
 """What writes each, by its node in a trace."""
+
+
+_KIND = "MultiHeadAttention"
+
+
+def write_cross_attention(model: ir.Model, cached: ir.Value) -> None:
+    """Write every `plug.CROSS_ATTENTION` as an `If` on ``cached``, in place.
+
+    What only the first call needs, from the products that make keys and values on, moves into its branch.
+    """
+    for node in [node for node in model.graph if node.op_type == tracing_patches.CROSS_ATTENTION]:
+        query, key, value, *others = node.inputs
+        padding, bias, *past = others
+        first = _taken_out(model.graph, node, {key, value})
+        again, anew = (
+            node_like(node, scope, _KIND, [query, *keys, None, padding, bias], node.attributes, MICROSOFT)
+            for scope, keys in (("cached", past), ("first", (key, value)))
+        )
+        nothing = [_nothing(node, index, one) for index, one in enumerate(past)]
+        branches = {
+            "then_branch": _branch(again, [again, *nothing], [one.outputs[0] for one in (again, *nothing)]),
+            "else_branch": _branch(anew, [*first, anew], [anew.outputs[0], key, value]),
+        }
+        made = node_like(node, "If", "If", [cached], branches, outputs=3)
+        ir.convenience.replace_nodes_and_values(model.graph, node, [node], [made], node.outputs, made.outputs)
+
+
+def _taken_out(graph: ir.Graph, node: ir.Node, wanted: set[ir.Value | None]) -> list[ir.Node]:
+    """The nodes that nothing but ``wanted`` of ``node`` needs, taken out of the graph in their order."""
+    found: list[ir.Node] = []
+    users = {node}
+    for one in reversed(list(graph)):
+        uses = [use for output in one.outputs for use in output.uses()]
+        read = [use.node in users and (use.node is not node or node.inputs[use.idx] in wanted) for use in uses]
+        if uses and all(read) and not any(output.is_graph_output() for output in one.outputs):
+            users.add(one)
+            found.insert(0, one)
+    graph.remove(found)
+    return found
+
+
+def _nothing(node: ir.Node, index: int, past: ir.Value) -> ir.Node:
+    """An empty tensor in the place of keys or values that a client has."""
+    _, heads, _, size = past.shape
+    empty = ir.Tensor(np.zeros((0, int(heads), 1, int(size)), np.float32))
+    return node_like(node, f"nothing_{index}", "Constant", [], {"value": empty})
+
+
+def _branch(last: ir.Node, nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]) -> ir.Graph:
+    return ir.Graph([], outputs, nodes=nodes, name=(last.name or "").replace("/", "."))

@@ -13,7 +13,7 @@ import onnx
 import onnxruntime
 import torch
 
-from compress.formats.onnx.decoder.parts import IDS, MASK
+from compress.formats.onnx.decoder.traced_parts import IDS, MASK
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel, all_graphs
 from compress.formats.onnx.runtimes.onnxruntime import OnnxSession, session_of, session_options
 from compress.formats.prove import distance

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from compress.formats.onnx.decoder.nodes import MICROSOFT, node_like
+from compress.formats.onnx.decoder.graph_builder import MICROSOFT, node_like
 from compress.formats.onnx.decoder.tracing_patches import CROSS_ATTENTION
 
 _NORM = "SimplifiedLayerNormalization"

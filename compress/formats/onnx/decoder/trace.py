@@ -18,12 +18,12 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from compress.formats.onnx.decoder import interfaces
+from compress.formats.onnx.decoder import apply_patches
 from compress.formats.onnx.decoder import tracing_patches as plugs
+from compress.formats.onnx.decoder.attention_calls import Call
 from compress.formats.onnx.decoder.caches import PAST, fill_cache, layer_of, note_updates, present, sample_states
-from compress.formats.onnx.decoder.calls import Call
 from compress.formats.onnx.decoder.node_groups import Sections, find_sections
-from compress.formats.onnx.decoder.parts import MASK, Part, alone, embedded
+from compress.formats.onnx.decoder.traced_parts import MASK, Part, alone, embedded
 from compress.formats.onnx.decoder.tracing_patches import Plug
 from compress.formats.silence import silence
 from compress.formats.tracing import as_written, lean_tracing
@@ -180,13 +180,13 @@ class _Rehearsal:
             if hasattr(module, "create_weight")
         }
         self.plug = Plug(self.part.alone, self.part.cached, not self.part.placed)
-        interfaces.prepare(self.model, self.plug)
+        apply_patches.prepare(self.model, self.plug)
         self.prefix, self.blocks = _blocks(self.model, self.part.root(self.model))
         self.cache = self.part.cache(self.model, len(self.blocks))
         slots = note_updates(self.cache)
-        with interfaces.plugged(self.model, self.plug):
+        with apply_patches.plugged(self.model, self.plug):
             self.part.call(self.model, self.cache, self.part.sample(_REHEARSED, 0))
-        self.plug.norms = interfaces.plain_norms(self.model)
+        self.plug.norms = apply_patches.plain_norms(self.model)
         reached = {call.layer for call in self.plug.calls.values()}
         self.missed = sorted(slot.name for slot in slots if slot.given and slot.name not in reached)
 
@@ -270,7 +270,7 @@ def _trace(found: _Rehearsal, states: Mapping[str, torch.Tensor]) -> ir.Model:
     plug.tracing = True
     for index, block in enumerate(found.blocks):
         block.forward = _marked(plug, block.forward, index)
-    with interfaces.plugged(found.model, plug):
+    with apply_patches.plugged(found.model, plug):
         program, _ = OnnxExporter().export_program(_OneGraph(found).eval(), inputs, OnnxConfig(dynamic=True))
     return program
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.onnx import ops
 
-from compress.formats.onnx.decoder.calls import BIAS, CAUSAL, EVERYTHING, Call, Rotation, described, mask_of
+from compress.formats.onnx.decoder.attention_calls import BIAS, CAUSAL, EVERYTHING, Call, Rotation, described, mask_of
 from compress.models.experts import DOWN, GATE, UP
 from compress.models.transposed_linear import TransposedLinear
 

@@ -11,8 +11,7 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
-from compress.formats.onnx.export import Exported, export_onnx
-from compress.formats.onnx.parity import prove_equal
+from compress.formats.onnx.export import Exported, export_onnx, prove_equal
 from compress.models.checkpoint import Checkpoint
 from compress.models.hooks import hooked
 from compress.models.lora_adapter import load_adapted

@@ -9,9 +9,8 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from compress.formats.onnx.decoder.expanded import multiply, whole
-from compress.formats.onnx.decoder.nodes import MICROSOFT, Nodes
-from compress.formats.onnx.decoder.stored_weight import StoredWeight, stack, store, write_integers
+from compress.formats.onnx.decoder.graph_builder import MICROSOFT, Nodes
+from compress.formats.onnx.decoder.stored_weight import StoredWeight, multiply, stack, store, whole, write_integers
 from compress.models.checkpoint import Checkpoint
 from compress.models.lora_adapter import low_rank
 

@@ -18,7 +18,7 @@ import onnx_ir as ir
 import torch
 from onnx import numpy_helper
 
-from compress.formats.onnx.fusions.graph import constant, only_consumer
+from compress.formats.onnx.graph_edits import constant, only_consumer
 from compress.formats.onnx.int8.fuse_integer_ops import Quantized, quantized
 from compress.formats.onnx.int8.observers import Feed, Observed, tap
 from compress.formats.onnx.int8.redundant_qdq import restored

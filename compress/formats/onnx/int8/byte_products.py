@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 from onnx import numpy_helper
 
-from compress.formats.onnx.fusions.graph import constant
+from compress.formats.onnx.graph_edits import constant
 from compress.formats.onnx.int8.fuse_integer_ops import Quantized, quantized
 from compress.numerics.saturation import cut_pairs, pairs_at_risk, without_saturation
 

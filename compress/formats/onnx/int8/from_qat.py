@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.formats.onnx.fusions.graph import add_initializer, clean, constant
+from compress.formats.onnx.graph_edits import add_initializer, clean, constant
 from compress.formats.onnx.int8.fuse_integer_ops import quantized
 from compress.formats.onnx.int8.layer_matching import LayerMatch, end_of, limits_of
 from compress.utils.errors import StageError

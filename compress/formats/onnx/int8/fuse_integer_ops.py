@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from compress.formats.onnx.fusions.graph import add_initializer, clean, constant, only_consumer
+from compress.formats.onnx.graph_edits import add_initializer, clean, constant, only_consumer
 
 MICROSOFT = "com.microsoft"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from compress.formats.onnx.fusions.graph import constant
+from compress.formats.onnx.graph_edits import constant
 
 UNLIMITED = (-np.inf, np.inf)
 _PASSING = ("Relu", "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity")

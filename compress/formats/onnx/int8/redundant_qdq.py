@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from compress.formats.onnx.fusions.graph import add_initializer, clean, constant
+from compress.formats.onnx.graph_edits import add_initializer, clean, constant
 from compress.formats.onnx.int8.fuse_integer_ops import quantized
 from compress.formats.onnx.int8.select_nodes import BRIDGES
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from compress.formats.onnx.fusions.graph import constant
-from compress.formats.onnx.graph import INTEGER
+from compress.formats.onnx.graph_edits import constant
+from compress.formats.onnx.graph_reader import INTEGER
 from compress.utils.errors import StageError
 
 SMALLEST_WEIGHT = 1024

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from compress.formats.onnx.fusions.graph import add_initializer, clean, constant
+from compress.formats.onnx.graph_edits import add_initializer, clean, constant
 from compress.formats.onnx.int8.observers import Feed, tap
 
 _CHANNELS = 1

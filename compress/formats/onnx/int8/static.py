@@ -15,7 +15,7 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper
 
-from compress.formats.onnx.fusions.graph import constant
+from compress.formats.onnx.graph_edits import constant
 from compress.formats.onnx.int8.bias_correction import (
     correct_biases,
     correct_rounded,
@@ -24,13 +24,12 @@ from compress.formats.onnx.int8.bias_correction import (
     round_weights,
 )
 from compress.formats.onnx.int8.byte_products import cut_saturating, keep_from_saturating
-from compress.formats.onnx.int8.cross_layer import equalize
+from compress.formats.onnx.int8.equalization import equalize, smooth
 from compress.formats.onnx.int8.fuse_integer_ops import make_unsigned, pack_attention, unpack_attention, write_products
 from compress.formats.onnx.int8.observers import Feed, Observed, observe
 from compress.formats.onnx.int8.redundant_qdq import drop_redundant_qdq, protect_float_layers
 from compress.formats.onnx.int8.select_nodes import QuantizableLayer, between, find_layers, name_nodes, refuse_unfit
 from compress.formats.onnx.int8.settings import Format, Int8Options, ReduceRange
-from compress.formats.onnx.int8.smooth import smooth
 from compress.formats.onnx.int8.split_concatenations import split_concatenations
 from compress.formats.silence import silence
 from compress.numerics.activation_range import find_range

@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 import onnxruntime
 
-from compress.formats.onnx.call import Tensor
+from compress.formats.onnx.costs import Tensor
 from compress.formats.onnx.runtimes.failures import cannot_open
 from compress.formats.onnx.runtimes.onnxruntime import FAILURES, OnnxSession, session_options
 

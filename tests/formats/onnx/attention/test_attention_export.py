@@ -20,8 +20,7 @@ from transformers import (
     Qwen3ForSequenceClassification,
 )
 
-from compress.formats.onnx.attention.plug import Inputs, Plug, by_definition, plugged
-from compress.formats.onnx.attention.probe import probe
+from compress.formats.onnx.attention.tracing import Inputs, Plug, by_definition, plugged, probe
 from compress.tasks.task import Examples
 
 SHAPE = {

@@ -13,9 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from written_decoders import FewBits
 
 from compress.formats.onnx.decoder import GraphSettings, export_proven
-from compress.formats.onnx.decoder.interfaces import inverse_error_function
-from compress.formats.onnx.decoder.parts import alone
+from compress.formats.onnx.decoder.apply_patches import inverse_error_function
 from compress.formats.onnx.decoder.trace import trace_part
+from compress.formats.onnx.decoder.traced_parts import alone
 from compress.formats.onnx.runtimes.onnxruntime import OnnxSession
 from compress.models.checkpoint import Checkpoint
 from compress.models.quantized_module import load_module
@@ -148,7 +148,7 @@ def test_a_quantized_table_keeps_the_scale_of_its_class(tmp_path) -> None:
 
 def test_a_graph_that_holds_for_one_length_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a node for its scan Mamba's first kind goes from token to token in Python, which a trace unrolls."""
-    monkeypatch.setattr("compress.formats.onnx.decoder.interfaces._SELECTIVE_SCANS", "")
+    monkeypatch.setattr("compress.formats.onnx.decoder.apply_patches._SELECTIVE_SCANS", "")
     checkpoint, _ = save("mamba", {**SIZES, "state_size": 4}, tmp_path)
     with pytest.raises(IntegrityError, match="does not run on 12 tokens after 0"):
         export_proven(checkpoint, GraphSettings(), some_ids(12), 1e-3, 0.2)

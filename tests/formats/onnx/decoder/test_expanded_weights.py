@@ -15,9 +15,8 @@ from transformers import MixtralConfig
 from written_decoders import CONFIGS, FewBits, Graph, by_transformers, logits_of, random_ids, save_decoder
 
 from compress.formats.onnx.decoder import GraphSettings, export_decoder
-from compress.formats.onnx.decoder.expanded import multiply, whole
-from compress.formats.onnx.decoder.nodes import Nodes
-from compress.formats.onnx.decoder.stored_weight import StoredWeight, store
+from compress.formats.onnx.decoder.graph_builder import Nodes
+from compress.formats.onnx.decoder.stored_weight import StoredWeight, multiply, store, whole
 from compress.numerics.integer_grid import QuantizedWeight
 from compress.utils.errors import ModelError
 

@@ -9,8 +9,8 @@ import onnx_ir as ir
 import torch
 from transformers.models.mamba.modeling_mamba import mamba_selective_scan
 
+from compress.formats.onnx.decoder.graph_builder import Nodes
 from compress.formats.onnx.decoder.macro_ops import write_selective_scan
-from compress.formats.onnx.decoder.nodes import Nodes
 from compress.formats.onnx.runtimes.onnxruntime import session_of
 
 BATCH, CHANNELS, SIZE = 2, 5, 3

@@ -9,7 +9,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.formats.onnx.decoder.nodes import Nodes
+from compress.formats.onnx.decoder.graph_builder import Nodes
 from compress.formats.onnx.decoder.stored_weight import StoredWeight, join, pack, split, stack, store
 from compress.numerics.integer_grid import QuantizedWeight
 from compress.utils.errors import ModelError

@@ -9,8 +9,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from test_int8_convolutions import run, weight
 
-from compress.formats.onnx.fusions.graph import constant
-from compress.formats.onnx.int8.cross_layer import equalize, find_groups, scale
+from compress.formats.onnx.graph_edits import constant
+from compress.formats.onnx.int8.equalization import equalize, find_groups, scale
 from compress.formats.onnx.int8.observers import observe
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer

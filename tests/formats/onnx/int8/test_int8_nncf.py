@@ -11,8 +11,8 @@ import pytest
 import tiny
 from exports import exported, run
 
+from compress.formats.onnx.int8.dynamic import quantize_embeddings
 from compress.formats.onnx.int8.static import NncfQuantizer, run_nncf
-from compress.formats.onnx.quantization import quantize_embeddings
 from compress.inspection.integer_kernels import read_kernels
 from compress.utils.errors import DataError
 

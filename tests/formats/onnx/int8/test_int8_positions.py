@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.formats.onnx.quantization import quantize_rows_in_order
+from compress.formats.onnx.int8.dynamic import quantize_rows_in_order
 
 ROWS, WIDTH = 12, 5
 TABLE = (np.random.default_rng(0).standard_normal((ROWS, WIDTH)) * [1, 10, 100, 0, 0.01]).astype(np.float32)

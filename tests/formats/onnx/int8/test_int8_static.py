@@ -13,11 +13,11 @@ import tiny
 from exports import exported, run
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.formats.onnx.fusions.graph import constant
+from compress.formats.onnx.graph_edits import constant
+from compress.formats.onnx.int8.dynamic import quantize_products
 from compress.formats.onnx.int8.fuse_integer_ops import pack_attention, unpack_attention
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer
-from compress.formats.onnx.quantization import quantize_products
 from compress.formats.onnx.runtimes.profile import write_optimized
 from compress.utils.errors import DataError, StageError
 

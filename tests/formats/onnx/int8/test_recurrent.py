@@ -9,8 +9,8 @@ import torch
 from onnx import helper
 from recurrent_graph import WIDTH, recurrent
 
+from compress.formats.onnx.int8.dynamic import quantize_recurrent
 from compress.formats.onnx.int8.observers import open_session
-from compress.formats.onnx.int8.recurrent import quantize_recurrent
 
 
 @pytest.mark.parametrize("in_pieces", [True, False])

@@ -11,8 +11,8 @@ import pytest
 from graph_shapes import shapes_by_running
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.formats.onnx.call import Tensor
-from compress.formats.onnx.quantization import quantize_products
+from compress.formats.onnx.costs import Tensor
+from compress.formats.onnx.int8.dynamic import quantize_products
 from compress.formats.onnx.runtimes.profile import NodeRun, ProfiledSession, read_profile, shapes_of, write_optimized
 from compress.utils.errors import ModelError
 

@@ -27,5 +27,5 @@ class Clip(Stage[TorchModel, TorchModel]):
                 bound = float(torch.quantile(weight.detach().abs().flatten()[: 1 << 24], self.quantile))
                 clipped += int((weight.detach().abs() > bound).sum())
                 weight.data.clamp_(-bound, bound)
-        context.remark(f"clip: {clipped:,} weights")
+        context.note(f"clip: {clipped:,} weights")
         return model

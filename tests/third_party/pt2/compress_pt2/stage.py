@@ -38,5 +38,5 @@ class Pt2(Stage[TorchModel, Pt2Model]):
         session = of_session(open_bytes(program), examples)
         what = "In the program the logits differ from torch"
         found = prove(of_torch(model.module, examples), session, examples, self.tolerance, what)
-        context.remark(f"pt2: logits differ by at most {found.worst:.1e} from torch")
+        context.note(f"pt2: logits differ by at most {found.worst:.1e} from torch")
         return Pt2Model(program, model.companions())

@@ -22,12 +22,12 @@ from compress.stages.training.processes import own_device
 from compress.utils import torch_device
 from compress.utils.errors import DeviceError, InputError
 from compress.utils.torch_device import (
-    computing_on,
+    use_device,
     current_device,
     device_fault,
-    find_device,
+    resolve_device,
     uses_bf16,
-    within_memory,
+    device_memory_errors,
 )
 
 
@@ -60,11 +60,11 @@ def test_a_fault_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_auto_is_cuda_where_torch_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_device, "device_fault", lambda wanted: None)
-    assert [find_device(one) for one in ("auto", "cuda", "cuda:1", "cpu")] == ["cuda:0", "cuda:0", "cuda:1", "cpu"]
+    assert [resolve_device(one) for one in ("auto", "cuda", "cuda:1", "cpu")] == ["cuda:0", "cuda:0", "cuda:1", "cpu"]
     monkeypatch.setattr(torch_device, "device_fault", lambda wanted: "no driver of a GPU is loaded")
-    assert find_device("auto") == "cpu"
+    assert resolve_device("auto") == "cpu"
     with pytest.raises(InputError, match=r"There is no device 'cuda:1' here: no driver") as raised:
-        find_device("cuda:1")
+        resolve_device("cuda:1")
     assert "device: auto" in str(raised.value)
     with pytest.raises(ValidationError, match="device"):
         Recipe.model_validate(recipe(device="gpu"))
@@ -106,10 +106,10 @@ def test_every_stage_that_reads_the_device_says_so() -> None:
 
 def test_the_device_ends_with_what_was_done_on_it() -> None:
     assert current_device() == "cpu"
-    with computing_on("mps") as use:
+    with use_device("mps") as use:
         assert not use.asked and current_device() == "mps" and use.asked
-        assert not torch_device.in_bf16("auto") and torch_device.in_bf16("bf16")
-    assert current_device() == "cpu" and torch_device.in_bf16("auto") == uses_bf16("auto")
+        assert not torch_device.device_uses_bf16("auto") and torch_device.device_uses_bf16("bf16")
+    assert current_device() == "cpu" and torch_device.device_uses_bf16("auto") == uses_bf16("auto")
 
 
 @pytest.mark.parametrize(("has", "fast"), [(False, False), (True, False), (True, True)])
@@ -145,7 +145,7 @@ def test_memory_that_ends_is_told_with_what_is_left(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 29, 8 << 30))
     said = r"block 3 needs more .* cuda:0 has left, of whose 8\.0"
-    with computing_on("cuda:0"), pytest.raises(DeviceError, match=said) as raised, within_memory("block 3", "samples"):
+    with use_device("cuda:0"), pytest.raises(DeviceError, match=said) as raised, device_memory_errors("block 3", "samples"):
         raise torch.OutOfMemoryError("CUDA out of memory")
     assert "lower samples, or set device: cpu" in str(raised.value) and "0.5 are free" in str(raised.value)
 

@@ -5,15 +5,31 @@
 
 from __future__ import annotations
 
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tiny_run
 
 from compress import plugins
-from compress.plugins import UnusablePluginError, find_extensions, load_extension, load_extensions, plugin_problems
+from compress.plugins import (
+    API_VERSION,
+    UnusablePluginError,
+    find_extensions,
+    load_extension,
+    load_extensions,
+    plugin_problems,
+)
 
+ROOT = Path(__file__).parents[1]
 MODULE = """
 GOOD = "good"
 TWIN = "good"
@@ -93,3 +109,159 @@ def test_names_are_found_before_anything_is_imported(registered: list[tuple[str,
     assert [problem.name for problem in plugin_problems()] == ["cast"]
     assert load_extension(extensions["bad"], accept) is None
     assert [problem.name for problem in plugin_problems()] == ["bad", "cast"]
+
+
+SPECS = {
+    # A package whose plug-in can be used, and which adds a command.
+    "good": """
+from compress.plugins import Command, PluginSpec
+SPEC = PluginSpec(name="good", summary="Greets.", commands={"greet": Command("good:greet", "Greet.")})
+def greet() -> None:
+    print("hello")
+""",
+    # The same command once more, and one of the core.
+    "twin": """
+from compress.plugins import Command, PluginSpec
+COMMANDS = {"greet": Command("twin:greet", "Greet."), "run": Command("twin:greet", "Run.")}
+SPEC = PluginSpec(name="twin", summary="Greets too.", commands=COMMANDS)
+""",
+    "broken": "raise RuntimeError('no such luck')\n",
+    "lonely": """
+from compress.plugins import PluginSpec
+SPEC = PluginSpec(name="lonely", summary="Needs another.", requires=("absent",))
+""",
+    "dependent": """
+from compress.plugins import PluginSpec
+SPEC = PluginSpec(name="dependent", summary="Needs one that is disabled.", requires=("lonely",))
+""",
+    "outdated": """
+from compress.plugins import PluginSpec
+SPEC = PluginSpec(name="outdated", summary="Old.", api_version=0)
+""",
+    "halfway": """
+from compress.plugins import Command, PluginSpec
+SPEC = PluginSpec(
+    name="halfway",
+    summary="Its objects cannot be imported.",
+    commands={"fail": Command("nowhere_at_all:fail", "Fail.")},
+    stages={"missing_stage": "nowhere_at_all:Stage"},
+)
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of installed packages: one distribution that registers all of `SPECS`."""
+    folder = tmp_path_factory.mktemp("site")
+    for name, code in SPECS.items():
+        (folder / f"{name}.py").write_text(code)
+    metadata = folder / "more_plugins-1.2.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: more-plugins\nVersion: 1.2\n")
+    entries = [f"{name} = {name}:SPEC" for name in SPECS]
+    (metadata / "entry_points.txt").write_text("\n".join(["[compress.plugins]", *entries]))
+    return folder
+
+
+def call(site: Path, *arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command beside the packages of ``site``, with the copy of compress in ``folder``."""
+    path = os.pathsep.join(map(str, (folder or ROOT, site)))
+    return subprocess.run(
+        [sys.executable, "-m", "compress", *map(str, arguments)],
+        **{"capture_output": True, "text": True, "check": False, "timeout": 120},
+        env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200"},
+        cwd=site,
+    )
+
+
+def problems(site: Path) -> list[str]:
+    code = "from compress.cli import app; import typer; typer.main.get_command(app); from compress import plugins; "
+    code += "print(*plugins.plugin_problems(), sep='\\n')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        **{"capture_output": True, "text": True, "check": True, "timeout": 120},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, site)))},
+        cwd=site,
+    )
+    return done.stdout.splitlines()
+
+
+def test_unusable_plugins_are_named_with_their_package_and_reason(site: Path) -> None:
+    of = "of the package more-plugins 1.2 is left out: "
+    assert problems(site) == [
+        f"The plug-in 'broken' {of}it cannot be imported: RuntimeError: no such luck",
+        f"The plug-in 'dependent' {of}it requires the plug-in lonely, which is missing or cannot be used",
+        f"The plug-in 'lonely' {of}it requires the plug-in absent, which is missing or cannot be used",
+        f"The plug-in 'outdated' {of}it is written for version 0 of the plug-in interface; expected {API_VERSION}",
+        f"The command 'greet' {of}the package more-plugins 1.2 registers a command of this name; "
+        "uninstall one of the two",
+        f"The command 'run' {of}compress has a command of this name; choose another one",
+    ]
+
+
+def test_commands_of_other_plugins_work_beside_unusable_ones(site: Path) -> None:
+    help_page = call(site, "--help").stdout
+    assert " greet " in help_page and " fail " in help_page and " diff " in help_page
+    done = call(site, "greet")
+    assert (done.returncode, done.stdout) == (0, "hello\n")
+
+
+def test_a_command_that_cannot_be_imported_names_its_module(site: Path) -> None:
+    done = call(site, "fail")
+    assert done.returncode == 2
+    assert "The command 'fail' cannot be imported from nowhere_at_all:fail: ModuleNotFoundError" in done.stderr
+
+
+def test_doctor_lists_plugins_and_those_that_cannot_be_used(site: Path) -> None:
+    said = call(site, "doctor").stdout
+    assert "plug-in good: Greets." in said
+    assert "The plug-in 'broken' of the package more-plugins 1.2 is left out" in said
+    assert "The stage 'missing_stage' of the package more-plugins 1.2 is left out: it cannot be imported" in said
+
+
+@pytest.fixture(scope="module")
+def without_diff(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copy of compress without the plug-in diff, whose catalogue has a stage, a task and a format of it."""
+    folder = tmp_path_factory.mktemp("copy")
+    skipped = shutil.ignore_patterns("__pycache__", "diff")
+    shutil.copytree(ROOT / "compress", folder / "compress", ignore=skipped)
+    file = folder / "compress" / "plugins" / plugins.CATALOGUE.name
+    catalogue = json.loads(file.read_text())
+    for point, name in MISSING.items():
+        catalogue[point][name] = "diff"
+    file.write_text(json.dumps(catalogue))
+    return folder
+
+
+MISSING = {"stages": "compare_tensors", "tasks": "tensor-comparison", "formats": "difference"}
+
+
+@pytest.mark.parametrize("point", MISSING)
+def test_a_recipe_that_needs_a_missing_plugin_names_it(point: str, without_diff: Path, tmp_path: Path) -> None:
+    name = MISSING[point]
+    changes: dict[str, dict[str, Any]] = {
+        "stages": {"stages": [{name: {}}, "export"]},
+        "tasks": {"task": name},
+        "formats": {"targets": [{"cpu": {"format": name}}]},
+    }
+    recipe = tiny_run.write_all(tmp_path, **changes[point])
+    done = call(tmp_path, "check", recipe, folder=without_diff)
+    assert done.returncode == 2, done.stdout + done.stderr
+    expected = f"the plug-in diff, which provides {name!r} and is not installed; reinstall compress"
+    assert expected in " ".join(done.stderr.split())
+
+
+def test_a_command_of_a_missing_plugin_names_it(without_diff: Path, tmp_path: Path) -> None:
+    done = call(tmp_path, "diff", folder=without_diff)
+    assert done.returncode == 2
+    assert (
+        "No such command 'diff'. It needs the plug-in diff, which provides 'diff' and is not installed" in done.stderr
+    )
+    help_page = call(tmp_path, "--help", folder=without_diff).stdout
+    assert " bundle " in help_page and " diff " not in help_page
+
+
+def test_the_catalogue_lists_everything_that_the_plugins_register() -> None:
+    generated = runpy.run_path(str(ROOT / "docs" / "generate.py"))
+    assert json.loads(plugins.CATALOGUE.read_text()) == generated["catalogue"](), "run `make docs`"

@@ -1,4 +1,4 @@
-"""Energy of the processor, where the kernel counts it: Intel's and AMD's RAPL through `powercap`."""
+"""Energy of the processor from the kernel's RAPL counters (Intel and AMD) in `powercap`."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ _ZONES = "sys/class/powercap"
 
 @dataclass(frozen=True)
 class EnergyMeter:
-    """Counters of all processor packages; the energy is that of the whole package, whoever used it."""
+    """Counters of all processor packages. The energy is that of the whole package, for all processes."""
 
     zones: tuple[Path, ...]
 
     def read(self) -> tuple[int, ...]:
-        """Microjoules counted by each package so far. Raises `StageError` if a counter has gone."""
+        """Return the microjoules counted by each package so far. Raises `StageError` if a counter has disappeared."""
         try:
             return tuple(int((zone / "energy_uj").read_text()) for zone in self.zones)
         except (OSError, ValueError) as error:
             raise StageError(f"The energy counter can no longer be read: {error}", where="benchmark") from error
 
     def between_mj(self, before: tuple[int, ...], after: tuple[int, ...]) -> float:
-        """Millijoules between two readings; a counter starts again at 0 past its range."""
+        """Return the millijoules between two readings. A counter starts again at 0 past its range."""
         total = 0
         for zone, first, last in zip(self.zones, before, after, strict=True):
             if last < first:
@@ -35,7 +35,7 @@ class EnergyMeter:
 
 
 def find_meter(root: Path = _ROOT) -> EnergyMeter | str:
-    """The meter of this machine, or why there is none."""
+    """Return the meter of this machine, or why there is none."""
     zones = sorted(path for path in (root / _ZONES).glob("*-rapl:*") if path.name.count(":") == 1)
     if not zones:
         return f"the kernel shows no RAPL counter in /{_ZONES}"

@@ -1,4 +1,4 @@
-"""Text generation timed at given lengths of context, artifacts side by side: from opened graphs to measurement rows."""
+"""Timing session of text generation at given lengths of context."""
 
 from __future__ import annotations
 
@@ -44,23 +44,38 @@ def measure_generation(
     other_targets: Mapping[str, Target] | None = None,
     host: BenchmarkHost = LOCAL_HOST,
 ) -> BenchmarkResult:
-    """Time greedy generation of every artifact at ``place``, and compare each with ``artifacts[baseline]``.
+    """Time greedy generation of every artifact on ``host``, and compare each with ``artifacts[baseline]``.
 
-    All run on ``target``, but those named in ``elsewhere`` on the target there: other runtimes take part in the turns.
+    Launches of fresh processes, precision and deadline are as in `measure_side_by_side`.
 
-    ``texts`` has the token ids to prompt each artifact with; where it is empty, ids are drawn by ``seed``. Launches of
-    fresh processes, precision and deadline are as in `measure_side_by_side`. Raises `InputError` for a context beyond the
-    model's positions, `DataError` for a text that is too short, `ModelError` for a graph that is no decoder,
-    `StageError` where the target is not to be had or the baseline's process ends.
+    Args:
+        artifacts: Model folder or file by label.
+        texts: Token ids of each artifact's prompt. If it is empty, random ids are used.
+        target: Target that the models run on.
+        settings: Benchmark settings of the recipe.
+        baseline: Label of the baseline.
+        progress: Progress display.
+        seed: Seed of random ids.
+        timeout_seconds: Longest wait for one answer of a process.
+        precision: Half the width of the interval of a ratio at which sampling stops.
+        confidence: Confidence of that interval.
+        other_targets: Targets of artifacts that another runtime runs, by label.
+        host: Machine that the processes run on.
+
+    Raises:
+        InputError: A context is longer than the model's positions.
+        DataError: A text is too short.
+        ModelError: A graph is no decoder.
+        StageError: The target is unavailable, or the baseline's process died or hung.
     """
     began, other_targets = time.perf_counter(), other_targets or {}
     check_host(artifacts, baseline, [target, *other_targets.values()], host)
     _check(artifacts, texts, settings)
     plan = TextGenerationPlan(sorted(set(settings.contexts)), settings.tokens, texts, other_targets)
     with tempfile.TemporaryDirectory(prefix="compress-bench-") as scratch:
-        nothing = Path(scratch) / "nothing.npz"
-        write_batches(nothing, [])
-        files = dict.fromkeys(artifacts, nothing)
+        no_batches = Path(scratch) / "nothing.npz"
+        write_batches(no_batches, [])
+        files = dict.fromkeys(artifacts, no_batches)
         conditions = TimingConditions(
             target=host.target(target),
             baseline=baseline,
@@ -98,23 +113,38 @@ def measure_generation(
 
 
 def generation_rows(writer: MeasurementWriter, record: TimingRecord, model: str, context: int) -> list[Measurement]:
-    """Prompt and steps of one model at one context: times, and tokens per second of each round."""
+    """Return the measurements of one model at one context: times, and tokens per second of each round.
+
+    Args:
+        writer: Writer of the model's measurements.
+        record: Record of the session.
+        model: Name of the model in the record.
+        context: Number of tokens of the prompt.
+    """
     first, following = record.timings[prompt_timing(context)], record.timings[token_timing(context)]
-    read_ms = np.concatenate(first.latencies_ms(model))
+    prompt_ms = np.concatenate(first.latencies_ms(model))
     speeds = [1000 * len(latencies) / sum(latencies) for latencies in following.latencies_ms(model)]
     return [
         *writer.times(first.by_launch(model), {f"time_to_first_token_ms_context_{context}": 0.5}),
         *writer.times(following.by_launch(model), {f"time_per_output_token_ms_context_{context}": 0.5}),
         writer.medians(f"tokens_per_second_context_{context}", "tokens/s", speeds),
-        writer.medians(f"prefill_tokens_per_second_context_{context}", "tokens/s", list(1000 * context / read_ms)),
+        writer.medians(f"prefill_tokens_per_second_context_{context}", "tokens/s", list(1000 * context / prompt_ms)),
     ]
 
 
 def speedup_rows(writer: MeasurementWriter, record: TimingRecord, model: str, baseline: str, context: int) -> list[Measurement]:
-    """How many times faster than the baseline, launch by launch: the first token, and those that follow."""
+    """Return the speed-ups over the baseline of the first token, and of those that follow.
+
+    Args:
+        writer: Writer of the model's measurements.
+        record: Record of the session.
+        model: Name of the model in the record.
+        baseline: Name of the baseline in the record.
+        context: Number of tokens of the prompt.
+    """
     return [
-        writer.speedup(f"speedup_{what}_context_{context}", record.timings[timing(context)], model, baseline)
-        for what, timing in (("time_to_first_token", prompt_timing), ("time_per_output_token", token_timing))
+        writer.speedup(f"speedup_{metric}_context_{context}", record.timings[timing_name(context)], model, baseline)
+        for metric, timing_name in (("time_to_first_token", prompt_timing), ("time_per_output_token", token_timing))
     ]
 
 
@@ -139,14 +169,14 @@ def _check(artifacts: Mapping[str, Path], texts: Mapping[str, Sequence[int]], se
 
 
 def _positions(file: Path) -> int | None:
-    """The longest text that the config beside the file or in the folder above allows, where there is one."""
+    """Return the longest text that the model's config allows, or None without a config."""
     folder = _configured(file)
     return None if folder is None else positions_of(read_json(folder / "config.json"))
 
 
 def _configured(file: Path) -> Path | None:
-    """The folder of the file's config: its own, or the one above."""
-    return next((one for one in (file.parent, file.parent.parent) if (one / "config.json").is_file()), None)
+    """Return the folder of the file's config: its own or its parent, or None."""
+    return next((folder for folder in (file.parent, file.parent.parent) if (folder / "config.json").is_file()), None)
 
 
 def _notes(record: TimingRecord, plan: TextGenerationPlan, conditions: TimingConditions) -> list[str]:
@@ -162,13 +192,20 @@ def _notes(record: TimingRecord, plan: TextGenerationPlan, conditions: TimingCon
 
 
 _CHARACTERS_A_TOKEN = 64
-"""Nobody's tokens are longer on average, so that no more of a large file has to be encoded."""
+"""Upper bound of the mean length of a token in characters, so that only the start of a large file is encoded."""
 
 
 def encode_text(artifact: Path, text: Path, count: int) -> list[int]:
-    """The first ``count`` token ids of a UTF-8 file, or all where it has fewer, by the tokenizer beside the model.
+    """Return the first ``count`` token ids of a UTF-8 file, or all if it has fewer, with the model's tokenizer.
 
-    Raises `InputError` for a file that is no text, `ModelError` where there is no tokenizer that loads.
+    Args:
+        artifact: Model folder or file, with the tokenizer beside it.
+        text: Text file.
+        count: Number of tokens.
+
+    Raises:
+        InputError: The file is not text.
+        ModelError: No tokenizer can be loaded.
     """
     try:
         with text.open(encoding="utf-8") as stream:

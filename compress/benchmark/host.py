@@ -96,4 +96,6 @@ def find_hosts(names: Sequence[str], inventory: Path | None, folders: Sequence[P
         finder: HostFinder | None = load_extension(extension, lambda value: value)
         if finder is not None:
             return finder(names, inventory, folders)
-    raise InputError(f"No plug-in reaches other machines, such as {names[0]!r}.", expected=explain_missing("hosts", "ssh"))
+    raise InputError(
+        f"No plug-in reaches other machines, such as {names[0]!r}.", expected=explain_missing("hosts", "ssh")
+    )

@@ -1,6 +1,6 @@
-"""What this machine can do at best, measured now with the threads and cores of the benchmark.
+"""Limits of this machine, measured now with the threads and cores of the benchmark.
 
-Arithmetic goes through ONNX Runtime, so the limit is that of its best matrix product and not of the data sheet.
+Arithmetic runs in ONNX Runtime, so its limit is that of ONNX Runtime's best matrix product, not of the data sheet.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from compress.formats.onnx.runtimes.onnxruntime import session_options
 from compress.utils.environment import granted_cores, memory_bytes, memory_limit_bytes
 
 PRODUCTS = ((128, 512, 512), (256, 256, 1024), (512, 512, 512))
-"""Rows, inner width and columns of the products that are timed."""
+"""Rows, inner width and columns of the timed products."""
 _PRODUCT_SECONDS = 0.06
 _FEWEST_REPEATS = 5
 _BANDWIDTH_SECONDS = 0.02
@@ -35,7 +35,7 @@ Samples = list[float]
 
 @dataclass(frozen=True)
 class MachineRates:
-    """Rates that were reached: bytes/s and operations/s, one a repeat."""
+    """Measured rates in bytes/s and operations/s, one value a repeat."""
 
     bytes_per_s: dict[int, Samples]
     fp32_per_s: Samples
@@ -43,7 +43,7 @@ class MachineRates:
 
 
 def measure_rates(threads: int, buffers: list[int]) -> MachineRates:
-    """Time the products, and reading and copying within buffers of so many bytes in all."""
+    """Time matrix products, and reading and copying in buffers of these sizes in bytes."""
     return MachineRates(
         {size: bandwidth(size, threads) for size in buffers},
         [rate for shape in PRODUCTS for rate in product_rates("fp32", *shape, threads)],
@@ -52,20 +52,20 @@ def measure_rates(threads: int, buffers: list[int]) -> MachineRates:
 
 
 def last_level_cache_bytes(root: Path = Path("/")) -> int | None:
-    """Size of the largest cache of the first granted core, where the kernel shows it."""
+    """Return the size of the largest cache of the first granted core, or None if the kernel doesn't show it."""
     return max(_cache_bytes(root).values(), default=None)
 
 
 def second_level_cache_bytes(root: Path = Path("/")) -> int | None:
-    """Size of the cache that a core has for itself beside the first one, where the kernel shows it."""
+    """Return the size of a core's own second-level cache, or None if the kernel doesn't show it."""
     return _cache_bytes(root).get(2)
 
 
 def _cache_bytes(root: Path) -> dict[int, int]:
-    """Level -> bytes of its cache of the first granted core; the larger where instructions have their own."""
+    """Return level -> bytes of the first granted core's caches, the larger one if instructions have their own cache."""
     sizes: dict[int, int] = {}
-    for place in (root / f"sys/devices/system/cpu/cpu{granted_cores()[0]}/cache").glob("index*"):
-        text, level = (place / "size").read_text().strip(), place / "level"
+    for folder in (root / f"sys/devices/system/cpu/cpu{granted_cores()[0]}/cache").glob("index*"):
+        text, level = (folder / "size").read_text().strip(), folder / "level"
         unit = {"K": 1 << 10, "M": 1 << 20}.get(text[-1:], 1)
         number = int(level.read_text()) if level.is_file() else 0
         sizes[number] = max(sizes.get(number, 0), int(text.rstrip("KM")) * unit)
@@ -73,16 +73,19 @@ def _cache_bytes(root: Path) -> dict[int, int]:
 
 
 def memory_buffer_bytes() -> int:
-    """A buffer far beyond the last cache: four times its size, at least 256 MiB, at most 1 GiB or 1/8 of memory."""
-    wanted = max(_USUAL_BUFFER, _BEYOND_CACHE * (last_level_cache_bytes() or 0))
+    """Return the size of a buffer that no cache holds.
+
+    It is four times the last cache, at least 256 MiB, and at most 1 GiB or 1/8 of memory.
+    """
+    size = max(_USUAL_BUFFER, _BEYOND_CACHE * (last_level_cache_bytes() or 0))
     available = min(filter(None, (memory_bytes(), memory_limit_bytes())), default=_LARGEST_BUFFER * _SHARE_OF_MEMORY)
-    return min(wanted, _LARGEST_BUFFER, available // _SHARE_OF_MEMORY)
+    return min(size, _LARGEST_BUFFER, available // _SHARE_OF_MEMORY)
 
 
 def bandwidth(buffer_bytes: int, threads: int) -> Samples:
-    """Bytes/s at which ``threads`` together copy, then read, a buffer of that size over and over.
+    """Return the bytes/s at which ``threads`` threads together copy, then read, a buffer of that size repeatedly.
 
-    A copy counts what it reads and what it writes.
+    A copy counts the bytes that it reads and the bytes that it writes.
     """
     values = max(_SMALLEST_BUFFER, buffer_bytes) // threads // 8
     halves = [(np.ones(values, np.float32), np.ones(values, np.float32)) for _ in range(threads)]
@@ -101,7 +104,7 @@ def bandwidth(buffer_bytes: int, threads: int) -> Samples:
 def _rates(
     work: Callable[[tuple[np.ndarray, np.ndarray]], None], parts: list[tuple[np.ndarray, np.ndarray]], moved: int
 ) -> Samples:
-    """Bytes/s of ``work``, each thread on its own part, one sample a repeat; numpy lets threads run meanwhile."""
+    """Return the bytes/s of ``work``, each thread on its own part, one sample a repeat."""
     repeats = max(1, int(_BANDWIDTH_SECONDS / max(_together(work, parts, 1), 1e-6)))
     return [moved * repeats / _together(work, parts, repeats) for _ in range(_BANDWIDTH_REPEATS)]
 
@@ -109,7 +112,7 @@ def _rates(
 def _together(
     work: Callable[[tuple[np.ndarray, np.ndarray]], None], parts: list[tuple[np.ndarray, np.ndarray]], repeats: int
 ) -> float:
-    """Seconds from the first thread's start to the last one's end."""
+    """Return the seconds from the first thread's start to the last one's end."""
     start = threading.Barrier(len(parts))
     spans: list[tuple[float, float]] = []
 
@@ -129,7 +132,15 @@ def _together(
 
 
 def product_rates(arithmetic: str, rows: int, inner: int, columns: int, threads: int) -> Samples:
-    """Operations/s of ``[rows, inner] @ [inner, columns]`` with constant weights, one sample a repeat."""
+    """Return the operations/s of ``[rows, inner] @ [inner, columns]`` with constant weights, one sample a repeat.
+
+    Args:
+        arithmetic: `fp32` or `int8`.
+        rows: Rows of the input.
+        inner: Columns of the input and rows of the weights.
+        columns: Columns of the weights.
+        threads: Number of threads.
+    """
     graph, value = _product(arithmetic, rows, inner, columns)
     session = onnxruntime.InferenceSession(graph, session_options(threads), providers=["CPUExecutionProvider"])
     operations = 2 * rows * inner * columns
@@ -144,7 +155,14 @@ def product_rates(arithmetic: str, rows: int, inner: int, columns: int, threads:
 
 
 def _product(arithmetic: str, rows: int, inner: int, columns: int) -> tuple[bytes, np.ndarray]:
-    """A graph of one product, and what to feed it: floats, or unsigned 8-bit by signed 8-bit integers."""
+    """Return the graph of one product and its input: floats, or unsigned 8-bit by signed 8-bit integers.
+
+    Args:
+        arithmetic: `fp32` or `int8`.
+        rows: Rows of the input.
+        inner: Columns of the input and rows of the weights.
+        columns: Columns of the weights.
+    """
     generator = np.random.default_rng(0)
     if arithmetic == "fp32":
         value = generator.normal(size=(rows, inner)).astype(np.float32)

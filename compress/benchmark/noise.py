@@ -1,4 +1,4 @@
-"""Whether the machine was quiet while it measured, and if not, why not."""
+"""Verdict on how quiet the machine was during a measurement, with reasons."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from compress.utils.environment import granted_cores, throttling
 Verdict = Literal["quiet", "noisy", "unusable"]
 
 _NOISY_SPREAD, _UNUSABLE_SPREAD = 0.10, 0.30
-"""Interquartile range over median of the rounds; torch.utils.benchmark warns at 10% too."""
+"""Interquartile range over median of the rounds. torch.utils.benchmark also warns at 10%."""
 _NOISY_OTHERS, _UNUSABLE_OTHERS = 0.10, 0.50
-"""Share of the machine's processor time taken by others, or by the hypervisor."""
+"""Share of the machine's processor time that other processes or the hypervisor took."""
 _UNUSABLE_THROTTLED = 0.10
 _NOISY_LOAD = 1.5
 
 
 @dataclass(frozen=True)
 class Noise:
-    """A verdict with the reasons for it, and the figures behind them."""
+    """Verdict on the noise of a measurement, its reasons, and the numbers behind them."""
 
     verdict: Verdict
     reasons: tuple[str, ...]
@@ -38,9 +38,9 @@ class Noise:
 
 @dataclass(frozen=True)
 class Usage:
-    """What the counters of the machine say now, or said more at one moment than at another.
+    """Counters of the machine at one moment, or their difference between two moments.
 
-    ``own_seconds`` is this benchmark's own processor time.
+    ``own_seconds`` is the processor time of this benchmark.
     """
 
     elapsed: float = 0.0
@@ -50,10 +50,10 @@ class Usage:
     own_seconds: float = 0.0
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
+        return Usage(*(first + second for first, second in zip(astuple(self), astuple(other), strict=True)))
 
-    def __sub__(self, before: Usage) -> Usage:
-        return Usage(*(last - first for last, first in zip(astuple(self), astuple(before), strict=True)))
+    def __sub__(self, earlier: Usage) -> Usage:
+        return Usage(*(last - first for last, first in zip(astuple(self), astuple(earlier), strict=True)))
 
     @classmethod
     def now(cls, children_seconds: float) -> Usage:
@@ -73,12 +73,12 @@ class Usage:
 
 
 def load_average() -> float | None:
-    """Processes that ran or waited over the last minute, where the system tells."""
+    """Return the mean number of running and waiting processes of the last minute, or None if unknown."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def frequency_mhz() -> float | None:
-    """The processor's frequency now, where the system tells."""
+    """Return the processor's current frequency, or None if the system doesn't report it."""
     try:
         now = psutil.cpu_freq()
     except (OSError, NotImplementedError):
@@ -87,7 +87,7 @@ def frequency_mhz() -> float | None:
 
 
 def spread(medians: np.ndarray) -> float:
-    """Interquartile range over median."""
+    """Return the interquartile range over the median."""
     low, middle, high = np.quantile(medians, [0.25, 0.5, 0.75])
     return float((high - low) / middle)
 
@@ -101,11 +101,16 @@ def judge_noise(
     cores: int | None = None,
     granted: int | None = None,
 ) -> Noise:
-    """The verdict on what was measured while ``usage`` went on.
+    """Return the verdict on the noise during a measurement.
 
-    ``relative_rounds[model]`` says how each of its rounds went against the whole, [rounds]; ``reference_ms`` are the
-    pulses around them, [rounds], which vary only because the machine does. ``cores`` and ``granted`` count those of
-    the machine and of the process that measured; default: this one's.
+    Args:
+        usage: Difference of the machine's counters during the measurement.
+        relative_rounds: Time of each round of a model relative to all its rounds, [rounds].
+        load_before: Load average before the start.
+        reference_ms: Times of the reference product around the rounds in ms, [rounds]. Only noise varies them.
+        frequencies_mhz: Processor frequency after each launch.
+        cores: Cores of the machine. Default: this machine's.
+        granted: Cores that the measuring process may use. Default: this process's.
     """
     capacity = usage.elapsed * (cores or os.cpu_count() or 1)
     granted = granted or len(granted_cores())
@@ -133,7 +138,7 @@ def judge_noise(
     verdict: Verdict = "unusable" if "unusable" in verdicts else "noisy" if "noisy" in verdicts else "quiet"
     return Noise(
         verdict,
-        tuple(reason for found, reason in findings if found != "quiet"),
+        tuple(reason for level, reason in findings if level != "quiet"),
         {
             "round_spread": spreads[worst],
             "reference_spread": reference,

@@ -70,7 +70,7 @@ class WorkloadPlan(Protocol):
 
     @property
     def deciding_timings(self) -> tuple[str, ...]:
-        """Those of them that say when the ratios of models are known well enough, and how noisy it was."""
+        """Return the kinds of work that decide when ratios are precise enough, and how noisy the machine was."""
 
     @property
     def reported(self) -> Mapping[str, str | None]:
@@ -141,7 +141,10 @@ class TimingSession:
                 yield record.launches
 
     def interval_half_width(self) -> float:
-        """Half the width of the widest interval, as a share: of ratios to the baseline, or of the baseline alone."""
+        """Return half the width of the widest interval, as a share.
+
+        The intervals are those of the ratios to the baseline, or of the baseline itself if it is the only model.
+        """
         if any(len(set(rounds.launches)) < 2 for rounds in self._decisive(self.record)):
             return float("inf")
         others = [name for name in self._names if name != self._baseline]
@@ -153,7 +156,7 @@ class TimingSession:
             )
         ]
         intervals = [geometric_interval(ratios, self._conditions.confidence) for ratios in samples]
-        return max(found.high / found.value - 1 for found in intervals)
+        return max(interval.high / interval.value - 1 for interval in intervals)
 
     def _decisive(self, record: TimingRecord) -> list[Rounds]:
         return [record.timings[name] for name in self._workload.plan.deciding_timings]
@@ -171,7 +174,7 @@ class TimingSession:
         return self.interval_half_width() <= self._conditions.precision
 
     def _left(self, began: float, kinds: int) -> float:
-        """Sampling time that is left for so many kinds of work in this launch, all models together."""
+        """Return the sampling seconds that are left in this launch for ``kinds`` kinds of work of all models."""
         conditions = self._conditions
         if conditions.deadline is None:
             return conditions.seconds * len(self._names) * kinds / conditions.max_launches
@@ -209,7 +212,7 @@ class TimingSession:
             record.frequencies_mhz += [] if frequency is None else [frequency]
 
     def _start(self, child: WorkerProcess) -> None:
-        """From the start of the process to its first answer. The files are in the system's cache, or soon are."""
+        """Measure one process from its start to its first answer."""
         record, conditions, workload, name = self.record, self._conditions, self._workload, child.label
         opened = child.open(
             workload.artifacts[name],
@@ -239,7 +242,7 @@ class TimingSession:
 
 
 class ReferenceTimer:
-    """Times the reference kernels a few times a second between rounds, and a small product around all turns."""
+    """Timer of the reference work: the kernels a few times a second, and a small product around all calls."""
 
     def __init__(self, child: WorkerProcess, conditions: TimingConditions, times: list[ReferenceTimes]) -> None:
         cores, timeout = conditions.cores, conditions.timeout_seconds
@@ -252,7 +255,7 @@ class ReferenceTimer:
         self._last = time.perf_counter()
 
     def time_small_product(self) -> float:
-        """Milliseconds of the small product on the slowest core, once the threads of the last turn are idle."""
+        """Return the time of the small product on the slowest core in ms, once the last call's threads are idle."""
         time.sleep(self._settle)
         return self._measure_product()
 

@@ -1,4 +1,4 @@
-"""From timed rounds to measurement rows."""
+"""Conversion of timed rounds to measurements."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from compress.results.measurement import Measurement
 _RESAMPLES = 500
 _FEWEST_LAUNCHES = 3
 _FEWEST_FOR_A_MEDIAN = 6
-"""With fewer samples there is no 95% interval of the median."""
+"""Smallest number of samples for which the median has a 95% interval."""
 
 
 @dataclass(frozen=True)
 class MeasurementWriter:
-    """Makes the rows of one model on one target."""
+    """Writer of the measurements of one model on one target."""
 
     model: str
     target: str
@@ -39,7 +39,16 @@ class MeasurementWriter:
         settings: Benchmark,
         seconds: np.ndarray | None = None,
     ) -> list[Measurement]:
-        """Every row of the model that was timed as ``timed_as``; ``seconds`` are those of recordings."""
+        """Return every measurement of a model that was timed on calls.
+
+        Args:
+            record: Record of the session.
+            timed_as: Name of the model in the record. Equal models are timed once.
+            baseline: Name of the baseline in the record.
+            lengths: Lengths of the examples in tokens, [examples].
+            settings: Benchmark settings of the recipe.
+            seconds: Lengths of recordings in seconds, [examples], for speech.
+        """
         single, batched, batch = record.timings[SINGLE], record.timings[BATCHED], settings.batch_size
         rows = self.single(single, timed_as, lengths)
         rows += [self.speedup("speedup", single, timed_as, baseline)]
@@ -54,7 +63,7 @@ class MeasurementWriter:
         return rows + self.starts(record, timed_as)
 
     def starts(self, record: TimingRecord, timed_as: str) -> list[Measurement]:
-        """Memory, and what the start of its processes took."""
+        """Return memory, and the times of process starts."""
         return [
             self.medians("peak_memory_bytes", "bytes", record.single_bytes[timed_as]),
             self.medians("startup_ms", "ms", record.startup_ms[timed_as]),
@@ -67,7 +76,7 @@ class MeasurementWriter:
         ]
 
     def single(self, rounds: Rounds, timed_as: str, lengths: np.ndarray) -> list[Measurement]:
-        """Latency at batch 1 and its tails, over all examples and by quarters of their ``lengths``."""
+        """Return latency at batch 1 and its tails, over all examples and by quarters of their ``lengths``."""
         rows = self.times(
             rounds.by_launch(timed_as), {"latency_ms": 0.5, "latency_p90_ms": 0.9, "latency_p99_ms": 0.99}
         )
@@ -77,17 +86,17 @@ class MeasurementWriter:
         return rows + [row for bucket in buckets for row in self._bucket(rounds, timed_as, lengths, *bucket)]
 
     def real_time_factor(self, rounds: Rounds, timed_as: str, seconds: np.ndarray) -> Measurement:
-        """Seconds of computing for each of recording, of the examples' ``seconds``; an outcome is a launch's factor."""
-        took, heard = (np.zeros(rounds.launches[-1] + 1) for _ in range(2))
+        """Return the seconds of computing for each second of recording; a sample is a launch's factor."""
+        computed, recorded = (np.zeros(rounds.launches[-1] + 1) for _ in range(2))
         for launch, calls, latencies in zip(rounds.launches, rounds.calls, rounds.latencies_ms(timed_as), strict=True):
-            took[launch] += sum(latencies) / 1000
-            heard[launch] += seconds[calls].sum()
-        factors = took[heard > 0] / heard[heard > 0]
+            computed[launch] += sum(latencies) / 1000
+            recorded[launch] += seconds[calls].sum()
+        factors = computed[recorded > 0] / recorded[recorded > 0]
         interval = t_interval(factors) if len(factors) >= _FEWEST_LAUNCHES else None
-        return self.row("real_time_factor", float(took.sum() / heard.sum()), "", interval, factors)
+        return self.row("real_time_factor", float(computed.sum() / recorded.sum()), "", interval, factors)
 
     def batched(self, rounds: Rounds, timed_as: str, batch_size: int) -> list[Measurement]:
-        """Latency of a batch, and examples per second of each round."""
+        """Return the latency of a batch, and the examples per second of each round."""
         latencies = rounds.latencies_ms(timed_as)
         throughput = [1000 * batch_size * len(calls) / sum(calls) for calls in latencies]
         return [
@@ -96,7 +105,14 @@ class MeasurementWriter:
         ]
 
     def speedup(self, metric: str, rounds: Rounds, timed_as: str, baseline: str) -> Measurement:
-        """How many times faster than ``baseline``: geometric mean of the launches' ratios, with its t interval."""
+        """Return the ratio of the baseline's time to the model's: geometric mean over launches, with its t interval.
+
+        Args:
+            metric: Name of the metric.
+            rounds: Rounds of this kind of work.
+            timed_as: Name of the model in the record.
+            baseline: Name of the baseline in the record.
+        """
         if timed_as == baseline:
             return self.row(metric, 1.0, "x", None, n=rounds.launches[-1] + 1)
         ratios = rounds.ratios(baseline, timed_as)
@@ -106,26 +122,34 @@ class MeasurementWriter:
         return self.row(metric, value, "x", (low, high), ratios)
 
     def consumption(self, rounds: Rounds, timed_as: str) -> list[Measurement]:
-        """Processor time of a call at batch 1, waiting threads included, and energy where it was counted."""
-        turns = rounds.times[timed_as]
-        rows = [self.medians("cpu_ms", "ms", [turn.cpu_ms / len(turn.latencies_ms) for turn in turns])]
-        energy = [turn.energy_mj / len(turn.latencies_ms) for turn in turns if turn.energy_mj is not None]
+        """Return the processor time of a call at batch 1, waiting threads included, and its energy if counted."""
+        rounds_of_model = rounds.times[timed_as]
+        rows = [self.medians("cpu_ms", "ms", [round_times.cpu_ms / len(round_times.latencies_ms) for round_times in rounds_of_model])]
+        energy = [round_times.energy_mj / len(round_times.latencies_ms) for round_times in rounds_of_model if round_times.energy_mj is not None]
         return rows + ([self.medians("energy_mj", "mJ", energy)] if energy else [])
 
     def server(self, latencies: Sequence[Sequence[float]], rate: float) -> list[Measurement]:
-        """Latency under ``rate`` requests a second, the waiting included; ``latencies`` [launches][requests]."""
+        """Return latency at ``rate`` requests a second, queueing included; ``latencies`` [launches][requests]."""
         metrics = {f"latency_ms_rate_{rate:g}": 0.5, f"latency_p99_ms_rate_{rate:g}": 0.99}
         return self.times([[launch] for launch in latencies], metrics)
 
     def reference(self, times: Sequence[ReferenceTimes]) -> list[Measurement]:
-        """The reference kernels, timed among the rounds."""
+        """Return the times of the reference kernels."""
         return [
             self.medians("reference_matmul_ms", "ms", [time.matmul_ms for time in times]),
             self.medians("reference_copy_ms", "ms", [time.copy_ms for time in times]),
         ]
 
     def _bucket(self, rounds: Rounds, timed_as: str, lengths: np.ndarray, low: int, high: int) -> list[Measurement]:
-        """The row of examples so long; none where the time was over before one of them had its turn."""
+        """Return the latency of examples of these lengths, or nothing if time was over before any of them was timed.
+
+        Args:
+            rounds: Rounds at batch 1.
+            timed_as: Name of the model in the record.
+            lengths: Lengths of the examples in tokens, [examples].
+            low: Shortest length.
+            high: Longest length.
+        """
         launches: dict[int, list[np.ndarray]] = {}
         for launch, calls, latencies in zip(rounds.launches, rounds.calls, rounds.latencies_ms(timed_as), strict=True):
             inside = np.array(latencies)[(lengths[calls] >= low) & (lengths[calls] <= high)]
@@ -136,9 +160,13 @@ class MeasurementWriter:
     def times(
         self, launches: Sequence[Sequence[Sequence[float] | np.ndarray]], metrics: Mapping[str, float]
     ) -> list[Measurement]:
-        """A quantile for each metric of the ms [launches][rounds][calls]; medians keep them.
+        """Return a quantile of the times for each metric; medians keep all samples.
 
         With too few launches there are no intervals.
+
+        Args:
+            launches: Times in ms, [launches][rounds][calls].
+            metrics: Quantile of each metric.
         """
         pooled = np.concatenate([np.asarray(calls) for launch in launches for calls in launch])
         intervals: Sequence[tuple[float, float] | None] = [None] * len(metrics)
@@ -151,7 +179,7 @@ class MeasurementWriter:
         return rows
 
     def medians(self, metric: str, unit: str, samples: Sequence[float]) -> Measurement:
-        """A row of the median of ``samples``, with its interval where there are enough of them."""
+        """Return the median of ``samples``, with its interval if there are enough of them."""
         array = np.asarray(samples)
         interval = median_interval(array) if len(array) >= _FEWEST_FOR_A_MEDIAN else None
         return self.row(metric, float(np.median(array)), unit, interval, array)
@@ -165,7 +193,16 @@ class MeasurementWriter:
         raw: np.ndarray | None = None,
         n: int = 1,
     ) -> Measurement:
-        """A row of this model and target."""
+        """Return a measurement of this model and target.
+
+        Args:
+            metric: Name of the metric.
+            value: Value in ``unit``.
+            unit: Unit of the value.
+            interval: 95% interval.
+            raw: Samples that the value was computed from.
+            n: Number of samples, if ``raw`` is not kept.
+        """
         # The bootstrap's quantiles are samples, the value may lie between two.
         low, high = (min(interval[0], value), max(interval[1], value)) if interval else (None, None)
         return Measurement(

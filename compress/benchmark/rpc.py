@@ -88,7 +88,10 @@ class PipedProcess:
         os.set_blocking(self._stdin.fileno(), False)
 
     def write(self, content: bytes, seconds: float) -> None:
-        """Pass it on. Raises `TimeoutError`; where the process has ended, `line` says so."""
+        """Write ``content`` to the process. Raises `TimeoutError`.
+
+        If the process has ended, nothing is raised, and `line` returns None afterwards.
+        """
         left, deadline = memoryview(content), time.monotonic() + seconds
         with contextlib.suppress(BrokenPipeError):
             while left:

@@ -1,4 +1,4 @@
-"""Which examples are timed, and how they are grouped into calls and rounds. Positions refer to `lengths`."""
+"""Choice of the timed examples, and their grouping into calls and rounds. Examples are positions in ``lengths``."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ Groups = list[list[int]]
 
 
 def sample_by_length(lengths: np.ndarray, count: int, seed: int) -> list[int]:
-    """Up to ``count`` examples drawn without replacement, in the order of their lengths."""
+    """Return up to ``count`` random examples without replacement, in the order of their lengths."""
     generator = np.random.default_rng(seed)
-    drawn = generator.permutation(len(lengths))[:count]
-    return [int(i) for i in drawn[np.argsort(lengths[drawn], kind="stable")]]
+    sampled = generator.permutation(len(lengths))[:count]
+    return [int(i) for i in sampled[np.argsort(lengths[sampled], kind="stable")]]
 
 
 def mixed_rounds(count: int, size: int, seed: int) -> Iterator[list[int]]:
-    """Rounds of ``size`` of ``count`` examples, without end; every example once before any comes again.
+    """Yield rounds of ``size`` of ``count`` examples without end, every example once before any repeats.
 
-    Each pass over the examples is in a new random order; a round at its end takes the rest from the next pass.
+    Each pass over the examples has a new random order. A round at its end takes the remainder from the next pass.
     """
     generator = np.random.default_rng(seed)
-    waiting: list[int] = []
+    pending: list[int] = []
     while True:
-        while len(waiting) < size:
-            waiting += generator.permutation(count).tolist()
-        yield waiting[:size]
-        waiting = waiting[size:]
+        while len(pending) < size:
+            pending += generator.permutation(count).tolist()
+        yield pending[:size]
+        pending = pending[size:]
 
 
 def one_of_each_length(lengths: np.ndarray) -> list[int]:
-    """Position of the first example of each length; a runtime plans its memory anew for every shape."""
+    """Return the first example of each length, since a runtime plans its memory anew for every shape."""
     _, first = np.unique(lengths, return_index=True)
     return [int(i) for i in first]
 
 
 def request_gaps_ms(count: int, per_second: float, seed: int) -> list[float]:
-    """Waiting times between ``count`` arrivals of a Poisson process: exponential with mean 1000 / ``per_second``."""
+    """Return times between requests of a Poisson process in ms: exponential with mean 1000 / ``per_second``."""
     gaps: list[float] = np.random.default_rng(seed).exponential(1000 / per_second, count).tolist()
     return gaps
 
 
 def batches_by_length(count: int, size: int) -> Groups:
-    """Batches of exactly ``size`` neighbours of ``count`` examples sorted by length, to pad little.
+    """Return batches of exactly ``size`` neighbours among ``count`` examples sorted by length, which need little padding.
 
-    A short remainder is left out; fewer examples than one batch are repeated to fill it.
+    A short remainder is left out. Fewer examples than one batch are repeated to fill it.
     """
     if count < size:
         return [[i % count for i in range(size)]]
@@ -53,14 +53,14 @@ def batches_by_length(count: int, size: int) -> Groups:
 
 
 def evenly_spaced(items: list[int], count: int) -> list[int]:
-    """``count`` of ``items``, spread over the whole list with the ends avoided; all where there are fewer."""
+    """Return ``count`` of ``items``, spread over the list without its ends, or all if there are fewer."""
     if count >= len(items):
         return items
     return [items[int((k + 0.5) * len(items) / count)] for k in range(count)]
 
 
 def length_buckets(lengths: np.ndarray) -> list[tuple[int, int]]:
-    """The quarters of the data by length, as (shortest, longest); fewer where lengths tie over a boundary."""
+    """Return the quarters of the data by length as (shortest, longest), fewer if equal lengths lie on a boundary."""
     edges = np.unique(np.quantile(lengths, [0.25, 0.5, 0.75, 1.0], method="inverted_cdf"))
     buckets = []
     below = -1

@@ -1,4 +1,4 @@
-"""Models measured together: one session, one machine, each in processes of its own, taking turns."""
+"""Timing session of models on the same examples, each model in its own processes, with interleaved rounds."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from compress.utils.errors import DataError, InputError, StageError
 from compress.utils.progress import Progress
 
 TIMING_VERSION = 5
-"""Of what is measured and how; kept timings of another version are not used."""
+"""Version of the measurements and their method. Cached timings of another version are not used."""
 PRECISION = 0.01
 """Half the width of the 95% interval of a ratio of latencies at which sampling may stop."""
 _EVALUATION_SHARE = 0.05
-"""The part of a time budget that is kept for the statistics."""
+"""Share of a time budget that is reserved for the statistics."""
 
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """The rows, what a reader must know about them, and where they were taken."""
+    """Measurements, notes for the reader, and the environment that they were taken in."""
 
     measurements: list[Measurement]
     notes: list[str]
@@ -58,18 +58,32 @@ def measure_side_by_side(
     confidence: float = 0.95,
     host: BenchmarkHost = LOCAL_HOST,
 ) -> BenchmarkResult:
-    """Time every artifact at ``place``, on the same rows, and compare each with ``artifacts[baseline]``.
+    """Time every artifact on ``host`` on the same rows, and compare each with ``artifacts[baseline]``.
 
-    ``examples[label]`` are those rows as that artifact's own processor encodes them; rows are drawn, and told apart
-    by length, as the baseline's processor encodes them.
+    Sets of fresh processes are launched, at least ``settings.launches`` and at most twice as many, until the ratio of
+    every model to the baseline is known within ``precision`` at ``confidence``. Each launch samples its part of
+    ``settings.seconds`` for each model and scenario. With ``settings.budget_seconds`` the session ends by then instead,
+    and leaves out launches that no longer fit. Equal artifacts are measured once and reported under each label. A model
+    whose process dies or hangs has no rows; a note says why, and the session goes on.
 
-    Fresh sets of processes are launched, ``settings.launches`` at least and twice as many at most, until the ratio of
-    every model to the baseline is known within ``precision`` at ``confidence``; each launch samples its part of
-    ``settings.seconds`` for each model and scenario. With ``settings.budget_seconds`` the session ends by then
-    instead, launches that no longer fit left out. Equal artifacts are measured once and reported under each label.
-    ``timeout_seconds`` bounds one answer of a process: a model whose process dies or hangs has no rows, a note says
-    why, and the others go on. Raises `StageError` where that is the baseline or the target is not to be had, and what
-    opening a model raises.
+    Args:
+        artifacts: Model folder or file by label.
+        examples: The rows as each artifact's own processor encodes them, by label. Rows are sampled, and grouped by
+            length, as the baseline's processor encodes them.
+        target: Target that all models run on.
+        settings: Benchmark settings of the recipe.
+        baseline: Label of the baseline.
+        progress: Progress display.
+        seed: Seed of the random choices.
+        timeout_seconds: Longest wait for one answer of a process.
+        precision: Half the width of the interval of a ratio at which sampling stops.
+        confidence: Confidence of that interval.
+        host: Machine that the processes run on.
+
+    Raises:
+        InputError: The models have different numbers of examples, or the baseline is missing.
+        DataError: There is no example.
+        StageError: The target is unavailable, or the baseline's process died or hung.
     """
     began = time.perf_counter()
     check_host(artifacts, baseline, [target], host)
@@ -82,11 +96,12 @@ def measure_side_by_side(
     timed_as = find_equal_artifacts(artifacts)
     with tempfile.TemporaryDirectory(prefix="compress-bench-") as scratch:
         lengths = examples[baseline].lengths()
-        drawn = sample_by_length(lengths, settings.examples, seed)
+        sampled = sample_by_length(lengths, settings.examples, seed)
         names = list(dict.fromkeys(timed_as.values()))
         workload = _write_workload(
-            {name: artifacts[name] for name in names}, examples, lengths, drawn, settings, scratch
+            {name: artifacts[name] for name in names}, examples, lengths, sampled, settings, scratch
         )
+        # Files are written before the clock of the time budget is read.
         conditions = TimingConditions(
             target=host.target(target),
             baseline=timed_as[baseline],
@@ -102,33 +117,33 @@ def measure_side_by_side(
             seconds_left=seconds_left(settings.budget_seconds, began),
         )
         timed = host.time(workload, conditions, progress)
-    heard = examples[baseline].seconds
-    seconds = None if heard is None else heard[drawn]
+    recording_seconds = examples[baseline].seconds
+    seconds = None if recording_seconds is None else recording_seconds[sampled]
     record, rows = timed.record.undisturbed(), []
     for label, name in timed_as.items():
         if name not in record.lost_models:
             writer = MeasurementWriter(label, conditions.target.name, seed)
-            rows += writer.all(record, name, timed_as[baseline], lengths[drawn], settings, seconds)
+            rows += writer.all(record, name, timed_as[baseline], lengths[sampled], settings, seconds)
     precise = "ratios of latencies", "raise benchmark.seconds or quieten the machine"
     notes = [*_notes(timed, settings), *unbatched]
     return build_result(timed, workload.plan, conditions, rows, notes, precise, timed_as)
 
 
 def _batched_if_possible(settings: Benchmark, examples: Sequence[Examples]) -> tuple[Benchmark, list[str]]:
-    """Without batches where the models' examples can share none, and what is to be said of that."""
+    """Return the settings without batches if the models' examples cannot be batched, and a note that says so."""
     if not settings.batched:
         return settings, []
-    alone = settings.model_copy(update={"batched": False})
-    if any(each.whole for each in examples):
-        return alone, []
-    unlike = next((name for each in examples if (name := each.unlike) is not None), None)
-    if unlike is None:
+    unbatched = settings.model_copy(update={"batched": False})
+    if any(encoded.whole for encoded in examples):
+        return unbatched, []
+    unpaddable = next((name for encoded in examples if (name := encoded.unlike) is not None), None)
+    if unpaddable is None:
         return settings, []
-    return alone, [f"batches are not timed: {unlike} differ in shape from example to example, and can't be padded"]
+    return unbatched, [f"batches are not timed: {unpaddable} differ in shape from example to example, and can't be padded"]
 
 
 def check_host(artifacts: Mapping[str, Path], baseline: str, targets: Sequence[Target], host: BenchmarkHost) -> None:
-    """Raises `InputError` for a baseline that isn't there, `StageError` for a target that can't be had at ``place``."""
+    """Raise `InputError` for a missing baseline, and `StageError` for a target that is unavailable on ``host``."""
     if baseline not in artifacts:
         raise InputError(f"The baseline {baseline!r} is not among the models.", expected=", ".join(artifacts))
     for target in targets:
@@ -138,7 +153,7 @@ def check_host(artifacts: Mapping[str, Path], baseline: str, targets: Sequence[T
 
 
 def seconds_left(budget_seconds: float | None, began: float) -> float | None:
-    """What is left of a budget for launches, the session having begun at ``began``."""
+    """Return the seconds of a budget that are left for launches in a session that began at ``began``."""
     return None if budget_seconds is None else began + (1 - _EVALUATION_SHARE) * budget_seconds - time.perf_counter()
 
 
@@ -152,17 +167,25 @@ def build_result(
     timed_as: Mapping[str, str],
     **own_environment: Any,
 ) -> BenchmarkResult:
-    """``rows`` of all models with those of the machine, and how it was all measured.
+    """Return the measurements of all models and of the machine, and the conditions in which they were taken.
 
-    ``precise``: what is known so well, and what would make it better known. ``timed_as``: label -> name in the record.
+    Args:
+        timed: Result of the session.
+        plan: Plan of the session.
+        conditions: Conditions of the session.
+        rows: Measurements of the models.
+        own_notes: Notes of this kind of session.
+        precise: Name of what the session measures, and advice to measure it more precisely.
+        timed_as: Label -> name of the model in the record.
+        **own_environment: Further entries of the environment.
     """
     whole, record = timed.record, timed.record.undisturbed()
-    decisive = [record.timings[name] for name in plan.deciding_timings]
+    deciding = [record.timings[name] for name in plan.deciding_timings]
     noise = judge_noise(
         record.usage,
-        {model: np.concatenate([rounds.relative_rounds(model) for rounds in decisive]) for model in decisive[0].times},
+        {model: np.concatenate([rounds.relative_rounds(model) for rounds in deciding]) for model in deciding[0].times},
         timed.load,
-        np.concatenate([rounds.product_ms for rounds in decisive]),
+        np.concatenate([rounds.product_ms for rounds in deciding]),
         record.frequencies_mhz,
         timed.environment["cores"],
         timed.environment["cores_granted"],
@@ -185,7 +208,7 @@ def build_result(
         "launches": record.launches,
         "rounds": counted,
         "slowed_rounds": {name: len(whole.timings[name].calls) - count for name, count in counted.items()},
-        "warm_up_rounds": {name: [warm.rounds for warm in warms] for name, warms in record.warm_ups.items()},
+        "warm_up_rounds": {name: [warm_up.rounds for warm_up in warm_ups] for name, warm_ups in record.warm_ups.items()},
         "noise": {**asdict(noise), "reasons": list(noise.reasons)},
         **own_environment,
     }
@@ -197,14 +220,14 @@ def _shared_notes(timed: TimingResult, conditions: TimingConditions, precise: tu
     record, granted, notes = timed.record, timed.environment["cores_granted"], []
     if conditions.threads > granted:
         notes.append(f"{conditions.threads} threads share the {granted} cores that are granted")
-    restless = [name for name, warm in record.warm_ups.items() if 2 * sum(each.steady for each in warm) < len(warm)]
-    if restless:
-        notes.append(f"not steady after most warm-ups: {', '.join(restless)}")
+    unsteady = [name for name, warm_ups in record.warm_ups.items() if 2 * sum(warm_up.steady for warm_up in warm_ups) < len(warm_ups)]
+    if unsteady:
+        notes.append(f"not steady after most warm-ups: {', '.join(unsteady)}")
     if timed.precision > conditions.precision:
-        what, hint = precise
-        known = "from one launch only" if timed.precision == float("inf") else f"within {timed.precision:.1%}"
+        quantity, hint = precise
+        reached = "from one launch only" if timed.precision == float("inf") else f"within {timed.precision:.1%}"
         notes.append(
-            f"after {record.launches} launches {what} are known {known}, not within the {conditions.precision:.1%} "
+            f"after {record.launches} launches {quantity} are known {reached}, not within the {conditions.precision:.1%} "
             f"aimed at; {hint}"
         )
     return notes
@@ -214,49 +237,61 @@ def _write_workload(
     artifacts: Mapping[str, Path],
     examples: Mapping[str, Examples],
     lengths: np.ndarray,
-    drawn: list[int],
+    sampled: list[int],
     settings: Benchmark,
     scratch: str,
 ) -> Workload:
-    """Put the batches of every model on disk, the same rows for each."""
-    batches = batches_by_length(len(drawn), settings.batch_size) if settings.batched else []
-    middle = drawn[len(drawn) // 2]
-    everything, first = {}, {}
+    """Write the batches of every model to disk, the same rows for each.
+
+    Args:
+        artifacts: Models that are timed.
+        examples: Examples of each model.
+        lengths: Lengths of the baseline's examples in tokens, [examples].
+        drawn: Examples that are timed, in the order of their lengths.
+        settings: Benchmark settings of the recipe.
+        scratch: Folder for the files.
+    """
+    batches = batches_by_length(len(sampled), settings.batch_size) if settings.batched else []
+    middle = sampled[len(sampled) // 2]
+    all_batches, first_batches = {}, {}
     for number, name in enumerate(artifacts):
-        own = examples[name]
-        everything[name] = Path(scratch) / f"{number}.npz"
-        first[name] = Path(scratch) / f"{number}-first.npz"
-        write_batches(first[name], [own.batch([middle])])
+        encoded = examples[name]
+        all_batches[name] = Path(scratch) / f"{number}.npz"
+        first_batches[name] = Path(scratch) / f"{number}-first.npz"
+        write_batches(first_batches[name], [encoded.batch([middle])])
         write_batches(
-            everything[name],
-            [own.batch([i]) for i in drawn] + [own.batch([drawn[i] for i in batch]) for batch in batches],
+            all_batches[name],
+            [encoded.batch([i]) for i in sampled] + [encoded.batch([sampled[i] for i in batch]) for batch in batches],
         )
     plan = CallPlan(
-        singles=list(range(len(drawn))),
-        batches=list(range(len(drawn), len(drawn) + len(batches))),
-        single_shapes=one_of_each_length(lengths[drawn]),
+        singles=list(range(len(sampled))),
+        batches=list(range(len(sampled), len(sampled) + len(batches))),
+        single_shapes=one_of_each_length(lengths[sampled]),
     )
-    return Workload(artifacts, first, everything, plan)
+    return Workload(artifacts, first_batches, all_batches, plan)
 
 
 def _notes(timed: TimingResult, settings: Benchmark) -> list[str]:
     record, notes = timed.record, []
-    fewer = {name: told["intra_op_threads"] for name, told in record.settings.items() if "intra_op_threads" in told}
-    fewer = {name: count for name, count in fewer.items() if count < settings.threads}
-    if fewer:
-        threads = next(iter(fewer.values()))
-        notes.append(f"{settings.threads} threads were asked for; the runtime has {threads}: {', '.join(fewer)}")
+    threads_by_model = {name: settings_of_model["intra_op_threads"] for name, settings_of_model in record.settings.items() if "intra_op_threads" in settings_of_model}
+    threads_by_model = {name: count for name, count in threads_by_model.items() if count < settings.threads}
+    if threads_by_model:
+        threads = next(iter(threads_by_model.values()))
+        notes.append(f"{settings.threads} threads were asked for; the runtime has {threads}: {', '.join(threads_by_model)}")
     if record.energy_unavailable is not None:
         notes.append(f"energy: skipped, {record.no_energy}")
     if settings.rate is not None:
-        late = [name for name, found in record.server_ms.items() if _falls_behind(found, settings.rate)]
-        if late:
-            notes.append(f"{settings.rate:g} requests a second are more than it can answer: {', '.join(late)}")
+        overloaded = [name for name, latencies in record.server_ms.items() if _falls_behind(latencies, settings.rate)]
+        if overloaded:
+            notes.append(f"{settings.rate:g} requests a second are more than it can answer: {', '.join(overloaded)}")
     return notes
 
 
 def _falls_behind(launches: Sequence[Sequence[float]], rate: float) -> bool:
-    """Whether the queue grows: in most launches the last quarter waits longer than ten arrivals take, and longest."""
+    """Return whether the queue grows.
+
+    It grows if in most launches the last quarter waits longer than ten arrivals take, and twice as long as the first.
+    """
     growing = 0
     for latencies in launches:
         quarter = max(1, len(latencies) // 4)
@@ -266,11 +301,11 @@ def _falls_behind(launches: Sequence[Sequence[float]], rate: float) -> bool:
 
 
 def find_equal_artifacts(artifacts: Mapping[str, Path]) -> dict[str, str]:
-    """label -> the first label whose folder holds the same bytes, or that names the same file."""
-    first: dict[str, str] = {}
+    """Return label -> the first label whose folder holds the same bytes, or that names the same file."""
+    labels: dict[str, str] = {}
     timed_as = {}
     for label, path in artifacts.items():
         # A graph file may have its weights in another file, so that its own bytes decide nothing.
         key = digest_directory(path) if path.is_dir() else str(path.resolve())
-        timed_as[label] = first.setdefault(key, label)
+        timed_as[label] = labels.setdefault(key, label)
     return timed_as

@@ -92,7 +92,7 @@ class WorkerProcess:
         return RoundTimes(**self.request({"do": "round", "calls": list(calls), "untimed": untimed}, timeout))
 
     def serve_requests(self, calls: Sequence[int], gaps_ms: Sequence[float], timeout: float) -> list[float]:
-        """Milliseconds from arrival to answer of requests that arrive after ``gaps_ms``, one a call."""
+        """Return the ms from arrival to answer of requests that arrive ``gaps_ms`` after one another."""
         message = {"do": "serve_requests", "calls": list(calls), "gaps_ms": list(gaps_ms)}
         latencies: list[float] = self.request(message, timeout)["latencies_ms"]
         return latencies

@@ -13,10 +13,10 @@ from compress.benchmark.host import BenchmarkHost, find_hosts
 from compress.benchmark.session import BenchmarkResult
 from compress.cli.console_progress import ConsoleProgress
 from compress.utils.errors import CompressError, InputError
-from compress.utils.progress import Progress, Total, steps_of
+from compress.utils.progress import Progress, Total, expected_steps
 
 Item = TypeVar("Item")
-Measure = Callable[["LaunchHost", "Progress"], "BenchResult"]
+Measure = Callable[[BenchmarkHost, Progress], BenchmarkResult]
 
 
 @dataclass
@@ -80,7 +80,7 @@ class _HostProgress:
             yield item
             if self._stopped.is_set():
                 raise _StoppedError(self._name)
-            steps = steps_of(total)
+            steps = expected_steps(total)
             if done in (steps // 2, steps):
                 self._console.note(f"{self._name}: {description}: {done} of {steps}")
 

@@ -12,7 +12,7 @@ from rich.progress import TimeRemainingColumn as TimeLeft
 from rich.text import Text
 
 from compress.results.formatting import format_seconds
-from compress.utils.progress import Total, steps_of
+from compress.utils.progress import Total, expected_steps
 
 Item = TypeVar("Item")
 
@@ -46,16 +46,16 @@ class ConsoleProgress:
             yield from self._told(items, description, total)
             return
         with Progress(*bars(), console=self._console, transient=True) as shown:
-            task = shown.add_task(description, total=steps_of(total))
+            task = shown.add_task(description, total=expected_steps(total))
             for item in items:
                 yield item
-                shown.update(task, advance=1, total=steps_of(total))
+                shown.update(task, advance=1, total=expected_steps(total))
 
     def _told(self, items: Iterable[Item], description: str, total: Total) -> Iterator[Item]:
         began = said = self._clock()
         for done, item in enumerate(items, 1):
             yield item
-            now, steps = self._clock(), steps_of(total)
+            now, steps = self._clock(), expected_steps(total)
             if now - said >= PERIOD_SECONDS and done < steps:
                 said = now
                 left = (now - began) / done * (steps - done)

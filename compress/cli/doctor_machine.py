@@ -8,14 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from compress import stages  # noqa: F401
+from compress import plugins
 from compress.cli.output import Finding
 from compress.formats import runtimes
 from compress.formats.lacking import lacking
 from compress.formats.registry import PLUGGED
 from compress.formats.targets import TARGETS
+from compress.stages import registry as stages  # noqa: F401, which records the stages of plug-ins that cannot be used
 from compress.utils import environment, installation
-from compress.utils.torch_device import CPU, describe_device, device_fault, find_device, has_fast_bf16
+from compress.utils.torch_device import CPU, describe_device, device_fault, resolve_device, has_fast_bf16
 
 _LITTLE_DISK_BYTES = 5_000_000_000
 _LITTLE_MEMORY_BYTES = 4_000_000_000
@@ -38,18 +39,18 @@ def _installation() -> Iterator[Finding]:
     if not installation.is_installed():
         yield Finding("warning", "compress runs from its folder and is not installed", "pip install -e .")
     required = [package for package in installation.packages() if package.extra is None]
-    bad = [package for package in required if not package.fits]
+    bad = [package for package in required if not package.is_satisfied]
     for package in bad:
         have = f"{package.installed} is installed" if package.installed else "it is missing"
         yield Finding(
             "problem",
-            f"{package.name} {package.wanted} is needed, {have}",
-            f"pip install '{package.name}{package.wanted}'",
+            f"{package.name} {package.specifier} is needed, {have}",
+            f"pip install '{package.name}{package.specifier}'",
         )
     if not bad:
         yield Finding("ok", f"all {len(required)} required packages, in the versions wanted")
     for extra in dict.fromkeys(package.extra for package in installation.packages() if package.extra):
-        lacking = [package.name for package in installation.packages() if package.extra == extra and not package.fits]
+        lacking = [package.name for package in installation.packages() if package.extra == extra and not package.is_satisfied]
         state = f"not installed (lacks {', '.join(lacking)})" if lacking else "installed"
         yield Finding("ok", f"extra {extra}: {state}", f"pip install 'compress[{extra}]'" if lacking else None)
 
@@ -64,8 +65,11 @@ def _plugins() -> Iterator[Finding]:
             yield Finding("warning", f"the format {form} of a plugin: {'; '.join(faults)}", "fix or uninstall it")
         else:
             yield Finding("ok", f"the format {form} of a plugin: all that it refers to is there")
-    for error in plugin_problems():
-        yield Finding("warning", str(error), "fix or uninstall the package")
+    for extension in plugins.find_extensions("doctor_checks").values():
+        check = plugins.load_extension(extension, lambda value: value)
+        yield from check() if check is not None else ()
+    for problem in plugins.plugin_problems():
+        yield Finding("warning", str(problem), "fix or uninstall the plug-in")
 
 
 def _targets() -> Iterator[Finding]:
@@ -89,7 +93,7 @@ def _targets() -> Iterator[Finding]:
 
 def _device() -> Iterator[Finding]:
     """What `device: auto` means here."""
-    device = find_device("auto")
+    device = resolve_device("auto")
     why = f", {device_fault('cuda')}" if device == CPU else ""
     yield Finding("ok", f"stages compute on {describe_device(device)}{why}")
 

@@ -12,7 +12,7 @@ import typer
 from compress.results.formatting import format_interval, format_measurement, format_value
 from compress.results.measurement import Measurement
 from compress.results.metrics import context_of, describe_metric
-from compress.utils.responsive_table import Column, FittedTable
+from compress.utils.responsive_table import Column, ResponsiveTable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -51,10 +51,10 @@ _SPEEDUPS = {
 _LEFT_OUT = "for lack of room only in --json"
 
 
-def render_rows(rows: Iterable[Measurement]) -> FittedTable:
+def render_rows(rows: Iterable[Measurement]) -> ResponsiveTable:
     """One line a row: model, metric, target, value, interval and number of samples."""
     columns = [Column("model"), Column("metric"), Column("target", rank=3), Column("value", right=True)]
-    table = FittedTable("", [*columns, Column("95% interval", rank=1), Column("n", right=True, rank=2)], _LEFT_OUT)
+    table = ResponsiveTable("", [*columns, Column("95% interval", rank=1), Column("n", right=True, rank=2)], _LEFT_OUT)
     for row in rows:
         metric = describe_metric(row.metric, row.unit)
         interval = format_interval(metric, row.low, row.high)
@@ -62,13 +62,13 @@ def render_rows(rows: Iterable[Measurement]) -> FittedTable:
     return table
 
 
-def render_generation(rows: Iterable[Measurement]) -> FittedTable:
+def render_generation(rows: Iterable[Measurement]) -> ResponsiveTable:
     """One line a context and model: times and rates with their intervals, and how many times the baseline's speed."""
     found = {(part[1], row.model, part[0]): row for row in rows if (part := context_of(row.metric))}
     models = list(dict.fromkeys(model for _, model, _ in found))
     columns = [Column("context", right=True), Column("model")]
     columns += [Column(name, right=True, rank=rank) for rank, name in enumerate(_TIMES.values(), start=1)]
-    table = FittedTable("", columns, _LEFT_OUT)
+    table = ResponsiveTable("", columns, _LEFT_OUT)
     for context in sorted({context for context, _, _ in found}):
         for model in models:
             speedups = (found.get((context, model, _SPEEDUPS.get(name, ""))) for name in _TIMES)

@@ -12,7 +12,7 @@ from compress.inspection.budget import Budget, Module
 from compress.inspection.diffusion_part_calls import PartCall
 from compress.inspection.weight_statistics import TensorStatistics
 from compress.results.formatting import format_bytes, format_count
-from compress.utils.responsive_table import Column, FittedTable, bar
+from compress.utils.responsive_table import Column, ResponsiveTable, bar
 
 BAR_CELLS = 16
 SMALL_SHARE = 0.001
@@ -63,14 +63,14 @@ def _overall_sparsity(budget: Budget) -> float:
     return sum(statistics[name].sparsity * size for name, size in sizes.items()) / total if total else 0.0
 
 
-def _tree(budget: Budget, depth: int) -> FittedTable:
+def _tree(budget: Budget, depth: int) -> ResponsiveTable:
     columns = [Column("module"), Column("", rank=2), Column("share", right=True), Column("bytes", right=True)]
-    table = FittedTable("", [*columns, Column("weights", right=True, rank=1), Column("types", rank=3)], _LEFT_OUT)
+    table = ResponsiveTable("", [*columns, Column("weights", right=True, rank=1), Column("types", rank=3)], _LEFT_OUT)
     _branch(table, budget.modules, "all tensors", 0, depth)
     return table
 
 
-def _branch(table: FittedTable, module: Module, name: str, level: int, depth: int) -> None:
+def _branch(table: ResponsiveTable, module: Module, name: str, level: int, depth: int) -> None:
     while level and len(module.children) == 1:
         module = module.children[0]
         name = f"{name}.{module.name}"
@@ -86,14 +86,14 @@ def _types(module: Module) -> str:
     return ", ".join(dtypes[:2]) + (", ..." if len(dtypes) > 2 else "")
 
 
-def _largest(budget: Budget, top: int) -> FittedTable:
+def _largest(budget: Budget, top: int) -> ResponsiveTable:
     columns = [Column("tensor"), Column("shape", rank=1), Column("type", rank=2)]
     columns += [Column("bytes", right=True), Column("share", right=True)]
     statistics = budget.statistics
     if statistics is not None:
         names = ("zeros", "min", "max", "mean", "std", "> 6 std")
         columns += [Column(name, right=True, rank=rank) for rank, name in enumerate(names, start=3)]
-    table = FittedTable(f"largest {min(top, len(budget.tensors))} tensors", columns, _LEFT_OUT)
+    table = ResponsiveTable(f"largest {min(top, len(budget.tensors))} tensors", columns, _LEFT_OUT)
     for tensor in sorted(budget.tensors, key=lambda tensor: -tensor.bytes)[:top]:
         shape = "x".join(str(size) for size in tensor.shape) or "scalar"
         share = tensor.bytes / (budget.tensor_bytes or 1)
@@ -102,11 +102,11 @@ def _largest(budget: Budget, top: int) -> FittedTable:
     return table
 
 
-def _calls(calls: Sequence[PartCall]) -> FittedTable:
+def _calls(calls: Sequence[PartCall]) -> ResponsiveTable:
     columns = [Column("one call of"), Column("weights", right=True), Column("multiplications", right=True)]
     columns += [Column("memory, fp32", right=True), Column("fp16", right=True)]
     columns.append(Column("fp32, attention stored", right=True, rank=1))
-    table = FittedTable("predicted for one picture of the model's own size", columns, _LEFT_OUT)
+    table = ResponsiveTable("predicted for one picture of the model's own size", columns, _LEFT_OUT)
     for one in calls:
         sizes = (one.fp32_bytes, one.fp16_bytes, one.fp32_stored_attention_bytes)
         counts = (one.parameters, one.multiplications)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import Field
 
-from compress.utils.errors import ModelError, not_whole
+from compress.utils.errors import ModelError, incomplete_artifact_error
 from compress.utils.pydantic_models import Frozen
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def check_spans(tensors: Iterable[StoredTensor], size: int, where: Path) -> None
     """Raise `ModelError` where a constant doesn't lie within the ``size`` bytes that hold them."""
     for one in tensors:
         if one.start < 0 or one.bytes < 0 or one.start + one.bytes > size:
-            raise not_whole(f"The constant {one.name!r} ends at byte {one.start + one.bytes} of {size}.", where)
+            raise incomplete_artifact_error(f"The constant {one.name!r} ends at byte {one.start + one.bytes} of {size}.", where)
 
 
 def role_of(dtype: str, shape: tuple[int, ...], scales: bool = False) -> Role:

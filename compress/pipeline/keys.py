@@ -21,7 +21,7 @@ from compress.utils.digests import digest_directory
 from compress.utils.environment import package_versions
 from compress.utils.progress import SilentProgress
 from compress.utils.storage import cache_key
-from compress.utils.torch_device import CPU, find_device
+from compress.utils.torch_device import CPU, resolve_device
 
 _VALIDATION = "validation"
 
@@ -50,17 +50,16 @@ class Keys:
         named = stage.paths().values()
         folders = [self.folder_digest(one.name) for one in named if one.kind != "model"]
         models = [self.model_digest(one.name) for one in named if one.kind == "model"]
-        elsewhere = self.device != CPU and (stage.uses_device or stage.trains)
+        device = self.device.partition(":")[0] if stage.uses_device or stage.trains else CPU
         return cache_key(
             {
-                **({"device": self.device.partition(":")[0]} if elsewhere else {}),
-                **({"folders": folders} if folders else {}),
-                **({"models": models[1:]} if models[1:] else {}),
-                "stage": stage.key_fields(),
+                "device": device,
+                "folders": folders,
+                "models": models,
+                "stage": stage.model_dump(mode="json"),
                 "version": stage.version,
                 "input": input_digest,
                 "refers_to": list(referred),
-                "student": models[0] if models else None,
                 "data": self._data(stage),
                 "max_length": self.recipe.data.max_length,
                 "seed": self.recipe.seed,
@@ -110,7 +109,7 @@ class Forecast:
         data = load_dataset(recipe.data, get_task(recipe.task).columns, self.folder, SilentProgress())
         digests = {reference: digest_directory(path) for reference, path in models.items() if path}
         beside = {name: digest_directory(path) for name, path in folders.items() if path}
-        device = find_device(recipe.device)
+        device = resolve_device(recipe.device)
         return _walk(recipe, Keys(recipe, data, digests.__getitem__, beside.__getitem__, device), cache)
 
 

@@ -15,7 +15,7 @@ from compress.results.formatting import format_bytes
 from compress.results.report import LicenceRecord
 from compress.stages.cost_model import Estimate
 from compress.utils.pydantic_models import Frozen
-from compress.utils.responsive_table import Column, FittedTable
+from compress.utils.responsive_table import Column, ResponsiveTable
 
 _UNITS = (("s", 1, 90), ("min", 60, 5400), ("h", 3600, float("inf")))
 """Units of time, their seconds, and below how many seconds each is used."""
@@ -128,8 +128,8 @@ def render_plan(plan: Plan) -> RenderableType:
     return Group(*parts, *map(Text, plan.plugins), totals)
 
 
-def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> FittedTable:
-    table = FittedTable(title, [Column(heading) for heading in columns])
+def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> ResponsiveTable:
+    table = ResponsiveTable(title, [Column(heading) for heading in columns])
     for row in rows:
         table.add(*row)
     return table

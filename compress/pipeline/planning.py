@@ -38,9 +38,9 @@ from compress.tasks.capability import DRAWS, GENERATES, READS_ROWS
 from compress.tasks.registry import get_task
 from compress.utils.environment import processor_class
 from compress.utils.errors import CompressError, InputError, MissingExtraError, ModelError, StageError
-from compress.utils.installation import extra_with, has_package
+from compress.utils.installation import extra_containing, has_package
 from compress.utils.progress import Progress, SilentProgress
-from compress.utils.torch_device import find_device
+from compress.utils.torch_device import resolve_device
 
 __all__ = ["History", "Plan", "make_plan", "plan_context", "render_plan", "timings_of"]
 
@@ -70,7 +70,7 @@ def make_plan(
     problems = sources.problems
     problems += _missing_packages(recipe)
     try:
-        find_device(recipe.device)
+        resolve_device(recipe.device)
     except InputError as error:
         problems.append(error)
     problems += _unfit(recipe, sources) if not problems else []
@@ -264,7 +264,7 @@ def _missing_packages(recipe: Recipe) -> list[CompressError]:
     for package, user in users.items():
         if has_package(package):
             continue
-        if extra := extra_with(package):
+        if extra := extra_containing(package):
             errors.append(MissingExtraError(package, extra, user))
         else:
             what = f"{user} needs the package {package!r}, which is not installed."

@@ -28,7 +28,7 @@ from compress.utils.errors import CompressError, DeviceError, InputError, StageE
 from compress.utils.progress import Progress
 from compress.utils.resource_meter import metered
 from compress.utils.storage import disk_full
-from compress.utils.torch_device import CPU, computing_on, describe_device
+from compress.utils.torch_device import CPU, use_device, describe_device
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class StageRunner:
     def run_stage(self, label: str) -> StageResult:
         """Run one stage, whose earlier stages have results already."""
         apply = self._apply_in_all_processes if several() else self._apply
-        with computing_on(self.inputs.device):
+        with use_device(self.inputs.device):
             result = self.results[label] = apply(label, *self._stage_and_input(label))
         return result
 
@@ -214,9 +214,9 @@ class StageRunner:
                 digests = inspector_of(model).digests()
             check, context = IntegrityCheck(label, self._output_spec(stage)), self.context(key)
             try:
-                with computing_on(self.inputs.device) as use:
+                with use_device(self.inputs.device) as use:
                     output = stage.run(model, context)
-                if use.asked and self.inputs.device != CPU:
+                if use.was_used and self.inputs.device != CPU:
                     context.note(f"computed on {describe_device(self.inputs.device)}")
                 output.save(content)
                 with meter.checking():

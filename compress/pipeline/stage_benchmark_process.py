@@ -33,7 +33,7 @@ from compress.tasks.task import Examples, Task
 from compress.utils.errors import InputError
 from compress.utils.progress import SilentProgress, Total
 from compress.utils.resource_meter import metered
-from compress.utils.torch_device import computing_on, find_device
+from compress.utils.torch_device import use_device, resolve_device
 
 Item = TypeVar("Item")
 _FEW = 8
@@ -212,7 +212,7 @@ class Rehearsal:
         """Seconds beside the steps of training and in them, the peak of memory, and the output."""
         progress, given = _Steps(self.clock), copy.deepcopy(model)
         context, began = self._context(rows, progress), self.clock.now()
-        with metered() as meter, computing_on(find_device(self.recipe.device)):
+        with metered() as meter, use_device(resolve_device(self.recipe.device)):
             output = stage.run(given, context)
         steps = progress.spent.get(stage.kind, 0.0)
         return self.clock.now() - began - steps, steps, meter.peak_rss_bytes, output

@@ -53,9 +53,9 @@ class ChosenTarget(TargetFields):
 
     @model_validator(mode="after")
     def _known(self) -> ChosenTarget:
-        objection = objection_to(self.name, self)
-        if objection is not None:
-            field, _, expected = objection
+        unsafe_member_reason = objection_to(self.name, self)
+        if unsafe_member_reason is not None:
+            field, _, expected = unsafe_member_reason
             raise ValueError(f"{field or 'name'}: {expected}")
         if self.options and FORMATS[form_of(self.name, self)].written_by is None:
             raise ValueError(f"{next(iter(self.options))}: no such field; no stage writes the format")

@@ -13,6 +13,7 @@ from pydantic_core import to_jsonable_python
 
 from compress.formats.onnx.model import OnnxModel
 from compress.models.torch_model import TorchModel
+from compress.plugins import explain_missing
 from compress.recipe.chosen_target import ChosenTarget
 from compress.recipe.document import (
     CORE_SCHEMA,
@@ -25,7 +26,6 @@ from compress.recipe.document import (
 from compress.recipe.json_schema import recipe_schema
 from compress.recipe.overrides import apply_override, drop_stages, single_keys
 from compress.recipe.recipe import Recipe
-from compress.plugins import explain_missing
 from compress.recipe.removed import REMOVED
 from compress.recipe.target_entries import read_targets
 from compress.recipe.validation import Part, check_parts

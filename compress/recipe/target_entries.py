@@ -106,9 +106,9 @@ def _chosen(
     own = {field: value for field, value in fields.items() if field in OWN_FIELDS}
     rest = {field: value for field, value in fields.items() if field not in OWN_FIELDS}
     read = validate(TargetFields, own, document, path) or salvage(TargetFields, own) or TargetFields()
-    objection = objection_to(name, read)
-    if objection is not None:
-        field, found, expected = objection
+    unsafe_member_reason = objection_to(name, read)
+    if unsafe_member_reason is not None:
+        field, found, expected = unsafe_member_reason
         near = nearest_name(name, PROFILES) if field is None else None
         document.problem(path if field is None else (*path, field), found, expected, near)
         return None

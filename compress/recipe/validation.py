@@ -148,9 +148,9 @@ def _check_formats(document: Document, parts: list[Part], profiles: Sequence[Pro
             writers.append((writer, parts))
     for writer, before in writers:
         for part in {part.kind: part for part in before}.values():
-            objection = writer.objects_to(part.stage) if part.whole and part.stage else None
-            if objection is not None:
-                field, expected = objection
+            unsafe_member_reason = writer.objects_to(part.stage) if part.whole and part.stage else None
+            if unsafe_member_reason is not None:
+                field, expected = unsafe_member_reason
                 if field is None:
                     document.problem(part.path, f"{part.kind}, before {writer.kind}", expected)
                 else:

@@ -12,7 +12,7 @@ from compress.report.rows import limit_bound, limit_found, limit_state, run_line
 from compress.results.formatting import format_value, improvement
 from compress.results.metrics import Metric, context_of, describe_metric, main_metrics, shortest_context
 from compress.results.report import BASELINE, FINAL, Report
-from compress.utils.responsive_table import Column, FittedTable
+from compress.utils.responsive_table import Column, ResponsiveTable
 
 _FIRST = ("size_bytes", "speedup", "latency_ms", "agreement", "parameters")
 """What is shown behind what the limits name and the task's own measure, the most telling first."""
@@ -44,7 +44,7 @@ def console_table(report: Report) -> RenderableType:
     return Group(*parts)
 
 
-def _measured(report: Report, target: str) -> FittedTable:
+def _measured(report: Report, target: str) -> ResponsiveTable:
     units = report.metrics(target)
     limited = list(dict.fromkeys(limit.metric for limit in report.limits if limit.target == target))
     writes = shortest_context(units) is not None
@@ -57,7 +57,7 @@ def _measured(report: Report, target: str) -> FittedTable:
     ranks = [1 + min(order.index(name) for name in (metric.name, _bare(metric)) if name in order) for metric in metrics]
     headings = [_WRITING.get(_bare(metric), metric.title) if writes else metric.title for metric in metrics]
     columns = [Column(heading, right=True, rank=rank) for heading, rank in zip(headings, ranks, strict=True)]
-    table = FittedTable(f"{report.recipe} on {target}", [Column("Model"), *columns], "in the report")
+    table = ResponsiveTable(f"{report.recipe} on {target}", [Column("Model"), *columns], "in the report")
     for model in report.models:
         cells = [_cell(report, model, metric, target) for metric in metrics]
         if any(cells):

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from compress.benchmark.profile import CauseDifference, OperatorDifference
 from compress.report.profile_formatting import time_text
-from compress.utils.responsive_table import Column, FittedTable
+from compress.utils.responsive_table import Column, ResponsiveTable
 
 _MOST = 12
 _NAMED = 3
@@ -38,9 +38,9 @@ def console_difference(difference: OperatorDifference) -> RenderableType:
     return Group(Text(""), _causes(difference), _layers(difference))
 
 
-def _causes(difference: OperatorDifference) -> FittedTable:
+def _causes(difference: OperatorDifference) -> ResponsiveTable:
     columns = [Column("Time", right=True), Column("Layers", right=True, rank=1), Column("Why"), Column("What helps")]
-    table = FittedTable("What it spends and saves", columns)
+    table = ResponsiveTable("What it spends and saves", columns)
     for cause in difference.causes:
         if abs(cause.more_ms) >= _LEAST * difference.float_ms:
             why = f"{cause.why} ({', '.join(dict.fromkeys(cause.operators))})"
@@ -48,11 +48,11 @@ def _causes(difference: OperatorDifference) -> FittedTable:
     return table
 
 
-def _layers(difference: OperatorDifference) -> FittedTable:
+def _layers(difference: OperatorDifference) -> ResponsiveTable:
     found = difference.layers
     shown = found if len(found) <= _MOST else (*found[: _MOST - 3], *found[-3:])
     columns = [Column("Layer"), *(Column(name, right=True) for name in ("Float", "INT8")), Column("Difference")]
-    table = FittedTable(
+    table = ResponsiveTable(
         "By layer, the slowest against float first" + ("" if shown is found else "; the last three gain most"),
         [*columns, Column("Operators", rank=2), Column("Mostly", rank=1)],
     )

@@ -20,7 +20,7 @@ from compress.report.pages import render
 from compress.report.plot import CHARACTER, Frame, Plot, Scale, element, shape, told
 from compress.report.profile_formatting import binds_text, rate_text, share_text, time_text
 from compress.results.formatting import significant
-from compress.utils.responsive_table import Column, FittedTable, bar
+from compress.utils.responsive_table import Column, ResponsiveTable, bar
 
 _BAR = 5
 _STYLES = {"arithmetic": "green", "memory": "cyan", "overhead": "yellow", "not counted": "red"}
@@ -60,10 +60,10 @@ def _whole(profile: Profile) -> RenderableType:
     return Group(table, Text(words.verdict_text(profile)), Text(words.working_set_text(profile.limits)), Text(""))
 
 
-def _rows(title: str, head: str, rows: Sequence[ProfileRow]) -> FittedTable:
+def _rows(title: str, head: str, rows: Sequence[ProfileRow]) -> ResponsiveTable:
     columns = [Column(head), Column("Time", right=True), Column("Share", right=True)]
     columns += [Column(name, right=True, rank=rank) for name, rank in (("GOP/s", 2), ("GB/s", 3), ("Limit", 1))]
-    table = FittedTable(title, [*columns, Column("Binds")], "for lack of room only in --json and --format html")
+    table = ResponsiveTable(title, [*columns, Column("Binds")], "for lack of room only in --json and --format html")
     together = sum(row.time_ms for row in rows) or 1.0
     for row in rows:
         share = row.time_ms / together

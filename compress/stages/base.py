@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict
 from compress.results.report import Cell, StageTable
 from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape, predicted
 from compress.tasks.capability import Capabilities, suits
-from compress.utils.pydantic_models import unset
 
 if TYPE_CHECKING:
     from compress.data.dataset import Dataset
@@ -146,8 +145,6 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
 
     version: ClassVar[int] = 1
     """Raised when the same parameters would give another output; part of the cache key."""
-    later_fields: ClassVar[tuple[str, ...]] = ()
-    """Those that recipes didn't have from the start."""
     packages: ClassVar[tuple[str, ...]] = ()
     """Distributions that every such stage calls."""
     requires: ClassVar[Capabilities] = frozenset()
@@ -320,10 +317,6 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
     def settled(self, sums_in_32_bits: bool) -> Self:
         """The stage with what it leaves to processors decided: whether all of the targets' add 8-bit products so."""
         return self
-
-    def key_fields(self) -> dict[str, Any]:
-        """Its parameters, as the cache knows them: keys of before there were the ``later_fields`` stay."""
-        return self.model_dump(mode="json", exclude=unset(self, self.later_fields))
 
     @abstractmethod
     def run(self, model: Takes, context: Context) -> Gives:

@@ -37,7 +37,6 @@ class TrimVocabulary(Stage[TorchModel, TorchModel]):
     requires = frozenset({TAKES_TEXT})
     excludes = frozenset({NAMES_TOKENS, HAS_TWO_TOWERS})
     decides_shape_by_data = True
-    later_fields = ("multiple_of",)
     kind: Literal["trim_vocabulary"] = "trim_vocabulary"
     min_count: int = Field(
         1,

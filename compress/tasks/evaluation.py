@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from pydantic import Field, field_validator
 
-from compress.utils.pydantic_models import Frozen, LaterFields
+from compress.utils.pydantic_models import Frozen
 
 _TEMPLATES = ("This is a photo of {}.",)
 """That of transformers' own pipeline."""
 
 
-class Evaluation(LaterFields, Frozen):
+class Evaluation(Frozen):
     """What of the test split a language model is judged by, and what models are judged by beside the test split."""
-
-    later_fields: ClassVar[tuple[str, ...]] = ("templates", "instructions", "answer_tokens", "judge", "pictures")
 
     windows: int | None = Field(
         None,

@@ -1,4 +1,4 @@
-"""Files of lines that are only ever added to, each on the disk before it counts; files and folders put there."""
+"""Append-only files of lines, each flushed to disk before it counts."""
 
 from __future__ import annotations
 
@@ -8,56 +8,59 @@ from pathlib import Path
 from compress.utils.storage import storage_errors
 
 
-class AppendedLines:
-    """A file of lines. What stands behind the last line break was cut short by a kill or a full disk, and is no line.
+class AppendOnlyFile:
+    """File of lines that only grows.
 
-    One process at a time may write: who has several holds a lock. Raises `StorageError` where nothing can be written,
-    and the file is whole then too.
+    Bytes after the last line break were cut off by a killed process or a full disk, and are not a line. One process at
+    a time may write: several writers need a lock. Writing raises `StorageError` if the disk refuses, and leaves the
+    file with whole lines only.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def add(self, line: bytes) -> None:
-        """Write a line, which counts once this returns."""
-        new = not self.path.exists()
+        """Append a line and return once it is on disk."""
+        is_new_file = not self.path.exists()
         with storage_errors(self.path), self.path.open("ab", buffering=0) as file:
-            before = file.tell()
+            end_of_lines = file.tell()
             try:
-                write_all(file.fileno(), line + b"\n")
+                write_fully(file.fileno(), line + b"\n")
                 os.fsync(file.fileno())
             except OSError:
-                os.truncate(self.path, before)
+                # A disk that fills up may have taken part of the line.
+                os.truncate(self.path, end_of_lines)
                 raise
-            if new:
+            # The name of a new file is on disk only after its folder is flushed.
+            if is_new_file:
                 flush(self.path.parent)
 
     def read(self, start: int = 0) -> tuple[list[bytes], bytes]:
-        """The lines from byte ``start`` on, and what stands behind the last of them."""
+        """Return the whole lines from byte ``start`` on, and the incomplete rest after the last line break."""
         with self.path.open("rb") as file:
             file.seek(start)
-            *lines, rest = file.read().split(b"\n")
-        return lines, rest
+            *lines, incomplete = file.read().split(b"\n")
+        return lines, incomplete
 
     def repair(self) -> int:
-        """Take off what was cut short; how many bytes that was."""
-        rest = len(self.read()[1])
-        if rest:
+        """Remove an incomplete last line and return its length in bytes."""
+        incomplete_bytes = len(self.read()[1])
+        if incomplete_bytes:
             with storage_errors(self.path), self.path.open("r+b") as file:
-                file.truncate(self.path.stat().st_size - rest)
+                file.truncate(self.path.stat().st_size - incomplete_bytes)
                 os.fsync(file.fileno())
-        return rest
+        return incomplete_bytes
 
 
-def write_all(descriptor: int, content: bytes) -> None:
-    """Write every byte: a disk that fills up takes the first of them and says nothing, until the next write."""
-    left = memoryview(content)
-    while left:
-        left = left[os.write(descriptor, left) :]
+def write_fully(descriptor: int, content: bytes) -> None:
+    """Write every byte, since a disk that fills up accepts part of them without an error until the next write."""
+    remaining = memoryview(content)
+    while remaining:
+        remaining = remaining[os.write(descriptor, remaining) :]
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Wait until a file, or the names in a folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""What an entry of a stranger's zip or tar may be: a plain file or folder, at a path within."""
+"""Checks of members of an untrusted zip or tar file before they are extracted."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ import zipfile
 from pathlib import PurePosixPath, PureWindowsPath
 
 
-def objection(name: str, is_plain: bool) -> str | None:
-    """Why an entry of that name is refused, or ``None``; ``is_plain`` says that it is a file or a folder."""
+def unsafe_member_reason(name: str, is_plain: bool) -> str | None:
+    """Return why a member of that name must not be extracted, or ``None``.
+
+    Args:
+        name: Path of the member inside the archive.
+        is_plain: True if the member is a regular file or a folder, not a link or a device.
+    """
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or PureWindowsPath(name).drive:
         return "points outside the archive's folder"
@@ -16,5 +21,5 @@ def objection(name: str, is_plain: bool) -> str | None:
 
 
 def is_plain(entry: zipfile.ZipInfo) -> bool:
-    """Whether an entry of a zip is a file or a folder; a zip may leave out which."""
+    """Return True if a zip member is a regular file or a folder; a zip without file modes passes."""
     return stat.S_IFMT(entry.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)

@@ -1,4 +1,4 @@
-"""SHA-256 and sizes of files and folders."""
+"""SHA-256 digests and sizes of files and folders."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path, PurePosixPath
 
 
 def digest_directory(directory: Path) -> str:
-    """SHA-256 over the sorted relative names and contents of all files below ``directory``, as hex."""
+    """Return the SHA-256 over the sorted relative names and contents of all files below ``directory``, as hex."""
     paths = (path for path in directory.rglob("*") if path.is_file())
     return digest_of_files({path.relative_to(directory).as_posix(): digest_file(path) for path in paths})
 
 
 def digest_of_files(digests: Mapping[str, str]) -> str:
-    """The same where each file's own digest is known."""
+    """Return the digest of a folder from the digests of its files, by relative name."""
     total = hashlib.sha256()
     for name in sorted(digests, key=PurePosixPath):
         total.update(f"{name}\0{digests[name]}\0".encode())
@@ -22,11 +22,11 @@ def digest_of_files(digests: Mapping[str, str]) -> str:
 
 
 def digest_file(path: Path) -> str:
-    """SHA-256 of a file's contents, as hex."""
+    """Return the SHA-256 of a file's contents, as hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def size_bytes(directory: Path) -> int:
-    """Bytes on disk of all files below ``directory``."""
+    """Return the bytes on disk of all files below ``directory``."""
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())

@@ -1,4 +1,4 @@
-"""What this machine is, as far as it bears on a measurement. Nothing here tells who or where it is."""
+"""Properties of this machine that affect measurements; nothing here identifies the machine or its user."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ _VNNI, _DOT_PRODUCTS = {"avx512_vnni", "avx_vnni", "amx_int8"}, {"asimddp", "i8m
 MISSING = "missing"
 _ROOT = Path("/")
 _UNLIMITED = 1 << 60
-"""A memory limit beyond this is cgroup version 1's way to say that there is none."""
+"""Memory limit above which cgroup version 1 means that there is no limit."""
 
 
 def environment() -> dict[str, Any]:
-    """Fingerprint of the machine: processor, features, cores and memory granted, kernel, package versions."""
+    """Return a fingerprint of the machine: processor, features, granted cores and memory, kernel, package versions."""
     return {
         "processor": processor(),
         "processor_class": processor_class(),
@@ -60,14 +60,14 @@ def environment() -> dict[str, Any]:
 
 
 def user_cache() -> Path:
-    """`compress` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    home = Path(base) if Path(base).is_absolute() else Path.home() / ".cache"
-    return home / "compress"
+    """Return the folder `compress` in the user's cache folder."""
+    configured = os.environ.get("XDG_CACHE_HOME", "")
+    cache_home = Path(configured) if Path(configured).is_absolute() else Path.home() / ".cache"
+    return cache_home / "compress"
 
 
 def processor(root: Path = _ROOT) -> str:
-    """The processor's name, or the architecture where it has none to show."""
+    """Return the processor's name, or the architecture if the system shows no name."""
     fields = _cpu_fields(root)
     if "model name" in fields:
         return fields["model name"]
@@ -77,16 +77,16 @@ def processor(root: Path = _ROOT) -> str:
 
 
 def features(root: Path = _ROOT) -> tuple[str, ...]:
-    """Those of `FEATURES` that the processor has; empty where the system doesn't list them."""
+    """Return those of `FEATURES` that the processor has; empty if the system does not list them."""
     fields = _cpu_fields(root)
     present = set(fields.get("flags", fields.get("Features", "")).split())
     return tuple(name for name in FEATURES if name in present)
 
 
 def processor_class(root: Path = _ROOT) -> str:
-    """What 8-bit products are like: `x86-vnni`, `x86-avx2`, `arm64-dotprod`, `arm64`; elsewhere the architecture.
+    """Return the class of 8-bit arithmetic: `x86-vnni`, `x86-avx2`, `arm64-dotprod` or `arm64`; else the architecture.
 
-    An x86 processor that is not known to have VNNI counts as one without.
+    An x86 processor that does not list VNNI counts as one without it.
     """
     machine, present = platform.machine().lower(), set(features(root))
     if machine in ("x86_64", "amd64"):
@@ -97,36 +97,36 @@ def processor_class(root: Path = _ROOT) -> str:
 
 
 def has_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 in hardware; ``False`` where that is not known."""
+    """Return True if the processor multiplies bfloat16 in hardware, and False if that is unknown."""
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(features()))
 
 
 def has_int8_dot_product() -> bool:
-    """Whether 8-bit products are summed in 32 bits by one instruction, so that they cannot saturate."""
+    """Return True if one instruction sums 8-bit products in 32 bits, so that they cannot saturate."""
     return bool((_VNNI | _DOT_PRODUCTS) & set(features()))
 
 
 def granted_cores() -> tuple[int, ...]:
-    """Numbers of the cores that this process may use."""
+    """Return the numbers of the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return tuple(sorted(os.sched_getaffinity(0)))
     return tuple(range(os.cpu_count() or 1))
 
 
 def spread_cores(count: int, root: Path = _ROOT) -> tuple[int, ...]:
-    """``count`` of the granted cores, or all; no two on one physical core as long as that can be."""
+    """Return ``count`` of the granted cores, or all; physical cores are used once before any is used twice."""
     first: list[int] = []
-    second: list[int] = []
+    siblings_of_first: list[int] = []
     seen: set[str] = set()
     for core in granted_cores():
         siblings = _text(root / f"sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list") or str(core)
-        (second if siblings in seen else first).append(core)
+        (siblings_of_first if siblings in seen else first).append(core)
         seen.add(siblings)
-    return tuple(sorted((first + second)[:count]))
+    return tuple(sorted((first + siblings_of_first)[:count]))
 
 
 def cores_quota(root: Path = _ROOT) -> float | None:
-    """Cores' worth of time that the tightest control group grants, or ``None`` where there is no limit."""
+    """Return the number of cores' worth of time that the tightest control group grants, or ``None`` without a limit."""
     quotas = []
     for folder in _cgroups("cpu", root):
         if (folder / "cpu.max").exists():
@@ -140,23 +140,23 @@ def cores_quota(root: Path = _ROOT) -> float | None:
 
 
 def working_threads() -> int:
-    """How many threads work that nobody times: as `OMP_NUM_THREADS` says, else one for each core that is granted."""
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    if told.isdecimal() and int(told) > 0:
-        return int(told)
+    """Return the number of threads for work that is not timed: `OMP_NUM_THREADS`, else one per granted core."""
+    configured = os.environ.get("OMP_NUM_THREADS", "")
+    if configured.isdecimal() and int(configured) > 0:
+        return int(configured)
     quota = cores_quota()
     return max(1, min(len(granted_cores()), len(granted_cores()) if quota is None else math.ceil(quota)))
 
 
 class Throttling(NamedTuple):
-    """How often and how long this process's control groups were stopped for having used up their quota."""
+    """Number and total duration of pauses of this process's control groups after they used up their quota."""
 
     times: int
     seconds: float
 
 
 def throttling(root: Path = _ROOT) -> Throttling:
-    """Counters since the control groups were made; differences of two calls tell of the time between."""
+    """Return counters since the control groups were created; two calls bracket an interval."""
     times, seconds = 0, 0.0
     for folder in _cgroups("cpu", root):
         counters = dict(line.split() for line in (_text(folder / "cpu.stat") or "").splitlines())
@@ -166,7 +166,7 @@ def throttling(root: Path = _ROOT) -> Throttling:
 
 
 def memory_bytes(root: Path = _ROOT) -> int | None:
-    """Physical memory."""
+    """Return the size of physical memory."""
     for line in (_text(root / "proc/meminfo") or "").splitlines():
         if line.startswith("MemTotal:"):
             return int(line.split()[1]) * 1024
@@ -176,7 +176,7 @@ def memory_bytes(root: Path = _ROOT) -> int | None:
 
 
 def memory_limit_bytes(root: Path = _ROOT) -> int | None:
-    """The tightest control group's memory limit, or ``None`` where there is none."""
+    """Return the tightest memory limit of the control groups, or ``None`` without a limit."""
     limits = []
     for folder in _cgroups("memory", root):
         text = _text(folder / "memory.max") or _text(folder / "memory.limit_in_bytes") or "max"
@@ -186,25 +186,25 @@ def memory_limit_bytes(root: Path = _ROOT) -> int | None:
 
 
 def governor(root: Path = _ROOT) -> str | None:
-    """The frequency governor of the first granted core, where the kernel shows one."""
+    """Return the frequency governor of the first granted core, if the kernel shows one."""
     core = granted_cores()[0]
     return _text(root / f"sys/devices/system/cpu/cpu{core}/cpufreq/scaling_governor")
 
 
 def package_versions(names: tuple[str, ...]) -> dict[str, str]:
-    """Installed versions of distributions; one that is missing is recorded as such."""
-    found = {}
+    """Return the installed versions of distributions; a missing one has the version `missing`."""
+    versions = {}
     for name in names:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = MISSING
-    return found
+            versions[name] = MISSING
+    return versions
 
 
 @functools.cache
 def _cpu_fields(root: Path) -> dict[str, str]:
-    """The first processor's fields of /proc/cpuinfo; empty where there is no such file."""
+    """Return the first processor's fields of /proc/cpuinfo; empty if there is no such file."""
     fields: dict[str, str] = {}
     for line in (_text(root / "proc/cpuinfo") or "").splitlines():
         name, _, value = line.partition(":")
@@ -213,13 +213,14 @@ def _cpu_fields(root: Path) -> dict[str, str]:
 
 
 def _cgroups(controller: str, root: Path) -> Iterator[Path]:
-    """Folders of this process's control groups, from its own up to the root; versions 1 and 2."""
+    """Yield the folders of this process's control groups (versions 1 and 2), from the innermost to the root."""
     base = root / "sys/fs/cgroup"
     for line in (_text(root / "proc/self/cgroup") or "").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
         mount = base / controllers if controllers else base
+        # Version 1 mounts `cpu,cpuacct` under one of these names.
         if controllers and not mount.is_dir():
             mount = base / controller
         inner = mount / path.lstrip("/")

@@ -1,19 +1,19 @@
-"""Every error that a user may meet, as one tree.
+"""Tree of every error that a user may meet.
 
 CompressError                   exit code
-├── InputError                  2   what the user gave cannot be used
+├── InputError                  2   the user's input cannot be used
 │   ├── RecipeError             2   a recipe or a file like it, with *all* its problems
 │   ├── ModelError              2   a model folder, file or identifier
 │   ├── DataError               2   a data file, split, column or label
 │   ├── SampleError             2   a sample that cannot be fetched or whose digest is wrong
-│   ├── BundleError             2   a bundle that was changed, is unsafe to open, or is not what it says
+│   ├── BundleError             2   a bundle that was changed, is unsafe to open, or contradicts its manifest
 │   └── MissingExtraError       2   an optional package is not installed
-├── DeviceError                 3   a device cannot be reached, is taken, went away or lacks what is needed
+├── DeviceError                 3   a device cannot be reached, is in use, was lost or lacks a requirement
 └── StageError                  3   a stage of the pipeline failed
-    ├── IntegrityError          3   a stage's output broke the contract that every output must keep
+    ├── IntegrityError          3   a stage's output violates the checks that apply to every output
     └── StorageError            3   the disk is full or a cache entry cannot be read or written
 
-A missed limit or gate is not an error: the run is complete, its report says so, and the exit code is 1.
+A missed limit or gate is not an error: the run is complete, its report contains the verdict, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -24,9 +24,13 @@ from difflib import get_close_matches
 
 
 class CompressError(Exception):
-    """Base of all expected errors; the command line prints it without a traceback.
+    """Base class of all expected errors, which the command line prints without a traceback.
 
-    Attributes: ``what`` happened, ``where`` (file, line, field), what was ``expected``, how to ``hint`` it.
+    Attributes:
+        what: The event, as a sentence.
+        where: File, line or field.
+        expected: Values that would have been valid.
+        hint: Action that fixes the cause.
     """
 
     exit_code = 3
@@ -49,33 +53,36 @@ class CompressError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another package says first, or the name of its type."""
+    """Return the first line of another package's error message, or the name of its type."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 def nearest_name(name: str, names: Iterable[str]) -> str | None:
-    """The valid name that a misspelt one most resembles, if any does."""
+    """Return the valid name that is most similar to a misspelt one, or ``None``."""
     by_lower = {candidate.lower(): candidate for candidate in names}
-    close = get_close_matches(name.lower(), list(by_lower), n=1)
-    return by_lower[close[0]] if close else None
+    matches = get_close_matches(name.lower(), list(by_lower), n=1)
+    return by_lower[matches[0]] if matches else None
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """A question to put behind a message about an unknown ``name``, or nothing."""
-    near = nearest_name(name, names)
-    return f" Did you mean {near!r}?" if near else ""
+    """Return a question to append to a message about an unknown ``name``, or an empty string."""
+    candidate = nearest_name(name, names)
+    return f" Did you mean {candidate!r}?" if candidate else ""
 
 
 class InputError(CompressError):
-    """What the user gave cannot be used."""
+    """Input of the user that cannot be used."""
 
     exit_code = 2
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake in such a file. ``line`` counts from 1; ``field`` is a dotted path such as ``stages.1.distill``."""
+    """One mistake in a file that is read strictly.
+
+    ``line`` counts from 1; ``field`` is a dotted path such as ``stages.1.distill``.
+    """
 
     file: str
     line: int | None
@@ -85,13 +92,13 @@ class Problem:
     nearest: str | None = None
 
     def __str__(self) -> str:
-        place = self.file if self.line is None else f"{self.file}:{self.line}"
+        location = self.file if self.line is None else f"{self.file}:{self.line}"
         hint = f" Did you mean {self.nearest!r}?" if self.nearest else ""
-        return f"{place}: {self.field}: found {self.found}; expected {self.expected}.{hint}"
+        return f"{location}: {self.field}: found {self.found}; expected {self.expected}.{hint}"
 
 
 class RecipeError(InputError):
-    """A recipe, or another file that is read as strictly, with one or more problems, all reported at once."""
+    """All problems of a recipe, or of another file that is read as strictly."""
 
     def __init__(self, problems: Sequence[Problem], subject: str = "The recipe", hint: str | None = None) -> None:
         self.problems = tuple(problems)
@@ -101,23 +108,23 @@ class RecipeError(InputError):
 
 
 class ModelError(InputError):
-    """A model folder, file or identifier cannot be used."""
+    """A model folder, file or identifier that cannot be used."""
 
 
 class DataError(InputError):
-    """A data file, split, column or label cannot be used."""
+    """A data file, split, column or label that cannot be used."""
 
 
 class SampleError(InputError):
-    """A sample cannot be fetched, or what was fetched has another digest than the pinned one."""
+    """A sample that cannot be fetched, or whose digest differs from the pinned one."""
 
 
 class BundleError(InputError):
-    """A bundle was changed, is unsafe to open, or its model is not what its manifest says."""
+    """A bundle that was changed, is unsafe to open, or whose model contradicts its manifest."""
 
 
 class MissingExtraError(InputError):
-    """An optional package is needed and not installed."""
+    """A required optional package that is not installed."""
 
     def __init__(self, package: str, extra: str, needed_by: str) -> None:
         super().__init__(
@@ -127,27 +134,27 @@ class MissingExtraError(InputError):
 
 
 class DeviceError(CompressError):
-    """A device cannot be reached, is taken, went away, or lacks what is needed there."""
+    """A device that cannot be reached, is in use, was lost, or lacks a requirement."""
 
 
 class StageError(CompressError):
-    """A stage of the pipeline failed."""
+    """Failure of a stage of the pipeline."""
 
 
 class IntegrityError(StageError):
-    """A stage's output is not finite, unchanged, too large, or predicts otherwise once saved."""
+    """Output of a stage that is not finite, unchanged, too large, or predicts differently once reloaded."""
 
 
 class StorageError(StageError):
-    """The disk is full, or a cache entry cannot be read or written."""
+    """A full disk, or a cache entry that cannot be read or written."""
 
 
-def not_whole(what: str, where: object, expected: str | None = None) -> ModelError:
-    """The error of an artifact that something is missing from."""
+def incomplete_artifact_error(what: str, where: object, expected: str | None = None) -> ModelError:
+    """Return the error for an artifact with a missing part."""
     return ModelError(what, where=str(where), expected=expected, hint="copy the folder again with all of its files")
 
 
-def broken(what: str, where: object, stage: str) -> ModelError:
-    """The error of a file that cannot be opened; ``stage`` makes such files."""
-    again = f"write it again with the stage {stage}, or copy the folder again with all of its files"
-    return ModelError(what, where=str(where), hint=again)
+def unreadable_file_error(what: str, where: object, stage: str) -> ModelError:
+    """Return the error for a file that cannot be opened; ``stage`` names the stage that writes such files."""
+    hint = f"write it again with the stage {stage}, or copy the folder again with all of its files"
+    return ModelError(what, where=str(where), hint=hint)

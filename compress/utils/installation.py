@@ -1,4 +1,4 @@
-"""Whether what this package needs is installed, and in the versions that were tried together."""
+"""Installed versions of the packages that this project requires."""
 
 from __future__ import annotations
 
@@ -15,56 +15,56 @@ _PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
 @dataclass(frozen=True)
-class Package:
-    """A requirement and the installed version, if any. ``extra`` is ``None`` for what is always needed."""
+class RequiredPackage:
+    """A requirement and its installed version, if any. ``extra`` is ``None`` for packages that are always required."""
 
     name: str
-    wanted: str
+    specifier: str
     installed: str | None
     extra: str | None = None
 
     @property
-    def fits(self) -> bool:
-        """Whether it is installed in a version that is wanted."""
-        requirement = Requirement(f"{self.name}{self.wanted}")
+    def is_satisfied(self) -> bool:
+        """Return True if an installed version matches the specifier."""
+        requirement = Requirement(f"{self.name}{self.specifier}")
         return self.installed is not None and requirement.specifier.contains(self.installed, prereleases=True)
 
 
 def is_installed() -> bool:
-    """Whether the package itself is installed, rather than found in the current folder."""
+    """Return True if this package is installed, rather than imported from the current folder."""
     return _version(NAME) is not None
 
 
 def has_package(name: str) -> bool:
-    """Whether a distribution of that name is installed."""
+    """Return True if a distribution of that name is installed."""
     return _version(name) is not None
 
 
-def extra_with(package: str) -> str | None:
-    """The extra that installs ``package``; ``None`` for what is always installed, or by no extra."""
-    wanted = canonicalize_name(package)
-    return next((each.extra for each in packages() if canonicalize_name(each.name) == wanted), None)
+def extra_containing(package: str) -> str | None:
+    """Return the extra that installs ``package``; ``None`` if it is always installed or no extra has it."""
+    canonical_name = canonicalize_name(package)
+    return next((each.extra for each in packages() if canonicalize_name(each.name) == canonical_name), None)
 
 
-def packages() -> list[Package]:
-    """Every requirement that applies here, those of the extras included, in the order of the project file.
+def packages() -> list[RequiredPackage]:
+    """Return every requirement that applies to this platform, those of extras included, in the order of the project file.
 
-    What an extra takes over from others is listed with those.
+    A requirement that an extra inherits from another extra is listed with the other one.
     """
-    found = []
+    required = []
     for text in _requirements():
         requirement = Requirement(text)
         if requirement.name == NAME:
             continue
         extra = _extra(requirement)
         if requirement.marker is None or requirement.marker.evaluate({"extra": extra or ""}):
-            wanted = str(requirement.specifier)
-            found.append(Package(requirement.name, wanted, _version(requirement.name), extra))
-    return found
+            specifiers = str(requirement.specifier)
+            required.append(RequiredPackage(requirement.name, specifiers, _version(requirement.name), extra))
+    return required
 
 
 def _requirements() -> list[str]:
-    """Requirements in the form of package metadata, from the project file where the tree is at hand."""
+    """Return requirements in the form of package metadata, read from the project file if it is present."""
     if not _PYPROJECT.exists():
         return distribution(NAME).requires or []
     project = tomllib.loads(_PYPROJECT.read_text(encoding="utf-8"))["project"]
@@ -78,7 +78,7 @@ def _requirements() -> list[str]:
 
 
 def _extra(requirement: Requirement) -> str | None:
-    """`gpu` from the marker `extra == "gpu"`."""
+    """Return the extra that a marker such as `extra == "gpu"` names."""
     if requirement.marker is None or "extra" not in str(requirement.marker):
         return None
     return str(requirement.marker).split("extra == ")[1].split()[0].strip("\"')")

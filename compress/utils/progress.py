@@ -1,4 +1,4 @@
-"""Progress on standard error: what runs, how far it is, how fast it goes, how long it still takes."""
+"""Interface for progress of long work: description, completed steps, rate and remaining time."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from typing import Protocol, TypeVar
 
 Item = TypeVar("Item")
 Total = int | Callable[[], int]
-"""How many steps there are, or, where a clock ends them, what says after each how many it will have been."""
+"""Number of steps, or a function that estimates it while the work runs (a time limit may end the work)."""
 
 
-def steps_of(total: Total) -> int:
-    """As many as are expected by now."""
+def expected_steps(total: Total) -> int:
+    """Return the number of steps that is expected now."""
     return total() if callable(total) else total
 
 
 class Progress(Protocol):
-    """Where long work says how far it has come."""
+    """Receiver of progress of long work."""
 
     def track(self, items: Iterable[Item], description: str, total: Total) -> Iterator[Item]:
-        """Yield ``items`` while showing steps, rate and time left."""
+        """Yield ``items`` while showing steps, rate and remaining time."""
 
     def note(self, message: str) -> None:
-        """Say one line, also into the log file."""
+        """Show one line, also in the log file."""
 
 
 class SilentProgress:
-    """Shows nothing: for `--json`, tests and library use."""
+    """Progress that shows nothing, for `--json`, tests and library use."""
 
     def track(self, items: Iterable[Item], description: str, total: Total) -> Iterator[Item]:
         """Yield ``items`` unchanged."""
         yield from items
 
     def note(self, message: str) -> None:
-        """Drop the line."""
+        """Discard the line."""

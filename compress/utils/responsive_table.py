@@ -1,4 +1,4 @@
-"""Tables for a terminal of any width, in which no word is broken: what does not fit is left out and named."""
+"""Tables for a terminal of any width: columns that do not fit are hidden and named below the table."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ _GAP = 2
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _WORDS = re.compile(r"\S+\s*|\s+")
 _JOINTS = re.compile(r"[^\s_/,=\[(.-]*[_/,=\[(.-]+\s*|\S+\s*|\s+")
-"""Where names may be broken if words alone leave too little room: behind `_`, `/` and their like."""
+"""Splits a text after ``_``, ``/`` and similar characters, where splitting at spaces alone needs too much width."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A heading and how its cells are set: flush right, they are figures, which stay in one piece.
+    """Heading and alignment of a column.
 
-    Columns of ``rank`` 0 are always there, others in the order of their ranks while there is room.
+    A column with ``right`` is aligned right and holds numbers, which are never wrapped. Columns of ``rank`` 0 are
+    always shown; the others are added in the order of their ranks while there is room.
     """
 
     heading: str
@@ -33,13 +34,13 @@ class Column:
 
 
 @dataclass
-class FittedTable:
-    """Rows of cells below a title. A cell is its text, or the text and a style of its own."""
+class ResponsiveTable:
+    """Rows of cells below a title; a cell is a text, or a text with a style."""
 
     title: str
     columns: Sequence[Column]
     left_out: str = "left out for lack of room"
-    """What is said of the columns for which there is no room."""
+    """Explanation printed after the names of the hidden columns."""
     rows: list[tuple[Sequence[str | tuple[str, str]], str]] = field(default_factory=list)
 
     def add(self, *cells: str | tuple[str, str], style: str = "") -> None:
@@ -53,67 +54,70 @@ class FittedTable:
             title=Text(self.title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_edge=False,
             pad_edge=False, padding=(0, 1, 0, 0),
         )  # fmt: skip
-        for place in shown:
-            column, width = self.columns[place], widths[place]
+        for index in shown:
+            column, width = self.columns[index], widths[index]
             heading = Text("\n".join(_wrapped(column.heading, width, split)))
             table.add_column(heading, justify="right" if column.right else "left", width=width, overflow="fold")
         for cells, style in self.rows:
             texts = []
-            for place in shown:
-                words, own = _parts(cells[place])
-                lines = [words] if self.columns[place].right else _wrapped(words, widths[place], split)
-                texts.append(Text("\n".join(lines), style=own))
+            for index in shown:
+                text, cell_style = _parts(cells[index])
+                lines = [text] if self.columns[index].right else _wrapped(text, widths[index], split)
+                texts.append(Text("\n".join(lines), style=cell_style))
             table.add_row(*texts, style=style)
         yield table
-        missing = [column.heading for place, column in enumerate(self.columns) if place not in shown]
-        if missing:
-            yield Text(f"{', '.join(missing)}: {self.left_out}", style="dim")
+        hidden = [column.heading for index, column in enumerate(self.columns) if index not in shown]
+        if hidden:
+            yield Text(f"{', '.join(hidden)}: {self.left_out}", style="dim")
 
-    def _layout(self, room: int) -> tuple[list[int], dict[int, int], Split]:
-        """The columns that are shown, their widths, and how texts are split."""
+    def _layout(self, max_width: int) -> tuple[list[int], dict[int, int], Split]:
+        """Return the indices of the shown columns, their widths, and the function that splits texts."""
+        # Split names at joints only if splitting at spaces leaves no room for the columns of rank 0.
         for split in (_WORDS.findall, _JOINTS.findall):
-            least = [self._least(place, split) for place in range(len(self.columns))]
-            shown = [place for place, column in enumerate(self.columns) if column.rank == 0]
-            taken = sum(least[place] + _GAP for place in shown) - _GAP
-            if taken <= room:
+            min_widths = [self._least(index, split) for index in range(len(self.columns))]
+            shown_columns = [index for index, column in enumerate(self.columns) if column.rank == 0]
+            total_width = sum(min_widths[index] + _GAP for index in shown_columns) - _GAP
+            if total_width <= max_width:
                 break
-        for place in sorted(range(len(self.columns)), key=lambda place: self.columns[place].rank):
-            if place not in shown and taken + least[place] + _GAP <= room:
-                shown.append(place)
-                taken += least[place] + _GAP
-        shown.sort()
-        widths = {place: least[place] for place in shown}
-        whole = {place: max(map(cell_len, "\n".join(self._texts(place)).split("\n"))) for place in shown}
+        # Add optional columns while they fit.
+        for index in sorted(range(len(self.columns)), key=lambda index: self.columns[index].rank):
+            if index not in shown_columns and total_width + min_widths[index] + _GAP <= max_width:
+                shown_columns.append(index)
+                total_width += min_widths[index] + _GAP
+        shown_columns.sort()
+        widths = {index: min_widths[index] for index in shown_columns}
+        full_widths = {index: max(map(cell_len, "\n".join(self._texts(index)).split("\n"))) for index in shown_columns}
         # The columns that need little more get it first, so that the fewest cells are wrapped.
-        for place in sorted(shown, key=lambda place: whole[place] - widths[place]):
-            more = min(whole[place] - widths[place], max(0, room - taken))
-            widths[place] += more
-            taken += more
-        return shown, widths, split
+        for index in sorted(shown_columns, key=lambda index: full_widths[index] - widths[index]):
+            extra = min(full_widths[index] - widths[index], max(0, max_width - total_width))
+            widths[index] += extra
+            total_width += extra
+        return shown_columns, widths, split
 
-    def _texts(self, place: int) -> list[str]:
-        return [self.columns[place].heading, *(_parts(cells[place])[0] for cells, _ in self.rows)]
+    def _texts(self, index: int) -> list[str]:
+        return [self.columns[index].heading, *(_parts(cells[index])[0] for cells, _ in self.rows)]
 
-    def _least(self, place: int, split: Split) -> int:
-        """The width of a column's longest part that is not broken."""
-        heading, *cells = self._texts(place)
-        whole = self.columns[place].right
-        parts = "\n".join(cells).split("\n") if whole else [part for cell in cells for part in split(cell)]
+    def _least(self, index: int, split: Split) -> int:
+        """Return the width of the longest part of a column that cannot be split."""
+        heading, *cells = self._texts(index)
+        unbroken = self.columns[index].right
+        parts = "\n".join(cells).split("\n") if unbroken else [part for cell in cells for part in split(cell)]
         return max(cell_len(part.rstrip()) for part in [*split(heading), *parts, " "])
 
 
 def bar(share: float, cells: int) -> str:
-    """A bar of so many cells, in eighths of a cell, padded with spaces."""
-    full, rest = divmod(round(min(max(share, 0.0), 1.0) * cells * 8), 8)
-    return ("█" * full + (_EIGHTHS[rest] if rest else "")).ljust(cells)
+    """Return a bar of ``cells`` characters filled to ``share``, in eighths of a character, padded with spaces."""
+    full, eighths = divmod(round(min(max(share, 0.0), 1.0) * cells * 8), 8)
+    return ("█" * full + (_EIGHTHS[eighths] if eighths else "")).ljust(cells)
 
 
 def _parts(cell: str | tuple[str, str]) -> tuple[str, str]:
+    """Return the text and the style of a cell."""
     return (cell, "") if isinstance(cell, str) else cell
 
 
 def _wrapped(text: str, width: int, split: Split) -> list[str]:
-    """Lines of at most ``width``, broken between the parts that ``split`` gives."""
+    """Return lines of at most ``width`` characters, broken only where ``split`` divides the text."""
     lines = []
     for line in text.split("\n"):
         current = ""

@@ -19,13 +19,13 @@ AT_ONCE_SECONDS = 0.05
 
 
 def cache_key(parts: Mapping[str, Any]) -> str:
-    """SHA-256 of ``parts`` as canonical JSON, as hex."""
+    """Return the SHA-256 of ``parts`` as canonical JSON, as hex."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 @contextlib.contextmanager
 def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock of a file; ``on_wait`` is called if another process has it now."""
+    """Hold the lock of a file; ``on_wait`` is called if another process holds it now."""
     lock = FileLock(path)
     try:
         lock.acquire(timeout=AT_ONCE_SECONDS)
@@ -39,25 +39,25 @@ def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def storage_errors(place: Path) -> Iterator[None]:
-    """Turn the file system's errors into a `StorageError` that says what to do."""
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn errors of the file system into a `StorageError` with a hint."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise disk_full(Path(error.filename or place)) from error
+            raise disk_full(Path(error.filename or path)) from error
         raise StorageError(
             f"The folder for artifacts cannot be used: {error.strerror or error}.",
-            where=str(error.filename or place),
+            where=str(error.filename or path),
             hint="check that it is a folder and its permissions, or name another folder with --artifacts",
         ) from error
 
 
-def disk_full(place: Path) -> StorageError:
-    """What to say when nothing more can be written at ``place``."""
+def disk_full(path: Path) -> StorageError:
+    """Return the error for a disk on which nothing more can be written below ``path``."""
     return StorageError(
         "The disk is full.",
-        where=str(place),
+        where=str(path),
         hint="free space (`compress cache prune`) or name another folder with --artifacts, then run again; "
         "finished stages are kept",
     )

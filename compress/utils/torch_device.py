@@ -1,6 +1,6 @@
-"""The processor that torch computes on in stages: this one, or an accelerator that a recipe's `device` names.
+"""The device on which torch computes in stages: the processor, or an accelerator that a recipe's `device` names.
 
-Importing this imports no torch, and neither does asking for a device on a machine that has none.
+Importing this module imports no torch, and neither does resolving a device on a machine without accelerators.
 """
 
 from __future__ import annotations
@@ -23,93 +23,97 @@ if TYPE_CHECKING:
     import torch
 
 PATTERN = r"^(auto|cpu|mps|cuda(:\d+)?)$"
-"""What a recipe may say; `auto` is CUDA where torch has it, and else the processor."""
+"""Valid values of a recipe's `device`; `auto` is CUDA if torch can use it, else the processor."""
 CPU = "cpu"
 _DRIVERS = ("dev/nvidiactl", "dev/nvidia0", "dev/dxg", "dev/kfd")
-"""Of NVIDIA's, of it in WSL, and of AMD's, whose torch says CUDA too."""
+"""Device files of NVIDIA's driver, of the one in WSL, and of AMD's, which torch addresses as CUDA too."""
 
 
 @dataclass
-class Use:
-    """A device, and whether anybody asked for it."""
+class DeviceUse:
+    """The current device, and whether any code asked for it."""
 
     device: str
-    asked: bool = False
+    was_used: bool = False
 
 
-_CURRENT: ContextVar[Use | None] = ContextVar("device", default=None)
+_CURRENT: ContextVar[DeviceUse | None] = ContextVar("device", default=None)
 
 
 def current_device() -> str:
-    """What torch is to compute on now: `cpu`, `mps`, or `cuda` with a number."""
-    use = _CURRENT.get()
-    if use is None:
+    """Return the device on which torch computes now: `cpu`, `mps`, or `cuda` with a number."""
+    device_use = _CURRENT.get()
+    if device_use is None:
         return CPU
-    use.asked = True
-    return use.device
+    device_use.was_used = True
+    return device_use.device
 
 
 @contextmanager
-def computing_on(device: str) -> Iterator[Use]:
-    """Let ``device``, one that `find_device` gave, be the current one."""
-    use = Use(device)
-    token = _CURRENT.set(use)
+def use_device(device: str) -> Iterator[DeviceUse]:
+    """Make ``device``, a result of `resolve_device`, the current device."""
+    device_use = DeviceUse(device)
+    token = _CURRENT.set(device_use)
     try:
         if device.startswith("cuda"):
             import torch
 
             torch.cuda.set_device(device)
-        yield use
+        yield device_use
     finally:
         _CURRENT.reset(token)
 
 
-def find_device(wanted: str) -> str:
-    """The device that a recipe's ``wanted`` means on this machine. Raises `InputError` where it isn't there."""
-    if wanted == CPU:
+def resolve_device(requested: str) -> str:
+    """Return the device that a recipe's ``requested`` value means on this machine.
+
+    Raises:
+        InputError: If this machine has no such device.
+    """
+    if requested == CPU:
         return CPU
-    fault = device_fault(wanted)
-    if wanted == "auto":
+    fault = device_fault(requested)
+    if requested == "auto":
         return CPU if fault else "cuda:0"
     if fault:
         raise InputError(
-            f"There is no device {wanted!r} here: {fault}.",
+            f"There is no device {requested!r} here: {fault}.",
             where="device",
             expected="auto, cpu, or a device that torch has on this machine",
             hint="set device: auto or device: cpu, or install a torch that is built for the device and its driver",
         )
-    return "cuda:0" if wanted == "cuda" else wanted
+    return "cuda:0" if requested == "cuda" else requested
 
 
 def describe_device(device: str) -> str:
-    """Its name for a report."""
+    """Return a device's name for a report."""
     if not device.startswith("cuda"):
         return device
     import torch
 
-    about = torch.cuda.get_device_properties(device)
-    return f"{device} ({about.name}, {about.total_memory / 2**30:.0f} GiB)"
+    properties = torch.cuda.get_device_properties(device)
+    return f"{device} ({properties.name}, {properties.total_memory / 2**30:.0f} GiB)"
 
 
-def device_fault(wanted: str, root: Path = Path("/")) -> str | None:
-    """Why it can't be used, or None; torch is asked only where there may be one."""
-    build = _torch_build()
-    if wanted == "mps":
+def device_fault(requested: str, root: Path = Path("/")) -> str | None:
+    """Return the reason why a device cannot be used, or ``None``; torch is imported only if a driver is present."""
+    torch_build = _torch_build()
+    if requested == "mps":
         if (platform.system(), platform.machine()) != ("Darwin", "arm64"):
             return "it is of Apple's own processors"
         import torch
 
-        return None if torch.backends.mps.is_available() else f"torch {build} cannot use it"
-    if build.endswith("+cpu"):
-        return f"torch {build} is built for processors alone"
+        return None if torch.backends.mps.is_available() else f"torch {torch_build} cannot use it"
+    if torch_build.endswith("+cpu"):
+        return f"torch {torch_build} is built for processors alone"
     if platform.system() == "Linux" and not any((root / driver).exists() for driver in _DRIVERS):
         return "no driver of a GPU is loaded"
     import torch
 
     if not torch.cuda.is_available():
-        return f"torch {build} finds no GPU that it can use"
-    count, number = torch.cuda.device_count(), int(wanted.partition(":")[2] or 0)
-    return None if number < count else f"torch finds {count}, from cuda:0 on"
+        return f"torch {torch_build} finds no GPU that it can use"
+    count, index = torch.cuda.device_count(), int(requested.partition(":")[2] or 0)
+    return None if index < count else f"torch finds {count}, from cuda:0 on"
 
 
 def _torch_build() -> str:
@@ -120,14 +124,14 @@ def _torch_build() -> str:
 
 
 _BF16_GAIN, _PRODUCT, _ROUNDS = 1.5, 512, 7
-"""How many times as fast products of bfloat16 have to be, and of what they are measured: the best of some."""
+"""Minimum speed-up of bfloat16 over float32, width of the multiplied matrices, and number of rounds (best counts)."""
 
 
 @cache
 def has_fast_bf16() -> bool:
-    """Whether this processor multiplies matrices of bfloat16 faster than those of float32, measured once a process.
+    """Return True if this processor multiplies bfloat16 matrices faster than float32 ones, measured once per process.
 
-    Its instructions don't say: where there are dot products alone (AVX512-BF16), PyTorch is half as fast with them on a
+    Instruction sets do not decide this. With dot products only (AVX512-BF16), PyTorch is half as fast in bfloat16 on a
     Xeon, and four times as fast on an EPYC of Zen 5.
     """
     if not has_bf16():
@@ -145,6 +149,7 @@ def has_fast_bf16() -> bool:
         return min(rounds)
 
     threads = torch.get_num_threads()
+    # Several threads would wait for each other while another process computes.
     torch.set_num_threads(1)  # several wait for each other where something else computes
     try:
         return seconds(torch.float32) > _BF16_GAIN * seconds(torch.bfloat16)
@@ -153,14 +158,20 @@ def has_fast_bf16() -> bool:
 
 
 def uses_bf16(precision: str) -> bool:
-    """Whether matrix products run in bfloat16: asked for, where the processor has it (`auto`), or has it fast."""
+    """Return True if matrix products run in bfloat16.
+
+    ``precision`` is `fp32`, `bf16`, `auto` (if the processor supports it) or `fastest` (if it is faster).
+    """
     if precision == "auto":
         return has_bf16()
     return precision == "bf16" or (precision == "fastest" and has_fast_bf16())
 
 
-def in_bf16(precision: str, device: str | None = None) -> bool:
-    """`uses_bf16` for a device, the current one if None; GPUs that have it multiply it much faster than float32."""
+def device_uses_bf16(precision: str, device: str | None = None) -> bool:
+    """Return True if matrix products run in bfloat16 on ``device`` (default: the current one).
+
+    GPUs with bfloat16 multiply it much faster than float32, so that `auto` and `fastest` need no measurement there.
+    """
     kind = (device or current_device()).partition(":")[0]
     if kind == CPU or precision not in ("auto", "fastest"):
         return uses_bf16(precision)
@@ -170,7 +181,10 @@ def in_bf16(precision: str, device: str | None = None) -> bool:
 
 
 def autocast(enabled: bool, device: str | None = None) -> torch.autocast:
-    """Matrix products in bfloat16 on a device, the current one if None; with ``enabled`` false, not even within one."""
+    """Return a context for matrix products in bfloat16 on ``device`` (default: the current one).
+
+    With ``enabled`` false, an enclosing autocast is switched off.
+    """
     import torch
 
     kind = (device or current_device()).partition(":")[0]
@@ -178,8 +192,8 @@ def autocast(enabled: bool, device: str | None = None) -> torch.autocast:
 
 
 @contextmanager
-def within_memory(what: str, lower: str) -> Iterator[None]:
-    """Raise `DeviceError` where ``what`` needs more memory than the accelerator has; ``lower``: fields that help."""
+def device_memory_errors(what: str, lower: str) -> Iterator[None]:
+    """Turn a lack of accelerator memory during ``what`` into a `DeviceError` that names the fields ``lower``."""
     import torch
 
     try:
@@ -187,8 +201,8 @@ def within_memory(what: str, lower: str) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         device = current_device()
         free: Any = torch.cuda.mem_get_info(device) if device.startswith("cuda") else None
-        room = f", of whose {free[1] / 2**30:.1f} GiB {free[0] / 2**30:.1f} are free" if free else ""
+        available = f", of whose {free[1] / 2**30:.1f} GiB {free[0] / 2**30:.1f} are free" if free else ""
         raise DeviceError(
-            f"{what} needs more memory than {device} has left{room}.",
+            f"{what} needs more memory than {device} has left{available}.",
             hint=f"lower {lower}, or set device: cpu; what is finished is kept, and the next run goes on there",
         ) from error

@@ -14,7 +14,7 @@ from compress.benchmark.record import TimingRecord
 from compress.benchmark.results import MeasurementWriter
 from compress.benchmark.rounds import ImageTimes, Rounds
 from compress.benchmark.workloads.image_generation import ImageGenerationPlan, ImageSetting, add_image_round
-from compress.benchmark.workloads.image_sampling import combined_start_up, draw
+from compress.benchmark.workloads.image_sampling import combined_start_up, time_image
 from compress.models.diffusion_sampling import Sampling
 from compress.results.metrics import describe_metric
 from compress.runtimes.picture_sampler import (
@@ -87,7 +87,7 @@ class Drawer:
 
 def test_a_picture_is_its_texts_its_steps_and_the_decoder() -> None:
     drawer = Drawer()
-    found = ImageTimes(**draw(drawer, BATCH, None, None, untimed=0))
+    found = ImageTimes(**time_image(drawer, BATCH, None, None, untimed=0))
     # Guidance takes the empty prompt along: a text of its own, and two rows in each step.
     assert drawer.shapes["text"] == [(1, TOKENS)] * 2
     assert drawer.shapes["denoiser"] == [(2, 4, 8, 8)] * 10
@@ -99,21 +99,21 @@ def test_a_picture_is_its_texts_its_steps_and_the_decoder() -> None:
 
 def test_steps_and_sizes_are_those_that_are_asked_for() -> None:
     drawer = Drawer(sampling=Sampling(10, 1.0))
-    found = ImageTimes(**draw(drawer, BATCH, 4, 24, untimed=2))
+    found = ImageTimes(**time_image(drawer, BATCH, 4, 24, untimed=2))
     # Two steps that don't count come first; pixels are two a latent.
     assert drawer.shapes["denoiser"] == [(1, 4, 12, 12)] * (2 + 4)
     assert len(found.steps_ms) == 4
     with pytest.raises(InputError, match="No picture of 25 pixels"):
-        draw(drawer, BATCH, None, 25, untimed=0)
+        time_image(drawer, BATCH, None, 25, untimed=0)
     with pytest.raises(InputError, match="makes no picture"):
-        draw(drawer, BATCH, None, 26, untimed=0)
+        time_image(drawer, BATCH, None, 26, untimed=0)
     with pytest.raises(StageError, match="draws no pictures"):
-        draw(object(), BATCH, None, None, untimed=0)
+        time_image(object(), BATCH, None, None, untimed=0)
 
 
 def test_parts_elsewhere_are_timed_by_their_own_clock() -> None:
     drawer = Drawer(FarPart)
-    found = ImageTimes(**draw(drawer, BATCH, 3, None, untimed=2))
+    found = ImageTimes(**time_image(drawer, BATCH, 3, None, untimed=2))
     assert drawer.parts["denoiser"].held == [(2, 4, 8, 8)] * 3
     assert (found.text_ms, found.steps_ms, found.decoder_ms) == (21.0, [10.0, 11.0, 12.0], 10.0)
     # All of it, and what the scheduler takes here.
@@ -177,7 +177,7 @@ def test_settings_name_what_they_change() -> None:
     plan = ImageGenerationPlan(2, steps=(4, 50), sizes=(64,))
     assert [setting.suffix for setting in plan.settings] == ["", "_steps_4", "_steps_50", "_size_64"]
     assert set(plan.deciding_timings) < set(plan.timings)
-    assert dict(plan.counted)["picture_size_64"] == " of 64 pixels a side"
+    assert dict(plan.reported)["picture_size_64"] == " of 64 pixels a side"
     assert describe_metric("latency_ms_steps_4").title == "Latency, 4 steps"
     assert (
         describe_metric("speedup_denoiser_step_size_64").title

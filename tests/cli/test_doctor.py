@@ -15,7 +15,7 @@ from compress.cli.doctor import doctor
 from compress.formats import runtimes
 from compress.formats.registry import RUNTIMES
 from compress.utils import environment, installation
-from compress.utils.installation import Package
+from compress.utils.installation import RequiredPackage
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -47,7 +47,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     monkeypatch.setattr(environment, "environment", lambda: described)
     monkeypatch.setattr(environment, "features", lambda: tuple(described["features"]))
     monkeypatch.setattr(installation, "is_installed", lambda: True)
-    monkeypatch.setattr(installation, "packages", lambda: [Package("numpy", ">=2", "2.4.6")])
+    monkeypatch.setattr(installation, "packages", lambda: [RequiredPackage("numpy", ">=2", "2.4.6")])
     monkeypatch.setattr("shutil.disk_usage", lambda _: Usage(10**12, 0, 10**12))
     monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}")
     monkeypatch.setattr(os, "getloadavg", lambda: (0.5, 0.5, 0.5))
@@ -64,7 +64,7 @@ def test_a_good_machine_passes(machine: dict[str, Any]) -> None:
 def test_a_wrong_package_fails_with_the_command_that_mends_it(
     machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wrong = [Package("torch", ">=2.13", "2.1.0"), Package("onnx", ">=1.23", None)]
+    wrong = [RequiredPackage("torch", ">=2.13", "2.1.0"), RequiredPackage("onnx", ">=1.23", None)]
     monkeypatch.setattr(installation, "packages", lambda: wrong)
     assert findings("problem") == {
         "torch >=2.13 is needed, 2.1.0 is installed": "pip install 'torch>=2.13'",
@@ -77,7 +77,7 @@ def test_a_wrong_package_fails_with_the_command_that_mends_it(
 
 
 def test_a_missing_extra_is_no_failure(machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(installation, "packages", lambda: [Package("tensorrt", "", None, "gpu")])
+    monkeypatch.setattr(installation, "packages", lambda: [RequiredPackage("tensorrt", "", None, "gpu")])
     assert diagnose()[0] == 0
     assert findings("ok")["extra gpu: not installed (lacks tensorrt)"] == "pip install 'compress[gpu]'"
 

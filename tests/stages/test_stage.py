@@ -181,8 +181,8 @@ def test_every_field_that_names_a_file_is_made_absolute(tmp_path: Any) -> None:
     ],
 )
 def test_gguf_objects_to_integers_that_no_block_type_holds(stage: Stage[Any, Any], field: str | None) -> None:
-    objection = Gguf().objects_to(stage)
-    assert (objection and objection[0]) == field
+    unsafe_member_reason = Gguf().objects_to(stage)
+    assert (unsafe_member_reason and unsafe_member_reason[0]) == field
 
 
 class _Data:

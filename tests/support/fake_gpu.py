@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
-from compress.utils.torch_device import computing_on
+from compress.utils.torch_device import use_device
 
 DEVICE = "gpu:0"
 _FROM_ANYWHERE = (
@@ -151,7 +151,7 @@ def fake_gpu(patch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
     # Lists become tensors of the processor's first, which are then copied where the operation can be seen.
     torch._C._set_only_lift_cpu_tensors(True)
     # Else autograd would ask for a thread of the device's own.
-    with FakeGpu() as mode, computing_on(DEVICE), torch.autograd.set_multithreading_enabled(False):
+    with FakeGpu() as mode, use_device(DEVICE), torch.autograd.set_multithreading_enabled(False):
         try:
             yield mode
         finally:

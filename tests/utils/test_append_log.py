@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from compress.utils.append_log import AppendedLines
+from compress.utils.append_log import AppendOnlyFile
 from compress.utils.errors import StorageError
 
 
 def test_a_disk_that_takes_few_bytes_at_a_time_gets_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, content: write(descriptor, content[:3]))
-    lines = AppendedLines(tmp_path / "lines")
+    lines = AppendOnlyFile(tmp_path / "lines")
     lines.add(b"the first")
     lines.add(b"the second")
     assert lines.path.read_bytes() == b"the first\nthe second\n"
@@ -24,7 +24,7 @@ def test_a_disk_that_takes_few_bytes_at_a_time_gets_all(tmp_path: Path, monkeypa
 def test_a_disk_that_is_full_in_the_middle_of_a_line_keeps_those_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lines = AppendedLines(tmp_path / "lines")
+    lines = AppendOnlyFile(tmp_path / "lines")
     lines.add(b"the first")
     write, room = os.write, [4]
 
@@ -43,7 +43,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_line_keeps_those_before(
 
 
 def test_what_stands_behind_the_last_line_break_is_no_line(tmp_path: Path) -> None:
-    lines = AppendedLines(tmp_path / "lines")
+    lines = AppendOnlyFile(tmp_path / "lines")
     lines.add(b"one")
     lines.add("zwei \u2028 lines for str.splitlines".encode())
     with lines.path.open("ab") as file:

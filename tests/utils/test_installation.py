@@ -8,7 +8,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from compress.utils import installation as subject
-from compress.utils.installation import Package
+from compress.utils.installation import RequiredPackage
 
 
 @pytest.fixture
@@ -30,13 +30,13 @@ dev = ["compress[all]", "pytest"]
 
 def test_requirements_are_held_against_what_is_installed(project: Path) -> None:
     assert subject.packages() == [
-        Package("numpy", ">=2", version("numpy")),
-        Package("onnx", "<1", version("onnx")),
-        Package("no-such-package-at-all", ">=3", None),
-        Package("no-such-runtime", ">=1", None, "gpu"),
-        Package("pytest", "", version("pytest"), "dev"),
+        RequiredPackage("numpy", ">=2", version("numpy")),
+        RequiredPackage("onnx", "<1", version("onnx")),
+        RequiredPackage("no-such-package-at-all", ">=3", None),
+        RequiredPackage("no-such-runtime", ">=1", None, "gpu"),
+        RequiredPackage("pytest", "", version("pytest"), "dev"),
     ]
-    assert [package.fits for package in subject.packages()] == [True, False, False, False, True]
+    assert [package.is_satisfied for package in subject.packages()] == [True, False, False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_requirements_are_held_against_what_is_installed(project: Path) -> None:
     [("No_Such.Runtime", "gpu"), ("pytest", "dev"), ("onnx", None), ("compress", None), ("nothing-we-know", None)],
 )
 def test_the_extra_that_installs_a_package(package: str, extra: str | None, project: Path) -> None:
-    assert subject.extra_with(package) == extra
+    assert subject.extra_containing(package) == extra
 
 
 def test_all_has_every_extra_but_those_that_replace_a_package_are_built_or_need_older_ones() -> None:
@@ -54,8 +54,8 @@ def test_all_has_every_extra_but_those_that_replace_a_package_are_built_or_need_
 
 
 def test_a_local_version_fits_its_range() -> None:
-    assert Package("torch", "<2.14,>=2.13", "2.13.0+cpu").fits
-    assert not Package("torch", "<2.14,>=2.13", "2.14.0").fits
+    assert RequiredPackage("torch", "<2.14,>=2.13", "2.13.0+cpu").is_satisfied
+    assert not RequiredPackage("torch", "<2.14,>=2.13", "2.14.0").is_satisfied
 
 
 def test_an_installed_package_reads_its_own_metadata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

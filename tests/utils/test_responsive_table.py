@@ -5,17 +5,17 @@ from __future__ import annotations
 from hypothesis import given, strategies
 from narrow import shown
 
-from compress.utils.responsive_table import Column, FittedTable
+from compress.utils.responsive_table import Column, ResponsiveTable
 
 
-def table(*rows: tuple[str, ...]) -> FittedTable:
-    made = FittedTable("", [Column("name"), Column("value", right=True), Column("why", rank=2), Column("n", rank=1)])
+def table(*rows: tuple[str, ...]) -> ResponsiveTable:
+    made = ResponsiveTable("", [Column("name"), Column("value", right=True), Column("why", rank=2), Column("n", rank=1)])
     for row in rows:
         made.add(*row)
     return made
 
 
-def lines(made: FittedTable, width: int) -> list[str]:
+def lines(made: ResponsiveTable, width: int) -> list[str]:
     return [line.rstrip() for line in shown(made, width).splitlines()]
 
 
@@ -44,7 +44,7 @@ def test_names_are_broken_at_joints_where_nothing_else_helps() -> None:
 
 @given(strategies.lists(strategies.text("abc _/", max_size=30), min_size=1, max_size=4), strategies.integers(30, 120))
 def test_every_letter_is_shown_and_no_line_is_too_long(names: list[str], width: int) -> None:
-    made = FittedTable("", [Column("name")])
+    made = ResponsiveTable("", [Column("name")])
     for name in names:
         made.add(name)
     found = lines(made, width)

@@ -1,4 +1,4 @@
-"""Calls for batches of examples: one by one, in batches, and as they arrive at a server."""
+"""Workload of calls on batches of examples: one example at a time, in batches, and as requests to a server."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from compress.formats.target_profile import Target
 SINGLE, BATCHED = "single", "batched"
 _WARM_UP_CALLS = 8
 _COMPILING_SECONDS = 1.5
-"""WebAssembly is compiled in haste first and well while it runs: a small encoder's best came after 175 calls, 1.2 s."""
+"""Least warm-up of WebAssembly, which is compiled again while it runs: a small encoder was fastest after 1.2 s."""
 _TURN_MS = 30.0
-"""Long against what a change of process costs, short against what else comes and goes on a machine."""
+"""Length of a model's part of a round: long compared with a process switch, short compared with other disturbances."""
 _FEWEST_CALLS, _MOST_CALLS = 4, 64
 
 
 @dataclass(frozen=True)
 class CallPlan:
-    """A `launches.Plan`. Numbers of batches: of one example, of several, and of one of each length that occurs."""
+    """`WorkloadPlan` of calls, as numbers of batches: of one example, of several, and of one of each length."""
 
     singles: Sequence[int]
     batches: Sequence[int]
@@ -55,7 +55,7 @@ class CallPlan:
 
 
 class _CallTiming:
-    """A `launches.Timing`."""
+    """`WorkloadTimer` of calls."""
 
     def __init__(self, plan: CallPlan, conditions: TimingConditions, record: TimingRecord) -> None:
         self._plan, self._conditions, self._record = plan, conditions, record
@@ -101,20 +101,23 @@ class _CallTiming:
         return run
 
     def _planned(self, runs: Mapping[str, Run]) -> dict[str, Iterator[list[int]]]:
-        """The rounds of each scenario: long enough for the fastest model, and several in a launch for the slowest."""
+        """Return the rounds of each scenario.
+
+        A round is long enough for the fastest model, and short enough that a launch has several of the slowest model.
+        """
         singles, batches = self._plan.singles, self._plan.batches
-        took = [float(np.median(run([singles[len(singles) // 2]] * 3).latencies_ms)) for run in runs.values()]
+        call_ms = [float(np.median(run([singles[len(singles) // 2]] * 3).latencies_ms)) for run in runs.values()]
         slice_ms = 1000 * self._conditions.seconds / self._conditions.max_launches
-        size = min(max(_FEWEST_CALLS, round(_TURN_MS / min(took))), max(_FEWEST_CALLS, int(slice_ms / max(took))))
+        size = min(max(_FEWEST_CALLS, round(_TURN_MS / min(call_ms))), max(_FEWEST_CALLS, int(slice_ms / max(call_ms))))
         rounds = mixed_rounds(len(singles), min(size, _MOST_CALLS, len(singles)), self._conditions.seed)
-        found: dict[str, Iterator[list[int]]] = {SINGLE: ([singles[i] for i in calls] for calls in rounds)}
+        schedules: dict[str, Iterator[list[int]]] = {SINGLE: ([singles[i] for i in calls] for calls in rounds)}
         if self._conditions.batched:
             slowest = max(float(run([batches[len(batches) // 2]]).latencies_ms[0]) for run in runs.values())
-            found[BATCHED] = repeat(evenly_spaced(list(batches), max(1, int(slice_ms / slowest))))
-        return found
+            schedules[BATCHED] = repeat(evenly_spaced(list(batches), max(1, int(slice_ms / slowest))))
+        return schedules
 
     def _serve(self, children: Mapping[str, WorkerProcess], rate: float, seconds: float, number: int) -> None:
-        """Requests that arrive at random, the same ones for every model."""
+        """Send requests at random times, the same ones to every model."""
         singles, seed = self._plan.singles, self._conditions.seed + number
         count = max(1, round(rate * seconds))
         gaps = request_gaps_ms(count, rate, seed)

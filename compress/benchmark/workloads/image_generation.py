@@ -1,4 +1,4 @@
-"""Pictures: the models in turns on the same prompts and noise, by numbers of steps and by sizes."""
+"""Image generation workload: interleaved images of all models from the same prompts and noise, by steps and size."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from compress.benchmark.subprocess_client import WorkerProcess
 from compress.formats.target_profile import Target
 
 IMAGE, TEXT, STEP, DECODER, LOOP = "picture", "text_encoder", "denoiser_step", "decoder", "scheduler"
-"""What is timed: a whole picture, its text, a step of the denoiser, the decoder, and what lies between the calls."""
+"""Kinds of work: a whole image, its text encoder, a denoiser step, the decoder, and the time between these calls."""
 KINDS = (IMAGE, TEXT, STEP, DECODER, LOOP)
 
 
 class ImageSetting(NamedTuple):
-    """How a picture is drawn: in so many steps, of so many pixels a side; None is what the model has of its own."""
+    """Number of denoising steps and side in pixels of an image. None stands for the model's own number."""
 
     steps: int | None = None
     size: int | None = None
 
     @property
     def suffix(self) -> str:
-        """What the names of its metrics end in."""
+        """Return the suffix of the names of its metrics."""
         return (f"_steps_{self.steps}" if self.steps else "") + (f"_size_{self.size}" if self.size else "")
 
 
 @dataclass(frozen=True)
 class ImageGenerationPlan:
-    """A `launches.Plan`: pictures one at a time, in each model's own steps and size first.
+    """`WorkloadPlan` of images one at a time, first with each model's own steps and size.
 
-    ``token_timing`` are timed beside the model's own number, ``sizes`` in pixels beside its own. ``prompt_timing`` batches of one
-    take turns.
+    ``steps`` and ``sizes`` (in pixels) are timed beside the model's own numbers. The first ``prompts`` batches, of one
+    prompt each, are used one after another.
     """
 
     prompts: int
@@ -52,8 +52,8 @@ class ImageGenerationPlan:
 
     @property
     def settings(self) -> tuple[ImageSetting, ...]:
-        """All ways of drawing."""
-        return (ImageSetting(), *(ImageSetting(steps=one) for one in self.steps), *(ImageSetting(size=one) for one in self.sizes))
+        """Return all combinations of steps and size that are timed."""
+        return (ImageSetting(), *(ImageSetting(steps=value) for value in self.steps), *(ImageSetting(size=value) for value in self.sizes))
 
     @property
     def timings(self) -> tuple[str, ...]:
@@ -62,12 +62,12 @@ class ImageGenerationPlan:
 
     @property
     def deciding_timings(self) -> tuple[str, ...]:
-        """See `WorkloadPlan`: whole pictures, and the denoiser's steps."""
+        """See `WorkloadPlan`: whole images, and the denoiser's steps."""
         return tuple(kind + setting.suffix for setting in self.settings for kind in (IMAGE, STEP))
 
     @property
     def reported(self) -> Mapping[str, str | None]:
-        """See `WorkloadPlan`: a round has a picture of each model."""
+        """See `WorkloadPlan`: a round has an image of each model."""
         return {IMAGE + setting.suffix: _words(setting) for setting in self.settings}
 
     def target(self, model: str, usual: Target) -> Target:
@@ -84,37 +84,47 @@ def _words(setting: ImageSetting) -> str:
     return steps + (f" of {setting.size} pixels a side" if setting.size else "")
 
 
-def add_image_round(record: TimingRecord, setting: ImageSetting, launch: int, found: Mapping[str, ImageTimes], pulse_ms: float) -> None:
-    """Keep one round of all models. Of their steps as many count as the fewest are, evenly over the way."""
-    count = min(len(one.steps_ms) for one in found.values())
+def add_image_round(record: TimingRecord, setting: ImageSetting, launch: int, images: Mapping[str, ImageTimes], product_ms: float) -> None:
+    """Add one round of all models.
+
+    Models may need different numbers of steps. As many steps count as the model with the fewest has, spread evenly.
+
+    Args:
+        record: Record that the round is added to.
+        setting: Steps and size of the images.
+        launch: Number of the set of processes.
+        images: Times of each model's image.
+        product_ms: Longest time of the reference product during the round.
+    """
+    count = min(len(image.steps_ms) for image in images.values())
     for kind in KINDS:
-        turns = {model: _turn(kind, one, count) for model, one in found.items()}
-        record.timings[kind + setting.suffix].add(range(count if kind == STEP else 1), launch, turns, pulse_ms)
+        times = {model: _turn(kind, image, count) for model, image in images.items()}
+        record.timings[kind + setting.suffix].add(range(count if kind == STEP else 1), launch, times, product_ms)
 
 
-def _turn(kind: str, drawn: ImageTimes, count: int) -> RoundTimes:
-    text, *steps, decoder = drawn.disturbed
+def _turn(kind: str, image: ImageTimes, count: int) -> RoundTimes:
+    text, *steps, decoder = image.disturbed
     if kind == STEP:
-        places = np.round(np.linspace(0, len(drawn.steps_ms) - 1, count)).astype(int)
-        return RoundTimes([drawn.steps_ms[place] for place in places], [steps[place] for place in places])
-    times = {IMAGE: drawn.image_ms, TEXT: drawn.text_ms, DECODER: drawn.decoder_ms, LOOP: drawn.loop_ms}
+        positions = np.round(np.linspace(0, len(image.steps_ms) - 1, count)).astype(int)
+        return RoundTimes([image.steps_ms[position] for position in positions], [steps[position] for position in positions])
+    times = {IMAGE: image.image_ms, TEXT: image.text_ms, DECODER: image.decoder_ms, LOOP: image.loop_ms}
     marks = {TEXT: text, DECODER: decoder}
-    return RoundTimes([times[kind]], [marks.get(kind, any(drawn.disturbed))])
+    return RoundTimes([times[kind]], [marks.get(kind, any(image.disturbed))])
 
 
 class _PictureTiming:
-    """A `launches.Timing`."""
+    """`WorkloadTimer` of images."""
 
     def __init__(self, plan: ImageGenerationPlan, conditions: TimingConditions, record: TimingRecord) -> None:
         self._plan, self._conditions, self._record = plan, conditions, record
 
     def time_first_answer(self, child: WorkerProcess, opened: dict[str, Any]) -> None:
-        """See `WorkloadTimer`: a picture in the model's own steps."""
+        """See `WorkloadTimer`: an image with the model's own steps."""
         first = child.generate_image(0, None, None, self._conditions.timeout_seconds)
         opened["start_up"]["first_picture_ms"] = first.image_ms
 
     def warm_up(self, child: WorkerProcess, seconds: float) -> WarmUp:
-        """See `WorkloadTimer`: every size once, then the model's own until it is steady."""
+        """See `WorkloadTimer`: every size once, then the model's own size until its times are steady."""
         settings = self._plan.settings
 
         def run(calls: Sequence[int]) -> RoundTimes:
@@ -134,9 +144,9 @@ class _PictureTiming:
         # Each order comes equally often.
         order = round_order(list(children), number + count)
         for setting in self._plan.settings:
-            turns = {name: partial(self._draw, children[name], setting, number + count) for name in order}
-            found, slowest_ms = run_round(turns, reference.time_small_product)
-            add_image_round(self._record, setting, number, found, slowest_ms)
+            runs = {name: partial(self._draw, children[name], setting, number + count) for name in order}
+            images, product_ms = run_round(runs, reference.time_small_product)
+            add_image_round(self._record, setting, number, images, product_ms)
             reference.measure_periodically()
 
     def _draw(self, child: WorkerProcess, setting: ImageSetting, count: int) -> ImageTimes:

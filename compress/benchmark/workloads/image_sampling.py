@@ -1,4 +1,4 @@
-"""Pictures in the measured process: each call of a part timed, and the whole of a picture."""
+"""Image generation in the worker process: each call of a component is timed, and the whole image."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ _MODEL, _TRANSFER = "model_", "transfer_bytes"
 
 @runtime_checkable
 class ImageGenerationSession(Protocol):
-    """A session of several parts, each a session of its own, that draws pictures with them."""
+    """Session of several components, each with its own session, that generate images together."""
 
     @property
     def sampler(self) -> PictureSampler:
-        """The loop over the parts."""
+        """Return the sampling loop over the components."""
 
     @property
     def parts(self) -> Mapping[str, Session]:
-        """They by optimum's names of their folders, in the order in which they run."""
+        """Return the components by optimum's names of their folders, in the order in which they run."""
 
 
 def load_sampling_loop(artifact: Path) -> None:
-    """Load once what draws with the parts of a pipeline, so that what comes after is the parts' own memory and time.
+    """Load the libraries that run a pipeline's components, so that later measurements show only the components.
 
-    Scheduler and tokenizer are diffusers' and transformers', which bring torch. Nothing is done for other models.
+    Scheduler and tokenizer are those of diffusers and transformers, which import torch. Nothing happens for other
+    models.
     """
     if artifact.is_dir() and is_pipeline(artifact):
         load_scheduler(artifact)
@@ -45,7 +46,7 @@ def load_sampling_loop(artifact: Path) -> None:
 
 @dataclass
 class _Timed:
-    """A part that is timed at each call, and keeps what it is given where it is asked to."""
+    """Component whose calls are timed. If ``keeps`` is set, it also records their inputs."""
 
     part: Call
     keeps: bool = False
@@ -57,41 +58,50 @@ class _Timed:
         if self.keeps:
             self.given.append(batch)
         switches, start = preemptions(), time.perf_counter_ns()
-        found = self.part(batch)
+        outputs = self.part(batch)
         self.times_ms.append((time.perf_counter_ns() - start) / 1e6)
         self.disturbed.append(preemptions() != switches)
-        return found
+        return outputs
 
 
 def external_sessions(session: object) -> list[TimesItself]:
-    """The sessions of a model whose graphs run in other processes; none of one that runs in this."""
+    """Return the sessions of a model whose graphs run in other processes. A model in this process has none."""
     sessions = session.parts.values() if isinstance(session, ImageGenerationSession) else [session]
-    return [one for one in sessions if isinstance(one, TimesItself)]
+    return [part for part in sessions if isinstance(part, TimesItself)]
 
 
 def combined_start_up(sessions: Sequence[TimesItself]) -> dict[str, float]:
-    """What the starts of parts took, as one process with all of them would have it: its runtime once, each model."""
-    first, *others = (one.start_up for one in sessions)
-    found = dict(first)
-    for other in others:
-        for name in found:
-            found[name] += other[name] if name.startswith(_MODEL) else 0.0
-        if _TRANSFER in found:
-            found[_TRANSFER] += other[_MODEL + _TRANSFER]
-    return found
+    """Return the start-up times of components as if one process held them all: the runtime once, and each model."""
+    first, *others = (session.start_up for session in sessions)
+    combined = dict(first)
+    for times in others:
+        for name in combined:
+            combined[name] += times[name] if name.startswith(_MODEL) else 0.0
+        if _TRANSFER in combined:
+            combined[_TRANSFER] += times[_MODEL + _TRANSFER]
+    return combined
 
 
 def preemptions() -> int:
-    """How often any thread of this process had to stop for another process."""
+    """Return how often a thread of this process had to stop for another process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def time_image(session: object, batch: Batch, steps: int | None, size: int | None, untimed: int) -> dict[str, Any]:
-    """Milliseconds of a picture and of the calls it took; see `ImageTimes`.
+    """Time one image and the calls that it takes; see `ImageTimes`.
 
-    ``token_timing`` and ``size``, in pixels a side, of None are the model's own. As many steps as ``untimed`` are made before,
-    since another process has just used the caches. Raises `StageError` for a session that draws no pictures, and
-    `InputError` for a size or steps that it can't draw in.
+    As many steps as ``untimed`` run before, because another process has just used the caches.
+
+    Args:
+        session: Open model.
+        batch: Prompt, noise and seed of one image.
+        steps: Number of denoising steps. None uses the model's own number.
+        size: Side of the image in pixels. None uses the model's own size.
+        untimed: Number of steps before the timed ones.
+
+    Raises:
+        StageError: The session generates no images.
+        InputError: The model cannot generate images of this size or with these steps.
     """
     if not isinstance(session, ImageGenerationSession):
         raise StageError("The model draws no pictures.", where="benchmark", expected="a model of a task that draws")
@@ -104,15 +114,15 @@ def time_image(session: object, batch: Batch, steps: int | None, size: int | Non
     if parts:
         return _timed_elsewhere(sampler, parts, batch)
     if untimed:
-        fewer = replace(sampler.sampling, steps=min(untimed, sampler.sampling.steps))
-        _drawn(replace(sampler, sampling=fewer), batch)
+        shorter = replace(sampler.sampling, steps=min(untimed, sampler.sampling.steps))
+        _drawn(replace(sampler, sampling=shorter), batch)
     return _drawn(sampler, batch)[0]
 
 
 def _noise(sampler: PictureSampler, size: int) -> np.ndarray:
-    """Of one square picture, [1, channels, side, side]; latents take as long whatever they are."""
-    side, rest = divmod(size, sampler.latents.factor)
-    if rest:
+    """Return noise for one square image, [1, channels, side, side]. Its values don't affect the time."""
+    side, remainder = divmod(size, sampler.latents.factor)
+    if remainder:
         raise InputError(
             f"No picture of {size} pixels a side can be drawn.",
             where="benchmark.picture_sizes",
@@ -138,16 +148,17 @@ def _drawn(sampler: PictureSampler, batch: Batch, keeps: bool = False) -> tuple[
 
 
 def _timed_elsewhere(sampler: PictureSampler, parts: list[TimesItself], batch: Batch) -> dict[str, Any]:
-    """Of parts in processes of their own: the calls of one picture made again there, by the clock over there.
+    """Time components in other processes: each repeats the calls of one image, timed by its own clock.
 
-    What the scheduler takes here is added to their sum for the whole, so that the way there and back isn't in it.
+    The scheduler's time in this process is added to their sum, so that the transfer between processes doesn't count.
     """
-    found, watched = _drawn(sampler, batch, keeps=True)
-    loop_ms = found["image_ms"] - sum(sum(one.times_ms) for one in watched)
+    reply, recorded = _drawn(sampler, batch, keeps=True)
+    loop_ms = reply["image_ms"] - sum(sum(component.times_ms) for component in recorded)
     times = []
-    for session, one in zip(parts, watched, strict=True):
-        session.hold(one.given)
-        times.append(session.time(range(len(one.given))))
+    # The other process receives the recorded inputs, and times the same calls by its own clock.
+    for session, component in zip(parts, recorded, strict=True):
+        session.hold(component.given)
+        times.append(session.time(range(len(component.given))))
     text_ms, steps_ms, decoder_ms = times
     return {
         "image_ms": sum(map(sum, times)) + loop_ms,

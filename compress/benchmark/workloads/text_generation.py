@@ -1,4 +1,4 @@
-"""Generated texts: the models in turns on the same lengths of prompt, and the tokens that follow."""
+"""Text generation workload: interleaved prompts of all models at the same lengths, and the tokens that follow."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _WARM_UP_TOKENS = 4
 
 @dataclass(frozen=True)
 class TextGenerationPlan:
-    """A `launches.Plan`: prompts of each of ``contexts`` tokens, rising, and ``tokens`` to follow the first.
+    """`WorkloadPlan` of prompts with each of ``contexts`` tokens, ascending, and ``tokens`` after the first one.
 
-    ``texts`` holds token ids of each model, at least as many as the longest context; where it is empty, ids are drawn
-    from the middle half of the model's own vocabulary. ``external_sessions`` are the targets of models that don't run on the
-    session's.
+    ``texts`` holds token ids of each model, at least as many as the longest context. If it is empty, random ids of the
+    middle half of the model's vocabulary are used. ``other_targets`` are the targets of models that don't run on the
+    session's target.
     """
 
     contexts: Sequence[int]
@@ -40,17 +40,17 @@ class TextGenerationPlan:
 
     @property
     def timings(self) -> tuple[str, ...]:
-        """See `WorkloadPlan`: prompts, a call a round, and steps, a call a token, numbered by its place."""
+        """See `WorkloadPlan`: prompts, one call a round, and tokens, one call a token, numbered by position."""
         return tuple(name(context) for context in self.contexts for name in (prompt_timing, token_timing))
 
     @property
     def deciding_timings(self) -> tuple[str, ...]:
-        """See `WorkloadPlan`: all."""
+        """See `WorkloadPlan`: all of them."""
         return self.timings
 
     @property
     def reported(self) -> Mapping[str, str | None]:
-        """See `WorkloadPlan`: a round has a prompt and its steps."""
+        """See `WorkloadPlan`: a round has a prompt and its tokens."""
         return {prompt_timing(context): f" of context {context}" for context in self.contexts}
 
     def target(self, model: str, usual: Target) -> Target:
@@ -62,56 +62,71 @@ class TextGenerationPlan:
         return _TextTiming(self, conditions, record)
 
     def prompt(self, model: str, context: int, vocabulary: int, seed: int) -> list[int]:
-        """The first ``context`` ids of the model's text."""
+        """Return the first ``context`` ids of the model's text, or random ids without one.
+
+        Args:
+            model: Name of the model.
+            context: Number of tokens.
+            vocabulary: Size of the model's vocabulary.
+            seed: Seed of random ids.
+        """
         if self.texts:
             return list(self.texts[model][:context])
         return random_tokens(max(self.contexts), vocabulary, seed)[:context]
 
 
 def prompt_timing(context: int) -> str:
-    """What a record calls the timings of prompts."""
+    """Return the name of the timings of prompts in a record."""
     return f"context_{context}"
 
 
 def token_timing(context: int) -> str:
-    """What it calls those of the tokens that follow."""
+    """Return the name of the timings of the tokens after a prompt in a record."""
     return f"steps_{context}"
 
 
-def add_text_round(record: TimingRecord, context: int, launch: int, found: Mapping[str, GenerationTimes], pulse_ms: float) -> None:
-    """Keep one round of all models."""
-    for name, turns in (
-        (prompt_timing(context), {model: RoundTimes([one.first_ms], one.disturbed[:1]) for model, one in found.items()}),
-        (token_timing(context), {model: RoundTimes(one.steps_ms, one.disturbed[1:]) for model, one in found.items()}),
+def add_text_round(record: TimingRecord, context: int, launch: int, texts: Mapping[str, GenerationTimes], product_ms: float) -> None:
+    """Add one round of all models.
+
+    Args:
+        record: Record that the round is added to.
+        context: Number of tokens of the prompt.
+        launch: Number of the set of processes.
+        texts: Times of each model's text.
+        product_ms: Longest time of the reference product during the round.
+    """
+    for name, times in (
+        (prompt_timing(context), {model: RoundTimes([text.first_ms], text.disturbed[:1]) for model, text in texts.items()}),
+        (token_timing(context), {model: RoundTimes(text.steps_ms, text.disturbed[1:]) for model, text in texts.items()}),
     ):
-        record.timings[name].add(range(len(next(iter(turns.values())).latencies_ms)), launch, turns, pulse_ms)
+        record.timings[name].add(range(len(next(iter(times.values())).latencies_ms)), launch, times, product_ms)
 
 
 def random_tokens(count: int, vocabulary: int, seed: int) -> list[int]:
-    """``count`` ids of the middle half of the vocabulary: special tokens lie at its ends, rare ones at its end."""
+    """Return ``count`` random ids of the middle half of the vocabulary, without special and rare tokens at its ends."""
     low = vocabulary // 4
-    drawn = np.random.default_rng(seed).integers(low, max(low + 1, 3 * vocabulary // 4), count)
-    return [int(token) for token in drawn]
+    ids = np.random.default_rng(seed).integers(low, max(low + 1, 3 * vocabulary // 4), count)
+    return [int(token) for token in ids]
 
 
 class _TextTiming:
-    """A `launches.Timing`."""
+    """`WorkloadTimer` of texts."""
 
     def __init__(self, plan: TextGenerationPlan, conditions: TimingConditions, record: TimingRecord) -> None:
         self._plan, self._conditions, self._record = plan, conditions, record
 
     def time_first_answer(self, child: WorkerProcess, opened: dict[str, Any]) -> None:
-        """See `WorkloadTimer`: a prompt of two tokens."""
+        """See `WorkloadTimer`: a prompt of one token."""
         first = child.generate([0], 0, self._conditions.timeout_seconds)
         self._record.cached[child.label], self._record.vocabulary[child.label] = first.cached, first.vocabulary
 
     def warm_up(self, child: WorkerProcess, seconds: float) -> WarmUp:
-        """See `WorkloadTimer`: every length once, then the shortest until it is steady."""
+        """See `WorkloadTimer`: every length once, then the shortest until its times are steady."""
         tokens = min(_WARM_UP_TOKENS, self._plan.tokens)
 
         def run(calls: Sequence[int]) -> RoundTimes:
             generated = [self._generate(child, self._plan.contexts[call], tokens) for call in calls]
-            return RoundTimes([one.first_ms + sum(one.steps_ms) for one in generated])
+            return RoundTimes([text.first_ms + sum(text.steps_ms) for text in generated])
 
         return warm_up(run, range(1, len(self._plan.contexts)), [0], seconds)
 
@@ -127,9 +142,9 @@ class _TextTiming:
         # Each order comes equally often.
         order = round_order(list(children), number + count)
         for context in self._plan.contexts:
-            turns = {name: partial(self._generate, children[name], context, self._plan.tokens) for name in order}
-            found, slowest_ms = run_round(turns, reference.time_small_product)
-            add_text_round(self._record, context, number, found, slowest_ms)
+            runs = {name: partial(self._generate, children[name], context, self._plan.tokens) for name in order}
+            texts, product_ms = run_round(runs, reference.time_small_product)
+            add_text_round(self._record, context, number, texts, product_ms)
             reference.measure_periodically()
 
     def _generate(self, child: WorkerProcess, context: int, tokens: int) -> GenerationTimes:

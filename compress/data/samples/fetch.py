@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from compress.data.samples.clients import apt_download, npm_download, pip_download, unpacked_tar, wrong_digest
 from compress.data.samples.sample import Manager, Package, Sample, find_sample
-from compress.utils.archive_members import is_plain, objection
+from compress.utils.archive_members import is_plain, unsafe_member_reason
 from compress.utils.digests import digest_file
 from compress.utils.environment import user_cache
 from compress.utils.errors import SampleError, StorageError
@@ -262,7 +262,7 @@ def _contents(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[bytes]:
 
 
 def _check(archive: Path, name: str, plain: bool) -> None:
-    reason = objection(name, plain)
+    reason = unsafe_member_reason(name, plain)
     if reason is not None:
         raise SampleError(
             f"The archive {archive.name} is refused: its entry {name!r} {reason}.",

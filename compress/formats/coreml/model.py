@@ -8,7 +8,7 @@ import uuid
 from pathlib import Path
 
 from compress.formats.model_file import FileModel
-from compress.utils.errors import not_whole
+from compress.utils.errors import incomplete_artifact_error
 
 PACKAGE = "model.mlpackage"
 """A folder, which Finder and Xcode show as one file."""
@@ -77,5 +77,5 @@ def weights_of(specification: Path) -> Path:
 def _there(file: Path, package: Path) -> Path:
     if not file.is_file():
         within = f"{file.relative_to(package).as_posix()} within it"
-        raise not_whole(f"The package lacks {file.name}.", package, within)
+        raise incomplete_artifact_error(f"The package lacks {file.name}.", package, within)
     return file

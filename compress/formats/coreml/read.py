@@ -15,7 +15,7 @@ import numpy as np
 from compress.formats.coreml.model import weights_of
 from compress.formats.silence import silence
 from compress.models.stored_tensor import StoredTensor, role_of, stored
-from compress.utils.errors import MissingExtraError, broken
+from compress.utils.errors import MissingExtraError, unreadable_file_error
 
 _BLOB = struct.Struct("<IIQQ")
 """Of each constant in the file of weights: a mark, its type, its bytes and where they begin."""
@@ -66,9 +66,9 @@ def read_coreml(specification: bytes, weights: bytes, where: Path, weights_file:
     try:
         model = Model_pb2.Model.FromString(specification)
     except DecodeError as error:
-        raise broken(f"The specification cannot be read: {error}", where, "coreml") from error
+        raise unreadable_file_error(f"The specification cannot be read: {error}", where, "coreml") from error
     if model.WhichOneof("Type") != "mlProgram" or "main" not in model.mlProgram.functions:
-        raise broken("The specification holds no program.", where, "coreml")
+        raise unreadable_file_error("The specification holds no program.", where, "coreml")
     function = model.mlProgram.functions["main"]
     operations = [one for block in function.block_specializations.values() for one in block.operations]
     lengths = {value.name: _lengths(value.type.tensorType) for one in operations for value in one.outputs}
@@ -135,7 +135,7 @@ class _Constants:
         dtype = _NUMPY.get(mil, mil.lower())
         if mil in _NUMPY and size != math.prod(shape) * np.dtype(dtype).itemsize:
             what = f"The constant {name!r} has {size} bytes, which {mil} {list(shape)} does not take."
-            raise broken(what, self.where, "coreml")
+            raise unreadable_file_error(what, self.where, "coreml")
         role = "constant" if dtype in _INDICES and not scales else role_of(dtype, shape, scales)
         half = {"packed": True, "decode": partial(_of_four_bits, shape)} if dtype == "int4" else {}
         return self.found.setdefault(offset, stored(name, dtype, shape, self.file, (start, size), role, **half))
@@ -146,7 +146,7 @@ class _Constants:
             mark, _, size, start = _BLOB.unpack_from(self.weights, offset)
             if mark == _MARK and start + size <= len(self.weights):
                 return start, size
-        raise broken(
+        raise unreadable_file_error(
             f"The constant {name!r} is not whole in the {len(self.weights)} bytes of weights.", self.where, "coreml"
         )
 

@@ -17,7 +17,7 @@ from compress.formats.model_file import file_of
 from compress.formats.silence import silence
 from compress.formats.target_profile import Target
 from compress.runtimes.runtime import Batch, TensorType, check_inputs, check_target, why_missing
-from compress.utils.errors import StageError, broken
+from compress.utils.errors import StageError, unreadable_file_error
 
 _UNITS = "CPU_ONLY"
 """Core ML's name for the processor alone, which `threads` cannot be told."""
@@ -75,7 +75,7 @@ class CoreMlRuntime:
                 units = getattr(coremltools.ComputeUnit, target.provider)
                 return CoreMlSession(coremltools.models.MLModel(str(package), compute_units=units), str(package))
             except (RuntimeError, ValueError) as error:
-                raise broken(f"Core ML cannot open the package: {error}", package, "coreml") from error
+                raise unreadable_file_error(f"Core ML cannot open the package: {error}", package, "coreml") from error
 
     def unavailable(self, target: Target) -> str | None:
         """Why this machine lacks the target: it is no Mac, or the package is not installed."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compress.formats.model_file import FileModel
-from compress.utils.errors import ModelError, not_whole
+from compress.utils.errors import ModelError, incomplete_artifact_error
 
 PTE_FILE = "model.pte"
 """optimum-executorch's name."""
@@ -50,7 +50,7 @@ def read_interface(folder: Path) -> Interface:
     """What the `config.json` beside a program tells. Raises `ModelError`."""
     config = folder / CONFIG
     if not config.is_file():
-        raise not_whole(f"The program's {CONFIG} is missing, which names its inputs.", folder, f"{CONFIG} beside it")
+        raise incomplete_artifact_error(f"The program's {CONFIG} is missing, which names its inputs.", folder, f"{CONFIG} beside it")
     try:
         told = json.loads(config.read_bytes())[INTERFACE]
         inputs = {str(name): tuple(axes) for name, axes in told["inputs"].items()}

@@ -12,7 +12,7 @@ import numpy as np
 from compress.formats.executorch.xnnpack_graph import read_graph
 from compress.formats.silence import silence
 from compress.models.stored_tensor import Role, StoredTensor, check_spans, stored
-from compress.utils.errors import MissingExtraError, ModelError, broken, not_whole
+from compress.utils.errors import MissingExtraError, ModelError, unreadable_file_error, incomplete_artifact_error
 
 _HEADER = 40
 _NUMPY = {
@@ -32,7 +32,7 @@ def check_whole(content: bytes, where: Path) -> tuple[int, int]:
     program, base, segments = (int.from_bytes(content[at : at + 8], "little") for at in (16, 24, 32))
     end = max(program, base + segments)
     if len(content) < max(end, _HEADER):
-        raise not_whole(f"The program ends at byte {len(content)} of {end}.", where)
+        raise incomplete_artifact_error(f"The program ends at byte {len(content)} of {end}.", where)
     return program, base
 
 
@@ -52,11 +52,11 @@ def read_pte(content: bytes, where: Path) -> tuple[StoredTensor, ...]:
     except ImportError as error:
         raise MissingExtraError("executorch", "executorch", "Looking into a .pte file") from error
     except (ValueError, TypeError, IndexError, KeyError, AttributeError, RuntimeError, UnicodeError) as error:
-        raise broken(f"The program cannot be read: {error or type(error).__name__}", where, "executorch") from error
+        raise unreadable_file_error(f"The program cannot be read: {error or type(error).__name__}", where, "executorch") from error
     try:
         found = (*_own(program, base, where), *_delegated(program, base, content, where))
     except (ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
-        raise broken(f"The program cannot be read: {error or type(error).__name__}", where, "executorch") from error
+        raise unreadable_file_error(f"The program cannot be read: {error or type(error).__name__}", where, "executorch") from error
     check_spans(found, len(content), where)
     return found
 

@@ -16,7 +16,7 @@ from compress.formats.model_file import file_of
 from compress.formats.silence import silence
 from compress.formats.target_profile import Target
 from compress.runtimes.runtime import Batch, TensorType, check_inputs, check_target, why_missing
-from compress.utils.errors import InputError, StageError, broken, not_whole
+from compress.utils.errors import InputError, StageError, unreadable_file_error, incomplete_artifact_error
 
 METHOD = "forward"
 _TYPES = {0: "uint8", 1: "int8", 3: "int32", 4: "int64", 5: "float16", 6: "float32", 7: "float64", 11: "bool"}
@@ -33,7 +33,7 @@ class ExecuTorchSession:
         self._where = str(file)
         about = self._method.metadata
         if (about.num_inputs(), about.num_outputs()) != (len(interface.inputs), len(interface.outputs)):
-            raise not_whole(
+            raise incomplete_artifact_error(
                 f"The program has {about.num_inputs()} inputs and {about.num_outputs()} outputs, "
                 f"its config names {len(interface.inputs)} and {len(interface.outputs)}.",
                 file,
@@ -123,7 +123,7 @@ class ExecuTorchRuntime:
                 return ExecuTorchSession(runtime.load_program(program), interface, file, threads)
             except (RuntimeError, KeyError) as error:
                 what = f"ExecuTorch cannot open the program: {_reason(error, said())}"
-                raise broken(what, file, "executorch") from error
+                raise unreadable_file_error(what, file, "executorch") from error
 
     def unavailable(self, target: Target) -> str | None:
         """Why this machine lacks the target: the package is not installed."""

@@ -46,7 +46,6 @@ class Gguf(Stage[Checkpoint, GgufModel]):
 
     packages = ("gguf",)
     requires = frozenset({GENERATES})
-    later_fields = ("type", "k_quants")
     kind: Literal["gguf"] = "gguf"
     float_type: Literal["f16", "f32"] = Field("f16", description="type of the matrices that are not quantized")
     type: _FileType | None = Field(

@@ -23,7 +23,7 @@ from compress.tasks.capability import (
     Capabilities,
 )
 from compress.utils.errors import DataError
-from compress.utils.pydantic_models import changed
+from compress.utils.pydantic_models import changed_fields
 
 if TYPE_CHECKING:
     import numpy as np
@@ -106,7 +106,7 @@ class Export(Stage[TorchModel, OnnxModel]):
         """Those of the other way; one that has its default is no mistake, since a run's own recipe names them all."""
         others = [*(_TRACED_ONLY if IS_WRITTEN in task else ()), *(_WRITTEN_ONLY if GENERATES not in task else ())]
         others += [] if IS_WRITTEN in task or {EMBEDS, TAKES_TEXT} <= task else ["sentence_embedding"]
-        return changed(self, others)
+        return changed_fields(self, others)
 
     def promise(self) -> Promise:
         """Same weights, same predictions."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from compress.formats.model_file import FileModel, file_of
 from compress.models.diffusion_checks import is_pipeline, part_folders
-from compress.utils.errors import not_whole
+from compress.utils.errors import incomplete_artifact_error
 
 IR_FILE, WEIGHTS_FILE = "openvino_model.xml", "openvino_model.bin"
 """optimum-intel's names."""
@@ -40,5 +40,5 @@ def weights_of(graph: Path) -> Path:
     """The weights beside an IR. Raises `ModelError` where they are missing."""
     weights = graph.with_suffix(".bin")
     if not weights.is_file():
-        raise not_whole(f"The weights of {graph.name} are missing.", graph.parent, f"{weights.name} beside it")
+        raise incomplete_artifact_error(f"The weights of {graph.name} are missing.", graph.parent, f"{weights.name} beside it")
     return weights

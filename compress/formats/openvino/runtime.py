@@ -26,7 +26,7 @@ from compress.formats.target_profile import Target
 from compress.runtimes.decoder import likeliest
 from compress.runtimes.image_answers import open_together
 from compress.runtimes.runtime import Batch, Session, TensorType, check_inputs, check_target, why_missing
-from compress.utils.errors import InputError, ModelError, StageError, broken
+from compress.utils.errors import InputError, ModelError, StageError, unreadable_file_error
 
 if TYPE_CHECKING:
     import openvino
@@ -244,7 +244,7 @@ def compile_model(model: openvino.Model) -> openvino.CompiledModel:
 
 
 def _cannot_open(graph: Path, error: RuntimeError) -> ModelError:
-    return broken(f"OpenVINO cannot open the IR: {reason(error)}", graph, "openvino")
+    return unreadable_file_error(f"OpenVINO cannot open the IR: {reason(error)}", graph, "openvino")
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from compress.models.torch_model import TorchModel
 from compress.stages.base import Context, Needs, Promise, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape, in_precision
 from compress.tasks.capability import ANSWERS_AT_ONCE, DRAWS, GENERATES, Capabilities
-from compress.utils.pydantic_models import changed
+from compress.utils.pydantic_models import changed_fields
 
 _PROMPTS = 4
 """Of a model that draws: those that its parts are traced and proven with."""
@@ -62,7 +62,7 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
 
     def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
         """Return the cache precision if it is set for a task that generates no text."""
-        return () if GENERATES in task else changed(self, ["kv_cache_precision"])
+        return () if GENERATES in task else changed_fields(self, ["kv_cache_precision"])
 
     def needs(self) -> Needs:
         """Real examples for tracing and for the proof."""

@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from compress.plugins.apps.manifest import MANIFEST, MAX_BYTES, SIGNATURE
-from compress.utils.archive_members import is_plain, objection
+from compress.utils.archive_members import is_plain, unsafe_member_reason
 from compress.utils.errors import BundleError, StorageError
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -85,7 +85,7 @@ def _checked(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.ZipInf
         name = entry.filename
         if entry.is_dir():
             raise _refused(archive, name, "is a folder")
-        reason = objection(name, is_plain(entry))
+        reason = unsafe_member_reason(name, is_plain(entry))
         if reason is not None:
             raise _refused(archive, name, reason)
         if name in ("", ".") or name != PurePosixPath(name).as_posix():

@@ -18,7 +18,7 @@ from compress.formats.target_profile import Target
 from compress.plugins.devices.agent import ORDER, RESULT, write
 from compress.plugins.devices.bootstrap import FILES, is_alone, tell
 from compress.utils.errors import CompressError
-from compress.utils.progress import Total, steps_of
+from compress.utils.progress import Total, expected_steps
 
 Item = TypeVar("Item")
 IMPORTS = (
@@ -39,7 +39,7 @@ class LineProgress:
         """Yield ``items``, a line after each."""
         for done, item in enumerate(items, 1):
             yield item
-            tell(self._folder, {"done": done, "total": steps_of(total)})
+            tell(self._folder, {"done": done, "total": expected_steps(total)})
             if is_alone(self._folder):
                 raise SystemExit(1)
 

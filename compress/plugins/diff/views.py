@@ -17,7 +17,7 @@ from compress.report.compare.pages import change_rows
 from compress.report.pages import render
 from compress.results.formatting import format_measurement, significant
 from compress.results.metrics import describe_metric
-from compress.utils.responsive_table import Column, FittedTable
+from compress.utils.responsive_table import Column, ResponsiveTable
 
 _STYLES = {"identical": "green", "same": "green", "changed": "yellow"}
 _CHIPS = {"kept": "passed", "missed": "missed", "cannot tell": "unknown", "not measured": "unknown"}
@@ -49,14 +49,14 @@ def console_diff(diff: Diff) -> RenderableType:
         *(Text(line) for line in diff.summary),
     ]
     if diff.fields:
-        table = FittedTable("Files and recipe", [Column("file"), Column("what"), Column("A"), Column("B")])
+        table = ResponsiveTable("Files and recipe", [Column("file"), Column("what"), Column("A"), Column("B")])
         for one in diff.fields[:_MOST_FIELDS]:
             table.add(one.file, one.field, one.before or "none", one.after or "none")
         parts += [table, *_more(len(diff.fields), _MOST_FIELDS)]
     if diff.weights is not None and diff.weights.layers:
         columns = [Column("layer"), Column("change", right=True), Column("beyond rounding", right=True, rank=1),
                    Column("tensors", right=True, rank=2), Column("what", rank=3)]  # fmt: skip
-        table = FittedTable("Layers, the one that changed most first", columns)
+        table = ResponsiveTable("Layers, the one that changed most first", columns)
         for layer in diff.weights.layers[:_MOST_LAYERS]:
             counted = f"{layer.changed} of {layer.tensors}"
             figures = percent(layer.relative), percent(layer.unexplained)

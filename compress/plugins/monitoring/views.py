@@ -13,7 +13,7 @@ from compress.plugins.monitoring.record import Look, UseReport
 from compress.report.pages import render
 from compress.report.plot import SMALL, Plot, Scale, told
 from compress.results.formatting import significant
-from compress.utils.responsive_table import Column, FittedTable
+from compress.utils.responsive_table import Column, ResponsiveTable
 
 _STYLES = {"drift": "bold red", "small": "yellow", "none": "", "not judged": "dim"}
 _CHIPS = {"drift": "missed", "small": "unknown", "none": "passed", "not judged": ""}
@@ -24,7 +24,7 @@ def console_drift(report: UseReport) -> RenderableType:
     """A line for each look, then what changed most in those that drifted and what to do."""
     columns = [Column(""), Column("look"), Column("reference", right=True), Column("recent", right=True)]
     columns += [Column("effect", right=True, rank=2), Column("p", right=True, rank=1), Column("verdict")]
-    table = FittedTable("", columns, "for lack of room only in --json")
+    table = ResponsiveTable("", columns, "for lack of room only in --json")
     for look in report.looks:
         values = words.value_text(look, look.reference), words.value_text(look, look.recent)
         figures = words.effect_text(look), words.p_text(look.adjusted)
@@ -88,7 +88,7 @@ def console_ab(report: AbReport) -> RenderableType:
     """A line for each quantity, and after which look it was known."""
     columns = [Column("of B against A"), Column("A", right=True), Column("B", right=True), Column("change", right=True)]
     columns += [Column("interval", right=True, rank=1), Column("verdict"), Column("told after", right=True, rank=2)]
-    table = FittedTable("", columns, "for lack of room only in --json")
+    table = ResponsiveTable("", columns, "for lack of room only in --json")
     for one in report.judged:
         told = f"{one.told_after:,} of {one.looks:,}" if one.told_after else f"{one.looks:,} looks"
         figures = words.change_text(one.change, one.unit), words.span_text(one)

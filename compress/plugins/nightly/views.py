@@ -23,7 +23,7 @@ from compress.report.run_folder import point_latest, write_whole
 from compress.results.formatting import format_seconds, format_value
 from compress.results.metrics import main_metrics
 from compress.results.report import FINAL
-from compress.utils.responsive_table import Column, FittedTable
+from compress.utils.responsive_table import Column, ResponsiveTable
 from compress.utils.storage import storage_errors
 
 _STYLES = {"passed": "green", "missed": "bold red", "failed": "bold red", "not run": "yellow"}
@@ -32,7 +32,7 @@ _STYLES = {"passed": "green", "missed": "bold red", "failed": "bold red", "not r
 def night_table(night: Night) -> RenderableType:
     """The outcomes as a table, then every finding with its culprit, then the notes."""
     columns = [Column("Entry"), Column("Verdict"), Column("Time", right=True, rank=1), Column("Outcome")]
-    table = FittedTable(f"{night.suite}, {night.label}", columns)
+    table = ResponsiveTable(f"{night.suite}, {night.label}", columns)
     for outcome in night.outcomes:
         table.add(outcome.entry, (outcome.status, _STYLES[outcome.status]), _took(outcome), first_line(outcome.reason))
     parts: list[RenderableType] = [table]

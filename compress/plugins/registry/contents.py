@@ -16,7 +16,7 @@ from compress.report.run_folder import LOCK, MODEL, RECIPE, REPORT, find_report,
 from compress.results.formatting import format_value
 from compress.results.metrics import describe_metric, quality_metric
 from compress.results.report import FINAL, Report, load_report
-from compress.utils.archive_members import objection
+from compress.utils.archive_members import unsafe_member_reason
 from compress.utils.digests import digest_file, digest_of_files
 from compress.utils.errors import InputError
 from compress.utils.pydantic_models import FrozenAliased
@@ -37,7 +37,7 @@ class Contents(FrozenAliased):
     @classmethod
     def _within(cls, files: dict[str, FileRecord]) -> dict[str, FileRecord]:
         for path in files:
-            if reason := objection(path, is_plain=True):
+            if reason := unsafe_member_reason(path, is_plain=True):
                 raise ValueError(f"{path!r} {reason}")
         return files
 

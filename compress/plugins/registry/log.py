@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from compress.plugins.registry.entry import ENTRY, VERSION, Began, Entry
 from compress.plugins.registry.state import State
-from compress.utils.append_log import AppendedLines
+from compress.utils.append_log import AppendOnlyFile
 from compress.utils.errors import InputError
 from compress.utils.storage import storage_errors
 
@@ -99,7 +99,7 @@ class Log:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._lines = AppendedLines(root / LOG)
+        self._lines = AppendOnlyFile(root / LOG)
         self._forget()
 
     @property

@@ -47,12 +47,12 @@ def search(
     json_: Annotated[bool, typer.Option("--json", help="Write search.json to standard output.")] = False,
 ) -> None:
     """Find the recipe that keeps the limits and is smallest or fastest; Ctrl-C and --resume go on where it was."""
-    from compress.plugins.search.cli_options import Asked, document_of
+    from compress.plugins.search.cli_options import SearchOptions, build_document
     from compress.plugins.search.live_progress import SearchConsole
     from compress.plugins.search.run import SearchRun
 
-    asked = Asked(model, data, task, keep, max_size, max_latency, tuple(minimize or ()), target, budget, trials)
-    document, folder, origin = document_of(recipe, asked, set_ or ())
+    asked = SearchOptions(model, data, task, keep, max_size, max_latency, tuple(minimize or ()), target, budget, trials)
+    document, folder, origin = build_document(recipe, asked, set_ or ())
     if dry_run:
         from compress.plugins.search.dry_run import looked_ahead
 

@@ -41,7 +41,7 @@ _SHARES = {"test": (0.2, 2000), "validation": (0.05, 500), "select": (0.2, 1500)
 
 
 @dataclass(frozen=True)
-class Asked:
+class SearchOptions:
     """The options of the command, as they were given."""
 
     model: str | None = None
@@ -56,7 +56,7 @@ class Asked:
     trials: int | None = None
 
 
-def document_of(recipe: Path | None, asked: Asked, overrides: Sequence[str] = ()) -> tuple[Document, Path, str]:
+def build_document(recipe: Path | None, asked: SearchOptions, overrides: Sequence[str] = ()) -> tuple[Document, Path, str]:
     """The document to search, the folder that its paths count from, and where its recipe comes from.
 
     A recipe's own, with the options in place of its fields; or, of a model and data, the task's starter with what its
@@ -85,7 +85,7 @@ def document_of(recipe: Path | None, asked: Asked, overrides: Sequence[str] = ()
     return document, folder, origin
 
 
-def _begun(asked: Asked) -> tuple[Document, str]:
+def _begun(asked: SearchOptions) -> tuple[Document, str]:
     """The starter of the task, for the model and the data, and words on it."""
     if asked.task is not None and asked.task not in TASK_NAMES:
         raise InputError(
@@ -233,7 +233,7 @@ def _held(split: str, rows: int) -> dict[str, Any]:
     return {"rows": rows, "from": "train", "split": split}
 
 
-def _put_limits(document: Document, asked: Asked) -> None:
+def _put_limits(document: Document, asked: SearchOptions) -> None:
     """Limits that are asked for, in place of those of the same metric."""
     limits = list(document.values.get("limits") or [])
     quality = next((limit for limit in limits if isinstance(limit, dict) and limit.get("of")), None)
@@ -266,7 +266,7 @@ def _put_limits(document: Document, asked: Asked) -> None:
     document.values["limits"] = [*kept, *({**limit, **target} for limit in wanted)]
 
 
-def _block(asked: Asked) -> dict[str, Any]:
+def _block(asked: SearchOptions) -> dict[str, Any]:
     if asked.budget is not None:
         try:
             seconds_of(asked.budget)

@@ -17,7 +17,7 @@ from compress.plugins.search.progress import Seen, Trying
 from compress.plugins.search.record import SearchRecord, foretold_lines
 from compress.results.formatting import format_seconds, format_value
 from compress.results.metrics import describe_metric
-from compress.utils.responsive_table import Column, FittedTable
+from compress.utils.responsive_table import Column, ResponsiveTable
 
 _FRONT = 8
 """As many recipes of the front are listed as leave room for the rest on a small terminal."""
@@ -67,7 +67,7 @@ def _front(record: SearchRecord) -> RenderableType | None:
     columns = [Column("", right=True), *(Column(describe_metric(name).title, right=True) for name in record.minimize),
                Column("Surely inside", right=True), Column("Differs in", rank=1)]  # fmt: skip
     more = f", {len(found) - _FRONT} more in search.html" if len(found) > _FRONT else ""
-    table = FittedTable(f"the front{more}", columns)
+    table = ResponsiveTable(f"the front{more}", columns)
     for trial in found[:_FRONT]:
         nearest = min((room.low for room in trial.rooms), default=None)
         figures = [figure(name, trial.final.get(name)) for name in record.minimize]
@@ -129,7 +129,7 @@ def search_table(record: SearchRecord) -> RenderableType:
         names = [describe_metric(name) for name in record.minimize]
         columns = [Column("Model"), *(Column(one.title, right=True) for one in names), Column("Limits"),
                    Column("Differs in", rank=1)]  # fmt: skip
-        table = FittedTable(f"{record.name}: the test rows, read once", columns)
+        table = ResponsiveTable(f"{record.name}: the test rows, read once", columns)
         for one in record.final.judged:
             shown = shown_model(one, record.minimize)
             table.add(one.name, *shown.figures, (shown.verdict, "green" if one.keeps else "bold red"), one.words)

@@ -243,7 +243,7 @@ class Costs:
         labels = self.space.base.model_copy(update={"stages": tuple(stages)}).labels()
         shape, found, sofar = self._start, list[Step](), hashlib.sha256()
         for stage, label in zip(stages, labels, strict=True):
-            sofar.update(json.dumps(stage.key_fields(), sort_keys=True).encode())
+            sofar.update(json.dumps(stage.model_dump(mode="json"), sort_keys=True).encode())
             try:
                 told = stage.predict(shape, context)
             except InputError:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
 from compress.plugins.search.outcome import Outcome
-from compress.utils.append_log import AppendedLines
+from compress.utils.append_log import AppendOnlyFile
 from compress.utils.errors import InputError
 from compress.utils.pydantic_models import Frozen
 
@@ -84,7 +84,7 @@ class Ledger:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
-        self._lines = AppendedLines(self.path)
+        self._lines = AppendOnlyFile(self.path)
 
     def begin(self, header: Header) -> None:
         """Write the first line, of a file that isn't there yet."""

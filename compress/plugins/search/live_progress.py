@@ -17,7 +17,7 @@ from rich.segment import ControlType
 from compress.cli.console_progress import ConsoleProgress, bars
 from compress.plugins.search.console import LiveTable
 from compress.plugins.search.progress import Seen
-from compress.utils.progress import Total, steps_of
+from compress.utils.progress import Total, expected_steps
 
 Item = TypeVar("Item")
 _PERIOD_SECONDS = 0.5
@@ -89,11 +89,11 @@ class SearchConsole:
         if self._live is None:
             yield from self._lines.track(items, description, total)
             return
-        task = self._bars.add_task(description, total=steps_of(total))
+        task = self._bars.add_task(description, total=expected_steps(total))
         try:
             for item in items:
                 yield item
-                self._bars.update(task, advance=1, total=steps_of(total))
+                self._bars.update(task, advance=1, total=expected_steps(total))
         finally:
             self._bars.remove_task(task)
 

@@ -213,7 +213,7 @@ class Rehearsal:
                 "kind": "rehearsal",
                 "version": VERSION,
                 "baseline": self._digest,
-                "stages": [[stage.key_fields(), stage.version] for stage in (*torch_stages, *graph_stages)],
+                "stages": [[stage.model_dump(mode="json"), stage.version] for stage in (*torch_stages, *graph_stages)],
                 "changed": changed,
                 "data": self._data,
                 "max_length": runner.recipe.data.max_length,
@@ -286,7 +286,7 @@ def read_structure(one: Path, other: Path, stages: Stages, kind: str) -> Structu
 
 def fields_of(stages: Sequence[Stage[Any, Any]]) -> str:
     """What two lists of stages share that do the same."""
-    return json.dumps([stage.key_fields() for stage in stages], sort_keys=True)
+    return json.dumps([stage.model_dump(mode="json") for stage in stages], sort_keys=True)
 
 
 def _copied(model: TorchModel) -> TorchModel:

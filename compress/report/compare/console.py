@@ -12,7 +12,7 @@ from compress.report.compare import formatting
 from compress.report.compare.change import Comparison, SliceChange
 from compress.report.compare.gate import GateResult
 from compress.report.compare.slices import largest_change
-from compress.utils.responsive_table import Column, FittedTable
+from compress.utils.responsive_table import Column, ResponsiveTable
 
 _STYLES = {
     "worse": "bold red", "better": "green", "same": "dim", "can't tell": "yellow",
@@ -64,12 +64,12 @@ def _sides(comparison: Comparison) -> Iterator[Text]:
     yield _text(f"candidate: {formatting.side_text(comparison.candidate)}", style="dim")
 
 
-def _table(title: str, margin: str) -> FittedTable:
+def _table(title: str, margin: str) -> ResponsiveTable:
     last = (Column(margin, right=True, rank=2), Column("verdict"))
-    return FittedTable(title, [Column(""), Column("metric"), Column("on", rank=4), *_FIGURES, *last], _LEFT_OUT)
+    return ResponsiveTable(title, [Column(""), Column("metric"), Column("on", rank=4), *_FIGURES, *last], _LEFT_OUT)
 
 
-def _changes(comparison: Comparison) -> FittedTable:
+def _changes(comparison: Comparison) -> ResponsiveTable:
     table = _table("Comparison", "matters from")
     for change in formatting.ordered(comparison):
         cells = [formatting.SIGNS[change.verdict], *formatting.change_cells(change)]

@@ -18,7 +18,7 @@ from torch import nn
 from compress.stages.blockwise.blockwise_model import Call, Skeleton
 from compress.stages.blockwise.layers import linears
 from compress.stages.gptq.settings import Quantization
-from compress.utils.torch_device import CPU, autocast, in_bf16
+from compress.utils.torch_device import CPU, autocast, device_uses_bf16
 
 ACTIVATION_BYTES = 1 << 30
 """How much of a block's activations may be in memory; the calibration text is cut into batches that keep to it."""
@@ -47,7 +47,7 @@ class BlockRun:
         """
         size = size or batch_size(skeleton.blocks[index], ids)
         calls = {count: skeleton.calls(ids[:count])[index] for count in {1, size, len(ids) % size} - {0}}
-        return cls(skeleton, index, len(ids), size, calls, in_bf16(config.precision, skeleton.device))
+        return cls(skeleton, index, len(ids), size, calls, device_uses_bf16(config.precision, skeleton.device))
 
     def slices(self) -> list[slice]:
         """The windows of each batch."""

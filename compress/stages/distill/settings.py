@@ -13,7 +13,7 @@ from compress.stages.diffusion.step_distillation_settings import FewerSteps
 from compress.stages.training.settings import FIRST_TOKEN_ONLY, Training
 from compress.stages.training.synthetic_data_settings import TEACHER_WRITES, TeacherWrites
 from compress.utils.errors import StageError
-from compress.utils.pydantic_models import Frozen, changed
+from compress.utils.pydantic_models import Frozen, changed_fields
 
 
 class Student(Frozen):
@@ -85,7 +85,6 @@ class Distillation(LanguageDistillation, Training):
     """Fields that mean something for language models alone."""
     of_generators: ClassVar[tuple[str, ...]] = ("fewer_steps", "features", "small_decoder")
     """Those that do for models that draw."""
-    later_fields: ClassVar[tuple[str, ...]] = (*Training.later_fields, *of_decoders, *of_generators, "budget")
 
     teacher: str | None = Field(None, description="label of the stage whose output teaches; default: the input")
     student: Student | None = Field(None, description="what is trained; default: the input")
@@ -155,7 +154,7 @@ class Distillation(LanguageDistillation, Training):
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
-        given = changed(self, ("epochs", "tokens", "budget"))
+        given = changed_fields(self, ("epochs", "tokens", "budget"))
         if len(given) > 1:
             raise ValueError(f"one of epochs, tokens and budget, not {' and '.join(given)}")
         return self

@@ -28,7 +28,7 @@ from compress.tasks.capability import (
     takes_media,
 )
 from compress.utils.errors import InputError
-from compress.utils.pydantic_models import changed
+from compress.utils.pydantic_models import changed_fields
 
 
 class Distill(Distillation, Stage[TorchModel, TorchModel]):
@@ -63,12 +63,12 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
         """
         if DRAWS in task:
             own = (name for name in Distillation.model_fields if name not in (*Training.model_fields, *_OF_DENOISERS))
-            return (*super().idle_fields(task), *changed(self, (*own, "freeze_embeddings")))
+            return (*super().idle_fields(task), *changed_fields(self, (*own, "freeze_embeddings")))
         if GENERATES in task:
             others: tuple[str, ...] = ("use_unlabeled", "first_token_only")
             others = (*others, "method") if self.method not in ("logits", "hidden") else others
             others = (*others, "top_k", "direction", "temperature") if not self.logits_weight else others
-            return (*super().idle_fields(task), *changed(self, (*others, *self.of_generators)))
+            return (*super().idle_fields(task), *changed_fields(self, (*others, *self.of_generators)))
         others = ("temperature", "labels_weight", "first_token_only") if EMBEDS in task else ()
         if BY_TOKEN in task:
             others = ("first_token_only",)
@@ -76,7 +76,7 @@ class Distill(Distillation, Stage[TorchModel, TorchModel]):
             others = ("method", "representation_weight", "use_unlabeled", "first_token_only")
         others = (*others, *self.of_decoders, *self.of_generators, "budget")
         others = (*others, "method") if self.method == "hidden" else others
-        return (*super().idle_fields(task), *changed(self, dict.fromkeys(others)))
+        return (*super().idle_fields(task), *changed_fields(self, dict.fromkeys(others)))
 
     def calls(self) -> tuple[str, ...]:
         """Also peft, where adapters are trained, diffusers, where a denoiser is, and what the teacher writes by."""

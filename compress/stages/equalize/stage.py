@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -40,11 +40,6 @@ class Equalize(Stage[Checkpoint, Checkpoint]):
     )
     samples: int = Field(16, ge=1, le=100_000, description="smooth_quant: windows of text from the train split")
     sequence_length: int = Field(512, ge=8, le=131_072, description="smooth_quant: tokens of a window")
-
-    def key_fields(self) -> dict[str, Any]:
-        """Without the fields of SmoothQuant where there is none, as before there could be one."""
-        fields = super().key_fields()
-        return fields if self._text else {name: fields[name] for name in ("kind", "strength")}
 
     @property
     def _text(self) -> Quantization | None:

@@ -32,7 +32,7 @@ from compress.stages.gptq.solver import Solved, solve_layers
 from compress.stages.gptq.token_weighting import Gradients, Importance
 from compress.stages.training.malloc import give_back_freed_memory, keep_freed_memory
 from compress.utils.storage import disk_full, storage_errors
-from compress.utils.torch_device import autocast, current_device, in_bf16, within_memory
+from compress.utils.torch_device import autocast, current_device, device_memory_errors, device_uses_bf16
 
 if TYPE_CHECKING:
     from compress.stages.base import Context
@@ -134,7 +134,7 @@ class _Work:
             self.context.progress.note(f"quantize: {first} of {len(self.plan)} blocks were done before")
         rest = range(first, len(self.plan))
         for index in self.context.progress.track(rest, "quantizing blocks", len(rest)):
-            with within_memory(f"{self.skeleton.prefix}.{index}", _LOWER):
+            with device_memory_errors(f"{self.skeleton.prefix}.{index}", _LOWER):
                 self._block(index, streams, finished)
 
     def _block(self, index: int, streams: Sequence[Stream], finished: Finished) -> None:
@@ -190,7 +190,7 @@ class _Work:
         assert training is not None
         floats.pass_as_it_is(index)
         run = BlockRun.of(self.skeleton, self.config, index, text.ids, training.batch_size)
-        run = replace(run, bf16=in_bf16("fastest" if precision == "auto" else precision))
+        run = replace(run, bf16=device_uses_bf16("fastest" if precision == "auto" else precision))
         name, block = f"{self.skeleton.prefix}.{index}", self.skeleton.blocks[index]
         own = {layer: module.weight.data for layer, module in modules.items()}
         given, wanted = text.entering(index), floats.entering(index + 1)
@@ -211,7 +211,7 @@ class _Work:
         path, scratch = self.context.scratch / "importance.safetensors", self.context.scratch / "gradients"
         if not path.is_file():
             work = Gradients(self.skeleton, self.config, self.ids, scratch, self.context.progress, self.context.seed)
-            with within_memory("measuring which tokens matter", f"{_LOWER}, or guided: false"):
+            with device_memory_errors("measuring which tokens matter", f"{_LOWER}, or guided: false"):
                 work.importance().write(path)
         return Importance.read(path)
 
@@ -231,7 +231,7 @@ class _Work:
             self.skeleton, self.config, self.plan, self.config.choices, self.context.progress, folder, importance
         )
         embeddings = {bits: self._table(bits, 0, None) for bits in coarse}
-        with within_memory("measuring sensitivity", _LOWER):
+        with device_memory_errors("measuring sensitivity", _LOWER):
             sensitivity = survey.run(
                 self.ids, embeddings, lambda hessian: {bits: self._table(bits, -1, hessian.clone) for bits in coarse}
             )

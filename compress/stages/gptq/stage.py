@@ -20,7 +20,6 @@ class Rounds(Quantization, Stage[Checkpoint, QuantizedCheckpoint]):
     packages = ("torch", "transformers", "accelerate", "safetensors")
     uses_device = True
     requires = frozenset({GENERATES})
-    later_fields = ("fused",)
 
     def needs(self) -> Needs:
         """Text of the train split; rounding to nearest needs none."""

@@ -27,7 +27,7 @@ from compress.stages.blockwise.states import BlockRun, States
 from compress.stages.gptq.settings import Quantization
 from compress.utils.errors import StageError
 from compress.utils.progress import Progress
-from compress.utils.torch_device import autocast, in_bf16
+from compress.utils.torch_device import autocast, device_uses_bf16
 
 _HEAD, _EMBEDDING = "head", "embedding"
 
@@ -132,7 +132,7 @@ class Gradients:
         def gradient(window: int) -> torch.Tensor:
             # A function of its own, so that one window's logits are gone before the next one's are there.
             hidden = states[window : window + 1].clone().requires_grad_()
-            with autocast(in_bf16(self.config.precision, self.skeleton.device), self.skeleton.device):
+            with autocast(device_uses_bf16(self.config.precision, self.skeleton.device), self.skeleton.device):
                 logits = self.skeleton.logits(hidden)[0]
             slope = _finite(torch.softmax(logits.detach(), dim=-1, dtype=torch.float32), "the answer")
             head.append(1 - torch.linalg.vector_norm(slope, dim=-1).square())

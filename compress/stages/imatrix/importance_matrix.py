@@ -19,7 +19,7 @@ from compress.stages.blockwise.resume import Finished
 from compress.stages.gptq.settings import Quantization
 from compress.utils.errors import StageError
 from compress.utils.storage import storage_errors
-from compress.utils.torch_device import current_device, within_memory
+from compress.utils.torch_device import current_device, device_memory_errors
 
 if TYPE_CHECKING:
     from compress.stages.base import Context
@@ -41,7 +41,7 @@ def add_imatrix(checkpoint: Checkpoint, text: Quantization, context: Context) ->
         stream = Stream(skeleton, text, ids, context.scratch)
         first = finished.first(count, stream)
         for index in context.progress.track(range(first, count), "imatrix: blocks", count - first):
-            with within_memory(f"imatrix: {skeleton.prefix}.{index}", "samples or sequence_length"):
+            with device_memory_errors(f"imatrix: {skeleton.prefix}.{index}", "samples or sequence_length"):
                 finished.store(index, _block(skeleton, stream, index), ())
             stream.forget(index)
         stream.forget(count)

@@ -44,7 +44,6 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
     version = 8
     packages = ("onnx", "onnx_ir", "onnxruntime")
     integer_graph = True
-    later_fields = ("error_ceiling", "split_concatenations")
     kind: Literal["quantize"] = "quantize"
     embedding_bits: Literal[4, 8, 32] = Field(
         8,

@@ -16,7 +16,7 @@ from compress.stages.training.cost import FLOPS_TRAINING, training_prediction
 from compress.stages.training.settings import Pruning
 from compress.tasks.capability import DRAWS, GENERATES, HAS_LABELS, IS_WRITTEN, TAKES_IMAGES, Capabilities
 from compress.utils.errors import InputError, ModelError
-from compress.utils.pydantic_models import changed
+from compress.utils.pydantic_models import changed_fields
 
 _OF_DECODERS = frozenset(
     {"layers", "heads", "feed_forward", "sparsity", "pattern", "precision", *Pruning.of_decoders, "kind"}
@@ -78,7 +78,7 @@ class Prune(Pruning, Stage[TorchModel, TorchModel]):
 
     def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
         """Channels, where nothing has any; fields of language models for others, and those of others for them."""
-        given = changed(self, type(self).model_fields)
+        given = changed_fields(self, type(self).model_fields)
         if DRAWS in task:
             return tuple(name for name in given if name != "denoiser")
         if GENERATES in task:

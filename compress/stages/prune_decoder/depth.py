@@ -24,7 +24,7 @@ from compress.stages.blockwise.pruned_checkpoint import config_changes, kept_jso
 from compress.stages.gptq.settings import Quantization
 from compress.stages.prune_decoder.layer_replacement import bridge
 from compress.utils.errors import StageError
-from compress.utils.torch_device import autocast, current_device, in_bf16, within_memory
+from compress.utils.torch_device import autocast, current_device, device_memory_errors, device_uses_bf16
 
 if TYPE_CHECKING:
     from compress.stages.base import Context
@@ -122,7 +122,7 @@ def distances(
     stream, found = Stream(skeleton, text, ids, folder), list[float]()
     rest = range(len(skeleton.blocks))
     for index in progress.track(rest, "prune: block influence", len(rest)):
-        with within_memory(f"prune: {skeleton.prefix}.{index}", "samples or sequence_length"):
+        with device_memory_errors(f"prune: {skeleton.prefix}.{index}", "samples or sequence_length"):
             skeleton.load(index)
             stream.pass_as_it_is(index)
             skeleton.unload(index)
@@ -151,7 +151,7 @@ def _greedily(skeleton: Skeleton, text: Quantization, ids: torch.Tensor, count: 
     gone = [_best(losses) for losses in rounds]
     for _ in context.progress.track(range(len(gone), count), "prune: blocks", count - len(gone)):
         kept = [index for index in range(len(skeleton.blocks)) if index not in gone]
-        with within_memory(f"prune: a trial without each of {len(kept)} blocks", "samples or sequence_length"):
+        with device_memory_errors(f"prune: a trial without each of {len(kept)} blocks", "samples or sequence_length"):
             losses = losses_without(skeleton, text, ids, kept)
         rounds.append({str(index): loss for index, loss in losses.items()})
         kept_json(path, rounds)
@@ -177,7 +177,7 @@ def losses_without(skeleton: Skeleton, text: Quantization, ids: torch.Tensor, ke
     and all trials that have begun pass a block while it is in memory. Raises `StageError` for a loss that isn't finite.
     """
     window = 4 * skeleton.hidden_size * ids.shape[1] * (len(kept) + 1)
-    bf16, totals = in_bf16(text.precision, skeleton.device), dict.fromkeys(kept, 0.0)
+    bf16, totals = device_uses_bf16(text.precision, skeleton.device), dict.fromkeys(kept, 0.0)
     for some in torch.split(ids, max(STATES_BYTES // window, 1)):
         calls, trials, whole = skeleton.calls(some), dict[int, torch.Tensor](), skeleton.embedded(some)
         for index in kept:

@@ -25,7 +25,7 @@ from compress.stages.blockwise.blockwise_model import Skeleton
 from compress.stages.blockwise.calibration_activations import Stream
 from compress.stages.blockwise.states import BlockRun, States
 from compress.utils.errors import StageError
-from compress.utils.torch_device import autocast, within_memory
+from compress.utils.torch_device import autocast, device_memory_errors
 
 if TYPE_CHECKING:
     from compress.stages.base import Context
@@ -89,7 +89,7 @@ class _Work:
         streams = [self.whole] if cut is self.whole else [self.whole, cut]
         what = f"prune: to make up for blocks {gap.start} to {gap.stop - 1}"
         for index in self.context.progress.track(range(at, gap.stop), what, gap.stop - at):
-            with within_memory(f"prune: {self.skeleton.prefix}.{index}", "samples or sequence_length"):
+            with device_memory_errors(f"prune: {self.skeleton.prefix}.{index}", "samples or sequence_length"):
                 self.skeleton.load(index)
                 for stream in streams if index < before else [self.whole]:
                     stream.pass_as_it_is(index)
@@ -101,7 +101,7 @@ class _Work:
                 embedded = (self.skeleton.embedded(row) for row in torch.split(self.whole.ids, 1))
                 behind.entering(gap.stop).write(embedded)
             return behind, {}
-        with within_memory(f"prune: {self.skeleton.prefix}.{before}", "samples or sequence_length"):
+        with device_memory_errors(f"prune: {self.skeleton.prefix}.{before}", "samples or sequence_length"):
             self.skeleton.load(before)
             run = BlockRun.of(self.skeleton, self.whole.config, before, self.whole.ids)
             states = cut.entering(before)

@@ -26,7 +26,7 @@ from compress.stages.blockwise.resume import Finished
 from compress.stages.gptq.settings import Quantization
 from compress.stages.prune_decoder.width_selection import NEURONS, PLACES, Choice
 from compress.stages.prune_decoder.width_sizes import Sizes
-from compress.utils.torch_device import current_device, within_memory
+from compress.utils.torch_device import current_device, device_memory_errors
 
 if TYPE_CHECKING:
     from compress.stages.base import Context
@@ -96,7 +96,7 @@ class _Work:
         for index in range(first):
             yield from self._kept(index)
         for index in self.context.progress.track(range(first, count), "prune: blocks", count - first):
-            with within_memory(f"prune: {self.skeleton.prefix}.{index}", "samples or sequence_length"):
+            with device_memory_errors(f"prune: {self.skeleton.prefix}.{index}", "samples or sequence_length"):
                 self.skeleton.load(index)
                 block = described[index] if described else None
                 cut = self._cut(index, block, self.choice.of(index, block))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from compress.formats.onnx.model import QUANTIZED_GRAPH, OnnxModel
 from compress.models.torch_model import TorchModel
@@ -36,11 +36,6 @@ class Qat(QuantizationAwareTraining, Stage[TorchModel, OnnxModel]):
     def settled(self, sums_in_32_bits: bool) -> Qat:
         """`reduce_range: auto` takes 7 bits where 8 may saturate on a target."""
         return self if self.reduce_range != "auto" else self.model_copy(update={"reduce_range": not sums_in_32_bits})
-
-    def key_fields(self) -> dict[str, Any]:
-        """Without `reduce_range` where weights have all their bits, as before there was a choice."""
-        fields = super().key_fields()
-        return fields if self.narrow else {name: value for name, value in fields.items() if name != "reduce_range"}
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Every epoch goes forwards and backwards, and the float model answers once."""

@@ -17,7 +17,6 @@ class Recovers(Recovery, Stage[QuantizedCheckpoint, QuantizedCheckpoint]):
     """A stage in which a quantized checkpoint learns from windows of text."""
 
     requires = frozenset({GENERATES})
-    later_fields = ("logits_weight", "labels_weight", "teacher_writes")
 
     def check_data(self, start: Path, context: Context) -> None:
         """Cut the text into windows, and see that the teacher can write."""

@@ -23,7 +23,7 @@ from compress.stages.blockwise.pruned_checkpoint import write_cut
 from compress.stages.blockwise.resume import Finished
 from compress.stages.gptq.settings import Quantization
 from compress.utils.errors import StageError
-from compress.utils.torch_device import autocast, current_device, within_memory
+from compress.utils.torch_device import autocast, current_device, device_memory_errors
 
 if TYPE_CHECKING:
     from compress.stages.base import Context
@@ -88,7 +88,7 @@ class _Walk:
         count = len(self.skeleton.blocks)
         first = self.finished.first(count, self.stream)
         for index in context.progress.track(range(first, count), "prune: blocks", count - first):
-            with within_memory(f"prune: {self.skeleton.prefix}.{index}", "samples or sequence_length"):
+            with device_memory_errors(f"prune: {self.skeleton.prefix}.{index}", "samples or sequence_length"):
                 self._block(index)
         if self.stream is not None:
             self.stream.forget(count)

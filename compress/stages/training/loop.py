@@ -34,7 +34,7 @@ from compress.stages.training.sharding import gathered, is_sharded
 from compress.tasks.inference import tensors
 from compress.tasks.task import Examples
 from compress.utils.progress import Progress
-from compress.utils.torch_device import CPU, autocast, in_bf16, within_memory
+from compress.utils.torch_device import CPU, autocast, device_memory_errors, device_uses_bf16
 
 BatchLoss = Callable[[nn.Module, dict[str, torch.Tensor]], torch.Tensor]
 _POOL = 50
@@ -150,10 +150,10 @@ def train(trainee: Trainee, config: Training, seed: int, progress: Progress, des
     else:
         module, optimizer, loader = accelerator.prepare(trainee.module, optimizer, loader)
     if frozen is not None and augmentation is None:
-        frozen.keep_states(trainee.examples, in_bf16(config.precision), progress, description)
+        frozen.keep_states(trainee.examples, device_uses_bf16(config.precision), progress, description)
     length = trainee.length or Length(max(1, round(config.epochs * len(loader))))
     session = _Session(trainee, config, accelerator, optimizer, length, frozen, sampler)
-    with _dropout(trainee.module, config.dropout), within_memory(description, "batch_size or the length of examples"):
+    with _dropout(trainee.module, config.dropout), device_memory_errors(description, "batch_size or the length of examples"):
         losses = session.run(module, loader, progress, description)
     if frozen is not None:
         frozen.requires_grad_(True)
@@ -289,7 +289,7 @@ class _Session:
     def _loss(self, module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         trainee, device = self.trainee, self.accelerator.device.type
         with (
-            autocast(in_bf16(self.config.precision, device), device),
+            autocast(device_uses_bf16(self.config.precision, device), device),
             shortened(trainee.module, self.frozen, trainee.first_token_only),
         ):
             return trainee.loss(module, batch)

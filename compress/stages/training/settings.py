@@ -12,7 +12,7 @@ from compress.stages.base import SEARCH, Needs
 from compress.stages.diffusion.settings import DenoiserPruning
 from compress.stages.training.synthetic_data_settings import TEACHER_WRITES, TeacherWrites, writing_packages
 from compress.tasks.capability import BY_PLACE, TAKES_IMAGES, Capabilities
-from compress.utils.pydantic_models import Frozen, LaterFields
+from compress.utils.pydantic_models import Frozen
 
 Precision = Literal["auto", "fastest", "fp32", "bf16"]
 PRECISION: Precision = Field(
@@ -42,11 +42,10 @@ class Augment(Frozen):
         return self
 
 
-class Training(LaterFields, Frozen):
+class Training(Frozen):
     """AdamW with linear warm-up, and linear decay or that of a cosine (Loshchilov and Hutter 2019, section 3)."""
 
     trains: ClassVar[bool] = True
-    later_fields: ClassVar[tuple[str, ...]] = ("frozen_layers", "first_token_only", "decay")
     epochs: float = Field(3.0, gt=0, le=1000, description="passes over the training examples")
     learning_rate: float = Field(5e-5, gt=0, le=1, description="peak learning rate")
     batch_size: int = Field(32, ge=1, description="examples a step in each process")
@@ -226,7 +225,6 @@ class Pruning(Training):
         ),
     )
     """Fields that mean something for language models alone."""
-    later_fields: ClassVar[tuple[str, ...]] = (*Training.later_fields, *of_decoders, "denoiser")
     sparsity: float | None = Field(None, gt=0, lt=1, description="unstructured: share of zeros in each layer's weights")
     pattern: str | None = Field(
         None,

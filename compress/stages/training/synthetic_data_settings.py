@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from compress.formats.registry import RUNTIMES
-from compress.utils.pydantic_models import Frozen, LaterFields
+from compress.utils.pydantic_models import Frozen
 
 TORCH = "torch"
 if TYPE_CHECKING:
@@ -16,10 +16,8 @@ else:
     WritingRuntime = Literal[(TORCH, *(name for name, spec in RUNTIMES.items() if spec.many_texts))]
 
 
-class TeacherWrites(LaterFields, Frozen):
+class TeacherWrites(Frozen):
     """Windows that a teacher writes for its student."""
-
-    later_fields: ClassVar[tuple[str, ...]] = ("runtime",)
 
     beginnings: int = Field(0, ge=0, description="windows of the text whose beginnings it goes on with")
     conversations: int = Field(

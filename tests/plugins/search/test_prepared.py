@@ -15,7 +15,7 @@ import tiny_run
 import tiny_sounds
 from mergeable import save_mergeable_llama
 
-from compress.plugins.search.cli_options import Asked, document_of
+from compress.plugins.search.cli_options import SearchOptions, build_document
 from compress.plugins.search.dry_run import looked_ahead
 from compress.plugins.search.space_summary import Opening
 from compress.recipe.document import read_document
@@ -38,8 +38,8 @@ def of_recipe(folder: Path, stages: list[Any], choices: dict[str, list[Any]], **
 
 def of_limits(folder: Path, task: str, *sets: str) -> Opening:
     """The opening of a search from a model and data alone."""
-    asked = Asked(model=str(folder / "model"), data=str(folder), task=task, keep=0.3)
-    document, home, origin = document_of(None, asked, sets)
+    asked = SearchOptions(model=str(folder / "model"), data=str(folder), task=task, keep=0.3)
+    document, home, origin = build_document(None, asked, sets)
     with looked_ahead(document, home, folder / "artifacts") as prepared:
         return prepared.opening(origin)
 
@@ -99,11 +99,11 @@ def test_labels_beside_a_model_that_tells_no_classes_are_pointed_out(tmp_path: P
     made = transformers.BertConfig(vocab_size=len(tiny_run.tokenizer()), hidden_size=8, num_hidden_layers=1,
                                    num_attention_heads=1, intermediate_size=8)  # fmt: skip
     transformers.BertModel(made).save_pretrained(tmp_path / "model")
-    _, _, origin = document_of(None, Asked(model=str(tmp_path / "model"), data=str(tmp_path), keep=0.9))
+    _, _, origin = build_document(None, SearchOptions(model=str(tmp_path / "model"), data=str(tmp_path), keep=0.9))
     assert "feature-extraction" in origin
     assert "column 'label', which --task text-classification would learn" in origin
-    _, _, chosen = document_of(
-        None, Asked(model=str(tmp_path / "model"), data=str(tmp_path), keep=0.9, task="feature-extraction")
+    _, _, chosen = build_document(
+        None, SearchOptions(model=str(tmp_path / "model"), data=str(tmp_path), keep=0.9, task="feature-extraction")
     )
     assert "would learn" not in chosen, "it was chosen"
 
@@ -139,12 +139,12 @@ def test_a_language_model_for_llama_cpp_is_searched_among_its_file_types(tmp_pat
     rows = [json.dumps({"text": " ".join(random.Random(seed).choices(words, k=60))}) for seed in range(800)]
     (tmp_path / "rows.jsonl").write_text("\n".join(rows))
     save_mergeable_llama(tmp_path / "model", max_position_embeddings=1024)
-    asked = Asked(model=str(tmp_path / "model"), data=str(tmp_path / "rows.jsonl"), keep=0.9, target="llama-cpp")
-    document, home, origin = document_of(None, asked)
+    asked = SearchOptions(model=str(tmp_path / "model"), data=str(tmp_path / "rows.jsonl"), keep=0.9, target="llama-cpp")
+    document, home, origin = build_document(None, asked)
     assert document.values["stages"] == [{"imatrix": {}}, {"gguf": {"type": "Q4_K_M"}}]
     assert document.values["data"]["max_length"] == 512, "as the task's starter has it"
     with looked_ahead(document, home, tmp_path / "artifacts") as prepared:
         (choice,) = prepared.opening(origin).choices
     assert (choice.name, len(choice.others)) == ("stages.1.gguf.type", 23)
-    document, _, _ = document_of(None, replace(asked, target="cpu"))
+    document, _, _ = build_document(None, replace(asked, target="cpu"))
     assert [next(iter(stage)) for stage in document.values["stages"]] == ["equalize", "gptq", "export"]

@@ -82,9 +82,9 @@ def test_a_language_model_is_taught_there(tmp_path: Path, request: pytest.Fixtur
 
 def test_the_next_recipe_in_the_process_has_its_own_device(gpu: FakeGpu, tmp_path: Path) -> None:
     from compress.stages.training.processes import accelerator
-    from compress.utils.torch_device import computing_on
+    from compress.utils.torch_device import use_device
 
     assert accelerator().device.type == "gpu"
-    with computing_on("cpu"):
+    with use_device("cpu"):
         assert accelerator().device.type == "cpu"
     assert accelerator().device.type == "gpu"

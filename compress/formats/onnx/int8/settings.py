@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from compress.formats.target_profile import find_processor
 from compress.stages.base import SEARCH_TIMES
-from compress.utils.pydantic_models import Frozen, changed
+from compress.utils.pydantic_models import Frozen, changed_fields
 
 Format = Literal["qoperator", "qdq"]
 ReduceRange = bool | Literal["saturating"]
@@ -132,4 +132,4 @@ class Int8Options(Frozen):
             unused += tuple(name for name in _STATIC_ONLY if name not in _NNCF_TOO)
         if static and self.calibration_method != "percentile":
             unused += ("percentile",)
-        return changed(self, unused)
+        return changed_fields(self, unused)

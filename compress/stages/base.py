@@ -176,12 +176,12 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
     kind: str
 
     @classmethod
-    def takes(cls) -> type[Any]:
+    def input_type(cls) -> type[Any]:
         """The model class that `run` takes."""
         return _arguments(cls)[0]
 
     @classmethod
-    def gives(cls) -> type[Any]:
+    def output_type(cls) -> type[Any]:
         """The model class that `run` returns."""
         return _arguments(cls)[1]
 
@@ -196,7 +196,7 @@ class Stage(BaseModel, ABC, Generic[Takes, Gives]):
 
     def wants(self, task: Capabilities) -> type[Any]:
         """The class that its input is loaded as, where the task has a say in it."""
-        return self.takes()
+        return self.input_type()
 
     def needs(self) -> Needs:
         """The data that must be named in the recipe."""

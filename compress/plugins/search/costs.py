@@ -12,10 +12,10 @@ import numpy as np
 
 from compress.pipeline.planning import plan_context
 from compress.pipeline.recipe_sources import Sources
-from compress.plugins.search.latency_estimator import Latencies
-from compress.plugins.search.outcome import Outcome
-from compress.plugins.search.size_estimator import Foresight
-from compress.plugins.search.space import Point, Space, shortened
+from compress.plugins.search.latency_estimator import LatencyEstimator
+from compress.plugins.search.outcome import TrialOutcome
+from compress.plugins.search.size_estimator import SizeEstimator
+from compress.plugins.search.space import Point, SearchSpace, shortened
 from compress.stages.base import Stage
 from compress.stages.cost_model import Shape, predicted
 from compress.utils.errors import CompressError, InputError
@@ -37,7 +37,7 @@ _OFF: dict[str, tuple[float, tuple[float, ...]]] = {
 
 
 @dataclass(frozen=True)
-class Step:
+class PredictedStage:
     """One stage as it is foreseen. ``key`` is what recipes share that do the same up to here."""
 
     key: str
@@ -47,20 +47,20 @@ class Step:
     shape: Shape | None
 
 
-class Costs:
+class CostEstimator:
     """Sizes, times and seconds of work, corrected by what trials have shown.
 
-    Sizes are those of graphs that are foreseen (`Foresight`), or else of the weights that it counts, or that stages
-    predict, in the bits that stages predict; times are sums over kernels (`Latencies`); seconds of work are the stages'
+    Sizes are those of graphs that are foreseen (`SizeEstimator`), or else of the weights that it counts, or that stages
+    predict, in the bits that stages predict; times are sums over kernels (`LatencyEstimator`); seconds of work are the stages'
     own predictions.
     Raises `InputError` with all problems of the recipe's sources.
     """
 
-    foresight: Foresight | None = None
-    latencies: Latencies | None = None
+    foresight: SizeEstimator | None = None
+    latencies: LatencyEstimator | None = None
     """Who knows more of sizes than the stages' arithmetic, and who knows times; given by `foresee`."""
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: SearchSpace) -> None:
         recipe = space.base
         sources = Sources(recipe, space.folder)
         start = sources.find_all()
@@ -70,7 +70,7 @@ class Costs:
         self.space, self.task = space, recipe.task
         self._start = start
         self._context = replace(plan_context(recipe, sources, start), rate=lambda: _FLOPS_PER_SECOND)
-        self._steps: dict[tuple[Point, float], list[Step]] = {}
+        self._steps: dict[tuple[Point, float], list[PredictedStage]] = {}
         self._done: set[str] = set()
         self._taken: dict[str, tuple[float, float]] = {}
         self._beside: list[float] = []
@@ -81,7 +81,7 @@ class Costs:
         self._off: dict[tuple[str, str], list[float]] = {}
         """The same by how they were foretold, too."""
 
-    def steps(self, point: Point, share: float = 1.0) -> list[Step]:
+    def predicted_stages(self, point: Point, share: float = 1.0) -> list[PredictedStage]:
         """Every stage at a point. Raises `InputError` for values that don't fit."""
         if (point, share) not in self._steps:
             self._steps[point, share] = self._foreseen(point, share)
@@ -92,43 +92,43 @@ class Costs:
 
         What is tried next goes by this, so that a search that was killed decides as one that was not.
         """
-        return _JUDGED_SECONDS + sum(self.left(point, share).values())
+        return _JUDGED_SECONDS + sum(self.remaining(point, share).values())
 
-    def left(self, point: Point, share: float = 1.0) -> dict[str, float]:
+    def remaining(self, point: Point, share: float = 1.0) -> dict[str, float]:
         """Seconds of the stages that no trial has done, by what recipes share that do the same up to there."""
-        return {step.key: step.seconds for step in self.steps(point, share) if step.key not in self._done}
+        return {step.key: step.seconds for step in self.predicted_stages(point, share) if step.key not in self._done}
 
-    def whole_seconds(self, point: Point, share: float = 1.0) -> float:
+    def total_seconds(self, point: Point, share: float = 1.0) -> float:
         """Of all its stages, whoever has done them."""
-        return sum(step.seconds for step in self.steps(point, share))
+        return sum(step.seconds for step in self.predicted_stages(point, share))
 
-    def all_seconds(self, point: Point) -> float:
+    def corrected_total_seconds(self, point: Point) -> float:
         """Of all its stages, whoever has done them, as trials so far have corrected it."""
-        return sum(self._seconds(step) for step in self.steps(point))
+        return sum(self._seconds(step) for step in self.predicted_stages(point))
 
-    def seconds_left(self, point: Point, share: float = 1.0) -> float:
+    def corrected_remaining_seconds(self, point: Point, share: float = 1.0) -> float:
         """The same as trials so far have corrected it: whether there is time for it."""
-        left = sum(self._seconds(step) for step in self.steps(point, share) if step.key not in self._done)
-        return left + self.beside_seconds
+        left = sum(self._seconds(step) for step in self.predicted_stages(point, share) if step.key not in self._done)
+        return left + self.evaluation_seconds
 
     @property
-    def beside_seconds(self) -> float:
+    def evaluation_seconds(self) -> float:
         """What a trial takes besides its stages, to be judged and timed."""
         return sum(self._beside) / len(self._beside) if self._beside else _JUDGED_SECONDS
 
-    def foresee(self, foresight: Foresight, latencies: Latencies) -> None:
+    def use_estimators(self, foresight: SizeEstimator, latencies: LatencyEstimator) -> None:
         """Let these tell sizes and times, once the first trial has made the baseline."""
         self.foresight, self.latencies = foresight, latencies
 
-    def predicted(self, point: Point, metric: str) -> float | None:
+    def predict(self, point: Point, metric: str) -> float | None:
         """A figure of the final model; None where nothing foretells it."""
         if metric == LATENCY:
-            return None if self.latencies is None else self.latencies.predicted(point)
+            return None if self.latencies is None else self.latencies.predict(point)
         if metric == SIZE and (counted := self._counted(point)) is not None:
             return counted
-        return self.at_a_glance(point, metric)
+        return self.predict_analytically(point, metric)
 
-    def at_a_glance(self, point: Point, metric: str) -> float | None:
+    def predict_analytically(self, point: Point, metric: str) -> float | None:
         """The same by arithmetic alone, for which no graph is traced; None where that tells nothing."""
         raw, factors = self._raw(point, metric), self._factors.get(metric)
         if raw is None or factors is None:
@@ -138,7 +138,7 @@ class Costs:
 
     def family(self, point: Point) -> tuple[object, ...]:
         """What recipes share that may be compared before they are trained in full: stages, and layers left."""
-        steps = self.steps(point)
+        steps = self.predicted_stages(point)
         last = steps[-1].shape
         return (*(step.kind for step in steps), 0 if last is None else last.layers)
 
@@ -156,18 +156,22 @@ class Costs:
             return _BY_KERNELS
         return _COUNTED if metric == SIZE and self._counted(point) is not None else _BY_ARITHMETIC
 
-    def why_not(self) -> dict[str, str]:
+    def imprecision_reasons(self) -> dict[str, str]:
         """Metric -> why recipes, or some of them, are told more roughly than they might be."""
         known = {SIZE: self.foresight, LATENCY: self.latencies}
-        return {metric: told.why_not for metric, told in known.items() if told is not None and told.why_not}
+        return {
+            metric: told.unavailable_reason
+            for metric, told in known.items()
+            if told is not None and told.unavailable_reason
+        }
 
-    def learn(self, point: Point, share: float, outcome: Outcome) -> None:
+    def update(self, point: Point, share: float, outcome: TrialOutcome) -> None:
         """Take note of what a trial took and weighed."""
         if outcome.error is not None:
             return
         if self.foresight is not None:
-            self.foresight.begin(outcome)
-        steps = self.steps(point, share)
+            self.foresight.start(outcome)
+        steps = self.predicted_stages(point, share)
         for step, cost in zip(steps, outcome.stages, strict=False):
             self._done.add(step.key)
             if not cost.cached:
@@ -187,13 +191,13 @@ class Costs:
                 self._fit(metric)
         timed = outcome.final.get(LATENCY)
         if timed and self.latencies is not None:
-            if self.latencies.corrected:
+            if self.latencies.is_calibrated:
                 self._compare(LATENCY, point, timed)
-            self.latencies.learn(point, timed)
+            self.latencies.update(point, timed)
 
     def _compare(self, metric: str, point: Point, actual: float) -> None:
         """Keep by how much a prediction was off, of a model that was still unseen."""
-        told = self.predicted(point, metric)
+        told = self.predict(point, metric)
         if told is not None:
             self.errors.setdefault(metric, []).append(told / actual - 1)
             self._off.setdefault((metric, self._how(point, metric)), []).append(told / actual - 1)
@@ -215,18 +219,18 @@ class Costs:
 
     def _choices(self, point: Point) -> np.ndarray:
         """Which value each choice has, as ones among zeros."""
-        sizes = [len(knob.values) for knob in self.space.knobs]
+        sizes = [len(parameter.values) for parameter in self.space.parameters]
         found = np.zeros(sum(sizes))
         found[np.cumsum([0, *sizes[:-1]]) + np.array(point)] = 1.0
         return found
 
-    def _seconds(self, step: Step) -> float:
+    def _seconds(self, step: PredictedStage) -> float:
         told, took = self._taken.get(step.kind, (0.0, 0.0))
         return step.seconds * took / told if told else step.seconds
 
     def _raw(self, point: Point, metric: str) -> float | None:
-        last = self.steps(point)[-1]
-        counted = None if self.foresight is None or last.shape is None else self.foresight.weights(point)
+        last = self.predicted_stages(point)[-1]
+        counted = None if self.foresight is None or last.shape is None else self.foresight.weight_counts(point)
         if counted is None or last.shape is None:
             told = {SIZE: last.disk, PARAMETERS: None if last.shape is None else last.shape.parameters}
             return told.get(metric)
@@ -235,13 +239,13 @@ class Costs:
         shape = counted.in_bits(last.shape.matrix_bits, last.shape.table_bits)
         return predicted(shape, shape).disk_bytes.value
 
-    def _foreseen(self, point: Point, share: float) -> list[Step]:
+    def _foreseen(self, point: Point, share: float) -> list[PredictedStage]:
         stages: Sequence[Stage[Any, Any]] = self.space.stages(point)
         if share < 1:
             stages = shortened(self.space.base.model_copy(update={"stages": tuple(stages)}), share)
         context = replace(self._context, shapes={"start": self._start})
         labels = self.space.base.model_copy(update={"stages": tuple(stages)}).labels()
-        shape, found, sofar = self._start, list[Step](), hashlib.sha256()
+        shape, found, sofar = self._start, list[PredictedStage](), hashlib.sha256()
         for stage, label in zip(stages, labels, strict=True):
             sofar.update(json.dumps(stage.model_dump(mode="json"), sort_keys=True).encode())
             try:
@@ -253,7 +257,7 @@ class Costs:
             shape = context.shapes[label] = told.shape
             seconds = told.seconds.value
             found.append(
-                Step(
+                PredictedStage(
                     key=sofar.hexdigest(),
                     kind=stage.kind,
                     seconds=_UNKNOWN_SECONDS if seconds is None else seconds,

@@ -38,7 +38,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Outline:
+class ModelOutline:
     """A model before it becomes a graph, without weights: widths, shapes of its weights, and bytes beside them."""
 
     widths: Mapping[str, int]
@@ -49,7 +49,7 @@ class Outline:
 
 
 @dataclass(frozen=True)
-class Structure:
+class GraphStructure:
     """Graphs that differ in widths alone; ``rules`` are those of each axis of a weight that follows one.
 
     The one that was traced is of the model that ``stages`` make, of a ``kind`` of outline.
@@ -61,7 +61,7 @@ class Structure:
     stages: Stages
     kind: str
 
-    def has(self, outline: Outline) -> bool:
+    def has(self, outline: ModelOutline) -> bool:
         """Whether a model is one of them."""
         try:
             told = {
@@ -75,7 +75,7 @@ class Structure:
             return False
         return told == outline.shapes
 
-    def is_like(self, other: Structure) -> bool:
+    def is_like(self, other: GraphStructure) -> bool:
         """Whether weights of one name have the same axes and, where these follow no width, the same sizes."""
         for name in self.shapes.keys() & other.shapes.keys():
             one, two = self.shapes[name], other.shapes[name]
@@ -89,14 +89,14 @@ class Structure:
 
 
 @dataclass(frozen=True)
-class Sum:
+class ComposedGraph:
     """A graph as what was traced of it and others: ``own``, and what the first of ``difference`` has before the second.
 
     Those two differ as the graph and ``own`` do, in a part that is the same whatever the layers.
     """
 
-    own: Structure
-    difference: tuple[Structure, Structure] | None = None
+    own: GraphStructure
+    difference: tuple[GraphStructure, GraphStructure] | None = None
 
     def is_at(self, widths: Mapping[str, int]) -> bool:
         """Whether all of them exist at those widths."""
@@ -114,20 +114,20 @@ class Sum:
         return found
 
 
-class UnforeseenError(ModelError):
+class UnpredictableStageError(ModelError):
     """Only running a stage tells what it leaves."""
 
     def __init__(self, stage: Stage[Any, Any]) -> None:
         super().__init__(f"What {stage.kind} leaves only running it tells.")
 
 
-def failures() -> tuple[type[Exception], ...]:
+def expected_failures() -> tuple[type[Exception], ...]:
     """What a rehearsal may fail by; a trial of the same recipe says it to the user."""
     return (CompressError, *library_failures())
 
 
 @dataclass
-class Rehearsal:
+class ShapeInference:
     """On the output of the recipe's baseline, which lies in ``folder``."""
 
     runner: StageRunner
@@ -146,33 +146,33 @@ class Rehearsal:
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return Path(folder)
 
-    def sketch(self, stages: Stages) -> TorchModel:
+    def infer_model(self, stages: Stages) -> TorchModel:
         """The output of stages without weights; what more stages begin with is rehearsed once."""
-        key = fields_of(stages)
+        key = stages_key(stages)
         if key not in self._sketches:
             if not stages:
                 model = self._baseline()
                 model.module.to("meta")
                 self._sketches[key] = model
             else:
-                before = self.sketch(stages[:-1])
+                before = self.infer_model(stages[:-1])
                 made = stages[-1].rehearse(_copied(before), self.context)
                 if made is None:
-                    raise UnforeseenError(stages[-1])
+                    raise UnpredictableStageError(stages[-1])
                 self._sketches[key] = made
         return self._sketches[key]
 
-    def outlined(self, sketch: TorchModel) -> Outline:
+    def outline(self, sketch: TorchModel) -> ModelOutline:
         """What there is to say of a sketch."""
-        from compress.models.widths import widths_of
+        from compress.models.widths import model_widths
 
         # A tokenizer writes down how it was last called.
         rows = self.context.data.split("train").slice(0, _ENCODED)
         self.context.task.encode(rows, sketch.processor, None, self.context.max_length)
         config = sketch.module.config.to_dict()
         kind = {name: value for name, value in config.items() if not _is_numbers(value)}
-        return Outline(
-            widths=widths_of(sketch.module),
+        return ModelOutline(
+            widths=model_widths(sketch.module),
             shapes=_shapes(sketch),
             beside_bytes=sum(map(len, sketch.companions().values())),
             kind=json.dumps([kind, sorted(config)], sort_keys=True, default=str),
@@ -189,7 +189,7 @@ class Rehearsal:
             return runner.inputs.task.load(self.folder, runner.inputs.data.labels, trust_remote_code=False)
         return TorchModel.load(self.folder, runner.inputs.task)
 
-    def kept(self, torch_stages: Stages, graph_stages: Stages, changed: tuple[str, ...]) -> Path:
+    def cached_graph(self, torch_stages: Stages, graph_stages: Stages, changed: tuple[str, ...]) -> Path:
         """A folder with the graph that stages leave, without its weights; kept in the cache."""
         from compress.formats.onnx.interpolate_size import drop_weights
 
@@ -223,7 +223,7 @@ class Rehearsal:
 
     def _traced(self, torch_stages: Stages, graph_stages: Stages, changed: tuple[str, ...]) -> Path:
         """A folder, for a while, with the model that stages leave of a recipe whose ``changed`` widths are others."""
-        from compress.models.widths import widths_of, with_other_widths
+        from compress.models.widths import model_widths, copy_with_other_widths
 
         key = self._key(torch_stages, graph_stages, changed)
         folder = self._scratch / key
@@ -240,13 +240,13 @@ class Rehearsal:
             model = self._baseline()
             for stage in torch_stages:
                 model = stage.rehearse(model, self.context)
-            model = with_other_widths(model, changed) if changed else model
-            told = json.dumps({"widths": widths_of(model.module), "shapes": _shapes(model)})
+            model = copy_with_other_widths(model, changed) if changed else model
+            told = json.dumps({"widths": model_widths(model.module), "shapes": _shapes(model)})
         tables = {name: table.slice(0, _FEW_ROWS) for name, table in self.context.data.tables.items()}
         few = replace(self.context, data=replace(self.context.data, tables=tables), notes=[], tables=[])
         found = last.rehearse(model, few)
         if not isinstance(found, OnnxModel) or found.others:
-            raise UnforeseenError(last)
+            raise UnpredictableStageError(last)
         folder.mkdir()
         found.save(folder)
         (folder / _TOLD).write_text(told)
@@ -265,8 +265,8 @@ class Rehearsal:
         return self.runner.inputs.data.digest("train")
 
 
-def read_structure(one: Path, other: Path, stages: Stages, kind: str) -> Structure:
-    """Of two folders of `Rehearsal.kept`. Raises `ModelError` for graphs that differ in more than widths."""
+def load_structure(one: Path, other: Path, stages: Stages, kind: str) -> GraphStructure:
+    """Of two folders of `ShapeInference.kept`. Raises `ModelError` for graphs that differ in more than widths."""
     import onnx
 
     from compress.formats.onnx.interpolate_size import ResizedGraph, rule_of
@@ -281,10 +281,10 @@ def read_structure(one: Path, other: Path, stages: Stages, kind: str) -> Structu
     }
     resized = ResizedGraph(graphs[0], told["widths"], graphs[1], again["widths"])
     shapes = {name: tuple(shape) for name, shape in told["shapes"].items()}
-    return Structure(resized, shapes, rules, stages, kind)
+    return GraphStructure(resized, shapes, rules, stages, kind)
 
 
-def fields_of(stages: Sequence[Stage[Any, Any]]) -> str:
+def stages_key(stages: Sequence[Stage[Any, Any]]) -> str:
     """What two lists of stages share that do the same."""
     return json.dumps([stage.model_dump(mode="json") for stage in stages], sort_keys=True)
 

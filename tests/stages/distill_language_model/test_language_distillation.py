@@ -22,7 +22,6 @@ from compress.models.checkpoint import Checkpoint
 from compress.models.torch_model import TorchModel
 from compress.models.transformer_pruning import keep_layers
 from compress.stages.base import Context
-from compress.stages.distill.settings import Distillation
 from compress.stages.distill.stage import Distill
 from compress.stages.distill_language_model import trainer
 from compress.stages.distill_language_model.student_mapping import block_pairs
@@ -385,12 +384,6 @@ def test_too_few_tokens_for_a_step_and_too_long_windows_are_refused(source: Chec
 def test_fields_that_mean_nothing_for_a_task_are_idle(task: str, fields: dict[str, Any], idle: tuple[str, ...]) -> None:
     stage = Distill.model_validate({"teacher": "start", **fields})
     assert Distill.is_for(get_task(task).capabilities) and stage.idle_fields(get_task(task).capabilities) == idle
-
-
-def test_what_old_recipes_say_has_the_key_that_it_had() -> None:
-    fields = Distill(teacher="start").key_fields()
-    assert not fields.keys() & {*Distillation.of_decoders, "decay", "frozen_layers", "first_token_only"}
-    assert Distill(teacher="start", top_k=3, decay="cosine").key_fields().keys() - fields.keys() == {"top_k", "decay"}
 
 
 @pytest.mark.parametrize("fields", [{"budget": "30"}, {"budget": "0m"}, {"budget": "5m", "tokens": 10}])

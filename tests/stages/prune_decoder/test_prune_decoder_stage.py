@@ -34,12 +34,6 @@ def test_fields_of_the_other_kind_of_task_mean_nothing() -> None:
     assert not Prune(heads=0.5, feed_forward=0.5, multiple=64).idle_fields(CLASSES)
 
 
-def test_keys_of_what_recipes_had_before_stay() -> None:
-    fields = Prune(heads=0.5).key_fields()
-    assert not set(Prune.of_decoders) & set(fields)
-    assert Prune(layers=2, samples=4).key_fields()["samples"] == 4
-
-
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
@@ -82,7 +76,9 @@ def test_what_it_leaves_goes_down_the_road(tmp_path: Path) -> None:
         {"prune": {"feed_forward": 0.4, **few}},
         {"gptq": {"method": "rtn", "group_size": 32}},
     ]
-    runner = StageRunner(read_recipe(write_all(tmp_path, stages=stages)), tmp_path, tmp_path / "artifacts", SilentProgress())
+    runner = StageRunner(
+        read_recipe(write_all(tmp_path, stages=stages)), tmp_path, tmp_path / "artifacts", SilentProgress()
+    )
     for label in runner.recipe.labels():
         record = runner.run_stage(label)
         assert {"predictions", "saved and loaded"} <= {one.check for one in record.integrity}

@@ -23,7 +23,7 @@ from compress.formats.onnx.runtimes.onnxruntime import session_of
 from compress.formats.prove import of_session, of_torch, prove
 from compress.formats.silence import silence
 from compress.formats.tracing import as_written, lean_tracing
-from compress.models.config_checks import positions_of
+from compress.models.config_checks import max_positions
 from compress.tasks.inference import tensors
 from compress.tasks.task import Examples
 from compress.utils.errors import ModelError, StageError
@@ -172,7 +172,7 @@ def _free(model: TorchModel, examples: Examples, shortest: int) -> dict[str, dic
     if examples.free is not None:
         shortest, longest = max(shortest, examples.free[0]), examples.free[1]
     else:
-        longest = positions_of(model.module.config.to_dict()) or _LONGEST
+        longest = max_positions(model.module.config.to_dict()) or _LONGEST
         longest = longest if longest > shortest else _LONGEST
     batch = torch.export.Dim(_AXES[0], min=1, max=65536)
     length = torch.export.Dim(_AXES[1], min=shortest, max=longest)

@@ -28,8 +28,8 @@ from compress.formats.onnx.decoder.tracing_patches import Plug
 from compress.formats.silence import silence
 from compress.formats.tracing import as_written, lean_tracing
 from compress.models.checkpoint import Checkpoint
-from compress.models.meta_model import hollow_model, reads_images
-from compress.models.quantized_module import empty_module
+from compress.models.meta_model import build_on_meta, reads_images
+from compress.models.quantized_module import build_empty_module
 from compress.runtimes.image_answers import refuse_unfollowed
 from compress.utils.errors import ModelError, first_line
 
@@ -170,7 +170,7 @@ class _Rehearsal:
     """A model without weights that has been run once on arbitrary numbers, what was recorded, and its cache."""
 
     def __init__(self, checkpoint: Checkpoint, part: Callable[[Any], Part] = alone) -> None:
-        self.model = empty_module(checkpoint, hollow_model).eval()
+        self.model = build_empty_module(checkpoint, build_on_meta).eval()
         # What routers answer is for their training alone.
         self.model.config.output_router_logits = False
         self.part = part(self.model)

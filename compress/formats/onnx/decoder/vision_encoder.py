@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput
 
 from compress.formats.onnx.export import Exported, export_onnx, prove_equal
 from compress.models.checkpoint import Checkpoint
-from compress.models.hooks import hooked
+from compress.models.hooks import removed_on_exit
 from compress.models.lora_adapter import load_adapted
 from compress.models.processor import load_processor
 from compress.models.torch_model import TorchModel
@@ -67,7 +67,7 @@ class _Sees(nn.Module):
             whole: Any = self.model.base_model
             seen = whole.vision_model(pixel_values=pixel_values.flatten(0, 1)).last_hidden_state
             return ImageFeatures(last_of_sight(self.model)(seen))
-        with hooked([last_of_sight(self.model).register_forward_hook(lambda module, given, found: [found])]):
+        with removed_on_exit([last_of_sight(self.model).register_forward_hook(lambda module, given, found: [found])]):
             try:
                 (features,) = self.model.get_image_features(pixel_values).pooler_output
             except (AttributeError, ValueError) as error:

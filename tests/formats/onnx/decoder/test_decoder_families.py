@@ -18,7 +18,7 @@ from compress.formats.onnx.decoder.trace import trace_part
 from compress.formats.onnx.decoder.traced_parts import alone
 from compress.formats.onnx.runtimes.onnxruntime import OnnxSession
 from compress.models.checkpoint import Checkpoint
-from compress.models.quantized_module import load_module
+from compress.models.quantized_module import load_quantized_module
 from compress.runtimes.decoder import Decoder
 from compress.utils.errors import IntegrityError
 
@@ -141,7 +141,7 @@ def test_a_quantized_table_keeps_the_scale_of_its_class(tmp_path) -> None:
     few = FewBits(checkpoint.folder, (("embed_tokens", 4), ("_proj", 4)))
     found = export_proven(few, GraphSettings(accuracy_level=1), some_ids(12), 1e-3, 0.2)
     assert found.equality.difference < 1e-4
-    module = load_module(few)
+    module = load_quantized_module(few)
     expected = few.quantized("model.embed_tokens").dequantize()[:5] * 64**0.5
     torch.testing.assert_close(module.get_input_embeddings()(torch.arange(5)), expected)
 

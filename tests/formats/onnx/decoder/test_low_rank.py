@@ -17,7 +17,7 @@ from compress.formats.onnx.decoder import GraphSettings, export_decoder, prove_d
 from compress.formats.onnx.model import OnnxModel
 from compress.models.checkpoint import Checkpoint
 from compress.models.lora_adapter import low_rank
-from compress.models.quantized_module import load_module
+from compress.models.quantized_module import load_quantized_module
 from compress.models.torch_model import TorchModel
 from compress.tasks.registry import get_task
 from compress.utils.errors import ModelError
@@ -54,7 +54,7 @@ def run(model: OnnxModel, folder: Path) -> np.ndarray:
 def test_the_graph_answers_as_peft_does(tmp_path: Path, targets: tuple[str, ...], quantized: bool) -> None:
     checkpoint = adapted(tmp_path, *targets, quantized=quantized)
     model = export_decoder(checkpoint, GraphSettings(accuracy_level=1))
-    base = load_module(checkpoint)
+    base = load_quantized_module(checkpoint)
     with torch.no_grad():
         without = base(input_ids=torch.from_numpy(IDS)).logits.numpy()
         opened = PeftModel.from_pretrained(base, str(checkpoint.folder / "adapter"))

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.formats.onnx.fusions.batch_transpose import unfold_batch_transposes
+from compress.formats.onnx.matrix_products import unfold_batch_transposes
 
 VALUES = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
 

@@ -13,8 +13,8 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from compress.formats.onnx.attention.plug import attending
-from compress.formats.onnx.decoder.calls import rotation_of
+from compress.formats.onnx.attention.tracing import attending
+from compress.formats.onnx.decoder.attention_calls import rotation_of
 from compress.formats.onnx.decoder.tracing_patches import DELTA_RULE, SELECTIVE_SCAN, Plug, nodes_of
 from compress.models.experts import SeparateExperts
 

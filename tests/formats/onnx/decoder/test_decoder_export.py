@@ -96,7 +96,7 @@ def test_the_same_checkpoint_gives_the_same_bytes(tmp_path) -> None:
 def test_large_weights_lie_beside_the_graph_and_stay_in_memory(tmp_path, monkeypatch) -> None:
     source = save_tiny_llama(tmp_path / "source")
     plain = export_decoder(source)
-    for module in (onnx_model, __import__("compress.formats.onnx.decoder.folder", fromlist=["x"])):
+    for module in (onnx_model, __import__("compress.formats.onnx.decoder.export", fromlist=["x"])):
         monkeypatch.setattr(module, "EXTERNAL_DATA_FROM_BYTES", 10_000)
     model = export_decoder(source)
     folder = save(model, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Small questions that every rewrite asks of a graph."""
+"""Building blocks of graph rewrites: stored values, single consumers, and new nodes with known shapes."""
 
 from __future__ import annotations
 

@@ -15,10 +15,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from compress.formats.onnx.decoder.graph_builder import Nodes
 from compress.formats.onnx.decoder.insert_weights import write_graph
-from compress.formats.onnx.decoder.nodes import Nodes
 from compress.formats.onnx.decoder.parity import Equality, prove_decoder
-from compress.formats.onnx.decoder.parts import (
+from compress.formats.onnx.decoder.stored_weight import INTEGERS
+from compress.formats.onnx.decoder.trace import Trace, trace_part
+from compress.formats.onnx.decoder.traced_parts import (
     BATCH,
     EMBEDS,
     IDS,
@@ -29,8 +31,6 @@ from compress.formats.onnx.decoder.parts import (
     embedded,
     encoder_part,
 )
-from compress.formats.onnx.decoder.stored_weight import INTEGERS
-from compress.formats.onnx.decoder.trace import Trace, trace_part
 from compress.formats.onnx.decoder.vision_encoder import export_sight
 from compress.formats.onnx.decoder.weights import GraphSettings, Weights
 from compress.formats.onnx.model import (
@@ -48,8 +48,8 @@ from compress.formats.onnx.model import (
 from compress.models.checkpoint import Checkpoint
 from compress.models.folder_checks import INDEX
 from compress.models.json_file import read_json
-from compress.models.meta_model import hollow_model
-from compress.models.torch_model import compact
+from compress.models.meta_model import build_on_meta
+from compress.models.torch_model import minified_content
 from compress.tasks.task import Examples
 from compress.utils.errors import IntegrityError
 
@@ -78,7 +78,7 @@ def companions_of(checkpoint: Checkpoint) -> tuple[dict[str, bytes], dict[str, A
     names = sorted(path for pattern in _KEPT for path in checkpoint.folder.glob(pattern) if path.name not in _LEFT_OUT)
     config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
     config["dtype"] = "float32"
-    files = {path.name: compact(path) for path in names}
+    files = {path.name: minified_content(path) for path in names}
     return {**files, "config.json": _json(config)}, config
 
 
@@ -222,7 +222,7 @@ def export_image_reader(
 
 def _table(checkpoint: Checkpoint, settings: GraphSettings) -> onnx.ModelProto:
     """Rows of the table by `input_ids`, times what the table's own class multiplies them by."""
-    model = hollow_model(checkpoint.folder)
+    model = build_on_meta(checkpoint.folder)
     table = model.get_input_embeddings()
     name = next(name for name, module in model.named_modules() if module is table)
     nodes = Nodes()

@@ -13,9 +13,9 @@ import tiny
 from exports import batch, exported, run
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.formats.onnx import quantization as subject
+from compress.formats.onnx.int8 import dynamic as subject
+from compress.formats.onnx.int8.dynamic import quantize_embeddings, quantize_products
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
-from compress.formats.onnx.quantization import quantize_embeddings, quantize_products
 from compress.numerics.block_quantization import quantize_blocks
 from compress.stages.onnx_int8.stage import Quantize
 from compress.utils.errors import StageError

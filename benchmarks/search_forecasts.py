@@ -18,13 +18,13 @@ import numpy as np
 import typer
 from search_page import FOUND_AND_WANTED, Write, show
 
-from compress.plugins.search.costs import LATENCY, SIZE, Costs
+from compress.plugins.search.costs import LATENCY, SIZE, CostEstimator
 from compress.plugins.search.goal import Goal
-from compress.plugins.search.latency_estimator import Latencies
-from compress.plugins.search.outcome import Outcome
-from compress.plugins.search.size_estimator import Foresight
-from compress.plugins.search.space import Point, Space
-from compress.plugins.search.trial import Trials
+from compress.plugins.search.latency_estimator import LatencyEstimator
+from compress.plugins.search.outcome import TrialOutcome
+from compress.plugins.search.size_estimator import SizeEstimator
+from compress.plugins.search.space import Point, SearchSpace
+from compress.plugins.search.trial import TrialRunner
 
 RECIPE = Path(__file__).parent / "searching" / "reviews.yaml"
 Artifacts = Annotated[Path, typer.Option(help="Where stages are cached.")]
@@ -40,15 +40,15 @@ class _Watched:
         from compress.recipe.document import read_document
 
         quiet_libraries()
-        self.space = Space(read_document(RECIPE), RECIPE.parent)
-        goal = replace(Goal.of(self.space.base, self.space.search), minimize=(SIZE, LATENCY))
-        self.trials = Trials.here(goal, RECIPE.parent, artifacts, ConsoleProgress())
-        self.costs = Costs(self.space)
-        self.foresight = Foresight(self.space, lambda: self.trials.roads.road(self.space.base))
-        self.latencies = Latencies(self.foresight)
-        self.costs.foresee(self.foresight, self.latencies)
+        self.space = SearchSpace(read_document(RECIPE), RECIPE.parent)
+        goal = replace(Goal.from_recipe(self.space.base, self.space.search), minimize=(SIZE, LATENCY))
+        self.trials = TrialRunner.in_process(goal, RECIPE.parent, artifacts, ConsoleProgress())
+        self.costs = CostEstimator(self.space)
+        self.foresight = SizeEstimator(self.space, lambda: self.trials.roads.runner(self.space.base))
+        self.latencies = LatencyEstimator(self.foresight)
+        self.costs.use_estimators(self.foresight, self.latencies)
 
-    def made(self, point: Point, timed: bool = False) -> Outcome:
+    def made(self, point: Point, timed: bool = False) -> TrialOutcome:
         """The recipe at its first rung."""
         return self.trials.run(self.space.recipe(point, self.space.search.rungs[0]), timed)
 
@@ -62,7 +62,7 @@ class _Watched:
 def size(artifacts: Artifacts = Path("artifacts"), unseen: Unseen = 30, write: Write = False) -> None:
     """Bytes foretold of recipes that nobody has made, against bytes made."""
     watched = _Watched(artifacts)
-    watched.costs.learn(watched.space.origin, 1.0, watched.made(watched.space.origin))
+    watched.costs.update(watched.space.origin, 1.0, watched.made(watched.space.origin))
     off, seconds = list[int](), list[float]()
     for point in watched.drawn(unseen):
         began = time.perf_counter()
@@ -70,9 +70,9 @@ def size(artifacts: Artifacts = Path("artifacts"), unseen: Unseen = 30, write: W
         seconds.append(time.perf_counter() - began)
         made = round(watched.made(point).final[SIZE])
         if told is None:
-            raise typer.BadParameter(f"{watched.space.words(point)}: {watched.foresight.why_not}")
+            raise typer.BadParameter(f"{watched.space.describe(point)}: {watched.foresight.unavailable_reason}")
         off.append(told - made)
-        typer.echo(f"{watched.space.words(point)}: {told:,} bytes foretold, {made:,} made, {seconds[-1]:.2f} s")
+        typer.echo(f"{watched.space.describe(point)}: {told:,} bytes foretold, {made:,} made, {seconds[-1]:.2f} s")
     exact = sum(one == 0 for one in off)
     rows = [
         [f"bytes foretold of {len(off)} unseen recipes: off by at most", f"{max(map(abs, off)):,}", "0.5% (aim 0)"],
@@ -94,28 +94,28 @@ def latency(
     """Milliseconds foretold of recipes that nobody has timed, against the bench."""
     from scipy.stats import spearmanr
 
-    from compress.benchmark.kernels import KernelTable
+    from compress.plugins.search.kernel_times import KernelTable
 
     watched = _Watched(artifacts)
     latencies = watched.latencies
     if noisy:
         latencies.table = KernelTable(watched.space.base.benchmark.threads, artifacts / "kernels", noisy_too=True)
-    watched.foresight.begin(watched.made(watched.space.origin))
+    watched.foresight.start(watched.made(watched.space.origin))
     points = watched.drawn(seen + unseen)
     began = time.perf_counter()
     for point in points:
-        if latencies.sum_of(point) is None:
-            raise typer.BadParameter(f"{watched.space.words(point)}: {latencies.why_not}")
+        if latencies.kernel_sum(point) is None:
+            raise typer.BadParameter(f"{watched.space.describe(point)}: {latencies.unavailable_reason}")
     spent = time.perf_counter() - began
     for point in points[:seen]:
-        latencies.learn(point, watched.made(point, timed=True).final[LATENCY])
+        latencies.update(point, watched.made(point, timed=True).final[LATENCY])
     told, timed = list[float](), list[float]()
     for point in points[seen:]:
-        foretold = latencies.predicted(point)
+        foretold = latencies.predict(point)
         assert foretold is not None, "its sum is known"
         told.append(foretold)
         timed.append(watched.made(point, timed=True).final[LATENCY])
-        words = watched.space.words(point)
+        words = watched.space.describe(point)
         typer.echo(f"{words}: {told[-1]:.4f} ms foretold, {timed[-1]:.4f} timed ({told[-1] / timed[-1] - 1:+.1%})")
     off = np.abs(np.array(told) / np.array(timed) - 1)
     measured = 0 if latencies.table is None else latencies.table.measured

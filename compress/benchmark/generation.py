@@ -18,7 +18,7 @@ from compress.benchmark.worker import write_batches
 from compress.benchmark.workloads.text_generation import TextGenerationPlan, prompt_timing, token_timing
 from compress.formats.model_file import model_files
 from compress.formats.target_profile import Target
-from compress.models.config_checks import positions_of
+from compress.models.config_checks import max_positions
 from compress.models.folder_checks import check_processor
 from compress.models.json_file import read_json
 from compress.models.processor import load_tokenizer
@@ -132,7 +132,9 @@ def generation_rows(writer: MeasurementWriter, record: TimingRecord, model: str,
     ]
 
 
-def speedup_rows(writer: MeasurementWriter, record: TimingRecord, model: str, baseline: str, context: int) -> list[Measurement]:
+def speedup_rows(
+    writer: MeasurementWriter, record: TimingRecord, model: str, baseline: str, context: int
+) -> list[Measurement]:
     """Return the speed-ups over the baseline of the first token, and of those that follow.
 
     Args:
@@ -171,7 +173,7 @@ def _check(artifacts: Mapping[str, Path], texts: Mapping[str, Sequence[int]], se
 def _positions(file: Path) -> int | None:
     """Return the longest text that the model's config allows, or None without a config."""
     folder = _configured(file)
-    return None if folder is None else positions_of(read_json(folder / "config.json"))
+    return None if folder is None else max_positions(read_json(folder / "config.json"))
 
 
 def _configured(file: Path) -> Path | None:

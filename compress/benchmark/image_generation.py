@@ -143,7 +143,9 @@ def image_rows(writer: MeasurementWriter, record: TimingRecord, model: str, sett
     return rows
 
 
-def speedup_rows(writer: MeasurementWriter, record: TimingRecord, model: str, baseline: str, setting: ImageSetting) -> list[Measurement]:
+def speedup_rows(
+    writer: MeasurementWriter, record: TimingRecord, model: str, baseline: str, setting: ImageSetting
+) -> list[Measurement]:
     """Return the speed-ups over the baseline of an image, and of each component but the scheduler.
 
     Args:

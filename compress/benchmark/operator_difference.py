@@ -1,4 +1,4 @@
-"""What makes an 8-bit file slower or faster than its float file, layer by layer: both profiled in turns."""
+"""Comparison of an 8-bit file with its float file, layer by layer: both are profiled in interleaved passes."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ from compress.utils.progress import Progress
 _MOST_LAYERS = 200
 _RESAMPLES = 300
 Times = np.ndarray
-"""ms, [passes, calls]"""
+"""Times in ms, [passes, calls]."""
 
 
 @dataclass(frozen=True)
 class _File:
-    """One file's nodes by layer, and every node's times."""
+    """Nodes of one file by layer, and every node's times."""
 
     nodes: Mapping[str, list[ir.Node]]
     times: Mapping[str, Times]
@@ -66,32 +66,47 @@ def compare_operators(
     seed: int,
     timeout_seconds: float = 600.0,
 ) -> OperatorDifference:
-    """Profile two files on the same ``calls``, in turns, for about ``seconds``; at least `FEWEST_PASSES` times each.
+    """Profile two files on the same ``calls``, interleaved, for about ``seconds``; at least `FEWEST_PASSES` times each.
 
-    Raises what `profile_operators` raises.
+    Args:
+        float_file: Float model.
+        int8_file: Model of 8-bit integers.
+        calls: Batches, prompts or tokens that are profiled.
+        target: Target on the processor.
+        threads: Number of threads.
+        seconds: Time for all passes.
+        progress: Progress display.
+        seed: Seed of the bootstrap.
+        timeout_seconds: Longest wait for one answer of a process.
+
+    Raises:
+        InputError: The target is not the processor.
+        StageError: A process died or hung.
     """
     refuse_other_devices(target)
     cores, load = spread_cores(threads), load_average()
     with (
-        tempfile.TemporaryDirectory(prefix="compress-compare-") as first,
-        tempfile.TemporaryDirectory(prefix="compress-compare-") as second,
-        ProfiledProcess(float_file, calls, Path(first), timeout_seconds) as before,
-        ProfiledProcess(int8_file, calls, Path(second), timeout_seconds) as after,
+        tempfile.TemporaryDirectory(prefix="compress-compare-") as float_scratch,
+        tempfile.TemporaryDirectory(prefix="compress-compare-") as int8_scratch,
+        ProfiledProcess(float_file, calls, Path(float_scratch), timeout_seconds) as float_process,
+        ProfiledProcess(int8_file, calls, Path(int8_scratch), timeout_seconds) as int8_process,
     ):
-        children = (before, after)
+        children = (float_process, int8_process)
 
         def numbers(most: int) -> Iterable[int]:
             return progress.track(range(most), "Profiling both files", most)
 
         usage = run_interleaved(children, target, threads, cores, seconds, numbers)
-        notes = (before.end(), after.end())
+        notes = (float_process.end(), int8_process.end())
         layers = _layers(float_file, notes)
-        files = [_file(noted, layers[place]) for place, noted in enumerate(notes)]
-        plain = [np.array(child.plain) for child in children]
+        files = [_file(profile, layers[index]) for index, profile in enumerate(notes)]
+        unprofiled = [np.array(child.unprofiled_ms) for child in children]
         # The graphs' weights lie in the folders.
-        found, causes = _differences(files[0], files[1], plain[0].shape, seed)
-    rounds = {name: np.median(each / np.median(each, axis=0), axis=1) for name, each in zip("ab", plain, strict=True)}
-    faster = geometric_interval(np.median(plain[0] / plain[1], axis=1))
+        layer_differences, causes = _differences(files[0], files[1], unprofiled[0].shape, seed)
+    rounds = {
+        name: np.median(times / np.median(times, axis=0), axis=1) for name, times in zip("ab", unprofiled, strict=True)
+    }
+    speedup = geometric_interval(np.median(unprofiled[0] / unprofiled[1], axis=1))
     return OperatorDifference(
         float_file=str(float_file),
         int8_file=str(int8_file),
@@ -100,25 +115,29 @@ def compare_operators(
         batch_size=calls.batch_size,
         calls=len(calls),
         lengths=tuple(map(calls.length, range(len(calls)))),
-        passes=len(plain[0]),
-        float_ms=typical_time(plain[0]),
-        int8_ms=typical_time(plain[1]),
-        faster=faster.value,
-        low=faster.low,
-        high=faster.high,
-        layers=found,
+        passes=len(unprofiled[0]),
+        float_ms=typical_time(unprofiled[0]),
+        int8_ms=typical_time(unprofiled[1]),
+        faster=speedup.value,
+        low=speedup.low,
+        high=speedup.high,
+        layers=layer_differences,
         causes=causes,
         notes=(str(judge_noise(usage, rounds, load)),),
         environment={**environment(), "target": asdict(target), "pinned_cores": list(cores)},
     )
 
 
-def _layers(float_file: Path, notes: tuple[NodeProfile, NodeProfile]) -> list[dict[str, str]]:
-    """Of each file: node's name -> layer, in the same words."""
+def _layers(float_file: Path, profiles: tuple[NodeProfile, NodeProfile]) -> list[dict[str, str]]:
+    """Return node -> layer of each file, with the same layer names."""
     origins = origins_in(find_graph(float_file))
-    modules = [node_modules(noted.optimized, origins) for noted in notes]
-    named = layers_of(dict.fromkeys(name for each in modules for name in each.values() if name), _MOST_LAYERS)
-    return [{node: named.get(module, UNNAMED) for node, module in each.items()} for each in modules]
+    modules = [node_modules(profile.optimized, origins) for profile in profiles]
+    named = layers_of(
+        dict.fromkeys(name for modules_of_file in modules for name in modules_of_file.values() if name), _MOST_LAYERS
+    )
+    return [
+        {node: named.get(module, UNNAMED) for node, module in modules_of_file.items()} for modules_of_file in modules
+    ]
 
 
 def _file(noted: NodeProfile, layers: Mapping[str, str]) -> _File:
@@ -135,9 +154,17 @@ def _file(noted: NodeProfile, layers: Mapping[str, str]) -> _File:
 def _differences(
     before: _File, after: _File, shape: tuple[int, ...], seed: int
 ) -> tuple[tuple[LayerDifference, ...], tuple[CauseDifference, ...]]:
+    """Return the difference of each layer and of each cause.
+
+    Args:
+        before: Float file.
+        after: 8-bit file.
+        shape: [passes, calls].
+        seed: Seed of the bootstrap.
+    """
     layers = []
     totals: dict[Cause, float] = defaultdict(float)
-    places: dict[Cause, dict[str, None]] = defaultdict(dict)
+    layers_by_cause: dict[Cause, dict[str, None]] = defaultdict(dict)
     operators: dict[Cause, dict[str, None]] = defaultdict(dict)
     for layer in dict.fromkeys((*before.nodes, *after.nodes)):
         old, new = before.nodes.get(layer, []), after.nodes.get(layer, [])
@@ -146,9 +173,11 @@ def _differences(
         shares = _shares(before, after, old, new, shape)
         for cause, (more, names) in shares.items():
             totals[cause] += more
-            places[cause][layer] = None
+            layers_by_cause[cause][layer] = None
             operators[cause] |= dict.fromkeys(names)
-        mostly = (max if typical_time(paired) > 0 else min)(shares, key=lambda cause: shares[cause][0]) if shares else OTHER
+        main_cause = (
+            (max if typical_time(paired) > 0 else min)(shares, key=lambda cause: shares[cause][0]) if shares else OTHER
+        )
         layers.append(
             LayerDifference(
                 layer=layer,
@@ -158,49 +187,61 @@ def _differences(
                 low_ms=low,
                 high_ms=high,
                 operators=_costliest(after, new),
-                why=mostly.why,
-                help=mostly.help,
+                why=main_cause.why,
+                help=main_cause.help,
             )
         )
     causes = [
         CauseDifference(
-            why=cause.why, help=cause.help, more_ms=more, layers=tuple(places[cause]), operators=tuple(operators[cause])
+            why=cause.why,
+            help=cause.help,
+            more_ms=more,
+            layers=tuple(layers_by_cause[cause]),
+            operators=tuple(operators[cause]),
         )
         for cause, more in totals.items()
     ]
     return (
-        tuple(sorted(layers, key=lambda each: -each.more_ms)),
-        tuple(sorted(causes, key=lambda each: -each.more_ms)),
+        tuple(sorted(layers, key=lambda difference: -difference.more_ms)),
+        tuple(sorted(causes, key=lambda difference: -difference.more_ms)),
     )
 
 
 def _shares(
     before: _File, after: _File, old: list[ir.Node], new: list[ir.Node], shape: tuple[int, ...]
 ) -> dict[Cause, tuple[float, list[str]]]:
-    """Cause -> the ms that it adds to a layer, and its operators. Conversions have no counterpart in float."""
-    found: dict[Cause, tuple[float, list[str]]] = {}
+    """Return cause -> the ms that it adds to a layer, and its operators. Conversions have no counterpart in float.
+
+    Args:
+        before: Float file.
+        after: 8-bit file.
+        old: Nodes of the layer in the float file.
+        new: Nodes of the layer in the 8-bit file.
+        shape: [passes, calls].
+    """
+    shares: dict[Cause, tuple[float, list[str]]] = {}
 
     def add(cause: Cause, more: float, names: list[str]) -> None:
-        known, others = found.get(cause, (0.0, []))
-        found[cause] = (known + more, [*others, *names])
+        added, operators = shares.get(cause, (0.0, []))
+        shares[cause] = (added + more, [*operators, *names])
 
     for node in _of(new, "conversions"):
         add(conversion_cause(node), after.typical(node), [node.op_type])
     for part in ("products", "rest"):
-        ours, theirs = _of(new, part), _of(old, part)
-        if not ours and not theirs:
+        int8_nodes, float_nodes = _of(new, part), _of(old, part)
+        if not int8_nodes and not float_nodes:
             continue
-        more = typical_time(after.sum(ours, shape) - before.sum(theirs, shape))
-        names = list(_costliest(after, ours))
+        more = typical_time(after.sum(int8_nodes, shape) - before.sum(float_nodes, shape))
+        names = list(_costliest(after, int8_nodes))
         if part == "products":
-            costly = max(ours, key=after.typical, default=None)
+            costly = max(int8_nodes, key=after.typical, default=None)
             if more <= 0 or costly is None:
                 add(FASTER, more, names)
             else:
                 add(product_cause(costly), more, [costly.op_type])
         else:
-            add(APART if more > 0 and len(ours) > len(theirs) else OTHER, more, names)
-    return found
+            add(APART if more > 0 and len(int8_nodes) > len(float_nodes) else OTHER, more, names)
+    return shares
 
 
 def _of(nodes: list[ir.Node], part: Part) -> list[ir.Node]:
@@ -208,7 +249,7 @@ def _of(nodes: list[ir.Node], part: Part) -> list[ir.Node]:
 
 
 def _costliest(file: _File, nodes: list[ir.Node], most: int = 3) -> tuple[str, ...]:
-    """Operator types, those that take longest first."""
+    """Return operator types, the ones that take longest first."""
     times: dict[str, float] = defaultdict(float)
     for node in nodes:
         times[node.op_type] += file.typical(node)

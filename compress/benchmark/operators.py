@@ -1,4 +1,4 @@
-"""Where an artifact's time goes, operator by operator, against what this machine can do at best."""
+"""Profile of an artifact: the time of each operator, and the limits of the machine."""
 
 from __future__ import annotations
 
@@ -37,9 +37,14 @@ def node_rows(
     layers: Mapping[str, str],
     roof: Roof,
 ) -> tuple[ProfileRow, ...]:
-    """One row for each node of ``graph`` that ran, in its order.
+    """Return one row for each node of ``graph`` that ran, in its order.
 
-    ``runs`` are [passes][calls] and ``costs`` [calls]. A node's time is that of `typical_time`.
+    Args:
+        graph: Graph that the runtime ran.
+        runs: Times of nodes, [passes][calls]. A node's time is the `typical_time`.
+        costs: Operations and bytes of nodes, [calls].
+        layers: Layer of each node.
+        roof: Limits of the machine.
     """
     ran = [node for node in graph if all(str(node.name) in run for run in runs[0])]
     return tuple(
@@ -56,22 +61,22 @@ def node_rows(
 
 
 def typical_time(times: ArrayLike) -> float:
-    """Median over passes of each call, then the mean over calls, of [passes, calls].
+    """Return the median over passes of each call, then the mean over calls, of times [passes, calls].
 
-    A disturbance hits some passes of a call and so leaves its median alone.
+    A disturbance affects some passes of a call, and does not change its median.
     """
     return float(np.median(np.asarray(times, dtype=np.float64), axis=0).mean())
 
 
 def operator_ms(call: CallRun) -> float:
-    """How long an operator was at work in one call."""
+    """Return the time during which an operator ran in one call, in ms."""
     return sum(run.microseconds for run in call.values()) / 1e3
 
 
 def whole_row(rows: Sequence[ProfileRow], time_ms: float) -> ProfileRow:
-    """All nodes together, in the ``time_ms`` that a call takes without profiling.
+    """Return the sum of all nodes, with the time that a call takes without profiling.
 
-    The operators that are not counted take the share of it that they have of the profiled time.
+    Operators without known costs have the same share of it as of the profiled time.
     """
     summed = total("whole model", rows)
     share = summed.uncounted_ms / summed.time_ms if summed.time_ms else 0.0
@@ -86,11 +91,21 @@ def _row(
     costs: Sequence[Cost | None],
     roof: Roof,
 ) -> ProfileRow:
+    """Return the row of one node.
+
+    Args:
+        name: Name of the node in the runtime's graph.
+        operator: Its operator type.
+        layer: Its layer.
+        microseconds: Its times, [passes][calls].
+        costs: Its operations and bytes in each call, or None if unknown.
+        roof: Limits of the machine.
+    """
     time_ms = typical_time(microseconds) / 1e3
-    known = [cost for cost in costs if cost is not None]
-    if len(known) < len(costs):
-        known = []
-    limits = [limit(roof, *cost.operations, cost.moved_bytes) for cost in known]
+    known_costs = [cost for cost in costs if cost is not None]
+    if len(known_costs) < len(costs):
+        known_costs = []
+    limits = [limit(roof, *cost.operations, cost.moved_bytes) for cost in known_costs]
     calls = len(costs)
     return ProfileRow(
         name=own_name(name),
@@ -98,18 +113,18 @@ def _row(
         layer=layer,
         nodes=1,
         time_ms=time_ms,
-        uncounted_ms=0.0 if known else time_ms,
-        fp32_operations=sum(cost.operations.fp32 for cost in known) / calls,
-        int8_operations=sum(cost.operations.int8 for cost in known) / calls,
-        weight_bytes=sum(cost.weight_bytes for cost in known) / calls,
-        activation_bytes=sum(cost.activation_bytes for cost in known) / calls,
-        compute_bound_ms=1e3 * sum(each.seconds for each in limits if each.compute_s >= each.memory_s) / calls,
-        memory_bound_ms=1e3 * sum(each.seconds for each in limits if each.compute_s < each.memory_s) / calls,
+        uncounted_ms=0.0 if known_costs else time_ms,
+        fp32_operations=sum(cost.operations.fp32 for cost in known_costs) / calls,
+        int8_operations=sum(cost.operations.int8 for cost in known_costs) / calls,
+        weight_bytes=sum(cost.weight_bytes for cost in known_costs) / calls,
+        activation_bytes=sum(cost.activation_bytes for cost in known_costs) / calls,
+        compute_bound_ms=1e3 * sum(bound.seconds for bound in limits if bound.compute_s >= bound.memory_s) / calls,
+        memory_bound_ms=1e3 * sum(bound.seconds for bound in limits if bound.compute_s < bound.memory_s) / calls,
     )
 
 
 _LIMITS_EVERY = 5
-"""Passes after which the machine is measured again, so that a drift hits its limits too."""
+"""Number of passes after which the machine is measured again, so that a drift affects its limits too."""
 
 
 def profile_operators(
@@ -124,8 +139,21 @@ def profile_operators(
 ) -> Profile:
     """Profile ``artifact`` on ``calls`` for about ``seconds``, at least `FEWEST_PASSES` times each.
 
-    A decoder keeps its keys and values as it does when it generates. Raises `InputError` for a target other than the
-    processor, `StageError` where the process dies or hangs, and what opening the model raises.
+    A decoder keeps its keys and values as it does in generation.
+
+    Args:
+        artifact: Model folder or file.
+        calls: Batches, prompts or tokens that are profiled.
+        target: Target on the processor.
+        threads: Number of threads.
+        seconds: Time for all passes.
+        progress: Progress display.
+        seed: Seed of the bootstrap.
+        timeout_seconds: Longest wait for one answer of the process.
+
+    Raises:
+        InputError: The target is not the processor.
+        StageError: The process died or hung.
     """
     refuse_other_devices(target)
     reason = why_unavailable(target)
@@ -140,7 +168,7 @@ def profile_operators(
 
 
 def refuse_other_devices(target: Target) -> None:
-    """Raises `InputError` for a target other than ONNX Runtime on the processor, whose limits are measured."""
+    """Raise `InputError` for a target other than ONNX Runtime on the processor, whose limits are measured."""
     if target.provider != CPU:
         raise InputError(
             f"The target {target.name!r} cannot be profiled.",
@@ -161,17 +189,19 @@ class _Session:
     rates: dict[str, list[float]] = field(default_factory=dict)
 
     def profile(self, artifact: Path, target: Target) -> Profile:
-        """Open, warm up, take passes without and with notes in turn, and put it all together."""
+        """Open the model, warm up, run passes with and without profiling alternately, and return the profile."""
         cores = spread_cores(self.threads)
         load = load_average()
         usage = run_interleaved([self.child], target, self.threads, cores, self.seconds, self._numbers)
-        noted = self.child.end()
-        costs = [self._cost(noted.graph, noted.runs[0][call], call) for call in range(len(self.work))]
+        node_profile = self.child.end()
+        costs = [self._cost(node_profile.graph, node_profile.runs[0][call], call) for call in range(len(self.work))]
         limits = self._limits(max(cost.working_set_bytes for cost in costs))
-        rows = node_rows(noted.graph, noted.runs, costs, node_layers(noted.optimized), limits.roof)
-        plain = np.array(self.child.plain)
-        low, high = bootstrap_interval(plain, typical_time, self.seed)
-        noise = judge_noise(usage, {"the artifact": np.median(plain / np.median(plain, axis=0), axis=1)}, load)
+        rows = node_rows(node_profile.graph, node_profile.runs, costs, node_layers(node_profile.optimized), limits.roof)
+        unprofiled = np.array(self.child.unprofiled_ms)
+        low_ms, high_ms = bootstrap_interval(unprofiled, typical_time, self.seed)
+        noise = judge_noise(
+            usage, {"the artifact": np.median(unprofiled / np.median(unprofiled, axis=0), axis=1)}, load
+        )
         return Profile(
             artifact=str(artifact),
             target=target.name,
@@ -181,12 +211,12 @@ class _Session:
             lengths=tuple(map(self.work.length, range(len(self.work)))),
             phase=self.work.phase,
             context=self.work.context,
-            passes=len(plain),
-            whole=whole_row(rows, typical_time(plain)),
-            low_ms=low,
-            high_ms=high,
-            profiled_ms=typical_time(self.child.profiled),
-            operators_ms=typical_time([[operator_ms(call) for call in calls] for calls in noted.runs]),
+            passes=len(unprofiled),
+            whole=whole_row(rows, typical_time(unprofiled)),
+            low_ms=low_ms,
+            high_ms=high_ms,
+            profiled_ms=typical_time(self.child.profiled_ms),
+            operators_ms=typical_time([[operator_ms(call) for call in calls] for calls in node_profile.runs]),
             rows=rows,
             limits=limits,
             notes=(str(noise), *self._notes()),
@@ -198,13 +228,13 @@ class _Session:
                 "noise": {**asdict(noise), "reasons": list(noise.reasons)},
             },
             raw={
-                "unprofiled_ms": tuple(map(tuple, self.child.plain)),
-                "profiled_ms": tuple(map(tuple, self.child.profiled)),
+                "unprofiled_ms": tuple(map(tuple, self.child.unprofiled_ms)),
+                "profiled_ms": tuple(map(tuple, self.child.profiled_ms)),
             },
         )
 
     def _numbers(self, most: int) -> Iterator[int]:
-        """Of the passes, with the machine measured now and then before one."""
+        """Yield the numbers of passes, and measure the machine before every few of them."""
         for number in self.progress.track(range(most), "Profiling", most):
             if number % _LIMITS_EVERY == 0:
                 self._measure([self.buffer])
@@ -221,13 +251,13 @@ class _Session:
             self.rates.setdefault(name, []).extend(samples)
 
     def _cost(self, graph: ir.Graph, run: CallRun, call: int) -> GraphCost:
-        known = self.work.shapes(graph, call)
-        return count_graph(graph, {**shapes_of(graph, run, known), **known})
+        shapes = self.work.shapes(graph, call)
+        return count_graph(graph, {**shapes_of(graph, run, shapes), **shapes})
 
     def _limits(self, working_set_bytes: int) -> MachineLimits:
-        """The best of all samples. What lies beyond the caches is as fast as memory, whatever its size."""
+        """Return the best of all samples. Beyond the caches, bandwidth is that of memory for any size."""
         size = min(working_set_bytes, self.buffer - 1)
-        for _ in range(math.ceil(len(self.child.plain) / _LIMITS_EVERY)):
+        for _ in range(math.ceil(len(self.child.unprofiled_ms) / _LIMITS_EVERY)):
             self._measure([size])
         rates = self.rates
         return MachineLimits(

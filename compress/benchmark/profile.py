@@ -1,4 +1,4 @@
-"""The record of a profile: where the time of one artifact goes, and how close that is to the machine's limit."""
+"""Record of a profile: the time of each operator of one artifact, and the limits of the machine."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from compress.utils.pydantic_models import FrozenAliased
 
 SCHEMA = 1
 _WORDS = ("name", "operators", "layer")
-"""What of a `ProfileRow` is not summed."""
+"""Fields of a `ProfileRow` that are not summed."""
 Phase = Literal["batch", "prompt", "token"]
-"""What a call is: a batch of examples, a decoder's prompt, or a token after one."""
+"""Kind of call: a batch of examples, a decoder's prompt, or a token after a prompt."""
 
 
 class MachineLimits(FrozenAliased):
-    """What the machine reached while the artifact was profiled: the best of all samples."""
+    """Rates that the machine reached while the artifact was profiled: the best of all samples."""
 
     fp32_per_s: float = Field(gt=0, description="float operations a second, of matrix products in ONNX Runtime")
     int8_per_s: float = Field(gt=0, description="operations on 8-bit integers a second, likewise")
@@ -31,21 +31,21 @@ class MachineLimits(FrozenAliased):
 
     @property
     def cached(self) -> bool | None:
-        """Whether the working set fits the last cache; None where that is not known."""
-        known = self.last_level_cache_bytes
-        return None if known is None else self.working_set_bytes <= known
+        """Return whether the working set fits into the last cache, or None if its size is unknown."""
+        cache_bytes = self.last_level_cache_bytes
+        return None if cache_bytes is None else self.working_set_bytes <= cache_bytes
 
     @property
     def roof(self) -> Roof:
-        """The limits that apply to this artifact."""
+        """Return the limits that apply to this artifact."""
         return Roof(self.working_set_bytes_per_s, self.fp32_per_s, self.int8_per_s)
 
 
 class ProfileRow(FrozenAliased):
-    """A node, several nodes, or the whole model, in one call: the mean over the calls that were profiled.
+    """Node, several nodes, or the whole model, in one call: the mean over the profiled calls.
 
-    ``compute_bound_ms`` and ``memory_bound_ms`` are the least times of the nodes that arithmetic bounds and of those
-    that memory does. Nodes run one after the other, so their sum is the least time of the row.
+    ``compute_bound_ms`` and ``memory_bound_ms`` are the least times of the nodes that arithmetic bounds and of the
+    nodes that memory bounds. Nodes run one after another, so their sum is the least time of the row.
     """
 
     name: str
@@ -63,56 +63,56 @@ class ProfileRow(FrozenAliased):
 
     @property
     def operations(self) -> float:
-        """Of both classes."""
+        """Return all operations."""
         return self.fp32_operations + self.int8_operations
 
     @property
     def moved_bytes(self) -> float:
-        """Bytes read and written."""
+        """Return the bytes that are read and written."""
         return self.weight_bytes + self.activation_bytes
 
     @property
     def limit_ms(self) -> float:
-        """The least time that the machine could do this in."""
+        """Return the least time that the machine would need."""
         return self.compute_bound_ms + self.memory_bound_ms
 
     @property
     def counted_ms(self) -> float:
-        """The time of the operators that are counted."""
+        """Return the time of the operators with known costs."""
         return max(0.0, self.time_ms - self.uncounted_ms)
 
     @property
     def counted(self) -> bool:
-        """Whether any of it is."""
+        """Return whether any operator has known costs."""
         return self.uncounted_ms < self.time_ms
 
     @property
     def share_of_roof(self) -> float | None:
-        """Least time over measured time, of the operators that are counted; None where there is none."""
+        """Return the least time over the measured time of the operators with known costs, or None without any."""
         return self.limit_ms / self.counted_ms if self.counted_ms > 0 else None
 
     @property
     def operations_per_s(self) -> float:
-        """Operations a second that were reached."""
+        """Return the operations/s that were reached."""
         return 1e3 * self.operations / self.counted_ms if self.counted_ms > 0 else 0.0
 
     @property
     def bytes_per_s(self) -> float:
-        """Bytes a second that were reached."""
+        """Return the bytes/s that were reached."""
         return 1e3 * self.moved_bytes / self.counted_ms if self.counted_ms > 0 else 0.0
 
     @property
     def intensity(self) -> float | None:
-        """Operations for each byte moved; None where nothing moves."""
+        """Return the operations for each byte moved, or None if nothing is moved."""
         return self.operations / self.moved_bytes if self.moved_bytes else None
 
     @property
     def binds(self) -> Binds | None:
-        """Which side binds; None where nothing is counted."""
+        """Return which limit binds, or None without known costs."""
         return binds(self.compute_bound_ms, self.memory_bound_ms, self.counted_ms) if self.counted_ms > 0 else None
 
-    def figures(self) -> dict[str, Any]:
-        """The fields and what follows from them, for JSON."""
+    def json_fields(self) -> dict[str, Any]:
+        """Return the fields and values derived from them, for JSON."""
         derived = {
             "limit_ms": self.limit_ms,
             "share_of_roof": self.share_of_roof,
@@ -124,7 +124,7 @@ class ProfileRow(FrozenAliased):
 
 
 class Profile(FrozenAliased):
-    """Everything that was found. ``whole.time_ms`` is measured without profiling, ``rows`` with it."""
+    """Profile of one artifact. ``whole.time_ms`` is measured without profiling, ``rows`` with it."""
 
     schema_version: int = Field(SCHEMA, alias="schema")
     artifact: str
@@ -151,32 +151,32 @@ class Profile(FrozenAliased):
 
     @property
     def profiler_overhead(self) -> float:
-        """How much longer a call takes with profiling, as a share."""
+        """Return the additional time of a call with profiling, as a share."""
         return self.profiled_ms / self.whole.time_ms - 1
 
     def by_operator(self) -> tuple[ProfileRow, ...]:
-        """Rows by operator type, the longest first."""
+        """Return rows by operator type, the longest first."""
         return tuple(sorted(combine(self.rows, lambda row: row.operators[0]), key=lambda row: -row.time_ms))
 
     def by_layer(self) -> tuple[ProfileRow, ...]:
-        """Rows by layer, in the order of the graph."""
+        """Return rows by layer, in the order of the graph."""
         return combine(self.rows, lambda row: row.layer or "")
 
     def to_json(self) -> dict[str, Any]:
-        """The record with its views and derived figures."""
+        """Return the record with its views and derived values."""
         content = self.model_dump(mode="json", exclude={"rows", "whole"})
         return {
             **content,
             "profiler_overhead": self.profiler_overhead,
-            "whole": self.whole.figures(),
-            "by_operator": [row.figures() for row in self.by_operator()],
-            "by_layer": [row.figures() for row in self.by_layer()],
-            "nodes": [row.figures() for row in self.rows],
+            "whole": self.whole.json_fields(),
+            "by_operator": [row.json_fields() for row in self.by_operator()],
+            "by_layer": [row.json_fields() for row in self.by_layer()],
+            "nodes": [row.json_fields() for row in self.rows],
         }
 
 
 def combine(rows: Iterable[ProfileRow], key: Callable[[ProfileRow], str]) -> tuple[ProfileRow, ...]:
-    """One row for each key, in the order of first appearance: sums of times, work and limits."""
+    """Return one row for each key, in the order of first appearance: sums of times, work and limits."""
     groups: dict[str, list[ProfileRow]] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)
@@ -184,7 +184,7 @@ def combine(rows: Iterable[ProfileRow], key: Callable[[ProfileRow], str]) -> tup
 
 
 def total(name: str, members: Iterable[ProfileRow]) -> ProfileRow:
-    """The sum of rows under one name."""
+    """Return the sum of rows under one name."""
     members = tuple(members)
     layers = {row.layer for row in members}
     return ProfileRow(
@@ -199,7 +199,7 @@ _NOTABLE = 0.02
 
 
 class LayerDifference(FrozenAliased):
-    """One layer. ``more_ms`` is what the 8-bit file takes beyond the float one, paired pass by pass, at 95%."""
+    """One layer of two files. ``more_ms`` is the 8-bit time less the float time, paired, with a 95% interval."""
 
     layer: str
     float_ms: float = Field(ge=0)
@@ -213,7 +213,7 @@ class LayerDifference(FrozenAliased):
 
 
 class CauseDifference(FrozenAliased):
-    """One reason over all layers; negative where time is gained."""
+    """Time that one cause adds over all layers. It is negative if time is saved."""
 
     why: str
     help: str = ""
@@ -223,9 +223,9 @@ class CauseDifference(FrozenAliased):
 
 
 class OperatorDifference(FrozenAliased):
-    """Everything that was found. ``faster`` is how many times as fast as the float file the 8-bit file is, at 95%.
+    """Comparison of an 8-bit file with its float file. ``faster`` is the speed-up, with a 95% interval.
 
-    It and the times of a whole call were taken without profiling, those of layers and causes with it.
+    It and the times of a whole call were measured without profiling, those of layers and causes with it.
     """
 
     schema_version: int = Field(SCHEMA, alias="schema")
@@ -249,15 +249,15 @@ class OperatorDifference(FrozenAliased):
 
     @property
     def verdict(self) -> Literal["faster", "slower", "can't tell"]:
-        """Of the 8-bit file."""
+        """Return whether the 8-bit file is faster."""
         return "faster" if self.low > 1 else "slower" if self.high < 1 else "can't tell"
 
     @property
     def responsible(self) -> tuple[CauseDifference, ...]:
-        """What costs at least a fiftieth of a call of the float file."""
+        """Return the causes that cost at least a fiftieth of a call of the float file."""
         return tuple(cause for cause in self.causes if cause.more_ms >= _NOTABLE * self.float_ms)
 
     @property
     def slower_layers(self) -> tuple[LayerDifference, ...]:
-        """Layers that lose time beyond doubt, and as much."""
+        """Return the layers that are significantly slower, by at least a fiftieth of a call of the float file."""
         return tuple(layer for layer in self.layers if layer.low_ms > 0 and layer.more_ms >= _NOTABLE * self.float_ms)

@@ -1,4 +1,4 @@
-"""The near end of a process that runs one artifact in turns, with the runtime's notes and without."""
+"""Process that runs one artifact with and without the runtime's profiler, alternately: its client and its worker."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ SETTLE_SECONDS = 0.02
 _WARM_UP_PASSES = 3
 _UNTIMED = 2
 _MOST_EVENTS = 60_000
-"""ONNX Runtime keeps every event until the end, and each is a kilobyte of JSON."""
+"""Largest number of events. ONNX Runtime keeps every event until the end, as a kilobyte of JSON each."""
 
 
 @dataclass(frozen=True)
 class NodeProfile:
-    """What the runtime noted: the graph that it ran, and every node of it in [passes][calls]."""
+    """Profile of nodes: the graph that the runtime ran, and every node's times in [passes][calls]."""
 
     optimized: Path
     graph: ir.Graph
@@ -44,53 +44,60 @@ class NodeProfile:
 
 
 class ProfiledProcess:
-    """One artifact in a process of its own, opened twice; a context manager, which leaves no process behind.
+    """Process that opens one artifact twice. As a context manager, it leaves no process behind.
 
-    ``plain`` and ``profiled`` are ms, [passes][calls]; ``cpu_seconds`` what the process took of the processor so far.
+    ``unprofiled_ms`` and ``profiled_ms`` are times in ms, [passes][calls]. ``cpu_seconds`` is its processor time.
     """
 
     def __init__(self, artifact: Path, calls: ProfiledCalls, scratch: Path, timeout_seconds: float) -> None:
-        """Start the process; ``scratch`` is an empty folder for what passes between it and here."""
+        """Start the process.
+
+        Args:
+            artifact: Model folder or file.
+            calls: Calls that are profiled.
+            scratch: Empty folder for files that both processes use.
+            timeout_seconds: Longest wait for one answer.
+        """
         self._artifact, self._calls, self._scratch, self._timeout = artifact, calls, scratch, timeout_seconds
         self._child = WorkerProcess(artifact.name, module_command("compress.benchmark.profile_worker"))
         self._order: list[int | None] = []
-        self.plain: list[list[float]] = []
-        self.profiled: list[list[float]] = []
+        self.unprofiled_ms: list[list[float]] = []
+        self.profiled_ms: list[list[float]] = []
         self.cpu_seconds = 0.0
         self.settings: dict[str, Any] = {}
         self.most_passes = FEWEST_PASSES
 
     def open(self, target: Target, threads: int, cores: Sequence[int]) -> None:
-        """Load the artifact, then the graph that the runtime makes of it."""
+        """Load the artifact, then the graph that the runtime optimizes from it."""
         path = self._scratch / "batches.npz"
         write_batches(path, self._calls.batches)
         message = {"do": "open", "artifact": str(self._artifact.absolute()), "target": asdict(target)}
-        own = {"threads": threads, "cores": list(cores), "batches": str(path), "folder": str(self._scratch)}
-        own["text"] = None if self._calls.phase == "batch" else self._calls.prompt
-        opened = self.request({**message, **own})
+        options = {"threads": threads, "cores": list(cores), "batches": str(path), "folder": str(self._scratch)}
+        options["text"] = None if self._calls.phase == "batch" else self._calls.prompt
+        opened = self.request({**message, **options})
         self.settings = opened["settings"]
         self.most_passes = max(FEWEST_PASSES, _MOST_EVENTS // (opened["nodes"] * (len(self._calls) + _UNTIMED)))
 
     def warm_up(self) -> None:
-        """Turns that count for nothing."""
+        """Run passes that don't count."""
         for _ in range(_WARM_UP_PASSES):
             self._turn(False)
             self._turn(True)
         self._order = [None] * len(self._order)
 
-    def run_pass(self, noted_first: bool) -> None:
-        """Every call once without notes and once with them."""
-        for profiled in (True, False) if noted_first else (False, True):
-            (self.profiled if profiled else self.plain).append(self._turn(profiled))
+    def run_pass(self, profiled_first: bool) -> None:
+        """Run every call once with and once without profiling."""
+        for profiled in (True, False) if profiled_first else (False, True):
+            (self.profiled_ms if profiled else self.unprofiled_ms).append(self._turn(profiled))
 
     def end(self) -> NodeProfile:
-        """Stop noting. Raises `StageError` where calls are missing from the notes."""
+        """Stop profiling. Raises `StageError` if calls are missing from the profile."""
         ended = self._child.request({"do": "end"}, self._timeout)
         optimized = Path(ended["optimized"])
         return NodeProfile(optimized, ir.load(optimized).graph, self._runs(read_profile(Path(ended["profile"]))))
 
     def request(self, message: dict[str, Any]) -> dict[str, Any]:
-        """As `WorkerProcess.ask`."""
+        """Send a message; see `WorkerProcess.request`."""
         return self._child.request(message, self._timeout)
 
     def _turn(self, profiled: bool) -> list[float]:
@@ -106,12 +113,12 @@ class ProfiledProcess:
         return latencies
 
     def _runs(self, calls: list[CallRun]) -> list[list[CallRun]]:
-        """[passes][calls], without the calls that warmed up."""
+        """Return the profiled calls as [passes][calls], without those of warm-up."""
         if len(calls) != len(self._order):
             raise StageError(f"ONNX Runtime noted {len(calls)} calls of {len(self._order)}.", where="its profile")
-        kept = [run for run, index in zip(calls, self._order, strict=True) if index is not None]
+        timed = [run for run, index in zip(calls, self._order, strict=True) if index is not None]
         size = len(self._calls)
-        return [kept[start : start + size] for start in range(0, len(kept), size)]
+        return [timed[start : start + size] for start in range(0, len(timed), size)]
 
     def __enter__(self) -> Self:
         self._child.__enter__()
@@ -129,26 +136,36 @@ def run_interleaved(
     seconds: float,
     numbers: Callable[[int], Iterable[int]],
 ) -> Usage:
-    """Open the artifacts, warm them up, and take passes for about ``seconds``; what that took of the machine.
+    """Open the artifacts, warm them up, and run passes for about ``seconds``.
 
-    ``numbers`` gives those of the passes, of so many at most. Which artifact is first, and which of its two sessions,
-    alternates.
+    The order of the artifacts, and of each one's two sessions, alternates.
+
+    Args:
+        children: Processes of the artifacts.
+        target: Target on the processor.
+        threads: Number of threads.
+        cores: Cores that the processes are bound to.
+        seconds: Time for all passes.
+        numbers: Function that yields the numbers of passes up to a largest number.
+
+    Returns:
+        Change of the machine's counters during the passes.
     """
     for child in children:
         child.open(target, threads, cores)
     for child in children:
         child.warm_up()
-    before, began = Usage.now(sum(child.cpu_seconds for child in children)), time.perf_counter()
+    usage_before, began = Usage.now(sum(child.cpu_seconds for child in children)), time.perf_counter()
     for number in numbers(min(child.most_passes for child in children)):
         for child in children if number % 2 == 0 else children[::-1]:
-            child.run_pass(noted_first=number // len(children) % 2 == 1)
+            child.run_pass(profiled_first=number // len(children) % 2 == 1)
         if number + 1 >= FEWEST_PASSES and time.perf_counter() - began >= seconds:
             break
-    return Usage.now(sum(child.cpu_seconds for child in children)) - before
+    return Usage.now(sum(child.cpu_seconds for child in children)) - usage_before
 
 
 class _Reader:
-    """A decoder that is asked in batches: each is a prompt, or the next token of the text that a prompt began."""
+    """Decoder that is called with batches: each is a prompt, or the next token of the text that a prompt began."""
 
     def __init__(self, session: Session, where: str, prompt: Sequence[int]) -> None:
         self._decoder, self._prompt = open_decoder(session, where), prompt
@@ -158,13 +175,13 @@ class _Reader:
         self._decoder.prefill(self._prompt)
 
     def predict(self, batch: Batch) -> int:
-        """The token that follows."""
+        """Return the token that follows."""
         ids: list[int] = batch["input_ids"][0].tolist()
         return self._decoder.step(ids[0]) if self._prompt else self._decoder.prefill(ids)
 
 
 class ProfileWorker:
-    """One artifact, opened twice."""
+    """Worker that has one artifact open twice, with and without profiling."""
 
     def __init__(self) -> None:
         self._plain: Predictor | None = None
@@ -175,7 +192,7 @@ class ProfileWorker:
         self._threads = 1
 
     def open(self, message: Reply) -> Reply:
-        """Open the artifact, then the graph that the runtime makes of it."""
+        """Open the artifact, then the graph that the runtime optimizes from it."""
         if message["cores"] and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, message["cores"])
         target, self._threads = Target(**message["target"]), message["threads"]
@@ -195,7 +212,7 @@ class ProfileWorker:
         return {"nodes": len(ir.load(self._optimized).graph), "settings": plain.settings}
 
     def turn(self, message: Reply) -> Reply:
-        """Time one call for each batch that is named, with or without notes, after the untimed ones."""
+        """Time one call for each batch in the message, with or without profiling, after the untimed ones."""
         session = self._noted if message["profiled"] else self._plain
         assert session is not None, "open comes first"
         if message["begin"]:
@@ -213,7 +230,7 @@ class ProfileWorker:
         return self._done({"bytes_per_s": bandwidths, "fp32_per_s": rates.fp32_per_s, "int8_per_s": rates.int8_per_s})
 
     def end(self, message: Reply) -> Reply:
-        """Write the notes down."""
+        """Write the profile."""
         assert self._profiled is not None, "open comes first"
         return {"profile": str(self._profiled.end()), "optimized": str(self._optimized)}
 
@@ -222,5 +239,5 @@ class ProfileWorker:
 
 
 def main() -> None:
-    """Serve on the standard streams."""
+    """Answer messages on the standard streams."""
     serve(ProfileWorker())

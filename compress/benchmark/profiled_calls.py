@@ -1,4 +1,4 @@
-"""What is called to profile an artifact: batches of examples, or a decoder's prompts, or the tokens after one."""
+"""Calls that are profiled: batches of examples, or a decoder's prompts, or the tokens after a prompt."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from compress.tasks.task import Examples
 from compress.utils.errors import DataError
 
 MAX_CALLS = 16
-"""How many different calls are profiled at most."""
+"""Largest number of different calls that are profiled."""
 TextPhase = Literal["prompt", "token"]
 
 
 @dataclass(frozen=True)
 class ProfiledCalls:
-    """One of ``batches`` a call.
+    """Calls of a profile, one for each of ``batches``.
 
-    A decoder's hold ``input_ids`` [1, n]: with a ``prompt``, read before them, each call adds a token to the text;
-    without, each begins a text anew. ``context`` is the length of a prompt either way.
+    Those of a decoder hold ``input_ids`` [1, n]. With a ``prompt``, which is read before them, each call adds a token
+    to the text. Without one, each call begins a new text. ``context`` is the length of a prompt in both cases.
     """
 
     batches: tuple[Batch, ...]
@@ -40,50 +40,55 @@ class ProfiledCalls:
         return len(self.batches)
 
     def length(self, call: int) -> int:
-        """Tokens of a call: padded, or all that of its text is read once it is done."""
-        own = max((array.shape[1] for array in self.batches[call].values() if array.ndim > 1), default=1)
-        return len(self.prompt) + call + 1 if self.prompt else own
+        """Return the tokens of a call: its padded length, or all tokens of its text so far."""
+        batch_length = max((array.shape[1] for array in self.batches[call].values() if array.ndim > 1), default=1)
+        return len(self.prompt) + call + 1 if self.prompt else batch_length
 
     def shapes(self, graph: ir.Graph, call: int) -> dict[str, Tensor]:
-        """What a call feeds, by name; of a decoder also its keys and values as they are afterwards.
+        """Return the inputs of a call by name, and for a decoder its keys and values after the call.
 
-        The buffers that these lie in have more room; what counts is what they hold.
+        Their buffers are larger; the shapes are those of their contents.
         """
         if self.phase == "batch":
-            fed = self.batches[call].items()
-            return {name: Tensor(ir.DataType.from_numpy(array.dtype), array.shape) for name, array in fed}
+            inputs = self.batches[call].items()
+            return {name: Tensor(ir.DataType.from_numpy(array.dtype), array.shape) for name, array in inputs}
         total = self.length(call)
         cached = any(str(value.name).startswith(PAST) for value in graph.inputs)
-        seen = total - 1 if self.prompt and cached else 0
-        found = {}
+        past_length = total - 1 if self.prompt and cached else 0
+        shapes = {}
         for value in (*graph.inputs, *graph.outputs):
             name = str(value.name)
             if name.startswith((PAST, PRESENT)):
-                found[name] = _cache(value, seen if name.startswith(PAST) else total)
+                shapes[name] = _cache(value, past_length if name.startswith(PAST) else total)
             elif value.is_graph_input():
-                found[name] = Tensor(_type(value), (1, total if name == "attention_mask" else total - seen))
-        return found
+                shapes[name] = Tensor(_type(value), (1, total if name == "attention_mask" else total - past_length))
+        return shapes
 
 
 def batch_calls(examples: Examples, batch_size: int, seed: int) -> ProfiledCalls:
-    """Batches of neighbours in length, spread over the lengths of the data. Raises `DataError` without examples."""
+    """Return batches of examples of similar length, spread over the lengths of the data.
+
+    Raises:
+        DataError: There are no examples.
+    """
     if len(examples) == 0:
         raise DataError("There is no example to profile with.", expected="at least one row in the test split")
-    drawn = sample_by_length(examples.lengths(), max(batch_size, len(examples)), seed)
-    groups = batches_by_length(len(drawn), batch_size)
+    sampled = sample_by_length(examples.lengths(), max(batch_size, len(examples)), seed)
+    groups = batches_by_length(len(sampled), batch_size)
     chosen = evenly_spaced(list(range(len(groups))), MAX_CALLS)
-    return ProfiledCalls(tuple(examples.batch([drawn[i] for i in groups[index]]) for index in chosen), batch_size)
+    return ProfiledCalls(tuple(examples.batch([sampled[i] for i in groups[index]]) for index in chosen), batch_size)
 
 
 def text_calls(ids: Sequence[int], phase: TextPhase, context: int) -> ProfiledCalls:
-    """Prompts of ``context`` tokens of the text ``ids``, or the tokens after the first of them.
+    """Return prompts of ``context`` tokens of a text, or the tokens after its first prompt.
 
-    Raises `DataError` for a text that is too short for one.
+    Raises:
+        DataError: The text is too short.
     """
-    needed = context + (phase == "token")
-    if len(ids) < needed:
+    required = context + (phase == "token")
+    if len(ids) < required:
         raise DataError(
-            f"The text that is judged by has {len(ids)} tokens; a prompt of {context} needs {needed}.",
+            f"The text that is judged by has {len(ids)} tokens; a prompt of {context} needs {required}.",
             where="--context",
             hint="give a smaller one, or more text",
         )
@@ -99,7 +104,7 @@ def _batch(ids: Sequence[int]) -> Batch:
 
 
 def _cache(value: ir.Value, length: int) -> Tensor:
-    """[1, heads, length, size of a head]."""
+    """Return the shape [1, heads, length, head size] of keys or values."""
     assert value.shape is not None
     heads, size = value.shape[1], value.shape[3]
     assert isinstance(heads, int) and isinstance(size, int)

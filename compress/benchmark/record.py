@@ -75,7 +75,9 @@ class TimingRecord:
         """Return the record without rounds in which other work slowed the machine; see `Rounds.undisturbed`."""
         timings = {name: rounds.undisturbed() for name, rounds in self.timings.items()}
         slowed = any(timings[name] is not rounds for name, rounds in self.timings.items())
-        return replace(self, timings=timings, reference=undisturbed_reference(self.reference) if slowed else self.reference)
+        return replace(
+            self, timings=timings, reference=undisturbed_reference(self.reference) if slowed else self.reference
+        )
 
     def drop_model(self, model: str) -> None:
         """Remove the measurements of a model whose process failed."""

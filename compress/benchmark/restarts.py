@@ -44,7 +44,11 @@ class WorkloadTimer(Protocol):
         """Run the model until its times are steady, for about ``seconds`` at most."""
 
     def sample(
-        self, children: Mapping[str, WorkerProcess], number: int, left: Callable[[int], float], reference: ReferenceTimer
+        self,
+        children: Mapping[str, WorkerProcess],
+        number: int,
+        left: Callable[[int], float],
+        reference: ReferenceTimer,
     ) -> None:
         """Add one round or more of a launch to the record.
 

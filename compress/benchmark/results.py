@@ -124,8 +124,16 @@ class MeasurementWriter:
     def consumption(self, rounds: Rounds, timed_as: str) -> list[Measurement]:
         """Return the processor time of a call at batch 1, waiting threads included, and its energy if counted."""
         rounds_of_model = rounds.times[timed_as]
-        rows = [self.medians("cpu_ms", "ms", [round_times.cpu_ms / len(round_times.latencies_ms) for round_times in rounds_of_model])]
-        energy = [round_times.energy_mj / len(round_times.latencies_ms) for round_times in rounds_of_model if round_times.energy_mj is not None]
+        rows = [
+            self.medians(
+                "cpu_ms", "ms", [round_times.cpu_ms / len(round_times.latencies_ms) for round_times in rounds_of_model]
+            )
+        ]
+        energy = [
+            round_times.energy_mj / len(round_times.latencies_ms)
+            for round_times in rounds_of_model
+            if round_times.energy_mj is not None
+        ]
         return rows + ([self.medians("energy_mj", "mJ", energy)] if energy else [])
 
     def server(self, latencies: Sequence[Sequence[float]], rate: float) -> list[Measurement]:

@@ -139,7 +139,9 @@ def _batched_if_possible(settings: Benchmark, examples: Sequence[Examples]) -> t
     unpaddable = next((name for encoded in examples if (name := encoded.unlike) is not None), None)
     if unpaddable is None:
         return settings, []
-    return unbatched, [f"batches are not timed: {unpaddable} differ in shape from example to example, and can't be padded"]
+    return unbatched, [
+        f"batches are not timed: {unpaddable} differ in shape from example to example, and can't be padded"
+    ]
 
 
 def check_host(artifacts: Mapping[str, Path], baseline: str, targets: Sequence[Target], host: BenchmarkHost) -> None:
@@ -208,7 +210,9 @@ def build_result(
         "launches": record.launches,
         "rounds": counted,
         "slowed_rounds": {name: len(whole.timings[name].calls) - count for name, count in counted.items()},
-        "warm_up_rounds": {name: [warm_up.rounds for warm_up in warm_ups] for name, warm_ups in record.warm_ups.items()},
+        "warm_up_rounds": {
+            name: [warm_up.rounds for warm_up in warm_ups] for name, warm_ups in record.warm_ups.items()
+        },
         "noise": {**asdict(noise), "reasons": list(noise.reasons)},
         **own_environment,
     }
@@ -220,7 +224,11 @@ def _shared_notes(timed: TimingResult, conditions: TimingConditions, precise: tu
     record, granted, notes = timed.record, timed.environment["cores_granted"], []
     if conditions.threads > granted:
         notes.append(f"{conditions.threads} threads share the {granted} cores that are granted")
-    unsteady = [name for name, warm_ups in record.warm_ups.items() if 2 * sum(warm_up.steady for warm_up in warm_ups) < len(warm_ups)]
+    unsteady = [
+        name
+        for name, warm_ups in record.warm_ups.items()
+        if 2 * sum(warm_up.steady for warm_up in warm_ups) < len(warm_ups)
+    ]
     if unsteady:
         notes.append(f"not steady after most warm-ups: {', '.join(unsteady)}")
     if timed.precision > conditions.precision:
@@ -273,11 +281,17 @@ def _write_workload(
 
 def _notes(timed: TimingResult, settings: Benchmark) -> list[str]:
     record, notes = timed.record, []
-    threads_by_model = {name: settings_of_model["intra_op_threads"] for name, settings_of_model in record.settings.items() if "intra_op_threads" in settings_of_model}
+    threads_by_model = {
+        name: settings_of_model["intra_op_threads"]
+        for name, settings_of_model in record.settings.items()
+        if "intra_op_threads" in settings_of_model
+    }
     threads_by_model = {name: count for name, count in threads_by_model.items() if count < settings.threads}
     if threads_by_model:
         threads = next(iter(threads_by_model.values()))
-        notes.append(f"{settings.threads} threads were asked for; the runtime has {threads}: {', '.join(threads_by_model)}")
+        notes.append(
+            f"{settings.threads} threads were asked for; the runtime has {threads}: {', '.join(threads_by_model)}"
+        )
     if record.energy_unavailable is not None:
         notes.append(f"energy: skipped, {record.no_energy}")
     if settings.rate is not None:

@@ -109,7 +109,9 @@ class WorkerProcess:
         message = {"do": "generate", "ids": list(ids), "tokens": tokens, "untimed": untimed}
         return GenerationTimes(**self.request(message, timeout))
 
-    def generate_image(self, call: int, steps: int | None, size: int | None, timeout: float, untimed: int = 0) -> ImageTimes:
+    def generate_image(
+        self, call: int, steps: int | None, size: int | None, timeout: float, untimed: int = 0
+    ) -> ImageTimes:
         """Time the generation of one image from the numbered batch.
 
         Args:

@@ -110,7 +110,9 @@ def time_calls(session: Predictor, batches: Sequence[Batch], calls: Sequence[int
     return [value / 1e6 for value in nanoseconds], disturbed
 
 
-def time_requests(session: Session, batches: Sequence[Batch], calls: Sequence[int], gaps_ms: Sequence[float]) -> list[float]:
+def time_requests(
+    session: Session, batches: Sequence[Batch], calls: Sequence[int], gaps_ms: Sequence[float]
+) -> list[float]:
     """Return the ms from each request's arrival to its answer. Requests wait for those before them.
 
     Arrivals don't wait for answers (an open system: Schroeder et al. 2006, "Open versus closed"), so time in the queue
@@ -232,7 +234,9 @@ class Worker:
 
     def serve_requests(self, message: Reply) -> Reply:
         """Answer requests that arrive after the gaps in the message."""
-        return {"latencies_ms": time_requests(self._open_session(), self._batches, message["calls"], message["gaps_ms"])}
+        return {
+            "latencies_ms": time_requests(self._open_session(), self._batches, message["calls"], message["gaps_ms"])
+        }
 
     def generate(self, message: Reply) -> Reply:
         """Time one generation, after some untimed steps, because another process has just used the caches."""

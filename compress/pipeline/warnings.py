@@ -112,7 +112,9 @@ def has_integers(recipe: Recipe) -> bool:
 def float_label(recipe: Recipe) -> str | None:
     """The graph in float that a recipe exports, by its label, or ``None`` where it exports none."""
     stages = zip(recipe.labels(), recipe.stages, strict=True)
-    floats = (label for label, stage in stages if not stage.integer_graph and issubclass(stage.gives(), OnnxModel))
+    floats = (
+        label for label, stage in stages if not stage.integer_graph and issubclass(stage.output_type(), OnnxModel)
+    )
     return next(floats, None)
 
 

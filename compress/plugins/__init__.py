@@ -6,8 +6,8 @@ register theirs under the entry point group ``compress.plugins``, and single obj
 form ``"module:attribute"``, so that discovery imports no code of a plug-in. A plug-in that cannot be used is left out
 and recorded as a `PluginProblem`; everything else works.
 
-The core imports this module and no plug-in. This module imports the standard library alone, because the program that
-`compress.plugins.devices` starts on another machine contains it.
+The core imports this module and no plug-in. This module imports the standard library alone, because the plug-in for
+devices sends it to other machines, on which nothing else is installed.
 """
 
 from __future__ import annotations

@@ -154,7 +154,9 @@ def recorded() -> TimingRecord:
 
 
 def test_rows_tell_the_whole_and_each_part() -> None:
-    rows = {row.metric: row for row in image_rows(MeasurementWriter("fp32", "cpu", 0), recorded(), "fp32", ImageSetting())}
+    rows = {
+        row.metric: row for row in image_rows(MeasurementWriter("fp32", "cpu", 0), recorded(), "fp32", ImageSetting())
+    }
     assert rows["latency_ms"].raw == (120.0, 200.0)
     assert rows["text_encoder_ms"].raw == (4.0, 8.0)
     # As many steps as the other model makes, the first and the last of them.
@@ -165,7 +167,10 @@ def test_rows_tell_the_whole_and_each_part() -> None:
 
 
 def test_ratios_are_of_the_same_launch() -> None:
-    rows = {row.metric: row for row in speedup_rows(MeasurementWriter("int8", "cpu", 0), recorded(), "int8", "fp32", ImageSetting())}
+    rows = {
+        row.metric: row
+        for row in speedup_rows(MeasurementWriter("int8", "cpu", 0), recorded(), "int8", "fp32", ImageSetting())
+    }
     assert rows["speedup"].raw == (120 / 15, 200 / 35)
     assert rows["speedup_text_encoder"].raw == (2.0, 4.0)
     # Step by step: 10 / 5 and 40 / 5, then 40 / 10 and 40 / 20; the median of each launch.

@@ -184,7 +184,9 @@ def test_memory_holds_the_model(result: BenchmarkResult) -> None:
     assert 0 < own < 50_000_000
 
 
-def test_models_take_turns_in_alternating_order(result: BenchmarkResult, asked: list[tuple[str, tuple[int, ...]]]) -> None:
+def test_models_take_turns_in_alternating_order(
+    result: BenchmarkResult, asked: list[tuple[str, tuple[int, ...]]]
+) -> None:
     pairs = list(zip(asked[::2], asked[1::2], strict=True))
     assert len(pairs) >= result.environment["rounds"]["single"]
     for (first, calls), (second, same_calls) in pairs:

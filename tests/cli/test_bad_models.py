@@ -166,7 +166,7 @@ def test_positions_without_an_end_bound_nothing(
     pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from compress.benchmark.generation import _positions
-    from compress.models.config_checks import positions_of
+    from compress.models.config_checks import max_positions
     from compress.pipeline.data_checks import check_running_text
     from compress.pipeline.runner import StageRunner
 
@@ -176,5 +176,5 @@ def test_positions_without_an_end_bound_nothing(
     change({"max_position_embeddings": -1})(place)
     check_running_text(StageRunner(tiny_run.load(place / "tiny.yaml"), place, place / "artifacts", tiny_run.Notes()))
     assert _positions(place / "model" / "model.safetensors") is None
-    assert positions_of({"max_position_embeddings": -1}) is None
-    assert positions_of({"text_config": {"max_position_embeddings": 9}}) == 9
+    assert max_positions({"max_position_embeddings": -1}) is None
+    assert max_positions({"text_config": {"max_position_embeddings": 9}}) == 9

@@ -75,7 +75,11 @@ class _CallTiming:
         return warm_up(run, self._plan.single_shapes, calls, seconds, compiling)
 
     def sample(
-        self, children: Mapping[str, WorkerProcess], number: int, left: Callable[[int], float], reference: ReferenceTimer
+        self,
+        children: Mapping[str, WorkerProcess],
+        number: int,
+        left: Callable[[int], float],
+        reference: ReferenceTimer,
     ) -> None:
         """See `WorkloadTimer`: one scenario after the other."""
         conditions, record = self._conditions, self._record

@@ -53,7 +53,11 @@ class ImageGenerationPlan:
     @property
     def settings(self) -> tuple[ImageSetting, ...]:
         """Return all combinations of steps and size that are timed."""
-        return (ImageSetting(), *(ImageSetting(steps=value) for value in self.steps), *(ImageSetting(size=value) for value in self.sizes))
+        return (
+            ImageSetting(),
+            *(ImageSetting(steps=value) for value in self.steps),
+            *(ImageSetting(size=value) for value in self.sizes),
+        )
 
     @property
     def timings(self) -> tuple[str, ...]:
@@ -84,7 +88,9 @@ def _words(setting: ImageSetting) -> str:
     return steps + (f" of {setting.size} pixels a side" if setting.size else "")
 
 
-def add_image_round(record: TimingRecord, setting: ImageSetting, launch: int, images: Mapping[str, ImageTimes], product_ms: float) -> None:
+def add_image_round(
+    record: TimingRecord, setting: ImageSetting, launch: int, images: Mapping[str, ImageTimes], product_ms: float
+) -> None:
     """Add one round of all models.
 
     Models may need different numbers of steps. As many steps count as the model with the fewest has, spread evenly.
@@ -106,7 +112,9 @@ def _turn(kind: str, image: ImageTimes, count: int) -> RoundTimes:
     text, *steps, decoder = image.disturbed
     if kind == STEP:
         positions = np.round(np.linspace(0, len(image.steps_ms) - 1, count)).astype(int)
-        return RoundTimes([image.steps_ms[position] for position in positions], [steps[position] for position in positions])
+        return RoundTimes(
+            [image.steps_ms[position] for position in positions], [steps[position] for position in positions]
+        )
     times = {IMAGE: image.image_ms, TEXT: image.text_ms, DECODER: image.decoder_ms, LOOP: image.loop_ms}
     marks = {TEXT: text, DECODER: decoder}
     return RoundTimes([times[kind]], [marks.get(kind, any(image.disturbed))])
@@ -133,7 +141,11 @@ class _PictureTiming:
         return warm_up(run, range(1, len(settings)), [0], seconds)
 
     def sample(
-        self, children: Mapping[str, WorkerProcess], number: int, left: Callable[[int], float], reference: ReferenceTimer
+        self,
+        children: Mapping[str, WorkerProcess],
+        number: int,
+        left: Callable[[int], float],
+        reference: ReferenceTimer,
     ) -> None:
         """See `WorkloadTimer`: rounds of all settings until the launch's share of the time is over."""
         run = partial(self._round, children, number, reference)
@@ -151,4 +163,6 @@ class _PictureTiming:
 
     def _draw(self, child: WorkerProcess, setting: ImageSetting, count: int) -> ImageTimes:
         with naming_lost_model(child.label):
-            return child.generate_image(count % self._plan.prompts, *setting, self._conditions.timeout_seconds, UNTIMED_CALLS)
+            return child.generate_image(
+                count % self._plan.prompts, *setting, self._conditions.timeout_seconds, UNTIMED_CALLS
+            )

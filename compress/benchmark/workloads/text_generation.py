@@ -85,7 +85,9 @@ def token_timing(context: int) -> str:
     return f"steps_{context}"
 
 
-def add_text_round(record: TimingRecord, context: int, launch: int, texts: Mapping[str, GenerationTimes], product_ms: float) -> None:
+def add_text_round(
+    record: TimingRecord, context: int, launch: int, texts: Mapping[str, GenerationTimes], product_ms: float
+) -> None:
     """Add one round of all models.
 
     Args:
@@ -96,8 +98,14 @@ def add_text_round(record: TimingRecord, context: int, launch: int, texts: Mappi
         product_ms: Longest time of the reference product during the round.
     """
     for name, times in (
-        (prompt_timing(context), {model: RoundTimes([text.first_ms], text.disturbed[:1]) for model, text in texts.items()}),
-        (token_timing(context), {model: RoundTimes(text.steps_ms, text.disturbed[1:]) for model, text in texts.items()}),
+        (
+            prompt_timing(context),
+            {model: RoundTimes([text.first_ms], text.disturbed[:1]) for model, text in texts.items()},
+        ),
+        (
+            token_timing(context),
+            {model: RoundTimes(text.steps_ms, text.disturbed[1:]) for model, text in texts.items()},
+        ),
     ):
         record.timings[name].add(range(len(next(iter(times.values())).latencies_ms)), launch, times, product_ms)
 
@@ -131,7 +139,11 @@ class _TextTiming:
         return warm_up(run, range(1, len(self._plan.contexts)), [0], seconds)
 
     def sample(
-        self, children: Mapping[str, WorkerProcess], number: int, left: Callable[[int], float], reference: ReferenceTimer
+        self,
+        children: Mapping[str, WorkerProcess],
+        number: int,
+        left: Callable[[int], float],
+        reference: ReferenceTimer,
     ) -> None:
         """See `WorkloadTimer`: rounds of all contexts until the launch's share of the time is over."""
         run = partial(self._round, children, number, reference)

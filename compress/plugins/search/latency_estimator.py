@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from compress.formats.onnx import CPU
 from compress.formats.target_profile import Profile
-from compress.plugins.search.shape_inference import Structure, failures
-from compress.plugins.search.size_estimator import Foresight
+from compress.plugins.search.shape_inference import GraphStructure, expected_failures
+from compress.plugins.search.size_estimator import SizeEstimator
 from compress.plugins.search.space import Point
 from compress.plugins.search.trial import target_profile
 from compress.report.run_folder import write_whole
@@ -23,7 +23,7 @@ from compress.utils.errors import first_line
 from compress.utils.storage import storage_errors
 
 if TYPE_CHECKING:
-    from compress.benchmark.kernels import KernelTable
+    from compress.plugins.search.kernel_times import KernelTable
     from compress.runtimes.runtime import Batch
 
 SNAPSHOT = "foreseen.json"
@@ -43,7 +43,7 @@ class KernelSum(NamedTuple):
     milliseconds: float
     megabytes: float
 
-    def plus(self, other: KernelSum, sign: int = 1) -> KernelSum:
+    def add(self, other: KernelSum, sign: int = 1) -> KernelSum:
         """Of both, or what there is more of."""
         return KernelSum(self.milliseconds + sign * other.milliseconds, self.megabytes + sign * other.megabytes)
 
@@ -53,7 +53,7 @@ class KernelSum(NamedTuple):
         return np.array([1.0, *self])
 
 
-def correction(timed: Sequence[tuple[KernelSum, float]]) -> NDArray[np.float64]:
+def fit_correction(timed: Sequence[tuple[KernelSum, float]]) -> NDArray[np.float64]:
     """The weight of each of `KernelSum.terms`: least squares of whole models' milliseconds, relative to each.
 
     What was known before counts as a ridge (Gelman et al. 2013, section 14.8).
@@ -68,13 +68,13 @@ def correction(timed: Sequence[tuple[KernelSum, float]]) -> NDArray[np.float64]:
 
 
 @dataclass
-class Latencies:
+class LatencyEstimator:
     """Of one search. Sums are kept in its folder (`keep_in`), where a later process finds them again."""
 
-    foresight: Foresight
+    foresight: SizeEstimator
     table: KernelTable | None = None
     """Default: the user's own."""
-    why_not: str = ""
+    unavailable_reason: str = ""
     """Why nothing, or not everything, is foretold."""
     _sums: dict[str, KernelSum | None] = field(default_factory=dict, init=False)
     _timed: dict[Point, tuple[KernelSum, float]] = field(default_factory=dict, init=False)
@@ -83,45 +83,45 @@ class Latencies:
     """What one of two graphs, known by their places in memory, takes more."""
     _spent: float = field(default=0.0, init=False)
 
-    def keep_in(self, folder: Path) -> None:
+    def use_snapshot(self, folder: Path) -> None:
         """Go by the sums, and by how much is traced, that a search's folder says; keep there what is to come."""
         self._file = folder / SNAPSHOT
         if self._file.is_file():
             kept = json.loads(self._file.read_text(encoding="utf-8"))
-            self.foresight.most_structures = kept["structures"]
+            self.foresight.max_structures = kept["structures"]
             self._sums = {key: None if told is None else KernelSum(*told) for key, told in kept["sums"].items()}
         else:
             self._keep()
 
     def _keep(self) -> None:
         if self._file is not None:
-            kept = {"structures": self.foresight.most_structures, "sums": self._sums}
+            kept = {"structures": self.foresight.max_structures, "sums": self._sums}
             with storage_errors(self._file):
                 write_whole(self._file, json.dumps(kept))
 
     @property
-    def corrected(self) -> bool:
+    def is_calibrated(self) -> bool:
         """Whether a whole model was timed that sums are corrected by."""
         return bool(self._timed)
 
-    def predicted(self, point: Point) -> float | None:
+    def predict(self, point: Point) -> float | None:
         """Milliseconds of a call with one example of usual length; None where they cannot be foretold."""
-        told = self.sum_of(point)
+        told = self.kernel_sum(point)
         if told is None:
             return None
-        return float(told.terms @ correction(list(self._timed.values())))
+        return float(told.terms @ fit_correction(list(self._timed.values())))
 
-    def learn(self, point: Point, timed: float) -> None:
+    def update(self, point: Point, timed: float) -> None:
         """Take note of what a whole model took."""
-        told = self.sum_of(point)
+        told = self.kernel_sum(point)
         if told is not None:
             self._timed[point] = told, timed
 
-    def sum_of(self, point: Point) -> KernelSum | None:
+    def kernel_sum(self, point: Point) -> KernelSum | None:
         """What its kernels take, measured at most once."""
-        key = None if self._elsewhere() else self.foresight.timed_as(point)
+        key = None if self._elsewhere() else self.foresight.timing_key(point)
         if key is None:
-            self.why_not = self._elsewhere() or self.foresight.why_not
+            self.unavailable_reason = self._elsewhere() or self.foresight.unavailable_reason
             return None
         if key not in self._sums:
             self._sums[key] = self._measured(point)
@@ -130,25 +130,25 @@ class Latencies:
 
     def _measured(self, point: Point) -> KernelSum | None:
         if self._spent > min(_MOST_SECONDS, _SHARE * self.foresight.space.search.seconds):
-            self.why_not = "there was no more time to time kernels"
+            self.unavailable_reason = "there was no more time to time kernels"
             return None
         began = perf_counter()
         try:
             found = self._added(point)
-        except failures() as error:
-            self.why_not = first_line(error)
+        except expected_failures() as error:
+            self.unavailable_reason = first_line(error)
             return None
         self._spent += perf_counter() - began
         if self.table is not None and self.table.noise is not None and self.table.noise.verdict != "quiet":
-            self.why_not = f"kernels were timed while others were at work: {self.table.noise}"
+            self.unavailable_reason = f"kernels were timed while others were at work: {self.table.noise}"
         if found is None:
-            self.why_not = "kernels were not timed: the time was over"
+            self.unavailable_reason = "kernels were not timed: the time was over"
             return None
         return found
 
     def _added(self, point: Point) -> KernelSum | None:
         """Of a graph's own kernels and those that two others differ by, which are the same at any width."""
-        foreseen, batch = self.foresight.found(point), self.foresight.usual_batch(point)
+        foreseen, batch = self.foresight.traced_model(point), self.foresight.typical_batch(point)
         assert foreseen is not None and batch is not None, "what has a key is foreseen"
         outline, graph = foreseen
         found = self._kernels_of(graph.own, outline.widths, batch)
@@ -157,19 +157,19 @@ class Latencies:
         one, other = graph.difference
         if (id(one), id(other)) not in self._differences:
             sums = self._kernels_of(one, outline.widths, batch), self._kernels_of(other, outline.widths, batch)
-            more = None if sums[0] is None or sums[1] is None else sums[0].plus(sums[1], -1)
+            more = None if sums[0] is None or sums[1] is None else sums[0].add(sums[1], -1)
             self._differences[id(one), id(other)] = more
         more = self._differences[id(one), id(other)]
-        return None if more is None else found.plus(more)
+        return None if more is None else found.add(more)
 
-    def _kernels_of(self, structure: Structure, widths: Mapping[str, int], batch: Batch) -> KernelSum | None:
-        from compress.benchmark.kernels import KernelTable, list_kernels
+    def _kernels_of(self, structure: GraphStructure, widths: Mapping[str, int], batch: Batch) -> KernelSum | None:
+        from compress.plugins.search.kernel_times import KernelTable, list_kernels
 
         if self.table is None:
             self.table = KernelTable(self._threads)
         kernels = list_kernels(structure.graph.at(widths), batch, self._threads)
         found = self.table.milliseconds(kernels, _EACH_SECONDS)
-        return None if found is None else KernelSum(found, sum(kernel.stored_bytes for kernel in kernels) / 1e6)
+        return None if found is None else KernelSum(found, sum(kernel.weight_bytes for kernel in kernels) / 1e6)
 
     @property
     def _profile(self) -> Profile:

@@ -9,16 +9,16 @@ import pytest
 import tiny_run
 from transformers import BertConfig, BertModel
 
-from compress.benchmark.kernels import KernelTable
-from compress.plugins.search.costs import SIZE, Costs
+from compress.plugins.search.costs import SIZE, CostEstimator
 from compress.plugins.search.goal import Goal
-from compress.plugins.search.latency_estimator import Latencies
-from compress.plugins.search.observations import Known
-from compress.plugins.search.outcome import Outcome, StageCost
+from compress.plugins.search.kernel_times import KernelTable
+from compress.plugins.search.latency_estimator import LatencyEstimator
+from compress.plugins.search.observations import Observations
+from compress.plugins.search.outcome import StageCost, TrialOutcome
 from compress.plugins.search.refit import Refit
-from compress.plugins.search.size_estimator import Foresight
-from compress.plugins.search.space import Point, Space
-from compress.plugins.search.trial import Trials
+from compress.plugins.search.size_estimator import SizeEstimator
+from compress.plugins.search.space import Point, SearchSpace
+from compress.plugins.search.trial import TrialRunner
 from compress.recipe.document import read_document
 from compress.recipe.recipe import Limit
 from compress.utils.digests import size_bytes
@@ -57,14 +57,14 @@ class Watched:
         config = BertConfig(vocab_size=len(made), hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
                             intermediate_size=128, max_position_embeddings=32)  # fmt: skip
         BertModel(config).save_pretrained(folder / "model")
-        self.space = Space(read_document(path), folder)
-        goal = Goal.of(self.space.base, self.space.search)
-        self.trials = Trials.here(goal, folder, folder / "artifacts", SilentProgress())
-        self.foresight = Foresight(self.space, lambda: self.trials.roads.road(self.space.base))
-        self.latencies = Latencies(self.foresight, KernelTable(1, folder / "kernels", noisy_too=True))
-        self.costs = Costs(self.space)
-        self.costs.foresee(self.foresight, self.latencies)
-        runner = self.trials.travelled(self.space.recipe(SMALLEST))
+        self.space = SearchSpace(read_document(path), folder)
+        goal = Goal.from_recipe(self.space.base, self.space.search)
+        self.trials = TrialRunner.in_process(goal, folder, folder / "artifacts", SilentProgress())
+        self.foresight = SizeEstimator(self.space, lambda: self.trials.roads.runner(self.space.base))
+        self.latencies = LatencyEstimator(self.foresight, KernelTable(1, folder / "kernels", noisy_too=True))
+        self.costs = CostEstimator(self.space)
+        self.costs.use_estimators(self.foresight, self.latencies)
+        runner = self.trials.run_recipe(self.space.recipe(SMALLEST))
         self.made = size_bytes(runner.folder_of("quantize"))
         self.stages = tuple(
             StageCost(label=label, key=one.record.key, seconds=1.0, cached=False)
@@ -80,14 +80,14 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
 def test_bytes_foretold_are_the_bytes_made(watched: Watched) -> None:
     """Of a recipe with other heads, neurons, tokens and bits than those whose graphs are traced."""
     costs, wide, bits = watched.costs, (0, 0, 0, 1, 0), (0, 0, 0, 1, 1)
-    assert costs.predicted(wide, SIZE) is None, "nothing is known before a trial has made the baseline"
-    costs.learn(SMALLEST, 0.5, Outcome(stages=watched.stages, seconds=10.0))
-    told = [costs.predicted(point, SIZE) for point in (wide, bits, (1, 1, 1, 1, 0), SMALLEST)]
+    assert costs.predict(wide, SIZE) is None, "nothing is known before a trial has made the baseline"
+    costs.update(SMALLEST, 0.5, TrialOutcome(stages=watched.stages, seconds=10.0))
+    told = [costs.predict(point, SIZE) for point in (wide, bits, (1, 1, 1, 1, 0), SMALLEST)]
     assert told[3] == watched.made
     assert told[0] > told[1] > told[3] and told[0] > told[2] > told[3]  # type: ignore[operator]
-    costs.learn(SMALLEST, 1.0, Outcome(final={SIZE: watched.made}, stages=watched.stages, seconds=10.0))
+    costs.update(SMALLEST, 1.0, TrialOutcome(final={SIZE: watched.made}, stages=watched.stages, seconds=10.0))
     assert costs.errors[SIZE] == [0.0]
-    assert costs.tolerance(SMALLEST, SIZE) < 0.001 and not costs.why_not()
+    assert costs.tolerance(SMALLEST, SIZE) < 0.001 and not costs.imprecision_reasons()
 
 
 def test_bits_of_tables_are_traced_once_whatever_the_layers(watched: Watched) -> None:
@@ -95,9 +95,9 @@ def test_bits_of_tables_are_traced_once_whatever_the_layers(watched: Watched) ->
     few = foreseen(watched, watched.space, 3)
     for point in ((1, 1, 1, 1, 0), (1, 1, 1, 0, 1), SMALLEST):
         assert few.size_bytes(point) is not None, point
-    assert few.size_bytes(SMALLEST) == watched.made and not few.why_not
-    latencies = Latencies(few, watched.latencies.table)
-    whole, summed = watched.latencies.sum_of(SMALLEST), latencies.sum_of(SMALLEST)
+    assert few.size_bytes(SMALLEST) == watched.made and not few.unavailable_reason
+    latencies = LatencyEstimator(few, watched.latencies.table)
+    whole, summed = watched.latencies.kernel_sum(SMALLEST), latencies.kernel_sum(SMALLEST)
     assert whole is not None and summed is not None
     assert summed.megabytes == pytest.approx(whole.megabytes) and summed.milliseconds == pytest.approx(
         whole.milliseconds, rel=0.02
@@ -106,30 +106,30 @@ def test_bits_of_tables_are_traced_once_whatever_the_layers(watched: Watched) ->
 
 def test_what_all_rows_would_make_of_it_is_foretold_too(watched: Watched) -> None:
     """Its vocabulary has the words of the rows that chose; a limit between the two sizes lets none of both be tried."""
-    watched.foresight.begin(Outcome(stages=watched.stages))
+    watched.foresight.start(TrialOutcome(stages=watched.stages))
     recipe = watched.space.recipe(SMALLEST, refit=True)
-    told = watched.foresight.beside(watched.trials.roads.road(recipe)).size_bytes(SMALLEST)
-    made = size_bytes(watched.trials.travelled(recipe).folder_of("quantize"))
+    told = watched.foresight.with_data_of(watched.trials.roads.runner(recipe)).size_bytes(SMALLEST)
+    made = size_bytes(watched.trials.run_recipe(recipe).folder_of("quantize"))
     assert told == made != watched.made
     refit = Refit(watched.space, watched.trials, watched.foresight)
-    for most, is_fit in ((made, True), (made - 1, False)):
+    for most, may_ship in ((made, True), (made - 1, False)):
         goal = Goal((SIZE,), (Limit(metric=SIZE, at_most=most),), 0.95)
-        known = Known(goal, 2, SMALLEST, finished={SMALLEST: Outcome(baseline={SIZE: 1e6})})
-        assert refit.is_fit(SMALLEST, known) == is_fit
+        known = Observations(goal, 2, SMALLEST, finished={SMALLEST: TrialOutcome(baseline={SIZE: 1e6})})
+        assert refit.fits_limits(SMALLEST, known) == may_ship
 
 
-def foreseen(watched: Watched, space: Space, most: int) -> Foresight:
+def foreseen(watched: Watched, space: SearchSpace, most: int) -> SizeEstimator:
     """Of a space on the same start, in which so many structures are traced at most."""
-    found = Foresight(space, lambda: watched.trials.roads.road(watched.space.base))
-    found.most_structures = most
-    found.begin(Outcome(stages=watched.stages))
+    found = SizeEstimator(space, lambda: watched.trials.roads.runner(watched.space.base))
+    found.max_structures = most
+    found.start(TrialOutcome(stages=watched.stages))
     return found
 
 
-def other_space(watched: Watched, folder: Path, **block: object) -> Space:
+def other_space(watched: Watched, folder: Path, **block: object) -> SearchSpace:
     """The same recipe with other choices."""
     path = tiny_run.write_all(folder, stages=list(STAGES), search={**block, "select": {"rows": 20}})
-    return Space(read_document(path), watched.folder)
+    return SearchSpace(read_document(path), watched.folder)
 
 
 LAYERS = {"stages.3.distill.student.layers": [[0, 1], [0]]}
@@ -141,51 +141,51 @@ def test_bytes_of_a_graph_that_is_not_traced_are_told_by_its_weights(watched: Wa
     space = other_space(watched, tmp_path, choices=choices)
     few, all_ = foreseen(watched, space, 3), foreseen(watched, space, 9)
     first = all_.size_bytes(space.origin)
-    costs = Costs(space)
-    costs.foresee(few, watched.latencies)
-    costs.learn(space.origin, 1.0, Outcome(stages=watched.stages, final={SIZE: float(first or 0)}))
+    costs = CostEstimator(space)
+    costs.use_estimators(few, watched.latencies)
+    costs.update(space.origin, 1.0, TrialOutcome(stages=watched.stages, final={SIZE: float(first or 0)}))
     for point in ((1, 0, 0), (0, 0, 0), (0, 1, 0)):
         assert few.size_bytes(point) is not None
-    assert few.size_bytes((1, 1, 1)) is None and "more structures than are traced" in few.why_not
-    weights, whole = few.weights((1, 1, 1)), few.weights((0, 0, 0))
+    assert few.size_bytes((1, 1, 1)) is None and "more structures than are traced" in few.unavailable_reason
+    weights, whole = few.weight_counts((1, 1, 1)), few.weight_counts((0, 0, 0))
     assert weights is not None and whole is not None and weights.layers == 1 and whole.layers == 2
-    assert costs.predicted((1, 1, 1), SIZE) == pytest.approx(all_.size_bytes((1, 1, 1)), rel=0.1)
+    assert costs.predict((1, 1, 1), SIZE) == pytest.approx(all_.size_bytes((1, 1, 1)), rel=0.1)
     assert costs.tolerance((1, 1, 1), SIZE) > costs.tolerance((1, 0, 1), SIZE)
 
 
 def test_a_time_is_that_of_its_kernels_with_rows_of_usual_length(watched: Watched) -> None:
-    watched.foresight.begin(Outcome(stages=watched.stages))
-    wide, narrow = (0, 0, 0, 1, 0), (1, 1, 0, 1, 0)
-    batch = watched.foresight.usual_batch(wide)
+    watched.foresight.start(TrialOutcome(stages=watched.stages))
+    wide, exclude_failing_values = (0, 0, 0, 1, 0), (1, 1, 0, 1, 0)
+    batch = watched.foresight.typical_batch(wide)
     assert batch is not None and batch["input_ids"].shape[0] == 1
-    rows = watched.trials.roads.road(watched.space.base).data.split("select")
+    rows = watched.trials.roads.runner(watched.space.base).data.split("select")
     words = np.median([len(text.split()) for text in rows["text"].to_pylist()])
     assert words + 2 <= batch["input_ids"].shape[1] <= 16
-    sums = [watched.latencies.sum_of(point) for point in (wide, narrow)]
+    sums = [watched.latencies.kernel_sum(point) for point in (wide, exclude_failing_values)]
     assert None not in sums and sums[0] != sums[1]
     assert sums[0] is not None
     told = 0.005 + 1.1 * sums[0].milliseconds + 0.01 * sums[0].megabytes
-    assert watched.latencies.predicted(wide) == pytest.approx(told, rel=1e-6)
-    watched.latencies.learn(wide, 1.2 * told)
-    assert watched.latencies.predicted(wide) == pytest.approx(1.2 * told, rel=0.03)
+    assert watched.latencies.predict(wide) == pytest.approx(told, rel=1e-6)
+    watched.latencies.update(wide, 1.2 * told)
+    assert watched.latencies.predict(wide) == pytest.approx(1.2 * told, rel=0.03)
 
 
 def test_sums_are_found_again_in_the_folder_of_the_search(watched: Watched, tmp_path: Path) -> None:
     """So that a search that goes on decides as before, whatever the user's table has by then."""
-    watched.foresight.begin(Outcome(stages=watched.stages))
-    watched.latencies.keep_in(tmp_path)
-    told = watched.latencies.sum_of((0, 1, 0, 1, 0))
-    later = Latencies(watched.foresight, KernelTable(1, tmp_path / "none"))
-    later.keep_in(tmp_path)
-    assert told is not None and later.sum_of((0, 1, 0, 1, 0)) == told
+    watched.foresight.start(TrialOutcome(stages=watched.stages))
+    watched.latencies.use_snapshot(tmp_path)
+    told = watched.latencies.kernel_sum((0, 1, 0, 1, 0))
+    later = LatencyEstimator(watched.foresight, KernelTable(1, tmp_path / "none"))
+    later.use_snapshot(tmp_path)
+    assert told is not None and later.kernel_sum((0, 1, 0, 1, 0)) == told
     assert later.table is not None and not later.table.measured
 
 
 def test_a_space_of_few_recipes_is_not_worth_tracing(watched: Watched) -> None:
-    few = Foresight(watched.space, lambda: pytest.fail("no data is read"))
+    few = SizeEstimator(watched.space, lambda: pytest.fail("no data is read"))
     watched.space.__dict__["_listed"], listed = [SMALLEST], watched.space._listed
     try:
-        few.begin(Outcome(stages=watched.stages))
+        few.start(TrialOutcome(stages=watched.stages))
     finally:
         watched.space.__dict__["_listed"] = listed
-    assert not few.begun and few.size_bytes(SMALLEST) is None
+    assert not few.is_ready and few.size_bytes(SMALLEST) is None

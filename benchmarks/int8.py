@@ -49,7 +49,7 @@ from compress.inspection.integer_kernels import read_kernels
 from compress.pipeline.runner import StageRunner
 from compress.recipe.loading import read_recipe
 from compress.recipe.policy import Margin
-from compress.report.compare.effects import Pair, paired_change
+from compress.report.compare.effects import MeasurementPair, paired_change
 from compress.results.measurement import Measurement
 from compress.results.metrics import describe_metric
 from compress.tasks.task import Examples
@@ -197,7 +197,7 @@ def _better(ours: Measurement, other: Measurement) -> tuple[float, float, float]
     """By what share ours is better, with its interval."""
     if ours.model == other.model:
         return 0.0, 0.0, 0.0
-    change = paired_change(Pair(other, ours, Margin(0.0, relative=False)), confidence=0.95)
+    change = paired_change(MeasurementPair(other, ours, Margin(0.0, relative=False)), confidence=0.95)
     if describe_metric(ours.metric, ours.unit).better == "higher":
         return change.effect, change.low, change.high
     return -change.effect, -change.high, -change.low

@@ -39,10 +39,10 @@ import typer
 from search_page import Write, show
 from search_space import Unrun
 
-from compress.plugins.search.engine import Engine, Job
+from compress.plugins.search.engine import Engine, PlannedTrial
 from compress.plugins.search.goal import Goal
-from compress.plugins.search.outcome import Outcome, packed, unpacked
-from compress.plugins.search.parameters import Knob
+from compress.plugins.search.outcome import TrialOutcome, pack_rows, unpack_rows
+from compress.plugins.search.parameters import SearchParameter
 from compress.plugins.search.space import Point
 from compress.results.report import BASELINE, FINAL
 
@@ -63,14 +63,14 @@ def collect(
     """Run every recipe to every rung, judged on the rows held out and on the test rows."""
     from compress.cli.console_progress import ConsoleProgress
     from compress.formats.silence import quiet_libraries
-    from compress.plugins.search.space import Space
-    from compress.plugins.search.trial import Answers, Trials
+    from compress.plugins.search.space import SearchSpace
+    from compress.plugins.search.trial import EvaluateModels, TrialRunner
     from compress.recipe.document import read_document
 
     quiet_libraries()
-    space = Space(read_document(RECIPE), RECIPE.parent)
-    goal, progress = Goal.of(space.base, space.search), ConsoleProgress()
-    trials = Trials.here(goal, RECIPE.parent, artifacts, progress)
+    space = SearchSpace(read_document(RECIPE), RECIPE.parent)
+    goal, progress = Goal.from_recipe(space.base, space.search), ConsoleProgress()
+    trials = TrialRunner.in_process(goal, RECIPE.parent, artifacts, progress)
     shares = (*space.search.rungs, 1.0)
     rows = []
     for number, point in enumerate(space.points(0)):
@@ -80,22 +80,25 @@ def collect(
             told = outcome.model_dump()
             # A replay judges by these; of other metrics it would take many times the bytes.
             told["rows"] = {model: {METRIC: each[METRIC]} for model, each in told["rows"].items()}
-            row = {"point": point, "rung": rung, "outcome": told, "words": space.words(point)}
+            row = {"point": point, "rung": rung, "outcome": told, "words": space.describe(point)}
             if outcome.error is None:
-                runner = trials.travelled(recipe)
+                runner = trials.run_recipe(recipe)
                 # Seconds that the entries remember, whatever was cached this time.
                 row["seconds"] = [runner.results[label].entry.record["seconds"] for label in recipe.labels()]
                 if share == 1:
-                    _, found = Answers("test")(runner)
+                    _, found = EvaluateModels("test")(runner)
                     row["test"] = {
-                        one.model: packed(one.raw) for one in found if one.metric == METRIC and one.raw is not None
+                        one.model: pack_rows(one.raw) for one in found if one.metric == METRIC and one.raw is not None
                     }
             rows.append(row)
             progress.note(
-                f"{number + 1} of {space.size}, rung {rung}: {space.words(point)}: {outcome.final.get(METRIC)}"
+                f"{number + 1} of {space.size}, rung {rung}: {space.describe(point)}: {outcome.final.get(METRIC)}"
             )
     kept = {
-        "knobs": [[knob.name, list(knob.values), knob.stage, knob.is_stage] for knob in space.knobs],
+        "knobs": [
+            [parameter.name, list(parameter.values), parameter.stage_index, parameter.is_optional_stage]
+            for parameter in space.parameters
+        ],
         "shares": shares,
         "rows": rows,
         "families": {json.dumps(point): len(space.stages(point)[3].student.layers) for point in space.points(0)},
@@ -118,8 +121,8 @@ class Table(Unrun):
     done: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.knobs = tuple(
-            Knob(name, tuple(values), stage, is_stage, is_late=stage > _DISTILL)
+        self.parameters = tuple(
+            SearchParameter(name, tuple(values), stage, is_stage, is_after_training=stage > _DISTILL)
             for name, values, stage, is_stage in self.kept["knobs"]
         )
         self.shares = tuple(self.kept["shares"])
@@ -128,7 +131,7 @@ class Table(Unrun):
         self._off = {point: self._noise.gauss(1, self.wrong_by) for point in sorted({point for point, _ in self._rows})}
 
     @property
-    def is_listed(self) -> bool:
+    def is_enumerable(self) -> bool:
         return True
 
     def points(self, seed: int) -> Iterator[Point]:
@@ -140,25 +143,25 @@ class Table(Unrun):
     def tolerance(self, point: Point, metric: str) -> float:
         return max(0.02, 3 * self.wrong_by)
 
-    def predicted(self, point: Point, metric: str) -> float | None:
+    def predict(self, point: Point, metric: str) -> float | None:
         if metric != "size_bytes":
             return None
         size: float = self._rows[point, len(self.shares) - 1]["outcome"]["final"]["size_bytes"]
         return size * self._off[point]
 
-    def at_a_glance(self, point: Point, metric: str) -> float | None:
-        return self.predicted(point, metric)
+    def predict_analytically(self, point: Point, metric: str) -> float | None:
+        return self.predict(point, metric)
 
-    def learn(self, point: Point, share: float, outcome: Outcome) -> None:
+    def update(self, point: Point, share: float, outcome: TrialOutcome) -> None:
         """Nothing: the table knows."""
 
     def marginal_seconds(self, point: Point, share: float = 1.0) -> float:
-        return sum(self.left(point, share).values())
+        return sum(self.remaining(point, share).values())
 
-    def left(self, point: Point, share: float = 1.0) -> dict[str, float]:
+    def remaining(self, point: Point, share: float = 1.0) -> dict[str, float]:
         return {key: seconds for key, seconds in self._stages(point, share) if key not in self.done}
 
-    def whole_seconds(self, point: Point, share: float = 1.0) -> float:
+    def total_seconds(self, point: Point, share: float = 1.0) -> float:
         return sum(seconds for _, seconds in self._stages(point, share))
 
     def _stages(self, point: Point, share: float) -> list[tuple[str, float]]:
@@ -166,7 +169,7 @@ class Table(Unrun):
         keys = [stage["key"] for stage in row["outcome"]["stages"]]
         return list(zip(keys, row["seconds"], strict=True))
 
-    def run(self, job: Job) -> Outcome:
+    def run(self, job: PlannedTrial) -> TrialOutcome:
         """What came of it, on the rows that choose; its stages are paid for once."""
         for key, seconds in self._stages(job.point, self.shares[job.rung]):
             if key not in self.done:
@@ -174,12 +177,12 @@ class Table(Unrun):
                 self.spent += seconds
         return self.outcome(job.point, job.rung)
 
-    def outcome(self, point: Point, rung: int) -> Outcome:
-        whole = Outcome.model_validate(self._rows[point, rung]["outcome"])
-        rows = {model: np.asarray(unpacked(whole.rows[model][METRIC]))[self.rows] for model in (FINAL, BASELINE)}
+    def outcome(self, point: Point, rung: int) -> TrialOutcome:
+        whole = TrialOutcome.model_validate(self._rows[point, rung]["outcome"])
+        rows = {model: np.asarray(unpack_rows(whole.rows[model][METRIC]))[self.rows] for model in (FINAL, BASELINE)}
         return whole.model_copy(
             update={
-                "rows": {model: {METRIC: packed(values)} for model, values in rows.items()},
+                "rows": {model: {METRIC: pack_rows(values)} for model, values in rows.items()},
                 "final": {**whole.final, METRIC: float(rows[FINAL].mean())},
                 "baseline": {**whole.baseline, METRIC: float(rows[BASELINE].mean())},
             }
@@ -189,10 +192,10 @@ class Table(Unrun):
         """The share of the baseline's accuracy that is kept on rows that nobody saw."""
         row = self._rows[point, len(self.shares) - 1]
         held = {
-            model: np.asarray(unpacked(row["outcome"]["rows"][model][METRIC]))[self.fresh]
+            model: np.asarray(unpack_rows(row["outcome"]["rows"][model][METRIC]))[self.fresh]
             for model in (FINAL, BASELINE)
         }
-        tests = {model: np.asarray(unpacked(row["test"][model])) for model in (FINAL, BASELINE)}
+        tests = {model: np.asarray(unpack_rows(row["test"][model])) for model in (FINAL, BASELINE)}
         means = {model: np.concatenate([held[model], tests[model]]).mean() for model in (FINAL, BASELINE)}
         return float(means[FINAL] / means[BASELINE])
 
@@ -207,7 +210,7 @@ class Table(Unrun):
 
 
 def _table(kept: dict[str, Any], seed: int, wrong_by: float) -> Table:
-    count = len(unpacked(kept["rows"][0]["outcome"]["rows"][FINAL][METRIC]))
+    count = len(unpack_rows(kept["rows"][0]["outcome"]["rows"][FINAL][METRIC]))
     order = np.random.default_rng(seed).permutation(count)
     return Table(kept, order[:CHOOSE], order[CHOOSE:], wrong_by, seed)
 
@@ -216,34 +219,36 @@ def _best(table: Table, goal: Goal) -> tuple[Point | None, float]:
     """What trying everything would choose by the same rows and the same rule."""
     full = len(table.shares) - 1
     outcomes = {point: table.outcome(point, full) for point in table.points(0)}
-    kept = {point: outcome.final["size_bytes"] for point, outcome in outcomes.items() if goal.keeps(outcome)}
+    kept = {point: outcome.final["size_bytes"] for point, outcome in outcomes.items() if goal.meets_limits(outcome)}
     point = min(kept, key=kept.__getitem__, default=None)
     return point, kept[point] if point is not None else float("inf")
 
 
-def _paid_until_found(table: Table, goal: Goal, jobs: Iterator[Job], engine: Engine | None, wanted: float) -> float:
+def _paid_until_found(
+    table: Table, goal: Goal, jobs: Iterator[PlannedTrial], engine: Engine | None, wanted: float
+) -> float:
     """Seconds until a recipe within 1% of the wanted size that keeps the limit was trained in full."""
     full = len(table.shares) - 1
     for job in jobs:
         outcome = table.run(job)
         if engine is not None:
-            engine.tell(job, outcome)
-        if job.rung == full and goal.keeps(outcome) and outcome.final["size_bytes"] <= wanted * 1.01:
+            engine.record(job, outcome)
+        if job.rung == full and goal.meets_limits(outcome) and outcome.final["size_bytes"] <= wanted * 1.01:
             return table.spent
     return float("inf")
 
 
-def _searching(engine: Engine) -> Iterator[Job]:
-    while jobs := engine.round():
+def _searching(engine: Engine) -> Iterator[PlannedTrial]:
+    while jobs := engine.next_round():
         yield from jobs
 
 
-def _at_random(table: Table, seed: int) -> Iterator[Job]:
+def _at_random(table: Table, seed: int) -> Iterator[PlannedTrial]:
     points = list(table.points(0))
     random.Random(seed).shuffle(points)
     full = len(table.shares) - 1
-    yield Job(table.origin, full)
-    yield from (Job(point, full) for point in points if point != table.origin)
+    yield PlannedTrial(table.origin, full)
+    yield from (PlannedTrial(point, full) for point in points if point != table.origin)
 
 
 @app.command()
@@ -299,10 +304,10 @@ def _replayed(kept: dict[str, Any], bound: float, searches: int, confidence: flo
         engine = Engine(fresh, fresh, goal, fresh.shares, seed)
         found.ours.append(_paid_until_found(fresh, goal, _searching(engine), engine, size) / fresh.cost_of_all)
         for job in _searching(engine):  # what is left for the search to do decides which it picks
-            engine.tell(job, fresh.run(job))
-        pick = engine.known.best() or best
+            engine.record(job, fresh.run(job))
+        pick = engine.observations.best() or best
         found.held.append(fresh.kept_on_fresh_rows(pick) >= bound)
-        found.trials.append(len(engine.known.outcomes))
+        found.trials.append(len(engine.observations.outcomes))
         other = _table(kept, seed, wrong_by)
         found.chance.append(_paid_until_found(other, goal, _at_random(other, seed), None, size) / other.cost_of_all)
     return found

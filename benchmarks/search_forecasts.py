@@ -94,7 +94,7 @@ def latency(
     """Milliseconds foretold of recipes that nobody has timed, against the bench."""
     from scipy.stats import spearmanr
 
-    from compress.plugins.search.kernel_times import KernelTable
+    from compress.plugins.search.kernel_table import KernelTable
 
     watched = _Watched(artifacts)
     latencies = watched.latencies

@@ -40,11 +40,11 @@ def olive(
     from compress.formats.silence import quiet_libraries
     from compress.plugins.ray.jobs import Roads
     from compress.plugins.search.record import SearchRecord
-    from compress.plugins.search.space import Space
+    from compress.plugins.search.space import SearchSpace
     from compress.recipe.document import read_document
 
     quiet_libraries()
-    space = Space(read_document(RECIPE), RECIPE.parent)
+    space = SearchSpace(read_document(RECIPE), RECIPE.parent)
     base = space.base.model_copy(update={"stages": space.base.stages[:-1], "baseline": "export"})
     runner = Roads(RECIPE.parent, artifacts, ConsoleProgress()).road(base)
     runner.run_all()
@@ -121,7 +121,11 @@ def _arrays(runner: StageRunner, split: str) -> dict[str, np.ndarray]:
 
     recipe = runner.recipe
     examples = encode_for(
-        runner.folder_of("export"), runner.inputs.task, runner.inputs.data.split(split), recipe.data.max_length, recipe.evaluation
+        runner.folder_of("export"),
+        runner.inputs.task,
+        runner.inputs.data.split(split),
+        recipe.data.max_length,
+        recipe.evaluation,
     )
     assert examples.labels is not None, "rows are labeled"
     return {**examples.batch(range(len(examples))), "labels": np.asarray(examples.labels)}

@@ -55,7 +55,9 @@ class Artifact:
         """The recipe's runner, its cache below ``scratch``; what is given of ``benchmark`` replaces the recipe's."""
         given = {name: value for name, value in benchmark.items() if value is not None}
         settings = self.recipe.benchmark.model_copy(update=given)
-        return StageRunner(self.recipe.model_copy(update={"benchmark": settings}), self.recipe_folder, scratch, progress)
+        return StageRunner(
+            self.recipe.model_copy(update={"benchmark": settings}), self.recipe_folder, scratch, progress
+        )
 
 
 def find_artifact(path: Path, recipe: Path | None) -> Artifact:

@@ -25,12 +25,10 @@ def run(
     from rich.console import Console
 
     from compress.cli.console_progress import ConsoleProgress
-    from compress.pipeline.keys import Forecast
-    from compress.pipeline.planning import History, make_plan, timings_of
     from compress.recipe.loading import read_recipe
 
     loaded = read_recipe(recipe, set_ or ())
-    plan = make_plan(loaded, recipe.parent, Forecast(loaded, recipe.parent, artifacts), artifacts)
+    # The recipe is read before torch is imported, so that an error in it shows at once.
     from compress.pipeline.run import run as run_recipe
     from compress.pipeline.run import take_part
     from compress.stages.training.processes import is_first
@@ -39,7 +37,6 @@ def run(
         take_part(loaded, recipe.parent, artifacts)
         return
     done = run_recipe(loaded, recipe.parent, artifacts, ConsoleProgress(), remeasure)
-    History(artifacts).add(timings_of(plan, done.report.stages, done.report.seconds or 0.0))
     if track is not None:
         from compress.report.tracked import tracked
         from compress.report.tracking import track as write
@@ -80,12 +77,12 @@ def check(
 ) -> None:
     """Prove that a recipe can run, and predict its time, memory and disk, before any model is loaded."""
     from compress.cli.console_progress import ConsoleProgress
-    from compress.pipeline.keys import Forecast
+    from compress.pipeline.keys import CachedStages
     from compress.pipeline.planning import make_plan, render_plan
     from compress.recipe.loading import read_recipe
 
     loaded = read_recipe(recipe, set_ or ())
-    forecast = Forecast(loaded, recipe.parent, artifacts)
+    forecast = CachedStages(loaded, recipe.parent, artifacts)
     plan = make_plan(loaded, recipe.parent, forecast, artifacts, looks_into_model=True, progress=ConsoleProgress())
     if json_:
         typer.echo(plan.model_dump_json(indent=2))

@@ -9,7 +9,7 @@ from typing import Any
 
 from compress.formats.target_profile import Target
 from compress.pipeline.cache import Cache
-from compress.pipeline.format_support import why_not
+from compress.pipeline.format_support import unsupported_reason
 from compress.pipeline.formats import measurable
 from compress.pipeline.runner import StageRunner
 from compress.recipe.recipe import START, Recipe
@@ -43,7 +43,7 @@ def final_for(run: Path, recipe: Recipe, target: Target, progress: Progress) -> 
     """
     only_final = recipe.benchmark.model_copy(update={"every_stage": False})
     runner = StageRunner(recipe.model_copy(update={"benchmark": only_final}), run, run.parents[2], progress)
-    reason = why_not(recipe, runner.inputs.start, target, runner.inputs.from_graph)
+    reason = unsupported_reason(recipe, runner.inputs.start, target, runner.inputs.from_graph)
     if reason is not None:
         raise InputError(f"The run's model is not to be had for {target.name}: {reason}", where=str(run))
     _walk(runner)
@@ -61,7 +61,9 @@ def _walk(runner: StageRunner) -> None:
     """Down a runner whose outputs are all in the cache; a missing one would be trained anew."""
     before = START
     for label, stage in zip(runner.recipe.labels(), runner.recipe.stages, strict=True):
-        key = runner.keys.stage(stage, runner.digest_of(before), [runner.digest_of(other) for other in stage.refers_to()])
+        key = runner.keys.stage(
+            stage, runner.digest_of(before), [runner.digest_of(other) for other in stage.refers_to()]
+        )
         if runner.cache.peek(key) is None:
             raise InputError(
                 f"The output of {label} is no longer in the run's cache, or was made by other versions.",

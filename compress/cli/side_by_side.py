@@ -76,7 +76,7 @@ def _measured(session: TargetSession, folder: Path) -> Report:
     findings.measurements += rows
     findings.notes += notes
     moment = started.isoformat(timespec="seconds")
-    return Report(recipe=runner.recipe.name, started=moment, data=data_record(runner), **findings.told())
+    return Report(recipe=runner.recipe.name, started=moment, data=data_record(runner), **findings.report_fields())
 
 
 def _precision(policy: Policy, metric: str) -> float:

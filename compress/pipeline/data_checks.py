@@ -1,4 +1,4 @@
-"""Whether models can be made, judged and timed as the recipe says, asked before its stages begin."""
+"""Checks of a recipe against its model and data, made before the first stage runs."""
 
 from __future__ import annotations
 
@@ -9,24 +9,58 @@ from compress.data.slices import Unit
 from compress.evaluation.evaluate import encode_for
 from compress.evaluation.image_judge import check_classes
 from compress.evaluation.instruction_following import turns_of
-from compress.models.config_checks import positions_of
+from compress.models import PRUNING_TESTED_TYPES
+from compress.models.config_checks import max_positions
 from compress.models.json_file import read_json
+from compress.models.lora_adapter import check_adapter
 from compress.models.processor import load_processor
 from compress.pipeline.format_support import check_formats
+from compress.pipeline.requirements import combined_error, missing_packages
 from compress.pipeline.runner import StageRunner
 from compress.pipeline.target_session import SPLIT
-from compress.stages.model_checks import check_stages
+from compress.recipe.recipe import START
+from compress.stages.base import references
+from compress.stages.model_checks import model_checks
 from compress.tasks.capability import READS_ROWS
 from compress.utils.errors import DataError
 
 
-def prove(runner: StageRunner) -> None:
-    """Everything of this module, and whether its formats can be written. Raises a `CompressError`."""
+def check_run(runner: StageRunner) -> None:
+    """Check everything that can be checked before the first stage, so that no error comes after hours of training.
+
+    Raises:
+        CompressError: With what is wrong and where.
+    """
+    problems = missing_packages(runner.recipe)
+    if problems:
+        raise combined_error(problems)
+    inputs = runner.inputs
     check_slices(runner)
     check_judge(runner)
+    for reference in dict.fromkeys(references(runner.recipe.stages)):
+        if reference.kind == "model":
+            inputs.resolve(reference.name)
+        else:
+            folder = inputs.locate(reference.name)
+            if reference.kind == "adapter":
+                check_adapter(folder)
     check_running_text(runner)
-    check_formats(runner.recipe, runner.inputs.start)
-    check_stages(runner.recipe.stages, runner.inputs.start)
+    check_formats(runner.recipe, inputs.start)
+    # Models of types that all stages are tested with need no dry run of the first stage: it starts right away.
+    config = inputs.start / "config.json"
+    tested = config.is_file() and read_json(config).get("model_type") in PRUNING_TESTED_TYPES
+    for check in model_checks(runner.recipe.stages):
+        if not tested or check.stages != runner.recipe.stages[:1]:
+            check.ask(inputs.start)
+    # Evaluation files are read now, so that a damaged one ends the run here.
+    notes = (
+        (len(inputs.questions), "multiple-choice questions are asked"),
+        (len(inputs.instructions), "instructions are given, whose answers are checked"),
+        (sum(len(part.scores) for part in inputs.rated_pairs), "pairs with human similarities are read"),
+    )
+    for count, text in notes:
+        if count:
+            runner.progress.note(f"{count:,} {text}")
 
 
 def check_judge(runner: StageRunner) -> None:
@@ -37,8 +71,12 @@ def check_judge(runner: StageRunner) -> None:
 
 
 def check_slices(runner: StageRunner) -> None:
-    """Read what every slice reads, so that a wrong one ends the run now and not after training. Raises `DataError`."""
-    if READS_ROWS not in runner.inputs.task.capabilities and any(part.length is not None for part in runner.inputs.slices):
+    """Check that the recipe's slices can be formed from the test split. Raises `DataError`."""
+    if runner.recipe.slices is None:
+        return  # the task's own slices fit its columns
+    if READS_ROWS not in runner.inputs.task.capabilities and any(
+        part.length is not None for part in runner.inputs.slices
+    ):
         raise DataError(
             f"There are no slices by length of running text, which {runner.inputs.task.name} is judged on.",
             where="slices",
@@ -47,7 +85,11 @@ def check_slices(runner: StageRunner) -> None:
 
     def lengths(unit: Unit) -> np.ndarray:
         """Tokens are not counted before there is a tokenizer."""
-        return character_lengths(runner.inputs.data, SPLIT) if unit == "characters" else np.ones(len(runner.inputs.data.split(SPLIT)))
+        return (
+            character_lengths(runner.inputs.data, SPLIT)
+            if unit == "characters"
+            else np.ones(len(runner.inputs.data.split(SPLIT)))
+        )
 
     find_parts(runner.inputs.slices, runner.inputs.data, SPLIT, lengths)
 
@@ -71,8 +113,18 @@ def check_running_text(runner: StageRunner) -> None:
         rows = runner.inputs.data.split(split)
         found = encode_for(runner.inputs.start, runner.inputs.task, rows, recipe.data.max_length, recipe.evaluation)
         runner.inputs.task.kinds_of_tokens(rows, processor, found, language)
-    turns = turns_of(runner.inputs.start, [one.prompt for one in runner.inputs.instructions]) if runner.inputs.instructions else []
-    examples = encode_for(runner.inputs.start, runner.inputs.task, runner.inputs.data.split(SPLIT), recipe.data.max_length, recipe.evaluation)
+    turns = (
+        turns_of(runner.inputs.start, [one.prompt for one in runner.inputs.instructions])
+        if runner.inputs.instructions
+        else []
+    )
+    examples = encode_for(
+        runner.inputs.start,
+        runner.inputs.task,
+        runner.inputs.data.split(SPLIT),
+        recipe.data.max_length,
+        recipe.evaluation,
+    )
     read, timed = int(examples.lengths().sum()), max(recipe.benchmark.contexts)
     if timed > read:
         raise DataError(
@@ -80,7 +132,7 @@ def check_running_text(runner: StageRunner) -> None:
             where="benchmark.contexts",
             hint="give more text, raise evaluation.windows, or lower benchmark.contexts",
         )
-    positions = positions_of(read_json(runner.inputs.start / "config.json"))
+    positions = max_positions(read_json(runner.inputs.start / "config.json"))
     wanted = {
         "data.max_length": recipe.data.max_length,
         "benchmark.contexts": timed + recipe.benchmark.tokens,

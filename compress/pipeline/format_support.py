@@ -21,7 +21,7 @@ _ANY_ARCHITECTURE = frozenset({GENERATES, TELLS_OF_IMAGES})
 """Tasks with these take models of so many kinds that each is looked at before any work."""
 
 
-def why_not(recipe: Recipe, start: Path | None, target: Target, from_graph: bool) -> str | None:
+def unsupported_reason(recipe: Recipe, start: Path | None, target: Target, from_graph: bool) -> str | None:
     """Why the final model, or the baseline, cannot run on a target: no file of that format is, or can be, written.
 
     ``start`` is the starting model's folder; what its architecture bears on is not looked at where it is None.
@@ -73,7 +73,7 @@ def format_given(recipe: Recipe, label: str, from_graph: bool) -> str | None:
     """The format that a stage's output is in for good; None for a model that any of them is written from."""
     if label == START:
         return OnnxModel.kind if from_graph else None
-    kind = getattr(recipe.stages[recipe.labels().index(label)].gives(), "kind", None)
+    kind = getattr(recipe.stages[recipe.labels().index(label)].output_type(), "kind", None)
     return kind if kind in FORMATS else None
 
 

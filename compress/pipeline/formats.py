@@ -47,7 +47,7 @@ def can_write(form: str) -> bool:
     """Whether the packages are installed that write a format."""
     sources = (form, FORMATS[form].written_from)
     kinds = [kind for source in sources if source is not None and (kind := FORMATS[source].written_by) is not None]
-    packages = {package for kind in kinds for package in STAGES[kind].model_validate({"kind": kind}).calls()}
+    packages = {package for kind in kinds for package in STAGES[kind].model_validate({"kind": kind}).called_packages()}
     return all(has_package(package) for package in packages)
 
 

@@ -21,7 +21,7 @@ from compress.evaluation.generate import (
 )
 from compress.evaluation.instruction_following import answer_perplexity, answers_of, chats, instruction_rows, turns_of
 from compress.evaluation.zero_shot import choice_rows, choice_scores, cosines, similarity_rows
-from compress.models.config_checks import positions_of
+from compress.models.config_checks import max_positions
 from compress.models.json_file import read_json
 from compress.pipeline.target_session import TargetSession, windows_digest
 from compress.results.measurement import Measurement
@@ -79,7 +79,10 @@ def _talk(session: TargetSession) -> tuple[list[Measurement], list[ContinuationR
         turns = {label: turns_of(folder, questions) for label, folder in session.artifacts.items()}
     except DataError as error:
         return [], [], f"not asked as a chat: {error.what}"
-    positions, longest = positions_of(read_json(session.runner.inputs.start / "config.json")), max(map(len, turns[BASELINE]))
+    positions, longest = (
+        max_positions(read_json(session.runner.inputs.start / "config.json")),
+        max(map(len, turns[BASELINE])),
+    )
     if positions is not None and longest + wanted.tokens > positions:
         return [], [], f"not asked as a chat: it reads {positions} tokens, and a question has {longest}"
     written = {label: _written(session, label, prompts) for label, prompts in turns.items()}

@@ -109,7 +109,11 @@ def drifts(session: TargetSession) -> list[DriftRecord]:
         return sampling_path(opened.sampler, batch[IDS], batch[NOISE], batch[SEED].tolist())
 
     usual = cache(path_of)
-    key = {"data": session.runner.inputs.data.digest(session.split), "count": count, "baseline": session.digests[BASELINE]}
+    key = {
+        "data": session.runner.inputs.data.digest(session.split),
+        "count": count,
+        "baseline": session.digests[BASELINE],
+    }
     records = []
     shape = session.examples(BASELINE).inputs[0][NOISE].shape
     for label in (one for one in session.artifacts if one != BASELINE):

@@ -109,14 +109,16 @@ class IntegrityCheck:
             raise self._fail("no weight changed.", "check the stage's parameters: as given they do nothing")
         self.findings.append(("tensors changed", str(changed)))
 
-    def _size(self, before: Weight, after: Weight) -> None:
+    def _size(self, input_size: ModelSize, output_size: ModelSize) -> None:
         limit = self.spec.max_size_ratio
-        self.findings.append(("size", f"{after.files:,} bytes, {after.files / before.files:.1%} of its input"))
-        if limit is not None and after.tensors > limit * before.tensors + self.spec.overhead_bytes:
-            share = after.tensors / before.tensors
+        self.findings.append(
+            ("size", f"{output_size.files:,} bytes, {output_size.files / input_size.files:.1%} of its input")
+        )
+        if limit is not None and output_size.tensors > limit * input_size.tensors + self.spec.overhead_bytes:
+            share = output_size.tensors / input_size.tensors
             raise self._fail(
-                f"the result's tensors have {after.tensors:,} bytes, {share:.0%} of its input's; at most {limit:.0%} "
-                "was promised.",
+                f"the result's tensors have {output_size.tensors:,} bytes, {share:.0%} of its input's; the stage guarantees at most "
+                f"{limit:.0%}.",
                 self.spec.hint or "look at `compress inspect` for the tensors that stayed large",
             )
 

@@ -63,7 +63,7 @@ class Keys:
                 "data": self._data(stage),
                 "max_length": self.recipe.data.max_length,
                 "seed": self.recipe.seed,
-                "packages": package_versions((*stage.calls(), *get_task(self.recipe.task).packages)),
+                "packages": package_versions((*stage.called_packages(), *get_task(self.recipe.task).packages)),
             }
         )
 
@@ -76,7 +76,7 @@ class Keys:
 
 
 @dataclass(frozen=True)
-class Forecast:
+class CachedStages:
     """Called with a stage's label: whether `compress run` would take the stage from the cache.
 
     Fetches and writes nothing, and trusts the manifests: while a model or the data of the recipe are not here, no

@@ -13,15 +13,15 @@ from compress.formats.target_profile import Profile
 from compress.formats.targets import PROFILES, REFERENCE
 from compress.inspection.budget import bytes_by_layer
 from compress.pipeline import generation_evals, image_generation_evals
-from compress.pipeline.format_support import why_not
+from compress.pipeline.format_support import unsupported_reason
 from compress.pipeline.formats import can_write, measurable
 from compress.pipeline.reference import is_reference, reference_notes, rows_against_reference
 from compress.pipeline.runner import StageRunner
 from compress.pipeline.target_limits import SHIPPED, Shipped, shipped, size_rows
 from compress.pipeline.target_session import SPLIT, TargetSession
 from compress.pipeline.warnings import processor_notes, run_remarks, slow_int8_notes, sparse_notes
-from compress.report.compare.machine_match import host_words
-from compress.report.predictions import Answers
+from compress.report.compare.machine_match import machine_summary
+from compress.report.predictions import ModelAnswers
 from compress.results.measurement import Measurement
 from compress.results.report import (
     BASELINE,
@@ -56,7 +56,7 @@ class Findings:
     bytes_by_layer: dict[str, tuple[LayerBytes, ...]] = field(default_factory=dict)
     slices: dict[str, SliceRecord] = field(default_factory=dict)
     calibration: list[CalibrationCurve] = field(default_factory=list)
-    answers: dict[tuple[str, str], Answers] = field(default_factory=dict)
+    answers: dict[tuple[str, str], ModelAnswers] = field(default_factory=dict)
     """What each model answered on each target, by (model, target)."""
     continuations: list[ContinuationRecord] = field(default_factory=list)
     lost_tokens: list[LostToken] = field(default_factory=list)
@@ -73,7 +73,7 @@ class Findings:
     shipped: dict[str, Shipped] = field(default_factory=dict)
     """What an app ships, by target, where there is a budget for it."""
 
-    def told(self) -> dict[str, Any]:
+    def report_fields(self) -> dict[str, Any]:
         """What a report says of it, in its fields."""
         lists = ("measurements", "skipped", "notes", "calibration", "continuations", "lost_tokens", "pictures", "drift")
         own = {name: tuple(getattr(self, name)) for name in lists}
@@ -123,7 +123,7 @@ def _artifacts(findings: Findings, runner: StageRunner, profile: Profile, lackin
     target, failed = profile.target, False
     reason = (
         why_unavailable(target)
-        or why_not(runner.recipe, runner.inputs.start, target, runner.inputs.from_graph)
+        or unsupported_reason(runner.recipe, runner.inputs.start, target, runner.inputs.from_graph)
         or make_ready(target, runner.progress)
     )
     if reason is None:
@@ -154,7 +154,9 @@ def _measured(
 def _only_written(findings: Findings, runner: StageRunner, profile: Profile) -> None:
     """The sizes of what a target would get that is not to be had here, if its files can be written."""
     target = profile.target
-    if why_not(runner.recipe, runner.inputs.start, target, runner.inputs.from_graph) is not None or not can_write(target.format):
+    if unsupported_reason(
+        runner.recipe, runner.inputs.start, target, runner.inputs.from_graph
+    ) is not None or not can_write(target.format):
         return
     artifacts = measurable(runner, target.format, profile.options)
     findings.measurements += TargetSession(runner, profile, artifacts).sizes()

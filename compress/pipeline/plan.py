@@ -23,14 +23,6 @@ _CERTAIN, _SHORT_SECONDS = 2.0, 10.0
 """Below so many times from low to high, or so many seconds at most, one figure is shown."""
 
 
-class Told(Frozen):
-    """What was predicted before past runs had a say."""
-
-    by: str = Field("", description="`arithmetic`, or `trial`: tried on a few batches")
-    seconds: float | None = None
-    peak_memory_bytes: float | None = None
-
-
 class StagePlan(Frozen):
     """One stage. ``cached`` is ``None`` where nobody knows; what is cached costs nothing again."""
 
@@ -41,9 +33,6 @@ class StagePlan(Frozen):
     reads: tuple[str, ...] = Field(description="splits and other text")
     refers_to: tuple[str, ...] = Field(description="earlier stages whose outputs it reads beside its input")
     cached: bool | None
-    work: float | None = Field(None, description="what its time grows with, in `work_unit`")
-    work_unit: str = ""
-    told: Told = Field(Told(), description="what was predicted before past runs had a say")
     seconds: Estimate
     peak_memory_bytes: Estimate
     disk_bytes: Estimate
@@ -86,7 +75,6 @@ class Plan(Frozen):
     decided: dict[str, str] = Field({}, description="label of a stage -> what it leaves to the processors, decided")
     limits: tuple[Limit, ...]
     measuring: Estimate = Field(description="seconds in which every model is judged and timed")
-    told_measuring: Told = Field(Told(), description="the same before past runs had a say")
     seconds: Estimate
     disk_needed_bytes: Estimate
     disk_free_bytes: int

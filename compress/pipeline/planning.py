@@ -1,52 +1,50 @@
-"""The plan of a run: what `compress check` proves and predicts before any model is loaded."""
+"""Planning of a run for `compress check`: checks and predictions before any model is loaded."""
 
 from __future__ import annotations
 
 import functools
 import json
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
-from compress.data.dataset import TEST
 from compress.formats.runtimes import why_unavailable
 from compress.formats.silence import quiet_libraries
 from compress.formats.target_profile import Profile, limit_words
 from compress.formats.targets import REFERENCE
 from compress.models import PRUNING_TESTED_TYPES
 from compress.models.json_file import read_json
-from compress.pipeline.format_support import check_formats, why_not
+from compress.pipeline.format_support import check_formats, unsupported_reason
 from compress.pipeline.licences import find_licences, refuse_forbidden
-from compress.pipeline.machine_speed import machine_flops_per_second
-from compress.pipeline.plan import Plan, StagePlan, TargetPlan, Told, render_plan
+from compress.pipeline.plan import Plan, StagePlan, TargetPlan, render_plan
 from compress.pipeline.recipe_sources import Sources
-from compress.pipeline.stage_benchmark import Trial, tried
-from compress.pipeline.stage_costs import ARITHMETIC, TRIAL, measuring
-from compress.pipeline.stage_plans import stage_plans, timings_of
-from compress.pipeline.time_history import MEASURING, History
+from compress.pipeline.requirements import combined_error, disk_error, missing_packages
+from compress.pipeline.stage_benchmark import StageBenchmarks, benchmark_stages
+from compress.pipeline.stage_costs import predict_measuring
+from compress.pipeline.stage_plans import stage_plans
 from compress.plugins import plugin_problems
 from compress.recipe.recipe import START, Recipe
 from compress.results.report import LicenceRecord
 from compress.sources.resolve import is_graph
-from compress.stages.base import Stage
 from compress.stages.cost_model import Estimate, PlanContext, Shape
 from compress.stages.model_checks import check_stages
 from compress.stages.training.settings import Training
 from compress.tasks.capability import DRAWS, GENERATES, READS_ROWS
 from compress.tasks.registry import get_task
-from compress.utils.environment import processor_class
-from compress.utils.errors import CompressError, InputError, MissingExtraError, ModelError, StageError
-from compress.utils.installation import extra_containing, has_package
+from compress.utils.environment import cores_quota, granted_cores, processor_class
+from compress.utils.errors import CompressError, InputError, ModelError, StageError
 from compress.utils.progress import Progress, SilentProgress
 from compress.utils.torch_device import resolve_device
 
-__all__ = ["History", "Plan", "make_plan", "plan_context", "render_plan", "timings_of"]
+__all__ = ["Plan", "make_plan", "plan_context", "render_plan"]
 
 UNPACKED = 2
-"""A fetched sample takes its download and about as much again for its files."""
-_STEPS_WORTH_A_TRIAL = 100
+"""Disk space of a fetched sample over its download: the archive and its files."""
+_MIN_ROUNDS = 5
+_MIN_BENCHMARKED_STEPS = 100
+"""Training of fewer steps is not benchmarked: the benchmark would take a large part of its time."""
 
 
 def make_plan(
@@ -57,35 +55,40 @@ def make_plan(
     looks_into_model: bool = False,
     progress: Progress | None = None,
 ) -> Plan:
-    """Find every source, predict every stage, prove that the run can begin. Loads no weights, fetches nothing.
+    """Find every source, check that the run can begin, and predict every stage. Loads no weights, downloads nothing.
 
-    ``is_cached`` says of a stage's label whether its output is there; an `InputError` of it counts as a problem.
-    With ``looks_into_model`` formats are asked whether they have a place for a language model, and stages whether they
-    can be applied to it, which imports torch and runs the model's blocks without their weights; and stages that train
-    for long are tried on a few batches in a process of their own, once, if everything is here. Raises `InputError` with
-    all problems.
+    Args:
+        recipe: The recipe.
+        recipe_folder: The folder that relative paths start from.
+        is_cached: Returns True for the label of a stage whose output is in the cache.
+        artifacts: The folder of the cache and of stage benchmarks.
+        looks_into_model: Check formats and stages against the model's structure, which imports torch and runs its
+            blocks without weights, and benchmark stages that train for long on a few batches, once.
+        progress: Is told when stages are benchmarked.
+
+    Raises:
+        InputError: With all problems at once.
     """
     sources = Sources(recipe, recipe_folder)
-    start = sources.find_all()
+    start_shape = sources.find_all()
     problems = sources.problems
-    problems += _missing_packages(recipe)
+    problems += missing_packages(recipe)
     try:
         resolve_device(recipe.device)
     except InputError as error:
         problems.append(error)
-    problems += _unfit(recipe, sources) if not problems else []
+    problems += _inapplicable_stages(recipe, sources) if not problems else []
     if artifacts.exists() and not artifacts.is_dir():
         problems.append(InputError("The place for artifacts is a file.", where=str(artifacts), expected="a folder"))
-    history = History(artifacts)
-    trial = None
-    if not problems and _is_here(sources):
-        makes = looks_into_model and _worth_a_trial(recipe, sources, is_cached)
+    benchmarks = None
+    if not problems and all(row.status == "here" for row in sources.rows):
+        run_now = looks_into_model and _trains_for_long(recipe, sources, is_cached)
         try:
-            trial = tried(recipe, recipe_folder, artifacts, makes, progress or SilentProgress())
+            benchmarks = benchmark_stages(recipe, recipe_folder, artifacts, run_now, progress or SilentProgress())
         except InputError as error:
             problems.append(error)
-    context = plan_context(recipe, sources, start or (trial.start if trial else None), trial)
-    stages = stage_plans(recipe, sources, context, is_cached, problems, history, trial)
+    context = plan_context(recipe, sources, start_shape or (benchmarks.start if benchmarks else None), benchmarks)
+    stages = stage_plans(recipe, sources, context, is_cached, problems, benchmarks)
     folder = sources.start if looks_into_model and not problems else None
     folder = folder if folder is not None and (folder / "config.json").is_file() else None
     from_graph = False
@@ -100,21 +103,13 @@ def make_plan(
         problems.append(error)
     needed, free = _disk_needed(stages, sources), _free_bytes(artifacts)
     if needed.value is not None and needed.value > free:
-        what = f"The run needs about {needed.value / 1e9:.2f} GB of disk, and {free / 1e9:.2f} GB are free."
-        hint = "Free some space (`compress cache prune`), or give --artifacts on another disk."
-        problems.append(InputError(what, where=str(artifacts), hint=hint))
+        problems.append(disk_error(needed.value, free, artifacts))
     licences, remarks = _licences(recipe, recipe_folder, problems)
     if problems:
-        raise _all(problems)
-    stand_in = None if any(one.available for one in targets) else "cpu" if from_graph else REFERENCE.name
-    there = [profile for profile, one in zip(recipe.profiles(), targets, strict=True) if one.available]
-    told_measuring = measuring(recipe, there or recipe.profiles()[:1], context, trial)
-    how = TRIAL if trial else ARITHMETIC
-    measured = (
-        history.corrected(told_measuring, MEASURING, recipe.task, how)
-        or history.seconds(MEASURING, recipe.task, _judged_rows(sources))
-        or told_measuring
-    )
+        raise combined_error(problems)
+    stand_in = None if any(target.available for target in targets) else "cpu" if from_graph else REFERENCE.name
+    available = [profile for profile, target in zip(recipe.profiles(), targets, strict=True) if target.available]
+    measuring = predict_measuring(recipe, available or recipe.profiles()[:1], context, benchmarks)
     return Plan(
         recipe=recipe.name,
         task=recipe.task,
@@ -124,12 +119,11 @@ def make_plan(
         targets=targets,
         stand_in=stand_in,
         processor=processor_class(),
-        decided=_decided(recipe),
+        decided=_resolved_fields(recipe),
         limits=recipe.limits,
-        measuring=measured,
-        told_measuring=Told(by=how, seconds=told_measuring.value),
+        measuring=measuring,
         seconds=_total(
-            [*(stage.seconds for stage in stages), measured], [*(stage.label for stage in stages), "measuring"]
+            [*(stage.seconds for stage in stages), measuring], [*(stage.label for stage in stages), "measuring"]
         ),
         disk_needed_bytes=needed,
         disk_free_bytes=free,
@@ -143,37 +137,32 @@ def make_plan(
 def _licences(
     recipe: Recipe, folder: Path, problems: list[CompressError]
 ) -> tuple[tuple[LicenceRecord, ...], tuple[str, ...]]:
-    """What sources that are here say of their licences, and what follows; what is forbidden is a problem."""
+    """Return the licences of local sources and remarks on them. A forbidden licence is added to ``problems``."""
     try:
-        found = find_licences(recipe, folder)
-        return found, tuple(refuse_forbidden(found, recipe))
+        licences = find_licences(recipe, folder)
+        return licences, tuple(refuse_forbidden(licences, recipe))
     except InputError as error:
         problems.append(error)
         return (), ()
 
 
-def _decided(recipe: Recipe) -> dict[str, str]:
-    """`reduce_range: auto is saturating`, by the label of the stage."""
-    found = {}
-    for label, written, settled in zip(recipe.labels(), recipe.stages, recipe.settled().stages, strict=True):
-        before, after = written.model_dump(mode="json"), settled.model_dump(mode="json")
-        changed = [name for name in before if before[name] != after[name]]
+def _resolved_fields(recipe: Recipe) -> dict[str, str]:
+    """Return the fields that depend on the processor, such as `reduce_range: auto is saturating`, by stage label."""
+    texts = {}
+    for label, stage, resolved in zip(recipe.labels(), recipe.stages, recipe.settled().stages, strict=True):
+        written, effective = stage.model_dump(mode="json"), resolved.model_dump(mode="json")
+        changed = [name for name in written if written[name] != effective[name]]
         if changed:
-            values = (f"{name}: {before[name]} is {json.dumps(after[name])}" for name in changed)
-            found[label] = ", ".join(values).replace('"', "")
-    return found
+            values = (f"{name}: {written[name]} is {json.dumps(effective[name])}" for name in changed)
+            texts[label] = ", ".join(values).replace('"', "")
+    return texts
 
 
-def _is_here(sources: Sources) -> bool:
-    """Whether nothing has to be fetched."""
-    return all(row.status == "here" for row in sources.rows)
+def _trains_for_long(recipe: Recipe, sources: Sources, is_cached: Callable[[str], bool] | None) -> bool:
+    """Return True if a stage that is not cached trains for many steps, so that a benchmark takes little in comparison.
 
-
-def _worth_a_trial(recipe: Recipe, sources: Sources, is_cached: Callable[[str], bool] | None) -> bool:
-    """Whether training that is not in the cache takes so many steps that trying a few of them first is little.
-
-    No plan runs the code of a recipe's module, or that of a model's repository; running text has no rows to try, and a
-    model that draws pictures no one call.
+    Planning never runs the code of a recipe's module or of a model's repository. Running text has no rows to train on,
+    and an image generator has no single forward pass to time.
     """
     train = sources.texts.get("split train")
     if train is None or recipe.module is not None or recipe.trust_remote_code:
@@ -182,24 +171,20 @@ def _worth_a_trial(recipe: Recipe, sources: Sources, is_cached: Callable[[str], 
         return False
     try:
         return any(
-            stage.passes(train.rows)[1] / getattr(stage, "batch_size", 1) >= _STEPS_WORTH_A_TRIAL
+            stage.passes(train.rows)[1] / getattr(stage, "batch_size", 1) >= _MIN_BENCHMARKED_STEPS
             for label, stage in zip(recipe.labels(), recipe.stages, strict=True)
             if isinstance(stage, Training) and not (is_cached and is_cached(label))
         )
-    except InputError:  # told with the stages
+    except InputError:  # reported with the stage's plan
         return False
 
 
-def _judged_rows(sources: Sources) -> float:
-    """Rows of the test split, or 1 where they aren't known."""
-    text = sources.texts.get(f"split {TEST}")
-    return float(text.rows if text else 1)
-
-
-def plan_context(recipe: Recipe, sources: Sources, start: Shape | None, trial: Trial | None = None) -> PlanContext:
-    """What stages may know when they predict their costs: what of the recipe is here, and what a trial showed."""
+def plan_context(
+    recipe: Recipe, sources: Sources, start: Shape | None, benchmarks: StageBenchmarks | None = None
+) -> PlanContext:
+    """Return what stages predict their costs from: sizes of the recipe's sources, and the benchmark's timings."""
     texts = sources.texts
-    answers = trial.answer_seconds / max(trial.start.working, 1.0) if trial else None
+    answers = benchmarks.answer_seconds / max(benchmarks.start.working, 1.0) if benchmarks else None
     return PlanContext(
         max_length=recipe.data.max_length,
         reads_text=all(column.kind == "text" for column in sources.task.columns),
@@ -208,14 +193,34 @@ def plan_context(recipe: Recipe, sources: Sources, start: Shape | None, trial: T
         find_model=sources.named_model,
         rate=functools.cache(lambda: machine_flops_per_second()),
         shapes={START: start},
-        uses=trial.uses if trial else None,
+        uses=benchmarks.uses if benchmarks else None,
         answer_seconds=answers,
         generates=GENERATES in sources.task.capabilities,
     )
 
 
+def machine_flops_per_second(budget_seconds: float = 0.02) -> float:
+    """Return the FLOP rate of this machine: the best fp32 matrix product on one core, times the cores granted."""
+    import numpy as np
+
+    # OpenBLAS multiplies matrices up to this size (2^18 multiplications) in one thread. Several threads would wait for
+    # each other on a busy machine, or in a container that grants fewer cores than it shows.
+    size = 64
+    left = np.full((size, size), 0.5, dtype=np.float32)
+    left @ left  # the first product initializes the library, which may take longer than the whole budget
+    rounds: list[float] = []
+    end = time.perf_counter() + budget_seconds
+    while time.perf_counter() < end or len(rounds) < _MIN_ROUNDS:
+        start = time.perf_counter()
+        for _ in range(8):
+            left @ left
+        rounds.append(time.perf_counter() - start)
+    cores = min(len(granted_cores()), cores_quota() or float("inf"))
+    return 8 * 2 * size**3 / min(rounds) * max(cores, 1)
+
+
 def _disk_needed(stages: Sequence[StagePlan], sources: Sources) -> Estimate:
-    """What stages that are not cached write, the final model once more for the run, and samples to fetch."""
+    """Return the bytes of outputs that are not cached, of the final copy in the run's folder, and of downloads."""
     new = [stage for stage in stages if not stage.cached]
     written = [*(stage.disk_bytes for stage in new), *(stage.disk_bytes for stage in stages[-1:])]
     labels = [*(stage.label for stage in new), "the final copy"]
@@ -227,6 +232,7 @@ def _disk_needed(stages: Sequence[StagePlan], sources: Sources) -> Estimate:
 
 
 def _total(estimates: Sequence[Estimate], labels: Sequence[str]) -> Estimate:
+    """Return the sum of the estimates that have a value; the note names the labels of the others."""
     known = [estimate.value for estimate in estimates if estimate.value is not None]
     unknown = [label for estimate, label in zip(estimates, labels, strict=False) if estimate.value is None]
     note = f"without {', '.join(unknown)}" if unknown else ""
@@ -240,63 +246,39 @@ def _total(estimates: Sequence[Estimate], labels: Sequence[str]) -> Estimate:
 
 
 def _free_bytes(artifacts: Path) -> int:
-    place = artifacts.absolute()
-    while not place.is_dir():
-        place = place.parent
-    return shutil.disk_usage(place).free
+    """Return the free bytes of the disk on which the artifacts folder is, or will be."""
+    folder = artifacts.absolute()
+    while not folder.is_dir():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 def _target_plan(profile: Profile, recipe: Recipe, start: Path | None, from_graph: bool) -> TargetPlan:
+    """Return whether a target can be measured here, with the reason if not, or with its description and limits."""
     target = profile.target
-    reason = why_unavailable(target) or why_not(recipe, start, target, from_graph)
+    reason = why_unavailable(target) or unsupported_reason(recipe, start, target, from_graph)
     about = [target.description, target.format, *limit_words(profile)]
     about += [f"measured here, not on {profile.instead_of}"] if profile.instead_of else []
     about += [f"timed on {profile.device}"] if profile.device else []
     return TargetPlan(name=target.name, available=reason is None, reason=reason or "; ".join(about))
 
 
-def _missing_packages(recipe: Recipe) -> list[CompressError]:
-    """One error for each package that a stage, or models of the task, call and that is not installed."""
-    stages: tuple[Stage[Any, Any], ...] = recipe.stages
-    users = {package: f"The stage {stage.kind}" for stage in reversed(stages) for package in stage.calls()}
-    users |= dict.fromkeys(get_task(recipe.task).packages, f"The task {recipe.task}")
-    errors: list[CompressError] = []
-    for package, user in users.items():
-        if has_package(package):
-            continue
-        if extra := extra_containing(package):
-            errors.append(MissingExtraError(package, extra, user))
-        else:
-            what = f"{user} needs the package {package!r}, which is not installed."
-            errors.append(InputError(what, hint=f"pip install {package}"))
-    return errors
+def _inapplicable_stages(recipe: Recipe, sources: Sources) -> list[CompressError]:
+    """Return one error for each stage that cannot be applied to the starting model, up to one that replaces the model.
 
-
-def _unfit(recipe: Recipe, sources: Sources) -> list[CompressError]:
-    """One error for each stage that can't be applied to the starting model, of those before another model goes on.
-
-    Of well-known types nothing is asked, since the answer takes the seconds in which torch is imported.
+    Types of models that all stages are tested with are not checked: importing torch would take seconds.
     """
-    place = sources.start
-    if place is None or not (place / "config.json").is_file():
+    folder = sources.start
+    if folder is None or not (folder / "config.json").is_file():
         return []
-    if read_json(place / "config.json").get("model_type") in PRUNING_TESTED_TYPES:
+    if read_json(folder / "config.json").get("model_type") in PRUNING_TESTED_TYPES:
         return []
     quiet_libraries()
     errors: list[CompressError] = []
     for number, stage in enumerate(takewhile(lambda stage: not stage.paths(), recipe.stages)):
         try:
-            stage.check_model(place)
+            stage.check_model(folder)
         except CompressError as error:
             error.where = error.where or f"stages.{number}.{stage.kind}"
             errors.append(error)
     return errors
-
-
-def _all(problems: Sequence[CompressError]) -> InputError:
-    listed = "\n".join(str(problem) for problem in problems)
-    if len(problems) == 1:
-        return (
-            problems[0] if isinstance(problems[0], InputError) else InputError(f"The recipe cannot run here: {listed}")
-        )
-    return InputError(f"The recipe cannot run here, for {len(problems)} reasons:\n{listed}")

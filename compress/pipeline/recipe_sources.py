@@ -24,14 +24,12 @@ from compress.models.config_checks import check_config
 from compress.models.diffusion_checks import is_pipeline
 from compress.models.folder_checks import refuse_quantized
 from compress.models.lora_adapter import check_adapter
-from compress.models.remote_code import allow
 from compress.pipeline.checkpoint_headers import folder_bytes, read_shape, read_size
 from compress.pipeline.plan import SourcePlan
 from compress.recipe.recipe import Recipe
-from compress.sources.build_model import Origin
 from compress.sources.diffusers_folder import check_checker
 from compress.sources.onnx_file import companions_of, onnx_file
-from compress.sources.resolve import find_model, kinds_here, resolve_model
+from compress.sources.resolve import find_model, kinds_here
 from compress.stages.base import Reference, references
 from compress.stages.cost_model import Shape, Text
 from compress.tasks.capability import IS_WRITTEN, TAKES_ARRAYS
@@ -259,38 +257,3 @@ def check_module(reference: str, folder: Path) -> None:
             where="module",
             expected="a function of an installed package, or of a file beside the recipe",
         )
-
-
-def resolved(reference: str, recipe: Recipe, folder: Path, cache: Path, progress: Progress) -> Path:
-    """A model reference of a recipe in ``folder`` as a local model folder, made or fetched below ``cache`` if need be.
-
-    Raises `ModelError` or `SampleError`.
-    """
-    place = str(find(reference, folder) or reference)
-    origin = _origin(reference, recipe, folder)
-    if origin is not None:
-        place = str(origin.make(find_model(place, progress), cache, progress))
-    found = resolve_model(
-        place,
-        trust_remote_code=recipe.trust_remote_code,
-        cache=cache,
-        progress=progress,
-        arrays=TAKES_ARRAYS in get_task(recipe.task).capabilities,
-        checker=recipe.safety_checker,
-    )
-    if recipe.trust_remote_code:
-        allow(str(found.resolve()), found)
-    return found
-
-
-def _origin(reference: str, recipe: Recipe, folder: Path) -> Origin | None:
-    """How the model of that name is made, in a recipe that lies in ``folder``; None for one whose files are whole.
-
-    That is the starting model, by a module or with random weights, or a stage's model of random weights.
-    """
-    if reference == recipe.model:
-        made = recipe.module is not None or recipe.random_weights
-        arguments = recipe.module_arguments
-        return Origin(recipe.module, recipe.random_weights, recipe.seed, folder, arguments) if made else None
-    drawn = any(one.random_weights and one.name == reference for one in references(recipe.stages))
-    return Origin(None, True, recipe.seed, folder) if drawn else None

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from compress.data.config import is_file_name
 from compress.data.source import find
 from compress.formats.silence import quiet_libraries
-from compress.pipeline.data_checks import prove
+from compress.pipeline.data_checks import check_run
 from compress.pipeline.licences import find_licences, refuse_forbidden
 from compress.pipeline.measurements import data_record, measure, test_labels
 from compress.pipeline.runner import StageRunner
@@ -29,7 +29,7 @@ from compress.recipe.recipe import START, Recipe
 from compress.report.limits import check_limits
 from compress.report.pages import write_report
 from compress.report.predictions import write_predictions
-from compress.report.run_folder import LOCK, MODEL, RECIPE, TARGETS, new_folder, point_latest, write_whole
+from compress.report.run_folder import LOCK, MODEL, RECIPE, TARGETS, create_run_folder, update_latest_link, write_atomically
 from compress.results.report import Report
 from compress.stages.base import Stage
 from compress.utils.digests import digest_directory
@@ -80,59 +80,58 @@ def _notify_plugins(finished: FinishedRun, progress: Progress) -> None:
 
 
 def take_part(recipe: Recipe, recipe_folder: Path, artifacts: Path) -> None:
-    """What a launched process other than the first does: train along; the first one measures and reports."""
+    """Run the stages in a launched process other than the first one, which alone measures and reports."""
     quiet_libraries()
-    StageRunner(recipe, recipe_folder, artifacts, SilentProgress()).travel()
+    StageRunner(recipe, recipe_folder, artifacts, SilentProgress()).run_all()
 
 
 def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress, remeasure: bool = False) -> Run:
-    """Take ``recipe`` down the road; writes below ``artifacts`` and nowhere else.
+    """Run the stages of a recipe, measure the outputs and write the report. Writes only below ``artifacts``.
 
-    Paths in the recipe count from ``recipe_folder``. Raises any `CompressError`; a failed or interrupted run leaves
-    its log, and finished stages in the cache, but no report and no `latest`.
+    Args:
+        recipe: The recipe.
+        recipe_folder: The folder that relative paths in the recipe start from.
+        artifacts: The folder of the cache and the runs.
+        progress: Is told each step; the run's log gets the same notes.
+        remeasure: Take new timings even if the cache has some.
+
+    Raises:
+        CompressError: A failed or interrupted run leaves its log, and finished stages in the cache, but no report and
+            no `latest`.
     """
     quiet_libraries()
     began, started = time.perf_counter(), datetime.now(UTC).astimezone()
     with storage_errors(artifacts):
-        folder = new_folder(artifacts / "runs" / recipe.name, started)
+        folder = create_run_folder(artifacts / "runs" / recipe.name, started)
     with _logged(progress, folder / LOG) as logged:
         runner = StageRunner(recipe, recipe_folder, artifacts, logged)
         absolute = with_absolute_paths(recipe, recipe_folder)
-        write_whole(folder / RECIPE, dump_recipe(absolute))
+        write_atomically(folder / RECIPE, dump_recipe(absolute))
         licences = find_licences(recipe, recipe_folder, fetch=True)
         remarks = refuse_forbidden(licences, recipe)
-        prove(runner)
+        check_run(runner)
         for error in plugin_problems():
             logged.note(str(error))
-        if runner.inputs.questions:
-            logged.note(f"{len(runner.inputs.questions)} multiple-choice questions are asked")
-        if runner.inputs.instructions:
-            logged.note(f"{len(runner.inputs.instructions)} instructions are given, whose answers are checked")
-        if runner.inputs.rated_pairs:
-            logged.note(
-                f"{sum(len(part.scores) for part in runner.inputs.rated_pairs):,} pairs with human similarities are read"
-            )
         runner.run_all()
         findings = measure(runner, remeasure)
         findings.notes[:0] = map(str, plugin_problems())
         findings.notes += remarks
-        wanted = (*recipe.limits, *target_limits(recipe.profiles(), findings.measurements))
+        all_limits = (*recipe.limits, *target_limits(recipe.profiles(), findings.measurements))
         limits = check_limits(
-            *(wanted, findings.measurements, recipe.baseline, findings.skipped),
+            *(all_limits, findings.measurements, recipe.baseline, findings.skipped),
             machines=findings.machines,
             verdicts=recipe.verdicts,
         )
-        limits = [explained(one, recipe.profiles(), findings.finals, findings.shipped) for one in limits]
-        made = runner.folder_of(recipe.labels()[-1])
+        limits = [explained(limit, recipe.profiles(), findings.finals, findings.shipped) for limit in limits]
         with storage_errors(folder):
-            _copy_model(made, folder / MODEL)
-            # What each target got that isn't an output of the recipe's own.
-            own = {runner.folder_of(label) for label in (START, *recipe.labels())}
+            _copy_model(runner.folder_of(recipe.labels()[-1]), folder / MODEL)
+            # Files that were written for a target alone, not by a stage of the recipe.
+            outputs = {runner.folder_of(label) for label in (START, *recipe.labels())}
             for name, source in findings.finals.items():
-                if source not in own:
+                if source not in outputs:
                     _copy_model(source, folder / TARGETS / name)
-        lock = _lock(runner)
-        write_whole(folder / LOCK, json.dumps(lock, indent=2) + "\n")
+        lock = _lock_record(runner)
+        write_atomically(folder / LOCK, json.dumps(lock, indent=2) + "\n")
         report = Report(
             recipe=recipe.name,
             description=recipe.description,
@@ -144,7 +143,7 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
             limits=tuple(limits),
             data=data_record(runner),
             licences=licences,
-            **findings.told(),
+            **findings.report_fields(),
         )
         if findings.answers:
             several = len({target for _, target in findings.answers}) > 1
@@ -152,16 +151,16 @@ def run(recipe: Recipe, recipe_folder: Path, artifacts: Path, progress: Progress
         write_report(report, folder)
         _notify_plugins(FinishedRun(absolute, report, lock, folder), logged)
         with storage_errors(folder.parent):
-            point_latest(folder)
+            update_latest_link(folder)
     return Run(report, folder)
 
 
 def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with its local files named absolutely, so that it runs again from anywhere."""
+    """Return the recipe with absolute paths of local files, so that it can run again from any folder."""
 
     def absolute(reference: str) -> str:
-        found = find(reference, folder)
-        return reference if found is None else str(found.resolve())
+        path = find(reference, folder)
+        return reference if path is None else str(path.resolve())
 
     data = recipe.data
     source = data.source and absolute(data.source)
@@ -172,12 +171,13 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     }
     changes = {"source": source, "splits": splits, "unlabeled": tuple(absolute(name) for name in data.unlabeled)}
     stages = tuple(_with_absolute_paths(stage, absolute) for stage in recipe.stages)
-    named = ("questions", "similarity", "instructions", "judge")
-    places = {name: getattr(recipe.evaluation, name) for name in named}
-    evaluation = recipe.evaluation.model_copy(update={name: at and absolute(at) for name, at in places.items()})
+    fields = ("questions", "similarity", "instructions", "judge")
+    references = {name: getattr(recipe.evaluation, name) for name in fields}
+    paths = {name: reference and absolute(reference) for name, reference in references.items()}
+    evaluation = recipe.evaluation.model_copy(update=paths)
     licences = {
-        field: {absolute(name): value for name, value in named.items()}
-        for field, named in (("stated", recipe.licences.stated), ("allowed", recipe.licences.allowed))
+        field: {absolute(name): value for name, value in licences_by_name.items()}
+        for field, licences_by_name in (("stated", recipe.licences.stated), ("allowed", recipe.licences.allowed))
     }
     update = {
         "licences": recipe.licences.model_copy(update=licences),
@@ -190,13 +190,14 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def _with_absolute_paths(stage: Stage[Any, Any], absolute: Callable[[str], str]) -> Stage[Any, Any]:
+    """Return a copy of a stage in which each path is replaced by ``absolute(path)``."""
     for field, reference in stage.paths().items():
         stage = _with_field(stage, field.split("."), absolute(reference.name))
     return stage
 
 
 def _with_field(model: Model, field: Sequence[str], value: str) -> Model:
-    """A copy of a pydantic model with another value in a field, which may be one of its parts' fields."""
+    """Return a copy of a pydantic model with another value in a field, which may be nested."""
     name, *rest = field
     return model.model_copy(update={name: _with_field(getattr(model, name), rest, value) if rest else value})
 
@@ -208,11 +209,11 @@ def _copy_model(source: Path, folder: Path) -> None:
     partial.rename(folder)
 
 
-def _lock(runner: StageRunner) -> dict[str, object]:
-    """What it takes to get the same bytes again: seed, digests, versions, threads."""
+def _lock_record(runner: StageRunner) -> dict[str, object]:
+    """Return what reproduces the same bytes: seed, digests, package versions and threads."""
     import torch
 
-    packages = sorted({name for stage in runner.recipe.stages for name in stage.calls()})
+    packages = sorted({name for stage in runner.recipe.stages for name in stage.called_packages()})
     splits = runner.inputs.data.splits
     return {
         "seed": runner.recipe.seed,
@@ -237,27 +238,27 @@ class _LoggedProgress:
         yield from self._inner.track(items, description, total)
 
     def note(self, message: str) -> None:
-        """Say one line and log it."""
+        """Show one line and log it."""
         self.write(message)
         self._inner.note(message)
 
     def write(self, message: str) -> None:
-        """Log one line alone."""
+        """Log one line without showing it."""
         line = f"{datetime.now(UTC).astimezone().isoformat(timespec='milliseconds')} {message}\n"
         self._log.write(line.encode())
 
 
 @contextlib.contextmanager
 def _logged(progress: Progress, path: Path) -> Iterator[_LoggedProgress]:
-    """A progress that logs into ``path``; what ends the run early is logged with its traceback."""
-    # Unbuffered: on a full disk nothing stays behind that would fail again when the file is closed.
+    """Yield a progress that logs into ``path``. An error that ends the run is logged with its traceback."""
+    # Unbuffered, so that closing the file cannot fail a second time on a full disk.
     with storage_errors(path), path.open("ab", buffering=0) as log:
         logged = _LoggedProgress(progress, log)
         try:
             yield logged
         except (CompressError, KeyboardInterrupt) as error:
             ending = "interrupted" if isinstance(error, KeyboardInterrupt) else traceback.format_exc()
-            # The disk may be full, and that be the error: it is on its way to the user, who needs no second one.
+            # The error may be a full disk, which the user is told once.
             with contextlib.suppress(OSError):
                 logged.write(ending)
             raise

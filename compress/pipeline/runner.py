@@ -18,17 +18,18 @@ from compress.models.torch_model import TorchModel
 from compress.pipeline.cache import Cache, Entry
 from compress.pipeline.integrity import IntegrityCheck, PredictionProbe, inspector_of, measure_size
 from compress.pipeline.keys import Keys
+from compress.pipeline.requirements import disk_error
 from compress.pipeline.run_inputs import RunInputs
 from compress.recipe.recipe import START, Recipe
 from compress.results.report import IntegrityRecord, StageRecord
 from compress.stages.base import Context, Promise, Stage
 from compress.stages.training.processes import first_says, is_first, several, wait_for_all
 from compress.utils.digests import digest_directory, size_bytes
-from compress.utils.errors import CompressError, DeviceError, InputError, StageError, StorageError
+from compress.utils.errors import CompressError, DeviceError, StageError, StorageError
 from compress.utils.progress import Progress
 from compress.utils.resource_meter import metered
 from compress.utils.storage import disk_full
-from compress.utils.torch_device import CPU, use_device, describe_device
+from compress.utils.torch_device import CPU, describe_device, use_device
 
 
 @dataclass(frozen=True)
@@ -169,8 +170,8 @@ class StageRunner:
         if label == START:
             return OnnxModel if self.inputs.from_graph else TorchModel
         if label in self.extra_results:
-            return self.extra_results[label][0].gives()
-        return self._stage_and_input(label)[0].gives()
+            return self.extra_results[label][0].output_type()
+        return self._stage_and_input(label)[0].output_type()
 
     def _apply(self, label: str, stage: Stage[Any, Any], input_label: str) -> StageResult:
         """Return the output of ``stage`` from the cache, or run it."""
@@ -257,11 +258,7 @@ class StageRunner:
         needed = disk_bytes_needed(self._model_bytes(input_label), stages)
         free = shutil.disk_usage(self.cache.root).free
         if needed > free:
-            raise InputError(
-                f"The run needs about {needed / 1e9:.2f} GB of disk, and {free / 1e9:.2f} GB are free.",
-                where=str(self.artifacts),
-                hint="Free some space (`compress cache prune`), or give --artifacts on another disk.",
-            )
+            raise disk_error(needed, free, self.artifacts)
 
     def _output_spec(self, stage: Stage[Any, Any]) -> Promise:
         """Return what the stage guarantees. In a graph from elsewhere, no part may be one that the stage shrinks."""

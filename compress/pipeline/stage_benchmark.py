@@ -1,4 +1,4 @@
-"""What a recipe's training stages cost on a few batches of its own data, tried once in a process of their own."""
+"""Benchmark of a recipe's training stages on a few batches of its own data, run once in a separate process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -23,19 +22,20 @@ from compress.utils.storage import cache_key
 
 FOLDER = "trials"
 REFUSED = "refused.json"
-"""What is wrong with data or model, as a trial's process leaves it."""
+"""File in which the process reports an error in the data or the model."""
 _REVISION = 1
-"""Raised when the same stages would be tried otherwise."""
+"""Increased when the benchmark itself changes, so that stored results are not used any more."""
 _TIMEOUT_SECONDS = 120.0
-_FREE = ("epochs", "importance_examples", "learning_rate", "warmup_ratio", "weight_decay", "keep_best")
-"""Fields that change how much of a stage's work there is, or its outcome, and not what an example costs."""
+_INDEPENDENT_FIELDS = ("epochs", "importance_examples", "learning_rate", "warmup_ratio", "weight_decay", "keep_best")
+"""Fields that change the number of examples or the result of a stage, but not the cost of an example."""
 
 
-class StageTrial(Frozen):
-    """What one stage took: ``seconds`` whatever it is given, ``example_seconds`` for reading each example, and
-    ``step_seconds`` for each time that it learns from one.
+class StageTiming(Frozen):
+    """Timing of one stage.
 
-    ``peak_rss_bytes`` is seen with the longest examples; ``shape`` is that of its output.
+    ``seconds`` do not depend on the number of examples, ``example_seconds`` are spent on reading each example, and
+    ``step_seconds`` on each example of a training step. ``peak_rss_bytes`` is measured with the longest examples.
+    ``shape`` is the shape of the output.
     """
 
     seconds: float
@@ -45,12 +45,13 @@ class StageTrial(Frozen):
     shape: Shape
 
 
-class Trial(Frozen):
-    """What was tried of a recipe, by label, and what its starting model is like.
+class StageBenchmarks(Frozen):
+    """Timings of a recipe's stages, by label, and properties of its starting model.
 
-    ``uses``: how often an example has each working weight multiply, its tokens or positions of an image.
-    ``answer_seconds`` for each example in torch and float32; ``encode_seconds`` before, for its inputs, which then take
-    ``example_bytes``. ``ready_bytes``: the memory with libraries, data and model, and nothing done yet.
+    ``uses`` is the number of times that each weight is multiplied per example (its tokens or image positions).
+    ``answer_seconds`` is the time of a forward pass per example in torch and float32, ``encode_seconds`` that of
+    encoding an example, which then takes ``example_bytes``. ``ready_bytes`` is the memory with libraries, data and model
+    loaded.
     """
 
     start: Shape
@@ -60,27 +61,39 @@ class Trial(Frozen):
     example_bytes: float
     ready_seconds: float
     ready_bytes: int
-    stages: dict[str, StageTrial] = {}
+    stages: dict[str, StageTiming] = {}
 
 
-def tried(recipe: Recipe, recipe_folder: Path, artifacts: Path, makes: bool, progress: Progress) -> Trial | None:
-    """The trial of a recipe's stages: as it was kept below ``artifacts``, or with ``makes`` made now.
+def benchmark_stages(
+    recipe: Recipe, recipe_folder: Path, artifacts: Path, run_now: bool, progress: Progress
+) -> StageBenchmarks | None:
+    """Return the stored benchmark of a recipe's stages, or run it, or return None if there is none.
 
-    None where there is none, or nothing came of it. The files of model and data must be here. Raises `InputError` for
-    what is found to be wrong with them.
+    Args:
+        recipe: The recipe, whose model and data must be local.
+        recipe_folder: The folder that relative paths start from.
+        artifacts: The folder below which benchmarks are stored.
+        run_now: Run the benchmark if none is stored.
+        progress: Is told when the benchmark starts.
+
+    Raises:
+        InputError: If the benchmark finds an error in the data or the model.
     """
     file = artifacts / FOLDER / f"{_key(recipe, recipe_folder)}.json"
-    if not file.is_file() and makes:
-        progress.note("trying the stages that train on a few batches, once: some 20 seconds")
-        _make(recipe, recipe_folder, file)
+    if not file.is_file() and run_now:
+        progress.note("benchmarking the training stages on a few batches, once: about 20 seconds")
+        _run_benchmark(recipe, recipe_folder, file)
     try:
-        return Trial.model_validate_json(file.read_text())
+        return StageBenchmarks.model_validate_json(file.read_text())
     except (OSError, ValidationError):
         return None
 
 
 def _key(recipe: Recipe, folder: Path) -> str:
-    stages = [_without(stage.model_dump(mode="json")) for stage in recipe.settled().stages]
+    stages = [
+        {name: value for name, value in stage.model_dump(mode="json").items() if name not in _INDEPENDENT_FIELDS}
+        for stage in recipe.settled().stages
+    ]
     return cache_key(
         {
             "revision": _REVISION,
@@ -95,12 +108,8 @@ def _key(recipe: Recipe, folder: Path) -> str:
     )
 
 
-def _without(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if name not in _FREE}
-
-
-def _make(recipe: Recipe, recipe_folder: Path, file: Path) -> None:
-    """Try the stages in a process of their own, so that the caller loads no torch, and keep what was found."""
+def _run_benchmark(recipe: Recipe, recipe_folder: Path, file: Path) -> None:
+    """Run the benchmark in a separate process, so that the caller loads no torch, and store its result in ``file``."""
     command = [sys.executable, "-m", "compress.pipeline.stage_benchmark_process"]
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -118,9 +127,9 @@ def _make(recipe: Recipe, recipe_folder: Path, file: Path) -> None:
             refused = Path(scratch) / REFUSED
             if refused.is_file():
                 raise InputError(**json.loads(refused.read_text()))
-            # What was tried before a stage failed, or took too long, holds all the same.
-            found = Path(scratch) / "trial.json"
-            if found.is_file():
-                found.rename(file)
+            # Timings of stages before one that failed, or took too long, are valid.
+            result = Path(scratch) / "trial.json"
+            if result.is_file():
+                result.rename(file)
     except OSError:
         return

@@ -21,8 +21,8 @@ from compress.models.folder_checks import weight_files
 from compress.models.json_file import read_json
 from compress.models.torch_model import TorchModel
 from compress.pipeline.checkpoint_headers import count
-from compress.pipeline.recipe_sources import resolved
-from compress.pipeline.stage_benchmark import REFUSED, StageTrial, Trial
+from compress.pipeline.run_inputs import resolve_recipe_model
+from compress.pipeline.stage_benchmark import REFUSED, StageBenchmarks, StageTiming
 from compress.recipe.recipe import START, Recipe
 from compress.stages.base import Context, Stage
 from compress.stages.cost_model import Shape
@@ -33,7 +33,7 @@ from compress.tasks.task import Examples, Task
 from compress.utils.errors import InputError
 from compress.utils.progress import SilentProgress, Total
 from compress.utils.resource_meter import metered
-from compress.utils.torch_device import use_device, resolve_device
+from compress.utils.torch_device import resolve_device, use_device
 
 Item = TypeVar("Item")
 _FEW = 8
@@ -112,9 +112,9 @@ class Rehearsal:
         self.ready_seconds = self.clock.now() - began
 
     def _resolve(self, reference: str) -> Path:
-        return resolved(reference, self.recipe, self.folder, self.scratch / "models", SilentProgress())
+        return resolve_recipe_model(reference, self.recipe, self.folder, self.scratch / "models", SilentProgress())
 
-    def try_all(self) -> Iterator[Trial]:
+    def try_all(self) -> Iterator[StageBenchmarks]:
         """What is known so far, after the model was looked at and after each stage that was tried."""
         with metered() as meter:
             pass
@@ -125,7 +125,7 @@ class Rehearsal:
         began = self.clock.now()
         examples = self._encode(model, rows)
         encoding = (self.clock.now() - began) / len(rows)
-        found = Trial(
+        found = StageBenchmarks(
             start=shape_of(model, self.start),
             uses=self._uses(model, examples),
             answer_seconds=self._answer_seconds(model, examples),
@@ -145,7 +145,7 @@ class Rehearsal:
                 if label not in self.outputs:
                     return
                 before = label
-            elif stage.wants(self.task.capabilities) is TorchModel and stage.gives() is TorchModel:
+            elif stage.wants(self.task.capabilities) is TorchModel and stage.output_type() is TorchModel:
                 # What the others do goes by all rows, or is little: what follows is tried with what they get.
                 self.outputs[label] = self.outputs[before]
                 if stage.decides_shape_by_data:
@@ -178,7 +178,7 @@ class Rehearsal:
 
     def _try(
         self, label: str, stage: Any, model: TorchModel, rows: np.ndarray, longest: np.ndarray, encoding: float
-    ) -> StageTrial:
+    ) -> StageTiming:
         """With the longest examples for memory, with next to none, and with a few batches."""
         one = stage.model_copy(update={"epochs": 1.0, "keep_best": False})
         some = rows[: _BATCHES * stage.batch_size]
@@ -193,7 +193,7 @@ class Rehearsal:
         each = max(beside - constant, 0.0) / (more * max(len(some) - _FEW, 1))
         # The first pass imports what the stage calls.
         beginning = first - more * each * min(len(longest), stage.batch_size)
-        return StageTrial(
+        return StageTiming(
             seconds=max(beginning, constant - more * each * _FEW, 0.0),
             example_seconds=min(each, encoding) + self.clock.shared(max(each - encoding, 0.0)),
             step_seconds=self.clock.shared(steps) / (more * len(some)),
@@ -201,12 +201,12 @@ class Rehearsal:
             shape=shape_of(output if isinstance(output, TorchModel) else model, self.start),
         )
 
-    def _run_whole(self, label: str, stage: Stage[Any, Any], model: TorchModel) -> StageTrial:
+    def _run_whole(self, label: str, stage: Stage[Any, Any], model: TorchModel) -> StageTiming:
         """On all rows."""
         rows = np.arange(len(self.data.split("train")))
         seconds, _, peak, self.outputs[label] = self._pass(stage, model, rows)
         shape = shape_of(self.outputs[label], self.start)
-        return StageTrial(seconds=seconds, example_seconds=0.0, step_seconds=0.0, peak_rss_bytes=peak, shape=shape)
+        return StageTiming(seconds=seconds, example_seconds=0.0, step_seconds=0.0, peak_rss_bytes=peak, shape=shape)
 
     def _pass(self, stage: Any, model: TorchModel, rows: np.ndarray) -> tuple[float, float, int, Any]:
         """Seconds beside the steps of training and in them, the peak of memory, and the output."""

@@ -1,4 +1,4 @@
-"""What stages and measuring cost: by the stages' own arithmetic, by a trial of them, and by past runs."""
+"""Predicted costs of stages and of measuring, from the stages' cost models and from a benchmark of stages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from compress.formats.registry import FORMATS
 from compress.formats.target_profile import Profile
 from compress.models.torch_model import TorchModel
 from compress.pipeline.format_support import format_given
-from compress.pipeline.stage_benchmark import StageTrial, Trial
+from compress.pipeline.stage_benchmark import StageBenchmarks, StageTiming
 from compress.recipe.recipe import START, Recipe
 from compress.stages.base import Stage
 from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape, Text, predicted
@@ -20,193 +20,235 @@ from compress.stages.registry import STAGES
 from compress.tasks.capability import GENERATES, IS_WRITTEN
 from compress.tasks.registry import get_task
 
-ARITHMETIC, TRIAL = "arithmetic", "trial"
-OF_TRIAL, OF_MEMORY, OF_MEASURING = (0.75, 1.35), (0.8, 1.3), (0.6, 1.8)
-"""How many times as much it may be, that is predicted by a trial, of memory, and of measuring."""
+BENCHMARK_RANGE, MEMORY_RANGE, MEASURING_RANGE = (0.75, 1.35), (0.8, 1.3), (0.6, 1.8)
+"""Lowest and highest factor of the actual cost over a predicted one: from a benchmark, of memory, of measuring."""
 LIBRARIES_BYTES, GRAPH_BYTES = 560e6, 250e6
-"""Resident memory with torch, transformers and data's libraries; and what those of graphs add."""
-_COPIES = 3
-"""Copies of a model's float32 weights that a stage without training has at once."""
-_GROWTH = 1.2
-"""What a long training comes to hold, of what a few batches do."""
+"""Resident memory with torch, transformers and the data libraries, and the additional memory of graph libraries."""
+_WEIGHT_COPIES = 3
+"""Copies of a model's float32 weights that a stage without training holds at once."""
+_MEMORY_GROWTH = 1.2
+"""Peak memory of a long training over the peak of a few batches."""
 _STILL_HELD = 0.55
-"""The part of what training has kept at hand that is there yet while a graph is changed without data."""
-_BEGINNING_SECONDS = 6.0
-"""Libraries, data and the model's check before the first stage, and the report after the last."""
-_LAUNCH_SECONDS, _CALLS_A_LAUNCH = 0.35, 12
-"""Of each model in each launch of the bench: its process's start, and rounds of calls that are made in any case."""
+"""Share of the memory freed by training that is still held while a graph is changed without data."""
+_SETUP_SECONDS = 6.0
+"""Libraries, data and the check of the model before the first stage, and the report after the last."""
+_LAUNCH_SECONDS, _CALLS_PER_LAUNCH = 0.35, 12
+"""Per model and launch of the benchmark: start of its process, and calls that are made whatever the time budget."""
 _READ_BYTES_PER_SECOND, _OVER_PEAK = 1e10, 1.2
-"""How fast a decoder's weights are read for a token, and how many times longer than at the peak rate a prompt takes."""
-_WRITTEN_AT_ONCE, _TOKEN_SECONDS = 8, 2e-3
-"""Texts that are written together where they are judged, and what one more token of each takes."""
+"""Rate at which a decoder's weights are read per token, and the time of a prompt over that at the peak FLOP rate."""
+_GENERATION_BATCH, _TOKEN_SECONDS = 8, 2e-3
+"""Texts that are generated together in an evaluation, and the seconds of one more token of each."""
 _GRAPH_SPEED = 0.7
-"""A graph answers in so much of the time that torch takes."""
+"""Time of a forward pass as a graph over its time in torch."""
 _INSTRUCTIONS = 56
-"""As many as come with the package."""
+"""Number of instructions that come with the package."""
 
 
-def told_by(label: str, trial: Trial | None) -> str:
-    """How the cost of a stage is predicted without past runs."""
-    return TRIAL if trial is not None and label in trial.stages else ARITHMETIC
-
-
-def told(
+def predict_stage_cost(
     stage: Stage[Any, Any],
     label: str,
-    before: Shape | None,
-    plan: PlanContext,
-    trial: Trial | None,
-    wanted: type[Any],
-    held: float,
+    input_shape: Shape | None,
+    context: PlanContext,
+    benchmarks: StageBenchmarks | None,
+    model_type: type[Any],
+    held_bytes: float,
 ) -> Prediction:
-    """What a stage says that it costs, or what a trial of it does, which knows more.
+    """Return the cost of a stage, from its benchmark if there is one, else from the stage's own cost model.
 
-    ``wanted`` is the class that its input is loaded as; ``held``: bytes that the process has kept from stages before.
-    Raises `InputError` as the stage does.
+    Args:
+        stage: The stage.
+        label: Its label.
+        input_shape: Shape of its input, or None if unknown.
+        context: Sizes that costs are predicted from.
+        benchmarks: Timings of stages on a few batches.
+        model_type: Class that its input is loaded as.
+        held_bytes: Memory that the process still holds from earlier stages.
+
+    Raises:
+        InputError: If the stage cannot be applied.
     """
-    found = stage.predict(before, plan)
-    tried = trial.stages.get(label) if trial else None
-    if tried is None or trial is None:
-        return _without_trial(stage, found, before, trial, wanted, held)
-    if found.shape is None or stage.decides_shape_by_data:
-        found = predicted(before, tried.shape, found.seconds, found.peak_memory_bytes)
-    seconds = _tried_seconds(stage, tried, plan, trial)
-    memory = _tried_memory(stage, tried, plan, trial, held)
-    return replace(found, seconds=seconds or found.seconds, peak_memory_bytes=memory or found.peak_memory_bytes)
-
-
-def _tried_seconds(stage: Stage[Any, Any], tried: StageTrial, plan: PlanContext, trial: Trial) -> Estimate | None:
-    examples = _examples(stage, plan)
+    prediction = stage.predict(input_shape, context)
+    timing = benchmarks.stages.get(label) if benchmarks else None
+    if timing is None or benchmarks is None:
+        return _with_library_memory(stage, prediction, input_shape, benchmarks, model_type, held_bytes)
+    if prediction.shape is None or stage.decides_shape_by_data:
+        prediction = predicted(input_shape, timing.shape, prediction.seconds, prediction.peak_memory_bytes)
+    examples = _training_examples(stage, context)
     if examples is None:
+        return prediction
+    return replace(
+        prediction,
+        seconds=_benchmarked_seconds(stage, timing, examples, context, benchmarks),
+        peak_memory_bytes=_benchmarked_memory(stage, timing, examples, benchmarks, held_bytes),
+    )
+
+
+def _benchmarked_seconds(
+    stage: Stage[Any, Any], timing: StageTiming, examples: float, context: PlanContext, benchmarks: StageBenchmarks
+) -> Estimate:
+    """Return the seconds of a stage, scaled from its benchmark to all examples.
+
+    Args:
+        stage: The stage.
+        timing: Its benchmark.
+        examples: Number of training examples.
+        context: Sizes of the splits.
+        benchmarks: Time of encoding and of a forward pass.
+    """
+    read, trained = stage.passes(examples)
+    validation = context.splits.get("validation")
+    validated = benchmarks.answer_seconds * validation.rows * trained / max(examples, 1.0) if validation else 0.0
+    # All rows are encoded, even if the stage reads a part of them.
+    unread = benchmarks.encode_seconds * (examples - read) if stage.needs().splits and stage.trains else 0.0
+    per_example = timing.example_seconds * read + timing.step_seconds * trained
+    count = max(read, trained, 1.0)
+    note = f"benchmarked here on a few batches: {per_example / count * 1e3:.3g} ms for each of {count:,.0f} examples"
+    note = note if stage.trains else "benchmarked here on all rows"
+    return Estimate(value=timing.seconds + unread + per_example + validated, note=note).within(*BENCHMARK_RANGE)
+
+
+def _benchmarked_memory(
+    stage: Stage[Any, Any], timing: StageTiming, examples: float, benchmarks: StageBenchmarks, held_bytes: float
+) -> Estimate:
+    """Return the peak memory of a stage, from its benchmark and the memory of all encoded examples.
+
+    Args:
+        stage: The stage.
+        timing: Its benchmark.
+        examples: Number of training examples.
+        benchmarks: Bytes of an encoded example.
+        held_bytes: Memory that the process still holds from earlier stages.
+    """
+    encoded = benchmarks.example_bytes * (examples if stage.needs().splits else 0.0) * (1 + len(stage.refers_to()))
+    value = _MEMORY_GROWTH * (timing.peak_rss_bytes + encoded)
+    note = "benchmarked here on the longest examples, with torch and all examples"
+    return Estimate(value=max(value, held_bytes), note=note).within(*MEMORY_RANGE)
+
+
+def _training_examples(stage: Stage[Any, Any], context: PlanContext) -> float | None:
+    """Return the rows of the training split and of unlabeled text that the stage reads, or None if any is unknown."""
+    train = context.splits.get("train")
+    unlabeled: list[Text | None] = [*context.unlabeled.values()] if stage.needs().unlabeled else []
+    if train is None or None in unlabeled:
         return None
-    read, learned = stage.passes(examples)
-    judged = plan.splits.get("validation")
-    validated = trial.answer_seconds * judged.rows * learned / max(examples, 1.0) if judged else 0.0
-    # All rows become inputs, of whatever part of them the stage reads.
-    rest = trial.encode_seconds * (examples - read) if stage.needs().splits and stage.trains else 0.0
-    value = tried.seconds + rest + tried.example_seconds * read + tried.step_seconds * learned + validated
-    each = (tried.example_seconds * read + tried.step_seconds * learned) / max(read, learned, 1.0)
-    note = f"tried here on a few batches: {each * 1e3:.3g} ms for each of {max(read, learned):,.0f} examples"
-    note = note if stage.trains else "tried here on all rows"
-    return Estimate(value=value, note=note).within(*OF_TRIAL)
+    return float(train.rows + sum(text.rows for text in unlabeled if text))
 
 
-def _tried_memory(
-    stage: Stage[Any, Any], tried: StageTrial, plan: PlanContext, trial: Trial, held: float
-) -> Estimate | None:
-    examples = _examples(stage, plan)
-    if examples is None:
-        return None
-    encoded = trial.example_bytes * (examples if stage.needs().splits else 0.0) * (1 + len(stage.refers_to()))
-    value = _GROWTH * (tried.peak_rss_bytes + encoded)
-    note = "tried here on the longest examples, with torch and all examples"
-    return Estimate(value=max(value, held), note=note).within(*OF_MEMORY)
-
-
-def _examples(stage: Stage[Any, Any], plan: PlanContext) -> float | None:
-    """Rows of the training split, and of unlabeled text where the stage reads it; None where they aren't here."""
-    train = plan.splits.get("train")
-    more: list[Text | None] = [*plan.unlabeled.values()] if stage.needs().unlabeled else []
-    if train is None or None in more:
-        return None
-    return float(train.rows + sum(text.rows for text in more if text))
-
-
-def _without_trial(
+def _with_library_memory(
     stage: Stage[Any, Any],
-    found: Prediction,
-    before: Shape | None,
-    trial: Trial | None,
-    wanted: type[Any],
-    held: float,
+    prediction: Prediction,
+    input_shape: Shape | None,
+    benchmarks: StageBenchmarks | None,
+    model_type: type[Any],
+    held_bytes: float,
 ) -> Prediction:
-    """The stage's own prediction, with the memory of the libraries that it doesn't count.
+    """Return the stage's own prediction with the memory of libraries added.
 
-    Of one that says nothing it goes by its input, unless that is read tensor by tensor.
+    A stage that predicts no memory is estimated by its input, unless it reads its input tensor by tensor.
+
+    Args:
+        stage: The stage.
+        prediction: Its own prediction.
+        input_shape: Shape of its input, or None if unknown.
+        benchmarks: Memory with libraries, data and model loaded.
+        model_type: Class that its input is loaded as.
+        held_bytes: Memory that the process still holds from earlier stages.
     """
-    memory, ready = found.peak_memory_bytes, float(trial.ready_bytes) if trial else LIBRARIES_BYTES
+    memory, ready = prediction.peak_memory_bytes, float(benchmarks.ready_bytes) if benchmarks else LIBRARIES_BYTES
     if memory.value is not None:
         note = memory.note.replace("; without torch itself", "") + ", and libraries"
-        memory = Estimate(value=max(memory.value + ready, held), note=note)
-    elif before is not None and not stage.trains and wanted in (TorchModel, OnnxModel):
-        held *= 1.0 if wanted is TorchModel or stage.needs().splits else _STILL_HELD
-        value = ready + GRAPH_BYTES + _COPIES * 4 * before.parameters
-        note = "libraries, three copies of the weights, and what training before has left"
-        memory = Estimate(value=max(value, held), note=note).within(*OF_MEMORY)
-    elif held and not stage.trains:
-        memory = Estimate(value=held, note="at least what training before has left").within(*OF_MEMORY)
-    return replace(found, peak_memory_bytes=memory)
+        memory = Estimate(value=max(memory.value + ready, held_bytes), note=note)
+    elif input_shape is not None and not stage.trains and model_type in (TorchModel, OnnxModel):
+        held_bytes *= 1.0 if model_type is TorchModel or stage.needs().splits else _STILL_HELD
+        value = ready + GRAPH_BYTES + _WEIGHT_COPIES * 4 * input_shape.parameters
+        note = "libraries, three copies of the weights, and memory held after earlier training"
+        memory = Estimate(value=max(value, held_bytes), note=note).within(*MEMORY_RANGE)
+    elif held_bytes and not stage.trains:
+        memory = Estimate(value=held_bytes, note="at least the memory held after earlier training")
+        memory = memory.within(*MEMORY_RANGE)
+    return replace(prediction, peak_memory_bytes=memory)
 
 
-def measuring(recipe: Recipe, profiles: Sequence[Profile], plan: PlanContext, trial: Trial | None) -> Estimate:
-    """Seconds of everything beside the stages: each model written for each of these targets, judged and timed."""
-    labels, launches = _measured(recipe), 2 * recipe.benchmark.launches
-    rows = plan.splits.get(TEST)
+def predict_measuring(
+    recipe: Recipe, profiles: Sequence[Profile], context: PlanContext, benchmarks: StageBenchmarks | None
+) -> Estimate:
+    """Return the seconds beside the stages: each model exported for each target, evaluated and timed.
+
+    Args:
+        recipe: The recipe.
+        profiles: Targets that are available here.
+        context: Sizes that costs are predicted from.
+        benchmarks: Time of encoding and of a forward pass.
+    """
+    labels, launches = _measured_labels(recipe), 2 * recipe.benchmark.launches
+    rows = context.splits.get(TEST)
     unknown = [] if rows else ["the test rows"]
-    seconds = _BEGINNING_SECONDS
+    seconds = _SETUP_SECONDS
     for profile in profiles:
-        spent = []
+        evaluations_and_timings = []
         for label in labels:
-            shape = plan.shapes.get(label)
+            shape = context.shapes.get(label)
             if shape is None:
                 unknown.append(f"the size of {label}")
                 continue
-            seconds += _writing(recipe, profile, label, shape, plan)
-            one = _judged_and_timed(recipe, shape, plan, trial, rows or Text(0, 0))
-            unknown += [] if one else ["what an answer costs"]
-            spent.append(one or (0.0, recipe.benchmark.seconds))
-        seconds += sum(judged for judged, _ in spent)
+            # A model that is not in the target's format is written in it first.
+            kind = FORMATS[profile.target.format].written_by
+            if kind is not None and format_given(recipe, label, False) != profile.target.format:
+                seconds += STAGES[kind].model_validate({"kind": kind}).predict(shape, context).seconds.value or 0.0
+            costs = _evaluation_and_timing(recipe, shape, context, benchmarks, rows or Text(0, 0))
+            unknown += [] if costs else ["the time of a forward pass"]
+            evaluations_and_timings.append(costs or (0.0, recipe.benchmark.seconds))
+        seconds += sum(evaluation for evaluation, _ in evaluations_and_timings)
         budget = recipe.benchmark.budget_seconds
         starts = launches * len(labels) * _LAUNCH_SECONDS
-        seconds += budget if budget is not None else starts + sum(timed for _, timed in spent)
+        seconds += budget if budget is not None else starts + sum(timing for _, timing in evaluations_and_timings)
     if unknown:
         note = f"at least: {', '.join(dict.fromkeys(unknown))} not known before a first run here"
         return Estimate(value=seconds, note=note).within(1.0, 5.0)
-    note = f"{len(labels)} models judged on {rows.rows if rows else 0:,} rows and timed in {launches} launches"
-    return Estimate(value=seconds, note=note).within(*OF_MEASURING)
+    note = f"{len(labels)} models evaluated on {rows.rows if rows else 0:,} rows and timed in {launches} launches"
+    return Estimate(value=seconds, note=note).within(*MEASURING_RANGE)
 
 
-def _writing(recipe: Recipe, profile: Profile, label: str, shape: Shape, plan: PlanContext) -> float:
-    """Seconds in which a model gets into a target's format, where it isn't in it."""
-    kind = FORMATS[profile.target.format].written_by
-    if kind is None or format_given(recipe, label, False) == profile.target.format:
-        return 0.0
-    return STAGES[kind].model_validate({"kind": kind}).predict(shape, plan).seconds.value or 0.0
-
-
-def _judged_and_timed(
-    recipe: Recipe, shape: Shape, plan: PlanContext, trial: Trial | None, test: Text
+def _evaluation_and_timing(
+    recipe: Recipe, shape: Shape, context: PlanContext, benchmarks: StageBenchmarks | None, test: Text
 ) -> tuple[float, float] | None:
-    """Seconds in which one model is judged, and in which it is timed; None where an answer's are not known.
+    """Return the seconds of evaluating and of timing one model, or None if the time of a forward pass is unknown.
 
-    In every launch it makes some calls in any case, and for as long as the recipe says where there is more time.
+    Args:
+        recipe: The recipe.
+        shape: Shape of the model.
+        context: Sizes that costs are predicted from.
+        benchmarks: Time of encoding.
+        test: Size of the test split.
     """
-    bench, judged, task = recipe.benchmark, recipe.evaluation, get_task(recipe.task).capabilities
-    calls, kinds = 2 * bench.launches * _CALLS_A_LAUNCH, 1 + bench.batched
+    bench, evaluation, task = recipe.benchmark, recipe.evaluation, get_task(recipe.task).capabilities
+    calls, kinds = 2 * bench.launches * _CALLS_PER_LAUNCH, 1 + bench.batched
     if GENERATES in task:
+        # Reading text is bound by FLOPs, generating tokens by reading the weights once per token.
         token = 4 * shape.parameters / _READ_BYTES_PER_SECOND
-        texts = [test, *(plan.splits[split] for split in recipe.data.also if split in plan.splits)]
-        tokens = sum(judged.windows * plan.max_length if judged.windows else plan.tokens(text) for text in texts)
+        texts = [test, *(context.splits[split] for split in recipe.data.also if split in context.splits)]
+        windows = evaluation.windows
+        tokens = sum(windows * context.max_length if windows else context.tokens(text) for text in texts)
         tokens += sum(bench.contexts) * 2 * bench.launches
-        passes = 2 * _OVER_PEAK * shape.parameters * tokens / plan.rate()
-        written = 2 * judged.prompts * judged.tokens + 2 * bench.launches * len(bench.contexts) * bench.tokens
-        written += _INSTRUCTIONS * judged.answer_tokens if judged.instructions else 0
-        return passes + written * token, bench.seconds * len(bench.contexts)
-    answer = plan.answers(shape, 1.0)
+        reading = 2 * _OVER_PEAK * shape.parameters * tokens / context.rate()
+        generated = 2 * evaluation.prompts * evaluation.tokens + 2 * bench.launches * len(bench.contexts) * bench.tokens
+        generated += _INSTRUCTIONS * evaluation.answer_tokens if evaluation.instructions else 0
+        return reading + generated * token, bench.seconds * len(bench.contexts)
+    answer = context.answers(shape, 1.0)
     if answer is None:
         return None
     answer *= _GRAPH_SPEED
-    encoding = trial.encode_seconds if trial else 0.0
-    spent = (answer + encoding) * test.rows
+    encoding = benchmarks.encode_seconds if benchmarks else 0.0
+    evaluated = (answer + encoding) * test.rows
     timed = bench.seconds * kinds + calls * answer * (1 + bench.batch_size * bench.batched)
     if IS_WRITTEN in task:
-        token = plan.max_length * _TOKEN_SECONDS
-        return spent + test.rows / _WRITTEN_AT_ONCE * token, timed + calls * kinds * token
-    return spent, timed
+        token = context.max_length * _TOKEN_SECONDS
+        return evaluated + test.rows / _GENERATION_BATCH * token, timed + calls * kinds * token
+    return evaluated, timed
 
 
-def _measured(recipe: Recipe) -> list[str]:
-    """Labels of the models that are judged and timed, each once."""
+def _measured_labels(recipe: Recipe) -> list[str]:
+    """Return the labels of the models that are evaluated and timed, each once."""
     labels = recipe.labels()
     others = labels if recipe.benchmark.every_stage else labels[-1:]
     return list(dict.fromkeys([recipe.baseline if recipe.baseline != START else START, *others]))

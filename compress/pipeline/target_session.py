@@ -32,7 +32,7 @@ from compress.numerics.calibration import calibration_bins
 from compress.pipeline.runner import StageRunner
 from compress.pipeline.target_limits import size_rows
 from compress.pipeline.timing import time_artifacts
-from compress.report.predictions import Answers
+from compress.report.predictions import ModelAnswers
 from compress.results.measurement import Measurement
 from compress.results.metrics import metric_on_split
 from compress.results.report import (
@@ -88,7 +88,12 @@ class TargetSession:
             recipe, rows = self.runner.recipe, self.runner.inputs.data.split(key[1])
             baseline = None if label == BASELINE else self.artifacts.get(BASELINE)
             self._encoded[key] = encode_for(
-                self.artifacts[label], self.runner.inputs.task, rows, recipe.data.max_length, recipe.evaluation, baseline
+                self.artifacts[label],
+                self.runner.inputs.task,
+                rows,
+                recipe.data.max_length,
+                recipe.evaluation,
+                baseline,
             )
         return self._encoded[key]
 
@@ -155,7 +160,7 @@ class TargetSession:
             rows += [*own, *kind_rows(one.kept["loss"], kinds[label], counts, own[0])] if counts else own
         return rows
 
-    def answers(self, label: str) -> Answers | None:
+    def answers(self, label: str) -> ModelAnswers | None:
         """What a model answered to each row, once `accuracies` has found it, by the class names of its config.
 
         None where the task's answers are no classes.
@@ -166,7 +171,7 @@ class TargetSession:
             return None
         names = artifact_labels(self.artifacts[label]) or self.runner.inputs.data.labels
         chosen = probabilities.argmax(axis=-1)
-        return Answers([names[index] for index in chosen], probabilities.max(axis=-1), chosen == found.labels)
+        return ModelAnswers([names[index] for index in chosen], probabilities.max(axis=-1), chosen == found.labels)
 
     def calibration(self) -> list[CalibrationCurve]:
         """The reliability diagrams of the baseline and the final model, where answers are classes."""
@@ -216,7 +221,13 @@ class TargetSession:
             examples, text = self.examples(label, split), f"evaluate {label} on {self.target.name}"
             text += f" by {split}" if split else ""
             found = predict(
-                self.artifacts[label], runner.inputs.task, examples, self.target, working_threads(), runner.progress, text
+                self.artifacts[label],
+                runner.inputs.task,
+                examples,
+                self.target,
+                working_threads(),
+                runner.progress,
+                text,
             )
             arrays: dict[str, Any] = dict(found.kept)
             arrays |= {} if found.labels is None else {_LABELS: found.labels}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tiny_run
 
-from compress.pipeline.keys import Forecast
+from compress.pipeline.keys import CachedStages
 from compress.pipeline.planning import make_plan
 from compress.pipeline.runner import StageRunner
 from compress.utils.errors import DataError
@@ -33,7 +33,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def forecast(place: Path, *overrides: str) -> list[bool]:
     """For each stage whether it is said to be cached, after proof that a run agrees on those that are."""
     recipe = tiny_run.load(place / "tiny.yaml", STAGES, *overrides)
-    said = Forecast(recipe, place, place / "artifacts")
+    said = CachedStages(recipe, place, place / "artifacts")
     return [said(label) for label in recipe.labels()]
 
 
@@ -73,7 +73,7 @@ def test_a_stage_removed_from_the_cache_takes_those_after_it_along(place: Path, 
 
 
 def test_nothing_is_cached_without_a_cache_and_none_is_made(place: Path, tmp_path: Path) -> None:
-    said = Forecast(tiny_run.load(place / "tiny.yaml", STAGES), place, tmp_path / "artifacts")
+    said = CachedStages(tiny_run.load(place / "tiny.yaml", STAGES), place, tmp_path / "artifacts")
     assert not any(said(label) for label in TORCH_LABELS)
     assert list(tmp_path.iterdir()) == []
 
@@ -98,7 +98,7 @@ def test_nothing_is_cached_while_a_source_is_not_here_and_nothing_is_fetched(
 
 def test_the_plan_names_what_is_cached_and_needs_no_disk_for_it(place: Path) -> None:
     recipe = tiny_run.load(place / "tiny.yaml", STAGES)
-    known = make_plan(recipe, place, Forecast(recipe, place, place / "artifacts"), place / "artifacts")
+    known = make_plan(recipe, place, CachedStages(recipe, place, place / "artifacts"), place / "artifacts")
     unknown = make_plan(recipe, place, None, place / "artifacts")
     assert [stage.cached for stage in known.stages] == [True] * 4
     assert [stage.cached for stage in unknown.stages] == [None] * 4
@@ -113,4 +113,4 @@ def test_data_that_a_run_would_refuse_is_refused_by_check(place: Path, tmp_path:
         file.write(row + "\n")
     recipe = tiny_run.load(tmp_path / "copy" / "tiny.yaml", STAGES)
     with pytest.raises(DataError):
-        make_plan(recipe, tmp_path / "copy", Forecast(recipe, tmp_path / "copy", tmp_path / "copy" / "artifacts"))
+        make_plan(recipe, tmp_path / "copy", CachedStages(recipe, tmp_path / "copy", tmp_path / "copy" / "artifacts"))

@@ -125,7 +125,7 @@ def test_any_change_counts(change: str):
 
 def test_a_result_larger_than_promised(tmp_path: Path):
     what = breach(torch_model(0), torch_model(1), tmp_path, Promise(max_size_ratio=0.5))
-    assert "100% of its input's; at most 50% was promised" in what
+    assert "100% of its input's; the stage guarantees at most 50%" in what
 
 
 def test_what_lies_around_the_tensors_is_not_promised_to_shrink(tmp_path: Path):
@@ -142,11 +142,11 @@ def test_what_lies_around_the_tensors_is_not_promised_to_shrink(tmp_path: Path):
     contract = Contract("squeeze", Promise(max_size_ratio=0.8))
     contract._size(before, after)
     assert dict(contract.found)["size"].startswith(f"{after.files:,} bytes, {after.files / before.files:.1%}")
-    with pytest.raises(IntegrityError, match="at most 30% was promised"):
+    with pytest.raises(IntegrityError, match="the stage guarantees at most 30%"):
         Contract("squeeze", Promise(max_size_ratio=0.3))._size(before, after)
     over = int(after.tensors - 0.3 * before.tensors)
     Contract("squeeze", Promise(max_size_ratio=0.3, overhead_bytes=over + 1))._size(before, after)
-    with pytest.raises(IntegrityError, match="at most 30% was promised"):
+    with pytest.raises(IntegrityError, match="the stage guarantees at most 30%"):
         Contract("squeeze", Promise(max_size_ratio=0.3, overhead_bytes=over - 1))._size(before, after)
 
 

@@ -13,7 +13,7 @@ from tiny_run import load
 from transformers import RegNetConfig, RegNetForImageClassification
 
 from compress.formats.targets import REFERENCE
-from compress.pipeline.data_checks import prove
+from compress.pipeline.data_checks import check_run
 from compress.pipeline.measurements import Findings, measure_answers
 from compress.pipeline.runner import StageRunner
 from compress.pipeline.target_session import TargetSession
@@ -102,4 +102,4 @@ def test_paths_are_followed_from_the_same_noise(found: Findings) -> None:
 
 def test_a_judge_of_other_classes_is_refused_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="knows no class"):
-        prove(_road(tmp_path / "other", ("hat", "glove")))
+        check_run(_road(tmp_path / "other", ("hat", "glove")))

@@ -541,7 +541,7 @@ def test_a_stage_that_breaks_its_promise_is_named_and_the_earlier_ones_are_kept(
         travel(place / "tiny.yaml", warm, "stages.5.quantize.per_channel=false")
     error = caught.value
     assert isinstance(error, IntegrityError)
-    assert "'quantize'" in error.what and "at most 1% was promised" in error.what
+    assert "'quantize'" in error.what and "the stage guarantees at most 1%" in error.what
     assert error.exit_code == 3
     monkeypatch.undo()
     done = travel(place / "tiny.yaml", warm, "stages.5.quantize.per_channel=false")

@@ -14,11 +14,11 @@ import tiny_run
 from typer.testing import CliRunner
 
 from compress.cli import app
-from compress.pipeline.keys import Forecast
+from compress.pipeline.keys import CachedStages
 from compress.pipeline.planning import make_plan
 from compress.pipeline.run import Run, run
-from compress.report.compare.change import Sides
-from compress.report.compare.flips import flips
+from compress.report.compare.change import ComparedModels
+from compress.report.compare.flips import find_flips
 from compress.report.compare.slices import slice_changes
 from compress.results.report import load_report
 from compress.utils.errors import DataError, InputError
@@ -192,7 +192,7 @@ def test_check_refuses_a_column_that_is_not_there(tmp_path: Path, name: str) -> 
     recipe = write(tmp_path, slices=[{"column": "sources"}])
     loaded = tiny_run.load(recipe, f"data.splits.test={name}")
     with pytest.raises(InputError, match="no column 'sources', which a slice reads") as caught:
-        make_plan(loaded, tmp_path, Forecast(loaded, tmp_path, tmp_path / "artifacts"))
+        make_plan(loaded, tmp_path, CachedStages(loaded, tmp_path, tmp_path / "artifacts"))
     assert ("Did you mean 'source'?" in str(caught.value)) == (name == "test.jsonl")
 
 
@@ -216,13 +216,13 @@ def test_evaluate_by_slice_tells_what_the_run_measured(done: Done) -> None:
 
 def test_the_run_compares_slice_by_slice_with_its_own_baseline(done: Done) -> None:
     report, folder = done.run.report, done.run.folder
-    sides = Sides(report, report, baseline_model="baseline", baseline_folder=folder, candidate_folder=folder)
+    sides = ComparedModels(report, report, baseline_model="baseline", baseline_folder=folder, candidate_folder=folder)
     parts = slice_changes(sides, "cpu", 0.005, 0.9)
     assert {part.name for part in parts} == set(report.slices)
     for part in parts:
         effect = done.accuracy(part.name) - done.accuracy(part.name, "baseline")
         assert part.change.effect == pytest.approx(effect)
-    turned = flips(sides, "cpu")
+    turned = find_flips(sides, "cpu")
     answers = kept(done)
     expected = {row["row"] for row in answers if row["baseline.correct"] != row["final.correct"]}
     assert {flip.row for flip in turned} == expected

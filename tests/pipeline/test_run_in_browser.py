@@ -13,7 +13,7 @@ from tiny_run import LABELS, Notes, load, write_all, write_model
 
 from compress.formats.model_file import model_file
 from compress.formats.targets import TARGETS
-from compress.pipeline.format_support import why_not
+from compress.pipeline.format_support import unsupported_reason
 from compress.pipeline.run import run
 from compress.recipe.recipe import Recipe
 from compress.report.predictions import read_predictions
@@ -66,11 +66,11 @@ def test_the_browser_is_a_target_like_any_other(tmp_path: Path, chromium: str) -
 def test_what_goes_token_by_token_is_skipped_there(task: str) -> None:
     recipe = SimpleNamespace(task=task)
     for name in ("browser", "node"):
-        reason = why_not(cast(Recipe, recipe), None, TARGETS[name], from_graph=False)
+        reason = unsupported_reason(cast(Recipe, recipe), None, TARGETS[name], from_graph=False)
         assert reason == f"it answers one batch at a time, and {task} goes token by token"
 
 
 def test_what_draws_is_asked_step_by_step_there() -> None:
     recipe = SimpleNamespace(task="text-to-image", stages=[], baseline="start", labels=lambda: ["start"])
     for name in ("browser", "node"):
-        assert why_not(cast(Recipe, recipe), None, TARGETS[name], from_graph=False) is None
+        assert unsupported_reason(cast(Recipe, recipe), None, TARGETS[name], from_graph=False) is None

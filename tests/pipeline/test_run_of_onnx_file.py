@@ -15,7 +15,7 @@ import yaml
 from recurrent_graph import recurrent
 
 from compress.cli.artifact import find_artifact
-from compress.pipeline.keys import Forecast
+from compress.pipeline.keys import CachedStages
 from compress.pipeline.planning import make_plan
 from compress.pipeline.run import run
 from compress.recipe.loading import read_recipe
@@ -45,7 +45,7 @@ def test_a_bare_graph_is_quantized_and_measured_against_the_original(tmp_path: P
     read = read_recipe(recipe_of(tmp_path, stages=[STATIC], data=draws, targets=["cpu", "ort"]))
     assert read.task == "graph-agreement" and read.task_is_told
     artifacts = tmp_path / "artifacts"
-    plan = make_plan(read, tmp_path, Forecast(read, tmp_path, artifacts), artifacts)
+    plan = make_plan(read, tmp_path, CachedStages(read, tmp_path, artifacts), artifacts)
     assert (plan.sources[0].parameters, plan.stages[0].takes) == (8 * 27 + 4 * 8 + 5 * 512, "OnnxModel")
     done = run(read, tmp_path, artifacts, SilentProgress())
     assert value_of(done.report, "rms_error", "baseline") == 0.0
@@ -58,7 +58,7 @@ def test_a_bare_graph_is_quantized_and_measured_against_the_original(tmp_path: P
     assert {row.metric for row in done.report.measurements} >= {"latency_ms", "size_bytes", "speedup", "agreement"}
     made = onnx.load(done.folder / "model" / "onnx" / "model_quantized.onnx")
     assert {node.op_type for node in made.graph.node} >= {"QuantizeLinear", "DequantizeLinear"}
-    assert Forecast(read, tmp_path, artifacts)("quantize")
+    assert CachedStages(read, tmp_path, artifacts)("quantize")
     # What was made is an artifact like any other.
     assert len(find_artifact(done.folder, None).examples(SilentProgress())) == 24
 

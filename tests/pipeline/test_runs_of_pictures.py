@@ -16,7 +16,7 @@ from tiny_pipelines import WORDS, pipeline_folder
 from tiny_run import BENCHMARK, Notes, load
 
 from compress.models.diffusion_sampling import empty_ids, load_prompt_processor
-from compress.pipeline.keys import Forecast
+from compress.pipeline.keys import CachedStages
 from compress.pipeline.run import Run, run
 from compress.results.report import BASELINE, FINAL
 
@@ -91,7 +91,7 @@ def test_what_is_cached_is_foretold(done: Run) -> None:
     folder = done.folder.parents[3]
     (folder / "model" / "README.md").write_text("where it comes from")
     recipe = load(folder / "recipe.yaml")
-    said = Forecast(recipe, folder, folder / "artifacts")
+    said = CachedStages(recipe, folder, folder / "artifacts")
     assert all(said(label) for label in recipe.labels())
 
 

@@ -17,7 +17,7 @@ import compress.pipeline.stage_benchmark
 from compress.pipeline import stage_benchmark_process
 from compress.pipeline.checkpoint_headers import read_shape
 from compress.pipeline.planning import History, make_plan, render_plan, timings_of
-from compress.pipeline.stage_benchmark import StageTrial, Trial, tried
+from compress.pipeline.stage_benchmark import StageTiming, Trial, tried
 from compress.pipeline.stage_benchmark_process import Rehearsal
 from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Recipe
@@ -101,7 +101,7 @@ TRIAL = Trial(
     ready_seconds=3.0,
     ready_bytes=500_000_000,
     stages={
-        "finetune": StageTrial(seconds=2.0, example_seconds=0.1, step_seconds=0.5, peak_rss_bytes=10**9, shape=SHAPE)
+        "finetune": StageTiming(seconds=2.0, example_seconds=0.1, step_seconds=0.5, peak_rss_bytes=10**9, shape=SHAPE)
     },
 )
 

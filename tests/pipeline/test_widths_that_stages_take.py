@@ -9,7 +9,7 @@ import pytest
 import tiny_run
 from tiny_generation import write_all
 
-from compress.plugins.search.shape_inference import fields_of
+from compress.plugins.search.shape_inference import stages_key
 from compress.stages.model_checks import check_stages, model_checks
 from compress.utils.errors import ModelError
 
@@ -64,6 +64,6 @@ def test_a_passed_check_of_widths_is_known_by_what_cuts_before_it(tmp_path: Path
         checks = [check for check in model_checks(recipe.stages) if check.of_widths]
         (found,) = (check for check in checks if check.stages[-1].kind == "gptq")
         assert [stage.kind for stage in found.stages] == ["prune", "gptq"]
-        return fields_of(found.stages)
+        return stages_key(found.stages)
 
     assert known(0.5, 0.5) == known(0.5, 0.7) != known(0.25, 0.5)

@@ -13,18 +13,24 @@ from pathlib import Path
 from compress.formats.runtimes import why_unavailable
 from compress.formats.silence import quiet_libraries
 from compress.models.torch_model import TorchModel
-from compress.pipeline.data_checks import prove
-from compress.pipeline.keys import Forecast
+from compress.pipeline.data_checks import check_run
+from compress.pipeline.keys import CachedStages
 from compress.pipeline.planning import make_plan
 from compress.pipeline.runner import StageRunner
 from compress.plugins.ray.jobs import Roads
 from compress.plugins.search.goal import Goal
 from compress.plugins.search.refit import check_refit
-from compress.plugins.search.shape_inference import Rehearsal, Stages, UnforeseenError, failures, fields_of
-from compress.plugins.search.space import Space
-from compress.plugins.search.space_summary import Opening, opening_of
+from compress.plugins.search.shape_inference import (
+    ShapeInference,
+    Stages,
+    UnpredictableStageError,
+    expected_failures,
+    stages_key,
+)
+from compress.plugins.search.space import SearchSpace
+from compress.plugins.search.space_summary import SpaceSummary, summarize_space
 from compress.plugins.search.trial import target_profile
-from compress.plugins.search.warm_start import past_trials
+from compress.plugins.search.warm_start import find_past_trials
 from compress.recipe.document import Document
 from compress.recipe.recipe import START
 from compress.stages.model_checks import model_checks
@@ -36,7 +42,7 @@ RECIPES = Path("recipes")
 
 
 @dataclass
-class Prepared:
+class PreparedSearch:
     """The recipe of ``document``, whose paths count from ``folder``; ``roads`` read its data. Nothing is written.
 
     Values that the model can't have are left out of the space, each for what it fails by while everything else is as
@@ -52,9 +58,9 @@ class Prepared:
 
     def __post_init__(self) -> None:
         quiet_libraries()
-        self.space = Space(self.document, self.folder)
+        self.space = SearchSpace(self.document, self.folder)
         base, search = self.space.base, self.space.search
-        self.goal = Goal.of(base, search)
+        self.goal = Goal.from_recipe(base, search)
         self.goal.check_resolution(search.select.rows)
         check_refit(self.space)
         target = target_profile(base).target
@@ -64,21 +70,23 @@ class Prepared:
                 where="search.target",
                 expected="a target that is to be had here",
             )
-        plan = make_plan(base, self.folder, Forecast(base, self.folder, self.artifacts), self.artifacts)
+        plan = make_plan(base, self.folder, CachedStages(base, self.folder, self.artifacts), self.artifacts)
         told = [stage.seconds.value for stage in plan.stages]
         self.first_seconds = sum(seconds for seconds in told if seconds is not None)
         """What the stages of the first trial will take, as far as the plan foretells it; judging them comes on top."""
         if self.fetches or all(source.status == "here" for source in plan.sources):
             self._prove()
-        self.past = past_trials(self.space, self.goal, self.artifacts, RECIPES) if search.past else ()
+        self.past = find_past_trials(self.space, self.goal, self.artifacts, RECIPES) if search.past else ()
 
-    def opening(self, origin: str) -> Opening:
+    def summary(self, origin: str) -> SpaceSummary:
         """What will be searched; ``origin`` says where its recipe comes from."""
         past = tuple(dict.fromkeys(one.source for one in self.past))
-        return opening_of(self.space, self.goal, target_profile(self.space.base).name, origin, past, self.first_seconds)
+        return summarize_space(
+            self.space, self.goal, target_profile(self.space.base).name, origin, past, self.first_seconds
+        )
 
     def _prove(self) -> None:
-        prove(self._road)
+        check_run(self._road)
         stages = self.space.base.stages
         if (error := self._failure(stages)) is not None:
             raise InputError(
@@ -87,7 +95,7 @@ class Prepared:
                 expected=error.expected,
                 hint=error.hint,
             ) from error
-        self.space.narrow(lambda point: self._failure(self.space.stages(point)))
+        self.space.exclude_failing_values(lambda point: self._failure(self.space.stages(point)))
 
     @cached_property
     def _fit(self) -> set[tuple[bool, str]]:
@@ -96,11 +104,11 @@ class Prepared:
 
     @cached_property
     def _road(self) -> StageRunner:
-        return self.roads.road(self.space.base.model_copy(update={"baseline": START}))
+        return self.roads.runner(self.space.base.model_copy(update={"baseline": START}))
 
     @cached_property
-    def _rehearsal(self) -> Rehearsal:
-        return Rehearsal(self._road, self._road.inputs.start)
+    def _rehearsal(self) -> ShapeInference:
+        return ShapeInference(self._road, self._road.inputs.start)
 
     def _failure(self, stages: Stages) -> CompressError | None:
         """What stages fail by that are asked about the starting model, and tried on it without its weights."""
@@ -108,22 +116,22 @@ class Prepared:
 
         try:
             for check in model_checks(stages):
-                if (asked := (check.of_widths, fields_of(check.stages))) not in self._fit:
+                if (asked := (check.of_widths, stages_key(check.stages))) not in self._fit:
                     check.ask(self._road.inputs.start)
                     self._fit.add(asked)
-            trained = tuple(takewhile(lambda stage: stage.takes() is stage.gives() is TorchModel, stages))
+            trained = tuple(takewhile(lambda stage: stage.input_type() is stage.output_type() is TorchModel, stages))
             if trained and not self.space.base.trust_remote_code:
                 with torch.random.fork_rng(devices=[]):
-                    self._rehearsal.sketch(trained)
-        except UnforeseenError:
+                    self._rehearsal.infer_model(trained)
+        except UnpredictableStageError:
             return None
-        except failures() as error:
+        except expected_failures() as error:
             return error if isinstance(error, CompressError) else InputError(first_line(error))
         return None
 
 
 @contextmanager
-def looked_ahead(document: Document, folder: Path, artifacts: Path) -> Iterator[Prepared]:
+def dry_run(document: Document, folder: Path, artifacts: Path) -> Iterator[PreparedSearch]:
     """The same for who only wants to know: nothing is fetched, and nothing written but into a folder for a while."""
     with tempfile.TemporaryDirectory(prefix="compress-search-") as scratch:
-        yield Prepared(document, folder, artifacts, Roads(folder, Path(scratch), SilentProgress()), fetches=False)
+        yield PreparedSearch(document, folder, artifacts, Roads(folder, Path(scratch), SilentProgress()), fetches=False)

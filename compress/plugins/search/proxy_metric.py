@@ -10,19 +10,19 @@ import numpy as np
 
 from compress.numerics.next_token import divergence
 from compress.pipeline.target_session import TargetSession
-from compress.plugins.search.observations import Known
-from compress.plugins.search.outcome import Outcome, difference
+from compress.plugins.search.observations import Observations
+from compress.plugins.search.outcome import TrialOutcome, difference
 from compress.plugins.search.space import Point
 from compress.plugins.search.surrogate import Floats
 from compress.results.measurement import Measurement
 from compress.results.report import BASELINE, FINAL
 
 DIVERGENCE = "kl_divergence"
-NEARNESS = (DIVERGENCE, "embedding_cosine", "agreement")
+PROXY_METRICS = (DIVERGENCE, "embedding_cosine", "agreement")
 """Metrics of a final model against the baseline whose rows are kept, the one that tells most first."""
 
 
-def divergence_rows(session: TargetSession) -> list[Measurement]:
+def measure_divergence(session: TargetSession) -> list[Measurement]:
     """The Kullback-Leibler divergence of a final model's answers from the baseline's on each row, in nats.
 
     Of tasks whose answers are classes; others say in `Task.compare` how near two models are.
@@ -42,8 +42,8 @@ def divergence_rows(session: TargetSession) -> list[Measurement]:
     ]  # fmt: skip
 
 
-def by_divergence(
-    known: Known, going: Sequence[tuple[Point, int]], chances: Sequence[float], family: Callable[[Point], object]
+def order_by_divergence(
+    known: Observations, going: Sequence[tuple[Point, int]], chances: Sequence[float], family: Callable[[Point], object]
 ) -> list[float]:
     """The chances of recipes, each with the rung that it would go to, put into the order of their divergence.
 
@@ -53,7 +53,7 @@ def by_divergence(
     found = list(chances)
     groups: dict[object, list[int]] = {}
     for place, (point, rung) in enumerate(going):
-        if (point, rung - 1) in known.rooms:
+        if (point, rung - 1) in known.margins:
             groups.setdefault((rung, family(point)), []).append(place)
     for (rung, _), places in ((key, value) for key, value in groups.items() if isinstance(key, tuple)):
         outcomes = {place: known.outcomes[going[place][0], rung - 1] for place in places}
@@ -68,10 +68,10 @@ def by_divergence(
     return found
 
 
-def _nearer(known: Known, one: Outcome, other: Outcome) -> bool:
+def _nearer(known: Observations, one: TrialOutcome, other: TrialOutcome) -> bool:
     """Whether ``one`` surely lies nearer to the baseline than ``other``, and no limit on quality parts them."""
     confidence = known.goal.confidence
-    for limit in known.goal.quality:
+    for limit in known.goal.quality_limits:
         gap = difference(limit, one, other, confidence)
         if gap is None or not gap.low < 0 < gap.high:
             return False
@@ -83,9 +83,9 @@ def _nearer(known: Known, one: Outcome, other: Outcome) -> bool:
     return float(gaps.mean()) > half
 
 
-def _divergences(outcome: Outcome) -> Floats | None:
+def _divergences(outcome: TrialOutcome) -> Floats | None:
     """Of each row, larger the further apart; None where none is kept."""
-    for metric in NEARNESS:
+    for metric in PROXY_METRICS:
         found = outcome.measurement(FINAL, metric)
         if found is not None and found.raw is not None:
             rows = np.asarray(found.raw, dtype=np.float64)

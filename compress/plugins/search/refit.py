@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from compress.plugins.search.costs import SIZE
-from compress.plugins.search.observations import Known
-from compress.plugins.search.size_estimator import Foresight
-from compress.plugins.search.space import Point, Space
-from compress.plugins.search.trial import Trials
+from compress.plugins.search.observations import Observations
+from compress.plugins.search.size_estimator import SizeEstimator
+from compress.plugins.search.space import Point, SearchSpace
+from compress.plugins.search.trial import TrialRunner
 from compress.recipe.recipe import Limit, Recipe
 from compress.utils.errors import InputError
 
@@ -25,12 +25,12 @@ _WORTH = 1 / 20
 class Refit:
     """Of one search."""
 
-    space: Space
-    trials: Trials
-    foresight: Foresight
+    space: SearchSpace
+    trials: TrialRunner
+    foresight: SizeEstimator
 
     @cached_property
-    def wanted(self) -> bool:
+    def enabled(self) -> bool:
         """By what the recipe says, or where it says nothing by how many rows choose."""
         asked = self.space.search.refit
         if asked is not None or _why_not(self.space) is not None:
@@ -40,20 +40,20 @@ class Refit:
     @cached_property
     def more_rows(self) -> float:
         """Those that choose, as a share of those that trials are trained on."""
-        data = self.trials.roads.road(self.space.base).data
+        data = self.trials.roads.runner(self.space.base).data
         return len(data.split(self.space.search.select.split)) / len(data.split("train"))
 
     def recipe(self, point: Point, seed: int | None = None) -> Recipe:
         """With all rows, where they are wanted."""
-        return self.space.recipe(point, seed=seed, refit=self.wanted)
+        return self.space.recipe(point, seed=seed, refit=self.enabled)
 
-    def is_fit(self, point: Point, known: Known) -> bool:
+    def fits_limits(self, point: Point, known: Observations) -> bool:
         """Whether what would ship keeps every limit on its size, as far as that can be foretold."""
-        if not self.wanted or not self.foresight.begun or known.origin not in known.finished:
+        if not self.enabled or not self.foresight.is_ready or known.origin not in known.finished:
             return True
         return all(self._keeps(limit, point, known) for limit in known.goal.limits if limit.metric == SIZE)
 
-    def _keeps(self, limit: Limit, point: Point, known: Known) -> bool:
+    def _keeps(self, limit: Limit, point: Point, known: Observations) -> bool:
         own = self.foresight.size_bytes(point)
         if limit.at_most is None or own is None:
             return True
@@ -65,11 +65,11 @@ class Refit:
         return size is None or size <= most
 
     @cached_property
-    def _of_all_rows(self) -> Foresight:
-        return self.foresight.beside(self.trials.roads.road(self.recipe(self.space.origin)))
+    def _of_all_rows(self) -> SizeEstimator:
+        return self.foresight.with_data_of(self.trials.roads.runner(self.recipe(self.space.origin)))
 
 
-def check_refit(space: Space) -> None:
+def check_refit(space: SearchSpace) -> None:
     """Raise `InputError` where the recipe wants what its rows don't allow."""
     if space.search.refit and (why := _why_not(space)) is not None:
         raise InputError(
@@ -80,7 +80,7 @@ def check_refit(space: Space) -> None:
         )
 
 
-def _why_not(space: Space) -> str | None:
+def _why_not(space: SearchSpace) -> str | None:
     held, split = space.base.data.hold_out or (), space.search.select.split
     if split not in [each.split for each in held]:
         return "they are a split of their own"

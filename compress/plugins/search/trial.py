@@ -12,9 +12,9 @@ from compress.pipeline.image_generation_evals import judgements
 from compress.pipeline.runner import StageRunner
 from compress.pipeline.target_session import TargetSession
 from compress.plugins.ray.jobs import Arrival, InProcess, Journey, Roads, Workers
-from compress.plugins.search.goal import Goal, target_of
-from compress.plugins.search.outcome import Outcome, StageCost, figures
-from compress.plugins.search.proxy_metric import NEARNESS, divergence_rows
+from compress.plugins.search.goal import Goal, target_name
+from compress.plugins.search.outcome import StageCost, TrialOutcome, figures
+from compress.plugins.search.proxy_metric import PROXY_METRICS, measure_divergence
 from compress.recipe.recipe import Benchmark, Recipe
 from compress.results.measurement import Measurement
 from compress.results.report import BASELINE, FINAL
@@ -25,7 +25,7 @@ _LAUNCHES, _SECONDS, _PRECISION = 3, 0.7, 0.02
 
 
 @dataclass(frozen=True)
-class Trial:
+class RecipeTrial:
     """A recipe to try; ``timed`` too, where the goal has a time in it. ``seconds`` is about what it takes."""
 
     recipe: Recipe
@@ -33,12 +33,12 @@ class Trial:
     seconds: float = 0.0
 
 
-Guess = Callable[[Mapping[int, Outcome]], Iterable[Trial]]
+Speculation = Callable[[Mapping[int, TrialOutcome]], Iterable[RecipeTrial]]
 """What may be tried next, by what came of a round's trials so far, each by its place."""
 
 
 @dataclass(frozen=True)
-class Answers:
+class EvaluateModels:
     """What a recipe's final model and its baseline weigh and answer on the rows of ``split``."""
 
     split: str
@@ -46,13 +46,13 @@ class Answers:
     def __call__(self, runner: StageRunner) -> tuple[str, list[Measurement]]:
         """The digest of the final model, and what was measured of both."""
         session = _session_of(runner, self.split, (BASELINE, FINAL))
-        rows = [*session.sizes(), *session.accuracies([]), *judgements(session, []), *divergence_rows(session)]
+        rows = [*session.sizes(), *session.accuracies([]), *judgements(session, []), *measure_divergence(session)]
         return session.digests[FINAL], rows
 
 
 @dataclass(frozen=True)
-class BaselineAnswers:
-    """What `Answers` would find of the baseline alone, which stays in the cache."""
+class EvaluateBaseline:
+    """What `EvaluateModels` would find of the baseline alone, which stays in the cache."""
 
     split: str
 
@@ -64,7 +64,7 @@ class BaselineAnswers:
 
 
 @dataclass(frozen=True)
-class Times:
+class MeasureLatency:
     """How fast the final model is on the rows of ``split``; its baseline too, where times are ``compared``."""
 
     split: str
@@ -77,7 +77,7 @@ class Times:
 
 
 @dataclass
-class Trials:
+class TrialRunner:
     """Trials of recipes, all trained and judged on the same data, by whoever the workers are."""
 
     goal: Goal
@@ -85,22 +85,22 @@ class Trials:
     workers: Workers
 
     @classmethod
-    def here(cls, goal: Goal, folder: Path, artifacts: Path, progress: Progress) -> Trials:
+    def in_process(cls, goal: Goal, folder: Path, artifacts: Path, progress: Progress) -> TrialRunner:
         """Those of this process, one after another."""
-        roads = Roads(folder, artifacts, Quiet(progress))
+        roads = Roads(folder, artifacts, BarsOnly(progress))
         return cls(goal, roads, InProcess(roads))
 
-    def travelled(self, recipe: Recipe) -> StageRunner:
+    def run_recipe(self, recipe: Recipe) -> StageRunner:
         """A runner at whose end a recipe has come, measured there by its baseline and its final model alone."""
-        runner = self.roads.road(_at_its_ends(recipe))
+        runner = self.roads.runner(_at_its_ends(recipe))
         runner.run_all()
         return runner
 
-    def run(self, recipe: Recipe, timed: bool) -> Outcome:
+    def run(self, recipe: Recipe, timed: bool) -> TrialOutcome:
         """Make and judge one."""
-        return next(self.together([Trial(recipe, timed)]))
+        return next(self.run_all([RecipeTrial(recipe, timed)]))
 
-    def together(self, trials: Iterable[Trial], guess: Guess | None = None) -> Iterator[Outcome]:
+    def run_all(self, trials: Iterable[RecipeTrial], guess: Speculation | None = None) -> Iterator[TrialOutcome]:
         """Make and judge them; outcomes come in the order of the trials. ``guess`` says what workers may begin with.
 
         What a recipe fails by is its outcome; a disk that is full or cannot be written ends the search.
@@ -111,34 +111,39 @@ class Trials:
             return list(map(self._journey, guess({place: self._outcome(one) for place, one in arrived.items()})))
 
         journeys = map(self._journey, trials)
-        return map(self._outcome, self.workers.together(journeys, guess and next_journeys))
+        return map(self._outcome, self.workers.run_all(journeys, guess and next_journeys))
 
-    def answers(self, recipes: Iterable[Recipe], split: str) -> Iterator[list[Measurement] | CompressError]:
+    def evaluate_all(self, recipes: Iterable[Recipe], split: str) -> Iterator[list[Measurement] | CompressError]:
         """What recipes come to on the rows of a split, or what they fail by."""
         journeys = (
-            Journey(_at_its_ends(recipe), then=Answers(split), early=BaselineAnswers(split)) for recipe in recipes
+            Journey(_at_its_ends(recipe), then=EvaluateModels(split), early=EvaluateBaseline(split))
+            for recipe in recipes
         )
-        for arrival in self.workers.together(journeys):
+        for arrival in self.workers.run_all(journeys):
             yield arrival.found[1] if arrival.error is None else arrival.error
 
-    def _journey(self, trial: Trial) -> Journey:
+    def _journey(self, trial: RecipeTrial) -> Journey:
         recipe, search = trial.recipe, trial.recipe.search
         assert search is not None
         recipe = recipe.model_copy(update={"benchmark": _brief(recipe.benchmark)})
-        timed = Times(search.select.split, self.goal.compares_times) if trial.timed and self.goal.timed else None
+        timed = (
+            MeasureLatency(search.select.split, self.goal.compares_times)
+            if trial.timed and self.goal.needs_timing
+            else None
+        )
         split = search.select.split
-        return Journey(_at_its_ends(recipe), Answers(split), timed, trial.seconds, early=BaselineAnswers(split))
+        return Journey(_at_its_ends(recipe), EvaluateModels(split), timed, trial.seconds, early=EvaluateBaseline(split))
 
-    def _outcome(self, arrival: Arrival) -> Outcome:
+    def _outcome(self, arrival: Arrival) -> TrialOutcome:
         if arrival.error is not None:
-            return Outcome(error=first_line(arrival.error), seconds=arrival.seconds)
+            return TrialOutcome(error=first_line(arrival.error), seconds=arrival.seconds)
         model, rows = arrival.found
         stages = tuple(
             StageCost(label=one.name, key=one.key, seconds=one.seconds, cached=one.cached) for one in arrival.stages
         )
-        return Outcome.model_validate(
+        return TrialOutcome.model_validate(
             {
-                **figures([*rows, *(arrival.timed or ())], (*self.goal.wanted, *NEARNESS)),
+                **figures([*rows, *(arrival.timed or ())], (*self.goal.quality_metrics, *PROXY_METRICS)),
                 "model": model,
                 "stages": stages,
                 "seconds": arrival.seconds,
@@ -149,7 +154,7 @@ class Trials:
 def target_profile(recipe: Recipe) -> Profile:
     """The target that trials are measured on."""
     assert recipe.search is not None
-    name = target_of(recipe, recipe.search)
+    name = target_name(recipe, recipe.search)
     return next(profile for profile in recipe.profiles() if profile.name == name)
 
 
@@ -176,7 +181,7 @@ def _brief(benchmark: Benchmark) -> Benchmark:
     )
 
 
-class Quiet(SilentProgress):
+class BarsOnly(SilentProgress):
     """Bars of what is long; what stages say of themselves would drown what the search says."""
 
     def __init__(self, inner: Progress) -> None:

@@ -21,7 +21,7 @@ import tiny
 import tiny_images
 import torch
 from PIL import Image
-from toy_bundles import IMAGE_RECIPE, RECIPE, code, reseal, wanted_of
+from toy_bundles import IMAGE_RECIPE, RECIPE, reseal, wanted_of
 from typer.testing import CliRunner
 
 from compress.cli import app
@@ -316,20 +316,6 @@ def test_without_the_runtime_bytes_and_inputs_are_checked_and_the_rest_is_said(
     reseal(folder)
     with pytest.raises(BundleError, match="self-test fails at case 3"):
         verify(folder)
-
-
-def test_code_for_phones_has_what_the_format_asks_for(all_made: dict[str, Made]) -> None:
-    kotlin = code(all_made["litert"].bundle.manifest, "android")
-    assert 'SIGNATURES = listOf("length_6" to 6, "length_16" to 16)' in kotlin
-    assert '"com.google.ai.edge.litert:litert:' in kotlin
-    program = all_made["executorch"].bundle.manifest
-    for target, start in (("android", "listOf("), ("ios", "[")):
-        text = code(program, target)
-        assert f'{start}"input_ids", "attention_mask"' in text and f'{start}"logits"' in text
-    for made in map(all_made.__getitem__, FORMATS):
-        text = code(made.bundle.manifest, PLATFORM[made.bundle.manifest.format])
-        assert "{{" not in text and "onnx" not in text.lower()
-        assert made.bundle.manifest.format == "coreml" or f'"{made.bundle.manifest.model}"' in text
 
 
 def test_a_target_takes_the_formats_that_its_apps_open(all_made: dict[str, Made], tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from fake_ray import FakeRay, Machine
 
 from compress.models.torch_model import TorchModel
 from compress.pipeline.cache import Cache
-from compress.pipeline.keys import Forecast
+from compress.pipeline.keys import CachedStages
 from compress.pipeline.runner import StageRunner
 from compress.plugins.nightly.prefetch import make_ahead
 from compress.plugins.nightly.suite import Entry
@@ -370,6 +370,6 @@ def test_a_suites_stages_are_made_by_the_workers_before_the_night_measures_them(
     entries = [Entry(recipe=f"{name}.yaml") for name in ("one", "two", "none")]
     cast = acted()
     make_ahead(entries, base, tmp_path / "driver", "ray", 60, cast.notes)
-    forecasts = [Forecast(tiny_run.load(base / f"{name}.yaml"), base, tmp_path / "driver") for name in ("one", "two")]
+    forecasts = [CachedStages(tiny_run.load(base / f"{name}.yaml"), base, tmp_path / "driver") for name in ("one", "two")]
     assert [[one(label) for label in one.recipe.labels()] for one in forecasts] == [[True, True], [True]]
     assert "one: 2 stages made by the workers" in cast.said

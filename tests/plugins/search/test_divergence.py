@@ -9,9 +9,9 @@ import pytest
 from scipy.stats import entropy
 
 from compress.plugins.search.goal import Goal
-from compress.plugins.search.observations import Known
-from compress.plugins.search.outcome import Outcome, packed
-from compress.plugins.search.proxy_metric import by_divergence, divergence_rows
+from compress.plugins.search.observations import Observations
+from compress.plugins.search.outcome import TrialOutcome, pack_rows
+from compress.plugins.search.proxy_metric import measure_divergence, order_by_divergence
 from compress.recipe.recipe import Limit
 from compress.results.report import BASELINE, FINAL
 
@@ -19,18 +19,21 @@ GOAL = Goal(("size_bytes",), (Limit(metric="accuracy", at_least=0.9, of="baselin
 ROWS = 400
 
 
-def known(quality: list[float], apart: list[float]) -> Known:
+def known(quality: list[float], apart: list[float]) -> Observations:
     """Recipes looked at after the first rung: right answers as a share of the baseline's, and mean divergences."""
-    chance, found = np.random.default_rng(0), Known(GOAL, 2, (0,))
+    chance, found = np.random.default_rng(0), Observations(GOAL, 2, (0,))
     base, order = np.ones(ROWS), np.random.default_rng(1)
     hard = chance.gamma(2.0, 0.5, ROWS)
     for place, (right, mean) in enumerate(zip(quality, apart, strict=True)):
         final = base.copy()
         final[order.permutation(ROWS)[: round((1 - right) * ROWS)]] = 0
         far = hard * mean * chance.uniform(0.8, 1.2, ROWS)
-        rows = {FINAL: {"accuracy": packed(final), "kl_divergence": packed(far)}, BASELINE: {"accuracy": packed(base)}}
+        rows = {
+            FINAL: {"accuracy": pack_rows(final), "kl_divergence": pack_rows(far)},
+            BASELINE: {"accuracy": pack_rows(base)},
+        }
         values = {"accuracy": float(final.mean()), "kl_divergence": float(far.mean())}
-        found.add((place,), 0, Outcome(final=values, baseline={"accuracy": 1.0}, rows=rows))
+        found.add((place,), 0, TrialOutcome(final=values, baseline={"accuracy": 1.0}, rows=rows))
     return found
 
 
@@ -40,20 +43,20 @@ def going(count: int) -> list[tuple[tuple[int, ...], int]]:
 
 def test_what_quality_cannot_tell_apart_is_put_in_order_by_divergence() -> None:
     looked = known([0.96, 0.955, 0.95], [0.3, 0.2, 0.1])
-    assert by_divergence(looked, going(3), [0.7, 0.6, 0.5], lambda _: 0) == [0.5, 0.6, 0.7]
+    assert order_by_divergence(looked, going(3), [0.7, 0.6, 0.5], lambda _: 0) == [0.5, 0.6, 0.7]
 
 
 def test_what_quality_tells_apart_stays_as_it_is() -> None:
     looked = known([0.99, 0.8], [0.3, 0.1])
-    assert by_divergence(looked, going(2), [0.7, 0.2], lambda _: 0) == [0.7, 0.2]
+    assert order_by_divergence(looked, going(2), [0.7, 0.2], lambda _: 0) == [0.7, 0.2]
 
 
 def test_divergences_that_are_alike_change_nothing_nor_do_other_families_and_rungs() -> None:
     looked = known([0.96, 0.95], [0.2, 0.2])
-    assert by_divergence(looked, going(2), [0.7, 0.6], lambda _: 0) == [0.7, 0.6]
+    assert order_by_divergence(looked, going(2), [0.7, 0.6], lambda _: 0) == [0.7, 0.6]
     looked = known([0.96, 0.95], [0.3, 0.1])
-    assert by_divergence(looked, going(2), [0.7, 0.6], lambda point: point) == [0.7, 0.6]
-    assert by_divergence(looked, [((0,), 1), ((1,), 2)], [0.7, 0.6], lambda _: 0) == [0.7, 0.6]
+    assert order_by_divergence(looked, going(2), [0.7, 0.6], lambda point: point) == [0.7, 0.6]
+    assert order_by_divergence(looked, [((0,), 1), ((1,), 2)], [0.7, 0.6], lambda _: 0) == [0.7, 0.6]
 
 
 def test_of_classes_it_is_the_entropy_between_both_models_answers() -> None:
@@ -71,10 +74,10 @@ def test_of_classes_it_is_the_entropy_between_both_models_answers() -> None:
         runner = type("R", (), {"task": Task()})
         target = type("T", (), {"name": "cpu"})
 
-    (row,) = divergence_rows(Session())  # type: ignore[arg-type]
+    (row,) = measure_divergence(Session())  # type: ignore[arg-type]
     teacher, student = (np.exp(logits[label].astype(float)) for label in (BASELINE, FINAL))
     expected = entropy(teacher.T, student.T)
     assert row.raw == pytest.approx(list(expected), rel=1e-5)
     assert math.isclose(row.value, expected.mean(), rel_tol=1e-5)
     Session.found[FINAL].kept["none"] = logits[FINAL]  # type: ignore[attr-defined]
-    assert divergence_rows(Session()) == []  # type: ignore[arg-type]
+    assert measure_divergence(Session()) == []  # type: ignore[arg-type]

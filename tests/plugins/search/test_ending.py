@@ -8,8 +8,8 @@ from typing import Any, cast
 import pytest
 
 from compress.pipeline.target_session import TargetSession
-from compress.plugins.search.ending import Ending
-from compress.plugins.search.final_evaluation import timed_within, timing_seconds
+from compress.plugins.search.ending import FinalEvaluation
+from compress.plugins.search.final_evaluation import expected_timing_seconds, timing_budget
 from compress.recipe.recipe import Benchmark
 from compress.recipe.search import Search
 
@@ -22,8 +22,8 @@ def search(budget: str) -> Search:
 
 @pytest.mark.parametrize(("budget", "seconds", "within"), [("60s", 12, 12), ("5m", 60, None), ("1h", 60, None)])
 def test_a_short_search_takes_times_within_a_fifth(budget: str, seconds: float, within: float | None) -> None:
-    assert timing_seconds(search(budget)) == seconds
-    assert timed_within(search(budget)) == within
+    assert expected_timing_seconds(search(budget)) == seconds
+    assert timing_budget(search(budget)) == within
 
 
 @pytest.mark.parametrize(("own", "given", "used"), [(None, 12.0, 12.0), (30.0, 12.0, 30.0), (None, None, None)])
@@ -36,12 +36,12 @@ def test_what_the_recipe_says_of_the_time_for_times_goes_first(
     assert session.benchmark.budget_seconds == used
 
 
-def ending(ranked: list[tuple[int, ...]], refit: bool = True, width: int = 1, budget: str = "20m") -> Ending:
+def ending(ranked: list[tuple[int, ...]], refit: bool = True, width: int = 1, budget: str = "20m") -> FinalEvaluation:
     """Of a search in which a training takes 100 s, a refit a tenth more, and judging 15 s."""
     known = SimpleNamespace(ranked=lambda: ranked, nearest=lambda: [(0,)])
-    return Ending(
+    return FinalEvaluation(
         space=cast("Any", SimpleNamespace(search=search(budget), origin=(0,))),
-        costs=cast("Any", SimpleNamespace(beside_seconds=15.0, all_seconds=lambda point: 100.0)),
+        costs=cast("Any", SimpleNamespace(evaluation_seconds=15.0, corrected_total_seconds=lambda point: 100.0)),
         engine=cast("Any", SimpleNamespace(known=known, shares=(1 / 3, 1.0))),
         trials=cast("Any", SimpleNamespace(workers=SimpleNamespace(width=width))),
         refit=cast("Any", SimpleNamespace(wanted=refit, more_rows=0.1)),
@@ -50,10 +50,10 @@ def ending(ranked: list[tuple[int, ...]], refit: bool = True, width: int = 1, bu
 
 def test_while_there_is_no_winner_no_time_is_kept_for_its_seeds() -> None:
     session = 60 + 2 * 15
-    assert ending([]).reserve() == pytest.approx(session + 110)
-    assert ending([(1,)]).reserve() == pytest.approx(session + 3 * 110)
-    assert ending([(1,)], refit=False).reserve() == pytest.approx(session + 2 * 100)
-    assert ending([(1,)], budget="5m").reserve() == pytest.approx(session + 150), "at most half of it"
+    assert ending([]).reserved_seconds() == pytest.approx(session + 110)
+    assert ending([(1,)]).reserved_seconds() == pytest.approx(session + 3 * 110)
+    assert ending([(1,)], refit=False).reserved_seconds() == pytest.approx(session + 2 * 100)
+    assert ending([(1,)], budget="5m").reserved_seconds() == pytest.approx(session + 150), "at most half of it"
 
 
 @pytest.mark.parametrize(
@@ -61,4 +61,4 @@ def test_while_there_is_no_winner_no_time_is_kept_for_its_seeds() -> None:
                                  (90 + 166, 2, 2)],
 )  # fmt: skip
 def test_as_many_seeds_are_trained_as_there_is_time_for(left: float, width: int, seeds: int) -> None:
-    assert ending([(1,)], width=width).fitting((1,), True, left) == seeds
+    assert ending([(1,)], width=width).affordable_seeds((1,), True, left) == seeds

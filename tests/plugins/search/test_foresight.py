@@ -11,7 +11,7 @@ from transformers import BertConfig, BertModel
 
 from compress.plugins.search.costs import SIZE, CostEstimator
 from compress.plugins.search.goal import Goal
-from compress.plugins.search.kernel_times import KernelTable
+from compress.plugins.search.kernel_table import KernelTable
 from compress.plugins.search.latency_estimator import LatencyEstimator
 from compress.plugins.search.observations import Observations
 from compress.plugins.search.outcome import StageCost, TrialOutcome

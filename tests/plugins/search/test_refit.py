@@ -10,9 +10,9 @@ import tiny_run
 
 from compress.plugins.search.goal import Goal
 from compress.plugins.search.refit import Refit, check_refit
-from compress.plugins.search.size_estimator import Foresight
-from compress.plugins.search.space import Space
-from compress.plugins.search.trial import Trials
+from compress.plugins.search.size_estimator import SizeEstimator
+from compress.plugins.search.space import SearchSpace
+from compress.plugins.search.trial import TrialRunner
 from compress.recipe.document import read_document
 from compress.utils.errors import InputError
 from compress.utils.progress import SilentProgress
@@ -33,29 +33,31 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def space(folder: Path, rows: int = 20, stages: Any = STAGES, hold_out: Any = None, **block: Any) -> Space:
+def space(folder: Path, rows: int = 20, stages: Any = STAGES, hold_out: Any = None, **block: Any) -> SearchSpace:
     search = {"choices": CHOICES, "select": {"rows": rows}, **block}
     path = tiny_run.write_recipe(folder, "refit", stages=list(stages), search=search)
     document = read_document(path)
     if hold_out is not None:
         document.values["data"]["hold_out"] = hold_out
-    return Space(document, folder)
+    return SearchSpace(document, folder)
 
 
-def trials(made: Space) -> Trials:
-    return Trials.here(Goal.of(made.base, made.search), made.folder, made.folder / "artifacts", SilentProgress())
+def trials(made: SearchSpace) -> TrialRunner:
+    return TrialRunner.in_process(
+        Goal.from_recipe(made.base, made.search), made.folder, made.folder / "artifacts", SilentProgress()
+    )
 
 
-def is_refit(made: Space) -> bool:
+def is_refit(made: SearchSpace) -> bool:
     own = trials(made)
-    return Refit(made, own, Foresight(made, lambda: own.roads.road(made.base))).wanted
+    return Refit(made, own, SizeEstimator(made, lambda: own.roads.runner(made.base))).enabled
 
 
 def test_all_rows_are_those_that_train_had_before_any_were_held_out(folder: Path) -> None:
     spare = {"rows": 10, "split": "spare"}
     made = space(folder, hold_out=[spare, {"rows": 20}])
     roads = trials(made).roads
-    searched, whole = (roads.road(made.recipe(made.origin, refit=refit)).data for refit in (False, True))
+    searched, whole = (roads.runner(made.recipe(made.origin, refit=refit)).data for refit in (False, True))
     assert len(whole.split("train")) == len(searched.split("train")) + len(searched.split("select"))
     for split in ("test", "validation", "spare"):
         assert whole.split(split).equals(searched.split(split))

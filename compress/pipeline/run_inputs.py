@@ -1,0 +1,159 @@
+"""Everything that a run reads: its models, data, folders and evaluation files, each resolved and checked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from compress.data.dataset import Dataset, load_dataset
+from compress.data.instructions import Instruction, find_instructions
+from compress.data.judged import Question, RatedPairs, find_questions, find_rated_pairs
+from compress.data.slices import Slice, extra_columns
+from compress.data.source import find
+from compress.models.folder_checks import check_weights_finite
+from compress.models.json_file import read_json
+from compress.models.remote_code import allow
+from compress.recipe.recipe import Recipe
+from compress.sources.build_model import Origin
+from compress.sources.onnx_file import onnx_file
+from compress.sources.resolve import find_model, resolve_model
+from compress.stages.base import references
+from compress.stages.training.processes import own_device
+from compress.tasks.capability import TAKES_ARRAYS
+from compress.tasks.registry import get_task
+from compress.tasks.task import Task
+from compress.utils.errors import InputError
+from compress.utils.progress import Progress
+from compress.utils.torch_device import resolve_device
+
+
+@dataclass
+class RunInputs:
+    """Inputs of one recipe, read when they are first used.
+
+    ``models_cache`` is the folder below which built and converted models are stored.
+    """
+
+    recipe: Recipe
+    recipe_folder: Path
+    models_cache: Path
+    progress: Progress
+    models: dict[str, Path] = field(default_factory=dict)
+    """Resolved model folders by reference."""
+    local_folders: dict[str, Path] = field(default_factory=dict)
+    """Local copies of folders that the recipe names, where a job brought them from another machine."""
+
+    @cached_property
+    def task(self) -> Task:
+        """Return the recipe's task, specialized for its model's type."""
+        task = get_task(self.recipe.task)
+        return task if len(task.kinds()) == 1 else task.of(read_json(self.start / "config.json"))
+
+    @cached_property
+    def data(self) -> Dataset:
+        """Return the recipe's data, with the columns that slices read."""
+        columns = self.task.columns
+        extra = extra_columns(self.slices, (column.name for column in columns))
+        return load_dataset(self.recipe.data, columns, self.recipe_folder, self.progress, extra)
+
+    @cached_property
+    def questions(self) -> list[Question]:
+        """Return the multiple-choice questions, empty if the recipe names no file."""
+        reference = self.recipe.evaluation.questions
+        return [] if reference is None else find_questions(reference, self.recipe_folder, self.progress)
+
+    @cached_property
+    def instructions(self) -> list[Instruction]:
+        """Return the instructions for chat models, empty if the recipe names none."""
+        reference = self.recipe.evaluation.instructions
+        return [] if reference is None else find_instructions(reference, self.recipe_folder)
+
+    @cached_property
+    def rated_pairs(self) -> list[RatedPairs]:
+        """Return the pairs with human similarity scores, empty if the recipe names none."""
+        reference = self.recipe.evaluation.similarity
+        return [] if reference is None else find_rated_pairs(reference, self.recipe_folder, self.progress)
+
+    @cached_property
+    def judge(self) -> Path | None:
+        """Return the folder of the classifier that judges generated images, or None if the recipe names none."""
+        reference = self.recipe.evaluation.judge
+        return None if reference is None else self.resolve(reference)
+
+    @property
+    def slices(self) -> tuple[Slice, ...]:
+        """Return the recipe's slices, or the task's if the recipe names none."""
+        return self.task.slices if self.recipe.slices is None else self.recipe.slices
+
+    @cached_property
+    def start(self) -> Path:
+        """Return the folder of the starting model."""
+        return self.resolve(self.recipe.model)
+
+    @cached_property
+    def from_graph(self) -> bool:
+        """Return True if the starting model is an ONNX file."""
+        return onnx_file(self.start) is not None
+
+    @cached_property
+    def device(self) -> str:
+        """Return the torch device of the stages. Raises `InputError` if the recipe's device is not available."""
+        return own_device(resolve_device(self.recipe.device))
+
+    def resolve(self, reference: str) -> Path:
+        """Return the checked local folder of a model reference. Raises `ModelError` or `SampleError`."""
+        if reference not in self.models:
+            folder = resolve_recipe_model(reference, self.recipe, self.recipe_folder, self.models_cache, self.progress)
+            if onnx_file(folder) is None:
+                check_weights_finite(folder, self.progress)
+            self.models[reference] = folder
+        return self.models[reference]
+
+    def locate(self, reference: str) -> Path:
+        """Return a folder that the recipe names, absolute or beside the recipe. Raises `InputError`."""
+        folder = self.local_folders.get(reference) or find(reference, self.recipe_folder)
+        if folder is None or not folder.is_dir():
+            raise InputError(f"There is no folder {reference!r}.", where=str(self.recipe_folder), hint="check the path")
+        return folder
+
+
+def resolve_recipe_model(reference: str, recipe: Recipe, recipe_folder: Path, cache: Path, progress: Progress) -> Path:
+    """Return the local folder of a model that a recipe names; fetch or build the model if needed.
+
+    Args:
+        reference: A path, sample or Hugging Face id, as the recipe has it.
+        recipe: The recipe, which decides whether the model is built from code or with random weights.
+        recipe_folder: The folder that relative paths start from.
+        cache: The folder below which built and converted models are stored.
+        progress: Receives the download's progress.
+
+    Raises:
+        ModelError: If the model is missing, damaged or unsafe.
+        SampleError: If a sample cannot be fetched.
+    """
+    path = str(find(reference, recipe_folder) or reference)
+    origin = _origin(reference, recipe, recipe_folder)
+    if origin is not None:
+        path = str(origin.make(find_model(path, progress), cache, progress))
+    folder = resolve_model(
+        path,
+        trust_remote_code=recipe.trust_remote_code,
+        cache=cache,
+        progress=progress,
+        arrays=TAKES_ARRAYS in get_task(recipe.task).capabilities,
+        checker=recipe.safety_checker,
+    )
+    if recipe.trust_remote_code:
+        allow(str(folder.resolve()), folder)
+    return folder
+
+
+def _origin(reference: str, recipe: Recipe, recipe_folder: Path) -> Origin | None:
+    """Return how to build a model from code or with random weights, or None if its files are used as they are."""
+    if reference == recipe.model:
+        if recipe.module is None and not recipe.random_weights:
+            return None
+        return Origin(recipe.module, recipe.random_weights, recipe.seed, recipe_folder, recipe.module_arguments)
+    has_random_weights = any(other.random_weights and other.name == reference for other in references(recipe.stages))
+    return Origin(None, True, recipe.seed, recipe_folder) if has_random_weights else None

@@ -23,7 +23,7 @@ FORMAT = FormatSpec(
     targets=(
         Profile(Target("coreml", "coreml", _CPU, "Core ML on this Mac; elsewhere its package is weighed", "coreml")),
     ),
-    taken_by={"ios": App("Core ML", "Core ML: iOS", ("swift",))},
+    taken_by={"ios": App("Core ML", "Core ML: iOS", ())},
     tensors="compress.formats.coreml.read:read_tensors",
     tensors_suffix=".mlmodel",
     bundle="compress.formats.coreml.bundle:BUNDLE",

@@ -6,7 +6,7 @@ from compress.formats.spec import FormatSpec, RuntimeSpec
 from compress.formats.target_profile import App, Profile, Target
 
 _XNNPACK = "XnnpackBackend"
-_PYTHON = App("executorch", "PyPI: executorch", ("python",))
+_PYTHON = App("executorch", "PyPI: executorch")
 FORMAT = FormatSpec(
     name="executorch",
     rank=4,
@@ -28,8 +28,8 @@ FORMAT = FormatSpec(
         ),
     ),
     taken_by={
-        "android": App("executorch-android", "Maven: org.pytorch:executorch-android", ("kotlin", "python")),
-        "ios": App("executorch", "Swift: pytorch/executorch", ("swift", "python")),
+        "android": App("executorch-android", "Maven: org.pytorch:executorch-android"),
+        "ios": App("executorch", "Swift: pytorch/executorch"),
         "linux-arm64": _PYTHON,
         "desktop": _PYTHON,
     },

@@ -5,7 +5,7 @@ from __future__ import annotations
 from compress.formats.spec import FormatSpec, RuntimeSpec
 from compress.formats.target_profile import App, Profile, Target
 
-_PYTHON = App("ai-edge-litert", "PyPI: ai-edge-litert", ("python",))
+_PYTHON = App("ai-edge-litert", "PyPI: ai-edge-litert")
 FORMAT = FormatSpec(
     name="litert",
     rank=3,
@@ -25,7 +25,7 @@ FORMAT = FormatSpec(
         Profile(Target("litert", "litert", "CPU", "LiteRT on this machine's processor, through XNNPACK", "litert")),
     ),
     taken_by={
-        "android": App("litert", "Maven: com.google.ai.edge.litert:litert", ("kotlin", "python")),
+        "android": App("litert", "Maven: com.google.ai.edge.litert:litert"),
         "linux-arm64": _PYTHON,
         "desktop": _PYTHON,
     },

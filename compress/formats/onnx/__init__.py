@@ -8,14 +8,10 @@ from compress.formats.target_profile import App, Profile, Target
 _RUNTIMES = "compress.formats.onnx.runtimes"
 CPU = "CPUExecutionProvider"
 APPS = {
-    "android": App("onnxruntime-android", "Maven: com.microsoft.onnxruntime:onnxruntime-android", ("kotlin", "python")),
-    "ios": App(
-        "onnxruntime-swift-package-manager",
-        "Swift: microsoft/onnxruntime-swift-package-manager",
-        ("swift", "python"),
-    ),
-    "linux-arm64": App("onnxruntime", "PyPI: onnxruntime", ("python",)),
-    "desktop": App("onnxruntime", "PyPI: onnxruntime", ("python",)),
+    "android": App("onnxruntime-android", "Maven: com.microsoft.onnxruntime:onnxruntime-android"),
+    "ios": App("onnxruntime-swift-package-manager", "Swift: microsoft/onnxruntime-swift-package-manager"),
+    "linux-arm64": App("onnxruntime", "PyPI: onnxruntime"),
+    "desktop": App("onnxruntime", "PyPI: onnxruntime"),
 }
 """What runs a graph in an app, as ONNX or in ONNX Runtime's own format."""
 FORMAT = FormatSpec(

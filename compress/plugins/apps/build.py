@@ -12,7 +12,7 @@ from compress.formats.bundled import Contents
 from compress.formats.model_file import format_of, model_file, model_files
 from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.formats.target_profile import AppProfile
-from compress.formats.targets import PROFILES, TARGETS, in_format
+from compress.formats.targets import TARGETS, in_format
 from compress.models.processor import load_processor
 from compress.pipeline.licence_rules import NOT_STATED
 from compress.plugins.apps.archive import write_zip
@@ -125,28 +125,11 @@ def _check(wanted: Wanted, output: Path, archive: Path) -> None:
             expected=" or ".join(allowed),
             hint="hand over the model's folder itself: transformers.js, optimum and llama.cpp open it as it is",
         )
-    _check_examples(wanted, form)
     if (unread := unread_reason(bundled(form))) is not None:
         raise InputError(f"The model cannot be bundled here: {unread}.", where=str(wanted.model))
     for place in (output, archive):
         if place.exists() or place.is_symlink():
             raise InputError("The output is there already.", where=str(place), hint="remove it, or name another -o")
-
-
-def _check_examples(wanted: Wanted, form: str) -> None:
-    """Raises `InputError` for a target in whose languages there is no example of the task."""
-    kind = kind_of(wanted.recipe.task, wanted.model)
-
-    def has_examples(profile: AppProfile) -> bool:
-        return form in profile.apps and kind.languages.issuperset(profile.apps[form].languages)
-
-    if not has_examples(wanted.profile):
-        some = [one.name for one in PROFILES.values() if isinstance(one, AppProfile) and has_examples(one)]
-        raise InputError(
-            f"There is no example for {wanted.profile.name} of a model of {wanted.recipe.task}.",
-            where=str(wanted.model),
-            expected=f"a bundle of it is for {', '.join(some)}",
-        )
 
 
 def _fill(folder: Path, wanted: Wanted, progress: Progress) -> tuple[Manifest, Contents]:

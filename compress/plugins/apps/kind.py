@@ -20,8 +20,7 @@ from compress.utils.pydantic_models import FrozenAliased
 
 Numbers = tuple[float, ...]
 _LAYER = re.compile(r"\.\d+\.")
-_SUFFIXES: Mapping[Language, str] = {"kotlin": ".kt", "swift": ".swift"}
-_SCRIPTS: Mapping[Language, str] = {"python": "run.py", "node": "run.mjs"}
+SCRIPTS: Mapping[Language, str] = {"python": "run.py", "node": "run.mjs"}
 _SHOWN = 8
 _LEAST_SPAN = 1e-3
 
@@ -174,16 +173,14 @@ class Kind:
     """Apps that do the same before a model and behind it. Registered in `kinds`.
 
     ``name`` is that of the task which has such apps here, and of the folder below `web` where their page lies, which is
-    answered by ``client``. ``examples`` is the folder of its examples, ``app`` the class in those for phones. There are
-    examples in ``languages``; a model has ``graphs`` many files, first the one that reads inputs.
+    answered by ``client``. ``examples`` is the folder of its examples. A model has ``graphs`` many files, first the one
+    that reads inputs.
     """
 
     name: str
     inputs: Inputs
     answers: Answers
     examples: str
-    app: str
-    languages: frozenset[Language] = frozenset({"python", "node"})
     graphs: int = 1
     client: Client = ONNXRUNTIME_WEB
 
@@ -203,4 +200,4 @@ class Kind:
 
     def example(self, language: Language) -> str:
         """The file's name of its example in a language."""
-        return _SCRIPTS.get(language) or f"{self.app}{_SUFFIXES[language]}"
+        return SCRIPTS[language]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compress.formats.target_profile import Language
 from compress.models.diffusion_checks import model_config
 from compress.plugins.apps.audio import RECORDINGS
 from compress.plugins.apps.client import ONNXRUNTIME_WEB_PARTS, TRANSFORMERS_JS
@@ -23,35 +22,33 @@ from compress.plugins.apps.vectors import EMBEDDINGS, IMAGE_EMBEDDINGS, LABELS
 from compress.tasks.registry import TASKS, get_task
 from compress.utils.errors import InputError
 
-_ALL: frozenset[Language] = frozenset({"python", "node", "kotlin", "swift"})
 KINDS: dict[tuple[str, str], Kind] = {
-    ("tokenize", "softmax"): Kind("text-classification", TEXTS, LABELS, "text", "Classifier", _ALL),
-    ("prepare-image", "softmax"): Kind("image-classification", IMAGES, LABELS, "image", "Classifier", _ALL),
-    ("prepare-image", "boxes"): Kind("object-detection", WHOLE_IMAGES, FOUND_BOXES, "boxes", "Detector"),
-    ("prepare-image", "segment"): Kind("image-segmentation", WHOLE_IMAGES, MASKS, "masks", "Segmenter"),
-    ("prepare-image", "embed"): Kind("image-feature-extraction", IMAGES, IMAGE_EMBEDDINGS, "nearest", "Encoder"),
-    ("tokenize", "embed"): Kind("feature-extraction", SENTENCES, EMBEDDINGS, "sentence", "Encoder", _ALL),
-    ("tokenize", "tag"): Kind("token-classification", WORDS, TAGS, "tags", "Tagger"),
-    ("tokenize-pair", "relevance"): Kind("text-ranking", RANKED, RELEVANCE, "ranking", "Ranker"),
-    ("tokenize-pair", "span"): Kind("question-answering", ASKED, SPANS, "answer", "Answerer"),
-    ("tokenize", "unmask"): Kind("fill-mask", MASKED_TEXTS, MASKED, "unmask", "Filler"),
+    ("tokenize", "softmax"): Kind("text-classification", TEXTS, LABELS, "text"),
+    ("prepare-image", "softmax"): Kind("image-classification", IMAGES, LABELS, "image"),
+    ("prepare-image", "boxes"): Kind("object-detection", WHOLE_IMAGES, FOUND_BOXES, "boxes"),
+    ("prepare-image", "segment"): Kind("image-segmentation", WHOLE_IMAGES, MASKS, "masks"),
+    ("prepare-image", "embed"): Kind("image-feature-extraction", IMAGES, IMAGE_EMBEDDINGS, "nearest"),
+    ("tokenize", "embed"): Kind("feature-extraction", SENTENCES, EMBEDDINGS, "sentence"),
+    ("tokenize", "tag"): Kind("token-classification", WORDS, TAGS, "tags"),
+    ("tokenize-pair", "relevance"): Kind("text-ranking", RANKED, RELEVANCE, "ranking"),
+    ("tokenize-pair", "span"): Kind("question-answering", ASKED, SPANS, "answer"),
+    ("tokenize", "unmask"): Kind("fill-mask", MASKED_TEXTS, MASKED, "unmask"),
     ("log-mel", "transcribe"): Kind(
         "automatic-speech-recognition",
         RECORDINGS,
         TRANSCRIPTS_OF_SPEECH,
         "audio",
-        "Transcriber",
         graphs=2,
         client=TRANSFORMERS_JS,
     ),
-    ("hear", "softmax"): Kind("audio-classification", SOUNDS, LABELS, "sound", "Classifier"),
+    ("hear", "softmax"): Kind("audio-classification", SOUNDS, LABELS, "sound"),
     ("tokenize", "rewrite"): Kind(
-        "text2text-generation", SOURCES, WRITTEN_TEXTS, "rewrite", "Writer", graphs=2, client=TRANSFORMERS_JS
+        "text2text-generation", SOURCES, WRITTEN_TEXTS, "rewrite", graphs=2, client=TRANSFORMERS_JS
     ),
     ("tokenize-prompt", "draw"): Kind(
-        "text-to-image", DRAWN_PROMPTS, DRAWN_PICTURES, "draw", "Painter", graphs=3, client=ONNXRUNTIME_WEB_PARTS
+        "text-to-image", DRAWN_PROMPTS, DRAWN_PICTURES, "draw", graphs=3, client=ONNXRUNTIME_WEB_PARTS
     ),
-    ("prompt", "generate"): Kind("text-generation", PROMPTS, REPLIES, "chat", "Chat", client=TRANSFORMERS_JS),
+    ("prompt", "generate"): Kind("text-generation", PROMPTS, REPLIES, "chat", client=TRANSFORMERS_JS),
 }
 
 

@@ -1,9 +1,9 @@
-"""The files of a bundle that are written from its manifest: examples in four languages, the page and the model card."""
+"""Files of a bundle that are written from its manifest: examples in Python or JavaScript, the page, the model card."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from html import escape
 from importlib.resources import files
@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from compress.formats.target_profile import AppProfile, Language
+from compress.formats.target_profile import AppProfile
 from compress.plugins.apps.format import bundled
 from compress.plugins.apps.kind import Case, Kind
 from compress.plugins.apps.manifest import MANIFEST, SELFTEST, SIGNATURE, Manifest
@@ -21,15 +21,8 @@ from compress.plugins.provenance.card import card_data, write_card
 PAGE = "index.html"
 EXAMPLES = "examples"
 _SOURCES = files("compress.plugins.apps")
-_WRITTEN = (".kt", ".swift")
-_MODELS: Mapping[Language, str] = {"python": "model.py", "kotlin": "Model.kt", "swift": "Model.swift"}
-"""The other half of an example in that language; the page's code has it in itself."""
-
-
-def _quoted(label: str, special: str, code: str) -> str:
-    """A string in a language where a backslash goes before ``special``, and ``code`` writes a control character."""
-    marks = ("\\" + mark if mark in special else code.format(ord(mark)) if mark < " " else mark for mark in label)
-    return '"' + "".join(marks) + '"'
+_MODEL = "model.py"
+"""Part of the Python example that runs the model; every format has its own."""
 
 
 TEMPLATES = Environment(
@@ -42,8 +35,6 @@ TEMPLATES.filters |= {
     "flat": lambda text: " ".join(text.split()),
     "html": escape,
     "json": partial(json.dumps, ensure_ascii=False),
-    "kotlin": partial(_quoted, special='\\"$', code="\\u{:04x}"),
-    "swift": partial(_quoted, special='\\"', code="\\u{{{:x}}}"),
 }
 
 
@@ -61,9 +52,8 @@ def examples(manifest: Manifest, kind: Kind, profile: AppProfile) -> dict[str, b
         )
         for name in kind.inputs.node_files if raw else ():
             found[name.rpartition("/")[2]] = (_SOURCES / EXAMPLES / name).read_text(encoding="utf-8")
-        if model := _MODELS.get(language):
-            text = (models / model).read_text(encoding="utf-8")
-            found[model] = TEMPLATES.from_string(text).render(values) if model.endswith(_WRITTEN) else text
+        if language == "python":
+            found[_MODEL] = (models / _MODEL).read_text(encoding="utf-8")
     return {f"{EXAMPLES}/{name}": text.encode() for name, text in found.items()}
 
 
@@ -129,8 +119,5 @@ def _values(manifest: Manifest) -> dict[str, Any]:
         "name": manifest.name.replace("\n", " "),
         "version": manifest.runtime.minimum_version,
         "model": manifest.model,
-        "inputs": ", ".join(f'"{entry.name}"' for entry in manifest.inputs),
-        "outputs": ", ".join(f'"{entry.name}"' for entry in manifest.outputs),
-        "signatures_kotlin": ", ".join(f'"{one.name}" to {one.length or 0}' for one in manifest.signatures),
         "output": manifest.postprocessing.output,
     }

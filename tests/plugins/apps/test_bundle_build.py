@@ -19,7 +19,7 @@ import tokenizers
 from huggingface_hub import ModelCard
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from toy_bundles import EMBEDDINGS, LABELS, MATRIX, code, tokenizer, wanted_of
+from toy_bundles import EMBEDDINGS, LABELS, MATRIX, tokenizer, wanted_of
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
@@ -91,19 +91,6 @@ def test_the_example_answers_as_the_formula_does_and_tells_nobody(made: Bundle, 
     assert lines == [word for index in order for word in (f"{shares[index]:.2%}", LABELS[index])]
 
 
-def test_snippets_say_what_the_manifest_says(made: Bundle) -> None:
-    end = made.manifest.postprocessing.model_copy(update={"labels": ('say "no"', "5 $\n\\(x)")})
-    changed = made.manifest.model_copy(update={"postprocessing": end})
-    kotlin, swift = code(changed, "android"), code(changed, "ios")
-    assert r'listOf("say \"no\"", "5 \$\u000a\\(x)")' in kotlin
-    assert r'labels = ["say \"no\"", "5 $\u{a}\\(x)"]' in swift
-    for text in (kotlin, swift):
-        assert "{{" not in text
-        assert "maxLength = 16" in text
-        for name in ("model/onnx/model.onnx", "model/tokenizer.json", '"input_ids"', '"attention_mask"', '"logits"'):
-            assert name in text
-
-
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -147,7 +134,7 @@ def test_the_format_for_phones_is_bundled_too(run: Path, tmp_path: Path) -> None
     made = build(wanted_of(phone, "android"), tmp_path / "out", SilentProgress())
     assert (made.manifest.model, made.manifest.opsets) == ("model/model.ort", {})
     assert [entry.shape for entry in made.manifest.outputs] == [("batch", 2)]
-    assert 'open("model/model.ort")' in (made.folder / "examples" / "Model.kt").read_text()
+    assert {path.name for path in (made.folder / "examples").iterdir()} == {"model.py", "run.py"}
     assert verify(made.archive).worst < 0.01
     with pytest.raises(InputError, match="for browser cannot hold a model of text-classification in the format ort"):
         build(wanted_of(phone, "browser"), tmp_path / "none", SilentProgress())

@@ -15,7 +15,7 @@ import pytest
 from tiny_run import Notes
 from toy_bundles import reseal, wanted_of
 from toy_chat import AFTER, BEFORE, LONGEST, POSITIONS, TEMPLATE, Right, chat_tokenizer, write_chat_run
-from written_decoders import CONFIGS, FewBits, save_decoder
+from written_decoders import CONFIGS, WeightOnlySettings, save_decoder
 
 from compress.formats.onnx.decoder import GraphSettings, export_decoder
 from compress.plugins.apps.build import Bundle, build
@@ -150,8 +150,6 @@ def test_a_tokenizer_that_needs_more_than_its_file_is_refused(made: Bundle) -> N
             ("fits", "x" * LONGEST),
             r"A prompt has 219 tokens: that of 'xxx(?s:.)*of which 19 belong to the template",
         ),
-        ("android", (), "no example for android .*(?s:.)*is for browser, linux-arm64, desktop"),
-        ("ios", (), "no example for ios"),
     ],
 )
 def test_what_is_refused_leaves_nothing(
@@ -160,6 +158,13 @@ def test_what_is_refused_leaves_nothing(
     with pytest.raises(InputError, match=expected):
         build(wanted_of(run, target, samples=samples), tmp_path / "out", SilentProgress())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("target", ["android", "ios"])
+def test_a_phone_takes_it_with_the_example_in_python(run: Path, tmp_path: Path, target: str) -> None:
+    made = build(wanted_of(run, target), tmp_path / "out", SilentProgress())
+    assert {path.name for path in (made.folder / "examples").iterdir()} == {"model.py", "run.py"}
+    assert "Begin with `examples/run.py`" in (made.folder / "README.md").read_text()
 
 
 def _set(step: str, name: str, value: object) -> Callable[[dict[str, Any]], None]:
@@ -230,7 +235,7 @@ def test_any_flipped_bit_is_found(bundle: Path) -> None:
 @pytest.mark.parametrize(("level", "integers"), [(4, True), (1, False)])
 def test_weights_in_few_bits_compute_in_integers_at_level_4_alone(level: int, integers: bool, tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source", CONFIGS["llama"])
-    few = FewBits(source.folder, (("_proj", 4),))
+    few = WeightOnlySettings(source.folder, (("_proj", 4),))
     (tmp_path / "out").mkdir()
     export_decoder(few, GraphSettings(accuracy_level=level)).save(tmp_path / "out")
     [graph] = (tmp_path / "out").rglob("*.onnx")
@@ -244,7 +249,7 @@ def test_a_page_that_would_be_slow_is_told_of(expand_on_load: bool, target: str,
     if shutil.which("npm") is None and target == "browser":
         pytest.skip("no npm here")
     folder, notes = write_chat_run(tmp_path / "run"), Notes()
-    few = FewBits(folder / "source", (("_proj", 4), ("embed_tokens", 4)))
+    few = WeightOnlySettings(folder / "source", (("_proj", 4), ("embed_tokens", 4)))
     shutil.rmtree(folder / "model")
     (folder / "model").mkdir()
     export_decoder(few, GraphSettings(expand_on_load=expand_on_load)).save(folder / "model")

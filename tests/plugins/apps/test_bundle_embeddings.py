@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_bundles import EMBEDDINGS, WIDTH, code, wanted_of, write_encoder_run
+from toy_bundles import EMBEDDINGS, WIDTH, wanted_of, write_encoder_run
 
 from compress.models.sentence_modules import Dense, Normalize, SentenceModules
 from compress.plugins.apps.build import Bundle, build
@@ -97,30 +97,6 @@ def test_the_example_finds_the_nearest_as_the_formula_does(bundles: dict[str, Bu
     assert said == "".join(f"{cosines[text]:6.3f}  {text}\n" for text in (NEAR, FAR))
     passed = subprocess.run([*command, "--selftest"], capture_output=True, text=True, check=True).stdout
     assert passed.startswith("passed")
-
-
-@pytest.mark.parametrize(
-    ("pooling", "kotlin_part", "swift_part"),
-    [
-        ("mean", ".average()", ".reduce(0, +) * Float(count) / Float(values.count)"),
-        ("cls", "values.copyOf(dimensions)", "values.prefix(count)"),
-        ("max", ".maxOf { values[it] }", ".max()!"),
-        ("lasttoken", "values.copyOfRange(values.size - dimensions", "values.suffix(count)"),
-    ],
-)
-def test_snippets_pool_as_the_manifest_says(
-    bundles: dict[str, Bundle], pooling: str, kotlin_part: str, swift_part: str
-) -> None:
-    manifest = bundles["sentence"].manifest
-    end = manifest.postprocessing.model_copy(update={"pooling": pooling})
-    changed = manifest.model_copy(update={"postprocessing": end})
-    kotlin, swift = code(changed, "android"), code(changed, "ios")
-    for text in (kotlin, swift):
-        assert "{{" not in text
-        for part in ("normalize = true", f"dimensions = {WIDTH}", '"last_hidden_state"', "maxLength = 16"):
-            assert part in text
-    assert kotlin_part in kotlin
-    assert swift_part in swift
 
 
 def test_the_card_says_what_an_embedding_is(bundles: dict[str, Bundle]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from toy_bundles import IMAGE_MATRIX, LABELS, code, wanted_of, write_image_run
+from toy_bundles import IMAGE_MATRIX, LABELS, wanted_of, write_image_run
 from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
 from transformers.models.levit.image_processing_pil_levit import LevitImageProcessorPil
 from transformers.models.mobilevit.image_processing_pil_mobilevit import MobileViTImageProcessorPil
@@ -149,17 +149,6 @@ def test_pictures_of_ones_own_take_the_place_of_built_in_ones(tmp_path: Path) ->
     with pytest.raises(InputError, match="no such picture"):
         build(wanted_of(run, samples=("nowhere.png",)), tmp_path / "none", SilentProgress())
     assert not (tmp_path / "none").exists()
-
-
-def test_snippets_have_the_rule(bundles: dict[str, Bundle]) -> None:
-    manifest = bundles["image"].manifest
-    kotlin, swift = code(manifest, "android"), code(manifest, "ios")
-    for text in (kotlin, swift):
-        assert "{{" not in text
-        for part in ('"bicubic"', "(0.4, 0.5, 0.6)", '"model/onnx/model.onnx"', '"pixel_values"', '"logits"'):
-            assert part in text.replace("[0.4, 0.5, 0.6]", "(0.4, 0.5, 0.6)")
-    assert "SHORTEST_EDGE = 20" in kotlin
-    assert "(cropWidth, cropHeight) = (16, 16)" in swift
 
 
 def test_what_a_page_transfers_is_counted_in_brotli(tmp_path: Path) -> None:

@@ -18,9 +18,7 @@ from compress.formats.targets import find_app_profile
 from compress.models.processor import SentenceProcessor
 from compress.models.sentence_modules import SentenceModules
 from compress.plugins.apps.build import Wanted
-from compress.plugins.apps.kinds import KINDS
 from compress.plugins.apps.manifest import MANIFEST, FileRecord, Manifest
-from compress.plugins.apps.templates import examples
 from compress.recipe.loading import read_recipe
 from compress.utils.digests import digest_file
 
@@ -179,9 +177,3 @@ def reseal(folder: Path, change: Callable[[dict[str, object]], None] = lambda fi
         path = folder / name
         fields["files"][name] = FileRecord(size_bytes=path.stat().st_size, sha256=digest_file(path)).model_dump()
     (folder / MANIFEST).write_bytes(Manifest.model_validate(fields).sealed())
-
-
-def code(manifest: Manifest, target: str) -> str:
-    """All that a bundle for a phone has in its language."""
-    written = examples(manifest, KINDS[manifest.steps], find_app_profile(target))
-    return "".join(text.decode() for name, text in written.items() if name.endswith((".kt", ".swift")))

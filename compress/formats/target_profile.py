@@ -1,0 +1,126 @@
+"""Targets as data: where an artifact is meant to run, what judges it there, and what an app needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from compress.utils.environment import processor_class
+from compress.utils.errors import InputError
+
+WEB_VERSION = "1.30.0"
+Language = Literal["python", "node"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a session is told. ``provider`` is the runtime's own name for the device, ``format`` what it opens."""
+
+    name: str
+    runtime: str
+    provider: str
+    description: str
+    format: str
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A row of the table: a target, what may be chosen of it, and its limits.
+
+    ``formats`` are those that may be asked for in place of the target's own, which comes first. ``threads`` and the
+    limits are None where the recipe alone says them. ``instead_of`` names the machine that this one is measured in the
+    place of: answers are those of the same runtime, times and memory are not that machine's. What is
+    ``downloaded`` counts compressed in ``max_bytes``. A recipe adds a ``device`` of the inventory to be
+    timed on, the kind of ``processor`` that answers have to be right on beside this machine's, and ``options``: fields
+    of the stage that writes the format.
+    """
+
+    target: Target
+    formats: tuple[str, ...] = ()
+    threads: int | None = None
+    max_bytes: int | None = None
+    max_memory_bytes: int | None = None
+    instead_of: str | None = None
+    downloaded: bool = False
+    device: str | None = None
+    processor: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The target's name."""
+        return self.target.name
+
+    @property
+    def allowed(self) -> tuple[str, ...]:
+        """The formats that may be asked for; the first is the default."""
+        return tuple(dict.fromkeys((self.target.format, *self.formats)))
+
+
+@dataclass(frozen=True)
+class App:
+    """What runs a format in an app: ``runtime`` and its ``package`` are the platform's own names."""
+
+    runtime: str
+    package: str
+    languages: tuple[Language, ...] = ("python",)
+    """Languages of the examples in a bundle."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppProfile(Profile):
+    """A row that `compress bundle` takes, with what runs each format that a bundle for it may have.
+
+    ``version`` is that of the runtime that lies in the bundle; None where the app brings its own.
+    """
+
+    apps: Mapping[str, App] = field(default_factory=dict)
+    version: str | None = None
+
+
+def limit_words(profile: Profile) -> list[str]:
+    """Its limits, as a person reads them."""
+    limits = ((profile.max_bytes, "shipped"), (profile.max_memory_bytes, "of memory"))
+    return [f"at most {most / 1e6:.6g} MB {what}" for most, what in limits if most is not None]
+
+
+@dataclass(frozen=True)
+class Processor:
+    """A kind of processor, as far as it bears on what 8-bit products give.
+
+    ``sums_in_32_bits``: no product of bytes is added to another in 16 bits, where it could saturate.
+    """
+
+    name: str
+    sums_in_32_bits: bool
+    description: str
+
+
+PROCESSORS: dict[str, Processor] = {
+    processor.name: processor
+    for processor in (
+        Processor("x86-avx2", False, "x86-64 without VNNI: Intel before Ice Lake and Cascade Lake, AMD before Zen 4"),
+        Processor("x86-vnni", True, "x86-64 with AVX512-VNNI, AVX-VNNI or AMX"),
+        Processor("arm64-dotprod", True, "64-bit ARM with dot products of bytes: most since 2018"),
+        Processor("arm64", True, "64-bit ARM without them"),
+        Processor("linux-arm64", True, "the same, under the name that it has as a target"),
+    )
+}
+
+
+def find_processor(name: str) -> Processor:
+    """That kind of processor, or for `cpu` this machine's. Raises `InputError` with the known names."""
+    if name in PROCESSORS:
+        return PROCESSORS[name]
+    if name != "cpu":
+        raise InputError(f"There is no processor {name!r}.", expected=f"one of cpu, {', '.join(PROCESSORS)}")
+    here = processor_class()
+    known = PROCESSORS.get(here)
+    return Processor("cpu", known is None or known.sums_in_32_bits, f"this machine's: {here}")
+
+
+def sum_in_32_bits(profiles: Iterable[Profile]) -> bool:
+    """Whether pairs of 8-bit products saturate neither here, where answers are judged, nor on a target's processor."""
+    named = {profile.processor for profile in profiles if profile.processor is not None}
+    return all(find_processor(name).sums_in_32_bits for name in ("cpu", *named))

@@ -19,7 +19,7 @@ from compress.pipeline.requirements import combined_error, missing_packages
 from compress.pipeline.runner import StageRunner
 from compress.pipeline.target_session import SPLIT
 from compress.recipe.recipe import START
-from compress.stages.base import references
+from compress.stages.base import all_references
 from compress.stages.model_checks import model_checks
 from compress.tasks.capability import READS_ROWS
 from compress.utils.errors import DataError
@@ -37,7 +37,7 @@ def check_run(runner: StageRunner) -> None:
     inputs = runner.inputs
     check_slices(runner)
     check_judge(runner)
-    for reference in dict.fromkeys(references(runner.recipe.stages)):
+    for reference in dict.fromkeys(all_references(runner.recipe.stages)):
         if reference.kind == "model":
             inputs.resolve(reference.name)
         else:

@@ -48,7 +48,7 @@ def unsupported_reason(recipe: Recipe, start: Path | None, target: Target, from_
         return f"{files}, which the stage {spec.written_by} does not write from an ONNX graph"
     if runtime.generates_only and GENERATES not in capabilities:
         return f"{target.runtime} runs {', '.join(tasks_with(frozenset({GENERATES})))} only"
-    if not STAGES[spec.written_by].is_for(capabilities):
+    if not STAGES[spec.written_by].supports(capabilities):
         return f"{files}, which the stage {spec.written_by} does not write for {recipe.task}"
     if _ANY_ARCHITECTURE & capabilities and start is not None:
         try:
@@ -95,7 +95,7 @@ def asked_bits(recipe: Recipe, label: str, kind: str) -> dict[str, Any]:
     """
     labels = recipe.labels()
     before = recipe.stages[: labels.index(label) + 1] if label != START else ()
-    asked = [found for stage in reversed(before) if (found := stage.wanted_precision()) is not None]
+    asked = [found for stage in reversed(before) if (found := stage.precision_settings()) is not None]
     fewest = min(asked, key=lambda found: int(found["precision"].strip("fpint")), default={"precision": FLOAT})
     known = STAGES[kind].model_fields
     return {name: value for name, value in fewest.items() if name in known}

@@ -15,7 +15,7 @@ from compress.pipeline.format_support import FLOAT, asked_bits, format_given, le
 from compress.pipeline.runner import StageRunner
 from compress.recipe.recipe import START
 from compress.results.report import BASELINE, FINAL
-from compress.stages.base import Context, Promise, Stage
+from compress.stages.base import Context, OutputSpec, Stage
 from compress.stages.registry import STAGES
 from compress.tasks.capability import IS_WRITTEN
 from compress.tasks.registry import told_task
@@ -102,9 +102,9 @@ class WithHead(Stage[TorchModel, TorchModel]):
     packages = ("torch", "transformers")
     kind: Literal["with_head"] = "with_head"
 
-    def promise(self) -> Promise:
+    def output_spec(self) -> OutputSpec:
         """Not one weight."""
-        return Promise(changes_weights=False)
+        return OutputSpec(changes_weights=False)
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         """The model itself."""

@@ -25,7 +25,7 @@ from compress.models.config_checks import max_positions
 from compress.models.json_file import read_json
 from compress.pipeline.target_session import TargetSession, windows_digest
 from compress.results.measurement import Measurement
-from compress.results.report import BASELINE, FINAL, AnswerRecord, ContinuationRecord, LostToken, WrittenToken
+from compress.results.report import BASELINE, FINAL, AnswerRecord, ContinuationRecord, GeneratedToken, LostToken
 from compress.tasks.capability import GENERATES
 from compress.tasks.sequences import spread
 from compress.utils.errors import DataError
@@ -138,11 +138,11 @@ def _steps(
     return [[Step(*step) for step in steps] for steps in found]
 
 
-def _in_words(folder: Path, texts: Sequence[Sequence[Step]]) -> list[tuple[WrittenToken, ...]]:
+def _in_words(folder: Path, texts: Sequence[Sequence[Step]]) -> list[tuple[GeneratedToken, ...]]:
     pieces = iter(as_text(folder, [[token] for steps in texts for step in steps for token in (step.token, step.other)]))
     return [
         tuple(
-            WrittenToken(next(pieces), round(step.probability, 4), next(pieces), round(step.other_probability, 4))
+            GeneratedToken(next(pieces), round(step.probability, 4), next(pieces), round(step.other_probability, 4))
             for step in steps
         )
         for steps in texts

@@ -19,7 +19,7 @@ from compress.models.folder_checks import weight_files
 from compress.models.model import Model
 from compress.models.safetensors_file import read_header
 from compress.models.torch_model import TorchModel
-from compress.stages.base import Promise
+from compress.stages.base import OutputSpec
 from compress.tasks.capability import READS_ROWS
 from compress.tasks.task import Examples, Task
 from compress.utils.digests import size_bytes
@@ -52,7 +52,7 @@ class IntegrityCheck:
     """Checks of one stage's output. ``findings`` holds the result of each for the report, in order."""
 
     label: str
-    spec: Promise
+    spec: OutputSpec
     findings: list[tuple[str, str]] = field(default_factory=list)
 
     def check(

@@ -14,7 +14,7 @@ from compress.data.source import HubSplit, find, locate_split, locate_unlabeled
 from compress.pipeline.cache import Cache
 from compress.recipe.recipe import START, Recipe
 from compress.sources.resolve import already_here
-from compress.stages.base import Stage, references
+from compress.stages.base import Stage, all_references
 from compress.tasks.capability import TAKES_ARRAYS
 from compress.tasks.registry import get_task
 from compress.utils.digests import digest_directory
@@ -47,7 +47,7 @@ class Keys:
 
     def stage(self, stage: Stage[Any, Any], input_digest: str, referred: Sequence[str]) -> str:
         """The key of ``stage`` on files of ``input_digest``; ``referred``: digests of what it refers to, in order."""
-        named = stage.paths().values()
+        named = stage.references().values()
         folders = [self.folder_digest(one.name) for one in named if one.kind != "model"]
         models = [self.model_digest(one.name) for one in named if one.kind == "model"]
         device = self.device.partition(":")[0] if stage.uses_device or stage.trains else CPU
@@ -93,8 +93,8 @@ class CachedStages:
     @cached_property
     def _known(self) -> dict[str, str]:
         """Label -> digest of each stage's output in the cache."""
-        recipe, cache = self.recipe.settled(), Cache(self.artifacts / "cache")
-        named = references(recipe.stages)
+        recipe, cache = self.recipe.resolved(), Cache(self.artifacts / "cache")
+        named = all_references(recipe.stages)
         names = [recipe.model, *(one.name for one in named if one.kind == "model")]
         kept = cache.root / "models"
         arrays = TAKES_ARRAYS in get_task(recipe.task).capabilities
@@ -118,7 +118,7 @@ def _walk(recipe: Recipe, keys: Keys, cache: Cache) -> dict[str, str]:
     known = {START: keys.start()}
     before = START
     for label, stage in zip(recipe.labels(), recipe.stages, strict=True):
-        entry = cache.peek(keys.stage(stage, known[before], [known[other] for other in stage.refers_to()]))
+        entry = cache.peek(keys.stage(stage, known[before], [known[other] for other in stage.earlier_outputs()]))
         if entry is None:
             break
         known[label], before = entry.digest, label

@@ -19,7 +19,7 @@ from compress.recipe.recipe import Recipe
 from compress.report.run_folder import LOCK, REPORT
 from compress.results.report import LicenceRecord, Report, load_report
 from compress.sources.resolve import find_model, hub_card
-from compress.stages.base import references
+from compress.stages.base import all_references
 from compress.utils.errors import InputError, ModelError, did_you_mean
 
 RUNTIME, OF_RUN = "runtime ", " of run "
@@ -128,7 +128,7 @@ def refuse_forbidden(records: Sequence[LicenceRecord], recipe: Recipe) -> list[s
 
 def _forbidden(record: LicenceRecord, sources: Sequence[LicenceRecord], recipe: Recipe) -> Objection | None:
     """Whether the recipe does what the licence of weights doesn't permit."""
-    changes = any(stage.promise().changes_weights for stage in recipe.stages)
+    changes = any(stage.output_spec().changes_weights for stage in recipe.stages)
     if record.binds and "no-derivatives" in record.duties and changes:
         what = "permits no derivatives, and the recipe changes the weights"
     elif "no-training" in record.duties and (student := _other_student(record, sources)):
@@ -224,7 +224,7 @@ def _earlier(source: Source, place: Path | None) -> Report | None:
 
 def _sources(recipe: Recipe) -> Iterator[Source]:
     """The starting model, models and adapters that stages name, and every place that rows come from."""
-    named = {one.name: one for one in references(recipe.stages) if one.kind != "folder"}
+    named = {one.name: one for one in all_references(recipe.stages) if one.kind != "folder"}
     # The last student that is read takes the place of what went before it; one of random weights is its config alone.
     students = [name for name, one in named.items() if one.kind == "model"]
     yield Source("model", recipe.model, binds=not students)

@@ -34,7 +34,7 @@ from compress.results.report import (
     LayerBytes,
     LostToken,
     PictureRecord,
-    Skipped,
+    SkippedTarget,
     SliceRecord,
 )
 from compress.tasks.capability import READS_ROWS
@@ -48,7 +48,7 @@ class Findings:
     """Everything measured in one run."""
 
     measurements: list[Measurement] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
+    skipped: list[SkippedTarget] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
     machines: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -135,7 +135,7 @@ def _artifacts(findings: Findings, runner: StageRunner, profile: Profile, lackin
             runner.progress.note(str(error))
             reason, failed = f"no file could be written for it. {error.what}", True
     runner.progress.note(f"target {target.name}: skipped, {reason}")
-    findings.skipped.append(Skipped(target=target.name, reason=reason, failed=failed))
+    findings.skipped.append(SkippedTarget(target=target.name, reason=reason, failed=failed))
     lacking += [] if failed else [profile]
     return {}
 
@@ -218,13 +218,17 @@ def _time(findings: Findings, session: TargetSession, remeasure: bool) -> None:
     except (DeviceError, InputError) as error:
         if device is None:
             raise
-        findings.skipped.append(Skipped(target=session.target.name, reason=f"not timed on {device}: {error.what}"))
+        findings.skipped.append(
+            SkippedTarget(target=session.target.name, reason=f"not timed on {device}: {error.what}")
+        )
         return
     findings.machines[session.target.name] = machine
     if device is None:
         findings.environment = findings.environment | machine
     else:
-        notes.append(f"{session.target.name}: timed on {device}, {host_words(machine)}; answers are this machine's")
+        notes.append(
+            f"{session.target.name}: timed on {device}, {machine_summary(machine)}; answers are this machine's"
+        )
     elsewhere = session.profile.instead_of
     if elsewhere and device is None:
         notes.append(

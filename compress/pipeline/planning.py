@@ -149,7 +149,7 @@ def _licences(
 def _resolved_fields(recipe: Recipe) -> dict[str, str]:
     """Return the fields that depend on the processor, such as `reduce_range: auto is saturating`, by stage label."""
     texts = {}
-    for label, stage, resolved in zip(recipe.labels(), recipe.stages, recipe.settled().stages, strict=True):
+    for label, stage, resolved in zip(recipe.labels(), recipe.stages, recipe.resolved().stages, strict=True):
         written, effective = stage.model_dump(mode="json"), resolved.model_dump(mode="json")
         changed = [name for name in written if written[name] != effective[name]]
         if changed:
@@ -171,7 +171,7 @@ def _trains_for_long(recipe: Recipe, sources: Sources, is_cached: Callable[[str]
         return False
     try:
         return any(
-            stage.passes(train.rows)[1] / getattr(stage, "batch_size", 1) >= _MIN_BENCHMARKED_STEPS
+            stage.data_passes(train.rows)[1] / getattr(stage, "batch_size", 1) >= _MIN_BENCHMARKED_STEPS
             for label, stage in zip(recipe.labels(), recipe.stages, strict=True)
             if isinstance(stage, Training) and not (is_cached and is_cached(label))
         )
@@ -275,7 +275,7 @@ def _inapplicable_stages(recipe: Recipe, sources: Sources) -> list[CompressError
         return []
     quiet_libraries()
     errors: list[CompressError] = []
-    for number, stage in enumerate(takewhile(lambda stage: not stage.paths(), recipe.stages)):
+    for number, stage in enumerate(takewhile(lambda stage: not stage.references(), recipe.stages)):
         try:
             stage.check_model(folder)
         except CompressError as error:

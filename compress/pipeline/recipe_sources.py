@@ -19,7 +19,7 @@ from compress.data.samples.fetch import cached_directory
 from compress.data.samples.sample import find_sample
 from compress.data.slices import extra_columns
 from compress.data.source import HubSplit, Location, find, locate_split, locate_unlabeled, read
-from compress.formats.onnx.graph_reader import integer_operator, read_graph
+from compress.formats.onnx.graph_reader import first_integer_operator, read_graph
 from compress.models.config_checks import check_config
 from compress.models.diffusion_checks import is_pipeline
 from compress.models.folder_checks import refuse_quantized
@@ -30,7 +30,7 @@ from compress.recipe.recipe import Recipe
 from compress.sources.diffusers_folder import check_checker
 from compress.sources.onnx_file import companions_of, onnx_file
 from compress.sources.resolve import find_model, kinds_here
-from compress.stages.base import Reference, references
+from compress.stages.base import Reference, all_references
 from compress.stages.cost_model import Shape, Text
 from compress.tasks.capability import IS_WRITTEN, TAKES_ARRAYS
 from compress.tasks.registry import get_task
@@ -71,7 +71,7 @@ class Sources:
             with self._noting():
                 place = locate_unlabeled(reference, self.folder, cached_directory)
                 self._describe(f"unlabeled {reference}", reference, place, (), reference)
-        for named in dict.fromkeys(references(recipe.stages)):
+        for named in dict.fromkeys(all_references(recipe.stages)):
             if named.kind != "model":
                 with self._noting():
                     self._folder(named)
@@ -137,7 +137,7 @@ class Sources:
         if TAKES_ARRAYS not in get_task(self.recipe.task).capabilities:
             companions_of(file)
         stage = next((one for one in self.recipe.stages if one.integer_graph), None)
-        done = integer_operator(read_graph(file)) if stage else None
+        done = first_integer_operator(read_graph(file)) if stage else None
         if stage and done:
             raise ModelError(
                 f"The graph is quantized already: it has the operator {done}.",

@@ -29,7 +29,15 @@ from compress.recipe.recipe import START, Recipe
 from compress.report.limits import check_limits
 from compress.report.pages import write_report
 from compress.report.predictions import write_predictions
-from compress.report.run_folder import LOCK, MODEL, RECIPE, TARGETS, create_run_folder, update_latest_link, write_atomically
+from compress.report.run_folder import (
+    LOCK,
+    MODEL,
+    RECIPE,
+    TARGETS,
+    create_run_folder,
+    update_latest_link,
+    write_atomically,
+)
 from compress.results.report import Report
 from compress.stages.base import Stage
 from compress.utils.digests import digest_directory
@@ -191,7 +199,7 @@ def with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
 
 def _with_absolute_paths(stage: Stage[Any, Any], absolute: Callable[[str], str]) -> Stage[Any, Any]:
     """Return a copy of a stage in which each path is replaced by ``absolute(path)``."""
-    for field, reference in stage.paths().items():
+    for field, reference in stage.references().items():
         stage = _with_field(stage, field.split("."), absolute(reference.name))
     return stage
 

@@ -18,7 +18,7 @@ from compress.recipe.recipe import Recipe
 from compress.sources.build_model import Origin
 from compress.sources.onnx_file import onnx_file
 from compress.sources.resolve import find_model, resolve_model
-from compress.stages.base import references
+from compress.stages.base import all_references
 from compress.stages.training.processes import own_device
 from compress.tasks.capability import TAKES_ARRAYS
 from compress.tasks.registry import get_task
@@ -155,5 +155,7 @@ def _origin(reference: str, recipe: Recipe, recipe_folder: Path) -> Origin | Non
         if recipe.module is None and not recipe.random_weights:
             return None
         return Origin(recipe.module, recipe.random_weights, recipe.seed, recipe_folder, recipe.module_arguments)
-    has_random_weights = any(other.random_weights and other.name == reference for other in references(recipe.stages))
+    has_random_weights = any(
+        other.random_weights and other.name == reference for other in all_references(recipe.stages)
+    )
     return Origin(None, True, recipe.seed, recipe_folder) if has_random_weights else None

@@ -22,7 +22,7 @@ from compress.pipeline.requirements import disk_error
 from compress.pipeline.run_inputs import RunInputs
 from compress.recipe.recipe import START, Recipe
 from compress.results.report import IntegrityRecord, StageRecord
-from compress.stages.base import Context, Promise, Stage
+from compress.stages.base import Context, OutputSpec, Stage
 from compress.stages.training.processes import first_says, is_first, several, wait_for_all
 from compress.utils.digests import digest_directory, size_bytes
 from compress.utils.errors import CompressError, DeviceError, StageError, StorageError
@@ -58,7 +58,7 @@ class StageRunner:
 
     def __post_init__(self) -> None:
         """Resolve values that depend on the processor once, so that keys and stages use the same ones."""
-        self.recipe = self.recipe.settled()
+        self.recipe = self.recipe.resolved()
         self.inputs = RunInputs(self.recipe, self.recipe_folder, self.artifacts / "cache" / "models", self.progress)
 
     @cached_property
@@ -101,7 +101,7 @@ class StageRunner:
     def input_labels(self, label: str) -> tuple[str, ...]:
         """Return the labels of the outputs that a stage reads."""
         stage, input_label = self._stage_and_input(label)
-        return tuple(name for name in dict.fromkeys((input_label, *stage.refers_to())) if name != START)
+        return tuple(name for name in dict.fromkeys((input_label, *stage.earlier_outputs())) if name != START)
 
     def folder_of(self, label: str) -> Path:
         """Return the folder of a stage's output, or of the starting model."""
@@ -162,7 +162,7 @@ class StageRunner:
         return (self.extra_results[label][1] if label in self.extra_results else self.results[label]).entry
 
     def _key(self, stage: Stage[Any, Any], input_label: str) -> str:
-        referred = [self.digest_of(label) for label in stage.refers_to()]
+        referred = [self.digest_of(label) for label in stage.earlier_outputs()]
         return self.keys.stage(stage, self.digest_of(input_label), referred)
 
     def _output_type(self, label: str) -> type[Any]:
@@ -196,7 +196,7 @@ class StageRunner:
             wait_for_all()
             return result
         if not done and stage.trains:
-            stage.run(self.load(input_label, stage.wants(self.inputs.task.capabilities)), self.context(key))
+            stage.run(self.load(input_label, stage.preferred_input(self.inputs.task.capabilities)), self.context(key))
         wait_for_all()
         entry = self.cache.find(key)
         if entry is None:
@@ -209,7 +209,7 @@ class StageRunner:
         """Run a stage, write its output into ``content``, check it, and return the record of the cache entry."""
         self._check_disk_space(label, input_label)
         with metered() as meter:
-            model = self.load(input_label, stage.wants(self.inputs.task.capabilities))
+            model = self.load(input_label, stage.preferred_input(self.inputs.task.capabilities))
             with meter.checking():
                 # Before the stage runs, since it may change the model in place.
                 digests = inspector_of(model).digests()
@@ -260,9 +260,9 @@ class StageRunner:
         if needed > free:
             raise disk_error(needed, free, self.artifacts)
 
-    def _output_spec(self, stage: Stage[Any, Any]) -> Promise:
+    def _output_spec(self, stage: Stage[Any, Any]) -> OutputSpec:
         """Return what the stage guarantees. In a graph from elsewhere, no part may be one that the stage shrinks."""
-        spec = stage.promise()
+        spec = stage.output_spec()
         if not self.inputs.from_graph or spec.max_size_ratio is None:
             return spec
         return replace(spec, max_size_ratio=1.0)
@@ -282,7 +282,7 @@ def disk_bytes_needed(input_bytes: float, stages: Sequence[Stage[Any, Any]]) -> 
     """
     total, output_bytes = 0.0, input_bytes
     for stage in stages:
-        ratio = stage.promise().max_size_ratio
+        ratio = stage.output_spec().max_size_ratio
         output_bytes *= 1.0 if ratio is None else min(ratio, 1.0)
         total += output_bytes
     return total + output_bytes

@@ -92,7 +92,7 @@ def benchmark_stages(
 def _key(recipe: Recipe, folder: Path) -> str:
     stages = [
         {name: value for name, value in stage.model_dump(mode="json").items() if name not in _INDEPENDENT_FIELDS}
-        for stage in recipe.settled().stages
+        for stage in recipe.resolved().stages
     ]
     return cache_key(
         {

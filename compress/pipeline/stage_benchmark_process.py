@@ -1,4 +1,4 @@
-"""The process in which a recipe's training stages are tried: `python -m compress.pipeline.stage_benchmark_process`."""
+"""Process that benchmarks a recipe's training stages: `python -m compress.pipeline.stage_benchmark_process`."""
 
 from __future__ import annotations
 
@@ -37,37 +37,39 @@ from compress.utils.torch_device import resolve_device, use_device
 
 Item = TypeVar("Item")
 _FEW = 8
-"""Examples of the pass that tells what a stage takes whatever it is given."""
+"""Examples of the pass that measures the time of a stage that does not depend on the number of examples."""
 _BATCHES, _SAMPLE_BATCHES = 2, 4
-"""Batches that a stage learns from, and those from which the longest examples are taken."""
-_BUSY, _EFFICIENCY = 0.05, 0.93
-_COUNTED, _ANSWERED = 4, 64
+"""Batches of the benchmark, and batches among which the longest examples are selected for peak memory."""
+_BUSY_SHARE, _THREAD_EFFICIENCY = 0.05, 0.93
+"""Share of time waited for a core above which the machine counts as busy, and parallel efficiency of the threads."""
+_FLOP_EXAMPLES, _FORWARD_EXAMPLES = 4, 64
+"""Examples for counting FLOPs, and for timing a forward pass."""
 
 
 class Clock:
-    """Seconds that computing takes here, by all of its threads.
+    """Clock of computing time that other processes on the machine do not distort.
 
-    Where others keep the machine busy, threads wait for each other; then one thread computes, its processor's seconds
-    count, and as many threads as there would be are taken to do `_EFFICIENCY` of their number's work.
+    On a busy machine threads wait for each other. Then one thread computes, its CPU time is measured, and the time of
+    all threads is derived with `_THREAD_EFFICIENCY`.
     """
 
     def __init__(self) -> None:
         self.threads = torch.get_num_threads()
-        self.busy = _share_waited() > _BUSY
+        self.busy = _share_waited() > _BUSY_SHARE
         if self.busy:
             torch.set_num_threads(1)
 
     def now(self) -> float:
-        """The time now, of no known beginning; one thread's where others keep the machine busy."""
+        """Return the time in seconds from an arbitrary start: wall time, or CPU time on a busy machine."""
         return time.process_time() if self.busy else time.perf_counter()
 
     def shared(self, seconds: float) -> float:
-        """What all threads need for what took ``seconds`` by this clock."""
-        return seconds / max(_EFFICIENCY * self.threads, 1.0) if self.busy else seconds
+        """Return the seconds that all threads need for work that took ``seconds`` by this clock."""
+        return seconds / max(_THREAD_EFFICIENCY * self.threads, 1.0) if self.busy else seconds
 
 
 def _share_waited() -> float:
-    """The share of its life so far that this thread was ready to run while others ran, where Linux counts it."""
+    """Return the share of its life that this thread waited for a core, or 0 where the system does not count it."""
     try:
         ran, waited = map(int, Path("/proc/thread-self/schedstat").read_text().split()[:2])
     except (OSError, ValueError):
@@ -77,7 +79,7 @@ def _share_waited() -> float:
 
 @dataclass
 class _Steps(SilentProgress):
-    """Counts the seconds of what is tracked, by its description."""
+    """Progress that measures the seconds of each tracked loop, by its description."""
 
     clock: Clock
     spent: dict[str, float] = field(default_factory=dict)
@@ -90,8 +92,8 @@ class _Steps(SilentProgress):
 
 
 @dataclass
-class Rehearsal:
-    """One recipe whose stages are tried one after the other; all of its files are here."""
+class StageBenchmarker:
+    """Runs the stages of one recipe, whose files are all local, on a few batches each."""
 
     recipe: Recipe
     folder: Path
@@ -114,18 +116,18 @@ class Rehearsal:
     def _resolve(self, reference: str) -> Path:
         return resolve_recipe_model(reference, self.recipe, self.folder, self.scratch / "models", SilentProgress())
 
-    def try_all(self) -> Iterator[StageBenchmarks]:
-        """What is known so far, after the model was looked at and after each stage that was tried."""
+    def run_all(self) -> Iterator[StageBenchmarks]:
+        """Yield the timings so far, after the starting model and after each stage, in case a later one fails."""
         with metered() as meter:
             pass
-        model, before = self.outputs[START], START
+        model, input_label = self.outputs[START], START
         batch = max(getattr(stage, "batch_size", 1) for stage in self.recipe.stages)
         table = self.data.split("train")
         rows = np.random.default_rng(0).permutation(len(table))[: _SAMPLE_BATCHES * batch]
         began = self.clock.now()
         examples = self._encode(model, rows)
         encoding = (self.clock.now() - began) / len(rows)
-        found = StageBenchmarks(
+        benchmarks = StageBenchmarks(
             start=shape_of(model, self.start),
             uses=self._uses(model, examples),
             answer_seconds=self._answer_seconds(model, examples),
@@ -134,25 +136,26 @@ class Rehearsal:
             ready_seconds=self.ready_seconds,
             ready_bytes=meter.peak_rss_bytes,
         )
-        yield found
+        yield benchmarks
         lengths = examples.lengths() if len(examples) == len(rows) else np.zeros(len(rows))
         longest = rows[np.argsort(-lengths, kind="stable")]
         for label, stage in zip(self.recipe.labels(), self.recipe.stages, strict=True):
             if isinstance(stage, Training):
-                tried = self._try(label, stage, self.outputs[before], rows, longest, encoding)
-                found = found.model_copy(update={"stages": {**found.stages, label: tried}})
-                yield found
+                timing = self._time_training(label, stage, self.outputs[input_label], rows, longest, encoding)
+                benchmarks = benchmarks.model_copy(update={"stages": {**benchmarks.stages, label: timing}})
+                yield benchmarks
                 if label not in self.outputs:
                     return
-                before = label
-            elif stage.wants(self.task.capabilities) is TorchModel and stage.output_type() is TorchModel:
-                # What the others do goes by all rows, or is little: what follows is tried with what they get.
-                self.outputs[label] = self.outputs[before]
+                input_label = label
+            elif stage.preferred_input(self.task.capabilities) is TorchModel and stage.output_type() is TorchModel:
+                # Other stages take little time, or need all rows. The stages after them are timed with their input,
+                # unless they decide the shape of the model.
+                self.outputs[label] = self.outputs[input_label]
                 if stage.decides_shape_by_data:
-                    tried = self._run_whole(label, stage, self.outputs[before])
-                    found = found.model_copy(update={"stages": {**found.stages, label: tried}})
-                    yield found
-                before = label
+                    timing = self._run_on_all_rows(label, stage, self.outputs[input_label])
+                    benchmarks = benchmarks.model_copy(update={"stages": {**benchmarks.stages, label: timing}})
+                    yield benchmarks
+                input_label = label
             else:
                 return
 
@@ -161,7 +164,8 @@ class Rehearsal:
         return self.task.encode(table, model.processor, model.labels(), self.recipe.data.max_length)
 
     def _uses(self, model: TorchModel, examples: Examples) -> float:
-        few = list(range(min(_COUNTED, len(examples))))
+        """Return how often each weight is multiplied per example, from the FLOPs of a forward pass."""
+        few = list(range(min(_FLOP_EXAMPLES, len(examples))))
         batch = tensors(examples, few)
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
             model.module.eval()(**{name: batch[name] for name in examples.padding})
@@ -169,56 +173,67 @@ class Rehearsal:
         return float(counter.get_total_flops()) / (2 * max(working, 1.0) * len(few))
 
     def _answer_seconds(self, model: TorchModel, examples: Examples) -> float:
-        few = examples.subset(range(min(_ANSWERED, len(examples))))
+        """Return the seconds per example of a forward pass, after one that warms up."""
+        few = examples.subset(range(min(_FORWARD_EXAMPLES, len(examples))))
         predict(model.module, few)
         began = self.clock.now()
         predict(model.module, few)
         seconds: float = self.clock.shared(self.clock.now() - began)
         return seconds / len(few)
 
-    def _try(
+    def _time_training(
         self, label: str, stage: Any, model: TorchModel, rows: np.ndarray, longest: np.ndarray, encoding: float
     ) -> StageTiming:
-        """With the longest examples for memory, with next to none, and with a few batches."""
-        one = stage.model_copy(update={"epochs": 1.0, "keep_best": False})
-        some = rows[: _BATCHES * stage.batch_size]
-        first, _, peak, _ = self._pass(one, model, longest[: stage.batch_size])
-        constant, *_ = self._pass(one, model, some[:_FEW])
-        beside, steps, _, output = self._pass(one, model, some)
+        """Return the timing of a training stage, from three short runs.
+
+        Args:
+            label: Its label.
+            stage: The stage.
+            model: Its input.
+            rows: Row numbers of the sample.
+            longest: The same, the longest examples first.
+            encoding: Seconds of encoding an example.
+        """
+        short = stage.model_copy(update={"epochs": 1.0, "keep_best": False})
+        sample = rows[: _BATCHES * stage.batch_size]
+        # The longest examples show the peak memory, a few examples the constant time, the sample the time per example.
+        first, _, peak, _ = self._run(short, model, longest[: stage.batch_size])
+        constant, *_ = self._run(short, model, sample[:_FEW])
+        beside, steps, _, output = self._run(short, model, sample)
         if isinstance(output, TorchModel):
             self.outputs[label] = output
-        # With those of the training split goes as large a part of the unlabeled text, for who reads it.
+        # A stage that reads unlabeled text gets as large a share of it as of the training split.
         unlabeled = self.data.unlabeled if stage.needs().unlabeled else None
-        more = 1.0 if unlabeled is None else 1.0 + len(unlabeled) / max(len(self.data.split("train")), 1)
-        each = max(beside - constant, 0.0) / (more * max(len(some) - _FEW, 1))
-        # The first pass imports what the stage calls.
-        beginning = first - more * each * min(len(longest), stage.batch_size)
+        factor = 1.0 if unlabeled is None else 1.0 + len(unlabeled) / max(len(self.data.split("train")), 1)
+        per_example = max(beside - constant, 0.0) / (factor * max(len(sample) - _FEW, 1))
+        # The first run also imports the libraries that the stage calls.
+        startup = first - factor * per_example * min(len(longest), stage.batch_size)
         return StageTiming(
-            seconds=max(beginning, constant - more * each * _FEW, 0.0),
-            example_seconds=min(each, encoding) + self.clock.shared(max(each - encoding, 0.0)),
-            step_seconds=self.clock.shared(steps) / (more * len(some)),
+            seconds=max(startup, constant - factor * per_example * _FEW, 0.0),
+            example_seconds=min(per_example, encoding) + self.clock.shared(max(per_example - encoding, 0.0)),
+            step_seconds=self.clock.shared(steps) / (factor * len(sample)),
             peak_rss_bytes=peak,
             shape=shape_of(output if isinstance(output, TorchModel) else model, self.start),
         )
 
-    def _run_whole(self, label: str, stage: Stage[Any, Any], model: TorchModel) -> StageTiming:
-        """On all rows."""
+    def _run_on_all_rows(self, label: str, stage: Stage[Any, Any], model: TorchModel) -> StageTiming:
+        """Return the timing of a stage that runs on all rows."""
         rows = np.arange(len(self.data.split("train")))
-        seconds, _, peak, self.outputs[label] = self._pass(stage, model, rows)
+        seconds, _, peak, self.outputs[label] = self._run(stage, model, rows)
         shape = shape_of(self.outputs[label], self.start)
         return StageTiming(seconds=seconds, example_seconds=0.0, step_seconds=0.0, peak_rss_bytes=peak, shape=shape)
 
-    def _pass(self, stage: Any, model: TorchModel, rows: np.ndarray) -> tuple[float, float, int, Any]:
-        """Seconds beside the steps of training and in them, the peak of memory, and the output."""
-        progress, given = _Steps(self.clock), copy.deepcopy(model)
+    def _run(self, stage: Any, model: TorchModel, rows: np.ndarray) -> tuple[float, float, int, Any]:
+        """Run a stage on a copy of a model; return the seconds beside and in training steps, the peak memory, the output."""
+        progress, model = _Steps(self.clock), copy.deepcopy(model)
         context, began = self._context(rows, progress), self.clock.now()
         with metered() as meter, use_device(resolve_device(self.recipe.device)):
-            output = stage.run(given, context)
+            output = stage.run(model, context)
         steps = progress.spent.get(stage.kind, 0.0)
         return self.clock.now() - began - steps, steps, meter.peak_rss_bytes, output
 
     def _context(self, rows: np.ndarray, progress: _Steps) -> Context:
-        """What a stage is given: those rows of the training split, as many times as it has unlabeled ones too."""
+        """Return a context with those rows of the training split, and the same share of the unlabeled rows."""
         data = self.data
         share = len(rows) / max(len(data.split("train")), 1)
         unlabeled = data.unlabeled
@@ -237,7 +252,7 @@ class Rehearsal:
 
 
 def shape_of(model: TorchModel, start: Path) -> Shape:
-    """The shape of a model in memory, with the processor's files as they lie in the starting model's folder."""
+    """Return the shape of a model in memory; the size of its processor is that in the starting model's folder."""
     weights = weight_files(start)
     processor = sum(file.stat().st_size for file in start.rglob("*") if file.is_file() and file not in weights)
     named = ((name, tuple(tensor.shape)) for name, tensor in model.module.named_parameters())
@@ -245,26 +260,24 @@ def shape_of(model: TorchModel, start: Path) -> Shape:
 
 
 def _bytes_of(examples: Examples) -> float:
-    few = [examples.inputs[place] for place in range(min(len(examples), _ANSWERED))]
-    return sum(array.nbytes for one in few for array in one.values()) / max(len(few), 1)
+    """Return the mean bytes of an encoded example."""
+    sample = [examples.inputs[index] for index in range(min(len(examples), _FORWARD_EXAMPLES))]
+    return sum(array.nbytes for example in sample for array in example.values()) / max(len(sample), 1)
 
 
 def main() -> None:
-    """Try the recipe that standard input holds; what is found is written below its ``scratch`` folder.
-
-    So is what is wrong with the data or the model, where they can't be read as the recipe has it.
-    """
+    """Benchmark the recipe in the JSON on standard input; write timings, or the error in its data or model, as files."""
     quiet_libraries()
     order = json.load(sys.stdin)
     scratch = Path(order["scratch"])
     try:
-        rehearsal = Rehearsal(Recipe.model_validate(order["recipe"]), Path(order["folder"]), scratch)
+        benchmarker = StageBenchmarker(Recipe.model_validate(order["recipe"]), Path(order["folder"]), scratch)
     except InputError as error:
-        told = {"what": error.what, "where": error.where, "expected": error.expected, "hint": error.hint}
-        (scratch / REFUSED).write_text(json.dumps(told))
+        problem = {"what": error.what, "where": error.where, "expected": error.expected, "hint": error.hint}
+        (scratch / REFUSED).write_text(json.dumps(problem))
         return
-    for found in rehearsal.try_all():
-        (scratch / "trial.json").write_text(found.model_dump_json())
+    for benchmarks in benchmarker.run_all():
+        (scratch / "trial.json").write_text(benchmarks.model_dump_json())
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def _benchmarked_seconds(
         context: Sizes of the splits.
         benchmarks: Time of encoding and of a forward pass.
     """
-    read, trained = stage.passes(examples)
+    read, trained = stage.data_passes(examples)
     validation = context.splits.get("validation")
     validated = benchmarks.answer_seconds * validation.rows * trained / max(examples, 1.0) if validation else 0.0
     # All rows are encoded, even if the stage reads a part of them.
@@ -119,7 +119,9 @@ def _benchmarked_memory(
         benchmarks: Bytes of an encoded example.
         held_bytes: Memory that the process still holds from earlier stages.
     """
-    encoded = benchmarks.example_bytes * (examples if stage.needs().splits else 0.0) * (1 + len(stage.refers_to()))
+    encoded = (
+        benchmarks.example_bytes * (examples if stage.needs().splits else 0.0) * (1 + len(stage.earlier_outputs()))
+    )
     value = _MEMORY_GROWTH * (timing.peak_rss_bytes + encoded)
     note = "benchmarked here on the longest examples, with torch and all examples"
     return Estimate(value=max(value, held_bytes), note=note).within(*MEMORY_RANGE)

@@ -35,7 +35,7 @@ def stage_plans(
     plans: list[StagePlan] = []
     shape, held_bytes = context.shapes[START], 0.0
     for stage, label in zip(recipe.stages, recipe.labels(), strict=True):
-        model_type = stage.wants(sources.task.capabilities)
+        model_type = stage.preferred_input(sources.task.capabilities)
         try:
             cached = is_cached(label) if is_cached and not problems else None
             prediction = predict_stage_cost(stage, label, shape, context, benchmarks, model_type, held_bytes)
@@ -55,7 +55,7 @@ def stage_plans(
             takes=model_type.__name__,
             gives=stage.output_type().__name__,
             reads=(*needs.splits, *(("unlabeled text",) if needs.unlabeled else ())),
-            refers_to=stage.refers_to(),
+            refers_to=stage.earlier_outputs(),
             cached=cached,
             seconds=prediction.seconds,
             peak_memory_bytes=prediction.peak_memory_bytes,

@@ -14,7 +14,7 @@ from compress.formats.targets import PROFILES
 from compress.recipe.chosen_target import ChosenTarget, ProcessorClass, from_entry, profile_of
 from compress.recipe.policy import CannotTell, Policy
 from compress.recipe.search import Search
-from compress.stages.base import Stage, references
+from compress.stages.base import Stage, all_references
 from compress.stages.registry import AnyStage
 from compress.tasks.capability import ANSWERS_AT_ONCE, HAS_TWO_TOWERS, TAKES_IMAGES
 from compress.tasks.evaluation import Evaluation
@@ -246,10 +246,10 @@ class Recipe(Frozen):
         """The rows that its targets stand for."""
         return tuple(profile_of(entry) for entry in self.targets)
 
-    def settled(self) -> Recipe:
+    def resolved(self) -> Recipe:
         """With what stages leave to the processors of this machine and of the targets decided."""
         sums = sum_in_32_bits(self.profiles())
-        return self.model_copy(update={"stages": tuple(stage.settled(sums) for stage in self.stages)})
+        return self.model_copy(update={"stages": tuple(stage.resolved(sums) for stage in self.stages)})
 
     def labels(self) -> tuple[str, ...]:
         """A unique label for each stage: its kind, numbered from the second on (`distill`, `distill-2`)."""
@@ -271,6 +271,6 @@ def read_and_drawn(model: str, stages: Iterable[Stage[Any, Any]]) -> str | None:
 
     ``model`` is the starting model.
     """
-    named = [one for one in references(stages) if one.kind == "model"]
+    named = [one for one in all_references(stages) if one.kind == "model"]
     drawn = {one.name for one in named if one.random_weights}
     return min(drawn & {model, *(one.name for one in named if not one.random_weights)}, default=None)

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from compress.data.config import HoldOut
-from compress.results.formatting import seconds_of
+from compress.results.formatting import parse_duration
 from compress.utils.pydantic_models import Frozen
 
 
@@ -57,7 +57,7 @@ class Search(Frozen):
     @field_validator("budget")
     @classmethod
     def _is_a_time(cls, value: str) -> str:
-        seconds_of(value)
+        parse_duration(value)
         return value
 
     @field_validator("rungs")
@@ -70,4 +70,4 @@ class Search(Frozen):
     @property
     def seconds(self) -> float:
         """The budget."""
-        return seconds_of(self.budget)
+        return parse_duration(self.budget)

@@ -98,8 +98,8 @@ def _check_task(document: Document, parts: list[Part], kinds: Sequence[Task]) ->
         return
     task, able = kinds[0].name, [kind.capabilities for kind in kinds]
     for part in parts:
-        if part.cls and not any(part.cls.is_for(capabilities) for capabilities in able):
-            others = [name for name, other in TASKS.items() if part.cls.is_for(other.capabilities)]
+        if part.cls and not any(part.cls.supports(capabilities) for capabilities in able):
+            others = [name for name, other in TASKS.items() if part.cls.supports(other.capabilities)]
             document.problem(part.path, f"{part.kind}, for {task}", f"a recipe for {_and(others)}")
         for name in _in_all([part.stage.idle_fields(capabilities) for capabilities in able] if part.stage else []):
             document.problem(
@@ -135,7 +135,7 @@ def _check_chain(document: Document, parts: list[Part | None], starts_as: type[A
             takes = _a(wanted(cls, kinds)[0])
             found = f"{part.kind}, which takes {takes}, after {giver}, which is {_a(gives)}"
             document.problem(part.path, found, _fits(gives, cls, kinds))
-        gives = cls.gives() if cls else None
+        gives = cls.output_type() if cls else None
         giver = f"the output of stage {part.index} ({part.kind})" if part else ""
 
 
@@ -148,7 +148,7 @@ def _check_formats(document: Document, parts: list[Part], profiles: Sequence[Pro
             writers.append((writer, parts))
     for writer, before in writers:
         for part in {part.kind: part for part in before}.values():
-            unsafe_member_reason = writer.objects_to(part.stage) if part.whole and part.stage else None
+            unsafe_member_reason = writer.conflicts_with(part.stage) if part.whole and part.stage else None
             if unsafe_member_reason is not None:
                 field, expected = unsafe_member_reason
                 if field is None:
@@ -164,11 +164,11 @@ def chains(gives: type[Any], takes: type[Any]) -> bool:
 
 def wanted(cls: type[Stage[Any, Any]], kinds: Sequence[Task]) -> list[type[Any]]:
     """The class that a stage takes in a recipe of a task, for each of its kinds that the stage is for."""
-    able = [kind.capabilities for kind in kinds if cls.is_for(kind.capabilities)]
-    if cls.wants is Stage.wants or not able:
-        return [cls.takes()]
+    able = [kind.capabilities for kind in kinds if cls.supports(kind.capabilities)]
+    if cls.preferred_input is Stage.preferred_input or not able:
+        return [cls.input_type()]
     stage = cls.model_construct(kind=cls.model_fields["kind"].default)
-    return [stage.wants(capabilities) for capabilities in able]
+    return [stage.preferred_input(capabilities) for capabilities in able]
 
 
 def follows(gives: type[Any], cls: type[Stage[Any, Any]], kinds: Sequence[Task]) -> bool:
@@ -178,9 +178,9 @@ def follows(gives: type[Any], cls: type[Stage[Any, Any]], kinds: Sequence[Task])
 
 def _fits(gives: type[Any], cls: type[Stage[Any, Any]], kinds: Sequence[Task]) -> str:
     able = [kind.capabilities for kind in kinds]
-    known = {kind: other for kind, other in STAGES.items() if not able or any(map(other.is_for, able))}
+    known = {kind: other for kind, other in STAGES.items() if not able or any(map(other.supports, able))}
     here = [kind for kind, other in known.items() if follows(gives, other, kinds)]
-    between = [kind for kind in here if follows(known[kind].gives(), cls, kinds)]
+    between = [kind for kind in here if follows(known[kind].output_type(), cls, kinds)]
     bridge = f", or {' or '.join(between)} between the two" if between else ""
     return f"a stage that takes {_a(gives)} ({', '.join(here)}){bridge}"
 
@@ -193,7 +193,7 @@ def _check_references(
     document: Document, parts: list[Part | None], labels: tuple[str, ...], starts_as: type[Any]
 ) -> None:
     for part in parts:
-        for label in part.stage.refers_to() if part and part.stage else ():
+        for label in part.stage.earlier_outputs() if part and part.stage else ():
             assert part
             earlier = labels[: part.index]
             path = _field_with(part, label)
@@ -205,7 +205,7 @@ def _check_references(
                 document.problem(path, describe(label), f"an earlier stage: {_listed(earlier)}", near)
             else:
                 other = parts[labels.index(label)] if label != START else None
-                gives = starts_as if label == START else other.cls.gives() if other and other.cls else TorchModel
+                gives = starts_as if label == START else other.cls.output_type() if other and other.cls else TorchModel
                 if not issubclass(gives, TorchModel):
                     found = f"{label!r}, which gives {_a(gives)}"
                     document.problem(path, found, f"a stage that gives {_a(TorchModel)}")
@@ -313,7 +313,7 @@ def _check_students(document: Document, parts: list[Part]) -> None:
 
 def _references(parts: list[Part]) -> list[tuple[FieldPath, Reference]]:
     """The fields of stages that name models and folders."""
-    named = [(part, field, one) for part in parts if part.stage for field, one in part.stage.paths().items()]
+    named = [(part, field, one) for part in parts if part.stage for field, one in part.stage.references().items()]
     return [((*part.path, *field.split(".")), one) for part, field, one in named]
 
 

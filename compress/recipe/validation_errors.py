@@ -82,8 +82,10 @@ def _note(detail: ErrorDetails, model: type[BaseModel], fields: Any, document: D
     elif detail["type"] == "extra_forbidden":
         name = str(location[-1])
         names = sorted(owner.model_fields.keys() - {"kind"}) if owner else []
-        near = None if name in REMOVED else nearest_name(name, names)
-        document.problem(where, "an unknown field", REMOVED.get(name) or near_or_all(near, names, "field"), near)
+        # A key with the stage or section in front of the field goes first: another stage may still have that field.
+        replacement = REMOVED.get(f"{where[-2]}.{name}" if len(where) > 1 else name) or REMOVED.get(name)
+        near = None if replacement else nearest_name(name, names)
+        document.problem(where, "an unknown field", replacement or near_or_all(near, names, "field"), near)
     else:
         expected = _expected(detail)
         near = plugin = None

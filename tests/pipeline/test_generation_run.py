@@ -198,7 +198,8 @@ def test_a_second_run_takes_evaluations_from_the_cache(done: Done) -> None:
 )
 def test_only_the_same_windows_pair(done: Done, change: str) -> None:
     roads = [
-        StageRunner(load(done.folder / "tiny.yaml", *given), done.folder, done.folder, Notes()) for given in ((), (change,))
+        StageRunner(load(done.folder / "tiny.yaml", *given), done.folder, done.folder, Notes())
+        for given in ((), (change,))
     ]
     same, other = map(data_record, roads)
     assert same == done.run.report.data

@@ -1,4 +1,4 @@
-"""Each breach of the contract is caught on a broken output, and the message names the stage and what to try."""
+"""Each failed check is caught on a broken output, and the message names the stage and what to try."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
 from compress.models.torch_model import TorchModel
-from compress.pipeline.integrity import PROBES, Contract, Probe, probed, weigh
-from compress.stages.base import Promise
+from compress.pipeline.integrity import PROBE_ROWS, IntegrityCheck, PredictionProbe, inspector_of, measure_size
+from compress.stages.base import OutputSpec
 from compress.tasks.registry import get_task
 from compress.utils.digests import size_bytes
 from compress.utils.errors import IntegrityError
@@ -38,26 +38,30 @@ def onnx_model() -> OnnxModel:
     return OnnxModel(made.graph(), FLOAT_GRAPH, made.model.companions())
 
 
-def probe(kind: type[AnyModel]) -> Probe:
-    rows = tiny.table(PROBES)
+def probe(kind: type[AnyModel]) -> PredictionProbe:
+    rows = tiny.table(PROBE_ROWS)
     context = tiny.context()
-    return Probe(
+    return PredictionProbe(
         load=lambda folder: kind.load(folder, get_task(tiny.TASK)),
         encode=lambda processor: context.task.encode(rows, processor, None, context.max_length),
     )
 
 
 def check(
-    before: AnyModel, after: AnyModel, folder: Path, promise: Promise | None = None, kind: type[AnyModel] | None = None
-) -> Contract:
-    """Save ``after`` into ``folder`` and hold it to the contract of a stage called `squeeze`."""
+    before: AnyModel,
+    after: AnyModel,
+    folder: Path,
+    promise: OutputSpec | None = None,
+    kind: type[AnyModel] | None = None,
+) -> IntegrityCheck:
+    """Save ``after`` into ``folder`` and run the checks of a stage called `squeeze`."""
     for name, model in (("before", before), ("after", after)):
         (folder / name).mkdir()
         model.save(folder / name)
-    contract = Contract("squeeze", promise or Promise())
-    weight, digests = weigh(folder / "before"), probed(before).digests()
-    contract.check(after, digests, weight, folder / "after", probe(kind or type(after)))
-    return contract
+    integrity = IntegrityCheck("squeeze", promise or OutputSpec())
+    weight, digests = measure_size(folder / "before"), inspector_of(before).digests()
+    integrity.check(after, digests, weight, folder / "after", probe(kind or type(after)))
+    return integrity
 
 
 def breach(*arguments: Any, **options: Any) -> str:
@@ -69,11 +73,11 @@ def breach(*arguments: Any, **options: Any) -> str:
 
 
 def test_an_output_that_keeps_the_contract_passes_and_says_what_was_seen(tmp_path: Path):
-    contract = check(torch_model(0), torch_model(1), tmp_path, Promise(max_size_ratio=1.01))
-    assert [name for name, _ in contract.found] == [
+    integrity = check(torch_model(0), torch_model(1), tmp_path, OutputSpec(max_size_ratio=1.01))
+    assert [name for name, _ in integrity.findings] == [
         "weights finite", "tensors changed", "size", "predictions", "saved and loaded",
     ]  # fmt: skip
-    found = dict(contract.found)
+    found = dict(integrity.findings)
     random = [name for name, _ in torch_model().module.named_parameters() if "LayerNorm" not in name]
     assert found["tensors changed"] == str(len(random))
     assert found["size"].endswith("100.0% of its input") and found["saved and loaded"] == "logits differ by 0e+00"
@@ -102,13 +106,13 @@ def test_weights_that_did_not_change(tmp_path: Path):
 
 
 def test_unchanged_weights_pass_where_no_change_was_promised(tmp_path: Path):
-    contract = check(torch_model(0), torch_model(0), tmp_path, Promise(changes_weights=False))
-    assert "tensors changed" not in dict(contract.found)
+    integrity = check(torch_model(0), torch_model(0), tmp_path, OutputSpec(changes_weights=False))
+    assert "tensors changed" not in dict(integrity.findings)
 
 
 @pytest.mark.parametrize("change", ["one value", "a row less", "a tensor less"])
 def test_any_change_counts(change: str):
-    model, before = torch_model(0), probed(torch_model(0)).digests()
+    model, before = torch_model(0), inspector_of(torch_model(0)).digests()
     if change == "one value":
         with torch.no_grad():
             model.module.classifier.bias[1] += 1e-6
@@ -118,13 +122,13 @@ def test_any_change_counts(change: str):
         )
     else:
         del model.module.bert.encoder.layer[1]
-    contract = Contract("squeeze", Promise())
-    contract._changed(before, probed(model).digests())
-    assert dict(contract.found)["tensors changed"] == ("16" if change == "a tensor less" else "1")
+    integrity = IntegrityCheck("squeeze", OutputSpec())
+    integrity._changed(before, inspector_of(model).digests())
+    assert dict(integrity.findings)["tensors changed"] == ("16" if change == "a tensor less" else "1")
 
 
 def test_a_result_larger_than_promised(tmp_path: Path):
-    what = breach(torch_model(0), torch_model(1), tmp_path, Promise(max_size_ratio=0.5))
+    what = breach(torch_model(0), torch_model(1), tmp_path, OutputSpec(max_size_ratio=0.5))
     assert "100% of its input's; the stage guarantees at most 50%" in what
 
 
@@ -135,24 +139,24 @@ def test_what_lies_around_the_tensors_is_not_promised_to_shrink(tmp_path: Path):
         model.save(tmp_path / name)
     for name in ("before", "after"):
         (tmp_path / name / "tokenizer.json").write_text("x" * 1_000_000)
-    before, after = weigh(tmp_path / "before"), weigh(tmp_path / "after")
+    before, after = measure_size(tmp_path / "before"), measure_size(tmp_path / "after")
     assert after.files > 0.95 * before.files > 1_000_000
     held = sum(parameter.numel() for parameter in smaller.module.parameters())
     assert after.tensors == 4 * held
-    contract = Contract("squeeze", Promise(max_size_ratio=0.8))
-    contract._size(before, after)
-    assert dict(contract.found)["size"].startswith(f"{after.files:,} bytes, {after.files / before.files:.1%}")
+    integrity = IntegrityCheck("squeeze", OutputSpec(max_size_ratio=0.8))
+    integrity._size(before, after)
+    assert dict(integrity.findings)["size"].startswith(f"{after.files:,} bytes, {after.files / before.files:.1%}")
     with pytest.raises(IntegrityError, match="the stage guarantees at most 30%"):
-        Contract("squeeze", Promise(max_size_ratio=0.3))._size(before, after)
+        IntegrityCheck("squeeze", OutputSpec(max_size_ratio=0.3))._size(before, after)
     over = int(after.tensors - 0.3 * before.tensors)
-    Contract("squeeze", Promise(max_size_ratio=0.3, overhead_bytes=over + 1))._size(before, after)
+    IntegrityCheck("squeeze", OutputSpec(max_size_ratio=0.3, overhead_bytes=over + 1))._size(before, after)
     with pytest.raises(IntegrityError, match="the stage guarantees at most 30%"):
-        Contract("squeeze", Promise(max_size_ratio=0.3, overhead_bytes=over - 1))._size(before, after)
+        IntegrityCheck("squeeze", OutputSpec(max_size_ratio=0.3, overhead_bytes=over - 1))._size(before, after)
 
 
 def test_a_result_as_small_as_promised(tmp_path: Path):
     smaller = tiny.encoder(seed=1, num_hidden_layers=1)
-    found = dict(check(torch_model(0), smaller, tmp_path, Promise(max_size_ratio=0.8)).found)
+    found = dict(check(torch_model(0), smaller, tmp_path, OutputSpec(max_size_ratio=0.8)).findings)
     share = size_bytes(tmp_path / "after") / size_bytes(tmp_path / "before")
     assert share < 0.8
     assert f"{share:.1%} of its input" in found["size"]
@@ -208,8 +212,8 @@ def test_a_reload_with_another_tokenizer(tmp_path: Path):
 
 def test_graphs_are_held_to_the_same_contract(tmp_path: Path):
     model = onnx_model()
-    contract = check(onnx_model(), model, tmp_path, Promise(changes_weights=False))
-    assert dict(contract.found)["predictions"] == "finite and not constant"
+    integrity = check(onnx_model(), model, tmp_path, OutputSpec(changes_weights=False))
+    assert dict(integrity.findings)["predictions"] == "finite and not constant"
 
 
 def test_a_constant_graph(tmp_path: Path):
@@ -228,15 +232,15 @@ def _half(model: OnnxModel) -> None:
 
 def test_arrays_of_a_model_are_all_its_floats():
     model = torch_model()
-    names = {name for name, _ in probed(model).float_arrays()}
+    names = {name for name, _ in inspector_of(model).float_arrays()}
     assert names == {name for name, _ in model.module.named_parameters()}
-    assert {array.dtype for _, array in probed(model).float_arrays()} == {np.dtype(np.float32)}
+    assert {array.dtype for _, array in inspector_of(model).float_arrays()} == {np.dtype(np.float32)}
     graph = onnx_model()
     _half(graph)
-    kinds = {array.dtype for _, array in probed(graph).float_arrays()}
+    kinds = {array.dtype for _, array in inspector_of(graph).float_arrays()}
     assert kinds == {np.dtype(np.float16)}
     floats = [tensor for tensor in graph.graph.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT16]
-    assert len(list(probed(graph).float_arrays())) == len(floats) > 10
+    assert len(list(inspector_of(graph).float_arrays())) == len(floats) > 10
 
 
 def test_digests_tell_shapes_apart():
@@ -244,7 +248,7 @@ def test_digests_tell_shapes_apart():
     tensor = other.graph.graph.initializer[0]
     array = numpy_helper.to_array(tensor)
     tensor.CopyFrom(numpy_helper.from_array(array.reshape(1, *array.shape), tensor.name))
-    digests = probed(one).digests(), probed(other).digests()
+    digests = inspector_of(one).digests(), inspector_of(other).digests()
     assert [name for name in digests[0] if digests[0][name] != digests[1][name]] == [tensor.name]
 
 
@@ -253,25 +257,27 @@ def test_digests_tell_types_of_the_same_bytes_apart():
     tensor = next(one for one in other.graph.graph.initializer if one.data_type == onnx.TensorProto.FLOAT)
     integers = numpy_helper.to_array(tensor).view(np.int32)
     tensor.CopyFrom(numpy_helper.from_array(integers, tensor.name))
-    digests = probed(one).digests(), probed(other).digests()
+    digests = inspector_of(one).digests(), inspector_of(other).digests()
     assert [name for name in digests[0] if digests[0][name] != digests[1][name]] == [tensor.name]
 
 
-def decoder_probe() -> Probe:
+def decoder_probe() -> PredictionProbe:
     task = get_task("text-generation")
-    rows = tiny.table(PROBES).select(["text"])
-    return Probe(
+    rows = tiny.table(PROBE_ROWS).select(["text"])
+    return PredictionProbe(
         load=lambda folder: QuantizedCheckpoint.load(folder, "text-generation"),
         encode=lambda processor: task.encode(rows, processor, None, 24),
     )
 
 
-def decoder_check(before: Checkpoint, after: Checkpoint, folder: Path, promise: Promise | None = None) -> Contract:
+def decoder_check(
+    before: Checkpoint, after: Checkpoint, folder: Path, promise: OutputSpec | None = None
+) -> IntegrityCheck:
     folder.mkdir()
     after.save(folder)
-    contract = Contract("squeeze", promise or Promise())
-    contract.check(after, probed(before).digests(), weigh(before.folder), folder, decoder_probe())
-    return contract
+    integrity = IntegrityCheck("squeeze", promise or OutputSpec())
+    integrity.check(after, inspector_of(before).digests(), measure_size(before.folder), folder, decoder_probe())
+    return integrity
 
 
 def change(checkpoint: Checkpoint, name: str, changed: Callable[[torch.Tensor], torch.Tensor]) -> Checkpoint:
@@ -287,7 +293,7 @@ def change(checkpoint: Checkpoint, name: str, changed: Callable[[torch.Tensor], 
 def test_checkpoints_are_held_to_the_same_contract(tmp_path: Path):
     source = save_tiny_llama(tmp_path / "source")
     quantized = quantize_tiny_llama(source, tmp_path / "quantized")
-    found = dict(decoder_check(source, quantized, tmp_path / "saved", Promise(max_size_ratio=0.8)).found)
+    found = dict(decoder_check(source, quantized, tmp_path / "saved", OutputSpec(max_size_ratio=0.8)).findings)
     assert found["saved and loaded"] == "logits differ by 0e+00"
     linears = 14
     # Four parts for a layer, the table's float16 and its four parts, the float32 tensors that are float16 now.
@@ -337,19 +343,19 @@ def test_a_checkpoint_that_reloads_as_another(tmp_path: Path):
 
 def test_digests_of_a_checkpoint_are_of_shape_type_and_bytes(tmp_path: Path):
     source = save_tiny_llama(tmp_path / "source")
-    before = probed(source).digests()
+    before = inspector_of(source).digests()
     assert set(before) == set(source.files)
     name = "model.layers.0.mlp.up_proj.weight"
     for changed in (torch.Tensor.half, lambda weight: weight.reshape(64, 128), lambda weight: weight + 1e-3):
         change(source, name, changed)
-        after = probed(Checkpoint(source.folder)).digests()
+        after = inspector_of(Checkpoint(source.folder)).digests()
         assert [tensor for tensor in before if before[tensor] != after[tensor]] == [name]
         before = after
 
 
 def test_a_large_tensor_is_checked_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("compress.formats.probed.CHUNK_ELEMENTS", 1000)
+    monkeypatch.setattr("compress.formats.inspector_of.CHUNK_ELEMENTS", 1000)
     source = save_tiny_llama(tmp_path / "source")
-    pieces = [array for name, array in probed(source).float_arrays() if name == "model.embed_tokens.weight"]
+    pieces = [array for name, array in inspector_of(source).float_arrays() if name == "model.embed_tokens.weight"]
     assert [len(piece) for piece in pieces] == [1000] * 10 + [240]
     np.testing.assert_array_equal(np.concatenate(pieces), source.stored("model.embed_tokens.weight").flatten().numpy())

@@ -533,10 +533,10 @@ def test_a_stage_that_diverges_stops_the_run_and_is_not_cached(place: Path, tmp_
 def test_a_stage_that_breaks_its_promise_is_named_and_the_earlier_ones_are_kept(
     place: Path, warm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from compress.stages.base import Promise
+    from compress.stages.base import OutputSpec
     from compress.stages.onnx_int8.stage import Quantize
 
-    monkeypatch.setattr(Quantize, "promise", lambda self: Promise(max_size_ratio=0.01))
+    monkeypatch.setattr(Quantize, "output_spec", lambda self: OutputSpec(max_size_ratio=0.01))
     with pytest.raises(CompressError) as caught:
         travel(place / "tiny.yaml", warm, "stages.5.quantize.per_channel=false")
     error = caught.value

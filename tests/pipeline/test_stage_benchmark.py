@@ -16,12 +16,11 @@ import compress.pipeline.planning
 import compress.pipeline.stage_benchmark
 from compress.pipeline import stage_benchmark_process
 from compress.pipeline.checkpoint_headers import read_shape
-from compress.pipeline.planning import History, make_plan, render_plan, timings_of
-from compress.pipeline.stage_benchmark import StageTiming, Trial, tried
-from compress.pipeline.stage_benchmark_process import Rehearsal
+from compress.pipeline.planning import make_plan, render_plan
+from compress.pipeline.stage_benchmark import StageBenchmarks, StageTiming, benchmark_stages
+from compress.pipeline.stage_benchmark_process import StageBenchmarker
 from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Recipe
-from compress.results.report import StageRecord
 from compress.stages.cost_model import Shape
 from compress.stages.finetune import Finetune
 from compress.stages.prune.stage import Prune
@@ -56,7 +55,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_training_stage_is_tried_with_what_it_will_get(place: Path, recipe: Recipe, tmp_path: Path) -> None:
-    found = list(Rehearsal(recipe, place, tmp_path).try_all())
+    found = list(StageBenchmarker(recipe, place, tmp_path).run_all())
     assert [list(one.stages) for one in found] == [
         [],
         ["finetune"],
@@ -80,8 +79,8 @@ def test_every_training_stage_is_tried_with_what_it_will_get(place: Path, recipe
 
 def test_uses_are_the_multiplications_of_a_pass(place: Path, recipe: Recipe, tmp_path: Path) -> None:
     """Each matrix multiplies every token, padding too, but the head only the first; attention a little more."""
-    rehearsal = Rehearsal(recipe, place, tmp_path)
-    trial = next(rehearsal.try_all())
+    rehearsal = StageBenchmarker(recipe, place, tmp_path)
+    trial = next(rehearsal.run_all())
     module = AutoModelForSequenceClassification.from_pretrained(place / "model")
     layers = [weight.numel() for name, weight in module.named_parameters() if ".layer." in name and weight.ndim > 1]
     head = 64 * 64 + 64 * 2
@@ -92,7 +91,7 @@ def test_uses_are_the_multiplications_of_a_pass(place: Path, recipe: Recipe, tmp
 
 
 SHAPE = Shape(embeddings=100, attention=2000, feed_forward=7000, other=1000, layers=2, tensors=40)
-TRIAL = Trial(
+TRIAL = StageBenchmarks(
     start=SHAPE,
     uses=5.0,
     answer_seconds=0.01,
@@ -107,9 +106,9 @@ TRIAL = Trial(
 
 
 def planned(
-    recipe: Recipe, place: Path, artifacts: Path, monkeypatch: pytest.MonkeyPatch, trial: Trial | None = TRIAL
+    recipe: Recipe, place: Path, artifacts: Path, monkeypatch: pytest.MonkeyPatch, trial: StageBenchmarks | None = TRIAL
 ) -> compress.pipeline.planning.Plan:
-    monkeypatch.setattr(compress.pipeline.planning, "tried", lambda *given: trial)
+    monkeypatch.setattr(compress.pipeline.planning, "benchmark_stages", lambda *given: trial)
     monkeypatch.setattr(compress.pipeline.planning, "machine_flops_per_second", lambda: 1e9)
     return make_plan(recipe, place, None, artifacts)
 
@@ -122,7 +121,6 @@ def test_a_stage_costs_what_it_did_on_a_few_examples_times_their_number(
     # Two seconds in any case; each row is read once and learned from three times, as often as others are judged.
     assert stage.seconds.value == pytest.approx(2 + rows * 0.1 + 3 * rows * 0.5 + 3 * judged * 0.01)
     assert stage.peak_memory_bytes.value == pytest.approx(1.2 * (10**9 + rows * 1000))
-    assert stage.told.by == "trial" and stage.told.seconds == stage.seconds.value
 
 
 def test_rows_that_importance_does_not_see_become_inputs_all_the_same(
@@ -147,24 +145,6 @@ def test_measuring_is_evaluation_and_launches(
     evaluation = 2 * ROWS["test"] * (answer + 0.001)
     launches = 2 * 2 * 2 + 12 * 2 * 0.35 + 12 * 12 * 2 * answer * (1 + 4)
     assert plan.measuring.value == pytest.approx(6 + writing + evaluation + launches)
-
-
-def test_past_runs_correct_a_plan_whatever_the_epochs(
-    place: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plan = planned(recipe, place, tmp_path, monkeypatch)
-    took = 2 * (plan.stages[0].seconds.value or 0)
-    ran = [StageRecord(name="finetune", key="k", cached=False, seconds=took, check_seconds=0, peak_rss_bytes=10**9)]
-    History(tmp_path).add(timings_of(plan, ran, took + 60))
-    shorter = Recipe.model_validate(
-        {**recipe.model_dump(), "stages": [{"finetune": {"epochs": 1, "batch_size": 8}}, *STAGES[1:]]}
-    )
-    first = planned(shorter, place, tmp_path / "elsewhere", monkeypatch)
-    again = planned(shorter, place, tmp_path, monkeypatch)
-    assert first.stages[0].seconds.value is not None and again.measuring.value is not None
-    assert again.stages[0].seconds.value == pytest.approx(2 * first.stages[0].seconds.value)
-    assert again.stages[0].told == first.stages[0].told
-    assert again.measuring.value == pytest.approx(60)
 
 
 def test_the_console_shows_a_range_where_a_figure_is_rough(
@@ -195,22 +175,22 @@ def test_a_trial_is_made_once_and_only_where_training_takes_long(
         stages = [{"finetune": {"batch_size": 8, **fields}}, {"export": {}}]
         return Recipe.model_validate({**recipe.model_dump(exclude={"stages", "baseline"}), "stages": stages})
 
-    monkeypatch.setattr(compress.pipeline.stage_benchmark, "_make", make)
+    monkeypatch.setattr(compress.pipeline.stage_benchmark, "_run_benchmark", make)
     make_plan(of(epochs=3), place, None, tmp_path, looks_into_model=True)  # 45 steps
     assert made == []
     make_plan(of(epochs=7), place, None, tmp_path)  # 105 steps, but nobody asked for a look
     assert made == []
     plan = make_plan(of(epochs=7), place, None, tmp_path, looks_into_model=True)
-    assert len(made) == 1 and plan.stages[0].told.by == "trial"
+    assert len(made) == 1 and "benchmarked here" in plan.stages[0].seconds.note
     # What is in the cache, or runs the recipe's own code, is not tried.
     make_plan(of(epochs=7, batch_size=6), place, lambda label: True, tmp_path, looks_into_model=True)
     trusting = of(epochs=7, batch_size=6).model_copy(update={"trust_remote_code": True})
     make_plan(trusting, place, None, tmp_path, looks_into_model=True)
     assert len(made) == 1
     # Epochs change how much there is to do, and not what a batch costs; another size of batches does.
-    assert tried(of(epochs=9), place, tmp_path, True, SilentProgress()) == TRIAL and len(made) == 1
-    assert tried(of(epochs=9, precision="fp32"), place, tmp_path, False, SilentProgress()) is None
-    tried(of(epochs=9, batch_size=4), place, tmp_path, True, SilentProgress())
+    assert benchmark_stages(of(epochs=9), place, tmp_path, True, SilentProgress()) == TRIAL and len(made) == 1
+    assert benchmark_stages(of(epochs=9, precision="fp32"), place, tmp_path, False, SilentProgress()) is None
+    benchmark_stages(of(epochs=9, batch_size=4), place, tmp_path, True, SilentProgress())
     assert len(made) == 2 and made[0] != made[1]
 
 
@@ -218,20 +198,20 @@ def test_a_process_of_its_own_leaves_what_it_found(
     place: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = Recipe.model_validate({**recipe.model_dump(), "stages": [STAGES[1]], "baseline": "start"})
-    found = tried(short, place, tmp_path, True, SilentProgress())
+    found = benchmark_stages(short, place, tmp_path, True, SilentProgress())
     assert found is not None and list(found.stages) == ["prune"]
     assert [path.suffix for path in (tmp_path / "trials").iterdir()] == [".json"]
     # One that has no time leaves nothing, and no check fails for it.
     monkeypatch.setattr(compress.pipeline.stage_benchmark, "_TIMEOUT_SECONDS", 0.01)
-    assert tried(short, place, tmp_path / "late", True, SilentProgress()) is None
+    assert benchmark_stages(short, place, tmp_path / "late", True, SilentProgress()) is None
 
 
 def test_passes_over_the_examples() -> None:
-    assert Finetune(epochs=2.5).passes(100) == (100, 250)
-    assert Prune(heads=0.5, importance_examples=32).passes(100) == (32, 0)
-    assert Prune(heads=0.5, importance_examples=512).passes(100) == (100, 0)
-    assert Prune(sparsity=0.5).passes(100) == (0, 0)
-    assert Prune(sparsity=0.5, schedule="cubic", epochs=2).passes(100) == (100, 200)
+    assert Finetune(epochs=2.5).data_passes(100) == (100, 250)
+    assert Prune(heads=0.5, importance_examples=32).data_passes(100) == (32, 0)
+    assert Prune(heads=0.5, importance_examples=512).data_passes(100) == (100, 0)
+    assert Prune(sparsity=0.5).data_passes(100) == (0, 0)
+    assert Prune(sparsity=0.5, schedule="cubic", epochs=2).data_passes(100) == (100, 200)
 
 
 def test_what_a_trial_finds_wrong_with_the_data_is_a_problem_of_the_plan(

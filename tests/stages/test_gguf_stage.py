@@ -15,7 +15,7 @@ from compress.formats.gguf import export as gguf_export
 from compress.formats.gguf.model import GgufModel
 from compress.formats.gguf.stage import Gguf
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.pipeline.integrity import Contract, Probe, Weight, probed
+from compress.pipeline.integrity import IntegrityCheck, ModelSize, PredictionProbe, inspector_of
 from compress.stages.base import Context
 from compress.tasks.registry import get_task
 from compress.utils.errors import IntegrityError, ModelError, StageError
@@ -93,9 +93,9 @@ def test_the_model_is_saved_by_links_and_loads_again(tmp_path: Path) -> None:
         GgufModel.load(tmp_path / "saved", "text-generation")
 
 
-def probe(folder: Path) -> Probe:
+def probe(folder: Path) -> PredictionProbe:
     made = context(folder)
-    return Probe(
+    return PredictionProbe(
         load=lambda place: GgufModel.load(place, "text-generation"),
         encode=lambda processor: made.task.encode(made.data.split("train"), processor, None, 24),
     )
@@ -104,12 +104,12 @@ def probe(folder: Path) -> Probe:
 def test_integrity_sees_every_tensor_and_asks_llama_cpp(tmp_path: Path) -> None:
     checkpoint = quantized(tmp_path)
     made = Gguf().run(checkpoint, context(tmp_path))
-    arrays = dict(probed(made).float_arrays())
+    arrays = dict(inspector_of(made).float_arrays())
     assert (arrays["blk.0.ffn_up.weight"] == checkpoint.weight("model.layers.0.mlp.up_proj").numpy()).all()
-    assert len(arrays) == len(probed(made).digests()) == 20
-    contract = Contract("gguf", Gguf().promise())
-    contract.check(made, {}, Weight(1000, 1000), made.folder, probe(tmp_path))
-    assert dict(contract.found)["predictions"] == "finite and not constant"
+    assert len(arrays) == len(inspector_of(made).digests()) == 20
+    integrity = IntegrityCheck("gguf", Gguf().output_spec())
+    integrity.check(made, {}, ModelSize(1000, 1000), made.folder, probe(tmp_path))
+    assert dict(integrity.findings)["predictions"] == "finite and not constant"
 
 
 def test_a_scale_that_is_not_finite_is_found(tmp_path: Path) -> None:
@@ -121,7 +121,9 @@ def test_a_scale_that_is_not_finite_is_found(tmp_path: Path) -> None:
     content[tensor.start : tensor.start + 2] = b"\x00\x7e"  # a NaN of float16
     made.file.write_bytes(content)
     with pytest.raises(IntegrityError, match=r"'blk\.1\.ffn_up\.weight' holds NaN"):
-        Contract("gguf", Gguf().promise()).check(made, {}, Weight(1000, 1000), made.folder, probe(tmp_path))
+        IntegrityCheck("gguf", Gguf().output_spec()).check(
+            made, {}, ModelSize(1000, 1000), made.folder, probe(tmp_path)
+        )
 
 
 def test_without_llama_cpp_the_report_says_that_nobody_asked_the_model(
@@ -129,9 +131,9 @@ def test_without_llama_cpp_the_report_says_that_nobody_asked_the_model(
 ) -> None:
     made = Gguf().run(quantized(tmp_path), context(tmp_path))
     monkeypatch.setattr("compress.formats.gguf.llama_cpp_library.PACKAGE", "no-such-package")
-    contract = Contract("gguf", Gguf().promise())
-    contract.check(made, {}, Weight(1000, 1000), made.folder, probe(tmp_path))
-    assert dict(contract.found)["predictions"].startswith("not looked at: the package no-such-package is not")
+    integrity = IntegrityCheck("gguf", Gguf().output_spec())
+    integrity.check(made, {}, ModelSize(1000, 1000), made.folder, probe(tmp_path))
+    assert dict(integrity.findings)["predictions"].startswith("not looked at: the package no-such-package is not")
 
 
 def test_a_checkpoint_that_gguf_cannot_hold_is_refused(tmp_path: Path) -> None:

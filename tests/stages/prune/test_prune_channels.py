@@ -22,7 +22,7 @@ from compress.models.pruned_layer_sizes import CHANNELS_KEY
 from compress.models.structure import blocks
 from compress.models.torch_model import TorchModel
 from compress.models.transformer_pruning import HEADS_KEY
-from compress.pipeline.integrity import Contract, Probe, Weight, probed
+from compress.pipeline.integrity import IntegrityCheck, ModelSize, PredictionProbe, inspector_of
 from compress.recipe.loading import read_recipe
 from compress.stages.base import Context
 from compress.stages.distill.stage import Distill
@@ -114,15 +114,15 @@ def test_a_share_of_the_whole_is_reached(name: str, figure: str) -> None:
 
 def test_what_is_left_keeps_the_contract_of_every_stage(tmp_path: Path) -> None:
     model, context = channel_nets.plain(), tiny_images.context(DATA)
-    before = probed(model).digests()
+    before = inspector_of(model).digests()
     stage = Prune(channels=0.5)
     stage.run(model, context)
     model.save(tmp_path)
-    probe = Probe(
+    probe = PredictionProbe(
         load=lambda folder: TorchModel.load(folder, get_task(tiny_images.TASK)),
         encode=lambda processor: context.task.encode(context.data.split("test"), processor, None, 24),
     )
-    Contract("prune", stage.promise()).check(model, before, Weight(1, 1), tmp_path, probe)
+    IntegrityCheck("prune", stage.output_spec()).check(model, before, ModelSize(1, 1), tmp_path, probe)
     assert TorchModel.load(tmp_path, get_task(tiny_images.TASK)).parameters() == model.parameters()
 
 

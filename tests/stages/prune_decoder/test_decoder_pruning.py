@@ -15,7 +15,7 @@ from compress.models.checkpoint import Checkpoint
 from compress.numerics.part_removal import remove_parts
 from compress.numerics.sparse_pattern import Pattern
 from compress.numerics.sparse_solver import sparsegpt, wanda
-from compress.pipeline.integrity import Contract, Probe, probed, weigh
+from compress.pipeline.integrity import IntegrityCheck, PredictionProbe, inspector_of, measure_size
 from compress.stages.blockwise.block_pass import gram
 from compress.stages.blockwise.build import build_skeleton
 from compress.stages.blockwise.calibration import calibration_windows
@@ -322,13 +322,13 @@ def test_what_is_left_keeps_the_contract_and_is_quantized(tmp_path: Path) -> Non
     saved.mkdir()
     result.save(saved)
     task, rows = get_task("text-generation"), made.data.split("train")
-    probe = Probe(
+    probe = PredictionProbe(
         lambda folder: Checkpoint.load(folder, task), lambda tokenizer: task.encode(rows, tokenizer, None, 16)
     )
-    contract = Contract("prune", stage.promise())
-    contract.check(result, probed(source).digests(), weigh(source.folder), saved, probe)
-    assert "predictions" in dict(contract.found)
-    blind = stage.rehearse(source, context(tmp_path / "blind"))
+    integrity = IntegrityCheck("prune", stage.output_spec())
+    integrity.check(result, inspector_of(source).digests(), measure_size(source.folder), saved, probe)
+    assert "predictions" in dict(integrity.findings)
+    blind = stage.infer_shapes(source, context(tmp_path / "blind"))
     assert {name: blind.stored(name).shape for name in blind.files} == {
         name: result.stored(name).shape for name in result.files
     }

@@ -26,8 +26,8 @@ PLAN = PlanContext(64, True, {}, {}, lambda name, random: None, lambda: 1e9, gen
 
 
 def test_fields_of_the_other_kind_of_task_mean_nothing() -> None:
-    assert Prune.is_for(LANGUAGE) and Prune.is_for(CLASSES) and not Prune.is_for(SPEECH)
-    assert (Prune(layers=1).wants(LANGUAGE), Prune(layers=1).wants(CLASSES)) == (Checkpoint, TorchModel)
+    assert Prune.supports(LANGUAGE) and Prune.supports(CLASSES) and not Prune.supports(SPEECH)
+    assert (Prune(layers=1).preferred_input(LANGUAGE), Prune(layers=1).preferred_input(CLASSES)) == (Checkpoint, TorchModel)
     mixed = Prune(layers=1, learning_rate=1e-3, importance="magnitude", samples=3, layer_importance="greedy")
     assert mixed.idle_fields(LANGUAGE) == ("learning_rate", "importance")
     assert mixed.idle_fields(CLASSES) == ("layer_importance", "samples")
@@ -66,7 +66,7 @@ def test_predictions_count_every_trial() -> None:
     assert found.seconds.value == pytest.approx(2 * 100 * 240 / 1e9) and found.peak_memory_bytes.value
     sized = Prune(sparsity=0.5).predict(SHAPE, PLAN)
     assert sized.seconds.flops is None and (sized.seconds.value or 0) < 1
-    assert plain.worth_searching(SHAPE)["layers"] == (1, 2, 3)
+    assert plain.search_values(SHAPE)["layers"] == (1, 2, 3)
 
 
 def test_what_it_leaves_goes_down_the_road(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from compress.formats.registry import RUNTIMES
 from compress.formats.spec import load
-from compress.models.config_checks import positions_of
+from compress.models.config_checks import max_positions
 from compress.models.shards import write_whole
 from compress.runtimes.decoder import ManyTexts
 from compress.stages.training import processes
@@ -55,19 +55,17 @@ def with_written(
     tokenizer: Any,
     context: Context,
     bf16: bool = False,
-    ends: bool = True,
-    held_out: int = 0,
 ) -> tuple[Windows, float]:
     """Windows to learn from of which the teacher wrote the ``share`` that is asked for, and the seconds it took to.
 
     What it wrote is repeated as often as the share takes; with ``bf16`` a copy of it in bfloat16 writes. ``tokenizer``
-    is the student's. So many of the last windows that it wrote are ``held_out`` in place of the text's.
+    is the student's.
 
     Behind beginnings of the text stand the teacher's likeliest tokens (Kim and Rush 2016, section 3.2), up to its end
     of text, and they alone count. The beginning of running text is an eighth of the window; of a conversation it is all
     before the first answer. Of conversations that the teacher makes up all tokens count: given what the chat template
     has before a question it draws one, and its likeliest answer follows (Xu et al. 2024, Magpie, section 2.1); those
-    that come to no end are left out where only answers with ``ends`` are wanted, unless none does. What was written
+    that come to no end are left out, unless none does. What was written
     before a kill is not written again. Raises `StageError` where the two models have other tokens, and `DataError`
     without a chat template.
     """
@@ -89,17 +87,7 @@ def with_written(
     if settings.beginnings:
         written += _gone_on([text[place] for place in spread(len(text), settings.beginnings)], writer)
     if settings.conversations:
-        written += _conversations(settings.conversations, length, writer, ends)
-    if held_out:
-        if len(written) <= held_out:
-            raise DataError(
-                f"The teacher wrote {len(written)} windows of {length} tokens, and {held_out} of them are held out.",
-                where="teacher_writes",
-                expected=f"more than {held_out}",
-                hint="have it write more, or lower validation_windows or sequence_length",
-            )
-        judged = Examples([{_IDS: ids} for ids, _ in written[-held_out:]], train.padding)
-        windows, written = replace(windows, held_out=judged), written[:-held_out]
+        written += _conversations(settings.conversations, length, writer)
     if settings.share < 1:
         wanted = round(len(text) * settings.share / (1 - settings.share))
         written = text + [written[place % len(written)] for place in range(wanted)]
@@ -123,7 +111,7 @@ def _gone_on(text: Sequence[tuple[np.ndarray, np.ndarray]], writer: _Writer) -> 
     return found
 
 
-def _conversations(count: int, length: int, writer: _Writer, ends: bool) -> list[tuple[np.ndarray, np.ndarray]]:
+def _conversations(count: int, length: int, writer: _Writer) -> list[tuple[np.ndarray, np.ndarray]]:
     """Windows of conversations that follow each other."""
     tokenizer = writer.teacher.processor
 
@@ -135,7 +123,7 @@ def _conversations(count: int, length: int, writer: _Writer, ends: bool) -> list
     questions = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in drawn]
     prompts = [encoded(asked(question, tokenizer)) for question in questions if question]
     answers = writer.write("answers", prompts, [_ANSWER] * len(prompts))
-    whole = [pair for pair in zip(prompts, answers, strict=True) if not ends or writer.ends(pair[1])]
+    whole = [pair for pair in zip(prompts, answers, strict=True) if writer.ends(pair[1])]
     # Who reads answers that were broken off learns to come to no end.
     said = list(chain.from_iterable(whole or zip(prompts, answers, strict=True)))
     windows = cut(np.concatenate(said), opening(tokenizer), length) if said else []
@@ -157,7 +145,7 @@ class _Writer:
     def __init__(self, teacher: TorchModel, context: Context, bf16: bool) -> None:
         ends = teacher.module.generation_config.eos_token_id
         self.teacher, self._context, self._bf16 = teacher, context, bf16
-        self._positions = positions_of(teacher.module.config.to_dict())
+        self._positions = max_positions(teacher.module.config.to_dict())
         self._ends = set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
         self.filler = min(self._ends, default=0)
         self.seconds = 0.0

@@ -276,20 +276,3 @@ def test_what_is_written_has_its_share_beside_the_text(
     assert all(found.inputs[place]["input_ids"] is windows.train.inputs[place]["input_ids"] for place in range(text))
     assert found.labels[:text].all() and not found.labels[text:, 0].any()
     assert np.array_equal(found.inputs[text]["input_ids"], found.inputs[text + 3]["input_ids"])
-
-
-def test_the_last_of_what_is_written_are_held_out(
-    windows: Windows, teacher: TorchModel, source: Checkpoint, tmp_path: Path
-) -> None:
-    settings, made = TeacherWrites(beginnings=5, share=0.5), context(source, tmp_path)
-    every = lesson_text(windows, TeacherWrites(beginnings=5), teacher, made).train.inputs
-    given = windows, settings, teacher, teacher.processor, made
-    found = with_written(*given, held_out=2)[0]
-    for one, other in zip(found.held_out.inputs, every[3:], strict=True):
-        assert np.array_equal(one["input_ids"], other["input_ids"])
-    learned = found.train.inputs[len(windows.train) :]
-    assert len(learned) == len(windows.train)
-    for place, one in enumerate(learned):
-        assert np.array_equal(one["input_ids"], every[place % 3]["input_ids"])
-    with pytest.raises(DataError, match=r"wrote 5 windows of .* and 5 of them are held out"):
-        with_written(*given, held_out=5)

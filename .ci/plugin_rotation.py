@@ -22,8 +22,16 @@ QUICK_TESTS = (
     "tests/test_imports.py",
     "tests/test_plugins.py",
     "tests/cli/test_start_up.py",
-    "tests/recipe/test_validation.py",
-    "tests/pipeline/test_run.py",
+    "tests/cli/test_json_output.py",
+    "tests/pipeline/test_cache.py",
+    "tests/pipeline/test_licences.py",
+    "tests/pipeline/test_plan.py",
+    "tests/recipe/test_recipe_source.py",
+    "tests/recipe/test_recipe_targets.py",
+    "tests/report/test_schema.py",
+    "tests/report/test_views.py",
+    "tests/stages/test_contract.py",
+    "tests/tasks/test_registry.py",
 )
 """Folders and files of quick tests of the core, which take under two minutes together."""
 IMPORTS = """

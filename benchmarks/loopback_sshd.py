@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
-from compress.plugins.devices.connection import Connection
-from compress.plugins.devices.inventory import Device
+if TYPE_CHECKING:
+    from compress.plugins.devices.connection import Connection
+    from compress.plugins.devices.inventory import Device
 
 PLACES = ("/usr/sbin/sshd", "/usr/local/sbin/sshd", "/opt/homebrew/sbin/sshd")
 
@@ -33,6 +35,8 @@ class Server:
         """This server as a device whose cache is ``cache``."""
         _, kind, key = self.scan().split()[:3]
         fields = {"host": "127.0.0.1", "port": self.port, "user": getpass.getuser(), "key": "client"}
+        from compress.plugins.devices.inventory import Device
+
         return Device(**{**fields, "host_key": f"{kind} {key}", "cache": str(cache), **changed})
 
     def scan(self) -> str:
@@ -41,6 +45,8 @@ class Server:
 
     def connect(self, device: Device, name: str = "loop", patience_seconds: float = 20.0) -> Connection:
         """A connection that isn't open yet."""
+        from compress.plugins.devices.connection import Connection
+
         return Connection(name, device, self.folder, patience_seconds)
 
     def drop_connections(self) -> int:

@@ -1,17 +1,13 @@
-"""Runs, searches and versions in MLflow, read with its own client."""
+"""Runs and searches in MLflow, read with its own client."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from registry import made_run
 
-from compress.plugins.registry.promotion import Wish, promote
-from compress.plugins.registry.registry import Registry
-from compress.plugins.registry.tracked import tracked as tracked_versions
 from compress.report.tracked import tracked
-from compress.report.tracking import TrackedRun, mirror, track
+from compress.report.tracking import TrackedRun, track
 from compress.results.measurement import Measurement
 from compress.results.report import Report
 from compress.utils.errors import InputError
@@ -59,28 +55,6 @@ def test_a_run_and_those_within_it_are_found_by_mlflow_s_own_client(
     )
     assert [(one.info.run_name, one.info.status) for one in within] == [("trial 0", "FINISHED"), ("trial 1", "FAILED")]
     assert within[0].data.metrics == {"size_bytes": 10.0}
-
-
-def test_a_registry_has_the_same_versions_aliases_and_figures_there(uri: str, tmp_path: Path) -> None:
-    mlflow = pytest.importorskip("mlflow")
-    registry = Registry(tmp_path / "registry")
-    for number, accuracy in enumerate((0.9, 0.5)):
-        registry.register(made_run(tmp_path / f"run-{number}", bytes([number]), accuracy), "reviews")
-    promote(registry, Wish("reviews@1"))
-    both = {"reviews@1": "1", "reviews@2": "2"}
-    assert mirror(*tracked_versions(registry, "reviews"), uri, "reviews") == both
-    registry.retire("reviews@2")
-    promote(registry, Wish("reviews@1", alias="canary"))
-    assert mirror(*tracked_versions(registry, "reviews"), uri, "reviews") == both
-    client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
-    assert len(client.search_model_versions("name='reviews'")) == 2
-    for alias in ("champion", "canary"):
-        found = client.get_model_version_by_alias("reviews", alias)
-        assert found.tags["compress.reference"] == "reviews@1"
-    assert found.tags["compress.plugins.registry"] == str(registry.root)
-    metrics = client.get_run(found.run_id).data.metrics
-    assert metrics["accuracy/cpu"] == 0.9 and metrics["accuracy/cpu.low"] == pytest.approx(0.85)
-    assert client.get_model_version("reviews", "2").tags["compress.retired"] == "true"
 
 
 def test_an_address_that_is_none_is_named() -> None:

@@ -24,7 +24,7 @@ from arm64 import (
 )
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.formats.onnx.int8.observers import tap
+from compress.formats.onnx.int8.observers import stream_activations
 from compress.utils.errors import StageError
 
 ROWS, INNER, COLUMNS = 3, 70, 24
@@ -56,7 +56,7 @@ def apart(feed: dict[str, np.ndarray]) -> Apart:
 
 
 def test_each_operator_answers_as_it_does_in_the_graph(apart: Apart, feed: dict[str, np.ndarray]) -> None:
-    (values,) = tap(product(), ["bytes", "scale", "zero", "sums", "floats", "y"], [feed])
+    (values,) = stream_activations(product(), ["bytes", "scale", "zero", "sums", "floats", "y"], [feed])
     answers = answers_here(apart)
     assert set(answers) == {"answer_0_0", "answer_0_1", "answer_0_2", "answer_1_0", "answer_2_0", "answer_3_0"}
     np.testing.assert_array_equal(answers["answer_1_0"], values["sums"])
@@ -103,7 +103,7 @@ def test_an_emulator_is_given_the_graph_and_its_failure_is_told(
 ) -> None:
     feeds = [feed, {"x": -feed["x"]}]
     answers = emulator.run(product(), feeds, optimize=True)
-    for given, found in zip(tap(product(), ["y"], feeds), answers, strict=True):
+    for given, found in zip(stream_activations(product(), ["y"], feeds), answers, strict=True):
         np.testing.assert_array_equal(found["y"], given["y"])
     Path(emulator.emulator).write_text("#!/bin/sh\necho lost >&2\nexit 1\n")
     with pytest.raises(StageError, match="failed: lost"):
@@ -193,7 +193,7 @@ def test_few_bit_products_round_their_inputs_by_blocks_here_and_otherwise_on_arm
     sets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
     graph = helper.make_model(helper.make_graph([node], "g", value[:1], value[1:], arrays), opset_imports=sets)
     graph.ir_version = 8
-    (here,) = tap(graph, ["y"], [{"x": x}])
+    (here,) = stream_activations(graph, ["y"], [{"x": x}])
     (there,) = replace(arm, processor=processor).run(graph, [{"x": x}], optimize=True)
     steps = np.abs(x.reshape(ROWS, -1, block)).max(axis=-1, keepdims=True) / 127
     rounded = (np.rint(x.reshape(ROWS, -1, block) / steps) * steps).reshape(ROWS, inner)

@@ -9,9 +9,6 @@ from pathlib import Path
 
 import pytest
 import tiny_run
-from registry import made_run
-
-from compress.plugins.registry.registry import Registry
 
 HEAVY = (
     "torch",
@@ -56,14 +53,6 @@ def test_help_and_recipes_import_nothing_heavy(arguments: tuple[str, ...], recip
     folder = ("list", str(recipe.parent)) if arguments == ("recipes",) else ()
     modules = imported(*arguments, *folder)
     assert modules.isdisjoint((*HEAVY, "onnxruntime", "pyarrow", "numpy")), modules
-
-
-def test_a_registry_imports_no_torch(tmp_path: Path) -> None:
-    made_run(tmp_path / "run", b"weights")
-    root = tmp_path / "registry"
-    Registry(root).register(tmp_path / "run", "reviews")
-    modules = imported("registry", "promote", "reviews@1", "--registry", root)
-    assert modules.isdisjoint((*HEAVY, "onnxruntime", "fsspec", "mlflow")), modules
 
 
 def test_check_imports_no_torch_even_where_it_looks_into_the_cache(recipe: Path, tmp_path: Path) -> None:

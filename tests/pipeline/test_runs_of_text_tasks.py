@@ -74,6 +74,7 @@ def test_a_comparison_pairs_its_rows(finished: tuple[str, Path]) -> None:
 
 def test_a_bundle_runs_by_itself(finished: tuple[str, Path], tmp_path: Path) -> None:
     _, artifacts = finished
+    pytest.importorskip("compress.plugins.apps")
     bundle = tmp_path / "bundle"
     done = compress("bundle", latest(artifacts), "--target", "desktop", "--output", bundle)
     assert done.returncode == 0, done.stderr

@@ -9,8 +9,7 @@ import pytest
 import tiny_run
 from tiny_generation import write_all
 
-from compress.plugins.search.shape_inference import stages_key
-from compress.stages.model_checks import check_stages, model_checks
+from compress.stages.model_checks import check_stages
 from compress.utils.errors import ModelError
 
 ROUNDS = {"gptq": {"group_size": 128}}
@@ -53,17 +52,3 @@ def test_a_recipe_is_checked_for_it_before_it_runs(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "do not fit the GPTQ format with group_size 128" in done.stderr
     assert "choose a group_size that divides all widths" in done.stderr
-
-
-def test_a_passed_check_of_widths_is_known_by_what_cuts_before_it(tmp_path: Path) -> None:
-    """A search, which asks once, asks again where other shares go, and not where columns are made alike otherwise."""
-
-    def known(share: float, strength: float) -> str:
-        stages = [{"prune": {"feed_forward": share}}, {"equalize": {"strength": strength}}, ROUNDS, {"export": {}}]
-        recipe = tiny_run.load(write_all(tmp_path, stages=stages))
-        checks = [check for check in model_checks(recipe.stages) if check.of_widths]
-        (found,) = (check for check in checks if check.stages[-1].kind == "gptq")
-        assert [stage.kind for stage in found.stages] == ["prune", "gptq"]
-        return stages_key(found.stages)
-
-    assert known(0.5, 0.5) == known(0.5, 0.7) != known(0.25, 0.5)

@@ -35,7 +35,6 @@ from compress.tasks.capability import (
     suits,
 )
 from compress.tasks.registry import TASK_NAMES, TASKS, task_of, tasks_with
-from compress.utils.errors import InputError
 
 PLUGIN = """
 from compress.tasks.capability import HAS_CLASSES, READS_ROWS, TAKES_TEXT
@@ -136,8 +135,8 @@ def test_what_answers_by_tokens_or_steps_does_not_answer_at_once() -> None:
 def test_every_stage_is_for_some_task() -> None:
     for stage in STAGES.values():
         assert tasks_with(stage.requires, stage.excludes), stage
-        assert stage.is_for(stage.requires)
-        assert stage.is_for(stage.requires | stage.excludes) is not bool(stage.excludes)
+        assert stage.supports(stage.requires)
+        assert stage.supports(stage.requires | stage.excludes) is not bool(stage.excludes)
 
 
 def test_required_and_excluded() -> None:
@@ -160,7 +159,9 @@ def plugged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[st
     monkeypatch.setattr(plugins, "_problems", {})
     values: dict[str, str] = {}
     monkeypatch.setattr(
-        plugins, "entry_points", lambda group: EntryPoints(EntryPoint(*pair, group) for pair in values.items() if group == "compress.tasks")
+        plugins,
+        "entry_points",
+        lambda group: EntryPoints(EntryPoint(*pair, group) for pair in values.items() if group == "compress.tasks"),
     )
     yield values
     sys.modules.pop("plugged_tasks", None)
@@ -196,18 +197,6 @@ def test_a_task_that_cannot_be_used_is_named(plugged: dict[str, str], value: str
 def test_a_task_that_is_known_nowhere() -> None:
     with pytest.raises(KeyError):
         registry.get_task("text-clasification")
-
-
-def test_an_app_is_made_of_a_task_by_its_steps(plugged: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from compress.plugins.apps import kinds
-
-    plugged["mine"] = "plugged_tasks:SENTIMENT"
-    found = registry._registered()
-    monkeypatch.setattr(registry, "TASKS", found)
-    assert kinds.kind_of("sentiment") is kinds.kind_of("text-classification")
-    monkeypatch.setattr(type(found["sentiment"]), "app_steps", None)
-    with pytest.raises(InputError, match="no app for a model of sentiment"):
-        kinds.kind_of("sentiment")
 
 
 def test_the_task_of_a_class_is_the_one_that_optimum_tells() -> None:

@@ -93,6 +93,7 @@ def test_its_file_is_torchs_own_and_every_tensor_in_it_is_found(run: Path, compr
 
 
 def test_it_is_bundled_and_the_bundle_runs_with_torch_alone(run: Path, compress: Command, tmp_path: Path) -> None:
+    pytest.importorskip("compress.plugins.apps")
     bundle = tmp_path / "bundle"
     compress("bundle", run / "targets" / "pt2", "--target", "desktop", "-o", bundle)
     compress("bundle-verify", bundle)

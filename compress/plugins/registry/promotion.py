@@ -11,8 +11,8 @@ from compress.plugins.registry.entry import CHAMPION, Entry, Judged, Promoted
 from compress.plugins.registry.registry import Registry, Stamp, check_word
 from compress.plugins.registry.state import State, Version
 from compress.recipe.policy import Policy
-from compress.report.compare.formatting import sentence
-from compress.report.compare.gate import GateResult, find_policy, gate, recipe_policy
+from compress.report.compare.formatting import change_sentence
+from compress.report.compare.gate import GateResult, find_policy, judge_comparison, recipe_policy
 from compress.report.compare.reports import compare_reports
 from compress.report.rows import limit_bound
 from compress.report.run_folder import RECIPE, REPORT
@@ -113,7 +113,7 @@ def _judge(
         if not wish.force:
             raise
         return Judged(against=now.number, status="failed", failed=(*missed, f"not compared: {error.what}")), None
-    result = gate(comparison, policy)
+    result = judge_comparison(comparison, policy)
     failed = (*missed, *_worse(result))
     return Judged(against=now.number, status="failed" if failed else result.status, failed=failed), result
 
@@ -121,7 +121,7 @@ def _judge(
 def _worse(result: GateResult) -> Iterator[str]:
     for judgement in result.having("failed"):
         part = f" on the slice {judgement.slice}" if judgement.slice else ""
-        what = sentence(judgement.change) if judgement.change else f"{judgement.metric}: {judgement.reason}"
+        what = change_sentence(judgement.change) if judgement.change else f"{judgement.metric}: {judgement.reason}"
         yield f"{what}{part}, where {judgement.margin} is allowed"
 
 

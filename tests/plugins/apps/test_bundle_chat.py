@@ -15,7 +15,7 @@ import pytest
 from tiny_run import Notes
 from toy_bundles import reseal, wanted_of
 from toy_chat import AFTER, BEFORE, LONGEST, POSITIONS, TEMPLATE, Right, chat_tokenizer, write_chat_run
-from written_decoders import CONFIGS, WeightOnlySettings, save_decoder
+from written_decoders import CONFIGS, FewBitsCheckpoint, save_decoder
 
 from compress.formats.onnx.decoder import GraphSettings, export_decoder
 from compress.plugins.apps.build import Bundle, build
@@ -235,7 +235,7 @@ def test_any_flipped_bit_is_found(bundle: Path) -> None:
 @pytest.mark.parametrize(("level", "integers"), [(4, True), (1, False)])
 def test_weights_in_few_bits_compute_in_integers_at_level_4_alone(level: int, integers: bool, tmp_path: Path) -> None:
     source = save_decoder(tmp_path / "source", CONFIGS["llama"])
-    few = WeightOnlySettings(source.folder, (("_proj", 4),))
+    few = FewBitsCheckpoint(source.folder, (("_proj", 4),))
     (tmp_path / "out").mkdir()
     export_decoder(few, GraphSettings(accuracy_level=level)).save(tmp_path / "out")
     [graph] = (tmp_path / "out").rglob("*.onnx")
@@ -249,7 +249,7 @@ def test_a_page_that_would_be_slow_is_told_of(expand_on_load: bool, target: str,
     if shutil.which("npm") is None and target == "browser":
         pytest.skip("no npm here")
     folder, notes = write_chat_run(tmp_path / "run"), Notes()
-    few = WeightOnlySettings(folder / "source", (("_proj", 4), ("embed_tokens", 4)))
+    few = FewBitsCheckpoint(folder / "source", (("_proj", 4), ("embed_tokens", 4)))
     shutil.rmtree(folder / "model")
     (folder / "model").mkdir()
     export_decoder(few, GraphSettings(expand_on_load=expand_on_load)).save(folder / "model")

@@ -17,7 +17,7 @@ from serving import assert_asks_nobody, serve
 from tiny_pipelines import pipeline
 from toy_bundles import wanted_of
 
-from compress.formats.onnx.diffusion_export import drawing_folder, export_drawing
+from compress.formats.onnx.diffusion_export import diffusion_folder, export_diffusion
 from compress.models.diffusion_pipeline import load_pipeline
 from compress.models.diffusion_sampling import SAMPLING, Sampling
 from compress.plugins.apps.build import build
@@ -49,9 +49,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pipeline(scheduler=scheduler()).save_pretrained(folder / "start")
     (folder / "start" / SAMPLING).write_bytes(Sampling(STEPS, GUIDANCE).as_json())
     model = load_pipeline(folder / "start")
-    exported = export_drawing(model, model.processor.ids(["a bag", "the small dark boot"]), None, True)
+    exported = export_diffusion(model, model.processor.ids(["a bag", "the small dark boot"]), None, True)
     (folder / "model").mkdir()
-    drawing_folder(model, {name: one.graph for name, one in exported.items()}).save(folder / "model")
+    diffusion_folder(model, {name: one.graph for name, one in exported.items()}).save(folder / "model")
     (folder / "recipe.yaml").write_text(RECIPE)
     return folder
 

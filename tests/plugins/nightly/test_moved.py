@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from compress.plugins.nightly.night_diff import last_good, moved, night_before, told_with
 from compress.plugins.nightly.record import Finding, Night
-from compress.report.run_folder import stamp
+from compress.report.run_folder import folder_name
 from compress.results.report import Report
 
 WEIGHT = np.random.default_rng(0).standard_normal((16, 8)).astype(np.float32)
@@ -22,8 +22,8 @@ def ran(artifacts: Path, place: int, weight: np.ndarray, status: str = "passed")
     report = "report.json" if status != "failed" else None
     found = night(place, [outcome(status=status, report=report)]).model_copy(update={"number": place + 1})
     began = datetime.fromisoformat(found.started)
-    run = artifacts / "runs" / "recipe" / stamp(began + timedelta(seconds=3))
-    kept = artifacts / "nights" / SUITE / stamp(began) / "tiny"
+    run = artifacts / "runs" / "recipe" / folder_name(began + timedelta(seconds=3))
+    kept = artifacts / "nights" / SUITE / folder_name(began) / "tiny"
     text = Report(recipe="recipe", started=(began + timedelta(seconds=3)).isoformat(timespec="seconds")).to_json()
     for folder in (run / "model", kept):
         folder.mkdir(parents=True)

@@ -25,6 +25,7 @@ from compress.cli import app
 from compress.plugins.provenance.finished import read_finished
 from compress.plugins.provenance.statement import verify_statement
 from compress.plugins.provenance.write import write_papers
+from compress.results.report import load_report
 from compress.utils.errors import BundleError, InputError
 
 
@@ -202,3 +203,15 @@ def test_what_is_no_whole_run(tmp_path: Path) -> None:
     (run / "lock.json").unlink()
     done = CliRunner().invoke(app, ["papers", str(run)])
     assert isinstance(done.exception, InputError) and "The run has no lock.json" in str(done.exception)
+
+
+def test_a_run_writes_card_bill_and_provenance(tiny_ran: Path) -> None:
+    folder = next((tiny_ran / "artifacts" / "runs").glob("*/latest")).resolve()
+    report = load_report(folder / "report.json")
+    assert verify_statement(folder, None).files == sum(path.is_file() for path in (folder / "model").rglob("*"))
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str((folder / "bom.cdx.json").read_text()) is None
+    card = ModelCard.load(folder / "README.md")
+    accuracy = report.find("final", "accuracy", "cpu")
+    assert accuracy is not None and card.data.license == "unknown"
+    assert accuracy.value in [row.metric_value for row in card.data.eval_results if row.metric_type == "accuracy"]
+    assert str(tiny_ran) not in card.content

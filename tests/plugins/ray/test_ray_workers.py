@@ -28,7 +28,7 @@ from compress.plugins.ray.jobs import Arrival, InProcess, Journey, Roads
 from compress.plugins.ray.ray_workers import RayWorkers, open_workers
 from compress.plugins.ray.task import Order
 from compress.recipe.recipe import Recipe
-from compress.stages.base import Context, Needs, Promise, Stage
+from compress.stages.base import Context, OutputSpec, Requirements, Stage
 from compress.utils.errors import DeviceError, InputError, MissingExtraError, StageError, StorageError
 
 
@@ -38,8 +38,8 @@ class Nudge(Stage[TorchModel, TorchModel]):
     kind: Literal["nudge"] = "nudge"
     by: float = 1.0
 
-    reads = Needs(splits=("train",))
-    promised = Promise()
+    reads = Requirements(splits=("train",))
+    promised = OutputSpec()
 
     def run(self, model: TorchModel, context: Context) -> TorchModel:
         if self.by < 0:
@@ -370,6 +370,8 @@ def test_a_suites_stages_are_made_by_the_workers_before_the_night_measures_them(
     entries = [Entry(recipe=f"{name}.yaml") for name in ("one", "two", "none")]
     cast = acted()
     make_ahead(entries, base, tmp_path / "driver", "ray", 60, cast.notes)
-    forecasts = [CachedStages(tiny_run.load(base / f"{name}.yaml"), base, tmp_path / "driver") for name in ("one", "two")]
+    forecasts = [
+        CachedStages(tiny_run.load(base / f"{name}.yaml"), base, tmp_path / "driver") for name in ("one", "two")
+    ]
     assert [[one(label) for label in one.recipe.labels()] for one in forecasts] == [[True, True], [True]]
     assert "one: 2 stages made by the workers" in cast.said

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from registry import made_run
 from typer.testing import CliRunner, Result
 
 from compress.cli import app
+from compress.plugins.registry.registry import Registry
 from compress.utils.errors import CompressError, InputError
 
 
@@ -90,3 +93,23 @@ def test_what_people_read(place: Path) -> None:
     assert isinstance(nothing, InputError) and "nothing to go back to" in str(nothing)
     unknown = invoke("show", "reviews@champio").exception
     assert isinstance(unknown, CompressError) and "'champion'" in str(unknown)
+
+
+def test_a_registry_imports_no_torch(tmp_path: Path) -> None:
+    made_run(tmp_path / "run", b"weights")
+    root = tmp_path / "registry"
+    Registry(root).register(tmp_path / "run", "reviews")
+    code = """
+import sys
+from compress.cli import main
+sys.argv = ["compress", *sys.argv[1:]]
+try:
+    main()
+finally:
+    print(*sys.modules, file=sys.stderr)
+"""
+    arguments = ("registry", "promote", "reviews@1", "--registry", str(root))
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    modules = set(done.stderr.splitlines()[-1].split())
+    assert "compress.plugins.registry.promotion" in modules
+    assert modules.isdisjoint(("torch", "transformers", "onnx", "onnxruntime", "fsspec", "mlflow"))

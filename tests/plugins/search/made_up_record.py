@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from compress.plugins.search.record import KnobRecord, Room, SearchRecord, TrialRecord
+from compress.plugins.search.record import ConstraintMargin, ParameterRecord, SearchRecord, TrialRecord
 
 LIMIT = "accuracy at least 0.97"
 
@@ -16,7 +16,7 @@ def trial(number: int, words: str, status: str, size: float, low: float, **more:
     values = {
         "final": {"size_bytes": size, "latency_ms": size / 1e7},
         "spread": {"latency_ms": (size / 1.1e7, size / 0.9e7)},
-        "rooms": (Room(limit=LIMIT, value=low + 0.01, low=low, high=low + 0.02),),
+        "rooms": (ConstraintMargin(limit=LIMIT, value=low + 0.01, low=low, high=low + 0.02),),
         "seconds": 4.0, "share": 1.0, "stages": stages, "why": "most gain for its time", "point": (number, 0),
     }  # fmt: skip
     return TrialRecord.model_validate({"number": number, "words": words, "status": status, **values, **more})
@@ -34,15 +34,15 @@ def record(**changes: Any) -> SearchRecord:
         trial(4, "no trim_vocabulary", "front", 6e6, 0.001, final={"size_bytes": 6e6, "latency_ms": 0.4}),
         trial(5, "prune.heads 0.75", "failed", 0, 0, final={}, rooms=(), spread={}, stages=(), reason="out of memory"),
     )
-    knobs = (
-        KnobRecord(name="stages.1.prune.heads", values=("0", "0.25"), effects={"size_bytes": 1.9},
+    parameters = (
+        ParameterRecord(name="stages.1.prune.heads", values=("0", "0.25"), effects={"size_bytes": 1.9},
                    importance={"size_bytes": 0.8}),
-        KnobRecord(name="trim_vocabulary", values=("kept", "left out"), effects={}),
+        ParameterRecord(name="trim_vocabulary", values=("kept", "left out"), effects={}),
     )  # fmt: skip
     values = {
         "name": "reviews", "description": "", "started": "", "moment": "", "seconds": 400, "budget_seconds": 3600,
         "minimize": ("size_bytes", "latency_ms"), "limits": ("accuracy >= 97% of baseline", "size_bytes <= 8 MB"),
-        "confidence": 0.9, "rows": 1500, "knobs": knobs, "size": 96, "refused": {}, "trials": trials, "errors": {},
+        "confidence": 0.9, "rows": 1500, "knobs": parameters, "size": 96, "refused": {}, "trials": trials, "errors": {},
         "ended": "", "best": "prune.heads 0.25", "bounds": {"size_bytes": 8e6},
         "explained": {"size_bytes": "by 9 recipes", "accuracy": "too few to say: 4 recipes"},
     }  # fmt: skip

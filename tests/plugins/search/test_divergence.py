@@ -79,5 +79,5 @@ def test_of_classes_it_is_the_entropy_between_both_models_answers() -> None:
     expected = entropy(teacher.T, student.T)
     assert row.raw == pytest.approx(list(expected), rel=1e-5)
     assert math.isclose(row.value, expected.mean(), rel_tol=1e-5)
-    Session.found[FINAL].kept["none"] = logits[FINAL]  # type: ignore[attr-defined]
+    Session.predictions[FINAL].kept["none"] = logits[FINAL]  # type: ignore[attr-defined]
     assert measure_divergence(Session()) == []  # type: ignore[arg-type]

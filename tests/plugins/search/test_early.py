@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from compress.plugins.search.early_stopping import hopeless
+from compress.plugins.search.early_stopping import early_stopping_reason
 from compress.plugins.search.goal import Goal
-from compress.plugins.search.observations import Known
-from compress.plugins.search.outcome import Outcome, packed
+from compress.plugins.search.observations import Observations
+from compress.plugins.search.outcome import TrialOutcome, pack_rows
 from compress.recipe.recipe import Limit
 
 SHARES = (1 / 9, 1 / 3, 1.0)
@@ -18,13 +18,13 @@ LIMIT = Limit(metric="accuracy", at_least=0.97, of="baseline")
 GOAL = Goal(("size_bytes",), (LIMIT,), 0.9)
 
 
-def outcome(final: np.ndarray, base: np.ndarray) -> Outcome:
-    rows = {"final": {"accuracy": packed(final)}, "baseline": {"accuracy": packed(base)}}
+def outcome(final: np.ndarray, base: np.ndarray) -> TrialOutcome:
+    rows = {"final": {"accuracy": pack_rows(final)}, "baseline": {"accuracy": pack_rows(base)}}
     values = ({"accuracy": float(each.mean())} for each in (final, base))
-    return Outcome(final=next(values), baseline=next(values), rows=rows)
+    return TrialOutcome(final=next(values), baseline=next(values), rows=rows)
 
 
-def recipes(chance: np.random.Generator, rows: int, worse: float = 0.0) -> Iterator[list[Outcome]]:
+def recipes(chance: np.random.Generator, rows: int, worse: float = 0.0) -> Iterator[list[TrialOutcome]]:
     """Recipes that keep exactly 97% of an accuracy of 85%, or so much less, after each rung: early ones some 4% less.
 
     In full: 0.85 (1 - 0.06) + 0.15 x 0.17 = 0.8245 = 0.97 x 0.85.
@@ -41,11 +41,11 @@ def recipes(chance: np.random.Generator, rows: int, worse: float = 0.0) -> Itera
         yield [outcome(each, base.astype(float)) for each in after]
 
 
-def given_up(known: Known, place: int, rungs: list[Outcome]) -> str:
+def given_up(known: Observations, place: int, rungs: list[TrialOutcome]) -> str:
     """Train a recipe rung by rung, as far as it is let."""
     for rung, found in enumerate(rungs):
         known.add((place,), rung, found)
-        if rung < known.full and (why := hopeless(known, (place,), rung, SHARES, lambda _: 0)):
+        if rung < known.full_rung and (why := early_stopping_reason(known, (place,), rung, SHARES, lambda _: 0)):
             return why
     return ""
 
@@ -55,7 +55,7 @@ def test_of_equals_no_more_are_given_up_wrongly_than_the_confidence_allows() -> 
     chance = np.random.default_rng(0)
     wrong = looked = 0
     for _ in range(1000):
-        known = Known(GOAL, 2, (0,))
+        known = Observations(GOAL, 2, (0,))
         for place, rungs in zip(range(4), recipes(chance, 100), strict=False):
             wrong += bool(given_up(known, place, rungs))
             looked += place > 0
@@ -65,7 +65,7 @@ def test_of_equals_no_more_are_given_up_wrongly_than_the_confidence_allows() -> 
 
 def test_what_is_clearly_worse_is_given_up_and_the_reason_says_by_how_much() -> None:
     chance = np.random.default_rng(1)
-    known = Known(GOAL, 2, (0,))
+    known = Observations(GOAL, 2, (0,))
     for place, rungs in zip(range(3), recipes(chance, 1500), strict=False):
         assert not given_up(known, place, rungs)
     # The same rows and baseline, a fifth of the right answers lost.
@@ -78,7 +78,7 @@ def test_what_is_clearly_worse_is_given_up_and_the_reason_says_by_how_much() -> 
 def test_a_difference_that_does_not_last_gives_nothing_up() -> None:
     """Where early gaps were gone in the end, an early gap says nothing."""
     chance = np.random.default_rng(2)
-    known = Known(GOAL, 2, (0,))
+    known = Observations(GOAL, 2, (0,))
     for place, rungs in zip(range(6), recipes(chance, 1500), strict=False):
         base = np.array(rungs[2].measurement("baseline", "accuracy").raw)  # type: ignore[union-attr]
         behind = [np.where(chance.random(len(base)) < 0.06 * place, 0.0, base) for _ in range(2)]
@@ -87,8 +87,8 @@ def test_a_difference_that_does_not_last_gives_nothing_up() -> None:
     base = np.array(known.finished[0,].measurement("baseline", "accuracy").raw)  # type: ignore[union-attr]
     early = np.where(chance.random(len(base)) < 0.2, 0.0, base)
     known.add((9,), 0, outcome(early, base))
-    assert not hopeless(known, (9,), 0, SHARES, lambda _: 0)
-    assert not hopeless(known, (9,), 0, SHARES, lambda point: point), "and nothing at all without a family"
+    assert not early_stopping_reason(known, (9,), 0, SHARES, lambda _: 0)
+    assert not early_stopping_reason(known, (9,), 0, SHARES, lambda point: point), "and nothing at all without a family"
 
 
 @pytest.mark.parametrize("of", [None, "baseline"])
@@ -100,12 +100,12 @@ def test_perplexity_is_judged_by_its_windows(of: str | None) -> None:
     base = 3.0 + chance.normal(0, 0.3, 400)
     base -= base.mean() - 3.0
 
-    def made(logs: np.ndarray) -> Outcome:
-        rows = {"final": {"perplexity": packed(logs)}, "baseline": {"perplexity": packed(base)}}
+    def made(logs: np.ndarray) -> TrialOutcome:
+        rows = {"final": {"perplexity": pack_rows(logs)}, "baseline": {"perplexity": pack_rows(base)}}
         final, first = (float(np.exp(each.mean())) for each in (logs, base))
-        return Outcome(final={"perplexity": final}, baseline={"perplexity": first}, rows=rows)
+        return TrialOutcome(final={"perplexity": final}, baseline={"perplexity": first}, rows=rows)
 
-    known = Known(goal, 2, (0,))
+    known = Observations(goal, 2, (0,))
     for place in range(4):
         noise = chance.normal(0, 0.02, 400)
         rungs = [made(base + np.log(1.1) + gap + noise) for gap in (0.2, 0.1, -0.02)]

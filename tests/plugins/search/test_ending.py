@@ -8,8 +8,7 @@ from typing import Any, cast
 import pytest
 
 from compress.pipeline.target_session import TargetSession
-from compress.plugins.search.ending import FinalEvaluation
-from compress.plugins.search.final_evaluation import expected_timing_seconds, timing_budget
+from compress.plugins.search.final_evaluation import FinalEvaluation, expected_timing_seconds, timing_budget
 from compress.recipe.recipe import Benchmark
 from compress.recipe.search import Search
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from compress.plugins.search.acquisition import Prospects
-from compress.plugins.search.engine import ROUND, Engine, Job
-from compress.plugins.search.goal import Goal, named
-from compress.plugins.search.outcome import Outcome, packed, unpacked
-from compress.plugins.search.parameters import Knob
+from compress.plugins.search.acquisition import Acquisition
+from compress.plugins.search.engine import ROUND, Engine, PlannedTrial
+from compress.plugins.search.goal import Goal, limit_name
+from compress.plugins.search.outcome import TrialOutcome, pack_rows, unpack_rows
+from compress.plugins.search.parameters import SearchParameter
 from compress.plugins.search.space import Point
 from compress.recipe.recipe import Limit, Recipe
 from compress.utils.errors import InputError
@@ -36,11 +36,11 @@ class Made:
     refuses: frozenset[Point] = frozenset()
     trained: list[tuple[Point, int]] = field(default_factory=list)
     foretold: set[Point] = field(default_factory=set)
-    knobs = (
-        Knob("stages.1.distill.student.layers", (6, 4, 3, 2, 1), 1),
-        Knob("stages.1.distill.width", (1.0, 0.75, 0.5, 0.25), 1),
-        Knob("stages.2.quantize.bits", (8, 4), 2),
-        Knob("stages.2.quantize.kind", ("a", "b"), 2),
+    parameters = (
+        SearchParameter("stages.1.distill.student.layers", (6, 4, 3, 2, 1), 1),
+        SearchParameter("stages.1.distill.width", (1.0, 0.75, 0.5, 0.25), 1),
+        SearchParameter("stages.2.quantize.bits", (8, 4), 2),
+        SearchParameter("stages.2.quantize.kind", ("a", "b"), 2),
     )
 
     @property
@@ -48,9 +48,9 @@ class Made:
         return (0, 0, 0, 0)
 
     def points(self, seed: int) -> Iterator[Point]:
-        yield from itertools.product(*(range(len(knob.values)) for knob in self.knobs))
+        yield from itertools.product(*(range(len(parameter.values)) for parameter in self.parameters))
 
-    def canonical(self, point: Sequence[int]) -> Point:
+    def canonicalize(self, point: Sequence[int]) -> Point:
         return tuple(point)
 
     def identity(self, point: Point) -> str:
@@ -70,54 +70,54 @@ class Made:
     def tolerance(self, point: Point, metric: str) -> float:
         return 0.02
 
-    def predicted(self, point: Point, metric: str) -> float | None:
+    def predict(self, point: Point, metric: str) -> float | None:
         self.foretold.add(point)
         return self.bytes(point) if metric == "size_bytes" else None
 
-    def at_a_glance(self, point: Point, metric: str) -> float | None:
+    def predict_analytically(self, point: Point, metric: str) -> float | None:
         return self.bytes(point) * (0.85 + 0.1 * (sum(point) % 4)) if metric == "size_bytes" else None
 
-    def learn(self, point: Point, share: float, outcome: Outcome) -> None: ...
+    def update(self, point: Point, share: float, outcome: TrialOutcome) -> None: ...
 
     def marginal_seconds(self, point: Point, share: float = 1.0) -> float:
-        return 1 + 60 * share * self.knobs[0].values[point[0]]
+        return 1 + 60 * share * self.parameters[0].values[point[0]]
 
-    def left(self, point: Point, share: float = 1.0) -> dict[str, float]:
+    def remaining(self, point: Point, share: float = 1.0) -> dict[str, float]:
         return {f"{point} {share}": self.marginal_seconds(point, share)}
 
-    def whole_seconds(self, point: Point, share: float = 1.0) -> float:
+    def total_seconds(self, point: Point, share: float = 1.0) -> float:
         return self.marginal_seconds(point, share)
 
     @property
-    def is_listed(self) -> bool:
+    def is_enumerable(self) -> bool:
         return True
 
     def bytes(self, point: Point) -> float:
-        layers, width, bits, _ = (knob.values[at] for knob, at in zip(self.knobs, point, strict=True))
+        layers, width, bits, _ = (parameter.values[at] for parameter, at in zip(self.parameters, point, strict=True))
         return 1e5 * (2 + layers * width) * bits / 8
 
     def wrong(self, point: Point, rung: int) -> float:
         """Share of rows that the baseline has right and this one wrong."""
-        layers, width, bits, kind = (knob.values[at] for knob, at in zip(self.knobs, point, strict=True))
-        depth, narrow, four, other = (
+        layers, width, bits, kind = (parameter.values[at] for parameter, at in zip(self.parameters, point, strict=True))
+        depth, exclude_failing_values, four, other = (
             np.random.default_rng(self.other).uniform(0.6, 1.4, 4) if self.other else np.ones(4)
         )
-        loss = 0.03 * depth / layers + 0.02 * narrow * (1 - width) + 0.012 * four * (bits == 4)
+        loss = 0.03 * depth / layers + 0.02 * exclude_failing_values * (1 - width) + 0.012 * four * (bits == 4)
         loss += 0.01 * other * (kind == "b") - 0.005
         return loss * (1 + 3 * (1 - SHARES[rung]))
 
-    def outcome(self, job: Job) -> Outcome:
+    def outcome(self, job: PlannedTrial) -> TrialOutcome:
         self.trained.append((job.point, job.rung))
         if job.point in self.fails:
-            return Outcome(error="out of memory", seconds=1.0)
+            return TrialOutcome(error="out of memory", seconds=1.0)
         baseline = np.ones(ROWS)
         baseline[: ROWS // 8] = 0
         # The same rows are hard for all: a recipe that loses more, loses those too.
         order = np.random.default_rng(self.seed).permutation(np.arange(ROWS // 8, ROWS))
         final = baseline.copy()
         final[order[: round(self.wrong(job.point, job.rung) * ROWS)]] = 0
-        rows = {"final": {"accuracy": packed([*final])}, "baseline": {"accuracy": packed([*baseline])}}
-        return Outcome(
+        rows = {"final": {"accuracy": pack_rows([*final])}, "baseline": {"accuracy": pack_rows([*baseline])}}
+        return TrialOutcome(
             final={"accuracy": float(final.mean()), "size_bytes": self.bytes(job.point)},
             baseline={"accuracy": float(baseline.mean()), "size_bytes": 1e6},
             rows=rows,
@@ -126,17 +126,17 @@ class Made:
 
 def search(made: Made, seed: int = 0, goal: Goal = GOAL, most: int = 10_000) -> Engine:
     engine = Engine(made, made, goal, SHARES, seed)
-    while (jobs := engine.round()) and len(engine.known.outcomes) < most:
+    while (jobs := engine.next_round()) and len(engine.observations.outcomes) < most:
         assert len(jobs) <= ROUND
         for job in jobs:
-            engine.tell(job, made.outcome(job))
+            engine.record(job, made.outcome(job))
     return engine
 
 
-def by_brute_force(made: Made, goal: Goal = GOAL) -> dict[Point, Outcome]:
-    every = {point: made.outcome(Job(point, len(SHARES) - 1)) for point in made.points(0)}
+def by_brute_force(made: Made, goal: Goal = GOAL) -> dict[Point, TrialOutcome]:
+    every = {point: made.outcome(PlannedTrial(point, len(SHARES) - 1)) for point in made.points(0)}
     made.trained.clear()
-    return {point: outcome for point, outcome in every.items() if goal.keeps(outcome)}
+    return {point: outcome for point, outcome in every.items() if goal.meets_limits(outcome)}
 
 
 def test_it_finds_what_trying_everything_would_find_at_a_fraction_of_the_work() -> None:
@@ -146,7 +146,7 @@ def test_it_finds_what_trying_everything_would_find_at_a_fraction_of_the_work() 
         made = Made(seed, other=seed)
         kept = by_brute_force(made)
         assert 5 < len(kept) < 60, "neither everything nor nothing may keep the limit"
-        best = search(made, seed).known.best()
+        best = search(made, seed).observations.best()
         found.append(best is not None and made.bytes(best) == min(map(made.bytes, kept)))
         work = sum(made.marginal_seconds(point, SHARES[rung]) for point, rung in made.trained)
         shares.append(work / sum(made.marginal_seconds(point) for point in made.points(0)))
@@ -171,11 +171,11 @@ def test_it_goes_on_from_what_is_known_as_if_it_had_never_stopped() -> None:
         again = Made()
         engine = Engine(again, again, GOAL, SHARES, 0)
         decided: list[tuple[Point, int]] = []
-        while jobs := engine.round():
+        while jobs := engine.next_round():
             for job in jobs:
                 decided.append((job.point, job.rung))
                 assert len(decided) > stop or decided[-1] == whole.trained[len(decided) - 1]
-                engine.tell(job, again.outcome(job))
+                engine.record(job, again.outcome(job))
         assert decided == whole.trained
 
 
@@ -184,33 +184,35 @@ def test_a_front_of_two_figures_is_what_nothing_else_beats() -> None:
     goal = Goal(("size_bytes", "depth"), (LIMIT,), 0.9)
 
     class Deep(Made):
-        def outcome(self, job: Job) -> Outcome:
+        def outcome(self, job: PlannedTrial) -> TrialOutcome:
             found = super().outcome(job)
             return found.model_copy(update={"final": {**found.final, "depth": float(6 - job.point[0])}})
 
-        def predicted(self, point: Point, metric: str) -> float | None:
-            return float(6 - point[0]) if metric == "depth" else super().predicted(point, metric)
+        def predict(self, point: Point, metric: str) -> float | None:
+            return float(6 - point[0]) if metric == "depth" else super().predict(point, metric)
 
     made = Deep()
     kept = by_brute_force(made, goal)
     engine = search(made, goal=goal)
-    values = {point: goal.values(outcome) for point, outcome in kept.items()}
+    values = {point: goal.objectives(outcome) for point, outcome in kept.items()}
     best = {
         one for one in values.values() if one and not any(
             other != one and all(b <= a for a, b in zip(one, other or one, strict=True)) for other in values.values()
         )
     }  # fmt: skip
-    assert {goal.values(engine.known.finished[point]) for point in engine.known.front()} == best
+    assert {
+        goal.objectives(engine.observations.finished[point]) for point in engine.observations.pareto_front()
+    } == best
 
 
 def test_a_trial_that_fails_is_no_end_and_three_alike_end_the_family() -> None:
     family = frozenset(point for point in Made().points(0) if point[0] == 2)
     made = Made(fails=family)
     engine = search(made)
-    assert engine.known.best() is not None
+    assert engine.observations.best() is not None
     assert 1 <= sum(point in family for point, _ in made.trained) <= 3 + ROUND
     assert all(
-        engine.given_up[point].startswith("failed: out of memory") for point, _ in made.trained if point in family
+        engine.stopped[point].startswith("failed: out of memory") for point, _ in made.trained if point in family
     )
 
 
@@ -219,20 +221,20 @@ def test_a_choice_that_always_fails_ends_itself_and_not_its_family() -> None:
         def family(self, point: Point) -> tuple[object, ...]:
             return ()
 
-    narrow = frozenset(point for point in Made().points(0) if point[1] == 3)
-    made = OneFamily(fails=narrow)
+    exclude_failing_values = frozenset(point for point in Made().points(0) if point[1] == 3)
+    made = OneFamily(fails=exclude_failing_values)
     kept = by_brute_force(made)
-    best = search(made).known.best()
-    assert 3 <= sum(point in narrow for point, _ in made.trained) <= 3 + 2 * ROUND
+    best = search(made).observations.best()
+    assert 3 <= sum(point in exclude_failing_values for point, _ in made.trained) <= 3 + 2 * ROUND
     assert best is not None and made.bytes(best) < 1.1 * min(map(made.bytes, kept))
 
 
 def test_what_would_not_be_fit_to_ship_is_never_tried() -> None:
     made = Made()
-    engine = Engine(made, made, GOAL, SHARES, is_fit=lambda point, known: not point[2])
-    while jobs := engine.round():
+    engine = Engine(made, made, GOAL, SHARES, may_ship=lambda point, known: not point[2])
+    while jobs := engine.next_round():
         for job in jobs:
-            engine.tell(job, made.outcome(job))
+            engine.record(job, made.outcome(job))
     assert not any(point[2] for point, _ in made.trained)
     assert any(point != made.origin for point, _ in made.trained)
 
@@ -241,10 +243,10 @@ def test_times_are_put_to_the_test_one_by_one_before_two_are_decided_on_together
     made = Made()
     engine = Engine(made, made, Goal(("size_bytes",), (LIMIT, Limit(metric="latency_ms", at_most=1e9)), 0.9), SHARES)
     sizes = []
-    while jobs := engine.round():
-        sizes.append((len(engine.known.finished), len(jobs)))
+    while jobs := engine.next_round():
+        sizes.append((len(engine.observations.finished), len(jobs)))
         for job in jobs:
-            engine.tell(job, made.outcome(job))
+            engine.record(job, made.outcome(job))
     assert all(count == 1 for finished, count in sizes if finished < 3)
     assert max(count for _, count in sizes) == ROUND
 
@@ -254,8 +256,8 @@ def test_points_that_are_no_recipe_are_named_and_never_tried() -> None:
     made = Made(refuses=refused)
     engine = search(made)
     assert not refused & {point for point, _ in made.trained}
-    assert set(engine.candidates.refused) <= refused
-    assert engine.candidates.refused
+    assert set(engine.candidates.rejected) <= refused
+    assert engine.candidates.rejected
 
 
 def test_what_is_predicted_to_miss_a_limit_never_trains() -> None:
@@ -269,7 +271,7 @@ def test_what_arithmetic_says_is_far_too_large_is_never_foretold_closely() -> No
     goal = Goal(("size_bytes",), (LIMIT, Limit(metric="size_bytes", at_most=2.5e5)), 0.9)
     made = Made()
     search(made, goal=goal)
-    far = {point for point in made.points(0) if (made.at_a_glance(point, "size_bytes") or 0) * 0.75 > 2.5e5}
+    far = {point for point in made.points(0) if (made.predict_analytically(point, "size_bytes") or 0) * 0.75 > 2.5e5}
     assert len(far) > 20
     assert made.foretold & far <= {made.origin}
 
@@ -279,8 +281,8 @@ def test_of_recipes_that_may_keep_a_foretold_limit_the_likeliest_are_tried_first
         def tolerance(self, point: Point, metric: str) -> float:
             return 0.2
 
-        def predicted(self, point: Point, metric: str) -> float | None:
-            return 1.0 - 0.15 * point[3] if metric == "latency_ms" else super().predicted(point, metric)
+        def predict(self, point: Point, metric: str) -> float | None:
+            return 1.0 - 0.15 * point[3] if metric == "latency_ms" else super().predict(point, metric)
 
     made = Timed()
     goal = Goal(("size_bytes",), (LIMIT, Limit(metric="latency_ms", at_most=0.92)), 0.9)
@@ -304,11 +306,11 @@ def test_a_recipe_that_comes_to_nothing_says_no_more_than_one_that_plainly_misse
         made.lost = lost
         engine = Engine(made, made, GOAL, SHARES, 0)
         for point in ((0, 0, 0, 0), (4, 3, 1, 1), (1, 1, 0, 0), (2, 2, 1, 0)):
-            job = Job(point, len(SHARES) - 1)
-            engine.tell(job, made.outcome(job))
-        prospects = Prospects(engine.known, made, made.knobs, SHARES)
+            job = PlannedTrial(point, len(SHARES) - 1)
+            engine.record(job, made.outcome(job))
+        prospects = Acquisition(engine.observations, made, made.parameters, SHARES)
         points = list(made.points(0))
-        prospects.by_worth(points)
+        prospects.rank(points)
         told.append([prospects.expected[point].chance for point in points])
     # Not to the digit: the intervals of what misses by more are wider.
     assert told[0] == pytest.approx(told[1], abs=0.002)
@@ -319,10 +321,10 @@ class Slow(Made):
     """Takes a time that nothing foretells: what a layer of that width does."""
 
     def milliseconds(self, point: Point) -> float:
-        layers, width = (knob.values[at] for knob, at in zip(self.knobs[:2], point[:2], strict=True))
+        layers, width = (parameter.values[at] for parameter, at in zip(self.parameters[:2], point[:2], strict=True))
         return float(layers * width)
 
-    def outcome(self, job: Job) -> Outcome:
+    def outcome(self, job: PlannedTrial) -> TrialOutcome:
         found = super().outcome(job)
         return found.model_copy(update={"final": {**found.final, "latency_ms": self.milliseconds(job.point)}})
 
@@ -333,7 +335,7 @@ def test_a_limit_on_what_nothing_foretells_is_gone_by_from_the_second_model_on()
     shares = []
     for seed in range(8):
         made = Slow(seed, other=seed)
-        known = search(made, seed, goal, most=24).known
+        known = search(made, seed, goal, most=24).observations
         shares.append(np.mean([made.milliseconds(point) <= 1.6 for point in list(known.finished)[2:]]))
     assert np.mean(shares) > 0.8, shares
 
@@ -341,31 +343,34 @@ def test_a_limit_on_what_nothing_foretells_is_gone_by_from_the_second_model_on()
 class Siblings(Made):
     """How deep a student is, which decides whether it keeps the limit, and 81 ways to store each, which hardly do."""
 
-    knobs = (
-        Knob("stages.1.distill.student.layers", (12, 1, 2, 4), 1),
-        *(Knob(f"stages.2.quantize.choice{place}", (0, 1, 2), 2, is_late=True) for place in range(4)),
+    parameters = (
+        SearchParameter("stages.1.distill.student.layers", (12, 1, 2, 4), 1),
+        *(
+            SearchParameter(f"stages.2.quantize.choice{place}", (0, 1, 2), 2, is_after_training=True)
+            for place in range(4)
+        ),
     )
     seconds, loss = (1200, 50, 100, 1000), (0.0, 0.09, 0.06, 0.0)
     """By depth: those to teach such a student, and what it gets wrong."""
 
     @property
     def origin(self) -> Point:
-        return (0,) * len(self.knobs)
+        return (0,) * len(self.parameters)
 
     def family(self, point: Point) -> tuple[object, ...]:
         return (point[0],)
 
     def bytes(self, point: Point) -> float:
-        return 1e5 * self.knobs[0].values[point[0]] * (1 - 0.01 * sum(point[1:]))
+        return 1e5 * self.parameters[0].values[point[0]] * (1 - 0.01 * sum(point[1:]))
 
     def marginal_seconds(self, point: Point, share: float = 1.0) -> float:
-        return sum(self.left(point, share).values()) or 5.0
+        return sum(self.remaining(point, share).values()) or 5.0
 
-    def left(self, point: Point, share: float = 1.0) -> dict[str, float]:
+    def remaining(self, point: Point, share: float = 1.0) -> dict[str, float]:
         is_made = any(done[0] == point[0] for done, _ in self.trained)
         return {} if is_made else {f"depth {point[0]}": self.seconds[point[0]]}
 
-    def whole_seconds(self, point: Point, share: float = 1.0) -> float:
+    def total_seconds(self, point: Point, share: float = 1.0) -> float:
         return self.seconds[point[0]]
 
     def wrong(self, point: Point, rung: int) -> float:
@@ -376,10 +381,10 @@ def test_cheap_siblings_of_what_missed_do_not_come_before_what_may_keep_its_limi
     """Two hundred times as cheap, and hopeless as soon as one of them was tried."""
     made = Siblings()
     engine = Engine(made, made, Goal(("size_bytes",), (LIMIT, Limit(metric="size_bytes", at_most=5e5)), 0.9), (1.0,), 0)
-    while not engine.known.kept and len(made.trained) < 10:
-        for job in engine.round():
-            engine.tell(job, made.outcome(job))
-    assert engine.known.kept, made.trained
+    while not engine.observations.feasible and len(made.trained) < 10:
+        for job in engine.next_round():
+            engine.record(job, made.outcome(job))
+    assert engine.observations.feasible, made.trained
 
 
 def test_what_two_recipes_of_a_round_would_both_train_is_trained_before_the_second_is_decided_on() -> None:
@@ -388,12 +393,12 @@ def test_what_two_recipes_of_a_round_would_both_train_is_trained_before_the_seco
     engine = Engine(made, made, GOAL, (1.0,), 0)
     for _ in range(8):
         made_before = {point[0] for point, _ in made.trained}
-        jobs = engine.round()
+        jobs = engine.next_round()
         new = [job.point[0] for job in jobs if job.point[0] not in made_before]
         assert len(new) == len(set(new))
         begun += len(new)
         for job in jobs:
-            engine.tell(job, made.outcome(job))
+            engine.record(job, made.outcome(job))
     assert begun == 4, "all depths"
 
 
@@ -401,9 +406,9 @@ def test_the_largest_of_each_family_comes_first_where_the_recipe_itself_misses_a
     """Small ones are cheaper, and their failing would say little of what a family can come to."""
 
     class Counted(Siblings):
-        def predicted(self, point: Point, metric: str) -> float | None:
+        def predict(self, point: Point, metric: str) -> float | None:
             parameters = 1e5 * (1 + sum(point[1:])) * (point[0] + 1)
-            return parameters if metric == "parameters" else super().predicted(point, metric)
+            return parameters if metric == "parameters" else super().predict(point, metric)
 
     made = Counted()
     goal = Goal(
@@ -416,44 +421,48 @@ def test_the_largest_of_each_family_comes_first_where_the_recipe_itself_misses_a
 def test_where_nothing_keeps_the_limits_it_says_what_comes_nearest() -> None:
     made = Made()
     engine = search(made, goal=Goal(("size_bytes",), (Limit(metric="accuracy", at_least=0.999),), 0.9))
-    assert engine.known.best() is None
-    assert engine.ended
-    short = {point: 0.999 - outcome.final["accuracy"] for point, outcome in engine.known.finished.items()}
-    assert [short[point] for point in engine.known.nearest()[:3]] == sorted(short.values())[:3]
+    assert engine.observations.best() is None
+    assert engine.end_reason
+    short = {point: 0.999 - outcome.final["accuracy"] for point, outcome in engine.observations.finished.items()}
+    assert [short[point] for point in engine.observations.by_shortfall()[:3]] == sorted(short.values())[:3]
 
 
 class Restless(Made):
     """Every recipe has a hundred rows right that the baseline has wrong, and a hundred more the other way round."""
 
-    def outcome(self, job: Job) -> Outcome:
+    def outcome(self, job: PlannedTrial) -> TrialOutcome:
         found = super().outcome(job)
-        final = np.array(unpacked(found.rows["final"]["accuracy"]))
+        final = np.array(unpack_rows(found.rows["final"]["accuracy"]))
         final[:100], final[np.flatnonzero(final)[-100:]] = 1, 0
-        rows = {**found.rows, "final": {"accuracy": packed([*final])}}
+        rows = {**found.rows, "final": {"accuracy": pack_rows([*final])}}
         return found.model_copy(update={"rows": rows, "final": {**found.final, "accuracy": float(final.mean())}})
 
 
 def test_what_the_rows_leave_open_is_picked_only_where_nothing_is_sure_and_then_the_surest_of_it() -> None:
     # An interval of 99.999% of 200 rows in 2,000 is wider than what the limit lets go.
     engine = search(Restless(), goal=Goal(GOAL.minimize, GOAL.limits, 0.99999))
-    known = engine.known
+    known = engine.observations
     assert known.best() is None
-    inside = {point: rooms[named(LIMIT)] for (point, rung), rooms in known.rooms.items() if rung == known.full}
+    inside = {
+        point: rooms[limit_name(LIMIT)] for (point, rung), rooms in known.margins.items() if rung == known.full_rung
+    }
     possible = {point: room.low for point, room in inside.items() if room is not None and room.value >= 0}
     assert possible
     assert known.pick() == min(possible, key=lambda point: (-possible[point], point))
     assert set(known.ranked()) == possible.keys()
-    sure = search(Made()).known
+    sure = search(Made()).observations
     assert sure.pick() == sure.best() is not None
-    assert sure.ranked() == sorted(sure.kept, key=lambda point: (sure.kept[point], point))
-    hopeless = search(Made(), goal=Goal(("size_bytes",), (Limit(metric="accuracy", at_least=0.999),), 0.9)).known
-    assert hopeless.pick() is None
-    assert hopeless.ranked() == []
+    assert sure.ranked() == sorted(sure.feasible, key=lambda point: (sure.feasible[point], point))
+    early_stopping_reason = search(
+        Made(), goal=Goal(("size_bytes",), (Limit(metric="accuracy", at_least=0.999),), 0.9)
+    ).observations
+    assert early_stopping_reason.pick() is None
+    assert early_stopping_reason.ranked() == []
     close = Limit(metric="accuracy", at_least=1.01, of="baseline")
-    doubtful = search(Restless(), goal=Goal(("size_bytes",), (close,), 0.99999)).known
+    doubtful = search(Restless(), goal=Goal(("size_bytes",), (close,), 0.99999)).observations
     assert doubtful.pick() is None
     least = doubtful.ranked()[0]
-    assert doubtful.rooms[least, doubtful.full][named(close)].high >= 0  # type: ignore[union-attr]
+    assert doubtful.margins[least, doubtful.full_rung][limit_name(close)].high >= 0  # type: ignore[union-attr]
 
 
 def test_where_nothing_is_sure_it_goes_on_to_what_may_be_much_surer_than_the_pick() -> None:
@@ -467,10 +476,10 @@ def test_where_nothing_is_sure_it_goes_on_to_what_may_be_much_surer_than_the_pic
     goal = Goal(GOAL.minimize, (LIMIT, Limit(metric="size_bytes", at_most=5e5)), 0.99999)
     engine = Engine(made, made, goal, (1.0,), 0)
     while not any(point[0] == 3 for point, _ in made.trained) and len(made.trained) < 60:
-        for job in engine.round():
-            engine.tell(job, made.outcome(job))
-    assert engine.known.best() is None
-    picked = engine.known.pick()
+        for job in engine.next_round():
+            engine.record(job, made.outcome(job))
+    assert engine.observations.best() is None
+    picked = engine.observations.pick()
     assert picked is not None and picked[0] == 3
 
 
@@ -485,7 +494,7 @@ def test_hopeless_recipes_stop_at_a_low_rung_and_say_why() -> None:
     whole = {point for point, rung in made.trained if point in bad and rung == 2}
     # Until it is known how often a low rung ends what misses a limit, and by whom it is judged, some go on.
     assert bad and len(whole) <= len(bad) / 3
-    assert any("of its family trained in full, it would end" in why for why in engine.given_up.values())
+    assert any("of its family trained in full, it would end" in why for why in engine.stopped.values())
 
 
 def test_the_order_in_which_outcomes_come_is_not_the_order_of_the_points() -> None:
@@ -493,34 +502,38 @@ def test_the_order_in_which_outcomes_come_is_not_the_order_of_the_points() -> No
     made, shuffled = Made(), Made()
     engine, other = (Engine(one, one, GOAL, SHARES, 0) for one in (made, shuffled))
     chance = random.Random(0)
-    while jobs := engine.round():
-        assert other.round() == jobs
+    while jobs := engine.next_round():
+        assert other.next_round() == jobs
         ended = {job: shuffled.outcome(job) for job in chance.sample(jobs, len(jobs))}
         for job in jobs:
-            engine.tell(job, made.outcome(job))
-            other.tell(job, ended[job])
-    assert engine.known.best() == other.known.best()
+            engine.record(job, made.outcome(job))
+            other.record(job, ended[job])
+    assert engine.observations.best() == other.observations.best()
 
 
 class Vast(Made):
     """The same with so many more choices, which matter to nothing, that nobody can list the space."""
 
-    knobs = (*Made.knobs, *(Knob(f"stages.3.x.{name}", tuple(range(9)), 3) for name in "abcde"))
+    parameters = (*Made.parameters, *(SearchParameter(f"stages.3.x.{name}", tuple(range(9)), 3) for name in "abcde"))
 
     @property
     def origin(self) -> Point:
-        return (0,) * len(self.knobs)
+        return (0,) * len(self.parameters)
 
     @property
-    def is_listed(self) -> bool:
+    def is_enumerable(self) -> bool:
         return False
 
     def points(self, seed: int) -> Iterator[Point]:
-        drawn = np.random.default_rng(seed).integers(0, [len(knob.values) for knob in self.knobs], (200, 9))
+        drawn = np.random.default_rng(seed).integers(
+            0, [len(parameter.values) for parameter in self.parameters], (200, 9)
+        )
         yield from (tuple(int(place) for place in row) for row in drawn)
 
     def bytes(self, point: Point) -> float:
-        layers, width, bits = (knob.values[at] for knob, at in zip(self.knobs[:3], point[:3], strict=True))
+        layers, width, bits = (
+            parameter.values[at] for parameter, at in zip(self.parameters[:3], point[:3], strict=True)
+        )
         return 1e5 * (2 + layers * width) * bits / 8 + 100 * sum(point[4:])
 
     def wrong(self, point: Point, rung: int) -> float:
@@ -530,17 +543,19 @@ class Vast(Made):
 def test_a_space_of_millions_is_drawn_from_and_optuna_proposes() -> None:
     made = Vast()
     engine = search(made, most=80)
-    assert engine.known.best() is not None
+    assert engine.observations.best() is not None
     drawn = set(made.points(0))
     assert any(point not in drawn for point, _ in made.trained[3:]), "some were Optuna's"
-    assert made.bytes(engine.known.best() or made.origin) < 0.6 * made.bytes(made.origin)
+    assert made.bytes(engine.observations.best() or made.origin) < 0.6 * made.bytes(made.origin)
 
 
 def test_what_a_sample_of_a_large_space_lacks_is_climbed_to() -> None:
     """Of 5 ** 12 recipes whose sizes are foretold the smallest is tried second, several choices from all drawn."""
 
     class Wide(Vast):
-        knobs = tuple(Knob(f"stages.1.distill.choice{place}", (4, 3, 2, 1, 0), 1) for place in range(12))
+        parameters = tuple(
+            SearchParameter(f"stages.1.distill.choice{place}", (4, 3, 2, 1, 0), 1) for place in range(12)
+        )
 
         def points(self, seed: int) -> Iterator[Point]:
             yield from (tuple(row) for row in np.random.default_rng(seed).integers(0, 5, (200, 12)).tolist())
@@ -549,7 +564,7 @@ def test_what_a_sample_of_a_large_space_lacks_is_climbed_to() -> None:
             return ()
 
         def bytes(self, point: Point) -> float:
-            return 1e5 + 1e4 * sum(knob.values[at] for knob, at in zip(self.knobs, point, strict=True))
+            return 1e5 + 1e4 * sum(parameter.values[at] for parameter, at in zip(self.parameters, point, strict=True))
 
         def marginal_seconds(self, point: Point, share: float = 1.0) -> float:
             return 60.0
@@ -559,20 +574,20 @@ def test_what_a_sample_of_a_large_space_lacks_is_climbed_to() -> None:
 
     made = Wide()
     engine = Engine(made, made, Goal(("size_bytes",), (), 0.9), (1.0,), 0)
-    jobs: list[Job] = []
+    jobs: list[PlannedTrial] = []
     drawn = min(made.bytes(point) for point in made.points(0))
     for _ in range(2):
-        jobs = engine.round()
+        jobs = engine.next_round()
         for job in jobs:
-            engine.tell(job, made.outcome(job))
+            engine.record(job, made.outcome(job))
     least = made.bytes((4,) * 12)
     assert made.bytes(jobs[0].point) == least < drawn
 
 
-class Judged(Made):
+class EvaluatedModel(Made):
     """Four choices of which the second and the last decide a perplexity that nothing foretells, together."""
 
-    knobs = tuple(Knob(f"stages.1.gptq.choice{place}", (0, 1, 2, 3), 1) for place in range(4))
+    parameters = tuple(SearchParameter(f"stages.1.gptq.choice{place}", (0, 1, 2, 3), 1) for place in range(4))
 
     def family(self, point: Point) -> tuple[object, ...]:
         return ()
@@ -588,23 +603,23 @@ class Judged(Made):
         untrained = 1.5 * (1 - SHARES[rung])
         return 24 - 0.8 * point[1] - 0.5 * (point[3] == 2) - 0.3 * (point[1] * point[3] == 6) + untrained
 
-    def outcome(self, job: Job) -> Outcome:
+    def outcome(self, job: PlannedTrial) -> TrialOutcome:
         self.trained.append((job.point, job.rung))
         final = {"perplexity": self.perplexity(job.point, job.rung), "size_bytes": 1e6}
-        return Outcome(final=final, baseline={"size_bytes": 1e6})
+        return TrialOutcome(final=final, baseline={"size_bytes": 1e6})
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_figure_that_nothing_foretells_is_expected_by_what_others_came_to(seed: int) -> None:
     """Of 256 recipes the best, or one as good, is among the first 24 trials."""
-    made = Judged(seed)
+    made = EvaluatedModel(seed)
     goal = Goal(("perplexity",), (Limit(metric="size_bytes", at_most=2e6),), 0.95)
     engine = search(made, seed, goal, most=24)
     best = min(made.perplexity(point) for point in made.points(0))
-    assert engine.known.kept[engine.known.best() or made.origin][0] == best
+    assert engine.observations.feasible[engine.observations.best() or made.origin][0] == best
 
 
 def test_a_search_ends_where_nothing_better_is_expected() -> None:
-    made = Judged()
+    made = EvaluatedModel()
     engine = search(made, goal=Goal(("perplexity",), (Limit(metric="size_bytes", at_most=2e6),), 0.95))
-    assert len(engine.known.outcomes) < 200 and engine.ended
+    assert len(engine.observations.outcomes) < 200 and engine.end_reason

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from compress.plugins.search.parameter_importance import importance
-from compress.plugins.search.parameters import Knob
+from compress.plugins.search.parameters import SearchParameter
 
 KNOBS = (
-    Knob("stages.1.distill.width", (4, 3, 2, 1), 1),
-    Knob("stages.2.quantize.bits", (8, 4), 2),
-    Knob("stages.2.quantize.kind", ("a", "b"), 2),
+    SearchParameter("stages.1.distill.width", (4, 3, 2, 1), 1),
+    SearchParameter("stages.2.quantize.bits", (8, 4), 2),
+    SearchParameter("stages.2.quantize.kind", ("a", "b"), 2),
 )
 EVERY = list(itertools.product(range(4), range(2), range(2)))
 
@@ -32,10 +32,10 @@ def test_shares_are_those_of_a_sum_whose_variances_add_up() -> None:
 
 def test_what_choices_do_together_is_no_one_s_alone() -> None:
     """f = 1 where both differ: each alone explains nothing."""
-    knobs = KNOBS[1:]
+    parameters = KNOBS[1:]
     points = [(0, 0), (0, 1), (1, 0), (1, 1)] * 3
     values = np.array([float(a != b) for a, b in points])
-    found = importance(knobs, points, values)
+    found = importance(parameters, points, values)
     assert found.shares is not None
     assert max(share or 0.0 for share in found.shares) < 0.05
     assert "100% is in what choices do together" in found.note

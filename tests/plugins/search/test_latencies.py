@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from compress.plugins.search.latency_estimator import KernelSum, correction
+from compress.plugins.search.latency_estimator import KernelSum, fit_correction
 
 
 def line(call: float, scale: float, each: float) -> list[tuple[KernelSum, float]]:
@@ -15,18 +15,18 @@ def line(call: float, scale: float, each: float) -> list[tuple[KernelSum, float]
 
 
 def test_a_line_through_whole_models_is_found() -> None:
-    assert correction(line(0.02, 1.25, 0.02)) == pytest.approx([0.02, 1.25, 0.02], abs=0.01)
+    assert fit_correction(line(0.02, 1.25, 0.02)) == pytest.approx([0.02, 1.25, 0.02], abs=0.01)
 
 
 def test_one_model_moves_what_it_tells_and_no_more() -> None:
     told = KernelSum(0.3, 1.0)
-    found = correction([(told, 0.42)])
+    found = fit_correction([(told, 0.42)])
     assert told.terms @ found == pytest.approx(0.42, rel=0.03)
     assert 1.1 < found[1] < 1.4
 
 
 def test_nothing_timed_leaves_what_was_known_before() -> None:
-    assert correction([]) == pytest.approx([0.005, 1.1, 0.01])
+    assert fit_correction([]) == pytest.approx([0.005, 1.1, 0.01])
 
 
 def test_it_is_the_least_of_the_squares_with_the_ridge() -> None:
@@ -37,4 +37,4 @@ def test_it_is_the_least_of_the_squares_with_the_ridge() -> None:
     rows = np.array([told.terms / ms / 0.05 for told, ms in models])
     ridge = np.diag([1 / 0.02**2, 1 / 0.2**2, 1 / 0.015**2])
     right = rows.T @ np.full(len(rows), 1 / 0.05) + ridge @ [0.005, 1.1, 0.01]
-    assert correction(models) == pytest.approx(np.linalg.solve(rows.T @ rows + ridge, right), rel=1e-6)
+    assert fit_correction(models) == pytest.approx(np.linalg.solve(rows.T @ rows + ridge, right), rel=1e-6)

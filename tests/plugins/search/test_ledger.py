@@ -8,32 +8,32 @@ from pathlib import Path
 
 import pytest
 
-from compress.plugins.search.ledger import Entry, Header, Ledger
-from compress.plugins.search.outcome import Outcome
+from compress.plugins.search.ledger import Ledger, LedgerEntry, LedgerHeader
+from compress.plugins.search.outcome import TrialOutcome
 from compress.utils.errors import InputError, StorageError
 
 
-def header() -> Header:
-    return Header(recipe={"name": "tiny"}, knobs=(("prune", (True, False)),), rungs=(1.0,), machine={"cores": 2})
+def header() -> LedgerHeader:
+    return LedgerHeader(recipe={"name": "tiny"}, knobs=(("prune", (True, False)),), rungs=(1.0,), machine={"cores": 2})
 
 
-def entry(number: int) -> Entry:
-    outcome = Outcome(final={"accuracy": 0.5}, seconds=1.5)
-    return Entry(number=number, point=(number, 0), rung=0, words="prune", identity="abc", outcome=outcome)
+def entry(number: int) -> LedgerEntry:
+    outcome = TrialOutcome(final={"accuracy": 0.5}, seconds=1.5)
+    return LedgerEntry(number=number, point=(number, 0), rung=0, words="prune", identity="abc", outcome=outcome)
 
 
 def test_what_was_added_is_read_in_order(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
-    ledger.begin(header())
+    ledger.create(header())
     for number in range(3):
-        ledger.add(entry(number))
+        ledger.append(entry(number))
     assert Ledger(tmp_path).read() == (header(), [entry(number) for number in range(3)])
 
 
 def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = Ledger(tmp_path)
-    ledger.begin(header())
-    ledger.add(entry(0))
+    ledger.create(header())
+    ledger.append(entry(0))
 
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -41,24 +41,24 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.Monk
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(StorageError, match="full"):
-            ledger.add(entry(1))
+            ledger.append(entry(1))
     assert Ledger(tmp_path).read()[1] == [entry(0)]
-    ledger.add(entry(1))
+    ledger.append(entry(1))
     assert Ledger(tmp_path).read()[1] == [entry(0), entry(1)]
 
 
 def test_a_line_that_was_cut_short_anywhere_is_taken_off(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
-    ledger.begin(header())
-    ledger.add(entry(0))
+    ledger.create(header())
+    ledger.append(entry(0))
     whole = ledger.path.read_bytes()
-    ledger.add(entry(1))
+    ledger.append(entry(1))
     both = ledger.path.read_bytes()
     for cut in range(len(whole), len(both)):
         ledger.path.write_bytes(both[:cut])
         assert Ledger(tmp_path).read()[1] == [entry(0)]
         assert ledger.path.read_bytes() == whole
-    ledger.add(entry(1))
+    ledger.append(entry(1))
     assert ledger.path.read_bytes() == both
 
 

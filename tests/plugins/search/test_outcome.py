@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compress.plugins.search.goal import Goal
-from compress.plugins.search.outcome import Outcome, difference, figures, packed, slack, unpacked
+from compress.plugins.search.outcome import TrialOutcome, constraint_margin, difference, figures, pack_rows, unpack_rows
 from compress.recipe.recipe import Limit
 from compress.results.measurement import Measurement
 
@@ -22,26 +22,26 @@ numbers = st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1,
 @given(st.one_of(bits, numbers))
 @settings(deadline=None)
 def test_rows_come_back_as_they_were(values: list[float]) -> None:
-    assert unpacked(packed(values)) == tuple(values)
+    assert unpack_rows(pack_rows(values)) == tuple(values)
 
 
 def test_bits_take_an_eighth_of_a_byte_a_row() -> None:
-    assert len(packed([1.0, 0.0] * 4000)) < 8000 / 8 * 4 / 3 + 20
+    assert len(pack_rows([1.0, 0.0] * 4000)) < 8000 / 8 * 4 / 3 + 20
 
 
-def outcome(final: list[float], baseline: list[float], metric: str = "accuracy") -> Outcome:
+def outcome(final: list[float], baseline: list[float], metric: str = "accuracy") -> TrialOutcome:
     rows = [
         Measurement(model=model, metric=metric, target="cpu", value=float(np.mean(raw)), unit="ratio", raw=tuple(raw))
         for model, raw in (("final", final), ("baseline", baseline))
     ]
-    return Outcome.model_validate(figures(rows, (metric,)))
+    return TrialOutcome.model_validate(figures(rows, (metric,)))
 
 
 def test_the_room_to_a_limit_of_the_baseline_is_cochran_s_ratio() -> None:
     rng = np.random.default_rng(0)
     x = (rng.random(800) < 0.86).astype(float)
     y = np.where(rng.random(800) < 0.1, 1 - x, x)
-    found = slack(Limit(metric="accuracy", at_least=0.97, of="baseline"), outcome([*y], [*x]), 0.9)
+    found = constraint_margin(Limit(metric="accuracy", at_least=0.97, of="baseline"), outcome([*y], [*x]), 0.9)
     ratio = y.mean() / x.mean()
     spread = ((y - ratio * x) ** 2).sum() / (800 * 799)
     half = NormalDist().inv_cdf(0.9) * math.sqrt(spread) / x.mean()
@@ -55,9 +55,9 @@ def test_what_must_be_small_has_room_below_its_bound() -> None:
         Measurement(model=model, metric="size_bytes", target="cpu", value=value, unit="bytes")
         for model, value in (("final", 30.0), ("baseline", 100.0))
     ]
-    made = Outcome.model_validate(figures(rows, ()))
-    relative = slack(Limit(metric="size_bytes", at_most=0.4, of="baseline"), made, 0.9)
-    absolute = slack(Limit(metric="size_bytes", at_most=25.0), made, 0.9)
+    made = TrialOutcome.model_validate(figures(rows, ()))
+    relative = constraint_margin(Limit(metric="size_bytes", at_most=0.4, of="baseline"), made, 0.9)
+    absolute = constraint_margin(Limit(metric="size_bytes", at_most=25.0), made, 0.9)
     assert relative is not None
     assert relative == pytest.approx((0.25, 0.25, 0.25))
     assert absolute is not None
@@ -65,7 +65,7 @@ def test_what_must_be_small_has_room_below_its_bound() -> None:
 
 
 def test_what_was_not_measured_has_no_room() -> None:
-    assert slack(Limit(metric="f1", at_least=0.9), Outcome(), 0.9) is None
+    assert constraint_margin(Limit(metric="f1", at_least=0.9), TrialOutcome(), 0.9) is None
 
 
 def test_the_difference_of_two_recipes_is_paired_by_row() -> None:

@@ -10,23 +10,23 @@ import tiny_run
 from test_engine import GOAL, LIMIT, SHARES, Made, by_brute_force, search
 
 from compress.plugins.search.engine import Engine
-from compress.plugins.search.goal import Goal, named
-from compress.plugins.search.ledger import Entry, Header, Ledger, PastTrial
-from compress.plugins.search.outcome import Outcome, packed, slack
-from compress.plugins.search.space import Space
-from compress.plugins.search.warm_start import past_trials
+from compress.plugins.search.goal import Goal, limit_name
+from compress.plugins.search.ledger import Ledger, LedgerEntry, LedgerHeader, PastTrial
+from compress.plugins.search.outcome import TrialOutcome, constraint_margin, pack_rows
+from compress.plugins.search.space import SearchSpace
+from compress.plugins.search.warm_start import find_past_trials
 from compress.recipe.document import read_document
 
 
 def past(made: Made, misleads: bool = False) -> list[PastTrial]:
     """All that a search came to; or what loses most is said to lose least."""
     found = []
-    for (point, rung), outcome in search(made).known.outcomes.items():
-        room = slack(LIMIT, outcome, 0.9)
+    for (point, rung), outcome in search(made).observations.outcomes.items():
+        room = constraint_margin(LIMIT, outcome, 0.9)
         assert room is not None
         value = -0.12 - room.value if misleads else room.value
         half = room.value - room.low
-        found.append(PastTrial(point=point, share=SHARES[rung], rooms={named(LIMIT): (value, half)}, source="x"))
+        found.append(PastTrial(point=point, share=SHARES[rung], rooms={limit_name(LIMIT): (value, half)}, source="x"))
     return found
 
 
@@ -34,10 +34,10 @@ def seconds_to_the_best(made: Made, before: list[PastTrial]) -> float:
     """What was spent when the smallest that keeps the limit was trained in full."""
     best = min(map(made.bytes, by_brute_force(made)))
     engine = Engine(made, made, GOAL, SHARES, 0, before)
-    while jobs := engine.round():
+    while jobs := engine.next_round():
         for job in jobs:
-            engine.tell(job, made.outcome(job))
-            if (point := engine.known.best()) is not None and made.bytes(point) == best:
+            engine.record(job, made.outcome(job))
+            if (point := engine.observations.best()) is not None and made.bytes(point) == best:
                 return sum(made.marginal_seconds(one, SHARES[rung]) for one, rung in made.trained)
     raise AssertionError("the past hid the best")
 
@@ -68,15 +68,15 @@ def test_a_search_finds_sooner_by_a_near_one_and_one_that_misleads_costs_little(
 def test_the_past_never_says_that_a_limit_is_kept() -> None:
     """Everything was as good as the baseline elsewhere, and nothing is here."""
     goal = Goal(("size_bytes",), (LIMIT.model_copy(update={"at_least": 1.2}),), 0.9)
-    rooms = {named(goal.limits[0]): (0.5, 0.001)}
+    rooms = {limit_name(goal.limits[0]): (0.5, 0.001)}
     told = [PastTrial(point=point, share=1.0, rooms=rooms, source="x") for point in Made().points(0)]
     made = Made()
     engine = Engine(made, made, goal, SHARES, 0, told)
-    while (jobs := engine.round()) and len(engine.known.outcomes) < 30:
+    while (jobs := engine.next_round()) and len(engine.observations.outcomes) < 30:
         for job in jobs:
-            engine.tell(job, made.outcome(job))
-    assert engine.known.best() is None
-    assert engine.known.kept == {}
+            engine.record(job, made.outcome(job))
+    assert engine.observations.best() is None
+    assert engine.observations.feasible == {}
 
 
 STAGES = (
@@ -90,51 +90,51 @@ CHOICES = {"stages.1.prune.feed_forward": [0.25, 0.75], "stages.3.distill.studen
 
 
 @pytest.fixture(scope="module")
-def space(tmp_path_factory: pytest.TempPathFactory) -> Space:
+def space(tmp_path_factory: pytest.TempPathFactory) -> SearchSpace:
     folder = tmp_path_factory.mktemp("past")
     block = {"choices": CHOICES, "optional": ["trim_vocabulary"], "select": {"rows": 20}}
     path = tiny_run.write_all(folder, stages=list(STAGES), search=block)
-    return Space(read_document(path), folder)
+    return SearchSpace(read_document(path), folder)
 
 
 def ledger(folder: Path, task: str = "text-classification", cut: int = 0) -> Path:
     """A search of another recipe, whose stages stand in another order and whose values are other ones."""
-    rows = {"final": {"accuracy": packed([1, 1, 0, 1])}, "baseline": {"accuracy": packed([1, 1, 1, 1])}}
-    outcome = Outcome(final={"accuracy": 0.75}, baseline={"accuracy": 1.0}, rows=rows)
+    rows = {"final": {"accuracy": pack_rows([1, 1, 0, 1])}, "baseline": {"accuracy": pack_rows([1, 1, 1, 1])}}
+    outcome = TrialOutcome(final={"accuracy": 0.75}, baseline={"accuracy": 1.0}, rows=rows)
     stages = [{"kind": "finetune"}, {"kind": "distill", "student": {"layers": [0, 1, 2]}},
               {"kind": "prune", "feed_forward": 0.5}, {"kind": "trim_vocabulary"}, {"kind": "export"}]  # fmt: skip
-    knobs = (("trim_vocabulary", ("kept", "left out")), ("stages.2.prune.feed_forward", (0.5, 0.3, 0.9)),
+    parameters = (("trim_vocabulary", ("kept", "left out")), ("stages.2.prune.feed_forward", (0.5, 0.3, 0.9)),
              ("stages.1.distill.student.layers", ([0, 1, 2], [2])))  # fmt: skip
     folder.mkdir(parents=True)
     book = Ledger(folder)
-    book.begin(Header(recipe={"task": task, "stages": stages}, knobs=knobs, rungs=(0.5, 1.0), machine={}))
+    book.create(LedgerHeader(recipe={"task": task, "stages": stages}, knobs=parameters, rungs=(0.5, 1.0), machine={}))
     for number, (point, rung) in enumerate([((0, 0, 0), 1), ((1, 2, 1), 0)]):
-        book.add(Entry(number=number, point=point, rung=rung, words="", identity="", outcome=outcome))
-    book.add(Entry(number=2, point=(0, 1, 0), rung=0, words="", identity="", outcome=Outcome(error="no")))
+        book.append(LedgerEntry(number=number, point=point, rung=rung, words="", identity="", outcome=outcome))
+    book.append(LedgerEntry(number=2, point=(0, 1, 0), rung=0, words="", identity="", outcome=TrialOutcome(error="no")))
     if cut:
         book.path.write_bytes(book.path.read_bytes()[:-cut])
     return book.path
 
 
-def test_trials_of_another_space_lie_where_this_one_is_most_like_them(space: Space, tmp_path: Path) -> None:
+def test_trials_of_another_space_lie_where_this_one_is_most_like_them(space: SearchSpace, tmp_path: Path) -> None:
     whole = ledger(tmp_path / "searches" / "other" / "1")
     ledger(tmp_path / "searches" / "images" / "1", "image-classification")
-    found = past_trials(space, Goal(("size_bytes",), (LIMIT,), 0.9), tmp_path, tmp_path)
+    found = find_past_trials(space, Goal(("size_bytes",), (LIMIT,), 0.9), tmp_path, tmp_path)
     # The space: trim_vocabulary, feed_forward (0.5, 0.25, 0.75), layers ([0, 1], [0]).
     assert [(one.point, one.share) for one in found] == [((0, 0, 0), 1.0), ((1, 2, 1), 0.5)]
-    assert found[0].rooms[named(LIMIT)][0] == pytest.approx(0.75 / 0.97 - 1)
+    assert found[0].rooms[limit_name(LIMIT)][0] == pytest.approx(0.75 / 0.97 - 1)
     assert {one.source for one in found} == {"the search other"}
     before = whole.read_bytes()
     whole.write_bytes(before[:-9])
-    assert past_trials(space, Goal(("size_bytes",), (LIMIT,), 0.9), tmp_path, tmp_path) == found
+    assert find_past_trials(space, Goal(("size_bytes",), (LIMIT,), 0.9), tmp_path, tmp_path) == found
     assert whole.read_bytes() == before[:-9], "another search may be writing it"
 
 
-def test_recipes_at_hand_are_points_and_no_outcomes(space: Space, tmp_path: Path) -> None:
+def test_recipes_at_hand_are_points_and_no_outcomes(space: SearchSpace, tmp_path: Path) -> None:
     stages = [{"finetune": {}}, {"prune": {"feed_forward": 0.7}}, {"distill": {"student": {"layers": [5]}}}, "export"]
     tiny_run.write_recipe(tmp_path, "shipped", stages=stages)
     tiny_run.write_recipe(tmp_path, "plain", stages=["export"])
     tiny_run.write_recipe(tmp_path, "images", stages=stages, task="image-classification")
     (tmp_path / "broken.yaml").write_text("stages: [")
-    found = past_trials(space, GOAL, tmp_path / "none", tmp_path)
+    found = find_past_trials(space, GOAL, tmp_path / "none", tmp_path)
     assert [(one.point, one.rooms, one.source) for one in found] == [((1, 2, 1), {}, "the recipe shipped")]

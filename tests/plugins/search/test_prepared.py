@@ -16,8 +16,7 @@ import tiny_sounds
 from mergeable import save_mergeable_llama
 
 from compress.plugins.search.cli_options import SearchOptions, build_document
-from compress.plugins.search.dry_run import looked_ahead
-from compress.plugins.search.space_summary import Opening
+from compress.plugins.search.dry_run import SpaceSummary, dry_run
 from compress.recipe.document import read_document
 from compress.utils.errors import CompressError
 
@@ -26,22 +25,22 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:torch", "ignore::
 PRUNE = {"prune": {"feed_forward": 0.5, "importance_examples": 8}}
 
 
-def of_recipe(folder: Path, stages: list[Any], choices: dict[str, list[Any]], **block: Any) -> Opening:
+def of_recipe(folder: Path, stages: list[Any], choices: dict[str, list[Any]], **block: Any) -> SpaceSummary:
     """The opening of a recipe that trains for long, over a model of two layers with two heads each."""
     every = [{"finetune": {"epochs": 20}}, *stages, {"export": {}}, {"quantize": {}}]
     choices = {**choices, f"stages.{len(every) - 1}.quantize.embedding_bits": [8, 4]}
     search = {"choices": choices, "select": {"rows": 20}, **block}
     path = tiny_run.write_all(folder, stages=every, search=search)
-    with looked_ahead(read_document(path), folder, folder / "artifacts") as prepared:
-        return prepared.opening("here")
+    with dry_run(read_document(path), folder, folder / "artifacts") as prepared:
+        return prepared.summary("here")
 
 
-def of_limits(folder: Path, task: str, *sets: str) -> Opening:
+def of_limits(folder: Path, task: str, *sets: str) -> SpaceSummary:
     """The opening of a search from a model and data alone."""
     asked = SearchOptions(model=str(folder / "model"), data=str(folder), task=task, keep=0.3)
     document, home, origin = build_document(None, asked, sets)
-    with looked_ahead(document, home, folder / "artifacts") as prepared:
-        return prepared.opening(origin)
+    with dry_run(document, home, folder / "artifacts") as prepared:
+        return prepared.summary(origin)
 
 
 def test_values_that_the_model_cannot_have_are_left_out_each_with_its_reason(tmp_path: Path) -> None:
@@ -139,12 +138,14 @@ def test_a_language_model_for_llama_cpp_is_searched_among_its_file_types(tmp_pat
     rows = [json.dumps({"text": " ".join(random.Random(seed).choices(words, k=60))}) for seed in range(800)]
     (tmp_path / "rows.jsonl").write_text("\n".join(rows))
     save_mergeable_llama(tmp_path / "model", max_position_embeddings=1024)
-    asked = SearchOptions(model=str(tmp_path / "model"), data=str(tmp_path / "rows.jsonl"), keep=0.9, target="llama-cpp")
+    asked = SearchOptions(
+        model=str(tmp_path / "model"), data=str(tmp_path / "rows.jsonl"), keep=0.9, target="llama-cpp"
+    )
     document, home, origin = build_document(None, asked)
     assert document.values["stages"] == [{"imatrix": {}}, {"gguf": {"type": "Q4_K_M"}}]
     assert document.values["data"]["max_length"] == 512, "as the task's starter has it"
-    with looked_ahead(document, home, tmp_path / "artifacts") as prepared:
-        (choice,) = prepared.opening(origin).choices
+    with dry_run(document, home, tmp_path / "artifacts") as prepared:
+        (choice,) = prepared.summary(origin).choices
     assert (choice.name, len(choice.others)) == ("stages.1.gguf.type", 23)
     document, _, _ = build_document(None, replace(asked, target="cpu"))
     assert [next(iter(stage)) for stage in document.values["stages"]] == ["equalize", "gptq", "export"]

@@ -9,7 +9,7 @@ import pytest
 from browser import BOX, Browser
 
 from compress.plugins.search.html_report import search_page, tree
-from compress.plugins.search.pareto_chart import front_chart
+from compress.plugins.search.pareto_chart import pareto_chart
 
 
 def test_every_stage_stands_once_below_what_it_follows_with_what_sharing_saved() -> None:
@@ -29,16 +29,16 @@ def test_every_stage_stands_once_below_what_it_follows_with_what_sharing_saved()
 
 def test_what_a_limit_forbids_is_tinted_from_the_bound_on() -> None:
     """Against quality, all below the bound too; of two figures what is too large."""
-    both, one = (front_chart(made_up_record.record(minimize=names))
+    both, one = (pareto_chart(made_up_record.record(minimize=names))
                  for names in (("size_bytes", "latency_ms"), ("size_bytes",)))  # fmt: skip
     assert both.count("infeasible") == 1
     assert one.count("infeasible") == 2
     free = made_up_record.record(bounds={"size_bytes": 8e8})
-    assert "infeasible" not in front_chart(free), "what lies far outside says nothing"
+    assert "infeasible" not in pareto_chart(free), "what lies far outside says nothing"
 
 
 def test_the_chart_needs_two_trials() -> None:
-    assert front_chart(made_up_record.record(trials=made_up_record.record().trials[:1])) == ""
+    assert pareto_chart(made_up_record.record(trials=made_up_record.record().trials[:1])) == ""
 
 
 def test_a_choice_says_what_it_explains_or_why_nobody_knows() -> None:

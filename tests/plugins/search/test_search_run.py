@@ -20,9 +20,9 @@ from rotation import is_todays
 from typer.testing import CliRunner
 
 from compress.cli import app
-from compress.plugins.search.folder import MODEL
 from compress.plugins.search.run import SearchRun
-from compress.plugins.search.trial import Trials
+from compress.plugins.search.search_folder import MODEL
+from compress.plugins.search.trial import TrialRunner
 from compress.recipe.document import read_document
 from compress.recipe.recipe import Recipe
 from compress.results.measurement import Measurement
@@ -124,17 +124,17 @@ def test_where_learning_from_all_rows_fails_what_was_chosen_ships(
     searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = shutil.copytree(searched, tmp_path / "again", symlinks=True)
-    answers = Trials.answers
+    answers = TrialRunner.evaluate_all
 
     def failing_first(
-        self: Trials, recipes: Iterable[Recipe], split: str
+        self: TrialRunner, recipes: Iterable[Recipe], split: str
     ) -> Iterator[list[Measurement] | CompressError]:
         whole, *seeds = recipes
         assert not whole.data.hold_out
         yield StageError("a loss that is no number")
         yield from answers(self, seeds, split)
 
-    monkeypatch.setattr(Trials, "answers", failing_first)
+    monkeypatch.setattr(TrialRunner, "answers", failing_first)
     recipe = folder / "tiny.yaml"
     done = SearchRun(read_document(recipe), folder, folder / "artifacts", SilentProgress(), resume=True).run()
     final = done.record.final
@@ -289,7 +289,7 @@ def test_limits_alone_are_enough_and_one_file_of_rows(tmp_path: Path) -> None:
     done = tiny_run.compress("search", "--model", "model", "--data", "train.csv", *options, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
-    assert {knob["name"] for knob in record["knobs"]} >= {
+    assert {parameter["name"] for parameter in record["knobs"]} >= {
         "stages.1.prune.feed_forward", "stages.2.distill.student.layers", "stages.5.quantize.embedding_bits",
         "trim_vocabulary",
     }  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tiny_run
 
-from compress.plugins.search.space import Space, shortened
+from compress.plugins.search.space import SearchSpace, shortened
 from compress.recipe.document import read_document
 from compress.utils.errors import InputError, RecipeError
 
@@ -35,14 +35,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def space(folder: Path, stages: Any = STAGES, **block: Any) -> Space:
+def space(folder: Path, stages: Any = STAGES, **block: Any) -> SearchSpace:
     search = {"choices": CHOICES, "select": {"rows": 20}, **block}
-    return Space(read_document(tiny_run.write_recipe(folder, "space", stages=list(stages), search=search)), folder)
+    return SearchSpace(
+        read_document(tiny_run.write_recipe(folder, "space", stages=list(stages), search=search)), folder
+    )
 
 
 def test_each_knob_has_the_recipe_s_own_value_first_and_each_once(folder: Path) -> None:
     made = space(folder, optional=["trim_vocabulary"])
-    assert [(knob.name, knob.values) for knob in made.knobs] == [
+    assert [(parameter.name, parameter.values) for parameter in made.parameters] == [
         ("trim_vocabulary", ("kept", "left out")),
         ("stages.1.prune.feed_forward", (0.5, 0.25)),
         ("stages.1.heads", (0.5, 0)),
@@ -50,7 +52,7 @@ def test_each_knob_has_the_recipe_s_own_value_first_and_each_once(folder: Path) 
     ]
     assert made.size == 16
     assert made.origin == (0, 0, 0, 0)
-    assert made.words(made.origin) == "the recipe as it stands"
+    assert made.describe(made.origin) == "the recipe as it stands"
 
 
 def test_a_point_s_stages_are_those_of_its_whole_recipe(folder: Path) -> None:
@@ -58,7 +60,7 @@ def test_a_point_s_stages_are_those_of_its_whole_recipe(folder: Path) -> None:
     for point in made.points(0):
         assert made.recipe(point).stages == made.stages(point)
     point = (1, 1, 0, 1)
-    assert made.words(point) == "no trim_vocabulary, prune.feed_forward 0.25, distill.student.layers [0]"
+    assert made.describe(point) == "no trim_vocabulary, prune.feed_forward 0.25, distill.student.layers [0]"
     assert made.recipe(point).labels() == ("finetune", "prune", "distill", "export", "quantize")
 
 
@@ -67,7 +69,7 @@ def test_fields_of_a_stage_that_is_left_out_do_not_count(folder: Path) -> None:
     points = list(made.points(0))
     # With prune: 2 x 2 x 2; without it only the layers vary.
     assert len(points) == 8 + 2
-    every = itertools.product(*(range(len(knob.values)) for knob in made.knobs))
+    every = itertools.product(*(range(len(parameter.values)) for parameter in made.parameters))
     assert {made.identity(point) for point in every} == {made.identity(point) for point in points}
     assert len({made.identity(point) for point in points}) == len(points)
 
@@ -89,8 +91,10 @@ def test_rows_that_choose_are_held_out_of_every_recipe(folder: Path) -> None:
 
 def test_a_value_that_fits_no_recipe_is_named_and_left_out(folder: Path) -> None:
     made = space(folder, choices={**CHOICES, "stages.1.prune.heads": [0.25, 2]})
-    assert [knob.values for knob in made.knobs if knob.name == "stages.1.prune.heads"] == [(0.5, 0.25)]
-    assert list(made.refused) == ["stages.1.prune.heads=2"]
+    assert [parameter.values for parameter in made.parameters if parameter.name == "stages.1.prune.heads"] == [
+        (0.5, 0.25)
+    ]
+    assert list(made.rejected) == ["stages.1.prune.heads=2"]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +116,7 @@ def test_what_cannot_be_searched_is_refused(folder: Path, block: dict[str, Any],
 
 def test_a_recipe_without_a_block_says_how_to_write_one(folder: Path) -> None:
     with pytest.raises(InputError, match="search:"):
-        Space(read_document(tiny_run.write_recipe(folder, "none")), folder)
+        SearchSpace(read_document(tiny_run.write_recipe(folder, "none")), folder)
 
 
 @pytest.mark.parametrize(

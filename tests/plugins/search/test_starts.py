@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from compress.plugins.search.initial_recipes import stages_to_search
+from compress.plugins.search.default_space import initial_stages
 from compress.stages.cost_model import Shape
 from compress.stages.registry import STAGES
 from compress.tasks.registry import TASKS
@@ -30,28 +30,28 @@ def written(stage: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 @pytest.mark.parametrize(("name", "kind"), KINDS, ids=[f"{name}-{type(kind).__name__}" for name, kind in KINDS])
 def test_every_kind_of_task_has_stages_that_fit_it_and_recipes_to_choose_from(name: str, kind: Task) -> None:
-    stages = stages_to_search(kind, TASKS[name].starter["stages"], TRANSFORMER, anything)
+    stages = initial_stages(kind, TASKS[name].starter["stages"], TRANSFORMER, anything)
     recipes = 1
     for each in stages:
         label, fields = written(each)
         stage = STAGES[label].model_validate({"kind": label, **fields})
-        assert stage.is_for(kind.capabilities), f"{label} is not for {name}"
-        recipes *= math.prod(len(set(map(str, tried))) for tried in stage.worth_searching(TRANSFORMER).values())
+        assert stage.supports(kind.capabilities), f"{label} is not for {name}"
+        recipes *= math.prod(len(set(map(str, tried))) for tried in stage.search_values(TRANSFORMER).values())
     assert recipes >= 4, stages
     assert not any("model" in (fields.get("student") or {}) for _, fields in map(written, stages))
 
 
 def test_what_was_trained_is_cut_and_learns_again_by_what_the_architecture_has() -> None:
     task = TASKS["image-classification"]
-    found = [written(each) for each in stages_to_search(task, task.starter["stages"], TRANSFORMER, anything)]
+    found = [written(each) for each in initial_stages(task, task.starter["stages"], TRANSFORMER, anything)]
     assert [kind for kind, _ in found] == ["finetune", "prune", "distill", "export", "quantize"]
     assert found[1][1] == {"feed_forward": 0.25}
     assert found[2][1]["teacher"] == "finetune"
-    convolutions = [written(each) for each in stages_to_search(task, task.starter["stages"], CONVOLUTIONS, anything)]
+    convolutions = [written(each) for each in initial_stages(task, task.starter["stages"], CONVOLUTIONS, anything)]
     assert convolutions[1][1] == {"flops": 0.3}
     prune = STAGES["prune"].model_validate({"kind": "prune", "flops": 0.3})
-    assert set(prune.worth_searching(CONVOLUTIONS)) == {"flops"}
-    assert set(STAGES["prune"].model_validate({"kind": "prune", "heads": 0.5}).worth_searching(TRANSFORMER)) == {
+    assert set(prune.search_values(CONVOLUTIONS)) == {"flops"}
+    assert set(STAGES["prune"].model_validate({"kind": "prune", "heads": 0.5}).search_values(TRANSFORMER)) == {
         "heads", "feed_forward",
     }  # fmt: skip
 
@@ -59,15 +59,15 @@ def test_what_was_trained_is_cut_and_learns_again_by_what_the_architecture_has()
 def test_what_an_architecture_has_not_is_not_cut() -> None:
     task = TASKS["audio-classification"]
     stages = task.starter["stages"]
-    found = stages_to_search(task, stages, TRANSFORMER, lambda _, fields: "feed_forward" not in fields)
+    found = initial_stages(task, stages, TRANSFORMER, lambda _, fields: "feed_forward" not in fields)
     assert written(found[1]) == ("prune", {"heads": 0.25})
-    assert stages_to_search(task, stages, TRANSFORMER, lambda *_: False) == stages
+    assert initial_stages(task, stages, TRANSFORMER, lambda *_: False) == stages
 
 
 def test_nothing_is_cut_of_a_model_that_nobody_has_seen_or_that_the_starter_cuts_already() -> None:
     images, texts = TASKS["image-classification"], TASKS["text-classification"]
-    assert stages_to_search(images, images.starter["stages"], None, anything) == images.starter["stages"]
-    found = stages_to_search(texts, texts.starter["stages"], TRANSFORMER, anything)
+    assert initial_stages(images, images.starter["stages"], None, anything) == images.starter["stages"]
+    found = initial_stages(texts, texts.starter["stages"], TRANSFORMER, anything)
     assert [written(each)[0] for each in found] == [written(each)[0] for each in texts.starter["stages"]]
 
 
@@ -75,17 +75,17 @@ def test_nothing_is_cut_of_a_model_that_nobody_has_seen_or_that_the_starter_cuts
 def test_a_student_has_half_of_the_model_s_own_layers(layers: int, kept: list[int] | None) -> None:
     """The starter's layers are those of the model that it names."""
     task = TASKS["text-classification"]
-    found = dict(map(written, stages_to_search(task, task.starter["stages"], replace(TRANSFORMER, layers=layers),
+    found = dict(map(written, initial_stages(task, task.starter["stages"], replace(TRANSFORMER, layers=layers),
                                                anything)))  # fmt: skip
     assert found["distill"].get("student") == (None if kept is None else {"layers": kept})
-    whole = dict(map(written, stages_to_search(task, task.starter["stages"], TRANSFORMER, lambda *_: False)))
+    whole = dict(map(written, initial_stages(task, task.starter["stages"], TRANSFORMER, lambda *_: False)))
     assert "student" not in whole["distill"] and whole["distill"]["teacher"] == "finetune"
 
 
 def test_speech_that_names_frames_has_other_stages_than_speech_that_writes() -> None:
     task = TASKS["automatic-speech-recognition"]
     writes, names = (
-        [kind for kind, _ in map(written, stages_to_search(each, task.starter["stages"], TRANSFORMER, anything))]
+        [kind for kind, _ in map(written, initial_stages(each, task.starter["stages"], TRANSFORMER, anything))]
         for each in task.kinds()
     )
     assert writes == ["export", "quantize", "quantize_weights"]
@@ -94,12 +94,12 @@ def test_speech_that_names_frames_has_other_stages_than_speech_that_writes() -> 
 
 def test_tables_are_asked_about_where_they_weigh_something() -> None:
     quantize = STAGES["quantize"].model_validate({"kind": "quantize"})
-    assert set(quantize.worth_searching(TRANSFORMER)) == {"embedding_bits", "embedding_block_size"}
-    assert set(quantize.worth_searching(CONVOLUTIONS)) == set()
+    assert set(quantize.search_values(TRANSFORMER)) == {"embedding_bits", "embedding_block_size"}
+    assert set(quantize.search_values(CONVOLUTIONS)) == set()
 
 
 def test_how_ranges_are_found_is_asked_for_the_sake_of_time_alone_and_of_one_graph() -> None:
     quantize = STAGES["quantize"].model_validate({"kind": "quantize"})
-    assert quantize.worth_searching(CONVOLUTIONS, timed=True) == {"method": ("dynamic", "static")}
+    assert quantize.search_values(CONVOLUTIONS, timed=True) == {"method": ("dynamic", "static")}
     encoder = STAGES["quantize"].model_validate({"kind": "quantize", "part": "encoder"})
-    assert "method" not in encoder.worth_searching(TRANSFORMER, timed=True)
+    assert "method" not in encoder.search_values(TRANSFORMER, timed=True)

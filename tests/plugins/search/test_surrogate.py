@@ -35,12 +35,12 @@ def test_it_expects_what_processes_of_another_library_do_weighted_by_their_likel
             likelihoods.append(theirs.log_marginal_likelihood_value_)
     shares = softmax(likelihoods)
     assert shares.max() < 0.9, "no process may count alone"
-    ours = Surrogate.of(known, values, deviations)
+    ours = Surrogate.fit(known, values, deviations)
     assert ours.mean(asked) == pytest.approx(shares @ np.array(means), abs=1e-6)
     chances = np.array([norm.sf(0.8, mean, spread) for mean, spread in zip(means, spreads, strict=True)])
-    assert ours.at_least(asked, np.full(5, 0.8)) == pytest.approx(shares @ chances, abs=1e-6)
+    assert ours.probability_at_least(asked, np.full(5, 0.8)) == pytest.approx(shares @ chances, abs=1e-6)
     # Expected improvement as an integral over the mixture's density.
     better = np.linspace(0.8, 12, 200_001)
     each = np.array([np.trapezoid((better - 0.8) * norm.pdf(better, mean[0], spread[0]), better)
                      for mean, spread in zip(means, spreads, strict=True)])  # fmt: skip
-    assert ours.improvement(asked[:1], 0.8)[0] == pytest.approx(shares @ each, rel=1e-4)
+    assert ours.expected_improvement(asked[:1], 0.8)[0] == pytest.approx(shares @ each, rel=1e-4)

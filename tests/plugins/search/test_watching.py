@@ -10,20 +10,20 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from compress.plugins.search.acquisition import Expected
+from compress.plugins.search.acquisition import Expectation
 from compress.plugins.search.console import LiveTable
 from compress.plugins.search.live_progress import SearchConsole
-from compress.plugins.search.progress import Seen, Trying
+from compress.plugins.search.progress import RunningTrial, SearchSnapshot
 
-TRYING = Trying(6, "prune.heads 0.5, distill.student.layers [2]", 1 / 3, "most gain for its time",
-                Expected(0.12, 0.71, 130.0), 100.0)  # fmt: skip
-
-
-def seen(*trying: Trying, doing: str = "") -> Seen:
-    return Seen(made_up_record.record(), trying, 1800.0, 100.0, doing)
+TRYING = RunningTrial(6, "prune.heads 0.5, distill.student.layers [2]", 1 / 3, "most gain for its time",
+                Expectation(0.12, 0.71, 130.0), 100.0)  # fmt: skip
 
 
-def drawn(moment: Seen, width: int = 80, now: float = 142.0) -> str:
+def seen(*trying: RunningTrial, doing: str = "") -> SearchSnapshot:
+    return SearchSnapshot(made_up_record.record(), trying, 1800.0, 100.0, doing)
+
+
+def drawn(moment: SearchSnapshot, width: int = 80, now: float = 142.0) -> str:
     out = io.StringIO()
     Console(file=out, width=width).print(LiveTable(moment, clock=lambda: now))
     return out.getvalue()
@@ -43,13 +43,13 @@ def test_it_says_what_is_best_what_is_tried_why_and_how_much_time_is_left() -> N
 def test_of_two_figures_the_front_is_listed_and_of_one_it_is_not() -> None:
     rows = [line.split()[:5] for line in drawn(seen(TRYING)).splitlines() if re.match(r"\d ", line)]
     assert rows == [["1", "4.80", "MB", "0.480", "ms"], ["4", "6.00", "MB", "0.400", "ms"]]
-    alone = Seen(made_up_record.record(minimize=("size_bytes",)), (), 0.0, 0.0)
+    alone = SearchSnapshot(made_up_record.record(minimize=("size_bytes",)), (), 0.0, 0.0)
     assert "front" not in drawn(alone)
 
 
 def test_before_anything_keeps_the_limits_it_says_what_is_nearest() -> None:
     trials = tuple(one.model_copy(update={"status": "missed"}) for one in made_up_record.record().trials)
-    moment = Seen(made_up_record.record(trials=trials, best=None, nearest="short by 3%"), (), 0.0, 0.0)
+    moment = SearchSnapshot(made_up_record.record(trials=trials, best=None, nearest="short by 3%"), (), 0.0, 0.0)
     assert "nothing keeps every limit yet. Nearest: short by 3%" in " ".join(drawn(moment).split())
 
 
@@ -61,7 +61,7 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
 def test_a_file_gets_lines_and_so_does_json() -> None:
     for console, lines in ((Console(file=io.StringIO()), False), (terminal(io.StringIO()), True)):
         with SearchConsole(console, lines) as shown:
-            shown.see(seen(TRYING))
+            shown.show(seen(TRYING))
             shown.note("a line")
             assert list(shown.track("ab", "letters", 2)) == ["a", "b"]
         text = console.file.getvalue()  # type: ignore[attr-defined]
@@ -107,17 +107,17 @@ def test_a_terminal_that_becomes_narrower_has_the_table_once_and_keeps_what_stoo
     console = terminal(out)
     with SearchConsole(console) as shown:
         shown.note("a note that was there before")
-        shown.see(seen(TRYING))
+        shown.show(seen(TRYING))
         before = Terminal(out.getvalue(), 80)
-        narrow = before.narrowed(50)
+        exclude_failing_values = before.narrowed(50)
         out.truncate(0), out.seek(0)
         console.width = 50
-        shown.see(seen(TRYING))
-        shown.leave()
+        shown.show(seen(TRYING))
+        shown.stop()
         shown.note("a note after")
     for part in re.findall(r"\x1b\[[?\d;]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", out.getvalue()):
-        narrow._put(part)
-    text = [line.rstrip() for line in narrow.lines]
+        exclude_failing_values._put(part)
+    text = [line.rstrip() for line in exclude_failing_values.lines]
     assert text[0] == "a note that was there before"
     assert sum("the front" in line for line in text) == 1
     assert sum("now " in line for line in text) == 1
@@ -127,10 +127,10 @@ def test_a_terminal_that_becomes_narrower_has_the_table_once_and_keeps_what_stoo
 def test_bars_run_below_the_table_and_go_away() -> None:
     out = io.StringIO()
     with SearchConsole(terminal(out)) as shown:
-        shown.see(seen(TRYING))
+        shown.show(seen(TRYING))
         for place, _ in enumerate(shown.track("ab", "evaluate final", 2)):
-            shown.see(seen(TRYING))
+            shown.show(seen(TRYING))
             assert f"{place}/2" in out.getvalue()
         out.truncate(0), out.seek(0)
-        shown.see(seen(TRYING))
+        shown.show(seen(TRYING))
         assert "evaluate final" not in out.getvalue()

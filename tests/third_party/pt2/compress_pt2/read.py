@@ -12,7 +12,7 @@ import numpy as np
 
 from compress.formats.probed import Encode, Probing, Stored, answers_of
 from compress.models.processor import processor_of
-from compress.models.stored_tensor import StoredTensor, role_of, stored
+from compress.models.stored_tensor import StoredTensor, infer_role, stored
 from compress.utils.errors import ModelError
 from compress_pt2.model import FILE, Pt2Model
 
@@ -39,7 +39,7 @@ def _tensors(content: bytes, file: Path) -> list[StoredTensor]:
             shape = tuple(int(size["as_int"]) for size in meta["sizes"])
             dtype = _DTYPES[meta["dtype"]]
             span = (_start(content, entry.header_offset), entry.file_size)
-            found.append(stored(name.removeprefix("model."), dtype, shape, file, span, role_of(dtype, shape)))
+            found.append(stored(name.removeprefix("model."), dtype, shape, file, span, infer_role(dtype, shape)))
     except (zipfile.BadZipFile, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"The program cannot be read: {error}", where=str(file)) from error
     return found

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from compress.models.torch_model import TorchModel
-from compress.stages.base import Context, Needs, Promise, Stage
+from compress.stages.base import Context, OutputSpec, Requirements, Stage
 from compress.tasks.capability import HAS_CLASSES, TAKES_TEXT
 from compress_pt2.model import Pt2Model
 
@@ -20,13 +20,13 @@ class Pt2(Stage[TorchModel, Pt2Model]):
     kind: Literal["pt2"] = "pt2"
     tolerance: float = Field(1e-4, gt=0, description="largest accepted difference of a logit from torch")
 
-    def needs(self) -> Needs:
+    def needs(self) -> Requirements:
         """Real examples, for the trace and for the proof."""
-        return Needs(splits=("train",))
+        return Requirements(splits=("train",))
 
-    def promise(self) -> Promise:
+    def output_spec(self) -> OutputSpec:
         """Same weights, same predictions."""
-        return Promise(changes_weights=False)
+        return OutputSpec(changes_weights=False)
 
     def run(self, model: TorchModel, context: Context) -> Pt2Model:
         """Trace, save, open again, compare. Raises `IntegrityError` where the answers differ."""

@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.plugins.search import kernel_times
-from compress.plugins.search.kernel_times import KernelTable, kernel_times, list_kernels
+from compress.plugins.search import kernel_table
+from compress.plugins.search.kernel_table import KernelTable, kernel_times, list_kernels
 
 ROWS, WIDTH = 6, 32
 BATCH = {"x": np.ones((ROWS, WIDTH), np.float32)}
@@ -39,7 +39,7 @@ def chain(widths: list[int], name: str = "w") -> onnx.ModelProto:
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel_times, "_SECONDS", 0.0)
+    monkeypatch.setattr(kernel_table, "_SECONDS", 0.0)
 
 
 def test_kernels_are_the_nodes_that_are_run_and_alike_where_they_do_the_same() -> None:
@@ -84,10 +84,10 @@ def test_weights_lie_further_off_the_less_of_them_the_cache_holds(
     assert stored == pytest.approx(32 * 32 * 4, rel=0.02)
     table = KernelTable(1, tmp_path)
     table._known.update(
-        {found[0].key: kernel_times.KernelTimes(1.0, 3.0), found[1].key: kernel_times.KernelTimes(0.25, 0.25)}
+        {found[0].key: kernel_table.KernelTimes(1.0, 3.0), found[1].key: kernel_table.KernelTimes(0.25, 0.25)}
     )
     for cache, told in ((2 * stored, 2.25), (stored, 3.25), (stored // 2, 3.25)):
-        monkeypatch.setattr(kernel_times, "_cache_bytes", lambda cache=cache: cache)
+        monkeypatch.setattr(kernel_table, "_cache_bytes", lambda cache=cache: cache)
         assert table.milliseconds(found, 0.0) == pytest.approx(told)
 
 
@@ -97,7 +97,7 @@ def test_copies_have_weights_of_their_own_and_compute_the_same() -> None:
     assert [node.op_type for node in graph.graph.node] == ["MatMul"] * 3
     assert len({tensor.name for tensor in graph.graph.initializer}) == 3
     assert len({node.input[1] for node in graph.graph.node}) == 3
-    (answer,) = kernel_times._session(graph, 1).run(None, dict(product.inputs))
+    (answer,) = kernel_table._session(graph, 1).run(None, dict(product.inputs))
     weight = numpy_helper.to_array(product.weights[0])
     np.testing.assert_allclose(answer, BATCH["x"] @ weight, rtol=1e-5)
 
@@ -105,8 +105,8 @@ def test_copies_have_weights_of_their_own_and_compute_the_same() -> None:
 def test_nothing_is_kept_of_what_was_timed_while_others_were_at_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usages = iter([kernel_times.Usage(), kernel_times.Usage(elapsed=1.0, busy_seconds=1e6)])
-    monkeypatch.setattr(kernel_times.Usage, "now", classmethod(lambda cls, seconds: next(usages)))
+    usages = iter([kernel_table.Usage(), kernel_table.Usage(elapsed=1.0, busy_seconds=1e6)])
+    monkeypatch.setattr(kernel_table.Usage, "now", classmethod(lambda cls, seconds: next(usages)))
     table = KernelTable(1, tmp_path)
     assert table.milliseconds(list_kernels(chain([32]), BATCH, 1), 60), "foretold all the same"
     assert table.noise is not None and table.noise.verdict == "unusable"

@@ -25,9 +25,9 @@ import typer
 
 from compress.cli.console_progress import ConsoleProgress
 from compress.cli.doctor_model import Finding, real_inputs
-from compress.formats.onnx.int8.observers import Feed, tap
+from compress.formats.onnx.int8.observers import Feed, stream_activations
 from compress.formats.onnx.model import find_graphs
-from compress.formats.onnx.runtimes.profile import CPU, own_name, write_optimized
+from compress.formats.onnx.runtimes.profile import CPU, original_name, write_optimized
 from compress.utils.errors import CompressError, StageError
 
 _EXAMPLES = 4
@@ -196,7 +196,7 @@ def take_apart(graph: onnx.ModelProto, feed: Feed) -> Apart:
     stored = {tensor.name for tensor in graph.graph.initializer}
     nodes = [node for node in graph.graph.node if not any(a.type == onnx.AttributeProto.GRAPH for a in node.attribute)]
     needed_names = list(dict.fromkeys(name for node in nodes for name in node.input if name and name not in stored))
-    (values,) = tap(graph, needed_names, [feed])
+    (values,) = stream_activations(graph, needed_names, [feed])
     apart = onnx.ModelProto()
     apart.CopyFrom(graph)
     del apart.graph.node[:], apart.graph.input[:], apart.graph.output[:], apart.graph.value_info[:]
@@ -264,7 +264,7 @@ def _operators(apart: Apart, found: Sequence[Departure]) -> Finding:
     kinds = ", ".join(dict.fromkeys(difference.operator for difference in bad))
     return Finding(
         "warning",
-        f"the first operator that departs is {first.operator} {own_name(first.name) or first.name}: "
+        f"the first operator that departs is {first.operator} {original_name(first.name) or first.name}: "
         f"on the same inputs {first.share:.2%} of its answers differ{steps}, {first.error:.1e} of their size; "
         f"so do {len(bad)} of {count} ({kinds})",
         _BY_ROWS if first.operator == "DynamicQuantizeMatMul" else None,
@@ -278,13 +278,13 @@ def _whole(graph: onnx.ModelProto, feeds: Sequence[Feed], arm: EmulatedArm) -> F
     millionth on the inputs does here is told beside it.
     """
     names = [value.name for value in graph.graph.output]
-    answers = [values[names[0]] for values in tap(graph, names, feeds)]
+    answers = [values[names[0]] for values in stream_activations(graph, names, feeds)]
     largest, same = spread(answers, [values[names[0]] for values in arm.run(graph, feeds, optimize=True)])
     nudged = [
         {name: array * array.dtype.type(_NUDGE) if array.dtype.kind == "f" else array for name, array in feed.items()}
         for feed in feeds
     ]
-    x86_spread, _ = spread(answers, [values[names[0]] for values in tap(graph, names, nudged)])
+    x86_spread, _ = spread(answers, [values[names[0]] for values in stream_activations(graph, names, nudged)])
     text = f"{names[0]} of {len(feeds)} examples differs by at most {largest:.1e} of its size"
     beside = f", where a millionth on the inputs moves it by {x86_spread:.1e} here" if x86_spread else ""
     level: Literal["ok", "warning"] = "ok" if largest <= max(_CLOSE, _ALIKE * x86_spread) else "warning"

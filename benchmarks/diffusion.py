@@ -28,7 +28,7 @@ import typer
 from bundle_page import figures, serve, visit
 
 from compress.cli.console_progress import ConsoleProgress
-from compress.formats.onnx.diffusion_export import drawing_folder, export_drawing, open_drawing
+from compress.formats.onnx.diffusion_export import diffusion_folder, export_diffusion, open_diffusion
 from compress.formats.safetensors.pictures import torch_pictures
 from compress.formats.silence import quiet_libraries
 from compress.models.diffusion_pipeline import GeneratorModel, load_pipeline
@@ -36,9 +36,9 @@ from compress.numerics.differences import difference_of_shares
 from compress.pipeline.run import run
 from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Recipe
-from compress.report.compare.machine_match import host_words
+from compress.report.compare.machine_match import machine_summary
 from compress.report.run_folder import find_report
-from compress.results.formatting import format_measurement, significant
+from compress.results.formatting import format_measurement, format_number
 from compress.results.measurement import Measurement
 from compress.results.metrics import describe_metric
 from compress.results.report import BASELINE, FINAL, Report, load_report
@@ -143,7 +143,7 @@ def of_the_run(report: Report) -> list[Row]:
     lost = points_lost(*pair(report, PROMPTS))
     return [
         row("end to end against the fp32 start, faster", faster.value, format_measurement(faster), 20, 40, "{:g}x"),
-        row("smaller on disk, all parts", smaller, f"{significant(smaller)}x ({in_bytes(sizes)})", 5, 10, "{:g}x"),
+        row("smaller on disk, all parts", smaller, f"{format_number(smaller)}x ({in_bytes(sizes)})", 5, 10, "{:g}x"),
         row(
             f"Fréchet distance against the start's ({distances[0].n} pictures)",
             farther,
@@ -201,8 +201,8 @@ def of_page(folder: Path) -> list[Row]:
 def of_levels(model: GeneratorModel) -> list[Row]:
     """Our pictures against those of diffusers' own pipeline, from the same noise."""
     ids = model.processor.ids(prompts := [f"a photo of a {word}" for word in ("bag", "coat", "dress", "sandal")] * 2)
-    exported = export_drawing(model, ids, None, fusions=True)
-    graphs = open_drawing(drawing_folder(model, {name: part.graph for name, part in exported.items()}))
+    exported = export_diffusion(model, ids, None, fusions=True)
+    graphs = open_diffusion(diffusion_folder(model, {name: part.graph for name, part in exported.items()}))
     theirs = as_diffusers(model, prompts)
     apart = {"torch": torch_pictures(model, {}), "ONNX Runtime": graphs}
     levels = {name: levels_apart(drawn(session, ids, model), theirs) for name, session in apart.items()}
@@ -258,7 +258,7 @@ def points_lost(before: Measurement, after: Measurement) -> tuple[float, float, 
 def of_two(measured: tuple[Measurement, Measurement]) -> str:
     """`1.12x (2.31 of 2.06)`, with both intervals."""
     first, last = measured
-    return f"{significant(last.value / first.value)}x ({format_measurement(last)} of {format_measurement(first)})"
+    return f"{format_number(last.value / first.value)}x ({format_measurement(last)} of {format_measurement(first)})"
 
 
 def in_bytes(sizes: tuple[Measurement, Measurement]) -> str:
@@ -292,7 +292,7 @@ def results(report: Report, tables: Sequence[Mapping[str, Any]]) -> dict[str, An
         "order": 13,
         "command": "python benchmarks/diffusion.py artifacts/runs/fashion-diffusion/latest --write",
         "measured": date.today().isoformat(),
-        "machine": host_words(report.environment),
+        "machine": machine_summary(report.environment),
         "text": "A latent diffusion model of Fashion-MNIST that `benchmarks/train_diffusion.py` trained, on the way of "
         "`recipes/fashion-diffusion.yaml`; 32 x 32 pixels, gray, ten kinds of clothes. A classifier that saw no drawn "
         "picture judges them.",

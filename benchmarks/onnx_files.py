@@ -37,7 +37,7 @@ from foreign.files import FILES, PACKAGES, ForeignFile, fetched
 
 from compress.cli.console_progress import ConsoleProgress
 from compress.data.dataset import Dataset, load_dataset
-from compress.formats.onnx.import_onnx import Start, read_start
+from compress.formats.onnx.import_onnx import ImportedGraph, import_graph
 from compress.formats.onnx.int8.observers import open_session
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel, find_graph
 from compress.formats.silence import quiet_libraries, silence
@@ -104,7 +104,7 @@ def main(
 def _row(file: ForeignFile, seconds: float, progress: Progress) -> Row:
     began = time.perf_counter()
     model_path = fetched(file, progress)
-    start = read_start(model_path)
+    start = import_graph(model_path)
     way = file.way or ("static" if _has_convolutions(start.graph) else "dynamic")
     with tempfile.TemporaryDirectory(prefix="onnx-files-") as name:
         folder = Path(name)
@@ -130,7 +130,7 @@ def _row(file: ForeignFile, seconds: float, progress: Progress) -> Row:
 
 
 def _made(
-    file: ForeignFile, way: str, start: Start, folder: Path, seconds: float
+    file: ForeignFile, way: str, start: ImportedGraph, folder: Path, seconds: float
 ) -> tuple[dict[str, float], int, tuple[float, float, float] | None]:
     """What is measured, the file's bytes and how much faster it is; without ``seconds`` the stage alone is run."""
     recipe = _recipe(file, way, seconds or 1.0)
@@ -193,7 +193,7 @@ def _calls(folder: Path) -> list[dict[str, np.ndarray]]:
     return calls
 
 
-def _oracle(start: Start, way: str, folder: Path) -> tuple[float | None, int | None]:
+def _oracle(start: ImportedGraph, way: str, folder: Path) -> tuple[float | None, int | None]:
     """Error and bytes of what ONNX Runtime's own quantizer makes of the same graph and calls; None where it fails."""
     from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, quantize_static
 
@@ -215,14 +215,14 @@ def _oracle(start: Start, way: str, folder: Path) -> tuple[float | None, int | N
             graph = onnx.load(oracle)
             exact, rounded = open_session(start.graph), open_session(graph)
             calls = _calls(folder / "calls" / "test")
-            answers = [(exact.run(None, call), rounded.run(None, call)) for call in calls]
+            run_session = [(exact.run(None, call), rounded.run(None, call)) for call in calls]
     except Exception as error:  # noqa: BLE001 - whatever another tool raises is what is told of it
         typer.echo(f"  ONNX Runtime's quantizer: {first_line(error)}", err=True)
         return None, None
     errors = []
-    for index, output in enumerate(answers[0][0]):
+    for index, output in enumerate(run_session[0][0]):
         if output.dtype.kind == "f":
-            expected, given = (np.stack([pair[side][index].reshape(-1) for pair in answers]) for side in (0, 1))
+            expected, given = (np.stack([pair[side][index].reshape(-1) for pair in run_session]) for side in (0, 1))
             errors.append(output_agreement(expected, given).rms)
     return max(errors), oracle.stat().st_size
 

@@ -32,8 +32,8 @@ from compress.data.samples.fetch import sample_directory
 from compress.evaluation.evaluate import encode_for, predict
 from compress.formats.onnx.decoder import export_encoder_decoder
 from compress.formats.onnx.int8.dynamic import quantize_products
-from compress.formats.onnx.model import few_bits_name, quantized_name
-from compress.formats.onnx.weight_only_quantization import FewBits, quantize_matrices
+from compress.formats.onnx.model import weight_only_name, quantized_name
+from compress.formats.onnx.weight_only_quantization import WeightOnlySettings, quantize_matrices
 from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS
 from compress.models.checkpoint import Checkpoint
@@ -114,11 +114,11 @@ def _ways(name: str, graph: onnx.ModelProto) -> dict[str, tuple[str, onnx.ModelP
     products = quantize_products(graph, per_channel=True, reduce_range=False)
     return {
         "fp32": (name, graph),
-        "int8": (quantized_name(name), quantize_matrices(products, FewBits(8, 32), only_tied=True)[0]),
-        "8": (few_bits_name(name, 8), quantize_matrices(graph, FewBits(8, 32))[0]),
-        "4": (few_bits_name(name, 4), quantize_matrices(graph, FewBits(4, 32))[0]),
-        "4 with zero points": (few_bits_name(name, 4), quantize_matrices(graph, FewBits(4, 32, symmetric=False))[0]),
-        "4 in blocks of 16": (few_bits_name(name, 4), quantize_matrices(graph, FewBits(4, 16))[0]),
+        "int8": (quantized_name(name), quantize_matrices(products, WeightOnlySettings(8, 32), only_tied=True)[0]),
+        "8": (weight_only_name(name, 8), quantize_matrices(graph, WeightOnlySettings(8, 32))[0]),
+        "4": (weight_only_name(name, 4), quantize_matrices(graph, WeightOnlySettings(4, 32))[0]),
+        "4 with zero points": (weight_only_name(name, 4), quantize_matrices(graph, WeightOnlySettings(4, 32, symmetric=False))[0]),
+        "4 in blocks of 16": (weight_only_name(name, 4), quantize_matrices(graph, WeightOnlySettings(4, 16))[0]),
     }
 
 

@@ -28,7 +28,7 @@ from compress.formats.onnx.int8.dynamic import quantize_products
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.formats.onnx.model import OnnxModel, find_graphs
-from compress.formats.onnx.weight_only_quantization import FewBits, quantize_matrices
+from compress.formats.onnx.weight_only_quantization import WeightOnlySettings, quantize_matrices
 from compress.formats.runtimes import get_runtime
 from compress.formats.silence import quiet_libraries
 from compress.models.checkpoint import Checkpoint
@@ -82,19 +82,19 @@ def _ways(whole: OnnxModel, calibration: Windows) -> Mapping[str, OnnxModel]:
         return StaticQuantizer(first, feeds, Int8Options(reduce_range=False, calibration_method="mse")).quantize()
 
     dynamic = quantize_products(first, per_channel=True, reduce_range=False)
-    few = {bits: quantize_matrices(second, FewBits(bits, 32))[0] for bits in (4, 8)}
-    table = {bits: quantize_matrices(second, FewBits(bits, 32), only_tied=True)[0] for bits in (4, 8)}
+    few = {bits: quantize_matrices(second, WeightOnlySettings(bits, 32))[0] for bits in (4, 8)}
+    table = {bits: quantize_matrices(second, WeightOnlySettings(bits, 32), only_tied=True)[0] for bits in (4, 8)}
     return {
         "encoder in dynamic INT8": made(encoder=dynamic),
         "encoder in static INT8": made(encoder=static()),
         "decoder in 8 bits": made(decoder=few[8]),
         "decoder in 4 bits": made(decoder=few[4]),
         "decoder in 4 bits with zero points": made(
-            decoder=quantize_matrices(second, FewBits(4, 32, symmetric=False))[0]
+            decoder=quantize_matrices(second, WeightOnlySettings(4, 32, symmetric=False))[0]
         ),
-        "decoder in 4 bits, blocks of 16": made(decoder=quantize_matrices(second, FewBits(4, 16))[0]),
-        "decoder in 8 bits, its table in 4": made(decoder=quantize_matrices(table[4], FewBits(8, 32))[0]),
-        "decoder in 4 bits, its table in 8": made(decoder=quantize_matrices(table[8], FewBits(4, 32))[0]),
+        "decoder in 4 bits, blocks of 16": made(decoder=quantize_matrices(second, WeightOnlySettings(4, 16))[0]),
+        "decoder in 8 bits, its table in 4": made(decoder=quantize_matrices(table[4], WeightOnlySettings(8, 32))[0]),
+        "decoder in 4 bits, its table in 8": made(decoder=quantize_matrices(table[8], WeightOnlySettings(4, 32))[0]),
         "both as the recipe has them": made(encoder=dynamic, decoder=few[4]),
     }
 

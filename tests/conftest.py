@@ -131,8 +131,8 @@ def whisper(shared: Path) -> dict[str, Path]:
     from compress.data.samples.fetch import sample_directory
     from compress.formats.onnx.decoder import export_encoder_decoder
     from compress.formats.onnx.int8.dynamic import quantize_products
-    from compress.formats.onnx.model import few_bits_name, quantized_name
-    from compress.formats.onnx.weight_only_quantization import FewBits, quantize_matrices
+    from compress.formats.onnx.model import quantized_name, weight_only_name
+    from compress.formats.onnx.weight_only_quantization import WeightOnlySettings, quantize_matrices
     from compress.models.checkpoint import Checkpoint
 
     folders = {name: shared / "whisper" / name for name in ("whole", "integers")}
@@ -142,7 +142,7 @@ def whisper(shared: Path) -> dict[str, Path]:
             (encoder, first), (decoder, second) = whole.graphs.items()
             integers = {
                 quantized_name(encoder): quantize_products(first, per_channel=True, reduce_range=False),
-                few_bits_name(decoder, 4): quantize_matrices(second, FewBits(4, 32))[0],
+                weight_only_name(decoder, 4): quantize_matrices(second, WeightOnlySettings(4, 32))[0],
             }
             for name, model in {"whole": whole, "integers": whole.with_graphs(integers)}.items():
                 folders[name].mkdir(parents=True)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from tiny_decoders import save, some_ids
 from trials import Trial
 
-from compress.formats.onnx.decoder import GraphSettings, export_proven
+from compress.formats.onnx.decoder import GraphSettings, export_verified_decoder
 from compress.models.checkpoint import Checkpoint
 from compress.models.gptq_layout import pack_layer
 from compress.numerics.integer_grid import QuantizedWeight
@@ -29,7 +29,7 @@ def judge(name: str, folder: Path) -> dict[str, str]:
     """The largest difference of a logit in fp32 and in 4 bits, how attention is written, and the number of nodes."""
     model = save(name, folder / "float")
     windows = some_ids(2, _LENGTH).numpy()
-    exported = export_proven(Checkpoint(folder / "float"), GraphSettings(), windows, _TOLERANCE, 1.0)
+    exported = export_verified_decoder(Checkpoint(folder / "float"), GraphSettings(), windows, _TOLERANCE, 1.0)
     kinds = Counter(node.op_type for node in exported.model.graph.graph.node)
     fused = f"{kinds['GroupQueryAttention']} fused"
     cells = {
@@ -40,7 +40,7 @@ def judge(name: str, folder: Path) -> dict[str, str]:
     try:
         few = in_four_bits(model, Checkpoint(folder / "float"), folder / "few")
         settings = GraphSettings(accuracy_level=1)
-        cells["4 bits"] = f"{export_proven(few, settings, windows, _TOLERANCE, 1.0).equality.difference:.0e}"
+        cells["4 bits"] = f"{export_verified_decoder(few, settings, windows, _TOLERANCE, 1.0).equality.difference:.0e}"
     except CompressError as error:
         cells["4 bits"] = f"no: {error.what}"
     return cells

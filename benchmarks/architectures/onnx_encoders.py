@@ -64,7 +64,7 @@ def attention_calls(name: str, module: Any) -> int:
 
 def judge(name: str, _: Path) -> dict[str, str]:
     """Export a family, prove it, quantize it and compare."""
-    from compress.formats.onnx.export import export_onnx, prove_equal
+    from compress.formats.onnx.export import export_onnx, verify_parity
     from compress.models.torch_model import TorchModel
 
     model = TorchModel(build(name), None)
@@ -75,7 +75,7 @@ def judge(name: str, _: Path) -> dict[str, str]:
     fused = sum(operators[kind] for kind in ("Attention", "MultiHeadAttention", "GroupQueryAttention"))
     unfused = exported.unfused or f"{fused} of {layers} layers are fused"
     attention = "none" if not layers else f"{fused} fused" if fused == layers else f"as it is: {unfused}"
-    cells = {"ONNX": f"{prove_equal(exported.graph, model, examples, 1e-3):.0e}", "attention": attention}
+    cells = {"ONNX": f"{verify_parity(exported.graph, model, examples, 1e-3):.0e}", "attention": attention}
     try:
         error, size, usual = _int8(name, exported.graph, examples)
         as_usual = "" if usual is None else f", ONNX Runtime's own {usual:.0%}"

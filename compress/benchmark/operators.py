@@ -18,8 +18,8 @@ from compress.benchmark.noise import judge_noise, load_average
 from compress.benchmark.profile import MachineLimits, Profile, ProfileRow, total
 from compress.benchmark.profile_worker import SETTLE_SECONDS, ProfiledProcess, run_interleaved
 from compress.benchmark.profiled_calls import ProfiledCalls
-from compress.formats.onnx.costs import Cost, GraphCost, count_graph
-from compress.formats.onnx.runtimes.profile import CPU, CallRun, own_name, shapes_of
+from compress.formats.onnx.costs import GraphCost, NodeCost, count_graph
+from compress.formats.onnx.runtimes.profile import CPU, CallRun, original_name, shapes_of
 from compress.formats.runtimes import why_unavailable
 from compress.formats.target_profile import Target
 from compress.inspection.node_layers import node_layers
@@ -88,7 +88,7 @@ def _row(
     operator: str,
     layer: str,
     microseconds: Sequence[Sequence[int]],
-    costs: Sequence[Cost | None],
+    costs: Sequence[NodeCost | None],
     roof: Roof,
 ) -> ProfileRow:
     """Return the row of one node.
@@ -105,10 +105,10 @@ def _row(
     known_costs = [cost for cost in costs if cost is not None]
     if len(known_costs) < len(costs):
         known_costs = []
-    limits = [limit(roof, *cost.operations, cost.moved_bytes) for cost in known_costs]
+    limits = [limit(roof, *cost.operations, cost.total_bytes) for cost in known_costs]
     calls = len(costs)
     return ProfileRow(
-        name=own_name(name),
+        name=original_name(name),
         operators=(operator,),
         layer=layer,
         nodes=1,

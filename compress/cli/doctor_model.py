@@ -13,7 +13,7 @@ from compress.cli.artifact import Artifact, find_artifact, has_recipe
 from compress.cli.output import Finding
 from compress.cli.run_outputs import outputs_of, run_of
 from compress.formats.onnx.int8.observers import Feed
-from compress.formats.onnx.model import find_graphs, shown_name
+from compress.formats.onnx.model import find_graphs, graph_label
 from compress.formats.silence import quiet_libraries
 from compress.formats.target_profile import Processor, find_processor
 from compress.formats.targets import TARGETS
@@ -45,7 +45,7 @@ def model_findings(model: Path, target: str | None, recipe: Path | None, progres
     graphs = find_graphs(folder)
     for place, graph in enumerate(graphs):
         for finding in _of_graph(graph, feeds[place] if feeds else None, processor):
-            yield replace(finding, what=f"{shown_name(graph)}: {finding.what}") if len(graphs) > 1 else finding
+            yield replace(finding, what=f"{graph_label(graph)}: {finding.what}") if len(graphs) > 1 else finding
 
 
 def _of_graph(graph: Path, feeds: Sequence[Feed] | None, processor: Processor) -> Iterator[Finding]:
@@ -157,7 +157,7 @@ def _differences(found: Artifact, floats: Path, seconds: float, progress: Progre
         raise InputError(
             f"The float model has {len(float_graphs)} graphs, and the model has {len(graphs)}.",
             where=str(floats),
-            expected=f"float graphs of {', '.join(map(shown_name, graphs))}",
+            expected=f"float graphs of {', '.join(map(graph_label, graphs))}",
         )
     asked = found.recipe
     pairs = zip(float_graphs, graphs, _calls(found, progress), strict=True)
@@ -174,12 +174,15 @@ def _calls(found: Artifact, progress: Progress) -> Sequence[ProfiledCalls]:
     if len(find_graphs(found.folder)) == 1:
         return [calls]
     recordings = calls.batches[:_TIMED_RECORDINGS]
-    return [ProfiledCalls(tuple(each)) for each in transcription_calls(found.folder, recordings, MAX_CALLS // _TIMED_RECORDINGS)]
+    return [
+        ProfiledCalls(tuple(each))
+        for each in transcription_calls(found.folder, recordings, MAX_CALLS // _TIMED_RECORDINGS)
+    ]
 
 
 def _named(difference: OperatorDifference, several: bool) -> Iterator[Finding]:
     for finding in _findings(difference):
-        name = shown_name(Path(difference.int8_file))
+        name = graph_label(Path(difference.int8_file))
         yield replace(finding, what=f"{name}: {finding.what}") if several else finding
 
 

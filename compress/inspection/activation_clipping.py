@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from compress.formats.onnx.graph_edits import constant
-from compress.formats.onnx.int8.observers import Feed, tap
+from compress.formats.onnx.int8.observers import Feed, stream_activations
 from compress.inspection.node_layers import node_modules
 
 _RELU6 = 6.0
@@ -110,7 +110,7 @@ def see_activations(graph: onnx.ModelProto, ranges: list[ActivationRange], rows:
     rectifier has it so.
     """
     cut, least, greatest = list[list[float]](), list[list[float]](), list[list[float]]()
-    for values in tap(graph, [each.tensor for each in ranges], rows):
+    for values in stream_activations(graph, [each.tensor for each in ranges], rows):
         arrays = [values[each.tensor].astype(np.float32, copy=False) for each in ranges]
         least.append([float(array.min()) for array in arrays])
         greatest.append([float(array.max()) for array in arrays])

@@ -13,7 +13,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from compress.formats.onnx.graph_edits import constant
-from compress.formats.onnx.runtimes.profile import own_name, write_optimized
+from compress.formats.onnx.runtimes.profile import original_name, write_optimized
 
 INTEGER = frozenset(
     (
@@ -58,7 +58,7 @@ def read_kernels(graph: Path, threads: int = 1) -> list[Kernel]:
 
 def kernel_of(node: ir.Node) -> Kernel | None:
     """How a node of an optimized graph computes with its weights; ``None`` for one that has none."""
-    name = own_name(str(node.name)) or str(node.name)
+    name = original_name(str(node.name)) or str(node.name)
     if node.op_type in INTEGER or (node.op_type == "MatMulNBits" and _rounds_activations(node)):
         return Kernel(name, node.op_type, integer=True)
     if node.op_type == "MatMulNBits":

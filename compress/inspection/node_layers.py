@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from compress.formats.onnx.graph_reader import Node, read_graph
-from compress.formats.onnx.stored_tensors import Meaning, explain
+from compress.formats.onnx.graph_reader import GraphNode, read_graph
+from compress.formats.onnx.stored_tensors import InitializerRole, describe_initializers
 from compress.inspection.layers import layers_of
 
 UNNAMED = "(no layer)"
@@ -31,18 +31,18 @@ def node_modules(path: Path, origins: Mapping[str, str] | None = None) -> dict[s
     to the nearest module behind it, which it prepares the input of, or, for activations and sums, before it.
     """
     graph = read_graph(path)
-    meanings = {item.name: meaning for item, meaning in zip(graph.initializers, explain(graph), strict=True)}
-    users: dict[str, list[Node]] = defaultdict(list)
+    meanings = {item.name: meaning for item, meaning in zip(graph.initializers, describe_initializers(graph), strict=True)}
+    users: dict[str, list[GraphNode]] = defaultdict(list)
     for node in graph.nodes:
         for name in node.inputs:
             users[name].append(node)
     makers = {name: node for node in graph.nodes for name in node.outputs if name}
     own = {node.name: module for node in graph.nodes if (module := _own(node, meanings, origins or {}))}
 
-    def behind(node: Node) -> list[Node]:
+    def behind(node: GraphNode) -> list[GraphNode]:
         return [user for name in node.outputs if name for user in users[name]]
 
-    def before(node: Node) -> list[Node]:
+    def before(node: GraphNode) -> list[GraphNode]:
         return [makers[name] for name in node.inputs if name in makers]
 
     found = {}
@@ -61,19 +61,19 @@ def origins_in(path: Path) -> dict[str, str]:
         module = modules.get(node.name, "")
         if module:
             found |= dict.fromkeys((node.name, *node.outputs), module)
-    for item, meaning in zip(graph.initializers, explain(graph), strict=True):
+    for item, meaning in zip(graph.initializers, describe_initializers(graph), strict=True):
         if meaning.role == "weight" and "." in meaning.name:
             found[item.name] = meaning.name
     return {name: module for name, module in found.items() if name}
 
 
-def _own(node: Node, meanings: Mapping[str, Meaning], origins: Mapping[str, str]) -> str:
+def _own(node: GraphNode, meanings: Mapping[str, InitializerRole], origins: Mapping[str, str]) -> str:
     """What the node's names or weights tell; quantizers' own constants have modules that no origin knows."""
     module = _module(node, meanings)
     return _origin(node, origins) or (module if not origins or module in origins.values() else "")
 
 
-def _origin(node: Node, origins: Mapping[str, str]) -> str:
+def _origin(node: GraphNode, origins: Mapping[str, str]) -> str:
     """The module of the longest known name that a name of the node contains as whole words."""
     if not origins:
         return ""
@@ -92,14 +92,14 @@ def _parts(name: str) -> Iterator[str]:
     return (name[start:end] for start in starts for end in ends if end > start)
 
 
-def _module(node: Node, meanings: Mapping[str, Meaning]) -> str:
+def _module(node: GraphNode, meanings: Mapping[str, InitializerRole]) -> str:
     """The name of the first weight that is known to belong to a module."""
     names = [meanings[name] for name in node.inputs if name in meanings]
     known = [each.name for each in names if each.role == "weight" and "." in each.name]
     return next((name for name in known if not name.startswith("unnamed.")), "")
 
 
-def _nearest(node: Node, step: Callable[[Node], Sequence[Node]], own: dict[str, str]) -> str:
+def _nearest(node: GraphNode, step: Callable[[GraphNode], Sequence[GraphNode]], own: dict[str, str]) -> str:
     """The module of the nearest node in one direction that has one, breadth first."""
     front, seen = [node], {node.name}
     while front:

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from compress.formats.onnx.int8.byte_products import ByteProduct, byte_products
-from compress.formats.onnx.int8.observers import Feed, tap
+from compress.formats.onnx.int8.observers import Feed, stream_activations
 from compress.numerics.saturation import pairs_at_risk, pairwise_saturating
 
 MOST_ROWS = 512
@@ -45,7 +45,7 @@ def find_saturation(graph: onnx.ModelProto, feeds: Iterable[Feed] | None) -> lis
     branch is judged by its weights alone if its activations are made there.
     """
     every = list(byte_products(ir.from_proto(graph)))
-    products = [each for each in every if each.seen and feeds is not None]
+    products = [each for each in every if each.observable and feeds is not None]
     at_risk = [
         Saturation(each.layer, each.operator, pairs_at_risk(each.weights)) for each in every if each not in products
     ]
@@ -54,7 +54,7 @@ def find_saturation(graph: onnx.ModelProto, feeds: Iterable[Feed] | None) -> lis
     names = list(dict.fromkeys(name for each in products for name in _tapped(each)))
     seen: dict[str, list[Mapping[str, np.ndarray]]] = {each.layer: [] for each in products}
     rows = dict.fromkeys(seen, 0)
-    for values in tap(graph, names, feeds):
+    for values in stream_activations(graph, names, feeds):
         for each in products:
             if rows[each.layer] < MOST_ROWS:
                 zero = each.zero_point if isinstance(each.zero_point, int) else int(values[each.zero_point].item())

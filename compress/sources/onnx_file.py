@@ -105,10 +105,10 @@ def _external(file: Path) -> list[Path]:
 
 
 def _write(file: Path, made: Path, beside: Iterable[Path], arrays: bool) -> None:
-    from compress.formats.onnx.import_onnx import for_clients, read_start
+    from compress.formats.onnx.import_onnx import import_graph, rename_for_clients
     from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 
-    start = read_start(file) if arrays else for_clients(read_start(file))
+    start = import_graph(file) if arrays else rename_for_clients(import_graph(file))
     made.mkdir()
     facts = {
         "file": file.name,

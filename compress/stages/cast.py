@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from compress.formats.onnx.model import OnnxModel, Part, float16_name
-from compress.stages.base import Context, Needs, Promise, Stage
+from compress.formats.onnx.model import GraphPart, OnnxModel, float16_name
+from compress.stages.base import AppliesTo, Context, OutputSpec, Requirements, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape, predicted
 from compress.tasks.capability import ANSWERS_AT_ONCE, DRAWS, Capabilities
 
@@ -23,8 +23,6 @@ class Cast(Stage[OnnxModel, OnnxModel]):
 
     packages = ("onnx", "onnxruntime")
     requires = frozenset({ANSWERS_AT_ONCE})
-    reads = Needs(splits=("train",))
-    """Real examples for the proof."""
     kind: Literal["cast"] = "cast"
     dtype: Literal["fp16", "bf16"] = Field(
         "fp16", description="as transformers.js names it; bf16 is refused, since no runtime here computes in it"
@@ -34,7 +32,9 @@ class Cast(Stage[OnnxModel, OnnxModel]):
         0.02, gt=0, description="largest accepted difference of an answer's entry from float32, as a share of its range"
     )
 
-    part: Part = Field("all", description="which graphs of a model of several parts")
+    part: Annotated[GraphPart, AppliesTo(frozenset({DRAWS}))] = Field(
+        "all", description="which graphs of a model of several parts"
+    )
 
     @field_validator("dtype")
     @classmethod
@@ -47,19 +47,19 @@ class Cast(Stage[OnnxModel, OnnxModel]):
         return value
 
     @classmethod
-    def is_for(cls, task: Capabilities) -> bool:
+    def supports(cls, task: Capabilities) -> bool:
         """What answers in one call, and what draws pictures."""
-        return super().is_for(task) or DRAWS in task
+        return super().supports(task) or DRAWS in task
 
-    def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
-        """The part of a model that has but one."""
-        return ("part",) if self.part != "all" and DRAWS not in task else ()
+    def needs(self) -> Requirements:
+        """Return the training split, on which the graph is compared with the float32 one."""
+        return Requirements(splits=("train",))
 
-    def promise(self) -> Promise:
+    def output_spec(self) -> OutputSpec:
         """Weights at half the size; of one part no more than that nothing grows, since it may be a small one."""
-        return Promise(max_size_ratio=0.7 if self.part == "all" else 1.0)
+        return OutputSpec(max_size_ratio=0.7 if self.part == "all" else 1.0)
 
-    def wanted_precision(self) -> dict[str, Any]:
+    def precision_settings(self) -> dict[str, Any]:
         """16-bit floats."""
         return {"precision": "fp16"}
 
@@ -67,17 +67,17 @@ class Cast(Stage[OnnxModel, OnnxModel]):
         """Half of everything."""
         return predicted(before, before and (before.in_bits(16, 16) if self.part == "all" else before))
 
-    def rehearse(self, model: OnnxModel, context: Context) -> OnnxModel:
+    def infer_shapes(self, model: OnnxModel, context: Context) -> OnnxModel:
         """The same."""
         return self.run(model, context)
 
     def run(self, model: OnnxModel, context: Context) -> OnnxModel:
         """Convert the graph and compare its answers. Raises `StageError` and `IntegrityError`."""
-        if model.draws:
+        if model.is_diffusion:
             return self._drawing(model, context)
         import onnx_ir as ir
 
-        from compress.formats.onnx.float16 import prove_float16, to_float16
+        from compress.formats.onnx.float16 import to_float16, verify_float16
         from compress.formats.onnx.int8.select_nodes import refuse_unfit
         from compress.models.processor import labels_of, processor_of
 
@@ -85,8 +85,8 @@ class Cast(Stage[OnnxModel, OnnxModel]):
         graph = to_float16(model.graph, self.keep)
         rows = context.data.split("train").slice(0, _EXAMPLES)
         examples = context.task.encode(rows, processor_of(model), labels_of(model), context.max_length)
-        share = prove_float16(graph, model.graph, examples, self.tolerance)
-        context.note(f"cast: {examples.answers_are} differ by at most {share:.2%} of their range from float32")
+        share = verify_float16(graph, model.graph, examples, self.tolerance)
+        context.note(f"cast: {examples.answer_label} differ by at most {share:.2%} of their range from float32")
         context.note("cast: this file is for graphics processors; on this processor float32 is faster")
         return OnnxModel(graph, float16_name(model.file_name), model.companions)
 
@@ -94,7 +94,7 @@ class Cast(Stage[OnnxModel, OnnxModel]):
         """Each part that is meant, proven on what real sampling gives it; then a picture with all of them."""
         import onnx_ir as ir
 
-        from compress.formats.onnx.float16 import prove_float16_calls, to_float16
+        from compress.formats.onnx.float16 import to_float16, verify_float16_calls
         from compress.formats.onnx.int8.select_nodes import refuse_unfit
         from compress.formats.runtimes import opened
         from compress.models.processor import processor_of
@@ -108,7 +108,7 @@ class Cast(Stage[OnnxModel, OnnxModel]):
             graphs[name] = to_float16(graph, self.keep)
             inputs = PictureInputs(model, name, context)
             calls = inputs.choose(_EXAMPLES).calls()
-            share = prove_float16_calls(graphs[name], graph, calls, inputs.part, self.tolerance)
+            share = verify_float16_calls(graphs[name], graph, calls, inputs.part, self.tolerance)
             context.note(f"cast: answers of {inputs.part} differ by at most {share:.2%} of their range from float32")
         made = model.with_graphs(graphs)
         rows = context.data.split("train").slice(0, 1)

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from compress.formats.onnx.model import DRAWING, OnnxModel, Part, few_bits_name
-from compress.stages.base import SEARCH, Context, Promise, Stage
+from compress.formats.onnx.model import DIFFUSION_PARTS, GraphPart, OnnxModel, weight_only_name
+from compress.stages.base import SEARCH, Context, OutputSpec, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape, predicted
 from compress.utils.errors import StageError
 
@@ -23,7 +23,6 @@ class QuantizeWeights(Stage[OnnxModel, OnnxModel]):
 
     version = 2
     packages = ("onnx", "onnx_ir", "onnxruntime", "torch")
-    integer_graph = True
     kind: Literal["quantize_weights"] = "quantize_weights"
     bits: Literal[2, 4, 8] = Field(4, description="bits of a weight", json_schema_extra={SEARCH: [4, 8]})
     block_size: Literal[16, 32, 64, 128] = Field(
@@ -38,7 +37,7 @@ class QuantizeWeights(Stage[OnnxModel, OnnxModel]):
         description="weights become float when the file is opened: as small on disk, as large as the float model in "
         "memory, computed in fp32; for pages, since WebAssembly is slow with few bits",
     )
-    part: Part = Field("all", description="which graphs of a model that runs as an encoder and a decoder")
+    part: GraphPart = Field("all", description="which graphs of a model that runs as an encoder and a decoder")
 
     @model_validator(mode="after")
     def _possible(self) -> QuantizeWeights:
@@ -46,30 +45,30 @@ class QuantizeWeights(Stage[OnnxModel, OnnxModel]):
             raise ValueError("expand_on_load takes weights of 4 or 8 bits")
         return self
 
-    def promise(self) -> Promise:
+    def output_spec(self) -> OutputSpec:
         """Smaller; by how much depends on what else the graphs hold."""
-        return Promise(max_size_ratio=1.0 if self.part in DRAWING else 0.98)
+        return OutputSpec(max_size_ratio=1.0 if self.part in DIFFUSION_PARTS else 0.98, integer_graph=True)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """Fewer bits, where all graphs are meant."""
         return predicted(before, before and (before.in_bits(self.bits, self.bits) if self.part == "all" else before))
 
-    def rehearse(self, model: OnnxModel, context: Context) -> OnnxModel:
+    def infer_shapes(self, model: OnnxModel, context: Context) -> OnnxModel:
         """The same."""
         return self.run(model, context)
 
     def run(self, model: OnnxModel, context: Context) -> OnnxModel:
         """Quantize the graphs. Raises `StageError` when nothing in them could be quantized."""
-        from compress.formats.onnx.weight_only_quantization import FewBits, quantize_matrices
+        from compress.formats.onnx.weight_only_quantization import WeightOnlySettings, quantize_matrices
 
-        how = FewBits(self.bits, self.block_size, self.symmetric, self.accuracy_level, self.expand_on_load)
+        how = WeightOnlySettings(self.bits, self.block_size, self.symmetric, self.accuracy_level, self.expand_on_load)
         graphs, total = {}, 0
         for name, graph in model.graphs.items():
             if not model.is_part(name, self.part):
                 graphs[name] = graph
                 continue
             quantized, names = quantize_matrices(graph, how)
-            graphs[few_bits_name(name, self.bits)] = quantized
+            graphs[weight_only_name(name, self.bits)] = quantized
             total += len(names)
         if not total:
             raise StageError(

@@ -15,7 +15,7 @@ from compress.benchmark.profile import Profile, ProfileRow
 from compress.benchmark.profiled_calls import ProfiledCalls, text_calls
 from compress.formats.onnx.decoder import export_decoder
 from compress.formats.onnx.model import find_graph
-from compress.formats.onnx.runtimes.onnxruntime import says_so
+from compress.formats.onnx.runtimes.onnxruntime import allows_shared_cache
 from compress.formats.onnx.runtimes.profile import write_optimized
 from compress.formats.targets import TARGETS
 from compress.utils.errors import DataError
@@ -82,7 +82,7 @@ def test_a_graph_without_a_cache_reads_the_whole_text_for_a_token(tmp_path: Path
 
 def test_the_profiled_graph_keeps_its_cache_in_place_as_the_one_that_ships(artifact: Path, tmp_path: Path) -> None:
     for graph in (find_graph(artifact), write_optimized(find_graph(artifact), tmp_path, 1)):
-        assert says_so(onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"]))
+        assert allows_shared_cache(onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"]))
 
 
 @pytest.mark.parametrize(("phase", "length"), [("token", 5), ("prompt", 6)])

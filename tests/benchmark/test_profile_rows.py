@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from compress.benchmark.operators import node_rows, operator_ms, typical_time, whole_row
 from compress.benchmark.profile import Profile, combine, total
-from compress.formats.onnx.costs import Cost, GraphCost, Operations
+from compress.formats.onnx.costs import GraphCost, NodeCost, Operations
 from compress.formats.onnx.runtimes.profile import CallRun, NodeRun
 from compress.numerics.roofline import Roof
 
@@ -28,8 +28,8 @@ def call(**microseconds: int) -> CallRun:
     return {f"{name}#{place}": NodeRun(value, ()) for place, (name, value) in enumerate(microseconds.items())}
 
 
-def cost(fp32: int, moved: int) -> Cost:
-    return Cost(Operations(fp32), weight_bytes=moved, read_bytes=0, written_bytes=0)
+def cost(fp32: int, moved: int) -> NodeCost:
+    return NodeCost(Operations(fp32), weight_bytes=moved, read_bytes=0, written_bytes=0)
 
 
 def test_a_disturbance_leaves_the_typical_time_alone() -> None:

@@ -13,9 +13,9 @@ from foreign_environments import OPTIMUM_INTEL_DRAWS, SENTENCE_TRANSFORMERS, For
 from rotation import is_todays
 from tiny_pipelines import pipeline_folder
 
-from compress.formats.onnx.diffusion_export import drawing_folder, export_drawing, open_drawing
+from compress.formats.onnx.diffusion_export import diffusion_folder, export_diffusion, open_diffusion
 from compress.formats.onnx.model import OnnxModel
-from compress.formats.onnx.weight_only_quantization import FewBits, quantize_matrices
+from compress.formats.onnx.weight_only_quantization import WeightOnlySettings, quantize_matrices
 from compress.formats.safetensors.pictures import torch_pictures
 from compress.models.diffusion_pipeline import GeneratorModel, load_pipeline
 from compress.models.diffusion_sampling import Sampling
@@ -28,7 +28,7 @@ PROMPTS = ["a picture of a bag", "the dark boot"]
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[GeneratorModel, dict[str, onnx.ModelProto]]:
     made = load_pipeline(pipeline_folder(tmp_path_factory.mktemp("torch")))
     model = replace(made, sampling=Sampling(4, 3.0))
-    found = export_drawing(model, model.processor.ids(PROMPTS), None, True)
+    found = export_diffusion(model, model.processor.ids(PROMPTS), None, True)
     return model, {name: one.graph for name, one in found.items()}
 
 
@@ -48,12 +48,12 @@ def test_optimum_draws_the_same_pictures(
     model, graphs = exported[0], dict(exported[1])
     ids = model.processor.ids(PROMPTS)
     if bits is not None:
-        graphs["unet"], _ = quantize_matrices(graphs["unet"], FewBits(bits, 32))
+        graphs["unet"], _ = quantize_matrices(graphs["unet"], WeightOnlySettings(bits, 32))
     noise = np.stack([model.processor.noise(seed) for seed in (5, 6)])
     folder = tmp_path / "onnx"
     folder.mkdir()
-    drawing_folder(model, graphs).save(folder)
-    expected = open_drawing(OnnxModel.load(folder, None)).sampler.draw(ids, noise)
+    diffusion_folder(model, graphs).save(folder)
+    expected = open_diffusion(OnnxModel.load(folder, None)).sampler.draw(ids, noise)
     pipeline, found = drawn_elsewhere(SENTENCE_TRANSFORMERS, "onnxruntime", folder, noise)
     assert pipeline == "ORTStableDiffusionPipeline"
     np.testing.assert_allclose(found * 255, expected * 255, atol=1)
@@ -68,8 +68,8 @@ def test_optimum_intel_draws_the_same_pictures(
     from compress.formats.openvino.model import OpenVinoModel
 
     model, ids, folder = exported[0], exported[0].processor.ids(PROMPTS), tmp_path / "openvino"
-    made = export_drawing(model, ids, None, fusions=False)
-    graphs = drawing_folder(model, {name: one.graph for name, one in made.items()})
+    made = export_diffusion(model, ids, None, fusions=False)
+    graphs = diffusion_folder(model, {name: one.graph for name, one in made.items()})
     files = {
         f"{name.partition('/')[0]}/{file}": content
         for name, graph in graphs.graphs.items()

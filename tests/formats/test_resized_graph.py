@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.formats.onnx.interpolate_size import ResizedGraph
+from compress.formats.onnx.interpolate_size import InterpolatedGraph
 from compress.utils.errors import ModelError
 
 HEAD, WIDE = 8, 300
@@ -54,18 +54,18 @@ def widths(heads: int, neurons: int, tokens: int) -> dict[str, int]:
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["from large to small", "from small to large"])
-def resized(request: pytest.FixtureRequest) -> ResizedGraph:
+def resized(request: pytest.FixtureRequest) -> InterpolatedGraph:
     one, other = sorted([(12, 384, 5000), (11, 200, 6009)], reverse=not request.param)
-    return ResizedGraph(made(*one), widths(*one), made(*other), widths(*other))
+    return InterpolatedGraph(made(*one), widths(*one), made(*other), widths(*other))
 
 
 @pytest.mark.parametrize("at", [(12, 384, 5000), (3, 17, 100), (1, 255, 127), (2, 256, 128), (64, 5000, 70_000)])
-def test_bytes_are_those_of_the_graph_that_is_made(resized: ResizedGraph, at: tuple[int, int, int]) -> None:
+def test_bytes_are_those_of_the_graph_that_is_made(resized: InterpolatedGraph, at: tuple[int, int, int]) -> None:
     """Lengths of numbers in the file, marks of tensors from 1,024 bytes on and all."""
     assert resized.size_bytes(widths(*at)) == made(*at).ByteSize()
 
 
-def test_every_number_but_weights_is_that_of_the_graph_that_is_made(resized: ResizedGraph) -> None:
+def test_every_number_but_weights_is_that_of_the_graph_that_is_made(resized: InterpolatedGraph) -> None:
     at = (3, 300, 77)
     found, wanted = resized.at(widths(*at)), made(*at)
     assert list(found.graph.node) == list(wanted.graph.node)
@@ -80,13 +80,13 @@ def test_every_number_but_weights_is_that_of_the_graph_that_is_made(resized: Res
 def test_graphs_of_other_operators_are_refused() -> None:
     one, other = (12, 384, 5000), (11, 200, 6009)
     with pytest.raises(ModelError, match="op_type"):
-        ResizedGraph(made(*one), widths(*one), made(*other, operator="Tanh"), widths(*other))
+        InterpolatedGraph(made(*one), widths(*one), made(*other, operator="Tanh"), widths(*other))
 
 
 def test_a_number_that_could_follow_two_widths_is_refused() -> None:
     one, other = (12, 384, 5000), (6, 192, 6009)
     with pytest.raises(ModelError, match="cannot be told"):
-        ResizedGraph(made(*one), widths(*one), made(*other), widths(*other))
+        InterpolatedGraph(made(*one), widths(*one), made(*other), widths(*other))
 
 
 def test_a_width_of_no_whole_number_is_refused() -> None:
@@ -94,7 +94,7 @@ def test_a_width_of_no_whole_number_is_refused() -> None:
         stored = [numpy_helper.from_array(np.zeros((neurons // 2, 4), np.uint8), "packed")]
         return helper.make_model(helper.make_graph([], "g", [], [], stored))
 
-    graph = ResizedGraph(packed(64), {"neurons": 64}, packed(32), {"neurons": 32})
+    graph = InterpolatedGraph(packed(64), {"neurons": 64}, packed(32), {"neurons": 32})
     assert graph.size_bytes({"neurons": 130}) == packed(130).ByteSize()
     with pytest.raises(ModelError, match="65"):
         graph.size_bytes({"neurons": 65})

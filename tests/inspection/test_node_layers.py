@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.formats.onnx.int8.dynamic import quantize_products
-from compress.formats.onnx.runtimes.profile import own_name, write_optimized
+from compress.formats.onnx.runtimes.profile import original_name, write_optimized
 from compress.inspection.node_layers import UNNAMED, node_layers, node_modules, origins_in
 
 
@@ -55,7 +55,7 @@ def test_a_graph_without_names(tmp_path: Path) -> None:
     graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", value[:1], value[1:], stored)
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     assert layers(proto, tmp_path) == [("MatMul", UNNAMED)]
-    assert own_name("a#b#12") == "a#b"
+    assert original_name("a#b#12") == "a#b"
 
 
 def chain(weights: tuple[str, str], names: list[str]) -> onnx.ModelProto:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from compress.data.dataset import Dataset
-from compress.formats.onnx.export import export_onnx, prove_equal
+from compress.formats.onnx.export import export_onnx, verify_parity
 from compress.formats.onnx.int8.observers import open_session
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.models import remote_code
@@ -102,7 +102,7 @@ def test_it_exports_as_pixel_values_to_logits(folder: Path) -> None:
     graph = export_onnx(model, examples, None, fusions=True).graph
     assert [entry.name for entry in graph.graph.input] == ["pixel_values"]
     assert [entry.name for entry in graph.graph.output] == ["logits"]
-    assert prove_equal(graph, model, examples, 1e-3) < 1e-5
+    assert verify_parity(graph, model, examples, 1e-3) < 1e-5
     assert {"config.json", "preprocessor_config.json"} <= model.companions().keys()
 
 
@@ -270,7 +270,7 @@ def test_modules_of_other_tasks_are_exported_and_quantized(task: str, tmp_path: 
     examples = known.encode(rows(task), model.processor, labels, 128)
     graph = export_onnx(model, examples, None, fusions=True).graph
     assert {entry.name for entry in graph.graph.output} == set(examples.outputs)
-    assert prove_equal(graph, model, examples, 1e-3) < 1e-4
+    assert verify_parity(graph, model, examples, 1e-3) < 1e-4
     data = Dataset(known.columns, {"train": rows(task)}, labels)
     context = dataclasses.replace(tiny_images.context(), task=known, data=data)
     int8 = Quantize(method="static").run(OnnxModel(graph, FLOAT_GRAPH, model.companions()), context).graph

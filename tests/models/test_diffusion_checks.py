@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tiny_pipelines import pipeline_folder
 
-from compress.formats.onnx.diffusion_export import drawing_folder
+from compress.formats.onnx.diffusion_export import diffusion_folder
 from compress.inspection.budget import budget_of
 from compress.models.diffusion_pipeline import load_pipeline
 from compress.models.diffusion_sampling import SAMPLING, Sampling, load_prompt_processor
@@ -159,7 +159,7 @@ def test_a_safety_checker_goes_or_stays_by_the_recipe_alone(folder: Path, tmp_pa
     drawn = opened("a small boot", num_inference_steps=1, height=16, width=16)
     assert drawn.nsfw_content_detected == [True], "what was kept still looks at pictures"
     with pytest.raises(StageError, match="No graph is made of safety_checker"):
-        drawing_folder(model, {})
+        diffusion_folder(model, {})
 
 
 def test_what_a_recipe_starts_from_has_the_parts_alone(folder: Path, tmp_path: Path) -> None:

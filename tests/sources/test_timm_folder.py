@@ -12,7 +12,7 @@ import tiny_images
 import torch
 from PIL import Image
 
-from compress.formats.onnx.export import export_onnx, prove_equal
+from compress.formats.onnx.export import export_onnx, verify_parity
 from compress.formats.onnx.int8.observers import open_session
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.models.config_checks import check_config
@@ -73,7 +73,7 @@ def test_networks_answer_as_in_timm_and_in_8_bits(name: str, tmp_path: Path) -> 
         torch.testing.assert_close(model.module(pixel_values=pixels).logits, expected, rtol=0, atol=0)
 
     graph = export_onnx(model, examples, None, fusions=True).graph
-    assert prove_equal(graph, model, examples, 1e-3) < 1e-3
+    assert verify_parity(graph, model, examples, 1e-3) < 1e-3
     stage = Quantize(method="static", error_ceiling=0.1, damage_examples=16)
     int8 = stage.run(OnnxModel(graph, FLOAT_GRAPH, model.companions()), tiny_images.context())
     assert int8.graph.ByteSize() < 0.5 * graph.ByteSize()

@@ -61,7 +61,7 @@ def save_decoder(folder: Path, config: PreTrainedConfig, seed: int = 0) -> Check
 
 
 @dataclass(frozen=True)
-class FewBits(Checkpoint):
+class FewBitsCheckpoint(Checkpoint):
     """A float checkpoint that gives the modules whose names end so in so many bits, rounded in groups of 32.
 
     No file is needed for bits that the GPTQ format doesn't know.

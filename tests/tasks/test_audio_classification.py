@@ -13,7 +13,7 @@ from tiny_sounds import LABELS, MAKERS, RATE, spectrograms, table, tones, wav, w
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, pipeline
 
 from compress.formats.litert.stage import LiteRt
-from compress.formats.onnx.export import export_onnx, prove_equal
+from compress.formats.onnx.export import export_onnx, verify_parity
 from compress.stages.distill.stage import Distill
 from compress.stages.finetune import Finetune
 from compress.tasks import audio
@@ -66,7 +66,7 @@ def test_a_graph_takes_recordings_of_any_length_with_their_mask(waves: Path) -> 
     model = TASK.load(waves, LABELS, trust_remote_code=False)
     examples = TASK.encode(table([wav(samples) for _, samples in tones(6)]), model.processor, None, 8)
     exported = export_onnx(model, examples, None, fusions=True)
-    assert prove_equal(exported.graph, model, examples, 1e-4) < 1e-4
+    assert verify_parity(exported.graph, model, examples, 1e-4) < 1e-4
     assert exported.rewrites["attention"] == 2 and not exported.unfused
     axes = [one.type.tensor_type.shape.dim for one in exported.graph.graph.input]
     assert [[axis.dim_param for axis in own] for own in axes] == [["batch_size", "sequence_length"]] * 2

@@ -12,7 +12,7 @@ import pytest
 from compress.data.columns import choose
 from compress.data.config import DataConfig
 from compress.data.source import locate_split, read
-from compress.formats.onnx.import_onnx import read_start
+from compress.formats.onnx.import_onnx import import_graph
 from compress.models.graph_inputs import GRAPH_INPUTS, GraphInput, GraphInputs, read_graph_inputs
 from compress.tasks.graph_agreement import TASK
 from compress.utils.errors import DataError
@@ -67,7 +67,7 @@ def test_files_are_read_by_the_names_of_inputs_and_refused_where_they_do_not_fit
 
 
 def test_what_a_graph_takes_is_kept_beside_it(tmp_path: Path) -> None:
-    found = read_start(foreign_graphs.write(foreign_graphs.embedding(), tmp_path)).inputs
+    found = import_graph(foreign_graphs.write(foreign_graphs.embedding(), tmp_path)).inputs
     (tmp_path / GRAPH_INPUTS).write_bytes(found.as_json())
     assert read_graph_inputs(tmp_path) == found
 

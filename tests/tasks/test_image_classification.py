@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from compress.data.media import media, media_type
-from compress.formats.onnx.export import export_onnx, prove_equal
+from compress.formats.onnx.export import export_onnx, verify_parity
 from compress.models.processor import load_processor
 from compress.models.torch_model import TorchModel
 from compress.tasks import image_inputs
@@ -140,6 +140,6 @@ def test_export_leaves_the_batch_free_and_the_image_as_it_is() -> None:
     axes = [axis.dim_param or axis.dim_value for axis in entry.type.tensor_type.shape.dim]
     assert axes == ["batch_size", 3, tiny_images.SIDE, tiny_images.SIDE]
     assert [output.name for output in graph.graph.output] == ["logits"]
-    assert prove_equal(graph, model, examples, 1e-3) < 1e-4
+    assert verify_parity(graph, model, examples, 1e-3) < 1e-4
     # Other people's tools begin with it, and stop at a shape that contradicts.
     onnx.shape_inference.infer_shapes(graph)

@@ -21,7 +21,7 @@ from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
 from compress.data.columns import choose
 from compress.data.files import Rows
-from compress.formats.onnx.export import export_onnx, prove_equal
+from compress.formats.onnx.export import export_onnx, verify_parity
 from compress.formats.onnx.runtimes.onnxruntime import session_of
 from compress.formats.onnx.split_clip import split_towers
 from compress.models.torch_model import TorchModel
@@ -68,7 +68,7 @@ def made(request: pytest.FixtureRequest, clip: Path, tmp_path_factory: pytest.Te
 def test_graphs_answer_as_the_pipeline_of_transformers(made: Made) -> None:
     model, rows, examples, graph = made.model, made.rows, made.examples, made.graph
     few = examples.subset(range(6))
-    assert prove_equal(graph, model, few, 1e-3) < 1e-4
+    assert verify_parity(graph, model, few, 1e-3) < 1e-4
     names = [output.name for output in graph.graph.output]
     assert names == ["logits_per_image", "logits_per_text", "text_embeds", "image_embeds"]
     onnx.shape_inference.infer_shapes(graph)

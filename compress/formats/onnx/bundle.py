@@ -1,4 +1,4 @@
-"""ONNX graphs in bundles."""
+"""ONNX graphs in application bundles."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from compress.formats.bundled import BundledFormat, Contents, Interface
-from compress.formats.onnx.graph_reader import Node, OnnxGraph, read_graph
+from compress.formats.onnx.graph_reader import GraphNode, OnnxGraph, read_graph
 from compress.runtimes.picture_session import TEXT_ENCODER, PictureSession
 from compress.runtimes.runtime import Session
 from compress.runtimes.text_writer import TextWriter
@@ -17,7 +17,7 @@ _INTEGER = ("QLinear", "MatMulInteger", "ConvInteger", "QAttention", "QGemm", "D
 
 
 def _interface(file: Path, session: Session | None) -> Interface:
-    """As ONNX Runtime tells it; of several graphs, the one that reads inputs."""
+    """Return the inputs and outputs that ONNX Runtime reports; of several graphs, those of the first."""
     assert session is not None
     first = session.encoder if isinstance(session, Transcriber | TextWriter) else session
     if isinstance(session, PictureSession):
@@ -26,6 +26,7 @@ def _interface(file: Path, session: Session | None) -> Interface:
 
 
 def _contents(file: Path) -> Contents:
+    """Read the operators, tensors and operator set versions of a file."""
     import onnx
 
     graph = read_graph(file)
@@ -34,15 +35,15 @@ def _contents(file: Path) -> Contents:
 
 
 def contents_of(graph: OnnxGraph, opsets: Mapping[str, int]) -> Contents:
-    """Those of a graph with these versions of its operators."""
+    """Summarize a graph whose operators have the versions ``opsets``."""
     integers = any(map(_computes_in_integers, graph.nodes))
-    stored = {one.name: (one.dtype, one.shape, one.bytes) for one in graph.initializers}
+    stored = {tensor.name: (tensor.dtype, tensor.shape, tensor.bytes) for tensor in graph.initializers}
     few_bits = any(node.op_type == _FEW_BITS for node in graph.nodes)
     return Contents(dict(sorted(opsets.items())), integers, stored, few_bits)
 
 
-def _computes_in_integers(node: Node) -> bool:
-    """Whether what it is given is rounded to integers: a product with weights in few bits does so at level 4."""
+def _computes_in_integers(node: GraphNode) -> bool:
+    """Return whether a node rounds its input to integers; a product with few-bit weights does so at level 4."""
     return node.op_type.startswith(_INTEGER) or (node.op_type == _FEW_BITS and node.integers.get("accuracy_level") == 4)
 
 

@@ -1,4 +1,4 @@
-"""The parts of a model that draws pictures as graphs, in the folders and by the names that optimum opens."""
+"""Export of a diffusion model's parts as ONNX graphs, in the folders and with the names that optimum opens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import onnx
 import torch
 from torch import nn
 
-from compress.formats.onnx.export import Axes, Exported, export_onnx, export_part
+from compress.formats.onnx.export import Axes, ExportedGraph, export_onnx, export_part
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.formats.onnx.runtimes.onnxruntime import session_of
 from compress.formats.prove import Distance, distance
@@ -48,121 +48,153 @@ _AXES: Axes = {
     LATENT: _SIDES,
 }
 _WHEN = 501.0
-"""The timestep that parts are traced and proven at."""
+"""Timestep at which parts are traced and compared."""
 _SEED = 0
 
 
 class _Denoiser(nn.Module):
-    """The part is a child by its own name, so that tensors are named as those of the whole model."""
+    """Denoiser that takes and returns tensors by name.
+
+    The part is a child with its own name, so that tensors are named as those of the whole model.
+    """
 
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()
         self.unet = unet
 
-    def forward(self, **given: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {DENOISED: self.unet(**given, return_dict=False)[0]}
+    def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {DENOISED: self.unet(**inputs, return_dict=False)[0]}
 
 
 class _Decoder(nn.Module):
-    """That half of a VAE which makes pictures."""
+    """Half of a VAE that decodes latents to images."""
 
     def __init__(self, vae: Any) -> None:
         super().__init__()
         self.vae: Any = nn.Module()
         # An AutoencoderTiny has no convolution before its decoder.
-        before: Any = getattr(vae, "post_quant_conv", None)
-        self.vae.post_quant_conv, self.vae.decoder = before, vae.decoder
+        post_quant_conv: Any = getattr(vae, "post_quant_conv", None)
+        self.vae.post_quant_conv, self.vae.decoder = post_quant_conv, vae.decoder
 
     def forward(self, latent_sample: torch.Tensor) -> dict[str, torch.Tensor]:
-        before = self.vae.post_quant_conv
-        return {PICTURE: self.vae.decoder(latent_sample if before is None else before(latent_sample))}
+        post_quant_conv = self.vae.post_quant_conv
+        return {PICTURE: self.vae.decoder(latent_sample if post_quant_conv is None else post_quant_conv(latent_sample))}
 
 
 @dataclass(frozen=True)
 class _Hidden:
-    """A `Head`: what the last layer makes of each token."""
+    """A `Head` that returns the last hidden state of each token."""
 
     outputs: ClassVar[tuple[str, ...]] = (HIDDEN,)
     answer: ClassVar[str] = "hidden"
     many: ClassVar[str] = "hidden states"
 
     def read(self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """[batch, tokens, width]."""
+        """Return the hidden states [batch, tokens, width]."""
         return outputs[HIDDEN]
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What a graph is made of: a module, its inputs of a size, and the free axes."""
+    """A module with sample inputs."""
 
     module: nn.Module
     inputs: Mapping[str, torch.Tensor]
 
     def answer(self) -> dict[str, torch.Tensor]:
+        """Return the module's outputs for its sample inputs."""
         with torch.inference_mode():
-            found: dict[str, torch.Tensor] = self.module(**self.inputs)
-        return found
+            outputs: dict[str, torch.Tensor] = self.module(**self.inputs)
+        return outputs
 
 
-def export_drawing(model: GeneratorModel, ids: np.ndarray, opset: int | None, fusions: bool) -> dict[str, Exported]:
-    """`text_encoder`, `unet` and `vae_decoder`, in the order in which they run.
+def export_diffusion(
+    model: GeneratorModel, ids: np.ndarray, opset: int | None, fusions: bool
+) -> dict[str, ExportedGraph]:
+    """Export `text_encoder`, `unet` and `vae_decoder`, in the order in which they run.
 
-    ``ids`` are prompts [n, tokens], two at least. Batch, sides and the number of tokens are free. Raises `StageError`.
+    Args:
+        model: The diffusion model.
+        ids: Token ids of prompts [n, tokens], with n at least 2.
+        opset: ONNX operator set, or None for the exporter's default.
+        fusions: Whether to fuse operators for ONNX Runtime's CPU kernels.
+
+    Returns:
+        The exported graph by part. Batch, image sides and number of tokens are dynamic.
+
+    Raises:
+        StageError: A part cannot be exported.
     """
     text = TorchModel(model.parts[TEXT_ENCODER], model.tokenizer)
     prompts = [{IDS: row} for row in (ids[0], ids[-1, : ids.shape[1] // 2 + 1])]
     examples = Examples(prompts, {IDS: model.tokenizer.pad_token_id or 0}, head=_Hidden())
-    found = {TEXT_ENCODER: export_onnx(text, examples, opset, fusions)}
+    exports = {TEXT_ENCODER: export_onnx(text, examples, opset, fusions)}
+    # All sizes differ, so that tracing does not take two axes for the same one.
     multiple = _multiple(model)
     for name, part in _parts(model, 2, 2 * multiple, 3 * multiple, 5).items():
         multiples = dict.fromkeys(("height", "width"), multiple if name == UNET else 1)
-        found[name] = export_part(part.module, part.inputs, _AXES, multiples, opset, fusions)
-    for name, exported in found.items():
+        exports[name] = export_part(part.module, part.inputs, _AXES, multiples, opset, fusions)
+    for name, exported in exports.items():
         _prefix(exported.graph.graph, VAE if name == DECODER else name)
-    return found
+    return exports
 
 
-def prove_drawing(
+def verify_diffusion(
     model: GeneratorModel, graphs: Mapping[str, Any], ids: np.ndarray, tolerance: float
 ) -> dict[str, Distance]:
-    """How far each graph's answers are from torch's, at the model's own size and others, one by one and in batches.
+    """Compare each graph with torch, at the model's own size and others, single and in batches.
 
-    Raises `IntegrityError` where an answer differs by more than ``tolerance``, or that share of the largest above 1.
+    Args:
+        model: The diffusion model.
+        graphs: The graph by part.
+        ids: Token ids of prompts [n, tokens].
+        tolerance: Largest accepted difference, or share of the largest answer above 1.
+
+    Returns:
+        Distance between graph and torch by part.
+
+    Raises:
+        IntegrityError: An answer differs by more than ``tolerance``.
     """
     size, multiple = model.processor.noise_shape[1:], _multiple(model)
+    # (rows, height, width, tokens) of each comparison.
     sizes = [(1, *size, ids.shape[1]), (3, 4 * multiple, 2 * multiple, ids.shape[1]), (2, multiple, multiple, 3)]
-    found = {}
+    distances = {}
     for name, graph in graphs.items():
         session, pairs = session_of(graph), []
         cases = (
-            [_Part(_Encoder(model.parts[TEXT_ENCODER]), {IDS: torch.from_numpy(one)}) for one in (ids[:1], ids[:, :-1])]
+            [
+                _Part(_Encoder(model.parts[TEXT_ENCODER]), {IDS: torch.from_numpy(rows)})
+                for rows in (ids[:1], ids[:, :-1])
+            ]
             if name == TEXT_ENCODER
-            else [_parts(model, *each)[name] for each in sizes]
+            else [_parts(model, *case_size)[name] for case_size in sizes]
         )
         for case in cases:
             answers = session.predict({key: value.numpy() for key, value in case.inputs.items()})
             pairs += [(value.numpy(), answers[key]) for key, value in case.answer().items()]
-        apart = found[name] = distance(pairs)
-        if not apart.worst <= tolerance * max(1.0, apart.largest):
+        part_distance = distances[name] = distance(pairs)
+        if not part_distance.worst <= tolerance * max(1.0, part_distance.largest):
             raise IntegrityError(
-                f"The graph of {name} differs from torch by {apart.worst:.2e}; the largest is {apart.largest:.1f}.",
+                f"The graph of {name} differs from torch by {part_distance.worst:.2e}; the largest is {part_distance.largest:.1f}.",
                 expected=f"at most {tolerance:g} of it, at all sizes and batches",
                 hint="set fusions: false, try another opset, or raise tolerance if the difference is acceptable",
             )
-    return found
+    return distances
 
 
-def open_drawing(model: OnnxModel) -> PictureSession:
-    """Draw with the graphs of ``model``, on the processor."""
+def open_diffusion(model: OnnxModel) -> PictureSession:
+    """Open the graphs of ``model`` on the processor as a session that generates images."""
     with tempfile.TemporaryDirectory() as folder:
         write_companions(Path(folder), model.companions)
         return open_pictures([session_of(graph, alone=False) for graph in model.graphs.values()], Path(folder))
 
 
-def drawing_folder(model: GeneratorModel, graphs: Mapping[str, onnx.ModelProto]) -> OnnxModel:
-    """The graphs with all that belongs to them, each part's config in its folder as optimum reads it.
+def diffusion_folder(model: GeneratorModel, graphs: Mapping[str, onnx.ModelProto]) -> OnnxModel:
+    """Return the graphs with all companion files, each part's config in its folder where optimum reads it.
 
-    Raises `StageError` for a model with parts that no graph is made of.
+    Raises:
+        StageError: The model has parts that cannot be exported.
     """
     unwritten = [name for name, folder in model.kept.items() if any(folder.glob("*.safetensors"))]
     if unwritten:
@@ -184,15 +216,17 @@ def drawing_folder(model: GeneratorModel, graphs: Mapping[str, onnx.ModelProto])
 
 
 def _config(part: Any) -> bytes:
-    """A part's config.json, without where it was read from."""
+    """Return a part's config.json without the path that it was read from."""
     with tempfile.TemporaryDirectory() as folder:
         # diffusers' modules write their own, those of transformers have one that writes itself.
         part.save_config(folder) if hasattr(part, "save_config") else part.config.save_pretrained(folder)
-        said = json.loads((Path(folder) / "config.json").read_text())
-    return json.dumps({name: value for name, value in said.items() if name != "_name_or_path"}, indent=2).encode()
+        config = json.loads((Path(folder) / "config.json").read_text())
+    return json.dumps({name: value for name, value in config.items() if name != "_name_or_path"}, indent=2).encode()
 
 
 class _Encoder(nn.Module):
+    """Text encoder that returns its hidden states by name."""
+
     def __init__(self, part: nn.Module) -> None:
         super().__init__()
         self.part = part
@@ -202,7 +236,7 @@ class _Encoder(nn.Module):
 
 
 def _prefix(graph: onnx.GraphProto, prefix: str) -> None:
-    """Name the stored tensors as those of the whole model are, in place."""
+    """Give the stored tensors the names that they have in the whole model, in place."""
     others = [tensor for tensor in graph.initializer if not tensor.name.startswith(f"{prefix}.")]
     names = {tensor.name: f"{prefix}.{tensor.name}" for tensor in others}
     for tensor in others:
@@ -212,18 +246,27 @@ def _prefix(graph: onnx.GraphProto, prefix: str) -> None:
 
 
 def _multiple(model: GeneratorModel) -> int:
+    """Return the number of which the sides of latents are multiples."""
     return Latents.of(model.parts[UNET].config, model.parts[VAE].config).multiple
 
 
 def _parts(model: GeneratorModel, count: int, height: int, width: int, tokens: int) -> dict[str, _Part]:
-    """The denoiser and the decoder with inputs drawn from a standard normal."""
+    """Return the denoiser and the decoder with standard normal inputs.
+
+    Args:
+        model: The diffusion model.
+        count: Rows of the batch.
+        height: Height of the latents.
+        width: Width of the latents.
+        tokens: Number of text tokens.
+    """
     random = torch.Generator().manual_seed(_SEED)
     unet, vae = model.parts[UNET], model.parts[VAE]
     latents = torch.randn((count, unet.config.in_channels, height, width), generator=random)
     text = torch.randn((count, tokens, unet.config.cross_attention_dim), generator=random)
-    given = {SAMPLE: latents, TIMESTEP: torch.tensor(_WHEN), TEXT: text}
+    denoiser_inputs = {SAMPLE: latents, TIMESTEP: torch.tensor(_WHEN), TEXT: text}
     condition = Latents.of(unet.config, vae.config).condition
     if condition:
-        given[CONDITION] = torch.randn((count, condition), generator=random)
+        denoiser_inputs[CONDITION] = torch.randn((count, condition), generator=random)
     decoded = {LATENT: torch.randn((count, vae.config.latent_channels, height, width), generator=random)}
-    return {UNET: _Part(_Denoiser(unet), given), DECODER: _Part(_Decoder(vae), decoded)}
+    return {UNET: _Part(_Denoiser(unet), denoiser_inputs), DECODER: _Part(_Decoder(vae), decoded)}

@@ -16,9 +16,15 @@ from torch import nn
 
 from compress.formats.onnx.attention.find import count_unfused, find_attention
 from compress.formats.onnx.attention.lower import lower_attention
-from compress.formats.onnx.attention.tracing import Plug, Probed, plugged, probe, traced
+from compress.formats.onnx.attention.tracing import (
+    AttentionCheck,
+    AttentionHooks,
+    check_attention,
+    install_hooks,
+    trace_attention,
+)
 from compress.formats.onnx.fusions import optimize_graph
-from compress.formats.onnx.matrix_products import unfold_batch_transposes, write_einsum
+from compress.formats.onnx.matrix_products import expand_einsum, unfold_batch_transposes
 from compress.formats.onnx.runtimes.onnxruntime import session_of
 from compress.formats.prove import of_session, of_torch, prove
 from compress.formats.silence import silence
@@ -39,15 +45,15 @@ _SMALLEST_LENGTH, _LONGEST = 2, 512
 _INNER = re.compile(r"\w+_outputs?\.")
 _GUARD = "Constraints violated"
 ATTENTION = "attention"
-"""Among the names of rewrites: attention plugged in, or found in the graph."""
+"""Name of the attention rewrite in the report of rewrites."""
 _PRODUCER = "compress"
 Axes = Mapping[str, Mapping[int, str]]
-"""Input -> axis -> its name."""
+"""Dynamic axes: input -> axis -> its name."""
 
 
 @dataclass(frozen=True)
-class Exported:
-    """A graph, how often each rewrite matched in it, and how much attention is no operator of its own, and why."""
+class ExportedGraph:
+    """A graph, the number of matches of each rewrite, and why some attention is not one operator."""
 
     graph: onnx.ModelProto
     rewrites: dict[str, int] = field(default_factory=dict)
@@ -56,25 +62,37 @@ class Exported:
 
 def export_onnx(
     model: TorchModel, examples: Examples, opset: int | None, fusions: bool, leave_out: Collection[str] = ()
-) -> Exported:
-    """Trace ``model`` with dynamic batch and length; ``fusions`` targets ONNX Runtime's CPU operators.
+) -> ExportedGraph:
+    """Trace ``model`` with dynamic batch and length.
 
-    Inputs that may not be padded, such as images, keep the shape that they have; only their batch is free.
+    Inputs that may not be padded, such as images, keep their shape; only their batch is dynamic. Two examples of
+    different length are traced together, because a batch of one would freeze the batch axis. The graph carries no stack
+    traces or paths, so the same weights give the same bytes.
 
-    ``leave_out`` names rewrites of `compress.formats.onnx.fusions` to do without, for measuring what each is worth.
-    Two examples of different length are traced together, because a batch of one would freeze the batch axis. The
-    graph carries no stack traces or paths, so the same weights give the same bytes. Raises `StageError`, and
-    `ModelError` for a model that computes with one length alone.
+    Args:
+        model: The torch model.
+        examples: Encoded examples to trace with.
+        opset: ONNX operator set, or None for the exporter's default.
+        fusions: Whether to fuse operators for ONNX Runtime's CPU kernels.
+        leave_out: Names of rewrites of `compress.formats.onnx.fusions` to skip, to measure the effect of each.
+
+    Returns:
+        The graph and the rewrites that matched.
+
+    Raises:
+        StageError: The exporter fails.
+        ModelError: The model works for one input length only.
     """
     model.module.eval()
     attention = fusions and ATTENTION not in leave_out
-    probed = probe(model.module, examples) if attention else Probed(refused="left out")
-    program = _trace(model, examples, opset, plug=attention and probed.refused is None)
+    attention_check = check_attention(model.module, examples) if attention else AttentionCheck(refused="left out")
+    program = _trace(model, examples, opset, hooks=attention and attention_check.refused is None)
     _drop_inner_outputs(program)
     _tell_shapes(program)
     _keep_answers(program, examples)
+    # The batch axis of an input may have another name than `batch_size`, for several images of a text.
     axes = {name: dict(enumerate((axis, *_AXES[1:]))) for name, axis in examples.batches.items()}
-    return _finished(program, axes, fusions, attention, probed, leave_out)
+    return _finished(program, axes, fusions, attention, attention_check, leave_out)
 
 
 def export_part(
@@ -84,17 +102,28 @@ def export_part(
     multiples: Mapping[str, int],
     opset: int | None,
     fusions: bool,
-) -> Exported:
-    """Trace a module of any library, whose forward takes ``inputs`` by name and gives outputs by name.
+) -> ExportedGraph:
+    """Trace a module of any library, whose forward takes ``inputs`` by name and returns outputs by name.
 
-    ``axes`` are the free ones, input -> axis -> its name; in ``inputs`` they have sizes above 1, all of them different.
-    Those whose name is among ``multiples`` are multiples of that number alone. Raises `StageError`.
+    Args:
+        part: The module.
+        inputs: Sample inputs. Their dynamic axes have sizes above 1, all of them different.
+        axes: Dynamic axes of each input with their names.
+        multiples: Axis name -> the number of which its size is always a multiple.
+        opset: ONNX operator set, or None for the exporter's default.
+        fusions: Whether to fuse operators for ONNX Runtime's CPU kernels.
+
+    Returns:
+        The graph and the rewrites that matched.
+
+    Raises:
+        StageError: The exporter fails.
     """
     from transformers.exporters import OnnxConfig, OnnxExporter
 
     sizes = {name: times * torch.export.Dim(f"{name}_step", min=1) for name, times in multiples.items() if times > 1}
     free = {
-        name: {place: sizes.get(axis, torch.export.Dim.AUTO) for place, axis in axes.get(name, {}).items()}
+        name: {axis_index: sizes.get(axis, torch.export.Dim.AUTO) for axis_index, axis in axes.get(name, {}).items()}
         for name in inputs
     }
     config = OnnxConfig(dynamic=True, dynamic_shapes=free, opset_version=opset)
@@ -104,35 +133,41 @@ def export_part(
     except (RuntimeError, ValueError, TypeError) as error:
         raise _failed(error) from error
     _tell_shapes(program)
-    return _finished(program, axes, fusions, attention=fusions, probed=Probed(), leave_out=())
+    return _finished(program, axes, fusions, attention=fusions, attention_check=AttentionCheck(), leave_out=())
 
 
 def _finished(
-    program: ir.Model, axes: Axes, fusions: bool, attention: bool, probed: Probed, leave_out: Collection[str]
-) -> Exported:
-    """A traced graph with the runtime's operators, its free axes named."""
+    program: ir.Model,
+    axes: Axes,
+    fusions: bool,
+    attention: bool,
+    attention_check: AttentionCheck,
+    leave_out: Collection[str],
+) -> ExportedGraph:
+    """Apply the runtime's fusions to a traced graph and name its dynamic axes."""
     rewrites, unfused = {}, ""
     if fusions:
-        found, unfused = _fuse(program, attention, probed)
-        rewrites = {ATTENTION: found} if attention else {}
+        attention_count, unfused = _fuse(program, attention, attention_check)
+        rewrites = {ATTENTION: attention_count} if attention else {}
         rewrites |= optimize_graph(program, leave_out)
     _name_axes(program, axes)
     _tell_shapes(program)
     _strip(program)
-    return Exported(ir.to_proto(program), rewrites, unfused)
+    return ExportedGraph(ir.to_proto(program), rewrites, unfused)
 
 
-def _trace(model: TorchModel, examples: Examples, opset: int | None, plug: bool) -> ir.Model:
-    """Two examples of different length, with free axes.
+def _trace(model: TorchModel, examples: Examples, opset: int | None, hooks: bool) -> ir.Model:
+    """Export two examples of different length with dynamic axes.
 
-    Where torch can't prove what a model's branches ask of every length (MobileBERT, XLNet, T5), it is left to
-    the proof that the graph is equal.
+    torch cannot prove for some models (MobileBERT, XLNet, T5) that their branches hold for every length. These are
+    exported with deferred assertions; the comparison of graph and torch checks them instead.
     """
     from transformers.exporters import OnnxConfig, OnnxExporter
 
     sample = _two_lengths(examples)
     inputs = {name: value for name, value in tensors(examples, sample).items() if name in examples.padding}
     failure: Exception | None = None
+    # First with guards that torch proves; if it cannot, with longer inputs and deferred runtime assertions.
     for shortest, deferred in ((_SMALLEST_LENGTH, False), (2 * _SMALLEST_LENGTH, True)):
         config = OnnxConfig(
             dynamic=True,
@@ -141,7 +176,7 @@ def _trace(model: TorchModel, examples: Examples, opset: int | None, plug: bool)
             prefer_deferred_runtime_asserts_over_guards=deferred,
         )
         try:
-            attention = plugged(model.module, Plug(traced)) if plug else nullcontext()
+            attention = install_hooks(model.module, AttentionHooks(trace_attention)) if hooks else nullcontext()
             tracing = (silence("prints"), lean_tracing(), as_written(model.module), _without_cache(model.module))
             with ExitStack() as stack:
                 for context in (*tracing, attention):
@@ -156,21 +191,25 @@ def _trace(model: TorchModel, examples: Examples, opset: int | None, plug: bool)
 
 
 def _keep_answers(program: ir.Model, examples: Examples) -> None:
-    """Of a model whose answers are several outputs those, and what clients ask for beside them; in place.
+    """Keep only the outputs that are answers or that clients read beside them, in place.
 
-    What lies between is nobody's answer.
+    This applies to models whose answers are several outputs.
     """
     outputs, answers = program.graph.outputs, examples.outputs
-    wanted = [output for output in outputs if output.name in (*answers, *examples.beside)]
-    if len(answers) > 1 and len(wanted) < len(outputs) and {output.name for output in wanted} >= set(answers):
-        outputs[:] = wanted
+    kept_outputs = [output for output in outputs if output.name in (*answers, *examples.extra_outputs)]
+    if (
+        len(answers) > 1
+        and len(kept_outputs) < len(outputs)
+        and {output.name for output in kept_outputs} >= set(answers)
+    ):
+        outputs[:] = kept_outputs
         RemoveUnusedNodesPass()(program)
 
 
 def _free(model: TorchModel, examples: Examples, shortest: int) -> dict[str, dict[int, torch.export.Dim]]:
-    """The axes of each input that are free; the graph takes texts below ``shortest`` all the same."""
-    if examples.free is not None:
-        shortest, longest = max(shortest, examples.free[0]), examples.free[1]
+    """Return the dynamic axes of each input; the graph also accepts texts below ``shortest``."""
+    if examples.axis_bounds is not None:
+        shortest, longest = max(shortest, examples.axis_bounds[0]), examples.axis_bounds[1]
     else:
         longest = max_positions(model.module.config.to_dict()) or _LONGEST
         longest = longest if longest > shortest else _LONGEST
@@ -184,6 +223,7 @@ def _free(model: TorchModel, examples: Examples, shortest: int) -> dict[str, dic
 
 
 def _refused(model: TorchModel, error: Exception | None) -> StageError | ModelError:
+    """Return the error for a failed trace: a frozen length is the model's fault, anything else the exporter's."""
     text = str(error)
     if _GUARD in text:
         guard = next((line for line in text.splitlines() if line.strip().startswith("-")), text)
@@ -196,67 +236,72 @@ def _refused(model: TorchModel, error: Exception | None) -> StageError | ModelEr
 
 
 def _failed(error: Exception | None) -> StageError:
+    """Return the error for a failure of the exporter."""
     return StageError(f"The model cannot be exported to ONNX: {error}", hint="try another opset, or fusions: false")
 
 
 @contextmanager
 def _without_cache(module: PreTrainedModel) -> Iterator[None]:
-    """A decoder used as an encoder gives no keys and values back, and XLNet no memories."""
-    before = {name: True for name in ("use_cache", "use_mems_eval") if getattr(module.config, name, False)}
-    for name in before:
+    """Turn off cached keys and values of a decoder that is used as an encoder, and XLNet's memories."""
+    flags = {name: True for name in ("use_cache", "use_mems_eval") if getattr(module.config, name, False)}
+    for name in flags:
         setattr(module.config, name, False)
     try:
         yield
     finally:
-        for name, value in before.items():
+        for name, value in flags.items():
             setattr(module.config, name, value)
 
 
-def _fuse(program: ir.Model, attention: bool, probed: Probed) -> tuple[int, str]:
-    """ONNX Runtime's operators, in place: how many are attention, and what of it is left and why."""
+def _fuse(program: ir.Model, attention: bool, attention_check: AttentionCheck) -> tuple[int, str]:
+    """Write ONNX Runtime's operators, in place; return how many are attention and why others are not fused."""
     from transformers.exporters.onnxruntime_fusions import fuse_for_onnxruntime
 
     if not attention:
         fuse_for_onnxruntime(program, "cpu")
         unfold_batch_transposes(program)
         return 0, ""
-    write_einsum(program)
+    # Attention is searched before the generic fusions, which would hide its softmax.
+    expand_einsum(program)
     find_attention(program)
     fuse_for_onnxruntime(program, "cpu")
     unfold_batch_transposes(program)
     count, left = lower_attention(program), count_unfused(program)
-    reasons = "; ".join(probed.unfused) or "of a form that no operator has"
+    reasons = "; ".join(attention_check.unfused) or "of a form that no operator has"
     return count, f"attention unfused in {left} places: {reasons}" if left else ""
 
 
 def _two_lengths(examples: Examples) -> list[int]:
+    """Return the indices of the shortest and the longest example."""
     lengths = examples.lengths()
     return [int(lengths.argmin()), int(lengths.argmax())] if len(lengths) > 1 else [0, 0]
 
 
 def _drop_inner_outputs(model: ir.Model) -> None:
-    """What the parts of a model give beside the whole, such as `text_model_output.last_hidden_state`, goes; in place.
+    """Drop outputs of a model's parts, such as `text_model_output.last_hidden_state`, in place.
 
-    No client asks for it, and what nothing else reads would be computed all the same.
+    No client reads them, and nodes that only they need would be computed in each call.
     """
     outputs = model.graph.outputs
-    kept = [value for value in outputs if not _INNER.match(value.name or "")]
-    if len(kept) < len(outputs):
-        outputs[:] = kept
+    outer_outputs = [value for value in outputs if not _INNER.match(value.name or "")]
+    if len(outer_outputs) < len(outputs):
+        outputs[:] = outer_outputs
         RemoveUnusedNodesPass()(model)
 
 
 def _name_axes(model: ir.Model, axes: Axes) -> None:
-    """Call the free axes by their names, in place; tracing gives them numbered symbols such as ``s43``.
+    """Name the dynamic axes, in place; tracing gives them numbered symbols such as ``s43``.
 
-    An input that ``axes`` doesn't have is a batch of texts.
+    An input that is not in ``axes`` is a batch of texts.
     """
     graph, texts = model.graph, dict(enumerate(_AXES))
     symbols = {
-        str(value.shape[place]): name
+        str(value.shape[axis_index]): name
         for value in graph.inputs
-        for place, name in axes.get(str(value.name), texts).items()
-        if value.shape is not None and place < len(value.shape) and isinstance(value.shape[place], ir.SymbolicDim)
+        for axis_index, name in axes.get(str(value.name), texts).items()
+        if value.shape is not None
+        and axis_index < len(value.shape)
+        and isinstance(value.shape[axis_index], ir.SymbolicDim)
     }
     for value in (*graph.inputs, *graph.outputs, *(output for node in graph for output in node.outputs)):
         if value.shape is not None:
@@ -265,15 +310,16 @@ def _name_axes(model: ir.Model, axes: Axes) -> None:
 
 
 def _renamed(axis: int | ir.SymbolicDim, symbols: Mapping[str, str]) -> int | str | None:
+    """Return an axis, with every symbol in its expression replaced by its name."""
     if isinstance(axis, int):
         return axis
     if axis.value is None or axis.value in symbols:
         return axis.value and symbols[axis.value]
-    return re.sub(r"\w+", lambda found: symbols.get(found[0], found[0]), axis.value)
+    return re.sub(r"\w+", lambda match: symbols.get(match[0], match[0]), axis.value)
 
 
 def _tell_shapes(model: ir.Model) -> None:
-    """Stored tensors are recorded with the shapes that they have, in place.
+    """Record stored tensors with the shapes that they have, in place.
 
     transformers records a scale of one element as a scalar, and shape inference refuses such a graph.
     """
@@ -284,6 +330,7 @@ def _tell_shapes(model: ir.Model) -> None:
 
 
 def _strip(model: ir.Model) -> None:
+    """Remove metadata and doc strings, in place, so that equal weights give equal bytes."""
     model.producer_name, model.producer_version, model.doc_string = _PRODUCER, None, None
     model.metadata_props.clear()
     for graph in model.graphs():
@@ -301,8 +348,18 @@ def _strip(model: ir.Model) -> None:
 _MEND = "set fusions: false, try another opset, or raise tolerance if the difference is acceptable"
 
 
-def prove_equal(graph: onnx.ModelProto, model: TorchModel, examples: Examples, tolerance: float) -> float:
-    """The largest difference of a logit, or of an embedding's entry, from torch. Raises `IntegrityError`."""
-    what = f"The exported graph's {examples.answers_are} differ from torch"
-    reference, found = of_torch(model.module, examples), of_session(session_of(graph), examples)
-    return prove(reference, found, examples, tolerance, what, hint=_MEND).worst
+def verify_parity(graph: onnx.ModelProto, model: TorchModel, examples: Examples, tolerance: float) -> float:
+    """Return the largest difference of a logit, or of an embedding's entry, between graph and torch.
+
+    Args:
+        graph: The exported graph.
+        model: The torch model.
+        examples: Examples to compare on.
+        tolerance: Largest accepted difference.
+
+    Raises:
+        IntegrityError: The difference is larger.
+    """
+    what = f"The exported graph's {examples.answer_label} differ from torch"
+    reference, answers = of_torch(model.module, examples), of_session(session_of(graph), examples)
+    return prove(reference, answers, examples, tolerance, what, hint=_MEND).worst

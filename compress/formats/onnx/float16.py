@@ -1,4 +1,4 @@
-"""A float32 graph in float16, by ONNX Runtime's converter, and back; the proof that its answers are still the same."""
+"""Conversion of a float32 graph to float16 by ONNX Runtime's converter, and back, and the numerical comparison."""
 
 from __future__ import annotations
 
@@ -17,24 +17,27 @@ from compress.tasks.task import Examples
 from compress.utils.errors import IntegrityError, StageError
 
 _EDGE = "compress: between float32 and an input or output of float16"
-"""Marks a cast that stays."""
+"""Doc string that marks a cast to be kept."""
 _LARGEST = float(np.finfo(np.float16).max)
 _MASK = -1e30
-"""What is below stands for minus infinity, in a mask: the converter makes it the lowest float16, which does as well."""
+"""Values below this stand for minus infinity in a mask. The converter replaces them by the lowest float16."""
 _TINY = float(np.finfo(np.float32).tiny)
 _MEND = "name operators in keep, normalisation and softmax first: they sum what float16 can't hold"
 
 
-def to_float16(graph: onnx.ModelProto, kept: Collection[str] = ()) -> onnx.ModelProto:
-    """A copy with float16 weights and values; inputs and outputs stay float32, which clients give and expect.
+def to_float16(graph: onnx.ModelProto, float32_operators: Collection[str] = ()) -> onnx.ModelProto:
+    """Return a copy with float16 weights and values; inputs and outputs stay float32 as clients expect.
 
-    Operators that have no float16 form stay float32, as the converter's list has them, and so do those of the types in
-    ``kept``. Raises `StageError` for weights that float16 cannot hold, and where nothing is left to convert.
+    Operators without a float16 form, which the converter lists, and those of the types in ``float32_operators`` stay
+    float32.
+
+    Raises:
+        StageError: Weights exceed float16's range, or nothing can be converted.
     """
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
-    nodes = (node for one in all_graphs(graph.graph) for node in one.node)
-    readers = {name for node in nodes if node.op_type in kept for name in node.input}
+    nodes = (node for subgraph in all_graphs(graph.graph) for node in subgraph.node)
+    readers = {name for node in nodes if node.op_type in float32_operators for name in node.input}
     for name, array in _floats(graph):
         if name not in readers and array.size and max(float(array.max()), -_lowest(array)) > _LARGEST:
             raise StageError(
@@ -45,42 +48,42 @@ def to_float16(graph: onnx.ModelProto, kept: Collection[str] = ()) -> onnx.Model
     source = onnx.ModelProto()
     source.CopyFrom(graph)
     with silence("logs"):
-        made: onnx.ModelProto = convert_float_to_float16(
-            source, keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *kept]
+        converted: onnx.ModelProto = convert_float_to_float16(
+            source, keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *float32_operators]
         )
     # What was recorded of values in between is partly of the old types; the runtime infers it.
-    del made.graph.value_info[:]
-    if not holds_float16(made):
+    del converted.graph.value_info[:]
+    if not holds_float16(converted):
         raise StageError(
             "The graph holds nothing that could become float16.",
             expected="a graph with float32 weights, some of them of operators that are not in keep",
         )
-    return made
+    return converted
 
 
 def holds_float16(graph: onnx.ModelProto) -> bool:
-    """Whether weights are stored in float16."""
-    tensors = (tensor for one in all_graphs(graph.graph) for tensor in one.initializer)
+    """Return whether weights are stored in float16."""
+    tensors = (tensor for subgraph in all_graphs(graph.graph) for tensor in subgraph.initializer)
     return any(tensor.data_type == TensorProto.FLOAT16 for tensor in tensors)
 
 
 def to_float32(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy that computes in float32 what ``graph`` does in float16; inputs and outputs keep their types."""
-    made = onnx.ModelProto()
-    made.CopyFrom(graph)
-    _cast_at_edges(made.graph)
-    _widen(made.graph)
-    _drop_idle_casts(made.graph)
-    return made
+    """Return a copy that computes in float32; inputs and outputs keep their types."""
+    widened = onnx.ModelProto()
+    widened.CopyFrom(graph)
+    _cast_at_edges(widened.graph)
+    _widen(widened.graph)
+    _drop_idle_casts(widened.graph)
+    return widened
 
 
 def _drop_idle_casts(graph: onnx.GraphProto) -> None:
-    """Lead readers of stored float32 past casts to float32, in place: products look for stored weights."""
+    """Lead readers of stored float32 past casts to float32, in place, since later stages look for stored weights."""
     stored = {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
-    given = {value.name for value in graph.output}
+    output_names = {value.name for value in graph.output}
     for node in list(graph.node):
         idle = node.op_type == "Cast" and node.input[0] in stored and node.attribute[0].i == TensorProto.FLOAT
-        if idle and node.output[0] not in given:
+        if idle and node.output[0] not in output_names:
             for reader in graph.node:
                 if reader is not node:
                     _rename(reader, node.output[0], node.input[0])
@@ -88,13 +91,14 @@ def _drop_idle_casts(graph: onnx.GraphProto) -> None:
 
 
 def _cast_at_edges(graph: onnx.GraphProto) -> None:
-    """Lead inputs and outputs of float16 through a `Cast`, in place."""
+    """Cast float16 inputs and outputs to and from float32, in place."""
     halves = [value for value in (*graph.input, *graph.output) if _type(value) == TensorProto.FLOAT16]
     outputs = {value.name for value in graph.output}
     for value in halves:
         inner = f"{value.name}_float32"
         for node in graph.node:
             _rename(node, value.name, inner)
+        # An input is cast after it enters, an output before it leaves.
         wide = (value.name, inner) if value.name not in outputs else (inner, value.name)
         to = TensorProto.FLOAT if value.name not in outputs else TensorProto.FLOAT16
         cast = helper.make_node("Cast", [wide[0]], [wide[1]], name=f"{inner}_cast", to=to, doc_string=_EDGE)
@@ -102,25 +106,28 @@ def _cast_at_edges(graph: onnx.GraphProto) -> None:
 
 
 def _rename(node: onnx.NodeProto, old: str, new: str) -> None:
-    """In the node and in those of its branches."""
-    alone = onnx.GraphProto(node=[node])
-    for names in (names for one in all_graphs(alone) for each in one.node for names in (each.input, each.output)):
-        for place, name in enumerate(names):
+    """Rename a value in the node and in the nodes of its branches."""
+    # `all_graphs` takes a graph, so the node is put into one of its own.
+    wrapper = onnx.GraphProto(node=[node])
+    for names in (
+        names for subgraph in all_graphs(wrapper) for inner in subgraph.node for names in (inner.input, inner.output)
+    ):
+        for index, name in enumerate(names):
             if name == old:
-                names[place] = new
-    node.CopyFrom(alone.node[0])
+                names[index] = new
+    node.CopyFrom(wrapper.node[0])
 
 
 def _widen(graph: onnx.GraphProto) -> None:
-    """Every stored tensor, type and cast of float16 as float32, in place, branches' too; but not casts at `_EDGE`."""
-    for one in all_graphs(graph):
-        for tensor in one.initializer:
+    """Convert stored tensors, types and casts from float16 to float32, in place, except casts at `_EDGE`."""
+    for subgraph in all_graphs(graph):
+        for tensor in subgraph.initializer:
             _widen_tensor(tensor)
-        del one.value_info[:]
-        for value in (*one.input, *one.output) if one is not graph else ():
+        del subgraph.value_info[:]
+        for value in (*subgraph.input, *subgraph.output) if subgraph is not graph else ():
             if _type(value) == TensorProto.FLOAT16:
                 value.type.tensor_type.elem_type = TensorProto.FLOAT
-        for node in one.node:
+        for node in subgraph.node:
             if node.doc_string == _EDGE:
                 node.doc_string = ""
                 continue
@@ -132,57 +139,80 @@ def _widen(graph: onnx.GraphProto) -> None:
 
 
 def _widen_tensor(tensor: onnx.TensorProto) -> None:
+    """Convert a float16 tensor to float32, in place."""
     if tensor.data_type == TensorProto.FLOAT16:
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
 
 
 def _type(value: onnx.ValueInfoProto) -> int:
+    """Return the element type of a value."""
     return int(value.type.tensor_type.elem_type)
 
 
 def _floats(graph: onnx.ModelProto) -> Iterator[tuple[str, np.ndarray]]:
-    for tensor in (tensor for one in all_graphs(graph.graph) for tensor in one.initializer):
+    """Yield every stored float32 tensor by name."""
+    for tensor in (tensor for subgraph in all_graphs(graph.graph) for tensor in subgraph.initializer):
         if tensor.data_type == TensorProto.FLOAT:
             yield tensor.name, numpy_helper.to_array(tensor)
 
 
 def _lowest(array: np.ndarray) -> float:
-    """The lowest value that is no mask."""
+    """Return the lowest value that is no mask."""
     return float(array[array > _MASK].min(initial=0.0))
 
 
-def prove_float16(half: onnx.ModelProto, graph: onnx.ModelProto, examples: Examples, tolerance: float) -> float:
-    """The largest difference of an answer's entry from ``graph``'s over how far ``graph``'s lie apart.
+def verify_float16(half: onnx.ModelProto, graph: onnx.ModelProto, examples: Examples, tolerance: float) -> float:
+    """Return the largest difference of an answer's entry from ``graph``'s, as a share of the range of ``graph``'s.
 
-    On padded batches and a single example. Raises `IntegrityError` above ``tolerance``, `StageError` for a graph that
-    does not open.
+    Both graphs answer padded batches and a single example.
+
+    Args:
+        half: The float16 graph.
+        graph: The float32 graph.
+        examples: Examples to compare on.
+        tolerance: Largest accepted share.
+
+    Raises:
+        IntegrityError: The share is larger than ``tolerance``.
+        StageError: A graph does not open.
     """
-    exact, found = (of_session(one, examples) for one in _opened(graph, half))
-    apart = measure(exact, found, examples)
-    share = apart.worst / max(apart.highest - apart.lowest, _TINY)
+    exact, rounded = (of_session(opened, examples) for opened in _opened(graph, half))
+    differences = measure(exact, rounded, examples)
+    share = differences.worst / max(differences.highest - differences.lowest, _TINY)
     if not share <= tolerance:
-        raise _differs(examples.answers_are, share, tolerance, "on padded batches")
+        raise _differs(examples.answer_label, share, tolerance, "on padded batches")
     return share
 
 
-def prove_float16_calls(
+def verify_float16_calls(
     half: onnx.ModelProto, graph: onnx.ModelProto, calls: Mapping[str, Batch], part: str, tolerance: float
 ) -> float:
-    """`prove_float16` of a ``part`` that is called several times for an answer, on ``calls`` by what they are named.
+    """Compare a part that runs several times for one answer, as `verify_float16` does.
 
-    Raises `IntegrityError` for NaN or infinity too, with the call that they came of.
+    Args:
+        half: The float16 graph.
+        graph: The float32 graph.
+        calls: Inputs of each call by a label for messages.
+        part: Name of the part for messages.
+        tolerance: Largest accepted share.
+
+    Returns:
+        The largest difference as a share of the range.
+
+    Raises:
+        IntegrityError: The share is larger than ``tolerance``, or an output is not finite.
     """
     sessions = _opened(graph, half)
     worst, low, high = 0.0, np.inf, -np.inf
     for name, feed in calls.items():
-        (exact, found) = (next(iter(session.predict(feed).values())).astype(np.float64) for session in sessions)
-        if not np.isfinite(found).all():
+        (exact, rounded) = (next(iter(session.predict(feed).values())).astype(np.float64) for session in sessions)
+        if not np.isfinite(rounded).all():
             raise IntegrityError(
                 f"In float16 there is NaN or infinity in what comes of {part}, at {name}.",
                 expected="finite numbers, as in float32",
                 hint=_MEND,
             )
-        worst = max(worst, float(np.abs(exact - found).max()))
+        worst = max(worst, float(np.abs(exact - rounded).max()))
         low, high = min(low, float(exact.min())), max(high, float(exact.max()))
     share = worst / max(high - low, _TINY)
     if not share <= tolerance:
@@ -191,6 +221,7 @@ def prove_float16_calls(
 
 
 def _opened(*graphs: onnx.ModelProto) -> list[OnnxSession]:
+    """Open graphs on the processor. Raises `StageError` where ONNX Runtime refuses one."""
     try:
         return [session_of(graph) for graph in graphs]
     except FAILURES as error:
@@ -201,6 +232,7 @@ def _opened(*graphs: onnx.ModelProto) -> list[OnnxSession]:
 
 
 def _differs(what: str, share: float, tolerance: float, where: str) -> IntegrityError:
+    """Return the error for answers that differ too much."""
     return IntegrityError(
         f"In float16 the {what} differ from float32's by {share:.1%} of their range.",
         expected=f"at most {tolerance:.1%} {where}",

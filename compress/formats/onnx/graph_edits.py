@@ -10,12 +10,12 @@ from onnx_ir.passes import common
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
-    """The array behind an initializer or constant, or ``None`` for a computed value."""
+    """Return the array of an initializer or constant, or ``None`` for a computed value."""
     return None if value is None or value.const_value is None else value.const_value.numpy()
 
 
 def only_consumer(value: ir.Value, *operators: str) -> ir.Node | None:
-    """The one node that reads ``value``, if it is one of ``operators`` and ``value`` is no graph output."""
+    """Return the one node that reads ``value`` if it is one of ``operators`` and ``value`` is no graph output."""
     nodes = [usage.node for usage in value.uses()]
     single = len(nodes) == 1 and not value.is_graph_output()
     return nodes[0] if single and nodes[0].op_type in operators else None
@@ -30,16 +30,16 @@ def add_initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
 
 
 def clean(model: ir.Model) -> None:
-    """Drop unused nodes and initializers and put the rest in topological order."""
+    """Drop unused nodes and initializers and sort the rest topologically, in place."""
     common.RemoveUnusedNodesPass()(model)
     common.TopologicalSortPass()(model)
 
 
-class Writer:
-    """Nodes made before one that is there, with the shapes that are known of them."""
+class NodeWriter:
+    """Nodes that are inserted before an existing one, with the shapes that are known of them."""
 
-    def __init__(self, graph: ir.Graph, before: ir.Node, name: str) -> None:
-        self.graph, self._before, self._name, self._count = graph, before, name, 0
+    def __init__(self, graph: ir.Graph, successor: ir.Node, name: str) -> None:
+        self.graph, self._before, self._name, self._count = graph, successor, name, 0
 
     def node(
         self,
@@ -49,17 +49,25 @@ class Writer:
         domain: str = "",
         **attributes: object,
     ) -> ir.Value:
-        """One more node of float32 with one output, which is returned."""
-        made = ir.node(operator, inputs, attributes=attributes, domain=domain)
-        made.name = f"{self._name}_{self._count}"
+        """Insert a float32 node with one output, and return that output.
+
+        Args:
+            operator: Operator type.
+            inputs: Input values; None for an optional input that is absent.
+            shape: Shape of the output, or None if it is unknown.
+            domain: Domain of the operator.
+            **attributes: Attributes of the node.
+        """
+        node = ir.node(operator, inputs, attributes=attributes, domain=domain)
+        node.name = f"{self._name}_{self._count}"
         self._count += 1
-        output = made.outputs[0]
-        output.name = f"{made.name}_output"
+        output = node.outputs[0]
+        output.name = f"{node.name}_output"
         output.dtype, output.shape = ir.DataType.FLOAT, None if shape is None else ir.Shape(shape)
-        self.graph.insert_before(self._before, made)
+        self.graph.insert_before(self._before, node)
         return output
 
     def constant(self, array: np.ndarray) -> ir.Value:
-        """A stored array."""
+        """Store an array and return its value."""
         self._count += 1
         return add_initializer(self.graph, f"{self._name}_{self._count - 1}", array)

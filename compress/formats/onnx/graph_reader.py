@@ -1,6 +1,6 @@
-"""An ONNX file's nodes and initializers, found by walking the protobuf wire format and stepping over weights.
+"""Reader for the nodes and initializers of an ONNX file that walks the protobuf wire format and skips weights.
 
-Field numbers are those of onnx.proto; wire types: 0 varint, 1 eight bytes, 2 length and bytes, 5 four bytes.
+Field numbers are those of onnx.proto. Wire types: 0 varint, 1 eight bytes, 2 length and bytes, 5 four bytes.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ DTYPES = {
     27: "float6_e2m3fn",
     28: "float6_e3m2fn",
 }
-INTEGER = frozenset(
+INTEGER_OPERATORS = frozenset(
     (
         *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"),
         *("QLinearMatMul", "QLinearConv", "QAttention", "QGemm", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"),
         "MatMulNBits",
     )
 )
-"""Operators by which a graph is known to be quantized."""
+"""Operators that identify a quantized graph."""
 _PAYLOADS = (4, 5, 6, 7, 9, 10, 11)
-"""float_data, int32_data, string_data, int64_data, raw_data, double_data, uint64_data"""
+"""Field numbers of float_data, int32_data, string_data, int64_data, raw_data, double_data and uint64_data."""
 
 
 @dataclass
 class Initializer:
-    """A stored tensor. ``start`` and ``stop`` bound its TensorProto; ``external`` places outside data."""
+    """A stored tensor. ``start`` and ``stop`` bound its TensorProto; ``external`` locates external data."""
 
     start: int
     stop: int
@@ -68,7 +68,7 @@ class Initializer:
 
 
 @dataclass
-class Node:
+class GraphNode:
     """An operator with its integer attributes and metadata."""
 
     op_type: str = ""
@@ -81,40 +81,43 @@ class Node:
 
 @dataclass
 class OnnxGraph:
-    """All nodes and initializers of a model, those of subgraphs and functions among them."""
+    """All nodes and initializers of a model, including those of subgraphs and functions."""
 
-    nodes: list[Node] = field(default_factory=list)
+    nodes: list[GraphNode] = field(default_factory=list)
     initializers: list[Initializer] = field(default_factory=list)
 
 
-def integer_operator(graph: OnnxGraph) -> str | None:
-    """The first operator by which ``graph`` is known to be quantized; None for a float graph."""
-    return next((node.op_type for node in graph.nodes if node.op_type in INTEGER), None)
+def first_integer_operator(graph: OnnxGraph) -> str | None:
+    """Return the first operator that identifies ``graph`` as quantized; None for a float graph."""
+    return next((node.op_type for node in graph.nodes if node.op_type in INTEGER_OPERATORS), None)
 
 
 def read_graph(path: Path) -> OnnxGraph:
-    """The graph of an ONNX file. Raises `ModelError` for a truncated file or something else."""
+    """Return the graph of an ONNX file. Raises `ModelError` for a truncated file or another kind of file."""
     if path.stat().st_size == 0:
         raise _broken(path, "it is empty")
     graph = OnnxGraph()
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
-            found = _Wire(data, graph).model(len(data))
+            has_graph = _Wire(data, graph).model(len(data))
         except EOFError as error:
             raise _broken(path, "it ends in the middle, or is another kind of file") from error
         except (KeyError, ValueError, RecursionError) as error:
             raise _broken(path, f"its contents make no sense ({error})") from error
-    if not found:
+    if not has_graph:
         raise _broken(path, "it holds no graph")
     return graph
 
 
 @dataclass
 class _Wire:
+    """Parser of one file. Its methods take the byte range of a message and add to ``graph``."""
+
     data: mmap.mmap
     graph: OnnxGraph
 
     def varint(self, position: int, stop: int) -> tuple[int, int]:
+        """Return the integer at ``position`` and the position after it."""
         value = shift = 0
         while True:
             if position >= stop:
@@ -129,7 +132,7 @@ class _Wire:
                 raise ValueError("an integer of more than 64 bits")
 
     def fields(self, position: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """(field number, value, -1) for integers, (field number, start, stop) for everything else."""
+        """Yield (field number, value, -1) for integers and (field number, start, stop) for everything else."""
         while position < stop:
             key, position = self.varint(position, stop)
             number, wire = key >> 3, key & 7
@@ -146,19 +149,22 @@ class _Wire:
             position += length
 
     def text(self, start: int, stop: int) -> str:
+        """Return a string field."""
         return self.data[start:stop].decode()
 
     def model(self, stop: int) -> bool:
-        found = False
+        """Read a ModelProto; return whether it holds a graph."""
+        has_graph = False
         for number, start, end in self.fields(0, stop):
             if number == 7 and end >= 0:
                 self.subgraph(start, end)
-                found = True
+                has_graph = True
             elif number == 25 and end >= 0:
                 self.function(start, end)
-        return found
+        return has_graph
 
     def subgraph(self, start: int, stop: int) -> None:
+        """Read a GraphProto."""
         for number, begin, end in self.fields(start, stop):
             if number == 1:
                 self.node(begin, end)
@@ -168,18 +174,21 @@ class _Wire:
                 self.sparse(begin, end)
 
     def function(self, start: int, stop: int) -> None:
+        """Read the nodes of a FunctionProto."""
         for number, begin, end in self.fields(start, stop):
             if number == 7:
                 self.node(begin, end)
 
     def sparse(self, start: int, stop: int) -> None:
+        """Read the values and indices of a SparseTensorProto."""
         parts = [self.tensor(begin, end) for number, begin, end in self.fields(start, stop) if number in (1, 2)]
         for part in parts[1:]:
             part.name = f"{parts[0].name}_indices"
         self.graph.initializers += parts
 
     def node(self, start: int, stop: int) -> None:
-        node = Node()
+        """Read a NodeProto."""
+        node = GraphNode()
         attributes = []
         for number, begin, end in self.fields(start, stop):
             if number == 1:
@@ -195,11 +204,13 @@ class _Wire:
             elif number == 9:
                 pair = self.pair(begin, end)
                 node.metadata[pair[0]] = pair[1]
+        # Attributes may precede the names of the node's outputs in the file, which tensors in attributes take over.
         for begin, end in attributes:
             self.attribute(node, begin, end)
         self.graph.nodes.append(node)
 
-    def attribute(self, node: Node, start: int, stop: int) -> None:
+    def attribute(self, node: GraphNode, start: int, stop: int) -> None:
+        """Read an AttributeProto into ``node``; tensors and subgraphs in it are added to the graph."""
         name = ""
         for number, begin, end in self.fields(start, stop):
             if number == 1:
@@ -214,6 +225,7 @@ class _Wire:
                 self.subgraph(begin, end)
 
     def tensor(self, start: int, stop: int) -> Initializer:
+        """Read the description of a TensorProto and step over its values."""
         tensor = Initializer(start, stop)
         shape: list[int] = []
         for number, begin, end in self.fields(start, stop):
@@ -232,6 +244,7 @@ class _Wire:
         return tensor
 
     def packed(self, start: int, stop: int) -> list[int]:
+        """Read a packed list of integers."""
         values = []
         while start < stop:
             value, start = self.varint(start, stop)
@@ -239,15 +252,18 @@ class _Wire:
         return values
 
     def pair(self, start: int, stop: int) -> tuple[str, str]:
+        """Read the key and the value of a StringStringEntryProto."""
         both = {number: self.text(begin, end) for number, begin, end in self.fields(start, stop)}
         return both.get(1, ""), both.get(2, "")
 
 
 def _varint_bytes(value: int) -> int:
+    """Return the bytes that a varint takes."""
     return max(1, (value.bit_length() + 6) // 7)
 
 
 def _broken(path: Path, reason: str) -> ModelError:
+    """Return the error for a file that cannot be read."""
     return ModelError(
         f"Not a whole ONNX file: {reason}.",
         where=str(path),

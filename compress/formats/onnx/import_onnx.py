@@ -18,13 +18,13 @@ import onnx_ir as ir
 import onnxruntime
 from onnx_ir.passes import common
 
-from compress.formats.onnx.graph_reader import INTEGER
+from compress.formats.onnx.graph_reader import INTEGER_OPERATORS
 from compress.formats.onnx.int8.observers import open_session
 from compress.formats.onnx.int8.select_nodes import OLDEST_OPSET
 from compress.formats.onnx.model import all_graphs
 from compress.formats.onnx.ort_optimize import optimize_basic
 from compress.formats.onnx.runtimes.onnxruntime import FAILURES
-from compress.formats.onnx.synthesize_inputs import find_inputs
+from compress.formats.onnx.synthesize_inputs import synthesize_inputs
 from compress.formats.silence import silence
 from compress.models.graph_inputs import GraphInputs
 from compress.tasks.task import LOGITS
@@ -36,12 +36,12 @@ _GROWTH, _OVERHEAD_BYTES = 1.02, 65_536
 """How much larger a file may become by what is computed beforehand; small tables are."""
 _MOVES = frozenset(("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Concat"))
 """Operators that are computed beforehand however large the constant is."""
-PROOFS = (1, 2)
+CHECK_SEEDS = (1, 2)
 """Seeds of the inputs on which both graphs are asked."""
 
 
 @dataclass(frozen=True)
-class Start:
+class ImportedGraph:
     """A graph that a recipe can start from, what it takes, and what was done to it or couldn't be, in words."""
 
     graph: onnx.ModelProto
@@ -50,11 +50,11 @@ class Start:
     failures: tuple[str, ...] = ()
 
 
-def read_start(file: Path) -> Start:
+def import_graph(file: Path) -> ImportedGraph:
     """The graph of ``file``, ready. Raises `ModelError` for a file that is broken, too new, or answers nothing."""
     original = read_graph_file(file)
     session = _opened(original, file)
-    inputs = find_inputs(original, session)
+    inputs = synthesize_inputs(original, session)
     return _ready(original, session, inputs)
 
 
@@ -129,15 +129,15 @@ Step = Callable[[ir.Model], tuple[ir.Model, str | None]]
 """The graph, changed in place or made anew, and what was done to it; None where there was nothing to do."""
 
 
-def _ready(original: onnx.ModelProto, session: onnxruntime.InferenceSession, inputs: GraphInputs) -> Start:
+def _ready(original: onnx.ModelProto, session: onnxruntime.InferenceSession, inputs: GraphInputs) -> ImportedGraph:
     """Each step counts if the graph still opens, answers alike and is no larger.
 
     Without inputs to ask, and of a graph that is quantized already, only those that move things are taken.
     """
     graph, changes, failures = original, list[str](), list[str]()
-    asked = [] if inputs.unproven else [inputs.draw(seed) for seed in PROOFS]
-    expected = [answers(session, feed) for feed in asked]
-    quantized = any(node.op_type in INTEGER for node in original.graph.node)
+    asked = [] if inputs.unproven else [inputs.draw(seed) for seed in CHECK_SEEDS]
+    expected = [run_session(session, feed) for feed in asked]
+    quantized = any(node.op_type in INTEGER_OPERATORS for node in original.graph.node)
     for ways, computes in _STEPS:
         if computes and (not asked or quantized):
             continue
@@ -156,7 +156,7 @@ def _ready(original: onnx.ModelProto, session: onnxruntime.InferenceSession, inp
                 else:
                     failures.append(f"{said}, and then the graph answered otherwise")
             break
-    return Start(graph, inputs, tuple(changes), tuple(failures))
+    return ImportedGraph(graph, inputs, tuple(changes), tuple(failures))
 
 
 def _answers_alike(
@@ -164,20 +164,20 @@ def _answers_alike(
 ) -> bool:
     try:
         session = open_session(graph)
-        found = [answers(session, feed) for feed in asked]
+        found = [run_session(session, feed) for feed in asked]
     except FAILURES:
         return False
-    return all(near(one, other) for ours, theirs in zip(expected, found, strict=True)
+    return all(outputs_match(one, other) for ours, theirs in zip(expected, found, strict=True)
                for one, other in zip(ours, theirs, strict=True))  # fmt: skip
 
 
-def answers(session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+def run_session(session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """Every output."""
     found: list[np.ndarray] = session.run(None, dict(feed))
     return found
 
 
-def near(expected: np.ndarray, found: np.ndarray) -> bool:
+def outputs_match(expected: np.ndarray, found: np.ndarray) -> bool:
     """Whether an output is the original's but for other orders of sums; of text nothing is asked."""
     if not isinstance(expected, np.ndarray) or expected.shape != found.shape:
         return isinstance(expected, list) and isinstance(found, list)
@@ -271,7 +271,7 @@ _STEPS: tuple[tuple[tuple[Step, ...], bool], ...] = (
 _PIXELS = "pixel_values"
 
 
-def for_clients(start: Start) -> Start:
+def rename_for_clients(start: ImportedGraph) -> ImportedGraph:
     """The same under the names that transformers knows, and for batches of any size, as far as its answers allow.
 
     An image goes in as `pixel_values`, and one output [batch, classes] comes out as `logits`; other graphs keep their
@@ -308,13 +308,13 @@ def _with_free_batch(graph: onnx.ModelProto, inputs: GraphInputs) -> onnx.ModelP
             if not output.is_graph_output():
                 output.shape = None
     made = ir.to_proto(model)
-    calls = [inputs.draw(seed) for seed in PROOFS]
+    calls = [inputs.draw(seed) for seed in CHECK_SEEDS]
     together = {name: np.concatenate([call[name] for call in calls]) for name in calls[0]}
     try:
         session = open_session(made)
-        single = [answers(session, call) for call in calls]
-        found = answers(session, together)
+        single = [run_session(session, call) for call in calls]
+        found = run_session(session, together)
     except FAILURES:
         return None
     expected = (np.concatenate(parts) for parts in zip(*single, strict=True))
-    return made if all(near(one, other) for one, other in zip(expected, found, strict=True)) else None
+    return made if all(outputs_match(one, other) for one, other in zip(expected, found, strict=True)) else None

@@ -28,10 +28,10 @@ def stored(model: OnnxModel) -> Stored:
 
 def logits(model: OnnxModel, encode: Encode) -> np.ndarray:
     """What ONNX Runtime answers."""
-    if model.draws:
-        from compress.formats.onnx.diffusion_export import open_drawing
+    if model.is_diffusion:
+        from compress.formats.onnx.diffusion_export import open_diffusion
 
-        return open_drawing(model).probe(encode(processor_of(model)))
+        return open_diffusion(model).probe(encode(processor_of(model)))
     if model.others:
         return _of_first_word(model, encode)
     return answers_of(opened(model), encode(processor_of(model)))
@@ -39,7 +39,7 @@ def logits(model: OnnxModel, encode: Encode) -> np.ndarray:
 
 def _of_first_word(model: OnnxModel, encode: Encode) -> np.ndarray:
     """Logits [examples, vocabulary] of a few texts' first word: after the prompt in a recording's first window."""
-    from compress.formats.onnx.decoder import teacher_forced
+    from compress.formats.onnx.decoder import teacher_forced_logits
     from compress.models.processor import load_processor
     from compress.runtimes.transcriber import read_rules
 
@@ -52,21 +52,21 @@ def _of_first_word(model: OnnxModel, encode: Encode) -> np.ndarray:
         start = np.array([rules.prompt[0]])
         names = ("input_ids", "attention_mask")
         texts = [{name: example[name] for name in names} for example in encode(processor).inputs]
-        return np.stack([teacher_forced(model, text, start)[-1] for text in texts[:_RECORDINGS]])
+        return np.stack([teacher_forced_logits(model, text, start)[-1] for text in texts[:_RECORDINGS]])
     frames = processor.feature_extractor.nb_max_frames
     prompt = np.array(rules.prompt, dtype=np.int64)
     inputs = encode(processor).inputs[:_RECORDINGS]
     windows = [{"input_features": example["input_features"][:, :frames]} for example in inputs]
-    return np.stack([teacher_forced(model, window, prompt)[-1] for window in windows])
+    return np.stack([teacher_forced_logits(model, window, prompt)[-1] for window in windows])
 
 
 def _of_last_word(model: OnnxModel, folder: Path, encode: Encode) -> np.ndarray:
     """Logits [examples, vocabulary] of what follows a few images with their texts."""
-    from compress.formats.onnx.decoder import opened_reader
+    from compress.formats.onnx.decoder import open_image_reader
     from compress.models.processor import load_processor
     from compress.runtimes.image_answers import IDS, PIXELS, read_rules
 
-    examples, graphs = encode(load_processor(folder)), opened_reader(model, read_rules(folder).image)
+    examples, graphs = encode(load_processor(folder)), open_image_reader(model, read_rules(folder).image)
     batches = (examples.batch([place]) for place in range(min(len(examples), _RECORDINGS)))
     return np.concatenate([graphs.begin(batch[IDS], batch[PIXELS])[:, -1] for batch in batches])
 

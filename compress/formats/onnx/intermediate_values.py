@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from compress.formats.onnx.int8.observers import with_outputs
-from compress.formats.onnx.runtimes.profile import CPU, own_name, write_optimized
+from compress.formats.onnx.int8.observers import add_outputs
+from compress.formats.onnx.runtimes.profile import CPU, original_name, write_optimized
 from compress.formats.parts import FEW, Parts, Run, Step, Values
 from compress.formats.runtimes import get_runtime
 from compress.formats.target_profile import Target
@@ -73,7 +73,7 @@ class OnnxParts(Parts):
 
     def __init__(self, graph: onnx.ModelProto, start: Callable[[onnx.ModelProto], Run] = run_here) -> None:
         outputs = [value.name for value in graph.graph.output]
-        super().__init__(_steps(graph), outputs, lambda values: start(with_outputs(graph, values)))
+        super().__init__(_steps(graph), outputs, lambda values: start(add_outputs(graph, values)))
         self.graph = graph
         self._start = start
 
@@ -105,7 +105,7 @@ def _steps(graph: onnx.ModelProto) -> Iterator[Step]:
     """Values within branches and loops are part of the node around them."""
     stored = {one.name: one for one in graph.graph.initializer}
     for node in graph.graph.node:
-        name, bits = own_name(node.name) or node.name, _bits(node, stored)
+        name, bits = original_name(node.name) or node.name, _bits(node, stored)
         for out in filter(None, node.output):
             yield Step(out, node.op_type, name, list(node.input), bits, node.op_type not in _MOVED)
 

@@ -19,7 +19,7 @@ from compress.utils.errors import ModelError
 
 Widths = Mapping[str, int]
 """How many of each sort there are: heads of a layer, neurons, tokens."""
-Path = tuple[tuple[str, int | None], ...]
+FieldPath = tuple[tuple[str, int | None], ...]
 """Fields from the root of a message, each with its place where it is repeated."""
 _SHAPES = (TensorProto.INT64, TensorProto.INT32)
 _FEW = 64
@@ -32,7 +32,7 @@ _MARKED_FROM_BYTES = 1024
 
 
 @dataclass(frozen=True)
-class Rule:
+class LinearRule:
     """``factor`` x a width + ``rest``."""
 
     width: str
@@ -47,7 +47,7 @@ class Rule:
         return int(found)
 
 
-def rule_of(one: int, other: int, widths: Widths, changed: Widths) -> Rule:
+def fit_rule(one: int, other: int, widths: Widths, changed: Widths) -> LinearRule:
     """How a number follows a width, from its values at two sets of them.
 
     One that is a multiple of a width is taken for that before any other. Raises `ModelError` where none, or more than
@@ -58,7 +58,7 @@ def rule_of(one: int, other: int, widths: Widths, changed: Widths) -> Rule:
         step = changed[name] - width
         if step:
             factor = Fraction(other - one, step)
-            found.append(Rule(name, factor, one - factor * width))
+            found.append(LinearRule(name, factor, one - factor * width))
     multiples = [rule for rule in found if rule.rest == 0]
     likely = multiples or [rule for rule in found if rule.factor.denominator == 1 and rule.factor <= _LARGEST_FACTOR]
     if len(likely) != 1:
@@ -66,7 +66,7 @@ def rule_of(one: int, other: int, widths: Widths, changed: Widths) -> Rule:
     return likely[0]
 
 
-class ResizedGraph:
+class InterpolatedGraph:
     """``graph`` at any ``widths``; ``other`` is the same at ``changed`` ones, each changed by a ratio of its own.
 
     Raises `ModelError` for graphs that differ in more than widths.
@@ -74,26 +74,26 @@ class ResizedGraph:
 
     def __init__(self, graph: onnx.ModelProto, widths: Widths, other: onnx.ModelProto, changed: Widths) -> None:
         self._graph, other = _in_order(graph), _in_order(other)
-        self._rules: dict[Path, Rule] = {}
-        self._values: dict[Path, dict[int, Rule]] = {}
-        self._resized: list[Path] = []
-        self._marked: set[Path] = set()
+        self._rules: dict[FieldPath, LinearRule] = {}
+        self._values: dict[FieldPath, dict[int, LinearRule]] = {}
+        self._resized: list[FieldPath] = []
+        self._marked: set[FieldPath] = set()
         for path, one, two in _differences(self._graph, other, ()):
             if isinstance(one, int):
-                self._rules[path] = rule_of(one, two, widths, changed)
+                self._rules[path] = fit_rule(one, two, widths, changed)
             elif list(one.dims) != list(two.dims):
                 self._resized.append(path)
                 if one.HasField("data_location") or two.HasField("data_location"):
                     self._marked.add(path)
             else:
                 self._values[path] = {
-                    place: rule_of(a, b, widths, changed)
+                    place: fit_rule(a, b, widths, changed)
                     for place, (a, b) in enumerate(zip(_numbers(one), _numbers(two), strict=True))
                     if a != b
                 }
-        drop_weights(self._graph)
+        truncate_weights(self._graph)
         for place, tensor in enumerate(self._graph.graph.initializer):
-            where: Path = (("graph", None), ("initializer", place))
+            where: FieldPath = (("graph", None), ("initializer", place))
             if tensor.HasField("raw_data") and where not in self._resized:
                 self._resized.append(where)
         self._sizes: dict[tuple[tuple[str, int], ...], int] = {}
@@ -128,8 +128,8 @@ class ResizedGraph:
         return self._sizes[key]
 
 
-def drop_weights(graph: onnx.ModelProto) -> None:
-    """Leave of each stored tensor its beginning, in place: all that `ResizedGraph` needs, in a file that is small."""
+def truncate_weights(graph: onnx.ModelProto) -> None:
+    """Leave of each stored tensor its beginning, in place: all that `InterpolatedGraph` needs, in a file that is small."""
     for tensor in graph.graph.initializer:
         if len(tensor.raw_data) > _KEPT_BYTES:
             tensor.raw_data = tensor.raw_data[:_KEPT_BYTES]
@@ -144,7 +144,7 @@ def _in_order(graph: onnx.ModelProto) -> onnx.ModelProto:
     return made
 
 
-def _differences(one: Any, other: Any, path: Path) -> Iterator[tuple[Path, Any, Any]]:
+def _differences(one: Any, other: Any, path: FieldPath) -> Iterator[tuple[FieldPath, Any, Any]]:
     """Whole numbers that differ, and stored tensors whose sizes or few whole numbers do, with their places."""
     fields, others = _fields(one), _fields(other)
     if [field.name for field, _ in fields] != [field.name for field, _ in others]:
@@ -206,13 +206,13 @@ def _fill(tensor: TensorProto, size: int) -> None:
             values.extend(kept)
 
 
-def _at(message: Any, path: Path) -> Any:
+def _at(message: Any, path: FieldPath) -> Any:
     for name, place in path:
         message = getattr(message, name) if place is None else getattr(message, name)[place]
     return message
 
 
-def _put(message: Any, path: Path, value: int) -> None:
+def _put(message: Any, path: FieldPath, value: int) -> None:
     *above, (name, place) = path
     parent = _at(message, tuple(above))
     if place is None:

@@ -19,29 +19,29 @@ GRAPH_FOLDER = "onnx"
 FLOAT_GRAPH = "model.onnx"
 QUANTIZED_GRAPH = "model_quantized.onnx"
 _SUFFIXES = ("_quantized", "_fp16", "_q4", "_q2")
-Part = Literal["all", "encoder", "decoder", "text_encoder", "unet", "vae_decoder"]
+GraphPart = Literal["all", "encoder", "decoder", "text_encoder", "unet", "vae_decoder"]
 EXTERNAL_DATA_FROM_BYTES = 1_500_000_000
 ENCODER, DECODER = "encoder_model", "decoder_model_merged"
-"""What the files of a model in two parts begin with: transformers.js' and optimum's names."""
+"""File name prefixes of a model in two parts: transformers.js' and optimum's names."""
 VISION, EMBED_TOKENS = "vision_encoder", "embed_tokens"
-"""What stands before a decoder that reads images: transformers.js' names."""
+"""File names of the graphs before a decoder that reads images: transformers.js' names."""
 _PARTS = ((ENCODER, DECODER), (VISION, EMBED_TOKENS, DECODER))
-DRAWING = ("text_encoder", "unet", "vae_decoder")
-"""Folders of the graphs of a model that draws pictures, in the order in which they run: optimum's names."""
+DIFFUSION_PARTS = ("text_encoder", "unet", "vae_decoder")
+"""Folders of the graphs of a diffusion model, in the order in which they run: optimum's names."""
 GENAI_CONFIG = "genai_config.json"
-"""Beside a decoder: where onnxruntime-genai reads the name of its graph."""
+"""File beside a decoder from which onnxruntime-genai reads the name of its graph."""
 SHARED_CACHE = "past_present_share_buffer"
-"""Metadata "1" of a decoder's graph: input and output of its cache may be one buffer (onnxruntime-genai's term)."""
+"""Metadata key of a decoder's graph; "1" if input and output of its cache may be one buffer (onnxruntime-genai)."""
 
 
 @dataclass
 class OnnxModel:
-    """A graph, the name of its file, and the small files that belong to it (path below the folder -> content).
+    """A graph, its file name, and the small files that belong to it (path below the folder -> content).
 
     ``onnx/model.onnx`` and ``onnx/model_quantized.onnx`` are the names that transformers.js, optimum and
-    sentence-transformers look for. A model that runs in several parts has the others in ``others``, by the names of
-    their files: for an encoder, which is ``graph``, its decoder. Of one that draws pictures, each lies in a folder of
-    its own, `unet/model.onnx`, where optimum looks for it, whatever its weights are stored in.
+    sentence-transformers look for. A model that runs in several parts has the others in ``others``, by file name: for
+    an encoder, which is ``graph``, its decoder. Each graph of a diffusion model lies in a folder of its own,
+    `unet/model.onnx`, where optimum looks for it, whatever the type of its weights.
     """
 
     kind: ClassVar[str] = "onnx"
@@ -52,11 +52,11 @@ class OnnxModel:
 
     @property
     def graphs(self) -> Mapping[str, onnx.ModelProto]:
-        """Every graph by the name of its file, in the order in which they run."""
+        """Every graph by file name, in the order in which they run."""
         return {self.file_name: self.graph, **self.others}
 
-    def is_part(self, name: str, part: Part) -> bool:
-        """Whether the graph of that file is meant: `all` is any, and the only graph of a model is no part of it."""
+    def is_part(self, name: str, part: GraphPart) -> bool:
+        """Return whether ``part`` selects the graph of that file; a model's only graph is selected by `all` alone."""
         if part == "all" or "/" in name:
             return part in ("all", name.partition("/")[0])
         return part in ("encoder", "decoder") and (
@@ -64,17 +64,17 @@ class OnnxModel:
         )
 
     @property
-    def draws(self) -> bool:
-        """Whether it is the parts of a model that draws pictures."""
+    def is_diffusion(self) -> bool:
+        """Whether the graphs are the parts of a diffusion model."""
         return "/" in self.file_name
 
     def with_graphs(self, graphs: Mapping[str, onnx.ModelProto]) -> OnnxModel:
-        """The same model with other graphs, in the order in which they run."""
+        """Return the model with other graphs, given in the order in which they run."""
         (name, first), *others = graphs.items()
         return OnnxModel(first, name, _renamed(self.companions, name), dict(others))
 
     def save(self, directory: Path) -> None:
-        """Write the graphs (weights inside, or in FILE_data beside one above 1.5 GB) and the companion files."""
+        """Write the graphs and the companion files. Weights of graphs above 1.5 GB go into a file FILE_data."""
         for name, graph in self.graphs.items():
             target = directory / name if "/" in name else directory / GRAPH_FOLDER / name
             target.parent.mkdir(exist_ok=True)
@@ -83,7 +83,7 @@ class OnnxModel:
 
     @classmethod
     def load(cls, directory: Path, task: object) -> OnnxModel:
-        """Open what `save` wrote. Raises `ModelError` when the graphs are not those of one model, or are not whole."""
+        """Open a directory that `save` wrote. Raises `ModelError` for incomplete or mixed graphs."""
         files = find_graphs(directory)
         beside = tuple(path.with_name(f"{path.name}_data") for path in files)
         companions = read_companions(directory, (*files, *beside), below=directory / GRAPH_FOLDER)
@@ -94,7 +94,7 @@ class OnnxModel:
 
 
 def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """The graph and those of its branches and loops, however deep."""
+    """Yield the graph and those of its branches and loops at any depth."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
@@ -103,9 +103,9 @@ def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 
 def quantized_name(name: str) -> str:
-    """`encoder_model.onnx` -> `encoder_model_quantized.onnx`, which transformers.js opens for `dtype: "q8"`.
+    """Return the name that transformers.js opens for `dtype: "q8"`, such as `encoder_model_quantized.onnx`.
 
-    A name that optimum alone knows, `unet/model.onnx`, stays as it is, here and below.
+    A name that only optimum knows, `unet/model.onnx`, stays as it is, here and in the functions below.
     """
     if "/" in name:
         return name
@@ -116,18 +116,18 @@ def quantized_name(name: str) -> str:
 
 
 def float16_name(name: str) -> str:
-    """`model.onnx` -> `model_fp16.onnx`, which transformers.js opens for `dtype: "fp16"`."""
+    """Return the name that transformers.js opens for `dtype: "fp16"`: `model.onnx` -> `model_fp16.onnx`."""
     return quantized_name(name).replace("_quantized.onnx", "_fp16.onnx")
 
 
-def few_bits_name(name: str, bits: int) -> str:
-    """`encoder_model.onnx` -> `encoder_model_q4.onnx`; of eight bits as `quantized_name` has it."""
-    whole = quantized_name(name)
-    return whole if bits == 8 else whole.replace("_quantized.onnx", f"_q{bits}.onnx")
+def weight_only_name(name: str, bits: int) -> str:
+    """Return the name for weights of few bits: `encoder_model.onnx` -> `encoder_model_q4.onnx`."""
+    quantized = quantized_name(name)
+    return quantized if bits == 8 else quantized.replace("_quantized.onnx", f"_q{bits}.onnx")
 
 
 def _renamed(companions: Mapping[str, bytes], name: str) -> Mapping[str, bytes]:
-    """The small files of a model whose graph has another name now."""
+    """Return the companion files with the new name of the graph in onnxruntime-genai's config."""
     if GENAI_CONFIG not in companions:
         return companions
     config = json.loads(companions[GENAI_CONFIG])
@@ -136,6 +136,7 @@ def _renamed(companions: Mapping[str, bytes], name: str) -> Mapping[str, bytes]:
 
 
 def _read(path: Path) -> onnx.ModelProto:
+    """Load a graph with its weights. Raises `ModelError` if it cannot be read."""
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -151,6 +152,7 @@ def _read(path: Path) -> onnx.ModelProto:
 
 
 def _write(graph: onnx.ModelProto, target: Path) -> None:
+    """Save a graph, with external weights if it is large."""
     import onnx
 
     if graph.ByteSize() <= EXTERNAL_DATA_FROM_BYTES:
@@ -162,16 +164,18 @@ def _write(graph: onnx.ModelProto, target: Path) -> None:
 
 
 def find_graph(artifact: Path) -> Path:
-    """The only `.onnx` file at or below ``artifact``. Raises `ModelError` where there isn't exactly one."""
+    """Return the only `.onnx` file at or below ``artifact``. Raises `ModelError` unless there is exactly one."""
     return only_file(artifact, ".onnx", "export")
 
 
 def find_graphs(artifact: Path) -> tuple[Path, ...]:
-    """The files of a model's graphs in the order in which they run: one, an encoder and its decoder, or three.
+    """Return the files of a model's graphs in the order in which they run: one, two or three.
 
-    Three are what sees, a table of tokens and a decoder, or a text encoder, a denoiser and a decoder of pictures.
+    Two are an encoder and its decoder. Three are a vision encoder, a token embedding and a decoder, or a text encoder,
+    a denoiser and an image decoder.
 
-    Raises `ModelError` for any other number of them.
+    Raises:
+        ModelError: The folder holds any other number of graphs.
     """
     if not artifact.is_dir():
         return (find_graph(artifact),)
@@ -179,8 +183,8 @@ def find_graphs(artifact: Path) -> tuple[Path, ...]:
         return _drawing_graphs(artifact)
     names = _PARTS[bool(_part(artifact, VISION))]
     parts = tuple(_part(artifact, part) for part in names)
-    found = tuple(files[0] for files in parts if files)
-    if not found:
+    first_files = tuple(files[0] for files in parts if files)
+    if not first_files:
         return (find_graph(artifact),)
     if any(len(files) != 1 for files in parts):
         raise ModelError(
@@ -189,25 +193,27 @@ def find_graphs(artifact: Path) -> tuple[Path, ...]:
             expected=" and ".join(f"one {name}*.onnx" for name in names),
             hint="leave one file of each in the folder, or write the model anew with the stage export",
         )
-    return found
+    return first_files
 
 
-def shown_name(graph: Path) -> str:
-    """What tells a graph from the others of its model: the name of its file, below its folder where that is a part."""
-    return f"{graph.parent.name}/{graph.name}" if graph.parent.name in DRAWING else graph.name
+def graph_label(graph: Path) -> str:
+    """Return a name that distinguishes a graph from the others of its model: its file, with the folder of a part."""
+    return f"{graph.parent.name}/{graph.name}" if graph.parent.name in DIFFUSION_PARTS else graph.name
 
 
 def _drawing_graphs(artifact: Path) -> tuple[Path, ...]:
-    found = tuple(file for part in DRAWING if (file := artifact / part / FLOAT_GRAPH).is_file())
-    if len(found) != len(DRAWING):
+    """Return the graphs of a diffusion model. Raises `ModelError` if one is missing."""
+    files = tuple(file for part in DIFFUSION_PARTS if (file := artifact / part / FLOAT_GRAPH).is_file())
+    if len(files) != len(DIFFUSION_PARTS):
         raise ModelError(
-            f"The folder holds {', '.join(file.relative_to(artifact).as_posix() for file in found) or 'no graph'}.",
+            f"The folder holds {', '.join(file.relative_to(artifact).as_posix() for file in files) or 'no graph'}.",
             where=str(artifact),
-            expected=", ".join(f"{part}/{FLOAT_GRAPH}" for part in DRAWING),
+            expected=", ".join(f"{part}/{FLOAT_GRAPH}" for part in DIFFUSION_PARTS),
             hint="write the model anew with the stage export",
         )
-    return found
+    return files
 
 
 def _part(artifact: Path, part: str) -> list[Path]:
+    """Return the files whose names start with ``part``."""
     return sorted(artifact.rglob(f"{part}*.onnx"))

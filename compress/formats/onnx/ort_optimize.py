@@ -12,16 +12,17 @@ _FATAL_ONLY = 4
 
 
 def optimize_basic(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which what is computed of constants alone is computed, in branches too.
+    """Return a copy in which ONNX Runtime has folded constant expressions, in branches too.
 
     A constant that several branches read is stored in each. Raises ONNX Runtime's errors.
     """
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.log_severity_level = _FATAL_ONLY
+    # ONNX Runtime only writes an optimized graph to a file, when it opens the session.
     with tempfile.TemporaryDirectory() as folder:
         options.optimized_model_filepath = str(Path(folder) / "basic.onnx")
         onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        made: onnx.ModelProto = onnx.load(options.optimized_model_filepath)
-    made.producer_name, made.producer_version = graph.producer_name, graph.producer_version
-    return made
+        optimized: onnx.ModelProto = onnx.load(options.optimized_model_filepath)
+    optimized.producer_name, optimized.producer_version = graph.producer_name, graph.producer_version
+    return optimized

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -11,7 +11,7 @@ from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.models.checkpoint import Checkpoint
 from compress.models.diffusion_pipeline import GeneratorModel
 from compress.models.torch_model import TorchModel
-from compress.stages.base import Context, Needs, Promise, Stage
+from compress.stages.base import AppliesTo, Context, OutputSpec, Requirements, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape, handling, predicted
 from compress.tasks.capability import (
     EMBEDS,
@@ -23,19 +23,20 @@ from compress.tasks.capability import (
     Capabilities,
 )
 from compress.utils.errors import DataError
-from compress.utils.pydantic_models import changed_fields
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from compress.formats.onnx.export import Exported
+    from compress.formats.onnx.export import ExportedGraph
     from compress.tasks.task import Examples
 
 
 _BEGINNING_SECONDS, _TENSOR_SECONDS = 4.0, 0.065
 """For the exporter's libraries, a proof's session and, by tensor, tracing and rewriting (a Xeon of 2023)."""
-_TRACED_ONLY = ("opset", "fusions", "sentence_embedding")
-_WRITTEN_ONLY = ("accuracy_level", "exact_attention", "rounding_limit", "last_token_only", "expand_on_load")
+_TRACED_ONLY = AppliesTo(excludes=frozenset({IS_WRITTEN}))
+"""Fields that concern graphs traced from torch."""
+_DECODERS_ONLY = AppliesTo(requires=frozenset({GENERATES}))
+"""Fields that concern graphs of decoders, which are written node by node."""
 _SPEECH, _SPOKEN_TOKENS = 2, 32
 """Recordings that a speech model is proven on, and tokens of their texts."""
 _ANSWERS = 4
@@ -62,55 +63,51 @@ class Export(Stage[TorchModel, OnnxModel]):
     version = 6
     packages = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
     kind: Literal["export"] = "export"
-    opset: int | None = Field(
+    opset: Annotated[int | None, _TRACED_ONLY] = Field(
         None, ge=17, description="ONNX operator set of an encoder; default: the exporter's newest"
     )
-    fusions: bool = Field(True, description="fuse an encoder into ONNX Runtime's attention and normalisation operators")
+    fusions: Annotated[bool, _TRACED_ONLY] = Field(
+        True, description="fuse an encoder into ONNX Runtime's attention and normalisation operators"
+    )
     tolerance: float = Field(
         1e-3,
         gt=0,
         description="largest accepted difference of a logit, or of an embedding's entry, from torch, in fp32",
     )
-    sentence_embedding: bool = Field(
+    sentence_embedding: Annotated[bool, AppliesTo(frozenset({EMBEDS, TAKES_TEXT}), frozenset({IS_WRITTEN}))] = Field(
         False,
         description="feature extraction: pooling and what follows it inside the graph too, as a second output "
         "`sentence_embedding`; without it the consumer pools, as the folder's `modules.json` says",
     )
-    accuracy_level: Literal[1, 4] = Field(
+    accuracy_level: Annotated[Literal[1, 4], _DECODERS_ONLY] = Field(
         4, description="few-bit products of a decoder: 4 rounds activations to 8 bits in each block, 1 computes in fp32"
     )
-    exact_attention: bool = Field(
+    exact_attention: Annotated[bool, _DECODERS_ONLY] = Field(
         False, description="queries, keys and values in fp32 even so: nearer to the exact model, and a little slower"
     )
-    rounding_limit: float = Field(
+    rounding_limit: Annotated[float, _DECODERS_ONLY] = Field(
         0.2, gt=0, description="largest accepted effect of 8-bit activations, as a share of the logits' spread"
     )
-    last_token_only: bool = Field(
+    last_token_only: Annotated[bool, _DECODERS_ONLY] = Field(
         False, description="a decoder's logits for the last position only: enough to generate, not for perplexity"
     )
-    expand_on_load: bool = Field(
+    expand_on_load: Annotated[bool, _DECODERS_ONLY] = Field(
         False,
         description="a decoder's weights of 4 or 8 bits become float when the file is opened: as small on disk, as "
         "large as the float model in memory, computed in fp32; for pages, since WebAssembly is slow with few bits",
     )
 
-    def wants(self, task: Capabilities) -> type[Any]:
+    def preferred_input(self, task: Capabilities) -> type[Any]:
         """A module or a folder, as the task's export reads it."""
         return Checkpoint if IS_WRITTEN in task else TorchModel
 
-    def needs(self) -> Needs:
+    def needs(self) -> Requirements:
         """Real examples for tracing and for the proof of equality."""
-        return Needs(splits=("train",))
+        return Requirements(splits=("train",))
 
-    def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
-        """Those of the other way; one that has its default is no mistake, since a run's own recipe names them all."""
-        others = [*(_TRACED_ONLY if IS_WRITTEN in task else ()), *(_WRITTEN_ONLY if GENERATES not in task else ())]
-        others += [] if IS_WRITTEN in task or {EMBEDS, TAKES_TEXT} <= task else ["sentence_embedding"]
-        return changed_fields(self, others)
-
-    def promise(self) -> Promise:
+    def output_spec(self) -> OutputSpec:
         """Same weights, same predictions."""
-        return Promise(changes_weights=False)
+        return OutputSpec(changes_weights=False)
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """The same weights, unpacked; time goes by the tensors that are traced and optimized."""
@@ -130,7 +127,7 @@ class Export(Stage[TorchModel, OnnxModel]):
             return self._write_image_reader(model, context)
         return self._write_pair(model, context)
 
-    def rehearse(self, model: TorchModel | Checkpoint, context: Context) -> OnnxModel | None:
+    def infer_shapes(self, model: TorchModel | Checkpoint, context: Context) -> OnnxModel | None:
         """The traced graph, unproven; decoders, which are written from checkpoints, and pictures are not foreseen."""
         if isinstance(model, Checkpoint | GeneratorModel) or IS_WRITTEN in context.task.capabilities:
             return None
@@ -138,7 +135,7 @@ class Export(Stage[TorchModel, OnnxModel]):
         exported = self._traced(model, context.task.encode(rows, model.processor, None, context.max_length))
         return OnnxModel(exported.graph, FLOAT_GRAPH, model.companions())
 
-    def _traced(self, model: TorchModel, examples: Examples) -> Exported:
+    def _traced(self, model: TorchModel, examples: Examples) -> ExportedGraph:
         from compress.formats.onnx.export import export_onnx
         from compress.formats.onnx.pooling import add_sentence_embedding
 
@@ -148,54 +145,54 @@ class Export(Stage[TorchModel, OnnxModel]):
         return exported
 
     def _trace(self, model: TorchModel, context: Context) -> OnnxModel:
-        from compress.formats.onnx.export import prove_equal
+        from compress.formats.onnx.export import verify_parity
 
         examples = context.encode("train", model)
         exported = self._traced(model, examples)
-        difference = prove_equal(exported.graph, model, examples, self.tolerance)
+        difference = verify_parity(exported.graph, model, examples, self.tolerance)
         matched = ", ".join(f"{name} {count}" for name, count in exported.rewrites.items()) or "none"
         context.note(
-            f"export: {examples.answers_are} differ by at most {difference:.1e} from torch; rewrites: {matched}"
+            f"export: {examples.answer_label} differ by at most {difference:.1e} from torch; rewrites: {matched}"
         )
         if exported.unfused:
             context.note(f"export: {exported.unfused}")
         return OnnxModel(exported.graph, FLOAT_GRAPH, model.companions())
 
     def _trace_parts(self, model: GeneratorModel, context: Context) -> OnnxModel:
-        from compress.formats.onnx.diffusion_export import drawing_folder, export_drawing, prove_drawing
+        from compress.formats.onnx.diffusion_export import diffusion_folder, export_diffusion, verify_diffusion
 
         prompts = context.data.split("train").slice(0, _PROMPTS)["text"].to_pylist()
         ids = model.processor.ids(prompts)
-        exported = export_drawing(model, ids, self.opset, self.fusions)
+        exported = export_diffusion(model, ids, self.opset, self.fusions)
         graphs = {name: one.graph for name, one in exported.items()}
-        for name, apart in prove_drawing(model, graphs, ids, self.tolerance).items():
+        for name, apart in verify_diffusion(model, graphs, ids, self.tolerance).items():
             context.note(f"export: {name} differs by at most {apart.worst:.1e} from torch, at all sizes and batches")
             if exported[name].unfused:
                 context.note(f"export: {name}: {exported[name].unfused}")
-        return drawing_folder(model, graphs)
+        return diffusion_folder(model, graphs)
 
     def _write(self, checkpoint: Checkpoint, context: Context) -> OnnxModel:
-        from compress.formats.onnx.decoder import GraphSettings, export_proven
+        from compress.formats.onnx.decoder import GraphSettings, export_verified_decoder
 
         settings = GraphSettings(self.accuracy_level, self.exact_attention, self.last_token_only, self.expand_on_load)
         windows = proof_windows(checkpoint, context)
-        written = export_proven(checkpoint, settings, windows, self.tolerance, self.rounding_limit)
+        written = export_verified_decoder(checkpoint, settings, windows, self.tolerance, self.rounding_limit)
         context.note(f"export: {written.equality}; {written.attention}")
         return written.model
 
     def _write_pair(self, checkpoint: Checkpoint, context: Context) -> OnnxModel:
-        from compress.formats.onnx.decoder import export_encoder_decoder, prove_encoder_decoder
+        from compress.formats.onnx.decoder import export_encoder_decoder, verify_encoder_decoder
 
         model = export_encoder_decoder(checkpoint)
         speech = TRANSCRIBES in context.task.capabilities
         inputs, texts = (_spoken if speech else _read)(checkpoint, context)
         limits, more = (self.tolerance, self.rounding_limit), 0 if speech else _MORE
-        equality = prove_encoder_decoder(model, checkpoint, inputs, texts, *limits, more)
+        equality = verify_encoder_decoder(model, checkpoint, inputs, texts, *limits, more)
         context.note(f"export: encoder and decoder; {equality}")
         return model
 
     def _write_image_reader(self, checkpoint: Checkpoint, context: Context) -> OnnxModel:
-        from compress.formats.onnx.decoder import GraphSettings, export_image_reader, prove_image_reader
+        from compress.formats.onnx.decoder import GraphSettings, export_image_reader, verify_image_reader
         from compress.models.processor import load_processor
         from compress.runtimes.image_answers import read_rules
 
@@ -204,7 +201,7 @@ class Export(Stage[TorchModel, OnnxModel]):
         found = export_image_reader(checkpoint, examples, GraphSettings(), self.tolerance)
         image = read_rules(checkpoint.folder).image
         limits = (self.tolerance, self.rounding_limit)
-        equality = prove_image_reader(found.model, checkpoint, examples, image, *limits)
+        equality = verify_image_reader(found.model, checkpoint, examples, image, *limits)
         context.note(f"export: image features differ by at most {found.difference:.1e} from torch; {equality}")
         context.note(f"export: attention is {'not fused: ' + found.unfused if found.unfused else 'one operator'}")
         return found.model

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from compress.formats.onnx.graph_reader import DTYPES, Initializer, Node, OnnxGraph, read_graph
+from compress.formats.onnx.graph_reader import DTYPES, GraphNode, Initializer, OnnxGraph, read_graph
 from compress.models.stored_tensor import Role, StoredTensor, stored
 from compress.utils.errors import ModelError
 
@@ -54,7 +54,7 @@ _INTEGERS = ("int8", "uint8", "int4", "uint4", "int2", "uint2")
 
 
 @dataclass(frozen=True)
-class Meaning:
+class InitializerRole:
     """What one initializer is."""
 
     name: str
@@ -64,7 +64,7 @@ class Meaning:
     packed: bool = False
 
 
-def explain(graph: OnnxGraph) -> list[Meaning]:
+def describe_initializers(graph: OnnxGraph) -> list[InitializerRole]:
     """The meaning of each initializer, in their order."""
     return _Names(graph).all()
 
@@ -73,31 +73,31 @@ class _Names:
     def __init__(self, graph: OnnxGraph) -> None:
         self.stored = {item.name: item for item in graph.initializers}
         self.order = graph.initializers
-        self.users: dict[str, list[tuple[Node, int]]] = defaultdict(list)
+        self.users: dict[str, list[tuple[GraphNode, int]]] = defaultdict(list)
         for node in graph.nodes:
             for index, name in enumerate(node.inputs):
                 self.users[name].append((node, index))
         self.makers = {name: node for node in graph.nodes for name in node.outputs}
         self.taken: set[str] = set()
 
-    def all(self) -> list[Meaning]:
+    def all(self) -> list[InitializerRole]:
         weight_of = self.companions()
         names = {item.name: self.weight_name(item) for item in self.order if item.name not in weight_of}
         return [self.meaning(item, weight_of, names) for item in self.order]
 
-    def meaning(self, item: Initializer, weight_of: dict[str, str], names: dict[str, str]) -> Meaning:
+    def meaning(self, item: Initializer, weight_of: dict[str, str], names: dict[str, str]) -> InitializerRole:
         if item.name in weight_of:
             weight = names.get(weight_of[item.name])
             suffix = COMPANION_NAME.match(item.name)
             own = item.name[suffix.end("weight") + 1 :] if suffix else item.name
             base = weight if weight else "" if "." in item.name else "quantization."
-            return Meaning(f"{weight}_{own}" if weight else base + item.name, "quantization", 0, item.dtype)
+            return InitializerRole(f"{weight}_{own}" if weight else base + item.name, "quantization", 0, item.dtype)
         count = math.prod(item.shape)
         if self.is_constant(item, count):
             name = item.name if "." in item.name else f"constants.{item.name}"
-            return Meaning(name, "constant", 0, item.dtype)
+            return InitializerRole(name, "constant", 0, item.dtype)
         parameters, dtype = self.unpacked(item, count)
-        return Meaning(names[item.name], "weight", parameters, dtype, packed=dtype != item.dtype)
+        return InitializerRole(names[item.name], "weight", parameters, dtype, packed=dtype != item.dtype)
 
     def companions(self) -> dict[str, str]:
         """Scale, zero point or order -> the weight it belongs to, or "" where that is an activation."""
@@ -177,12 +177,12 @@ class _Names:
                 return _joined([bias.removesuffix(".bias") for bias in biases])
         return ""
 
-    def biases_after(self, node: Node) -> list[str]:
+    def biases_after(self, node: GraphNode) -> list[str]:
         """The nearest biases downstream of a node, through operators that only move or scale values."""
         found: dict[str, None] = {}
         front = {id(node): node}
         for hop in range(_MAX_HOPS):
-            following: dict[int, Node] = {}
+            following: dict[int, GraphNode] = {}
             for current in front.values():
                 biases = self.biases_of(current)
                 found.update(dict.fromkeys(biases))
@@ -191,7 +191,7 @@ class _Names:
             front = following
         return list(found)
 
-    def biases_of(self, node: Node) -> list[str]:
+    def biases_of(self, node: GraphNode) -> list[str]:
         if node.op_type.endswith("LayerNormalization") and node.op_type not in _BIAS_INPUT:
             return []
         only = _BIAS_INPUT.get(node.op_type)
@@ -230,7 +230,7 @@ def _few_bit_names(base: str) -> list[str]:
     return [f"{base}_Q{bits}" for bits in (4, 8, 2)] + [f"{base}_Q{bits}_plane0" for bits in (3, 5, 6, 7)]
 
 
-def _scopes(node: Node) -> str:
+def _scopes(node: GraphNode) -> str:
     """The module that the exporter noted on a node; the last scope is the node's own name."""
     try:
         scopes = ast.literal_eval(node.metadata.get("pkg.torch.onnx.name_scopes", "[]"))
@@ -255,14 +255,14 @@ _NUMBERS = {name: number for number, name in DTYPES.items()}
 def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
     """Every initializer, its external data checked. Raises `ModelError`."""
     graph = read_graph(file)
-    return explained(graph, [_stored(item, file) for item in graph.initializers])
+    return annotate_tensors(graph, [_stored(item, file) for item in graph.initializers])
 
 
-def explained(graph: OnnxGraph, tensors: Sequence[StoredTensor]) -> list[StoredTensor]:
+def annotate_tensors(graph: OnnxGraph, tensors: Sequence[StoredTensor]) -> list[StoredTensor]:
     """The tensors of a graph's initializers, in their order, named and counted by what the graph does with them."""
     return [
         tensor.model_copy(update={**vars(meaning), "origin": tensor.name})
-        for tensor, meaning in zip(tensors, explain(graph), strict=True)
+        for tensor, meaning in zip(tensors, describe_initializers(graph), strict=True)
     ]
 
 

@@ -34,7 +34,7 @@ _FEW = 16
 Axes = tuple[int | str | None, ...]
 
 
-def find_inputs(graph: onnx.ModelProto, session: onnxruntime.InferenceSession) -> GraphInputs:
+def synthesize_inputs(graph: onnx.ModelProto, session: onnxruntime.InferenceSession) -> GraphInputs:
     """What ``graph``, opened as ``session``, takes, with arrays that it answers where any are found."""
     quiet = onnxruntime.RunOptions()
     quiet.log_severity_level = _FATAL_ONLY

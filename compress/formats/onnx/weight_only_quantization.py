@@ -16,7 +16,7 @@ import onnx_ir as ir
 import torch
 
 from compress.formats.onnx.decoder.graph_builder import MICROSOFT
-from compress.formats.onnx.decoder.stored_weight import StoredWeight, store, typed
+from compress.formats.onnx.decoder.stored_weight import StoredWeight, store, typed_integers
 from compress.formats.onnx.int8.fuse_integer_ops import pack_attention, unpack_attention
 from compress.numerics.integer_grid import find_grid, round_columns
 
@@ -31,7 +31,7 @@ _HALVED = 1024
 
 
 @dataclass(frozen=True)
-class FewBits:
+class WeightOnlySettings:
     """How weights are stored. ``accuracy_level`` of `MatMulNBits`: 4 rounds activations to 8 bits, 1 does not.
 
     ``expand_on_load``: they become float when the graph is opened, in place of such a kernel.
@@ -51,7 +51,7 @@ class FewBits:
 
 
 def quantize_matrices(
-    model: onnx.ModelProto, how: FewBits, only_tied: bool = False
+    model: onnx.ModelProto, how: WeightOnlySettings, only_tied: bool = False
 ) -> tuple[onnx.ModelProto, list[str]]:
     """A copy of ``model`` whose constant matrices are stored in few bits, and their names; branches of `If` included.
 
@@ -70,7 +70,7 @@ def quantize_matrices(
 
 
 class _Writer:
-    def __init__(self, model: ir.Model, how: FewBits) -> None:
+    def __init__(self, model: ir.Model, how: WeightOnlySettings) -> None:
         self._model, self._how = model, how
         self._operands: dict[str, tuple[StoredWeight, list[ir.Value | None]]] = {}
 
@@ -157,7 +157,7 @@ class _Writer:
         name, graph = str(value.name), self._model.graph
         self._model.opset_imports[""] = max(self._model.opset_imports.get("", 0), _CASTS_FOUR_BITS)
         stored = self._how.of(weight, name)
-        blocks, kind = typed(stored, name)
+        blocks, kind = typed_integers(stored, name)
         order, of_block = ((1, 2, 0), (1, 0)) if turned else ((0, 1, 2), (0, 1))
         beside = 1 if turned else 2
 

@@ -13,9 +13,9 @@ import numpy as np
 from compress.formats.onnx.decoder.attention_calls import CAUSAL
 from compress.formats.onnx.decoder.export import companions_of
 from compress.formats.onnx.decoder.insert_weights import write_graph
-from compress.formats.onnx.decoder.parity import Equality, Pairs, by_torch, held, three_ways
+from compress.formats.onnx.decoder.parity import DecoderParity, Pairs, held, reading_orders, torch_logits
 from compress.formats.onnx.decoder.trace import Trace, trace_part
-from compress.formats.onnx.decoder.traced_parts import placed
+from compress.formats.onnx.decoder.traced_parts import decoder_with_positions
 from compress.formats.onnx.decoder.weights import GraphSettings
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel
 from compress.formats.openvino.conversion import Precision, in_eight_bits, written
@@ -39,7 +39,7 @@ class ProvenDecoder:
     """A language model with its proof; ``unfused``: why its attention is not one operator, or nothing."""
 
     model: OpenVinoModel
-    equality: Equality
+    equality: DecoderParity
     unfused: str
 
     def __str__(self) -> str:
@@ -64,7 +64,7 @@ def write_decoder(
     traced or stored, `StageError` where OpenVINO cannot take it, `IntegrityError` for other answers.
     """
     companions = {**companions_of(checkpoint)[0], **_tokenizer(checkpoint.folder)}
-    expected = by_torch(checkpoint, windows)
+    expected = torch_logits(checkpoint, windows)
 
     def proven(graph: OnnxModel, unfused: str) -> ProvenDecoder:
         plain, made = _converted(graph, precision, table_bits, cache)
@@ -85,10 +85,10 @@ def write_decoder(
 
 def _placed(checkpoint: Checkpoint, fused: bool | None) -> tuple[OnnxModel, str]:
     """The graph with all that only ONNX Runtime knows left out but attention and few-bit products."""
-    trace = trace_part(checkpoint, placed, fused)
+    trace = trace_part(checkpoint, decoder_with_positions, fused)
     special = "" if trace.unfused else _special_attention(trace)
     if special:
-        trace = trace_part(checkpoint, placed, False)
+        trace = trace_part(checkpoint, decoder_with_positions, False)
     graph = write_graph(checkpoint, trace, GraphSettings(planes=False))
     return OnnxModel(graph, FLOAT_GRAPH, {}), special or trace.unfused
 
@@ -130,7 +130,7 @@ def _converted(
 def _answers(files: dict[str, bytes], windows: np.ndarray, expected: np.ndarray, exact: bool) -> Pairs:
     with tempfile.TemporaryDirectory() as folder:
         OpenVinoModel(files, {}).save(Path(folder))
-        yield from three_ways(open_stateful(Path(folder) / IR_FILE, 1, exact), windows, expected)
+        yield from reading_orders(open_stateful(Path(folder) / IR_FILE, 1, exact), windows, expected)
 
 
 def _tokenizer(folder: Path) -> dict[str, bytes]:

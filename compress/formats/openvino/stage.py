@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -11,10 +11,9 @@ from compress.formats.openvino.model import OpenVinoModel
 from compress.models.checkpoint import Checkpoint
 from compress.models.diffusion_pipeline import GeneratorModel
 from compress.models.torch_model import TorchModel
-from compress.stages.base import Context, Needs, Promise, Stage
+from compress.stages.base import AppliesTo, Context, OutputSpec, Requirements, Stage
 from compress.stages.cost_model import PlanContext, Prediction, Shape, in_precision
 from compress.tasks.capability import ANSWERS_AT_ONCE, DRAWS, GENERATES, Capabilities
-from compress.utils.pydantic_models import changed_fields
 
 _PROMPTS = 4
 """Of a model that draws: those that its parts are traced and proven with."""
@@ -31,7 +30,6 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
 
     version = 2
     requires = frozenset({ANSWERS_AT_ONCE})
-    starts_from_graph = True
     packages = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "nncf")
     kind: Literal["openvino"] = "openvino"
     precision: Precision = Field(
@@ -42,7 +40,7 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
     embedding_bits: Literal[4, 8] = Field(
         8, description="in int8: of embedding tables; 4 with a scale and a zero point for each 32 weights of a row"
     )
-    kv_cache_precision: CachePrecision | None = Field(
+    kv_cache_precision: Annotated[CachePrecision | None, AppliesTo(frozenset({GENERATES}))] = Field(
         None,
         description="language models: how keys and values are kept, as the file tells OpenVINO; by default it chooses "
         "itself, 8 bits on a processor",
@@ -52,25 +50,26 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
     )
 
     @classmethod
-    def is_for(cls, task: Capabilities) -> bool:
+    def supports(cls, task: Capabilities) -> bool:
         """What answers in one call, language models, and what draws pictures."""
-        return super().is_for(task) or GENERATES in task or DRAWS in task
+        return super().supports(task) or GENERATES in task or DRAWS in task
 
-    def wants(self, task: Capabilities) -> type[Any]:
+    @classmethod
+    def accepted_starts(cls) -> tuple[type[Any], ...]:
+        """Return ONNX graphs, which are converted as they are."""
+        return (OnnxModel,)
+
+    def preferred_input(self, task: Capabilities) -> type[Any]:
         """A folder of a language model, which is written tensor by tensor."""
         return Checkpoint if GENERATES in task else TorchModel
 
-    def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
-        """Return the cache precision if it is set for a task that generates no text."""
-        return () if GENERATES in task else changed_fields(self, ["kv_cache_precision"])
-
-    def needs(self) -> Needs:
+    def needs(self) -> Requirements:
         """Real examples for tracing and for the proof."""
-        return Needs(splits=("train",))
+        return Requirements(splits=("train",))
 
-    def promise(self) -> Promise:
+    def output_spec(self) -> OutputSpec:
         """Weights of fewer bits, if any; the graph as XML can outweigh those of a very small model."""
-        return Promise(changes_weights=self.precision != "fp32")
+        return OutputSpec(changes_weights=self.precision != "fp32")
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
         """The same weights in the precision that is asked for; the graph beside them is small."""
@@ -89,7 +88,7 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
 
         if isinstance(model, Checkpoint):
             return self._write(model, context)
-        if isinstance(model, GeneratorModel) or (isinstance(model, OnnxModel) and model.draws):
+        if isinstance(model, GeneratorModel) or (isinstance(model, OnnxModel) and model.is_diffusion):
             return self._drawing(model, context)
         if isinstance(model, OnnxModel):
             rows = context.data.split("train")
@@ -112,7 +111,7 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
 
     def _drawing(self, model: GeneratorModel | OnnxModel, context: Context) -> OpenVinoModel:
         """Each part in its folder, as optimum-intel opens them, proven on pictures in next to no steps."""
-        from compress.formats.onnx.diffusion_export import drawing_folder, export_drawing, open_drawing
+        from compress.formats.onnx.diffusion_export import diffusion_folder, export_diffusion, open_diffusion
         from compress.formats.openvino.conversion import to_openvino
         from compress.formats.prove import of_session, prove_shipped
         from compress.formats.runtimes import opened
@@ -123,11 +122,11 @@ class OpenVino(Stage[TorchModel, OpenVinoModel]):
         rows = context.data.split("train").slice(0, _PROMPTS)
         if isinstance(model, GeneratorModel):
             ids = model.processor.ids(rows["text"].to_pylist())
-            exported = export_drawing(model, ids, None, fusions=False)
-            graphs = drawing_folder(model, {name: one.graph for name, one in exported.items()})
+            exported = export_diffusion(model, ids, None, fusions=False)
+            graphs = diffusion_folder(model, {name: one.graph for name, one in exported.items()})
             original, reference = "torch", torch_pictures(model, {})
         else:
-            graphs, original, reference = model, "the graphs", open_drawing(model)
+            graphs, original, reference = model, "the graphs", open_diffusion(model)
 
         def written(precision: Precision) -> OpenVinoModel:
             files = {

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from compress.formats.onnx.graph_reader import DTYPES, Initializer, Node, OnnxGraph
-from compress.formats.onnx.stored_tensors import explained
+from compress.formats.onnx.graph_reader import DTYPES, GraphNode, Initializer, OnnxGraph
+from compress.formats.onnx.stored_tensors import annotate_tensors
 from compress.models.stored_tensor import StoredTensor, stored
 from compress.utils.errors import ModelError
 
@@ -23,7 +23,7 @@ IDENTIFIER = b"ORTM"
 class OrtGraph:
     """What a file holds, its branches among it; tensors of strings are left out."""
 
-    nodes: tuple[Node, ...]
+    nodes: tuple[GraphNode, ...]
     tensors: tuple[StoredTensor, ...]
 
     def as_onnx(self) -> OnnxGraph:
@@ -38,7 +38,7 @@ class OrtGraph:
 def read_tensors(file: Path, root: Path) -> list[StoredTensor]:
     """The tensors of a file, named and counted as those of an ONNX graph are."""
     graph = read_ort(file.read_bytes(), file)
-    return explained(graph.as_onnx(), graph.tensors)
+    return annotate_tensors(graph.as_onnx(), graph.tensors)
 
 
 def read_ort(content: bytes, file: Path) -> OrtGraph:
@@ -87,10 +87,10 @@ def _attributes(node: Any) -> Iterator[Any]:
     return (node.Attributes(place) for place in range(node.AttributesLength()))
 
 
-def _node(node: Any) -> Node:
+def _node(node: Any) -> GraphNode:
     from onnx import AttributeProto
 
-    return Node(
+    return GraphNode(
         node.OpType().decode(),
         (node.Name() or b"").decode(),
         [node.Inputs(index).decode() for index in range(node.InputsLength())],

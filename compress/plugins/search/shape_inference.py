@@ -17,13 +17,14 @@ from compress.formats.onnx.model import OnnxModel, find_graph
 from compress.pipeline.runner import StageRunner, library_failures
 from compress.recipe.recipe import START
 from compress.stages.base import Context, Stage
+from compress.stages.protocols import inferred_output
 from compress.utils.digests import digest_directory
 from compress.utils.environment import package_versions
 from compress.utils.errors import CompressError, ModelError
 from compress.utils.storage import cache_key
 
 if TYPE_CHECKING:
-    from compress.formats.onnx.interpolate_size import ResizedGraph, Rule
+    from compress.formats.onnx.interpolate_size import InterpolatedGraph, LinearRule
     from compress.models.torch_model import TorchModel
 
 VERSION = 1
@@ -55,9 +56,9 @@ class GraphStructure:
     The one that was traced is of the model that ``stages`` make, of a ``kind`` of outline.
     """
 
-    graph: ResizedGraph
+    graph: InterpolatedGraph
     shapes: Shapes
-    rules: Mapping[tuple[str, int], Rule]
+    rules: Mapping[tuple[str, int], LinearRule]
     stages: Stages
     kind: str
 
@@ -156,7 +157,7 @@ class ShapeInference:
                 self._sketches[key] = model
             else:
                 before = self.infer_model(stages[:-1])
-                made = stages[-1].rehearse(_copied(before), self.context)
+                made = inferred_output(stages[-1], _copied(before), self.context)
                 if made is None:
                     raise UnpredictableStageError(stages[-1])
                 self._sketches[key] = made
@@ -191,14 +192,14 @@ class ShapeInference:
 
     def cached_graph(self, torch_stages: Stages, graph_stages: Stages, changed: tuple[str, ...]) -> Path:
         """A folder with the graph that stages leave, without its weights; kept in the cache."""
-        from compress.formats.onnx.interpolate_size import drop_weights
+        from compress.formats.onnx.interpolate_size import truncate_weights
 
         def make(content: Path) -> Mapping[str, Any]:
             import onnx
 
             folder = self._traced(torch_stages, graph_stages, changed)
             graph = onnx.load(find_graph(folder))
-            drop_weights(graph)
+            truncate_weights(graph)
             (content / _GRAPH).write_bytes(graph.SerializeToString())
             shutil.copyfile(folder / _TOLD, content / _TOLD)
             return {"name": "rehearsal"}
@@ -223,7 +224,7 @@ class ShapeInference:
 
     def _traced(self, torch_stages: Stages, graph_stages: Stages, changed: tuple[str, ...]) -> Path:
         """A folder, for a while, with the model that stages leave of a recipe whose ``changed`` widths are others."""
-        from compress.models.widths import model_widths, copy_with_other_widths
+        from compress.models.widths import copy_with_other_widths, model_widths
 
         key = self._key(torch_stages, graph_stages, changed)
         folder = self._scratch / key
@@ -239,12 +240,12 @@ class ShapeInference:
         else:
             model = self._baseline()
             for stage in torch_stages:
-                model = stage.rehearse(model, self.context)
+                model = inferred_output(stage, model, self.context)
             model = copy_with_other_widths(model, changed) if changed else model
             told = json.dumps({"widths": model_widths(model.module), "shapes": _shapes(model)})
         tables = {name: table.slice(0, _FEW_ROWS) for name, table in self.context.data.tables.items()}
         few = replace(self.context, data=replace(self.context.data, tables=tables), notes=[], tables=[])
-        found = last.rehearse(model, few)
+        found = inferred_output(last, model, few)
         if not isinstance(found, OnnxModel) or found.others:
             raise UnpredictableStageError(last)
         folder.mkdir()
@@ -269,17 +270,17 @@ def load_structure(one: Path, other: Path, stages: Stages, kind: str) -> GraphSt
     """Of two folders of `ShapeInference.kept`. Raises `ModelError` for graphs that differ in more than widths."""
     import onnx
 
-    from compress.formats.onnx.interpolate_size import ResizedGraph, rule_of
+    from compress.formats.onnx.interpolate_size import InterpolatedGraph, fit_rule
 
     graphs = [onnx.load(folder / _GRAPH) for folder in (one, other)]
     told, again = (json.loads((folder / _TOLD).read_text()) for folder in (one, other))
     rules = {
-        (name, axis): rule_of(size, again["shapes"][name][axis], told["widths"], again["widths"])
+        (name, axis): fit_rule(size, again["shapes"][name][axis], told["widths"], again["widths"])
         for name, shape in told["shapes"].items()
         for axis, size in enumerate(shape)
         if size != again["shapes"][name][axis]
     }
-    resized = ResizedGraph(graphs[0], told["widths"], graphs[1], again["widths"])
+    resized = InterpolatedGraph(graphs[0], told["widths"], graphs[1], again["widths"])
     shapes = {name: tuple(shape) for name, shape in told["shapes"].items()}
     return GraphStructure(resized, shapes, rules, stages, kind)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from compress.formats.onnx.diffusion_export import open_drawing
+from compress.formats.onnx.diffusion_export import open_diffusion
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.onnx.runtimes.onnxruntime import session_of
 from compress.models.processor import processor_of
@@ -87,7 +87,7 @@ class PictureInputs:
 
     @cached_property
     def _session(self) -> PictureSession:
-        return open_drawing(self.model)
+        return open_diffusion(self.model)
 
     def choose(self, count: int) -> PictureCalibration:
         """See `GraphInputs.choose`: as many prompts as give ``count`` examples of the part."""

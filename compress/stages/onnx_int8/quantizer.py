@@ -17,7 +17,7 @@ import onnx_ir as ir
 from compress.formats.onnx.int8.byte_products import keep_from_saturating
 from compress.formats.onnx.int8.dynamic import DynamicQuantizer, quantize_products, quantize_recurrent
 from compress.formats.onnx.int8.observers import Feed
-from compress.formats.onnx.int8.select_nodes import QuantizableLayer, has_layers, without_kernel
+from compress.formats.onnx.int8.select_nodes import QuantizableLayer, count_without_kernel, has_layers
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import NncfQuantizer, StaticQuantizer
 from compress.formats.onnx.model import OnnxModel
@@ -72,7 +72,7 @@ def quantize_int8(
         return _with_lstms(model.graph, options, context)
     static, inputs = options.method == "static", inputs or RowInputs(model, context)
     chosen = inputs.choose(options.calibration_examples) if static else None
-    for operator, count in without_kernel(ir.from_proto(model.graph)).items():
+    for operator, count in count_without_kernel(ir.from_proto(model.graph)).items():
         context.note(f"quantize: {count} {operator} left in float: ONNX Runtime has no integer kernel for it")
     made = _quantizer(model, options, chosen)
     left = kept_layers(made.layers, options.keep) if options.keep else []

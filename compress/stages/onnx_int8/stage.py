@@ -8,10 +8,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from compress.formats.onnx.int8.settings import Int8Options
-from compress.formats.onnx.model import DRAWING, QUANTIZED_GRAPH, OnnxModel, Part, all_graphs, quantized_name
-from compress.stages.base import SEARCH, Context, Needs, Promise, Stage
+from compress.formats.onnx.model import (
+    DIFFUSION_PARTS,
+    QUANTIZED_GRAPH,
+    GraphPart,
+    OnnxModel,
+    all_graphs,
+    quantized_name,
+)
+from compress.stages.base import SEARCH, Context, OutputSpec, Requirements, Stage
 from compress.stages.cost_model import Estimate, PlanContext, Prediction, Shape, handling, predicted
-from compress.tasks.capability import TAKES_ARRAYS, Capabilities
+from compress.stages.protocols import field_search_values
 from compress.utils.errors import StageError
 
 if TYPE_CHECKING:
@@ -43,7 +50,6 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
 
     version = 8
     packages = ("onnx", "onnx_ir", "onnxruntime")
-    integer_graph = True
     kind: Literal["quantize"] = "quantize"
     embedding_bits: Literal[4, 8, 32] = Field(
         8,
@@ -55,47 +61,42 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
         description="weights of a row that share a scale; default: up to 128 at 8 bits, 32 at 4",
         json_schema_extra={SEARCH: [64]},
     )
-    part: Part = Field("all", description="which graphs of a model that runs as an encoder and a decoder")
+    part: GraphPart = Field("all", description="which graphs of a model that runs as an encoder and a decoder")
 
-    def worth_searching(self, before: Shape | None, timed: bool = False) -> dict[str, tuple[Any, ...]]:
+    def search_values(self, before: Shape | None, timed: bool = False) -> dict[str, tuple[Any, ...]]:
         """Tables only where they weigh something; ranges by calibration only where one graph is all there is.
 
         A ceiling on the error only where there is one: what it costs in bytes is what a search is for.
         """
-        found = super().worth_searching(before, timed)
+        found = field_search_values(self, timed)
         if self.error_ceiling is not None:
             found["error_ceiling"] = _CEILINGS
         if before is not None and before.embeddings < _TABLES * before.parameters:
             found = {name: tried for name, tried in found.items() if not name.startswith("embedding")}
         return found if self.part == "all" else {name: tried for name, tried in found.items() if name != "method"}
 
-    def calls(self) -> tuple[str, ...]:
+    def called_packages(self) -> tuple[str, ...]:
         """NNCF too where it finds the ranges."""
         return (*self.packages, "nncf") if self.statistics == "nncf" else self.packages
 
-    def needs(self) -> Needs:
+    def needs(self) -> Requirements:
         """Examples to calibrate with, to measure damage on, and to hold a floor or a ceiling on."""
         if self.accuracy_floor is not None:
-            return Needs(splits=("train", "validation"))
-        return Needs(splits=("train",)) if self.method == "static" or self.searches else Needs()
+            return Requirements(splits=("train", "validation"))
+        return Requirements(splits=("train",)) if self.method == "static" or self.searches else Requirements()
 
-    def with_usual_tables(self) -> Quantize:
+    def with_default_embeddings(self) -> Quantize:
         """Their bits and blocks by default."""
         usual = {name: type(self).model_fields[name].default for name in ("embedding_bits", "embedding_block_size")}
         return self.model_copy(update=usual)
 
-    def settled(self, sums_in_32_bits: bool) -> Quantize:
+    def resolved(self, sums_in_32_bits: bool) -> Quantize:
         """`reduce_range: auto` narrows what may saturate on a target."""
         if self.reduce_range != "auto":
             return self
         return self.model_copy(update={"reduce_range": False if sums_in_32_bits else "saturating"})
 
-    def idle_fields(self, task: Capabilities) -> tuple[str, ...]:
-        """Those of another method, and a floor under a metric that there is none of."""
-        floor = ("accuracy_floor",) if TAKES_ARRAYS in task and self.accuracy_floor is not None else ()
-        return (*self.idle(), *floor)
-
-    def wanted_precision(self) -> dict[str, Any]:
+    def precision_settings(self) -> dict[str, Any]:
         """8 bits, and those of the embedding tables where they are fewer."""
         asked: dict[str, Any] = {"precision": "int8"}
         if self.embedding_bits < 8:
@@ -104,17 +105,18 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
                 asked["embedding_block_size"] = self.embedding_block_size
         return asked
 
-    def promise(self) -> Promise:
+    def output_spec(self) -> OutputSpec:
         """At most half the size, since large tensors are stored in 8 bits or fewer; a floor may keep some in float.
 
         Of one of the parts that draw pictures no more than that nothing grows: it may be a small one.
         """
         whole = self.embedding_bits < 32 and not self.searches and self.part == "all" and not self.keep
         hint = None if self.method == "static" else "`quantize: {method: static}` stores convolutions in integers too"
-        return Promise(
-            max_size_ratio=1.0 if self.part in DRAWING else 0.5 if whole else 0.95,
+        return OutputSpec(
+            max_size_ratio=1.0 if self.part in DIFFUSION_PARTS else 0.5 if whole else 0.95,
             overhead_bytes=_OVERHEAD_BYTES,
             hint=hint,
+            integer_graph=True,
         )
 
     def predict(self, before: Shape | None, plan: PlanContext) -> Prediction:
@@ -130,7 +132,7 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
         after = before and (before.in_bits(8, self.embedding_bits) if self.part == "all" else before)
         return predicted(before, after, seconds)
 
-    def rehearse(self, model: OnnxModel, context: Context) -> OnnxModel | None:
+    def infer_shapes(self, model: OnnxModel, context: Context) -> OnnxModel | None:
         """The same with ranges from few examples; which layers a floor keeps in float only running tells."""
         if self.searches:
             return None
@@ -175,7 +177,7 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
 
     def _parts(self, model: OnnxModel, context: Context) -> OnnxModel:
         """Each graph that is meant, as if it were a model; a head tied to its embedding is stored once for both."""
-        from compress.formats.onnx.weight_only_quantization import FewBits, quantize_matrices
+        from compress.formats.onnx.weight_only_quantization import WeightOnlySettings, quantize_matrices
         from compress.stages.diffusion.calibration import PictureInputs
 
         meant = [name for name in model.graphs if model.is_part(name, self.part)]
@@ -190,10 +192,10 @@ class Quantize(Int8Options, Stage[OnnxModel, OnnxModel]):
             if name not in meant:
                 graphs[name] = graph
                 continue
-            inputs = PictureInputs(model, name, context) if model.draws else None
+            inputs = PictureInputs(model, name, context) if model.is_diffusion else None
             quantized = self._alone(OnnxModel(graph, name, model.companions), context, inputs).graph
             if self.embedding_bits < 32:
-                tied = FewBits(self.embedding_bits, self.embedding_block_size or _TIED_BLOCK)
+                tied = WeightOnlySettings(self.embedding_bits, self.embedding_block_size or _TIED_BLOCK)
                 quantized, _ = quantize_matrices(quantized, tied, only_tied=True)
             graphs[quantized_name(name)] = quantized
         return model.with_graphs(graphs)

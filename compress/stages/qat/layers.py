@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from compress.formats.onnx.int8.from_qat import Grid, IntegerLayer
+from compress.formats.onnx.int8.from_qat import ActivationGrid, IntegerLayer
 from compress.formats.onnx.int8.layer_matching import UNLIMITED, Grids
 from compress.numerics.activation_range import Histogram, find_range
 from compress.numerics.fake_quantization import (
@@ -82,9 +82,9 @@ class LearnedGrid(nn.Module):
         """Values that are counted in the grid's steps already, rounded."""
         return nearest_on_grid(steps, self.zero_point, 0, _LEVELS)
 
-    def shipped(self) -> Grid:
+    def shipped(self) -> ActivationGrid:
         """What it has learned."""
-        return Grid(np.float32(self.scale().item()), self.zero_point)
+        return ActivationGrid(np.float32(self.scale().item()), self.zero_point)
 
 
 class QuantizedLayer(nn.Module):
@@ -204,13 +204,13 @@ def put_in(
 
     With ``narrow`` no product of theirs saturates in 16 bits: 8-bit weights have 7, but for depthwise convolutions.
     """
-    names = {*grids.given.values(), *grids.made.values()}
+    names = {*grids.inputs.values(), *grids.outputs.values()}
     learned = {name: LearnedGrid(grids.limits.get(name, UNLIMITED)) for name in sorted(names)}
     found = {}
     for name, layer in layers.items():
-        made = learned[grids.made[name]] if name in grids.made else None
+        made = learned[grids.outputs[name]] if name in grids.outputs else None
         highest = _NARROW if narrow and bits == 8 and not _is_depthwise(layer) else 2 ** (bits - 1) - 1
-        found[name] = QuantizedLayer(layer, bits, highest, learned[grids.given[name]], made)
+        found[name] = QuantizedLayer(layer, bits, highest, learned[grids.inputs[name]], made)
         _replace(module, name, found[name])
     return found
 

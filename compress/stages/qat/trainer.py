@@ -18,22 +18,27 @@ from compress.formats.onnx.export import export_onnx
 from compress.formats.onnx.int8.from_qat import (
     FOUR_BITS_FROM,
     IntegerLayer,
+    insert_integers,
     refuse_four_bits,
     store_in_four_bits,
-    write_integers,
 )
-from compress.formats.onnx.int8.fuse_integer_ops import Parts, pack_attention, unpack_attention, write_products
+from compress.formats.onnx.int8.fuse_integer_ops import (
+    UnpackedAttention,
+    fuse_products,
+    pack_attention,
+    unpack_attention,
+)
 from compress.formats.onnx.int8.layer_matching import Grids, LayerMatch, grids, match_layers
 from compress.formats.onnx.int8.observers import open_session
 from compress.formats.onnx.int8.select_nodes import name_nodes, refuse_unfit
-from compress.models.hooks import given, hooked, made
+from compress.models.hooks import capture_inputs, capture_outputs, removed_on_exit
 from compress.models.torch_model import TorchModel
 from compress.numerics.calibration import softmax
 from compress.numerics.embeddings import normalized
 from compress.stages.qat.layers import Quantizable, put_in, quantizable, start, take_out
 from compress.stages.sparsify.magnitude import keep_zeros
 from compress.stages.training.loop import Trainee, train
-from compress.stages.training.settings import QuantizationAwareTraining
+from compress.stages.qat.settings import QuantizationAwareTraining
 from compress.tasks.capability import BY_PLACE, EMBEDS, NAMES_TOKENS
 from compress.tasks.inference import answers, forward, predict, with_targets
 from compress.tasks.task import Examples
@@ -129,15 +134,15 @@ class QatLesson:
         lost = layers.keys() - {name for place in places for name in place.layers}
         if lost:
             raise StageError(f"The weights of {sorted(lost)[0]} don't stand in the graph after training.")
-        write_integers(graph, places, layers)
+        insert_integers(graph, places, layers)
         if self.settings.format == "qoperator":
-            write_products(graph)
+            fuse_products(graph)
             pack_attention(graph, attentions)
         made: onnx.ModelProto = ir.to_proto(graph)
         # What was recorded of values in between is no longer so; the runtime infers it.
         del made.graph.value_info[:]
         store_in_four_bits(made)
-        kinds = Counter("convolutions" if layer.made else "linear layers" for layer in layers.values())
+        kinds = Counter("convolutions" if layer.output_grid else "linear layers" for layer in layers.values())
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
         self.context.note(f"qat: {counts} with {_bits(self.settings)}-bit weights")
         return made
@@ -180,7 +185,7 @@ def _bits(settings: QuantizationAwareTraining) -> str:
     return "7" if settings.bits == 8 and settings.narrow else str(settings.bits)
 
 
-def _unpacked(graph: ir.Model, weights: dict[str, np.ndarray]) -> tuple[list[LayerMatch], list[Parts]]:
+def _unpacked(graph: ir.Model, weights: dict[str, np.ndarray]) -> tuple[list[LayerMatch], list[UnpackedAttention]]:
     """Where layers stand in ``graph``, whose nodes are named and whose attention is taken apart; in place."""
     name_nodes(graph)
     attentions = unpack_attention(graph)
@@ -234,8 +239,8 @@ def _pairs(module: nn.Module, run: Run) -> dict[_Norm, _Layer]:
     norms: dict[_Norm, list[torch.Tensor]] = {part: [] for part in module.modules() if isinstance(part, _Norm)}
     layers: dict[_Layer, list[torch.Tensor]] = {part: [] for part in module.modules() if isinstance(part, _Layer)}
     with (
-        given({part: part for part in norms}, lambda norm, values: norms[norm].append(values)),
-        made({part: part for part in layers}, lambda layer, values: layers[layer].append(values)),
+        capture_inputs({part: part for part in norms}, lambda norm, values: norms[norm].append(values)),
+        capture_outputs({part: part for part in layers}, lambda layer, values: layers[layer].append(values)),
     ):
         run()
     makers = {id(values): layer for layer, outputs in layers.items() for values in outputs}
@@ -256,7 +261,7 @@ def _read_by_nothing_else(pairs: Mapping[_Norm, _Layer], run: Run) -> bool:
 
     handles = [layer.register_forward_hook(hide) for layer in pairs.values()]
     handles += [norm.register_forward_pre_hook(show) for norm in pairs]
-    with hooked(handles):
+    with removed_on_exit(handles):
         return bool(torch.isfinite(run()).all())
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from tiny_pipelines import pipeline_folder
 
-from compress.formats.onnx.diffusion_export import export_drawing, prove_drawing
-from compress.formats.onnx.export import Exported
+from compress.formats.onnx.diffusion_export import export_diffusion, verify_diffusion
+from compress.formats.onnx.export import ExportedGraph
 from compress.formats.onnx.runtimes.onnxruntime import session_of
 from compress.models.diffusion_pipeline import GeneratorModel, load_pipeline
 from compress.utils.errors import IntegrityError
@@ -25,15 +25,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> GeneratorModel:
 
 
 @pytest.fixture(scope="module")
-def exported(model: GeneratorModel) -> dict[str, Exported]:
-    return export_drawing(model, model.processor.ids(PROMPTS), None, True)
+def exported(model: GeneratorModel) -> dict[str, ExportedGraph]:
+    return export_diffusion(model, model.processor.ids(PROMPTS), None, True)
 
 
 def shapes(values: list[onnx.ValueInfoProto]) -> dict[str, list[int | str]]:
     return {one.name: [axis.dim_param or axis.dim_value for axis in one.type.tensor_type.shape.dim] for one in values}
 
 
-def test_inputs_and_outputs_are_those_that_optimum_feeds_and_reads(exported: dict[str, Exported]) -> None:
+def test_inputs_and_outputs_are_those_that_optimum_feeds_and_reads(exported: dict[str, ExportedGraph]) -> None:
     # optimum.onnxruntime.modeling_diffusion: ORTTextEncoder, ORTUnet (a scalar timestep), ORTVaeDecoder.
     assert list(exported) == ["text_encoder", "unet", "vae_decoder"]
     text, unet, decoder = (one.graph.graph for one in exported.values())
@@ -48,7 +48,7 @@ def test_inputs_and_outputs_are_those_that_optimum_feeds_and_reads(exported: dic
     assert shapes(decoder.output) == {"sample": ["batch_size", 1, "2*height", "2*width"]}
 
 
-def test_tensors_are_named_as_in_the_torch_model(model: GeneratorModel, exported: dict[str, Exported]) -> None:
+def test_tensors_are_named_as_in_the_torch_model(model: GeneratorModel, exported: dict[str, ExportedGraph]) -> None:
     own = set(model.tensors())
     stored = [tensor.name for one in exported.values() for tensor in one.graph.graph.initializer]
     assert len(stored) == len(set(stored))
@@ -57,7 +57,7 @@ def test_tensors_are_named_as_in_the_torch_model(model: GeneratorModel, exported
 
 @pytest.mark.parametrize(("batch", "height", "width", "tokens"), [(1, 8, 8, 12), (2, 6, 14, 12), (5, 2, 4, 3)])
 def test_the_denoiser_answers_as_torch_at_any_size(
-    model: GeneratorModel, exported: dict[str, Exported], batch: int, height: int, width: int, tokens: int
+    model: GeneratorModel, exported: dict[str, ExportedGraph], batch: int, height: int, width: int, tokens: int
 ) -> None:
     torch.manual_seed(1)
     sample, text = torch.randn(batch, 4, height, width), torch.randn(batch, tokens, 16)
@@ -69,22 +69,22 @@ def test_the_denoiser_answers_as_torch_at_any_size(
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-def test_a_graph_that_differs_is_named(model: GeneratorModel, exported: dict[str, Exported]) -> None:
+def test_a_graph_that_differs_is_named(model: GeneratorModel, exported: dict[str, ExportedGraph]) -> None:
     graphs = {name: one.graph for name, one in exported.items()}
     ids = model.processor.ids(PROMPTS)
-    assert max(one.worst for one in prove_drawing(model, graphs, ids, 1e-3).values()) < 1e-4
+    assert max(one.worst for one in verify_diffusion(model, graphs, ids, 1e-3).values()) < 1e-4
     changed = onnx.ModelProto()
     changed.CopyFrom(graphs["vae_decoder"])
     weight = next(one for one in changed.graph.initializer if one.name == "vae.decoder.conv_out.bias")
     weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) + 0.1, weight.name))
     with pytest.raises(IntegrityError, match="vae_decoder differs from torch by 1"):
-        prove_drawing(model, {**graphs, "vae_decoder": changed}, ids, 1e-3)
+        verify_diffusion(model, {**graphs, "vae_decoder": changed}, ids, 1e-3)
 
 
 @pytest.mark.slow
 def test_a_denoiser_that_is_told_of_the_guidance_becomes_a_graph(tmp_path: Path) -> None:
     model = load_pipeline(pipeline_folder(tmp_path, time_cond_proj_dim=8))
     ids = model.processor.ids(PROMPTS)
-    graphs = {name: one.graph for name, one in export_drawing(model, ids, None, True).items()}
+    graphs = {name: one.graph for name, one in export_diffusion(model, ids, None, True).items()}
     assert shapes(graphs["unet"].graph.input)["timestep_cond"] == ["batch_size", 8]
-    assert max(one.worst for one in prove_drawing(model, graphs, ids, 1e-3).values()) < 1e-4
+    assert max(one.worst for one in verify_diffusion(model, graphs, ids, 1e-3).values()) < 1e-4

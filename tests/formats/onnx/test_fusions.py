@@ -22,7 +22,7 @@ from compress.formats.onnx.fusions import (
     select_first_token_early,
     split_skip_normalization,
 )
-from compress.formats.onnx.matrix_products import write_einsum
+from compress.formats.onnx.matrix_products import expand_einsum
 
 ENCODER_REWRITES = [name for name in REWRITES if name != "average_pool"]
 ARCHITECTURES = ["bert", "distilbert", "roberta", pytest.param("electra", marks=pytest.mark.slow)]
@@ -289,7 +289,7 @@ def test_einsums_become_products_and_turns(
     arrays = {name: whole(*shape, seed=place) for place, (name, shape) in enumerate(zip("ab", shapes, strict=False))}
     node = helper.make_node("Einsum", list(arrays), ["y"], equation=equation)
     model = graph_of([node], {name: (TensorProto.FLOAT, array.shape) for name, array in arrays.items()}, CHOSEN, {})
-    assert write_einsum(model) == ("Einsum" not in operators_left)
+    assert expand_einsum(model) == ("Einsum" not in operators_left)
     assert operators(model) == operators_left
     assert (run(model, **arrays) == np.einsum(equation, *arrays.values())).all()
 
@@ -308,7 +308,7 @@ def test_einsums_with_stored_weights_become_products_of_matrices(
     x, weight = whole(*given), whole(*stored, seed=1)
     node = helper.make_node("Einsum", ["x", "w"], ["y"], equation=equation)
     model = graph_of([node], {"x": (TensorProto.FLOAT, given)}, CHOSEN, {"w": weight})
-    assert write_einsum(model) == 1 and operators(model)["MatMul"] == 1 and operators(model)["Einsum"] == 0
+    assert expand_einsum(model) == 1 and operators(model)["MatMul"] == 1 and operators(model)["Einsum"] == 0
     product = next(node for node in model.graph if node.op_type == "MatMul")
     # A quantizer finds a matrix.
     assert product.inputs[1].const_value.shape.rank() == 2

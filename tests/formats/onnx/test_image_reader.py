@@ -17,7 +17,7 @@ from transformers import LlavaNextProcessor
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from compress.data.media import decode
-from compress.formats.onnx.decoder import GraphSettings, export_image_reader, prove_image_reader
+from compress.formats.onnx.decoder import GraphSettings, export_image_reader, verify_image_reader
 from compress.formats.onnx.decoder.trace import check_writable
 from compress.formats.onnx.model import OnnxModel, find_graphs
 from compress.formats.runtimes import get_runtime
@@ -39,7 +39,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
     model = TASK.load(folder, None, trust_remote_code=False)
     examples = TASK.encode(table(3), model.processor, None, 64)
     found = export_image_reader(Checkpoint(folder), examples, GraphSettings(), 1e-4)
-    equality = prove_image_reader(found.model, Checkpoint(folder), examples, read_rules(folder).image, 1e-4, 0.2)
+    equality = verify_image_reader(found.model, Checkpoint(folder), examples, read_rules(folder).image, 1e-4, 0.2)
     assert found.difference < 1e-5 and equality.difference < 1e-4
     assert not found.unfused, found.unfused
     artifact = tmp_path_factory.mktemp("graphs")
@@ -120,7 +120,7 @@ def test_a_smolvlm_that_cuts_no_tiles_answers_as_generate_does(tmp_path: Path) -
     np.testing.assert_array_equal(examples.inputs[0]["input_ids"][: len(asked)], asked)
     np.testing.assert_array_equal(examples.inputs[0]["pixel_values"], own["pixel_values"][0])
     found = export_image_reader(Checkpoint(folder), examples, GraphSettings(), 1e-4)
-    prove_image_reader(found.model, Checkpoint(folder), examples, read_rules(folder).image, 1e-4, 0.2)
+    verify_image_reader(found.model, Checkpoint(folder), examples, read_rules(folder).image, 1e-4, 0.2)
     (tmp_path / "graphs").mkdir()
     found.model.save(tmp_path / "graphs")
     batch = TASK.held_out(rows, model.processor, None, 64, Evaluation()).batch([0])

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.formats.onnx.float16 import holds_float16, to_float32
-from compress.formats.onnx.import_onnx import for_clients, read_graph_file, read_start
+from compress.formats.onnx.import_onnx import import_graph, read_graph_file, rename_for_clients
 from compress.formats.onnx.int8.observers import open_session
 from compress.utils.errors import DataError, ModelError
 
@@ -23,7 +23,7 @@ def operators(graph: onnx.ModelProto) -> list[str]:
 @pytest.mark.parametrize("opset", foreign_graphs.OPSETS)
 def test_weights_come_to_lie_where_rewrites_look_and_answers_stay(opset: int, tmp_path: Path) -> None:
     theirs = foreign_graphs.classifier(opset)
-    start = read_start(foreign_graphs.write(theirs, tmp_path))
+    start = import_graph(foreign_graphs.write(theirs, tmp_path))
     assert sorted(operators(start.graph)) == ["Conv", "MatMul", "Relu", "Reshape"]
     stored = {tensor.name: tuple(tensor.dims) for tensor in start.graph.graph.initializer}
     weights = [stored[node.input[1]] for node in start.graph.graph.node if node.op_type in ("Conv", "MatMul")]
@@ -36,7 +36,7 @@ def test_weights_come_to_lie_where_rewrites_look_and_answers_stay(opset: int, tm
 
 
 def test_branches_and_operators_of_other_domains_stay(tmp_path: Path) -> None:
-    start = read_start(foreign_graphs.write(foreign_graphs.branching(), tmp_path))
+    start = import_graph(foreign_graphs.write(foreign_graphs.branching(), tmp_path))
     assert "If" in operators(start.graph)
     assert [(one.name, one.shape, one.value) for one in start.inputs.inputs] == [
         ("signal", (1, 64), None),
@@ -48,7 +48,7 @@ def test_branches_and_operators_of_other_domains_stay(tmp_path: Path) -> None:
     weight = numpy_helper.to_array(then.node[0].attribute[0].t)
     (found,) = open_session(start.graph).run(None, drawn)
     np.testing.assert_allclose(found, drawn["signal"] @ weight, rtol=1e-4, atol=1e-4)
-    other = read_start(foreign_graphs.write(foreign_graphs.embedding(), tmp_path, "other.onnx"))
+    other = import_graph(foreign_graphs.write(foreign_graphs.embedding(), tmp_path, "other.onnx"))
     assert ("com.microsoft", "Gelu") in [(node.domain, node.op_type) for node in other.graph.graph.node]
     assert [(one.name, one.shape, one.value, one.below) for one in other.inputs.inputs] == [
         ("ids", (1, 32), None, 40),
@@ -60,7 +60,7 @@ def test_what_lies_beside_a_file_is_read_and_missed(tmp_path: Path) -> None:
     whole = foreign_graphs.embedding()
     onnx.save_model(whole, tmp_path / "theirs.onnx", save_as_external_data=True, location="weights.bin",
                     size_threshold=0)  # fmt: skip
-    assert len(read_start(tmp_path / "theirs.onnx").graph.graph.initializer) >= 2
+    assert len(import_graph(tmp_path / "theirs.onnx").graph.graph.initializer) >= 2
     (tmp_path / "weights.bin").write_bytes((tmp_path / "weights.bin").read_bytes()[:100])
     with pytest.raises(ModelError, match="truncated"):
         read_graph_file(tmp_path / "theirs.onnx")
@@ -94,7 +94,7 @@ def test_a_file_that_nothing_can_be_done_with_is_refused_in_words(tmp_path: Path
         "diverged": "'table' holds values that are no numbers",
     }.items():
         with pytest.raises(ModelError, match=words):
-            read_start(tmp_path / f"{name}.onnx")
+            import_graph(tmp_path / f"{name}.onnx")
 
 
 def test_a_graph_that_answers_no_guess_says_so_once_inputs_are_drawn(tmp_path: Path) -> None:
@@ -103,14 +103,14 @@ def test_a_graph_that_answers_no_guess_says_so_once_inputs_are_drawn(tmp_path: P
         helper.make_node("Reshape", ["x", "shape"], ["y"]),
     ]
     fussy = foreign_graphs.model(nodes, [foreign_graphs.value("x", ["many"])], [foreign_graphs.value("y", [1, 7])])
-    start = read_start(foreign_graphs.write(fussy, tmp_path))
+    start = import_graph(foreign_graphs.write(fussy, tmp_path))
     with pytest.raises(DataError, match="No inputs can be drawn") as caught:
         start.inputs.draw(0)
     assert "x" in str(caught.value.hint)
 
 
 def test_a_float16_graph_computes_in_float32_between_edges_that_stay(tmp_path: Path) -> None:
-    half = read_start(foreign_graphs.write(foreign_graphs.classifier(half=True), tmp_path)).graph
+    half = import_graph(foreign_graphs.write(foreign_graphs.classifier(half=True), tmp_path)).graph
     assert holds_float16(half)
     wide = to_float32(half)
     assert not holds_float16(wide)
@@ -126,7 +126,7 @@ def test_a_classifier_of_one_image_gets_the_names_and_the_batches_that_clients_k
     fixed = foreign_graphs.classifier()
     for entry in (fixed.graph.input[0], fixed.graph.output[0]):
         entry.type.tensor_type.shape.dim[0].dim_value = 1
-    start = for_clients(read_start(foreign_graphs.write(fixed, tmp_path)))
+    start = rename_for_clients(import_graph(foreign_graphs.write(fixed, tmp_path)))
     assert [one.name for one in (*start.graph.graph.input, *start.graph.graph.output)] == ["pixel_values", "logits"]
     images = np.random.default_rng(7).normal(size=(3, 3, 8, 8)).astype(np.float32)
     (found,) = open_session(start.graph).run(None, {"pixel_values": images})
@@ -136,5 +136,5 @@ def test_a_classifier_of_one_image_gets_the_names_and_the_batches_that_clients_k
         [helper.make_node("ReduceMax", ["x"], ["y"], keepdims=1, axes=[0])],
         [foreign_graphs.value("x", [1, 4])], [foreign_graphs.value("y", [1, 4])],
     )  # fmt: skip
-    kept = for_clients(read_start(foreign_graphs.write(total, tmp_path)))
+    kept = rename_for_clients(import_graph(foreign_graphs.write(total, tmp_path)))
     assert kept.graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1

@@ -14,7 +14,7 @@ from graph_shapes import shapes_by_running
 from onnx import TensorProto, helper, numpy_helper
 from torch.utils.flop_counter import FlopCounterMode
 
-from compress.formats.onnx.costs import Cost, GraphCost, Operations, Tensor, count_graph
+from compress.formats.onnx.costs import GraphCost, NodeCost, Operations, Tensor, count_graph
 from compress.formats.onnx.int8.dynamic import quantize_products
 from compress.formats.onnx.runtimes.profile import write_optimized
 
@@ -33,7 +33,7 @@ def one_node(
     outputs: Sequence[tuple[ir.DataType, tuple[int, ...]]],
     domain: str = "",
     **attributes: Any,
-) -> Cost | None:
+) -> NodeCost | None:
     """The cost of a graph of one node: arrays are stored in it, (type, shape) comes from outside, None is left out."""
     names = [name if value is not None else "" for name, value in inputs.items()]
     node = helper.make_node(
@@ -54,7 +54,7 @@ def one_node(
     return count_graph(ir.from_proto(model).graph, shapes).nodes["node"]
 
 
-def counted(*arguments: Any, **keywords: Any) -> Cost:
+def counted(*arguments: Any, **keywords: Any) -> NodeCost:
     found = one_node(*arguments, **keywords)
     assert found is not None
     return found
@@ -63,7 +63,9 @@ def counted(*arguments: Any, **keywords: Any) -> Cost:
 def test_a_product_with_stored_weights() -> None:
     """[2, 5, 8] @ [8, 3]: 2·5·3 sums of 8 products."""
     cost = counted("MatMul", {"a": (FLOAT, (2, 5, 8)), "w": ones(8, 3)}, [(FLOAT, (2, 5, 3))])
-    assert cost == Cost(Operations(fp32=2 * 8 * 30), weight_bytes=8 * 3 * 4, read_bytes=80 * 4, written_bytes=30 * 4)
+    assert cost == NodeCost(
+        Operations(fp32=2 * 8 * 30), weight_bytes=8 * 3 * 4, read_bytes=80 * 4, written_bytes=30 * 4
+    )
 
 
 def test_a_product_of_two_activations_reads_no_weights() -> None:
@@ -86,7 +88,7 @@ def test_integer_products_are_told_from_float() -> None:
     """MatMulInteger counts products only; its int8 weights are a quarter of the float ones."""
     inputs = {"a": (UINT8, (5, 8)), "w": ones(8, 3, dtype=np.int8)}
     cost = counted("MatMulInteger", inputs, [(ir.DataType.INT32, (5, 3))])
-    assert cost == Cost(Operations(int8=2 * 8 * 15), weight_bytes=24, read_bytes=40, written_bytes=60)
+    assert cost == NodeCost(Operations(int8=2 * 8 * 15), weight_bytes=24, read_bytes=40, written_bytes=60)
 
 
 def test_a_dynamically_quantized_product() -> None:
@@ -193,7 +195,7 @@ def test_a_convolution_in_integers_whichever_axis_its_channels_are(
 def test_a_lookup_reads_the_rows_that_it_picks() -> None:
     table = ones(1000, 16)
     cost = counted("Gather", {"t": table, "i": (INT64, (2, 5))}, [(FLOAT, (2, 5, 16))])
-    assert cost == Cost(Operations(), weight_bytes=10 * 64, read_bytes=80, written_bytes=640)
+    assert cost == NodeCost(Operations(), weight_bytes=10 * 64, read_bytes=80, written_bytes=640)
     whole = counted("Gather", {"t": ones(4, 16), "i": (INT64, (2, 5))}, [(FLOAT, (2, 5, 16))])
     assert whole.weight_bytes == 4 * 64, "no more than there is"
 
@@ -206,7 +208,7 @@ def test_a_quantized_lookup_reads_half_bytes_with_scales() -> None:
     }  # fmt: skip
     keywords = {"gather_axis": 0, "quantize_axis": 1, "block_size": 32, "bits": 4}
     cost = counted("GatherBlockQuantized", inputs, [(FLOAT, (2, 5, 32))], MICROSOFT, **keywords)
-    assert cost == Cost(Operations(fp32=2 * 320), weight_bytes=10 * 21, read_bytes=80, written_bytes=320 * 4)
+    assert cost == NodeCost(Operations(fp32=2 * 320), weight_bytes=10 * 21, read_bytes=80, written_bytes=320 * 4)
 
 
 def test_packed_types_take_half_a_byte() -> None:
@@ -247,7 +249,7 @@ def test_gelu_by_its_approximation() -> None:
 
 
 def test_views_move_nothing_and_slices_what_they_keep() -> None:
-    assert counted("Reshape", {"x": (FLOAT, (4, 6)), "s": ones(2, dtype=np.int64)}, [(FLOAT, (6, 4))]).moved_bytes == 0
+    assert counted("Reshape", {"x": (FLOAT, (4, 6)), "s": ones(2, dtype=np.int64)}, [(FLOAT, (6, 4))]).total_bytes == 0
     ends = {name: ones(1, dtype=np.int64) for name in ("b", "e")}
     cost = counted("Slice", {"x": (FLOAT, (100, 6)), **ends}, [(FLOAT, (3, 6))])
     assert (cost.read_bytes, cost.weight_bytes, cost.written_bytes) == (72, 16, 72)
@@ -287,8 +289,8 @@ def optimized(proto: onnx.ModelProto, folder: Path, inputs: Mapping[str, np.ndar
     return graph, count_graph(graph, shapes_by_running(path, inputs))
 
 
-def by_type(graph: ir.Graph, found: GraphCost) -> dict[str, list[Cost]]:
-    grouped: dict[str, list[Cost]] = {}
+def by_type(graph: ir.Graph, found: GraphCost) -> dict[str, list[NodeCost]]:
+    grouped: dict[str, list[NodeCost]] = {}
     for node in graph:
         cost = found.nodes[str(node.name)]
         assert cost is not None, f"{node.domain} {node.op_type} is not counted"

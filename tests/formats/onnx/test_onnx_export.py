@@ -14,11 +14,11 @@ import onnx
 import pytest
 import tiny
 import torch
-from exports import Exported, batch, export, exported, run
+from exports import ExportedGraph, batch, export, exported, run
 from onnx import numpy_helper
 
 import compress
-from compress.formats.onnx.export import prove_equal
+from compress.formats.onnx.export import verify_parity
 from compress.models.torch_model import TorchModel
 from compress.tasks.task import Examples
 from compress.utils.errors import IntegrityError, ModelError
@@ -31,12 +31,12 @@ SLOW = [("electra", True), ("electra", False), ("distilbert", False), ("roberta"
     params=[*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)],
     ids=lambda case: f"{case[0]}-{'fused' if case[1] else 'plain'}",
 )
-def made(request: pytest.FixtureRequest) -> Exported:
+def made(request: pytest.FixtureRequest) -> ExportedGraph:
     architecture, fusions = request.param
     return exported(architecture, fusions)
 
 
-def test_the_graph_computes_what_torch_computes_at_every_shape(made: Exported):
+def test_the_graph_computes_what_torch_computes_at_every_shape(made: ExportedGraph):
     pad = made.model.processor.pad_token_id
     for size, length in [(1, 2), (1, 7), (2, 2), (2, 24), (3, 5), (4, 11), (5, 3), (5, 38)]:
         inputs = batch(size, length, made.model.module.config.vocab_size, pad)
@@ -46,7 +46,7 @@ def test_the_graph_computes_what_torch_computes_at_every_shape(made: Exported):
     assert expected.std(dim=0).min() > 0.01
 
 
-def test_padding_changes_nothing(made: Exported):
+def test_padding_changes_nothing(made: ExportedGraph):
     pad, size = made.model.processor.pad_token_id, made.model.module.config.vocab_size
     alone = batch(1, 6, size, pad)
     wide = {"input_ids": np.full((2, 20), pad), "attention_mask": np.zeros((2, 20), np.int64)}
@@ -56,7 +56,7 @@ def test_padding_changes_nothing(made: Exported):
     np.testing.assert_allclose(run(made.content, **wide)[0], run(made.content, **alone)[0], atol=2e-5)
 
 
-def test_inputs_and_outputs_have_the_names_that_clients_expect(made: Exported):
+def test_inputs_and_outputs_have_the_names_that_clients_expect(made: ExportedGraph):
     graph = made.graph().graph
     axes = {
         value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
@@ -67,14 +67,14 @@ def test_inputs_and_outputs_have_the_names_that_clients_expect(made: Exported):
     onnx.checker.check_model(made.graph())
 
 
-def test_no_recorded_shape_contradicts_another(made: Exported):
+def test_no_recorded_shape_contradicts_another(made: ExportedGraph):
     graph = made.graph()
     inferred = onnx.shape_inference.infer_shapes(graph)
     known, recorded = ({value.name for value in model.graph.value_info} for model in (inferred, graph))
     assert recorded and known >= recorded
 
 
-def test_the_graph_holds_no_path_or_stack_trace(made: Exported):
+def test_the_graph_holds_no_path_or_stack_trace(made: ExportedGraph):
     homes = [Path(compress.__file__).parents[1], Path(torch.__file__).parents[1], Path(tiny.__file__).parent]
     telling = [
         rb"site-packages",
@@ -115,11 +115,11 @@ def test_parity_says_how_far_apart_the_logits_are():
     graph = made.graph()
     bias = next(tensor for tensor in graph.graph.initializer if tensor.name.endswith("classifier.bias"))
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(0.25), bias.name))
-    assert prove_equal(graph, made.model, made.examples, 0.3) == pytest.approx(0.25, abs=1e-4)
-    assert prove_equal(made.graph(), made.model, made.examples, 1e-3) < 2e-5
+    assert verify_parity(graph, made.model, made.examples, 0.3) == pytest.approx(0.25, abs=1e-4)
+    assert verify_parity(made.graph(), made.model, made.examples, 1e-3) < 2e-5
 
 
-def tampered(made: Exported, name: str, change: float) -> onnx.ModelProto:
+def tampered(made: ExportedGraph, name: str, change: float) -> onnx.ModelProto:
     graph = made.graph()
     tensor = next(tensor for tensor in graph.graph.initializer if name in tensor.name and len(tensor.dims) == 2)
     array = numpy_helper.to_array(tensor).copy()
@@ -133,7 +133,7 @@ def tampered(made: Exported, name: str, change: float) -> onnx.ModelProto:
 def test_a_tampered_weight_breaks_parity(name: str, change: float):
     made = exported("bert")
     with pytest.raises(IntegrityError, match="logits differ from torch by") as caught:
-        prove_equal(tampered(made, name, change), made.model, made.examples, 1e-3)
+        verify_parity(tampered(made, name, change), made.model, made.examples, 1e-3)
     assert caught.value.exit_code == 3 and "0.001" in str(caught.value.expected) and "fusions" in str(caught.value.hint)
 
 
@@ -154,14 +154,16 @@ def test_parity_looks_at_padded_rows():
     lengths = made.examples.lengths()
     longest = [made.examples.inputs[i] for i in np.flatnonzero(lengths == lengths.max())]
     same_length = Examples(longest * 4, made.examples.padding)
-    assert prove_equal(graph, made.model, same_length, 1e-3) < 2e-5
+    assert verify_parity(graph, made.model, same_length, 1e-3) < 2e-5
     with pytest.raises(IntegrityError):
-        prove_equal(graph, made.model, made.examples, 1e-3)
+        verify_parity(graph, made.model, made.examples, 1e-3)
 
 
 def test_parity_of_a_single_example():
     made = exported("bert")
-    assert prove_equal(made.graph(), made.model, Examples(made.examples.inputs[:1], made.examples.padding), 1e-3) < 2e-5
+    assert (
+        verify_parity(made.graph(), made.model, Examples(made.examples.inputs[:1], made.examples.padding), 1e-3) < 2e-5
+    )
 
 
 @pytest.mark.slow
@@ -171,7 +173,7 @@ def test_another_operator_set_can_be_asked_for():
     made = exported("bert")
     graph = export_onnx(made.model, made.examples, 20, fusions=False).graph
     assert {entry.domain: entry.version for entry in graph.opset_import}[""] == 20
-    assert prove_equal(graph, made.model, made.examples, 1e-3) < 2e-5
+    assert verify_parity(graph, made.model, made.examples, 1e-3) < 2e-5
 
 
 @pytest.mark.slow
@@ -180,7 +182,7 @@ def test_a_single_row_can_be_traced():
     model = tiny.encoder("bert", num_hidden_layers=1)
     examples = tiny.context().encode("train", model)
     made = export(model, Examples(examples.inputs[:1], examples.padding), fusions=False)
-    assert prove_equal(made.graph(), model, examples, 1e-3) < 2e-5
+    assert verify_parity(made.graph(), model, examples, 1e-3) < 2e-5
     assert Counter(node.op_type for node in made.graph().graph.node)["Softmax"] == 1
 
 

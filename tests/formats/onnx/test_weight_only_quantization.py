@@ -12,9 +12,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tiny_whisper import FRAMES, write_tiny_whisper
 
-from compress.formats.onnx.decoder import export_encoder_decoder, teacher_forced
-from compress.formats.onnx.model import few_bits_name, quantized_name
-from compress.formats.onnx.weight_only_quantization import FewBits, quantize_matrices
+from compress.formats.onnx.decoder import export_encoder_decoder, teacher_forced_logits
+from compress.formats.onnx.model import quantized_name, weight_only_name
+from compress.formats.onnx.weight_only_quantization import WeightOnlySettings, quantize_matrices
 from compress.models.checkpoint import Checkpoint
 
 ROWS, WIDTH = 80, 64
@@ -54,7 +54,7 @@ def run(model: onnx.ModelProto, which: bool) -> np.ndarray:
     return found
 
 
-def restored(matrix: np.ndarray, how: FewBits) -> np.ndarray:
+def restored(matrix: np.ndarray, how: WeightOnlySettings) -> np.ndarray:
     """What the integers of ``matrix`` [rows, columns] stand for, worked out here."""
     stored = how.of(matrix, "matrix")
     zeros = stored.zero_points if stored.zero_points is not None else np.full(stored.scales.shape, 1 << (how.bits - 1))
@@ -70,7 +70,7 @@ def restored(matrix: np.ndarray, how: FewBits) -> np.ndarray:
 def test_a_graph_computes_with_what_its_integers_stand_for(
     bits: int, symmetric: bool, which: bool, expand_on_load: bool
 ):
-    how = FewBits(bits, 32, symmetric, accuracy_level=1, expand_on_load=expand_on_load)
+    how = WeightOnlySettings(bits, 32, symmetric, accuracy_level=1, expand_on_load=expand_on_load)
     model, names = quantize_matrices(tied_graph(), how)
     assert sorted(names) == ["else", "table", "then"]
     table = restored(weight(0, ROWS, WIDTH), how)
@@ -80,7 +80,7 @@ def test_a_graph_computes_with_what_its_integers_stand_for(
 
 
 def test_a_tied_table_is_stored_once_and_nothing_stays_in_float():
-    model, _ = quantize_matrices(tied_graph(), FewBits(4, 32))
+    model, _ = quantize_matrices(tied_graph(), WeightOnlySettings(4, 32))
     large = [tensor.name for tensor in model.graph.initializer if np.prod(tensor.dims) >= 1024]
     assert sorted(large) == ["else_Q4", "table_Q4", "then_Q4"]
     assert {node.op_type for node in model.graph.node} >= {"GatherBlockQuantized", "MatMulNBits"}
@@ -107,7 +107,7 @@ def attention_graph(packed: np.ndarray) -> onnx.ModelProto:
 
 @pytest.mark.parametrize(("expand_on_load", "kinds"), [(False, {"MatMulNBits"}), (True, {"Attention"})])
 def test_fused_attention_attends_with_what_its_integers_stand_for(expand_on_load: bool, kinds: set[str]):
-    how = FewBits(4, 32, accuracy_level=1, expand_on_load=expand_on_load)
+    how = WeightOnlySettings(4, 32, accuracy_level=1, expand_on_load=expand_on_load)
     packed = weight(5, WIDTH, 3 * WIDTH) / 8
     model, names = quantize_matrices(attention_graph(packed), how)
     assert len(names) == 1 and kinds == {node.op_type for node in model.graph.node} & {"Attention", "MatMulNBits"}
@@ -121,7 +121,7 @@ def test_fused_attention_attends_with_what_its_integers_stand_for(expand_on_load
 
 
 def test_weights_that_expand_are_few_bits_on_disk_and_floats_once_opened(tmp_path: Path):
-    model, _ = quantize_matrices(tied_graph(), FewBits(4, 32, expand_on_load=True))
+    model, _ = quantize_matrices(tied_graph(), WeightOnlySettings(4, 32, expand_on_load=True))
     large = {one.name: one for one in model.graph.initializer if np.prod(one.dims) >= 1024}
     assert sorted(large) == ["else_Q4", "table_Q4", "then_Q4"]
     assert {len(one.raw_data) for one in large.values()} == {WIDTH * WIDTH // 2, ROWS * WIDTH // 2}
@@ -136,7 +136,7 @@ def test_weights_that_expand_are_few_bits_on_disk_and_floats_once_opened(tmp_pat
 
 
 def test_only_tied_leaves_products_alone():
-    model, names = quantize_matrices(tied_graph(), FewBits(8, 32), only_tied=True)
+    model, names = quantize_matrices(tied_graph(), WeightOnlySettings(8, 32), only_tied=True)
     assert names == ["table"]
     assert {"then", "else"} <= {tensor.name for tensor in model.graph.initializer}
 
@@ -145,7 +145,8 @@ def test_eight_bits_are_nearer_than_four_and_four_near_enough():
     plain = run(tied_graph(), True)
     errors = {
         bits: float(
-            np.abs(run(quantize_matrices(tied_graph(), FewBits(bits, 32))[0], True) - plain).std() / plain.std()
+            np.abs(run(quantize_matrices(tied_graph(), WeightOnlySettings(bits, 32))[0], True) - plain).std()
+            / plain.std()
         )
         for bits in (4, 8)
     }
@@ -159,7 +160,7 @@ def test_floats_that_halves_hold_are_stored_in_half_the_bytes_and_others_are_not
         graph.graph.initializer.append(numpy_helper.from_array(array, name))
         graph.graph.node.append(helper.make_node("ReduceMean", [name], [f"{name}_mean"], keepdims=0))
         graph.graph.output.append(helper.make_tensor_value_info(f"{name}_mean", TensorProto.FLOAT, []))
-    model, _ = quantize_matrices(graph, FewBits(4, 32))
+    model, _ = quantize_matrices(graph, WeightOnlySettings(4, 32))
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     assert types["exact_float16"] == TensorProto.FLOAT16
     assert "exact" not in types
@@ -173,21 +174,23 @@ def test_a_whole_speech_model_stays_near_itself(tmp_path: Path):
     model = export_encoder_decoder(Checkpoint(write_tiny_whisper(tmp_path)))
     features = np.random.default_rng(0).normal(size=(8, FRAMES)).astype(np.float32)
     tokens = np.array([256, 5, 99, 17])
-    expected = teacher_forced(model, {"input_features": features}, tokens)
+    expected = teacher_forced_logits(model, {"input_features": features}, tokens)
     for bits, bound in ((8, 0.05), (4, 0.5)):
-        graphs = {name: quantize_matrices(graph, FewBits(bits, 32))[0] for name, graph in model.graphs.items()}
-        found = teacher_forced(model.with_graphs(graphs), {"input_features": features}, tokens)
+        graphs = {
+            name: quantize_matrices(graph, WeightOnlySettings(bits, 32))[0] for name, graph in model.graphs.items()
+        }
+        found = teacher_forced_logits(model.with_graphs(graphs), {"input_features": features}, tokens)
         error = np.abs(found - expected).std() / expected.std()
         assert error < bound, (bits, error)
-        same, how = [], FewBits(bits, 32, accuracy_level=1)
+        same, how = [], WeightOnlySettings(bits, 32, accuracy_level=1)
         for one in (how, replace(how, expand_on_load=True)):
             graphs = {name: quantize_matrices(graph, one)[0] for name, graph in model.graphs.items()}
-            same.append(teacher_forced(model.with_graphs(graphs), {"input_features": features}, tokens))
+            same.append(teacher_forced_logits(model.with_graphs(graphs), {"input_features": features}, tokens))
         np.testing.assert_allclose(same[1], same[0], atol=1e-4 * np.abs(same[0]).max())
 
 
 def test_files_are_called_as_transformers_js_looks_for_them():
     assert quantized_name("encoder_model.onnx") == "encoder_model_quantized.onnx"
     assert quantized_name("encoder_model_q4.onnx") == "encoder_model_quantized.onnx"
-    assert few_bits_name("decoder_model_merged.onnx", 4) == "decoder_model_merged_q4.onnx"
-    assert few_bits_name("decoder_model_merged_quantized.onnx", 8) == "decoder_model_merged_quantized.onnx"
+    assert weight_only_name("decoder_model_merged.onnx", 4) == "decoder_model_merged_q4.onnx"
+    assert weight_only_name("decoder_model_merged_quantized.onnx", 8) == "decoder_model_merged_quantized.onnx"

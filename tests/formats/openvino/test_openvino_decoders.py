@@ -19,7 +19,7 @@ from written_decoders import CONFIGS, by_transformers, logits_of, random_ids, sa
 
 from compress.benchmark.worker import generate
 from compress.formats.model_file import model_file
-from compress.formats.onnx.decoder.graph_builder import Nodes
+from compress.formats.onnx.decoder.graph_builder import GraphBuilder
 from compress.formats.onnx.decoder.stored_weight import StoredWeight
 from compress.formats.openvino import decoder as decoders
 from compress.formats.openvino.conversion import Precision
@@ -218,7 +218,7 @@ def test_every_width_and_zero_points_are_what_onnx_runtime_makes_of_them(
     bits: int, zeros: bool, tmp_path: Path
 ) -> None:
     """Three blocks, so that a byte of zero points isn't full, and a table of 4 bits before."""
-    chance, nodes = np.random.default_rng(bits), Nodes()
+    chance, nodes = np.random.default_rng(bits), GraphBuilder()
 
     def drawn(rows: int, width: int) -> StoredWeight:
         lows = chance.integers(0, 1 << width, (rows, 3), np.uint8) if zeros else None
@@ -263,8 +263,8 @@ def test_a_wrong_decoder_is_never_written(
             reader.replace_source_output(other.output(0))
         return model
 
-    placed = decoders._placed
-    monkeypatch.setattr(decoders, "_placed", lambda *given: (placed(*given)[0], "it is traced as it is"))
+    decoder_with_positions = decoders._placed
+    monkeypatch.setattr(decoders, "_placed", lambda *given: (decoder_with_positions(*given)[0], "it is traced as it is"))
     monkeypatch.setattr(decoders, "read_stateful", with_other_scales)
     with pytest.raises(IntegrityError, match="differ from torch"):
         write_decoder(quantized, "fp32", 8, random_ids(2, 16), TOLERANCE)
@@ -284,8 +284,8 @@ def test_the_stage_takes_folders_of_language_models_and_modules_of_others(writte
     stage = OpenVino()
     for name, wanted in (("text-generation", Checkpoint), ("text-classification", TorchModel)):
         capabilities = get_task(name).capabilities
-        assert stage.is_for(capabilities) and stage.wants(capabilities) is wanted
-    assert not stage.is_for(get_task("text2text-generation").capabilities)
+        assert stage.supports(capabilities) and stage.preferred_input(capabilities) is wanted
+    assert not stage.supports(get_task("text2text-generation").capabilities)
     again = OpenVinoModel.load(written, None)
     assert set(again.own) == {IR_FILE, "openvino_model.bin"} and "openvino_tokenizer.xml" in again.companions
 

@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from tiny_pipelines import WORDS, pipeline_folder
 
 from compress.data.dataset import Dataset
-from compress.formats.onnx.diffusion_export import drawing_folder, export_drawing, open_drawing
+from compress.formats.onnx.diffusion_export import diffusion_folder, export_diffusion, open_diffusion
 from compress.formats.onnx.model import OnnxModel
 from compress.formats.openvino.model import OpenVinoModel
 from compress.formats.openvino.stage import OpenVino
@@ -39,8 +39,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
     (folder / "sampling_config.json").write_text('{"num_inference_steps": 4, "guidance_scale": 2.0}')
     torch_model = load_pipeline(folder)
     ids = torch_model.processor.ids(["a bag", "the small dark boot of a photo"])
-    exported = export_drawing(torch_model, ids, None, fusions=False)
-    return drawing_folder(torch_model, {name: one.graph for name, one in exported.items()})
+    exported = export_diffusion(torch_model, ids, None, fusions=False)
+    return diffusion_folder(torch_model, {name: one.graph for name, one in exported.items()})
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def context(tmp_path: Path) -> Context:
 
 
 def drawn(model: OnnxModel, context: Context) -> np.ndarray:
-    session = open_drawing(model)
+    session = open_diffusion(model)
     examples = TASK.encode(context.data.split("validation"), load_processor(model), None, 24)
     return session.predict(examples.batch([0, 1]))[PICTURES]
 

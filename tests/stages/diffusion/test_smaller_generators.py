@@ -13,7 +13,7 @@ import tiny_pipelines
 from diffusers import AutoencoderTiny, DiffusionPipeline
 
 from compress.data.dataset import Dataset
-from compress.formats.onnx.diffusion_export import export_drawing, prove_drawing
+from compress.formats.onnx.diffusion_export import export_diffusion, verify_diffusion
 from compress.formats.safetensors.pictures import torch_sampler
 from compress.models.diffusion_pipeline import GeneratorModel, load_pipeline
 from compress.stages.base import Context
@@ -98,7 +98,7 @@ def test_pairs_are_chosen_by_the_loss(start: Path, context: Context) -> None:
 def test_a_small_decoder_takes_the_place_of_the_vae(start: Path, context: Context, tmp_path: Path) -> None:
     fields = {"small_decoder": {"width": 8, "layers": 1}, "epochs": 2, "batch_size": 4, "learning_rate": 1e-3}
     stage = Distill.model_validate(fields)
-    assert "diffusers" in stage.calls() and stage.idle_fields(TASK.capabilities) == ()
+    assert "diffusers" in stage.called_packages() and stage.idle_fields(TASK.capabilities) == ()
     made = stage.run(load_pipeline(start), context)
     assert isinstance(made, GeneratorModel)
     opened = reopened(made, tmp_path / "made")
@@ -112,8 +112,8 @@ def test_cut_parts_are_exported_as_whole_ones_are(start: Path, context: Context)
     small = make_small_autoencoder(made.parts["vae"], SmallDecoder(width=8, layers=1), seed=0)
     made.replace_part("vae", small.eval())
     ids = made.processor.ids(["a bag", "the small dark boot of a photo"])
-    graphs = {name: one.graph for name, one in export_drawing(made, ids, None, True).items()}
-    apart = prove_drawing(made, graphs, ids, 1e-3)
+    graphs = {name: one.graph for name, one in export_diffusion(made, ids, None, True).items()}
+    apart = verify_diffusion(made, graphs, ids, 1e-3)
     assert list(apart) == ["text_encoder", "unet", "vae_decoder"]
     assert max(one.worst for one in apart.values()) < 1e-4
 
@@ -138,7 +138,7 @@ def test_a_recipe_must_say_what_goes(start: Path, context: Context) -> None:
 
 def test_fields_of_others_are_idle() -> None:
     stage = Prune.model_validate({"denoiser": {"pairs": 1}, "importance": "magnitude"})
-    assert Prune.is_for(TASK.capabilities)
+    assert Prune.supports(TASK.capabilities)
     assert stage.idle_fields(TASK.capabilities) == ("importance",)
     assert "denoiser" in stage.idle_fields(frozenset({GENERATES}))
     assert "features" in Distill.model_validate({"teacher": "start", "features": {}}).idle_fields(frozenset({EMBEDS}))

@@ -11,8 +11,8 @@ from decoders import context, layers_of, module_of, save_decoder
 from onnx.numpy_helper import to_array
 from written_decoders import Graph, random_ids
 
-from compress.formats.onnx.decoder import GraphSettings, export_decoder, prove_decoder
-from compress.models.quantized_module import load_module
+from compress.formats.onnx.decoder import GraphSettings, export_decoder, verify_decoder
+from compress.models.quantized_module import load_quantized_module
 from compress.stages.gptq.stage import Gptq
 
 FP32 = GraphSettings(accuracy_level=1)
@@ -51,9 +51,9 @@ def test_every_expert_has_its_own_bits(choices: tuple[int, ...], tmp_path: Path)
     products = [node for node in model.graph.graph.node if node.op_type == "MatMulNBits"]
     assert len([node for node in products if "/experts/" in node.name]) >= 2 * 4 * 2
     with torch.no_grad():
-        expected = load_module(checkpoint)(input_ids=torch.from_numpy(ids)).logits.numpy()
+        expected = load_quantized_module(checkpoint)(input_ids=torch.from_numpy(ids)).logits.numpy()
     np.testing.assert_allclose(Graph(model.graph).run(ids)[0], expected, **EXACT)
-    found = prove_decoder(export_decoder(checkpoint), checkpoint, ids, 1e-3, 0.5)
+    found = verify_decoder(export_decoder(checkpoint), checkpoint, ids, 1e-3, 0.5)
     assert found.difference < 1e-3 < found.rounding
 
 
@@ -72,5 +72,5 @@ def test_the_router_is_multiplied_in_fp32(tmp_path: Path) -> None:
 def test_experts_of_other_mixtures_equal_torch(tmp_path: Path) -> None:
     checkpoint = save_decoder(tmp_path, "Qwen3MoeConfig")
     ids = np.random.default_rng(0).integers(3, 90, (2, 9))
-    equality = prove_decoder(export_decoder(checkpoint), checkpoint, ids, 1e-4, 0.2)
+    equality = verify_decoder(export_decoder(checkpoint), checkpoint, ids, 1e-4, 0.2)
     assert equality.rounding == 0

@@ -21,9 +21,9 @@ from pydantic import ValidationError
 
 from compress.formats.gguf.export import write_gguf
 from compress.formats.gguf.proof import compare_gguf
-from compress.formats.onnx.decoder import GraphSettings, export_decoder, prove_decoder
+from compress.formats.onnx.decoder import GraphSettings, export_decoder, verify_decoder
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.models.quantized_module import load_module
+from compress.models.quantized_module import load_quantized_module
 from compress.stages.blockwise.calibration import calibration_windows
 from compress.stages.nncf_weights.stage import NncfWeights
 from compress.utils.errors import CompressError, ModelError, StageError
@@ -104,7 +104,7 @@ def test_weights_and_logits_are_those_of_nncfs_own_model(
         found = result.weight(module) if leaf == "weight" else result.stored(name).float()
         # NNCF multiplies in float16, so that its products are rounded once more than the integers and scales are.
         assert torch.equal(found.half(), expected.half()), name
-    found, expected = load_module(result)(input_ids=IDS).logits, oracle(input_ids=IDS).logits
+    found, expected = load_quantized_module(result)(input_ids=IDS).logits, oracle(input_ids=IDS).logits
     assert float((found - expected).abs().max()) < 5e-3 * float(expected.std())
     assert float((expected - module_of(source)(input_ids=IDS).logits).abs().max()) > 0.1 * float(expected.std())
 
@@ -147,7 +147,7 @@ def test_the_same_road_leads_to_onnx_and_gguf(case: str, tmp_path: Path) -> None
     result = compressed(save_mergeable_llama(tmp_path / "source"), tmp_path / "scratch", **fields)
     model = export_decoder(result, GraphSettings(accuracy_level=1))
     ids = np.asarray(IDS[:2])
-    assert "from torch" in str(prove_decoder(model, result, ids, 1e-3, 0.2))
+    assert "from torch" in str(verify_decoder(model, result, ids, 1e-3, 0.2))
     write_gguf(result, tmp_path / "model.gguf")
     for one in compare_gguf(tmp_path / "model.gguf", result):
         assert one.largest <= one.allowed
@@ -236,8 +236,8 @@ def test_a_factor_at_run_time_has_no_place_in_a_checkpoint(tmp_path: Path) -> No
 def test_routers_stay_float(tmp_path: Path) -> None:
     mixture = save_decoder(tmp_path / "mixture", "MixtralConfig", num_local_experts=4, num_experts_per_tok=2)
     layers = layers_of(compressed(mixture, tmp_path / "scratch", awq=False).folder)
-    routers = {name: layer for name, layer in layers.items() if name.endswith(("gate", "gate.weight"))}
-    assert len(routers) == 2 and not any(layer.get("bits") for layer in routers.values())
+    router_layers = {name: layer for name, layer in layers.items() if name.endswith(("gate", "gate.weight"))}
+    assert len(router_layers) == 2 and not any(layer.get("bits") for layer in router_layers.values())
     assert [layer["bits"] for name, layer in layers.items() if name.endswith("o_proj")] == [4, 4]
 
 

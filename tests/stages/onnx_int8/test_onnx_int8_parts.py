@@ -16,7 +16,7 @@ from tiny_whisper import FRAMES, write_tiny_whisper
 
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
-from compress.formats.onnx.decoder import export_encoder_decoder, teacher_forced
+from compress.formats.onnx.decoder import export_encoder_decoder, teacher_forced_logits
 from compress.formats.onnx.model import OnnxModel
 from compress.models.checkpoint import Checkpoint
 from compress.models.processor import processor_of
@@ -37,7 +37,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
 def answers(model: OnnxModel, features: np.ndarray | None = None) -> np.ndarray:
     if features is None:
         features = np.random.default_rng(0).normal(size=(8, FRAMES)).astype(np.float32)
-    return teacher_forced(model, {"input_features": features}, np.array([256, 5, 99, 17]))
+    return teacher_forced_logits(model, {"input_features": features}, np.array([256, 5, 99, 17]))
 
 
 def operators(graph: onnx.ModelProto) -> Counter[str]:

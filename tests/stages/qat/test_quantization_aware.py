@@ -14,10 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from compress.formats.onnx.graph_reader import read_graph
-from compress.formats.onnx.int8.from_qat import IntegerLayer, store_in_four_bits, write_integers
-from compress.formats.onnx.int8.fuse_integer_ops import write_products
+from compress.formats.onnx.int8.from_qat import IntegerLayer, insert_integers, store_in_four_bits
+from compress.formats.onnx.int8.fuse_integer_ops import fuse_products
 from compress.formats.onnx.int8.layer_matching import grids, match_layers
-from compress.formats.onnx.stored_tensors import explain
+from compress.formats.onnx.stored_tensors import describe_initializers
 from compress.stages.qat.layers import QuantizedLayer, put_in, quantizable, start, take_out
 from compress.utils.errors import StageError
 
@@ -84,7 +84,7 @@ def learned(
 def written(holder: nn.Module, only: QuantizedLayer, relu: bool) -> tuple[onnx.ModelProto, IntegerLayer]:
     shipped = take_out(holder, {"only": only})
     model = ir.from_proto(graph_of(holder.get_submodule("only"), relu))
-    write_integers(model, match_layers(model, {"only": shipped["only"].weight}), shipped)
+    insert_integers(model, match_layers(model, {"only": shipped["only"].weight}), shipped)
     return ir.to_proto(model), shipped["only"]
 
 
@@ -101,7 +101,7 @@ def test_a_product_has_the_bits_of_the_integer_kernel(bits: int, shape: tuple[in
     onnx.checker.check_model(qdq)
     np.testing.assert_allclose(run(qdq, values, tmp_path, optimized=False), expected, atol=2e-5)
     products = ir.from_proto(qdq)
-    write_products(products)
+    fuse_products(products)
     model = ir.to_proto(products)
     store_in_four_bits(model)
     np.testing.assert_array_equal(run(model, values, tmp_path), expected)
@@ -138,7 +138,7 @@ def test_a_convolution_has_the_bits_of_the_integer_kernel(
     kernels = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
     assert "QLinearConv" in kernels and "Conv" not in kernels and "Relu" not in kernels
     # Operator by operator, in float: a value that lies between two steps may fall to either.
-    steps = np.abs(run(model, values, tmp_path, optimized=False) - expected) / shipped.made.scale  # type: ignore[union-attr]
+    steps = np.abs(run(model, values, tmp_path, optimized=False) - expected) / shipped.output_grid.scale  # type: ignore[union-attr]
     assert steps.max() < 1.01 and (steps > 0.5).mean() < 0.005
 
 
@@ -185,8 +185,8 @@ def test_a_chain_of_convolutions_shares_its_grids(tmp_path: Path) -> None:
         expected = net(values).numpy()
         shipped = take_out(net, layers)
     model = graph()
-    write_integers(model, match_layers(model, {name: layer.weight for name, layer in shipped.items()}), shipped)
-    write_products(model)
+    insert_integers(model, match_layers(model, {name: layer.weight for name, layer in shipped.items()}), shipped)
+    fuse_products(model)
     np.testing.assert_array_equal(run(ir.to_proto(model), values, tmp_path), expected)
     kernels = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
     assert kernels.count("QLinearConv") == 2 and kernels.count("QuantizeLinear") == 1
@@ -203,7 +203,7 @@ def test_four_bit_weights_take_half_a_byte(tmp_path: Path) -> None:
         store_in_four_bits(model)
         sizes[bits] = model.ByteSize()
         onnx.save(model, tmp_path / "model.onnx")
-        counted = explain(read_graph(tmp_path / "model.onnx"))
+        counted = describe_initializers(read_graph(tmp_path / "model.onnx"))
         assert [(each.name, each.parameters) for each in counted if each.role == "weight"] == [("only.weight", 65536)]
     assert sizes[8] - sizes[4] == pytest.approx(256 * 256 / 2, abs=200)
 

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.formats.onnx.attention.tracing import DOMAIN, OPERATOR
-from compress.formats.onnx.graph_edits import Writer, clean, constant, only_consumer
+from compress.formats.onnx.graph_edits import NodeWriter, clean, constant, only_consumer
 
 MASK_INPUT = "attention_mask"
 _TURN = (0, 2, 1, 3)
@@ -81,7 +81,7 @@ def _replace(graph: ir.Graph, softmax: ir.Node, index: int) -> bool:
     shape = [query.axes[0], heads, query.axes[2], size]
     if _rank(end.outputs[0]) != 4 or list(end.outputs[0].shape or ())[1::2] != [heads, size]:
         return False
-    writer = Writer(graph, end, f"attention_{index}")
+    writer = NodeWriter(graph, end, f"attention_{index}")
     terms = _sorted(graph, scores, writer)
     if terms is None:
         return False
@@ -192,7 +192,7 @@ def _walk(value: ir.Value | None, share: float = 1.0) -> _Scores | None:
     found = _walk(first, share)
     if found is not None and ranks == (3, 4):
         # Scores [batch * heads, ...] as [batch, heads, ...], and all that was added to them.
-        writer = Writer(node.graph, node, f"{value.name}_split")
+        writer = NodeWriter(node.graph, node, f"{value.name}_split")
         found.terms = [(writer.node("Reshape", [one, node.inputs[1]], value.shape), by) for one, by in found.terms]
     return found
 
@@ -211,7 +211,7 @@ def _of_windows(node: ir.Node, apart: ir.Value | None, share: float) -> _Scores 
         return None
     if any(_rank(term) == 5 and not _for_each_window(term) for term, _ in found.terms):
         return None
-    writer = Writer(node.graph, node, f"{node.outputs[0].name}_windows")
+    writer = NodeWriter(node.graph, node, f"{node.outputs[0].name}_windows")
     terms = []
     for term, factor in found.terms:
         if _rank(term) == 5 and term.shape is not None:
@@ -243,7 +243,7 @@ def _filled(node: ir.Node, share: float) -> _Scores | None:
         if fill is None or fill.size != 1 or fill.reshape(()) > -1e4:
             continue
         if (found := _walk(node.inputs[place], share)) is not None:
-            writer = Writer(node.graph, node, f"{node.outputs[0].name}_mask")
+            writer = NodeWriter(node.graph, node, f"{node.outputs[0].name}_mask")
             zero = writer.constant(np.array(0, np.float32))
             lowest = writer.constant(np.array(np.finfo(np.float32).min))
             parts = [zero, lowest] if place == 1 else [lowest, zero]
@@ -253,21 +253,21 @@ def _filled(node: ir.Node, share: float) -> _Scores | None:
     return None
 
 
-def _flat(writer: Writer, heads: _Heads) -> ir.Value:
+def _flat(writer: NodeWriter, heads: _Heads) -> ir.Value:
     """[batch, length, heads * size] of a tensor read as [batch, length, heads, size]."""
     source, axes = _read(writer, heads), heads.axes
     whole = axes[2] * axes[3] if isinstance(axes[2], int) and isinstance(axes[3], int) else None
     return writer.node("Reshape", [source, writer.constant(np.array([0, 0, -1]))], [axes[0], axes[1], whole])
 
 
-def _read(writer: Writer, heads: _Heads) -> ir.Value:
+def _read(writer: NodeWriter, heads: _Heads) -> ir.Value:
     """The tensor with its axes in the order in which it is read."""
     if heads.perm == (0, 1, 2, 3):
         return heads.source
     return writer.node("Transpose", [heads.source], heads.axes, perm=heads.perm)
 
 
-def _sorted(graph: ir.Graph, scores: _Scores, writer: Writer) -> tuple[ir.Value | None, ir.Value | None] | None:
+def _sorted(graph: ir.Graph, scores: _Scores, writer: NodeWriter) -> tuple[ir.Value | None, ir.Value | None] | None:
     """Padding [batch, keys] and the sum of all other terms; ``None`` where that hasn't every key of every query."""
     mask = next((value for value in graph.inputs if value.name == MASK_INPUT), None)
     padding, bias, whole = None, None, False

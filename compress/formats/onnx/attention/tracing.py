@@ -33,7 +33,7 @@ _NAME = "compress"
 
 
 @dataclass(frozen=True)
-class Inputs:
+class AttentionInputs:
     """What the operator takes: query, key and value [batch, heads, length, size], all with as many heads."""
 
     query: torch.Tensor
@@ -45,12 +45,12 @@ class Inputs:
     scale: float
 
 
-Compute = Callable[[Inputs], torch.Tensor]
+Compute = Callable[[AttentionInputs], torch.Tensor]
 """From inputs to what is attended to, [batch, length, heads, size]."""
 
 
 @dataclass
-class Plug:
+class AttentionHooks:
     """The two functions, and of each call why it isn't one operator, or nothing.
 
     A mask that a model passes on is known by what was kept on it.
@@ -101,9 +101,9 @@ class Plug:
         known = getattr(attention_mask, "compress_known", None)
         bias = _added(position_bias, None if known else attention_mask, query.shape[2], key.shape[2])
         padding, causal = known or (None, False)
-        inputs = Inputs(query, key, value, padding, bias, causal, scale)
+        inputs = AttentionInputs(query, key, value, padding, bias, causal, scale)
         self.calls.append("soft cap of scores" if softcap else "" if s_aux is None else "sinks")
-        return by_definition(inputs, softcap, s_aux) if self.calls[-1] else self.compute(inputs), None
+        return reference_attention(inputs, softcap, s_aux) if self.calls[-1] else self.compute(inputs), None
 
     def dot_product(self, own: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         """torch's function of that name, for models that call it by themselves: with a bias it is a call like others.
@@ -141,7 +141,9 @@ def _added(
     return None if bias is None else (bias if bias.ndim == 4 else bias.unsqueeze(1)).expand(-1, -1, length, keys)
 
 
-def by_definition(inputs: Inputs, softcap: float | None = None, sinks: torch.Tensor | None = None) -> torch.Tensor:
+def reference_attention(
+    inputs: AttentionInputs, softcap: float | None = None, sinks: torch.Tensor | None = None
+) -> torch.Tensor:
     """softmax(Q Kᵀ · scale + bias) V with torch's own operators."""
     scores = inputs.query @ inputs.key.transpose(-1, -2) * inputs.scale
     if softcap:
@@ -162,7 +164,7 @@ def by_definition(inputs: Inputs, softcap: float | None = None, sinks: torch.Ten
     return (weights @ inputs.value).transpose(1, 2)
 
 
-def traced(inputs: Inputs) -> torch.Tensor:
+def trace_attention(inputs: AttentionInputs) -> torch.Tensor:
     """The call as one node of the graph that is being traced."""
     batch, heads, length, _ = inputs.query.shape
     size = inputs.value.shape[-1]
@@ -179,7 +181,7 @@ def traced(inputs: Inputs) -> torch.Tensor:
 
 
 @contextmanager
-def attending(module: nn.Module, attend: Any = None, mask: Any = None) -> Iterator[None]:
+def use_attention_functions(module: nn.Module, attend: Any = None, mask: Any = None) -> Iterator[None]:
     """Have ``module``, its parts and their configs call ``attend`` and ``mask``; all is as it was behind it.
 
     Without ``attend`` they compute attention themselves; without ``mask`` they make no masks.
@@ -204,10 +206,13 @@ def attending(module: nn.Module, attend: Any = None, mask: Any = None) -> Iterat
 
 
 @contextmanager
-def plugged(module: nn.Module, plug: Plug) -> Iterator[None]:
-    """`attending` with both functions of ``plug``, and with its own in the place of torch's."""
+def install_hooks(module: nn.Module, hooks: AttentionHooks) -> Iterator[None]:
+    """`use_attention_functions` with both functions of ``hooks``, and with its own in the place of torch's."""
     own = nn.functional.scaled_dot_product_attention
-    with attending(module, plug.attend, plug.mask), patch.object(nn.functional, own.__name__, plug.dot_product(own)):
+    with (
+        use_attention_functions(module, hooks.attend, hooks.mask),
+        patch.object(nn.functional, own.__name__, hooks.dot_product(own)),
+    ):
         yield
 
 
@@ -216,7 +221,7 @@ _SAME = 1e-4
 
 
 @dataclass(frozen=True)
-class Probed:
+class AttentionCheck:
     """Of each call in one forward why it stays as the model computes it, or nothing; masks are always plugged.
 
     ``refused`` says why nothing is plugged.
@@ -234,19 +239,21 @@ class Probed:
         return tuple(dict.fromkeys(reason for reason in found if reason))
 
 
-def probe(module: PreTrainedModel, examples: Examples) -> Probed:
+def check_attention(module: PreTrainedModel, examples: Examples) -> AttentionCheck:
     """Run a padded batch of ``examples`` with attention as it is, and by the operator's definition, and compare."""
     batch = tensors(examples, mixed_batches(examples)[0])
     inputs = {name: value for name, value in batch.items() if name in examples.padding}
-    plug = Plug(by_definition)
+    hooks = AttentionHooks(reference_attention)
     with torch.no_grad():
         expected = answers(examples, module(**inputs), batch)
         try:
-            with plugged(module, plug):
+            with install_hooks(module, hooks):
                 found = answers(examples, module(**inputs), batch)
         except (KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-            return Probed(refused=f"it fails with an attention of ours: {' '.join(str(error).split())[:120]}")
+            return AttentionCheck(refused=f"it fails with an attention of ours: {' '.join(str(error).split())[:120]}")
     difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
     if not difference <= _SAME:
-        return Probed(refused=f"it answers otherwise with an attention of ours, by {difference:.1e} of the largest")
-    return Probed(tuple(plug.calls))
+        return AttentionCheck(
+            refused=f"it answers otherwise with an attention of ours, by {difference:.1e} of the largest"
+        )
+    return AttentionCheck(tuple(hooks.calls))

@@ -6,28 +6,28 @@ from compress.formats.onnx.decoder.export import (
     export_decoder,
     export_encoder_decoder,
     export_image_reader,
-    export_proven,
+    export_verified_decoder,
 )
 from compress.formats.onnx.decoder.parity import (
-    Equality,
-    opened_reader,
-    prove_decoder,
-    prove_encoder_decoder,
-    prove_image_reader,
-    teacher_forced,
+    DecoderParity,
+    open_image_reader,
+    teacher_forced_logits,
+    verify_decoder,
+    verify_encoder_decoder,
+    verify_image_reader,
 )
 from compress.formats.onnx.decoder.weights import GraphSettings
 
 __all__ = [
-    "Equality",
+    "DecoderParity",
     "GraphSettings",
     "export_decoder",
     "export_encoder_decoder",
     "export_image_reader",
-    "export_proven",
-    "opened_reader",
-    "prove_decoder",
-    "prove_encoder_decoder",
-    "prove_image_reader",
-    "teacher_forced",
+    "export_verified_decoder",
+    "open_image_reader",
+    "teacher_forced_logits",
+    "verify_decoder",
+    "verify_encoder_decoder",
+    "verify_image_reader",
 ]

@@ -1,4 +1,4 @@
-"""Where a `Plug` gets in: transformers' registries of attention and masks, and the classes that hold weights."""
+"""Where a `TracingPatches` gets in: transformers' registries of attention and masks, and the classes that hold weights."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from compress.formats.onnx.attention.tracing import attending
-from compress.formats.onnx.decoder.attention_calls import rotation_of
-from compress.formats.onnx.decoder.tracing_patches import DELTA_RULE, SELECTIVE_SCAN, Plug, nodes_of
+from compress.formats.onnx.attention.tracing import use_attention_functions
+from compress.formats.onnx.decoder.attention_calls import read_rotation
+from compress.formats.onnx.decoder.tracing_patches import Placeholder, TracingPatches, nodes_of
 from compress.models.experts import SeparateExperts
 
 _DELTA_RULES, _SELECTIVE_SCANS = "torch_chunk_gated_delta_rule", "mamba_selective_scan"
@@ -23,8 +23,8 @@ _DELTA_RULES, _SELECTIVE_SCANS = "torch_chunk_gated_delta_rule", "mamba_selectiv
 _EPSILON = 1e-6
 
 
-def prepare(model: nn.Module, plug: Plug) -> None:
-    """Name every module, and let each parameter be asked of ``plug`` in place of being kept, in place."""
+def replace_parameters(model: nn.Module, patches: TracingPatches) -> None:
+    """Name every module, and let each parameter be asked of ``patches`` in place of being kept, in place."""
     for name, module in model.named_modules():
         module.compress_name = name
         shapes = {leaf: value.shape for leaf, value in module.named_parameters(recurse=False, remove_duplicate=False)}
@@ -32,38 +32,47 @@ def prepare(model: nn.Module, plug: Plug) -> None:
         asked: dict[str, Any] = {}
         for leaf, shape in shapes.items():
             del module._parameters[leaf]
-            asked[leaf] = _property(plug, f"{name}.{leaf}" if name else leaf, shape)
+            asked[leaf] = _property(patches, f"{name}.{leaf}" if name else leaf, shape)
         kind = type(module)
         if asked:
             module.__class__ = type(kind.__name__, (kind,), asked | {"__module__": kind.__module__})
 
 
-def _property(plug: Plug, name: str, shape: torch.Size) -> property:
-    return property(lambda self: plug.parameter(name, shape))
+def _property(patches: TracingPatches, name: str, shape: torch.Size) -> property:
+    return property(lambda self: patches.parameter(name, shape))
 
 
 @contextmanager
-def plugged(model: nn.Module, plug: Plug) -> Iterator[None]:
-    """Run ``model``, prepared by `prepare`, with ``plug`` behind its attention, layers, tables, norms and experts."""
+def patched(model: nn.Module, patches: TracingPatches) -> Iterator[None]:
+    """Run ``model``, prepared by `replace_parameters`, with ``patches`` behind its attention, layers, tables, norms and experts."""
     with ExitStack() as stack:
-        attend, mask = plug.attend if plug.fused or not plug.tracing else None, None if plug.tracing else plug.mask
-        stack.enter_context(attending(model, attend, mask))
-        for kind, forward in ((nn.Linear, plug.product), (nn.Embedding, plug.rows), (SeparateExperts, plug.mix)):
+        attend, mask = (
+            patches.attend if patches.fused or not patches.tracing else None,
+            None if patches.tracing else patches.mask,
+        )
+        stack.enter_context(use_attention_functions(model, attend, mask))
+        for kind, forward in (
+            (nn.Linear, patches.product),
+            (nn.Embedding, patches.rows),
+            (SeparateExperts, patches.mix),
+        ):
             stack.enter_context(patch.object(kind, "forward", _method(forward)))
-        if plug.tracing:
+        if patches.tracing:
             stack.enter_context(patch.object(torch, "erfinv", inverse_error_function))
         for module in {sys.modules[type(part).__module__] for part in model.modules()}:
             for name, function in list(vars(module).items()):
                 if name.startswith("apply_rotary") and callable(function):
-                    stack.enter_context(patch.object(module, name, partial(plug.rotate, function)))
-                elif name == _DELTA_RULES and plug.tracing:
+                    stack.enter_context(patch.object(module, name, partial(patches.rotate, function)))
+                elif name == _DELTA_RULES and patches.tracing:
                     stack.enter_context(patch.object(module, name, delta_rule))
-                elif name == _SELECTIVE_SCANS and plug.tracing:
-                    stack.enter_context(patch.object(module, name, partial(selective_scan, plug)))
+                elif name == _SELECTIVE_SCANS and patches.tracing:
+                    stack.enter_context(patch.object(module, name, partial(selective_scan, patches)))
         for part in model.modules():
-            if plug.tracing and part.compress_name in plug.norms:
-                stack.enter_context(patch.object(part, "forward", partial(plug.norm, part)))
-            elif not plug.tracing and any(name.endswith("inv_freq") for name, _ in part.named_buffers(recurse=False)):
+            if patches.tracing and part.compress_name in patches.norms:
+                stack.enter_context(patch.object(part, "forward", partial(patches.norm, part)))
+            elif not patches.tracing and any(
+                name.endswith("inv_freq") for name, _ in part.named_buffers(recurse=False)
+            ):
                 stack.enter_context(patch.object(part, "forward", partial(_tables, part, part.forward)))
         yield
 
@@ -78,7 +87,7 @@ def _tables(module: Any, forward: Any, *arguments: Any, **named: Any) -> Any:
     found = forward(*arguments, **named)
     if isinstance(found, tuple) and len(found) == 2:
         kind = next((one for one in (*arguments, *named.values()) if isinstance(one, str)), None)
-        found[0].compress_rotation = rotation_of(module, found[0], kind)
+        found[0].compress_rotation = read_rotation(module, found[0], kind)
     return found
 
 
@@ -111,12 +120,12 @@ def delta_rule(
     if state is None:
         state = query.new_zeros(query.shape[0], heads, query.shape[-1], value.shape[-1])
     along = [one.transpose(0, 1) for one in (query, key, value, g.exp(), beta)]
-    last, outputs = nodes_of(DELTA_RULE, [state, *along], [state.shape, along[2].shape])
+    last, outputs = nodes_of(Placeholder.DELTA_RULE, [state, *along], [state.shape, along[2].shape])
     return outputs.transpose(0, 1).to(kind), last if output_final_state else None
 
 
 def selective_scan(
-    plug: Plug,
+    patches: TracingPatches,
     hidden_states: torch.Tensor,
     dt: torch.Tensor,
     A: torch.Tensor,
@@ -129,7 +138,7 @@ def selective_scan(
     return_last_state: bool = False,
     **others: object,
 ) -> Any:
-    """The selective scan (Gu and Dao 2023, algorithm 2) in a trace, with transformers' arguments behind ``plug``.
+    """The selective scan (Gu and Dao 2023, algorithm 2) in a trace, with transformers' arguments behind ``patches``.
 
     ``hidden_states``, ``dt`` and ``z`` [batch, channels, length], ``A`` [channels, size], ``B`` and ``C`` [batch,
     size, length]. Gives the outputs [batch, channels, length], and the state [batch, channels, size] if it is asked.
@@ -137,9 +146,9 @@ def selective_scan(
     kind, hidden = hidden_states.dtype, hidden_states.float()
     dt = dt.float() if delta_bias is None else dt.float() + delta_bias[:, None]
     dt = torch.nn.functional.softplus(dt) if delta_softplus else dt
-    before = hidden.new_zeros(hidden.shape[0], *A.shape) if plug.state is None else plug.state
+    before = hidden.new_zeros(hidden.shape[0], *A.shape) if patches.state is None else patches.state
     along = [one.float().permute(2, 0, 1) for one in (dt, dt * hidden, B, C)]
-    last, outputs = nodes_of(SELECTIVE_SCAN, [before, A.float(), *along], [before.shape, along[0].shape])
+    last, outputs = nodes_of(Placeholder.SELECTIVE_SCAN, [before, A.float(), *along], [before.shape, along[0].shape])
     given = outputs.permute(1, 2, 0)
     given = given if D is None else given + hidden * D[:, None]
     given = (given if z is None else given * torch.nn.functional.silu(z.float())).to(kind)
@@ -166,7 +175,7 @@ def inverse_error_function(value: torch.Tensor) -> torch.Tensor:
     return torch.where(far < 5, results[0], results[1])
 
 
-def plain_norms(model: nn.Module) -> dict[str, tuple[float, float]]:
+def find_rms_norms(model: nn.Module) -> dict[str, tuple[float, float]]:
     """Of every module that computes x / sqrt(mean(x^2) + epsilon) (weight + offset) its epsilon and offset.
 
     By its answer to numbers, since classes of that name differ.

@@ -56,7 +56,7 @@ class Rotation:
 
 
 @dataclass(frozen=True)
-class Call:
+class AttentionCall:
     """What an attention call of the model is. ``layer`` of the cache, if any, as `Slot.name` has it.
 
     ``window``: how many tokens it looks back, or `CAUSAL` or `EVERYTHING`, or None for none of them. ``biased``: by
@@ -77,7 +77,9 @@ class Call:
     problem: str = ""
 
 
-def described(call: Call, grouped: bool, lost: bool, sinks: bool, others: Mapping[str, Any]) -> Call:
+def describe_call(
+    call: AttentionCall, grouped: bool, lost: bool, sinks: bool, others: Mapping[str, Any]
+) -> AttentionCall:
     """``call`` with what `GroupQueryAttention`, where ``grouped``, or `MultiHeadAttention` makes of it.
 
     ``lost``: its keys or values aren't those that the cache gave. ``others``: its arguments by name.
@@ -102,7 +104,7 @@ def described(call: Call, grouped: bool, lost: bool, sinks: bool, others: Mappin
     return replace(call, rotation=turned, biased=bias is not None and bool(bias.any()), problem=problem)
 
 
-def mask_of(mask_function: Any) -> int | None:
+def classify_mask(mask_function: Any) -> int | None:
     """What a mask is, by its own function, far from any beginning."""
     counts = []
     for query in _FAR:
@@ -122,7 +124,7 @@ def mask_of(mask_function: Any) -> int | None:
     return CAUSAL if size == _FAR[0] + 1 else size
 
 
-def rotation_of(module: Any, cosine: torch.Tensor, layer_type: str | None) -> Rotation | None:
+def read_rotation(module: Any, cosine: torch.Tensor, layer_type: str | None) -> Rotation | None:
     """The rotation whose cosines a module of rotary positions gave for positions 0, 1, ..., or None."""
     prefix = f"{layer_type}_" if layer_type else ""
     frequencies = getattr(module, f"{prefix}inv_freq", None)

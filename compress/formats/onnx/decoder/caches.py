@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.formats.onnx.decoder.tracing_patches import Plug, Slot
+from compress.formats.onnx.decoder.tracing_patches import CacheSlot, TracingPatches
 
 PAST = 5
 """Tokens of a trace's past."""
@@ -22,7 +22,7 @@ KINDS = ("conv", "recurrent")
 CROSS = "cross"
 
 
-def new_cache(model: Any) -> Any:
+def create_cache(model: Any) -> Any:
     """An empty cache; a window's layer is a full one, since the window is the attention's."""
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
@@ -35,7 +35,7 @@ def new_cache(model: Any) -> Any:
     return cache
 
 
-def new_pair_of_caches(layers: int) -> Any:
+def create_encoder_decoder_cache(layers: int) -> Any:
     """An empty cache of a decoder behind an encoder."""
     from transformers import DynamicCache, EncoderDecoderCache
     from transformers.cache_utils import DynamicLayer
@@ -46,7 +46,7 @@ def new_pair_of_caches(layers: int) -> Any:
     return EncoderDecoderCache(*caches)
 
 
-def layers_of(cache: Any) -> Iterator[tuple[str, int, Any]]:
+def iterate_layers(cache: Any) -> Iterator[tuple[str, int, Any]]:
     """Every layer of a cache with its side, which is nothing or `cross`, and its number."""
     own, cross = getattr(cache, "self_attention_cache", cache), getattr(cache, "cross_attention_cache", None)
     for index, layer in enumerate(() if cache is None else own.layers):
@@ -55,7 +55,7 @@ def layers_of(cache: Any) -> Iterator[tuple[str, int, Any]]:
             yield CROSS, index, cross.layers[index]
 
 
-def layer_of(name: str) -> int:
+def layer_index(name: str) -> int:
     """The number of the layer that a tensor of a cache belongs to."""
     return int(name.split("_")[2])
 
@@ -66,19 +66,19 @@ def holds_keys(layer: Any) -> bool:
     return isinstance(layer, DynamicLayer)
 
 
-def note_updates(cache: Any) -> list[Slot]:
+def record_updates(cache: Any) -> list[CacheSlot]:
     """Have every layer of a cache note what it is given, in place."""
     slots = []
-    for side, index, layer in layers_of(cache):
+    for side, index, layer in iterate_layers(cache):
         if holds_keys(layer):
-            slots.append(Slot(f"{side}{index}"))
+            slots.append(CacheSlot(f"{side}{index}"))
             layer.update = _noting(slots[-1], layer.update)
     return slots
 
 
-def _noting(slot: Slot, update: Any) -> Any:
+def _noting(slot: CacheSlot, update: Any) -> Any:
     def noted(key: Any, value: Any, *rest: Any, **named: Any) -> Any:
-        slot.given = key, value
+        slot.new = key, value
         found = update(key, value, *rest, **named)
         found[0].compress_turned = getattr(key, "compress_turned", None)
         for one in found:
@@ -88,23 +88,23 @@ def _noting(slot: Slot, update: Any) -> Any:
     return noted
 
 
-def _noting_state(plug: Plug, get: Any) -> Any:
+def _noting_state(patches: TracingPatches, get: Any) -> Any:
     def noted(*of: Any, **named: Any) -> Any:
-        plug.state = get(*of, **named)
-        return plug.state
+        patches.state = get(*of, **named)
+        return patches.state
 
     return noted
 
 
-def fill_cache(cache: Any, past: Mapping[str, torch.Tensor], plug: Plug, length: Any) -> None:
+def fill_cache(cache: Any, past: Mapping[str, torch.Tensor], patches: TracingPatches, length: Any) -> None:
     """Put a graph's inputs into a new cache, in place; ``length`` of the past, where a mask says it."""
     if cache is not None:
-        cache.get_recurrent_state = _noting_state(plug, cache.get_recurrent_state)
-    for side, index, layer in layers_of(cache):
+        cache.get_recurrent_state = _noting_state(patches, cache.get_recurrent_state)
+    for side, index, layer in iterate_layers(cache):
         _put_states(layer, index, past)
         if f"past_{side}key_{index}" in past:
             pair = past[f"past_{side}key_{index}"], past[f"past_{side}value_{index}"]
-            _put_keys(layer, Slot(f"{side}{index}", pair), plug.fused, length)
+            _put_keys(layer, CacheSlot(f"{side}{index}", pair), patches.fused, length)
 
 
 def _put_states(layer: Any, index: int, past: Mapping[str, torch.Tensor]) -> None:
@@ -124,7 +124,7 @@ def _states_of(layer: Any) -> list[tuple[str, int]]:
     return [(kind, number) for number in range(getattr(layer, "number_of_states", 0)) for kind in KINDS]
 
 
-def _put_keys(layer: Any, slot: Slot, fused: bool, length: Any) -> None:
+def _put_keys(layer: Any, slot: CacheSlot, fused: bool, length: Any) -> None:
     """Where a mask says the ``length``, blocks don't depend on each other's keys."""
     layer.keys, layer.values = pair = tuple(slot.past)
     layer.is_initialized = True
@@ -147,7 +147,7 @@ def _put_keys(layer: Any, slot: Slot, fused: bool, length: Any) -> None:
 def sample_states(cache: Any, fused: bool) -> dict[str, torch.Tensor]:
     """What a cache of the rehearsal holds after some tokens, flat; values as wide as the operator wants them."""
     flat: dict[str, torch.Tensor] = {}
-    for side, index, layer in layers_of(cache):
+    for side, index, layer in iterate_layers(cache):
         if holds_keys(layer) and isinstance(layer.keys, torch.Tensor) and layer.keys.numel():
             keys, values = (one[:, :, :PAST].clone() for one in (layer.keys, layer.values))
             if fused and values.shape[-1] < keys.shape[-1]:
@@ -162,10 +162,12 @@ def sample_states(cache: Any, fused: bool) -> dict[str, torch.Tensor]:
 def present(name: str, cache: Any) -> torch.Tensor:
     """What takes the place of a tensor of the cache, by its name, after a forward pass."""
     kind, index, *number = name.removeprefix("past_").split("_")
-    (layer,) = (one for side, at, one in layers_of(cache) if at == int(index) and kind.startswith(CROSS) == bool(side))
+    (layer,) = (
+        one for side, at, one in iterate_layers(cache) if at == int(index) and kind.startswith(CROSS) == bool(side)
+    )
     if kind in KINDS:
         state: torch.Tensor = getattr(layer, f"{kind}_states")[int(number[0])]
         return state
-    slot: Slot | None = getattr(layer, "slot", None)
+    slot: CacheSlot | None = getattr(layer, "slot", None)
     found: torch.Tensor = ((layer.keys, layer.values) if slot is None else slot.present)[kind.endswith("value")]
     return found

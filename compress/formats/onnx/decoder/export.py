@@ -15,9 +15,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from compress.formats.onnx.decoder.graph_builder import Nodes
+from compress.formats.onnx.decoder.graph_builder import GraphBuilder
 from compress.formats.onnx.decoder.insert_weights import write_graph
-from compress.formats.onnx.decoder.parity import Equality, prove_decoder
+from compress.formats.onnx.decoder.parity import DecoderParity, verify_decoder
 from compress.formats.onnx.decoder.stored_weight import INTEGERS
 from compress.formats.onnx.decoder.trace import Trace, trace_part
 from compress.formats.onnx.decoder.traced_parts import (
@@ -25,13 +25,13 @@ from compress.formats.onnx.decoder.traced_parts import (
     EMBEDS,
     IDS,
     MASK,
-    Part,
-    alone,
-    decoder_part,
-    embedded,
-    encoder_part,
+    TracedPart,
+    decoder_of_embeddings,
+    decoder_of_pair,
+    decoder_only,
+    encoder_of_pair,
 )
-from compress.formats.onnx.decoder.vision_encoder import export_sight
+from compress.formats.onnx.decoder.vision_encoder import export_vision_encoder
 from compress.formats.onnx.decoder.weights import GraphSettings, Weights
 from compress.formats.onnx.model import (
     DECODER,
@@ -43,7 +43,7 @@ from compress.formats.onnx.model import (
     GRAPH_FOLDER,
     VISION,
     OnnxModel,
-    few_bits_name,
+    weight_only_name,
 )
 from compress.models.checkpoint import Checkpoint
 from compress.models.folder_checks import INDEX
@@ -62,7 +62,7 @@ def _model(checkpoint: Checkpoint, parts: Mapping[str, onnx.ModelProto]) -> Onnx
     """Graphs by the names of their ``parts``, with every file that any client reads beside them."""
     # That of a float graph, or what transformers.js opens for `dtype: "q4"`; the bits of each weight are its own.
     graphs = {
-        few_bits_name(name, 4) if any(INTEGERS in one.name for one in graph.graph.initializer) else name: graph
+        weight_only_name(name, 4) if any(INTEGERS in one.name for one in graph.graph.initializer) else name: graph
         for name, graph in ((f"{part}.onnx", graph) for part, graph in parts.items())
     }
     files, config = companions_of(checkpoint)
@@ -128,11 +128,11 @@ def _json(content: Mapping[str, Any]) -> bytes:
 
 
 @dataclass(frozen=True)
-class Proven:
+class VerifiedDecoder:
     """A decoder with its proof; ``unfused``: why its attention is not one operator, or nothing."""
 
     model: OnnxModel
-    equality: Equality
+    equality: DecoderParity
     unfused: str
 
     @property
@@ -141,27 +141,27 @@ class Proven:
         return f"attention is not fused: {self.unfused}" if self.unfused else "attention is one operator"
 
 
-def export_proven(
+def export_verified_decoder(
     checkpoint: Checkpoint, settings: GraphSettings, windows: np.ndarray, tolerance: float, rounding_limit: float
-) -> Proven:
-    """The decoder of a checkpoint, proven on ``windows`` by `prove_decoder`.
+) -> VerifiedDecoder:
+    """The decoder of a checkpoint, proven on ``windows`` by `verify_decoder`.
 
     Where the graph with attention in one operator is wrong, the model's own attention is traced instead. Raises
     `ModelError` for what cannot be written, and `IntegrityError` where the plain graph is wrong too.
     """
     model, unfused = _export(checkpoint, settings)
     try:
-        return Proven(model, prove_decoder(model, checkpoint, windows, tolerance, rounding_limit), unfused)
+        return VerifiedDecoder(model, verify_decoder(model, checkpoint, windows, tolerance, rounding_limit), unfused)
     except IntegrityError as error:
         if unfused:
             raise
         model, _ = _export(checkpoint, settings, fused=False)
-        equality = prove_decoder(model, checkpoint, windows, tolerance, rounding_limit)
-        return Proven(model, equality, error.what)
+        equality = verify_decoder(model, checkpoint, windows, tolerance, rounding_limit)
+        return VerifiedDecoder(model, equality, error.what)
 
 
 def export_decoder(checkpoint: Checkpoint, settings: GraphSettings | None = None) -> OnnxModel:
-    """The decoder of a float or quantized checkpoint, proven by nothing yet: `prove_decoder` does that.
+    """The decoder of a float or quantized checkpoint, proven by nothing yet: `verify_decoder` does that.
 
     Raises `ModelError` for a model that cannot be traced or a weight that cannot be written.
     """
@@ -169,18 +169,18 @@ def export_decoder(checkpoint: Checkpoint, settings: GraphSettings | None = None
 
 
 def export_encoder_decoder(checkpoint: Checkpoint, settings: GraphSettings | None = None) -> OnnxModel:
-    """Encoder and decoder of a checkpoint, proven by nothing yet: `prove_encoder_decoder` does that.
+    """Encoder and decoder of a checkpoint, proven by nothing yet: `verify_encoder_decoder` does that.
 
     Raises `ModelError` for a model that cannot be traced or a weight that cannot be written.
     """
-    parts = {ENCODER: encoder_part, DECODER: decoder_part}
+    parts = {ENCODER: encoder_of_pair, DECODER: decoder_of_pair}
     return _model(
         checkpoint, {name: _written(checkpoint, part, settings or GraphSettings())[1] for name, part in parts.items()}
     )
 
 
 def _export(checkpoint: Checkpoint, settings: GraphSettings, fused: bool | None = None) -> tuple[OnnxModel, str]:
-    trace, graph = _written(checkpoint, alone, settings, fused)
+    trace, graph = _written(checkpoint, decoder_only, settings, fused)
     model = _model(checkpoint, {FLOAT_GRAPH.removesuffix(".onnx"): graph})
     sizes = {(call.heads, call.key_value_heads, call.size) for call in trace.calls}
     if len(sizes) == 1 and not trace.keeps_states:
@@ -190,14 +190,14 @@ def _export(checkpoint: Checkpoint, settings: GraphSettings, fused: bool | None 
 
 
 def _written(
-    checkpoint: Checkpoint, part: Callable[[Any], Part], settings: GraphSettings, fused: bool | None = None
+    checkpoint: Checkpoint, part: Callable[[Any], TracedPart], settings: GraphSettings, fused: bool | None = None
 ) -> tuple[Trace, onnx.ModelProto]:
     trace = trace_part(checkpoint, part, fused)
     return trace, write_graph(checkpoint, trace, settings)
 
 
 @dataclass(frozen=True)
-class ImageReader:
+class ImageReaderExport:
     """Three graphs; ``difference``: the largest of a feature from torch; ``unfused``: why attention is no operator."""
 
     model: OnnxModel
@@ -207,17 +207,17 @@ class ImageReader:
 
 def export_image_reader(
     checkpoint: Checkpoint, examples: Examples, settings: GraphSettings, tolerance: float
-) -> ImageReader:
-    """The graphs of a checkpoint; that which sees is proven on the pixels of ``examples``, `prove_image_reader` does
+) -> ImageReaderExport:
+    """The graphs of a checkpoint; that which sees is proven on the pixels of ``examples``, `verify_image_reader` does
     the whole.
 
     Raises `ModelError` for a model that cannot be traced, `IntegrityError` for features that differ.
     """
-    seen, difference = export_sight(checkpoint, examples, tolerance)
-    trace, decoder = _written(checkpoint, embedded, settings)
+    seen, difference = export_vision_encoder(checkpoint, examples, tolerance)
+    trace, decoder = _written(checkpoint, decoder_of_embeddings, settings)
     parts = {VISION: seen.graph, EMBED_TOKENS: _table(checkpoint, settings), DECODER: decoder}
     model = _model(checkpoint, parts)
-    return ImageReader(model, difference, trace.unfused or seen.unfused)
+    return ImageReaderExport(model, difference, trace.unfused or seen.unfused)
 
 
 def _table(checkpoint: Checkpoint, settings: GraphSettings) -> onnx.ModelProto:
@@ -225,7 +225,7 @@ def _table(checkpoint: Checkpoint, settings: GraphSettings) -> onnx.ModelProto:
     model = build_on_meta(checkpoint.folder)
     table = model.get_input_embeddings()
     name = next(name for name, module in model.named_modules() if module is table)
-    nodes = Nodes()
+    nodes = GraphBuilder()
     ids = nodes.input(IDS, ir.DataType.INT64, [BATCH, "sequence_length"])
     rows = Weights(checkpoint, nodes, settings).look_up(name, ids)
     scale = getattr(table, "scalar_embed_scale", getattr(table, "embed_scale", None))

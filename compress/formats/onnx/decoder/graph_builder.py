@@ -15,7 +15,7 @@ IR_VERSION = 10
 _PRODUCER = "compress"
 
 
-class Nodes:
+class GraphBuilder:
     """A graph in the making. Every value is called after the module that makes it, as exporters do, and numbered."""
 
     def __init__(self) -> None:

@@ -19,21 +19,21 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from compress.formats.onnx.decoder import tracing_patches
-from compress.formats.onnx.decoder.caches import CROSS, layer_of
-from compress.formats.onnx.decoder.graph_builder import Nodes
+from compress.formats.onnx.decoder.caches import CROSS, layer_index
+from compress.formats.onnx.decoder.graph_builder import GraphBuilder
 from compress.formats.onnx.decoder.macro_ops import (
     RECURRENCES,
-    send,
-    take_in,
+    combine_experts,
+    route_to_expert,
     write_cross_attention,
     write_lengths,
     write_rotary,
 )
-from compress.formats.onnx.decoder.node_groups import Sections, joined_layers, mixtures, text_of
+from compress.formats.onnx.decoder.node_groups import NodeGroups, find_mixtures, group_linear_layers, string_attribute
 from compress.formats.onnx.decoder.rewrites import tidy
 from compress.formats.onnx.decoder.trace import Trace
 from compress.formats.onnx.decoder.traced_parts import BATCH, CACHED, IDS, Axes
+from compress.formats.onnx.decoder.tracing_patches import DOMAIN, Placeholder
 from compress.formats.onnx.decoder.weights import GraphSettings, Weights
 from compress.formats.onnx.model import SHARED_CACHE
 from compress.models.checkpoint import Checkpoint
@@ -45,7 +45,7 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 
 def write_graph(checkpoint: Checkpoint, trace: Trace, settings: GraphSettings) -> onnx.ModelProto:
     """The decoder of a checkpoint as a graph. Raises `ModelError` for weights that are not there or don't fit."""
-    if settings.expand_on_load and any(node.op_type == tracing_patches.TAKE for node in trace.program.graph):
+    if settings.expand_on_load and any(node.op_type == Placeholder.EXPERT_INPUT for node in trace.program.graph):
         raise ModelError(
             "Experts cannot be made float when the graph is opened.",
             where="expand_on_load",
@@ -60,9 +60,9 @@ class _Writer:
 
     def __init__(self, checkpoint: Checkpoint, trace: Trace, settings: GraphSettings) -> None:
         self._trace, self._settings = trace, settings
-        self._nodes = Nodes()
+        self._nodes = GraphBuilder()
         self._checkpoint = checkpoint
-        self._weights = Weights(checkpoint, self._nodes, settings, trace.made)
+        self._weights = Weights(checkpoint, self._nodes, settings, trace.created_tables)
         self._values: dict[ir.Value, ir.Value] = {}
         self._rename: Callable[[str], str] = str
         self._stream: ir.Value | None = None
@@ -74,7 +74,7 @@ class _Writer:
         self._head_bias = bias if checkpoint.holds(bias) else trace.model.all_tied_weights_keys.get(bias, bias)
 
     def write(self) -> ir.Model:
-        graph, sections, part = self._trace.program.graph, self._trace.sections, self._trace.part
+        graph, groups, part = self._trace.program.graph, self._trace.groups, self._trace.part
         inputs = {value.name: value for value in graph.inputs}
         for name, (dtype, axes) in part.inputs.items():
             self._values[inputs[name]] = self._nodes.input(name, dtype, axes)
@@ -82,9 +82,9 @@ class _Writer:
         for name, value in graph.initializers.items():
             self._values[value] = self._stored(name, value.const_value)
             self._values[value].shape = ir.Shape(value.const_value.shape)
-        presents = self._blocks(sections, inputs)
-        self._replay(sections.after)
-        cached = None if part.alone or not part.cached else self._nodes.input(CACHED, ir.DataType.BOOL, [1])
+        presents = self._blocks(groups, inputs)
+        self._replay(groups.after)
+        cached = None if part.decoder_only or not part.cached else self._nodes.input(CACHED, ir.DataType.BOOL, [1])
         answer = next(value for value in graph.outputs if value.name == part.output)
         axes = [BATCH, 1] if self._settings.last_token_only and part.cached else part.axes
         made: dict[str, tuple[ir.Value, Axes]] = {part.output: (self._values[answer], [*axes, _size(answer)])}
@@ -93,9 +93,9 @@ class _Writer:
         for name, (value, axes) in made.items():
             self._nodes.output(self._own(value), name, ir.DataType.FLOAT, axes)
         # The attention kernel writes new keys and values behind the old ones where both are one buffer.
-        shared = part.alone and not (part.placed or self._trace.unfused or self._trace.keeps_states)
+        shared = part.decoder_only and not (part.takes_positions or self._trace.unfused or self._trace.keeps_states)
         model = self._nodes.model(type(self._trace.model).__name__, {SHARED_CACHE: "1"} if shared else {})
-        tidy(model, part.cached and not part.placed)
+        tidy(model, part.cached and not part.takes_positions)
         if cached is not None:
             write_cross_attention(model, cached)
         for value in model.graph.inputs:
@@ -127,24 +127,24 @@ class _Writer:
             return self._nodes.op("Identity", f"{value.name}.output", [value])
         return value
 
-    def _blocks(self, sections: Sections, inputs: Mapping[str | None, ir.Value]) -> dict[str, ir.Value]:
+    def _blocks(self, groups: NodeGroups, inputs: Mapping[str | None, ir.Value]) -> dict[str, ir.Value]:
         """Write every block; returns what each input of the cache becomes, by its name in the trace."""
         trace = self._trace
         outputs = {value.name: value for value in trace.program.graph.outputs}
         pasts = {name: self._past(name) for name in trace.states}
         self._values |= {inputs[name]: value for name, value in pasts.items() if name in inputs}
-        self._replay(sections.before)
+        self._replay(groups.before)
         presents: dict[str, ir.Value] = {}
         for index, block in enumerate(trace.blocks):
             kind = index if index < trace.traced else block.kind
-            traced = {name: _of_layer(name, kind) for name in pasts if layer_of(name) == index}
+            traced = {name: _of_layer(name, kind) for name in pasts if layer_index(name) == index}
             self._values |= {inputs[other]: pasts[name] for name, other in traced.items()}
             self._rename = partial(_moved, trace.blocks[kind].prefix, block.prefix)
-            self._replay(sections.blocks[kind])
-            self._stream = self._values[sections.left[kind]]
+            self._replay(groups.blocks[kind])
+            self._stream = self._values[groups.left[kind]]
             presents |= {name: self._values[outputs["present" + o.removeprefix("past")]] for name, o in traced.items()}
         self._rename = str
-        self._values[sections.left[trace.traced - 1]] = self._values[sections.left[kind]]
+        self._values[groups.left[trace.traced - 1]] = self._values[groups.left[kind]]
         return presents
 
     def _past(self, name: str) -> ir.Value:
@@ -160,11 +160,11 @@ class _Writer:
         if not kind.endswith(("key", "value")):
             return ".".join([f"past_{kind}", layer, *(one for one in number if one != "0")])
         side = "encoder." if kind.startswith(CROSS) else "decoder."
-        return f"past_key_values.{layer}.{'' if self._trace.part.alone else side}{kind.removeprefix(CROSS)}"
+        return f"past_key_values.{layer}.{'' if self._trace.part.decoder_only else side}{kind.removeprefix(CROSS)}"
 
     def _replay(self, nodes: Sequence[ir.Node]) -> None:
-        joined = joined_layers(nodes) if self._trace.part.alone else {node: [node] for node in nodes}
-        gives = {give: (take, parts) for take, parts, give in mixtures(nodes)}
+        joined = group_linear_layers(nodes) if self._trace.part.decoder_only else {node: [node] for node in nodes}
+        gives = {give: (take, parts) for take, parts, give in find_mixtures(nodes)}
         inside = {node for take, parts in gives.values() for node in (take, *parts)}
         for node in nodes:
             if node in gives:
@@ -173,34 +173,32 @@ class _Writer:
                 self._write_node(node, joined)
 
     def _write_node(self, node: ir.Node, joined: Mapping[ir.Node, Sequence[ir.Node]]) -> None:
-        own = (
-            node.op_type
-            if node.domain == tracing_patches.DOMAIN and node.op_type != tracing_patches.CROSS_ATTENTION
-            else ""
-        )
+        own = node.op_type if node.domain == DOMAIN and node.op_type != Placeholder.CROSS_ATTENTION else ""
         writers: dict[str, Callable[[], Sequence[ir.Value]]] = {
-            tracing_patches.PARAMETER: lambda: [self._weights.vector(self._rename(text_of(node, "name")))],
-            tracing_patches.LINEAR: lambda: self._products(joined[node]),
-            tracing_patches.TABLE: lambda: [self._rows(node)],
-            tracing_patches.LENGTHS: lambda: self._lengths(self._values[node.inputs[0]]),
-            tracing_patches.ROTARY: lambda: write_rotary(self._nodes, node, self._tables),
-            tracing_patches.ENTER: lambda: [self._stream or self._values[node.inputs[0]]],
-            **dict.fromkeys((tracing_patches.LEAVE, tracing_patches.SHARE), lambda: [self._values[node.inputs[0]]]),
+            Placeholder.PARAMETER: lambda: [self._weights.vector(self._rename(string_attribute(node, "name")))],
+            Placeholder.LINEAR: lambda: self._products(joined[node]),
+            Placeholder.EMBEDDING: lambda: [self._rows(node)],
+            Placeholder.LENGTHS: lambda: self._lengths(self._values[node.inputs[0]]),
+            Placeholder.ROTARY: lambda: write_rotary(self._nodes, node, self._tables),
+            Placeholder.BLOCK_INPUT: lambda: [self._stream or self._values[node.inputs[0]]],
+            **dict.fromkeys(
+                (Placeholder.BLOCK_OUTPUT, Placeholder.SHARED_OUTPUT), lambda: [self._values[node.inputs[0]]]
+            ),
             **dict.fromkeys(RECURRENCES, partial(self._recurrence, node)),
             "": lambda: self._copy(node),
         }
         if node.op_type == "Identity":
             self._values[node.outputs[0]] = self._values[node.inputs[0]]
             return
-        olds = [layer.outputs[0] for layer in joined[node]] if own == tracing_patches.LINEAR else node.outputs
+        olds = [layer.outputs[0] for layer in joined[node]] if own == Placeholder.LINEAR else node.outputs
         for old, new in zip(olds, writers[own](), strict=True):
             self._values[old] = new
-            if own in ("", tracing_patches.TABLE, tracing_patches.LINEAR, *RECURRENCES):
+            if own in ("", Placeholder.EMBEDDING, Placeholder.LINEAR, *RECURRENCES):
                 new.shape, new.type = old.shape, old.type
 
     def _lengths(self, mask: ir.Value) -> Sequence[ir.Value]:
         """What the attention is told: how long each row is and all are, or, where it reads that itself, the mask."""
-        return [mask, mask] if self._trace.part.placed else write_lengths(self._nodes, mask)
+        return [mask, mask] if self._trace.part.takes_positions else write_lengths(self._nodes, mask)
 
     def _copy(self, node: ir.Node) -> Sequence[ir.Value]:
         return self._nodes.copy(node, self._rename(_module(node)) or "graph", self._mapped(node), self._values)
@@ -214,7 +212,10 @@ class _Writer:
 
     def _products(self, layers: Sequence[ir.Node]) -> Sequence[ir.Value]:
         """The products of layers that are given the same value: one product where their weights are of one kind."""
-        modules, value = [self._rename(text_of(layer, "module")) for layer in layers], self._values[layers[0].inputs[0]]
+        modules, value = (
+            [self._rename(string_attribute(layer, "module")) for layer in layers],
+            self._values[layers[0].inputs[0]],
+        )
         if modules == [self._head]:
             return [self._logits(value)]
         scope, leaves = modules[0].rpartition(".")[0], [module.rpartition(".")[2] for module in modules]
@@ -235,8 +236,8 @@ class _Writer:
         return self._weights.head(self._head_table, value, self._head_bias)
 
     def _rows(self, node: ir.Node) -> ir.Value:
-        module, ids = self._table_of(self._rename(text_of(node, "module"))), self._values[node.inputs[0]]
-        table: Any = self._trace.model.get_submodule(text_of(node, "module"))
+        module, ids = self._table_of(self._rename(string_attribute(node, "module"))), self._values[node.inputs[0]]
+        table: Any = self._trace.model.get_submodule(string_attribute(node, "module"))
         if ids.const_value is not None and np.array_equal(ids.const_value.numpy(), np.arange(table.num_embeddings)):
             return self._weights.vector(f"{module}.weight")  # every row in its place
         return self._weights.look_up(module, ids, module == self._head_table != self._head)
@@ -244,17 +245,17 @@ class _Writer:
     def _mixture(self, take: ir.Node, parts: Sequence[ir.Node], give: ir.Node) -> None:
         """Every expert, each with the rows that are sent to it; written as the first is in the trace."""
         hidden, chosen, shares = (self._values[give.inputs[index]] for index in (1, 2, 3))
-        module, outer = self._rename(text_of(give, "module")), self._rename
+        module, outer = self._rename(string_attribute(give, "module")), self._rename
         found = []
         for number in range(give.attributes["count"].as_int()):
             name = f"{module}.{number}"
-            sent = send(self._nodes, name, number, hidden, chosen, shares)
+            sent = route_to_expert(self._nodes, name, number, hidden, chosen, shares)
             self._values[take.outputs[0]] = sent.rows
-            self._rename = partial(_moved, f"{text_of(give, 'module')}.0", name)
+            self._rename = partial(_moved, f"{string_attribute(give, 'module')}.0", name)
             self._replay(parts)
             found.append((sent, self._values[give.inputs[0]]))
         self._rename = outer
-        self._values[give.outputs[0]] = take_in(self._nodes, module, hidden, found)
+        self._values[give.outputs[0]] = combine_experts(self._nodes, module, hidden, found)
         self._values[give.outputs[0]].shape = give.outputs[0].shape
 
 

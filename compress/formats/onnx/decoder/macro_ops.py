@@ -21,23 +21,22 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from compress.formats.onnx.decoder import tracing_patches
-from compress.formats.onnx.decoder.graph_builder import MICROSOFT, Nodes, node_like
-from compress.formats.onnx.decoder.tracing_patches import DELTA_RULE, SELECTIVE_SCAN
+from compress.formats.onnx.decoder.graph_builder import MICROSOFT, GraphBuilder, node_like
+from compress.formats.onnx.decoder.tracing_patches import Placeholder
 
-REFUSAL = "padding_on_the_left_is_refused"
+LEFT_PADDING_CHECK = "padding_on_the_left_is_refused"
 _SEQUENCES = ("query", "key", "value", "decay", "beta")
 _SELECTED = ("step", "value", "input", "output")
 
 
-def write_lengths(nodes: Nodes, mask: ir.Value) -> Sequence[ir.Value]:
+def write_lengths(nodes: GraphBuilder, mask: ir.Value) -> Sequence[ir.Value]:
     """For each row the position of its last token, [batch] int32; and the total length, an int32 scalar."""
     axis = nodes.integers(1)
     count = nodes.op("ReduceSum", "lengths", [mask, axis], keepdims=0)
     # The first column of the mask picks from a table of one entry: 0, were it not 1, picks one that is not there.
     first = nodes.op("Gather", "lengths.first", [mask, nodes.constant("constants.zero", np.array(0))], axis=1)
     missing = nodes.op("Sub", "lengths.missing", [nodes.constant("constants.one", np.array(1)), first])
-    minus_one = nodes.op("Gather", f"lengths.{REFUSAL}", [nodes.integers(-1), missing], axis=0)
+    minus_one = nodes.op("Gather", f"lengths.{LEFT_PADDING_CHECK}", [nodes.integers(-1), missing], axis=0)
     last = nodes.op("Add", "lengths.last", [count, minus_one])
     shape = nodes.op("Shape", "lengths.total", [mask], start=1, end=2)
     total = nodes.op("Squeeze", "lengths.total", [shape, nodes.integers(0)])
@@ -45,7 +44,7 @@ def write_lengths(nodes: Nodes, mask: ir.Value) -> Sequence[ir.Value]:
     return [nodes.op("Cast", name, [value], to=ir.DataType.INT32) for name, value in named]
 
 
-def write_rotary(nodes: Nodes, node: ir.Node, tables: dict[str, Sequence[ir.Value]]) -> Sequence[ir.Value]:
+def write_rotary(nodes: GraphBuilder, node: ir.Node, tables: dict[str, Sequence[ir.Value]]) -> Sequence[ir.Value]:
     """Cosines and sines of all positions, [positions, pairs]; computed when the graph is loaded.
 
     ``tables`` are those written so far.
@@ -67,7 +66,7 @@ def write_rotary(nodes: Nodes, node: ir.Node, tables: dict[str, Sequence[ir.Valu
     return tables[key]
 
 
-class Sent(NamedTuple):
+class ExpertRows(NamedTuple):
     """``rows`` [n, hidden] that an expert is sent, the ``tokens`` [n, 1] that they are, and their ``shares`` [n, 1]."""
 
     rows: ir.Value
@@ -76,17 +75,21 @@ class Sent(NamedTuple):
     name: str
 
 
-def send(nodes: Nodes, name: str, number: int, rows: ir.Value, chosen: ir.Value, shares: ir.Value) -> Sent:
+def route_to_expert(
+    nodes: GraphBuilder, name: str, number: int, rows: ir.Value, chosen: ir.Value, shares: ir.Value
+) -> ExpertRows:
     """What the expert ``number`` is sent of ``rows`` [tokens, hidden], by what the router chose, [tokens, k]."""
     sent = nodes.op("Equal", name, [chosen, nodes.constant(f"constants.expert_{number}", np.array(number))])
     places = nodes.op("Transpose", name, [nodes.op("NonZero", name, [sent])], perm=[1, 0])
     tokens = nodes.op("Slice", name, [places, *[nodes.integers(value) for value in (0, 1, 1)]])
     given = nodes.op("GatherND", f"{name}.rows", [rows, tokens])
     share = nodes.op("Unsqueeze", name, [nodes.op("GatherND", f"{name}.share", [shares, places]), nodes.integers(-1)])
-    return Sent(given, tokens, share, name)
+    return ExpertRows(given, tokens, share, name)
 
 
-def take_in(nodes: Nodes, scope: str, rows: ir.Value, found: Sequence[tuple[Sent, ir.Value]]) -> ir.Value:
+def combine_experts(
+    nodes: GraphBuilder, scope: str, rows: ir.Value, found: Sequence[tuple[ExpertRows, ir.Value]]
+) -> ir.Value:
     """[tokens, hidden]: the sum of what the experts that each token was sent to made of it, weighted by its shares."""
     parts = [nodes.op("Mul", f"{sent.name}.shared", [part, sent.shares]) for sent, part in found]
     all_tokens = nodes.op("Concat", f"{scope}.tokens", [sent.tokens for sent, _ in found], axis=0)
@@ -95,7 +98,7 @@ def take_in(nodes: Nodes, scope: str, rows: ir.Value, found: Sequence[tuple[Sent
     return nodes.op("ScatterND", f"{scope}.experts", [nothing, all_tokens, all_parts], reduction="add")
 
 
-def write_delta_rule(nodes: Nodes, name: str, inputs: Sequence[ir.Value]) -> Sequence[ir.Value]:
+def write_delta_rule(nodes: GraphBuilder, name: str, inputs: Sequence[ir.Value]) -> Sequence[ir.Value]:
     """The state after all tokens, and what each gave, [length, batch, heads, value size]."""
     state = ir.val(f"{name}.state", dtype=ir.DataType.FLOAT)
     token = {kind: ir.val(f"{name}.{kind}", dtype=ir.DataType.FLOAT) for kind in _SEQUENCES}
@@ -121,7 +124,7 @@ def write_delta_rule(nodes: Nodes, name: str, inputs: Sequence[ir.Value]) -> Seq
     return nodes.several("Scan", name, inputs, 2, body=graph, num_scan_inputs=len(_SEQUENCES))
 
 
-def write_selective_scan(nodes: Nodes, name: str, inputs: Sequence[ir.Value]) -> Sequence[ir.Value]:
+def write_selective_scan(nodes: GraphBuilder, name: str, inputs: Sequence[ir.Value]) -> Sequence[ir.Value]:
     """The state after all tokens, and what each gave, [length, batch, channels]."""
     before, decays, *along = inputs
     state = ir.val(f"{name}.state", dtype=ir.DataType.FLOAT)
@@ -143,9 +146,9 @@ def write_selective_scan(nodes: Nodes, name: str, inputs: Sequence[ir.Value]) ->
     return nodes.several("Scan", name, [before, *along], 2, body=graph, num_scan_inputs=len(_SELECTED))
 
 
-RECURRENCES: Mapping[str, Callable[[Nodes, str, Sequence[ir.Value]], Sequence[ir.Value]]] = {
-    DELTA_RULE: write_delta_rule,
-    SELECTIVE_SCAN: write_selective_scan,
+RECURRENCES: Mapping[str, Callable[[GraphBuilder, str, Sequence[ir.Value]], Sequence[ir.Value]]] = {
+    Placeholder.DELTA_RULE: write_delta_rule,
+    Placeholder.SELECTIVE_SCAN: write_selective_scan,
 }
 """What writes each, by its node in a trace."""
 
@@ -158,7 +161,7 @@ def write_cross_attention(model: ir.Model, cached: ir.Value) -> None:
 
     What only the first call needs, from the products that make keys and values on, moves into its branch.
     """
-    for node in [node for node in model.graph if node.op_type == tracing_patches.CROSS_ATTENTION]:
+    for node in [node for node in model.graph if node.op_type == Placeholder.CROSS_ATTENTION]:
         query, key, value, *others = node.inputs
         padding, bias, *past = others
         first = _taken_out(model.graph, node, {key, value})

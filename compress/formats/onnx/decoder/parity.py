@@ -37,7 +37,7 @@ Pairs = Iterator[tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
-class Equality:
+class DecoderParity:
     """``difference``: the largest of a logit from torch, all arithmetic in fp32.
 
     ``rounding`` is what activations rounded to 8 bits add in the graph that ships: the root mean square of the
@@ -59,19 +59,19 @@ class Equality:
         )
 
 
-def prove_decoder(
+def verify_decoder(
     model: OnnxModel, checkpoint: Checkpoint, windows: np.ndarray, tolerance: float, rounding_limit: float
-) -> Equality:
+) -> DecoderParity:
     """Compare graph and torch on ``windows`` [2 or more, length] of token ids.
 
-    They are read as `three_ways` reads them. Raises `IntegrityError` for a difference above ``tolerance`` in fp32, or
+    They are read as `reading_orders` reads them. Raises `IntegrityError` for a difference above ``tolerance`` in fp32, or
     above ``rounding_limit`` as shipped.
     """
-    expected = by_torch(checkpoint, windows)
-    return _held_to(model, lambda one: three_ways(_Session(one), windows, expected), tolerance, rounding_limit)
+    expected = torch_logits(checkpoint, windows)
+    return _held_to(model, lambda one: reading_orders(_Session(one), windows, expected), tolerance, rounding_limit)
 
 
-class Reader(Protocol):
+class TokenReader(Protocol):
     """What reads rows of tokens and keeps what it has read."""
 
     def logits(self, ids: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
@@ -81,12 +81,12 @@ class Reader(Protocol):
         """[rows, length, vocabulary] of what follows the texts so far."""
 
 
-def by_torch(checkpoint: Checkpoint, windows: np.ndarray) -> np.ndarray:
+def torch_logits(checkpoint: Checkpoint, windows: np.ndarray) -> np.ndarray:
     """Logits [rows, length, vocabulary] of ``windows`` by transformers, with the weights of ``checkpoint``."""
     return _logits(load_adapted(checkpoint), input_ids=windows)
 
 
-def three_ways(session: Reader, windows: np.ndarray, expected: np.ndarray) -> Pairs:
+def reading_orders(session: TokenReader, windows: np.ndarray, expected: np.ndarray) -> Pairs:
     """All windows in one go; the first half in one go and every later token by itself; and padded on the right.
 
     For the latter the second row is cut to half its length.
@@ -105,7 +105,7 @@ def three_ways(session: Reader, windows: np.ndarray, expected: np.ndarray) -> Pa
         yield expected[1, :half], padded[1, :half]
 
 
-def prove_encoder_decoder(
+def verify_encoder_decoder(
     model: OnnxModel,
     checkpoint: Checkpoint,
     inputs: Sequence[Inputs],
@@ -113,11 +113,11 @@ def prove_encoder_decoder(
     tolerance: float,
     rounding_limit: float,
     more: int = 0,
-) -> Equality:
+) -> DecoderParity:
     """Compare graphs and torch over ``inputs`` and their ``texts`` of token ids [rows, length].
 
     After a text come ``more`` tokens, those that torch finds likeliest. Each is read in one go, and again as it is
-    written: its beginning, then token by token. Raises as `prove_decoder` does.
+    written: its beginning, then token by token. Raises as `verify_decoder` does.
     """
     module, written = _pair_in_torch(checkpoint), []
     for batch, tokens in zip(inputs, texts, strict=True):
@@ -136,20 +136,20 @@ def prove_encoder_decoder(
     return _held_to(model, answers, tolerance, rounding_limit)
 
 
-def prove_image_reader(
+def verify_image_reader(
     model: OnnxModel, checkpoint: Checkpoint, examples: Examples, image: int, tolerance: float, rounding_limit: float
-) -> Equality:
+) -> DecoderParity:
     """Compare the three graphs with torch on ``examples``, prompts with their answers, one by one.
 
     ``image`` is the token in whose place features stand. Each is read in one go, and again with the tokens behind its
-    image one by one. Raises as `prove_decoder` does.
+    image one by one. Raises as `verify_decoder` does.
     """
     module, batches = load_adapted(checkpoint), [examples.batch([place]) for place in range(len(examples))]
     expected = [_logits(module, **batch) for batch in batches]
     del module
 
     def answers(model: OnnxModel) -> Pairs:
-        graphs = opened_reader(model, image)
+        graphs = open_image_reader(model, image)
         found = [graphs.begin(batch[IDS], batch[PIXELS]) for batch in batches]
         yield np.concatenate([one[0] for one in expected]), np.concatenate([one[0] for one in found])
         for batch, wanted in zip(batches, expected, strict=True):
@@ -170,14 +170,14 @@ def _pair_in_torch(checkpoint: Checkpoint) -> Any:
     return kind.from_pretrained(checkpoint.folder, dtype=torch.float32).eval()
 
 
-def teacher_forced(model: OnnxModel, example: Inputs, tokens: np.ndarray) -> np.ndarray:
+def teacher_forced_logits(model: OnnxModel, example: Inputs, tokens: np.ndarray) -> np.ndarray:
     """Logits [tokens, vocabulary] of a text that is read at once; nothing of the ``example`` has an axis of rows."""
     batch = {name: array[np.newaxis] for name, array in example.items()}
     logits: np.ndarray = _read(*_opened_pair(model), batch, [tokens[np.newaxis]])[0]
     return logits
 
 
-def opened_reader(model: OnnxModel, image: int) -> EmbeddedDecoder:
+def open_image_reader(model: OnnxModel, image: int) -> EmbeddedDecoder:
     """Three graphs that read images, on the processor."""
     vision, table, decoder = map(session_of, model.graphs.values())
     return EmbeddedDecoder(vision, table, decoder, image, "the stage's graphs")
@@ -196,13 +196,13 @@ def _last(expected: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 def _held_to(
     model: OnnxModel, answers: Callable[[OnnxModel], Pairs], tolerance: float, rounding_limit: float
-) -> Equality:
+) -> DecoderParity:
     exact = _in_fp32(model)
     hint = "set accuracy_level: 1, which computes in fp32 and is slower, or raise rounding_limit"
     return held(answers(exact), None if exact is model else answers(model), tolerance, rounding_limit, hint)
 
 
-def held(exact: Pairs, shipped: Pairs | None, tolerance: float, rounding_limit: float, hint: str) -> Equality:
+def held(exact: Pairs, shipped: Pairs | None, tolerance: float, rounding_limit: float, hint: str) -> DecoderParity:
     """What answers in fp32, ``exact``, are held to, and those of the file that ships, if it computes otherwise.
 
     ``hint``: what helps where rounding does too much. Raises `IntegrityError`.
@@ -216,7 +216,7 @@ def held(exact: Pairs, shipped: Pairs | None, tolerance: float, rounding_limit: 
             hint="raise tolerance if the difference is acceptable; else please report it with the model's config",
         )
     if shipped is None:
-        return Equality(difference, 0.0, 1.0)
+        return DecoderParity(difference, 0.0, 1.0)
     expected, found = next(shipped)
     spread = expected - expected.mean(-1, keepdims=True)
     rounding = float(np.sqrt(np.square(found - expected).mean() / np.square(spread).mean()))
@@ -226,7 +226,7 @@ def held(exact: Pairs, shipped: Pairs | None, tolerance: float, rounding_limit: 
             expected=f"at most {rounding_limit:.1%}",
             hint=hint,
         )
-    return Equality(difference, rounding, float((found.argmax(-1) == expected.argmax(-1)).mean()))
+    return DecoderParity(difference, rounding, float((found.argmax(-1) == expected.argmax(-1)).mean()))
 
 
 def _in_fp32(model: OnnxModel) -> OnnxModel:

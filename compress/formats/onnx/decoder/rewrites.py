@@ -11,12 +11,12 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compress.formats.onnx.decoder.graph_builder import MICROSOFT, node_like
-from compress.formats.onnx.decoder.tracing_patches import CROSS_ATTENTION
+from compress.formats.onnx.decoder.tracing_patches import Placeholder
 
 _NORM = "SimplifiedLayerNormalization"
 _SKIPS = {_NORM: "SkipSimplifiedLayerNormalization", "LayerNormalization": "SkipLayerNormalization"}
 _SAME = (0, 2, 1, 3)
-_ATTENTION = ("MultiHeadAttention", CROSS_ATTENTION)
+_ATTENTION = ("MultiHeadAttention", Placeholder.CROSS_ATTENTION)
 
 
 def tidy(model: ir.Model, few_rows: bool = True) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from compress.formats.onnx.decoder.graph_builder import Nodes
+from compress.formats.onnx.decoder.graph_builder import GraphBuilder
 from compress.numerics.integer_grid import QuantizedWeight
 from compress.utils.errors import ModelError
 
@@ -55,7 +55,7 @@ class StoredWeight:
         return len(self.values)
 
     @property
-    def lift(self) -> int:
+    def offset(self) -> int:
         """What the kernels' integers are larger by: their middle is that of their own width."""
         return 0 if self.zero_points is not None else (1 << (self.kernel_bits - 1)) - (1 << (self.bits - 1))
 
@@ -67,13 +67,13 @@ class StoredWeight:
 
     def integers(self) -> np.ndarray:
         """The kernels' bytes."""
-        return pack(self.values + np.uint8(self.lift), self.kernel_bits).reshape(self.shape)
+        return pack(self.values + np.uint8(self.offset), self.kernel_bits).reshape(self.shape)
 
     def packed_zero_points(self) -> np.ndarray | None:
         """[rows, ceil(blocks * kernel_bits / 8)] uint8, or None."""
         return None if self.zero_points is None else pack(self.zero_points, self.kernel_bits)
 
-    def joins(self, other: StoredWeight) -> bool:
+    def can_stack(self, other: StoredWeight) -> bool:
         """Whether both can be the rows of one weight."""
         same = self.bits == other.bits and self.block_size == other.block_size and self.columns == other.columns
         return same and (self.zero_points is None) == (other.zero_points is None)
@@ -124,8 +124,8 @@ def pack(values: np.ndarray, bits: int) -> np.ndarray:
 
 def _block_size(group_size: int, columns: int, name: str) -> int:
     """The largest power of two that no border of a group cuts, and that fills the row if one does."""
-    whole = group_size >= columns
-    block = LARGEST_BLOCK if whole else min(group_size & -group_size, LARGEST_BLOCK)
+    expand_weight = group_size >= columns
+    block = LARGEST_BLOCK if expand_weight else min(group_size & -group_size, LARGEST_BLOCK)
     if block < SMALLEST_BLOCK:
         raise ModelError(
             f"Groups of {group_size} cannot be stored for ONNX Runtime's few-bit kernels.",
@@ -137,44 +137,46 @@ def _block_size(group_size: int, columns: int, name: str) -> int:
     return fills if fills >= SMALLEST_BLOCK else min(block, 32)
 
 
-def widths(bits: int) -> tuple[int, ...]:
+def plane_widths(bits: int) -> tuple[int, ...]:
     """The planes of integers of so many bits, the low ones first: 7 is (4, 2, 1)."""
     return tuple(width for width in (4, 2, 1) if bits & width)
 
 
-def split(values: np.ndarray, bits: int) -> list[np.ndarray]:
+def split_planes(values: np.ndarray, bits: int) -> list[np.ndarray]:
     """The planes of [rows, n] integers below 2**bits, each [rows, 1, n * width / 8] uint8.
 
     A byte holds values that lie n * width / 8 apart, so that they are laid side by side without being woven.
     """
     planes, place = [], 0
-    for width in widths(bits):
+    for width in plane_widths(bits):
         runs = (values >> place & (1 << width) - 1).reshape(len(values), _BYTE // width, -1)
         planes.append(pack(runs.swapaxes(1, 2).reshape(len(values), -1), width)[:, None])
         place += width
     return planes
 
 
-def join(nodes: Nodes, name: str, planes: Sequence[ir.Value], bits: int, shape: tuple[int, int]) -> ir.Value:
+def join_planes(
+    nodes: GraphBuilder, name: str, planes: Sequence[ir.Value], bits: int, shape: tuple[int, int]
+) -> ir.Value:
     """The operators that make the integers [rows, n] of their planes again."""
-    whole: ir.Value | None = None
+    expand_weight: ir.Value | None = None
     place = 0
-    for index, (plane, width) in enumerate(zip(planes, widths(bits), strict=True)):
+    for index, (plane, width) in enumerate(zip(planes, plane_widths(bits), strict=True)):
         scope = f"{name}.plane{index}"
         places = np.arange(0, _BYTE, width, dtype=np.uint8)[None, :, None]
         steps = nodes.constant(f"constants.uint8.steps_{width}", places)
         moved = nodes.op("BitShift", scope, [plane, steps], direction="RIGHT")
         masked = nodes.op("BitwiseAnd", scope, [moved, _byte(nodes, (1 << width) - 1)])
         values = nodes.op("Reshape", scope, [masked, nodes.integers(*shape)])
-        if whole is not None:
+        if expand_weight is not None:
             raised = nodes.op("BitShift", f"{scope}.raised", [values, _byte(nodes, place)], direction="LEFT")
-            values = nodes.op("BitwiseOr", scope, [whole, raised])
-        whole, place = values, place + width
-    assert whole is not None
-    return whole
+            values = nodes.op("BitwiseOr", scope, [expand_weight, raised])
+        expand_weight, place = values, place + width
+    assert expand_weight is not None
+    return expand_weight
 
 
-def write_integers(nodes: Nodes, name: str, stored: StoredWeight, planes: bool = True) -> ir.Value:
+def write_integers(nodes: GraphBuilder, name: str, stored: StoredWeight, planes: bool = True) -> ir.Value:
     """As the kernels take them, or, for bits that the kernels lack, the ``planes`` and what makes them whole."""
     bits, values, nibbles = stored.bits, stored.values, stored.kernel_bits == _BYTE // 2
     if bits == stored.kernel_bits or not planes:
@@ -182,23 +184,24 @@ def write_integers(nodes: Nodes, name: str, stored: StoredWeight, planes: bool =
     if nibbles:  # the two of a byte come out of the planes half a row apart
         values = np.concatenate([values[:, 0::2], values[:, 1::2]], axis=1)
     parts = [
-        nodes.constant(f"{name}{INTEGERS}{bits}_plane{index}", plane) for index, plane in enumerate(split(values, bits))
+        nodes.constant(f"{name}{INTEGERS}{bits}_plane{index}", plane)
+        for index, plane in enumerate(split_planes(values, bits))
     ]
-    whole = join(nodes, name, parts, bits, values.shape)
-    if stored.lift:
-        whole = nodes.op("Add", f"{name}.lifted", [whole, _byte(nodes, stored.lift)])
+    expand_weight = join_planes(nodes, name, parts, bits, values.shape)
+    if stored.offset:
+        expand_weight = nodes.op("Add", f"{name}.lifted", [expand_weight, _byte(nodes, stored.offset)])
     if nibbles:
-        even, odd = nodes.several("Split", f"{name}.pair", [whole], 2, axis=1, num_outputs=2)
+        even, odd = nodes.several("Split", f"{name}.pair", [expand_weight], 2, axis=1, num_outputs=2)
         raised = nodes.op("BitShift", f"{name}.pair", [odd, _byte(nodes, 4)], direction="LEFT")
-        whole = nodes.op("BitwiseOr", f"{name}.pair", [even, raised])
-    return nodes.op("Reshape", f"{name}.blocks", [whole, nodes.integers(*stored.shape)])
+        expand_weight = nodes.op("BitwiseOr", f"{name}.pair", [even, raised])
+    return nodes.op("Reshape", f"{name}.blocks", [expand_weight, nodes.integers(*stored.shape)])
 
 
-def _byte(nodes: Nodes, value: int) -> ir.Value:
+def _byte(nodes: GraphBuilder, value: int) -> ir.Value:
     return nodes.constant(f"constants.uint8.{value}", np.array(value, np.uint8))
 
 
-def typed(stored: StoredWeight, name: str) -> tuple[np.ndarray, ir.DataType]:
+def typed_integers(stored: StoredWeight, name: str) -> tuple[np.ndarray, ir.DataType]:
     """The integers [rows, blocks, block_size] in a type of ONNX's of as many bits, about zero if they have no other.
 
     Raises `ModelError` for bits or blocks that don't fit.
@@ -217,9 +220,9 @@ def typed(stored: StoredWeight, name: str) -> tuple[np.ndarray, ir.DataType]:
     return values.reshape(stored.rows, -1, stored.block_size).astype(kind.numpy()), kind
 
 
-def _as_floats(nodes: Nodes, name: str, stored: StoredWeight) -> tuple[ir.Value, ir.Value, ir.Value | None]:
-    """Integers [blocks, block_size, rows], scales and zero points [blocks, 1, rows]; raises as `typed` does."""
-    blocks, kind = typed(stored, name)
+def _as_floats(nodes: GraphBuilder, name: str, stored: StoredWeight) -> tuple[ir.Value, ir.Value, ir.Value | None]:
+    """Integers [blocks, block_size, rows], scales and zero points [blocks, 1, rows]; raises as `typed_integers` does."""
+    blocks, kind = typed_integers(stored, name)
     integers = nodes.constant(f"{name}{INTEGERS}{stored.bits}", blocks.transpose(1, 2, 0), kind)
     scales = nodes.constant(f"{name}.weight_scales", stored.scales.T[:, None])
     zeros = None
@@ -230,7 +233,7 @@ def _as_floats(nodes: Nodes, name: str, stored: StoredWeight) -> tuple[ir.Value,
     return integers, nodes.op("Cast", f"{name}.scales", [scales], to=ir.DataType.FLOAT), zeros
 
 
-def multiply(nodes: Nodes, name: str, value: ir.Value, stored: StoredWeight) -> ir.Value:
+def multiply_expanded(nodes: GraphBuilder, name: str, value: ir.Value, stored: StoredWeight) -> ir.Value:
     """The products [batch, length, rows] of ``value`` [batch, length, columns] with a weight, block by block.
 
     Raises `ModelError` for bits or blocks that don't fit.
@@ -247,10 +250,10 @@ def multiply(nodes: Nodes, name: str, value: ir.Value, stored: StoredWeight) -> 
     return nodes.op("ReduceSum", name, [scaled, nodes.integers(1)], keepdims=0)
 
 
-def whole(nodes: Nodes, name: str, stored: StoredWeight) -> ir.Value:
+def expand_weight(nodes: GraphBuilder, name: str, stored: StoredWeight) -> ir.Value:
     """The weight [columns, rows] with its scales: more memory while the graph is opened, none for products of blocks.
 
-    So long a product as the logits of a prompt would be many times as large block by block. Raises as `multiply` does.
+    So long a product as the logits of a prompt would be many times as large block by block. Raises as `multiply_expanded` does.
     """
     integers, scales, zeros = _as_floats(nodes, name, stored)
     if zeros is not None:

@@ -19,12 +19,11 @@ import torch
 from torch import nn
 
 from compress.formats.onnx.decoder import apply_patches
-from compress.formats.onnx.decoder import tracing_patches as plugs
-from compress.formats.onnx.decoder.attention_calls import Call
-from compress.formats.onnx.decoder.caches import PAST, fill_cache, layer_of, note_updates, present, sample_states
-from compress.formats.onnx.decoder.node_groups import Sections, find_sections
-from compress.formats.onnx.decoder.traced_parts import MASK, Part, alone, embedded
-from compress.formats.onnx.decoder.tracing_patches import Plug
+from compress.formats.onnx.decoder.attention_calls import AttentionCall
+from compress.formats.onnx.decoder.caches import PAST, fill_cache, layer_index, present, record_updates, sample_states
+from compress.formats.onnx.decoder.node_groups import NodeGroups, group_nodes
+from compress.formats.onnx.decoder.traced_parts import MASK, TracedPart, decoder_of_embeddings, decoder_only
+from compress.formats.onnx.decoder.tracing_patches import Placeholder, TracingPatches, lengths_of
 from compress.formats.silence import silence
 from compress.formats.tracing import as_written, lean_tracing
 from compress.models.checkpoint import Checkpoint
@@ -47,7 +46,7 @@ _FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, A
 
 
 @dataclass(frozen=True)
-class Block:
+class TracedBlock:
     """A block by its name; ``kind``: the first that is like this one."""
 
     prefix: str
@@ -56,22 +55,22 @@ class Block:
 
 @dataclass(frozen=True)
 class Trace:
-    """``program``: a graph whose weights are names (`plug`), of the first blocks; ``blocks``: all of the model's.
+    """``program``: a graph whose weights are names (`patches`), of the first blocks; ``blocks``: all of the model's.
 
     ``states``: each tensor of the cache with its shape, of which rows and, for keys and values, length are arbitrary.
-    ``made``: tables that the model makes by itself, of which a checkpoint may hold none. ``unfused``: why attention is
+    ``created_tables``: tables that the model makes by itself, of which a checkpoint may hold none. ``unfused``: why attention is
     not one operator, or nothing.
     """
 
-    part: Part
+    part: TracedPart
     program: ir.Model
     model: PreTrainedModel
-    blocks: Sequence[Block]
+    blocks: Sequence[TracedBlock]
     traced: int
-    sections: Sections
+    groups: NodeGroups
     states: Mapping[str, tuple[int, ...]]
-    calls: Sequence[Call]
-    made: Mapping[str, torch.Tensor]
+    calls: Sequence[AttentionCall]
+    created_tables: Mapping[str, torch.Tensor]
     unfused: str = ""
 
     @property
@@ -90,19 +89,19 @@ def check_writable(folder: Path) -> None:
         with _refusing(checkpoint), torch.no_grad():
             model = _Rehearsal(checkpoint, _decoder).model
             if reads_images(model.config):
-                from compress.formats.onnx.decoder.vision_encoder import check_sight
+                from compress.formats.onnx.decoder.vision_encoder import check_vision_encoder
 
-                check_sight(folder, model)
+                check_vision_encoder(folder, model)
         _WRITABLE[key] = reads_images(model.config)
     if _WRITABLE[key]:
         refuse_unfollowed(folder)
 
 
-def _decoder(model: Any) -> Part:
-    return embedded(model) if reads_images(model.config) else alone(model)
+def _decoder(model: Any) -> TracedPart:
+    return decoder_of_embeddings(model) if reads_images(model.config) else decoder_only(model)
 
 
-def trace_part(checkpoint: Checkpoint, part: Callable[[Any], Part], fused: bool | None = None) -> Trace:
+def trace_part(checkpoint: Checkpoint, part: Callable[[Any], TracedPart], fused: bool | None = None) -> Trace:
     """Trace a part of the model of ``checkpoint``. ``fused``: attention as one operator, by default where it can be.
 
     A trace depends on the config alone; the last are kept. Raises `ModelError` for a model that cannot be traced.
@@ -115,28 +114,30 @@ def trace_part(checkpoint: Checkpoint, part: Callable[[Any], Part], fused: bool 
     return _KEPT[key]
 
 
-def _traced(checkpoint: Checkpoint, part: Callable[[Any], Part], fused: bool | None, whole: bool = False) -> Trace:
+def _traced(
+    checkpoint: Checkpoint, part: Callable[[Any], TracedPart], fused: bool | None, whole: bool = False
+) -> Trace:
     """``whole``: every block, whether or not it is like another."""
     with _refusing(checkpoint), silence("prints"), lean_tracing(), torch.no_grad():
         found = _Rehearsal(checkpoint, part)
-        described = _describe(found)
-        traced = len(found.blocks) if whole else max(block.kind for block in described) + 1
+        blocks = _describe(found)
+        traced = len(found.blocks) if whole else max(block.kind for block in blocks) + 1
         while len(found.blocks) > traced:
             del found.blocks[-1]
         unfused = _unfused(found) if fused is not False else "it is traced as it is"
-        if unfused and not found.part.alone:
+        if unfused and not found.part.decoder_only:
             raise ValueError(f"attention cannot be one operator: {unfused}")
-        found.plug.fused = not unfused
+        found.patches.fused = not unfused
         states = sample_states(found.cache, not unfused)
         with as_written(found.model):
-            program = _trace(found, {name: state for name, state in states.items() if layer_of(name) < traced})
-    prefixes = [block.prefix for block in described[:traced]]
-    sections = find_sections(program.graph, prefixes, traced < len(described))
-    if sections is None:
+            program = _trace(found, {name: state for name, state in states.items() if layer_index(name) < traced})
+    prefixes = [block.prefix for block in blocks[:traced]]
+    groups = group_nodes(program.graph, prefixes, traced < len(blocks))
+    if groups is None:
         return _traced(checkpoint, part, fused, whole=True)
     shapes = {name: tuple(state.shape) for name, state in states.items()}
-    calls = list(found.plug.calls.values())
-    return Trace(found.part, program, found.model, described, traced, sections, shapes, calls, found.made, unfused)
+    calls = list(found.patches.calls.values())
+    return Trace(found.part, program, found.model, blocks, traced, groups, shapes, calls, found.created_tables, unfused)
 
 
 _KEPT: dict[str, Trace] = {}
@@ -169,26 +170,26 @@ def _refusing(checkpoint: Checkpoint) -> Iterator[None]:
 class _Rehearsal:
     """A model without weights that has been run once on arbitrary numbers, what was recorded, and its cache."""
 
-    def __init__(self, checkpoint: Checkpoint, part: Callable[[Any], Part] = alone) -> None:
+    def __init__(self, checkpoint: Checkpoint, part: Callable[[Any], TracedPart] = decoder_only) -> None:
         self.model = build_empty_module(checkpoint, build_on_meta).eval()
         # What routers answer is for their training alone.
         self.model.config.output_router_logits = False
         self.part = part(self.model)
-        self.made = {
+        self.created_tables = {
             f"{name}.weight": module.create_weight()
             for name, module in self.model.named_modules()
             if hasattr(module, "create_weight")
         }
-        self.plug = Plug(self.part.alone, self.part.cached, not self.part.placed)
-        apply_patches.prepare(self.model, self.plug)
+        self.patches = TracingPatches(self.part.decoder_only, self.part.cached, not self.part.takes_positions)
+        apply_patches.replace_parameters(self.model, self.patches)
         self.prefix, self.blocks = _blocks(self.model, self.part.root(self.model))
         self.cache = self.part.cache(self.model, len(self.blocks))
-        slots = note_updates(self.cache)
-        with apply_patches.plugged(self.model, self.plug):
+        slots = record_updates(self.cache)
+        with apply_patches.patched(self.model, self.patches):
             self.part.call(self.model, self.cache, self.part.sample(_REHEARSED, 0))
-        self.plug.norms = apply_patches.plain_norms(self.model)
-        reached = {call.layer for call in self.plug.calls.values()}
-        self.missed = sorted(slot.name for slot in slots if slot.given and slot.name not in reached)
+        self.patches.norms = apply_patches.find_rms_norms(self.model)
+        reached = {call.layer for call in self.patches.calls.values()}
+        self.missed = sorted(slot.name for slot in slots if slot.new and slot.name not in reached)
 
 
 def _blocks(model: nn.Module, root: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -203,7 +204,7 @@ def _blocks(model: nn.Module, root: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def _unfused(found: _Rehearsal) -> str:
-    calls = found.plug.calls.values()
+    calls = found.patches.calls.values()
     reasons = [f"{call.module}: {call.problem}" for call in calls if call.problem]
     if not calls:
         reasons = ["it has no attention that goes through transformers' interface"]
@@ -211,16 +212,16 @@ def _unfused(found: _Rehearsal) -> str:
     return next(iter(reasons), "")
 
 
-def _describe(found: _Rehearsal) -> list[Block]:
+def _describe(found: _Rehearsal) -> list[TracedBlock]:
     seen: list[Any] = []
-    described = []
+    blocks = []
     for index, block in enumerate(found.blocks):
         name = f"{found.prefix}.{index}"
-        calls = [call for call in found.plug.calls.values() if call.module.startswith(f"{name}.")]
+        calls = [call for call in found.patches.calls.values() if call.module.startswith(f"{name}.")]
         likeness = [*_likeness(block), *(_likeness_of_call(call, name) for call in calls)]
-        described.append(Block(name, seen.index(likeness) if likeness in seen else index))
+        blocks.append(TracedBlock(name, seen.index(likeness) if likeness in seen else index))
         seen.append(likeness)
-    return described
+    return blocks
 
 
 def _likeness(block: nn.Module) -> Iterator[Any]:
@@ -236,7 +237,7 @@ def _likeness(block: nn.Module) -> Iterator[Any]:
         yield path, type(module).__name__, plain, module.compress_shapes, buffers
 
 
-def _likeness_of_call(call: Call, name: str) -> Any:
+def _likeness_of_call(call: AttentionCall, name: str) -> Any:
     return replace(call, module=call.module.removeprefix(name), layer=call.layer.rstrip("0123456789"))
 
 
@@ -248,14 +249,14 @@ class _OneGraph(nn.Module):
         self.model, self._found = found.model, found
 
     def forward(self, **given: torch.Tensor) -> dict[str, Any]:
-        plug, part = self._found.plug, self._found.part
+        patches, part = self._found.patches, self._found.part
         past = {name: given.pop(name) for name in list(given) if name.startswith("past_")}
         cache = part.cache(self.model, len(self._found.blocks))
-        plug.padding = part.padding(given)
-        mask = given[MASK] if part.alone else None
-        if mask is not None and plug.fused:
-            plug.lengths = plugs.lengths_of(mask)
-        fill_cache(cache, past, plug, None if mask is None else mask.shape[1] - given[part.tokens].shape[1])
+        patches.padding = part.padding(given)
+        mask = given[MASK] if part.decoder_only else None
+        if mask is not None and patches.fused:
+            patches.lengths = lengths_of(mask)
+        fill_cache(cache, past, patches, None if mask is None else mask.shape[1] - given[part.tokens].shape[1])
         outputs = {part.output: part.call(self.model, cache, given)}
         return outputs | {"present" + name.removeprefix("past"): present(name, cache) for name in past}
 
@@ -263,29 +264,32 @@ class _OneGraph(nn.Module):
 def _trace(found: _Rehearsal, states: Mapping[str, torch.Tensor]) -> ir.Model:
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
-    plug = found.plug
+    patches = found.patches
     # Recurrences go by chunks; with more than one of them their number is no constant.
     new = _NEW + max(getattr(part, "chunk_size", 0) or 0 for part in found.model.modules())
     inputs = {**found.part.sample(new, PAST), **states}
-    plug.tracing = True
+    patches.tracing = True
     for index, block in enumerate(found.blocks):
-        block.forward = _marked(plug, block.forward, index)
-    with apply_patches.plugged(found.model, plug):
+        block.forward = _marked(patches, block.forward, index)
+    with apply_patches.patched(found.model, patches):
         program, _ = OnnxExporter().export_program(_OneGraph(found).eval(), inputs, OnnxConfig(dynamic=True))
     return program
 
 
-def _marked(plug: Plug, forward: Any, index: int) -> Any:
+def _marked(patches: TracingPatches, forward: Any, index: int) -> Any:
     def marked(*given: Any, **named: Any) -> Any:
         if given:
-            given = (plug.mark(plugs.ENTER, given[0], index), *given[1:])
+            given = (patches.mark(Placeholder.BLOCK_INPUT, given[0], index), *given[1:])
         else:
-            named["hidden_states"] = plug.mark(plugs.ENTER, named["hidden_states"], index)
+            named["hidden_states"] = patches.mark(Placeholder.BLOCK_INPUT, named["hidden_states"], index)
         found = forward(*given, **named)
         if not isinstance(found, tuple):
-            return plug.mark(plugs.LEAVE, found, index)
+            return patches.mark(Placeholder.BLOCK_OUTPUT, found, index)
         # What else a block gives, such as T5's bias of positions, later ones are given as it is.
-        others = [plug.mark(plugs.SHARE, one, index) if isinstance(one, torch.Tensor) else one for one in found[1:]]
-        return (plug.mark(plugs.LEAVE, found[0], index), *others)
+        others = [
+            patches.mark(Placeholder.SHARED_OUTPUT, one, index) if isinstance(one, torch.Tensor) else one
+            for one in found[1:]
+        ]
+        return (patches.mark(Placeholder.BLOCK_OUTPUT, found[0], index), *others)
 
     return marked

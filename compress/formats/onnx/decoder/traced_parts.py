@@ -14,7 +14,13 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from compress.formats.onnx.decoder.caches import CROSS, holds_keys, layers_of, new_cache, new_pair_of_caches
+from compress.formats.onnx.decoder.caches import (
+    CROSS,
+    create_cache,
+    create_encoder_decoder_cache,
+    holds_keys,
+    iterate_layers,
+)
 from compress.utils.errors import ModelError
 
 BATCH = "batch_size"
@@ -30,25 +36,25 @@ Axes = Sequence[int | str]
 
 
 @dataclass(frozen=True)
-class Part:
+class TracedPart:
     """``inputs`` but for the cache: type and axes of each by its name; ``output`` and its ``axes`` but the last.
 
-    ``alone``: a decoder without an encoder, whose mask says what is past. ``cached``: whether keys are kept.
-    ``tokens``: the input that has the new tokens, as ids or embedded. ``placed``: their positions are an input, and
+    ``decoder_only``: a decoder without an encoder, whose mask says what is past. ``cached``: whether keys are kept.
+    ``tokens``: the input that has the new tokens, as ids or embedded. ``takes_positions``: their positions are an input, and
     the graph rotates queries and keys itself, with nothing in it that only ONNX Runtime knows but attention.
     """
 
     inputs: Mapping[str, tuple[ir.DataType, Axes]]
     output: str
     axes: Axes
-    alone: bool = False
+    decoder_only: bool = False
     cached: bool = True
     tokens: str = IDS
-    placed: bool = False
+    takes_positions: bool = False
 
     def root(self, model: Any) -> nn.Module:
         """The module that holds the blocks."""
-        whole = self.alone and self.tokens == IDS
+        whole = self.decoder_only and self.tokens == IDS
         found: nn.Module = model if whole else model.get_decoder() if self.cached else model.get_encoder()
         return found
 
@@ -56,7 +62,7 @@ class Part:
         """An empty cache, or None where nothing is kept."""
         if not self.cached:
             return None
-        return new_cache(model) if self.alone else new_pair_of_caches(blocks)
+        return create_cache(model) if self.decoder_only else create_encoder_decoder_cache(blocks)
 
     def axes_of(self, name: str, shape: Sequence[int], time: str) -> Axes:
         """Axes of a tensor of the cache with a sample's ``shape``, `past` or `present`."""
@@ -64,7 +70,7 @@ class Part:
         if not kind.endswith(("key", "value")):
             return [BATCH, *shape[1:]]
         side = "encoder_" if kind.startswith(CROSS) else "decoder_"
-        if self.alone:
+        if self.decoder_only:
             side, time = "", "past" if time == "past" else "total"
         return [BATCH, shape[1], f"{time}_{side}sequence_length", shape[3]]
 
@@ -79,7 +85,7 @@ class Part:
 
     def padding(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
         """What is hidden from those who look at all of it, [batch, positions] int32."""
-        mask = None if self.alone else inputs.get(MASK if not self.cached else ENCODER_MASK)
+        mask = None if self.decoder_only else inputs.get(MASK if not self.cached else ENCODER_MASK)
         return None if mask is None else mask.to(torch.int32)
 
     def call(self, model: Any, cache: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -90,7 +96,7 @@ class Part:
         taken = inspect.signature(type(model).forward).parameters
         word = next((name for name in _CACHES if name in taken), None)
         named: dict[str, Any] = {"use_cache": True} if word is None else {word: cache, "use_cache": True}
-        if self.alone:
+        if self.decoder_only:
             named |= _positions(cache, inputs, self.tokens, PLACES in taken)
         else:
             from transformers.modeling_outputs import BaseModelOutput
@@ -112,7 +118,9 @@ def _positions(cache: Any, inputs: Mapping[str, torch.Tensor], tokens: str, want
     found = {}
     if wanted:
         found[PLACES] = inputs[PLACES] if PLACES in inputs else (mask.cumsum(1) - 1).clamp(min=0)[:, past:]
-    if not any(holds_keys(layer) for _, _, layer in layers_of(cache)):  # states alone: the mask is of the new tokens
+    if not any(
+        holds_keys(layer) for _, _, layer in iterate_layers(cache)
+    ):  # states alone: the mask is of the new tokens
         mask = mask[:, past:]
     return {tokens: new, MASK: mask, **found}
 
@@ -123,35 +131,35 @@ _INTEGERS, _FLOATS = ir.DataType.INT64, ir.DataType.FLOAT
 _NEW, _TOTAL = [BATCH, "sequence_length"], [BATCH, "total_sequence_length"]
 
 
-def alone(model: Any) -> Part:
+def decoder_only(model: Any) -> TracedPart:
     """A language model: prompt and single tokens."""
-    return Part({IDS: (_INTEGERS, _NEW), MASK: (_INTEGERS, _TOTAL)}, "logits", _NEW, alone=True)
+    return TracedPart({IDS: (_INTEGERS, _NEW), MASK: (_INTEGERS, _TOTAL)}, "logits", _NEW, decoder_only=True)
 
 
-def placed(model: Any) -> Part:
+def decoder_with_positions(model: Any) -> TracedPart:
     """A language model that is told where its tokens stand."""
     inputs = {IDS: (_INTEGERS, _NEW), MASK: (_INTEGERS, _TOTAL), PLACES: (_INTEGERS, _NEW)}
-    return Part(inputs, "logits", _NEW, alone=True, placed=True)
+    return TracedPart(inputs, "logits", _NEW, decoder_only=True, takes_positions=True)
 
 
-def embedded(model: Any) -> Part:
+def decoder_of_embeddings(model: Any) -> TracedPart:
     """A language model whose tokens come embedded, those of images among them."""
     inputs = {EMBEDS: (_FLOATS, [*_NEW, model.get_input_embeddings().embedding_dim]), MASK: (_INTEGERS, _TOTAL)}
-    return Part(inputs, "logits", _NEW, alone=True, tokens=EMBEDS)
+    return TracedPart(inputs, "logits", _NEW, decoder_only=True, tokens=EMBEDS)
 
 
-def encoder_part(model: Any) -> Part:
+def encoder_of_pair(model: Any) -> TracedPart:
     """The encoder of a model of text or speech."""
     if _hears(model):
         config = model.config
         frames = 2 * config.max_source_positions  # its second convolution goes by steps of two
         audio = {AUDIO: (_FLOATS, [BATCH, config.num_mel_bins, frames])}
-        return Part(audio, "last_hidden_state", [BATCH, config.max_source_positions], cached=False)
+        return TracedPart(audio, "last_hidden_state", [BATCH, config.max_source_positions], cached=False)
     texts = {name: (_INTEGERS, [BATCH, _READ]) for name in (IDS, MASK)}
-    return Part(texts, "last_hidden_state", [BATCH, _READ], cached=False)
+    return TracedPart(texts, "last_hidden_state", [BATCH, _READ], cached=False)
 
 
-def decoder_part(model: Any) -> Part:
+def decoder_of_pair(model: Any) -> TracedPart:
     """The decoder behind the encoder of a model, with its head."""
     masks: dict[str, tuple[ir.DataType, Axes]] = {} if _hears(model) else {ENCODER_MASK: (_INTEGERS, [BATCH, _READ])}
     hidden: Axes = [BATCH, _READ, _width(model.config)]
@@ -159,7 +167,7 @@ def decoder_part(model: Any) -> Part:
         IDS: (_INTEGERS, [BATCH, _WRITTEN]),
         HIDDEN: (_FLOATS, hidden),
     }
-    return Part({**masks, **inputs}, "logits", [BATCH, _WRITTEN])
+    return TracedPart({**masks, **inputs}, "logits", [BATCH, _WRITTEN])
 
 
 def _hears(model: Any) -> bool:

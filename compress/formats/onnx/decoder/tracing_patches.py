@@ -1,6 +1,6 @@
 """transformers' own modules with names in place of weights, and ONNX Runtime's operators in place of attention.
 
-A `Plug` stands behind attention, linear layers, tables and every parameter while a model runs inside `plugged`. In a
+A `TracingPatches` stands behind attention, linear layers, tables and every parameter while a model runs inside `patched`. In a
 *rehearsal* the numbers are arbitrary and what each attention call is gets recorded; in a *trace* each of these becomes
 one node that carries the name of a module or tensor, and no weight is needed or kept.
 
@@ -11,39 +11,62 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 import torch
 from torch import nn
 from torch.onnx import ops
 
-from compress.formats.onnx.decoder.attention_calls import BIAS, CAUSAL, EVERYTHING, Call, Rotation, described, mask_of
+from compress.formats.onnx.decoder.attention_calls import (
+    BIAS,
+    CAUSAL,
+    EVERYTHING,
+    AttentionCall,
+    Rotation,
+    classify_mask,
+    describe_call,
+)
 from compress.models.experts import DOWN, GATE, UP
 from compress.models.transposed_linear import TransposedLinear
 
 DOMAIN = "compress"
-PARAMETER, LINEAR, TABLE, LENGTHS, ROTARY = "Parameter", "Linear", "Table", "Lengths", "Rotary"
-CROSS_ATTENTION, DELTA_RULE, SELECTIVE_SCAN = "CrossAttention", "GatedDeltaRule", "SelectiveScan"
-TAKE, GIVE, ENTER, LEAVE, SHARE = "Take", "Give", "Enter", "Leave", "Share"
-"""The nodes that stand in a trace for what the checkpoint, or the finished graph, puts there."""
 _GROUPED, _MANY = "com.microsoft::GroupQueryAttention", "com.microsoft::MultiHeadAttention"
 
 
+class Placeholder(StrEnum):
+    """Operators of the domain `DOMAIN` that stand in a trace for nodes that are written later."""
+
+    PARAMETER = "Parameter"
+    LINEAR = "Linear"
+    EMBEDDING = "Embedding"
+    LENGTHS = "Lengths"
+    ROTARY = "Rotary"
+    CROSS_ATTENTION = "CrossAttention"
+    DELTA_RULE = "GatedDeltaRule"
+    SELECTIVE_SCAN = "SelectiveScan"
+    EXPERT_INPUT = "ExpertInput"
+    EXPERT_OUTPUT = "ExpertOutput"
+    BLOCK_INPUT = "BlockInput"
+    BLOCK_OUTPUT = "BlockOutput"
+    SHARED_OUTPUT = "SharedOutput"
+
+
 @dataclass
-class Slot:
-    """A layer of the cache: new keys and values as they were ``given``, in a trace those of the ``past``.
+class CacheSlot:
+    """A layer of the cache: new keys and values as they were ``new``, in a trace those of the ``past``.
 
     The attention appends them itself and says what is ``present``.
     """
 
     name: str
     past: Sequence[torch.Tensor] = ()
-    given: Sequence[torch.Tensor] = ()
+    new: Sequence[torch.Tensor] = ()
     present: Sequence[torch.Tensor] = ()
 
 
 @dataclass
-class Plug:
+class TracingPatches:
     """What the functions that transformers calls from deep inside a model read and write.
 
     ``calls`` of the rehearsal by module. ``fused``: whether attention becomes one operator in a trace. ``grouped``:
@@ -57,7 +80,7 @@ class Plug:
     rotates: bool = True
     tracing: bool = False
     fused: bool = False
-    calls: dict[str, Call] = field(default_factory=dict)
+    calls: dict[str, AttentionCall] = field(default_factory=dict)
     norms: dict[str, tuple[float, float]] = field(default_factory=dict)
     lengths: Sequence[torch.Tensor] = ()
     padding: torch.Tensor | None = None
@@ -68,7 +91,7 @@ class Plug:
 
     def parameter(self, name: str, shape: torch.Size) -> torch.Tensor:
         """A parameter: a node with its name, or arbitrary numbers."""
-        return _node(PARAMETER, [], shape, name=name) if self.tracing else torch.rand(shape) * 0.5 + 0.5
+        return _node(Placeholder.PARAMETER, [], shape, name=name) if self.tracing else torch.rand(shape) * 0.5 + 0.5
 
     def product(self, layer: Any, value: torch.Tensor) -> torch.Tensor:
         """What a linear layer gives."""
@@ -76,12 +99,16 @@ class Plug:
         if not self.tracing:
             return torch.randn(shape) * 0.5
         transposed = int(isinstance(layer, TransposedLinear))
-        return _node(LINEAR, [value], shape, value.dtype, module=layer.compress_name, transposed=transposed)
+        return _node(Placeholder.LINEAR, [value], shape, value.dtype, module=layer.compress_name, transposed=transposed)
 
     def rows(self, table: Any, ids: torch.Tensor) -> torch.Tensor:
         """What an embedding table gives."""
         shape = [*ids.shape, table.embedding_dim]
-        return _node(TABLE, [ids], shape, module=table.compress_name) if self.tracing else torch.randn(shape)
+        return (
+            _node(Placeholder.EMBEDDING, [ids], shape, module=table.compress_name)
+            if self.tracing
+            else torch.randn(shape)
+        )
 
     def norm(self, module: Any, hidden: torch.Tensor) -> torch.Tensor:
         """Root mean square normalisation as one operator."""
@@ -98,17 +125,17 @@ class Plug:
     # ------------------------------------------------------------------ experts
 
     def mix(self, experts: Any, hidden: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
-        """[tokens, hidden] of a mixture; a trace has the first expert only, between a `TAKE` and a `GIVE`.
+        """[tokens, hidden] of a mixture; a trace has the first expert only, between a `Placeholder.EXPERT_INPUT` and a `Placeholder.EXPERT_OUTPUT`.
 
         The first expert is given all rows in the trace; in the finished graph each is given those sent to it.
         """
         if not self.tracing:
             return torch.zeros_like(hidden)
         about = {"module": experts.compress_name, "count": experts.count}
-        given = _node(TAKE, [hidden, chosen], hidden.shape, hidden.dtype, **about)
+        given = _node(Placeholder.EXPERT_INPUT, [hidden, chosen], hidden.shape, hidden.dtype, **about)
         beside = [experts.linear(0, role)(given) for role in (GATE, UP) if role in experts.names]
         part = experts.linear(0, DOWN)(experts._activate(torch.cat(beside, dim=-1)))
-        return _node(GIVE, [part, hidden, chosen, shares], hidden.shape, hidden.dtype, **about)
+        return _node(Placeholder.EXPERT_OUTPUT, [part, hidden, chosen, shares], hidden.shape, hidden.dtype, **about)
 
     # ------------------------------------------------------------------ attention
 
@@ -118,7 +145,7 @@ class Plug:
 
         never = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
         made: Any = sdpa_mask(*arguments, **named | never)
-        made.compress_window = mask_of(named.get("mask_function"))
+        made.compress_window = classify_mask(named.get("mask_function"))
         return made
 
     def rotate(self, function: Any, *arguments: Any, **named: Any) -> Any:
@@ -155,7 +182,7 @@ class Plug:
         window = EVERYTHING if attention_mask is None else getattr(attention_mask, "compress_window", None)
         slots = [getattr(one, "compress_slot", None) for one in (key, value)]
         turned = [getattr(one, "compress_turned", None) for one in (query, key)]
-        call = Call(
+        call = AttentionCall(
             module.compress_name,
             slots[0].name if slots[0] else "",
             query.shape[1],
@@ -168,21 +195,21 @@ class Plug:
             turned[0] if self.rotates and turned[0] is turned[1] else None,
         )
         lost = self.cached and None in slots
-        self.calls[call.module] = described(call, self.grouped, lost, sinks is not None, others)
+        self.calls[call.module] = describe_call(call, self.grouped, lost, sinks is not None, others)
         return torch.randn(query.shape[0], query.shape[2], query.shape[1], call.value_size), None
 
-    def _many_heads(self, call: Call, query: Any, key: Any, value: Any, bias: Any) -> torch.Tensor:
+    def _many_heads(self, call: AttentionCall, query: Any, key: Any, value: Any, bias: Any) -> torch.Tensor:
         """Attention with as many heads of keys: within an encoder, of a decoder, or of a decoder to its encoder."""
         batch, heads, length, _ = query.shape
-        slot: Slot | None = getattr(key, "compress_slot", None)
-        key, value = (key, value) if slot is None else slot.given
+        slot: CacheSlot | None = getattr(key, "compress_slot", None)
+        key, value = (key, value) if slot is None else slot.new
         past = () if slot is None else slot.past
         padding = self.padding if call.window == EVERYTHING else None
         flat = [one.transpose(1, 2).reshape(batch, one.shape[2], -1) for one in (query, key, value)]
         others = [padding, bias if call.biased else None, *past]
         about: dict[str, Any] = {"num_heads": heads, "scale": call.scale}
         if slot is not None and not call.layer.isdecimal():
-            kind, inputs, presents = CROSS_ATTENTION, [flat[0], key, value], [key.shape, value.shape]
+            kind, inputs, presents = Placeholder.CROSS_ATTENTION, [flat[0], key, value], [key.shape, value.shape]
         else:
             kind, inputs = _MANY, [*flat, None]
             presents = [[*old.shape[:2], old.shape[2] + length, old.shape[3]] for old in past]
@@ -190,8 +217,8 @@ class Plug:
         shape = [batch, length, heads * call.value_size]
         return _attention(kind, [*inputs, *others], about, shape, presents, slot).reshape(batch, length, heads, -1)
 
-    def _grouped(self, call: Call, query: Any, key: Any, value: Any, sinks: Any) -> torch.Tensor:
-        slot: Slot = key.compress_slot
+    def _grouped(self, call: AttentionCall, query: Any, key: Any, value: Any, sinks: Any) -> torch.Tensor:
+        slot: CacheSlot = key.compress_slot
         tables: Sequence[Any] = [None, None]
         if call.rotation is not None:
             query, key, tables = query.compress_turned, key.compress_turned, _tables(call.rotation)
@@ -217,18 +244,18 @@ class Plug:
 
 def lengths_of(mask: torch.Tensor) -> Sequence[torch.Tensor]:
     """The node that gives the attention its lengths: of each row less one, [batch], and in all."""
-    return nodes_of(LENGTHS, [mask], [[mask.shape[0]], []], torch.int32)
+    return nodes_of(Placeholder.LENGTHS, [mask], [[mask.shape[0]], []], torch.int32)
 
 
 def _tables(rotation: Rotation) -> Sequence[torch.Tensor]:
     """The node that gives the attention its cosines and sines, each [positions, pairs]."""
     frequencies, factor, positions = list(rotation.frequencies), rotation.factor, rotation.positions
     shapes = [[positions, len(frequencies)]] * 2
-    return nodes_of(ROTARY, [], shapes, frequencies=frequencies, factor=factor, positions=positions)
+    return nodes_of(Placeholder.ROTARY, [], shapes, frequencies=frequencies, factor=factor, positions=positions)
 
 
 def _attention(
-    kind: str, inputs: list[Any], about: dict[str, Any], shape: Any, presents: Any, slot: Slot | None
+    kind: str, inputs: list[Any], about: dict[str, Any], shape: Any, presents: Any, slot: CacheSlot | None
 ) -> torch.Tensor:
     """What is attended to; what is present is left in the slot."""
     while inputs[-1] is None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
-from compress.formats.onnx.export import Exported, export_onnx, prove_equal
+from compress.formats.onnx.export import ExportedGraph, export_onnx, verify_parity
 from compress.models.checkpoint import Checkpoint
 from compress.models.hooks import removed_on_exit
 from compress.models.lora_adapter import load_adapted
@@ -66,8 +66,10 @@ class _Sees(nn.Module):
             # Of several images of a text transformers leaves out those that are padding, as many as there may be.
             whole: Any = self.model.base_model
             seen = whole.vision_model(pixel_values=pixel_values.flatten(0, 1)).last_hidden_state
-            return ImageFeatures(last_of_sight(self.model)(seen))
-        with removed_on_exit([last_of_sight(self.model).register_forward_hook(lambda module, given, found: [found])]):
+            return ImageFeatures(feature_projector(self.model)(seen))
+        with removed_on_exit(
+            [feature_projector(self.model).register_forward_hook(lambda module, given, found: [found])]
+        ):
             try:
                 (features,) = self.model.get_image_features(pixel_values).pooler_output
             except (AttributeError, ValueError) as error:
@@ -75,7 +77,7 @@ class _Sees(nn.Module):
         return ImageFeatures(features)
 
 
-def last_of_sight(model: Any) -> nn.Module:
+def feature_projector(model: Any) -> nn.Module:
     """The module that makes the features. Raises `ModelError` for a model that has none of its kind."""
     found = next((one for name in _LAST if (one := getattr(model.base_model, name, None)) is not None), None)
     if not isinstance(found, nn.Module):
@@ -87,7 +89,7 @@ def last_of_sight(model: Any) -> nn.Module:
     return found
 
 
-def check_sight(folder: Path, model: Any) -> None:
+def check_vision_encoder(folder: Path, model: Any) -> None:
     """Raise `ModelError` for a model whose images cannot be written as a graph.
 
     ``model`` may be without its weights.
@@ -100,10 +102,10 @@ def check_sight(folder: Path, model: Any) -> None:
             expected="a model that is given tokens and the pixels of one image, such as LLaVA",
             hint="ship the checkpoint",
         )
-    last_of_sight(model)
+    feature_projector(model)
 
 
-def export_sight(checkpoint: Checkpoint, examples: Examples, tolerance: float) -> tuple[Exported, float]:
+def export_vision_encoder(checkpoint: Checkpoint, examples: Examples, tolerance: float) -> tuple[ExportedGraph, float]:
     """The graph from `pixel_values` to `image_features`, and how far these are from torch on ``examples``.
 
     Raises `ModelError` for a model of another kind, `IntegrityError` for features that differ.
@@ -111,7 +113,7 @@ def export_sight(checkpoint: Checkpoint, examples: Examples, tolerance: float) -
     pixels = [{PIXELS: example[PIXELS]} for example in examples.inputs]
     alone = Examples(pixels, {PIXELS: None}, head=_Features())
     module = load_adapted(checkpoint)
-    last_of_sight(module)
+    feature_projector(module)
     traced, plain = (TorchModel(_Sees(module, whole), None) for whole in (True, False))
     exported = export_onnx(traced, alone, None, fusions=True)
-    return exported, prove_equal(exported.graph, plain, alone, tolerance)
+    return exported, verify_parity(exported.graph, plain, alone, tolerance)

@@ -9,8 +9,15 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from compress.formats.onnx.decoder.graph_builder import MICROSOFT, Nodes
-from compress.formats.onnx.decoder.stored_weight import StoredWeight, multiply, stack, store, whole, write_integers
+from compress.formats.onnx.decoder.graph_builder import MICROSOFT, GraphBuilder
+from compress.formats.onnx.decoder.stored_weight import (
+    StoredWeight,
+    expand_weight,
+    multiply_expanded,
+    stack,
+    store,
+    write_integers,
+)
 from compress.models.checkpoint import Checkpoint
 from compress.models.lora_adapter import low_rank
 
@@ -40,7 +47,7 @@ class Weights:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        nodes: Nodes,
+        nodes: GraphBuilder,
         settings: GraphSettings,
         made: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
@@ -70,7 +77,7 @@ class Weights:
         stored = [weight for weight in map(self._stored, modules) if weight is not None]
         joined = f"{'_'.join(leaf.removesuffix('_proj') for leaf in leaves)}_proj"
         name = f"{scope}.{joined if len(leaves) > 1 else leaves[0]}"
-        if len(stored) == len(modules) and all(stored[0].joins(weight) for weight in stored):
+        if len(stored) == len(modules) and all(stored[0].can_stack(weight) for weight in stored):
             exact = self._settings.exact_attention and _EXACT.issuperset(leaves)
             rows = [weight.rows for weight in stored]
             product = self._few_bits(name, stack(stored), value, self._bias(name, modules), exact)
@@ -167,7 +174,7 @@ class Weights:
         scope: str | None = None,
     ) -> ir.Value:
         if self._settings.expand_on_load:
-            product = multiply(self._nodes, name, value, stored)
+            product = multiply_expanded(self._nodes, name, value, stored)
             return product if bias is None else self._nodes.op("Add", name, [product, bias])
         inputs = [value, *self._few_bit_operands(name, stored), None, bias]
         while inputs[-1] is None:
@@ -179,7 +186,7 @@ class Weights:
     def _expanded_whole(self, module: str, stored: StoredWeight) -> ir.Value:
         """A table as a matrix [hidden, rows] that is float once the graph is open."""
         if module not in self._whole:
-            self._whole[module] = whole(self._nodes, module, stored)
+            self._whole[module] = expand_weight(self._nodes, module, stored)
         return self._whole[module]
 
     def _few_bit_operands(self, name: str, stored: StoredWeight) -> tuple[ir.Value, ir.Value, ir.Value | None]:

@@ -19,8 +19,8 @@ import torch
 from onnx import numpy_helper
 
 from compress.formats.onnx.graph_edits import constant, only_consumer
-from compress.formats.onnx.int8.fuse_integer_ops import Quantized, quantized
-from compress.formats.onnx.int8.observers import Feed, Observed, tap
+from compress.formats.onnx.int8.fuse_integer_ops import DequantizedValue, quantized_source
+from compress.formats.onnx.int8.observers import Feed, TensorStatistics, stream_activations
 from compress.formats.onnx.int8.redundant_qdq import restored
 from compress.formats.onnx.int8.select_nodes import WEIGHTED, QuantizableLayer
 
@@ -29,7 +29,7 @@ def mean_errors(
     graph: onnx.ModelProto,
     coarse: onnx.ModelProto,
     layers: Sequence[QuantizableLayer],
-    observed: Mapping[str, Observed],
+    observed: Mapping[str, TensorStatistics],
     feeds: Iterable[Feed],
 ) -> dict[str, np.ndarray]:
     """Layer -> the shift of each output's mean, [outputs], for layers that have a bias.
@@ -42,7 +42,7 @@ def mean_errors(
     scales, found = {}, {}
     for layer in layers:
         value = exact[layer.name].inputs[0]
-        stored = quantized(rounded[layer.name].inputs[0])
+        stored = quantized_source(rounded[layer.name].inputs[0])
         if value is not None and stored is not None and bias_of(exact[layer.name]) is not None:
             scales[str(value.name)] = (stored, layer.channel_axis)
     means = _rounded_means(graph, scales, feeds)
@@ -77,7 +77,7 @@ def correct_rounded(coarse: onnx.ModelProto, graph: onnx.ModelProto, errors: Map
         if str(node.name) not in errors:
             continue
         bias, error = floats[str(node.name)], errors[str(node.name)]
-        held = None if node.op_type == "MatMul" else quantized(node.inputs[2])
+        held = None if node.op_type == "MatMul" else quantized_source(node.inputs[2])
         if held is None:
             _take_off(stored[str(bias.name)], error)
             continue
@@ -108,12 +108,12 @@ def bias_of(node: ir.Node) -> ir.Value | None:
 
 
 def _rounded_means(
-    graph: onnx.ModelProto, scales: Mapping[str, tuple[Quantized, int]], feeds: Iterable[Feed]
+    graph: onnx.ModelProto, scales: Mapping[str, tuple[DequantizedValue, int]], feeds: Iterable[Feed]
 ) -> dict[str, np.ndarray]:
     """E[Q(x)] by channel."""
     totals: dict[str, np.ndarray] = {}
     counts: dict[str, int] = {}
-    for values in tap(graph, list(scales), feeds):
+    for values in stream_activations(graph, list(scales), feeds):
         for name, array in values.items():
             stored, axis = scales[name]
             rows = np.moveaxis(round_with(stored, array), axis, -1).reshape(-1, array.shape[axis])
@@ -122,7 +122,7 @@ def _rounded_means(
     return {name: total / counts[name] for name, total in totals.items()}
 
 
-def round_with(stored: Quantized, values: np.ndarray) -> np.ndarray:
+def round_with(stored: DequantizedValue, values: np.ndarray) -> np.ndarray:
     """What `QuantizeLinear` and `DequantizeLinear` with one scale make of ``values``."""
     scale, zero = constant(stored.scale), constant(stored.zero_point)
     assert scale is not None and zero is not None, "scales are stored"
@@ -169,7 +169,7 @@ def input_products(
     }
     names = {name: str(node.inputs[0].name) for name, node in chosen.items() if node.inputs[0] is not None}
     totals: dict[str, torch.Tensor] = {}
-    for place, values in enumerate(tap(graph, sorted(set(names.values())), feeds)):
+    for place, values in enumerate(stream_activations(graph, sorted(set(names.values())), feeds)):
         if place == _FEEDS:
             break
         for name, node in chosen.items():

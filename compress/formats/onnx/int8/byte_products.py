@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnx import numpy_helper
 
 from compress.formats.onnx.graph_edits import constant
-from compress.formats.onnx.int8.fuse_integer_ops import Quantized, quantized
+from compress.formats.onnx.int8.fuse_integer_ops import DequantizedValue, quantized_source
 from compress.numerics.saturation import cut_pairs, pairs_at_risk, without_saturation
 
 _INTEGER_INPUTS = {
@@ -32,7 +32,7 @@ class ByteProduct:
 
     Each of the ``groups`` makes as many columns from the part of the rows that is its own.
     ``stored`` is the name of the weights in the graph, ``bias`` what an integer bias is dequantized from.
-    ``seen`` says whether the activations can be had as an output of the whole graph.
+    ``observable`` says whether the activations can be had as an output of the whole graph.
     """
 
     layer: str
@@ -45,8 +45,8 @@ class ByteProduct:
     as_stored: Callable[[np.ndarray], np.ndarray]
     unfold: Callable[[np.ndarray, int], np.ndarray]
     groups: int
-    bias: Quantized | None
-    seen: bool
+    bias: DequantizedValue | None
+    observable: bool
 
 
 def byte_products(model: ir.Model) -> Iterator[ByteProduct]:
@@ -58,11 +58,11 @@ def byte_products(model: ir.Model) -> Iterator[ByteProduct]:
                 node.inputs[place] if place < len(node.inputs) else None for place in _INTEGER_INPUTS[node.op_type]
             )
         elif node.op_type in ("MatMul", "Gemm", "Conv"):
-            first, second = quantized(node.inputs[0]), quantized(node.inputs[1])
+            first, second = quantized_source(node.inputs[0]), quantized_source(node.inputs[1])
             if first is None or second is None:
                 continue
             given, weights, zero = first.integers, second.integers, first.zero_point
-            bias = quantized(node.inputs[2]) if len(node.inputs) > 2 else None
+            bias = quantized_source(node.inputs[2]) if len(node.inputs) > 2 else None
         else:
             continue
         array = constant(weights)
@@ -83,7 +83,7 @@ def byte_products(model: ir.Model) -> Iterator[ByteProduct]:
             continue
         place = int(stored.item()) if stored is not None else str(zero.name)  # type: ignore[union-attr]
         maker = given.producer()
-        seen = maker is None or maker.graph is model.graph
+        observable = maker is None or maker.graph is model.graph
         to, back, unfold = _layout(node, array)
         yield ByteProduct(
             layer=str(node.name),
@@ -97,7 +97,7 @@ def byte_products(model: ir.Model) -> Iterator[ByteProduct]:
             unfold=unfold,
             groups=groups,
             bias=bias,
-            seen=seen,
+            observable=observable,
         )
 
 

@@ -28,9 +28,9 @@ _CONTRIB = "com.microsoft"
 
 
 def quantize_products(
-    graph: onnx.ModelProto, per_channel: bool, reduce_range: bool, kept: Collection[str] = ()
+    graph: onnx.ModelProto, per_channel: bool, reduce_range: bool, float_layers: Collection[str] = ()
 ) -> onnx.ModelProto:
-    """Dynamic INT8 for `MatMul`, `Gemm` and `Attention` with constant weights, but for the nodes named in ``kept``.
+    """Dynamic INT8 for `MatMul`, `Gemm` and `Attention` with constant weights, but for the nodes named in ``float_layers``.
 
     Recorded shapes are dropped first: those of a fused graph contradict what the quantizer infers.
     """
@@ -47,7 +47,7 @@ def quantize_products(
             output,
             op_types_to_quantize=_OPERATORS,
             # ONNX Runtime makes a product and an addition of each Gemm first.
-            nodes_to_exclude=[name for node in kept for name in (node, f"{node}_MatMul")],
+            nodes_to_exclude=[name for node in float_layers for name in (node, f"{node}_MatMul")],
             per_channel=per_channel,
             reduce_range=reduce_range,
             weight_type=QuantType.QInt8,
@@ -175,9 +175,11 @@ class DynamicQuantizer:
         names = {layer.name for layer in self.layers}
         self._small = [str(node.name) for node in model.graph if node.op_type in WEIGHTED and node.name not in names]
 
-    def quantize(self, kept: Collection[str] = ()) -> onnx.ModelProto:
-        """The 8-bit graph, the layers named in ``kept`` left in float."""
-        graph = quantize_products(self.graph, self.per_channel, self.reduce_range is True, [*kept, *self._small])
+    def quantize(self, float_layers: Collection[str] = ()) -> onnx.ModelProto:
+        """The 8-bit graph, the layers named in ``float_layers`` left in float."""
+        graph = quantize_products(
+            self.graph, self.per_channel, self.reduce_range is True, [*float_layers, *self._small]
+        )
         self.narrowed = keep_from_saturating(graph, self.graph) if self.reduce_range == "saturating" else []
         return graph
 

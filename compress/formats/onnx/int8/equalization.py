@@ -24,7 +24,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.formats.onnx.graph_edits import add_initializer, constant
-from compress.formats.onnx.int8.observers import Observed
+from compress.formats.onnx.int8.observers import TensorStatistics
 from compress.formats.onnx.int8.select_nodes import QuantizableLayer
 from compress.numerics.smoothing import smoothing_factors
 
@@ -32,7 +32,7 @@ _NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalizatio
 
 
 def smooth(
-    model: ir.Model, layers: Sequence[QuantizableLayer], observed: Mapping[str, Observed], alpha: float
+    model: ir.Model, layers: Sequence[QuantizableLayer], observed: Mapping[str, TensorStatistics], alpha: float
 ) -> list[str]:
     """Even out the inputs of `MatMul` and `Gemm` in place; returns the names of the layers concerned."""
     nodes = {str(node.name): node for node in model.graph}
@@ -131,11 +131,11 @@ _STILL = 1e-3
 
 
 @dataclass
-class Group:
+class ChannelGroup:
     """Values of the same channels, whose factors must be the same.
 
     ``writers`` are the convolutions that make them, ``readers`` [(node, weight's place)] the layers that take them;
-    ``bound`` is the lowest upper end of a `Clip` among what passes them on; ``raised`` what `scale` has put in so far.
+    ``bound`` is the lowest upper end of a `Clip` among what passes them on; ``raised`` what `apply_factors` has put in so far.
     """
 
     writers: list[ir.Node] = field(default_factory=list)
@@ -150,7 +150,7 @@ class Group:
         return len(_weight(self.writers[0]))
 
 
-def equalize(model: ir.Model, observed: Mapping[str, Observed], method: str) -> list[str]:
+def equalize(model: ir.Model, observed: Mapping[str, TensorStatistics], method: str) -> list[str]:
     """Even out all groups in place; returns the names of the layers whose inputs became more alike.
 
     ``weights`` is the paper's: ranges r1 of the weights that write a channel and r2 of those that read it become
@@ -158,26 +158,26 @@ def equalize(model: ir.Model, observed: Mapping[str, Observed], method: str) -> 
     that is what a shared range costs where weights have scales for each output; what depthwise convolutions read, whose
     every channel has a scale, is raised to the largest whatever their weights are.
     """
-    groups = find_groups(model)
+    groups = find_channel_groups(model)
     for _ in range(_SWEEPS if method == "weights" else 1):
         moved = 0.0
         for group in groups:
             factors = _activation_factors(group, observed) if method == "activations" else _weight_factors(group)
             factors = _within_bound(group, observed, factors)
-            scale(model, group, factors)
+            apply_factors(model, group, factors)
             moved = max(moved, float(np.abs(np.log(factors)).max()))
         if moved < _STILL:
             break
     return [str(node.name) for group in groups for node in group.readers]
 
 
-def _weight_factors(group: Group) -> np.ndarray:
+def _weight_factors(group: ChannelGroup) -> np.ndarray:
     """Equation 11 of the paper, as what a writer is multiplied with: sqrt(r2 / r1)."""
     written = [np.abs(_weight(node)).reshape(group.channels, -1).max(axis=1) for node in group.writers]
     return _balanced(np.maximum.reduce(written), _read_ranges(group))
 
 
-def _activation_factors(group: Group, observed: Mapping[str, Observed]) -> np.ndarray:
+def _activation_factors(group: ChannelGroup, observed: Mapping[str, TensorStatistics]) -> np.ndarray:
     sizes = magnitudes(group, observed)
     largest = group.bound if np.isfinite(group.bound) else float(sizes.max())
     # A channel that is nearly nothing stays so: what it is worth is not known from so few values.
@@ -190,7 +190,7 @@ def _activation_factors(group: Group, observed: Mapping[str, Observed]) -> np.nd
     return factors / np.exp(np.log(factors[still]).mean()) if still.any() else factors
 
 
-def _read_ranges(group: Group) -> np.ndarray:
+def _read_ranges(group: ChannelGroup) -> np.ndarray:
     ranges: np.ndarray = np.maximum.reduce([np.abs(_columns(node)).max(axis=1) for node in group.readers])
     return ranges
 
@@ -200,7 +200,7 @@ def _balanced(written: np.ndarray, read: np.ndarray) -> np.ndarray:
     return np.where(live, np.sqrt(np.where(live, read, 1.0) / np.where(live, written, 1.0)), 1.0)
 
 
-def _within_bound(group: Group, observed: Mapping[str, Observed], factors: np.ndarray) -> np.ndarray:
+def _within_bound(group: ChannelGroup, observed: Mapping[str, TensorStatistics], factors: np.ndarray) -> np.ndarray:
     """``factors`` that a `Clip` among the group's values lets through."""
     if not np.isfinite(group.bound):
         return factors
@@ -209,7 +209,7 @@ def _within_bound(group: Group, observed: Mapping[str, Observed], factors: np.nd
     return np.where(sizes >= _REACHED * group.bound, 1.0, np.minimum(factors, room))
 
 
-def find_groups(model: ir.Model) -> list[Group]:
+def find_channel_groups(model: ir.Model) -> list[ChannelGroup]:
     """All that a factor for each channel can be put into and taken out of again."""
     seen: set[ir.Value] = set()
     found = []
@@ -222,9 +222,9 @@ def find_groups(model: ir.Model) -> list[Group]:
     return found
 
 
-def _collect(start: ir.Value) -> Group | None:
+def _collect(start: ir.Value) -> ChannelGroup | None:
     """The group of ``start``, or None where something in it passes no factor on."""
-    group, waiting = Group(), [start]
+    group, waiting = ChannelGroup(), [start]
     while waiting:
         value = waiting.pop()
         if value in group.values:
@@ -247,7 +247,7 @@ def _collect(start: ir.Value) -> Group | None:
     return group if fits else None
 
 
-def _writes(group: Group, maker: ir.Node) -> list[ir.Value] | None:
+def _writes(group: ChannelGroup, maker: ir.Node) -> list[ir.Value] | None:
     """What else belongs to the group of a value that ``maker`` makes; None where it can't be scaled there."""
     if maker.op_type == "Conv":
         if not _own(maker.inputs[1]) or (
@@ -259,7 +259,7 @@ def _writes(group: Group, maker: ir.Node) -> list[ir.Value] | None:
     return _passed(group, maker)
 
 
-def _reads(group: Group, reader: ir.Node, place: int) -> list[ir.Value] | None:
+def _reads(group: ChannelGroup, reader: ir.Node, place: int) -> list[ir.Value] | None:
     if reader.op_type in ("Conv", "Gemm", "MatMul") and place == 0:
         if not _own(reader.inputs[1]) or reader.attributes.get_int("transA", 0):
             return None
@@ -268,7 +268,7 @@ def _reads(group: Group, reader: ir.Node, place: int) -> list[ir.Value] | None:
     return _passed(group, reader)
 
 
-def _passed(group: Group, node: ir.Node) -> list[ir.Value] | None:
+def _passed(group: ChannelGroup, node: ir.Node) -> list[ir.Value] | None:
     """Values on both sides of a node that passes factors on."""
     if node.op_type not in _PASSING:
         return None
@@ -322,7 +322,7 @@ def is_depthwise(node: ir.Node) -> bool:
     return bool(node.op_type == "Conv" and _weight(node).shape[1] == 1)
 
 
-def magnitudes(group: Group, observed: Mapping[str, Observed]) -> np.ndarray:
+def magnitudes(group: ChannelGroup, observed: Mapping[str, TensorStatistics]) -> np.ndarray:
     """The greatest value of each channel, [channels], of the values that are quantized: not before an activation."""
     quantized = [value for value in group.values if any(use.node.op_type not in _ACTIVATIONS for use in value.uses())]
     seen = [observed[str(value.name)].largest for value in quantized if str(value.name) in observed]
@@ -331,7 +331,7 @@ def magnitudes(group: Group, observed: Mapping[str, Observed]) -> np.ndarray:
     return largest
 
 
-def scale(model: ir.Model, group: Group, factors: np.ndarray) -> None:
+def apply_factors(model: ir.Model, group: ChannelGroup, factors: np.ndarray) -> None:
     """Multiply what the writers write by ``factors`` [channels] and divide what the readers read, in place."""
     graph = model.graph
     group.raised = group.raised * factors

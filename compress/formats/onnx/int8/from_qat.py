@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.formats.onnx.graph_edits import add_initializer, clean, constant
-from compress.formats.onnx.int8.fuse_integer_ops import quantized
+from compress.formats.onnx.int8.fuse_integer_ops import quantized_source
 from compress.formats.onnx.int8.layer_matching import LayerMatch, end_of, limits_of
 from compress.utils.errors import StageError
 
@@ -23,7 +23,7 @@ _FOUR_BITS, _WIDE = ".weight_Q4", "_wide"
 
 
 @dataclass(frozen=True)
-class Grid:
+class ActivationGrid:
     """Activations in uint8: ``(integer - zero_point) * scale``."""
 
     scale: np.float32
@@ -43,8 +43,8 @@ class IntegerLayer:
     integers: np.ndarray
     scales: np.ndarray
     bias: np.ndarray | None
-    given: Grid
-    made: Grid | None = None
+    input_grid: ActivationGrid
+    output_grid: ActivationGrid | None = None
 
     @property
     def weight(self) -> np.ndarray:
@@ -60,11 +60,11 @@ class IntegerLayer:
     @property
     def steps(self) -> np.ndarray:
         """What 1 in a sum of integers stands for, [outputs] float32."""
-        steps: np.ndarray = self.given.scale * self.scales
+        steps: np.ndarray = self.input_grid.scale * self.scales
         return steps
 
 
-def write_integers(model: ir.Model, places: Sequence[LayerMatch], layers: Mapping[str, IntegerLayer]) -> None:
+def insert_integers(model: ir.Model, places: Sequence[LayerMatch], layers: Mapping[str, IntegerLayer]) -> None:
     """Put the integers of ``layers``, which stand in ``places``, in place of their float weights; in place.
 
     Raises `StageError` where layers whose weights lie side by side read different grids.
@@ -115,19 +115,19 @@ class _Writer:
     def write(self, node: ir.Node, layers: Sequence[IntegerLayer]) -> None:
         """``layers`` stand side by side in ``node``."""
         first = layers[0]
-        if any(layer.given != first.given for layer in layers):
+        if any(layer.input_grid != first.input_grid for layer in layers):
             raise StageError(f"{first.name} and the layers beside it in the graph read different grids.")
-        node.replace_input_with(0, self._on_grid(node, node.inputs[0], first.given))
+        node.replace_input_with(0, self._on_grid(node, node.inputs[0], first.input_grid))
         self._weights(node, layers)
         if node.op_type == "Conv":
             self._bias(node, first)
-            assert first.made is not None, "a convolution's outputs have a grid"
-            self._output(node, first.made)
+            assert first.output_grid is not None, "a convolution's outputs have a grid"
+            self._output(node, first.output_grid)
 
-    def _on_grid(self, node: ir.Node, value: ir.Value | None, grid: Grid) -> ir.Value:
+    def _on_grid(self, node: ir.Node, value: ir.Value | None, grid: ActivationGrid) -> ir.Value:
         """``value`` through the grid, before ``node``; itself if it comes from there."""
         assert value is not None, "a layer has an input"
-        if (known := quantized(value)) is not None and _grid(known.scale, known.zero_point) == grid:
+        if (known := quantized_source(value)) is not None and _grid(known.scale, known.zero_point) == grid:
             return value
         key = (id(value), float(grid.scale), grid.zero_point)
         if key not in self.made:
@@ -136,7 +136,7 @@ class _Writer:
             self.made[key] = pair[1].outputs[0]
         return self.made[key]
 
-    def _pair(self, value: ir.Value, grid: Grid) -> list[ir.Node]:
+    def _pair(self, value: ir.Value, grid: ActivationGrid) -> list[ir.Node]:
         name = f"{value.name}_grid_{len(self.made)}"
         scale = add_initializer(self.graph, f"{name}_scale", np.asarray(grid.scale, np.float32))
         zero = add_initializer(self.graph, f"{name}_zero_point", np.asarray(grid.zero_point, np.uint8))
@@ -176,7 +176,7 @@ class _Writer:
         self.graph.insert_before(node, up)
         node.replace_input_with(place, up.outputs[0])
 
-    def _output(self, node: ir.Node, grid: Grid) -> None:
+    def _output(self, node: ir.Node, grid: ActivationGrid) -> None:
         """All that read the convolution read it through the grid, and past a `Relu` or `Clip` that cuts nothing there.
 
         ONNX Runtime has an integer kernel only where the convolution itself is what is quantized.
@@ -200,11 +200,11 @@ class _Writer:
         return known if known is not None else add_initializer(self.graph, name, array)
 
 
-def _grid(scale: ir.Value, zero_point: ir.Value | None) -> Grid | None:
+def _grid(scale: ir.Value, zero_point: ir.Value | None) -> ActivationGrid | None:
     step, zero = constant(scale), constant(zero_point)
     if step is None or zero is None or step.size != 1:
         return None
-    return Grid(np.float32(step.reshape(())), int(zero.reshape(())))
+    return ActivationGrid(np.float32(step.reshape(())), int(zero.reshape(())))
 
 
 def _along(scales: np.ndarray, axes: int) -> np.ndarray:

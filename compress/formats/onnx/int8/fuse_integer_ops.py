@@ -19,7 +19,7 @@ from compress.formats.onnx.graph_edits import add_initializer, clean, constant, 
 MICROSOFT = "com.microsoft"
 
 
-class Parts(NamedTuple):
+class UnpackedAttention(NamedTuple):
     """Names of the nodes that stand for one attention; its product with the packed weights keeps its name.
 
     ``bias`` is the addition after it, ``split`` gives queries, keys and values, ``heads`` is `MultiHeadAttention`.
@@ -31,7 +31,7 @@ class Parts(NamedTuple):
     heads: str
 
 
-def unpack_attention(model: ir.Model) -> list[Parts]:
+def unpack_attention(model: ir.Model) -> list[UnpackedAttention]:
     """Replace each `Attention` of an encoder in place; one with a past, or no constant weights, is left alone.
 
     The product keeps the attention's name.
@@ -61,8 +61,8 @@ def _axes(value: ir.Value) -> int | None:
     return None if before is None or before.shape is None else len(before.shape)
 
 
-def _unpack(graph: ir.Graph, node: ir.Node) -> Parts:
-    parts = Parts(str(node.name), *(f"{node.name}/{part}" for part in ("bias", "split", "heads")))
+def _unpack(graph: ir.Graph, node: ir.Node) -> UnpackedAttention:
+    parts = UnpackedAttention(str(node.name), *(f"{node.name}/{part}" for part in ("bias", "split", "heads")))
     hidden, weight, bias = node.inputs[:3]
     mask = node.inputs[3] if len(node.inputs) > 3 else None
     kind = node.outputs[0].type
@@ -92,17 +92,17 @@ def _unpack(graph: ir.Graph, node: ir.Node) -> Parts:
     return parts
 
 
-def pack_attention(model: ir.Model, attentions: Collection[Parts]) -> None:
+def pack_attention(model: ir.Model, attentions: Collection[UnpackedAttention]) -> None:
     """Put each attention together again, in place: `Attention`, or `QAttention` where its product was quantized.
 
-    That is where `write_products` has made it `MatMulIntegerToFloat`; one that is computed from dequantized values
+    That is where `fuse_products` has made it `MatMulIntegerToFloat`; one that is computed from dequantized values
     stays apart.
     """
     graph = model.graph
     nodes = {str(node.name): node for node in graph}
     for parts in attentions:
         product = nodes.get(parts.product)
-        if product is None or (product.op_type == "MatMul" and quantized(product.inputs[1]) is not None):
+        if product is None or (product.op_type == "MatMul" and quantized_source(product.inputs[1]) is not None):
             continue
         heads = nodes[parts.heads]
         mask = heads.inputs[4] if len(heads.inputs) > 4 else None
@@ -125,7 +125,7 @@ def pack_attention(model: ir.Model, attentions: Collection[Parts]) -> None:
 
 
 @dataclass(frozen=True)
-class Quantized:
+class DequantizedValue:
     """A value that `DequantizeLinear` makes: ``integers``, ``scale`` and ``zero_point`` stand for it."""
 
     integers: ir.Value
@@ -133,14 +133,14 @@ class Quantized:
     zero_point: ir.Value | None
 
 
-def quantized(value: ir.Value | None) -> Quantized | None:
+def quantized_source(value: ir.Value | None) -> DequantizedValue | None:
     """What ``value`` is dequantized from, or ``None``."""
     node = value.producer() if value is not None else None
     if node is None or node.op_type != "DequantizeLinear":
         return None
     integers, scale = node.inputs[:2]
     assert integers is not None and scale is not None, "both are required"
-    return Quantized(integers, scale, node.inputs[2] if len(node.inputs) > 2 else None)
+    return DequantizedValue(integers, scale, node.inputs[2] if len(node.inputs) > 2 else None)
 
 
 def make_unsigned(model: ir.Model, products: Collection[str] | None = None) -> None:
@@ -164,7 +164,7 @@ def make_unsigned(model: ir.Model, products: Collection[str] | None = None) -> N
             each.replace_input_with(2, value)
 
 
-def write_products(model: ir.Model) -> int:
+def fuse_products(model: ir.Model) -> int:
     """Replace each `MatMul` and `Gemm` of quantized values with stored weights, in place; returns how many."""
     count = 0
     for node in list(model.graph):
@@ -180,7 +180,7 @@ def _is_affine(node: ir.Node) -> bool:
 
 
 def _write(graph: ir.Graph, node: ir.Node) -> bool:
-    given, weight = quantized(node.inputs[0]), quantized(node.inputs[1])
+    given, weight = quantized_source(node.inputs[0]), quantized_source(node.inputs[1])
     if given is None or weight is None or constant(weight.integers) is None:
         return False
     scale = constant(given.scale)
@@ -226,7 +226,7 @@ def _with_bias(node: ir.Node) -> tuple[ir.Node, ir.Value | None]:
 
 def _as_float(node: ir.Node, bias: ir.Value | None) -> ir.Value | None:
     """A bias that was quantized to 32 bits, as what it stands for."""
-    stored = quantized(bias)
+    stored = quantized_source(bias)
     if stored is None or node.graph is None:
         return bias
     integers, scale = constant(stored.integers), constant(stored.scale)

@@ -38,8 +38,8 @@ class Grids:
     ``limits`` are those of the made ones.
     """
 
-    given: Mapping[str, str]
-    made: Mapping[str, str]
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
     limits: Mapping[str, tuple[float, float]]
 
 

@@ -19,7 +19,7 @@ _ERRORS_ONLY = 3
 
 
 @dataclass
-class Observed:
+class TensorStatistics:
     """One tensor over all feeds. ``largest`` and ``total`` are [channels]: greatest magnitude, and sum."""
 
     histogram: Histogram = field(default_factory=Histogram)
@@ -46,15 +46,15 @@ class Observed:
         return mean
 
 
-def observe(graph: onnx.ModelProto, channels: Mapping[str, int], feeds: Iterable[Feed]) -> dict[str, Observed]:
+def observe(graph: onnx.ModelProto, channels: Mapping[str, int], feeds: Iterable[Feed]) -> dict[str, TensorStatistics]:
     """Statistics of the float tensors in ``channels`` (name -> axis of the channels) over all ``feeds``.
 
     Raises `DataError` where there is no feed, `StageError` where a value is not finite: what to quantize it to is
     unknown then.
     """
-    found = {name: Observed() for name in channels}
+    found = {name: TensorStatistics() for name in channels}
     empty = True
-    for values in tap(graph, list(channels), feeds):
+    for values in stream_activations(graph, list(channels), feeds):
         empty = False
         for name, array in values.items():
             if not np.isfinite(array).all():
@@ -73,9 +73,11 @@ def observe(graph: onnx.ModelProto, channels: Mapping[str, int], feeds: Iterable
     return found
 
 
-def tap(graph: onnx.ModelProto, names: Sequence[str], feeds: Iterable[Feed]) -> Iterator[dict[str, np.ndarray]]:
+def stream_activations(
+    graph: onnx.ModelProto, names: Sequence[str], feeds: Iterable[Feed]
+) -> Iterator[dict[str, np.ndarray]]:
     """Run ``graph`` on each feed and yield the tensors ``names``, which need not be outputs of it."""
-    session = open_session(with_outputs(graph, names))
+    session = open_session(add_outputs(graph, names))
     inputs = {entry.name for entry in session.get_inputs()}
     own = [name for name in names if name not in inputs]
     for feed in feeds:
@@ -104,7 +106,7 @@ def _run(session: onnxruntime.InferenceSession, names: Sequence[str], given: Fee
     return values
 
 
-def with_outputs(graph: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+def add_outputs(graph: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     """A copy of ``graph`` whose outputs are ``names`` beside its own."""
     changed = onnx.ModelProto()
     changed.CopyFrom(graph)

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.formats.onnx.graph_edits import add_initializer, clean, constant
-from compress.formats.onnx.int8.fuse_integer_ops import quantized
+from compress.formats.onnx.int8.fuse_integer_ops import quantized_source
 from compress.formats.onnx.int8.select_nodes import BRIDGES
 
 _BELOW_ZERO_TOO = ("Add", "Conv", "MatMul", "Gemm", "BatchNormalization", "Concat")
@@ -73,14 +73,18 @@ def _clips(node: ir.Node) -> bool:
 def _useful(node: ir.Node) -> bool:
     """Whether a reader of dequantized values becomes an integer kernel."""
     if node.op_type in ("MatMul", "Gemm"):
-        weight = quantized(node.inputs[1])
-        return quantized(node.inputs[0]) is not None and weight is not None and constant(weight.integers) is not None
+        weight = quantized_source(node.inputs[1])
+        return (
+            quantized_source(node.inputs[0]) is not None
+            and weight is not None
+            and constant(weight.integers) is not None
+        )
     if node.op_type == "Conv":
-        return all(quantized(value) is not None for value in node.inputs[:2])
+        return all(quantized_source(value) is not None for value in node.inputs[:2])
     if node.op_type in BRIDGES:
         computed = [value for value in node.inputs if value is not None and constant(value) is None]
         readers = [use.node for output in node.outputs for use in output.uses()]
-        return all(quantized(value) is not None for value in computed) and all(
+        return all(quantized_source(value) is not None for value in computed) and all(
             reader.op_type == "QuantizeLinear" for reader in readers
         )
     return False
@@ -113,7 +117,7 @@ def protect_float_layers(model: ir.Model) -> list[str]:
     found = []
     for node in list(model.graph):
         channels = _channels(node) if node.op_type in _OPERATORS else None
-        given = quantized(node.inputs[0]) if channels is not None else None
+        given = quantized_source(node.inputs[0]) if channels is not None else None
         if channels is None or given is None:
             continue
         scale = constant(given.scale)

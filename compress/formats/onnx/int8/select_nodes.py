@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from compress.formats.onnx.graph_edits import constant
-from compress.formats.onnx.graph_reader import INTEGER
+from compress.formats.onnx.graph_reader import INTEGER_OPERATORS
 from compress.utils.errors import StageError
 
 SMALLEST_WEIGHT = 1024
@@ -42,7 +42,7 @@ class QuantizableLayer:
 
 def refuse_unfit(model: ir.Model) -> None:
     """Raises `StageError` for a graph that is quantized already, or of an operator set too old."""
-    done = next((node for node in model.graph if node.op_type in INTEGER), None)
+    done = next((node for node in model.graph if node.op_type in INTEGER_OPERATORS), None)
     if done is not None:
         raise StageError(
             f"The graph is quantized already: it has the operator {done.op_type}.",
@@ -75,7 +75,7 @@ def find_layers(model: ir.Model) -> list[QuantizableLayer]:
     return found
 
 
-def without_kernel(model: ir.Model) -> dict[str, int]:
+def count_without_kernel(model: ir.Model) -> dict[str, int]:
     """How many operators of each type have stored weights and no integer kernel."""
     return Counter(
         node.op_type
@@ -98,7 +98,7 @@ def _layer(node: ir.Node) -> QuantizableLayer | None:
     return QuantizableLayer(str(node.name), node.op_type, str(weight.name), int(array.size), 1 if convolution else -1)
 
 
-def between(model: ir.Model, layers: Iterable[str]) -> list[str]:
+def select_bridges(model: ir.Model, layers: Iterable[str]) -> list[str]:
     """Names of the nodes that pass 8-bit values from one convolution of ``layers`` to another.
 
     All that such a node computes with comes from convolutions or other such nodes, and some of it goes to ``layers``

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compress.formats.onnx.graph_edits import add_initializer, clean, constant
-from compress.formats.onnx.int8.observers import Feed, tap
+from compress.formats.onnx.int8.observers import Feed, stream_activations
 
 _CHANNELS = 1
 
@@ -32,7 +32,7 @@ def split_concatenations(model: ir.Model, feeds: Iterable[Feed]) -> list[str]:
     names = list(dict.fromkeys(str(part.name) for node in found for part in _parts(node)))
     shapes = {
         name: array.shape
-        for values in tap(ir.to_proto(model), names, list(feeds)[:1])
+        for values in stream_activations(ir.to_proto(model), names, list(feeds)[:1])
         for name, array in values.items()
     }
     for node in found:

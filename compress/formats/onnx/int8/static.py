@@ -1,7 +1,7 @@
 """Static INT8 of a graph, all of it or all but some layers, from one calibration: our own, or NNCF's.
 
 NNCF's own file keeps the embedding table as integers that are dequantized whole in each call, and quantizes around
-operators that the processor computes in float. Its scales and integers are kept; what no kernel takes up is taken
+operators that the processor computes in float. Its scales and integers are float_layers; what no kernel takes up is taken
 out, and products and attention are written as integer operators.
 """
 
@@ -25,10 +25,16 @@ from compress.formats.onnx.int8.bias_correction import (
 )
 from compress.formats.onnx.int8.byte_products import cut_saturating, keep_from_saturating
 from compress.formats.onnx.int8.equalization import equalize, smooth
-from compress.formats.onnx.int8.fuse_integer_ops import make_unsigned, pack_attention, unpack_attention, write_products
-from compress.formats.onnx.int8.observers import Feed, Observed, observe
+from compress.formats.onnx.int8.fuse_integer_ops import fuse_products, make_unsigned, pack_attention, unpack_attention
+from compress.formats.onnx.int8.observers import Feed, TensorStatistics, observe
 from compress.formats.onnx.int8.redundant_qdq import drop_redundant_qdq, protect_float_layers
-from compress.formats.onnx.int8.select_nodes import QuantizableLayer, between, find_layers, name_nodes, refuse_unfit
+from compress.formats.onnx.int8.select_nodes import (
+    QuantizableLayer,
+    find_layers,
+    name_nodes,
+    refuse_unfit,
+    select_bridges,
+)
 from compress.formats.onnx.int8.settings import Format, Int8Options, ReduceRange
 from compress.formats.onnx.int8.split_concatenations import split_concatenations
 from compress.formats.silence import silence
@@ -67,7 +73,7 @@ class StaticQuantizer:
         if self.options.split_concatenations:
             self.split = split_concatenations(model, self.feeds)
         self.layers = find_layers(model)
-        self._passing = between(model, [layer.name for layer in self.layers])
+        self._passing = select_bridges(model, [layer.name for layer in self.layers])
         if self.options.smooth_quant is not None:
             inputs = self._inputs(model)
             seen = observe(ir.to_proto(model), inputs, self.feeds)
@@ -87,16 +93,16 @@ class StaticQuantizer:
         self.constant = [name for name, seen in observed.items() if seen.histogram.constant]
         self._errors = self._bias_errors(observed) if self.options.bias_correction else {}
 
-    def quantize(self, kept: Collection[str] = ()) -> onnx.ModelProto:
-        """The 8-bit graph, the layers named in ``kept`` left in float. Inputs and outputs stay."""
-        chosen = [layer.name for layer in self.layers if layer.name not in kept]
+    def quantize(self, float_layers: Collection[str] = ()) -> onnx.ModelProto:
+        """The 8-bit graph, the layers named in ``float_layers`` left in float. Inputs and outputs stay."""
+        chosen = [layer.name for layer in self.layers if layer.name not in float_layers]
         made = ir.from_proto(self._corrected(chosen))
         # The quantizer leads every reader of a quantized value past it, residuals in float too.
         drop_redundant_qdq(made)
         protect_float_layers(made)
         if self.options.format == "qoperator":
             make_unsigned(made, [parts.product for parts in self._attentions])
-            write_products(made)
+            fuse_products(made)
         pack_attention(made, self._attentions)
         graph = ir.to_proto(made)
         if self.options.narrowing() == "saturating":
@@ -115,7 +121,7 @@ class StaticQuantizer:
             return made
         graph = ir.to_proto(self._model)
         correct_biases(graph, errors)
-        return self._rounded(graph, [*chosen, *between(ir.from_proto(graph), chosen)])
+        return self._rounded(graph, [*chosen, *select_bridges(ir.from_proto(graph), chosen)])
 
     def _rounded(self, graph: onnx.ModelProto, nodes: Collection[str]) -> onnx.ModelProto:
         """``graph`` with 8-bit ``nodes``, their weights rounded as the settings say."""
@@ -144,7 +150,7 @@ class StaticQuantizer:
                     found.setdefault(str(value.name), 1)
         return found
 
-    def _bias_errors(self, observed: Mapping[str, Observed]) -> dict[str, np.ndarray]:
+    def _bias_errors(self, observed: Mapping[str, TensorStatistics]) -> dict[str, np.ndarray]:
         graph = ir.to_proto(self._model)
         nodes = [*(layer.name for layer in self.layers), *self._passing]
         coarse = self._rounded(graph, nodes)
@@ -237,15 +243,17 @@ class NncfQuantizer:
                 value.shape = None
         self.readable = ir.to_proto(model)
 
-    def quantize(self, kept: Collection[str] = ()) -> onnx.ModelProto:
-        """The 8-bit graph, the layers named in ``kept`` left in float."""
+    def quantize(self, float_layers: Collection[str] = ()) -> onnx.ModelProto:
+        """The 8-bit graph, the layers named in ``float_layers`` left in float."""
         attention = len(self._attentions) > 0
-        made = ir.from_proto(run_nncf(self.readable, self.feeds, attention, kept, self.reduce_range is not False))
+        made = ir.from_proto(
+            run_nncf(self.readable, self.feeds, attention, float_layers, self.reduce_range is not False)
+        )
         drop_redundant_qdq(made)
         protect_float_layers(made)
         make_unsigned(made)
         if self.format == "qoperator":
-            write_products(made)
+            fuse_products(made)
         pack_attention(made, self._attentions)
         made.producer_name, made.producer_version = self.graph.producer_name, ""
         graph = ir.to_proto(made)
@@ -256,7 +264,11 @@ class NncfQuantizer:
 
 
 def run_nncf(
-    graph: onnx.ModelProto, feeds: Sequence[Feed], transformer: bool, kept: Collection[str] = (), narrow: bool = False
+    graph: onnx.ModelProto,
+    feeds: Sequence[Feed],
+    transformer: bool,
+    float_layers: Collection[str] = (),
+    narrow: bool = False,
 ) -> onnx.ModelProto:
     """NNCF's own default, telling nobody, or with 7-bit weights if ``narrow``. Raises `StageError` with its words."""
     names = {value.name for value in graph.graph.input}
@@ -275,7 +287,7 @@ def run_nncf(
                 advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
                 if narrow
                 else None,
-                ignored_scope=nncf.IgnoredScope(names=sorted(kept), validate=False) if kept else None,
+                ignored_scope=nncf.IgnoredScope(names=sorted(float_layers), validate=False) if float_layers else None,
             )
         except (nncf.InternalError, nncf.UnsupportedModelError, nncf.ValidationError) as error:
             raise StageError(f"NNCF cannot quantize the graph: {error}", hint="set statistics: own") from error

@@ -31,7 +31,7 @@ _FATAL = 4
 """ONNX Runtime's level of severity below which nothing is written to standard error: messages come as errors."""
 
 
-class GenaiSession:
+class OnnxGenaiSession:
     """A decoder that was opened; every call of `predict` begins a text anew."""
 
     inputs = (_IDS,)
@@ -56,9 +56,9 @@ class GenaiSession:
         self.append(generator, ids)
         return {_LOGITS: np.asarray(generator.get_output(_LOGITS), dtype=np.float32)}
 
-    def decoder(self) -> GenaiDecoder:
+    def decoder(self) -> OnnxGenaiDecoder:
         """Greedy generation with onnxruntime-genai's own cache."""
-        return GenaiDecoder(self)
+        return OnnxGenaiDecoder(self)
 
     def room(self, wanted: int) -> int:
         """Tokens to have room for where ``wanted`` are. Raises `InputError` for more than the model can place."""
@@ -120,12 +120,12 @@ class GenaiSession:
         return ids
 
 
-class GenaiDecoder:
+class OnnxGenaiDecoder:
     """Text generation as `runtimes.decoder.Decoder` does it: always the likeliest token, whichever ends a text."""
 
     cached = True
 
-    def __init__(self, session: GenaiSession) -> None:
+    def __init__(self, session: OnnxGenaiSession) -> None:
         self._session = session
         self._generator: Any = None
         self._room = 0
@@ -159,7 +159,7 @@ class GenaiRuntime:
 
     name = "onnxruntime-genai"
 
-    def open(self, artifact: Path, target: Target, threads: int) -> GenaiSession:
+    def open(self, artifact: Path, target: Target, threads: int) -> OnnxGenaiSession:
         """Open the folder ``artifact``, which has a genai_config.json; ``threads`` work within an operator."""
         if threads < 1:
             raise InputError(f"{threads} threads cannot run a model.", expected="at least 1")
@@ -177,7 +177,7 @@ class GenaiRuntime:
                 where=str(artifact),
                 hint="write the model anew with the stage export, or copy the folder again with all of its files",
             ) from error
-        return GenaiSession(model, artifact, threads, config["vocab_size"], config["context_length"])
+        return OnnxGenaiSession(model, artifact, threads, config["vocab_size"], config["context_length"])
 
     def unavailable(self, target: Target) -> str | None:
         """Why this machine lacks the target: the package is not installed."""

@@ -68,7 +68,7 @@ class Chromium:
         self._stack.close()
 
 
-class Node:
+class NodeProcess:
     """The same WebAssembly without a browser. It ends by itself when this process does."""
 
     most_threads = 1
@@ -121,7 +121,7 @@ class Node:
                 stream.close()
 
 
-Host = Chromium | Node
+Host = Chromium | NodeProcess
 
 
 def _found(told: dict[str, Any]) -> Any:

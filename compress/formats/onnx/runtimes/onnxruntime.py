@@ -88,7 +88,7 @@ class OnnxSession:
 
     def shared_cache(self, names: Mapping[str, str]) -> CacheInPlace | None:
         """See `SharesCache.shared_cache`."""
-        if not says_so(self._session):
+        if not allows_shared_cache(self._session):
             return None
         return _SharedCache(self._session, names, self.input_types, str(self._graph))
 
@@ -149,7 +149,7 @@ class _SharedCache:
             self._binding.bind_ortvalue_output(present, value)
 
 
-def says_so(session: onnxruntime.InferenceSession) -> bool:
+def allows_shared_cache(session: onnxruntime.InferenceSession) -> bool:
     """Whether the graph's metadata say that input and output of its cache may be one buffer."""
     return bool(session.get_modelmeta().custom_metadata_map.get(SHARED_CACHE) == "1")
 

@@ -23,7 +23,7 @@ _NUMBERED = "#"
 _TYPES = {"float": "FLOAT", "double": "DOUBLE"}
 
 
-def own_name(name: str) -> str:
+def original_name(name: str) -> str:
     """The node's name without the number that `write_optimized` gave it."""
     return name.rpartition(_NUMBERED)[0]
 

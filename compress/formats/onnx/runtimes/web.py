@@ -19,7 +19,7 @@ from compress.formats.onnx.runtimes.javascript import (
     Chromium,
     FailedError,
     Host,
-    Node,
+    NodeProcess,
     find_chromium,
     lacking_chromium,
     lacking_node,
@@ -163,7 +163,7 @@ class WebSession:
 class OnnxRuntimeWeb:
     """Opens graphs in a page or in Node."""
 
-    def __init__(self, name: str, host: type[Chromium] | type[Node], lacking: Callable[[], str | None]) -> None:
+    def __init__(self, name: str, host: type[Chromium] | type[NodeProcess], lacking: Callable[[], str | None]) -> None:
         """``lacking`` says why the program that ``host`` starts isn't here."""
         self.name = name
         self._host, self._lacking = host, lacking
@@ -234,4 +234,4 @@ def _reason(error: FailedError) -> str:
 
 
 RUNTIME = OnnxRuntimeWeb("onnxruntime-web", Chromium, lacking_chromium)
-IN_NODE = OnnxRuntimeWeb("onnxruntime-web-node", Node, lacking_node)
+IN_NODE = OnnxRuntimeWeb("onnxruntime-web-node", NodeProcess, lacking_node)

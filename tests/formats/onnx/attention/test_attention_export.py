@@ -20,7 +20,13 @@ from transformers import (
     Qwen3ForSequenceClassification,
 )
 
-from compress.formats.onnx.attention.tracing import Inputs, Plug, by_definition, plugged, probe
+from compress.formats.onnx.attention.tracing import (
+    AttentionHooks,
+    AttentionInputs,
+    check_attention,
+    install_hooks,
+    reference_attention,
+)
 from compress.tasks.task import Examples
 
 SHAPE = {
@@ -71,27 +77,27 @@ def test_the_definition_is_that_of_torch(causal: bool, padded: bool, biased: boo
     if padding is not None:
         mask = mask.masked_fill(padding[:, None, None, :] == 0, float("-inf"))
     expected = nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=0.3)
-    found = by_definition(Inputs(query, key, value, padding, bias, causal, 0.3))
+    found = reference_attention(AttentionInputs(query, key, value, padding, bias, causal, 0.3))
     torch.testing.assert_close(found.transpose(1, 2), expected)
 
 
-def keeping() -> tuple[Plug, list[Inputs]]:
+def keeping() -> tuple[AttentionHooks, list[AttentionInputs]]:
     """A plug, and what each call hands to its operator."""
-    calls: list[Inputs] = []
+    calls: list[AttentionInputs] = []
 
-    def keep(inputs: Inputs) -> torch.Tensor:
+    def keep(inputs: AttentionInputs) -> torch.Tensor:
         calls.append(inputs)
-        return by_definition(inputs)
+        return reference_attention(inputs)
 
-    return Plug(keep), calls
+    return AttentionHooks(keep), calls
 
 
 def test_torchs_own_function_with_a_bias_is_a_call_like_others():
     query, key, value = (heads(seed=seed) for seed in range(3))
     bias = torch.randn(1, 2, 5, 5, generator=torch.Generator().manual_seed(9))
     own = nn.functional.scaled_dot_product_attention
-    plug, calls = keeping()
-    with plugged(nn.Linear(1, 1), plug):
+    hooks, calls = keeping()
+    with install_hooks(nn.Linear(1, 1), hooks):
         found = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=0.3)
         nn.functional.scaled_dot_product_attention(query, key, value)
     torch.testing.assert_close(found, own(query, key, value, bias, scale=0.3))
@@ -100,19 +106,19 @@ def test_torchs_own_function_with_a_bias_is_a_call_like_others():
     assert nn.functional.scaled_dot_product_attention is own
 
 
-def calls_of(module: Any, given: Examples) -> list[Inputs]:
+def calls_of(module: Any, given: Examples) -> list[AttentionInputs]:
     """What each call of a padded batch hands to the operator."""
-    plug, calls = keeping()
+    hooks, calls = keeping()
     batch = {name: torch.from_numpy(array) for name, array in given.batch([0, 1, 2]).items() if name in given.padding}
-    with plugged(module, plug), torch.no_grad():
+    with install_hooks(module, hooks), torch.no_grad():
         module(**batch)
-    assert len(plug.calls) == len(calls)
+    assert len(hooks.calls) == len(calls)
     return calls
 
 
 def test_each_call_of_an_encoder_is_described():
     model, given = tiny.encoder("bert"), tiny.context().encode("train", tiny.encoder("bert"))
-    found = probe(model.module, given)
+    found = check_attention(model.module, given)
     assert found.refused is None and found.unfused == () and len(found.calls) == tiny.LAYERS
     call = calls_of(model.module, given)[0]
     assert call.query.shape[1] == tiny.HEADS and not call.causal and call.bias is None
@@ -140,18 +146,18 @@ def test_windows_causes_and_groups_are_told_apart():
         assert call.causal and call.key.shape == call.query.shape == (3, 4, call.key.shape[2], 8)
         for tensor in (call.key, call.value):  # two heads of keys serve two of queries each
             torch.testing.assert_close(tensor[:, 0::2], tensor[:, 1::2], rtol=0, atol=0)
-    assert probe(causal, examples()).refused is None
+    assert check_attention(causal, examples()).refused is None
 
 
 def test_a_soft_cap_is_computed_and_named():
     config = Gemma2Config(**DECODER, attn_logit_softcapping=5.0, sliding_window=64, bos_token_id=1, eos_token_id=2)
-    found = probe(made(Gemma2ForSequenceClassification, config), examples())
+    found = check_attention(made(Gemma2ForSequenceClassification, config), examples())
     assert found.refused is None and found.unfused == ("soft cap of scores",)
 
 
 def test_attention_past_the_interface_is_named():
     config = MPNetConfig(**SHAPE, bos_token_id=1, eos_token_id=2)
-    found = probe(made(MPNetForSequenceClassification, config), examples())
+    found = check_attention(made(MPNetForSequenceClassification, config), examples())
     assert found.refused is None and found.calls == () and "past transformers' interface" in found.unfused[0]
 
 
@@ -160,23 +166,23 @@ def test_a_model_that_answers_otherwise_is_refused(monkeypatch: pytest.MonkeyPat
 
     model = tiny.encoder("bert")
     given = tiny.context().encode("train", model)
-    assert probe(model.module, given).refused is None
+    assert check_attention(model.module, given).refused is None
 
     def twice(module: nn.Module, query: torch.Tensor, key: torch.Tensor, *more: Any, **options: Any) -> Any:
         return nn.functional.scaled_dot_product_attention(query, key, 2 * more[0]).transpose(1, 2), None
 
     mapping = modeling_bert.ALL_ATTENTION_FUNCTIONS
     monkeypatch.setitem(mapping, model.module.config._attn_implementation, twice)
-    found = probe(model.module, given)
+    found = check_attention(model.module, given)
     assert found.refused is not None and "answers otherwise" in found.refused
-    assert probe(model.module, given).unfused == (found.refused,)
+    assert check_attention(model.module, given).unfused == (found.refused,)
 
 
 def test_models_are_as_they_were_afterwards():
     module = tiny.encoder("bert").module
     before = [part.config._attn_implementation for part in module.modules() if hasattr(part, "config")]
-    plug = Plug(by_definition)
-    with pytest.raises(ZeroDivisionError), plugged(module, plug):
+    hooks = AttentionHooks(reference_attention)
+    with pytest.raises(ZeroDivisionError), install_hooks(module, hooks):
         assert module.config._attn_implementation not in before
         raise ZeroDivisionError
     assert before == [part.config._attn_implementation for part in module.modules() if hasattr(part, "config")]

@@ -11,10 +11,10 @@ import pytest
 from onnx import numpy_helper
 from quantized import quantize_tiny_llama, save_tiny_llama, tiny_tokenizer
 from transformers import AutoConfig, AutoTokenizer
-from written_decoders import CONFIGS, FewBits, random_ids, save_decoder
+from written_decoders import CONFIGS, FewBitsCheckpoint, random_ids, save_decoder
 
 from compress.formats.onnx import model as onnx_model
-from compress.formats.onnx.decoder import GraphSettings, export_decoder, prove_decoder
+from compress.formats.onnx.decoder import GraphSettings, export_decoder, verify_decoder
 from compress.formats.onnx.model import OnnxModel
 from compress.inspection.budget import budget_of
 from compress.models.checkpoint import Checkpoint
@@ -60,7 +60,7 @@ def test_a_quantized_folder_says_nothing_of_gptq_and_leaves_the_tables_behind(tm
 @pytest.mark.parametrize(("bits", "table_bits", "dtype"), [(4, 4, "int4"), (3, 5, "uint5"), (8, 2, "int2")])
 def test_inspect_counts_every_parameter_once(bits: int, table_bits: int, dtype: str, tmp_path) -> None:
     source = save_tiny_llama(tmp_path / "source")
-    few = FewBits(source.folder, (("_proj", bits), ("embed_tokens", table_bits)))
+    few = FewBitsCheckpoint(source.folder, (("_proj", bits), ("embed_tokens", table_bits)))
     budget = budget_of(save(export_decoder(few), tmp_path / "out"))
     assert budget.parameters == sum(source.stored(name).numel() for name in source.files)
     found = {tensor.name: tensor for tensor in budget.tensors}
@@ -111,7 +111,7 @@ def test_large_weights_lie_beside_the_graph_and_stay_in_memory(tmp_path, monkeyp
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
 def test_a_true_graph_is_proven(name: str, tmp_path) -> None:
     checkpoint = save_decoder(tmp_path, CONFIGS[name])
-    found = prove_decoder(export_decoder(checkpoint), checkpoint, WINDOWS, 1e-3, 0.1)
+    found = verify_decoder(export_decoder(checkpoint), checkpoint, WINDOWS, 1e-3, 0.1)
     assert 0 < found.difference < 1e-4
     assert (found.rounding, found.agreement) == (0.0, 1.0)
 
@@ -119,11 +119,11 @@ def test_a_true_graph_is_proven(name: str, tmp_path) -> None:
 def test_rounding_is_told_apart_from_a_wrong_graph(tmp_path) -> None:
     quantized = quantize_tiny_llama(save_tiny_llama(tmp_path / "source"), tmp_path / "quantized")
     model = export_decoder(quantized)
-    found = prove_decoder(model, quantized, WINDOWS, 1e-3, 0.1)
+    found = verify_decoder(model, quantized, WINDOWS, 1e-3, 0.1)
     assert found.difference < 1e-4 < found.rounding < 0.1
     assert 0.8 < found.agreement <= 1
     with pytest.raises(IntegrityError, match="8 bits"):
-        prove_decoder(model, quantized, WINDOWS, 1e-3, 1e-5)
+        verify_decoder(model, quantized, WINDOWS, 1e-3, 1e-5)
     levels = [a.i for node in model.graph.graph.node for a in node.attribute if a.name == "accuracy_level"]
     assert set(levels) == {4}
 
@@ -131,7 +131,7 @@ def test_rounding_is_told_apart_from_a_wrong_graph(tmp_path) -> None:
 def test_the_last_token_is_proven_too(tmp_path) -> None:
     checkpoint = save_tiny_llama(tmp_path)
     model = export_decoder(checkpoint, GraphSettings(last_token_only=True))
-    assert prove_decoder(model, checkpoint, WINDOWS, 1e-3, 0.1).difference < 1e-4
+    assert verify_decoder(model, checkpoint, WINDOWS, 1e-3, 0.1).difference < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_wrong_graph_is_found_out(operator: str, attribute: str, tmp_path) -> 
     else:
         changed.f = 1.0
     with pytest.raises(IntegrityError, match="differ from torch"):
-        prove_decoder(model, checkpoint, WINDOWS, 1e-3, 0.1)
+        verify_decoder(model, checkpoint, WINDOWS, 1e-3, 0.1)
 
 
 def test_a_weight_that_is_not_finite_is_found_out(tmp_path) -> None:
@@ -157,4 +157,4 @@ def test_a_weight_that_is_not_finite_is_found_out(tmp_path) -> None:
     tensor = next(each for each in model.graph.graph.initializer if each.name == "model.norm.weight")
     tensor.CopyFrom(numpy_helper.from_array(np.full(64, np.nan, np.float32), tensor.name))
     with pytest.raises(IntegrityError, match="inf"):
-        prove_decoder(model, checkpoint, WINDOWS, 1e-3, 0.1)
+        verify_decoder(model, checkpoint, WINDOWS, 1e-3, 0.1)

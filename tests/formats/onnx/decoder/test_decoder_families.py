@@ -10,12 +10,12 @@ import onnxruntime
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from written_decoders import FewBits
+from written_decoders import FewBitsCheckpoint
 
-from compress.formats.onnx.decoder import GraphSettings, export_proven
+from compress.formats.onnx.decoder import GraphSettings, export_verified_decoder
 from compress.formats.onnx.decoder.apply_patches import inverse_error_function
 from compress.formats.onnx.decoder.trace import trace_part
-from compress.formats.onnx.decoder.traced_parts import alone
+from compress.formats.onnx.decoder.traced_parts import decoder_only
 from compress.formats.onnx.runtimes.onnxruntime import OnnxSession
 from compress.models.checkpoint import Checkpoint
 from compress.models.quantized_module import load_quantized_module
@@ -93,7 +93,9 @@ def some_ids(length: int) -> np.ndarray:
 def test_each_family_equals_torch_and_says_what_is_not_fused(kind: str, tmp_path) -> None:
     fields, unfused = FAMILIES[kind]
     checkpoint, _ = save(kind, fields, tmp_path)
-    found = export_proven(checkpoint, GraphSettings(), some_ids(20), 1e-3, 0.2)  # past two chunks of Mamba's 8
+    found = export_verified_decoder(
+        checkpoint, GraphSettings(), some_ids(20), 1e-3, 0.2
+    )  # past two chunks of Mamba's 8
     assert found.equality.difference < 1e-4
     assert unfused in found.unfused and bool(unfused) == bool(found.unfused)
     attentions = sum(node.op_type == "GroupQueryAttention" for node in found.model.graph.graph.node)
@@ -105,10 +107,10 @@ def test_one_block_of_each_kind_is_traced_and_all_are_written(tmp_path) -> None:
     kinds = ["sliding_attention", "sliding_attention", "full_attention"] * 2
     fields = {**SIZES, "num_hidden_layers": 6, "sliding_window": 5, "layer_types": kinds}
     checkpoint, _ = save("gemma3_text", fields, tmp_path)
-    trace = trace_part(checkpoint, alone)
+    trace = trace_part(checkpoint, decoder_only)
     assert trace.traced == 3
     assert [block.kind for block in trace.blocks] == [0, 0, 2, 0, 0, 2]
-    found = export_proven(checkpoint, GraphSettings(), some_ids(14), 1e-3, 0.2)
+    found = export_verified_decoder(checkpoint, GraphSettings(), some_ids(14), 1e-3, 0.2)
     assert found.equality.difference < 1e-4
     names = {entry.name for entry in found.model.graph.graph.input}
     assert {f"past_key_values.{layer}.key" for layer in range(6)} <= names
@@ -116,7 +118,7 @@ def test_one_block_of_each_kind_is_traced_and_all_are_written(tmp_path) -> None:
 
 def test_states_of_convolutions_go_from_token_to_token(tmp_path) -> None:
     checkpoint, model = save("lfm2", FAMILIES["lfm2"][0], tmp_path)
-    exported = export_proven(checkpoint, GraphSettings(), some_ids(12), 1e-3, 0.2).model
+    exported = export_verified_decoder(checkpoint, GraphSettings(), some_ids(12), 1e-3, 0.2).model
     name = "CPUExecutionProvider"
     graph = onnxruntime.InferenceSession(exported.graph.SerializeToString(), providers=[name])
     decoder = Decoder(OnnxSession(graph, Path("a test"), name, 0), "a test")
@@ -138,8 +140,8 @@ def test_the_inverse_of_the_error_function() -> None:
 def test_a_quantized_table_keeps_the_scale_of_its_class(tmp_path) -> None:
     """Gemma multiplies its embeddings; integers in their place are multiplied too, in torch as in the graph."""
     checkpoint, _ = save("gemma2", FAMILIES["gemma2"][0], tmp_path)
-    few = FewBits(checkpoint.folder, (("embed_tokens", 4), ("_proj", 4)))
-    found = export_proven(few, GraphSettings(accuracy_level=1), some_ids(12), 1e-3, 0.2)
+    few = FewBitsCheckpoint(checkpoint.folder, (("embed_tokens", 4), ("_proj", 4)))
+    found = export_verified_decoder(few, GraphSettings(accuracy_level=1), some_ids(12), 1e-3, 0.2)
     assert found.equality.difference < 1e-4
     module = load_quantized_module(few)
     expected = few.quantized("model.embed_tokens").dequantize()[:5] * 64**0.5
@@ -151,4 +153,4 @@ def test_a_graph_that_holds_for_one_length_is_refused(tmp_path: Path, monkeypatc
     monkeypatch.setattr("compress.formats.onnx.decoder.apply_patches._SELECTIVE_SCANS", "")
     checkpoint, _ = save("mamba", {**SIZES, "state_size": 4}, tmp_path)
     with pytest.raises(IntegrityError, match="does not run on 12 tokens after 0"):
-        export_proven(checkpoint, GraphSettings(), some_ids(12), 1e-3, 0.2)
+        export_verified_decoder(checkpoint, GraphSettings(), some_ids(12), 1e-3, 0.2)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from quantized import quantize_tiny_llama, save_tiny_llama
 from transformers import LlamaConfig, RwkvConfig, RwkvForCausalLM
-from written_decoders import CONFIGS, FewBits, Graph, by_transformers, logits_of, random_ids, save_decoder
+from written_decoders import CONFIGS, FewBitsCheckpoint, Graph, by_transformers, logits_of, random_ids, save_decoder
 
 from compress.formats.onnx.decoder import GraphSettings, export_decoder
-from compress.formats.onnx.decoder.macro_ops import REFUSAL
+from compress.formats.onnx.decoder.macro_ops import LEFT_PADDING_CHECK
 from compress.formats.onnx.decoder.trace import check_writable
 from compress.models.checkpoint import Checkpoint
 from compress.utils.errors import ModelError
@@ -78,7 +78,7 @@ def test_padding_on_the_left_is_refused_by_name(tmp_path) -> None:
     graph = Graph(export_decoder(save_tiny_llama(tmp_path)).graph)
     mask = np.ones((2, 6), np.int64)
     mask[1, :2] = 0
-    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match=REFUSAL):
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match=LEFT_PADDING_CHECK):
         graph.run(random_ids(2, 6), mask)
 
 
@@ -110,7 +110,7 @@ MIXED = (("q_proj", 8), ("k_proj", 3), ("v_proj", 5), ("gate_proj", 6), ("down_p
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
 def test_bits_mixed_within_a_layer(name: str, tmp_path) -> None:
     source = save_decoder(tmp_path, CONFIGS[name])
-    mixed = FewBits(source.folder, MIXED)
+    mixed = FewBitsCheckpoint(source.folder, MIXED)
     ids = random_ids(2, 9)
     expected = logits_of(by_transformers(source, mixed), ids)
     found, _ = Graph(export_decoder(mixed, FP32).graph).run(ids)
@@ -119,7 +119,7 @@ def test_bits_mixed_within_a_layer(name: str, tmp_path) -> None:
 
 def test_exact_attention_takes_queries_keys_and_values_out_of_the_rounding(tmp_path) -> None:
     source = save_decoder(tmp_path, CONFIGS["llama"])
-    few = FewBits(source.folder, (("_proj", 4),))
+    few = FewBitsCheckpoint(source.folder, (("_proj", 4),))
     nodes = export_decoder(few, GraphSettings(exact_attention=True)).graph.graph.node
     levels = {
         node.name.split("/")[-2]: attribute.i
@@ -133,14 +133,14 @@ def test_exact_attention_takes_queries_keys_and_values_out_of_the_rounding(tmp_p
 def test_nothing_is_stored_that_no_node_reads(tmp_path) -> None:
     source = save_decoder(tmp_path, CONFIGS["llama with biases"])
     for bits in ((("_proj", 4),), (("q_proj", 8), ("k_proj", 3), ("gate_proj", 6))):
-        graph = export_decoder(FewBits(source.folder, bits)).graph.graph
+        graph = export_decoder(FewBitsCheckpoint(source.folder, bits)).graph.graph
         read = {name for node in graph.node for name in node.input}
         assert {tensor.name for tensor in graph.initializer} <= read
 
 
 def test_a_head_of_its_own_is_quantized_too(tmp_path) -> None:
     source = save_decoder(tmp_path, CONFIGS["llama with biases"])
-    few = FewBits(source.folder, (("lm_head", 4), ("embed_tokens", 8)))
+    few = FewBitsCheckpoint(source.folder, (("lm_head", 4), ("embed_tokens", 8)))
     ids = random_ids(2, 9)
     found, _ = Graph(export_decoder(few, FP32).graph).run(ids)
     np.testing.assert_allclose(found, logits_of(by_transformers(source, few), ids), **EXACT)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
-from compress.formats.onnx.decoder import export_encoder_decoder, prove_encoder_decoder
+from compress.formats.onnx.decoder import export_encoder_decoder, verify_encoder_decoder
 from compress.models.checkpoint import Checkpoint
 
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 3}
@@ -74,7 +74,7 @@ def test_each_family_equals_torch_over_a_prompt_and_ten_tokens(kind: str, tmp_pa
     checkpoint = saved(kind, tmp_path, FAMILIES[kind])
     model = export_encoder_decoder(checkpoint)
     inputs, start = some_texts()
-    found = prove_encoder_decoder(model, checkpoint, [inputs], [start], 1e-4, 0.2, more=10)
+    found = verify_encoder_decoder(model, checkpoint, [inputs], [start], 1e-4, 0.2, more=10)
     assert found.difference < 1e-4
     layers = [
         FAMILIES[kind].get(name) or FAMILIES[kind][other]

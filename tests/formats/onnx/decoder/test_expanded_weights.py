@@ -12,11 +12,11 @@ import pytest
 import torch
 from quantized import save_tiny_llama
 from transformers import MixtralConfig
-from written_decoders import CONFIGS, FewBits, Graph, by_transformers, logits_of, random_ids, save_decoder
+from written_decoders import CONFIGS, FewBitsCheckpoint, Graph, by_transformers, logits_of, random_ids, save_decoder
 
 from compress.formats.onnx.decoder import GraphSettings, export_decoder
-from compress.formats.onnx.decoder.graph_builder import Nodes
-from compress.formats.onnx.decoder.stored_weight import StoredWeight, multiply, store, whole
+from compress.formats.onnx.decoder.graph_builder import GraphBuilder
+from compress.formats.onnx.decoder.stored_weight import StoredWeight, expand_weight, multiply_expanded, store
 from compress.numerics.integer_grid import QuantizedWeight
 from compress.utils.errors import ModelError
 
@@ -24,10 +24,10 @@ EXACT = {"atol": 2e-4, "rtol": 1e-4}
 EXPANDED = GraphSettings(expand_on_load=True)
 
 
-def few_bits(place: Path, name: str, bits: int = 4) -> FewBits:
+def few_bits(place: Path, name: str, bits: int = 4) -> FewBitsCheckpoint:
     """Every matrix of a tiny decoder in so many bits."""
     modules = ("_proj", "embed_tokens", "lm_head")
-    return FewBits(save_decoder(place, CONFIGS[name]).folder, tuple((module, bits) for module in modules))
+    return FewBitsCheckpoint(save_decoder(place, CONFIGS[name]).folder, tuple((module, bits) for module in modules))
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -93,10 +93,10 @@ def test_products_block_by_block_and_whole_are_those_of_the_weight_itself(bits: 
 
 def products(stored: StoredWeight, value: np.ndarray) -> list[np.ndarray]:
     """Block by block, and with the whole weight, by ONNX Runtime."""
-    nodes = Nodes()
+    nodes = GraphBuilder()
     given = nodes.input("x", ir.DataType.FLOAT, value.shape)
-    outputs = [multiply(nodes, "blocks", given, stored)]
-    outputs.append(nodes.op("MatMul", "whole", [given, whole(nodes, "whole", stored)]))
+    outputs = [multiply_expanded(nodes, "blocks", given, stored)]
+    outputs.append(nodes.op("MatMul", "whole", [given, expand_weight(nodes, "whole", stored)]))
     for index, output in enumerate(outputs):
         nodes.output(output, f"y{index}", ir.DataType.FLOAT, (2, 5, stored.rows))
     content = ir.to_proto(nodes.model("both")).SerializeToString()
@@ -112,7 +112,7 @@ def test_what_does_not_fit_is_refused_by_name(bits: int, columns: int, group_siz
     given = weight(bits, True, 128, group_size)
     given = QuantizedWeight(given.integers[:, :columns], given.scales, given.zero_points, bits, group_size)
     with pytest.raises(ModelError, match=f"{bits} bits, {columns} columns in blocks of 32") as error:
-        whole(Nodes(), "model.layers.0.mlp.up_proj", store(given, "layer"))
+        expand_weight(GraphBuilder(), "model.layers.0.mlp.up_proj", store(given, "layer"))
     assert "up_proj" in str(error.value) and "leave expand_on_load out" in str(error.value)
 
 

@@ -13,7 +13,7 @@ from peft import PeftModel
 from quantized import quantize_tiny_llama, save_tiny_llama
 
 from compress.formats.gguf.export import plan_gguf
-from compress.formats.onnx.decoder import GraphSettings, export_decoder, prove_decoder
+from compress.formats.onnx.decoder import GraphSettings, export_decoder, verify_decoder
 from compress.formats.onnx.model import OnnxModel
 from compress.models.checkpoint import Checkpoint
 from compress.models.lora_adapter import low_rank
@@ -61,7 +61,7 @@ def test_the_graph_answers_as_peft_does(tmp_path: Path, targets: tuple[str, ...]
         expected = opened(input_ids=torch.from_numpy(IDS)).logits.numpy()
     assert np.abs(expected - without).max() > 0.1
     np.testing.assert_allclose(run(model, tmp_path / "onnx"), expected, rtol=1e-3, atol=1e-3)
-    assert prove_decoder(model, checkpoint, IDS, 1e-2, 0.1).difference < 1e-2
+    assert verify_decoder(model, checkpoint, IDS, 1e-2, 0.1).difference < 1e-2
 
 
 def test_a_checkpoint_without_an_adapter_has_no_factors(tmp_path: Path) -> None:

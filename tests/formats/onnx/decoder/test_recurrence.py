@@ -9,7 +9,7 @@ import onnx_ir as ir
 import torch
 from transformers.models.mamba.modeling_mamba import mamba_selective_scan
 
-from compress.formats.onnx.decoder.graph_builder import Nodes
+from compress.formats.onnx.decoder.graph_builder import GraphBuilder
 from compress.formats.onnx.decoder.macro_ops import write_selective_scan
 from compress.formats.onnx.runtimes.onnxruntime import session_of
 
@@ -32,7 +32,7 @@ def some(length: int) -> dict[str, np.ndarray]:
 
 
 def scan() -> Any:
-    nodes = Nodes()
+    nodes = GraphBuilder()
     inputs = [nodes.input(name, ir.DataType.FLOAT, axes) for name, axes in AXES.items()]
     last, outputs = write_selective_scan(nodes, "layers.0.mixer", inputs)
     nodes.output(last, "last", ir.DataType.FLOAT, AXES["state"])

@@ -9,8 +9,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.formats.onnx.decoder.graph_builder import Nodes
-from compress.formats.onnx.decoder.stored_weight import StoredWeight, join, pack, split, stack, store
+from compress.formats.onnx.decoder.graph_builder import GraphBuilder
+from compress.formats.onnx.decoder.stored_weight import StoredWeight, join_planes, pack, split_planes, stack, store
 from compress.numerics.integer_grid import QuantizedWeight
 from compress.utils.errors import ModelError
 
@@ -107,11 +107,11 @@ def test_symmetric_weights_store_no_zero_points_and_three_bits_move_to_the_middl
 @pytest.mark.parametrize("bits", [3, 5, 6, 7])
 def test_planes_hold_no_bit_more_and_are_joined_again(bits: int) -> None:
     values = np.random.default_rng(bits).integers(0, 1 << bits, (5, 32)).astype(np.uint8)
-    planes = split(values, bits)
+    planes = split_planes(values, bits)
     assert sum(plane.nbytes for plane in planes) == 5 * 32 * bits // 8
-    nodes = Nodes()
+    nodes = GraphBuilder()
     given = [nodes.input(f"p{index}", ir.DataType.UINT8, plane.shape) for index, plane in enumerate(planes)]
-    nodes.output(join(nodes, "w", given, bits, (5, 32)), "y", ir.DataType.UINT8, [5, 32])
+    nodes.output(join_planes(nodes, "w", given, bits, (5, 32)), "y", ir.DataType.UINT8, [5, 32])
     session = onnxruntime.InferenceSession(ir.to_proto(nodes.model("planes")).SerializeToString())
     found = session.run(None, {f"p{index}": plane for index, plane in enumerate(planes)})[0]
     np.testing.assert_array_equal(found, values)
@@ -120,7 +120,7 @@ def test_planes_hold_no_bit_more_and_are_joined_again(bits: int) -> None:
 def test_planes_by_hand() -> None:
     # 5 bits: the low four of values that lie 4 apart share a byte, then the fifth of all eight.
     values = np.array([[1, 2, 3, 4, 16, 31, 8, 0]], np.uint8)
-    low, high = split(values, 5)
+    low, high = split_planes(values, 5)
     assert low.tolist() == [[[0x01, 0xF2, 0x83, 0x04]]]
     assert high.tolist() == [[[0b00110000]]]
 
@@ -136,8 +136,8 @@ def test_stacked_rows_are_those_of_each() -> None:
 def test_weights_of_other_bits_blocks_or_zero_points_do_not_join() -> None:
     first = store(weight(4, 64, 4, 32, True), "w")
     others = [weight(4, 64, 8, 32, True), weight(4, 64, 4, 16, True), weight(4, 64, 4, 32, False)]
-    assert first.joins(store(weight(9, 64, 4, 32, True), "w"))
-    assert not any(first.joins(store(other, "w")) for other in others)
+    assert first.can_stack(store(weight(9, 64, 4, 32, True), "w"))
+    assert not any(first.can_stack(store(other, "w")) for other in others)
 
 
 def test_groups_that_no_block_fits_are_refused() -> None:

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.formats.onnx.int8.select_nodes import without_kernel
+from compress.formats.onnx.int8.select_nodes import count_without_kernel
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer
 from compress.formats.onnx.runtimes.profile import write_optimized
@@ -96,14 +96,14 @@ def test_a_net_of_convolutions_is_integers_from_end_to_end(activation: str, tmp_
 
 def test_a_convolution_alone_among_floats_keeps_its_neighbours_float(tmp_path: Path):
     quantizer = StaticQuantizer(network(), images(), PLAIN)
-    found = kernels(quantizer.quantize(kept=("depthwise", "pointwise", "classifier")), tmp_path)
+    found = kernels(quantizer.quantize(float_layers=("depthwise", "pointwise", "classifier")), tmp_path)
     assert found["QLinearConv"] == 1 and found["QLinearAdd"] == 0 and found["QLinearGlobalAveragePool"] == 0
     assert found["Conv"] + found["FusedConv"] == 2
 
 
 @pytest.mark.full_range(own_kernels=True)
 def test_a_layer_that_is_kept_between_integers_is_not_rounded_by_the_runtime(tmp_path: Path):
-    graph = StaticQuantizer(network(), images(2), PLAIN).quantize(kept=("depthwise",))
+    graph = StaticQuantizer(network(), images(2), PLAIN).quantize(float_layers=("depthwise",))
     found = kernels(graph, tmp_path)
     assert found["QLinearConv"] == 2 and found["Conv"] + found["FusedConv"] == 1
     # The same numbers as without any optimization, in which ONNX Runtime rounds such weights to one scale a tensor.
@@ -129,7 +129,7 @@ def test_what_has_no_integer_kernel_stays_float(tmp_path: Path):
     whole = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     quantizer = StaticQuantizer(whole, images(2), PLAIN)
     assert [layer.name for layer in quantizer.layers] == ["first", "last"]
-    assert without_kernel(ir.from_proto(whole)) == {"ConvTranspose": 1}
+    assert count_without_kernel(ir.from_proto(whole)) == {"ConvTranspose": 1}
     made = quantizer.quantize()
     found = kernels(made, tmp_path)
     assert found["QLinearConv"] == 2 and found["ConvTranspose"] == 1
@@ -164,7 +164,7 @@ def test_bias_correction_takes_the_mean_error_of_convolutions_away():
     shifts = {}
     for corrected in (False, True):
         settings = Int8Options(reduce_range=False, per_channel=False, bias_correction=corrected)
-        graph = StaticQuantizer(whole, images(32), settings).quantize(kept=("first", "pointwise", "classifier"))
+        graph = StaticQuantizer(whole, images(32), settings).quantize(float_layers=("first", "pointwise", "classifier"))
         shifts[corrected] = np.abs((run(graph, images(32)) - run(whole, images(32))).mean(axis=0)).mean()
     assert shifts[True] < 0.7 * shifts[False]
 

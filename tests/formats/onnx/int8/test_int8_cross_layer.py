@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from test_int8_convolutions import run, weight
 
 from compress.formats.onnx.graph_edits import constant
-from compress.formats.onnx.int8.equalization import equalize, find_groups, scale
+from compress.formats.onnx.int8.equalization import apply_factors, equalize, find_channel_groups
 from compress.formats.onnx.int8.observers import observe
 from compress.formats.onnx.int8.settings import Int8Options
 from compress.formats.onnx.int8.static import StaticQuantizer
@@ -74,7 +74,7 @@ def observed(graph: onnx.ModelProto, feeds: list[dict[str, np.ndarray]]) -> dict
 def test_any_factors_leave_the_float_function_as_it_is(activation: str):
     whole = network(activation)
     model = ir.from_proto(whole)
-    groups = find_groups(model)
+    groups = find_channel_groups(model)
     # The residual ties what `point` and `block` write; `block` reads what it is added to.
     assert [sorted(str(node.name) for node in group.readers) for group in groups] == [
         ["depthwise"],
@@ -84,7 +84,7 @@ def test_any_factors_leave_the_float_function_as_it_is(activation: str):
     ]
     generator = np.random.default_rng(5)
     for group in groups:
-        scale(model, group, np.exp(generator.normal(size=group.channels)).astype(np.float32))
+        apply_factors(model, group, np.exp(generator.normal(size=group.channels)).astype(np.float32))
     changed = ir.to_proto(model)
     before = {t.name: numpy_helper.to_array(t) for t in whole.graph.initializer}
     after = {t.name: numpy_helper.to_array(t) for t in changed.graph.initializer}
@@ -139,7 +139,7 @@ def test_small_channels_get_more_levels():
 
 def test_a_graph_without_pairs_is_left_alone():
     model = ir.from_proto(network("HardSwish"))
-    groups = find_groups(model)
+    groups = find_channel_groups(model)
     assert [sorted(str(node.name) for node in group.readers) for group in groups] == [
         ["block", "groups"],
         ["classifier"],

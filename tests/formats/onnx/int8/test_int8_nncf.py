@@ -39,7 +39,7 @@ def test_answers_are_nncfs_own_and_every_product_is_an_integer_kernel(tmp_path: 
     assert operators["QAttention"] == tiny.LAYERS and not operators["DequantizeLinear"]
 
     kept = quantizer.layers[0].name
-    operators = Counter(node.op_type for node in quantizer.quantize(kept=[kept]).graph.node)
+    operators = Counter(node.op_type for node in quantizer.quantize(float_layers=[kept]).graph.node)
     assert operators["Attention"] == 1 and operators["QAttention"] == tiny.LAYERS - 1
 
 

@@ -156,11 +156,11 @@ def test_layers_that_are_kept_are_as_they_were():
     quantizer = encoder()
     names = [layer.name for layer in quantizer.layers]
     batch = exported().examples.batch([0, 3, 5])
-    whole = quantizer.quantize(kept=names)
+    whole = quantizer.quantize(float_layers=names)
     np.testing.assert_allclose(run(whole, **batch), run(exported().graph(), **batch), atol=1e-5)
     operators = Counter(node.op_type for node in whole.graph.node)
     assert operators["Attention"] == tiny.LAYERS and not operators["QuantizeLinear"]
-    one = quantizer.quantize(kept=names[1:])
+    one = quantizer.quantize(float_layers=names[1:])
     assert sum("Integer" in node.op_type or node.op_type == "QAttention" for node in one.graph.node) == 1
     assert error(one) < error(quantizer.quantize())
 
@@ -215,7 +215,7 @@ def test_smoothing_changes_nothing_in_float_and_helps_in_int8():
     for alpha in (None, 0.5):
         quantizer = StaticQuantizer(model, [{"x": x}], PLAIN.model_copy(update={"smooth_quant": alpha}))
         assert quantizer.smoothed == ([] if alpha is None else ["layer"])
-        np.testing.assert_allclose(run(quantizer.quantize(kept=["layer"]), x=x), expected, atol=1e-3)
+        np.testing.assert_allclose(run(quantizer.quantize(float_layers=["layer"]), x=x), expected, atol=1e-3)
         errors[alpha] = np.square(run(quantizer.quantize(), x=x) - expected).mean()
     assert errors[0.5] < 0.3 * errors[None]
 
@@ -224,7 +224,7 @@ def test_an_encoders_attention_is_smoothed_before_its_last_product():
     quantizer = encoder(PLAIN.model_copy(update={"smooth_quant": 0.5}))
     assert len(quantizer.smoothed) >= tiny.LAYERS - 1
     batch = exported().examples.batch([0, 3, 5])
-    whole = quantizer.quantize(kept=[layer.name for layer in quantizer.layers])
+    whole = quantizer.quantize(float_layers=[layer.name for layer in quantizer.layers])
     np.testing.assert_allclose(run(whole, **batch), run(exported().graph(), **batch), atol=1e-4)
 
 

@@ -32,7 +32,7 @@ def test_layers_side_by_side_are_found_in_their_order() -> None:
         ("packed", ("key", "query"), "x"),
         ("other", ("out",), "x"),
     ]
-    shared = grids(places).given
+    shared = grids(places).inputs
     assert shared["key"] == shared["query"] == shared["out"], "they read one value"
 
 
@@ -44,10 +44,10 @@ def test_layers_that_are_alike_cut_or_changed_have_no_place() -> None:
 
 def test_a_layer_in_two_places_has_one_grid_for_both() -> None:
     model = graph([("x", "once", QUERY.T), ("z", "twice", QUERY.T), ("z", "beside", KEY.T)])
-    shared = grids(match_layers(model, {"query": QUERY, "key": KEY})).given
+    shared = grids(match_layers(model, {"query": QUERY, "key": KEY})).inputs
     assert shared["query"] == shared["key"]
     apart = graph([("x", "once", QUERY.T), ("z", "beside", KEY.T)])
-    shared = grids(match_layers(apart, {"query": QUERY, "key": KEY})).given
+    shared = grids(match_layers(apart, {"query": QUERY, "key": KEY})).inputs
     assert shared["query"] != shared["key"]
 
 
@@ -59,9 +59,9 @@ def test_a_layer_that_follows_a_convolution_in_one_place_only_has_a_grid_of_its_
         LayerMatch("c", ("c",), False, "a relu", "a"),
     ]
     found = grids(places)
-    assert found.given["c"] == found.made["a"]
-    assert found.given["b"] != found.made["a"]
-    assert found.limits == {found.made["a"]: (0.0, np.inf)}
+    assert found.inputs["c"] == found.outputs["a"]
+    assert found.inputs["b"] != found.outputs["a"]
+    assert found.limits == {found.outputs["a"]: (0.0, np.inf)}
 
 
 def test_a_convolution_in_two_places_is_limited_where_both_are() -> None:

@@ -16,7 +16,7 @@ from written_decoders import by_transformers, logits_of
 from compress.formats.onnx.decoder import GraphSettings, export_decoder
 from compress.formats.onnx.model import GENAI_CONFIG, OnnxModel
 from compress.formats.onnx.runtimes import genai as onnxruntime_genai
-from compress.formats.onnx.runtimes.genai import GenaiSession
+from compress.formats.onnx.runtimes.genai import OnnxGenaiSession
 from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.formats.targets import TARGETS
 from compress.models.checkpoint import Checkpoint
@@ -42,13 +42,13 @@ def exact(source: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def session(exact: Path) -> GenaiSession:
+def session(exact: Path) -> OnnxGenaiSession:
     return opened(exact)
 
 
-def opened(folder: Path) -> GenaiSession:
+def opened(folder: Path) -> OnnxGenaiSession:
     found = get_runtime("onnxruntime-genai").open(folder, TARGET, 1)
-    assert isinstance(found, GenaiSession)
+    assert isinstance(found, OnnxGenaiSession)
     return found
 
 
@@ -56,7 +56,7 @@ def ids(rows: int, length: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(3, VOCABULARY, (rows, length))
 
 
-def test_logits_of_every_place_are_those_of_transformers(session: GenaiSession, source: Checkpoint) -> None:
+def test_logits_of_every_place_are_those_of_transformers(session: OnnxGenaiSession, source: Checkpoint) -> None:
     tokens = ids(3, 70)
     found = session.predict({"input_ids": tokens, "attention_mask": np.ones_like(tokens)})["logits"]
     assert found.shape == (3, 70, VOCABULARY) and found.dtype == np.float32
@@ -75,7 +75,7 @@ def test_few_bit_logits_are_those_of_onnx_runtime_itself(source: Checkpoint, tmp
 
 
 def test_greedy_tokens_are_those_of_transformers_beyond_the_first_room_and_beyond_an_end(
-    session: GenaiSession, source: Checkpoint
+    session: OnnxGenaiSession, source: Checkpoint
 ) -> None:
     decoder, module = open_decoder(session, "here"), by_transformers(source)
     prompt = ids(1, 500)[0].tolist()
@@ -95,7 +95,7 @@ def test_greedy_tokens_are_those_of_transformers_beyond_the_first_room_and_beyon
     assert decoder.step(9) == int(module(whole).logits[0, -1].argmax())
 
 
-def test_batches_that_it_cannot_take_are_refused(session: GenaiSession) -> None:
+def test_batches_that_it_cannot_take_are_refused(session: OnnxGenaiSession) -> None:
     tokens = ids(2, 8)
     mask = np.ones_like(tokens)
     mask[0, -1] = 0

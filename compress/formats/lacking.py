@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from compress.formats.bundled import BundledFormat
 from compress.formats.probed import Probing
 from compress.formats.registry import FORMATS
 from compress.formats.spec import load
@@ -24,8 +23,6 @@ def lacking(form: str) -> list[str]:
 
 
 def _fault(what: str, found: Any) -> str | None:
-    if what == "bundle":
-        return None if isinstance(found, BundledFormat) else "is no BundledFormat"
     if what == "probed":
         return None if isinstance(found, Probing) else "is no Probing"
     if not what.startswith("runtime "):

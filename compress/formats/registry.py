@@ -79,8 +79,6 @@ def _checked(found: Any, known: Sequence[FormatSpec]) -> FormatSpec:
             raise UnusablePluginError(f"its target {profile.name} has another format, or a runtime that it lacks")
     if found.written_from not in (None, *BUILT_IN):
         raise UnusablePluginError(f"it is written from {found.written_from!r}; expected one of {', '.join(BUILT_IN)}")
-    if found.bundle is None and any(found.taken_by.values()):
-        raise UnusablePluginError("apps run it and it has no bundle; expected a BundledFormat")
     if not found.runtimes:
         raise UnusablePluginError("it has no runtime; expected one at least, which opens its files")
     if found.stage is not None:
@@ -106,7 +104,7 @@ def _check_stage(found: FormatSpec, reference: Reference) -> None:
         raise UnusablePluginError(f"its stage is of the kind {kind!r}; expected {found.written_by!r}, as it says")
     if found.own_bits and "precision" not in stage.model_fields:
         raise UnusablePluginError("it has bits of its own, and its stage lacks the field precision")
-    if (kind := getattr(stage.gives(), "kind", None)) != found.name:
+    if (kind := getattr(stage.output_type(), "kind", None)) != found.name:
         raise UnusablePluginError(f"its stage gives a model of the kind {kind!r}; expected {found.name!r}")
 
 

@@ -60,7 +60,7 @@ class FormatSpec:
     - ``tensors_suffix``: of the files that hold them, where it is not ``suffix``
     - ``has_graph``: such a file holds operators beside its tensors
     - ``parts``: takes a file apart: (file, target, most tokens or None) -> `Parts`
-    - ``bundle``: its `BundledFormat`
+    - ``library``: name of the library that opens it, as model cards on the Hugging Face Hub have it
     - ``check_writable``: (folder of weights) -> None, raises `ModelError` for a language model that it has no place for
     """
 
@@ -82,12 +82,12 @@ class FormatSpec:
     tensors_suffix: str | None = None
     has_graph: bool = True
     parts: Reference | None = None
-    bundle: Reference | None = None
+    library: str | None = None
     check_writable: Reference | None = None
 
     def references(self) -> dict[str, Reference]:
         """Everything that it refers to, by what it is."""
-        names = ("stage", "probed", "find_all", "tensors", "parts", "bundle", "check_writable")
+        names = ("stage", "probed", "find_all", "tensors", "parts", "check_writable")
         own = {name: value for name in names if (value := getattr(self, name)) is not None}
         many = {f"many texts of {name}": one.many_texts for name, one in self.runtimes.items() if one.many_texts}
         return own | {f"runtime {name}": one.runtime for name, one in self.runtimes.items()} | many

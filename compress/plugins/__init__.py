@@ -84,6 +84,7 @@ class PluginSpec:
         hosts: Functions with the signature of `compress.benchmark.host.HostFinder`, which open other machines.
         run_finished: Functions that receive a `compress.pipeline.run.FinishedRun` after its report is written.
         doctor_checks: Functions without parameters that return findings for `compress doctor`.
+        bundled_formats: Objects of `BundledFormat` of the plug-in apps, by the name of the format.
     """
 
     name: str
@@ -99,6 +100,7 @@ class PluginSpec:
     hosts: Mapping[str, str] = _extension_point()
     run_finished: Mapping[str, str] = _extension_point()
     doctor_checks: Mapping[str, str] = _extension_point()
+    bundled_formats: Mapping[str, str] = _extension_point()
 
 
 EXTENSION_POINTS = tuple(spec.name for spec in fields(PluginSpec) if spec.metadata.get("extension_point"))

@@ -82,7 +82,6 @@ CASES = {
     "runtimes": ("spec(runtimes={})", "it has no runtime"),
     "bits": ("spec(own_bits=True)", "its stage lacks the field precision"),
     "source": ("spec(written_from='nothing')", "it is written from 'nothing'"),
-    "bundle": ("spec(taken_by={'android': 'an app'})", "apps run it and it has no bundle"),
     "field": ("spec(flavour='sweet')", "unexpected keyword argument 'flavour'"),
     "z_second": ("spec(name='toy2', suffix='.toy2', written_by='toy')", "there is another stage toy"),
     "object": ("RUNTIME", "it is a Runtime; expected a FormatSpec"),
@@ -142,7 +141,7 @@ def test_everything_that_a_format_refers_to_is_there_and_its_stage_writes_it(spe
         return
     stage = load(spec.stage)
     assert STAGES[spec.written_by] is stage and stage.model_fields["kind"].default == spec.written_by
-    assert stage.gives().kind == spec.name
+    assert stage.output_type().kind == spec.name
     assert ("precision" in stage.model_fields) == spec.own_bits
     assert not spec.own_bits or "fp32" in stage.model_fields["precision"].annotation.__args__
 

@@ -26,5 +26,5 @@ FORMAT = FormatSpec(
     taken_by={"ios": App("Core ML", "Core ML: iOS", ())},
     tensors="compress.formats.coreml.read:read_tensors",
     tensors_suffix=".mlmodel",
-    bundle="compress.formats.coreml.bundle:BUNDLE",
+    library="coreml",
 )

@@ -35,5 +35,5 @@ FORMAT = FormatSpec(
     },
     tensors="compress.formats.executorch.read:read_tensors",
     parts="compress.formats.executorch.parts:open_parts",
-    bundle="compress.formats.executorch.bundle:BUNDLE",
+    library="executorch",
 )

@@ -31,5 +31,5 @@ FORMAT = FormatSpec(
     },
     tensors="compress.formats.litert.read:read_tensors",
     parts="compress.formats.litert.parts:open_parts",
-    bundle="compress.formats.litert.bundle:BUNDLE",
+    library="litert",
 )

@@ -52,6 +52,6 @@ FORMAT = FormatSpec(
     probed="compress.formats.onnx.integrity:PROBED",
     tensors="compress.formats.onnx.stored_tensors:read_tensors",
     parts="compress.formats.onnx.intermediate_values:open_parts",
-    bundle="compress.formats.onnx.bundle:BUNDLE",
+    library="onnxruntime",
     check_writable="compress.formats.onnx.decoder.trace:check_writable",
 )

@@ -22,5 +22,5 @@ FORMAT = FormatSpec(
     taken_by={"node": None, "browser": None, **APPS},
     tensors="compress.formats.ort.read:read_tensors",
     parts="compress.formats.onnx.intermediate_values:open_parts",
-    bundle="compress.formats.ort.bundle:BUNDLE",
+    library="onnxruntime",
 )

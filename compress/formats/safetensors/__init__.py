@@ -11,6 +11,7 @@ FORMAT = FormatSpec(
     name="safetensors",
     rank=99,
     suffix=".safetensors",
+    library="transformers",
     runtimes={"torch": RuntimeSpec(runtime=f"{_FOLDER}.runtime:RUNTIME", provider="cpu", package="torch")},
     targets=(Profile(Target("torch", "torch", "cpu", _ABOUT, "safetensors")),),
     find_all=f"{_FOLDER}.folder:find_weights",

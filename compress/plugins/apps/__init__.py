@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from compress.plugins import Command, PluginSpec
 
+_FORMATS = "compress.plugins.apps.formats"
+
 SPEC = PluginSpec(
     name="apps",
     summary="Bundle a model with what an app needs: manifest, self-test, examples, and a page for browsers.",
+    bundled_formats={
+        name: f"{_FORMATS}.{name}.bundle:BUNDLE" for name in ("onnx", "ort", "coreml", "executorch", "litert")
+    },
     requires=("provenance",),
     commands={
         "bundle": Command(

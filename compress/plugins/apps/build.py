@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from compress.formats.bundled import Contents
 from compress.formats.model_file import format_of, model_file, model_files
 from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.formats.target_profile import AppProfile
@@ -16,6 +15,7 @@ from compress.formats.targets import TARGETS, in_format
 from compress.models.processor import load_processor
 from compress.pipeline.licence_rules import NOT_STATED
 from compress.plugins.apps.archive import write_zip
+from compress.plugins.apps.bundled_format import Contents
 from compress.plugins.apps.client import FOLDER as RUNTIME_FOLDER
 from compress.plugins.apps.format import bundled, minimum_version, open_model, shape_of, unread_reason
 from compress.plugins.apps.format import contents as contents_of

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from compress.formats.bundled import Axis, BundledFormat, Contents, Interface, Signature
-from compress.formats.registry import part_of
 from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.formats.targets import TARGETS
 from compress.inspection.tensors import read_model
+from compress.plugins import UnusablePluginError, find_extensions, load_extension
+from compress.plugins.apps.bundled_format import Axis, BundledFormat, Contents, Interface, Signature
 from compress.plugins.apps.kind import Kind
 from compress.plugins.apps.manifest import TensorRecord
 from compress.runtimes.runtime import Session, TensorType
@@ -41,11 +41,18 @@ class Shape(NamedTuple):
 
 
 def bundled(form: str) -> BundledFormat:
-    """How bundles look into files of a format. Raises `InputError` for one that no bundle has."""
-    found: BundledFormat | None = part_of(form, "bundle")
+    """Return how bundles read files of a format. Raises `InputError` for a format that no app runs."""
+    extension = find_extensions("bundled_formats").get(form)
+    found = None if extension is None else load_extension(extension, _accept)
     if found is None:
         raise InputError(f"No app runs files of the format {form}.", expected="a bundle of another format")
     return found
+
+
+def _accept(value: object) -> BundledFormat:
+    if not isinstance(value, BundledFormat):
+        raise UnusablePluginError(f"it is a {type(value).__name__}; expected a BundledFormat")
+    return value
 
 
 def open_model(form: BundledFormat, file: Path) -> Session:

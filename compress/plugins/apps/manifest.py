@@ -9,8 +9,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from compress.formats.bundled import Axis, Signature
 from compress.formats.registry import Format
+from compress.plugins.apps.bundled_format import Axis, Signature
 from compress.plugins.apps.ends import Postprocessing
 from compress.plugins.apps.steps import Preprocessing
 from compress.plugins.provenance.signature import Signed

@@ -11,6 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from compress.formats.registry import FORMATS
 from compress.formats.target_profile import AppProfile
 from compress.plugins.apps.format import bundled
 from compress.plugins.apps.kind import Case, Kind
@@ -87,7 +88,7 @@ def model_card(
     gets, trust = manifest.postprocessing.in_words()
     licence = next(entry.licence for entry in manifest.licences if entry.of == "model")
     languages = () if profile.version is not None else profile.apps[manifest.format].languages
-    library = bundled(manifest.format).library
+    library = FORMATS[manifest.format].library or manifest.format
     results = figures.results if figures else None
     return write_card(
         "plugins/apps/card.md",

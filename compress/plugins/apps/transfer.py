@@ -9,8 +9,8 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from compress.formats.bundled import Contents
 from compress.inspection.size_advice import what_helps
+from compress.plugins.apps.bundled_format import Contents
 from compress.plugins.apps.manifest import CARD, SELFTEST
 from compress.utils.errors import InputError, StageError
 

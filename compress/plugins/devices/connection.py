@@ -126,7 +126,7 @@ class Connection:
                 yield reply
                 if reply.get("ended"):
                     return
-            raise LostError(f"the agent stopped talking: {plain(talk.last_words()) or 'it said nothing'}")
+            raise LostError(f"the agent stopped talking: {plain(talk.stderr_tail()) or 'it said nothing'}")
 
     def put(self, file: Path, blob: str, offset: int) -> Iterator[Reply]:
         """Write ``file`` from byte ``offset`` on to that blob there; what `agent.receive` says. Can be lost."""

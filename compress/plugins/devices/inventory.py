@@ -104,7 +104,7 @@ def read_inventory(path: Path) -> dict[str, Device]:
     _check_names(section, document)
     read = {name: validate(Device, fields, document, (_SECTION, name)) for name, fields in section.items()}
     if document.problems:
-        raise document.refusal()
+        raise document.error()
     return {name: device for name, device in read.items() if device is not None}
 
 

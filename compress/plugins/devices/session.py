@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from compress.benchmark.host import PROGRESS_LABEL
 from compress.plugins.devices.connection import Connection, LostError, plain
 from compress.utils.errors import DeviceError
 from compress.utils.progress import Progress
@@ -91,7 +92,7 @@ def followed(connection: Connection, session: str, launches: int, progress: Prog
     Raises `DeviceError` where the session ends without one, or the device goes away for good.
     """
     last: dict[str, Any] = {}
-    for _ in progress.track(_steps(connection, session, progress, last), f"{TRACKED} on {connection.name}", launches):
+    for _ in progress.track(_steps(connection, session, progress, last), f"{PROGRESS_LABEL} on {connection.name}", launches):
         pass
     result: dict[str, Any] | None = last["result"]
     if result is None:

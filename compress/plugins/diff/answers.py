@@ -13,7 +13,7 @@ import numpy as np
 from compress.data.dataset import TEST, load_dataset
 from compress.data.membership import Part, character_lengths, find_parts
 from compress.data.slices import Slice
-from compress.evaluation.evaluate import Predictions, artifact_labels, encode_for, predict, slices_of_task
+from compress.evaluation.evaluate import Predictions, artifact_labels, encode_for_model, predict, task_slice_rows
 from compress.formats.model_file import format_of
 from compress.formats.runtimes import get_runtime, why_unavailable
 from compress.formats.target_profile import Target
@@ -25,9 +25,9 @@ from compress.plugins.diff.record import AnswersDiff
 from compress.recipe.policy import Policy, comparison_policy
 from compress.recipe.recipe import Recipe
 from compress.report.compare.change import Comparison
-from compress.report.compare.flips import input_texts, shortened
+from compress.report.compare.flips import input_texts, shorten
 from compress.report.compare.reports import compare_reports
-from compress.report.predictions import Answers, write_predictions
+from compress.report.predictions import ModelAnswers, write_predictions
 from compress.results.formatting import format_bytes
 from compress.results.measurement import Measurement
 from compress.results.metrics import describe_metric
@@ -72,7 +72,7 @@ def on_rows(before: Path, after: Path, recipe: Recipe, folder: Path, task: Task,
     examples = {}
     for label, artifact in artifacts.items():
         beside = None if label == BASELINE else before
-        examples[label] = encode_for(artifact, task, rows, length, recipe.evaluation, beside)
+        examples[label] = encode_for_model(artifact, task, rows, length, recipe.evaluation, beside)
         target, text = target_of(artifact), f"ask {artifact.name or artifact}"
         found[label] = predict(artifact, task, examples[label], target, 1, progress, text)
 
@@ -88,7 +88,7 @@ def on_rows(before: Path, after: Path, recipe: Recipe, folder: Path, task: Task,
     measured: list[Measurement] = []
     for label, own in found.items():
         whole = task.measure(own.kept, own.labels, label, HERE)
-        measured += [*whole, *slices_of_task(task, own, whole, parts)]
+        measured += [*whole, *task_slice_rows(task, own, whole, parts)]
     near = [*task.compare(found[FINAL].kept, found[BASELINE].kept, FINAL, HERE), *_apart(task, found)]
     record = DataRecord(split=TEST, digest=data.digest(TEST), rows=len(rows), labels=data.labels)
     report = Report(
@@ -115,16 +115,16 @@ def _apart(task: Task, found: Mapping[str, Predictions]) -> list[Measurement]:
     return [mean_of("kl_divergence", values, "nats"), sure.model_copy(update={"raw": None})]
 
 
-def _answers(task: Task, artifact: Path, found: Predictions, labels: Sequence[str]) -> Answers | None:
+def _answers(task: Task, artifact: Path, found: Predictions, labels: Sequence[str]) -> ModelAnswers | None:
     chances = task.probabilities(found.kept)
     if chances is None:
         return None
     names, chosen = artifact_labels(artifact) or labels, chances.argmax(axis=-1)
-    return Answers([names[place] for place in chosen], chances.max(axis=-1), chosen == found.labels)
+    return ModelAnswers([names[place] for place in chosen], chances.max(axis=-1), chosen == found.labels)
 
 
 def _compared(
-    report: Report, answers: Mapping[str, Answers | None], labels: Sequence[str], texts: Sequence[str]
+    report: Report, answers: Mapping[str, ModelAnswers | None], labels: Sequence[str], texts: Sequence[str]
 ) -> Comparison | None:
     """The two of one report, with examples of what flipped; None where nothing was measured of both."""
     with tempfile.TemporaryDirectory(prefix="compress-diff-") as scratch:
@@ -137,7 +137,7 @@ def _compared(
             found = beside(report, report, policy, (folder, folder), BASELINE)
         except InputError:
             return None
-    flips = tuple(one.model_copy(update={"example": shortened(texts[one.row])}) for one in found.flips)
+    flips = tuple(one.model_copy(update={"example": shorten(texts[one.row])}) for one in found.flips)
     return found.model_copy(update={"flips": flips})
 
 

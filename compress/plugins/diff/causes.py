@@ -8,15 +8,15 @@ import numpy as np
 
 from compress.numerics.sparse_pattern import Pattern
 from compress.numerics.weight_difference import (
-    Axis,
+    AxisSums,
     Chunks,
+    DifferenceSums,
     Reordered,
     Spectrum,
-    Sums,
     grid_bits,
     reordered,
 )
-from compress.results.formatting import significant
+from compress.results.formatting import format_number
 
 _LEFT = 0.05
 """Share of the difference's size that a cause may leave unexplained."""
@@ -28,7 +28,7 @@ _TELLING = 4
 """Numbers that one factor has to fit."""
 
 
-def causes_of(read: Sums, head: Spectrum | None, chunks: Chunks, shape: tuple[int, int]) -> tuple[str, ...]:
+def causes_of(read: DifferenceSums, head: Spectrum | None, chunks: Chunks, shape: tuple[int, int]) -> tuple[str, ...]:
     """In words, the plainest first; nothing where the numbers tell nothing but that they are others."""
     if read.not_finite[1] > read.not_finite[0]:
         return (f"{read.not_finite[1]} values are no finite numbers",)
@@ -41,11 +41,11 @@ def causes_of(read: Sums, head: Spectrum | None, chunks: Chunks, shape: tuple[in
     return (f"its rows lie on a grid of {bits} bits now",) if bits is not None else ()
 
 
-def _plain(read: Sums, chunks: Chunks, shape: tuple[int, int]) -> Iterator[str]:
+def _plain(read: DifferenceSums, chunks: Chunks, shape: tuple[int, int]) -> Iterator[str]:
     """Factors, zeros and another order."""
     factor = read.product / read.before if read.before else 0.0
     if read.size >= _TELLING and _left(read.before, read.after, read.product, read.difference) <= _LEFT:
-        yield f"all of it is {significant(factor, 4)} times what it was"
+        yield f"all of it is {format_number(factor, 4)} times what it was"
         return
     zeroed = np.flatnonzero((read.rows.before > 0) & (read.rows.after == 0))
     if len(zeroed) and _explains(read, zeroed):
@@ -70,7 +70,7 @@ def _left(before: float, after: float, product: float, difference: float) -> flo
     return float(np.sqrt(max(after - product**2 / before, 0.0) / difference))
 
 
-def _explains(read: Sums, zeroed: np.ndarray) -> bool:
+def _explains(read: DifferenceSums, zeroed: np.ndarray) -> bool:
     """Whether rows alone are the whole difference."""
     others = read.difference - float(read.rows.difference[zeroed].sum())
     return bool(others <= (_LEFT**2) * read.difference)
@@ -82,7 +82,7 @@ def _rows(places: np.ndarray) -> str:
     return f"row{'s' if len(places) > 1 else ''} {shown}{more}"
 
 
-def _pruned(read: Sums, chunks: Chunks, shape: tuple[int, int]) -> str | None:
+def _pruned(read: DifferenceSums, chunks: Chunks, shape: tuple[int, int]) -> str | None:
     """Zeros where none were; by which pattern, and whether what is left is as it was."""
     before, after = (count / read.size for count in read.zeros)
     if after - before < 0.02:
@@ -106,21 +106,21 @@ def _keeps_to(chunks: Chunks, pattern: Pattern) -> bool:
     )
 
 
-def _scaled(axis: Axis, name: str) -> str | None:
+def _scaled(axis: AxisSums, name: str) -> str | None:
     """A factor of each row, or of each column."""
     factors = np.divide(axis.product, axis.before, out=np.ones_like(axis.product), where=axis.before > 0)
     left = float((axis.after - factors * axis.product).clip(min=0).sum())
     if left > _LEFT**2 * float(axis.difference.sum()):
         return None
     moved = np.flatnonzero(np.abs(factors - 1) > 1e-3)
-    low, high = significant(float(factors[moved].min()), 4), significant(float(factors[moved].max()), 4)
+    low, high = format_number(float(factors[moved].min()), 4), format_number(float(factors[moved].max()), 4)
     by = f"{low} times" if low == high else f"{low} to {high} times"
     if len(moved) == len(factors):
         return f"every {name} is {by} what it was"
     return f"{len(moved):,} of {len(factors):,} {name}s are {by} what they were"
 
 
-def _orders(read: Sums, chunks: Chunks, shape: tuple[int, int]) -> Iterator[str]:
+def _orders(read: DifferenceSums, chunks: Chunks, shape: tuple[int, int]) -> Iterator[str]:
     for along_rows, axis, name in ((True, read.rows, "row"), (False, read.columns, "column")):
         if 1 < len(axis.before) <= _MOST_ROWS and _same_norms(axis):
             found = reordered(chunks, shape, along_rows)
@@ -129,7 +129,7 @@ def _orders(read: Sums, chunks: Chunks, shape: tuple[int, int]) -> Iterator[str]
                 return
 
 
-def _same_norms(axis: Axis) -> bool:
+def _same_norms(axis: AxisSums) -> bool:
     old, new = np.sqrt(np.sort(axis.before)), np.sqrt(np.sort(axis.after))
     return bool(np.linalg.norm(old - new) <= 0.05 * np.linalg.norm(old))
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from compress.inspection.layers import reading_order
 from compress.plugins.diff.record import TensorChange
-from compress.report.plot import element, number, text, told
-from compress.results.formatting import significant
+from compress.report.plot import element, format_coordinate, text, with_tooltip
+from compress.results.formatting import format_number
 
 _MOST_KINDS = 12
 _ROW, _CELL, _NAME, _HEAD = 24.0, 74.0, 8.2, 118.0
@@ -45,14 +45,14 @@ def heat_map(tensors: Sequence[TensorChange]) -> str:
             for place, kind in enumerate(kinds)
             if (layer, kind) in found
         ]
-    box = {"viewBox": f"0 0 {number(width)} {number(height)}", "class": "heat", "width": number(width)}
+    box = {"viewBox": f"0 0 {format_coordinate(width)} {format_coordinate(height)}", "class": "heat", "width": format_coordinate(width)}
     return element("svg", {**box, "role": "img", "aria-label": "change of the weights by layer and kind"}, *parts)
 
 
 def _head(kind: str, x: float) -> str:
     """The name of a column, turned so that long ones fit."""
     y = _HEAD - 8
-    turned = f"rotate(-38 {number(x)} {number(y)})"
+    turned = f"rotate(-38 {format_coordinate(x)} {format_coordinate(y)})"
     place: dict[str, str | float | None] = {"x": x, "y": y, "text-anchor": "start", "transform": turned}
     return element("text", {**place, "class": "tick"}, kind)
 
@@ -60,15 +60,15 @@ def _head(kind: str, x: float) -> str:
 def _cell(members: Sequence[TensorChange], layer: str, kind: str, x: float, y: float) -> str:
     worst = max(members, key=lambda one: (one.unexplained, one.relative))
     state = worst.how
-    shade = None if state == "identical" else number(0.12 + 0.88 * depth(worst.relative))
+    shade = None if state == "identical" else format_coordinate(0.12 + 0.88 * depth(worst.relative))
     box: dict[str, str | float | None] = {"x": x + 1, "y": y + 1, "width": _CELL - 2, "height": _ROW - 2, "rx": 3.0}
     box |= {"class": state, "fill-opacity": shade}
-    words = "=" if state == "identical" else f"{significant(worst.relative * 100, 2)}%"
+    words = "=" if state == "identical" else f"{format_number(worst.relative * 100, 2)}%"
     deep = "deep" if state == "changed" and depth(worst.relative) > 0.55 else ""
     causes = "".join(f"; {cause}" for cause in worst.causes)
     tip = f"{layer} {kind}: {worst.name} {state}, {'0%' if words == '=' else words}{causes}"
     shape = element("rect", box)
-    return told("cell", tip, shape, text(x + _CELL / 2, y + 16, words, f"figure {deep}".strip()))
+    return with_tooltip("cell", tip, shape, text(x + _CELL / 2, y + 16, words, f"figure {deep}".strip()))
 
 
 def depth(relative: float) -> float:

@@ -20,7 +20,7 @@ from compress.recipe.loading import read_recipe
 from compress.recipe.policy import comparison_policy
 from compress.recipe.recipe import Recipe
 from compress.report import run_folder
-from compress.results.formatting import format_measurement, significant
+from compress.results.formatting import format_measurement, format_number
 from compress.results.report import Report, load_report
 from compress.runtimes.runtime import Session
 from compress.tasks.registry import get_task
@@ -249,7 +249,7 @@ def field_words(change: FieldChange) -> str:
 
 def percent(value: float) -> str:
     """A share in per cent."""
-    return f"{significant(value * 100, 3)}%"
+    return f"{format_number(value * 100, 3)}%"
 
 
 def _summary(
@@ -264,7 +264,7 @@ def _summary(
     if weights is not None:
         yield f"weights: {weights_words(weights)}"
     if activations is not None:
-        where = f"part first in {activations.first}, by {significant(activations.error, 2)} of the value's spread"
+        where = f"part first in {activations.first}, by {format_number(activations.error, 2)} of the value's spread"
         same = "; ".join(activations.notes) or "the same in all modules"
         yield f"activations: {where if activations.first else same}"
     if answers is not None and answers.rows:
@@ -283,7 +283,7 @@ def weights_words(weights: WeightsDiff) -> str:
         return f"{', '.join(parts)} of {len(weights.tensors)} tensors"
     most = max(one.relative for one in rounded)
     times = [one.times_rounding for one in rounded if one.times_rounding is not None]
-    by = f", {significant(max(times), 2)} times what the stored bits explain at most" if times else ""
+    by = f", {format_number(max(times), 2)} times what the stored bits explain at most" if times else ""
     return (
         f"{', '.join(parts)} of {len(weights.tensors)} tensors; rounding moved one by {percent(most)} of its size{by}"
     )

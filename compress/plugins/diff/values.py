@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from compress.inspection.tensors import Contents
+from compress.inspection.tensors import ModelContents
 from compress.models.checkpoint import TABLES, Checkpoint
-from compress.models.stored_tensor import StoredTensor, numpy_type
+from compress.models.stored_tensor import StoredTensor, numpy_dtype
 from compress.numerics.weight_difference import smallest_steps
 
 CHUNK = 1 << 22
@@ -49,7 +49,7 @@ class Weight:
     @property
     def epsilon(self) -> float:
         """Distance of neighbours over their value, of floats; 0 for integers, whose steps `read` gives."""
-        dtype = numpy_type(self.dtype)
+        dtype = numpy_dtype(self.dtype)
         if dtype is None or "float" not in self.dtype:
             return 0.0
         import ml_dtypes
@@ -105,7 +105,7 @@ def flat_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     return shape[0], int(np.prod(shape[1:]))
 
 
-def weights_of(contents: Contents, folder: Path) -> tuple[dict[str, Weight], list[str]]:
+def weights_of(contents: ModelContents, folder: Path) -> tuple[dict[str, Weight], list[str]]:
     """Every weight by name, and why the others can't be read."""
     found: dict[str, Weight] = {}
     unread: list[str] = []
@@ -148,7 +148,7 @@ def _one(tensor: StoredTensor, companions: Mapping[str, StoredTensor]) -> Weight
 
 
 def _floats(tensor: StoredTensor) -> Weight:
-    grid = numpy_type(tensor.dtype) is None
+    grid = numpy_dtype(tensor.dtype) is None
     bits = 8 * tensor.stored_bytes / tensor.elements if grid else 8 * _itemsize(tensor.dtype)
 
     def read() -> Whole:
@@ -160,7 +160,7 @@ def _floats(tensor: StoredTensor) -> Weight:
 
 
 def _itemsize(dtype: str) -> int:
-    found = numpy_type(dtype)
+    found = numpy_dtype(dtype)
     return found.itemsize if found is not None else 4
 
 

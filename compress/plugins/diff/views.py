@@ -15,7 +15,7 @@ from compress.report.compare import forest_plot
 from compress.report.compare import formatting as compare_words
 from compress.report.compare.pages import change_rows
 from compress.report.pages import render
-from compress.results.formatting import format_measurement, significant
+from compress.results.formatting import format_measurement, format_number
 from compress.results.metrics import describe_metric
 from compress.utils.responsive_table import Column, ResponsiveTable
 
@@ -75,8 +75,8 @@ def _more(count: int, shown: int) -> Iterator[Text]:
 
 def limit_words(found: LimitFound) -> str:
     """`0.031, at most 0.02: missed`."""
-    value = "not measured" if found.value is None else significant(found.value, 3)
-    return f"{value}, at most {significant(found.bound, 3)}: {found.state}"
+    value = "not measured" if found.value is None else format_number(found.value, 3)
+    return f"{value}, at most {format_number(found.bound, 3)}: {found.state}"
 
 
 def html_diff(diff: Diff) -> str:
@@ -116,9 +116,9 @@ def html_diff(diff: Diff) -> str:
 
 def _figures(one: TensorChange) -> tuple[str, ...]:
     """Shape, bits, change, beyond rounding, cosine, factor, range, zeros, head of the spectrum."""
-    ranges = [significant(value, 3) for value in one.ranges]
+    ranges = [format_number(value, 3) for value in one.ranges]
     head = "" if one.spectrum is None else " \u2192 ".join(
-        ", ".join(significant(value, 3) for value in side[:2]) for side in one.spectrum
+        ", ".join(format_number(value, 3) for value in side[:2]) for side in one.spectrum
     )  # fmt: skip
     bits = f"{one.bits[0]:g}" if one.bits[0] == one.bits[1] else f"{one.bits[0]:.3g} \u2192 {one.bits[1]:.3g}"
     zeros = percent(one.sparsity[0])

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from compress.inspection.layers import model_prefix
-from compress.inspection.tensors import Contents, read_model
-from compress.numerics.weight_difference import Chunk, Sums, ratio, reordered, repeated_within, spectrum, sums
+from compress.inspection.tensors import ModelContents, read_model
+from compress.numerics.weight_difference import Chunk, DifferenceSums, ratio, reordered, repeated_within, spectrum, sums
 from compress.plugins.diff.causes import causes_of
 from compress.plugins.diff.matching import match
 from compress.plugins.diff.pairs import Pair, aligned
@@ -78,7 +78,7 @@ class _Reading:
     """A pair of tensors, read as often as it has to be; with ``turned`` its first is of the second model."""
 
     pair: Pair
-    sides: tuple[Contents, Contents]
+    sides: tuple[ModelContents, ModelContents]
     turned: bool
 
     def __post_init__(self) -> None:
@@ -157,7 +157,7 @@ class _Reading:
             causes=causes if how != "changed" else (*causes_of(read, head, self.chunks, flat), *causes),
         )
 
-    def _attention_scale(self, read: Sums) -> tuple[str, ...]:
+    def _attention_scale(self, read: DifferenceSums) -> tuple[str, ...]:
         """Take out the scale of attention, size^(-1/2), or its square root of both factors, where a graph has it."""
         if self.sides[0].format == self.sides[1].format or not read.before or read.cosine < _TURNED:
             return ()
@@ -169,7 +169,7 @@ class _Reading:
                 return (f"times {self._scale:.4g}, attention's scale of heads of {round(size)}",)
         return ()
 
-    def _rotary_order(self, read: Sums) -> tuple[str, ...]:
+    def _rotary_order(self, read: DifferenceSums) -> tuple[str, ...]:
         """Take the rows in the other's order where that is the same in each head, as formats keep rotary halves."""
         one = self.pair.before
         if self.sides[0].format == self.sides[1].format or min(one.flat) < 2 or read.cosine > _TURNED:
@@ -181,7 +181,7 @@ class _Reading:
         self.streams, self._whole, self._order = False, None, np.array(found.order)
         return (f"the rows of each {size} stand in another order, as the format keeps them",)
 
-    def _rounding(self, read: Sums) -> tuple[float, float | None]:
+    def _rounding(self, read: DifferenceSums) -> tuple[float, float | None]:
         """Sum of squares that the steps of both grids explain, and the share of weights within half a step.
 
         Rounding to a step s is off by s / sqrt(12) (Bennett 1948). Floats of one kind on both sides aren't rounded.
@@ -206,7 +206,7 @@ class _Reading:
             within = float(near.mean())
         return explained, within
 
-    def _judged(self, read: Sums, rounding: float) -> tuple[How, float]:
+    def _judged(self, read: DifferenceSums, rounding: float) -> tuple[How, float]:
         """Of which kind the change is, and its size without what rounding explains."""
         if read.difference == 0 and read.not_finite[0] == read.not_finite[1]:
             return "identical", 0.0
@@ -221,7 +221,7 @@ class _Reading:
         return ("changed", abs(factor - 1)) if abs(factor - 1) > _FACTOR else ("rounded", 0.0)
 
     @staticmethod
-    def _factor(read: Sums) -> float:
+    def _factor(read: DifferenceSums) -> float:
         """How many times the first the second is, as far as both ways to fit it agree; else 1.
 
         Rounding alone draws the one below 1 and the other above, or leaves them there.

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from compress.evaluation.evaluate import artifact_labels
-from compress.inspection.activation_clipping import Activations
+from compress.inspection.activation_clipping import RowActivations
 from compress.models.processor import load_tokenizer
 from compress.numerics.two_samples import (
     Tested,
@@ -245,7 +245,7 @@ def _look_at_classes(looks: Looks, before: np.ndarray, now: np.ndarray) -> None:
     looks.add("classes", CHI, tested, parts=_parts([names[place] for place in order], order, shares))
 
 
-def _look_at_ranges(looks: Looks, before: Activations, now: Activations) -> None:
+def _look_at_ranges(looks: Looks, before: RowActivations, now: RowActivations) -> None:
     """What static INT8 cuts off, or of other graphs whether activations grew beyond the reference's."""
     stored = before.ranges[0].stored
     values = [each.cut if stored else np.log(np.maximum(each.peaks, _LEAST)) for each in (before, now)]
@@ -269,7 +269,7 @@ def _look_at_ranges(looks: Looks, before: Activations, now: Activations) -> None
     looks.spread("ranges", MOST, whole, rows[0], rows[1], unit="ratio" if stored else "", parts=parts)
 
 
-def _range_note(before: Activations, now: Activations, place: int) -> str:
+def _range_note(before: RowActivations, now: RowActivations, place: int) -> str:
     """By how much values are cut off: what the integers stand for, and how far out values were."""
     own = before.ranges[place]
     outer = [f"{each.least[:, place].min():.3g} to {each.greatest[:, place].max():.3g}" for each in (before, now)]

@@ -59,9 +59,9 @@ def drift(
     model = Model(found.folder, found.recipe, found.task, place, threads)
     result = find_drift(model, before, now, progress, level, str(artifact))
     if html is not None:
-        from compress.report.run_folder import write_whole
+        from compress.report.run_folder import write_atomically
 
-        write_whole(html, html_drift(result))
+        write_atomically(html, html_drift(result))
     show(result.model_dump_json(indent=1) if json_ else console_drift(result))
     if result.drifted:
         raise typer.Exit(1)

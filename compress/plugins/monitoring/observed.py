@@ -12,7 +12,7 @@ import numpy as np
 from compress.evaluation.evaluate import predict
 from compress.formats.model_file import format_of, model_files
 from compress.formats.target_profile import Target
-from compress.inspection.activation_clipping import Activations, activation_ranges, see_activations
+from compress.inspection.activation_clipping import RowActivations, activation_ranges, record_activations
 from compress.models.processor import load_processor, load_tokenizer
 from compress.numerics.embeddings import normalized
 from compress.plugins.monitoring.rows import Sample, input_columns
@@ -60,7 +60,7 @@ class Observed:
     media: Mapping[str, np.ndarray] = field(default_factory=dict)
     probabilities: np.ndarray | None = None
     embeddings: np.ndarray | None = None
-    activations: Activations | None = None
+    activations: RowActivations | None = None
     lacking: Mapping[str, str] = field(default_factory=dict)
 
     def take(self, places: np.ndarray) -> Observed:
@@ -124,7 +124,7 @@ def _with_answers(
 
 def _activations(
     model: Model, examples: Examples, progress: Progress, words: str, most: int, lacking: dict[str, str]
-) -> Activations | None:
+) -> RowActivations | None:
     form, files = format_of(model.folder), model_files(model.folder)
     if form != "onnx" or len(files) != 1:
         lacking["ranges"] = f"activations are seen in a model of one ONNX graph; this is {form} in {len(files)}"
@@ -138,7 +138,7 @@ def _activations(
         return None
     places = np.linspace(0, len(examples) - 1, min(len(examples), most)).astype(int).tolist()
     rows = progress.track(_singly(examples, places), words, len(places))
-    return see_activations(onnx.load(file), ranges, rows)
+    return record_activations(onnx.load(file), ranges, rows)
 
 
 def _singly(examples: Examples, places: Sequence[int]) -> Iterator[Any]:

@@ -11,8 +11,8 @@ from compress.plugins.monitoring import words
 from compress.plugins.monitoring.ab import AbReport
 from compress.plugins.monitoring.record import Look, UseReport
 from compress.report.pages import render
-from compress.report.plot import SMALL, Plot, Scale, told
-from compress.results.formatting import significant
+from compress.report.plot import SMALL, Plot, Scale, with_tooltip
+from compress.results.formatting import format_number
 from compress.utils.responsive_table import Column, ResponsiveTable
 
 _STYLES = {"drift": "bold red", "small": "yellow", "none": "", "not judged": "dim"}
@@ -71,11 +71,11 @@ def curves(look: Look) -> str | None:
     scale = 100 if look.unit == "ratio" else 1
     plot = Plot(SMALL, Scale(low * scale, high * scale, SMALL.left, SMALL.right), Scale(0, 1, SMALL.bottom, SMALL.top))
     plot.y_axis("share of rows with at most that much", lambda value: f"{value:.0%}")
-    plot.x_axis("%" if look.unit == "ratio" else look.unit, lambda value: significant(value))
+    plot.x_axis("%" if look.unit == "ratio" else look.unit, lambda value: format_number(value))
     named = []
     for css, name, values in (("baseline", "reference", before), ("final", "recent", now)):
         points = [(value * scale, place / (len(values) - 1)) for place, value in enumerate(values)]
-        plot.add(told(f"series {css}", name, plot.line(points, "curve")))
+        plot.add(with_tooltip(f"series {css}", name, plot.line(points, "curve")))
         named.append((points[len(points) // 3 if css == "baseline" else 2 * len(points) // 3], name, f"label {css}"))
     plot.labels(named)
     return plot.svg(f"{look.title}: distribution of the reference and of the recent rows")
@@ -90,10 +90,10 @@ def console_ab(report: AbReport) -> RenderableType:
     columns += [Column("interval", right=True, rank=1), Column("verdict"), Column("told after", right=True, rank=2)]
     table = ResponsiveTable("", columns, "for lack of room only in --json")
     for one in report.judged:
-        told = f"{one.told_after:,} of {one.looks:,}" if one.told_after else f"{one.looks:,} looks"
+        settled = f"{one.told_after:,} of {one.looks:,}" if one.told_after else f"{one.looks:,} looks"
         figures = words.change_text(one.change, one.unit), words.span_text(one)
         values = words.amount_text(one.a, one.unit), words.amount_text(one.b, one.unit)
-        table.add(one.name, *values, *figures, one.verdict, told, style=_VERDICTS[one.verdict])
+        table.add(one.name, *values, *figures, one.verdict, settled, style=_VERDICTS[one.verdict])
     lines = [
         f"A: {report.a}",
         f"B: {report.b}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from compress.plugins.monitoring.ab import Judged
 from compress.plugins.monitoring.record import Look, Part, UseReport
-from compress.results.formatting import format_bytes, significant
+from compress.results.formatting import format_bytes, format_number
 
 SIGNS = {"drift": "\u2717", "small": "\u00b7", "none": "\u2713", "not judged": "?"}
 
@@ -14,8 +14,8 @@ def value_text(look: Look, value: float | None) -> str:
     if value is None:
         return ""
     if look.unit == "ratio":
-        return f"{significant(100 * value)}%"
-    return f"{significant(value)} {look.unit}".strip()
+        return f"{format_number(100 * value)}%"
+    return f"{format_number(value)} {look.unit}".strip()
 
 
 def p_text(value: float | None) -> str:
@@ -27,14 +27,14 @@ def p_text(value: float | None) -> str:
 
 def effect_text(look: Look) -> str:
     """`0.31`."""
-    return "" if look.effect is None else significant(look.effect, 2)
+    return "" if look.effect is None else format_number(look.effect, 2)
 
 
 def part_texts(look: Look, part: Part) -> tuple[str, str]:
     """What a part was and is."""
     share = look.name != "ranges" or look.unit == "ratio"
     both = part.reference, part.recent
-    before, now = (f"{significant(100 * value)}%" if share else significant(value) for value in both)
+    before, now = (f"{format_number(100 * value)}%" if share else format_number(value) for value in both)
     return before, now
 
 
@@ -52,7 +52,7 @@ def amount_text(value: float | None, unit: str) -> str:
         return ""
     if unit == "bytes":
         return format_bytes(value)
-    return f"{significant(100 * value)}%" if unit == "ratio" else f"{significant(value)} {unit}"
+    return f"{format_number(100 * value)}%" if unit == "ratio" else f"{format_number(value)} {unit}"
 
 
 def change_text(value: float | None, unit: str) -> str:

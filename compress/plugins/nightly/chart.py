@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple
 from compress.plugins.nightly.drift import suspects
 from compress.plugins.nightly.record import Night
 from compress.plugins.nightly.trend import Level, Point, Series
-from compress.report.plot import Frame, Plot, Scale, element, joined, line, scale_around, text, told
-from compress.results.formatting import format_interval, format_value, significant
+from compress.report.plot import Frame, Plot, Scale, element, line, polyline_points, scale_around, text, with_tooltip
+from compress.results.formatting import format_interval, format_number, format_value
 from compress.results.metrics import Metric
 
 _FRAME = Frame(480.0, 214.0, 68.0, 464.0, 42.0, 188.0)
@@ -64,13 +64,13 @@ def trend_chart(series: Series, nights: Mapping[int, Night], failed: AbstractSet
     x = Scale(first - 0.5, max(last, first + 1) + 0.5, _FRAME.left, _FRAME.right)
     plot = Plot(_FRAME, x, _y_scale(series))
     plot.y_axis("", lambda value: _tick(metric, value), 4)
-    plot.floor()
+    plot.x_axis_line()
     _days(plot, points)
     for known, stretch in groupby(points, lambda point: point.low is not None and point.high is not None):
         if known:
             ends = [(point.night, point.low or 0.0, point.high or 0.0) for point in stretch]
             corners = [(night, high) for night, _, high in ends] + [(night, low) for night, low, _ in reversed(ends)]
-            plot.add(element("polygon", {"points": joined(map(plot.at, corners)), "class": "band"}))
+            plot.add(element("polygon", {"points": polyline_points(map(plot.at, corners)), "class": "band"}))
     for level in series.levels:
         start, end = series.usable[level.first].night - 0.4, series.usable[level.last].night + 0.4
         plot.add(plot.straight((start, level.value), (end, level.value), "level"))
@@ -90,7 +90,7 @@ def _y_scale(series: Series) -> Scale:
 
 def _tick(metric: Metric, value: float) -> str:
     """Without the unit where that is long: the heading's value has it."""
-    return significant(value) if metric.style in ("rate", "plain") else format_value(metric, value)
+    return format_number(value) if metric.style in ("rate", "plain") else format_value(metric, value)
 
 
 def _days(plot: Plot, points: Sequence[Point]) -> None:
@@ -114,7 +114,7 @@ def _changes(plot: Plot, changes: Sequence[LevelChange]) -> None:
         down = _FRAME.top - 10 - 16 * row
         words = [f"{change.words} since {change.since}", change.values, *change.new.split("; ")]
         mark, size = line(at, down + 4, at, _FRAME.bottom, "mark"), text(middle, down, change.words, "size")
-        plot.add(told(f"change {change.state}", "\n".join(filter(None, words)), mark, size))
+        plot.add(with_tooltip(f"change {change.state}", "\n".join(filter(None, words)), mark, size))
 
 
 def _point(plot: Plot, series: Series, point: Point, label: str, failed: bool) -> str:

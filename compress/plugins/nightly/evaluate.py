@@ -8,11 +8,11 @@ from pathlib import Path
 from compress.plugins.nightly.record import Finding
 from compress.recipe.policy import Policy
 from compress.report.compare.baseline import load_baseline
-from compress.report.compare.change import Change
-from compress.report.compare.gate import GateResult, Judgement, gate
+from compress.report.compare.change import MetricChange
+from compress.report.compare.gate import GateResult, Judgement, judge_comparison
 from compress.report.compare.reports import compare_reports
-from compress.report.rows import limit_bound, limit_found
-from compress.results.formatting import format_value, significant
+from compress.report.rows import limit_bound, limit_result
+from compress.results.formatting import format_number, format_value
 from compress.results.metrics import describe_metric
 from compress.results.report import LimitResult, Report
 from compress.utils.errors import CompressError
@@ -57,7 +57,7 @@ def judge_entry(entry: str, report: Report, baseline: Path | None, policy: Polic
     except CompressError as error:
         findings.append(Finding(entry=entry, kind="gate", what=f"cannot be compared with its baseline: {error}"))
         return Judged(tuple(findings), tuple(notes), policy)
-    result = gate(comparison, policy)
+    result = judge_comparison(comparison, policy)
     findings += [_regressed(entry, judgement) for judgement in result.having("failed")]
     notes += _unknown(result.having("warned"))
     return Judged(tuple(findings), (*notes, *comparison.notes), policy, before.started, result)
@@ -65,7 +65,7 @@ def judge_entry(entry: str, report: Report, baseline: Path | None, policy: Polic
 
 def _missed(entry: str, report: Report, limit: LimitResult) -> Finding:
     effect = None if limit.ratio is None else limit.ratio - 1
-    what = f"missed its limit of {limit_bound(limit)}: found {limit_found(report, limit)}"
+    what = f"missed its limit of {limit_bound(limit)}: found {limit_result(report, limit)}"
     return Finding(entry=entry, kind="limit", metric=limit.metric, target=limit.target, effect=effect, what=what)
 
 
@@ -79,7 +79,7 @@ def _regressed(entry: str, judgement: Judgement) -> Finding:
     )  # fmt: skip
 
 
-def _words(change: Change, judgement: Judgement) -> str:
+def _words(change: MetricChange, judgement: Judgement) -> str:
     """`6.1% higher than the baseline (4.2% to 8.0%), where 5% is allowed: 0.98 ms → 1.04 ms`."""
     metric = describe_metric(change.metric, change.unit)
     direction = "higher" if change.effect > 0 else "lower"
@@ -91,9 +91,9 @@ def _words(change: Change, judgement: Judgement) -> str:
     return f"{size} {direction} than the baseline{known}, where {judgement.margin} is allowed: {values}"
 
 
-def _size(change: Change, effect: float) -> str:
+def _size(change: MetricChange, effect: float) -> str:
     unit = " points" if change.scale == "absolute" else "%"
-    return f"{'+' if effect > 0 else '-' if effect < 0 else ''}{significant(abs(effect) * 100, 2)}{unit}"
+    return f"{'+' if effect > 0 else '-' if effect < 0 else ''}{format_number(abs(effect) * 100, 2)}{unit}"
 
 
 def _unknown(judgements: tuple[Judgement, ...]) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from compress.plugins.diff.models import Side, Wanted, compare_models
 from compress.plugins.nightly.record import Finding, Night, Outcome
-from compress.report.run_folder import MODEL, REPORT, stamp
+from compress.report.run_folder import MODEL, REPORT, folder_name
 from compress.results.report import load_report
 from compress.utils.errors import CompressError, InputError
 from compress.utils.progress import SilentProgress
@@ -68,7 +68,7 @@ def _side(night: Night, entry: str, artifacts: Path) -> Side | None:
 
 def _of_moment(parent: Path, started: str) -> list[Path]:
     """Folders that were begun in that second."""
-    return sorted(parent.glob(f"{stamp(datetime.fromisoformat(started))}*"))
+    return sorted(parent.glob(f"{folder_name(datetime.fromisoformat(started))}*"))
 
 
 def _begun(path: Path) -> str | None:

@@ -32,7 +32,7 @@ def make_ahead(
         if recipe.module is None:
             journeys.append(Journey(recipe))
             labels.append(entry.label)
-            packages |= {name for stage in recipe.stages for name in stage.calls()}
+            packages |= {name for stage in recipe.stages for name in stage.called_packages()}
     began, names = time.monotonic(), sorted(packages)
     at_work = open_workers(workers, Roads(home, artifacts, SilentProgress()), "cpu", names, progress)
     try:

@@ -23,9 +23,9 @@ from compress.plugins.nightly.night_diff import NIGHTS, last_good, moved, night_
 from compress.plugins.nightly.record import Finding, Host, Night, Outcome, Rows, first_line
 from compress.plugins.nightly.suite import Entry, Suite
 from compress.plugins.nightly.trend import Series, extended
-from compress.report.compare.baseline import git
-from compress.report.compare.machine_match import host_words
-from compress.report.run_folder import new_folder
+from compress.report.compare.baseline import run_git
+from compress.report.compare.machine_match import machine_summary
+from compress.report.run_folder import create_run_folder
 from compress.utils.environment import environment
 from compress.utils.progress import Progress
 from compress.utils.storage import storage_errors
@@ -73,7 +73,7 @@ class NightRun:
         started = datetime.now(UTC).astimezone()
         earlier = self.history.nights(self.suite.name)
         with storage_errors(self.artifacts):
-            folder = new_folder(self.artifacts / NIGHTS / self.suite.name, started)
+            folder = create_run_folder(self.artifacts / NIGHTS / self.suite.name, started)
         done: dict[str, EntryDone] = {}
         interrupted = False
         try:
@@ -247,7 +247,7 @@ def host_of(environment: dict[str, Any]) -> Host:
         reported = environment.get(name)
         kept[name] = None if reported is None else round(reported / 1e9)
     digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
-    return Host(digest=digest[:16], words=host_words(environment))
+    return Host(digest=digest[:16], words=machine_summary(environment))
 
 
 def software_of(environment: dict[str, Any]) -> dict[str, Any]:
@@ -258,8 +258,8 @@ def software_of(environment: dict[str, Any]) -> dict[str, Any]:
 
 def commit_of(folder: Path) -> str | None:
     """The commit of the repository around ``folder``, with `+changes` if files differ from it; None without one."""
-    commit = git(folder, "rev-parse", "HEAD")
+    commit = run_git(folder, "rev-parse", "HEAD")
     if commit is None:
         return None
-    changed = git(folder, "status", "--porcelain", "--untracked-files=no")
+    changed = run_git(folder, "status", "--porcelain", "--untracked-files=no")
     return commit + ("+changes" if changed else "")

@@ -74,7 +74,7 @@ def read_suite(path: Path) -> Suite:
     suite = validate(Suite, document.values, document, ())
     _check_entries(document, path.parent)
     if suite is None or document.problems:
-        raise document.refusal()
+        raise document.error()
     return suite
 
 

@@ -11,7 +11,7 @@ from statistics import median
 from typing import NamedTuple
 
 from compress.plugins.nightly.record import Host, Night, Rows
-from compress.results.formatting import significant
+from compress.results.formatting import format_number
 from compress.results.metrics import Metric, describe_metric
 
 TIMES = ("milliseconds", "rate", "times")
@@ -98,7 +98,7 @@ class Series:
     def written(self, effect: float) -> str:
         """`+6.1%`, or `-0.8 points` of a share."""
         sign = "+" if effect > 0 else "-" if effect < 0 else ""
-        return f"{sign}{significant(abs(effect) * 100, 2)}{' points' if self.is_share else '%'}"
+        return f"{sign}{format_number(abs(effect) * 100, 2)}{' points' if self.is_share else '%'}"
 
 
 def extended(series: Sequence[Series], night: Night, rows: Rows) -> list[Series]:

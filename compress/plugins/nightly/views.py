@@ -17,9 +17,9 @@ from compress.plugins.nightly.entry_run import relative
 from compress.plugins.nightly.record import Night, Outcome, Status, first_line
 from compress.plugins.nightly.run import NightDone
 from compress.plugins.nightly.trend import Series
-from compress.report.junit import Case, Suite, junit_xml
+from compress.report.junit import JunitCase, JunitSuite, junit_xml
 from compress.report.pages import render, render_markdown
-from compress.report.run_folder import point_latest, write_whole
+from compress.report.run_folder import update_latest_link, write_atomically
 from compress.results.formatting import format_seconds, format_value
 from compress.results.metrics import main_metrics
 from compress.results.report import FINAL
@@ -61,18 +61,18 @@ def night_junit(night: Night) -> str:
     return junit_xml(night.suite, [_suite(night, outcome) for outcome in night.outcomes], night.seconds)
 
 
-def _suite(night: Night, outcome: Outcome) -> Suite:
+def _suite(night: Night, outcome: Outcome) -> JunitSuite:
     classname = f"{night.suite}.{outcome.entry}"
     state: Literal["error", "skipped", "passed"] = "passed"
     if outcome.status in ("failed", "not run"):
         state = "error" if outcome.status == "failed" else "skipped"
     reason = "" if state == "passed" else outcome.reason
-    cases = [Case(classname, "run", state, reason, reason, seconds=outcome.seconds)]
+    cases = [JunitCase(classname, "run", state, reason, reason, seconds=outcome.seconds)]
     for found in night.findings:
         if found.entry == outcome.entry and found.kind in ("gate", "limit", "drift"):
             name = f"{found.kind} {found.metric or ''} {found.target or ''}".strip()
-            cases.append(Case(classname, name, "failure", found.sentence, found.sentence, found.kind))
-    return Suite(outcome.entry, cases, outcome.seconds, night.started)
+            cases.append(JunitCase(classname, name, "failure", found.sentence, found.sentence, found.kind))
+    return JunitSuite(outcome.entry, cases, outcome.seconds, night.started)
 
 
 def _took(outcome: Outcome) -> str:
@@ -88,9 +88,9 @@ def write_night(done: NightDone, description: str = "") -> None:
         "night.html": night_page(done.night, done.nights, done.series, description),
     }
     for name, content in contents.items():
-        write_whole(done.folder / name, content)
+        write_atomically(done.folder / name, content)
     with storage_errors(done.folder):
-        point_latest(done.folder)
+        update_latest_link(done.folder)
 
 
 def night_json(done: NightDone) -> str:

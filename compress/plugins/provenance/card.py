@@ -11,7 +11,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from compress.formats.model_file import format_of
 from compress.formats.registry import FORMATS
-from compress.formats.spec import load
 from compress.pipeline.licence_rules import canonical, hub_name
 from compress.pipeline.licences import data_names
 from compress.plugins.provenance.finished import Finished, plain_name
@@ -95,10 +94,9 @@ def results(recipe: Recipe, rows: Sequence[Measurement], judged: DataRecord | No
 
 
 def _library(run: Finished) -> str:
-    """Hugging Face's name of what opens the model's file."""
+    """Return the name that the Hugging Face Hub has for the library that opens the model's file."""
     written = format_of(run.folder / MODEL)
-    bundle = FORMATS[written].bundle
-    return str(load(bundle).library) if bundle else {"safetensors": "transformers"}.get(written, written)
+    return FORMATS[written].library or written
 
 
 def _cells(row: Measurement) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import Any
 from compress.pipeline.licences import carried, find_licences, objections
 from compress.recipe.loading import read_recipe
 from compress.recipe.recipe import Recipe
-from compress.report.run_folder import LOCK, MODEL, RECIPE, find_report, shipped
+from compress.report.run_folder import LOCK, MODEL, RECIPE, find_report, shipped_files
 from compress.results.measurement import Measurement
 from compress.results.metrics import card_metrics
 from compress.results.report import FINAL, LicenceRecord, Report, load_report
@@ -60,7 +60,7 @@ class Finished:
     @cached_property
     def files(self) -> dict[str, str]:
         """Path below the run's folder -> SHA-256, of every file that ships."""
-        return {name: digest_file(self.folder / name) for name in shipped(self.folder)}
+        return {name: digest_file(self.folder / name) for name in shipped_files(self.folder)}
 
     @property
     def packages(self) -> dict[str, str]:

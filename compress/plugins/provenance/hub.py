@@ -14,7 +14,7 @@ from compress.pipeline.licences import refuse_forbidden
 from compress.plugins.provenance.finished import BILL, Finished
 from compress.plugins.provenance.statement import SIGNED, STATEMENT
 from compress.plugins.provenance.write import write_papers
-from compress.report.run_folder import MODEL, shipped
+from compress.report.run_folder import MODEL, shipped_files
 from compress.sources.resolve import CARD
 from compress.utils.errors import InputError, StageError, first_line
 
@@ -49,7 +49,7 @@ def prepare(run: Finished, repository: str, private: bool) -> Upload:
     remarks = refuse_forbidden(run.licences, run.recipe)
     if not all((run.folder / name).is_file() for name in (CARD, BILL, STATEMENT)):
         write_papers(run, run.folder)
-    files = {name.removeprefix(f"{MODEL}/"): run.folder / name for name in shipped(run.folder)}
+    files = {name.removeprefix(f"{MODEL}/"): run.folder / name for name in shipped_files(run.folder)}
     papers = (CARD, BILL, STATEMENT, SIGNED.signature)
     files |= {name: run.folder / name for name in papers if (run.folder / name).is_file()}
     return Upload(repository, private, dict(sorted(files.items())), tuple(remarks))

@@ -10,7 +10,7 @@ from compress.plugins.provenance.card import run_card
 from compress.plugins.provenance.finished import BILL, Finished
 from compress.plugins.provenance.signature import sign
 from compress.plugins.provenance.statement import SIGNED, STATEMENT, run_statement
-from compress.report.run_folder import write_whole
+from compress.report.run_folder import write_atomically
 from compress.sources.resolve import CARD
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def write_papers(run: Finished, folder: Path, key: Path | None = None) -> list[s
     """
     contents = {CARD: run_card(run), BILL: run_bill(run), STATEMENT: run_statement(run)}
     for name, content in contents.items():
-        write_whole(folder / name, content, "paper")
+        write_atomically(folder / name, content, "paper")
     (folder / SIGNED.signature).unlink(missing_ok=True)
     if key is None:
         return [*contents]

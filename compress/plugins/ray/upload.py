@@ -15,7 +15,7 @@ from compress.plugins.ray.archive import packed
 from compress.plugins.ray.cluster import Cluster
 from compress.plugins.ray.dag import Work
 from compress.plugins.ray.task import Order
-from compress.stages.base import references
+from compress.stages.base import all_references
 from compress.utils.digests import digest_directory
 
 
@@ -32,7 +32,7 @@ class Sending:
     def order(self, one: Work, runner: StageRunner) -> Order:
         """A piece of work for a machine; ``runner`` is the driver's, as far as it has come."""
         journey, recipe = one.trip.journey, runner.recipe
-        labels, named = journey.labels(), references(recipe.stages)
+        labels, named = journey.labels(), all_references(recipe.stages)
         earlier = zip(labels, one.made_before(), strict=False)
         look = journey.alone if one.is_timing else journey.early if one.is_early else journey.then
         models = [recipe.model, *(each.name for each in named if each.kind == "model")]

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, field_validator
 from compress.plugins.apps.manifest import MANIFEST, FileRecord
 from compress.plugins.registry.objects import Incoming, Objects
 from compress.plugins.registry.state import Version
-from compress.report.run_folder import LOCK, MODEL, RECIPE, REPORT, find_report, shipped
+from compress.report.run_folder import LOCK, MODEL, RECIPE, REPORT, find_report, shipped_files
 from compress.results.formatting import format_value
 from compress.results.metrics import describe_metric, quality_metric
 from compress.results.report import FINAL, Report, load_report
@@ -94,7 +94,7 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
     for name in (REPORT, RECIPE, LOCK):
         if (folder / name).is_file():
             yield name, folder / name
-    yield from ((path, folder / path) for path in shipped(folder))
+    yield from ((path, folder / path) for path in shipped_files(folder))
 
 
 def _bundle(bundle: Path | None, report: Path) -> Iterator[tuple[str, Path]]:

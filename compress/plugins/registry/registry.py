@@ -20,7 +20,7 @@ from compress.plugins.registry.entry import LATEST, WORD, Began, Entry, Register
 from compress.plugins.registry.log import Log
 from compress.plugins.registry.objects import Objects
 from compress.plugins.registry.state import State, Version
-from compress.report.compare.baseline import git
+from compress.report.compare.baseline import run_git
 from compress.utils.digests import digest_file
 from compress.utils.errors import InputError, StorageError
 from compress.utils.storage import storage_errors
@@ -234,4 +234,4 @@ def check_word(word: str, what: str) -> None:
 @functools.cache
 def _who() -> str:
     """Whom git knows, else the user."""
-    return git(Path(), "config", "user.name") or os.environ.get("USER") or getpass.getuser()
+    return run_git(Path(), "config", "user.name") or os.environ.get("USER") or getpass.getuser()

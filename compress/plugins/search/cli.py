@@ -54,19 +54,19 @@ def search(
     asked = SearchOptions(model, data, task, keep, max_size, max_latency, tuple(minimize or ()), target, budget, trials)
     document, folder, origin = build_document(recipe, asked, set_ or ())
     if dry_run:
-        from compress.plugins.search.dry_run import looked_ahead
+        from compress.plugins.search.dry_run import dry_run
 
-        with looked_ahead(document, folder, artifacts) as prepared:
-            opening = prepared.opening(origin)
+        with dry_run(document, folder, artifacts) as prepared:
+            opening = prepared.summary(origin)
         typer.echo(opening.model_dump_json(indent=2) if json_ else "\n".join(opening.lines()))
         return
     with SearchConsole(lines=json_) as console:
         done = SearchRun(document, folder, artifacts, console, resume, workers, console, origin).run()
     if track is not None:
-        from compress.plugins.search.tracked import tracked
+        from compress.plugins.search.record import tracked_run
         from compress.report.tracking import track as write
 
-        write(tracked(done.record, done.folder), track, done.record.name)
+        write(tracked_run(done.record, done.folder), track, done.record.name)
     from rich.console import Console
 
     from compress.plugins.search.console import search_table
@@ -79,5 +79,5 @@ def search(
     names = "search.html" if found is None else "best.yaml, model/ and search.html"
     after = "" if found is None else f" Next: compress run {done.folder / 'best.yaml'}"
     typer.echo(f"{done.folder} has {names}.{after}", err=True)
-    if found is None or not found.winner.keeps:
+    if found is None or not found.winner.meets_limits:
         raise typer.Exit(1)

@@ -18,12 +18,11 @@ from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS
 from compress.models.json_file import read_json
 from compress.pipeline.checkpoint_headers import read_shape
-from compress.plugins.search.default_space import is_possible, put_choices
-from compress.plugins.search.initial_recipes import stages_to_search
+from compress.plugins.search.default_space import add_default_space, initial_stages, is_possible
 from compress.recipe.document import Document, read_document
-from compress.recipe.loading import tell_task
+from compress.recipe.loading import infer_task_of_document
 from compress.recipe.overrides import apply_override
-from compress.results.formatting import seconds_of
+from compress.results.formatting import parse_duration
 from compress.sources.resolve import resolve_model
 from compress.stages.registry import STAGES
 from compress.tasks.capability import TAKES_ARRAYS
@@ -56,7 +55,9 @@ class SearchOptions:
     trials: int | None = None
 
 
-def build_document(recipe: Path | None, asked: SearchOptions, overrides: Sequence[str] = ()) -> tuple[Document, Path, str]:
+def build_document(
+    recipe: Path | None, asked: SearchOptions, overrides: Sequence[str] = ()
+) -> tuple[Document, Path, str]:
     """The document to search, the folder that its paths count from, and where its recipe comes from.
 
     A recipe's own, with the options in place of its fields; or, of a model and data, the task's starter with what its
@@ -81,7 +82,7 @@ def build_document(recipe: Path | None, asked: SearchOptions, overrides: Sequenc
     if isinstance(block, dict):
         block |= {name: value for name, value in _block(asked).items() if value is not None}
     if recipe is None:
-        put_choices(document, folder, _SHARES["select"])
+        add_default_space(document, folder, _SHARES["select"])
     return document, folder, origin
 
 
@@ -126,7 +127,7 @@ def _stages(
     folder = resolve_model(model)
     kind = task.of(read_json(folder / "config.json"))
     begun = _of_target(target, kind) or starter
-    found = stages_to_search(kind, begun, read_shape(folder), partial(is_possible, folder))
+    found = initial_stages(kind, begun, read_shape(folder), partial(is_possible, folder))
     known = [next(iter(stage)) for stage in starter]
     return found, [stage for stage in found if next(iter(stage)) not in known]
 
@@ -134,17 +135,17 @@ def _stages(
 def _of_target(target: str, task: Task) -> Sequence[Mapping[str, Any]]:
     """The stages that the target's format would have a search begin with; none where they are not for the task."""
     stages = FORMATS[TARGETS[target].format].searched if target in TARGETS else ()
-    fit = all(STAGES[next(iter(stage))].is_for(task.capabilities) for stage in stages)
+    fit = all(STAGES[next(iter(stage))].supports(task.capabilities) for stage in stages)
     return stages if fit else ()
 
 
 def _told_task(model: str) -> str:
     document = Document("--model")
     document.values = {"model": model}
-    if not tell_task(document, Path()):
+    if not infer_task_of_document(document, Path()):
         # A model that has to be fetched or converted first says it then.
         resolve_model(model)
-        tell_task(document, Path())
+        infer_task_of_document(document, Path())
     told = document.values.get("task")
     if told is None or not TASKS[told].starter:
         raise InputError(
@@ -269,7 +270,7 @@ def _put_limits(document: Document, asked: SearchOptions) -> None:
 def _block(asked: SearchOptions) -> dict[str, Any]:
     if asked.budget is not None:
         try:
-            seconds_of(asked.budget)
+            parse_duration(asked.budget)
         except ValueError as error:
             raise InputError(f"{asked.budget!r} is no time.", where="--budget", expected=str(error)) from error
     minimize: list[str] | None = list(asked.minimize) or None

@@ -12,9 +12,9 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from compress.plugins.search.formatting import figure, figures_of, room_words, shown_model
-from compress.plugins.search.progress import Seen, Trying
-from compress.plugins.search.record import SearchRecord, foretold_lines
+from compress.plugins.search.formatting import figure, format_margin, format_model, format_objectives
+from compress.plugins.search.progress import RunningTrial, SearchSnapshot
+from compress.plugins.search.record import SearchRecord, prediction_error_lines
 from compress.results.formatting import format_seconds, format_value
 from compress.results.metrics import describe_metric
 from compress.utils.responsive_table import Column, ResponsiveTable
@@ -27,7 +27,7 @@ _FRONT = 8
 class LiveTable:
     """A moment of a search, drawn for the second in which it is looked at and as wide as the console is then."""
 
-    seen: Seen
+    seen: SearchSnapshot
     clock: Callable[[], float] = time.monotonic
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -53,8 +53,8 @@ def _best(record: SearchRecord) -> list[Text]:
     if trial is None:
         nearest = f" Nearest: {record.nearest}" if record.nearest else ""
         return [Text(f"nothing keeps every limit yet.{nearest}")]
-    figures = figures_of(record.minimize, trial.final, trial.spread)
-    rooms = [room_words(room.limit, room.value, room.low) for room in trial.rooms]
+    figures = format_objectives(record.minimize, trial.final, trial.spread)
+    rooms = [format_margin(room.limit, room.value, room.low) for room in trial.rooms]
     return [Text(", ".join(figures), style="green"), *map(Text, rooms), Text(f"trial {trial.number}: {trial.words}")]
 
 
@@ -76,7 +76,7 @@ def _front(record: SearchRecord) -> RenderableType | None:
     return table
 
 
-def _now(seen: Seen, now: float) -> list[Text]:
+def _now(seen: SearchSnapshot, now: float) -> list[Text]:
     lines = [Text(seen.doing)] if seen.doing else []
     for one in seen.trying:
         share = "" if one.share == 1 else f", {one.share:.0%} of its training"
@@ -85,14 +85,14 @@ def _now(seen: Seen, now: float) -> list[Text]:
     return lines or [Text("deciding what is next")]
 
 
-def why(one: Trying) -> str:
+def why(one: RunningTrial) -> str:
     """Why a trial is tried, and what was expected of it."""
     expected, parts = one.expected, list[str]()
     if expected is not None:
         if expected.gain is not None:
             parts.append(f"{expected.gain:.1%} to win")
-        if expected.chance is not None:
-            parts.append(f"{expected.chance:.0%} to keep the limits on quality")
+        if expected.probability is not None:
+            parts.append(f"{expected.probability:.0%} to keep the limits on quality")
         parts.append(f"about {format_seconds(expected.seconds)} to its end")
     return one.why + (f": {', '.join(parts)}" if parts else "")
 
@@ -110,7 +110,7 @@ def _counts(record: SearchRecord) -> Text:
     return Text(f"{len(record.trials)} done, {recipes}: {', '.join(parts) or 'none yet'}{left}")
 
 
-def _left(seen: Seen, now: float) -> Text:
+def _left(seen: SearchSnapshot, now: float) -> Text:
     left = max(seen.left - (now - seen.moment), 0.0)
     return Text(f"{_clock(left)} for trials, of {_clock(seen.record.budget_seconds)} for all")
 
@@ -131,8 +131,8 @@ def search_table(record: SearchRecord) -> RenderableType:
                    Column("Differs in", rank=1)]  # fmt: skip
         table = ResponsiveTable(f"{record.name}: the test rows, read once", columns)
         for one in record.final.judged:
-            shown = shown_model(one, record.minimize)
-            table.add(one.name, *shown.figures, (shown.verdict, "green" if one.keeps else "bold red"), one.words)
+            shown = format_model(one, record.minimize)
+            table.add(one.name, *shown.figures, (shown.verdict, "green" if one.meets_limits else "bold red"), one.words)
         parts.append(table)
     for line in closing_lines(record):
         parts.append(Text(line, style="green" if line.startswith("✓") else ""))
@@ -156,7 +156,7 @@ def closing_lines(record: SearchRecord) -> list[str]:
             )
     elif record.ended:
         lines.append("No recipe keeps every limit." + (f" Nearest: {record.nearest}." if record.nearest else ""))
-    lines += foretold_lines(record)
+    lines += prediction_error_lines(record)
     lines.append(
         f"{len(record.trials)} trials in {format_seconds(record.seconds)}, {record.stages_run} stages run and "
         f"{record.stages_shared} shared; {record.ended or 'going on'}."

@@ -18,6 +18,7 @@ from compress.plugins.search.size_estimator import SizeEstimator
 from compress.plugins.search.space import Point, SearchSpace, shortened
 from compress.stages.base import Stage
 from compress.stages.cost_model import Shape, predicted
+from compress.stages.protocols import predict_cost
 from compress.utils.errors import CompressError, InputError
 
 _UNKNOWN_SECONDS = 5.0
@@ -249,7 +250,7 @@ class CostEstimator:
         for stage, label in zip(stages, labels, strict=True):
             sofar.update(json.dumps(stage.model_dump(mode="json"), sort_keys=True).encode())
             try:
-                told = stage.predict(shape, context)
+                told = predict_cost(stage, shape, context)
             except InputError:
                 raise
             except CompressError as error:

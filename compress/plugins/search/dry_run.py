@@ -19,6 +19,7 @@ from compress.pipeline.planning import make_plan
 from compress.pipeline.runner import StageRunner
 from compress.plugins.ray.jobs import Roads
 from compress.plugins.search.goal import Goal
+from compress.plugins.search.parameters import value_text
 from compress.plugins.search.refit import check_refit
 from compress.plugins.search.shape_inference import (
     ShapeInference,
@@ -28,14 +29,16 @@ from compress.plugins.search.shape_inference import (
     stages_key,
 )
 from compress.plugins.search.space import SearchSpace
-from compress.plugins.search.space_summary import SpaceSummary, summarize_space
 from compress.plugins.search.trial import target_profile
 from compress.plugins.search.warm_start import find_past_trials
 from compress.recipe.document import Document
 from compress.recipe.recipe import START
+from compress.report.limits import limit_text
+from compress.results.formatting import format_seconds
 from compress.stages.model_checks import model_checks
 from compress.utils.errors import CompressError, InputError, first_line
 from compress.utils.progress import SilentProgress
+from compress.utils.pydantic_models import Frozen
 
 RECIPES = Path("recipes")
 """Where recipes lie that may be like this one, as `compress recipes` lists them."""
@@ -135,3 +138,86 @@ def dry_run(document: Document, folder: Path, artifacts: Path) -> Iterator[Prepa
     """The same for who only wants to know: nothing is fetched, and nothing written but into a folder for a while."""
     with tempfile.TemporaryDirectory(prefix="compress-search-") as scratch:
         yield PreparedSearch(document, folder, artifacts, Roads(folder, Path(scratch), SilentProgress()), fetches=False)
+
+
+class ParameterSummary(Frozen):
+    """A field, or a stage that may be left out: its value in the recipe as it stands, and the others."""
+
+    name: str
+    own: str
+    others: tuple[str, ...]
+
+
+class SpaceSummary(Frozen):
+    """A space before it is searched. ``origin`` says where the recipe comes from, ``refused`` what cannot be tried."""
+
+    name: str
+    origin: str
+    task: str
+    model: str
+    stages: tuple[str, ...]
+    baseline: str
+    minimize: tuple[str, ...]
+    limits: tuple[str, ...]
+    target: str
+    rows: int
+    budget: str
+    choices: tuple[ParameterSummary, ...]
+    size: int
+    refused: dict[str, str] = {}
+    past: tuple[str, ...] = ()
+    first_seconds: float = 0.0
+    """What the stages of the first trial will take, as far as that is foretold."""
+    budget_seconds: float = 0.0
+
+    def lines(self) -> Iterator[str]:
+        """For people."""
+        yield f"{self.name}: begins with {self.origin}: {' -> '.join(self.stages)}, compared with {self.baseline}"
+        within = ", ".join(self.limits) or "no limits"
+        yield f"{' and '.join(self.minimize)} minimized on {self.target}, within {within}"
+        yield f"chosen by {self.rows:,} rows held out of training, in {self.budget}"
+        yield f"{self.size:,} recipes from {len(self.choices)} choices:"
+        for one in self.choices:
+            yield f"  {one.name}: {one.own}; or {', '.join(one.others)}"
+        for why in dict.fromkeys(self.refused.values()):
+            yield f"  left out: {', '.join(name for name, own in self.refused.items() if own == why)}: {why}"
+        if self.first_seconds > self.budget_seconds:
+            yield (
+                f"the first trial alone is foretold to take {format_seconds(self.first_seconds)}, longer than the "
+                f"budget of {self.budget}: with no more time nothing else will be tried"
+            )
+        if self.past:
+            yield f"where to look first is said by {', '.join(self.past)}"
+
+
+def summarize_space(
+    space: SearchSpace, goal: Goal, target: str, origin: str, past: tuple[str, ...], first_seconds: float
+) -> SpaceSummary:
+    """Everything that is known of a space."""
+    base = space.base
+    return SpaceSummary(
+        name=base.name,
+        origin=origin,
+        task=base.task,
+        model=base.model,
+        stages=space.labels,
+        baseline=base.baseline,
+        minimize=goal.minimize,
+        limits=tuple(f"{limit.metric} {limit_text(limit)}" for limit in goal.limits),
+        target=target,
+        rows=space.search.select.rows,
+        budget=space.search.budget,
+        choices=tuple(
+            ParameterSummary(
+                name=parameter.name,
+                own=value_text(parameter.values[0]),
+                others=tuple(map(value_text, parameter.values[1:])),
+            )
+            for parameter in space.parameters
+        ),
+        size=space.size,
+        refused=space.rejected,
+        past=past,
+        first_seconds=first_seconds,
+        budget_seconds=space.search.seconds,
+    )

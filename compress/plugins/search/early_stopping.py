@@ -10,9 +10,9 @@ from statistics import NormalDist
 import numpy as np
 
 from compress.numerics.statistics import Estimate
-from compress.plugins.search.goal import named
-from compress.plugins.search.observations import Known
-from compress.plugins.search.outcome import Outcome
+from compress.plugins.search.goal import limit_name
+from compress.plugins.search.observations import Observations
+from compress.plugins.search.outcome import TrialOutcome
 from compress.plugins.search.space import Point
 from compress.plugins.search.surrogate import Floats
 from compress.recipe.recipe import Limit
@@ -24,8 +24,8 @@ _REMEMBERED, _LASTING = 12, 0.5
 """Recipes by which it is known how much of an early gap lasts, and what is taken before there are any."""
 
 
-def hopeless(
-    known: Known, point: Point, rung: int, shares: tuple[float, ...], family: Callable[[Point], object]
+def early_stopping_reason(
+    known: Observations, point: Point, rung: int, shares: tuple[float, ...], family: Callable[[Point], object]
 ) -> str:
     """Why a recipe will not keep a limit, by how it stands to its family after as much training; else nothing.
 
@@ -42,21 +42,21 @@ def hopeless(
         return ""
     look = int(math.log2(len(kin))) + 1
     kin = kin[: 2 ** (look - 1)]
-    allowed = (1 - goal.confidence) / (max(len(shares) - 1, 1) * max(len(goal.quality), 1) * look * (look + 1))
-    for limit in goal.quality:
+    allowed = (1 - goal.confidence) / (max(len(shares) - 1, 1) * max(len(goal.quality_limits), 1) * look * (look + 1))
+    for limit in goal.quality_limits:
         lasting = _lasting(known, limit, rung)
         pairs = [(known.outcomes[other, rung], known.finished[other]) for other in kin]
         found = _landing(limit, own, pairs, lasting, allowed)
         if found is not None and found.high < 0:
             return (
-                f"{named(limit)}: by {shares[rung]:.0%} of training, and {len(kin)} of its family trained in full, it "
+                f"{limit_name(limit)}: by {shares[rung]:.0%} of training, and {len(kin)} of its family trained in full, it "
                 f"would end {found.value:+.1%} inside, at most {found.high:+.1%}"
             )
     return ""
 
 
 def _landing(
-    limit: Limit, own: Outcome, kin: Sequence[tuple[Outcome, Outcome]], lasting: float, error: float
+    limit: Limit, own: TrialOutcome, kin: Sequence[tuple[TrialOutcome, TrialOutcome]], lasting: float, error: float
 ) -> Estimate | None:
     """How far inside a limit a recipe will end, as a share of the bound, by ``kin`` after as much training and in full.
 
@@ -83,21 +83,21 @@ def _landing(
     return Estimate(middle, middle - half, middle + half)
 
 
-def _rows(outcome: Outcome, model: str, limit: Limit) -> Floats | None:
+def _rows(outcome: TrialOutcome, model: str, limit: Limit) -> Floats | None:
     found = outcome.measurement(model, limit.metric)
     return None if found is None or found.raw is None else np.asarray(found.raw, dtype=np.float64)
 
 
-def _ended(known: Known, rung: int) -> list[Point]:
+def _ended(known: Observations, rung: int) -> list[Point]:
     """Recipes that were looked at after that rung and trained in full."""
-    return [point for point in known.finished if (point, rung) in known.rooms]
+    return [point for point in known.finished if (point, rung) in known.margins]
 
 
-def _lasting(known: Known, limit: Limit, rung: int) -> float:
+def _lasting(known: Observations, limit: Limit, rung: int) -> float:
     """How much of a gap in quality after that rung is left when all is learned: a slope through 0, at most 1."""
-    name, pairs = named(limit), []
+    name, pairs = limit_name(limit), []
     for one, other in itertools.combinations(_ended(known, rung)[-_REMEMBERED:], 2):
-        rooms = [known.rooms[point, at][name] for at in (rung, known.full) for point in (one, other)]
+        rooms = [known.margins[point, at][name] for at in (rung, known.full_rung) for point in (one, other)]
         early = [room.value for room in rooms if room is not None]
         if len(early) == len(rooms):
             pairs.append((early[0] - early[1], early[2] - early[3]))

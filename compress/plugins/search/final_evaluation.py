@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,8 +11,11 @@ from compress.data.dataset import TEST
 from compress.pipeline.formats import measurable
 from compress.pipeline.image_generation_evals import judgements
 from compress.pipeline.target_session import TargetSession
+from compress.plugins.ray.jobs import Journey
+from compress.plugins.search.costs import CostEstimator
 from compress.plugins.search.engine import Engine
 from compress.plugins.search.outcome import figures
+from compress.plugins.search.refit import Refit
 from compress.plugins.search.space import Point, SearchSpace
 from compress.plugins.search.trial import TrialRunner, target_profile
 from compress.recipe.recipe import Recipe
@@ -189,3 +193,92 @@ def _limits(
 def _of(rows: Sequence[Measurement]) -> dict[str, dict[str, float]]:
     told = figures(rows, ())
     return {"final": dict(told["final"]), "baseline": dict(told["baseline"])}  # type: ignore[call-overload]
+
+
+_SESSION_MODELS = 2.0
+"""Models that the session is thought to judge, as long as it takes to judge and time one of a trial."""
+
+
+@dataclass
+class FinalEvaluation:
+    """Of one search."""
+
+    space: SearchSpace
+    costs: CostEstimator
+    engine: Engine
+    trials: TrialRunner
+    refit: Refit
+
+    @property
+    def seeds(self) -> int:
+        """How many further ones the winner is trained with; none where nothing is trained."""
+        return self.space.search.seeds if len(self.engine.shares) > 1 else 0
+
+    def prefetch_jobs(self) -> list[Journey]:
+        """What it needs whatever is found: the baselines of further seeds, and of the winner's refit."""
+        base = self.space.base
+        if base.baseline not in self.space.labels:
+            return []
+        seeds = [base.seed] * self.refit.enabled + [*additional_seeds(base, self.seeds)]
+        return [Journey(self.refit.recipe(self.space.origin, seed), until=base.baseline) for seed in seeds]
+
+    def reserved_seconds(self) -> float:
+        """Seconds that it will take: tests and times, the likely winner's refit and its further seeds.
+
+        While there is no winner, trials that may find one come before seeds.
+        """
+        session, known = self._session_seconds(), self.engine.observations
+        ranked = known.ranked()
+        again = self.refit.enabled + (self.seeds if ranked else 0)
+        if not again:
+            return session
+        likely = next(iter(ranked or known.by_shortfall()), self.space.origin)
+        return session + min(again * self._again_seconds(likely), 0.5 * self.space.search.seconds)
+
+    def _session_seconds(self) -> float:
+        return expected_timing_seconds(self.space.search) + _SESSION_MODELS * self.costs.evaluation_seconds
+
+    def _again_seconds(self, point: Point) -> float:
+        """Of training a recipe once more, about."""
+        return (1 + self.refit.more_rows if self.refit.enabled else 1) * self.costs.corrected_total_seconds(point)
+
+    def affordable_seeds(self, best: Point, refit: bool, left: float) -> int:
+        """How many further seeds ``left`` seconds are enough for, beside the refit and the session."""
+        each = max(self._again_seconds(best), 1e-9)
+        trainings = int((left - self._session_seconds()) * self.trials.workers.width / each)
+        return min(self.seeds, max(0, trainings - refit))
+
+    def run(self, note: Callable[[str], None], say: Callable[[str], None], left: float) -> FinalResult | None:
+        """What the test rows say of the winner; None where no recipe's figures keep every limit.
+
+        Of its further seeds as many are trained as ``left`` seconds are enough for.
+        """
+        pick = next(iter(self.engine.observations.ranked()), None)
+        if pick is None:
+            return None
+        best, refit, seeds = *self._winner(pick), list[SeedResult]()
+        again = ["from the rows that chose it too"] * refit
+        count = self.affordable_seeds(best, refit, left)
+        if count < self.seeds:
+            note(f"there is time for {count or 'none'} of the winner's {self.seeds} further training seeds")
+        if count:
+            again.append(f"of {count} more training seed{'s'[: count > 1]}")
+        if again:
+            say(f"the winner again, {' and '.join(again)}")
+            failed, seeds = retrain(self.space, self.engine, best, self.trials, count, refit)
+            if failed is not None:
+                note(f"that failed, so it ships as it was chosen: {first_line(failed)}")
+                # Further seeds were asked to learn from all rows too.
+                best, refit, seeds = pick, False, []
+        # Nothing may run here while times are taken.
+        self.trials.workers.rest()
+        say(f"the session at the end, on the test rows: {self.space.describe(best)}")
+        final = judge(self.space, self.engine, best, self.trials, refit)
+        return final.model_copy(update={"seeds": tuple(seeds)})
+
+    def _winner(self, pick: Point) -> tuple[Point, bool]:
+        """What ships, and whether it learns from all rows: the pick, or what is next to it and not too large then."""
+        known = self.engine.observations
+        trained = (point for point in known.ranked() if self.refit.enabled and self.space.trains(point))
+        best = next((point for point in trained if self.refit.fits_limits(point, known)), None)
+        return (pick, False) if best is None else (best, True)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from compress.plugins.search.final_evaluation import Judged
-from compress.plugins.search.goal import Goal, named
-from compress.plugins.search.outcome import Outcome, slack
+from compress.plugins.search.final_evaluation import EvaluatedModel
+from compress.plugins.search.goal import Goal, limit_name
+from compress.plugins.search.outcome import TrialOutcome, constraint_margin
 from compress.results.formatting import format_interval, format_value
 from compress.results.metrics import describe_metric
 from compress.results.report import LimitResult
 
 
 @dataclass(frozen=True)
-class Shown:
+class FormattedModel:
     """``figures`` are those that are minimized; ``lines`` say of each limit how it is kept."""
 
     name: str
@@ -25,17 +25,17 @@ class Shown:
     lines: tuple[str, ...]
 
 
-def shown_model(one: Judged, minimize: Sequence[str]) -> Shown:
+def format_model(one: EvaluatedModel, minimize: Sequence[str]) -> FormattedModel:
     """One model."""
     missed = [limit for limit in one.limits if limit.missed]
     unknown = [limit for limit in one.limits if limit.unknown]
     verdict = f"{len(missed)} missed" if missed else f"{len(unknown)} can't tell" if unknown else "all kept"
     state = "missed" if missed else "unknown" if unknown else "passed"
     figures = tuple(figure(name, one.final[name]) if name in one.final else "" for name in minimize)
-    return Shown(one.name, one.words, figures, verdict, state, limit_lines(one.limits))
+    return FormattedModel(one.name, one.words, figures, verdict, state, format_limits(one.limits))
 
 
-def limit_lines(limits: Sequence[LimitResult]) -> tuple[str, ...]:
+def format_limits(limits: Sequence[LimitResult]) -> tuple[str, ...]:
     """`accuracy at least 97% of baseline: 98.20% of baseline`."""
     return tuple(
         f"{limit.metric} {limit.limit}: "
@@ -50,7 +50,7 @@ def figure(metric: str, value: float | None) -> str:
     return "not measured" if value is None else format_value(describe_metric(metric), value)
 
 
-def figures_of(
+def format_objectives(
     minimize: Sequence[str], final: Mapping[str, float], spread: Mapping[str, tuple[float, float]]
 ) -> list[str]:
     """What is minimized, with its interval where one is known: `latency 0.4 ms (0.38-0.42)`."""
@@ -63,13 +63,13 @@ def figures_of(
     return found
 
 
-def room_words(limit: str, value: float, low: float) -> str:
+def format_margin(limit: str, value: float, low: float) -> str:
     """`accuracy at least 0.97: +1.20% inside, surely +0.31%`."""
     return f"{limit}: {value:+.2%} inside" + ("" if low == value else f", surely {low:+.2%}")
 
 
-def outcome_words(goal: Goal, outcome: Outcome) -> list[str]:
+def format_outcome(goal: Goal, outcome: TrialOutcome) -> list[str]:
     """What the rows that choose say of a trial: what is minimized, then every limit that was measured."""
-    rooms = ((limit, slack(limit, outcome, goal.confidence)) for limit in goal.limits)
-    lines = [room_words(named(limit), room.value, room.low) for limit, room in rooms if room is not None]
-    return [*figures_of(goal.minimize, outcome.final, outcome.spread), *lines]
+    rooms = ((limit, constraint_margin(limit, outcome, goal.confidence)) for limit in goal.limits)
+    lines = [format_margin(limit_name(limit), room.value, room.low) for limit, room in rooms if room is not None]
+    return [*format_objectives(goal.minimize, outcome.final, outcome.spread), *lines]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from compress.plugins.search.outcome import Outcome, slack
+from compress.plugins.search.outcome import TrialOutcome, constraint_margin
 from compress.recipe.recipe import Limit, Recipe
 from compress.recipe.search import Search
 from compress.results.metrics import describe_metric
@@ -26,9 +26,9 @@ class Goal:
     confidence: float
 
     @classmethod
-    def of(cls, recipe: Recipe, search: Search) -> Goal:
+    def from_recipe(cls, recipe: Recipe, search: Search) -> Goal:
         """The recipe's goal. Raises `InputError` for a metric that is better the larger it is."""
-        target = target_of(recipe, search)
+        target = target_name(recipe, search)
         for metric in search.minimize:
             if describe_metric(metric).better == "higher":
                 raise InputError(
@@ -42,7 +42,7 @@ class Goal:
     def check_resolution(self, rows: int) -> None:
         """Raise `InputError` for a limit on accuracy that so many rows could not resolve."""
         z = NormalDist().inv_cdf(self.confidence)
-        for limit in self.quality:
+        for limit in self.quality_limits:
             margin = 1 - limit.bound
             counted = limit.at_least is not None and limit.of is not None and "accuracy" in limit.metric
             if not counted or not 0 < margin < 1:
@@ -57,12 +57,12 @@ class Goal:
                 )
 
     @property
-    def quality(self) -> tuple[Limit, ...]:
+    def quality_limits(self) -> tuple[Limit, ...]:
         """Limits whose rows say how sure one can be."""
         return tuple(limit for limit in self.limits if describe_metric(limit.metric).quality)
 
     @property
-    def timed(self) -> bool:
+    def needs_timing(self) -> bool:
         """Whether a time has to be measured for it."""
         names = (*self.minimize, *(limit.metric for limit in self.limits))
         return any(describe_metric(name).timed for name in names)
@@ -74,35 +74,35 @@ class Goal:
         return any(metric.timed and (metric.relative or limit.of is not None) for limit, metric in metrics)
 
     @property
-    def wanted(self) -> tuple[str, ...]:
+    def quality_metrics(self) -> tuple[str, ...]:
         """Metrics of quality whose outcomes of rows have to be kept."""
-        limits = tuple(limit.metric for limit in self.quality)
+        limits = tuple(limit.metric for limit in self.quality_limits)
         return (*limits, *(name for name in self.minimize if describe_metric(name).quality))
 
-    def values(self, outcome: Outcome) -> tuple[float, ...] | None:
+    def objectives(self, outcome: TrialOutcome) -> tuple[float, ...] | None:
         """The figures to minimize; None where one is missing."""
         found = [outcome.final.get(metric) for metric in self.minimize]
         return None if None in found else tuple(value for value in found if value is not None)
 
-    def shortfalls(self, outcome: Outcome) -> dict[str, float]:
+    def shortfalls(self, outcome: TrialOutcome) -> dict[str, float]:
         """Limit -> by what share of its bound it is not safely kept; at most 0 where it is."""
         found = {}
         for limit in self.limits:
-            room = slack(limit, outcome, self.confidence)
-            found[named(limit)] = float("inf") if room is None else -room.low
+            room = constraint_margin(limit, outcome, self.confidence)
+            found[limit_name(limit)] = float("inf") if room is None else -room.low
         return found
 
-    def keeps(self, outcome: Outcome) -> bool:
+    def meets_limits(self, outcome: TrialOutcome) -> bool:
         """Whether every limit is kept, as surely as is wanted."""
         return outcome.error is None and all(short <= 1e-12 for short in self.shortfalls(outcome).values())
 
 
-def named(limit: Limit) -> str:
+def limit_name(limit: Limit) -> str:
     """`accuracy on cpu`, which limits of a recipe are told apart by; both bounds of one metric are two."""
     return f"{limit.metric} {'at least' if limit.at_least is not None else 'at most'} {limit.bound:g}"
 
 
-def target_of(recipe: Recipe, search: Search) -> str:
+def target_name(recipe: Recipe, search: Search) -> str:
     """Where trials are measured. Raises `InputError` for a target that the recipe has not."""
     names = [profile.name for profile in recipe.profiles()]
     if search.target is None:
@@ -114,6 +114,6 @@ def target_of(recipe: Recipe, search: Search) -> str:
     return search.target
 
 
-def dominated(values: Sequence[float], others: Sequence[Sequence[float]]) -> bool:
+def is_dominated(values: Sequence[float], others: Sequence[Sequence[float]]) -> bool:
     """Whether one of ``others`` is as small in everything and smaller in something, or the same."""
     return any(all(b <= a for a, b in zip(values, other, strict=True)) for other in others)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compress.plugins.search.formatting import figure, limit_lines, room_words, shown_model
-from compress.plugins.search.pareto_chart import front_chart
-from compress.plugins.search.record import SearchRecord, TrialRecord, foretold_lines
+from compress.plugins.search.formatting import figure, format_limits, format_margin, format_model
+from compress.plugins.search.pareto_chart import pareto_chart
+from compress.plugins.search.record import SearchRecord, TrialRecord, prediction_error_lines
 from compress.report.pages import render
 from compress.results.metrics import describe_metric
 
@@ -20,22 +20,22 @@ def search_page(record: SearchRecord) -> str:
         record.model_dump_json(),
         record=record,
         state=_state(record),
-        chart=front_chart(record),
+        chart=pareto_chart(record),
         trials=[_row(trial, record) for trial in record.trials],
         tree=stages,
         saved=sum(stage.saved for stage in stages),
         ran=sum(stage.seconds for stage in stages),
         metrics=[describe_metric(name) for name in record.minimize],
-        knobs=_knobs(record),
+        knobs=_parameters(record),
         explained=_explained(record),
-        judged=[shown_model(one, record.minimize) for one in record.final.judged] if record.final else [],
+        judged=[format_model(one, record.minimize) for one in record.final.judged] if record.final else [],
         seeds=_seeds(record),
-        errors=foretold_lines(record),
+        errors=prediction_error_lines(record),
     )
 
 
 @dataclass(frozen=True)
-class Shared:
+class StageNode:
     """A stage of the tree: how many trials went through it, the seconds that it took and those that it saved."""
 
     depth: int
@@ -46,7 +46,7 @@ class Shared:
     numbers: str
 
 
-def tree(record: SearchRecord) -> list[Shared]:
+def tree(record: SearchRecord) -> list[StageNode]:
     """Every stage once, below those that it follows. One that was in the cache before the search has taken nothing."""
     nodes: dict[tuple[str, ...], list[int]] = {}
     took: dict[tuple[str, ...], list[float]] = {}
@@ -64,7 +64,7 @@ def tree(record: SearchRecord) -> list[Shared]:
         numbers, ran = sorted(set(nodes[path])), took.get(path, [])
         saved = (len(nodes[path]) - len(ran)) * sum(ran) / len(ran) if ran else 0.0
         told = ", ".join(map(str, numbers[:12])) + (" ..." if len(numbers) > 12 else "")
-        shown.append(Shared(len(path) - 1, labels[path], len(numbers), sum(ran), saved, told))
+        shown.append(StageNode(len(path) - 1, labels[path], len(numbers), sum(ran), saved, told))
     return shown
 
 
@@ -73,7 +73,7 @@ def _row(trial: TrialRecord, record: SearchRecord) -> dict[str, object]:
     return {
         "trial": trial,
         "figures": [figure(name, trial.final.get(name)) for name in record.minimize],
-        "rooms": [room_words(room.limit, room.value, room.low) for room in trial.rooms],
+        "rooms": [format_margin(room.limit, room.value, room.low) for room in trial.rooms],
         "state": states.get(trial.status, "unknown"),
         "share": "" if trial.share == 1 else f"{trial.share:.0%} of its training",
         "shared": f"{sum(cached for *_, cached in trial.stages)} of {len(trial.stages)} stages shared",
@@ -89,17 +89,17 @@ class _Choice:
     bars: tuple[tuple[str, float | None, str], ...]
 
 
-def _knobs(record: SearchRecord) -> list[_Choice]:
+def _parameters(record: SearchRecord) -> list[_Choice]:
     rows = []
-    for knob in record.knobs:
+    for parameter in record.knobs:
         bars = []
-        for metric in record.explained or knob.effects:
-            share, ratio = knob.importance.get(metric), knob.effects.get(metric)
+        for metric in record.explained or parameter.effects:
+            share, ratio = parameter.importance.get(metric), parameter.effects.get(metric)
             words = [] if share is None else [f"{share:.0%} of the variance"]
             words += [] if ratio is None else [f"means up to {ratio:.3g} times as large"]
             if words:
                 bars.append((describe_metric(metric).title, share, ", ".join(words)))
-        rows.append(_Choice(knob.name, ", ".join(knob.values), tuple(bars)))
+        rows.append(_Choice(parameter.name, ", ".join(parameter.values), tuple(bars)))
     return sorted(rows, key=lambda row: (-max([share or 0.0 for _, share, _ in row.bars], default=0.0), row.name))
 
 
@@ -110,12 +110,12 @@ def _explained(record: SearchRecord) -> list[str]:
 def _seeds(record: SearchRecord) -> list[tuple[int, list[str]]]:
     if record.final is None:
         return []
-    return [(one.seed, [one.error] if one.error else list(limit_lines(one.limits))) for one in record.final.seeds]
+    return [(one.seed, [one.error] if one.error else list(format_limits(one.limits))) for one in record.final.seeds]
 
 
 def _state(record: SearchRecord) -> tuple[str, str]:
     if record.final is not None:
-        return ("passed", "found") if record.final.winner.keeps else ("missed", "the winner misses a limit")
+        return ("passed", "found") if record.final.winner.meets_limits else ("missed", "the winner misses a limit")
     if record.best is not None:
         return "unknown", "found, and not judged yet" if record.ended else "going on, found one"
     return ("missed", "nothing keeps every limit") if record.ended else ("unknown", "going on")

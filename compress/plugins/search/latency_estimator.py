@@ -18,12 +18,12 @@ from compress.plugins.search.shape_inference import GraphStructure, expected_fai
 from compress.plugins.search.size_estimator import SizeEstimator
 from compress.plugins.search.space import Point
 from compress.plugins.search.trial import target_profile
-from compress.report.run_folder import write_whole
+from compress.report.run_folder import write_atomically
 from compress.utils.errors import first_line
 from compress.utils.storage import storage_errors
 
 if TYPE_CHECKING:
-    from compress.plugins.search.kernel_times import KernelTable
+    from compress.plugins.search.kernel_table import KernelTable
     from compress.runtimes.runtime import Batch
 
 SNAPSHOT = "foreseen.json"
@@ -97,7 +97,7 @@ class LatencyEstimator:
         if self._file is not None:
             kept = {"structures": self.foresight.max_structures, "sums": self._sums}
             with storage_errors(self._file):
-                write_whole(self._file, json.dumps(kept))
+                write_atomically(self._file, json.dumps(kept))
 
     @property
     def is_calibrated(self) -> bool:
@@ -163,7 +163,7 @@ class LatencyEstimator:
         return None if more is None else found.add(more)
 
     def _kernels_of(self, structure: GraphStructure, widths: Mapping[str, int], batch: Batch) -> KernelSum | None:
-        from compress.plugins.search.kernel_times import KernelTable, list_kernels
+        from compress.plugins.search.kernel_table import KernelTable, list_kernels
 
         if self.table is None:
             self.table = KernelTable(self._threads)

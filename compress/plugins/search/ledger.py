@@ -8,12 +8,12 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
-from compress.plugins.search.outcome import Outcome
+from compress.plugins.search.outcome import TrialOutcome
 from compress.utils.append_log import AppendOnlyFile
 from compress.utils.errors import InputError
 from compress.utils.pydantic_models import Frozen
 
-NAME = "ledger.jsonl"
+LEDGER_FILE = "ledger.jsonl"
 VERSION = 1
 
 
@@ -29,7 +29,7 @@ class PastTrial(Frozen):
     source: str
 
 
-class Header(Frozen):
+class LedgerHeader(Frozen):
     """What a search is of: the first line. Two searches of the same header take the same decisions."""
 
     version: int = VERSION
@@ -40,7 +40,7 @@ class Header(Frozen):
     past: tuple[PastTrial, ...] = ()
     """What it began with, which a search that is gone on with keeps."""
 
-    def check_same(self, now: Header) -> None:
+    def check_same(self, now: LedgerHeader) -> None:
         """Raise `InputError` where a search is another now; more time, or more trials, changes nothing decided."""
         for name in ("recipe", "knobs", "rungs", "machine"):
             one, other = (to_jsonable_python(getattr(each, name)) for each in (self, now))
@@ -63,7 +63,7 @@ def _but_budget(block: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in block.items() if name not in ("budget", "trials")}
 
 
-class Entry(Frozen):
+class LedgerEntry(Frozen):
     """One trial, in the order in which it was decided on; ``words`` is what differs from the recipe as it stands.
 
     ``why`` says why it was tried, ``elapsed`` how many seconds the search had taken by then, in all of its processes.
@@ -75,7 +75,7 @@ class Entry(Frozen):
     words: str
     identity: str
     why: str = ""
-    outcome: Outcome
+    outcome: TrialOutcome
     elapsed: float | None = None
 
 
@@ -83,18 +83,18 @@ class Ledger:
     """The file in a search's folder. Raises `StorageError` where it cannot be written, and is whole then too."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / NAME
+        self.path = folder / LEDGER_FILE
         self._lines = AppendOnlyFile(self.path)
 
-    def begin(self, header: Header) -> None:
+    def create(self, header: LedgerHeader) -> None:
         """Write the first line, of a file that isn't there yet."""
         self._lines.add(header.model_dump_json().encode())
 
-    def add(self, entry: Entry) -> None:
+    def append(self, entry: LedgerEntry) -> None:
         """Write one trial; it counts once this returns."""
         self._lines.add(entry.model_dump_json().encode())
 
-    def read(self, hint: bool = True) -> tuple[Header, list[Entry]]:
+    def read(self, hint: bool = True) -> tuple[LedgerHeader, list[LedgerEntry]]:
         """The header and the trials so far. A last line that a kill or a full disk cut short doesn't count.
 
         With ``hint`` it is taken off the file, which nobody else may be writing then.
@@ -105,8 +105,8 @@ class Ledger:
             self._lines.repair()
         lines, _ = self._lines.read()
         try:
-            header = Header.model_validate_json(lines[0])
-            entries = [Entry.model_validate_json(line) for line in lines[1:]]
+            header = LedgerHeader.model_validate_json(lines[0])
+            entries = [LedgerEntry.model_validate_json(line) for line in lines[1:]]
         except (IndexError, ValidationError) as error:
             raise InputError(
                 "The search cannot be gone on with: its ledger cannot be read.",

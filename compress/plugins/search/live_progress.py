@@ -16,7 +16,7 @@ from rich.segment import ControlType
 
 from compress.cli.console_progress import ConsoleProgress, bars
 from compress.plugins.search.console import LiveTable
-from compress.plugins.search.progress import Seen
+from compress.plugins.search.progress import SearchSnapshot
 from compress.utils.progress import Total, expected_steps
 
 Item = TypeVar("Item")
@@ -25,7 +25,7 @@ _PERIOD_SECONDS = 0.5
 
 
 class SearchConsole:
-    """A `Progress` and a `Watcher`. What is noted goes by above the table, which Ctrl-C leaves where it is."""
+    """A `Progress` and a `ProgressDisplay`. What is noted goes by above the table, which Ctrl-C leaves where it is."""
 
     def __init__(self, console: Console | None = None, lines: bool = False) -> None:
         """With ``lines`` there is no table."""
@@ -46,9 +46,9 @@ class SearchConsole:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.leave()
+        self.stop()
 
-    def see(self, seen: Seen) -> None:
+    def show(self, seen: SearchSnapshot) -> None:
         """Draw the table."""
         if not self._draws:
             return
@@ -68,7 +68,7 @@ class SearchConsole:
                 if self._live is not None:
                     self._live.refresh()
 
-    def leave(self) -> None:
+    def stop(self) -> None:
         """Stop drawing."""
         self._over.set()
         if self._ticking is not None:

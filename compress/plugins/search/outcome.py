@@ -28,11 +28,11 @@ class StageCost(Frozen):
     cached: bool
 
 
-class Outcome(Frozen):
+class TrialOutcome(Frozen):
     """A trial that has ended. ``model`` is the digest of its final files; ``seconds`` is what the trial took in all.
 
     ``final`` and ``baseline`` are figures on the rows that choose, by metric; ``rows`` has, for `final` and `baseline`
-    and each metric of a limit, the outcome of each row (`packed`). With an ``error`` there is nothing else.
+    and each metric of a limit, the outcome of each row (`pack_rows`). With an ``error`` there is nothing else.
     """
 
     model: str = ""
@@ -51,7 +51,7 @@ class Outcome(Frozen):
         if value is None:
             return None
         kept = self.rows.get(model, {}).get(metric)
-        raw = None if kept is None else unpacked(kept)
+        raw = None if kept is None else unpack_rows(kept)
         low, high = self.spread.get(metric, (None, None)) if model == FINAL else (None, None)
         n = 1 if raw is None else len(raw)
         return Measurement(
@@ -59,7 +59,7 @@ class Outcome(Frozen):
         )
 
 
-def packed(outcomes: Sequence[float]) -> str:
+def pack_rows(outcomes: Sequence[float]) -> str:
     """Outcomes of rows as text: bits where all are 0 or 1, else numbers of 8 bytes."""
     values = np.asarray(outcomes, dtype="<f8")
     if np.isin(values, (0.0, 1.0)).all():
@@ -68,8 +68,8 @@ def packed(outcomes: Sequence[float]) -> str:
 
 
 @functools.lru_cache(maxsize=4096)
-def unpacked(text: str) -> tuple[float, ...]:
-    """The inverse of `packed`."""
+def unpack_rows(text: str) -> tuple[float, ...]:
+    """The inverse of `pack_rows`."""
     kind, count, data = text.split(":")
     content = base64.b64decode(data)
     if kind == "bits":
@@ -78,7 +78,7 @@ def unpacked(text: str) -> tuple[float, ...]:
     return tuple(float(value) for value in np.frombuffer(content, dtype="<f8"))
 
 
-def slack(limit: Limit, outcome: Outcome, confidence: float) -> Estimate | None:
+def constraint_margin(limit: Limit, outcome: TrialOutcome, confidence: float) -> Estimate | None:
     """How far inside a limit a trial lies, as a share of the bound: at least 0 keeps it. None if it wasn't measured.
 
     Of quality the interval is paired with the baseline where the limit is relative; its lower end is reached or passed
@@ -112,10 +112,10 @@ def _interval(final: Measurement, other: Measurement | None, confidence: float) 
     return value - (value - final.low) * scale, value + (final.high - value) * scale
 
 
-def difference(limit: Limit, one: Outcome, other: Outcome, confidence: float) -> Estimate | None:
+def difference(limit: Limit, one: TrialOutcome, other: TrialOutcome, confidence: float) -> Estimate | None:
     """How much further inside a limit on quality ``one`` lies than ``other``, both judged on the same rows.
 
-    None where outcomes of rows aren't kept. As a share of the bound, as `slack`.
+    None where outcomes of rows aren't kept. As a share of the bound, as `constraint_margin`.
     """
     above, below = (each.measurement(FINAL, limit.metric) for each in (one, other))
     if above is None or below is None or above.raw is None or below.raw is None or len(above.raw) != len(below.raw):
@@ -137,7 +137,7 @@ def difference(limit: Limit, one: Outcome, other: Outcome, confidence: float) ->
 
 
 def figures(measurements: Sequence[Measurement], wanted: Sequence[str]) -> Mapping[str, object]:
-    """The fields of an `Outcome` from measured rows; outcomes of rows are kept of the metrics that are ``wanted``."""
+    """The fields of an `TrialOutcome` from measured rows; outcomes of rows are kept of the metrics that are ``wanted``."""
     final, baseline, spread = dict[str, float](), dict[str, float](), dict[str, tuple[float, float]]()
     rows: dict[str, dict[str, str]] = {FINAL: {}, BASELINE: {}}
     for row in measurements:
@@ -148,5 +148,5 @@ def figures(measurements: Sequence[Measurement], wanted: Sequence[str]) -> Mappi
             spread[row.metric] = (row.low, row.high)
         relative = describe_metric(row.metric, row.unit).relative
         if row.metric in wanted and row.raw and not (relative and row.model == BASELINE):
-            rows[row.model][row.metric] = packed(row.raw)
+            rows[row.model][row.metric] = pack_rows(row.raw)
     return {"final": final, "baseline": baseline, "spread": spread, "rows": rows}

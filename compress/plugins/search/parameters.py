@@ -11,14 +11,14 @@ KEPT, LEFT_OUT = "kept", "left out"
 
 
 @dataclass(frozen=True)
-class Knob:
+class SearchParameter:
     """One thing that may vary: a field with its values, the recipe's own first, or whether a stage is left out."""
 
     name: str
     values: tuple[Any, ...]
-    stage: int
-    is_stage: bool = False
-    is_late: bool = False
+    stage_index: int
+    is_optional_stage: bool = False
+    is_after_training: bool = False
     """Whether nothing is trained behind it: it changes a model that other recipes have made already."""
 
     @property
@@ -35,12 +35,12 @@ class Knob:
         return tuple(steps.index(key) / max(len(steps) - 1, 1) for key in keys)
 
 
-def short(name: str) -> str:
+def short_name(name: str) -> str:
     """`stages.1.prune.heads` -> `prune.heads`."""
     return ".".join(name.split(".")[2:])
 
 
-def written(value: Any) -> str:
+def value_text(value: Any) -> str:
     """A value as people read it."""
     return value if isinstance(value, str) else json.dumps(value)
 
@@ -51,7 +51,7 @@ def field_path(name: str, kind: str) -> list[str]:
     return tokens[3:] if tokens[2] == kind and len(tokens) > 3 else tokens[2:]
 
 
-def value_at(fields: Mapping[str, Any], path: Sequence[str]) -> Any:
+def get_value(fields: Mapping[str, Any], path: Sequence[str]) -> Any:
     """The value at a path of a stage's fields, or None."""
     found: Any = fields
     for token in path:
@@ -59,7 +59,7 @@ def value_at(fields: Mapping[str, Any], path: Sequence[str]) -> Any:
     return found
 
 
-def put_value(fields: dict[str, Any], path: Sequence[str], value: Any) -> None:
+def set_value(fields: dict[str, Any], path: Sequence[str], value: Any) -> None:
     """Put a value at a path of a stage's fields, in place."""
     *above, last = path
     for token in above:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from compress.plugins.search.formatting import figure, room_words
+from compress.plugins.search.formatting import figure, format_margin
 from compress.plugins.search.record import SearchRecord, TrialRecord
 from compress.report.plot import Frame, Plot, element, scale_around
 from compress.results.formatting import format_value
@@ -29,7 +29,7 @@ class _Spot:
     up: Ends | None
 
 
-def front_chart(record: SearchRecord) -> str:
+def pareto_chart(record: SearchRecord) -> str:
     """Infeasible regions are tinted: where a limit on an axis is missed. Nothing with fewer than two trials."""
     spots = [spot for trial in record.trials if (spot := _spot(trial, record)) is not None]
     if len(spots) < 2:
@@ -114,7 +114,7 @@ def _tip(trial: TrialRecord, record: SearchRecord) -> str:
     share = "" if trial.share == 1 else f", {trial.share:.0%} of its training"
     lines = [f"trial {trial.number}{share}: {trial.words}"]
     lines += [f"{describe_metric(name).title}: {figure(name, trial.final.get(name))}" for name in record.minimize]
-    lines += [room_words(room.limit, room.value, room.low) for room in trial.rooms]
+    lines += [format_margin(room.limit, room.value, room.low) for room in trial.rooms]
     lines += [f"tried because: {trial.why}"] if trial.why else []
     lines.append(trial.status + (f": {trial.reason}" if trial.reason else ""))
     return "\n".join(lines)

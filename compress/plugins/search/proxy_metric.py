@@ -28,7 +28,7 @@ def measure_divergence(session: TargetSession) -> list[Measurement]:
     Of tasks whose answers are classes; others say in `Task.compare` how near two models are.
     """
     task = session.runner.inputs.task
-    found = [task.probabilities(session.found[label].kept) for label in (BASELINE, FINAL)]
+    found = [task.probabilities(session.predictions[label].kept) for label in (BASELINE, FINAL)]
     teacher, student = found
     if teacher is None or student is None or teacher.shape != student.shape:
         return []

@@ -5,27 +5,29 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from compress.plugins.search.costs import Costs
+from compress.plugins.search.costs import CostEstimator
 from compress.plugins.search.engine import Engine
-from compress.plugins.search.final_evaluation import Final
+from compress.plugins.search.final_evaluation import FinalResult
 from compress.plugins.search.formatting import figure
-from compress.plugins.search.goal import named
-from compress.plugins.search.ledger import Entry
-from compress.plugins.search.outcome import slack
-from compress.plugins.search.parameter_importance import Importance, importance
-from compress.plugins.search.space import Point, Space
+from compress.plugins.search.goal import limit_name
+from compress.plugins.search.ledger import LedgerEntry
+from compress.plugins.search.outcome import constraint_margin
+from compress.plugins.search.parameter_importance import ParameterImportance, importance
+from compress.plugins.search.space import Point, SearchSpace
 from compress.report.limits import limit_text
+from compress.report.tracking import TrackedRun
 from compress.results.metrics import describe_metric
 from compress.utils.pydantic_models import Frozen
 
 Status = Literal["best", "front", "kept", "missed", "given up", "went on", "on its way", "failed"]
 
 
-class Room(Frozen):
+class ConstraintMargin(Frozen):
     """How far inside a limit a trial lies, as a share of the bound, and how far surely."""
 
     limit: str
@@ -49,13 +51,13 @@ class TrialRecord(Frozen):
     final: dict[str, float] = {}
     spread: dict[str, tuple[float, float]] = {}
     """95% intervals, of figures that have one."""
-    rooms: tuple[Room, ...] = ()
+    rooms: tuple[ConstraintMargin, ...] = ()
     seconds: float
     stages: tuple[tuple[str, str, float, bool], ...] = ()
     model: str = ""
 
 
-class KnobRecord(Frozen):
+class ParameterRecord(Frozen):
     """A choice, its values, and how much it moved each figure: largest mean over smallest, of recipes in full.
 
     ``importance`` is the share of a figure's variance that it explains alone, where enough is known.
@@ -81,7 +83,7 @@ class SearchRecord(Frozen):
     limits: tuple[str, ...]
     confidence: float
     rows: int
-    knobs: tuple[KnobRecord, ...]
+    knobs: tuple[ParameterRecord, ...]
     size: int
     refused: dict[str, str]
     trials: tuple[TrialRecord, ...]
@@ -93,7 +95,7 @@ class SearchRecord(Frozen):
     unsure: str | None = None
     """By how much the rows that choose leave open whether the best keeps its limits; None where they don't."""
     nearest: str | None = None
-    final: Final | None = None
+    final: FinalResult | None = None
     bounds: dict[str, float] = {}
     """The most that a figure may be, of those with such a limit."""
     explained: dict[str, str] = {}
@@ -106,13 +108,21 @@ class SearchRecord(Frozen):
     stages_shared: int = 0
 
 
-def record_of(
-    space: Space, engine: Engine, costs: Costs, entries: Sequence[Entry], final: Final | None, started: datetime
+def build_record(
+    space: SearchSpace,
+    engine: Engine,
+    costs: CostEstimator,
+    entries: Sequence[LedgerEntry],
+    final: FinalResult | None,
+    started: datetime,
 ) -> SearchRecord:
     """Everything so far."""
     search, base = space.search, space.base
-    best, front = engine.known.best() if final is None else final.winner.point, engine.known.front()
-    nearest = None if best is not None else next(iter(engine.known.nearest()), None)
+    best, front = (
+        engine.observations.best() if final is None else final.winner.point,
+        engine.observations.pareto_front(),
+    )
+    nearest = None if best is not None else next(iter(engine.observations.by_shortfall()), None)
     ran = [cost for entry in entries for cost in entry.outcome.stages]
     matters = _importance(space, engine)
     return SearchRecord(
@@ -127,9 +137,9 @@ def record_of(
         confidence=engine.goal.confidence,
         rows=search.select.rows,
         knobs=tuple(
-            KnobRecord(
-                name=knob.name,
-                values=tuple(map(str, knob.values)),
+            ParameterRecord(
+                name=parameter.name,
+                values=tuple(map(str, parameter.values)),
                 effects=_effects(space, engine, index),
                 importance={
                     metric: share
@@ -137,20 +147,22 @@ def record_of(
                     if found.shares is not None and (share := found.shares[index]) is not None
                 },
             )
-            for index, knob in enumerate(space.knobs)
+            for index, parameter in enumerate(space.parameters)
         ),
         size=space.size,
-        refused=space.refused | {space.words(point): why for point, why in engine.candidates.refused.items()},
+        refused=space.rejected | {space.describe(point): why for point, why in engine.candidates.rejected.items()},
         trials=tuple(_trial(space, engine, entry, best, front) for entry in entries),
         errors={metric: tuple(errors) for metric, errors in costs.errors.items()},
-        rough=costs.why_not(),
-        ended=engine.ended,
-        best=None if best is None else space.words(best),
-        unsure=None if best is None or best in engine.known.kept else _shortfall(space, engine, best),
+        rough=costs.imprecision_reasons(),
+        ended=engine.end_reason,
+        best=None if best is None else space.describe(best),
+        unsure=None if best is None or best in engine.observations.feasible else _shortfall(space, engine, best),
         nearest=None if nearest is None else _shortfall(space, engine, nearest),
         final=final,
         bounds=_bounds(engine),
-        left=None if engine.candidates.left is None else round(engine.candidates.left * space.size),
+        left=None
+        if engine.candidates.remaining_share is None
+        else round(engine.candidates.remaining_share * space.size),
         past=dict(Counter(one.source for one in engine.candidates.past)),
         explained={metric: found.note for metric, found in matters.items()},
         stages_run=sum(not cost.cached for cost in ran),
@@ -158,7 +170,9 @@ def record_of(
     )
 
 
-def _trial(space: Space, engine: Engine, entry: Entry, best: Point | None, front: Sequence[Point]) -> TrialRecord:
+def _trial(
+    space: SearchSpace, engine: Engine, entry: LedgerEntry, best: Point | None, front: Sequence[Point]
+) -> TrialRecord:
     outcome, point = entry.outcome, entry.point
     return TrialRecord(
         number=entry.number,
@@ -166,13 +180,13 @@ def _trial(space: Space, engine: Engine, entry: Entry, best: Point | None, front
         point=point,
         share=engine.shares[entry.rung],
         status=_status(engine, entry, best, front),
-        reason=outcome.error or engine.given_up.get(point, ""),
+        reason=outcome.error or engine.stopped.get(point, ""),
         why=entry.why,
         final=outcome.final,
         spread=outcome.spread,
         rooms=tuple(
-            Room(limit=limit, value=room.value, low=room.low, high=room.high)
-            for limit, room in engine.known.rooms.get((point, entry.rung), {}).items()
+            ConstraintMargin(limit=limit, value=room.value, low=room.low, high=room.high)
+            for limit, room in engine.observations.margins.get((point, entry.rung), {}).items()
             if room is not None
         ),
         seconds=outcome.seconds,
@@ -181,40 +195,40 @@ def _trial(space: Space, engine: Engine, entry: Entry, best: Point | None, front
     )
 
 
-def _status(engine: Engine, entry: Entry, best: Point | None, front: Sequence[Point]) -> Status:
+def _status(engine: Engine, entry: LedgerEntry, best: Point | None, front: Sequence[Point]) -> Status:
     if entry.outcome.error is not None:
         return "failed"
-    if entry.rung < engine.full:
-        if entry.point in engine.given_up:
+    if entry.rung < engine.full_rung:
+        if entry.point in engine.stopped:
             return "given up"
-        return "went on" if (entry.point, entry.rung + 1) in engine.known.outcomes else "on its way"
+        return "went on" if (entry.point, entry.rung + 1) in engine.observations.outcomes else "on its way"
     if entry.point == best:
         return "best"
     if entry.point in front:
         return "front"
-    return "kept" if entry.point in engine.known.kept else "missed"
+    return "kept" if entry.point in engine.observations.feasible else "missed"
 
 
-def _shortfall(space: Space, engine: Engine, point: Point) -> str:
+def _shortfall(space: SearchSpace, engine: Engine, point: Point) -> str:
     """Of the nearest recipe: every limit that it misses, what it has and what it would need."""
-    outcome, parts = engine.known.finished[point], []
+    outcome, parts = engine.observations.finished[point], []
     for limit in engine.goal.limits:
-        room = slack(limit, outcome, engine.goal.confidence)
+        room = constraint_margin(limit, outcome, engine.goal.confidence)
         if room is None:
-            parts.append(f"{named(limit)} was not measured")
+            parts.append(f"{limit_name(limit)} was not measured")
         elif room.low < -1e-12:
             base = 1.0 if limit.of is None else outcome.baseline[limit.metric]
             has, needs = (figure(limit.metric, value) for value in (outcome.final[limit.metric], limit.bound * base))
             surely = "" if room.low == room.value else f", {-room.low:.2%} as surely as is wanted"
             most = "more" if limit.at_least is not None else "less"
             parts.append(f"{limit.metric} is {has} and needs {needs} or {most} ({-room.value:.2%} short{surely})")
-    return f"{space.words(point)}: {'; '.join(parts)}"
+    return f"{space.describe(point)}: {'; '.join(parts)}"
 
 
-def _effects(space: Space, engine: Engine, index: int) -> dict[str, float]:
+def _effects(space: SearchSpace, engine: Engine, index: int) -> dict[str, float]:
     """Metric -> the largest mean of it over the smallest, of the recipes of each value."""
     found = {}
-    finished = engine.known.finished
+    finished = engine.observations.finished
     for metric in _metrics(engine):
         groups: dict[int, list[float]] = {}
         for point, outcome in finished.items():
@@ -231,20 +245,20 @@ def _metrics(engine: Engine) -> list[str]:
     return list(dict.fromkeys([*engine.goal.minimize, *(limit.metric for limit in engine.goal.limits)]))
 
 
-def _importance(space: Space, engine: Engine) -> dict[str, Importance]:
+def _importance(space: SearchSpace, engine: Engine) -> dict[str, ParameterImportance]:
     """Of every figure; of sizes and times their logarithms, since choices multiply them."""
     found = {}
     for metric in _metrics(engine):
-        known = {point: one.final[metric] for point, one in engine.known.finished.items() if metric in one.final}
+        known = {point: one.final[metric] for point, one in engine.observations.finished.items() if metric in one.final}
         values = np.array(list(known.values()))
         multiplied = not describe_metric(metric).quality and bool((values > 0).all())
-        found[metric] = importance(space.knobs, list(known), np.log(values) if multiplied else values)
+        found[metric] = importance(space.parameters, list(known), np.log(values) if multiplied else values)
     return found
 
 
 def _bounds(engine: Engine) -> dict[str, float]:
     """The most that each figure may be; a limit of the baseline's is one once that is measured."""
-    first = next(iter(engine.known.finished.values()), None)
+    first = next(iter(engine.observations.finished.values()), None)
     found: dict[str, float] = {}
     for limit in engine.goal.limits:
         base = 1.0 if limit.of is None else None if first is None else first.baseline.get(limit.metric)
@@ -253,7 +267,7 @@ def _bounds(engine: Engine) -> dict[str, float]:
     return found
 
 
-def foretold_lines(record: SearchRecord) -> list[str]:
+def prediction_error_lines(record: SearchRecord) -> list[str]:
     """How far predictions were off, for people."""
     told = []
     for metric, errors in record.errors.items():
@@ -264,3 +278,40 @@ def foretold_lines(record: SearchRecord) -> list[str]:
                 f"the median, for {len(sizes)} recipes"
             )
     return told + [f"{describe_metric(metric).title}: {why}" for metric, why in record.rough.items()]
+
+
+def tracked_run(record: SearchRecord, folder: Path) -> TrackedRun:
+    """The winner's figures on the test rows, and those of every trial on the rows that chose."""
+    winner = None if record.final is None else record.final.winner
+    best = folder / "best.yaml"
+    return TrackedRun(
+        name=record.name,
+        metrics={} if winner is None else winner.final,
+        spread={} if winner is None else winner.intervals,
+        parameters={parameter.name: ", ".join(parameter.values) for parameter in record.knobs}
+        | {"minimize": ", ".join(record.minimize), "limits": ", ".join(record.limits)},
+        tags={
+            "compress.folder": str(folder.resolve()),
+            "compress.found": record.best or "nothing keeps every limit",
+            "compress.keeps": str(winner is not None and winner.meets_limits).lower(),
+            "compress.ended": record.ended,
+        },
+        files=tuple(path for path in (best, folder / "search.html") if path.is_file()),
+        parts=tuple(_tracked_trial(trial, record) for trial in record.trials),
+        failed=winner is None,
+    )
+
+
+def _tracked_trial(trial: TrialRecord, record: SearchRecord) -> TrackedRun:
+    chosen = {
+        parameter.name: parameter.values[place] for parameter, place in zip(record.knobs, trial.point, strict=True)
+    }
+    room = {f"inside {each.limit}": each.value for each in trial.rooms}
+    return TrackedRun(
+        name=f"trial {trial.number}",
+        metrics={**trial.final, **room, "seconds": trial.seconds, "share_of_training": trial.share},
+        spread={f"inside {each.limit}": (each.low, each.high) for each in trial.rooms},
+        parameters=chosen,
+        tags={"compress.status": trial.status, "compress.why": trial.reason, "compress.model": trial.model},
+        failed=trial.status == "failed",
+    )

@@ -13,10 +13,8 @@ from pathlib import Path
 from compress.plugins.ray.jobs import InProcess, Roads, Workers
 from compress.plugins.search.costs import CostEstimator
 from compress.plugins.search.dry_run import PreparedSearch
-from compress.plugins.search.ending import FinalEvaluation
 from compress.plugins.search.engine import Engine, PlannedTrial
-from compress.plugins.search.final_evaluation import FinalResult
-from compress.plugins.search.folder import BEST, MODEL, create_folder, resume_folder, write
+from compress.plugins.search.final_evaluation import FinalEvaluation, FinalResult
 from compress.plugins.search.formatting import format_outcome
 from compress.plugins.search.latency_estimator import LatencyEstimator
 from compress.plugins.search.ledger import Ledger, LedgerEntry
@@ -24,6 +22,7 @@ from compress.plugins.search.outcome import TrialOutcome
 from compress.plugins.search.progress import NoDisplay, ProgressDisplay, RunningTrial, SearchSnapshot
 from compress.plugins.search.record import SearchRecord, build_record
 from compress.plugins.search.refit import Refit
+from compress.plugins.search.search_folder import BEST, MODEL, create_folder, resume_folder, write
 from compress.plugins.search.size_estimator import SizeEstimator
 from compress.plugins.search.trial import BarsOnly, RecipeTrial, TrialRunner, target_profile
 from compress.recipe.document import Document

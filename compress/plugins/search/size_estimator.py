@@ -37,6 +37,7 @@ from compress.plugins.search.space import Point, SearchSpace
 from compress.plugins.search.trial import target_profile
 from compress.recipe.recipe import START
 from compress.stages.cost_model import Shape
+from compress.stages.protocols import QuantizesEmbeddings, Trains
 from compress.stages.registry import STAGES
 from compress.tasks.capability import IS_WRITTEN
 from compress.utils.errors import first_line
@@ -187,7 +188,7 @@ class SizeEstimator:
 
     def _told(self, outline: ModelOutline, torch_stages: Stages, graph_stages: Stages) -> ComposedGraph | None:
         """A graph that is traced, now where it is the first, or what is told of it by those with usual tables."""
-        usual, wanted = tuple(stage.with_usual_tables() for stage in graph_stages), stages_key(graph_stages)
+        usual, wanted = tuple(stage.with_default_embeddings() if isinstance(stage, QuantizesEmbeddings) else stage for stage in graph_stages), stages_key(graph_stages)
         is_traced = any(told == wanted and self._has(one, outline) for told, one in self._traced)
         if stages_key(usual) != wanted and not is_traced:
             own = self._structure_of(outline, torch_stages, usual)
@@ -243,14 +244,14 @@ class SizeEstimator:
         """The stages behind the baseline: those of weights, then those from the one that writes the graph on."""
         recipe, stages = self.space.base, self.space.stages(point)
         first = 0 if recipe.baseline == START else recipe.labels().index(recipe.baseline) + 1
-        settled = recipe.model_copy(update={"stages": stages}).settled().stages[first:]
+        settled = recipe.model_copy(update={"stages": stages}).resolved().stages[first:]
         count = next((place for place, stage in enumerate(settled) if stage.output_type() is OnnxModel), len(settled))
         graph_stages = settled[count:]
         if not graph_stages:
             profile, kind = target_profile(recipe), FORMATS["onnx"].written_by
             assert kind is not None, "ONNX is written by a stage"
             graph_stages = (STAGES[kind].model_validate({"kind": kind, **profile.options}),)
-        return tuple(stage.trained_as_usual() for stage in settled[:count]), graph_stages
+        return tuple(stage.with_default_training() if isinstance(stage, Trains) else stage for stage in settled[:count]), graph_stages
 
     def _outline(self, stages: Stages) -> ModelOutline | None:
         key = stages_key(stages)

@@ -18,23 +18,33 @@ import numpy as np
 from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
-from compress.plugins.search.parameters import KEPT, LEFT_OUT, Knob, field_path, put_value, short, value_at, written
+from compress.plugins.search.parameters import (
+    KEPT,
+    LEFT_OUT,
+    SearchParameter,
+    field_path,
+    get_value,
+    set_value,
+    short_name,
+    value_text,
+)
 from compress.recipe.document import Document
-from compress.recipe.loading import recipe_of
+from compress.recipe.loading import parse_recipe
 from compress.recipe.recipe import START, Recipe
 from compress.recipe.search import Search
 from compress.stages.base import Stage
+from compress.stages.protocols import Trains
 from compress.stages.registry import STAGES
 from compress.utils.errors import InputError, RecipeError, did_you_mean, first_line
 
 Point = tuple[int, ...]
 """For each knob the place of its value; the recipe as it stands is all zeros."""
-ENUMERATED = 10_000
+MAX_ENUMERATED = 10_000
 """Spaces of more recipes are not listed but drawn from."""
 
 
 @dataclass(eq=False)
-class Space:
+class SearchSpace:
     """The recipes that a search may try. ``document`` is the recipe's, which lies in ``folder``.
 
     Raises `RecipeError` for the recipe's own mistakes, `InputError` for a block that cannot be searched.
@@ -42,29 +52,33 @@ class Space:
 
     document: Document
     folder: Path
-    refused: dict[str, str] = field(default_factory=dict)
+    rejected: dict[str, str] = field(default_factory=dict)
     """Values that no recipe can have, such as `stages.1.prune.heads=2`, and why."""
 
     def __post_init__(self) -> None:
-        self.knobs = self._knobs()
+        self.parameters = self._parameters()
 
-    def narrow(self, failure: Callable[[Point], Exception | None]) -> None:
+    def exclude_failing_values(self, failure: Callable[[Point], Exception | None]) -> None:
         """Leave out every value that fails while all else is as the recipe has it, and name it in `refused`.
 
         To be called before anything is looked at by its point. Raises `InputError` where nothing is left.
         """
         found = []
-        for place, knob in enumerate(self.knobs):
-            kept = [knob.values[0]]
-            for at, value in enumerate(knob.values[1:], 1):
-                error = failure(tuple(at * (other == place) for other in range(len(self.knobs))))
+        for place, parameter in enumerate(self.parameters):
+            kept = [parameter.values[0]]
+            for at, value in enumerate(parameter.values[1:], 1):
+                error = failure(tuple(at * (other == place) for other in range(len(self.parameters))))
                 if error is None:
                     kept.append(value)
                 else:
-                    name = f"without {knob.name}" if knob.is_stage else f"{knob.name}={written(value)}"
-                    self.refused[name] = first_line(error)
-            found.append(replace(knob, values=tuple(kept)))
-        self.knobs = self._with_choice(found)
+                    name = (
+                        f"without {parameter.name}"
+                        if parameter.is_optional_stage
+                        else f"{parameter.name}={value_text(value)}"
+                    )
+                    self.rejected[name] = first_line(error)
+            found.append(replace(parameter, values=tuple(kept)))
+        self.parameters = self._with_choice(found)
 
     @cached_property
     def base(self) -> Recipe:
@@ -85,7 +99,7 @@ class Space:
     @property
     def origin(self) -> Point:
         """The recipe as it stands."""
-        return (0,) * len(self.knobs)
+        return (0,) * len(self.parameters)
 
     @property
     def size(self) -> int:
@@ -93,7 +107,7 @@ class Space:
         return len(self._listed) if self._listed is not None else self._product
 
     @property
-    def is_listed(self) -> bool:
+    def is_enumerable(self) -> bool:
         """Whether every recipe can be looked at."""
         return self._listed is not None
 
@@ -103,42 +117,48 @@ class Space:
 
     @property
     def _product(self) -> int:
-        return math.prod(len(knob.values) for knob in self.knobs)
+        return math.prod(len(parameter.values) for parameter in self.parameters)
 
     @cached_property
     def _listed(self) -> list[Point] | None:
-        if self._product > 10 * ENUMERATED:
+        if self._product > 10 * MAX_ENUMERATED:
             return None
-        every = itertools.product(*(range(len(knob.values)) for knob in self.knobs))
-        found = list(dict.fromkeys(map(self.canonical, every)))
-        return found if len(found) <= ENUMERATED else None
+        every = itertools.product(*(range(len(parameter.values)) for parameter in self.parameters))
+        found = list(dict.fromkeys(map(self.canonicalize, every)))
+        return found if len(found) <= MAX_ENUMERATED else None
 
     @functools.cache  # noqa: B019 - a space is looked at by one search, and lives as long
     def _drawn(self, seed: int) -> list[Point]:
-        sizes = [len(knob.values) for knob in self.knobs]
-        drawn = np.random.default_rng(seed).integers(0, sizes, (ENUMERATED, len(sizes)))
-        return list(dict.fromkeys([self.origin, *(self.canonical([int(at) for at in row]) for row in drawn)]))
+        sizes = [len(parameter.values) for parameter in self.parameters]
+        drawn = np.random.default_rng(seed).integers(0, sizes, (MAX_ENUMERATED, len(sizes)))
+        return list(dict.fromkeys([self.origin, *(self.canonicalize([int(at) for at in row]) for row in drawn)]))
 
-    def canonical(self, point: Sequence[int]) -> Point:
+    def canonicalize(self, point: Sequence[int]) -> Point:
         """The point with the fields of stages that are left out as the recipe has them."""
-        gone = {knob.stage for knob, place in zip(self.knobs, point, strict=True) if knob.is_stage and place}
+        gone = {
+            parameter.stage_index
+            for parameter, place in zip(self.parameters, point, strict=True)
+            if parameter.is_optional_stage and place
+        }
         return tuple(
-            place if knob.is_stage or knob.stage not in gone else 0
-            for knob, place in zip(self.knobs, point, strict=True)
+            place if parameter.is_optional_stage or parameter.stage_index not in gone else 0
+            for parameter, place in zip(self.parameters, point, strict=True)
         )
 
-    def chosen(self, point: Point) -> dict[str, Any]:
+    def changes(self, point: Point) -> dict[str, Any]:
         """Knob -> value, of those that differ from the recipe as it stands."""
-        pairs = zip(self.knobs, point, strict=True)
-        return {knob.name: knob.values[place] for knob, place in pairs if place}
+        pairs = zip(self.parameters, point, strict=True)
+        return {parameter.name: parameter.values[place] for parameter, place in pairs if place}
 
-    def words(self, point: Point) -> str:
+    def describe(self, point: Point) -> str:
         """How the recipe differs from the one that stands: `prune.heads 0.25, no trim_vocabulary`."""
         parts = []
-        for knob, place in zip(self.knobs, point, strict=True):
+        for parameter, place in zip(self.parameters, point, strict=True):
             if place:
                 parts.append(
-                    f"no {knob.name}" if knob.is_stage else f"{short(knob.name)} {written(knob.values[place])}"
+                    f"no {parameter.name}"
+                    if parameter.is_optional_stage
+                    else f"{short_name(parameter.name)} {value_text(parameter.values[place])}"
                 )
         return ", ".join(parts) or "the recipe as it stands"
 
@@ -146,26 +166,28 @@ class Space:
         """The stages at a point; whether they chain is not asked. Raises `InputError` for values that don't fit."""
         fields = deepcopy(self._plain)
         gone = set()
-        for knob, place in zip(self.knobs, point, strict=True):
-            if knob.is_stage and place:
-                gone.add(knob.stage)
+        for parameter, place in zip(self.parameters, point, strict=True):
+            if parameter.is_optional_stage and place:
+                gone.add(parameter.stage_index)
             elif place:
-                put_value(
-                    fields[knob.stage], field_path(knob.name, self.base.stages[knob.stage].kind), knob.values[place]
+                set_value(
+                    fields[parameter.stage_index],
+                    field_path(parameter.name, self.base.stages[parameter.stage_index].kind),
+                    parameter.values[place],
                 )
         try:
             kept = [own for index, own in enumerate(fields) if index not in gone]
             return tuple(STAGES[own["kind"]].model_validate(own) for own in kept)
         except ValidationError as error:
-            raise InputError(f"{self.words(point)}: {error.errors()[0]['msg']}") from error
+            raise InputError(f"{self.describe(point)}: {error.errors()[0]['msg']}") from error
 
     def recipe(self, point: Point, share: float = 1.0, seed: int | None = None, refit: bool = False) -> Recipe:
         """The whole recipe at a point, trained for a share of its time. Raises `RecipeError` where it can't be run.
 
         With ``refit`` it learns from the rows that choose too.
         """
-        chosen = self.chosen(point)
-        stages = {knob.name for knob in self.knobs if knob.is_stage}
+        chosen = self.changes(point)
+        stages = {parameter.name for parameter in self.parameters if parameter.is_optional_stage}
         options = [
             f"{name}={json.dumps(to_jsonable_python(value))}" for name, value in chosen.items() if name not in stages
         ]
@@ -195,13 +217,13 @@ class Space:
         if isinstance(block, dict) and "hold_out" not in (document.values.get("data") or {}):
             told = {"rows": Search.model_fields["select"].default.rows, **(held if isinstance(held, dict) else {})}
             options = [*options, f"data.hold_out={json.dumps(told)}"]
-        return recipe_of(document, self.folder, options, without)
+        return parse_recipe(document, self.folder, options, without)
 
     @cached_property
     def _plain(self) -> list[dict[str, Any]]:
         return [stage.model_dump(mode="json") for stage in self.base.stages]
 
-    def _knobs(self) -> tuple[Knob, ...]:
+    def _parameters(self) -> tuple[SearchParameter, ...]:
         if self.base.search is None:
             raise InputError(
                 "The recipe says not what may vary.",
@@ -209,22 +231,22 @@ class Space:
                 expected="a block `search:` with choices, or a model and data in place of a recipe",
                 hint="e.g. search: {minimize: size_bytes, choices: {stages.1.prune.heads: [0, 0.25, 0.5]}}",
             )
-        knobs = [self._stage_knob(label) for label in self.search.optional]
-        knobs += [self._field_knob(name, values) for name, values in self.search.choices.items()]
-        return self._with_choice(knobs)
+        parameters = [self._stage_parameter(label) for label in self.search.optional]
+        parameters += [self._field_parameter(name, values) for name, values in self.search.choices.items()]
+        return self._with_choice(parameters)
 
-    def _with_choice(self, knobs: Sequence[Knob]) -> tuple[Knob, ...]:
-        found = tuple(knob for knob in knobs if len(knob.values) > 1)
+    def _with_choice(self, parameters: Sequence[SearchParameter]) -> tuple[SearchParameter, ...]:
+        found = tuple(parameter for parameter in parameters if len(parameter.values) > 1)
         if not found:
             raise InputError(
                 "There is nothing to search: the space has the recipe alone.",
                 where=self.document.file,
                 expected="choices with a further value each, or stages that may be left out",
-                hint=" ".join(f"{name}: {reason}." for name, reason in self.refused.items()) or None,
+                hint=" ".join(f"{name}: {reason}." for name, reason in self.rejected.items()) or None,
             )
         return found
 
-    def _stage_knob(self, label: str) -> Knob:
+    def _stage_parameter(self, label: str) -> SearchParameter:
         if label not in self.labels:
             raise InputError(
                 f"No stage {label!r} can be left out.{did_you_mean(label, self.labels)}",
@@ -238,11 +260,15 @@ class Space:
         except RecipeError as error:
             # It may be left out together with what needs it, so the knob stays where others may go.
             if len(self.search.optional) == 1:
-                self.refused[f"without {label}"] = str(error.problems[0])
-                return Knob(label, (KEPT,), index, is_stage=True, is_late=self._is_late(index))
-        return Knob(label, (KEPT, LEFT_OUT), index, is_stage=True, is_late=self._is_late(index))
+                self.rejected[f"without {label}"] = str(error.problems[0])
+                return SearchParameter(
+                    label, (KEPT,), index, is_optional_stage=True, is_after_training=self._is_late(index)
+                )
+        return SearchParameter(
+            label, (KEPT, LEFT_OUT), index, is_optional_stage=True, is_after_training=self._is_late(index)
+        )
 
-    def _field_knob(self, name: str, values: Sequence[Any]) -> Knob:
+    def _field_parameter(self, name: str, values: Sequence[Any]) -> SearchParameter:
         tokens = name.split(".")
         if tokens[0] != "stages" or len(tokens) < 3 or not tokens[1].isdecimal() or int(tokens[1]) >= len(self.labels):
             raise InputError(
@@ -252,7 +278,7 @@ class Space:
             )
         index = int(tokens[1])
         self._behind_baseline(index, "search.choices", name)
-        own = value_at(self._plain[index], field_path(name, self.base.stages[index].kind))
+        own = get_value(self._plain[index], field_path(name, self.base.stages[index].kind))
         allowed, reason = [own], ""
         for value in values:
             plain = to_jsonable_python(value)
@@ -261,12 +287,12 @@ class Space:
             try:
                 self._recipe([f"{name}={json.dumps(plain)}"], [])
             except RecipeError as error:
-                reason = self.refused[f"{name}={written(plain)}"] = first_line(error)
+                reason = self.rejected[f"{name}={value_text(plain)}"] = first_line(error)
             else:
                 allowed.append(plain)
         if len(allowed) == 1 and reason:
             raise InputError(f"No value of {name} can be tried: {reason}", where="search.choices")
-        return Knob(name, tuple(allowed), index, is_late=self._is_late(index))
+        return SearchParameter(name, tuple(allowed), index, is_after_training=self._is_late(index))
 
     def _is_late(self, index: int) -> bool:
         """Whether a stage lies behind all that train."""
@@ -293,4 +319,5 @@ def shortened(recipe: Recipe, share: float) -> tuple[Stage[Any, Any], ...]:
     """The recipe's stages, of which those behind the baseline train for a share of their time."""
     labels = recipe.labels()
     first = 0 if recipe.baseline == START else labels.index(recipe.baseline) + 1
-    return tuple(stage if index < first else stage.shortened(share) for index, stage in enumerate(recipe.stages))
+    return tuple(
+        stage.shortened(share) if index >= first and isinstance(stage, Trains) else stage for index, stage in enumerate(recipe.stages))

@@ -40,7 +40,7 @@ class _Process:
     def mean(self, features: Floats) -> Floats:
         return self._mean(self._cross(features))
 
-    def told(self, features: Floats) -> tuple[Floats, Floats]:
+    def predict(self, features: Floats) -> tuple[Floats, Floats]:
         """The mean, and standard deviations [m]."""
         cross = self._cross(features)
         own = 1.0 + self.linear * (1 + ((features * self.scales) ** 2).sum(axis=1))
@@ -54,7 +54,7 @@ class _Process:
         found: Floats = self.centre + self.scale * (cross @ self.weights)
         return found
 
-    def left_out_errors(self) -> Floats:
+    def leave_one_out_errors(self) -> Floats:
         inverse = cho_solve((self.factor, True), np.eye(len(self.weights)))
         found: Floats = self.scale * self.weights / np.diag(inverse)
         return found
@@ -74,7 +74,7 @@ class Surrogate:
     """Logarithm of the values' density under all of them, up to a constant of their number."""
 
     @classmethod
-    def of(
+    def fit(
         cls, features: Floats, values: Floats, deviations: Floats, spread: float = 0.0,
         lesser: Sequence[bool] | None = None,
     ) -> Surrogate:  # fmt: skip
@@ -106,22 +106,22 @@ class Surrogate:
         """What is expected [m] at ``features`` [m, d]."""
         return self._averaged(one.mean(features) for one in self.processes)
 
-    def left_out_errors(self) -> Floats:
+    def leave_one_out_errors(self) -> Floats:
         """Value less what is expected of it, [n], where each is left out in turn (section 5.4.2, equation 5.12)."""
-        return self._averaged(one.left_out_errors() for one in self.processes)
+        return self._averaged(one.leave_one_out_errors() for one in self.processes)
 
-    def at_least(self, features: Floats, bounds: Floats, more: float = 0.0) -> Floats:
+    def probability_at_least(self, features: Floats, bounds: Floats, more: float = 0.0) -> Floats:
         """The probability [m] that the values at ``features`` [m, d] reach ``bounds`` [m].
 
         ``more`` is a standard deviation that comes on top of the processes' own.
         """
-        each = (one.told(features) for one in self.processes)
+        each = (one.predict(features) for one in self.processes)
         return self._averaged(ndtr((mean - bounds) / np.hypot(deviations, more)) for mean, deviations in each)
 
-    def improvement(self, features: Floats, best: float | Floats) -> Floats:
+    def expected_improvement(self, features: Floats, best: float | Floats) -> Floats:
         """By how much [m] values at ``features`` [m, d] are expected to exceed ``best`` (Jones et al. 1998, eq. 15)."""
         found = list[Floats]()
-        for mean, deviations in (one.told(features) for one in self.processes):
+        for mean, deviations in (one.predict(features) for one in self.processes):
             more = mean - best
             away = more / deviations
             found.append(more * ndtr(away) + deviations * np.exp(-0.5 * away**2) / _ROOT)

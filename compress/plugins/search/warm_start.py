@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from pydantic_core import to_jsonable_python
 
-from compress.plugins.search.goal import Goal, named
+from compress.plugins.search.goal import Goal, limit_name
 from compress.plugins.search.ledger import NAME as LEDGER
 from compress.plugins.search.ledger import Ledger, PastTrial
-from compress.plugins.search.outcome import slack
-from compress.plugins.search.parameters import LEFT_OUT, Knob, field_path, put_value, value_at
-from compress.plugins.search.space import Point, Space
+from compress.plugins.search.outcome import constraint_margin
+from compress.plugins.search.parameters import LEFT_OUT, SearchParameter, field_path, get_value, set_value
+from compress.plugins.search.space import Point, SearchSpace
 from compress.plugins.search.surrogate import Floats, Surrogate
 from compress.recipe.document import read_document
 from compress.recipe.recipe import stage_labels
@@ -38,7 +38,7 @@ SHARED = 2.56
 """Half-widths at 90% one-sided in a standard deviation, and twice that, since half of the error is common to all."""
 
 
-def past_trials(space: Space, goal: Goal, artifacts: Path, recipes: Path) -> tuple[PastTrial, ...]:
+def find_past_trials(space: SearchSpace, goal: Goal, artifacts: Path, recipes: Path) -> tuple[PastTrial, ...]:
     """Trials of searches of the same task in ``artifacts``, newest first, and the shipped recipes in a folder.
 
     Files that cannot be read are passed over.
@@ -57,7 +57,7 @@ def past_trials(space: Space, goal: Goal, artifacts: Path, recipes: Path) -> tup
     return tuple(found)
 
 
-def _of_ledger(path: Path, space: Space, goal: Goal) -> list[PastTrial]:
+def _of_ledger(path: Path, space: SearchSpace, goal: Goal) -> list[PastTrial]:
     try:
         header, entries = Ledger(path.parent).read(hint=False)
     except (CompressError, OSError):
@@ -69,7 +69,9 @@ def _of_ledger(path: Path, space: Space, goal: Goal) -> list[PastTrial]:
         pairs = zip(header.knobs, entry.point, strict=True)
         chosen = {name: values[place] for (name, values), place in pairs if place}
         point = _point(space, _changed(header.recipe.get("stages", []), chosen))
-        rooms = {named(limit): slack(limit, entry.outcome, goal.confidence) for limit in goal.quality}
+        rooms = {
+            limit_name(limit): constraint_margin(limit, entry.outcome, goal.confidence) for limit in goal.quality_limits
+        }
         kept = {name: (room.value, room.value - room.low) for name, room in rooms.items() if room is not None}
         if point is not None and entry.outcome.error is None and kept:
             share, source = header.rungs[entry.rung], f"the search {path.parent.parent.name}"
@@ -77,7 +79,7 @@ def _of_ledger(path: Path, space: Space, goal: Goal) -> list[PastTrial]:
     return found
 
 
-def _of_recipe(path: Path, space: Space) -> list[PastTrial]:
+def _of_recipe(path: Path, space: SearchSpace) -> list[PastTrial]:
     try:
         values = read_document(path).values
     except CompressError:
@@ -106,37 +108,37 @@ def _changed(stages: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any]) -> 
         tokens = name.split(".")
         if tokens[0] == "stages" and len(tokens) > 2:
             index = int(tokens[1])
-            put_value(found[index], field_path(name, kinds[index]), value)
+            set_value(found[index], field_path(name, kinds[index]), value)
     gone = [name for name, value in chosen.items() if value == LEFT_OUT]
     return [stage for stage, label in zip(found, stage_labels(kinds), strict=True) if label not in gone]
 
 
-def _point(space: Space, stages: Sequence[Mapping[str, Any]]) -> Point | None:
+def _point(space: SearchSpace, stages: Sequence[Mapping[str, Any]]) -> Point | None:
     """The point whose stages are most like these; None where half of the choices, or more, have nothing like them."""
     known: dict[str, list[Mapping[str, Any]]] = {}
     for stage in stages:
         known.setdefault(str(stage.get("kind")), []).append(stage)
     places: list[int | None] = []
-    for knob in space.knobs:
+    for parameter in space.parameters:
         kinds = [stage.kind for stage in space.base.stages]
-        kind = kinds[knob.stage]
-        before = kinds[: knob.stage].count(kind)
+        kind = kinds[parameter.stage_index]
+        before = kinds[: parameter.stage_index].count(kind)
         own = known.get(kind, [])[before : before + 1]
-        if knob.is_stage:
+        if parameter.is_optional_stage:
             places.append(0 if own else 1)
         else:
-            places.append(_nearest(knob, value_at(own[0], field_path(knob.name, kind))) if own else None)
+            places.append(_nearest(parameter, get_value(own[0], field_path(parameter.name, kind))) if own else None)
     if 2 * sum(place is not None for place in places) <= len(places):
         return None
-    return space.canonical([place or 0 for place in places])
+    return space.canonicalize([place or 0 for place in places])
 
 
-def _nearest(knob: Knob, value: Any) -> int | None:
+def _nearest(parameter: SearchParameter, value: Any) -> int | None:
     """The place of the value that is the same or, of numbers and of lists' lengths, the nearest."""
     plain = to_jsonable_python(value)
-    if plain in knob.values:
-        return knob.values.index(plain)
-    size, sizes = _size(plain), [_size(each) for each in knob.values]
+    if plain in parameter.values:
+        return parameter.values.index(plain)
+    size, sizes = _size(plain), [_size(each) for each in parameter.values]
     if size is None or None in sizes:
         return None
     return min(range(len(sizes)), key=lambda place: abs((sizes[place] or 0.0) - size))
@@ -148,14 +150,14 @@ def _size(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-class Prior:
+class TransferPrior:
     """What is expected of quality by what is past: a Gaussian process for each limit, to be contradicted."""
 
     def __init__(self, past: Sequence[PastTrial], features: Callable[[Point, float], list[float]]) -> None:
         self._past, self._features = past, features
         self._made: dict[str, Surrogate | None] = {}
 
-    def of(self, limit: str) -> Surrogate | None:
+    def get(self, limit: str) -> Surrogate | None:
         """That of a limit; None where too little is past. A shipped recipe is supposed to just keep every limit."""
         if limit not in self._made:
             rows = [one for one in self._past if limit in one.rooms or not one.rooms]
@@ -166,15 +168,17 @@ class Prior:
         rooms = [one.rooms.get(limit, (0.0, SHARED * SUPPOSED)) for one in rows]
         features = np.array([self._features(one.point, one.share) for one in rows])
         values, halves = (np.array(column) for column in zip(*rooms, strict=True))
-        return Surrogate.of(features, values, np.maximum(halves / SHARED, 1e-3))
+        return Surrogate.fit(features, values, np.maximum(halves / SHARED, 1e-3))
 
     def chances(self, limit: str, features: Floats, bound: float) -> Floats | None:
         """The probability [m] of a room of at least ``bound``, before anything of this search says so."""
-        known = self.of(limit)
-        return None if known is None else known.at_least(features, np.full(len(features), bound), DISCREPANCY)
+        known = self.get(limit)
+        return (
+            None if known is None else known.probability_at_least(features, np.full(len(features), bound), DISCREPANCY)
+        )
 
 
-def updated(
+def fit_with_prior(
     prior: Surrogate | None, features: Floats, values: Floats, deviations: Floats, lesser: Sequence[bool]
 ) -> tuple[Surrogate, float]:
     """What is left of ``values`` [n] once a share of the prior's mean is taken off, as a process, and that share.
@@ -185,7 +189,7 @@ def updated(
     best: tuple[float, Surrogate, float] | None = None
     for share in (0.0,) if prior is None else _SHARES:
         expected = 0.0 if prior is None or not share else share * prior.mean(features)
-        found = Surrogate.of(features, values - expected, deviations, DISCREPANCY, lesser)
+        found = Surrogate.fit(features, values - expected, deviations, DISCREPANCY, lesser)
         likelihood = found.likelihood + _TRUST * share
         if best is None or likelihood > best[0]:
             best = likelihood, found, share

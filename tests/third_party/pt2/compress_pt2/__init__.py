@@ -15,5 +15,5 @@ FORMAT = FormatSpec(
     taken_by={"desktop": App("torch", "PyPI: torch", ("python",))},
     probed="compress_pt2.read:PROBED",
     tensors="compress_pt2.read:read_tensors",
-    bundle="compress_pt2.bundle:BUNDLE",
+    library="pytorch",
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compress.formats.bundled import BundledFormat, Interface
+from compress.plugins.apps.bundled_format import BundledFormat, Interface
 from compress.runtimes.runtime import Session
 from compress_pt2.runtime import Pt2Session
 
@@ -15,4 +15,4 @@ def _interface(file: Path, session: Session | None) -> Interface:
     return Interface(session.input_types, session.output_types)
 
 
-BUNDLE = BundledFormat(target="pt2", library="pytorch", examples="compress_pt2", interface=_interface)
+BUNDLE = BundledFormat(target="pt2", examples="compress_pt2", interface=_interface)

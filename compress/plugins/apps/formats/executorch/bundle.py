@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compress.formats.bundled import Axis, BundledFormat, Interface
+from compress.plugins.apps.bundled_format import Axis, BundledFormat, Interface
 from compress.runtimes.runtime import Session, TensorType
 
 
@@ -23,7 +23,5 @@ def _interface(file: Path, session: Session | None) -> Interface:
     return Interface(session.input_types, outputs, axes)
 
 
-BUNDLE = BundledFormat(
-    target="executorch", library="executorch", examples="compress.formats.executorch", interface=_interface
-)
+BUNDLE = BundledFormat(target="executorch", examples="compress.plugins.apps.formats.executorch", interface=_interface)
 """Through ExecuTorch's own runtime on this machine's processor; its package has the schema, too."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compress.formats.bundled import Axis, BundledFormat, Interface
 from compress.formats.coreml.model import specification_of, weights_of
 from compress.formats.coreml.read import MilProgram, read_coreml
+from compress.plugins.apps.bundled_format import Axis, BundledFormat, Interface
 from compress.runtimes.runtime import Session, TensorType, why_missing
 
 _FREE = "sequence_length"
@@ -45,8 +45,7 @@ def _read(package: Path) -> MilProgram:
 
 BUNDLE = BundledFormat(
     target="coreml",
-    library="coreml",
-    examples="compress.formats.coreml",
+    examples="compress.plugins.apps.formats.coreml",
     interface=_interface,
     unread_reason=lambda: why_missing("coremltools", "coremltools", "coreml"),
     minimum_version=_minimum_version,

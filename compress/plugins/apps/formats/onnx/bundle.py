@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from compress.formats.bundled import BundledFormat, Contents, Interface
 from compress.formats.onnx.graph_reader import GraphNode, OnnxGraph, read_graph
+from compress.plugins.apps.bundled_format import BundledFormat, Contents, Interface
 from compress.runtimes.picture_session import TEXT_ENCODER, PictureSession
 from compress.runtimes.runtime import Session
 from compress.runtimes.text_writer import TextWriter
@@ -49,8 +49,7 @@ def _computes_in_integers(node: GraphNode) -> bool:
 
 BUNDLE = BundledFormat(
     target="cpu",
-    library="onnxruntime",
-    examples="compress.formats.onnx",
+    examples="compress.plugins.apps.formats.onnx",
     interface=_interface,
     contents=_contents,
     unread_reason=lambda: None,

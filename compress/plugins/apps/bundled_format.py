@@ -56,12 +56,11 @@ class Contents(NamedTuple):
 class BundledFormat:
     """How a bundle looks into a model of one format, and runs it.
 
-    ``target`` is where it answers on this machine, ``library`` Hugging Face's name of what opens it. In the folder
+    ``target`` is where it answers on this machine. In the folder
     `examples` of the package ``examples`` lies a `Model` in each language of its apps.
     """
 
     target: str
-    library: str
     examples: str
     interface: Callable[[Path, Session | None], Interface]
     """What a file takes and gives. A format that is read without its runtime needs no session."""

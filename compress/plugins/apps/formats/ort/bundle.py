@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from compress.formats.bundled import Contents
-from compress.formats.onnx.bundle import BUNDLE as ONNX
-from compress.formats.onnx.bundle import contents_of
 from compress.formats.ort.read import read_ort
+from compress.plugins.apps.bundled_format import Contents
+from compress.plugins.apps.formats.onnx.bundle import BUNDLE as ONNX
+from compress.plugins.apps.formats.onnx.bundle import contents_of
 
 
 def _contents(file: Path) -> Contents:

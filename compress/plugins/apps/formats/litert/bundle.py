@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compress.formats.bundled import Axis, BundledFormat, Interface, Signature
+from compress.plugins.apps.bundled_format import Axis, BundledFormat, Interface, Signature
 from compress.runtimes.runtime import Session, TensorType
 
 _LENGTH = "sequence_length"
@@ -26,5 +26,5 @@ def _interface(file: Path, session: Session | None) -> Interface:
     return Interface(inputs, outputs, axes, signatures)
 
 
-BUNDLE = BundledFormat(target="litert", library="litert", examples="compress.formats.litert", interface=_interface)
+BUNDLE = BundledFormat(target="litert", examples="compress.plugins.apps.formats.litert", interface=_interface)
 """Through LiteRT's interpreter on this machine's processor; its package has the schema, too."""

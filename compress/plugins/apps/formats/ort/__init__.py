@@ -1,0 +1,1 @@
+"""Graphs in ONNX Runtime's own format in bundles."""

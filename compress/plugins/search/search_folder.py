@@ -1,0 +1,149 @@
+"""The folder of a search: begun or gone on with, and what is written into it after every trial."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import to_jsonable_python
+
+from compress.pipeline.run import with_absolute_paths
+from compress.plugins.search.engine import Engine
+from compress.plugins.search.formatting import format_outcome
+from compress.plugins.search.html_report import search_page
+from compress.plugins.search.ledger import NAME as LEDGER
+from compress.plugins.search.ledger import Ledger, LedgerEntry, LedgerHeader
+from compress.plugins.search.parameters import SearchParameter, value_text
+from compress.plugins.search.record import SearchRecord
+from compress.plugins.search.space import Point, SearchSpace
+from compress.recipe.loading import dump_recipe
+from compress.recipe.recipe import Recipe
+from compress.report.run_folder import LATEST, RECIPE, create_run_folder, update_latest_link, write_atomically
+from compress.results.metrics import describe_metric
+from compress.utils.environment import granted_cores, processor_class
+from compress.utils.errors import InputError
+from compress.utils.storage import storage_errors
+
+BEST, RECORD, MODEL = "best.yaml", "search.json", "model"
+
+
+def create_folder(space: SearchSpace, engine: Engine, artifacts: Path, started: datetime) -> Path:
+    """A new folder, with the recipe and a ledger without a trial. Raises `StorageError`."""
+    with storage_errors(artifacts):
+        place = create_run_folder(artifacts / "searches" / space.base.name, started)
+        write_atomically(place / RECIPE, dump_recipe(with_absolute_paths(space.base, space.folder)))
+    Ledger(place).create(_header(space, engine))
+    update_latest_link(place)
+    return place
+
+
+def resume_folder(space: SearchSpace, engine: Engine, artifacts: Path) -> tuple[Path, list[LedgerEntry]]:
+    """The folder of the latest search and its trials; the engine goes on by what it began with.
+
+    Raises `InputError` where there is none, or one of something else.
+    """
+    searches = artifacts / "searches" / space.base.name
+    place = (searches / LATEST).resolve()
+    if not (place / LEDGER).is_file():
+        raise InputError("There is no search to go on with.", where=str(searches), hint="run it without --resume first")
+    before, entries = Ledger(place).read()
+    before.check_same(_header(space, engine))
+    engine.candidates.past = before.past
+    return place, entries
+
+
+def write(place: Path, space: SearchSpace, engine: Engine, record: SearchRecord) -> None:
+    """What is known so far: the record, the best recipe and the page. Raises `StorageError`."""
+    with storage_errors(place):
+        write_atomically(place / RECORD, record.model_dump_json(indent=1) + "\n")
+        best = engine.observations.best() if record.final is None else record.final.winner.point
+        if best is not None:
+            refit = record.final is not None and record.final.refit
+            write_atomically(place / BEST, best_recipe(space, engine, best, refit))
+        write_atomically(place / "search.html", search_page(record))
+
+
+def _header(space: SearchSpace, engine: Engine) -> LedgerHeader:
+    plain: dict[str, Any] = to_jsonable_python(space.base)
+    machine = {"processor": processor_class(), "cores": len(granted_cores())}
+    parameters = tuple((parameter.name, tuple(parameter.values)) for parameter in space.parameters)
+    return LedgerHeader(
+        recipe=plain, knobs=parameters, rungs=engine.shares, machine=machine, past=tuple(engine.candidates.past)
+    )
+
+
+def best_recipe(space: SearchSpace, engine: Engine, point: Point, refit: bool = False) -> str:
+    """YAML of the recipe at a point, runnable on its own, with a comment at each field that the search chose.
+
+    The rows that chose stay held out unless it is trained from them too (``refit``), so that a run finds everything in
+    the cache and gives the same bytes.
+    """
+    recipe = with_absolute_paths(space.recipe(point, refit=refit), space.folder).model_copy(update={"search": None})
+    text = dump_recipe(recipe, defaults=False)
+    reasons = {parameter.name: reason(space, engine, parameter, point) for parameter in space.parameters}
+    lines = text.splitlines()
+    for parameter in space.parameters:
+        if not parameter.is_optional_stage:
+            _comment(lines, recipe, space, parameter, reasons[parameter.name], point)
+    left_out = [f"# {parameter.name} is left out: {reasons[parameter.name]}" for parameter, at in zip(space.parameters, point, strict=True)
+                if parameter.is_optional_stage and at]  # fmt: skip
+    head = [
+        f"# Found by `compress search` among {space.size:,} recipes: {space.describe(point)}.",
+        f"# On the rows that choose{', before it learned from them too' if refit else ''}:",
+        *(f"#   {line}" for line in format_outcome(engine.goal, engine.observations.finished[point])),
+        *left_out,
+    ]
+    return "\n".join([*head, *lines]) + "\n"
+
+
+def reason(space: SearchSpace, engine: Engine, parameter: SearchParameter, point: Point) -> str:
+    """Why a knob has its value: what recipes that differ in it alone came to, or that none was tried."""
+    index = space.parameters.index(parameter)
+    own, tried = engine.observations.finished[point], []
+    for other, outcome in engine.observations.finished.items():
+        alike = all(a == b for at, (a, b) in enumerate(zip(point, other, strict=True)) if at != index)
+        if other == point or not alike or other[index] == point[index]:
+            continue
+        value = parameter.values[other[index]]
+        keeps = engine.goal.meets_limits(outcome)
+        figures = [
+            f"{describe_metric(metric).title.lower()} {outcome.final[metric] / own.final[metric]:.2f} times as much"
+            for metric in engine.goal.minimize
+            if own.final.get(metric) and metric in outcome.final
+        ]
+        tried.append(f"{value_text(value)} gives {', '.join(figures)}" + ("" if keeps else " and misses a limit"))
+    if tried:
+        return "; ".join(tried)
+    return "no recipe that differs in this alone was tried in full"
+
+
+def _comment(
+    lines: list[str], recipe: Recipe, space: SearchSpace, parameter: SearchParameter, words: str, point: Point
+) -> None:
+    """Put a comment above a field of a stage, wherever the dump has it."""
+    if any(
+        other.is_optional_stage and at and other.stage_index == parameter.stage_index
+        for other, at in zip(space.parameters, point, strict=True)
+    ):
+        return
+    label, field = space.labels[parameter.stage_index], parameter.name.split(".")[-1]
+    kinds = _starts(lines, recipe)
+    start, end = kinds.get(label, (0, 0))
+    for at in range(start, end):
+        if re.match(rf"\s+(- )?{re.escape(field)}:", lines[at]):
+            indent = len(lines[at]) - len(lines[at].lstrip())
+            lines.insert(at, f"{' ' * indent}# {words}")
+            return
+
+
+def _starts(lines: list[str], recipe: Recipe) -> Mapping[str, tuple[int, int]]:
+    """Label -> the lines of that stage."""
+    begin = lines.index("stages:") + 1
+    heads = [at for at in range(begin, len(lines)) if lines[at].startswith("- ")]
+    last = next((at for at in range(begin, len(lines)) if re.match(r"[a-z_]+:", lines[at])), len(lines))
+    heads = [at for at in heads if at < last]
+    ends = [*heads[1:], last]
+    return dict(zip(recipe.labels(), zip(heads, ends, strict=True), strict=True))

@@ -32,7 +32,7 @@ from compress.numerics.anytime import log_wealth
 from compress.numerics.differences import difference_of_shares
 from compress.plugins.monitoring.ab import judge_times
 from compress.plugins.monitoring.drift import LEVEL, judged, look_at
-from compress.plugins.monitoring.observed import Model, Observed, observe
+from compress.plugins.monitoring.outputs import Model, Observed, observe
 from compress.plugins.monitoring.replay import replay
 from compress.plugins.monitoring.rows import Sample
 from compress.tasks.task import Examples

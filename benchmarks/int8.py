@@ -40,7 +40,7 @@ from compress.benchmark.session import measure_side_by_side
 from compress.cli.console_progress import ConsoleProgress
 from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
-from compress.evaluation.evaluate import encode_for, predict
+from compress.evaluation.evaluate import encode_for_model, predict
 from compress.formats.onnx.model import find_graphs
 from compress.formats.runtimes import get_runtime
 from compress.formats.silence import quiet_libraries
@@ -109,7 +109,7 @@ def judge(runner: StageRunner) -> Table:
         return recorded
     files, notes = write_files(Contest(runner).ways(), _folder(runner), runner.progress)
     rows = runner.inputs.data.split("test")
-    examples = encode_for(files[FLOAT], runner.inputs.task, rows, runner.recipe.data.max_length)
+    examples = encode_for_model(files[FLOAT], runner.inputs.task, rows, runner.recipe.data.max_length)
     threads = runner.recipe.benchmark.threads
     answers = {
         name: predict(file, runner.inputs.task, examples, CPU, threads, runner.progress, name) for name, file in files.items()
@@ -190,7 +190,7 @@ def _judged(runner: StageRunner) -> Table:
 
 def _timed_rows(runner: StageRunner) -> Examples:
     rows = runner.inputs.data.split("test").slice(0, runner.recipe.benchmark.examples)
-    return encode_for(_place(runner, FLOAT), runner.inputs.task, rows, runner.recipe.data.max_length)
+    return encode_for_model(_place(runner, FLOAT), runner.inputs.task, rows, runner.recipe.data.max_length)
 
 
 def _better(ours: Measurement, other: Measurement) -> tuple[float, float, float]:
@@ -207,7 +207,7 @@ def _same_elsewhere(runner: StageRunner, made: Mapping[str, Path]) -> dict[str, 
     """On how many of other examples each file's likeliest class is fp32's; one by one, as at batch 1."""
     columns = tuple(column for column in runner.inputs.task.columns if not column.label)
     rows = load_dataset(OTHERS[runner.recipe.name], columns, Path(), runner.progress).split("test")
-    examples = encode_for(made[FLOAT], runner.inputs.task, rows, runner.recipe.data.max_length)
+    examples = encode_for_model(made[FLOAT], runner.inputs.task, rows, runner.recipe.data.max_length)
     predicted_classes = {}
     for name, file in made.items():
         session = get_runtime(CPU.runtime).open(file, CPU, runner.recipe.benchmark.threads)

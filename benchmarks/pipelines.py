@@ -26,7 +26,7 @@ import typer
 import yaml
 from pipeline_answers import COMPARED, Case
 
-from compress.evaluation.evaluate import encode_for
+from compress.evaluation.evaluate import encode_for_model
 from compress.formats.onnx.stage import Export
 from compress.formats.silence import quiet_libraries
 from compress.pipeline.runner import StageRunner
@@ -140,7 +140,7 @@ def case_of(name: str, artifacts: Path) -> Case:
     labels = recipe.labels()
     folder, graph = (runner.folder_of(label) for label in (labels[-2] if len(labels) > 1 else START, labels[-1]))
     rows = pa.concat_tables([runner.inputs.data.split(name) for name in row.splits]).slice(0, row.rows)
-    examples = encode_for(graph, runner.inputs.task, rows, recipe.data.max_length)
+    examples = encode_for_model(graph, runner.inputs.task, rows, recipe.data.max_length)
     return Case(runner.inputs.task, folder, graph, rows, examples)
 
 

@@ -51,7 +51,7 @@ def main() -> None:
 
 def _cut(model: TorchModel) -> None:
     keep_layers(model.module, [0, 2, 5])
-    keep_heads(model.module, [range(block.places // 2) for block in blocks(model.module)])
+    keep_heads(model.module, [range(block.prunable_units // 2) for block in blocks(model.module)])
     keep_neurons(model.module, [torch.arange(384) for _ in blocks(model.module)])
 
 

@@ -22,7 +22,7 @@ from compress.data.config import DataConfig
 from compress.data.dataset import load_dataset
 from compress.formats.silence import quiet_libraries
 from compress.models.checkpoint import Checkpoint, QuantizedCheckpoint
-from compress.models.quantized_module import load_module
+from compress.models.quantized_module import load_quantized_module
 from compress.models.torch_model import TorchModel
 from compress.sources.resolve import resolve_model
 from compress.stages.base import Context
@@ -86,7 +86,7 @@ def _quantize(source: Checkpoint, context: Context) -> QuantizedCheckpoint:
 def _measure(stage: TuneScales, start: QuantizedCheckpoint, context: Context, held_out: Any) -> str:
     torch.manual_seed(0)
     windows = Windows(make_windows(start, stage, context).train, held_out)
-    module = load_module(start)
+    module = load_quantized_module(start)
     learn(module, start, stage)
     lesson = Lesson.between(module, context.earlier("start"), windows, stage)
     began = time.perf_counter()

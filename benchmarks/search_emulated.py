@@ -17,12 +17,12 @@ from typing import Annotated
 import numpy as np
 import typer
 from search_page import FOUND_AND_WANTED, Write, show
-from search_space import Unrun
+from search_space import RecordedSpace
 from search_world import KEEP, SHARES, WIDTH, World, normal
 
-from compress.plugins.search.engine import Engine, Job
+from compress.plugins.search.engine import Engine, PlannedTrial
 from compress.plugins.search.goal import Goal
-from compress.plugins.search.outcome import Outcome, packed
+from compress.plugins.search.outcome import TrialOutcome, pack_rows
 from compress.plugins.search.space import Point
 from compress.recipe.recipe import Limit
 from compress.results.report import BASELINE, FINAL
@@ -39,7 +39,7 @@ BUDGET, OVERHEAD = 1750.0, 20.0
 
 
 @dataclass
-class Emulated(Unrun):
+class Emulated(RecordedSpace):
     """A world as the engine and its forecasts see it, in which a trial takes no time."""
 
     world: World
@@ -47,11 +47,11 @@ class Emulated(Unrun):
     spent: float = 0.0
     done: set[tuple[object, ...]] = field(default_factory=set)
     timed: int = 0
-    is_listed = False
+    is_enumerable = False
 
     def __post_init__(self) -> None:
-        self.knobs = self.world.knobs
-        rng, sizes = np.random.default_rng(self.seed), [len(knob.values) for knob in self.knobs]
+        self.parameters = self.world.parameters
+        rng, sizes = np.random.default_rng(self.seed), [len(parameter.values) for parameter in self.parameters]
         drawn = rng.integers(0, sizes, (700, len(sizes)))
         self._points = list(dict.fromkeys([self.origin, *(tuple(map(int, one)) for one in drawn)]))
         self._right = np.ones(ROWS)
@@ -67,7 +67,7 @@ class Emulated(Unrun):
     def tolerance(self, point: Point, metric: str) -> float:
         return 1e-4 if metric == "size_bytes" else 0.225 if self.timed < 2 else 0.15
 
-    def predicted(self, point: Point, metric: str) -> float | None:
+    def predict(self, point: Point, metric: str) -> float | None:
         if metric == "size_bytes":
             return self.world.size_bytes(point)
         if metric == "parameters":
@@ -78,21 +78,21 @@ class Emulated(Unrun):
         off += _ALL * normal(self.seed, "foretold") if self.timed < 2 else 0.0
         return self.world.latency_ms(point) * (1 + off)
 
-    def at_a_glance(self, point: Point, metric: str) -> float | None:
-        return None if metric == "latency_ms" else self.predicted(point, metric)
+    def predict_analytically(self, point: Point, metric: str) -> float | None:
+        return None if metric == "latency_ms" else self.predict(point, metric)
 
-    def learn(self, point: Point, share: float, outcome: Outcome) -> None:
+    def update(self, point: Point, share: float, outcome: TrialOutcome) -> None:
         self.done |= self.world.stages(point, share).keys()
         self.timed += share == 1
 
-    def left(self, point: Point, share: float = 1.0) -> Mapping[str, float]:
+    def remaining(self, point: Point, share: float = 1.0) -> Mapping[str, float]:
         stages = self.world.stages(point, share)
         return {str(key): seconds for key, seconds in stages.items() if key not in self.done}
 
     def marginal_seconds(self, point: Point, share: float = 1.0) -> float:
-        return _JUDGED + sum(self.left(point, share).values())
+        return _JUDGED + sum(self.remaining(point, share).values())
 
-    def whole_seconds(self, point: Point, share: float = 1.0) -> float:
+    def total_seconds(self, point: Point, share: float = 1.0) -> float:
         return _OPENED + sum(self.world.stages(point, share).values())
 
     def room(self, point: Point, share: float) -> float:
@@ -101,10 +101,10 @@ class Emulated(Unrun):
             self._rooms[point, share] = self.world.room(point, share, self.seed)
         return self._rooms[point, share]
 
-    def run(self, job: Job) -> Outcome:
+    def run(self, job: PlannedTrial) -> TrialOutcome:
         """What came of it by the rows that choose, timed with the noise of real timings."""
         point, share = job.point, SHARES[job.rung]
-        self.spent += sum(self.left(point, share).values()) + (_JUDGED if share == 1 else _GLANCED)
+        self.spent += sum(self.remaining(point, share).values()) + (_JUDGED if share == 1 else _GLANCED)
         # As many rows more and fewer right as make the accuracy what it is.
         more = round(DISAGREE * ROWS)
         drawn = _SHARED * normal(self.seed, "rows") + _OWN * normal(self.seed, "rows", point[:5], share)
@@ -116,10 +116,10 @@ class Emulated(Unrun):
             answers[row] = 0
         latency = self.world.latency_ms(point) * (1 + 0.03 * normal(self.seed, "timed", point))
         sizes = {"size_bytes": self.world.size_bytes(point), "latency_ms": latency}
-        return Outcome(
+        return TrialOutcome(
             final={"accuracy": float(answers.mean()), **sizes},
             baseline={"accuracy": float(self._right.mean()), "size_bytes": 9.1e7, "latency_ms": 6.4},
-            rows={FINAL: {"accuracy": packed([*answers])}, BASELINE: {"accuracy": packed([*self._right])}},
+            rows={FINAL: {"accuracy": pack_rows([*answers])}, BASELINE: {"accuracy": pack_rows([*self._right])}},
         )
 
 
@@ -144,28 +144,28 @@ def searched(world: World, seed: int, budget: float = BUDGET, say: bool = False)
     after: float | None = None
     for job in _within(emulated, engine, budget):
         outcome = emulated.run(job)
-        if job.point == emulated.origin and not engine.known.outcomes:
+        if job.point == emulated.origin and not engine.observations.outcomes:
             emulated.spent = OVERHEAD
-        engine.tell(job, outcome)
+        engine.record(job, outcome)
         final, room = outcome.final, emulated.room(job.point, SHARES[job.rung])
         kept = (room, LIMITS[1].bound - final["size_bytes"], LIMITS[2].bound - final["latency_ms"])
-        good = job.rung == engine.full and min(kept) >= 0
+        good = job.rung == engine.full_rung and min(kept) >= 0
         if say:
             sizes = f"{final['size_bytes'] / 1e6:.2f} MB, {final['latency_ms']:.3f} ms{', kept' if good else ''}"
             words = ", ".join(f"{name} {value}" for name, value in world.of(job.point).items())
             typer.echo(f"{emulated.spent:5.0f} s, {SHARES[job.rung]:.0%}: {room:+.2%}, {sizes}: {words} ({job.why})")
         if good and after is None:
             after = emulated.spent
-    pick = engine.known.pick()
+    pick = engine.observations.pick()
     room = math.nan if pick is None else emulated.room(pick, 1.0)
-    return Found(after, pick is not None, room, len(engine.known.outcomes))
+    return Found(after, pick is not None, room, len(engine.observations.outcomes))
 
 
-def _within(emulated: Emulated, engine: Engine, budget: float) -> Iterator[Job]:
-    while jobs := engine.round():
+def _within(emulated: Emulated, engine: Engine, budget: float) -> Iterator[PlannedTrial]:
+    while jobs := engine.next_round():
         for job in jobs:
             takes = emulated.marginal_seconds(job.point, SHARES[job.rung])
-            if engine.known.outcomes and emulated.spent + takes > budget:
+            if engine.observations.outcomes and emulated.spent + takes > budget:
                 return
             yield job
 

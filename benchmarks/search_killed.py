@@ -16,9 +16,9 @@ from typing import Annotated, Any
 import typer
 from search_page import FOUND_AND_WANTED, Write, show
 
-from compress.plugins.search.folder import BEST, MODEL, RECORD
-from compress.plugins.search.ledger import NAME, Entry, Ledger
+from compress.plugins.search.ledger import NAME, Ledger, LedgerEntry
 from compress.plugins.search.record import SearchRecord
+from compress.plugins.search.search_folder import BEST, MODEL, RECORD
 from compress.report.run_folder import LATEST
 from compress.utils.digests import digest_directory
 
@@ -90,7 +90,7 @@ def _latest(artifacts: Path) -> Path:
     return next(artifacts.glob(f"searches/*/{LATEST}"), artifacts / "searches")
 
 
-def _trials(artifacts: Path) -> list[Entry]:
+def _trials(artifacts: Path) -> list[LedgerEntry]:
     folder = _latest(artifacts)
     return Ledger(folder).read(hint=False)[1] if (folder / NAME).is_file() else []
 

@@ -117,10 +117,10 @@ def _olive(runner: StageRunner, split: str, keep: float, trials: int, folder: Pa
 
 def _arrays(runner: StageRunner, split: str) -> dict[str, np.ndarray]:
     """The inputs of a split's rows, padded to one length, and their labels."""
-    from compress.evaluation.evaluate import encode_for
+    from compress.evaluation.evaluate import encode_for_model
 
     recipe = runner.recipe
-    examples = encode_for(
+    examples = encode_for_model(
         runner.folder_of("export"),
         runner.inputs.task,
         runner.inputs.data.split(split),

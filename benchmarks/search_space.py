@@ -5,21 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from compress.plugins.search.parameters import Knob
+from compress.plugins.search.parameters import SearchParameter
 from compress.plugins.search.space import Point
 from compress.recipe.recipe import Recipe
 
 
-class Unrun:
+class RecordedSpace:
     """Points that are their own recipes, all of which train."""
 
-    knobs: tuple[Knob, ...]
+    parameters: tuple[SearchParameter, ...]
 
     @property
     def origin(self) -> Point:
-        return (0,) * len(self.knobs)
+        return (0,) * len(self.parameters)
 
-    def canonical(self, point: Sequence[int]) -> Point:
+    def canonicalize(self, point: Sequence[int]) -> Point:
         return tuple(point)
 
     def identity(self, point: Point) -> str:

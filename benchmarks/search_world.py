@@ -22,8 +22,8 @@ import numpy as np
 import typer
 
 from compress.plugins.search.ledger import Ledger
-from compress.plugins.search.outcome import slack
-from compress.plugins.search.parameters import KEPT, Knob, short
+from compress.plugins.search.outcome import constraint_margin
+from compress.plugins.search.parameters import KEPT, SearchParameter, short_name
 from compress.plugins.search.space import Point
 from compress.plugins.search.surrogate import Surrogate
 from compress.recipe.recipe import Limit
@@ -60,12 +60,12 @@ def record(searches: Annotated[list[Path], typer.Argument(help="Folders of searc
     for folder in searches:
         header, entries = Ledger(folder).read(hint=False)
         fields = [place for place, (_, values) in enumerate(header.knobs) if values[0] != KEPT]
-        knobs = json.loads(json.dumps([header.knobs[place] for place in fields]))
-        if kept["knobs"] not in (None, knobs):
+        parameters = json.loads(json.dumps([header.knobs[place] for place in fields]))
+        if kept["knobs"] not in (None, parameters):
             raise typer.BadParameter(f"{folder} is a search of another space.")
-        kept["knobs"] = knobs
+        kept["knobs"] = parameters
         for entry in entries:
-            room = None if entry.outcome.error else slack(KEEP, entry.outcome, 0.95)
+            room = None if entry.outcome.error else constraint_margin(KEEP, entry.outcome, 0.95)
             left_out = any(chosen for place, chosen in enumerate(entry.point) if place not in fields)
             if room is None or left_out:
                 continue
@@ -83,26 +83,34 @@ def record(searches: Annotated[list[Path], typer.Argument(help="Folders of searc
 class World:
     """What recipes of the space come to, by the trials that were recorded."""
 
-    knobs: tuple[Knob, ...]
+    parameters: tuple[SearchParameter, ...]
     trials: tuple[Trial, ...]
 
     @classmethod
     def recorded(cls) -> World:
         """As it is kept in results/."""
         kept = json.loads(gzip.decompress(TRIALS.read_bytes()))
-        knobs = tuple(
-            Knob(name, tuple(values), int(name.split(".")[1]), is_late=short(name).startswith(("trim", "quantize")))
+        parameters = tuple(
+            SearchParameter(
+                name,
+                tuple(values),
+                int(name.split(".")[1]),
+                is_after_training=short_name(name).startswith(("trim", "quantize")),
+            )
             for name, values in kept["knobs"]
         )
-        return cls(knobs, tuple(Trial(tuple(one[0]), *one[1:]) for one in kept["trials"]))
+        return cls(parameters, tuple(Trial(tuple(one[0]), *one[1:]) for one in kept["trials"]))
 
     def of(self, point: Point) -> dict[str, Any]:
         """Values by the short names of their fields."""
-        return {short(knob.name): knob.values[chosen] for knob, chosen in zip(self.knobs, point, strict=True)}
+        return {
+            short_name(parameter.name): parameter.values[chosen]
+            for parameter, chosen in zip(self.parameters, point, strict=True)
+        }
 
     @cached_property
     def by_hand(self) -> Point:
-        return tuple(knob.values.index(BY_HAND[short(knob.name)]) for knob in self.knobs)
+        return tuple(parameter.values.index(BY_HAND[short_name(parameter.name)]) for parameter in self.parameters)
 
     def matrices(self, point: Point) -> tuple[int, float, float]:
         """Layers, and the parameters of attention and of feed-forward in all of them."""
@@ -161,7 +169,10 @@ class World:
 
     def _features(self, point: Point, share: float) -> list[float]:
         chosen, kept = self.of(point), self.share_of_weights(point)
-        found = {short(knob.name): knob.ranks()[value] for knob, value in zip(self.knobs, point, strict=True)}
+        found = {
+            short_name(parameter.name): parameter.ranks()[value]
+            for parameter, value in zip(self.parameters, point, strict=True)
+        }
         found["prune.heads"] = -math.log2(1 - chosen["prune.heads"]) / 2
         found["prune.feed_forward"] = -math.log2(1 - chosen["prune.feed_forward"]) / 3
         trained = max(math.log(chosen["distill.epochs"] * share / 3 * kept), -4) / 2
@@ -172,8 +183,8 @@ class World:
     def _process(self) -> Surrogate:
         features = np.array([self._features(one.point, one.share) for one in self.trials])
         rooms = np.maximum([one.room for one in self.trials], _FLOOR)
-        lesser = [*(knob.is_late for knob in self.knobs), True, False, False, False]
-        return Surrogate.of(features, rooms, np.full(len(rooms), 0.003), 0.02, lesser)
+        lesser = [*(parameter.is_after_training for parameter in self.parameters), True, False, False, False]
+        return Surrogate.fit(features, rooms, np.full(len(rooms), 0.003), 0.02, lesser)
 
     def _expected(self, point: Point, share: float) -> float:
         return float(self._process.mean(np.array([self._features(point, share)]))[0])

@@ -29,10 +29,10 @@ from compress.data.config import DataConfig
 from compress.data.dataset import Dataset, load_dataset
 from compress.data.media import content
 from compress.data.samples.fetch import sample_directory
-from compress.evaluation.evaluate import encode_for, predict
+from compress.evaluation.evaluate import encode_for_model, predict
 from compress.formats.onnx.decoder import export_encoder_decoder
 from compress.formats.onnx.int8.dynamic import quantize_products
-from compress.formats.onnx.model import weight_only_name, quantized_name
+from compress.formats.onnx.model import quantized_name, weight_only_name
 from compress.formats.onnx.weight_only_quantization import WeightOnlySettings, quantize_matrices
 from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS
@@ -145,7 +145,7 @@ def _quality(folders: Mapping[str, Path], tests: Mapping[str, pa.Table]) -> list
 
 
 def _encoded(folder: Path, table: pa.Table) -> Examples:
-    return encode_for(folder, TASK, table, max_length=448)
+    return encode_for_model(folder, TASK, table, max_length=448)
 
 
 def _torch_transcripts(examples: Examples) -> np.ndarray:

@@ -16,7 +16,7 @@ from compress.benchmark.host import LOCAL_HOST, BenchmarkHost
 from compress.benchmark.session import BenchmarkResult
 from compress.cli.artifact import find_artifact
 from compress.cli.console_progress import ConsoleProgress
-from compress.evaluation.evaluate import encode_for
+from compress.evaluation.evaluate import encode_for_model
 from compress.formats.silence import quiet_libraries
 from compress.formats.targets import TARGETS
 from compress.pipeline.timing import time_artifacts
@@ -53,7 +53,7 @@ def main() -> None:
     progress = ConsoleProgress()
     artifact = find_artifact(options.artifact, options.recipe)
     rows = artifact.dataset(progress).split("test")
-    encoded = encode_for(
+    encoded = encode_for_model(
         artifact.folder, artifact.task, rows, artifact.recipe.data.max_length, artifact.recipe.evaluation
     )
     settings = artifact.recipe.benchmark.model_copy(update={"seconds": options.seconds})

@@ -22,9 +22,9 @@ from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
 from trials import Trial
 
-from compress.models.pruned_model import load_cut
+from compress.models.pruned_model import load_pruned
 from compress.models.structure import Linear, blocks, in_features, stacks
-from compress.models.transformer_pruning import check_heads_apart, keep_heads, keep_layers, keep_neurons
+from compress.models.transformer_pruning import check_heads_prunable, keep_heads, keep_layers, keep_neurons
 from compress.utils.errors import CompressError, StageError, first_line
 
 _ALIKE = 1e-4
@@ -59,14 +59,14 @@ def _asking(inputs: Mapping[str, torch.Tensor]) -> Answer:
 
 def cut_heads(whole: Any, cut: Any) -> None:
     """Another head, or group of heads, of each block that has several: zeros in ``whole``, gone in ``cut``."""
-    check_heads_apart(whole)
+    check_heads_prunable(whole)
     kept_heads = []
     for index, block in enumerate(blocks(whole)):
-        places = [position for position in range(block.places) if block.places == 1 or position != index % block.places]
+        places = [position for position in range(block.prunable_units) if block.prunable_units == 1 or position != index % block.prunable_units]
         kept_heads.append(places)
         if places:
-            output = block.attended().output
-            _zero(output, [position for position in range(block.places) if position not in places], block.places)
+            output = block.require_attention().output
+            _zero(output, [position for position in range(block.prunable_units) if position not in places], block.prunable_units)
     keep_heads(cut, kept_heads)
 
 
@@ -75,7 +75,7 @@ def cut_neurons(whole: Any, cut: Any) -> None:
     kept_neurons = [torch.arange(0, block.neurons, 2) for block in blocks(whole)]
     for block in blocks(whole):
         if block.neurons:
-            _zero(block.fed_forward().output, list(range(1, block.neurons, 2)), block.neurons)
+            _zero(block.require_feed_forward().output, list(range(1, block.neurons, 2)), block.neurons)
     keep_neurons(cut, kept_neurons)
 
 
@@ -138,7 +138,7 @@ def _loaded_again(model: Any, answer: Answer) -> torch.Tensor:
 
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        return answer(load_cut(Same, Path(folder), AutoConfig.from_pretrained(folder)).eval())
+        return answer(load_pruned(Same, Path(folder), AutoConfig.from_pretrained(folder)).eval())
 
 
 def _row(made: Callable[[str], tuple[Any, Answer]], name: str, _: Path) -> dict[str, str]:

@@ -20,8 +20,8 @@ from trials import Trial
 from compress.formats.onnx.decoder import (
     GraphSettings,
     export_encoder_decoder,
-    prove_encoder_decoder,
-    teacher_forced,
+    teacher_forced_logits,
+    verify_encoder_decoder,
 )
 from compress.formats.onnx.model import OnnxModel
 from compress.models.checkpoint import Checkpoint
@@ -66,7 +66,7 @@ TRIAL = Trial(("ONNX", "4 bits", "attention", "INT8 error"), judge)
 def _proven(name: str, source: Checkpoint, settings: GraphSettings) -> tuple[OnnxModel, str]:
     model = export_encoder_decoder(source, settings)
     given, start = examples(name)
-    equality = prove_encoder_decoder(model, source, [given], [start], _TOLERANCE, 1.0, more=_MORE)
+    equality = verify_encoder_decoder(model, source, [given], [start], _TOLERANCE, 1.0, more=_MORE)
     return model, f"{equality.difference:.0e}"
 
 
@@ -86,4 +86,4 @@ def _answers(name: str, model: OnnxModel) -> np.ndarray:
     given, _ = examples(name, _ANSWERS, seed=1)
     rows: Sequence[np.ndarray] = answered(_ANSWERS, _ANSWER_LENGTH)
     one_by_one = ({key: array[row] for key, array in given.items()} for row in range(_ANSWERS))
-    return np.concatenate([teacher_forced(model, *pair) for pair in zip(one_by_one, rows, strict=True)])
+    return np.concatenate([teacher_forced_logits(model, *pair) for pair in zip(one_by_one, rows, strict=True)])

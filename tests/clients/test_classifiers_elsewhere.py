@@ -16,7 +16,7 @@ from exports import exported
 from foreign_environments import SENTENCE_TRANSFORMERS
 
 from compress.data.media import media, media_type
-from compress.evaluation.evaluate import artifact_labels, encode_for
+from compress.evaluation.evaluate import artifact_labels, encode_for_model
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel, find_graph
 from compress.formats.onnx.stage import Export
 from compress.formats.runtimes import get_runtime
@@ -85,7 +85,7 @@ def here(kind: str, folder: Path) -> np.ndarray:
         images = pa.array([media(tiny_images.png(image), None) for image in PIXELS], media_type())
         task = get_task(tiny_images.TASK)
         rows = pa.table({"image": images, "label": [tiny_images.LABELS[0]] * len(PIXELS)})
-    examples = encode_for(folder, task, rows, 24)
+    examples = encode_for_model(folder, task, rows, 24)
     session = get_runtime("onnxruntime").open(folder, TARGETS["cpu"], 1)
     return np.concatenate([session.predict(examples.batch([place]))["logits"] for place in range(len(examples))])
 

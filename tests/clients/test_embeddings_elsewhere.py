@@ -15,7 +15,7 @@ import pytest
 import sentences
 from foreign_environments import SENTENCE_TRANSFORMERS
 
-from compress.evaluation.evaluate import encode_for
+from compress.evaluation.evaluate import encode_for_model
 from compress.formats.onnx.model import FLOAT_GRAPH, QUANTIZED_GRAPH, OnnxModel
 from compress.formats.onnx.stage import Export
 from compress.formats.runtimes import get_runtime
@@ -37,7 +37,7 @@ ROWS = pa.table({"text": TEXTS, "pair": TEXTS})
 
 def here(artifact: Path) -> np.ndarray:
     """Embeddings of the texts, one by one: INT8 activations share their scale with the whole batch."""
-    examples = encode_for(artifact, get_task(sentences.TASK), ROWS, 24)
+    examples = encode_for_model(artifact, get_task(sentences.TASK), ROWS, 24)
     session = get_runtime("onnxruntime").open(artifact, TARGETS["cpu"], 1)
     batches = [examples.batch([place]) for place in range(len(TEXTS))]
     return np.concatenate([examples.answers(session.predict(batch), batch) for batch in batches])

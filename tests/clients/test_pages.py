@@ -16,7 +16,7 @@ import tiny
 from exports import exported
 
 from compress.data.samples.fetch import cache_root, fetch
-from compress.evaluation.evaluate import artifact_labels, encode_for
+from compress.evaluation.evaluate import artifact_labels, encode_for_model
 from compress.formats.onnx.model import FLOAT_GRAPH, OnnxModel, find_graph
 from compress.formats.onnx.runtimes.web_package import PACKAGES, SCRIPT, WASM
 from compress.formats.onnx.stage import Export
@@ -78,8 +78,8 @@ def page(folders: dict[str, Path], library: Path, chromium: str) -> Iterator[tup
 
 def examples(folder: Path, task: str) -> Examples:
     if task == tiny.TASK:
-        return encode_for(folder, get_task(task), pa.table({"text": TEXTS, "label": [tiny.LABELS[0]] * len(TEXTS)}), 24)
-    return encode_for(folder, get_task(task), pa.table({"text": TEXTS, "pair": TEXTS}), 24)
+        return encode_for_model(folder, get_task(task), pa.table({"text": TEXTS, "label": [tiny.LABELS[0]] * len(TEXTS)}), 24)
+    return encode_for_model(folder, get_task(task), pa.table({"text": TEXTS, "pair": TEXTS}), 24)
 
 
 def here(folder: Path, task: str) -> np.ndarray:
@@ -131,7 +131,7 @@ def test_onnxruntime_web_alone_scores_alike(
     else:
         model = f"models/{graph.relative_to(folder.parent).as_posix()}"
         told = json.dumps([WASM, model])
-        read = f"Promise.all({told}.map((path) => fetch(path).then((answer) => answer.bytes())))"
+        read = f"OutputSpec.all({told}.map((path) => fetch(path).then((answer) => answer.bytes())))"
         call = f"import('./alone.mjs').then(async (it) => it.scores('./{SCRIPT}', ...(await {read}), {rows}))"
         scores = page[0].evaluate(call, SECONDS)
     np.testing.assert_allclose(scores, here(folder, tiny.TASK), atol=5e-3)

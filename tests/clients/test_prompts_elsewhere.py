@@ -20,7 +20,7 @@ def test_node_gives_the_ids_of_transformers_on_ten_thousand_messages(
     from transformers import AutoTokenizer
 
     from compress.plugins.apps.prompt import PROMPTS
-    from compress.plugins.apps.steps import Prompt
+    from compress.plugins.apps.preprocess import Prompt
 
     model = tmp_path / "model"
     model.mkdir()

@@ -19,8 +19,8 @@ from compress.plugins.apps.bundled_format import Contents
 from compress.plugins.apps.client import FOLDER as RUNTIME_FOLDER
 from compress.plugins.apps.format import bundled, minimum_version, open_model, shape_of, unread_reason
 from compress.plugins.apps.format import contents as contents_of
-from compress.plugins.apps.kind import Kind
-from compress.plugins.apps.kinds import KINDS, kind_of
+from compress.plugins.apps.app_type import Kind
+from compress.plugins.apps.app_types import KINDS, kind_of
 from compress.plugins.apps.manifest import (
     CARD,
     MANIFEST,
@@ -35,9 +35,9 @@ from compress.plugins.apps.manifest import (
 from compress.plugins.apps.provenance import Figures, find_figures, find_licences, find_provenance
 from compress.plugins.apps.selftest import Asked, SelfTest, make_selftest, unmeasured_selftest
 from compress.plugins.apps.templates import examples, model_card, page
-from compress.plugins.apps.transfer import check_budget, transferred, zipped
+from compress.plugins.apps.download_size import check_budget, transferred, zipped
 from compress.plugins.apps.verify import verify_folder
-from compress.plugins.provenance.finished import BILL
+from compress.plugins.provenance.run_view import BILL
 from compress.plugins.provenance.signature import sign
 from compress.recipe.recipe import Recipe
 from compress.runtimes.runtime import Batch

@@ -10,10 +10,10 @@ import numpy as np
 
 from compress.models.diffusion_checks import UNET, part_config, vae_config
 from compress.models.diffusion_sampling import TOKENIZER, Sampling, load_prompt_processor, load_scheduler
-from compress.plugins.apps.ends import Draw
-from compress.plugins.apps.kind import Answers, Inputs, Numbers, Rounding, seven_figures
+from compress.plugins.apps.postprocess import Draw
+from compress.plugins.apps.app_type import Answers, Inputs, Numbers, Rounding, seven_figures
 from compress.plugins.apps.manifest import MODEL_FOLDER, TensorRecord
-from compress.plugins.apps.steps import TokenizePrompt
+from compress.plugins.apps.preprocess import TokenizePrompt
 from compress.plugins.apps.text import FOREIGN, TextCase, find_tokenize, more_for_page, open_tokenizer, other_ids
 from compress.runtimes.picture_sampler import CONDITION, DENOISED, HIDDEN, IDS, SAMPLE, SEED, TEXT, TIMESTEP, Latents
 from compress.runtimes.picture_session import PictureSession

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compress.data.media import Mode, decode, media
-from compress.plugins.apps.kind import Case, Inputs
+from compress.plugins.apps.app_type import Case, Inputs
 from compress.plugins.apps.pictures import noise, pictures
-from compress.plugins.apps.steps import Channels, Crop, PrepareImage, Resize
+from compress.plugins.apps.preprocess import Channels, Crop, PrepareImage, Resize
 from compress.runtimes.runtime import Batch
 from compress.utils.errors import BundleError, DataError, InputError, ModelError
 

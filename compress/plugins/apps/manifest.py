@@ -11,8 +11,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from compress.formats.registry import Format
 from compress.plugins.apps.bundled_format import Axis, Signature
-from compress.plugins.apps.ends import Postprocessing
-from compress.plugins.apps.steps import Preprocessing
+from compress.plugins.apps.postprocess import Postprocessing
+from compress.plugins.apps.preprocess import Preprocessing
 from compress.plugins.provenance.signature import Signed
 from compress.tasks.registry import TASKS
 from compress.utils.errors import BundleError

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from compress.plugins.apps.kind import Inputs
+from compress.plugins.apps.app_type import Inputs
 from compress.plugins.apps.manifest import MODEL_FOLDER
-from compress.plugins.apps.steps import TokenizePair
+from compress.plugins.apps.preprocess import TokenizePair
 from compress.plugins.apps.text import TextCase, more_for_page, no_rule, open_tokenizer, other_ids
 from compress.runtimes.runtime import Batch
 from compress.utils.errors import InputError, ModelError

@@ -16,7 +16,7 @@ from compress.pipeline.licences import RUNTIME, carried, data_names
 from compress.pipeline.licences import find_licences as licences_of
 from compress.plugins.apps.manifest import Licence, Provenance
 from compress.plugins.provenance.card import results
-from compress.plugins.provenance.finished import read_lock
+from compress.plugins.provenance.run_view import read_lock
 from compress.recipe.recipe import Recipe
 from compress.report.run_folder import LOCK, RECIPE, REPORT
 from compress.results.measurement import Measurement

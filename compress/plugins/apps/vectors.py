@@ -12,8 +12,8 @@ import numpy as np
 
 from compress.evaluation.evaluate import artifact_labels
 from compress.models.sentence_modules import MODULES, Normalize, SentenceModules, has_modules, read_modules
-from compress.plugins.apps.ends import POOLED, Embed, Softmax
-from compress.plugins.apps.kind import Answers, Numbers, Rounding, seven_figures
+from compress.plugins.apps.postprocess import POOLED, Embed, Softmax
+from compress.plugins.apps.app_type import Answers, Numbers, Rounding, seven_figures
 from compress.plugins.apps.manifest import TensorRecord
 from compress.runtimes.runtime import Batch, Session
 from compress.tasks.image_feature_extraction import POOLED as POOLER_OUTPUT

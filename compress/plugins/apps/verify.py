@@ -15,7 +15,7 @@ from compress.formats.targets import TARGETS
 from compress.plugins.apps.archive import unpack
 from compress.plugins.apps.bundled_format import BundledFormat
 from compress.plugins.apps.format import bundled, contents, open_model, shape_of, unread_reason
-from compress.plugins.apps.kinds import KINDS
+from compress.plugins.apps.app_types import KINDS
 from compress.plugins.apps.manifest import (
     MANIFEST,
     MODEL_FOLDER,

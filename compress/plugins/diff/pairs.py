@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compress.plugins.diff.values import Weight, flat_shape
+from compress.plugins.diff.dequantize import Weight, flat_shape
 
 
 @dataclass(frozen=True)

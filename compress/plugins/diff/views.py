@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from compress.plugins.diff.heat import heat_map
+from compress.plugins.diff.heatmap import heat_map
 from compress.plugins.diff.models import field_words, percent, weights_words
 from compress.plugins.diff.record import Diff, LimitFound, TensorChange
 from compress.report.compare import forest_plot

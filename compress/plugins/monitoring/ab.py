@@ -15,7 +15,7 @@ from compress.models.processor import load_processor
 from compress.numerics.anytime import mean_sequence, median_sequence
 from compress.numerics.differences import Verdict, decide
 from compress.numerics.statistics import Estimate
-from compress.plugins.monitoring.observed import Model, gives_classes
+from compress.plugins.monitoring.outputs import Model, gives_classes
 from compress.plugins.monitoring.replay import Served, replay
 from compress.plugins.monitoring.traffic import Traffic
 from compress.tasks.capability import ANSWERS_AT_ONCE

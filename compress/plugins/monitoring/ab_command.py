@@ -40,7 +40,7 @@ def ab(
     from compress.cli.console_progress import ConsoleProgress
     from compress.cli.output import show
     from compress.formats.targets import find_target
-    from compress.plugins.monitoring.observed import Model
+    from compress.plugins.monitoring.outputs import Model
     from compress.plugins.monitoring.rows import input_columns
     from compress.plugins.monitoring.traffic import read_traffic
     from compress.utils.errors import InputError

@@ -25,10 +25,10 @@ from compress.numerics.two_samples import (
     mean_discrepancy,
 )
 from compress.plugins.monitoring.advice import advice_of
-from compress.plugins.monitoring.observed import Model, Observed, observe
+from compress.plugins.monitoring.outputs import Model, Observed, observe
 from compress.plugins.monitoring.record import Look, Part, Side, UseReport, Verdict
 from compress.plugins.monitoring.rows import Sample
-from compress.plugins.monitoring.traits import TextTraits
+from compress.plugins.monitoring.features import TextTraits
 from compress.recipe.recipe import Recipe
 from compress.tasks.capability import READS_ROWS
 from compress.utils.errors import InputError

@@ -47,7 +47,7 @@ def drift(
     check_opens(found.folder, place)
     from compress.formats.silence import quiet_libraries
     from compress.plugins.monitoring.drift import find_drift
-    from compress.plugins.monitoring.observed import Model
+    from compress.plugins.monitoring.outputs import Model
     from compress.plugins.monitoring.rows import read_sample, recorded_sample
     from compress.plugins.monitoring.views import console_drift, html_drift
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from compress.benchmark.subprocess_client import WorkerProcess
 from compress.benchmark.worker import write_batches
-from compress.plugins.monitoring.observed import Model
+from compress.plugins.monitoring.outputs import Model
 from compress.tasks.task import Examples
 from compress.utils.environment import spread_cores
 from compress.utils.progress import Progress

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from compress.plugins.monitoring import words
+from compress.plugins.monitoring import formatting
 from compress.plugins.monitoring.ab import AbReport
 from compress.plugins.monitoring.record import Look, UseReport
 from compress.report.pages import render
@@ -26,15 +26,15 @@ def console_drift(report: UseReport) -> RenderableType:
     columns += [Column("effect", right=True, rank=2), Column("p", right=True, rank=1), Column("verdict")]
     table = ResponsiveTable("", columns, "for lack of room only in --json")
     for look in report.looks:
-        values = words.value_text(look, look.reference), words.value_text(look, look.recent)
-        figures = words.effect_text(look), words.p_text(look.adjusted)
-        table.add(words.SIGNS[look.verdict], look.title, *values, *figures, look.verdict, style=_STYLES[look.verdict])
+        values = formatting.value_text(look, look.reference), formatting.value_text(look, look.recent)
+        figures = formatting.effect_text(look), formatting.p_text(look.adjusted)
+        table.add(formatting.SIGNS[look.verdict], look.title, *values, *figures, look.verdict, style=_STYLES[look.verdict])
     sides = f"{report.recent.name} ({report.recent.rows:,} rows) against {report.reference.name}"
     parts: list[RenderableType] = [Text(f"{sides} ({report.reference.rows:,})", style="dim"), table]
     parts += [Text(line) for look in report.having("drift") for line in _told(look)]
     parts += [Text(f"to do ({titles}): {advice}") for titles, advice in report.advice]
     parts += [Text(f"{look.title} not judged: {look.why}", style="dim") for look in report.having("not judged")]
-    parts += [Text(note, style="dim") for note in (*report.notes, words.method_text(report))]
+    parts += [Text(note, style="dim") for note in (*report.notes, formatting.method_text(report))]
     return Group(*parts, Text(f"{report.sentence}."))
 
 
@@ -43,7 +43,7 @@ def _told(look: Look) -> Iterator[str]:
     if shown:
         yield f"{look.title}:"
     for part in shown:
-        before, now = words.part_texts(look, part)
+        before, now = formatting.part_texts(look, part)
         yield f"  {part.name}: {before} \u2192 {now}" + (f" ({part.note})" if part.note else "")
 
 
@@ -54,7 +54,7 @@ def html_drift(report: UseReport) -> str:
         "Drift of use",
         report.model_dump_json(),
         report=report,
-        words=words,
+        words=formatting,
         chips=_CHIPS,
         chart=curves,
     )
@@ -91,8 +91,8 @@ def console_ab(report: AbReport) -> RenderableType:
     table = ResponsiveTable("", columns, "for lack of room only in --json")
     for one in report.judged:
         settled = f"{one.told_after:,} of {one.looks:,}" if one.told_after else f"{one.looks:,} looks"
-        figures = words.change_text(one.change, one.unit), words.span_text(one)
-        values = words.amount_text(one.a, one.unit), words.amount_text(one.b, one.unit)
+        figures = formatting.change_text(one.change, one.unit), formatting.span_text(one)
+        values = formatting.amount_text(one.a, one.unit), formatting.amount_text(one.b, one.unit)
         table.add(one.name, *values, *figures, one.verdict, settled, style=_VERDICTS[one.verdict])
     lines = [
         f"A: {report.a}",

@@ -13,7 +13,7 @@ from compress.formats.model_file import format_of
 from compress.formats.registry import FORMATS
 from compress.pipeline.licence_rules import canonical, hub_name
 from compress.pipeline.licences import data_names
-from compress.plugins.provenance.finished import Finished, plain_name
+from compress.plugins.provenance.run_view import Finished, plain_name
 from compress.recipe.recipe import Recipe
 from compress.report.run_folder import MODEL
 from compress.results.formatting import format_interval, format_value

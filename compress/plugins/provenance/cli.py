@@ -23,7 +23,7 @@ def papers(
     json_: Annotated[bool, typer.Option("--json", help="Write licences and files as JSON.")] = False,
 ) -> None:
     """Write model card, bill of materials and provenance of a run, and say what its licences ask for."""
-    from compress.plugins.provenance.finished import read_finished
+    from compress.plugins.provenance.run_view import read_finished
     from compress.plugins.provenance.write import write_papers
 
     found = read_finished(run)
@@ -53,7 +53,7 @@ def papers_verify(
     json_: Annotated[bool, typer.Option("--json", help="Write what was proven as JSON.")] = False,
 ) -> None:
     """Compare every file with the provenance that came with it, and prove who signed that."""
-    from compress.plugins.provenance.statement import verify_statement
+    from compress.plugins.provenance.slsa import verify_statement
 
     done = verify_statement(folder, signer)
     if json_:
@@ -74,7 +74,7 @@ def push_to_hub(
 ) -> None:
     """Show what of a run would go to the Hugging Face Hub: files, sizes, card; and send it with --push."""
     from compress.plugins.provenance import hub
-    from compress.plugins.provenance.finished import read_finished
+    from compress.plugins.provenance.run_view import read_finished
     from compress.results.formatting import format_bytes
     from compress.sources.resolve import CARD
 

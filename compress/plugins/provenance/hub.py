@@ -11,8 +11,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
 from compress.pipeline.licences import refuse_forbidden
-from compress.plugins.provenance.finished import BILL, Finished
-from compress.plugins.provenance.statement import SIGNED, STATEMENT
+from compress.plugins.provenance.run_view import BILL, Finished
+from compress.plugins.provenance.slsa import SIGNED, STATEMENT
 from compress.plugins.provenance.write import write_papers
 from compress.report.run_folder import MODEL, shipped_files
 from compress.sources.resolve import CARD

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compress.plugins.provenance.bill import run_bill
+from compress.plugins.provenance.sbom import run_bill
 from compress.plugins.provenance.card import run_card
-from compress.plugins.provenance.finished import BILL, Finished
+from compress.plugins.provenance.run_view import BILL, Finished
 from compress.plugins.provenance.signature import sign
-from compress.plugins.provenance.statement import SIGNED, STATEMENT, run_statement
+from compress.plugins.provenance.slsa import SIGNED, STATEMENT, run_statement
 from compress.report.run_folder import write_atomically
 from compress.sources.resolve import CARD
 

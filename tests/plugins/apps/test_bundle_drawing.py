@@ -22,7 +22,7 @@ from compress.models.diffusion_pipeline import load_pipeline
 from compress.models.diffusion_sampling import SAMPLING, Sampling
 from compress.plugins.apps.build import build
 from compress.plugins.apps.drawn import noise_of
-from compress.plugins.apps.ends import Draw
+from compress.plugins.apps.postprocess import Draw
 from compress.runtimes.chromium import open_page
 from compress.utils.errors import ModelError
 from compress.utils.progress import SilentProgress

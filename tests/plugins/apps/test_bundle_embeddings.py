@@ -13,7 +13,7 @@ from toy_bundles import EMBEDDINGS, WIDTH, wanted_of, write_encoder_run
 
 from compress.models.sentence_modules import Dense, Normalize, SentenceModules
 from compress.plugins.apps.build import Bundle, build
-from compress.plugins.apps.ends import Embed
+from compress.plugins.apps.postprocess import Embed
 from compress.plugins.apps.verify import verify
 from compress.utils.errors import ModelError
 from compress.utils.progress import SilentProgress

@@ -18,7 +18,7 @@ from toy_bundles import wanted_of
 from compress.formats.onnx.decoder import export_encoder_decoder
 from compress.models.checkpoint import Checkpoint
 from compress.plugins.apps.build import build
-from compress.plugins.apps.ends import Rewrite
+from compress.plugins.apps.postprocess import Rewrite
 from compress.runtimes.chromium import open_page
 from compress.utils.errors import ModelError
 from compress.utils.progress import SilentProgress

@@ -24,8 +24,8 @@ from compress.models.checkpoint import Checkpoint
 from compress.numerics.word_errors import word_errors
 from compress.plugins.apps.audio import RECORDINGS, AudioRule, check_rule
 from compress.plugins.apps.build import Bundle, build
-from compress.plugins.apps.ends import Transcribe
-from compress.plugins.apps.steps import LogMel
+from compress.plugins.apps.postprocess import Transcribe
+from compress.plugins.apps.preprocess import LogMel
 from compress.plugins.apps.verify import verify
 from compress.utils.errors import BundleError, InputError, ModelError
 from compress.utils.progress import SilentProgress

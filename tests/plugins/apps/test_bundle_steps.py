@@ -15,7 +15,7 @@ import torch
 from scipy.stats import kstest
 
 from compress.plugins.apps.drawn import noise_of, portable_noise
-from compress.plugins.apps.ends import Draw
+from compress.plugins.apps.postprocess import Draw
 from compress.runtimes.step_table import step_table
 
 diffusers = pytest.importorskip("diffusers")

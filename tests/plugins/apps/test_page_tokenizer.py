@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-from compress.plugins.apps.stand_ins import for_page, written_out
+from compress.plugins.apps.tokenizer_fallbacks import for_page, written_out
 
 QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2009\u2028\u202f\u205f\u3000\ufeff\u180e\u200b"

@@ -44,18 +44,18 @@ def test_a_pair_of_the_shape_of_a_larger_model_is_read_a_tensor_at_a_time(
     rows: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows of a table are read in stretches: none of it is in memory whole."""
-    from compress.plugins.diff import values
+    from compress.plugins.diff import dequantize
 
     sizes: list[int] = []
-    read = values.Weight.stored_chunks
+    read = dequantize.Weight.stored_chunks
 
-    def watched(weight: values.Weight):  # type: ignore[no-untyped-def]
+    def watched(weight: dequantize.Weight):  # type: ignore[no-untyped-def]
         for part in read(weight):
             sizes.append(part.size)
             yield part
 
-    monkeypatch.setattr(values, "CHUNK", 1 << 10)
-    monkeypatch.setattr(values.Weight, "stored_chunks", watched)
+    monkeypatch.setattr(dequantize, "CHUNK", 1 << 10)
+    monkeypatch.setattr(dequantize.Weight, "stored_chunks", watched)
     diff = rows.plant("three rows of the table zeroed", tmp_path)
     assert rows.found("three rows of the table zeroed", diff)
     assert len(sizes) > 100 and max(sizes) <= 1 << 10

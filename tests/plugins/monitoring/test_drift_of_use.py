@@ -18,11 +18,11 @@ from pyarrow import csv
 from tiny_use import Done
 
 from compress.data.columns import Column
-from compress.inspection.activation_clipping import ActivationRange, activation_ranges, see_activations
+from compress.inspection.activation_clipping import ActivationRange, activation_ranges, record_activations
 from compress.plugins.monitoring.advice import advice_of
 from compress.plugins.monitoring.drift import judged
 from compress.plugins.monitoring.record import Look
-from compress.plugins.monitoring.traits import image_traits, sound_traits, text_traits
+from compress.plugins.monitoring.features import image_traits, sound_traits, text_traits
 from compress.plugins.nightly import entry_run
 from compress.plugins.nightly.record import Outcome
 from compress.plugins.nightly.suite import Entry
@@ -65,13 +65,13 @@ def test_what_eight_bits_cut_off() -> None:
     own = ActivationRange("x", "layer", -5.0, 122.5, 0.5)
 
     rows = [{"x": np.float32([[-5.2, 0, 122.7, 1]])}, {"x": np.float32([[-5.3, 300, 122.8, 1]])}]
-    seen = see_activations(graph, [own], rows)
+    seen = record_activations(graph, [own], rows)
 
     assert seen.cut.tolist() == [[0.0], [0.75]]
     assert seen.peaks.tolist() == [[pytest.approx(122.7)], [300.0]]
     # A ReLU, and a ReLU6, that the integers stand for.
     relu, relu6 = ActivationRange("x", "layer", 0.0, 100.0, 0.5), ActivationRange("x", "layer", 0.0, 6.0, 0.5)
-    assert see_activations(graph, [relu, relu6], rows).cut.tolist() == [[0.25, 0.0], [0.5, 0.0]]
+    assert record_activations(graph, [relu, relu6], rows).cut.tolist() == [[0.25, 0.0], [0.5, 0.0]]
 
 
 def test_ranges_are_those_that_the_graph_stores(run_folder: Path) -> None:

@@ -22,8 +22,8 @@ from toy_run import DIGESTS, new_key, write_run
 from typer.testing import CliRunner
 
 from compress.cli import app
-from compress.plugins.provenance.finished import read_finished
-from compress.plugins.provenance.statement import verify_statement
+from compress.plugins.provenance.run_view import read_finished
+from compress.plugins.provenance.slsa import verify_statement
 from compress.plugins.provenance.write import write_papers
 from compress.results.report import load_report
 from compress.utils.errors import BundleError, InputError

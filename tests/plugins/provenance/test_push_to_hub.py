@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from compress.cli import app
 from compress.pipeline.licences import find_licences, objections
-from compress.plugins.provenance.finished import read_finished
-from compress.plugins.provenance.statement import verify_statement
+from compress.plugins.provenance.run_view import read_finished
+from compress.plugins.provenance.slsa import verify_statement
 from compress.plugins.provenance.write import write_papers
 from compress.recipe.recipe import Recipe
 from compress.utils.errors import InputError, StageError

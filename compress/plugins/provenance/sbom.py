@@ -15,7 +15,7 @@ from compress.models.json_file import read_json
 from compress.pipeline.licence_detection import package_licence
 from compress.pipeline.licence_rules import NOT_STATED
 from compress.pipeline.licences import OF_RUN, RUNTIME, data_names
-from compress.plugins.provenance.finished import Finished, plain_name
+from compress.plugins.provenance.run_view import Finished, plain_name
 from compress.recipe.recipe import START
 from compress.report.run_folder import MODEL, REPORT
 from compress.results.measurement import Measurement

@@ -16,7 +16,7 @@ from compress.inspection.activation_clipping import RowActivations, activation_r
 from compress.models.processor import load_processor, load_tokenizer
 from compress.numerics.embeddings import normalized
 from compress.plugins.monitoring.rows import Sample, input_columns
-from compress.plugins.monitoring.traits import TextTraits, image_traits, sound_traits, text_traits
+from compress.plugins.monitoring.features import TextTraits, image_traits, sound_traits, text_traits
 from compress.recipe.recipe import Recipe
 from compress.tasks.capability import (
     BY_PLACE,

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from compress.plugins.apps.steps import Step
+from compress.plugins.apps.preprocess import Step
 from compress.tasks.entities import OUTSIDE
 
 _MANY_LABELS, _FEW_LABELS, _FEW_KINDS = 20, 5, 12

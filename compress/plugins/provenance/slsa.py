@@ -17,7 +17,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from compress import __version__
-from compress.plugins.provenance.finished import Finished, plain_name
+from compress.plugins.provenance.run_view import Finished, plain_name
 from compress.plugins.provenance.signature import Signed, check_signature
 from compress.recipe.loading import dump_recipe
 from compress.recipe.recipe import START

@@ -14,7 +14,7 @@ from pydantic import Field
 from compress.formats.target_profile import Language
 from compress.plugins.apps.client import ONNXRUNTIME_WEB, Client
 from compress.plugins.apps.manifest import TensorRecord
-from compress.plugins.apps.steps import Preprocessing
+from compress.plugins.apps.preprocess import Preprocessing
 from compress.runtimes.runtime import Batch, Session
 from compress.utils.pydantic_models import FrozenAliased
 
